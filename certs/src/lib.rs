@@ -1,0 +1,1 @@
+//! The site authority: create, issue, check identities.

@@ -1,0 +1,1 @@
+//! What every Towpath daemon does alike: configuration, coded errors, sockets, logs.

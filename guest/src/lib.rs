@@ -1,0 +1,1 @@
+//! One guest, one process: a small KVM machine or a tracked process.

@@ -1,0 +1,1 @@
+//! How a local program asks the tunnel for a stream, and the classes of traffic.

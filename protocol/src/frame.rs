@@ -1,0 +1,141 @@
+//! The checked envelope around every message.
+//!
+//! ```text
+//!  0       2      3       4              8              12             16
+//!  +-------+------+-------+--------------+--------------+--------------+------ ... ------+
+//!  | magic | kind | flags | body length  | CRC32C body  | CRC32C of 12 | body            |
+//!  +-------+------+-------+--------------+--------------+--------------+------ ... ------+
+//! ```
+//!
+//! All numbers are little-endian. The header's own checksum is checked before its length is believed,
+//! so a flipped bit in the length neither allocates nor waits for bytes that never come.
+
+use crate::fault::{Code, Fault};
+
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 16;
+
+/// First two bytes of every frame.
+pub const MAGIC: [u8; 2] = *b"TP";
+
+/// Flag: a side that does not know the kind must end the connection instead of skipping the frame.
+pub const FLAG_CRITICAL: u8 = 1;
+
+/// Largest body of any frame: one chunk of 64 KiB of raw blocks with its runs, and room to spare.
+pub const BODY_BYTES_MAX: u32 = 96 * 1024;
+
+/// A header whose checksum has been verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the body is.
+    pub kind: u8,
+    /// [`FLAG_CRITICAL`] or nothing.
+    pub flags: u8,
+    /// Bytes of the body.
+    pub body_bytes: u32,
+    body_crc: u32,
+}
+
+impl Header {
+    /// Parses a header.
+    ///
+    /// # Errors
+    ///
+    /// `E_FRAMING` for a wrong magic, checksum or flag, `E_TOO_LARGE` for a body above
+    /// `body_bytes_max` or [`BODY_BYTES_MAX`].
+    pub fn parse(bytes: &[u8; HEADER_BYTES], body_bytes_max: u32) -> Result<Self, Fault> {
+        let (checked, crc) = bytes.split_at(12);
+        let crc_expected = u32::from_le_bytes(word(crc));
+        if checked[..2] != MAGIC || crc32c::crc32c(checked) != crc_expected {
+            return Err(Fault::new(
+                Code::Framing,
+                format!("no frame begins with {bytes:02x?}"),
+            ));
+        }
+        let header = Self {
+            kind: checked[2],
+            flags: checked[3],
+            body_bytes: u32::from_le_bytes(word(&checked[4..8])),
+            body_crc: u32::from_le_bytes(word(&checked[8..12])),
+        };
+        let (kind, length) = (header.kind, header.body_bytes);
+        if header.flags & !FLAG_CRITICAL != 0 {
+            return Err(Fault::new(
+                Code::Framing,
+                format!("frame kind {kind} has unknown flags"),
+            ));
+        }
+        let cap = body_bytes_max.min(BODY_BYTES_MAX);
+        if length > cap {
+            return Err(Fault::new(
+                Code::TooLarge,
+                format!("frame kind {kind} announces {length} bytes, above the cap of {cap}"),
+            ));
+        }
+        Ok(header)
+    }
+
+    /// Checks a body against the header.
+    ///
+    /// # Errors
+    ///
+    /// `E_TRUNCATED` if it is too short, `E_FRAMING` if it is too long or its checksum differs.
+    pub fn check_body(&self, body: &[u8]) -> Result<(), Fault> {
+        let (kind, announced, have) = (self.kind, self.body_bytes as usize, body.len());
+        if have < announced {
+            let detail = format!("frame kind {kind} ends after {have} of {announced} bytes");
+            return Err(Fault::new(Code::Truncated, detail));
+        }
+        if have > announced || crc32c::crc32c(body) != self.body_crc {
+            return Err(Fault::new(
+                Code::Framing,
+                format!("frame kind {kind} fails its checksum"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Appends a whole frame to `out`.
+///
+/// # Panics
+///
+/// If the body is above [`BODY_BYTES_MAX`]: our own encoders keep below it.
+pub fn write_frame(kind: u8, flags: u8, body: &[u8], out: &mut Vec<u8>) {
+    let start = begin_frame(out);
+    out.extend_from_slice(body);
+    finish_frame(kind, flags, start, out);
+}
+
+/// Leaves room for a header at the end of `out`, so that a body can be written in place; returns
+/// where the frame begins, for [`finish_frame`].
+pub fn begin_frame(out: &mut Vec<u8>) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    start
+}
+
+/// Fills in the header of the frame that began at `start` and ends at the end of `out`.
+///
+/// # Panics
+///
+/// If the body is above [`BODY_BYTES_MAX`]: our own encoders keep below it.
+pub fn finish_frame(kind: u8, flags: u8, start: usize, out: &mut [u8]) {
+    let (header, body) = out[start..].split_at_mut(HEADER_BYTES);
+    let body_bytes = u32::try_from(body.len()).expect("bodies are below 4 GiB");
+    assert!(
+        body_bytes <= BODY_BYTES_MAX,
+        "our own frame of {body_bytes} bytes is above the cap"
+    );
+    header[..2].copy_from_slice(&MAGIC);
+    header[2] = kind;
+    header[3] = flags;
+    header[4..8].copy_from_slice(&body_bytes.to_le_bytes());
+    header[8..12].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    let crc = crc32c::crc32c(&header[..12]);
+    header[12..].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn word(bytes: &[u8]) -> [u8; 4] {
+    bytes.try_into().expect("the caller cut four bytes")
+}

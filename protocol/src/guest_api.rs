@@ -1,0 +1,1 @@
+//! Every message between a migrator and a guest process.

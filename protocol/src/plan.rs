@@ -1,0 +1,1 @@
+//! Which blocks go in which stage, and when to switch.

@@ -1,0 +1,1 @@
+//! The side of a move that gets the guest.

@@ -1,0 +1,1 @@
+//! Whole-system tests: the harness every suite shares.

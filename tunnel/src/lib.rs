@@ -1,0 +1,1 @@
+//! The tunnel daemon: links between sites over QUIC and TLS 1.3.
