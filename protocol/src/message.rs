@@ -268,6 +268,8 @@ pub enum Message {
     Refused(Reason),
     /// Target: chunks installed.
     Received(Received),
+    /// Source: a paused stage begins; parts of an earlier one are void.
+    FinalBegin,
     /// Part of the vCPU and machine state.
     StatePart(Vec<u8>),
     /// Part of a missing set: the source's at the switch, the target's when lanes come back.
@@ -300,6 +302,9 @@ pub enum Message {
 
 /// Kind byte of a chunk's frame.
 pub const KIND_CHUNK: u8 = 16;
+
+/// Highest kind byte this version knows; they begin at 1.
+pub const KIND_MAX: u8 = 22;
 
 const CHUNK_FIXED_BYTES: usize = 8 + 4 + 2 + 1 + 1 + 16;
 const RUN_BYTES: usize = 8 + 4;
@@ -341,6 +346,7 @@ impl Message {
             Self::Nack(_) => 14,
             Self::Abort(_) => 15,
             Self::Complete => 17,
+            Self::FinalBegin => 22,
             Self::Released => 18,
             Self::Demand(..) => 19,
             Self::Ping(_) => 20,
@@ -363,7 +369,7 @@ impl Message {
             Self::Ready(root) => put(root, out),
             Self::Commit(epoch, root) => put(&(epoch, root), out),
             Self::Ack(number) | Self::Ping(number) | Self::Pong(number) => put(number, out),
-            Self::Complete | Self::Released => {}
+            Self::Complete | Self::Released | Self::FinalBegin => {}
             Self::Demand(space, block) => put(&(space, block), out),
         }
         frame::finish_frame(self.kind(), FLAG_CRITICAL, start, out);
@@ -403,6 +409,7 @@ impl Message {
             }
             20 => Self::Ping(get(kind, body)?),
             21 => Self::Pong(get(kind, body)?),
+            22 => get(kind, body).map(|()| Self::FinalBegin)?,
             _ => {
                 return Err(Fault::new(
                     Code::UnknownKind,
@@ -417,7 +424,7 @@ impl Message {
 /// Whether a header's kind is one this version can skip: unknown, and not marked critical.
 #[must_use]
 pub const fn is_skippable(header: &Header) -> bool {
-    let known = header.kind >= 1 && header.kind <= 21;
+    let known = header.kind >= 1 && header.kind <= KIND_MAX;
     !known && header.flags & FLAG_CRITICAL == 0
 }
 

@@ -213,7 +213,7 @@ fn f04_every_single_bit_flip_of_every_frame_is_refused() {
 
 #[test]
 fn f05_an_unknown_critical_kind_ends_the_connection_and_another_is_skipped() {
-    for kind in (0..=255).filter(|kind| *kind == 0 || *kind > 21) {
+    for kind in (0..=255).filter(|kind| *kind == 0 || *kind > KIND_MAX) {
         assert_eq!(
             code_of(&framed(kind, b"??")),
             Code::UnknownKind,

@@ -109,6 +109,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_reason().prop_map(Message::Nack),
         any_reason().prop_map(Message::Abort),
         Just(Message::Complete),
+        Just(Message::FinalBegin),
         Just(Message::Released),
         any::<(u16, u64)>().prop_map(|(space, block)| Message::Demand(SpaceId(space), block)),
         any::<u64>().prop_map(Message::Ping),

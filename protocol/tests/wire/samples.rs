@@ -155,13 +155,14 @@ pub(crate) fn messages() -> Vec<Message> {
         Message::Nack(reason.clone()),
         Message::Abort(reason),
         Message::Complete,
+        Message::FinalBegin,
         Message::Released,
         Message::Demand(SpaceId(0), 4711),
         Message::Ping(1),
         Message::Pong(u64::MAX),
     ];
     let kinds: BTreeSet<u8> = messages.iter().map(Message::kind).collect();
-    let known: BTreeSet<u8> = (1..=21).filter(|k| *k != KIND_CHUNK).collect();
+    let known: BTreeSet<u8> = (1..=KIND_MAX).filter(|k| *k != KIND_CHUNK).collect();
     assert_eq!(kinds, known, "one message of each kind");
     messages
 }
