@@ -18,6 +18,7 @@
 //! | [`message`] | every message between two migrators, with its bytes |
 //! | [`guest_api`] | every message between a migrator and a guest process |
 //! | [`ownership`] | who may run: epochs, attempts, the journal's states |
+//! | [`image`] | what both sides hash to be sure of the same image |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
 //! | [`source`], [`target`] | the two sides of a move |
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod fault;
 pub mod frame;
 pub mod guest_api;
 pub mod identity;
+pub mod image;
 pub mod message;
 pub mod ownership;
 pub mod plan;
