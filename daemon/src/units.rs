@@ -7,9 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 
-pub use towpath_protocol::rate::Rate;
-pub use towpath_protocol::size::Size;
-
 /// A duration with its unit, as in `200ms` or `1m30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -10,7 +10,7 @@
 //! | [`identity`] | names, ids and identities, parsed once at the edge |
 //! | [`time`] | the monotonic instant every machine is handed |
 //! | [`fault`] | errors sorted by whose fault they are, with stable codes |
-//! | [`rate`], [`size`] | bits a second and bytes as operators write them |
+//! | [`size`] | a number of bytes as operators write it |
 //! | [`space`] | geometry of a space, block runs, block sets |
 //! | [`frame`] | the checked envelope around every message |
 //! | [`channel`] | how a local program asks the tunnel for a stream, and the classes |
@@ -32,8 +32,6 @@ pub mod image;
 pub mod message;
 pub mod ownership;
 pub mod plan;
-mod quantity;
-pub mod rate;
 pub mod size;
 pub mod source;
 pub mod space;
