@@ -18,6 +18,7 @@
 //! | [`guest_api`] | every message between a migrator and a guest process |
 //! | [`ownership`] | who may run: epochs, attempts, the journal's states |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
+//! | [`rate`] | a rate of bytes, as operators write it |
 //! | [`source`], [`target`] | the two sides of a move |
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod identity;
 pub mod message;
 pub mod ownership;
 pub mod plan;
+pub mod rate;
 pub mod source;
 pub mod space;
 pub mod target;
