@@ -1,1 +1,3 @@
 //! What every Towpath daemon does alike: configuration, coded errors, sockets, logs.
+
+pub mod stream;
