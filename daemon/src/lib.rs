@@ -5,6 +5,7 @@
 //! | [`config`] | TOML files, refused with file, line, column and what to do |
 //! | [`problem`] | a fault as an operator or an API client sees it: code, sentence, cause, remedy |
 //! | [`socket`] | Unix sockets in private folders, for this user and root alone |
+//! | [`stream`] | streams through the tunnel: open one, or be handed one |
 //! | [`lock`] | one daemon per folder |
 //! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
 //! | [`client`] | calling such an API |
@@ -26,5 +27,6 @@ pub mod notify;
 pub mod problem;
 pub mod shutdown;
 pub mod socket;
+pub mod stream;
 pub mod strict;
 pub mod units;

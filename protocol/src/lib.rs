@@ -20,6 +20,7 @@
 //! | [`ownership`] | who may run: epochs, attempts, the journal's states |
 //! | [`image`] | what both sides hash to be sure of the same image |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
+//! | [`rate`] | a rate of bytes, as operators write it |
 //! | [`source`], [`target`] | the two sides of a move |
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ pub mod image;
 pub mod message;
 pub mod ownership;
 pub mod plan;
+pub mod rate;
 pub mod size;
 pub mod source;
 pub mod space;
