@@ -1,1 +1,4 @@
 //! The host agent: guests in motion.
+
+pub mod api;
+pub mod config;
