@@ -228,7 +228,7 @@ pub struct ChunkHeader {
     pub codec: Codec,
     /// Which blocks, rising and disjoint.
     pub runs: Vec<BlockRun>,
-    /// BLAKE3 of the unpacked bytes, cut to 128 bits.
+    /// BLAKE3 of the unpacked bytes, cut to 128 bits; all zero for [`Codec::Zero`].
     pub digest: [u8; 16],
 }
 
@@ -247,6 +247,8 @@ pub enum Message {
     Refused(Reason),
     /// Target: chunks installed.
     Received(Received),
+    /// Source: a paused stage begins; parts of an earlier one are void.
+    FinalBegin,
     /// Part of the vCPU and machine state.
     StatePart(Vec<u8>),
     /// Part of a missing set: the source's at the switch, the target's when lanes come back.
@@ -316,6 +318,7 @@ impl Message {
             Self::Nack(_) => 14,
             Self::Abort(_) => 15,
             Self::Complete => 17,
+            Self::FinalBegin => 22,
             Self::Released => 18,
             Self::Demand(..) => 19,
             Self::Ping(_) => 20,
@@ -338,7 +341,7 @@ impl Message {
             Self::Ready(root) => put(root, out),
             Self::Commit(epoch, root) => put(&(epoch, root), out),
             Self::Ack(number) | Self::Ping(number) | Self::Pong(number) => put(number, out),
-            Self::Complete | Self::Released => {}
+            Self::Complete | Self::Released | Self::FinalBegin => {}
             Self::Demand(space, block) => put(&(space, block), out),
         }
         frame::finish_frame(self.kind(), FLAG_CRITICAL, start, out);
@@ -392,7 +395,7 @@ impl Message {
 /// Whether a header's kind is one this version can skip: unknown, and not marked critical.
 #[must_use]
 pub const fn is_skippable(header: &Header) -> bool {
-    let known = header.kind >= 1 && header.kind <= 21;
+    let known = header.kind >= 1 && header.kind <= 22;
     !known && header.flags & FLAG_CRITICAL == 0
 }
 
