@@ -16,11 +16,13 @@
 //! | [`version`] | version ranges and their negotiation |
 //! | [`message`] | every message between two migrators, with its bytes |
 //! | [`guest_api`] | every message between a migrator and a guest process |
+//! | [`admission`] | whom a target lets begin to send a guest |
 //! | [`ownership`] | who may run: epochs, attempts, the journal's states |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
 //! | [`source`], [`target`] | the two sides of a move |
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod channel;
 pub mod fault;
 pub mod frame;
