@@ -688,13 +688,18 @@ impl Source {
         while let Some(action) = self.ownership.poll() {
             match action {
                 ownership::Action::Persist(record) => {
-                    self.actions.push_back(Action::Persist(record))
+                    self.actions.push_back(Action::Persist(record));
                 }
                 ownership::Action::Say { word, .. } => self.say(&word, now),
                 ownership::Action::Thaw => self.actions.push_back(Action::Thaw),
                 ownership::Action::FreeImage => self.actions.push_back(Action::FreeImage),
-                ownership::Action::Run { .. } | ownership::Action::DiscardImage => {
-                    unreachable!("the law orders a target's actions only at a target")
+                ownership::Action::Run { .. }
+                | ownership::Action::DiscardImage
+                | ownership::Action::Swap { .. }
+                | ownership::Action::ReadRegister => {
+                    unreachable!(
+                        "the law orders a source without a witness only a source's actions"
+                    )
                 }
             }
         }
@@ -723,8 +728,13 @@ impl Source {
                 Message::Abort(Reason::from(self.fault.as_ref().unwrap_or(&ended)))
             }
             Word::Released => Message::Released,
-            Word::Prepared | Word::Ready { .. } | Word::Ack | Word::Nack | Word::Complete => {
-                unreachable!("the law says a target's words only at a target")
+            Word::Prepared
+            | Word::Ready { .. }
+            | Word::Ack
+            | Word::Nack
+            | Word::Complete
+            | Word::Offer { .. } => {
+                unreachable!("the law says only a source's words at a source without a witness")
             }
         };
         self.send(Lane::Control, message);
