@@ -1,1 +1,367 @@
 //! Which blocks go in which stage, and when to switch.
+//!
+//! The first plan: whole rounds until what is left fits the allowed pause; if it will not, because the
+//! guest dirties faster than the link carries or a round did not shrink the rest, switch to post-copy.
+//! Each [`Judgement`] carries the numbers it was made from, so that a move's record can say why.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Rounds after which a guest that did not converge is switched or given up: QEMU users report
+/// nothing gained after a few dozen, and every round costs link time.
+pub const ROUND_COUNT_MAX: u32 = 30;
+
+/// A round that leaves more than this share of what the round before left has not converged.
+const SHRINK_RATIO_MIN: f64 = 0.85;
+
+/// Dirtying at this share of the goodput cannot converge in useful time.
+const DIRTY_RATIO_MAX: f64 = 0.8;
+
+/// Share of the pause budget that may be spent carrying the hottest blocks of a residual that is
+/// otherwise left for post-copy; the rest is kept for what was predicted wrong.
+const CARRY_SHARE: f64 = 0.4;
+
+/// What freezing, saving, loading and two journal writes cost beside the link, before it was measured
+/// once: a paused vCPU stops within a millisecond, state is tens of kilobytes.
+const FIXED_PAUSE: Duration = Duration::from_millis(8);
+
+/// Round trips between the last byte of the source and the first instruction at the target: state
+/// one way, `Ready` back, `Commit` one way.
+const PAUSE_ROUND_TRIPS: f64 = 1.5;
+
+/// How the operator wants the guest to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// Rounds while they help, then post-copy if the rest does not fit the pause.
+    #[default]
+    Auto,
+    /// Never post-copy; a guest that does not converge stays where it is.
+    Pre,
+    /// Switch at once and fetch everything afterwards.
+    Post,
+}
+
+impl Mode {
+    /// The mode as commands and documents write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Pre => "pre",
+            Self::Post => "post",
+        }
+    }
+}
+
+/// What the operator asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// Which stages are allowed.
+    pub mode: Mode,
+    /// Longest pause the operator accepts.
+    pub pause_max: Duration,
+    /// Cap on this move's own rate, in bytes per second on the lane; none if only the link decides.
+    pub bytes_per_second_max: Option<u64>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            pause_max: Duration::from_millis(200),
+            bytes_per_second_max: None,
+        }
+    }
+}
+
+/// What was measured when a round ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Facts {
+    /// Rounds finished, the first full copy included.
+    pub rounds_done: u32,
+    /// Raw bytes dirtied since the round began: what is left.
+    pub residual_bytes: u64,
+    /// Raw bytes the round itself carried.
+    pub round_bytes: u64,
+    /// Raw bytes per second the link carried, acknowledged, compression included.
+    pub goodput_bytes_per_second: u64,
+    /// Raw bytes per second the guest dirtied in the round.
+    pub dirty_bytes_per_second: u64,
+    /// Round-trip time of the control lane.
+    pub round_trip: Duration,
+}
+
+/// Why the guest was switched, or given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// What is left fits the allowed pause.
+    Converged,
+    /// The last round left nearly as much as the one before.
+    NotConverging,
+    /// The guest dirties nearly as fast as the link carries.
+    DirtiesTooFast,
+    /// The cap on rounds was reached.
+    RoundsExhausted,
+    /// The operator asked for post-copy.
+    PostCopyAsked,
+}
+
+impl Reason {
+    /// All reasons, for documents and metrics.
+    pub const ALL: [Self; 5] = [
+        Self::Converged,
+        Self::NotConverging,
+        Self::DirtiesTooFast,
+        Self::RoundsExhausted,
+        Self::PostCopyAsked,
+    ];
+
+    /// The reason as records and metrics write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Converged => "converged",
+            Self::NotConverging => "not converging",
+            Self::DirtiesTooFast => "dirties too fast",
+            Self::RoundsExhausted => "rounds exhausted",
+            Self::PostCopyAsked => "post-copy asked",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// Send what is left while the guest runs.
+    AnotherRound,
+    /// Freeze, send all that is left, switch.
+    SwitchWhole(Reason),
+    /// Freeze, carry at most so many raw bytes of the freshest blocks, leave the rest for post-copy.
+    SwitchAndFetch {
+        /// Why.
+        reason: Reason,
+        /// Raw bytes the pause has room for.
+        carry_bytes_max: u64,
+    },
+    /// Leave the guest where it is.
+    GiveUp(Reason),
+}
+
+/// A decision with the prediction it rests on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judgement {
+    /// What to do.
+    pub decision: Decision,
+    /// The pause if all that is left were sent in it.
+    pub pause_if_whole: Duration,
+    /// The pause of what was decided; for another round, as if switched now.
+    pub pause_predicted: Duration,
+}
+
+/// The pause for carrying so many raw bytes at so many raw bytes per second.
+#[must_use]
+pub fn predicted_pause(
+    bytes: u64,
+    goodput_bytes_per_second: u64,
+    round_trip: Duration,
+) -> Duration {
+    let carry = seconds_for(bytes, goodput_bytes_per_second);
+    FIXED_PAUSE + round_trip.mul_f64(PAUSE_ROUND_TRIPS) + carry
+}
+
+/// Time to carry `bytes` at a rate; an hour where the rate is not known to be above zero.
+#[must_use]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "an estimate: 53 bits are plenty"
+)]
+pub fn seconds_for(bytes: u64, bytes_per_second: u64) -> Duration {
+    const UNKNOWN: Duration = Duration::from_secs(3600);
+    if bytes == 0 {
+        return Duration::ZERO;
+    }
+    if bytes_per_second == 0 {
+        return UNKNOWN;
+    }
+    Duration::from_secs_f64((bytes as f64 / bytes_per_second as f64).min(1e9))
+}
+
+/// Decides what follows a finished round. `left_before` is what the round before left, if there was
+/// one.
+#[must_use]
+pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgement {
+    let goodput = facts.goodput_bytes_per_second;
+    let pause_if_whole = predicted_pause(facts.residual_bytes, goodput, facts.round_trip);
+    if pause_if_whole <= policy.pause_max {
+        let decision = Decision::SwitchWhole(Reason::Converged);
+        return Judgement {
+            decision,
+            pause_if_whole,
+            pause_predicted: pause_if_whole,
+        };
+    }
+    let Some(reason) = hopeless(facts, left_before) else {
+        let decision = Decision::AnotherRound;
+        return Judgement {
+            decision,
+            pause_if_whole,
+            pause_predicted: pause_if_whole,
+        };
+    };
+    match policy.mode {
+        Mode::Pre if facts.rounds_done < ROUND_COUNT_MAX => {
+            let decision = Decision::AnotherRound;
+            Judgement {
+                decision,
+                pause_if_whole,
+                pause_predicted: pause_if_whole,
+            }
+        }
+        Mode::Pre => {
+            let decision = Decision::GiveUp(Reason::RoundsExhausted);
+            Judgement {
+                decision,
+                pause_if_whole,
+                pause_predicted: pause_if_whole,
+            }
+        }
+        Mode::Auto | Mode::Post => {
+            let carry_bytes_max = carry_budget(policy, goodput, facts.round_trip);
+            let carried = carry_bytes_max.min(facts.residual_bytes);
+            let decision = Decision::SwitchAndFetch {
+                reason,
+                carry_bytes_max,
+            };
+            let pause_predicted = predicted_pause(carried, goodput, facts.round_trip);
+            Judgement {
+                decision,
+                pause_if_whole,
+                pause_predicted,
+            }
+        }
+    }
+}
+
+/// Raw bytes of the freshest blocks that the pause has room for.
+#[must_use]
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate of non-negative bytes below 2^53"
+)]
+pub fn carry_budget(policy: &Policy, goodput_bytes_per_second: u64, round_trip: Duration) -> u64 {
+    let fixed = predicted_pause(0, goodput_bytes_per_second, round_trip);
+    let room = policy.pause_max.saturating_sub(fixed);
+    (room.as_secs_f64() * CARRY_SHARE * goodput_bytes_per_second as f64) as u64
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a ratio of estimates")]
+fn hopeless(facts: &Facts, left_before: Option<u64>) -> Option<Reason> {
+    if facts.rounds_done >= ROUND_COUNT_MAX {
+        return Some(Reason::RoundsExhausted);
+    }
+    let goodput = facts.goodput_bytes_per_second as f64;
+    if goodput > 0.0 && facts.dirty_bytes_per_second as f64 >= goodput * DIRTY_RATIO_MAX {
+        return Some(Reason::DirtiesTooFast);
+    }
+    let left = facts.residual_bytes as f64;
+    if left_before.is_some_and(|before| left >= before as f64 * SHRINK_RATIO_MIN) {
+        return Some(Reason::NotConverging);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            rounds_done: 1,
+            residual_bytes: 10 << 20,
+            round_bytes: 256 << 20,
+            goodput_bytes_per_second: 12 << 20,
+            dirty_bytes_per_second: 1 << 20,
+            round_trip: Duration::from_millis(40),
+        }
+    }
+
+    #[test]
+    fn pc7_an_idle_guest_converges_and_carries_everything() {
+        let idle = Facts {
+            residual_bytes: 0,
+            dirty_bytes_per_second: 0,
+            ..facts()
+        };
+        let judgement = judge(&Policy::default(), &idle, None);
+        assert_eq!(judgement.decision, Decision::SwitchWhole(Reason::Converged));
+        assert!(judgement.pause_predicted <= Duration::from_millis(3 * 40 + 20));
+    }
+
+    #[test]
+    fn a_residual_that_shrinks_gets_another_round() {
+        let judgement = judge(&Policy::default(), &facts(), Some(100 << 20));
+        assert_eq!(judgement.decision, Decision::AnotherRound);
+        assert!(judgement.pause_if_whole > Duration::from_millis(200));
+    }
+
+    #[test]
+    fn pc7_a_guest_dirtying_at_twice_the_link_is_switched_within_the_pause() {
+        let busy = Facts {
+            dirty_bytes_per_second: 24 << 20,
+            residual_bytes: 200 << 20,
+            ..facts()
+        };
+        let judgement = judge(&Policy::default(), &busy, None);
+        let Decision::SwitchAndFetch { reason, .. } = judgement.decision else {
+            panic!("{judgement:?}");
+        };
+        assert_eq!(reason, Reason::DirtiesTooFast);
+        assert!(judgement.pause_predicted <= Policy::default().pause_max);
+    }
+
+    #[test]
+    fn a_round_that_does_not_shrink_is_not_repeated() {
+        let judgement = judge(&Policy::default(), &facts(), Some(10 << 20));
+        assert!(matches!(
+            judgement.decision,
+            Decision::SwitchAndFetch {
+                reason: Reason::NotConverging,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn pre_copy_alone_gives_up_at_the_cap_and_never_switches_early() {
+        let policy = Policy {
+            mode: Mode::Pre,
+            ..Policy::default()
+        };
+        let judgement = judge(&policy, &facts(), Some(10 << 20));
+        assert_eq!(judgement.decision, Decision::AnotherRound);
+        let last = Facts {
+            rounds_done: ROUND_COUNT_MAX,
+            ..facts()
+        };
+        let judgement = judge(&policy, &last, Some(10 << 20));
+        assert_eq!(
+            judgement.decision,
+            Decision::GiveUp(Reason::RoundsExhausted)
+        );
+    }
+
+    #[test]
+    fn pc4_how_much_is_carried_in_the_pause_grows_with_the_goodput() {
+        let budget = |goodput| carry_budget(&Policy::default(), goodput, Duration::from_millis(40));
+        assert!(budget(1 << 20) < budget(10 << 20));
+        assert_eq!(budget(0), 0);
+    }
+}
