@@ -1,5 +1,5 @@
 //! The host agent: guests in motion.
 
-pub mod codec;
 pub mod api;
+pub mod codec;
 pub mod config;
