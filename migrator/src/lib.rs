@@ -1,1 +1,3 @@
 //! The host agent: guests in motion.
+
+pub mod guest;
