@@ -3,3 +3,4 @@
 pub mod api;
 pub mod codec;
 pub mod config;
+pub mod guest;
