@@ -17,6 +17,7 @@
 //! | [`version`] | version ranges and their negotiation |
 //! | [`message`] | every message between two migrators, with its bytes |
 //! | [`guest_api`] | every message between a migrator and a guest process |
+//! | [`admission`] | whom a target lets begin to send a guest |
 //! | [`ownership`] | who may run: epochs, attempts, the journal's states |
 //! | [`image`] | what both sides hash to be sure of the same image |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
@@ -24,6 +25,7 @@
 //! | [`source`], [`target`] | the two sides of a move |
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod channel;
 pub mod fault;
 pub mod frame;

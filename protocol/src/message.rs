@@ -29,6 +29,13 @@ pub const CHUNK_RAW_BYTES_MAX: u32 = 64 * 1024;
 /// Most runs in one chunk: sixteen single pages.
 pub const CHUNK_RUN_COUNT_MAX: usize = 16;
 
+/// Most blocks in one chunk that carries bytes: [`CHUNK_RAW_BYTES_MAX`] of the smallest blocks.
+pub const CHUNK_BLOCKS_MAX: u64 = 16;
+
+/// The digest of a chunk of zeros. It may name gigabytes, which nobody should have to hash: the runs
+/// say all there is to know.
+pub const ZERO_CHUNK_DIGEST: [u8; 16] = [0; 16];
+
 /// Most blocks a chunk of zeros may name in one run.
 pub const ZERO_RUN_BLOCKS_MAX: u32 = 1 << 20;
 
@@ -228,8 +235,22 @@ pub struct ChunkHeader {
     pub codec: Codec,
     /// Which blocks, rising and disjoint.
     pub runs: Vec<BlockRun>,
-    /// BLAKE3 of the unpacked bytes, cut to 128 bits; all zero for [`Codec::Zero`].
+    /// BLAKE3 of the unpacked bytes, cut to 128 bits; [`ZERO_CHUNK_DIGEST`] for zeros.
     pub digest: [u8; 16],
+}
+
+impl Default for ChunkHeader {
+    /// A header to be filled by [`ChunkHeader::decode_into`]: it names no blocks.
+    fn default() -> Self {
+        Self {
+            sequence: 0,
+            generation: 0,
+            space: SpaceId::default(),
+            codec: Codec::Zero,
+            runs: Vec::new(),
+            digest: ZERO_CHUNK_DIGEST,
+        }
+    }
 }
 
 /// A message between migrators. Chunks are not here: see [`ChunkHeader`].
@@ -282,8 +303,15 @@ pub enum Message {
 /// Kind byte of a chunk's frame.
 pub const KIND_CHUNK: u8 = 16;
 
+/// Highest kind byte this version knows; they begin at 1.
+pub const KIND_MAX: u8 = 22;
+
 const CHUNK_FIXED_BYTES: usize = 8 + 4 + 2 + 1 + 1 + 16;
 const RUN_BYTES: usize = 8 + 4;
+
+/// Most bytes of a chunk's frame before its payload.
+pub const CHUNK_HEAD_BYTES_MAX: usize =
+    HEADER_BYTES + CHUNK_FIXED_BYTES + CHUNK_RUN_COUNT_MAX * RUN_BYTES;
 
 /// Largest body of each kind, checked before the body is read.
 #[must_use]
@@ -364,7 +392,7 @@ impl Message {
             7 => Self::StatePart(checked_state_part(body)?),
             8 => Self::MissingPart(checked_missing(get(kind, body)?)?),
             9 => Self::MissingEnd(get(kind, body)?),
-            10 => Self::FinalEnd(get(kind, body)?),
+            10 => Self::FinalEnd(checked_final_end(get(kind, body)?)?),
             11 => Self::Ready(get(kind, body)?),
             12 => {
                 let (epoch, root) = get(kind, body)?;
@@ -381,6 +409,7 @@ impl Message {
             }
             20 => Self::Ping(get(kind, body)?),
             21 => Self::Pong(get(kind, body)?),
+            22 => get(kind, body).map(|()| Self::FinalBegin)?,
             _ => {
                 return Err(Fault::new(
                     Code::UnknownKind,
@@ -395,7 +424,7 @@ impl Message {
 /// Whether a header's kind is one this version can skip: unknown, and not marked critical.
 #[must_use]
 pub const fn is_skippable(header: &Header) -> bool {
-    let known = header.kind >= 1 && header.kind <= 22;
+    let known = header.kind >= 1 && header.kind <= KIND_MAX;
     !known && header.flags & FLAG_CRITICAL == 0
 }
 
@@ -413,33 +442,65 @@ impl ChunkHeader {
     ///
     /// If there are more than [`CHUNK_RUN_COUNT_MAX`] runs: our own planner keeps below it.
     pub fn encode(&self, payload: &[u8], out: &mut Vec<u8>) {
-        assert!(
-            self.runs.len() <= CHUNK_RUN_COUNT_MAX,
-            "{} runs in a chunk",
-            self.runs.len()
-        );
         let start = frame::begin_frame(out);
-        out.extend_from_slice(&self.sequence.to_le_bytes());
-        out.extend_from_slice(&self.generation.to_le_bytes());
-        out.extend_from_slice(&self.space.0.to_le_bytes());
-        out.push(self.codec as u8);
-        out.push(u8::try_from(self.runs.len()).expect("asserted above"));
-        out.extend_from_slice(&self.digest);
-        for run in &self.runs {
-            out.extend_from_slice(&run.start.to_le_bytes());
-            out.extend_from_slice(&run.count.to_le_bytes());
-        }
+        out.resize(start + Self::head_bytes(self.runs.len()), 0);
+        self.write_head(&mut out[start..]);
         out.extend_from_slice(payload);
         frame::finish_frame(KIND_CHUNK, FLAG_CRITICAL, start, out);
+    }
+
+    /// Where the payload begins in the frame of a chunk of `run_count` runs.
+    #[must_use]
+    pub const fn head_bytes(run_count: usize) -> usize {
+        HEADER_BYTES + CHUNK_FIXED_BYTES + run_count * RUN_BYTES
+    }
+
+    /// Writes all that stands before the payload to the start of `frame`, for an encoder that packs
+    /// in place; [`seal_chunk`] makes it a frame.
+    ///
+    /// # Panics
+    ///
+    /// If there are more than [`CHUNK_RUN_COUNT_MAX`] runs or `frame` is shorter than
+    /// [`ChunkHeader::head_bytes`].
+    pub fn write_head(&self, frame: &mut [u8]) {
+        let run_count = self.runs.len();
+        assert!(
+            run_count <= CHUNK_RUN_COUNT_MAX,
+            "{run_count} runs in a chunk"
+        );
+        let (fixed, runs) =
+            frame[HEADER_BYTES..Self::head_bytes(run_count)].split_at_mut(CHUNK_FIXED_BYTES);
+        fixed[..8].copy_from_slice(&self.sequence.to_le_bytes());
+        fixed[8..12].copy_from_slice(&self.generation.to_le_bytes());
+        fixed[12..14].copy_from_slice(&self.space.0.to_le_bytes());
+        fixed[14] = self.codec as u8;
+        fixed[15] = u8::try_from(run_count).expect("asserted above");
+        fixed[16..].copy_from_slice(&self.digest);
+        for (bytes, run) in runs.chunks_exact_mut(RUN_BYTES).zip(&self.runs) {
+            bytes[..8].copy_from_slice(&run.start.to_le_bytes());
+            bytes[8..].copy_from_slice(&run.count.to_le_bytes());
+        }
     }
 
     /// Parses the body of a chunk's frame into its header and its packed payload.
     ///
     /// # Errors
     ///
-    /// `E_TRUNCATED`, `E_CODEC` or `E_RANGE`. The runs are rising, disjoint and not empty; whether
-    /// they lie in the space only the receiver knows.
+    /// As [`ChunkHeader::decode_into`].
     pub fn decode(body: &[u8]) -> Result<(Self, &[u8]), Fault> {
+        let mut header = Self::default();
+        let payload = header.decode_into(body)?;
+        Ok((header, payload))
+    }
+
+    /// Parses the body of a chunk's frame into this header, whose memory is used again, and its
+    /// packed payload.
+    ///
+    /// # Errors
+    ///
+    /// `E_TRUNCATED`, `E_CODEC` or `E_RANGE`; the header is then meaningless. The runs are rising,
+    /// disjoint, not empty and not too many; whether they lie in the space only the receiver knows.
+    pub fn decode_into<'a>(&mut self, body: &'a [u8]) -> Result<&'a [u8], Fault> {
         let short = || Fault::new(Code::Truncated, format!("a chunk of {} bytes", body.len()));
         let (fixed, rest) = body.split_at_checked(CHUNK_FIXED_BYTES).ok_or_else(short)?;
         let run_count = usize::from(fixed[15]);
@@ -452,42 +513,75 @@ impl ChunkHeader {
         let (run_bytes, payload) = rest
             .split_at_checked(run_count * RUN_BYTES)
             .ok_or_else(short)?;
-        let codec = Codec::from_byte(fixed[14])?;
-        let mut runs = Vec::with_capacity(run_count);
+        self.sequence = u64::from_le_bytes(fixed[..8].try_into().expect("eight bytes"));
+        self.generation = u32::from_le_bytes(fixed[8..12].try_into().expect("four bytes"));
+        self.space = SpaceId(u16::from_le_bytes(
+            fixed[12..14].try_into().expect("two bytes"),
+        ));
+        self.codec = Codec::from_byte(fixed[14])?;
+        self.digest = fixed[16..].try_into().expect("sixteen bytes");
+        self.take_runs(run_bytes)?;
+        self.check_payload(payload)?;
+        Ok(payload)
+    }
+
+    fn take_runs(&mut self, run_bytes: &[u8]) -> Result<(), Fault> {
+        let (run_blocks_max, blocks_max) = match self.codec {
+            Codec::Zero => (u64::from(ZERO_RUN_BLOCKS_MAX), u64::MAX),
+            Codec::Raw | Codec::Lz4 | Codec::Zstd => (CHUNK_BLOCKS_MAX, CHUNK_BLOCKS_MAX),
+        };
+        self.runs.clear();
         let mut free_from = 0;
+        let mut blocks = 0;
         for bytes in run_bytes.chunks_exact(RUN_BYTES) {
             let (start, count) = bytes.split_at(8);
             let run = BlockRun {
                 start: u64::from_le_bytes(start.try_into().expect("eight bytes")),
                 count: u32::from_le_bytes(count.try_into().expect("four bytes")),
             };
-            let count_max = if codec == Codec::Zero {
-                ZERO_RUN_BLOCKS_MAX
-            } else {
-                16
-            };
-            let is_plain = run.count > 0 && run.count <= count_max && run.start >= free_from;
-            if !is_plain || run.start >= BLOCK_COUNT_MAX {
+            let count = u64::from(run.count);
+            blocks += count;
+            let fits = count > 0 && count <= run_blocks_max && blocks <= blocks_max;
+            if !fits || run.start < free_from || run.end() > BLOCK_COUNT_MAX {
                 return Err(Fault::new(
                     Code::Range,
-                    format!("a chunk's run {run} after {free_from}"),
+                    format!("a chunk's run {run} after block {free_from}"),
                 ));
             }
             free_from = run.end();
-            runs.push(run);
+            self.runs.push(run);
         }
-        let header = Self {
-            sequence: u64::from_le_bytes(fixed[..8].try_into().expect("eight bytes")),
-            generation: u32::from_le_bytes(fixed[8..12].try_into().expect("four bytes")),
-            space: SpaceId(u16::from_le_bytes(
-                fixed[12..14].try_into().expect("two bytes"),
-            )),
-            codec,
-            runs,
-            digest: fixed[16..32].try_into().expect("sixteen bytes"),
-        };
-        Ok((header, payload))
+        Ok(())
     }
+
+    fn check_payload(&self, payload: &[u8]) -> Result<(), Fault> {
+        let bytes = payload.len();
+        let fits = match self.codec {
+            Codec::Zero => bytes == 0 && self.digest == ZERO_CHUNK_DIGEST,
+            Codec::Raw | Codec::Lz4 | Codec::Zstd => {
+                bytes > 0 && bytes <= CHUNK_RAW_BYTES_MAX as usize
+            }
+        };
+        if !fits {
+            let codec = self.codec;
+            return Err(Fault::new(
+                Code::Codec,
+                format!("a chunk packed as {codec:?} with a payload of {bytes} bytes"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Gives the chunk that fills `frame` its number and its checksums. Separate from
+/// [`ChunkHeader::write_head`] because chunks are packed by many threads and numbered by one.
+///
+/// # Panics
+///
+/// If `frame` is shorter than the head of a chunk or above the cap of a frame.
+pub fn seal_chunk(sequence: u64, frame: &mut [u8]) {
+    frame[HEADER_BYTES..HEADER_BYTES + 8].copy_from_slice(&sequence.to_le_bytes());
+    frame::finish_frame(KIND_CHUNK, FLAG_CRITICAL, 0, frame);
 }
 
 /// The transcript hash after a chunk: both sides fold every chunk in the order of its number, so equal
@@ -576,6 +670,17 @@ fn checked_missing(part: MissingPart) -> Result<MissingPart, Fault> {
         ));
     }
     Ok(part)
+}
+
+fn checked_final_end(end: FinalEnd) -> Result<FinalEnd, Fault> {
+    let (bytes, missing) = (end.state_bytes, end.missing_count);
+    if bytes as usize > STATE_BYTES_MAX || missing > SPACE_COUNT_MAX as u64 * BLOCK_COUNT_MAX {
+        return Err(Fault::new(
+            Code::Meta,
+            format!("an end of {bytes} bytes of state and {missing} missing blocks"),
+        ));
+    }
+    Ok(end)
 }
 
 /// Bytes a lane's reader needs before it can parse a header.

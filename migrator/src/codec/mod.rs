@@ -1,0 +1,221 @@
+//! Packing blocks into chunks and unpacking them: zero, raw, lz4 or zstd, checked by BLAKE3.
+//!
+//! ```text
+//!            submit                 one of N threads                        next_chunk
+//!  planner ─────────► [job] ──► read → split off zeros → hash → pack ──► [slot] ──► number, seal ──► lane
+//!                      queue                                              in order
+//! ```
+//!
+//! A job names up to 64 KiB of blocks. Its zero blocks are split off here, by the encoder, because
+//! only it has the bytes at hand: they become runs of a chunk of zeros, and neighbouring jobs of
+//! zeros become one such chunk, so that an empty gigabyte costs 64 KiB or less. The other blocks become
+//! one chunk. Numbers are given out at the end, when it is known how many chunks there are.
+//!
+//! Nothing is allocated per chunk: every thread keeps its contexts, and the buffers go round.
+
+mod pack;
+mod policy;
+mod pool;
+mod unpack;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::message::{
+    CHUNK_HEAD_BYTES_MAX, CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, ChunkHeader,
+};
+use towpath_protocol::space::{BlockRun, SpaceId};
+
+pub use pack::Encoder;
+pub use policy::{Chooser, CodecPolicy, Level};
+pub use pool::{CodecStats, EncoderPool};
+pub use unpack::{DecodedChunk, Decoder};
+
+/// Most raw bytes in a job and in a chunk.
+const RAW_BYTES_MAX: usize = CHUNK_RAW_BYTES_MAX as usize;
+
+/// Bytes of a buffer for one frame: the longest head, and what lz4 demands to have at hand.
+const FRAME_BUFFER_BYTES: usize =
+    CHUNK_HEAD_BYTES_MAX + lz4_flex::block::get_maximum_output_size(RAW_BYTES_MAX);
+
+/// Where an encoder gets the bytes of blocks from; called on the codec's threads.
+pub trait BlockReader: Send + Sync {
+    /// Copies the blocks of `runs`, one after the other, into `out`, which has exactly their size.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the blocks from being read; the pipeline then stops until it is cancelled.
+    fn read_runs(&self, space: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault>;
+}
+
+/// Up to [`CHUNK_RUN_COUNT_MAX`] rising, disjoint runs, without memory of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runs {
+    runs: [BlockRun; CHUNK_RUN_COUNT_MAX],
+    count: usize,
+}
+
+impl Runs {
+    /// No runs.
+    pub const EMPTY: Self = Self {
+        runs: [BlockRun { start: 0, count: 0 }; CHUNK_RUN_COUNT_MAX],
+        count: 0,
+    };
+
+    /// Adds a run behind the others, joined to the last one if it touches it. Says no, and changes
+    /// nothing, if it is empty, does not lie behind them, would make one too many, or would make a
+    /// run of more than `run_blocks_max` blocks.
+    pub fn push(&mut self, run: BlockRun, run_blocks_max: u32) -> bool {
+        if run.count == 0 || run.count > run_blocks_max {
+            return false;
+        }
+        if let Some(last) = self.runs[..self.count].last_mut() {
+            let joined = last.count.saturating_add(run.count);
+            if last.end() == run.start && joined <= run_blocks_max {
+                last.count = joined;
+                return true;
+            }
+            if run.start < last.end() {
+                return false;
+            }
+        }
+        let Some(free) = self.runs.get_mut(self.count) else {
+            return false;
+        };
+        *free = run;
+        self.count += 1;
+        true
+    }
+}
+
+impl std::ops::Deref for Runs {
+    type Target = [BlockRun];
+
+    fn deref(&self) -> &[BlockRun] {
+        &self.runs[..self.count]
+    }
+}
+
+/// Blocks to be packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    space: SpaceId,
+    block_bytes: u32,
+    generation: u32,
+    runs: Runs,
+}
+
+impl Job {
+    /// A job for the blocks of `runs`.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if there are no blocks, more than 64 KiB of them, or runs that are not rising and
+    /// disjoint: the planner made a mistake.
+    pub fn new(
+        space: SpaceId,
+        block_bytes: u32,
+        generation: u32,
+        runs: &[BlockRun],
+    ) -> Result<Self, Fault> {
+        let mut job = Self {
+            space,
+            block_bytes,
+            generation,
+            runs: Runs::EMPTY,
+        };
+        let is_plain = runs.iter().all(|run| job.runs.push(*run, u32::MAX));
+        let block_count = towpath_protocol::space::block_count_of(runs);
+        let bytes = block_count.saturating_mul(u64::from(block_bytes));
+        if !is_plain || bytes == 0 || bytes > u64::from(CHUNK_RAW_BYTES_MAX) {
+            let count = runs.len();
+            return Err(Fault::new(
+                Code::State,
+                format!("{count} runs of {bytes} bytes cannot be one chunk"),
+            ));
+        }
+        Ok(job)
+    }
+
+    /// The space.
+    #[must_use]
+    pub const fn space(&self) -> SpaceId {
+        self.space
+    }
+
+    /// The blocks.
+    #[must_use]
+    pub fn runs(&self) -> &[BlockRun] {
+        &self.runs
+    }
+
+    fn block_count(&self) -> usize {
+        self.runs.iter().map(|run| run.count as usize).sum()
+    }
+}
+
+/// A chunk as a frame, in a buffer that is used again and again.
+#[derive(Debug)]
+pub struct EncodedChunk {
+    header: ChunkHeader,
+    buffer: Box<[u8]>,
+    frame_bytes: usize,
+    raw_bytes: u64,
+}
+
+impl EncodedChunk {
+    /// An empty buffer.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut header = ChunkHeader::default();
+        header.runs.reserve_exact(CHUNK_RUN_COUNT_MAX);
+        Self {
+            header,
+            buffer: vec![0; FRAME_BUFFER_BYTES].into_boxed_slice(),
+            frame_bytes: 0,
+            raw_bytes: 0,
+        }
+    }
+
+    /// The chunk's header, for the transcript and the accounts.
+    #[must_use]
+    pub const fn header(&self) -> &ChunkHeader {
+        &self.header
+    }
+
+    /// The whole frame, ready for the lane.
+    #[must_use]
+    pub fn frame(&self) -> &[u8] {
+        &self.buffer[..self.frame_bytes]
+    }
+
+    /// Bytes of the blocks it stands for.
+    #[must_use]
+    pub const fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
+    fn begin(&mut self, job: &Job, runs: &[BlockRun]) {
+        self.header.space = job.space;
+        self.header.generation = job.generation;
+        self.header.runs.clear();
+        self.header.runs.extend_from_slice(runs);
+        self.raw_bytes = self.header.raw_bytes(job.block_bytes);
+    }
+
+    /// Writes the head before a payload that is already in place.
+    fn finish(&mut self, payload_bytes: usize) {
+        self.frame_bytes = ChunkHeader::head_bytes(self.header.runs.len()) + payload_bytes;
+        self.header.write_head(&mut self.buffer[..self.frame_bytes]);
+    }
+
+    fn seal(&mut self, sequence: u64) {
+        self.header.sequence = sequence;
+        let frame = &mut self.buffer[..self.frame_bytes];
+        towpath_protocol::message::seal_chunk(sequence, frame);
+    }
+}
+
+impl Default for EncodedChunk {
+    fn default() -> Self {
+        Self::new()
+    }
+}

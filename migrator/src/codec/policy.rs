@@ -1,0 +1,413 @@
+//! Which level packs a chunk: chosen by what is scarce now, the link or the processor.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+
+/// How hard to pack, from not at all to slowly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// The bytes as they are.
+    Raw,
+    /// LZ4.
+    Lz4,
+    /// Zstd level 1.
+    Zstd1,
+    /// Zstd level 3.
+    Zstd3,
+    /// Zstd level 6.
+    Zstd6,
+    /// Zstd level 9: above it, chunks of 64 KiB hardly shrink further.
+    Zstd9,
+}
+
+const LEVEL_COUNT: usize = 6;
+
+impl Level {
+    /// Every level, the cheapest first.
+    pub const ALL: [Self; LEVEL_COUNT] = [
+        Self::Raw,
+        Self::Lz4,
+        Self::Zstd1,
+        Self::Zstd3,
+        Self::Zstd6,
+        Self::Zstd9,
+    ];
+
+    /// The level's name in configurations and reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Lz4 => "lz4",
+            Self::Zstd1 => "zstd-1",
+            Self::Zstd3 => "zstd-3",
+            Self::Zstd6 => "zstd-6",
+            Self::Zstd9 => "zstd-9",
+        }
+    }
+
+    /// Zstd's own number for it, if zstd does it.
+    #[must_use]
+    pub const fn zstd_level(self) -> Option<i32> {
+        match self {
+            Self::Raw | Self::Lz4 => None,
+            Self::Zstd1 => Some(1),
+            Self::Zstd3 => Some(3),
+            Self::Zstd6 => Some(6),
+            Self::Zstd9 => Some(9),
+        }
+    }
+
+    const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Level {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let found = Self::ALL.into_iter().find(|level| level.as_str() == text);
+        found.ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            let known = Self::ALL.map(Self::as_str).join(", ");
+            Fault::new(
+                Code::Config,
+                format!("{shown:?} is not a level: one of {known}"),
+            )
+        })
+    }
+}
+
+/// How the level of each chunk is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodecPolicy {
+    /// The level that brings most raw bytes a second to the other side.
+    Auto {
+        /// What the link carries for us, in bytes a second, as we measured it; `u64::MAX` if it is
+        /// never the bottleneck.
+        link_bytes_per_s: u64,
+    },
+    /// Always this one. Chunks that do not shrink still go raw.
+    Fixed(Level),
+}
+
+/// One in so many chunks is packed with a neighbouring level, to learn what it would do now.
+const PROBE_EVERY_CHUNKS: u64 = 64;
+
+/// A neighbour is worth a probe if it is expected to reach this part of the best goodput.
+const PROBE_WORTH_MIN: f64 = 0.8;
+
+/// What was learnt of a level is forgotten after so many chunks (256 MiB): the guest's memory looks
+/// different by then.
+const FRESH_CHUNKS: u64 = 4096;
+
+/// Weight of a new sample: half of an estimate is from the last eleven chunks.
+const SAMPLE_WEIGHT: f64 = 1.0 / 16.0;
+
+/// Another level must promise this much more than the present one: no flapping between equals.
+const GAIN_MIN: f64 = 1.05;
+
+/// What one level does to one chunk.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Estimate {
+    /// Nanoseconds a thread spends on one raw byte, reading and hashing included.
+    nanos_per_byte: f64,
+    /// Bytes on the wire for one raw byte.
+    fraction: f64,
+}
+
+/// What each level does to machine code (`bench codec`): only the proportions matter, and only until
+/// the first chunks are measured.
+const PRIORS: [Estimate; LEVEL_COUNT] = [
+    prior(0.4, 1.0),
+    prior(2.2, 0.55),
+    prior(3.0, 0.44),
+    prior(5.0, 0.42),
+    prior(14.0, 0.40),
+    prior(22.0, 0.395),
+];
+
+const fn prior(nanos_per_byte: f64, fraction: f64) -> Estimate {
+    Estimate {
+        nanos_per_byte,
+        fraction,
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Learnt {
+    estimate: Estimate,
+    at_chunk: u64,
+}
+
+/// Chooses a level for each chunk and learns from what came of it. Pure: told times, asks no clock.
+#[derive(Debug)]
+pub struct Chooser {
+    threads: f64,
+    level: Level,
+    learnt: [Option<Learnt>; LEVEL_COUNT],
+    chunk_count: u64,
+}
+
+impl Chooser {
+    /// A chooser for an encoder of so many threads.
+    #[must_use]
+    pub fn new(thread_count: usize) -> Self {
+        Self {
+            threads: f64::from(u32::try_from(thread_count).unwrap_or(u32::MAX)),
+            level: Level::Raw,
+            learnt: [None; LEVEL_COUNT],
+            chunk_count: 0,
+        }
+    }
+
+    /// The level in use.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The level for the next chunk.
+    pub fn choose(&mut self, policy: CodecPolicy) -> Level {
+        self.chunk_count += 1;
+        let link_bytes_per_s = match policy {
+            CodecPolicy::Fixed(level) => {
+                self.level = level;
+                return level;
+            }
+            CodecPolicy::Auto { link_bytes_per_s } => bytes_as_f64(link_bytes_per_s),
+        };
+        let goodput = |level: Level| self.goodput(self.estimate(level), link_bytes_per_s);
+        let mut best = self.level;
+        for level in Level::ALL {
+            if goodput(level) > goodput(best) * GAIN_MIN {
+                best = level;
+            }
+        }
+        // Where the link is not the bottleneck, cheaper is better even if no faster.
+        for level in Level::ALL {
+            if level < best && goodput(level) * GAIN_MIN > goodput(best) {
+                best = level;
+                break;
+            }
+        }
+        self.level = best;
+        self.probe(link_bytes_per_s).unwrap_or(best)
+    }
+
+    /// Tells what became of a chunk packed with `level`.
+    pub fn learn(&mut self, level: Level, raw_bytes: u64, wire_bytes: u64, spent: Duration) {
+        if raw_bytes == 0 {
+            return;
+        }
+        let raw = bytes_as_f64(raw_bytes);
+        let sample = Estimate {
+            nanos_per_byte: spent.as_secs_f64() * 1e9 / raw,
+            fraction: bytes_as_f64(wire_bytes) / raw,
+        };
+        let known = self.fresh(level).unwrap_or(sample);
+        self.learnt[level.index()] = Some(Learnt {
+            estimate: Estimate {
+                nanos_per_byte: mix(known.nanos_per_byte, sample.nanos_per_byte),
+                fraction: mix(known.fraction, sample.fraction),
+            },
+            at_chunk: self.chunk_count,
+        });
+    }
+
+    /// Every so often, the level above or below, if it may be better than what we think of it.
+    fn probe(&self, link_bytes_per_s: f64) -> Option<Level> {
+        if !self.chunk_count.is_multiple_of(PROBE_EVERY_CHUNKS) {
+            return None;
+        }
+        let is_upward = (self.chunk_count / PROBE_EVERY_CHUNKS).is_multiple_of(2);
+        let index = if is_upward {
+            self.level.index() + 1
+        } else {
+            self.level.index().checked_sub(1)?
+        };
+        let level = *Level::ALL.get(index)?;
+        // Judged by its neighbour's present results, so that one bad sample is no life sentence.
+        let expected = self.goodput(self.derived(level, self.level), link_bytes_per_s);
+        let present = self.goodput(self.estimate(self.level), link_bytes_per_s);
+        (expected > present * PROBE_WORTH_MIN).then_some(level)
+    }
+
+    /// Raw bytes a second that reach the other side: what the threads pack or what the link takes.
+    fn goodput(&self, estimate: Estimate, link_bytes_per_s: f64) -> f64 {
+        let packed = self.threads * 1e9 / estimate.nanos_per_byte.max(1e-3);
+        let carried = link_bytes_per_s / estimate.fraction.max(1e-3);
+        packed.min(carried)
+    }
+
+    fn fresh(&self, level: Level) -> Option<Estimate> {
+        self.learnt[level.index()]
+            .filter(|learnt| self.chunk_count - learnt.at_chunk < FRESH_CHUNKS)
+            .map(|learnt| learnt.estimate)
+    }
+
+    fn estimate(&self, level: Level) -> Estimate {
+        let distance = |other: &Level| other.index().abs_diff(level.index());
+        let nearest = Level::ALL
+            .into_iter()
+            .filter(|other| self.fresh(*other).is_some())
+            .min_by_key(distance);
+        self.fresh(level)
+            .unwrap_or_else(|| self.derived(level, nearest.unwrap_or(level)))
+    }
+
+    /// What `level` should do, from what `known` does and the proportions of the priors.
+    fn derived(&self, level: Level, known: Level) -> Estimate {
+        let prior = PRIORS[level.index()];
+        let Some(learnt) = self.fresh(known) else {
+            return prior;
+        };
+        let base = PRIORS[known.index()];
+        let slowness = learnt.nanos_per_byte / base.nanos_per_byte;
+        let fraction = match (level, known) {
+            (Level::Raw, _) => 1.0,
+            // Raw says nothing about how well anything packs.
+            (_, Level::Raw) => prior.fraction,
+            _ => (learnt.fraction * prior.fraction / base.fraction).min(1.0),
+        };
+        Estimate {
+            nanos_per_byte: prior.nanos_per_byte * slowness,
+            fraction,
+        }
+    }
+}
+
+fn mix(old: f64, new: f64) -> f64 {
+    old + (new - old) * SAMPLE_WEIGHT
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "rates and sizes: a part in 2^52 does not matter"
+)]
+const fn bytes_as_f64(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a level truly does in a test: MB/s a thread, wire bytes per 1000 raw bytes.
+    type Truth = [(f64, u64); LEVEL_COUNT];
+
+    const CODE: Truth = [
+        (3000.0, 1000),
+        (500.0, 550),
+        (350.0, 440),
+        (200.0, 420),
+        (70.0, 400),
+        (45.0, 395),
+    ];
+    const NOISE: Truth = [
+        (3000.0, 1000),
+        (1500.0, 1000),
+        (1000.0, 1000),
+        (900.0, 1000),
+        (400.0, 1000),
+        (300.0, 1000),
+    ];
+
+    fn settle(chooser: &mut Chooser, truth: &Truth, link_megabytes_per_s: u64) -> Level {
+        let link_bytes_per_s = link_megabytes_per_s.saturating_mul(1_000_000);
+        for _ in 0..2000 {
+            let level = chooser.choose(CodecPolicy::Auto { link_bytes_per_s });
+            let (megabytes_per_s, permille) = truth[level.index()];
+            let spent = Duration::from_secs_f64(65536.0 / (megabytes_per_s * 1e6));
+            chooser.learn(level, 65536, 65536 * permille / 1000, spent);
+        }
+        chooser.level()
+    }
+
+    #[test]
+    fn a_fast_link_gets_raw_bytes_and_a_thin_one_the_highest_level_it_outruns() {
+        for (link, expected) in [
+            (u64::MAX, Level::Raw),
+            (10_000, Level::Raw),
+            (1000, Level::Raw),
+            (400, Level::Lz4),
+            (300, Level::Zstd1),
+            (100, Level::Zstd1),
+            (1, Level::Zstd6),
+        ] {
+            assert_eq!(
+                settle(&mut Chooser::new(2), &CODE, link),
+                expected,
+                "{link} MB/s"
+            );
+        }
+    }
+
+    #[test]
+    fn levels_that_pay_are_reached_and_levels_that_do_not_are_left() {
+        let mut rich = CODE;
+        rich[3].1 = 300;
+        rich[4].1 = 200;
+        rich[5].1 = 150;
+        let mut chooser = Chooser::new(2);
+        assert_eq!(settle(&mut chooser, &rich, 1), Level::Zstd9);
+        assert_eq!(settle(&mut chooser, &rich, 10_000), Level::Raw);
+        assert_eq!(settle(&mut chooser, &CODE, 100), Level::Zstd1);
+    }
+
+    #[test]
+    fn noise_is_not_packed_whatever_the_link() {
+        for link in [1, 100, u64::MAX] {
+            assert_eq!(
+                settle(&mut Chooser::new(2), &NOISE, link),
+                Level::Raw,
+                "{link} MB/s"
+            );
+        }
+    }
+
+    #[test]
+    fn auto_is_never_slower_than_raw() {
+        for truth in [&CODE, &NOISE] {
+            for threads in [1, 2, 8] {
+                for link in [1, 10, 50, 100, 200, 400, 800, 1600, 3200, 6400, u64::MAX] {
+                    let mut chooser = Chooser::new(threads);
+                    let level = settle(&mut chooser, truth, link);
+                    let link = bytes_as_f64(link.saturating_mul(1_000_000));
+                    let real = |level: Level| {
+                        let (speed, permille) = truth[level.index()];
+                        let estimate = prior(1e3 / speed, bytes_as_f64(permille) / 1e3);
+                        chooser.goodput(estimate, link)
+                    };
+                    let (chosen, raw) = (real(level), real(Level::Raw));
+                    assert!(
+                        chosen >= raw * 0.99,
+                        "{level} at {link}: {chosen} below {raw}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_fixed_level_stays_and_names_read_back() {
+        let mut chooser = Chooser::new(1);
+        for level in Level::ALL {
+            for _ in 0..200 {
+                assert_eq!(chooser.choose(CodecPolicy::Fixed(level)), level);
+            }
+            assert_eq!(level.as_str().parse(), Ok(level));
+        }
+        assert_eq!("zstd-99".parse::<Level>().unwrap_err().code, Code::Config);
+    }
+}

@@ -1,0 +1,303 @@
+//! The side that gives a guest away.
+
+use crate::fault::{Code, Fault};
+use crate::identity::{AttemptId, HostIdentity};
+
+use super::{Action, Decider, EPOCH_MAX, Ownership, Progress, Root, State, Word};
+
+impl Ownership {
+    /// Opens an attempt. Its epoch is durable before anybody hears of it, so that no later attempt can
+    /// carry the same one, whatever crashes.
+    pub(super) fn offer(&mut self, attempt: AttemptId, target: HostIdentity) -> Result<(), Fault> {
+        let State::Owned {
+            epoch,
+            missing_from,
+        } = &self.record.state
+        else {
+            return Err(self.unfit("it cannot be offered"));
+        };
+        if let Some(origin) = missing_from {
+            let detail = format!(
+                "blocks of it are still missing, they are at {}",
+                origin.source
+            );
+            return Err(Fault::new(Code::State, detail));
+        }
+        if target == self.host {
+            return Err(Fault::new(Code::Usage, "the guest is already here"));
+        }
+        let epoch = *epoch;
+        let offered = self.record.high_water.next();
+        if offered > EPOCH_MAX {
+            return Err(Fault::new(
+                Code::State,
+                format!("epoch {offered} is above the limit"),
+            ));
+        }
+        self.record.high_water = offered;
+        let state = State::Offering {
+            epoch,
+            attempt,
+            target: target.clone(),
+        };
+        self.persist(state, Progress::None);
+        self.say(target, attempt, Word::Prepare { epoch: offered });
+        Ok(())
+    }
+
+    pub(super) fn seal(&mut self, root: Root, is_whole: bool) -> Result<(), Fault> {
+        if !matches!(self.record.state, State::Offering { .. }) {
+            return Err(self.unfit("it cannot be sealed"));
+        }
+        self.progress = Progress::Sealed { root, is_whole };
+        Ok(())
+    }
+
+    pub(super) fn unseal(&mut self) -> Result<(), Fault> {
+        if !matches!(self.record.state, State::Offering { .. }) {
+            return Err(self.unfit("it cannot be unsealed"));
+        }
+        self.progress = Progress::None;
+        Ok(())
+    }
+
+    pub(super) fn withdraw(&mut self) -> Result<(), Fault> {
+        match self.record.state {
+            State::Offering { .. } => {
+                self.return_to_owned(true);
+                Ok(())
+            }
+            State::Relinquished { .. } | State::Offered { .. } => {
+                Err(self.unfit("only the target can refuse it now"))
+            }
+            _ => Err(self.unfit("no attempt to withdraw")),
+        }
+    }
+
+    /// A word only the target of the open or last attempt may say (H05).
+    pub(super) fn heard_from_target(
+        &mut self,
+        from: &HostIdentity,
+        attempt: AttemptId,
+        word: &Word,
+    ) -> Result<(), Fault> {
+        let (State::Offering {
+            attempt: ours,
+            target,
+            ..
+        }
+        | State::Relinquished {
+            attempt: ours,
+            target,
+            ..
+        }
+        | State::Offered {
+            attempt: ours,
+            target,
+            ..
+        }
+        | State::Released {
+            attempt: ours,
+            target,
+            ..
+        }) = &self.record.state
+        else {
+            let detail = format!("{from} says {word:?} about {attempt}, which is not open here");
+            return Err(Fault::new(Code::Unexpected, detail));
+        };
+        if attempt != *ours {
+            let detail = format!("{from} says {word:?} about {attempt}, open is {ours}");
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+        if from != target {
+            let detail = format!("{from} says {word:?} about an attempt with {target}");
+            return Err(Fault::new(Code::Denied, detail));
+        }
+        match self.record.state {
+            State::Offering { .. } => self.heard_while_offering(word),
+            State::Relinquished { root, is_whole, .. } | State::Offered { root, is_whole, .. } => {
+                self.heard_while_relinquished(word, root, is_whole)
+            }
+            _ => self.heard_while_released(word),
+        }
+    }
+
+    fn heard_while_offering(&mut self, word: &Word) -> Result<(), Fault> {
+        match word {
+            Word::Ready { root } => match self.progress {
+                Progress::Sealed {
+                    root: ours,
+                    is_whole,
+                } if ours == *root => {
+                    self.relinquish(ours, is_whole);
+                    Ok(())
+                }
+                Progress::Sealed { root: ours, .. } => {
+                    let detail = format!("the target has {root:?}, the guest is {ours:?}");
+                    Err(Fault::new(Code::RootMismatch, detail))
+                }
+                // The answer to a seal that was given up.
+                _ => Ok(()),
+            },
+            Word::Nack => {
+                self.return_to_owned(false);
+                Ok(())
+            }
+            Word::Prepared => Ok(()),
+            _ => {
+                let detail = format!("{word:?} before the commit");
+                Err(Fault::new(Code::Unexpected, detail))
+            }
+        }
+    }
+
+    fn heard_while_relinquished(
+        &mut self,
+        word: &Word,
+        root: Root,
+        is_whole: bool,
+    ) -> Result<(), Fault> {
+        match word {
+            Word::Ack if !is_whole => {
+                self.progress = Progress::Acknowledged;
+                Ok(())
+            }
+            Word::Ack | Word::Complete => {
+                self.release();
+                Ok(())
+            }
+            // A target that runs the guest and refuses it lies in one of the two; the guest must not
+            // run twice because of that.
+            Word::Nack if self.progress == Progress::Acknowledged => {
+                let detail = "the target refuses what it has acknowledged".to_owned();
+                Err(Fault::new(Code::Conflict, detail))
+            }
+            Word::Nack => match self.record.decider {
+                Decider::SourceJournal => {
+                    self.return_to_owned(false);
+                    Ok(())
+                }
+                Decider::Witness => self.reclaim(),
+            },
+            // The target found its image again after a restart: it waits for the commit.
+            Word::Ready { root: theirs } if *theirs == root => {
+                self.repeat();
+                Ok(())
+            }
+            Word::Ready { root: theirs } => {
+                let detail = format!("the target has {theirs:?}, the guest is {root:?}");
+                Err(Fault::new(Code::RootMismatch, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn heard_while_released(&mut self, word: &Word) -> Result<(), Fault> {
+        match word {
+            // The target has not heard that the guest was released.
+            Word::Ack | Word::Complete => {
+                self.repeat();
+                Ok(())
+            }
+            Word::Nack => {
+                let detail = "the target refuses what it has acknowledged".to_owned();
+                Err(Fault::new(Code::Conflict, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The commit point: durable before the target hears of it.
+    fn relinquish(&mut self, root: Root, is_whole: bool) {
+        let State::Offering {
+            epoch: owned,
+            attempt,
+            target,
+        } = self.record.state.clone()
+        else {
+            unreachable!("the caller looked");
+        };
+        let epoch = self.record.high_water;
+        let state = match self.record.decider {
+            Decider::SourceJournal => State::Relinquished {
+                owned,
+                epoch,
+                attempt,
+                target,
+                root,
+                is_whole,
+            },
+            Decider::Witness => State::Offered {
+                owned,
+                epoch,
+                attempt,
+                target,
+                root,
+                is_whole,
+            },
+        };
+        self.persist(state, Progress::None);
+        self.repeat();
+    }
+
+    fn release(&mut self) {
+        let (State::Relinquished {
+            epoch,
+            attempt,
+            target,
+            ..
+        }
+        | State::Offered {
+            epoch,
+            attempt,
+            target,
+            ..
+        }) = self.record.state.clone()
+        else {
+            unreachable!("the caller looked");
+        };
+        let state = State::Released {
+            epoch,
+            attempt,
+            target: target.clone(),
+        };
+        self.persist(state, Progress::None);
+        self.say(target, attempt, Word::Released);
+        self.act(Action::FreeImage);
+    }
+
+    /// Ends an attempt that did not come to be. The mark stays: the next attempt gets an epoch above
+    /// it, so that every token of this one is stale.
+    pub(super) fn return_to_owned(&mut self, says_abort: bool) {
+        let (State::Offering {
+            epoch,
+            attempt,
+            target,
+        }
+        | State::Relinquished {
+            owned: epoch,
+            attempt,
+            target,
+            ..
+        }
+        // Won back at the witness, under the epoch the register shows now.
+        | State::Offered {
+            epoch,
+            attempt,
+            target,
+            ..
+        }) = self.record.state.clone()
+        else {
+            unreachable!("only an open attempt ends");
+        };
+        let state = State::Owned {
+            epoch,
+            missing_from: None,
+        };
+        self.persist(state, Progress::None);
+        if says_abort {
+            self.say(target, attempt, Word::Abort);
+        }
+        self.act(Action::Thaw);
+    }
+}
