@@ -152,7 +152,7 @@ async fn of_two_sites_that_dial_each_other_one_link_stays() {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_secs();
-    assert!(began + 1 <= ended, "the link was replaced again and again");
+    assert!(began < ended, "the link was replaced again and again");
     assert_eq!(since, Some(began));
 }
 
@@ -204,7 +204,6 @@ async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
     let sent = control.counters(Side::A).delivered_bytes - before;
     let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
     let expected = bytes_per_second * micros / 1_000_000;
-    println!("{sent} bytes on the wire, {expected} expected");
     assert!(
         sent.abs_diff(expected) * 100 <= expected * 3,
         "{sent} for {expected}"
