@@ -103,7 +103,7 @@ impl ReceivedFile {
         };
         let file_bytes = file.metadata().map_err(unreadable)?.len();
         let mut header = [0; PAGE_BYTES];
-        let mut line = [0; LINE_BYTES];
+        let mut page = [0; PAGE_BYTES];
         if file_bytes < LINES_AT {
             return Err(lost("its end"));
         }
@@ -112,13 +112,12 @@ impl ReceivedFile {
         if Self::file_bytes(&spaces)? != file_bytes {
             return Err(lost("its size"));
         }
-        file.read_exact_at(&mut line, POSITION_AT)
+        file.read_exact_at(&mut page, POSITION_AT)
             .map_err(unreadable)?;
-        let position = parse_position(&line).ok_or_else(|| lost("its position"))?;
+        let position = parse_position(&page).ok_or_else(|| lost("its position"))?;
         let mut received = Self::empty(file, attempt, &spaces);
         received.position = position;
         for marks in &mut received.spaces {
-            let mut page = [0; PAGE_BYTES];
             let region = marks.offset..marks.offset + region_bytes(marks.geometry);
             for page_at in region.step_by(PAGE_BYTES) {
                 let read = received.file.read_exact_at(&mut page, page_at);
@@ -303,7 +302,11 @@ fn is_sealed(line_at: u64, line: &[u8]) -> bool {
     line[LINE_CRC_AT..] == line_crc(line_at, line) && line[LINE_CRC_AT - 4..LINE_CRC_AT] == [0; 4]
 }
 
-fn parse_position(line: &[u8; LINE_BYTES]) -> Option<Position> {
+fn parse_position(page: &[u8; PAGE_BYTES]) -> Option<Position> {
+    let (line, rest) = page.split_at(LINE_BYTES);
+    if rest.iter().any(|byte| *byte != 0) {
+        return None;
+    }
     if line.iter().all(|byte| *byte == 0) {
         return Some(Position::default());
     }
