@@ -204,6 +204,11 @@ fn plant(kind: &str, at: &Path, outside: &Path) -> bool {
     drop(fs::remove_file(at));
     match kind {
         "symlink" => symlink(outside, at).unwrap(),
+        "symlink beneath" => {
+            // It stays in our own folder and leads to a file that is quite in order.
+            fs::write(at.with_file_name("decoy"), vec![0; 8192]).unwrap();
+            symlink("decoy", at).unwrap();
+        }
         "dangling symlink" => symlink("/nonexistent/x", at).unwrap(),
         "hard link" => fs::hard_link(outside, at).unwrap(),
         "folder" => fs::create_dir(at).unwrap(),
@@ -221,8 +226,9 @@ fn plant(kind: &str, at: &Path, outside: &Path) -> bool {
     true
 }
 
-const PLANTED: [&str; 6] = [
+const PLANTED: [&str; 7] = [
     "symlink",
+    "symlink beneath",
     "dangling symlink",
     "hard link",
     "folder",
