@@ -1,5 +1,7 @@
 //! A source and a target joined by queues: whole moves in virtual time, without a shell.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -46,6 +48,7 @@ struct Pair {
     to_target: VecDeque<(Instant, Packet)>,
     to_source: VecDeque<(Instant, Message, Lane)>,
     tokens: Vec<Vec<u64>>,
+    next_sequence: u64,
     source_outcome: Option<source::Outcome>,
     target_outcome: Option<target::Outcome>,
     faults: Vec<Fault>,
@@ -96,6 +99,7 @@ impl Pair {
             to_target: VecDeque::new(),
             to_source: VecDeque::new(),
             tokens: Vec::new(),
+            next_sequence: 1,
             source_outcome: None,
             target_outcome: None,
             faults: Vec::new(),
@@ -160,6 +164,7 @@ impl Pair {
             Action::Thaw => self.is_frozen = false,
             Action::SaveState => self.tell_source(source::Event::StateSaved(vec![5; 100])),
             Action::SendChunk(order) => self.send_chunk(order),
+            Action::NumberFrom(sequence) => self.next_sequence = sequence,
             Action::Finished(outcome) => self.source_outcome = Some(outcome),
             Action::Persist(_)
             | Action::CancelChunks
@@ -180,8 +185,13 @@ impl Pair {
             .flat_map(|version| version.to_le_bytes())
             .collect();
         let digest = blake3::hash(&bytes).as_bytes()[..16].try_into().unwrap();
+        let sequence = if order.is_urgent {
+            0
+        } else {
+            self.next_sequence
+        };
         let header = ChunkHeader {
-            sequence: order.sequence,
+            sequence,
             generation: order.generation,
             space: order.space,
             codec: if order.is_zero {
@@ -192,18 +202,18 @@ impl Pair {
             runs: order.runs,
             digest: if order.is_zero { [0; 16] } else { digest },
         };
-        let (sequence, digest) = (header.sequence, header.digest);
         let at = self.now + ONE_WAY;
-        self.to_target
-            .push_back((at, Packet::Chunk(order.lane, header, versions)));
-        if sequence > 0 {
-            let wire_bytes = 100;
-            self.tell_source(source::Event::Encoded {
-                sequence,
-                digest,
-                wire_bytes,
-            });
+        if order.is_urgent {
+            let packet = Packet::Chunk(Lane::Demand, header, versions);
+            self.to_target.push_back((at, packet));
+            return;
         }
+        self.next_sequence += 1;
+        // On the wire first: the report may lead to the next chunk before it returns.
+        let packet = Packet::Chunk(Lane::Bulk, header.clone(), versions);
+        self.to_target.push_back((at, packet));
+        let wire_bytes = 100;
+        self.tell_source(source::Event::Packed { header, wire_bytes });
     }
 
     fn act_at_target(&mut self, action: target::Action) {

@@ -272,6 +272,12 @@ impl Ownership {
         }
     }
 
+    /// Which host this is.
+    #[must_use]
+    pub const fn host(&self) -> &HostIdentity {
+        &self.host
+    }
+
     /// The record as decided: durable once every action polled so far has been carried out and none waits.
     #[must_use]
     pub const fn record(&self) -> &Record {

@@ -5,9 +5,7 @@ use std::time::Duration;
 use super::{Action, ChunkOrder, DecisionRecord, Phase, Source};
 use crate::fault::{Code, Fault};
 use crate::image::CHAIN_START;
-use crate::message::{
-    CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, Lane, Received, ZERO_RUN_BLOCKS_MAX,
-};
+use crate::message::{CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, Received, ZERO_RUN_BLOCKS_MAX};
 use crate::plan::{self, Decision, Facts, Mode};
 use crate::space::{BlockRun, BlockSet, SpaceId, block_count_of};
 use crate::time::Instant;
@@ -21,9 +19,6 @@ const WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// Time beyond the round trip that chunks in flight may cover: codec, sockets, and the tunnel's own
 /// queue. Twice this and the round trip is the window.
 const WINDOW_SLACK: Duration = Duration::from_millis(50);
-
-/// Chunks of zeros in flight at the most; they count no bytes.
-const ZERO_CHUNKS_PER_TURN: usize = 64;
 
 /// One pass over what has to go.
 #[derive(Debug)]
@@ -61,16 +56,10 @@ impl Round {
         &self.pending
     }
 
-    /// Adds chunks that were not acknowledged.
-    pub(super) fn put_back(&mut self, orders: &[ChunkOrder]) {
-        for order in orders {
-            let sets = if order.is_zero {
-                &mut self.zeros
-            } else {
-                &mut self.pending
-            };
-            let set = &mut sets[usize::from(order.space.0)];
-            order.runs.iter().for_each(|run| set.insert_run(*run));
+    /// Adds blocks that were not acknowledged.
+    pub(super) fn put_back(&mut self, blocks: &[BlockSet]) {
+        for (set, blocks) in self.pending.iter_mut().zip(blocks) {
+            set.union_with(blocks);
         }
     }
 
@@ -131,7 +120,9 @@ impl Source {
             return Ok(());
         };
         round.put_back(&unacked);
+        let mut next = self.window.packed().through_sequence + 1;
         if is_fresh {
+            next = 1;
             // The target lost everything it had: begin again, and nothing that was harvested is lost.
             self.window.restart_from(received);
             round
@@ -140,6 +131,7 @@ impl Source {
                 .for_each(|set| *set = BlockSet::full(set.block_count()));
             round.zeros.iter_mut().for_each(BlockSet::clear);
         }
+        self.actions.push_back(Action::NumberFrom(next));
         Ok(())
     }
 
@@ -195,33 +187,25 @@ impl Source {
         while self.wants_to_send() && self.next_order_at <= now {
             let spaces = &self.setup.spaces;
             let blocks_max = |space: usize| CHUNK_RAW_BYTES_MAX / spaces[space].block_bytes;
-            let (lane, taken) = match &mut self.phase {
-                Phase::Copying(round) => (
-                    Lane::Bulk,
-                    take_chunk(&mut round.pending, &mut round.cursor, blocks_max),
-                ),
-                Phase::Switching(pause) => (Lane::Switch, pause.take(blocks_max)),
-                Phase::Serving(push) => (Lane::Bulk, push.take(blocks_max)),
+            let taken = match &mut self.phase {
+                Phase::Copying(round) => {
+                    take_chunk(&mut round.pending, &mut round.cursor, blocks_max)
+                }
+                Phase::Switching(pause) => pause.take(blocks_max),
+                Phase::Serving(push) => push.take(blocks_max),
                 _ => return,
             };
-            let Some((space, runs)) = taken else { return };
-            self.order(lane, space, runs, now);
+            let Some((space, runs)) = taken else {
+                return;
+            };
+            self.order(space, runs, now);
         }
     }
 
-    fn order(&mut self, lane: Lane, space: SpaceId, runs: Vec<BlockRun>, now: Instant) {
+    fn order(&mut self, space: SpaceId, runs: Vec<BlockRun>, now: Instant) {
         let block_bytes = u64::from(self.setup.spaces[usize::from(space.0)].block_bytes);
         let raw_bytes = block_count_of(&runs) * block_bytes;
-        let generation = self.generation;
-        let order = ChunkOrder {
-            lane,
-            sequence: 0,
-            generation,
-            space,
-            runs,
-            is_zero: false,
-        };
-        let order = self.window.push(order, raw_bytes);
+        self.window.push(space, &runs);
         self.progress.raw_bytes += raw_bytes;
         if let Phase::Copying(round) = &mut self.phase {
             round.raw_bytes += raw_bytes;
@@ -230,9 +214,16 @@ impl Source {
             let earliest = self.next_order_at.max(now);
             self.next_order_at = earliest + plan::seconds_for(raw_bytes, rate.max(1));
         }
-        self.actions.push_back(Action::SendChunk(order));
+        self.actions.push_back(Action::SendChunk(ChunkOrder {
+            is_urgent: false,
+            generation: self.generation,
+            space,
+            runs,
+            is_zero: false,
+        }));
     }
 
+    /// Blocks that were never touched go as names, before everything else.
     fn order_zeros(&mut self) {
         let Phase::Copying(round) = &mut self.phase else {
             return;
@@ -240,24 +231,18 @@ impl Source {
         if !self.resumed || !self.link_up {
             return;
         }
-        for _ in 0..ZERO_CHUNKS_PER_TURN {
-            let mut cursor = Cursor::default();
-            let Some((space, runs)) =
-                take_chunk(&mut round.zeros, &mut cursor, |_| ZERO_RUN_BLOCKS_MAX)
-            else {
-                return;
-            };
-            let (lane, generation) = (Lane::Bulk, self.generation);
-            let order = ChunkOrder {
-                lane,
-                sequence: 0,
-                generation,
+        let mut cursor = Cursor::default();
+        while let Some((space, runs)) =
+            take_chunk(&mut round.zeros, &mut cursor, |_| ZERO_RUN_BLOCKS_MAX)
+        {
+            self.window.push(space, &runs);
+            self.actions.push_back(Action::SendChunk(ChunkOrder {
+                is_urgent: false,
+                generation: self.generation,
                 space,
                 runs,
                 is_zero: true,
-            };
-            let order = self.window.push(order, 0);
-            self.actions.push_back(Action::SendChunk(order));
+            }));
         }
     }
 
@@ -286,7 +271,7 @@ impl Source {
 
     pub(super) fn harvested(&mut self, dirty: Vec<BlockSet>, now: Instant) -> Result<(), Fault> {
         if matches!(self.phase, Phase::Switching(_)) {
-            return self.harvested_frozen(dirty);
+            return self.harvested_frozen(&dirty);
         }
         let residual_bytes = self.raw_bytes(&dirty);
         let Phase::Copying(round) = &mut self.phase else {

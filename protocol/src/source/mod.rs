@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::fault::{Blame, Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
-use crate::message::{Lane, Message, Prepare, Reason, SpaceInfo};
+use crate::message::{ChunkHeader, Lane, Message, Prepare, Reason, SpaceInfo};
 use crate::ownership::{self, Ownership, Record, State, Word};
 use crate::plan::{self, Policy};
 use crate::space::{BlockRun, BlockSet, SpaceId};
@@ -98,14 +98,12 @@ pub enum Event {
     Frozen,
     /// vCPU and machine state, saved while frozen.
     StateSaved(Vec<u8>),
-    /// A numbered chunk was read and packed; chunks are reported in the order of their numbers.
-    Encoded {
-        /// Its number.
-        sequence: u64,
-        /// Its digest.
-        digest: [u8; 16],
+    /// A numbered chunk was read and packed; reported in the order of the numbers, before it is sent.
+    Packed {
+        /// Its header: which blocks, and their digest.
+        header: ChunkHeader,
         /// Bytes of its frame.
-        wire_bytes: u32,
+        wire_bytes: u64,
     },
     /// The operator does not want the move any more.
     Cancel,
@@ -117,20 +115,19 @@ pub enum Event {
     Tick,
 }
 
-/// Blocks to read, pack and send as one chunk.
+/// Blocks to read, pack and send. The codec may split and join them into chunks as it sees fit, and
+/// numbers the chunks of the bulk lane in the order it is given them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkOrder {
-    /// The lane it goes on.
-    pub lane: Lane,
-    /// Its number; 0 on the demand lane.
-    pub sequence: u64,
+    /// A vCPU waits: on the demand lane, ahead of everything, without a number.
+    pub is_urgent: bool,
     /// The round.
     pub generation: u32,
     /// The space.
     pub space: SpaceId,
-    /// Which blocks.
+    /// Which blocks, at most 64 KiB of them unless they are known to be zero.
     pub runs: Vec<BlockRun>,
-    /// The blocks are known to be zero: nothing is read.
+    /// The blocks were never touched: nothing is read.
     pub is_zero: bool,
 }
 
@@ -155,9 +152,12 @@ pub enum Action {
     SaveState,
     /// Let the vCPUs run on; harmless if they do.
     Thaw,
-    /// Read, pack and send blocks; numbered ones are reported by `Encoded`.
+    /// Number chunks from here on, now that none is on its way.
+    NumberFrom(u64),
+    /// Read, pack and send blocks; numbered chunks are reported by `Packed`.
     SendChunk(ChunkOrder),
-    /// Forget every chunk ordered and not yet sent; none of them is reported any more.
+    /// Forget every block ordered and not yet sent. What was packed before this is carried out is
+    /// reported before anything else is; nothing is reported of it afterwards.
     CancelChunks,
     /// End dirty tracking.
     StopTracking,
@@ -347,7 +347,7 @@ impl Source {
         Ok(Self {
             answered: serving::empty_sets(&setup.spaces),
             meter: Meter::new(now),
-            window: Window::default(),
+            window: Window::new(&setup.spaces),
             progress: Progress {
                 block_count,
                 blocks_left: block_count,
@@ -487,13 +487,9 @@ impl Source {
             Event::Harvested(dirty) => self.harvested(dirty, now),
             Event::Frozen => self.frozen(now),
             Event::StateSaved(state) => self.state_saved(state),
-            Event::Encoded {
-                sequence,
-                digest,
-                wire_bytes,
-            } => {
-                self.progress.wire_bytes += u64::from(wire_bytes);
-                self.window.encoded(sequence, &digest)
+            Event::Packed { header, wire_bytes } => {
+                self.progress.wire_bytes += wire_bytes;
+                self.window.packed_chunk(&header)
             }
             Event::Cancel => self.cancel(now),
             Event::GuestGone => Err(Fault::new(
@@ -688,13 +684,18 @@ impl Source {
         while let Some(action) = self.ownership.poll() {
             match action {
                 ownership::Action::Persist(record) => {
-                    self.actions.push_back(Action::Persist(record))
+                    self.actions.push_back(Action::Persist(record));
                 }
                 ownership::Action::Say { word, .. } => self.say(&word, now),
                 ownership::Action::Thaw => self.actions.push_back(Action::Thaw),
                 ownership::Action::FreeImage => self.actions.push_back(Action::FreeImage),
-                ownership::Action::Run { .. } | ownership::Action::DiscardImage => {
-                    unreachable!("the law orders a target's actions only at a target")
+                ownership::Action::Run { .. }
+                | ownership::Action::DiscardImage
+                | ownership::Action::Swap { .. }
+                | ownership::Action::ReadRegister => {
+                    unreachable!(
+                        "the law orders a source without a witness only a source's actions"
+                    )
                 }
             }
         }
@@ -723,8 +724,13 @@ impl Source {
                 Message::Abort(Reason::from(self.fault.as_ref().unwrap_or(&ended)))
             }
             Word::Released => Message::Released,
-            Word::Prepared | Word::Ready { .. } | Word::Ack | Word::Nack | Word::Complete => {
-                unreachable!("the law says a target's words only at a target")
+            Word::Prepared
+            | Word::Ready { .. }
+            | Word::Ack
+            | Word::Nack
+            | Word::Complete
+            | Word::Offer { .. } => {
+                unreachable!("the law says only a source's words at a source without a witness")
             }
         };
         self.send(Lane::Control, message);

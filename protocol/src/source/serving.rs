@@ -3,7 +3,7 @@
 use super::copying::{Cursor, take_chunk};
 use super::{Action, ChunkOrder, Outcome, Phase, Source};
 use crate::fault::{Code, Fault};
-use crate::message::{Lane, MissingPart, Received, SpaceInfo};
+use crate::message::{MissingPart, Received, SpaceInfo};
 use crate::ownership::State;
 use crate::space::{BlockRun, BlockSet, SpaceId};
 
@@ -80,6 +80,8 @@ impl Source {
         }
         self.resumed = true;
         self.window.restart_from(received);
+        let next = received.through_sequence.saturating_add(1);
+        self.actions.push_back(Action::NumberFrom(next));
         Ok(())
     }
 
@@ -108,8 +110,7 @@ impl Source {
             };
         }
         self.actions.push_back(Action::SendChunk(ChunkOrder {
-            lane: Lane::Demand,
-            sequence: 0,
+            is_urgent: true,
             generation: self.generation,
             space,
             runs: vec![run],

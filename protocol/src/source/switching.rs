@@ -101,7 +101,7 @@ impl Source {
         Ok(())
     }
 
-    pub(super) fn harvested_frozen(&mut self, fresh: Vec<BlockSet>) -> Result<(), Fault> {
+    pub(super) fn harvested_frozen(&mut self, fresh: &[BlockSet]) -> Result<(), Fault> {
         let goodput = self.meter.bytes_per_second();
         let round_trip = self.meter.round_trip_or_guess();
         let policy = self.setup.policy;
@@ -111,7 +111,7 @@ impl Source {
             .iter()
             .map(|space| u64::from(space.block_bytes))
             .collect();
-        let fresh_bytes = self.raw_bytes(&fresh);
+        let fresh_bytes = self.raw_bytes(fresh);
         let Phase::Switching(pause) = &mut self.phase else {
             return Err(Fault::new(
                 Code::State,
@@ -125,7 +125,7 @@ impl Source {
             ));
         }
         pause.is_harvested = true;
-        let mut everything = fresh.clone();
+        let mut everything = fresh.to_vec();
         for (set, residual) in everything.iter_mut().zip(&mut pause.residual) {
             set.union_with(residual);
             residual.clear();
@@ -137,7 +137,7 @@ impl Source {
                 pause.carry_bytes_max = plan::carry_budget(&policy, goodput, round_trip);
             }
         }
-        pause.carry = freshest(&fresh, &everything, pause.carry_bytes_max, &block_bytes);
+        pause.carry = freshest(fresh, &everything, pause.carry_bytes_max, &block_bytes);
         pause.missing = everything;
         for (missing, carry) in pause.missing.iter_mut().zip(&pause.carry) {
             missing.difference_with(carry);
@@ -185,16 +185,16 @@ impl Source {
 
     /// Once all is sent, says so and lets the law wait for the target's root.
     pub(super) fn seal_if_through(&mut self, now: Instant) -> Result<(), Fault> {
-        let chain = self.window.chain_when_encoded();
-        let through_sequence = self.window.last_sequence();
+        let is_packed = self.window.is_packed();
+        let packed = *self.window.packed();
         let Some(epoch) = self.epoch_offered else {
             return Ok(());
         };
         let Phase::Switching(pause) = &mut self.phase else {
             return Ok(());
         };
-        let is_sent = pause.is_harvested && pause.is_ordered() && !pause.is_sealed;
-        let (Some(state), Some(chain), true) = (&pause.state, chain, is_sent) else {
+        let is_sent = pause.is_harvested && pause.is_ordered() && is_packed && !pause.is_sealed;
+        let (Some(state), true) = (&pause.state, is_sent) else {
             return Ok(());
         };
         pause.is_sealed = true;
@@ -204,13 +204,13 @@ impl Source {
             epoch,
             spaces: &self.setup.spaces,
             config: &self.setup.config,
-            chain: &chain,
+            chain: &packed.chain,
             missing: &pause.missing,
             state,
         }
         .root();
         let end = FinalEnd {
-            through_sequence,
+            through_sequence: packed.through_sequence,
             state_bytes: u32::try_from(state.len()).expect("below STATE_BYTES_MAX"),
             missing_count: pause.missing.iter().map(BlockSet::len).sum(),
             root,

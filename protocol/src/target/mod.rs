@@ -578,7 +578,7 @@ impl Target {
         {
             match action {
                 ownership::Action::Persist(record) => {
-                    self.actions.push_back(Action::Persist(record))
+                    self.actions.push_back(Action::Persist(record));
                 }
                 ownership::Action::Say { word, .. } => self.say(&word),
                 ownership::Action::Run { epoch } => {
@@ -586,8 +586,13 @@ impl Target {
                     self.actions.push_back(Action::Run(epoch));
                 }
                 ownership::Action::DiscardImage => self.actions.push_back(Action::DiscardImage),
-                ownership::Action::Thaw | ownership::Action::FreeImage => {
-                    unreachable!("the law orders a source's actions only at a source")
+                ownership::Action::Thaw
+                | ownership::Action::FreeImage
+                | ownership::Action::Swap { .. }
+                | ownership::Action::ReadRegister => {
+                    unreachable!(
+                        "the law orders a target without a witness only a target's actions"
+                    )
                 }
             }
         }
@@ -609,8 +614,12 @@ impl Target {
                 Message::Nack(Reason::from(self.fault.as_ref().unwrap_or(&given_up)))
             }
             Word::Complete => Message::Complete,
-            Word::Prepare { .. } | Word::Commit { .. } | Word::Abort | Word::Released => {
-                unreachable!("the law says a source's words only at a source")
+            Word::Prepare { .. }
+            | Word::Commit { .. }
+            | Word::Abort
+            | Word::Released
+            | Word::Offer { .. } => {
+                unreachable!("the law says only a target's words at a target without a witness")
             }
         };
         self.send(Lane::Control, message);

@@ -93,9 +93,7 @@ impl Target {
                 }
                 Ok(())
             }
-            (Phase::Receiving | Phase::Ready, Lane::Bulk | Lane::Switch) => {
-                self.receive(header, token)
-            }
+            (Phase::Receiving | Phase::Ready, Lane::Bulk) => self.receive(header, token),
             _ => {
                 let stage = self.stage().as_str();
                 let detail = format!("a chunk on the {lane:?} lane while {stage}");
