@@ -126,7 +126,6 @@ pub struct Estimator {
     base: Base,
     packet_bytes: u64,
     window_bytes: u64,
-    floor_bytes: u64,
     rate_bytes_per_second: u64,
     queue_delay: Duration,
     allowance: Duration,
@@ -150,7 +149,6 @@ impl Estimator {
             },
             packet_bytes,
             window_bytes,
-            floor_bytes: 0,
             rate_bytes_per_second: 0,
             queue_delay: Duration::ZERO,
             allowance: ALLOWANCE,
@@ -161,7 +159,6 @@ impl Estimator {
     #[must_use]
     pub fn window_bytes(&self) -> u64 {
         self.window_bytes
-            .max(self.floor_bytes)
             .max(WINDOW_PACKETS_MIN * self.packet_bytes)
     }
 
@@ -174,12 +171,6 @@ impl Estimator {
             queue_delay: self.queue_delay,
             window_bytes: self.window_bytes(),
         }
-    }
-
-    /// The window is never below this from now on: what another connection over the same path has
-    /// learnt about it.
-    pub const fn set_floor(&mut self, bytes: u64) {
-        self.floor_bytes = bytes;
     }
 
     /// Packets have this size from now on.
