@@ -57,8 +57,8 @@ pub(crate) async fn follow(
     }
 }
 
-/// Watches until the end, over restarts of the migrator.
-async fn watch(
+/// Watches until the end, over restarts of the migrator; `last` is kept for whoever gives up waiting.
+pub(crate) async fn watch(
     client: &Client,
     id: MigrationId,
     last: &mut Option<MigrationView>,
@@ -117,7 +117,9 @@ fn timed_out(id: MigrationId, last: Option<&MigrationView>) -> Failure {
         );
         let problem = Problem::new(Code::Stalled, cause)
             .message("the handover is blocked: the two hosts cannot talk")
-            .remedy(format!("mend the link, and the move goes on by itself; {again}"));
+            .remedy(format!(
+                "mend the link, and the move goes on by itself; {again}"
+            ));
         return Failure::with(problem, Exit::Blocked);
     }
     let phase = last.map_or("unknown", |view| view.phase.as_str());
@@ -138,7 +140,10 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
     } else {
         format!("guest {guest} did not move from {from} to {to}")
     };
-    let known = view.error.as_ref().and_then(|error| Code::parse(&error.code));
+    let known = view
+        .error
+        .as_ref()
+        .and_then(|error| Code::parse(&error.code));
     let cause = view.error.as_ref().map(|error| error.message.clone());
     let code = match view.phase {
         Phase::Cancelled => Code::Cancelled,

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod connection;
+mod daemon;
 mod failure;
 mod follow;
 mod show;

@@ -47,7 +47,8 @@ pub(crate) fn show<T: Serialize>(
         Format::Json => {
             let schema = schema(kind);
             let document = Document { schema, content };
-            let mut text = serde_json::to_string_pretty(&document).map_err(|error| unwritable(&error))?;
+            let mut text =
+                serde_json::to_string_pretty(&document).map_err(|error| unwritable(&error))?;
             text.push('\n');
             text
         }
@@ -67,7 +68,10 @@ pub(crate) fn show_line<T: Serialize>(kind: &str, content: &T) -> Result<(), Fai
 /// Writes text to stdout; whoever closed the pipe has seen enough.
 pub(crate) fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(&error)),
         _ => Ok(()),
     }

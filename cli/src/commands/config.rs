@@ -90,9 +90,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
 fn check(daemon: Daemon, file: &Path, text: &str) -> Result<(), Fault> {
     match daemon {
         Daemon::Tunnel => super::tunnel::check(file, text),
-        Daemon::Migrator => {
-            config::check::<towpath_migrator::config::Config>(file, text).map(|_| ())
-        }
+        Daemon::Migrator => super::migrator::check(file, text),
     }
 }
 
@@ -107,7 +105,13 @@ fn told_from(text: &str) -> Option<Daemon> {
         })
     };
     let tunnel = has_key(&["peers", "services", "certificates", "admin"]);
-    let migrator = has_key(&["state_dir", "quota", "guest_command", "trust_domain", "run_dir"]);
+    let migrator = has_key(&[
+        "state_dir",
+        "quota",
+        "guest_command",
+        "trust_domain",
+        "run_dir",
+    ]);
     match (tunnel, migrator) {
         (true, false) => Some(Daemon::Tunnel),
         (false, true) => Some(Daemon::Migrator),
@@ -116,7 +120,10 @@ fn told_from(text: &str) -> Option<Daemon> {
 }
 
 fn undecided(file: &Path) -> Failure {
-    let cause = format!("the keys of {} are of no daemon, or of both", file.display());
+    let cause = format!(
+        "the keys of {} are of no daemon, or of both",
+        file.display()
+    );
     Problem::new(Code::Usage, cause)
         .message("it is not clear whose configuration this is")
         .remedy("say it with --for tunnel or --for migrator")
@@ -129,7 +136,10 @@ mod tests {
 
     #[test]
     fn a_files_owner_is_told_from_its_keys_even_if_it_does_not_parse() {
-        assert_eq!(told_from("site = \"a\"\nstate_dir = \"/x\""), Some(Daemon::Migrator));
+        assert_eq!(
+            told_from("site = \"a\"\nstate_dir = \"/x\""),
+            Some(Daemon::Migrator)
+        );
         assert_eq!(told_from("[[peers]]\nsite = "), Some(Daemon::Tunnel));
         assert_eq!(told_from("  [quota]\n"), Some(Daemon::Migrator));
         assert_eq!(told_from("site = \"a\""), None);

@@ -232,7 +232,13 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
     let list: GuestList = options.socket.client().get("/v1/guests").await?;
     show::show(options.output.format, "guests", &list, || {
         let mut table = Table::new([
-            "NAME", "KIND", "STATE", ">EPOCH", ">MEMORY", ">HEARTBEAT", "MOVED TO",
+            "NAME",
+            "KIND",
+            "STATE",
+            ">EPOCH",
+            ">MEMORY",
+            ">HEARTBEAT",
+            "MOVED TO",
         ]);
         for guest in &list.guests {
             table.row([

@@ -90,10 +90,15 @@ async fn migrate(options: &Options) -> Result<(), Failure> {
         rate: options.rate.map(Rate::bits_per_second),
     };
     request.check()?;
-    let begun: MigrationView = client.post("/v1/migrations", &request).await.map_err(|problem| {
-        let (guest, site) = (&options.guest, &options.site);
-        Failure::from(problem).while_trying(format!("guest {guest} cannot be moved to {site}"))
-    })?;
+    let begun: MigrationView =
+        client
+            .post("/v1/migrations", &request)
+            .await
+            .map_err(|problem| {
+                let (guest, site) = (&options.guest, &options.site);
+                Failure::from(problem)
+                    .while_trying(format!("guest {guest} cannot be moved to {site}"))
+            })?;
     let format = options.output.format;
     if options.detach {
         let id = begun.id;

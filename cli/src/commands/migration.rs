@@ -184,7 +184,10 @@ pub(crate) fn report(view: &MigrationView) -> String {
         ("guest bytes", Some(bytes(view.raw_bytes))),
         ("bytes on the link", Some(bytes(view.wire_bytes))),
         ("demand fetches", Some(format!("{fetches}{waits}"))),
-        ("switched because", view.switch_reason.as_deref().map(escape)),
+        (
+            "switched because",
+            view.switch_reason.as_deref().map(escape),
+        ),
         (
             "error",
             view.error
@@ -199,14 +202,14 @@ fn details(view: &MigrationView) -> String {
     text.push_str(&fields(&[
         ("role", Some(word(&view.role))),
         ("mode", Some(word(&view.mode))),
-        ("longest pause allowed", Some(milliseconds(view.max_pause_ms.into()))),
+        (
+            "longest pause allowed",
+            Some(milliseconds(view.max_pause_ms.into())),
+        ),
         ("attempts", Some(view.attempts.to_string())),
         ("begun", Some(time_of_day(view.started_unix_ms))),
         ("ended", view.finished_unix_ms.map(time_of_day)),
-        (
-            "now",
-            (!view.phase.is_finished()).then(|| describe(view)),
-        ),
+        ("now", (!view.phase.is_finished()).then(|| describe(view))),
     ]));
     if view.decisions.is_empty() {
         return text;

@@ -112,7 +112,10 @@ fn host_table(host: &HostView) -> String {
         || "usable".to_owned(),
         |reason| format!("not usable: {}", escape(reason)),
     );
-    let (used, quota) = (bytes(host.memory_used_bytes), bytes(host.memory_quota_bytes));
+    let (used, quota) = (
+        bytes(host.memory_used_bytes),
+        bytes(host.memory_quota_bytes),
+    );
     fields(&[
         ("host", Some(format!("{}/{}", host.site, host.host))),
         ("migrator", Some(escape(&host.version))),

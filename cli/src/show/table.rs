@@ -19,6 +19,16 @@ impl Table {
         }
     }
 
+    /// A table without titles of its own: the first row stands in for them.
+    pub(crate) fn of_rows(rows: Vec<Vec<String>>) -> Self {
+        let mut rows = rows.into_iter();
+        let titles = rows.next().unwrap_or_default();
+        Self {
+            titles: titles.into_iter().map(|title| (title, false)).collect(),
+            rows: rows.collect(),
+        }
+    }
+
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         debug_assert_eq!(cells.len(), self.titles.len());
         self.rows.push(cells.into());
@@ -62,7 +72,8 @@ impl Table {
 /// One thing as a list of its fields; those without a value are left out.
 pub(crate) fn fields(fields: &[(&str, Option<String>)]) -> String {
     let present = || {
-        let with_value = |(name, value): &(&str, Option<String>)| Some(((*name).to_owned(), value.clone()?));
+        let with_value =
+            |(name, value): &(&str, Option<String>)| Some(((*name).to_owned(), value.clone()?));
         fields.iter().filter_map(with_value)
     };
     let longest = present().map(|(name, _)| width(&name)).max().unwrap_or(0);
