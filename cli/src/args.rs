@@ -25,7 +25,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 timed out, 5 blocked 
 
 /// Moves running virtual machines between sites, over QUIC.
 #[derive(Debug, Parser)]
-#[command(name = "towpath", version, after_help = EXAMPLES, propagate_version = true)]
+#[command(name = "towpath", version, after_help = EXAMPLES)]
 #[command(disable_help_subcommand = true, arg_required_else_help = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -92,7 +92,7 @@ impl Command {
 /// How a result is written.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct OutputOption {
-    /// How the result is written
+    /// How the result is written; json is one document with a "schema"
     #[arg(
         id = "output",
         short = 'o',
@@ -117,9 +117,9 @@ pub(crate) struct LogOptions {
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people and for the journal
+    // For people and for the journal.
     Text,
-    /// One JSON object a line
+    // One JSON object a line.
     Json,
 }
 

@@ -135,10 +135,12 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
         return Ok(());
     }
     let (guest, from, to) = (&view.guest, &view.from, &view.to);
-    let what = if view.phase == Phase::Cancelled {
-        format!("the move of {guest} to {to} was cancelled; it runs at {from}")
+    let (what, no_cause) = if view.phase == Phase::Cancelled {
+        let what = format!("the move of {guest} to {to} was cancelled; it runs at {from}");
+        (what, "an operator cancelled it")
     } else {
-        format!("guest {guest} did not move from {from} to {to}")
+        let what = format!("guest {guest} did not move from {from} to {to}");
+        (what, "the migrator gave no reason")
     };
     let known = view
         .error
@@ -149,7 +151,8 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
         Phase::Cancelled => Code::Cancelled,
         _ => known.unwrap_or(Code::Refused),
     };
-    let mut problem = Problem::new(code, cause.unwrap_or_default()).message(what);
+    let mut problem =
+        Problem::new(code, cause.unwrap_or_else(|| no_cause.to_owned())).message(what);
     if let (Some(error), None) = (&view.error, known) {
         problem.code.clone_from(&error.code);
     }

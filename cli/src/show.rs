@@ -17,9 +17,9 @@ pub(crate) use table::{Table, fields};
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    // For people.
     Table,
-    /// For programs: one document with a "schema"
+    // For programs: one document with a "schema".
     Json,
 }
 

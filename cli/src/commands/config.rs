@@ -41,9 +41,9 @@ pub(crate) struct CheckOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Daemon {
-    /// The tunnel's
+    // The tunnel's.
     Tunnel,
-    /// The migrator's
+    // The migrator's.
     Migrator,
 }
 

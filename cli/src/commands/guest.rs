@@ -1,6 +1,7 @@
 //! `towpath guest`: start, list, show and stop guests.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -20,6 +21,9 @@ use crate::show::{self, Format, Table, bytes, escape, fields, or_dash};
 
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
+
+/// Longest wait for a guest to start: it fills its memory first, at about 1 GiB a second.
+const START_WAIT: Duration = Duration::from_secs(330);
 
 const START_EXAMPLES: &str = "\
 Examples:
@@ -80,11 +84,11 @@ pub(crate) struct LoadOptions {
 /// What kind of machine a guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
-    /// KVM where it can be used, else a process
+    // KVM where it can be used, else a process.
     Auto,
-    /// A virtual machine
+    // A virtual machine.
     Kvm,
-    /// A process whose memory is tracked
+    // A process whose memory is tracked.
     Process,
 }
 
@@ -186,7 +190,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
 }
 
 async fn start(options: &StartOptions) -> Result<(), Failure> {
-    let client = options.socket.client();
+    let client = options.socket.client().timeout(START_WAIT);
     let what = || format!("guest {} cannot be started", options.name);
     let path = format!("/v1/guests/{}", options.name);
     let guest = match client.get::<GuestView>(&path).await {

@@ -57,13 +57,16 @@ pub(crate) fn milliseconds(ms: u64) -> String {
     }
 }
 
+/// Last second of the year 9999, the last one that can be written.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 /// A moment, in UTC.
 pub(crate) fn time_of_day(unix_ms: u64) -> String {
-    let moment = UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
-    moment.map_or_else(
-        || "-".to_owned(),
-        |moment| humantime::format_rfc3339_seconds(moment).to_string(),
-    )
+    if unix_ms / 1000 > LAST_SECOND {
+        return "-".to_owned();
+    }
+    let moment = UNIX_EPOCH + Duration::from_millis(unix_ms);
+    humantime::format_rfc3339_seconds(moment).to_string()
 }
 
 /// A value, or a dash where there is none.
