@@ -67,7 +67,10 @@ pub enum Event {
     /// The saved state was loaded into the guest.
     StateLoaded,
     /// The vCPUs run.
-    GuestRuns,
+    GuestRuns {
+        /// Since when.
+        at: Instant,
+    },
     /// A vCPU waits for a block that is not there.
     Fault {
         /// The space.
@@ -472,7 +475,7 @@ impl Target {
             }
             Event::GuestBuilt => self.guest_built(),
             Event::StateLoaded => self.state_loaded(),
-            Event::GuestRuns => self.guest_runs(now),
+            Event::GuestRuns { at } => self.guest_runs(at),
             Event::Fault { space, block } => self.fault(space, block),
             Event::GuestGone => Err(Fault::new(
                 Code::Guest,
