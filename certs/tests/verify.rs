@@ -335,6 +335,32 @@ fn t14_other_protocols_versions_and_key_exchanges_are_refused() {
 }
 
 #[test]
+fn t14_a_client_that_speaks_tls_1_2_is_told_which_versions_are_spoken() {
+    let fixture = Fixture::new();
+    let mut server = ServerConnection::new(Arc::new(fixture.server())).unwrap();
+    // A whole ClientHello of TLS 1.2: one suite, P-256, ECDSA with SHA-256, and no list of versions.
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
+    let extensions = [
+        0, 10, 0, 4, 0, 2, 0, 23, // supported groups
+        0, 11, 0, 2, 1, 0, // point formats
+        0, 13, 0, 4, 0, 2, 4, 3, // signature algorithms
+    ];
+    hello.extend([0, 22]);
+    hello.extend(extensions);
+    let length = u8::try_from(hello.len()).unwrap();
+    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
+    record.extend(&hello);
+    server.read_tls(&mut record.as_slice()).unwrap();
+    server.process_new_packets().expect_err("version 1.2");
+    let mut answer = Vec::new();
+    server.write_tls(&mut answer).unwrap();
+    // A fatal alert: protocol_version.
+    assert_eq!(&answer[answer.len() - 2..], [2, 70]);
+}
+
+#[test]
 fn t13_sessions_are_never_resumed() {
     let fixture = Fixture::new();
     let (client, server) = (Arc::new(fixture.client()), fixture.server());

@@ -3,3 +3,7 @@
 pub mod api;
 pub mod codec;
 pub mod config;
+pub mod guest;
+pub mod journal;
+pub mod lane;
+pub mod store;

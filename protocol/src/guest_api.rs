@@ -291,7 +291,7 @@ pub enum Response {
         /// Nanoseconds.
         running_since_ns: u64,
     },
-    /// It could not be done; nothing changed.
+    /// It could not be done. Nothing changed, but that a guest may run whose `Run` failed.
     Failed(Reason),
 }
 

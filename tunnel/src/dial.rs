@@ -180,7 +180,10 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
             // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
             // done before its own certificate has been looked at.
             let why = urgent.close_reason().or_else(|| bulk.close_reason());
-            let detail = why.map_or(fault.detail, |reason| reason.to_string());
+            let detail = match why {
+                Some(reason) if fault.code == Code::Unreachable => reason.to_string(),
+                _ => fault.detail,
+            };
             close(&urgent, fault.code, "not joined");
             close(&bulk, fault.code, "not joined");
             Err(Fault::new(fault.code, detail))

@@ -225,7 +225,9 @@ impl Estimator {
                 best_rate,
                 plateau_rounds,
             } => {
-                let is_full = is_lossy || self.queue_delay > self.allowance / 2;
+                // A queue that a sender with nothing to send sees is somebody else's.
+                let has_queue = self.queue_delay > self.allowance / 2;
+                let is_full = is_lossy || (has_queue && !round.is_app_limited);
                 self.start(&round, rate, base, is_full, best_rate, plateau_rounds);
             }
             Phase::Draining { window_bytes } => {

@@ -58,6 +58,7 @@ use towpath_daemon::http;
 use towpath_daemon::shutdown::{self, Shutdown, Trigger};
 use towpath_daemon::socket::Socket;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
 
 use crate::config::Config;
 use crate::core::Core;
@@ -153,6 +154,28 @@ impl Tunnel {
     #[must_use]
     pub const fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
+    }
+
+    /// Waits until the link to a site is up.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` for a site that is no peer, `E_UNREACHABLE` with the last reason if the link is
+    /// not up within `wait`.
+    pub async fn linked(&self, site: &Name, wait: Duration) -> Result<(), Fault> {
+        let peer = self.core.peers.get(site).ok_or_else(|| {
+            let detail = format!("{site} is no peer of this tunnel");
+            Fault::new(Code::NotFound, detail)
+        })?;
+        let mut changes = peer.subscribe();
+        let is_up = changes.wait_for(|state| state.link.is_some() && !state.is_stalled);
+        match tokio::time::timeout(wait, is_up).await {
+            Ok(_) => Ok(()),
+            Err(_) => peer.link().and_then(|link| {
+                let detail = format!("{} does not answer", link.peer);
+                Err(Fault::new(Code::Unreachable, detail))
+            }),
+        }
     }
 
     /// What `/status` would say.

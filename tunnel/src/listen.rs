@@ -42,6 +42,9 @@ const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
 /// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
 const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
 
+/// How long a refusal may take to be heard.
+const REFUSAL_WAIT: Duration = Duration::from_secs(1);
+
 /// Addresses remembered before the idle ones are forgotten.
 const SOURCE_COUNT_MAX: usize = 4096;
 
@@ -174,7 +177,7 @@ impl Listener {
         let version = match LINK_VERSIONS.negotiate(join.versions) {
             Ok(version) => version,
             Err(fault) => {
-                wire::write(&mut answer, &Preamble::Refused(fault.clone())).await?;
+                refuse(&mut answer, &fault).await;
                 return Err(fault);
             }
         };
@@ -240,26 +243,24 @@ impl Listener {
             Arc::clone(&peer.counters),
         ));
         let adopted = peer.adopt(&link);
-        let answer = match &adopted {
-            Ok(()) => Preamble::Joined(Joined {
-                version,
-                receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
-            }),
-            Err(fault) => Preamble::Refused(fault.clone()),
-        };
+        if let Err(fault) = adopted {
+            tokio::join!(
+                refuse(&mut urgent.answer, &fault),
+                refuse(&mut bulk.answer, &fault),
+            );
+            link.close(fault.code, &fault.detail);
+            return Ok(());
+        }
+        let answer = Preamble::Joined(Joined {
+            version,
+            receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+        });
         for send in [&mut urgent.answer, &mut bulk.answer] {
             // A connection that is already gone ends the link by itself.
             let _ = wire::write(send, &answer).await;
             let _ = send.finish();
         }
-        match adopted {
-            Ok(()) => serve::accept(&self.core, &link),
-            Err(fault) => {
-                // The refusal is read before the connection is closed, or it would be lost.
-                let _ = timeout(self.core.preamble_wait(), urgent.answer.stopped()).await;
-                link.close(fault.code, &fault.detail);
-            }
-        }
+        serve::accept(&self.core, &link);
         Ok(())
     }
 
@@ -267,6 +268,14 @@ impl Listener {
         // Nothing panics while it is held.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says why a link cannot be had, and waits until it was heard: closing at once would overtake it.
+async fn refuse(answer: &mut SendStream, fault: &Fault) {
+    // A connection that is already gone hears nothing, and ends the wait.
+    let _ = wire::write(answer, &Preamble::Refused(fault.clone())).await;
+    let _ = answer.finish();
+    let _ = timeout(REFUSAL_WAIT, answer.stopped()).await;
 }
 
 /// What counts as one source: an IPv4 address, or the /64 that one IPv6 host is usually given whole.

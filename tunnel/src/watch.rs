@@ -75,6 +75,7 @@ mod tests {
 
     const RTT: Duration = Duration::from_millis(40);
     const TICK: u64 = 50;
+    const TICK_STEP: usize = 50;
 
     fn seen(received: u64, asked: u64) -> Seen {
         Seen {
@@ -91,7 +92,7 @@ mod tests {
     /// Looks every tick while nothing is received; gives when the stall showed.
     fn stalled_at(watch: &mut Watch, from: u64, until: u64, asked: u64) -> Option<u64> {
         (from..until)
-            .step_by(TICK as usize)
+            .step_by(TICK_STEP)
             .find(|now| watch.look(seen(1, asked), at(*now)))
     }
 

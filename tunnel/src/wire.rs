@@ -11,7 +11,7 @@ use towpath_protocol::frame::HEADER_BYTES;
 
 /// The codes that end streams and connections, with their numbers on the wire; a number is never
 /// given to another code.
-const NUMBERS: [(u32, Code); 8] = [
+const NUMBERS: [(u32, Code); 9] = [
     (1, Code::Gone),
     (2, Code::Denied),
     (3, Code::Stalled),
@@ -20,6 +20,7 @@ const NUMBERS: [(u32, Code); 8] = [
     (6, Code::Unreachable),
     (7, Code::State),
     (8, Code::NotFound),
+    (9, Code::Version),
 ];
 
 /// A code as a number; what has none of its own goes as `E_GONE`.
