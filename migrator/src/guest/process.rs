@@ -30,8 +30,9 @@ const CALL_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for work on all of a guest's memory or state short of filling it: page tables of
 /// hundreds of GiB are walked in a second or two.
 const WORK_WAIT: Duration = Duration::from_secs(30);
-/// Longest wait for a guest to run: a first start fills its working set, at about 1 GiB a second.
-const RUN_WAIT: Duration = Duration::from_secs(300);
+/// Longest wait for a guest to run: a first start fills its working set, 256 GiB at most, at about
+/// 0.4 GiB a second.
+const RUN_WAIT: Duration = Duration::from_secs(900);
 /// Longest wait for a new process to be ready: it makes an empty machine.
 const READY_WAIT: Duration = Duration::from_secs(20);
 /// Longest wait for a process to end that was asked or made to.
