@@ -33,8 +33,9 @@ const WORK_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for a check of every page: a terabyte at a gigabyte a second.
 const VERIFY_WAIT: Duration = Duration::from_secs(1000);
 
-/// Longest wait for a guest to run: a first start fills its working set, at about 1 GiB a second.
-const RUN_WAIT: Duration = Duration::from_secs(300);
+/// Longest wait for a guest to run: a first start fills its working set, 256 GiB at most, at about
+/// 0.4 GiB a second.
+const RUN_WAIT: Duration = Duration::from_secs(900);
 /// Longest wait for a new process to be ready: it makes an empty machine.
 const READY_WAIT: Duration = Duration::from_secs(20);
 /// Longest wait for a process to end that was asked or made to.
