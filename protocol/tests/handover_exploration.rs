@@ -11,7 +11,10 @@ use towpath_protocol::ownership::Decider;
 const A: Decider = Decider::SourceJournal;
 const B: Decider = Decider::Witness;
 
-#[expect(clippy::print_stdout, reason = "the numbers are what a search is read for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the numbers are what a search is read for"
+)]
 fn report(name: &str, found: &Found) {
     let mut line = format!(
         "{name}: {} worlds, {} moved, {} returned, {} blocked while the target is silent, {} stuck",
