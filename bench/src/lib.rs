@@ -1,1 +1,4 @@
 //! The link emulator, the scenarios and their reports.
+#![forbid(unsafe_code)]
+
+pub mod relay;

@@ -1,1 +1,27 @@
-//! The site authority: create, issue, check identities.
+//! The site authority: creates, issues and shows certificates, and holds the checks both daemons share.
+//!
+//! One private authority per trust domain signs one certificate per host. A host *is* the URI in its
+//! certificate, `spiffe://<trust domain>/site/<site>/host/<host>`; DNS names and addresses prove
+//! nothing here, because boxes at an edge change theirs.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`authority`] | creating the authority, issuing certificates |
+//! | [`files`] | writing and reading key files without trusting the folder |
+//! | [`identity`] | loading a host's own certificate and key |
+//! | [`verify`] | what a peer's certificate must prove, and why it did not |
+//! | [`tls`] | the only TLS settings Towpath speaks |
+//! | [`view`] | a certificate as operators see it |
+#![forbid(unsafe_code)]
+
+pub mod authority;
+pub mod files;
+pub mod identity;
+pub mod tls;
+pub mod verify;
+pub mod view;
+
+pub use authority::{Authority, Validity};
+pub use identity::Identity;
+pub use verify::{Rejection, Rejections};
+pub use view::{CertificateView, show};

@@ -1,1 +1,32 @@
 //! What every Towpath daemon does alike: configuration, coded errors, sockets, logs.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | TOML files, refused with file, line, column and what to do |
+//! | [`problem`] | a fault as an operator or an API client sees it: code, sentence, cause, remedy |
+//! | [`socket`] | Unix sockets in private folders, for this user and root alone |
+//! | [`stream`] | streams through the tunnel: open one, or be handed one |
+//! | [`lock`] | one daemon per folder |
+//! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
+//! | [`client`] | calling such an API |
+//! | [`strict`] | request bodies with a cap on size and depth |
+//! | [`log`] | log lines on stderr, as text or JSON |
+//! | [`notify`] | telling the service manager that the daemon is ready |
+//! | [`shutdown`] | one wish to stop, heard everywhere |
+//! | [`crash`] | a panic anywhere ends the whole daemon |
+//! | [`units`] | durations as operators write them |
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod config;
+pub mod crash;
+pub mod http;
+pub mod lock;
+pub mod log;
+pub mod notify;
+pub mod problem;
+pub mod shutdown;
+pub mod socket;
+pub mod stream;
+pub mod strict;
+pub mod units;

@@ -10,18 +10,22 @@
 //! | [`identity`] | names, ids and identities, parsed once at the edge |
 //! | [`time`] | the monotonic instant every machine is handed |
 //! | [`fault`] | errors sorted by whose fault they are, with stable codes |
+//! | [`size`] | a number of bytes as operators write it |
 //! | [`space`] | geometry of a space, block runs, block sets |
 //! | [`frame`] | the checked envelope around every message |
 //! | [`channel`] | how a local program asks the tunnel for a stream, and the classes |
 //! | [`version`] | version ranges and their negotiation |
 //! | [`message`] | every message between two migrators, with its bytes |
 //! | [`guest_api`] | every message between a migrator and a guest process |
+//! | [`admission`] | whom a target lets begin to send a guest |
 //! | [`ownership`] | who may run: epochs, attempts, the journal's states |
 //! | [`image`] | what both sides hash to be sure of the same image |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
+//! | [`rate`] | a rate of bytes, as operators write it |
 //! | [`source`], [`target`] | the two sides of a move |
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod channel;
 pub mod fault;
 pub mod frame;
@@ -31,6 +35,8 @@ pub mod image;
 pub mod message;
 pub mod ownership;
 pub mod plan;
+pub mod rate;
+pub mod size;
 pub mod source;
 pub mod space;
 pub mod target;

@@ -3,8 +3,8 @@
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::ownership::{
-    Action, EPOCH_MAX, Event, Origin, Ownership, RECORD_BYTES_MAX, Record, Root, State,
-    VERDICT_COUNT_MAX, Verdict, Word,
+    Action, Decider, EPOCH_MAX, Event, Holder, Origin, Ownership, RECORD_BYTES_MAX, Record, Root,
+    State, VERDICT_COUNT_MAX, Verdict, Word,
 };
 
 const GUEST: GuestId = GuestId(7);
@@ -627,12 +627,14 @@ fn the_largest_record_fits() {
             attempt,
             source: longest.clone(),
         },
+        epoch: Epoch(u64::MAX),
         is_taken: true,
     };
     let record = Record {
         guest: GuestId(u128::MAX),
         high_water: Epoch(u64::MAX),
-        state: State::Relinquished {
+        decider: Decider::Witness,
+        state: State::Offered {
             owned: Epoch(u64::MAX - 1),
             epoch: Epoch(u64::MAX),
             attempt,
@@ -645,4 +647,144 @@ fn the_largest_record_fits() {
     let bytes = record.encode();
     assert!(bytes.len() <= RECORD_BYTES_MAX);
     assert_eq!(Record::decode(&bytes), Ok(record));
+}
+
+fn holder(name: &str, epoch: u64) -> Holder {
+    let (host, epoch) = (host(name), Epoch(epoch));
+    Holder { host, epoch }
+}
+
+fn shows(name: &str, epoch: u64) -> Event {
+    let holder = holder(name, epoch);
+    Event::Register { holder }
+}
+
+fn swap(expected: Holder, new: Holder) -> Action {
+    Action::Swap { expected, new }
+}
+
+fn offer_word() -> Word {
+    Word::Offer {
+        owned: Epoch(1),
+        epoch: Epoch(2),
+        root: ROOT,
+    }
+}
+
+/// Host "a" said in mode B that "b" may take the guest.
+fn offered() -> Ownership {
+    let (machine, _) = Ownership::owner(host("a"), GUEST, Epoch(1));
+    let mut machine = machine.decided_by(Decider::Witness);
+    let (attempt, target) = (attempt(1), host("b"));
+    feed(&mut machine, Event::Offer { attempt, target });
+    let is_whole = true;
+    feed(
+        &mut machine,
+        Event::Sealed {
+            root: ROOT,
+            is_whole,
+        },
+    );
+    let actions = feed(&mut machine, hear("b", 1, Word::Ready { root: ROOT }));
+    assert!(matches!(actions[0], Action::Persist(_)));
+    assert_eq!(words(&actions), [offer_word()]);
+    machine
+}
+
+/// Host "b" has the image in mode B and was told that it may take the guest.
+fn taking() -> Ownership {
+    let mut machine = Ownership::vacant(host("b"), GUEST).decided_by(Decider::Witness);
+    feed(&mut machine, hear("a", 1, prepare(2)));
+    feed(&mut machine, Event::ImageReady { root: ROOT });
+    let actions = feed(&mut machine, hear("a", 1, offer_word()));
+    assert_eq!(actions, [swap(holder("a", 1), holder("b", 2))]);
+    assert!(!machine.may_run());
+    machine
+}
+
+#[test]
+fn mode_b_the_register_decides_for_the_target() {
+    let mut machine = taking();
+    let actions = feed(&mut machine, shows("b", 2));
+    assert!(matches!(
+        actions[..],
+        [
+            Action::Persist(_),
+            Action::Run { .. },
+            Action::Say {
+                word: Word::Ack,
+                ..
+            },
+            ..
+        ]
+    ));
+    let mut machine = taking();
+    let actions = feed(&mut machine, shows("a", 2));
+    assert!(matches!(actions[0], Action::Persist(_)));
+    assert_eq!(words(&actions), [Word::Nack]);
+    assert!(!machine.may_run());
+}
+
+#[test]
+fn mode_b_the_register_decides_for_the_source() {
+    let mut machine = offered();
+    let actions = feed(&mut machine, Event::Reclaim);
+    assert_eq!(actions, [swap(holder("a", 1), holder("a", 2))]);
+    assert!(!machine.may_run());
+    for undecided_or_lost in [shows("a", 1), shows("b", 2), shows("c", 3)] {
+        assert_eq!(feed(&mut machine, undecided_or_lost), []);
+        assert!(!machine.may_run());
+    }
+    check_ignored(&machine, &Event::Withdraw, Code::State);
+    let actions = feed(&mut machine, shows("a", 2));
+    assert!(matches!(actions[..], [Action::Persist(_), Action::Thaw]));
+    // The next attempt expects what the register shows now.
+    assert!(matches!(
+        machine.record().state,
+        State::Owned {
+            epoch: Epoch(2),
+            ..
+        }
+    ));
+
+    let (mut machine, actions) = restarted(&offered(), "a");
+    assert_eq!(actions, [Action::ReadRegister]);
+    feed(&mut machine, hear("b", 1, Word::Ack));
+    assert!(matches!(machine.record().state, State::Released { .. }));
+}
+
+#[test]
+fn mode_b_a_target_that_won_and_lost_its_image_hands_the_guest_back() {
+    let (mut machine, actions) = restarted(&taking(), "b");
+    assert_eq!(actions, []);
+    let actions = feed(&mut machine, Event::GiveUp);
+    assert!(matches!(actions[0], Action::Persist(_)));
+    assert_eq!(actions[1], swap(holder("b", 2), holder("a", 2)));
+    // And again, should the first swap have come late.
+    let actions = feed(&mut machine, hear("a", 1, offer_word()));
+    assert_eq!(actions[0], swap(holder("b", 2), holder("a", 2)));
+
+    let mut source = offered();
+    let actions = feed(&mut source, hear("b", 1, Word::Nack));
+    assert_eq!(actions, [swap(holder("a", 1), holder("a", 2))]);
+    feed(&mut source, shows("a", 2));
+    assert!(source.may_run());
+}
+
+#[test]
+fn hosts_that_disagree_on_the_decider_refuse_each_other() {
+    let mut machine = ready();
+    let actions = feed(&mut machine, hear("a", 1, offer_word()));
+    assert!(matches!(actions[0], Action::Persist(_)));
+    assert_eq!(words(&actions), [Word::Nack]);
+    check_ignored(&ready(), &shows("b", 2), Code::State);
+
+    let mut machine = Ownership::vacant(host("b"), GUEST).decided_by(Decider::Witness);
+    feed(&mut machine, hear("a", 1, prepare(2)));
+    feed(&mut machine, Event::ImageReady { root: ROOT });
+    assert_eq!(
+        words(&feed(&mut machine, hear("a", 1, commit(2)))),
+        [Word::Nack]
+    );
+    assert!(!machine.may_run());
 }

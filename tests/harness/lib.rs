@@ -1,1 +1,3 @@
 //! Whole-system tests: the harness every suite shares.
+
+pub mod simulation;

@@ -1,1 +1,239 @@
 //! The tunnel daemon: links between sites over QUIC and TLS 1.3.
+//!
+//! A local program connects to the tunnel's Unix socket, names a peer, a service and a class, and has
+//! a byte stream to that service. Each peer has one *link*: two QUIC connections, one for what someone
+//! waits for and one for bulk, each with a socket of its own at the side that dials.
+//!
+//! ```text
+//!  program ─► local ─► peer ─► link ─┬─ urgent ═══ QUIC ═══╗          ╔═► serve ─► service
+//!                                    └─ bulk ═════ QUIC ═══╩═ listen ═╝
+//!                        ▲ dial keeps it        pump copies, pace and congestion hold it back
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | the configuration file |
+//! | [`status`] | the `/status` document |
+//! | [`shaper`] | the cap on the wire, pure |
+//! | [`estimate`] | what the path carries, pure |
+//! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
+//! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
+//! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `admin`, `metrics` | what operators and scrapers ask |
+#![forbid(unsafe_code)]
+
+mod admin;
+mod backoff;
+pub mod config;
+mod congestion;
+mod core;
+mod dial;
+pub mod estimate;
+mod link;
+mod listen;
+mod local;
+mod metrics;
+mod pace;
+mod peer;
+mod pool;
+mod pump;
+mod serve;
+pub mod shaper;
+pub mod status;
+mod transport;
+mod watch;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Endpoint, TokioRuntime};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use towpath_certs::tls;
+use towpath_daemon::config::Check;
+use towpath_daemon::http;
+use towpath_daemon::shutdown::{self, Shutdown, Trigger};
+use towpath_daemon::socket::Socket;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+
+use crate::config::Config;
+use crate::core::Core;
+use crate::status::StatusView;
+
+/// How long peers may take to hear that we stop.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// A running tunnel; dropping it stops it without a farewell.
+#[derive(Debug)]
+pub struct Tunnel {
+    core: Arc<Core>,
+    endpoint: Option<Endpoint>,
+    listen_address: Option<SocketAddr>,
+    http_address: Option<SocketAddr>,
+    trigger: Trigger,
+    tasks: JoinSet<Result<(), Fault>>,
+}
+
+impl Tunnel {
+    /// Starts a tunnel inside the current tokio runtime; its sockets are bound when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `E_CONFIG`, `E_CERTIFICATE`, `E_ALREADY_RUNNING`, `E_PATH` or `E_IO`, with what to do.
+    pub async fn start(config: &Config) -> Result<Self, Fault> {
+        config.check().map_err(|wrong| {
+            let detail = format!("{}: {}", wrong.key, wrong.why);
+            Fault::new(Code::Config, detail)
+        })?;
+        let core = Arc::new(Core::new(config)?);
+        let (trigger, stop) = shutdown::channel();
+        let endpoint = config.listen.map(|at| listen(&core, at)).transpose()?;
+        let admin = Socket::bind(&config.admin.socket)?;
+        let http = match config.admin.http {
+            Some(address) => Some(http::bind_loopback(address).await?),
+            None => None,
+        };
+        let socket = Socket::bind(&config.socket)?;
+        let mut tunnel = Self {
+            listen_address: endpoint.as_ref().and_then(|end| end.local_addr().ok()),
+            http_address: http.as_ref().and_then(|http| http.local_addr().ok()),
+            core,
+            endpoint,
+            trigger,
+            tasks: JoinSet::new(),
+        };
+        tunnel.spawn(socket, admin, http, &stop);
+        let host = tunnel.core.identity.host();
+        let listen = tunnel.listen_address;
+        let until = &tunnel.core.identity.view().not_after;
+        tracing::info!(%host, ?listen, certificate_until = until, "tunnel started");
+        Ok(tunnel)
+    }
+
+    fn spawn(&mut self, socket: Socket, admin: Socket, http: Option<TcpListener>, stop: &Shutdown) {
+        let (core, tasks) = (&self.core, &mut self.tasks);
+        for peer in core.peers.values() {
+            if let Some(address) = peer.address.clone() {
+                let (core, peer, stop) = (Arc::clone(core), Arc::clone(peer), stop.clone());
+                tasks.spawn(async move {
+                    dial::keep(core, peer, address, stop).await;
+                    Ok(())
+                });
+            }
+        }
+        if let Some(endpoint) = self.endpoint.clone() {
+            let (core, stop) = (Arc::clone(core), stop.clone());
+            tasks.spawn(async move {
+                listen::accept(core, endpoint, stop).await;
+                Ok(())
+            });
+        }
+        tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
+        let router = admin::router(Arc::clone(core));
+        tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));
+        if let Some(http) = http {
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                http::serve_loopback(http, router, stop).await;
+                Ok(())
+            });
+        }
+    }
+
+    /// The UDP address where links are accepted.
+    #[must_use]
+    pub const fn listen_address(&self) -> Option<SocketAddr> {
+        self.listen_address
+    }
+
+    /// The loopback address of the admin API.
+    #[must_use]
+    pub const fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Waits until the link to a site is up.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` for a site that is no peer, `E_UNREACHABLE` with the last reason if the link is
+    /// not up within `wait`.
+    pub async fn linked(&self, site: &Name, wait: Duration) -> Result<(), Fault> {
+        let peer = self.core.peers.get(site).ok_or_else(|| {
+            let detail = format!("{site} is no peer of this tunnel");
+            Fault::new(Code::NotFound, detail)
+        })?;
+        let mut changes = peer.subscribe();
+        let is_up = changes.wait_for(|state| state.link.is_some() && !state.is_stalled);
+        match tokio::time::timeout(wait, is_up).await {
+            Ok(_) => Ok(()),
+            Err(_) => peer.link().and_then(|link| {
+                let detail = format!("{} does not answer", link.peer);
+                Err(Fault::new(Code::Unreachable, detail))
+            }),
+        }
+    }
+
+    /// What `/status` would say.
+    #[must_use]
+    pub fn status(&self) -> StatusView {
+        status::status(&self.core)
+    }
+
+    /// Runs until `stop` or until a part fails, then says farewell to the peers.
+    ///
+    /// # Errors
+    ///
+    /// What the failed part says.
+    pub async fn run_until(mut self, mut stop: Shutdown) -> Result<(), Fault> {
+        let ended = tokio::select! {
+            () = stop.requested() => Ok(()),
+            Some(ended) = self.tasks.join_next() => ended.unwrap_or_else(|error| {
+                Err(Fault::new(Code::State, format!("a part of the tunnel: {error}")))
+            }),
+        };
+        self.stop().await;
+        ended
+    }
+
+    /// Stops: peers hear of it, local streams end, sockets go.
+    pub async fn stop(mut self) {
+        self.trigger.stop();
+        for peer in self.core.peers.values() {
+            if let Ok(link) = peer.link() {
+                link.close(Code::Unreachable, "the tunnel stops");
+            }
+        }
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.close(wire::code(Code::Unreachable), b"the tunnel stops");
+            // A peer that is not there cannot hear it.
+            let _ = tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await;
+        }
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FAREWELL, all).await;
+    }
+}
+
+/// Runs a tunnel until it is to stop.
+///
+/// # Errors
+///
+/// As [`Tunnel::start`] and [`Tunnel::run_until`].
+pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
+    let tunnel = Tunnel::start(config).await?;
+    towpath_daemon::notify::ready();
+    tunnel.run_until(stop).await
+}
+
+fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
+    let tls = tls::server_config(&core.identity, &core.rejections)?;
+    let server = transport::server(tls, &core.limits)?;
+    let socket = transport::listening_socket(address)?;
+    let settings = transport::endpoint(&core.limits);
+    Endpoint::new(settings, Some(server), socket, Arc::new(TokioRuntime))
+        .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
+}

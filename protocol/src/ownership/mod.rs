@@ -16,6 +16,10 @@
 //!   Released(e')                                  Owned(e'), nothing missing: may be offered again
 //! ```
 //!
+//! In mode B ([`Decider::Witness`]) the source's journal says `Offered` in place of `Relinquished`, and
+//! a register at a witness decides: the target swaps the owner in it before it takes the guest, the
+//! source swaps it back before it runs on. One of the two swaps fails, see `witness.rs`.
+//!
 //! What the shell owes the machine:
 //! - it carries actions out in order, and drops the machine if one fails;
 //! - an image belongs to one attempt: what survives a restart under another attempt is not this one's;
@@ -25,6 +29,7 @@
 mod record;
 mod source_side;
 mod target_side;
+mod witness;
 
 use std::collections::VecDeque;
 
@@ -32,7 +37,8 @@ use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 
 pub use record::{
-    EPOCH_MAX, Origin, RECORD_BYTES_MAX, Record, Root, State, VERDICT_COUNT_MAX, Verdict,
+    Decider, EPOCH_MAX, Holder, Origin, RECORD_BYTES_MAX, Record, Root, State, VERDICT_COUNT_MAX,
+    Verdict,
 };
 
 /// Most actions that wait for [`Ownership::poll`]: an event makes at most five, so a shell that polls
@@ -58,6 +64,15 @@ pub enum Word {
     },
     /// Source: it is yours; durable at the source before it is said.
     Commit {
+        /// The epoch the target gets.
+        epoch: Epoch,
+        /// What the target must have.
+        root: Root,
+    },
+    /// Source, mode B: take it at the witness; durable at the source before it is said.
+    Offer {
+        /// The epoch the register shows for the source.
+        owned: Epoch,
         /// The epoch the target gets.
         epoch: Epoch,
         /// What the target must have.
@@ -109,6 +124,13 @@ pub enum Event {
     GiveUp,
     /// The lanes are back, or it is time to say again what the other side may have missed.
     Repeat,
+    /// Source, mode B: the target is silent for too long, take the guest back at the witness.
+    Reclaim,
+    /// Mode B: the register, as the answer to a swap or a read says.
+    Register {
+        /// Who holds the guest.
+        holder: Holder,
+    },
     /// The peer said something about `attempt`.
     Heard {
         /// Who said it: proved by the tunnel.
@@ -141,6 +163,16 @@ pub enum Action {
         /// The epoch this host now owns the guest with.
         epoch: Epoch,
     },
+    /// Mode B: if the register shows `expected`, make it show `new`; either way report what it shows
+    /// then as [`Event::Register`].
+    Swap {
+        /// What it must show.
+        expected: Holder,
+        /// What it is to show.
+        new: Holder,
+    },
+    /// Mode B: report the register as [`Event::Register`].
+    ReadRegister,
     /// Source: let the frozen guest run on, or boot it if its memory is lost; harmless if it runs.
     Thaw,
     /// Target: throw the image and the guest process of any earlier attempt away; harmless if none.
@@ -164,6 +196,8 @@ enum Progress {
     Receiving,
     /// Target, prepared: the image is here.
     ImageReady { root: Root, is_whole: bool },
+    /// Target, mode B: the image is here and the witness is asked for the guest.
+    Taking { root: Root, is_whole: bool },
 }
 
 /// Who may run one guest, as one host sees it.
@@ -182,6 +216,7 @@ impl Ownership {
         let record = Record {
             guest,
             high_water: epoch,
+            decider: Decider::SourceJournal,
             state: State::Owned {
                 epoch,
                 missing_from: None,
@@ -197,10 +232,18 @@ impl Ownership {
         let record = Record {
             guest,
             high_water: Epoch(0),
+            decider: Decider::SourceJournal,
             state: State::Vacant,
             verdicts: Vec::new(),
         };
         Self::new(host, record)
+    }
+
+    /// The same new machine with another decider; hosts that do not agree on it refuse each other.
+    #[must_use]
+    pub const fn decided_by(mut self, decider: Decider) -> Self {
+        self.record.decider = decider;
+        self
     }
 
     /// The machine after a restart of this host: it decides from the durable record alone, and its
@@ -212,6 +255,7 @@ impl Ownership {
             State::Vacant | State::Relinquished { .. } => {}
             State::Owned { epoch, .. } => machine.act(Action::Run { epoch }),
             State::Offering { .. } => machine.return_to_owned(true),
+            State::Offered { .. } => machine.act(Action::ReadRegister),
             State::Released { .. } => machine.act(Action::FreeImage),
             State::Prepared { .. } => machine.progress = Progress::ImageUnknown,
             State::Refused { .. } => machine.act(Action::DiscardImage),
@@ -226,6 +270,12 @@ impl Ownership {
             progress: Progress::None,
             actions: VecDeque::new(),
         }
+    }
+
+    /// Which host this is.
+    #[must_use]
+    pub const fn host(&self) -> &HostIdentity {
+        &self.host
     }
 
     /// The record as decided: durable once every action polled so far has been carried out and none waits.
@@ -249,7 +299,10 @@ impl Ownership {
         let is_open = match &self.record.state {
             State::Vacant | State::Released { .. } | State::Refused { .. } => false,
             State::Owned { missing_from, .. } => missing_from.is_some(),
-            State::Offering { .. } | State::Relinquished { .. } | State::Prepared { .. } => true,
+            State::Offering { .. }
+            | State::Relinquished { .. }
+            | State::Offered { .. }
+            | State::Prepared { .. } => true,
         };
         !is_open && self.actions.is_empty()
     }
@@ -275,6 +328,8 @@ impl Ownership {
             Event::ImageReady { root } => self.image_ready(root),
             Event::ImageComplete => self.image_complete(),
             Event::GiveUp => self.give_up(),
+            Event::Reclaim => self.reclaim(),
+            Event::Register { holder } => self.read_register(&holder),
             Event::Repeat => {
                 self.repeat();
                 Ok(())
@@ -296,7 +351,10 @@ impl Ownership {
         let origin = |source| Origin { attempt, source };
         match word {
             Word::Prepare { epoch } => self.heard_prepare(origin(from), *epoch),
-            Word::Commit { epoch, root } => self.heard_commit(origin(from), *epoch, *root),
+            Word::Commit { epoch, root } => self.heard_commit(origin(from), *epoch, *root, None),
+            Word::Offer { owned, epoch, root } => {
+                self.heard_commit(origin(from), *epoch, *root, Some(*owned))
+            }
             Word::Abort => self.heard_abort(&origin(from)),
             Word::Released => self.heard_released(&origin(from)),
             Word::Prepared | Word::Ready { .. } | Word::Ack | Word::Nack | Word::Complete => {
@@ -328,6 +386,14 @@ impl Ownership {
                 root,
                 ..
             } => self.say(target, attempt, Word::Commit { epoch, root }),
+            State::Offered {
+                owned,
+                epoch,
+                attempt,
+                target,
+                root,
+                ..
+            } => self.say(target, attempt, Word::Offer { owned, epoch, root }),
             State::Released {
                 attempt, target, ..
             } => self.say(target, attempt, Word::Released),
@@ -335,7 +401,9 @@ impl Ownership {
                 attempt, source, ..
             } => {
                 let word = match self.progress {
-                    Progress::ImageReady { root, .. } => Word::Ready { root },
+                    Progress::ImageReady { root, .. } | Progress::Taking { root, .. } => {
+                        Word::Ready { root }
+                    }
                     _ => Word::Prepared,
                 };
                 self.say(source, attempt, word);

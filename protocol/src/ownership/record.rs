@@ -39,6 +39,8 @@ pub struct Record {
     /// Highest epoch this host has ever seen for the guest; it never falls. Every attempt has an epoch
     /// of its own, one above the source's mark, so that whatever is older than a mark is dead for ever.
     pub high_water: Epoch,
+    /// Whose durable write is the commit point of this guest's handovers; it never changes on its own.
+    pub decider: Decider,
     /// The durable state.
     pub state: State,
     /// The last verdicts on attempts that were prepared here, oldest first: a `Commit` said again gets
@@ -47,11 +49,31 @@ pub struct Record {
     pub verdicts: Vec<Verdict>,
 }
 
+/// Where the commit point lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Decider {
+    /// Mode A: the source's journal.
+    SourceJournal,
+    /// Mode B: a register at a witness, changed by compare-and-swap only.
+    Witness,
+}
+
+/// Who owns a guest, as the witness's register says it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Holder {
+    /// The owner.
+    pub host: HostIdentity,
+    /// The epoch of its ownership.
+    pub epoch: Epoch,
+}
+
 /// What this host decided as the target of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Verdict {
     /// The attempt and who offered it.
     pub origin: Origin,
+    /// The epoch it was offered with.
+    pub epoch: Epoch,
     /// Whether the guest was taken; if not, it never will be under this attempt.
     pub is_taken: bool,
 }
@@ -102,6 +124,22 @@ pub enum State {
         /// Whether the target had every block at the switch; if not, only `Complete` releases.
         is_whole: bool,
     },
+    /// Mode B: whether the guest is the target's says the register; it may not run here until the
+    /// register says that it is not.
+    Offered {
+        /// The epoch of this ownership, which the register shows until somebody wins.
+        owned: Epoch,
+        /// The epoch the winner gets.
+        epoch: Epoch,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Who may take it.
+        target: HostIdentity,
+        /// What the target must have to run.
+        root: Root,
+        /// Whether the target had every block at the switch; if not, only `Complete` releases.
+        is_whole: bool,
+    },
     /// The guest has left for good.
     Released {
         /// The epoch the target has.
@@ -111,7 +149,8 @@ pub enum State {
         /// Who has it.
         target: HostIdentity,
     },
-    /// The guest is being received; it may not run.
+    /// The guest is being received; it may not run. In mode B also while the register names this host:
+    /// won there and not yet owned here means that it never ran, so it can be handed back.
     Prepared {
         /// The epoch this host would get.
         epoch: Epoch,
@@ -140,6 +179,7 @@ impl State {
             Self::Owned { .. } => "owned",
             Self::Offering { .. } => "offering",
             Self::Relinquished { .. } => "relinquished",
+            Self::Offered { .. } => "offered",
             Self::Released { .. } => "released",
             Self::Prepared { .. } => "prepared",
             Self::Refused { .. } => "refused",
@@ -153,6 +193,7 @@ impl State {
             Self::Owned { epoch, .. }
             | Self::Offering { epoch, .. }
             | Self::Relinquished { epoch, .. }
+            | Self::Offered { epoch, .. }
             | Self::Released { epoch, .. }
             | Self::Prepared { epoch, .. }
             | Self::Refused { epoch, .. } => *epoch,
@@ -212,7 +253,8 @@ impl Record {
         if state_epoch > high_water {
             return Err(format!("epoch {state_epoch} above mark {high_water}"));
         }
-        if let State::Relinquished { owned, epoch, .. } = self.state
+        if let State::Relinquished { owned, epoch, .. } | State::Offered { owned, epoch, .. } =
+            self.state
             && owned >= epoch
         {
             return Err(format!("epoch {epoch} given away under epoch {owned}"));
@@ -232,12 +274,16 @@ impl Record {
     }
 
     /// Remembers a verdict and forgets the oldest where there is no room.
-    pub(super) fn decide(&mut self, origin: Origin, is_taken: bool) {
+    pub(super) fn decide(&mut self, origin: Origin, epoch: Epoch, is_taken: bool) {
         self.verdicts
             .retain(|verdict| verdict.origin.attempt != origin.attempt);
         if self.verdicts.len() == VERDICT_COUNT_MAX {
             self.verdicts.remove(0);
         }
-        self.verdicts.push(Verdict { origin, is_taken });
+        self.verdicts.push(Verdict {
+            origin,
+            epoch,
+            is_taken,
+        });
     }
 }

@@ -3,7 +3,7 @@
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, HostIdentity};
 
-use super::{Action, EPOCH_MAX, Ownership, Progress, Root, State, Word};
+use super::{Action, Decider, EPOCH_MAX, Ownership, Progress, Root, State, Word};
 
 impl Ownership {
     /// Opens an attempt. Its epoch is durable before anybody hears of it, so that no later attempt can
@@ -67,7 +67,9 @@ impl Ownership {
                 self.return_to_owned(true);
                 Ok(())
             }
-            State::Relinquished { .. } => Err(self.unfit("only the target can refuse it now")),
+            State::Relinquished { .. } | State::Offered { .. } => {
+                Err(self.unfit("only the target can refuse it now"))
+            }
             _ => Err(self.unfit("no attempt to withdraw")),
         }
     }
@@ -85,6 +87,11 @@ impl Ownership {
             ..
         }
         | State::Relinquished {
+            attempt: ours,
+            target,
+            ..
+        }
+        | State::Offered {
             attempt: ours,
             target,
             ..
@@ -108,7 +115,9 @@ impl Ownership {
         }
         match self.record.state {
             State::Offering { .. } => self.heard_while_offering(word),
-            State::Relinquished { .. } => self.heard_while_relinquished(word),
+            State::Relinquished { root, is_whole, .. } | State::Offered { root, is_whole, .. } => {
+                self.heard_while_relinquished(word, root, is_whole)
+            }
             _ => self.heard_while_released(word),
         }
     }
@@ -142,10 +151,12 @@ impl Ownership {
         }
     }
 
-    fn heard_while_relinquished(&mut self, word: &Word) -> Result<(), Fault> {
-        let State::Relinquished { root, is_whole, .. } = self.record.state else {
-            unreachable!("the caller looked");
-        };
+    fn heard_while_relinquished(
+        &mut self,
+        word: &Word,
+        root: Root,
+        is_whole: bool,
+    ) -> Result<(), Fault> {
         match word {
             Word::Ack if !is_whole => {
                 self.progress = Progress::Acknowledged;
@@ -161,10 +172,13 @@ impl Ownership {
                 let detail = "the target refuses what it has acknowledged".to_owned();
                 Err(Fault::new(Code::Conflict, detail))
             }
-            Word::Nack => {
-                self.return_to_owned(false);
-                Ok(())
-            }
+            Word::Nack => match self.record.decider {
+                Decider::SourceJournal => {
+                    self.return_to_owned(false);
+                    Ok(())
+                }
+                Decider::Witness => self.reclaim(),
+            },
             // The target found its image again after a restart: it waits for the commit.
             Word::Ready { root: theirs } if *theirs == root => {
                 self.repeat();
@@ -204,25 +218,41 @@ impl Ownership {
             unreachable!("the caller looked");
         };
         let epoch = self.record.high_water;
-        let state = State::Relinquished {
-            owned,
-            epoch,
-            attempt,
-            target: target.clone(),
-            root,
-            is_whole,
+        let state = match self.record.decider {
+            Decider::SourceJournal => State::Relinquished {
+                owned,
+                epoch,
+                attempt,
+                target,
+                root,
+                is_whole,
+            },
+            Decider::Witness => State::Offered {
+                owned,
+                epoch,
+                attempt,
+                target,
+                root,
+                is_whole,
+            },
         };
         self.persist(state, Progress::None);
-        self.say(target, attempt, Word::Commit { epoch, root });
+        self.repeat();
     }
 
     fn release(&mut self) {
-        let State::Relinquished {
+        let (State::Relinquished {
             epoch,
             attempt,
             target,
             ..
-        } = self.record.state.clone()
+        }
+        | State::Offered {
+            epoch,
+            attempt,
+            target,
+            ..
+        }) = self.record.state.clone()
         else {
             unreachable!("the caller looked");
         };
@@ -246,6 +276,13 @@ impl Ownership {
         }
         | State::Relinquished {
             owned: epoch,
+            attempt,
+            target,
+            ..
+        }
+        // Won back at the witness, under the epoch the register shows now.
+        | State::Offered {
+            epoch,
             attempt,
             target,
             ..

@@ -3,13 +3,16 @@
 use crate::fault::{Code, Fault};
 use crate::identity::Epoch;
 
-use super::{Action, EPOCH_MAX, Origin, Ownership, Progress, Root, State, Word};
+use super::{Action, Decider, EPOCH_MAX, Origin, Ownership, Progress, Root, State, Word};
 
 impl Ownership {
     pub(super) fn heard_prepare(&mut self, origin: Origin, epoch: Epoch) -> Result<(), Fault> {
         let Origin { attempt, source } = &origin;
         match &self.record.state {
-            State::Owned { .. } | State::Offering { .. } | State::Relinquished { .. } => {
+            State::Owned { .. }
+            | State::Offering { .. }
+            | State::Relinquished { .. }
+            | State::Offered { .. } => {
                 let detail = format!("{source} offers a guest that lives here");
                 return Err(Fault::new(Code::GuestExists, detail));
             }
@@ -50,11 +53,7 @@ impl Ownership {
     /// Opens the target's half of an attempt; an older one of the same source ends refused.
     fn prepare(&mut self, origin: Origin, epoch: Epoch) {
         self.record.high_water = epoch;
-        let replaced = self.prepared_origin();
-        let is_replacing = replaced.is_some();
-        if let Some(replaced) = replaced {
-            self.record.decide(replaced, false);
-        }
+        let is_replacing = self.refuse_prepared();
         let Origin { attempt, source } = origin;
         let state = State::Prepared {
             epoch,
@@ -68,11 +67,13 @@ impl Ownership {
         self.say(source, attempt, Word::Prepared);
     }
 
+    /// `Commit`, or in mode B `Offer`, which also says what the register shows for the source.
     pub(super) fn heard_commit(
         &mut self,
         origin: Origin,
         epoch: Epoch,
         root: Root,
+        owned: Option<Epoch>,
     ) -> Result<(), Fault> {
         if let Some(verdict) = self.record.verdict(origin.attempt) {
             if verdict.origin != origin {
@@ -93,7 +94,7 @@ impl Ownership {
                     source: source.clone(),
                 };
                 if open == origin && *ours == epoch {
-                    return self.commit(origin, epoch, root);
+                    return self.commit(origin, epoch, root, owned);
                 }
                 if open.source != origin.source {
                     return Err(denied(&origin, &open));
@@ -112,7 +113,10 @@ impl Ownership {
                 self.answer(origin, false);
                 return Ok(());
             }
-            State::Owned { .. } | State::Offering { .. } | State::Relinquished { .. } => {
+            State::Owned { .. }
+            | State::Offering { .. }
+            | State::Relinquished { .. }
+            | State::Offered { .. } => {
                 self.check_epoch(epoch)?;
                 // Two hosts own the guest, or one of them lies. A refusal would not end that, and it
                 // could not be kept once the guest has left here.
@@ -128,32 +132,42 @@ impl Ownership {
     }
 
     /// The open attempt's commit: the guest is ours if its image is here.
-    fn commit(&mut self, origin: Origin, epoch: Epoch, root: Root) -> Result<(), Fault> {
+    fn commit(
+        &mut self,
+        origin: Origin,
+        epoch: Epoch,
+        root: Root,
+        owned: Option<Epoch>,
+    ) -> Result<(), Fault> {
         match self.progress {
-            Progress::ImageReady {
-                root: ours,
-                is_whole,
-            } if ours == root => {
-                self.take(origin, epoch, is_whole);
-                Ok(())
-            }
-            Progress::ImageReady { root: ours, .. } => {
+            Progress::ImageReady { root: ours, .. } | Progress::Taking { root: ours, .. }
+                if ours != root =>
+            {
                 let detail = format!("committed is {root:?}, the image is {ours:?}");
-                Err(Fault::new(Code::RootMismatch, detail))
+                return Err(Fault::new(Code::RootMismatch, detail));
+            }
+            Progress::ImageReady { is_whole, .. } | Progress::Taking { is_whole, .. } => {
+                match (self.record.decider, owned) {
+                    (Decider::SourceJournal, None) => self.take(origin, epoch, is_whole),
+                    (Decider::Witness, Some(owned)) => {
+                        self.progress = Progress::Taking { root, is_whole };
+                        self.swap_to_take(origin.source, owned, epoch);
+                    }
+                    // The hosts do not agree on who decides: neither word is enough for the other.
+                    _ => self.refuse(origin, epoch, true),
+                }
             }
             // The shell still looks for the image. The source says it again, and at once when it
             // hears `Ready`.
-            Progress::ImageUnknown => Ok(()),
-            _ => {
-                self.refuse(origin, epoch, true);
-                Ok(())
-            }
+            Progress::ImageUnknown => {}
+            _ => self.refuse(origin, epoch, true),
         }
+        Ok(())
     }
 
     /// Owned is durable before the first instruction, the first instruction comes before the answer.
-    fn take(&mut self, origin: Origin, epoch: Epoch, is_whole: bool) {
-        self.record.decide(origin.clone(), true);
+    pub(super) fn take(&mut self, origin: Origin, epoch: Epoch, is_whole: bool) {
+        self.record.decide(origin.clone(), epoch, true);
         let state = State::Owned {
             epoch,
             missing_from: (!is_whole).then(|| origin.clone()),
@@ -165,13 +179,9 @@ impl Ownership {
 
     /// Refuses an attempt for ever: durable before it is said. The mark rises with it, so that the
     /// attempt stays dead when its verdict is forgotten.
-    fn refuse(&mut self, origin: Origin, epoch: Epoch, says_nack: bool) {
+    pub(super) fn refuse(&mut self, origin: Origin, epoch: Epoch, says_nack: bool) {
         self.record.high_water = self.record.high_water.max(epoch);
-        let prepared = self.prepared_origin();
-        let had_image = prepared.is_some();
-        if let Some(prepared) = prepared {
-            self.record.decide(prepared, false);
-        }
+        let had_image = self.refuse_prepared();
         let Origin { attempt, source } = origin;
         let state = State::Refused {
             epoch,
@@ -179,12 +189,27 @@ impl Ownership {
             source: source.clone(),
         };
         self.persist(state, Progress::None);
+        self.hand_back(attempt);
         if says_nack {
             self.say(source, attempt, Word::Nack);
         }
         if had_image {
             self.act(Action::DiscardImage);
         }
+    }
+
+    /// Notes the verdict on the open attempt, if there is one.
+    fn refuse_prepared(&mut self) -> bool {
+        let State::Prepared {
+            epoch,
+            attempt,
+            source,
+        } = self.record.state.clone()
+        else {
+            return false;
+        };
+        self.record.decide(Origin { attempt, source }, epoch, false);
+        true
     }
 
     /// Says a verdict, for the first time or again.
@@ -195,6 +220,7 @@ impl Ownership {
         );
         let Origin { attempt, source } = origin;
         if !is_taken {
+            self.hand_back(attempt);
             return self.say(source, attempt, Word::Nack);
         }
         self.say(source.clone(), attempt, Word::Ack);
@@ -234,17 +260,24 @@ impl Ownership {
         let Some(Origin { attempt, source }) = self.prepared_origin() else {
             return Err(self.unfit("an image is ready"));
         };
-        self.progress = Progress::ImageReady {
-            root,
-            is_whole: false,
-        };
+        match self.progress {
+            Progress::Taking { root: ours, .. } if ours == root => {}
+            Progress::Taking { .. } => return Err(self.unfit("its image changed")),
+            _ => {
+                let is_whole = false;
+                self.progress = Progress::ImageReady { root, is_whole };
+            }
+        }
         self.say(source, attempt, Word::Ready { root });
         Ok(())
     }
 
     pub(super) fn image_complete(&mut self) -> Result<(), Fault> {
         match (self.record.state.clone(), &mut self.progress) {
-            (State::Prepared { .. }, Progress::ImageReady { is_whole, .. }) => *is_whole = true,
+            (
+                State::Prepared { .. },
+                Progress::ImageReady { is_whole, .. } | Progress::Taking { is_whole, .. },
+            ) => *is_whole = true,
             (
                 State::Owned {
                     epoch,
@@ -282,7 +315,7 @@ impl Ownership {
         Ok(())
     }
 
-    fn prepared_origin(&self) -> Option<Origin> {
+    pub(super) fn prepared_origin(&self) -> Option<Origin> {
         match &self.record.state {
             State::Prepared {
                 attempt, source, ..

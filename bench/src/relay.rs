@@ -1,0 +1,293 @@
+//! The link emulator: a UDP relay with a bottleneck, a delay and a queue in each direction.
+//!
+//! ```text
+//!  side A's sockets ──► door ─┐                        ┌─► a socket of the relay's own ──► side B
+//!  side A's sockets ──► door ─┴► loss ► queue ► rate ► delay
+//! ```
+//!
+//! A *door* is where one side sends to reach an address of the other. Behind it the relay translates
+//! addresses as a home router does: each source address gets a socket of its own towards the other
+//! side, and what comes back to that socket leaves through the door. All flows of one direction share
+//! one bottleneck, as they would on a real access link.
+//!
+//! The queue is drop-tail: a datagram that would have to wait longer than the queue is deep is dropped.
+//! Order is kept. One thread does all of it, and computes each datagram's times from when it was read
+//! and when the bottleneck is free: a thread that wakes late delivers late once, and the lateness does
+//! not add up.
+
+mod line;
+mod nat;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+
+pub use line::{Counters, HEADER_BYTES};
+
+/// One of the two ends of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// Where this side's things stand in a pair.
+    const fn index(self) -> usize {
+        match self {
+            Self::A => 0,
+            Self::B => 1,
+        }
+    }
+}
+
+/// How deep a direction's queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// So many bytes.
+    Bytes(u64),
+    /// What goes over the line in so much time.
+    Time(Duration),
+}
+
+/// What one direction of the link does to datagrams.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Direction {
+    /// Bits per second, headers of UDP and IP included; none for no limit.
+    pub bits_per_second: Option<u64>,
+    /// One-way delay.
+    pub delay: Duration,
+    /// Depth of the queue in front of the bottleneck.
+    pub queue: Queue,
+    /// Chance of each datagram to be lost, 0 to 1.
+    pub loss: f64,
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self {
+            bits_per_second: None,
+            delay: Duration::ZERO,
+            queue: Queue::Time(Duration::from_millis(50)),
+            loss: 0.0,
+        }
+    }
+}
+
+/// Where one side sends to reach an address of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Door {
+    /// The side that sends to it.
+    pub from: Side,
+    /// Where the relay listens; port 0 for any.
+    pub listen: SocketAddr,
+    /// The other side's address that it stands for.
+    pub to: SocketAddr,
+}
+
+/// A whole link.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Its doors, at least one.
+    pub doors: Vec<Door>,
+    /// What happens to what side A sends.
+    pub from_a: Direction,
+    /// What happens to what side B sends.
+    pub from_b: Direction,
+    /// Seed of the losses.
+    pub seed: u64,
+}
+
+impl Options {
+    /// A link with the same rate, half of a round trip and the same queue in each direction.
+    #[must_use]
+    pub fn symmetric(doors: Vec<Door>, bits_per_second: u64, round_trip: Duration) -> Self {
+        let direction = Direction {
+            bits_per_second: Some(bits_per_second),
+            delay: round_trip / 2,
+            ..Direction::default()
+        };
+        Self {
+            doors,
+            from_a: direction,
+            from_b: direction,
+            seed: 1,
+        }
+    }
+}
+
+/// What the handle and the relay's thread share.
+#[derive(Debug)]
+struct Shared {
+    wishes: Mutex<Wishes>,
+    counters: [Mutex<Counters>; 2],
+    is_stopping: AtomicBool,
+    wake: OwnedFd,
+}
+
+/// What was asked for; the thread takes it over when it is woken.
+#[derive(Debug, Clone, PartialEq)]
+struct Wishes {
+    directions: [Direction; 2],
+    is_cut: [bool; 2],
+}
+
+/// A mutex whose holder cannot leave half a change behind, so a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running relay; it ends when this value is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    doors: Vec<SocketAddr>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Binds the doors and starts to relay.
+    ///
+    /// # Errors
+    ///
+    /// If a door cannot be bound, a direction's numbers make no sense, or there are no doors.
+    pub fn start(options: &Options) -> io::Result<Self> {
+        for direction in [&options.from_a, &options.from_b] {
+            check(direction)?;
+        }
+        if options.doors.is_empty() {
+            return Err(invalid("a relay needs a door"));
+        }
+        let wishes = Wishes {
+            directions: [options.from_a, options.from_b],
+            is_cut: [false; 2],
+        };
+        let shared = Arc::new(Shared {
+            wishes: Mutex::new(wishes.clone()),
+            counters: Default::default(),
+            is_stopping: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        let engine = nat::Engine::bind(&options.doors, &wishes, options.seed, Arc::clone(&shared))?;
+        let doors = engine.door_addresses()?;
+        let thread = std::thread::Builder::new()
+            .name("relay".to_owned())
+            .spawn(move || engine.run())?;
+        Ok(Self {
+            shared,
+            doors,
+            thread: Some(thread),
+        })
+    }
+
+    /// Where each door listens, in the order they were given.
+    #[must_use]
+    pub fn doors(&self) -> &[SocketAddr] {
+        &self.doors
+    }
+
+    /// A remote control that can be shared.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.is_stopping.store(true, Ordering::Release);
+        self.shared.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // The only failure is a counter that is full, and then the thread is being woken anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// Changes a running link.
+#[derive(Debug, Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+impl Control {
+    /// Cuts one direction: what side `from` sends is lost, and what is on its way is too.
+    pub fn cut(&self, from: Side) {
+        self.wish(|wishes| wishes.is_cut[from.index()] = true);
+    }
+
+    /// Cuts both directions.
+    pub fn cut_both(&self) {
+        self.wish(|wishes| wishes.is_cut = [true; 2]);
+    }
+
+    /// Mends whatever was cut.
+    pub fn heal(&self) {
+        self.wish(|wishes| wishes.is_cut = [false; 2]);
+    }
+
+    /// Changes what happens to datagrams that side `from` sends from now on.
+    ///
+    /// # Errors
+    ///
+    /// If the numbers make no sense.
+    pub fn set(&self, from: Side, direction: Direction) -> io::Result<()> {
+        check(&direction)?;
+        self.wish(|wishes| wishes.directions[from.index()] = direction);
+        Ok(())
+    }
+
+    /// What became of the datagrams that side `from` sent.
+    #[must_use]
+    pub fn counters(&self, from: Side) -> Counters {
+        *lock(&self.shared.counters[from.index()])
+    }
+
+    fn wish(&self, change: impl FnOnce(&mut Wishes)) {
+        change(&mut lock(&self.shared.wishes));
+        self.shared.wake();
+    }
+}
+
+fn check(direction: &Direction) -> io::Result<()> {
+    if direction.bits_per_second == Some(0) {
+        return Err(invalid("a rate of zero is a cut: cut the link instead"));
+    }
+    if !(0.0..=1.0).contains(&direction.loss) {
+        return Err(invalid("a loss is between 0 and 1"));
+    }
+    Ok(())
+}
+
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+#[cfg(test)]
+mod tests;

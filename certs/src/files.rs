@@ -1,0 +1,138 @@
+//! Key files: written once, for their owner only, and read only if nobody else can.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use towpath_protocol::fault::{Code, Fault};
+
+/// Most bytes read from any certificate or key file: a chain of a few certificates is below 8 KiB.
+pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// A folder of keys, held open so that every file is created in this one and no other.
+#[derive(Debug)]
+pub struct KeyFolder {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+impl KeyFolder {
+    /// Opens a folder, making it with mode 0700 first if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// `E_PATH` if it is a symbolic link, no folder, not ours, or open to others.
+    pub fn open_or_create(path: &Path) -> Result<Self, Fault> {
+        match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(unusable(path, &error)),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let handle =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|error| unusable(path, &error))?;
+        let stat = rustix::fs::fstat(&handle).map_err(|error| unusable(path, &error))?;
+        let shown = path.display();
+        if stat.st_uid != rustix::process::geteuid().as_raw() {
+            let detail = format!("{shown} belongs to user {}, not to us", stat.st_uid);
+            return Err(Fault::new(Code::Path, detail));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            let detail = format!("others may write to {shown}; run: chmod 700 {shown}");
+            return Err(Fault::new(Code::Path, detail));
+        }
+        Ok(Self {
+            handle,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Writes a new file that only its owner may read, and makes it durable.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if anything of that name is already there, `E_IO` if it cannot be written.
+    pub fn write_new(&self, name: &str, content: &str) -> Result<PathBuf, Fault> {
+        let path = self.path.join(name);
+        let shown = path.display();
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.handle, name, flags, Mode::RUSR | Mode::WUSR).map_err(
+            |error| match error {
+                Errno::EXIST | Errno::LOOP => Fault::new(
+                    Code::State,
+                    format!("{shown} is already there; move it away or name another folder"),
+                ),
+                _ => unusable(&path, &error),
+            },
+        )?;
+        let mut file = File::from(file);
+        file.write_all(content.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| Fault::new(Code::Io, format!("writing {shown}: {error}")))?;
+        rustix::fs::fsync(&self.handle)
+            .map_err(|error| Fault::new(Code::Io, format!("writing {shown}: {error}")))?;
+        Ok(path)
+    }
+
+    /// Whether something of that name is there.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+}
+
+/// Reads a file of public text: certificates.
+///
+/// # Errors
+///
+/// `E_CERTIFICATE` if it cannot be read or is above [`FILE_BYTES_MAX`].
+pub fn read_public(path: &Path) -> Result<Vec<u8>, Fault> {
+    let (content, _mode) = read(path)?;
+    Ok(content)
+}
+
+/// Reads a private key, which nobody but its owner may be able to read.
+///
+/// # Errors
+///
+/// `E_CERTIFICATE` if it cannot be read, is no plain file, or if its group or others may read it.
+pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
+    let (content, mode) = read(path)?;
+    if mode & 0o077 != 0 {
+        let (shown, mode) = (path.display(), mode & 0o777);
+        return Err(Fault::new(
+            Code::Certificate,
+            format!("key {shown} has mode {mode:04o}, others may use it; run: chmod 600 {shown}"),
+        ));
+    }
+    Ok(content)
+}
+
+fn read(path: &Path) -> Result<(Vec<u8>, u32), Fault> {
+    let shown = path.display();
+    let unreadable = |why: String| Fault::new(Code::Certificate, format!("{shown}: {why}"));
+    // Opened before it is looked at, so that what is checked is what is read; a FIFO does not block.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let handle = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| unreadable(error.to_string()))?;
+    let stat = rustix::fs::fstat(&handle).map_err(|error| unreadable(error.to_string()))?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return Err(unreadable("is not a plain file".to_owned()));
+    }
+    let mut content = Vec::new();
+    let read = File::from(handle)
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| unreadable(error.to_string()))?;
+    if read as u64 > FILE_BYTES_MAX {
+        return Err(unreadable(format!("is larger than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok((content, stat.st_mode))
+}
+
+fn unusable(path: &Path, error: &Errno) -> Fault {
+    Fault::new(Code::Path, format!("{}: {error}", path.display()))
+}

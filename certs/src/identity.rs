@@ -1,0 +1,144 @@
+//! Loading a host's own certificate, key and authority, checked so that trouble shows at the start.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, Error, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
+
+use crate::view::{self, CertificateView};
+use crate::{files, tls};
+
+/// Most certificates in one file: a leaf and an intermediate, with room for a cross-signed pair.
+const CHAIN_LENGTH_MAX: usize = 4;
+
+/// Who this host is, with the key that proves it and the authority it trusts.
+#[derive(Clone)]
+pub struct Identity {
+    host: HostIdentity,
+    view: CertificateView,
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) roots: Arc<RootCertStore>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "identity of {} until {}", self.host, self.view.not_after)
+    }
+}
+
+impl Identity {
+    /// Loads a host's files and checks that they belong together and are good now.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE`, with what to do, if a file cannot be read, if others may read the key, if
+    /// the key is not the certificate's, or if the certificate is expired, from another authority,
+    /// or names no host.
+    pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, Fault> {
+        let chain = read_chain(cert)?;
+        let leaf = chain.first().expect("a chain that was read is not empty");
+        let host = view::identity_of(leaf).map_err(|fault| in_file(cert, &fault.detail))?;
+        let view = view::view(leaf)?;
+        let key_der = PrivateKeyDer::from_pem_slice(&files::read_private(key)?)
+            .map_err(|error| in_file(key, &format!("holds no private key: {error}")))?;
+        let mut roots = RootCertStore::empty();
+        for root in read_chain(ca)? {
+            roots
+                .add(root)
+                .map_err(|error| in_file(ca, &error.to_string()))?;
+        }
+        check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
+            let (shown, until) = (cert.display(), &view.not_after);
+            Fault::new(Code::Certificate, format!("{shown} (until {until}): {why}"))
+        })?;
+        let key = CertifiedKey::from_der(chain, key_der, &tls::provider()).map_err(|error| {
+            let why = match error {
+                Error::InconsistentKeys(_) => {
+                    format!("is not the key of {}; issue the pair anew", cert.display())
+                }
+                other => other.to_string(),
+            };
+            in_file(key, &why)
+        })?;
+        Ok(Self {
+            host,
+            view,
+            key: Arc::new(key),
+            roots: Arc::new(roots),
+        })
+    }
+
+    /// The host the certificate names.
+    #[must_use]
+    pub const fn host(&self) -> &HostIdentity {
+        &self.host
+    }
+
+    /// The certificate as operators see it.
+    #[must_use]
+    pub const fn view(&self) -> &CertificateView {
+        &self.view
+    }
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let pem = files::read_public(path)?;
+    let chain = CertificateDer::pem_slice_iter(&pem)
+        .take(CHAIN_LENGTH_MAX + 1)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| in_file(path, &error.to_string()))?;
+    if chain.is_empty() || chain.len() > CHAIN_LENGTH_MAX {
+        let why = format!("must hold 1 to {CHAIN_LENGTH_MAX} certificates");
+        return Err(in_file(path, &why));
+    }
+    Ok(chain)
+}
+
+/// Whether a peer with the same authority would accept this chain now; else what to do.
+fn check_chain(
+    chain: &[CertificateDer<'static>],
+    roots: &RootCertStore,
+    now: SystemTime,
+) -> Result<(), String> {
+    let (leaf, intermediates) = chain.split_first().expect("the caller read at least one");
+    let since_1970 = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|_| "this host's clock is before 1970".to_owned())?;
+    let checked = ParsedCertificate::try_from(leaf).and_then(|parsed| {
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            roots,
+            intermediates,
+            UnixTime::since_unix_epoch(since_1970),
+            tls::provider().signature_verification_algorithms.all,
+        )
+    });
+    checked.map_err(|error| {
+        let clock = humantime::format_rfc3339_seconds(now);
+        match error {
+            Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            ) => format!("expired; issue a new one, or set the clock, which says {clock}"),
+            Error::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+            ) => format!("not valid yet; is the clock right? it says {clock}"),
+            Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            ) => "not signed by the authority in the CA file; issue it there, or exchange the file"
+                .to_owned(),
+            other => other.to_string(),
+        }
+    })
+}
+
+fn in_file(path: &Path, why: &str) -> Fault {
+    Fault::new(Code::Certificate, format!("{}: {why}", path.display()))
+}

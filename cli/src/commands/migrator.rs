@@ -1,0 +1,38 @@
+//! `towpath migrator`: the daemon that keeps this host's guests and moves them.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use towpath_daemon::config;
+use towpath_daemon::shutdown::Shutdown;
+use towpath_migrator::config::Config;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::daemon::{self, DaemonOptions};
+use crate::failure::Failure;
+
+/// What is to be done with the migrator.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the migrator daemon until SIGTERM or SIGINT; its guests go on without it.
+    Run(DaemonOptions),
+}
+
+/// Does what was asked for.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    let Command::Run(options) = command;
+    let config = Config::load(&options.config)?;
+    daemon::run(&options, config.log.clone(), |stop| serve(config, stop))
+}
+
+/// Checks the text of a migrator's configuration file.
+pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
+    config::check::<Config>(file, text).map(|_| ())
+}
+
+async fn serve(_config: Config, _stop: Shutdown) -> Result<(), Fault> {
+    Err(Fault::new(
+        Code::State,
+        "this build has no migration engine",
+    ))
+}

@@ -1,0 +1,282 @@
+//! Configuration files: TOML, refused with file, line, column and what to do.
+//!
+//! A configuration decides what a root daemon does, so a file that another user could have written is
+//! refused like one that does not parse.
+
+mod explain;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
+use towpath_protocol::fault::{Code, Fault};
+
+pub use explain::nearest;
+
+/// Largest configuration file, in bytes: a thousand times what anybody writes.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Permission bits that let somebody else write the file.
+const FOREIGN_WRITE: u32 = 0o022;
+
+/// A value that parses but cannot be meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// The key with the tables it stands in, as in `limits.guests`.
+    pub key: String,
+    /// What is wrong with it and what to write instead.
+    pub why: String,
+}
+
+impl Wrong {
+    /// A complaint about one key.
+    pub fn new(key: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            why: why.into(),
+        }
+    }
+}
+
+/// A configuration with rules that its types cannot express.
+pub trait Check {
+    /// Looks at the values as a whole.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be meant.
+    fn check(&self) -> Result<(), Wrong>;
+}
+
+/// Reads and parses a configuration file.
+///
+/// # Errors
+///
+/// `E_CONFIG` with file, line, column and the fix.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Fault> {
+    parse(path, &read(path)?)
+}
+
+/// Reads, parses and checks a configuration file.
+///
+/// # Errors
+///
+/// `E_CONFIG` with file, line, column and the fix.
+pub fn load_checked<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Fault> {
+    check(path, &read(path)?)
+}
+
+/// Parses and checks the text of a configuration file called `path`.
+///
+/// # Errors
+///
+/// `E_CONFIG` with file, line, column and the fix.
+pub fn check<T: DeserializeOwned + Check>(path: &Path, text: &str) -> Result<T, Fault> {
+    let config: T = parse(path, text)?;
+    config.check().map_err(|wrong| {
+        let at = offset_of(text, &wrong.key).map_or_else(String::new, |at| position(text, at));
+        fault(format!(
+            "{}{at}: {}: {}",
+            path.display(),
+            wrong.key,
+            wrong.why
+        ))
+    })?;
+    Ok(config)
+}
+
+/// Parses the text of a configuration file called `path`.
+///
+/// # Errors
+///
+/// `E_CONFIG` with file, line, column and the fix.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Fault> {
+    toml::from_str(text).map_err(|error| {
+        let at = error
+            .span()
+            .map_or_else(String::new, |span| position(text, span.start));
+        let what = explain::explain(error.message());
+        fault(format!("{}{at}: {what}", path.display()))
+    })
+}
+
+/// Reads a configuration file if nobody else could have written it.
+///
+/// # Errors
+///
+/// `E_CONFIG` if it is missing, too large, not a plain file, not UTF-8, or open to other writers.
+pub fn read(path: &Path) -> Result<String, Fault> {
+    let shown = path.display();
+    // Without O_NONBLOCK a named pipe in the file's place would hang the daemon.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("flags are small positive numbers");
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|error| fault(format!("{shown}: cannot be opened: {error}")))?;
+    let meta = file
+        .metadata()
+        .map_err(|error| fault(format!("{shown}: cannot be looked at: {error}")))?;
+    if !meta.is_file() {
+        return Err(fault(format!("{shown}: is not a plain file")));
+    }
+    if meta.mode() & FOREIGN_WRITE != 0 {
+        let mode = meta.mode() & 0o7777;
+        return Err(fault(format!(
+            "{shown}: others may write it (mode {mode:04o}); run: chmod go-w {shown}"
+        )));
+    }
+    let own = rustix::process::geteuid().as_raw();
+    if meta.uid() != own && meta.uid() != 0 {
+        let owner = meta.uid();
+        return Err(fault(format!(
+            "{shown}: belongs to user {owner}, not to root or user {own}; run: chown {own} {shown}"
+        )));
+    }
+    let mut text = String::new();
+    file.take(CONFIG_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| fault(format!("{shown}: cannot be read: {error}")))?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(fault(format!(
+            "{shown}: is larger than {CONFIG_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(text)
+}
+
+fn fault(detail: String) -> Fault {
+    Fault::new(Code::Config, detail)
+}
+
+/// `:line:column` of a byte offset, both from 1, columns in characters.
+fn position(text: &str, offset: usize) -> String {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let column = before[start..].chars().count() + 1;
+    format!(":{line}:{column}")
+}
+
+/// Where a dotted key stands, or the innermost table of it that is there.
+fn offset_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut offset = None;
+    for part in key.split('.') {
+        let Some((found, value)) = table.get_key_value(part) else {
+            break;
+        };
+        offset = Some(found.span().start);
+        let DeValue::Table(inner) = value.get_ref() else {
+            break;
+        };
+        table = inner;
+    }
+    offset
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        port: u16,
+        #[serde(default)]
+        name: String,
+        limits: Option<Limits>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Limits {
+        guests: u32,
+    }
+
+    impl Check for Sample {
+        fn check(&self) -> Result<(), Wrong> {
+            match &self.limits {
+                Some(limits) if limits.guests == 0 => {
+                    Err(Wrong::new("limits.guests", "must be at least 1"))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    fn refused(text: &str, parts: &[&str]) {
+        let fault = check::<Sample>(Path::new("/etc/t.toml"), text).expect_err(text);
+        assert_eq!(fault.code, Code::Config);
+        for part in parts {
+            assert!(
+                fault.detail.contains(part),
+                "{} lacks {part:?}",
+                fault.detail
+            );
+        }
+    }
+
+    #[test]
+    fn l06_wrong_files_are_refused_with_line_column_and_fix() {
+        refused(
+            "port = 1\nprot = 2\n",
+            &["/etc/t.toml:2:1: ", "`prot`", "did you mean `port`?"],
+        );
+        refused(
+            "port = 1\nzzzzzzz = 2\n",
+            &[":2:1: ", "`zzzzzzz`", "known here: `port`"],
+        );
+        refused("port = \"x\"", &[":1:8: ", "string \"x\"", "u16"]);
+        refused("port = 70000", &[":1:8: ", "70000"]);
+        refused("port = 1\nport = 2", &[":2:1: ", "duplicate key", "twice"]);
+        refused(
+            "name = \"x\"",
+            &["/etc/t.toml:1:1: ", "`port` is missing", "add"],
+        );
+        refused(
+            "port = 1\n[limits]\ngests = 3",
+            &[":3:1: ", "did you mean `guests`?"],
+        );
+        refused(
+            "port = 1\n[limits]\nguests = 0",
+            &[":3:1: limits.guests: ", "at least 1"],
+        );
+        refused("port = ", &[":1:8: "]);
+        refused("é = 1\nport = 1", &[":1:1: "]);
+    }
+
+    #[test]
+    fn a_right_file_is_accepted() {
+        let config: Sample = check(Path::new("x"), "port = 7\n[limits]\nguests = 2\n").unwrap();
+        assert_eq!((config.port, config.limits.unwrap().guests), (7, 2));
+        assert!(config.name.is_empty());
+    }
+
+    #[test]
+    fn l06_files_that_others_could_have_written_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let detail = |path: &Path| load::<Sample>(path).expect_err("refused").detail;
+        assert!(detail(&path).contains("cannot be opened"));
+        std::fs::write(&path, "port = 1").unwrap();
+        for mode in [0o620, 0o602, 0o666] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert!(detail(&path).contains("chmod go-w"), "{mode:o}");
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(load::<Sample>(&path).unwrap().port, 1);
+        std::fs::write(&path, " ".repeat(1 << 20) + "\n").unwrap();
+        assert!(detail(&path).contains("larger than"));
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(detail(&path).contains("cannot be read"));
+        assert!(detail(folder.path()).contains("plain file"));
+    }
+}

@@ -1,0 +1,101 @@
+//! Turns a parser's complaint into what is wrong and what to write.
+
+/// A name that differs by more than a third of its letters is not a misspelling.
+const LETTERS_PER_MISTAKE: usize = 3;
+
+/// Says a parser's complaint as one sentence with its fix.
+pub(super) fn explain(message: &str) -> String {
+    let message = message.trim().replace('\n', ", ");
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if message.starts_with("unknown field") {
+        let unknown = quoted.next().unwrap_or_default();
+        return unknown_key(unknown, &quoted.collect::<Vec<_>>());
+    }
+    if message.starts_with("unknown variant") {
+        let unknown = quoted.next().unwrap_or_default().escape_debug().to_string();
+        let known: Vec<_> = quoted.map(|name| format!("\"{name}\"")).collect();
+        return format!(
+            "\"{unknown}\" cannot stand here; write one of {}",
+            known.join(", ")
+        );
+    }
+    if message.starts_with("missing field") {
+        let key = quoted.next().unwrap_or_default();
+        return format!("key `{key}` is missing; add `{key} = ...`");
+    }
+    if message.starts_with("duplicate key") {
+        return format!("{message}: a key may not stand twice; delete one of the two lines");
+    }
+    if let Some(rest) = message.strip_prefix("invalid type: ") {
+        return format!("wrong type: this is a {rest}");
+    }
+    message
+}
+
+fn unknown_key(unknown: &str, known: &[&str]) -> String {
+    let unknown = unknown.escape_debug();
+    match nearest(&unknown.to_string(), known) {
+        Some(name) => format!("unknown key `{unknown}`; did you mean `{name}`?"),
+        None if known.is_empty() => format!("unknown key `{unknown}`; no key may stand here"),
+        None => format!(
+            "unknown key `{unknown}`; known here: `{}`",
+            known.join("`, `")
+        ),
+    }
+}
+
+/// The known name that `word` is most likely a misspelling of.
+#[must_use]
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let mistakes_max = (word.chars().count() / LETTERS_PER_MISTAKE).max(1) + 1;
+    known
+        .iter()
+        .map(|name| (distance(word, name), *name))
+        .filter(|(mistakes, _)| *mistakes <= mistakes_max)
+        .min_by_key(|(mistakes, _)| *mistakes)
+        .map(|(_, name)| name)
+}
+
+/// Letters to insert, delete or replace to make one word of the other (Levenshtein).
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, left_char) in left.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, right_char) in right.iter().enumerate() {
+            let replaced = diagonal + usize::from(left_char != *right_char);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspellings_are_recognised_and_strangers_are_not() {
+        let known = ["listen", "rate", "state_dir", "site"];
+        assert_eq!(nearest("lisen", &known), Some("listen"));
+        assert_eq!(nearest("statedir", &known), Some("state_dir"));
+        assert_eq!(nearest("sites", &known), Some("site"));
+        assert_eq!(nearest("bandwidth", &known), None);
+        assert_eq!(nearest("", &known), None);
+    }
+
+    #[test]
+    fn distances_are_those_of_levenshtein() {
+        for (left, right, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("kitten", "sitting", 3),
+            ("flaw", "lawn", 2),
+        ] {
+            assert_eq!(distance(left, right), expected);
+            assert_eq!(distance(right, left), expected);
+        }
+    }
+}

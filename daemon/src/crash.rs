@@ -1,0 +1,19 @@
+//! A panic anywhere ends the whole daemon.
+
+use std::backtrace::Backtrace;
+use std::panic;
+
+/// Logs a panic of any thread and aborts the process.
+///
+/// A half-dead daemon is worse than a dead one: a migrator whose journal thread is gone could go on
+/// telling its peer that all is well. The service manager starts it again, and it recovers from its
+/// journal as after a power loss.
+pub fn abort_on_panic() {
+    panic::set_hook(Box::new(|info| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        let backtrace = Backtrace::force_capture();
+        tracing::error!(thread = name, %backtrace, "{info}");
+        std::process::abort();
+    }));
+}

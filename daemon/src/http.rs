@@ -1,0 +1,268 @@
+//! Serving an HTTP API on a Unix socket or on loopback.
+//!
+//! Whoever connects is answered within limits: so many clients, so long for a header, so large a
+//! header. Over TCP, where any local user and any web page in a browser can reach us, only `GET` is
+//! answered, and only under a loopback name, so that a rebound DNS name does not help (L05).
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Frame;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::problem::Problem;
+use crate::shutdown::Shutdown;
+use crate::socket::{Socket, check_peer};
+
+/// Clients served at once on one socket; operators and a scraper need a handful.
+pub const CLIENTS_MAX: usize = 32;
+
+/// How long a client may take for its request's header: a local one needs microseconds.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Largest request header, in bytes.
+const HEADER_BYTES_MAX: usize = 16 << 10;
+
+/// Pause after a failed accept, which mostly means that descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long open requests may take to end once the daemon is to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a client beyond [`CLIENTS_MAX`] gets.
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Serves `router` to this user and root until the daemon is to stop.
+///
+/// # Errors
+///
+/// `E_IO` if the socket cannot be polled.
+pub async fn serve_unix(
+    socket: Socket,
+    router: Router,
+    mut shutdown: Shutdown,
+) -> Result<(), Fault> {
+    let listener = socket.for_tokio()?;
+    let mut clients = Clients::new(with_problems(router), shutdown.clone());
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.requested() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => match check_peer(&stream, socket.path()) {
+                Ok(_) => clients.serve(stream),
+                Err(fault) => tracing::debug!(%fault, "connection refused"),
+            },
+            Err(error) => pause_after(&error).await,
+        }
+    }
+    clients.drain().await;
+    Ok(())
+}
+
+/// A loopback TCP socket for a read-only API.
+///
+/// # Errors
+///
+/// `E_CONFIG` if the address is not on loopback, `E_IO` if it cannot be bound.
+pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
+    if !address.ip().is_loopback() {
+        return Err(Fault::new(
+            Code::Config,
+            format!("{address} is not a loopback address such as 127.0.0.1:9100"),
+        ));
+    }
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Fault::new(Code::Io, format!("cannot listen at {address}: {error}")))
+}
+
+/// Serves the reading half of `router` on loopback until the daemon is to stop.
+pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown: Shutdown) {
+    let router = with_problems(router).layer(middleware::from_fn(guard_loopback));
+    let mut clients = Clients::new(router, shutdown.clone());
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.requested() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => clients.serve(stream),
+            Err(error) => pause_after(&error).await,
+        }
+    }
+    clients.drain().await;
+}
+
+/// A response whose body is made line by line: JSON values, one a line.
+///
+/// The body ends when the sender is dropped; the sender is told by a failed send when the client left.
+#[must_use]
+pub fn ndjson(lines: mpsc::Receiver<Bytes>) -> Response {
+    let mut response = Response::new(Body::new(Lines(lines)));
+    let kind = HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_recv(context)
+            .map(|line| line.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// The connections of one socket.
+struct Clients {
+    router: Router,
+    shutdown: Shutdown,
+    places: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+}
+
+impl Clients {
+    fn new(router: Router, shutdown: Shutdown) -> Self {
+        Self {
+            router,
+            shutdown,
+            places: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    fn serve<S>(&mut self, mut stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        while self.tasks.try_join_next().is_some() {}
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => {
+                let (router, shutdown) = (self.router.clone(), self.shutdown.clone());
+                self.tasks.spawn(converse(stream, router, shutdown, place));
+            }
+            Err(_) => {
+                // A fresh socket's buffer takes these bytes at once; a client that left misses nothing.
+                self.tasks.spawn(async move {
+                    let _ = tokio::time::timeout(HEADER_TIMEOUT, stream.write_all(FULL)).await;
+                });
+            }
+        }
+    }
+
+    async fn drain(mut self) {
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIMEOUT, all).await.is_err() {
+            tracing::warn!("requests cut off: they took longer than {DRAIN_TIMEOUT:?}");
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn converse<S>(
+    stream: S,
+    router: Router,
+    mut shutdown: Shutdown,
+    _place: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.requested() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client's connection ended early");
+    }
+}
+
+async fn pause_after(error: &std::io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// Answers unknown paths and methods like everything else: with a problem.
+fn with_problems(router: Router) -> Router {
+    router
+        .fallback(async |request: Request| {
+            let path = request.uri().path().to_owned();
+            Problem::new(Code::NotFound, format!("there is no {path:?} here"))
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            wrong_method(&method, &path)
+        })
+}
+
+fn wrong_method(method: &Method, path: &str) -> Response {
+    let problem = Problem::new(Code::Usage, format!("{path:?} does not take {method} here"));
+    let mut response = problem.into_response();
+    *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+async fn guard_loopback(request: Request, next: Next) -> Response {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return wrong_method(request.method(), request.uri().path());
+    }
+    let host = request.headers().get(header::HOST);
+    let is_ours = host.is_some_and(|host| host.to_str().is_ok_and(is_loopback_name));
+    if !is_ours {
+        tracing::warn!(target: "audit", ?host, "request under a foreign name refused");
+        return Problem::new(Code::Denied, format!("host {host:?} is not this machine"))
+            .into_response();
+    }
+    next.run(request).await
+}
+
+/// Whether a `Host` header names this machine's loopback.
+fn is_loopback_name(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || bare
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! The server and the client against each other and against rude clients.
+
+use super::*;
+use crate::client::Client;
+use crate::shutdown;
+use crate::strict::Strict;
+use axum::Json;
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use std::path::Path;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UnixStream};
+
+fn router() -> Router {
+    Router::new()
+        .route("/v", get(async || Json(json!({"a": 1}))))
+        .route(
+            "/echo",
+            post(async |Strict(value): Strict<Value>| Json(value)),
+        )
+        .route(
+            "/fail",
+            get(async || Problem::from(Fault::new(Code::Quota, "too much"))),
+        )
+        .route("/count", get(count))
+        .route("/slow", get(async || std::future::pending::<()>().await))
+}
+
+async fn count() -> Response {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        for number in 0..3 {
+            let line = format!("{number}\n");
+            if sender.send(line.into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    ndjson(receiver)
+}
+
+async fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, shutdown::Trigger) -> F) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/api.sock");
+    let (trigger, shutdown) = shutdown::channel();
+    let socket = Socket::bind(&path).unwrap();
+    let server = tokio::spawn(serve_unix(socket, router(), shutdown));
+    test(Client::new(&path), trigger.clone()).await;
+    trigger.stop();
+    server.await.unwrap().unwrap();
+    assert!(!path.exists());
+}
+
+async fn raw(socket: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is an answer too: what came before it counts.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn documents_problems_and_streams_reach_the_client() {
+    with_server(async |client, _| {
+        assert_eq!(client.get::<Value>("/v").await.unwrap(), json!({"a": 1}));
+        let body = json!({"b": [1, 2]});
+        assert_eq!(client.post::<_, Value>("/echo", &body).await.unwrap(), body);
+        let problem = client.get::<Value>("/fail").await.unwrap_err();
+        assert_eq!(
+            (problem.code.as_str(), problem.cause.as_str()),
+            ("E_QUOTA", "too much")
+        );
+        assert!(!problem.remedy.is_empty());
+        let mut stream = client.follow::<u32>("/count").await.unwrap();
+        let mut numbers = Vec::new();
+        while let Some(number) = stream.next().await.unwrap() {
+            numbers.push(number);
+        }
+        assert_eq!(numbers, [0, 1, 2]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unknown_paths_methods_and_answers_are_problems() {
+    with_server(async |client, _| {
+        let problem = client.get::<Value>("/../../etc/passwd").await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::NotFound));
+        let problem = client.delete::<Value>("/v").await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Usage));
+        let problem = client.get::<u32>("/v").await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Meta));
+        let patient = client.clone().timeout(Duration::from_millis(50));
+        let problem = patient.get::<Value>("/slow").await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Stalled));
+        let nowhere = Client::new(client.socket().with_extension("gone"));
+        let problem = nowhere.get::<Value>("/v").await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Unreachable));
+        assert!(problem.remedy.contains("--socket"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn f28_a_huge_body_is_refused_by_its_size() {
+    with_server(async |client, _| {
+        let problem = client
+            .post::<_, Value>("/echo", &"x".repeat(1 << 20))
+            .await
+            .unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Meta));
+        assert!(problem.cause.contains("65536"), "{problem}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
+    with_server(async |client, _| {
+        let header = format!(
+            "GET /v HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+            "y".repeat(1 << 20)
+        );
+        let mut stream = UnixStream::connect(client.socket()).await.unwrap();
+        // The server may close before it has read all of it.
+        let _ = stream.write_all(header.as_bytes()).await;
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+            "{answer}"
+        );
+        let mut crowd = Vec::new();
+        for _ in 0..CLIENTS_MAX {
+            let mut stream = UnixStream::connect(client.socket()).await.unwrap();
+            stream
+                .write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+                .await
+                .unwrap();
+            crowd.push(stream);
+        }
+        let answer = raw(client.socket(), "GET /v HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        drop(crowd);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while client.get::<Value>("/v").await.is_err() {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "the crowd left, its places did not"
+            );
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn l05_a_slow_header_is_cut_off() {
+    with_server(async |client, _| {
+        let answer = raw(client.socket(), "GET /v HT").await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+            "{answer}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn l05_loopback_is_read_only_and_knows_its_name() {
+    assert!(bind_loopback("0.0.0.0:0".parse().unwrap()).await.is_err());
+    let listener = bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (trigger, shutdown) = shutdown::channel();
+    let server = tokio::spawn(serve_loopback(listener, router(), shutdown));
+    for (request, status) in [
+        ("GET /v HTTP/1.1\r\nhost: localhost:9\r\n", "200"),
+        ("GET /v HTTP/1.1\r\nhost: 127.0.0.1\r\n", "200"),
+        ("GET /v HTTP/1.1\r\nhost: [::1]:80\r\n", "200"),
+        ("GET /v HTTP/1.1\r\nhost: evil.example\r\n", "403"),
+        ("GET /v HTTP/1.1\r\nhost: localhost.evil.example\r\n", "403"),
+        ("GET /nothing HTTP/1.1\r\nhost: localhost\r\n", "404"),
+        (
+            "POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n",
+            "405",
+        ),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{request}connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{request}: {answer}"
+        );
+    }
+    trigger.stop();
+    server.await.unwrap();
+}

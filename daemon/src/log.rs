@@ -1,0 +1,82 @@
+//! Log lines on stderr, as text or JSON.
+
+use std::io::{self, IsTerminal};
+
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::{Code, Fault};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people and for the journal.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// How a log line looks.
+    pub format: Format,
+    /// Which lines, in `RUST_LOG`'s language, as in `info,towpath_tunnel=debug`.
+    pub filter: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            format: Format::Text,
+            filter: "info".to_owned(),
+        }
+    }
+}
+
+/// Sends log lines to stderr from here on. A second call changes nothing.
+///
+/// # Errors
+///
+/// `E_CONFIG` if the filter does not parse.
+pub fn start(options: &Options) -> Result<(), Fault> {
+    let filter = EnvFilter::try_new(&options.filter).map_err(|error| {
+        Fault::new(
+            Code::Config,
+            format!("log filter {:?}: {error}", options.filter),
+        )
+    })?;
+    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    // An error means that a log is already there, as in a test that runs two daemons.
+    let _ = match options.format {
+        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Text => {
+            let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let colours = !is_plain && io::stderr().is_terminal();
+            builder.with_ansi(colours).try_init()
+        }
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_does_not_parse_is_a_configuration_error() {
+        let options = Options {
+            filter: "towpath=loud".to_owned(),
+            ..Options::default()
+        };
+        assert_eq!(
+            start(&options).expect_err("no such level").code,
+            Code::Config
+        );
+        assert_eq!(start(&Options::default()), Ok(()));
+        assert_eq!(start(&Options::default()), Ok(()));
+    }
+}

@@ -1,0 +1,134 @@
+//! A fault as an operator or an API client sees it: code, sentence, cause, remedy.
+//!
+//! A [`Fault`] says what failed with its values. An operator also wants one sentence without inside
+//! knowledge, and what to do. Both stand in one table here, by code, so that every command and every
+//! route answers alike.
+
+mod advice;
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::{Blame, Code, Fault};
+
+/// What went wrong, as JSON between a daemon and its clients and as text for an operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The stable code, `E_...`; a newer daemon may send one that we do not know.
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What failed, with its values.
+    pub cause: String,
+    /// What the operator can do.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// A problem with the table's sentence and remedy for its code.
+    pub fn new(code: Code, cause: impl Into<String>) -> Self {
+        let advice = advice::of(code);
+        Self {
+            code: code.as_str().to_owned(),
+            message: advice.sentence.to_owned(),
+            cause: cause.into(),
+            remedy: advice.remedy.to_owned(),
+        }
+    }
+
+    /// The same with a sentence that fits the occasion better.
+    #[must_use]
+    pub fn message(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self
+    }
+
+    /// The same with a remedy that fits the occasion better.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+
+    /// The code, if it is one that this release knows.
+    #[must_use]
+    pub fn known_code(&self) -> Option<Code> {
+        Code::parse(&self.code)
+    }
+
+    /// The HTTP status that carries it.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        let Some(code) = self.known_code() else {
+            return StatusCode::INTERNAL_SERVER_ERROR;
+        };
+        match code {
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::Denied => StatusCode::FORBIDDEN,
+            Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::Busy | Code::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::State | Code::GuestExists | Code::Cancelled => StatusCode::CONFLICT,
+            Code::Stalled => StatusCode::GATEWAY_TIMEOUT,
+            code => match code.blame() {
+                Blame::Misuse => StatusCode::BAD_REQUEST,
+                Blame::Peer if code == Code::Meta => StatusCode::BAD_REQUEST,
+                Blame::Peer => StatusCode::BAD_GATEWAY,
+                Blame::Incompatible => StatusCode::UNPROCESSABLE_ENTITY,
+                Blame::Local => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+        }
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        Self::new(fault.code, fault.detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status(), Json(self)).into_response()
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} ({})", self.code, self.message, self.cause)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_sentence_and_a_remedy_of_its_own() {
+        for code in Code::ALL {
+            let advice = advice::of(*code);
+            assert_ne!(advice, advice::UNKNOWN, "{code} has no advice");
+            assert!(
+                !advice.sentence.ends_with('.') && !advice.remedy.ends_with('.'),
+                "{code}"
+            );
+            assert!(
+                advice.sentence.len() <= 100,
+                "{code} is too long for one line"
+            );
+        }
+    }
+
+    #[test]
+    fn problems_round_trip_as_json_with_exactly_four_fields() {
+        let problem = Problem::from(Fault::new(Code::NotFound, "guest \"a\""));
+        let value = serde_json::to_value(&problem).unwrap();
+        let fields: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(fields, ["cause", "code", "message", "remedy"]);
+        assert_eq!(serde_json::from_value::<Problem>(value).unwrap(), problem);
+        assert_eq!(problem.status(), StatusCode::NOT_FOUND);
+        assert_eq!(problem.known_code(), Some(Code::NotFound));
+    }
+}

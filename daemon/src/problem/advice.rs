@@ -1,0 +1,181 @@
+//! What to tell an operator for each code.
+
+use towpath_protocol::fault::Code;
+
+/// A sentence for people who do not know the code, and what they can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Advice {
+    pub(super) sentence: &'static str,
+    pub(super) remedy: &'static str,
+}
+
+/// For a code the table does not name; a test keeps it from ever being used.
+pub(super) const UNKNOWN: Advice = Advice {
+    sentence: "something went wrong",
+    remedy: "look at the daemon's log",
+};
+
+const PEER_SPOKE_NONSENSE: &str = "the source guest keeps running; compare both sides' versions with `towpath status` and report it";
+
+/// The advice for a code.
+pub(super) const fn of(code: Code) -> Advice {
+    let (sentence, remedy) = match peers(code) {
+        Some(pair) => pair,
+        None => match ours(code) {
+            Some(pair) => pair,
+            None => return UNKNOWN,
+        },
+    };
+    Advice { sentence, remedy }
+}
+
+/// Codes that speak of the other side.
+const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
+    Some(match code {
+        Code::Truncated => ("the peer's message ended too early", PEER_SPOKE_NONSENSE),
+        Code::Framing => ("the peer's message is damaged", PEER_SPOKE_NONSENSE),
+        Code::TooLarge => (
+            "a message is larger than allowed",
+            "send less at once; the limit stands in the cause",
+        ),
+        Code::UnknownKind => (
+            "the peer sent a kind of message this release does not know",
+            "upgrade the older side",
+        ),
+        Code::Range => (
+            "the peer named blocks that do not exist",
+            PEER_SPOKE_NONSENSE,
+        ),
+        Code::Conflict => ("the peer contradicted itself", PEER_SPOKE_NONSENSE),
+        Code::Codec => ("the peer's data does not unpack", PEER_SPOKE_NONSENSE),
+        Code::Meta => (
+            "the description does not parse",
+            "correct the request or the document; the place stands in the cause",
+        ),
+        Code::Unexpected => (
+            "the peer said something that does not fit now",
+            PEER_SPOKE_NONSENSE,
+        ),
+        Code::RootMismatch => (
+            "what arrived is not what was sent",
+            "the source guest runs on; start the move again, and check both hosts' memory if it repeats",
+        ),
+        Code::StaleEpoch => (
+            "the peer speaks for an ownership that is over",
+            "find out why with `towpath guest show` on both hosts before moving this guest again",
+        ),
+        Code::DoubleOffer => (
+            "two hosts offer the same guest",
+            "stop and look: one of them holds a copy that should not exist",
+        ),
+        Code::Gone => (
+            "the source has already let go of the guest",
+            "nothing to do if the guest runs at its target; look with `towpath guest show` there",
+        ),
+        Code::Denied => (
+            "this identity may not do that",
+            "use a user or a certificate that is allowed to; the refusal is in the audit log",
+        ),
+        Code::Stalled => (
+            "the other side did not answer in time",
+            "look at the link with `towpath status`; the move resumes by itself when it is back",
+        ),
+        Code::Version => (
+            "the two sides have no version in common",
+            "upgrade the older side",
+        ),
+        Code::Layout => (
+            "the guest's layout cannot be had at the target",
+            "choose another target, or start the guest with a layout that both allow",
+        ),
+        Code::Quota => (
+            "the guest does not fit into the host's quota",
+            "raise `quota` in the target's migrator configuration, or choose another target",
+        ),
+        Code::CpuState => (
+            "the host's processor refuses the guest's state",
+            "choose a target with the same or a newer processor",
+        ),
+        Code::GuestExists => (
+            "the guest already lives there",
+            "choose another name, or look with `towpath guest ls`",
+        ),
+        Code::Busy => (
+            "too many moves are under way",
+            "try again when one of `towpath migration ls` has finished",
+        ),
+        Code::Refused => (
+            "the target refused the guest",
+            "the source guest runs on; the reason stands in the target's log",
+        ),
+        _ => return None,
+    })
+}
+
+/// Codes that speak of this host or of the caller.
+const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
+    Some(match code {
+        Code::Io => (
+            "a file or folder cannot be used",
+            "check that it exists, that it is ours, and that the disk is not full",
+        ),
+        Code::Journal => (
+            "the journal cannot be written",
+            "do not restart the guest elsewhere; check the disk, then restart the migrator",
+        ),
+        Code::Quarantine => (
+            "the guest is quarantined: its journal cannot be trusted",
+            "find out which host has the newest copy before anything runs it",
+        ),
+        Code::Guest => (
+            "the guest process failed",
+            "look at its console with `towpath guest show`, then `towpath guest start` it again",
+        ),
+        Code::Kvm => (
+            "KVM cannot be used",
+            "check the rights on /dev/kvm and the processor's virtualization setting, or use `--guest process`",
+        ),
+        Code::Unreachable => (
+            "nobody answers",
+            "check that the daemon or the peer runs and that the address is right",
+        ),
+        Code::ImageLost => (
+            "the guest's image is lost",
+            "boot the guest again with `towpath guest start` where it is owned",
+        ),
+        Code::AlreadyRunning => (
+            "another daemon already runs there",
+            "stop it first, or give this one a folder and a socket of its own",
+        ),
+        Code::Certificate => (
+            "a certificate or key cannot be used",
+            "look at it with `towpath certs show`, and issue a new one with `towpath certs issue`",
+        ),
+        Code::Path => (
+            "a path is not what it must be",
+            "move what is there out of the way; it is never replaced by force",
+        ),
+        Code::Config => (
+            "the configuration is wrong",
+            "correct the line, then try `towpath config check FILE`",
+        ),
+        Code::Name => (
+            "that is not a name",
+            "use 1 to 63 of a-z 0-9 . _ - with a letter or a digit first",
+        ),
+        Code::NotFound => (
+            "there is no such thing here",
+            "see what there is with `towpath guest ls`, `towpath migration ls` and `towpath status`",
+        ),
+        Code::State => (
+            "that does not fit the state of things",
+            "look with `towpath guest show` or `towpath migration show`, and try again when it fits",
+        ),
+        Code::Usage => ("the request is malformed", "see `towpath --help`"),
+        Code::Cancelled => (
+            "the move was cancelled",
+            "nothing to do: the guest runs where it was",
+        ),
+        _ => return None,
+    })
+}

@@ -1,0 +1,278 @@
+//! Unix sockets in private folders, for this user and root alone.
+//!
+//! Two doors stand between another local user and a daemon (L01): the folder has mode 0700, and every
+//! connection's user is asked of the kernel. Either alone would do; a folder's mode can be changed by
+//! mistake, and a check alone would let others fill the backlog.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::lock::Lock;
+
+/// Longest path of a Unix socket, in bytes: `sun_path` less its closing zero.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A listening socket that nobody else can take over; the file goes when this value is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl Socket {
+    /// Listens at `path`, in a folder that only this user may enter (made if it is missing).
+    ///
+    /// A socket that a dead daemon left behind is removed; the lock beside it proves that the daemon
+    /// is dead.
+    ///
+    /// # Errors
+    ///
+    /// `E_ALREADY_RUNNING` if a living daemon has it, `E_PATH` if the path is too long, the folder is
+    /// open to others, or something that is no socket is in the way, else `E_IO`.
+    pub fn bind(path: &Path) -> Result<Self, Fault> {
+        let shown = path.display();
+        let bytes = path.as_os_str().len();
+        if bytes > SOCKET_PATH_BYTES_MAX {
+            return Err(Fault::new(
+                Code::Path,
+                format!(
+                    "{shown} has {bytes} bytes and a socket's path at most {SOCKET_PATH_BYTES_MAX}"
+                ),
+            ));
+        }
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        private_folder(folder.unwrap_or_else(|| Path::new(".")))?;
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock = Lock::take(Path::new(&lock_path))?;
+        remove_stale(path)?;
+        let io = |error: io::Error| Fault::new(Code::Io, format!("socket {shown}: {error}"));
+        let listener = UnixListener::bind(path).map_err(io)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// The listener, for blocking use; each accepted stream goes through [`check_peer`].
+    #[must_use]
+    pub const fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// The same listener for tokio; `self` must outlive it, as dropping `self` removes the file.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` outside a tokio runtime or without free descriptors.
+    pub fn for_tokio(&self) -> Result<tokio::net::UnixListener, Fault> {
+        let convert = || {
+            let listener = self.listener.try_clone()?;
+            listener.set_nonblocking(true)?;
+            tokio::net::UnixListener::from_std(listener)
+        };
+        convert().map_err(|error| {
+            Fault::new(Code::Io, format!("socket {}: {error}", self.path.display()))
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // The next daemon removes what is left here, so a failure has no consequence.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Makes sure that a folder exists and that only this user may enter it.
+///
+/// # Errors
+///
+/// `E_PATH` if it is no folder, belongs to somebody else or is open to others; `E_IO` if it cannot be
+/// made.
+pub fn private_folder(path: &Path) -> Result<(), Fault> {
+    let shown = path.display();
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            return Err(Fault::new(
+                Code::Io,
+                format!("cannot make {shown}: {error}"),
+            ));
+        }
+    }
+    let wrong = |why: String| Err(Fault::new(Code::Path, why));
+    let meta = fs::metadata(path)
+        .map_err(|error| Fault::new(Code::Io, format!("cannot look at {shown}: {error}")))?;
+    let own = rustix::process::geteuid().as_raw();
+    let mode = meta.mode() & 0o7777;
+    if !meta.is_dir() {
+        return wrong(format!("{shown} is not a folder"));
+    }
+    if meta.uid() != own {
+        let owner = meta.uid();
+        return wrong(format!(
+            "{shown} belongs to user {owner}, and we are user {own}"
+        ));
+    }
+    if mode & 0o077 != 0 {
+        return wrong(format!(
+            "others may enter {shown} (mode {mode:04o}); run: chmod 0700 {shown}"
+        ));
+    }
+    Ok(())
+}
+
+/// The process at the other end of a Unix socket, as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its effective user when it connected.
+    pub uid: u32,
+    /// Its effective group when it connected.
+    pub gid: u32,
+    /// Its process id; it may be gone by now.
+    pub pid: i32,
+}
+
+/// Lets this user and root in and nobody else; a refusal is written to the audit log.
+///
+/// # Errors
+///
+/// `E_DENIED` for other users, `E_IO` if the kernel does not say who it is.
+pub fn check_peer(stream: impl AsFd, socket: &Path) -> Result<Peer, Fault> {
+    let shown = socket.display();
+    let credentials = rustix::net::sockopt::socket_peercred(stream)
+        .map_err(|error| Fault::new(Code::Io, format!("socket {shown}: {error}")))?;
+    let peer = Peer {
+        uid: credentials.uid.as_raw(),
+        gid: credentials.gid.as_raw(),
+        pid: credentials.pid.as_raw_pid(),
+    };
+    if is_allowed(peer.uid, rustix::process::geteuid().as_raw()) {
+        return Ok(peer);
+    }
+    let Peer { uid, gid, pid } = peer;
+    tracing::warn!(target: "audit", uid, gid, pid, socket = %shown, "local user refused");
+    Err(Fault::new(
+        Code::Denied,
+        format!("user {uid} (process {pid}) may not use {shown}"),
+    ))
+}
+
+const fn is_allowed(uid: u32, own: u32) -> bool {
+    uid == own || uid == 0
+}
+
+/// Removes a dead daemon's socket; its lock must be held.
+fn remove_stale(path: &Path) -> Result<(), Fault> {
+    let shown = path.display();
+    let io = |error: io::Error| Fault::new(Code::Io, format!("socket {shown}: {error}"));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(error)),
+        Ok(meta) if meta.file_type().is_socket() => fs::remove_file(path).map_err(io),
+        Ok(_) => Err(Fault::new(
+            Code::Path,
+            format!("{shown} is in the way and is not a socket"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn l01_the_folder_is_private_and_an_open_one_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        let socket = Socket::bind(&folder.join("a.sock")).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o700);
+        assert_eq!(mode(socket.path()), 0o600);
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
+        let fault = Socket::bind(&folder.join("b.sock")).expect_err("open to the group");
+        assert_eq!(fault.code, Code::Path);
+        assert!(fault.detail.contains("chmod 0700"), "{fault}");
+    }
+
+    #[test]
+    fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run/a.sock");
+        let first = Socket::bind(&path).unwrap();
+        let fault = Socket::bind(&path).expect_err("the first lives");
+        assert_eq!(fault.code, Code::AlreadyRunning);
+        drop(first);
+        assert!(!path.exists());
+        // What a killed daemon leaves: the file without its lock.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let second = Socket::bind(&path).unwrap();
+        drop(second);
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(Socket::bind(&path).expect_err("a file").code, Code::Path);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_refused() {
+        let fault = Socket::bind(Path::new(&"x/".repeat(60))).expect_err("120 bytes");
+        assert_eq!(fault.code, Code::Path);
+    }
+
+    #[test]
+    fn l01_only_this_user_and_root_are_allowed() {
+        assert!(is_allowed(7, 7) && is_allowed(0, 7));
+        assert!(!is_allowed(8, 7) && !is_allowed(7, 0));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let peer = check_peer(&ours, Path::new("pair")).unwrap();
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+        drop(theirs);
+    }
+
+    #[test]
+    fn l01_a_connection_of_another_user_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can become another user");
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run/a.sock");
+        let socket = Socket::bind(&path).unwrap();
+        // Both doors of the folder are opened by mistake; the kernel's word is the last one.
+        for open in [root.path(), path.parent().unwrap(), path.as_path()] {
+            fs::set_permissions(open, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let at = path.clone();
+        let stranger = std::thread::spawn(move || {
+            let nobody = rustix::process::Uid::from_raw(65_534);
+            rustix::thread::set_thread_uid(nobody).unwrap();
+            UnixStream::connect(at).unwrap()
+        });
+        let (stream, _) = socket.listener().accept().unwrap();
+        let fault = check_peer(&stream, &path).expect_err("nobody");
+        assert_eq!(fault.code, Code::Denied);
+        assert!(fault.detail.contains("user 65534"), "{fault}");
+        drop(stranger.join().unwrap());
+    }
+}

@@ -1,0 +1,225 @@
+//! Streams through the tunnel for programs with plain blocking sockets: open one, or be handed one.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use towpath_protocol::channel::{Accepted, Open, Preamble};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::frame::HEADER_BYTES;
+
+/// How long a preamble may take to arrive on a connection that has just been accepted: the tunnel
+/// sends it with its first write, so a longer wait means that someone else has connected.
+pub const PREAMBLE_WAIT: Duration = Duration::from_secs(5);
+
+/// Opens a stream to a service at a peer; returns it once the service has it.
+///
+/// The returned socket has no timeouts set, and none of the stream's bytes have been read.
+///
+/// # Errors
+///
+/// `E_UNREACHABLE` if the tunnel's socket cannot be used, `E_STALLED` if there is no answer within
+/// `wait`, and whatever the tunnel or its peer refuses with: `E_DENIED`, `E_NOT_FOUND`,
+/// `E_UNREACHABLE`, `E_BUSY`.
+pub fn open_stream(tunnel: &Path, open: &Open, wait: Duration) -> Result<UnixStream, Fault> {
+    let until = Instant::now() + wait;
+    let mut stream = UnixStream::connect(tunnel).map_err(|error| {
+        let detail = format!("the tunnel's socket {}: {error}", tunnel.display());
+        Fault::new(Code::Unreachable, detail)
+    })?;
+    stream
+        .set_write_timeout(Some(wait))
+        .map_err(|error| broken(&error))?;
+    stream
+        .write_all(&Preamble::Open(open.clone()).encode())
+        .map_err(|error| broken(&error))?;
+    let answer = read_preamble(&mut stream, until)?;
+    clear_timeouts(&stream)?;
+    match answer {
+        Preamble::Opened => Ok(stream),
+        Preamble::Refused(fault) => Err(fault),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Reads who opened a stream that the tunnel has just handed over.
+///
+/// Afterwards the socket has no timeouts set, and none of the stream's bytes have been read.
+///
+/// # Errors
+///
+/// `E_STALLED` if the preamble is not there within [`PREAMBLE_WAIT`], a framing fault if it is none.
+pub fn accept_stream(stream: &UnixStream) -> Result<Accepted, Fault> {
+    let mut reader = stream;
+    let preamble = read_preamble(&mut reader, Instant::now() + PREAMBLE_WAIT)?;
+    clear_timeouts(stream)?;
+    match preamble {
+        Preamble::Accepted(accepted) => Ok(accepted),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What [`read_preamble`] needs of a socket.
+trait TimedRead: Read {
+    fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
+}
+
+impl TimedRead for UnixStream {
+    fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(timeout))
+    }
+}
+
+impl TimedRead for &UnixStream {
+    fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(timeout))
+    }
+}
+
+fn read_preamble(stream: &mut impl TimedRead, until: Instant) -> Result<Preamble, Fault> {
+    let mut header_bytes = [0; HEADER_BYTES];
+    read_by(stream, &mut header_bytes, until)?;
+    let header = Preamble::parse_header(&header_bytes)?;
+    let mut body = vec![0; header.body_bytes as usize];
+    read_by(stream, &mut body, until)?;
+    Preamble::decode_body(&header, &body)
+}
+
+/// Fills `bytes` by `until`, however slowly the other side drips: a socket's own timeout begins anew
+/// with every byte.
+fn read_by(stream: &mut impl TimedRead, bytes: &mut [u8], until: Instant) -> Result<(), Fault> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        stream.set_timeout(left).map_err(|error| broken(&error))?;
+        match stream.read(&mut bytes[filled..]) {
+            Ok(0) => {
+                let detail = "the tunnel closed the stream before it was open";
+                return Err(Fault::new(Code::Unreachable, detail));
+            }
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken(&error)),
+        }
+    }
+    Ok(())
+}
+
+fn clear_timeouts(stream: &UnixStream) -> Result<(), Fault> {
+    stream
+        .set_read_timeout(None)
+        .and_then(|()| stream.set_write_timeout(None))
+        .map_err(|error| broken(&error))
+}
+
+fn late() -> Fault {
+    Fault::new(Code::Stalled, "no answer from the tunnel in time")
+}
+
+fn broken(error: &io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => late(),
+        _ => Fault::new(Code::Unreachable, format!("the tunnel's stream: {error}")),
+    }
+}
+
+fn unexpected(preamble: &Preamble) -> Fault {
+    let name = preamble.name();
+    Fault::new(Code::Unexpected, format!("the tunnel said {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+    use towpath_protocol::channel::Class;
+    use towpath_protocol::identity::HostIdentity;
+
+    fn open() -> Open {
+        Open {
+            peer: "region".parse().unwrap(),
+            service: "migrator".parse().unwrap(),
+            class: Class::Control,
+        }
+    }
+
+    /// A socket path of this test's own; the folder goes when the process does.
+    fn socket_path(test: &str) -> std::path::PathBuf {
+        let folder = std::env::temp_dir().join(format!("towpath-{}-{test}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder.join("s")
+    }
+
+    fn answer_with(test: &str, answer: Vec<u8>, wait: Duration) -> Result<UnixStream, Fault> {
+        let path = socket_path(test);
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let until = Instant::now() + PREAMBLE_WAIT;
+            let heard = read_preamble(&mut stream, until).unwrap();
+            assert_eq!(heard, Preamble::Open(open()));
+            stream.write_all(&answer).unwrap();
+            stream
+        });
+        let result = open_stream(&path, &open(), wait);
+        let _keep_open_until_answered = server.join().unwrap();
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        result
+    }
+
+    #[test]
+    fn an_opened_stream_keeps_the_bytes_that_came_with_the_answer() {
+        let mut answer = Preamble::Opened.encode();
+        answer.extend_from_slice(b"first");
+        let mut stream = answer_with("opened", answer, PREAMBLE_WAIT).unwrap();
+        let mut first = [0; 5];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"first");
+        assert_eq!(stream.read_timeout().unwrap(), None);
+    }
+
+    #[test]
+    fn a_refusal_is_handed_on_as_it_was_said() {
+        let fault = Fault::new(Code::Denied, "site edge may not use migrator");
+        let answer = Preamble::Refused(fault.clone()).encode();
+        assert_eq!(
+            answer_with("refused", answer, PREAMBLE_WAIT).unwrap_err(),
+            fault
+        );
+    }
+
+    #[test]
+    fn silence_and_nonsense_end_with_a_code() {
+        let silent = answer_with("silent", Vec::new(), Duration::from_millis(50));
+        assert_eq!(silent.unwrap_err().code, Code::Stalled);
+        let nonsense = answer_with("nonsense", vec![7; 64], PREAMBLE_WAIT);
+        assert_eq!(nonsense.unwrap_err().code, Code::Framing);
+        let wrong = answer_with("wrong", Preamble::Open(open()).encode(), PREAMBLE_WAIT);
+        assert_eq!(wrong.unwrap_err().code, Code::Unexpected);
+        let nobody = open_stream(Path::new("/nonexistent/s"), &open(), PREAMBLE_WAIT);
+        assert_eq!(nobody.unwrap_err().code, Code::Unreachable);
+    }
+
+    #[test]
+    fn an_accepted_stream_says_who_opened_it() {
+        let (ours, mut tunnels) = UnixStream::pair().unwrap();
+        let accepted = Accepted {
+            peer: HostIdentity::from_uri("spiffe://t/site/edge/host/box-1").unwrap(),
+            service: "migrator".parse().unwrap(),
+            class: Class::Bulk,
+        };
+        tunnels
+            .write_all(&Preamble::Accepted(accepted.clone()).encode())
+            .unwrap();
+        tunnels.write_all(b"x").unwrap();
+        assert_eq!(accept_stream(&ours), Ok(accepted));
+        let mut first = [0; 1];
+        (&ours).read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"x");
+    }
+}

@@ -1,0 +1,137 @@
+//! Request bodies with a cap on size and depth, parsed into a type once.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::problem::Problem;
+
+/// Largest request body, in bytes: a request holds names and numbers.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Deepest nesting of a request: the deepest type we have is 3 deep.
+pub const DEPTH_MAX: usize = 16;
+
+/// A JSON body that parsed into `T`.
+#[derive(Debug, Clone, Copy)]
+pub struct Strict<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Strict<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
+        let bytes = collect(request.into_body()).await?;
+        Ok(parse(&bytes).map(Self)?)
+    }
+}
+
+/// Parses a JSON document of a request.
+///
+/// # Errors
+///
+/// `E_META` if it is too large, too deep or not JSON; `E_USAGE` if it is JSON of another shape.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    if bytes.len() > BODY_BYTES_MAX {
+        return Err(too_large());
+    }
+    check_depth(bytes)?;
+    serde_json::from_slice(bytes).map_err(|error| {
+        let code = match error.classify() {
+            Category::Data => Code::Usage,
+            Category::Syntax | Category::Eof | Category::Io => Code::Meta,
+        };
+        Fault::new(code, format!("request body: {error}"))
+    })
+}
+
+async fn collect(body: Body) -> Result<Vec<u8>, Fault> {
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(collected) => Ok(collected.to_bytes().to_vec()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(Fault::new(Code::Meta, format!("request body: {error}"))),
+    }
+}
+
+fn too_large() -> Fault {
+    Fault::new(
+        Code::Meta,
+        format!("request body is larger than {BODY_BYTES_MAX} bytes"),
+    )
+}
+
+/// Counts open brackets outside strings; what else is wrong with the document is the parser's task.
+fn check_depth(bytes: &[u8]) -> Result<(), Fault> {
+    let mut depth = 0usize;
+    let mut is_text = false;
+    let mut is_escaped = false;
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b'{' | b'[' if !is_text => depth += 1,
+            b'}' | b']' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return Err(Fault::new(
+                Code::Meta,
+                format!("request body is nested deeper than {DEPTH_MAX}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        name: String,
+        count: Option<u32>,
+    }
+
+    #[test]
+    fn f28_hostile_documents_are_refused_before_or_by_the_typed_parse() {
+        let deep = format!("{}{}", "[".repeat(17), "]".repeat(17));
+        let deep_value = format!("{{\"name\":{deep}}}");
+        let long = format!("{{\"name\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
+        for (text, code) in [
+            (deep.as_str(), Code::Meta),
+            (deep_value.as_str(), Code::Meta),
+            (long.as_str(), Code::Meta),
+            ("", Code::Meta),
+            ("{\"name\":\"a\"", Code::Meta),
+            ("{\"name\":NaN}", Code::Meta),
+            ("{\"name\":\"a\"} {}", Code::Meta),
+            ("{\"name\":\"a\",\"name\":\"b\"}", Code::Usage),
+            ("{\"name\":\"a\",\"count\":-1}", Code::Usage),
+            ("{\"name\":\"a\",\"count\":4294967296}", Code::Usage),
+            ("{\"name\":\"a\",\"other\":1}", Code::Usage),
+            ("{\"count\":1}", Code::Usage),
+            ("[]", Code::Usage),
+        ] {
+            let fault = parse::<Sample>(text.as_bytes()).expect_err(text);
+            assert_eq!(fault.code, code, "{text:.60}: {fault}");
+        }
+        assert!(parse::<Sample>(b"{\"name\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn brackets_inside_texts_are_not_depth() {
+        let text = format!(
+            "{{\"name\":\"{}\\\"{}\",\"count\":3}}",
+            "[{".repeat(40),
+            "[".repeat(40)
+        );
+        let sample: Sample = parse(text.as_bytes()).unwrap();
+        assert_eq!((sample.name.len(), sample.count), (121, Some(3)));
+    }
+}

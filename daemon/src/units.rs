@@ -1,0 +1,93 @@
+//! Durations as operators write them; sizes and rates are in the protocol.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::{Code, Fault};
+
+/// A duration with its unit, as in `200ms` or `1m30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(Duration);
+
+impl Span {
+    /// The span of a duration.
+    #[must_use]
+    pub const fn new(duration: Duration) -> Self {
+        Self(duration)
+    }
+
+    /// The duration.
+    #[must_use]
+    pub const fn duration(self) -> Duration {
+        self.0
+    }
+
+    /// Whole milliseconds.
+    #[must_use]
+    pub fn milliseconds(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl FromStr for Span {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        humantime::parse_duration(text).map(Self).map_err(|error| {
+            let shown: String = text.chars().take(40).collect();
+            Fault::new(
+                Code::Usage,
+                format!("{shown:?} is not a duration such as 200ms or 1m30s: {error}"),
+            )
+        })
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<Self, Fault> {
+        text.parse()
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> Self {
+        span.to_string()
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&humantime::format_duration(self.0), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_read_with_their_unit_and_round_trip() {
+        for (text, milliseconds) in [
+            ("200ms", 200),
+            ("1m30s", 90_000),
+            ("40ms", 40),
+            ("2s", 2000),
+        ] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!(span.milliseconds(), milliseconds);
+            assert_eq!(span.to_string().parse(), Ok(span));
+        }
+        for bad in ["", "200", "-1s", "ms", "1e9s", "99999999999999999999s"] {
+            assert_eq!(
+                bad.parse::<Span>().expect_err(bad).code,
+                Code::Usage,
+                "{bad}"
+            );
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The migrator's HTTP API on its Unix socket: guests and moves as JSON.
+//!
+//! The API knows nothing of how a guest moves: it parses requests into types, asks a [`Host`], and
+//! shows what that says. Its document is made from these very types and is checked in as
+//! `docs/migrator-openapi.json`.
+
+mod routes;
+mod view;
+mod watch;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use towpath_protocol::fault::Fault;
+use towpath_protocol::identity::{MigrationId, Name};
+use utoipa::OpenApi;
+
+pub use view::*;
+
+/// What the API shows and commands: one host's guests and moves.
+///
+/// Every method may block (on a journal, on a guest process); the API calls them on threads that may.
+pub trait Host: Send + Sync + 'static {
+    /// The host itself.
+    fn status(&self) -> HostView;
+
+    /// Every guest this host knows of, those that have left included, by name.
+    fn guests(&self) -> Vec<GuestView>;
+
+    /// One guest.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`.
+    fn guest(&self, name: &Name) -> Result<GuestView, Fault>;
+
+    /// Makes a guest, owned by this host, and runs it.
+    ///
+    /// # Errors
+    ///
+    /// `E_GUEST_EXISTS`, `E_QUOTA`, `E_KVM`, or what else keeps it from running.
+    fn start_guest(&self, request: GuestRequest) -> Result<GuestView, Fault>;
+
+    /// Boots an owned guest that stopped or crashed, from nothing.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`, or `E_STATE` if it runs or is not ours.
+    fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault>;
+
+    /// Ends a guest and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`, or `E_STATE` while it is being moved.
+    fn stop_guest(&self, name: &Name) -> Result<(), Fault>;
+
+    /// Checks every page of a guest's memory against the pattern its payload writes.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`, or `E_STATE` if it does not run here.
+    fn verify_guest(&self, name: &Name) -> Result<VerifyView, Fault>;
+
+    /// Begins to move a guest.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`, `E_STATE`, `E_BUSY`, or what a first look at the target refuses.
+    fn migrate(&self, request: MigrationRequest) -> Result<MigrationView, Fault>;
+
+    /// Ends a move, if it has not been committed yet.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`, or `E_STATE` once the guest is the target's.
+    fn cancel(&self, id: MigrationId) -> Result<MigrationView, Fault>;
+
+    /// The moves this host takes or took part in, newest first.
+    fn migrations(&self) -> Vec<MigrationView>;
+
+    /// One move.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`.
+    fn migration(&self, id: MigrationId) -> Result<MigrationView, Fault>;
+
+    /// All metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+}
+
+/// The routes of the API, served for `host`.
+pub fn router(host: Arc<dyn Host>) -> Router {
+    Router::new()
+        .route("/v1/status", get(routes::status))
+        .route("/v1/guests", get(routes::guests).post(routes::start_guest))
+        .route(
+            "/v1/guests/{name}",
+            get(routes::guest).delete(routes::stop_guest),
+        )
+        .route("/v1/guests/{name}/start", post(routes::boot_guest))
+        .route("/v1/guests/{name}/verify", post(routes::verify_guest))
+        .route(
+            "/v1/migrations",
+            get(routes::migrations).post(routes::migrate),
+        )
+        .route("/v1/migrations/{id}", get(routes::migration))
+        .route("/v1/migrations/{id}/cancel", post(routes::cancel))
+        .route("/v1/migrations/{id}/watch", get(watch::watch))
+        .route("/metrics", get(routes::metrics))
+        .route("/live", get(routes::live))
+        .route("/ready", get(routes::ready))
+        .route("/openapi.json", get(routes::openapi))
+        .with_state(host)
+}
+
+/// The API's OpenAPI document, pretty-printed, with a newline at its end.
+#[must_use]
+pub fn document() -> String {
+    let mut text = Document::openapi()
+        .to_pretty_json()
+        .expect("the document is made of plain values");
+    text.push('\n');
+    text
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Towpath migrator",
+        description = "Guests of one host and their moves, on the migrator's Unix socket."
+    ),
+    paths(
+        routes::status,
+        routes::guests,
+        routes::start_guest,
+        routes::guest,
+        routes::stop_guest,
+        routes::boot_guest,
+        routes::verify_guest,
+        routes::migrations,
+        routes::migrate,
+        routes::migration,
+        routes::cancel,
+        watch::watch,
+        routes::metrics,
+        routes::live,
+        routes::ready,
+        routes::openapi,
+    )
+)]
+struct Document;
+
+#[cfg(test)]
+mod tests;

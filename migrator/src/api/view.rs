@@ -1,0 +1,548 @@
+//! What the API shows and takes. Units stand at the end of each name.
+
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{Epoch, GuestId, MigrationId, Name};
+use utoipa::ToSchema;
+
+/// Bytes of a page of guest memory.
+const PAGE_BYTES: u64 = 4096;
+
+/// Least memory of a guest, in bytes: its payload, tables and stack with room to spare.
+pub const GUEST_MEMORY_BYTES_MIN: u64 = 1 << 20;
+
+/// Most memory of a guest, in bytes: what the largest space holds.
+pub const GUEST_MEMORY_BYTES_MAX: u64 = 1 << 40;
+
+/// Longest pause that can be asked for, in milliseconds: beyond it, stop and start the guest.
+pub const PAUSE_MS_MAX: u32 = 60_000;
+
+/// What kind of machine a guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestKind {
+    /// KVM where it can be used, else a process.
+    #[default]
+    Auto,
+    /// A virtual machine.
+    Kvm,
+    /// A process whose memory is tracked by userfaultfd.
+    Process,
+}
+
+/// The guest to make and run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GuestRequest {
+    /// Its name on every host.
+    #[schema(value_type = String, example = "till-7")]
+    pub name: Name,
+    /// What kind of machine it is.
+    #[serde(default)]
+    pub kind: GuestKind,
+    /// Its memory: whole pages.
+    pub memory_bytes: u64,
+    /// Pages its payload rewrites each second.
+    #[serde(default)]
+    pub dirty_pages_per_second: u64,
+    /// The part of its memory that is rewritten; all of it if absent.
+    #[serde(default)]
+    pub working_set_bytes: Option<u64>,
+    /// Share of its pages that do not compress.
+    #[serde(default)]
+    pub incompressible_percent: u8,
+    /// Time between two heartbeats on its console.
+    #[serde(default = "heartbeat_interval_us_default")]
+    pub heartbeat_interval_us: u32,
+}
+
+const fn heartbeat_interval_us_default() -> u32 {
+    2000
+}
+
+impl GuestRequest {
+    /// Looks at the numbers; what this host allows is asked of the host.
+    ///
+    /// # Errors
+    ///
+    /// `E_USAGE` naming the field.
+    pub fn check(&self) -> Result<(), Fault> {
+        let memory = self.memory_bytes;
+        if !(GUEST_MEMORY_BYTES_MIN..=GUEST_MEMORY_BYTES_MAX).contains(&memory)
+            || !memory.is_multiple_of(PAGE_BYTES)
+        {
+            return usage(format!(
+                "memory_bytes is {memory} and must be whole pages of {PAGE_BYTES} between {GUEST_MEMORY_BYTES_MIN} and {GUEST_MEMORY_BYTES_MAX}"
+            ));
+        }
+        if let Some(set) = self.working_set_bytes
+            && (set == 0 || set > memory || !set.is_multiple_of(PAGE_BYTES))
+        {
+            return usage(format!(
+                "working_set_bytes is {set} and must be whole pages of {PAGE_BYTES}, at most memory_bytes"
+            ));
+        }
+        if self.incompressible_percent > 100 {
+            let percent = self.incompressible_percent;
+            return usage(format!(
+                "incompressible_percent is {percent} and at most 100"
+            ));
+        }
+        if !(100..=10_000_000).contains(&self.heartbeat_interval_us) {
+            let interval = self.heartbeat_interval_us;
+            return usage(format!(
+                "heartbeat_interval_us is {interval} and must be 100 to 10000000"
+            ));
+        }
+        if self.dirty_pages_per_second > 100_000_000 {
+            let pages = self.dirty_pages_per_second;
+            return usage(format!(
+                "dirty_pages_per_second is {pages} and at most 100000000"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn usage(detail: String) -> Result<(), Fault> {
+    Err(Fault::new(Code::Usage, detail))
+}
+
+/// Where a guest stands on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestState {
+    /// Made, and not yet run.
+    Created,
+    /// It runs here.
+    Running,
+    /// It is held by an operator's wish.
+    Paused,
+    /// It is being received; it does not run here yet.
+    Incoming,
+    /// It is held while a move is decided.
+    Frozen,
+    /// It has left for another host.
+    Moved,
+    /// Its process failed; it can be booted again.
+    Crashed,
+    /// It was ended.
+    Stopped,
+    /// Its journal cannot be trusted: nothing runs it.
+    Quarantined,
+}
+
+/// What this host's journal says of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Ownership {
+    /// It does not live here.
+    Vacant,
+    /// It lives here.
+    Owned,
+    /// It lives here and is offered to another host.
+    Offering,
+    /// It was handed over; the other host's answer is awaited.
+    Relinquished,
+    /// It has left for good.
+    Released,
+    /// It is being received.
+    Prepared,
+    /// Its last offer was refused.
+    Refused,
+}
+
+/// A guest as its host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its identity, the same on every host.
+    #[schema(value_type = String)]
+    pub id: GuestId,
+    /// What kind of machine it is.
+    pub kind: GuestKind,
+    /// Where it stands.
+    pub state: GuestState,
+    /// What the journal says of it.
+    pub ownership: Ownership,
+    /// The epoch of its newest ownership known here.
+    #[schema(value_type = u64)]
+    pub epoch: Epoch,
+    /// Its memory.
+    pub memory_bytes: u64,
+    /// Pages its payload rewrites each second.
+    pub dirty_pages_per_second: u64,
+    /// The part of its memory that is rewritten.
+    pub working_set_bytes: u64,
+    /// Share of its pages that do not compress.
+    pub incompressible_percent: u8,
+    /// Number of the last heartbeat seen here.
+    pub heartbeat_sequence: Option<u64>,
+    /// Its process, while there is one.
+    pub process_id: Option<u32>,
+    /// The host it went to, as `site/host`.
+    pub moved_to: Option<String>,
+    /// The move it is part of now.
+    #[schema(value_type = Option<String>)]
+    pub migration: Option<MigrationId>,
+    /// The file its console is written to.
+    pub console: Option<String>,
+    /// Why it crashed or is quarantined.
+    pub error: Option<ErrorView>,
+}
+
+/// All guests of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestList {
+    /// The guests, by name.
+    pub guests: Vec<GuestView>,
+}
+
+/// A guest that is no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoppedView {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+}
+
+/// The result of looking at every page of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerifyView {
+    /// Pages looked at.
+    pub pages: u64,
+    /// Whether every byte was right.
+    pub verified: bool,
+    /// The first page that was wrong, or what was found.
+    pub detail: String,
+}
+
+/// What went wrong, with its stable code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorView {
+    /// The stable code, `E_...`.
+    pub code: String,
+    /// What failed, with its values.
+    pub message: String,
+}
+
+impl From<&Fault> for ErrorView {
+    fn from(fault: &Fault) -> Self {
+        Self {
+            code: fault.code.as_str().to_owned(),
+            message: fault.detail.clone(),
+        }
+    }
+}
+
+/// The host itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostView {
+    /// The release of the migrator.
+    pub version: String,
+    /// Its site.
+    #[schema(value_type = String)]
+    pub site: Name,
+    /// Its name within the site.
+    #[schema(value_type = String)]
+    pub host: Name,
+    /// Whether it can take part in moves.
+    pub ready: bool,
+    /// Why not.
+    pub not_ready_reason: Option<String>,
+    /// Whether the tunnel's socket answers.
+    pub tunnel: LinkState,
+    /// Why KVM cannot be used, if it cannot.
+    pub kvm_missing_reason: Option<String>,
+    /// Guests that live here.
+    pub guest_count: u32,
+    /// Most guests allowed.
+    pub guest_count_max: u32,
+    /// Memory of the guests that live here or are being received.
+    pub memory_used_bytes: u64,
+    /// Most memory allowed for guests.
+    pub memory_quota_bytes: u64,
+    /// Moves under way.
+    pub migration_count: u32,
+    /// When the migrator started, in milliseconds since 1970.
+    pub started_unix_ms: u64,
+}
+
+/// Whether two ends can talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// They can.
+    Up,
+    /// They cannot now.
+    Down,
+}
+
+/// Which stages a move may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationMode {
+    /// Rounds while they help, then post-copy if the rest does not fit the pause.
+    #[default]
+    Auto,
+    /// Rounds only.
+    Pre,
+    /// Switch at once and fetch the memory afterwards.
+    Post,
+}
+
+/// The move to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationRequest {
+    /// The guest, which must live on this host.
+    #[schema(value_type = String, example = "till-7")]
+    pub guest: Name,
+    /// The site it is to move to.
+    #[schema(value_type = String, example = "region")]
+    pub site: Name,
+    /// Which stages may be used.
+    #[serde(default)]
+    pub mode: MigrationMode,
+    /// Longest pause that is accepted.
+    #[serde(default = "max_pause_ms_default")]
+    pub max_pause_ms: u32,
+    /// Cap on the move's own rate, in bits per second; only the link decides if absent.
+    #[serde(default)]
+    pub rate: Option<u64>,
+}
+
+const fn max_pause_ms_default() -> u32 {
+    200
+}
+
+impl MigrationRequest {
+    /// Looks at the numbers.
+    ///
+    /// # Errors
+    ///
+    /// `E_USAGE` naming the field.
+    pub fn check(&self) -> Result<(), Fault> {
+        if !(1..=PAUSE_MS_MAX).contains(&self.max_pause_ms) {
+            let pause = self.max_pause_ms;
+            return usage(format!(
+                "max_pause_ms is {pause} and must be 1 to {PAUSE_MS_MAX}"
+            ));
+        }
+        if let Some(rate) = self.rate {
+            towpath_protocol::rate::Rate::from_bytes_per_second(rate / 8)
+                .map_err(|fault| Fault::new(Code::Usage, fault.detail))?;
+        }
+        Ok(())
+    }
+}
+
+/// Which side of a move a host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The guest lives or lived here.
+    Source,
+    /// The guest comes here.
+    Target,
+}
+
+/// Where a move stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The two sides agree on the guest and the attempt.
+    Preparing,
+    /// Source: rounds go out while the guest runs.
+    Copying,
+    /// Source: the guest is held and the rest of the image goes out.
+    Freezing,
+    /// Source: the target checks the image.
+    Switching,
+    /// Source: the guest is the target's; its answer is awaited.
+    Committed,
+    /// Source: the guest runs at the target and fetches what is missing.
+    Serving,
+    /// Target: the image comes in.
+    Receiving,
+    /// Target: the image is whole; the source's word is awaited.
+    Ready,
+    /// Target: the guest runs here and fetches what is missing.
+    Fetching,
+    /// The guest runs at the target and nothing is missing.
+    Done,
+    /// The move ended and the guest is where it was.
+    Failed,
+    /// An operator ended the move and the guest is where it was.
+    Cancelled,
+}
+
+impl Phase {
+    /// Every phase, for metrics and documents.
+    pub const ALL: [Self; 12] = [
+        Self::Preparing,
+        Self::Copying,
+        Self::Freezing,
+        Self::Switching,
+        Self::Committed,
+        Self::Serving,
+        Self::Receiving,
+        Self::Ready,
+        Self::Fetching,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The phase as documents, tables and metrics write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Freezing => "freezing",
+            Self::Switching => "switching",
+            Self::Committed => "committed",
+            Self::Serving => "serving",
+            Self::Receiving => "receiving",
+            Self::Ready => "ready",
+            Self::Fetching => "fetching",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing will change any more.
+    #[must_use]
+    pub const fn is_finished(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Something the plan decided, with what it was decided from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DecisionView {
+    /// When, since the move began.
+    pub at_ms: u64,
+    /// What: another round, switch, give up.
+    pub decision: String,
+    /// Why.
+    pub reason: String,
+    /// The pause that was predicted for it.
+    pub predicted_pause_ms: u64,
+    /// What was measured.
+    pub inputs: DecisionInputs,
+}
+
+/// What a decision was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DecisionInputs {
+    /// Rounds finished.
+    pub rounds: u32,
+    /// Bytes dirtied since the last round began.
+    pub residual_bytes: u64,
+    /// Bytes the last round carried.
+    pub round_bytes: u64,
+    /// Guest bytes carried each second.
+    pub goodput_bytes_per_second: u64,
+    /// Guest bytes dirtied each second.
+    pub dirty_bytes_per_second: u64,
+    /// Round trip of the control lane.
+    pub round_trip_us: u64,
+}
+
+/// A move as one of its hosts sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MigrationView {
+    /// Its id, the same on both hosts.
+    #[schema(value_type = String)]
+    pub id: MigrationId,
+    /// The guest.
+    #[schema(value_type = String)]
+    pub guest: Name,
+    /// Which side this host is.
+    pub role: Role,
+    /// The site it comes from.
+    #[schema(value_type = String)]
+    pub from: Name,
+    /// The site it goes to.
+    #[schema(value_type = String)]
+    pub to: Name,
+    /// Which stages may be used.
+    pub mode: MigrationMode,
+    /// Longest pause that is accepted.
+    pub max_pause_ms: u32,
+    /// Cap on its own rate, in bits per second.
+    pub rate: Option<u64>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Whether the two hosts can talk now.
+    pub link: LinkState,
+    /// How long the guest has been held without an answer from the target, if it is.
+    pub blocked_ms: Option<u64>,
+    /// Handover attempts begun.
+    pub attempts: u32,
+    /// The round that is going out, from 1.
+    pub round: u32,
+    /// Rounds finished.
+    pub rounds: u32,
+    /// Blocks of the guest.
+    pub blocks_total: u64,
+    /// Blocks still to go in this round, or still missing after the switch.
+    pub blocks_left: u64,
+    /// Guest bytes carried, every repetition counted.
+    pub raw_bytes: u64,
+    /// Bytes those took on the lanes, packed.
+    pub wire_bytes: u64,
+    /// Guest bytes carried each second.
+    pub goodput_bytes_per_second: u64,
+    /// Guest bytes dirtied each second.
+    pub dirty_bytes_per_second: u64,
+    /// Time until the move is done, if it goes on like this.
+    pub eta_ms: Option<u64>,
+    /// The pause if the guest were switched now.
+    pub predicted_pause_ms: Option<u64>,
+    /// The pause that was measured from the last instruction at the source to the first at the target.
+    pub pause_reported_ms: Option<u64>,
+    /// From the request until nothing was missing, or until now.
+    pub total_ms: u64,
+    /// Blocks that a running guest waited for.
+    pub demand_fetches: u64,
+    /// Half of them were there within this time.
+    pub demand_p50_ms: Option<u64>,
+    /// 99 of 100 of them were there within this time.
+    pub demand_p99_ms: Option<u64>,
+    /// Why the guest was switched when it was.
+    pub switch_reason: Option<String>,
+    /// What the plan decided, oldest first.
+    pub decisions: Vec<DecisionView>,
+    /// Why it failed.
+    pub error: Option<ErrorView>,
+    /// When it began, in milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// When it ended.
+    pub finished_unix_ms: Option<u64>,
+}
+
+/// Moves of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MigrationList {
+    /// The moves, newest first.
+    pub migrations: Vec<MigrationView>,
+}
+
+/// A problem as the API answers it; the same four fields as `towpath_daemon::problem::Problem`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProblemView {
+    /// The stable code, `E_...`.
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What failed, with its values.
+    pub cause: String,
+    /// What the operator can do.
+    pub remedy: String,
+}

@@ -1,0 +1,300 @@
+//! The migrator's configuration file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use towpath_daemon::config::{self, Check, Wrong};
+use towpath_daemon::log;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::size::Size;
+
+/// Where a packaged migrator keeps what must survive a restart.
+pub const STATE_DIR_DEFAULT: &str = "/var/lib/towpath/migrator";
+
+/// Where a packaged migrator's sockets are.
+pub const RUN_DIR_DEFAULT: &str = "/run/towpath";
+
+/// The configuration of one host's migrator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The authority's domain, as in this host's certificate.
+    pub trust_domain: Name,
+    /// The site this host stands at.
+    pub site: Name,
+    /// This host's name within the site.
+    pub host: Name,
+    /// What must survive a restart: journals, consoles, received blocks' lists.
+    #[serde(default = "state_dir_default")]
+    pub state_dir: PathBuf,
+    /// The folder of the sockets that are not named one by one.
+    #[serde(default = "run_dir_default")]
+    pub run_dir: PathBuf,
+    /// The operators' socket; `<run_dir>/migrator.sock` if absent.
+    pub socket: Option<PathBuf>,
+    /// The tunnel's socket for new streams; `<run_dir>/tunnel.sock` if absent.
+    pub tunnel_socket: Option<PathBuf>,
+    /// Where the tunnel hands incoming streams to; `<run_dir>/migrator-service.sock` if absent.
+    pub service_socket: Option<PathBuf>,
+    /// A loopback address for reading status and metrics over TCP; none if absent.
+    pub listen: Option<SocketAddr>,
+    /// The program of a guest with its arguments; this program's `guest-process` if absent.
+    pub guest_command: Option<Vec<String>>,
+    /// What guests may use of this host.
+    #[serde(default)]
+    pub quota: Quota,
+    /// What moves may use of this host.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is logged, and how.
+    #[serde(default)]
+    pub log: log::Options,
+}
+
+/// What guests may use of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quota {
+    /// Memory of all guests together, those being received included.
+    pub memory: Size,
+    /// Number of guests.
+    pub guests: u32,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self {
+            memory: Size::from_bytes(16 << 30),
+            guests: 64,
+        }
+    }
+}
+
+/// What moves may use of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Guests that leave at once: more would only share one link.
+    pub outgoing: u32,
+    /// Guests that one peer may send at once.
+    pub incoming_per_peer: u32,
+    /// Threads that pack and unpack, for each move.
+    pub codec_threads: u32,
+    /// Memory for blocks on their way, for each move.
+    pub buffers: Size,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            outgoing: 4,
+            incoming_per_peer: 4,
+            codec_threads: 2,
+            buffers: Size::from_bytes(32 << 20),
+        }
+    }
+}
+
+fn state_dir_default() -> PathBuf {
+    STATE_DIR_DEFAULT.into()
+}
+
+fn run_dir_default() -> PathBuf {
+    RUN_DIR_DEFAULT.into()
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// `E_CONFIG` with file, line, column and the fix.
+    pub fn load(path: &Path) -> Result<Self, Fault> {
+        config::load_checked(path)
+    }
+
+    /// This host as its certificate names it.
+    #[must_use]
+    pub fn identity(&self) -> HostIdentity {
+        HostIdentity {
+            trust_domain: self.trust_domain.clone(),
+            site: self.site.clone(),
+            host: self.host.clone(),
+        }
+    }
+
+    /// The operators' socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.in_run_dir(self.socket.as_ref(), "migrator.sock")
+    }
+
+    /// The tunnel's socket for new streams.
+    #[must_use]
+    pub fn tunnel_socket(&self) -> PathBuf {
+        self.in_run_dir(self.tunnel_socket.as_ref(), "tunnel.sock")
+    }
+
+    /// Where the tunnel hands incoming streams to.
+    #[must_use]
+    pub fn service_socket(&self) -> PathBuf {
+        self.in_run_dir(self.service_socket.as_ref(), "migrator-service.sock")
+    }
+
+    /// The program of a guest with its arguments.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` if this program's own path cannot be found out.
+    pub fn guest_command(&self) -> Result<Vec<String>, Fault> {
+        if let Some(command) = &self.guest_command {
+            return Ok(command.clone());
+        }
+        let own = std::env::current_exe()
+            .map_err(|error| Fault::new(Code::Io, format!("own program's path: {error}")))?;
+        let own = own.into_os_string().into_string().map_err(|path| {
+            Fault::new(
+                Code::Path,
+                format!("own program's path {path:?} is not UTF-8"),
+            )
+        })?;
+        Ok(vec![own, "guest-process".to_owned()])
+    }
+
+    fn in_run_dir(&self, path: Option<&PathBuf>, name: &str) -> PathBuf {
+        path.map_or_else(|| self.run_dir.join(name), Clone::clone)
+    }
+}
+
+impl Check for Config {
+    fn check(&self) -> Result<(), Wrong> {
+        let paths = [
+            ("state_dir", Some(&self.state_dir)),
+            ("run_dir", Some(&self.run_dir)),
+            ("socket", self.socket.as_ref()),
+            ("tunnel_socket", self.tunnel_socket.as_ref()),
+            ("service_socket", self.service_socket.as_ref()),
+        ];
+        for (key, path) in paths {
+            if path.is_some_and(|path| !path.is_absolute()) {
+                return Err(Wrong::new(
+                    key,
+                    "must be an absolute path, beginning with /",
+                ));
+            }
+        }
+        if self
+            .listen
+            .is_some_and(|address| !address.ip().is_loopback())
+        {
+            let why = "must be on loopback, such as \"127.0.0.1:9101\": it has no authentication";
+            return Err(Wrong::new("listen", why));
+        }
+        if self.guest_command.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Wrong::new(
+                "guest_command",
+                "must name a program, or be left out",
+            ));
+        }
+        let counts = [
+            ("quota.guests", self.quota.guests, 10_000),
+            ("limits.outgoing", self.limits.outgoing, 64),
+            (
+                "limits.incoming_per_peer",
+                self.limits.incoming_per_peer,
+                64,
+            ),
+            ("limits.codec_threads", self.limits.codec_threads, 64),
+        ];
+        for (key, count, max) in counts {
+            if !(1..=max).contains(&count) {
+                return Err(Wrong::new(
+                    key,
+                    format!("is {count} and must be 1 to {max}"),
+                ));
+            }
+        }
+        let sizes = [
+            ("quota.memory", self.quota.memory, 1 << 20, 1 << 50),
+            ("limits.buffers", self.limits.buffers, 4 << 20, 1 << 30),
+        ];
+        for (key, size, min, max) in sizes {
+            if !(min..=max).contains(&size.bytes()) {
+                let (min, max) = (Size::from_bytes(min), Size::from_bytes(max));
+                return Err(Wrong::new(
+                    key,
+                    format!("is {size} and must be {min} to {max}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\n";
+
+    fn parse(more: &str) -> Result<Config, Fault> {
+        config::check(Path::new("m.toml"), &format!("{LEAST}{more}"))
+    }
+
+    #[test]
+    fn the_least_configuration_has_defaults_for_the_rest() {
+        let config = parse("").unwrap();
+        assert_eq!(config.socket(), Path::new("/run/towpath/migrator.sock"));
+        assert_eq!(config.identity().uri(), "spiffe://d/site/edge/host/box");
+        assert_eq!(config.quota, Quota::default());
+        assert!(
+            config
+                .guest_command()
+                .unwrap()
+                .ends_with(&["guest-process".to_owned()])
+        );
+        let moved = parse("run_dir = \"/x\"\nsocket = \"/y.sock\"\n[quota]\nmemory = \"1GiB\"");
+        let moved = moved.unwrap();
+        assert_eq!(moved.socket(), Path::new("/y.sock"));
+        assert_eq!(moved.tunnel_socket(), Path::new("/x/tunnel.sock"));
+        assert_eq!(moved.quota.memory.bytes(), 1 << 30);
+        let text = toml::to_string(&moved).unwrap();
+        assert_eq!(
+            config::check::<Config>(Path::new("x"), &text).unwrap(),
+            moved
+        );
+    }
+
+    #[test]
+    fn l06_values_that_cannot_be_meant_are_refused_at_their_place() {
+        for (more, parts) in [
+            ("socket = \"x.sock\"", ["m.toml:4:1: socket: ", "absolute"]),
+            ("listen = \"0.0.0.0:1\"", [":4:1: listen: ", "loopback"]),
+            ("guest_command = []", [":4:1: guest_command: ", "program"]),
+            (
+                "[quota]\nguests = 0",
+                [":5:1: quota.guests: ", "1 to 10000"],
+            ),
+            (
+                "[limits]\nbuffers = \"1KiB\"",
+                [":5:1: limits.buffers: ", "4MiB to 1GiB"],
+            ),
+            ("[quota]\nmemory = \"lots\"", [":5:10: ", "not a size"]),
+            ("[qouta]\nguests = 1", [":4:2: ", "did you mean `quota`?"]),
+        ] {
+            let fault = parse(more).expect_err(more);
+            assert_eq!(fault.code, Code::Config);
+            for part in parts {
+                assert!(
+                    fault.detail.contains(part),
+                    "{} lacks {part:?}",
+                    fault.detail
+                );
+            }
+        }
+        let fault = config::check::<Config>(Path::new("m"), "site = \"../x\"").unwrap_err();
+        assert!(fault.detail.contains("is not a name"), "{fault}");
+    }
+}

@@ -1,0 +1,376 @@
+//! Pre-copy: rounds of chunks while the guest runs.
+
+use std::time::Duration;
+
+use super::{Action, ChunkOrder, DecisionRecord, Phase, Source};
+use crate::fault::{Code, Fault};
+use crate::image::CHAIN_START;
+use crate::message::{CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, Received, ZERO_RUN_BLOCKS_MAX};
+use crate::plan::{self, Decision, Facts, Mode};
+use crate::space::{BlockRun, BlockSet, SpaceId, block_count_of};
+use crate::time::Instant;
+
+/// Raw bytes in flight at the least: enough to keep the codec's threads busy.
+const WINDOW_BYTES_MIN: u64 = 2 << 20;
+
+/// Raw bytes in flight at the most: 10 Gbit/s over 50 ms.
+const WINDOW_BYTES_MAX: u64 = 64 << 20;
+
+/// Time beyond the round trip that chunks in flight may cover: codec, sockets, and the tunnel's own
+/// queue. Twice this and the round trip is the window.
+const WINDOW_SLACK: Duration = Duration::from_millis(50);
+
+/// One pass over what has to go.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// Still to be ordered, space by space.
+    pending: Vec<BlockSet>,
+    /// Never touched at the start: sent as names.
+    zeros: Vec<BlockSet>,
+    cursor: Cursor,
+    started_at: Instant,
+    raw_bytes: u64,
+    awaits_harvest: bool,
+}
+
+/// Where the next chunk is looked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cursor {
+    pub(super) space: usize,
+    pub(super) block: u64,
+}
+
+impl Round {
+    pub(super) fn new(pending: Vec<BlockSet>, zeros: Vec<BlockSet>, started_at: Instant) -> Self {
+        Self {
+            pending,
+            zeros,
+            cursor: Cursor::default(),
+            started_at,
+            raw_bytes: 0,
+            awaits_harvest: false,
+        }
+    }
+
+    pub(super) fn pending(&self) -> &[BlockSet] {
+        &self.pending
+    }
+
+    /// Adds blocks that were not acknowledged.
+    pub(super) fn put_back(&mut self, blocks: &[BlockSet]) {
+        for (set, blocks) in self.pending.iter_mut().zip(blocks) {
+            set.union_with(blocks);
+        }
+    }
+
+    fn is_ordered(&self) -> bool {
+        self.pending
+            .iter()
+            .chain(&self.zeros)
+            .all(BlockSet::is_empty)
+    }
+}
+
+/// Takes the next chunk's runs out of the sets, beginning at the cursor and going round once.
+pub(super) fn take_chunk(
+    sets: &mut [BlockSet],
+    cursor: &mut Cursor,
+    blocks_max: impl Fn(usize) -> u32,
+) -> Option<(SpaceId, Vec<BlockRun>)> {
+    let space_count = sets.len();
+    for step in 0..=space_count {
+        let space = (cursor.space + step) % space_count;
+        let from = if step == 0 { cursor.block } else { 0 };
+        let set = &mut sets[space];
+        let mut room = blocks_max(space);
+        let mut runs: Vec<BlockRun> = Vec::new();
+        let mut next = from;
+        while room > 0
+            && runs.len() < CHUNK_RUN_COUNT_MAX
+            && let Some(run) = set.run_from(next, room)
+        {
+            set.remove_run(run);
+            room -= run.count;
+            next = run.end();
+            runs.push(run);
+        }
+        if !runs.is_empty() {
+            *cursor = Cursor { space, block: next };
+            let id = u16::try_from(space).expect("at most SPACE_COUNT_MAX spaces");
+            return Some((SpaceId(id), runs));
+        }
+    }
+    None
+}
+
+impl Source {
+    /// The target says where its stream of chunks stands: everything after that goes again.
+    pub(super) fn resume(&mut self, received: &Received) -> Result<(), Fault> {
+        self.resumed = true;
+        if matches!(self.phase, Phase::Offering) {
+            self.actions.push_back(Action::StartTracking);
+            return Ok(());
+        }
+        let is_fresh = received.through_sequence == 0 && received.chain == CHAIN_START;
+        if !is_fresh {
+            self.window.acknowledge(received)?;
+        }
+        let unacked = self.window.take_back();
+        let Phase::Copying(round) = &mut self.phase else {
+            return Ok(());
+        };
+        round.put_back(&unacked);
+        let mut next = self.window.packed().through_sequence + 1;
+        if is_fresh {
+            next = 1;
+            // The target lost everything it had: begin again, and nothing that was harvested is lost.
+            self.window.restart_from(received);
+            round
+                .pending
+                .iter_mut()
+                .for_each(|set| *set = BlockSet::full(set.block_count()));
+            round.zeros.iter_mut().for_each(BlockSet::clear);
+        }
+        self.actions.push_back(Action::NumberFrom(next));
+        Ok(())
+    }
+
+    /// Dirty tracking is on: the first round is everything.
+    pub(super) fn tracking(&mut self, allocated: &[BlockSet], now: Instant) -> Result<(), Fault> {
+        if !matches!(self.phase, Phase::Offering) {
+            return Err(Fault::new(Code::State, "tracking began twice".to_owned()));
+        }
+        let zeros: Vec<BlockSet> = allocated.iter().map(BlockSet::complement).collect();
+        let pending = allocated.to_vec();
+        self.meter.interrupt(now);
+        self.generation = 1;
+        if self.setup.policy.mode == Mode::Post {
+            // Only names go before the switch; what was touched stays for afterwards.
+            let nothing = pending
+                .iter()
+                .map(|set| BlockSet::empty(set.block_count()))
+                .collect();
+            self.held_back = pending;
+            self.phase = Phase::Copying(Round::new(nothing, zeros, now));
+        } else {
+            self.progress.round_count = 1;
+            self.phase = Phase::Copying(Round::new(pending, zeros, now));
+        }
+        Ok(())
+    }
+
+    /// Whether chunks wait only for their turn under the move's own rate.
+    pub(super) fn wants_to_send(&self) -> bool {
+        let has_more = match &self.phase {
+            Phase::Copying(round) => self.resumed && !round.is_ordered(),
+            Phase::Switching(pause) => !pause.is_ordered(),
+            Phase::Serving(push) => push.is_ready() && !push.is_ordered(),
+            _ => false,
+        };
+        has_more && self.link_up && self.window.raw_bytes() < self.window_bytes_max()
+    }
+
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate of non-negative bytes below 2^53"
+    )]
+    fn window_bytes_max(&self) -> u64 {
+        let span = self.meter.round_trip_or_guess() + WINDOW_SLACK;
+        let carried = self.meter.bytes_per_second() as f64 * span.as_secs_f64() * 2.0;
+        (carried as u64).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+    }
+
+    pub(super) fn order_chunks(&mut self, now: Instant) {
+        self.order_zeros();
+        while self.wants_to_send() && self.next_order_at <= now {
+            let spaces = &self.setup.spaces;
+            let blocks_max = |space: usize| CHUNK_RAW_BYTES_MAX / spaces[space].block_bytes;
+            let taken = match &mut self.phase {
+                Phase::Copying(round) => {
+                    take_chunk(&mut round.pending, &mut round.cursor, blocks_max)
+                }
+                Phase::Switching(pause) => pause.take(blocks_max),
+                Phase::Serving(push) => push.take(blocks_max),
+                _ => return,
+            };
+            let Some((space, runs)) = taken else {
+                return;
+            };
+            self.order(space, runs, now);
+        }
+    }
+
+    fn order(&mut self, space: SpaceId, runs: Vec<BlockRun>, now: Instant) {
+        let block_bytes = u64::from(self.setup.spaces[usize::from(space.0)].block_bytes);
+        let raw_bytes = block_count_of(&runs) * block_bytes;
+        self.window.push(space, &runs);
+        self.progress.raw_bytes += raw_bytes;
+        if let Phase::Copying(round) = &mut self.phase {
+            round.raw_bytes += raw_bytes;
+        }
+        if let Some(rate) = self.setup.policy.bytes_per_second_max {
+            let earliest = self.next_order_at.max(now);
+            self.next_order_at = earliest + plan::seconds_for(raw_bytes, rate.max(1));
+        }
+        self.actions.push_back(Action::SendChunk(ChunkOrder {
+            is_urgent: false,
+            generation: self.generation,
+            space,
+            runs,
+            is_zero: false,
+        }));
+    }
+
+    /// Blocks that were never touched go as names, before everything else.
+    fn order_zeros(&mut self) {
+        let Phase::Copying(round) = &mut self.phase else {
+            return;
+        };
+        if !self.resumed || !self.link_up {
+            return;
+        }
+        let mut cursor = Cursor::default();
+        while let Some((space, runs)) =
+            take_chunk(&mut round.zeros, &mut cursor, |_| ZERO_RUN_BLOCKS_MAX)
+        {
+            self.window.push(space, &runs);
+            self.actions.push_back(Action::SendChunk(ChunkOrder {
+                is_urgent: false,
+                generation: self.generation,
+                space,
+                runs,
+                is_zero: true,
+            }));
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, received: &Received, now: Instant) -> Result<(), Fault> {
+        if !self.resumed {
+            return Ok(());
+        }
+        let settled = self.window.acknowledge(received)?;
+        self.meter.acknowledged(settled, now);
+        Ok(())
+    }
+
+    /// A round is through when all of it was acknowledged: then nothing of it sits in a queue that a
+    /// pause would have to wait for.
+    pub(super) fn end_round_if_through(&mut self) {
+        let Phase::Copying(round) = &mut self.phase else {
+            return;
+        };
+        let is_through = round.is_ordered() && self.window.is_empty();
+        if !is_through || round.awaits_harvest || !self.resumed || !self.link_up {
+            return;
+        }
+        round.awaits_harvest = true;
+        self.actions.push_back(Action::Harvest);
+    }
+
+    pub(super) fn harvested(&mut self, dirty: Vec<BlockSet>, now: Instant) -> Result<(), Fault> {
+        if matches!(self.phase, Phase::Switching(_)) {
+            return self.harvested_frozen(&dirty);
+        }
+        let residual_bytes = self.raw_bytes(&dirty);
+        let Phase::Copying(round) = &mut self.phase else {
+            return Err(Fault::new(
+                Code::State,
+                "a harvest outside of a copy".to_owned(),
+            ));
+        };
+        let was_awaited = std::mem::replace(&mut round.awaits_harvest, false);
+        if !self.link_up || !was_awaited {
+            // Put aside for when the lanes are back: a harvested block is a promise to send it.
+            round
+                .pending
+                .iter_mut()
+                .zip(&dirty)
+                .for_each(|(set, new)| set.union_with(new));
+            return Ok(());
+        }
+        let span = now.since(round.started_at).max(Duration::from_millis(1));
+        let dirty_bytes_per_second = per_second(residual_bytes, span);
+        let facts = Facts {
+            rounds_done: self.progress.round_count,
+            residual_bytes,
+            round_bytes: round.raw_bytes,
+            goodput_bytes_per_second: self.meter.bytes_per_second(),
+            dirty_bytes_per_second,
+            round_trip: self.meter.round_trip_or_guess(),
+        };
+        self.progress.dirty_bytes_per_second = dirty_bytes_per_second;
+        self.decide(facts, dirty, now);
+        Ok(())
+    }
+
+    fn decide(&mut self, facts: Facts, mut dirty: Vec<BlockSet>, now: Instant) {
+        for (set, held_back) in dirty.iter_mut().zip(std::mem::take(&mut self.held_back)) {
+            set.union_with(&held_back);
+        }
+        let mut judgement = plan::judge(&self.setup.policy, &facts, self.left_before);
+        if self.setup.policy.mode == Mode::Post {
+            let reason = plan::Reason::PostCopyAsked;
+            judgement.decision = Decision::SwitchAndFetch {
+                reason,
+                carry_bytes_max: 0,
+            };
+            judgement.pause_predicted =
+                plan::predicted_pause(0, facts.goodput_bytes_per_second, facts.round_trip);
+        }
+        self.note(DecisionRecord {
+            at: now,
+            facts,
+            judgement,
+        });
+        self.progress.pause_predicted = Some(judgement.pause_predicted);
+        self.left_before = Some(facts.residual_bytes);
+        match judgement.decision {
+            Decision::AnotherRound => {
+                self.generation += 1;
+                self.progress.round_count += 1;
+                self.meter.interrupt(now);
+                let zeros = dirty
+                    .iter()
+                    .map(|set| BlockSet::empty(set.block_count()))
+                    .collect();
+                self.phase = Phase::Copying(Round::new(dirty, zeros, now));
+            }
+            Decision::SwitchWhole(reason) => self.freeze(dirty, u64::MAX, reason, now),
+            Decision::SwitchAndFetch {
+                reason,
+                carry_bytes_max,
+            } => {
+                self.freeze(dirty, carry_bytes_max, reason, now);
+            }
+            Decision::GiveUp(reason) => {
+                let detail = format!("the guest cannot be moved by pre-copy alone: {reason}");
+                self.stay(Fault::new(Code::Stalled, detail), now);
+            }
+        }
+    }
+
+    /// Back to copying with everything that is not at the target, after a freeze that was given up.
+    pub(super) fn copy_again(&mut self, pending: Vec<BlockSet>, now: Instant) {
+        self.generation += 1;
+        self.progress.round_count += 1;
+        self.left_before = None;
+        self.meter.interrupt(now);
+        let zeros = pending
+            .iter()
+            .map(|set| BlockSet::empty(set.block_count()))
+            .collect();
+        self.phase = Phase::Copying(Round::new(pending, zeros, now));
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate of non-negative bytes below 2^53"
+)]
+fn per_second(bytes: u64, span: Duration) -> u64 {
+    (bytes as f64 / span.as_secs_f64()) as u64
+}

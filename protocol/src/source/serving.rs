@@ -1,0 +1,144 @@
+//! Post-copy: the guest runs at the target; blocks it waits for go first, the rest follows.
+
+use super::copying::{Cursor, take_chunk};
+use super::{Action, ChunkOrder, Outcome, Phase, Source};
+use crate::fault::{Code, Fault};
+use crate::message::{MissingPart, Received, SpaceInfo};
+use crate::ownership::State;
+use crate::space::{BlockRun, BlockSet, SpaceId};
+
+/// What the target still misses, and where the push stands.
+#[derive(Debug)]
+pub(super) struct Push {
+    missing: Vec<BlockSet>,
+    cursor: Cursor,
+    /// The target's word on what it misses is whole.
+    is_known: bool,
+}
+
+impl Push {
+    pub(super) fn new(spaces: &[SpaceInfo]) -> Self {
+        Self {
+            missing: empty_sets(spaces),
+            cursor: Cursor::default(),
+            is_known: false,
+        }
+    }
+
+    pub(super) fn missing(&self) -> &[BlockSet] {
+        &self.missing
+    }
+
+    pub(super) const fn is_ready(&self) -> bool {
+        self.is_known
+    }
+
+    pub(super) fn is_ordered(&self) -> bool {
+        self.missing.iter().all(BlockSet::is_empty)
+    }
+
+    pub(super) fn take(
+        &mut self,
+        blocks_max: impl Fn(usize) -> u32,
+    ) -> Option<(SpaceId, Vec<BlockRun>)> {
+        take_chunk(&mut self.missing, &mut self.cursor, blocks_max)
+    }
+}
+
+pub(super) fn empty_sets(spaces: &[SpaceInfo]) -> Vec<BlockSet> {
+    spaces
+        .iter()
+        .map(|space| BlockSet::empty(space.block_count))
+        .collect()
+}
+
+impl Source {
+    /// Part of what the target misses: its word alone decides what is pushed.
+    pub(super) fn missing_part(&mut self, part: &MissingPart) -> Result<(), Fault> {
+        self.geometry(part.space)?;
+        let Phase::Serving(push) = &mut self.phase else {
+            return Err(unexpected("a missing set before the switch"));
+        };
+        if push.is_known {
+            return Err(unexpected("a second missing set on the same lanes"));
+        }
+        let set = &mut push.missing[usize::from(part.space.0)];
+        for (word, bits) in (part.first_word..).zip(&part.words) {
+            set.insert_word(word, *bits)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn missing_end(&mut self, received: &Received) -> Result<(), Fault> {
+        let Phase::Serving(push) = &mut self.phase else {
+            return Err(unexpected("the end of a missing set before the switch"));
+        };
+        push.is_known = true;
+        // What was answered on these lanes is on its way.
+        for (missing, answered) in push.missing.iter_mut().zip(&self.answered) {
+            missing.difference_with(answered);
+        }
+        self.resumed = true;
+        self.window.restart_from(received);
+        let next = received.through_sequence.saturating_add(1);
+        self.actions.push_back(Action::NumberFrom(next));
+        Ok(())
+    }
+
+    /// A vCPU waits for a block: it goes first, and the push goes on from there. A block asked for
+    /// again on the same lanes is already on its way.
+    pub(super) fn demanded(&mut self, space: SpaceId, block: u64) -> Result<(), Fault> {
+        let run = BlockRun {
+            start: block,
+            count: 1,
+        };
+        self.geometry(space)?.check(run)?;
+        if !self.is_committed() {
+            return Err(unexpected("a demand before the switch"));
+        }
+        let position = usize::from(space.0);
+        if !self.answered[position].insert(block) {
+            return Ok(());
+        }
+        self.progress.demand_count += 1;
+        self.progress.raw_bytes += u64::from(self.setup.spaces[position].block_bytes);
+        if let Phase::Serving(push) = &mut self.phase {
+            push.missing[position].remove(block);
+            push.cursor = Cursor {
+                space: position,
+                block: block + 1,
+            };
+        }
+        self.actions.push_back(Action::SendChunk(ChunkOrder {
+            is_urgent: true,
+            generation: self.generation,
+            space,
+            runs: vec![run],
+            is_zero: false,
+        }));
+        Ok(())
+    }
+
+    /// Lanes broke: what the target misses will be told anew, and may be asked for anew.
+    pub(super) fn forget_what_is_missing(&mut self) {
+        self.answered = empty_sets(&self.setup.spaces);
+        if let Phase::Serving(push) = &mut self.phase {
+            *push = Push {
+                cursor: push.cursor,
+                ..Push::new(&self.setup.spaces)
+            };
+        }
+    }
+
+    pub(super) fn complete(&mut self) -> Result<(), Fault> {
+        if !matches!(self.ownership.record().state, State::Released { .. }) {
+            return Err(unexpected("a complete image before the switch"));
+        }
+        self.finish(Outcome::Moved);
+        Ok(())
+    }
+}
+
+fn unexpected(what: &str) -> Fault {
+    Fault::new(Code::Unexpected, what.to_owned())
+}

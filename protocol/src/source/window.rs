@@ -1,0 +1,177 @@
+//! Blocks ordered, chunks packed and not yet acknowledged, and the transcript hash after each.
+//!
+//! The codec splits and joins what is ordered, and numbers what comes out; so an order is only a promise
+//! about blocks, and a chunk exists once it was packed.
+
+use std::collections::VecDeque;
+
+use crate::fault::{Code, Fault};
+use crate::image::CHAIN_START;
+use crate::message::{ChunkHeader, Received, SpaceInfo, chain_after};
+use crate::space::{BlockRun, BlockSet, SpaceId, block_count_of};
+
+use super::serving::empty_sets;
+
+#[derive(Debug)]
+struct InFlight {
+    space: SpaceId,
+    runs: Vec<BlockRun>,
+    raw_bytes: u64,
+    position: Received,
+}
+
+#[derive(Debug)]
+pub(super) struct Window {
+    block_bytes: Vec<u64>,
+    ordered: Vec<BlockSet>,
+    chunks: VecDeque<InFlight>,
+    raw_bytes: u64,
+    block_count: u64,
+    acked: Received,
+    packed: Received,
+}
+
+impl Window {
+    pub(super) fn new(spaces: &[SpaceInfo]) -> Self {
+        let start = Received {
+            through_sequence: 0,
+            chain: CHAIN_START,
+        };
+        Self {
+            block_bytes: spaces
+                .iter()
+                .map(|space| u64::from(space.block_bytes))
+                .collect(),
+            ordered: empty_sets(spaces),
+            chunks: VecDeque::new(),
+            raw_bytes: 0,
+            block_count: 0,
+            acked: start,
+            packed: start,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.is_packed()
+    }
+
+    /// Whether every ordered block has become part of a chunk.
+    pub(super) fn is_packed(&self) -> bool {
+        self.ordered.iter().all(BlockSet::is_empty)
+    }
+
+    /// Raw bytes ordered and not yet acknowledged.
+    pub(super) const fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
+    /// Blocks ordered and not yet acknowledged.
+    pub(super) const fn block_count(&self) -> u64 {
+        self.block_count
+    }
+
+    /// The last chunk packed and the transcript hash after it.
+    pub(super) const fn packed(&self) -> &Received {
+        &self.packed
+    }
+
+    /// Takes an order in.
+    pub(super) fn push(&mut self, space: SpaceId, runs: &[BlockRun]) {
+        let position = usize::from(space.0);
+        let block_count = block_count_of(runs);
+        self.raw_bytes += block_count * self.block_bytes[position];
+        self.block_count += block_count;
+        runs.iter()
+            .for_each(|run| self.ordered[position].insert_run(*run));
+    }
+
+    /// A chunk was packed: it extends the transcript.
+    pub(super) fn packed_chunk(&mut self, header: &ChunkHeader) -> Result<(), Fault> {
+        let position = usize::from(header.space.0);
+        let expected = self.packed.through_sequence + 1;
+        let is_ordered = header.sequence == expected
+            && self.ordered.get(position).is_some_and(|set| {
+                header
+                    .runs
+                    .iter()
+                    .all(|run| set.count_in(*run) == u64::from(run.count))
+            });
+        if !is_ordered {
+            let sequence = header.sequence;
+            let detail = format!("chunk {sequence} was packed out of turn, not {expected}");
+            return Err(Fault::new(Code::State, detail));
+        }
+        for run in &header.runs {
+            self.ordered[position].remove_run(*run);
+        }
+        self.packed = Received {
+            through_sequence: header.sequence,
+            chain: chain_after(&self.packed.chain, header),
+        };
+        self.chunks.push_back(InFlight {
+            space: header.space,
+            runs: header.runs.clone(),
+            raw_bytes: block_count_of(&header.runs) * self.block_bytes[position],
+            position: self.packed,
+        });
+        Ok(())
+    }
+
+    /// The target installed everything up to a number; returns the raw bytes that settles.
+    pub(super) fn acknowledge(&mut self, received: &Received) -> Result<u64, Fault> {
+        let number = received.through_sequence;
+        if number < self.acked.through_sequence {
+            let old = self.acked.through_sequence;
+            let detail = format!("the target acknowledged chunk {old} and now only {number}");
+            return Err(Fault::new(Code::Conflict, detail));
+        }
+        if number > self.packed.through_sequence {
+            let sent = self.packed.through_sequence;
+            let detail = format!("the target acknowledged chunk {number} of {sent} sent");
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+        let mut settled = 0;
+        while let Some(chunk) = self.chunks.front()
+            && chunk.position.through_sequence <= number
+        {
+            settled += chunk.raw_bytes;
+            self.block_count -= block_count_of(&chunk.runs);
+            self.acked = chunk.position;
+            self.chunks.pop_front();
+        }
+        self.raw_bytes -= settled;
+        if self.acked != *received {
+            let detail = format!("the two sides disagree about the chunks up to {number}");
+            return Err(Fault::new(Code::Conflict, detail));
+        }
+        Ok(settled)
+    }
+
+    /// Takes every block back that was not acknowledged: it is ordered anew, in chunks numbered from
+    /// what the target has.
+    pub(super) fn take_back(&mut self) -> Vec<BlockSet> {
+        self.raw_bytes = 0;
+        self.block_count = 0;
+        self.packed = self.acked;
+        let mut sets: Vec<BlockSet> = self
+            .ordered
+            .iter_mut()
+            .map(|set| {
+                let count = set.block_count();
+                std::mem::replace(set, BlockSet::empty(count))
+            })
+            .collect();
+        for chunk in self.chunks.drain(..) {
+            let set = &mut sets[usize::from(chunk.space.0)];
+            chunk.runs.iter().for_each(|run| set.insert_run(*run));
+        }
+        sets
+    }
+
+    /// Starts over from where the target says its stream of chunks stands.
+    pub(super) fn restart_from(&mut self, received: &Received) {
+        self.take_back();
+        self.acked = *received;
+        self.packed = *received;
+    }
+}

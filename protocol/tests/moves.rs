@@ -1,0 +1,519 @@
+//! A source and a target joined by queues: whole moves in virtual time, without a shell.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
+use towpath_protocol::message::{ChunkHeader, Codec, Lane, Message, SpaceInfo};
+use towpath_protocol::ownership::{Ownership, State};
+use towpath_protocol::plan::{Mode, Policy, Reason};
+use towpath_protocol::source::{self, Source};
+use towpath_protocol::space::{BlockSet, MEMORY, SpaceId};
+use towpath_protocol::target::{self, Target};
+use towpath_protocol::time::Instant;
+
+const BLOCK_COUNT: u64 = 1000;
+const ONE_WAY: Duration = Duration::from_millis(20);
+/// Turns of the driver after which a move that is not over hangs.
+const TURN_COUNT_MAX: usize = 20_000;
+
+fn host(site: &str) -> HostIdentity {
+    HostIdentity {
+        trust_domain: "test".parse().unwrap(),
+        site: site.parse().unwrap(),
+        host: "box".parse().unwrap(),
+    }
+}
+
+enum Packet {
+    Message(Lane, Message),
+    Chunk(Lane, ChunkHeader, Vec<u64>),
+}
+
+/// Memory is one version number a block; a chunk's bytes are its blocks' versions.
+struct Pair {
+    now: Instant,
+    source: Source,
+    target: Target,
+    source_memory: Vec<u64>,
+    target_memory: Vec<Option<u64>>,
+    dirty: BlockSet,
+    is_frozen: bool,
+    target_runs: bool,
+    /// Blocks the guest writes while a harvest is taken, as long as it runs here.
+    writes: Vec<u64>,
+    to_target: VecDeque<(Instant, Packet)>,
+    to_source: VecDeque<(Instant, Message, Lane)>,
+    tokens: Vec<Vec<u64>>,
+    next_sequence: u64,
+    source_outcome: Option<source::Outcome>,
+    target_outcome: Option<target::Outcome>,
+    faults: Vec<Fault>,
+    /// Drops the lanes once, when the source is in this stage.
+    cut_in: Option<source::Stage>,
+    touched_at_target: Vec<u64>,
+}
+
+impl Pair {
+    fn new(policy: Policy) -> Self {
+        let spaces = vec![SpaceInfo {
+            id: MEMORY,
+            block_bytes: 4096,
+            block_count: BLOCK_COUNT,
+        }];
+        let (guest, attempt, migration) = (GuestId(7), AttemptId(8), MigrationId(9));
+        let (owner, _) = Ownership::owner(host("edge"), guest, Epoch(1));
+        let setup = source::Setup {
+            host: host("edge"),
+            target: host("region"),
+            migration,
+            attempt,
+            guest,
+            name: "till".parse().unwrap(),
+            spaces,
+            config: vec![1, 2, 3],
+            policy,
+        };
+        let other = target::Setup {
+            host: host("region"),
+            source: host("edge"),
+            migration,
+            attempt,
+            guest,
+        };
+        let mut source_memory: Vec<u64> = (1..=BLOCK_COUNT).collect();
+        source_memory[500..].fill(0);
+        Self {
+            now: Instant::ZERO,
+            source: Source::begin(setup, owner, Instant::ZERO).unwrap(),
+            target: Target::begin(other, Ownership::vacant(host("region"), guest)),
+            source_memory,
+            target_memory: vec![None; usize::try_from(BLOCK_COUNT).unwrap()],
+            dirty: BlockSet::empty(BLOCK_COUNT),
+            is_frozen: false,
+            target_runs: false,
+            writes: Vec::new(),
+            to_target: VecDeque::new(),
+            to_source: VecDeque::new(),
+            tokens: Vec::new(),
+            next_sequence: 1,
+            source_outcome: None,
+            target_outcome: None,
+            faults: Vec::new(),
+            cut_in: None,
+            touched_at_target: Vec::new(),
+        }
+    }
+
+    fn tell_source(&mut self, event: source::Event) {
+        if let Err(fault) = self.source.handle(event, self.now) {
+            self.faults.push(fault);
+        }
+        while let Some(action) = self.source.poll() {
+            self.act_at_source(action);
+        }
+    }
+
+    fn tell_target(&mut self, event: target::Event) {
+        if let Err(fault) = self.target.handle(event, self.now) {
+            self.faults.push(fault);
+        }
+        while let Some(action) = self.target.poll() {
+            self.act_at_target(action);
+        }
+    }
+
+    fn act_at_source(&mut self, action: source::Action) {
+        use source::Action;
+        match action {
+            Action::Connect => {
+                self.tell_target(target::Event::LinkUp);
+                self.tell_source(source::Event::LinkUp);
+            }
+            Action::DropLink => self.cut(),
+            Action::Send(lane, message) => {
+                self.to_target
+                    .push_back((self.now + ONE_WAY, Packet::Message(lane, message)));
+            }
+            Action::StartTracking => {
+                let mut allocated = BlockSet::empty(BLOCK_COUNT);
+                (0..500).for_each(|block| {
+                    allocated.insert(block);
+                });
+                self.tell_source(source::Event::Tracking {
+                    allocated: vec![allocated],
+                });
+            }
+            Action::Harvest => {
+                if !self.is_frozen {
+                    for block in self.writes.clone() {
+                        self.source_memory[usize::try_from(block).unwrap()] += 1;
+                        self.dirty.insert(block);
+                    }
+                }
+                let dirty = std::mem::replace(&mut self.dirty, BlockSet::empty(BLOCK_COUNT));
+                self.tell_source(source::Event::Harvested(vec![dirty]));
+            }
+            Action::Freeze => {
+                self.is_frozen = true;
+                self.tell_source(source::Event::Frozen);
+            }
+            Action::Thaw => self.is_frozen = false,
+            Action::SaveState => self.tell_source(source::Event::StateSaved(vec![5; 100])),
+            Action::SendChunk(order) => self.send_chunk(order),
+            Action::NumberFrom(sequence) => self.next_sequence = sequence,
+            Action::Finished(outcome) => self.source_outcome = Some(outcome),
+            Action::Persist(_)
+            | Action::CancelChunks
+            | Action::StopTracking
+            | Action::FreeImage => {}
+        }
+    }
+
+    fn send_chunk(&mut self, order: source::ChunkOrder) {
+        let versions: Vec<u64> = order
+            .runs
+            .iter()
+            .flat_map(|run| run.start..run.end())
+            .map(|block| self.source_memory[usize::try_from(block).unwrap()])
+            .collect();
+        let bytes: Vec<u8> = versions
+            .iter()
+            .flat_map(|version| version.to_le_bytes())
+            .collect();
+        let digest = blake3::hash(&bytes).as_bytes()[..16].try_into().unwrap();
+        let sequence = if order.is_urgent {
+            0
+        } else {
+            self.next_sequence
+        };
+        let header = ChunkHeader {
+            sequence,
+            generation: order.generation,
+            space: order.space,
+            codec: if order.is_zero {
+                Codec::Zero
+            } else {
+                Codec::Raw
+            },
+            runs: order.runs,
+            digest: if order.is_zero { [0; 16] } else { digest },
+        };
+        let at = self.now + ONE_WAY;
+        if order.is_urgent {
+            let packet = Packet::Chunk(Lane::Demand, header, versions);
+            self.to_target.push_back((at, packet));
+            return;
+        }
+        self.next_sequence += 1;
+        // On the wire first: the report may lead to the next chunk before it returns.
+        let packet = Packet::Chunk(Lane::Bulk, header.clone(), versions);
+        self.to_target.push_back((at, packet));
+        let wire_bytes = 100;
+        self.tell_source(source::Event::Packed { header, wire_bytes });
+    }
+
+    fn act_at_target(&mut self, action: target::Action) {
+        use target::Action;
+        match action {
+            Action::Send(lane, message) => {
+                self.to_source
+                    .push_back((self.now + ONE_WAY, message, lane));
+            }
+            Action::BuildGuest(_) => self.tell_target(target::Event::GuestBuilt),
+            Action::Write { token, pieces, .. } => {
+                assert!(!self.target_runs, "a plain write under a running guest");
+                self.place(token, &pieces, false);
+            }
+            Action::Install { token, pieces, .. } => self.place(token, &pieces, true),
+            Action::Expect { missing } => {
+                for block in missing[0].iter() {
+                    self.target_memory[usize::try_from(block).unwrap()] = None;
+                }
+            }
+            Action::LoadState(state) => {
+                assert_eq!(state, vec![5; 100]);
+                self.tell_target(target::Event::StateLoaded);
+            }
+            Action::Run(epoch) => {
+                assert_eq!(epoch, Epoch(2));
+                assert!(self.is_frozen, "two run");
+                self.target_runs = true;
+                self.tell_target(target::Event::GuestRuns);
+                for block in self.touched_at_target.clone() {
+                    self.tell_target(target::Event::Fault {
+                        space: SpaceId(0),
+                        block,
+                    });
+                }
+            }
+            Action::DropLink => self.cut(),
+            Action::Finished(outcome) => self.target_outcome = Some(outcome),
+            Action::Persist(_)
+            | Action::Forget { .. }
+            | Action::SavePosition(_)
+            | Action::ArmMissing
+            | Action::WakeFaults
+            | Action::DisarmMissing
+            | Action::DiscardImage => {}
+        }
+    }
+
+    fn place(&mut self, token: Option<u64>, pieces: &[target::Piece], only_missing: bool) {
+        let versions = token.map(|token| self.tokens[usize::try_from(token).unwrap()].clone());
+        for piece in pieces {
+            let first = usize::try_from(piece.offset_bytes / 4096).unwrap();
+            for (at, block) in (first..).zip(piece.run.start..piece.run.end()) {
+                let slot = &mut self.target_memory[usize::try_from(block).unwrap()];
+                if only_missing && slot.is_some() {
+                    continue;
+                }
+                *slot = Some(versions.as_ref().map_or(0, |versions| versions[at]));
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        self.to_target.clear();
+        self.to_source.clear();
+        self.tell_target(target::Event::LinkDown);
+        self.tell_source(source::Event::LinkDown);
+    }
+
+    fn step(&mut self) {
+        if self.cut_in == Some(self.source.stage()) {
+            self.cut_in = None;
+            self.cut();
+        }
+        let heads = [
+            self.to_target.front().map(|(at, _)| *at),
+            self.to_source.front().map(|(at, ..)| *at),
+            self.source.deadline(),
+        ];
+        let Some(next) = heads.into_iter().flatten().min() else {
+            return;
+        };
+        self.now = self.now.max(next);
+        if self
+            .to_target
+            .front()
+            .is_some_and(|(at, _)| *at <= self.now)
+        {
+            match self.to_target.pop_front().unwrap().1 {
+                Packet::Message(lane, message) => {
+                    self.tell_target(target::Event::Heard(lane, message));
+                }
+                Packet::Chunk(lane, header, versions) => {
+                    let token = self.tokens.len() as u64;
+                    self.tokens.push(versions);
+                    self.tell_target(target::Event::Chunk {
+                        lane,
+                        header,
+                        token,
+                    });
+                }
+            }
+        } else if self
+            .to_source
+            .front()
+            .is_some_and(|(at, ..)| *at <= self.now)
+        {
+            let (_, message, lane) = self.to_source.pop_front().unwrap();
+            self.tell_source(source::Event::Heard(lane, message));
+        } else {
+            self.tell_source(source::Event::Tick);
+        }
+    }
+
+    fn run(&mut self) {
+        self.run_until(|pair| pair.source_outcome.is_some() && pair.to_target.is_empty());
+    }
+
+    fn run_until(&mut self, is_done: impl Fn(&Self) -> bool) {
+        while let Some(action) = self.source.poll() {
+            self.act_at_source(action);
+        }
+        for _ in 0..TURN_COUNT_MAX {
+            if is_done(self) {
+                return;
+            }
+            self.step();
+        }
+        panic!(
+            "the move hangs: {:?} {:?}",
+            self.source.stage(),
+            self.target.stage()
+        );
+    }
+
+    fn assert_moved(&self) {
+        assert_eq!(
+            self.source_outcome,
+            Some(source::Outcome::Moved),
+            "{:?}",
+            self.faults
+        );
+        assert_eq!(self.target_outcome, Some(target::Outcome::Arrived));
+        assert!(self.target_runs && self.is_frozen);
+        for (block, version) in self.target_memory.iter().enumerate() {
+            assert_eq!(*version, Some(self.source_memory[block]), "block {block}");
+        }
+        assert!(matches!(
+            self.source.ownership().record().state,
+            State::Released { .. }
+        ));
+    }
+}
+
+fn policy(mode: Mode) -> Policy {
+    Policy {
+        mode,
+        ..Policy::default()
+    }
+}
+
+#[test]
+fn pc7_an_idle_guest_moves_whole_and_fetches_nothing() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    pair.run();
+    pair.assert_moved();
+    assert_eq!(pair.source.switch_reason(), Some(Reason::Converged));
+    assert_eq!(pair.source.progress().demand_count, 0);
+    let pause = pair.source.progress().pause_reported.unwrap();
+    assert!(pause <= ONE_WAY * 4, "{pause:?}");
+    assert_eq!(pair.faults, []);
+}
+
+#[test]
+fn a_guest_that_writes_a_little_moves_with_its_last_writes() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    pair.writes = vec![3, 4, 5, 499, 700, 999];
+    pair.run();
+    pair.assert_moved();
+    assert_eq!(pair.faults, []);
+}
+
+#[test]
+fn post_copy_fetches_every_block_once_and_demanded_ones_first() {
+    let mut pair = Pair::new(policy(Mode::Post));
+    pair.touched_at_target = vec![42, 7, 900];
+    pair.run();
+    pair.assert_moved();
+    assert_eq!(pair.source.switch_reason(), Some(Reason::PostCopyAsked));
+    assert_eq!(
+        pair.source.progress().demand_count,
+        2,
+        "block 900 was known to be zero"
+    );
+    assert_eq!(pair.faults, []);
+}
+
+#[test]
+fn pc8_a_cut_in_any_stage_costs_nothing_but_time() {
+    for mode in [Mode::Auto, Mode::Post] {
+        for stage in source::Stage::ALL {
+            let mut pair = Pair::new(policy(mode));
+            pair.writes = vec![1, 2, 600];
+            pair.touched_at_target = vec![1, 480];
+            pair.cut_in = Some(stage);
+            pair.run();
+            pair.assert_moved();
+            assert_eq!(pair.faults, [], "{mode:?} {stage:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_move_leaves_the_guest_running_at_the_source() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    while let Some(action) = pair.source.poll() {
+        pair.act_at_source(action);
+    }
+    (0..6).for_each(|_| pair.step());
+    pair.tell_source(source::Event::Cancel);
+    pair.run();
+    let Some(source::Outcome::Stayed(fault)) = &pair.source_outcome else {
+        panic!()
+    };
+    assert_eq!(fault.code, Code::Cancelled);
+    assert!(!pair.is_frozen && !pair.target_runs);
+    assert!(pair.source.ownership().may_run());
+    assert!(matches!(
+        pair.target.ownership().record().state,
+        State::Refused { .. }
+    ));
+}
+
+#[test]
+fn f22_a_demand_outside_the_guest_drops_the_lanes_and_nothing_else() {
+    let mut pair = Pair::new(policy(Mode::Post));
+    pair.run_until(|pair| pair.source.stage() == source::Stage::Serving);
+    let demand = Message::Demand(MEMORY, BLOCK_COUNT);
+    pair.tell_source(source::Event::Heard(Lane::Demand, demand));
+    assert_eq!(
+        pair.faults.last().map(|fault| fault.code),
+        Some(Code::Range)
+    );
+    assert_eq!(pair.source.progress().reconnect_count, 1);
+    pair.run();
+    pair.assert_moved();
+}
+
+#[test]
+fn f23_a_block_asked_for_a_million_times_is_sent_once() {
+    let mut pair = Pair::new(policy(Mode::Post));
+    pair.run_until(|pair| pair.source.stage() == source::Stage::Serving);
+    let before = pair.to_target.len();
+    for _ in 0..1_000_000 {
+        pair.tell_source(source::Event::Heard(
+            Lane::Demand,
+            Message::Demand(MEMORY, 9),
+        ));
+    }
+    assert!(pair.to_target.len() <= before + 1);
+    pair.run();
+    pair.assert_moved();
+}
+
+#[test]
+fn f26_a_target_believes_only_its_own_count_of_missing_blocks() {
+    let mut pair = Pair::new(policy(Mode::Post));
+    pair.run_until(|pair| pair.target_runs);
+    pair.tell_target(target::Event::Heard(Lane::Control, Message::Complete));
+    assert_eq!(
+        pair.faults.last().map(|fault| fault.code),
+        Some(Code::Unexpected)
+    );
+    assert_ne!(pair.target.stage(), target::Stage::Over);
+}
+
+#[test]
+fn f27_a_target_whose_image_differs_refuses_and_the_source_runs_on() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    for _ in 0..TURN_COUNT_MAX {
+        while let Some(action) = pair.source.poll() {
+            pair.act_at_source(action);
+        }
+        for (_, packet) in &mut pair.to_target {
+            if let Packet::Message(_, Message::FinalEnd(end)) = packet {
+                end.root.0[0] ^= 1;
+            }
+        }
+        if pair.source_outcome.is_some() {
+            break;
+        }
+        pair.step();
+    }
+    let Some(source::Outcome::Stayed(fault)) = &pair.source_outcome else {
+        panic!("{:?}", pair.source_outcome)
+    };
+    assert_eq!(fault.code, Code::RootMismatch);
+    assert!(!pair.is_frozen && !pair.target_runs);
+    assert!(matches!(
+        pair.target.ownership().record().state,
+        State::Refused { .. }
+    ));
+}

@@ -1,0 +1,52 @@
+//! The admin API: `/status`, `/metrics`, `/live`, `/ready`; it only reads.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use towpath_daemon::problem::Problem;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::core::Core;
+use crate::metrics;
+use crate::status::{self, LinkState, StatusView};
+
+/// Prometheus's text form, version 0.0.4.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The routes of the admin API.
+pub(crate) fn router(core: Arc<Core>) -> Router {
+    Router::new()
+        .route("/status", get(read_status))
+        .route("/metrics", get(read_metrics))
+        .route("/live", get(async || "live\n"))
+        .route("/ready", get(read_ready))
+        .with_state(core)
+}
+
+async fn read_status(State(core): State<Arc<Core>>) -> Json<StatusView> {
+    Json(status::status(&core))
+}
+
+async fn read_metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {
+    let text = metrics::render(&core)?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+}
+
+/// Ready once every peer is linked: only then does what is asked of this tunnel succeed.
+async fn read_ready(State(core): State<Arc<Core>>) -> Response {
+    let missing = core
+        .peers
+        .values()
+        .filter(|peer| status::link_state(peer) != LinkState::Up)
+        .map(|peer| peer.site.to_string())
+        .collect::<Vec<_>>();
+    if missing.is_empty() {
+        return (StatusCode::OK, "ready\n").into_response();
+    }
+    let cause = format!("no link to {}", missing.join(", "));
+    Problem::from(Fault::new(Code::Unreachable, cause)).into_response()
+}

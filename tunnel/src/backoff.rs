@@ -1,0 +1,100 @@
+//! When to dial next.
+
+use std::time::Duration;
+
+/// Pause after the first failure: a peer that restarts is back in less than this a few times over.
+const FIRST: Duration = Duration::from_millis(50);
+
+/// Longest pause: how late at most a link is after the network came back.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Time between attempts that nobody answers: what an outage that ends may cost on top of itself.
+pub(crate) const BETWEEN: Duration = Duration::from_millis(250);
+
+/// How long a peer may be silent before attempts become as rare as [`LONGEST`] allows.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pauses between attempts to reach one peer, each a little random so that a region's peers do not
+/// all dial in step after it restarts.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    failures: u32,
+    random: u64,
+}
+
+impl Backoff {
+    /// Pauses that depend on `seed` alone.
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self {
+            failures: 0,
+            random: seed | 1,
+        }
+    }
+
+    /// The link is up: the next failure is a first one again.
+    pub(crate) const fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The pause after an attempt that was refused or failed at once.
+    pub(crate) fn after_failure(&mut self) -> Duration {
+        let doubled = FIRST * 2_u32.pow(self.failures.min(10));
+        self.failures = self.failures.saturating_add(1);
+        self.jitter(doubled.min(LONGEST))
+    }
+
+    /// The pause before another attempt beside one that has no answer yet.
+    pub(crate) fn beside(&mut self, down_for: Duration) -> Duration {
+        self.jitter(if down_for < PATIENCE {
+            BETWEEN
+        } else {
+            LONGEST
+        })
+    }
+
+    /// Three quarters of a pause, and up to a quarter at random.
+    fn jitter(&mut self, pause: Duration) -> Duration {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let share = u32::try_from(self.random % 256).expect("below 256");
+        pause * 3 / 4 + pause / 4 * share / 256
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_second_and_begin_anew_once_up() {
+        let mut backoff = Backoff::new(7);
+        let pauses: Vec<_> = (0..40).map(|_| backoff.after_failure()).collect();
+        assert!(pauses[0] >= FIRST * 3 / 4 && pauses[0] <= FIRST);
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST));
+        assert!(pauses[10..].iter().all(|pause| *pause >= LONGEST * 3 / 4));
+        assert!(
+            pauses[10..].iter().any(|pause| *pause != pauses[10]),
+            "no jitter"
+        );
+        backoff.reset();
+        assert!(backoff.after_failure() <= FIRST);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_pauses() {
+        let pauses = |seed| {
+            let mut backoff = Backoff::new(seed);
+            (0..20).map(|_| backoff.after_failure()).collect::<Vec<_>>()
+        };
+        assert_eq!(pauses(3), pauses(3));
+        assert_ne!(pauses(3), pauses(5));
+    }
+
+    #[test]
+    fn unanswered_attempts_are_repeated_quickly_and_later_less_often() {
+        let mut backoff = Backoff::new(7);
+        assert!(backoff.beside(Duration::from_secs(10)) <= BETWEEN);
+        assert!(backoff.beside(Duration::from_secs(600)) >= LONGEST * 3 / 4);
+    }
+}

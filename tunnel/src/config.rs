@@ -1,0 +1,286 @@
+//! The tunnel's configuration, as it stands in its TOML file.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use towpath_daemon::config::{Check, Wrong};
+use towpath_daemon::units::Span;
+use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
+
+/// Most peers of one tunnel: each costs two connections and their windows.
+pub const PEER_COUNT_MAX: usize = 256;
+
+/// Most services of one tunnel.
+pub const SERVICE_COUNT_MAX: usize = 1024;
+
+/// Everything a tunnel daemon is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The site this host stands at; its certificate must say the same.
+    pub site: Name,
+    /// This host within its site; its certificate must say the same.
+    pub host: Name,
+    /// UDP address where peers' links are accepted; without it this side only dials.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
+    /// Unix socket where local programs ask for streams.
+    pub socket: PathBuf,
+    /// The sites this one keeps a link to.
+    #[serde(default)]
+    pub peers: Vec<PeerConfig>,
+    /// Local services that peers may reach.
+    #[serde(default)]
+    pub services: Vec<ServiceConfig>,
+    /// Where operators and scrapers ask.
+    pub admin: AdminConfig,
+    /// Who this host is.
+    pub certificates: CertificatesConfig,
+    /// Limits, each with a default that fits most sites.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// A site to keep a link to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its name.
+    pub site: Name,
+    /// Its tunnel's UDP address, `host:port`; without it we wait for the peer to dial.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Most we send to it, counted on the wire, such as `"100Mbit"`.
+    #[serde(default)]
+    pub send_rate: Option<Rate>,
+    /// Most we want it to send to us, counted on the wire.
+    #[serde(default)]
+    pub receive_rate: Option<Rate>,
+}
+
+/// A local service that peers may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// The name peers ask for.
+    pub name: Name,
+    /// The Unix socket it listens at.
+    pub socket: PathBuf,
+    /// Sites whose hosts may reach it; all others are denied.
+    pub allow: Vec<Name>,
+}
+
+/// Where operators and scrapers ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Unix socket of the HTTP API.
+    pub socket: PathBuf,
+    /// Loopback address of the same API, for scrapers and browsers.
+    #[serde(default)]
+    pub http: Option<SocketAddr>,
+}
+
+/// Where this host's certificate is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificatesConfig {
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its private key, which nobody else may be able to read.
+    pub key: PathBuf,
+    /// The authority's certificate.
+    pub ca: PathBuf,
+}
+
+/// Limits of one tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Streams of local programs open at once: a few per moving guest and application.
+    pub local_streams: usize,
+    /// Streams a peer may have open at once on each of a link's connections.
+    pub peer_streams: u32,
+    /// How long a preamble may take to arrive whole.
+    pub preamble_wait: Span,
+    /// How long a stream may be stuck because the other side does not read.
+    pub stall_wait: Span,
+    /// Largest UDP payload that is tried: 1452 fits a plain 1500-byte path over IPv6; private links
+    /// with jumbo frames carry three times as much per processor second with 6400.
+    pub udp_payload_bytes: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            local_streams: 256,
+            peer_streams: 64,
+            preamble_wait: Span::new(Duration::from_secs(5)),
+            stall_wait: Span::new(Duration::from_secs(30)),
+            udp_payload_bytes: 1452,
+        }
+    }
+}
+
+/// Payloads a packet can have: QUIC demands 1200, and ten segments of 6500 fit one datagram of
+/// segmentation offload; with more, the kernel refuses the batch and the path looks like 1200.
+const UDP_PAYLOAD_BYTES: std::ops::RangeInclusive<u16> = 1200..=6500;
+
+impl Check for Config {
+    fn check(&self) -> Result<(), Wrong> {
+        if self.peers.len() > PEER_COUNT_MAX {
+            return Err(Wrong::new("peers", format!("at most {PEER_COUNT_MAX}")));
+        }
+        if self.services.len() > SERVICE_COUNT_MAX {
+            let why = format!("at most {SERVICE_COUNT_MAX}");
+            return Err(Wrong::new("services", why));
+        }
+        let mut sites = BTreeSet::new();
+        for peer in &self.peers {
+            if peer.site == self.site {
+                return Err(Wrong::new("peers.site", "is this site itself"));
+            }
+            if !sites.insert(&peer.site) {
+                let why = format!("{} stands there twice", peer.site);
+                return Err(Wrong::new("peers.site", why));
+            }
+            if peer.address.is_none() && self.listen.is_none() {
+                let why = format!("{} has none, and nothing is listened at either", peer.site);
+                return Err(Wrong::new("peers.address", why));
+            }
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = self.services.iter().find(|s| !names.insert(&s.name)) {
+            let why = format!("{} stands there twice", twice.name);
+            return Err(Wrong::new("services.name", why));
+        }
+        if self.admin.http.is_some_and(|http| !http.ip().is_loopback()) {
+            return Err(Wrong::new("admin.http", "is not a loopback address"));
+        }
+        self.limits.check()
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), Wrong> {
+        let within = |key: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
+            if range.contains(&value) {
+                return Ok(());
+            }
+            let (low, high) = (range.start(), range.end());
+            let key = format!("limits.{key}");
+            Err(Wrong::new(
+                key,
+                format!("must be {low} to {high}, not {value}"),
+            ))
+        };
+        within("local_streams", self.local_streams as u64, 1..=4096)?;
+        within("peer_streams", self.peer_streams.into(), 1..=1024)?;
+        let payload = UDP_PAYLOAD_BYTES;
+        within(
+            "udp_payload_bytes",
+            self.udp_payload_bytes.into(),
+            (*payload.start()).into()..=(*payload.end()).into(),
+        )?;
+        let wait = |key, span: Span| {
+            let millis = span.milliseconds();
+            within(key, millis, 100..=600_000)
+        };
+        wait("preamble_wait", self.preamble_wait)?;
+        wait("stall_wait", self.stall_wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use towpath_daemon::config;
+
+    const GOOD: &str = r#"
+        site = "edge"
+        host = "box-1"
+        listen = "0.0.0.0:7411"
+        socket = "/run/towpath/tunnel.sock"
+
+        [[peers]]
+        site = "region"
+        address = "region.example:7411"
+        send_rate = "100Mbit"
+
+        [[services]]
+        name = "migrator"
+        socket = "/run/towpath/moves.sock"
+        allow = ["region"]
+
+        [admin]
+        socket = "/run/towpath/tunnel-admin.sock"
+        http = "127.0.0.1:9411"
+
+        [certificates]
+        cert = "/etc/towpath/cert.pem"
+        key = "/etc/towpath/key.pem"
+        ca = "/etc/towpath/ca.pem"
+
+        [limits]
+        stall_wait = "10s"
+    "#;
+
+    fn check(text: &str) -> Result<Config, String> {
+        config::check(Path::new("tunnel.toml"), text).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn a_plain_configuration_is_read_and_defaults_fill_the_rest() {
+        let config = check(GOOD).unwrap();
+        assert_eq!(config.peers[0].send_rate.unwrap().to_string(), "100Mbit");
+        assert_eq!(config.limits.stall_wait.milliseconds(), 10_000);
+        assert_eq!(config.limits.peer_streams, 64);
+    }
+
+    #[test]
+    fn l06_wrong_configurations_are_refused_with_their_place() {
+        for (from, to, word) in [
+            ("site = \"edge\"", "sight = \"edge\"", "sight"),
+            ("\"100Mbit\"", "\"fast\"", "fast"),
+            ("\"100Mbit\"", "100", "tunnel.toml:10"),
+            (
+                "\"region\"\n        address",
+                "\"edge\"\n        address",
+                "itself",
+            ),
+            (
+                "\"region\"\n        address",
+                "\"../x\"\n        address",
+                "not a name",
+            ),
+            ("127.0.0.1:9411", "0.0.0.0:9411", "loopback"),
+            ("\"10s\"", "\"1h\"", "600000"),
+            ("stall_wait = \"10s\"", "udp_payload_bytes = 9000", "6500"),
+            (
+                "[[services]]",
+                "[[peers]]\nsite = \"region\"\n[[services]]",
+                "twice",
+            ),
+        ] {
+            assert!(GOOD.contains(from), "{from}");
+            let error = check(&GOOD.replacen(from, to, 1)).unwrap_err();
+            assert!(
+                error.contains("E_CONFIG") && error.contains(word),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_peer_that_can_neither_be_dialled_nor_dial_is_refused() {
+        let text = GOOD
+            .replace("listen = \"0.0.0.0:7411\"", "")
+            .replace("address = \"region.example:7411\"", "");
+        assert!(check(&text).unwrap_err().contains("peers.address"));
+    }
+}

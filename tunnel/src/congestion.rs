@@ -1,0 +1,137 @@
+//! The estimator as QUIC's congestion controller.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant as Clock;
+
+use quinn_proto::RttEstimator;
+use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use towpath_protocol::channel::Leg;
+use towpath_protocol::time::Instant;
+
+use crate::estimate::{Ack, Estimate, Estimator};
+
+/// Packets a bulk connection begins with: what RFC 9002 allows.
+const BULK_PACKETS: u64 = 10;
+
+/// Packets an urgent connection begins with: a stopped processor's 64 KiB leave in one round trip.
+/// Urgent bytes are few, so that a thin link sees such a burst rarely.
+const URGENT_PACKETS: u64 = 64;
+
+/// Keeps the queue at the bottleneck short: see [`crate::estimate`].
+#[derive(Debug, Clone)]
+pub(crate) struct Delay {
+    estimator: Estimator,
+    began: Clock,
+    floor_bytes: Arc<AtomicU64>,
+}
+
+impl Delay {
+    /// Makes one controller per connection; the side that accepts does not know the leg yet.
+    pub(crate) const fn factory(leg: Option<Leg>) -> DelayFactory {
+        DelayFactory {
+            packets: match leg {
+                Some(Leg::Bulk) => BULK_PACKETS,
+                Some(Leg::Urgent) | None => URGENT_PACKETS,
+            },
+        }
+    }
+
+    /// What a connection's controller believes.
+    pub(crate) fn of(connection: &quinn::Connection) -> Option<Self> {
+        let controller = connection.congestion_state().into_any();
+        controller.downcast::<Self>().ok().map(|delay| *delay)
+    }
+
+    /// What is believed about the path.
+    pub(crate) fn estimate(&self) -> Estimate {
+        self.estimator.estimate()
+    }
+
+    /// The window stays above this: what the link's other connection has learnt about the path.
+    pub(crate) fn set_floor(&self, bytes: u64) {
+        self.floor_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn at(&self, clock: Clock) -> Instant {
+        let elapsed = clock.saturating_duration_since(self.began);
+        Instant::ZERO + elapsed
+    }
+}
+
+/// Makes [`Delay`] controllers.
+#[derive(Debug)]
+pub(crate) struct DelayFactory {
+    packets: u64,
+}
+
+impl ControllerFactory for DelayFactory {
+    fn build(self: Arc<Self>, now: Clock, current_mtu: u16) -> Box<dyn Controller> {
+        let packet_bytes = u64::from(current_mtu);
+        let window_bytes = self.packets * packet_bytes;
+        // The clock starts a little earlier: a packet's sending may be stamped just before this.
+        let began = now
+            .checked_sub(std::time::Duration::from_secs(1))
+            .unwrap_or(now);
+        let mut delay = Delay {
+            estimator: Estimator::new(packet_bytes, window_bytes, Instant::ZERO),
+            began,
+            floor_bytes: Arc::default(),
+        };
+        delay.estimator = Estimator::new(packet_bytes, window_bytes, delay.at(now));
+        Box::new(delay)
+    }
+}
+
+impl Controller for Delay {
+    fn on_ack(
+        &mut self,
+        now: Clock,
+        sent: Clock,
+        bytes: u64,
+        app_limited: bool,
+        _rtt: &RttEstimator,
+    ) {
+        let ack = Ack {
+            now: self.at(now),
+            sent: self.at(sent),
+            bytes,
+            is_app_limited: app_limited,
+        };
+        self.estimator.on_ack(ack);
+    }
+
+    fn on_congestion_event(&mut self, now: Clock, _sent: Clock, is_all: bool, lost_bytes: u64) {
+        let now = self.at(now);
+        self.estimator.on_loss(now, lost_bytes, is_all);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.estimator.set_packet_bytes(new_mtu.into());
+    }
+
+    fn window(&self) -> u64 {
+        let floor_bytes = self.floor_bytes.load(Ordering::Relaxed);
+        self.estimator.window_bytes().max(floor_bytes)
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        let mut metrics = ControllerMetrics::default();
+        metrics.congestion_window = self.window();
+        metrics.pacing_rate = Some(self.estimate().rate_bytes_per_second * 8);
+        metrics
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}

@@ -1,0 +1,100 @@
+//! What all parts of a running tunnel share.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use towpath_certs::{Identity, Rejections, tls};
+use towpath_protocol::channel::LinkId;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+
+use crate::config::{Config, Limits};
+use crate::metrics::Dropped;
+use crate::peer::Peer;
+use crate::pool::Pool;
+
+/// A local service that peers may reach.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub socket: PathBuf,
+    pub allow: Vec<Name>,
+}
+
+/// What all parts of a running tunnel share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub site: Name,
+    pub identity: Identity,
+    pub limits: Limits,
+    pub peers: BTreeMap<Name, Arc<Peer>>,
+    pub services: BTreeMap<Name, Service>,
+    pub pool: Arc<Pool>,
+    pub rejections: Arc<Rejections>,
+    pub dropped: Dropped,
+    pub began: Clock,
+}
+
+impl Core {
+    pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
+        let files = &config.certificates;
+        let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
+        let host = identity.host();
+        if host.site != config.site || host.host != config.host {
+            let (site, name) = (&config.site, &config.host);
+            return Err(Fault::new(
+                Code::Certificate,
+                format!("the certificate names {host}, the configuration {site}/{name}"),
+            ));
+        }
+        let rejections = Arc::new(Rejections::default());
+        let mut peers = BTreeMap::new();
+        for peer in &config.peers {
+            let made = Peer::new(peer, &config.site, &identity, &rejections, &config.limits)?;
+            peers.insert(peer.site.clone(), Arc::new(made));
+        }
+        let services = config.services.iter().map(|service| {
+            let made = Service {
+                socket: service.socket.clone(),
+                allow: service.allow.clone(),
+            };
+            (service.name.clone(), made)
+        });
+        Ok(Self {
+            site: config.site.clone(),
+            services: services.collect(),
+            limits: config.limits.clone(),
+            pool: Arc::default(),
+            dropped: Dropped::default(),
+            began: Clock::now(),
+            identity,
+            peers,
+            rejections,
+        })
+    }
+
+    /// How long a stream may be stuck.
+    pub(crate) const fn stall(&self) -> Duration {
+        self.limits.stall_wait.duration()
+    }
+
+    /// How long a preamble may take.
+    pub(crate) const fn preamble_wait(&self) -> Duration {
+        self.limits.preamble_wait.duration()
+    }
+}
+
+/// A number nobody can guess.
+///
+/// # Errors
+///
+/// `E_IO` if the system has no random numbers.
+pub(crate) fn random_link() -> Result<LinkId, Fault> {
+    let mut bytes = [0; 16];
+    tls::provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| Fault::new(Code::Io, "no random numbers to be had"))?;
+    Ok(LinkId(u128::from_le_bytes(bytes)))
+}

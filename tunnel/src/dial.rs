@@ -1,0 +1,229 @@
+//! Keeps the link to a peer that we dial.
+//!
+//! Every attempt is a whole new link from new sockets, so nothing an outage left behind (probe timers
+//! that doubled, a NAT's forgotten mapping) delays it. While nobody answers, attempts overlap; the
+//! first that connects joins and the others are dropped.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, TokioRuntime};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::{Join, LINK_VERSIONS, Leg, LinkId, Preamble};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
+
+use crate::backoff::Backoff;
+use crate::config::Limits;
+use crate::core::{self, Core};
+use crate::link::{Link, close};
+use crate::peer::{Peer, State};
+use crate::{serve, transport, wire};
+
+/// Attempts under way at once.
+const ATTEMPT_COUNT_MAX: usize = 4;
+
+/// How long an attempt may take while nothing is known about the path: a handshake of three round
+/// trips over a satellite, with one packet lost.
+const ATTEMPT_TIME: Duration = Duration::from_secs(3);
+
+/// The name in the handshake; it is neither sent nor checked, for identities are URIs.
+const SERVER_NAME: &str = "towpath.invalid";
+
+/// Keeps the link to one peer until the tunnel stops.
+pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut stop: Shutdown) {
+    let seed = core::random_link().map_or(1, |link| u64::try_from(link.0 >> 64).unwrap_or(1));
+    let mut backoff = Backoff::new(seed);
+    let mut changes = peer.subscribe();
+    loop {
+        let is_needed = |state: &State| state.link.is_none() || state.is_stalled;
+        tokio::select! {
+            () = stop.requested() => return,
+            needed = changes.wait_for(is_needed) => if needed.is_err() { return },
+        }
+        let reached = tokio::select! {
+            () = stop.requested() => return,
+            link = reach(&core, &peer, &address, &mut backoff) => Some(link),
+            // The link we have answers again: streams over it live on, and nothing is replaced.
+            _ = changes.wait_for(|state| !is_needed(state)) => None,
+        };
+        backoff.reset();
+        if let Some(link) = reached {
+            adopt(&core, &peer, &link);
+        }
+    }
+}
+
+fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
+    match peer.adopt(link) {
+        Ok(()) => serve::accept(core, link),
+        Err(fault) => link.close(fault.code, &fault.detail),
+    }
+}
+
+/// Dials until an attempt succeeds.
+async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backoff) -> Arc<Link> {
+    let began = Instant::now();
+    let mut attempts = JoinSet::new();
+    let mut next = began;
+    loop {
+        let ended = tokio::select! {
+            () = sleep_until(next), if attempts.len() < ATTEMPT_COUNT_MAX => {
+                let (peer, limits) = (Arc::clone(peer), core.limits.clone());
+                let address = address.to_owned();
+                attempts.spawn(async move { connect(&peer, &limits, &address).await });
+                next = Instant::now() + backoff.beside(began.elapsed());
+                continue;
+            }
+            Some(ended) = attempts.join_next() => ended,
+        };
+        let joined = match ended {
+            Ok(Ok(connections)) => {
+                // Only one attempt may join, or the peer would replace the link it has just made.
+                attempts = JoinSet::new();
+                join(core, peer, connections).await
+            }
+            Ok(Err(fault)) => Err(fault),
+            Err(error) => Err(Fault::new(Code::Unreachable, error.to_string())),
+        };
+        match joined {
+            Ok(link) => return Arc::new(link),
+            Err(fault) => {
+                tracing::debug!(site = %peer.site, %fault, "not reached");
+                peer.note_failure(&fault);
+                if attempts.is_empty() {
+                    next = next.max(Instant::now() + backoff.after_failure());
+                }
+            }
+        }
+    }
+}
+
+/// The urgent and the bulk connection of a link to be.
+type Connections = (Connection, Connection);
+
+/// Dials both connections once.
+async fn connect(peer: &Peer, limits: &Limits, address: &str) -> Result<Connections, Fault> {
+    let both = async {
+        let target = resolve(address).await?;
+        tokio::try_join!(
+            connect_leg(peer, limits, target, Leg::Urgent),
+            connect_leg(peer, limits, target, Leg::Bulk),
+        )
+    };
+    timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
+        let detail = format!("{address} does not answer");
+        Err(Fault::new(Code::Stalled, detail))
+    })
+}
+
+async fn resolve(address: &str) -> Result<SocketAddr, Fault> {
+    let unknown = |why: String| Fault::new(Code::Unreachable, format!("{address}: {why}"));
+    let mut found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| unknown(error.to_string()))?;
+    found.next().ok_or_else(|| unknown("no address".to_owned()))
+}
+
+async fn connect_leg(
+    peer: &Peer,
+    limits: &Limits,
+    target: SocketAddr,
+    leg: Leg,
+) -> Result<Connection, Fault> {
+    let failed = |error: String| Fault::new(Code::Unreachable, format!("{target}: {error}"));
+    let socket = transport::dialling_socket(target, leg)?;
+    let endpoint = Endpoint::new(
+        transport::endpoint(limits),
+        None,
+        socket,
+        Arc::new(TokioRuntime),
+    )
+    .map_err(|error| failed(error.to_string()))?;
+    endpoint
+        .connect_with(peer.client(leg), target, SERVER_NAME)
+        .map_err(|error| failed(error.to_string()))?
+        .await
+        .map_err(|error| failed(error.to_string()))
+}
+
+/// Joins two connections to a link.
+async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<Link, Fault> {
+    let link = core::random_link()?;
+    let both = async {
+        tokio::try_join!(
+            join_leg(core, peer, &urgent, (link, Leg::Urgent)),
+            join_leg(core, peer, &bulk, (link, Leg::Bulk)),
+        )
+    };
+    let joined = timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
+        let detail = format!("{} does not join", peer.site);
+        Err(Fault::new(Code::Stalled, detail))
+    });
+    let host = serve::identity_of(&urgent)?;
+    let is_same = serve::identity_of(&bulk)? == host;
+    match joined {
+        Ok((rate, _)) if is_same => Ok(Link::new(
+            (link, host, core.site.clone()),
+            (urgent, bulk),
+            (peer.send_rate, rate),
+            Arc::clone(&peer.counters),
+        )),
+        Ok(_) => {
+            let detail = "two hosts answered for the two connections of one link";
+            Err(Fault::new(Code::Denied, detail))
+        }
+        Err(fault) => {
+            // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
+            // done before its own certificate has been looked at.
+            let why = urgent.close_reason().or_else(|| bulk.close_reason());
+            let detail = match why {
+                Some(reason) if fault.code == Code::Unreachable => reason.to_string(),
+                _ => fault.detail,
+            };
+            close(&urgent, fault.code, "not joined");
+            close(&bulk, fault.code, "not joined");
+            Err(Fault::new(fault.code, detail))
+        }
+    }
+}
+
+/// Joins one connection; gives the rate the peer wants at most.
+async fn join_leg(
+    core: &Core,
+    peer: &Peer,
+    connection: &Connection,
+    (link, leg): (LinkId, Leg),
+) -> Result<Option<Rate>, Fault> {
+    let (mut send, mut recv) = connection
+        .open_bi()
+        .await
+        .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+    let join = Preamble::Join(Join {
+        versions: LINK_VERSIONS,
+        link,
+        leg,
+        receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+    });
+    wire::write(&mut send, &join).await?;
+    // Fails only if the stream is gone, and then so is the answer.
+    let _ = send.finish();
+    match wire::read(&mut recv, core.preamble_wait()).await? {
+        Preamble::Joined(joined) => {
+            let range = LINK_VERSIONS.min..=LINK_VERSIONS.max;
+            if !range.contains(&joined.version) {
+                let detail = format!("the peer chose version {}", joined.version);
+                return Err(Fault::new(Code::Version, detail));
+            }
+            Ok(joined.receive_rate_max.map(Rate::clamped))
+        }
+        Preamble::Refused(fault) => Err(fault),
+        other => {
+            let detail = format!("{} in answer to Join", other.name());
+            Err(Fault::new(Code::Unexpected, detail))
+        }
+    }
+}

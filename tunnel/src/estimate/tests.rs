@@ -1,0 +1,254 @@
+//! The estimator over a simulated bottleneck in virtual time.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const PACKET: u64 = 1400;
+const MICRO: u64 = 1_000;
+const MILLI: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// A path with one bottleneck.
+#[derive(Clone, Copy)]
+struct Path {
+    rate_bytes_per_second: u64,
+    rtt_nanos: u64,
+    buffer_nanos: u64,
+    loss_per_mille: u64,
+}
+
+impl Path {
+    const fn new(mbit: u64, rtt_millis: u64, buffer_millis: u64) -> Self {
+        Self {
+            rate_bytes_per_second: mbit * 125_000,
+            rtt_nanos: rtt_millis * MILLI,
+            buffer_nanos: buffer_millis * MILLI,
+            loss_per_mille: 0,
+        }
+    }
+}
+
+enum Event {
+    Ack { sent: u64 },
+    Loss,
+}
+
+/// One bulk sender over a path that may change.
+struct Simulation {
+    path: Path,
+    estimator: Estimator,
+    now: u64,
+    link_free: u64,
+    in_flight: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    sequence: u64,
+    delivered: u64,
+    queues: Vec<u64>,
+    random: u64,
+}
+
+impl Simulation {
+    fn new(path: Path) -> Self {
+        Self {
+            path,
+            estimator: Estimator::new(PACKET, 10 * PACKET, Instant::ZERO),
+            now: 0,
+            link_free: 0,
+            in_flight: 0,
+            events: BTreeMap::new(),
+            sequence: 0,
+            delivered: 0,
+            queues: Vec::new(),
+            random: 1,
+        }
+    }
+
+    /// Sends whenever the window and a pacer at 1.25 windows a round trip (quinn's) allow it.
+    fn run_until(&mut self, end: u64) {
+        let mut send_at = self.now;
+        while self.now < end {
+            let may_send = self.in_flight + PACKET <= self.estimator.window_bytes();
+            let next_event = self.events.keys().next().map_or(u64::MAX, |key| key.0);
+            if may_send && send_at <= next_event {
+                self.now = self.now.max(send_at);
+                self.send();
+                let gap = self.path.rtt_nanos * PACKET * 4 / (self.estimator.window_bytes() * 5);
+                send_at = self.now + gap;
+            } else {
+                let ((at, _), event) = self.events.pop_first().expect("something is in flight");
+                self.now = at;
+                self.in_flight -= PACKET;
+                self.arrive(&event);
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        self.in_flight += PACKET;
+        self.sequence += 1;
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let queue = self.link_free.saturating_sub(self.now);
+        self.queues.push(queue);
+        let is_lost =
+            queue > self.path.buffer_nanos || self.random % 1000 < self.path.loss_per_mille;
+        if is_lost {
+            let noticed = self.now + self.path.rtt_nanos + queue + MILLI;
+            self.events.insert((noticed, self.sequence), Event::Loss);
+            return;
+        }
+        let serialised = PACKET * SECOND / self.path.rate_bytes_per_second;
+        self.link_free = self.now.max(self.link_free) + serialised;
+        let acked = self.link_free + self.path.rtt_nanos;
+        self.events
+            .insert((acked, self.sequence), Event::Ack { sent: self.now });
+    }
+
+    fn arrive(&mut self, event: &Event) {
+        let now = Instant::from_nanos(self.now);
+        match event {
+            Event::Loss => self.estimator.on_loss(now, PACKET, false),
+            Event::Ack { sent } => {
+                self.delivered += PACKET;
+                self.estimator.on_ack(Ack {
+                    now,
+                    sent: Instant::from_nanos(*sent),
+                    bytes: PACKET,
+                    is_app_limited: false,
+                });
+            }
+        }
+    }
+
+    /// Runs for a time; gives the share of the path used per mille and the queue's p99 in µs.
+    fn measure(&mut self, nanos: u64) -> (u64, u64) {
+        let (began, delivered) = (self.now, self.delivered);
+        self.queues.clear();
+        self.run_until(began + nanos);
+        let capacity = self.path.rate_bytes_per_second * (self.now - began) / SECOND;
+        self.queues.sort_unstable();
+        let p99 = self.queues[self.queues.len() * 99 / 100];
+        ((self.delivered - delivered) * 1000 / capacity, p99 / MICRO)
+    }
+}
+
+/// After `settle`, the path is used to `share` per mille at least, with a queue below `queue` µs.
+fn check(path: Path, settle: u64, share_min: u64, queue_max: u64) {
+    let mut simulation = Simulation::new(path);
+    simulation.run_until(settle);
+    let (share, queue) = simulation.measure(30 * SECOND);
+    let mbit = path.rate_bytes_per_second / 125_000;
+    let rtt = path.rtt_nanos / MICRO;
+    assert!(
+        share >= share_min,
+        "{mbit} Mbit/s, {rtt} us: used {share} per mille"
+    );
+    assert!(
+        queue <= queue_max,
+        "{mbit} Mbit/s, {rtt} us: queue p99 {queue} us"
+    );
+}
+
+#[test]
+fn paths_are_filled_and_their_queues_stay_short() {
+    for mbit in [20, 100, 500] {
+        for rtt in [1, 10, 40, 175] {
+            check(Path::new(mbit, rtt, 100), 5 * SECOND, 930, 8_000);
+        }
+    }
+}
+
+#[test]
+fn a_thin_link_is_used_with_a_few_packets_of_queue() {
+    check(Path::new(2, 40, 400), 10 * SECOND, 900, 40_000);
+}
+
+#[test]
+fn a_buffer_smaller_than_the_allowance_is_used_without_much_loss() {
+    let mut simulation = Simulation::new(Path::new(100, 40, 2));
+    simulation.run_until(5 * SECOND);
+    let sent = simulation.sequence;
+    let (share, _) = simulation.measure(20 * SECOND);
+    let sent = (simulation.sequence - sent) * PACKET;
+    let delivered = share * 12_500_000 * 20 / 1000;
+    assert!(share >= 850, "used {share} per mille");
+    assert!(
+        delivered * 1000 / sent >= 960,
+        "{delivered} of {sent} delivered"
+    );
+}
+
+#[test]
+fn loss_without_a_queue_costs_no_more_than_itself() {
+    let mut path = Path::new(100, 40, 100);
+    path.loss_per_mille = 10;
+    check(path, 10 * SECOND, 900, 8_000);
+}
+
+#[test]
+fn capacity_steps_are_followed_down_within_a_second_and_up_within_three() {
+    let mut simulation = Simulation::new(Path::new(200, 40, 100));
+    simulation.run_until(5 * SECOND);
+    simulation.path.rate_bytes_per_second = 50 * 125_000;
+    simulation.run_until(6 * SECOND);
+    let (share, queue) = simulation.measure(5 * SECOND);
+    assert!(
+        share >= 930 && queue <= 10_000,
+        "down: {share} per mille, {queue} us"
+    );
+    simulation.path.rate_bytes_per_second = 200 * 125_000;
+    simulation.run_until(14 * SECOND);
+    let (share, queue) = simulation.measure(5 * SECOND);
+    assert!(
+        share >= 930 && queue <= 10_000,
+        "up: {share} per mille, {queue} us"
+    );
+}
+
+#[test]
+fn a_longer_path_is_believed_after_the_old_base_is_forgotten() {
+    let mut simulation = Simulation::new(Path::new(100, 20, 200));
+    simulation.run_until(15 * SECOND);
+    simulation.path.rtt_nanos = 60 * MILLI;
+    simulation.run_until(45 * SECOND);
+    let (share, queue) = simulation.measure(5 * SECOND);
+    assert!(
+        share >= 930 && queue <= 10_000,
+        "{share} per mille, {queue} us"
+    );
+}
+
+#[test]
+fn a_sender_with_nothing_to_send_teaches_nothing() {
+    let mut simulation = Simulation::new(Path::new(100, 40, 100));
+    simulation.run_until(5 * SECOND);
+    let before = simulation.estimator.estimate();
+    for round in 0..100 {
+        let now = 6 * SECOND + round * 50 * MILLI;
+        simulation.estimator.on_ack(Ack {
+            now: Instant::from_nanos(now),
+            sent: Instant::from_nanos(now - 40 * MILLI),
+            bytes: PACKET,
+            is_app_limited: true,
+        });
+    }
+    let after = simulation.estimator.estimate();
+    assert_eq!(after.rate_bytes_per_second, before.rate_bytes_per_second);
+    assert_eq!(after.window_bytes, before.window_bytes);
+}
+
+#[test]
+fn losing_everything_begins_again_with_less() {
+    let mut simulation = Simulation::new(Path::new(100, 40, 100));
+    simulation.run_until(5 * SECOND);
+    let before = simulation.estimator.window_bytes();
+    simulation
+        .estimator
+        .on_loss(Instant::from_nanos(6 * SECOND), before, true);
+    assert!(simulation.estimator.window_bytes() <= before / 4 + PACKET);
+    simulation.run_until(12 * SECOND);
+    let (share, _) = simulation.measure(5 * SECOND);
+    assert!(share >= 930, "used {share} per mille");
+}

@@ -1,0 +1,304 @@
+//! A link: the two connections to one peer, while they live.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant as Clock};
+
+use quinn::{Connection, ConnectionStats, VarInt};
+use towpath_protocol::channel::{Class, Leg, LinkId};
+use towpath_protocol::fault::Code;
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::rate::Rate;
+use towpath_protocol::time::Instant;
+
+use crate::congestion::Delay;
+use crate::estimate::{ALLOWANCE, Estimate};
+use crate::pace::Pace;
+use crate::transport::{SEND_WINDOW_BYTES_MAX, SEND_WINDOW_BYTES_MIN};
+use crate::watch::{Seen, Watch};
+use crate::wire;
+
+/// How often a link looks at its connections' counters.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Ticks over which the goodput shown to operators is measured.
+const GOODPUT_TICKS: u32 = 20;
+
+/// Bytes an IP packet adds to a UDP payload: IPv4 and UDP headers. IPv6 adds 20 more, 1.4 %.
+const PACKET_HEADER_BYTES: u64 = 28;
+
+/// Most an urgent connection gets to send at once on bulk's word: four pages batches of 64 KiB.
+const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
+
+/// Bytes that have gone through a link, per class.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    sent: [AtomicU64; Class::ALL.len()],
+    received: [AtomicU64; Class::ALL.len()],
+    streams: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add_sent(&self, class: Class, bytes: u64) {
+        self.sent[class.index()].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_received(&self, class: Class, bytes: u64) {
+        self.received[class.index()].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent(&self, class: Class) -> u64 {
+        self.sent[class.index()].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn received(&self, class: Class) -> u64 {
+        self.received[class.index()].load(Ordering::Relaxed)
+    }
+
+    fn totals(&self) -> (u64, u64) {
+        let sum = |of: fn(&Self, Class) -> u64| Class::ALL.iter().map(|c| of(self, *c)).sum();
+        (sum(Self::sent), sum(Self::received))
+    }
+}
+
+/// What a link last measured.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Measured {
+    /// Bytes of programs per second.
+    pub sent_per_second: u64,
+    /// Bytes of programs per second.
+    pub received_per_second: u64,
+    /// Packets lost per million sent, over the last second.
+    pub lost_per_million: u64,
+}
+
+/// The two connections to one peer.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub id: LinkId,
+    pub peer: HostIdentity,
+    /// The site that dialled.
+    pub dialler: Name,
+    pub pace: Pace,
+    pub counters: Arc<Counters>,
+    urgent: Connection,
+    bulk: Connection,
+    is_stalled: AtomicBool,
+    measured: Mutex<Measured>,
+}
+
+/// A stream counted as open until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenStream(Arc<Counters>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Link {
+    /// A link of two joined connections, whose peer wants at most `peer_rate`, over which we send at
+    /// most `rate`.
+    pub(crate) fn new(
+        (id, peer, dialler): (LinkId, HostIdentity, Name),
+        (urgent, bulk): (Connection, Connection),
+        (rate, peer_rate): (Option<Rate>, Option<Rate>),
+        counters: Arc<Counters>,
+    ) -> Self {
+        let rate = match (rate, peer_rate) {
+            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            id,
+            peer,
+            dialler,
+            pace: Pace::new(rate),
+            counters,
+            urgent,
+            bulk,
+            is_stalled: AtomicBool::new(false),
+            measured: Mutex::default(),
+        }
+    }
+
+    /// The connection of a leg.
+    pub(crate) const fn connection(&self, leg: Leg) -> &Connection {
+        match leg {
+            Leg::Urgent => &self.urgent,
+            Leg::Bulk => &self.bulk,
+        }
+    }
+
+    /// Whether the peer has stopped answering on one of the connections.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::Relaxed)
+    }
+
+    /// The smoothed round trip of the urgent connection.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.urgent.rtt()
+    }
+
+    /// Whether one of the connections is over, and with it the link.
+    pub(crate) fn is_over(&self) -> bool {
+        self.urgent.close_reason().is_some() || self.bulk.close_reason().is_some()
+    }
+
+    /// Ends the link; the peer is told why.
+    pub(crate) fn close(&self, why: Code, words: &str) {
+        for connection in [&self.urgent, &self.bulk] {
+            connection.close(wire::code(why), words.as_bytes());
+        }
+    }
+
+    /// Counts a stream as open.
+    pub(crate) fn open_stream(&self) -> OpenStream {
+        self.counters.streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(Arc::clone(&self.counters))
+    }
+
+    /// Streams open now.
+    pub(crate) fn stream_count(&self) -> u64 {
+        self.counters.streams.load(Ordering::Relaxed)
+    }
+
+    /// What was last measured.
+    pub(crate) fn measured(&self) -> Measured {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
+    pub(crate) fn estimate(&self) -> Estimate {
+        let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
+        of(&self.bulk)
+            .filter(|estimate| estimate.rate_bytes_per_second > 0)
+            .or_else(|| of(&self.urgent))
+            .unwrap_or_default()
+    }
+
+    /// Watches both connections until one is over; gives why. `on_stall` hears of every change.
+    pub(crate) async fn watch(&self, on_stall: impl Fn(bool)) -> String {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rounds = Rounds::default();
+        loop {
+            tokio::select! {
+                reason = self.urgent.closed() => break reason.to_string(),
+                reason = self.bulk.closed() => break reason.to_string(),
+                _ = ticks.tick() => {
+                    let is_stalled = self.tick(&mut rounds);
+                    if self.is_stalled.swap(is_stalled, Ordering::Relaxed) != is_stalled {
+                        on_stall(is_stalled);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at the counters once; says whether the link is stalled.
+    fn tick(&self, rounds: &mut Rounds) -> bool {
+        let stats = [self.urgent.stats(), self.bulk.stats()];
+        let wire_bytes = stats
+            .iter()
+            .map(|each| each.udp_tx.bytes + PACKET_HEADER_BYTES * each.udp_tx.datagrams);
+        self.pace.observe(wire_bytes.sum());
+        let now = Instant::ZERO + rounds.began.elapsed();
+        let mut is_stalled = false;
+        for (watch, stats) in rounds.watches.iter_mut().zip(&stats) {
+            is_stalled |= watch.look(seen(stats), now);
+        }
+        self.share_estimate();
+        rounds.ticks += 1;
+        if rounds.ticks.is_multiple_of(GOODPUT_TICKS) {
+            self.measure(rounds, &stats);
+        }
+        is_stalled
+    }
+
+    /// Tells the urgent connection what bulk knows about the path, and both how much to buffer.
+    fn share_estimate(&self) {
+        let Some(bulk) = Delay::of(&self.bulk).map(|delay| delay.estimate()) else {
+            return;
+        };
+        let path = Rate::clamped(bulk.rate_bytes_per_second);
+        let in_flight = path.bytes_in(bulk.base_rtt + ALLOWANCE);
+        if bulk.rate_bytes_per_second > 0
+            && let Some(urgent) = Delay::of(&self.urgent)
+        {
+            urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
+        }
+        // Twice the path, so that a lost packet does not stop the flow while it is repeated.
+        let buffer = (2 * in_flight).clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
+        self.bulk.set_send_window(buffer);
+    }
+
+    fn measure(&self, rounds: &mut Rounds, stats: &[ConnectionStats; 2]) {
+        let (sent, received) = self.counters.totals();
+        let lost = stats.iter().map(|each| each.path.lost_packets).sum();
+        let packets = stats.iter().map(|each| each.path.sent_packets).sum();
+        let now = Totals {
+            at: Clock::now(),
+            sent,
+            received,
+            lost,
+            packets,
+        };
+        let before = rounds.totals.replace(now);
+        let Some(before) = before else { return };
+        let millis = now.at.duration_since(before.at).as_millis().max(1);
+        let per_second =
+            |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
+        let measured = Measured {
+            sent_per_second: per_second(sent.saturating_sub(before.sent)),
+            received_per_second: per_second(received.saturating_sub(before.received)),
+            lost_per_million: lost.saturating_sub(before.lost) * 1_000_000
+                / packets.saturating_sub(before.packets).max(1),
+        };
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    }
+}
+
+/// What a link remembers between two ticks.
+#[derive(Debug)]
+struct Rounds {
+    began: Clock,
+    watches: [Watch; 2],
+    ticks: u32,
+    totals: Option<Totals>,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self {
+            began: Clock::now(),
+            watches: Default::default(),
+            ticks: 0,
+            totals: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Totals {
+    at: Clock,
+    sent: u64,
+    received: u64,
+    lost: u64,
+    packets: u64,
+}
+
+fn seen(stats: &ConnectionStats) -> Seen {
+    Seen {
+        received: stats.udp_rx.datagrams,
+        asked: stats.frame_tx.stream + stats.frame_tx.ping,
+        rtt: stats.path.rtt,
+    }
+}
+
+/// Closes connections that do not belong to a link.
+pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
+    let code: VarInt = wire::code(why);
+    connection.close(code, words.as_bytes());
+}

@@ -1,0 +1,307 @@
+//! Accepts peers' links: from an unknown datagram to two joined connections, in checked steps.
+//!
+//! ```text
+//!  datagram ─► rate per source ─► (flood: address proved) ─► handshake ─► known site ─► Join ─► link
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use governor::{DefaultKeyedRateLimiter, Quota};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, SendStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use towpath_certs::Rejection;
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::rate::Rate;
+
+use crate::core::Core;
+use crate::link::{Link, close};
+use crate::metrics::DropReason;
+use crate::peer::Peer;
+use crate::{serve, wire};
+
+/// Handshakes under way at once; each costs a signature and some kilobytes.
+const HANDSHAKE_COUNT_MAX: usize = 64;
+
+/// Handshakes under way above which a source has to prove its address first (T02).
+const RETRY_ABOVE: usize = HANDSHAKE_COUNT_MAX / 2;
+
+/// How long a handshake may take: a few round trips over the slowest link, with a loss.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
+
+/// Handshakes per second from one address (T03); a peer dials two connections, four times a second.
+const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
+
+/// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
+const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
+
+/// How long a refusal may take to be heard.
+const REFUSAL_WAIT: Duration = Duration::from_secs(1);
+
+/// Addresses remembered before the idle ones are forgotten.
+const SOURCE_COUNT_MAX: usize = 4096;
+
+/// First connections that wait for their second, of one peer: its overlapping attempts.
+const PENDING_COUNT_MAX: usize = 8;
+
+/// A first connection that waits for its link's second.
+struct Pending {
+    connection: Connection,
+    host: HostIdentity,
+    leg: Leg,
+    answer: SendStream,
+}
+
+/// Accepts until the tunnel stops.
+pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdown) {
+    let listener = Arc::new(Listener {
+        core,
+        handshakes: Semaphore::new(HANDSHAKE_COUNT_MAX),
+        sources: DefaultKeyedRateLimiter::keyed(
+            Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST),
+        ),
+        pending: Mutex::default(),
+    });
+    loop {
+        let incoming = tokio::select! {
+            () = stop.requested() => return,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        if let Some(incoming) = listener.admit(incoming) {
+            tokio::spawn(Arc::clone(&listener).welcome(incoming));
+        }
+    }
+}
+
+struct Listener {
+    core: Arc<Core>,
+    handshakes: Semaphore,
+    sources: DefaultKeyedRateLimiter<IpAddr>,
+    pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
+}
+
+impl Listener {
+    /// Drops what is too much, before it costs a signature.
+    fn admit(&self, incoming: Incoming) -> Option<Incoming> {
+        let free = self.handshakes.available_permits();
+        if free == 0 {
+            self.core.dropped.count(DropReason::TooMany);
+            incoming.ignore();
+            return None;
+        }
+        if free <= HANDSHAKE_COUNT_MAX - RETRY_ABOVE && incoming.may_retry() {
+            self.core.dropped.count(DropReason::Retried);
+            // Fails only for a source that has already proved its address.
+            let _ = incoming.retry();
+            return None;
+        }
+        if self.sources.len() > SOURCE_COUNT_MAX {
+            self.sources.retain_recent();
+        }
+        let source = bucket(incoming.remote_address().ip());
+        if self.sources.check_key(&source).is_err() {
+            self.core.dropped.count(DropReason::TooFast);
+            incoming.ignore();
+            return None;
+        }
+        Some(incoming)
+    }
+
+    async fn welcome(self: Arc<Self>, incoming: Incoming) {
+        let Ok(_permit) = self.handshakes.try_acquire() else {
+            self.core.dropped.count(DropReason::TooMany);
+            incoming.ignore();
+            return;
+        };
+        let source = incoming.remote_address();
+        let connection = match timeout(HANDSHAKE_WAIT, incoming).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                self.count(&error);
+                tracing::warn!(target: "audit", %source, %error, "handshake refused");
+                return;
+            }
+            Err(_) => {
+                self.core.dropped.count(DropReason::Late);
+                return;
+            }
+        };
+        if let Err(fault) = self.join(&connection).await {
+            tracing::warn!(target: "audit", %source, %fault, "link refused");
+            close(&connection, fault.code, &fault.detail);
+        }
+    }
+
+    /// Counts the refusals that no verifier has counted.
+    fn count(&self, error: &ConnectionError) {
+        let ConnectionError::TransportError(error) = error else {
+            return;
+        };
+        // RFC 9001: a TLS alert is the code 0x100 plus the alert's number.
+        let alert = u64::from(error.code).checked_sub(0x100);
+        let reason = alert
+            .and_then(|alert| u8::try_from(alert).ok())
+            .and_then(Rejection::from_alert);
+        if let Some(reason) = reason {
+            self.core.rejections.count(reason);
+        }
+    }
+
+    /// Reads a connection's first words, and makes the link once both connections are there.
+    async fn join(self: &Arc<Self>, connection: &Connection) -> Result<(), Fault> {
+        let host = serve::identity_of(connection)?;
+        let peer = self.core.peers.get(&host.site).ok_or_else(|| {
+            let detail = format!("site {} is no peer of this one", host.site);
+            Fault::new(Code::Denied, detail)
+        })?;
+        let wait = self.core.preamble_wait();
+        let stream = timeout(wait, connection.accept_bi()).await;
+        let (mut answer, mut recv) = stream
+            .map_err(|_| Fault::new(Code::Stalled, "no words on a new connection"))?
+            .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+        let join = match wire::read(&mut recv, wait).await? {
+            Preamble::Join(join) => join,
+            other => {
+                let detail = format!("{} on a new connection", other.name());
+                return Err(Fault::new(Code::Unexpected, detail));
+            }
+        };
+        let version = match LINK_VERSIONS.negotiate(join.versions) {
+            Ok(version) => version,
+            Err(fault) => {
+                refuse(&mut answer, &fault).await;
+                return Err(fault);
+            }
+        };
+        let leg = join.leg;
+        let this = Pending {
+            connection: connection.clone(),
+            host,
+            leg,
+            answer,
+        };
+        match self.pair(&join, this)? {
+            Some((urgent, bulk)) => self.link(peer, &join, version, (urgent, bulk)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Both connections of a link, urgent first; or none, and this one waits.
+    fn pair(
+        self: &Arc<Self>,
+        join: &Join,
+        this: Pending,
+    ) -> Result<Option<(Pending, Pending)>, Fault> {
+        let key = (this.host.clone(), join.link);
+        let mut pending = self.pending();
+        if let Some(other) = pending.remove(&key) {
+            return match (this.leg, other.leg) {
+                (Leg::Urgent, Leg::Bulk) => Ok(Some((this, other))),
+                (Leg::Bulk, Leg::Urgent) => Ok(Some((other, this))),
+                _ => {
+                    close(&other.connection, Code::Unexpected, "one leg joined twice");
+                    Err(Fault::new(Code::Unexpected, "one leg joined twice"))
+                }
+            };
+        }
+        let waiting = pending.keys().filter(|(host, _)| *host == this.host);
+        if waiting.count() >= PENDING_COUNT_MAX {
+            return Err(Fault::new(Code::Busy, "too many half links"));
+        }
+        pending.insert(key.clone(), this);
+        drop(pending);
+        let (listener, wait) = (Arc::clone(self), self.core.preamble_wait());
+        tokio::spawn(async move {
+            sleep(wait).await;
+            let late = listener.pending().remove(&key);
+            if let Some(late) = late {
+                close(&late.connection, Code::Stalled, "the other leg never came");
+            }
+        });
+        Ok(None)
+    }
+
+    async fn link(
+        &self,
+        peer: &Arc<Peer>,
+        join: &Join,
+        version: u16,
+        (mut urgent, mut bulk): (Pending, Pending),
+    ) -> Result<(), Fault> {
+        let link = Arc::new(Link::new(
+            (join.link, urgent.host.clone(), urgent.host.site.clone()),
+            (urgent.connection, bulk.connection),
+            (peer.send_rate, join.receive_rate_max.map(Rate::clamped)),
+            Arc::clone(&peer.counters),
+        ));
+        let adopted = peer.adopt(&link);
+        if let Err(fault) = adopted {
+            tokio::join!(
+                refuse(&mut urgent.answer, &fault),
+                refuse(&mut bulk.answer, &fault),
+            );
+            link.close(fault.code, &fault.detail);
+            return Ok(());
+        }
+        let answer = Preamble::Joined(Joined {
+            version,
+            receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+        });
+        for send in [&mut urgent.answer, &mut bulk.answer] {
+            // A connection that is already gone ends the link by itself.
+            let _ = wire::write(send, &answer).await;
+            let _ = send.finish();
+        }
+        serve::accept(&self.core, &link);
+        Ok(())
+    }
+
+    fn pending(&self) -> MutexGuard<'_, BTreeMap<(HostIdentity, LinkId), Pending>> {
+        // Nothing panics while it is held.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says why a link cannot be had, and waits until it was heard: closing at once would overtake it.
+async fn refuse(answer: &mut SendStream, fault: &Fault) {
+    // A connection that is already gone hears nothing, and ends the wait.
+    let _ = wire::write(answer, &Preamble::Refused(fault.clone())).await;
+    let _ = answer.finish();
+    let _ = timeout(REFUSAL_WAIT, answer.stopped()).await;
+}
+
+/// What counts as one source: an IPv4 address, or the /64 that one IPv6 host is usually given whole.
+fn bucket(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => match address.to_ipv4_mapped() {
+            Some(mapped) => mapped.into(),
+            None => {
+                let bits = u128::from(address) & !u128::from(u64::MAX);
+                IpAddr::V6(bits.into())
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t03_sources_are_counted_by_what_one_host_is_given() {
+        let of = |text: &str| bucket(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+}

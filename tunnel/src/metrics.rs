@@ -1,0 +1,241 @@
+//! Metrics in Prometheus's text form; every name and its help stands here and nowhere else.
+//!
+//! The numbers live where they arise, and a scrape collects them into a registry of its own: nothing
+//! has to be kept in step, and no global state exists.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use towpath_certs::Rejection;
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
+
+use crate::core::Core;
+use crate::link::Link;
+use crate::status;
+
+/// Why a handshake was dropped before it cost a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DropReason {
+    /// Too many were under way.
+    TooMany,
+    /// Too many came from one source.
+    TooFast,
+    /// The source was asked to prove its address first.
+    Retried,
+    /// It took too long.
+    Late,
+}
+
+impl DropReason {
+    const ALL: [Self; 4] = [Self::TooMany, Self::TooFast, Self::Retried, Self::Late];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::TooMany => "too_many",
+            Self::TooFast => "too_fast",
+            Self::Retried => "retried",
+            Self::Late => "late",
+        }
+    }
+}
+
+/// How often each reason occurred.
+#[derive(Debug, Default)]
+pub(crate) struct Dropped([AtomicU64; DropReason::ALL.len()]);
+
+impl Dropped {
+    pub(crate) fn count(&self, reason: DropReason) {
+        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn of(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// All metrics as text.
+///
+/// # Errors
+///
+/// `E_STATE` if a metric is defined twice, which a test would have found.
+pub(crate) fn render(core: &Core) -> Result<String, Fault> {
+    collect(core).map_err(|error| Fault::new(Code::State, format!("metrics: {error}")))
+}
+
+/// What was sent and received is one metric with a direction.
+const BYTES: (&str, &str) = (
+    "towpath_tunnel_bytes_total",
+    "Bytes of local programs through a link.",
+);
+
+fn collect(core: &Core) -> prometheus::Result<String> {
+    let registry = Registry::new();
+    host(core, &registry)?;
+    refusals(core, &registry)?;
+    links(core, &registry)?;
+    TextEncoder::new().encode_to_string(&registry.gather())
+}
+
+fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let build = gauges(
+        registry,
+        "towpath_build_info",
+        "Always 1; the release is a label.",
+        &["component", "version"],
+    )?;
+    let version = env!("CARGO_PKG_VERSION");
+    build.with_label_values(&["tunnel", version]).set(1);
+    let expiry = gauges(
+        registry,
+        "towpath_cert_expiry_timestamp_seconds",
+        "When the host's certificate ends, in seconds since 1970.",
+        &[],
+    )?;
+    let until = core.identity.view().not_after_unix_seconds;
+    expiry.with_label_values(&[] as &[&str]).set(signed(until));
+    Ok(())
+}
+
+fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let rejected = counters(
+        registry,
+        "towpath_tls_rejected_total",
+        "Handshakes refused because of what the peer showed.",
+        &["reason"],
+    )?;
+    for reason in Rejection::ALL {
+        let count = core.rejections.of(reason);
+        rejected.with_label_values(&[reason.as_str()]).inc_by(count);
+    }
+    let dropped = counters(
+        registry,
+        "towpath_quic_incoming_dropped_total",
+        "Handshakes dropped before they cost a signature.",
+        &["reason"],
+    )?;
+    for reason in DropReason::ALL {
+        let count = core.dropped.of(reason);
+        dropped.with_label_values(&[reason.as_str()]).inc_by(count);
+    }
+    Ok(())
+}
+
+fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let peer = &["peer"];
+    let up = gauges(
+        registry,
+        "towpath_tunnel_up",
+        "Whether the link is up.",
+        peer,
+    )?;
+    let streams = gauges(
+        registry,
+        "towpath_tunnel_streams",
+        "Streams open now.",
+        peer,
+    )?;
+    let cap = gauges(
+        registry,
+        "towpath_tunnel_rate_limit_bytes_per_second",
+        "Cap on what is sent, counted on the wire; absent without one.",
+        peer,
+    )?;
+    let path = gauges(
+        registry,
+        "towpath_tunnel_path_bytes_per_second",
+        "What the path is believed to carry; 0 while unknown.",
+        peer,
+    )?;
+    let rtt = ratios(
+        registry,
+        "towpath_tunnel_rtt_seconds",
+        "Smoothed round trip of the urgent connection.",
+        peer,
+    )?;
+    let queue = ratios(
+        registry,
+        "towpath_tunnel_queue_seconds",
+        "Queue at the bottleneck in the last round trip.",
+        peer,
+    )?;
+    let loss = ratios(
+        registry,
+        "towpath_tunnel_loss_ratio",
+        "Share of packets lost over the last second.",
+        peer,
+    )?;
+    let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
+    for peer in core.peers.values() {
+        let site = peer.site.as_str();
+        let label = &[site];
+        let state = peer.state();
+        let is_up = status::link_state(peer) == status::LinkState::Up;
+        up.with_label_values(label).set(i64::from(is_up));
+        for class in Class::ALL {
+            let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
+            of("out").inc_by(peer.counters.sent(class));
+            of("in").inc_by(peer.counters.received(class));
+        }
+        let rate = state
+            .link
+            .as_ref()
+            .map_or(peer.send_rate, |link| link.pace.rate());
+        if let Some(rate) = rate.map(Rate::bytes_per_second) {
+            cap.with_label_values(label).set(signed(rate));
+        }
+        let link = state.link.as_deref();
+        streams
+            .with_label_values(label)
+            .set(signed(link.map_or(0, Link::stream_count)));
+        let Some(link) = link else { continue };
+        let estimate = link.estimate();
+        path.with_label_values(label)
+            .set(signed(estimate.rate_bytes_per_second));
+        rtt.with_label_values(label).set(link.rtt().as_secs_f64());
+        queue
+            .with_label_values(label)
+            .set(estimate.queue_delay.as_secs_f64());
+        let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
+        loss.with_label_values(label).set(f64::from(lost) / 1e6);
+    }
+    Ok(())
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntGaugeVec> {
+    let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn ratios(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<GaugeVec> {
+    let made = GaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

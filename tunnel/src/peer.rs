@@ -1,0 +1,200 @@
+//! One peer: the link to it, if there is one, and the choice between two.
+//!
+//! ```text
+//!            link joined
+//!   Down ─────────────────► Up ──── no answer ────► Stalled
+//!    ▲ ▲                    │ ◄──── an answer ──────  │ │
+//!    │ └────── link over ───┘                         │ └─ new link joined ─► Up
+//!    └───────────────────────── link over ────────────┘
+//! ```
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use towpath_certs::{Identity, Rejections, tls};
+use towpath_protocol::channel::Leg;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
+
+use crate::config::{Limits, PeerConfig};
+use crate::link::{Counters, Link};
+use crate::transport;
+
+/// What is known about the way to a peer.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub link: Option<Arc<Link>>,
+    pub is_stalled: bool,
+    /// Why there is no link, or why the one before ended.
+    pub reason: String,
+    pub since: SystemTime,
+}
+
+/// A site we keep a link to.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub site: Name,
+    pub address: Option<String>,
+    pub send_rate: Option<Rate>,
+    pub receive_rate: Option<Rate>,
+    pub counters: Arc<Counters>,
+    urgent: quinn::ClientConfig,
+    bulk: quinn::ClientConfig,
+    /// The site whose link stays if both dial at once: the one whose name sorts first.
+    preferred: Name,
+    state: watch::Sender<State>,
+}
+
+impl Peer {
+    pub(crate) fn new(
+        config: &PeerConfig,
+        ours: &Name,
+        identity: &Identity,
+        rejections: &Arc<Rejections>,
+        limits: &Limits,
+    ) -> Result<Self, Fault> {
+        let client = |leg| {
+            let tls = tls::client_config(identity, &config.site, rejections)?;
+            transport::client(tls, limits, leg)
+        };
+        let (state, _) = watch::channel(State {
+            link: None,
+            is_stalled: false,
+            reason: "not reached yet".to_owned(),
+            since: SystemTime::now(),
+        });
+        Ok(Self {
+            site: config.site.clone(),
+            address: config.address.clone(),
+            send_rate: config.send_rate,
+            receive_rate: config.receive_rate,
+            counters: Arc::default(),
+            urgent: client(Leg::Urgent)?,
+            bulk: client(Leg::Bulk)?,
+            preferred: ours.min(&config.site).clone(),
+            state,
+        })
+    }
+
+    /// Settings to dial one of a link's connections.
+    pub(crate) fn client(&self, leg: Leg) -> quinn::ClientConfig {
+        match leg {
+            Leg::Urgent => self.urgent.clone(),
+            Leg::Bulk => self.bulk.clone(),
+        }
+    }
+
+    /// Hears of every change.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// What is known now.
+    pub(crate) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// The link, if it is up.
+    ///
+    /// # Errors
+    ///
+    /// `E_UNREACHABLE`, with why.
+    pub(crate) fn link(&self) -> Result<Arc<Link>, Fault> {
+        let state = self.state.borrow();
+        state.link.clone().ok_or_else(|| {
+            let (site, reason) = (&self.site, &state.reason);
+            Fault::new(Code::Unreachable, format!("no link to {site}: {reason}"))
+        })
+    }
+
+    /// Notes why the last attempt failed, while there is no link.
+    pub(crate) fn note_failure(&self, fault: &Fault) {
+        self.state.send_if_modified(|state| {
+            let is_news = state.link.is_none() && state.reason != fault.detail;
+            if is_news {
+                state.reason.clone_from(&fault.detail);
+            }
+            is_news
+        });
+    }
+
+    /// Takes a new link, and ends the one it replaces; from then on the link is watched.
+    ///
+    /// Two healthy links are never kept: of two that one site dialled the newer stays, for whoever
+    /// dials knows why; of two that both dialled, the one of the site whose name sorts first.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if the link we have is to stay.
+    pub(crate) fn adopt(self: &Arc<Self>, link: &Arc<Link>) -> Result<(), Fault> {
+        let mut refused = None;
+        self.state.send_if_modified(|state| {
+            if let Some(current) = &state.link {
+                if !self.is_replaced(current, link) {
+                    let detail = format!("already linked with {}", current.peer);
+                    refused = Some(Fault::new(Code::State, detail));
+                    return false;
+                }
+                current.close(Code::State, "another link has taken its place");
+            }
+            state.link = Some(Arc::clone(link));
+            state.is_stalled = false;
+            state.reason = "up".to_owned();
+            state.since = SystemTime::now();
+            true
+        });
+        if let Some(fault) = refused {
+            return Err(fault);
+        }
+        let (peer, dialler) = (&link.peer, &link.dialler);
+        tracing::info!(%peer, %dialler, link = %format_args!("{:032x}", link.id.0), "link up");
+        tokio::spawn(Arc::clone(self).attend(Arc::clone(link)));
+        Ok(())
+    }
+
+    fn is_replaced(&self, current: &Link, new: &Link) -> bool {
+        let is_ill = current.is_over() || current.is_stalled();
+        if current.peer.host != new.peer.host {
+            // Two hosts that both claim to be the site's tunnel would push each other out for ever.
+            return is_ill;
+        }
+        current.dialler == new.dialler || is_ill || new.dialler == self.preferred
+    }
+
+    /// Watches a link to its end.
+    async fn attend(self: Arc<Self>, link: Arc<Link>) {
+        let is_current = |state: &State| {
+            let current = state.link.as_ref();
+            current.is_some_and(|current| Arc::ptr_eq(current, &link))
+        };
+        let reason = link
+            .watch(|is_stalled| {
+                let peer = &link.peer;
+                tracing::info!(%peer, is_stalled, "link changed");
+                self.state.send_if_modified(|state| {
+                    let is_ours = is_current(state);
+                    if is_ours {
+                        state.is_stalled = is_stalled;
+                    }
+                    is_ours
+                });
+            })
+            .await;
+        // One connection is over: the other one must not live on with half of the streams.
+        link.close(Code::Unreachable, "the link's other connection is over");
+        let peer = &link.peer;
+        tracing::info!(%peer, reason, "link down");
+        self.state.send_if_modified(|state| {
+            let is_ours = is_current(state);
+            if is_ours {
+                state.link = None;
+                state.is_stalled = false;
+                state.reason.clone_from(&reason);
+                state.since = SystemTime::now();
+            }
+            is_ours
+        });
+    }
+}

@@ -1,0 +1,215 @@
+//! What operators see of a tunnel: the `/status` document.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use towpath_certs::tls;
+use towpath_protocol::channel::Class;
+use utoipa::ToSchema;
+
+use crate::core::Core;
+use crate::link::Link;
+use crate::peer::Peer;
+
+/// The schema's name in [`StatusView::schema`].
+pub const SCHEMA: &str = "towpath.v1.status";
+
+/// A tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StatusView {
+    /// Always [`SCHEMA`].
+    pub schema: String,
+    /// The site this tunnel serves.
+    pub site: String,
+    /// The host it runs on.
+    pub host: String,
+    /// The release it is.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The way to each peer.
+    pub links: Vec<LinkView>,
+    /// What peers may reach here.
+    pub services: Vec<ServiceView>,
+    /// The host's certificate.
+    pub certificate: CertificateStatusView,
+}
+
+/// How the way to a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// The link is up.
+    Up,
+    /// The link is there and the peer does not answer; another is being dialled.
+    Stalled,
+    /// There is no link and we dial.
+    Dialing,
+    /// There is no link and we wait for the peer to dial.
+    Down,
+}
+
+impl LinkState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Up, Self::Stalled, Self::Dialing, Self::Down];
+
+    /// The state's name in tables, metrics and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Stalled => "stalled",
+            Self::Dialing => "dialing",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// The way to one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkView {
+    /// The peer's site.
+    pub peer: String,
+    /// The peer's host, while there is a link.
+    pub host: Option<String>,
+    /// How it is.
+    pub state: LinkState,
+    /// Why it is so.
+    pub reason: String,
+    /// Since when, in seconds since 1970.
+    pub since_unix_seconds: u64,
+    /// Smoothed round trip of the urgent connection, in microseconds.
+    pub rtt_us: u64,
+    /// Round trip without a queue, in microseconds.
+    pub base_rtt_us: u64,
+    /// Queue at the bottleneck in the last round trip, in microseconds.
+    pub queue_us: u64,
+    /// What the path is believed to carry from here, in bits per second; 0 while unknown.
+    pub path_bits_per_second: u64,
+    /// Programs' bytes sent over the last second, in bits per second.
+    pub goodput_out_bits_per_second: u64,
+    /// Programs' bytes received over the last second, in bits per second.
+    pub goodput_in_bits_per_second: u64,
+    /// The cap on what we send, in bits per second on the wire.
+    pub cap_bits_per_second: Option<u64>,
+    /// Packets lost per million over the last second.
+    pub lost_per_million: u64,
+    /// Streams open now.
+    pub streams: u64,
+    /// Bytes per class since the tunnel started.
+    pub classes: Vec<ClassView>,
+    /// The key exchange, while there is a link.
+    pub key_exchange: Option<String>,
+    /// The cipher suite, while there is a link.
+    pub cipher_suite: Option<String>,
+}
+
+/// One class of traffic with one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClassView {
+    /// The class.
+    pub class: String,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+}
+
+/// A service that peers may reach here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub socket: String,
+    /// Sites that may reach it.
+    pub allow: Vec<String>,
+}
+
+/// The host's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CertificateStatusView {
+    /// Who it says we are.
+    pub uri: String,
+    /// Last moment, RFC 3339.
+    pub not_after: String,
+    /// Last moment in seconds since 1970.
+    pub not_after_unix_seconds: u64,
+}
+
+/// A tunnel's status now.
+pub(crate) fn status(core: &Core) -> StatusView {
+    let host = core.identity.host();
+    let certificate = core.identity.view();
+    let services = core.services.iter().map(|(name, service)| ServiceView {
+        name: name.to_string(),
+        socket: service.socket.display().to_string(),
+        allow: service.allow.iter().map(ToString::to_string).collect(),
+    });
+    StatusView {
+        schema: SCHEMA.to_owned(),
+        site: host.site.to_string(),
+        host: host.host.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: core.began.elapsed().as_secs(),
+        links: core.peers.values().map(|peer| link_view(peer)).collect(),
+        services: services.collect(),
+        certificate: CertificateStatusView {
+            uri: host.uri(),
+            not_after: certificate.not_after.clone(),
+            not_after_unix_seconds: certificate.not_after_unix_seconds,
+        },
+    }
+}
+
+/// How the way to a peer is.
+pub(crate) fn link_state(peer: &Peer) -> LinkState {
+    let state = peer.state();
+    match (state.link, state.is_stalled, &peer.address) {
+        (Some(_), false, _) => LinkState::Up,
+        (Some(_), true, _) => LinkState::Stalled,
+        (None, _, Some(_)) => LinkState::Dialing,
+        (None, _, None) => LinkState::Down,
+    }
+}
+
+fn link_view(peer: &Peer) -> LinkView {
+    let state = peer.state();
+    let link = state.link.as_deref();
+    let estimate = link.map(Link::estimate).unwrap_or_default();
+    let measured = link.map(Link::measured).unwrap_or_default();
+    let cap = link.map_or(peer.send_rate, |link| link.pace.rate());
+    let classes = Class::ALL.iter().map(|class| ClassView {
+        class: class.to_string(),
+        sent_bytes: peer.counters.sent(*class),
+        received_bytes: peer.counters.received(*class),
+    });
+    LinkView {
+        peer: peer.site.to_string(),
+        host: link.map(|link| link.peer.host.to_string()),
+        state: link_state(peer),
+        reason: state.reason.clone(),
+        since_unix_seconds: unix_seconds(state.since),
+        rtt_us: link.map_or(0, |link| micros(link.rtt())),
+        base_rtt_us: micros(estimate.base_rtt),
+        queue_us: micros(estimate.queue_delay),
+        path_bits_per_second: estimate.rate_bytes_per_second.saturating_mul(8),
+        goodput_out_bits_per_second: measured.sent_per_second.saturating_mul(8),
+        goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
+        cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
+        lost_per_million: measured.lost_per_million,
+        streams: link.map_or(0, Link::stream_count),
+        classes: classes.collect(),
+        key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
+        cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
+    }
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

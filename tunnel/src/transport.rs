@@ -1,0 +1,190 @@
+//! Every setting of QUIC and of its sockets, each ours and each with its reason.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{
+    ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig,
+    VarInt,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use towpath_protocol::channel::Leg;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::config::Limits;
+use crate::congestion::Delay;
+
+/// A connection that has heard nothing for this long is dead: a cut shows within it at both sides,
+/// and a peer that vanished does not hold memory for longer.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Silence after which a connection asks whether the peer is there: eight chances before it is given
+/// up, and small against the least rate we allow.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_millis(500);
+
+/// Most bytes of one stream that the peer may have under way to us: 500 Mbit/s over 250 ms.
+const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Most bytes of all streams of one connection that wait here unread (T06): one stream's window and
+/// half of another, so that a stream whose reader is stuck does not stop the others at once.
+const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
+
+/// Least bytes sent and not yet acknowledged: a full window of a fast local network.
+pub(crate) const SEND_WINDOW_BYTES_MIN: u64 = 4 * 1024 * 1024;
+
+/// Most bytes sent and not yet acknowledged (T17): what a peer that stops reading can make us hold.
+pub(crate) const SEND_WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Bytes of handshake that arrive out of order (T08): a chain of four certificates is below 8 KiB.
+const CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Handshakes that wait to be looked at (T03); the library's 65,536 would be a flood's own queue.
+const INCOMING_COUNT_MAX: usize = 256;
+
+/// Bytes kept for one handshake that waits, and for all of them (T03).
+const INCOMING_BYTES_MAX: u64 = 32 * 1024;
+const INCOMING_TOTAL_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Round trip assumed before one is measured: a lost first packet is repeated after 300 ms, where the
+/// library's 333 ms would wait a second, which an edge that comes back cannot spare.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// Time between two tries for a larger packet, and after one that a changed path lost.
+const MTU_INTERVAL: Duration = Duration::from_mins(2);
+const MTU_COOLDOWN: Duration = Duration::from_secs(10);
+
+/// Socket buffers: bulk at 5 Gbit/s fills 4 MiB in 7 ms, which a busy host may sleep through;
+/// urgent bytes are few, and a long queue of them would be a wait of its own.
+const BULK_SOCKET_BYTES: usize = 4 * 1024 * 1024;
+const URGENT_SOCKET_BYTES: usize = 1024 * 1024;
+
+/// Settings that both sides of a connection share.
+pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> Arc<TransportConfig> {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery
+        .upper_bound(limits.udp_payload_bytes)
+        .interval(MTU_INTERVAL)
+        .black_hole_cooldown(MTU_COOLDOWN);
+    let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("a few seconds fit");
+    let mut config = TransportConfig::default();
+    config
+        // The first stream is the one that joins the link; uni streams and datagrams have no use.
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits.peer_streams + 1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .datagram_send_buffer_size(0)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES_MIN)
+        .send_fairness(true)
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .initial_rtt(INITIAL_RTT)
+        .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
+        // 1200 is what every path carries; discovery finds more within a few round trips.
+        .initial_mtu(1200)
+        .min_mtu(1200)
+        .mtu_discovery_config(Some(discovery))
+        // The spin bit tells onlookers our round trips and us nothing.
+        .allow_spin(false)
+        .congestion_controller_factory(Arc::new(Delay::factory(leg)));
+    Arc::new(config)
+}
+
+/// Settings of a UDP endpoint.
+pub(crate) fn endpoint(limits: &Limits) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config
+        .max_udp_payload_size(limits.udp_payload_bytes.max(1472))
+        .expect("the configuration was checked");
+    config.supported_versions(vec![1]);
+    config
+}
+
+/// Settings of the side that is dialled.
+pub(crate) fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig, Fault> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(transport(limits, None))
+        // T18: a link whose address changes is dialled anew, which takes one round trip more and
+        // leaves off-path packets nothing to try.
+        .migration(false)
+        .max_incoming(INCOMING_COUNT_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_TOTAL_BYTES_MAX);
+    Ok(config)
+}
+
+/// Settings of the side that dials.
+pub(crate) fn client(
+    tls: rustls::ClientConfig,
+    limits: &Limits,
+    leg: Leg,
+) -> Result<ClientConfig, Fault> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(|error| unusable(&error))?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport(limits, Some(leg)));
+    Ok(config)
+}
+
+/// A socket to dial from: a port of its own, so that no cache on the way knows it.
+pub(crate) fn dialling_socket(target: SocketAddr, leg: Leg) -> Result<UdpSocket, Fault> {
+    let any = if target.is_ipv4() {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
+    } else {
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
+    };
+    let bytes = match leg {
+        Leg::Urgent => URGENT_SOCKET_BYTES,
+        Leg::Bulk => BULK_SOCKET_BYTES,
+    };
+    socket(any, bytes)
+}
+
+/// The socket where links are accepted; both legs of every link arrive here.
+pub(crate) fn listening_socket(address: SocketAddr) -> Result<UdpSocket, Fault> {
+    socket(address, BULK_SOCKET_BYTES)
+}
+
+fn socket(address: SocketAddr, buffer_bytes: usize) -> Result<UdpSocket, Fault> {
+    let failed =
+        |error: std::io::Error| Fault::new(Code::Io, format!("UDP socket at {address}: {error}"));
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(failed)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false).map_err(failed)?;
+    }
+    socket.bind(&address.into()).map_err(failed)?;
+    size_buffers(&socket, buffer_bytes).map_err(failed)?;
+    Ok(socket.into())
+}
+
+/// Asks for large buffers, by force where we may, and says how to allow them where we may not.
+fn size_buffers(socket: &Socket, bytes: usize) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    if sockopt::set_socket_recv_buffer_size_force(socket, bytes).is_err() {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    socket.set_send_buffer_size(bytes)?;
+    // The kernel doubles what it is told, for its own bookkeeping, and reports the double.
+    let granted = socket.recv_buffer_size()? / 2;
+    if granted < bytes {
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            tracing::warn!(
+                granted_bytes = granted,
+                wanted_bytes = bytes,
+                "UDP receive buffers are small and fast links will lose packets in them; \
+                 run: sysctl -w net.core.rmem_max={bytes}"
+            );
+        });
+    }
+    Ok(())
+}
+
+fn unusable(error: &quinn::crypto::rustls::NoInitialCipherSuite) -> Fault {
+    Fault::new(Code::Certificate, format!("the TLS settings: {error}"))
+}

@@ -1,0 +1,115 @@
+//! The admin API: what operators and scrapers see.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use harness::{Pair, echo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+use towpath_tunnel::status::{LinkState, SCHEMA, StatusView};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_tells_link_classes_services_and_certificate() {
+    let pair = Pair::start_with(
+        |edge, _| edge.peers[0].send_rate = Some("100Mbit".parse().unwrap()),
+        None,
+    )
+    .await;
+    let echo = echo(pair.echo());
+    let mut local = pair.open("echo", Class::Demand).await.unwrap();
+    local.write_all(&[1; 5000]).await.unwrap();
+    local.read_exact(&mut [0; 5000]).await.unwrap();
+
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let status: StatusView = client.get("/status").await.unwrap();
+    assert_eq!(status.schema, SCHEMA);
+    assert_eq!((&*status.site, &*status.host), ("edge", "box-1"));
+    let link = &status.links[0];
+    assert_eq!(
+        (&*link.peer, link.host.as_deref()),
+        ("region", Some("box-1"))
+    );
+    assert_eq!(link.state, LinkState::Up);
+    assert_eq!(link.key_exchange.as_deref(), Some("X25519MLKEM768"));
+    assert_eq!(
+        link.cipher_suite.as_deref(),
+        Some("TLS13_AES_128_GCM_SHA256")
+    );
+    assert_eq!(link.cap_bits_per_second, Some(100_000_000));
+    assert_eq!(link.streams, 1);
+    assert!(link.rtt_us > 0 && link.since_unix_seconds > 0);
+    let demand = &link.classes[Class::Demand.index()];
+    assert_eq!((demand.sent_bytes, demand.received_bytes), (5000, 5000));
+    assert_eq!(status.services[0].name, "echo");
+    assert_eq!(
+        status.certificate.uri,
+        "spiffe://shop.example/site/edge/host/box-1"
+    );
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_follows_the_links_and_liveness_does_not() {
+    let pair = Pair::start().await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    assert_eq!(client.text("/ready").await.unwrap(), "ready\n");
+    pair.region.stop().await;
+    let not_ready = async { while client.text("/ready").await.is_ok() {} };
+    harness::soon(not_ready).await;
+    let problem = client.text("/ready").await.unwrap_err();
+    assert!(problem.cause.contains("no link to region"), "{problem:?}");
+    assert_eq!(client.text("/live").await.unwrap(), "live\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_have_the_names_that_dashboards_use() {
+    let pair = Pair::start().await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let text = client.text("/metrics").await.unwrap();
+    for series in [
+        "towpath_build_info{component=\"tunnel\"",
+        "towpath_tunnel_up{peer=\"region\"} 1",
+        "towpath_tunnel_rtt_seconds{peer=\"region\"}",
+        "towpath_tunnel_loss_ratio{peer=\"region\"}",
+        "towpath_tunnel_bytes_total{class=\"demand\",dir=\"in\",peer=\"region\"}",
+        "towpath_tls_rejected_total{reason=\"expired\"} 0",
+        "towpath_quic_incoming_dropped_total{reason=\"too_fast\"} 0",
+        "towpath_cert_expiry_timestamp_seconds ",
+    ] {
+        assert!(text.contains(series), "no {series} in\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l05_over_tcp_only_reading_under_a_loopback_name_is_answered() {
+    let pair = Pair::start_with(
+        |edge, _| edge.admin.http = Some("127.0.0.1:0".parse().unwrap()),
+        None,
+    )
+    .await;
+    let address = pair.edge.http_address().unwrap();
+    for (request, code) in [
+        ("GET /status HTTP/1.1\r\nHost: localhost\r\n", "200"),
+        ("GET /status HTTP/1.1\r\nHost: evil.example\r\n", "403"),
+        (
+            "POST /status HTTP/1.1\r\nHost: localhost\r\ncontent-length: 0\r\n",
+            "405",
+        ),
+        (
+            "GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n",
+            "404",
+        ),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{request}connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        harness::soon(stream.read_to_string(&mut answer))
+            .await
+            .unwrap();
+        let status = answer.split(' ').nth(1).unwrap();
+        assert_eq!(status, code, "{request}");
+    }
+}

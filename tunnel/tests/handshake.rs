@@ -1,0 +1,463 @@
+//! Who gets in: hostile datagrams, certificates, protocols and first words, over real sockets.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use harness::{Pair, SOON, World, name, soon};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
+use towpath_daemon::client::Client;
+use towpath_daemon::units::Span;
+use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble};
+use towpath_protocol::fault::Code;
+use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::version::VersionRange;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::Config;
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A region that waits for an edge, and whatever claims to be that edge.
+struct Door {
+    world: World,
+    region: Tunnel,
+    config: Config,
+}
+
+impl Door {
+    async fn open() -> Self {
+        Self::open_with(|_| ()).await
+    }
+
+    async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
+        let world = World::new();
+        let mut config = world.site("region", "edge");
+        change(&mut config);
+        let region = Tunnel::start(&config).await.unwrap();
+        Self {
+            world,
+            region,
+            config,
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.region.listen_address().unwrap()
+    }
+
+    /// What the edge's own tunnel would use.
+    fn client(&self) -> rustls::ClientConfig {
+        let files = self.world.issue("edge");
+        let identity = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+        tls::client_config(&identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
+    }
+
+    async fn connect(&self, client: rustls::ClientConfig) -> Result<Connection, ConnectionError> {
+        let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let crypto = QuicClientConfig::try_from(client).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let connecting = endpoint
+            .connect_with(config, self.address(), "towpath.invalid")
+            .unwrap();
+        soon(connecting).await
+    }
+
+    /// A metric of the region's, by its name and labels.
+    async fn metric(&self, series: &str) -> u64 {
+        let text = Client::new(&self.config.admin.socket)
+            .text("/metrics")
+            .await
+            .unwrap();
+        let line = text.lines().find(|line| line.starts_with(series));
+        let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
+        value.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    async fn rejected(&self, reason: &str) -> u64 {
+        let series = format!("towpath_tls_rejected_total{{reason=\"{reason}\"}}");
+        self.metric(&series).await
+    }
+
+    /// The region refuses this client, for this reason, before anything of a link is said.
+    async fn check_refused(&self, client: rustls::ClientConfig, reason: &str) {
+        let before = self.rejected(reason).await;
+        match self.connect(client).await {
+            Err(_) => {}
+            // In TLS 1.3 the dialling side is done before its certificate has been looked at.
+            Ok(connection) => {
+                let closed = soon(connection.closed()).await;
+                let told = matches!(closed, ConnectionError::ConnectionClosed(_));
+                assert!(told, "{reason}: {closed}");
+            }
+        }
+        assert_eq!(self.rejected(reason).await, before + 1, "{reason}");
+        assert_eq!(self.region.status().links[0].host, None);
+    }
+}
+
+fn show(client: &mut rustls::ClientConfig, cert: &Path, key: &Path) {
+    let chain = CertificateDer::pem_file_iter(cert)
+        .unwrap()
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_file(key).unwrap();
+    let keys = rustls::sign::CertifiedKey::from_der(chain, key, &tls::provider()).unwrap();
+    client.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(keys));
+}
+
+/// A certificate of the domain's authority with any name and use.
+fn forge(world: &World, uri: &str, usage: ExtendedKeyUsagePurpose) -> [std::path::PathBuf; 2] {
+    let key = std::fs::read_to_string(world.path("ca/ca.key")).unwrap();
+    let pem = std::fs::read_to_string(world.path("ca/ca.pem")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&key).unwrap()).unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.extended_key_usages = vec![usage];
+    let key = KeyPair::generate().unwrap();
+    let cert = params.signed_by(&key, &issuer).unwrap();
+    let paths = [world.path("forged.pem"), world.path("forged.key")];
+    std::fs::write(&paths[0], cert.pem()).unwrap();
+    std::fs::write(&paths[1], key.serialize_pem()).unwrap();
+    paths
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t01_random_datagrams_are_dropped_without_an_answer() {
+    let door = Door::open().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for length in [0, 1, 5, 20, 100, 1199, 1200, 1472] {
+        let mut datagram = harness::pattern(length as u64, length);
+        if let Some(first) = datagram.first_mut() {
+            // A long header of QUIC version 1 makes the parser look closest.
+            *first |= 0xc0;
+        }
+        if length > 5 {
+            datagram[1..5].copy_from_slice(&1_u32.to_be_bytes());
+        }
+        socket.send_to(&datagram, door.address()).unwrap();
+    }
+    let connection = door.connect(door.client()).await.unwrap();
+    assert!(connection.close_reason().is_none());
+    socket.set_nonblocking(true).unwrap();
+    let answered = socket.recv_from(&mut [0; 2000]).is_ok();
+    assert!(!answered, "something was answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t09_without_a_certificate() {
+    let door = Door::open().await;
+    let mut client = door.client();
+    client.client_auth_cert_resolver = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
+        .client_auth_cert_resolver;
+    door.check_refused(client, "no_certificate").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t09_from_another_authority() {
+    let door = Door::open().await;
+    let folder = door.world.path("stranger");
+    let stranger = Authority::init(&folder, &name("shop.example")).unwrap();
+    let edge = "spiffe://shop.example/site/edge/host/box-1";
+    let host = towpath_protocol::identity::HostIdentity::from_uri(edge).unwrap();
+    let validity = Validity::lasting(DAY, SystemTime::now());
+    let files = stranger
+        .issue(&host, validity, &door.world.path("s"))
+        .unwrap();
+    let mut client = door.client();
+    show(&mut client, &files.cert, &files.key);
+    door.check_refused(client, "unknown_authority").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t09_expired_and_not_yet_valid() {
+    let door = Door::open().await;
+    let now = SystemTime::now();
+    for (reason, not_before, not_after) in [
+        ("expired", now - 2 * DAY, now - DAY),
+        ("not_yet_valid", now + DAY, now + 2 * DAY),
+    ] {
+        let validity = Validity {
+            not_before,
+            not_after,
+        };
+        let files = door.world.issue_for("edge", validity, reason);
+        let mut client = door.client_once(reason);
+        show(&mut client, &files.cert, &files.key);
+        door.check_refused(client, reason).await;
+    }
+}
+
+impl Door {
+    /// As [`Door::client`], with files of its own.
+    fn client_once(&self, folder: &str) -> rustls::ClientConfig {
+        let validity = Validity::lasting(DAY, SystemTime::now());
+        let files = self
+            .world
+            .issue_for("edge", validity, &format!("{folder}-good"));
+        let identity = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
+        tls::client_config(&identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t09_for_another_use_or_under_another_name() {
+    let door = Door::open().await;
+    let ours = "spiffe://shop.example/site/edge/host/box-1";
+    let theirs = "spiffe://other.example/site/edge/host/box-1";
+    for (reason, uri, usage) in [
+        ("wrong_usage", ours, ExtendedKeyUsagePurpose::ServerAuth),
+        ("wrong_name", theirs, ExtendedKeyUsagePurpose::ClientAuth),
+    ] {
+        let [cert, key] = forge(&door.world, uri, usage);
+        let mut client = door.client_once(reason);
+        show(&mut client, &cert, &key);
+        door.check_refused(client, reason).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t13_early_data_is_never_had() {
+    let door = Door::open().await;
+    let mut client = door.client();
+    client.enable_early_data = true;
+    client.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    let crypto = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    for attempt in 0..3 {
+        let config = quinn::ClientConfig::new(crypto.clone());
+        let connecting = endpoint
+            .connect_with(config, door.address(), "towpath.invalid")
+            .unwrap();
+        let Err(connecting) = connecting.into_0rtt() else {
+            panic!("attempt {attempt} had early keys");
+        };
+        let connection = soon(connecting).await.unwrap();
+        // Tickets would come right after the handshake: a whole exchange gives them time.
+        let (_, recv) = join(&connection, |_| ()).await;
+        drop(recv);
+        connection.close(0_u32.into(), b"");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t14_other_protocols_and_weaker_key_exchanges() {
+    let door = Door::open().await;
+    let mut client = door.client();
+    client.alpn_protocols = vec![b"h3".to_vec()];
+    door.check_refused(client, "wrong_protocol").await;
+
+    let mut classical = rustls::crypto::aws_lc_rs::default_provider();
+    classical.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    let mut weak = rustls::ClientConfig::builder_with_provider(Arc::new(classical))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    weak.alpn_protocols = vec![tls::ALPN.to_vec()];
+    door.check_refused(weak, "wrong_protocol").await;
+}
+
+/// Sends a join on a new connection's first stream.
+async fn join(connection: &Connection, change: impl FnOnce(&mut Join)) -> (SendStream, RecvStream) {
+    let mut join = Join {
+        versions: LINK_VERSIONS,
+        link: LinkId(7),
+        leg: Leg::Urgent,
+        receive_rate_max: None,
+    };
+    change(&mut join);
+    let (mut send, recv) = soon(connection.open_bi()).await.unwrap();
+    send.write_all(&Preamble::Join(join).encode())
+        .await
+        .unwrap();
+    (send, recv)
+}
+
+async fn answer(recv: &mut RecvStream) -> Preamble {
+    let mut header = [0; HEADER_BYTES];
+    soon(recv.read_exact(&mut header)).await.unwrap();
+    let header = Preamble::parse_header(&header).unwrap();
+    let mut body = vec![0; header.body_bytes as usize];
+    soon(recv.read_exact(&mut body)).await.unwrap();
+    Preamble::decode_body(&header, &body).unwrap()
+}
+
+/// A link made by hand: its two connections.
+async fn link(door: &Door) -> (Connection, Connection) {
+    let client = door.client();
+    let urgent = door.connect(client.clone()).await.unwrap();
+    let bulk = door.connect(client).await.unwrap();
+    let (_one, mut first) = join(&urgent, |join| join.leg = Leg::Urgent).await;
+    let (_two, mut second) = join(&bulk, |join| join.leg = Leg::Bulk).await;
+    for recv in [&mut first, &mut second] {
+        assert!(matches!(answer(recv).await, Preamble::Joined(_)));
+    }
+    (urgent, bulk)
+}
+
+async fn closed_with(connection: &Connection, word: &str) {
+    let closed = soon(connection.closed()).await.to_string();
+    assert!(closed.contains(word), "{closed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_is_no_peer_is_denied() {
+    let door = Door::open_with(|config| config.peers[0].site = name("elsewhere")).await;
+    let connection = door.connect(door.client()).await.unwrap();
+    closed_with(&connection, "no peer").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_words_that_are_no_join_end_the_connection() {
+    let brief = Span::new(Duration::from_millis(300));
+    let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
+    let client = door.client();
+
+    let silent = door.connect(client.clone()).await.unwrap();
+    closed_with(&silent, "no words").await;
+
+    let wrong = door.connect(client.clone()).await.unwrap();
+    let (mut send, _recv) = wrong.open_bi().await.unwrap();
+    send.write_all(&Preamble::Opened.encode()).await.unwrap();
+    closed_with(&wrong, "Opened on a new connection").await;
+
+    let noise = door.connect(client.clone()).await.unwrap();
+    let (mut send, _recv) = noise.open_bi().await.unwrap();
+    send.write_all(&[0xff; 64]).await.unwrap();
+    closed_with(&noise, "no frame begins").await;
+
+    let half = door.connect(client.clone()).await.unwrap();
+    let (_send, _recv) = join(&half, |_| ()).await;
+    closed_with(&half, "other leg never came").await;
+
+    let newer = door.connect(client).await.unwrap();
+    let range = VersionRange { min: 8, max: 9 };
+    let (_send, mut recv) = join(&newer, |join| join.versions = range).await;
+    let Preamble::Refused(fault) = answer(&mut recv).await else {
+        panic!("not refused");
+    };
+    assert_eq!(fault.code, Code::Version);
+    assert!(fault.detail.contains("8..=9"), "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_leg_that_joins_twice_ends_both() {
+    let door = Door::open().await;
+    let client = door.client();
+    let one = door.connect(client.clone()).await.unwrap();
+    let two = door.connect(client).await.unwrap();
+    let (_a, _b) = join(&one, |_| ()).await;
+    let (_c, _d) = join(&two, |_| ()).await;
+    closed_with(&one, "joined twice").await;
+    closed_with(&two, "joined twice").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_three_streams_without_whole_first_words_end_the_link() {
+    let brief = Span::new(Duration::from_millis(300));
+    let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
+    let (urgent, bulk) = link(&door).await;
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let (mut send, recv) = urgent.open_bi().await.unwrap();
+        // One byte of many, and then never another.
+        send.write_all(b"T").await.unwrap();
+        kept.push((send, recv));
+    }
+    closed_with(&urgent, "first words").await;
+    closed_with(&bulk, "first words").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_streams_beyond_the_limit_cannot_be_opened() {
+    let door = Door::open_with(|config| config.limits.peer_streams = 4).await;
+    let (urgent, _bulk) = link(&door).await;
+    let mut kept = Vec::new();
+    let opening = async {
+        loop {
+            kept.push(urgent.open_bi().await.unwrap());
+        }
+    };
+    let full = tokio::time::timeout(Duration::from_millis(300), opening).await;
+    assert!(full.is_err());
+    assert!(kept.len() <= 5, "{} streams", kept.len());
+    let uni = tokio::time::timeout(Duration::from_millis(100), urgent.open_uni()).await;
+    assert!(uni.is_err(), "a stream in one direction has no use");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t15_a_class_on_the_wrong_leg_is_refused() {
+    let door = Door::open().await;
+    let (urgent, _bulk) = link(&door).await;
+    let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+    let open = Preamble::Open(Open {
+        peer: name("region"),
+        service: name("echo"),
+        class: Class::Bulk,
+    });
+    send.write_all(&open.encode()).await.unwrap();
+    let reset = soon(recv.read_to_end(1000)).await.unwrap_err().to_string();
+    assert!(reset.contains("reset"), "{reset}");
+    assert!(urgent.close_reason().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_does_not_answer_leaves_the_tunnel_dialling() {
+    let world = World::new();
+    let mut config = world.site("edge", "region");
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    config.peers[0].address = Some(silent.local_addr().unwrap().to_string());
+    let edge = Tunnel::start(&config).await.unwrap();
+    let fault = edge.linked(&name("region"), Duration::from_secs(1)).await;
+    assert_eq!(fault.unwrap_err().code, Code::Unreachable);
+    let fresh = soon(tokio::task::spawn_blocking(move || {
+        silent.set_read_timeout(Some(SOON)).unwrap();
+        let mut ports = std::collections::BTreeSet::new();
+        while ports.len() < 6 {
+            ports.insert(silent.recv_from(&mut [0; 2000]).unwrap().1.port());
+        }
+        ports
+    }));
+    // Three attempts of two connections each, all from sockets of their own.
+    assert_eq!(fresh.await.unwrap().len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_host_of_a_site_does_not_push_the_first_one_out() {
+    let pair = Pair::start().await;
+    let validity = Validity::lasting(DAY, SystemTime::now());
+    let uri = "spiffe://shop.example/site/edge/host/box-2";
+    let host = towpath_protocol::identity::HostIdentity::from_uri(uri).unwrap();
+    let files = pair
+        .world
+        .authority
+        .issue(&host, validity, &pair.world.path("two"))
+        .unwrap();
+    let mut config = pair.edge_config.clone();
+    config.host = name("box-2");
+    config.certificates.cert = files.cert;
+    config.certificates.key = files.key;
+    config.socket = pair.world.path("two-run/tunnel.sock");
+    config.admin.socket = pair.world.path("two-run/admin.sock");
+    let second = Tunnel::start(&config).await.unwrap();
+    let refused = async {
+        while !second.status().links[0].reason.contains("already linked") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(refused).await;
+    assert_eq!(pair.region.status().links[0].host.as_deref(), Some("box-1"));
+}

@@ -1,0 +1,260 @@
+//! Sites with certificates of their own, tunnels between them, and services behind them.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each suite uses its part, and a helper that fails fails its test"
+)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
+use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
+use towpath_certs::{Authority, Validity};
+use towpath_daemon::stream;
+use towpath_protocol::channel::{Accepted, Class, Open, Preamble};
+use towpath_protocol::fault::Fault;
+use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::{
+    AdminConfig, CertificatesConfig, Config, Limits, PeerConfig, ServiceConfig,
+};
+
+/// How long anything may take that should take milliseconds, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A folder with an authority.
+pub struct World {
+    pub folder: TempDir,
+    pub authority: Authority,
+}
+
+pub fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+impl World {
+    pub fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let domain = name("shop.example");
+        let authority = Authority::init(&folder.path().join("ca"), &domain).unwrap();
+        Self { folder, authority }
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    /// Files of `box-1` at a site.
+    pub fn issue(&self, site: &str) -> IdentityFiles {
+        let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
+        self.issue_for(site, validity, &format!("{site}-certs"))
+    }
+
+    pub fn issue_for(&self, site: &str, validity: Validity, folder: &str) -> IdentityFiles {
+        let host = HostIdentity {
+            trust_domain: self.authority.trust_domain().clone(),
+            site: name(site),
+            host: name("box-1"),
+        };
+        self.authority
+            .issue(&host, validity, &self.path(folder))
+            .unwrap()
+    }
+
+    /// A site that listens on loopback, knows `peer`, and lets it reach its service `echo`.
+    pub fn site(&self, site: &str, peer: &str) -> Config {
+        let files = self.issue(site);
+        Config {
+            site: name(site),
+            host: name("box-1"),
+            listen: Some("127.0.0.1:0".parse().unwrap()),
+            socket: self.path(&format!("{site}-run/tunnel.sock")),
+            peers: vec![PeerConfig {
+                site: name(peer),
+                address: None,
+                send_rate: None,
+                receive_rate: None,
+            }],
+            services: vec![ServiceConfig {
+                name: name("echo"),
+                socket: self.path(&format!("{site}-echo.sock")),
+                allow: vec![name(peer)],
+            }],
+            admin: AdminConfig {
+                socket: self.path(&format!("{site}-run/admin.sock")),
+                http: None,
+            },
+            certificates: CertificatesConfig {
+                cert: files.cert,
+                key: files.key,
+                ca: files.ca,
+            },
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Two linked sites: `edge` dials `region`.
+pub struct Pair {
+    pub world: World,
+    pub edge: Tunnel,
+    pub region: Tunnel,
+    pub edge_config: Config,
+    pub region_config: Config,
+    pub relay: Option<Relay>,
+}
+
+impl Pair {
+    pub async fn start() -> Self {
+        Self::start_with(|_, _| {}, None).await
+    }
+
+    /// Starts after changes to the configurations, with the link emulator in between if asked for.
+    pub async fn start_with(
+        change: impl FnOnce(&mut Config, &mut Config),
+        path: Option<Direction>,
+    ) -> Self {
+        let world = World::new();
+        let mut edge_config = world.site("edge", "region");
+        let mut region_config = world.site("region", "edge");
+        change(&mut edge_config, &mut region_config);
+        let region = Tunnel::start(&region_config).await.unwrap();
+        let target = region.listen_address().unwrap();
+        region_config.listen = Some(target);
+        let relay = path.map(|direction| {
+            let door = Door {
+                from: Side::A,
+                listen: "127.0.0.1:0".parse().unwrap(),
+                to: target,
+            };
+            Relay::start(&Options {
+                doors: vec![door],
+                from_a: direction,
+                from_b: direction,
+                seed: 1,
+            })
+            .unwrap()
+        });
+        let address = relay.as_ref().map_or(target, |relay| relay.doors()[0]);
+        edge_config.peers[0].address = Some(address.to_string());
+        let edge = Tunnel::start(&edge_config).await.unwrap();
+        let pair = Self {
+            world,
+            edge,
+            region,
+            edge_config,
+            region_config,
+            relay,
+        };
+        pair.linked().await;
+        pair
+    }
+
+    pub async fn linked(&self) {
+        self.edge.linked(&name("region"), SOON).await.unwrap();
+        self.region.linked(&name("edge"), SOON).await.unwrap();
+    }
+
+    /// Opens a stream from the edge to a service of the region.
+    pub async fn open(&self, service: &str, class: Class) -> Result<UnixStream, Fault> {
+        open(&self.edge_config.socket, "region", service, class).await
+    }
+
+    /// The region's service `echo`.
+    pub fn echo(&self) -> UnixListener {
+        UnixListener::bind(&self.region_config.services[0].socket).unwrap()
+    }
+}
+
+/// Opens a stream as a local program does.
+pub async fn open(
+    tunnel: &Path,
+    peer: &str,
+    service: &str,
+    class: Class,
+) -> Result<UnixStream, Fault> {
+    let open = Open {
+        peer: name(peer),
+        service: name(service),
+        class,
+    };
+    let tunnel = tunnel.to_owned();
+    let opening = move || stream::open_stream(&tunnel, &open, SOON);
+    let local = tokio::task::spawn_blocking(opening).await.unwrap()?;
+    local.set_nonblocking(true).unwrap();
+    Ok(UnixStream::from_std(local).unwrap())
+}
+
+/// Accepts one stream as a service does.
+pub async fn accept(listener: &UnixListener) -> (Accepted, UnixStream) {
+    let accepting = async {
+        let (mut local, _) = listener.accept().await.unwrap();
+        let mut header = [0; HEADER_BYTES];
+        local.read_exact(&mut header).await.unwrap();
+        let header = Preamble::parse_header(&header).unwrap();
+        let mut body = vec![0; header.body_bytes as usize];
+        local.read_exact(&mut body).await.unwrap();
+        match Preamble::decode_body(&header, &body).unwrap() {
+            Preamble::Accepted(accepted) => (accepted, local),
+            other => panic!("{} instead of Accepted", other.name()),
+        }
+    };
+    soon(accepting).await
+}
+
+/// Echoes every stream until the listener is dropped.
+pub fn echo(listener: UnixListener) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let (_, mut local) = accept_any(&listener).await;
+            tokio::spawn(async move {
+                let (mut read, mut write) = local.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    })
+}
+
+async fn accept_any(listener: &UnixListener) -> (HostIdentity, UnixStream) {
+    let (mut local, _) = listener.accept().await.unwrap();
+    let mut header = [0; HEADER_BYTES];
+    local.read_exact(&mut header).await.unwrap();
+    let header = Preamble::parse_header(&header).unwrap();
+    let mut body = vec![0; header.body_bytes as usize];
+    local.read_exact(&mut body).await.unwrap();
+    let Ok(Preamble::Accepted(accepted)) = Preamble::decode_body(&header, &body) else {
+        panic!("no Accepted");
+    };
+    (accepted.peer, local)
+}
+
+/// Fails the test if this does not end in time.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future)
+        .await
+        .expect("did not end in time")
+}
+
+/// Bytes that repeat only after a long while, and differ per seed.
+pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut all: Vec<u8> = std::iter::repeat_with(&mut next)
+        .take(bytes.div_ceil(8))
+        .flatten()
+        .collect();
+    all.truncate(bytes);
+    all
+}

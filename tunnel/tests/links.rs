@@ -1,0 +1,267 @@
+//! Links: kept up, cut, replaced, capped.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Pair, SOON, World, accept, name, pattern, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+use towpath_bench::relay::{Direction, Queue, Side};
+use towpath_protocol::channel::Class;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::status::LinkState;
+
+/// A path of 40 ms without a bottleneck.
+fn forty_milliseconds() -> Direction {
+    Direction {
+        delay: Duration::from_millis(20),
+        ..Direction::default()
+    }
+}
+
+/// Waits until the edge's link is in a state.
+async fn becomes(edge: &Tunnel, state: LinkState) {
+    let waiting = async {
+        while edge.status().links[0].state != state {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(waiting).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_is_back_after_the_peer_restarts() {
+    let mut pair = Pair::start().await;
+    let config = pair.region_config.clone();
+    pair.region.stop().await;
+    becomes(&pair.edge, LinkState::Dialing).await;
+    pair.region = Tunnel::start(&config).await.unwrap();
+    pair.linked().await;
+    let listener = pair.echo();
+    let (local, _) =
+        soon(async { tokio::join!(pair.open("echo", Class::Control), accept(&listener)) }).await;
+    local.unwrap();
+}
+
+/// The time from the healing of a cut to a stream that works again.
+async fn outage(cut: Duration) -> Duration {
+    let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut_both();
+    tokio::time::sleep(cut).await;
+    control.heal();
+    let healed = Instant::now();
+    let listener = pair.echo();
+    let opened = async {
+        let (local, _) = loop {
+            pair.edge.linked(&name("region"), SOON).await.unwrap();
+            let both = async { tokio::join!(pair.open("echo", Class::Control), accept(&listener)) };
+            // A stream asked for over the link that is about to be replaced is answered never.
+            match tokio::time::timeout(Duration::from_millis(500), both).await {
+                Ok((Ok(local), remote)) => break (local, remote),
+                _ => continue,
+            }
+        };
+        local
+    };
+    let _local = soon(opened).await;
+    healed.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_15_a_link_is_back_soon_after_a_short_cut() {
+    let back = outage(Duration::from_secs(1)).await;
+    println!("back after {back:?}");
+    assert!(back < Duration::from_millis(1500), "{back:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_16_a_link_is_back_soon_after_a_long_cut() {
+    let back = outage(Duration::from_secs(10)).await;
+    println!("back after {back:?}");
+    assert!(back < Duration::from_millis(1500), "{back:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_survives_a_hiccup_shorter_than_a_replacement_takes() {
+    let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
+    let listener = pair.echo();
+    let (local, (_, mut remote)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
+    let mut local = local.unwrap();
+    let control = pair.relay.as_ref().unwrap().control();
+    let sent = pattern(3, 4 << 20);
+    let writing = async {
+        local.write_all(&sent).await.unwrap();
+        local.shutdown().await.unwrap();
+    };
+    let hiccup = async {
+        control.cut_both();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        control.heal();
+    };
+    let mut heard = Vec::new();
+    let ((), (), read) =
+        soon(async { tokio::join!(writing, hiccup, remote.read_to_end(&mut heard)) }).await;
+    read.unwrap();
+    assert!(heard == sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_stops_answering_shows_before_quic_gives_up() {
+    let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
+    pair.relay.as_ref().unwrap().control().cut(Side::B);
+    let cut = Instant::now();
+    becomes(&pair.edge, LinkState::Stalled).await;
+    assert!(
+        cut.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        cut.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_sites_that_dial_each_other_one_link_stays() {
+    let world = World::new();
+    let mut configs = [world.site("edge", "region"), world.site("region", "edge")];
+    // Both must know the other's port before they start.
+    let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let addresses = sockets
+        .each_ref()
+        .map(|socket| socket.local_addr().unwrap());
+    drop(sockets);
+    for (position, config) in configs.iter_mut().enumerate() {
+        config.listen = Some(addresses[position]);
+        config.peers[0].address = Some(addresses[1 - position].to_string());
+    }
+    let edge = Tunnel::start(&configs[0]).await.unwrap();
+    let region = Tunnel::start(&configs[1]).await.unwrap();
+    let mut since = None;
+    let settled = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < settled {
+        edge.linked(&name("region"), SOON).await.unwrap();
+        region.linked(&name("edge"), SOON).await.unwrap();
+        let now = edge.status().links[0].since_unix_seconds;
+        since = since.or(Some(now)).max(Some(now));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let began = edge.status().links[0].since_unix_seconds;
+    let ended = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    assert!(began < ended, "the link was replaced again and again");
+    assert_eq!(since, Some(began));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cap_holds_on_the_wire() {
+    let pair = Pair::start_with(
+        |edge, _| edge.peers[0].send_rate = Some("40Mbit".parse().unwrap()),
+        Some(Direction {
+            delay: Duration::from_millis(5),
+            bits_per_second: Some(200_000_000),
+            ..Direction::default()
+        }),
+    )
+    .await;
+    check_wire_rate(&pair, 5_000_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_says_how_much_it_wants_to_receive() {
+    let pair = Pair::start_with(
+        |_, region| region.peers[0].receive_rate = Some("16Mbit".parse().unwrap()),
+        Some(forty_milliseconds()),
+    )
+    .await;
+    let cap = pair.edge.status().links[0].cap_bits_per_second;
+    assert_eq!(cap, Some(16_000_000));
+    check_wire_rate(&pair, 2_000_000).await;
+}
+
+/// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.
+async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
+    let listener = pair.echo();
+    let (local, (_, mut remote)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
+    let mut local = local.unwrap();
+    let writer = tokio::spawn(async move {
+        let chunk = vec![5; 64 * 1024];
+        while local.write_all(&chunk).await.is_ok() {}
+    });
+    let reader = tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while remote.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+    });
+    let control = pair.relay.as_ref().unwrap().control();
+    // The first burst and the startup of the connection are over after a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (began, before) = (Instant::now(), control.counters(Side::A).delivered_bytes);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let sent = control.counters(Side::A).delivered_bytes - before;
+    let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
+    let expected = bytes_per_second * micros / 1_000_000;
+    assert!(
+        sent.abs_diff(expected) * 100 <= expected * 3,
+        "{sent} for {expected}"
+    );
+    writer.abort();
+    reader.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn urgent_bytes_do_not_wait_behind_bulk_in_the_bottleneck() {
+    let bottleneck = Direction {
+        bits_per_second: Some(100_000_000),
+        delay: Duration::from_millis(20),
+        queue: Queue::Time(Duration::from_millis(100)),
+        loss: 0.0,
+    };
+    let pair = Pair::start_with(|_, _| (), Some(bottleneck)).await;
+    let listener = pair.echo();
+    let (bulk, (_, mut sink)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
+    let (demand, (_, mut server)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Demand), accept(&listener)) }).await;
+    let (mut bulk, mut demand) = (bulk.unwrap(), demand.unwrap());
+    let writer = tokio::spawn(async move {
+        let chunk = vec![5; 64 * 1024];
+        while bulk.write_all(&chunk).await.is_ok() {}
+    });
+    let reader = tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+    });
+    // The region asks for a page, the loaded direction carries it.
+    let serving = tokio::spawn(async move {
+        let mut wish = [0; 16];
+        while demand.read_exact(&mut wish).await.is_ok() {
+            demand.write_all(&[9; 4096]).await.unwrap();
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (began, before) = (
+        Instant::now(),
+        pair.region.status().links[0].classes[4].received_bytes,
+    );
+    let mut waits = Vec::new();
+    for _ in 0..100 {
+        let asked = Instant::now();
+        server.write_all(&[1; 16]).await.unwrap();
+        server.read_exact(&mut [0; 4096]).await.unwrap();
+        waits.push(asked.elapsed());
+    }
+    let bytes = pair.region.status().links[0].classes[4].received_bytes - before;
+    let mbit = bytes * 8 / u64::try_from(began.elapsed().as_micros()).unwrap();
+    waits.sort_unstable();
+    let (p50, p99) = (waits[50], waits[98]);
+    println!("demand p50 {p50:?} p99 {p99:?} beside {mbit} Mbit/s of bulk");
+    assert!(p99 <= Duration::from_millis(60), "{p99:?}");
+    assert!(mbit >= 80, "{mbit} Mbit/s");
+    for task in [writer, reader, serving] {
+        task.abort();
+    }
+}

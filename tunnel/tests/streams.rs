@@ -1,0 +1,224 @@
+//! Streams between two sites: opened, copied, half closed, denied, starved.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Pair, SOON, accept, echo, name, open, pattern, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use towpath_daemon::units::Span;
+use towpath_protocol::channel::{Class, Preamble};
+use towpath_protocol::fault::Code;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_class_carries_bytes_both_ways() {
+    let pair = Pair::start().await;
+    let echo = echo(pair.echo());
+    for class in Class::ALL {
+        let mut local = pair.open("echo", class).await.unwrap();
+        let sent = pattern(class.index() as u64, 300_000);
+        let (mut read, mut write) = local.split();
+        let writing = async {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut heard = Vec::new();
+        let reading = read.read_to_end(&mut heard);
+        let ((), read) = soon(async { tokio::join!(writing, reading) }).await;
+        read.unwrap();
+        assert!(
+            heard == sent,
+            "{class}: {} of {} bytes",
+            heard.len(),
+            sent.len()
+        );
+    }
+    let status = pair.edge.status();
+    for class in &status.links[0].classes {
+        assert_eq!((class.sent_bytes, class.received_bytes), (300_000, 300_000));
+    }
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_hears_who_opened_the_stream() {
+    let pair = Pair::start().await;
+    let listener = pair.echo();
+    let (_local, (accepted, _remote)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Demand), accept(&listener)) }).await;
+    assert_eq!(accepted.peer.to_string(), "edge/box-1");
+    assert_eq!(accepted.service, name("echo"));
+    assert_eq!(accepted.class, Class::Demand);
+}
+
+/// A stream from the edge to the region, both ends in hand.
+async fn stream(pair: &Pair, class: Class) -> (UnixStream, UnixStream) {
+    let listener = pair.echo();
+    let (local, (_, remote)) =
+        soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
+    std::fs::remove_file(&pair.region_config.services[0].socket).unwrap();
+    (local.unwrap(), remote)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_direction_may_end_while_the_other_goes_on() {
+    let pair = Pair::start().await;
+    let (mut local, mut remote) = stream(&pair, Class::App).await;
+    local.write_all(b"question").await.unwrap();
+    local.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    soon(remote.read_to_end(&mut heard)).await.unwrap();
+    assert_eq!(heard, b"question");
+    let answer = pattern(5, 2_000_000);
+    let writing = async {
+        remote.write_all(&answer).await.unwrap();
+        remote.shutdown().await.unwrap();
+    };
+    let mut heard = Vec::new();
+    let ((), read) = soon(async { tokio::join!(writing, local.read_to_end(&mut heard)) }).await;
+    read.unwrap();
+    assert!(heard == answer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_goes_away_ends_the_other_end() {
+    let pair = Pair::start().await;
+    let (mut local, remote) = stream(&pair, Class::Bulk).await;
+    drop(remote);
+    let ended = async { while local.write_all(&[0; 4096]).await.is_ok() {} };
+    soon(ended).await;
+    let status = pair.edge.status();
+    assert_eq!(status.links[0].peer, "region");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_link_ends_its_streams_even_if_they_are_silent() {
+    let pair = Pair::start().await;
+    let (mut local, _remote) = stream(&pair, Class::Control).await;
+    pair.region.stop().await;
+    let mut byte = [0];
+    let ended = soon(local.read(&mut byte)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_reached_is_refused_with_a_code() {
+    let pair = Pair::start().await;
+    let refused = |service: &'static str, peer: &'static str| {
+        let socket = pair.edge_config.socket.clone();
+        async move { open(&socket, peer, service, Class::App).await.unwrap_err() }
+    };
+    assert_eq!(refused("echo", "mars").await.code, Code::NotFound);
+    // The service's program does not listen.
+    assert_eq!(refused("echo", "region").await.code, Code::Unreachable);
+    pair.region.stop().await;
+    // The farewell is on its way; from then on there is no link.
+    let wait = async {
+        while pair
+            .edge
+            .linked(&name("region"), Duration::ZERO)
+            .await
+            .is_ok()
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(wait).await;
+    let fault = refused("echo", "region").await;
+    assert_eq!(fault.code, Code::Unreachable);
+    assert!(fault.detail.contains("no link to region"), "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t15_services_are_denied_to_sites_that_are_not_allowed() {
+    let pair = Pair::start_with(
+        |_, region| region.services[0].allow = vec![name("elsewhere")],
+        None,
+    )
+    .await;
+    let listener = pair.echo();
+    let known = pair.open("echo", Class::App).await.unwrap_err();
+    let unknown = pair.open("nothing", Class::App).await.unwrap_err();
+    assert_eq!((known.code, unknown.code), (Code::Denied, Code::Denied));
+    assert_eq!(
+        known.detail.replace("echo", "nothing"),
+        unknown.detail,
+        "a refusal does not tell whether the service exists"
+    );
+    let touched = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+    assert!(touched.is_err(), "the service saw a connection");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t17_a_peer_that_stops_reading_ends_with_bounded_memory() {
+    let brief = Span::new(Duration::from_secs(1));
+    let pair = Pair::start_with(
+        |edge, region| {
+            edge.limits.stall_wait = brief;
+            region.limits.stall_wait = brief;
+        },
+        None,
+    )
+    .await;
+    let (mut local, remote) = stream(&pair, Class::Bulk).await;
+    let chunk = vec![7; 64 * 1024];
+    let mut taken: u64 = 0;
+    let began = Instant::now();
+    let ended = async {
+        while local.write_all(&chunk).await.is_ok() {
+            taken += chunk.len() as u64;
+        }
+    };
+    soon(ended).await;
+    // The windows of both sides, socket buffers, and a buffer in hand on each.
+    assert!(taken <= 48 * 1024 * 1024, "{taken} bytes were taken");
+    assert!(began.elapsed() >= brief.duration());
+    drop(remote);
+    // The link itself lives on.
+    let listener = pair.echo();
+    let (again, _) =
+        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
+    again.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_program_that_drips_its_first_words_is_let_go() {
+    let brief = Span::new(Duration::from_millis(300));
+    let pair = Pair::start_with(|edge, _| edge.limits.preamble_wait = brief, None).await;
+    let mut local = UnixStream::connect(&pair.edge_config.socket).await.unwrap();
+    local.write_all(b"TP").await.unwrap();
+    let mut answer = Vec::new();
+    soon(local.read_to_end(&mut answer)).await.unwrap();
+    let Ok(Preamble::Refused(fault)) = Preamble::decode(&answer) else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(fault.code, Code::Stalled);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_streams_beyond_the_limit_are_refused() {
+    let pair = Pair::start_with(|edge, _| edge.limits.local_streams = 1, None).await;
+    let (_local, _remote) = stream(&pair, Class::App).await;
+    let fault = pair.open("echo", Class::App).await.unwrap_err();
+    assert_eq!(fault.code, Code::Busy);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_many_megabytes_arrives_whole() {
+    let pair = Pair::start().await;
+    let (mut local, mut remote) = stream(&pair, Class::Bulk).await;
+    let sent = pattern(11, 64 << 20);
+    let writing = async {
+        local.write_all(&sent).await.unwrap();
+        local.shutdown().await.unwrap();
+    };
+    let mut heard = Vec::with_capacity(sent.len());
+    let began = Instant::now();
+    let ((), read) = soon(async { tokio::join!(writing, remote.read_to_end(&mut heard)) }).await;
+    read.unwrap();
+    assert!(heard == sent);
+    assert!(began.elapsed() < SOON);
+}
