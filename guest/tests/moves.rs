@@ -85,7 +85,7 @@ fn many_moves_under_heavy_writing_lose_nothing(kind: GuestKind) {
     let mut epoch = EPOCH;
     let mut torn_count = 0;
     for hop in 0..16 {
-        here.wait_for_heartbeats(4);
+        here.wait_for_heartbeats(25);
         // Each time at another point of the tick, so that some stops fall into a page.
         let until = Instant::now() + Duration::from_micros(130 * hop);
         while Instant::now() < until {
