@@ -23,8 +23,11 @@ const RETURN_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Pause between two tries to reach a migrator that is gone.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
 
-/// Columns of the bar itself.
-const BAR_STYLE: &str = "{prefix} [{bar:20}] {wide_msg}";
+/// A move: its bar and where it stands; the message's second line has the numbers.
+const MOVE_STYLE: &str = "{prefix} [{bar:24}] {msg}";
+
+/// Whatever else takes a moment.
+const OTHER_STYLE: &str = "{prefix}: {msg}";
 
 /// What to do with every change of a move.
 pub(crate) trait Observer {
@@ -172,14 +175,12 @@ impl LiveLine {
         } else {
             ProgressDrawTarget::hidden()
         };
-        let bar = ProgressBar::with_draw_target(Some(1), target);
-        let style = ProgressStyle::with_template(BAR_STYLE).expect("the template is a constant");
-        bar.set_style(style.progress_chars("=> "));
-        Self(bar)
+        Self(ProgressBar::with_draw_target(Some(1), target))
     }
 
     /// Shows something else than a move.
     pub(crate) fn say(&self, prefix: &str, text: &str) {
+        self.0.set_style(style(OTHER_STYLE));
         self.0.set_prefix(prefix.to_owned());
         self.0.set_message(text.to_owned());
         self.0.tick();
@@ -194,13 +195,20 @@ impl LiveLine {
 impl Observer for LiveLine {
     fn changed(&mut self, view: &MigrationView) -> Result<(), Failure> {
         let (guest, from, to) = (&view.guest, &view.from, &view.to);
+        self.0.set_style(style(MOVE_STYLE));
         self.0.set_prefix(format!("{guest} {from} -> {to}"));
         self.0.set_length(view.blocks_total.max(1));
         self.0
             .set_position(view.blocks_total.saturating_sub(view.blocks_left));
-        self.0.set_message(describe(view));
+        let (state, numbers) = (state(view), numbers(view));
+        self.0.set_message(format!("{state}\n  {numbers}"));
         Ok(())
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).expect("the templates are constants");
+    style.progress_chars("=> ")
 }
 
 impl Drop for LiveLine {
@@ -211,27 +219,39 @@ impl Drop for LiveLine {
 
 /// A move's state in one line.
 pub(crate) fn describe(view: &MigrationView) -> String {
+    format!("{}  {}", state(view), numbers(view))
+}
+
+/// Where a move stands.
+fn state(view: &MigrationView) -> String {
     let mut parts = vec![view.phase.as_str().to_owned()];
-    if let Some(blocked_ms) = view.blocked_ms {
-        parts.push(format!("BLOCKED for {}", milliseconds(blocked_ms)));
-    } else if view.link == LinkState::Down {
-        parts.push("LINK DOWN".to_owned());
-    }
     if view.phase == Phase::Copying {
         parts.push(format!("round {}", view.round));
     }
     let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
     parts.push(format!("{} left", bytes(left)));
-    parts.push(bits_per_second(view.goodput_bytes_per_second));
-    parts.push(format!("dirty {}/s", bytes(view.dirty_bytes_per_second)));
+    if let Some(blocked_ms) = view.blocked_ms {
+        parts.push(format!("BLOCKED for {}", milliseconds(blocked_ms)));
+    } else if view.link == LinkState::Down {
+        parts.push("LINK DOWN".to_owned());
+    }
+    if let Some(error) = &view.error {
+        parts.push(escape(&error.code));
+    }
+    parts.join("  ")
+}
+
+/// How fast a move goes, and what is expected of it.
+fn numbers(view: &MigrationView) -> String {
+    let mut parts = vec![
+        bits_per_second(view.goodput_bytes_per_second),
+        format!("dirty {}/s", bytes(view.dirty_bytes_per_second)),
+    ];
     if let Some(eta) = view.eta_ms {
         parts.push(format!("eta {}", milliseconds(eta)));
     }
     if let Some(pause) = view.predicted_pause_ms {
         parts.push(format!("pause ~{}", milliseconds(pause)));
-    }
-    if let Some(error) = &view.error {
-        parts.push(escape(&error.code));
     }
     parts.join("  ")
 }

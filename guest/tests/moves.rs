@@ -26,6 +26,7 @@ for_both_kinds! {
     f25_a_page_that_is_there_is_never_overwritten;
     a_guest_that_waits_for_a_page_is_not_reported_as_stopped;
     whoever_waits_says_so_again_when_woken;
+    a_page_that_came_past_the_userfaultfd_still_wakes_who_waits;
     a_single_stale_page_is_found;
 }
 
@@ -269,6 +270,33 @@ fn whoever_waits_says_so_again_when_woken(kind: GuestKind) {
     let memory = source.process.memory().unwrap();
     let mut server = Server::new(&memory, &second, touched(&memory));
     server.push_rest();
+    target.process.disarm_missing().unwrap();
+    assert_moved_well(&mut source, &mut target);
+}
+
+fn a_page_that_came_past_the_userfaultfd_still_wakes_who_waits(kind: GuestKind) {
+    let mut source = Guest::running(&config(kind));
+    let mut target = moved(&mut source);
+    let missing = target.process.arm_missing().unwrap();
+    target.process.run(EPOCH.next()).unwrap();
+    let memory = source.process.memory().unwrap();
+    let start = missing.next_fault(WAIT).unwrap().expect("the first touch");
+    let run = BlockRun { start, count: 1 };
+    let mut bytes = vec![0; 4096];
+    memory.read_runs(&[run], &mut bytes).unwrap();
+    target
+        .process
+        .memory()
+        .unwrap()
+        .write_runs(&[run], &bytes)
+        .unwrap();
+    assert_eq!(missing.install(run, &bytes).unwrap().present_count, 1);
+    // It goes on, to the next page that is missing.
+    let next = missing.next_fault(WAIT).unwrap();
+    assert!(next.is_some_and(|next| next != start), "{next:?}");
+    let mut server = Server::new(&memory, &missing, touched(&memory));
+    server.push_rest();
+    missing.wake_all().unwrap();
     target.process.disarm_missing().unwrap();
     assert_moved_well(&mut source, &mut target);
 }

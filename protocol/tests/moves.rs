@@ -159,7 +159,7 @@ impl Pair {
             }
             Action::Freeze => {
                 self.is_frozen = true;
-                self.tell_source(source::Event::Frozen);
+                self.tell_source(source::Event::Frozen { at: self.now });
             }
             Action::Thaw => self.is_frozen = false,
             Action::SaveState => self.tell_source(source::Event::StateSaved(vec![5; 100])),
@@ -242,7 +242,7 @@ impl Pair {
                 assert_eq!(epoch, Epoch(2));
                 assert!(self.is_frozen, "two run");
                 self.target_runs = true;
-                self.tell_target(target::Event::GuestRuns);
+                self.tell_target(target::Event::GuestRuns { at: self.now });
                 for block in self.touched_at_target.clone() {
                     self.tell_target(target::Event::Fault {
                         space: SpaceId(0),

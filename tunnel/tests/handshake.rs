@@ -331,7 +331,8 @@ async fn first_words_that_are_no_join_end_the_connection() {
 
     let wrong = door.connect(client.clone()).await.unwrap();
     let (mut send, _recv) = wrong.open_bi().await.unwrap();
-    send.write_all(&Preamble::Opened.encode()).await.unwrap();
+    let opened = Preamble::Opened(identity_of("edge", "box"));
+    send.write_all(&opened.encode()).await.unwrap();
     closed_with(&wrong, "Opened on a new connection").await;
 
     let noise = door.connect(client.clone()).await.unwrap();

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use clap::Subcommand;
 use towpath_daemon::config;
-use towpath_daemon::shutdown::Shutdown;
 use towpath_migrator::config::Config;
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::Fault;
 
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
@@ -22,17 +21,10 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
     let config = Config::load(&options.config)?;
-    daemon::run(&options, config.log.clone(), |stop| serve(config, stop))
+    daemon::run(&options, config.log.clone(), |stop| towpath_migrator::run(config, stop))
 }
 
 /// Checks the text of a migrator's configuration file.
 pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
     config::check::<Config>(file, text).map(|_| ())
-}
-
-async fn serve(_config: Config, _stop: Shutdown) -> Result<(), Fault> {
-    Err(Fault::new(
-        Code::State,
-        "this build has no migration engine",
-    ))
 }

@@ -90,6 +90,11 @@ impl Encoder {
         level: Level,
         chunk: &mut EncodedChunk,
     ) -> Result<Runs, Fault> {
+        if job.is_zero {
+            chunk.frame_bytes = 0;
+            chunk.begin(job, &[]);
+            return Ok(job.runs);
+        }
         let block_bytes = job.block_bytes as usize;
         let raw_bytes = job.block_count() * block_bytes;
         reader.read_runs(job.space, &job.runs, &mut self.raw[..raw_bytes])?;

@@ -95,7 +95,10 @@ pub enum Event {
     /// The blocks dirtied since tracking began or the last harvest, space by space.
     Harvested(Vec<BlockSet>),
     /// The vCPUs are stopped.
-    Frozen,
+    Frozen {
+        /// Since when.
+        at: Instant,
+    },
     /// vCPU and machine state, saved while frozen.
     StateSaved(Vec<u8>),
     /// A numbered chunk was read and packed; reported in the order of the numbers, before it is sent.
@@ -485,7 +488,7 @@ impl Source {
             Event::Heard(lane, message) => self.heard(lane, message, now),
             Event::Tracking { allocated } => self.tracking(&allocated, now),
             Event::Harvested(dirty) => self.harvested(dirty, now),
-            Event::Frozen => self.frozen(now),
+            Event::Frozen { at } => self.frozen(at),
             Event::StateSaved(state) => self.state_saved(state),
             Event::Packed { header, wire_bytes } => {
                 self.progress.wire_bytes += wire_bytes;

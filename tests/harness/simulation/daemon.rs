@@ -18,7 +18,7 @@ const TURN_COUNT_MAX: usize = 100_000;
 
 /// An action of whichever machine the daemon runs.
 #[derive(Debug)]
-pub enum Action {
+pub(super) enum Action {
     Law(ownership::Action),
     Source(source::Action),
     Target(target::Action),
@@ -26,7 +26,7 @@ pub enum Action {
 
 impl World {
     /// Lets a daemon do what it can do now.
-    pub fn run_daemon(&mut self, host: usize) {
+    pub(super) fn run_daemon(&mut self, host: usize) {
         for _ in 0..TURN_COUNT_MAX {
             if self.violation.is_some() || self.hosts[host].busy_until > self.now {
                 return;
@@ -88,7 +88,7 @@ impl World {
             Input::Source(engine, event) if engine == number => self.feed_source(host, event),
             Input::Target(engine, event) if engine == number => self.feed_target(host, event),
             Input::Source(..) | Input::Target(..) => {}
-            Input::Packed(engine, generation) => {
+            Input::Pack(engine, generation) => {
                 if engine == number && generation == self.hosts[host].pack_generation {
                     self.pack_next(host);
                 }
@@ -124,8 +124,9 @@ impl World {
         let Engine::Source(source) = &mut self.hosts[host].engine else {
             return;
         };
-        let is_quiet = matches!(event, source::Event::Tick | source::Event::Encoded { .. });
+        let is_quiet = matches!(event, source::Event::Tick | source::Event::Packed { .. });
         let shown = (self.is_tracing && !is_quiet).then(|| brief(&event));
+        let before = source.stage();
         let result = source.handle(event, now);
         let stage = source.stage();
         if let Some(shown) = shown {
@@ -133,6 +134,9 @@ impl World {
         }
         if let Err(fault) = result {
             self.note(host, || format!("source fault: {fault}"));
+        }
+        if stage != before {
+            self.strike(stage);
         }
     }
 
@@ -159,6 +163,7 @@ impl World {
         here.engine_number = number;
         here.packs.clear();
         here.pack_generation += 1;
+        here.next_sequence = 1;
         here.chunks.clear();
     }
 
@@ -166,7 +171,7 @@ impl World {
     pub(super) fn take_law(&mut self, host: usize) -> Option<Ownership> {
         let engine = std::mem::replace(&mut self.hosts[host].engine, Engine::Down);
         let law = match engine {
-            Engine::Idle(ownership) => ownership,
+            Engine::Idle(ownership) => *ownership,
             Engine::Source(source) => source.into_ownership(),
             Engine::Target(target) => target.into_ownership(),
             Engine::Down => return None,
@@ -262,13 +267,15 @@ impl World {
             }
             return;
         }
-        if self.accept(host, attempt) {
-            if self.hosts[host].session.is_some() {
-                self.feed_target(host, target::Event::LinkDown);
-            }
-            self.hosts[host].session = Some(session);
-            self.feed_target(host, target::Event::LinkUp);
+        if !self.accept(host, attempt) {
+            let delay = self.link.latency;
+            return self.break_session(session, from, delay);
         }
+        if self.hosts[host].session.is_some() {
+            self.feed_target(host, target::Event::LinkDown);
+        }
+        self.hosts[host].session = Some(session);
+        self.feed_target(host, target::Event::LinkUp);
     }
 
     /// Makes sure that a target machine serves an attempt; false where this host is a source itself.
@@ -327,7 +334,7 @@ impl World {
             Ok(source) => self.set_engine(host, Engine::Source(Box::new(source))),
             Err(fault) => {
                 self.note(host, || format!("cannot offer: {fault}"));
-                self.set_engine(host, Engine::Idle(law));
+                self.set_engine(host, Engine::Idle(Box::new(law)));
             }
         }
     }
@@ -340,10 +347,13 @@ impl World {
         }
     }
 
-    pub(super) fn persist(&mut self, host: usize, record: Record) -> Nanos {
+    pub(super) fn persist(&mut self, host: usize, record: &Record) -> Nanos {
         self.note(host, || format!("persist {:?}", record.state));
         if record.high_water < self.hosts[host].journal.high_water {
             self.violate("the high-water mark fell");
+        }
+        if matches!(record.state, State::Relinquished { .. }) {
+            self.check_pause(host);
         }
         self.hosts[host].journal = Record::decode(&record.encode()).expect("our own record");
         self.check_owner();
@@ -353,7 +363,7 @@ impl World {
     fn carry_out_law(&mut self, host: usize, action: ownership::Action) -> Nanos {
         self.note(host, || format!("law: {action:?}"));
         match action {
-            ownership::Action::Persist(record) => return self.persist(host, record),
+            ownership::Action::Persist(record) => return self.persist(host, &record),
             ownership::Action::Run { epoch } => self.run_guest(host, epoch),
             ownership::Action::Thaw => self.thaw(host),
             ownership::Action::DiscardImage => self.discard_image(host),
@@ -407,13 +417,13 @@ impl World {
             if let Some(event) = lost {
                 law.handle(event).expect("the state takes it");
             }
-            return Engine::Idle(law);
+            return Engine::Idle(Box::new(law));
         }
         let (Some(setup), Some(prepare), Some(position)) =
             (files.target, files.prepare, files.position)
         else {
             self.violate("a guest is being received of which nothing was saved");
-            return Engine::Idle(law);
+            return Engine::Idle(Box::new(law));
         };
         let remains = Remains {
             prepare,

@@ -7,7 +7,7 @@ use towpath_protocol::source::{self, Source};
 use towpath_protocol::target;
 
 use super::link::{MILLISECOND, Nanos, SECOND};
-use super::scenario::Mishap;
+use super::scenario::{Mishap, draw_mishap};
 use super::world::{Engine, Happening, Input, World};
 
 /// How often the operator looks.
@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    fn break_session(&mut self, session: u64, host: usize, delay: Nanos) {
+    pub(super) fn break_session(&mut self, session: u64, host: usize, delay: Nanos) {
         let are_open = false;
         let broken = Happening::Lanes {
             session,
@@ -95,6 +95,22 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A move has entered a stage: something may go wrong right there.
+    pub(super) fn strike(&mut self, stage: source::Stage) {
+        let is_delicate = matches!(
+            stage,
+            source::Stage::Switching | source::Stage::Committed | source::Stage::Serving
+        );
+        if !is_delicate || self.strikes_left == 0 || self.is_quiet() || self.random.chance(40) {
+            return;
+        }
+        self.strikes_left -= 1;
+        let mishap = draw_mishap(&mut self.random);
+        let span = self.random.pick(&[1, 4, 40]) * (self.link.latency + MILLISECOND) / 4;
+        let at = (self.now + self.random.below(span)).min(self.scenario.quiet_at);
+        self.agenda.add(at, Happening::Mishap(mishap));
     }
 
     fn cut(&mut self, directions: [bool; 2], span: Nanos, is_bridged: bool) {
@@ -136,8 +152,8 @@ impl World {
         for host in 0..2 {
             self.care_for(host);
         }
-        if self.is_settled() && self.scenario.has_return {
-            self.goal = 0;
+        if self.is_settled() && self.scenario.has_return && !self.is_quiet() {
+            self.goal = 1 - self.goal;
         }
         let from = 1 - self.goal;
         if self.is_movable(from) && self.random.chance(70) {
@@ -211,13 +227,14 @@ impl World {
         if let Err(fault) = law.handle(ownership::Event::ImageComplete) {
             self.note(host, || format!("{fault}"));
         }
-        self.set_engine(host, Engine::Idle(law));
+        self.set_engine(host, Engine::Idle(Box::new(law)));
     }
 
     fn is_movable(&self, host: usize) -> bool {
         let is_free = match &self.hosts[host].engine {
             Engine::Idle(_) => true,
-            Engine::Target(target) => target.stage() == target::Stage::Over,
+            // It has taken the guest, or only repeats what was decided.
+            Engine::Target(target) => target.ownership().is_idle(),
             Engine::Source(_) | Engine::Down => false,
         };
         let is_owned = matches!(
@@ -235,7 +252,7 @@ impl World {
 
     /// Whether the guest has arrived where it was to go, and nobody has anything left to do.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let [there, from] = [self.goal, 1 - self.goal].map(|host| &self.hosts[host].journal.state);
         let is_there = matches!(
             there,

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -68,9 +68,9 @@ impl Process {
                 Ok(Err(error)) => return Err(io(error).into()),
                 Err(_) => {}
             },
-            _ = process.child.wait() => {}
+            ended = process.child.wait() => return Err(process.failed("did not start", ended.ok())),
         }
-        Err(process.failed("did not start"))
+        Err(process.failed("did not start in time", None))
     }
 
     /// Starts a child that says one line on its standard output when it is ready; that line.
@@ -87,7 +87,7 @@ impl Process {
         let mut reader = BufReader::new(stdout);
         match timeout(READY_WAIT, reader.read_line(&mut line)).await {
             Ok(Ok(count)) if count > 0 => Ok((process, line)),
-            _ => Err(process.failed("did not start")),
+            _ => Err(process.failed("did not start", None)),
         }
     }
 
@@ -108,8 +108,7 @@ impl Process {
             .env_remove("TOWPATH_LOG")
             .env_remove("TOWPATH_SOCKET")
             // A group of its own: Ctrl-C is for the demo, which then ends its children in order.
-            .process_group(0)
-            .kill_on_drop(true);
+            .process_group(0);
         let mut child = command.spawn().map_err(io)?;
         Ok(Self {
             name: name.to_owned(),
@@ -121,26 +120,34 @@ impl Process {
 
     /// Waits for the child to end although nobody asked it to.
     pub(super) async fn ended_early(&mut self) -> Failure {
-        // An error would mean that it was waited for before.
-        let _ = self.child.wait().await;
-        self.failed("ended early")
+        let ended = self.child.wait().await;
+        self.failed("ended early", ended.ok())
     }
 
     /// Cuts the leash and waits until the child has ended.
     pub(super) async fn end(mut self) {
         drop(self.leash.take());
         if timeout(END_WAIT, self.child.wait()).await.is_err() {
-            // It is killed when it is dropped, too; here its end is waited for.
+            // An error means that it has just ended by itself.
             let _ = self.child.kill().await;
         }
     }
 
-    fn failed(&self, what: &str) -> Failure {
+    fn failed(&self, what: &str, status: Option<ExitStatus>) -> Failure {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL_BYTES)..]);
-        let last: Vec<&str> = tail.lines().rev().take(3).collect();
-        let last = last.into_iter().rev().collect::<Vec<_>>().join(" | ");
-        Problem::new(Code::Guest, format!("the log's end: {last}"))
+        // What the process itself would tell to do does not fit here.
+        let lines = tail.lines().map(str::trim);
+        let lines: Vec<&str> = lines.filter(|line| !line.starts_with("remedy:")).collect();
+        let last = match lines.as_slice() {
+            [] => "it logged nothing".to_owned(),
+            lines => format!(
+                "its log ends with: {}",
+                lines[lines.len().saturating_sub(2)..].join(", ")
+            ),
+        };
+        let status = status.map_or_else(String::new, |status| format!("{status}; "));
+        Problem::new(Code::Guest, format!("{status}{last}"))
             .message(format!("{} {what}", self.name))
             .remedy(format!("the whole log is {}", self.log.display()))
             .into()
