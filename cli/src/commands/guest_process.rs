@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use towpath_protocol::fault::{Code, Fault};
+use towpath_guest::GuestProcessOptions;
 
 use crate::failure::Failure;
 
@@ -21,9 +21,9 @@ pub(crate) struct Options {
 /// Is the guest's process.
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
     let Options { dir, incoming } = options;
-    Err(Fault::new(
-        Code::State,
-        format!("this build has no guests ({}, {incoming})", dir.display()),
-    )
-    .into())
+    let options = GuestProcessOptions {
+        folder: dir,
+        is_incoming: incoming,
+    };
+    Ok(towpath_guest::run(&options)?)
 }

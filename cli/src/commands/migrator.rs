@@ -4,7 +4,6 @@ use std::path::Path;
 
 use clap::Subcommand;
 use towpath_daemon::config;
-use towpath_daemon::shutdown::Shutdown;
 use towpath_migrator::config::Config;
 use towpath_protocol::fault::{Code, Fault};
 
@@ -22,7 +21,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
     let config = Config::load(&options.config)?;
-    daemon::run(&options, config.log.clone(), |stop| serve(config, stop))
+    daemon::run(&options, config.log.clone(), || serve(config))
 }
 
 /// Checks the text of a migrator's configuration file.
@@ -30,9 +29,9 @@ pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
     config::check::<Config>(file, text).map(|_| ())
 }
 
-async fn serve(_config: Config, _stop: Shutdown) -> Result<(), Fault> {
-    Err(Fault::new(
-        Code::State,
-        "this build has no migration engine",
-    ))
+#[allow(clippy::needless_pass_by_value, reason = "the engine takes it")]
+fn serve(config: Config) -> Result<(), Fault> {
+    let host = config.identity();
+    let detail = format!("this build has no migration engine for {host}");
+    Err(Fault::new(Code::State, detail))
 }
