@@ -20,6 +20,7 @@ use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble};
 use towpath_protocol::fault::Code;
 use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
