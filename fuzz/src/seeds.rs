@@ -79,6 +79,7 @@ fn messages() -> Vec<Message> {
             attempt: AttemptId(2),
             guest: GuestId(3),
             lane: Lane::Bulk,
+            link: 7,
         }),
         Message::Welcome(Welcome { version: 1 }),
         Message::Prepare(Prepare {
@@ -172,7 +173,7 @@ fn preambles() -> Vec<Preamble> {
             service: name("migrator"),
             class: Class::ALL[0],
         }),
-        Preamble::Opened,
+        Preamble::Opened(host("box-2")),
         Preamble::Refused(Fault::new(Code::Unreachable, "no link to region")),
         Preamble::Accepted(Accepted {
             peer: host("box-1"),
