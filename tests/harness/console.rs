@@ -159,7 +159,10 @@ impl Console {
         let beats: Vec<&Beat> = self.beats.values().collect();
         for pair in beats.windows(2) {
             if pair[1].sequence != pair[0].sequence + 1 {
-                return Err(format!("lost: nothing between {:?} and {:?}", pair[0], pair[1]));
+                return Err(format!(
+                    "lost: nothing between {:?} and {:?}",
+                    pair[0], pair[1]
+                ));
             }
             if pair[1].at_ns < pair[0].at_ns {
                 return Err(format!("went back: {:?} and {:?}", pair[0], pair[1]));
@@ -199,7 +202,9 @@ impl Console {
             }
             if Instant::now() > deadline {
                 let last = self.last();
-                return Err(format!("no {count} heartbeats within {wait:?}, the last is {last:?}"));
+                return Err(format!(
+                    "no {count} heartbeats within {wait:?}, the last is {last:?}"
+                ));
             }
             std::thread::sleep(LOOK_PAUSE);
         }

@@ -87,7 +87,9 @@ pub fn check_one_owner(lab: &Lab, guest: &Name) -> Result<Place, String> {
         && let State::Released { epoch: given, .. } = &other.state
         && *given != epoch
     {
-        return Err(format!("released was {given}, owned is {epoch}: {records:?}"));
+        return Err(format!(
+            "released was {given}, owned is {epoch}: {records:?}"
+        ));
     }
     Ok(place)
 }

@@ -233,23 +233,33 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
+impl Lab {
+    /// Shows the ends of all logs, for a case that failed; copies everything to the folder that
+    /// `TOWPATH_KEEP` names.
+    pub fn show_logs(&self) {
         if let Some(kept) = std::env::var_os("TOWPATH_KEEP") {
             let copied = std::process::Command::new("cp")
                 .arg("-a")
                 .arg(self.folder.path())
                 .arg(&kept)
                 .status();
-            eprintln!("the lab's files were copied to {}: {copied:?}", kept.display());
+            eprintln!(
+                "the lab's files were copied to {}: {copied:?}",
+                kept.display()
+            );
         }
         for site in &self.sites {
             for log in [site.tunnel_log(), site.migrator_log()] {
                 eprintln!("--- {}\n{}", log.display(), tail(log, LOG_BYTES_SHOWN));
             }
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
         }
     }
 }

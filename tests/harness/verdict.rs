@@ -53,7 +53,9 @@ pub fn come_to_rest(
     };
     let beating = console.wait_for_more(BEATS_AFTER, BEATS_WAIT)?;
     if beating != place {
-        return Err(format!("{place:?} says it runs there, and it beats at {beating:?}"));
+        return Err(format!(
+            "{place:?} says it runs there, and it beats at {beating:?}"
+        ));
     }
     let verified = lab.site(place).verify(guest);
     match verified {
@@ -69,11 +71,18 @@ pub fn come_to_rest(
     }
     let left = lab.guest_processes(place.other(), guest);
     if !left.is_empty() {
-        return Err(format!("processes {left:?} of it are left at {:?}", place.other()));
+        return Err(format!(
+            "processes {left:?} of it are left at {:?}",
+            place.other()
+        ));
     }
     let mut moves = Vec::new();
     for place in Place::ALL {
-        moves.extend(lab.site(place).moves(guest).map_err(|why| format!("{why:?}"))?);
+        moves.extend(
+            lab.site(place)
+                .moves(guest)
+                .map_err(|why| format!("{why:?}"))?,
+        );
     }
     moves.retain(|view| view.role == Role::Source);
     Ok(Rest { place, moves })

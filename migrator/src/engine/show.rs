@@ -29,6 +29,7 @@ struct Standing {
     ownership: &'static str,
     process_id: Option<i32>,
     is_crashed: bool,
+    migration: Option<MigrationId>,
 }
 
 /// What was shown last, and from what.
@@ -54,7 +55,17 @@ impl Worker {
             ownership: ownership.record().state.name(),
             process_id: process.map(GuestProcess::process_id),
             is_crashed: self.ground.crash.is_some(),
+            migration: self.migration(),
         })
+    }
+
+    /// The move the guest is part of, also while it waits for another attempt.
+    fn migration(&self) -> Option<MigrationId> {
+        match &self.role {
+            Some(Role::Source(source)) => Some(source.order().id),
+            Some(Role::Target(target)) if !target.is_blank() => Some(target.setup().migration),
+            _ => self.retry.as_ref().map(|(_, order)| order.id),
+        }
     }
 
     /// Shows how the guest stands: at once if that has changed, else now and then.
@@ -85,7 +96,7 @@ impl Worker {
             Some(Role::Target(target)) => target.view(&self.ground),
             _ => None,
         };
-        let guest = self.guest_view(view.as_ref().map(|view| view.id));
+        let guest = self.guest_view(self.migration());
         let mut board = shared.board();
         if let Some(view) = view {
             board.show_move(view);

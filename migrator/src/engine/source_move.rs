@@ -49,6 +49,20 @@ pub(super) struct Order {
 }
 
 impl Order {
+    /// Whether another attempt may end better: the operator did not end it, and the two sides can
+    /// agree.
+    const fn is_worth_another(&self, fault: &Fault) -> bool {
+        let may_pass = matches!(
+            fault.code,
+            Code::ImageLost
+                | Code::Unreachable
+                | Code::Stalled
+                | Code::Conflict
+                | Code::RootMismatch
+        );
+        may_pass && self.attempts < ATTEMPT_COUNT_MAX
+    }
+
     fn policy(&self) -> Policy {
         Policy {
             mode: match self.request.mode {
@@ -81,7 +95,58 @@ impl Order {
             .map_err(|error| Fault::new(Code::Quarantine, format!("{MOVE_FILE}: {error}")))
     }
 
-    fn forget(ground: &Ground) {
+    /// The move before anything is known of it but the order.
+    pub(super) fn view(&self, ground: &Ground, phase: Phase) -> MigrationView {
+        MigrationView {
+            id: self.id,
+            guest: self.request.guest.clone(),
+            role: Role::Source,
+            from: ground.shared.host.site.clone(),
+            to: self.target.site.clone(),
+            mode: self.request.mode,
+            max_pause_ms: self.request.max_pause_ms,
+            rate: self.request.rate,
+            phase,
+            link: LinkState::Down,
+            blocked_ms: None,
+            attempts: self.attempts,
+            round: 0,
+            rounds: 0,
+            blocks_total: 0,
+            blocks_left: 0,
+            raw_bytes: 0,
+            wire_bytes: 0,
+            goodput_bytes_per_second: 0,
+            dirty_bytes_per_second: 0,
+            eta_ms: None,
+            predicted_pause_ms: None,
+            pause_reported_ms: None,
+            total_ms: unix_ms().saturating_sub(self.started_unix_ms),
+            demand_fetches: 0,
+            demand_p50_ms: None,
+            demand_p99_ms: None,
+            switch_reason: None,
+            decisions: Vec::new(),
+            error: None,
+            started_unix_ms: self.started_unix_ms,
+            finished_unix_ms: phase.is_finished().then(unix_ms),
+        }
+    }
+
+    /// The same when it is over before it came to another attempt.
+    pub(super) fn ended_view(&self, ground: &Ground, fault: &Fault) -> MigrationView {
+        let phase = if fault.code == Code::Cancelled {
+            Phase::Cancelled
+        } else {
+            Phase::Failed
+        };
+        MigrationView {
+            error: Some(ErrorView::from(fault)),
+            ..self.view(ground, phase)
+        }
+    }
+
+    pub(super) fn forget(ground: &Ground) {
         if let Some(folder) = &ground.folder
             && let Err(fault) = folder.remove(&file_name(MOVE_FILE))
         {
@@ -449,7 +514,7 @@ impl SourceMove {
             Outcome::Stuck(fault) => Ended::Stuck(self.machine.into_ownership(), fault),
             Outcome::Stayed(fault) => {
                 ground.close_link();
-                let again = is_worth_another(&fault) && self.order.attempts < ATTEMPT_COUNT_MAX;
+                let again = self.order.is_worth_another(&fault);
                 let order = again.then(|| Box::new(self.order.clone()));
                 if !again {
                     Order::forget(ground);
@@ -481,15 +546,6 @@ impl SourceMove {
             },
         });
         MigrationView {
-            id: self.order.id,
-            guest: self.machine.setup().name.clone(),
-            role: Role::Source,
-            from: ground.shared.host.site.clone(),
-            to: self.order.target.site.clone(),
-            mode: self.order.request.mode,
-            max_pause_ms: self.order.request.max_pause_ms,
-            rate: self.order.request.rate,
-            phase,
             link: if self.machine.is_link_up() {
                 LinkState::Up
             } else {
@@ -498,7 +554,6 @@ impl SourceMove {
             blocked_ms: is_held
                 .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
                 .flatten(),
-            attempts: self.order.attempts,
             round: progress.round_count,
             rounds: progress.round_count,
             blocks_total: progress.block_count,
@@ -510,18 +565,14 @@ impl SourceMove {
             eta_ms: progress.eta.map(milliseconds),
             predicted_pause_ms: progress.pause_predicted.map(milliseconds),
             pause_reported_ms: progress.pause_reported.map(milliseconds),
-            total_ms: unix_ms().saturating_sub(self.order.started_unix_ms),
             demand_fetches: progress.demand_count,
-            demand_p50_ms: None,
-            demand_p99_ms: None,
             switch_reason: self
                 .machine
                 .switch_reason()
                 .map(|reason| reason.as_str().to_owned()),
             decisions: decisions.collect(),
             error,
-            started_unix_ms: self.order.started_unix_ms,
-            finished_unix_ms: phase.is_finished().then(unix_ms),
+            ..self.order.view(ground, phase)
         }
     }
 
@@ -530,6 +581,9 @@ impl SourceMove {
             Some(Outcome::Moved) => (Phase::Done, None),
             Some(Outcome::Stayed(fault)) if fault.code == Code::Cancelled => {
                 (Phase::Cancelled, Some(ErrorView::from(fault)))
+            }
+            Some(Outcome::Stayed(fault)) if self.order.is_worth_another(fault) => {
+                (Phase::Preparing, Some(ErrorView::from(fault)))
             }
             Some(Outcome::Stayed(fault) | Outcome::Stuck(fault)) => {
                 (Phase::Failed, Some(ErrorView::from(fault)))
@@ -566,14 +620,6 @@ fn allocated(memory: &GuestMemory) -> Result<BlockSet, Fault> {
         from = run.end();
     }
     Ok(set)
-}
-
-/// Whether another attempt may end better: the operator did not end it, and the two sides can agree.
-const fn is_worth_another(fault: &Fault) -> bool {
-    matches!(
-        fault.code,
-        Code::ImageLost | Code::Unreachable | Code::Stalled | Code::Conflict | Code::RootMismatch
-    )
 }
 
 const fn decision_text(decision: &Decision) -> &'static str {

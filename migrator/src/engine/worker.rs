@@ -22,7 +22,7 @@ use super::shared::random_id;
 use super::show::{LOOK_INTERVAL, Shown};
 use super::source_move::{self, Order, SourceMove, thaw};
 use super::target_move::{self, TargetMove};
-use crate::api::VerifyView;
+use crate::api::{Phase, VerifyView};
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
 
 /// Chunks taken in before what follows from them is carried out and acknowledged together.
@@ -48,7 +48,8 @@ pub(super) struct Worker {
     pub(super) ground: Ground,
     /// Always there between two inputs.
     pub(super) role: Option<Role>,
-    retry: Option<(Instant, Box<Order>)>,
+    /// A move that waits for another attempt.
+    pub(super) retry: Option<(Instant, Box<Order>)>,
     pub(super) shown: Shown,
     pub(super) is_done: bool,
 }
@@ -108,7 +109,11 @@ impl Worker {
         }
         if matches!(ownership.record().state, State::Owned { .. }) {
             match Order::load(&self.ground) {
-                Ok(Some(order)) => self.retry = Some((now(), Box::new(order))),
+                Ok(Some(order)) => {
+                    let view = order.view(&self.ground, Phase::Preparing);
+                    self.ground.shared.board().show_move(view);
+                    self.retry = Some((now(), Box::new(order)));
+                }
                 Ok(None) => {}
                 Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
             }
@@ -264,11 +269,9 @@ impl Worker {
         }
         if self.retry.as_ref().is_some_and(|(at, _)| *at <= now())
             && let Some((_, order)) = self.retry.take()
+            && let Err(fault) = self.begin_move((*order).clone())
         {
-            let id = order.id;
-            if let Err(fault) = self.begin_move(*order) {
-                warn!(migration = %id, %fault, "no further attempt");
-            }
+            self.give_up(&order, &fault);
         }
     }
 
@@ -440,8 +443,18 @@ impl Worker {
         }
     }
 
+    /// Ends a move that waited for another attempt.
+    fn give_up(&mut self, order: &Order, fault: &Fault) {
+        info!(migration = %order.id, %fault, "no further attempt");
+        Order::forget(&self.ground);
+        let view = order.ended_view(&self.ground, fault);
+        self.ground.shared.board().show_move(view);
+    }
+
     fn begin_move(&mut self, mut order: Order) -> Result<(), Fault> {
-        self.retry = None;
+        if self.retry.is_some() {
+            return Err(Fault::new(Code::State, "the guest is part of another move"));
+        }
         if let Some(fault) = &self.ground.crash {
             let detail = format!("the guest does not run: {}", fault.detail);
             return Err(Fault::new(Code::State, detail));
@@ -484,7 +497,9 @@ impl Worker {
                 source.handle(&mut self.ground, source::Event::Cancel)
             }
             _ => {
-                if self.retry.take_if(|(_, order)| order.id == id).is_some() {
+                if let Some((_, order)) = self.retry.take_if(|(_, order)| order.id == id) {
+                    let fault = Fault::new(Code::Cancelled, "cancelled by the operator");
+                    self.give_up(&order, &fault);
                     return Ok(());
                 }
                 let detail = "only the source cancels a move, while it is under way";
