@@ -172,7 +172,7 @@ async fn t09_from_another_authority() {
     let folder = door.world.path("stranger");
     let stranger = Authority::init(&folder, &name("shop.example")).unwrap();
     let edge = "spiffe://shop.example/site/edge/host/box-1";
-    let host = towpath_protocol::identity::HostIdentity::from_uri(edge).unwrap();
+    let host = HostIdentity::from_uri(edge).unwrap();
     let validity = Validity::lasting(DAY, SystemTime::now());
     let files = stranger
         .issue(&host, validity, &door.world.path("s"))
@@ -446,7 +446,7 @@ async fn a_second_host_of_a_site_does_not_push_the_first_one_out() {
     let pair = Pair::start().await;
     let validity = Validity::lasting(DAY, SystemTime::now());
     let uri = "spiffe://shop.example/site/edge/host/box-2";
-    let host = towpath_protocol::identity::HostIdentity::from_uri(uri).unwrap();
+    let host = HostIdentity::from_uri(uri).unwrap();
     let files = pair
         .world
         .authority
