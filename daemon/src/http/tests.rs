@@ -155,7 +155,7 @@ async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
     .await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn l05_a_slow_header_is_cut_off() {
     with_server(async |client, _| {
         let answer = raw(client.socket(), "GET /v HT").await;
