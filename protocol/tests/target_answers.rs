@@ -235,7 +235,9 @@ fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
     hear(&mut running, Message::Commit(Epoch(2), root))
         .0
         .expect("taken");
-    feed(&mut running, Event::GuestRuns).0.expect("runs");
+    feed(&mut running, Event::GuestRuns { at: Instant::ZERO })
+        .0
+        .expect("runs");
     let nonsense = || {
         let (epoch, root) = (Epoch(9), Root([9; 32]));
         [

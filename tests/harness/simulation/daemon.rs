@@ -1,8 +1,11 @@
 //! A host's daemon: takes in one thing after the other and carries out what its machine orders.
 
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{HEADER_BYTES, Header};
 use towpath_protocol::identity::{AttemptId, MigrationId};
-use towpath_protocol::message::{self, ChunkHeader, Codec, KIND_CHUNK, Lane, Message, SpaceInfo};
+use towpath_protocol::message::{
+    self, ChunkHeader, Codec, KIND_CHUNK, Lane, Message, Reason, SpaceInfo,
+};
 use towpath_protocol::ownership::{self, Ownership, Record, State};
 use towpath_protocol::plan::Policy;
 use towpath_protocol::source::{self, Source};
@@ -164,6 +167,8 @@ impl World {
         here.packs.clear();
         here.pack_generation += 1;
         here.next_sequence = 1;
+        here.capped = None;
+        here.connect_again_at = 0;
         here.chunks.clear();
     }
 
@@ -268,14 +273,34 @@ impl World {
             return;
         }
         if !self.accept(host, attempt) {
-            let delay = self.link.latency;
-            return self.break_session(session, from, delay);
+            return self.refuse_lanes(host, session);
         }
         if self.hosts[host].session.is_some() {
             self.feed_target(host, target::Event::LinkDown);
         }
         self.hosts[host].session = Some(session);
         self.feed_target(host, target::Event::LinkUp);
+    }
+
+    /// This host is a source itself: the lanes are refused politely and closed.
+    fn refuse_lanes(&mut self, host: usize, session: u64) {
+        let busy = Fault::new(Code::Busy, "the guest is part of another move here");
+        let mut bytes = Vec::new();
+        Message::Refused(Reason::from(&busy)).encode(&mut bytes);
+        let (now, random, lane) = (self.now, &mut self.random, Lane::Control);
+        let size = bytes.len() as u64;
+        if let Some(at) = self.link.send(session, host, lane, size, now, random) {
+            let frame = Happening::Frame {
+                session,
+                to: 1 - host,
+                lane,
+                bytes,
+            };
+            self.agenda
+                .add(at.max(now + self.link.latency * 2 + 1), frame);
+        }
+        let delay = self.link.latency * 2;
+        self.break_session(session, 1 - host, delay + MILLISECOND);
     }
 
     /// Makes sure that a target machine serves an attempt; false where this host is a source itself.
@@ -401,7 +426,10 @@ impl World {
             State::Owned { missing_from, .. } => missing_from.is_some(),
             State::Relinquished { .. } => {
                 let setup = files.source.expect("saved before the offer");
-                let source = Source::recover(setup, law, now).expect("relinquished");
+                let mut source = Source::recover(setup, law, now).expect("relinquished");
+                if guest.is_none() {
+                    drop(source.handle(source::Event::GuestGone, now));
+                }
                 return Engine::Source(Box::new(source));
             }
             _ => false,

@@ -82,7 +82,7 @@ impl Scenario {
         let policy = Policy {
             mode,
             pause_max: Duration::from_millis(random.between(30, 400)),
-            bytes_per_second_max: has_cap.then(|| random.between(1 << 20, 16 << 20)),
+            bytes_per_second_max: has_cap.then(|| random.between(1 << 17, 1 << 23)),
         };
         let quiet_at = random.between(SECOND / 2, 12 * SECOND);
         let mishap_count = if random.chance(20) {

@@ -1,16 +1,19 @@
 //! What a source's machine orders, done to the simulated guest and link.
 
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::message::{ChunkHeader, Codec, Lane, ZERO_CHUNK_DIGEST};
+use towpath_protocol::message::{CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, Lane, ZERO_CHUNK_DIGEST};
 use towpath_protocol::source::{Action, ChunkOrder, Event, FREEZE_DEADLINE, Outcome};
-use towpath_protocol::space::{BlockRun, BlockSet};
+use towpath_protocol::space::{BlockRun, BlockSet, block_count_of};
 
-use super::guest::{Doing, size};
+use super::guest::{Doing, Guest, size};
 use super::link::{MILLISECOND, Nanos, SECOND};
 use super::world::{Engine, Happening, Input, World};
 
 /// A pause before the commit may exceed its deadline by what a journal write and a tick cost.
 const FREEZE_SLACK: Nanos = 50 * MILLISECOND;
+
+/// The shortest wait between two attempts to open lanes.
+const RECONNECT_NANOS_MIN: Nanos = 50 * MILLISECOND;
 
 impl World {
     pub(super) fn carry_out_source(&mut self, host: usize, action: Action) -> Nanos {
@@ -27,9 +30,10 @@ impl World {
             }
             Action::StartTracking => self.start_tracking(host),
             Action::Harvest => {
+                let delay = self.random.pick(&[50_000, 50_000, 30 * MILLISECOND]);
                 let guest = self.hosts[host].guest.as_mut();
-                if let Some(dirty) = guest.map(super::guest::Guest::harvest) {
-                    self.report(host, MILLISECOND / 20, Event::Harvested(dirty));
+                if let Some(dirty) = guest.map(Guest::harvest) {
+                    self.report(host, delay, Event::Harvested(dirty));
                 }
             }
             Action::Freeze => {
@@ -37,7 +41,8 @@ impl World {
                     guest.doing = Doing::Frozen;
                     self.hosts[host].frozen_at = Some(self.now);
                     let delay = self.random.between(10_000, MILLISECOND);
-                    self.report(host, delay, Event::Frozen);
+                    let at = self.instant() + std::time::Duration::from_nanos(delay);
+                    self.report(host, delay, Event::Frozen { at });
                 }
             }
             Action::SaveState => {
@@ -67,10 +72,13 @@ impl World {
         0
     }
 
-    /// Reports to the machine that runs now, later.
+    /// Reports to the machine that runs now, later, and in the order of the actions: they go to one
+    /// guest process over one socket.
     fn report(&mut self, host: usize, delay: Nanos, event: Event) {
         let number = self.hosts[host].engine_number;
-        self.tell_later(host, delay, Input::Source(number, event));
+        let at = (self.now + delay).max(self.hosts[host].reported_at);
+        self.hosts[host].reported_at = at;
+        self.tell_later(host, at - self.now, Input::Source(number, event));
     }
 
     fn start_tracking(&mut self, host: usize) {
@@ -98,6 +106,11 @@ impl World {
             return;
         };
         let attempt = source.setup().attempt.0;
+        let again_at = self.hosts[host].connect_again_at;
+        self.hosts[host].connect_again_at = self.now + RECONNECT_NANOS_MIN;
+        if again_at > self.now {
+            self.violate("lanes are opened again and again without a wait");
+        }
         let is_open = self.link.is_open(self.now);
         if let Some(old) = self.hosts[host].session.take() {
             self.link.close(old);
@@ -140,9 +153,35 @@ impl World {
             let runs = order.runs.clone();
             return self.pack(host, &order, runs);
         }
+        self.check_cap(host, &order);
         self.hosts[host].packs.push_back(order);
         if self.hosts[host].packs.len() == 1 {
             self.plan_packing(host);
+        }
+    }
+
+    /// The move's own rate holds from its first chunk on, but for one chunk.
+    fn check_cap(&mut self, host: usize, order: &ChunkOrder) {
+        let Engine::Source(source) = &self.hosts[host].engine else {
+            return;
+        };
+        let Some(cap) = source.setup().policy.bytes_per_second_max else {
+            return;
+        };
+        if order.is_zero {
+            return;
+        }
+        let block_bytes = u64::from(self.scenario.spaces[usize::from(order.space.0)].0);
+        let now = self.now;
+        let here = &mut self.hosts[host];
+        let (since, bytes) = here.capped.get_or_insert((now, 0));
+        *bytes += block_count_of(&order.runs) * block_bytes;
+        let allowed = cap * (now - *since) / SECOND + u64::from(CHUNK_RAW_BYTES_MAX);
+        if *bytes > allowed + cap / 1_000 {
+            let bytes = *bytes;
+            self.violate(&format!(
+                "{bytes} bytes were ordered where {allowed} are allowed"
+            ));
         }
     }
 

@@ -50,7 +50,8 @@ impl World {
             }
             Action::Run(epoch) => {
                 self.run_guest(host, epoch);
-                self.report_to_target(host, MILLISECOND / 5, Event::GuestRuns);
+                let at = self.instant();
+                self.report_to_target(host, MILLISECOND / 5, Event::GuestRuns { at });
             }
             Action::WakeFaults => self.wake_faults(host),
             Action::DisarmMissing => self.disarm(host),

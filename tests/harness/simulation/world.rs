@@ -136,6 +136,12 @@ pub(super) struct Host {
     pub(super) chunks: BTreeMap<u64, Option<Vec<Content>>>,
     pub(super) next_token: u64,
     pub(super) frozen_at: Option<Nanos>,
+    /// Under a move's own cap: since when, and how many bytes were ordered.
+    pub(super) capped: Option<(Nanos, u64)>,
+    /// Before that, lanes are not opened again.
+    pub(super) connect_again_at: Nanos,
+    /// When the guest process has answered all it was asked.
+    pub(super) reported_at: Nanos,
 }
 
 /// What a run was like, for the summary over all seeds.
@@ -337,7 +343,12 @@ impl World {
                 host,
                 are_open,
             } => {
-                if !matches!(self.hosts[host].engine, Engine::Down) {
+                let is_known = self.link.session(session).is_some();
+                if are_open && !is_known {
+                    // Broken before it was open: whoever waits for it is told so.
+                    let number = self.hosts[host].engine_number;
+                    self.tell(host, Input::Unreachable(number));
+                } else if !matches!(self.hosts[host].engine, Engine::Down) {
                     self.tell(host, Input::Lanes(session, are_open));
                 } else if are_open {
                     let delay = self.link.latency;
@@ -403,6 +414,9 @@ impl Host {
             chunks: BTreeMap::new(),
             next_token: 0,
             frozen_at: None,
+            capped: None,
+            connect_again_at: 0,
+            reported_at: 0,
         }
     }
 }
