@@ -11,6 +11,7 @@ use towpath_protocol::guest_api::Region;
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use zerocopy::IntoBytes;
 
 use crate::pattern::PAGE_BYTES;
 
@@ -147,22 +148,19 @@ impl Memory {
             .expect("the machine writes inside its memory");
     }
 
-    /// Writes words to guest memory, each in one store.
+    /// Writes words to guest memory.
     pub(crate) fn write_words(&self, offset: u64, words: &[u64]) {
-        let offset = usize::try_from(offset).expect("an offset in memory that is mapped");
-        self.region
-            .get_slice(offset, size_of_val(words))
-            .expect("the machine writes inside its memory")
-            .copy_from(words);
+        // As bytes: word by word vm-memory is several times slower.
+        self.write(offset, words.as_bytes());
     }
 
     /// Reads words of guest memory.
     pub(crate) fn read_words(&self, offset: u64, words: &mut [u64]) {
         let offset = usize::try_from(offset).expect("an offset in memory that is mapped");
         self.region
-            .get_slice(offset, size_of_val(words))
-            .expect("the machine reads inside its memory")
-            .copy_to(words);
+            .as_volatile_slice()
+            .read_slice(words.as_mut_bytes(), offset)
+            .expect("the machine reads inside its memory");
     }
 }
 

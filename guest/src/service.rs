@@ -165,8 +165,26 @@ impl Service {
             Request::Run { epoch } => self.run(epoch)?,
             // The server ends the process once the answer is out.
             Request::Quit => Response::Done,
+            Request::Verify => self.verify()?,
         };
         Ok(response.into())
+    }
+
+    fn verify(&self) -> Result<Response, Fault> {
+        if self.phase != Phase::Paused {
+            return Err(unexpected("only a paused guest stands still for a check"));
+        }
+        match crate::verify::verify(self.memory.file(), &self.describe()) {
+            Ok(verified) => Ok(Response::Verified {
+                page_count: verified.page_count,
+                mismatch: None,
+            }),
+            Err(fault) if fault.code == Code::RootMismatch => Ok(Response::Verified {
+                page_count: 0,
+                mismatch: Some(Reason::from(&fault).detail),
+            }),
+            Err(fault) => Err(fault),
+        }
     }
 
     fn describe(&self) -> Description {

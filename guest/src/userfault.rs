@@ -260,6 +260,18 @@ impl WriteTracker {
     }
 }
 
+impl Drop for WriteTracker {
+    fn drop(&mut self) {
+        let Registration { start, bytes, .. } = self.registration;
+        let length = usize::try_from(bytes).expect("a mapping's length");
+        // SAFETY: unlocks pages of a mapping that is ours; content stays.
+        let unlocked = unsafe { rustix::mm::munlock(start as *mut core::ffi::c_void, length) };
+        if let Err(error) = unlocked {
+            tracing::debug!(%error, "memory stays locked");
+        }
+    }
+}
+
 fn scan_pages(page_map: &File, scan: &mut ScanArgument) -> Result<usize, Fault> {
     let argument: *mut ScanArgument = scan;
     let file = std::os::fd::AsRawFd::as_raw_fd(page_map);

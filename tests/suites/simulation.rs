@@ -10,7 +10,7 @@ use towpath_tests::simulation::{self, Failure, Summary};
 const SEED_COUNT: u64 = 10_000;
 
 /// Lines of the trace that are shown of a failure.
-const TRACE_LINES_SHOWN: usize = 120;
+const TRACE_LINES_SHOWN: usize = 4_000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

@@ -20,6 +20,7 @@ use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble};
 use towpath_protocol::fault::Code;
 use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
@@ -331,7 +332,12 @@ async fn first_words_that_are_no_join_end_the_connection() {
 
     let wrong = door.connect(client.clone()).await.unwrap();
     let (mut send, _recv) = wrong.open_bi().await.unwrap();
-    send.write_all(&Preamble::Opened.encode()).await.unwrap();
+    let opened = Preamble::Opened(HostIdentity {
+        trust_domain: "test".parse().unwrap(),
+        site: "edge".parse().unwrap(),
+        host: "box".parse().unwrap(),
+    });
+    send.write_all(&opened.encode()).await.unwrap();
     closed_with(&wrong, "Opened on a new connection").await;
 
     let noise = door.connect(client.clone()).await.unwrap();

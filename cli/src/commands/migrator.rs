@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Subcommand;
 use towpath_daemon::config;
 use towpath_migrator::config::Config;
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::Fault;
 
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
@@ -21,17 +21,12 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
     let config = Config::load(&options.config)?;
-    daemon::run(&options, config.log.clone(), || serve(config))
+    daemon::run(&options, config.log.clone(), || {
+        towpath_migrator::run(config)
+    })
 }
 
 /// Checks the text of a migrator's configuration file.
 pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
     config::check::<Config>(file, text).map(|_| ())
-}
-
-#[allow(clippy::needless_pass_by_value, reason = "the engine takes it")]
-fn serve(config: Config) -> Result<(), Fault> {
-    let host = config.identity();
-    let detail = format!("this build has no migration engine for {host}");
-    Err(Fault::new(Code::State, detail))
 }

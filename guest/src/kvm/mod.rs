@@ -260,3 +260,6 @@ impl Engine for KvmGuest {
         self.runner.end(|| self.kick());
     }
 }
+
+#[cfg(test)]
+mod tests;

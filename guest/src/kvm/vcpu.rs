@@ -160,7 +160,7 @@ impl Vcpu {
 
     /// Lets KVM finish the device access it last came out for, without running the guest on: until then
     /// the answer is in neither the registers nor the devices.
-    fn finish_device_access(&mut self, runner: &Runner) -> Result<(), Outcome> {
+    pub(super) fn finish_device_access(&mut self, runner: &Runner) -> Result<(), Outcome> {
         for _ in 0..PENDING_COUNT_MAX {
             self.fd.set_kvm_immediate_exit(1);
             let step = self.step(runner);
@@ -200,6 +200,12 @@ impl Vcpu {
         // A kick that comes before this line is not lost: the stop it announces was asked for before.
         self.fd.set_kvm_immediate_exit(0);
         step
+    }
+
+    /// Runs to the next device access; false if the guest ended there.
+    #[cfg(test)]
+    pub(super) fn step_once(&mut self, runner: &Runner) -> bool {
+        matches!(self.step(runner), Step::Go)
     }
 
     fn outcome(&self, code: u32) -> Outcome {

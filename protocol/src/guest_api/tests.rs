@@ -73,6 +73,7 @@ fn requests() -> Vec<Request> {
         Request::DisarmMissing,
         Request::Run { epoch: Epoch(1) },
         Request::Quit,
+        Request::Verify,
     ]
 }
 

@@ -367,7 +367,7 @@ impl Target {
         self.own(ownership::Event::ImageReady { root: end.root })
     }
 
-    pub(super) fn guest_runs(&mut self, now: Instant) -> Result<(), Fault> {
+    pub(super) fn guest_runs(&mut self, at: Instant) -> Result<(), Fault> {
         if matches!(self.phase, Phase::Running) {
             return Ok(());
         }
@@ -378,7 +378,7 @@ impl Target {
         self.missing = std::mem::take(&mut self.paused).missing;
         self.present = Vec::new();
         self.phase = Phase::Running;
-        let delay = now.since(self.commit_heard_at).as_micros();
+        let delay = at.since(self.commit_heard_at).as_micros();
         self.run_delay_us = u64::try_from(delay).unwrap_or(u64::MAX);
         self.awaits_run = false;
         self.follow_the_law();

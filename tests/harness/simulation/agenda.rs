@@ -7,7 +7,7 @@ use super::link::Nanos;
 
 /// Things to happen, earliest first, and first come first where the time is the same.
 #[derive(Debug)]
-pub struct Agenda<T> {
+pub(super) struct Agenda<T> {
     order: BinaryHeap<Reverse<(Nanos, u64)>>,
     things: BTreeMap<u64, T>,
     next: u64,
@@ -25,14 +25,14 @@ impl<T> Default for Agenda<T> {
 
 impl<T> Agenda<T> {
     /// Notes that a thing happens at a time.
-    pub fn add(&mut self, at: Nanos, thing: T) {
+    pub(super) fn add(&mut self, at: Nanos, thing: T) {
         self.order.push(Reverse((at, self.next)));
         self.things.insert(self.next, thing);
         self.next += 1;
     }
 
     /// Takes the next thing out.
-    pub fn next(&mut self) -> Option<(Nanos, T)> {
+    pub(super) fn next(&mut self) -> Option<(Nanos, T)> {
         let Reverse((at, number)) = self.order.pop()?;
         let thing = self.things.remove(&number);
         thing.map(|thing| (at, thing))

@@ -1,8 +1,11 @@
 //! A host's daemon: takes in one thing after the other and carries out what its machine orders.
 
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{HEADER_BYTES, Header};
 use towpath_protocol::identity::{AttemptId, MigrationId};
-use towpath_protocol::message::{self, ChunkHeader, Codec, KIND_CHUNK, Lane, Message, SpaceInfo};
+use towpath_protocol::message::{
+    self, ChunkHeader, Codec, KIND_CHUNK, Lane, Message, Reason, SpaceInfo,
+};
 use towpath_protocol::ownership::{self, Ownership, Record, State};
 use towpath_protocol::plan::Policy;
 use towpath_protocol::source::{self, Source};
@@ -18,7 +21,7 @@ const TURN_COUNT_MAX: usize = 100_000;
 
 /// An action of whichever machine the daemon runs.
 #[derive(Debug)]
-pub enum Action {
+pub(super) enum Action {
     Law(ownership::Action),
     Source(source::Action),
     Target(target::Action),
@@ -26,7 +29,7 @@ pub enum Action {
 
 impl World {
     /// Lets a daemon do what it can do now.
-    pub fn run_daemon(&mut self, host: usize) {
+    pub(super) fn run_daemon(&mut self, host: usize) {
         for _ in 0..TURN_COUNT_MAX {
             if self.violation.is_some() || self.hosts[host].busy_until > self.now {
                 return;
@@ -88,7 +91,7 @@ impl World {
             Input::Source(engine, event) if engine == number => self.feed_source(host, event),
             Input::Target(engine, event) if engine == number => self.feed_target(host, event),
             Input::Source(..) | Input::Target(..) => {}
-            Input::Packed(engine, generation) => {
+            Input::Pack(engine, generation) => {
                 if engine == number && generation == self.hosts[host].pack_generation {
                     self.pack_next(host);
                 }
@@ -124,8 +127,9 @@ impl World {
         let Engine::Source(source) = &mut self.hosts[host].engine else {
             return;
         };
-        let is_quiet = matches!(event, source::Event::Tick | source::Event::Encoded { .. });
+        let is_quiet = matches!(event, source::Event::Tick | source::Event::Packed { .. });
         let shown = (self.is_tracing && !is_quiet).then(|| brief(&event));
+        let before = source.stage();
         let result = source.handle(event, now);
         let stage = source.stage();
         if let Some(shown) = shown {
@@ -133,6 +137,9 @@ impl World {
         }
         if let Err(fault) = result {
             self.note(host, || format!("source fault: {fault}"));
+        }
+        if stage != before {
+            self.strike(stage);
         }
     }
 
@@ -159,6 +166,9 @@ impl World {
         here.engine_number = number;
         here.packs.clear();
         here.pack_generation += 1;
+        here.next_sequence = 1;
+        here.capped = None;
+        here.connect_again_at = 0;
         here.chunks.clear();
     }
 
@@ -166,7 +176,7 @@ impl World {
     pub(super) fn take_law(&mut self, host: usize) -> Option<Ownership> {
         let engine = std::mem::replace(&mut self.hosts[host].engine, Engine::Down);
         let law = match engine {
-            Engine::Idle(ownership) => ownership,
+            Engine::Idle(ownership) => *ownership,
             Engine::Source(source) => source.into_ownership(),
             Engine::Target(target) => target.into_ownership(),
             Engine::Down => return None,
@@ -262,13 +272,35 @@ impl World {
             }
             return;
         }
-        if self.accept(host, attempt) {
-            if self.hosts[host].session.is_some() {
-                self.feed_target(host, target::Event::LinkDown);
-            }
-            self.hosts[host].session = Some(session);
-            self.feed_target(host, target::Event::LinkUp);
+        if !self.accept(host, attempt) {
+            return self.refuse_lanes(host, session);
         }
+        if self.hosts[host].session.is_some() {
+            self.feed_target(host, target::Event::LinkDown);
+        }
+        self.hosts[host].session = Some(session);
+        self.feed_target(host, target::Event::LinkUp);
+    }
+
+    /// This host is a source itself: the lanes are refused politely and closed.
+    fn refuse_lanes(&mut self, host: usize, session: u64) {
+        let busy = Fault::new(Code::Busy, "the guest is part of another move here");
+        let mut bytes = Vec::new();
+        Message::Refused(Reason::from(&busy)).encode(&mut bytes);
+        let (now, random, lane) = (self.now, &mut self.random, Lane::Control);
+        let size = bytes.len() as u64;
+        if let Some(at) = self.link.send(session, host, lane, size, now, random) {
+            let frame = Happening::Frame {
+                session,
+                to: 1 - host,
+                lane,
+                bytes,
+            };
+            self.agenda
+                .add(at.max(now + self.link.latency * 2 + 1), frame);
+        }
+        let delay = self.link.latency * 2;
+        self.break_session(session, 1 - host, delay + MILLISECOND);
     }
 
     /// Makes sure that a target machine serves an attempt; false where this host is a source itself.
@@ -327,7 +359,7 @@ impl World {
             Ok(source) => self.set_engine(host, Engine::Source(Box::new(source))),
             Err(fault) => {
                 self.note(host, || format!("cannot offer: {fault}"));
-                self.set_engine(host, Engine::Idle(law));
+                self.set_engine(host, Engine::Idle(Box::new(law)));
             }
         }
     }
@@ -340,10 +372,13 @@ impl World {
         }
     }
 
-    pub(super) fn persist(&mut self, host: usize, record: Record) -> Nanos {
+    pub(super) fn persist(&mut self, host: usize, record: &Record) -> Nanos {
         self.note(host, || format!("persist {:?}", record.state));
         if record.high_water < self.hosts[host].journal.high_water {
             self.violate("the high-water mark fell");
+        }
+        if matches!(record.state, State::Relinquished { .. }) {
+            self.check_pause(host);
         }
         self.hosts[host].journal = Record::decode(&record.encode()).expect("our own record");
         self.check_owner();
@@ -353,7 +388,7 @@ impl World {
     fn carry_out_law(&mut self, host: usize, action: ownership::Action) -> Nanos {
         self.note(host, || format!("law: {action:?}"));
         match action {
-            ownership::Action::Persist(record) => return self.persist(host, record),
+            ownership::Action::Persist(record) => return self.persist(host, &record),
             ownership::Action::Run { epoch } => self.run_guest(host, epoch),
             ownership::Action::Thaw => self.thaw(host),
             ownership::Action::DiscardImage => self.discard_image(host),
@@ -391,7 +426,10 @@ impl World {
             State::Owned { missing_from, .. } => missing_from.is_some(),
             State::Relinquished { .. } => {
                 let setup = files.source.expect("saved before the offer");
-                let source = Source::recover(setup, law, now).expect("relinquished");
+                let mut source = Source::recover(setup, law, now).expect("relinquished");
+                if guest.is_none() {
+                    drop(source.handle(source::Event::GuestGone, now));
+                }
                 return Engine::Source(Box::new(source));
             }
             _ => false,
@@ -407,13 +445,13 @@ impl World {
             if let Some(event) = lost {
                 law.handle(event).expect("the state takes it");
             }
-            return Engine::Idle(law);
+            return Engine::Idle(Box::new(law));
         }
         let (Some(setup), Some(prepare), Some(position)) =
             (files.target, files.prepare, files.position)
         else {
             self.violate("a guest is being received of which nothing was saved");
-            return Engine::Idle(law);
+            return Engine::Idle(Box::new(law));
         };
         let remains = Remains {
             prepare,

@@ -7,37 +7,37 @@ use towpath_protocol::message::Lane;
 use super::random::Random;
 
 /// Nanoseconds of virtual time.
-pub type Nanos = u64;
+pub(super) type Nanos = u64;
 
 /// A millisecond.
-pub const MILLISECOND: Nanos = 1_000_000;
+pub(super) const MILLISECOND: Nanos = 1_000_000;
 
 /// A second.
-pub const SECOND: Nanos = 1_000 * MILLISECOND;
+pub(super) const SECOND: Nanos = 1_000 * MILLISECOND;
 
 /// Four lanes, opened together; both ends know them by number.
 #[derive(Debug, Clone)]
-pub struct Session {
+pub(super) struct Session {
     /// The host that opened it: the source.
-    pub from: usize,
+    pub(super) from: usize,
     /// The attempt it serves.
-    pub attempt: u128,
+    pub(super) attempt: u128,
     /// What is sent from this host gets nowhere any more.
-    pub is_deaf: [bool; 2],
+    pub(super) is_deaf: [bool; 2],
     last_arrival: BTreeMap<(usize, Lane), Nanos>,
 }
 
 /// The link and all its sessions.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub(super) struct Link {
     /// One way.
-    pub latency: Nanos,
+    pub(super) latency: Nanos,
     /// Each way.
-    pub bytes_per_second: u64,
+    pub(super) bytes_per_second: u64,
     /// What is sent from this host waits until then, or breaks its session.
-    pub cut_until: [Nanos; 2],
+    pub(super) cut_until: [Nanos; 2],
     /// Whether streams outlive the cut that is on.
-    pub is_bridged: bool,
+    pub(super) is_bridged: bool,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     /// When the last byte of each class left, per direction.
@@ -47,7 +47,7 @@ pub struct Link {
 impl Link {
     /// A link with nothing on it.
     #[must_use]
-    pub const fn new(latency: Nanos, bytes_per_second: u64) -> Self {
+    pub(super) const fn new(latency: Nanos, bytes_per_second: u64) -> Self {
         Self {
             latency,
             bytes_per_second,
@@ -61,12 +61,12 @@ impl Link {
 
     /// Whether bytes pass in both directions.
     #[must_use]
-    pub fn is_open(&self, now: Nanos) -> bool {
+    pub(super) fn is_open(&self, now: Nanos) -> bool {
         self.cut_until.iter().all(|until| *until <= now)
     }
 
     /// Opens a session.
-    pub fn open(&mut self, from: usize, attempt: u128) -> u64 {
+    pub(super) fn open(&mut self, from: usize, attempt: u128) -> u64 {
         let number = self.next_session;
         self.next_session += 1;
         let session = Session {
@@ -81,17 +81,17 @@ impl Link {
 
     /// A session that was not closed.
     #[must_use]
-    pub fn session(&self, number: u64) -> Option<&Session> {
+    pub(super) fn session(&self, number: u64) -> Option<&Session> {
         self.sessions.get(&number)
     }
 
     /// Ends a session: nothing of it arrives any more.
-    pub fn close(&mut self, number: u64) {
+    pub(super) fn close(&mut self, number: u64) {
         self.sessions.remove(&number);
     }
 
     /// Cuts one or both directions. Sessions break where the cut is not bridged.
-    pub fn cut(&mut self, directions: [bool; 2], until: Nanos, is_bridged: bool) {
+    pub(super) fn cut(&mut self, directions: [bool; 2], until: Nanos, is_bridged: bool) {
         self.is_bridged = is_bridged;
         for host in (0..2).filter(|host| directions[*host]) {
             self.cut_until[host] = until;
@@ -103,7 +103,7 @@ impl Link {
     }
 
     /// When a frame arrives at the other host; `None` if it never does.
-    pub fn send(
+    pub(super) fn send(
         &mut self,
         number: u64,
         from: usize,

@@ -51,8 +51,7 @@ pub fn run(seed: u64, is_tracing: bool) -> Result<Summary, Failure> {
     let scenario = world.scenario.clone();
     world.note(usize::MAX, || format!("{scenario:?}"));
     while world.violation.is_none() {
-        let is_over = world.is_settled() && (!world.scenario.has_return || world.goal == 0);
-        if is_over && world.is_quiet() {
+        if world.is_settled() && world.is_quiet() {
             break;
         }
         if world.now > deadline || world.summary.happening_count > HAPPENING_COUNT_MAX {

@@ -3,11 +3,11 @@
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::ownership::{self, State};
 use towpath_protocol::plan::{Mode, Policy};
-use towpath_protocol::source::{self, Source};
+use towpath_protocol::source;
 use towpath_protocol::target;
 
 use super::link::{MILLISECOND, Nanos, SECOND};
-use super::scenario::Mishap;
+use super::scenario::{Mishap, draw_mishap};
 use super::world::{Engine, Happening, Input, World};
 
 /// How often the operator looks.
@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    fn break_session(&mut self, session: u64, host: usize, delay: Nanos) {
+    pub(super) fn break_session(&mut self, session: u64, host: usize, delay: Nanos) {
         let are_open = false;
         let broken = Happening::Lanes {
             session,
@@ -95,6 +95,22 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A move has entered a stage: something may go wrong right there.
+    pub(super) fn strike(&mut self, stage: source::Stage) {
+        let is_delicate = matches!(
+            stage,
+            source::Stage::Switching | source::Stage::Committed | source::Stage::Serving
+        );
+        if !is_delicate || self.strikes_left == 0 || self.is_quiet() || self.random.chance(40) {
+            return;
+        }
+        self.strikes_left -= 1;
+        let mishap = draw_mishap(&mut self.random);
+        let span = self.random.pick(&[1, 4, 40]) * (self.link.latency + MILLISECOND) / 4;
+        let at = (self.now + self.random.below(span)).min(self.scenario.quiet_at);
+        self.agenda.add(at, Happening::Mishap(mishap));
     }
 
     fn cut(&mut self, directions: [bool; 2], span: Nanos, is_bridged: bool) {
@@ -132,12 +148,13 @@ impl World {
     pub(super) fn operate(&mut self) {
         if self.is_quiet() {
             self.link.bytes_per_second = self.scenario.bytes_per_second;
+            self.end_endless_moves();
         }
         for host in 0..2 {
             self.care_for(host);
         }
-        if self.is_settled() && self.scenario.has_return {
-            self.goal = 0;
+        if self.is_settled() && self.scenario.has_return && !self.is_quiet() {
+            self.goal = 1 - self.goal;
         }
         let from = 1 - self.goal;
         if self.is_movable(from) && self.random.chance(70) {
@@ -155,36 +172,33 @@ impl World {
             .add(self.now + LOOK_INTERVAL, Happening::Operate);
     }
 
-    /// Restarts what ended without a decision.
-    fn care_for(&mut self, host: usize) {
-        let state = self.hosts[host].journal.state.clone();
-        let has_guest = self.hosts[host].guest.is_some();
-        let is_idle = matches!(self.hosts[host].engine, Engine::Idle(_));
-        match state {
-            State::Relinquished { .. } if is_idle => self.take_up(host),
-            State::Owned { missing_from, .. } => {
-                let source_has_it = self.hosts[1 - host].guest.is_some();
-                let is_lost = missing_from.is_some() && !source_has_it;
-                let is_dead = !has_guest && !matches!(self.hosts[host].engine, Engine::Down);
-                let is_stopped = missing_from.is_some() && is_idle;
-                if is_lost || is_dead || is_stopped {
-                    self.tell(host, Input::Boot);
-                }
+    /// A move by pre-copy alone may go on for as many rounds as it is allowed: minutes on a slow link.
+    fn end_endless_moves(&mut self) {
+        for host in 0..2 {
+            let is_endless = match &self.hosts[host].engine {
+                Engine::Source(source) => source.setup().policy.mode == Mode::Pre,
+                _ => false,
+            };
+            if is_endless {
+                self.tell(host, Input::Cancel);
             }
-            _ => {}
         }
     }
 
-    fn take_up(&mut self, host: usize) {
-        let law = self.take_law(host).expect("an idle engine has the law");
-        let setup = self.hosts[host]
-            .files
-            .source
-            .clone()
-            .expect("saved before the offer");
-        let source = Source::recover(setup, law, self.instant()).expect("relinquished");
-        self.set_engine(host, Engine::Source(Box::new(source)));
-        self.run_daemon(host);
+    /// Boots a guest that cannot go on where it is owned.
+    fn care_for(&mut self, host: usize) {
+        let State::Owned { missing_from, .. } = &self.hosts[host].journal.state else {
+            return;
+        };
+        let misses_blocks = missing_from.is_some();
+        let source_has_it = self.hosts[1 - host].guest.is_some();
+        let is_up = !matches!(self.hosts[host].engine, Engine::Down);
+        let is_idle = matches!(self.hosts[host].engine, Engine::Idle(_));
+        let is_lost = misses_blocks && (!source_has_it || is_idle);
+        let is_dead = self.hosts[host].guest.is_none() && is_up;
+        if is_lost || is_dead {
+            self.tell(host, Input::Boot);
+        }
     }
 
     /// What is missing cannot come any more, or the process died: the guest boots where it is owned.
@@ -211,13 +225,14 @@ impl World {
         if let Err(fault) = law.handle(ownership::Event::ImageComplete) {
             self.note(host, || format!("{fault}"));
         }
-        self.set_engine(host, Engine::Idle(law));
+        self.set_engine(host, Engine::Idle(Box::new(law)));
     }
 
     fn is_movable(&self, host: usize) -> bool {
         let is_free = match &self.hosts[host].engine {
             Engine::Idle(_) => true,
-            Engine::Target(target) => target.stage() == target::Stage::Over,
+            // It has taken the guest, or only repeats what was decided.
+            Engine::Target(target) => target.ownership().is_idle(),
             Engine::Source(_) | Engine::Down => false,
         };
         let is_owned = matches!(
@@ -227,15 +242,12 @@ impl World {
                 ..
             }
         );
-        // A source that has not heard that it is released could not answer an offer of its own guest.
-        let other = &self.hosts[1 - host].journal.state;
-        let is_released = !matches!(other, State::Relinquished { .. });
-        is_free && is_owned && is_released && self.is_running(host)
+        is_free && is_owned && self.is_running(host)
     }
 
     /// Whether the guest has arrived where it was to go, and nobody has anything left to do.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let [there, from] = [self.goal, 1 - self.goal].map(|host| &self.hosts[host].journal.state);
         let is_there = matches!(
             there,

@@ -9,7 +9,7 @@ use super::random::Random;
 
 /// Something that goes wrong, or that an operator does, at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mishap {
+pub(super) enum Mishap {
     /// Bytes from these hosts do not pass for a while.
     Cut {
         /// From which hosts.
@@ -33,44 +33,46 @@ pub enum Mishap {
 
 /// Everything that is drawn from the seed beforehand.
 #[derive(Debug, Clone)]
-pub struct Scenario {
+pub(super) struct Scenario {
     /// The guest's spaces: bytes of a block, and blocks.
-    pub spaces: Vec<(u32, u64)>,
+    pub(super) spaces: Vec<(u32, u64)>,
     /// Share of its blocks that the guest has written before it moves, in percent.
-    pub touched_percent: u64,
+    pub(super) touched_percent: u64,
     /// Time between two steps of the guest.
-    pub step: Nanos,
+    pub(super) step: Nanos,
     /// Blocks it touches in a step.
-    pub touches: u64,
+    pub(super) touches: u64,
     /// Share of its blocks that it works on most of the time, in percent.
-    pub hot_percent: u64,
+    pub(super) hot_percent: u64,
     /// One way.
-    pub latency: Nanos,
+    pub(super) latency: Nanos,
     /// The link's rate.
-    pub bytes_per_second: u64,
+    pub(super) bytes_per_second: u64,
     /// How the operator wants the guest to move while there are faults.
-    pub policy: Policy,
+    pub(super) policy: Policy,
     /// When what goes wrong.
-    pub mishaps: Vec<(Nanos, Mishap)>,
+    pub(super) mishaps: Vec<(Nanos, Mishap)>,
+    /// Things that go wrong shortly after a move has entered a stage that matters.
+    pub(super) strikes: u64,
     /// Crashes before an action chosen at random: kills and power losses.
-    pub crashes: u64,
+    pub(super) crashes: u64,
     /// A crash hits one in so many actions.
-    pub crash_odds: u64,
+    pub(super) crash_odds: u64,
     /// From here on nothing goes wrong any more.
-    pub quiet_at: Nanos,
-    /// Whether the guest goes back.
-    pub has_return: bool,
+    pub(super) quiet_at: Nanos,
+    /// Whether the guest goes back and forth until nothing goes wrong any more.
+    pub(super) has_return: bool,
 }
 
 impl Scenario {
     /// Blocks of each space.
     #[must_use]
-    pub fn block_counts(&self) -> Vec<u64> {
+    pub(super) fn block_counts(&self) -> Vec<u64> {
         self.spaces.iter().map(|(_, count)| *count).collect()
     }
 
     /// The scenario of a seed.
-    pub fn draw(random: &mut Random) -> Self {
+    pub(super) fn draw(random: &mut Random) -> Self {
         let mut spaces = vec![(4096, random.between(1, 640))];
         if random.chance(30) {
             spaces.push((65_536, random.between(1, 40)));
@@ -80,9 +82,9 @@ impl Scenario {
         let policy = Policy {
             mode,
             pause_max: Duration::from_millis(random.between(30, 400)),
-            bytes_per_second_max: has_cap.then(|| random.between(1 << 20, 16 << 20)),
+            bytes_per_second_max: has_cap.then(|| random.between(1 << 17, 1 << 23)),
         };
-        let quiet_at = random.between(1, 12) * SECOND;
+        let quiet_at = random.between(SECOND / 2, 12 * SECOND);
         let mishap_count = if random.chance(20) {
             0
         } else {
@@ -96,12 +98,17 @@ impl Scenario {
             spaces,
             touched_percent: random.below(101),
             step: random.between(2, 40) * MILLISECOND,
-            touches: random.below(12),
+            touches: random.pick(&[0, 1, 3, 12, 40]),
             hot_percent: random.between(1, 60),
             latency: random.between(100_000, 60 * MILLISECOND),
             bytes_per_second: random.between(200_000, 20_000_000),
             policy,
             mishaps,
+            strikes: if random.chance(40) {
+                0
+            } else {
+                random.below(5)
+            },
             crashes: if random.chance(50) {
                 0
             } else {
@@ -109,12 +116,13 @@ impl Scenario {
             },
             crash_odds: random.pick(&[5, 20, 60, 200]),
             quiet_at,
-            has_return: random.chance(30),
+            has_return: random.chance(60),
         }
     }
 }
 
-fn draw_mishap(random: &mut Random) -> Mishap {
+/// Something that goes wrong.
+pub(super) fn draw_mishap(random: &mut Random) -> Mishap {
     let host = usize::from(random.chance(50));
     match random.below(12) {
         0..=3 => {

@@ -19,7 +19,7 @@ impl World {
             )
         });
         match action {
-            Action::Persist(record) => return self.persist(host, record),
+            Action::Persist(record) => return self.persist(host, &record),
             Action::Send(lane, message) => self.send(host, lane, &message),
             Action::BuildGuest(prepare) => self.build_guest(host, prepare),
             Action::Write {
@@ -50,7 +50,8 @@ impl World {
             }
             Action::Run(epoch) => {
                 self.run_guest(host, epoch);
-                self.report_to_target(host, MILLISECOND / 5, Event::GuestRuns);
+                let at = self.instant();
+                self.report_to_target(host, MILLISECOND / 5, Event::GuestRuns { at });
             }
             Action::WakeFaults => self.wake_faults(host),
             Action::DisarmMissing => self.disarm(host),
@@ -134,8 +135,9 @@ impl World {
                 here.files.present[position].insert(block);
                 let is_present = guest.present[position].contains(block);
                 if is_install && is_present {
-                    // The kernel answers EEXIST: what is there is newer.
-                    is_over_present = true;
+                    // The kernel answers EEXIST: what is there is newer. A late fault's zeros may meet
+                    // a block that came in the meantime; bytes may not.
+                    is_over_present = token.is_some();
                 } else if is_install || is_present || content != 0 {
                     guest.put(position, block, content);
                 }
@@ -247,7 +249,7 @@ impl World {
 
     /// Whether the guest executes at a host.
     #[must_use]
-    pub fn is_running(&self, host: usize) -> bool {
+    pub(super) fn is_running(&self, host: usize) -> bool {
         let guest = self.hosts[host].guest.as_ref();
         guest.is_some_and(|guest| guest.doing == Doing::Running)
     }

@@ -19,14 +19,14 @@ use super::random::Random;
 use super::scenario::{Mishap, Scenario};
 
 /// The guest that moves.
-pub const GUEST: GuestId = GuestId(7);
+pub(super) const GUEST: GuestId = GuestId(7);
 
 /// Lines of the trace that are kept: enough to see what led to a violation.
 const TRACE_LINES_MAX: usize = 4_000;
 
 /// Something that happens at a time.
 #[derive(Debug)]
-pub enum Happening {
+pub(super) enum Happening {
     /// A daemon goes on after a slow action.
     Continue { host: usize, incarnation: u32 },
     /// A daemon is told something.
@@ -60,13 +60,13 @@ pub enum Happening {
 
 /// What a daemon takes in, one after the other.
 #[derive(Debug)]
-pub enum Input {
+pub(super) enum Input {
     /// For the source of the engine with this number.
     Source(u64, source::Event),
     /// For the target of the engine with this number.
     Target(u64, target::Event),
-    /// A packed chunk, unless chunks were cancelled since.
-    Packed(u64, u64),
+    /// The next order is read and packed, unless orders were cancelled since.
+    Pack(u64, u64),
     /// A frame.
     Frame(u64, Lane, Vec<u8>),
     /// Lanes are open or gone.
@@ -85,9 +85,9 @@ pub enum Input {
 
 /// What a daemon is at.
 #[derive(Debug)]
-pub enum Engine {
+pub(super) enum Engine {
     /// Nothing but the law.
-    Idle(Ownership),
+    Idle(Box<Ownership>),
     /// Giving the guest away.
     Source(Box<Source>),
     /// Taking it.
@@ -98,43 +98,50 @@ pub enum Engine {
 
 /// What a host has on disk beside the journal, of the attempt under way.
 #[derive(Debug, Clone, Default)]
-pub struct Files {
+pub(super) struct Files {
     /// What the source's attempt was begun with.
-    pub source: Option<source::Setup>,
+    pub(super) source: Option<source::Setup>,
     /// What the target's attempt was begun with.
-    pub target: Option<target::Setup>,
+    pub(super) target: Option<target::Setup>,
     /// The offer.
-    pub prepare: Option<Prepare>,
+    pub(super) prepare: Option<Prepare>,
     /// Which blocks of the image are present.
-    pub present: Vec<BlockSet>,
+    pub(super) present: Vec<BlockSet>,
     /// Where the stream of chunks stood.
-    pub position: Option<Received>,
+    pub(super) position: Option<Received>,
 }
 
 /// One host.
 #[derive(Debug)]
-pub struct Host {
-    pub identity: HostIdentity,
+pub(super) struct Host {
+    pub(super) identity: HostIdentity,
     /// Tells a daemon's life from the next.
-    pub incarnation: u32,
-    pub engine: Engine,
+    pub(super) incarnation: u32,
+    pub(super) engine: Engine,
     /// Tells reports for this engine from those for an earlier one.
-    pub engine_number: u64,
-    pub journal: Record,
-    pub files: Files,
-    pub guest: Option<Guest>,
-    pub inbox: VecDeque<Input>,
-    pub busy_until: Nanos,
-    pub session: Option<u64>,
-    pub tick_at: Nanos,
-    /// Chunks to be packed, in order, and when the packer is free.
-    pub packs: VecDeque<ChunkOrder>,
-    pub packing_until: Nanos,
-    pub pack_generation: u64,
+    pub(super) engine_number: u64,
+    pub(super) journal: Record,
+    pub(super) files: Files,
+    pub(super) guest: Option<Guest>,
+    pub(super) inbox: VecDeque<Input>,
+    pub(super) busy_until: Nanos,
+    pub(super) session: Option<u64>,
+    pub(super) tick_at: Nanos,
+    /// Orders to be packed, in order.
+    pub(super) packs: VecDeque<ChunkOrder>,
+    /// Number of the next chunk.
+    pub(super) next_sequence: u64,
+    pub(super) pack_generation: u64,
     /// Unpacked chunks by token.
-    pub chunks: BTreeMap<u64, Option<Vec<Content>>>,
-    pub next_token: u64,
-    pub frozen_at: Option<Nanos>,
+    pub(super) chunks: BTreeMap<u64, Option<Vec<Content>>>,
+    pub(super) next_token: u64,
+    pub(super) frozen_at: Option<Nanos>,
+    /// Under a move's own cap: since when, and how many bytes were ordered.
+    pub(super) capped: Option<(Nanos, u64)>,
+    /// Before that, lanes are not opened again.
+    pub(super) connect_again_at: Nanos,
+    /// When the guest process has answered all it was asked.
+    pub(super) reported_at: Nanos,
 }
 
 /// What a run was like, for the summary over all seeds.
@@ -160,43 +167,45 @@ pub struct Summary {
 
 /// Everything.
 #[derive(Debug)]
-pub struct World {
-    pub now: Nanos,
-    pub random: Random,
-    pub scenario: Scenario,
-    pub agenda: Agenda<Happening>,
-    pub hosts: [Host; 2],
-    pub link: Link,
-    pub truth: Truth,
+pub(super) struct World {
+    pub(super) now: Nanos,
+    pub(super) random: Random,
+    pub(super) scenario: Scenario,
+    pub(super) agenda: Agenda<Happening>,
+    pub(super) hosts: [Host; 2],
+    pub(super) link: Link,
+    pub(super) truth: Truth,
     /// The state of the guest's vCPUs as it was last saved.
-    pub saved_state: Vec<u8>,
+    pub(super) saved_state: Vec<u8>,
     /// The epoch the guest last ran under, and where.
-    pub last_run: (Epoch, usize),
-    pub goal: usize,
-    pub next_number: u64,
-    pub crashes_left: u64,
-    pub summary: Summary,
-    pub violation: Option<String>,
-    pub is_tracing: bool,
-    pub trace: VecDeque<String>,
+    pub(super) last_run: (Epoch, usize),
+    pub(super) goal: usize,
+    pub(super) next_number: u64,
+    pub(super) crashes_left: u64,
+    pub(super) strikes_left: u64,
+    pub(super) summary: Summary,
+    pub(super) violation: Option<String>,
+    pub(super) is_tracing: bool,
+    pub(super) trace: VecDeque<String>,
 }
 
 impl World {
     /// The world of a seed, before anything happened.
     #[must_use]
-    pub fn new(seed: u64, is_tracing: bool) -> Self {
+    pub(super) fn new(seed: u64, is_tracing: bool) -> Self {
         let mut random = Random::new(seed);
         let scenario = Scenario::draw(&mut random);
         let link = Link::new(scenario.latency, scenario.bytes_per_second);
         let counts = scenario.block_counts();
         let mut hosts = ["a", "b"].map(|name| Host::new(identity(name)));
         let (ownership, record) = Ownership::owner(hosts[0].identity.clone(), GUEST, Epoch(1));
-        hosts[0].engine = Engine::Idle(ownership);
+        hosts[0].engine = Engine::Idle(Box::new(ownership));
         hosts[0].journal = record;
         let mut world = Self {
             now: 0,
             truth: Truth::new(&counts),
             crashes_left: scenario.crashes,
+            strikes_left: scenario.strikes,
             random,
             scenario,
             agenda: Agenda::default(),
@@ -237,25 +246,25 @@ impl World {
     }
 
     /// A number that was never used before.
-    pub fn number(&mut self) -> u64 {
+    pub(super) fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
     }
 
     /// The time as the machines want it.
     #[must_use]
-    pub const fn instant(&self) -> Instant {
+    pub(super) const fn instant(&self) -> Instant {
         Instant::from_nanos(self.now)
     }
 
     /// Whether nothing goes wrong any more.
     #[must_use]
-    pub const fn is_quiet(&self) -> bool {
+    pub(super) const fn is_quiet(&self) -> bool {
         self.now >= self.scenario.quiet_at
     }
 
     /// Notes the first thing that must never happen.
-    pub fn violate(&mut self, what: &str) {
+    pub(super) fn violate(&mut self, what: &str) {
         self.note(usize::MAX, || format!("VIOLATION: {what}"));
         if self.violation.is_none() {
             self.violation = Some(format!("at {}: {what}", self.instant()));
@@ -263,7 +272,7 @@ impl World {
     }
 
     /// Adds a line to the trace.
-    pub fn note(&mut self, host: usize, line: impl FnOnce() -> String) {
+    pub(super) fn note(&mut self, host: usize, line: impl FnOnce() -> String) {
         if !self.is_tracing {
             return;
         }
@@ -276,14 +285,17 @@ impl World {
         self.trace.push_back(text);
     }
 
-    /// Hands a daemon something, now.
-    pub fn tell(&mut self, host: usize, input: Input) {
+    /// Hands a daemon something, now; a dead one hears nothing.
+    pub(super) fn tell(&mut self, host: usize, input: Input) {
+        if matches!(self.hosts[host].engine, Engine::Down) {
+            return;
+        }
         self.hosts[host].inbox.push_back(input);
         self.run_daemon(host);
     }
 
     /// Hands a daemon something later, if it still lives then.
-    pub fn tell_later(&mut self, host: usize, delay: Nanos, input: Input) {
+    pub(super) fn tell_later(&mut self, host: usize, delay: Nanos, input: Input) {
         let incarnation = self.hosts[host].incarnation;
         let told = Happening::Tell {
             host,
@@ -294,7 +306,7 @@ impl World {
     }
 
     /// One thing happens. False once nothing does any more.
-    pub fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         let Some((at, happening)) = self.agenda.next() else {
             return false;
         };
@@ -330,7 +342,19 @@ impl World {
                 session,
                 host,
                 are_open,
-            } => self.tell(host, Input::Lanes(session, are_open)),
+            } => {
+                let is_known = self.link.session(session).is_some();
+                if are_open && !is_known {
+                    // Broken before it was open: whoever waits for it is told so.
+                    let number = self.hosts[host].engine_number;
+                    self.tell(host, Input::Unreachable(number));
+                } else if !matches!(self.hosts[host].engine, Engine::Down) {
+                    self.tell(host, Input::Lanes(session, are_open));
+                } else if are_open {
+                    let delay = self.link.latency;
+                    self.break_session(session, 1 - host, delay);
+                }
+            }
             Happening::Restart { host } => self.restart(host),
             Happening::Step { host, number } => self.step_guest(host, number),
             Happening::Mishap(mishap) => self.go_wrong(mishap),
@@ -340,7 +364,7 @@ impl World {
     }
 
     /// A last look at every block, once the guest has arrived.
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         if self.violation.is_some() {
             return;
         }
@@ -356,7 +380,7 @@ impl World {
     }
 
     /// No journal may ever leave the guest without a host that is responsible for it.
-    pub fn check_owner(&mut self) {
+    pub(super) fn check_owner(&mut self) {
         let is_responsible = |host: &Host| {
             matches!(
                 host.journal.state,
@@ -376,7 +400,7 @@ impl Host {
             identity,
             incarnation: 0,
             journal: ownership.record().clone(),
-            engine: Engine::Idle(ownership),
+            engine: Engine::Idle(Box::new(ownership)),
             engine_number: 0,
             files: Files::default(),
             guest: None,
@@ -385,22 +409,14 @@ impl Host {
             session: None,
             tick_at: Nanos::MAX,
             packs: VecDeque::new(),
-            packing_until: 0,
+            next_sequence: 1,
             pack_generation: 0,
             chunks: BTreeMap::new(),
             next_token: 0,
             frozen_at: None,
-        }
-    }
-
-    /// The law as this host's daemon has it in memory.
-    #[must_use]
-    pub fn ownership(&self) -> Option<&Ownership> {
-        match &self.engine {
-            Engine::Idle(ownership) => Some(ownership),
-            Engine::Source(source) => Some(source.ownership()),
-            Engine::Target(target) => Some(target.ownership()),
-            Engine::Down => None,
+            capped: None,
+            connect_again_at: 0,
+            reported_at: 0,
         }
     }
 }
