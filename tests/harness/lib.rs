@@ -1,3 +1,4 @@
 //! Whole-system tests: the harness every suite shares.
+#![forbid(unsafe_code)]
 
 pub mod simulation;
