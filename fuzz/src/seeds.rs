@@ -88,7 +88,6 @@ fn messages() -> Vec<Message> {
             guest: GuestId(3),
             link: 1,
             lane: Lane::Bulk,
-            link: 7,
         }),
         Message::Welcome(Welcome { version: 1 }),
         Message::Prepare(Prepare {
