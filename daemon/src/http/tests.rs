@@ -27,16 +27,16 @@ fn router() -> Router {
 }
 
 async fn count() -> Response {
-    let (sender, receiver) = mpsc::channel(1);
+    let (lines, body) = mpsc::channel(1);
     tokio::spawn(async move {
         for number in 0..3 {
             let line = format!("{number}\n");
-            if sender.send(line.into()).await.is_err() {
+            if lines.send(line.into()).await.is_err() {
                 return;
             }
         }
     });
-    ndjson(receiver)
+    ndjson(body)
 }
 
 async fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, shutdown::Trigger) -> F) {
