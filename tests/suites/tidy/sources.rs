@@ -33,8 +33,8 @@ const UNSAFE_FILES: [&str; 8] = [
 /// The two sides are source and target; these words are used for both sides somewhere.
 const BANNED_WORDS: [&str; 6] = ["src", "dst", "dest", "destination", "sender", "receiver"];
 
-/// Names that others gave: the halves of a channel.
-const FOREIGN_WORDS: [&str; 4] = ["Sender", "Receiver", "SyncSender", "UnboundedSender"];
+/// Names that others gave: the halves of a channel, and a setting of zstd.
+const FOREIGN_WORDS: [&str; 3] = ["Sender", "Receiver", "set_pledged_src_size"];
 
 /// What diagrams in comments are drawn with, beside ASCII.
 fn is_drawing(c: char) -> bool {
