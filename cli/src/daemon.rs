@@ -6,13 +6,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use rustix::process::{Pid, Signal, getpid, kill_process, set_child_subreaper};
-use tokio::runtime::Builder;
-use towpath_daemon::shutdown::{self, Shutdown, Trigger};
 use towpath_daemon::{crash, log};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::args::LogOptions;
-use crate::connection::runtime;
 use crate::failure::Failure;
 
 /// How a daemon is run.
@@ -29,25 +26,18 @@ pub(crate) struct DaemonOptions {
     pub(crate) until_stdin_closes: bool,
 }
 
-/// Runs a daemon to its end, with logs, signals and a runtime; a panic of any thread ends all of it.
-pub(crate) fn run<F>(
+/// Runs a daemon to its end, with logs; a panic of any thread ends all of it.
+pub(crate) fn run(
     options: &DaemonOptions,
     log: log::Options,
-    serve: impl FnOnce(Shutdown) -> F,
-) -> Result<(), Failure>
-where
-    F: Future<Output = Result<(), Fault>>,
-{
+    serve: impl FnOnce() -> Result<(), Fault>,
+) -> Result<(), Failure> {
     log::start(&options.log.over(log))?;
     crash::abort_on_panic();
-    let runtime = runtime(Builder::new_multi_thread())?;
-    let ended = runtime.block_on(async {
-        let (trigger, shutdown) = shutdown::on_signals()?;
-        if options.until_stdin_closes {
-            stop_when_stdin_closes(trigger)?;
-        }
-        serve(shutdown).await
-    });
+    if options.until_stdin_closes {
+        stop_when_stdin_closes()?;
+    }
+    let ended = serve();
     if let Err(fault) = &ended {
         tracing::error!(code = %fault.code, "{}", fault.detail);
     }
@@ -58,7 +48,7 @@ where
 }
 
 /// Asks for a stop when standard input is at its end: whoever started us is gone or has let go.
-fn stop_when_stdin_closes(trigger: Trigger) -> Result<(), Fault> {
+fn stop_when_stdin_closes() -> Result<(), Fault> {
     let io = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new(Code::Io, format!("{what}: {error}"))
     };
@@ -66,7 +56,7 @@ fn stop_when_stdin_closes(trigger: Trigger) -> Result<(), Fault> {
     set_child_subreaper(Some(getpid())).map_err(|error| io("becoming a subreaper", &error))?;
     std::thread::Builder::new()
         .name("stdin".to_owned())
-        .spawn(move || {
+        .spawn(|| {
             let mut ignored = [0; 256];
             // Whatever ends the reading, nobody can tell us anything any more.
             while std::io::stdin()
@@ -74,7 +64,8 @@ fn stop_when_stdin_closes(trigger: Trigger) -> Result<(), Fault> {
                 .is_ok_and(|count| count > 0)
             {}
             tracing::info!("stopping: standard input was closed");
-            trigger.stop();
+            // The daemon stops as a service manager would have it. There is always this process.
+            let _ = kill_process(getpid(), Signal::TERM);
         })
         .map_err(|error| io("a thread for standard input", &error))?;
     Ok(())

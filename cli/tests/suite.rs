@@ -5,5 +5,7 @@
 mod commands;
 #[path = "suite/daemons.rs"]
 mod daemons;
+#[path = "suite/guests.rs"]
+mod guests;
 #[path = "suite/support.rs"]
 mod support;

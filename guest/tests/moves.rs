@@ -21,6 +21,7 @@ use towpath_protocol::space::{BlockRun, BlockSet};
 
 for_both_kinds! {
     with_all_memory_copied_the_guest_goes_on_without_gap_or_repeat;
+    many_moves_under_heavy_writing_lose_nothing;
     with_no_memory_copied_every_page_comes_when_it_is_asked_for;
     stale_pages_are_punched_and_come_again;
     f25_a_page_that_is_there_is_never_overwritten;
@@ -74,6 +75,37 @@ fn with_all_memory_copied_the_guest_goes_on_without_gap_or_repeat(kind: GuestKin
     third.process.run(EPOCH.next().next()).unwrap();
     third.wait_for_heartbeats(20);
     third.pause_and_verify();
+}
+
+fn many_moves_under_heavy_writing_lose_nothing(kind: GuestKind) {
+    let mut busy = config(kind);
+    busy.workload.dirty_pages_per_second = 10_000_000;
+    let mut here = Guest::running(&busy);
+    let mut heartbeats = Vec::new();
+    let mut epoch = EPOCH;
+    let mut torn_count = 0;
+    for hop in 0..16 {
+        here.wait_for_heartbeats(25);
+        // Each time at another point of the tick, so that some stops fall into a page.
+        let until = Instant::now() + Duration::from_micros(130 * hop);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        let (description, _) = here.pause_and_verify();
+        torn_count += u32::from(description.page_in_progress.is_some());
+        let mut next = moved(&mut here);
+        let memory = here.process.memory().unwrap();
+        copy_memory(&memory, &next.process.memory().unwrap(), &touched(&memory));
+        heartbeats.extend(here.heartbeats());
+        epoch = epoch.next();
+        next.process.run(epoch).unwrap();
+        here = next;
+    }
+    here.wait_for_heartbeats(4);
+    here.pause_and_verify();
+    heartbeats.extend(here.heartbeats());
+    assert_unbroken(&heartbeats);
+    println!("{kind}: stopped in the middle of a page {torn_count} times of 16");
 }
 
 /// The other side of a post-copy: answers faults, and pushes the rest when asked to.

@@ -20,9 +20,10 @@ pub(crate) struct Options {
 
 /// Is the guest's process.
 pub(crate) fn run(options: Options) -> Result<(), Failure> {
-    towpath_guest::run(&GuestProcessOptions {
-        folder: options.dir,
-        is_incoming: options.incoming,
-    })
-    .map_err(Failure::from)
+    let Options { dir, incoming } = options;
+    let options = GuestProcessOptions {
+        folder: dir,
+        is_incoming: incoming,
+    };
+    Ok(towpath_guest::run(&options)?)
 }

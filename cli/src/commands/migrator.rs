@@ -21,7 +21,9 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
     let config = Config::load(&options.config)?;
-    daemon::run(&options, config.log.clone(), |stop| towpath_migrator::run(config, stop))
+    daemon::run(&options, config.log.clone(), || {
+        towpath_migrator::run(config)
+    })
 }
 
 /// Checks the text of a migrator's configuration file.

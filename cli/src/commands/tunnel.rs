@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use clap::Subcommand;
-use towpath_daemon::{config, log};
-use towpath_protocol::fault::Fault;
+use tokio::runtime::Builder;
+use towpath_daemon::{config, log, shutdown};
+use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
 use crate::daemon::{self, DaemonOptions};
@@ -21,8 +22,18 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
     let config: Config = config::load_checked(&options.config)?;
-    daemon::run(&options, log::Options::default(), async |stop| {
-        towpath_tunnel::run(&config, stop).await
+    daemon::run(&options, log::Options::default(), || serve(&config))
+}
+
+fn serve(config: &Config) -> Result<(), Fault> {
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
+    runtime.block_on(async {
+        // The trigger is kept: a shutdown whose trigger is gone counts as asked for.
+        let (_trigger, stop) = shutdown::on_signals()?;
+        towpath_tunnel::run(config, stop).await
     })
 }
 

@@ -13,7 +13,7 @@ fn every_result_is_a_document_with_a_schema() {
     let daemon = Daemon::start();
     let id = "00000000000000000000000000000005";
     for (words, kind) in [
-        (["guest", "start", "a", "--memory=1MiB"].as_slice(), "guest"),
+        (["guest", "start", "a", "--memory=8MiB"].as_slice(), "guest"),
         (&["guest", "ls"], "guests"),
         (&["guest", "show", "a"], "guest"),
         (

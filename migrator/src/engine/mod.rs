@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_daemon::http;
-use towpath_daemon::shutdown::Shutdown;
+use towpath_daemon::shutdown;
 use towpath_daemon::socket::{Socket, check_peer};
 use towpath_daemon::stream::accept_stream;
 use towpath_protocol::fault::{Code, Fault};
@@ -59,12 +59,12 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Lanes that may be saying hello at once.
 const GREETING_COUNT_MAX: usize = 64;
 
-/// Runs a migrator until it is to stop. Guests run on without it.
+/// Runs a migrator until SIGTERM or SIGINT. Guests run on without it.
 ///
 /// # Errors
 ///
 /// `E_ALREADY_RUNNING` if another migrator has the state folder, `E_PATH`, `E_IO`, `E_CONFIG`.
-pub async fn run(config: Config, stop: Shutdown) -> Result<(), Fault> {
+pub fn run(config: Config) -> Result<(), Fault> {
     let store = Store::open(&config.state_dir)?;
     let shared = Arc::new(Shared::new(config, store)?);
     let operators = Socket::bind(&shared.config.socket())?;
@@ -72,6 +72,17 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), Fault> {
     recover_guests(&shared)?;
     let listening = Arc::clone(&shared);
     spawn("towpath-accept", move || accept_lanes(&listening, &service))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("towpath-http")
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
+    runtime.block_on(serve(shared, operators))
+}
+
+async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
+    let (_trigger, stop) = shutdown::on_signals()?;
     let router = api::router(Arc::new(Engine::new(Arc::clone(&shared))));
     if let Some(address) = shared.config.listen {
         let listener = http::bind_loopback(address).await?;

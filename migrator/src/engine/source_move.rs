@@ -391,7 +391,10 @@ impl SourceMove {
             &job,
             Level::Lz4,
             &mut self.urgent_chunk,
-            &mut self.urgent_frame,
+            |chunk| {
+                self.urgent_frame.extend_from_slice(chunk.frame());
+                Ok(())
+            },
         )?;
         let Some(link) = &mut ground.link else {
             return Ok(());

@@ -31,6 +31,12 @@ const LATENCY_COUNT_MAX: usize = 65_536;
 /// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 
+/// Lanes that do not lead to an offer within this time are closed.
+const OFFER_WAIT: Duration = Duration::from_secs(10);
+
+/// An offer without data for so long loses its place, as admission counts.
+const DATA_WAIT: Duration = Duration::from_secs(60);
+
 /// What a finished attempt leaves.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -165,14 +171,26 @@ impl TargetMove {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let waits = !self.machine.is_link_up() && self.machine.stage() != Stage::Running;
-        waits.then(|| self.link_lost_at + ABANDONED_AFTER)
+        if self.is_blank() {
+            return Some(self.begun_at + OFFER_WAIT);
+        }
+        match self.machine.stage() {
+            Stage::Running | Stage::Over => None,
+            _ if !self.machine.is_link_up() => Some(self.link_lost_at + ABANDONED_AFTER),
+            _ if self.machine.progress().chunk_count == 0 => Some(self.begun_at + DATA_WAIT),
+            _ => None,
+        }
     }
 
     pub(super) fn tick(&mut self, ground: &mut Ground) {
-        if self.deadline().is_some_and(|deadline| deadline <= now()) {
-            let detail = "the source did not come back";
-            self.handle(ground, Event::Failed(Fault::new(Code::Stalled, detail)));
+        if self.deadline().is_none_or(|deadline| deadline > now()) {
+            return;
+        }
+        let fault = Fault::new(Code::Stalled, "the source offers a guest and sends nothing");
+        if self.is_blank() {
+            self.outcome = Some(Outcome::Refused(fault));
+        } else {
+            self.handle(ground, Event::Failed(fault));
         }
     }
 

@@ -607,7 +607,10 @@ impl Worker {
                 info!(migration = %id, "guest arrived");
                 Role::Idle(ownership)
             }
-            target_move::Ended::Refused(ownership) => Role::Idle(ownership),
+            target_move::Ended::Refused(ownership) => {
+                self.ground.close_link();
+                Role::Idle(ownership)
+            }
             target_move::Ended::Lost(ownership, fault) => {
                 error!(migration = %id, %fault, "guest is lost after its arrival");
                 self.ground.crash = Some(fault.clone());

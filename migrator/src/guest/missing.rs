@@ -3,6 +3,11 @@
 //! Our own bindings, because the kernel's structures are few and stable, and the crates at hand need a
 //! C header parser to build. Numbers are those of `linux/userfaultfd.h`.
 
+#![allow(
+    unsafe_code,
+    reason = "answering faults takes ioctls on addresses of the guest process"
+)]
+
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 

@@ -475,7 +475,7 @@ impl Source {
     /// follows from it. `E_STATE` for a cancel that comes too late changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
         if matches!(self.phase, Phase::Over) {
-            return Ok(());
+            return self.answer_when_over(&event);
         }
         let result = self.dispatch(event, now).and_then(|()| self.advance(now));
         if let Err(fault) = &result
@@ -487,6 +487,17 @@ impl Source {
         self.progress.round_trip = self.meter.round_trip();
         self.estimate();
         result
+    }
+
+    /// Blocks of a guest that was let go are gone: whoever still asks for them is told so by the end
+    /// of the lanes.
+    fn answer_when_over(&mut self, event: &Event) -> Result<(), Fault> {
+        let Event::Heard(Lane::Demand, Message::Demand(space, block)) = event else {
+            return Ok(());
+        };
+        self.actions.push_back(Action::DropLink);
+        let detail = format!("block {block} of space {} was let go", space.0);
+        Err(Fault::new(Code::Gone, detail))
     }
 
     fn dispatch(&mut self, event: Event, now: Instant) -> Result<(), Fault> {

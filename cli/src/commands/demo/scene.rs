@@ -12,6 +12,7 @@ use towpath_migrator::api::{
     VerifyView,
 };
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::HEARTBEAT_INTERVAL_US;
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 
@@ -23,9 +24,6 @@ use super::{Folders, Options};
 use crate::commands::relay::Ready;
 use crate::failure::Failure;
 use crate::follow::{LiveLine, outcome, watch};
-
-/// Time between two of the guest's heartbeats: fine enough to see a pause to a few milliseconds.
-const HEARTBEAT_INTERVAL_US: u32 = 2000;
 
 /// Heartbeats the guest is left alone for before each move, so that it is seen to run: half a second.
 const HEARTBEATS_BEFORE_MOVE: u64 = 250;
