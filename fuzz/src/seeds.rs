@@ -86,7 +86,6 @@ fn messages() -> Vec<Message> {
             migration: MigrationId(1),
             attempt: AttemptId(2),
             guest: GuestId(3),
-            link: 1,
             lane: Lane::Bulk,
         }),
         Message::Welcome(Welcome { version: 1 }),
