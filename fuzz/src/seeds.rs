@@ -87,6 +87,7 @@ fn messages() -> Vec<Message> {
             attempt: AttemptId(2),
             guest: GuestId(3),
             lane: Lane::Bulk,
+            link: 1,
         }),
         Message::Welcome(Welcome { version: 1 }),
         Message::Prepare(Prepare {
