@@ -13,9 +13,11 @@ use crate::show::{Table, bytes, escape, milliseconds};
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) guest: GuestReport,
-    pub(super) link: LinkReport,
+    /// The emulated link; none if the sites talked over loopback.
+    pub(super) link: Option<LinkReport>,
     pub(super) moves: Vec<MoveReport>,
     pub(super) heartbeats: Record,
+    pub(super) daemons: Vec<DaemonReport>,
     /// Whether every page was right after every move and no heartbeat was lost or doubled.
     pub(super) verified: bool,
 }
@@ -30,6 +32,13 @@ pub(super) struct GuestReport {
     pub(super) memory_bytes: u64,
     pub(super) dirty_pages_per_second: u64,
     pub(super) incompressible_percent: u8,
+}
+
+/// What a daemon took.
+#[derive(Debug, Serialize)]
+pub(super) struct DaemonReport {
+    pub(super) name: String,
+    pub(super) peak_memory_bytes: u64,
 }
 
 /// The link between the sites.
@@ -196,12 +205,14 @@ impl Report {
         if let Some(reason) = &guest.kvm_missing_reason {
             text.push_str(&format!("       no KVM here: {}\n", escape(reason)));
         }
-        let link = &self.link;
-        let rate = Rate::clamped(link.rate_bits_per_second / 8);
-        text.push_str(&format!(
-            "link   {rate}, {} round trip\n\n",
-            milliseconds(link.rtt_ms)
-        ));
+        let link = self.link.as_ref().map_or_else(
+            || "loopback".to_owned(),
+            |link| {
+                let rate = Rate::clamped(link.rate_bits_per_second / 8);
+                format!("{rate}, {} round trip", milliseconds(link.rtt_ms))
+            },
+        );
+        text.push_str(&format!("link   {link}\n\n"));
         text
     }
 
@@ -247,9 +258,10 @@ mod tests {
                 dirty_pages_per_second: 500,
                 incompressible_percent: 25,
             },
-            link: LinkReport::new("100Mbit".parse().unwrap(), 40),
+            link: Some(LinkReport::new("100Mbit".parse().unwrap(), 40)),
             moves: vec![one("edge", "region"), one("region", "edge")],
             heartbeats: Record::default(),
+            daemons: Vec::new(),
             verified,
         }
     }

@@ -47,7 +47,12 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     let authority = Authority::init(&folders.files.join("authority"), &"demo.towpath".parse()?)?;
     let far = free_address()?;
     line.say("demo", "starting the link, two tunnels and two migrators");
-    let (mut relay, door) = start_relay(options, far, folders).await?;
+    let (mut relay, door) = if options.direct {
+        (None, far)
+    } else {
+        let (relay, door) = start_relay(options, far, folders).await?;
+        (Some(relay), door)
+    };
     let (edge, region): (Name, Name) = ("edge".parse()?, "region".parse()?);
     let quota = Size::from_bytes(options.memory.bytes().saturating_mul(2));
     let plan = |site, peer| Plan {
@@ -55,7 +60,7 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
         peer,
         listen: None,
         peer_address: None,
-        rate: options.rate,
+        rate: (!options.direct).then_some(options.rate),
         quota,
     };
     let region_plan = Plan {
@@ -72,12 +77,29 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
         played = act(options, &edge, &region, line) => played,
         failure = edge_daemons.ended_early() => Err(failure),
         failure = region_daemons.ended_early() => Err(failure),
-        failure = relay.ended_early() => Err(failure),
+        failure = ended_early(&mut relay) => Err(failure),
     };
+    let played = played.map(|report| Report {
+        daemons: [&edge_daemons, &region_daemons]
+            .into_iter()
+            .flat_map(|daemons| daemons.peak_memory())
+            .collect(),
+        ..report
+    });
     edge_daemons.end().await;
     region_daemons.end().await;
-    relay.end().await;
+    if let Some(relay) = relay {
+        relay.end().await;
+    }
     played
+}
+
+/// Waits for the relay to end although nobody asked it to; for ever if there is none.
+async fn ended_early(relay: &mut Option<Process>) -> Failure {
+    match relay {
+        Some(relay) => relay.ended_early().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn start_relay(
@@ -139,7 +161,8 @@ async fn act(
     let all_pages = moves.iter().all(|one: &MoveReport| one.verified);
     Ok(Report {
         guest: GuestReport::new(&guest, host.kvm_missing_reason),
-        link: LinkReport::new(options.rate, options.rtt.milliseconds()),
+        link: (!options.direct).then(|| LinkReport::new(options.rate, options.rtt.milliseconds())),
+        daemons: Vec::new(),
         verified: all_pages && heartbeats.is_whole(),
         moves,
         heartbeats,
