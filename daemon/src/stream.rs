@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use towpath_protocol::channel::{Accepted, Open, Preamble};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::identity::HostIdentity;
 
 /// How long a preamble may take to arrive on a connection that has just been accepted: the tunnel
 /// sends it with its first write, so a longer wait means that someone else has connected.
@@ -22,7 +23,11 @@ pub const PREAMBLE_WAIT: Duration = Duration::from_secs(5);
 /// `E_UNREACHABLE` if the tunnel's socket cannot be used, `E_STALLED` if there is no answer within
 /// `wait`, and whatever the tunnel or its peer refuses with: `E_DENIED`, `E_NOT_FOUND`,
 /// `E_UNREACHABLE`, `E_BUSY`.
-pub fn open_stream(tunnel: &Path, open: &Open, wait: Duration) -> Result<UnixStream, Fault> {
+pub fn open_stream(
+    tunnel: &Path,
+    open: &Open,
+    wait: Duration,
+) -> Result<(UnixStream, HostIdentity), Fault> {
     let until = Instant::now() + wait;
     let mut stream = UnixStream::connect(tunnel).map_err(|error| {
         let detail = format!("the tunnel's socket {}: {error}", tunnel.display());
@@ -37,7 +42,7 @@ pub fn open_stream(tunnel: &Path, open: &Open, wait: Duration) -> Result<UnixStr
     let answer = read_preamble(&mut stream, until)?;
     clear_timeouts(&stream)?;
     match answer {
-        Preamble::Opened => Ok(stream),
+        Preamble::Opened(peer) => Ok((stream, peer)),
         Preamble::Refused(fault) => Err(fault),
         other => Err(unexpected(&other)),
     }
@@ -138,13 +143,20 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
     use towpath_protocol::channel::Class;
-    use towpath_protocol::identity::HostIdentity;
 
     fn open() -> Open {
         Open {
             peer: "region".parse().unwrap(),
             service: "migrator".parse().unwrap(),
             class: Class::Control,
+        }
+    }
+
+    fn peer() -> HostIdentity {
+        HostIdentity {
+            trust_domain: "test".parse().unwrap(),
+            site: "region".parse().unwrap(),
+            host: "box".parse().unwrap(),
         }
     }
 
@@ -155,7 +167,11 @@ mod tests {
         folder.join("s")
     }
 
-    fn answer_with(test: &str, answer: Vec<u8>, wait: Duration) -> Result<UnixStream, Fault> {
+    fn answer_with(
+        test: &str,
+        answer: Vec<u8>,
+        wait: Duration,
+    ) -> Result<(UnixStream, HostIdentity), Fault> {
         let path = socket_path(test);
         let listener = UnixListener::bind(&path).unwrap();
         let server = thread::spawn(move || {
@@ -174,9 +190,10 @@ mod tests {
 
     #[test]
     fn an_opened_stream_keeps_the_bytes_that_came_with_the_answer() {
-        let mut answer = Preamble::Opened.encode();
+        let mut answer = Preamble::Opened(peer()).encode();
         answer.extend_from_slice(b"first");
-        let mut stream = answer_with("opened", answer, PREAMBLE_WAIT).unwrap();
+        let (mut stream, from) = answer_with("opened", answer, PREAMBLE_WAIT).unwrap();
+        assert_eq!(from, peer());
         let mut first = [0; 5];
         stream.read_exact(&mut first).unwrap();
         assert_eq!(&first, b"first");

@@ -190,8 +190,8 @@ pub struct Joined {
 pub enum Preamble {
     /// Asks for a stream.
     Open(Open),
-    /// The stream is there.
-    Opened,
+    /// The stream is there, and this is the host at its other end, proved by its certificate.
+    Opened(HostIdentity),
     /// The stream or the link cannot be had, and why.
     Refused(Fault),
     /// A stream handed to a service.
@@ -214,7 +214,7 @@ impl Preamble {
     pub fn encode(&self) -> Vec<u8> {
         let body = match self {
             Self::Open(body) => put(body),
-            Self::Opened => Vec::new(),
+            Self::Opened(peer) => put(peer),
             Self::Refused(fault) => put(&Reason {
                 code: fault.code.as_str().to_owned(),
                 detail: cut(&fault.detail, DETAIL_BYTES_MAX).to_owned(),
@@ -247,7 +247,7 @@ impl Preamble {
         header.check_body(body)?;
         match header.kind {
             KIND_OPEN => get(body).map(Self::Open),
-            KIND_OPENED => get(body).map(|()| Self::Opened),
+            KIND_OPENED => get(body).map(Self::Opened),
             KIND_REFUSED => get(body).and_then(refusal).map(Self::Refused),
             KIND_ACCEPTED => get(body).map(Self::Accepted),
             KIND_JOIN => get(body).map(Self::Join),
@@ -280,7 +280,7 @@ impl Preamble {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Open(_) => "Open",
-            Self::Opened => "Opened",
+            Self::Opened(_) => "Opened",
             Self::Refused(_) => "Refused",
             Self::Accepted(_) => "Accepted",
             Self::Join(_) => "Join",
@@ -291,7 +291,7 @@ impl Preamble {
     const fn kind(&self) -> u8 {
         match self {
             Self::Open(_) => KIND_OPEN,
-            Self::Opened => KIND_OPENED,
+            Self::Opened(_) => KIND_OPENED,
             Self::Refused(_) => KIND_REFUSED,
             Self::Accepted(_) => KIND_ACCEPTED,
             Self::Join(_) => KIND_JOIN,
@@ -358,7 +358,7 @@ mod tests {
                 service: name("migrator"),
                 class: Class::Demand,
             }),
-            Preamble::Opened,
+            Preamble::Opened(peer.clone()),
             Preamble::Refused(Fault::new(Code::Denied, "\u{e9}".repeat(400))),
             Preamble::Accepted(Accepted {
                 peer,

@@ -234,6 +234,8 @@ pub enum Request {
     },
     /// End the guest and its process.
     Quit,
+    /// Check every byte of a paused guest's working set against what its payload writes there.
+    Verify,
 }
 
 /// What a guest process answers.
@@ -291,7 +293,14 @@ pub enum Response {
         /// Nanoseconds.
         running_since_ns: u64,
     },
-    /// It could not be done; nothing changed.
+    /// To `Verify`.
+    Verified {
+        /// Pages whose every byte is right; all of them, if nothing is wrong.
+        page_count: u64,
+        /// What is wrong with the first page that is.
+        mismatch: Option<String>,
+    },
+    /// It could not be done. Nothing changed, but that a guest may run whose `Run` failed.
     Failed(Reason),
 }
 
@@ -316,6 +325,7 @@ impl Request {
             Self::DisarmMissing => 14,
             Self::Run { .. } => 15,
             Self::Quit => 16,
+            Self::Verify => 17,
         }
     }
 
@@ -341,7 +351,8 @@ impl Request {
             | Self::LoadState
             | Self::ArmMissing
             | Self::DisarmMissing
-            | Self::Quit => {}
+            | Self::Quit
+            | Self::Verify => {}
         }
         frame::finish_frame(self.kind(), FLAG_CRITICAL, start, out);
     }
@@ -363,6 +374,7 @@ impl Response {
             Self::Armed { .. } => 72,
             Self::Running { .. } => 73,
             Self::Failed(_) => 74,
+            Self::Verified { .. } => 75,
         }
     }
 
@@ -392,6 +404,10 @@ impl Response {
                 running_since_ns,
             } => put(&(epoch, running_since_ns), out),
             Self::Failed(reason) => put(reason, out),
+            Self::Verified {
+                page_count,
+                mismatch,
+            } => put(&(page_count, mismatch), out),
         }
         frame::finish_frame(self.kind(), FLAG_CRITICAL, start, out);
     }
@@ -430,6 +446,7 @@ pub fn decode_request(packet: &[u8]) -> Result<(u32, Request), Fault> {
             epoch: get(kind, body)?,
         },
         16 => empty(kind, body, Request::Quit)?,
+        17 => empty(kind, body, Request::Verify)?,
         _ => return Err(unknown(kind)),
     };
     Ok((number, request))
@@ -477,6 +494,13 @@ pub fn decode_response(packet: &[u8]) -> Result<(u32, Response), Fault> {
             }
         }
         74 => Response::Failed(checked_reason(get(kind, body)?)?),
+        75 => {
+            let (page_count, mismatch) = get(kind, body)?;
+            Response::Verified {
+                page_count,
+                mismatch,
+            }
+        }
         _ => return Err(unknown(kind)),
     };
     Ok((number, response))

@@ -114,6 +114,9 @@ pub struct Hello {
     pub guest: GuestId,
     /// What the lane is for.
     pub lane: Lane,
+    /// Number of this set of lanes: lanes of one number belong together, and a new number takes the
+    /// place of the one before.
+    pub link: u64,
 }
 
 /// The target's answer to [`Hello`].

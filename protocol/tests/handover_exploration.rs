@@ -11,7 +11,10 @@ use towpath_protocol::ownership::Decider;
 const A: Decider = Decider::SourceJournal;
 const B: Decider = Decider::Witness;
 
-#[expect(clippy::print_stdout, reason = "the numbers are what a search is read for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the numbers are what a search is read for"
+)]
 fn report(name: &str, found: &Found) {
     let mut line = format!(
         "{name}: {} worlds, {} moved, {} returned, {} blocked while the target is silent, {} stuck",
@@ -44,7 +47,6 @@ fn check(name: &str, bounds: Bounds) {
 /// A wrong shell: these properties catch it.
 fn catch(decider: Decider, mistake: Mistake, caught_by: &[Violation]) {
     let mut bounds = Bounds::new(decider, 2, 1);
-    bounds.kills = 1;
     bounds.mistake = Some(mistake);
     bounds.root_tells = mistake != Mistake::AttemptReused;
     let found = explore(bounds);

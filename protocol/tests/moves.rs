@@ -159,7 +159,7 @@ impl Pair {
             }
             Action::Freeze => {
                 self.is_frozen = true;
-                self.tell_source(source::Event::Frozen);
+                self.tell_source(source::Event::Frozen { at: self.now });
             }
             Action::Thaw => self.is_frozen = false,
             Action::SaveState => self.tell_source(source::Event::StateSaved(vec![5; 100])),
@@ -242,7 +242,7 @@ impl Pair {
                 assert_eq!(epoch, Epoch(2));
                 assert!(self.is_frozen, "two run");
                 self.target_runs = true;
-                self.tell_target(target::Event::GuestRuns);
+                self.tell_target(target::Event::GuestRuns { at: self.now });
                 for block in self.touched_at_target.clone() {
                     self.tell_target(target::Event::Fault {
                         space: SpaceId(0),
@@ -516,4 +516,32 @@ fn f27_a_target_whose_image_differs_refuses_and_the_source_runs_on() {
         pair.target.ownership().record().state,
         State::Refused { .. }
     ));
+}
+
+#[test]
+fn f24_a_demand_after_the_guest_was_let_go_is_answered_by_the_end_of_the_lanes() {
+    let mut pair = Pair::new(policy(Mode::Post));
+    pair.run();
+    pair.assert_moved();
+    let demand = source::Event::Heard(Lane::Demand, Message::Demand(MEMORY, 3));
+    let fault = pair.source.handle(demand, pair.now).unwrap_err();
+    assert_eq!(fault.code, Code::Gone);
+    assert_eq!(pair.source.poll(), Some(source::Action::DropLink));
+    assert_eq!(pair.source.poll(), None);
+}
+
+#[test]
+fn a_freeze_that_lasts_too_long_is_thawed_and_the_move_goes_on() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    pair.writes = vec![5];
+    pair.run_until(|pair| pair.source.stage() == source::Stage::Switching);
+    // What the target would need to be ready never arrives.
+    pair.to_target.clear();
+    pair.run_until(|pair| pair.source.stage() == source::Stage::Copying);
+    assert!(!pair.is_frozen);
+    assert!(pair.now.since(Instant::ZERO) >= source::FREEZE_DEADLINE);
+    // The lanes lost packets, which real ones do not: they are opened again.
+    pair.cut();
+    pair.run();
+    pair.assert_moved();
 }

@@ -102,7 +102,7 @@ async fn converse(core: &Core, mut local: UnixStream) {
             return;
         }
     };
-    answer(&mut local, &Preamble::Opened).await;
+    answer(&mut local, &Preamble::Opened(stream.link.peer.clone())).await;
     let Stream {
         link,
         send,
@@ -155,7 +155,8 @@ async fn open_stream(core: &Core, open: &Open) -> Result<Stream, Fault> {
         .map_err(|error| gone(error.to_string()))?;
     wire::write(&mut send, &Preamble::Open(open.clone())).await?;
     match wire::read(&mut recv, ANSWER_WAIT).await? {
-        Preamble::Opened => Ok(Stream {
+        // Who it is the certificate says, not the answer.
+        Preamble::Opened(_) => Ok(Stream {
             _open: link.open_stream(),
             link,
             send,

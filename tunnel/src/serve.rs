@@ -96,7 +96,8 @@ async fn serve(
             return;
         }
     };
-    if wire::write(&mut send, &Preamble::Opened).await.is_err() {
+    let opened = Preamble::Opened(core.identity.host().clone());
+    if wire::write(&mut send, &opened).await.is_err() {
         return;
     }
     let class = open.class;

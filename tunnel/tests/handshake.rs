@@ -20,6 +20,7 @@ use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble};
 use towpath_protocol::fault::Code;
 use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
@@ -171,7 +172,7 @@ async fn t09_from_another_authority() {
     let folder = door.world.path("stranger");
     let stranger = Authority::init(&folder, &name("shop.example")).unwrap();
     let edge = "spiffe://shop.example/site/edge/host/box-1";
-    let host = towpath_protocol::identity::HostIdentity::from_uri(edge).unwrap();
+    let host = HostIdentity::from_uri(edge).unwrap();
     let validity = Validity::lasting(DAY, SystemTime::now());
     let files = stranger
         .issue(&host, validity, &door.world.path("s"))
@@ -331,7 +332,12 @@ async fn first_words_that_are_no_join_end_the_connection() {
 
     let wrong = door.connect(client.clone()).await.unwrap();
     let (mut send, _recv) = wrong.open_bi().await.unwrap();
-    send.write_all(&Preamble::Opened.encode()).await.unwrap();
+    let opened = Preamble::Opened(HostIdentity {
+        trust_domain: "test".parse().unwrap(),
+        site: "edge".parse().unwrap(),
+        host: "box".parse().unwrap(),
+    });
+    send.write_all(&opened.encode()).await.unwrap();
     closed_with(&wrong, "Opened on a new connection").await;
 
     let noise = door.connect(client.clone()).await.unwrap();
@@ -440,7 +446,7 @@ async fn a_second_host_of_a_site_does_not_push_the_first_one_out() {
     let pair = Pair::start().await;
     let validity = Validity::lasting(DAY, SystemTime::now());
     let uri = "spiffe://shop.example/site/edge/host/box-2";
-    let host = towpath_protocol::identity::HostIdentity::from_uri(uri).unwrap();
+    let host = HostIdentity::from_uri(uri).unwrap();
     let files = pair
         .world
         .authority

@@ -176,7 +176,7 @@ async fn with_host<F: Future<Output = ()>>(test: impl FnOnce(Client, Arc<Noteboo
 }
 
 fn guest_request(name: &str) -> Value {
-    json!({"name": name, "memory_bytes": 1 << 20})
+    json!({"name": name, "memory_bytes": 8 << 20})
 }
 
 async fn refusal(client: &Client, path: &str, body: &Value) -> Option<Code> {
@@ -204,7 +204,7 @@ async fn a_guest_is_started_shown_verified_and_stopped() {
         let again: GuestView = client.post("/v1/guests/a/start", &()).await.unwrap();
         assert_eq!(again, guest);
         let verify: VerifyView = client.post("/v1/guests/a/verify", &()).await.unwrap();
-        assert_eq!((verify.pages, verify.verified), (256, true));
+        assert_eq!((verify.pages, verify.verified), (2048, true));
         let stopped: StoppedView = client.delete("/v1/guests/a").await.unwrap();
         assert_eq!(stopped.name.as_str(), "a");
         let problem = client.get::<GuestView>("/v1/guests/a").await.unwrap_err();
@@ -222,11 +222,11 @@ async fn f28_wrong_requests_are_refused_before_the_host_is_asked() {
             ("kind", json!("qemu")),
             ("memory_bytes", json!(-1)),
             ("memory_bytes", json!(0)),
-            ("memory_bytes", json!(4097)),
+            ("memory_bytes", json!((8 << 20) + 4096)),
             ("memory_bytes", json!(u64::MAX)),
             ("memory_bytes", json!(1.5)),
             ("memory_bytes", json!("1")),
-            ("working_set_bytes", json!(1 << 21)),
+            ("working_set_bytes", json!(1 << 24)),
             ("incompressible_percent", json!(101)),
             ("heartbeat_interval_us", json!(0)),
             ("dirty_pages_per_second", json!(u64::MAX)),

@@ -2,17 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{
+    DIRTY_PAGES_PER_SECOND_MAX, HEARTBEAT_INTERVAL_US, HEARTBEAT_INTERVAL_US_MAX,
+    HEARTBEAT_INTERVAL_US_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MEMORY_STEP_BYTES,
+};
 use towpath_protocol::identity::{Epoch, GuestId, MigrationId, Name};
+use towpath_protocol::size::Size;
 use utoipa::ToSchema;
 
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
-
-/// Least memory of a guest, in bytes: its payload, tables and stack with room to spare.
-pub const GUEST_MEMORY_BYTES_MIN: u64 = 1 << 20;
-
-/// Most memory of a guest, in bytes: what the largest space holds.
-pub const GUEST_MEMORY_BYTES_MAX: u64 = 1 << 40;
 
 /// Longest pause that can be asked for, in milliseconds: beyond it, stop and start the guest.
 pub const PAUSE_MS_MAX: u32 = 60_000;
@@ -40,7 +39,7 @@ pub struct GuestRequest {
     /// What kind of machine it is.
     #[serde(default)]
     pub kind: GuestKind,
-    /// Its memory: whole pages.
+    /// Its memory: steps of 2 MiB.
     pub memory_bytes: u64,
     /// Pages its payload rewrites each second.
     #[serde(default)]
@@ -57,7 +56,7 @@ pub struct GuestRequest {
 }
 
 const fn heartbeat_interval_us_default() -> u32 {
-    2000
+    HEARTBEAT_INTERVAL_US
 }
 
 impl GuestRequest {
@@ -68,11 +67,13 @@ impl GuestRequest {
     /// `E_USAGE` naming the field.
     pub fn check(&self) -> Result<(), Fault> {
         let memory = self.memory_bytes;
-        if !(GUEST_MEMORY_BYTES_MIN..=GUEST_MEMORY_BYTES_MAX).contains(&memory)
-            || !memory.is_multiple_of(PAGE_BYTES)
+        if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&memory)
+            || !memory.is_multiple_of(MEMORY_STEP_BYTES)
         {
+            let [least, most, step] =
+                [MEMORY_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_STEP_BYTES].map(Size::from_bytes);
             return usage(format!(
-                "memory_bytes is {memory} and must be whole pages of {PAGE_BYTES} between {GUEST_MEMORY_BYTES_MIN} and {GUEST_MEMORY_BYTES_MAX}"
+                "memory_bytes is {memory} and must be {least} to {most} in steps of {step}"
             ));
         }
         if let Some(set) = self.working_set_bytes
@@ -88,16 +89,21 @@ impl GuestRequest {
                 "incompressible_percent is {percent} and at most 100"
             ));
         }
-        if !(100..=10_000_000).contains(&self.heartbeat_interval_us) {
-            let interval = self.heartbeat_interval_us;
+        let heartbeat = HEARTBEAT_INTERVAL_US_MIN..=HEARTBEAT_INTERVAL_US_MAX;
+        if !heartbeat.contains(&self.heartbeat_interval_us) {
+            let (interval, least, most) = (
+                self.heartbeat_interval_us,
+                heartbeat.start(),
+                heartbeat.end(),
+            );
             return usage(format!(
-                "heartbeat_interval_us is {interval} and must be 100 to 10000000"
+                "heartbeat_interval_us is {interval} and must be {least} to {most}"
             ));
         }
-        if self.dirty_pages_per_second > 100_000_000 {
+        if self.dirty_pages_per_second > DIRTY_PAGES_PER_SECOND_MAX.into() {
             let pages = self.dirty_pages_per_second;
             return usage(format!(
-                "dirty_pages_per_second is {pages} and at most 100000000"
+                "dirty_pages_per_second is {pages} and at most {DIRTY_PAGES_PER_SECOND_MAX}"
             ));
         }
         Ok(())

@@ -21,6 +21,7 @@ mod unpack;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::message::{
     CHUNK_HEAD_BYTES_MAX, CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, ChunkHeader,
+    ZERO_RUN_BLOCKS_MAX,
 };
 use towpath_protocol::space::{BlockRun, SpaceId};
 
@@ -101,6 +102,7 @@ pub struct Job {
     block_bytes: u32,
     generation: u32,
     runs: Runs,
+    is_zero: bool,
 }
 
 impl Job {
@@ -121,6 +123,7 @@ impl Job {
             block_bytes,
             generation,
             runs: Runs::EMPTY,
+            is_zero: false,
         };
         let is_plain = runs.iter().all(|run| job.runs.push(*run, u32::MAX));
         let block_count = towpath_protocol::space::block_count_of(runs);
@@ -131,6 +134,36 @@ impl Job {
                 Code::State,
                 format!("{count} runs of {bytes} bytes cannot be one chunk"),
             ));
+        }
+        Ok(job)
+    }
+
+    /// A job for blocks that are known to be zero because they were never touched: nothing is read,
+    /// and runs may be as long as a chunk of zeros allows.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if there are no blocks, or runs that are not rising and disjoint, or too long.
+    pub fn zeros(
+        space: SpaceId,
+        block_bytes: u32,
+        generation: u32,
+        runs: &[BlockRun],
+    ) -> Result<Self, Fault> {
+        let mut job = Self {
+            space,
+            block_bytes,
+            generation,
+            runs: Runs::EMPTY,
+            is_zero: true,
+        };
+        let is_plain = runs
+            .iter()
+            .all(|run| job.runs.push(*run, ZERO_RUN_BLOCKS_MAX));
+        if !is_plain || runs.is_empty() {
+            let count = runs.len();
+            let detail = format!("{count} runs cannot be one chunk of zeros");
+            return Err(Fault::new(Code::State, detail));
         }
         Ok(job)
     }

@@ -54,29 +54,29 @@ impl Encoder {
         })
     }
 
-    /// Packs a job and appends the one or two frames it becomes to `out`, numbered 0: for the demand
-    /// lane, whose chunks stand outside the bulk lane's order.
+    /// Packs a job at once and hands the one or two chunks it becomes to `take`, numbered 0: for the
+    /// demand lane, whose chunks stand outside the bulk lane's order.
     ///
     /// # Errors
     ///
-    /// What `reader` says.
+    /// What `reader` or `take` says.
     pub fn encode_urgent(
         &mut self,
         reader: &dyn BlockReader,
         job: &Job,
         level: Level,
         chunk: &mut EncodedChunk,
-        out: &mut Vec<u8>,
+        mut take: impl FnMut(&EncodedChunk) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let zeros = self.encode(reader, job, level, chunk)?;
         if chunk.frame_bytes > 0 {
             chunk.seal(0);
-            out.extend_from_slice(chunk.frame());
+            take(chunk)?;
         }
         if !zeros.is_empty() {
             write_zeros(job, &zeros, chunk);
             chunk.seal(0);
-            out.extend_from_slice(chunk.frame());
+            take(chunk)?;
         }
         Ok(())
     }
@@ -90,6 +90,11 @@ impl Encoder {
         level: Level,
         chunk: &mut EncodedChunk,
     ) -> Result<Runs, Fault> {
+        if job.is_zero {
+            chunk.frame_bytes = 0;
+            chunk.begin(job, &[]);
+            return Ok(job.runs);
+        }
         let block_bytes = job.block_bytes as usize;
         let raw_bytes = job.block_count() * block_bytes;
         reader.read_runs(job.space, &job.runs, &mut self.raw[..raw_bytes])?;

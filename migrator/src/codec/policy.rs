@@ -129,12 +129,12 @@ struct Estimate {
 /// What each level does to machine code (`bench codec`): only the proportions matter, and only until
 /// the first chunks are measured.
 const PRIORS: [Estimate; LEVEL_COUNT] = [
-    prior(0.4, 1.0),
-    prior(2.2, 0.55),
-    prior(3.0, 0.44),
-    prior(5.0, 0.42),
-    prior(14.0, 0.40),
-    prior(22.0, 0.395),
+    prior(0.2, 1.0),
+    prior(2.2, 0.58),
+    prior(2.4, 0.455),
+    prior(3.5, 0.433),
+    prior(10.7, 0.407),
+    prior(17.0, 0.405),
 ];
 
 const fn prior(nanos_per_byte: f64, fraction: f64) -> Estimate {

@@ -164,7 +164,7 @@ impl Source {
         let has_more = match &self.phase {
             Phase::Copying(round) => self.resumed && !round.is_ordered(),
             Phase::Switching(pause) => !pause.is_ordered(),
-            Phase::Serving(push) => push.is_ready() && !push.is_ordered(),
+            Phase::Serving(push) => push.is_ready() && !push.is_ordered() && !self.is_image_lost,
             _ => false,
         };
         has_more && self.link_up && self.window.raw_bytes() < self.window_bytes_max()

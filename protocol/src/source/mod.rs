@@ -95,7 +95,10 @@ pub enum Event {
     /// The blocks dirtied since tracking began or the last harvest, space by space.
     Harvested(Vec<BlockSet>),
     /// The vCPUs are stopped.
-    Frozen,
+    Frozen {
+        /// Since when.
+        at: Instant,
+    },
     /// vCPU and machine state, saved while frozen.
     StateSaved(Vec<u8>),
     /// A numbered chunk was read and packed; reported in the order of the numbers, before it is sent.
@@ -302,6 +305,8 @@ pub struct Source {
     /// Blocks sent on the demand lane of these lanes.
     answered: Vec<BlockSet>,
     fault: Option<Fault>,
+    /// After the commit: the frozen guest is gone, no block of it can be read any more.
+    is_image_lost: bool,
     actions: VecDeque<Action>,
 }
 
@@ -320,7 +325,8 @@ impl Source {
     }
 
     /// Goes on after a restart with an attempt whose journal says that the guest was relinquished: the
-    /// frozen image is kept, the commit is repeated until the target answers.
+    /// commit is repeated until the target answers. If the frozen guest did not survive, `GuestGone`
+    /// says so.
     ///
     /// # Errors
     ///
@@ -370,6 +376,7 @@ impl Source {
             epoch_offered: None,
             held_back: Vec::new(),
             fault: None,
+            is_image_lost: false,
             actions: VecDeque::new(),
         })
     }
@@ -409,6 +416,13 @@ impl Source {
     #[must_use]
     pub const fn is_link_up(&self) -> bool {
         self.link_up
+    }
+
+    /// Whether the guest was handed over and its image is gone from here: if the target misses blocks,
+    /// only booting it there helps.
+    #[must_use]
+    pub const fn is_image_lost(&self) -> bool {
+        self.is_image_lost
     }
 
     /// What has been counted.
@@ -461,7 +475,7 @@ impl Source {
     /// follows from it. `E_STATE` for a cancel that comes too late changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
         if matches!(self.phase, Phase::Over) {
-            return Ok(());
+            return self.answer_when_over(&event);
         }
         let result = self.dispatch(event, now).and_then(|()| self.advance(now));
         if let Err(fault) = &result
@@ -475,6 +489,17 @@ impl Source {
         result
     }
 
+    /// Blocks of a guest that was let go are gone: whoever still asks for them is told so by the end
+    /// of the lanes.
+    fn answer_when_over(&mut self, event: &Event) -> Result<(), Fault> {
+        let Event::Heard(Lane::Demand, Message::Demand(space, block)) = event else {
+            return Ok(());
+        };
+        self.actions.push_back(Action::DropLink);
+        let detail = format!("block {block} of space {} was let go", space.0);
+        Err(Fault::new(Code::Gone, detail))
+    }
+
     fn dispatch(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
         match event {
             Event::LinkUp => self.link_came_up(now),
@@ -485,7 +510,7 @@ impl Source {
             Event::Heard(lane, message) => self.heard(lane, message, now),
             Event::Tracking { allocated } => self.tracking(&allocated, now),
             Event::Harvested(dirty) => self.harvested(dirty, now),
-            Event::Frozen => self.frozen(now),
+            Event::Frozen { at } => self.frozen(at),
             Event::StateSaved(state) => self.state_saved(state),
             Event::Packed { header, wire_bytes } => {
                 self.progress.wire_bytes += wire_bytes;
@@ -636,6 +661,11 @@ impl Source {
             // Nothing the peer says wrong changes who owns the guest: talk again on fresh lanes.
             self.actions.push_back(Action::DropLink);
             self.link_went_down(now);
+        } else if matches!(fault.code, Code::Guest | Code::ImageLost) {
+            // The guest is the target's or will be: it is told so for ever, and a target that has
+            // every block needs nothing else from here.
+            self.is_image_lost = true;
+            self.actions.push_back(Action::CancelChunks);
         } else {
             self.finish(Outcome::Stuck(fault));
         }

@@ -96,6 +96,9 @@ impl Source {
         if !self.is_committed() {
             return Err(unexpected("a demand before the switch"));
         }
+        if self.is_image_lost {
+            return Ok(());
+        }
         let position = usize::from(space.0);
         if !self.answered[position].insert(block) {
             return Ok(());

@@ -91,10 +91,10 @@ impl Source {
         self.actions.push_back(Action::Freeze);
     }
 
-    pub(super) fn frozen(&mut self, now: Instant) -> Result<(), Fault> {
+    pub(super) fn frozen(&mut self, at: Instant) -> Result<(), Fault> {
         // A freeze that was given up in the meantime is already being thawed.
         if let Phase::Switching(pause) = &mut self.phase {
-            pause.frozen_at = Some(now);
+            pause.frozen_at = Some(at);
             self.actions.push_back(Action::Harvest);
             self.actions.push_back(Action::SaveState);
         }

@@ -67,7 +67,10 @@ pub enum Event {
     /// The saved state was loaded into the guest.
     StateLoaded,
     /// The vCPUs run.
-    GuestRuns,
+    GuestRuns {
+        /// Since when.
+        at: Instant,
+    },
     /// A vCPU waits for a block that is not there.
     Fault {
         /// The space.
@@ -472,7 +475,7 @@ impl Target {
             }
             Event::GuestBuilt => self.guest_built(),
             Event::StateLoaded => self.state_loaded(),
-            Event::GuestRuns => self.guest_runs(now),
+            Event::GuestRuns { at } => self.guest_runs(at),
             Event::Fault { space, block } => self.fault(space, block),
             Event::GuestGone => Err(Fault::new(
                 Code::Guest,
@@ -519,6 +522,17 @@ impl Target {
                     root: *root,
                 })?;
             }
+            Event::Heard(_, Message::Prepare(prepare)) => {
+                let epoch = prepare.epoch;
+                let attempt = self.setup.attempt;
+                if self.ownership.record().verdict(attempt).is_some() {
+                    self.hear(Word::Prepare { epoch })?;
+                } else if let Some(fault) = self.fault.clone() {
+                    // Refused before anything was prepared: the law knows nothing of it, and must not
+                    // begin to prepare now.
+                    self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -528,14 +542,10 @@ impl Target {
         if matches!(self.phase, Phase::Over) {
             return;
         }
-        if matches!(self.phase, Phase::Running) {
-            if fault.blame() == Blame::Peer {
-                self.link_up = false;
-                self.actions.push_back(Action::DropLink);
-            } else {
-                self.finish(Outcome::Lost(fault));
-            }
-            return;
+        let verdict = self.ownership.record().verdict(self.setup.attempt);
+        let is_taken = verdict.is_some_and(|verdict| verdict.is_taken);
+        if is_taken || matches!(self.phase, Phase::Running) {
+            return self.fail_as_owner(fault);
         }
         // Durable first, then said: the source may run on only because this attempt never will.
         self.fault = Some(fault.clone());
@@ -544,6 +554,22 @@ impl Target {
             self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
         }
         self.finish(Outcome::Refused(fault));
+    }
+
+    /// From the moment it is owned here nothing hands the guest back, whether it runs already or not,
+    /// and nothing its old owner says ends it.
+    fn fail_as_owner(&mut self, fault: Fault) {
+        match fault.blame() {
+            Blame::Peer | Blame::Incompatible => {
+                self.link_up = false;
+                self.actions.push_back(Action::DropLink);
+            }
+            Blame::Local | Blame::Misuse => {
+                self.awaits_run = false;
+                self.follow_the_law();
+                self.finish(Outcome::Lost(fault));
+            }
+        }
     }
 
     fn finish(&mut self, outcome: Outcome) {

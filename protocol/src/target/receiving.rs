@@ -1,6 +1,6 @@
 //! Before the switch: admission, chunks in order, the paused stage, and its verification.
 
-use super::{Action, Final, Phase, Piece, REMEMBERED_CHUNK_COUNT, Target};
+use super::{Action, Final, Outcome, Phase, Piece, REMEMBERED_CHUNK_COUNT, Target};
 use crate::fault::{Code, Fault};
 use crate::identity::Epoch;
 use crate::image::Image;
@@ -21,6 +21,12 @@ impl Target {
                 self.take_layout(&prepare)?;
                 self.prepare = Some(prepare.clone());
                 self.hear(Word::Prepare { epoch })?;
+                if !self.is_prepared() {
+                    // The law said again that this attempt is over.
+                    let detail = "this attempt was refused before".to_owned();
+                    self.finish(Outcome::Refused(Fault::new(Code::Refused, detail)));
+                    return Ok(());
+                }
                 // `Prepared` promises that there is room for the guest: it is said once it is built.
                 self.actions.push_back(Action::BuildGuest(prepare));
                 Ok(())
@@ -52,6 +58,14 @@ impl Target {
         Ok(())
     }
 
+    /// Whether the law lets this attempt go on.
+    fn is_prepared(&self) -> bool {
+        matches!(
+            &self.ownership.record().state,
+            State::Prepared { attempt, .. } if *attempt == self.setup.attempt
+        )
+    }
+
     /// The guest is committed to this host: an image that is not whole is refused, durably.
     pub(super) fn committed(
         &mut self,
@@ -60,11 +74,7 @@ impl Target {
         now: Instant,
     ) -> Result<(), Fault> {
         self.commit_heard_at = now;
-        let is_open = matches!(
-            &self.ownership.record().state,
-            State::Prepared { attempt, .. } if *attempt == self.setup.attempt
-        );
-        if is_open && !matches!(self.phase, Phase::Ready) {
+        if self.is_prepared() && !matches!(self.phase, Phase::Ready) {
             let detail = "the image was not whole when it was committed".to_owned();
             return Err(Fault::new(Code::ImageLost, detail));
         }
@@ -357,7 +367,7 @@ impl Target {
         self.own(ownership::Event::ImageReady { root: end.root })
     }
 
-    pub(super) fn guest_runs(&mut self, now: Instant) -> Result<(), Fault> {
+    pub(super) fn guest_runs(&mut self, at: Instant) -> Result<(), Fault> {
         if matches!(self.phase, Phase::Running) {
             return Ok(());
         }
@@ -368,7 +378,7 @@ impl Target {
         self.missing = std::mem::take(&mut self.paused).missing;
         self.present = Vec::new();
         self.phase = Phase::Running;
-        let delay = now.since(self.commit_heard_at).as_micros();
+        let delay = at.since(self.commit_heard_at).as_micros();
         self.run_delay_us = u64::try_from(delay).unwrap_or(u64::MAX);
         self.awaits_run = false;
         self.follow_the_law();

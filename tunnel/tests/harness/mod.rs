@@ -186,7 +186,7 @@ pub async fn open(
     };
     let tunnel = tunnel.to_owned();
     let opening = move || stream::open_stream(&tunnel, &open, SOON);
-    let local = tokio::task::spawn_blocking(opening).await.unwrap()?;
+    let (local, _) = tokio::task::spawn_blocking(opening).await.unwrap()?;
     local.set_nonblocking(true).unwrap();
     Ok(UnixStream::from_std(local).unwrap())
 }

@@ -144,7 +144,7 @@ impl Sites {
             class: Class::Bulk,
         };
         let socket = self.configs[0].socket.clone();
-        let source = until_ready(|| Ok(stream::open_stream(&socket, &open, READY_WAIT)?))?;
+        let (source, _) = until_ready(|| Ok(stream::open_stream(&socket, &open, READY_WAIT)?))?;
         let sink = accept(&listener)?;
         stream::accept_stream(&sink)?;
         Ok(Way::new(source, sink, [edge, region]))

@@ -1,0 +1,489 @@
+//! How fast chunks are packed and unpacked, beside plain zstd and lz4 on the same 64 KiB pieces.
+//!
+//! Ours copies the blocks out of the guest, looks for zeros, hashes, packs, and writes and checks a
+//! frame; the plain one only packs. Both use one thread and take turns, so that what else the machine
+//! does hits both; the medians of the rounds are compared.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lz4_flex::block::CompressTable;
+use serde::Serialize;
+use towpath_migrator::codec::{
+    BlockReader, CodecPolicy, Decoder, EncodedChunk, Encoder, EncoderPool, Job, Level,
+};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::space::{BlockRun, Geometry, MEMORY, MEMORY_BLOCK_BYTES, SpaceId};
+
+const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_BLOCKS: u32 = 16;
+
+/// Chunks packed by one side before the other takes its turn: 1 MiB.
+const TURN_CHUNKS: usize = 16;
+
+/// Longest a chunk may take: a stuck pipeline ends the bench instead of hanging it.
+const CHUNK_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Where real machine code is found; the bench's own program stands in where there is none.
+const ELF_FOLDERS: [&str; 2] = ["/usr/bin", "/usr/lib/x86_64-linux-gnu"];
+
+struct Size {
+    corpus_bytes: usize,
+    round_count: usize,
+}
+
+#[derive(Serialize)]
+struct Report {
+    schema: &'static str,
+    chunk_bytes: usize,
+    round_count: usize,
+    corpora: Vec<Corpus>,
+}
+
+#[derive(Serialize)]
+struct Corpus {
+    corpus: &'static str,
+    corpus_bytes: usize,
+    levels: Vec<LevelReport>,
+}
+
+/// Speeds are raw megabytes (10^6 bytes) a second, medians of the rounds.
+#[derive(Serialize)]
+struct LevelReport {
+    level: &'static str,
+    wire_per_raw: f64,
+    hash_mb_s: f64,
+    encode_mb_s: f64,
+    plain_encode_mb_s: f64,
+    encode_ratio: f64,
+    /// Beside the plain one and BLAKE3 of the same bytes, one after the other.
+    encode_ratio_hashed: f64,
+    decode_mb_s: f64,
+    plain_decode_mb_s: f64,
+    decode_ratio: f64,
+    /// Beside the plain one and BLAKE3 of the same bytes, one after the other.
+    decode_ratio_hashed: f64,
+    /// The pool with two threads.
+    pool_mb_s: f64,
+}
+
+fn main() -> ExitCode {
+    let is_smoke = match std::env::args().nth(1).as_deref() {
+        None => false,
+        Some("--smoke") => true,
+        Some(other) => {
+            let shown: String = other.chars().take(40).collect();
+            return complain(&format!(
+                "{shown:?} is not an option; there is only --smoke"
+            ));
+        }
+    };
+    let size = if is_smoke {
+        Size {
+            corpus_bytes: 1 << 20,
+            round_count: 1,
+        }
+    } else {
+        Size {
+            corpus_bytes: 24 << 20,
+            round_count: 7,
+        }
+    };
+    match report(&size) {
+        Ok(text) => match writeln!(std::io::stdout(), "{text}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(&error.to_string()),
+        },
+        Err(fault) => complain(&fault.to_string()),
+    }
+}
+
+fn complain(what: &str) -> ExitCode {
+    // Nothing is left to be done if even that cannot be said.
+    drop(writeln!(std::io::stderr(), "bench codec: {what}"));
+    ExitCode::FAILURE
+}
+
+fn report(size: &Size) -> Result<String, Fault> {
+    let corpora = [("elf", elf_bytes(size)?), ("random", random_bytes(size))];
+    let mut report = Report {
+        schema: "towpath.v1.bench.codec",
+        chunk_bytes: CHUNK_BYTES,
+        round_count: size.round_count,
+        corpora: Vec::new(),
+    };
+    for (corpus, bytes) in corpora {
+        let corpus_bytes = bytes.len();
+        let memory = Arc::new(Memory(bytes));
+        let levels = Level::ALL.map(|level| measure(&memory, level, size.round_count));
+        report.corpora.push(Corpus {
+            corpus,
+            corpus_bytes,
+            levels: levels.into_iter().collect::<Result<_, _>>()?,
+        });
+    }
+    serde_json::to_string_pretty(&report)
+        .map_err(|error| Fault::new(Code::Io, format!("the report: {error}")))
+}
+
+fn measure(memory: &Arc<Memory>, level: Level, round_count: usize) -> Result<LevelReport, Fault> {
+    let mut ours = Ours::new(Arc::clone(memory), level)?;
+    let mut plain = Plain::new(level)?;
+    let mut samples = Samples::default();
+    let mut wire_bytes = 0;
+    // One round more than counted: the first warms caches, contexts and the clock of the processor.
+    for round in 0..=round_count {
+        let jobs = memory.jobs()?;
+        let mut turn = Turn {
+            ours: &mut ours,
+            plain: &mut plain,
+            samples: &mut samples,
+            // Whoever comes first finds the bytes in memory, the other one in the cache.
+            is_ours_first: round % 2 == 0,
+            is_counted: round > 0,
+        };
+        wire_bytes = 0;
+        let pieces = memory.0.chunks(TURN_CHUNKS * CHUNK_BYTES);
+        for (jobs, bytes) in jobs.chunks(TURN_CHUNKS).zip(pieces) {
+            wire_bytes += turn.run(jobs, bytes)?;
+            turn.is_ours_first ^= true;
+        }
+    }
+    let pool_mb_s = measure_pool(memory, level)?;
+    Ok(samples.report(level, wire_bytes, memory.0.len(), pool_mb_s))
+}
+
+/// A few milliseconds of each side, so that both get the same share of a busy machine.
+struct Turn<'a> {
+    ours: &'a mut Ours,
+    plain: &'a mut Plain,
+    samples: &'a mut Samples,
+    is_ours_first: bool,
+    is_counted: bool,
+}
+
+impl Turn<'_> {
+    /// Packs and unpacks a piece of the corpus by both; returns our bytes on the wire.
+    fn run(&mut self, jobs: &[Job], bytes: &[u8]) -> Result<usize, Fault> {
+        let (is_counted, raw_bytes) = (self.is_counted, bytes.len());
+        let mut note = |what, begun: Duration| {
+            let spent = thread_time().saturating_sub(begun).as_secs_f64();
+            if is_counted && spent > 0.0 {
+                self.samples.add(what, megabytes(raw_bytes) / spent);
+            }
+        };
+        for is_ours in [self.is_ours_first, !self.is_ours_first] {
+            let begun = thread_time();
+            if is_ours {
+                self.ours.encode_all(jobs, |_| {})?;
+                note("encode", begun);
+            } else {
+                self.plain.encode_all(bytes, |_| {})?;
+                note("plain encode", begun);
+            }
+        }
+        let begun = thread_time();
+        for chunk in bytes.chunks(CHUNK_BYTES) {
+            black_box(blake3::hash(chunk));
+        }
+        note("hash", begun);
+        let (mut frames, mut packed) = (Vec::new(), Vec::new());
+        self.ours
+            .encode_all(jobs, |frame| frames.push(frame.to_vec()))?;
+        let keep = |bytes: &[u8]| packed.push(bytes.to_vec());
+        self.plain.encode_all(bytes, keep)?;
+        for is_ours in [self.is_ours_first, !self.is_ours_first] {
+            let begun = thread_time();
+            if is_ours {
+                frames
+                    .iter()
+                    .try_for_each(|frame| self.ours.decode(frame))?;
+                note("decode", begun);
+            } else {
+                packed
+                    .iter()
+                    .try_for_each(|bytes| self.plain.decode(bytes))?;
+                note("plain decode", begun);
+            }
+        }
+        Ok(frames.iter().map(Vec::len).sum())
+    }
+}
+
+/// Processor time of this thread: what other programs take in between does not count.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Speeds by what was done.
+#[derive(Default)]
+struct Samples(BTreeMap<&'static str, Vec<f64>>);
+
+impl Samples {
+    fn add(&mut self, what: &'static str, megabytes_per_s: f64) {
+        self.0.entry(what).or_default().push(megabytes_per_s);
+    }
+
+    fn median(&mut self, what: &str) -> f64 {
+        let Some(speeds) = self.0.get_mut(what) else {
+            return f64::NAN;
+        };
+        speeds.sort_by(f64::total_cmp);
+        speeds[speeds.len() / 2]
+    }
+
+    fn report(
+        &mut self,
+        level: Level,
+        wire_bytes: usize,
+        raw_bytes: usize,
+        pool_mb_s: f64,
+    ) -> LevelReport {
+        let mut speed = |what| self.median(what);
+        let (encode_mb_s, plain_encode_mb_s) = (speed("encode"), speed("plain encode"));
+        let (decode_mb_s, plain_decode_mb_s) = (speed("decode"), speed("plain decode"));
+        let hash_mb_s = speed("hash");
+        let hashed = |plain: f64| 1.0 / (1.0 / plain + 1.0 / hash_mb_s);
+        LevelReport {
+            level: level.as_str(),
+            wire_per_raw: megabytes(wire_bytes) / megabytes(raw_bytes),
+            hash_mb_s,
+            encode_mb_s,
+            plain_encode_mb_s,
+            encode_ratio: encode_mb_s / plain_encode_mb_s,
+            encode_ratio_hashed: encode_mb_s / hashed(plain_encode_mb_s),
+            decode_mb_s,
+            plain_decode_mb_s,
+            decode_ratio: decode_mb_s / plain_decode_mb_s,
+            decode_ratio_hashed: decode_mb_s / hashed(plain_decode_mb_s),
+            pool_mb_s,
+        }
+    }
+}
+
+/// Our encoder and decoder, on this thread.
+struct Ours {
+    memory: Arc<Memory>,
+    geometry: Geometry,
+    level: Level,
+    encoder: Encoder,
+    decoder: Decoder,
+    chunk: EncodedChunk,
+}
+
+impl Ours {
+    fn new(memory: Arc<Memory>, level: Level) -> Result<Self, Fault> {
+        Ok(Self {
+            geometry: memory.geometry()?,
+            memory,
+            level,
+            encoder: Encoder::new()?,
+            decoder: Decoder::new()?,
+            chunk: EncodedChunk::new(),
+        })
+    }
+
+    fn encode_all(&mut self, jobs: &[Job], mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        for job in jobs {
+            let reader = self.memory.as_ref();
+            let chunk = &mut self.chunk;
+            self.encoder
+                .encode_urgent(reader, job, self.level, chunk, |chunk| {
+                    take(black_box(chunk.frame()));
+                    Ok(())
+                })?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        let chunk = self
+            .decoder
+            .decode(&frame[HEADER_BYTES..], &[self.geometry])?;
+        black_box(chunk.raw);
+        Ok(())
+    }
+}
+
+/// Packs the whole corpus as a migration does: by the pool's threads, two of them.
+fn measure_pool(memory: &Arc<Memory>, level: Level) -> Result<f64, Fault> {
+    let policy = CodecPolicy::Fixed(level);
+    let pool = EncoderPool::new(Arc::clone(memory) as Arc<dyn BlockReader>, 2, policy, 1)?;
+    let mut chunk = EncodedChunk::new();
+    let mut jobs = memory.jobs()?.into_iter().peekable();
+    let begun = Instant::now();
+    while jobs.peek().is_some() || !pool.is_idle() {
+        while let Some(job) = jobs.next_if(|_| pool.room() > 0) {
+            if !pool.submit(job, CHUNK_WAIT_MAX) {
+                return Err(Fault::new(Code::Stalled, "the pool takes no more jobs"));
+            }
+        }
+        if !pool.next_chunk(&mut chunk, CHUNK_WAIT_MAX)? {
+            return Err(Fault::new(Code::Stalled, "the pool brings no more chunks"));
+        }
+        black_box(chunk.frame());
+    }
+    Ok(megabytes(memory.0.len()) / begun.elapsed().as_secs_f64())
+}
+
+/// The libraries alone, with their contexts kept as a good program would.
+struct Plain {
+    level: Level,
+    packed: Vec<u8>,
+    raw: Vec<u8>,
+    compressor: zstd::bulk::Compressor<'static>,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    table: CompressTable,
+}
+
+impl Plain {
+    fn new(level: Level) -> Result<Self, Fault> {
+        let setup = |error| Fault::new(Code::Io, format!("zstd: {error}"));
+        let number = level.zstd_level().unwrap_or(1);
+        Ok(Self {
+            level,
+            packed: vec![0; lz4_flex::block::get_maximum_output_size(CHUNK_BYTES)],
+            raw: vec![0; CHUNK_BYTES],
+            compressor: zstd::bulk::Compressor::new(number).map_err(setup)?,
+            decompressor: zstd::bulk::Decompressor::new().map_err(setup)?,
+            table: CompressTable::large(),
+        })
+    }
+
+    fn encode_all(&mut self, bytes: &[u8], mut take: impl FnMut(&[u8])) -> Result<(), Fault> {
+        for chunk in bytes.chunks(CHUNK_BYTES) {
+            let count = match self.level {
+                Level::Raw => {
+                    self.packed[..chunk.len()].copy_from_slice(chunk);
+                    chunk.len()
+                }
+                Level::Lz4 => lz4_flex::block::compress_into_with_table(
+                    chunk,
+                    &mut self.packed,
+                    &mut self.table,
+                )
+                .map_err(|error| wrong(&error))?,
+                _ => self
+                    .compressor
+                    .compress_to_buffer(chunk, &mut self.packed[..])
+                    .map_err(|error| wrong(&error))?,
+            };
+            take(black_box(&self.packed[..count]));
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, packed: &[u8]) -> Result<(), Fault> {
+        match self.level {
+            Level::Raw => self.raw[..packed.len()].copy_from_slice(packed),
+            Level::Lz4 => {
+                lz4_flex::block::decompress_into(packed, &mut self.raw)
+                    .map_err(|error| wrong(&error))?;
+            }
+            _ => {
+                self.decompressor
+                    .decompress_to_buffer(packed, &mut self.raw[..])
+                    .map_err(|error| wrong(&error))?;
+            }
+        }
+        black_box(&mut self.raw);
+        Ok(())
+    }
+}
+
+fn wrong(error: &dyn std::fmt::Display) -> Fault {
+    Fault::new(Code::Codec, format!("the plain codec: {error}"))
+}
+
+/// A guest's memory that is simply there.
+struct Memory(Vec<u8>);
+
+impl Memory {
+    fn geometry(&self) -> Result<Geometry, Fault> {
+        Geometry::memory(self.0.len() as u64)
+    }
+
+    fn jobs(&self) -> Result<Vec<Job>, Fault> {
+        let starts = (0..self.geometry()?.block_count()).step_by(CHUNK_BLOCKS as usize);
+        let job = |start| {
+            let count = CHUNK_BLOCKS;
+            Job::new(MEMORY, MEMORY_BLOCK_BYTES, 1, &[BlockRun { start, count }])
+        };
+        starts.map(job).collect()
+    }
+}
+
+impl BlockReader for Memory {
+    fn read_runs(&self, _: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault> {
+        let block_bytes = MEMORY_BLOCK_BYTES as usize;
+        let mut rest = out;
+        for run in runs {
+            let start = usize::try_from(run.start).unwrap_or(usize::MAX) * block_bytes;
+            let (now, later) = rest.split_at_mut(run.count as usize * block_bytes);
+            now.copy_from_slice(&self.0[start..start + now.len()]);
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+/// The beginnings of programs and libraries, in the order of their names.
+fn elf_bytes(size: &Size) -> Result<Vec<u8>, Fault> {
+    let mut paths = Vec::new();
+    for folder in ELF_FOLDERS {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        paths.extend(entries.map(|entry| entry.path()));
+    }
+    paths.sort();
+    paths.extend(std::env::current_exe());
+    let file_bytes_max = (size.corpus_bytes / 8) as u64;
+    let mut bytes = Vec::with_capacity(size.corpus_bytes);
+    for path in paths {
+        let begin = bytes.len();
+        // What cannot be read is somebody else's business.
+        if let Ok(file) = std::fs::File::open(path) {
+            drop(file.take(file_bytes_max).read_to_end(&mut bytes));
+        }
+        if !bytes[begin..].starts_with(b"\x7fELF") {
+            bytes.truncate(begin);
+        }
+        if bytes.len() >= size.corpus_bytes {
+            bytes.truncate(size.corpus_bytes);
+            return Ok(bytes);
+        }
+    }
+    bytes.truncate(bytes.len() / CHUNK_BYTES * CHUNK_BYTES);
+    if bytes.is_empty() {
+        return Err(Fault::new(
+            Code::Io,
+            "no program can be read, not even this one",
+        ));
+    }
+    Ok(bytes)
+}
+
+fn random_bytes(size: &Size) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(size.corpus_bytes / 8).flatten().collect()
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "sizes of a corpus are far below 2^52"
+)]
+fn megabytes(bytes: usize) -> f64 {
+    bytes as f64 / 1e6
+}

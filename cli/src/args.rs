@@ -1,0 +1,217 @@
+//! What can be written on the command line.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    certs, completions, config, demo, guest, guest_process, migrate, migration, migrator, relay,
+    status, tunnel,
+};
+use crate::failure::Exit;
+use crate::show::Format;
+
+const EXAMPLES: &str = "\
+Examples:
+  towpath demo                              see a running guest move to another site and back
+  towpath guest start till-7 --memory 1GiB  make a guest and run it
+  towpath migrate till-7 region             move it to the site `region` while it runs
+  towpath migration watch                   follow the newest move
+  towpath status                            the host, its links and what is under way
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 timed out, 5 blocked handover,
+69 already running, 75 try again later, 130 interrupted (a move goes on).";
+
+/// Moves running virtual machines between sites, over QUIC.
+#[derive(Debug, Parser)]
+#[command(name = "towpath", version, after_help = EXAMPLES)]
+#[command(disable_help_subcommand = true, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show it: two sites on this machine, a guest that moves there and back.
+    Demo(demo::Options),
+    /// Show the host, its links and what is under way.
+    Status(status::Options),
+    /// Start, list, show and stop guests.
+    #[command(subcommand)]
+    Guest(guest::Command),
+    /// Move a guest to another site while it runs.
+    Migrate(migrate::Options),
+    /// List, show, watch and cancel moves.
+    #[command(subcommand)]
+    Migration(migration::Command),
+    /// Make the authority and the hosts' certificates.
+    #[command(subcommand)]
+    Certs(certs::Command),
+    /// Run the tunnel daemon: this host's links to other sites.
+    #[command(subcommand)]
+    Tunnel(tunnel::Command),
+    /// Run the migrator daemon: this host's guests and their moves.
+    #[command(subcommand)]
+    Migrator(migrator::Command),
+    /// Check configuration files.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Print a completion script for a shell.
+    Completions(completions::Options),
+    /// One guest; the migrator starts it.
+    #[command(hide = true)]
+    GuestProcess(guest_process::Options),
+    /// The emulated link of the demo.
+    #[command(hide = true)]
+    Relay(relay::Options),
+}
+
+impl Command {
+    /// How this command's result, or its failure, is to be written.
+    pub(crate) const fn format(&self) -> Format {
+        match self {
+            Self::Demo(options) => options.output.format,
+            Self::Status(options) => options.output.format,
+            Self::Guest(command) => command.format(),
+            Self::Migrate(options) => options.output.format,
+            Self::Migration(command) => command.format(),
+            Self::Certs(command) => command.format(),
+            Self::Config(command) => command.format(),
+            Self::Tunnel(_)
+            | Self::Migrator(_)
+            | Self::Completions(_)
+            | Self::GuestProcess(_)
+            | Self::Relay(_) => Format::Table,
+        }
+    }
+}
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputOption {
+    /// How the result is written; json is one document with a "schema"
+    #[arg(
+        id = "output",
+        short = 'o',
+        long = "output",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub(crate) format: Format,
+}
+
+/// How a daemon logs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogOptions {
+    /// Which lines are logged, such as `info,towpath_tunnel=debug`
+    #[arg(long, value_name = "FILTER", env = "TOWPATH_LOG")]
+    pub(crate) log: Option<String>,
+    /// How a log line looks
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    // For people and for the journal.
+    Text,
+    // One JSON object a line.
+    Json,
+}
+
+impl LogOptions {
+    /// What the configuration says, unless the command line says otherwise.
+    pub(crate) fn over(
+        &self,
+        mut configured: towpath_daemon::log::Options,
+    ) -> towpath_daemon::log::Options {
+        if let Some(filter) = &self.log {
+            configured.filter.clone_from(filter);
+        }
+        match self.log_format {
+            Some(LogFormat::Text) => configured.format = towpath_daemon::log::Format::Text,
+            Some(LogFormat::Json) => configured.format = towpath_daemon::log::Format::Json,
+            None => {}
+        }
+        configured
+    }
+}
+
+/// The command line, or the status to exit with: after help was shown, or a mistake.
+pub(crate) fn parse() -> Result<Arguments, ExitCode> {
+    Arguments::try_parse().map_err(|error| {
+        let is_wish = matches!(
+            error.kind(),
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+        );
+        if is_wish {
+            // A closed pipe behind `towpath --help | head` is nobody's mistake.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        crate::failure::report_usage(&error);
+        Exit::Usage.into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_takes_an_output_format_or_prints_no_result() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+                check(inner, &path);
+            }
+            let prints_none = [" tunnel run", " migrator run", " completions"];
+            if command.has_subcommands() || prints_none.iter().any(|end| path.ends_with(end)) {
+                return;
+            }
+            let has_output = command.get_arguments().any(|a| a.get_id() == "output");
+            assert!(has_output, "{path} has no --output");
+        }
+        check(&Arguments::command(), "");
+    }
+
+    #[test]
+    fn every_visible_command_stands_in_the_documentation() {
+        fn check(command: &clap::Command, path: &str, document: &str) {
+            let path = format!("{path}{}", command.get_name());
+            let inner = command.get_subcommands().filter(|c| !c.is_hide_set());
+            if !command.has_subcommands() {
+                assert!(
+                    document.contains(&format!("`{path}")),
+                    "docs/cli.md lacks {path}"
+                );
+            }
+            inner.for_each(|inner| check(inner, &format!("{path} "), document));
+        }
+        let document = include_str!("../../docs/cli.md");
+        check(&Arguments::command(), "", document);
+    }
+
+    #[test]
+    fn l07_names_that_begin_with_a_dash_are_refused() {
+        for words in [
+            ["towpath", "guest", "show", "-rf"].as_slice(),
+            &["towpath", "guest", "show", "--", "-rf"],
+            &["towpath", "guest", "show", "a\u{1b}[2J"],
+            &["towpath", "migrate", "a", "../b"],
+        ] {
+            assert!(Arguments::try_parse_from(words).is_err(), "{words:?}");
+        }
+        assert!(Arguments::try_parse_from(["towpath", "guest", "show", "till-7"]).is_ok());
+    }
+}

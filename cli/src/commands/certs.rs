@@ -1,0 +1,179 @@
+//! `towpath certs`: the authority of a trust domain, and the certificates of its hosts.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use towpath_certs::{Authority, CertificateView, Validity, show as read_certificate};
+use towpath_protocol::identity::{HostIdentity, Name};
+
+use crate::args::OutputOption;
+use crate::failure::Failure;
+use crate::show::{self, Format, escape, fields};
+
+const INIT_EXAMPLES: &str = "\
+Example:
+  towpath certs init --dir ./authority --trust-domain shop.example
+
+Keep the folder off the hosts: whoever has ca.key can name hosts.";
+
+const ISSUE_EXAMPLES: &str = "\
+Example:
+  towpath certs issue --authority ./authority --site edge --host box-1 --out ./box-1
+
+Then carry ./box-1 to that host, to where its tunnel's configuration names it.";
+
+/// What is to be done with certificates.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create the authority of a new trust domain.
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(InitOptions),
+    /// Issue a key and a certificate to a host.
+    #[command(after_help = ISSUE_EXAMPLES)]
+    Issue(IssueOptions),
+    /// Show what a certificate says.
+    Show(ShowOptions),
+}
+
+/// The authority to create.
+#[derive(Debug, Args)]
+pub(crate) struct InitOptions {
+    /// The folder it is to live in
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// The domain whose hosts it names
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Name,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// The certificate to issue.
+#[derive(Debug, Args)]
+pub(crate) struct IssueOptions {
+    /// The authority's folder
+    #[arg(long, value_name = "FOLDER")]
+    authority: PathBuf,
+    /// The site the host stands at
+    #[arg(long, value_name = "NAME")]
+    site: Name,
+    /// The host within its site
+    #[arg(long, value_name = "NAME")]
+    host: Name,
+    /// The folder for the key and the certificates
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Days it is good for
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=825))]
+    days: u32,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// The certificate to show.
+#[derive(Debug, Args)]
+pub(crate) struct ShowOptions {
+    /// The certificate's file, in PEM
+    file: PathBuf,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+impl Command {
+    pub(crate) const fn format(&self) -> Format {
+        match self {
+            Self::Init(options) => options.output.format,
+            Self::Issue(options) => options.output.format,
+            Self::Show(options) => options.output.format,
+        }
+    }
+}
+
+/// An authority that was created.
+#[derive(Debug, Serialize)]
+struct Created<'a> {
+    folder: &'a Path,
+    trust_domain: &'a Name,
+}
+
+/// A certificate that was issued.
+#[derive(Debug, Serialize)]
+struct Issued<'a> {
+    identity: String,
+    cert: &'a Path,
+    key: &'a Path,
+    ca: &'a Path,
+}
+
+/// Does what was asked for.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Init(options) => init(&options),
+        Command::Issue(options) => issue(&options),
+        Command::Show(options) => {
+            let view = read_certificate(&options.file)?;
+            show::show(options.output.format, "certificate", &view, || table(&view))
+        }
+    }
+}
+
+fn init(options: &InitOptions) -> Result<(), Failure> {
+    Authority::init(&options.dir, &options.trust_domain)?;
+    let created = Created {
+        folder: &options.dir,
+        trust_domain: &options.trust_domain,
+    };
+    show::show(options.output.format, "authority", &created, || {
+        let folder = escape(&options.dir.display().to_string());
+        format!(
+            "created the authority of {} in {folder}\n\
+             next: towpath certs issue --authority {folder} --site SITE --host HOST --out FOLDER\n",
+            options.trust_domain
+        )
+    })
+}
+
+fn issue(options: &IssueOptions) -> Result<(), Failure> {
+    let authority = Authority::open(&options.authority)?;
+    let identity = HostIdentity {
+        trust_domain: authority.trust_domain().clone(),
+        site: options.site.clone(),
+        host: options.host.clone(),
+    };
+    let lasting = Duration::from_hours(24 * u64::from(options.days));
+    let validity = Validity::lasting(lasting, SystemTime::now());
+    let files = authority.issue(&identity, validity, &options.out)?;
+    let issued = Issued {
+        identity: identity.uri(),
+        cert: &files.cert,
+        key: &files.key,
+        ca: &files.ca,
+    };
+    show::show(options.output.format, "issued", &issued, || {
+        let path = |path: &Path| Some(escape(&path.display().to_string()));
+        fields(&[
+            ("identity", Some(identity.uri())),
+            ("certificate", path(&files.cert)),
+            ("key", path(&files.key)),
+            ("authority", path(&files.ca)),
+            ("good for", Some(format!("{} days", options.days))),
+        ])
+    })
+}
+
+fn table(view: &CertificateView) -> String {
+    let identity = view.identity.as_ref();
+    fields(&[
+        ("identity", view.uri.as_deref().map(escape)),
+        ("site", identity.map(|identity| identity.site.to_string())),
+        ("host", identity.map(|identity| identity.host.to_string())),
+        ("authority", view.is_authority.then(|| "yes".to_owned())),
+        ("issuer", Some(escape(&view.issuer))),
+        ("serial", Some(escape(&view.serial))),
+        ("good from", Some(escape(&view.not_before))),
+        ("good until", Some(escape(&view.not_after))),
+        ("usages", Some(escape(&view.usages.join(", ")))),
+    ])
+}

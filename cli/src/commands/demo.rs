@@ -1,0 +1,173 @@
+//! `towpath demo`: two sites on this machine, and a guest that moves there and back.
+//!
+//! ```text
+//!      edge                                                  region
+//!  migrator ── tunnel ──UDP──► relay (rate, delay) ──UDP──► tunnel ── migrator
+//!     │                                                                   │
+//!   guest  ────────────────────── moves there, and back ─────────────► guest
+//! ```
+//!
+//! Everything is real but the distance: four daemons, mutual TLS with certificates made on the spot, a
+//! guest that keeps changing its memory. The guest itself is the witness: its heartbeats say how long
+//! it stood still and whether it ever ran twice, and every byte of its memory can be checked.
+
+mod heartbeat;
+mod process;
+mod report;
+mod scene;
+mod site;
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tokio::runtime::Builder;
+use towpath_daemon::problem::Problem;
+use towpath_daemon::units::Span;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
+use towpath_protocol::size::Size;
+
+use super::guest::{DirtyRate, Kind};
+use crate::args::OutputOption;
+use crate::connection::runtime;
+use crate::daemon::end_descendants;
+use crate::failure::{Exit, Failure};
+use crate::show::{self, note};
+use report::Report;
+
+const EXAMPLES: &str = "\
+Examples:
+  towpath demo                                     100 Mbit/s, 40 ms, 256 MiB
+  towpath demo --rate 20Mbit --rtt 120ms           a thin, long link
+  towpath demo --dirty-rate 20MiB/s                a guest that needs post-copy
+  towpath demo --guest process                     without KVM
+  towpath demo -o json --keep ./demo > report.json keep logs, certificates and configurations
+
+It needs no other machine, no configuration and no network; it ends all it starts.
+Exit status 0 only if every page of the guest's memory was right after every move.";
+
+/// The demo.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// Rate of the link between the sites
+    #[arg(long, value_name = "RATE", default_value = "100Mbit")]
+    rate: Rate,
+    /// Round trip between the sites
+    #[arg(long, value_name = "TIME", default_value = "40ms")]
+    rtt: Span,
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    memory: Size,
+    /// How fast the guest rewrites its memory: pages a second, or a rate such as 2MiB/s
+    #[arg(long, value_name = "RATE", default_value = "500")]
+    dirty_rate: DirtyRate,
+    /// Share of the guest's pages that do not compress
+    #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u8).range(0..=100))]
+    incompressible: u8,
+    /// What kind of machine the guest is; auto takes KVM where it can be used
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    guest: Kind,
+    /// Longest pause that is accepted
+    #[arg(long, value_name = "TIME", default_value = "200ms")]
+    max_pause: Span,
+    /// Keep logs, certificates and configurations in this new folder
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// Where the demo's files are.
+#[derive(Debug)]
+struct Folders {
+    /// Logs, certificates, configurations, journals.
+    files: PathBuf,
+    /// Sockets, whose paths must be short.
+    run: PathBuf,
+    /// Whether the operator named the folder for the files.
+    is_kept: bool,
+    temporary: tempfile::TempDir,
+}
+
+/// Runs the demo; everything it started has ended when this returns.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let folders = Folders::make(options.keep.as_deref())?;
+    become_subreaper()?;
+    let runtime = runtime(Builder::new_current_thread())?;
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = scene::play(options, &folders) => ended,
+            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+        }
+    });
+    drop(runtime);
+    // Guests begin sessions of their own and would outlive their migrators.
+    end_descendants();
+    match ended {
+        Ok(report) => finish(options, folders, &report),
+        Err(Failure::Interrupted) => {
+            note("interrupted; everything the demo started has ended");
+            Err(Failure::Interrupted)
+        }
+        Err(failure) => {
+            note(&format!("the logs are in {}", folders.keep().display()));
+            Err(failure)
+        }
+    }
+}
+
+fn finish(options: &Options, folders: Folders, report: &Report) -> Result<(), Failure> {
+    show::show(options.output.format, "demo", report, || report.table())?;
+    if report.verified {
+        if folders.is_kept {
+            note(&format!("everything is in {}", folders.keep().display()));
+        }
+        return Ok(());
+    }
+    note(&format!("the logs are in {}", folders.keep().display()));
+    let problem = Problem::new(Code::RootMismatch, report.first_wrong())
+        .message("the guest is not what it was before it moved")
+        .remedy("keep the logs and report it; this must never happen");
+    Err(Failure::with(problem, Exit::Failed))
+}
+
+fn become_subreaper() -> Result<(), Fault> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|error| Fault::new(Code::Io, format!("becoming a subreaper: {error}")))
+}
+
+impl Folders {
+    fn make(keep: Option<&Path>) -> Result<Self, Fault> {
+        let io = |error| Fault::new(Code::Io, format!("a folder for the demo: {error}"));
+        let temporary = tempfile::Builder::new()
+            .prefix("towpath-demo-")
+            .tempdir()
+            .map_err(io)?;
+        let files = match keep {
+            None => temporary.path().join("files"),
+            Some(path) => std::path::absolute(path).map_err(io)?,
+        };
+        std::fs::create_dir(&files).map_err(|error| {
+            Fault::new(
+                Code::Path,
+                format!("new folder {}: {error}", files.display()),
+            )
+        })?;
+        Ok(Self {
+            files,
+            run: temporary.path().join("run"),
+            is_kept: keep.is_some(),
+            temporary,
+        })
+    }
+
+    /// Leaves the files where they are; where that is.
+    fn keep(self) -> PathBuf {
+        if !self.is_kept {
+            // Its path is the parent of what is returned.
+            let _ = self.temporary.keep();
+        }
+        self.files
+    }
+}

@@ -1,0 +1,242 @@
+//! The demo's course: sites, guest, there, back, report.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use towpath_certs::Authority;
+use towpath_daemon::problem::Problem;
+use towpath_migrator::api::{
+    GuestRequest, GuestView, HostView, MigrationMode, MigrationRequest, MigrationView, StoppedView,
+    VerifyView,
+};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::HEARTBEAT_INTERVAL_US;
+use towpath_protocol::identity::Name;
+use towpath_protocol::size::Size;
+
+use super::heartbeat::Record;
+use super::process::Process;
+use super::report::{GuestReport, LinkReport, MoveReport, Report};
+use super::site::{Plan, Site};
+use super::{Folders, Options};
+use crate::commands::relay::Ready;
+use crate::failure::Failure;
+use crate::follow::{LiveLine, outcome, watch};
+
+/// Heartbeats the guest is left alone for before each move, so that it is seen to run: half a second.
+const HEARTBEATS_BEFORE_MOVE: u64 = 250;
+
+/// How long the guest may take for those.
+const HEARTBEAT_WAIT: Duration = Duration::from_secs(30);
+
+/// Pause between two looks at the consoles.
+const HEARTBEAT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Times the guest's memory a move may carry before the demo gives up on it.
+const COPIES_MAX: u32 = 20;
+
+/// What a move may take beside carrying memory.
+const MOVE_WAIT_EXTRA: Duration = Duration::from_secs(120);
+
+/// Plays it all; everything is ended again, whatever happens.
+pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report, Failure> {
+    let line = LiveLine::new();
+    line.say("demo", "making certificates");
+    let authority = Authority::init(&folders.files.join("authority"), &"demo.towpath".parse()?)?;
+    let far = free_address()?;
+    line.say("demo", "starting the link, two tunnels and two migrators");
+    let (mut relay, door) = start_relay(options, far, folders).await?;
+    let (edge, region): (Name, Name) = ("edge".parse()?, "region".parse()?);
+    let quota = Size::from_bytes(options.memory.bytes().saturating_mul(2));
+    let plan = |site, peer| Plan {
+        site,
+        peer,
+        listen: None,
+        peer_address: None,
+        rate: options.rate,
+        quota,
+    };
+    let region_plan = Plan {
+        listen: Some(far),
+        ..plan(&region, &edge)
+    };
+    let edge_plan = Plan {
+        peer_address: Some(door),
+        ..plan(&edge, &region)
+    };
+    let (region, mut region_daemons) = region_plan.start(&authority, folders).await?;
+    let (edge, mut edge_daemons) = edge_plan.start(&authority, folders).await?;
+    let played = tokio::select! {
+        played = act(options, &edge, &region, line) => played,
+        failure = edge_daemons.ended_early() => Err(failure),
+        failure = region_daemons.ended_early() => Err(failure),
+        failure = relay.ended_early() => Err(failure),
+    };
+    edge_daemons.end().await;
+    region_daemons.end().await;
+    relay.end().await;
+    played
+}
+
+async fn start_relay(
+    options: &Options,
+    far: SocketAddr,
+    folders: &Folders,
+) -> Result<(Process, SocketAddr), Failure> {
+    let arguments = [
+        "relay".to_owned(),
+        format!("--to={far}"),
+        format!("--rate={}", options.rate),
+        format!("--rtt={}", options.rtt),
+    ];
+    let (relay, line) = Process::start_and_hear("relay", &arguments, &folders.files).await?;
+    let ready: Ready = serde_json::from_str(&line)
+        .map_err(|error| Fault::new(Code::Meta, format!("the relay said {line:?}: {error}")))?;
+    Ok((relay, ready.door))
+}
+
+/// A loopback UDP address that nobody uses now.
+fn free_address() -> Result<SocketAddr, Fault> {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|socket| socket.local_addr())
+        .map_err(|error| Fault::new(Code::Io, format!("a free port on loopback: {error}")))
+}
+
+/// What the guest does once both sites run.
+async fn act(
+    options: &Options,
+    edge: &Site,
+    region: &Site,
+    mut line: LiveLine,
+) -> Result<Report, Failure> {
+    line.say("demo", "waiting for the link");
+    edge.wait_for_link().await?;
+    let host: HostView = edge.migrator.get("/v1/status").await?;
+    line.say("demo", "starting the guest");
+    let guest: GuestView = edge.migrator.post("/v1/guests", &request(options)?).await?;
+    let mut consoles = Consoles::default();
+    consoles.add(&guest);
+    let mut moves = Vec::new();
+    for (number, (from, to)) in [(edge, region), (region, edge)].into_iter().enumerate() {
+        line.say("demo", "letting the guest run");
+        consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
+        let view = move_guest(options, &guest.name, from, to, &mut line).await?;
+        line.say("demo", "looking at every page");
+        let path = format!("/v1/guests/{}", guest.name);
+        consoles.add(&to.migrator.get(&path).await?);
+        let pause = consoles.wait_for_pause(number).await?;
+        let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
+        moves.push(MoveReport::new(&view, pause, verify));
+    }
+    line.say("demo", "letting the guest run");
+    consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
+    let path = format!("/v1/guests/{}", guest.name);
+    let _: StoppedView = edge.migrator.delete(&path).await?;
+    let heartbeats = consoles.read()?;
+    line.clear();
+    let all_pages = moves.iter().all(|one: &MoveReport| one.verified);
+    Ok(Report {
+        guest: GuestReport::new(&guest, host.kvm_missing_reason),
+        link: LinkReport::new(options.rate, options.rtt.milliseconds()),
+        verified: all_pages && heartbeats.is_whole(),
+        moves,
+        heartbeats,
+    })
+}
+
+fn request(options: &Options) -> Result<GuestRequest, Failure> {
+    let request = GuestRequest {
+        name: "demo".parse()?,
+        kind: options.guest.into(),
+        memory_bytes: options.memory.bytes(),
+        dirty_pages_per_second: options.dirty_rate.0,
+        working_set_bytes: None,
+        incompressible_percent: options.incompressible,
+        heartbeat_interval_us: HEARTBEAT_INTERVAL_US,
+    };
+    request.check()?;
+    Ok(request)
+}
+
+/// Moves the guest and follows it until nothing of it is missing at the other site.
+async fn move_guest(
+    options: &Options,
+    guest: &Name,
+    from: &Site,
+    to: &Site,
+    line: &mut LiveLine,
+) -> Result<MigrationView, Failure> {
+    let request = MigrationRequest {
+        guest: guest.clone(),
+        site: to.name.clone(),
+        mode: MigrationMode::Auto,
+        max_pause_ms: u32::try_from(options.max_pause.milliseconds()).unwrap_or(u32::MAX),
+        rate: None,
+    };
+    request.check()?;
+    let begun: MigrationView = from.migrator.post("/v1/migrations", &request).await?;
+    let wait_max = move_wait_max(options);
+    let mut last = None;
+    let watching = watch(&from.migrator, begun.id, &mut last, line);
+    let view = timeout(wait_max, watching).await.map_err(|_| {
+        let cause = format!("move {} has not ended after {wait_max:?}", begun.id);
+        Problem::new(Code::Stalled, cause)
+    })??;
+    outcome(&view)?;
+    Ok(view)
+}
+
+fn move_wait_max(options: &Options) -> Duration {
+    let bytes_per_second = options.rate.bytes_per_second().max(1);
+    let copy_seconds = options.memory.bytes() / bytes_per_second;
+    Duration::from_secs(copy_seconds) * COPIES_MAX + MOVE_WAIT_EXTRA
+}
+
+/// The consoles of both sites.
+#[derive(Debug, Default)]
+struct Consoles(Vec<PathBuf>);
+
+impl Consoles {
+    fn add(&mut self, guest: &GuestView) {
+        let path = guest.console.as_ref().map(PathBuf::from);
+        self.0.extend(path.filter(|path| !self.0.contains(path)));
+    }
+
+    fn read(&self) -> Result<Record, Fault> {
+        Record::read(&self.0)
+    }
+
+    /// Waits until the guest has printed so many more heartbeats.
+    async fn wait_for_beats(&self, more: u64) -> Result<(), Failure> {
+        let begin = self.read()?.last.unwrap_or(0);
+        let has_run = |record: &Record| record.last.is_some_and(|last| last >= begin + more);
+        self.wait_until(has_run).await.map(|_| ())
+    }
+
+    /// Waits until the guest has printed a heartbeat after its move of this number, from 0; how long
+    /// it stood still before.
+    async fn wait_for_pause(&self, number: usize) -> Result<Option<f64>, Failure> {
+        let has_pause = |record: &Record| record.pauses_ms.len() > number;
+        let record = self.wait_until(has_pause).await?;
+        Ok(record.pauses_ms.get(number).copied())
+    }
+
+    async fn wait_until(&self, is_there: impl Fn(&Record) -> bool) -> Result<Record, Failure> {
+        let deadline = Instant::now() + HEARTBEAT_WAIT;
+        loop {
+            let record = self.read()?;
+            if is_there(&record) {
+                return Ok(record);
+            }
+            if Instant::now() > deadline {
+                let last = record.last;
+                let cause = format!("its last heartbeat on {:?} is {last:?}", self.0);
+                let problem = Problem::new(Code::Guest, cause);
+                return Err(problem.message("the guest does not run").into());
+            }
+            sleep(HEARTBEAT_PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `towpath migrate`: move a guest to another site while it runs.
+
+use clap::{Args, ValueEnum};
+use tokio::time::Instant;
+use towpath_daemon::units::Span;
+use towpath_migrator::api::{MigrationMode, MigrationRequest, MigrationView};
+use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
+
+use super::migration::report;
+use crate::args::OutputOption;
+use crate::connection::{MigratorSocket, block_on};
+use crate::failure::Failure;
+use crate::follow::{LiveLine, follow, outcome};
+use crate::show;
+
+const EXAMPLES: &str = "\
+Examples:
+  towpath migrate till-7 region                      rounds, then post-copy if it must be
+  towpath migrate till-7 region --max-pause 50ms     with a shorter pause
+  towpath migrate till-7 region --mode pre           stay rather than use post-copy
+  towpath migrate till-7 region --rate 20Mbit        leave room on the link
+  towpath migrate till-7 region --detach             return at once
+
+Ctrl-C lets go of the move and does not stop it; `towpath migration cancel` does.";
+
+/// The move to make.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The guest
+    guest: Name,
+    /// The site it is to move to
+    site: Name,
+    /// Which stages may be used
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    mode: Mode,
+    /// Longest pause that is accepted
+    #[arg(long, value_name = "TIME", default_value = "200ms")]
+    max_pause: Span,
+    /// Cap on the move's own rate, such as 20Mbit
+    #[arg(long, value_name = "RATE")]
+    rate: Option<Rate>,
+    /// Return at once; the move goes on
+    #[arg(long, conflicts_with = "timeout")]
+    detach: bool,
+    /// Stop waiting after this time; the move goes on
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
+    #[command(flatten)]
+    socket: MigratorSocket,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// Which stages a move may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Rounds while they help, then post-copy if the rest does not fit the pause
+    Auto,
+    /// Rounds only; a guest that does not converge stays
+    Pre,
+    /// Switch at once, fetch the memory afterwards
+    Post,
+}
+
+impl From<Mode> for MigrationMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Pre => Self::Pre,
+            Mode::Post => Self::Post,
+        }
+    }
+}
+
+/// Does what was asked for.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    block_on(migrate(options))?
+}
+
+async fn migrate(options: &Options) -> Result<(), Failure> {
+    let deadline = options.timeout.map(|span| Instant::now() + span.duration());
+    let client = options.socket.client();
+    let request = MigrationRequest {
+        guest: options.guest.clone(),
+        site: options.site.clone(),
+        mode: options.mode.into(),
+        max_pause_ms: u32::try_from(options.max_pause.milliseconds()).unwrap_or(u32::MAX),
+        rate: options.rate.map(Rate::bits_per_second),
+    };
+    request.check()?;
+    let begun: MigrationView =
+        client
+            .post("/v1/migrations", &request)
+            .await
+            .map_err(|problem| {
+                let (guest, site) = (&options.guest, &options.site);
+                Failure::from(problem)
+                    .while_trying(format!("guest {guest} cannot be moved to {site}"))
+            })?;
+    let format = options.output.format;
+    if options.detach {
+        let id = begun.id;
+        return show::show(format, "migration", &begun, || {
+            format!("move {id} has begun; follow it with: towpath migration watch {id}\n")
+        });
+    }
+    let mut line = LiveLine::new();
+    let view = follow(&client, begun.id, deadline, &mut line).await?;
+    line.clear();
+    show::show(format, "migration", &view, || report(&view))?;
+    outcome(&view)
+}

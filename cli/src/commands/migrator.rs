@@ -1,0 +1,32 @@
+//! `towpath migrator`: the daemon that keeps this host's guests and moves them.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use towpath_daemon::config;
+use towpath_migrator::config::Config;
+use towpath_protocol::fault::Fault;
+
+use crate::daemon::{self, DaemonOptions};
+use crate::failure::Failure;
+
+/// What is to be done with the migrator.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the migrator daemon until SIGTERM or SIGINT; its guests go on without it.
+    Run(DaemonOptions),
+}
+
+/// Does what was asked for.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    let Command::Run(options) = command;
+    let config = Config::load(&options.config)?;
+    daemon::run(&options, config.log.clone(), || {
+        towpath_migrator::run(config)
+    })
+}
+
+/// Checks the text of a migrator's configuration file.
+pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
+    config::check::<Config>(file, text).map(|_| ())
+}

@@ -1,0 +1,75 @@
+//! `towpath relay`: the emulated link of the demo, in a process of its own.
+//!
+//! It says on standard output where its door is, as one line of JSON, and obeys standard input, one
+//! word a line: `cut`, `cut a`, `cut b`, `heal`. It ends when standard input is closed.
+
+use std::io::BufRead;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use towpath_bench::relay::{Control, Door, Options as LinkOptions, Relay, Side};
+use towpath_daemon::units::Span;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
+
+use crate::failure::Failure;
+use crate::show;
+
+/// The link.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Where the far side listens
+    #[arg(long, value_name = "ADDRESS")]
+    to: SocketAddr,
+    /// Rate of each direction, headers included
+    #[arg(long, value_name = "RATE")]
+    rate: Rate,
+    /// Round trip without a queue
+    #[arg(long, value_name = "TIME")]
+    rtt: Span,
+}
+
+/// What a relay says when it is ready.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    /// Where the near side is to send.
+    pub(crate) door: SocketAddr,
+}
+
+/// Relays until standard input is closed.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let door = Door {
+        from: Side::A,
+        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        to: options.to,
+    };
+    let (rate, rtt) = (options.rate.bits_per_second(), options.rtt.duration());
+    let link = LinkOptions::symmetric(vec![door], rate, rtt);
+    let io = |error| Fault::new(Code::Io, format!("the relay: {error}"));
+    let relay = Relay::start(&link).map_err(io)?;
+    show::show_line(
+        "relay",
+        &Ready {
+            door: relay.doors()[0],
+        },
+    )?;
+    let control = relay.control();
+    for line in std::io::stdin().lock().lines() {
+        match line {
+            Ok(word) => obey(&control, word.trim()),
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+fn obey(control: &Control, word: &str) {
+    match word {
+        "cut" => control.cut_both(),
+        "cut a" => control.cut(Side::A),
+        "cut b" => control.cut(Side::B),
+        "heal" => control.heal(),
+        _ => show::note("the relay knows: cut, cut a, cut b, heal"),
+    }
+}

@@ -1,0 +1,166 @@
+//! `towpath status`: the host, its links and what is under way.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use towpath_daemon::client::Client;
+use towpath_daemon::problem::Problem;
+use towpath_migrator::api::{HostView, MigrationList, MigrationView};
+
+use super::guest::word;
+use crate::args::OutputOption;
+use crate::connection::{MigratorSocket, TUNNEL_SOCKET_DEFAULT, block_on};
+use crate::failure::Failure;
+use crate::follow::describe;
+use crate::show::{self, bytes, escape, fields, time_of_day};
+
+/// What is to be shown.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    socket: MigratorSocket,
+    /// The tunnel's socket for operators
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "TOWPATH_TUNNEL_SOCKET",
+        default_value = TUNNEL_SOCKET_DEFAULT,
+        hide_env_values = true
+    )]
+    tunnel_socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// What both daemons say, or why they do not.
+#[derive(Debug, Serialize)]
+struct Status {
+    migrator: Answer<HostView>,
+    tunnel: Answer<Value>,
+    /// Moves under way.
+    migrations: Vec<MigrationView>,
+}
+
+/// What a daemon says of itself.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Answer<T> {
+    Status(T),
+    Problem(Problem),
+}
+
+impl<T> From<Result<T, Problem>> for Answer<T> {
+    fn from(result: Result<T, Problem>) -> Self {
+        match result {
+            Ok(status) => Self::Status(status),
+            Err(problem) => Self::Problem(problem),
+        }
+    }
+}
+
+/// Does what was asked for.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    block_on(status(options))?
+}
+
+async fn status(options: &Options) -> Result<(), Failure> {
+    let migrator = options.socket.client();
+    let host = migrator.get::<HostView>("/v1/status").await;
+    let tunnel = Client::new(&options.tunnel_socket);
+    let links = tunnel.get::<Value>("/status").await;
+    if let (Err(problem), Err(_)) = (&host, &links) {
+        return Err(problem.clone().message("neither daemon answers").into());
+    }
+    let under_way = |list: MigrationList| {
+        let is_under_way = |view: &MigrationView| !view.phase.is_finished();
+        list.migrations.into_iter().filter(is_under_way).collect()
+    };
+    let migrations = migrator.get("/v1/migrations").await.map(under_way);
+    let status = Status {
+        migrator: host.into(),
+        tunnel: links.into(),
+        migrations: migrations.unwrap_or_default(),
+    };
+    show::show(options.output.format, "status", &status, || table(&status))
+}
+
+fn table(status: &Status) -> String {
+    let mut text = match &status.migrator {
+        Answer::Status(host) => host_table(host),
+        Answer::Problem(problem) => format!("migrator  {}\n", escape(&problem.to_string())),
+    };
+    text.push('\n');
+    text.push_str(&match &status.tunnel {
+        Answer::Status(value) => tunnel_table(value),
+        Answer::Problem(problem) => format!("tunnel  {}\n", escape(&problem.to_string())),
+    });
+    for view in &status.migrations {
+        let (guest, from, to) = (&view.guest, &view.from, &view.to);
+        text.push_str(&format!("\n{guest} {from} -> {to}  {}\n", describe(view)));
+    }
+    text
+}
+
+fn host_table(host: &HostView) -> String {
+    let ready = match &host.not_ready_reason {
+        None => "yes".to_owned(),
+        Some(reason) => format!("no: {}", escape(reason)),
+    };
+    let kvm = host.kvm_missing_reason.as_deref().map_or_else(
+        || "usable".to_owned(),
+        |reason| format!("not usable: {}", escape(reason)),
+    );
+    let (used, quota) = (
+        bytes(host.memory_used_bytes),
+        bytes(host.memory_quota_bytes),
+    );
+    fields(&[
+        ("host", Some(format!("{}/{}", host.site, host.host))),
+        ("migrator", Some(escape(&host.version))),
+        ("ready", Some(ready)),
+        ("tunnel", Some(word(&host.tunnel))),
+        ("kvm", Some(kvm)),
+        (
+            "guests",
+            Some(format!("{} of {}", host.guest_count, host.guest_count_max)),
+        ),
+        ("guest memory", Some(format!("{used} of {quota}"))),
+        ("moves under way", Some(host.migration_count.to_string())),
+        ("running since", Some(time_of_day(host.started_unix_ms))),
+    ])
+}
+
+/// The tunnel's own document, field by field: it is another daemon's and may grow.
+fn tunnel_table(value: &Value) -> String {
+    let mut rows = Vec::new();
+    flatten("", value, &mut rows);
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(name, value)| (name.as_str(), Some(escape(value))))
+        .collect();
+    fields(&rows)
+}
+
+fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+    let join = |name: &str| match prefix {
+        "" => name.to_owned(),
+        prefix => format!("{prefix}.{name}"),
+    };
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                flatten(&join(&escape(name)), value, rows);
+            }
+        }
+        Value::Array(values) => {
+            for (number, value) in values.iter().enumerate() {
+                flatten(&join(&number.to_string()), value, rows);
+            }
+        }
+        Value::Null => {}
+        Value::String(text) => rows.push((prefix.to_owned(), text.clone())),
+        other => rows.push((prefix.to_owned(), other.to_string())),
+    }
+}

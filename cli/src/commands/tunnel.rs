@@ -1,0 +1,43 @@
+//! `towpath tunnel`: the daemon that keeps this host's links to other sites.
+
+use std::path::Path;
+
+use clap::Subcommand;
+use tokio::runtime::Builder;
+use towpath_daemon::{config, log, shutdown};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_tunnel::config::Config;
+
+use crate::daemon::{self, DaemonOptions};
+use crate::failure::Failure;
+
+/// What is to be done with the tunnel.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the tunnel daemon until SIGTERM or SIGINT.
+    Run(DaemonOptions),
+}
+
+/// Does what was asked for.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    let Command::Run(options) = command;
+    let config: Config = config::load_checked(&options.config)?;
+    daemon::run(&options, log::Options::default(), || serve(&config))
+}
+
+fn serve(config: &Config) -> Result<(), Fault> {
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
+    runtime.block_on(async {
+        // The trigger is kept: a shutdown whose trigger is gone counts as asked for.
+        let (_trigger, stop) = shutdown::on_signals()?;
+        towpath_tunnel::run(config, stop).await
+    })
+}
+
+/// Checks the text of a tunnel's configuration file.
+pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
+    config::check::<Config>(file, text).map(|_| ())
+}

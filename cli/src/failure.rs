@@ -1,0 +1,197 @@
+//! How a command fails: a problem on stderr and an exit status that scripts can tell apart.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+use towpath_daemon::problem::Problem;
+use towpath_protocol::fault::{Blame, Code, Fault};
+
+use crate::show::{Format, escape, schema};
+
+/// The exit statuses; scripts rely on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It did not work.
+    Failed,
+    /// The command line or a file of the operator's is wrong.
+    Usage,
+    /// A look ahead said no; nothing was changed.
+    Refused,
+    /// It took longer than allowed.
+    Timeout,
+    /// A guest is held between two hosts that cannot talk.
+    Blocked,
+    /// The daemon is there already.
+    AlreadyRunning,
+    /// It may work later.
+    Retry,
+    /// The operator let go; what was begun goes on.
+    Interrupted,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Refused => 3,
+            Exit::Timeout => 4,
+            Exit::Blocked => 5,
+            Exit::AlreadyRunning => 69,
+            Exit::Retry => 75,
+            Exit::Interrupted => 130,
+        })
+    }
+}
+
+impl Exit {
+    /// The status for a failure with this code.
+    pub(crate) const fn of(code: Code) -> Self {
+        match code {
+            Code::AlreadyRunning => Self::AlreadyRunning,
+            Code::Busy | Code::Unreachable => Self::Retry,
+            Code::Stalled => Self::Timeout,
+            Code::Usage | Code::Name | Code::Config | Code::Meta => Self::Usage,
+            code => match code.blame() {
+                Blame::Incompatible => Self::Refused,
+                Blame::Peer | Blame::Local | Blame::Misuse => Self::Failed,
+            },
+        }
+    }
+}
+
+/// Why a command did not do what it was told.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something went wrong.
+    Problem { problem: Problem, exit: Exit },
+    /// The operator let go; what there is to say has been said.
+    Interrupted,
+}
+
+impl Failure {
+    /// A problem with a status of its own.
+    pub(crate) const fn with(problem: Problem, exit: Exit) -> Self {
+        Self::Problem { problem, exit }
+    }
+
+    /// The same failure under a sentence that says what was tried.
+    pub(crate) fn while_trying(self, what: impl Into<String>) -> Self {
+        match self {
+            Self::Problem { problem, exit } => Self::with(problem.message(what), exit),
+            Self::Interrupted => Self::Interrupted,
+        }
+    }
+
+    /// Writes it to stderr; the status to exit with.
+    pub(crate) fn report(&self, format: Format) -> ExitCode {
+        let (problem, exit) = match self {
+            Self::Interrupted => return Exit::Interrupted.into(),
+            Self::Problem { problem, exit } => (problem, *exit),
+        };
+        let mut stderr = std::io::stderr().lock();
+        // There is nowhere left to say that stderr is closed.
+        let _ = match format {
+            Format::Json => writeln!(stderr, "{}", as_json(problem)),
+            Format::Table => stderr.write_all(as_text(problem, is_coloured()).as_bytes()),
+        };
+        exit.into()
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        let exit = problem.known_code().map_or(Exit::Failed, Exit::of);
+        Self::Problem { problem, exit }
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Problem::from(fault).into()
+    }
+}
+
+/// Whether stderr shows colours and the operator wants them.
+pub(crate) fn is_coloured() -> bool {
+    let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !is_unwanted && std::io::stderr().is_terminal()
+}
+
+/// A mistake on the command line, with the code that all our errors have.
+pub(crate) fn report_usage(error: &clap::Error) {
+    let rendered = if is_coloured() {
+        error.render().ansi().to_string()
+    } else {
+        error.render().to_string()
+    };
+    // Help that stands in for a missing subcommand is not an error's text.
+    let text = rendered.replacen("error:", &format!("error {}:", Code::Usage), 1);
+    // There is nowhere left to say that stderr is closed.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+fn as_text(problem: &Problem, is_coloured: bool) -> String {
+    let (strong, plain) = if is_coloured {
+        ("\u{1b}[1;31m", "\u{1b}[0m")
+    } else {
+        ("", "")
+    };
+    let code = escape(&problem.code);
+    let message = escape(&problem.message);
+    let mut text = format!("{strong}error {code}:{plain} {message}\n");
+    for (title, line) in [("cause", &problem.cause), ("remedy", &problem.remedy)] {
+        if !line.is_empty() {
+            text.push_str(&format!("  {title}: {}\n", escape(line)));
+        }
+    }
+    text
+}
+
+fn as_json(problem: &Problem) -> String {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        schema: String,
+        #[serde(flatten)]
+        problem: &'a Problem,
+    }
+    let document = Document {
+        schema: schema("error"),
+        problem,
+    };
+    serde_json::to_string(&document).expect("a problem is made of texts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_follow_the_code() {
+        for (code, exit) in [
+            (Code::Usage, Exit::Usage),
+            (Code::Config, Exit::Usage),
+            (Code::Quota, Exit::Refused),
+            (Code::GuestExists, Exit::Refused),
+            (Code::Stalled, Exit::Timeout),
+            (Code::AlreadyRunning, Exit::AlreadyRunning),
+            (Code::Busy, Exit::Retry),
+            (Code::Unreachable, Exit::Retry),
+            (Code::NotFound, Exit::Failed),
+            (Code::Journal, Exit::Failed),
+        ] {
+            assert_eq!(Exit::of(code), exit, "{code}");
+        }
+    }
+
+    #[test]
+    fn l07_a_problem_cannot_play_with_the_terminal() {
+        let problem = Problem::new(Code::NotFound, "guest \"a\u{1b}[2J\nE_OK: fine\"");
+        let text = as_text(&problem, false);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(!text.contains('\u{1b}'));
+        assert!(text.starts_with("error E_NOT_FOUND: "));
+        assert!(as_json(&problem).contains("\"schema\":\"towpath.v1.error\""));
+    }
+}

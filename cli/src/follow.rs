@@ -1,0 +1,257 @@
+//! Following a move to its end. Letting go of it never stops it.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::{Instant, sleep, timeout_at};
+use towpath_daemon::client::Client;
+use towpath_daemon::problem::Problem;
+use towpath_migrator::api::{LinkState, MigrationView, Phase};
+use towpath_protocol::fault::Code;
+use towpath_protocol::identity::MigrationId;
+
+use crate::failure::{Exit, Failure};
+use crate::show::{bits_per_second, bytes, escape, milliseconds, note};
+
+/// Bytes of a block of guest memory.
+const BLOCK_BYTES: u64 = 4096;
+
+/// How long a migrator may be gone, as while it is upgraded, before we stop waiting for it.
+const RETURN_WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// Pause between two tries to reach a migrator that is gone.
+const RETURN_PAUSE: Duration = Duration::from_millis(500);
+
+/// A move: its bar and where it stands; the message's second line has the numbers.
+const MOVE_STYLE: &str = "{prefix} [{bar:24}] {msg}";
+
+/// Whatever else takes a moment.
+const OTHER_STYLE: &str = "{prefix}: {msg}";
+
+/// What to do with every change of a move.
+pub(crate) trait Observer {
+    /// The move changed.
+    fn changed(&mut self, view: &MigrationView) -> Result<(), Failure>;
+}
+
+/// Follows a move until it is finished; the last view of it.
+///
+/// Ctrl-C lets go of it, as does a `deadline`; both say how to follow it again.
+pub(crate) async fn follow(
+    client: &Client,
+    id: MigrationId,
+    deadline: Option<Instant>,
+    observer: &mut impl Observer,
+) -> Result<MigrationView, Failure> {
+    let mut last = None;
+    let watching = watch(client, id, &mut last, observer);
+    let far = Instant::now() + Duration::from_secs(365 * 24 * 3600);
+    let ended = tokio::select! {
+        ended = timeout_at(deadline.unwrap_or(far), watching) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            note(&format!("\nlet go: the move goes on. Follow it with: towpath migration watch {id}"));
+            return Err(Failure::Interrupted);
+        }
+    };
+    match ended {
+        Ok(ended) => ended,
+        Err(_) => Err(timed_out(id, last.as_ref())),
+    }
+}
+
+/// Watches until the end, over restarts of the migrator; `last` is kept for whoever gives up waiting.
+pub(crate) async fn watch(
+    client: &Client,
+    id: MigrationId,
+    last: &mut Option<MigrationView>,
+    observer: &mut impl Observer,
+) -> Result<MigrationView, Failure> {
+    let mut gone_since = None;
+    loop {
+        let ended = watch_once(client, id, last, observer).await;
+        let problem = match ended {
+            Ok(Some(view)) => return Ok(view),
+            // The stream ended with the move still under way: the migrator is being stopped.
+            Ok(None) => Problem::new(Code::Unreachable, "the migrator ended the stream"),
+            Err(Failure::Problem { problem, .. })
+                if problem.known_code() == Some(Code::Unreachable) && last.is_some() =>
+            {
+                problem
+            }
+            Err(failure) => return Err(failure),
+        };
+        let since = *gone_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > RETURN_WAIT_MAX {
+            return Err(problem.into());
+        }
+        sleep(RETURN_PAUSE).await;
+        if client.text("/live").await.is_ok() {
+            gone_since = None;
+        }
+    }
+}
+
+async fn watch_once(
+    client: &Client,
+    id: MigrationId,
+    last: &mut Option<MigrationView>,
+    observer: &mut impl Observer,
+) -> Result<Option<MigrationView>, Failure> {
+    let path = format!("/v1/migrations/{id}/watch");
+    let mut stream = client.follow::<MigrationView>(&path).await?;
+    while let Some(view) = stream.next().await? {
+        observer.changed(&view)?;
+        if view.phase.is_finished() {
+            return Ok(Some(view));
+        }
+        *last = Some(view);
+    }
+    Ok(None)
+}
+
+fn timed_out(id: MigrationId, last: Option<&MigrationView>) -> Failure {
+    let again = format!("follow it with `towpath migration watch {id}`");
+    let blocked = last.and_then(|view| view.blocked_ms);
+    if let Some(blocked_ms) = blocked {
+        let cause = format!(
+            "move {id} has waited {} for the target's answer; the guest is held",
+            milliseconds(blocked_ms)
+        );
+        let problem = Problem::new(Code::Stalled, cause)
+            .message("the handover is blocked: the two hosts cannot talk")
+            .remedy(format!(
+                "mend the link, and the move goes on by itself; {again}"
+            ));
+        return Failure::with(problem, Exit::Blocked);
+    }
+    let phase = last.map_or("unknown", |view| view.phase.as_str());
+    let problem = Problem::new(Code::Stalled, format!("move {id} is still {phase}"))
+        .message("the move takes longer than --timeout allows")
+        .remedy(format!("it goes on; {again}"));
+    Failure::with(problem, Exit::Timeout)
+}
+
+/// The end of a move as a result: an error unless the guest has arrived.
+pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
+    if view.phase == Phase::Done {
+        return Ok(());
+    }
+    let (guest, from, to) = (&view.guest, &view.from, &view.to);
+    let (what, no_cause) = if view.phase == Phase::Cancelled {
+        let what = format!("the move of {guest} to {to} was cancelled; it runs at {from}");
+        (what, "an operator cancelled it")
+    } else {
+        let what = format!("guest {guest} did not move from {from} to {to}");
+        (what, "the migrator gave no reason")
+    };
+    let known = view
+        .error
+        .as_ref()
+        .and_then(|error| Code::parse(&error.code));
+    let cause = view.error.as_ref().map(|error| error.message.clone());
+    let code = match view.phase {
+        Phase::Cancelled => Code::Cancelled,
+        _ => known.unwrap_or(Code::Refused),
+    };
+    let mut problem =
+        Problem::new(code, cause.unwrap_or_else(|| no_cause.to_owned())).message(what);
+    if let (Some(error), None) = (&view.error, known) {
+        problem.code.clone_from(&error.code);
+    }
+    Err(problem.into())
+}
+
+/// A live line on stderr, only where somebody watches.
+#[derive(Debug)]
+pub(crate) struct LiveLine(ProgressBar);
+
+impl LiveLine {
+    pub(crate) fn new() -> Self {
+        let is_watched = std::io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let target = if is_watched {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self(ProgressBar::with_draw_target(Some(1), target))
+    }
+
+    /// Shows something else than a move.
+    pub(crate) fn say(&self, prefix: &str, text: &str) {
+        self.0.set_style(style(OTHER_STYLE));
+        self.0.set_prefix(prefix.to_owned());
+        self.0.set_message(text.to_owned());
+        self.0.tick();
+    }
+
+    /// Takes the line away.
+    pub(crate) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Observer for LiveLine {
+    fn changed(&mut self, view: &MigrationView) -> Result<(), Failure> {
+        let (guest, from, to) = (&view.guest, &view.from, &view.to);
+        self.0.set_style(style(MOVE_STYLE));
+        self.0.set_prefix(format!("{guest} {from} -> {to}"));
+        self.0.set_length(view.blocks_total.max(1));
+        self.0
+            .set_position(view.blocks_total.saturating_sub(view.blocks_left));
+        let (state, numbers) = (state(view), numbers(view));
+        self.0.set_message(format!("{state}\n  {numbers}"));
+        Ok(())
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).expect("the templates are constants");
+    style.progress_chars("=> ")
+}
+
+impl Drop for LiveLine {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A move's state in one line.
+pub(crate) fn describe(view: &MigrationView) -> String {
+    format!("{}  {}", state(view), numbers(view))
+}
+
+/// Where a move stands.
+fn state(view: &MigrationView) -> String {
+    let mut parts = vec![view.phase.as_str().to_owned()];
+    if view.phase == Phase::Copying {
+        parts.push(format!("round {}", view.round));
+    }
+    let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
+    parts.push(format!("{} left", bytes(left)));
+    if let Some(blocked_ms) = view.blocked_ms {
+        parts.push(format!("BLOCKED for {}", milliseconds(blocked_ms)));
+    } else if view.link == LinkState::Down {
+        parts.push("LINK DOWN".to_owned());
+    }
+    if let Some(error) = &view.error {
+        parts.push(escape(&error.code));
+    }
+    parts.join("  ")
+}
+
+/// How fast a move goes, and what is expected of it.
+fn numbers(view: &MigrationView) -> String {
+    let mut parts = vec![
+        bits_per_second(view.goodput_bytes_per_second),
+        format!("dirty {}/s", bytes(view.dirty_bytes_per_second)),
+    ];
+    if let Some(eta) = view.eta_ms {
+        parts.push(format!("eta {}", milliseconds(eta)));
+    }
+    if let Some(pause) = view.predicted_pause_ms {
+        parts.push(format!("pause ~{}", milliseconds(pause)));
+    }
+    parts.join("  ")
+}

@@ -1,0 +1,88 @@
+//! Writing results: as a table for people, as JSON for programs.
+
+mod human;
+mod table;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use towpath_daemon::problem::Problem;
+use towpath_protocol::fault::Code;
+
+use crate::failure::Failure;
+
+pub(crate) use human::{bits_per_second, bytes, escape, milliseconds, or_dash, time_of_day};
+pub(crate) use table::{Table, fields};
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    // For people.
+    Table,
+    // For programs: one document with a "schema".
+    Json,
+}
+
+/// A document's schema by its kind.
+pub(crate) fn schema(kind: &str) -> String {
+    format!("towpath.v1.{kind}")
+}
+
+#[derive(Serialize)]
+struct Document<'a, T> {
+    schema: String,
+    #[serde(flatten)]
+    content: &'a T,
+}
+
+/// Writes a result to stdout: `content` under its schema, or the table.
+pub(crate) fn show<T: Serialize>(
+    format: Format,
+    kind: &str,
+    content: &T,
+    table: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    let text = match format {
+        Format::Table => table(),
+        Format::Json => {
+            let schema = schema(kind);
+            let document = Document { schema, content };
+            let mut text =
+                serde_json::to_string_pretty(&document).map_err(|error| unwritable(&error))?;
+            text.push('\n');
+            text
+        }
+    };
+    write(&text)
+}
+
+/// Writes one line of a stream of documents to stdout.
+pub(crate) fn show_line<T: Serialize>(kind: &str, content: &T) -> Result<(), Failure> {
+    let schema = schema(kind);
+    let document = Document { schema, content };
+    let mut text = serde_json::to_string(&document).map_err(|error| unwritable(&error))?;
+    text.push('\n');
+    write(&text)
+}
+
+/// Writes text to stdout; whoever closed the pipe has seen enough.
+pub(crate) fn write(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// Says something beside the result, on stderr.
+pub(crate) fn note(text: &str) {
+    // There is nowhere left to say that stderr is closed.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+fn unwritable(error: &dyn std::fmt::Display) -> Failure {
+    Problem::new(Code::Io, format!("the result cannot be written: {error}")).into()
+}

@@ -1,0 +1,110 @@
+//! Numbers and texts as people read them.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+/// A text from outside with everything escaped that could move a cursor, hide or reorder text.
+pub(crate) fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        // Control characters, and the marks that turn the direction of writing or have no width.
+        let is_plain = !character.is_control()
+            && !matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if is_plain {
+            safe.push(character);
+        } else {
+            safe.extend(character.escape_default());
+        }
+    }
+    safe
+}
+
+/// Bytes with a binary unit.
+pub(crate) fn bytes(bytes: u64) -> String {
+    scaled(bytes, 1024, &["B", "KiB", "MiB", "GiB", "TiB"])
+}
+
+/// Bytes per second as the bits per second of a line.
+pub(crate) fn bits_per_second(bytes_per_second: u64) -> String {
+    let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    scaled(bytes_per_second.saturating_mul(8), 1000, &units)
+}
+
+fn scaled(value: u64, step: u64, units: &[&str]) -> String {
+    let mut unit = 0;
+    let mut divisor = 1;
+    while unit + 1 < units.len() && value / divisor >= step {
+        divisor *= step;
+        unit += 1;
+    }
+    let name = units[unit];
+    if unit == 0 {
+        return format!("{value} {name}");
+    }
+    let tenths = u128::from(value) * 10 / u128::from(divisor);
+    if tenths >= 1000 {
+        return format!("{} {name}", tenths / 10);
+    }
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+/// A duration in two units at most.
+pub(crate) fn milliseconds(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        60_000..3_600_000 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+        _ => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+    }
+}
+
+/// Last second of the year 9999, the last one that can be written.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// A moment, in UTC.
+pub(crate) fn time_of_day(unix_ms: u64) -> String {
+    if unix_ms / 1000 > LAST_SECOND {
+        return "-".to_owned();
+    }
+    let moment = UNIX_EPOCH + Duration::from_millis(unix_ms);
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+/// A value, or a dash where there is none.
+pub(crate) fn or_dash(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "-".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn l07_texts_from_outside_cannot_move_the_cursor_or_the_reading_direction() {
+        for (text, safe) in [
+            ("plain caf\u{e9}", "plain caf\u{e9}"),
+            ("\u{1b}[31mred", "\\u{1b}[31mred"),
+            ("a\nb\r\tc", "a\\nb\\r\\tc"),
+            ("\u{202e}gpj.exe", "\\u{202e}gpj.exe"),
+            ("\u{9b}2J\0", "\\u{9b}2J\\u{0}"),
+        ] {
+            assert_eq!(escape(text), safe);
+        }
+    }
+
+    #[test]
+    fn numbers_have_at_most_one_decimal_and_the_fitting_unit() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(256 << 20), "256 MiB");
+        assert_eq!(bytes(u64::MAX), "16777215 TiB");
+        assert_eq!(bits_per_second(12_500_000), "100 Mbit/s");
+        assert_eq!(bits_per_second(1_234_567), "9.8 Mbit/s");
+        assert_eq!(milliseconds(999), "999 ms");
+        assert_eq!(milliseconds(3210), "3.2 s");
+        assert_eq!(milliseconds(125_000), "2 min 5 s");
+        assert_eq!(milliseconds(7_260_000), "2 h 1 min");
+        assert_eq!(time_of_day(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time_of_day(u64::MAX), "-");
+    }
+}

@@ -1,0 +1,13 @@
+//! The `towpath` command as its users run it: a process with words, standard streams and a status.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "suite/commands.rs"]
+mod commands;
+#[path = "suite/daemons.rs"]
+mod daemons;
+#[path = "suite/demo.rs"]
+mod demo;
+#[path = "suite/guests.rs"]
+mod guests;
+#[path = "suite/support.rs"]
+mod support;

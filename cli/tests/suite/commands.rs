@@ -1,0 +1,243 @@
+//! The operator's commands against a host that only remembers: documents, tables, exit statuses.
+
+use std::process::Stdio;
+
+use crate::support::{Daemon, Ran, failed, guest, migration, run};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use towpath_migrator::api::{GuestState, MigrationView, Phase};
+use towpath_protocol::fault::{Code, Fault};
+
+#[test]
+fn every_result_is_a_document_with_a_schema() {
+    let daemon = Daemon::start();
+    let id = "00000000000000000000000000000005";
+    for (words, kind) in [
+        (["guest", "start", "a", "--memory=8MiB"].as_slice(), "guest"),
+        (&["guest", "ls"], "guests"),
+        (&["guest", "show", "a"], "guest"),
+        (
+            &["migrate", "a", "region", "--detach", "--rate=20Mbit"],
+            "migration",
+        ),
+        (&["migration", "ls"], "migrations"),
+        (&["migration", "show", id], "migration"),
+        (&["migration", "show"], "migration"),
+        (&["migration", "cancel"], "migration"),
+        (&["status"], "status"),
+        (&["guest", "stop", "a"], "stopped"),
+    ] {
+        let words = [words, &["-o", "json"]].concat();
+        let document = daemon.run(&words).document(kind);
+        if words[0] == "migrate" {
+            assert_eq!(document["rate"], 20_000_000);
+            assert_eq!(document["max_pause_ms"], 200);
+        }
+    }
+    assert_eq!(daemon.host.notes.lock().unwrap().cancels, 1);
+}
+
+#[test]
+fn tables_are_plain_and_aligned_and_say_what_to_do_when_empty() {
+    let daemon = Daemon::start();
+    let empty = daemon.run(&["guest", "ls"]);
+    assert!(
+        empty.stdout.contains("towpath guest start NAME"),
+        "{empty:?}"
+    );
+    let empty = daemon.run(&["migration", "ls"]);
+    assert!(
+        empty.stdout.contains("towpath migrate GUEST SITE"),
+        "{empty:?}"
+    );
+    daemon.host.notes.lock().unwrap().guests = vec![guest("a"), guest("till-17")];
+    let list = daemon.run(&["guest", "ls"]);
+    let lines: Vec<&str> = list.stdout.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[0].find("STATE"), lines[1].find("running"));
+    assert_eq!(lines[1].find("running"), lines[2].find("running"));
+    assert!(!list.stdout.contains('\u{1b}') && list.stderr.is_empty());
+    let status = daemon.run(&["status"]);
+    assert!(status.stdout.contains("edge/box"), "{status:?}");
+    assert!(
+        status.stdout.contains("not usable: no /dev/kvm"),
+        "{status:?}"
+    );
+    assert!(
+        status.stdout.contains("tunnel  E_UNREACHABLE"),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
+    let daemon = Daemon::start();
+    let mut old = guest("a");
+    old.state = GuestState::Crashed;
+    daemon.host.notes.lock().unwrap().guests = vec![old];
+    let document = daemon
+        .run(&["guest", "start", "a", "-o", "json"])
+        .document("guest");
+    assert_eq!(document["state"], "running");
+    daemon
+        .run(&["guest", "start", "a"])
+        .failed(3, "E_GUEST_EXISTS");
+    assert_eq!(daemon.host.notes.lock().unwrap().guests.len(), 1);
+}
+
+#[test]
+fn a_move_is_followed_to_its_end_without_noise() {
+    let daemon = Daemon::start();
+    let done = MigrationView {
+        pause_reported_ms: Some(81),
+        switch_reason: Some("converged".into()),
+        ..migration(Phase::Done)
+    };
+    let course = vec![migration(Phase::Preparing), migration(Phase::Copying), done];
+    daemon.host.notes.lock().unwrap().course = course;
+    let ran = daemon.run(&["migrate", "a", "region"]);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    assert!(ran.stdout.contains("pause              81 ms"), "{ran:?}");
+    assert!(
+        ran.stdout.contains("switched because   converged"),
+        "{ran:?}"
+    );
+    let ran = daemon.run(&["migration", "watch", "-o", "json"]);
+    let last: Value = serde_json::from_str(ran.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(last["schema"], "towpath.v1.migration");
+    assert_eq!(last["phase"], "done");
+}
+
+#[test]
+fn a_move_that_fails_says_why_in_its_status() {
+    for (end, status, code) in [
+        (failed("E_QUOTA", "the guest needs 2 GiB"), 3, "E_QUOTA"),
+        (failed("E_ROOT", "roots differ"), 1, "E_ROOT"),
+        (
+            failed("E_FROM_THE_FUTURE", "who knows"),
+            1,
+            "E_FROM_THE_FUTURE",
+        ),
+        (migration(Phase::Cancelled), 1, "E_CANCELLED"),
+    ] {
+        let daemon = Daemon::start();
+        daemon.host.notes.lock().unwrap().course = vec![end];
+        let ran = daemon.run(&["migrate", "a", "region"]);
+        assert_eq!(ran.status, status, "{ran:?}");
+        assert!(
+            ran.stderr.starts_with(&format!("error {code}: ")),
+            "{ran:?}"
+        );
+        assert!(ran.stdout.contains("phase"), "{ran:?}");
+    }
+}
+
+#[test]
+fn refusals_have_a_code_a_cause_a_remedy_and_a_status() {
+    let daemon = Daemon::start();
+    for (code, status) in [
+        (Code::Quota, 3),
+        (Code::Busy, 75),
+        (Code::Unreachable, 75),
+        (Code::State, 1),
+    ] {
+        daemon.host.notes.lock().unwrap().refusal = Some(Fault::new(code, "told to"));
+        daemon
+            .run(&["migrate", "a", "region"])
+            .failed(status, code.as_str());
+        daemon
+            .run(&["guest", "start", "a"])
+            .failed(status, code.as_str());
+    }
+    daemon.run(&["guest", "show", "b"]).failed(1, "E_NOT_FOUND");
+    daemon.run(&["migration", "watch"]).failed(1, "E_NOT_FOUND");
+    daemon
+        .run(&["guest", "start", "b", "--memory=4097"])
+        .failed(2, "E_USAGE");
+    let gone = ["guest", "ls", "--socket=/nowhere/m.sock"];
+    run(&gone).failed(75, "E_UNREACHABLE");
+    let ran = run(&["guest", "ls", "--socket=/nowhere/m.sock", "-o", "json"]);
+    let problem: Value = serde_json::from_str(&ran.stderr).unwrap();
+    assert_eq!(problem["schema"], "towpath.v1.error");
+    for field in ["code", "message", "cause", "remedy"] {
+        assert!(problem[field].is_string(), "{field}");
+    }
+    let ran = run(&["migrate", "a", "../b"]);
+    assert_eq!(ran.status, 2);
+    assert!(ran.stderr.starts_with("error E_USAGE: "), "{ran:?}");
+}
+
+#[test]
+fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
+    for words in [
+        ["migrate", "a", "region"].as_slice(),
+        &["migration", "watch"],
+    ] {
+        let looks = daemon.host.notes.lock().unwrap().looks;
+        let child = daemon
+            .command(words)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The route looks once, then the watcher: by the third look the command listens.
+        daemon.host.wait_until(|notes| notes.looks >= looks + 3);
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let ran = Ran::of(&child.wait_with_output().unwrap());
+        assert_eq!(ran.status, 130, "{ran:?}");
+        let again = "towpath migration watch 00000000000000000000000000000005";
+        assert!(ran.stderr.contains(again), "{ran:?}");
+    }
+    assert_eq!(daemon.host.notes.lock().unwrap().cancels, 0);
+}
+
+#[test]
+fn a_wait_that_is_too_long_ends_and_tells_a_blocked_handover_apart() {
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
+    let words = ["migrate", "a", "region", "--timeout=300ms"];
+    daemon.run(&words).failed(4, "E_STALLED");
+    let blocked = MigrationView {
+        blocked_ms: Some(61_000),
+        ..migration(Phase::Committed)
+    };
+    daemon.host.notes.lock().unwrap().course = vec![blocked];
+    let ran = daemon.run(&words);
+    ran.failed(5, "E_STALLED");
+    assert!(ran.stderr.contains("1 min 1 s"), "{ran:?}");
+}
+
+#[test]
+fn l07_texts_of_guests_and_peers_are_escaped_in_tables_and_encoded_in_documents() {
+    let daemon = Daemon::start();
+    let nasty = "region\u{1b}[2J\n\u{202e}x";
+    let mut moved = guest("a");
+    moved.moved_to = Some(nasty.into());
+    moved.console = Some(nasty.into());
+    {
+        let mut notes = daemon.host.notes.lock().unwrap();
+        notes.guests = vec![moved];
+        notes.migrations = vec![failed("E_QUOTA", nasty)];
+    }
+    for words in [
+        ["guest", "ls"].as_slice(),
+        &["guest", "show", "a"],
+        &["migration", "show"],
+        &["migration", "watch"],
+    ] {
+        let ran = daemon.run(words);
+        let text = ran.stdout.clone() + &ran.stderr;
+        assert!(
+            !text.contains('\u{1b}') && !text.contains('\u{202e}'),
+            "{text}"
+        );
+        let shown = text.contains("region\\u{1b}[2J\\n\\u{202e}x");
+        assert!(shown || words[0] == "migration", "{text}");
+    }
+    let document = daemon
+        .run(&["guest", "show", "a", "-o", "json"])
+        .document("guest");
+    assert_eq!(document["moved_to"], nasty);
+}

@@ -1,0 +1,258 @@
+//! The commands that need no host: configuration, certificates, completions, the relay, a tunnel alone.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use crate::support::{DEADLINE, Ran, run, towpath, word};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+/// Waits for a child that is about to end.
+fn end_of(mut child: Child) -> Ran {
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "it did not end");
+        std::thread::yield_now();
+    }
+    Ran::of(&child.wait_with_output().unwrap())
+}
+
+#[test]
+fn l06_config_check_names_the_place_and_the_fix() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\n";
+    let path = write(folder.path(), "m.toml", good);
+    let check = |path: &Path| run(&["config", "check", word(path)]);
+    let ran = check(&path);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(ran.stdout.contains("migrator"), "{ran:?}");
+    let document = run(&["config", "check", word(&path), "-o", "json"]).document("config");
+    assert_eq!(document["valid"], true);
+    for (text, place) in [
+        (
+            "trust_domain = \"d\"\nsite = \"edge\"\nhots = \"box\"\n",
+            ":3:1: unknown key `hots`; did you mean `host`?",
+        ),
+        ("trust_domain = \"d\"\nsite = 7\n", ":2:8: wrong type"),
+        (
+            "trust_domain = \"d\"\ntrust_domain = \"d\"\n",
+            ":2:1: duplicate key",
+        ),
+        ("[quota]\nguests = 0\n", "`trust_domain` is missing"),
+    ] {
+        let ran = check(&write(folder.path(), "bad.toml", text));
+        ran.failed(2, "E_CONFIG");
+        assert!(ran.stderr.contains(place), "{ran:?}");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let ran = check(&path);
+    ran.failed(2, "E_CONFIG");
+    assert!(ran.stderr.contains("chmod go-w"), "{ran:?}");
+    check(&folder.path().join("none.toml")).failed(2, "E_CONFIG");
+    let unclear = write(folder.path(), "u.toml", "site = \"edge\"\n");
+    check(&unclear).failed(2, "E_USAGE");
+}
+
+#[test]
+fn the_configurations_in_the_documentation_are_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = include_str!("../../../docs/cli.md");
+    let examples: Vec<&str> = document
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        let ran = run(&[
+            "config",
+            "check",
+            word(&write(folder.path(), "e.toml", example)),
+        ]);
+        assert_eq!(ran.status, 0, "{ran:?}");
+    }
+}
+
+#[test]
+fn certificates_are_made_issued_and_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, host) = (folder.path().join("authority"), folder.path().join("box-1"));
+    let init = [
+        "certs",
+        "init",
+        "--trust-domain=shop.example",
+        "--dir",
+        word(&authority),
+    ];
+    let ran = run(&init);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(ran.stdout.contains("next: towpath certs issue"), "{ran:?}");
+    run(&init).failed(1, "E_STATE");
+    let issue = [
+        "certs",
+        "issue",
+        "--authority",
+        word(&authority),
+        "--site=edge",
+        "--host=box-1",
+        "--out",
+        word(&host),
+        "-o",
+        "json",
+    ];
+    let issued = run(&issue).document("issued");
+    assert_eq!(
+        issued["identity"],
+        "spiffe://shop.example/site/edge/host/box-1"
+    );
+    let key = Path::new(issued["key"].as_str().unwrap());
+    assert_eq!(
+        fs::metadata(key).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let ran = run(&["certs", "show", issued["cert"].as_str().unwrap()]);
+    assert!(
+        ran.stdout.contains("edge") && ran.stdout.contains("box-1"),
+        "{ran:?}"
+    );
+    run(&["certs", "show", word(key)]).failed(1, "E_CERTIFICATE");
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = run(&["completions", shell]);
+        assert_eq!(ran.status, 0);
+        assert!(ran.stdout.contains("migrate"), "{shell}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_behind_help_is_no_failure() {
+    let script = format!("{} --help | true", env!("CARGO_BIN_EXE_towpath"));
+    let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
+    assert_eq!(Ran::of(&output).stderr, "");
+}
+
+#[test]
+fn the_relay_says_its_door_relays_and_ends_with_its_standard_input() {
+    let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+    far.set_read_timeout(Some(DEADLINE)).unwrap();
+    let to = format!("--to={}", far.local_addr().unwrap());
+    let mut child = towpath(&["relay", &to, "--rate=1Gbit", "--rtt=2ms"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+    near.send_to(b"hello", ready["door"].as_str().unwrap())
+        .unwrap();
+    let mut buffer = [0; 16];
+    assert_eq!(far.recv(&mut buffer).unwrap(), 5);
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"cut a\nheal\n").unwrap();
+    drop(stdin);
+    assert_eq!(end_of(child).status, 0);
+}
+
+/// A tunnel's configuration with everything it needs, in a folder.
+fn tunnel_config(folder: &Path) -> PathBuf {
+    let (authority, host) = (folder.join("authority"), folder.join("box"));
+    run(&[
+        "certs",
+        "init",
+        "--trust-domain=d",
+        "--dir",
+        word(&authority),
+    ]);
+    run(&[
+        "certs",
+        "issue",
+        "--authority",
+        word(&authority),
+        "--site=edge",
+        "--host=box",
+        "--out",
+        word(&host),
+    ]);
+    let (run_dir, host) = (folder.join("run"), host.display());
+    let run_dir = run_dir.display();
+    let text = format!(
+        "site = \"edge\"\nhost = \"box\"\nlisten = \"127.0.0.1:0\"\nsocket = \"{run_dir}/t.sock\"\n\
+         [admin]\nsocket = \"{run_dir}/admin.sock\"\n\
+         [certificates]\ncert = \"{host}/cert.pem\"\nkey = \"{host}/key.pem\"\nca = \"{host}/ca.pem\"\n"
+    );
+    write(folder, "tunnel.toml", &text)
+}
+
+fn start_tunnel(config: &Path, notify: &Path, more: &[&str]) -> Child {
+    towpath(&[&["tunnel", "run", "--config", word(config)], more].concat())
+        .env("NOTIFY_SOCKET", notify)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_tunnel_says_when_it_is_ready_is_there_once_and_ends_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tunnel_config(folder.path());
+    let ran = run(&["config", "check", word(&config)]);
+    assert!(ran.stdout.contains("tunnel"), "{ran:?}");
+    let path = folder.path().join("notify");
+    let notify = UnixDatagram::bind(&path).unwrap();
+    notify.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut heard = [0; 64];
+    for way_to_end in ["SIGTERM", "stdin"] {
+        let mut first = start_tunnel(&config, &path, &["--until-stdin-closes"]);
+        let count = notify.recv(&mut heard).unwrap();
+        assert_eq!(&heard[..count], b"READY=1\n");
+        let second = end_of(start_tunnel(&config, &path, &[]));
+        assert_eq!(second.status, 69, "{second:?}");
+        assert!(
+            second.stderr.contains("error E_ALREADY_RUNNING: "),
+            "{second:?}"
+        );
+        let admin = folder.path().join("run/admin.sock");
+        let none = folder.path().join("none.sock");
+        let status = run(&[
+            "status",
+            "--tunnel-socket",
+            word(&admin),
+            "--socket",
+            word(&none),
+            "-o",
+            "json",
+        ]);
+        let document = status.document("status");
+        assert_eq!(document["tunnel"]["status"]["site"], "edge");
+        if way_to_end == "SIGTERM" {
+            kill_process(Pid::from_child(&first), Signal::TERM).unwrap();
+            let count = notify.recv(&mut heard).unwrap();
+            assert_eq!(&heard[..count], b"STOPPING=1\n");
+        } else {
+            drop(first.stdin.take());
+        }
+        let ran = end_of(first);
+        assert_eq!(ran.status, 0, "{way_to_end}: {ran:?}");
+    }
+}

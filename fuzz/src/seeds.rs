@@ -1,0 +1,328 @@
+//! Good inputs for every target, from which mutation starts: noise alone never gets past a header.
+
+use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
+use towpath_protocol::channel::{Accepted, Class, Join, Joined, Leg, LinkId, Open, Preamble};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::frame::HEADER_BYTES;
+use towpath_protocol::guest_api::{Region, Request, Response};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
+use towpath_protocol::message::{
+    FinalEnd, Hello, Lane, Message, MissingPart, Prepare, Reason, Received, SpaceInfo, Welcome,
+};
+use towpath_protocol::ownership::{Decider, Origin, Record, Root, State, Verdict};
+use towpath_protocol::space::{BlockRun, MEMORY, SpaceId};
+use towpath_protocol::version::VersionRange;
+
+use crate::{AS_IT_IS, IN_A_FRAME};
+
+const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
+
+/// The seeds of a target; none for one there is not.
+#[must_use]
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "wire" => wire(),
+        "preamble" => preambles()
+            .iter()
+            .map(Preamble::encode)
+            .flat_map(dressed)
+            .collect(),
+        "guest_api" => guest_api(),
+        "journal" => records(),
+        "config" => configs(),
+        _ => Vec::new(),
+    }
+}
+
+/// A frame as it is, and its body in an envelope that mutation does not break.
+fn dressed(frame: Vec<u8>) -> [Vec<u8>; 2] {
+    let body = [&[IN_A_FRAME, frame[2]], &frame[HEADER_BYTES..]].concat();
+    [plain(&frame), body]
+}
+
+fn plain(bytes: &[u8]) -> Vec<u8> {
+    [&[AS_IT_IS], bytes].concat()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a name")
+}
+
+fn host(text: &str) -> HostIdentity {
+    HostIdentity {
+        trust_domain: name("shop.example"),
+        site: name("edge"),
+        host: name(text),
+    }
+}
+
+fn wire() -> Vec<Vec<u8>> {
+    let frames = messages().into_iter().map(|message| {
+        let mut frame = Vec::new();
+        message.encode(&mut frame);
+        frame
+    });
+    let frames: Vec<Vec<u8>> = frames.chain(chunks()).collect();
+    let stream = plain(&frames.concat());
+    frames
+        .into_iter()
+        .flat_map(dressed)
+        .chain([stream])
+        .collect()
+}
+
+fn messages() -> Vec<Message> {
+    let received = Received {
+        through_sequence: 9,
+        chain: [3; 32],
+    };
+    let reason = Reason {
+        code: "E_QUOTA".to_owned(),
+        detail: "no room".to_owned(),
+    };
+    vec![
+        Message::Hello(Hello {
+            versions: VERSIONS,
+            migration: MigrationId(1),
+            attempt: AttemptId(2),
+            guest: GuestId(3),
+            lane: Lane::Bulk,
+        }),
+        Message::Welcome(Welcome { version: 1 }),
+        Message::Prepare(Prepare {
+            name: name("till-7"),
+            epoch: Epoch(4),
+            spaces: vec![SpaceInfo {
+                id: MEMORY,
+                block_bytes: 4096,
+                block_count: 1 << 16,
+            }],
+            config: vec![1; 20],
+        }),
+        Message::Prepared(received),
+        Message::Refused(reason.clone()),
+        Message::Received(received),
+        Message::FinalBegin,
+        Message::StatePart(vec![7; 40]),
+        Message::MissingPart(MissingPart {
+            space: MEMORY,
+            first_word: 5,
+            words: vec![u64::MAX, 1, 0],
+        }),
+        Message::MissingEnd(received),
+        Message::FinalEnd(FinalEnd {
+            through_sequence: 9,
+            state_bytes: 40,
+            missing_count: 65,
+            root: Root([4; 32]),
+        }),
+        Message::Ready(Root([4; 32])),
+        Message::Commit(Epoch(4), Root([4; 32])),
+        Message::Ack(300),
+        Message::Nack(reason.clone()),
+        Message::Abort(reason),
+        Message::Complete,
+        Message::Released,
+        Message::Demand(SpaceId(1), 77),
+        Message::Ping(1),
+        Message::Pong(u64::MAX),
+    ]
+}
+
+/// Blocks that are zero, plain and random in turn.
+struct Blocks;
+
+impl BlockReader for Blocks {
+    fn read_runs(&self, _: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault> {
+        let blocks = runs.iter().flat_map(|run| run.start..run.end());
+        let mut state = 1_u32;
+        for (block, bytes) in blocks.zip(out.chunks_mut(4096)) {
+            for (index, byte) in (0_u8..=250).cycle().zip(bytes) {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *byte = match block % 3 {
+                    0 => 0,
+                    1 => index / 9,
+                    _ => state.to_be_bytes()[0],
+                };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A chunk of each kind, packed by our own encoder.
+fn chunks() -> Vec<Vec<u8>> {
+    let mut encoder = Encoder::new().expect("the encoder has its memory");
+    let mut chunk = EncodedChunk::new();
+    let mut frames = Vec::new();
+    let run = |start, count| BlockRun { start, count };
+    for (level, runs) in [
+        (Level::Raw, &[run(1, 1)][..]),
+        (Level::Lz4, &[run(1, 1), run(4, 1)]),
+        (Level::Zstd3, &[run(1, 1), run(7, 1)]),
+        (Level::Zstd1, &[run(0, 3)]),
+    ] {
+        let job = Job::new(MEMORY, 4096, 1, runs).expect("a job");
+        let take = |chunk: &EncodedChunk| {
+            frames.push(chunk.frame().to_vec());
+            Ok(())
+        };
+        let packed = encoder.encode_urgent(&Blocks, &job, level, &mut chunk, take);
+        packed.expect("these blocks can be read");
+    }
+    frames
+}
+
+fn preambles() -> Vec<Preamble> {
+    vec![
+        Preamble::Open(Open {
+            peer: name("region"),
+            service: name("migrator"),
+            class: Class::ALL[0],
+        }),
+        Preamble::Opened(host("box-2")),
+        Preamble::Refused(Fault::new(Code::Unreachable, "no link to region")),
+        Preamble::Accepted(Accepted {
+            peer: host("box-1"),
+            service: name("migrator"),
+            class: Class::ALL[3],
+        }),
+        Preamble::Join(Join {
+            versions: VERSIONS,
+            link: LinkId(7),
+            leg: Leg::Urgent,
+            receive_rate_max: Some(12_500_000),
+        }),
+        Preamble::Joined(Joined {
+            version: 1,
+            receive_rate_max: None,
+        }),
+    ]
+}
+
+fn guest_api() -> Vec<Vec<u8>> {
+    let requests = [
+        Request::Hello { versions: VERSIONS },
+        Request::Describe,
+        Request::TakeMemory,
+        Request::StartTracking,
+        Request::Harvest {
+            first_block: 64,
+            block_count: 1000,
+        },
+        Request::Pause,
+        Request::SaveState,
+        Request::ReadState { offset: 60 * 1024 },
+        Request::WriteState {
+            offset: 0,
+            bytes: vec![5; 100],
+        },
+        Request::ArmMissing,
+        Request::Run { epoch: Epoch(3) },
+        Request::Quit,
+    ];
+    let responses = [
+        Response::Welcome {
+            version: 1,
+            process_id: 4711,
+        },
+        Response::Memory { bytes: 1 << 30 },
+        Response::Done,
+        Response::Harvested {
+            first_block: 64,
+            words: vec![1, u64::MAX],
+        },
+        Response::Paused { stopped_at_ns: 99 },
+        Response::StateSaved { bytes: 8192 },
+        Response::StatePart {
+            offset: 0,
+            bytes: vec![6; 50],
+        },
+        Response::Armed {
+            regions: vec![Region {
+                address: 0x7f00_0000_0000,
+                bytes: 1 << 20,
+                memory_offset: 0,
+            }],
+        },
+        Response::Running {
+            epoch: Epoch(3),
+            running_since_ns: 5,
+        },
+        Response::Failed(Reason {
+            code: "E_STATE".to_owned(),
+            detail: "it runs already".to_owned(),
+        }),
+    ];
+    let requests = requests.iter().map(|request| {
+        let mut packet = Vec::new();
+        request.encode(1, &mut packet);
+        packet
+    });
+    let responses = responses.iter().map(|response| {
+        let mut packet = Vec::new();
+        response.encode(1, &mut packet);
+        packet
+    });
+    requests.chain(responses).flat_map(dressed).collect()
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let origin = Origin {
+        attempt: AttemptId(8),
+        source: host("box-1"),
+    };
+    let verdict = Verdict {
+        origin: origin.clone(),
+        epoch: Epoch(2),
+        is_taken: true,
+    };
+    let states = [
+        State::Vacant,
+        State::Owned {
+            epoch: Epoch(2),
+            missing_from: Some(origin.clone()),
+        },
+        State::Prepared {
+            epoch: Epoch(3),
+            attempt: origin.attempt,
+            source: origin.source,
+        },
+    ];
+    let records = states.map(|state| {
+        let record = Record {
+            guest: GuestId(1),
+            high_water: Epoch(3),
+            decider: Decider::SourceJournal,
+            state,
+            verdicts: vec![verdict.clone()],
+        };
+        record.encode()
+    });
+    let files = records
+        .iter()
+        .map(|record| plain(&crate::journal_of(record)));
+    let bare = records
+        .iter()
+        .map(|record| [&[IN_A_FRAME], &record[..]].concat());
+    files.chain(bare).collect()
+}
+
+fn configs() -> Vec<Vec<u8>> {
+    let migrator = "trust_domain = \"shop.example\"\nsite = \"edge\"\nhost = \"box-1\"\n\
+        state_dir = \"/var/lib/towpath/migrator\"\n[quota]\nmemory = \"8GiB\"\n";
+    let tunnel = "site = \"edge\"\nhost = \"box-1\"\nlisten = \"[::]:4433\"\n\
+        socket = \"/run/towpath/tunnel.sock\"\n\
+        [[peers]]\nsite = \"region\"\naddress = \"192.0.2.1:4433\"\nsend_rate = \"100Mbit\"\n\
+        [[services]]\nname = \"migrator\"\nsocket = \"/run/towpath/migrator-service.sock\"\n\
+        allow = [\"region\"]\n\
+        [admin]\nsocket = \"/run/towpath/tunnel-admin.sock\"\n\
+        [certificates]\ncert = \"/a\"\nkey = \"/b\"\nca = \"/c\"\n";
+    let json =
+        br#"{"guest":"till-7","site":"region","mode":"auto","max_pause_ms":[200,{"a":null}]}"#;
+    vec![
+        plain(migrator.as_bytes()),
+        plain(tunnel.as_bytes()),
+        [&[IN_A_FRAME], &json[..]].concat(),
+    ]
+}

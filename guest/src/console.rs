@@ -1,0 +1,168 @@
+//! The guest's console: finished lines with the time they were finished, in a bounded log.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::clock::monotonic_ns;
+
+/// Where the log is cut: with the old one kept, a guest's console takes at most twice as much.
+const LOG_BYTES_MAX: u64 = 8 << 20;
+
+/// Longest line; what is longer is cut into several.
+pub(crate) const LINE_BYTES_MAX: usize = 256;
+
+/// Gathers the bytes a guest prints into lines and appends them to its log.
+///
+/// The unfinished line belongs to the guest's state: it is finished, and printed, where the guest runs.
+#[derive(Debug)]
+pub(crate) struct Console {
+    path: PathBuf,
+    path_old: PathBuf,
+    file: File,
+    file_bytes: u64,
+    bytes_max: u64,
+    line: Vec<u8>,
+    has_failed: bool,
+}
+
+impl Console {
+    /// Opens the log of a guest, behind what is already in it.
+    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
+        Self::open_with(path, LOG_BYTES_MAX)
+    }
+
+    fn open_with(path: &Path, bytes_max: u64) -> Result<Self, Fault> {
+        let file = open_log(path).map_err(|error| {
+            Fault::new(
+                Code::Io,
+                format!("console {} cannot be opened: {error}", path.display()),
+            )
+        })?;
+        let file_bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        let mut path_old = path.as_os_str().to_owned();
+        path_old.push(".1");
+        Ok(Self {
+            path: path.to_owned(),
+            path_old: path_old.into(),
+            file,
+            file_bytes,
+            bytes_max,
+            line: Vec::with_capacity(LINE_BYTES_MAX),
+            has_failed: false,
+        })
+    }
+
+    /// The line that is not finished yet.
+    pub(crate) fn unfinished(&self) -> &[u8] {
+        &self.line
+    }
+
+    /// Takes over a line begun elsewhere.
+    pub(crate) fn restore_unfinished(&mut self, line: &[u8]) {
+        self.line.clear();
+        let length = line.len().min(LINE_BYTES_MAX - 1);
+        self.line.extend_from_slice(&line[..length]);
+    }
+
+    /// Takes what the guest printed.
+    pub(crate) fn print(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            match byte {
+                b'\n' => self.finish_line(),
+                b'\r' => {}
+                // A guest may print anything; the log holds plain text only.
+                0x20..=0x7e => self.line.push(byte),
+                _ => self.line.push(b'?'),
+            }
+            if self.line.len() >= LINE_BYTES_MAX {
+                self.finish_line();
+            }
+        }
+    }
+
+    fn finish_line(&mut self) {
+        let mut entry = format!("{} ", monotonic_ns()).into_bytes();
+        entry.append(&mut self.line);
+        entry.push(b'\n');
+        // One write a line, so that a reader never sees half of one. A full disk must not stop the
+        // guest: the lines are lost, the guest goes on, and the log of the process says so once.
+        let written = self.rotate_if_full().and_then(|()| {
+            self.file.write_all(&entry)?;
+            self.file_bytes += entry.len() as u64;
+            Ok(())
+        });
+        match written {
+            Ok(()) => self.has_failed = false,
+            Err(error) if !self.has_failed => {
+                self.has_failed = true;
+                tracing::error!(%error, path = %self.path.display(), "console lines are lost");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn rotate_if_full(&mut self) -> std::io::Result<()> {
+        if self.file_bytes < self.bytes_max {
+            return Ok(());
+        }
+        std::fs::rename(&self.path, &self.path_old)?;
+        self.file = open_log(&self.path)?;
+        self.file_bytes = 0;
+        Ok(())
+    }
+}
+
+fn open_log(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(path: &Path) -> Vec<String> {
+        let log = std::fs::read_to_string(path).unwrap_or_default();
+        let line = |line: &str| line.split_once(' ').unwrap().1.to_owned();
+        log.lines().map(line).collect()
+    }
+
+    #[test]
+    fn only_finished_lines_are_logged_and_the_rest_moves() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (folder.path().join("here"), folder.path().join("there"));
+        let mut source = Console::open(&here).unwrap();
+        source.print(b"HB 1 1\nHB ");
+        assert_eq!(text(&here), ["HB 1 1"]);
+        let mut target = Console::open(&there).unwrap();
+        target.restore_unfinished(source.unfinished());
+        target.print(b"2 1\n");
+        assert_eq!(text(&there), ["HB 2 1"]);
+        assert_eq!(text(&here), ["HB 1 1"]);
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_hostile_bytes_are_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        let mut console = Console::open_with(&path, 1000).unwrap();
+        for _ in 0..200 {
+            console.print(b"\x1b[2Jhello\n");
+        }
+        console.print(&[b'x'; 10_000]);
+        let old = folder.path().join("console.log.1");
+        for path in [&path, &old] {
+            assert!(std::fs::metadata(path).unwrap().len() < 1000 + 300);
+        }
+        assert!(text(&old).iter().all(|line| line.len() <= LINE_BYTES_MAX));
+        assert!(!std::fs::read(&path).unwrap().contains(&0x1b));
+        assert!(console.unfinished().len() < LINE_BYTES_MAX);
+    }
+}

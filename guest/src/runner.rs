@@ -1,0 +1,322 @@
+//! Starting, stopping and watching the thread that is the guest.
+//!
+//! The controlling side says what it wants; the thread looks at that between two steps and says where
+//! it stands. Both are under one lock, so that a stop asked for and a stop reached never miss each
+//! other.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::PageInProgress;
+
+use crate::clock::monotonic_ns;
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// By itself.
+    Stopped,
+    /// With this complaint.
+    Crashed(String),
+}
+
+/// How far the workload is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) heartbeat_sequence: u64,
+    pub(crate) write_count: u64,
+    pub(crate) page_in_progress: Option<PageInProgress>,
+}
+
+/// Why a wait for the next tick ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// It is time.
+    Due,
+    /// The thread is to stop.
+    Interrupted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Parked,
+    Running,
+    Gone,
+}
+
+#[derive(Debug)]
+enum Standing {
+    Parked { since_ns: u64 },
+    Running { since_ns: u64 },
+    Ended(Outcome),
+}
+
+#[derive(Debug)]
+struct Control {
+    wanted: Wanted,
+    standing: Standing,
+    progress: Progress,
+}
+
+/// What the controlling side and the guest's thread share.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    control: Mutex<Control>,
+    changed: Condvar,
+    is_stop_wanted: AtomicBool,
+    epoch: AtomicU64,
+}
+
+impl Runner {
+    pub(crate) fn new() -> Self {
+        Self {
+            control: Mutex::new(Control {
+                wanted: Wanted::Parked,
+                standing: Standing::Parked { since_ns: 0 },
+                progress: Progress::default(),
+            }),
+            changed: Condvar::new(),
+            is_stop_wanted: AtomicBool::new(true),
+            epoch: AtomicU64::new(0),
+        }
+    }
+
+    /// The epoch the guest runs under, as it is told.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.lock().progress
+    }
+
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        self.lock().progress = progress;
+    }
+
+    /// How the guest ended, if it did.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        match &self.lock().standing {
+            Standing::Ended(outcome) => Some(outcome.clone()),
+            _ => None,
+        }
+    }
+
+    /// Lets the thread go; says since when it runs.
+    pub(crate) fn start(&self, wait: Duration) -> Result<u64, Fault> {
+        let mut control = self.lock();
+        control.wanted = Wanted::Running;
+        self.is_stop_wanted.store(false, Ordering::Release);
+        self.changed.notify_all();
+        let control = self.wait_while(control, wait, |control| {
+            matches!(control.standing, Standing::Parked { .. })
+        });
+        match &control.standing {
+            Standing::Running { since_ns } => Ok(*since_ns),
+            Standing::Ended(outcome) => Err(ended(outcome)),
+            Standing::Parked { .. } => Err(Fault::new(
+                Code::Guest,
+                format!("the guest's thread did not start within {wait:?}"),
+            )),
+        }
+    }
+
+    /// Stops the thread and says since when it stands. `kick` gets it out of whatever it is in.
+    ///
+    /// If it does not come within `wait` it is left running: a guest that waits for a missing page
+    /// cannot be stopped between two instructions, and saying that it was would be a lie.
+    pub(crate) fn stop(&self, kick: impl Fn(), wait: Duration) -> Result<u64, Fault> {
+        let mut control = self.lock();
+        control.wanted = Wanted::Parked;
+        self.is_stop_wanted.store(true, Ordering::Release);
+        self.changed.notify_all();
+        if matches!(control.standing, Standing::Running { .. }) {
+            kick();
+        }
+        let mut control = self.wait_while(control, wait, |control| {
+            matches!(control.standing, Standing::Running { .. })
+        });
+        match &control.standing {
+            Standing::Parked { since_ns } => Ok(*since_ns),
+            Standing::Ended(outcome) => Err(ended(outcome)),
+            Standing::Running { .. } => {
+                control.wanted = Wanted::Running;
+                self.is_stop_wanted.store(false, Ordering::Release);
+                Err(Fault::new(
+                    Code::Guest,
+                    format!("the vcpu did not stop within {wait:?}: it waits for a missing page"),
+                ))
+            }
+        }
+    }
+
+    /// Ends the thread as soon as it looks.
+    pub(crate) fn end(&self, kick: impl Fn()) {
+        let mut control = self.lock();
+        control.wanted = Wanted::Gone;
+        self.is_stop_wanted.store(true, Ordering::Release);
+        self.changed.notify_all();
+        if matches!(control.standing, Standing::Running { .. }) {
+            kick();
+        }
+    }
+
+    /// The thread's side: waits until it may run; false if it is to end.
+    pub(crate) fn wait_for_start(&self) -> bool {
+        let mut control = self.lock();
+        // Forever is right here: a guest waits as long as nobody runs it, and the process can end.
+        while control.wanted == Wanted::Parked {
+            control = self
+                .changed
+                .wait(control)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if control.wanted == Wanted::Gone {
+            return false;
+        }
+        control.standing = Standing::Running {
+            since_ns: monotonic_ns(),
+        };
+        self.changed.notify_all();
+        true
+    }
+
+    /// The thread's side: whether it is to stop.
+    pub(crate) fn is_stop_wanted(&self) -> bool {
+        self.is_stop_wanted.load(Ordering::Acquire)
+    }
+
+    /// The thread's side: sleeps until the clock shows this, or until it is to stop.
+    pub(crate) fn sleep_until(&self, due_ns: u64) -> Woken {
+        let mut control = self.lock();
+        loop {
+            if control.wanted != Wanted::Running {
+                return Woken::Interrupted;
+            }
+            let left_ns = due_ns.saturating_sub(monotonic_ns());
+            if left_ns == 0 {
+                return Woken::Due;
+            }
+            let left = Duration::from_nanos(left_ns);
+            control = match self.changed.wait_timeout(control, left) {
+                Ok((control, _)) => control,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    /// The thread's side: it stands, and is exactly this far.
+    pub(crate) fn report_parked(&self, progress: Progress) {
+        let mut control = self.lock();
+        control.progress = progress;
+        control.standing = Standing::Parked {
+            since_ns: monotonic_ns(),
+        };
+        self.changed.notify_all();
+    }
+
+    /// The thread's side: the guest ended.
+    pub(crate) fn report_end(&self, outcome: Outcome) {
+        match &outcome {
+            Outcome::Stopped => tracing::info!("guest ended"),
+            Outcome::Crashed(reason) => tracing::error!(%reason, "guest crashed"),
+        }
+        self.lock().standing = Standing::Ended(outcome);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        // Every change under the lock is one assignment: a panic elsewhere leaves nothing half done.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_while<'a>(
+        &'a self,
+        mut control: MutexGuard<'a, Control>,
+        wait: Duration,
+        condition: impl Fn(&Control) -> bool,
+    ) -> MutexGuard<'a, Control> {
+        let deadline = Instant::now() + wait;
+        while condition(&control) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            control = match self.changed.wait_timeout(control, left) {
+                Ok((control, _)) => control,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        control
+    }
+}
+
+/// The fault of asking a guest that ended to do anything.
+pub(crate) fn ended(outcome: &Outcome) -> Fault {
+    let detail = match outcome {
+        Outcome::Stopped => "the guest has ended".to_owned(),
+        Outcome::Crashed(reason) => format!("the guest crashed: {reason}"),
+    };
+    Fault::new(Code::Guest, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    const WAIT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_sleeping_thread_stops_at_once_and_goes_on() {
+        let runner = Arc::new(Runner::new());
+        let worker = Arc::clone(&runner);
+        let thread = std::thread::spawn(move || {
+            let mut rounds = 0;
+            while worker.wait_for_start() {
+                assert_eq!(worker.sleep_until(u64::MAX), Woken::Interrupted);
+                rounds += 1;
+                worker.report_parked(Progress {
+                    heartbeat_sequence: rounds,
+                    ..Progress::default()
+                });
+            }
+            rounds
+        });
+        for round in 1..=3 {
+            let started = runner.start(WAIT).unwrap();
+            let stopped = runner.stop(|| (), WAIT).unwrap();
+            assert!(stopped >= started);
+            assert_eq!(runner.progress().heartbeat_sequence, round);
+        }
+        runner.end(|| ());
+        assert_eq!(thread.join().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_thread_that_cannot_stop_is_reported_and_left_running() {
+        let runner = Arc::new(Runner::new());
+        let worker = Arc::clone(&runner);
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            assert!(worker.wait_for_start());
+            released.recv().unwrap();
+            let stop_wanted = worker.is_stop_wanted();
+            worker.report_end(Outcome::Crashed("x".to_owned()));
+            stop_wanted
+        });
+        runner.start(WAIT).unwrap();
+        let fault = runner.stop(|| (), Duration::from_millis(20)).unwrap_err();
+        assert_eq!(fault.code, Code::Guest);
+        release.send(()).unwrap();
+        assert!(!thread.join().unwrap());
+        assert_eq!(runner.outcome(), Some(Outcome::Crashed("x".to_owned())));
+        assert!(runner.stop(|| (), WAIT).is_err());
+    }
+}

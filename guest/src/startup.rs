@@ -1,0 +1,177 @@
+//! From a folder with a description to a guest that can be driven.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{
+    GuestConfig, GuestKind, GuestQuota, MEMORY_BYTES_MAX, VCPU_COUNT_MAX,
+};
+use towpath_protocol::message::CONFIG_BYTES_MAX;
+
+use crate::GuestProcessOptions;
+use crate::console::Console;
+use crate::engine::Engine;
+use crate::kvm::KvmGuest;
+use crate::memory::Memory;
+use crate::process::ProcessGuest;
+use crate::server;
+use crate::service::Service;
+
+/// The process itself bounds nothing more than the format does: quotas are its migrator's.
+const QUOTA: GuestQuota = GuestQuota {
+    memory_bytes_max: MEMORY_BYTES_MAX,
+    vcpu_count_max: VCPU_COUNT_MAX,
+};
+
+pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
+    leave_parent();
+    let folder = &options.folder;
+    let log = open_log(&folder.join("guest.log"))?;
+    rustix::stdio::dup2_stderr(&log).map_err(|error| io("guest.log", &error))?;
+    // The caller may have set up its own: then the lines go where it said, which is now the log.
+    let _ = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
+    let prepared = prepare(options);
+    say(&prepared)?;
+    rustix::stdio::dup2_stdout(&log).map_err(|error| io("guest.log", &error))?;
+    drop(log);
+    let mut prepared = prepared?;
+    let result = server::serve(&prepared.listener, &mut prepared.service);
+    prepared.service.end();
+    // The folder belongs to the migrator; what only a living process has goes with it.
+    for name in ["guest.sock", "guest.pid"] {
+        if let Err(error) = std::fs::remove_file(folder.join(name)) {
+            tracing::warn!(%error, name, "left behind");
+        }
+    }
+    tracing::info!("guest process ends");
+    result
+}
+
+struct Prepared {
+    listener: std::os::fd::OwnedFd,
+    service: Service,
+    /// Locked as long as the process lives.
+    _pid: File,
+}
+
+fn prepare(options: &GuestProcessOptions) -> Result<Prepared, Fault> {
+    let folder = &options.folder;
+    let pid = lock_pid(&folder.join("guest.pid"))?;
+    let config = read_config(&folder.join("config.json"))?;
+    config.check(&QUOTA)?;
+    // Only a machine has devices that write memory; a process's writes are all seen by its tracker.
+    let memory = Memory::create(config.memory_bytes, config.kind == GuestKind::Kvm)?;
+    let console = Console::open(&folder.join("console.log"))?;
+    let engine: Box<dyn Engine> = match config.kind {
+        GuestKind::Kvm => Box::new(KvmGuest::create(&config, memory.clone(), console)?),
+        GuestKind::Process => Box::new(ProcessGuest::create(&config, memory.clone(), console)?),
+    };
+    let listener = server::listen(folder, "guest.sock")?;
+    let (name, kind, is_incoming) = (&config.name, config.kind, options.is_incoming);
+    tracing::info!(guest = %config.id, %name, %kind, is_incoming, "guest made");
+    Ok(Prepared {
+        listener,
+        service: Service::new(config, engine, memory, options.is_incoming),
+        _pid: pid,
+    })
+}
+
+/// Lets go of everything that ties the process to who started it.
+fn leave_parent() {
+    let mode = Mode::from_raw_mode(0o077);
+    rustix::process::umask(mode);
+    // SAFETY: closes files this process inherited and knows nothing about; `run` is documented to be
+    // called before the process opens any of its own.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    if closed != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::warn!(%error, "inherited files stay open");
+    }
+    if let Err(error) = rustix::process::setsid() {
+        // It already leads a session: then nobody's end takes it along either.
+        tracing::debug!(%error, "no new session");
+    }
+    if let Ok(null) = File::open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+    }
+}
+
+/// Says how it went on the standard output, which whoever started us reads.
+fn say(prepared: &Result<Prepared, Fault>) -> Result<(), Fault> {
+    let line = match prepared {
+        Ok(_) => "ready\n".to_owned(),
+        Err(fault) => {
+            tracing::error!(%fault, "guest cannot be made");
+            let detail = fault.detail.replace('\n', " ");
+            format!("fault {} {detail}\n", fault.code)
+        }
+    };
+    let mut output = std::io::stdout().lock();
+    let said = output
+        .write_all(line.as_bytes())
+        .and_then(|()| output.flush());
+    match said {
+        // Whoever started us died: the guest is there for the one that comes after.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|error| io("standard output", &error)),
+    }
+}
+
+fn open_log(path: &Path) -> Result<File, Fault> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| io(&path.display().to_string(), &error))
+}
+
+fn lock_pid(path: &Path) -> Result<File, Fault> {
+    let shown = path.display();
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| io(&shown.to_string(), &error))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+        Fault::new(
+            Code::AlreadyRunning,
+            format!("{shown} is locked by a guest process that lives: {error}"),
+        )
+    })?;
+    let written = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(|error| io(&shown.to_string(), &error))?;
+    Ok(file)
+}
+
+fn read_config(path: &Path) -> Result<GuestConfig, Fault> {
+    let shown = path.display();
+    let wrong =
+        |error: &dyn std::fmt::Display| Fault::new(Code::Config, format!("{shown}: {error}"));
+    let file = File::open(path).map_err(|error| wrong(&error))?;
+    let mut text = String::new();
+    let length_max = CONFIG_BYTES_MAX as u64;
+    file.take(length_max + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| wrong(&error))?;
+    if text.len() > CONFIG_BYTES_MAX {
+        return Err(wrong(&format!("more than {length_max} bytes")));
+    }
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
+}
+
+fn io(what: &str, error: &dyn std::fmt::Display) -> Fault {
+    Fault::new(Code::Io, format!("{what}: {error}"))
+}

@@ -1,0 +1,357 @@
+//! The guest's side of userfaultfd: memory registered for missing pages or for tracked writes.
+//!
+//! Our own bindings, because the kernel's structures are few and stable, and the crates at hand need a
+//! C header parser to build. Numbers are those of `linux/userfaultfd.h` and `linux/fs.h`; their sizes
+//! are asserted below, since the ioctl numbers are made of them.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::ioctl::{self, Opcode, Updater, opcode};
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::pattern::PAGE_BYTES;
+
+/// First argument of the handshake.
+const UFFD_API: u64 = 0xaa;
+const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+
+const PAGE_IS_WPALLOWED: u64 = 1;
+const PAGE_IS_WRITTEN: u64 = 2;
+const PM_SCAN_WP_MATCHING: u64 = 1;
+const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+
+/// Regions of written pages taken from the kernel at a time: 24 KiB, on the heap once.
+const REGION_COUNT: usize = 1024;
+
+#[repr(C)]
+struct ApiArgument {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Range {
+    start: u64,
+    bytes: u64,
+}
+
+#[repr(C)]
+struct RegisterArgument {
+    range: Range,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    region_count: u64,
+    pages_max: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const _: () = assert!(size_of::<ApiArgument>() == 24);
+const _: () = assert!(size_of::<RegisterArgument>() == 32);
+const _: () = assert!(size_of::<ScanArgument>() == 96);
+
+const USERFAULTFD_NEW: Opcode = opcode::none(0xaa, 0x00);
+const UFFDIO_API: Opcode = opcode::read_write::<ApiArgument>(0xaa, 0x3f);
+const UFFDIO_REGISTER: Opcode = opcode::read_write::<RegisterArgument>(0xaa, 0x00);
+const UFFDIO_UNREGISTER: Opcode = opcode::read::<Range>(0xaa, 0x01);
+const PAGEMAP_SCAN: Opcode = opcode::read_write::<ScanArgument>(b'f', 16);
+
+/// Makes a userfaultfd, from the device where there is one, else by the system call.
+///
+/// KVM touches guest memory from the kernel, so one that answers only faults of user code will not do.
+fn open() -> Result<OwnedFd, Fault> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let from_device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/userfaultfd");
+    let result = match &from_device {
+        Ok(device) => {
+            // SAFETY: the command makes a file from plain flags; the kernel reads no memory of ours.
+            unsafe {
+                libc::ioctl(
+                    std::os::fd::AsRawFd::as_raw_fd(device),
+                    u64::from(USERFAULTFD_NEW),
+                    flags,
+                )
+            }
+            .into()
+        }
+        Err(_) => {
+            // SAFETY: the system call makes a file from plain flags and reads no memory of ours.
+            unsafe { libc::syscall(libc::SYS_userfaultfd, flags) }
+        }
+    };
+    let Some(number) = i32::try_from(result).ok().filter(|&number| number >= 0) else {
+        let error = std::io::Error::last_os_error();
+        let device = from_device.err().map_or_else(
+            || "/dev/userfaultfd".to_owned(),
+            |device| format!("/dev/userfaultfd ({device}) and the system call"),
+        );
+        return Err(Fault::new(
+            Code::Guest,
+            format!("userfaultfd cannot be had from {device}: {error}"),
+        ));
+    };
+    // SAFETY: the kernel has just given this number to us and to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A userfaultfd with guest memory registered on it.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    fd: OwnedFd,
+    start: u64,
+    bytes: u64,
+}
+
+impl Registration {
+    /// Registers memory so that a touch of a missing page waits for an answer.
+    pub(crate) fn for_missing(start: u64, bytes: u64) -> Result<Self, Fault> {
+        Self::new(start, bytes, FEATURE_MISSING_SHMEM, REGISTER_MODE_MISSING)
+    }
+
+    /// Registers memory so that writes can be asked for afterwards, without anybody answering faults.
+    fn for_writes(start: u64, bytes: u64) -> Result<Self, Fault> {
+        let features = FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
+        Self::new(start, bytes, features, REGISTER_MODE_WP)
+    }
+
+    fn new(start: u64, bytes: u64, features: u64, mode: u64) -> Result<Self, Fault> {
+        let fd = open()?;
+        let mut api = ApiArgument {
+            api: UFFD_API,
+            features,
+            ioctls: 0,
+        };
+        // SAFETY: the opcode's argument is this structure, laid out as the kernel's.
+        let update = unsafe { Updater::<UFFDIO_API, _>::new(&mut api) };
+        // SAFETY: a handshake on our own userfaultfd; the kernel writes only to the argument.
+        unsafe { ioctl::ioctl(&fd, update) }
+            .map_err(|error| failed(&format!("handshake for features {features:#x}"), error))?;
+        let mut register = RegisterArgument {
+            range: Range { start, bytes },
+            mode,
+            ioctls: 0,
+        };
+        // SAFETY: the opcode's argument is this structure, laid out as the kernel's.
+        let update = unsafe { Updater::<UFFDIO_REGISTER, _>::new(&mut register) };
+        // SAFETY: registering makes touches of the range wait; memory keeps its content.
+        unsafe { ioctl::ioctl(&fd, update) }.map_err(|error| failed("register", error))?;
+        Ok(Self { fd, start, bytes })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // The file may live on in a migrator: unregister, so that nobody waits for it any more. The
+        // kernel wakes whoever waits now.
+        let mut range = Range {
+            start: self.start,
+            bytes: self.bytes,
+        };
+        // SAFETY: the opcode's argument is this structure, laid out as the kernel's.
+        let update = unsafe { Updater::<UFFDIO_UNREGISTER, _>::new(&mut range) };
+        // SAFETY: the range is the one registered; memory keeps its content.
+        if let Err(error) = unsafe { ioctl::ioctl(&self.fd, update) } {
+            tracing::error!(%error, "guest memory stays registered on its userfaultfd");
+        }
+    }
+}
+
+/// Finds written pages by asynchronous write-protection: the kernel notes the first write to each
+/// protected page by itself, and one system call reads and protects again.
+#[derive(Debug)]
+pub(crate) struct WriteTracker {
+    registration: Registration,
+    page_map: File,
+    regions: Vec<PageRegion>,
+}
+
+impl WriteTracker {
+    /// Tracks writes to mapped memory from now on.
+    pub(crate) fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
+        refuse_if_swap_may_hide_writes(start, bytes)?;
+        let page_map = File::open("/proc/self/pagemap")
+            .map_err(|error| Fault::new(Code::Guest, format!("/proc/self/pagemap: {error}")))?;
+        let empty = PageRegion {
+            start: 0,
+            end: 0,
+            categories: 0,
+        };
+        let mut tracker = Self {
+            registration: Registration::for_writes(start, bytes)?,
+            page_map,
+            regions: vec![empty; REGION_COUNT],
+        };
+        tracker.harvest(0, bytes / PAGE_BYTES as u64, |_| ())?;
+        Ok(tracker)
+    }
+
+    /// Names the pages of a range written since they were last named, and forgets them.
+    pub(crate) fn harvest(
+        &mut self,
+        first_page: u64,
+        page_count: u64,
+        mut found: impl FnMut(std::ops::Range<u64>),
+    ) -> Result<(), Fault> {
+        let base = self.registration.start;
+        let page = PAGE_BYTES as u64;
+        let end = base + (first_page + page_count) * page;
+        let mut at = base + first_page * page;
+        // Each turn ends behind at least one page, so there are at most as many turns as pages.
+        while at < end {
+            let mut scan = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                start: at,
+                end,
+                walk_end: 0,
+                regions: self.regions.as_mut_ptr() as u64,
+                region_count: REGION_COUNT as u64,
+                pages_max: 0,
+                category_inverted: 0,
+                category_mask: PAGE_IS_WRITTEN | PAGE_IS_WPALLOWED,
+                category_anyof_mask: 0,
+                return_mask: PAGE_IS_WRITTEN,
+            };
+            let count = scan_pages(&self.page_map, &mut scan)?;
+            for region in &self.regions[..count] {
+                found((region.start - base) / page..(region.end - base) / page);
+            }
+            if scan.walk_end <= at {
+                return Err(Fault::new(Code::Guest, "the page map scan stands still"));
+            }
+            at = scan.walk_end;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for WriteTracker {
+    fn drop(&mut self) {
+        let Registration { start, bytes, .. } = self.registration;
+        let length = usize::try_from(bytes).expect("a mapping's length");
+        // SAFETY: unlocks pages of a mapping that is ours; content stays.
+        let unlocked = unsafe { rustix::mm::munlock(start as *mut core::ffi::c_void, length) };
+        if let Err(error) = unlocked {
+            tracing::debug!(%error, "memory stays locked");
+        }
+    }
+}
+
+fn scan_pages(page_map: &File, scan: &mut ScanArgument) -> Result<usize, Fault> {
+    let argument: *mut ScanArgument = scan;
+    let file = std::os::fd::AsRawFd::as_raw_fd(page_map);
+    // SAFETY: the argument is the kernel's structure; its regions point to a live vector of ours of
+    // the length given, which the kernel fills. The wrapper of rustix drops the count returned.
+    let count = unsafe { libc::ioctl(file, u64::from(PAGEMAP_SCAN), argument) };
+    usize::try_from(count).map_err(|_| {
+        let error = std::io::Error::last_os_error();
+        Fault::new(Code::Guest, format!("PAGEMAP_SCAN: {error}"))
+    })
+}
+
+/// A page that is swapped out loses its page-table entry and with it the note that it was written.
+/// Locked memory is never swapped; where it cannot be locked there must be no swap at all.
+fn refuse_if_swap_may_hide_writes(start: u64, bytes: u64) -> Result<(), Fault> {
+    let length = usize::try_from(bytes).expect("a mapping's length");
+    let address = start as *mut core::ffi::c_void;
+    // SAFETY: locks pages of a mapping that is ours once they are touched; content stays.
+    let locked =
+        unsafe { rustix::mm::mlock_with(address, length, rustix::mm::MlockFlags::ONFAULT) };
+    let Err(error) = locked else { return Ok(()) };
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().count() > 1 {
+        return Err(Fault::new(
+            Code::Guest,
+            format!("memory cannot be locked ({error}) and this host swaps: raise RLIMIT_MEMLOCK"),
+        ));
+    }
+    Ok(())
+}
+
+fn failed(what: &str, error: Errno) -> Fault {
+    Fault::new(Code::Guest, format!("userfaultfd {what}: {error}"))
+}
+
+/// Whether this process can answer missing pages, and why not.
+pub(crate) fn probe_missing() -> Result<(), Fault> {
+    let memory = crate::memory::Memory::create(8 << 20, false)?;
+    Registration::for_missing(memory.address(), memory.bytes()).map(drop)
+}
+
+/// Whether this process can track writes to its memory, and why not.
+pub(crate) fn probe_writes() -> Result<(), Fault> {
+    let memory = crate::memory::Memory::create(8 << 20, false)?;
+    WriteTracker::start(memory.address(), memory.bytes()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+
+    fn harvested(tracker: &mut WriteTracker, first: u64, count: u64) -> Vec<u64> {
+        let mut pages = Vec::new();
+        tracker
+            .harvest(first, count, |range| pages.extend(range))
+            .unwrap();
+        pages
+    }
+
+    #[test]
+    fn a_tracker_names_each_written_page_once_and_only_those() {
+        let memory = Memory::create(16 << 20, false).unwrap();
+        memory.write(5 * 4096, &[1]);
+        let mut tracker = match WriteTracker::start(memory.address(), memory.bytes()) {
+            Ok(tracker) => tracker,
+            Err(fault) => return println!("skipped: {fault}"),
+        };
+        assert!(harvested(&mut tracker, 0, 4096).is_empty());
+        for page in [5, 6, 63, 64, 4095] {
+            memory.write(page * 4096, &[2]);
+        }
+        assert_eq!(harvested(&mut tracker, 0, 64), [5, 6, 63]);
+        assert_eq!(harvested(&mut tracker, 0, 4096), [64, 4095]);
+        assert!(harvested(&mut tracker, 0, 4096).is_empty());
+        // More scattered pages than one call of the kernel returns.
+        let scattered: Vec<u64> = (0..4096).step_by(2).collect();
+        for page in &scattered {
+            memory.write(page * 4096, &[3]);
+        }
+        assert_eq!(harvested(&mut tracker, 0, 4096), scattered);
+    }
+}

@@ -1,0 +1,76 @@
+//! The workload's part of a guest's state, the same for both kinds of guest.
+
+use towpath_protocol::fault::Fault;
+
+use crate::console::Console;
+use crate::layout::WorkingSet;
+use crate::memory::Memory;
+use crate::pattern::{PAGE_BYTES, PAGE_WORDS, Pattern};
+use crate::sections::{Fields, Kind, Sections, refused};
+
+/// Version of the workload's section.
+const VERSION: u16 = 1;
+
+/// What the machine knows of its workload beyond what the payload keeps in its registers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Ticks given so far: the number of the last heartbeat.
+    pub(crate) tick_count: u64,
+    /// Pages written or given to be written so far, the first fill included.
+    pub(crate) write_count: u64,
+    /// Where the next write goes, within the working set. A KVM payload keeps its own.
+    pub(crate) position: u64,
+    /// What the pacer has left over.
+    pub(crate) credit_micropages: u64,
+}
+
+impl Counters {
+    pub(crate) fn put(&self, console: &Console, sections: &mut Sections) {
+        let fields = [
+            self.tick_count,
+            self.write_count,
+            self.position,
+            self.credit_micropages,
+        ];
+        let bytes: Vec<u8> = fields
+            .iter()
+            .flat_map(|field| field.to_le_bytes())
+            .collect();
+        sections.put(Kind::Workload, VERSION, bytes);
+        sections.put(Kind::Console, VERSION, console.unfinished());
+    }
+
+    pub(crate) fn take(
+        set: &WorkingSet,
+        console: &mut Console,
+        sections: &mut Sections,
+    ) -> Result<Self, Fault> {
+        let bytes = sections.take(Kind::Workload, VERSION)?;
+        let mut fields = Fields(&bytes);
+        let counters = Self {
+            tick_count: fields.u64()?,
+            write_count: fields.u64()?,
+            position: fields.u64()?,
+            credit_micropages: fields.u64()?,
+        };
+        fields.finish()?;
+        if counters.position >= set.page_count.max(1) {
+            let position = counters.position;
+            return Err(refused(format!(
+                "the workload stands at page {position} of {}",
+                set.page_count
+            )));
+        }
+        console.restore_unfinished(&sections.take(Kind::Console, VERSION)?);
+        Ok(counters)
+    }
+}
+
+/// Writes version 1 of every page of the working set, as a loader fills memory before a first start.
+pub(crate) fn fill_memory(memory: &Memory, set: &WorkingSet, pattern: &Pattern) {
+    let mut words = [0; PAGE_WORDS];
+    for page in set.pages() {
+        pattern.words(page, 1, &mut words);
+        memory.write_words(page * PAGE_BYTES as u64, &words);
+    }
+}

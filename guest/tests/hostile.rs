@@ -1,0 +1,223 @@
+//! Whoever else finds a guest's socket: another user, noise, questions nobody may ask.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "all of it is test code"
+)]
+
+mod harness;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use harness::{Guest, config};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, sockopt};
+use towpath_protocol::fault::Code;
+use towpath_protocol::guest_api::{
+    GuestKind, PACKET_BYTES_MAX, Request, Response, VERSIONS, decode_response,
+};
+use towpath_protocol::version::VersionRange;
+
+const ENV_FOLDER: &str = "TOWPATH_TEST_STRANGER_FOLDER";
+const NOBODY: u32 = 65_534;
+
+/// Not a test by itself: what [`l01_another_user_is_refused`] starts as another user.
+#[test]
+fn stranger_to_be_refused() {
+    let Ok(folder) = std::env::var(ENV_FOLDER) else {
+        return;
+    };
+    let connection = connect(&PathBuf::from(folder));
+    println!("\nconnected");
+    let answer = ask(&connection, &Request::Hello { versions: VERSIONS });
+    println!("\nanswer: {}", answer.is_some());
+}
+
+#[test]
+fn l01_another_user_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let mut guest = Guest::running(&config(GuestKind::Process));
+    // Every door open but the last.
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(guest.folder.parent().unwrap(), 0o755);
+    open(&guest.folder, 0o755);
+    open(&guest.folder.join("guest.sock"), 0o666);
+    // A copy, because the build's folders may be closed to others.
+    let program = guest.folder.parent().unwrap().join("stranger");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let output = Command::new(&program)
+        .args(["--exact", "stranger_to_be_refused", "--nocapture"])
+        .env(ENV_FOLDER, &guest.folder)
+        .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("\nconnected"), "{said}");
+    assert!(said.contains("\nanswer: false"), "{said}");
+    // The one who may drive it was not cut off, and the attempt is on record.
+    guest.wait_for_heartbeats(3);
+    let log = std::fs::read_to_string(guest.folder.join("guest.log")).unwrap();
+    let line = log.lines().find(|line| line.contains("refused")).unwrap();
+    assert!(line.contains(&format!("user={NOBODY}")), "{line}");
+}
+
+fn connect(folder: &Path) -> OwnedFd {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let address = SocketAddrUnix::new(folder.join("guest.sock")).unwrap();
+    rustix::net::connect(&socket, &address).unwrap();
+    let wait = Some(Duration::from_secs(30));
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, wait).unwrap();
+    socket
+}
+
+fn ask(connection: &OwnedFd, request: &Request) -> Option<(u32, Response)> {
+    let mut packet = Vec::new();
+    request.encode(7, &mut packet);
+    ask_bytes(connection, &packet)
+}
+
+/// The answer to a packet; none if the connection is closed instead.
+fn ask_bytes(connection: &OwnedFd, packet: &[u8]) -> Option<(u32, Response)> {
+    rustix::net::send(connection, packet, SendFlags::NOSIGNAL).ok()?;
+    let mut answer = vec![0; PACKET_BYTES_MAX];
+    let (_, length) = rustix::net::recv(connection, &mut answer[..], RecvFlags::empty()).ok()?;
+    (length > 0).then(|| decode_response(&answer[..length]).unwrap())
+}
+
+fn code_of(answer: Option<(u32, Response)>) -> Option<Code> {
+    match answer {
+        Some((_, Response::Failed(reason))) => Code::parse(&reason.code),
+        other => panic!("no fault: {other:?}"),
+    }
+}
+
+fn guest() -> Guest {
+    let mut guest = Guest::running(&config(GuestKind::Process));
+    guest.wait_for_heartbeats(1);
+    guest
+}
+
+#[test]
+fn nothing_is_answered_before_a_hello_in_a_common_version() {
+    let guest = guest();
+    let connection = connect(&guest.folder);
+    for request in [Request::Describe, Request::TakeMemory, Request::Quit] {
+        assert_eq!(code_of(ask(&connection, &request)), Some(Code::State));
+    }
+    let versions = VersionRange { min: 900, max: 901 };
+    let answer = ask(&connection, &Request::Hello { versions });
+    assert_eq!(code_of(answer), Some(Code::Version));
+    assert_eq!(
+        code_of(ask(&connection, &Request::Describe)),
+        Some(Code::State)
+    );
+    let answer = ask(&connection, &Request::Hello { versions: VERSIONS });
+    assert!(matches!(answer, Some((7, Response::Welcome { .. }))));
+    assert!(guest.process.is_alive());
+}
+
+#[test]
+fn packets_that_do_not_parse_end_the_connection_and_never_the_guest() {
+    let guest = guest();
+    let mut cut = Vec::new();
+    Request::Pause.encode(1, &mut cut);
+    cut.pop();
+    let mut flipped = Vec::new();
+    Request::Quit.encode(1, &mut flipped);
+    flipped[17] ^= 1;
+    for (packet, code) in [
+        (vec![0], Code::Truncated),
+        (cut, Code::Truncated),
+        (flipped, Code::Framing),
+        (vec![0xff; 100], Code::Framing),
+        (vec![0; PACKET_BYTES_MAX + 1], Code::TooLarge),
+    ] {
+        let connection = connect(&guest.folder);
+        assert_eq!(code_of(ask_bytes(&connection, &packet)), Some(code));
+        assert!(ask(&connection, &Request::Hello { versions: VERSIONS }).is_none());
+    }
+    assert!(guest.process.is_alive());
+    let mut guest = Guest::adopt(&guest.folder);
+    guest.wait_for_heartbeats(3);
+}
+
+#[test]
+fn questions_outside_the_guest_are_refused() {
+    let guest = guest();
+    let connection = connect(&guest.folder);
+    ask(&connection, &Request::Hello { versions: VERSIONS }).unwrap();
+    ask(&connection, &Request::StartTracking).unwrap();
+    let beyond = Request::Harvest {
+        first_block: 8192,
+        block_count: 64,
+    };
+    assert_eq!(code_of(ask(&connection, &beyond)), Some(Code::Range));
+    let unsaved = Request::ReadState { offset: 0 };
+    assert_eq!(code_of(ask(&connection, &unsaved)), Some(Code::Range));
+    let running = Request::WriteState {
+        offset: 0,
+        bytes: vec![1],
+    };
+    assert_eq!(code_of(ask(&connection, &running)), Some(Code::State));
+    assert_eq!(
+        code_of(ask(&connection, &Request::LoadState)),
+        Some(Code::State)
+    );
+    assert_eq!(
+        code_of(ask(&connection, &Request::ArmMissing)),
+        Some(Code::State)
+    );
+}
+
+#[test]
+fn state_written_with_gaps_is_refused() {
+    let incoming = Guest::spawn_incoming(&config(GuestKind::Process));
+    let connection = connect(&incoming.folder);
+    ask(&connection, &Request::Hello { versions: VERSIONS }).unwrap();
+    let write = |offset, length| {
+        let bytes = vec![0; length];
+        ask(&connection, &Request::WriteState { offset, bytes })
+    };
+    assert_eq!(code_of(write(10, 10)), Some(Code::Range));
+    assert!(matches!(write(0, 10), Some((_, Response::Done))));
+    assert_eq!(code_of(write(11, 10)), Some(Code::Range));
+    assert_eq!(code_of(write(5, 10)), Some(Code::Range));
+    assert!(matches!(write(10, 10), Some((_, Response::Done))));
+    assert_eq!(
+        code_of(ask(&connection, &Request::LoadState)),
+        Some(Code::CpuState)
+    );
+}
+
+#[test]
+fn a_description_that_is_wrong_makes_no_guest() {
+    use towpath_migrator::guest::GuestProcess;
+    let root = tempfile::tempdir().unwrap();
+    let mut wrong = config(GuestKind::Process);
+    wrong.memory_bytes = 4096;
+    let folder = root.path().join("guest");
+    let fault = GuestProcess::spawn(&harness::command(), &folder, &wrong).unwrap_err();
+    assert_eq!(fault.code, Code::Layout);
+    assert!(fault.detail.contains("4096"), "{fault}");
+    let mut command = harness::command();
+    command.program = "/nonexistent/guest".into();
+    let right = config(GuestKind::Process);
+    let fault = GuestProcess::spawn(&command, &folder, &right).unwrap_err();
+    assert_eq!(fault.code, Code::Io);
+    // A program that is something else.
+    command.program = "/bin/true".into();
+    let fault = GuestProcess::spawn(&command, &folder, &right).unwrap_err();
+    assert_eq!(fault.code, Code::Guest);
+}

@@ -1,0 +1,247 @@
+//! What both sides of a move stand on: a guest's folder, journal, process, memory and lanes.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::{ClockId, clock_gettime};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::GuestConfig;
+use towpath_protocol::identity::{GuestId, Name};
+use towpath_protocol::message::{Lane, Message};
+use towpath_protocol::ownership::Record;
+use towpath_protocol::time::Instant;
+
+use super::input::Input;
+use super::lanes::{Link, spawn};
+use super::mailbox::Mailbox;
+use super::shared::Shared;
+use crate::guest::{GuestCommand, GuestMemory, GuestProcess};
+use crate::journal::Journal;
+use crate::store::GuestFolder;
+
+/// The file that says what a guest is.
+const GUEST_FILE: &str = "guest.json";
+
+/// The monotonic clock, as the machines of the protocol read it.
+pub(super) fn now() -> Instant {
+    let time = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(time.tv_sec).expect("the monotonic clock begins at the boot");
+    let nanos = u64::try_from(time.tv_nsec).expect("nanoseconds are not negative");
+    Instant::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// The same instant on the standard library's clock, for waits.
+pub(super) fn to_wait_until(deadline: Instant) -> std::time::Instant {
+    std::time::Instant::now() + deadline.since(now())
+}
+
+/// A guest's belongings on this host.
+#[derive(Debug)]
+pub(super) struct Ground {
+    pub(super) shared: Arc<Shared>,
+    pub(super) mailbox: Arc<Mailbox<Input>>,
+    pub(super) id: GuestId,
+    pub(super) config: Option<GuestConfig>,
+    pub(super) folder: Option<GuestFolder>,
+    pub(super) journal: Option<Journal<File>>,
+    pub(super) process: Option<GuestProcess>,
+    pub(super) memory: Option<GuestMemory>,
+    pub(super) link: Option<Link>,
+    /// Why the guest's process is not there although it should be.
+    pub(super) crash: Option<Fault>,
+}
+
+impl Ground {
+    pub(super) fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox<Input>>, id: GuestId) -> Self {
+        Self {
+            shared,
+            mailbox,
+            id,
+            config: None,
+            folder: None,
+            journal: None,
+            process: None,
+            memory: None,
+            link: None,
+            crash: None,
+        }
+    }
+
+    pub(super) fn name(&self) -> Result<&Name, Fault> {
+        let config = self.config.as_ref();
+        config
+            .map(|config| &config.name)
+            .ok_or_else(|| Fault::new(Code::State, "the guest has no name here yet"))
+    }
+
+    /// Makes the record durable; the guest's folder is made with the first one.
+    pub(super) fn persist(&mut self, record: &Record) -> Result<(), Fault> {
+        let begun = now();
+        let bytes = record.encode();
+        if let Some(journal) = &mut self.journal {
+            journal.write(&bytes)?;
+        } else {
+            let folder = self.shared.store.create_guest(self.name()?)?;
+            self.journal = Some(folder.create_journal(&bytes)?);
+            self.folder = Some(folder);
+        }
+        self.shared.metrics.journal_write(now().since(begun));
+        Ok(())
+    }
+
+    /// Writes down what the guest is.
+    pub(super) fn save_config(&self) -> Result<(), Fault> {
+        let (Some(config), Some(folder)) = (&self.config, &self.folder) else {
+            return Err(Fault::new(Code::State, "the guest has no folder yet"));
+        };
+        let text = serde_json::to_vec_pretty(config).expect("plain structs always serialise");
+        folder.write(&file_name(GUEST_FILE), &text)
+    }
+
+    pub(super) fn load_config(folder: &GuestFolder) -> Result<GuestConfig, Fault> {
+        let bytes = folder
+            .read(&file_name(GUEST_FILE))?
+            .ok_or_else(|| Fault::new(Code::Quarantine, "the guest's description is gone"))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Fault::new(Code::Quarantine, format!("{GUEST_FILE}: {error}")))
+    }
+
+    /// The folder as the guest process is told it.
+    pub(super) fn path(&self) -> Result<PathBuf, Fault> {
+        Ok(self
+            .shared
+            .config
+            .state_dir
+            .join("guests")
+            .join(self.name()?.as_str()))
+    }
+
+    /// Makes the guest's process: to start afresh, or empty to receive a guest.
+    pub(super) fn make_process(&mut self, is_incoming: bool) -> Result<(), Fault> {
+        self.end_process()?;
+        let path = self.path()?;
+        let config = self
+            .config
+            .clone()
+            .ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
+        let command = self.guest_command()?;
+        let process = if is_incoming {
+            GuestProcess::spawn_incoming(&command, &path, &config)?
+        } else {
+            GuestProcess::spawn(&command, &path, &config)?
+        };
+        self.take_process(process)
+    }
+
+    /// Finds the process of an earlier migrator again.
+    pub(super) fn adopt_process(&mut self) -> Result<(), Fault> {
+        let process = GuestProcess::adopt(&self.path()?)?;
+        if Some(process.config()) != self.config.as_ref() {
+            let detail = "the guest's process is not what its description says";
+            return Err(Fault::new(Code::Layout, detail));
+        }
+        self.take_process(process)
+    }
+
+    fn take_process(&mut self, mut process: GuestProcess) -> Result<(), Fault> {
+        self.memory = Some(process.memory()?);
+        self.watch(&process)?;
+        self.process = Some(process);
+        self.crash = None;
+        Ok(())
+    }
+
+    /// Tells the worker when the process ends.
+    fn watch(&self, process: &GuestProcess) -> Result<(), Fault> {
+        let process_id = process.process_id();
+        let end = process
+            .end_signal()
+            .try_clone_to_owned()
+            .map_err(|error| Fault::new(Code::Io, format!("the guest's pidfd: {error}")))?;
+        let mailbox = Arc::clone(&self.mailbox);
+        spawn("towpath-watch", move || {
+            let mut polled = [PollFd::new(&end, PollFlags::IN)];
+            while poll(&mut polled, None) == Err(rustix::io::Errno::INTR) {}
+            mailbox.send(Input::GuestGone { process_id });
+        })
+    }
+
+    fn guest_command(&self) -> Result<GuestCommand, Fault> {
+        let mut words = self.shared.config.guest_command()?.into_iter();
+        let program = words
+            .next()
+            .ok_or_else(|| Fault::new(Code::Config, "guest_command is empty"))?;
+        Ok(GuestCommand {
+            program: program.into(),
+            arguments: words.map(Into::into).collect(),
+        })
+    }
+
+    /// Ends the guest's process, if there is one, and waits until it is gone.
+    pub(super) fn end_process(&mut self) -> Result<(), Fault> {
+        self.memory = None;
+        let Some(mut process) = self.process.take() else {
+            return Ok(());
+        };
+        if !process.is_alive() || process.quit().is_ok() {
+            return Ok(());
+        }
+        process.kill()
+    }
+
+    pub(super) fn process(&mut self) -> Result<&mut GuestProcess, Fault> {
+        self.process
+            .as_mut()
+            .ok_or_else(|| Fault::new(Code::Guest, "the guest has no process here"))
+    }
+
+    pub(super) fn memory(&self) -> Result<&GuestMemory, Fault> {
+        self.memory
+            .as_ref()
+            .ok_or_else(|| Fault::new(Code::Guest, "the guest has no memory here"))
+    }
+
+    /// Sends a message; a lane that breaks is reported through the mailbox, like any other loss.
+    pub(super) fn send(&mut self, lane: Lane, message: &Message) {
+        let Some(link) = &mut self.link else { return };
+        if let Err(fault) = link.send(lane, message) {
+            let link = link.number;
+            self.mailbox.send(Input::LaneLost { link, lane, fault });
+        }
+    }
+
+    /// A number for a new set of lanes: never used before, also by an earlier migrator since the host
+    /// started.
+    pub(super) fn new_link_number(&self) -> u64 {
+        now().as_nanos()
+    }
+
+    /// Whether a report speaks of the lanes that are open now.
+    pub(super) fn is_current(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+
+    pub(super) fn close_link(&mut self) {
+        self.link = None;
+    }
+}
+
+/// A small file's name.
+pub(super) fn file_name(name: &str) -> Name {
+    name.parse().expect("our own file names are names")
+}
+
+/// A time as the API shows it.
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The time of day, for the API only: nothing is decided by it.
+pub(super) fn unix_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, milliseconds)
+}

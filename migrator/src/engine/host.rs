@@ -1,0 +1,264 @@
+//! The host as its API shows and commands it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{self, GuestConfig, GuestQuota, VCPU_COUNT_MAX, Workload};
+use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
+
+use super::ground::unix_ms;
+use super::input::{Command, Input};
+use super::lanes::introduce;
+use super::shared::{Handle, Shared, random_id};
+use super::source_move::Order;
+use crate::api::{
+    GuestKind, GuestRequest, GuestView, Host, HostView, LinkState, MigrationRequest, MigrationView,
+    Role, VerifyView,
+};
+
+/// Longest wait for a worker's answer: it may be making a record durable or pausing a guest.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Longest wait until what was ordered is shown.
+const SHOWN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// One host's guests and moves.
+#[derive(Debug)]
+pub(super) struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    pub(super) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn ask<T>(
+        handle: &Handle,
+        command: impl FnOnce(Sender<Result<T, Fault>>) -> Command,
+    ) -> Result<T, Fault> {
+        let (reply, answer) = channel();
+        handle.mailbox.send(Input::Command(command(reply)));
+        answer.recv_timeout(ANSWER_WAIT_MAX).unwrap_or_else(|_| {
+            Err(Fault::new(
+                Code::Busy,
+                "the guest's worker does not answer; look at it again in a moment",
+            ))
+        })
+    }
+
+    /// Waits until the board shows what was ordered.
+    fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Fault> {
+        let begun = std::time::Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            if begun.elapsed() > SHOWN_WAIT_MAX {
+                return Err(Fault::new(Code::Busy, format!("{what} is not shown yet")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn find_guest(&self, name: &Name) -> Option<GuestView> {
+        let board = self.shared.board();
+        board
+            .guests
+            .values()
+            .find(|guest| guest.name == *name)
+            .cloned()
+    }
+
+    fn config_of(&self, request: &GuestRequest) -> Result<GuestConfig, Fault> {
+        let memory_bytes = request.memory_bytes;
+        let usable = memory_bytes.saturating_sub(guest_api::WORKING_SET_START_BYTES);
+        let wanted = request.working_set_bytes.unwrap_or(usable);
+        let kind = match request.kind {
+            GuestKind::Kvm => guest_api::GuestKind::Kvm,
+            GuestKind::Process => guest_api::GuestKind::Process,
+            GuestKind::Auto if kvm_missing_reason().is_none() => guest_api::GuestKind::Kvm,
+            GuestKind::Auto => guest_api::GuestKind::Process,
+        };
+        if kind == guest_api::GuestKind::Kvm
+            && let Some(reason) = kvm_missing_reason()
+        {
+            return Err(Fault::new(Code::Kvm, reason));
+        }
+        let id = random_id()?;
+        let config = GuestConfig {
+            id: GuestId(id),
+            name: request.name.clone(),
+            kind,
+            memory_bytes,
+            vcpu_count: 1,
+            workload: Workload {
+                dirty_pages_per_second: u32::try_from(request.dirty_pages_per_second)
+                    .unwrap_or(u32::MAX),
+                working_set_bytes: wanted.min(usable),
+                incompressible_percent: request.incompressible_percent,
+                key: u64::try_from(id >> 64).unwrap_or(0),
+                heartbeat_interval_us: request.heartbeat_interval_us,
+            },
+        };
+        config.check(&GuestQuota {
+            memory_bytes_max: self.shared.config.quota.memory.bytes(),
+            vcpu_count_max: VCPU_COUNT_MAX,
+        })?;
+        Ok(config)
+    }
+}
+
+/// Why KVM cannot be used, if it cannot.
+fn kvm_missing_reason() -> Option<String> {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .err()
+        .map(|error| format!("/dev/kvm: {error}"))
+}
+
+impl Host for Engine {
+    fn status(&self) -> HostView {
+        let shared = &self.shared;
+        let tunnel = shared.config.tunnel_socket();
+        let answers = std::os::unix::net::UnixStream::connect(&tunnel);
+        let not_ready_reason = answers
+            .as_ref()
+            .err()
+            .map(|error| format!("the tunnel's socket {}: {error}", tunnel.display()));
+        let memory_used_bytes = shared.memory_used_bytes();
+        let board = shared.board();
+        let living = board
+            .guests
+            .values()
+            .filter(|guest| guest.process_id.is_some());
+        let open = board
+            .moves
+            .values()
+            .filter(|view| !view.phase.is_finished());
+        HostView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            site: shared.host.site.clone(),
+            host: shared.host.host.clone(),
+            ready: not_ready_reason.is_none(),
+            tunnel: if answers.is_ok() {
+                LinkState::Up
+            } else {
+                LinkState::Down
+            },
+            not_ready_reason,
+            kvm_missing_reason: kvm_missing_reason(),
+            guest_count: u32::try_from(living.count()).unwrap_or(u32::MAX),
+            guest_count_max: shared.config.quota.guests,
+            memory_used_bytes,
+            memory_quota_bytes: shared.config.quota.memory.bytes(),
+            migration_count: u32::try_from(open.count()).unwrap_or(u32::MAX),
+            started_unix_ms: shared.started_unix_ms,
+        }
+    }
+
+    fn guests(&self) -> Vec<GuestView> {
+        let mut guests: Vec<GuestView> = self.shared.board().guests.values().cloned().collect();
+        guests.sort_by(|one, other| one.name.cmp(&other.name));
+        guests
+    }
+
+    fn guest(&self, name: &Name) -> Result<GuestView, Fault> {
+        let found = self.find_guest(name);
+        found.ok_or_else(|| Fault::new(Code::NotFound, format!("no guest {name} on this host")))
+    }
+
+    fn start_guest(&self, request: GuestRequest) -> Result<GuestView, Fault> {
+        request.check()?;
+        let config = self.config_of(&request)?;
+        self.shared.check_room(config.memory_bytes)?;
+        let count = self.shared.workers().len();
+        if count >= self.shared.config.quota.guests as usize {
+            let max = self.shared.config.quota.guests;
+            let detail = format!("{count} guests of {max} are here: raise quota.guests");
+            return Err(Fault::new(Code::Quota, detail));
+        }
+        super::create_guest(&self.shared, config)?;
+        self.wait_for("the guest", || self.find_guest(&request.name))
+    }
+
+    fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault> {
+        Self::ask(&self.shared.worker(name)?, Command::Boot)?;
+        self.guest(name)
+    }
+
+    fn stop_guest(&self, name: &Name) -> Result<(), Fault> {
+        Self::ask(&self.shared.worker(name)?, Command::Stop)
+    }
+
+    fn verify_guest(&self, name: &Name) -> Result<VerifyView, Fault> {
+        Self::ask(&self.shared.worker(name)?, Command::Verify)
+    }
+
+    fn migrate(&self, request: MigrationRequest) -> Result<MigrationView, Fault> {
+        request.check()?;
+        let handle = self.shared.worker(&request.guest)?;
+        if request.site == self.shared.host.site {
+            let detail = format!(
+                "guest {} is at site {} already",
+                request.guest, request.site
+            );
+            return Err(Fault::new(Code::Usage, detail));
+        }
+        let open = self
+            .shared
+            .board()
+            .moves
+            .values()
+            .fold(0_usize, |count, view| {
+                count + usize::from(view.role == Role::Source && !view.phase.is_finished())
+            });
+        if open >= self.shared.config.limits.outgoing as usize {
+            let detail =
+                format!("{open} guests are leaving already: wait, or raise limits.outgoing");
+            return Err(Fault::new(Code::Busy, detail));
+        }
+        let target = introduce(&self.shared.config.tunnel_socket(), &request.site)?;
+        let id = MigrationId(random_id()?);
+        let order = Box::new(Order {
+            id,
+            target,
+            request,
+            attempt: AttemptId(0),
+            attempts: 0,
+            started_unix_ms: unix_ms(),
+        });
+        Self::ask(&handle, |reply| Command::Migrate(order, reply))?;
+        self.wait_for("the move", || self.migration(id).ok())
+    }
+
+    fn cancel(&self, id: MigrationId) -> Result<MigrationView, Fault> {
+        let view = self.migration(id)?;
+        let handle = self.shared.worker(&view.guest)?;
+        Self::ask(&handle, |reply| Command::Cancel(id, reply))?;
+        self.wait_for("the end of the move", || {
+            self.migration(id)
+                .ok()
+                .filter(|view| view.phase.is_finished())
+        })
+    }
+
+    fn migrations(&self) -> Vec<MigrationView> {
+        let mut moves: Vec<MigrationView> = self.shared.board().moves.values().cloned().collect();
+        moves.sort_by_key(|view| std::cmp::Reverse(view.started_unix_ms));
+        moves
+    }
+
+    fn migration(&self, id: MigrationId) -> Result<MigrationView, Fault> {
+        let found = self.shared.board().moves.get(&id).cloned();
+        found.ok_or_else(|| Fault::new(Code::NotFound, format!("no move {id} on this host")))
+    }
+
+    fn metrics(&self) -> String {
+        self.shared.metrics.text(&self.shared.board())
+    }
+}

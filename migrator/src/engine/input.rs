@@ -1,0 +1,64 @@
+//! Everything a guest's worker can hear of.
+
+use std::sync::mpsc::Sender;
+
+use towpath_protocol::fault::Fault;
+use towpath_protocol::identity::{HostIdentity, MigrationId};
+use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message};
+
+use super::lanes::{OpenLane, Unpacked};
+use super::source_move::Order;
+use crate::api::VerifyView;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// An operator wants something of the guest.
+    Command(Command),
+    /// A source opened a lane.
+    Lane {
+        /// Who: proved by the tunnel.
+        from: HostIdentity,
+        hello: Hello,
+        lane: OpenLane,
+    },
+    /// The lanes this worker asked for.
+    Opened {
+        link: u64,
+        result: Result<Vec<OpenLane>, Fault>,
+    },
+    /// A message came.
+    Heard {
+        link: u64,
+        lane: Lane,
+        message: Message,
+    },
+    /// A lane ended.
+    LaneLost { link: u64, lane: Lane, fault: Fault },
+    /// A chunk was packed, and is about to be written.
+    Packed {
+        header: ChunkHeader,
+        wire_bytes: u64,
+    },
+    /// A chunk came and was unpacked.
+    Chunk {
+        link: u64,
+        lane: Lane,
+        header: ChunkHeader,
+        unpacked: Unpacked,
+    },
+    /// A vCPU waits for a block.
+    Fault { block: u64 },
+    /// The guest's process ended.
+    GuestGone { process_id: i32 },
+}
+
+/// What an operator wants.
+#[derive(Debug)]
+pub(super) enum Command {
+    Migrate(Box<Order>, Sender<Result<(), Fault>>),
+    Cancel(MigrationId, Sender<Result<(), Fault>>),
+    Boot(Sender<Result<(), Fault>>),
+    Stop(Sender<Result<(), Fault>>),
+    Verify(Sender<Result<VerifyView, Fault>>),
+}

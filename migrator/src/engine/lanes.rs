@@ -1,0 +1,401 @@
+//! Opening the lanes of a move, and the threads that read them.
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use towpath_daemon::stream::open_stream;
+use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::message::{ChunkHeader, Codec, Hello, Lane, Message};
+use towpath_protocol::space::Geometry;
+use towpath_protocol::version;
+
+use super::input::Input;
+use super::mailbox::Mailbox;
+use crate::codec::Decoder;
+use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
+
+/// The name under which migrators find each other.
+pub const SERVICE: &str = "migrator";
+
+/// Longest wait for a lane: the tunnel answers at once if the peer is away, else within a few round
+/// trips.
+const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Interval at which an idle reader looks up; no effect but to bound a read.
+const IDLE_WAIT: Duration = Duration::from_secs(60);
+
+/// Chunks unpacked and not yet installed, for each lane: 2 MiB.
+const UNPACKED_CHUNKS_MAX: usize = 32;
+
+/// The writing ends of one set of lanes, and what closes them all.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) number: u64,
+    pub(super) control: LaneWriter<UnixStream>,
+    pub(super) switch: LaneWriter<UnixStream>,
+    pub(super) demand: LaneWriter<UnixStream>,
+    /// At the source the outbox takes it.
+    pub(super) bulk: Option<LaneWriter<UnixStream>>,
+    sockets: Vec<UnixStream>,
+}
+
+impl Link {
+    /// Sends one message at once.
+    pub(super) fn send(&mut self, lane: Lane, message: &Message) -> Result<(), Fault> {
+        let writer = match lane {
+            Lane::Control => &mut self.control,
+            Lane::Switch => &mut self.switch,
+            Lane::Demand => &mut self.demand,
+            Lane::Bulk => {
+                return Err(Fault::new(
+                    Code::State,
+                    "messages do not go on the bulk lane",
+                ));
+            }
+        };
+        writer.write_message(message)?;
+        writer.flush()
+    }
+
+    /// Closes all lanes: every thread that reads or writes them returns. What was written is still
+    /// delivered.
+    pub(super) fn close(&self) {
+        for socket in &self.sockets {
+            // A socket that is already closed is what is wanted.
+            drop(socket.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The host at the other end of streams to a site's migrator.
+///
+/// # Errors
+///
+/// What the tunnel refuses with: `E_UNREACHABLE`, `E_DENIED`, `E_NOT_FOUND`.
+pub(super) fn introduce(tunnel: &Path, site: &Name) -> Result<HostIdentity, Fault> {
+    let open = open_of(site, Lane::Control);
+    open_stream(tunnel, &open, OPEN_WAIT_MAX).map(|(_, peer)| peer)
+}
+
+fn open_of(site: &Name, lane: Lane) -> Open {
+    Open {
+        peer: site.clone(),
+        service: SERVICE.parse().expect("the service's name is a name"),
+        class: class_of(lane),
+    }
+}
+
+/// A lane whose greeting was exchanged.
+#[derive(Debug)]
+pub(super) struct OpenLane {
+    pub(super) lane: Lane,
+    pub(super) socket: UnixStream,
+    pub(super) reader: LaneReader<UnixStream>,
+}
+
+impl OpenLane {
+    fn writer(&self) -> Result<LaneWriter<UnixStream>, Fault> {
+        LaneWriter::for_socket(duplicate(&self.socket)?, WRITE_WAIT_MAX)
+    }
+}
+
+/// Joins four lanes into a link; the readers are given back, in the order of [`Lane::ALL`].
+pub(super) fn join(
+    number: u64,
+    mut lanes: Vec<OpenLane>,
+) -> Result<(Link, Vec<(Lane, LaneReader<UnixStream>)>), Fault> {
+    lanes.sort_by_key(|lane| lane.lane);
+    let [control, bulk, switch, demand] = lanes.as_slice() else {
+        return Err(Fault::new(Code::State, "a link has four lanes"));
+    };
+    let link = Link {
+        number,
+        control: control.writer()?,
+        switch: switch.writer()?,
+        demand: demand.writer()?,
+        bulk: Some(bulk.writer()?),
+        sockets: lanes
+            .iter()
+            .map(|lane| duplicate(&lane.socket))
+            .collect::<Result<_, _>>()?,
+    };
+    let readers = lanes.into_iter().map(|lane| (lane.lane, lane.reader));
+    Ok((link, readers.collect()))
+}
+
+fn duplicate(socket: &UnixStream) -> Result<UnixStream, Fault> {
+    socket
+        .try_clone()
+        .map_err(|error| Fault::new(Code::Io, format!("a lane's socket: {error}")))
+}
+
+const fn class_of(lane: Lane) -> Class {
+    match lane {
+        Lane::Control => Class::Control,
+        Lane::Bulk => Class::Bulk,
+        Lane::Switch => Class::Switch,
+        Lane::Demand => Class::Demand,
+    }
+}
+
+/// Opens all lanes of a link, side by side.
+///
+/// # Errors
+///
+/// What the tunnel, the peer or the greeting refuses with.
+pub(super) fn open_all(
+    tunnel: &Path,
+    target: &HostIdentity,
+    hello: &Hello,
+) -> Result<Vec<OpenLane>, Fault> {
+    std::thread::scope(|scope| {
+        let openers: Vec<_> = Lane::ALL
+            .iter()
+            .map(|lane| {
+                scope.spawn(|| {
+                    open_lane(
+                        tunnel,
+                        target,
+                        Hello {
+                            lane: *lane,
+                            ..hello.clone()
+                        },
+                    )
+                })
+            })
+            .collect();
+        openers
+            .into_iter()
+            .map(|opener| opener.join().expect("opening a lane does not panic"))
+            .collect()
+    })
+}
+
+fn open_lane(tunnel: &Path, target: &HostIdentity, hello: Hello) -> Result<OpenLane, Fault> {
+    let lane = hello.lane;
+    let (socket, peer) = open_stream(tunnel, &open_of(&target.site, lane), OPEN_WAIT_MAX)?;
+    if peer != *target {
+        let detail = format!("{peer} answers in place of {target}");
+        return Err(Fault::new(Code::Denied, detail));
+    }
+    let ours = hello.versions;
+    let mut writer = LaneWriter::for_socket(duplicate(&socket)?, WRITE_WAIT_MAX)?;
+    writer.write_message(&Message::Hello(hello))?;
+    writer.flush()?;
+    let mut reader = LaneReader::for_socket(duplicate(&socket)?, OPEN_WAIT_MAX)?;
+    let answer = match reader.next_frame()? {
+        Incoming::Frame(frame) => frame.message()?,
+        Incoming::Idle => {
+            return Err(Fault::new(Code::Stalled, "the target does not greet back"));
+        }
+        Incoming::End => {
+            return Err(Fault::new(Code::Unreachable, "the target closed the lane"));
+        }
+    };
+    match answer {
+        Message::Welcome(welcome) => {
+            let chosen = version::VersionRange {
+                min: welcome.version,
+                max: welcome.version,
+            };
+            ours.negotiate(chosen)?;
+        }
+        Message::Refused(reason) => return Err(reason.to_fault(Code::Refused)),
+        other => {
+            let kind = other.kind();
+            let detail = format!("message kind {kind} in place of a greeting");
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+    }
+    let timeouts = socket.set_read_timeout(Some(IDLE_WAIT));
+    timeouts.map_err(|error| Fault::new(Code::Io, format!("a lane's socket: {error}")))?;
+    Ok(OpenLane {
+        lane,
+        socket,
+        reader,
+    })
+}
+
+/// Starts the thread that reads a lane's messages into the mailbox until the lane ends.
+pub(super) fn read_messages(
+    link: u64,
+    lane: Lane,
+    mut reader: LaneReader<UnixStream>,
+    mailbox: Arc<Mailbox<Input>>,
+) -> Result<(), Fault> {
+    let read = move || {
+        let fault = loop {
+            let input = match reader.next_frame() {
+                Ok(Incoming::Frame(frame)) => match frame.message() {
+                    Ok(message) => Input::Heard {
+                        link,
+                        lane,
+                        message,
+                    },
+                    Err(fault) => break fault,
+                },
+                Ok(Incoming::Idle) => continue,
+                Ok(Incoming::End) => break ended(lane),
+                Err(fault) => break fault,
+            };
+            if !mailbox.send_bounded(input) {
+                return;
+            }
+        };
+        mailbox.send(Input::LaneLost { link, lane, fault });
+    };
+    spawn(&format!("towpath-{}", name_of(lane)), read)
+}
+
+/// The unpacked bytes of a chunk, in a buffer that goes back to its pool.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    bytes: Vec<u8>,
+    pool: Arc<BufferPool>,
+}
+
+impl Unpacked {
+    /// The blocks of all runs, one after the other; empty for a chunk of zeros.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Buffers for unpacked chunks: a reader that has none left waits until one was installed.
+#[derive(Debug, Default)]
+struct BufferPool {
+    state: Mutex<(Vec<Vec<u8>>, usize)>,
+    given: Condvar,
+}
+
+impl BufferPool {
+    fn take(&self) -> Vec<u8> {
+        let mut state = self.state.lock().expect("nothing panics in the pool");
+        loop {
+            if let Some(buffer) = state.0.pop() {
+                return buffer;
+            }
+            if state.1 < UNPACKED_CHUNKS_MAX {
+                state.1 += 1;
+                return Vec::with_capacity(towpath_protocol::message::CHUNK_RAW_BYTES_MAX as usize);
+            }
+            state = self.given.wait(state).expect("nothing panics in the pool");
+        }
+    }
+
+    fn give(&self, buffer: Vec<u8>) {
+        self.state
+            .lock()
+            .expect("nothing panics in the pool")
+            .0
+            .push(buffer);
+        self.given.notify_one();
+    }
+}
+
+/// Starts the thread that reads, checks and unpacks a lane's chunks into the mailbox.
+pub(super) fn read_chunks(
+    link: u64,
+    lane: Lane,
+    mut reader: LaneReader<UnixStream>,
+    spaces: Vec<Geometry>,
+    mailbox: Arc<Mailbox<Input>>,
+) -> Result<(), Fault> {
+    let mut decoder = Decoder::new()?;
+    let pool = Arc::new(BufferPool::default());
+    let read = move || {
+        let fault = loop {
+            let result = next_chunk(&mut reader, &mut decoder, &spaces, &pool);
+            let (header, unpacked) = match result {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break ended(lane),
+                Err(fault) => break fault,
+            };
+            let input = Input::Chunk {
+                link,
+                lane,
+                header,
+                unpacked,
+            };
+            if !mailbox.send_bounded(input) {
+                return;
+            }
+        };
+        mailbox.send(Input::LaneLost { link, lane, fault });
+    };
+    spawn(&format!("towpath-{}", name_of(lane)), read)
+}
+
+fn next_chunk(
+    reader: &mut LaneReader<UnixStream>,
+    decoder: &mut Decoder,
+    spaces: &[Geometry],
+    pool: &Arc<BufferPool>,
+) -> Result<Option<(ChunkHeader, Unpacked)>, Fault> {
+    loop {
+        let frame = match reader.next_frame()? {
+            Incoming::Frame(frame) => frame,
+            Incoming::Idle => continue,
+            Incoming::End => return Ok(None),
+        };
+        if !frame.is_chunk() {
+            let kind = frame.kind;
+            let detail = format!("message kind {kind} on a lane of chunks");
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+        let chunk = decoder.decode(frame.body, spaces)?;
+        let mut bytes = pool.take();
+        bytes.clear();
+        if chunk.header.codec != Codec::Zero {
+            bytes.extend_from_slice(chunk.raw);
+        }
+        let unpacked = Unpacked {
+            bytes,
+            pool: Arc::clone(pool),
+        };
+        return Ok(Some((chunk.header.clone(), unpacked)));
+    }
+}
+
+fn ended(lane: Lane) -> Fault {
+    Fault::new(
+        Code::Unreachable,
+        format!("the {} lane ended", name_of(lane)),
+    )
+}
+
+const fn name_of(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Control => "control",
+        Lane::Bulk => "bulk",
+        Lane::Switch => "switch",
+        Lane::Demand => "demand",
+    }
+}
+
+/// Starts a named thread.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    let started = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    started
+        .map(drop)
+        .map_err(|error| Fault::new(Code::Io, format!("no thread {name}: {error}")))
+}

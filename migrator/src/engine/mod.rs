@@ -1,0 +1,272 @@
+//! The engine: one worker per guest, lanes between migrators, and the host as its API shows it.
+//!
+//! ```text
+//!   API ──► Host ──► mailbox ──► worker (one thread per guest) ──► machine of `protocol`
+//!                       ▲            │ carries its actions out
+//!   tunnel ─► listener ─┤            ├──► journal, guest process
+//!   lanes ──► readers ──┤            └──► lanes, outbox ─► codec threads ─► bulk lane
+//!   guest ──► faults ───┘
+//! ```
+//!
+//! A worker waits for nothing but its mailbox; what takes long is done by threads that report to it.
+
+mod ground;
+mod host;
+mod input;
+mod lanes;
+mod mailbox;
+mod metrics;
+mod outbox;
+mod shared;
+mod show;
+mod source_move;
+mod target_move;
+mod worker;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towpath_daemon::http;
+use towpath_daemon::shutdown;
+use towpath_daemon::socket::{Socket, check_peer};
+use towpath_daemon::stream::accept_stream;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::GuestConfig;
+use towpath_protocol::identity::{GuestId, HostIdentity, Name};
+use towpath_protocol::message::{Hello, Message, Welcome};
+use towpath_protocol::ownership::{Ownership, Record};
+use towpath_protocol::version;
+use tracing::{error, info, warn};
+
+use ground::Ground;
+use host::Engine;
+use input::Input;
+use lanes::{OpenLane, spawn};
+use mailbox::Mailbox;
+use shared::{Handle, Shared};
+use worker::Worker;
+
+use crate::api;
+use crate::config::Config;
+use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
+use crate::store::Store;
+
+pub use lanes::SERVICE;
+
+/// A lane that does not say hello within this time is closed.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// Lanes that may be saying hello at once.
+const GREETING_COUNT_MAX: usize = 64;
+
+/// Runs a migrator until SIGTERM or SIGINT. Guests run on without it.
+///
+/// # Errors
+///
+/// `E_ALREADY_RUNNING` if another migrator has the state folder, `E_PATH`, `E_IO`, `E_CONFIG`.
+pub fn run(config: Config) -> Result<(), Fault> {
+    let store = Store::open(&config.state_dir)?;
+    let shared = Arc::new(Shared::new(config, store)?);
+    let operators = Socket::bind(&shared.config.socket())?;
+    let service = Socket::bind(&shared.config.service_socket())?;
+    recover_guests(&shared)?;
+    let listening = Arc::clone(&shared);
+    spawn("towpath-accept", move || accept_lanes(&listening, &service))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("towpath-http")
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
+    runtime.block_on(serve(shared, operators))
+}
+
+async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
+    let (_trigger, stop) = shutdown::on_signals()?;
+    let router = api::router(Arc::new(Engine::new(Arc::clone(&shared))));
+    if let Some(address) = shared.config.listen {
+        let listener = http::bind_loopback(address).await?;
+        tokio::spawn(http::serve_loopback(listener, router.clone(), stop.clone()));
+    }
+    info!(host = %shared.host, socket = %operators.path().display(), "migrator is ready");
+    towpath_daemon::notify::ready();
+    http::serve_unix(operators, router, stop).await
+}
+
+/// Starts a worker for every guest whose folder is there.
+fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
+    for name in shared.store.guests()? {
+        if let Err(fault) = recover_guest(shared, &name) {
+            // One guest's trouble must not keep the others from their owner.
+            error!(guest = %name, %fault, "guest is quarantined: its folder is left alone");
+            shared.quarantine(&name, &fault);
+        }
+    }
+    Ok(())
+}
+
+fn recover_guest(shared: &Arc<Shared>, name: &Name) -> Result<(), Fault> {
+    let folder = shared.store.guest(name)?;
+    let journal = folder.open_journal()?;
+    let record = Record::decode(journal.record())?;
+    let config = Ground::load_config(&folder)?;
+    if config.id != record.guest || config.name != *name {
+        let detail = format!("folder {name} holds guest {} of another", config.name);
+        return Err(Fault::new(Code::Quarantine, detail));
+    }
+    let mailbox = Arc::new(Mailbox::new());
+    let mut ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), record.guest);
+    ground.config = Some(config);
+    ground.folder = Some(folder);
+    ground.journal = Some(journal);
+    start_worker(shared, ground, move |ground| {
+        Worker::recover(ground, record)
+    })
+}
+
+/// Registers a worker and starts its thread.
+fn start_worker(
+    shared: &Arc<Shared>,
+    ground: Ground,
+    make: impl FnOnce(Ground) -> Worker + Send + 'static,
+) -> Result<(), Fault> {
+    let id = ground.id;
+    let handle = Handle {
+        name: ground.config.as_ref().map(|config| config.name.clone()),
+        mailbox: Arc::clone(&ground.mailbox),
+    };
+    shared.workers().insert(id, handle);
+    let started = spawn("towpath-guest", move || make(ground).work());
+    if started.is_err() {
+        shared.workers().remove(&id);
+    }
+    started
+}
+
+/// Makes a guest that is owned by this host and runs it.
+fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> {
+    shared.claim_name(&config.name, config.id)?;
+    let mailbox = Arc::new(Mailbox::new());
+    let mut ground = Ground::new(Arc::clone(shared), mailbox, config.id);
+    let name = config.name.clone();
+    ground.config = Some(config);
+    let (ownership, record) = Ownership::owner(
+        shared.host.clone(),
+        ground.id,
+        towpath_protocol::identity::Epoch(1),
+    );
+    ground.persist(&record)?;
+    let made = ground
+        .save_config()
+        .and_then(|()| ground.make_process(false))
+        .and_then(|()| ground.process()?.run(record.high_water).map(drop));
+    if let Err(fault) = made {
+        drop(ground.end_process());
+        drop(ground);
+        shared.store.remove_guest(&name)?;
+        return Err(fault);
+    }
+    start_worker(shared, ground, move |ground| Worker::new(ground, ownership))
+}
+
+/// Takes the streams the tunnel hands over, for ever.
+fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
+    let greeting = Arc::new(());
+    for stream in service.listener().incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(%error, "a stream could not be accepted");
+                continue;
+            }
+        };
+        if Arc::strong_count(&greeting) > GREETING_COUNT_MAX {
+            warn!("too many lanes greet at once: one is refused");
+            continue;
+        }
+        if check_peer(&stream, service.path()).is_err() {
+            continue;
+        }
+        let (shared, greeting) = (Arc::clone(shared), Arc::clone(&greeting));
+        let greeted = spawn("towpath-greet", move || {
+            if let Err(fault) = greet(&shared, stream) {
+                info!(%fault, "a lane was not taken");
+            }
+            drop(greeting);
+        });
+        if let Err(fault) = greeted {
+            warn!(%fault, "a lane was not taken");
+        }
+    }
+}
+
+/// Reads a lane's hello, answers it, and hands the lane to the guest's worker.
+fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
+    let accepted = accept_stream(&stream)?;
+    let io = |error: std::io::Error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
+    let mut reader = LaneReader::for_socket(stream.try_clone().map_err(io)?, HELLO_WAIT)?;
+    let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
+    let hello = match reader.next_frame()? {
+        Incoming::Frame(frame) => match frame.message()? {
+            Message::Hello(hello) => hello,
+            other => {
+                let kind = other.kind();
+                let detail = format!("message kind {kind} in place of a hello");
+                return Err(Fault::new(Code::Unexpected, detail));
+            }
+        },
+        // A look whether we are there.
+        Incoming::End => return Ok(()),
+        Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said nothing")),
+    };
+    let answer = match version::OURS.negotiate(hello.versions) {
+        Ok(version) => Message::Welcome(Welcome { version }),
+        Err(fault) => Message::Refused((&fault).into()),
+    };
+    writer.write_message(&answer)?;
+    writer.flush()?;
+    if matches!(answer, Message::Refused(_)) {
+        return Ok(());
+    }
+    stream.set_read_timeout(None).map_err(io)?;
+    let lane = OpenLane {
+        lane: hello.lane,
+        socket: stream,
+        reader,
+    };
+    route(shared, accepted.peer, hello, lane)
+}
+
+fn route(
+    shared: &Arc<Shared>,
+    from: HostIdentity,
+    hello: Hello,
+    lane: OpenLane,
+) -> Result<(), Fault> {
+    let mailbox = mailbox_of(shared, hello.guest)?;
+    mailbox.send_bounded(Input::Lane { from, hello, lane });
+    Ok(())
+}
+
+/// The worker of a guest; a new one for a guest that was never seen here.
+fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, Fault> {
+    let mut workers = shared.workers();
+    if let Some(handle) = workers.get(&id) {
+        return Ok(Arc::clone(&handle.mailbox));
+    }
+    if workers.len() >= crate::store::GUEST_COUNT_MAX {
+        return Err(Fault::new(Code::Busy, "too many guests are known here"));
+    }
+    let mailbox = Arc::new(Mailbox::new());
+    let handle = Handle {
+        name: None,
+        mailbox: Arc::clone(&mailbox),
+    };
+    workers.insert(id, handle);
+    drop(workers);
+    let ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), id);
+    let ownership = Ownership::vacant(shared.host.clone(), id);
+    start_worker(shared, ground, move |ground| Worker::new(ground, ownership))?;
+    Ok(mailbox)
+}

@@ -1,0 +1,198 @@
+//! From orders to the bulk lane: feeds the codec's threads and writes what they pack, in order.
+//!
+//! ```text
+//!  worker ── push ──► [orders] ── feeder ──► codec threads ── writer ──► bulk lane
+//!     ▲                                                          │
+//!     └──────────────── Packed, before the frame is written ─────┘
+//! ```
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use towpath_protocol::fault::Fault;
+use towpath_protocol::message::Lane;
+
+use super::input::Input;
+use super::lanes::spawn;
+use super::mailbox::Mailbox;
+use crate::codec::{BlockReader, CodecPolicy, EncodedChunk, EncoderPool, Job};
+use crate::lane::LaneWriter;
+
+/// How long the feeder and the writer wait before they look whether they were told to stop.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Orders, codec and bulk lane of one move.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    moved: Condvar,
+    pool: EncoderPool,
+    mailbox: Arc<Mailbox<Input>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    orders: VecDeque<Job>,
+    lane: Option<(u64, LaneWriter<UnixStream>)>,
+    is_feeding: bool,
+    is_writing: bool,
+    /// Counts cancellations: whoever works for an older one stops.
+    turn: u64,
+    is_closed: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(
+        reader: Arc<dyn BlockReader>,
+        thread_count: usize,
+        mailbox: Arc<Mailbox<Input>>,
+    ) -> Result<Self, Fault> {
+        let policy = CodecPolicy::Auto {
+            link_bytes_per_s: u64::MAX,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::default()),
+            moved: Condvar::new(),
+            pool: EncoderPool::new(reader, thread_count, policy, 1)?,
+            mailbox,
+        });
+        let (feeder, writer) = (Arc::clone(&shared), Arc::clone(&shared));
+        let outbox = Self { shared };
+        spawn("towpath-feeder", move || feeder.feed())?;
+        spawn("towpath-writer", move || writer.write())?;
+        Ok(outbox)
+    }
+
+    /// Lanes are open: what is packed goes here.
+    pub(super) fn attach(&self, link: u64, lane: LaneWriter<UnixStream>) {
+        self.shared.lock().lane = Some((link, lane));
+        self.shared.moved.notify_all();
+    }
+
+    pub(super) fn push(&self, job: Job) {
+        self.shared.lock().orders.push_back(job);
+        self.shared.moved.notify_all();
+    }
+
+    /// Drops everything that was not written. When it returns, every chunk that was packed is in the
+    /// mailbox and nothing more will be. The lane must be closed, so that no write hangs.
+    pub(super) fn cancel(&self) {
+        let mut state = self.shared.lock();
+        state.orders.clear();
+        state.lane = None;
+        state.turn += 1;
+        self.shared.moved.notify_all();
+        while state.is_feeding || state.is_writing {
+            state = self.shared.wait(state);
+        }
+        drop(state);
+        // Its blocks are known to the machine as ordered.
+        drop(self.shared.pool.cancel());
+    }
+
+    /// Numbers chunks from here on; nothing may be on its way.
+    pub(super) fn number_from(&self, sequence: u64) -> Result<(), Fault> {
+        self.shared.pool.continue_from(sequence)
+    }
+
+    /// What the link carries, for the choice of levels.
+    pub(super) fn link_carries(&self, link_bytes_per_s: u64) {
+        self.shared
+            .pool
+            .set_policy(CodecPolicy::Auto { link_bytes_per_s });
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.is_closed = true;
+        state.turn += 1;
+        state.orders.clear();
+        state.lane = None;
+        self.shared.moved.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("nothing panics while it holds the outbox")
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.moved
+            .wait(state)
+            .expect("nothing panics while it holds the outbox")
+    }
+
+    fn feed(&self) {
+        let mut state = self.lock();
+        while !state.is_closed {
+            let Some(job) = state.orders.pop_front() else {
+                state = self.wait(state);
+                continue;
+            };
+            let turn = state.turn;
+            state.is_feeding = true;
+            drop(state);
+            while !self.pool.submit(job, TURN) && self.lock().turn == turn {}
+            state = self.lock();
+            state.is_feeding = false;
+            self.moved.notify_all();
+        }
+    }
+
+    fn write(&self) {
+        let mut chunk = EncodedChunk::new();
+        let mut state = self.lock();
+        while !state.is_closed {
+            let Some((link, mut lane)) = state.lane.take() else {
+                state = self.wait(state);
+                continue;
+            };
+            let turn = state.turn;
+            state.is_writing = true;
+            drop(state);
+            let result = self.write_next(&mut chunk, &mut lane);
+            state = self.lock();
+            state.is_writing = false;
+            match result {
+                Ok(()) if state.turn == turn => state.lane = Some((link, lane)),
+                Ok(()) => {}
+                Err(fault) => {
+                    let lane = Lane::Bulk;
+                    self.mailbox.send(Input::LaneLost { link, lane, fault });
+                }
+            }
+            self.moved.notify_all();
+        }
+    }
+
+    /// Writes the next chunk, if there is one soon; flushes once nothing follows.
+    fn write_next(
+        &self,
+        chunk: &mut EncodedChunk,
+        lane: &mut LaneWriter<UnixStream>,
+    ) -> Result<(), Fault> {
+        if !self.pool.next_chunk(chunk, Duration::ZERO)? {
+            lane.flush()?;
+            if !self.pool.next_chunk(chunk, TURN)? {
+                return Ok(());
+            }
+        }
+        self.mailbox.send(Input::Packed {
+            header: chunk.header().clone(),
+            wire_bytes: chunk.frame().len() as u64,
+        });
+        lane.write_chunk_frame(chunk.frame())
+    }
+}

@@ -1,0 +1,221 @@
+//! What all workers of a host share: its store, its quota, and what is shown of it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use towpath_protocol::admission::Admission;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
+
+use super::ground::{now, unix_ms};
+use super::input::Input;
+use super::mailbox::Mailbox;
+use super::metrics::Metrics;
+use crate::api::{ErrorView, GuestKind, GuestState, GuestView, MigrationView, Ownership};
+use crate::config::Config;
+use crate::store::Store;
+
+/// Finished moves that are still shown.
+const FINISHED_COUNT_MAX: usize = 256;
+
+/// The environment variable that names a step at which this process kills itself: for tests of what
+/// holds when a daemon dies there.
+const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
+
+/// What is shown of guests and moves.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    pub(super) guests: BTreeMap<GuestId, GuestView>,
+    pub(super) moves: BTreeMap<MigrationId, MigrationView>,
+    finished: VecDeque<MigrationId>,
+}
+
+impl Board {
+    pub(super) fn show_move(&mut self, view: MigrationView) {
+        let is_news = view.phase.is_finished() && !self.finished.contains(&view.id);
+        if is_news {
+            self.finished.push_back(view.id);
+        }
+        self.moves.insert(view.id, view);
+        if self.finished.len() > FINISHED_COUNT_MAX
+            && let Some(oldest) = self.finished.pop_front()
+        {
+            self.moves.remove(&oldest);
+        }
+    }
+}
+
+/// A worker as others reach it.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    pub(super) name: Option<Name>,
+    pub(super) mailbox: Arc<Mailbox<Input>>,
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) host: HostIdentity,
+    pub(super) store: Store,
+    pub(super) metrics: Metrics,
+    pub(super) started_unix_ms: u64,
+    board: Mutex<Board>,
+    workers: Mutex<BTreeMap<GuestId, Handle>>,
+    admission: Mutex<Admission>,
+    failpoint: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .expect("nothing panics while it holds what is shared")
+}
+
+impl Shared {
+    pub(super) fn new(config: Config, store: Store) -> Result<Self, Fault> {
+        let quota = config.quota.memory.bytes();
+        Ok(Self {
+            host: config.identity(),
+            store,
+            metrics: Metrics::new()?,
+            started_unix_ms: unix_ms(),
+            board: Mutex::default(),
+            workers: Mutex::default(),
+            admission: Mutex::new(Admission::new(quota)),
+            failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
+            config,
+        })
+    }
+
+    pub(super) fn board(&self) -> MutexGuard<'_, Board> {
+        lock(&self.board)
+    }
+
+    pub(super) fn workers(&self) -> MutexGuard<'_, BTreeMap<GuestId, Handle>> {
+        lock(&self.workers)
+    }
+
+    /// The worker of a guest by name.
+    pub(super) fn worker(&self, name: &Name) -> Result<Handle, Fault> {
+        let workers = self.workers();
+        let found = workers
+            .values()
+            .find(|handle| handle.name.as_ref() == Some(name));
+        found
+            .cloned()
+            .ok_or_else(|| Fault::new(Code::NotFound, format!("no guest {name} on this host")))
+    }
+
+    /// Gives a name to a guest, if no other has it.
+    pub(super) fn claim_name(&self, name: &Name, id: GuestId) -> Result<(), Fault> {
+        let mut workers = self.workers();
+        let taken = workers
+            .iter()
+            .any(|(other, handle)| *other != id && handle.name.as_ref() == Some(name));
+        if taken {
+            let detail = format!("another guest on this host is called {name}");
+            return Err(Fault::new(Code::GuestExists, detail));
+        }
+        if let Some(handle) = workers.get_mut(&id) {
+            handle.name = Some(name.clone());
+        }
+        Ok(())
+    }
+
+    /// Memory of the guests that are shown as living here.
+    pub(super) fn memory_used_bytes(&self) -> u64 {
+        let board = self.board();
+        let living = board
+            .guests
+            .values()
+            .filter(|guest| guest.process_id.is_some());
+        living.map(|guest| guest.memory_bytes).sum()
+    }
+
+    /// Finds room for a guest, beside those that live here and those on their way.
+    pub(super) fn admit(
+        &self,
+        source: &HostIdentity,
+        guest: GuestId,
+        attempt: AttemptId,
+        memory_bytes: u64,
+    ) -> Result<(), Fault> {
+        self.check_room(memory_bytes)?;
+        lock(&self.admission).admit(source, guest, attempt, memory_bytes, now())
+    }
+
+    /// Checks the quota for one more guest of so much memory.
+    pub(super) fn check_room(&self, memory_bytes: u64) -> Result<(), Fault> {
+        let quota = self.config.quota.memory.bytes();
+        let used = self.memory_used_bytes();
+        if memory_bytes > quota.saturating_sub(used) {
+            let detail = format!(
+                "{memory_bytes} bytes of memory wanted, {used} of {quota} are used: raise quota.memory"
+            );
+            return Err(Fault::new(Code::Quota, detail));
+        }
+        Ok(())
+    }
+
+    /// Shows a guest whose folder cannot be trusted; nothing is done with it.
+    pub(super) fn quarantine(&self, name: &Name, fault: &Fault) {
+        let mut board = self.board();
+        let id = GuestId(u128::from(u64::MAX) + board.guests.len() as u128);
+        board.guests.insert(id, quarantined(name, id, fault));
+    }
+
+    /// Data came for an attempt: its place is kept.
+    pub(super) fn touched(&self, guest: GuestId, attempt: AttemptId) {
+        lock(&self.admission).touch(guest, attempt, now());
+    }
+
+    /// An attempt is over.
+    pub(super) fn released(&self, guest: GuestId, attempt: AttemptId) {
+        lock(&self.admission).release(guest, attempt);
+    }
+
+    /// Dies here if a test wants it: as if by `kill -9`, with nothing written or said any more.
+    pub(super) fn failpoint(&self, side: &str, step: &str) {
+        let Some(wanted) = &self.failpoint else {
+            return;
+        };
+        if wanted.split_once(':') == Some((side, step)) {
+            let own = rustix::process::getpid();
+            // It does not return; if it could not be sent, the test that wanted it fails.
+            let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn quarantined(name: &Name, id: GuestId, fault: &Fault) -> GuestView {
+    GuestView {
+        name: name.clone(),
+        id,
+        kind: GuestKind::Auto,
+        state: GuestState::Quarantined,
+        ownership: Ownership::Vacant,
+        epoch: Epoch(0),
+        memory_bytes: 0,
+        dirty_pages_per_second: 0,
+        working_set_bytes: 0,
+        incompressible_percent: 0,
+        heartbeat_sequence: None,
+        process_id: None,
+        moved_to: None,
+        migration: None,
+        console: None,
+        error: Some(ErrorView::from(fault)),
+    }
+}
+
+/// A random 128-bit number for an id.
+pub(super) fn random_id() -> Result<u128, Fault> {
+    let mut bytes = [0; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    match filled {
+        Ok(16) => Ok(u128::from_le_bytes(bytes)),
+        Ok(count) => Err(Fault::new(Code::Io, format!("{count} of 16 random bytes"))),
+        Err(error) => Err(Fault::new(Code::Io, format!("random bytes: {error}"))),
+    }
+}

@@ -1,0 +1,620 @@
+//! Carries out what the source's machine decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
+use towpath_protocol::message::{Hello, Lane, Message};
+use towpath_protocol::ownership::Ownership;
+use towpath_protocol::plan::{Decision, Mode, Policy};
+use towpath_protocol::source::{Action, ChunkOrder, Event, Outcome, Setup, Source, Stage};
+use towpath_protocol::space::{BlockRun, BlockSet, SpaceId};
+use towpath_protocol::time::Instant;
+use towpath_protocol::version;
+use tracing::{info, warn};
+
+use super::ground::{Ground, file_name, milliseconds, now, unix_ms};
+use super::input::Input;
+use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
+use super::outbox::Outbox;
+use crate::api::{
+    DecisionInputs, DecisionView, ErrorView, LinkState, MigrationMode, MigrationRequest,
+    MigrationView, Phase, Role,
+};
+use crate::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
+use crate::guest::GuestMemory;
+use crate::lane::LaneWriter;
+
+/// The file that remembers a move, so that a restarted migrator goes on with it.
+pub(super) const MOVE_FILE: &str = "move.json";
+
+/// Attempts before a move is given up: each fails for another reason than the link, which only pauses
+/// one.
+const ATTEMPT_COUNT_MAX: u32 = 5;
+
+/// Interval at which the codec is told what the link carries.
+const LINK_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A move as it was ordered, and how far it got: what is on disk of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) id: MigrationId,
+    pub(super) target: HostIdentity,
+    pub(super) request: MigrationRequest,
+    pub(super) attempt: AttemptId,
+    pub(super) attempts: u32,
+    pub(super) started_unix_ms: u64,
+}
+
+impl Order {
+    fn policy(&self) -> Policy {
+        Policy {
+            mode: match self.request.mode {
+                MigrationMode::Auto => Mode::Auto,
+                MigrationMode::Pre => Mode::Pre,
+                MigrationMode::Post => Mode::Post,
+            },
+            pause_max: Duration::from_millis(u64::from(self.request.max_pause_ms)),
+            bytes_per_second_max: self.request.rate.map(|bits| bits / 8),
+        }
+    }
+
+    pub(super) fn save(&self, ground: &Ground) -> Result<(), Fault> {
+        let Some(folder) = &ground.folder else {
+            return Err(Fault::new(Code::State, "the guest has no folder yet"));
+        };
+        let text = serde_json::to_vec_pretty(self).expect("plain structs always serialise");
+        folder.write(&file_name(MOVE_FILE), &text)
+    }
+
+    pub(super) fn load(ground: &Ground) -> Result<Option<Self>, Fault> {
+        let Some(folder) = &ground.folder else {
+            return Ok(None);
+        };
+        let Some(bytes) = folder.read(&file_name(MOVE_FILE))? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Fault::new(Code::Quarantine, format!("{MOVE_FILE}: {error}")))
+    }
+
+    fn forget(ground: &Ground) {
+        if let Some(folder) = &ground.folder
+            && let Err(fault) = folder.remove(&file_name(MOVE_FILE))
+        {
+            warn!(%fault, "the finished move's file stays");
+        }
+    }
+}
+
+/// Guest memory as the codec reads it.
+#[derive(Debug)]
+struct MemoryReader(GuestMemory);
+
+impl BlockReader for MemoryReader {
+    fn read_runs(&self, space: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault> {
+        if space != towpath_protocol::space::MEMORY {
+            return Err(Fault::new(Code::Range, format!("no space {}", space.0)));
+        }
+        self.0.read_runs(runs, out)
+    }
+}
+
+/// What a finished attempt leaves.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The guest is gone to the target.
+    Moved(Ownership),
+    /// The guest is here; the order again, if it is worth another attempt.
+    Stayed(Ownership, Option<Box<Order>>),
+    /// Only an operator can help.
+    Stuck(Ownership, Fault),
+}
+
+/// One attempt and what carries it out.
+#[derive(Debug)]
+pub(super) struct SourceMove {
+    order: Order,
+    machine: Source,
+    outbox: Outbox,
+    reader: Arc<MemoryReader>,
+    urgent: Encoder,
+    urgent_chunk: EncodedChunk,
+    urgent_frame: Vec<u8>,
+    /// Number of the lanes asked for last.
+    link: u64,
+    outcome: Option<Outcome>,
+    begun_at: Instant,
+    sampled_at: Instant,
+    sampled_bytes: u64,
+    switched_at: Option<Instant>,
+}
+
+impl SourceMove {
+    /// Begins an attempt.
+    pub(super) fn begin(
+        ground: &mut Ground,
+        ownership: Ownership,
+        order: Order,
+    ) -> Result<Self, (Ownership, Fault)> {
+        Self::make(ground, ownership, order, Source::begin)
+    }
+
+    /// Takes up an attempt whose guest was already relinquished.
+    pub(super) fn recover(
+        ground: &mut Ground,
+        ownership: Ownership,
+        order: Order,
+    ) -> Result<Self, (Ownership, Fault)> {
+        Self::make(ground, ownership, order, Source::recover)
+    }
+
+    fn make(
+        ground: &mut Ground,
+        ownership: Ownership,
+        order: Order,
+        build: impl FnOnce(Setup, Ownership, Instant) -> Result<Source, Fault>,
+    ) -> Result<Self, (Ownership, Fault)> {
+        let parts = Self::parts(ground, &order);
+        let (setup, outbox, reader, urgent) = match parts {
+            Ok(parts) => parts,
+            Err(fault) => return Err((ownership, fault)),
+        };
+        let spare = ownership.clone();
+        let machine = match build(setup, ownership, now()) {
+            Ok(machine) => machine,
+            Err(fault) => return Err((spare, fault)),
+        };
+        info!(migration = %order.id, attempt = %order.attempt, target = %order.target, "move begins");
+        Ok(Self {
+            order,
+            machine,
+            outbox,
+            reader,
+            urgent,
+            urgent_chunk: EncodedChunk::new(),
+            urgent_frame: Vec::new(),
+            link: 0,
+            outcome: None,
+            begun_at: now(),
+            sampled_at: now(),
+            sampled_bytes: 0,
+            switched_at: None,
+        })
+    }
+
+    fn parts(
+        ground: &mut Ground,
+        order: &Order,
+    ) -> Result<(Setup, Outbox, Arc<MemoryReader>, Encoder), Fault> {
+        let config = ground
+            .config
+            .clone()
+            .ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
+        let reader = Arc::new(MemoryReader(ground.memory()?.clone()));
+        let threads = ground.shared.config.limits.codec_threads as usize;
+        let setup = Setup {
+            host: ground.shared.host.clone(),
+            target: order.target.clone(),
+            migration: order.id,
+            attempt: order.attempt,
+            guest: ground.id,
+            name: config.name.clone(),
+            spaces: ground.process()?.spaces(),
+            config: config.to_bytes(),
+            policy: order.policy(),
+        };
+        let outbox = Outbox::new(
+            Arc::clone(&reader) as Arc<dyn BlockReader>,
+            threads,
+            Arc::clone(&ground.mailbox),
+        )?;
+        Ok((setup, outbox, reader, Encoder::new()?))
+    }
+
+    pub(super) const fn order(&self) -> &Order {
+        &self.order
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.machine.deadline()
+    }
+
+    pub(super) const fn ownership(&self) -> &Ownership {
+        self.machine.ownership()
+    }
+
+    pub(super) const fn stage(&self) -> Stage {
+        self.machine.stage()
+    }
+
+    /// Takes in what happened and carries out what follows.
+    pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) -> Result<(), Fault> {
+        let before = self.machine.stage();
+        let result = self.machine.handle(event, now());
+        if let Err(fault) = &result {
+            warn!(migration = %self.order.id, %fault, "move disturbed");
+        }
+        self.carry_out(ground);
+        let after = self.machine.stage();
+        if after != before {
+            if after == Stage::Switching {
+                self.switched_at = Some(now());
+            }
+            info!(
+                migration = %self.order.id, from = before.as_str(), to = after.as_str(),
+                "move goes on"
+            );
+        }
+        self.sample_link();
+        result
+    }
+
+    /// Carries out everything that is due, in order; an action that fails drops the ones behind it.
+    pub(super) fn carry_out(&mut self, ground: &mut Ground) {
+        while let Some(action) = self.machine.poll() {
+            let step = action_name(&action);
+            if let Err(fault) = self.act(ground, action) {
+                warn!(migration = %self.order.id, %fault, step, "an action failed");
+                while self.machine.poll().is_some() {}
+                if let Err(fault) = self.machine.handle(Event::Failed(fault), now()) {
+                    warn!(migration = %self.order.id, %fault, "move ends");
+                }
+            }
+            ground.shared.failpoint("source", step);
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if let Err(fault) = self.machine.handle(event, now()) {
+            warn!(migration = %self.order.id, %fault, "move disturbed");
+        }
+    }
+
+    fn act(&mut self, ground: &mut Ground, action: Action) -> Result<(), Fault> {
+        match action {
+            Action::Persist(record) => ground.persist(&record)?,
+            Action::Connect => self.connect(ground)?,
+            Action::DropLink => ground.close_link(),
+            Action::Send(lane, message) => ground.send(lane, &message),
+            Action::StartTracking => {
+                ground.process()?.start_tracking()?;
+                let allocated = allocated(ground.memory()?)?;
+                self.tell(Event::Tracking {
+                    allocated: vec![allocated],
+                });
+            }
+            Action::Harvest => {
+                let mut dirty = BlockSet::empty(ground.memory()?.geometry().block_count());
+                ground.process()?.harvest(&mut dirty)?;
+                self.tell(Event::Harvested(vec![dirty]));
+            }
+            Action::Freeze => {
+                let at = ground.process()?.pause()?;
+                self.tell(Event::Frozen { at });
+            }
+            Action::SaveState => {
+                let state = ground.process()?.save_state()?;
+                self.tell(Event::StateSaved(state));
+            }
+            Action::Thaw => thaw(ground)?,
+            Action::NumberFrom(sequence) => self.outbox.number_from(sequence)?,
+            Action::SendChunk(order) => self.send_chunk(ground, &order)?,
+            Action::CancelChunks => {
+                ground.close_link();
+                self.outbox.cancel();
+            }
+            Action::StopTracking => {
+                if let Some(process) = &mut ground.process {
+                    process.stop_tracking()?;
+                }
+            }
+            Action::FreeImage => ground.end_process()?,
+            Action::Finished(outcome) => self.outcome = Some(outcome),
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, ground: &mut Ground) -> Result<(), Fault> {
+        let link = ground.new_link_number();
+        self.link = link;
+        let hello = Hello {
+            versions: version::OURS,
+            migration: self.order.id,
+            attempt: self.order.attempt,
+            guest: ground.id,
+            lane: Lane::Control,
+            link,
+        };
+        let tunnel = ground.shared.config.tunnel_socket();
+        let target = self.order.target.clone();
+        let mailbox = Arc::clone(&ground.mailbox);
+        spawn("towpath-connect", move || {
+            let result = open_all(&tunnel, &target, &hello);
+            mailbox.send(Input::Opened { link, result });
+        })
+    }
+
+    /// The lanes asked for are open, or are not.
+    pub(super) fn opened(
+        &mut self,
+        ground: &mut Ground,
+        number: u64,
+        result: Result<Vec<OpenLane>, Fault>,
+    ) {
+        if number != self.link {
+            return;
+        }
+        let attached = result.and_then(|lanes| self.attach(ground, number, lanes));
+        let event = match attached {
+            Ok(()) => Event::LinkUp,
+            Err(fault) => {
+                info!(migration = %self.order.id, %fault, "no lanes to the target");
+                Event::LinkDown
+            }
+        };
+        drop(self.handle(ground, event));
+    }
+
+    fn attach(&self, ground: &mut Ground, number: u64, lanes: Vec<OpenLane>) -> Result<(), Fault> {
+        let (mut link, readers) = join(number, lanes)?;
+        let bulk: Option<LaneWriter<_>> = link.bulk.take();
+        for (lane, reader) in readers {
+            read_messages(number, lane, reader, Arc::clone(&ground.mailbox))?;
+        }
+        if let Some(bulk) = bulk {
+            self.outbox.attach(number, bulk);
+        }
+        ground.link = Some(link);
+        Ok(())
+    }
+
+    fn send_chunk(&mut self, ground: &mut Ground, order: &ChunkOrder) -> Result<(), Fault> {
+        let space = order.space;
+        let block_bytes = ground.memory()?.geometry().block_bytes();
+        if order.is_zero {
+            self.outbox.push(Job::zeros(
+                space,
+                block_bytes,
+                order.generation,
+                &order.runs,
+            )?);
+            return Ok(());
+        }
+        let job = Job::new(space, block_bytes, order.generation, &order.runs)?;
+        if !order.is_urgent {
+            self.outbox.push(job);
+            return Ok(());
+        }
+        self.urgent_frame.clear();
+        self.urgent.encode_urgent(
+            self.reader.as_ref(),
+            &job,
+            Level::Lz4,
+            &mut self.urgent_chunk,
+            |chunk| {
+                self.urgent_frame.extend_from_slice(chunk.frame());
+                Ok(())
+            },
+        )?;
+        let Some(link) = &mut ground.link else {
+            return Ok(());
+        };
+        let sent = link
+            .demand
+            .write_chunk_frame(&self.urgent_frame)
+            .and_then(|()| link.demand.flush());
+        if let Err(fault) = sent {
+            let (link, lane) = (link.number, Lane::Demand);
+            ground.mailbox.send(Input::LaneLost { link, lane, fault });
+        }
+        Ok(())
+    }
+
+    fn sample_link(&mut self) {
+        let elapsed = now().since(self.sampled_at);
+        if elapsed < LINK_SAMPLE_INTERVAL {
+            return;
+        }
+        let bytes = self.machine.progress().wire_bytes;
+        let sent = bytes.saturating_sub(self.sampled_bytes);
+        // Little was sent because there was little to send: that says nothing about the link.
+        if self.machine.stage() == Stage::Copying && sent > 64 * 1024 {
+            let per_second = u128::from(sent) * 1_000_000_000 / elapsed.as_nanos().max(1);
+            self.outbox
+                .link_carries(u64::try_from(per_second).unwrap_or(u64::MAX));
+        }
+        self.sampled_at = now();
+        self.sampled_bytes = bytes;
+    }
+
+    /// Whether the attempt is over.
+    pub(super) const fn is_over(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// Takes a finished attempt apart.
+    pub(super) fn end(self, ground: &mut Ground) -> Ended {
+        let outcome = self
+            .outcome
+            .unwrap_or_else(|| Outcome::Stuck(Fault::new(Code::State, "the attempt was not over")));
+        match outcome {
+            Outcome::Moved => {
+                Order::forget(ground);
+                Ended::Moved(self.machine.into_ownership())
+            }
+            Outcome::Stuck(fault) => Ended::Stuck(self.machine.into_ownership(), fault),
+            Outcome::Stayed(fault) => {
+                ground.close_link();
+                let again = is_worth_another(&fault) && self.order.attempts < ATTEMPT_COUNT_MAX;
+                let order = again.then(|| Box::new(self.order.clone()));
+                if !again {
+                    Order::forget(ground);
+                }
+                Ended::Stayed(self.machine.into_ownership(), order)
+            }
+        }
+    }
+
+    /// The move as the API shows it.
+    pub(super) fn view(&self, ground: &Ground) -> MigrationView {
+        let progress = self.machine.progress();
+        let (phase, error) = self.phase();
+        let to_ms = |at: Instant| milliseconds(at.since(self.begun_at));
+        let is_held = self.machine.stage() == Stage::Committed;
+        let decisions = self.machine.decisions().iter().map(|record| DecisionView {
+            at_ms: to_ms(record.at),
+            decision: decision_text(&record.judgement.decision).to_owned(),
+            reason: reason_text(&record.judgement.decision).to_owned(),
+            predicted_pause_ms: milliseconds(record.judgement.pause_predicted),
+            inputs: DecisionInputs {
+                rounds: record.facts.rounds_done,
+                residual_bytes: record.facts.residual_bytes,
+                round_bytes: record.facts.round_bytes,
+                goodput_bytes_per_second: record.facts.goodput_bytes_per_second,
+                dirty_bytes_per_second: record.facts.dirty_bytes_per_second,
+                round_trip_us: u64::try_from(record.facts.round_trip.as_micros())
+                    .unwrap_or(u64::MAX),
+            },
+        });
+        MigrationView {
+            id: self.order.id,
+            guest: self.machine.setup().name.clone(),
+            role: Role::Source,
+            from: ground.shared.host.site.clone(),
+            to: self.order.target.site.clone(),
+            mode: self.order.request.mode,
+            max_pause_ms: self.order.request.max_pause_ms,
+            rate: self.order.request.rate,
+            phase,
+            link: if self.machine.is_link_up() {
+                LinkState::Up
+            } else {
+                LinkState::Down
+            },
+            blocked_ms: is_held
+                .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
+                .flatten(),
+            attempts: self.order.attempts,
+            round: progress.round_count,
+            rounds: progress.round_count,
+            blocks_total: progress.block_count,
+            blocks_left: progress.blocks_left,
+            raw_bytes: progress.raw_bytes,
+            wire_bytes: progress.wire_bytes,
+            goodput_bytes_per_second: progress.goodput_bytes_per_second,
+            dirty_bytes_per_second: progress.dirty_bytes_per_second,
+            eta_ms: progress.eta.map(milliseconds),
+            predicted_pause_ms: progress.pause_predicted.map(milliseconds),
+            pause_reported_ms: progress.pause_reported.map(milliseconds),
+            total_ms: unix_ms().saturating_sub(self.order.started_unix_ms),
+            demand_fetches: progress.demand_count,
+            demand_p50_ms: None,
+            demand_p99_ms: None,
+            switch_reason: self
+                .machine
+                .switch_reason()
+                .map(|reason| reason.as_str().to_owned()),
+            decisions: decisions.collect(),
+            error,
+            started_unix_ms: self.order.started_unix_ms,
+            finished_unix_ms: phase.is_finished().then(unix_ms),
+        }
+    }
+
+    fn phase(&self) -> (Phase, Option<ErrorView>) {
+        match &self.outcome {
+            Some(Outcome::Moved) => (Phase::Done, None),
+            Some(Outcome::Stayed(fault)) if fault.code == Code::Cancelled => {
+                (Phase::Cancelled, Some(ErrorView::from(fault)))
+            }
+            Some(Outcome::Stayed(fault) | Outcome::Stuck(fault)) => {
+                (Phase::Failed, Some(ErrorView::from(fault)))
+            }
+            None => {
+                let phase = match self.machine.stage() {
+                    Stage::Preparing => Phase::Preparing,
+                    Stage::Copying => Phase::Copying,
+                    Stage::Switching => Phase::Switching,
+                    Stage::Committed => Phase::Committed,
+                    Stage::Serving => Phase::Serving,
+                    Stage::Over => Phase::Failed,
+                };
+                (phase, None)
+            }
+        }
+    }
+}
+
+/// Lets a paused guest go on; one that is gone cannot.
+pub(super) fn thaw(ground: &mut Ground) -> Result<(), Fault> {
+    match &mut ground.process {
+        Some(process) if process.is_alive() => process.resume().map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Blocks of memory that were ever touched.
+fn allocated(memory: &GuestMemory) -> Result<BlockSet, Fault> {
+    let mut set = BlockSet::empty(memory.geometry().block_count());
+    let mut from = 0;
+    while let Some(run) = memory.data_run_from(from, u32::MAX)? {
+        set.insert_run(run);
+        from = run.end();
+    }
+    Ok(set)
+}
+
+/// Whether another attempt may end better: the operator did not end it, and the two sides can agree.
+const fn is_worth_another(fault: &Fault) -> bool {
+    matches!(
+        fault.code,
+        Code::ImageLost | Code::Unreachable | Code::Stalled | Code::Conflict | Code::RootMismatch
+    )
+}
+
+const fn decision_text(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::AnotherRound => "another round",
+        Decision::SwitchWhole(_) => "switch whole",
+        Decision::SwitchAndFetch { .. } => "switch and fetch",
+        Decision::GiveUp(_) => "give up",
+    }
+}
+
+const fn reason_text(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::AnotherRound => "the rest shrinks and does not fit the pause",
+        Decision::SwitchWhole(reason)
+        | Decision::SwitchAndFetch { reason, .. }
+        | Decision::GiveUp(reason) => reason.as_str(),
+    }
+}
+
+const fn action_name(action: &Action) -> &'static str {
+    match action {
+        Action::Persist(record) => record.state.name(),
+        Action::Connect => "connect",
+        Action::DropLink => "drop-link",
+        Action::Send(_, Message::Prepare(_)) => "say-prepare",
+        Action::Send(_, Message::FinalBegin) => "say-final-begin",
+        Action::Send(_, Message::FinalEnd(_)) => "say-final-end",
+        Action::Send(_, Message::Commit(..)) => "say-commit",
+        Action::Send(_, Message::Released) => "say-released",
+        Action::Send(..) => "send",
+        Action::StartTracking => "start-tracking",
+        Action::Harvest => "harvest",
+        Action::Freeze => "freeze",
+        Action::SaveState => "save-state",
+        Action::Thaw => "thaw",
+        Action::NumberFrom(_) => "number-from",
+        Action::SendChunk(_) => "send-chunk",
+        Action::CancelChunks => "cancel-chunks",
+        Action::StopTracking => "stop-tracking",
+        Action::FreeImage => "free-image",
+        Action::Finished(_) => "finished",
+    }
+}

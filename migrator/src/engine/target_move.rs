@@ -1,0 +1,685 @@
+//! Carries out what the target's machine decides.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{GuestConfig, GuestQuota, VCPU_COUNT_MAX};
+use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message, Prepare, SpaceInfo};
+use towpath_protocol::ownership::{Ownership, State};
+use towpath_protocol::space::{BlockSet, Geometry, MEMORY, SpaceId};
+use towpath_protocol::target::{Action, Event, Outcome, Piece, Remains, Setup, Stage, Target};
+use towpath_protocol::time::Instant;
+use tracing::{info, warn};
+
+use super::ground::{Ground, milliseconds, now, unix_ms};
+use super::input::Input;
+use super::lanes::{OpenLane, Unpacked, join, read_chunks, read_messages, spawn};
+use crate::api::{ErrorView, LinkState, MigrationMode, MigrationView, Phase, Role};
+use crate::guest::MissingMemory;
+use crate::lane::LaneReader;
+use crate::store::{Position, ReceivedFile};
+
+/// How long the fault thread waits before it looks whether it is still wanted.
+const FAULT_WAIT: Duration = Duration::from_millis(100);
+
+/// Demand latencies kept for the quantiles.
+const LATENCY_COUNT_MAX: usize = 65_536;
+
+/// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
+const ABANDONED_AFTER: Duration = Duration::from_secs(600);
+
+/// Lanes that do not lead to an offer within this time are closed.
+const OFFER_WAIT: Duration = Duration::from_secs(10);
+
+/// An offer without data for so long loses its place, as admission counts.
+const DATA_WAIT: Duration = Duration::from_secs(60);
+
+/// What a finished attempt leaves.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The guest is here, whole.
+    Arrived(Ownership),
+    /// The guest did not come.
+    Refused(Ownership),
+    /// The guest is owned here and its memory is lost.
+    Lost(Ownership, Fault),
+}
+
+/// One attempt and what carries it out.
+#[derive(Debug)]
+pub(super) struct TargetMove {
+    machine: Target,
+    /// Unpacked chunks the machine has not decided on yet.
+    chunks: BTreeMap<u64, Unpacked>,
+    next_token: u64,
+    received: Option<ReceivedFile>,
+    missing: Option<Arc<MissingMemory>>,
+    /// Lanes of the newest number that are open so far.
+    lanes: Vec<OpenLane>,
+    lanes_number: u64,
+    /// Readers of chunks, to be started once the geometry is known.
+    chunk_readers: Vec<(Lane, LaneReader<UnixStream>)>,
+    waits: BTreeMap<u64, Instant>,
+    latencies_us: Vec<u32>,
+    raw_bytes: u64,
+    outcome: Option<Outcome>,
+    begun_at: Instant,
+    begun_unix_ms: u64,
+    link_lost_at: Instant,
+}
+
+impl TargetMove {
+    /// Begins an attempt that a first lane announces.
+    pub(super) fn begin(ground: &Ground, ownership: Ownership, setup: Setup) -> Self {
+        Self::with(Target::begin(setup, ownership), ground)
+    }
+
+    fn with(machine: Target, _ground: &Ground) -> Self {
+        Self {
+            machine,
+            chunks: BTreeMap::new(),
+            next_token: 0,
+            received: None,
+            missing: None,
+            lanes: Vec::new(),
+            lanes_number: 0,
+            chunk_readers: Vec::new(),
+            waits: BTreeMap::new(),
+            latencies_us: Vec::new(),
+            raw_bytes: 0,
+            outcome: None,
+            begun_at: now(),
+            begun_unix_ms: unix_ms(),
+            link_lost_at: now(),
+        }
+    }
+
+    /// Goes on with what an earlier migrator left; the guest's process was already adopted.
+    pub(super) fn recover(
+        ground: &mut Ground,
+        ownership: Ownership,
+        setup: Setup,
+    ) -> Result<Self, (Ownership, Fault)> {
+        let spare = ownership.clone();
+        Self::recover_parts(ground, ownership, setup).map_err(|fault| (spare, fault))
+    }
+
+    fn recover_parts(
+        ground: &mut Ground,
+        ownership: Ownership,
+        setup: Setup,
+    ) -> Result<Self, Fault> {
+        let folder = ground.folder.as_ref();
+        let folder = folder.ok_or_else(|| Fault::new(Code::ImageLost, "no folder"))?;
+        let received = folder.open_received()?;
+        if received.attempt() != setup.attempt {
+            let detail = "the marks of what arrived are of another attempt";
+            return Err(Fault::new(Code::ImageLost, detail));
+        }
+        let config = ground.config.clone();
+        let config = config.ok_or_else(|| Fault::new(Code::ImageLost, "no description"))?;
+        let state = &ownership.record().state;
+        let epoch = match state {
+            State::Prepared { epoch, .. } | State::Owned { epoch, .. } => *epoch,
+            other => {
+                let detail = format!("no attempt goes on while {}", other.name());
+                return Err(Fault::new(Code::State, detail));
+            }
+        };
+        let is_owned = matches!(state, State::Owned { .. });
+        let Position { sequence, chain } = received.position();
+        let remains = Remains {
+            prepare: Prepare {
+                name: config.name.clone(),
+                epoch,
+                spaces: spaces_of(&config),
+                config: config.to_bytes(),
+            },
+            present: vec![received.received(MEMORY)?.clone()],
+            position: towpath_protocol::message::Received {
+                through_sequence: sequence,
+                chain,
+            },
+        };
+        let machine = Target::recover(setup, ownership, remains)?;
+        let mut target = Self::with(machine, ground);
+        target.received = Some(received);
+        if is_owned {
+            target.arm(ground)?;
+        }
+        Ok(target)
+    }
+
+    pub(super) fn setup(&self) -> &Setup {
+        self.machine.setup()
+    }
+
+    pub(super) const fn ownership(&self) -> &Ownership {
+        self.machine.ownership()
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        self.machine.stage()
+    }
+
+    /// Whether nothing was offered yet: then nothing is lost when the lanes are.
+    pub(super) fn is_blank(&self) -> bool {
+        self.machine.prepare().is_none()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        if self.is_blank() {
+            return Some(self.begun_at + OFFER_WAIT);
+        }
+        match self.machine.stage() {
+            Stage::Running | Stage::Over => None,
+            _ if !self.machine.is_link_up() => Some(self.link_lost_at + ABANDONED_AFTER),
+            _ if self.machine.progress().chunk_count == 0 => Some(self.begun_at + DATA_WAIT),
+            _ => None,
+        }
+    }
+
+    pub(super) fn tick(&mut self, ground: &mut Ground) {
+        if self.deadline().is_none_or(|deadline| deadline > now()) {
+            return;
+        }
+        let fault = Fault::new(Code::Stalled, "the source offers a guest and sends nothing");
+        if self.is_blank() {
+            self.outcome = Some(Outcome::Refused(fault));
+        } else {
+            self.handle(ground, Event::Failed(fault));
+        }
+    }
+
+    /// A lane of this attempt was greeted.
+    pub(super) fn lane(&mut self, ground: &mut Ground, hello: &Hello, lane: OpenLane) {
+        if hello.link != self.lanes_number {
+            self.lanes.clear();
+            self.lanes_number = hello.link;
+            self.link_down(ground);
+        }
+        if self.lanes.iter().any(|open| open.lane == lane.lane) {
+            return;
+        }
+        self.lanes.push(lane);
+        if self.lanes.len() < Lane::ALL.len() {
+            return;
+        }
+        let lanes = std::mem::take(&mut self.lanes);
+        let number = ground.new_link_number();
+        match self.attach(ground, number, lanes) {
+            Ok(()) => self.handle(ground, Event::LinkUp),
+            Err(fault) => warn!(%fault, "lanes could not be used"),
+        }
+    }
+
+    fn attach(
+        &mut self,
+        ground: &mut Ground,
+        number: u64,
+        lanes: Vec<OpenLane>,
+    ) -> Result<(), Fault> {
+        let (link, readers) = join(number, lanes)?;
+        self.chunk_readers.clear();
+        for (lane, reader) in readers {
+            if matches!(lane, Lane::Bulk | Lane::Demand) {
+                self.chunk_readers.push((lane, reader));
+            } else {
+                read_messages(number, lane, reader, Arc::clone(&ground.mailbox))?;
+            }
+        }
+        ground.link = Some(link);
+        self.read_chunks(ground)
+    }
+
+    /// Starts the readers of chunks once it is known what a chunk may be.
+    fn read_chunks(&mut self, ground: &Ground) -> Result<(), Fault> {
+        let (Some(prepare), Some(link)) = (self.machine.prepare(), &ground.link) else {
+            return Ok(());
+        };
+        let spaces: Vec<Geometry> = prepare
+            .spaces
+            .iter()
+            .map(SpaceInfo::geometry)
+            .collect::<Result<_, _>>()?;
+        for (lane, reader) in self.chunk_readers.drain(..) {
+            let mailbox = Arc::clone(&ground.mailbox);
+            read_chunks(link.number, lane, reader, spaces.clone(), mailbox)?;
+        }
+        Ok(())
+    }
+
+    /// The lanes are gone.
+    pub(super) fn link_down(&mut self, ground: &mut Ground) {
+        if ground.link.take().is_some() {
+            self.link_lost_at = now();
+            self.handle(ground, Event::LinkDown);
+        }
+    }
+
+    /// A message came on a current lane.
+    pub(super) fn heard(&mut self, ground: &mut Ground, lane: Lane, message: Message) {
+        if let Message::Prepare(prepare) = &message
+            && self.is_blank()
+            && let Err(fault) = self.admit(ground, prepare)
+        {
+            info!(%fault, "guest refused");
+            ground.send(Lane::Control, &Message::Refused((&fault).into()));
+            self.outcome = Some(Outcome::Refused(fault));
+            return;
+        }
+        self.take_in(Event::Heard(lane, message));
+        self.carry_out(ground);
+        if let Err(fault) = self.read_chunks(ground) {
+            self.handle(ground, Event::Failed(fault));
+        }
+    }
+
+    /// Looks at an offer before anything is built for it.
+    fn admit(&self, ground: &mut Ground, prepare: &Prepare) -> Result<(), Fault> {
+        let shared = Arc::clone(&ground.shared);
+        let config = GuestConfig::from_bytes(&prepare.config)?;
+        config.check(&GuestQuota {
+            memory_bytes_max: shared.config.quota.memory.bytes(),
+            vcpu_count_max: VCPU_COUNT_MAX,
+        })?;
+        if config.id != ground.id || config.name != prepare.name {
+            let detail = format!("guest {} is described as another", prepare.name);
+            return Err(Fault::new(Code::Meta, detail));
+        }
+        if prepare.spaces != spaces_of(&config) {
+            let detail = format!("guest {}'s spaces do not fit its description", prepare.name);
+            return Err(Fault::new(Code::Layout, detail));
+        }
+        let setup = self.machine.setup();
+        shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
+        shared.claim_name(&config.name, ground.id)?;
+        ground.config = Some(config);
+        Ok(())
+    }
+
+    /// A chunk came on a current lane.
+    pub(super) fn chunk(&mut self, lane: Lane, header: ChunkHeader, unpacked: Unpacked) {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.raw_bytes += unpacked.bytes().len() as u64;
+        self.chunks.insert(token, unpacked);
+        self.take_in(Event::Chunk {
+            lane,
+            header,
+            token,
+        });
+    }
+
+    /// A vCPU waits.
+    pub(super) fn fault(&mut self, ground: &mut Ground, block: u64) {
+        self.waits.entry(block).or_insert_with(now);
+        let space = MEMORY;
+        self.handle(ground, Event::Fault { space, block });
+    }
+
+    /// Takes in what happened and carries out what follows.
+    pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) {
+        self.take_in(event);
+        self.carry_out(ground);
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let before = self.machine.stage();
+        let migration = self.machine.setup().migration;
+        if let Err(fault) = self.machine.handle(event, now()) {
+            warn!(%migration, %fault, "move disturbed");
+        }
+        let after = self.machine.stage();
+        if before != after {
+            let (from, to) = (before.as_str(), after.as_str());
+            info!(%migration, from, to, "move goes on");
+        }
+    }
+
+    /// Carries out everything that is due, in order; an action that fails drops the ones behind it.
+    pub(super) fn carry_out(&mut self, ground: &mut Ground) {
+        while let Some(action) = self.machine.poll() {
+            let step = action_name(&action);
+            if let Err(fault) = self.act(ground, action) {
+                warn!(%fault, step, "an action failed");
+                while self.machine.poll().is_some() {}
+                self.take_in(Event::Failed(fault));
+            }
+            ground.shared.failpoint("target", step);
+        }
+    }
+
+    fn act(&mut self, ground: &mut Ground, action: Action) -> Result<(), Fault> {
+        match action {
+            Action::Persist(record) => ground.persist(&record)?,
+            Action::Send(lane, message) => ground.send(lane, &message),
+            Action::BuildGuest(prepare) => {
+                self.build(ground, &prepare)?;
+                self.take_in(Event::GuestBuilt);
+            }
+            Action::Write {
+                token,
+                space,
+                pieces,
+            } => self.write(ground, token, space, &pieces)?,
+            Action::Install {
+                token,
+                space,
+                pieces,
+            } => self.install(token, space, &pieces)?,
+            Action::Forget { token } => drop(self.chunks.remove(&token)),
+            Action::SavePosition(received) => {
+                if let Some(file) = &mut self.received {
+                    file.set_position(Position {
+                        sequence: received.through_sequence,
+                        chain: received.chain,
+                    })?;
+                }
+            }
+            Action::Expect { missing } => self.expect(ground, &missing)?,
+            Action::LoadState(state) => {
+                ground.process()?.load_state(&state)?;
+                self.take_in(Event::StateLoaded);
+            }
+            Action::ArmMissing => self.arm(ground)?,
+            Action::Run(epoch) => {
+                let at = ground.process()?.run(epoch)?;
+                self.take_in(Event::GuestRuns { at });
+            }
+            Action::WakeFaults => {
+                if let Some(missing) = &self.missing {
+                    missing.wake_all()?;
+                }
+            }
+            Action::DisarmMissing => {
+                self.missing = None;
+                let process = ground.process()?;
+                if process.describe()?.is_armed {
+                    process.disarm_missing()?;
+                }
+            }
+            Action::DiscardImage => self.discard(ground)?,
+            Action::DropLink => ground.close_link(),
+            Action::Finished(outcome) => self.outcome = Some(outcome),
+        }
+        Ok(())
+    }
+
+    fn build(&mut self, ground: &mut Ground, prepare: &Prepare) -> Result<(), Fault> {
+        let spaces: Vec<Geometry> = prepare
+            .spaces
+            .iter()
+            .map(SpaceInfo::geometry)
+            .collect::<Result<_, _>>()?;
+        ground.save_config()?;
+        let folder = ground.folder.as_ref();
+        let folder = folder.ok_or_else(|| Fault::new(Code::State, "no folder"))?;
+        folder.remove_received()?;
+        self.received = Some(folder.create_received(self.machine.setup().attempt, &spaces)?);
+        ground.make_process(true)
+    }
+
+    fn write(
+        &mut self,
+        ground: &Ground,
+        token: Option<u64>,
+        space: SpaceId,
+        pieces: &[Piece],
+    ) -> Result<(), Fault> {
+        let memory = ground.memory()?;
+        let unpacked = self.taken(token)?;
+        for piece in pieces {
+            match &unpacked {
+                Some(unpacked) => memory.write_runs(&[piece.run], part(unpacked, piece)?)?,
+                // A hole reads as zero.
+                None => memory.punch(piece.run)?,
+            }
+        }
+        self.mark(space, pieces)
+    }
+
+    fn install(
+        &mut self,
+        token: Option<u64>,
+        space: SpaceId,
+        pieces: &[Piece],
+    ) -> Result<(), Fault> {
+        let missing = self.missing.clone();
+        let missing = missing.ok_or_else(|| Fault::new(Code::State, "no fault is expected"))?;
+        let unpacked = self.taken(token)?;
+        for piece in pieces {
+            match &unpacked {
+                Some(unpacked) => drop(missing.install(piece.run, part(unpacked, piece)?)?),
+                None => drop(missing.install_zero(piece.run)?),
+            }
+            self.answered(piece);
+        }
+        self.mark(space, pieces)
+    }
+
+    /// Notes how long vCPUs waited for what was just installed.
+    fn answered(&mut self, piece: &Piece) {
+        if self.waits.is_empty() {
+            return;
+        }
+        for block in piece.run.start..piece.run.end() {
+            if let Some(since) = self.waits.remove(&block)
+                && self.latencies_us.len() < LATENCY_COUNT_MAX
+            {
+                let waited = now().since(since).as_micros();
+                self.latencies_us
+                    .push(u32::try_from(waited).unwrap_or(u32::MAX));
+            }
+        }
+    }
+
+    fn taken(&mut self, token: Option<u64>) -> Result<Option<Unpacked>, Fault> {
+        let Some(token) = token else { return Ok(None) };
+        let unpacked = self.chunks.remove(&token);
+        unpacked
+            .map(Some)
+            .ok_or_else(|| Fault::new(Code::State, "a chunk was used twice"))
+    }
+
+    fn mark(&mut self, space: SpaceId, pieces: &[Piece]) -> Result<(), Fault> {
+        let Some(file) = &mut self.received else {
+            return Ok(());
+        };
+        pieces
+            .iter()
+            .try_for_each(|piece| file.insert_run(space, piece.run))
+    }
+
+    fn expect(&mut self, ground: &Ground, missing: &[BlockSet]) -> Result<(), Fault> {
+        let memory = ground.memory()?;
+        let file = self.received.as_mut();
+        let file = file.ok_or_else(|| Fault::new(Code::State, "no marks of what arrived"))?;
+        for (set, space) in missing.iter().zip(0_u16..) {
+            for run in set.runs() {
+                memory.punch(run)?;
+                file.remove_run(SpaceId(space), run)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has touches of missing blocks reported, until nothing is missing.
+    fn arm(&mut self, ground: &mut Ground) -> Result<(), Fault> {
+        let missing = Arc::new(ground.process()?.arm_missing()?);
+        let watched = Arc::downgrade(&missing);
+        self.missing = Some(missing);
+        let mailbox = Arc::clone(&ground.mailbox);
+        spawn("towpath-faults", move || {
+            while let Some(missing) = watched.upgrade() {
+                match missing.next_fault(FAULT_WAIT) {
+                    Ok(Some(block)) => mailbox.send(Input::Fault { block }),
+                    Ok(None) => {}
+                    Err(fault) => {
+                        warn!(%fault, "faults are not reported any more");
+                        return;
+                    }
+                }
+            }
+        })
+    }
+
+    fn discard(&mut self, ground: &mut Ground) -> Result<(), Fault> {
+        self.missing = None;
+        self.received = None;
+        ground.end_process()?;
+        if let Some(folder) = &ground.folder {
+            folder.remove_received()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the attempt is over.
+    pub(super) const fn is_over(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// Takes a finished attempt apart; the lanes stay, so that last words arrive.
+    pub(super) fn end(self, ground: &mut Ground) -> Ended {
+        let setup = self.machine.setup();
+        ground.shared.released(ground.id, setup.attempt);
+        if let Some(folder) = &ground.folder
+            && !matches!(self.outcome, Some(Outcome::Lost(_)))
+            && let Err(fault) = folder.remove_received()
+        {
+            warn!(%fault, "the marks of what arrived stay");
+        }
+        match self.outcome {
+            Some(Outcome::Arrived) => Ended::Arrived(self.machine.into_ownership()),
+            Some(Outcome::Lost(fault)) => Ended::Lost(self.machine.into_ownership(), fault),
+            Some(Outcome::Refused(_)) | None => Ended::Refused(self.machine.into_ownership()),
+        }
+    }
+
+    /// The move as the API shows it, once it is known what moves.
+    pub(super) fn view(&self, ground: &Ground) -> Option<MigrationView> {
+        let prepare = self.machine.prepare()?;
+        let setup = self.machine.setup();
+        let progress = self.machine.progress();
+        let (phase, error) = self.phase();
+        let total: u64 = prepare.spaces.iter().map(|space| space.block_count).sum();
+        Some(MigrationView {
+            id: setup.migration,
+            guest: prepare.name.clone(),
+            role: Role::Target,
+            from: setup.source.site.clone(),
+            to: ground.shared.host.site.clone(),
+            mode: MigrationMode::Auto,
+            max_pause_ms: 0,
+            rate: None,
+            phase,
+            link: if self.machine.is_link_up() {
+                LinkState::Up
+            } else {
+                LinkState::Down
+            },
+            blocked_ms: None,
+            attempts: 1,
+            round: 0,
+            rounds: 0,
+            blocks_total: total,
+            blocks_left: total - self.machine.present_count().min(total),
+            raw_bytes: self.raw_bytes,
+            wire_bytes: 0,
+            goodput_bytes_per_second: 0,
+            dirty_bytes_per_second: 0,
+            eta_ms: None,
+            predicted_pause_ms: None,
+            pause_reported_ms: None,
+            total_ms: milliseconds(now().since(self.begun_at)),
+            demand_fetches: progress.demand_count,
+            demand_p50_ms: quantile_ms(&self.latencies_us, 50),
+            demand_p99_ms: quantile_ms(&self.latencies_us, 99),
+            switch_reason: None,
+            decisions: Vec::new(),
+            error,
+            started_unix_ms: self.begun_unix_ms,
+            finished_unix_ms: phase.is_finished().then(unix_ms),
+        })
+    }
+
+    fn phase(&self) -> (Phase, Option<ErrorView>) {
+        match &self.outcome {
+            Some(Outcome::Arrived) => (Phase::Done, None),
+            Some(Outcome::Refused(fault)) if fault.code == Code::Cancelled => {
+                (Phase::Cancelled, Some(ErrorView::from(fault)))
+            }
+            Some(Outcome::Refused(fault) | Outcome::Lost(fault)) => {
+                (Phase::Failed, Some(ErrorView::from(fault)))
+            }
+            None => {
+                let phase = match self.machine.stage() {
+                    Stage::Admitting => Phase::Preparing,
+                    Stage::Receiving => Phase::Receiving,
+                    Stage::Ready => Phase::Ready,
+                    Stage::Running => Phase::Fetching,
+                    Stage::Over => Phase::Done,
+                };
+                (phase, None)
+            }
+        }
+    }
+}
+
+/// The spaces a guest of this description has.
+pub(super) fn spaces_of(config: &GuestConfig) -> Vec<SpaceInfo> {
+    vec![SpaceInfo {
+        id: MEMORY,
+        block_bytes: towpath_protocol::space::MEMORY_BLOCK_BYTES,
+        block_count: config.block_count(),
+    }]
+}
+
+fn part<'a>(unpacked: &'a Unpacked, piece: &Piece) -> Result<&'a [u8], Fault> {
+    let block_bytes = u64::from(towpath_protocol::space::MEMORY_BLOCK_BYTES);
+    let begin = usize::try_from(piece.offset_bytes).ok();
+    let length = usize::try_from(u64::from(piece.run.count) * block_bytes).ok();
+    begin
+        .zip(length)
+        .and_then(|(begin, length)| unpacked.bytes().get(begin..begin.checked_add(length)?))
+        .ok_or_else(|| Fault::new(Code::State, "a piece lies outside of its chunk"))
+}
+
+/// The latency that so many of a hundred were within, rounded up to a millisecond.
+fn quantile_ms(latencies_us: &[u32], percent: usize) -> Option<u64> {
+    if latencies_us.is_empty() {
+        return None;
+    }
+    let mut sorted = latencies_us.to_vec();
+    sorted.sort_unstable();
+    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    Some(u64::from(sorted[index]).div_ceil(1000))
+}
+
+const fn action_name(action: &Action) -> &'static str {
+    match action {
+        Action::Persist(record) => record.state.name(),
+        Action::Send(_, Message::Prepared(_)) => "say-prepared",
+        Action::Send(_, Message::Ready(_)) => "say-ready",
+        Action::Send(_, Message::Ack(_)) => "say-ack",
+        Action::Send(_, Message::Complete) => "say-complete",
+        Action::Send(..) => "send",
+        Action::BuildGuest(_) => "build-guest",
+        Action::Write { .. } => "write",
+        Action::Install { .. } => "install",
+        Action::Forget { .. } => "forget",
+        Action::SavePosition(_) => "save-position",
+        Action::Expect { .. } => "expect",
+        Action::LoadState(_) => "load-state",
+        Action::ArmMissing => "arm-missing",
+        Action::Run(_) => "run",
+        Action::WakeFaults => "wake-faults",
+        Action::DisarmMissing => "disarm-missing",
+        Action::DiscardImage => "discard-image",
+        Action::DropLink => "drop-link",
+        Action::Finished(_) => "finished",
+    }
+}

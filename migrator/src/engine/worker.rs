@@ -1,0 +1,627 @@
+//! One thread per guest: everything that happens to a guest on this host passes through here, one
+//! thing after the other.
+
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::GuestState as ProcessState;
+use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
+use towpath_protocol::message::{Hello, Lane, Message};
+use towpath_protocol::ownership::{
+    Action as LawAction, Event as LawEvent, Ownership, Record, State,
+};
+use towpath_protocol::source;
+use towpath_protocol::target;
+use towpath_protocol::time::Instant;
+use tracing::{error, info, warn};
+
+use super::ground::{Ground, file_name, now, to_wait_until};
+use super::input::{Command, Input};
+use super::lanes::OpenLane;
+use super::shared::random_id;
+use super::show::{LOOK_INTERVAL, Shown};
+use super::source_move::{self, Order, SourceMove, thaw};
+use super::target_move::{self, TargetMove};
+use crate::api::VerifyView;
+use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
+
+/// Chunks taken in before what follows from them is carried out and acknowledged together.
+const BATCH_COUNT_MAX: usize = 32;
+
+/// Wait before another attempt of a move.
+const RETRY_DELAY: Duration = Duration::from_millis(300);
+
+/// The file that remembers which move an arriving guest belongs to.
+const ARRIVAL_FILE: &str = "arrival.json";
+
+/// What a worker is at.
+pub(super) enum Role {
+    Idle(Ownership),
+    Source(Box<SourceMove>),
+    Target(Box<TargetMove>),
+    /// Nothing is done with the guest any more before an operator looks.
+    Broken(Ownership, Fault),
+}
+
+/// The thread's state.
+pub(super) struct Worker {
+    pub(super) ground: Ground,
+    /// Always there between two inputs.
+    pub(super) role: Option<Role>,
+    retry: Option<(Instant, Box<Order>)>,
+    pub(super) shown: Shown,
+    pub(super) is_done: bool,
+}
+
+impl Worker {
+    /// A worker for a guest this host has never seen, or has just made.
+    pub(super) fn new(ground: Ground, ownership: Ownership) -> Self {
+        Self {
+            ground,
+            role: Some(Role::Idle(ownership)),
+            retry: None,
+            shown: Shown::default(),
+            is_done: false,
+        }
+    }
+
+    /// A worker for a guest whose folder was found at the start.
+    pub(super) fn recover(ground: Ground, record: Record) -> Self {
+        let host = ground.shared.host.clone();
+        let ownership = Ownership::recover(host, record);
+        let mut worker = Self::new(ground, ownership);
+        let role = worker.recovered_role();
+        worker.role = Some(role);
+        worker
+    }
+
+    fn recovered_role(&mut self) -> Role {
+        let Some(Role::Idle(ownership)) = self.role.take() else {
+            unreachable!("a worker begins idle");
+        };
+        let adopted = self.ground.adopt_process();
+        if let Err(fault) = &adopted {
+            info!(guest = %self.ground.id, %fault, "no process of the guest");
+        }
+        let state = ownership.record().state.clone();
+        match state {
+            State::Relinquished { .. } => self.recover_source(ownership),
+            State::Owned {
+                epoch,
+                missing_from: Some(origin),
+                ..
+            } => {
+                info!(guest = %self.ground.id, %epoch, "goes on receiving a guest that runs");
+                self.recover_target(ownership, origin.source, origin.attempt)
+            }
+            State::Prepared {
+                attempt, source, ..
+            } => self.recover_target(ownership, source, attempt),
+            _ => self.recover_idle(ownership),
+        }
+    }
+
+    fn recover_idle(&mut self, mut ownership: Ownership) -> Role {
+        if let Err(fault) = self.follow_the_law(&mut ownership) {
+            error!(guest = %self.ground.id, %fault, "guest is left alone");
+            return Role::Broken(ownership, fault);
+        }
+        if matches!(ownership.record().state, State::Owned { .. }) {
+            match Order::load(&self.ground) {
+                Ok(Some(order)) => self.retry = Some((now(), Box::new(order))),
+                Ok(None) => {}
+                Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
+            }
+        }
+        Role::Idle(ownership)
+    }
+
+    fn recover_source(&mut self, ownership: Ownership) -> Role {
+        let order = Order::load(&self.ground).and_then(|order| {
+            order.ok_or_else(|| Fault::new(Code::Quarantine, "the move's file is gone"))
+        });
+        let recovered = match order {
+            Ok(order) => SourceMove::recover(&mut self.ground, ownership, order),
+            Err(fault) => Err((ownership, fault)),
+        };
+        match recovered {
+            Ok(mut going) => {
+                going.carry_out(&mut self.ground);
+                Role::Source(Box::new(going))
+            }
+            Err((ownership, fault)) => {
+                error!(guest = %self.ground.id, %fault, "a relinquished guest's image is lost");
+                Role::Broken(ownership, fault)
+            }
+        }
+    }
+
+    fn recover_target(
+        &mut self,
+        ownership: Ownership,
+        source: HostIdentity,
+        attempt: AttemptId,
+    ) -> Role {
+        let is_owned = matches!(ownership.record().state, State::Owned { .. });
+        let setup = target::Setup {
+            host: self.ground.shared.host.clone(),
+            source,
+            migration: self.arrival().unwrap_or(MigrationId(attempt.0)),
+            attempt,
+            guest: self.ground.id,
+        };
+        match TargetMove::recover(&mut self.ground, ownership, setup) {
+            Ok(mut going) => {
+                going.carry_out(&mut self.ground);
+                Role::Target(Box::new(going))
+            }
+            Err((ownership, fault)) if is_owned => {
+                error!(guest = %self.ground.id, %fault, "the guest's memory is lost");
+                self.ground.crash = Some(fault.clone());
+                Role::Broken(ownership, fault)
+            }
+            Err((mut ownership, fault)) => {
+                info!(guest = %self.ground.id, %fault, "what was received is given up");
+                drop(ownership.handle(LawEvent::GiveUp));
+                self.recover_idle(ownership)
+            }
+        }
+    }
+
+    fn arrival(&self) -> Option<MigrationId> {
+        let bytes = self.ground.folder.as_ref()?.read(&file_name(ARRIVAL_FILE));
+        serde_json::from_slice(&bytes.ok()??).ok()
+    }
+
+    /// Carries out what the law wants while no move is under way.
+    fn follow_the_law(&mut self, ownership: &mut Ownership) -> Result<(), Fault> {
+        while let Some(action) = ownership.poll() {
+            match action {
+                LawAction::Persist(record) => self.ground.persist(&record)?,
+                LawAction::Run { epoch } => self.run(epoch),
+                LawAction::Thaw => {
+                    if let Err(fault) = thaw(&mut self.ground) {
+                        self.ground.crash = Some(fault);
+                    }
+                }
+                LawAction::DiscardImage | LawAction::FreeImage => self.ground.end_process()?,
+                // There are no lanes; the peer asks again.
+                LawAction::Say { .. } | LawAction::Swap { .. } | LawAction::ReadRegister => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a guest over that outlived the daemon; one that is gone stays down until it is booted.
+    fn run(&mut self, epoch: Epoch) {
+        let result = self
+            .ground
+            .process()
+            .and_then(|process| match process.describe()?.state {
+                ProcessState::Running => Ok(()),
+                ProcessState::Paused => process.resume().map(drop),
+                ProcessState::Created | ProcessState::Loaded => process.run(epoch).map(drop),
+                other => Err(Fault::new(Code::Guest, format!("the guest is {other}"))),
+            });
+        if let Err(fault) = result {
+            warn!(guest = %self.ground.id, %fault, "guest does not run");
+            self.ground.crash = Some(fault);
+        }
+    }
+
+    /// Works until the guest is forgotten here.
+    pub(super) fn work(mut self) {
+        self.publish();
+        while !self.is_done {
+            let until = self.deadline();
+            match self.ground.mailbox.receive(Some(to_wait_until(until))) {
+                Some(input) => {
+                    self.take_in(input);
+                    self.publish();
+                    for _ in 0..BATCH_COUNT_MAX {
+                        let Some(input) = self.ground.mailbox.try_receive() else {
+                            break;
+                        };
+                        self.take_in(input);
+                        self.publish();
+                    }
+                    if let Some(Role::Target(target)) = &mut self.role {
+                        target.carry_out(&mut self.ground);
+                    }
+                }
+                None => self.tick(),
+            }
+            self.settle();
+            self.publish();
+        }
+        self.ground.mailbox.close();
+        self.ground.shared.workers().remove(&self.ground.id);
+        self.ground.shared.board().guests.remove(&self.ground.id);
+    }
+
+    fn deadline(&self) -> Instant {
+        let look = now() + LOOK_INTERVAL;
+        let role = match &self.role {
+            Some(Role::Source(source)) => source.deadline(),
+            Some(Role::Target(target)) => target.deadline(),
+            _ => None,
+        };
+        let retry = self.retry.as_ref().map(|(at, _)| *at);
+        [Some(look), role, retry]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(look)
+    }
+
+    fn tick(&mut self) {
+        match &mut self.role {
+            Some(Role::Source(source)) => {
+                drop(source.handle(&mut self.ground, source::Event::Tick));
+            }
+            Some(Role::Target(target)) => target.tick(&mut self.ground),
+            _ => {}
+        }
+        if self.retry.as_ref().is_some_and(|(at, _)| *at <= now())
+            && let Some((_, order)) = self.retry.take()
+        {
+            let id = order.id;
+            if let Err(fault) = self.begin_move(*order) {
+                warn!(migration = %id, %fault, "no further attempt");
+            }
+        }
+    }
+
+    fn take_in(&mut self, input: Input) {
+        match input {
+            Input::Command(command) => self.command(command),
+            Input::Lane { from, hello, lane } => self.lane(from, &hello, lane),
+            Input::Opened { link, result } => {
+                if let Some(Role::Source(source)) = &mut self.role {
+                    source.opened(&mut self.ground, link, result);
+                }
+            }
+            Input::Heard {
+                link,
+                lane,
+                message,
+            } => self.heard(link, lane, message),
+            Input::LaneLost { link, lane, fault } => self.lane_lost(link, lane, &fault),
+            Input::Packed { header, wire_bytes } => {
+                if let Some(Role::Source(source)) = &mut self.role {
+                    let event = source::Event::Packed { header, wire_bytes };
+                    drop(source.handle(&mut self.ground, event));
+                }
+            }
+            Input::Chunk {
+                link,
+                lane,
+                header,
+                unpacked,
+            } => {
+                if let Some(Role::Target(target)) = &mut self.role
+                    && self.ground.is_current(link)
+                {
+                    target.chunk(lane, header, unpacked);
+                }
+            }
+            Input::Fault { block } => {
+                if let Some(Role::Target(target)) = &mut self.role {
+                    target.fault(&mut self.ground, block);
+                }
+            }
+            Input::GuestGone { process_id } => self.guest_gone(process_id),
+        }
+    }
+
+    fn heard(&mut self, link: u64, lane: Lane, message: Message) {
+        if !self.ground.is_current(link) {
+            return;
+        }
+        match &mut self.role {
+            Some(Role::Source(source)) => {
+                let event = source::Event::Heard(lane, message);
+                drop(source.handle(&mut self.ground, event));
+            }
+            Some(Role::Target(target)) => {
+                let (guest, attempt) = (self.ground.id, target.setup().attempt);
+                self.ground.shared.touched(guest, attempt);
+                target.heard(&mut self.ground, lane, message);
+                self.remember_arrival();
+            }
+            _ => {}
+        }
+    }
+
+    fn remember_arrival(&self) {
+        let (Some(Role::Target(target)), Some(folder)) = (&self.role, &self.ground.folder) else {
+            return;
+        };
+        if self.arrival() == Some(target.setup().migration) {
+            return;
+        }
+        let text = serde_json::to_vec(&target.setup().migration).expect("an id always serialises");
+        if let Err(fault) = folder.write(&file_name(ARRIVAL_FILE), &text) {
+            warn!(%fault, "the move's id is not remembered");
+        }
+    }
+
+    fn lane_lost(&mut self, link: u64, lane: Lane, fault: &Fault) {
+        if !self.ground.is_current(link) {
+            return;
+        }
+        info!(guest = %self.ground.id, ?lane, %fault, "lanes are down");
+        match &mut self.role {
+            Some(Role::Source(source)) => {
+                self.ground.close_link();
+                drop(source.handle(&mut self.ground, source::Event::LinkDown));
+            }
+            Some(Role::Target(target)) => {
+                target.link_down(&mut self.ground);
+                if target.is_blank() {
+                    self.end_target();
+                }
+            }
+            _ => self.ground.close_link(),
+        }
+    }
+
+    /// A source opened a lane for this guest.
+    fn lane(&mut self, from: HostIdentity, hello: &Hello, lane: OpenLane) {
+        let setup = target::Setup {
+            host: self.ground.shared.host.clone(),
+            source: from,
+            migration: hello.migration,
+            attempt: hello.attempt,
+            guest: self.ground.id,
+        };
+        if let Some(Role::Target(target)) = &mut self.role {
+            let known = target.setup();
+            if known.attempt == setup.attempt && known.source == setup.source {
+                target.lane(&mut self.ground, hello, lane);
+                return;
+            }
+            let is_replaced =
+                known.source == setup.source && target.stage() != target::Stage::Running;
+            if is_replaced {
+                let detail = "a newer attempt took the place of this one";
+                let replaced = target::Event::Failed(Fault::new(Code::ImageLost, detail));
+                target.handle(&mut self.ground, replaced);
+                self.end_target();
+            }
+        }
+        match self.role.take() {
+            Some(Role::Idle(ownership)) => {
+                let mut target = TargetMove::begin(&self.ground, ownership, setup);
+                target.lane(&mut self.ground, hello, lane);
+                self.role = Some(Role::Target(Box::new(target)));
+            }
+            other => {
+                self.role = other;
+                let detail = "the guest is busy with another move here";
+                refuse(&lane, &Fault::new(Code::Busy, detail));
+            }
+        }
+    }
+
+    fn guest_gone(&mut self, process_id: i32) {
+        let is_ours = self
+            .ground
+            .process
+            .as_ref()
+            .is_some_and(|process| process.process_id() == process_id);
+        if !is_ours {
+            return;
+        }
+        let fault = Fault::new(Code::Guest, format!("guest process {process_id} ended"));
+        error!(guest = %self.ground.id, %fault, "guest is gone");
+        self.ground.process = None;
+        self.ground.memory = None;
+        self.ground.crash = Some(fault);
+        match &mut self.role {
+            Some(Role::Source(source)) => {
+                drop(source.handle(&mut self.ground, source::Event::GuestGone));
+            }
+            Some(Role::Target(target)) => {
+                target.handle(&mut self.ground, target::Event::GuestGone);
+            }
+            _ => {}
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        // Whoever asked may have gone away; that changes nothing.
+        match command {
+            Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
+            Command::Cancel(id, reply) => drop(reply.send(self.cancel(id))),
+            Command::Boot(reply) => drop(reply.send(self.boot())),
+            Command::Stop(reply) => drop(reply.send(self.stop())),
+            Command::Verify(reply) => drop(reply.send(self.verify())),
+        }
+    }
+
+    fn begin_move(&mut self, mut order: Order) -> Result<(), Fault> {
+        self.retry = None;
+        if let Some(fault) = &self.ground.crash {
+            let detail = format!("the guest does not run: {}", fault.detail);
+            return Err(Fault::new(Code::State, detail));
+        }
+        let Some(Role::Idle(ownership)) = self.role.take_if(|role| matches!(role, Role::Idle(_)))
+        else {
+            return Err(Fault::new(Code::State, "the guest is part of another move"));
+        };
+        if !ownership.may_run() {
+            let detail = format!("the guest is {} here", ownership.record().state.name());
+            self.role = Some(Role::Idle(ownership));
+            return Err(Fault::new(Code::State, detail));
+        }
+        let saved = random_id().and_then(|id| {
+            order.attempt = AttemptId(id);
+            order.attempts += 1;
+            order.save(&self.ground)
+        });
+        if let Err(fault) = saved {
+            self.role = Some(Role::Idle(ownership));
+            return Err(fault);
+        }
+        self.ground.close_link();
+        match SourceMove::begin(&mut self.ground, ownership, order) {
+            Ok(mut going) => {
+                going.carry_out(&mut self.ground);
+                self.role = Some(Role::Source(Box::new(going)));
+                Ok(())
+            }
+            Err((ownership, fault)) => {
+                self.role = Some(Role::Idle(ownership));
+                Err(fault)
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: MigrationId) -> Result<(), Fault> {
+        match &mut self.role {
+            Some(Role::Source(source)) if source.order().id == id => {
+                source.handle(&mut self.ground, source::Event::Cancel)
+            }
+            _ => {
+                if self.retry.take_if(|(_, order)| order.id == id).is_some() {
+                    return Ok(());
+                }
+                let detail = "only the source cancels a move, while it is under way";
+                Err(Fault::new(Code::State, detail))
+            }
+        }
+    }
+
+    fn boot(&mut self) -> Result<(), Fault> {
+        let Some(Role::Idle(ownership)) = &self.role else {
+            return Err(Fault::new(Code::State, "the guest is part of a move"));
+        };
+        let State::Owned { epoch, .. } = ownership.record().state else {
+            let detail = format!("the guest is {} here", ownership.record().state.name());
+            return Err(Fault::new(Code::State, detail));
+        };
+        if self.ground.process.is_some() {
+            return Err(Fault::new(Code::State, "the guest has a process already"));
+        }
+        self.ground.make_process(false)?;
+        self.ground.process()?.run(epoch).map(drop)
+    }
+
+    fn stop(&mut self) -> Result<(), Fault> {
+        match &self.role {
+            Some(Role::Idle(_) | Role::Broken(..)) => {}
+            _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
+        }
+        self.ground.end_process()?;
+        let name = self.ground.name()?.clone();
+        self.ground.journal = None;
+        self.ground.folder = None;
+        self.ground.shared.store.remove_guest(&name)?;
+        self.is_done = true;
+        Ok(())
+    }
+
+    fn verify(&mut self) -> Result<VerifyView, Fault> {
+        let Some(Role::Idle(_)) = &self.role else {
+            let detail = "the guest is part of a move: its memory is in two places";
+            return Err(Fault::new(Code::State, detail));
+        };
+        let process = self.ground.process()?;
+        process.pause()?;
+        let verified = process.verify();
+        process.resume()?;
+        Ok(match verified? {
+            Ok(pages) => VerifyView {
+                pages,
+                verified: true,
+                detail: "every byte of every page is right".to_owned(),
+            },
+            Err(mismatch) => VerifyView {
+                pages: 0,
+                verified: false,
+                detail: mismatch,
+            },
+        })
+    }
+
+    /// Draws the line under an attempt that is over.
+    fn settle(&mut self) {
+        match &self.role {
+            Some(Role::Source(source)) if source.is_over() => self.end_source(),
+            Some(Role::Target(target)) if target.is_over() => self.end_target(),
+            Some(Role::Idle(_)) if self.ground.journal.is_none() && self.ground.link.is_none() => {
+                // A guest that never came: nothing is kept of it.
+                self.is_done = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn end_source(&mut self) {
+        let Some(Role::Source(source)) = self.role.take() else {
+            return;
+        };
+        self.ground
+            .shared
+            .board()
+            .show_move(source.view(&self.ground));
+        let id = source.order().id;
+        self.role = Some(match source.end(&mut self.ground) {
+            source_move::Ended::Moved(ownership) => {
+                info!(migration = %id, "guest moved");
+                self.ground.close_link();
+                Role::Idle(ownership)
+            }
+            source_move::Ended::Stayed(ownership, order) => {
+                info!(migration = %id, again = order.is_some(), "guest stays");
+                self.retry = order.map(|order| (now() + RETRY_DELAY, order));
+                Role::Idle(ownership)
+            }
+            source_move::Ended::Stuck(ownership, fault) => {
+                error!(migration = %id, %fault, "move is stuck after its commit");
+                Role::Broken(ownership, fault)
+            }
+        });
+    }
+
+    fn end_target(&mut self) {
+        let Some(Role::Target(target)) = self.role.take() else {
+            return;
+        };
+        if let Some(view) = target.view(&self.ground) {
+            self.ground.shared.board().show_move(view);
+        }
+        let id = target.setup().migration;
+        self.role = Some(match target.end(&mut self.ground) {
+            target_move::Ended::Arrived(ownership) => {
+                info!(migration = %id, "guest arrived");
+                Role::Idle(ownership)
+            }
+            target_move::Ended::Refused(ownership) => {
+                self.ground.close_link();
+                Role::Idle(ownership)
+            }
+            target_move::Ended::Lost(ownership, fault) => {
+                error!(migration = %id, %fault, "guest is lost after its arrival");
+                self.ground.crash = Some(fault.clone());
+                Role::Broken(ownership, fault)
+            }
+        });
+    }
+}
+
+fn refuse(lane: &OpenLane, fault: &Fault) {
+    let refused = lane
+        .socket
+        .try_clone()
+        .map_err(|error| Fault::new(Code::Io, error.to_string()))
+        .and_then(|socket| LaneWriter::for_socket(socket, WRITE_WAIT_MAX))
+        .and_then(|mut writer| {
+            writer.write_message(&Message::Refused(fault.into()))?;
+            writer.flush()
+        });
+    if let Err(fault) = refused {
+        info!(%fault, "a lane could not be refused politely");
+    }
+}

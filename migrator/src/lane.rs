@@ -1,0 +1,332 @@
+//! Framed messages over a blocking stream, every number checked before it is believed.
+
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::frame::{BODY_BYTES_MAX, HEADER_BYTES, Header};
+use towpath_protocol::message::{KIND_CHUNK, Message, body_bytes_max, is_skippable};
+
+/// Bytes a reader takes in at once: three of the largest frames, so that a read never brings less
+/// than the rest of one.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes a writer gathers before it writes by itself.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// From this size on a frame is written from where it lies, not copied first.
+const COPY_BYTES_MAX: usize = 8 * 1024;
+
+/// Longest a frame may take from its first byte to its last: nobody holds a reader with one byte a
+/// second, and 96 KiB in this time is 3 KiB/s.
+pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest a write may make no progress at all before the lane counts as stalled.
+pub const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+const _: () = assert!(READ_BUFFER_BYTES >= 2 * (HEADER_BYTES + BODY_BYTES_MAX as usize));
+
+/// What came in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming<'a> {
+    /// A frame whose header and checksum hold.
+    Frame(Frame<'a>),
+    /// Nothing within the stream's read timeout; the lane is well.
+    Idle,
+    /// The other side closed the lane, between frames.
+    End,
+}
+
+/// A frame whose header and checksum hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What the body is.
+    pub kind: u8,
+    /// The body, to be parsed by what its kind says.
+    pub body: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Whether the body is a chunk, for [`crate::codec::Decoder`].
+    #[must_use]
+    pub const fn is_chunk(&self) -> bool {
+        self.kind == KIND_CHUNK
+    }
+
+    /// The message the body is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Message::decode`].
+    pub fn message(&self) -> Result<Message, Fault> {
+        Message::decode(self.kind, self.body)
+    }
+
+    /// Bytes of the whole frame.
+    #[must_use]
+    pub const fn wire_bytes(&self) -> u64 {
+        (HEADER_BYTES + self.body.len()) as u64
+    }
+}
+
+/// The reading half of a lane.
+#[derive(Debug)]
+pub struct LaneReader<R> {
+    input: R,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// When the first byte of the frame at `start` was waited on for more.
+    frame_begun: Option<Instant>,
+    frame_wait_max: Duration,
+    skipped_count: u64,
+}
+
+/// Whether enough bytes are there.
+enum Filled {
+    Yes,
+    Idle,
+    End,
+}
+
+impl LaneReader<UnixStream> {
+    /// Reads from a socket; [`Incoming::Idle`] comes back after `idle_wait` without a byte.
+    ///
+    /// # Errors
+    ///
+    /// `E_UNREACHABLE` if the socket does not take the timeout.
+    pub fn for_socket(socket: UnixStream, idle_wait: Duration) -> Result<Self, Fault> {
+        socket
+            .set_read_timeout(Some(idle_wait))
+            .map_err(|error| broken("cannot be read", &error))?;
+        Ok(Self::new(socket))
+    }
+}
+
+impl<R: Read> LaneReader<R> {
+    /// Reads from anything.
+    pub fn new(input: R) -> Self {
+        Self::with_frame_wait(input, FRAME_WAIT_MAX)
+    }
+
+    /// Reads from anything, with another limit than [`FRAME_WAIT_MAX`].
+    pub fn with_frame_wait(input: R, frame_wait_max: Duration) -> Self {
+        Self {
+            input,
+            buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            frame_begun: None,
+            frame_wait_max,
+            skipped_count: 0,
+        }
+    }
+
+    /// Frames skipped so far: of a kind this version does not know, and not critical.
+    pub const fn skipped_count(&self) -> u64 {
+        self.skipped_count
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    ///
+    /// `E_TRUNCATED` if the stream ends inside a frame, `E_FRAMING` or `E_TOO_LARGE` for a bad one,
+    /// `E_UNKNOWN_KIND` for a critical kind this version does not know, `E_STALLED` if a frame that
+    /// began does not end in time, `E_UNREACHABLE` if the stream breaks. The lane is of no use then.
+    pub fn next_frame(&mut self) -> Result<Incoming<'_>, Fault> {
+        let (header, body_start) = loop {
+            match self.fill(HEADER_BYTES)? {
+                Filled::Yes => {}
+                Filled::Idle => return Ok(Incoming::Idle),
+                Filled::End => return Ok(Incoming::End),
+            }
+            let head = self.buffer[self.start..]
+                .first_chunk()
+                .expect("filled just now");
+            let header = Header::parse(head, body_bytes_max(head[2]))?;
+            let frame_bytes = HEADER_BYTES + header.body_bytes as usize;
+            // With a header read, the stream is inside a frame: neither idle nor ended.
+            if !matches!(self.fill(frame_bytes)?, Filled::Yes) {
+                return Err(Fault::new(
+                    Code::Truncated,
+                    "the stream ends inside a frame",
+                ));
+            }
+            let body_start = self.start + HEADER_BYTES;
+            self.start += frame_bytes;
+            self.frame_begun = None;
+            header.check_body(&self.buffer[body_start..self.start])?;
+            if !is_skippable(&header) {
+                break (header, body_start);
+            }
+            self.skipped_count += 1;
+        };
+        Ok(Incoming::Frame(Frame {
+            kind: header.kind,
+            body: &self.buffer[body_start..self.start],
+        }))
+    }
+
+    /// Brings at least `count` bytes into the buffer from `start` on.
+    fn fill(&mut self, count: usize) -> Result<Filled, Fault> {
+        while self.end - self.start < count {
+            if self.start == self.end {
+                (self.start, self.end) = (0, 0);
+            } else if self.start + count > self.buffer.len() {
+                self.buffer.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            }
+            let is_inside = self.end > self.start;
+            let begun = self.frame_begun.filter(|_| is_inside);
+            let waited = begun.unwrap_or_else(Instant::now).elapsed();
+            if waited > self.frame_wait_max {
+                let (have, wait) = (self.end - self.start, waited.as_secs());
+                return Err(Fault::new(
+                    Code::Stalled,
+                    format!("a frame has {have} of {count} bytes after {wait} s"),
+                ));
+            }
+            if is_inside && begun.is_none() {
+                self.frame_begun = Some(Instant::now());
+            }
+            match self.input.read(&mut self.buffer[self.end..]) {
+                Ok(0) if is_inside => {
+                    return Err(Fault::new(
+                        Code::Truncated,
+                        "the stream ends inside a frame",
+                    ));
+                }
+                Ok(0) => return Ok(Filled::End),
+                Ok(bytes) => self.end += bytes,
+                Err(error) if is_timeout(&error) && !is_inside => return Ok(Filled::Idle),
+                Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(broken("cannot be read", &error)),
+            }
+        }
+        Ok(Filled::Yes)
+    }
+}
+
+/// The writing half of a lane. Messages gather until [`LaneWriter::flush`]; a chunk is written at
+/// once, together with what gathered before it.
+#[derive(Debug)]
+pub struct LaneWriter<W> {
+    output: W,
+    buffer: Vec<u8>,
+    is_broken: bool,
+    written_bytes: u64,
+}
+
+impl LaneWriter<UnixStream> {
+    /// Writes to a socket, with a fault after `stall_max` without progress.
+    ///
+    /// # Errors
+    ///
+    /// `E_UNREACHABLE` if the socket does not take the timeout.
+    pub fn for_socket(socket: UnixStream, stall_max: Duration) -> Result<Self, Fault> {
+        socket
+            .set_write_timeout(Some(stall_max))
+            .map_err(|error| broken("cannot be written", &error))?;
+        Ok(Self::new(socket))
+    }
+}
+
+impl<W: Write> LaneWriter<W> {
+    /// Writes to anything.
+    pub fn new(output: W) -> Self {
+        Self {
+            output,
+            buffer: Vec::with_capacity(WRITE_BUFFER_BYTES),
+            is_broken: false,
+            written_bytes: 0,
+        }
+    }
+
+    /// Bytes written so far, not counting what waits to be flushed.
+    pub const fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Adds a message; it leaves with the next flush or chunk.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaneWriter::flush`].
+    pub fn write_message(&mut self, message: &Message) -> Result<(), Fault> {
+        if self.buffer.len() + HEADER_BYTES + BODY_BYTES_MAX as usize > WRITE_BUFFER_BYTES {
+            self.flush()?;
+        }
+        message.encode(&mut self.buffer);
+        Ok(())
+    }
+
+    /// Adds a chunk's frame, as [`crate::codec::EncodedChunk::frame`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaneWriter::flush`].
+    pub fn write_chunk_frame(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        if frame.len() > COPY_BYTES_MAX {
+            return self.write_out(frame);
+        }
+        if self.buffer.len() + frame.len() > WRITE_BUFFER_BYTES {
+            self.flush()?;
+        }
+        self.buffer.extend_from_slice(frame);
+        Ok(())
+    }
+
+    /// Writes all that gathered.
+    ///
+    /// # Errors
+    ///
+    /// `E_STALLED` without progress for too long, `E_UNREACHABLE` if the stream broke. Part of a
+    /// frame may have left then, so every later call fails as well.
+    pub fn flush(&mut self) -> Result<(), Fault> {
+        self.write_out(&[])
+    }
+
+    /// Writes what gathered and then `frame`, in one go where the system lets us.
+    fn write_out(&mut self, frame: &[u8]) -> Result<(), Fault> {
+        if self.is_broken {
+            return Err(Fault::new(Code::Unreachable, "the lane broke before"));
+        }
+        let gathered_bytes = self.buffer.len();
+        let total_bytes = gathered_bytes + frame.len();
+        let mut written = 0;
+        while written < total_bytes {
+            let gathered = &self.buffer[written.min(gathered_bytes)..];
+            let rest = &frame[written.saturating_sub(gathered_bytes)..];
+            let slices = [IoSlice::new(gathered), IoSlice::new(rest)];
+            match self.output.write_vectored(&slices) {
+                Ok(0) => return Err(self.fail(&ErrorKind::WriteZero.into())),
+                Ok(bytes) => written += bytes,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.fail(&error)),
+            }
+        }
+        self.buffer.clear();
+        self.written_bytes += total_bytes as u64;
+        Ok(())
+    }
+
+    fn fail(&mut self, error: &std::io::Error) -> Fault {
+        self.is_broken = true;
+        if is_timeout(error) {
+            return Fault::new(Code::Stalled, "the lane takes no more bytes");
+        }
+        broken("cannot be written", error)
+    }
+}
+
+/// A socket's timeout shows as either of these, by system.
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+fn broken(what: &str, error: &std::io::Error) -> Fault {
+    Fault::new(Code::Unreachable, format!("the lane {what}: {error}"))
+}

@@ -1,0 +1,452 @@
+//! The state folder: every path below it is opened so that nothing planted there leads outside.
+//!
+//! ```text
+//!  /var/lib/towpath/          0700, ours
+//!    lock                     held while a migrator runs
+//!    incarnation              how often one started, a journal of its own
+//!    guests/<name>/           0700
+//!      journal                who may run the guest
+//!      received               which blocks arrived, while it is being received
+//!      <name>                 small files, replaced as a whole
+//! ```
+//!
+//! Names are [`Name`]s, so they are no paths. Folders and files are opened by `openat2` beneath the
+//! root without links and without other file systems; a file must be a regular one of our own with
+//! one name, so that a planted link, FIFO or device is refused and never written through.
+
+mod received;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{AttemptId, Name};
+use towpath_protocol::space::Geometry;
+
+use crate::journal::{JOURNAL_BYTES, Journal};
+
+pub use received::{Position, ReceivedFile};
+
+/// Most guests on one host: far above what its memory holds, and a bound for the start-up's loop.
+pub const GUEST_COUNT_MAX: usize = 4096;
+
+/// Most bytes of a small file.
+pub const SMALL_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+const LOCK: &str = "lock";
+const INCARNATION: &str = "incarnation";
+const GUESTS: &str = "guests";
+const JOURNAL: &str = "journal";
+const RECEIVED: &str = "received";
+
+/// What a file is called until it is whole: no [`Name`] begins with a dot.
+const UNFINISHED: &str = ".unfinished";
+
+/// The state folder of this host's migrator, locked for this process.
+#[derive(Debug)]
+pub struct Store {
+    guests: OwnedFd,
+    incarnation: u64,
+    /// Closing it would let another migrator in.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the state folder, makes it if it is not there, and takes its lock for as long as the
+    /// store lives.
+    ///
+    /// The lock is `flock`'s, which like an OFD lock belongs to the open file and not to the
+    /// process: no other descriptor that is closed here gives it up.
+    ///
+    /// # Errors
+    ///
+    /// `E_ALREADY_RUNNING` if another process has the lock, `E_PATH` if the folder is not ours alone
+    /// or holds what it must not, `E_QUARANTINE` if the count of starts is unreadable, `E_IO`.
+    pub fn open(path: &Path) -> Result<Self, Fault> {
+        let shown = path.display().to_string();
+        match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(fault(&shown, "cannot be made", errno)),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| fault(&shown, "cannot be opened", errno))?;
+        check_folder(&root, &shown)?;
+        let lock = take_lock(&root, &shown)?;
+        let guests = make_folder(&root, GUESTS).or_else(|fault| match fault.code {
+            Code::GuestExists => open_folder(&root, GUESTS),
+            _ => Err(fault),
+        })?;
+        let incarnation = count_start(&root)?;
+        Ok(Self {
+            guests,
+            incarnation,
+            _lock: lock,
+        })
+    }
+
+    /// How often a migrator has started with this folder, this time included.
+    #[must_use]
+    pub const fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// The guests that have a folder, in the order of their names. What is no name is left alone.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` if the folder cannot be read, or holds more than [`GUEST_COUNT_MAX`] guests.
+    pub fn guests(&self) -> Result<Vec<Name>, Fault> {
+        let unreadable = |errno| fault(GUESTS, "cannot be read", errno);
+        let entries = rustix::fs::Dir::read_from(&self.guests).map_err(unreadable)?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name().to_str().ok();
+            let Some(name) = name.and_then(|name| name.parse::<Name>().ok()) else {
+                continue;
+            };
+            names.push(name);
+            if names.len() > GUEST_COUNT_MAX {
+                return Err(Fault::new(
+                    Code::Io,
+                    format!("the state folder holds more than {GUEST_COUNT_MAX} guests"),
+                ));
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The folder of a guest.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is none, `E_PATH` if it is something else.
+    pub fn guest(&self, name: &Name) -> Result<GuestFolder, Fault> {
+        let folder = open_folder(&self.guests, name.as_str())?;
+        Ok(GuestFolder {
+            folder,
+            incarnation: self.incarnation,
+        })
+    }
+
+    /// Makes the folder of a new guest.
+    ///
+    /// # Errors
+    ///
+    /// `E_GUEST_EXISTS` if anything of that name is there, `E_IO`.
+    pub fn create_guest(&self, name: &Name) -> Result<GuestFolder, Fault> {
+        let folder = make_folder(&self.guests, name.as_str())?;
+        Ok(GuestFolder {
+            folder,
+            incarnation: self.incarnation,
+        })
+    }
+
+    /// Removes a guest's folder with all files in it.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is none, `E_PATH` if it holds a folder, `E_IO`.
+    pub fn remove_guest(&self, name: &Name) -> Result<(), Fault> {
+        let shown = name.as_str();
+        let folder = open_folder(&self.guests, shown)?;
+        let unreadable = |errno| fault(shown, "cannot be read", errno);
+        for entry in rustix::fs::Dir::read_from(&folder).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let entry = entry.file_name();
+            if entry != c"." && entry != c".." {
+                rustix::fs::unlinkat(&folder, entry, AtFlags::empty())
+                    .map_err(|errno| fault(shown, "cannot be emptied", errno))?;
+            }
+        }
+        rustix::fs::unlinkat(&self.guests, shown, AtFlags::REMOVEDIR)
+            .map_err(|errno| fault(shown, "cannot be removed", errno))?;
+        sync_folder(&self.guests, GUESTS)
+    }
+}
+
+/// The folder of one guest.
+#[derive(Debug)]
+pub struct GuestFolder {
+    folder: OwnedFd,
+    incarnation: u64,
+}
+
+impl GuestFolder {
+    /// Makes the guest's journal with its first record. It is there whole or not at all, whenever
+    /// the power goes.
+    ///
+    /// # Errors
+    ///
+    /// `E_GUEST_EXISTS` if there is one, `E_JOURNAL` if it cannot be made durable, `E_IO`.
+    pub fn create_journal(&self, record: &[u8]) -> Result<Journal<File>, Fault> {
+        create_journal(&self.folder, JOURNAL, self.incarnation, record)
+    }
+
+    /// Opens the guest's journal.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is none, `E_PATH` if it is no plain file of ours, else as
+    /// [`Journal::open`].
+    pub fn open_journal(&self) -> Result<Journal<File>, Fault> {
+        let file = open_file(&self.folder, JOURNAL, OFlags::RDWR)?;
+        Journal::open(file, self.incarnation)
+    }
+
+    /// Makes the file of what has arrived, for a new attempt; an older one is gone then.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`, also if the disk is full: all space is taken now.
+    pub fn create_received(
+        &self,
+        attempt: AttemptId,
+        spaces: &[Geometry],
+    ) -> Result<ReceivedFile, Fault> {
+        self.remove_received()?;
+        let bytes = ReceivedFile::file_bytes(spaces)?;
+        let file = create_file(&self.folder, UNFINISHED, bytes)?;
+        let received = ReceivedFile::create(file, attempt, spaces)?;
+        finish_file(&self.folder, RECEIVED)?;
+        Ok(received)
+    }
+
+    /// Opens the file of what has arrived.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is none, `E_IMAGE_LOST` if it is damaged, `E_PATH` if it is no plain
+    /// file of ours, `E_IO`.
+    pub fn open_received(&self) -> Result<ReceivedFile, Fault> {
+        ReceivedFile::open(open_file(&self.folder, RECEIVED, OFlags::RDWR)?)
+    }
+
+    /// Removes the file of what has arrived, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`.
+    pub fn remove_received(&self) -> Result<(), Fault> {
+        remove_file(&self.folder, RECEIVED)
+    }
+
+    /// Replaces a small file as a whole, durably.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`; the old file is there then.
+    pub fn write(&self, name: &Name, content: &[u8]) -> Result<(), Fault> {
+        let mut file = create_file(&self.folder, UNFINISHED, 0)?;
+        file.write_all(content)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| Fault::new(Code::Io, format!("{name} cannot be written: {error}")))?;
+        rustix::fs::renameat(&self.folder, UNFINISHED, &self.folder, name.as_str())
+            .map_err(|errno| fault(name.as_str(), "cannot be put in place", errno))?;
+        sync_folder(&self.folder, name.as_str())
+    }
+
+    /// Reads a small file, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// `E_PATH` if it is no plain file of ours, `E_IO`, also if it is larger than
+    /// [`SMALL_FILE_BYTES_MAX`].
+    pub fn read(&self, name: &Name) -> Result<Option<Vec<u8>>, Fault> {
+        let file = match open_file(&self.folder, name.as_str(), OFlags::RDONLY) {
+            Ok(file) => file,
+            Err(fault) if fault.code == Code::NotFound => return Ok(None),
+            Err(fault) => return Err(fault),
+        };
+        let mut content = Vec::new();
+        let unreadable = |error| Fault::new(Code::Io, format!("{name} cannot be read: {error}"));
+        file.take(SMALL_FILE_BYTES_MAX + 1)
+            .read_to_end(&mut content)
+            .map_err(unreadable)?;
+        if content.len() as u64 > SMALL_FILE_BYTES_MAX {
+            let detail = format!("{name} is larger than {SMALL_FILE_BYTES_MAX} bytes");
+            return Err(Fault::new(Code::Io, detail));
+        }
+        Ok(Some(content))
+    }
+
+    /// Removes a small file, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`.
+    pub fn remove(&self, name: &Name) -> Result<(), Fault> {
+        remove_file(&self.folder, name.as_str())
+    }
+}
+
+fn take_lock(root: &OwnedFd, shown: &str) -> Result<File, Fault> {
+    let mut lock = open_file(root, LOCK, OFlags::RDWR | OFlags::CREATE)?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // Only for the message: without it the message still says enough.
+            drop((&lock).take(20).read_to_string(&mut holder));
+            return Err(Fault::new(
+                Code::AlreadyRunning,
+                format!("process {} uses {shown}", holder.trim()),
+            ));
+        }
+        Err(errno) => return Err(fault(LOCK, "cannot be locked", errno)),
+    }
+    let process = std::process::id();
+    lock.set_len(0)
+        .and_then(|()| lock.write_all(format!("{process}\n").as_bytes()))
+        .map_err(|error| Fault::new(Code::Io, format!("{LOCK} cannot be written: {error}")))?;
+    Ok(lock)
+}
+
+/// Counts this start, durably.
+fn count_start(root: &OwnedFd) -> Result<u64, Fault> {
+    let file = match open_file(root, INCARNATION, OFlags::RDWR) {
+        Ok(file) => file,
+        Err(fault) if fault.code == Code::NotFound => {
+            create_journal(root, INCARNATION, 0, &1_u64.to_le_bytes())?;
+            return Ok(1);
+        }
+        Err(fault) => return Err(fault),
+    };
+    let mut journal = Journal::open(file, 0)?;
+    let count: [u8; 8] = journal
+        .record()
+        .try_into()
+        .map_err(|_| Fault::new(Code::Quarantine, "the count of starts is no number"))?;
+    let count = u64::from_le_bytes(count).saturating_add(1);
+    journal.write(&count.to_le_bytes())?;
+    Ok(count)
+}
+
+fn create_journal(
+    folder: &OwnedFd,
+    name: &str,
+    incarnation: u64,
+    record: &[u8],
+) -> Result<Journal<File>, Fault> {
+    let file = create_file(folder, UNFINISHED, JOURNAL_BYTES)?;
+    // All of it, so that no later write needs the file's size or place to become durable as well.
+    file.sync_all()
+        .map_err(|error| Fault::new(Code::Journal, format!("{name} is not durable: {error}")))?;
+    let journal = Journal::create(file, incarnation, record)?;
+    finish_file(folder, name)?;
+    Ok(journal)
+}
+
+/// How every path below the root is opened.
+fn beneath() -> ResolveFlags {
+    ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV
+}
+
+fn open_beneath(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Fault> {
+    let mode = if flags.contains(OFlags::CREATE) {
+        Mode::RUSR | Mode::WUSR
+    } else {
+        Mode::empty()
+    };
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat2(folder, name, flags, mode, beneath())
+        .map_err(|errno| fault(name, "cannot be opened", errno))
+}
+
+/// Opens a plain file of ours.
+fn open_file(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<File, Fault> {
+    // Not to hang on a FIFO nobody writes to; on a regular file it means nothing.
+    let file = open_beneath(folder, name, flags | OFlags::NONBLOCK)?;
+    let stat =
+        rustix::fs::fstat(&file).map_err(|errno| fault(name, "cannot be looked at", errno))?;
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
+    if !is_regular || stat.st_nlink != 1 || !is_ours {
+        return Err(Fault::new(
+            Code::Path,
+            format!("{name} is not a plain file of ours with one name"),
+        ));
+    }
+    Ok(File::from(file))
+}
+
+/// Makes a file that was not there, with its space taken; what an earlier try left is removed.
+fn create_file(folder: &OwnedFd, name: &str, bytes: u64) -> Result<File, Fault> {
+    remove_file(folder, name)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    let file = open_file(folder, name, flags)?;
+    if bytes > 0 {
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)
+            .map_err(|errno| fault(name, "cannot have its space", errno))?;
+    }
+    Ok(file)
+}
+
+/// Gives the unfinished file its name, which must be free, durably.
+fn finish_file(folder: &OwnedFd, name: &str) -> Result<(), Fault> {
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    rustix::fs::renameat_with(folder, UNFINISHED, folder, name, flags)
+        .map_err(|errno| fault(name, "cannot be put in place", errno))?;
+    sync_folder(folder, name)
+}
+
+fn remove_file(folder: &OwnedFd, name: &str) -> Result<(), Fault> {
+    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(fault(name, "cannot be removed", errno)),
+    }
+}
+
+fn make_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Fault> {
+    rustix::fs::mkdirat(parent, name, Mode::RWXU)
+        .map_err(|errno| fault(name, "cannot be made", errno))?;
+    sync_folder(parent, name)?;
+    open_folder(parent, name)
+}
+
+fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Fault> {
+    let folder = open_beneath(parent, name, OFlags::DIRECTORY)?;
+    check_folder(&folder, name)?;
+    Ok(folder)
+}
+
+fn check_folder(folder: &OwnedFd, name: &str) -> Result<(), Fault> {
+    let stat =
+        rustix::fs::fstat(folder).map_err(|errno| fault(name, "cannot be looked at", errno))?;
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
+    let is_private = stat.st_mode & 0o077 == 0;
+    if !is_ours || !is_private {
+        return Err(Fault::new(
+            Code::Path,
+            format!("{name} must belong to us with mode 0700 and nobody else may enter it"),
+        ));
+    }
+    Ok(())
+}
+
+/// Makes a folder's names durable.
+fn sync_folder(folder: impl AsFd, name: &str) -> Result<(), Fault> {
+    rustix::fs::fsync(folder).map_err(|errno| fault(name, "cannot be made durable", errno))
+}
+
+/// The fault an error of the system is: something else in the place of ours, or trouble with it.
+fn fault(name: &str, what: &str, errno: Errno) -> Fault {
+    let code = match errno {
+        Errno::LOOP | Errno::XDEV | Errno::NOTDIR | Errno::ISDIR | Errno::NXIO | Errno::PERM => {
+            Code::Path
+        }
+        Errno::NOENT => Code::NotFound,
+        Errno::EXIST => Code::GuestExists,
+        _ => Code::Io,
+    };
+    Fault::new(code, format!("{name} {what}: {errno}"))
+}

@@ -1,0 +1,263 @@
+//! What a target answers when it is asked again, asked too late, or asked for what it cannot do.
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
+use towpath_protocol::image::{CHAIN_START, Image};
+use towpath_protocol::message::{
+    ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, SpaceInfo, ZERO_CHUNK_DIGEST, chain_after,
+};
+use towpath_protocol::ownership::{self, Ownership, Root, State};
+use towpath_protocol::space::{BlockRun, BlockSet, MEMORY};
+use towpath_protocol::target::{Action, Event, Outcome, Setup, Target};
+use towpath_protocol::time::Instant;
+
+const GUEST: GuestId = GuestId(7);
+const ATTEMPT: AttemptId = AttemptId(1);
+const BLOCK_COUNT: u64 = 64;
+
+fn host(name: &str) -> HostIdentity {
+    HostIdentity {
+        trust_domain: "shop.example".parse().expect("a name"),
+        site: "site".parse().expect("a name"),
+        host: name.parse().expect("a name"),
+    }
+}
+
+fn setup() -> Setup {
+    Setup {
+        host: host("b"),
+        source: host("a"),
+        migration: MigrationId(1),
+        attempt: ATTEMPT,
+        guest: GUEST,
+    }
+}
+
+fn spaces() -> Vec<SpaceInfo> {
+    vec![SpaceInfo {
+        id: MEMORY,
+        block_bytes: 4096,
+        block_count: BLOCK_COUNT,
+    }]
+}
+
+fn prepare() -> Message {
+    Message::Prepare(Prepare {
+        name: "till".parse().expect("a name"),
+        epoch: Epoch(2),
+        spaces: spaces(),
+        config: Vec::new(),
+    })
+}
+
+/// Feeds an event and gives what is to be done about it.
+fn feed(target: &mut Target, event: Event) -> (Result<(), Fault>, Vec<Action>) {
+    let result = target.handle(event, Instant::ZERO);
+    (result, std::iter::from_fn(|| target.poll()).collect())
+}
+
+fn hear(target: &mut Target, message: Message) -> (Result<(), Fault>, Vec<Action>) {
+    feed(target, Event::Heard(Lane::Control, message))
+}
+
+fn says(actions: &[Action], wanted: impl Fn(&Message) -> bool) -> bool {
+    let is_it = |action: &Action| matches!(action, Action::Send(_, message) if wanted(message));
+    actions.iter().any(is_it)
+}
+
+fn vacant() -> Target {
+    let mut target = Target::begin(setup(), Ownership::vacant(host("b"), GUEST));
+    feed(&mut target, Event::LinkUp).0.expect("lanes open");
+    target
+}
+
+/// A target that has the whole image, all of it zeros but for `missing` blocks, and its root.
+fn ready(missing: BlockSet) -> (Target, Root) {
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    feed(&mut target, Event::GuestBuilt).0.expect("built");
+    let header = ChunkHeader {
+        sequence: 1,
+        generation: 1,
+        space: MEMORY,
+        codec: Codec::Zero,
+        runs: vec![BlockRun {
+            start: 0,
+            count: u32::try_from(BLOCK_COUNT).expect("small"),
+        }],
+        digest: ZERO_CHUNK_DIGEST,
+    };
+    let chain = chain_after(&CHAIN_START, &header);
+    let (lane, token) = (Lane::Bulk, 1);
+    let chunk = Event::Chunk {
+        lane,
+        header,
+        token,
+    };
+    feed(&mut target, chunk).0.expect("a chunk");
+    let parts: Vec<Message> = towpath_protocol::image::missing_parts(MEMORY, &missing)
+        .map(Message::MissingPart)
+        .collect();
+    let missing = [missing];
+    let root = Image {
+        guest: GUEST,
+        attempt: ATTEMPT,
+        epoch: Epoch(2),
+        spaces: &spaces(),
+        config: &[],
+        chain: &chain,
+        missing: &missing,
+        state: &[5],
+    }
+    .root();
+    let end = FinalEnd {
+        through_sequence: 1,
+        state_bytes: 1,
+        missing_count: missing[0].len(),
+        root,
+    };
+    let paused = [Message::FinalBegin]
+        .into_iter()
+        .chain(parts)
+        .chain([Message::StatePart(vec![5]), Message::FinalEnd(end)]);
+    for message in paused {
+        let event = Event::Heard(Lane::Switch, message);
+        feed(&mut target, event).0.expect("the paused stage");
+    }
+    let (result, actions) = feed(&mut target, Event::StateLoaded);
+    result.expect("loaded");
+    assert!(says(&actions, |message| *message == Message::Ready(root)));
+    (target, root)
+}
+
+/// As [`ready`], committed; the guest is ordered to run and does not yet.
+fn committed() -> Target {
+    let (mut target, root) = ready(BlockSet::empty(BLOCK_COUNT));
+    let (result, actions) = hear(&mut target, Message::Commit(Epoch(2), root));
+    result.expect("taken");
+    assert!(actions.contains(&Action::Run(Epoch(2))));
+    assert!(!says(&actions, |message| matches!(
+        message,
+        Message::Ack(_)
+    )));
+    target
+}
+
+#[test]
+fn a_refused_attempt_that_is_offered_again_is_refused_again_and_nothing_is_built() {
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    let mut law = target.into_ownership();
+    law.handle(ownership::Event::GiveUp).expect("prepared");
+    // The daemon restarts, the source's lanes come back.
+    let law = Ownership::recover(host("b"), law.record().clone());
+    let mut target = Target::begin(setup(), law);
+    feed(&mut target, Event::LinkUp).0.expect("lanes open");
+    let (_, actions) = hear(&mut target, prepare());
+    assert!(says(&actions, |message| matches!(
+        message,
+        Message::Nack(_)
+    )));
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::BuildGuest(_)))
+    );
+    assert!(matches!(
+        actions.last(),
+        Some(Action::Finished(Outcome::Refused(_)))
+    ));
+}
+
+#[test]
+fn a_target_that_is_through_answers_an_offer_and_a_commit_that_come_again() {
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    let out_of_room = Fault::new(Code::Io, "no room");
+    let (_, actions) = feed(&mut target, Event::Failed(out_of_room));
+    assert!(says(&actions, |message| matches!(
+        message,
+        Message::Nack(_)
+    )));
+    // The refusal was lost with the lanes.
+    feed(&mut target, Event::LinkDown).0.expect("lanes gone");
+    feed(&mut target, Event::LinkUp).0.expect("lanes back");
+    for message in [prepare(), Message::Commit(Epoch(2), Root([1; 32]))] {
+        let (_, actions) = hear(&mut target, message);
+        assert!(says(&actions, |message| matches!(
+            message,
+            Message::Nack(_)
+        )));
+    }
+}
+
+#[test]
+fn a_target_that_refused_before_it_prepared_does_not_begin_to_prepare_later() {
+    let (owner, _) = Ownership::owner(host("b"), GUEST, Epoch(1));
+    let mut target = Target::begin(setup(), owner);
+    feed(&mut target, Event::LinkUp).0.expect("lanes open");
+    for _ in 0..2 {
+        let (_, actions) = hear(&mut target, prepare());
+        let is_right = |message: &Message| matches!(message, Message::Refused(reason) if reason.code == "E_GUEST_EXISTS");
+        assert!(says(&actions, is_right));
+        assert!(
+            !actions
+                .iter()
+                .any(|action| matches!(action, Action::Persist(_)))
+        );
+    }
+}
+
+#[test]
+fn fault_08_a_guest_that_dies_between_commit_and_first_instruction_is_lost_and_not_refused() {
+    let mut target = committed();
+    let (_, actions) = feed(&mut target, Event::GuestGone);
+    assert!(says(&actions, |message| matches!(message, Message::Ack(_))));
+    assert!(!says(&actions, |message| matches!(
+        message,
+        Message::Nack(_)
+    )));
+    assert!(matches!(
+        actions.last(),
+        Some(Action::Finished(Outcome::Lost(_)))
+    ));
+    assert!(matches!(
+        target.ownership().record().state,
+        State::Owned { .. }
+    ));
+}
+
+#[test]
+fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
+    let mut missing = BlockSet::empty(BLOCK_COUNT);
+    missing.insert(3);
+    let (mut running, root) = ready(missing);
+    hear(&mut running, Message::Commit(Epoch(2), root))
+        .0
+        .expect("taken");
+    feed(&mut running, Event::GuestRuns { at: Instant::ZERO })
+        .0
+        .expect("runs");
+    let nonsense = || {
+        let (epoch, root) = (Epoch(9), Root([9; 32]));
+        [
+            prepare(),
+            Message::FinalBegin,
+            Message::Commit(epoch, root),
+            Message::Ack(1),
+            Message::Complete,
+        ]
+    };
+    for mut target in [committed(), running] {
+        for message in nonsense() {
+            let (_, actions) = hear(&mut target, message);
+            let is_over = |action: &Action| matches!(action, Action::Finished(_));
+            assert!(!actions.iter().any(is_over), "{actions:?}");
+            feed(&mut target, Event::LinkUp).0.expect("lanes back");
+        }
+        assert!(matches!(
+            target.ownership().record().state,
+            State::Owned { .. }
+        ));
+    }
+}

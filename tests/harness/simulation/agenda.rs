@@ -1,0 +1,40 @@
+//! What happens when, in virtual time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use super::link::Nanos;
+
+/// Things to happen, earliest first, and first come first where the time is the same.
+#[derive(Debug)]
+pub(super) struct Agenda<T> {
+    order: BinaryHeap<Reverse<(Nanos, u64)>>,
+    things: BTreeMap<u64, T>,
+    next: u64,
+}
+
+impl<T> Default for Agenda<T> {
+    fn default() -> Self {
+        Self {
+            order: BinaryHeap::new(),
+            things: BTreeMap::new(),
+            next: 0,
+        }
+    }
+}
+
+impl<T> Agenda<T> {
+    /// Notes that a thing happens at a time.
+    pub(super) fn add(&mut self, at: Nanos, thing: T) {
+        self.order.push(Reverse((at, self.next)));
+        self.things.insert(self.next, thing);
+        self.next += 1;
+    }
+
+    /// Takes the next thing out.
+    pub(super) fn next(&mut self) -> Option<(Nanos, T)> {
+        let Reverse((at, number)) = self.order.pop()?;
+        let thing = self.things.remove(&number);
+        thing.map(|thing| (at, thing))
+    }
+}

@@ -1,0 +1,58 @@
+//! A short run of every fuzz target on the stable compiler; the seed is printed and can be given.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use towpath_fuzz::{TARGETS, smoke};
+
+/// Inputs in one go, between two looks at the clock.
+const BATCH: usize = 500;
+
+/// Fewest inputs for each target, however slow the machine is.
+const BATCHES_MIN: u64 = 4;
+
+/// Time for each target: all of them together stay under a quarter of a minute.
+const TARGET_SECONDS: u64 = 2;
+
+fn first_seed() -> u64 {
+    match std::env::var("TOWPATH_FUZZ_SEED") {
+        Ok(text) => text.parse().expect("TOWPATH_FUZZ_SEED is a number"),
+        Err(_) => 20_260_101,
+    }
+}
+
+#[test]
+fn every_seed_is_good_so_that_mistakes_in_it_reach_far() {
+    for (name, entry) in TARGETS {
+        let seeds = towpath_fuzz::seeds::of(name);
+        assert!(seeds.len() > 2, "{name} has seeds");
+        for (number, seed) in seeds.iter().enumerate() {
+            assert!(entry(seed), "{name}: seed {number} is refused: {seed:02x?}");
+        }
+    }
+}
+
+#[test]
+fn no_parser_of_foreign_bytes_panics() {
+    for (name, entry) in TARGETS {
+        let begun = Instant::now();
+        let (mut inputs, mut good) = (0, 0);
+        for batch in 0.. {
+            let enough = begun.elapsed() > Duration::from_secs(TARGET_SECONDS);
+            if enough && batch >= BATCHES_MIN {
+                break;
+            }
+            let seed = first_seed()
+                .wrapping_add(batch)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let result = std::panic::catch_unwind(|| smoke::run(name, entry, seed, BATCH));
+            good += result.unwrap_or_else(|_| {
+                let first = first_seed();
+                panic!("{name} fails in batch {batch}; again by TOWPATH_FUZZ_SEED={first}")
+            });
+            inputs += BATCH;
+        }
+        println!("{name}: {inputs} inputs, {good} of them good");
+        assert!(good > 0, "{name}: mistakes are too gross to reach far");
+    }
+}

@@ -1,0 +1,87 @@
+//! Thousands of simulated moves with everything going wrong that can.
+//!
+//! `TOWPATH_SEED=n` runs one seed with its trace; `TOWPATH_SEEDS=n` runs so many.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use towpath_tests::simulation::{self, Failure, Summary};
+
+/// Seeds of a run unless told otherwise.
+const SEED_COUNT: u64 = 10_000;
+
+/// Lines of the trace that are shown of a failure.
+const TRACE_LINES_SHOWN: usize = 4_000;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
+}
+
+fn show(failure: &Failure) -> String {
+    let from = failure.trace.len().saturating_sub(TRACE_LINES_SHOWN);
+    let trace = failure.trace[from..].join("\n");
+    let (seed, what) = (failure.seed, &failure.what);
+    format!("{trace}\nseed {seed}: {what}; again with TOWPATH_SEED={seed}")
+}
+
+fn add(total: &mut Summary, one: &Summary) {
+    total.happening_count += one.happening_count;
+    total.move_count += one.move_count;
+    total.attempt_count += one.attempt_count;
+    total.post_copy_count += one.post_copy_count;
+    total.demand_count += one.demand_count;
+    total.thaw_count += one.thaw_count;
+    total.crash_count += one.crash_count;
+    total.boot_count += one.boot_count;
+}
+
+/// Runs seeds on every processor until one fails.
+fn run_all(count: u64) -> Result<Summary, Failure> {
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let work = || {
+        let mut total = Summary::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= count {
+                return Ok(total);
+            }
+            match simulation::run(seed, false) {
+                Ok(summary) => add(&mut total, &summary),
+                Err(failure) => {
+                    next.store(count, Ordering::Relaxed);
+                    return Err(failure);
+                }
+            }
+        }
+    };
+    let results: Vec<Result<Summary, Failure>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("no panic"))
+            .collect()
+    });
+    let mut total = Summary::default();
+    for result in results {
+        add(&mut total, &result?);
+    }
+    Ok(total)
+}
+
+#[test]
+fn a_guest_arrives_whole_whatever_goes_wrong() {
+    if let Some(seed) = number("TOWPATH_SEED") {
+        if let Err(failure) = simulation::run(seed, true) {
+            panic!("{}", show(&failure));
+        }
+        return;
+    }
+    match run_all(number("TOWPATH_SEEDS").unwrap_or(SEED_COUNT)) {
+        Ok(total) => println!("{total:?}"),
+        Err(failure) => {
+            let traced = simulation::run(failure.seed, true).expect_err("a seed decides all");
+            panic!("{}", show(&traced));
+        }
+    }
+}
