@@ -36,6 +36,10 @@ pub const LOSS_TOLERATED_PER_MILLE: u64 = 20;
 /// Least time of a round: on a fast short path a round trip is too short to measure a rate in.
 const ROUND_MIN: Duration = Duration::from_millis(1);
 
+/// How long the highest rate counts. On a path shorter than this, rounds are so short that a process
+/// which was not scheduled looks like a slow path; longer ones are not touched by it.
+const PEAK_TIME: Duration = Duration::from_millis(20);
+
 /// How long a base round trip is believed, twice: it is the least of this time and of the one before.
 const BASE_TIME: Duration = Duration::from_secs(10);
 
@@ -118,6 +122,27 @@ struct Base {
     was_empty: bool,
 }
 
+/// The highest rate of the last few milliseconds: of two spans, so that it always covers one whole.
+#[derive(Debug, Clone, Copy, Default)]
+struct Peak {
+    began: Instant,
+    current: u64,
+    previous: u64,
+}
+
+impl Peak {
+    /// The peak with one more sample.
+    fn with(&mut self, rate: u64, now: Instant) -> u64 {
+        if now.since(self.began) >= PEAK_TIME {
+            self.began = now;
+            self.previous = self.current;
+            self.current = 0;
+        }
+        self.current = self.current.max(rate);
+        self.current.max(self.previous)
+    }
+}
+
 /// Follows one connection.
 #[derive(Debug, Clone)]
 pub struct Estimator {
@@ -127,6 +152,7 @@ pub struct Estimator {
     packet_bytes: u64,
     window_bytes: u64,
     rate_bytes_per_second: u64,
+    peak: Peak,
     queue_delay: Duration,
     allowance: Duration,
 }
@@ -150,6 +176,7 @@ impl Estimator {
             packet_bytes,
             window_bytes,
             rate_bytes_per_second: 0,
+            peak: Peak::default(),
             queue_delay: Duration::ZERO,
             allowance: ALLOWANCE,
         }
@@ -215,6 +242,7 @@ impl Estimator {
         let round = std::mem::replace(&mut self.round, Round::beginning(now));
         let elapsed = now.since(round.began);
         let rate = per_second(round.delivered_bytes, elapsed);
+        let rate = self.peak.with(rate, now);
         self.queue_delay = round.rtt_min.saturating_sub(base);
         self.base.was_empty |= self.queue_delay < self.allowance / 4;
         let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);

@@ -12,7 +12,7 @@ mod daemon;
 mod guest;
 mod link;
 mod operator;
-mod random;
+pub(crate) mod random;
 mod scenario;
 mod source_side;
 mod target_side;

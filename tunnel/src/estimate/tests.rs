@@ -221,7 +221,7 @@ fn a_longer_path_is_believed_after_the_old_base_is_forgotten() {
 }
 
 #[test]
-fn a_sender_with_nothing_to_send_teaches_nothing() {
+fn a_source_with_nothing_to_send_teaches_nothing() {
     let mut simulation = Simulation::new(Path::new(100, 40, 100));
     simulation.run_until(5 * SECOND);
     let before = simulation.estimator.estimate();

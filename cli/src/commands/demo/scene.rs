@@ -187,7 +187,15 @@ async fn move_guest(
         Problem::new(Code::Stalled, cause)
     })??;
     outcome(&view)?;
-    Ok(view)
+    // How long the guest waited for pages only the target knows.
+    let path = format!("/v1/migrations/{}", view.id);
+    let arrived: MigrationView = to.migrator.get(&path).await?;
+    Ok(MigrationView {
+        demand_fetches: arrived.demand_fetches,
+        demand_p50_ms: arrived.demand_p50_ms,
+        demand_p99_ms: arrived.demand_p99_ms,
+        ..view
+    })
 }
 
 fn move_wait_max(options: &Options) -> Duration {

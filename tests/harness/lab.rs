@@ -1,0 +1,264 @@
+//! Two sites on this machine with a link between them that can be cut: everything real but the distance.
+//!
+//! ```text
+//!      edge                                                  region
+//!  migrator ── tunnel ──UDP──► relay (rate, delay) ──UDP──► tunnel ── migrator
+//!     │                                                                   │
+//!   guest  ────────────────────── moves there, and back ─────────────► guest
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use towpath_bench::relay::{Control, Door, Options, Relay, Side};
+use towpath_certs::Authority;
+use towpath_migrator::api::{GuestKind, GuestRequest, MigrationMode, MigrationRequest};
+use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
+
+use crate::keeper::{Folder, processes_with};
+use crate::process::tail;
+use crate::site::{Place, Reach, Site};
+
+/// How long the first link may take.
+const LINK_WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes of each log that are shown when a test fails.
+const LOG_BYTES_SHOWN: usize = 6_000;
+
+/// Time between two heartbeats of a lab's guests.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(2);
+
+/// The link between the sites.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// Its rate, each way.
+    pub megabits_per_second: u64,
+    /// Its round trip.
+    pub round_trip: Duration,
+}
+
+/// A guest to start.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// Its name.
+    pub name: Name,
+    /// What kind of machine it is.
+    pub kind: GuestKind,
+    /// Its memory.
+    pub memory_mib: u64,
+    /// How many pages it rewrites each second.
+    pub dirty_pages_per_second: u64,
+}
+
+impl Guest {
+    /// A process guest that rewrites 500 pages a second.
+    ///
+    /// # Panics
+    ///
+    /// If that is no name.
+    #[must_use]
+    pub fn new(name: &str, memory_mib: u64) -> Self {
+        Self {
+            name: name.parse().expect("a guest's name"),
+            kind: GuestKind::Process,
+            memory_mib,
+            dirty_pages_per_second: 500,
+        }
+    }
+
+    /// The same as a virtual machine.
+    #[must_use]
+    pub fn virtual_machine(mut self) -> Self {
+        self.kind = GuestKind::Kvm;
+        self
+    }
+
+    fn request(&self) -> GuestRequest {
+        GuestRequest {
+            name: self.name.clone(),
+            kind: self.kind,
+            memory_bytes: self.memory_mib << 20,
+            dirty_pages_per_second: self.dirty_pages_per_second,
+            working_set_bytes: None,
+            incompressible_percent: 50,
+            heartbeat_interval_us: u32::try_from(HEARTBEAT_INTERVAL.as_micros()).expect("short"),
+        }
+    }
+}
+
+/// The lab. Dropping it ends every process it began.
+#[derive(Debug)]
+pub struct Lab {
+    sites: [Site; 2],
+    control: Control,
+    _relay: Relay,
+    folder: Folder,
+    _runtime: Arc<Runtime>,
+}
+
+impl Lab {
+    /// Builds the lab and waits until its link is up.
+    ///
+    /// # Panics
+    ///
+    /// If anything does not start.
+    #[must_use]
+    pub fn start(link: Link) -> Self {
+        let folder = Folder::new();
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = Arc::new(runtime.expect("a runtime"));
+        let domain = "lab.towpath".parse().expect("a trust domain");
+        let authority = Authority::init(&folder.path().join("authority"), &domain);
+        let authority = authority.expect("an authority");
+        let far = free_address();
+        let bits_per_second = link.megabits_per_second * 1_000_000;
+        let doors = vec![Door {
+            from: Side::A,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            to: far,
+        }];
+        let relay = Relay::start(&Options::symmetric(doors, bits_per_second, link.round_trip));
+        let relay = relay.expect("a relay");
+        let rate = Rate::from_bytes_per_second(bits_per_second / 8).expect("a rate");
+        let site = |place, reach| {
+            let runtime = Arc::clone(&runtime);
+            Site::new(place, folder.path(), &authority, (reach, rate), runtime)
+        };
+        let mut lab = Self {
+            sites: [
+                site(Place::Edge, Reach::Dial(relay.doors()[0])),
+                site(Place::Region, Reach::Listen(far)),
+            ],
+            control: relay.control(),
+            _relay: relay,
+            folder,
+            _runtime: runtime,
+        };
+        for place in [Place::Region, Place::Edge] {
+            lab.site_mut(place).start_tunnel();
+            lab.site_mut(place).start_migrator();
+        }
+        lab.site(Place::Edge).wait_for_link(LINK_WAIT);
+        lab
+    }
+
+    /// One of the sites.
+    #[must_use]
+    pub const fn site(&self, place: Place) -> &Site {
+        &self.sites[place as usize]
+    }
+
+    /// One of the sites, to start and kill its daemons.
+    pub const fn site_mut(&mut self, place: Place) -> &mut Site {
+        &mut self.sites[place as usize]
+    }
+
+    /// Cuts what `from` sends.
+    pub fn cut_from(&self, from: Place) {
+        self.control.cut(match from {
+            Place::Edge => Side::A,
+            Place::Region => Side::B,
+        });
+    }
+
+    /// Cuts the link.
+    pub fn cut(&self) {
+        self.control.cut_both();
+    }
+
+    /// Mends the link.
+    pub fn heal(&self) {
+        self.control.heal();
+    }
+
+    /// Starts a guest.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_guest(&self, place: Place, guest: &Guest) {
+        let started = self.site(place).start_guest(&guest.request());
+        started.unwrap_or_else(|problem| panic!("guest {}: {problem:?}", guest.name));
+    }
+
+    /// A request to move a guest from a site to the other one.
+    #[must_use]
+    pub fn request(guest: &Guest, from: Place, mode: MigrationMode) -> MigrationRequest {
+        MigrationRequest {
+            guest: guest.name.clone(),
+            site: from.other().name(),
+            mode,
+            max_pause_ms: 200,
+            rate: None,
+        }
+    }
+
+    /// Ends a guest wherever it is, so that the lab can be used again.
+    pub fn forget_guest(&self, guest: &Name) {
+        for place in Place::ALL {
+            // It may not be known at one of them.
+            let _ = self.site(place).stop_guest(guest);
+        }
+    }
+
+    /// Processes of a guest at a site.
+    #[must_use]
+    pub fn guest_processes(&self, place: Place, guest: &Name) -> Vec<rustix::process::Pid> {
+        // The folder itself is the argument: what is below its parent and ends with its name.
+        let folder = self.site(place).guest_folder(guest);
+        let all = processes_with(self.site(place).folder());
+        all.into_iter()
+            .filter(|id| {
+                let path = format!("/proc/{}/cmdline", id.as_raw_nonzero());
+                std::fs::read(path).is_ok_and(|words| {
+                    words
+                        .split(|byte| *byte == 0)
+                        .any(|word| word == folder.as_os_str().as_encoded_bytes())
+                })
+            })
+            .collect()
+    }
+
+    /// `kill -9` of a guest's process at a site; how many there were.
+    pub fn kill_guest(&self, place: Place, guest: &Name) -> usize {
+        let processes = self.guest_processes(place, guest);
+        for process in &processes {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(*process, rustix::process::Signal::KILL);
+        }
+        processes.len()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if let Some(kept) = std::env::var_os("TOWPATH_KEEP") {
+            let copied = std::process::Command::new("cp")
+                .arg("-a")
+                .arg(self.folder.path())
+                .arg(&kept)
+                .status();
+            eprintln!(
+                "the lab's files were copied to {}: {copied:?}",
+                kept.display()
+            );
+        }
+        for site in &self.sites {
+            for log in [site.tunnel_log(), site.migrator_log()] {
+                eprintln!("--- {}\n{}", log.display(), tail(log, LOG_BYTES_SHOWN));
+            }
+        }
+    }
+}
+
+/// A loopback UDP address that nobody uses now.
+fn free_address() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    socket.local_addr().expect("a bound socket has an address")
+}

@@ -1,0 +1,437 @@
+//! One site of a lab: a host with a tunnel and a migrator, and what its API says.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
+use towpath_certs::{Authority, Validity};
+use towpath_daemon::client::Client;
+use towpath_daemon::log;
+use towpath_daemon::problem::Problem;
+use towpath_migrator::api::{
+    GuestList, GuestRequest, GuestView, MigrationList, MigrationRequest, MigrationView,
+    StoppedView, VerifyView,
+};
+use towpath_migrator::config as migrator;
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::rate::Rate;
+use towpath_tunnel::config as tunnel;
+use towpath_tunnel::status::{LinkState, StatusView};
+
+use crate::process::{Daemon, Plan};
+
+/// How long an answer may take: starting a guest fills its memory, on a busy machine.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at something that is waited for.
+pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Which of the two sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// The one that dials.
+    Edge,
+    /// The one that is dialled.
+    Region,
+}
+
+impl Place {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Edge, Self::Region];
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Edge => Self::Region,
+            Self::Region => Self::Edge,
+        }
+    }
+
+    /// The site's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Region => "region",
+        }
+    }
+
+    /// The site's name as Towpath writes it.
+    ///
+    /// # Panics
+    ///
+    /// Never: both are names.
+    #[must_use]
+    pub fn name(self) -> Name {
+        self.as_str().parse().expect("a name")
+    }
+}
+
+/// Where the site's tunnel listens or dials.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Reach {
+    Listen(SocketAddr),
+    Dial(SocketAddr),
+}
+
+/// A site and its daemons.
+#[derive(Debug)]
+pub struct Site {
+    place: Place,
+    folder: PathBuf,
+    client: Client,
+    admin: Client,
+    runtime: Arc<Runtime>,
+    tunnel_plan: Plan,
+    migrator_plan: Plan,
+    tunnel: Option<Daemon>,
+    migrator: Option<Daemon>,
+}
+
+impl Site {
+    /// Makes the site's files below `root`; nothing runs yet.
+    pub(crate) fn new(
+        place: Place,
+        root: &Path,
+        authority: &Authority,
+        (reach, rate): (Reach, Rate),
+        runtime: Arc<Runtime>,
+    ) -> Self {
+        let folder = root.join(place.as_str());
+        let run = folder.join("run");
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&run).expect("a folder for a site");
+        let identity = HostIdentity {
+            trust_domain: authority.trust_domain().clone(),
+            site: place.name(),
+            host: "host-1".parse().expect("a name"),
+        };
+        let validity = Validity::lasting(Duration::from_hours(24), SystemTime::now());
+        let certificates = authority
+            .issue(&identity, validity, &folder.join("certificates"))
+            .expect("a certificate");
+        let migrator = migrator::Config {
+            trust_domain: identity.trust_domain,
+            site: identity.site,
+            host: identity.host,
+            state_dir: folder.join("state"),
+            run_dir: run.clone(),
+            socket: None,
+            tunnel_socket: None,
+            service_socket: None,
+            listen: None,
+            guest_command: None,
+            quota: migrator::Quota::default(),
+            limits: migrator::Limits::default(),
+            log: log::Options::default(),
+        };
+        let tunnel = tunnel_config(place, &migrator, (reach, rate), certificates, &run);
+        let plan = |kind: &'static str, config| Plan {
+            kind,
+            config,
+            run: run.clone(),
+            log: folder.join(format!("{kind}.log")),
+        };
+        Self {
+            place,
+            client: Client::new(migrator.socket()).timeout(ANSWER_WAIT),
+            admin: Client::new(tunnel.admin.socket.clone()).timeout(ANSWER_WAIT),
+            runtime,
+            tunnel_plan: plan("tunnel", write(&folder.join("tunnel.toml"), &tunnel)),
+            migrator_plan: plan("migrator", write(&folder.join("migrator.toml"), &migrator)),
+            tunnel: None,
+            migrator: None,
+            folder,
+        }
+    }
+
+    /// Which site it is.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The folder of all its files.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of a guest.
+    #[must_use]
+    pub fn guest_folder(&self, guest: &Name) -> PathBuf {
+        self.folder.join("state/guests").join(guest.as_str())
+    }
+
+    /// The migrator's log.
+    #[must_use]
+    pub fn migrator_log(&self) -> &Path {
+        &self.migrator_plan.log
+    }
+
+    /// The tunnel's log.
+    #[must_use]
+    pub fn tunnel_log(&self) -> &Path {
+        &self.tunnel_plan.log
+    }
+
+    /// A way to the migrator's API for another thread.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Starts the tunnel if it does not run.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_tunnel(&mut self) {
+        if self.tunnel.is_none() {
+            let started = self.tunnel_plan.start(None);
+            self.tunnel =
+                Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
+        }
+    }
+
+    /// Starts the migrator if it does not run.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_migrator(&mut self) {
+        self.start_migrator_with(None);
+    }
+
+    /// Starts a migrator that kills itself right after it has carried out a step: `source:freeze`.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_migrator_with(&mut self, failpoint: Option<&str>) {
+        if self.migrator.is_none() {
+            let started = self.migrator_plan.start(failpoint);
+            self.migrator =
+                Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
+        }
+    }
+
+    /// `kill -9` of the tunnel.
+    pub fn kill_tunnel(&mut self) {
+        if let Some(tunnel) = self.tunnel.take() {
+            tunnel.kill();
+        }
+    }
+
+    /// `kill -9` of the migrator.
+    pub fn kill_migrator(&mut self) {
+        if let Some(migrator) = self.migrator.take() {
+            migrator.kill();
+        }
+    }
+
+    /// Stops both daemons as a package upgrade does.
+    ///
+    /// # Panics
+    ///
+    /// If one of them does not end.
+    pub fn stop_daemons(&mut self) {
+        for daemon in [self.migrator.take(), self.tunnel.take()]
+            .into_iter()
+            .flatten()
+        {
+            daemon.stop().expect("a daemon ends when it is asked to");
+        }
+    }
+
+    /// Waits until the migrator ends by itself; false if it outlives the wait.
+    pub fn migrator_ends(&mut self, wait: Duration) -> bool {
+        let ended = self
+            .migrator
+            .as_mut()
+            .is_none_or(|migrator| migrator.wait_for_end(wait).is_some());
+        if ended {
+            self.migrator = None;
+        }
+        ended
+    }
+
+    /// Whether the migrator is there.
+    pub fn has_migrator(&mut self) -> bool {
+        let ended = self
+            .migrator
+            .as_mut()
+            .is_none_or(|migrator| migrator.ended().is_some());
+        !ended
+    }
+
+    /// Starts a second migrator on the same state folder and gives how it ended.
+    #[must_use]
+    pub fn second_migrator(&self) -> Option<ExitStatus> {
+        self.migrator_plan.start_second()
+    }
+
+    /// Whether the link to the other site is up.
+    #[must_use]
+    pub fn has_link(&self) -> bool {
+        let status: Result<StatusView, _> = self.runtime.block_on(self.admin.get("/status"));
+        status.is_ok_and(|status| status.links.iter().all(|link| link.state == LinkState::Up))
+    }
+
+    /// Waits until the link is up.
+    ///
+    /// # Panics
+    ///
+    /// If it does not come up in time.
+    pub fn wait_for_link(&self, wait: Duration) {
+        let deadline = Instant::now() + wait;
+        while !self.has_link() {
+            assert!(Instant::now() < deadline, "no link after {wait:?}");
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        self.runtime.block_on(self.client.get(path))
+    }
+
+    fn post<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, Problem> {
+        self.runtime.block_on(self.client.post(path, body))
+    }
+
+    /// Makes and runs a guest.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn start_guest(&self, request: &GuestRequest) -> Result<GuestView, Problem> {
+        self.post("/v1/guests", request)
+    }
+
+    /// A guest as this site sees it; none if it was never here.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn guest(&self, guest: &Name) -> Result<Option<GuestView>, Problem> {
+        // A name may stand twice while a guest that never came is forgotten: the list shows all.
+        let list: GuestList = self.get("/v1/guests")?;
+        Ok(list.guests.into_iter().find(|view| view.name == *guest))
+    }
+
+    /// Begins a move to the other site.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn migrate(&self, request: &MigrationRequest) -> Result<MigrationView, Problem> {
+        self.post("/v1/migrations", request)
+    }
+
+    /// All moves of a guest.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn moves(&self, guest: &Name) -> Result<Vec<MigrationView>, Problem> {
+        let list: MigrationList = self.get("/v1/migrations")?;
+        let moves = list.migrations.into_iter();
+        Ok(moves.filter(|view| view.guest == *guest).collect())
+    }
+
+    /// Cancels a move.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn cancel(&self, view: &MigrationView) -> Result<MigrationView, Problem> {
+        self.post(&format!("/v1/migrations/{}/cancel", view.id), &())
+    }
+
+    /// Looks at every page of a guest.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn verify(&self, guest: &Name) -> Result<VerifyView, Problem> {
+        self.post(&format!("/v1/guests/{guest}/verify"), &())
+    }
+
+    /// Boots a guest whose process ended.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn boot(&self, guest: &Name) -> Result<GuestView, Problem> {
+        self.post(&format!("/v1/guests/{guest}/start"), &())
+    }
+
+    /// Ends a guest and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn stop_guest(&self, guest: &Name) -> Result<StoppedView, Problem> {
+        let path = format!("/v1/guests/{guest}");
+        self.runtime.block_on(self.client.delete(&path))
+    }
+}
+
+fn tunnel_config(
+    place: Place,
+    migrator: &migrator::Config,
+    (reach, rate): (Reach, Rate),
+    certificates: towpath_certs::authority::IdentityFiles,
+    run: &Path,
+) -> tunnel::Config {
+    let peer = place.other().name();
+    let (listen, address) = match reach {
+        Reach::Listen(address) => (Some(address), None),
+        Reach::Dial(address) => (None, Some(address.to_string())),
+    };
+    tunnel::Config {
+        site: place.name(),
+        host: migrator.host.clone(),
+        listen,
+        socket: migrator.tunnel_socket(),
+        peers: vec![tunnel::PeerConfig {
+            site: peer.clone(),
+            address,
+            send_rate: Some(rate),
+            receive_rate: Some(rate),
+        }],
+        services: vec![tunnel::ServiceConfig {
+            name: "migrator".parse().expect("a name"),
+            socket: migrator.service_socket(),
+            allow: vec![peer],
+        }],
+        admin: tunnel::AdminConfig {
+            socket: run.join("admin.sock"),
+            http: None,
+        },
+        certificates: tunnel::CertificatesConfig {
+            cert: certificates.cert,
+            key: certificates.key,
+            ca: certificates.ca,
+        },
+        limits: tunnel::Limits::default(),
+    }
+}
+
+fn write<T: Serialize>(path: &Path, config: &T) -> PathBuf {
+    let text = toml::to_string(config).expect("a configuration can be written");
+    std::fs::write(path, text).expect("a configuration can be written");
+    path.to_owned()
+}
