@@ -20,6 +20,8 @@ fn demo(keep: &Path, more: &[&str]) -> Command {
     let mut command = towpath(&[&words, more].concat());
     command
         .args(["--keep", word(keep)])
+        // A demo that is killed cannot remove its folder of sockets; the test's folder takes it along.
+        .env("TMPDIR", keep.parent().unwrap())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command

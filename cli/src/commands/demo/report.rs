@@ -95,8 +95,10 @@ impl LinkReport {
 }
 
 impl MoveReport {
+    /// A move as its source tells it; how long the guest waited for blocks, only its target knows.
     pub(super) fn new(
         view: &MigrationView,
+        at_target: &MigrationView,
         pause_heartbeat_ms: Option<f64>,
         verify: VerifyView,
     ) -> Self {
@@ -110,9 +112,9 @@ impl MoveReport {
             rounds: view.rounds,
             raw_bytes: view.raw_bytes,
             wire_bytes: view.wire_bytes,
-            demand_fetches: view.demand_fetches,
-            demand_p50_ms: view.demand_p50_ms,
-            demand_p99_ms: view.demand_p99_ms,
+            demand_fetches: at_target.demand_fetches.max(view.demand_fetches),
+            demand_p50_ms: at_target.demand_p50_ms.or(view.demand_p50_ms),
+            demand_p99_ms: at_target.demand_p99_ms.or(view.demand_p99_ms),
             switch_reason: view.switch_reason.clone(),
             verified: verify.verified,
             verified_pages: verify.pages,

@@ -150,7 +150,9 @@ async fn act(
         consoles.add(&to.migrator.get(&path).await?);
         let pause = consoles.wait_for_pause(number).await?;
         let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
-        moves.push(MoveReport::new(&view, pause, verify));
+        let path = format!("/v1/migrations/{}", view.id);
+        let at_target: MigrationView = to.migrator.get(&path).await?;
+        moves.push(MoveReport::new(&view, &at_target, pause, verify));
     }
     line.say("demo", "letting the guest run");
     consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
