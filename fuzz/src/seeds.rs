@@ -86,8 +86,8 @@ fn messages() -> Vec<Message> {
             migration: MigrationId(1),
             attempt: AttemptId(2),
             guest: GuestId(3),
-            link: 1,
             lane: Lane::Bulk,
+            link: 1,
         }),
         Message::Welcome(Welcome { version: 1 }),
         Message::Prepare(Prepare {

@@ -244,7 +244,10 @@ impl Drop for Lab {
                 .arg(self.folder.path())
                 .arg(&kept)
                 .status();
-            eprintln!("the lab's files were copied to {}: {copied:?}", kept.display());
+            eprintln!(
+                "the lab's files were copied to {}: {copied:?}",
+                kept.display()
+            );
         }
         for site in &self.sites {
             for log in [site.tunnel_log(), site.migrator_log()] {

@@ -15,7 +15,10 @@ pub(crate) fn towpath() -> &'static Path {
 fn build() -> PathBuf {
     let own = std::env::current_exe().expect("a test has a program");
     // target/<profile>/deps/<test>
-    let profile = own.ancestors().nth(2).expect("cargo puts tests two folders deep");
+    let profile = own
+        .ancestors()
+        .nth(2)
+        .expect("cargo puts tests two folders deep");
     let program = profile.join("towpath");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);

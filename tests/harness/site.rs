@@ -197,7 +197,8 @@ impl Site {
     pub fn start_tunnel(&mut self) {
         if self.tunnel.is_none() {
             let started = self.tunnel_plan.start(None);
-            self.tunnel = Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
+            self.tunnel =
+                Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
         }
     }
 
@@ -218,7 +219,8 @@ impl Site {
     pub fn start_migrator_with(&mut self, failpoint: Option<&str>) {
         if self.migrator.is_none() {
             let started = self.migrator_plan.start(failpoint);
-            self.migrator = Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
+            self.migrator =
+                Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
         }
     }
 
@@ -242,7 +244,10 @@ impl Site {
     ///
     /// If one of them does not end.
     pub fn stop_daemons(&mut self) {
-        for daemon in [self.migrator.take(), self.tunnel.take()].into_iter().flatten() {
+        for daemon in [self.migrator.take(), self.tunnel.take()]
+            .into_iter()
+            .flatten()
+        {
             daemon.stop().expect("a daemon ends when it is asked to");
         }
     }

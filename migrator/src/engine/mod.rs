@@ -18,6 +18,7 @@ mod mailbox;
 mod metrics;
 mod outbox;
 mod shared;
+mod show;
 mod source_move;
 mod target_move;
 mod worker;

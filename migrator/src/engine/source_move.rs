@@ -227,6 +227,10 @@ impl SourceMove {
         self.machine.ownership()
     }
 
+    pub(super) const fn stage(&self) -> Stage {
+        self.machine.stage()
+    }
+
     /// Takes in what happened and carries out what follows.
     pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) -> Result<(), Fault> {
         let before = self.machine.stage();

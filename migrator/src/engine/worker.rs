@@ -1,11 +1,10 @@
 //! One thread per guest: everything that happens to a guest on this host passes through here, one
 //! thing after the other.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::guest_api::{self, GuestState as ProcessState};
+use towpath_protocol::guest_api::GuestState as ProcessState;
 use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message};
 use towpath_protocol::ownership::{
@@ -20,9 +19,10 @@ use super::ground::{Ground, file_name, now, to_wait_until};
 use super::input::{Command, Input};
 use super::lanes::OpenLane;
 use super::shared::random_id;
+use super::show::{LOOK_INTERVAL, Shown};
 use super::source_move::{self, Order, SourceMove, thaw};
 use super::target_move::{self, TargetMove};
-use crate::api::{self, ErrorView, GuestKind, GuestState, GuestView, VerifyView};
+use crate::api::VerifyView;
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
 
 /// Chunks taken in before what follows from them is carried out and acknowledged together.
@@ -31,16 +31,11 @@ const BATCH_COUNT_MAX: usize = 32;
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
-/// Interval at which a guest that does nothing else is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Shortest interval between two publications of the same phase.
-const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
-
 /// The file that remembers which move an arriving guest belongs to.
 const ARRIVAL_FILE: &str = "arrival.json";
 
-enum Role {
+/// What a worker is at.
+pub(super) enum Role {
     Idle(Ownership),
     Source(Box<SourceMove>),
     Target(Box<TargetMove>),
@@ -50,14 +45,12 @@ enum Role {
 
 /// The thread's state.
 pub(super) struct Worker {
-    ground: Ground,
+    pub(super) ground: Ground,
     /// Always there between two inputs.
-    role: Option<Role>,
+    pub(super) role: Option<Role>,
     retry: Option<(Instant, Box<Order>)>,
-    description: Option<guest_api::Description>,
-    described_at: Option<Instant>,
-    published_at: Option<Instant>,
-    is_done: bool,
+    pub(super) shown: Shown,
+    pub(super) is_done: bool,
 }
 
 impl Worker {
@@ -67,9 +60,7 @@ impl Worker {
             ground,
             role: Some(Role::Idle(ownership)),
             retry: None,
-            description: None,
-            described_at: None,
-            published_at: None,
+            shown: Shown::default(),
             is_done: false,
         }
     }
@@ -220,17 +211,19 @@ impl Worker {
 
     /// Works until the guest is forgotten here.
     pub(super) fn work(mut self) {
-        self.publish(true);
+        self.publish();
         while !self.is_done {
             let until = self.deadline();
             match self.ground.mailbox.receive(Some(to_wait_until(until))) {
                 Some(input) => {
                     self.take_in(input);
+                    self.publish();
                     for _ in 0..BATCH_COUNT_MAX {
                         let Some(input) = self.ground.mailbox.try_receive() else {
                             break;
                         };
                         self.take_in(input);
+                        self.publish();
                     }
                     if let Some(Role::Target(target)) = &mut self.role {
                         target.carry_out(&mut self.ground);
@@ -238,8 +231,8 @@ impl Worker {
                 }
                 None => self.tick(),
             }
-            let has_changed = self.settle();
-            self.publish(has_changed);
+            self.settle();
+            self.publish();
         }
         self.ground.mailbox.close();
         self.ground.shared.workers().remove(&self.ground.id);
@@ -552,19 +545,17 @@ impl Worker {
         })
     }
 
-    /// Draws the line under an attempt that is over; says whether there was one.
-    fn settle(&mut self) -> bool {
+    /// Draws the line under an attempt that is over.
+    fn settle(&mut self) {
         match &self.role {
             Some(Role::Source(source)) if source.is_over() => self.end_source(),
             Some(Role::Target(target)) if target.is_over() => self.end_target(),
             Some(Role::Idle(_)) if self.ground.journal.is_none() && self.ground.link.is_none() => {
                 // A guest that never came: nothing is kept of it.
                 self.is_done = true;
-                return false;
             }
-            _ => return false,
+            _ => {}
         }
-        true
     }
 
     fn end_source(&mut self) {
@@ -618,128 +609,6 @@ impl Worker {
             }
         });
     }
-
-    fn publish(&mut self, has_changed: bool) {
-        let due = self
-            .published_at
-            .is_none_or(|at| now().since(at) >= PUBLISH_INTERVAL);
-        if self.is_done || (!due && !has_changed) {
-            return;
-        }
-        self.published_at = Some(now());
-        self.look();
-        let shared = Arc::clone(&self.ground.shared);
-        let view = match &self.role {
-            Some(Role::Source(source)) => Some(source.view(&self.ground)),
-            Some(Role::Target(target)) => target.view(&self.ground),
-            _ => None,
-        };
-        let guest = self.guest_view(view.as_ref().map(|view| view.id));
-        let mut board = shared.board();
-        if let Some(view) = view {
-            board.show_move(view);
-        }
-        if let Some(guest) = guest {
-            board.guests.insert(self.ground.id, guest);
-        }
-    }
-
-    /// Asks the guest's process how it stands, now and then.
-    fn look(&mut self) {
-        let due = self
-            .described_at
-            .is_none_or(|at| now().since(at) >= LOOK_INTERVAL);
-        if !due {
-            return;
-        }
-        self.described_at = Some(now());
-        self.description = self
-            .ground
-            .process
-            .as_mut()
-            .and_then(|process| process.describe().ok());
-    }
-
-    fn guest_view(&self, migration: Option<MigrationId>) -> Option<GuestView> {
-        let config = self.ground.config.as_ref()?;
-        let ownership = match self.role.as_ref()? {
-            Role::Idle(ownership) | Role::Broken(ownership, _) => ownership,
-            Role::Source(source) => source.ownership(),
-            Role::Target(target) => target.ownership(),
-        };
-        let record = ownership.record();
-        let moved_to = match &record.state {
-            State::Relinquished { target, .. } | State::Released { target, .. } => {
-                Some(target.to_string())
-            }
-            _ => None,
-        };
-        let (state, error) = self.guest_state(ownership);
-        Some(GuestView {
-            name: config.name.clone(),
-            id: self.ground.id,
-            kind: match config.kind {
-                guest_api::GuestKind::Kvm => GuestKind::Kvm,
-                guest_api::GuestKind::Process => GuestKind::Process,
-            },
-            state,
-            ownership: ownership_view(&record.state),
-            epoch: match record.state {
-                State::Owned { epoch, .. } | State::Offering { epoch, .. } => epoch,
-                _ => record.high_water,
-            },
-            memory_bytes: config.memory_bytes,
-            dirty_pages_per_second: config.workload.dirty_pages_per_second.into(),
-            working_set_bytes: config.workload.working_set_bytes,
-            incompressible_percent: config.workload.incompressible_percent,
-            heartbeat_sequence: self
-                .description
-                .as_ref()
-                .map(|seen| seen.heartbeat_sequence),
-            process_id: self
-                .ground
-                .process
-                .as_ref()
-                .and_then(|process| u32::try_from(process.process_id()).ok()),
-            moved_to,
-            migration,
-            console: self
-                .ground
-                .process
-                .as_ref()
-                .map(|process| process.console_path().display().to_string()),
-            error: error.map(|fault| ErrorView::from(&fault)),
-        })
-    }
-
-    fn guest_state(&self, ownership: &Ownership) -> (GuestState, Option<Fault>) {
-        if let Some(Role::Broken(_, fault)) = &self.role {
-            let state = if fault.code == Code::Quarantine {
-                GuestState::Quarantined
-            } else {
-                GuestState::Crashed
-            };
-            return (state, Some(fault.clone()));
-        }
-        let crash = self.ground.crash.clone();
-        let state = match &ownership.record().state {
-            State::Relinquished { .. } => GuestState::Frozen,
-            State::Released { .. } => GuestState::Moved,
-            State::Prepared { .. } => GuestState::Incoming,
-            State::Vacant | State::Refused { .. } => GuestState::Stopped,
-            State::Owned { .. } | State::Offering { .. } | State::Offered { .. } => {
-                match self.description.as_ref().map(|seen| &seen.state) {
-                    _ if crash.is_some() => GuestState::Crashed,
-                    Some(ProcessState::Crashed { .. }) => GuestState::Crashed,
-                    Some(ProcessState::Paused) => GuestState::Frozen,
-                    Some(ProcessState::Stopped) => GuestState::Stopped,
-                    Some(ProcessState::Created) => GuestState::Created,
-                    _ => GuestState::Running,
-                }
-            }
-        };
-        (state, crash)
-    }
 }
 
 fn refuse(lane: &OpenLane, fault: &Fault) {
@@ -754,17 +623,5 @@ fn refuse(lane: &OpenLane, fault: &Fault) {
         });
     if let Err(fault) = refused {
         info!(%fault, "a lane could not be refused politely");
-    }
-}
-
-const fn ownership_view(state: &State) -> api::Ownership {
-    match state {
-        State::Vacant => api::Ownership::Vacant,
-        State::Owned { .. } => api::Ownership::Owned,
-        State::Offering { .. } => api::Ownership::Offering,
-        State::Relinquished { .. } | State::Offered { .. } => api::Ownership::Relinquished,
-        State::Released { .. } => api::Ownership::Released,
-        State::Prepared { .. } => api::Ownership::Prepared,
-        State::Refused { .. } => api::Ownership::Refused,
     }
 }

@@ -119,10 +119,16 @@ async fn act(
     let mut consoles = Consoles::default();
     consoles.add(&guest);
     let mut moves = Vec::new();
-    for (from, to) in [(edge, region), (region, edge)] {
+    for (number, (from, to)) in [(edge, region), (region, edge)].into_iter().enumerate() {
         line.say("demo", "letting the guest run");
         consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
-        moves.push(move_guest(options, &guest.name, from, to, &mut consoles, &mut line).await?);
+        let view = move_guest(options, &guest.name, from, to, &mut line).await?;
+        line.say("demo", "looking at every page");
+        let path = format!("/v1/guests/{}", guest.name);
+        consoles.add(&to.migrator.get(&path).await?);
+        let pause = consoles.wait_for_pause(number).await?;
+        let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
+        moves.push(MoveReport::new(&view, pause, verify));
     }
     line.say("demo", "letting the guest run");
     consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
@@ -154,15 +160,14 @@ fn request(options: &Options) -> Result<GuestRequest, Failure> {
     Ok(request)
 }
 
-/// Moves the guest, then looks at its heartbeats and at every page of it.
+/// Moves the guest and follows it until nothing of it is missing at the other site.
 async fn move_guest(
     options: &Options,
     guest: &Name,
     from: &Site,
     to: &Site,
-    consoles: &mut Consoles,
     line: &mut LiveLine,
-) -> Result<MoveReport, Failure> {
+) -> Result<MigrationView, Failure> {
     let request = MigrationRequest {
         guest: guest.clone(),
         site: to.name.clone(),
@@ -180,13 +185,15 @@ async fn move_guest(
         Problem::new(Code::Stalled, cause)
     })??;
     outcome(&view)?;
-    line.say("demo", "looking at every page");
-    let path = format!("/v1/guests/{guest}");
-    let arrived: GuestView = to.migrator.get(&path).await?;
-    consoles.add(&arrived);
-    let pause = consoles.wait_for_pause(arrived.epoch.0).await?;
-    let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
-    Ok(MoveReport::new(&view, pause, verify))
+    // How long the guest waited for pages only the target knows.
+    let path = format!("/v1/migrations/{}", view.id);
+    let arrived: MigrationView = to.migrator.get(&path).await?;
+    Ok(MigrationView {
+        demand_fetches: arrived.demand_fetches,
+        demand_p50_ms: arrived.demand_p50_ms,
+        demand_p99_ms: arrived.demand_p99_ms,
+        ..view
+    })
 }
 
 fn move_wait_max(options: &Options) -> Duration {
@@ -216,10 +223,12 @@ impl Consoles {
         self.wait_until(has_run).await.map(|_| ())
     }
 
-    /// Waits until the guest has printed a heartbeat under `epoch`; how long it stood still before.
-    async fn wait_for_pause(&self, epoch: u64) -> Result<Option<f64>, Failure> {
-        let has_pause = |record: &Record| record.pause_ms(epoch).is_some();
-        Ok(self.wait_until(has_pause).await?.pause_ms(epoch))
+    /// Waits until the guest has printed a heartbeat after its move of this number, from 0; how long
+    /// it stood still before.
+    async fn wait_for_pause(&self, number: usize) -> Result<Option<f64>, Failure> {
+        let has_pause = |record: &Record| record.pauses_ms.len() > number;
+        let record = self.wait_until(has_pause).await?;
+        Ok(record.pauses_ms.get(number).copied())
     }
 
     async fn wait_until(&self, is_there: impl Fn(&Record) -> bool) -> Result<Record, Failure> {

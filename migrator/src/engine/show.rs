@@ -1,0 +1,208 @@
+//! What is shown of a guest and its move.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{self, GuestState as ProcessState};
+use towpath_protocol::identity::MigrationId;
+use towpath_protocol::ownership::{Ownership, State};
+use towpath_protocol::time::Instant;
+
+use super::ground::now;
+use super::worker::{Role, Worker};
+use crate::api::{self, ErrorView, GuestKind, GuestState, GuestView};
+use crate::guest::GuestProcess;
+
+/// Interval at which a guest that does nothing else is looked at.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shortest interval between two publications of the same standing.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is shown of a guest at once when it changes: nobody must be told that it runs here while it
+/// already runs elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    role: &'static str,
+    stage: &'static str,
+    ownership: &'static str,
+    process_id: Option<i32>,
+    is_crashed: bool,
+}
+
+/// What was shown last, and from what.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    description: Option<guest_api::Description>,
+    described_at: Option<Instant>,
+    published: Option<(Instant, Standing)>,
+}
+
+impl Worker {
+    fn standing(&self) -> Option<Standing> {
+        let (role, stage, ownership) = match self.role.as_ref()? {
+            Role::Idle(ownership) => ("idle", "", ownership),
+            Role::Broken(ownership, _) => ("broken", "", ownership),
+            Role::Source(source) => ("source", source.stage().as_str(), source.ownership()),
+            Role::Target(target) => ("target", target.stage().as_str(), target.ownership()),
+        };
+        let process = self.ground.process.as_ref();
+        Some(Standing {
+            role,
+            stage,
+            ownership: ownership.record().state.name(),
+            process_id: process.map(GuestProcess::process_id),
+            is_crashed: self.ground.crash.is_some(),
+        })
+    }
+
+    /// Shows how the guest stands: at once if that has changed, else now and then.
+    pub(super) fn publish(&mut self) {
+        let Some(standing) = self.standing().filter(|_| !self.is_done) else {
+            return;
+        };
+        let has_changed = self
+            .shown
+            .published
+            .is_none_or(|(_, shown)| shown != standing);
+        let is_due = self
+            .shown
+            .published
+            .is_none_or(|(at, _)| now().since(at) >= PUBLISH_INTERVAL);
+        if !has_changed && !is_due {
+            return;
+        }
+        self.shown.published = Some((now(), standing));
+        if has_changed && standing.role == "idle" {
+            // What was seen of the process in the middle of a move says nothing any more.
+            self.shown.described_at = None;
+        }
+        self.look();
+        let shared = Arc::clone(&self.ground.shared);
+        let view = match &self.role {
+            Some(Role::Source(source)) => Some(source.view(&self.ground)),
+            Some(Role::Target(target)) => target.view(&self.ground),
+            _ => None,
+        };
+        let guest = self.guest_view(view.as_ref().map(|view| view.id));
+        let mut board = shared.board();
+        if let Some(view) = view {
+            board.show_move(view);
+        }
+        if let Some(guest) = guest {
+            board.guests.insert(self.ground.id, guest);
+        }
+    }
+
+    /// Asks the guest's process how it stands, now and then.
+    fn look(&mut self) {
+        let due = self
+            .shown
+            .described_at
+            .is_none_or(|at| now().since(at) >= LOOK_INTERVAL);
+        if !due {
+            return;
+        }
+        self.shown.described_at = Some(now());
+        self.shown.description = self
+            .ground
+            .process
+            .as_mut()
+            .and_then(|process| process.describe().ok());
+    }
+
+    fn guest_view(&self, migration: Option<MigrationId>) -> Option<GuestView> {
+        let config = self.ground.config.as_ref()?;
+        let ownership = match self.role.as_ref()? {
+            Role::Idle(ownership) | Role::Broken(ownership, _) => ownership,
+            Role::Source(source) => source.ownership(),
+            Role::Target(target) => target.ownership(),
+        };
+        let record = ownership.record();
+        let moved_to = match &record.state {
+            State::Relinquished { target, .. } | State::Released { target, .. } => {
+                Some(target.to_string())
+            }
+            _ => None,
+        };
+        let (state, error) = self.guest_state(ownership);
+        Some(GuestView {
+            name: config.name.clone(),
+            id: self.ground.id,
+            kind: match config.kind {
+                guest_api::GuestKind::Kvm => GuestKind::Kvm,
+                guest_api::GuestKind::Process => GuestKind::Process,
+            },
+            state,
+            ownership: ownership_view(&record.state),
+            epoch: match record.state {
+                State::Owned { epoch, .. } | State::Offering { epoch, .. } => epoch,
+                _ => record.high_water,
+            },
+            memory_bytes: config.memory_bytes,
+            dirty_pages_per_second: config.workload.dirty_pages_per_second.into(),
+            working_set_bytes: config.workload.working_set_bytes,
+            incompressible_percent: config.workload.incompressible_percent,
+            heartbeat_sequence: self
+                .shown
+                .description
+                .as_ref()
+                .map(|seen| seen.heartbeat_sequence),
+            process_id: self
+                .ground
+                .process
+                .as_ref()
+                .and_then(|process| u32::try_from(process.process_id()).ok()),
+            moved_to,
+            migration,
+            console: self
+                .ground
+                .process
+                .as_ref()
+                .map(|process| process.console_path().display().to_string()),
+            error: error.map(|fault| ErrorView::from(&fault)),
+        })
+    }
+
+    fn guest_state(&self, ownership: &Ownership) -> (GuestState, Option<Fault>) {
+        if let Some(Role::Broken(_, fault)) = &self.role {
+            let state = if fault.code == Code::Quarantine {
+                GuestState::Quarantined
+            } else {
+                GuestState::Crashed
+            };
+            return (state, Some(fault.clone()));
+        }
+        let crash = self.ground.crash.clone();
+        let state = match &ownership.record().state {
+            State::Relinquished { .. } => GuestState::Frozen,
+            State::Released { .. } => GuestState::Moved,
+            State::Prepared { .. } => GuestState::Incoming,
+            State::Vacant | State::Refused { .. } => GuestState::Stopped,
+            State::Owned { .. } | State::Offering { .. } | State::Offered { .. } => {
+                match self.shown.description.as_ref().map(|seen| &seen.state) {
+                    _ if crash.is_some() => GuestState::Crashed,
+                    Some(ProcessState::Crashed { .. }) => GuestState::Crashed,
+                    Some(ProcessState::Paused) => GuestState::Frozen,
+                    Some(ProcessState::Stopped) => GuestState::Stopped,
+                    Some(ProcessState::Created) => GuestState::Created,
+                    _ => GuestState::Running,
+                }
+            }
+        };
+        (state, crash)
+    }
+}
+
+const fn ownership_view(state: &State) -> api::Ownership {
+    match state {
+        State::Vacant => api::Ownership::Vacant,
+        State::Owned { .. } => api::Ownership::Owned,
+        State::Offering { .. } => api::Ownership::Offering,
+        State::Relinquished { .. } | State::Offered { .. } => api::Ownership::Relinquished,
+        State::Released { .. } => api::Ownership::Released,
+        State::Prepared { .. } => api::Ownership::Prepared,
+        State::Refused { .. } => api::Ownership::Refused,
+    }
+}

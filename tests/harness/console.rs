@@ -1,0 +1,220 @@
+//! The guest's own witness: its heartbeats, as the consoles of both sites have them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use towpath_protocol::identity::Name;
+
+use crate::lab::Lab;
+use crate::site::{LOOK_PAUSE, Place};
+
+/// A heartbeat as a console has it: `<monotonic nanoseconds> HB <sequence> <epoch>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// When it was printed, on the clock that all processes share.
+    pub at_ns: u64,
+    /// Its number: each only once, whatever happens.
+    pub sequence: u64,
+    /// The epoch the guest ran under.
+    pub epoch: u64,
+    /// Where it was printed.
+    pub place: Place,
+}
+
+/// Follows one console file, also when it is cut and begun anew.
+#[derive(Debug)]
+struct Tail {
+    place: Place,
+    path: PathBuf,
+    file: Option<File>,
+    line: Vec<u8>,
+}
+
+/// Everything a guest has said.
+#[derive(Debug)]
+pub struct Console {
+    tails: [Tail; 2],
+    beats: BTreeMap<u64, Beat>,
+    twice: Option<(Beat, Beat)>,
+}
+
+impl Tail {
+    /// Whole lines that were added.
+    fn read(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            if self.file.is_none() {
+                self.file = File::open(&self.path).ok();
+            }
+            let Some(file) = &mut self.file else {
+                return lines;
+            };
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).expect("a console is readable");
+            let is_cut = inode(file) != std::fs::metadata(&self.path).ok().map(|found| found.ino());
+            for byte in bytes {
+                if byte == b'\n' {
+                    lines.push(String::from_utf8_lossy(&self.line).into_owned());
+                    self.line.clear();
+                } else {
+                    self.line.push(byte);
+                }
+            }
+            if !is_cut {
+                return lines;
+            }
+            // Its last bytes are read: the name now stands for a newer file, or for none.
+            self.file = None;
+            if !self.path.exists() {
+                return lines;
+            }
+        }
+    }
+}
+
+fn inode(file: &File) -> Option<u64> {
+    file.metadata().ok().map(|found| found.ino())
+}
+
+fn parse(line: &str, place: Place) -> Option<Beat> {
+    let mut words = line.split_ascii_whitespace();
+    let at_ns = words.next()?.parse().ok()?;
+    if words.next()? != "HB" {
+        return None;
+    }
+    Some(Beat {
+        at_ns,
+        sequence: words.next()?.parse().ok()?,
+        epoch: words.next()?.parse().ok()?,
+        place,
+    })
+}
+
+impl Console {
+    /// Follows a guest's consoles at both sites.
+    #[must_use]
+    pub fn of(lab: &Lab, guest: &Name) -> Self {
+        let tail = |place| Tail {
+            place,
+            path: lab.site(place).guest_folder(guest).join("console.log"),
+            file: None,
+            line: Vec::new(),
+        };
+        Self {
+            tails: Place::ALL.map(tail),
+            beats: BTreeMap::new(),
+            twice: None,
+        }
+    }
+
+    /// Reads what was added.
+    ///
+    /// # Errors
+    ///
+    /// The two heartbeats of one number, if there are two: the guest ran twice.
+    pub fn read(&mut self) -> Result<(), String> {
+        for tail in &mut self.tails {
+            for line in tail.read() {
+                let Some(beat) = parse(&line, tail.place) else {
+                    continue;
+                };
+                if let Some(before) = self.beats.insert(beat.sequence, beat) {
+                    self.twice.get_or_insert((before, beat));
+                }
+            }
+        }
+        match self.twice {
+            Some((one, other)) => Err(format!("printed twice: {one:?} and {other:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// The newest heartbeat.
+    #[must_use]
+    pub fn last(&self) -> Option<Beat> {
+        self.beats.last_key_value().map(|(_, beat)| *beat)
+    }
+
+    /// Number of heartbeats.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.beats.len()
+    }
+
+    /// Forgets everything, for a guest that is booted anew and counts from one again.
+    pub fn forget(&mut self) {
+        self.beats.clear();
+    }
+
+    /// Checks that no number was left out: the guest went on exactly from where it was stopped.
+    ///
+    /// # Errors
+    ///
+    /// The first gap.
+    pub fn is_whole(&self) -> Result<(), String> {
+        let beats: Vec<&Beat> = self.beats.values().collect();
+        for pair in beats.windows(2) {
+            if pair[1].sequence != pair[0].sequence + 1 {
+                return Err(format!("lost: nothing between {:?} and {:?}", pair[0], pair[1]));
+            }
+            if pair[1].at_ns < pair[0].at_ns {
+                return Err(format!("went back: {:?} and {:?}", pair[0], pair[1]));
+            }
+            if pair[1].epoch < pair[0].epoch {
+                return Err(format!("epoch went back: {:?} and {:?}", pair[0], pair[1]));
+            }
+        }
+        Ok(())
+    }
+
+    /// The longest time between two heartbeats since a moment; up to `now` if none came since.
+    #[must_use]
+    pub fn longest_silence(&self, since_ns: u64, now_ns: u64) -> Duration {
+        let mut before = since_ns;
+        let mut longest = 0;
+        for beat in self.beats.values().filter(|beat| beat.at_ns >= since_ns) {
+            longest = longest.max(beat.at_ns - before.min(beat.at_ns));
+            before = beat.at_ns;
+        }
+        Duration::from_nanos(longest.max(now_ns.saturating_sub(before)))
+    }
+
+    /// Waits for so many more heartbeats; where the last of them was printed.
+    ///
+    /// # Errors
+    ///
+    /// If they do not come in time, or one was printed twice.
+    pub fn wait_for_more(&mut self, count: u64, wait: Duration) -> Result<Place, String> {
+        self.read()?;
+        let begin = self.last().map_or(0, |beat| beat.sequence);
+        let deadline = Instant::now() + wait;
+        loop {
+            self.read()?;
+            if let Some(last) = self.last().filter(|last| last.sequence >= begin + count) {
+                return Ok(last.place);
+            }
+            if Instant::now() > deadline {
+                let last = self.last();
+                return Err(format!("no {count} heartbeats within {wait:?}, the last is {last:?}"));
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+}
+
+/// The clock of the consoles.
+///
+/// # Panics
+///
+/// Never: the monotonic clock begins at the boot.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(time.tv_sec).expect("after the boot");
+    let nanos = u64::try_from(time.tv_nsec).expect("not negative");
+    seconds * 1_000_000_000 + nanos
+}
