@@ -49,8 +49,10 @@ fn collect(folder: &Path, depth: usize, found: &mut dyn FnMut(&Path)) {
         "{} is too deep",
         folder.display()
     );
-    let entries = fs::read_dir(folder).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    let entries = fs::read_dir(folder).expect("a folder of this project can be read");
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry of it too").path())
+        .collect();
     paths.sort();
     for path in paths {
         let name = path
