@@ -186,6 +186,23 @@ mod tests {
     }
 
     #[test]
+    fn every_visible_command_stands_in_the_documentation() {
+        fn check(command: &clap::Command, path: &str, document: &str) {
+            let path = format!("{path}{}", command.get_name());
+            let inner = command.get_subcommands().filter(|c| !c.is_hide_set());
+            if !command.has_subcommands() {
+                assert!(
+                    document.contains(&format!("`{path}")),
+                    "docs/cli.md lacks {path}"
+                );
+            }
+            inner.for_each(|inner| check(inner, &format!("{path} "), document));
+        }
+        let document = include_str!("../../docs/cli.md");
+        check(&Arguments::command(), "", document);
+    }
+
+    #[test]
     fn l07_names_that_begin_with_a_dash_are_refused() {
         for words in [
             ["towpath", "guest", "show", "-rf"].as_slice(),

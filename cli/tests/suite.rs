@@ -5,6 +5,8 @@
 mod commands;
 #[path = "suite/daemons.rs"]
 mod daemons;
+#[path = "suite/demo.rs"]
+mod demo;
 #[path = "suite/guests.rs"]
 mod guests;
 #[path = "suite/support.rs"]

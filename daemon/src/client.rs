@@ -159,7 +159,7 @@ impl Client {
             let shown = self.socket.display();
             Problem::new(Code::Unreachable, format!("{shown} hung up: {error}"))
         };
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (mut requests, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
         // The task ends with the connection; what went wrong with it shows in the answer.
@@ -171,7 +171,7 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| Problem::new(Code::Usage, format!("{path:?}: {error}")))?;
-        sender.send_request(request).await.map_err(broken)
+        requests.send_request(request).await.map_err(broken)
     }
 
     async fn document<T: DeserializeOwned>(

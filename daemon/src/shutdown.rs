@@ -17,8 +17,8 @@ pub struct Shutdown(watch::Receiver<bool>);
 /// A trigger and what hears it.
 #[must_use]
 pub fn channel() -> (Trigger, Shutdown) {
-    let (sender, receiver) = watch::channel(false);
-    (Trigger(Arc::new(sender)), Shutdown(receiver))
+    let (wish, heard) = watch::channel(false);
+    (Trigger(Arc::new(wish)), Shutdown(heard))
 }
 
 impl Trigger {

@@ -87,13 +87,19 @@ pub fn guest_api(bytes: &[u8]) -> bool {
     let request = decode_request(&packet);
     if let Ok((number, request)) = &request {
         request.encode(*number, &mut again);
-        assert_eq!(decode_request(&again).as_ref(), Ok(&(*number, request.clone())));
+        assert_eq!(
+            decode_request(&again).as_ref(),
+            Ok(&(*number, request.clone()))
+        );
         again.clear();
     }
     let response = decode_response(&packet);
     if let Ok((number, response)) = &response {
         response.encode(*number, &mut again);
-        assert_eq!(decode_response(&again).as_ref(), Ok(&(*number, response.clone())));
+        assert_eq!(
+            decode_response(&again).as_ref(),
+            Ok(&(*number, response.clone()))
+        );
     }
     request.is_ok() || response.is_ok()
 }

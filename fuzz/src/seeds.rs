@@ -22,7 +22,11 @@ const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 pub fn of(target: &str) -> Vec<Vec<u8>> {
     match target {
         "wire" => wire(),
-        "preamble" => preambles().iter().map(Preamble::encode).flat_map(dressed).collect(),
+        "preamble" => preambles()
+            .iter()
+            .map(Preamble::encode)
+            .flat_map(dressed)
+            .collect(),
         "guest_api" => guest_api(),
         "journal" => records(),
         "config" => configs(),
@@ -60,7 +64,11 @@ fn wire() -> Vec<Vec<u8>> {
     });
     let frames: Vec<Vec<u8>> = frames.chain(chunks()).collect();
     let stream = plain(&frames.concat());
-    frames.into_iter().flat_map(dressed).chain([stream]).collect()
+    frames
+        .into_iter()
+        .flat_map(dressed)
+        .chain([stream])
+        .collect()
 }
 
 fn messages() -> Vec<Message> {
@@ -79,7 +87,7 @@ fn messages() -> Vec<Message> {
             attempt: AttemptId(2),
             guest: GuestId(3),
             lane: Lane::Bulk,
-            link: 7,
+            link: 1,
         }),
         Message::Welcome(Welcome { version: 1 }),
         Message::Prepare(Prepare {
@@ -292,8 +300,12 @@ fn records() -> Vec<Vec<u8>> {
         };
         record.encode()
     });
-    let files = records.iter().map(|record| plain(&crate::journal_of(record)));
-    let bare = records.iter().map(|record| [&[IN_A_FRAME], &record[..]].concat());
+    let files = records
+        .iter()
+        .map(|record| plain(&crate::journal_of(record)));
+    let bare = records
+        .iter()
+        .map(|record| [&[IN_A_FRAME], &record[..]].concat());
     files.chain(bare).collect()
 }
 
@@ -307,7 +319,8 @@ fn configs() -> Vec<Vec<u8>> {
         allow = [\"region\"]\n\
         [admin]\nsocket = \"/run/towpath/tunnel-admin.sock\"\n\
         [certificates]\ncert = \"/a\"\nkey = \"/b\"\nca = \"/c\"\n";
-    let json = br#"{"guest":"till-7","site":"region","mode":"auto","max_pause_ms":[200,{"a":null}]}"#;
+    let json =
+        br#"{"guest":"till-7","site":"region","mode":"auto","max_pause_ms":[200,{"a":null}]}"#;
     vec![
         plain(migrator.as_bytes()),
         plain(tunnel.as_bytes()),

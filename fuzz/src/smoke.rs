@@ -46,7 +46,11 @@ fn input(dice: &mut Dice, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 fn noise(dice: &mut Dice) -> Vec<u8> {
     let length = dice.below(400);
-    let how = if dice.below(2) == 0 { AS_IT_IS } else { IN_A_FRAME };
+    let how = if dice.below(2) == 0 {
+        AS_IT_IS
+    } else {
+        IN_A_FRAME
+    };
     let kind = u8::try_from(dice.below(80)).unwrap_or_default();
     let rest = (0..length).map(|_| dice.byte());
     [how, kind].into_iter().chain(rest).collect()

@@ -47,7 +47,6 @@ fn check(name: &str, bounds: Bounds) {
 /// A wrong shell: these properties catch it.
 fn catch(decider: Decider, mistake: Mistake, caught_by: &[Violation]) {
     let mut bounds = Bounds::new(decider, 2, 1);
-    bounds.kills = 1;
     bounds.mistake = Some(mistake);
     bounds.root_tells = mistake != Mistake::AttemptReused;
     let found = explore(bounds);

@@ -69,95 +69,64 @@ const fn ready(root: Root) -> Event {
     Event::ImageReady { root }
 }
 
-/// Every machine begins at epoch 4 as an owner, or knows nothing, and attempt 1 has epoch 5.
-fn machines() -> Vec<(String, Ownership)> {
-    let says_ready = || hear("peer", 1, Word::Ready { root: ROOT });
-    let took = |root| hear("peer", 1, commit(5, root));
-    let is_owner = true;
-    let sequences: Vec<(&str, bool, Vec<Event>)> = vec![
-        ("vacant", !is_owner, vec![]),
-        ("owned", is_owner, vec![]),
-        ("offering", is_owner, vec![offer(1)]),
-        ("offering, sealed", is_owner, vec![offer(1), sealed(true)]),
-        ("prepared", !is_owner, vec![hear("peer", 1, prepare(5))]),
-        (
-            "prepared, image ready",
-            !is_owner,
-            vec![hear("peer", 1, prepare(5)), ready(ROOT)],
-        ),
-        (
-            "owned, blocks missing",
-            !is_owner,
-            vec![hear("peer", 1, prepare(5)), ready(ROOT), took(ROOT)],
-        ),
-        (
-            "owned, received",
-            !is_owner,
-            vec![
-                hear("peer", 1, prepare(5)),
-                ready(ROOT),
-                Event::ImageComplete,
-                took(ROOT),
-            ],
-        ),
-        ("refused, never prepared", !is_owner, vec![took(ROOT)]),
-        (
-            "refused",
-            !is_owner,
-            vec![hear("peer", 1, prepare(5)), Event::GiveUp],
-        ),
-        (
-            "relinquished",
-            is_owner,
-            vec![offer(1), sealed(true), says_ready()],
-        ),
-        (
-            "relinquished, blocks missing",
-            is_owner,
-            vec![offer(1), sealed(false), says_ready()],
-        ),
+/// Ways of a source to its states: it begins as the owner at epoch 4, attempt 1 has epoch 5.
+fn ways_of_a_source() -> Vec<(&'static str, Decider, Vec<Event>)> {
+    let journal = Decider::SourceJournal;
+    let says = |word| hear("peer", 1, word);
+    let sent = |is_whole| vec![offer(1), sealed(is_whole), says(Word::Ready { root: ROOT })];
+    let then = |mut way: Vec<Event>, word| {
+        way.push(says(word));
+        way
+    };
+    vec![
+        ("owned", journal, vec![]),
+        ("offering", journal, vec![offer(1)]),
+        ("offering, sealed", journal, vec![offer(1), sealed(true)]),
+        ("relinquished", journal, sent(true)),
+        ("relinquished, blocks missing", journal, sent(false)),
         (
             "relinquished, blocks missing, acknowledged",
-            is_owner,
-            vec![
-                offer(1),
-                sealed(false),
-                says_ready(),
-                hear("peer", 1, Word::Ack),
-            ],
+            journal,
+            then(sent(false), Word::Ack),
         ),
-        (
-            "released",
-            is_owner,
-            vec![
-                offer(1),
-                sealed(true),
-                says_ready(),
-                hear("peer", 1, Word::Ack),
-            ],
-        ),
-    ];
+        ("released", journal, then(sent(true), Word::Ack)),
+        ("mode b: offered", Decider::Witness, sent(true)),
+    ]
+}
+
+/// Ways of a target to its states: it begins without any knowledge of the guest.
+fn ways_of_a_target() -> Vec<(&'static str, Decider, Vec<Event>)> {
+    let journal = Decider::SourceJournal;
+    let prepared = || hear("peer", 1, prepare(5));
+    let image = || vec![prepared(), ready(ROOT)];
+    let took = || hear("peer", 1, commit(5, ROOT));
+    let then = |mut way: Vec<Event>, event| {
+        way.push(event);
+        way
+    };
+    let whole = then(image(), Event::ImageComplete);
+    let taking = then(image(), hear("peer", 1, offer_word()));
+    vec![
+        ("vacant", journal, vec![]),
+        ("prepared", journal, vec![prepared()]),
+        ("prepared, image ready", journal, image()),
+        ("owned, blocks missing", journal, then(image(), took())),
+        ("owned, received", journal, then(whole, took())),
+        ("refused", journal, vec![prepared(), Event::GiveUp]),
+        ("refused, never prepared", journal, vec![took()]),
+        ("mode b: prepared, taking", Decider::Witness, taking),
+    ]
+}
+
+/// Every state with what can be known beyond it.
+fn machines() -> Vec<(String, Ownership)> {
     let mut machines = Vec::new();
-    for (name, is_owner, events) in sequences {
-        machines.push((
-            name.to_owned(),
-            reach(is_owner, Decider::SourceJournal, events),
-        ));
+    for (name, decider, events) in ways_of_a_source() {
+        machines.push((name.to_owned(), reach(true, decider, events)));
     }
-    let offered = vec![offer(1), sealed(true), says_ready()];
-    let taking = vec![
-        hear("peer", 1, prepare(5)),
-        ready(ROOT),
-        hear("peer", 1, offer_word()),
-    ];
-    machines.push((
-        "mode b: offered".to_owned(),
-        reach(true, Decider::Witness, offered),
-    ));
-    machines.push((
-        "mode b: prepared, taking".to_owned(),
-        reach(false, Decider::Witness, taking),
-    ));
+    for (name, decider, events) in ways_of_a_target() {
+        machines.push((name.to_owned(), reach(false, decider, events)));
+    }
     let restarted: Vec<(String, Ownership)> = machines
         .iter()
         .filter(|(_, machine)| matches!(machine.record().state, State::Prepared { .. }))

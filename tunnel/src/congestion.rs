@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant as Clock;
 
 use quinn_proto::RttEstimator;
@@ -24,7 +24,14 @@ const URGENT_PACKETS: u64 = 64;
 pub(crate) struct Delay {
     estimator: Estimator,
     began: Clock,
-    floor_bytes: Arc<AtomicU64>,
+    hints: Arc<Hints>,
+}
+
+/// What others tell a controller, for QUIC hands out only copies of it.
+#[derive(Debug, Default)]
+struct Hints {
+    floor_bytes: AtomicU64,
+    is_local: AtomicBool,
 }
 
 impl Delay {
@@ -51,7 +58,12 @@ impl Delay {
 
     /// The window stays above this: what the link's other connection has learnt about the path.
     pub(crate) fn set_floor(&self, bytes: u64) {
-        self.floor_bytes.store(bytes, Ordering::Relaxed);
+        self.hints.floor_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The other end is an address of this host.
+    pub(crate) fn set_local(&self) {
+        self.hints.is_local.store(true, Ordering::Relaxed);
     }
 
     fn at(&self, clock: Clock) -> Instant {
@@ -77,7 +89,7 @@ impl ControllerFactory for DelayFactory {
         let mut delay = Delay {
             estimator: Estimator::new(packet_bytes, window_bytes, Instant::ZERO),
             began,
-            floor_bytes: Arc::default(),
+            hints: Arc::default(),
         };
         delay.estimator = Estimator::new(packet_bytes, window_bytes, delay.at(now));
         Box::new(delay)
@@ -99,6 +111,9 @@ impl Controller for Delay {
             bytes,
             is_app_limited: app_limited,
         };
+        if self.hints.is_local.load(Ordering::Relaxed) {
+            self.estimator.set_local();
+        }
         self.estimator.on_ack(ack);
     }
 
@@ -112,7 +127,7 @@ impl Controller for Delay {
     }
 
     fn window(&self) -> u64 {
-        let floor_bytes = self.floor_bytes.load(Ordering::Relaxed);
+        let floor_bytes = self.hints.floor_bytes.load(Ordering::Relaxed);
         self.estimator.window_bytes().max(floor_bytes)
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
+use tokio::runtime::{Builder, Handle, Runtime};
 use towpath_certs::{Identity, Rejections, tls};
 use towpath_protocol::channel::LinkId;
 use towpath_protocol::fault::{Code, Fault};
@@ -14,6 +15,9 @@ use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
 use crate::peer::Peer;
 use crate::pool::Pool;
+
+/// Threads that copy streams: one keeps up with 10 Gbit/s, and two let an urgent stream pass bulk.
+const COPIER_COUNT: usize = 2;
 
 /// A local service that peers may reach.
 #[derive(Debug)]
@@ -34,6 +38,40 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub began: Clock,
+    pub copiers: Copiers,
+}
+
+/// The threads that copy streams, apart from those that drive QUIC.
+///
+/// A runtime keeps a task and whom it wakes on one thread, which suits short exchanges. A bulk stream
+/// wants the opposite: one processor reads the local socket while another encrypts.
+#[derive(Debug)]
+pub(crate) struct Copiers(Option<Runtime>);
+
+impl Copiers {
+    fn start() -> Result<Self, Fault> {
+        Builder::new_multi_thread()
+            .worker_threads(COPIER_COUNT)
+            .thread_name("copier")
+            .enable_all()
+            .build()
+            .map(|runtime| Self(Some(runtime)))
+            .map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
+    }
+
+    /// Where streams are copied.
+    pub(crate) fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("there until dropped").handle()
+    }
+}
+
+impl Drop for Copiers {
+    fn drop(&mut self) {
+        // Waiting for the threads is not allowed here, where tasks of another runtime may run.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Core {
@@ -68,6 +106,7 @@ impl Core {
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),
+            copiers: Copiers::start()?,
             identity,
             peers,
             rejections,

@@ -6,17 +6,18 @@
 //! to notice when the path gets faster.
 //!
 //! ```text
-//!   window = delivery rate × (base round trip + allowance)
+//!   window' = window × (base round trip + allowance) / (least round trip of the last round)
 //!
 //!   Startup ── queue or loss seen, or rate no longer grows ──► Steady ── every 10 s ──► Draining
 //!      ▲                                                        │  ▲                        │
 //!      └───────────────── everything in flight lost ────────────┘  └──── one round trip ────┘
 //! ```
 //!
-//! The formula is its own probe: below the path's capacity no queue forms, so each round delivers a
-//! full window per base round trip and the next window is larger by the allowance's share; at
-//! capacity the rate stops growing and the queue stays at the allowance. The base round trip is the
-//! least seen in the last twenty seconds, and a drain every ten shows it even if we fill the link.
+//! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
+//! allowance's share; at capacity a queue of the allowance's length stands, and the window with it.
+//! Only the *least* round trip of a round speaks, because only a standing queue delays every packet:
+//! radio links and busy processors delay many, and must not look like a full path. The base is the
+//! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
 //! Loss alone does not slow us down below [`LOSS_TOLERATED_PER_MILLE`]: wireless edges lose packets
 //! without being full. Above it the buffer is smaller than the allowance, which then shrinks.
 
@@ -25,7 +26,15 @@ use std::time::Duration;
 use towpath_protocol::time::Instant;
 
 /// The queue we allow ourselves at the bottleneck.
-pub const ALLOWANCE: Duration = Duration::from_millis(5);
+pub const ALLOWANCE: Duration = Duration::from_millis(4);
+
+/// The same on a path within this host: there the queue is for the processors, which no pacing of ours
+/// shortens, and a pipeline of four processes on busy processors runs dry with less.
+const ALLOWANCE_LOCAL: Duration = Duration::from_millis(25);
+
+/// What a path within this host looks like; a link emulator on it is slower or longer.
+const LOCAL_RTT_MAX: Duration = Duration::from_millis(1);
+const LOCAL_BYTES_PER_SECOND_MIN: u64 = 125_000_000;
 
 /// The least allowance, for buffers of a few packets.
 const ALLOWANCE_MIN: Duration = Duration::from_micros(500);
@@ -33,8 +42,17 @@ const ALLOWANCE_MIN: Duration = Duration::from_micros(500);
 /// Loss in one round that counts as noise of the path.
 pub const LOSS_TOLERATED_PER_MILLE: u64 = 20;
 
-/// Least time of a round: on a fast short path a round trip is too short to measure a rate in.
-const ROUND_MIN: Duration = Duration::from_millis(1);
+/// Least time of a round: on a short path a round trip is too short to measure a rate in, and a process
+/// that was not scheduled would look like a queue. Startup looks more often, for it grows faster.
+const ROUND_MIN: Duration = Duration::from_millis(10);
+const ROUND_MIN_STARTUP: Duration = Duration::from_millis(1);
+
+/// Acknowledgements whose least round trip shows a queue to the startup.
+const RECENT_COUNT: usize = 8;
+
+/// How long the highest rate counts. On a path shorter than this, rounds are so short that a process
+/// which was not scheduled looks like a slow path; longer ones are not touched by it.
+const PEAK_TIME: Duration = Duration::from_millis(20);
 
 /// How long a base round trip is believed, twice: it is the least of this time and of the one before.
 const BASE_TIME: Duration = Duration::from_secs(10);
@@ -118,6 +136,27 @@ struct Base {
     was_empty: bool,
 }
 
+/// The highest rate of the last few milliseconds: of two spans, so that it always covers one whole.
+#[derive(Debug, Clone, Copy, Default)]
+struct Peak {
+    began: Instant,
+    current: u64,
+    previous: u64,
+}
+
+impl Peak {
+    /// The peak with one more sample.
+    fn with(&mut self, rate: u64, now: Instant) -> u64 {
+        if now.since(self.began) >= PEAK_TIME {
+            self.began = now;
+            self.previous = self.current;
+            self.current = 0;
+        }
+        self.current = self.current.max(rate);
+        self.current.max(self.previous)
+    }
+}
+
 /// Follows one connection.
 #[derive(Debug, Clone)]
 pub struct Estimator {
@@ -127,8 +166,12 @@ pub struct Estimator {
     packet_bytes: u64,
     window_bytes: u64,
     rate_bytes_per_second: u64,
+    peak: Peak,
     queue_delay: Duration,
     allowance: Duration,
+    is_local: bool,
+    recent: [Duration; RECENT_COUNT],
+    ack_count: usize,
 }
 
 impl Estimator {
@@ -150,8 +193,12 @@ impl Estimator {
             packet_bytes,
             window_bytes,
             rate_bytes_per_second: 0,
+            peak: Peak::default(),
             queue_delay: Duration::ZERO,
             allowance: ALLOWANCE,
+            is_local: false,
+            recent: [Duration::ZERO; RECENT_COUNT],
+            ack_count: 0,
         }
     }
 
@@ -173,6 +220,11 @@ impl Estimator {
         }
     }
 
+    /// The other end is an address of this host.
+    pub const fn set_local(&mut self) {
+        self.is_local = true;
+    }
+
     /// Packets have this size from now on.
     pub const fn set_packet_bytes(&mut self, bytes: u64) {
         self.packet_bytes = bytes;
@@ -186,13 +238,22 @@ impl Estimator {
         self.round.is_app_limited |= ack.is_app_limited;
         self.base.current = self.base.current.min(rtt);
         let base = self.base.current.min(self.base.previous);
-        if let Phase::Startup { .. } = self.phase {
-            let has_queue = self.round.rtt_min.saturating_sub(base) > self.allowance / 2;
+        self.recent[self.ack_count % RECENT_COUNT] = rtt;
+        self.ack_count = self.ack_count.wrapping_add(1);
+        let is_starting = matches!(self.phase, Phase::Startup { .. });
+        if is_starting {
+            let least = self.recent.iter().min().copied().unwrap_or_default();
+            let has_queue = least.saturating_sub(base) > self.allowance / 2;
             if !ack.is_app_limited && !has_queue {
                 self.window_bytes = (self.window_bytes + ack.bytes).min(WINDOW_BYTES_MAX);
             }
         }
-        let is_long_enough = ack.now.since(self.round.began) >= ROUND_MIN;
+        let round_min = if is_starting {
+            ROUND_MIN_STARTUP
+        } else {
+            ROUND_MIN
+        };
+        let is_long_enough = ack.now.since(self.round.began) >= round_min;
         if ack.sent >= self.round.began && is_long_enough {
             self.finish_round(ack.now, base);
         }
@@ -215,11 +276,12 @@ impl Estimator {
         let round = std::mem::replace(&mut self.round, Round::beginning(now));
         let elapsed = now.since(round.began);
         let rate = per_second(round.delivered_bytes, elapsed);
+        let rate = self.peak.with(rate, now);
         self.queue_delay = round.rtt_min.saturating_sub(base);
         self.base.was_empty |= self.queue_delay < self.allowance / 4;
         let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
-        self.adapt_allowance(is_lossy);
+        self.adapt_allowance(is_lossy, base, rate);
         match self.phase {
             Phase::Startup {
                 best_rate,
@@ -257,7 +319,10 @@ impl Estimator {
         };
         if is_full || plateau_rounds >= PLATEAU_ROUNDS {
             self.rate_bytes_per_second = rate.max(best_rate);
-            self.window_bytes = self.window_for(self.rate_bytes_per_second, base);
+            let fitting = self.window_for(self.rate_bytes_per_second, base);
+            // Without a queue, the rate may only look as if it no longer grew.
+            let most = if is_full { fitting } else { 2 * fitting };
+            self.window_bytes = self.window_bytes.min(most);
             self.phase = Phase::Steady;
         } else {
             self.phase = Phase::Startup {
@@ -267,36 +332,53 @@ impl Estimator {
         }
     }
 
-    /// Moves half way to the formula's window, so that one noisy round does little.
+    /// Moves half way to the formula's window, so that one odd round does little, or all the way if
+    /// the queue is long.
     fn follow(&mut self, round: &Round, rate: u64, base: Duration) {
         // A sender that had nothing to send says nothing about the path, unless it got more through.
         if round.is_app_limited && rate <= self.rate_bytes_per_second {
             return;
         }
         self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
-        let wanted = self.window_for(rate, base);
-        let grown_most = self.window_bytes + self.window_bytes / 4;
+        let allowed = base + self.allowance_at(rate);
+        let wanted = scaled(self.window_bytes, allowed, round.rtt_min);
+        // Something else than the window may be the limit; then no queue forms, however large it is.
+        let most = self.window_for(rate, base).saturating_mul(2);
         let is_congested = self.queue_delay > 2 * self.allowance;
         self.window_bytes = if is_congested {
             wanted.clamp(self.window_bytes / 2, self.window_bytes)
         } else {
+            let grown_most = self.window_bytes + self.window_bytes / 4;
             self.window_bytes.midpoint(wanted).min(grown_most)
-        };
+        }
+        .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, most);
     }
 
+    /// The allowance, worth a few packets at least.
+    fn allowance_at(&self, rate: u64) -> Duration {
+        let packets = ALLOWANCE_PACKETS_MIN * self.packet_bytes;
+        let nanos = packets * 1_000_000_000 / rate.max(1);
+        self.allowance.max(Duration::from_nanos(nanos))
+    }
+
+    /// What the path holds at a rate, with the allowance.
     fn window_for(&self, rate: u64, base: Duration) -> u64 {
-        let path = bytes_in(rate, base);
-        let allowed = bytes_in(rate, self.allowance).max(ALLOWANCE_PACKETS_MIN * self.packet_bytes);
-        path.saturating_add(allowed)
+        bytes_in(rate, base + self.allowance_at(rate))
             .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, WINDOW_BYTES_MAX)
     }
 
     /// Halves the allowance where the buffer does not hold it, and lets it grow back slowly.
-    fn adapt_allowance(&mut self, is_lossy: bool) {
+    fn adapt_allowance(&mut self, is_lossy: bool, base: Duration, rate: u64) {
+        let is_within = base <= LOCAL_RTT_MAX && rate >= LOCAL_BYTES_PER_SECOND_MIN;
+        let most = if self.is_local && is_within {
+            ALLOWANCE_LOCAL
+        } else {
+            ALLOWANCE
+        };
         self.allowance = if is_lossy {
             (self.allowance / 2).max(ALLOWANCE_MIN)
         } else {
-            (self.allowance + self.allowance / 64).min(ALLOWANCE)
+            (self.allowance + self.allowance / 64).min(most)
         };
     }
 
@@ -329,6 +411,12 @@ impl Estimator {
 fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     let nanos = elapsed.as_nanos().max(1);
     u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
+}
+
+/// `bytes × part / whole`.
+fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
+    let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 fn bytes_in(rate: u64, time: Duration) -> u64 {

@@ -110,6 +110,17 @@ impl Link {
             (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
             (one, other) => one.or(other),
         };
+        for connection in [&urgent, &bulk] {
+            if connection
+                .remote_address()
+                .ip()
+                .to_canonical()
+                .is_loopback()
+                && let Some(delay) = Delay::of(connection)
+            {
+                delay.set_local();
+            }
+        }
         Self {
             id,
             peer,

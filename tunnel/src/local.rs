@@ -19,6 +19,9 @@ use crate::{pump, wire};
 /// Pause after a failed accept, which mostly means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Programs that are told at once that too many streams are open; more are only closed.
+const REFUSAL_COUNT_MAX: usize = 32;
+
 /// How long the peer may take to answer: its service's wait and a few round trips.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
@@ -34,12 +37,13 @@ pub(crate) async fn serve(
 ) -> Result<(), Fault> {
     let listener = socket.for_tokio()?;
     let places = Arc::new(Semaphore::new(core.limits.local_streams));
+    let refusals = Arc::new(Semaphore::new(REFUSAL_COUNT_MAX));
     loop {
         let accepted = tokio::select! {
             () = stop.requested() => return Ok(()),
             accepted = listener.accept() => accepted,
         };
-        let mut local = match accepted {
+        let local = match accepted {
             Ok((local, _)) => local,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a local stream");
@@ -50,19 +54,39 @@ pub(crate) async fn serve(
         if check_peer(&local, socket.path()).is_err() {
             continue;
         }
-        let (core, place) = (Arc::clone(&core), Arc::clone(&places).try_acquire_owned());
-        tokio::spawn(async move {
-            let Ok(_place) = place else {
-                let detail = format!("{} local streams are open", core.limits.local_streams);
-                answer(
-                    &mut local,
-                    &Preamble::Refused(Fault::new(Code::Busy, detail)),
-                )
-                .await;
+        let (permit, is_admitted) = match Arc::clone(&places).try_acquire_owned() {
+            Ok(permit) => (permit, true),
+            Err(_) => match Arc::clone(&refusals).try_acquire_owned() {
+                Ok(permit) => (permit, false),
+                Err(_) => continue,
+            },
+        };
+        let core = Arc::clone(&core);
+        let copiers = core.copiers.handle().clone();
+        // A socket belongs to the threads that first touch it.
+        let Ok(local) = local.into_std() else {
+            continue;
+        };
+        copiers.spawn(async move {
+            let _permit = permit;
+            let Ok(mut local) = UnixStream::from_std(local) else {
                 return;
             };
-            converse(&core, local).await;
+            if is_admitted {
+                converse(&core, local).await;
+            } else {
+                turn_away(&core, &mut local).await;
+            }
         });
+    }
+}
+
+/// Says that too many streams are open, once the program has said what it wants: closing a socket with
+/// unread bytes would take the answer away with it.
+async fn turn_away(core: &Core, local: &mut UnixStream) {
+    if read_open(core, local).await.is_ok() {
+        let detail = format!("{} local streams are open", core.limits.local_streams);
+        answer(local, &Preamble::Refused(Fault::new(Code::Busy, detail))).await;
     }
 }
 

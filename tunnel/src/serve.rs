@@ -58,7 +58,8 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
                 rate.until_ready().await;
                 let (core, link) = (Arc::clone(&core), Arc::clone(&link));
                 let strikes = Arc::clone(&strikes);
-                tokio::spawn(async move {
+                let copiers = core.copiers.handle().clone();
+                copiers.spawn(async move {
                     serve(&core, &link, leg, (send, recv), &strikes).await;
                 });
             }

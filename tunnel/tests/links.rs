@@ -8,8 +8,9 @@ use std::time::Duration;
 use harness::{Pair, SOON, World, accept, name, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
-use towpath_bench::relay::{Direction, Queue, Side};
+use towpath_bench::relay::{Direction, Side};
 use towpath_protocol::channel::Class;
+use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::status::LinkState;
 
@@ -37,7 +38,17 @@ async fn a_link_is_back_after_the_peer_restarts() {
     let config = pair.region_config.clone();
     pair.region.stop().await;
     becomes(&pair.edge, LinkState::Dialing).await;
-    pair.region = Tunnel::start(&config).await.unwrap();
+    // Another test may have been given the port meanwhile; it does not keep it for long.
+    let restarting = async {
+        loop {
+            match Tunnel::start(&config).await {
+                Ok(tunnel) => break tunnel,
+                Err(fault) => assert_eq!(fault.code, Code::Io, "{fault}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    pair.region = soon(restarting).await;
     pair.linked().await;
     let listener = pair.echo();
     let (local, _) =
@@ -210,58 +221,4 @@ async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
     );
     writer.abort();
     reader.abort();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn urgent_bytes_do_not_wait_behind_bulk_in_the_bottleneck() {
-    let bottleneck = Direction {
-        bits_per_second: Some(100_000_000),
-        delay: Duration::from_millis(20),
-        queue: Queue::Time(Duration::from_millis(100)),
-        loss: 0.0,
-    };
-    let pair = Pair::start_with(|_, _| (), Some(bottleneck)).await;
-    let listener = pair.echo();
-    let (bulk, (_, mut sink)) =
-        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
-    let (demand, (_, mut server)) =
-        soon(async { tokio::join!(pair.open("echo", Class::Demand), accept(&listener)) }).await;
-    let (mut bulk, mut demand) = (bulk.unwrap(), demand.unwrap());
-    let writer = tokio::spawn(async move {
-        let chunk = vec![5; 64 * 1024];
-        while bulk.write_all(&chunk).await.is_ok() {}
-    });
-    let reader = tokio::spawn(async move {
-        let mut chunk = vec![0; 64 * 1024];
-        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-    });
-    // The region asks for a page, the loaded direction carries it.
-    let serving = tokio::spawn(async move {
-        let mut wish = [0; 16];
-        while demand.read_exact(&mut wish).await.is_ok() {
-            demand.write_all(&[9; 4096]).await.unwrap();
-        }
-    });
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let (began, before) = (
-        Instant::now(),
-        pair.region.status().links[0].classes[4].received_bytes,
-    );
-    let mut waits = Vec::new();
-    for _ in 0..100 {
-        let asked = Instant::now();
-        server.write_all(&[1; 16]).await.unwrap();
-        server.read_exact(&mut [0; 4096]).await.unwrap();
-        waits.push(asked.elapsed());
-    }
-    let bytes = pair.region.status().links[0].classes[4].received_bytes - before;
-    let mbit = bytes * 8 / u64::try_from(began.elapsed().as_micros()).unwrap();
-    waits.sort_unstable();
-    let (p50, p99) = (waits[50], waits[98]);
-    println!("demand p50 {p50:?} p99 {p99:?} beside {mbit} Mbit/s of bulk");
-    assert!(p99 <= Duration::from_millis(60), "{p99:?}");
-    assert!(mbit >= 80, "{mbit} Mbit/s");
-    for task in [writer, reader, serving] {
-        task.abort();
-    }
 }

@@ -56,6 +56,9 @@ pub(crate) struct Options {
     /// Round trip between the sites
     #[arg(long, value_name = "TIME", default_value = "40ms")]
     rtt: Span,
+    /// No emulated link: the sites talk over loopback as fast as they can
+    #[arg(long, conflicts_with_all = ["rate", "rtt"])]
+    direct: bool,
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     memory: Size,

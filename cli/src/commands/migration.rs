@@ -167,12 +167,17 @@ async fn id_or_newest(client: &Client, id: Option<MigrationId>) -> Result<Migrat
 
 /// What came of a move.
 pub(crate) fn report(view: &MigrationView) -> String {
+    fields(&report_fields(view))
+}
+
+fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
     let fetches = view.demand_fetches;
     let waits = match (view.demand_p50_ms, view.demand_p99_ms) {
         (Some(p50), Some(p99)) if fetches > 0 => format!(", p50 {p50} ms, p99 {p99} ms"),
         _ => String::new(),
     };
-    fields(&[
+    let error = view.error.as_ref();
+    vec![
         ("move", Some(view.id.to_string())),
         ("guest", Some(view.guest.to_string())),
         ("from", Some(view.from.to_string())),
@@ -190,27 +195,27 @@ pub(crate) fn report(view: &MigrationView) -> String {
         ),
         (
             "error",
-            view.error
-                .as_ref()
-                .map(|error| escape(&format!("{}: {}", error.code, error.message))),
+            error.map(|error| escape(&format!("{}: {}", error.code, error.message))),
         ),
-    ])
+    ]
 }
 
 fn details(view: &MigrationView) -> String {
-    let mut text = report(view);
-    text.push_str(&fields(&[
+    let is_under_way = !view.phase.is_finished();
+    let mut rows = report_fields(view);
+    rows.extend([
         ("role", Some(word(&view.role))),
         ("mode", Some(word(&view.mode))),
         (
-            "longest pause allowed",
+            "longest pause",
             Some(milliseconds(view.max_pause_ms.into())),
         ),
         ("attempts", Some(view.attempts.to_string())),
         ("begun", Some(time_of_day(view.started_unix_ms))),
         ("ended", view.finished_unix_ms.map(time_of_day)),
-        ("now", (!view.phase.is_finished()).then(|| describe(view))),
-    ]));
+        ("now", is_under_way.then(|| describe(view))),
+    ]);
+    let mut text = fields(&rows);
     if view.decisions.is_empty() {
         return text;
     }

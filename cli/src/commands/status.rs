@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
+use towpath_tunnel::status::StatusView;
 
 use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, TUNNEL_SOCKET_DEFAULT, block_on};
 use crate::failure::Failure;
 use crate::follow::describe;
-use crate::show::{self, bytes, escape, fields, time_of_day};
+use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, time_of_day};
 
 /// What is to be shown.
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub(crate) struct Options {
 #[derive(Debug, Serialize)]
 struct Status {
     migrator: Answer<HostView>,
-    tunnel: Answer<Value>,
+    tunnel: Answer<StatusView>,
     /// Moves under way.
     migrations: Vec<MigrationView>,
 }
@@ -69,7 +69,7 @@ async fn status(options: &Options) -> Result<(), Failure> {
     let migrator = options.socket.client();
     let host = migrator.get::<HostView>("/v1/status").await;
     let tunnel = Client::new(&options.tunnel_socket);
-    let links = tunnel.get::<Value>("/status").await;
+    let links = tunnel.get::<StatusView>("/status").await;
     if let (Err(problem), Err(_)) = (&host, &links) {
         return Err(problem.clone().message("neither daemon answers").into());
     }
@@ -93,7 +93,7 @@ fn table(status: &Status) -> String {
     };
     text.push('\n');
     text.push_str(&match &status.tunnel {
-        Answer::Status(value) => tunnel_table(value),
+        Answer::Status(status) => tunnel_table(status),
         Answer::Problem(problem) => format!("tunnel  {}\n", escape(&problem.to_string())),
     });
     for view in &status.migrations {
@@ -132,35 +132,33 @@ fn host_table(host: &HostView) -> String {
     ])
 }
 
-/// The tunnel's own document, field by field: it is another daemon's and may grow.
-fn tunnel_table(value: &Value) -> String {
-    let mut rows = Vec::new();
-    flatten("", value, &mut rows);
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|(name, value)| (name.as_str(), Some(escape(value))))
-        .collect();
-    fields(&rows)
+fn tunnel_table(status: &StatusView) -> String {
+    let mut table = Table::new([
+        "LINK", "STATE", ">RTT", ">QUEUE", ">OUT", ">IN", ">CAP", ">STREAMS", "WHY",
+    ]);
+    for link in &status.links {
+        let host = link
+            .host
+            .as_deref()
+            .map_or_else(String::new, |host| format!("/{host}"));
+        let cap = link
+            .cap_bits_per_second
+            .map(|bits| bits_per_second(bits / 8));
+        table.row([
+            escape(&format!("{}{host}", link.peer)),
+            link.state.as_str().to_owned(),
+            tenths_of_ms(link.rtt_us),
+            tenths_of_ms(link.queue_us),
+            bits_per_second(link.goodput_out_bits_per_second / 8),
+            bits_per_second(link.goodput_in_bits_per_second / 8),
+            or_dash(cap),
+            link.streams.to_string(),
+            escape(&link.reason),
+        ]);
+    }
+    table.render("no links: the tunnel's configuration names no peers")
 }
 
-fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
-    let join = |name: &str| match prefix {
-        "" => name.to_owned(),
-        prefix => format!("{prefix}.{name}"),
-    };
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                flatten(&join(&escape(name)), value, rows);
-            }
-        }
-        Value::Array(values) => {
-            for (number, value) in values.iter().enumerate() {
-                flatten(&join(&number.to_string()), value, rows);
-            }
-        }
-        Value::Null => {}
-        Value::String(text) => rows.push((prefix.to_owned(), text.clone())),
-        other => rows.push((prefix.to_owned(), other.to_string())),
-    }
+fn tenths_of_ms(microseconds: u64) -> String {
+    format!("{}.{} ms", microseconds / 1000, microseconds % 1000 / 100)
 }

@@ -67,6 +67,26 @@ fn l06_config_check_names_the_place_and_the_fix() {
 }
 
 #[test]
+fn the_configurations_in_the_documentation_are_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = include_str!("../../../docs/cli.md");
+    let examples: Vec<&str> = document
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        let ran = run(&[
+            "config",
+            "check",
+            word(&write(folder.path(), "e.toml", example)),
+        ]);
+        assert_eq!(ran.status, 0, "{ran:?}");
+    }
+}
+
+#[test]
 fn certificates_are_made_issued_and_shown() {
     let folder = tempfile::tempdir().unwrap();
     let (authority, host) = (folder.path().join("authority"), folder.path().join("box-1"));

@@ -27,16 +27,16 @@ fn router() -> Router {
 }
 
 async fn count() -> Response {
-    let (sender, receiver) = mpsc::channel(1);
+    let (lines, body) = mpsc::channel(1);
     tokio::spawn(async move {
         for number in 0..3 {
             let line = format!("{number}\n");
-            if sender.send(line.into()).await.is_err() {
+            if lines.send(line.into()).await.is_err() {
                 return;
             }
         }
     });
-    ndjson(receiver)
+    ndjson(body)
 }
 
 async fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client, shutdown::Trigger) -> F) {
@@ -155,7 +155,7 @@ async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
     .await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn l05_a_slow_header_is_cut_off() {
     with_server(async |client, _| {
         let answer = raw(client.socket(), "GET /v HT").await;

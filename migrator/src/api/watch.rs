@@ -38,14 +38,14 @@ pub(super) async fn watch(
     let id = migration_id(&id)?;
     // An unknown move is a problem with its status, not an empty stream.
     ask(Arc::clone(&host), move |host| host.migration(id)).await??;
-    let (sender, receiver) = mpsc::channel(LINES_MAX);
+    let (lines, body) = mpsc::channel(LINES_MAX);
     tokio::spawn(async move {
         tokio::select! {
-            () = report(host, id, &sender) => {}
-            () = sender.closed() => {}
+            () = report(host, id, &lines) => {}
+            () = lines.closed() => {}
         }
     });
-    Ok(ndjson(receiver))
+    Ok(ndjson(body))
 }
 
 /// Sends every change until the move is finished or forgotten, or the client has left.

@@ -110,11 +110,14 @@ impl OpenLane {
     }
 }
 
+/// The reading end of a lane.
+pub(super) type ReadingEnd = (Lane, LaneReader<UnixStream>);
+
 /// Joins four lanes into a link; the readers are given back, in the order of [`Lane::ALL`].
 pub(super) fn join(
     number: u64,
     mut lanes: Vec<OpenLane>,
-) -> Result<(Link, Vec<(Lane, LaneReader<UnixStream>)>), Fault> {
+) -> Result<(Link, Vec<ReadingEnd>), Fault> {
     lanes.sort_by_key(|lane| lane.lane);
     let [control, bulk, switch, demand] = lanes.as_slice() else {
         return Err(Fault::new(Code::State, "a link has four lanes"));

@@ -168,6 +168,13 @@ impl BlockReader for MemoryReader {
     }
 }
 
+/// A move that could not be begun: the ownership goes back to whoever holds the guest.
+#[derive(Debug)]
+pub(super) struct NotBegun {
+    pub(super) ownership: Ownership,
+    pub(super) fault: Fault,
+}
+
 /// What a finished attempt leaves.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -204,7 +211,7 @@ impl SourceMove {
         ground: &mut Ground,
         ownership: Ownership,
         order: Order,
-    ) -> Result<Self, (Ownership, Fault)> {
+    ) -> Result<Self, Box<NotBegun>> {
         Self::make(ground, ownership, order, Source::begin)
     }
 
@@ -213,7 +220,7 @@ impl SourceMove {
         ground: &mut Ground,
         ownership: Ownership,
         order: Order,
-    ) -> Result<Self, (Ownership, Fault)> {
+    ) -> Result<Self, Box<NotBegun>> {
         Self::make(ground, ownership, order, Source::recover)
     }
 
@@ -222,16 +229,19 @@ impl SourceMove {
         ownership: Ownership,
         order: Order,
         build: impl FnOnce(Setup, Ownership, Instant) -> Result<Source, Fault>,
-    ) -> Result<Self, (Ownership, Fault)> {
+    ) -> Result<Self, Box<NotBegun>> {
         let parts = Self::parts(ground, &order);
         let (setup, outbox, reader, urgent) = match parts {
             Ok(parts) => parts,
-            Err(fault) => return Err((ownership, fault)),
+            Err(fault) => return Err(Box::new(NotBegun { ownership, fault })),
         };
         let spare = ownership.clone();
         let machine = match build(setup, ownership, now()) {
             Ok(machine) => machine,
-            Err(fault) => return Err((spare, fault)),
+            Err(fault) => {
+                let ownership = spare;
+                return Err(Box::new(NotBegun { ownership, fault }));
+            }
         };
         info!(migration = %order.id, attempt = %order.attempt, target = %order.target, "move begins");
         Ok(Self {

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::ground::{Ground, milliseconds, now, unix_ms};
 use super::input::Input;
 use super::lanes::{OpenLane, Unpacked, join, read_chunks, read_messages, spawn};
+use super::source_move::NotBegun;
 use crate::api::{ErrorView, LinkState, MigrationMode, MigrationView, Phase, Role};
 use crate::guest::MissingMemory;
 use crate::lane::LaneReader;
@@ -102,9 +103,12 @@ impl TargetMove {
         ground: &mut Ground,
         ownership: Ownership,
         setup: Setup,
-    ) -> Result<Self, (Ownership, Fault)> {
+    ) -> Result<Self, Box<NotBegun>> {
         let spare = ownership.clone();
-        Self::recover_parts(ground, ownership, setup).map_err(|fault| (spare, fault))
+        Self::recover_parts(ground, ownership, setup).map_err(|fault| {
+            let ownership = spare;
+            Box::new(NotBegun { ownership, fault })
+        })
     }
 
     fn recover_parts(

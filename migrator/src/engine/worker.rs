@@ -20,7 +20,7 @@ use super::input::{Command, Input};
 use super::lanes::OpenLane;
 use super::shared::random_id;
 use super::show::{LOOK_INTERVAL, Shown};
-use super::source_move::{self, Order, SourceMove, thaw};
+use super::source_move::{self, NotBegun, Order, SourceMove, thaw};
 use super::target_move::{self, TargetMove};
 use crate::api::{Phase, VerifyView};
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
@@ -127,14 +127,15 @@ impl Worker {
         });
         let recovered = match order {
             Ok(order) => SourceMove::recover(&mut self.ground, ownership, order),
-            Err(fault) => Err((ownership, fault)),
+            Err(fault) => Err(Box::new(NotBegun { ownership, fault })),
         };
         match recovered {
             Ok(mut going) => {
                 going.carry_out(&mut self.ground);
                 Role::Source(Box::new(going))
             }
-            Err((ownership, fault)) => {
+            Err(not_begun) => {
+                let NotBegun { ownership, fault } = *not_begun;
                 error!(guest = %self.ground.id, %fault, "a relinquished guest's image is lost");
                 Role::Broken(ownership, fault)
             }
@@ -160,12 +161,17 @@ impl Worker {
                 going.carry_out(&mut self.ground);
                 Role::Target(Box::new(going))
             }
-            Err((ownership, fault)) if is_owned => {
+            Err(not_begun) if is_owned => {
+                let NotBegun { ownership, fault } = *not_begun;
                 error!(guest = %self.ground.id, %fault, "the guest's memory is lost");
                 self.ground.crash = Some(fault.clone());
                 Role::Broken(ownership, fault)
             }
-            Err((mut ownership, fault)) => {
+            Err(not_begun) => {
+                let NotBegun {
+                    mut ownership,
+                    fault,
+                } = *not_begun;
                 info!(guest = %self.ground.id, %fault, "what was received is given up");
                 drop(ownership.handle(LawEvent::GiveUp));
                 self.recover_idle(ownership)
@@ -484,9 +490,9 @@ impl Worker {
                 self.role = Some(Role::Source(Box::new(going)));
                 Ok(())
             }
-            Err((ownership, fault)) => {
-                self.role = Some(Role::Idle(ownership));
-                Err(fault)
+            Err(not_begun) => {
+                self.role = Some(Role::Idle(not_begun.ownership));
+                Err(not_begun.fault)
             }
         }
     }

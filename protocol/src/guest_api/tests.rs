@@ -110,6 +110,10 @@ fn responses() -> Vec<Response> {
             epoch: Epoch(2),
             running_since_ns: 5,
         },
+        Response::Verified {
+            page_count: 7,
+            mismatch: Some("page 3 is old".to_owned()),
+        },
         Response::Failed(Reason {
             code: "E_STATE".to_owned(),
             detail: "d".repeat(DETAIL_BYTES_MAX),
@@ -175,7 +179,7 @@ fn a_cut_or_longer_packet_is_refused() {
 
 #[test]
 fn a_request_is_not_a_response_and_unknown_kinds_are_neither() {
-    for kind in [0, 17, 63, 75, 255] {
+    for kind in [0, 18, 63, 76, 255] {
         let packet = forge(kind, &[]);
         assert_eq!(decode_request(&packet).unwrap_err().code, Code::UnknownKind);
         assert_eq!(

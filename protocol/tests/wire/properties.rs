@@ -26,14 +26,15 @@ fn any_reason() -> impl Strategy<Value = Reason> {
 
 fn any_hello() -> impl Strategy<Value = Message> {
     let lane = prop::sample::select(&Lane::ALL[..]);
-    (any::<(u16, u16)>(), any_id(), any_id(), any_id(), lane).prop_map(
-        |((min, max), migration, attempt, guest, lane)| {
+    (any::<(u16, u16, u64)>(), any_id(), any_id(), any_id(), lane).prop_map(
+        |((min, max, link), migration, attempt, guest, lane)| {
             Message::Hello(Hello {
                 versions: VersionRange { min, max },
                 migration: MigrationId(migration),
                 attempt: AttemptId(attempt),
                 guest: GuestId(guest),
                 lane,
+                link,
             })
         },
     )

@@ -114,6 +114,7 @@ pub(crate) fn messages() -> Vec<Message> {
             attempt: AttemptId(2),
             guest: GuestId(3),
             lane: Lane::Switch,
+            link: 8,
         }),
         Message::Welcome(Welcome { version: 1 }),
         Message::Prepare(Prepare {

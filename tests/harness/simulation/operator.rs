@@ -193,8 +193,12 @@ impl World {
         let misses_blocks = missing_from.is_some();
         let source_has_it = self.hosts[1 - host].guest.is_some();
         let is_up = !matches!(self.hosts[host].engine, Engine::Down);
-        let is_idle = matches!(self.hosts[host].engine, Engine::Idle(_));
-        let is_lost = misses_blocks && (!source_has_it || is_idle);
+        let is_over = match &self.hosts[host].engine {
+            Engine::Idle(_) => true,
+            Engine::Target(target) => target.stage() == target::Stage::Over,
+            Engine::Source(_) | Engine::Down => false,
+        };
+        let is_lost = misses_blocks && (!source_has_it || is_over);
         let is_dead = self.hosts[host].guest.is_none() && is_up;
         if is_lost || is_dead {
             self.tell(host, Input::Boot);

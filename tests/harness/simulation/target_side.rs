@@ -1,5 +1,6 @@
 //! What a target's machine orders, done to the simulated guest and link; and how guests start.
 
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::Prepare;
 use towpath_protocol::ownership::State;
@@ -48,11 +49,7 @@ impl World {
                     guest.is_armed = true;
                 }
             }
-            Action::Run(epoch) => {
-                self.run_guest(host, epoch);
-                let at = self.instant();
-                self.report_to_target(host, MILLISECOND / 5, Event::GuestRuns { at });
-            }
+            Action::Run(epoch) => self.run_received(host, epoch),
             Action::WakeFaults => self.wake_faults(host),
             Action::DisarmMissing => self.disarm(host),
             Action::DiscardImage => self.discard_image(host),
@@ -66,6 +63,16 @@ impl World {
             }
         }
         0
+    }
+
+    fn run_received(&mut self, host: usize, epoch: Epoch) {
+        if self.hosts[host].guest.is_none() {
+            let gone = Fault::new(Code::Guest, "the guest process is gone");
+            return self.feed_target(host, Event::Failed(gone));
+        }
+        self.run_guest(host, epoch);
+        let at = self.instant();
+        self.report_to_target(host, MILLISECOND / 5, Event::GuestRuns { at });
     }
 
     fn report_to_target(&mut self, host: usize, delay: Nanos, event: Event) {

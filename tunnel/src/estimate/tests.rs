@@ -16,6 +16,8 @@ struct Path {
     rtt_nanos: u64,
     buffer_nanos: u64,
     loss_per_mille: u64,
+    /// Longest stall of a radio or a busy processor on the way back, some twenty times a second.
+    jitter_nanos: u64,
 }
 
 impl Path {
@@ -25,6 +27,7 @@ impl Path {
             rtt_nanos: rtt_millis * MILLI,
             buffer_nanos: buffer_millis * MILLI,
             loss_per_mille: 0,
+            jitter_nanos: 0,
         }
     }
 }
@@ -40,6 +43,7 @@ struct Simulation {
     estimator: Estimator,
     now: u64,
     link_free: u64,
+    stall: (u64, u64),
     in_flight: u64,
     events: BTreeMap<(u64, u64), Event>,
     sequence: u64,
@@ -55,6 +59,7 @@ impl Simulation {
             estimator: Estimator::new(PACKET, 10 * PACKET, Instant::ZERO),
             now: 0,
             link_free: 0,
+            stall: (0, 0),
             in_flight: 0,
             events: BTreeMap::new(),
             sequence: 0,
@@ -101,9 +106,20 @@ impl Simulation {
         }
         let serialised = PACKET * SECOND / self.path.rate_bytes_per_second;
         self.link_free = self.now.max(self.link_free) + serialised;
-        let acked = self.link_free + self.path.rtt_nanos;
+        let acked = self.stalled(self.link_free + self.path.rtt_nanos);
         self.events
             .insert((acked, self.sequence), Event::Ack { sent: self.now });
+    }
+
+    /// When an acknowledgement arrives that would arrive at this time if nothing stalled.
+    fn stalled(&mut self, at: u64) -> u64 {
+        let (begins, ends) = self.stall;
+        if at >= ends {
+            let pause = (self.random >> 16) % (50 * MILLI);
+            let length = (self.random >> 32) % (self.path.jitter_nanos + 1);
+            self.stall = (at + pause, at + pause + length);
+        }
+        if at >= begins && at < ends { ends } else { at }
     }
 
     fn arrive(&mut self, event: &Event) {
@@ -155,7 +171,7 @@ fn check(path: Path, settle: u64, share_min: u64, queue_max: u64) {
 fn paths_are_filled_and_their_queues_stay_short() {
     for mbit in [20, 100, 500] {
         for rtt in [1, 10, 40, 175] {
-            check(Path::new(mbit, rtt, 100), 5 * SECOND, 930, 8_000);
+            check(Path::new(mbit, rtt, 100), 5 * SECOND, 930, 10_000);
         }
     }
 }
@@ -185,6 +201,15 @@ fn loss_without_a_queue_costs_no_more_than_itself() {
     let mut path = Path::new(100, 40, 100);
     path.loss_per_mille = 10;
     check(path, 10 * SECOND, 900, 8_000);
+}
+
+#[test]
+fn jitter_far_above_the_allowance_does_not_look_like_a_full_path() {
+    for jitter in [10, 20, 40] {
+        let mut path = Path::new(100, 40, 200);
+        path.jitter_nanos = jitter * MILLI;
+        check(path, 10 * SECOND, 800, 40_000);
+    }
 }
 
 #[test]
@@ -221,7 +246,7 @@ fn a_longer_path_is_believed_after_the_old_base_is_forgotten() {
 }
 
 #[test]
-fn a_sender_with_nothing_to_send_teaches_nothing() {
+fn a_source_with_nothing_to_send_teaches_nothing() {
     let mut simulation = Simulation::new(Path::new(100, 40, 100));
     simulation.run_until(5 * SECOND);
     let before = simulation.estimator.estimate();

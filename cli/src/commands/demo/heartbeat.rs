@@ -1,7 +1,6 @@
 //! The guest's heartbeats, as both consoles have them: the witness that the guest never ran twice and
 //! never skipped a beat, and of how long it stood still.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -12,23 +11,25 @@ use towpath_protocol::fault::{Code, Fault};
 pub(super) struct Heartbeat {
     pub(super) at_ns: u64,
     pub(super) sequence: u64,
-    pub(super) epoch: u64,
+    /// Which console has it: the site it was printed at. The epoch does not say that: a guest that is
+    /// moved between asking for its epoch and finishing the line prints the old one at the new site.
+    pub(super) console: usize,
 }
 
 impl Heartbeat {
     /// The heartbeat of a console's line, if it is one.
-    fn parse(line: &str) -> Option<Self> {
+    fn parse(line: &str, console: usize) -> Option<Self> {
         let mut words = line.split_ascii_whitespace();
         let at_ns = words.next()?.parse().ok()?;
         if words.next()? != "HB" {
             return None;
         }
         let sequence = words.next()?.parse().ok()?;
-        let epoch = words.next()?.parse().ok()?;
+        let _epoch: u64 = words.next()?.parse().ok()?;
         words.next().is_none().then_some(Self {
             at_ns,
             sequence,
-            epoch,
+            console,
         })
     }
 }
@@ -42,11 +43,11 @@ pub(super) struct Record {
     pub(super) twice: Option<u64>,
     /// First number that is missing: the guest went back, or lost time.
     pub(super) missing: Option<u64>,
-    /// Longest time between two beats within one epoch, as the guest's own pace.
+    /// Longest time between two beats at one site; looking at every page holds the guest, too.
     pub(super) longest_gap_ms: f64,
-    /// Time between the last beat of an epoch and the first of the next, by the next epoch.
+    /// Time between the last beat at one site and the first at the other, move by move.
     #[serde(skip)]
-    pauses_ms: BTreeMap<u64, f64>,
+    pub(super) pauses_ms: Vec<f64>,
     #[serde(skip)]
     pub(super) last: Option<u64>,
 }
@@ -55,11 +56,11 @@ impl Record {
     /// Reads consoles, each with the older half that it was cut from.
     pub(super) fn read(consoles: &[PathBuf]) -> Result<Self, Fault> {
         let mut beats = Vec::new();
-        for console in consoles {
+        for (number, console) in consoles.iter().enumerate() {
             let mut older = console.as_os_str().to_owned();
             older.push(".1");
             for path in [Path::new(&older), console] {
-                beats.extend(read(path)?);
+                beats.extend(read(path, number)?);
             }
         }
         Ok(Self::of(beats))
@@ -87,10 +88,10 @@ impl Record {
             }
             record.count += 1;
             let gap_ms = gap_ms(*before, *after);
-            if before.epoch == after.epoch {
+            if before.console == after.console {
                 record.longest_gap_ms = record.longest_gap_ms.max(gap_ms);
             } else {
-                record.pauses_ms.insert(after.epoch, gap_ms);
+                record.pauses_ms.push(gap_ms);
             }
         }
         record
@@ -99,11 +100,6 @@ impl Record {
     /// Whether the guest ran exactly once, all the time.
     pub(super) const fn is_whole(&self) -> bool {
         self.count > 0 && self.twice.is_none() && self.missing.is_none()
-    }
-
-    /// How long the guest stood still before it ran under `epoch`.
-    pub(super) fn pause_ms(&self, epoch: u64) -> Option<f64> {
-        self.pauses_ms.get(&epoch).copied()
     }
 }
 
@@ -116,11 +112,11 @@ fn gap_ms(before: Heartbeat, after: Heartbeat) -> f64 {
 }
 
 /// The heartbeats of one file; a missing file has none.
-fn read(path: &Path) -> Result<Vec<Heartbeat>, Fault> {
+fn read(path: &Path, console: usize) -> Result<Vec<Heartbeat>, Fault> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes)
             .lines()
-            .filter_map(Heartbeat::parse)
+            .filter_map(|line| Heartbeat::parse(line, console))
             .collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => {
@@ -134,25 +130,23 @@ fn read(path: &Path) -> Result<Vec<Heartbeat>, Fault> {
 mod tests {
     use super::*;
 
-    fn beats(entries: &[(u64, u64, u64)]) -> Vec<Heartbeat> {
-        let beat = |&(at_ms, sequence, epoch)| Heartbeat {
+    fn beats(entries: &[(u64, u64, usize)]) -> Vec<Heartbeat> {
+        let beat = |&(at_ms, sequence, console)| Heartbeat {
             at_ns: at_ms * 1_000_000,
             sequence,
-            epoch,
+            console,
         };
         entries.iter().map(beat).collect()
     }
 
     #[test]
     fn only_whole_heartbeat_lines_count() {
-        assert_eq!(
-            Heartbeat::parse("123 HB 4 1"),
-            Some(Heartbeat {
-                at_ns: 123,
-                sequence: 4,
-                epoch: 1
-            })
-        );
+        let beat = Heartbeat {
+            at_ns: 123,
+            sequence: 4,
+            console: 1,
+        };
+        assert_eq!(Heartbeat::parse("123 HB 4 1", 1), Some(beat));
         for other in [
             "",
             "123 hello",
@@ -161,25 +155,27 @@ mod tests {
             "HB 4 1",
             "1 HB 2 3 4",
         ] {
-            assert_eq!(Heartbeat::parse(other), None, "{other}");
+            assert_eq!(Heartbeat::parse(other, 0), None, "{other}");
         }
     }
 
     #[test]
-    fn the_pause_is_the_gap_between_two_epochs() {
-        let record = Record::of(beats(&[(10, 1, 1), (12, 2, 1), (90, 3, 2), (93, 4, 2)]));
+    fn the_pause_is_the_gap_between_two_sites() {
+        let there = [(10, 1, 0), (12, 2, 0), (90, 3, 1), (93, 4, 1)];
+        let record = Record::of(beats(&there));
         assert!(record.is_whole());
-        assert_eq!(record.pause_ms(2), Some(78.0));
-        assert_eq!(record.pause_ms(3), None);
+        assert_eq!(record.pauses_ms, [78.0]);
         assert_eq!((record.count, record.longest_gap_ms), (4, 3.0));
         assert_eq!(record.last, Some(4));
+        let back = [there.as_slice(), &[(120, 5, 0), (121, 6, 0)]].concat();
+        assert_eq!(Record::of(beats(&back)).pauses_ms, [78.0, 27.0]);
     }
 
     #[test]
     fn a_guest_that_ran_twice_or_went_back_is_found() {
-        let twice = Record::of(beats(&[(10, 1, 1), (12, 2, 1), (13, 2, 2), (14, 3, 2)]));
+        let twice = Record::of(beats(&[(10, 1, 0), (12, 2, 0), (13, 2, 1), (14, 3, 1)]));
         assert_eq!((twice.twice, twice.missing), (Some(2), None));
-        let missing = Record::of(beats(&[(10, 1, 1), (12, 2, 1), (13, 4, 2)]));
+        let missing = Record::of(beats(&[(10, 1, 0), (12, 2, 0), (13, 4, 1)]));
         assert_eq!((missing.twice, missing.missing), (None, Some(3)));
         assert!(!twice.is_whole() && !missing.is_whole());
         assert!(!Record::of(Vec::new()).is_whole());
@@ -191,9 +187,8 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("a.log.1"), "1000000 HB 1 1\n").unwrap();
         std::fs::write(path("a.log"), "2000000 HB 2 1\nnoise\n").unwrap();
-        std::fs::write(path("b.log"), "9000000 HB 3 2\n").unwrap();
+        std::fs::write(path("b.log"), "9000000 HB 3 1\n9500000 HB 4 2\n").unwrap();
         let record = Record::read(&[path("a.log"), path("b.log"), path("none.log")]).unwrap();
-        assert_eq!(record.count, 3);
-        assert_eq!(record.pause_ms(2), Some(7.0));
+        assert_eq!((record.count, record.pauses_ms), (4, vec![7.0]));
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::{Code, Fault};
 
+use super::report::DaemonReport;
 use crate::failure::Failure;
 
 /// How long a daemon may take to start: certificates are made by then, so it binds and reads files.
@@ -131,6 +132,19 @@ impl Process {
             // An error means that it has just ended by itself.
             let _ = self.child.kill().await;
         }
+    }
+
+    /// The most memory the child has had at once, if it still runs.
+    pub(super) fn peak_memory(&self) -> Option<DaemonReport> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(DaemonReport {
+            name: self.name.clone(),
+            peak_memory_bytes: kibibytes * 1024,
+        })
     }
 
     fn failed(&self, what: &str, status: Option<ExitStatus>) -> Failure {

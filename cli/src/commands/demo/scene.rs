@@ -47,7 +47,12 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     let authority = Authority::init(&folders.files.join("authority"), &"demo.towpath".parse()?)?;
     let far = free_address()?;
     line.say("demo", "starting the link, two tunnels and two migrators");
-    let (mut relay, door) = start_relay(options, far, folders).await?;
+    let (mut relay, door) = if options.direct {
+        (None, far)
+    } else {
+        let (relay, door) = start_relay(options, far, folders).await?;
+        (Some(relay), door)
+    };
     let (edge, region): (Name, Name) = ("edge".parse()?, "region".parse()?);
     let quota = Size::from_bytes(options.memory.bytes().saturating_mul(2));
     let plan = |site, peer| Plan {
@@ -55,7 +60,7 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
         peer,
         listen: None,
         peer_address: None,
-        rate: options.rate,
+        rate: (!options.direct).then_some(options.rate),
         quota,
     };
     let region_plan = Plan {
@@ -72,12 +77,29 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
         played = act(options, &edge, &region, line) => played,
         failure = edge_daemons.ended_early() => Err(failure),
         failure = region_daemons.ended_early() => Err(failure),
-        failure = relay.ended_early() => Err(failure),
+        failure = ended_early(&mut relay) => Err(failure),
     };
+    let played = played.map(|report| Report {
+        daemons: [&edge_daemons, &region_daemons]
+            .into_iter()
+            .flat_map(|daemons| daemons.peak_memory())
+            .collect(),
+        ..report
+    });
     edge_daemons.end().await;
     region_daemons.end().await;
-    relay.end().await;
+    if let Some(relay) = relay {
+        relay.end().await;
+    }
     played
+}
+
+/// Waits for the relay to end although nobody asked it to; for ever if there is none.
+async fn ended_early(relay: &mut Option<Process>) -> Failure {
+    match relay {
+        Some(relay) => relay.ended_early().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn start_relay(
@@ -119,10 +141,18 @@ async fn act(
     let mut consoles = Consoles::default();
     consoles.add(&guest);
     let mut moves = Vec::new();
-    for (from, to) in [(edge, region), (region, edge)] {
+    for (number, (from, to)) in [(edge, region), (region, edge)].into_iter().enumerate() {
         line.say("demo", "letting the guest run");
         consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
-        moves.push(move_guest(options, &guest.name, from, to, &mut consoles, &mut line).await?);
+        let view = move_guest(options, &guest.name, from, to, &mut line).await?;
+        line.say("demo", "looking at every page");
+        let path = format!("/v1/guests/{}", guest.name);
+        consoles.add(&to.migrator.get(&path).await?);
+        let pause = consoles.wait_for_pause(number).await?;
+        let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
+        let path = format!("/v1/migrations/{}", view.id);
+        let at_target: MigrationView = to.migrator.get(&path).await?;
+        moves.push(MoveReport::new(&view, &at_target, pause, verify));
     }
     line.say("demo", "letting the guest run");
     consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
@@ -133,7 +163,8 @@ async fn act(
     let all_pages = moves.iter().all(|one: &MoveReport| one.verified);
     Ok(Report {
         guest: GuestReport::new(&guest, host.kvm_missing_reason),
-        link: LinkReport::new(options.rate, options.rtt.milliseconds()),
+        link: (!options.direct).then(|| LinkReport::new(options.rate, options.rtt.milliseconds())),
+        daemons: Vec::new(),
         verified: all_pages && heartbeats.is_whole(),
         moves,
         heartbeats,
@@ -154,15 +185,14 @@ fn request(options: &Options) -> Result<GuestRequest, Failure> {
     Ok(request)
 }
 
-/// Moves the guest, then looks at its heartbeats and at every page of it.
+/// Moves the guest and follows it until nothing of it is missing at the other site.
 async fn move_guest(
     options: &Options,
     guest: &Name,
     from: &Site,
     to: &Site,
-    consoles: &mut Consoles,
     line: &mut LiveLine,
-) -> Result<MoveReport, Failure> {
+) -> Result<MigrationView, Failure> {
     let request = MigrationRequest {
         guest: guest.clone(),
         site: to.name.clone(),
@@ -180,13 +210,15 @@ async fn move_guest(
         Problem::new(Code::Stalled, cause)
     })??;
     outcome(&view)?;
-    line.say("demo", "looking at every page");
-    let path = format!("/v1/guests/{guest}");
-    let arrived: GuestView = to.migrator.get(&path).await?;
-    consoles.add(&arrived);
-    let pause = consoles.wait_for_pause(arrived.epoch.0).await?;
-    let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
-    Ok(MoveReport::new(&view, pause, verify))
+    // How long the guest waited for pages only the target knows.
+    let path = format!("/v1/migrations/{}", view.id);
+    let arrived: MigrationView = to.migrator.get(&path).await?;
+    Ok(MigrationView {
+        demand_fetches: arrived.demand_fetches,
+        demand_p50_ms: arrived.demand_p50_ms,
+        demand_p99_ms: arrived.demand_p99_ms,
+        ..view
+    })
 }
 
 fn move_wait_max(options: &Options) -> Duration {
@@ -216,10 +248,12 @@ impl Consoles {
         self.wait_until(has_run).await.map(|_| ())
     }
 
-    /// Waits until the guest has printed a heartbeat under `epoch`; how long it stood still before.
-    async fn wait_for_pause(&self, epoch: u64) -> Result<Option<f64>, Failure> {
-        let has_pause = |record: &Record| record.pause_ms(epoch).is_some();
-        Ok(self.wait_until(has_pause).await?.pause_ms(epoch))
+    /// Waits until the guest has printed a heartbeat after its move of this number, from 0; how long
+    /// it stood still before.
+    async fn wait_for_pause(&self, number: usize) -> Result<Option<f64>, Failure> {
+        let has_pause = |record: &Record| record.pauses_ms.len() > number;
+        let record = self.wait_until(has_pause).await?;
+        Ok(record.pauses_ms.get(number).copied())
     }
 
     async fn wait_until(&self, is_there: impl Fn(&Record) -> bool) -> Result<Record, Failure> {

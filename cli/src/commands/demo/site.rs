@@ -24,6 +24,7 @@ use towpath_tunnel::status::{LinkState, StatusView};
 
 use super::Folders;
 use super::process::Process;
+use super::report::DaemonReport;
 use crate::failure::Failure;
 
 /// The service behind which a migrator takes guests.
@@ -49,8 +50,8 @@ pub(super) struct Plan<'a> {
     pub(super) listen: Option<SocketAddr>,
     /// Where it reaches the other site, if it dials.
     pub(super) peer_address: Option<SocketAddr>,
-    /// The rate of the link.
-    pub(super) rate: Rate,
+    /// The rate of the link, if it is known.
+    pub(super) rate: Option<Rate>,
     /// Memory its guests may use.
     pub(super) quota: Size,
 }
@@ -127,8 +128,8 @@ impl Plan<'_> {
             peers: vec![tunnel::PeerConfig {
                 site: self.peer.clone(),
                 address: self.peer_address.map(|address| address.to_string()),
-                send_rate: Some(self.rate),
-                receive_rate: Some(self.rate),
+                send_rate: self.rate,
+                receive_rate: self.rate,
             }],
             services: vec![tunnel::ServiceConfig {
                 name: SERVICE.parse()?,
@@ -198,6 +199,14 @@ impl Site {
 }
 
 impl Daemons {
+    /// The most memory each daemon has had at once.
+    pub(super) fn peak_memory(&self) -> Vec<DaemonReport> {
+        [&self.tunnel, &self.migrator]
+            .into_iter()
+            .filter_map(Process::peak_memory)
+            .collect()
+    }
+
     /// Waits for either daemon to end although nobody asked it to.
     pub(super) async fn ended_early(&mut self) -> Failure {
         tokio::select! {

@@ -1,0 +1,329 @@
+//! How much a stream through the tunnel carries over loopback, beside bare quinn in the same layout.
+//!
+//! ```text
+//!  program ─Unix─► process A ═══ QUIC over loopback ═══► process B ─Unix─► program
+//! ```
+//!
+//! A and B are two tunnels, or two processes that do nothing but forward one quinn stream with the
+//! same buffers. The two take turns, so that a noisy machine is noisy for both; the ratio of the
+//! medians is the result. `--smoke` sends little, to show that it runs.
+
+mod bare;
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use towpath_certs::authority::LEAF_VALIDITY;
+use towpath_certs::{Authority, Identity, Validity};
+use towpath_daemon::{shutdown, stream};
+use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::identity::HostIdentity;
+use towpath_tunnel::config::{
+    AdminConfig, CertificatesConfig, Config, Limits, PeerConfig, ServiceConfig,
+};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Bytes of one run, and runs of each side.
+const FULL: (u64, usize) = (2 << 30, 5);
+const SMOKE: (u64, usize) = (16 << 20, 1);
+
+/// How long the processes may take to be linked.
+const READY_WAIT: Duration = Duration::from_secs(20);
+
+/// What one run measured.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Run {
+    gbit_per_second: f64,
+    gbit_per_cpu_second: f64,
+}
+
+/// The report.
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    bytes_per_run: u64,
+    tunnel: Vec<Run>,
+    bare_quinn: Vec<Run>,
+    ratio: f64,
+    cpu_ratio: f64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["tunnel", config] => run_tunnel(Path::new(config)),
+        ["bare", side, folder] => bare::run(side, Path::new(folder)),
+        [] => measure(FULL.0, FULL.1),
+        ["--smoke"] => measure(SMOKE.0, SMOKE.1),
+        [mebibytes, runs] => mebibytes
+            .parse::<u64>()
+            .and_then(|mebibytes| Ok((mebibytes << 20, runs.parse::<usize>()?)))
+            .map_err(Into::into)
+            .and_then(|(bytes, runs)| measure(bytes, runs.max(1))),
+        _ => Err("usage: tunnel_throughput [--smoke | MEBIBYTES RUNS]".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(bytes: u64, runs: usize) -> Result<(), Failure> {
+    let folder = tempfile::TempDir::new()?;
+    let sites = Sites::new(folder.path())?;
+    let (mut tunnel, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        tunnel.push(sites.tunnels()?.send(bytes)?);
+        bare.push(sites.bare()?.send(bytes)?);
+    }
+    let of = |runs: &[Run], what: fn(&Run) -> f64| median(runs.iter().map(what).collect());
+    let report = Report {
+        schema: "towpath.v1.bench.tunnel-throughput",
+        bytes_per_run: bytes,
+        ratio: of(&tunnel, |run| run.gbit_per_second) / of(&bare, |run| run.gbit_per_second),
+        cpu_ratio: of(&tunnel, |run| run.gbit_per_cpu_second)
+            / of(&bare, |run| run.gbit_per_cpu_second),
+        tunnel,
+        bare_quinn: bare,
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Two sites with certificates in one folder.
+struct Sites {
+    folder: PathBuf,
+    configs: [Config; 2],
+}
+
+impl Sites {
+    fn new(folder: &Path) -> Result<Self, Failure> {
+        let authority = Authority::init(&folder.join("ca"), &"bench.example".parse()?)?;
+        // Both know the port before the processes start; nothing else here takes it meanwhile.
+        let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let mut edge = site(&authority, folder, "edge", "region")?;
+        let mut region = site(&authority, folder, "region", "edge")?;
+        edge.peers[0].address = Some(port.to_string());
+        region.listen = Some(port);
+        for config in [&edge, &region] {
+            let path = folder.join(format!("{}.toml", config.site));
+            std::fs::write(path, toml::to_string(config)?)?;
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            configs: [edge, region],
+        })
+    }
+
+    fn tunnels(&self) -> Result<Way, Failure> {
+        let path = |config: &Config| self.folder.join(format!("{}.toml", config.site));
+        let region = child(&["tunnel".as_ref(), path(&self.configs[1]).as_ref()])?;
+        let edge = child(&["tunnel".as_ref(), path(&self.configs[0]).as_ref()])?;
+        let service = &self.configs[1].services[0].socket;
+        let listener = listen(service)?;
+        let open = Open {
+            peer: "region".parse()?,
+            service: "sink".parse()?,
+            class: Class::Bulk,
+        };
+        let socket = self.configs[0].socket.clone();
+        let (source, _) = until_ready(|| Ok(stream::open_stream(&socket, &open, READY_WAIT)?))?;
+        let sink = accept(&listener)?;
+        stream::accept_stream(&sink)?;
+        Ok(Way::new(source, sink, [edge, region]))
+    }
+
+    fn bare(&self) -> Result<Way, Failure> {
+        let listener = listen(&self.folder.join("bare-sink.sock"))?;
+        let folder: &std::ffi::OsStr = self.folder.as_ref();
+        let region = child(&["bare".as_ref(), "region".as_ref(), folder])?;
+        let edge = child(&["bare".as_ref(), "edge".as_ref(), folder])?;
+        let socket = self.folder.join("bare-source.sock");
+        let source = until_ready(|| Ok(UnixStream::connect(&socket)?))?;
+        let sink = accept(&listener)?;
+        Ok(Way::new(source, sink, [edge, region]))
+    }
+}
+
+/// A site's configuration, with certificates and sockets in the folder.
+fn site(authority: &Authority, folder: &Path, own: &str, peer: &str) -> Result<Config, Failure> {
+    let host = HostIdentity {
+        trust_domain: authority.trust_domain().clone(),
+        site: own.parse()?,
+        host: "box-1".parse()?,
+    };
+    let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
+    let files = authority.issue(&host, validity, &folder.join(own))?;
+    Identity::load(&files.cert, &files.key, &files.ca)?;
+    Ok(Config {
+        site: host.site,
+        host: host.host,
+        listen: None,
+        socket: folder.join(format!("{own}-run/tunnel.sock")),
+        peers: vec![PeerConfig {
+            site: peer.parse()?,
+            address: None,
+            send_rate: None,
+            receive_rate: None,
+        }],
+        services: vec![ServiceConfig {
+            name: "sink".parse()?,
+            socket: folder.join(format!("{own}-sink.sock")),
+            allow: vec![peer.parse()?],
+        }],
+        admin: AdminConfig {
+            socket: folder.join(format!("{own}-run/admin.sock")),
+            http: None,
+        },
+        certificates: CertificatesConfig {
+            cert: files.cert,
+            key: files.key,
+            ca: files.ca,
+        },
+        limits: Limits::default(),
+    })
+}
+
+/// A way from one program to another through two processes, which end when it is dropped.
+struct Way {
+    source: UnixStream,
+    sink: UnixStream,
+    processes: [Child; 2],
+}
+
+impl Way {
+    const fn new(source: UnixStream, sink: UnixStream, processes: [Child; 2]) -> Self {
+        Self {
+            source,
+            sink,
+            processes,
+        }
+    }
+
+    /// Sends so many bytes through, after a tenth more that warm everything up.
+    fn send(self, bytes: u64) -> Result<Run, Failure> {
+        self.carry(bytes / 10)?;
+        let cpu_before = self.cpu_seconds()?;
+        let began = Instant::now();
+        self.carry(bytes)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let cpu_seconds = self.cpu_seconds()? - cpu_before;
+        #[allow(clippy::cast_precision_loss, reason = "a few GiB are exact in 53 bits")]
+        let gbit = bytes as f64 * 8e-9;
+        Ok(Run {
+            gbit_per_second: gbit / seconds,
+            gbit_per_cpu_second: gbit / cpu_seconds.max(1e-3),
+        })
+    }
+
+    fn carry(&self, bytes: u64) -> Result<(), Failure> {
+        let mut source = &self.source;
+        thread::scope(|scope| {
+            let writing = scope.spawn(move || -> io::Result<()> {
+                let chunk = vec![0x5a; 256 * 1024];
+                let mut left = bytes;
+                while left > 0 {
+                    let count = usize::try_from(left).map_or(chunk.len(), |n| n.min(chunk.len()));
+                    source.write_all(&chunk[..count])?;
+                    left -= count as u64;
+                }
+                Ok(())
+            });
+            let mut chunk = vec![0; 256 * 1024];
+            let mut left = bytes;
+            while left > 0 {
+                let count = usize::try_from(left).map_or(chunk.len(), |n| n.min(chunk.len()));
+                match (&self.sink).read(&mut chunk[..count])? {
+                    0 => return Err("the stream ended early".into()),
+                    read => left -= read as u64,
+                }
+            }
+            writing.join().map_err(|_| "the writer panicked")??;
+            Ok(())
+        })
+    }
+
+    /// Processor seconds the two processes have used.
+    fn cpu_seconds(&self) -> Result<f64, Failure> {
+        let ticks_per_second = rustix::param::clock_ticks_per_second();
+        let mut ticks = 0;
+        for process in &self.processes {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
+            // Fields 14 and 15; the second one may hold spaces but ends with the last bracket.
+            let (_, rest) = stat.rsplit_once(')').ok_or("no stat line")?;
+            for field in rest.split_ascii_whitespace().skip(11).take(2) {
+                ticks += field.parse::<u64>()?;
+            }
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a few thousand ticks")]
+        Ok(ticks as f64 / ticks_per_second as f64)
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that has ended by itself is only collected.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn child(arguments: &[&std::ffi::OsStr]) -> io::Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .spawn()
+}
+
+/// A listener in place of the one a run before may have left.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
+    }
+}
+
+/// Accepts without waiting for ever if a process has died.
+fn accept(listener: &UnixListener) -> Result<UnixStream, Failure> {
+    listener.set_nonblocking(true)?;
+    let (stream, _) = until_ready(|| Ok(listener.accept()?))?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(READY_WAIT))?;
+    Ok(stream)
+}
+
+fn until_ready<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let until = Instant::now() + READY_WAIT;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+            done => return done,
+        }
+    }
+}
+
+fn run_tunnel(config: &Path) -> Result<(), Failure> {
+    let config: Config = towpath_daemon::config::load_checked(config)?;
+    let (_trigger, stop) = shutdown::channel();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(towpath_tunnel::run(&config, stop))?;
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! The demo whole: real daemons, a real guest, an emulated link; and nothing left behind.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::support::{DEADLINE, Ran, towpath, word};
+
+/// How long a demo over a fast link may take on a busy machine.
+const DEMO_WAIT: Duration = Duration::from_secs(120);
+
+/// A demo small enough for a test.
+fn demo(keep: &Path, more: &[&str]) -> Command {
+    let words = ["demo", "--guest=process", "--memory=16MiB", "--rtt=4ms"];
+    let mut command = towpath(&[&words, more].concat());
+    command
+        .args(["--keep", word(keep)])
+        // A demo that is killed cannot remove its folder of sockets; the test's folder takes it along.
+        .env("TMPDIR", keep.parent().unwrap())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Processes whose command line names a folder, but for the demo itself.
+fn processes_of(folder: &Path) -> Vec<String> {
+    let folder = format!("{}/", word(folder));
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(&folder))
+        .collect()
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn end_of(mut child: Child) -> Ran {
+    let deadline = Instant::now() + DEMO_WAIT;
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the demo did not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ran::of(&child.wait_with_output().unwrap())
+}
+
+#[test]
+fn the_demo_moves_a_guest_there_and_back_and_verifies_every_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = folder.path().join("kept");
+    let ran = end_of(
+        demo(&keep, &["-o", "json", "--rate=1Gbit"])
+            .spawn()
+            .unwrap(),
+    );
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["schema"], "towpath.v1.demo");
+    assert_eq!(report["verified"], true);
+    assert_eq!(report["guest"]["kind"], "process");
+    let moves = report["moves"].as_array().unwrap();
+    let ends: Vec<_> = moves.iter().map(|one| (&one["from"], &one["to"])).collect();
+    assert_eq!(ends.len(), 2);
+    assert_eq!((ends[0].0, ends[0].1), (ends[1].1, ends[1].0));
+    for one in moves {
+        assert_eq!(one["verified"], true, "{one}");
+        assert!(one["verified_pages"].as_u64().unwrap() > 0, "{one}");
+        assert!(one["pause_heartbeat_ms"].as_f64().unwrap() > 0.0, "{one}");
+        assert!(one["wire_bytes"].as_u64().unwrap() > 0, "{one}");
+        assert!(one["switch_reason"].is_string(), "{one}");
+    }
+    assert!(keep.join("edge/tunnel.toml").is_file());
+    assert_eq!(processes_of(&keep), Vec::<String>::new());
+}
+
+/// Starts a demo, waits until its guest runs, ends it by `signal`, and waits until nothing is left.
+fn end_early_by(signal: Signal) -> (Ran, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = folder.path().join("kept");
+    // A slow link, so that it is still under way when it is ended; a group of its own, so that the
+    // signal of a terminal is not what ends the rest.
+    let mut command = demo(&keep, &["--rate=1Mbit"]);
+    command.process_group(0);
+    let child = command.spawn().unwrap();
+    let has_guest = || {
+        processes_of(&keep)
+            .iter()
+            .any(|line| line.contains("guest-process"))
+    };
+    wait_until("the demo starts no guest", has_guest);
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    let ran = Ran::of(&child.wait_with_output().unwrap());
+    wait_until("processes are left", || processes_of(&keep).is_empty());
+    (ran, keep)
+}
+
+#[test]
+fn an_interrupted_demo_ends_all_it_started() {
+    let (ran, _) = end_early_by(Signal::INT);
+    assert_eq!(ran.status, 130, "{ran:?}");
+    assert!(ran.stderr.contains("has ended"), "{ran:?}");
+}
+
+#[test]
+fn a_killed_demo_leaves_no_process_behind() {
+    let (ran, _) = end_early_by(Signal::KILL);
+    assert_eq!(ran.status, -1, "{ran:?}");
+}

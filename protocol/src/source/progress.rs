@@ -1,0 +1,90 @@
+//! What an operator sees of an attempt at its source.
+
+use std::time::Duration;
+
+use crate::plan;
+use crate::time::Instant;
+
+/// Where an attempt stands, as an operator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Waiting for the target's admission.
+    Preparing,
+    /// Rounds while the guest runs here.
+    Copying,
+    /// The guest is frozen.
+    Switching,
+    /// The guest is the target's; waiting for its word.
+    Committed,
+    /// The guest runs at the target; the rest follows.
+    Serving,
+    /// Over.
+    Over,
+}
+
+impl Stage {
+    /// All stages, in order.
+    pub const ALL: [Self; 6] = [
+        Self::Preparing,
+        Self::Copying,
+        Self::Switching,
+        Self::Committed,
+        Self::Serving,
+        Self::Over,
+    ];
+
+    /// The stage as records, metrics and logs write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Switching => "switching",
+            Self::Committed => "committed",
+            Self::Serving => "serving",
+            Self::Over => "over",
+        }
+    }
+}
+
+/// A decision and the numbers it was made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecisionRecord {
+    /// When.
+    pub at: Instant,
+    /// The numbers.
+    pub facts: plan::Facts,
+    /// The decision and its prediction.
+    pub judgement: plan::Judgement,
+}
+
+/// What has been counted so far.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    /// Rounds finished or under way.
+    pub round_count: u32,
+    /// Blocks of all spaces.
+    pub block_count: u64,
+    /// Blocks still to go in this stage, in flight ones included.
+    pub blocks_left: u64,
+    /// Unpacked bytes of blocks sent.
+    pub raw_bytes: u64,
+    /// Bytes of their frames.
+    pub wire_bytes: u64,
+    /// Unpacked bytes a second, acknowledged.
+    pub goodput_bytes_per_second: u64,
+    /// Unpacked bytes a second dirtied in the last round.
+    pub dirty_bytes_per_second: u64,
+    /// Time until this stage is through at the present goodput.
+    pub eta: Option<Duration>,
+    /// The pause predicted by the last decision.
+    pub pause_predicted: Option<Duration>,
+    /// The pause as computed from both sides' clocks.
+    pub pause_reported: Option<Duration>,
+    /// Blocks the target asked for.
+    pub demand_count: u64,
+    /// Times the lanes were opened again.
+    pub reconnect_count: u32,
+    /// Round trip of the control lane.
+    pub round_trip: Option<Duration>,
+}

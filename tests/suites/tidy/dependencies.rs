@@ -1,0 +1,171 @@
+//! Which crate of ours may know which.
+//!
+//! The daemons are separate processes that meet at Unix sockets, so they never know each other's code;
+//! only the command line knows them all.
+
+use toml::Table;
+
+use crate::house::{no_complaints, read};
+
+/// A crate, whom of ours it is built from, and whom its tests may use beside those.
+struct Rule {
+    name: &'static str,
+    built_from: &'static [&'static str],
+    /// Each with its reason in the table below.
+    tested_with: &'static [&'static str],
+}
+
+const RULES: [Rule; 9] = [
+    Rule {
+        name: "protocol",
+        built_from: &[],
+        tested_with: &[],
+    },
+    Rule {
+        name: "daemon",
+        built_from: &["protocol"],
+        tested_with: &[],
+    },
+    Rule {
+        name: "certs",
+        built_from: &["protocol"],
+        tested_with: &[],
+    },
+    Rule {
+        name: "tunnel",
+        built_from: &["certs", "daemon", "protocol"],
+        // The relay stands for the network.
+        tested_with: &["bench"],
+    },
+    Rule {
+        name: "guest",
+        built_from: &["protocol"],
+        // Its client: what drives a guest process in earnest drives it in tests.
+        tested_with: &["migrator"],
+    },
+    Rule {
+        name: "migrator",
+        built_from: &["daemon", "protocol"],
+        tested_with: &[],
+    },
+    // The relay is part of the demo, so the benches are below the command line.
+    Rule {
+        name: "bench",
+        built_from: &["certs", "daemon", "guest", "migrator", "protocol", "tunnel"],
+        tested_with: &[],
+    },
+    Rule {
+        name: "cli",
+        built_from: &[
+            "bench", "certs", "daemon", "guest", "migrator", "protocol", "tunnel",
+        ],
+        tested_with: &[],
+    },
+    Rule {
+        name: "tests",
+        built_from: &[
+            "bench", "certs", "daemon", "fuzz", "guest", "migrator", "protocol", "tunnel",
+        ],
+        tested_with: &[],
+    },
+];
+
+#[test]
+fn crates_know_only_whom_they_may_know() {
+    let mut complaints = Vec::new();
+    for rule in &RULES {
+        let manifest = manifest(rule.name);
+        let tested_with = [rule.built_from, rule.tested_with].concat();
+        for (table, allowed) in [
+            ("dependencies", rule.built_from),
+            ("build-dependencies", &[]),
+            ("dev-dependencies", &tested_with),
+        ] {
+            for known in ours(&manifest, table) {
+                if !allowed.contains(&known.as_str()) {
+                    complaints.push(format!(
+                        "{}/Cargo.toml: [{table}] names {known}, which {} must not know",
+                        rule.name, rule.name
+                    ));
+                }
+            }
+        }
+        if manifest.contains_key("target") {
+            complaints.push(format!(
+                "{}/Cargo.toml: [target] would pass by the rule",
+                rule.name
+            ));
+        }
+    }
+    no_complaints(&complaints);
+}
+
+#[test]
+fn every_member_has_a_rule_and_the_workspaces_settings() {
+    let root: Table = read("Cargo.toml").text.parse().unwrap();
+    let members = root["workspace"]["members"].as_array().unwrap();
+    let mut members: Vec<_> = members.iter().filter_map(|name| name.as_str()).collect();
+    let mut ruled = RULES.map(|rule| rule.name);
+    members.sort_unstable();
+    ruled.sort_unstable();
+    assert_eq!(members, ruled);
+    for rule in &RULES {
+        let manifest = manifest(rule.name);
+        let package = manifest["package"].as_table().unwrap();
+        assert_eq!(
+            package["name"].as_str(),
+            Some(format!("towpath-{}", rule.name).as_str())
+        );
+        let is_inherited = |value: &toml::Value| value["workspace"].as_bool() == Some(true);
+        assert!(
+            is_inherited(&manifest["lints"].clone()),
+            "{}: [lints]",
+            rule.name
+        );
+        for key in ["version", "edition", "rust-version", "license", "publish"] {
+            assert!(is_inherited(&package[key]), "{}: {key}", rule.name);
+        }
+    }
+}
+
+#[test]
+fn versions_stand_in_the_workspace_alone() {
+    let mut complaints = Vec::new();
+    for rule in &RULES {
+        let manifest = manifest(rule.name);
+        for table in ["dependencies", "build-dependencies", "dev-dependencies"] {
+            for (name, value) in manifest
+                .get(table)
+                .and_then(|table| table.as_table())
+                .into_iter()
+                .flatten()
+            {
+                let is_inherited = value.get("workspace").is_some();
+                let is_own_path = value.get("path").is_some();
+                if !is_inherited && !is_own_path {
+                    complaints.push(format!(
+                        "{}/Cargo.toml: {name} has its own version",
+                        rule.name
+                    ));
+                }
+            }
+        }
+    }
+    no_complaints(&complaints);
+}
+
+fn manifest(name: &str) -> Table {
+    let file = read(&format!("{name}/Cargo.toml"));
+    file.text
+        .parse()
+        .unwrap_or_else(|e| panic!("{}: {e}", file.path))
+}
+
+/// The crates of ours that a table names.
+fn ours(manifest: &Table, table: &str) -> Vec<String> {
+    let table = manifest.get(table).and_then(|table| table.as_table());
+    let keys = table.into_iter().flat_map(Table::keys);
+    keys.filter_map(|key| key.strip_prefix("towpath-"))
+        .map(str::to_owned)
+        .collect()
+}

@@ -1,0 +1,160 @@
+//! What every source file keeps.
+
+use crate::house::{File, files, no_complaints, read};
+use crate::scan::{code_of, words};
+
+/// Longest file, in lines: more is two subjects.
+const FILE_LINES_MAX: usize = 800;
+
+/// The crates without a line of unsafe code, by their roots.
+const SAFE_ROOTS: [&str; 8] = [
+    "protocol/src/lib.rs",
+    "daemon/src/lib.rs",
+    "certs/src/lib.rs",
+    "tunnel/src/lib.rs",
+    "cli/src/main.rs",
+    "bench/src/lib.rs",
+    "tests/harness/lib.rs",
+    "tests/suites/tidy.rs",
+];
+
+/// The only files with unsafe code: each talks to the kernel about guest memory or a vCPU.
+const UNSAFE_FILES: [&str; 8] = [
+    "guest/src/kvm/dirty.rs",
+    "guest/src/kvm/mod.rs",
+    "guest/src/kvm/payload.rs",
+    "guest/src/kvm/state.rs",
+    "guest/src/kvm/vcpu.rs",
+    "guest/src/startup.rs",
+    "guest/src/userfault.rs",
+    "migrator/src/guest/missing.rs",
+];
+
+/// The two sides are source and target; these words are used for both sides somewhere.
+const BANNED_WORDS: [&str; 6] = ["src", "dst", "dest", "destination", "sender", "receiver"];
+
+/// Names that others gave: the halves of a channel, and a setting of zstd.
+const FOREIGN_WORDS: [&str; 3] = ["Sender", "Receiver", "set_pledged_src_size"];
+
+/// What diagrams in comments are drawn with, beside ASCII.
+fn is_drawing(c: char) -> bool {
+    matches!(c, '\u{2500}'..='\u{257f}' | '\u{25a0}'..='\u{25ff}' | '\u{2190}'..='\u{21ff}' | '\u{d7}' | '\u{b5}')
+}
+
+#[test]
+fn every_file_begins_with_a_sentence_and_is_short() {
+    let mut complaints = Vec::new();
+    for File { path, text } in files(".rs") {
+        if !text.starts_with("//! ") {
+            complaints.push(format!("{path}:1: begins with no `//!` sentence"));
+        }
+        let count = text.lines().count();
+        if count > FILE_LINES_MAX {
+            complaints.push(format!("{path}: {count} lines, at most {FILE_LINES_MAX}"));
+        }
+        if !text.ends_with('\n') || text.ends_with("\n\n") {
+            complaints.push(format!("{path}: must end with exactly one newline"));
+        }
+    }
+    no_complaints(&complaints);
+}
+
+#[test]
+fn text_is_plain() {
+    let mut complaints = Vec::new();
+    for ending in [".rs", ".toml", ".md", ".service"] {
+        for File { path, text } in files(ending) {
+            for (index, line) in text.lines().enumerate() {
+                let at = format!("{path}:{}", index + 1);
+                if line.contains('\t') {
+                    complaints.push(format!("{at}: a tab"));
+                }
+                if line.ends_with(' ') {
+                    complaints.push(format!("{at}: a space at its end"));
+                }
+                let is_code = ending == ".rs" && !line.trim_start().starts_with("//");
+                let may_stand = |c: char| c.is_ascii() || (!is_code && is_drawing(c));
+                if let Some(c) = line.chars().find(|c| !may_stand(*c)) {
+                    complaints.push(format!("{at}: {c:?} is not ASCII"));
+                }
+            }
+        }
+    }
+    no_complaints(&complaints);
+}
+
+#[test]
+fn the_two_sides_are_called_source_and_target() {
+    let mut complaints = Vec::new();
+    for File { path, text } in files(".rs") {
+        let code = code_of(&text);
+        for (line, word) in words(&code).filter(|(_, word)| !FOREIGN_WORDS.contains(word)) {
+            if let Some(part) = parts(word).find(|part| BANNED_WORDS.contains(&part.as_str())) {
+                complaints.push(format!("{path}:{line}: `{word}` says {part}"));
+            }
+        }
+    }
+    no_complaints(&complaints);
+}
+
+/// The words inside an identifier, in small letters: of `DstPort` and `dst_port` the same two.
+fn parts(word: &str) -> impl Iterator<Item = String> {
+    let mut parts = vec![String::new()];
+    let mut was_small = false;
+    for c in word.chars() {
+        if c == '_' || (c.is_uppercase() && was_small) {
+            parts.push(String::new());
+        }
+        was_small = c.is_lowercase() || c.is_ascii_digit();
+        if let Some(last) = parts.last_mut().filter(|_| c != '_') {
+            last.push(c.to_ascii_lowercase());
+        }
+    }
+    parts.into_iter()
+}
+
+#[test]
+fn unsafe_code_stands_only_where_it_must() {
+    let mut found = Vec::new();
+    for File { path, text } in files(".rs") {
+        if words(&code_of(&text)).any(|(_, word)| word == "unsafe") {
+            found.push(path);
+        }
+    }
+    assert_eq!(found, UNSAFE_FILES);
+    let is_forbidden = |path: &str| read(path).text.contains("\n#![forbid(unsafe_code)]\n");
+    let mut complaints = Vec::new();
+    for path in SAFE_ROOTS.iter().filter(|path| !is_forbidden(path)) {
+        complaints.push(format!("{path}: lacks #![forbid(unsafe_code)]"));
+    }
+    no_complaints(&complaints);
+}
+
+#[test]
+fn every_test_runs() {
+    let mut complaints = Vec::new();
+    for File { path, text } in files(".rs") {
+        let code = code_of(&text);
+        for (index, line) in code.lines().enumerate() {
+            if line.contains("#[ignore") || line.contains("#[should_panic") {
+                complaints.push(format!("{path}:{}: {}", index + 1, line.trim()));
+            }
+            if line.contains("fn test_") {
+                complaints.push(format!(
+                    "{path}:{}: tests are named after behaviour",
+                    index + 1
+                ));
+            }
+        }
+    }
+    no_complaints(&complaints);
+}
+
+#[test]
+fn identifiers_are_split_into_their_words() {
+    let split = |word| parts(word).collect::<Vec<_>>().join(" ");
+    assert_eq!(split("dst_port"), "dst port");
+    assert_eq!(split("DstPort"), "dst port");
+    assert_eq!(split("sourceIP4Address"), "source ip4 address");
+    assert_eq!(split("destined"), "destined");
+}

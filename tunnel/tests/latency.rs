@@ -1,0 +1,82 @@
+//! How long an urgent byte waits while bulk fills the link. A suite of its own, so that no other test
+//! takes the processors meanwhile.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Pair, accept, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use towpath_bench::relay::{Direction, Queue};
+use towpath_protocol::channel::Class;
+
+/// Most a demand fetch may take, and most it may take longer than without bulk in the same run.
+const WAIT_MAX: Duration = Duration::from_millis(60);
+const WAIT_ADDED_MAX: Duration = Duration::from_millis(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
+    let bottleneck = Direction {
+        bits_per_second: Some(100_000_000),
+        delay: Duration::from_millis(20),
+        queue: Queue::Time(Duration::from_millis(100)),
+        loss: 0.0,
+    };
+    let pair = Pair::start_with(|_, _| (), Some(bottleneck)).await;
+    let listener = pair.echo();
+    let mut streams = Vec::new();
+    for class in [Class::Bulk, Class::Demand] {
+        let (local, (_, remote)) =
+            soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
+        streams.push((local.unwrap(), remote));
+    }
+    let (mut pages, mut asker) = streams.pop().unwrap();
+    let (mut bulk, mut sink) = streams.pop().unwrap();
+    // The region asks for a page, and the loaded direction carries it.
+    let serving = tokio::spawn(async move {
+        let mut wish = [0; 16];
+        while pages.read_exact(&mut wish).await.is_ok() {
+            pages.write_all(&[9; 4096]).await.unwrap();
+        }
+    });
+    let idle = fetches(&mut asker).await;
+    let writing = tokio::spawn(async move {
+        let chunk = vec![5; 64 * 1024];
+        while bulk.write_all(&chunk).await.is_ok() {}
+    });
+    let reading = tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
+    let (began, before) = (Instant::now(), received());
+    let loaded = fetches(&mut asker).await;
+    let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
+    let mbit = (received() - before) * 8 / micros;
+    println!("demand fetch p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
+    assert!(
+        loaded[1] <= WAIT_MAX.max(idle[1] + WAIT_ADDED_MAX),
+        "{loaded:?}"
+    );
+    assert!(mbit >= 60, "{mbit} Mbit/s");
+    for task in [serving, writing, reading] {
+        task.abort();
+    }
+}
+
+/// The p50 and p99 of a hundred fetches, one after the other.
+async fn fetches(asker: &mut UnixStream) -> [Duration; 2] {
+    let mut waits = Vec::new();
+    for _ in 0..100 {
+        let asked = Instant::now();
+        asker.write_all(&[1; 16]).await.unwrap();
+        asker.read_exact(&mut [0; 4096]).await.unwrap();
+        waits.push(asked.elapsed());
+    }
+    waits.sort_unstable();
+    [waits[50], waits[98]]
+}
