@@ -250,7 +250,7 @@ mod tests {
             &[":3:1: limits.guests: ", "at least 1"],
         );
         refused("port = ", &[":1:8: "]);
-        refused("é = 1\nport = 1", &[":1:1: "]);
+        refused("\u{e9} = 1\nport = 1", &[":1:1: "]);
     }
 
     #[test]
