@@ -636,7 +636,8 @@ impl Target {
                 return;
             }
             Word::Nack => {
-                let given_up = Fault::new(Code::Refused, "the target has no image".to_owned());
+                // Why was forgotten with a restart: another attempt may end better.
+                let given_up = Fault::new(Code::ImageLost, "the target has no image".to_owned());
                 Message::Nack(Reason::from(self.fault.as_ref().unwrap_or(&given_up)))
             }
             Word::Complete => Message::Complete,
