@@ -396,9 +396,11 @@ impl Source {
         if matches!(self.phase, Phase::Over) {
             return self.answer_when_over(&event);
         }
+        // What was asked wrongly changes nothing; what we failed to carry out does, whoever is to blame.
+        let is_failed = matches!(event, Event::Failed(_));
         let result = self.dispatch(event, now).and_then(|()| self.advance(now));
         if let Err(fault) = &result
-            && fault.blame() != Blame::Misuse
+            && (is_failed || fault.blame() != Blame::Misuse)
         {
             self.fail(fault.clone(), now);
         }
