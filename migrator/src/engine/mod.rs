@@ -40,7 +40,7 @@ use towpath_protocol::ownership::{Ownership, Record};
 use towpath_protocol::version;
 use tracing::{error, info, warn};
 
-use ground::Ground;
+use ground::{Ground, is_unborn};
 use host::Engine;
 use input::Input;
 use lanes::{OpenLane, spawn};
@@ -120,6 +120,10 @@ fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
 /// Nothing is ever put into `shown`: it is dropped once the guest is shown.
 fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result<(), Fault> {
     let folder = shared.store.guest(name)?;
+    if is_unborn(&folder)? {
+        info!(guest = %name, "a guest that was never made is forgotten");
+        return shared.store.remove_guest(name);
+    }
     let journal = folder.open_journal()?;
     let record = Record::decode(journal.record())?;
     let config = Ground::load_config(&folder)?;
@@ -173,8 +177,7 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
     );
     ground.persist(&record)?;
     let made = ground
-        .save_config()
-        .and_then(|()| ground.make_process(false))
+        .make_process(false)
         .and_then(|()| ground.process()?.run(record.high_water).map(drop));
     if let Err(fault) = made {
         drop(ground.end_process());
