@@ -23,6 +23,7 @@ use super::show::{LOOK_INTERVAL, Shown};
 use super::source_move::{self, NotBegun, Order, SourceMove, thaw};
 use super::target_move::{self, TargetMove};
 use crate::api::{Phase, VerifyView};
+use crate::guest::GuestProcess;
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
 
 /// Chunks taken in before what follows from them is carried out and acknowledged together.
@@ -205,15 +206,20 @@ impl Worker {
 
     /// Takes a guest over that outlived the daemon; one that is gone stays down until it is booted.
     fn run(&mut self, epoch: Epoch) {
-        let result = self
-            .ground
-            .process()
-            .and_then(|process| match process.describe()?.state {
+        let take_over = |process: &mut GuestProcess| {
+            let seen = process.describe()?;
+            if seen.is_armed {
+                // Its journal says that nothing is missing: nobody would answer a fault.
+                process.disarm_missing()?;
+            }
+            match seen.state {
                 ProcessState::Running => Ok(()),
                 ProcessState::Paused => process.resume().map(drop),
                 ProcessState::Created | ProcessState::Loaded => process.run(epoch).map(drop),
                 other => Err(Fault::new(Code::Guest, format!("the guest is {other}"))),
-            });
+            }
+        };
+        let result = self.ground.process().and_then(take_over);
         if let Err(fault) = result {
             warn!(guest = %self.ground.id, %fault, "guest does not run");
             self.ground.crash = Some(fault);
