@@ -317,6 +317,10 @@ impl SourceMove {
         let after = self.machine.stage();
         if after != before {
             if after == Stage::Switching {
+    pub(super) const fn is_committed(&self) -> bool {
+        self.machine.is_committed()
+    }
+
                 self.switched_at = Some(now());
             }
             info!(

@@ -124,6 +124,10 @@ impl Worker {
 
     fn recover_source(&mut self, ownership: Ownership) -> Role {
         let order = Order::load(&self.ground).and_then(|order| {
+        } else {
+            // A move that ended right before the restart: should the guest come back, it must not
+            // begin anew.
+            Order::forget(&self.ground);
             order.ok_or_else(|| Fault::new(Code::Quarantine, "the move's file is gone"))
         });
         let recovered = match order {
@@ -537,6 +541,10 @@ impl Worker {
 
     fn stop(&mut self) -> Result<(), Fault> {
         match &self.role {
+                if !source.is_committed() {
+                    // First of all: a restart in the middle of this must not begin it anew.
+                    Order::forget(&self.ground);
+                }
             Some(Role::Idle(_) | Role::Broken(..)) => {}
             _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
         }
