@@ -51,6 +51,8 @@ pub(super) struct Worker {
     pub(super) role: Option<Role>,
     /// A move that waits for another attempt.
     pub(super) retry: Option<(Instant, Box<Order>)>,
+    /// The last attempt that was received here: its lanes may still be open.
+    ended_target: Option<target::Setup>,
     pub(super) shown: Shown,
     pub(super) is_done: bool,
 }
@@ -62,6 +64,7 @@ impl Worker {
             ground,
             role: Some(Role::Idle(ownership)),
             retry: None,
+            ended_target: None,
             shown: Shown::default(),
             is_done: false,
         }
@@ -351,6 +354,27 @@ impl Worker {
             _ => {}
         }
     }
+            Some(Role::Idle(_)) => self.asked_again(lane, message),
+            _ => {}
+        }
+    }
+
+    /// A move is over here, and its source has missed our last word.
+    fn asked_again(&mut self, lane: Lane, message: Message) {
+        match message {
+            Message::Ping(nonce) => self.ground.send(Lane::Control, &Message::Pong(nonce)),
+            Message::Prepare(_) | Message::Commit(..) => {
+                let Some(setup) = self.ended_target.clone() else {
+                    return;
+                };
+                let Some(Role::Idle(ownership)) = self.role.take() else {
+                    unreachable!("the caller looked");
+                };
+                let mut target = TargetMove::begin(&self.ground, ownership, setup);
+                target.handle(&mut self.ground, target::Event::LinkUp);
+                target.heard(&mut self.ground, lane, message);
+                self.role = Some(Role::Target(Box::new(target)));
+            }
 
     fn remember_arrival(&self) {
         let (Some(Role::Target(target)), Some(folder)) = (&self.role, &self.ground.folder) else {
@@ -452,6 +476,10 @@ impl Worker {
         // Whoever asked may have gone away; that changes nothing.
         match command {
             Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
+        if matches!(&self.role, Some(Role::Target(target)) if target.is_blank()) {
+            // Lanes without an offer, or a last question of a source: it asks again.
+            self.end_target();
+        }
             Command::Cancel(id, reply) => drop(reply.send(self.cancel(id))),
             Command::Boot(reply) => drop(reply.send(self.boot())),
             Command::Stop(reply) => drop(reply.send(self.stop())),
@@ -631,6 +659,7 @@ impl Worker {
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");
+        self.ended_target = Some(target.setup().clone());
                 Role::Idle(ownership)
             }
             target_move::Ended::Refused(ownership) => {
