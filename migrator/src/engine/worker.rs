@@ -85,10 +85,13 @@ impl Worker {
             unreachable!("a worker begins idle");
         };
         let adopted = self.ground.adopt_process();
-        if let Err(fault) = &adopted {
-            info!(guest = %self.ground.id, %fault, "no process of the guest");
-        }
         let state = ownership.record().state.clone();
+        if let Err(fault) = adopted {
+            info!(guest = %self.ground.id, %fault, "no process of the guest");
+            if matches!(state, State::Relinquished { .. }) {
+                self.ground.crash = Some(fault);
+            }
+        }
         match state {
             State::Relinquished { .. } => self.recover_source(ownership),
             State::Owned {
@@ -121,16 +124,16 @@ impl Worker {
                 Ok(None) => {}
                 Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
             }
+        } else {
+            // A move that ended right before the restart: should the guest come back, it must not
+            // begin anew.
+            Order::forget(&self.ground);
         }
         Role::Idle(ownership)
     }
 
     fn recover_source(&mut self, ownership: Ownership) -> Role {
         let order = Order::load(&self.ground).and_then(|order| {
-        } else {
-            // A move that ended right before the restart: should the guest come back, it must not
-            // begin anew.
-            Order::forget(&self.ground);
             order.ok_or_else(|| Fault::new(Code::Quarantine, "the move's file is gone"))
         });
         let recovered = match order {
@@ -144,7 +147,7 @@ impl Worker {
             }
             Err(not_begun) => {
                 let NotBegun { ownership, fault } = *not_begun;
-                error!(guest = %self.ground.id, %fault, "a relinquished guest's image is lost");
+                error!(guest = %self.ground.id, %fault, "a relinquished guest's move is lost");
                 Role::Broken(ownership, fault)
             }
         }
@@ -351,9 +354,6 @@ impl Worker {
                 target.heard(&mut self.ground, lane, message);
                 self.remember_arrival();
             }
-            _ => {}
-        }
-    }
             Some(Role::Idle(_)) => self.asked_again(lane, message),
             _ => {}
         }
@@ -375,6 +375,9 @@ impl Worker {
                 target.heard(&mut self.ground, lane, message);
                 self.role = Some(Role::Target(Box::new(target)));
             }
+            _ => {}
+        }
+    }
 
     fn remember_arrival(&self) {
         let (Some(Role::Target(target)), Some(folder)) = (&self.role, &self.ground.folder) else {
@@ -473,13 +476,13 @@ impl Worker {
     }
 
     fn command(&mut self, command: Command) {
-        // Whoever asked may have gone away; that changes nothing.
-        match command {
-            Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
         if matches!(&self.role, Some(Role::Target(target)) if target.is_blank()) {
             // Lanes without an offer, or a last question of a source: it asks again.
             self.end_target();
         }
+        // Whoever asked may have gone away; that changes nothing.
+        match command {
+            Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
             Command::Cancel(id, reply) => drop(reply.send(self.cancel(id))),
             Command::Boot(reply) => drop(reply.send(self.boot())),
             Command::Stop(reply) => drop(reply.send(self.stop())),
@@ -538,6 +541,10 @@ impl Worker {
     fn cancel(&mut self, id: MigrationId) -> Result<(), Fault> {
         match &mut self.role {
             Some(Role::Source(source)) if source.order().id == id => {
+                if !source.is_committed() {
+                    // First of all: a restart in the middle of this must not begin it anew.
+                    Order::forget(&self.ground);
+                }
                 source.handle(&mut self.ground, source::Event::Cancel)
             }
             _ => {
@@ -569,10 +576,6 @@ impl Worker {
 
     fn stop(&mut self) -> Result<(), Fault> {
         match &self.role {
-                if !source.is_committed() {
-                    // First of all: a restart in the middle of this must not begin it anew.
-                    Order::forget(&self.ground);
-                }
             Some(Role::Idle(_) | Role::Broken(..)) => {}
             _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
         }
@@ -656,10 +659,10 @@ impl Worker {
             self.ground.shared.board().show_move(view);
         }
         let id = target.setup().migration;
+        self.ended_target = Some(target.setup().clone());
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");
-        self.ended_target = Some(target.setup().clone());
                 Role::Idle(ownership)
             }
             target_move::Ended::Refused(ownership) => {
