@@ -1,9 +1,13 @@
 //! Whole-system tests: the harness every suite shares.
 #![forbid(unsafe_code)]
 
+pub mod console;
+pub mod journals;
 mod keeper;
 pub mod lab;
 mod process;
 mod program;
 pub mod simulation;
 pub mod site;
+pub mod verdict;
+pub mod watch;

@@ -77,7 +77,8 @@ impl Ground {
             .ok_or_else(|| Fault::new(Code::State, "the guest has no name here yet"))
     }
 
-    /// Makes the record durable; the guest's folder is made with the first one.
+    /// Makes the record durable; the guest's folder is made with the first one. What the guest is
+    /// stands there before its journal does: a folder without a journal holds nothing anybody owns.
     pub(super) fn persist(&mut self, record: &Record) -> Result<(), Fault> {
         let begun = now();
         let bytes = record.encode();
@@ -85,8 +86,9 @@ impl Ground {
             journal.write(&bytes)?;
         } else {
             let folder = self.shared.store.create_guest(self.name()?)?;
+            let folder = self.folder.insert(folder);
+            write_config(folder, self.config.as_ref())?;
             self.journal = Some(folder.create_journal(&bytes)?);
-            self.folder = Some(folder);
         }
         self.shared.metrics.journal_write(now().since(begun));
         Ok(())
@@ -94,11 +96,10 @@ impl Ground {
 
     /// Writes down what the guest is.
     pub(super) fn save_config(&self) -> Result<(), Fault> {
-        let (Some(config), Some(folder)) = (&self.config, &self.folder) else {
-            return Err(Fault::new(Code::State, "the guest has no folder yet"));
-        };
-        let text = serde_json::to_vec_pretty(config).expect("plain structs always serialise");
-        folder.write(&file_name(GUEST_FILE), &text)
+        let folder = self.folder.as_ref();
+        let folder =
+            folder.ok_or_else(|| Fault::new(Code::State, "the guest has no folder yet"))?;
+        write_config(folder, self.config.as_ref())
     }
 
     pub(super) fn load_config(folder: &GuestFolder) -> Result<GuestConfig, Fault> {
@@ -227,6 +228,17 @@ impl Ground {
     pub(super) fn close_link(&mut self) {
         self.link = None;
     }
+}
+
+fn write_config(folder: &GuestFolder, config: Option<&GuestConfig>) -> Result<(), Fault> {
+    let config = config.ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
+    let text = serde_json::to_vec_pretty(config).expect("plain structs always serialise");
+    folder.write(&file_name(GUEST_FILE), &text)
+}
+
+/// Whether a folder was left by a start that ended before the guest's journal was there.
+pub(super) fn is_unborn(folder: &GuestFolder) -> Result<bool, Fault> {
+    folder.holds_only(&file_name(GUEST_FILE))
 }
 
 /// A small file's name.

@@ -25,6 +25,7 @@ mod worker;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use towpath_daemon::http;
@@ -39,7 +40,7 @@ use towpath_protocol::ownership::{Ownership, Record};
 use towpath_protocol::version;
 use tracing::{error, info, warn};
 
-use ground::Ground;
+use ground::{Ground, is_unborn};
 use host::Engine;
 use input::Input;
 use lanes::{OpenLane, spawn};
@@ -56,6 +57,10 @@ pub use lanes::SERVICE;
 
 /// A lane that does not say hello within this time is closed.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// Longest wait for the guests of an earlier migrator to be found again before others are served: it
+/// takes milliseconds, unless a guest's process hangs.
+const RECOVER_WAIT: Duration = Duration::from_secs(5);
 
 /// Lanes that may be saying hello at once.
 const GREETING_COUNT_MAX: usize = 64;
@@ -94,20 +99,31 @@ async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     http::serve_unix(operators, router, stop).await
 }
 
-/// Starts a worker for every guest whose folder is there.
+/// Starts a worker for every guest whose folder is there, and waits until they are shown: an answer
+/// of a migrator that is ready must not leave out a guest that runs here.
 fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
+    let (shown, all_shown) = channel();
     for name in shared.store.guests()? {
-        if let Err(fault) = recover_guest(shared, &name) {
+        if let Err(fault) = recover_guest(shared, &name, shown.clone()) {
             // One guest's trouble must not keep the others from their owner.
             error!(guest = %name, %fault, "guest is quarantined: its folder is left alone");
             shared.quarantine(&name, &fault);
         }
     }
+    drop(shown);
+    if all_shown.recv_timeout(RECOVER_WAIT) == Err(RecvTimeoutError::Timeout) {
+        warn!("some guests are not yet found again");
+    }
     Ok(())
 }
 
-fn recover_guest(shared: &Arc<Shared>, name: &Name) -> Result<(), Fault> {
+/// Nothing is ever put into `shown`: it is dropped once the guest is shown.
+fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result<(), Fault> {
     let folder = shared.store.guest(name)?;
+    if is_unborn(&folder)? {
+        info!(guest = %name, "a guest that was never made is forgotten");
+        return shared.store.remove_guest(name);
+    }
     let journal = folder.open_journal()?;
     let record = Record::decode(journal.record())?;
     let config = Ground::load_config(&folder)?;
@@ -121,7 +137,10 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name) -> Result<(), Fault> {
     ground.folder = Some(folder);
     ground.journal = Some(journal);
     start_worker(shared, ground, move |ground| {
-        Worker::recover(ground, record)
+        let mut worker = Worker::recover(ground, record);
+        worker.publish();
+        drop(shown);
+        worker
     })
 }
 
@@ -158,8 +177,7 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
     );
     ground.persist(&record)?;
     let made = ground
-        .save_config()
-        .and_then(|()| ground.make_process(false))
+        .make_process(false)
         .and_then(|()| ground.process()?.run(record.high_water).map(drop));
     if let Err(fault) = made {
         drop(ground.end_process());

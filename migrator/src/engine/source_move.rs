@@ -19,6 +19,7 @@ use super::ground::{Ground, file_name, milliseconds, now, unix_ms};
 use super::input::Input;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
 use super::outbox::Outbox;
+use super::target_move::spaces_of;
 use crate::api::{
     DecisionInputs, DecisionView, ErrorView, LinkState, MigrationMode, MigrationRequest,
     MigrationView, Phase, Role,
@@ -155,16 +156,18 @@ impl Order {
     }
 }
 
-/// Guest memory as the codec reads it.
+/// Guest memory as the codec reads it; none if it was lost after the commit.
 #[derive(Debug)]
-struct MemoryReader(GuestMemory);
+struct MemoryReader(Option<GuestMemory>);
 
 impl BlockReader for MemoryReader {
     fn read_runs(&self, space: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault> {
         if space != towpath_protocol::space::MEMORY {
             return Err(Fault::new(Code::Range, format!("no space {}", space.0)));
         }
-        self.0.read_runs(runs, out)
+        let memory = self.0.as_ref();
+        let lost = || Fault::new(Code::ImageLost, "the frozen guest is gone");
+        memory.ok_or_else(lost)?.read_runs(runs, out)
     }
 }
 
@@ -212,16 +215,24 @@ impl SourceMove {
         ownership: Ownership,
         order: Order,
     ) -> Result<Self, Box<NotBegun>> {
+        if let Err(fault) = ground.memory() {
+            return Err(Box::new(NotBegun { ownership, fault }));
+        }
         Self::make(ground, ownership, order, Source::begin)
     }
 
-    /// Takes up an attempt whose guest was already relinquished.
+    /// Takes up an attempt whose guest was already relinquished. Where the frozen guest is gone, its
+    /// target still has to hear of the commit: it may have every block.
     pub(super) fn recover(
         ground: &mut Ground,
         ownership: Ownership,
         order: Order,
     ) -> Result<Self, Box<NotBegun>> {
-        Self::make(ground, ownership, order, Source::recover)
+        let mut going = Self::make(ground, ownership, order, Source::recover)?;
+        if ground.process.is_none() {
+            drop(going.handle(ground, Event::GuestGone));
+        }
+        Ok(going)
     }
 
     fn make(
@@ -262,14 +273,14 @@ impl SourceMove {
     }
 
     fn parts(
-        ground: &mut Ground,
+        ground: &Ground,
         order: &Order,
     ) -> Result<(Setup, Outbox, Arc<MemoryReader>, Encoder), Fault> {
         let config = ground
             .config
             .clone()
             .ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
-        let reader = Arc::new(MemoryReader(ground.memory()?.clone()));
+        let reader = Arc::new(MemoryReader(ground.memory.clone()));
         let threads = ground.shared.config.limits.codec_threads as usize;
         let setup = Setup {
             host: ground.shared.host.clone(),
@@ -278,7 +289,7 @@ impl SourceMove {
             attempt: order.attempt,
             guest: ground.id,
             name: config.name.clone(),
-            spaces: ground.process()?.spaces(),
+            spaces: spaces_of(&config),
             config: config.to_bytes(),
             policy: order.policy(),
         };
@@ -304,6 +315,10 @@ impl SourceMove {
 
     pub(super) const fn stage(&self) -> Stage {
         self.machine.stage()
+    }
+
+    pub(super) const fn is_committed(&self) -> bool {
+        self.machine.is_committed()
     }
 
     /// Takes in what happened and carries out what follows.

@@ -148,10 +148,19 @@ impl TargetMove {
                 chain,
             },
         };
+        let is_whole = remains
+            .present
+            .iter()
+            .all(|set| set.len() == set.block_count());
+        let is_armed = ground.process()?.describe()?.is_armed;
+        if is_owned && !is_whole && !is_armed {
+            let detail = "the guest's process does not wait for what is missing";
+            return Err(Fault::new(Code::ImageLost, detail));
+        }
         let machine = Target::recover(setup, ownership, remains)?;
         let mut target = Self::with(machine, ground);
         target.received = Some(received);
-        if is_owned {
+        if is_owned && is_armed {
             target.arm(ground)?;
         }
         Ok(target)

@@ -23,6 +23,7 @@ use super::show::{LOOK_INTERVAL, Shown};
 use super::source_move::{self, NotBegun, Order, SourceMove, thaw};
 use super::target_move::{self, TargetMove};
 use crate::api::{Phase, VerifyView};
+use crate::guest::GuestProcess;
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
 
 /// Chunks taken in before what follows from them is carried out and acknowledged together.
@@ -50,6 +51,8 @@ pub(super) struct Worker {
     pub(super) role: Option<Role>,
     /// A move that waits for another attempt.
     pub(super) retry: Option<(Instant, Box<Order>)>,
+    /// The last attempt that was received here: its lanes may still be open.
+    ended_target: Option<target::Setup>,
     pub(super) shown: Shown,
     pub(super) is_done: bool,
 }
@@ -61,6 +64,7 @@ impl Worker {
             ground,
             role: Some(Role::Idle(ownership)),
             retry: None,
+            ended_target: None,
             shown: Shown::default(),
             is_done: false,
         }
@@ -81,10 +85,13 @@ impl Worker {
             unreachable!("a worker begins idle");
         };
         let adopted = self.ground.adopt_process();
-        if let Err(fault) = &adopted {
-            info!(guest = %self.ground.id, %fault, "no process of the guest");
-        }
         let state = ownership.record().state.clone();
+        if let Err(fault) = adopted {
+            info!(guest = %self.ground.id, %fault, "no process of the guest");
+            if matches!(state, State::Relinquished { .. }) {
+                self.ground.crash = Some(fault);
+            }
+        }
         match state {
             State::Relinquished { .. } => self.recover_source(ownership),
             State::Owned {
@@ -117,6 +124,10 @@ impl Worker {
                 Ok(None) => {}
                 Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
             }
+        } else {
+            // A move that ended right before the restart: should the guest come back, it must not
+            // begin anew.
+            Order::forget(&self.ground);
         }
         Role::Idle(ownership)
     }
@@ -136,7 +147,7 @@ impl Worker {
             }
             Err(not_begun) => {
                 let NotBegun { ownership, fault } = *not_begun;
-                error!(guest = %self.ground.id, %fault, "a relinquished guest's image is lost");
+                error!(guest = %self.ground.id, %fault, "a relinquished guest's move is lost");
                 Role::Broken(ownership, fault)
             }
         }
@@ -205,15 +216,20 @@ impl Worker {
 
     /// Takes a guest over that outlived the daemon; one that is gone stays down until it is booted.
     fn run(&mut self, epoch: Epoch) {
-        let result = self
-            .ground
-            .process()
-            .and_then(|process| match process.describe()?.state {
+        let take_over = |process: &mut GuestProcess| {
+            let seen = process.describe()?;
+            if seen.is_armed {
+                // Its journal says that nothing is missing: nobody would answer a fault.
+                process.disarm_missing()?;
+            }
+            match seen.state {
                 ProcessState::Running => Ok(()),
                 ProcessState::Paused => process.resume().map(drop),
                 ProcessState::Created | ProcessState::Loaded => process.run(epoch).map(drop),
                 other => Err(Fault::new(Code::Guest, format!("the guest is {other}"))),
-            });
+            }
+        };
+        let result = self.ground.process().and_then(take_over);
         if let Err(fault) = result {
             warn!(guest = %self.ground.id, %fault, "guest does not run");
             self.ground.crash = Some(fault);
@@ -338,6 +354,27 @@ impl Worker {
                 target.heard(&mut self.ground, lane, message);
                 self.remember_arrival();
             }
+            Some(Role::Idle(_)) => self.asked_again(lane, message),
+            _ => {}
+        }
+    }
+
+    /// A move is over here, and its source has missed our last word.
+    fn asked_again(&mut self, lane: Lane, message: Message) {
+        match message {
+            Message::Ping(nonce) => self.ground.send(Lane::Control, &Message::Pong(nonce)),
+            Message::Prepare(_) | Message::Commit(..) => {
+                let Some(setup) = self.ended_target.clone() else {
+                    return;
+                };
+                let Some(Role::Idle(ownership)) = self.role.take() else {
+                    unreachable!("the caller looked");
+                };
+                let mut target = TargetMove::begin(&self.ground, ownership, setup);
+                target.handle(&mut self.ground, target::Event::LinkUp);
+                target.heard(&mut self.ground, lane, message);
+                self.role = Some(Role::Target(Box::new(target)));
+            }
             _ => {}
         }
     }
@@ -439,6 +476,10 @@ impl Worker {
     }
 
     fn command(&mut self, command: Command) {
+        if matches!(&self.role, Some(Role::Target(target)) if target.is_blank()) {
+            // Lanes without an offer, or a last question of a source: it asks again.
+            self.end_target();
+        }
         // Whoever asked may have gone away; that changes nothing.
         match command {
             Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
@@ -500,6 +541,10 @@ impl Worker {
     fn cancel(&mut self, id: MigrationId) -> Result<(), Fault> {
         match &mut self.role {
             Some(Role::Source(source)) if source.order().id == id => {
+                if !source.is_committed() {
+                    // First of all: a restart in the middle of this must not begin it anew.
+                    Order::forget(&self.ground);
+                }
                 source.handle(&mut self.ground, source::Event::Cancel)
             }
             _ => {
@@ -614,6 +659,7 @@ impl Worker {
             self.ground.shared.board().show_move(view);
         }
         let id = target.setup().migration;
+        self.ended_target = Some(target.setup().clone());
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");

@@ -200,6 +200,26 @@ impl GuestFolder {
         Journal::open(file, self.incarnation)
     }
 
+    /// Whether nothing stands here but a small file of this name, or not even that.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`.
+    pub fn holds_only(&self, name: &Name) -> Result<bool, Fault> {
+        let unreadable = |errno| fault(name.as_str(), "has a folder that cannot be read", errno);
+        for entry in rustix::fs::Dir::read_from(&self.folder).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let known = [".", "..", UNFINISHED, name.as_str()];
+            if !known
+                .iter()
+                .any(|known| entry.file_name().to_bytes() == known.as_bytes())
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Makes the file of what has arrived, for a new attempt; an older one is gone then.
     ///
     /// # Errors

@@ -396,9 +396,11 @@ impl Source {
         if matches!(self.phase, Phase::Over) {
             return self.answer_when_over(&event);
         }
+        // What was asked wrongly changes nothing; what we failed to carry out does, whoever is to blame.
+        let is_failed = matches!(event, Event::Failed(_));
         let result = self.dispatch(event, now).and_then(|()| self.advance(now));
         if let Err(fault) = &result
-            && fault.blame() != Blame::Misuse
+            && (is_failed || fault.blame() != Blame::Misuse)
         {
             self.fail(fault.clone(), now);
         }
@@ -483,7 +485,6 @@ impl Source {
         self.link_up = true;
         self.resumed = false;
         self.reconnect_at = None;
-        self.reconnect_delay = RECONNECT_DELAY_MIN;
         self.heard_at = now;
         self.ping(now);
         if let Phase::Committed { said_at, .. } = &mut self.phase {
@@ -508,6 +509,10 @@ impl Source {
 
     fn heard(&mut self, lane: Lane, message: Message, now: Instant) -> Result<(), Fault> {
         self.heard_at = now;
+        if !matches!(message, Message::Refused(_)) {
+            // Lanes that are opened and refused at once are no sign that the outage is over.
+            self.reconnect_delay = RECONNECT_DELAY_MIN;
+        }
         match message {
             Message::Ping(nonce) => self.send(Lane::Control, Message::Pong(nonce)),
             Message::Pong(nonce) => self.meter.round_trip_sample(nonce, now),
@@ -527,6 +532,11 @@ impl Source {
             Message::Refused(reason) if !self.is_committed() => {
                 // Said before anything was prepared: good only for an attempt that is still open.
                 self.stay(reason.to_fault(Code::Refused), now);
+            }
+            Message::Refused(_) => {
+                // It cannot take these lanes now. Whose the guest is does not change with that.
+                self.actions.push_back(Action::DropLink);
+                self.link_went_down(now);
             }
             Message::Nack(reason) => self.refused(&reason, now)?,
             Message::MissingPart(part) => self.missing_part(&part)?,

@@ -477,10 +477,7 @@ impl Target {
             Event::StateLoaded => self.state_loaded(),
             Event::GuestRuns { at } => self.guest_runs(at),
             Event::Fault { space, block } => self.fault(space, block),
-            Event::GuestGone => Err(Fault::new(
-                Code::Guest,
-                "the guest process is gone".to_owned(),
-            )),
+            Event::GuestGone => Err(self.guest_gone()),
             Event::Failed(fault) => Err(fault),
         }
     }
@@ -536,6 +533,17 @@ impl Target {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A guest that runs here has crashed; one that does not yet is only an image that is lost, which
+    /// another attempt brings again.
+    fn guest_gone(&self) -> Fault {
+        let verdict = self.ownership.record().verdict(self.setup.attempt);
+        if verdict.is_some_and(|verdict| verdict.is_taken) {
+            return Fault::new(Code::Guest, "the guest process is gone".to_owned());
+        }
+        let detail = "the process that was receiving the guest is gone".to_owned();
+        Fault::new(Code::ImageLost, detail)
     }
 
     fn fail(&mut self, fault: Fault) {
@@ -636,7 +644,8 @@ impl Target {
                 return;
             }
             Word::Nack => {
-                let given_up = Fault::new(Code::Refused, "the target has no image".to_owned());
+                // Why was forgotten with a restart: another attempt may end better.
+                let given_up = Fault::new(Code::ImageLost, "the target has no image".to_owned());
                 Message::Nack(Reason::from(self.fault.as_ref().unwrap_or(&given_up)))
             }
             Word::Complete => Message::Complete,
