@@ -2,6 +2,7 @@
 //!
 //! The numbers are those of the fault catalogue. Each case ends with the same look at everything:
 //! [`towpath_tests::verdict`].
+#![allow(clippy::print_stdout, reason = "a test says how long each case took")]
 
 use std::time::{Duration, Instant};
 
@@ -162,8 +163,6 @@ fn kill_in_mode<'a>(
     failures
 }
 
-const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
-const WHOLE: &[MigrationMode] = &[MigrationMode::Auto];
 const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
 
 fn small(name: &str) -> Guest {
