@@ -163,6 +163,7 @@ fn kill_in_mode<'a>(
     failures
 }
 
+const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
 const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
 
 fn small(name: &str) -> Guest {
