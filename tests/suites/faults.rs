@@ -3,6 +3,11 @@
 //! The numbers are those of the fault catalogue. Each case ends with the same look at everything:
 //! [`towpath_tests::verdict`].
 
+#![forbid(unsafe_code)]
+
+#[path = "faults/trials.rs"]
+mod trials;
+
 use std::time::{Duration, Instant};
 
 use towpath_migrator::api::{MigrationMode, Phase};
@@ -163,7 +168,7 @@ fn kill_in_mode<'a>(
 }
 
 const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
-const WHOLE: &[MigrationMode] = &[MigrationMode::Auto];
+
 const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
 
 fn small(name: &str) -> Guest {
