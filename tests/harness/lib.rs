@@ -9,5 +9,6 @@ mod process;
 mod program;
 pub mod simulation;
 pub mod site;
+pub mod trial;
 pub mod verdict;
 pub mod watch;

@@ -2,7 +2,11 @@
 //!
 //! The numbers are those of the fault catalogue. Each case ends with the same look at everything:
 //! [`towpath_tests::verdict`].
-#![allow(clippy::print_stdout, reason = "a test says how long each case took")]
+
+#![forbid(unsafe_code)]
+
+#[path = "faults/trials.rs"]
+mod trials;
 
 use std::time::{Duration, Instant};
 
@@ -164,6 +168,7 @@ fn kill_in_mode<'a>(
 }
 
 const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
+
 const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
 
 fn small(name: &str) -> Guest {

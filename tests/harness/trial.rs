@@ -1,0 +1,273 @@
+//! One randomised trial: a move that something happens to, all of it drawn from a seed.
+
+use std::time::{Duration, Instant};
+
+use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_protocol::fault::Code;
+
+use crate::console::Console;
+use crate::lab::{Guest, Lab};
+use crate::simulation::random::Random;
+use crate::site::{LOOK_PAUSE, Place};
+use crate::verdict::{Rest, come_to_rest};
+use crate::watch::Watch;
+
+/// How long a disturbed move may take until all is at rest, on a busy machine.
+const REST_WAIT: Duration = Duration::from_secs(40);
+
+/// How long a new guest may take to be seen to run.
+const RUN_WAIT: Duration = Duration::from_secs(20);
+
+/// When the last disturbance may begin: most moves of a lab's link are over by then.
+const BEGIN_MS_MAX: u64 = 900;
+
+/// How long what was killed or cut stays away.
+const AWAY_MS: (u64, u64) = (0, 700);
+
+/// Steps at which a migrator may die, as they are named by it; some are reached by few moves.
+const STEPS: [(Side, &str); 24] = [
+    (Side::Source, "offering"),
+    (Side::Source, "say-prepare"),
+    (Side::Source, "send-chunk"),
+    (Side::Source, "harvest"),
+    (Side::Source, "freeze"),
+    (Side::Source, "save-state"),
+    (Side::Source, "say-final-end"),
+    (Side::Source, "relinquished"),
+    (Side::Source, "say-commit"),
+    (Side::Source, "released"),
+    (Side::Source, "say-released"),
+    (Side::Source, "finished"),
+    (Side::Target, "prepared"),
+    (Side::Target, "build-guest"),
+    (Side::Target, "say-prepared"),
+    (Side::Target, "write"),
+    (Side::Target, "save-position"),
+    (Side::Target, "load-state"),
+    (Side::Target, "say-ready"),
+    (Side::Target, "owned"),
+    (Side::Target, "run"),
+    (Side::Target, "say-ack"),
+    (Side::Target, "install"),
+    (Side::Target, "say-complete"),
+];
+
+/// Which side of the move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Where the guest comes from.
+    Source,
+    /// Where it goes.
+    Target,
+}
+
+impl Side {
+    /// The side as a failpoint names it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
+
+    /// The site on this side of a move that leaves `from`.
+    #[must_use]
+    pub const fn place(self, from: Place) -> Place {
+        match self {
+            Self::Source => from,
+            Self::Target => from.other(),
+        }
+    }
+}
+
+/// What happens to the move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disturbance {
+    /// Nothing.
+    None,
+    /// `kill -9` of a migrator.
+    Migrator(Side),
+    /// `kill -9` of both migrators.
+    BothMigrators,
+    /// `kill -9` of a tunnel.
+    Tunnel(Side),
+    /// `kill -9` of the process that receives the guest; if the guest has arrived, nothing.
+    ReceivingProcess,
+    /// A link that carries nothing.
+    Cut,
+    /// A link that does not carry what this side sends.
+    CutFrom(Side),
+    /// A migrator that dies right behind a step.
+    Step(Side, &'static str),
+    /// Both daemons of a site are stopped and started again.
+    Upgrade(Side),
+}
+
+/// All that is decided by the seed.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// The seed.
+    pub seed: u64,
+    /// The guest.
+    pub guest: Guest,
+    /// Where it comes from.
+    pub from: Place,
+    /// How it moves.
+    pub mode: MigrationMode,
+    /// What happens.
+    pub disturbance: Disturbance,
+    /// When it happens.
+    pub begins_after: Duration,
+    /// How long what was disturbed stays away.
+    pub away: Duration,
+}
+
+impl Trial {
+    /// Draws a trial.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut guest = Guest::new(&format!("trial-{seed}"), random.between(8, 16) * 2);
+        guest.dirty_pages_per_second = random.pick(&[0, 200, 1000, 4000]);
+        let side = random.pick(&[Side::Source, Side::Target]);
+        let (step_side, step) = random.pick(&STEPS);
+        let disturbance = match random.below(20) {
+            0 => Disturbance::None,
+            1..=5 => Disturbance::Migrator(side),
+            6 => Disturbance::BothMigrators,
+            7..=8 => Disturbance::Tunnel(side),
+            9 => Disturbance::ReceivingProcess,
+            10..=11 => Disturbance::Cut,
+            12 => Disturbance::CutFrom(side),
+            13 => Disturbance::Upgrade(side),
+            _ => Disturbance::Step(step_side, step),
+        };
+        Self {
+            seed,
+            guest,
+            from: random.pick(&Place::ALL),
+            mode: random.pick(&[MigrationMode::Auto, MigrationMode::Pre, MigrationMode::Post]),
+            disturbance,
+            begins_after: Duration::from_millis(random.below(BEGIN_MS_MAX)),
+            away: Duration::from_millis(random.between(AWAY_MS.0, AWAY_MS.1)),
+        }
+    }
+
+    /// Runs the trial in a lab that may have served others before.
+    ///
+    /// # Errors
+    ///
+    /// What did not hold.
+    pub fn run(&self, lab: &mut Lab, watch: &Watch) -> Result<Rest, String> {
+        if let Disturbance::Step(side, step) = self.disturbance {
+            let site = lab.site_mut(side.place(self.from));
+            site.kill_migrator();
+            site.start_migrator_with(Some(&format!("{}:{step}", side.as_str())));
+        }
+        lab.start_guest(self.from, &self.guest);
+        let mut console = Console::of(lab, &self.guest.name);
+        console.wait_for_more(3, RUN_WAIT)?;
+        self.ask(lab)?;
+        self.disturb(lab);
+        let rest = come_to_rest(lab, &self.guest.name, &mut console, watch, REST_WAIT)?;
+        self.check_place(lab, &rest)?;
+        lab.forget_guest(&self.guest.name);
+        Ok(rest)
+    }
+
+    /// Asks for the move; while the link recovers from an earlier trial, as an operator would: again.
+    fn ask(&self, lab: &mut Lab) -> Result<(), String> {
+        let request = Lab::request(&self.guest, self.from, self.mode);
+        let deadline = Instant::now() + RUN_WAIT;
+        loop {
+            match lab.site(self.from).migrate(&request) {
+                Ok(_) => return Ok(()),
+                // It died at the step it was told to.
+                Err(_) if !lab.site_mut(self.from).has_migrator() => return Ok(()),
+                Err(problem)
+                    if problem.known_code() != Some(Code::Unreachable)
+                        || Instant::now() > deadline =>
+                {
+                    return Err(format!("not begun: {problem:?}"));
+                }
+                Err(_) => std::thread::sleep(LOOK_PAUSE),
+            }
+        }
+    }
+
+    /// A guest that is asked to move moves, whatever happens to the daemons and the link: only one that
+    /// changes faster than the link carries may stay, if it may not fetch.
+    fn check_place(&self, lab: &Lab, rest: &Rest) -> Result<(), String> {
+        if rest.place == self.from.other() {
+            return Ok(());
+        }
+        let is_known = rest
+            .moves
+            .first()
+            .is_some_and(|view| view.phase == Phase::Failed && self.mode == MigrationMode::Pre);
+        if is_known {
+            return Ok(());
+        }
+        let guest = lab.site(self.from).guest(&self.guest.name);
+        Err(format!("it stayed: {:?} {guest:?}", rest.moves.first()))
+    }
+
+    fn disturb(&self, lab: &mut Lab) {
+        if let Disturbance::Step(side, _) = self.disturbance {
+            // A step that this move does not come by kills nobody.
+            let site = lab.site_mut(side.place(self.from));
+            site.migrator_ends(Duration::from_millis(BEGIN_MS_MAX));
+            site.kill_migrator();
+            site.start_migrator();
+            return;
+        }
+        // Not waiting for anything: this is when it happens.
+        std::thread::sleep(self.begins_after);
+        let begun = Instant::now();
+        self.begin(lab);
+        std::thread::sleep(self.away.saturating_sub(begun.elapsed()));
+        lab.heal();
+        for place in Place::ALL {
+            lab.site_mut(place).start_tunnel();
+            lab.site_mut(place).start_migrator();
+        }
+    }
+
+    fn begin(&self, lab: &mut Lab) {
+        let place = |side: Side| side.place(self.from);
+        match self.disturbance {
+            Disturbance::None | Disturbance::Step(..) => {}
+            Disturbance::Migrator(side) => lab.site_mut(place(side)).kill_migrator(),
+            Disturbance::BothMigrators => {
+                lab.site_mut(Place::Edge).kill_migrator();
+                lab.site_mut(Place::Region).kill_migrator();
+            }
+            Disturbance::Tunnel(side) => lab.site_mut(place(side)).kill_tunnel(),
+            Disturbance::ReceivingProcess => self.kill_receiving(lab),
+            Disturbance::Cut => lab.cut(),
+            Disturbance::CutFrom(side) => lab.cut_from(place(side)),
+            Disturbance::Upgrade(side) => lab.site_mut(place(side)).stop_daemons(),
+        }
+    }
+
+    fn kill_receiving(&self, lab: &Lab) {
+        use towpath_migrator::api::Ownership;
+        let target = self.from.other();
+        let seen = lab.site(target).guest(&self.guest.name);
+        let is_receiving = seen.is_ok_and(|seen| {
+            // With the copy half done it will not run within the next millisecond.
+            seen.is_some_and(|view| view.ownership == Ownership::Prepared)
+        });
+        let moves = lab.site(self.from).moves(&self.guest.name);
+        let is_copying = moves.is_ok_and(|moves| {
+            let newest = moves.first();
+            newest.is_some_and(|view| {
+                view.phase == Phase::Copying && view.blocks_left * 3 > view.blocks_total
+            })
+        });
+        if is_receiving && is_copying {
+            lab.kill_guest(target, &self.guest.name);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Hundreds of moves that something happens to, drawn from seeds.
+//!
+//! `TOWPATH_SEED=n` runs that seed alone; with `TOWPATH_TRIALS=m` so many from there on.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use towpath_tests::lab::{Lab, Link};
+use towpath_tests::trial::Trial;
+use towpath_tests::watch::Watch;
+
+/// Trials of a run unless told otherwise.
+const TRIAL_COUNT: u64 = 300;
+
+/// Labs side by side: a trial waits more than it works.
+const LAB_COUNT: u64 = 4;
+
+/// Links of the labs, one after the other.
+const LINKS: [Link; 4] = [link(300, 4), link(200, 10), link(500, 2), link(250, 8)];
+
+const fn link(megabits_per_second: u64, round_trip_ms: u64) -> Link {
+    Link {
+        megabits_per_second,
+        round_trip: Duration::from_millis(round_trip_ms),
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
+}
+
+/// What came of some trials.
+#[derive(Debug, Default)]
+struct Tally {
+    count: u64,
+    moved_count: u64,
+    by_kind: BTreeMap<String, u64>,
+    took_ms: Vec<u128>,
+}
+
+/// Takes seeds until there are no more, or one failed.
+fn work(link: Link, seeds: &AtomicU64, end: u64, tally: &Mutex<Tally>) -> Result<(), String> {
+    let mut lab = Lab::start(link);
+    let watch = Watch::start(&lab);
+    loop {
+        let seed = seeds.fetch_add(1, Ordering::Relaxed);
+        if seed >= end {
+            return Ok(());
+        }
+        let trial = Trial::draw(seed);
+        let begun = Instant::now();
+        match trial.run(&mut lab, &watch) {
+            Ok(rest) => {
+                let mut tally = tally.lock().expect("nobody panics with it");
+                tally.count += 1;
+                tally.moved_count += u64::from(rest.place != trial.from);
+                tally.took_ms.push(begun.elapsed().as_millis());
+                let kind = format!("{:?}", trial.disturbance);
+                let kind = kind.split(['(', ' ']).next().unwrap_or_default().to_owned();
+                *tally.by_kind.entry(kind).or_default() += 1;
+            }
+            Err(why) => {
+                seeds.store(end, Ordering::Relaxed);
+                lab.show_logs();
+                return Err(format!("{trial:?}\n{why}\nagain with TOWPATH_SEED={seed}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guest_survives_whatever_happens_to_its_move() {
+    let begun = Instant::now();
+    let seed = number("TOWPATH_SEED");
+    let first = seed.unwrap_or(0);
+    let count = number("TOWPATH_TRIALS").unwrap_or(if seed.is_some() { 1 } else { TRIAL_COUNT });
+    let seeds = AtomicU64::new(first);
+    let tally = Mutex::new(Tally::default());
+    let labs = usize::try_from(LAB_COUNT.min(count)).expect("few");
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = LINKS[..labs]
+            .iter()
+            .map(|link| scope.spawn(|| work(*link, &seeds, first + count, &tally)))
+            .collect();
+        let results = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("reported"));
+        results.filter_map(Result::err).collect()
+    });
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    let mut tally = tally.into_inner().expect("nobody panics with it");
+    tally.took_ms.sort_unstable();
+    let median = tally.took_ms[tally.took_ms.len() / 2];
+    println!(
+        "{} trials with seeds {first} to {} in {:?}: {} moved, {median} ms each (median), {:?}",
+        tally.count,
+        first + count - 1,
+        begun.elapsed(),
+        tally.moved_count,
+        tally.by_kind
+    );
+}
