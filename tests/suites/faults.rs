@@ -2,7 +2,7 @@
 //!
 //! The numbers are those of the fault catalogue. Each case ends with the same look at everything:
 //! [`towpath_tests::verdict`].
-
+#![allow(clippy::print_stdout, reason = "a test says how long each case took")]
 #![forbid(unsafe_code)]
 
 #[path = "faults/trials.rs"]

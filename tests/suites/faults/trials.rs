@@ -76,7 +76,8 @@ fn a_guest_survives_whatever_happens_to_its_move() {
     let begun = Instant::now();
     let seed = number("TOWPATH_SEED");
     let first = seed.unwrap_or(0);
-    let count = number("TOWPATH_TRIALS").unwrap_or(if seed.is_some() { 1 } else { TRIAL_COUNT });
+    let count =
+        number("TOWPATH_TRIALS").unwrap_or_else(|| if seed.is_some() { 1 } else { TRIAL_COUNT });
     let seeds = AtomicU64::new(first);
     let tally = Mutex::new(Tally::default());
     let labs = usize::try_from(LAB_COUNT.min(count)).expect("few");
