@@ -155,10 +155,12 @@ impl Encoder {
                     set.expect("every level of the ladder is one of zstd's");
                     self.zstd_level = level;
                 }
-                // Too small a space makes zstd give up, which is what we want.
+                // With room for the worst case: a context that ran out of room is left in the middle
+                // of its work, and takes no other level before it is reset.
                 self.zstd
-                    .compress_to_buffer(raw, &mut payload[..payload_bytes_max])
+                    .compress_to_buffer(raw, payload)
                     .ok()
+                    .filter(|bytes| *bytes <= payload_bytes_max)
                     .map(|bytes| (Codec::Zstd, bytes))
             }
         };
