@@ -291,36 +291,6 @@ fn nothing_is_allocated_for_a_chunk_in_steady_state() {
     }
 }
 
-/// Bytes of 200 values: they shrink by a twentieth, which is too little to be worth unpacking, and the
-/// probe does not take them for random.
-#[test]
-fn a_chunk_that_hardly_shrinks_goes_raw_and_the_next_takes_another_level() {
-    let mut bytes = vec![0; 16 * 4096];
-    for (page, seed) in bytes.chunks_mut(4096).zip(7..) {
-        random(seed, page);
-    }
-    bytes.iter_mut().for_each(|byte| *byte = *byte % 200 + 1);
-    let pages = Pages::new(&bytes);
-    let job = job(&[run(0, 16)]);
-    let mut encoder = Encoder::new().unwrap();
-    let mut chunk = EncodedChunk::new();
-    for level in [
-        Level::Zstd1,
-        Level::Zstd3,
-        Level::Zstd6,
-        Level::Zstd9,
-        Level::Zstd1,
-    ] {
-        let look = |chunk: &EncodedChunk| {
-            assert_eq!(chunk.header().codec, Codec::Raw, "{level}");
-            Ok(())
-        };
-        encoder
-            .encode_urgent(&pages, &job, level, &mut chunk, look)
-            .unwrap();
-    }
-}
-
 #[test]
 fn submitting_and_taking_allocates_nothing_either() {
     let pages = Arc::new(Pages::new(&mixed(512)));
