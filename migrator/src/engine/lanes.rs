@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -26,8 +27,8 @@ pub const SERVICE: &str = "migrator";
 /// trips.
 const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Interval at which an idle reader looks up; no effect but to bound a read.
-const IDLE_WAIT: Duration = Duration::from_secs(60);
+/// Interval at which an idle reader looks up whether its lane was closed meanwhile.
+pub(super) const IDLE_WAIT: Duration = Duration::from_secs(60);
 
 /// Chunks unpacked and not yet installed, for each lane: 2 MiB.
 const UNPACKED_CHUNKS_MAX: usize = 32;
@@ -41,7 +42,8 @@ pub(super) struct Link {
     pub(super) demand: LaneWriter<UnixStream>,
     /// At the source the outbox takes it.
     pub(super) bulk: Option<LaneWriter<UnixStream>>,
-    sockets: Vec<UnixStream>,
+    sockets: Vec<(Lane, UnixStream)>,
+    is_closed: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -62,12 +64,20 @@ impl Link {
         writer.flush()
     }
 
-    /// Closes all lanes: every thread that reads or writes them returns. What was written is still
-    /// delivered.
+    /// Closes all lanes: every thread that writes them returns, and every one that reads them soon.
+    ///
+    /// The last word on the control lane must be heard: its end is only said, and what still comes on
+    /// it is read and dropped until the peer closes as well. Closed at once, the tunnel would have to
+    /// reset the stream when it finds nobody who takes what the peer says, and the word with it.
     pub(super) fn close(&self) {
-        for socket in &self.sockets {
+        self.is_closed.store(true, Ordering::Release);
+        for (lane, socket) in &self.sockets {
+            let how = match lane {
+                Lane::Control => Shutdown::Write,
+                Lane::Bulk | Lane::Switch | Lane::Demand => Shutdown::Both,
+            };
             // A socket that is already closed is what is wanted.
-            drop(socket.shutdown(Shutdown::Both));
+            drop(socket.shutdown(how));
         }
     }
 }
@@ -130,8 +140,9 @@ pub(super) fn join(
         bulk: Some(bulk.writer()?),
         sockets: lanes
             .iter()
-            .map(|lane| duplicate(&lane.socket))
-            .collect::<Result<_, _>>()?,
+            .map(|lane| Ok((lane.lane, duplicate(&lane.socket)?)))
+            .collect::<Result<_, Fault>>()?,
+        is_closed: Arc::default(),
     };
     let readers = lanes.into_iter().map(|lane| (lane.lane, lane.reader));
     Ok((link, readers.collect()))
@@ -232,11 +243,13 @@ fn open_lane(tunnel: &Path, target: &HostIdentity, hello: Hello) -> Result<OpenL
 
 /// Starts the thread that reads a lane's messages into the mailbox until the lane ends.
 pub(super) fn read_messages(
-    link: u64,
+    link: &Link,
     lane: Lane,
     mut reader: LaneReader<UnixStream>,
     mailbox: Arc<Mailbox<Input>>,
 ) -> Result<(), Fault> {
+    let is_closed = Arc::clone(&link.is_closed);
+    let link = link.number;
     let read = move || {
         let fault = loop {
             let input = match reader.next_frame() {
@@ -248,10 +261,14 @@ pub(super) fn read_messages(
                     },
                     Err(fault) => break fault,
                 },
+                Ok(Incoming::Idle) if is_closed.load(Ordering::Acquire) => return,
                 Ok(Incoming::Idle) => continue,
                 Ok(Incoming::End) => break ended(lane),
                 Err(fault) => break fault,
             };
+            if is_closed.load(Ordering::Acquire) {
+                continue;
+            }
             if !mailbox.send_bounded(input) {
                 return;
             }

@@ -43,7 +43,7 @@ use tracing::{error, info, warn};
 use ground::{Ground, is_unborn};
 use host::Engine;
 use input::Input;
-use lanes::{OpenLane, spawn};
+use lanes::{IDLE_WAIT, OpenLane, spawn};
 use mailbox::Mailbox;
 use shared::{Handle, Shared};
 use worker::Worker;
@@ -247,7 +247,7 @@ fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
     if matches!(answer, Message::Refused(_)) {
         return Ok(());
     }
-    stream.set_read_timeout(None).map_err(io)?;
+    stream.set_read_timeout(Some(IDLE_WAIT)).map_err(io)?;
     let lane = OpenLane {
         lane: hello.lane,
         socket: stream,

@@ -453,7 +453,7 @@ impl SourceMove {
         let (mut link, readers) = join(number, lanes)?;
         let bulk: Option<LaneWriter<_>> = link.bulk.take();
         for (lane, reader) in readers {
-            read_messages(number, lane, reader, Arc::clone(&ground.mailbox))?;
+            read_messages(&link, lane, reader, Arc::clone(&ground.mailbox))?;
         }
         if let Some(bulk) = bulk {
             self.outbox.attach(number, bulk);

@@ -241,7 +241,7 @@ impl TargetMove {
             if matches!(lane, Lane::Bulk | Lane::Demand) {
                 self.chunk_readers.push((lane, reader));
             } else {
-                read_messages(number, lane, reader, Arc::clone(&ground.mailbox))?;
+                read_messages(&link, lane, reader, Arc::clone(&ground.mailbox))?;
             }
         }
         ground.link = Some(link);

@@ -32,8 +32,20 @@ const BATCH_COUNT_MAX: usize = 32;
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
+/// Wait for the control lane's last word once another lane has ended: they left together.
+const LAST_WORD_WAIT: Duration = Duration::from_millis(100);
+
 /// The file that remembers which move an arriving guest belongs to.
 const ARRIVAL_FILE: &str = "arrival.json";
+
+/// Lanes of which one has ended.
+struct Ending {
+    link: u64,
+    lane: Lane,
+    fault: Fault,
+    /// When they are given up.
+    due: Instant,
+}
 
 /// What a worker is at.
 pub(super) enum Role {
@@ -51,6 +63,7 @@ pub(super) struct Worker {
     pub(super) role: Option<Role>,
     /// A move that waits for another attempt.
     pub(super) retry: Option<(Instant, Box<Order>)>,
+    ending: Option<Ending>,
     /// The last attempt that was received here: its lanes may still be open.
     ended_target: Option<target::Setup>,
     pub(super) shown: Shown,
@@ -64,6 +77,7 @@ impl Worker {
             ground,
             role: Some(Role::Idle(ownership)),
             retry: None,
+            ending: None,
             ended_target: None,
             shown: Shown::default(),
             is_done: false,
@@ -258,6 +272,7 @@ impl Worker {
                 }
                 None => self.tick(),
             }
+            self.end_lanes_if_due();
             self.settle();
             self.publish();
         }
@@ -268,13 +283,14 @@ impl Worker {
 
     fn deadline(&self) -> Instant {
         let look = now() + LOOK_INTERVAL;
+        let ending = self.ending.as_ref().map(|ending| ending.due);
         let role = match &self.role {
             Some(Role::Source(source)) => source.deadline(),
             Some(Role::Target(target)) => target.deadline(),
             _ => None,
         };
         let retry = self.retry.as_ref().map(|(at, _)| *at);
-        [Some(look), role, retry]
+        [Some(look), role, retry, ending]
             .into_iter()
             .flatten()
             .min()
@@ -398,6 +414,36 @@ impl Worker {
         }
         info!(guest = %self.ground.id, ?lane, %fault, "lanes are down");
         match &mut self.role {
+        if lane == Lane::Control {
+            self.link_lost(lane, fault);
+        } else if self
+            .ending
+            .as_ref()
+            .is_none_or(|ending| ending.link != link)
+        {
+            self.ending = Some(Ending {
+                link,
+                lane,
+                fault: fault.clone(),
+                due: now() + LAST_WORD_WAIT,
+            });
+        }
+    }
+
+    /// Gives lanes up whose control lane has nothing more to say.
+    fn end_lanes_if_due(&mut self) {
+        let ended = self.ending.take_if(|ending| ending.due <= now());
+        if let Some(Ending {
+            link, lane, fault, ..
+        }) = ended
+            && self.ground.is_current(link)
+        {
+            self.link_lost(lane, &fault);
+        }
+    }
+
+    fn link_lost(&mut self, lane: Lane, fault: &Fault) {
+        self.ending = None;
             Some(Role::Source(source)) => {
                 self.ground.close_link();
                 drop(source.handle(&mut self.ground, source::Event::LinkDown));

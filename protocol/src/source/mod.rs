@@ -602,12 +602,13 @@ impl Source {
 
     /// Ends the attempt before its commit: the guest runs on here.
     fn stay(&mut self, fault: Fault, now: Instant) {
-        self.actions.push_back(Action::CancelChunks);
         self.fault = Some(fault.clone());
         if self.own(ownership::Event::Withdraw, now).is_err() {
             // Nothing was offered yet, so there is nothing to take back; the guest may run.
             self.actions.push_back(Action::Thaw);
         }
+        // Behind the word that ends the attempt: this closes the lanes.
+        self.actions.push_back(Action::CancelChunks);
         self.finish(Outcome::Stayed(fault));
     }
 
