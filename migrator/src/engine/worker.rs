@@ -408,12 +408,12 @@ impl Worker {
         }
     }
 
+    /// A lane ended. The lanes are closed together, and the peer's last word on the control lane may
+    /// still be on its way when another one ends.
     fn lane_lost(&mut self, link: u64, lane: Lane, fault: &Fault) {
         if !self.ground.is_current(link) {
             return;
         }
-        info!(guest = %self.ground.id, ?lane, %fault, "lanes are down");
-        match &mut self.role {
         if lane == Lane::Control {
             self.link_lost(lane, fault);
         } else if self
@@ -444,6 +444,8 @@ impl Worker {
 
     fn link_lost(&mut self, lane: Lane, fault: &Fault) {
         self.ending = None;
+        info!(guest = %self.ground.id, ?lane, %fault, "lanes are down");
+        match &mut self.role {
             Some(Role::Source(source)) => {
                 self.ground.close_link();
                 drop(source.handle(&mut self.ground, source::Event::LinkDown));
@@ -605,16 +607,38 @@ impl Worker {
         }
     }
 
+    /// Boots a guest whose process is gone: its memory begins anew. One that was lost on its way stops
+    /// waiting for what is missing, and its source may let go of it.
     fn boot(&mut self) -> Result<(), Fault> {
-        let Some(Role::Idle(ownership)) = &self.role else {
-            return Err(Fault::new(Code::State, "the guest is part of a move"));
+        let ownership = match &self.role {
+            Some(Role::Idle(ownership) | Role::Broken(ownership, _)) => ownership,
+            _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
         };
         let State::Owned { epoch, .. } = ownership.record().state else {
             let detail = format!("the guest is {} here", ownership.record().state.name());
             return Err(Fault::new(Code::State, detail));
         };
-        if self.ground.process.is_some() {
+        if self
+            .ground
+            .process
+            .as_ref()
+            .is_some_and(GuestProcess::is_alive)
+        {
             return Err(Fault::new(Code::State, "the guest has a process already"));
+        }
+        if let Some(Role::Broken(mut ownership, fault)) =
+            self.role.take_if(|role| matches!(role, Role::Broken(..)))
+        {
+            self.ground.close_link();
+            let settled = ownership
+                .handle(LawEvent::ImageComplete)
+                .and_then(|()| self.follow_the_law(&mut ownership));
+            if let Err(fault) = settled {
+                self.role = Some(Role::Broken(ownership, fault.clone()));
+                return Err(fault);
+            }
+            info!(guest = %self.ground.id, %fault, "a lost guest is booted anew");
+            self.role = Some(Role::Idle(ownership));
         }
         self.ground.make_process(false)?;
         self.ground.process()?.run(epoch).map(drop)
