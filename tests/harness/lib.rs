@@ -7,6 +7,7 @@ mod keeper;
 pub mod lab;
 mod process;
 mod program;
+pub mod scene;
 pub mod simulation;
 pub mod site;
 pub mod trial;

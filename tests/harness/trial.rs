@@ -104,6 +104,15 @@ pub enum Disturbance {
     Upgrade(Side),
 }
 
+/// What came of a trial.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How all came to rest.
+    pub rest: Rest,
+    /// Whether the move was still under way when it was disturbed.
+    pub has_hit: bool,
+}
+
 /// All that is decided by the seed.
 #[derive(Debug, Clone)]
 pub struct Trial {
@@ -159,7 +168,7 @@ impl Trial {
     /// # Errors
     ///
     /// What did not hold.
-    pub fn run(&self, lab: &mut Lab, watch: &Watch) -> Result<Rest, String> {
+    pub fn run(&self, lab: &mut Lab, watch: &Watch) -> Result<Outcome, String> {
         if let Disturbance::Step(side, step) = self.disturbance {
             let site = lab.site_mut(side.place(self.from));
             site.kill_migrator();
@@ -169,11 +178,11 @@ impl Trial {
         let mut console = Console::of(lab, &self.guest.name);
         console.wait_for_more(3, RUN_WAIT)?;
         self.ask(lab)?;
-        self.disturb(lab);
+        let has_hit = self.disturb(lab);
         let rest = come_to_rest(lab, &self.guest.name, &mut console, watch, REST_WAIT)?;
         self.check_place(lab, &rest)?;
         lab.forget_guest(&self.guest.name);
-        Ok(rest)
+        Ok(Outcome { rest, has_hit })
     }
 
     /// Asks for the move; while the link recovers from an earlier trial, as an operator would: again.
@@ -213,17 +222,20 @@ impl Trial {
         Err(format!("it stayed: {:?} {guest:?}", rest.moves.first()))
     }
 
-    fn disturb(&self, lab: &mut Lab) {
+    /// Says whether the move was under way when it was disturbed.
+    fn disturb(&self, lab: &mut Lab) -> bool {
         if let Disturbance::Step(side, _) = self.disturbance {
             // A step that this move does not come by kills nobody.
             let site = lab.site_mut(side.place(self.from));
-            site.migrator_ends(Duration::from_millis(BEGIN_MS_MAX));
+            let has_hit = site.migrator_ends(Duration::from_millis(BEGIN_MS_MAX));
             site.kill_migrator();
             site.start_migrator();
-            return;
+            return has_hit;
         }
         // Not waiting for anything: this is when it happens.
         std::thread::sleep(self.begins_after);
+        let moves = lab.site(self.from).moves(&self.guest.name);
+        let is_open = moves.is_ok_and(|moves| moves.iter().any(|view| !view.phase.is_finished()));
         let begun = Instant::now();
         self.begin(lab);
         std::thread::sleep(self.away.saturating_sub(begun.elapsed()));
@@ -232,6 +244,7 @@ impl Trial {
             lab.site_mut(place).start_tunnel();
             lab.site_mut(place).start_migrator();
         }
+        is_open && self.disturbance != Disturbance::None
     }
 
     fn begin(&self, lab: &mut Lab) {

@@ -160,3 +160,17 @@ pub fn wait_for_phase(
         }
     }
 }
+
+/// Looks until something is there; nothing if it is not there in time.
+pub fn wait_until<T>(wait: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + wait;
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use towpath_migrator::api::MigrationView;
 use towpath_tests::lab::{Lab, Link};
 use towpath_tests::trial::Trial;
 use towpath_tests::watch::Watch;
@@ -37,6 +38,10 @@ fn number(name: &str) -> Option<u64> {
 struct Tally {
     count: u64,
     moved_count: u64,
+    /// Moves that were under way when they were disturbed.
+    hit_count: u64,
+    /// Moves that needed more than one attempt.
+    again_count: u64,
     by_kind: BTreeMap<String, u64>,
     took_ms: Vec<u128>,
 }
@@ -53,10 +58,14 @@ fn work(link: Link, seeds: &AtomicU64, end: u64, tally: &Mutex<Tally>) -> Result
         let trial = Trial::draw(seed);
         let begun = Instant::now();
         match trial.run(&mut lab, &watch) {
-            Ok(rest) => {
+            Ok(outcome) => {
                 let mut tally = tally.lock().expect("nobody panics with it");
                 tally.count += 1;
-                tally.moved_count += u64::from(rest.place != trial.from);
+                tally.moved_count += u64::from(outcome.rest.place != trial.from);
+                tally.hit_count += u64::from(outcome.has_hit);
+                let again = |view: &MigrationView| view.attempts > 1;
+                let is_again = outcome.rest.moves.first().is_some_and(again);
+                tally.again_count += u64::from(is_again);
                 tally.took_ms.push(begun.elapsed().as_millis());
                 let kind = format!("{:?}", trial.disturbance);
                 let kind = kind.split(['(', ' ']).next().unwrap_or_default().to_owned();
@@ -96,11 +105,14 @@ fn a_guest_survives_whatever_happens_to_its_move() {
     tally.took_ms.sort_unstable();
     let median = tally.took_ms[tally.took_ms.len() / 2];
     println!(
-        "{} trials with seeds {first} to {} in {:?}: {} moved, {median} ms each (median), {:?}",
+        "{} trials with seeds {first} to {} in {:?}: {} moved, {} met under way, {} with another \
+         attempt, {median} ms each (median), {:?}",
         tally.count,
         first + count - 1,
         begun.elapsed(),
         tally.moved_count,
+        tally.hit_count,
+        tally.again_count,
         tally.by_kind
     );
 }

@@ -1,0 +1,152 @@
+//! A lab with a watch over it, and what every case asks of it.
+
+use std::time::{Duration, Instant};
+
+use towpath_migrator::api::{MigrationMode, MigrationView, Phase};
+
+use crate::console::{Console, monotonic_ns};
+use crate::lab::{Guest, Lab, Link};
+use crate::site::Place;
+use crate::trial::Side;
+use crate::verdict::{Rest, come_to_rest, wait_for_phase};
+use crate::watch::Watch;
+
+/// A link that carries a small guest in a second.
+pub const LINK: Link = Link {
+    megabits_per_second: 300,
+    round_trip: Duration::from_millis(4),
+};
+
+/// How long a disturbed move may take until all is at rest, on a busy machine.
+pub const REST_WAIT: Duration = Duration::from_secs(40);
+
+/// How long a migrator may live until it comes by the step at which it is to die.
+const STEP_WAIT: Duration = Duration::from_secs(20);
+
+/// How long a guest may be silent beyond the time that something was away: what was paused goes on at
+/// most two seconds after the migrator is back.
+pub const SILENCE_EXTRA: Duration = Duration::from_secs(2);
+
+/// Where guests come from.
+pub const SOURCE: Place = Place::Edge;
+
+/// Where they go.
+pub const TARGET: Place = Place::Region;
+
+/// A lab, the watch over it, and the guest that moves.
+#[derive(Debug)]
+pub struct Scene {
+    /// The watch over it.
+    pub watch: Watch,
+    /// The lab.
+    pub lab: Lab,
+}
+
+impl Scene {
+    /// Builds a lab and begins to watch it.
+    #[must_use]
+    pub fn new(link: Link) -> Self {
+        let lab = Lab::start(link);
+        let watch = Watch::start(&lab);
+        Self { watch, lab }
+    }
+
+    /// Starts a guest and waits until it is seen to run.
+    ///
+    /// # Panics
+    ///
+    /// If it does not run.
+    #[must_use]
+    pub fn guest(&self, guest: &Guest) -> Console {
+        self.lab.start_guest(SOURCE, guest);
+        let mut console = Console::of(&self.lab, &guest.name);
+        console
+            .wait_for_more(5, REST_WAIT)
+            .expect("a new guest runs");
+        console
+    }
+
+    /// Waits until all is at rest and looks at everything.
+    ///
+    /// # Errors
+    ///
+    /// What does not hold.
+    pub fn rest(&self, guest: &Guest, console: &mut Console) -> Result<Rest, String> {
+        come_to_rest(&self.lab, &guest.name, console, &self.watch, REST_WAIT)
+    }
+
+    /// As [`Scene::rest`], and the guest must have moved.
+    ///
+    /// # Errors
+    ///
+    /// What does not hold.
+    pub fn arrives(&self, guest: &Guest, console: &mut Console) -> Result<Rest, String> {
+        let rest = self.rest(guest, console)?;
+        if rest.place == SOURCE {
+            return Err(format!("it stayed: {:?}", rest.moves.first()));
+        }
+        match rest.moves.first() {
+            Some(view) if view.phase != Phase::Done => Err(format!("not done: {view:?}")),
+            _ => Ok(rest),
+        }
+    }
+
+    /// Begins to move a guest.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn begin(&self, guest: &Guest, mode: MigrationMode) -> Result<MigrationView, String> {
+        let request = Lab::request(guest, SOURCE, mode);
+        let begun = self.lab.site(SOURCE).migrate(&request);
+        begun.map_err(|problem| format!("not begun: {problem:?}"))
+    }
+
+    /// Waits until the guest's move is in a phase at its source.
+    ///
+    /// # Errors
+    ///
+    /// If it ends before, or does not get there in time.
+    pub fn reaches(&self, guest: &Guest, phase: Phase) -> Result<MigrationView, String> {
+        wait_for_phase(&self.lab, (SOURCE, &guest.name), &[phase], REST_WAIT)
+    }
+
+    /// Moves a guest while one of the migrators dies right behind a step, and is started again. Gives
+    /// the longest time the guest was silent.
+    ///
+    /// # Errors
+    ///
+    /// What does not hold.
+    pub fn kill_at(
+        &mut self,
+        side: Side,
+        step: &str,
+        (mode, guest): (MigrationMode, &Guest),
+    ) -> Result<Duration, String> {
+        let place = side.place(SOURCE);
+        let failpoint = format!("{}:{step}", side.as_str());
+        let site = self.lab.site_mut(place);
+        site.kill_migrator();
+        site.start_migrator_with(Some(&failpoint));
+        let mut console = self.guest(guest);
+        let begun_ns = monotonic_ns();
+        // A migrator that dies at once does not answer.
+        let asked = self.begin(guest, mode);
+        let site = self.lab.site_mut(place);
+        if !site.migrator_ends(STEP_WAIT) {
+            return Err(format!("the step was not reached; the move: {asked:?}"));
+        }
+        let died = Instant::now();
+        site.start_migrator();
+        let away = died.elapsed();
+        self.arrives(guest, &mut console)?;
+        let silence = console.longest_silence(begun_ns, monotonic_ns());
+        if silence > away + SILENCE_EXTRA {
+            return Err(format!(
+                "the guest was silent for {silence:?}, the migrator was away for {away:?}"
+            ));
+        }
+        self.lab.forget_guest(&guest.name);
+        Ok(silence)
+    }
+}

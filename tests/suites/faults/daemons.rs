@@ -1,0 +1,134 @@
+//! Daemons that are killed, upgraded, or started twice in the middle of a move.
+
+use std::time::{Duration, Instant};
+
+use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_tests::console::monotonic_ns;
+use towpath_tests::lab::{Guest, Link};
+use towpath_tests::scene::{LINK, SILENCE_EXTRA, SOURCE, Scene};
+use towpath_tests::site::Place;
+
+/// Slow enough to be met in the middle of a move.
+const SLOW: Link = Link {
+    megabits_per_second: 80,
+    round_trip: Duration::from_millis(10),
+};
+
+/// The exit status that says: somebody else is doing this already.
+const EXIT_ALREADY_RUNNING: i32 = 69;
+
+/// In the middle of which phase, and so in a move of which kind.
+const MIDDLES: [(MigrationMode, Phase); 2] = [
+    (MigrationMode::Auto, Phase::Copying),
+    (MigrationMode::Post, Phase::Serving),
+];
+
+/// Does something to a lab in the middle of a phase; the guest must arrive, and be silent for no longer
+/// than that took and a little more.
+fn disturb(
+    scene: &mut Scene,
+    (mode, phase): (MigrationMode, Phase),
+    what: &str,
+    act: impl FnOnce(&mut Scene),
+) {
+    let guest = Guest::new(&format!("in-{}", phase.as_str()), 32);
+    let mut console = scene.guest(&guest);
+    let begun_ns = monotonic_ns();
+    scene.begin(&guest, mode).unwrap();
+    scene.reaches(&guest, phase).unwrap();
+    let begun = Instant::now();
+    act(scene);
+    let away = begun.elapsed();
+    scene.arrives(&guest, &mut console).unwrap();
+    let silence = console.longest_silence(begun_ns, monotonic_ns());
+    println!("{what} while {phase:?}: away for {away:?}, silent for {silence:?}");
+    assert!(
+        silence <= away + SILENCE_EXTRA,
+        "{what} {phase:?}: {silence:?}"
+    );
+    scene.lab.forget_guest(&guest.name);
+}
+
+#[test]
+fn an_undisturbed_move_arrives() {
+    let scene = Scene::new(LINK);
+    for mode in [MigrationMode::Auto, MigrationMode::Post] {
+        let guest = Guest::new("calm", 32);
+        let mut console = scene.guest(&guest);
+        scene.begin(&guest, mode).unwrap();
+        let rest = scene.arrives(&guest, &mut console).unwrap();
+        println!("{mode:?}: {} ms", rest.moves[0].total_ms);
+        scene.lab.forget_guest(&guest.name);
+    }
+}
+
+#[test]
+fn a_move_survives_the_end_of_either_tunnel() {
+    let mut scene = Scene::new(SLOW);
+    for middle in MIDDLES {
+        for place in Place::ALL {
+            disturb(
+                &mut scene,
+                middle,
+                &format!("{place:?}'s tunnel"),
+                |scene| {
+                    let site = scene.lab.site_mut(place);
+                    site.kill_tunnel();
+                    site.start_tunnel();
+                    scene
+                        .lab
+                        .site(SOURCE)
+                        .wait_for_link(Duration::from_secs(20));
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn fault_01_both_migrators_killed_at_once() {
+    let mut scene = Scene::new(SLOW);
+    for middle in MIDDLES {
+        disturb(&mut scene, middle, "both migrators", |scene| {
+            for place in Place::ALL {
+                scene.lab.site_mut(place).kill_migrator();
+            }
+            for place in Place::ALL {
+                scene.lab.site_mut(place).start_migrator();
+            }
+        });
+    }
+}
+
+#[test]
+fn fault_44_daemons_upgraded_in_the_middle_of_a_move() {
+    let mut scene = Scene::new(SLOW);
+    for middle in MIDDLES {
+        disturb(&mut scene, middle, "both sites' daemons", |scene| {
+            for place in Place::ALL {
+                scene.lab.site_mut(place).stop_daemons();
+            }
+            for place in Place::ALL {
+                scene.lab.site_mut(place).start_tunnel();
+                scene.lab.site_mut(place).start_migrator();
+            }
+            scene
+                .lab
+                .site(SOURCE)
+                .wait_for_link(Duration::from_secs(20));
+        });
+    }
+}
+
+#[test]
+fn fault_46_a_second_migrator_on_one_host_ends_at_once() {
+    let mut scene = Scene::new(LINK);
+    let guest = Guest::new("alone", 16);
+    let mut console = scene.guest(&guest);
+    let second = scene.lab.site(SOURCE).second_migrator();
+    let second = second.expect("the second does not stay");
+    assert_eq!(second.code(), Some(EXIT_ALREADY_RUNNING));
+    assert!(scene.lab.site_mut(SOURCE).has_migrator());
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.arrives(&guest, &mut console).unwrap();
+}
