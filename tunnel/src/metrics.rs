@@ -12,8 +12,8 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
-use crate::link::Link;
 use crate::status;
+use crate::streams::Tally;
 
 /// Why a handshake was dropped before it cost a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +167,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         peer,
     )?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
+    let fates = Fates::new(registry)?;
     for peer in core.peers.values() {
         let site = peer.site.as_str();
         let label = &[site];
@@ -188,7 +189,8 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let link = state.link.as_deref();
         streams
             .with_label_values(label)
-            .set(signed(link.map_or(0, Link::stream_count)));
+            .set(signed(peer.streams.count()));
+        fates.show(label, &peer.streams.tally);
         let Some(link) = link else { continue };
         let estimate = link.estimate();
         path.with_label_values(label)
@@ -201,6 +203,59 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
     }
     Ok(())
+}
+
+/// What became of streams whose link was lost.
+struct Fates {
+    paused: IntGaugeVec,
+    resumed: IntCounterVec,
+    lost: IntCounterVec,
+    resent: IntCounterVec,
+    links_lost: IntCounterVec,
+}
+
+impl Fates {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let count = |name, help| counters(registry, name, help, &["peer"]);
+        Ok(Self {
+            paused: gauges(
+                registry,
+                "towpath_tunnel_streams_paused",
+                "Streams that wait for the next link.",
+                &["peer"],
+            )?,
+            resumed: count(
+                "towpath_tunnel_streams_resumed_total",
+                "Times a stream went on over another connection.",
+            )?,
+            lost: count(
+                "towpath_tunnel_streams_lost_total",
+                "Streams that no link came for in time, or that the peer had forgotten.",
+            )?,
+            resent: count(
+                "towpath_tunnel_resent_bytes_total",
+                "Bytes sent again because a connection was lost.",
+            )?,
+            links_lost: count(
+                "towpath_tunnel_links_lost_total",
+                "Times the link was lost.",
+            )?,
+        })
+    }
+
+    fn show(&self, peer: &[&str], tally: &Tally) {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let paused = self.paused.with_label_values(peer);
+        paused.set(signed(of(&tally.paused)));
+        for (metric, counter) in [
+            (&self.resumed, &tally.resumed),
+            (&self.lost, &tally.lost),
+            (&self.resent, &tally.resent_bytes),
+            (&self.links_lost, &tally.links_lost),
+        ] {
+            metric.with_label_values(peer).inc_by(of(counter));
+        }
+    }
 }
 
 fn gauges(

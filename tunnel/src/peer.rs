@@ -9,6 +9,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -20,6 +21,7 @@ use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
 use crate::link::{Counters, Link};
+use crate::streams::Streams;
 use crate::transport;
 
 /// What is known about the way to a peer.
@@ -27,6 +29,8 @@ use crate::transport;
 pub(crate) struct State {
     pub link: Option<Arc<Link>>,
     pub is_stalled: bool,
+    /// A new link is wanted although this one works.
+    pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
     pub reason: String,
     pub since: SystemTime,
@@ -40,6 +44,7 @@ pub(crate) struct Peer {
     pub send_rate: Option<Rate>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
+    pub streams: Arc<Streams>,
     urgent: quinn::ClientConfig,
     bulk: quinn::ClientConfig,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
@@ -62,6 +67,7 @@ impl Peer {
         let (state, _) = watch::channel(State {
             link: None,
             is_stalled: false,
+            is_outdated: false,
             reason: "not reached yet".to_owned(),
             since: SystemTime::now(),
         });
@@ -71,6 +77,7 @@ impl Peer {
             send_rate: config.send_rate,
             receive_rate: config.receive_rate,
             counters: Arc::default(),
+            streams: Arc::default(),
             urgent: client(Leg::Urgent)?,
             bulk: client(Leg::Bulk)?,
             preferred: ours.min(&config.site).clone(),
@@ -109,6 +116,21 @@ impl Peer {
         })
     }
 
+    /// Waits until another link has taken this one's place.
+    pub(crate) async fn replaced(&self, link: &Arc<Link>) {
+        let is_other = |state: &State| {
+            let current = state.link.as_ref();
+            current.is_some_and(|current| !Arc::ptr_eq(current, link))
+        };
+        // It fails only without a sender, and that is ours.
+        let _ = self.subscribe().wait_for(is_other).await;
+    }
+
+    /// Asks for a new link in place of the one we have, which works until then.
+    pub(crate) fn renew(&self) {
+        self.state.send_modify(|state| state.is_outdated = true);
+    }
+
     /// Notes why the last attempt failed, while there is no link.
     pub(crate) fn note_failure(&self, fault: &Fault) {
         self.state.send_if_modified(|state| {
@@ -137,10 +159,11 @@ impl Peer {
                     refused = Some(Fault::new(Code::State, detail));
                     return false;
                 }
-                current.close(Code::State, "another link has taken its place");
+                current.retire();
             }
             state.link = Some(Arc::clone(link));
             state.is_stalled = false;
+            state.is_outdated = false;
             state.reason = "up".to_owned();
             state.since = SystemTime::now();
             true
@@ -191,6 +214,10 @@ impl Peer {
             if is_ours {
                 state.link = None;
                 state.is_stalled = false;
+                self.streams
+                    .tally
+                    .links_lost
+                    .fetch_add(1, Ordering::Relaxed);
                 state.reason.clone_from(&reason);
                 state.since = SystemTime::now();
             }

@@ -1,5 +1,6 @@
 //! What operators see of a tunnel: the `/status` document.
 
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,16 @@ pub struct LinkView {
     pub lost_per_million: u64,
     /// Streams open now.
     pub streams: u64,
+    /// Those of them that wait for the next link.
+    pub streams_paused: u64,
+    /// Times a stream went on over another connection, since the tunnel started.
+    pub streams_resumed: u64,
+    /// Streams that no link came for in time, or that the peer had forgotten.
+    pub streams_lost: u64,
+    /// Bytes that were sent again because a connection was lost.
+    pub resent_bytes: u64,
+    /// Times the link was lost.
+    pub links_lost: u64,
     /// Bytes per class since the tunnel started.
     pub classes: Vec<ClassView>,
     /// The key exchange, while there is a link.
@@ -178,6 +189,7 @@ fn link_view(peer: &Peer) -> LinkView {
     let link = state.link.as_deref();
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
+    let tally = &peer.streams.tally;
     let cap = link.map_or(peer.send_rate, |link| link.pace.rate());
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
@@ -198,7 +210,12 @@ fn link_view(peer: &Peer) -> LinkView {
         goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
         cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
         lost_per_million: measured.lost_per_million,
-        streams: link.map_or(0, Link::stream_count),
+        streams: peer.streams.count(),
+        streams_paused: tally.paused.load(Ordering::Relaxed),
+        streams_resumed: tally.resumed.load(Ordering::Relaxed),
+        streams_lost: tally.lost.load(Ordering::Relaxed),
+        resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),
+        links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
         key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
