@@ -12,7 +12,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
 use crate::metrics;
-use crate::status::{self, LinkState, StatusView};
+use crate::status::{self, StatusView};
 
 /// Prometheus's text form, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -41,7 +41,7 @@ async fn read_ready(State(core): State<Arc<Core>>) -> Response {
     let missing = core
         .peers
         .values()
-        .filter(|peer| status::link_state(peer) != LinkState::Up)
+        .filter(|peer| !peer.state().is_usable())
         .map(|peer| peer.site.to_string())
         .collect::<Vec<_>>();
     if missing.is_empty() {

@@ -18,6 +18,7 @@
 //! | [`estimate`] | what the path carries, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | `health` | what operators are told about a link; pure |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
@@ -35,6 +36,7 @@ mod control;
 mod core;
 mod dial;
 pub mod estimate;
+mod health;
 mod link;
 mod listen;
 mod local;
@@ -69,6 +71,7 @@ use towpath_protocol::identity::Name;
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::peer::State;
 use crate::status::StatusView;
 
 /// How long peers may take to hear that we stop.
@@ -172,7 +175,7 @@ impl Tunnel {
     pub async fn linked(&self, site: &Name, wait: Duration) -> Result<(), Fault> {
         let peer = self.core.peer(site)?;
         let mut changes = peer.subscribe();
-        let is_up = changes.wait_for(|state| state.link.is_some() && !state.is_stalled);
+        let is_up = changes.wait_for(State::is_usable);
         match tokio::time::timeout(wait, is_up).await {
             Ok(_) => Ok(()),
             Err(_) => peer.link().and_then(|link| {

@@ -14,6 +14,7 @@ use towpath_protocol::time::Instant;
 use crate::congestion::Delay;
 use crate::control::Reports;
 use crate::estimate::{ALLOWANCE, Estimate};
+use crate::health;
 use crate::pace::Pace;
 use crate::streams::Party;
 use crate::transport::{SEND_WINDOW_BYTES_MAX, SEND_WINDOW_BYTES_MIN};
@@ -100,6 +101,16 @@ pub(crate) struct Link {
     path_bytes: AtomicU64,
     is_stalled: AtomicBool,
     measured: Mutex<Measured>,
+    trouble: Mutex<Trouble>,
+}
+
+/// What was wrong with a link of late; zeros where nothing was.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Trouble {
+    pub lost_per_million: u64,
+    pub queue: Duration,
+    lost_at: Option<Clock>,
+    queued_at: Option<Clock>,
 }
 
 /// A stream carried by a link, until it is dropped.
@@ -153,6 +164,7 @@ impl Link {
             path_bytes: AtomicU64::new(0),
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
+            trouble: Mutex::default(),
         }
     }
 
@@ -262,6 +274,32 @@ impl Link {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What was wrong of late.
+    pub(crate) fn trouble(&self) -> Trouble {
+        let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |at: Option<Clock>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
+        if is_over(trouble.lost_at) {
+            trouble.lost_per_million = 0;
+        }
+        if is_over(trouble.queued_at) {
+            trouble.queue = Duration::ZERO;
+        }
+        trouble
+    }
+
+    fn note_trouble(&self, lost_per_million: u64, packets: u64) {
+        let queue = self.estimate().queue_delay;
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if packets >= health::PACKETS_MIN && lost_per_million >= health::LOSS_PER_MILLION {
+            trouble.lost_per_million = lost_per_million;
+            trouble.lost_at = Some(Clock::now());
+        }
+        if queue >= health::QUEUE {
+            trouble.queue = queue;
+            trouble.queued_at = Some(Clock::now());
+        }
+    }
+
     /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
@@ -348,12 +386,13 @@ impl Link {
         let millis = now.at.duration_since(before.at).as_millis().max(1);
         let per_second =
             |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
+        let packets_sent = packets.saturating_sub(before.packets);
         let measured = Measured {
             sent_per_second: per_second(sent.saturating_sub(before.sent)),
             received_per_second: per_second(received.saturating_sub(before.received)),
-            lost_per_million: lost.saturating_sub(before.lost) * 1_000_000
-                / packets.saturating_sub(before.packets).max(1),
+            lost_per_million: lost.saturating_sub(before.lost) * 1_000_000 / packets_sent.max(1),
         };
+        self.note_trouble(measured.lost_per_million, packets_sent);
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
     }
 }

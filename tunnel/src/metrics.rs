@@ -12,7 +12,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
-use crate::status;
+use crate::status::{self, LinkState};
 use crate::streams::Tally;
 
 /// Why a handshake was dropped before it cost a signature.
@@ -130,6 +130,12 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Whether the link is up.",
         peer,
     )?;
+    let states = gauges(
+        registry,
+        "towpath_tunnel_state",
+        "1 for the state the link is in, 0 for the others.",
+        &["peer", "state"],
+    )?;
     let streams = gauges(
         registry,
         "towpath_tunnel_streams",
@@ -172,8 +178,13 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let site = peer.site.as_str();
         let label = &[site];
         let state = peer.state();
-        let is_up = status::link_state(peer) == status::LinkState::Up;
-        up.with_label_values(label).set(i64::from(is_up));
+        up.with_label_values(label)
+            .set(i64::from(state.is_usable()));
+        let verdict = status::verdict(peer);
+        for each in LinkState::ALL {
+            let is_it = i64::from(verdict.state == each);
+            states.with_label_values(&[site, each.as_str()]).set(is_it);
+        }
         for class in Class::ALL {
             let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
             of("out").inc_by(peer.counters.sent(class));

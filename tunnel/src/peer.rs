@@ -8,9 +8,10 @@
 //!    └───────────────────────── link over ────────────┘
 //! ```
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
@@ -20,9 +21,13 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
+use crate::health;
 use crate::link::{Counters, Link};
 use crate::streams::Streams;
 use crate::transport;
+
+/// Losses of a link that are remembered: more of them are not counted apart.
+const LOSS_COUNT_MAX: usize = 32;
 
 /// What is known about the way to a peer.
 #[derive(Debug, Clone)]
@@ -34,6 +39,13 @@ pub(crate) struct State {
     /// Why there is no link, or why the one before ended.
     pub reason: String,
     pub since: SystemTime,
+}
+
+impl State {
+    /// Whether what is asked of the link now is likely to succeed.
+    pub(crate) const fn is_usable(&self) -> bool {
+        self.link.is_some() && !self.is_stalled
+    }
 }
 
 /// A site we keep a link to.
@@ -50,6 +62,8 @@ pub(crate) struct Peer {
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
+    /// When the link was lost, newest last.
+    losses: Mutex<VecDeque<Clock>>,
 }
 
 impl Peer {
@@ -82,6 +96,7 @@ impl Peer {
             bulk: client(Leg::Bulk)?,
             preferred: ours.min(&config.site).clone(),
             state,
+            losses: Mutex::default(),
         })
     }
 
@@ -124,6 +139,23 @@ impl Peer {
         };
         // It fails only without a sender, and that is ours.
         let _ = self.subscribe().wait_for(is_other).await;
+    }
+
+    /// Times the link was lost of late.
+    pub(crate) fn recent_loss_count(&self) -> usize {
+        let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |at: &&Clock| at.elapsed() < health::RECENT;
+        losses.iter().filter(is_recent).count()
+    }
+
+    fn note_loss(&self) {
+        let count = &self.streams.tally.links_lost;
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        if losses.len() == LOSS_COUNT_MAX {
+            losses.pop_front();
+        }
+        losses.push_back(Clock::now());
     }
 
     /// Asks for a new link in place of the one we have, which works until then.
@@ -214,10 +246,7 @@ impl Peer {
             if is_ours {
                 state.link = None;
                 state.is_stalled = false;
-                self.streams
-                    .tally
-                    .links_lost
-                    .fetch_add(1, Ordering::Relaxed);
+                self.note_loss();
                 state.reason.clone_from(&reason);
                 state.since = SystemTime::now();
             }

@@ -9,6 +9,7 @@ use towpath_protocol::channel::Class;
 use utoipa::ToSchema;
 
 use crate::core::Core;
+use crate::health::{self, Signs, Verdict};
 use crate::link::Link;
 use crate::peer::Peer;
 
@@ -40,27 +41,24 @@ pub struct StatusView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// The link is up.
-    Up,
-    /// The link is there and the peer does not answer; another is being dialled.
-    Stalled,
-    /// There is no link and we dial.
-    Dialing,
-    /// There is no link and we wait for the peer to dial.
+    /// The link is up and carries what it should.
+    Healthy,
+    /// The link is there and something is wrong with it.
+    Degraded,
+    /// There is no link.
     Down,
 }
 
 impl LinkState {
     /// Every state.
-    pub const ALL: [Self; 4] = [Self::Up, Self::Stalled, Self::Dialing, Self::Down];
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Down];
 
     /// The state's name in tables, metrics and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Up => "up",
-            Self::Stalled => "stalled",
-            Self::Dialing => "dialing",
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
             Self::Down => "down",
         }
     }
@@ -77,7 +75,9 @@ pub struct LinkView {
     pub state: LinkState,
     /// Why it is so.
     pub reason: String,
-    /// Since when, in seconds since 1970.
+    /// What to do about it; nothing for a healthy one.
+    pub remedy: Option<String>,
+    /// Since when there is this link, or none, in seconds since 1970.
     pub since_unix_seconds: u64,
     /// Smoothed round trip of the urgent connection, in microseconds.
     pub rtt_us: u64,
@@ -174,14 +174,18 @@ pub(crate) fn status(core: &Core) -> StatusView {
 }
 
 /// How the way to a peer is.
-pub(crate) fn link_state(peer: &Peer) -> LinkState {
+pub(crate) fn verdict(peer: &Peer) -> Verdict {
     let state = peer.state();
-    match (state.link, state.is_stalled, &peer.address) {
-        (Some(_), false, _) => LinkState::Up,
-        (Some(_), true, _) => LinkState::Stalled,
-        (None, _, Some(_)) => LinkState::Dialing,
-        (None, _, None) => LinkState::Down,
-    }
+    let trouble = state.link.as_deref().map(Link::trouble).unwrap_or_default();
+    health::judge(&Signs {
+        is_linked: state.link.is_some(),
+        is_stalled: state.is_stalled,
+        is_dialled: peer.address.is_some(),
+        why_down: state.reason,
+        lost_per_million: trouble.lost_per_million,
+        queue: trouble.queue,
+        lost_count: peer.recent_loss_count(),
+    })
 }
 
 fn link_view(peer: &Peer) -> LinkView {
@@ -189,7 +193,7 @@ fn link_view(peer: &Peer) -> LinkView {
     let link = state.link.as_deref();
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
-    let tally = &peer.streams.tally;
+    let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     let cap = link.map_or(peer.send_rate, |link| link.pace.rate());
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
@@ -199,8 +203,9 @@ fn link_view(peer: &Peer) -> LinkView {
     LinkView {
         peer: peer.site.to_string(),
         host: link.map(|link| link.peer.host.to_string()),
-        state: link_state(peer),
-        reason: state.reason.clone(),
+        state: verdict.state,
+        reason: verdict.reason,
+        remedy: verdict.remedy.map(str::to_owned),
         since_unix_seconds: unix_seconds(state.since),
         rtt_us: link.map_or(0, |link| micros(link.rtt())),
         base_rtt_us: micros(estimate.base_rtt),

@@ -14,6 +14,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
+use towpath_tunnel::status::LinkState;
 
 /// Most bytes that may go again after a cut: the tail.
 const TAIL_BYTES: u64 = 1 << 20;
@@ -308,4 +309,24 @@ async fn a_link_that_is_replaced_while_it_works_moves_its_streams_without_a_cut(
     let link = &pair.edge.status().links[0];
     assert!(link.streams_resumed >= 2, "{} times", link.streams_resumed);
     assert_eq!((link.streams_lost, link.links_lost), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_address_of_the_edge_loses_nothing() {
+    let (pair, control) = start(|_, _| ()).await;
+    let (local, remote) = stream(&pair, Class::Bulk).await;
+    let sent = pattern(17, 8 << 20);
+    let is = |state| pair.edge.status().links[0].state == state;
+    let changing = async {
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            control.change_addresses();
+            until("it shows", || is(LinkState::Degraded)).await;
+            until("it is mended", || is(LinkState::Healthy)).await;
+        }
+    };
+    let all = async { tokio::join!(exchange(local, &sent), exchange(remote, &sent), changing) };
+    let (one, two, ()) = soon(all).await;
+    assert!(one == sent && two == sent);
+    assert_eq!(pair.edge.status().links[0].streams_lost, 0);
 }

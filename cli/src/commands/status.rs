@@ -156,7 +156,14 @@ fn tunnel_table(status: &StatusView) -> String {
             escape(&link.reason),
         ]);
     }
-    table.render("no links: the tunnel's configuration names no peers")
+    let mut text = table.render("no links: the tunnel's configuration names no peers");
+    for link in &status.links {
+        if let Some(remedy) = &link.remedy {
+            let (peer, remedy) = (escape(&link.peer), escape(remedy));
+            text.push_str(&format!("{peer}: {remedy}\n"));
+        }
+    }
+    text
 }
 
 fn tenths_of_ms(microseconds: u64) -> String {
