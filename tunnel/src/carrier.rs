@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use quinn::{RecvStream, SendStream, VarInt};
+use towpath_protocol::channel::Leg;
 
 use crate::link::{Carrying, Link};
 
@@ -20,12 +21,12 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
-    pub(crate) fn new(link: &Arc<Link>, (send, recv): (SendStream, RecvStream)) -> Self {
+    pub(crate) fn new(link: &Arc<Link>, leg: Leg, (send, recv): (SendStream, RecvStream)) -> Self {
         Self {
             link: Arc::clone(link),
             send,
             recv,
-            _carrying: link.carry(),
+            _carrying: link.carry(leg),
         }
     }
 

@@ -231,7 +231,7 @@ impl Life<'_> {
     async fn ask(&self, link: &Arc<Link>, received: Received) -> Result<Next, Break> {
         let class = self.stream.class;
         let opening = link.connection(class.leg()).open_bi();
-        let mut carrier = Carrier::new(link, opening.await.map_err(|_| Break::Lost)?);
+        let mut carrier = Carrier::new(link, class.leg(), opening.await.map_err(|_| Break::Lost)?);
         // Fails only if the stream is gone, and then so does what follows.
         let _ = carrier.send.set_priority(class.priority());
         let resume = Preamble::Resume(Resume {

@@ -93,7 +93,8 @@ pub(crate) struct Link {
     run: RunId,
     /// The stream of the link's own words, until it is attended to.
     control: Mutex<Option<(SendStream, RecvStream)>>,
-    carried: Arc<AtomicU64>,
+    /// Streams carried, by leg.
+    carried: [Arc<AtomicU64>; 2],
     retired: Mutex<Option<Clock>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
@@ -158,7 +159,7 @@ impl Link {
             bulk,
             run,
             control: Mutex::default(),
-            carried: Arc::default(),
+            carried: Default::default(),
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             path_bytes: AtomicU64::new(0),
@@ -233,15 +234,16 @@ impl Link {
             .take()
     }
 
-    /// Counts a stream as carried.
-    pub(crate) fn carry(&self) -> Carrying {
-        self.carried.fetch_add(1, Ordering::Relaxed);
-        Carrying(Arc::clone(&self.carried))
+    /// Counts a stream as carried by a leg.
+    pub(crate) fn carry(&self, leg: Leg) -> Carrying {
+        let carried = &self.carried[leg as usize];
+        carried.fetch_add(1, Ordering::Relaxed);
+        Carrying(Arc::clone(carried))
     }
 
-    /// What one stream may keep of the bytes that the path holds.
-    pub(crate) fn tail_share(&self) -> u64 {
-        let carried = self.carried.load(Ordering::Relaxed).max(1);
+    /// What one stream of a leg may keep of the bytes that the path holds.
+    pub(crate) fn tail_share(&self, leg: Leg) -> u64 {
+        let carried = self.carried[leg as usize].load(Ordering::Relaxed).max(1);
         self.path_bytes.load(Ordering::Relaxed) / carried
     }
 
@@ -252,7 +254,8 @@ impl Link {
 
     fn close_if_retired(&self) {
         let retired = *self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_empty = self.carried.load(Ordering::Relaxed) == 0;
+        let carried = self.carried.iter().map(|leg| leg.load(Ordering::Relaxed));
+        let is_empty = carried.sum::<u64>() == 0;
         if retired.is_some_and(|since| is_empty || since.elapsed() > RETIREMENT_MAX) {
             self.close(Code::State, "another link has taken its place");
         }

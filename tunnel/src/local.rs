@@ -202,7 +202,7 @@ async fn begin_over(
         .await
         .map_err(|_| Fault::new(Code::Busy, format!("{site} takes no more streams for now")))?
         .map_err(|error| gone(error.to_string()))?;
-    let mut carrier = Carrier::new(link, stream);
+    let mut carrier = Carrier::new(link, open.class.leg(), stream);
     carrier
         .send
         .set_priority(open.class.priority())

@@ -283,7 +283,10 @@ impl Copy<'_> {
 
     /// Waits until the tail has room; gives how many bytes, at most a buffer's.
     async fn until_room(self) -> Result<usize, Fault> {
-        let most = self.settings.tail_bytes.max(self.link.tail_share());
+        let most = self
+            .settings
+            .tail_bytes
+            .max(self.link.tail_share(self.stream.class.leg()));
         loop {
             let room = most.saturating_sub(self.stream.out().held_bytes());
             if room >= ROOM_BYTES_MIN {

@@ -83,7 +83,7 @@ async fn serve(
     stream: (SendStream, RecvStream),
     strikes: &AtomicU32,
 ) {
-    let mut carrier = Carrier::new(link, stream);
+    let mut carrier = Carrier::new(link, leg, stream);
     let served = match read_first(core, leg, &mut carrier).await {
         Ok(First::Begin(begin)) => {
             begin_stream(core, carrier, begin).await;
