@@ -6,8 +6,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    certs, completions, config, demo, guest, guest_process, migrate, migration, migrator, relay,
-    status, tunnel,
+    certs, channel, completions, config, demo, guest, guest_process, migrate, migration, migrator,
+    relay, status, tunnel,
 };
 use crate::failure::Exit;
 use crate::show::Format;
@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// Make the authority and the hosts' certificates.
     #[command(subcommand)]
     Certs(certs::Command),
+    /// Open, list, show and close channels between applications.
+    #[command(subcommand)]
+    Channel(channel::Command),
     /// Run the tunnel daemon: this host's links to other sites.
     #[command(subcommand)]
     Tunnel(tunnel::Command),
@@ -79,6 +82,7 @@ impl Command {
             Self::Migrate(options) => options.output.format,
             Self::Migration(command) => command.format(),
             Self::Certs(command) => command.format(),
+            Self::Channel(command) => command.format(),
             Self::Config(command) => command.format(),
             Self::Tunnel(_)
             | Self::Migrator(_)

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub(crate) mod certs;
+pub(crate) mod channel;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod demo;
@@ -25,6 +26,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Migrate(options) => migrate::run(&options),
         Command::Migration(command) => migration::run(command),
         Command::Certs(command) => certs::run(command),
+        Command::Channel(command) => channel::run(command),
         Command::Tunnel(command) => tunnel::run(command),
         Command::Migrator(command) => migrator::run(command),
         Command::Config(command) => config::run(command),

@@ -10,7 +10,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::failure::Failure;
 
 /// Where a packaged tunnel answers operators.
-pub(crate) const TUNNEL_SOCKET_DEFAULT: &str = "/run/towpath/tunnel-admin.sock";
+const TUNNEL_SOCKET_DEFAULT: &str = "/run/towpath/tunnel-admin.sock";
 
 /// Where the migrator answers.
 #[derive(Debug, Clone, Args)]
@@ -30,6 +30,28 @@ impl MigratorSocket {
     /// The migrator's API.
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.socket)
+    }
+}
+
+/// Where the tunnel answers operators.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TunnelSocket {
+    /// The tunnel's socket for operators
+    #[arg(
+        id = "tunnel_socket",
+        long = "tunnel-socket",
+        value_name = "PATH",
+        env = "TOWPATH_TUNNEL_SOCKET",
+        default_value = TUNNEL_SOCKET_DEFAULT,
+        hide_env_values = true
+    )]
+    path: PathBuf,
+}
+
+impl TunnelSocket {
+    /// The tunnel's API.
+    pub(crate) fn client(&self) -> Client {
+        Client::new(&self.path)
     }
 }
 

@@ -217,6 +217,7 @@ fn preambles() -> Vec<Preamble> {
                 service: name("till"),
                 class: Class::App,
             },
+            is_datagrams: false,
         }),
         Preamble::Resume(Resume {
             stream: StreamId(3),

@@ -201,6 +201,9 @@ pub struct Begin {
     pub stream: StreamId,
     /// What was asked for.
     pub open: Open,
+    /// Whether the stream stands beside datagrams: its bytes are then those that were too large for one,
+    /// each behind its length in two bytes, the lower one first.
+    pub is_datagrams: bool,
 }
 
 /// Goes on with a stream whose connection is lost or about to be.
@@ -547,6 +550,7 @@ mod tests {
                     service: name(&"b".repeat(63)),
                     class: Class::Bulk,
                 },
+                is_datagrams: true,
             }),
             Preamble::Resume(Resume {
                 stream: StreamId(1),

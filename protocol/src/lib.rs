@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`identity`] | names, ids and identities, parsed once at the edge |
 //! | [`time`] | the monotonic instant every machine is handed |
+//! | [`endpoint`] | where a program listens on its own host |
 //! | [`fault`] | errors sorted by whose fault they are, with stable codes |
 //! | [`size`] | a number of bytes as operators write it |
 //! | [`space`] | geometry of a space, block runs, block sets |
@@ -27,6 +28,7 @@
 
 pub mod admission;
 pub mod channel;
+pub mod endpoint;
 pub mod fault;
 pub mod frame;
 pub mod guest_api;

@@ -420,8 +420,10 @@ fn tunnel_config(
         services: vec![tunnel::ServiceConfig {
             name: "migrator".parse().expect("a name"),
             socket: migrator.service_socket(),
+            target: None,
             allow: vec![peer],
         }],
+        channels: Vec::new(),
         admin: tunnel::AdminConfig {
             socket: run.join("admin.sock"),
             http: None,

@@ -1,18 +1,21 @@
-//! The admin API: `/status`, `/metrics`, `/live`, `/ready`; it only reads.
+//! The admin API: `/status`, `/metrics`, `/live`, `/ready`, which only read, and `/v1/channels`.
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Deserialize;
 use towpath_daemon::problem::Problem;
+use towpath_daemon::strict::Strict;
 use towpath_protocol::fault::{Code, Fault};
 
+use crate::channels::ChannelSpec;
 use crate::core::Core;
 use crate::metrics;
-use crate::status::{self, StatusView};
+use crate::status::{self, ChannelList, ChannelView, StatusView};
 
 /// Prometheus's text form, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -22,6 +25,11 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
         .route("/status", get(read_status))
         .route("/metrics", get(read_metrics))
+        .route("/v1/channels", get(read_channels).post(open_channel))
+        .route(
+            "/v1/channels/{name}",
+            get(read_channel).delete(close_channel),
+        )
         .route("/live", get(async || "live\n"))
         .route("/ready", get(read_ready))
         .with_state(core)
@@ -29,6 +37,46 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 
 async fn read_status(State(core): State<Arc<Core>>) -> Json<StatusView> {
     Json(status::status(&core))
+}
+
+async fn read_channels(State(core): State<Arc<Core>>) -> Json<ChannelList> {
+    Json(status::channels(&core))
+}
+
+async fn read_channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<ChannelView>, Problem> {
+    let channel = core.channels.channel(&name.parse()?)?;
+    Ok(Json(status::channel_view(&core, &channel)))
+}
+
+/// Metadata that is older than what is known is refused; what is known already changes nothing.
+async fn open_channel(
+    State(core): State<Arc<Core>>,
+    Strict(spec): Strict<ChannelSpec>,
+) -> Result<Json<ChannelView>, Problem> {
+    let name = spec.name.clone();
+    core.channels.open(&core, spec).await?;
+    let channel = core.channels.channel(&name)?;
+    Ok(Json(status::channel_view(&core, &channel)))
+}
+
+/// Which metadata is to be removed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Removal {
+    generation: Option<u64>,
+}
+
+async fn close_channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+    Query(removal): Query<Removal>,
+) -> Result<Json<ChannelList>, Problem> {
+    let name = name.parse()?;
+    core.channels.close(&name, removal.generation).await?;
+    Ok(Json(status::channels(&core)))
 }
 
 async fn read_metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {

@@ -8,9 +8,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use towpath_daemon::config::{Check, Wrong};
 use towpath_daemon::units::Span;
+use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
+
+use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -37,6 +40,9 @@ pub struct Config {
     /// Local services that peers may reach.
     #[serde(default)]
     pub services: Vec<ServiceConfig>,
+    /// Listeners here that are joined to services at peers.
+    #[serde(default)]
+    pub channels: Vec<ChannelSpec>,
     /// Where operators and scrapers ask.
     pub admin: AdminConfig,
     /// Who this host is.
@@ -69,8 +75,13 @@ pub struct PeerConfig {
 pub struct ServiceConfig {
     /// The name peers ask for.
     pub name: Name,
-    /// The Unix socket it listens at.
+    /// The Unix socket it listens at, if it wants to be told first who opened each stream, as the
+    /// migrator does.
+    #[serde(default)]
     pub socket: PathBuf,
+    /// Where it listens otherwise, such as `"tcp:127.0.0.1:80"`; it gets the bytes alone.
+    #[serde(default)]
+    pub target: Option<Endpoint>,
     /// Sites whose hosts may reach it; all others are denied.
     pub allow: Vec<Name>,
 }
@@ -166,10 +177,39 @@ impl Check for Config {
             let why = format!("{} stands there twice", twice.name);
             return Err(Wrong::new("services.name", why));
         }
+        for service in &self.services {
+            let has_socket = !service.socket.as_os_str().is_empty();
+            if has_socket == service.target.is_some() {
+                let why = format!("{} needs either a socket or a target", service.name);
+                return Err(Wrong::new("services.target", why));
+            }
+        }
+        self.check_channels()?;
         if self.admin.http.is_some_and(|http| !http.ip().is_loopback()) {
             return Err(Wrong::new("admin.http", "is not a loopback address"));
         }
         self.limits.check()
+    }
+}
+
+impl Config {
+    fn check_channels(&self) -> Result<(), Wrong> {
+        if self.channels.len() > CHANNEL_COUNT_MAX {
+            let why = format!("at most {CHANNEL_COUNT_MAX}");
+            return Err(Wrong::new("channels", why));
+        }
+        let mut names = BTreeSet::new();
+        for channel in &self.channels {
+            if !names.insert(&channel.name) {
+                let why = format!("{} stands there twice", channel.name);
+                return Err(Wrong::new("channels.name", why));
+            }
+            if !self.peers.iter().any(|peer| peer.site == channel.peer) {
+                let why = format!("{} is no peer", channel.peer);
+                return Err(Wrong::new("channels.peer", why));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant as Clock};
 use tokio::runtime::{Builder, Handle, Runtime};
 use towpath_certs::{Identity, Rejections, tls};
 use towpath_protocol::channel::{LinkId, RunId, StreamId};
+use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
+use crate::channel::Channels;
 use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
 use crate::peer::Peer;
 use crate::pool::Pool;
+use crate::streams::Meter;
 
 /// Threads that copy streams: one keeps up with 10 Gbit/s, and two let an urgent stream pass bulk.
 const COPIER_COUNT: usize = 2;
@@ -22,8 +25,27 @@ const COPIER_COUNT: usize = 2;
 /// A local service that peers may reach.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub socket: PathBuf,
+    pub reach: Reach,
     pub allow: Vec<Name>,
+    pub meter: Arc<Meter>,
+}
+
+/// How a service is reached.
+#[derive(Debug)]
+pub(crate) enum Reach {
+    /// At a Unix socket, where it is told first who opened the stream.
+    Told(PathBuf),
+    /// Where it listens for anybody.
+    Plain(Endpoint),
+}
+
+impl std::fmt::Display for Reach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Told(socket) => write!(f, "{}", socket.display()),
+            Self::Plain(endpoint) => write!(f, "{endpoint}"),
+        }
+    }
 }
 
 /// What all parts of a running tunnel share.
@@ -34,6 +56,7 @@ pub(crate) struct Core {
     pub limits: Limits,
     pub peers: BTreeMap<Name, Arc<Peer>>,
     pub services: BTreeMap<Name, Service>,
+    pub channels: Channels,
     pub pool: Arc<Pool>,
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
@@ -96,8 +119,12 @@ impl Core {
         }
         let services = config.services.iter().map(|service| {
             let made = Service {
-                socket: service.socket.clone(),
+                reach: match &service.target {
+                    Some(target) => Reach::Plain(target.clone()),
+                    None => Reach::Told(service.socket.clone()),
+                },
                 allow: service.allow.clone(),
+                meter: Arc::default(),
             };
             (service.name.clone(), made)
         });
@@ -105,6 +132,7 @@ impl Core {
             site: config.site.clone(),
             services: services.collect(),
             limits: config.limits.clone(),
+            channels: Channels::default(),
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),

@@ -23,6 +23,8 @@
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
+//! | [`channels`] | which channels there are to be; pure |
+//! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 #![forbid(unsafe_code)]
 
@@ -30,10 +32,13 @@ mod admin;
 mod backoff;
 mod carrier;
 mod carry;
+mod channel;
+pub mod channels;
 pub mod config;
 mod congestion;
 mod control;
 mod core;
+mod datagrams;
 mod dial;
 pub mod estimate;
 mod health;
@@ -108,6 +113,9 @@ impl Tunnel {
             None => None,
         };
         let socket = Socket::bind(&config.socket)?;
+        for channel in &config.channels {
+            core.channels.open(&core, channel.clone()).await?;
+        }
         let mut tunnel = Self {
             listen_address: endpoint.as_ref().and_then(|end| end.local_addr().ok()),
             http_address: http.as_ref().and_then(|http| http.local_addr().ok()),
@@ -143,6 +151,11 @@ impl Tunnel {
             });
         }
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
+        let (channels, heard) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            channels.channels.attend(heard).await;
+            Ok(())
+        });
         let router = admin::router(Arc::clone(core));
         tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));
         if let Some(http) = http {

@@ -16,7 +16,7 @@ use crate::carrier::Carrier;
 use crate::core::{self, Core};
 use crate::link::Link;
 use crate::peer::Peer;
-use crate::streams::Entry;
+use crate::streams::{Entry, Meter, Purpose};
 use crate::{carry, wire};
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.
@@ -27,6 +27,9 @@ const REFUSAL_COUNT_MAX: usize = 32;
 
 /// How long the peer may take to answer: its service's wait and a few round trips.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a stream waits for one of those that the peer allows.
+const OPEN_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a stream that is being opened waits for the link that takes a lost one's place.
 const REPLACED_WAIT: Duration = Duration::from_millis(100);
@@ -98,7 +101,9 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
 
 async fn converse(core: &Core, mut local: UnixStream) {
     let opened = match read_open(core, &mut local).await {
-        Ok(open) => begin(core, &open).await.map(|begun| (open, begun)),
+        Ok(open) => begin(core, &open, Kind::default())
+            .await
+            .map(|begun| (open, begun)),
         Err(fault) => Err(fault),
     };
     let (open, begun) = match opened {
@@ -133,12 +138,15 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
     }
 }
 
+/// Whether a stream stands beside datagrams, and where its bytes are counted.
+pub(crate) type Kind = (bool, Arc<Meter>);
+
 /// A stream that a peer's service has.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    peer: Arc<Peer>,
-    entry: Entry,
-    carrier: Carrier,
+    pub peer: Arc<Peer>,
+    pub entry: Entry,
+    pub carrier: Carrier,
 }
 
 impl Begun {
@@ -157,14 +165,19 @@ impl Begun {
 }
 
 /// Begins a stream to a peer's service; once more if the link is replaced before the answer.
-pub(crate) async fn begin(core: &Core, open: &Open) -> Result<Begun, Fault> {
+///
+/// # Errors
+///
+/// As the peer refuses; `E_NOT_FOUND` if it is none, `E_UNREACHABLE` without a link, `E_BUSY` if it takes
+/// no more streams, `E_STALLED` if it does not answer.
+pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun, Fault> {
     let site = &open.peer;
     let peer = core.peer(site)?;
     let until = Instant::now() + ANSWER_WAIT;
     loop {
         let link = peer.link()?;
         let asked = tokio::select! {
-            asked = timeout_at(until, begin_over(core, peer, &link, open)) => Some(asked),
+            asked = timeout_at(until, begin_over(peer, &link, open, &kind)) => Some(asked),
             () = peer.replaced(&link) => None,
         };
         match asked {
@@ -190,15 +203,15 @@ pub(crate) async fn begin(core: &Core, open: &Open) -> Result<Begun, Fault> {
 }
 
 async fn begin_over(
-    core: &Core,
     peer: &Arc<Peer>,
     link: &Arc<Link>,
     open: &Open,
+    (is_datagrams, meter): &Kind,
 ) -> Result<Begun, Fault> {
     let site = &open.peer;
     let gone = |why: String| Fault::new(Code::Unreachable, format!("link to {site}: {why}"));
     let opening = link.connection(open.class.leg()).open_bi();
-    let stream = timeout(core.preamble_wait(), opening)
+    let stream = timeout(OPEN_WAIT, opening)
         .await
         .map_err(|_| Fault::new(Code::Busy, format!("{site} takes no more streams for now")))?
         .map_err(|error| gone(error.to_string()))?;
@@ -208,11 +221,16 @@ async fn begin_over(
         .set_priority(open.class.priority())
         .map_err(|error| gone(error.to_string()))?;
     let number = (core::random_stream()?, link.party());
-    let what = (open.class, open.service.clone());
-    let entry = peer.streams.add(number, what, None)?;
+    let purpose = Purpose {
+        class: open.class,
+        service: open.service.clone(),
+        meter: Arc::clone(meter),
+    };
+    let entry = peer.streams.add(number, purpose, None)?;
     let begin = Preamble::Begin(Begin {
         stream: entry.stream.id,
         open: open.clone(),
+        is_datagrams: *is_datagrams,
     });
     wire::write(&mut carrier.send, &begin).await?;
     match wire::read(&mut carrier.recv, ANSWER_WAIT).await? {

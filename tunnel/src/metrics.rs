@@ -75,6 +75,7 @@ fn collect(core: &Core) -> prometheus::Result<String> {
     host(core, &registry)?;
     refusals(core, &registry)?;
     links(core, &registry)?;
+    channels(core, &registry)?;
     TextEncoder::new().encode_to_string(&registry.gather())
 }
 
@@ -118,6 +119,66 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     for reason in DropReason::ALL {
         let count = core.dropped.of(reason);
         dropped.with_label_values(&[reason.as_str()]).inc_by(count);
+    }
+    Ok(())
+}
+
+fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let label = &["channel"];
+    let bytes = counters(
+        registry,
+        "towpath_channel_bytes_total",
+        "Bytes of local programs through a channel.",
+        &["channel", "dir"],
+    )?;
+    let rate = gauges(
+        registry,
+        "towpath_channel_bytes_per_second",
+        "Bytes of local programs through a channel over the last second.",
+        &["channel", "dir"],
+    )?;
+    let connections = gauges(
+        registry,
+        "towpath_channel_connections",
+        "Connections, or sources of datagrams, there are now.",
+        label,
+    )?;
+    let errors = counters(
+        registry,
+        "towpath_channel_errors_total",
+        "Connections of a channel that did not end as they should.",
+        label,
+    )?;
+    let open = ratios(
+        registry,
+        "towpath_channel_open_seconds",
+        "How long the last connection waited for the service.",
+        label,
+    )?;
+    let generation = gauges(
+        registry,
+        "towpath_channel_generation",
+        "Generation of the channel's metadata.",
+        label,
+    )?;
+    for view in status::channels(core).channels {
+        let name = &*view.name;
+        let of = |dir| bytes.with_label_values(&[name, dir]);
+        of("out").inc_by(view.sent_bytes);
+        of("in").inc_by(view.received_bytes);
+        let of = |dir, bits: u64| rate.with_label_values(&[name, dir]).set(signed(bits / 8));
+        of("out", view.out_bits_per_second);
+        of("in", view.in_bits_per_second);
+        let name = &[name];
+        connections
+            .with_label_values(name)
+            .set(signed(view.connections));
+        errors.with_label_values(name).inc_by(view.errors);
+        let waited = std::time::Duration::from_micros(view.open_us);
+        open.with_label_values(name).set(waited.as_secs_f64());
+        generation
+            .with_label_values(name)
+            .set(signed(view.generation));
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
+use crate::datagrams::Flows;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::streams::Streams;
@@ -57,6 +58,7 @@ pub(crate) struct Peer {
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
+    pub datagrams: Flows,
     urgent: quinn::ClientConfig,
     bulk: quinn::ClientConfig,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
@@ -92,6 +94,7 @@ impl Peer {
             receive_rate: config.receive_rate,
             counters: Arc::default(),
             streams: Arc::default(),
+            datagrams: Flows::default(),
             urgent: client(Leg::Urgent)?,
             bulk: client(Leg::Bulk)?,
             preferred: ours.min(&config.site).clone(),

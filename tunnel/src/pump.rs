@@ -255,6 +255,7 @@ impl Copy<'_> {
         self.stream.out().push(&piece);
         let bytes = piece.len() as u64;
         self.link.counters.add_sent(self.stream.class, bytes);
+        self.stream.count_sent(bytes);
         piece
     }
 
@@ -346,6 +347,7 @@ impl Copy<'_> {
                     side.offsets.take(bytes as u64);
                     let counters = &self.link.counters;
                     counters.add_received(self.stream.class, bytes as u64);
+                    self.stream.count_received(bytes as u64);
                 }
                 Ok(None) => side.offsets.end(),
                 Err(ReadError::Reset(code)) if code != MOVED => return Err(ended_by(code).into()),

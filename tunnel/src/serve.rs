@@ -9,18 +9,23 @@ use governor::{DefaultDirectRateLimiter, Quota};
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use towpath_certs::view;
 use towpath_protocol::channel::{Accepted, Begin, Leg, Open, Preamble, Resume};
+use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
 use crate::carrier::Carrier;
-use crate::core::{Core, Service};
+use crate::channel::Resetting;
+use crate::core::{Core, Reach, Service};
+use crate::datagrams::Connected;
 use crate::link::Link;
-use crate::streams::{Call, End, Found};
-use crate::{carry, control, wire};
+use crate::local::Begun;
+use crate::peer::Peer;
+use crate::streams::{Call, End, Entry, Found, Purpose};
+use crate::{control, datagrams, wire};
 
 /// New streams per second a peer may open; a move opens four, an application a few per request.
 const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
@@ -59,6 +64,14 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
         control::attend(&peer.streams, link, control);
     }
     for leg in [Leg::Urgent, Leg::Bulk] {
+        if let Some(peer) = peer {
+            let (peer, link) = (Arc::clone(peer), Arc::clone(link));
+            tokio::spawn(async move {
+                while let Ok(datagram) = link.connection(leg).read_datagram().await {
+                    peer.datagrams.deliver(datagram);
+                }
+            });
+        }
         let (core, link) = (Arc::clone(core), Arc::clone(link));
         let (strikes, rate) = (Arc::clone(&strikes), Arc::clone(&rate));
         tokio::spawn(async move {
@@ -122,21 +135,13 @@ async fn read_first(core: &Core, leg: Leg, carrier: &mut Carrier) -> Result<Firs
 }
 
 /// Serves a stream that a peer begins.
-async fn begin_stream(core: &Core, mut carrier: Carrier, Begin { stream, open }: Begin) {
+async fn begin_stream(core: &Core, mut carrier: Carrier, begin: Begin) {
     let link = Arc::clone(&carrier.link);
     let Some(peer) = core.peers.get(&link.peer.site) else {
         return;
     };
-    // As many as both connections carry, each of them perhaps without a connection now.
-    let most = 2 * core.limits.peer_streams as usize;
-    let what = (open.class, open.service.clone());
-    let added = peer.streams.add((stream, link.party()), what, Some(most));
-    let reached = match added {
-        Ok(entry) => reach(core, &link, &open).await.map(|local| (entry, local)),
-        Err(fault) => Err(fault),
-    };
-    let (entry, mut local) = match reached {
-        Ok(reached) => reached,
+    let (entry, program) = match admit(core, peer, &link, &begin).await {
+        Ok(admitted) => admitted,
         Err(fault) => {
             refuse(&mut carrier.send, fault).await;
             return;
@@ -148,12 +153,57 @@ async fn begin_stream(core: &Core, mut carrier: Carrier, Begin { stream, open }:
         return;
     }
     // Fails only on a stream that is already over.
-    let _ = carrier.send.set_priority(open.class.priority());
-    let halves = local.split();
-    if let Err(fault) = carry::live(core, peer, entry, carrier, halves).await {
-        let (peer, service, class) = (&link.peer, &open.service, open.class);
+    let _ = carrier.send.set_priority(begin.open.class.priority());
+    let begun = Begun {
+        peer: Arc::clone(peer),
+        entry,
+        carrier,
+    };
+    if let Err(fault) = live(core, begun, program).await {
+        let (peer, open) = (&link.peer, &begin.open);
+        let (service, class) = (&open.service, open.class);
         tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
     }
+}
+
+/// A connection to a local service.
+enum Program {
+    Unix(UnixStream),
+    Tcp(Resetting),
+    Udp(Connected),
+}
+
+async fn live(core: &Core, begun: Begun, program: Program) -> Result<(), Fault> {
+    match program {
+        Program::Unix(mut socket) => begun.live(core, socket.split()).await,
+        Program::Tcp(mut socket) => {
+            begun.live(core, socket.split()).await?;
+            socket.keep();
+            Ok(())
+        }
+        Program::Udp(mut socket) => datagrams::carry(core, begun, &mut socket).await,
+    }
+}
+
+/// Takes a stream in and connects it to its service, if the peer may (T15).
+async fn admit(
+    core: &Core,
+    peer: &Peer,
+    link: &Link,
+    begin: &Begin,
+) -> Result<(Entry, Program), Fault> {
+    let service = allowed(core, link, &begin.open)?;
+    let purpose = Purpose {
+        class: begin.open.class,
+        service: begin.open.service.clone(),
+        meter: Arc::clone(&service.meter),
+    };
+    // As many as both connections carry, each of them perhaps without a connection now.
+    let most = 2 * core.limits.peer_streams as usize;
+    let number = (begin.stream, link.party());
+    let entry = peer.streams.add(number, purpose, Some(most))?;
+    let program = reach(service, link, begin).await?;
+    Ok((entry, program))
 }
 
 /// Hands a stream that the peer resumes to its task.
@@ -198,8 +248,8 @@ async fn resume_stream(core: &Core, mut carrier: Carrier, resume: Resume) -> Res
     Ok(())
 }
 
-/// Connects to the service a peer asks for, if it may (T15).
-async fn reach(core: &Core, link: &Link, open: &Open) -> Result<UnixStream, Fault> {
+/// The service a peer asks for, if it may reach it.
+fn allowed<'a>(core: &'a Core, link: &Link, open: &Open) -> Result<&'a Service, Fault> {
     let (peer, service, site) = (&link.peer, &open.service, &open.peer);
     let denied = |why: &str| {
         tracing::warn!(target: "audit", %peer, %service, why, "service denied");
@@ -212,24 +262,47 @@ async fn reach(core: &Core, link: &Link, open: &Open) -> Result<UnixStream, Faul
     if *site != core.site {
         return Err(denied("asked for another site"));
     }
-    let Some(Service { socket, allow }) = core.services.get(service) else {
-        return Err(denied("no such service"));
-    };
-    if !allow.contains(&peer.site) {
+    let found = core.services.get(service);
+    let found = found.ok_or_else(|| denied("no such service"))?;
+    if !found.allow.contains(&peer.site) {
         return Err(denied("its site is not allowed"));
     }
+    Ok(found)
+}
+
+/// Connects to a service.
+async fn reach(service: &Service, link: &Link, begin: &Begin) -> Result<Program, Fault> {
+    let (reach, open) = (&service.reach, &begin.open);
+    let takes_datagrams = matches!(reach, Reach::Plain(target) if target.is_datagrams());
+    if takes_datagrams != begin.is_datagrams {
+        let detail = match takes_datagrams {
+            true => format!("service {} takes datagrams only", open.service),
+            false => format!("service {} takes no datagrams", open.service),
+        };
+        return Err(Fault::new(Code::Refused, detail));
+    }
     let accepted = Preamble::Accepted(Accepted {
-        peer: peer.clone(),
-        service: service.clone(),
+        peer: link.peer.clone(),
+        service: open.service.clone(),
         class: open.class,
     });
     let connecting = async {
-        let mut local = UnixStream::connect(socket).await?;
-        local.write_all(&accepted.encode()).await?;
-        Ok::<_, std::io::Error>(local)
+        Ok::<_, std::io::Error>(match reach {
+            Reach::Told(socket) => {
+                let mut local = UnixStream::connect(socket).await?;
+                local.write_all(&accepted.encode()).await?;
+                Program::Unix(local)
+            }
+            Reach::Plain(Endpoint::Unix(path)) => Program::Unix(UnixStream::connect(path).await?),
+            Reach::Plain(Endpoint::Tcp(address)) => {
+                Program::Tcp(Resetting::new(TcpStream::connect(address).await?))
+            }
+            Reach::Plain(Endpoint::Udp(address)) => Program::Udp(Connected::to(*address).await?),
+        })
     };
     let failed = |why: String| {
-        tracing::warn!(%service, socket = %socket.display(), why, "service not reached");
+        let (service, site) = (&open.service, &open.peer);
+        tracing::warn!(%service, %reach, why, "service not reached");
         Fault::new(
             Code::Unreachable,
             format!("service {service} at {site}: {why}"),

@@ -1,6 +1,7 @@
 //! What operators see of a tunnel: the `/status` document.
 
-use std::sync::atomic::Ordering;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use towpath_certs::tls;
 use towpath_protocol::channel::Class;
 use utoipa::ToSchema;
 
+use crate::channel::Channel;
 use crate::core::Core;
 use crate::health::{self, Signs, Verdict};
 use crate::link::Link;
@@ -33,6 +35,8 @@ pub struct StatusView {
     pub links: Vec<LinkView>,
     /// What peers may reach here.
     pub services: Vec<ServiceView>,
+    /// Listeners here that are joined to services at peers.
+    pub channels: Vec<ChannelView>,
     /// The host's certificate.
     pub certificate: CertificateStatusView,
 }
@@ -135,6 +139,60 @@ pub struct ServiceView {
     pub socket: String,
     /// Sites that may reach it.
     pub allow: Vec<String>,
+    /// Bytes it sent to peers.
+    pub sent_bytes: u64,
+    /// Bytes it got from peers.
+    pub received_bytes: u64,
+}
+
+/// A channel: a listener here, joined to a service at a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChannelView {
+    /// Its name.
+    pub name: String,
+    /// Where local programs reach it, with the port it really has.
+    pub listen: String,
+    /// The site where the service is.
+    pub peer: String,
+    /// The service.
+    pub service: String,
+    /// The class of its bytes.
+    pub class: String,
+    /// The generation of its metadata.
+    pub generation: u64,
+    /// When it ends by itself, in seconds since 1970.
+    pub expires_unix_seconds: Option<u64>,
+    /// How the way to the peer is.
+    pub state: LinkState,
+    /// Why it is so.
+    pub reason: String,
+    /// Connections, or sources of datagrams, there are now.
+    pub connections: u64,
+    /// Those there were since it was opened.
+    pub connections_total: u64,
+    /// Connections that did not end as they should.
+    pub errors: u64,
+    /// The last of these errors.
+    pub last_error: Option<String>,
+    /// How long the last connection waited for the service, in microseconds.
+    pub open_us: u64,
+    /// Smoothed round trip to the peer, in microseconds; 0 without a link.
+    pub rtt_us: u64,
+    /// Bytes of local programs sent.
+    pub sent_bytes: u64,
+    /// Bytes of local programs received.
+    pub received_bytes: u64,
+    /// Bits a second sent, over the last second.
+    pub out_bits_per_second: u64,
+    /// Bits a second received, over the last second.
+    pub in_bits_per_second: u64,
+}
+
+/// All channels, as the API lists them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChannelList {
+    /// By name.
+    pub channels: Vec<ChannelView>,
 }
 
 /// The host's certificate.
@@ -154,8 +212,10 @@ pub(crate) fn status(core: &Core) -> StatusView {
     let certificate = core.identity.view();
     let services = core.services.iter().map(|(name, service)| ServiceView {
         name: name.to_string(),
-        socket: service.socket.display().to_string(),
+        socket: service.reach.to_string(),
         allow: service.allow.iter().map(ToString::to_string).collect(),
+        sent_bytes: service.meter.sent.load(Ordering::Relaxed),
+        received_bytes: service.meter.received.load(Ordering::Relaxed),
     });
     StatusView {
         schema: SCHEMA.to_owned(),
@@ -165,11 +225,54 @@ pub(crate) fn status(core: &Core) -> StatusView {
         uptime_seconds: core.began.elapsed().as_secs(),
         links: core.peers.values().map(|peer| link_view(peer)).collect(),
         services: services.collect(),
+        channels: channels(core).channels,
         certificate: CertificateStatusView {
             uri: host.uri(),
             not_after: certificate.not_after.clone(),
             not_after_unix_seconds: certificate.not_after_unix_seconds,
         },
+    }
+}
+
+/// All channels now.
+pub(crate) fn channels(core: &Core) -> ChannelList {
+    let channels = core.channels.list();
+    let views = channels.iter().map(|channel| channel_view(core, channel));
+    ChannelList {
+        channels: views.collect(),
+    }
+}
+
+/// A channel now.
+pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
+    let (spec, figures) = (channel.spec(), &channel.figures);
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let peer = core.peers.get(&spec.peer);
+    let verdict = peer.map(|peer| verdict(peer));
+    let link = peer.and_then(|peer| peer.state().link);
+    let last_error = figures.last_error.lock();
+    ChannelView {
+        name: spec.name.to_string(),
+        listen: channel.listen.to_string(),
+        peer: spec.peer.to_string(),
+        service: spec.service.to_string(),
+        class: spec.class.to_string(),
+        generation: spec.generation,
+        expires_unix_seconds: spec.expires_unix_seconds,
+        state: verdict
+            .as_ref()
+            .map_or(LinkState::Down, |verdict| verdict.state),
+        reason: verdict.map_or_else(String::new, |verdict| verdict.reason),
+        connections: of(&figures.connections),
+        connections_total: of(&figures.connections_total),
+        errors: of(&figures.errors),
+        last_error: last_error.unwrap_or_else(PoisonError::into_inner).clone(),
+        open_us: of(&figures.open_us),
+        rtt_us: link.map_or(0, |link| micros(link.rtt())),
+        sent_bytes: of(&figures.meter.sent),
+        received_bytes: of(&figures.meter.received),
+        out_bits_per_second: of(&figures.sent_per_second).saturating_mul(8),
+        in_bits_per_second: of(&figures.received_per_second).saturating_mul(8),
     }
 }
 

@@ -4,7 +4,7 @@
 //! that is over. So ends are remembered for a while and told again on every new link.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -33,12 +33,29 @@ pub(crate) enum Call {
     Cut(Fault),
 }
 
+/// Bytes of programs through a channel or a service.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    pub sent: AtomicU64,
+    pub received: AtomicU64,
+}
+
+/// What a stream is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Purpose {
+    pub class: Class,
+    pub service: Name,
+    /// Where its bytes are counted besides the link.
+    pub meter: Arc<Meter>,
+}
+
 /// What all parts know of one stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub id: StreamId,
     pub class: Class,
     pub service: Name,
+    meter: Arc<Meter>,
     pub party: Party,
     /// Whether this side began it, and so resumes it.
     pub is_ours: bool,
@@ -52,6 +69,16 @@ impl Stream {
     pub(crate) fn out(&self) -> MutexGuard<'_, Outgoing> {
         // Nothing panics while it is held.
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts bytes read from the program.
+    pub(crate) fn count_sent(&self, bytes: u64) {
+        self.meter.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes for the program.
+    pub(crate) fn count_received(&self, bytes: u64) {
+        self.meter.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Takes note of what the peer reports.
@@ -175,7 +202,7 @@ impl Streams {
     pub(crate) fn add(
         self: &Arc<Self>,
         (id, party): (StreamId, Party),
-        (class, service): (Class, Name),
+        purpose: Purpose,
         theirs_max: Option<usize>,
     ) -> Result<Entry, Fault> {
         let mut inner = self.inner();
@@ -192,8 +219,9 @@ impl Streams {
         let (calls, heard) = mpsc::channel(CALL_COUNT_MAX);
         let stream = Arc::new(Stream {
             id,
-            class,
-            service,
+            class: purpose.class,
+            service: purpose.service,
+            meter: purpose.meter,
             party,
             is_ours: theirs_max.is_none(),
             out: Mutex::default(),
@@ -284,8 +312,12 @@ mod tests {
     }
 
     fn add(streams: &Arc<Streams>, id: u128, theirs_max: Option<usize>) -> Result<Entry, Fault> {
-        let what = (Class::App, "till".parse().unwrap());
-        streams.add((StreamId(id), party("box-1", 1)), what, theirs_max)
+        let purpose = Purpose {
+            class: Class::App,
+            service: "till".parse().unwrap(),
+            meter: Arc::default(),
+        };
+        streams.add((StreamId(id), party("box-1", 1)), purpose, theirs_max)
     }
 
     #[test]

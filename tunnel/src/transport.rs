@@ -37,6 +37,10 @@ pub(crate) const SEND_WINDOW_BYTES_MIN: u64 = 4 * 1024 * 1024;
 /// Most bytes sent and not yet acknowledged (T17): what a peer that stops reading can make us hold.
 pub(crate) const SEND_WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// Bytes of datagrams that wait to be sent, and to be read: the oldest are lost beyond it. A tenth of a
+/// second at 20 Mbit/s; what is older is late.
+const DATAGRAM_BYTES: usize = 256 * 1024;
+
 /// Bytes of handshake that arrive out of order (T08): a chain of four certificates is below 8 KiB.
 const CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -70,11 +74,11 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> Arc<TransportConfi
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("a few seconds fit");
     let mut config = TransportConfig::default();
     config
-        // The first stream is the one that joins the link; uni streams and datagrams have no use.
+        // The first stream is the one that joins the link; uni streams have no use.
         .max_concurrent_bidi_streams(VarInt::from_u32(limits.peer_streams + 1))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
-        .datagram_send_buffer_size(0)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BYTES)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES_MIN)

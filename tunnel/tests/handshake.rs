@@ -419,6 +419,7 @@ async fn t15_a_class_on_the_wrong_leg_is_refused() {
             service: name("echo"),
             class: Class::Bulk,
         },
+        is_datagrams: false,
     });
     send.write_all(&open.encode()).await.unwrap();
     let reset = soon(recv.read_to_end(1000)).await.unwrap_err().to_string();

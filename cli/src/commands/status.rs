@@ -1,17 +1,14 @@
 //! `towpath status`: the host, its links and what is under way.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use serde::Serialize;
-use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
 use towpath_tunnel::status::StatusView;
 
 use super::guest::word;
 use crate::args::OutputOption;
-use crate::connection::{MigratorSocket, TUNNEL_SOCKET_DEFAULT, block_on};
+use crate::connection::{MigratorSocket, TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::follow::describe;
 use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, time_of_day};
@@ -21,15 +18,8 @@ use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, 
 pub(crate) struct Options {
     #[command(flatten)]
     socket: MigratorSocket,
-    /// The tunnel's socket for operators
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "TOWPATH_TUNNEL_SOCKET",
-        default_value = TUNNEL_SOCKET_DEFAULT,
-        hide_env_values = true
-    )]
-    tunnel_socket: PathBuf,
+    #[command(flatten)]
+    tunnel_socket: TunnelSocket,
     #[command(flatten)]
     pub(crate) output: OutputOption,
 }
@@ -68,7 +58,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 async fn status(options: &Options) -> Result<(), Failure> {
     let migrator = options.socket.client();
     let host = migrator.get::<HostView>("/v1/status").await;
-    let tunnel = Client::new(&options.tunnel_socket);
+    let tunnel = options.tunnel_socket.client();
     let links = tunnel.get::<StatusView>("/status").await;
     if let (Err(problem), Err(_)) = (&host, &links) {
         return Err(problem.clone().message("neither daemon answers").into());

@@ -84,8 +84,10 @@ impl World {
             services: vec![ServiceConfig {
                 name: name("echo"),
                 socket: self.path(&format!("{site}-echo.sock")),
+                target: None,
                 allow: vec![name(peer)],
             }],
+            channels: Vec::new(),
             admin: AdminConfig {
                 socket: self.path(&format!("{site}-run/admin.sock")),
                 http: None,

@@ -186,8 +186,10 @@ fn site(authority: &Authority, folder: &Path, own: &str, peer: &str) -> Result<C
         services: vec![ServiceConfig {
             name: "sink".parse()?,
             socket: folder.join(format!("{own}-sink.sock")),
+            target: None,
             allow: vec![peer.parse()?],
         }],
+        channels: Vec::new(),
         admin: AdminConfig {
             socket: folder.join(format!("{own}-run/admin.sock")),
             http: None,

@@ -134,8 +134,10 @@ impl Plan<'_> {
             services: vec![tunnel::ServiceConfig {
                 name: SERVICE.parse()?,
                 socket: migrator.service_socket(),
+                target: None,
                 allow: vec![self.peer.clone()],
             }],
+            channels: Vec::new(),
             admin: tunnel::AdminConfig {
                 socket: run.join("admin.sock"),
                 http: None,

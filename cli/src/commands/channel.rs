@@ -1,0 +1,259 @@
+//! `towpath channel`: open, list, show and close channels.
+
+use clap::{Args, Subcommand};
+use towpath_daemon::units::Span;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::status::{ChannelList, ChannelView};
+
+use crate::args::OutputOption;
+use crate::connection::{TunnelSocket, block_on};
+use crate::failure::Failure;
+use crate::show::{self, Format, Table, bits_per_second, bytes, escape, fields};
+
+const OPEN_EXAMPLES: &str = "\
+Examples:
+  towpath channel open till --listen tcp:127.0.0.1:7001 --peer region --service till
+  towpath channel open dns --listen udp:127.0.0.1:53 --peer region --service dns --expires 1h
+  towpath channel open till --listen tcp:127.0.0.1:7001 --peer branch --service till
+                                                     the same channel, to another site
+
+The peer's tunnel must have the service in its configuration, and allow this site.";
+
+/// What is to be done with channels.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the channels of this host.
+    Ls(ListOptions),
+    /// Show one channel.
+    Show(OneOptions),
+    /// Open a channel, or lead it elsewhere.
+    #[command(after_help = OPEN_EXAMPLES)]
+    Open(OpenOptions),
+    /// Close a channel and its connections.
+    Close(CloseOptions),
+}
+
+/// Whose channels are meant.
+#[derive(Debug, Args)]
+pub(crate) struct ListOptions {
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// Which channel is meant.
+#[derive(Debug, Args)]
+pub(crate) struct OneOptions {
+    /// Its name
+    name: Name,
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// The channel to open.
+#[derive(Debug, Args)]
+pub(crate) struct OpenOptions {
+    /// Its name
+    name: Name,
+    /// Where local programs reach it: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH
+    #[arg(long, value_name = "ENDPOINT")]
+    listen: Endpoint,
+    /// The site where the service is
+    #[arg(long, value_name = "SITE")]
+    peer: Name,
+    /// The service there
+    #[arg(long, value_name = "NAME")]
+    service: Name,
+    /// What its bytes are worth when the link is short: control, demand, app, switch, bulk, scavenger
+    #[arg(long, value_name = "CLASS", default_value = "app", value_parser = class)]
+    class: Class,
+    /// The generation of this change [default: one more than the present one]
+    #[arg(long, value_name = "NUMBER")]
+    generation: Option<u64>,
+    /// After which time it ends by itself [default: never]
+    #[arg(long, value_name = "TIME")]
+    expires: Option<Span>,
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// The channel to close.
+#[derive(Debug, Args)]
+pub(crate) struct CloseOptions {
+    /// Its name
+    name: Name,
+    /// Close it only if nothing newer than this generation is known
+    #[arg(long, value_name = "NUMBER")]
+    generation: Option<u64>,
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+impl Command {
+    /// How the result, or the failure, is to be written.
+    pub(crate) const fn format(&self) -> Format {
+        match self {
+            Self::Ls(options) => options.output.format,
+            Self::Show(options) => options.output.format,
+            Self::Open(options) => options.output.format,
+            Self::Close(options) => options.output.format,
+        }
+    }
+}
+
+/// Does what was asked for.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    block_on(async move {
+        match command {
+            Command::Ls(options) => {
+                let list: ChannelList = options.socket.client().get("/v1/channels").await?;
+                show_list(options.output.format, &list)
+            }
+            Command::Show(options) => {
+                let path = path_of(&options.name);
+                let view: ChannelView = options.socket.client().get(&path).await?;
+                show_one(options.output.format, &view)
+            }
+            Command::Open(options) => open(options).await,
+            Command::Close(options) => {
+                let mut path = path_of(&options.name);
+                if let Some(generation) = options.generation {
+                    path.push_str(&format!("?generation={generation}"));
+                }
+                let left: ChannelList = options.socket.client().delete(&path).await?;
+                show_list(options.output.format, &left)
+            }
+        }
+    })?
+}
+
+async fn open(options: OpenOptions) -> Result<(), Failure> {
+    let client = options.socket.client();
+    let generation = match options.generation {
+        Some(generation) => generation,
+        None => {
+            let list: ChannelList = client.get("/v1/channels").await?;
+            let present = list
+                .channels
+                .iter()
+                .find(|view| view.name == options.name.as_str());
+            // Of one that was removed only its own word could tell: the time is above any count.
+            present.map_or_else(now_unix, |view| view.generation.saturating_add(1))
+        }
+    };
+    let spec = ChannelSpec {
+        name: options.name,
+        listen: options.listen,
+        peer: options.peer,
+        service: options.service,
+        class: options.class,
+        generation,
+        expires_unix_seconds: options
+            .expires
+            .map(|span| now_unix().saturating_add(span.duration().as_secs())),
+    };
+    let view: ChannelView = client.post("/v1/channels", &spec).await?;
+    show_one(options.output.format, &view)
+}
+
+fn path_of(name: &Name) -> String {
+    format!("/v1/channels/{name}")
+}
+
+fn now_unix() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn class(text: &str) -> Result<Class, Fault> {
+    let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
+    found.ok_or_else(|| {
+        let shown: String = text.chars().take(40).collect();
+        Fault::new(Code::Usage, format!("{shown:?} is no class"))
+    })
+}
+
+fn show_list(format: Format, list: &ChannelList) -> Result<(), Failure> {
+    show::show(format, "channels", list, || {
+        let mut table = Table::new([
+            "CHANNEL", "LISTEN", "LEADS TO", "STATE", ">NOW", ">OUT", ">IN", ">ERRORS",
+        ]);
+        for view in &list.channels {
+            table.row([
+                escape(&view.name),
+                escape(&view.listen),
+                escape(&format!("{} at {}", view.service, view.peer)),
+                view.state.as_str().to_owned(),
+                view.connections.to_string(),
+                bits_per_second(view.out_bits_per_second / 8),
+                bits_per_second(view.in_bits_per_second / 8),
+                view.errors.to_string(),
+            ]);
+        }
+        table.render("no channels: towpath channel open NAME makes one")
+    })
+}
+
+fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
+    show::show(format, "channel", view, || {
+        let micros = |us: u64| format!("{}.{} ms", us / 1000, us % 1000 / 100);
+        let rate = |bits: u64| bits_per_second(bits / 8);
+        fields(&[
+            ("channel", Some(escape(&view.name))),
+            ("listens at", Some(escape(&view.listen))),
+            (
+                "leads to",
+                Some(escape(&format!("{} at {}", view.service, view.peer))),
+            ),
+            ("class", Some(escape(&view.class))),
+            ("generation", Some(view.generation.to_string())),
+            (
+                "expires",
+                view.expires_unix_seconds
+                    .map(|end| show::time_of_day(end.saturating_mul(1000))),
+            ),
+            (
+                "link",
+                Some(format!("{}: {}", view.state.as_str(), escape(&view.reason))),
+            ),
+            ("round trip", Some(micros(view.rtt_us))),
+            ("last opening", Some(micros(view.open_us))),
+            (
+                "connections",
+                Some(format!(
+                    "{} now, {} in all",
+                    view.connections, view.connections_total
+                )),
+            ),
+            (
+                "out",
+                Some(format!(
+                    "{}, {}",
+                    bytes(view.sent_bytes),
+                    rate(view.out_bits_per_second)
+                )),
+            ),
+            (
+                "in",
+                Some(format!(
+                    "{}, {}",
+                    bytes(view.received_bytes),
+                    rate(view.in_bits_per_second)
+                )),
+            ),
+            ("errors", Some(view.errors.to_string())),
+            ("last error", view.last_error.as_deref().map(escape)),
+        ])
+    })
+}

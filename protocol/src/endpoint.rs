@@ -1,0 +1,119 @@
+//! Where a program listens on its own host: `tcp:127.0.0.1:80`, `udp:[::1]:53`, `unix:/run/till.sock`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Code, Fault};
+
+/// Longest path of a Unix socket that the kernel takes, without its final zero.
+const PATH_BYTES_MAX: usize = 107;
+
+/// Where a program listens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Endpoint {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A UDP address.
+    Udp(SocketAddr),
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// Whether what goes there are datagrams, not a stream of bytes.
+    #[must_use]
+    pub const fn is_datagrams(&self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let wrong = || {
+            let shown: String = text.chars().take(120).collect();
+            let detail =
+                format!("{shown:?} is not tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH");
+            Fault::new(Code::Config, detail)
+        };
+        let (kind, rest) = text.split_once(':').ok_or_else(wrong)?;
+        match kind {
+            "tcp" => rest.parse().map(Self::Tcp).map_err(|_| wrong()),
+            "udp" => rest.parse().map(Self::Udp).map_err(|_| wrong()),
+            "unix" => {
+                let is_good = Path::new(rest).is_absolute()
+                    && rest.len() <= PATH_BYTES_MAX
+                    && !rest.contains(char::is_control);
+                is_good.then(|| Self::Unix(rest.into())).ok_or_else(wrong)
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = Fault;
+
+    fn try_from(text: String) -> Result<Self, Fault> {
+        text.parse()
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.to_string()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Udp(address) => write!(f, "udp:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_round_trip_as_text() {
+        for text in ["tcp:127.0.0.1:80", "udp:[::1]:53", "unix:/run/till.sock"] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
+        }
+        assert!("udp:[::1]:53".parse::<Endpoint>().unwrap().is_datagrams());
+    }
+
+    #[test]
+    fn l06_other_texts_are_refused() {
+        let long = format!("unix:/{}", "a".repeat(PATH_BYTES_MAX));
+        for bad in [
+            "",
+            "tcp:",
+            "tcp:localhost:80",
+            "tcp:127.0.0.1",
+            "tcp:127.0.0.1:99999",
+            "sctp:127.0.0.1:80",
+            "unix:run/till.sock",
+            "unix:",
+            "unix:/a\nb",
+            "unix:/a\0b",
+            &long,
+        ] {
+            assert_eq!(
+                bad.parse::<Endpoint>().unwrap_err().code,
+                Code::Config,
+                "{bad}"
+            );
+        }
+    }
+}

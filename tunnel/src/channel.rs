@@ -1,0 +1,459 @@
+//! Channels: listeners of local programs, each joined to a service at a peer.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream, tcp};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use towpath_daemon::shutdown::{self, Shutdown, Trigger};
+use towpath_protocol::channel::Open;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+
+use crate::channels::{Book, Change, ChannelSpec, not_found};
+use crate::core::Core;
+use crate::datagrams;
+use crate::local::{self, Begun};
+use crate::streams::Meter;
+
+/// Connections, or sources of datagrams, of one channel at once.
+const CONNECTION_COUNT_MAX: usize = 256;
+
+/// How long a program that has connected waits for a link: it sees a pause, not a refusal.
+const LINK_WAIT: Duration = Duration::from_secs(10);
+
+/// Interval at which channels are looked at: what has expired ends, and the rates are measured.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Pause after a failed accept, which mostly means that descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// All channels of a tunnel.
+#[derive(Debug, Default)]
+pub(crate) struct Channels {
+    /// Held while a channel is opened or closed, so that these happen one after the other.
+    book: tokio::sync::Mutex<Book>,
+    running: Mutex<BTreeMap<Name, Arc<Channel>>>,
+}
+
+/// How a channel fares.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub meter: Arc<Meter>,
+    pub connections: AtomicU64,
+    pub connections_total: AtomicU64,
+    pub errors: AtomicU64,
+    /// How long the last connection waited for the peer's service, in microseconds.
+    pub open_us: AtomicU64,
+    /// Bytes a second over the last tick.
+    pub sent_per_second: AtomicU64,
+    pub received_per_second: AtomicU64,
+    pub last_error: Mutex<Option<String>>,
+}
+
+/// A running channel.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    spec: watch::Sender<Arc<ChannelSpec>>,
+    /// Where it really listens: a port may have been left to the system.
+    pub listen: Endpoint,
+    pub figures: Arc<Figures>,
+    places: Arc<Semaphore>,
+    /// Stops the listener.
+    accepting: Trigger,
+    /// Stops all connections too.
+    all: (Trigger, Shutdown),
+}
+
+impl Channel {
+    /// What it is to be.
+    pub(crate) fn spec(&self) -> Arc<ChannelSpec> {
+        Arc::clone(&self.spec.borrow())
+    }
+}
+
+impl Channels {
+    /// Opens a channel, or changes it: new connections take the new way at once, those that are there go
+    /// on over the old one until they end.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE`, `E_CONFLICT` and `E_BUSY` as the book says, `E_NOT_FOUND` for a peer that is none, `E_IO`
+    /// if the listener cannot be had; then everything is as before.
+    pub(crate) async fn open(&self, core: &Arc<Core>, spec: ChannelSpec) -> Result<(), Fault> {
+        let mut book = self.book.lock().await;
+        if book.weigh(&spec, now_unix())? == Change::Same {
+            return Ok(());
+        }
+        core.peer(&spec.peer)?;
+        let spec = Arc::new(spec);
+        let old = self.find(&spec.name);
+        match old {
+            Some(old) if old.spec().listen == spec.listen => {
+                old.spec.send_replace(Arc::clone(&spec));
+            }
+            old => {
+                // The new listener is there before the old one goes.
+                let channel = start(core, &spec, old.as_deref()).await?;
+                self.running().insert(spec.name.clone(), Arc::new(channel));
+                if let Some(old) = old {
+                    old.accepting.stop();
+                }
+            }
+        }
+        book.open(&spec);
+        let (name, generation) = (&spec.name, spec.generation);
+        tracing::info!(channel = %name, generation, peer = %spec.peer, service = %spec.service, "channel open");
+        Ok(())
+    }
+
+    /// Closes a channel and its connections.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if nothing is.
+    pub(crate) async fn close(&self, name: &Name, generation: Option<u64>) -> Result<(), Fault> {
+        if self.book.lock().await.close(name, generation)? {
+            self.stop(name, "removed");
+        }
+        Ok(())
+    }
+
+    /// Ends what has expired and measures the rest, until the tunnel stops.
+    pub(crate) async fn attend(&self, mut stop: Shutdown) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut before = BTreeMap::new();
+        loop {
+            tokio::select! {
+                () = stop.requested() => break,
+                _ = ticks.tick() => {}
+            }
+            for name in self.book.lock().await.expire(now_unix()) {
+                self.stop(&name, "expired");
+            }
+            let now = self.list().into_iter().map(|channel| {
+                let figures = &channel.figures;
+                let now = [&figures.meter.sent, &figures.meter.received]
+                    .map(|counter| counter.load(Ordering::Relaxed));
+                let name = channel.spec().name.clone();
+                let before: [u64; 2] = before.get(&name).copied().unwrap_or(now);
+                let [sent, received] = [0, 1].map(|way| now[way].saturating_sub(before[way]));
+                figures.sent_per_second.store(sent, Ordering::Relaxed);
+                figures
+                    .received_per_second
+                    .store(received, Ordering::Relaxed);
+                (name, now)
+            });
+            before = now.collect();
+        }
+        for channel in self.list() {
+            channel.all.0.stop();
+        }
+    }
+
+    /// Every channel, by name.
+    pub(crate) fn list(&self) -> Vec<Arc<Channel>> {
+        self.running().values().cloned().collect()
+    }
+
+    /// One channel.
+    pub(crate) fn find(&self, name: &Name) -> Option<Arc<Channel>> {
+        self.running().get(name).cloned()
+    }
+
+    /// One channel.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is none of this name.
+    pub(crate) fn channel(&self, name: &Name) -> Result<Arc<Channel>, Fault> {
+        self.find(name).ok_or_else(|| not_found(name))
+    }
+
+    fn stop(&self, name: &Name, why: &str) {
+        if let Some(channel) = self.running().remove(name) {
+            tracing::info!(channel = %name, why, "channel closed");
+            channel.all.0.stop();
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Channel>>> {
+        // Nothing panics while it is held.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now_unix() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+    Udp(UdpSocket),
+}
+
+async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Fault> {
+    let failed =
+        |error: std::io::Error| Fault::new(Code::Io, format!("cannot listen at {listen}: {error}"));
+    Ok(match listen {
+        Endpoint::Tcp(address) => {
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let bound = listener.local_addr().map_err(failed)?;
+            (Listener::Tcp(listener), Endpoint::Tcp(bound))
+        }
+        Endpoint::Udp(address) => {
+            let socket = UdpSocket::bind(address).await.map_err(failed)?;
+            let bound = socket.local_addr().map_err(failed)?;
+            (Listener::Udp(socket), Endpoint::Udp(bound))
+        }
+        Endpoint::Unix(path) => {
+            let is_dead = std::fs::symlink_metadata(path)
+                .is_ok_and(|found| found.file_type().is_socket())
+                && UnixStream::connect(path).await.is_err();
+            if is_dead {
+                // Left by a tunnel that was killed; whatever else stands there is not ours to remove.
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            let listener = UnixListener::bind(path).map_err(failed)?;
+            // Applications run as other users; who may come here the folder says.
+            let mode = std::fs::Permissions::from_mode(0o666);
+            std::fs::set_permissions(path, mode).map_err(failed)?;
+            (Listener::Unix(listener), listen.clone())
+        }
+    })
+}
+
+async fn start(
+    core: &Arc<Core>,
+    spec: &Arc<ChannelSpec>,
+    old: Option<&Channel>,
+) -> Result<Channel, Fault> {
+    let (listener, listen) = bind(&spec.listen).await?;
+    let (accepting, accept_stop) = shutdown::channel();
+    // Connections of the old listener belong to the channel still.
+    let all = old.map_or_else(shutdown::channel, |old| old.all.clone());
+    let (teller, heard) = watch::channel(Arc::clone(spec));
+    let channel = Channel {
+        spec: teller,
+        listen,
+        figures: old.map_or_else(Arc::default, |old| Arc::clone(&old.figures)),
+        places: old.map_or_else(
+            || Arc::new(Semaphore::new(CONNECTION_COUNT_MAX)),
+            |old| Arc::clone(&old.places),
+        ),
+        accepting,
+        all,
+    };
+    let serving = Serving {
+        core: Arc::clone(core),
+        spec: heard,
+        figures: Arc::clone(&channel.figures),
+        places: Arc::clone(&channel.places),
+        stop: channel.all.1.clone(),
+    };
+    match listener {
+        Listener::Udp(socket) => {
+            tokio::spawn(datagrams::listen(serving, socket, accept_stop));
+        }
+        listener => {
+            tokio::spawn(serving.accept(listener, accept_stop));
+        }
+    }
+    Ok(channel)
+}
+
+/// What the connections of a channel share.
+#[derive(Debug, Clone)]
+pub(crate) struct Serving {
+    pub core: Arc<Core>,
+    spec: watch::Receiver<Arc<ChannelSpec>>,
+    figures: Arc<Figures>,
+    places: Arc<Semaphore>,
+    pub stop: Shutdown,
+}
+
+/// A connection's place, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    figures: Arc<Figures>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.figures.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection that no runtime has taken yet.
+enum Program {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+async fn accept_one(listener: &Listener) -> std::io::Result<Program> {
+    match listener {
+        Listener::Tcp(listener) => Ok(Program::Tcp(listener.accept().await?.0.into_std()?)),
+        Listener::Unix(listener) => Ok(Program::Unix(listener.accept().await?.0.into_std()?)),
+        Listener::Udp(_) => std::future::pending().await,
+    }
+}
+
+impl Serving {
+    /// A place for one more connection, if there is one.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        self.figures.connections.fetch_add(1, Ordering::Relaxed);
+        self.figures
+            .connections_total
+            .fetch_add(1, Ordering::Relaxed);
+        Some(Place {
+            _permit: permit,
+            figures: Arc::clone(&self.figures),
+        })
+    }
+
+    /// What the channel is now, and every change of it.
+    pub(crate) fn spec(&self) -> watch::Receiver<Arc<ChannelSpec>> {
+        self.spec.clone()
+    }
+
+    async fn accept(self, listener: Listener, mut stop: Shutdown) {
+        let mut all = self.stop.clone();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.requested() => break,
+                () = all.requested() => break,
+                accepted = accept_one(&listener) => accepted,
+            };
+            let program = match accepted {
+                Ok(program) => program,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept for a channel");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(place) = self.place() else {
+                self.note(&Fault::new(Code::Busy, "too many connections"));
+                continue;
+            };
+            let copiers = self.core.copiers.handle().clone();
+            copiers.spawn(self.clone().connection(program, place));
+        }
+        if let Listener::Unix(listener) = &listener
+            && let Ok(address) = listener.local_addr()
+            && let Some(path) = address.as_pathname()
+        {
+            // A newer listener cannot stand there: it would have found this one alive.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    async fn connection(self, program: Program, _place: Place) {
+        let mut stop = self.stop.clone();
+        let ended = tokio::select! {
+            () = stop.requested() => Err(Fault::new(Code::Gone, "the channel was closed")),
+            ended = self.carry(program) => ended,
+        };
+        if let Err(fault) = ended {
+            self.note(&fault);
+        }
+    }
+
+    /// Carries one connection to its end; a fault reaches the program as a reset.
+    async fn carry(&self, program: Program) -> Result<(), Fault> {
+        let gone =
+            |error: std::io::Error| Fault::new(Code::Gone, format!("the local program: {error}"));
+        // A socket belongs to the threads that first touch it, and these are the copiers.
+        match program {
+            Program::Unix(socket) => {
+                let mut socket = UnixStream::from_std(socket).map_err(gone)?;
+                let begun = self.begin().await?;
+                begun.live(&self.core, socket.split()).await
+            }
+            Program::Tcp(socket) => {
+                let socket = TcpStream::from_std(socket).map_err(gone)?;
+                let mut socket = Resetting::new(socket);
+                let begun = self.begin().await?;
+                begun.live(&self.core, socket.split()).await?;
+                socket.keep();
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins a stream to the channel's service as it is now, once there is a link.
+    pub(crate) async fn begin(&self) -> Result<Begun, Fault> {
+        let spec = Arc::clone(&self.spec.borrow());
+        let open = Open {
+            peer: spec.peer.clone(),
+            service: spec.service.clone(),
+            class: spec.class,
+        };
+        let mut changes = self.core.peer(&spec.peer)?.subscribe();
+        // Without a link in time the answer below says why.
+        let linked = changes.wait_for(crate::peer::State::is_usable);
+        let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
+        let began = Instant::now();
+        let meter = Arc::clone(&self.figures.meter);
+        let begun = local::begin(&self.core, &open, (spec.listen.is_datagrams(), meter)).await?;
+        let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.figures.open_us.store(waited, Ordering::Relaxed);
+        Ok(begun)
+    }
+
+    /// Notes why a connection failed.
+    pub(crate) fn note(&self, fault: &Fault) {
+        let channel = &self.spec.borrow().name;
+        tracing::debug!(%channel, %fault, "connection of a channel ended");
+        self.figures.errors.fetch_add(1, Ordering::Relaxed);
+        let last = &self.figures.last_error;
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+    }
+}
+
+/// A TCP connection that ends with a reset unless it is kept: an end in the middle must not look like
+/// the end.
+#[derive(Debug)]
+pub(crate) struct Resetting {
+    socket: TcpStream,
+    is_kept: bool,
+}
+
+impl Resetting {
+    pub(crate) fn new(socket: TcpStream) -> Self {
+        // A message of an application must not wait for the next one; if that cannot be had, it waits.
+        let _ = socket.set_nodelay(true);
+        Self {
+            socket,
+            is_kept: false,
+        }
+    }
+
+    pub(crate) fn split(&mut self) -> (tcp::ReadHalf<'_>, tcp::WriteHalf<'_>) {
+        self.socket.split()
+    }
+
+    /// It ended as it should.
+    pub(crate) const fn keep(&mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Resetting {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // If that cannot be had, it ends like any other.
+            let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Which channels there are to be: from the configuration and from whoever pushes them. Pure.
+//!
+//! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an end. What
+//! is older than what is known is refused, what is known already changes nothing, and what was removed
+//! stays removed until a newer generation says otherwise. Nothing here asks the pusher again: channels
+//! live on while it is away, until they expire.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+
+/// Most channels of one tunnel: each has a listener. As many again are remembered as removed.
+pub const CHANNEL_COUNT_MAX: usize = 1024;
+
+/// A channel as it is to be: a listener here, joined to a service at a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelSpec {
+    /// Its name.
+    pub name: Name,
+    /// Where local programs reach it.
+    pub listen: Endpoint,
+    /// The site where the service is.
+    pub peer: Name,
+    /// The service there, which names who may reach it.
+    pub service: Name,
+    /// What its bytes are worth when the link is short.
+    #[serde(default = "app")]
+    pub class: Class,
+    /// Grows with every change; what is older than what is known is refused.
+    #[serde(default)]
+    pub generation: u64,
+    /// When it ends by itself, in seconds since 1970; without it, never.
+    #[serde(default)]
+    pub expires_unix_seconds: Option<u64>,
+}
+
+const fn app() -> Class {
+    Class::App
+}
+
+/// What is known under a name: a channel, or that it was removed.
+#[derive(Debug)]
+struct Known {
+    generation: u64,
+    spec: Option<Arc<ChannelSpec>>,
+}
+
+/// What is to be done about a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing: it is known already.
+    Same,
+    /// It is to be opened, or changed.
+    Open,
+}
+
+/// All channels that are known.
+#[derive(Debug, Default)]
+pub(crate) struct Book(BTreeMap<Name, Known>);
+
+impl Book {
+    /// What a channel's metadata changes.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if a newer generation is known or it has expired, `E_CONFLICT` if the same generation
+    /// says something else, `E_BUSY` if there are too many.
+    pub(crate) fn weigh(&self, spec: &ChannelSpec, now_unix: u64) -> Result<Change, Fault> {
+        let (name, generation) = (&spec.name, spec.generation);
+        if spec.expires_unix_seconds.is_some_and(|end| end <= now_unix) {
+            let detail = format!("channel {name}: generation {generation} has expired");
+            return Err(Fault::new(Code::State, detail));
+        }
+        let Some(known) = self.0.get(name) else {
+            if self.0.values().filter(|known| known.spec.is_some()).count() >= CHANNEL_COUNT_MAX {
+                let detail = format!("{CHANNEL_COUNT_MAX} channels are known");
+                return Err(Fault::new(Code::Busy, detail));
+            }
+            return Ok(Change::Open);
+        };
+        if generation > known.generation {
+            return Ok(Change::Open);
+        }
+        if generation == known.generation {
+            if known.spec.as_deref() == Some(spec) {
+                return Ok(Change::Same);
+            }
+            if known.spec.is_some() {
+                let detail = format!("channel {name}: generation {generation} said something else");
+                return Err(Fault::new(Code::Conflict, detail));
+            }
+        }
+        Err(older(name, generation, known))
+    }
+
+    /// Takes a channel in that was weighed and opened.
+    pub(crate) fn open(&mut self, spec: &Arc<ChannelSpec>) {
+        let known = Known {
+            generation: spec.generation,
+            spec: Some(Arc::clone(spec)),
+        };
+        self.0.insert(spec.name.clone(), known);
+        // Of those that were removed, the oldest word is the one nobody repeats any more.
+        while self.0.len() > 2 * CHANNEL_COUNT_MAX {
+            let removed = self.0.iter().filter(|(_, known)| known.spec.is_none());
+            let oldest = removed.min_by_key(|(_, known)| known.generation);
+            let Some(name) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.0.remove(&name);
+        }
+    }
+
+    /// Removes a channel; says whether it was there. Without a generation the one that is there is meant.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if nothing is.
+    pub(crate) fn close(&mut self, name: &Name, generation: Option<u64>) -> Result<bool, Fault> {
+        let known = self.0.get_mut(name).ok_or_else(|| not_found(name))?;
+        let generation = generation.unwrap_or(known.generation);
+        if generation < known.generation {
+            return Err(older(name, generation, known));
+        }
+        known.generation = generation;
+        Ok(known.spec.take().is_some())
+    }
+
+    /// Removes what has expired.
+    pub(crate) fn expire(&mut self, now_unix: u64) -> Vec<Name> {
+        let mut gone = Vec::new();
+        for (name, known) in &mut self.0 {
+            let end = known
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.expires_unix_seconds);
+            if end.is_some_and(|end| end <= now_unix) {
+                known.spec = None;
+                gone.push(name.clone());
+            }
+        }
+        gone
+    }
+}
+
+fn older(name: &Name, generation: u64, known: &Known) -> Fault {
+    let (newest, is) = match &known.spec {
+        Some(_) => (known.generation, "is known"),
+        None => (known.generation, "was removed"),
+    };
+    let detail = format!("channel {name}: generation {generation} is too old, {newest} {is}");
+    Fault::new(Code::State, detail)
+}
+
+/// There is no channel of this name.
+pub(crate) fn not_found(name: &Name) -> Fault {
+    Fault::new(Code::NotFound, format!("no channel is called {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spec(generation: u64) -> ChannelSpec {
+        ChannelSpec {
+            name: "till".parse().unwrap(),
+            listen: "tcp:127.0.0.1:7001".parse().unwrap(),
+            peer: "region".parse().unwrap(),
+            service: "till".parse().unwrap(),
+            class: Class::App,
+            generation,
+            expires_unix_seconds: None,
+        }
+    }
+
+    fn take(book: &mut Book, spec: ChannelSpec) -> Result<Change, Code> {
+        let change = book.weigh(&spec, 100).map_err(|fault| fault.code)?;
+        book.open(&Arc::new(spec));
+        Ok(change)
+    }
+
+    #[test]
+    fn con_11_older_generations_are_ignored_and_the_same_one_changes_nothing() {
+        let mut book = Book::default();
+        assert_eq!(take(&mut book, spec(5)), Ok(Change::Open));
+        assert_eq!(take(&mut book, spec(5)), Ok(Change::Same));
+        assert_eq!(take(&mut book, spec(4)), Err(Code::State));
+        let mut other = spec(5);
+        other.peer = "elsewhere".parse().unwrap();
+        assert_eq!(take(&mut book, other), Err(Code::Conflict));
+        assert_eq!(take(&mut book, spec(6)), Ok(Change::Open));
+    }
+
+    #[test]
+    fn con_6_what_was_removed_stays_removed_until_a_newer_generation() {
+        let mut book = Book::default();
+        let name = spec(1).name;
+        assert_eq!(book.close(&name, None).unwrap_err().code, Code::NotFound);
+        take(&mut book, spec(5)).unwrap();
+        assert_eq!(book.close(&name, Some(4)).unwrap_err().code, Code::State);
+        assert_eq!(book.close(&name, Some(7)), Ok(true));
+        assert_eq!(book.close(&name, Some(7)), Ok(false), "twice is once");
+        assert_eq!(take(&mut book, spec(6)), Err(Code::State));
+        assert_eq!(take(&mut book, spec(7)), Err(Code::State));
+        assert_eq!(take(&mut book, spec(8)), Ok(Change::Open));
+    }
+
+    #[test]
+    fn con_7_a_channel_lives_until_it_expires_and_not_longer() {
+        let mut book = Book::default();
+        let mut brief = spec(1);
+        brief.expires_unix_seconds = Some(200);
+        take(&mut book, brief.clone()).unwrap();
+        assert!(book.expire(199).is_empty());
+        assert_eq!(book.expire(200), [brief.name.clone()]);
+        assert!(book.expire(300).is_empty());
+        assert_eq!(book.weigh(&brief, 200).unwrap_err().code, Code::State);
+        brief.expires_unix_seconds = Some(400);
+        brief.generation = 2;
+        assert_eq!(book.weigh(&brief, 200), Ok(Change::Open), "renewed");
+    }
+
+    #[test]
+    fn channels_are_bounded() {
+        let mut book = Book::default();
+        for number in 0..CHANNEL_COUNT_MAX {
+            let mut one = spec(1);
+            one.name = format!("c{number}").parse().unwrap();
+            take(&mut book, one).unwrap();
+        }
+        assert_eq!(take(&mut book, spec(1)), Err(Code::Busy));
+    }
+
+    proptest! {
+        #[test]
+        fn con_11_generations_only_ever_grow(
+            words in prop::collection::vec((0..8_u64, any::<bool>()), 0..60),
+        ) {
+            let mut book = Book::default();
+            let name = spec(0).name;
+            let mut newest = None;
+            for (generation, is_open) in words {
+                let is_taken = if is_open {
+                    take(&mut book, spec(generation)) == Ok(Change::Open)
+                } else {
+                    book.close(&name, Some(generation)).is_ok()
+                };
+                if is_taken {
+                    prop_assert!(newest <= Some(generation));
+                    newest = Some(generation);
+                }
+                prop_assert_eq!(book.0.get(&name).map(|known| known.generation), newest);
+            }
+        }
+    }
+}

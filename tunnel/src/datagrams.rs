@@ -1,0 +1,398 @@
+//! Datagrams of channels: each source of them is a flow, a stream with QUIC datagrams beside it.
+//!
+//! A datagram that fits goes as a QUIC datagram behind the flow's number: late ones are lost, never
+//! repeated. One that does not fit goes over the stream behind its length, and arrives. The stream
+//! resumes like any other, so a flow outlives its link, and what is sent meanwhile is lost as it would be
+//! on a wire.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::StreamId;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::carry;
+use crate::channel::Serving;
+use crate::core::Core;
+use crate::local::Begun;
+use crate::peer::Peer;
+use crate::streams::Stream;
+
+/// Largest datagram: what UDP over IPv4 carries.
+const DATAGRAM_BYTES_MAX: usize = 65_507;
+
+/// Bytes of a flow's number before each datagram.
+const NUMBER_BYTES: usize = 8;
+
+/// Datagrams that wait in one flow and direction; more are lost, as in a full socket.
+const WAITING_MAX: usize = 256;
+
+/// A flow that has carried nothing for so long is over: what home routers give UDP.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the end of a flow may take to be heard.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+
+/// Bytes of large datagrams that wait for the stream.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// The flows with one peer, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Flows(Mutex<BTreeMap<u64, mpsc::Sender<Bytes>>>);
+
+/// A flow that is there until it is dropped.
+#[derive(Debug)]
+struct Registered<'a> {
+    flows: &'a Flows,
+    number: u64,
+    heard: mpsc::Receiver<Bytes>,
+}
+
+impl Flows {
+    fn register(&self, number: u64) -> Registered<'_> {
+        let (mailbox, heard) = mpsc::channel(WAITING_MAX);
+        self.flows().insert(number, mailbox);
+        Registered {
+            flows: self,
+            number,
+            heard,
+        }
+    }
+
+    /// Hands a datagram of the peer's to its flow; what belongs to none is dropped.
+    pub(crate) fn deliver(&self, mut datagram: Bytes) {
+        let Some((number, _)) = datagram.split_first_chunk::<NUMBER_BYTES>() else {
+            return;
+        };
+        let number = u64::from_le_bytes(*number);
+        let _ = datagram.split_to(NUMBER_BYTES);
+        if let Some(flow) = self.flows().get(&number) {
+            // A full queue loses it.
+            let _ = flow.try_send(datagram);
+        }
+    }
+
+    fn flows(&self) -> MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Bytes>>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.flows.flows().remove(&self.number);
+    }
+}
+
+/// The part of a stream's number that goes before its datagrams: as good as random.
+fn number_of(stream: StreamId) -> u64 {
+    u64::try_from(stream.0 >> 64).unwrap_or(u64::MAX)
+}
+
+/// Where a flow's datagrams come from and go to on this host.
+pub(crate) trait Side {
+    /// The next one; none if no more will come.
+    fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+    /// Hands one on; lost if that would mean to wait.
+    fn hand(&self, datagram: &[u8]);
+}
+
+/// Carries a flow until it is idle or its stream ends.
+///
+/// # Errors
+///
+/// Why its stream was cut off.
+pub(crate) async fn carry(core: &Core, begun: Begun, side: &mut impl Side) -> Result<(), Fault> {
+    let Begun {
+        peer,
+        entry,
+        carrier,
+    } = begun;
+    let stream = Arc::clone(&entry.stream);
+    let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+    let (pipe_read, pipe_write) = tokio::io::split(ours);
+    let flow = Flow {
+        peer: &peer,
+        stream: &stream,
+        number: number_of(stream.id),
+    };
+    let registered = peer.datagrams.register(flow.number);
+    let mut living = pin!(carry::live(
+        core,
+        &peer,
+        entry,
+        carrier,
+        tokio::io::split(theirs),
+    ));
+    let ran = tokio::select! {
+        ended = &mut living => return ended,
+        ran = flow.run(registered, pipe_read, pipe_write, side) => ran,
+    };
+    ran.map_err(|error| Fault::new(Code::Framing, format!("datagrams: {error}")))?;
+    // The pipe is closed now, and with it the stream ends as it should.
+    timeout(CLOSE_WAIT, living).await.unwrap_or(Ok(()))
+}
+
+struct Flow<'a> {
+    peer: &'a Peer,
+    stream: &'a Stream,
+    number: u64,
+}
+
+impl Flow<'_> {
+    async fn run(
+        &self,
+        mut registered: Registered<'_>,
+        pipe_read: ReadHalf<DuplexStream>,
+        pipe_write: WriteHalf<DuplexStream>,
+        side: &mut impl Side,
+    ) -> std::io::Result<()> {
+        let (large, large_waiting) = mpsc::channel(WAITING_MAX);
+        let (whole, mut whole_heard) = mpsc::channel::<Bytes>(WAITING_MAX);
+        let pumping = async {
+            loop {
+                let next = tokio::select! {
+                    next = timeout(IDLE_MAX, side.next()) => match next {
+                        Ok(Some(datagram)) => Some(datagram),
+                        _ => return,
+                    },
+                    Some(datagram) = registered.heard.recv() => {
+                        self.hand(side, &datagram);
+                        None
+                    }
+                    Some(datagram) = whole_heard.recv() => {
+                        // It came over the stream, which has counted it.
+                        side.hand(&datagram);
+                        None
+                    }
+                };
+                if let Some(datagram) = next
+                    && let Some(datagram) = self.send(datagram)
+                {
+                    // A full queue loses it.
+                    let _ = large.try_send(datagram);
+                }
+            }
+        };
+        tokio::select! {
+            () = pumping => Ok(()),
+            ended = write_framed(pipe_write, large_waiting) => ended,
+            ended = read_framed(pipe_read, whole) => ended,
+        }
+    }
+
+    fn hand(&self, side: &impl Side, datagram: &[u8]) {
+        let bytes = datagram.len() as u64;
+        self.peer.counters.add_received(self.stream.class, bytes);
+        self.stream.count_received(bytes);
+        side.hand(datagram);
+    }
+
+    /// Sends a datagram as one; gives it back if it is too large. Without a link it is lost.
+    fn send(&self, datagram: Bytes) -> Option<Bytes> {
+        let class = self.stream.class;
+        let link = self.peer.link().ok()?;
+        let connection = link.connection(class.leg());
+        let most = connection.max_datagram_size().unwrap_or(0);
+        if datagram.len() + NUMBER_BYTES > most {
+            return Some(datagram);
+        }
+        let mut whole = BytesMut::with_capacity(NUMBER_BYTES + datagram.len());
+        whole.put_u64_le(self.number);
+        whole.extend_from_slice(&datagram);
+        if connection.send_datagram(whole.freeze()).is_ok() {
+            let bytes = datagram.len() as u64;
+            self.peer.counters.add_sent(class, bytes);
+            self.stream.count_sent(bytes);
+        }
+        None
+    }
+}
+
+async fn write_framed(
+    mut pipe: WriteHalf<DuplexStream>,
+    mut waiting: mpsc::Receiver<Bytes>,
+) -> std::io::Result<()> {
+    while let Some(datagram) = waiting.recv().await {
+        // What is longer than two bytes tell was never a datagram.
+        let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
+        pipe.write_all(&length.to_le_bytes()).await?;
+        pipe.write_all(&datagram[..length.into()]).await?;
+    }
+    Ok(())
+}
+
+async fn read_framed(
+    mut pipe: ReadHalf<DuplexStream>,
+    whole: mpsc::Sender<Bytes>,
+) -> std::io::Result<()> {
+    loop {
+        let mut length = [0; 2];
+        if pipe.read_exact(&mut length).await.is_err() {
+            // The other side's flow has ended.
+            return Ok(());
+        }
+        let mut datagram = vec![0; u16::from_le_bytes(length).into()];
+        pipe.read_exact(&mut datagram).await?;
+        // A full queue loses it.
+        let _ = whole.try_send(datagram.into());
+    }
+}
+
+/// A service's side: a socket that knows one address.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    socket: UdpSocket,
+    buffer: Box<[u8]>,
+}
+
+impl Connected {
+    /// A socket to a service on this host.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) async fn to(address: SocketAddr) -> std::io::Result<Self> {
+        let own = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(own).await?;
+        socket.connect(address).await?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(),
+        })
+    }
+}
+
+impl Side for Connected {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            // An error of a connected socket is a port that does not answer: the service is not up yet.
+            if let Ok(count) = self.socket.recv(&mut self.buffer).await {
+                return Some(Bytes::copy_from_slice(&self.buffer[..count]));
+            }
+        }
+    }
+
+    fn hand(&self, datagram: &[u8]) {
+        // A full socket, or one where nobody listens, loses it.
+        let _ = self.socket.try_send(datagram);
+    }
+}
+
+/// A channel's side: one source among those of a listening socket.
+struct Source {
+    socket: Arc<UdpSocket>,
+    address: SocketAddr,
+    heard: mpsc::Receiver<Bytes>,
+}
+
+impl Side for Source {
+    async fn next(&mut self) -> Option<Bytes> {
+        self.heard.recv().await
+    }
+
+    fn hand(&self, datagram: &[u8]) {
+        // A full socket loses it.
+        let _ = self.socket.try_send_to(datagram, self.address);
+    }
+}
+
+/// Listens for a channel: each source of datagrams is a flow. When the channel leads elsewhere, sources
+/// take the new way with their next datagram.
+pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdown) {
+    let socket = Arc::new(socket);
+    let mut all = serving.stop.clone();
+    let mut spec = serving.spec();
+    let mut sources: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice();
+    let mut swept = Instant::now();
+    loop {
+        let received = tokio::select! {
+            () = stop.requested() => return,
+            () = all.requested() => return,
+            // The flows of before end once nobody can write to them.
+            _ = spec.changed() => { sources.clear(); continue; }
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        let Ok((count, address)) = received else {
+            continue;
+        };
+        if swept.elapsed() > IDLE_MAX {
+            sources.retain(|_, source| !source.is_closed());
+            swept = Instant::now();
+        }
+        let datagram = Bytes::copy_from_slice(&buffer[..count]);
+        let known = sources.get(&address).filter(|source| !source.is_closed());
+        if let Some(source) = known {
+            // A full queue loses it.
+            let _ = source.try_send(datagram);
+            continue;
+        }
+        let Some(place) = serving.place() else {
+            serving.note(&Fault::new(Code::Busy, "too many sources of datagrams"));
+            continue;
+        };
+        let (mailbox, heard) = mpsc::channel(WAITING_MAX);
+        // There is room for the first.
+        let _ = mailbox.try_send(datagram);
+        sources.insert(address, mailbox);
+        let mut source = Source {
+            socket: Arc::clone(&socket),
+            address,
+            heard,
+        };
+        let serving = serving.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let mut stop = serving.stop.clone();
+            let carrying = async {
+                let begun = serving.begin().await?;
+                carry(&serving.core, begun, &mut source).await
+            };
+            let ended = tokio::select! {
+                () = stop.requested() => Ok(()),
+                ended = carrying => ended,
+            };
+            if let Err(fault) = ended {
+                serving.note(&fault);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn con_5_a_datagram_reaches_its_flow_and_no_other() {
+        let flows = Flows::default();
+        let (mut one, mut two) = (flows.register(1), flows.register(2));
+        let datagram = |number: u64| Bytes::from([&number.to_le_bytes()[..], b"hello"].concat());
+        flows.deliver(datagram(2));
+        flows.deliver(datagram(3));
+        flows.deliver(Bytes::from_static(b"short"));
+        assert!(one.heard.try_recv().is_err());
+        assert_eq!(two.heard.try_recv().unwrap(), "hello");
+        assert!(two.heard.try_recv().is_err());
+        for _ in 0..2 * WAITING_MAX {
+            flows.deliver(datagram(1));
+        }
+        assert_eq!(one.heard.len(), WAITING_MAX, "the rest is lost");
+        drop(one);
+        assert_eq!(flows.flows().len(), 1);
+    }
+}

@@ -1,0 +1,461 @@
+//! Channels between parts of distributed applications.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use harness::{SOON, World, name, pattern, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
+use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
+use towpath_daemon::client::Client;
+use towpath_daemon::problem::Problem;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::Code;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
+use towpath_tunnel::status::ChannelView;
+
+/// A site that dials others, and the sites it dials; nothing is told to the region about channels.
+struct Sites {
+    world: World,
+    edge: Tunnel,
+    edge_config: Config,
+    others: Vec<Tunnel>,
+}
+
+impl Sites {
+    /// `edge` and the sites named, each with a service `app` at its target; a relay lies before the first.
+    async fn start(others: &[(&str, Endpoint)], relay: Option<&mut Option<Relay>>) -> Self {
+        let world = World::new();
+        let mut edge_config = world.site("edge", "elsewhere");
+        edge_config.peers.clear();
+        edge_config.services.clear();
+        let mut tunnels = Vec::new();
+        let mut relay = relay;
+        for (site, target) in others {
+            let mut config = world.site(site, "edge");
+            config.services = vec![ServiceConfig {
+                name: name("app"),
+                socket: std::path::PathBuf::new(),
+                target: Some(target.clone()),
+                allow: vec![name("edge")],
+            }];
+            let tunnel = Tunnel::start(&config).await.unwrap();
+            let mut address = tunnel.listen_address().unwrap();
+            if let Some(relay) = relay.take() {
+                let made = relay_to(address);
+                address = made.doors()[0];
+                *relay = Some(made);
+            }
+            edge_config.peers.push(PeerConfig {
+                site: name(site),
+                address: Some(address.to_string()),
+                send_rate: None,
+                receive_rate: None,
+            });
+            tunnels.push(tunnel);
+        }
+        let edge = Tunnel::start(&edge_config).await.unwrap();
+        for (site, _) in others {
+            edge.linked(&name(site), SOON).await.unwrap();
+        }
+        Self {
+            world,
+            edge,
+            edge_config,
+            others: tunnels,
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.edge_config.admin.socket)
+    }
+
+    async fn open(&self, spec: &ChannelSpec) -> Result<ChannelView, Problem> {
+        self.client().post("/v1/channels", spec).await
+    }
+
+    /// Opens a channel to a site's service; gives its TCP or UDP address.
+    async fn address(&self, spec: &ChannelSpec) -> SocketAddr {
+        let view = self.open(spec).await.unwrap();
+        match view.listen.parse().unwrap() {
+            Endpoint::Tcp(address) | Endpoint::Udp(address) => address,
+            Endpoint::Unix(path) => panic!("{}", path.display()),
+        }
+    }
+
+    fn view(&self, channel: &str) -> ChannelView {
+        let channels = self.edge.status().channels;
+        let found = channels.into_iter().find(|view| view.name == channel);
+        found.unwrap()
+    }
+}
+
+fn relay_to(to: SocketAddr) -> Relay {
+    let path = Direction {
+        delay: Duration::from_millis(10),
+        ..Direction::default()
+    };
+    let door = Door {
+        from: Side::A,
+        listen: "127.0.0.1:0".parse().unwrap(),
+        to,
+    };
+    Relay::start(&Options {
+        doors: vec![door],
+        from_a: path,
+        from_b: path,
+        seed: 1,
+    })
+    .unwrap()
+}
+
+fn spec(channel: &str, listen: &str, peer: &str, generation: u64) -> ChannelSpec {
+    ChannelSpec {
+        name: name(channel),
+        listen: listen.parse().unwrap(),
+        peer: name(peer),
+        service: name("app"),
+        class: Class::App,
+        generation,
+        expires_unix_seconds: None,
+    }
+}
+
+/// A TCP service that says its word, then echoes, until its end.
+async fn tcp_service(word: &'static [u8]) -> Endpoint {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = socket.write_all(word).await;
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    Endpoint::Tcp(address)
+}
+
+/// Connects, hears the service's word.
+async fn connect(address: SocketAddr, word: &[u8]) -> TcpStream {
+    let mut socket = soon(TcpStream::connect(address)).await.unwrap();
+    let mut heard = vec![0; word.len()];
+    soon(socket.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(heard, word);
+    socket
+}
+
+async fn ends(socket: &mut TcpStream) -> std::io::ErrorKind {
+    match soon(socket.read(&mut [0])).await {
+        Ok(count) => panic!("{count} bytes, where a reset was due"),
+        Err(error) => error.kind(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_2_bytes_and_half_closes_pass_over_tcp_and_unix() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let path = sites.world.path("app.sock");
+    let unix = format!("unix:{}", path.display());
+    sites.open(&spec("local", &unix, "east", 1)).await.unwrap();
+    let tcp = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let sent = pattern(3, 3 << 20);
+    let exchange =
+        async |read: &mut (dyn tokio::io::AsyncRead + Unpin + Send),
+               write: &mut (dyn tokio::io::AsyncWrite + Unpin + Send)| {
+            let writing = async {
+                write.write_all(&sent).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let mut heard = Vec::new();
+            let ((), read) =
+                soon(async { tokio::join!(writing, read.read_to_end(&mut heard)) }).await;
+            read.unwrap();
+            assert!(heard == sent, "{} bytes", heard.len());
+        };
+    let (mut read, mut write) = TcpStream::connect(tcp).await.unwrap().into_split();
+    exchange(&mut read, &mut write).await;
+    let (mut read, mut write) = UnixStream::connect(&path).await.unwrap().into_split();
+    exchange(&mut read, &mut write).await;
+    let view = sites.view("till");
+    assert_eq!((view.sent_bytes, view.received_bytes), (3 << 20, 3 << 20));
+    assert_eq!((view.connections_total, view.errors), (1, 0), "{view:?}");
+    assert!(view.open_us > 0);
+    let service = &sites.others[0].status().services[0];
+    assert_eq!(service.sent_bytes, 6 << 20);
+    let metrics = sites.client().text("/metrics").await.unwrap();
+    let line = format!(
+        "towpath_channel_bytes_total{{channel=\"till\",dir=\"out\"}} {}",
+        3 << 20
+    );
+    assert!(metrics.contains(&line), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_2_resets_pass_and_a_unix_service_gets_the_bytes_alone() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("s");
+    let service = UnixListener::bind(&path).unwrap();
+    let sites = Sites::start(&[("east", Endpoint::Unix(path))], None).await;
+    let tcp = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut local = TcpStream::connect(tcp).await.unwrap();
+    local.write_all(b"hello").await.unwrap();
+    let (mut remote, _) = soon(service.accept()).await.unwrap();
+    let mut heard = [0; 5];
+    soon(remote.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"hello");
+    // It goes away with a byte unread, which is a reset.
+    local.write_all(b"!!").await.unwrap();
+    soon(remote.read_exact(&mut [0])).await.unwrap();
+    drop(remote);
+    assert_eq!(ends(&mut local).await, std::io::ErrorKind::ConnectionReset);
+    assert_eq!(sites.view("till").errors, 1);
+}
+
+/// A UDP service that echoes.
+async fn udp_service() -> Endpoint {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        while let Ok((count, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&buffer[..count], from).await;
+        }
+    });
+    Endpoint::Udp(address)
+}
+
+/// Sends a datagram until it comes back: any one may be lost.
+async fn comes_back(socket: &UdpSocket, sent: &[u8]) {
+    let mut heard = vec![0; 65_536];
+    let trying = async {
+        loop {
+            socket.send(sent).await.unwrap();
+            let waiting = tokio::time::timeout(Duration::from_millis(500), socket.recv(&mut heard));
+            if let Ok(Ok(count)) = waiting.await
+                && heard[..count] == *sent
+            {
+                return;
+            }
+        }
+    };
+    soon(trying).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_2_datagrams_of_every_size_come_back_to_whom_they_belong() {
+    let sites = Sites::start(&[("east", udp_service().await)], None).await;
+    let listen = sites
+        .address(&spec("dns", "udp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(listen).await.unwrap();
+        sockets.push(socket);
+    }
+    for bytes in [0, 1, 500, 1100, 1400, 9000, 60_000] {
+        for (number, socket) in sockets.iter().enumerate() {
+            comes_back(socket, &pattern(number as u64 + 2, bytes)).await;
+        }
+    }
+    let view = sites.view("dns");
+    assert_eq!((view.connections, view.errors), (3, 0), "{view:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_3_edges_talk_directly_and_the_region_carries_nothing() {
+    let target = tcp_service(b"").await;
+    let unused = tcp_service(b"").await;
+    let sites = Sites::start(&[("east", target), ("region", unused)], None).await;
+    let tcp = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut socket = TcpStream::connect(tcp).await.unwrap();
+    socket.write_all(&[7; 100_000]).await.unwrap();
+    soon(socket.read_exact(&mut vec![0; 100_000]))
+        .await
+        .unwrap();
+    let carried = |tunnel: &Tunnel| {
+        let classes = &tunnel.status().links[0].classes;
+        classes
+            .iter()
+            .map(|class| class.sent_bytes + class.received_bytes)
+            .sum::<u64>()
+    };
+    assert_eq!(carried(&sites.others[0]), 200_000);
+    assert_eq!(carried(&sites.others[1]), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let mut other = spec("till", "tcp:127.0.0.1:0", "east", 1);
+    other.service = name("payroll");
+    let tcp = sites.address(&other).await;
+    let mut socket = TcpStream::connect(tcp).await.unwrap();
+    assert_eq!(ends(&mut socket).await, std::io::ErrorKind::ConnectionReset);
+    let view = sites.view("till");
+    assert_eq!(view.errors, 1);
+    assert!(view.last_error.unwrap().contains("E_DENIED"));
+    // A stream of bytes to a service of datagrams is none of its business either.
+    let sites = Sites::start(&[("east", udp_service().await)], None).await;
+    let tcp = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut socket = TcpStream::connect(tcp).await.unwrap();
+    assert_eq!(ends(&mut socket).await, std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_6_removal_tears_a_channel_down_and_leaves_the_other() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let one = sites
+        .address(&spec("one", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let two = sites
+        .address(&spec("two", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut first = connect(one, b"").await;
+    let mut second = connect(two, b"").await;
+    for socket in [&mut first, &mut second] {
+        socket.write_all(b"x").await.unwrap();
+        soon(socket.read_exact(&mut [0])).await.unwrap();
+    }
+    let path = "/v1/channels/one?generation=1";
+    sites
+        .client()
+        .delete::<serde_json::Value>(path)
+        .await
+        .unwrap();
+    assert_eq!(ends(&mut first).await, std::io::ErrorKind::ConnectionReset);
+    let refused = async { while TcpStream::connect(one).await.is_ok() {} };
+    soon(refused).await;
+    second.write_all(b"y").await.unwrap();
+    soon(second.read_exact(&mut [0])).await.unwrap();
+    let again = sites.open(&spec("one", "tcp:127.0.0.1:0", "east", 1)).await;
+    assert_eq!(again.unwrap_err().code, Code::State.as_str());
+    sites
+        .open(&spec("one", "tcp:127.0.0.1:0", "east", 2))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
+    let mut relay = None;
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], Some(&mut relay)).await;
+    let control: Control = relay.as_ref().unwrap().control();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let mut brief = spec("till", "tcp:127.0.0.1:0", "east", 1);
+    brief.expires_unix_seconds = Some(now + 9);
+    let tcp = sites.address(&brief).await;
+    // Whoever pushed it says no more from here on; the link is lost meanwhile and comes back.
+    let mut socket = connect(tcp, b"").await;
+    socket.write_all(b"x").await.unwrap();
+    soon(socket.read_exact(&mut [0])).await.unwrap();
+    control.cut_both();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    socket.write_all(b"y").await.unwrap();
+    control.heal();
+    soon(socket.read_exact(&mut [0])).await.unwrap();
+    assert_eq!(ends(&mut socket).await, std::io::ErrorKind::ConnectionReset);
+    assert!(sites.edge.status().channels.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_8_a_new_generation_moves_traffic_without_a_gap() {
+    let (east, west) = (tcp_service(b"east").await, tcp_service(b"west").await);
+    let sites = Sites::start(&[("east", east), ("west", west)], None).await;
+    let tcp = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut old = connect(tcp, b"east").await;
+    // The same listener, asked for as it was: its port stays.
+    sites
+        .open(&spec("till", "tcp:127.0.0.1:0", "west", 2))
+        .await
+        .unwrap();
+    let _new = connect(tcp, b"west").await;
+    old.write_all(b"x").await.unwrap();
+    soon(old.read_exact(&mut [0])).await.unwrap();
+    // Another listener: the new one is there before the old one goes.
+    let other = format!("unix:{}", sites.world.path("app.sock").display());
+    sites.open(&spec("till", &other, "west", 3)).await.unwrap();
+    let gone = async { while TcpStream::connect(tcp).await.is_ok() {} };
+    soon(gone).await;
+    old.write_all(b"x").await.unwrap();
+    soon(old.read_exact(&mut [0])).await.unwrap();
+    let mut local = UnixStream::connect(sites.world.path("app.sock"))
+        .await
+        .unwrap();
+    let mut word = [0; 4];
+    soon(local.read_exact(&mut word)).await.unwrap();
+    assert_eq!(&word, b"west");
+    let stale = sites
+        .open(&spec("till", "tcp:127.0.0.1:0", "east", 2))
+        .await;
+    assert_eq!(stale.unwrap_err().code, Code::State.as_str());
+    assert_eq!(sites.view("till").generation, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_11_metadata_said_twice_changes_nothing() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let five = spec("till", "tcp:127.0.0.1:0", "east", 5);
+    let tcp = sites.address(&five).await;
+    assert_eq!(sites.address(&five).await, tcp, "the same listener");
+    let older = sites
+        .open(&spec("till", "tcp:127.0.0.1:0", "east", 4))
+        .await;
+    assert_eq!(older.unwrap_err().code, Code::State.as_str());
+    let mut nowhere = spec("other", "tcp:127.0.0.1:0", "mars", 1);
+    let unknown = sites.open(&nowhere).await.unwrap_err();
+    assert_eq!(unknown.code, Code::NotFound.as_str());
+    nowhere = spec("other", &format!("tcp:{tcp}"), "east", 1);
+    let taken = sites.open(&nowhere).await.unwrap_err();
+    assert_eq!(taken.code, Code::Io.as_str());
+    assert_eq!(sites.edge.status().channels.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_10_a_lost_path_shows_and_datagrams_flow_again_after_it() {
+    let mut relay = None;
+    let sites = Sites::start(&[("east", udp_service().await)], Some(&mut relay)).await;
+    let control = relay.as_ref().unwrap().control();
+    let listen = sites
+        .address(&spec("dns", "udp:127.0.0.1:0", "east", 1))
+        .await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(listen).await.unwrap();
+    comes_back(&socket, b"one").await;
+    control.cut_both();
+    let shows = async {
+        while sites.view("dns").state == towpath_tunnel::status::LinkState::Healthy {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(shows).await;
+    control.heal();
+    comes_back(&socket, b"two").await;
+    assert_eq!(
+        sites.view("dns").connections_total,
+        1,
+        "it is the same flow"
+    );
+}
