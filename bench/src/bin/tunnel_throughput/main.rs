@@ -15,19 +15,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::{Authority, Identity, Validity};
+use towpath_bench::sites::{Failure, site};
+use towpath_certs::Authority;
 use towpath_daemon::{shutdown, stream};
 use towpath_protocol::channel::{Class, Open};
-use towpath_protocol::identity::HostIdentity;
-use towpath_tunnel::config::{
-    AdminConfig, CertificatesConfig, Config, Limits, PeerConfig, ServiceConfig,
-};
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use towpath_tunnel::config::Config;
 
 /// Bytes of one run, and runs of each side.
 const FULL: (u64, usize) = (2 << 30, 5);
@@ -160,47 +155,6 @@ impl Sites {
         let sink = accept(&listener)?;
         Ok(Way::new(source, sink, [edge, region]))
     }
-}
-
-/// A site's configuration, with certificates and sockets in the folder.
-fn site(authority: &Authority, folder: &Path, own: &str, peer: &str) -> Result<Config, Failure> {
-    let host = HostIdentity {
-        trust_domain: authority.trust_domain().clone(),
-        site: own.parse()?,
-        host: "box-1".parse()?,
-    };
-    let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
-    let files = authority.issue(&host, validity, &folder.join(own))?;
-    Identity::load(&files.cert, &files.key, &files.ca)?;
-    Ok(Config {
-        site: host.site,
-        host: host.host,
-        listen: None,
-        socket: folder.join(format!("{own}-run/tunnel.sock")),
-        peers: vec![PeerConfig {
-            site: peer.parse()?,
-            address: None,
-            send_rate: None,
-            receive_rate: None,
-        }],
-        services: vec![ServiceConfig {
-            name: "sink".parse()?,
-            socket: folder.join(format!("{own}-sink.sock")),
-            target: None,
-            allow: vec![peer.parse()?],
-        }],
-        channels: Vec::new(),
-        admin: AdminConfig {
-            socket: folder.join(format!("{own}-run/admin.sock")),
-            http: None,
-        },
-        certificates: CertificatesConfig {
-            cert: files.cert,
-            key: files.key,
-            ca: files.ca,
-        },
-        limits: Limits::default(),
-    })
 }
 
 /// A way from one program to another through two processes, which end when it is dropped.
