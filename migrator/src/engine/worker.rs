@@ -610,9 +610,8 @@ impl Worker {
     /// Boots a guest whose process is gone: its memory begins anew. One that was lost on its way stops
     /// waiting for what is missing, and its source may let go of it.
     fn boot(&mut self) -> Result<(), Fault> {
-        let ownership = match &self.role {
-            Some(Role::Idle(ownership) | Role::Broken(ownership, _)) => ownership,
-            _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
+        let Some(Role::Idle(ownership) | Role::Broken(ownership, _)) = &self.role else {
+            return Err(Fault::new(Code::State, "the guest is part of a move"));
         };
         let State::Owned { epoch, .. } = ownership.record().state else {
             let detail = format!("the guest is {} here", ownership.record().state.name());
