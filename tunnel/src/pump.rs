@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use crate::wire;
 
 /// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
-const PIECES_PER_READ: usize = 128;
+const PIECES_PER_READ: usize = 256;
 
 /// Copies both ways. Either direction may end by itself; a fault in one ends both, and the peer is
 /// told with a reset, so that what was cut off is never taken for a whole stream.

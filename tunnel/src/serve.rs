@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use towpath_certs::view;
+use towpath_daemon::stream::make_room;
 use towpath_protocol::channel::{Accepted, Leg, Open, Preamble};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
@@ -148,6 +149,7 @@ async fn reach(core: &Core, link: &Link, open: &Open) -> Result<UnixStream, Faul
     });
     let connecting = async {
         let mut local = UnixStream::connect(socket).await?;
+        make_room(&local, open.class);
         local.write_all(&accepted.encode()).await?;
         Ok::<_, std::io::Error>(local)
     };
