@@ -199,11 +199,11 @@ impl Site {
 }
 
 impl Daemons {
-    /// The most memory each daemon has had at once.
-    pub(super) fn peak_memory(&self) -> Vec<DaemonReport> {
+    /// What each daemon took so far.
+    pub(super) fn taken(&self) -> Vec<DaemonReport> {
         [&self.tunnel, &self.migrator]
             .into_iter()
-            .filter_map(Process::peak_memory)
+            .filter_map(Process::taken)
             .collect()
     }
 
