@@ -99,6 +99,14 @@ impl Identity {
         self
     }
 
+    /// Whether both are the same certificate, authorities and lists.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+            && self.authorities == other.authorities
+            && self.revocations.is_same(&other.revocations)
+    }
+
     /// What is known to be revoked.
     #[must_use]
     pub const fn revocations(&self) -> &Arc<Revocations> {

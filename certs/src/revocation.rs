@@ -188,6 +188,13 @@ impl Revocations {
         view::issuer_and_serial(certificate).is_none_or(|pair| self.revoked.contains(&pair))
     }
 
+    /// Whether both are the same lists.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let pair = |list: &List| list.der.clone();
+        self.lists.iter().map(pair).eq(other.lists.iter().map(pair))
+    }
+
     /// What the lists say of themselves.
     pub fn views(&self) -> impl Iterator<Item = &ListView> {
         self.lists.iter().map(|list| &list.view)

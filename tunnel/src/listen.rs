@@ -242,7 +242,8 @@ impl Listener {
             (peer.send_rate, join.receive_rate_max.map(Rate::clamped)),
             Arc::clone(&peer.counters),
         ));
-        let adopted = peer.adopt(&link);
+        let trusted = self.core.trust.check_link(&link);
+        let adopted = trusted.and_then(|()| peer.adopt(&link));
         if let Err(fault) = adopted {
             tokio::join!(
                 refuse(&mut urgent.answer, &fault),

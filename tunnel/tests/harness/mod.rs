@@ -94,6 +94,7 @@ impl World {
                 cert: files.cert,
                 key: files.key,
                 ca: files.ca,
+                crl: None,
             },
             limits: Limits::default(),
         }
