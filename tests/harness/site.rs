@@ -425,6 +425,7 @@ fn tunnel_config(
             cert: certificates.cert,
             key: certificates.key,
             ca: certificates.ca,
+            crl: None,
         },
         limits: tunnel::Limits::default(),
     }

@@ -93,8 +93,12 @@ pub struct CertificatesConfig {
     pub cert: PathBuf,
     /// Its private key, which nobody else may be able to read.
     pub key: PathBuf,
-    /// The authority's certificate.
+    /// The authority's certificate, or those of two while one follows the other.
     pub ca: PathBuf,
+    /// The authority's list of revoked certificates, of both while there are two; without it none
+    /// is taken to be revoked.
+    #[serde(default)]
+    pub crl: Option<PathBuf>,
 }
 
 /// Limits of one tunnel.

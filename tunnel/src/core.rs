@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use towpath_certs::{Identity, Rejections, tls};
+use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::LinkId;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -15,6 +15,7 @@ use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
 use crate::peer::Peer;
 use crate::pool::Pool;
+use crate::trust::Trust;
 
 /// Threads that copy streams: one keeps up with 10 Gbit/s, and two let an urgent stream pass bulk.
 const COPIER_COUNT: usize = 2;
@@ -30,7 +31,7 @@ pub(crate) struct Service {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub site: Name,
-    pub identity: Identity,
+    pub trust: Trust,
     pub limits: Limits,
     pub peers: BTreeMap<Name, Arc<Peer>>,
     pub services: BTreeMap<Name, Service>,
@@ -76,9 +77,9 @@ impl Drop for Copiers {
 
 impl Core {
     pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
-        let files = &config.certificates;
-        let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
-        let host = identity.host();
+        let trust = Trust::load(&config.certificates)?;
+        let identity = trust.current();
+        let host = trust.host();
         if host.site != config.site || host.host != config.host {
             let (site, name) = (&config.site, &config.host);
             return Err(Fault::new(
@@ -107,7 +108,7 @@ impl Core {
             dropped: Dropped::default(),
             began: Clock::now(),
             copiers: Copiers::start()?,
-            identity,
+            trust,
             peers,
             rejections,
         })

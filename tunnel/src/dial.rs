@@ -58,7 +58,8 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
 }
 
 fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
-    match peer.adopt(link) {
+    let trusted = core.trust.check_link(link);
+    match trusted.and_then(|()| peer.adopt(link)) {
         Ok(()) => serve::accept(core, link),
         Err(fault) => link.close(fault.code, &fault.detail),
     }

@@ -18,6 +18,7 @@
 //! | [`estimate`] | what the path carries, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `admin`, `metrics` | what operators and scrapers ask |
@@ -42,6 +43,7 @@ mod serve;
 pub mod shaper;
 pub mod status;
 mod transport;
+mod trust;
 mod watch;
 mod wire;
 
@@ -51,6 +53,7 @@ use std::time::Duration;
 
 use quinn::{Endpoint, TokioRuntime};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use towpath_certs::tls;
 use towpath_daemon::config::Check;
@@ -107,9 +110,10 @@ impl Tunnel {
             tasks: JoinSet::new(),
         };
         tunnel.spawn(socket, admin, http, &stop);
-        let host = tunnel.core.identity.host();
+        let host = tunnel.core.trust.host();
         let listen = tunnel.listen_address;
-        let until = &tunnel.core.identity.view().not_after;
+        let identity = tunnel.core.trust.current();
+        let until = &identity.view().not_after;
         tracing::info!(%host, ?listen, certificate_until = until, "tunnel started");
         Ok(tunnel)
     }
@@ -132,6 +136,12 @@ impl Tunnel {
                 Ok(())
             });
         }
+        let (trusting, endpoint) = (Arc::clone(core), self.endpoint.clone());
+        let stopping = stop.clone();
+        tasks.spawn(async move {
+            trust::keep(trusting, endpoint, stopping).await;
+            Ok(())
+        });
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
         let router = admin::router(Arc::clone(core));
         tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));
@@ -178,6 +188,11 @@ impl Tunnel {
         }
     }
 
+    /// Has certificates, key and lists read again now, changed or not.
+    pub fn reload(&self) {
+        self.core.trust.look_now();
+    }
+
     /// What `/status` would say.
     #[must_use]
     pub fn status(&self) -> StatusView {
@@ -218,19 +233,29 @@ impl Tunnel {
     }
 }
 
-/// Runs a tunnel until it is to stop.
+/// Runs a tunnel until it is to stop; SIGHUP has it read its certificates again.
 ///
 /// # Errors
 ///
 /// As [`Tunnel::start`] and [`Tunnel::run_until`].
 pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
     let tunnel = Tunnel::start(config).await?;
+    let core = Arc::clone(&tunnel.core);
+    let mut hangups = signal(SignalKind::hangup())
+        .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
+    let reloading = tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            core.trust.look_now();
+        }
+    });
     towpath_daemon::notify::ready();
-    tunnel.run_until(stop).await
+    let ended = tunnel.run_until(stop).await;
+    reloading.abort();
+    ended
 }
 
 fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
-    let tls = tls::server_config(&core.identity, &core.rejections)?;
+    let tls = tls::server_config(&core.trust.current(), &core.rejections)?;
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);

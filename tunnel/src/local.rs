@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::{Socket, check_peer};
-use towpath_protocol::channel::{Open, Preamble};
+use towpath_protocol::channel::{Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
@@ -92,6 +92,13 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
 
 async fn converse(core: &Core, mut local: UnixStream) {
     let opened = match read_open(core, &mut local).await {
+        Ok(open) if is_about_trust(core, &open) => {
+            let told = core.trust.check_fresh();
+            let host = core.trust.host().clone();
+            let told = told.map_or_else(Preamble::Refused, |()| Preamble::Opened(host));
+            answer(&mut local, &told).await;
+            return;
+        }
         Ok(open) => open_stream(core, &open).await.map(|stream| (open, stream)),
         Err(fault) => Err(fault),
     };
@@ -128,6 +135,11 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
             Err(Fault::new(Code::Unexpected, detail))
         }
     }
+}
+
+/// Whether a program asks this tunnel itself if new work may begin.
+fn is_about_trust(core: &Core, open: &Open) -> bool {
+    open.peer == core.site && open.service.as_str() == TRUST_SERVICE
 }
 
 struct Stream {

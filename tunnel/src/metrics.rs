@@ -93,8 +93,28 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "When the host's certificate ends, in seconds since 1970.",
         &[],
     )?;
-    let until = core.identity.view().not_after_unix_seconds;
-    expiry.with_label_values(&[] as &[&str]).set(signed(until));
+    let identity = core.trust.current();
+    let until = identity.view().not_after_unix_seconds;
+    let none = &[] as &[&str];
+    expiry.with_label_values(none).set(signed(until));
+    let due = gauges(
+        registry,
+        "towpath_crl_next_update_timestamp_seconds",
+        "When the list of revoked certificates ends, in seconds since 1970; absent without one.",
+        &[],
+    )?;
+    if let Some(next) = identity.revocations().next_update_unix_seconds() {
+        due.with_label_values(none).set(signed(next));
+    }
+    let reloads = counters(
+        registry,
+        "towpath_cert_reloads_total",
+        "Changed certificates, keys and lists that were taken into use, or refused.",
+        &["result"],
+    )?;
+    let (taken, refused) = core.trust.counts();
+    reloads.with_label_values(&["taken"]).inc_by(taken);
+    reloads.with_label_values(&["refused"]).inc_by(refused);
     Ok(())
 }
 

@@ -8,7 +8,7 @@
 //!    └───────────────────────── link over ────────────┘
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -32,6 +32,9 @@ pub(crate) struct State {
     pub since: SystemTime,
 }
 
+/// Settings to dial a link's urgent and bulk connection with.
+pub(crate) type Clients = (quinn::ClientConfig, quinn::ClientConfig);
+
 /// A site we keep a link to.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -40,8 +43,7 @@ pub(crate) struct Peer {
     pub send_rate: Option<Rate>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
-    urgent: quinn::ClientConfig,
-    bulk: quinn::ClientConfig,
+    clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
@@ -55,10 +57,7 @@ impl Peer {
         rejections: &Arc<Rejections>,
         limits: &Limits,
     ) -> Result<Self, Fault> {
-        let client = |leg| {
-            let tls = tls::client_config(identity, &config.site, rejections)?;
-            transport::client(tls, limits, leg)
-        };
+        let clients = clients(&config.site, identity, rejections, limits)?;
         let (state, _) = watch::channel(State {
             link: None,
             is_stalled: false,
@@ -71,8 +70,7 @@ impl Peer {
             send_rate: config.send_rate,
             receive_rate: config.receive_rate,
             counters: Arc::default(),
-            urgent: client(Leg::Urgent)?,
-            bulk: client(Leg::Bulk)?,
+            clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
         })
@@ -80,10 +78,30 @@ impl Peer {
 
     /// Settings to dial one of a link's connections.
     pub(crate) fn client(&self, leg: Leg) -> quinn::ClientConfig {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         match leg {
-            Leg::Urgent => self.urgent.clone(),
-            Leg::Bulk => self.bulk.clone(),
+            Leg::Urgent => clients.0.clone(),
+            Leg::Bulk => clients.1.clone(),
         }
+    }
+
+    /// Settings to dial this peer as somebody.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if the identity cannot be used.
+    pub(crate) fn clients_of(
+        &self,
+        identity: &Identity,
+        rejections: &Arc<Rejections>,
+        limits: &Limits,
+    ) -> Result<Clients, Fault> {
+        clients(&self.site, identity, rejections, limits)
+    }
+
+    /// Dials with these settings from now on.
+    pub(crate) fn set_clients(&self, clients: Clients) {
+        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
     }
 
     /// Hears of every change.
@@ -197,4 +215,17 @@ impl Peer {
             is_ours
         });
     }
+}
+
+fn clients(
+    site: &Name,
+    identity: &Identity,
+    rejections: &Arc<Rejections>,
+    limits: &Limits,
+) -> Result<Clients, Fault> {
+    let client = |leg| {
+        let tls = tls::client_config(identity, site, rejections)?;
+        transport::client(tls, limits, leg)
+    };
+    Ok((client(Leg::Urgent)?, client(Leg::Bulk)?))
 }

@@ -97,7 +97,7 @@ async fn serve(
             return;
         }
     };
-    let opened = Preamble::Opened(core.identity.host().clone());
+    let opened = Preamble::Opened(core.trust.host().clone());
     if wire::write(&mut send, &opened).await.is_err() {
         return;
     }

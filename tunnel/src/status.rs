@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use crate::core::Core;
 use crate::link::Link;
 use crate::peer::Peer;
+use crate::trust::{self, Trust};
 
 /// The schema's name in [`StatusView::schema`].
 pub const SCHEMA: &str = "towpath.v1.status";
@@ -98,6 +99,8 @@ pub struct LinkView {
     pub streams: u64,
     /// Bytes per class since the tunnel started.
     pub classes: Vec<ClassView>,
+    /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
+    pub peer_certificate_not_after_unix_seconds: Option<u64>,
     /// The key exchange, while there is a link.
     pub key_exchange: Option<String>,
     /// The cipher suite, while there is a link.
@@ -135,12 +138,36 @@ pub struct CertificateStatusView {
     pub not_after: String,
     /// Last moment in seconds since 1970.
     pub not_after_unix_seconds: u64,
+    /// Its number, in hexadecimal.
+    pub serial: String,
+    /// The authorities whose hosts are let in.
+    pub authorities: Vec<String>,
+    /// Since when these files are in use, in seconds since 1970.
+    pub since_unix_seconds: u64,
+    /// Why what the files hold now is not in use, if it is not.
+    pub problem: Option<String>,
+    /// The lists of revoked certificates, one for each authority that has signed one.
+    pub revocation_lists: Vec<RevocationListView>,
+}
+
+/// A list of revoked certificates in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevocationListView {
+    /// The authority that signed it.
+    pub issuer: String,
+    /// Its number.
+    pub number: u64,
+    /// When the next one is due, RFC 3339.
+    pub next_update: String,
+    /// When the next one is due, in seconds since 1970.
+    pub next_update_unix_seconds: u64,
+    /// Certificates it revokes.
+    pub revoked_count: u64,
 }
 
 /// A tunnel's status now.
 pub(crate) fn status(core: &Core) -> StatusView {
-    let host = core.identity.host();
-    let certificate = core.identity.view();
+    let host = core.trust.host();
     let services = core.services.iter().map(|(name, service)| ServiceView {
         name: name.to_string(),
         socket: service.socket.display().to_string(),
@@ -154,11 +181,32 @@ pub(crate) fn status(core: &Core) -> StatusView {
         uptime_seconds: core.began.elapsed().as_secs(),
         links: core.peers.values().map(|peer| link_view(peer)).collect(),
         services: services.collect(),
-        certificate: CertificateStatusView {
-            uri: host.uri(),
-            not_after: certificate.not_after.clone(),
-            not_after_unix_seconds: certificate.not_after_unix_seconds,
-        },
+        certificate: certificate_view(&core.trust),
+    }
+}
+
+fn certificate_view(trust: &Trust) -> CertificateStatusView {
+    let (identity, reading) = (trust.current(), trust.reading());
+    let certificate = identity.view();
+    let lists = identity
+        .revocations()
+        .views()
+        .map(|list| RevocationListView {
+            issuer: list.issuer.clone(),
+            number: list.number,
+            next_update: list.next_update.clone(),
+            next_update_unix_seconds: list.next_update_unix_seconds,
+            revoked_count: list.revoked_count,
+        });
+    CertificateStatusView {
+        uri: trust.host().uri(),
+        not_after: certificate.not_after.clone(),
+        not_after_unix_seconds: certificate.not_after_unix_seconds,
+        serial: certificate.serial.clone(),
+        authorities: identity.authorities().map(|one| one.issuer).collect(),
+        since_unix_seconds: reading.since.map_or(0, unix_seconds),
+        problem: reading.problem,
+        revocation_lists: lists.collect(),
     }
 }
 
@@ -200,6 +248,7 @@ fn link_view(peer: &Peer) -> LinkView {
         lost_per_million: measured.lost_per_million,
         streams: link.map_or(0, Link::stream_count),
         classes: classes.collect(),
+        peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
         key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
     }

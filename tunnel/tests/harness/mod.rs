@@ -6,6 +6,8 @@
     reason = "each suite uses its part, and a helper that fails fails its test"
 )]
 
+pub mod raw;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -94,6 +96,7 @@ impl World {
                 cert: files.cert,
                 key: files.key,
                 ca: files.ca,
+                crl: None,
             },
             limits: Limits::default(),
         }

@@ -196,6 +196,7 @@ fn site(authority: &Authority, folder: &Path, own: &str, peer: &str) -> Result<C
             cert: files.cert,
             key: files.key,
             ca: files.ca,
+            crl: None,
         },
         limits: Limits::default(),
     })

@@ -144,6 +144,7 @@ impl Plan<'_> {
                 cert: certificates.cert,
                 key: certificates.key,
                 ca: certificates.ca,
+                crl: None,
             },
             limits: tunnel::Limits::default(),
         })
