@@ -1,0 +1,12 @@
+//! What a link will carry, and what it may: forecasts and timetables, pure.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`timetable`] | the weekly timetable of a cap |
+//! | [`zone`] | the time zone that times of day are meant in |
+//! | [`moment`] | the time of day, an argument everywhere |
+#![forbid(unsafe_code)]
+
+pub mod moment;
+pub mod timetable;
+pub mod zone;
