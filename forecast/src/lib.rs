@@ -2,11 +2,16 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`season`] | the long view: hours and days |
+//! | [`band`], [`score`] | a forecast's quantiles, and how good they were |
 //! | [`timetable`] | the weekly timetable of a cap |
 //! | [`zone`] | the time zone that times of day are meant in |
 //! | [`moment`] | the time of day, an argument everywhere |
 #![forbid(unsafe_code)]
 
+pub mod band;
 pub mod moment;
+pub mod score;
+pub mod season;
 pub mod timetable;
 pub mod zone;
