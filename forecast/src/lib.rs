@@ -2,6 +2,9 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`forecaster`] | one direction of a link: samples in, forecasts out |
+//! | [`history`] | what is kept for years |
+//! | [`recent`] | the short view: seconds and minutes |
 //! | [`season`] | the long view: hours and days |
 //! | [`band`], [`score`] | a forecast's quantiles, and how good they were |
 //! | [`timetable`] | the weekly timetable of a cap |
@@ -10,7 +13,10 @@
 #![forbid(unsafe_code)]
 
 pub mod band;
+pub mod forecaster;
+pub mod history;
 pub mod moment;
+pub mod recent;
 pub mod score;
 pub mod season;
 pub mod timetable;

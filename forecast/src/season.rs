@@ -11,7 +11,7 @@
 //! at most [`PULL_MAX`] spreads. If the residuals stay on one side for long enough the level has
 //! shifted: it jumps to where they are, and the profile, which is relative to it, stays.
 
-mod errors;
+pub(crate) mod errors;
 mod lead;
 mod profile;
 
@@ -261,7 +261,7 @@ impl Season {
     }
 }
 
-fn hours(count: usize) -> f64 {
+pub(crate) fn hours(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 

@@ -21,7 +21,7 @@ const STEP: f64 = 0.002;
 
 /// A window of errors, in spreads.
 #[derive(Debug, Clone)]
-pub(super) struct Errors {
+pub(crate) struct Errors {
     newest: VecDeque<f64>,
     sorted: Vec<f64>,
     /// What is asked of the window so that the shares come out right.
@@ -39,7 +39,7 @@ impl Default for Errors {
 }
 
 impl Errors {
-    pub(super) fn observe(&mut self, error: f64, lead_hours: usize) {
+    pub(crate) fn observe(&mut self, error: f64, lead_hours: usize) {
         let step = STEP / super::hours(lead_hours);
         let quantiles = self.quantiles(lead_hours);
         for ((asked, share), quantile) in self.asked.iter_mut().zip(SHARES).zip(quantiles) {
@@ -61,7 +61,7 @@ impl Errors {
     ///
     /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
     /// tails are widened as conformal prediction does for so few.
-    pub(super) fn quantiles(&self, lead_hours: usize) -> [f64; 3] {
+    pub(crate) fn quantiles(&self, lead_hours: usize) -> [f64; 3] {
         let count = self.sorted.len();
         let apart = super::hours(count) / super::hours(lead_hours);
         let shrink = apart / (apart + 1.0);

@@ -34,7 +34,9 @@ struct Mean {
 impl Mean {
     fn observe(&mut self, value: f64, count_max: f64) {
         self.count = (self.count + 1.0).min(count_max);
-        self.value += (value - self.value) / self.count;
+        // The newer counts half as much again: the first ones were measured against a level that was
+        // still to be found.
+        self.value += (value - self.value) * 1.5 / (self.count + 0.5);
     }
 
     /// The mean beside `prior`, which is worth `weight` values.
