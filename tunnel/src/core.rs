@@ -89,7 +89,8 @@ impl Core {
         let rejections = Arc::new(Rejections::default());
         let mut peers = BTreeMap::new();
         for peer in &config.peers {
-            let made = Peer::new(peer, &config.site, &identity, &rejections, &config.limits)?;
+            let (limits, zone) = (&config.limits, &config.time_zone);
+            let made = Peer::new(peer, &config.site, &identity, &rejections, limits, zone)?;
             peers.insert(peer.site.clone(), Arc::new(made));
         }
         let services = config.services.iter().map(|service| {

@@ -20,6 +20,7 @@
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 #![forbid(unsafe_code)]
 
@@ -41,6 +42,7 @@ mod pump;
 mod serve;
 pub mod shaper;
 pub mod status;
+mod timetable;
 mod transport;
 mod watch;
 mod wire;
@@ -132,6 +134,11 @@ impl Tunnel {
                 Ok(())
             });
         }
+        let (timed, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            timetable::keep(timed, until).await;
+            Ok(())
+        });
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
         let router = admin::router(Arc::clone(core));
         tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));

@@ -181,7 +181,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let rate = state
             .link
             .as_ref()
-            .map_or(peer.send_rate, |link| link.pace.rate());
+            .map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         if let Some(rate) = rate.map(Rate::bytes_per_second) {
             cap.with_label_values(label).set(signed(rate));
         }

@@ -13,6 +13,9 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
+use towpath_forecast::moment::Moment;
+use towpath_forecast::timetable::Timetable;
+use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -20,6 +23,7 @@ use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
 use crate::link::{Counters, Link};
+use crate::timetable;
 use crate::transport;
 
 /// What is known about the way to a peer.
@@ -37,7 +41,8 @@ pub(crate) struct State {
 pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
-    pub send_rate: Option<Rate>,
+    send_rate: Option<Rate>,
+    timetable: Option<Timetable>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     urgent: quinn::ClientConfig,
@@ -54,6 +59,7 @@ impl Peer {
         identity: &Identity,
         rejections: &Arc<Rejections>,
         limits: &Limits,
+        zone: &Zone,
     ) -> Result<Self, Fault> {
         let client = |leg| {
             let tls = tls::client_config(identity, &config.site, rejections)?;
@@ -69,6 +75,7 @@ impl Peer {
             site: config.site.clone(),
             address: config.address.clone(),
             send_rate: config.send_rate,
+            timetable: config.timetable(zone),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
             urgent: client(Leg::Urgent)?,
@@ -84,6 +91,22 @@ impl Peer {
             Leg::Urgent => self.urgent.clone(),
             Leg::Bulk => self.bulk.clone(),
         }
+    }
+
+    /// Most we send to it now.
+    pub(crate) fn send_rate(&self) -> Option<Rate> {
+        self.send_rate_at(timetable::now())
+    }
+
+    /// Most we send to it at a moment.
+    pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
+        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
+        timed.unwrap_or(self.send_rate)
+    }
+
+    /// Most we send to it by the time of the week.
+    pub(crate) const fn timetable(&self) -> Option<&Timetable> {
+        self.timetable.as_ref()
     }
 
     /// Hears of every change.
