@@ -11,6 +11,8 @@ pub struct Score {
     pub count: u64,
     /// Mean pinball loss of the three quantiles, in bytes per second.
     pub pinball: f64,
+    /// Mean outcome, in bytes per second.
+    pub outcome: f64,
     /// Mean distance of p50 from the outcome, in bytes per second.
     pub error: f64,
     /// Share of outcomes above p10; 0.9 is right.
@@ -23,6 +25,18 @@ pub struct Score {
 pub const COUNT_MAX: u64 = 100_000;
 
 impl Score {
+    /// The mean distance of p50 as a share of the mean outcome; `None` while there is nothing to say.
+    #[must_use]
+    pub fn error_ratio(&self) -> Option<f64> {
+        (self.outcome > 0.0).then(|| self.error / self.outcome)
+    }
+
+    /// The mean pinball loss as a share of the mean outcome; `None` while there is nothing to say.
+    #[must_use]
+    pub fn pinball_ratio(&self) -> Option<f64> {
+        (self.outcome > 0.0).then(|| self.pinball / self.outcome)
+    }
+
     /// Takes one outcome of a forecast.
     pub fn observe(&mut self, band: &Band, outcome: f64) {
         self.observe_within(band, outcome, COUNT_MAX);
@@ -35,6 +49,7 @@ impl Score {
         let step = 1.0 / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         let follow = |mean: &mut f64, value: f64| *mean += (value - *mean) * step;
         let share = |is_so: bool| f64::from(u8::from(is_so));
+        follow(&mut self.outcome, outcome);
         follow(&mut self.pinball, pinball(band, outcome));
         follow(&mut self.error, (outcome - band.p50).abs());
         follow(&mut self.above_p10, share(outcome >= band.p10));

@@ -13,6 +13,7 @@ use towpath_protocol::identity::Name;
 
 use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
+use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
 
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub began: Clock,
+    pub outlook: Outlook,
     pub copiers: Copiers,
 }
 
@@ -107,6 +109,7 @@ impl Core {
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),
+            outlook: Outlook::new(config),
             copiers: Copiers::start()?,
             identity,
             peers,

@@ -20,6 +20,7 @@
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 #![forbid(unsafe_code)]
@@ -35,6 +36,7 @@ mod link;
 mod listen;
 mod local;
 mod metrics;
+mod outlook;
 mod pace;
 mod peer;
 mod pool;
@@ -137,6 +139,11 @@ impl Tunnel {
         let (timed, until) = (Arc::clone(core), stop.clone());
         tasks.spawn(async move {
             timetable::keep(timed, until).await;
+            Ok(())
+        });
+        let (looked, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            outlook::keep(looked, until).await;
             Ok(())
         });
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::core::Core;
 use crate::link::Link;
+pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::Peer;
 use crate::timetable;
 
@@ -96,6 +97,8 @@ pub struct LinkView {
     pub cap_bits_per_second: Option<u64>,
     /// When the timetable changes the cap next, in seconds since 1970.
     pub cap_changes_unix_seconds: Option<u64>,
+    /// What the link is expected to carry.
+    pub forecasts: Vec<ForecastView>,
     /// Packets lost per million over the last second.
     pub lost_per_million: u64,
     /// Streams open now.
@@ -156,7 +159,11 @@ pub(crate) fn status(core: &Core) -> StatusView {
         host: host.host.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: core.began.elapsed().as_secs(),
-        links: core.peers.values().map(|peer| link_view(peer)).collect(),
+        links: core
+            .peers
+            .values()
+            .map(|peer| link_view(core, peer))
+            .collect(),
         services: services.collect(),
         certificate: CertificateStatusView {
             uri: host.uri(),
@@ -177,7 +184,7 @@ pub(crate) fn link_state(peer: &Peer) -> LinkState {
     }
 }
 
-fn link_view(peer: &Peer) -> LinkView {
+fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let state = peer.state();
     let link = state.link.as_deref();
     let estimate = link.map(Link::estimate).unwrap_or_default();
@@ -202,6 +209,7 @@ fn link_view(peer: &Peer) -> LinkView {
         goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
         cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
         cap_changes_unix_seconds: cap_change(peer),
+        forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,
         streams: link.map_or(0, Link::stream_count),
         classes: classes.collect(),
