@@ -194,10 +194,10 @@ async fn a_peer_says_how_much_it_wants_to_receive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cap_of_a_timetable_holds_on_the_wire() {
+async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
     let pair = Pair::start_with(
         |edge, _| {
-            // The cap's change comes at midnight of Wednesday: the same holds before and after it.
+            // All but the same on every day, so that it does not matter when the test runs.
             let week = "40Mbit mon-tue, 40.001Mbit otherwise".parse();
             edge.peers[0].send_timetable = Some(week.unwrap());
         },
@@ -211,7 +211,6 @@ async fn the_cap_of_a_timetable_holds_on_the_wire() {
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let change = link.cap_changes_unix_seconds.unwrap();
     assert!(change > now && change <= now + 7 * 86_400 && change % 86_400 == 0);
-    check_wire_rate(&pair, 5_000_000).await;
 }
 
 /// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.
