@@ -406,10 +406,13 @@ fn tunnel_config(
         host: migrator.host.clone(),
         listen,
         socket: migrator.tunnel_socket(),
+        state_dir: None,
+        time_zone: Default::default(),
         peers: vec![tunnel::PeerConfig {
             site: peer.clone(),
             address,
             send_rate: Some(rate),
+            send_timetable: None,
             receive_rate: Some(rate),
         }],
         services: vec![tunnel::ServiceConfig {

@@ -13,6 +13,7 @@ use towpath_protocol::identity::Name;
 
 use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
+use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::trust::Trust;
@@ -39,6 +40,7 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub began: Clock,
+    pub outlook: Outlook,
     pub copiers: Copiers,
 }
 
@@ -90,7 +92,8 @@ impl Core {
         let rejections = Arc::new(Rejections::default());
         let mut peers = BTreeMap::new();
         for peer in &config.peers {
-            let made = Peer::new(peer, &config.site, &identity, &rejections, &config.limits)?;
+            let (limits, zone) = (&config.limits, &config.time_zone);
+            let made = Peer::new(peer, &config.site, &identity, &rejections, limits, zone)?;
             peers.insert(peer.site.clone(), Arc::new(made));
         }
         let services = config.services.iter().map(|service| {
@@ -107,6 +110,7 @@ impl Core {
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),
+            outlook: Outlook::new(config),
             copiers: Copiers::start()?,
             trust,
             peers,

@@ -170,7 +170,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
         Ok((rate, _)) if is_same => Ok(Link::new(
             (link, host, core.site.clone()),
             (urgent, bulk),
-            (peer.send_rate, rate),
+            (peer.send_rate(), rate),
             Arc::clone(&peer.counters),
         )),
         Ok(_) => {

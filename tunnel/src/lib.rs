@@ -21,6 +21,8 @@
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `outlook` | what links will carry: sampled, kept, forecast, scored |
+//! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 #![forbid(unsafe_code)]
 
@@ -35,6 +37,7 @@ mod link;
 mod listen;
 mod local;
 mod metrics;
+mod outlook;
 mod pace;
 mod peer;
 mod pool;
@@ -42,6 +45,7 @@ mod pump;
 mod serve;
 pub mod shaper;
 pub mod status;
+mod timetable;
 mod transport;
 mod trust;
 mod watch;
@@ -140,6 +144,16 @@ impl Tunnel {
         let stopping = stop.clone();
         tasks.spawn(async move {
             trust::keep(trusting, endpoint, stopping).await;
+            Ok(())
+        });
+        let (timed, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            timetable::keep(timed, until).await;
+            Ok(())
+        });
+        let (looked, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            outlook::keep(looked, until).await;
             Ok(())
         });
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));

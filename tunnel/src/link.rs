@@ -80,6 +80,8 @@ pub(crate) struct Link {
     /// The site that dialled.
     pub dialler: Name,
     pub pace: Pace,
+    /// Most the peer wants to be sent.
+    peer_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     urgent: Connection,
     bulk: Connection,
@@ -106,10 +108,6 @@ impl Link {
         (rate, peer_rate): (Option<Rate>, Option<Rate>),
         counters: Arc<Counters>,
     ) -> Self {
-        let rate = match (rate, peer_rate) {
-            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
-            (one, other) => one.or(other),
-        };
         for connection in [&urgent, &bulk] {
             if connection
                 .remote_address()
@@ -125,13 +123,25 @@ impl Link {
             id,
             peer,
             dialler,
-            pace: Pace::new(rate),
+            pace: Pace::new(least(rate, peer_rate)),
+            peer_rate,
             counters,
             urgent,
             bulk,
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
         }
+    }
+
+    /// Changes the most that we send; the peer's wish still holds.
+    /// Says whether that made a difference.
+    pub(crate) fn set_send_rate(&self, rate: Option<Rate>) -> bool {
+        let rate = least(rate, self.peer_rate);
+        let is_another = self.pace.rate() != rate;
+        if is_another {
+            self.pace.set_rate(rate);
+        }
+        is_another
     }
 
     /// The connection of a leg.
@@ -298,6 +308,14 @@ struct Totals {
     received: u64,
     lost: u64,
     packets: u64,
+}
+
+/// The lower of two caps.
+fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+        (one, other) => one.or(other),
+    }
 }
 
 fn seen(stats: &ConnectionStats) -> Seen {

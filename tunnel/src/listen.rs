@@ -235,7 +235,7 @@ impl Listener {
         let link = Arc::new(Link::new(
             (join.link, urgent.host.clone(), urgent.host.site.clone()),
             (urgent.connection, bulk.connection),
-            (peer.send_rate, join.receive_rate_max.map(Rate::clamped)),
+            (peer.send_rate(), join.receive_rate_max.map(Rate::clamped)),
             Arc::clone(&peer.counters),
         ));
         let trusted = self.core.trust.check_link(&link);

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 use towpath_certs::Rejection;
+use towpath_forecast::forecaster::{Forecaster, Horizon};
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
 use crate::link::Link;
+use crate::outlook::Direction;
 use crate::status;
 
 /// Why a handshake was dropped before it cost a signature.
@@ -75,6 +77,7 @@ fn collect(core: &Core) -> prometheus::Result<String> {
     host(core, &registry)?;
     refusals(core, &registry)?;
     links(core, &registry)?;
+    forecasts(core, &registry)?;
     TextEncoder::new().encode_to_string(&registry.gather())
 }
 
@@ -201,7 +204,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let rate = state
             .link
             .as_ref()
-            .map_or(peer.send_rate, |link| link.pace.rate());
+            .map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         if let Some(rate) = rate.map(Rate::bytes_per_second) {
             cap.with_label_values(label).set(signed(rate));
         }
@@ -219,6 +222,59 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .set(estimate.queue_delay.as_secs_f64());
         let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
+    }
+    Ok(())
+}
+
+fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let predicted = ratios(
+        registry,
+        "towpath_tunnel_predicted_bytes_per_second",
+        "What the link is expected to carry, under its cap; absent while unknown.",
+        &["peer", "direction", "horizon", "quantile"],
+    )?;
+    let scored = &["peer", "direction", "horizon"];
+    let error = ratios(
+        registry,
+        "towpath_tunnel_prediction_error_ratio",
+        "Mean distance of p50 from what came, as a share of it.",
+        scored,
+    )?;
+    let pinball = ratios(
+        registry,
+        "towpath_tunnel_prediction_pinball_ratio",
+        "Mean pinball loss of p10, p50 and p90, as a share of what came.",
+        scored,
+    )?;
+    let coverage = ratios(
+        registry,
+        "towpath_tunnel_prediction_coverage_ratio",
+        "Share of outcomes from p10 to p90; 0.8 is right.",
+        scored,
+    )?;
+    for peer in core.peers.values() {
+        for direction in Direction::ALL {
+            let (site, way) = (peer.site.as_str(), direction.as_str());
+            for (horizon, made) in core.outlook.predictions(peer, direction) {
+                for (quantile, (_, rate)) in ["0.1", "0.5", "0.9"].iter().zip(made.band.quantiles())
+                {
+                    let labels = &[site, way, horizon, quantile];
+                    predicted.with_label_values(labels).set(rate);
+                }
+            }
+            for horizon in Horizon::ALL {
+                let labels = &[site, way, horizon.as_str()];
+                let score = |forecaster: &Forecaster| *forecaster.score(horizon);
+                let Some(score) = core.outlook.with(&peer.site, direction, score) else {
+                    continue;
+                };
+                if let (Some(off), Some(loss)) = (score.error_ratio(), score.pinball_ratio()) {
+                    error.with_label_values(labels).set(off);
+                    pinball.with_label_values(labels).set(loss);
+                    coverage.with_label_values(labels).set(score.within);
+                }
+            }
+        }
     }
     Ok(())
 }

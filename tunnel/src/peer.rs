@@ -13,6 +13,9 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
+use towpath_forecast::moment::Moment;
+use towpath_forecast::timetable::Timetable;
+use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -20,6 +23,7 @@ use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
 use crate::link::{Counters, Link};
+use crate::timetable;
 use crate::transport;
 
 /// What is known about the way to a peer.
@@ -40,7 +44,8 @@ pub(crate) type Clients = (quinn::ClientConfig, quinn::ClientConfig);
 pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
-    pub send_rate: Option<Rate>,
+    send_rate: Option<Rate>,
+    timetable: Option<Timetable>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     clients: Mutex<Clients>,
@@ -56,6 +61,7 @@ impl Peer {
         identity: &Identity,
         rejections: &Arc<Rejections>,
         limits: &Limits,
+        zone: &Zone,
     ) -> Result<Self, Fault> {
         let clients = clients(&config.site, identity, rejections, limits)?;
         let (state, _) = watch::channel(State {
@@ -68,6 +74,7 @@ impl Peer {
             site: config.site.clone(),
             address: config.address.clone(),
             send_rate: config.send_rate,
+            timetable: config.timetable(zone),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
             clients: Mutex::new(clients),
@@ -102,6 +109,22 @@ impl Peer {
     /// Dials with these settings from now on.
     pub(crate) fn set_clients(&self, clients: Clients) {
         *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
+    }
+
+    /// Most we send to it now.
+    pub(crate) fn send_rate(&self) -> Option<Rate> {
+        self.send_rate_at(timetable::now())
+    }
+
+    /// Most we send to it at a moment.
+    pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
+        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
+        timed.unwrap_or(self.send_rate)
+    }
+
+    /// Most we send to it by the time of the week.
+    pub(crate) const fn timetable(&self) -> Option<&Timetable> {
+        self.timetable.as_ref()
     }
 
     /// Hears of every change.

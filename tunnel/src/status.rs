@@ -4,12 +4,15 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
+use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
 use utoipa::ToSchema;
 
 use crate::core::Core;
 use crate::link::Link;
+pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::Peer;
+use crate::timetable;
 use crate::trust::{self, Trust};
 
 /// The schema's name in [`StatusView::schema`].
@@ -93,6 +96,10 @@ pub struct LinkView {
     pub goodput_in_bits_per_second: u64,
     /// The cap on what we send, in bits per second on the wire.
     pub cap_bits_per_second: Option<u64>,
+    /// When the timetable changes the cap next, in seconds since 1970.
+    pub cap_changes_unix_seconds: Option<u64>,
+    /// What the link is expected to carry.
+    pub forecasts: Vec<ForecastView>,
     /// Packets lost per million over the last second.
     pub lost_per_million: u64,
     /// Streams open now.
@@ -179,7 +186,11 @@ pub(crate) fn status(core: &Core) -> StatusView {
         host: host.host.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: core.began.elapsed().as_secs(),
-        links: core.peers.values().map(|peer| link_view(peer)).collect(),
+        links: core
+            .peers
+            .values()
+            .map(|peer| link_view(core, peer))
+            .collect(),
         services: services.collect(),
         certificate: certificate_view(&core.trust),
     }
@@ -221,12 +232,12 @@ pub(crate) fn link_state(peer: &Peer) -> LinkState {
     }
 }
 
-fn link_view(peer: &Peer) -> LinkView {
+fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let state = peer.state();
     let link = state.link.as_deref();
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
-    let cap = link.map_or(peer.send_rate, |link| link.pace.rate());
+    let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(*class),
@@ -245,6 +256,8 @@ fn link_view(peer: &Peer) -> LinkView {
         goodput_out_bits_per_second: measured.sent_per_second.saturating_mul(8),
         goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
         cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
+        cap_changes_unix_seconds: cap_change(peer),
+        forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,
         streams: link.map_or(0, Link::stream_count),
         classes: classes.collect(),
@@ -252,6 +265,11 @@ fn link_view(peer: &Peer) -> LinkView {
         key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
     }
+}
+
+fn cap_change(peer: &Peer) -> Option<u64> {
+    let next = peer.timetable()?.next_change_after(timetable::now());
+    next.map(Moment::unix_seconds)
 }
 
 fn micros(time: std::time::Duration) -> u64 {

@@ -77,10 +77,13 @@ impl World {
             host: name("box-1"),
             listen: Some("127.0.0.1:0".parse().unwrap()),
             socket: self.path(&format!("{site}-run/tunnel.sock")),
+            state_dir: None,
+            time_zone: Default::default(),
             peers: vec![PeerConfig {
                 site: name(peer),
                 address: None,
                 send_rate: None,
+                send_timetable: None,
                 receive_rate: None,
             }],
             services: vec![ServiceConfig {

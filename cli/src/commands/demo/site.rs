@@ -125,10 +125,13 @@ impl Plan<'_> {
             host: migrator.host.clone(),
             listen: self.listen,
             socket: migrator.tunnel_socket(),
+            state_dir: None,
+            time_zone: Default::default(),
             peers: vec![tunnel::PeerConfig {
                 site: self.peer.clone(),
                 address: self.peer_address.map(|address| address.to_string()),
                 send_rate: self.rate,
+                send_timetable: None,
                 receive_rate: self.rate,
             }],
             services: vec![tunnel::ServiceConfig {
