@@ -283,7 +283,12 @@ impl Site {
     #[must_use]
     pub fn has_link(&self) -> bool {
         let status: Result<StatusView, _> = self.runtime.block_on(self.admin.get("/status"));
-        status.is_ok_and(|status| status.links.iter().all(|link| link.state == LinkState::Up))
+        status.is_ok_and(|status| {
+            status
+                .links
+                .iter()
+                .all(|link| link.state != LinkState::Down)
+        })
     }
 
     /// Waits until the link is up.

@@ -14,7 +14,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
 use crate::outlook::{self, ForecastDocument};
-use crate::status::{self, LinkState, StatusView};
+use crate::status::{self, StatusView};
 use crate::{metrics, timetable};
 
 /// Prometheus's text form, version 0.0.4.
@@ -71,7 +71,7 @@ async fn read_ready(State(core): State<Arc<Core>>) -> Response {
     let missing = core
         .peers
         .values()
-        .filter(|peer| status::link_state(peer) != LinkState::Up)
+        .filter(|peer| !peer.state().is_usable())
         .map(|peer| peer.site.to_string())
         .collect::<Vec<_>>();
     if missing.is_empty() {

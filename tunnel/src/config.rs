@@ -12,6 +12,7 @@ use towpath_forecast::timetable::{Timetable, Week};
 use towpath_forecast::zone::Zone;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
+use towpath_protocol::size::Size;
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -126,6 +127,11 @@ pub struct Limits {
     pub preamble_wait: Span,
     /// How long a stream may be stuck because the other side does not read.
     pub stall_wait: Span,
+    /// How long a stream outlives the loss of its link; then its program loses it too.
+    pub outage_wait: Span,
+    /// Most bytes of each stream and direction that are kept to be sent again after a cut; twice what
+    /// the path holds if that is more.
+    pub resume_tail: Size,
     /// Largest UDP payload that is tried: 1452 fits a plain 1500-byte path over IPv6; private links
     /// with jumbo frames carry three times as much per processor second with 6400.
     pub udp_payload_bytes: u16,
@@ -138,6 +144,8 @@ impl Default for Limits {
             peer_streams: 64,
             preamble_wait: Span::new(Duration::from_secs(5)),
             stall_wait: Span::new(Duration::from_secs(30)),
+            outage_wait: Span::new(Duration::from_mins(10)),
+            resume_tail: Size::from_bytes(1 << 20),
             udp_payload_bytes: 1452,
         }
     }
@@ -221,7 +229,11 @@ impl Limits {
             within(key, millis, 100..=600_000)
         };
         wait("preamble_wait", self.preamble_wait)?;
-        wait("stall_wait", self.stall_wait)
+        wait("stall_wait", self.stall_wait)?;
+        let outage = self.outage_wait.milliseconds();
+        within("outage_wait", outage, 100..=86_400_000)?;
+        let tail = self.resume_tail.bytes();
+        within("resume_tail", tail, 64 << 10..=64 << 20)
     }
 }
 

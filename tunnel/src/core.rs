@@ -7,7 +7,7 @@ use std::time::{Duration, Instant as Clock};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use towpath_certs::{Rejections, tls};
-use towpath_protocol::channel::LinkId;
+use towpath_protocol::channel::{LinkId, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
@@ -41,6 +41,8 @@ pub(crate) struct Core {
     pub dropped: Dropped,
     pub began: Clock,
     pub outlook: Outlook,
+    /// This run: streams do not outlive it.
+    pub run: RunId,
     pub copiers: Copiers,
 }
 
@@ -111,10 +113,19 @@ impl Core {
             dropped: Dropped::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
+            run: RunId(random()?),
             copiers: Copiers::start()?,
             trust,
             peers,
             rejections,
+        })
+    }
+
+    /// The peer of a name.
+    pub(crate) fn peer(&self, site: &Name) -> Result<&Arc<Peer>, Fault> {
+        self.peers.get(site).ok_or_else(|| {
+            let detail = format!("{site} is no peer of this tunnel");
+            Fault::new(Code::NotFound, detail)
         })
     }
 
@@ -129,16 +140,29 @@ impl Core {
     }
 }
 
-/// A number nobody can guess.
+/// A link's number, which nobody can guess.
 ///
 /// # Errors
 ///
 /// `E_IO` if the system has no random numbers.
 pub(crate) fn random_link() -> Result<LinkId, Fault> {
+    random().map(LinkId)
+}
+
+/// A stream's number, which nobody can guess.
+///
+/// # Errors
+///
+/// `E_IO` if the system has no random numbers.
+pub(crate) fn random_stream() -> Result<StreamId, Fault> {
+    random().map(StreamId)
+}
+
+fn random() -> Result<u128, Fault> {
     let mut bytes = [0; 16];
     tls::provider()
         .secure_random
         .fill(&mut bytes)
         .map_err(|_| Fault::new(Code::Io, "no random numbers to be had"))?;
-    Ok(LinkId(u128::from_le_bytes(bytes)))
+    Ok(u128::from_le_bytes(bytes))
 }

@@ -301,9 +301,10 @@ impl Estimator {
                 best_rate,
                 plateau_rounds,
             } => {
-                // A queue that a sender with nothing to send sees is somebody else's.
+                // The queue and the losses of a sender with nothing to send are somebody else's: one lost
+                // packet of three says nothing about what the path carries.
                 let has_queue = self.queue_delay > self.allowance / 2;
-                let is_full = is_lossy || (has_queue && !round.is_app_limited);
+                let is_full = (is_lossy || has_queue) && !round.is_app_limited;
                 self.start(&round, rate, base, is_full, best_rate, plateau_rounds);
             }
             Phase::Draining { window_bytes } => {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota};
-use quinn::{Connection, ConnectionError, Endpoint, Incoming, SendStream};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
@@ -57,6 +57,7 @@ struct Pending {
     host: HostIdentity,
     leg: Leg,
     answer: SendStream,
+    recv: RecvStream,
 }
 
 /// Accepts until the tunnel stops.
@@ -183,6 +184,7 @@ impl Listener {
             host,
             leg,
             answer,
+            recv,
         };
         match self.pair(&join, this)? {
             Some((urgent, bulk)) => self.link(peer, &join, version, (urgent, bulk)).await,
@@ -233,7 +235,11 @@ impl Listener {
         (mut urgent, mut bulk): (Pending, Pending),
     ) -> Result<(), Fault> {
         let link = Arc::new(Link::new(
-            (join.link, urgent.host.clone(), urgent.host.site.clone()),
+            (
+                join.link,
+                (urgent.host.clone(), join.run),
+                urgent.host.site.clone(),
+            ),
             (urgent.connection, bulk.connection),
             (peer.send_rate(), join.receive_rate_max.map(Rate::clamped)),
             Arc::clone(&peer.counters),
@@ -251,12 +257,14 @@ impl Listener {
         let answer = Preamble::Joined(Joined {
             version,
             receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+            run: self.core.run,
         });
         for send in [&mut urgent.answer, &mut bulk.answer] {
             // A connection that is already gone ends the link by itself.
             let _ = wire::write(send, &answer).await;
-            let _ = send.finish();
         }
+        let _ = bulk.answer.finish();
+        link.set_control((urgent.answer, urgent.recv));
         serve::accept(&self.core, &link);
         Ok(())
     }

@@ -13,9 +13,9 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
-use crate::link::Link;
 use crate::outlook::Direction;
-use crate::status;
+use crate::status::{self, LinkState};
+use crate::streams::Tally;
 
 /// Why a handshake was dropped before it cost a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +153,12 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Whether the link is up.",
         peer,
     )?;
+    let states = gauges(
+        registry,
+        "towpath_tunnel_state",
+        "1 for the state the link is in, 0 for the others.",
+        &["peer", "state"],
+    )?;
     let streams = gauges(
         registry,
         "towpath_tunnel_streams",
@@ -190,12 +196,18 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         peer,
     )?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
+    let fates = Fates::new(registry)?;
     for peer in core.peers.values() {
         let site = peer.site.as_str();
         let label = &[site];
         let state = peer.state();
-        let is_up = status::link_state(peer) == status::LinkState::Up;
-        up.with_label_values(label).set(i64::from(is_up));
+        up.with_label_values(label)
+            .set(i64::from(state.is_usable()));
+        let verdict = status::verdict(peer);
+        for each in LinkState::ALL {
+            let is_it = i64::from(verdict.state == each);
+            states.with_label_values(&[site, each.as_str()]).set(is_it);
+        }
         for class in Class::ALL {
             let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
             of("out").inc_by(peer.counters.sent(class));
@@ -211,7 +223,8 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let link = state.link.as_deref();
         streams
             .with_label_values(label)
-            .set(signed(link.map_or(0, Link::stream_count)));
+            .set(signed(peer.streams.count()));
+        fates.show(label, &peer.streams.tally);
         let Some(link) = link else { continue };
         let estimate = link.estimate();
         path.with_label_values(label)
@@ -277,6 +290,59 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What became of streams whose link was lost.
+struct Fates {
+    paused: IntGaugeVec,
+    resumed: IntCounterVec,
+    lost: IntCounterVec,
+    resent: IntCounterVec,
+    links_lost: IntCounterVec,
+}
+
+impl Fates {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let count = |name, help| counters(registry, name, help, &["peer"]);
+        Ok(Self {
+            paused: gauges(
+                registry,
+                "towpath_tunnel_streams_paused",
+                "Streams that wait for the next link.",
+                &["peer"],
+            )?,
+            resumed: count(
+                "towpath_tunnel_streams_resumed_total",
+                "Times a stream went on over another connection.",
+            )?,
+            lost: count(
+                "towpath_tunnel_streams_lost_total",
+                "Streams that no link came for in time, or that the peer had forgotten.",
+            )?,
+            resent: count(
+                "towpath_tunnel_resent_bytes_total",
+                "Bytes sent again because a connection was lost.",
+            )?,
+            links_lost: count(
+                "towpath_tunnel_links_lost_total",
+                "Times the link was lost.",
+            )?,
+        })
+    }
+
+    fn show(&self, peer: &[&str], tally: &Tally) {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let paused = self.paused.with_label_values(peer);
+        paused.set(signed(of(&tally.paused)));
+        for (metric, counter) in [
+            (&self.resumed, &tally.resumed),
+            (&self.lost, &tally.lost),
+            (&self.resent, &tally.resent_bytes),
+            (&self.links_lost, &tally.links_lost),
+        ] {
+            metric.with_label_values(peer).inc_by(of(counter));
+        }
+    }
 }
 
 fn gauges(

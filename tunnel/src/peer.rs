@@ -8,8 +8,10 @@
 //!    └───────────────────────── link over ────────────┘
 //! ```
 
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
@@ -22,15 +24,22 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
+use crate::health;
 use crate::link::{Counters, Link};
+use crate::streams::Streams;
 use crate::timetable;
 use crate::transport;
+
+/// Losses of a link that are remembered: more of them are not counted apart.
+const LOSS_COUNT_MAX: usize = 32;
 
 /// What is known about the way to a peer.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub link: Option<Arc<Link>>,
     pub is_stalled: bool,
+    /// A new link is wanted although this one works.
+    pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
     pub reason: String,
     pub since: SystemTime,
@@ -38,6 +47,13 @@ pub(crate) struct State {
 
 /// Settings to dial a link's urgent and bulk connection with.
 pub(crate) type Clients = (quinn::ClientConfig, quinn::ClientConfig);
+
+impl State {
+    /// Whether what is asked of the link now is likely to succeed.
+    pub(crate) const fn is_usable(&self) -> bool {
+        self.link.is_some() && !self.is_stalled
+    }
+}
 
 /// A site we keep a link to.
 #[derive(Debug)]
@@ -48,10 +64,13 @@ pub(crate) struct Peer {
     timetable: Option<Timetable>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
+    pub streams: Arc<Streams>,
     clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
+    /// When the link was lost, newest last.
+    losses: Mutex<VecDeque<Clock>>,
 }
 
 impl Peer {
@@ -67,6 +86,7 @@ impl Peer {
         let (state, _) = watch::channel(State {
             link: None,
             is_stalled: false,
+            is_outdated: false,
             reason: "not reached yet".to_owned(),
             since: SystemTime::now(),
         });
@@ -77,9 +97,11 @@ impl Peer {
             timetable: config.timetable(zone),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
+            streams: Arc::default(),
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
+            losses: Mutex::default(),
         })
     }
 
@@ -150,6 +172,38 @@ impl Peer {
         })
     }
 
+    /// Waits until another link has taken this one's place.
+    pub(crate) async fn replaced(&self, link: &Arc<Link>) {
+        let is_other = |state: &State| {
+            let current = state.link.as_ref();
+            current.is_some_and(|current| !Arc::ptr_eq(current, link))
+        };
+        // It fails only without a sender, and that is ours.
+        let _ = self.subscribe().wait_for(is_other).await;
+    }
+
+    /// Times the link was lost of late.
+    pub(crate) fn recent_loss_count(&self) -> usize {
+        let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |at: &&Clock| at.elapsed() < health::RECENT;
+        losses.iter().filter(is_recent).count()
+    }
+
+    fn note_loss(&self) {
+        let count = &self.streams.tally.links_lost;
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        if losses.len() == LOSS_COUNT_MAX {
+            losses.pop_front();
+        }
+        losses.push_back(Clock::now());
+    }
+
+    /// Asks for a new link in place of the one we have, which works until then.
+    pub(crate) fn renew(&self) {
+        self.state.send_modify(|state| state.is_outdated = true);
+    }
+
     /// Notes why the last attempt failed, while there is no link.
     pub(crate) fn note_failure(&self, fault: &Fault) {
         self.state.send_if_modified(|state| {
@@ -178,10 +232,11 @@ impl Peer {
                     refused = Some(Fault::new(Code::State, detail));
                     return false;
                 }
-                current.close(Code::State, "another link has taken its place");
+                current.retire();
             }
             state.link = Some(Arc::clone(link));
             state.is_stalled = false;
+            state.is_outdated = false;
             state.reason = "up".to_owned();
             state.since = SystemTime::now();
             true
@@ -232,6 +287,7 @@ impl Peer {
             if is_ours {
                 state.link = None;
                 state.is_stalled = false;
+                self.note_loss();
                 state.reason.clone_from(&reason);
                 state.since = SystemTime::now();
             }

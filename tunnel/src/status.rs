@@ -1,5 +1,6 @@
 //! What operators see of a tunnel: the `/status` document.
 
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use towpath_protocol::channel::Class;
 use utoipa::ToSchema;
 
 use crate::core::Core;
+use crate::health::{self, Signs, Verdict};
 use crate::link::Link;
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::Peer;
@@ -43,27 +45,24 @@ pub struct StatusView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// The link is up.
-    Up,
-    /// The link is there and the peer does not answer; another is being dialled.
-    Stalled,
-    /// There is no link and we dial.
-    Dialing,
-    /// There is no link and we wait for the peer to dial.
+    /// The link is up and carries what it should.
+    Healthy,
+    /// The link is there and something is wrong with it.
+    Degraded,
+    /// There is no link.
     Down,
 }
 
 impl LinkState {
     /// Every state.
-    pub const ALL: [Self; 4] = [Self::Up, Self::Stalled, Self::Dialing, Self::Down];
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Down];
 
     /// The state's name in tables, metrics and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Up => "up",
-            Self::Stalled => "stalled",
-            Self::Dialing => "dialing",
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
             Self::Down => "down",
         }
     }
@@ -80,7 +79,9 @@ pub struct LinkView {
     pub state: LinkState,
     /// Why it is so.
     pub reason: String,
-    /// Since when, in seconds since 1970.
+    /// What to do about it; nothing for a healthy one.
+    pub remedy: Option<String>,
+    /// Since when there is this link, or none, in seconds since 1970.
     pub since_unix_seconds: u64,
     /// Smoothed round trip of the urgent connection, in microseconds.
     pub rtt_us: u64,
@@ -104,6 +105,16 @@ pub struct LinkView {
     pub lost_per_million: u64,
     /// Streams open now.
     pub streams: u64,
+    /// Those of them that wait for the next link.
+    pub streams_paused: u64,
+    /// Times a stream went on over another connection, since the tunnel started.
+    pub streams_resumed: u64,
+    /// Streams that no link came for in time, or that the peer had forgotten.
+    pub streams_lost: u64,
+    /// Bytes that were sent again because a connection was lost.
+    pub resent_bytes: u64,
+    /// Times the link was lost.
+    pub links_lost: u64,
     /// Bytes per class since the tunnel started.
     pub classes: Vec<ClassView>,
     /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
@@ -222,14 +233,18 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
 }
 
 /// How the way to a peer is.
-pub(crate) fn link_state(peer: &Peer) -> LinkState {
+pub(crate) fn verdict(peer: &Peer) -> Verdict {
     let state = peer.state();
-    match (state.link, state.is_stalled, &peer.address) {
-        (Some(_), false, _) => LinkState::Up,
-        (Some(_), true, _) => LinkState::Stalled,
-        (None, _, Some(_)) => LinkState::Dialing,
-        (None, _, None) => LinkState::Down,
-    }
+    let trouble = state.link.as_deref().map(Link::trouble).unwrap_or_default();
+    health::judge(&Signs {
+        is_linked: state.link.is_some(),
+        is_stalled: state.is_stalled,
+        is_dialled: peer.address.is_some(),
+        why_down: state.reason,
+        lost_per_million: trouble.lost_per_million,
+        queue: trouble.queue,
+        lost_count: peer.recent_loss_count(),
+    })
 }
 
 fn link_view(core: &Core, peer: &Peer) -> LinkView {
@@ -238,6 +253,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
+    let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(*class),
@@ -246,8 +262,9 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     LinkView {
         peer: peer.site.to_string(),
         host: link.map(|link| link.peer.host.to_string()),
-        state: link_state(peer),
-        reason: state.reason.clone(),
+        state: verdict.state,
+        reason: verdict.reason,
+        remedy: verdict.remedy.map(str::to_owned),
         since_unix_seconds: unix_seconds(state.since),
         rtt_us: link.map_or(0, |link| micros(link.rtt())),
         base_rtt_us: micros(estimate.base_rtt),
@@ -259,7 +276,12 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         cap_changes_unix_seconds: cap_change(peer),
         forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,
-        streams: link.map_or(0, Link::stream_count),
+        streams: peer.streams.count(),
+        streams_paused: tally.paused.load(Ordering::Relaxed),
+        streams_resumed: tally.resumed.load(Ordering::Relaxed),
+        streams_lost: tally.lost.load(Ordering::Relaxed),
+        resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),
+        links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
         peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
         key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),

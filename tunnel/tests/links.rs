@@ -37,7 +37,7 @@ async fn a_link_is_back_after_the_peer_restarts() {
     let mut pair = Pair::start().await;
     let config = pair.region_config.clone();
     pair.region.stop().await;
-    becomes(&pair.edge, LinkState::Dialing).await;
+    becomes(&pair.edge, LinkState::Down).await;
     // Another test may have been given the port meanwhile; it does not keep it for long.
     let restarting = async {
         loop {
@@ -125,7 +125,7 @@ async fn a_peer_that_stops_answering_shows_before_quic_gives_up() {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
     pair.relay.as_ref().unwrap().control().cut(Side::B);
     let cut = Instant::now();
-    becomes(&pair.edge, LinkState::Stalled).await;
+    becomes(&pair.edge, LinkState::Degraded).await;
     assert!(
         cut.elapsed() < Duration::from_secs(2),
         "{:?}",

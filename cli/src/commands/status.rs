@@ -156,8 +156,14 @@ fn tunnel_table(status: &StatusView) -> String {
             escape(&link.reason),
         ]);
     }
-    let links = table.render("no links: the tunnel's configuration names no peers");
-    format!("{links}\n{}", certificate_fields(&status.certificate))
+    let mut text = table.render("no links: the tunnel's configuration names no peers");
+    for link in &status.links {
+        if let Some(remedy) = &link.remedy {
+            let (peer, remedy) = (escape(&link.peer), escape(remedy));
+            text.push_str(&format!("{peer}: {remedy}\n"));
+        }
+    }
+    format!("{text}\n{}", certificate_fields(&status.certificate))
 }
 
 fn certificate_fields(certificate: &CertificateStatusView) -> String {

@@ -186,7 +186,11 @@ impl Site {
         let deadline = Instant::now() + LINK_WAIT;
         loop {
             let status: StatusView = self.tunnel.get("/status").await?;
-            if status.links.iter().all(|link| link.state == LinkState::Up) {
+            if status
+                .links
+                .iter()
+                .all(|link| link.state != LinkState::Down)
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {
