@@ -321,7 +321,7 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     Ok(())
 }
 
-/// Ends the links of peers whose certificate has been revoked (T10).
+/// Ends the links of peers whose certificate has been revoked, and the streams with them (T10).
 fn close_revoked(core: &Core) {
     for peer in core.peers.values() {
         let Some(link) = peer.state().link else {
@@ -332,6 +332,7 @@ fn close_revoked(core: &Core) {
                 tracing::warn!(target: "audit", peer = %link.peer, "revoked: link closed");
             }
             link.close(fault.code, &fault.detail);
+            peer.streams.cut_host(&link.peer, &fault);
         }
     }
 }

@@ -387,6 +387,12 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
         };
         soon(closed).await;
         println!("closed after {:?}", changed.elapsed());
+        let cut = async {
+            while tunnel.status().links[0].streams > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(cut).await;
         assert!(changed.elapsed() < CLOSED_WITHIN, "{:?}", changed.elapsed());
         // And it stays out, though it goes on trying or is tried again and again.
         let again = tunnel
