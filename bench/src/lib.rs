@@ -3,3 +3,4 @@
 
 pub mod relay;
 pub mod sites;
+pub mod weeks;

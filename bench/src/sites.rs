@@ -37,10 +37,13 @@ pub fn site(
         host: host.host,
         listen: None,
         socket: folder.join(format!("{own}-run/tunnel.sock")),
+        state_dir: None,
+        time_zone: Default::default(),
         peers: vec![PeerConfig {
             site: peer.parse()?,
             address: None,
             send_rate: None,
+            send_timetable: None,
             receive_rate: None,
         }],
         services: vec![ServiceConfig {
@@ -58,6 +61,7 @@ pub fn site(
             cert: files.cert,
             key: files.key,
             ca: files.ca,
+            crl: None,
         },
         limits: Limits::default(),
     })

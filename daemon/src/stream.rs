@@ -1,18 +1,32 @@
 //! Streams through the tunnel for programs with plain blocking sockets: open one, or be handed one.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use towpath_protocol::channel::{Accepted, Open, Preamble};
+use rustix::net::sockopt;
+use towpath_protocol::channel::{Accepted, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
-use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::identity::{HostIdentity, Name};
 
 /// How long a preamble may take to arrive on a connection that has just been accepted: the tunnel
 /// sends it with its first write, so a longer wait means that someone else has connected.
 pub const PREAMBLE_WAIT: Duration = Duration::from_secs(5);
+
+/// Bytes a local socket holds for a reader that is busy, where the class fills the link: the writer
+/// then sleeps once for a mebibyte and not for each chunk. The system may give less.
+const BULK_BUFFER_BYTES: usize = 1 << 20;
+
+/// Gives a local socket that carries a class the room to send that the class needs.
+pub fn make_room(socket: impl AsFd, class: Class) {
+    if class.leg() == Leg::Bulk {
+        // With less room the stream is slower, and nothing else.
+        let _ = sockopt::set_socket_send_buffer_size(socket, BULK_BUFFER_BYTES);
+    }
+}
 
 /// Opens a stream to a service at a peer; returns it once the service has it.
 ///
@@ -33,6 +47,7 @@ pub fn open_stream(
         let detail = format!("the tunnel's socket {}: {error}", tunnel.display());
         Fault::new(Code::Unreachable, detail)
     })?;
+    make_room(&stream, open.class);
     stream
         .set_write_timeout(Some(wait))
         .map_err(|error| broken(&error))?;
@@ -45,6 +60,25 @@ pub fn open_stream(
         Preamble::Opened(peer) => Ok((stream, peer)),
         Preamble::Refused(fault) => Err(fault),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks the tunnel of this host's own site whether new work may begin.
+///
+/// # Errors
+///
+/// `E_CRL_STALE` while the tunnel does not know what has been revoked lately, `E_UNREACHABLE` if its
+/// socket cannot be used, `E_STALLED` if there is no answer within `wait`.
+pub fn check_trust(tunnel: &Path, site: &Name, wait: Duration) -> Result<(), Fault> {
+    let open = Open {
+        peer: site.clone(),
+        service: TRUST_SERVICE.parse().expect("the service's name is a name"),
+        class: Class::Control,
+    };
+    match open_stream(tunnel, &open, wait) {
+        // A tunnel of an earlier release has no such service, and no lists either.
+        Err(fault) if fault.code == Code::NotFound => Ok(()),
+        asked => asked.map(|_| ()),
     }
 }
 

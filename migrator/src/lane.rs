@@ -18,6 +18,9 @@ const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 /// From this size on a frame is written from where it lies, not copied first.
 const COPY_BYTES_MAX: usize = 8 * 1024;
 
+/// Frames written in one go: what the codec packs while the one before is written.
+const FRAMES_PER_WRITE: usize = 4;
+
 /// Longest a frame may take from its first byte to its last: nobody holds a reader with one byte a
 /// second, and 96 KiB in this time is 3 KiB/s.
 pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -126,6 +129,17 @@ impl<R: Read> LaneReader<R> {
     /// Frames skipped so far: of a kind this version does not know, and not critical.
     pub const fn skipped_count(&self) -> u64 {
         self.skipped_count
+    }
+
+    /// Whether the next frame is a chunk's and here already, so that reading it does not wait. The frame
+    /// may still turn out to be wrong.
+    pub fn has_chunk(&self) -> bool {
+        let here = &self.buffer[self.start..self.end];
+        here.first_chunk::<HEADER_BYTES>()
+            .and_then(|head| Header::parse(head, BODY_BYTES_MAX).ok())
+            .is_some_and(|header| {
+                header.kind == KIND_CHUNK && here.len() - HEADER_BYTES >= header.body_bytes as usize
+            })
     }
 
     /// The next frame.
@@ -269,13 +283,25 @@ impl<W: Write> LaneWriter<W> {
     ///
     /// As [`LaneWriter::flush`].
     pub fn write_chunk_frame(&mut self, frame: &[u8]) -> Result<(), Fault> {
-        if frame.len() > COPY_BYTES_MAX {
-            return self.write_out(frame);
+        self.write_chunk_frames(&[frame])
+    }
+
+    /// Adds the frames of some chunks: large ones leave in one go, straight from where they lie.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaneWriter::flush`].
+    pub fn write_chunk_frames(&mut self, frames: &[&[u8]]) -> Result<(), Fault> {
+        let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
+        if bytes > COPY_BYTES_MAX {
+            return self.write_out(frames);
         }
-        if self.buffer.len() + frame.len() > WRITE_BUFFER_BYTES {
+        if self.buffer.len() + bytes > WRITE_BUFFER_BYTES {
             self.flush()?;
         }
-        self.buffer.extend_from_slice(frame);
+        for frame in frames {
+            self.buffer.extend_from_slice(frame);
+        }
         Ok(())
     }
 
@@ -286,30 +312,27 @@ impl<W: Write> LaneWriter<W> {
     /// `E_STALLED` without progress for too long, `E_UNREACHABLE` if the stream broke. Part of a
     /// frame may have left then, so every later call fails as well.
     pub fn flush(&mut self) -> Result<(), Fault> {
-        self.write_out(&[])
+        self.write_out(&[&[]])
     }
 
-    /// Writes what gathered and then `frame`, in one go where the system lets us.
-    fn write_out(&mut self, frame: &[u8]) -> Result<(), Fault> {
+    /// Writes what gathered and then `frames`, as few as the system lets us at a time.
+    fn write_out(&mut self, frames: &[&[u8]]) -> Result<(), Fault> {
         if self.is_broken {
             return Err(Fault::new(Code::Unreachable, "the lane broke before"));
         }
-        let gathered_bytes = self.buffer.len();
-        let total_bytes = gathered_bytes + frame.len();
-        let mut written = 0;
-        while written < total_bytes {
-            let gathered = &self.buffer[written.min(gathered_bytes)..];
-            let rest = &frame[written.saturating_sub(gathered_bytes)..];
-            let slices = [IoSlice::new(gathered), IoSlice::new(rest)];
-            match self.output.write_vectored(&slices) {
-                Ok(0) => return Err(self.fail(&ErrorKind::WriteZero.into())),
-                Ok(bytes) => written += bytes,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.fail(&error)),
+        for frames in frames.chunks(FRAMES_PER_WRITE) {
+            let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE + 1];
+            slices[0] = IoSlice::new(&self.buffer);
+            for (slice, frame) in slices[1..].iter_mut().zip(frames) {
+                *slice = IoSlice::new(frame);
             }
+            let count = slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
+            if let Err(error) = write_all(&mut self.output, &mut slices) {
+                return Err(self.fail(&error));
+            }
+            self.buffer.clear();
+            self.written_bytes += count;
         }
-        self.buffer.clear();
-        self.written_bytes += total_bytes as u64;
         Ok(())
     }
 
@@ -320,6 +343,20 @@ impl<W: Write> LaneWriter<W> {
         }
         broken("cannot be written", error)
     }
+}
+
+fn write_all(output: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> std::io::Result<()> {
+    // Takes away the empty ones in front, and all if there is nothing to write.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match output.write_vectored(slices) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(bytes) => IoSlice::advance_slices(&mut slices, bytes),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A socket's timeout shows as either of these, by system.

@@ -44,6 +44,10 @@ pub const PREAMBLE_BODY_BYTES_MAX: u32 = 1008;
 /// Most bytes of a refusal's words.
 pub const DETAIL_BYTES_MAX: usize = 512;
 
+/// The service at its own site by which a tunnel answers whether new work may begin: `Opened` if it
+/// may, `Refused` with `E_CRL_STALE` while what has been revoked lately is not known.
+pub const TRUST_SERVICE: &str = "trust";
+
 /// What this release speaks between tunnels.
 ///
 /// Version 1, whose streams died with their connection, was never released.

@@ -7,7 +7,8 @@
 //!  +-------+------+-------+--------------+--------------+--------------+------ ... ------+
 //! ```
 //!
-//! All numbers are little-endian. The header's own checksum is checked before its length is believed,
+//! The body's checksum covers all of it, or, for a body that carries a digest of its own
+//! ([`FLAG_DIGESTED`]), only its beginning. All numbers are little-endian. The header's own checksum is checked before its length is believed,
 //! so a flipped bit in the length neither allocates nor waits for bytes that never come.
 
 use crate::fault::{Code, Fault};
@@ -21,6 +22,15 @@ pub const MAGIC: [u8; 2] = *b"TP";
 /// Flag: a side that does not know the kind must end the connection instead of skipping the frame.
 pub const FLAG_CRITICAL: u8 = 1;
 
+/// Flag: what lies behind the first [`DIGESTED_HEAD_BYTES`] of the body has a digest there, which its
+/// reader checks; the body's checksum covers only these. Bytes that are hashed anyway are not read
+/// once more.
+pub const FLAG_DIGESTED: u8 = 2;
+
+/// Bytes at the beginning of a [`FLAG_DIGESTED`] body that its checksum covers: the longest head of a
+/// chunk, and a little of its payload.
+pub const DIGESTED_HEAD_BYTES: usize = 256;
+
 /// Largest body of any frame: one chunk of 64 KiB of raw blocks with its runs, and room to spare.
 pub const BODY_BYTES_MAX: u32 = 96 * 1024;
 
@@ -29,7 +39,7 @@ pub const BODY_BYTES_MAX: u32 = 96 * 1024;
 pub struct Header {
     /// What the body is.
     pub kind: u8,
-    /// [`FLAG_CRITICAL`] or nothing.
+    /// Any of [`FLAG_CRITICAL`] and [`FLAG_DIGESTED`].
     pub flags: u8,
     /// Bytes of the body.
     pub body_bytes: u32,
@@ -59,7 +69,7 @@ impl Header {
             body_crc: u32::from_le_bytes(word(&checked[8..12])),
         };
         let (kind, length) = (header.kind, header.body_bytes);
-        if header.flags & !FLAG_CRITICAL != 0 {
+        if header.flags & !(FLAG_CRITICAL | FLAG_DIGESTED) != 0 {
             return Err(Fault::new(
                 Code::Framing,
                 format!("frame kind {kind} has unknown flags"),
@@ -86,7 +96,7 @@ impl Header {
             let detail = format!("frame kind {kind} ends after {have} of {announced} bytes");
             return Err(Fault::new(Code::Truncated, detail));
         }
-        if have > announced || crc32c::crc32c(body) != self.body_crc {
+        if have > announced || checksum(self.flags, body) != self.body_crc {
             return Err(Fault::new(
                 Code::Framing,
                 format!("frame kind {kind} fails its checksum"),
@@ -131,9 +141,17 @@ pub fn finish_frame(kind: u8, flags: u8, start: usize, out: &mut [u8]) {
     header[2] = kind;
     header[3] = flags;
     header[4..8].copy_from_slice(&body_bytes.to_le_bytes());
-    header[8..12].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    header[8..12].copy_from_slice(&checksum(flags, body).to_le_bytes());
     let crc = crc32c::crc32c(&header[..12]);
     header[12..].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn checksum(flags: u8, body: &[u8]) -> u32 {
+    let covered = match flags & FLAG_DIGESTED {
+        0 => body.len(),
+        _ => body.len().min(DIGESTED_HEAD_BYTES),
+    };
+    crc32c::crc32c(&body[..covered])
 }
 
 fn word(bytes: &[u8]) -> [u8; 4] {

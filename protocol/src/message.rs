@@ -16,7 +16,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault};
-use crate::frame::{self, FLAG_CRITICAL, HEADER_BYTES, Header};
+use crate::frame::{self, DIGESTED_HEAD_BYTES, FLAG_CRITICAL, FLAG_DIGESTED, HEADER_BYTES, Header};
 use crate::identity::{AttemptId, Epoch, GuestId, MigrationId, Name};
 use crate::ownership::Root;
 use crate::space::{BLOCK_COUNT_MAX, BlockRun, Geometry, SPACE_COUNT_MAX, SpaceId};
@@ -238,7 +238,7 @@ pub struct ChunkHeader {
     pub codec: Codec,
     /// Which blocks, rising and disjoint.
     pub runs: Vec<BlockRun>,
-    /// BLAKE3 of the unpacked bytes, cut to 128 bits; [`ZERO_CHUNK_DIGEST`] for zeros.
+    /// [`digest_of`] the unpacked bytes; [`ZERO_CHUNK_DIGEST`] for zeros.
     pub digest: [u8; 16],
 }
 
@@ -315,6 +315,11 @@ const RUN_BYTES: usize = 8 + 4;
 /// Most bytes of a chunk's frame before its payload.
 pub const CHUNK_HEAD_BYTES_MAX: usize =
     HEADER_BYTES + CHUNK_FIXED_BYTES + CHUNK_RUN_COUNT_MAX * RUN_BYTES;
+
+/// A chunk's payload has its digest; its head is what the frame's checksum covers.
+const CHUNK_FLAGS: u8 = FLAG_CRITICAL | FLAG_DIGESTED;
+
+const _: () = assert!(CHUNK_HEAD_BYTES_MAX - HEADER_BYTES <= DIGESTED_HEAD_BYTES);
 
 /// Largest body of each kind, checked before the body is read.
 #[must_use]
@@ -449,7 +454,7 @@ impl ChunkHeader {
         out.resize(start + Self::head_bytes(self.runs.len()), 0);
         self.write_head(&mut out[start..]);
         out.extend_from_slice(payload);
-        frame::finish_frame(KIND_CHUNK, FLAG_CRITICAL, start, out);
+        frame::finish_frame(KIND_CHUNK, CHUNK_FLAGS, start, out);
     }
 
     /// Where the payload begins in the frame of a chunk of `run_count` runs.
@@ -576,6 +581,17 @@ impl ChunkHeader {
     }
 }
 
+/// The digest of a chunk's unpacked bytes: XXH3 of 128 bits.
+///
+/// It finds what went wrong by accident: in a codec, in memory, in a queue. Against malice it need not
+/// stand: the link authenticates every byte, and a source that lies has better ways than a collision,
+/// for the bytes are its own. A hash for malice takes four times as long, more than all else that is
+/// done to a chunk that does not shrink.
+#[must_use]
+pub fn digest_of(raw: &[u8]) -> [u8; 16] {
+    twox_hash::XxHash3_128::oneshot(raw).to_le_bytes()
+}
+
 /// Gives the chunk that fills `frame` its number and its checksums. Separate from
 /// [`ChunkHeader::write_head`] because chunks are packed by many threads and numbered by one.
 ///
@@ -584,7 +600,7 @@ impl ChunkHeader {
 /// If `frame` is shorter than the head of a chunk or above the cap of a frame.
 pub fn seal_chunk(sequence: u64, frame: &mut [u8]) {
     frame[HEADER_BYTES..HEADER_BYTES + 8].copy_from_slice(&sequence.to_le_bytes());
-    frame::finish_frame(KIND_CHUNK, FLAG_CRITICAL, 0, frame);
+    frame::finish_frame(KIND_CHUNK, CHUNK_FLAGS, 0, frame);
 }
 
 /// The transcript hash after a chunk: both sides fold every chunk in the order of its number, so equal

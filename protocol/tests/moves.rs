@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
-use towpath_protocol::message::{ChunkHeader, Codec, Lane, Message, SpaceInfo};
+use towpath_protocol::message::{ChunkHeader, Codec, Lane, Message, SpaceInfo, digest_of};
 use towpath_protocol::ownership::{Ownership, State};
 use towpath_protocol::plan::{Mode, Policy, Reason};
 use towpath_protocol::source::{self, Source};
@@ -184,7 +184,7 @@ impl Pair {
             .iter()
             .flat_map(|version| version.to_le_bytes())
             .collect();
-        let digest = blake3::hash(&bytes).as_bytes()[..16].try_into().unwrap();
+        let digest = digest_of(&bytes);
         let sequence = if order.is_urgent {
             0
         } else {

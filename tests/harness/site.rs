@@ -411,10 +411,13 @@ fn tunnel_config(
         host: migrator.host.clone(),
         listen,
         socket: migrator.tunnel_socket(),
+        state_dir: None,
+        time_zone: Default::default(),
         peers: vec![tunnel::PeerConfig {
             site: peer.clone(),
             address,
             send_rate: Some(rate),
+            send_timetable: None,
             receive_rate: Some(rate),
         }],
         services: vec![tunnel::ServiceConfig {
@@ -432,6 +435,7 @@ fn tunnel_config(
             cert: certificates.cert,
             key: certificates.key,
             ca: certificates.ca,
+            crl: None,
         },
         limits: tunnel::Limits::default(),
     }

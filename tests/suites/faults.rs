@@ -2,7 +2,11 @@
 //!
 //! The numbers are those of the fault catalogue. Each case ends with the same look at everything:
 //! [`towpath_tests::verdict`].
-#![allow(clippy::print_stdout, reason = "a test says how long each case took")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test says how long each case took, and ends at what does not hold"
+)]
 #![forbid(unsafe_code)]
 
 #[path = "faults/daemons.rs"]

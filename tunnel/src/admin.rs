@@ -1,21 +1,24 @@
-//! The admin API: `/status`, `/metrics`, `/live`, `/ready`, which only read, and `/v1/channels`.
+//! The admin API: `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready`, which only read, and
+//! `/v1/channels`.
 
 use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use towpath_daemon::problem::Problem;
 use towpath_daemon::strict::Strict;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::channels::ChannelSpec;
 use crate::core::Core;
-use crate::metrics;
+use crate::outlook::{self, ForecastDocument};
 use crate::status::{self, ChannelList, ChannelView, StatusView};
+use crate::{metrics, timetable};
 
 /// Prometheus's text form, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,6 +33,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
             "/v1/channels/{name}",
             get(read_channel).delete(close_channel),
         )
+        .route("/v1/forecast", get(read_forecast))
         .route("/live", get(async || "live\n"))
         .route("/ready", get(read_ready))
         .with_state(core)
@@ -82,6 +86,32 @@ async fn close_channel(
 async fn read_metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {
     let text = metrics::render(&core)?;
     Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+}
+
+/// A forecast under its schema.
+#[derive(Debug, Serialize)]
+struct ForecastAnswer {
+    schema: &'static str,
+    #[serde(flatten)]
+    document: ForecastDocument,
+}
+
+async fn read_forecast(
+    State(core): State<Arc<Core>>,
+    query: Result<Query<outlook::Query>, QueryRejection>,
+) -> Result<Json<ForecastAnswer>, Problem> {
+    let Query(query) = query.map_err(|error| Problem::new(Code::Usage, error.body_text()))?;
+    let document = outlook::document(&core, &query, timetable::now());
+    let answer = document.map(|document| ForecastAnswer {
+        schema: outlook::SCHEMA,
+        document,
+    });
+    answer.map(Json).map_err(|fault| match fault.code {
+        Code::State => Problem::from(fault)
+            .message("the forecast is not ready yet")
+            .remedy("ask again in a second"),
+        _ => fault.into(),
+    })
 }
 
 /// Ready once every peer is linked: only then does what is asked of this tunnel succeed.

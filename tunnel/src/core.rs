@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use towpath_certs::{Identity, Rejections, tls};
+use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::{LinkId, RunId, StreamId};
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
@@ -15,9 +15,11 @@ use towpath_protocol::identity::Name;
 use crate::channel::Channels;
 use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
+use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::streams::Meter;
+use crate::trust::Trust;
 
 /// Threads that copy streams: one keeps up with 10 Gbit/s, and two let an urgent stream pass bulk.
 const COPIER_COUNT: usize = 2;
@@ -52,7 +54,7 @@ impl std::fmt::Display for Reach {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub site: Name,
-    pub identity: Identity,
+    pub trust: Trust,
     pub limits: Limits,
     pub peers: BTreeMap<Name, Arc<Peer>>,
     pub services: BTreeMap<Name, Service>,
@@ -61,6 +63,7 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub began: Clock,
+    pub outlook: Outlook,
     /// This run: streams do not outlive it.
     pub run: RunId,
     pub copiers: Copiers,
@@ -101,9 +104,9 @@ impl Drop for Copiers {
 
 impl Core {
     pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
-        let files = &config.certificates;
-        let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
-        let host = identity.host();
+        let trust = Trust::load(&config.certificates)?;
+        let identity = trust.current();
+        let host = trust.host();
         if host.site != config.site || host.host != config.host {
             let (site, name) = (&config.site, &config.host);
             return Err(Fault::new(
@@ -114,7 +117,8 @@ impl Core {
         let rejections = Arc::new(Rejections::default());
         let mut peers = BTreeMap::new();
         for peer in &config.peers {
-            let made = Peer::new(peer, &config.site, &identity, &rejections, &config.limits)?;
+            let (limits, zone) = (&config.limits, &config.time_zone);
+            let made = Peer::new(peer, &config.site, &identity, &rejections, limits, zone)?;
             peers.insert(peer.site.clone(), Arc::new(made));
         }
         let services = config.services.iter().map(|service| {
@@ -136,9 +140,10 @@ impl Core {
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),
+            outlook: Outlook::new(config),
             run: RunId(random()?),
             copiers: Copiers::start()?,
-            identity,
+            trust,
             peers,
             rejections,
         })

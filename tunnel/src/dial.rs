@@ -59,7 +59,8 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
 }
 
 fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
-    match peer.adopt(link) {
+    let trusted = core.trust.check_link(link);
+    match trusted.and_then(|()| peer.adopt(link)) {
         Ok(()) => serve::accept(core, link),
         Err(fault) => link.close(fault.code, &fault.detail),
     }
@@ -171,7 +172,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
             let link = Link::new(
                 (link, (host, joined.run), core.site.clone()),
                 (urgent, bulk),
-                (peer.send_rate, joined.receive_rate_max.map(Rate::clamped)),
+                (peer.send_rate(), joined.receive_rate_max.map(Rate::clamped)),
                 Arc::clone(&peer.counters),
             );
             link.set_control(control);

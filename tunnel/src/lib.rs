@@ -19,12 +19,15 @@
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
 //! | `health` | what operators are told about a link; pure |
+//! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | [`channels`] | which channels there are to be; pure |
 //! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
+//! | `outlook` | what links will carry: sampled, kept, forecast, scored |
+//! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 #![forbid(unsafe_code)]
 
@@ -46,6 +49,7 @@ mod link;
 mod listen;
 mod local;
 mod metrics;
+mod outlook;
 mod pace;
 mod peer;
 mod pool;
@@ -55,7 +59,9 @@ mod serve;
 pub mod shaper;
 pub mod status;
 mod streams;
+mod timetable;
 mod transport;
+mod trust;
 mod watch;
 mod wire;
 
@@ -65,6 +71,7 @@ use std::time::Duration;
 
 use quinn::{Endpoint, TokioRuntime};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use towpath_certs::tls;
 use towpath_daemon::config::Check;
@@ -125,9 +132,10 @@ impl Tunnel {
             tasks: JoinSet::new(),
         };
         tunnel.spawn(socket, admin, http, &stop);
-        let host = tunnel.core.identity.host();
+        let host = tunnel.core.trust.host();
         let listen = tunnel.listen_address;
-        let until = &tunnel.core.identity.view().not_after;
+        let identity = tunnel.core.trust.current();
+        let until = &identity.view().not_after;
         tracing::info!(%host, ?listen, certificate_until = until, "tunnel started");
         Ok(tunnel)
     }
@@ -150,6 +158,22 @@ impl Tunnel {
                 Ok(())
             });
         }
+        let (trusting, endpoint) = (Arc::clone(core), self.endpoint.clone());
+        let stopping = stop.clone();
+        tasks.spawn(async move {
+            trust::keep(trusting, endpoint, stopping).await;
+            Ok(())
+        });
+        let (timed, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            timetable::keep(timed, until).await;
+            Ok(())
+        });
+        let (looked, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            outlook::keep(looked, until).await;
+            Ok(())
+        });
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
         let (channels, heard) = (Arc::clone(core), stop.clone());
         tasks.spawn(async move {
@@ -196,6 +220,11 @@ impl Tunnel {
                 Err(Fault::new(Code::Unreachable, detail))
             }),
         }
+    }
+
+    /// Has certificates, key and lists read again now, changed or not.
+    pub fn reload(&self) {
+        self.core.trust.look_now();
     }
 
     /// Asks for a new link to a site, whose streams move to it; the old one works until then. Only the
@@ -251,19 +280,29 @@ impl Tunnel {
     }
 }
 
-/// Runs a tunnel until it is to stop.
+/// Runs a tunnel until it is to stop; SIGHUP has it read its certificates again.
 ///
 /// # Errors
 ///
 /// As [`Tunnel::start`] and [`Tunnel::run_until`].
 pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
     let tunnel = Tunnel::start(config).await?;
+    let core = Arc::clone(&tunnel.core);
+    let mut hangups = signal(SignalKind::hangup())
+        .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
+    let reloading = tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            core.trust.look_now();
+        }
+    });
     towpath_daemon::notify::ready();
-    tunnel.run_until(stop).await
+    let ended = tunnel.run_until(stop).await;
+    reloading.abort();
+    ended
 }
 
 fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
-    let tls = tls::server_config(&core.identity, &core.rejections)?;
+    let tls = tls::server_config(&core.trust.current(), &core.rejections)?;
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);

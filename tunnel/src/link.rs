@@ -85,6 +85,8 @@ pub(crate) struct Link {
     /// The site that dialled.
     pub dialler: Name,
     pub pace: Pace,
+    /// Most the peer wants to be sent.
+    peer_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     pub reports: Reports,
     urgent: Connection,
@@ -133,10 +135,6 @@ impl Link {
         (rate, peer_rate): (Option<Rate>, Option<Rate>),
         counters: Arc<Counters>,
     ) -> Self {
-        let rate = match (rate, peer_rate) {
-            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
-            (one, other) => one.or(other),
-        };
         for connection in [&urgent, &bulk] {
             if connection
                 .remote_address()
@@ -152,7 +150,8 @@ impl Link {
             id,
             peer,
             dialler,
-            pace: Pace::new(rate),
+            pace: Pace::new(least(rate, peer_rate)),
+            peer_rate,
             counters,
             reports: Reports::default(),
             urgent,
@@ -167,6 +166,17 @@ impl Link {
             measured: Mutex::default(),
             trouble: Mutex::default(),
         }
+    }
+
+    /// Changes the most that we send; the peer's wish still holds.
+    /// Says whether that made a difference.
+    pub(crate) fn set_send_rate(&self, rate: Option<Rate>) -> bool {
+        let rate = least(rate, self.peer_rate);
+        let is_another = self.pace.rate() != rate;
+        if is_another {
+            self.pace.set_rate(rate);
+        }
+        is_another
     }
 
     /// The connection of a leg.
@@ -427,6 +437,14 @@ struct Totals {
     received: u64,
     lost: u64,
     packets: u64,
+}
+
+/// The lower of two caps.
+fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+        (one, other) => one.or(other),
+    }
 }
 
 fn seen(stats: &ConnectionStats) -> Seen {

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::{Socket, check_peer};
-use towpath_protocol::channel::{Begin, Open, Preamble};
+use towpath_protocol::channel::{Begin, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carrier::Carrier;
@@ -101,6 +101,13 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
 
 async fn converse(core: &Core, mut local: UnixStream) {
     let opened = match read_open(core, &mut local).await {
+        Ok(open) if is_about_trust(core, &open) => {
+            let told = core.trust.check_fresh();
+            let host = core.trust.host().clone();
+            let told = told.map_or_else(Preamble::Refused, |()| Preamble::Opened(host));
+            answer(&mut local, &told).await;
+            return;
+        }
         Ok(open) => begin(core, &open, Kind::default())
             .await
             .map(|begun| (open, begun)),
@@ -140,6 +147,11 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
 
 /// Whether a stream stands beside datagrams, and where its bytes are counted.
 pub(crate) type Kind = (bool, Arc<Meter>);
+
+/// Whether a program asks this tunnel itself if new work may begin.
+fn is_about_trust(core: &Core, open: &Open) -> bool {
+    open.peer == core.site && open.service.as_str() == TRUST_SERVICE
+}
 
 /// A stream that a peer's service has.
 #[derive(Debug)]

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 use towpath_certs::Rejection;
+use towpath_forecast::forecaster::{Forecaster, Horizon};
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
+use crate::outlook::Direction;
 use crate::status::{self, LinkState};
 use crate::streams::Tally;
 
@@ -76,6 +78,7 @@ fn collect(core: &Core) -> prometheus::Result<String> {
     refusals(core, &registry)?;
     links(core, &registry)?;
     channels(core, &registry)?;
+    forecasts(core, &registry)?;
     TextEncoder::new().encode_to_string(&registry.gather())
 }
 
@@ -94,8 +97,28 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "When the host's certificate ends, in seconds since 1970.",
         &[],
     )?;
-    let until = core.identity.view().not_after_unix_seconds;
-    expiry.with_label_values(&[] as &[&str]).set(signed(until));
+    let identity = core.trust.current();
+    let until = identity.view().not_after_unix_seconds;
+    let none = &[] as &[&str];
+    expiry.with_label_values(none).set(signed(until));
+    let due = gauges(
+        registry,
+        "towpath_crl_next_update_timestamp_seconds",
+        "When the list of revoked certificates ends, in seconds since 1970; absent without one.",
+        &[],
+    )?;
+    if let Some(next) = identity.revocations().next_update_unix_seconds() {
+        due.with_label_values(none).set(signed(next));
+    }
+    let reloads = counters(
+        registry,
+        "towpath_cert_reloads_total",
+        "Changed certificates, keys and lists that were taken into use, or refused.",
+        &["result"],
+    )?;
+    let (taken, refused) = core.trust.counts();
+    reloads.with_label_values(&["taken"]).inc_by(taken);
+    reloads.with_label_values(&["refused"]).inc_by(refused);
     Ok(())
 }
 
@@ -254,7 +277,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let rate = state
             .link
             .as_ref()
-            .map_or(peer.send_rate, |link| link.pace.rate());
+            .map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         if let Some(rate) = rate.map(Rate::bytes_per_second) {
             cap.with_label_values(label).set(signed(rate));
         }
@@ -273,6 +296,59 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .set(estimate.queue_delay.as_secs_f64());
         let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
+    }
+    Ok(())
+}
+
+fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let predicted = ratios(
+        registry,
+        "towpath_tunnel_predicted_bytes_per_second",
+        "What the link is expected to carry, under its cap; absent while unknown.",
+        &["peer", "direction", "horizon", "quantile"],
+    )?;
+    let scored = &["peer", "direction", "horizon"];
+    let error = ratios(
+        registry,
+        "towpath_tunnel_prediction_error_ratio",
+        "Mean distance of p50 from what came, as a share of it.",
+        scored,
+    )?;
+    let pinball = ratios(
+        registry,
+        "towpath_tunnel_prediction_pinball_ratio",
+        "Mean pinball loss of p10, p50 and p90, as a share of what came.",
+        scored,
+    )?;
+    let coverage = ratios(
+        registry,
+        "towpath_tunnel_prediction_coverage_ratio",
+        "Share of outcomes from p10 to p90; 0.8 is right.",
+        scored,
+    )?;
+    for peer in core.peers.values() {
+        for direction in Direction::ALL {
+            let (site, way) = (peer.site.as_str(), direction.as_str());
+            for (horizon, made) in core.outlook.predictions(peer, direction) {
+                for (quantile, (_, rate)) in ["0.1", "0.5", "0.9"].iter().zip(made.band.quantiles())
+                {
+                    let labels = &[site, way, horizon, quantile];
+                    predicted.with_label_values(labels).set(rate);
+                }
+            }
+            for horizon in Horizon::ALL {
+                let labels = &[site, way, horizon.as_str()];
+                let score = |forecaster: &Forecaster| *forecaster.score(horizon);
+                let Some(score) = core.outlook.with(&peer.site, direction, score) else {
+                    continue;
+                };
+                if let (Some(off), Some(loss)) = (score.error_ratio(), score.pinball_ratio()) {
+                    error.with_label_values(labels).set(off);
+                    pinball.with_label_values(labels).set(loss);
+                    coverage.with_label_values(labels).set(score.within);
+                }
+            }
+        }
     }
     Ok(())
 }

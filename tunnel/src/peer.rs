@@ -15,6 +15,9 @@ use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
+use towpath_forecast::moment::Moment;
+use towpath_forecast::timetable::Timetable;
+use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -25,6 +28,7 @@ use crate::datagrams::Flows;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::streams::Streams;
+use crate::timetable;
 use crate::transport;
 
 /// Losses of a link that are remembered: more of them are not counted apart.
@@ -42,6 +46,9 @@ pub(crate) struct State {
     pub since: SystemTime,
 }
 
+/// Settings to dial a link's urgent and bulk connection with.
+pub(crate) type Clients = (quinn::ClientConfig, quinn::ClientConfig);
+
 impl State {
     /// Whether what is asked of the link now is likely to succeed.
     pub(crate) const fn is_usable(&self) -> bool {
@@ -54,13 +61,13 @@ impl State {
 pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
-    pub send_rate: Option<Rate>,
+    send_rate: Option<Rate>,
+    timetable: Option<Timetable>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
     pub datagrams: Flows,
-    urgent: quinn::ClientConfig,
-    bulk: quinn::ClientConfig,
+    clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
@@ -75,11 +82,9 @@ impl Peer {
         identity: &Identity,
         rejections: &Arc<Rejections>,
         limits: &Limits,
+        zone: &Zone,
     ) -> Result<Self, Fault> {
-        let client = |leg| {
-            let tls = tls::client_config(identity, &config.site, rejections)?;
-            transport::client(tls, limits, leg)
-        };
+        let clients = clients(&config.site, identity, rejections, limits)?;
         let (state, _) = watch::channel(State {
             link: None,
             is_stalled: false,
@@ -91,12 +96,12 @@ impl Peer {
             site: config.site.clone(),
             address: config.address.clone(),
             send_rate: config.send_rate,
+            timetable: config.timetable(zone),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
             streams: Arc::default(),
             datagrams: Flows::default(),
-            urgent: client(Leg::Urgent)?,
-            bulk: client(Leg::Bulk)?,
+            clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
             losses: Mutex::default(),
@@ -105,10 +110,46 @@ impl Peer {
 
     /// Settings to dial one of a link's connections.
     pub(crate) fn client(&self, leg: Leg) -> quinn::ClientConfig {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         match leg {
-            Leg::Urgent => self.urgent.clone(),
-            Leg::Bulk => self.bulk.clone(),
+            Leg::Urgent => clients.0.clone(),
+            Leg::Bulk => clients.1.clone(),
         }
+    }
+
+    /// Settings to dial this peer as somebody.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if the identity cannot be used.
+    pub(crate) fn clients_of(
+        &self,
+        identity: &Identity,
+        rejections: &Arc<Rejections>,
+        limits: &Limits,
+    ) -> Result<Clients, Fault> {
+        clients(&self.site, identity, rejections, limits)
+    }
+
+    /// Dials with these settings from now on.
+    pub(crate) fn set_clients(&self, clients: Clients) {
+        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
+    }
+
+    /// Most we send to it now.
+    pub(crate) fn send_rate(&self) -> Option<Rate> {
+        self.send_rate_at(timetable::now())
+    }
+
+    /// Most we send to it at a moment.
+    pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
+        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
+        timed.unwrap_or(self.send_rate)
+    }
+
+    /// Most we send to it by the time of the week.
+    pub(crate) const fn timetable(&self) -> Option<&Timetable> {
+        self.timetable.as_ref()
     }
 
     /// Hears of every change.
@@ -256,4 +297,17 @@ impl Peer {
             is_ours
         });
     }
+}
+
+fn clients(
+    site: &Name,
+    identity: &Identity,
+    rejections: &Arc<Rejections>,
+    limits: &Limits,
+) -> Result<Clients, Fault> {
+    let client = |leg| {
+        let tls = tls::client_config(identity, site, rejections)?;
+        transport::client(tls, limits, leg)
+    };
+    Ok((client(Leg::Urgent)?, client(Leg::Bulk)?))
 }

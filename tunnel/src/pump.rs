@@ -26,7 +26,7 @@ use crate::streams::{Stream, Streams};
 use crate::wire;
 
 /// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
-const PIECES_PER_READ: usize = 128;
+const PIECES_PER_READ: usize = 256;
 
 /// Least room in the tail for which the program is read: less would only make many small reads.
 const ROOM_BYTES_MIN: u64 = 32 * 1024;

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use towpath_certs::view;
+use towpath_daemon::stream::make_room;
 use towpath_protocol::channel::{Accepted, Begin, Leg, Open, Preamble, Resume};
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
@@ -147,7 +148,7 @@ async fn begin_stream(core: &Core, mut carrier: Carrier, begin: Begin) {
             return;
         }
     };
-    let opened = Preamble::Opened(core.identity.host().clone());
+    let opened = Preamble::Opened(core.trust.host().clone());
     if wire::write(&mut carrier.send, &opened).await.is_err() {
         // Who asked has not heard of the stream, and asks anew.
         return;
@@ -290,6 +291,7 @@ async fn reach(service: &Service, link: &Link, begin: &Begin) -> Result<Program,
         Ok::<_, std::io::Error>(match reach {
             Reach::Told(socket) => {
                 let mut local = UnixStream::connect(socket).await?;
+                make_room(&local, open.class);
                 local.write_all(&accepted.encode()).await?;
                 Program::Unix(local)
             }

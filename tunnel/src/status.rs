@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
+use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
 use utoipa::ToSchema;
 
@@ -13,7 +14,10 @@ use crate::channel::Channel;
 use crate::core::Core;
 use crate::health::{self, Signs, Verdict};
 use crate::link::Link;
+pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::Peer;
+use crate::timetable;
+use crate::trust::{self, Trust};
 
 /// The schema's name in [`StatusView::schema`].
 pub const SCHEMA: &str = "towpath.v1.status";
@@ -97,6 +101,10 @@ pub struct LinkView {
     pub goodput_in_bits_per_second: u64,
     /// The cap on what we send, in bits per second on the wire.
     pub cap_bits_per_second: Option<u64>,
+    /// When the timetable changes the cap next, in seconds since 1970.
+    pub cap_changes_unix_seconds: Option<u64>,
+    /// What the link is expected to carry.
+    pub forecasts: Vec<ForecastView>,
     /// Packets lost per million over the last second.
     pub lost_per_million: u64,
     /// Streams open now.
@@ -113,6 +121,8 @@ pub struct LinkView {
     pub links_lost: u64,
     /// Bytes per class since the tunnel started.
     pub classes: Vec<ClassView>,
+    /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
+    pub peer_certificate_not_after_unix_seconds: Option<u64>,
     /// The key exchange, while there is a link.
     pub key_exchange: Option<String>,
     /// The cipher suite, while there is a link.
@@ -204,12 +214,36 @@ pub struct CertificateStatusView {
     pub not_after: String,
     /// Last moment in seconds since 1970.
     pub not_after_unix_seconds: u64,
+    /// Its number, in hexadecimal.
+    pub serial: String,
+    /// The authorities whose hosts are let in.
+    pub authorities: Vec<String>,
+    /// Since when these files are in use, in seconds since 1970.
+    pub since_unix_seconds: u64,
+    /// Why what the files hold now is not in use, if it is not.
+    pub problem: Option<String>,
+    /// The lists of revoked certificates, one for each authority that has signed one.
+    pub revocation_lists: Vec<RevocationListView>,
+}
+
+/// A list of revoked certificates in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevocationListView {
+    /// The authority that signed it.
+    pub issuer: String,
+    /// Its number.
+    pub number: u64,
+    /// When the next one is due, RFC 3339.
+    pub next_update: String,
+    /// When the next one is due, in seconds since 1970.
+    pub next_update_unix_seconds: u64,
+    /// Certificates it revokes.
+    pub revoked_count: u64,
 }
 
 /// A tunnel's status now.
 pub(crate) fn status(core: &Core) -> StatusView {
-    let host = core.identity.host();
-    let certificate = core.identity.view();
+    let host = core.trust.host();
     let services = core.services.iter().map(|(name, service)| ServiceView {
         name: name.to_string(),
         socket: service.reach.to_string(),
@@ -223,14 +257,39 @@ pub(crate) fn status(core: &Core) -> StatusView {
         host: host.host.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: core.began.elapsed().as_secs(),
-        links: core.peers.values().map(|peer| link_view(peer)).collect(),
+        links: core
+            .peers
+            .values()
+            .map(|peer| link_view(core, peer))
+            .collect(),
         services: services.collect(),
         channels: channels(core).channels,
-        certificate: CertificateStatusView {
-            uri: host.uri(),
-            not_after: certificate.not_after.clone(),
-            not_after_unix_seconds: certificate.not_after_unix_seconds,
-        },
+        certificate: certificate_view(&core.trust),
+    }
+}
+
+fn certificate_view(trust: &Trust) -> CertificateStatusView {
+    let (identity, reading) = (trust.current(), trust.reading());
+    let certificate = identity.view();
+    let lists = identity
+        .revocations()
+        .views()
+        .map(|list| RevocationListView {
+            issuer: list.issuer.clone(),
+            number: list.number,
+            next_update: list.next_update.clone(),
+            next_update_unix_seconds: list.next_update_unix_seconds,
+            revoked_count: list.revoked_count,
+        });
+    CertificateStatusView {
+        uri: trust.host().uri(),
+        not_after: certificate.not_after.clone(),
+        not_after_unix_seconds: certificate.not_after_unix_seconds,
+        serial: certificate.serial.clone(),
+        authorities: identity.authorities().map(|one| one.issuer).collect(),
+        since_unix_seconds: reading.since.map_or(0, unix_seconds),
+        problem: reading.problem,
+        revocation_lists: lists.collect(),
     }
 }
 
@@ -291,13 +350,13 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
     })
 }
 
-fn link_view(peer: &Peer) -> LinkView {
+fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let state = peer.state();
     let link = state.link.as_deref();
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
+    let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
-    let cap = link.map_or(peer.send_rate, |link| link.pace.rate());
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(*class),
@@ -317,6 +376,8 @@ fn link_view(peer: &Peer) -> LinkView {
         goodput_out_bits_per_second: measured.sent_per_second.saturating_mul(8),
         goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
         cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
+        cap_changes_unix_seconds: cap_change(peer),
+        forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,
         streams: peer.streams.count(),
         streams_paused: tally.paused.load(Ordering::Relaxed),
@@ -325,9 +386,15 @@ fn link_view(peer: &Peer) -> LinkView {
         resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),
         links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
+        peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
         key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
     }
+}
+
+fn cap_change(peer: &Peer) -> Option<u64> {
+    let next = peer.timetable()?.next_change_after(timetable::now());
+    next.map(Moment::unix_seconds)
 }
 
 fn micros(time: std::time::Duration) -> u64 {

@@ -290,7 +290,17 @@ impl Streams {
 
     /// Ends every stream.
     pub(crate) fn cut_all(&self, fault: &Fault) {
-        for stream in self.inner().live.values() {
+        self.cut_where(fault, |_| true);
+    }
+
+    /// Ends every stream with a host: none shall wait for a link that must not come.
+    pub(crate) fn cut_host(&self, host: &HostIdentity, fault: &Fault) {
+        self.cut_where(fault, |stream| stream.party.0 == *host);
+    }
+
+    fn cut_where(&self, fault: &Fault, is_meant: impl Fn(&Stream) -> bool) {
+        let inner = self.inner();
+        for stream in inner.live.values().filter(|stream| is_meant(stream)) {
             // One that is busy with four calls ends with its link.
             let _ = stream.call(Call::Cut(fault.clone()));
         }

@@ -56,6 +56,7 @@ impl Sites {
                 site: name(site),
                 address: Some(address.to_string()),
                 send_rate: None,
+                send_timetable: None,
                 receive_rate: None,
             });
             tunnels.push(tunnel);

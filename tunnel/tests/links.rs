@@ -193,6 +193,26 @@ async fn a_peer_says_how_much_it_wants_to_receive() {
     check_wire_rate(&pair, 2_000_000).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
+    let pair = Pair::start_with(
+        |edge, _| {
+            // All but the same on every day, so that it does not matter when the test runs.
+            let week = "40Mbit mon-tue, 40.001Mbit otherwise".parse();
+            edge.peers[0].send_timetable = Some(week.unwrap());
+        },
+        Some(forty_milliseconds()),
+    )
+    .await;
+    let link = &pair.edge.status().links[0];
+    let mega = link.cap_bits_per_second.unwrap() / 10_000;
+    assert_eq!(mega, 4000);
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let change = link.cap_changes_unix_seconds.unwrap();
+    assert!(change > now && change <= now + 7 * 86_400 && change % 86_400 == 0);
+}
+
 /// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.
 async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
     let listener = pair.echo();

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
-use towpath_tunnel::status::StatusView;
+use towpath_tunnel::status::{CertificateStatusView, StatusView};
 
 use super::guest::word;
 use crate::args::OutputOption;
@@ -153,7 +153,23 @@ fn tunnel_table(status: &StatusView) -> String {
             text.push_str(&format!("{peer}: {remedy}\n"));
         }
     }
-    text
+    format!("{text}\n{}", certificate_fields(&status.certificate))
+}
+
+fn certificate_fields(certificate: &CertificateStatusView) -> String {
+    let lists = certificate.revocation_lists.iter().map(|list| {
+        let (number, until) = (list.number, escape(&list.next_update));
+        format!("list {number} until {until}")
+    });
+    let lists: Vec<_> = lists.collect();
+    fields(&[
+        (
+            "certificate",
+            Some(format!("until {}", escape(&certificate.not_after))),
+        ),
+        ("revocations", (!lists.is_empty()).then(|| lists.join(", "))),
+        ("not used", certificate.problem.as_deref().map(escape)),
+    ])
 }
 
 fn tenths_of_ms(microseconds: u64) -> String {

@@ -1,4 +1,4 @@
-//! Packing blocks into chunks and unpacking them: zero, raw, lz4 or zstd, checked by BLAKE3.
+//! Packing blocks into chunks and unpacking them: zero, raw, lz4 or zstd, checked by XXH3.
 //!
 //! ```text
 //!            submit                 one of N threads                        next_chunk
@@ -33,9 +33,12 @@ pub use unpack::{DecodedChunk, Decoder};
 /// Most raw bytes in a job and in a chunk.
 const RAW_BYTES_MAX: usize = CHUNK_RAW_BYTES_MAX as usize;
 
+/// Where a chunk's payload begins in its buffer: the head, whose length is known last, ends there.
+const PAYLOAD_AT: usize = CHUNK_HEAD_BYTES_MAX;
+
 /// Bytes of a buffer for one frame: the longest head, and what lz4 demands to have at hand.
 const FRAME_BUFFER_BYTES: usize =
-    CHUNK_HEAD_BYTES_MAX + lz4_flex::block::get_maximum_output_size(RAW_BYTES_MAX);
+    PAYLOAD_AT + lz4_flex::block::get_maximum_output_size(RAW_BYTES_MAX);
 
 /// Where an encoder gets the bytes of blocks from; called on the codec's threads.
 pub trait BlockReader: Send + Sync {
@@ -217,7 +220,13 @@ impl EncodedChunk {
     /// The whole frame, ready for the lane.
     #[must_use]
     pub fn frame(&self) -> &[u8] {
-        &self.buffer[..self.frame_bytes]
+        &self.buffer[self.frame_range()]
+    }
+
+    const fn frame_range(&self) -> std::ops::Range<usize> {
+        // Nothing but the head stands before the payload.
+        let start = PAYLOAD_AT - ChunkHeader::head_bytes(self.header.runs.len());
+        start..start + self.frame_bytes
     }
 
     /// Bytes of the blocks it stands for.
@@ -237,12 +246,14 @@ impl EncodedChunk {
     /// Writes the head before a payload that is already in place.
     fn finish(&mut self, payload_bytes: usize) {
         self.frame_bytes = ChunkHeader::head_bytes(self.header.runs.len()) + payload_bytes;
-        self.header.write_head(&mut self.buffer[..self.frame_bytes]);
+        let range = self.frame_range();
+        self.header.write_head(&mut self.buffer[range]);
     }
 
     fn seal(&mut self, sequence: u64) {
         self.header.sequence = sequence;
-        let frame = &mut self.buffer[..self.frame_bytes];
+        let range = self.frame_range();
+        let frame = &mut self.buffer[range];
         towpath_protocol::message::seal_chunk(sequence, frame);
     }
 }

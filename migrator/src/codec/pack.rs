@@ -2,11 +2,11 @@
 
 use lz4_flex::block::{CompressTable, compress_into_with_table};
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::message::{ChunkHeader, Codec, ZERO_CHUNK_DIGEST, ZERO_RUN_BLOCKS_MAX};
+use towpath_protocol::message::{Codec, ZERO_CHUNK_DIGEST, ZERO_RUN_BLOCKS_MAX, digest_of};
 use towpath_protocol::space::BlockRun;
 
 use super::policy::Level;
-use super::{BlockReader, EncodedChunk, Job, RAW_BYTES_MAX, Runs};
+use super::{BlockReader, EncodedChunk, FRAME_BUFFER_BYTES, Job, PAYLOAD_AT, RAW_BYTES_MAX, Runs};
 
 /// Comparing with these is a call of memcmp, the fastest check for zeros there is without unsafe.
 static ZEROS: [u8; RAW_BYTES_MAX] = [0; RAW_BYTES_MAX];
@@ -24,7 +24,9 @@ const SAVING_MIN_DIVISOR: usize = 16;
 
 /// The contexts and the buffer of one thread.
 pub struct Encoder {
-    raw: Box<[u8]>,
+    /// Blocks are read to where a raw chunk has its payload: what does not shrink is handed out as it
+    /// is, against the chunk's own buffer, and never copied.
+    buffer: Box<[u8]>,
     zstd: zstd::bulk::Compressor<'static>,
     zstd_level: i32,
     lz4: CompressTable,
@@ -47,7 +49,7 @@ impl Encoder {
         let zstd =
             zstd::bulk::Compressor::new(zstd_level).map_err(|error| out_of_memory(&error))?;
         Ok(Self {
-            raw: vec![0; RAW_BYTES_MAX].into_boxed_slice(),
+            buffer: vec![0; FRAME_BUFFER_BYTES].into_boxed_slice(),
             zstd,
             zstd_level,
             lz4: CompressTable::large(),
@@ -97,7 +99,7 @@ impl Encoder {
         }
         let block_bytes = job.block_bytes as usize;
         let raw_bytes = job.block_count() * block_bytes;
-        reader.read_runs(job.space, &job.runs, &mut self.raw[..raw_bytes])?;
+        reader.read_runs(job.space, &job.runs, &mut self.raw()[..raw_bytes])?;
         let (zeros, kept) = self.split(job);
         chunk.frame_bytes = 0;
         chunk.begin(job, &kept);
@@ -108,9 +110,15 @@ impl Encoder {
         Ok(zeros)
     }
 
+    /// Where blocks are read to.
+    fn raw(&mut self) -> &mut [u8] {
+        &mut self.buffer[PAYLOAD_AT..]
+    }
+
     /// Separates zero blocks from others and closes the gaps between the others.
     fn split(&mut self, job: &Job) -> (Runs, Runs) {
         let block_bytes = job.block_bytes as usize;
+        let raw = self.raw();
         let (mut zeros, mut kept) = (Runs::EMPTY, Runs::EMPTY);
         let (mut from, mut to) = (0, 0);
         for run in job.runs.iter() {
@@ -119,14 +127,14 @@ impl Encoder {
                     start: block,
                     count: 1,
                 };
-                let bytes = &self.raw[from..from + block_bytes];
+                let bytes = &raw[from..from + block_bytes];
                 let is_zero = bytes[0] == 0 && bytes == &ZEROS[..block_bytes];
                 let runs = if is_zero { &mut zeros } else { &mut kept };
                 let fits = runs.push(single, u32::MAX);
                 assert!(fits, "a job has no more blocks than a chunk has runs");
                 if !is_zero {
                     if from != to {
-                        self.raw.copy_within(from..from + block_bytes, to);
+                        raw.copy_within(from..from + block_bytes, to);
                     }
                     to += block_bytes;
                 }
@@ -137,11 +145,9 @@ impl Encoder {
     }
 
     fn pack(&mut self, raw_bytes: usize, level: Level, chunk: &mut EncodedChunk) {
-        let raw = &self.raw[..raw_bytes];
-        let hash = blake3::hash(raw);
-        chunk.header.digest.copy_from_slice(&hash.as_bytes()[..16]);
-        let head_bytes = ChunkHeader::head_bytes(chunk.header.runs.len());
-        let payload = &mut chunk.buffer[head_bytes..];
+        let raw = &self.buffer[PAYLOAD_AT..PAYLOAD_AT + raw_bytes];
+        chunk.header.digest = digest_of(raw);
+        let payload = &mut chunk.buffer[PAYLOAD_AT..];
         let payload_bytes_max = raw_bytes - raw_bytes / SAVING_MIN_DIVISOR;
         let packed = match level.zstd_level() {
             _ if level == Level::Raw || looks_random(raw) => None,
@@ -165,7 +171,7 @@ impl Encoder {
             }
         };
         let (codec, payload_bytes) = packed.unwrap_or_else(|| {
-            payload[..raw_bytes].copy_from_slice(raw);
+            std::mem::swap(&mut self.buffer, &mut chunk.buffer);
             (Codec::Raw, raw_bytes)
         });
         chunk.header.codec = codec;

@@ -1,7 +1,7 @@
 //! The decoder: a peer's chunk becomes blocks only if every number and every byte is right.
 
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::message::{CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec};
+use towpath_protocol::message::{CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, digest_of};
 use towpath_protocol::space::Geometry;
 use zstd::zstd_safe;
 
@@ -109,7 +109,7 @@ impl Decoder {
                 raw
             }
         };
-        if blake3::hash(raw).as_bytes()[..16] != self.header.digest {
+        if digest_of(raw) != self.header.digest {
             let sequence = self.header.sequence;
             return Err(Fault::new(
                 Code::Codec,

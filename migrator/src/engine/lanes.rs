@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use towpath_daemon::stream::open_stream;
+use towpath_daemon::stream::{self, open_stream};
 use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -29,6 +29,9 @@ const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Interval at which an idle reader looks up whether its lane was closed meanwhile.
 pub(super) const IDLE_WAIT: Duration = Duration::from_secs(60);
+
+/// Chunks that are here at the same time and wake the worker once: what one read brings.
+const CHUNKS_TOGETHER_MAX: usize = 4;
 
 /// Chunks unpacked and not yet installed, for each lane: 2 MiB.
 const UNPACKED_CHUNKS_MAX: usize = 32;
@@ -85,6 +88,24 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// How long the tunnel of this host may take to say whether new work may begin.
+const TRUST_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Refuses a new move while the tunnel does not know what has been revoked lately (T12). Moves under
+/// way are not asked about: they finish.
+///
+/// A tunnel that does not answer is no reason: nothing reaches a peer without it.
+///
+/// # Errors
+///
+/// `E_CRL_STALE`.
+pub(super) fn check_trust(tunnel: &Path, site: &Name) -> Result<(), Fault> {
+    match stream::check_trust(tunnel, site, TRUST_WAIT_MAX) {
+        Err(fault) if fault.code == Code::CrlStale => Err(fault),
+        _ => Ok(()),
     }
 }
 
@@ -269,7 +290,7 @@ pub(super) fn read_messages(
             if is_closed.load(Ordering::Acquire) {
                 continue;
             }
-            if !mailbox.send_bounded(input) {
+            if !mailbox.send_bounded([input]) {
                 return;
             }
         };
@@ -341,6 +362,7 @@ pub(super) fn read_chunks(
     let mut decoder = Decoder::new()?;
     let pool = Arc::new(BufferPool::default());
     let read = move || {
+        let mut together = Vec::with_capacity(CHUNKS_TOGETHER_MAX);
         let fault = loop {
             let result = next_chunk(&mut reader, &mut decoder, &spaces, &pool);
             let (header, unpacked) = match result {
@@ -348,16 +370,18 @@ pub(super) fn read_chunks(
                 Ok(None) => break ended(lane),
                 Err(fault) => break fault,
             };
-            let input = Input::Chunk {
+            together.push(Input::Chunk {
                 link,
                 lane,
                 header,
                 unpacked,
-            };
-            if !mailbox.send_bounded(input) {
+            });
+            let waits = together.len() < CHUNKS_TOGETHER_MAX && reader.has_chunk();
+            if !waits && !mailbox.send_bounded(together.drain(..)) {
                 return;
             }
         };
+        mailbox.send_all(together);
         mailbox.send(Input::LaneLost { link, lane, fault });
     };
     spawn(&format!("towpath-{}", name_of(lane)), read)

@@ -41,15 +41,20 @@ impl<T> Mailbox<T> {
 
     /// Puts in what is bounded by its nature: the worker's own doings.
     pub(super) fn send(&self, input: T) {
+        self.send_all([input]);
+    }
+
+    /// As [`Mailbox::send`]; the worker wakes once for all.
+    pub(super) fn send_all(&self, inputs: impl IntoIterator<Item = T>) {
         let mut state = self.lock();
         if !state.is_closed {
-            state.inputs.push_back(input);
+            state.inputs.extend(inputs);
             self.moved.notify_all();
         }
     }
 
     /// Puts in what a peer causes: waits while there is too much already. Says no once nobody reads.
-    pub(super) fn send_bounded(&self, input: T) -> bool {
+    pub(super) fn send_bounded(&self, inputs: impl IntoIterator<Item = T>) -> bool {
         let mut state = self.lock();
         while state.inputs.len() >= BOUNDED_INPUTS_MAX && !state.is_closed {
             state = self
@@ -60,7 +65,7 @@ impl<T> Mailbox<T> {
         if state.is_closed {
             return false;
         }
-        state.inputs.push_back(input);
+        state.inputs.extend(inputs);
         self.moved.notify_all();
         true
     }

@@ -263,7 +263,7 @@ fn route(
     lane: OpenLane,
 ) -> Result<(), Fault> {
     let mailbox = mailbox_of(shared, hello.guest)?;
-    mailbox.send_bounded(Input::Lane { from, hello, lane });
+    mailbox.send_bounded([Input::Lane { from, hello, lane }]);
     Ok(())
 }
 

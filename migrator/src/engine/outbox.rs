@@ -1,10 +1,13 @@
 //! From orders to the bulk lane: feeds the codec's threads and writes what they pack, in order.
 //!
 //! ```text
-//!  worker ── push ──► [orders] ── feeder ──► codec threads ── writer ──► bulk lane
-//!     ▲                                                          │
-//!     └──────────────── Packed, before the frame is written ─────┘
+//!  worker ── push ──► [orders] ──► codec threads ──► writer ──► bulk lane
+//!     ▲                                                 │
+//!     └────────── Packed, before the frame is written ──┘
 //! ```
+//!
+//! Whoever makes room feeds: the worker with an order, the writer with a chunk it takes out. Nobody is
+//! woken only to hand a job on.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -20,8 +23,11 @@ use super::mailbox::Mailbox;
 use crate::codec::{BlockReader, CodecPolicy, EncodedChunk, EncoderPool, Job};
 use crate::lane::LaneWriter;
 
-/// How long the feeder and the writer wait before they look whether they were told to stop.
+/// How long the writer waits for a chunk before it looks whether it was told to stop.
 const TURN: Duration = Duration::from_millis(20);
+
+/// Chunks taken at once, if so many are ready: a write and a wake-up for all of them.
+const BATCH_COUNT_MAX: usize = 4;
 
 /// Orders, codec and bulk lane of one move.
 #[derive(Debug)]
@@ -41,7 +47,6 @@ struct Shared {
 struct State {
     orders: VecDeque<Job>,
     lane: Option<(u64, LaneWriter<UnixStream>)>,
-    is_feeding: bool,
     is_writing: bool,
     /// Counts cancellations: whoever works for an older one stops.
     turn: u64,
@@ -63,9 +68,8 @@ impl Outbox {
             pool: EncoderPool::new(reader, thread_count, policy, 1)?,
             mailbox,
         });
-        let (feeder, writer) = (Arc::clone(&shared), Arc::clone(&shared));
+        let writer = Arc::clone(&shared);
         let outbox = Self { shared };
-        spawn("towpath-feeder", move || feeder.feed())?;
         spawn("towpath-writer", move || writer.write())?;
         Ok(outbox)
     }
@@ -77,8 +81,9 @@ impl Outbox {
     }
 
     pub(super) fn push(&self, job: Job) {
-        self.shared.lock().orders.push_back(job);
-        self.shared.moved.notify_all();
+        let mut state = self.shared.lock();
+        state.orders.push_back(job);
+        self.shared.feed(&mut state);
     }
 
     /// Drops everything that was not written. When it returns, every chunk that was packed is in the
@@ -89,7 +94,7 @@ impl Outbox {
         state.lane = None;
         state.turn += 1;
         self.shared.moved.notify_all();
-        while state.is_feeding || state.is_writing {
+        while state.is_writing {
             state = self.shared.wait(state);
         }
         drop(state);
@@ -134,25 +139,19 @@ impl Shared {
             .expect("nothing panics while it holds the outbox")
     }
 
-    fn feed(&self) {
-        let mut state = self.lock();
-        while !state.is_closed {
-            let Some(job) = state.orders.pop_front() else {
-                state = self.wait(state);
-                continue;
-            };
-            let turn = state.turn;
-            state.is_feeding = true;
-            drop(state);
-            while !self.pool.submit(job, TURN) && self.lock().turn == turn {}
-            state = self.lock();
-            state.is_feeding = false;
-            self.moved.notify_all();
+    /// Hands the codec as many orders as it has room for.
+    fn feed(&self, state: &mut State) {
+        while let Some(job) = state.orders.front() {
+            if !self.pool.submit(*job, Duration::ZERO) {
+                return;
+            }
+            state.orders.pop_front();
         }
     }
 
     fn write(&self) {
-        let mut chunk = EncodedChunk::new();
+        let mut chunks: [EncodedChunk; BATCH_COUNT_MAX] =
+            std::array::from_fn(|_| EncodedChunk::new());
         let mut state = self.lock();
         while !state.is_closed {
             let Some((link, mut lane)) = state.lane.take() else {
@@ -162,7 +161,7 @@ impl Shared {
             let turn = state.turn;
             state.is_writing = true;
             drop(state);
-            let result = self.write_next(&mut chunk, &mut lane);
+            let result = self.write_next(&mut chunks, &mut lane);
             state = self.lock();
             state.is_writing = false;
             match result {
@@ -177,22 +176,39 @@ impl Shared {
         }
     }
 
-    /// Writes the next chunk, if there is one soon; flushes once nothing follows.
+    /// Writes the next chunks, if there are any soon; flushes once nothing follows.
     fn write_next(
         &self,
-        chunk: &mut EncodedChunk,
+        chunks: &mut [EncodedChunk; BATCH_COUNT_MAX],
         lane: &mut LaneWriter<UnixStream>,
     ) -> Result<(), Fault> {
-        if !self.pool.next_chunk(chunk, Duration::ZERO)? {
-            lane.flush()?;
-            if !self.pool.next_chunk(chunk, TURN)? {
-                return Ok(());
+        let mut count = 0;
+        while count < BATCH_COUNT_MAX {
+            match self.pool.next_chunk(&mut chunks[count], Duration::ZERO) {
+                Ok(true) => count += 1,
+                // A fault comes again at the next call; what came before it is sent first.
+                Err(fault) if count == 0 => return Err(fault),
+                Ok(false) | Err(_) => break,
             }
         }
-        self.mailbox.send(Input::Packed {
-            header: chunk.header().clone(),
-            wire_bytes: chunk.frame().len() as u64,
-        });
-        lane.write_chunk_frame(chunk.frame())
+        if count == 0 {
+            lane.flush()?;
+            if !self.pool.next_chunk(&mut chunks[0], TURN)? {
+                return Ok(());
+            }
+            count = 1;
+        }
+        self.feed(&mut self.lock());
+        let chunks = &chunks[..count];
+        self.mailbox
+            .send_all(chunks.iter().map(|chunk| Input::Packed {
+                header: chunk.header().clone(),
+                wire_bytes: chunk.frame().len() as u64,
+            }));
+        let mut frames: [&[u8]; BATCH_COUNT_MAX] = [&[]; BATCH_COUNT_MAX];
+        for (frame, chunk) in frames.iter_mut().zip(chunks) {
+            *frame = chunk.frame();
+        }
+        lane.write_chunk_frames(&frames[..count])
     }
 }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::ground::{Ground, milliseconds, now, unix_ms};
 use super::input::Input;
-use super::lanes::{OpenLane, Unpacked, join, read_chunks, read_messages, spawn};
+use super::lanes::{OpenLane, Unpacked, check_trust, join, read_chunks, read_messages, spawn};
 use super::source_move::NotBegun;
 use crate::api::{ErrorView, LinkState, MigrationMode, MigrationView, Phase, Role};
 use crate::guest::MissingMemory;
@@ -38,6 +38,12 @@ const OFFER_WAIT: Duration = Duration::from_secs(10);
 /// An offer without data for so long loses its place, as admission counts.
 const DATA_WAIT: Duration = Duration::from_secs(60);
 
+/// Chunks acknowledged together: 1 MiB, a small part of any window that is worth filling.
+const ACKNOWLEDGED_COUNT_MAX: usize = 16;
+
+/// Longest a chunk waits for others to be acknowledged with it: less than any link's round trip.
+const ACKNOWLEDGE_WAIT: Duration = Duration::from_millis(2);
+
 /// What a finished attempt leaves.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -56,6 +62,8 @@ pub(super) struct TargetMove {
     /// Unpacked chunks the machine has not decided on yet.
     chunks: BTreeMap<u64, Unpacked>,
     next_token: u64,
+    unacknowledged_count: usize,
+    acknowledge_at: Option<Instant>,
     received: Option<ReceivedFile>,
     missing: Option<Arc<MissingMemory>>,
     /// Lanes of the newest number that are open so far.
@@ -83,6 +91,8 @@ impl TargetMove {
             machine,
             chunks: BTreeMap::new(),
             next_token: 0,
+            unacknowledged_count: 0,
+            acknowledge_at: None,
             received: None,
             missing: None,
             lanes: Vec::new(),
@@ -184,6 +194,14 @@ impl TargetMove {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
+        [self.patience(), self.acknowledge_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When the source has been silent for too long.
+    fn patience(&self) -> Option<Instant> {
         if self.is_blank() {
             return Some(self.begun_at + OFFER_WAIT);
         }
@@ -196,7 +214,8 @@ impl TargetMove {
     }
 
     pub(super) fn tick(&mut self, ground: &mut Ground) {
-        if self.deadline().is_none_or(|deadline| deadline > now()) {
+        if self.patience().is_none_or(|deadline| deadline > now()) {
+            self.carry_out(ground);
             return;
         }
         let fault = Fault::new(Code::Stalled, "the source offers a guest and sends nothing");
@@ -307,6 +326,7 @@ impl TargetMove {
             let detail = format!("guest {}'s spaces do not fit its description", prepare.name);
             return Err(Fault::new(Code::Layout, detail));
         }
+        check_trust(&shared.config.tunnel_socket(), &shared.host.site)?;
         let setup = self.machine.setup();
         shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
         shared.claim_name(&config.name, ground.id)?;
@@ -320,6 +340,9 @@ impl TargetMove {
         self.next_token += 1;
         self.raw_bytes += unpacked.bytes().len() as u64;
         self.chunks.insert(token, unpacked);
+        self.unacknowledged_count += 1;
+        self.acknowledge_at
+            .get_or_insert_with(|| now() + ACKNOWLEDGE_WAIT);
         self.take_in(Event::Chunk {
             lane,
             header,
@@ -355,7 +378,7 @@ impl TargetMove {
 
     /// Carries out everything that is due, in order; an action that fails drops the ones behind it.
     pub(super) fn carry_out(&mut self, ground: &mut Ground) {
-        while let Some(action) = self.machine.poll() {
+        while let Some(action) = self.next_action() {
             let step = action_name(&action);
             if let Err(fault) = self.act(ground, action) {
                 warn!(%fault, step, "an action failed");
@@ -364,6 +387,20 @@ impl TargetMove {
             }
             ground.shared.failpoint("target", step);
         }
+    }
+
+    fn next_action(&mut self) -> Option<Action> {
+        let is_due = self.unacknowledged_count >= ACKNOWLEDGED_COUNT_MAX
+            || self.acknowledge_at.is_none_or(|at| at <= now());
+        if !is_due {
+            return self.machine.poll_unacknowledging();
+        }
+        let action = self.machine.poll();
+        if action.is_none() {
+            self.unacknowledged_count = 0;
+            self.acknowledge_at = None;
+        }
+        action
     }
 
     fn act(&mut self, ground: &mut Ground, action: Action) -> Result<(), Fault> {

@@ -417,7 +417,7 @@ impl Target {
     /// The next thing to do. Acknowledgements of chunks are given when nothing else is to be done, so
     /// that a shell that takes in several events before it polls acknowledges them together.
     pub fn poll(&mut self) -> Option<Action> {
-        if let Some(action) = self.actions.pop_front() {
+        if let Some(action) = self.poll_unacknowledging() {
             return Some(action);
         }
         if !std::mem::take(&mut self.is_position_due) {
@@ -425,6 +425,12 @@ impl Target {
         }
         self.send(Lane::Control, Message::Received(self.position));
         Some(Action::SavePosition(self.position))
+    }
+
+    /// As [`Target::poll`], but chunks stay unacknowledged: for a shell that waits a little for more of
+    /// them. Every acknowledgement is a packet each way and wakes six threads.
+    pub fn poll_unacknowledging(&mut self) -> Option<Action> {
+        self.actions.pop_front()
     }
 
     /// Takes in what happened.

@@ -183,7 +183,7 @@ fn f03_a_wrong_magic_is_refused() {
 
 #[test]
 fn f03_unknown_flags_are_refused() {
-    for flags in [2, 3, 0x80] {
+    for flags in [4, 7, 0x80] {
         let mut bytes = Vec::new();
         write_frame(20, flags, &[5], &mut bytes);
         assert_eq!(code_of(&bytes), Code::Framing);
@@ -197,12 +197,13 @@ fn f04_every_single_bit_flip_of_every_frame_is_refused() {
         let mut damaged = bytes.clone();
         for bit in 0..bytes.len() * 8 {
             damaged[bit / 8] ^= 1 << (bit % 8);
-            let result = read_one(&damaged);
-            assert!(
-                result.is_err(),
-                "bit {bit} of {:02x?}: {result:?}",
-                &bytes[..16]
-            );
+            let is_found = match read_one(&damaged) {
+                Err(_) => true,
+                // Behind its head a chunk has only its digest, which whoever unpacks it checks.
+                Ok((Content::Chunk(header, payload), _)) => digest_of(&payload) != header.digest,
+                Ok(_) => false,
+            };
+            assert!(is_found, "bit {bit} of {:02x?}", &bytes[..16]);
             damaged[bit / 8] ^= 1 << (bit % 8);
             flips += 1;
         }

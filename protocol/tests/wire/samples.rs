@@ -78,7 +78,7 @@ pub(crate) fn chunk(codec: Codec, runs: &[BlockRun], payload: &[u8]) -> Vec<u8> 
         digest: if codec == Codec::Zero {
             ZERO_CHUNK_DIGEST
         } else {
-            [0x5a; 16]
+            digest_of(payload)
         },
     };
     let mut bytes = Vec::new();
@@ -86,7 +86,8 @@ pub(crate) fn chunk(codec: Codec, runs: &[BlockRun], payload: &[u8]) -> Vec<u8> 
     bytes
 }
 
-/// One chunk of each codec; what stands in the payload does not matter to the wire.
+/// One chunk of each codec; what stands in the payload does not matter to the wire, and the digests are
+/// of the packed bytes.
 pub(crate) fn chunks() -> Vec<Vec<u8>> {
     let payload: Vec<u8> = (0..9000_u32).map(|i| (i * 7 % 251) as u8).collect();
     vec![

@@ -1,7 +1,9 @@
 //! What a source's machine orders, done to the simulated guest and link.
 
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::message::{CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, Lane, ZERO_CHUNK_DIGEST};
+use towpath_protocol::message::{
+    CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, Lane, ZERO_CHUNK_DIGEST, digest_of,
+};
 use towpath_protocol::source::{Action, ChunkOrder, Event, FREEZE_DEADLINE, Outcome};
 use towpath_protocol::space::{BlockRun, BlockSet, block_count_of};
 
@@ -227,7 +229,7 @@ impl World {
                 .iter()
                 .flat_map(|content| content.to_le_bytes())
                 .collect();
-            digest.copy_from_slice(&blake3::hash(&payload).as_bytes()[..16]);
+            digest.copy_from_slice(&digest_of(&payload));
         }
         let here = &mut self.hosts[host];
         let (lane, sequence) = if order.is_urgent {

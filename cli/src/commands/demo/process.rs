@@ -134,9 +134,10 @@ impl Process {
         }
     }
 
-    /// The most memory the child has had at once, if it still runs.
-    pub(super) fn peak_memory(&self) -> Option<DaemonReport> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
+    /// What the child took so far, if it still runs.
+    pub(super) fn taken(&self) -> Option<DaemonReport> {
+        let process = self.child.id()?;
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -144,6 +145,7 @@ impl Process {
         Some(DaemonReport {
             name: self.name.clone(),
             peak_memory_bytes: kibibytes * 1024,
+            processor_ms: processor_ms(process)?,
         })
     }
 
@@ -172,4 +174,14 @@ fn own_program() -> Result<Command, Failure> {
     let path = std::env::current_exe()
         .map_err(|error| Fault::new(Code::Io, format!("own program's path: {error}")))?;
     Ok(Command::new(path))
+}
+
+/// Processor time of a process, user and system (proc(5): fields 14 and 15 of `stat`).
+fn processor_ms(process: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in brackets may hold blanks; behind it the third field comes first.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }

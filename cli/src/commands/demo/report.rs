@@ -39,6 +39,7 @@ pub(super) struct GuestReport {
 pub(super) struct DaemonReport {
     pub(super) name: String,
     pub(super) peak_memory_bytes: u64,
+    pub(super) processor_ms: u64,
 }
 
 /// The link between the sites.

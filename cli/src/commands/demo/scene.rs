@@ -82,7 +82,7 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     let played = played.map(|report| Report {
         daemons: [&edge_daemons, &region_daemons]
             .into_iter()
-            .flat_map(|daemons| daemons.peak_memory())
+            .flat_map(|daemons| daemons.taken())
             .collect(),
         ..report
     });

@@ -125,10 +125,13 @@ impl Plan<'_> {
             host: migrator.host.clone(),
             listen: self.listen,
             socket: migrator.tunnel_socket(),
+            state_dir: None,
+            time_zone: Default::default(),
             peers: vec![tunnel::PeerConfig {
                 site: self.peer.clone(),
                 address: self.peer_address.map(|address| address.to_string()),
                 send_rate: self.rate,
+                send_timetable: None,
                 receive_rate: self.rate,
             }],
             services: vec![tunnel::ServiceConfig {
@@ -146,6 +149,7 @@ impl Plan<'_> {
                 cert: certificates.cert,
                 key: certificates.key,
                 ca: certificates.ca,
+                crl: None,
             },
             limits: tunnel::Limits::default(),
         })
@@ -205,11 +209,11 @@ impl Site {
 }
 
 impl Daemons {
-    /// The most memory each daemon has had at once.
-    pub(super) fn peak_memory(&self) -> Vec<DaemonReport> {
+    /// What each daemon took so far.
+    pub(super) fn taken(&self) -> Vec<DaemonReport> {
         [&self.tunnel, &self.migrator]
             .into_iter()
-            .filter_map(Process::peak_memory)
+            .filter_map(Process::taken)
             .collect()
     }
 
