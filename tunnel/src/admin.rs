@@ -1,5 +1,5 @@
-//! The admin API: `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready`, which only read, and
-//! `/v1/channels`.
+//! The admin API: the status page at `/`, `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready`, which
+//! only read, and `/v1/channels`.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::channels::ChannelSpec;
 use crate::core::Core;
 use crate::outlook::{self, ForecastDocument};
 use crate::status::{self, ChannelList, ChannelView, StatusView};
-use crate::{metrics, timetable};
+use crate::{metrics, page, timetable};
 
 /// Prometheus's text form, version 0.0.4.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -26,6 +26,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The routes of the admin API.
 pub(crate) fn router(core: Arc<Core>) -> Router {
     Router::new()
+        .route("/", get(read_page))
         .route("/status", get(read_status))
         .route("/metrics", get(read_metrics))
         .route("/v1/channels", get(read_channels).post(open_channel))
@@ -37,6 +38,20 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/live", get(async || "live\n"))
         .route("/ready", get(read_ready))
         .with_state(core)
+}
+
+/// What a browser may do with the page: show it, and nothing else.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+async fn read_page(State(core): State<Arc<Core>>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, page::render(&core)).into_response()
 }
 
 async fn read_status(State(core): State<Arc<Core>>) -> Json<StatusView> {

@@ -14,7 +14,9 @@
 //! ```
 //!
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
-//! allowance's share; at capacity a queue of the allowance's length stands, and the window with it.
+//! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
+//! long path that share is small, so a window that has filled the path for some rounds without any queue
+//! grows by an eighth every other round until there is one.
 //! Only the *least* round trip of a round speaks, because only a standing queue delays every packet:
 //! radio links and busy processors delay many, and must not look like a full path. The base is the
 //! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
@@ -68,6 +70,9 @@ const WINDOW_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Rounds without a quarter more delivered that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;
+
+/// Rounds without a queue after which the window is too small, not the queue too short to see.
+const EMPTY_ROUNDS: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -173,6 +178,8 @@ pub struct Estimator {
     peak: Peak,
     queue_delay: Duration,
     allowance: Duration,
+    /// Rounds in a row that filled the window and left no queue.
+    empty_rounds: u32,
     is_local: bool,
     recent: [Duration; RECENT_COUNT],
     ack_count: usize,
@@ -202,6 +209,7 @@ impl Estimator {
             peak: Peak::default(),
             queue_delay: Duration::ZERO,
             allowance: ALLOWANCE,
+            empty_rounds: 0,
             is_local: false,
             recent: [Duration::ZERO; RECENT_COUNT],
             ack_count: 0,
@@ -356,7 +364,19 @@ impl Estimator {
         }
         self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
         let allowed = base + self.allowance_at(rate);
-        let wanted = scaled(self.window_bytes, allowed, round.rtt_min);
+        let is_empty = self.queue_delay < self.allowance / 4 && round.lost_bytes == 0;
+        self.empty_rounds = if is_empty && !round.is_app_limited {
+            self.empty_rounds + 1
+        } else {
+            0
+        };
+        let wanted = if self.empty_rounds > EMPTY_ROUNDS {
+            // What the growth does shows only a round later.
+            self.empty_rounds = EMPTY_ROUNDS - 1;
+            self.window_bytes + self.window_bytes / 4
+        } else {
+            scaled(self.window_bytes, allowed, round.rtt_min)
+        };
         // Something else than the window may be the limit; then no queue forms, however large it is.
         let most = self.window_for(rate, base).saturating_mul(2);
         let is_congested = self.queue_delay > 2 * self.allowance;

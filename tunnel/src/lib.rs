@@ -29,6 +29,7 @@
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
+//! | `page`, `recent` | the status page, and the last hour it draws |
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -51,9 +52,11 @@ mod local;
 mod metrics;
 mod outlook;
 mod pace;
+mod page;
 mod peer;
 mod pool;
 mod pump;
+mod recent;
 mod resume;
 mod serve;
 pub mod shaper;
@@ -167,6 +170,11 @@ impl Tunnel {
         let (timed, until) = (Arc::clone(core), stop.clone());
         tasks.spawn(async move {
             timetable::keep(timed, until).await;
+            Ok(())
+        });
+        let (drawn, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            recent::keep(drawn, until).await;
             Ok(())
         });
         let (looked, until) = (Arc::clone(core), stop.clone());

@@ -60,7 +60,8 @@ impl Counters {
         self.received[class.index()].load(Ordering::Relaxed)
     }
 
-    fn totals(&self) -> (u64, u64) {
+    /// Bytes sent and received, of all classes.
+    pub(crate) fn totals(&self) -> (u64, u64) {
         let sum = |of: fn(&Self, Class) -> u64| Class::ALL.iter().map(|c| of(self, *c)).sum();
         (sum(Self::sent), sum(Self::received))
     }

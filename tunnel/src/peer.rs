@@ -27,6 +27,7 @@ use crate::config::{Limits, PeerConfig};
 use crate::datagrams::Flows;
 use crate::health;
 use crate::link::{Counters, Link};
+use crate::recent::Recent;
 use crate::streams::Streams;
 use crate::timetable;
 use crate::transport;
@@ -67,6 +68,7 @@ pub(crate) struct Peer {
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
     pub datagrams: Flows,
+    pub recent: Recent,
     clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
@@ -101,6 +103,7 @@ impl Peer {
             counters: Arc::default(),
             streams: Arc::default(),
             datagrams: Flows::default(),
+            recent: Recent::default(),
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,

@@ -213,6 +213,17 @@ fn jitter_far_above_the_allowance_does_not_look_like_a_full_path() {
 }
 
 #[test]
+fn a_startup_that_ended_too_early_is_made_up_for_on_a_long_path() {
+    let mut simulation = Simulation::new(Path::new(60, 200, 100));
+    simulation.estimator.phase = Phase::Steady;
+    simulation.estimator.window_bytes = 100 * PACKET;
+    simulation.run_until(14 * SECOND);
+    let (share, queue) = simulation.measure(5 * SECOND);
+    assert!(share >= 900, "used {share} per mille");
+    assert!(queue <= 30_000, "queue p99 {queue} us");
+}
+
+#[test]
 fn capacity_steps_are_followed_down_within_a_second_and_up_within_three() {
     let mut simulation = Simulation::new(Path::new(200, 40, 100));
     simulation.run_until(5 * SECOND);

@@ -1,0 +1,403 @@
+//! The status page: one document for people, without a script, readable on a phone.
+//!
+//! Everything on it comes from `/status` but the pictures, which add the last hour and the coming day.
+
+mod chart;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use towpath_forecast::moment::Moment;
+use towpath_protocol::rate::Rate;
+
+use crate::core::Core;
+use crate::outlook::Direction;
+use crate::peer::Peer;
+use crate::status::{self, CertificateStatusView, LinkState, LinkView, StatusView};
+use crate::timetable;
+use chart::{Chart, HOURS_AHEAD};
+
+/// Most bytes of the page. Links beyond it are named and not shown.
+pub(crate) const PAGE_BYTES_MAX: usize = 60 * 1024;
+
+/// Room for what stands behind the links.
+const REST_BYTES: usize = 12 * 1024;
+
+/// Channels, services, authorities and lists that are shown; `/status` has them all.
+const ROWS_MAX: usize = 16;
+
+/// Bytes of a word from a peer or a file that are shown.
+const WORD_CHARS_MAX: usize = 200;
+
+/// Changes of the cap that are drawn.
+const CAP_CHANGES_MAX: usize = 24;
+
+/// A certificate that ends within so many seconds is called out.
+const EXPIRY_WARNING_SECONDS: u64 = 14 * 24 * 3600;
+
+const STYLE: &str = include_str!("style.css");
+
+/// The page as it is now.
+pub(crate) fn render(core: &Core) -> String {
+    let status = status::status(core);
+    let now = timetable::now();
+    let charts = core.peers.values().map(|peer| chart(core, peer, now));
+    page(&status, &charts.collect::<Vec<_>>(), now)
+}
+
+fn chart(core: &Core, peer: &Peer, now: Moment) -> Chart {
+    let ahead = |hour: u64| {
+        let at = now.plus_seconds(hour * 3600);
+        let made = core
+            .outlook
+            .with(&peer.site, Direction::Send, |known| known.forecast(now, at));
+        made.flatten().map(|made| (hour, made.band))
+    };
+    Chart {
+        recent: peer.recent.points(),
+        ahead: (0..=HOURS_AHEAD).filter_map(ahead).collect(),
+        caps: caps(peer, now),
+    }
+}
+
+/// The cap of the coming day, by when it changes.
+fn caps(peer: &Peer, now: Moment) -> Vec<(u64, Option<f64>)> {
+    let cap = |at: Moment| {
+        let rate = peer.send_rate_at(at).map(Rate::bytes_per_second);
+        rate.map(|rate| rate as f64)
+    };
+    let mut caps = vec![(0, cap(now))];
+    let mut at = now;
+    while let Some(next) = peer
+        .timetable()
+        .and_then(|table| table.next_change_after(at))
+    {
+        let ahead = next.since(now).as_secs();
+        if ahead >= HOURS_AHEAD * 3600 || caps.len() == CAP_CHANGES_MAX {
+            break;
+        }
+        caps.push((ahead, cap(next)));
+        at = next;
+    }
+    caps
+}
+
+/// The document. Pure.
+fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
+    let healthy = status
+        .links
+        .iter()
+        .filter(|link| link.state == LinkState::Healthy);
+    let (healthy, all) = (healthy.count(), status.links.len());
+    let title = format!("{}: {healthy} of {all} links healthy", escape(&status.site));
+    let mut html = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <meta http-equiv=\"refresh\" content=\"20\"><title>{title}</title>\
+         <style>{STYLE}</style></head><body><header><h1>{}/{}</h1>\
+         <p>Towpath tunnel {}, up for {}. Read {}; this page reads itself again every 20 s.</p>\
+         <p class=\"sum\">{healthy} of {all} links healthy</p></header><main>",
+        escape(&status.site),
+        escape(&status.host),
+        escape(&status.version),
+        span(status.uptime_seconds),
+        clock(now),
+    );
+    let mut left_out = 0;
+    for (place, link) in status.links.iter().enumerate() {
+        let nothing = Chart::default();
+        let section = link_section(link, charts.get(place).unwrap_or(&nothing), now);
+        if html.len() + section.len() > PAGE_BYTES_MAX - REST_BYTES {
+            left_out += 1;
+        } else {
+            html.push_str(&section);
+        }
+    }
+    if left_out > 0 {
+        put(
+            &mut html,
+            format_args!("<p>{left_out} more links: <a href=\"status\">/status</a>.</p>"),
+        );
+    }
+    channels(&mut html, status);
+    services(&mut html, status);
+    certificate(&mut html, &status.certificate, now);
+    html.push_str(
+        "</main><footer><a href=\"status\">status as JSON</a> · <a href=\"metrics\">metrics</a>\
+         </footer></body></html>\n",
+    );
+    html
+}
+
+fn link_section(link: &LinkView, chart: &Chart, now: Moment) -> String {
+    let name = escape(&link.peer);
+    let state = link.state.as_str();
+    let mut html = format!(
+        "<section><h2>{name} <span class=\"state {state}\">{} {state}</span></h2><p>{}</p>",
+        mark(link.state),
+        escape(&link.reason),
+    );
+    if let Some(remedy) = &link.remedy {
+        put(
+            &mut html,
+            format_args!("<p class=\"todo\">{}</p>", escape(remedy)),
+        );
+    }
+    html.push_str(&chart.draw(&name));
+    html.push_str(
+        "<p class=\"key\"><i class=\"k-out\"></i>sent <i class=\"k-in\"></i>received \
+         <i class=\"k-band\"></i>expected, 8 chances in 10 <i class=\"k-cap\"></i>cap</p><dl>",
+    );
+    for (term, told) in facts(link, now) {
+        put(
+            &mut html,
+            format_args!("<div><dt>{term}</dt><dd>{told}</dd></div>"),
+        );
+    }
+    html.push_str("</dl><table><tr><th>class</th><th>sent</th><th>received</th></tr>");
+    for class in &link.classes {
+        let (sent, received) = (bytes(class.sent_bytes), bytes(class.received_bytes));
+        let class = escape(&class.class);
+        put(
+            &mut html,
+            format_args!("<tr><td>{class}</td><td>{sent}</td><td>{received}</td></tr>"),
+        );
+    }
+    html.push_str("</table></section>");
+    html
+}
+
+/// What is told of a link in words.
+fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
+    let since = now.unix_seconds().saturating_sub(link.since_unix_seconds);
+    let mut facts = vec![
+        (
+            "host",
+            link.host
+                .as_deref()
+                .map_or_else(|| "none".to_owned(), escape),
+        ),
+        ("so for", span(since)),
+        ("sends", rate(link.goodput_out_bits_per_second)),
+        ("receives", rate(link.goodput_in_bits_per_second)),
+        (
+            "path carries",
+            match link.path_bits_per_second {
+                0 => "unknown".to_owned(),
+                known => rate(known),
+            },
+        ),
+        (
+            "cap",
+            link.cap_bits_per_second
+                .map_or_else(|| "none".to_owned(), rate),
+        ),
+        ("round trip", millis(link.rtt_us)),
+        ("queue", millis(link.queue_us)),
+        (
+            "lost",
+            format!("{} of a million packets", link.lost_per_million),
+        ),
+        (
+            "streams",
+            format!(
+                "{} open, {} paused, {} lost",
+                link.streams, link.streams_paused, link.streams_lost
+            ),
+        ),
+    ];
+    let known = link
+        .forecasts
+        .iter()
+        .find_map(|each| each.quantiles.as_ref());
+    let told = known.map_or_else(
+        || "nothing known yet".to_owned(),
+        |known| format!("{} confidence", escape(&known.confidence)),
+    );
+    facts.push(("forecast", told));
+    if let Some(end) = link.peer_certificate_not_after_unix_seconds {
+        facts.push(("its certificate", expiry(end, now)));
+    }
+    facts
+}
+
+fn channels(html: &mut String, status: &StatusView) {
+    if status.channels.is_empty() {
+        return;
+    }
+    html.push_str(
+        "<section><h2>Channels</h2><table><tr><th>name</th><th>to</th><th>state</th><th>now</th>\
+         <th>sent</th><th>received</th></tr>",
+    );
+    for channel in status.channels.iter().take(ROWS_MAX) {
+        let (name, peer) = (escape(&channel.name), escape(&channel.peer));
+        let (mark, state) = (mark(channel.state), channel.state.as_str());
+        let (sent, received) = (bytes(channel.sent_bytes), bytes(channel.received_bytes));
+        let count = channel.connections;
+        put(
+            html,
+            format_args!(
+                "<tr><td>{name}</td><td>{peer}</td><td class=\"{state}\">{mark} {state}</td>\
+                 <td>{count} open</td><td>{sent}</td><td>{received}</td></tr>"
+            ),
+        );
+    }
+    html.push_str("</table></section>");
+}
+
+fn services(html: &mut String, status: &StatusView) {
+    if status.services.is_empty() {
+        return;
+    }
+    html.push_str(
+        "<section><h2>Services</h2><table><tr><th>name</th><th>socket</th><th>for</th></tr>",
+    );
+    for service in status.services.iter().take(ROWS_MAX) {
+        let (name, socket) = (escape(&service.name), escape(&service.socket));
+        let allow = escape(&service.allow.join(", "));
+        put(
+            html,
+            format_args!("<tr><td>{name}</td><td>{socket}</td><td>{allow}</td></tr>"),
+        );
+    }
+    html.push_str("</table></section>");
+}
+
+fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Moment) {
+    put(
+        html,
+        format_args!(
+            "<section><h2>Certificate</h2><p>{}</p><dl><div><dt>ends</dt><dd>{}</dd></div>",
+            escape(&certificate.uri),
+            expiry(certificate.not_after_unix_seconds, now)
+        ),
+    );
+    for authority in certificate.authorities.iter().take(ROWS_MAX) {
+        put(
+            html,
+            format_args!(
+                "<div><dt>authority</dt><dd>{}</dd></div>",
+                escape(authority)
+            ),
+        );
+    }
+    for list in certificate.revocation_lists.iter().take(ROWS_MAX) {
+        let next = expiry(list.next_update_unix_seconds, now);
+        let (number, count) = (list.number, list.revoked_count);
+        put(
+            html,
+            format_args!(
+                "<div><dt>revocations</dt><dd>list {number}, {count} revoked; ends {next}</dd></div>"
+            ),
+        );
+    }
+    html.push_str("</dl>");
+    if let Some(problem) = &certificate.problem {
+        put(
+            html,
+            format_args!("<p class=\"todo\">not in use: {}</p>", escape(problem)),
+        );
+    }
+    html.push_str("</section>");
+}
+
+/// Shape beside colour, for those who do not tell red from green.
+const fn mark(state: LinkState) -> &'static str {
+    match state {
+        LinkState::Healthy => "●",
+        LinkState::Degraded => "▲",
+        LinkState::Down => "✕",
+    }
+}
+
+fn put(html: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = html.write_fmt(what);
+}
+
+/// A word from elsewhere, cut and made harmless.
+fn escape(word: &str) -> String {
+    let mut out = String::with_capacity(word.len());
+    for (place, letter) in word.chars().enumerate() {
+        if place == WORD_CHARS_MAX {
+            out.push('…');
+            break;
+        }
+        match letter {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            control if control.is_control() => out.push(' '),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// A moment as people write it, in UTC.
+fn clock(moment: Moment) -> String {
+    let since = Duration::from_secs(moment.unix_seconds());
+    let told = jiff::Timestamp::UNIX_EPOCH.checked_add(since);
+    told.map_or_else(
+        |_| moment.to_string(),
+        |told| told.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+    )
+}
+
+/// When something ends, and a mark if it is soon.
+fn expiry(end_unix_seconds: u64, now: Moment) -> String {
+    let end = clock(Moment::from_unix_seconds(end_unix_seconds));
+    let left = end_unix_seconds.saturating_sub(now.unix_seconds());
+    match left {
+        0 => format!("<strong>ended {end}</strong>"),
+        soon if soon < EXPIRY_WARNING_SECONDS => {
+            format!("<strong>in {}</strong>, {end}", span(soon))
+        }
+        _ => format!("in {}, {end}", span(left)),
+    }
+}
+
+/// A length of time in its largest whole unit.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn millis(micros: u64) -> String {
+    format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
+}
+
+fn rate(bits_per_second: u64) -> String {
+    bits(bits_per_second as f64 / 8.0)
+}
+
+/// A rate in bytes per second, told in bits.
+fn bits(bytes_per_second: f64) -> String {
+    let bits = bytes_per_second * 8.0;
+    let units = [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")];
+    match units.into_iter().find(|(size, _)| bits >= *size) {
+        Some((size, unit)) if bits < size * 9.95 => format!("{:.1} {unit}", bits / size),
+        Some((size, unit)) => format!("{:.0} {unit}", bits / size),
+        None => format!("{bits:.0} bit/s"),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(power, _)| count >> power > 0) {
+        Some((power, unit)) => {
+            let tenths = u128::from(count) * 10 >> power;
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+        None => format!("{count} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+use towpath_forecast::band::Band;
+
+use super::*;
+use crate::recent::Point;
+use crate::status::{ClassView, RevocationListView, ServiceView};
+
+const NOW: u64 = 1_800_000_000;
+
+fn link(peer: &str, state: LinkState) -> LinkView {
+    let class = |name: &str| ClassView {
+        class: name.to_owned(),
+        sent_bytes: 5 << 30,
+        received_bytes: 0,
+    };
+    LinkView {
+        peer: peer.to_owned(),
+        host: Some("box-1".to_owned()),
+        state,
+        reason: "all is well".to_owned(),
+        remedy: (state != LinkState::Healthy).then(|| "look at the cable".to_owned()),
+        since_unix_seconds: NOW - 7300,
+        rtt_us: 40_250,
+        base_rtt_us: 40_000,
+        queue_us: 0,
+        path_bits_per_second: 95_000_000,
+        goodput_out_bits_per_second: 12_500_000,
+        goodput_in_bits_per_second: 900,
+        cap_bits_per_second: None,
+        cap_changes_unix_seconds: None,
+        forecasts: Vec::new(),
+        lost_per_million: 0,
+        streams: 3,
+        streams_paused: 0,
+        streams_resumed: 0,
+        streams_lost: 0,
+        resent_bytes: 0,
+        links_lost: 0,
+        classes: ["control", "demand", "app", "switch", "bulk", "scavenger"]
+            .map(class)
+            .into(),
+        peer_certificate_not_after_unix_seconds: Some(NOW + 3600),
+        key_exchange: None,
+        cipher_suite: None,
+    }
+}
+
+fn status(links: Vec<LinkView>) -> StatusView {
+    StatusView {
+        schema: status::SCHEMA.to_owned(),
+        site: "edge".to_owned(),
+        host: "box-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        uptime_seconds: 59,
+        links,
+        services: vec![ServiceView {
+            name: "migrator".to_owned(),
+            socket: "/run/towpath/migrator.sock".to_owned(),
+            allow: vec!["region".to_owned()],
+            sent_bytes: 1,
+            received_bytes: 2,
+        }],
+        channels: Vec::new(),
+        certificate: CertificateStatusView {
+            uri: "spiffe://shop.example/site/edge/host/box-1".to_owned(),
+            not_after: String::new(),
+            not_after_unix_seconds: NOW + 86_400 * 60,
+            serial: String::new(),
+            authorities: vec!["CN=towpath".to_owned()],
+            since_unix_seconds: NOW,
+            problem: None,
+            revocation_lists: vec![RevocationListView {
+                issuer: "CN=towpath".to_owned(),
+                number: 7,
+                next_update: String::new(),
+                next_update_unix_seconds: NOW - 1,
+                revoked_count: 2,
+            }],
+        },
+    }
+}
+
+fn full_chart() -> Chart {
+    Chart {
+        recent: (0..180)
+            .map(|count| Point {
+                sent_per_second: count * 100_000,
+                received_per_second: count * 1000,
+            })
+            .collect(),
+        ahead: (0..=24)
+            .map(|hour| (hour, Band::new(1e6, 2e6, 3e6)))
+            .collect(),
+        caps: (0..24).map(|hour| (hour * 3600, Some(2.5e6))).collect(),
+    }
+}
+
+fn page_of(links: Vec<LinkView>) -> String {
+    let charts: Vec<_> = links.iter().map(|_| full_chart()).collect();
+    page(&status(links), &charts, Moment::from_unix_seconds(NOW))
+}
+
+#[test]
+fn the_page_says_how_links_are_and_what_to_do() {
+    let html = page_of(vec![
+        link("region", LinkState::Healthy),
+        link("depot", LinkState::Down),
+    ]);
+    for told in [
+        "<title>edge: 1 of 2 links healthy</title>",
+        "● healthy",
+        "✕ down",
+        "<p class=\"todo\">look at the cable</p>",
+        "12 Mbit/s",
+        "900 bit/s",
+        "40.2 ms",
+        "5.0 GiB",
+        "<strong>in 60 min</strong>",
+        "<strong>ended ",
+        "in 60 days",
+    ] {
+        assert!(html.contains(told), "{told} is missing in {html}");
+    }
+    assert_eq!(html.matches("look at the cable").count(), 1);
+    assert!(!html.contains("<script"), "no script");
+}
+
+#[test]
+fn l05_words_from_elsewhere_stay_words() {
+    let mut bad = link("region", LinkState::Degraded);
+    bad.reason = "<script>alert('x')</script>\u{7}".to_owned();
+    bad.host = Some("\"><img src=x>".to_owned());
+    let html = page_of(vec![bad]);
+    assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; "));
+    assert!(html.contains("&quot;&gt;&lt;img src=x&gt;"));
+    assert!(!html.contains("<script") && !html.contains("<img"));
+}
+
+#[test]
+fn the_page_keeps_its_size_whatever_there_is_to_tell() {
+    for count in [1, 3, 300] {
+        let name = "n".repeat(300);
+        let mut links: Vec<_> = (0..count).map(|_| link(&name, LinkState::Down)).collect();
+        for each in &mut links {
+            each.reason = "&".repeat(5000);
+        }
+        let mut all = status(links);
+        all.services = vec![all.services[0].clone(); 300];
+        all.certificate.authorities = vec!["a".repeat(100); 300];
+        let charts: Vec<_> = all.links.iter().map(|_| full_chart()).collect();
+        let html = page(&all, &charts, Moment::from_unix_seconds(NOW));
+        assert!(html.len() <= PAGE_BYTES_MAX, "{} bytes", html.len());
+        assert_eq!(html.contains("more links"), count == 300);
+        assert!(html.ends_with("</html>\n"));
+    }
+}
+
+#[test]
+fn three_busy_links_fit_whole() {
+    let html = page_of(vec![link("region", LinkState::Healthy); 3]);
+    assert_eq!(html.matches("<svg").count(), 3);
+    assert!(html.len() < PAGE_BYTES_MAX / 2, "{} bytes", html.len());
+}
+
+#[test]
+fn lengths_rates_and_sizes_have_their_units() {
+    assert_eq!(
+        [span(119), span(120), span(7199)],
+        ["119 s", "2 min", "119 min"]
+    );
+    assert_eq!([span(7200), span(172_800)], ["2 h", "2 days"]);
+    assert_eq!(
+        [rate(0), rate(999), rate(1000)],
+        ["0 bit/s", "999 bit/s", "1.0 kbit/s"]
+    );
+    assert_eq!(
+        [rate(12_400_000), rate(2_500_000_000)],
+        ["12 Mbit/s", "2.5 Gbit/s"]
+    );
+    assert_eq!(
+        [bytes(1023), bytes(1536), bytes(u64::MAX)],
+        ["1023 B", "1.5 KiB", "17179869183.9 GiB"]
+    );
+}

@@ -1,0 +1,107 @@
+//! The status page in a real browser, wide and narrow. Its policy lets no script run.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
+
+mod harness;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use harness::{Pair, echo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+
+/// Names under which distributions install it.
+const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+
+/// Seconds a browser may take to start and draw, on a busy machine.
+const DRAW_SECONDS_MAX: u32 = 60;
+
+/// Widths of a telephone and of a desk, in pixels.
+const WIDTHS: [u32; 2] = [390, 1280];
+
+fn browser() -> Option<&'static str> {
+    let folders = std::env::var_os("PATH")?;
+    let has =
+        |name: &&str| std::env::split_paths(&folders).any(|folder| folder.join(name).exists());
+    BROWSERS.into_iter().find(has)
+}
+
+/// Runs the browser on the page and gives what it prints.
+fn browse(browser: &str, profile: &Path, arguments: &[&str]) -> String {
+    let output = Command::new("timeout")
+        .arg(DRAW_SECONDS_MAX.to_string())
+        .arg(browser)
+        .args(["--headless=new", "--no-sandbox", "--disable-gpu"])
+        .args(["--hide-scrollbars", "--disable-dev-shm-usage"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_shows_links_pictures_and_certificate() {
+    let Some(browser) = browser() else {
+        println!("skipped: no browser, one of {}", BROWSERS.join(", "));
+        return;
+    };
+    let pair = Pair::start_with(
+        |edge, _| {
+            edge.peers[0].send_rate = Some("100Mbit".parse().unwrap());
+        },
+        None,
+    )
+    .await;
+    let echo = echo(pair.echo());
+    let mut local = pair.open("echo", Class::App).await.unwrap();
+    local.write_all(&[1; 5000]).await.unwrap();
+    local.read_exact(&mut [0; 5000]).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let page = folder.path().join("page.html");
+    std::fs::write(&page, client.text("/").await.unwrap()).unwrap();
+    let url = format!("file://{}", page.display());
+
+    let shown = browse(browser, folder.path(), &["--dump-dom", &url]);
+    for told in [
+        "1 of 1 links healthy",
+        "● healthy",
+        "100 Mbit/s",
+        "4.8 KiB",
+        "ends",
+        "<svg",
+    ] {
+        assert!(shown.contains(told), "{told} is not shown in {shown}");
+    }
+    for width in WIDTHS {
+        let picture = folder.path().join(format!("page-{width}.png"));
+        let (size, to) = (
+            format!("--window-size={width},1400"),
+            format!("--screenshot={}", picture.display()),
+        );
+        browse(browser, folder.path(), &[&size, &to, &url]);
+        let png = std::fs::read(&picture).unwrap();
+        assert!(
+            png.starts_with(b"\x89PNG") && png.len() > 10_000,
+            "{} bytes",
+            png.len()
+        );
+        if let Some(kept) = std::env::var_os("TOWPATH_PAGES") {
+            std::fs::copy(
+                &picture,
+                Path::new(&kept).join(picture.file_name().unwrap()),
+            )
+            .unwrap();
+        }
+    }
+    echo.abort();
+}
