@@ -8,7 +8,7 @@
 //!
 //! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
 //! history always gives the same forecast. An hour that cannot be like the others (an outage) pulls by
-//! at most [`PULL_MAX`] spreads. If the residuals stay on one side for long enough the level has
+//! at most `PULL_MAX` spreads. If the residuals stay on one side for long enough the level has
 //! shifted: it jumps to where they are, and the profile, which is relative to it, stays.
 
 pub(crate) mod errors;

@@ -392,7 +392,7 @@ fn bytes(count: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     match units.into_iter().find(|(power, _)| count >> power > 0) {
         Some((power, unit)) => {
-            let tenths = u128::from(count) * 10 >> power;
+            let tenths = (u128::from(count) * 10) >> power;
             format!("{}.{} {unit}", tenths / 10, tenths % 10)
         }
         None => format!("{count} B"),
