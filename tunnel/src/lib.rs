@@ -21,6 +21,7 @@
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `admin`, `metrics` | what operators and scrapers ask |
+//! | `vitals` | what the service manager is told |
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -42,6 +43,7 @@ mod serve;
 pub mod shaper;
 pub mod status;
 mod transport;
+mod vitals;
 mod watch;
 mod wire;
 
@@ -142,6 +144,7 @@ impl Tunnel {
                 Ok(())
             });
         }
+        tasks.spawn(vitals::tell(Arc::clone(core), stop.clone()));
     }
 
     /// The UDP address where links are accepted.
