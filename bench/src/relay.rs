@@ -147,6 +147,8 @@ struct Shared {
 struct Wishes {
     directions: [Direction; 2],
     is_cut: [bool; 2],
+    /// How often all flows were to get other addresses.
+    moves: u64,
 }
 
 /// A mutex whose holder cannot leave half a change behind, so a panic elsewhere does not matter.
@@ -178,6 +180,7 @@ impl Relay {
         let wishes = Wishes {
             directions: [options.from_a, options.from_b],
             is_cut: [false; 2],
+            moves: 0,
         };
         let shared = Arc::new(Shared {
             wishes: Mutex::new(wishes.clone()),
@@ -250,6 +253,12 @@ impl Control {
     /// Mends whatever was cut.
     pub fn heal(&self) {
         self.wish(|wishes| wishes.is_cut = [false; 2]);
+    }
+
+    /// Gives every flow another address towards the other side, as a router does that forgot its table
+    /// or whose line got a new address; what comes to the old ones is lost.
+    pub fn change_addresses(&self) {
+        self.wish(|wishes| wishes.moves += 1);
     }
 
     /// Changes what happens to datagrams that side `from` sends from now on.

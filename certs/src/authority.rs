@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 
 use crate::files::{self, KeyFolder};
+use crate::register::{Entry, IssuedView, Register, unix_seconds_of};
 use crate::tls;
 use crate::view;
 
@@ -27,10 +28,11 @@ pub const BACKDATED: Duration = Duration::from_mins(5);
 /// Longest validity of a host's certificate: beyond it nobody remembers the box.
 pub const LEAF_VALIDITY_MAX: Duration = Duration::from_hours(825 * 24);
 
-const AUTHORITY_CERTIFICATE: &str = "ca.pem";
-const AUTHORITY_KEY: &str = "ca.key";
-const LEAF_CERTIFICATE: &str = "cert.pem";
-const LEAF_KEY: &str = "key.pem";
+pub(crate) const AUTHORITY_CERTIFICATE: &str = "ca.pem";
+pub(crate) const AUTHORITY_KEY: &str = "ca.key";
+pub(crate) const LEAF_CERTIFICATE: &str = "cert.pem";
+pub(crate) const LEAF_KEY: &str = "key.pem";
+pub(crate) const REVOCATION_LIST: &str = "crl.pem";
 
 /// From when until when a certificate is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,16 +61,19 @@ pub struct IdentityFiles {
     pub cert: PathBuf,
     /// The host's private key, mode 0600.
     pub key: PathBuf,
-    /// The authority's certificate.
+    /// The authority's certificate, in an overlap of two those of both.
     pub ca: PathBuf,
+    /// The lists of revoked certificates, if the authority has signed any.
+    pub crl: Option<PathBuf>,
 }
 
 /// A trust domain's authority with its private key.
 pub struct Authority {
+    folder: PathBuf,
     trust_domain: Name,
-    certificate_pem: String,
+    pub(crate) certificate_pem: String,
     not_after: SystemTime,
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
 impl std::fmt::Debug for Authority {
@@ -94,9 +99,12 @@ impl Authority {
         }
         let validity = Validity::lasting(AUTHORITY_VALIDITY, SystemTime::now());
         let mut params = params(&format!("spiffe://{trust_domain}"), validity)?;
+        // Two authorities of one domain must not share a name: a revocation list says by name whose
+        // certificates it speaks of.
+        let mark = random_serial()?.to_bytes()[..4].to_vec();
         params.distinguished_name.push(
             DnType::CommonName,
-            format!("Towpath authority {trust_domain}"),
+            format!("Towpath authority {trust_domain} {}", view::hex(&mark)),
         );
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -140,6 +148,7 @@ impl Authority {
         let issuer =
             Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|error| failed(&error))?;
         Ok(Self {
+            folder: folder.to_owned(),
             trust_domain,
             certificate_pem,
             not_after,
@@ -154,7 +163,7 @@ impl Authority {
     }
 
     /// Issues a certificate and a new key to a host, into a folder of that host's own: `cert.pem`,
-    /// `key.pem` and `ca.pem`.
+    /// `key.pem`, `ca.pem`, and `crl.pem` if there is a list of revoked certificates.
     ///
     /// # Errors
     ///
@@ -166,16 +175,15 @@ impl Authority {
         validity: Validity,
         into: &Path,
     ) -> Result<IdentityFiles, Fault> {
-        if identity.trust_domain != self.trust_domain {
-            let (theirs, ours) = (&identity.trust_domain, &self.trust_domain);
-            return Err(Fault::new(
-                Code::Usage,
-                format!("the authority of {ours} names no hosts of {theirs}"),
-            ));
-        }
-        self.check(validity)?;
+        self.check(identity, validity)?;
+        let list = self.list_pem()?;
         let folder = KeyFolder::open_or_create(into)?;
-        for name in [LEAF_KEY, LEAF_CERTIFICATE, AUTHORITY_CERTIFICATE] {
+        for name in [
+            LEAF_KEY,
+            LEAF_CERTIFICATE,
+            AUTHORITY_CERTIFICATE,
+            REVOCATION_LIST,
+        ] {
             if folder.contains(name) {
                 let shown = into.join(name).display().to_string();
                 return Err(Fault::new(
@@ -184,6 +192,34 @@ impl Authority {
                 ));
             }
         }
+        let key = new_key()?;
+        let certificate = self.sign(identity, validity, &key)?;
+        Ok(IdentityFiles {
+            key: folder.write_new(LEAF_KEY, &key.serialize_pem())?,
+            cert: folder.write_new(LEAF_CERTIFICATE, &certificate)?,
+            ca: folder.write_new(AUTHORITY_CERTIFICATE, &self.certificate_pem)?,
+            crl: list
+                .map(|list| folder.write_new(REVOCATION_LIST, &list))
+                .transpose()?,
+        })
+    }
+
+    /// Every certificate the authority has issued, in that order, as they are at `now`.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` if the register cannot be read.
+    pub fn issued(&self, now: SystemTime) -> Result<Vec<IssuedView>, Fault> {
+        Ok(self.register()?.issued(now))
+    }
+
+    /// Signs a host's certificate for a key, once it stands in the register.
+    pub(crate) fn sign(
+        &self,
+        identity: &HostIdentity,
+        validity: Validity,
+        key: &impl PublicKeyData,
+    ) -> Result<String, Fault> {
         let mut params = params(&identity.uri(), validity)?;
         params
             .distinguished_name
@@ -195,18 +231,43 @@ impl Authority {
             ExtendedKeyUsagePurpose::ServerAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        let key = new_key()?;
+        let serial = params.serial_number.as_ref().map(SerialNumber::to_bytes);
         let certificate = params
-            .signed_by(&key, &self.issuer)
+            .signed_by(key, &self.issuer)
             .map_err(|error| failed(&error))?;
-        Ok(IdentityFiles {
-            key: folder.write_new(LEAF_KEY, &key.serialize_pem())?,
-            cert: folder.write_new(LEAF_CERTIFICATE, &certificate.pem())?,
-            ca: folder.write_new(AUTHORITY_CERTIFICATE, &self.certificate_pem)?,
-        })
+        self.register()?.add(&Entry::Issued {
+            serial: view::hex(&serial.unwrap_or_default()),
+            identity: identity.uri(),
+            at_unix_seconds: unix_seconds_of(SystemTime::now()),
+            not_after_unix_seconds: unix_seconds_of(validity.not_after),
+        })?;
+        Ok(certificate.pem())
     }
 
-    fn check(&self, validity: Validity) -> Result<(), Fault> {
+    /// The authority's own folder.
+    pub(crate) fn folder(&self) -> Result<KeyFolder, Fault> {
+        KeyFolder::open_or_create(&self.folder)
+    }
+
+    /// The register; nobody else writes to it while it is held.
+    pub(crate) fn register(&self) -> Result<Register, Fault> {
+        Register::open(&self.folder()?)
+    }
+
+    /// The list of revoked certificates that was signed last, if there is one.
+    pub(crate) fn list_pem(&self) -> Result<Option<String>, Fault> {
+        list_in(&self.folder)
+    }
+
+    /// Whether the authority can name this host, for so long.
+    pub(crate) fn check(&self, identity: &HostIdentity, validity: Validity) -> Result<(), Fault> {
+        if identity.trust_domain != self.trust_domain {
+            let (theirs, ours) = (&identity.trust_domain, &self.trust_domain);
+            return Err(Fault::new(
+                Code::Usage,
+                format!("the authority of {ours} names no hosts of {theirs}"),
+            ));
+        }
         let lasts = validity.not_after.duration_since(validity.not_before);
         let refused = match lasts {
             Err(_) => "it would end before it begins".to_owned(),
@@ -245,14 +306,23 @@ fn random_serial() -> Result<SerialNumber, Fault> {
     Ok(SerialNumber::from_slice(&serial))
 }
 
-fn new_key() -> Result<KeyPair, Fault> {
+/// The list of revoked certificates in an authority's folder, if there is one.
+pub(crate) fn list_in(folder: &Path) -> Result<Option<String>, Fault> {
+    let path = folder.join(REVOCATION_LIST);
+    match rustix::fs::lstat(&path) {
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        _ => text(files::read_list(&path)?).map(Some),
+    }
+}
+
+pub(crate) fn new_key() -> Result<KeyPair, Fault> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(&error))
 }
 
-fn text(bytes: Vec<u8>) -> Result<String, Fault> {
+pub(crate) fn text(bytes: Vec<u8>) -> Result<String, Fault> {
     String::from_utf8(bytes).map_err(|_| Fault::new(Code::Certificate, "a PEM file is not text"))
 }
 
-fn failed(error: &rcgen::Error) -> Fault {
+pub(crate) fn failed(error: &rcgen::Error) -> Fault {
     Fault::new(Code::Certificate, format!("the authority: {error}"))
 }

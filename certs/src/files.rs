@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use towpath_protocol::fault::{Code, Fault};
+
+use crate::revocation::LIST_BYTES_MAX;
 
 /// Most bytes read from any certificate or key file: a chain of a few certificates is below 8 KiB.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -77,6 +79,61 @@ impl KeyFolder {
         Ok(path)
     }
 
+    /// Puts a file in the place of another, or of none, in one step: whoever reads the name gets the
+    /// whole old file or the whole new one. Only its owner may read it.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` or `E_PATH` if it cannot be written; the old file is then still there.
+    pub fn replace(&self, name: &str, content: &str) -> Result<PathBuf, Fault> {
+        let new = format!(".{name}.new");
+        // Left behind by one that was killed, and of no use.
+        let _ = rustix::fs::unlinkat(&self.handle, &new, AtFlags::empty());
+        self.write_new(&new, content)?;
+        let path = self.path.join(name);
+        rustix::fs::renameat(&self.handle, &new, &self.handle, name)
+            .map_err(|error| unusable(&path, &error))?;
+        self.sync()?;
+        Ok(path)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a file of ours for adding to its end, making it first if it is not there; nobody else
+    /// who does so goes on before this one is closed.
+    pub(crate) fn open_locked(&self, name: &str) -> Result<File, Fault> {
+        let path = self.path.join(name);
+        let flags = OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::RDWR
+            | OFlags::APPEND
+            | OFlags::NONBLOCK
+            | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.handle, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| unusable(&path, &error))?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)
+            .map_err(|error| unusable(&path, &error))?;
+        let stat = rustix::fs::fstat(&file).map_err(|error| unusable(&path, &error))?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            let shown = path.display();
+            return Err(Fault::new(
+                Code::Path,
+                format!("{shown} is not a plain file"),
+            ));
+        }
+        self.sync()?;
+        Ok(File::from(file))
+    }
+
+    fn sync(&self) -> Result<(), Fault> {
+        let shown = self.path.display();
+        rustix::fs::fsync(&self.handle)
+            .map_err(|error| Fault::new(Code::Io, format!("writing {shown}: {error}")))
+    }
+
     /// Whether something of that name is there.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
@@ -90,7 +147,13 @@ impl KeyFolder {
 ///
 /// `E_CERTIFICATE` if it cannot be read or is above [`FILE_BYTES_MAX`].
 pub fn read_public(path: &Path) -> Result<Vec<u8>, Fault> {
-    let (content, _mode) = read(path)?;
+    let (content, _mode) = read(path, FILE_BYTES_MAX)?;
+    Ok(content)
+}
+
+/// Reads a file of revocation lists.
+pub(crate) fn read_list(path: &Path) -> Result<Vec<u8>, Fault> {
+    let (content, _mode) = read(path, LIST_BYTES_MAX)?;
     Ok(content)
 }
 
@@ -100,7 +163,7 @@ pub fn read_public(path: &Path) -> Result<Vec<u8>, Fault> {
 ///
 /// `E_CERTIFICATE` if it cannot be read, is no plain file, or if its group or others may read it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
-    let (content, mode) = read(path)?;
+    let (content, mode) = read(path, FILE_BYTES_MAX)?;
     if mode & 0o077 != 0 && !is_credential(path, mode) {
         let (shown, mode) = (path.display(), mode & 0o777);
         return Err(Fault::new(
@@ -118,7 +181,7 @@ fn is_credential(path: &Path, mode: u32) -> bool {
     mode & 0o037 == 0 && folder.is_some_and(|folder| path.parent() == Some(Path::new(&folder)))
 }
 
-fn read(path: &Path) -> Result<(Vec<u8>, u32), Fault> {
+fn read(path: &Path, bytes_max: u64) -> Result<(Vec<u8>, u32), Fault> {
     let shown = path.display();
     let unreadable = |why: String| Fault::new(Code::Certificate, format!("{shown}: {why}"));
     // Opened before it is looked at, so that what is checked is what is read; a FIFO does not block.
@@ -131,11 +194,11 @@ fn read(path: &Path) -> Result<(Vec<u8>, u32), Fault> {
     }
     let mut content = Vec::new();
     let read = File::from(handle)
-        .take(FILE_BYTES_MAX + 1)
+        .take(bytes_max + 1)
         .read_to_end(&mut content)
         .map_err(|error| unreadable(error.to_string()))?;
-    if read as u64 > FILE_BYTES_MAX {
-        return Err(unreadable(format!("is larger than {FILE_BYTES_MAX} bytes")));
+    if read as u64 > bytes_max {
+        return Err(unreadable(format!("is larger than {bytes_max} bytes")));
     }
     Ok((content, stat.st_mode))
 }

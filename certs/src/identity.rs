@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::server::ParsedCertificate;
@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
+use crate::revocation::Revocations;
 use crate::view::{self, CertificateView};
 use crate::{files, tls};
 
@@ -26,6 +27,9 @@ pub struct Identity {
     view: CertificateView,
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) roots: Arc<RootCertStore>,
+    /// The certificates behind `roots`.
+    authorities: Vec<CertificateDer<'static>>,
+    pub(crate) revocations: Arc<Revocations>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -49,12 +53,8 @@ impl Identity {
         let view = view::view(leaf)?;
         let key_der = PrivateKeyDer::from_pem_slice(&files::read_private(key)?)
             .map_err(|error| in_file(key, &format!("holds no private key: {error}")))?;
-        let mut roots = RootCertStore::empty();
-        for root in read_chain(ca)? {
-            roots
-                .add(root)
-                .map_err(|error| in_file(ca, &error.to_string()))?;
-        }
+        let authorities = read_chain(ca)?;
+        let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
             let (shown, until) = (cert.display(), &view.not_after);
             Fault::new(Code::Certificate, format!("{shown} (until {until}): {why}"))
@@ -73,7 +73,51 @@ impl Identity {
             view,
             key: Arc::new(key),
             roots: Arc::new(roots),
+            authorities,
+            revocations: Arc::default(),
         })
+    }
+
+    /// Reads a file of lists of revoked certificates and checks it against the authorities of this
+    /// identity; no list may be older than its predecessor in `current`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Revocations::load`].
+    pub fn load_revocations(
+        &self,
+        crl: &Path,
+        current: &Revocations,
+    ) -> Result<Revocations, Fault> {
+        Revocations::load(crl, &self.authorities, current)
+    }
+
+    /// The same identity, that refuses what these lists revoke.
+    #[must_use]
+    pub fn refusing(mut self, revocations: Arc<Revocations>) -> Self {
+        self.revocations = revocations;
+        self
+    }
+
+    /// Whether both are the same certificate, authorities and lists.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+            && self.authorities == other.authorities
+            && self.revocations.is_same(&other.revocations)
+    }
+
+    /// What is known to be revoked.
+    #[must_use]
+    pub const fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
+    }
+
+    /// The authorities that are trusted, as operators see them.
+    pub fn authorities(&self) -> impl Iterator<Item = CertificateView> {
+        self.authorities
+            .iter()
+            .filter_map(|der| view::view(der).ok())
     }
 
     /// The host the certificate names.
@@ -89,7 +133,17 @@ impl Identity {
     }
 }
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+/// Certificates as roots of trust.
+pub(crate) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for root in authorities {
+        roots.add(root.clone()).map_err(|error| error.to_string())?;
+    }
+    Ok(roots)
+}
+
+/// Reads a file of certificates; there is at least one.
+pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let pem = files::read_public(path)?;
     let chain = CertificateDer::pem_slice_iter(&pem)
         .take(CHAIN_LENGTH_MAX + 1)
@@ -102,8 +156,20 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     Ok(chain)
 }
 
+/// Whether a chain leads to a root, whatever the time is now: a box that was in a cupboard too long
+/// is renewed, not made anew.
+pub(crate) fn check_signed(
+    chain: &[CertificateDer<'static>],
+    roots: &RootCertStore,
+) -> Result<(), String> {
+    let leaf = chain.first().expect("the caller read at least one");
+    let until = view::view(leaf).map_err(|fault| fault.detail)?;
+    let last = Duration::from_secs(until.not_after_unix_seconds.saturating_sub(1));
+    check_chain(chain, roots, SystemTime::UNIX_EPOCH + last)
+}
+
 /// Whether a peer with the same authority would accept this chain now; else what to do.
-fn check_chain(
+pub(crate) fn check_chain(
     chain: &[CertificateDer<'static>],
     roots: &RootCertStore,
     now: SystemTime,

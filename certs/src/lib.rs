@@ -7,6 +7,10 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`authority`] | creating the authority, issuing certificates |
+//! | [`renewal`] | the next certificate of a host, under this authority or the next one |
+//! | [`register`] | what the authority has issued and revoked |
+//! | [`revocation`] | lists of revoked certificates: read and asked |
+//! | [`check`] | a host's folder, looked at as its tunnel will |
 //! | [`files`] | writing and reading key files without trusting the folder |
 //! | [`identity`] | loading a host's own certificate and key |
 //! | [`verify`] | what a peer's certificate must prove, and why it did not |
@@ -15,13 +19,18 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+pub mod check;
 pub mod files;
 pub mod identity;
+pub mod register;
+pub mod renewal;
+pub mod revocation;
 pub mod tls;
 pub mod verify;
 pub mod view;
 
 pub use authority::{Authority, Validity};
 pub use identity::Identity;
+pub use revocation::{Freshness, Revocations};
 pub use verify::{Rejection, Rejections};
 pub use view::{CertificateView, show};

@@ -97,7 +97,10 @@ fn verifier(
     rejections: &Arc<Rejections>,
 ) -> Result<PeerVerifier, Fault> {
     PeerVerifier::new(
-        Arc::clone(&identity.roots),
+        (
+            Arc::clone(&identity.roots),
+            Arc::clone(&identity.revocations),
+        ),
         provider(),
         identity.host().trust_domain.clone(),
         site,

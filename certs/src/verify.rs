@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
+use crate::revocation::Revocations;
 use crate::view;
 
 /// Why a handshake was refused.
@@ -33,6 +34,8 @@ pub enum Rejection {
     WrongUsage,
     /// Its certificate names no host, one of another domain, or another site than was dialled.
     WrongName,
+    /// Its certificate has been revoked.
+    Revoked,
     /// Its certificate or signature does not parse or verify.
     Malformed,
     /// It speaks another protocol, another version of TLS, or no algorithm of ours.
@@ -41,13 +44,14 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoCertificate,
         Self::UnknownAuthority,
         Self::Expired,
         Self::NotYetValid,
         Self::WrongUsage,
         Self::WrongName,
+        Self::Revoked,
         Self::Malformed,
         Self::WrongProtocol,
     ];
@@ -62,6 +66,7 @@ impl Rejection {
             Self::NotYetValid => "not_yet_valid",
             Self::WrongUsage => "wrong_usage",
             Self::WrongName => "wrong_name",
+            Self::Revoked => "revoked",
             Self::Malformed => "malformed",
             Self::WrongProtocol => "wrong_protocol",
         }
@@ -96,6 +101,7 @@ impl Rejection {
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 Self::WrongUsage
             }
+            CertificateError::Revoked => Self::Revoked,
             CertificateError::ApplicationVerificationFailure => Self::WrongName,
             _ => Self::Malformed,
         }
@@ -127,12 +133,13 @@ pub(crate) struct PeerVerifier {
     provider: Arc<CryptoProvider>,
     trust_domain: Name,
     site: Option<Name>,
+    revocations: Arc<Revocations>,
     rejections: Arc<Rejections>,
 }
 
 impl PeerVerifier {
     pub(crate) fn new(
-        roots: Arc<RootCertStore>,
+        (roots, revocations): (Arc<RootCertStore>, Arc<Revocations>),
         provider: Arc<CryptoProvider>,
         trust_domain: Name,
         site: Option<Name>,
@@ -151,6 +158,7 @@ impl PeerVerifier {
             provider,
             trust_domain,
             site,
+            revocations,
             rejections,
         })
     }
@@ -174,6 +182,14 @@ impl PeerVerifier {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a certificate whose chain holds may still be used.
+    fn check_revocation(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.revocations.is_revoked(certificate) {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
+        Ok(())
     }
 
     /// Counts what ended a check, and says it in the error.
@@ -210,6 +226,7 @@ impl ServerCertVerifier for PeerVerifier {
                 algorithms,
             )
         });
+        let chain = chain.and_then(|()| self.check_revocation(end_entity));
         self.counted(self.check_name(end_entity), chain)
             .map(|()| ServerCertVerified::assertion())
     }
@@ -251,7 +268,8 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let chain = self
             .clients
-            .verify_client_cert(end_entity, intermediates, now);
+            .verify_client_cert(end_entity, intermediates, now)
+            .and_then(|good| self.check_revocation(end_entity).map(|()| good));
         self.counted(self.check_name(end_entity), chain)
     }
 

@@ -28,6 +28,8 @@ pub struct CertificateView {
     pub serial: String,
     /// First moment, RFC 3339.
     pub not_before: String,
+    /// First moment in seconds since 1970.
+    pub not_before_unix_seconds: u64,
     /// Last moment, RFC 3339.
     pub not_after: String,
     /// Last moment in seconds since 1970.
@@ -60,6 +62,7 @@ pub fn view(der: &CertificateDer<'_>) -> Result<CertificateView, Fault> {
     let uri = only_uri(&certificate);
     let identity = uri.and_then(|uri| HostIdentity::from_uri(uri).ok());
     let validity = certificate.validity();
+    let not_before = unix_seconds(validity.not_before.timestamp());
     let not_after = unix_seconds(validity.not_after.timestamp());
     Ok(CertificateView {
         uri: uri.map(str::to_owned),
@@ -67,7 +70,8 @@ pub fn view(der: &CertificateDer<'_>) -> Result<CertificateView, Fault> {
         is_authority: certificate.is_ca(),
         issuer: printable(&certificate.issuer().to_string()),
         serial: hex(certificate.raw_serial()),
-        not_before: rfc3339(unix_seconds(validity.not_before.timestamp())),
+        not_before: rfc3339(not_before),
+        not_before_unix_seconds: not_before,
         not_after: rfc3339(not_after),
         not_after_unix_seconds: not_after,
         usages: usages(&certificate),
@@ -94,6 +98,32 @@ pub(crate) fn public_key_is(certificate_pem: &str, key: &KeyPair) -> Result<bool
         .map_err(|error| Fault::new(Code::Certificate, format!("no certificate: {error}")))?;
     let certificate = parse(&der)?;
     Ok(certificate.public_key().subject_public_key.data == key.der_bytes())
+}
+
+/// The URI that the first certificate of a PEM text names.
+pub(crate) fn uri_in(pem: &str) -> Result<Option<String>, Fault> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| Fault::new(Code::Certificate, format!("no certificate: {error}")))?;
+    Ok(view(&der)?.uri)
+}
+
+/// The public key of a certificate with its algorithm, in DER.
+pub(crate) fn public_key_info(der: &CertificateDer<'_>) -> Result<Vec<u8>, Fault> {
+    Ok(parse(der)?.public_key().raw.to_vec())
+}
+
+/// Issuer and serial number as they stand in a certificate; none if it does not parse.
+pub(crate) fn issuer_and_serial(der: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let certificate = parse(der).ok()?;
+    let (issuer, serial) = (certificate.issuer().as_raw(), certificate.raw_serial());
+    Some((issuer.to_vec(), serial.to_vec()))
+}
+
+/// An authority's name as it stands in its certificate, and its public key; none if it does not parse.
+pub(crate) fn subject_and_key(der: &CertificateDer<'static>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let certificate = parse(der).ok()?;
+    let key = certificate.public_key().subject_public_key.data.to_vec();
+    Some((certificate.subject().as_raw().to_vec(), key))
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Fault> {
@@ -147,23 +177,34 @@ fn usages(certificate: &X509Certificate<'_>) -> Vec<String> {
 }
 
 /// Seconds since 1970; a certificate from before then is as expired as one from then.
-fn unix_seconds(timestamp: i64) -> u64 {
+pub(crate) fn unix_seconds(timestamp: i64) -> u64 {
     u64::try_from(timestamp).unwrap_or(0)
 }
 
 /// A moment as RFC 3339, whatever the certificate claims: the formatter stops at the year 9999.
-fn rfc3339(seconds: u64) -> String {
+pub(crate) fn rfc3339(seconds: u64) -> String {
     const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(LAST_SECOND_OF_9999));
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The bytes that hexadecimal digits stand for, if they do.
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
+        return None;
+    }
+    let pairs = (0..text.len()).step_by(2);
+    pairs
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
+        .collect()
+}
+
 /// Text from a certificate without anything that could steer a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let plain = |c: char| if c.is_control() { '?' } else { c };
     text.chars().take(200).map(plain).collect()
 }

@@ -174,7 +174,7 @@ fn check_server_refused(fixture: &Fixture, server: ServerConfig, reason: Rejecti
     check_counted(fixture, before, reason);
 }
 
-fn check_counted(fixture: &Fixture, before: [u64; 8], reason: Rejection) {
+fn check_counted(fixture: &Fixture, before: [u64; Rejection::ALL.len()], reason: Rejection) {
     for (position, each) in Rejection::ALL.into_iter().enumerate() {
         let expected = before[position] + u64::from(each == reason);
         assert_eq!(fixture.rejections.of(each), expected, "{}", each.as_str());

@@ -6,8 +6,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    certs, completions, config, demo, guest, guest_process, man, migrate, migration, migrator,
-    relay, status, tunnel,
+    certs, completions, config, demo, forecast, guest, guest_process, man, migrate, migration,
+    migrator, relay, status, tunnel,
 };
 use crate::failure::Exit;
 use crate::show::Format;
@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Demo(demo::Options),
     /// Show the host, its links and what is under way.
     Status(status::Options),
+    /// Show what a link will carry, and when so many bytes would be through.
+    Forecast(forecast::Options),
     /// Start, list, show and stop guests.
     #[command(subcommand)]
     Guest(guest::Command),
@@ -77,6 +79,7 @@ impl Command {
         match self {
             Self::Demo(options) => options.output.format,
             Self::Status(options) => options.output.format,
+            Self::Forecast(options) => options.output.format,
             Self::Guest(command) => command.format(),
             Self::Migrate(options) => options.output.format,
             Self::Migration(command) => command.format(),

@@ -4,6 +4,7 @@ pub(crate) mod certs;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod demo;
+pub(crate) mod forecast;
 pub(crate) mod guest;
 pub(crate) mod guest_process;
 pub(crate) mod man;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(options) => demo::run(&options),
         Command::Status(options) => status::run(&options),
+        Command::Forecast(options) => forecast::run(&options),
         Command::Guest(command) => guest::run(command),
         Command::Migrate(options) => migrate::run(&options),
         Command::Migration(command) => migration::run(command),

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
-use towpath_protocol::channel::{Accepted, Class, Leg, Open, Preamble};
+use towpath_protocol::channel::{Accepted, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
-use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::identity::{HostIdentity, Name};
 
 /// How long a preamble may take to arrive on a connection that has just been accepted: the tunnel
 /// sends it with its first write, so a longer wait means that someone else has connected.
@@ -60,6 +60,25 @@ pub fn open_stream(
         Preamble::Opened(peer) => Ok((stream, peer)),
         Preamble::Refused(fault) => Err(fault),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Asks the tunnel of this host's own site whether new work may begin.
+///
+/// # Errors
+///
+/// `E_CRL_STALE` while the tunnel does not know what has been revoked lately, `E_UNREACHABLE` if its
+/// socket cannot be used, `E_STALLED` if there is no answer within `wait`.
+pub fn check_trust(tunnel: &Path, site: &Name, wait: Duration) -> Result<(), Fault> {
+    let open = Open {
+        peer: site.clone(),
+        service: TRUST_SERVICE.parse().expect("the service's name is a name"),
+        class: Class::Control,
+    };
+    match open_stream(tunnel, &open, wait) {
+        // A tunnel of an earlier release has no such service, and no lists either.
+        Err(fault) if fault.code == Code::NotFound => Ok(()),
+        asked => asked.map(|_| ()),
     }
 }
 

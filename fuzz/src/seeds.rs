@@ -1,7 +1,10 @@
 //! Good inputs for every target, from which mutation starts: noise alone never gets past a header.
 
 use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
-use towpath_protocol::channel::{Accepted, Class, Join, Joined, Leg, LinkId, Open, Preamble};
+use towpath_protocol::channel::{
+    self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, Preamble, Report,
+    Resume, RunId, StreamId,
+};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::guest_api::{Region, Request, Response};
@@ -174,6 +177,13 @@ fn chunks() -> Vec<Vec<u8>> {
     frames
 }
 
+const fn had(bytes: u64) -> link::Received {
+    link::Received {
+        bytes,
+        is_ended: false,
+    }
+}
+
 fn preambles() -> Vec<Preamble> {
     vec![
         Preamble::Open(Open {
@@ -193,10 +203,39 @@ fn preambles() -> Vec<Preamble> {
             link: LinkId(7),
             leg: Leg::Urgent,
             receive_rate_max: Some(12_500_000),
+            run: RunId(8),
         }),
         Preamble::Joined(Joined {
-            version: 1,
+            version: 2,
             receive_rate_max: None,
+            run: RunId(9),
+        }),
+        Preamble::Begin(Begin {
+            stream: StreamId(3),
+            open: Open {
+                peer: name("region"),
+                service: name("till"),
+                class: Class::App,
+            },
+        }),
+        Preamble::Resume(Resume {
+            stream: StreamId(3),
+            received: had(1 << 20),
+        }),
+        Preamble::Resumed(had(700)),
+        Preamble::Reports(vec![
+            Report {
+                stream: StreamId(3),
+                received: had(9),
+            },
+            Report {
+                stream: StreamId(4),
+                received: had(0),
+            },
+        ]),
+        Preamble::Cut(Cut {
+            stream: StreamId(3),
+            fault: Fault::new(Code::Gone, "the local program is gone"),
         }),
     ]
 }

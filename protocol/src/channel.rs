@@ -11,6 +11,24 @@
 //! (one for urgent traffic, one for bulk) begin with `Join` and `Joined`, which pair them. Every
 //! preamble is one frame of [`crate::frame`] with at most [`PREAMBLE_BODY_BYTES_MAX`] bytes of body,
 //! so that its reader never takes a byte of what follows.
+//!
+//! # Streams that resume
+//!
+//! Between tunnels a stream begins with `Begin`: what was asked for, and the stream's number. The bytes
+//! that follow are the program's own, without framing. Each side counts them, and says in `Reports` how
+//! many it has handed on; these go over the stream that joined the urgent connection, which stays open
+//! for them. Of what it has sent, a side keeps what was not reported. When the connection is lost, both
+//! keep the stream, and on the next link the side that began it goes on:
+//!
+//! ```text
+//!  tunnel                                   peer's tunnel
+//!     │── Resume { stream, received: 700 } ───►│
+//!     │◄──────── Resumed { received: 1200 } ───│
+//!     │═ bytes from 1200 ═►   ◄═ bytes from 700 │
+//! ```
+//!
+//! A stream that ended for good while there was no connection is told with `Cut`. `Join` and `Joined`
+//! carry the number of each tunnel's run: a tunnel that was started anew knows none of its streams.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +44,17 @@ pub const PREAMBLE_BODY_BYTES_MAX: u32 = 1008;
 /// Most bytes of a refusal's words.
 pub const DETAIL_BYTES_MAX: usize = 512;
 
+/// The service at its own site by which a tunnel answers whether new work may begin: `Opened` if it
+/// may, `Refused` with `E_CRL_STALE` while what has been revoked lately is not known.
+pub const TRUST_SERVICE: &str = "trust";
+
 /// What this release speaks between tunnels.
-pub const LINK_VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
+///
+/// Version 1, whose streams died with their connection, was never released.
+pub const LINK_VERSIONS: VersionRange = VersionRange { min: 2, max: 2 };
+
+/// Most reports in one preamble: each is at most 30 bytes long.
+pub const REPORT_COUNT_MAX: usize = 32;
 
 // Kinds begin at 64, so that a preamble and a migrator's message are never taken for one another.
 const KIND_OPEN: u8 = 64;
@@ -36,6 +63,11 @@ const KIND_REFUSED: u8 = 66;
 const KIND_ACCEPTED: u8 = 67;
 const KIND_JOIN: u8 = 68;
 const KIND_JOINED: u8 = 69;
+const KIND_BEGIN: u8 = 70;
+const KIND_RESUME: u8 = 71;
+const KIND_RESUMED: u8 = 72;
+const KIND_REPORTS: u8 = 73;
+const KIND_CUT: u8 = 74;
 
 /// What a stream's bytes are worth when the link is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -141,6 +173,67 @@ impl Leg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LinkId(pub u128);
 
+/// A run of a tunnel, drawn at random when it starts: streams do not outlive it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RunId(pub u128);
+
+/// A stream between two tunnels, drawn at random by the side that begins it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StreamId(pub u128);
+
+impl std::fmt::Display for StreamId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// How much of one direction of a stream a side has.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct Received {
+    /// Bytes since the stream's begin.
+    pub bytes: u64,
+    /// Whether these are all, and the end has been heard.
+    pub is_ended: bool,
+}
+
+/// Begins a stream between two tunnels; what was asked for, and its number from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Begin {
+    /// The stream's number.
+    pub stream: StreamId,
+    /// What was asked for.
+    pub open: Open,
+}
+
+/// Goes on with a stream whose connection is lost or about to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Resume {
+    /// The stream.
+    pub stream: StreamId,
+    /// What the side that resumes has.
+    pub received: Received,
+}
+
+/// Says how much of a stream was handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Report {
+    /// The stream.
+    pub stream: StreamId,
+    /// What the local program was given.
+    pub received: Received,
+}
+
+/// A stream is over before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The stream.
+    pub stream: StreamId,
+    /// Why.
+    pub fault: Fault,
+}
+
 /// Asks for a stream to a service at a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Open {
@@ -174,6 +267,8 @@ pub struct Join {
     pub leg: Leg,
     /// Most bytes per second, counted on the wire, the dialling side wants to receive.
     pub receive_rate_max: Option<u64>,
+    /// The dialling tunnel's run.
+    pub run: RunId,
 }
 
 /// The answer to [`Join`], once both connections are there.
@@ -183,6 +278,8 @@ pub struct Joined {
     pub version: u16,
     /// Most bytes per second, counted on the wire, the accepting side wants to receive.
     pub receive_rate_max: Option<u64>,
+    /// The accepting tunnel's run.
+    pub run: RunId,
 }
 
 /// Any preamble.
@@ -200,6 +297,16 @@ pub enum Preamble {
     Join(Join),
     /// The link is there.
     Joined(Joined),
+    /// Begins a stream between two tunnels.
+    Begin(Begin),
+    /// Goes on with a stream.
+    Resume(Resume),
+    /// The answer: what the other side has, and that bytes follow from there.
+    Resumed(Received),
+    /// What was handed on of some streams, at most [`REPORT_COUNT_MAX`] of them.
+    Reports(Vec<Report>),
+    /// A stream is over before its end.
+    Cut(Cut),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -215,13 +322,15 @@ impl Preamble {
         let body = match self {
             Self::Open(body) => put(body),
             Self::Opened(peer) => put(peer),
-            Self::Refused(fault) => put(&Reason {
-                code: fault.code.as_str().to_owned(),
-                detail: cut(&fault.detail, DETAIL_BYTES_MAX).to_owned(),
-            }),
+            Self::Refused(fault) => put(&reason(fault)),
             Self::Accepted(body) => put(body),
             Self::Join(body) => put(body),
             Self::Joined(body) => put(body),
+            Self::Begin(body) => put(body),
+            Self::Resume(body) => put(body),
+            Self::Resumed(body) => put(body),
+            Self::Reports(body) => put(body),
+            Self::Cut(body) => put(&(body.stream, reason(&body.fault))),
         };
         let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
         frame::write_frame(self.kind(), FLAG_CRITICAL, &body, &mut out);
@@ -252,6 +361,15 @@ impl Preamble {
             KIND_ACCEPTED => get(body).map(Self::Accepted),
             KIND_JOIN => get(body).map(Self::Join),
             KIND_JOINED => get(body).map(Self::Joined),
+            KIND_BEGIN => get(body).map(Self::Begin),
+            KIND_RESUME => get(body).map(Self::Resume),
+            KIND_RESUMED => get(body).map(Self::Resumed),
+            KIND_REPORTS => get(body).and_then(reports).map(Self::Reports),
+            KIND_CUT => {
+                let (stream, reason) = get(body)?;
+                let fault = refusal(reason)?;
+                Ok(Self::Cut(Cut { stream, fault }))
+            }
             kind => Err(Fault::new(
                 Code::UnknownKind,
                 format!("frame kind {kind} is not a preamble"),
@@ -285,6 +403,11 @@ impl Preamble {
             Self::Accepted(_) => "Accepted",
             Self::Join(_) => "Join",
             Self::Joined(_) => "Joined",
+            Self::Begin(_) => "Begin",
+            Self::Resume(_) => "Resume",
+            Self::Resumed(_) => "Resumed",
+            Self::Reports(_) => "Reports",
+            Self::Cut(_) => "Cut",
         }
     }
 
@@ -296,6 +419,11 @@ impl Preamble {
             Self::Accepted(_) => KIND_ACCEPTED,
             Self::Join(_) => KIND_JOIN,
             Self::Joined(_) => KIND_JOINED,
+            Self::Begin(_) => KIND_BEGIN,
+            Self::Resume(_) => KIND_RESUME,
+            Self::Resumed(_) => KIND_RESUMED,
+            Self::Reports(_) => KIND_REPORTS,
+            Self::Cut(_) => KIND_CUT,
         }
     }
 }
@@ -315,6 +443,22 @@ fn get<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Fault> {
         ));
     }
     Ok(value)
+}
+
+fn reports(reports: Vec<Report>) -> Result<Vec<Report>, Fault> {
+    let count = reports.len();
+    if (1..=REPORT_COUNT_MAX).contains(&count) {
+        return Ok(reports);
+    }
+    let detail = format!("{count} reports, where 1 to {REPORT_COUNT_MAX} may stand");
+    Err(Fault::new(Code::Meta, detail))
+}
+
+fn reason(fault: &Fault) -> Reason {
+    Reason {
+        code: fault.code.as_str().to_owned(),
+        detail: cut(&fault.detail, DETAIL_BYTES_MAX).to_owned(),
+    }
 }
 
 /// The fault a peer names. A code we do not know comes from a newer release: it is kept in words.
@@ -345,6 +489,29 @@ mod tests {
         text.parse().unwrap()
     }
 
+    const MOST: Received = Received {
+        bytes: u64::MAX,
+        is_ended: true,
+    };
+
+    const REPORT: Report = Report {
+        stream: StreamId(u128::MAX),
+        received: MOST,
+    };
+
+    #[test]
+    fn f01_reports_beyond_their_limit_are_refused() {
+        for count in [0, REPORT_COUNT_MAX + 1] {
+            let bytes = Preamble::Reports(vec![REPORT; count]).encode();
+            assert!(Preamble::decode(&bytes).is_err(), "{count}");
+        }
+        // A count that the bytes cannot hold costs no memory.
+        let mut bytes = Vec::new();
+        let body = [0xff, 0xff, 0xff, 0xff, 0x0f];
+        frame::write_frame(KIND_REPORTS, FLAG_CRITICAL, &body, &mut bytes);
+        assert_eq!(Preamble::decode(&bytes).unwrap_err().code, Code::Meta);
+    }
+
     fn samples() -> Vec<Preamble> {
         let longest = name(&"a".repeat(63));
         let peer = HostIdentity {
@@ -370,10 +537,30 @@ mod tests {
                 link: LinkId(u128::MAX),
                 leg: Leg::Bulk,
                 receive_rate_max: Some(u64::MAX),
+                run: RunId(u128::MAX),
             }),
             Preamble::Joined(Joined {
                 version: u16::MAX,
                 receive_rate_max: None,
+                run: RunId(0),
+            }),
+            Preamble::Begin(Begin {
+                stream: StreamId(u128::MAX),
+                open: Open {
+                    peer: name(&"a".repeat(63)),
+                    service: name(&"b".repeat(63)),
+                    class: Class::Bulk,
+                },
+            }),
+            Preamble::Resume(Resume {
+                stream: StreamId(1),
+                received: MOST,
+            }),
+            Preamble::Resumed(Received::default()),
+            Preamble::Reports(vec![REPORT; REPORT_COUNT_MAX]),
+            Preamble::Cut(Cut {
+                stream: StreamId(u128::MAX),
+                fault: Fault::new(Code::Stalled, "the local program reads nothing"),
             }),
         ]
     }
@@ -490,7 +677,7 @@ mod tests {
         fn any_bytes_are_parsed_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..1100)) {
             let _ = Preamble::decode(&bytes);
             let mut framed = Vec::new();
-            frame::write_frame(bytes.first().copied().unwrap_or(64) % 8 + 63, 1, &bytes, &mut framed);
+            frame::write_frame(bytes.first().copied().unwrap_or(64) % 13 + 63, 1, &bytes, &mut framed);
             let _ = Preamble::decode(&framed);
         }
     }

@@ -115,6 +115,8 @@ codes! {
     AlreadyRunning = "E_ALREADY_RUNNING", Local;
     /// A certificate or key cannot be used.
     Certificate = "E_CERTIFICATE", Local;
+    /// The list of revoked certificates has ended: nothing new begins before the next one is here.
+    CrlStale = "E_CRL_STALE", Local;
     /// A path that must be a plain file or folder of ours is something else.
     Path = "E_PATH", Local;
 

@@ -283,7 +283,12 @@ impl Site {
     #[must_use]
     pub fn has_link(&self) -> bool {
         let status: Result<StatusView, _> = self.runtime.block_on(self.admin.get("/status"));
-        status.is_ok_and(|status| status.links.iter().all(|link| link.state == LinkState::Up))
+        status.is_ok_and(|status| {
+            status
+                .links
+                .iter()
+                .all(|link| link.state != LinkState::Down)
+        })
     }
 
     /// Waits until the link is up.
@@ -406,10 +411,13 @@ fn tunnel_config(
         host: migrator.host.clone(),
         listen,
         socket: migrator.tunnel_socket(),
+        state_dir: None,
+        time_zone: Default::default(),
         peers: vec![tunnel::PeerConfig {
             site: peer.clone(),
             address,
             send_rate: Some(rate),
+            send_timetable: None,
             receive_rate: Some(rate),
         }],
         services: vec![tunnel::ServiceConfig {
@@ -425,6 +433,7 @@ fn tunnel_config(
             cert: certificates.cert,
             key: certificates.key,
             ca: certificates.ca,
+            crl: None,
         },
         limits: tunnel::Limits::default(),
     }

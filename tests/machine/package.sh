@@ -65,6 +65,6 @@ timeout "$RUN_SECONDS" qemu-system-x86_64 -accel tcg,thread=multi -smp 2 -cpu ma
     -kernel "$made/vmlinuz" -initrd "$made/initrd" \
     -drive "file=$made/disk.img,format=raw,if=virtio" \
     -drive "file=$made/payload.tar,format=raw,if=virtio" \
-    -append "console=ttyS0 root=/dev/vda rw quiet panic=-1 net.ifnames=0 systemd.show_status=no" \
+    -append "console=ttyS0 root=/dev/vda rw quiet panic=-1 net.ifnames=0 systemd.show_status=no systemd.getty_auto=no" \
     </dev/null | tee "$log" || true
 grep -q '^check: all held' "$log"

@@ -8,8 +8,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use towpath_daemon::config::{Check, Wrong};
 use towpath_daemon::units::Span;
+use towpath_forecast::timetable::{Timetable, Week};
+use towpath_forecast::zone::Zone;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
+use towpath_protocol::size::Size;
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -30,6 +33,13 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Unix socket where local programs ask for streams.
     pub socket: PathBuf,
+    /// Where the history behind the forecasts is kept; without it they begin anew at every start.
+    #[serde(default)]
+    pub state_dir: Option<PathBuf>,
+    /// The zone that times of day are meant in, such as `"Europe/Berlin"`: those of timetables, and the
+    /// days and nights of the forecasts.
+    #[serde(default)]
+    pub time_zone: Zone,
     /// The sites this one keeps a link to.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
@@ -57,6 +67,10 @@ pub struct PeerConfig {
     /// Most we send to it, counted on the wire, such as `"100Mbit"`.
     #[serde(default)]
     pub send_rate: Option<Rate>,
+    /// The same by the time of the week, such as
+    /// `"50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise"`; in place of `send_rate`.
+    #[serde(default)]
+    pub send_timetable: Option<Week>,
     /// Most we want it to send to us, counted on the wire.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
@@ -93,8 +107,12 @@ pub struct CertificatesConfig {
     pub cert: PathBuf,
     /// Its private key, which nobody else may be able to read.
     pub key: PathBuf,
-    /// The authority's certificate.
+    /// The authority's certificate, or those of two while one follows the other.
     pub ca: PathBuf,
+    /// The authority's list of revoked certificates, of both while there are two; without it none
+    /// is taken to be revoked.
+    #[serde(default)]
+    pub crl: Option<PathBuf>,
 }
 
 /// Limits of one tunnel.
@@ -109,6 +127,11 @@ pub struct Limits {
     pub preamble_wait: Span,
     /// How long a stream may be stuck because the other side does not read.
     pub stall_wait: Span,
+    /// How long a stream outlives the loss of its link; then its program loses it too.
+    pub outage_wait: Span,
+    /// Most bytes of each stream and direction that are kept to be sent again after a cut; twice what
+    /// the path holds if that is more.
+    pub resume_tail: Size,
     /// Largest UDP payload that is tried: 1452 fits a plain 1500-byte path over IPv6; private links
     /// with jumbo frames carry three times as much per processor second with 6400.
     pub udp_payload_bytes: u16,
@@ -121,6 +144,8 @@ impl Default for Limits {
             peer_streams: 64,
             preamble_wait: Span::new(Duration::from_secs(5)),
             stall_wait: Span::new(Duration::from_secs(30)),
+            outage_wait: Span::new(Duration::from_mins(10)),
+            resume_tail: Size::from_bytes(1 << 20),
             udp_payload_bytes: 1452,
         }
     }
@@ -148,6 +173,10 @@ impl Check for Config {
                 let why = format!("{} stands there twice", peer.site);
                 return Err(Wrong::new("peers.site", why));
             }
+            if peer.send_rate.is_some() && peer.send_timetable.is_some() {
+                let why = "stands beside send_rate; say it with `otherwise`, and leave that out";
+                return Err(Wrong::new("peers.send_timetable", why));
+            }
             if peer.address.is_none() && self.listen.is_none() {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
                 return Err(Wrong::new("peers.address", why));
@@ -162,6 +191,15 @@ impl Check for Config {
             return Err(Wrong::new("admin.http", "is not a loopback address"));
         }
         self.limits.check()
+    }
+}
+
+impl PeerConfig {
+    /// The cap by the time of the week in a zone, if there is one.
+    #[must_use]
+    pub fn timetable(&self, zone: &Zone) -> Option<Timetable> {
+        let week = self.send_timetable.clone()?;
+        Some(Timetable::new(week, zone.clone()))
     }
 }
 
@@ -191,7 +229,11 @@ impl Limits {
             within(key, millis, 100..=600_000)
         };
         wait("preamble_wait", self.preamble_wait)?;
-        wait("stall_wait", self.stall_wait)
+        wait("stall_wait", self.stall_wait)?;
+        let outage = self.outage_wait.milliseconds();
+        within("outage_wait", outage, 100..=86_400_000)?;
+        let tail = self.resume_tail.bytes();
+        within("resume_tail", tail, 64 << 10..=64 << 20)
     }
 }
 
@@ -274,6 +316,28 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn l06_a_wrong_timetable_is_refused_with_line_and_column() {
+        let with = |timetable: &str| {
+            let lines = format!("address = \"r:1\"\n        send_timetable = \"{timetable}\"");
+            let text = GOOD.replacen("address = \"region.example:7411\"", &lines, 1);
+            check(&text.replacen("send_rate = \"100Mbit\"", "", 1))
+        };
+        let good = with("50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise").unwrap();
+        assert!(good.peers[0].timetable(&good.time_zone).is_some());
+        let error = with("50Mbit 09:00-17:00 mon-fry, 200Mbit otherwise").unwrap_err();
+        assert!(error.contains("tunnel.toml:10"), "{error}");
+        assert!(error.contains("column 20"), "{error}");
+        let both = GOOD.replacen(
+            "send_rate",
+            "send_timetable = \"1Mbit otherwise\"\n        send_rate",
+            1,
+        );
+        assert!(check(&both).unwrap_err().contains("send_timetable"));
+        let zone = format!("time_zone = \"Europe/Berlim\"\n{GOOD}");
+        assert!(check(&zone).unwrap_err().contains("tunnel.toml:1:13"));
     }
 
     #[test]

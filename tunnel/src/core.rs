@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use towpath_certs::{Identity, Rejections, tls};
-use towpath_protocol::channel::LinkId;
+use towpath_certs::{Rejections, tls};
+use towpath_protocol::channel::{LinkId, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
 use crate::config::{Config, Limits};
 use crate::metrics::Dropped;
+use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
+use crate::trust::Trust;
 
 /// Threads that copy streams: one keeps up with 10 Gbit/s, and two let an urgent stream pass bulk.
 const COPIER_COUNT: usize = 2;
@@ -30,7 +32,7 @@ pub(crate) struct Service {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub site: Name,
-    pub identity: Identity,
+    pub trust: Trust,
     pub limits: Limits,
     pub peers: BTreeMap<Name, Arc<Peer>>,
     pub services: BTreeMap<Name, Service>,
@@ -38,6 +40,9 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub began: Clock,
+    pub outlook: Outlook,
+    /// This run: streams do not outlive it.
+    pub run: RunId,
     pub copiers: Copiers,
 }
 
@@ -76,9 +81,9 @@ impl Drop for Copiers {
 
 impl Core {
     pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
-        let files = &config.certificates;
-        let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
-        let host = identity.host();
+        let trust = Trust::load(&config.certificates)?;
+        let identity = trust.current();
+        let host = trust.host();
         if host.site != config.site || host.host != config.host {
             let (site, name) = (&config.site, &config.host);
             return Err(Fault::new(
@@ -89,7 +94,8 @@ impl Core {
         let rejections = Arc::new(Rejections::default());
         let mut peers = BTreeMap::new();
         for peer in &config.peers {
-            let made = Peer::new(peer, &config.site, &identity, &rejections, &config.limits)?;
+            let (limits, zone) = (&config.limits, &config.time_zone);
+            let made = Peer::new(peer, &config.site, &identity, &rejections, limits, zone)?;
             peers.insert(peer.site.clone(), Arc::new(made));
         }
         let services = config.services.iter().map(|service| {
@@ -106,10 +112,20 @@ impl Core {
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),
+            outlook: Outlook::new(config),
+            run: RunId(random()?),
             copiers: Copiers::start()?,
-            identity,
+            trust,
             peers,
             rejections,
+        })
+    }
+
+    /// The peer of a name.
+    pub(crate) fn peer(&self, site: &Name) -> Result<&Arc<Peer>, Fault> {
+        self.peers.get(site).ok_or_else(|| {
+            let detail = format!("{site} is no peer of this tunnel");
+            Fault::new(Code::NotFound, detail)
         })
     }
 
@@ -124,16 +140,29 @@ impl Core {
     }
 }
 
-/// A number nobody can guess.
+/// A link's number, which nobody can guess.
 ///
 /// # Errors
 ///
 /// `E_IO` if the system has no random numbers.
 pub(crate) fn random_link() -> Result<LinkId, Fault> {
+    random().map(LinkId)
+}
+
+/// A stream's number, which nobody can guess.
+///
+/// # Errors
+///
+/// `E_IO` if the system has no random numbers.
+pub(crate) fn random_stream() -> Result<StreamId, Fault> {
+    random().map(StreamId)
+}
+
+fn random() -> Result<u128, Fault> {
     let mut bytes = [0; 16];
     tls::provider()
         .secure_random
         .fill(&mut bytes)
         .map_err(|_| Fault::new(Code::Io, "no random numbers to be had"))?;
-    Ok(LinkId(u128::from_le_bytes(bytes)))
+    Ok(u128::from_le_bytes(bytes))
 }

@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, TokioRuntime};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, TokioRuntime};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::{Join, LINK_VERSIONS, Leg, LinkId, Preamble};
+use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
@@ -39,7 +39,8 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
     let mut backoff = Backoff::new(seed);
     let mut changes = peer.subscribe();
     loop {
-        let is_needed = |state: &State| state.link.is_none() || state.is_stalled;
+        let is_needed =
+            |state: &State| state.link.is_none() || state.is_stalled || state.is_outdated;
         tokio::select! {
             () = stop.requested() => return,
             needed = changes.wait_for(is_needed) => if needed.is_err() { return },
@@ -58,7 +59,8 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
 }
 
 fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
-    match peer.adopt(link) {
+    let trusted = core.trust.check_link(link);
+    match trusted.and_then(|()| peer.adopt(link)) {
         Ok(()) => serve::accept(core, link),
         Err(fault) => link.close(fault.code, &fault.detail),
     }
@@ -166,12 +168,16 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
     let host = serve::identity_of(&urgent)?;
     let is_same = serve::identity_of(&bulk)? == host;
     match joined {
-        Ok((rate, _)) if is_same => Ok(Link::new(
-            (link, host, core.site.clone()),
-            (urgent, bulk),
-            (peer.send_rate, rate),
-            Arc::clone(&peer.counters),
-        )),
+        Ok(((joined, control), _)) if is_same => {
+            let link = Link::new(
+                (link, (host, joined.run), core.site.clone()),
+                (urgent, bulk),
+                (peer.send_rate(), joined.receive_rate_max.map(Rate::clamped)),
+                Arc::clone(&peer.counters),
+            );
+            link.set_control(control);
+            Ok(link)
+        }
         Ok(_) => {
             let detail = "two hosts answered for the two connections of one link";
             Err(Fault::new(Code::Denied, detail))
@@ -191,13 +197,13 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
     }
 }
 
-/// Joins one connection; gives the rate the peer wants at most.
+/// Joins one connection; gives the peer's answer, and the stream for the link's own words.
 async fn join_leg(
     core: &Core,
     peer: &Peer,
     connection: &Connection,
     (link, leg): (LinkId, Leg),
-) -> Result<Option<Rate>, Fault> {
+) -> Result<(Joined, (SendStream, RecvStream)), Fault> {
     let (mut send, mut recv) = connection
         .open_bi()
         .await
@@ -207,10 +213,9 @@ async fn join_leg(
         link,
         leg,
         receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+        run: core.run,
     });
     wire::write(&mut send, &join).await?;
-    // Fails only if the stream is gone, and then so is the answer.
-    let _ = send.finish();
     match wire::read(&mut recv, core.preamble_wait()).await? {
         Preamble::Joined(joined) => {
             let range = LINK_VERSIONS.min..=LINK_VERSIONS.max;
@@ -218,7 +223,7 @@ async fn join_leg(
                 let detail = format!("the peer chose version {}", joined.version);
                 return Err(Fault::new(Code::Version, detail));
             }
-            Ok(joined.receive_rate_max.map(Rate::clamped))
+            Ok((joined, (send, recv)))
         }
         Preamble::Refused(fault) => Err(fault),
         other => {

@@ -103,6 +103,10 @@ pub struct Estimate {
     pub queue_delay: Duration,
     /// Bytes that may be in flight.
     pub window_bytes: u64,
+    /// Bytes delivered so far while the path was the limit and the window had settled.
+    pub filled_bytes: u64,
+    /// How long that was.
+    pub filled_time: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -172,6 +176,8 @@ pub struct Estimator {
     is_local: bool,
     recent: [Duration; RECENT_COUNT],
     ack_count: usize,
+    filled_bytes: u64,
+    filled_time: Duration,
 }
 
 impl Estimator {
@@ -199,6 +205,8 @@ impl Estimator {
             is_local: false,
             recent: [Duration::ZERO; RECENT_COUNT],
             ack_count: 0,
+            filled_bytes: 0,
+            filled_time: Duration::ZERO,
         }
     }
 
@@ -217,6 +225,8 @@ impl Estimator {
             base_rtt: self.known_base().unwrap_or_default(),
             queue_delay: self.queue_delay,
             window_bytes: self.window_bytes(),
+            filled_bytes: self.filled_bytes,
+            filled_time: self.filled_time,
         }
     }
 
@@ -282,14 +292,19 @@ impl Estimator {
         let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
         self.adapt_allowance(is_lossy, base, rate);
+        if self.phase == Phase::Steady && !round.is_app_limited {
+            self.filled_bytes += round.delivered_bytes;
+            self.filled_time += elapsed;
+        }
         match self.phase {
             Phase::Startup {
                 best_rate,
                 plateau_rounds,
             } => {
-                // A queue that a sender with nothing to send sees is somebody else's.
+                // The queue and the losses of a sender with nothing to send are somebody else's: one lost
+                // packet of three says nothing about what the path carries.
                 let has_queue = self.queue_delay > self.allowance / 2;
-                let is_full = is_lossy || (has_queue && !round.is_app_limited);
+                let is_full = (is_lossy || has_queue) && !round.is_app_limited;
                 self.start(&round, rate, base, is_full, best_rate, plateau_rounds);
             }
             Phase::Draining { window_bytes } => {

@@ -18,31 +18,46 @@
 //! | [`estimate`] | what the path carries, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | `health` | what operators are told about a link; pure |
+//! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `resume` | what a stream remembers to outlive its connection; pure |
+//! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
+//! | `outlook` | what links will carry: sampled, kept, forecast, scored |
+//! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 //! | `vitals` | what the service manager is told |
 #![forbid(unsafe_code)]
 
 mod admin;
 mod backoff;
+mod carrier;
+mod carry;
 pub mod config;
 mod congestion;
+mod control;
 mod core;
 mod dial;
 pub mod estimate;
+mod health;
 mod link;
 mod listen;
 mod local;
 mod metrics;
+mod outlook;
 mod pace;
 mod peer;
 mod pool;
 mod pump;
+mod resume;
 mod serve;
 pub mod shaper;
 pub mod status;
+mod streams;
+mod timetable;
 mod transport;
+mod trust;
 mod vitals;
 mod watch;
 mod wire;
@@ -64,6 +79,7 @@ use towpath_protocol::identity::Name;
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::peer::State;
 use crate::status::StatusView;
 
 /// How long peers may take to hear that we stop.
@@ -109,9 +125,10 @@ impl Tunnel {
             tasks: JoinSet::new(),
         };
         tunnel.spawn(socket, admin, http, &stop);
-        let host = tunnel.core.identity.host();
+        let host = tunnel.core.trust.host();
         let listen = tunnel.listen_address;
-        let until = &tunnel.core.identity.view().not_after;
+        let identity = tunnel.core.trust.current();
+        let until = &identity.view().not_after;
         tracing::info!(%host, ?listen, certificate_until = until, "tunnel started");
         Ok(tunnel)
     }
@@ -134,6 +151,22 @@ impl Tunnel {
                 Ok(())
             });
         }
+        let (trusting, endpoint) = (Arc::clone(core), self.endpoint.clone());
+        let stopping = stop.clone();
+        tasks.spawn(async move {
+            trust::keep(trusting, endpoint, stopping).await;
+            Ok(())
+        });
+        let (timed, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            timetable::keep(timed, until).await;
+            Ok(())
+        });
+        let (looked, until) = (Arc::clone(core), stop.clone());
+        tasks.spawn(async move {
+            outlook::keep(looked, until).await;
+            Ok(())
+        });
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
         let router = admin::router(Arc::clone(core));
         tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));
@@ -166,12 +199,9 @@ impl Tunnel {
     /// `E_NOT_FOUND` for a site that is no peer, `E_UNREACHABLE` with the last reason if the link is
     /// not up within `wait`.
     pub async fn linked(&self, site: &Name, wait: Duration) -> Result<(), Fault> {
-        let peer = self.core.peers.get(site).ok_or_else(|| {
-            let detail = format!("{site} is no peer of this tunnel");
-            Fault::new(Code::NotFound, detail)
-        })?;
+        let peer = self.core.peer(site)?;
         let mut changes = peer.subscribe();
-        let is_up = changes.wait_for(|state| state.link.is_some() && !state.is_stalled);
+        let is_up = changes.wait_for(State::is_usable);
         match tokio::time::timeout(wait, is_up).await {
             Ok(_) => Ok(()),
             Err(_) => peer.link().and_then(|link| {
@@ -179,6 +209,22 @@ impl Tunnel {
                 Err(Fault::new(Code::Unreachable, detail))
             }),
         }
+    }
+
+    /// Has certificates, key and lists read again now, changed or not.
+    pub fn reload(&self) {
+        self.core.trust.look_now();
+    }
+
+    /// Asks for a new link to a site, whose streams move to it; the old one works until then. Only the
+    /// side that dials makes it.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` for a site that is no peer.
+    pub fn dial_anew(&self, site: &Name) -> Result<(), Fault> {
+        self.core.peer(site)?.renew();
+        Ok(())
     }
 
     /// What `/status` would say.
@@ -206,13 +252,15 @@ impl Tunnel {
     /// Stops: peers hear of it, local streams end, sockets go.
     pub async fn stop(mut self) {
         self.trigger.stop();
+        let why = Fault::new(Code::Gone, "the tunnel stops");
         for peer in self.core.peers.values() {
+            peer.streams.cut_all(&why);
             if let Ok(link) = peer.link() {
-                link.close(Code::Unreachable, "the tunnel stops");
+                link.close(why.code, &why.detail);
             }
         }
         if let Some(endpoint) = &self.endpoint {
-            endpoint.close(wire::code(Code::Unreachable), b"the tunnel stops");
+            endpoint.close(wire::code(why.code), why.detail.as_bytes());
             // A peer that is not there cannot hear it.
             let _ = tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await;
         }
@@ -221,7 +269,7 @@ impl Tunnel {
     }
 }
 
-/// Runs a tunnel until it is to stop.
+/// Runs a tunnel until it is to stop; SIGHUP has it read its certificates again.
 ///
 /// # Errors
 ///
@@ -233,7 +281,7 @@ pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
 }
 
 fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
-    let tls = tls::server_config(&core.identity, &core.rejections)?;
+    let tls = tls::server_config(&core.trust.current(), &core.rejections)?;
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);

@@ -4,16 +4,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
-use quinn::{Connection, ConnectionStats, VarInt};
-use towpath_protocol::channel::{Class, Leg, LinkId};
+use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
+use towpath_protocol::channel::{Class, Leg, LinkId, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
 use crate::congestion::Delay;
+use crate::control::Reports;
 use crate::estimate::{ALLOWANCE, Estimate};
+use crate::health;
 use crate::pace::Pace;
+use crate::streams::Party;
 use crate::transport::{SEND_WINDOW_BYTES_MAX, SEND_WINDOW_BYTES_MIN};
 use crate::watch::{Seen, Watch};
 use crate::wire;
@@ -30,12 +33,14 @@ const PACKET_HEADER_BYTES: u64 = 28;
 /// Most an urgent connection gets to send at once on bulk's word: four pages batches of 64 KiB.
 const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
 
+/// How long a link that was replaced is kept for streams that have not moved: many round trips.
+const RETIREMENT_MAX: Duration = Duration::from_secs(10);
+
 /// Bytes that have gone through a link, per class.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     sent: [AtomicU64; Class::ALL.len()],
     received: [AtomicU64; Class::ALL.len()],
-    streams: AtomicU64,
 }
 
 impl Counters {
@@ -80,20 +85,44 @@ pub(crate) struct Link {
     /// The site that dialled.
     pub dialler: Name,
     pub pace: Pace,
+    /// Most the peer wants to be sent.
+    peer_rate: Option<Rate>,
     pub counters: Arc<Counters>,
+    pub reports: Reports,
     urgent: Connection,
     bulk: Connection,
+    /// The run of the peer's tunnel.
+    run: RunId,
+    /// The stream of the link's own words, until it is attended to.
+    control: Mutex<Option<(SendStream, RecvStream)>>,
+    /// Streams carried, by leg.
+    carried: [Arc<AtomicU64>; 2],
+    retired: Mutex<Option<Clock>>,
+    /// We have ended it, and its streams with it.
+    is_given_up: AtomicBool,
+    /// Twice what the path holds.
+    path_bytes: AtomicU64,
     is_stalled: AtomicBool,
     measured: Mutex<Measured>,
+    trouble: Mutex<Trouble>,
 }
 
-/// A stream counted as open until it is dropped.
-#[derive(Debug)]
-pub(crate) struct OpenStream(Arc<Counters>);
+/// What was wrong with a link of late; zeros where nothing was.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Trouble {
+    pub lost_per_million: u64,
+    pub queue: Duration,
+    lost_at: Option<Clock>,
+    queued_at: Option<Clock>,
+}
 
-impl Drop for OpenStream {
+/// A stream carried by a link, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Carrying(Arc<AtomicU64>);
+
+impl Drop for Carrying {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -101,15 +130,11 @@ impl Link {
     /// A link of two joined connections, whose peer wants at most `peer_rate`, over which we send at
     /// most `rate`.
     pub(crate) fn new(
-        (id, peer, dialler): (LinkId, HostIdentity, Name),
+        (id, (peer, run), dialler): (LinkId, Party, Name),
         (urgent, bulk): (Connection, Connection),
         (rate, peer_rate): (Option<Rate>, Option<Rate>),
         counters: Arc<Counters>,
     ) -> Self {
-        let rate = match (rate, peer_rate) {
-            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
-            (one, other) => one.or(other),
-        };
         for connection in [&urgent, &bulk] {
             if connection
                 .remote_address()
@@ -125,13 +150,33 @@ impl Link {
             id,
             peer,
             dialler,
-            pace: Pace::new(rate),
+            pace: Pace::new(least(rate, peer_rate)),
+            peer_rate,
             counters,
+            reports: Reports::default(),
             urgent,
             bulk,
+            run,
+            control: Mutex::default(),
+            carried: Default::default(),
+            retired: Mutex::default(),
+            is_given_up: AtomicBool::new(false),
+            path_bytes: AtomicU64::new(0),
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
+            trouble: Mutex::default(),
         }
+    }
+
+    /// Changes the most that we send; the peer's wish still holds.
+    /// Says whether that made a difference.
+    pub(crate) fn set_send_rate(&self, rate: Option<Rate>) -> bool {
+        let rate = least(rate, self.peer_rate);
+        let is_another = self.pace.rate() != rate;
+        if is_another {
+            self.pace.set_rate(rate);
+        }
+        is_another
     }
 
     /// The connection of a leg.
@@ -157,27 +202,115 @@ impl Link {
         self.urgent.close_reason().is_some() || self.bulk.close_reason().is_some()
     }
 
+    /// Whether nothing can be expected of the path just now.
+    pub(crate) fn is_ill(&self) -> bool {
+        self.is_stalled() || self.is_over()
+    }
+
+    /// Waits until one of the connections is over.
+    pub(crate) async fn over(&self) {
+        tokio::select! {
+            _ = self.urgent.closed() => {}
+            _ = self.bulk.closed() => {}
+        }
+    }
+
+    /// Whether one side has ended the link, and its streams with it.
+    pub(crate) fn is_farewell(&self) -> bool {
+        let final_code = wire::code(Code::Gone);
+        let is_final = |connection: &Connection| {
+            let reason = connection.close_reason();
+            matches!(reason, Some(ConnectionError::ApplicationClosed(close))
+                if close.error_code == final_code)
+        };
+        self.is_given_up.load(Ordering::Relaxed) || is_final(&self.urgent) || is_final(&self.bulk)
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn party(&self) -> Party {
+        (self.peer.clone(), self.run)
+    }
+
+    /// Keeps the stream of the link's own words until it is attended to.
+    pub(crate) fn set_control(&self, control: (SendStream, RecvStream)) {
+        *self.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(control);
+    }
+
+    /// The stream of the link's own words, once.
+    pub(crate) fn take_control(&self) -> Option<(SendStream, RecvStream)> {
+        self.control
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Counts a stream as carried by a leg.
+    pub(crate) fn carry(&self, leg: Leg) -> Carrying {
+        let carried = &self.carried[leg as usize];
+        carried.fetch_add(1, Ordering::Relaxed);
+        Carrying(Arc::clone(carried))
+    }
+
+    /// What one stream of a leg may keep of the bytes that the path holds.
+    pub(crate) fn tail_share(&self, leg: Leg) -> u64 {
+        let carried = self.carried[leg as usize].load(Ordering::Relaxed).max(1);
+        self.path_bytes.load(Ordering::Relaxed) / carried
+    }
+
+    /// Another link has taken this one's place: it ends once its streams have moved.
+    pub(crate) fn retire(&self) {
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(Clock::now());
+    }
+
+    fn close_if_retired(&self) {
+        let retired = *self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let carried = self.carried.iter().map(|leg| leg.load(Ordering::Relaxed));
+        let is_empty = carried.sum::<u64>() == 0;
+        if retired.is_some_and(|since| is_empty || since.elapsed() > RETIREMENT_MAX) {
+            self.close(Code::State, "another link has taken its place");
+        }
+    }
+
     /// Ends the link; the peer is told why.
     pub(crate) fn close(&self, why: Code, words: &str) {
+        let is_passing = matches!(why, Code::State | Code::Unreachable | Code::Stalled);
+        // What the peer said is forgotten by its connection as soon as we close that.
+        let is_final = !is_passing || self.is_farewell();
+        self.is_given_up.fetch_or(is_final, Ordering::Relaxed);
         for connection in [&self.urgent, &self.bulk] {
             connection.close(wire::code(why), words.as_bytes());
         }
     }
 
-    /// Counts a stream as open.
-    pub(crate) fn open_stream(&self) -> OpenStream {
-        self.counters.streams.fetch_add(1, Ordering::Relaxed);
-        OpenStream(Arc::clone(&self.counters))
-    }
-
-    /// Streams open now.
-    pub(crate) fn stream_count(&self) -> u64 {
-        self.counters.streams.load(Ordering::Relaxed)
-    }
-
     /// What was last measured.
     pub(crate) fn measured(&self) -> Measured {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was wrong of late.
+    pub(crate) fn trouble(&self) -> Trouble {
+        let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |at: Option<Clock>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
+        if is_over(trouble.lost_at) {
+            trouble.lost_per_million = 0;
+        }
+        if is_over(trouble.queued_at) {
+            trouble.queue = Duration::ZERO;
+        }
+        trouble
+    }
+
+    fn note_trouble(&self, lost_per_million: u64, packets: u64) {
+        let queue = self.estimate().queue_delay;
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if packets >= health::PACKETS_MIN && lost_per_million >= health::LOSS_PER_MILLION {
+            trouble.lost_per_million = lost_per_million;
+            trouble.lost_at = Some(Clock::now());
+        }
+        if queue >= health::QUEUE {
+            trouble.queue = queue;
+            trouble.queued_at = Some(Clock::now());
+        }
     }
 
     /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
@@ -221,6 +354,7 @@ impl Link {
             is_stalled |= watch.look(seen(stats), now);
         }
         self.share_estimate();
+        self.close_if_retired();
         rounds.ticks += 1;
         if rounds.ticks.is_multiple_of(GOODPUT_TICKS) {
             self.measure(rounds, &stats);
@@ -240,6 +374,10 @@ impl Link {
         {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
+        self.path_bytes.store(
+            (2 * in_flight).min(SEND_WINDOW_BYTES_MAX),
+            Ordering::Relaxed,
+        );
         // Twice the path, so that a lost packet does not stop the flow while it is repeated.
         let buffer = (2 * in_flight).clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
         self.bulk.set_send_window(buffer);
@@ -261,12 +399,13 @@ impl Link {
         let millis = now.at.duration_since(before.at).as_millis().max(1);
         let per_second =
             |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
+        let packets_sent = packets.saturating_sub(before.packets);
         let measured = Measured {
             sent_per_second: per_second(sent.saturating_sub(before.sent)),
             received_per_second: per_second(received.saturating_sub(before.received)),
-            lost_per_million: lost.saturating_sub(before.lost) * 1_000_000
-                / packets.saturating_sub(before.packets).max(1),
+            lost_per_million: lost.saturating_sub(before.lost) * 1_000_000 / packets_sent.max(1),
         };
+        self.note_trouble(measured.lost_per_million, packets_sent);
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
     }
 }
@@ -298,6 +437,14 @@ struct Totals {
     received: u64,
     lost: u64,
     packets: u64,
+}
+
+/// The lower of two caps.
+fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+        (one, other) => one.or(other),
+    }
 }
 
 fn seen(stats: &ConnectionStats) -> Seen {

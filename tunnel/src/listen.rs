@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota};
-use quinn::{Connection, ConnectionError, Endpoint, Incoming, SendStream};
-use tokio::sync::Semaphore;
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
 use towpath_daemon::shutdown::Shutdown;
@@ -57,13 +57,14 @@ struct Pending {
     host: HostIdentity,
     leg: Leg,
     answer: SendStream,
+    recv: RecvStream,
 }
 
 /// Accepts until the tunnel stops.
 pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdown) {
     let listener = Arc::new(Listener {
         core,
-        handshakes: Semaphore::new(HANDSHAKE_COUNT_MAX),
+        handshakes: Arc::new(Semaphore::new(HANDSHAKE_COUNT_MAX)),
         sources: DefaultKeyedRateLimiter::keyed(
             Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST),
         ),
@@ -75,28 +76,29 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if let Some(incoming) = listener.admit(incoming) {
-            tokio::spawn(Arc::clone(&listener).welcome(incoming));
+        if let Some((incoming, place)) = listener.admit(incoming) {
+            tokio::spawn(Arc::clone(&listener).welcome(incoming, place));
         }
     }
 }
 
 struct Listener {
     core: Arc<Core>,
-    handshakes: Semaphore,
+    handshakes: Arc<Semaphore>,
     sources: DefaultKeyedRateLimiter<IpAddr>,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
 }
 
 impl Listener {
-    /// Drops what is too much, before it costs a signature.
-    fn admit(&self, incoming: Incoming) -> Option<Incoming> {
+    /// Drops what is too much, before it costs a signature; what is not has its place from here on,
+    /// so that a flood cannot outrun the count.
+    fn admit(&self, incoming: Incoming) -> Option<(Incoming, OwnedSemaphorePermit)> {
         let free = self.handshakes.available_permits();
-        if free == 0 {
+        let Ok(place) = Arc::clone(&self.handshakes).try_acquire_owned() else {
             self.core.dropped.count(DropReason::TooMany);
             incoming.ignore();
             return None;
-        }
+        };
         if free <= HANDSHAKE_COUNT_MAX - RETRY_ABOVE && incoming.may_retry() {
             self.core.dropped.count(DropReason::Retried);
             // Fails only for a source that has already proved its address.
@@ -112,15 +114,10 @@ impl Listener {
             incoming.ignore();
             return None;
         }
-        Some(incoming)
+        Some((incoming, place))
     }
 
-    async fn welcome(self: Arc<Self>, incoming: Incoming) {
-        let Ok(_permit) = self.handshakes.try_acquire() else {
-            self.core.dropped.count(DropReason::TooMany);
-            incoming.ignore();
-            return;
-        };
+    async fn welcome(self: Arc<Self>, incoming: Incoming, _place: OwnedSemaphorePermit) {
         let source = incoming.remote_address();
         let connection = match timeout(HANDSHAKE_WAIT, incoming).await {
             Ok(Ok(connection)) => connection,
@@ -187,6 +184,7 @@ impl Listener {
             host,
             leg,
             answer,
+            recv,
         };
         match self.pair(&join, this)? {
             Some((urgent, bulk)) => self.link(peer, &join, version, (urgent, bulk)).await,
@@ -237,12 +235,17 @@ impl Listener {
         (mut urgent, mut bulk): (Pending, Pending),
     ) -> Result<(), Fault> {
         let link = Arc::new(Link::new(
-            (join.link, urgent.host.clone(), urgent.host.site.clone()),
+            (
+                join.link,
+                (urgent.host.clone(), join.run),
+                urgent.host.site.clone(),
+            ),
             (urgent.connection, bulk.connection),
-            (peer.send_rate, join.receive_rate_max.map(Rate::clamped)),
+            (peer.send_rate(), join.receive_rate_max.map(Rate::clamped)),
             Arc::clone(&peer.counters),
         ));
-        let adopted = peer.adopt(&link);
+        let trusted = self.core.trust.check_link(&link);
+        let adopted = trusted.and_then(|()| peer.adopt(&link));
         if let Err(fault) = adopted {
             tokio::join!(
                 refuse(&mut urgent.answer, &fault),
@@ -254,12 +257,14 @@ impl Listener {
         let answer = Preamble::Joined(Joined {
             version,
             receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+            run: self.core.run,
         });
         for send in [&mut urgent.answer, &mut bulk.answer] {
             // A connection that is already gone ends the link by itself.
             let _ = wire::write(send, &answer).await;
-            let _ = send.finish();
         }
+        let _ = bulk.answer.finish();
+        link.set_control((urgent.answer, urgent.recv));
         serve::accept(&self.core, &link);
         Ok(())
     }

@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
-use towpath_protocol::channel::{Open, Preamble};
+use towpath_protocol::channel::{Begin, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::core::Core;
-use crate::link::{Link, OpenStream};
-use crate::{pump, wire};
+use crate::carrier::Carrier;
+use crate::core::{self, Core};
+use crate::link::Link;
+use crate::peer::Peer;
+use crate::streams::Entry;
+use crate::{carry, wire};
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -24,6 +27,9 @@ const REFUSAL_COUNT_MAX: usize = 32;
 
 /// How long the peer may take to answer: its service's wait and a few round trips.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a stream that is being opened waits for the link that takes a lost one's place.
+const REPLACED_WAIT: Duration = Duration::from_millis(100);
 
 /// Serves local programs until the tunnel stops.
 ///
@@ -92,25 +98,29 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
 
 async fn converse(core: &Core, mut local: UnixStream) {
     let opened = match read_open(core, &mut local).await {
-        Ok(open) => open_stream(core, &open).await.map(|stream| (open, stream)),
+        Ok(open) if is_about_trust(core, &open) => {
+            let told = core.trust.check_fresh();
+            let host = core.trust.host().clone();
+            let told = told.map_or_else(Preamble::Refused, |()| Preamble::Opened(host));
+            answer(&mut local, &told).await;
+            return;
+        }
+        Ok(open) => begin(core, &open).await.map(|begun| (open, begun)),
         Err(fault) => Err(fault),
     };
-    let (open, stream) = match opened {
+    let (open, begun) = match opened {
         Ok(opened) => opened,
         Err(fault) => {
             answer(&mut local, &Preamble::Refused(fault)).await;
             return;
         }
     };
-    answer(&mut local, &Preamble::Opened(stream.link.peer.clone())).await;
-    let Stream {
-        link,
-        send,
-        recv,
-        _open,
-    } = stream;
-    let limits = (&core.pool, core.stall());
-    if let Err(fault) = pump::run(&mut local, send, recv, &link, open.class, limits).await {
+    answer(
+        &mut local,
+        &Preamble::Opened(begun.carrier.link.peer.clone()),
+    )
+    .await;
+    if let Err(fault) = begun.live(core, local.split()).await {
         let Open {
             peer,
             service,
@@ -130,41 +140,103 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
     }
 }
 
-struct Stream {
-    link: Arc<Link>,
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
-    _open: OpenStream,
+/// Whether a program asks this tunnel itself if new work may begin.
+fn is_about_trust(core: &Core, open: &Open) -> bool {
+    open.peer == core.site && open.service.as_str() == TRUST_SERVICE
 }
 
-/// Opens a stream to a peer's service.
-async fn open_stream(core: &Core, open: &Open) -> Result<Stream, Fault> {
+/// A stream that a peer's service has.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    peer: Arc<Peer>,
+    entry: Entry,
+    carrier: Carrier,
+}
+
+impl Begun {
+    /// Carries the stream to its end.
+    ///
+    /// # Errors
+    ///
+    /// Why it was cut off.
+    pub(crate) async fn live(
+        self,
+        core: &Core,
+        local: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    ) -> Result<(), Fault> {
+        carry::live(core, &self.peer, self.entry, self.carrier, local).await
+    }
+}
+
+/// Begins a stream to a peer's service; once more if the link is replaced before the answer.
+pub(crate) async fn begin(core: &Core, open: &Open) -> Result<Begun, Fault> {
     let site = &open.peer;
-    let peer = core.peers.get(site).ok_or_else(|| {
-        let detail = format!("{site} is no peer of this tunnel");
-        Fault::new(Code::NotFound, detail)
-    })?;
-    let link = peer.link()?;
+    let peer = core.peer(site)?;
+    let until = Instant::now() + ANSWER_WAIT;
+    loop {
+        let link = peer.link()?;
+        let asked = tokio::select! {
+            asked = timeout_at(until, begin_over(core, peer, &link, open)) => Some(asked),
+            () = peer.replaced(&link) => None,
+        };
+        match asked {
+            Some(Ok(Err(fault))) if fault.code == Code::Unreachable && link.is_over() => {
+                // Its end shows here a moment before a link that replaces it.
+                let Ok(()) = timeout_at(
+                    until.min(Instant::now() + REPLACED_WAIT),
+                    peer.replaced(&link),
+                )
+                .await
+                else {
+                    return Err(fault);
+                };
+            }
+            Some(Ok(asked)) => return asked,
+            Some(Err(_)) => {
+                let detail = format!("{site} does not answer");
+                return Err(Fault::new(Code::Stalled, detail));
+            }
+            None => {}
+        }
+    }
+}
+
+async fn begin_over(
+    core: &Core,
+    peer: &Arc<Peer>,
+    link: &Arc<Link>,
+    open: &Open,
+) -> Result<Begun, Fault> {
+    let site = &open.peer;
     let gone = |why: String| Fault::new(Code::Unreachable, format!("link to {site}: {why}"));
     let opening = link.connection(open.class.leg()).open_bi();
-    let (mut send, mut recv) = timeout(core.preamble_wait(), opening)
+    let stream = timeout(core.preamble_wait(), opening)
         .await
         .map_err(|_| Fault::new(Code::Busy, format!("{site} takes no more streams for now")))?
         .map_err(|error| gone(error.to_string()))?;
-    send.set_priority(open.class.priority())
+    let mut carrier = Carrier::new(link, open.class.leg(), stream);
+    carrier
+        .send
+        .set_priority(open.class.priority())
         .map_err(|error| gone(error.to_string()))?;
-    wire::write(&mut send, &Preamble::Open(open.clone())).await?;
-    match wire::read(&mut recv, ANSWER_WAIT).await? {
+    let number = (core::random_stream()?, link.party());
+    let what = (open.class, open.service.clone());
+    let entry = peer.streams.add(number, what, None)?;
+    let begin = Preamble::Begin(Begin {
+        stream: entry.stream.id,
+        open: open.clone(),
+    });
+    wire::write(&mut carrier.send, &begin).await?;
+    match wire::read(&mut carrier.recv, ANSWER_WAIT).await? {
         // Who it is the certificate says, not the answer.
-        Preamble::Opened(_) => Ok(Stream {
-            _open: link.open_stream(),
-            link,
-            send,
-            recv,
+        Preamble::Opened(_) => Ok(Begun {
+            peer: Arc::clone(peer),
+            entry,
+            carrier,
         }),
         Preamble::Refused(fault) => Err(fault),
         other => {
-            let detail = format!("{} in answer to Open", other.name());
+            let detail = format!("{} in answer to Begin", other.name());
             Err(Fault::new(Code::Unexpected, detail))
         }
     }

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 use towpath_certs::Rejection;
+use towpath_forecast::forecaster::{Forecaster, Horizon};
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
-use crate::link::Link;
-use crate::status;
+use crate::outlook::Direction;
+use crate::status::{self, LinkState};
+use crate::streams::Tally;
 
 /// Why a handshake was dropped before it cost a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,7 @@ fn collect(core: &Core) -> prometheus::Result<String> {
     host(core, &registry)?;
     refusals(core, &registry)?;
     links(core, &registry)?;
+    forecasts(core, &registry)?;
     TextEncoder::new().encode_to_string(&registry.gather())
 }
 
@@ -93,8 +96,28 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "When the host's certificate ends, in seconds since 1970.",
         &[],
     )?;
-    let until = core.identity.view().not_after_unix_seconds;
-    expiry.with_label_values(&[] as &[&str]).set(signed(until));
+    let identity = core.trust.current();
+    let until = identity.view().not_after_unix_seconds;
+    let none = &[] as &[&str];
+    expiry.with_label_values(none).set(signed(until));
+    let due = gauges(
+        registry,
+        "towpath_crl_next_update_timestamp_seconds",
+        "When the list of revoked certificates ends, in seconds since 1970; absent without one.",
+        &[],
+    )?;
+    if let Some(next) = identity.revocations().next_update_unix_seconds() {
+        due.with_label_values(none).set(signed(next));
+    }
+    let reloads = counters(
+        registry,
+        "towpath_cert_reloads_total",
+        "Changed certificates, keys and lists that were taken into use, or refused.",
+        &["result"],
+    )?;
+    let (taken, refused) = core.trust.counts();
+    reloads.with_label_values(&["taken"]).inc_by(taken);
+    reloads.with_label_values(&["refused"]).inc_by(refused);
     Ok(())
 }
 
@@ -129,6 +152,12 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "towpath_tunnel_up",
         "Whether the link is up.",
         peer,
+    )?;
+    let states = gauges(
+        registry,
+        "towpath_tunnel_state",
+        "1 for the state the link is in, 0 for the others.",
+        &["peer", "state"],
     )?;
     let streams = gauges(
         registry,
@@ -167,12 +196,18 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         peer,
     )?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
+    let fates = Fates::new(registry)?;
     for peer in core.peers.values() {
         let site = peer.site.as_str();
         let label = &[site];
         let state = peer.state();
-        let is_up = status::link_state(peer) == status::LinkState::Up;
-        up.with_label_values(label).set(i64::from(is_up));
+        up.with_label_values(label)
+            .set(i64::from(state.is_usable()));
+        let verdict = status::verdict(peer);
+        for each in LinkState::ALL {
+            let is_it = i64::from(verdict.state == each);
+            states.with_label_values(&[site, each.as_str()]).set(is_it);
+        }
         for class in Class::ALL {
             let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
             of("out").inc_by(peer.counters.sent(class));
@@ -181,14 +216,15 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let rate = state
             .link
             .as_ref()
-            .map_or(peer.send_rate, |link| link.pace.rate());
+            .map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         if let Some(rate) = rate.map(Rate::bytes_per_second) {
             cap.with_label_values(label).set(signed(rate));
         }
         let link = state.link.as_deref();
         streams
             .with_label_values(label)
-            .set(signed(link.map_or(0, Link::stream_count)));
+            .set(signed(peer.streams.count()));
+        fates.show(label, &peer.streams.tally);
         let Some(link) = link else { continue };
         let estimate = link.estimate();
         path.with_label_values(label)
@@ -201,6 +237,112 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
     }
     Ok(())
+}
+
+fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let predicted = ratios(
+        registry,
+        "towpath_tunnel_predicted_bytes_per_second",
+        "What the link is expected to carry, under its cap; absent while unknown.",
+        &["peer", "direction", "horizon", "quantile"],
+    )?;
+    let scored = &["peer", "direction", "horizon"];
+    let error = ratios(
+        registry,
+        "towpath_tunnel_prediction_error_ratio",
+        "Mean distance of p50 from what came, as a share of it.",
+        scored,
+    )?;
+    let pinball = ratios(
+        registry,
+        "towpath_tunnel_prediction_pinball_ratio",
+        "Mean pinball loss of p10, p50 and p90, as a share of what came.",
+        scored,
+    )?;
+    let coverage = ratios(
+        registry,
+        "towpath_tunnel_prediction_coverage_ratio",
+        "Share of outcomes from p10 to p90; 0.8 is right.",
+        scored,
+    )?;
+    for peer in core.peers.values() {
+        for direction in Direction::ALL {
+            let (site, way) = (peer.site.as_str(), direction.as_str());
+            for (horizon, made) in core.outlook.predictions(peer, direction) {
+                for (quantile, (_, rate)) in ["0.1", "0.5", "0.9"].iter().zip(made.band.quantiles())
+                {
+                    let labels = &[site, way, horizon, quantile];
+                    predicted.with_label_values(labels).set(rate);
+                }
+            }
+            for horizon in Horizon::ALL {
+                let labels = &[site, way, horizon.as_str()];
+                let score = |forecaster: &Forecaster| *forecaster.score(horizon);
+                let Some(score) = core.outlook.with(&peer.site, direction, score) else {
+                    continue;
+                };
+                if let (Some(off), Some(loss)) = (score.error_ratio(), score.pinball_ratio()) {
+                    error.with_label_values(labels).set(off);
+                    pinball.with_label_values(labels).set(loss);
+                    coverage.with_label_values(labels).set(score.within);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What became of streams whose link was lost.
+struct Fates {
+    paused: IntGaugeVec,
+    resumed: IntCounterVec,
+    lost: IntCounterVec,
+    resent: IntCounterVec,
+    links_lost: IntCounterVec,
+}
+
+impl Fates {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let count = |name, help| counters(registry, name, help, &["peer"]);
+        Ok(Self {
+            paused: gauges(
+                registry,
+                "towpath_tunnel_streams_paused",
+                "Streams that wait for the next link.",
+                &["peer"],
+            )?,
+            resumed: count(
+                "towpath_tunnel_streams_resumed_total",
+                "Times a stream went on over another connection.",
+            )?,
+            lost: count(
+                "towpath_tunnel_streams_lost_total",
+                "Streams that no link came for in time, or that the peer had forgotten.",
+            )?,
+            resent: count(
+                "towpath_tunnel_resent_bytes_total",
+                "Bytes sent again because a connection was lost.",
+            )?,
+            links_lost: count(
+                "towpath_tunnel_links_lost_total",
+                "Times the link was lost.",
+            )?,
+        })
+    }
+
+    fn show(&self, peer: &[&str], tally: &Tally) {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let paused = self.paused.with_label_values(peer);
+        paused.set(signed(of(&tally.paused)));
+        for (metric, counter) in [
+            (&self.resumed, &tally.resumed),
+            (&self.lost, &tally.lost),
+            (&self.resent, &tally.resent_bytes),
+            (&self.links_lost, &tally.links_lost),
+        ] {
+            metric.with_label_values(peer).inc_by(of(counter));
+        }
+    }
 }
 
 fn gauges(

@@ -51,6 +51,12 @@ impl Pace {
         self.shaper().rate()
     }
 
+    /// Changes the cap; streams that wait for the old one ask again when they would have anyway.
+    pub(crate) fn set_rate(&self, rate: Option<Rate>) {
+        let now = self.now();
+        self.shaper().set_rate(rate, now);
+    }
+
     /// Takes note of all bytes that have left on the wire since the link is up.
     pub(crate) fn observe(&self, wire_bytes: u64) {
         let now = self.now();

@@ -8,28 +8,51 @@
 //!    └───────────────────────── link over ────────────┘
 //! ```
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
+use towpath_forecast::moment::Moment;
+use towpath_forecast::timetable::Timetable;
+use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
+use crate::health;
 use crate::link::{Counters, Link};
+use crate::streams::Streams;
+use crate::timetable;
 use crate::transport;
+
+/// Losses of a link that are remembered: more of them are not counted apart.
+const LOSS_COUNT_MAX: usize = 32;
 
 /// What is known about the way to a peer.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub link: Option<Arc<Link>>,
     pub is_stalled: bool,
+    /// A new link is wanted although this one works.
+    pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
     pub reason: String,
     pub since: SystemTime,
+}
+
+/// Settings to dial a link's urgent and bulk connection with.
+pub(crate) type Clients = (quinn::ClientConfig, quinn::ClientConfig);
+
+impl State {
+    /// Whether what is asked of the link now is likely to succeed.
+    pub(crate) const fn is_usable(&self) -> bool {
+        self.link.is_some() && !self.is_stalled
+    }
 }
 
 /// A site we keep a link to.
@@ -37,14 +60,17 @@ pub(crate) struct State {
 pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
-    pub send_rate: Option<Rate>,
+    send_rate: Option<Rate>,
+    timetable: Option<Timetable>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
-    urgent: quinn::ClientConfig,
-    bulk: quinn::ClientConfig,
+    pub streams: Arc<Streams>,
+    clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
+    /// When the link was lost, newest last.
+    losses: Mutex<VecDeque<Clock>>,
 }
 
 impl Peer {
@@ -54,14 +80,13 @@ impl Peer {
         identity: &Identity,
         rejections: &Arc<Rejections>,
         limits: &Limits,
+        zone: &Zone,
     ) -> Result<Self, Fault> {
-        let client = |leg| {
-            let tls = tls::client_config(identity, &config.site, rejections)?;
-            transport::client(tls, limits, leg)
-        };
+        let clients = clients(&config.site, identity, rejections, limits)?;
         let (state, _) = watch::channel(State {
             link: None,
             is_stalled: false,
+            is_outdated: false,
             reason: "not reached yet".to_owned(),
             since: SystemTime::now(),
         });
@@ -69,21 +94,59 @@ impl Peer {
             site: config.site.clone(),
             address: config.address.clone(),
             send_rate: config.send_rate,
+            timetable: config.timetable(zone),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
-            urgent: client(Leg::Urgent)?,
-            bulk: client(Leg::Bulk)?,
+            streams: Arc::default(),
+            clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
+            losses: Mutex::default(),
         })
     }
 
     /// Settings to dial one of a link's connections.
     pub(crate) fn client(&self, leg: Leg) -> quinn::ClientConfig {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         match leg {
-            Leg::Urgent => self.urgent.clone(),
-            Leg::Bulk => self.bulk.clone(),
+            Leg::Urgent => clients.0.clone(),
+            Leg::Bulk => clients.1.clone(),
         }
+    }
+
+    /// Settings to dial this peer as somebody.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if the identity cannot be used.
+    pub(crate) fn clients_of(
+        &self,
+        identity: &Identity,
+        rejections: &Arc<Rejections>,
+        limits: &Limits,
+    ) -> Result<Clients, Fault> {
+        clients(&self.site, identity, rejections, limits)
+    }
+
+    /// Dials with these settings from now on.
+    pub(crate) fn set_clients(&self, clients: Clients) {
+        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
+    }
+
+    /// Most we send to it now.
+    pub(crate) fn send_rate(&self) -> Option<Rate> {
+        self.send_rate_at(timetable::now())
+    }
+
+    /// Most we send to it at a moment.
+    pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
+        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
+        timed.unwrap_or(self.send_rate)
+    }
+
+    /// Most we send to it by the time of the week.
+    pub(crate) const fn timetable(&self) -> Option<&Timetable> {
+        self.timetable.as_ref()
     }
 
     /// Hears of every change.
@@ -107,6 +170,38 @@ impl Peer {
             let (site, reason) = (&self.site, &state.reason);
             Fault::new(Code::Unreachable, format!("no link to {site}: {reason}"))
         })
+    }
+
+    /// Waits until another link has taken this one's place.
+    pub(crate) async fn replaced(&self, link: &Arc<Link>) {
+        let is_other = |state: &State| {
+            let current = state.link.as_ref();
+            current.is_some_and(|current| !Arc::ptr_eq(current, link))
+        };
+        // It fails only without a sender, and that is ours.
+        let _ = self.subscribe().wait_for(is_other).await;
+    }
+
+    /// Times the link was lost of late.
+    pub(crate) fn recent_loss_count(&self) -> usize {
+        let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |at: &&Clock| at.elapsed() < health::RECENT;
+        losses.iter().filter(is_recent).count()
+    }
+
+    fn note_loss(&self) {
+        let count = &self.streams.tally.links_lost;
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        if losses.len() == LOSS_COUNT_MAX {
+            losses.pop_front();
+        }
+        losses.push_back(Clock::now());
+    }
+
+    /// Asks for a new link in place of the one we have, which works until then.
+    pub(crate) fn renew(&self) {
+        self.state.send_modify(|state| state.is_outdated = true);
     }
 
     /// Notes why the last attempt failed, while there is no link.
@@ -137,10 +232,11 @@ impl Peer {
                     refused = Some(Fault::new(Code::State, detail));
                     return false;
                 }
-                current.close(Code::State, "another link has taken its place");
+                current.retire();
             }
             state.link = Some(Arc::clone(link));
             state.is_stalled = false;
+            state.is_outdated = false;
             state.reason = "up".to_owned();
             state.since = SystemTime::now();
             true
@@ -191,10 +287,24 @@ impl Peer {
             if is_ours {
                 state.link = None;
                 state.is_stalled = false;
+                self.note_loss();
                 state.reason.clone_from(&reason);
                 state.since = SystemTime::now();
             }
             is_ours
         });
     }
+}
+
+fn clients(
+    site: &Name,
+    identity: &Identity,
+    rejections: &Arc<Rejections>,
+    limits: &Limits,
+) -> Result<Clients, Fault> {
+    let client = |leg| {
+        let tls = tls::client_config(identity, site, rejections)?;
+        transport::client(tls, limits, leg)
+    };
+    Ok((client(Leg::Urgent)?, client(Leg::Bulk)?))
 }

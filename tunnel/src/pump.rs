@@ -1,155 +1,459 @@
-//! Copies a local socket to a QUIC stream and back until both directions end.
+//! Copies a local socket to a stream and back, over whatever carries the stream now.
+//!
+//! What has been read from either side and not yet passed on stands in a [`Flow`], never in a future:
+//! a copy can be stopped at any await, and another one goes on where it was.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::pin::pin;
+use std::ops::Range;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{ReadHalf, WriteHalf};
+use quinn::{ReadError, StoppedError, VarInt, WriteError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
-use towpath_protocol::channel::Class;
+use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
 
+use crate::carrier::{Carrier, MOVED};
 use crate::link::Link;
-use crate::pool::Pool;
+use crate::pool::{BUFFER_BYTES, Buffer, Pool};
+use crate::resume::Incoming;
+use crate::streams::{Stream, Streams};
 use crate::wire;
 
 /// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
 const PIECES_PER_READ: usize = 256;
 
-/// Copies both ways. Either direction may end by itself; a fault in one ends both, and the peer is
-/// told with a reset, so that what was cut off is never taken for a whole stream.
+/// Least room in the tail for which the program is read: less would only make many small reads.
+const ROOM_BYTES_MIN: u64 = 32 * 1024;
+
+/// Why copying stopped.
+#[derive(Debug)]
+pub(crate) enum Break {
+    /// The stream is over.
+    Cut(Fault),
+    /// What carried it is gone; the stream itself is not.
+    Lost,
+}
+
+impl From<Fault> for Break {
+    fn from(fault: Fault) -> Self {
+        Self::Cut(fault)
+    }
+}
+
+/// What a copy needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub pool: Arc<Pool>,
+    /// How long a side may read nothing.
+    pub stall: Duration,
+    /// Bytes kept of each stream, or what the path holds if that is more.
+    pub tail_bytes: u64,
+}
+
+/// The state of both directions that outlives a carrier.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    outward: Outward,
+    inward: Inward,
+}
+
+#[derive(Debug, Default)]
+struct Outward {
+    /// Read from the program and not yet sent.
+    read: Bytes,
+    /// To be sent again before anything else.
+    again: VecDeque<Bytes>,
+    spare: Option<Buffer>,
+}
+
+#[derive(Debug)]
+struct Inward {
+    offsets: Incoming,
+    pieces: [Bytes; PIECES_PER_READ],
+    /// Pieces that the program has not been given.
+    left: Range<usize>,
+    is_shut: bool,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            outward: Outward::default(),
+            inward: Inward {
+                offsets: Incoming::default(),
+                pieces: std::array::from_fn(|_| Bytes::new()),
+                left: 0..0,
+                is_shut: false,
+            },
+        }
+    }
+}
+
+impl Flow {
+    /// What we have of the peer's direction.
+    pub(crate) const fn received(&self) -> Received {
+        self.inward.offsets.received()
+    }
+
+    /// Goes back to where the peer is; gives how many bytes go again.
+    ///
+    /// # Errors
+    ///
+    /// `E_RANGE` if the peer cannot be there.
+    pub(crate) fn rewind(&mut self, stream: &Stream, received: Received) -> Result<u64, Fault> {
+        self.outward.again = stream.out().rewind(received)?;
+        Ok(self
+            .outward
+            .again
+            .iter()
+            .map(|piece| piece.len() as u64)
+            .sum())
+    }
+}
+
+/// Copies both ways until both ends were reached and the peer has said so.
 ///
 /// # Errors
 ///
-/// `E_STALLED` if a side did not read for too long, `E_UNREACHABLE` if the link or the local program
-/// went away.
+/// [`Break::Lost`] with the carrier's link; else the stream's own end: `E_STALLED` if a side did not read
+/// for too long, `E_GONE` if the local program went away, or what the peer says.
 pub(crate) async fn run(
-    local: &mut UnixStream,
-    mut send: SendStream,
-    mut recv: RecvStream,
-    link: &Link,
-    class: Class,
-    (pool, stall): (&Arc<Pool>, Duration),
+    local: (
+        &mut (impl AsyncRead + Unpin),
+        &mut (impl AsyncWrite + Unpin),
+    ),
+    flow: &mut Flow,
+    carrier: &mut Carrier,
+    stream: &Stream,
+    settings: &Settings,
+) -> Result<(), Break> {
+    let Carrier {
+        link, send, recv, ..
+    } = carrier;
+    let both = Copy {
+        link,
+        stream,
+        settings,
+    };
+    tokio::try_join!(
+        both.outward(local.0, &mut flow.outward, send),
+        both.inward(recv, local.1, &mut flow.inward),
+    )?;
+    Ok(())
+}
+
+/// Goes on without a carrier: what was taken is handed to the program, and the tail fills.
+///
+/// Ends well if nothing was left to be carried, and only the word of that was lost.
+///
+/// # Errors
+///
+/// If the local program went away or does not read.
+pub(crate) async fn run_apart(
+    local: (
+        &mut (impl AsyncRead + Unpin),
+        &mut (impl AsyncWrite + Unpin),
+    ),
+    flow: &mut Flow,
+    (stream, streams, link): (&Stream, &Streams, &Link),
+    settings: &Settings,
 ) -> Result<(), Fault> {
-    let (mut read, mut write) = local.split();
-    let ended = tokio::try_join!(
-        outward(&mut read, &mut send, link, class, (pool, stall)),
-        inward(&mut recv, &mut write, link, class, stall),
-    );
-    match ended {
-        Ok(((), ())) => Ok(()),
-        Err(fault) => {
-            let code = wire::code(fault.code);
-            // Both fail only on streams that are already over.
-            let _ = send.reset(code);
-            let _ = recv.stop(code);
-            Err(fault)
-        }
+    streams.tally.paused.fetch_add(1, Ordering::Relaxed);
+    let _paused = Paused(streams);
+    let both = Copy {
+        link,
+        stream,
+        settings,
+    };
+    tokio::try_join!(
+        both.gather(local.0, &mut flow.outward),
+        both.finish_inward(local.1, &mut flow.inward),
+    )?;
+    Ok(())
+}
+
+struct Paused<'a>(&'a Streams);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.tally.paused.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-async fn outward(
-    local: &mut ReadHalf<'_>,
-    send: &mut SendStream,
-    link: &Link,
-    class: Class,
-    (pool, stall): (&Arc<Pool>, Duration),
-) -> Result<(), Fault> {
-    let mut stopped = pin!(send.stopped());
-    let mut spare = None;
-    loop {
-        let mut buffer = spare.take().unwrap_or_else(|| pool.take());
-        let count = tokio::select! {
-            read = local.read(buffer.as_mut()) => read.map_err(|error| local_gone(&error))?,
-            // The peer wants no more, or the link is gone: nobody else would tell us while the
-            // local program is silent.
-            code = &mut stopped => return match code {
-                Ok(code) => Err(ended_by_peer(code)),
-                Err(_) => Err(link_gone()),
-            },
+#[derive(Clone, Copy)]
+struct Copy<'a> {
+    link: &'a Link,
+    stream: &'a Stream,
+    settings: &'a Settings,
+}
+
+impl Copy<'_> {
+    async fn outward(
+        self,
+        local: &mut (impl AsyncRead + Unpin),
+        side: &mut Outward,
+        send: &mut quinn::SendStream,
+    ) -> Result<(), Break> {
+        // The peer wants no more, or the link is gone: nobody else would tell us while the local program
+        // is silent.
+        let mut stopped = pin!(send.stopped());
+        while let Some(piece) = side.again.front().cloned() {
+            self.put(send, piece).await?;
+            side.again.pop_front();
+        }
+        while !self.stream.out().is_ended() {
+            if side.read.is_empty() {
+                tokio::select! {
+                    read = self.read(local, side) => read?,
+                    code = &mut stopped => return Err(stop_of(&code)),
+                }
+            }
+            let backlog = self.link.pace.backlog(self.stream.class);
+            while !side.read.is_empty() {
+                let granted = backlog.grant(side.read.len() as u64).await;
+                let piece = self.count(side, granted);
+                self.write(send, piece).await?;
+            }
+        }
+        // Fails only if the peer has stopped the stream, and then there is nothing to finish.
+        let _ = send.finish();
+        self.until_heard(stopped).await
+    }
+
+    /// Waits until the peer has reported the end.
+    async fn until_heard(
+        self,
+        mut stopped: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
+    ) -> Result<(), Break> {
+        let mut is_acknowledged = false;
+        while !self.stream.out().is_done() {
+            tokio::select! {
+                () = self.stream.acknowledged.notified() => {}
+                ended = &mut stopped, if !is_acknowledged => match ended {
+                    // QUIC has brought it all over; the peer's program does not have it yet.
+                    Ok(None) => is_acknowledged = true,
+                    other => return Err(stop_of(&other)),
+                },
+                _ = self.link.over() => return Err(Break::Lost),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the next piece of what was read: from now on it is in the tail.
+    fn count(self, side: &mut Outward, granted: u64) -> Bytes {
+        let length = side.read.len();
+        let piece = side
+            .read
+            .split_to(usize::try_from(granted).unwrap_or(length).min(length));
+        self.stream.out().push(&piece);
+        let bytes = piece.len() as u64;
+        self.link.counters.add_sent(self.stream.class, bytes);
+        piece
+    }
+
+    /// Reads from the program, once the tail has room; at the end nothing is read and the end noted.
+    async fn read(
+        self,
+        local: &mut (impl AsyncRead + Unpin),
+        side: &mut Outward,
+    ) -> Result<(), Fault> {
+        let room = self.until_room().await?;
+        let mut buffer = match side.spare.take() {
+            Some(buffer) => buffer,
+            None => self.settings.pool.take(),
         };
+        let count = local
+            .read(&mut buffer.as_mut()[..room])
+            .await
+            .map_err(|error| local_gone(&error))?;
         if count == 0 {
-            // Fails only if the peer has stopped the stream, and then there is nothing to finish.
-            let _ = send.finish();
+            self.stream.out().end();
             return Ok(());
         }
-        let (mut bytes, kept) = buffer.fill(count);
-        spare = kept;
-        let backlog = link.pace.backlog(class);
-        while !bytes.is_empty() {
-            let granted = backlog.grant(bytes.len() as u64).await;
-            let piece = bytes.split_to(usize::try_from(granted).unwrap_or(bytes.len()));
-            link.counters.add_sent(class, piece.len() as u64);
-            match timeout(stall, send.write_chunk(piece)).await {
-                Ok(written) => written.map_err(|error| write_fault(&error))?,
-                Err(_) => return Err(stalled("the peer", stall)),
+        (side.read, side.spare) = buffer.fill(count);
+        Ok(())
+    }
+
+    /// Waits until the tail has room; gives how many bytes, at most a buffer's.
+    async fn until_room(self) -> Result<usize, Fault> {
+        let most = self
+            .settings
+            .tail_bytes
+            .max(self.link.tail_share(self.stream.class.leg()));
+        loop {
+            let room = most.saturating_sub(self.stream.out().held_bytes());
+            if room >= ROOM_BYTES_MIN {
+                return Ok(usize::try_from(room)
+                    .unwrap_or(usize::MAX)
+                    .min(BUFFER_BYTES));
+            }
+            let heard = self.stream.acknowledged.notified();
+            let is_late = timeout(self.settings.stall, heard).await.is_err();
+            if is_late && !self.link.is_ill() {
+                return Err(stalled("the peer", self.settings.stall));
             }
         }
     }
-}
 
-async fn inward(
-    recv: &mut RecvStream,
-    local: &mut WriteHalf<'_>,
-    link: &Link,
-    class: Class,
-    stall: Duration,
-) -> Result<(), Fault> {
-    let mut pieces: [Bytes; PIECES_PER_READ] = std::array::from_fn(|_| Bytes::new());
-    loop {
-        let count = recv
-            .read_chunks(&mut pieces)
-            .await
-            .map_err(|error| read_fault(&error))?;
-        let Some(count) = count else {
+    /// Sends what had been sent before.
+    async fn put(self, send: &mut quinn::SendStream, mut bytes: Bytes) -> Result<(), Break> {
+        let backlog = self.link.pace.backlog(self.stream.class);
+        while !bytes.is_empty() {
+            let granted = backlog.grant(bytes.len() as u64).await;
+            let length = bytes.len();
+            let count = usize::try_from(granted).unwrap_or(length).min(length);
+            self.write(send, bytes.split_to(count)).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(self, send: &mut quinn::SendStream, piece: Bytes) -> Result<(), Break> {
+        let mut writing = pin!(send.write_chunk(piece));
+        loop {
+            match timeout(self.settings.stall, &mut writing).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(WriteError::Stopped(code))) => return Err(stop_of(&Ok(Some(code)))),
+                Ok(Err(_)) => return Err(Break::Lost),
+                // A path that is down is not a peer that does not read.
+                Err(_) if self.link.is_ill() => {}
+                Err(_) => return Err(stalled("the peer", self.settings.stall).into()),
+            }
+        }
+    }
+
+    async fn inward(
+        self,
+        recv: &mut quinn::RecvStream,
+        local: &mut (impl AsyncWrite + Unpin),
+        side: &mut Inward,
+    ) -> Result<(), Break> {
+        loop {
+            self.hand_over(local, side).await?;
+            if side.offsets.is_ended() {
+                return Ok(());
+            }
+            match recv.read_chunks(&mut side.pieces).await {
+                Ok(Some(count)) => {
+                    let bytes: usize = side.pieces[..count].iter().map(Bytes::len).sum();
+                    side.left = 0..count;
+                    side.offsets.take(bytes as u64);
+                    let counters = &self.link.counters;
+                    counters.add_received(self.stream.class, bytes as u64);
+                }
+                Ok(None) => side.offsets.end(),
+                Err(ReadError::Reset(code)) if code != MOVED => return Err(ended_by(code).into()),
+                Err(_) => return Err(Break::Lost),
+            }
+        }
+    }
+
+    /// Hands all that was taken to the program, and reports it.
+    async fn hand_over(
+        self,
+        local: &mut (impl AsyncWrite + Unpin),
+        side: &mut Inward,
+    ) -> Result<(), Fault> {
+        let mut is_news = false;
+        while !side.left.is_empty() {
+            let written = self
+                .write_local(local, &side.pieces[side.left.clone()])
+                .await?;
+            side.let_go(written);
+            is_news = true;
+        }
+        if side.offsets.is_ended() && !side.is_shut {
             // A program that closed its side wants no more, and that is not an error of the stream.
             let _ = local.shutdown().await;
-            return Ok(());
-        };
-        let bytes: usize = pieces[..count].iter().map(Bytes::len).sum();
-        link.counters.add_received(class, bytes as u64);
-        write_all(local, &mut pieces[..count], stall).await?;
+            side.is_shut = true;
+            is_news = true;
+        }
+        if is_news {
+            let (received, is_urgent) = side.offsets.report();
+            self.link.reports.note(self.stream.id, received, is_urgent);
+        }
+        Ok(())
     }
-}
 
-async fn write_all(
-    local: &mut WriteHalf<'_>,
-    mut pieces: &mut [Bytes],
-    stall: Duration,
-) -> Result<(), Fault> {
-    while !pieces.is_empty() {
+    async fn write_local(
+        self,
+        local: &mut (impl AsyncWrite + Unpin),
+        pieces: &[Bytes],
+    ) -> Result<usize, Fault> {
         let mut slices = [IoSlice::new(&[]); PIECES_PER_READ];
-        for (slice, piece) in slices.iter_mut().zip(pieces.iter()) {
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
             *slice = IoSlice::new(piece);
         }
         let writing = local.write_vectored(&slices[..pieces.len()]);
-        let mut written = match timeout(stall, writing).await {
-            Ok(written) => written.map_err(|error| local_gone(&error))?,
-            Err(_) => return Err(stalled("the local program", stall)),
-        };
-        if written == 0 {
-            return Err(local_gone(&io::ErrorKind::WriteZero.into()));
-        }
-        let whole = pieces
-            .iter()
-            .take_while(|piece| {
-                let fits = piece.len() <= written;
-                written -= if fits { piece.len() } else { 0 };
-                fits
-            })
-            .count();
-        pieces[..whole].fill(Bytes::new());
-        pieces = &mut pieces[whole..];
-        if let Some(first) = pieces.first_mut() {
-            first.advance(written);
+        match timeout(self.settings.stall, writing).await {
+            Ok(Ok(0)) => Err(local_gone(&io::ErrorKind::WriteZero.into())),
+            Ok(written) => written.map_err(|error| local_gone(&error)),
+            Err(_) => Err(stalled("the local program", self.settings.stall)),
         }
     }
-    Ok(())
+
+    /// Reads into the tail until it is full; more waits in the program.
+    async fn gather(
+        self,
+        local: &mut (impl AsyncRead + Unpin),
+        side: &mut Outward,
+    ) -> Result<(), Fault> {
+        loop {
+            if !side.read.is_empty() {
+                self.count(side, u64::MAX);
+            }
+            let (is_full, is_ended, is_done) = {
+                let out = self.stream.out();
+                let is_full = out.held_bytes() + ROOM_BYTES_MIN > self.settings.tail_bytes;
+                (is_full, out.is_ended(), out.is_done())
+            };
+            if is_done {
+                return Ok(());
+            }
+            if is_full || is_ended {
+                // The peer may say on the next link that it has everything.
+                self.stream.acknowledged.notified().await;
+            } else {
+                self.read(local, side).await?;
+            }
+        }
+    }
+
+    async fn finish_inward(
+        self,
+        local: &mut (impl AsyncWrite + Unpin),
+        side: &mut Inward,
+    ) -> Result<(), Fault> {
+        self.hand_over(local, side).await?;
+        if side.offsets.is_ended() {
+            return Ok(());
+        }
+        std::future::pending().await
+    }
+}
+
+impl Inward {
+    /// Lets go of bytes that the program has.
+    fn let_go(&mut self, bytes: usize) {
+        self.offsets.hand(bytes as u64);
+        let mut left = bytes;
+        while left > 0 {
+            let first = &mut self.pieces[self.left.start];
+            if first.len() > left {
+                first.advance(left);
+                return;
+            }
+            left -= first.len();
+            *first = Bytes::new();
+            self.left.start += 1;
+        }
+    }
 }
 
 fn stalled(who: &str, stall: Duration) -> Fault {
@@ -163,25 +467,15 @@ fn local_gone(error: &io::Error) -> Fault {
     Fault::new(Code::Gone, format!("the local program: {error}"))
 }
 
-fn link_gone() -> Fault {
-    Fault::new(Code::Unreachable, "the link went down")
-}
-
-fn ended_by_peer(code: Option<VarInt>) -> Fault {
-    let told = code.and_then(wire::code_of);
+fn ended_by(code: VarInt) -> Fault {
+    let told = wire::code_of(code);
     Fault::new(told.unwrap_or(Code::Gone), "the peer ended the stream")
 }
 
-fn write_fault(error: &WriteError) -> Fault {
-    match error {
-        WriteError::Stopped(code) => ended_by_peer(Some(*code)),
-        _ => link_gone(),
-    }
-}
-
-fn read_fault(error: &ReadError) -> Fault {
-    match error {
-        ReadError::Reset(code) => ended_by_peer(Some(*code)),
-        _ => link_gone(),
+fn stop_of(stopped: &Result<Option<VarInt>, StoppedError>) -> Break {
+    match stopped {
+        // The number 0 is the library's own, for a stream that was let go without a word.
+        Ok(Some(code)) if *code != MOVED && code.into_inner() != 0 => Break::Cut(ended_by(*code)),
+        _ => Break::Lost,
     }
 }

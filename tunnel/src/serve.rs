@@ -13,19 +13,24 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use towpath_certs::view;
 use towpath_daemon::stream::make_room;
-use towpath_protocol::channel::{Accepted, Leg, Open, Preamble};
+use towpath_protocol::channel::{Accepted, Begin, Leg, Open, Preamble, Resume};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
+use crate::carrier::Carrier;
 use crate::core::{Core, Service};
 use crate::link::Link;
-use crate::{pump, wire};
+use crate::streams::{Call, End, Found};
+use crate::{carry, control, wire};
 
 /// New streams per second a peer may open; a move opens four, an application a few per request.
 const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
 
 /// Streams without whole first words after which a peer loses its link (T16).
 const STRIKE_COUNT_MAX: u32 = 3;
+
+/// How long a refusal may take to be heard.
+const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a local service may take to accept: it is on this host.
 const SERVICE_WAIT: Duration = Duration::from_secs(2);
@@ -50,6 +55,10 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     let rate = Arc::new(DefaultDirectRateLimiter::direct(Quota::per_second(
         STREAMS_PER_SECOND,
     )));
+    let peer = core.peers.get(&link.peer.site);
+    if let (Some(peer), Some(control)) = (peer, link.take_control()) {
+        control::attend(&peer.streams, link, control);
+    }
     for leg in [Leg::Urgent, Leg::Bulk] {
         let (core, link) = (Arc::clone(core), Arc::clone(link));
         let (strikes, rate) = (Arc::clone(&strikes), Arc::clone(&rate));
@@ -70,56 +79,124 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
 
 async fn serve(
     core: &Core,
-    link: &Link,
+    link: &Arc<Link>,
     leg: Leg,
-    (mut send, mut recv): (SendStream, RecvStream),
+    stream: (SendStream, RecvStream),
     strikes: &AtomicU32,
 ) {
-    let open = match read_open(core, leg, &mut recv).await {
-        Ok(open) => open,
-        Err(fault) => {
-            let code = wire::code(fault.code);
-            // Fails only on a stream that is already over.
-            let _ = send.reset(code);
-            let _ = recv.stop(code);
-            let count = strikes.fetch_add(1, Ordering::Relaxed) + 1;
-            tracing::warn!(target: "audit", peer = %link.peer, %fault, count, "stream refused");
-            if count >= STRIKE_COUNT_MAX {
-                link.close(fault.code, "too many streams without whole first words");
-            }
+    let mut carrier = Carrier::new(link, leg, stream);
+    let served = match read_first(core, leg, &mut carrier).await {
+        Ok(First::Begin(begin)) => {
+            begin_stream(core, carrier, begin).await;
             return;
         }
-    };
-    let mut local = match reach(core, link, &open).await {
-        Ok(local) => local,
+        Ok(First::Resume(resume)) => resume_stream(core, carrier, resume).await,
         Err(fault) => {
-            refuse(&mut send, fault).await;
-            return;
+            carrier.cut(wire::code(fault.code));
+            Err(fault)
         }
     };
-    let opened = Preamble::Opened(core.identity.host().clone());
-    if wire::write(&mut send, &opened).await.is_err() {
-        return;
-    }
-    let class = open.class;
-    // Fails only on a stream that is already over.
-    let _ = send.set_priority(class.priority());
-    let _open = link.open_stream();
-    let limits = (&core.pool, core.stall());
-    if let Err(fault) = pump::run(&mut local, send, recv, link, class, limits).await {
-        let service = &open.service;
-        tracing::debug!(peer = %link.peer, %service, %class, %fault, "stream cut off");
+    if let Err(fault) = served {
+        let count = strikes.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::warn!(target: "audit", peer = %link.peer, %fault, count, "stream refused");
+        if count >= STRIKE_COUNT_MAX {
+            link.close(fault.code, "too many streams without whole first words");
+        }
     }
 }
 
-async fn read_open(core: &Core, leg: Leg, recv: &mut RecvStream) -> Result<Open, Fault> {
-    match wire::read(recv, core.preamble_wait()).await? {
-        Preamble::Open(open) if open.class.leg() == leg => Ok(open),
+/// A peer's first words on a stream.
+enum First {
+    Begin(Begin),
+    Resume(Resume),
+}
+
+async fn read_first(core: &Core, leg: Leg, carrier: &mut Carrier) -> Result<First, Fault> {
+    match wire::read(&mut carrier.recv, core.preamble_wait()).await? {
+        Preamble::Begin(begin) if begin.open.class.leg() == leg => Ok(First::Begin(begin)),
+        Preamble::Resume(resume) => Ok(First::Resume(resume)),
         other => {
             let detail = format!("{} on a {} stream", other.name(), leg.as_str());
             Err(Fault::new(Code::Unexpected, detail))
         }
     }
+}
+
+/// Serves a stream that a peer begins.
+async fn begin_stream(core: &Core, mut carrier: Carrier, Begin { stream, open }: Begin) {
+    let link = Arc::clone(&carrier.link);
+    let Some(peer) = core.peers.get(&link.peer.site) else {
+        return;
+    };
+    // As many as both connections carry, each of them perhaps without a connection now.
+    let most = 2 * core.limits.peer_streams as usize;
+    let what = (open.class, open.service.clone());
+    let added = peer.streams.add((stream, link.party()), what, Some(most));
+    let reached = match added {
+        Ok(entry) => reach(core, &link, &open).await.map(|local| (entry, local)),
+        Err(fault) => Err(fault),
+    };
+    let (entry, mut local) = match reached {
+        Ok(reached) => reached,
+        Err(fault) => {
+            refuse(&mut carrier.send, fault).await;
+            return;
+        }
+    };
+    let opened = Preamble::Opened(core.trust.host().clone());
+    if wire::write(&mut carrier.send, &opened).await.is_err() {
+        // Who asked has not heard of the stream, and asks anew.
+        return;
+    }
+    // Fails only on a stream that is already over.
+    let _ = carrier.send.set_priority(open.class.priority());
+    let halves = local.split();
+    if let Err(fault) = carry::live(core, peer, entry, carrier, halves).await {
+        let (peer, service, class) = (&link.peer, &open.service, open.class);
+        tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
+    }
+}
+
+/// Hands a stream that the peer resumes to its task.
+///
+/// # Errors
+///
+/// What the peer must not say: another leg, a stream of ours.
+async fn resume_stream(core: &Core, mut carrier: Carrier, resume: Resume) -> Result<(), Fault> {
+    let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
+        return Ok(());
+    };
+    let refused = match peer.streams.find(resume.stream, &carrier.link.party()) {
+        Some(Found::Live(stream)) if stream.is_ours => {
+            carrier.cut(wire::code(Code::Unexpected));
+            let detail = "Resume of a stream that this side began";
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+        Some(Found::Live(stream)) => {
+            // Fails only on a stream that is already over.
+            let _ = carrier.send.set_priority(stream.class.priority());
+            match stream.call(Call::Resume(Box::new(carrier), resume.received)) {
+                Ok(()) => return Ok(()),
+                // The carrier went with the call, and the peer asks again.
+                Err(_) => return Ok(()),
+            }
+        }
+        Some(Found::Ended(End::Whole(received))) => {
+            // It has everything; only the word of that was lost.
+            if wire::write(&mut carrier.send, &Preamble::Resumed(received))
+                .await
+                .is_ok()
+            {
+                let _ = timeout(REFUSAL_WAIT, carrier.send.stopped()).await;
+            }
+            return Ok(());
+        }
+        Some(Found::Ended(End::Cut(fault))) => fault,
+        // No word on whether there is such a stream of somebody else's.
+        None => Fault::new(Code::NotFound, "no such stream"),
+    };
+    refuse(&mut carrier.send, refused).await;
+    Ok(())
 }
 
 /// Connects to the service a peer asks for, if it may (T15).
@@ -166,8 +243,11 @@ async fn reach(core: &Core, link: &Link, open: &Open) -> Result<UnixStream, Faul
         .map_err(|error| failed(error.to_string()))
 }
 
+/// Says why a stream cannot be had, and waits until it was heard: letting go of the stream would take
+/// the words with it.
 async fn refuse(send: &mut SendStream, fault: Fault) {
     // The peer may have gone, and then nobody wants the answer.
     let _ = wire::write(send, &Preamble::Refused(fault)).await;
     let _ = send.finish();
+    let _ = timeout(REFUSAL_WAIT, send.stopped()).await;
 }

@@ -218,6 +218,26 @@ mod tests {
     }
 
     #[test]
+    fn a_new_cap_holds_from_the_moment_it_is_set() {
+        let mut shaper = Shaper::new(Some(rate("100Mbit")), at(0));
+        let (mut now, mut wire) = (0, 0);
+        for (cap, bytes_per_second) in [("8Mbit", 1e6), ("400Mbit", 5e7), ("24Mbit", 3e6)] {
+            shaper.set_rate(Some(rate(cap)), at(now));
+            let (began, before) = (now, wire);
+            while now < began + 10 * SECOND {
+                match shaper.grant(Class::Bulk, 1 << 20, at(now)) {
+                    Grant::Bytes(bytes) => wire += bytes,
+                    Grant::At(then) => now = then.as_nanos().max(now + 1),
+                    Grant::Yield => panic!("bulk yields to nobody"),
+                }
+                shaper.observe(wire, at(now));
+            }
+            let share = (wire - before) as f64 / (10.0 * bytes_per_second);
+            assert!((share - 1.0).abs() < 0.01, "{cap}: {share}");
+        }
+    }
+
+    #[test]
     fn the_wire_holds_the_rate_at_every_order_of_magnitude() {
         for text in [
             "64kbit",

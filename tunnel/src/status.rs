@@ -1,15 +1,21 @@
 //! What operators see of a tunnel: the `/status` document.
 
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
+use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
 use utoipa::ToSchema;
 
 use crate::core::Core;
+use crate::health::{self, Signs, Verdict};
 use crate::link::Link;
+pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::Peer;
+use crate::timetable;
+use crate::trust::{self, Trust};
 
 /// The schema's name in [`StatusView::schema`].
 pub const SCHEMA: &str = "towpath.v1.status";
@@ -39,27 +45,24 @@ pub struct StatusView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// The link is up.
-    Up,
-    /// The link is there and the peer does not answer; another is being dialled.
-    Stalled,
-    /// There is no link and we dial.
-    Dialing,
-    /// There is no link and we wait for the peer to dial.
+    /// The link is up and carries what it should.
+    Healthy,
+    /// The link is there and something is wrong with it.
+    Degraded,
+    /// There is no link.
     Down,
 }
 
 impl LinkState {
     /// Every state.
-    pub const ALL: [Self; 4] = [Self::Up, Self::Stalled, Self::Dialing, Self::Down];
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Degraded, Self::Down];
 
     /// The state's name in tables, metrics and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Up => "up",
-            Self::Stalled => "stalled",
-            Self::Dialing => "dialing",
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
             Self::Down => "down",
         }
     }
@@ -76,7 +79,9 @@ pub struct LinkView {
     pub state: LinkState,
     /// Why it is so.
     pub reason: String,
-    /// Since when, in seconds since 1970.
+    /// What to do about it; nothing for a healthy one.
+    pub remedy: Option<String>,
+    /// Since when there is this link, or none, in seconds since 1970.
     pub since_unix_seconds: u64,
     /// Smoothed round trip of the urgent connection, in microseconds.
     pub rtt_us: u64,
@@ -92,12 +97,28 @@ pub struct LinkView {
     pub goodput_in_bits_per_second: u64,
     /// The cap on what we send, in bits per second on the wire.
     pub cap_bits_per_second: Option<u64>,
+    /// When the timetable changes the cap next, in seconds since 1970.
+    pub cap_changes_unix_seconds: Option<u64>,
+    /// What the link is expected to carry.
+    pub forecasts: Vec<ForecastView>,
     /// Packets lost per million over the last second.
     pub lost_per_million: u64,
     /// Streams open now.
     pub streams: u64,
+    /// Those of them that wait for the next link.
+    pub streams_paused: u64,
+    /// Times a stream went on over another connection, since the tunnel started.
+    pub streams_resumed: u64,
+    /// Streams that no link came for in time, or that the peer had forgotten.
+    pub streams_lost: u64,
+    /// Bytes that were sent again because a connection was lost.
+    pub resent_bytes: u64,
+    /// Times the link was lost.
+    pub links_lost: u64,
     /// Bytes per class since the tunnel started.
     pub classes: Vec<ClassView>,
+    /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
+    pub peer_certificate_not_after_unix_seconds: Option<u64>,
     /// The key exchange, while there is a link.
     pub key_exchange: Option<String>,
     /// The cipher suite, while there is a link.
@@ -135,12 +156,36 @@ pub struct CertificateStatusView {
     pub not_after: String,
     /// Last moment in seconds since 1970.
     pub not_after_unix_seconds: u64,
+    /// Its number, in hexadecimal.
+    pub serial: String,
+    /// The authorities whose hosts are let in.
+    pub authorities: Vec<String>,
+    /// Since when these files are in use, in seconds since 1970.
+    pub since_unix_seconds: u64,
+    /// Why what the files hold now is not in use, if it is not.
+    pub problem: Option<String>,
+    /// The lists of revoked certificates, one for each authority that has signed one.
+    pub revocation_lists: Vec<RevocationListView>,
+}
+
+/// A list of revoked certificates in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevocationListView {
+    /// The authority that signed it.
+    pub issuer: String,
+    /// Its number.
+    pub number: u64,
+    /// When the next one is due, RFC 3339.
+    pub next_update: String,
+    /// When the next one is due, in seconds since 1970.
+    pub next_update_unix_seconds: u64,
+    /// Certificates it revokes.
+    pub revoked_count: u64,
 }
 
 /// A tunnel's status now.
 pub(crate) fn status(core: &Core) -> StatusView {
-    let host = core.identity.host();
-    let certificate = core.identity.view();
+    let host = core.trust.host();
     let services = core.services.iter().map(|(name, service)| ServiceView {
         name: name.to_string(),
         socket: service.socket.display().to_string(),
@@ -152,33 +197,63 @@ pub(crate) fn status(core: &Core) -> StatusView {
         host: host.host.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: core.began.elapsed().as_secs(),
-        links: core.peers.values().map(|peer| link_view(peer)).collect(),
+        links: core
+            .peers
+            .values()
+            .map(|peer| link_view(core, peer))
+            .collect(),
         services: services.collect(),
-        certificate: CertificateStatusView {
-            uri: host.uri(),
-            not_after: certificate.not_after.clone(),
-            not_after_unix_seconds: certificate.not_after_unix_seconds,
-        },
+        certificate: certificate_view(&core.trust),
+    }
+}
+
+fn certificate_view(trust: &Trust) -> CertificateStatusView {
+    let (identity, reading) = (trust.current(), trust.reading());
+    let certificate = identity.view();
+    let lists = identity
+        .revocations()
+        .views()
+        .map(|list| RevocationListView {
+            issuer: list.issuer.clone(),
+            number: list.number,
+            next_update: list.next_update.clone(),
+            next_update_unix_seconds: list.next_update_unix_seconds,
+            revoked_count: list.revoked_count,
+        });
+    CertificateStatusView {
+        uri: trust.host().uri(),
+        not_after: certificate.not_after.clone(),
+        not_after_unix_seconds: certificate.not_after_unix_seconds,
+        serial: certificate.serial.clone(),
+        authorities: identity.authorities().map(|one| one.issuer).collect(),
+        since_unix_seconds: reading.since.map_or(0, unix_seconds),
+        problem: reading.problem,
+        revocation_lists: lists.collect(),
     }
 }
 
 /// How the way to a peer is.
-pub(crate) fn link_state(peer: &Peer) -> LinkState {
+pub(crate) fn verdict(peer: &Peer) -> Verdict {
     let state = peer.state();
-    match (state.link, state.is_stalled, &peer.address) {
-        (Some(_), false, _) => LinkState::Up,
-        (Some(_), true, _) => LinkState::Stalled,
-        (None, _, Some(_)) => LinkState::Dialing,
-        (None, _, None) => LinkState::Down,
-    }
+    let trouble = state.link.as_deref().map(Link::trouble).unwrap_or_default();
+    health::judge(&Signs {
+        is_linked: state.link.is_some(),
+        is_stalled: state.is_stalled,
+        is_dialled: peer.address.is_some(),
+        why_down: state.reason,
+        lost_per_million: trouble.lost_per_million,
+        queue: trouble.queue,
+        lost_count: peer.recent_loss_count(),
+    })
 }
 
-fn link_view(peer: &Peer) -> LinkView {
+fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let state = peer.state();
     let link = state.link.as_deref();
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
-    let cap = link.map_or(peer.send_rate, |link| link.pace.rate());
+    let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
+    let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(*class),
@@ -187,8 +262,9 @@ fn link_view(peer: &Peer) -> LinkView {
     LinkView {
         peer: peer.site.to_string(),
         host: link.map(|link| link.peer.host.to_string()),
-        state: link_state(peer),
-        reason: state.reason.clone(),
+        state: verdict.state,
+        reason: verdict.reason,
+        remedy: verdict.remedy.map(str::to_owned),
         since_unix_seconds: unix_seconds(state.since),
         rtt_us: link.map_or(0, |link| micros(link.rtt())),
         base_rtt_us: micros(estimate.base_rtt),
@@ -197,12 +273,25 @@ fn link_view(peer: &Peer) -> LinkView {
         goodput_out_bits_per_second: measured.sent_per_second.saturating_mul(8),
         goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
         cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
+        cap_changes_unix_seconds: cap_change(peer),
+        forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,
-        streams: link.map_or(0, Link::stream_count),
+        streams: peer.streams.count(),
+        streams_paused: tally.paused.load(Ordering::Relaxed),
+        streams_resumed: tally.resumed.load(Ordering::Relaxed),
+        streams_lost: tally.lost.load(Ordering::Relaxed),
+        resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),
+        links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
+        peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
         key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
     }
+}
+
+fn cap_change(peer: &Peer) -> Option<u64> {
+    let next = peer.timetable()?.next_change_after(timetable::now());
+    next.map(Moment::unix_seconds)
 }
 
 fn micros(time: std::time::Duration) -> u64 {

@@ -11,7 +11,6 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
-use crate::status::{self, LinkState};
 
 /// Tells the service manager until the tunnel stops.
 ///
@@ -23,20 +22,21 @@ pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Faul
         .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
     let copiers = core.copiers.handle().clone();
     // Whoever asks for the links takes the locks that every stream and every handshake takes.
-    let links = Part::new("links", Handle::current(), move || Some(line(&core)));
+    let asked = Arc::clone(&core);
+    let links = Part::new("links", Handle::current(), move || Some(line(&asked)));
     let _watching = liveness::watch(vec![links, Part::new("copiers", copiers, || None)])?;
     loop {
         tokio::select! {
             () = stop.requested() => return Ok(()),
-            _ = hangups.recv() => reload(),
+            _ = hangups.recv() => reload(&core),
         }
     }
 }
 
-/// What is read again stands in the files themselves; links and streams stay as they are.
-fn reload() {
+/// Has certificates, keys and lists read again; links and streams stay as they are.
+fn reload(core: &Core) {
     notify::reloading();
-    tracing::info!("reloaded");
+    core.trust.look_now();
     notify::ready();
 }
 
@@ -45,7 +45,7 @@ fn line(core: &Core) -> String {
     let missing: Vec<_> = core
         .peers
         .values()
-        .filter(|peer| status::link_state(peer) != LinkState::Up)
+        .filter(|peer| !peer.state().is_usable())
         .map(|peer| peer.site.as_str())
         .collect();
     let count = core.peers.len();

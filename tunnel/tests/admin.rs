@@ -31,7 +31,7 @@ async fn status_tells_link_classes_services_and_certificate() {
         (&*link.peer, link.host.as_deref()),
         ("region", Some("box-1"))
     );
-    assert_eq!(link.state, LinkState::Up);
+    assert_eq!(link.state, LinkState::Healthy);
     assert_eq!(link.key_exchange.as_deref(), Some("X25519MLKEM768"));
     assert_eq!(
         link.cipher_suite.as_deref(),
@@ -71,6 +71,9 @@ async fn metrics_have_the_names_that_dashboards_use() {
     for series in [
         "towpath_build_info{component=\"tunnel\"",
         "towpath_tunnel_up{peer=\"region\"} 1",
+        "towpath_tunnel_state{peer=\"region\",state=\"healthy\"} 1",
+        "towpath_tunnel_state{peer=\"region\",state=\"down\"} 0",
+        "towpath_tunnel_streams_paused{peer=\"region\"} 0",
         "towpath_tunnel_rtt_seconds{peer=\"region\"}",
         "towpath_tunnel_loss_ratio{peer=\"region\"}",
         "towpath_tunnel_bytes_total{class=\"demand\",dir=\"in\",peer=\"region\"}",

@@ -17,7 +17,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_daemon::client::Client;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble};
+use towpath_protocol::channel::{
+    Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble, RunId, StreamId,
+};
 use towpath_protocol::fault::Code;
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::HostIdentity;
@@ -278,6 +280,7 @@ async fn join(connection: &Connection, change: impl FnOnce(&mut Join)) -> (SendS
         link: LinkId(7),
         leg: Leg::Urgent,
         receive_rate_max: None,
+        run: RunId(7),
     };
     change(&mut join);
     let (mut send, recv) = soon(connection.open_bi()).await.unwrap();
@@ -409,10 +412,13 @@ async fn t15_a_class_on_the_wrong_leg_is_refused() {
     let door = Door::open().await;
     let (urgent, _bulk) = link(&door).await;
     let (mut send, mut recv) = urgent.open_bi().await.unwrap();
-    let open = Preamble::Open(Open {
-        peer: name("region"),
-        service: name("echo"),
-        class: Class::Bulk,
+    let open = Preamble::Begin(Begin {
+        stream: StreamId(7),
+        open: Open {
+            peer: name("region"),
+            service: name("echo"),
+            class: Class::Bulk,
+        },
     });
     send.write_all(&open.encode()).await.unwrap();
     let reset = soon(recv.read_to_end(1000)).await.unwrap_err().to_string();

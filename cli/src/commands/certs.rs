@@ -1,10 +1,14 @@
 //! `towpath certs`: the authority of a trust domain, and the certificates of its hosts.
 
+mod lifecycle;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use towpath_certs::authority::IdentityFiles;
+use towpath_certs::renewal::Overlap;
 use towpath_certs::{Authority, CertificateView, Validity, show as read_certificate};
 use towpath_protocol::identity::{HostIdentity, Name};
 
@@ -33,8 +37,18 @@ pub(crate) enum Command {
     /// Issue a key and a certificate to a host.
     #[command(after_help = ISSUE_EXAMPLES)]
     Issue(IssueOptions),
+    /// Issue the next certificate to a host, under this authority or the next one.
+    #[command(after_help = lifecycle::RENEW_EXAMPLES)]
+    Renew(lifecycle::RenewOptions),
+    /// Revoke certificates, and sign the list that tells the hosts.
+    #[command(after_help = lifecycle::REVOKE_EXAMPLES)]
+    Revoke(lifecycle::RevokeOptions),
+    /// List every certificate the authority has issued.
+    Ls(lifecycle::LsOptions),
     /// Show what a certificate says.
     Show(ShowOptions),
+    /// Check a host's folder: certificate, key, authority, chain, time, revocation.
+    Verify(lifecycle::VerifyOptions),
 }
 
 /// The authority to create.
@@ -86,7 +100,11 @@ impl Command {
         match self {
             Self::Init(options) => options.output.format,
             Self::Issue(options) => options.output.format,
+            Self::Renew(options) => options.output.format,
+            Self::Revoke(options) => options.output.format,
+            Self::Ls(options) => options.output.format,
             Self::Show(options) => options.output.format,
+            Self::Verify(options) => options.output.format,
         }
     }
 }
@@ -102,9 +120,12 @@ struct Created<'a> {
 #[derive(Debug, Serialize)]
 struct Issued<'a> {
     identity: String,
+    serial: String,
+    not_after: String,
     cert: &'a Path,
     key: &'a Path,
     ca: &'a Path,
+    crl: Option<&'a Path>,
 }
 
 /// Does what was asked for.
@@ -112,6 +133,10 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Init(options) => init(&options),
         Command::Issue(options) => issue(&options),
+        Command::Renew(options) => lifecycle::renew(&options),
+        Command::Revoke(options) => lifecycle::revoke(&options),
+        Command::Ls(options) => lifecycle::ls(&options),
+        Command::Verify(options) => lifecycle::verify(&options),
         Command::Show(options) => {
             let view = read_certificate(&options.file)?;
             show::show(options.output.format, "certificate", &view, || table(&view))
@@ -142,23 +167,44 @@ fn issue(options: &IssueOptions) -> Result<(), Failure> {
         site: options.site.clone(),
         host: options.host.clone(),
     };
-    let lasting = Duration::from_hours(24 * u64::from(options.days));
-    let validity = Validity::lasting(lasting, SystemTime::now());
-    let files = authority.issue(&identity, validity, &options.out)?;
+    let files = authority.issue(&identity, days_from_now(options.days), &options.out)?;
+    show_issued(options.output.format, &files)
+}
+
+/// From now for so many days.
+fn days_from_now(days: u32) -> Validity {
+    let lasting = Duration::from_hours(24 * u64::from(days));
+    Validity::lasting(lasting, SystemTime::now())
+}
+
+/// The authority that hosts trust as well while one follows the other.
+fn overlap_of(folder: Option<&Path>) -> Result<Option<Overlap>, Failure> {
+    let opened = folder.map(Overlap::open).transpose()?;
+    Ok(opened)
+}
+
+/// Writes what a host was given.
+fn show_issued(format: Format, files: &IdentityFiles) -> Result<(), Failure> {
+    let view = read_certificate(&files.cert)?;
     let issued = Issued {
-        identity: identity.uri(),
+        identity: view.uri.clone().unwrap_or_default(),
+        serial: view.serial.clone(),
+        not_after: view.not_after.clone(),
         cert: &files.cert,
         key: &files.key,
         ca: &files.ca,
+        crl: files.crl.as_deref(),
     };
-    show::show(options.output.format, "issued", &issued, || {
+    show::show(format, "issued", &issued, || {
         let path = |path: &Path| Some(escape(&path.display().to_string()));
         fields(&[
-            ("identity", Some(identity.uri())),
+            ("identity", Some(escape(&issued.identity))),
             ("certificate", path(&files.cert)),
             ("key", path(&files.key)),
             ("authority", path(&files.ca)),
-            ("good for", Some(format!("{} days", options.days))),
+            ("revocations", files.crl.as_deref().and_then(path)),
+            ("serial", Some(escape(&issued.serial))),
+            ("good until", Some(escape(&issued.not_after))),
         ])
     })
 }

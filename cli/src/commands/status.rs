@@ -7,7 +7,7 @@ use serde::Serialize;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
-use towpath_tunnel::status::StatusView;
+use towpath_tunnel::status::{CertificateStatusView, StatusView};
 
 use super::guest::word;
 use crate::args::OutputOption;
@@ -156,7 +156,30 @@ fn tunnel_table(status: &StatusView) -> String {
             escape(&link.reason),
         ]);
     }
-    table.render("no links: the tunnel's configuration names no peers")
+    let mut text = table.render("no links: the tunnel's configuration names no peers");
+    for link in &status.links {
+        if let Some(remedy) = &link.remedy {
+            let (peer, remedy) = (escape(&link.peer), escape(remedy));
+            text.push_str(&format!("{peer}: {remedy}\n"));
+        }
+    }
+    format!("{text}\n{}", certificate_fields(&status.certificate))
+}
+
+fn certificate_fields(certificate: &CertificateStatusView) -> String {
+    let lists = certificate.revocation_lists.iter().map(|list| {
+        let (number, until) = (list.number, escape(&list.next_update));
+        format!("list {number} until {until}")
+    });
+    let lists: Vec<_> = lists.collect();
+    fields(&[
+        (
+            "certificate",
+            Some(format!("until {}", escape(&certificate.not_after))),
+        ),
+        ("revocations", (!lists.is_empty()).then(|| lists.join(", "))),
+        ("not used", certificate.problem.as_deref().map(escape)),
+    ])
 }
 
 fn tenths_of_ms(microseconds: u64) -> String {

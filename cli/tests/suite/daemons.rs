@@ -132,6 +132,62 @@ fn certificates_are_made_issued_and_shown() {
 }
 
 #[test]
+fn certificates_are_renewed_listed_checked_and_revoked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (old, next, host) = (path("authority"), path("next"), path("box-1"));
+    let certs = |words: &[&str]| run(&[&["certs"], words, &["-o", "json"]].concat());
+    for authority in [&old, &next] {
+        let init = ["init", "--trust-domain=shop.example", "--dir", authority];
+        certs(&init).document("authority");
+    }
+    let box_1 = ["--site=edge", "--host=box-1"];
+    let issue = [&["issue", "--authority", &old, "--out", &host], &box_1[..]].concat();
+    let first = certs(&issue).document("issued");
+    let renewed = certs(&["renew", "--authority", &old, "--dir", &host, "--new-key"]);
+    assert_ne!(renewed.document("issued")["serial"], first["serial"]);
+    let moved = [
+        "renew",
+        "--authority",
+        &next,
+        "--overlap",
+        &old,
+        "--dir",
+        &host,
+    ];
+    certs(&moved).document("issued");
+    let checked = certs(&["verify", &host]).document("certificate-check");
+    assert_eq!(checked["is_good"], true);
+    let checks = checked["checks"].as_array().unwrap();
+    let of = |check: &str| {
+        let found = checks.iter().find(|one| one["check"] == check);
+        found.unwrap()["detail"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(of("authority").matches("shop.example").count(), 2);
+
+    let list = certs(&["ls", "--authority", &old]).document("certificates");
+    assert_eq!(list["certificates"].as_array().unwrap().len(), 2);
+    let reason = "--reason=key-compromise";
+    let revoke = [&["revoke", "--authority", &old, reason], &box_1[..]].concat();
+    let revoked = certs(&revoke).document("revocation-list");
+    assert_eq!(
+        (&revoked["number"], &revoked["revoked_count"]),
+        (&1.into(), &2.into())
+    );
+    run(&[&["certs"], &revoke[..]].concat()).failed(1, "E_NOT_FOUND");
+    assert_eq!(run(&["certs", "revoke", "--authority", &old]).status, 2);
+    let refresh = ["revoke", "--authority", &old, "--refresh", "--days=7"];
+    assert_eq!(certs(&refresh).document("revocation-list")["number"], 2);
+    let table = run(&["certs", "ls", "--authority", &old]).stdout;
+    assert_eq!(table.matches("key-compromise").count(), 2, "{table}");
+
+    fs::set_permissions(format!("{host}/key.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+    let wrong = run(&["certs", "verify", &host]);
+    assert!(wrong.stdout.contains("chmod 600"), "{wrong:?}");
+    wrong.failed(1, "E_CERTIFICATE");
+}
+
+#[test]
 fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(&["completions", shell]);

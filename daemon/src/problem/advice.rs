@@ -151,6 +151,10 @@ const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
             "a certificate or key cannot be used",
             "look at it with `towpath certs show`, and issue a new one with `towpath certs issue`",
         ),
+        Code::CrlStale => (
+            "the list of revoked certificates has ended",
+            "sign the next one with `towpath certs revoke --refresh` and carry it to the hosts; moves under way go on",
+        ),
         Code::Path => (
             "a path is not what it must be",
             "move what is there out of the way; it is never replaced by force",

@@ -10,7 +10,7 @@ use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
 
 use super::ground::unix_ms;
 use super::input::{Command, Input};
-use super::lanes::introduce;
+use super::lanes::{check_trust, introduce};
 use super::shared::{Handle, Shared, random_id};
 use super::source_move::Order;
 use crate::api::{
@@ -222,7 +222,9 @@ impl Host for Engine {
                 format!("{open} guests are leaving already: wait, or raise limits.outgoing");
             return Err(Fault::new(Code::Busy, detail));
         }
-        let target = introduce(&self.shared.config.tunnel_socket(), &request.site)?;
+        let tunnel = self.shared.config.tunnel_socket();
+        check_trust(&tunnel, &self.shared.host.site)?;
+        let target = introduce(&tunnel, &request.site)?;
         let id = MigrationId(random_id()?);
         let order = Box::new(Order {
             id,

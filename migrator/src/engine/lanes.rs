@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use towpath_daemon::stream::open_stream;
+use towpath_daemon::stream::{self, open_stream};
 use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -88,6 +88,24 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// How long the tunnel of this host may take to say whether new work may begin.
+const TRUST_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Refuses a new move while the tunnel does not know what has been revoked lately (T12). Moves under
+/// way are not asked about: they finish.
+///
+/// A tunnel that does not answer is no reason: nothing reaches a peer without it.
+///
+/// # Errors
+///
+/// `E_CRL_STALE`.
+pub(super) fn check_trust(tunnel: &Path, site: &Name) -> Result<(), Fault> {
+    match stream::check_trust(tunnel, site, TRUST_WAIT_MAX) {
+        Err(fault) if fault.code == Code::CrlStale => Err(fault),
+        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::ground::{Ground, milliseconds, now, unix_ms};
 use super::input::Input;
-use super::lanes::{OpenLane, Unpacked, join, read_chunks, read_messages, spawn};
+use super::lanes::{OpenLane, Unpacked, check_trust, join, read_chunks, read_messages, spawn};
 use super::source_move::NotBegun;
 use crate::api::{ErrorView, LinkState, MigrationMode, MigrationView, Phase, Role};
 use crate::guest::MissingMemory;
@@ -326,6 +326,7 @@ impl TargetMove {
             let detail = format!("guest {}'s spaces do not fit its description", prepare.name);
             return Err(Fault::new(Code::Layout, detail));
         }
+        check_trust(&shared.config.tunnel_socket(), &shared.host.site)?;
         let setup = self.machine.setup();
         shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
         shared.claim_name(&config.name, ground.id)?;

@@ -52,8 +52,9 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// First wait before lanes are opened again; doubles up to [`RECONNECT_DELAY_MAX`].
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait before lanes are opened again: an outage costs its length and at most this much.
-pub const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(400);
+/// Longest wait before lanes are opened again: an outage costs its length and at most this much. While
+/// the link is down an attempt is one message to the tunnel on this host.
+pub const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(100);
 
 /// Decisions kept in the move's record; a move has at most one a round.
 const DECISION_COUNT_MAX: usize = 64;

@@ -15,10 +15,15 @@ struct Rule {
     tested_with: &'static [&'static str],
 }
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule {
         name: "protocol",
         built_from: &[],
+        tested_with: &[],
+    },
+    Rule {
+        name: "forecast",
+        built_from: &["protocol"],
         tested_with: &[],
     },
     Rule {
@@ -33,7 +38,7 @@ const RULES: [Rule; 9] = [
     },
     Rule {
         name: "tunnel",
-        built_from: &["certs", "daemon", "protocol"],
+        built_from: &["certs", "daemon", "forecast", "protocol"],
         // The relay stands for the network.
         tested_with: &["bench"],
     },
@@ -51,13 +56,15 @@ const RULES: [Rule; 9] = [
     // The relay is part of the demo, so the benches are below the command line.
     Rule {
         name: "bench",
-        built_from: &["certs", "daemon", "guest", "migrator", "protocol", "tunnel"],
+        built_from: &[
+            "certs", "daemon", "forecast", "guest", "migrator", "protocol", "tunnel",
+        ],
         tested_with: &[],
     },
     Rule {
         name: "cli",
         built_from: &[
-            "bench", "certs", "daemon", "guest", "migrator", "protocol", "tunnel",
+            "bench", "certs", "daemon", "forecast", "guest", "migrator", "protocol", "tunnel",
         ],
         tested_with: &[],
     },

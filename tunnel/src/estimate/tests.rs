@@ -277,3 +277,31 @@ fn losing_everything_begins_again_with_less() {
     let (share, _) = simulation.measure(5 * SECOND);
     assert!(share >= 930, "used {share} per mille");
 }
+
+#[test]
+fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
+    let at = Instant::from_nanos;
+    let mut estimator = Estimator::new(PACKET, 10 * PACKET, at(0));
+    let ack = |estimator: &mut Estimator, millis: u64, is_app_limited| {
+        estimator.on_ack(Ack {
+            now: at((millis + 200) * MILLI),
+            sent: at(millis * MILLI),
+            bytes: PACKET,
+            is_app_limited,
+        });
+    };
+    // First words that were lost and said again, as on a link that was cut just then.
+    ack(&mut estimator, 10, true);
+    estimator.on_loss(at(400 * MILLI), 400, false);
+    ack(&mut estimator, 410, true);
+    assert!(matches!(estimator.phase, Phase::Startup { .. }));
+    // And then there is something: each round sends a window, and the window doubles.
+    for round in 1..=6_u64 {
+        let begins = 1000 + round * 250;
+        for packet in 0..estimator.window_bytes() / PACKET {
+            ack(&mut estimator, begins + packet / 100, false);
+        }
+    }
+    let window_bytes = estimator.window_bytes();
+    assert!(window_bytes >= 300 * PACKET, "{window_bytes} bytes");
+}

@@ -6,6 +6,8 @@
     reason = "each suite uses its part, and a helper that fails fails its test"
 )]
 
+pub mod raw;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -75,10 +77,13 @@ impl World {
             host: name("box-1"),
             listen: Some("127.0.0.1:0".parse().unwrap()),
             socket: self.path(&format!("{site}-run/tunnel.sock")),
+            state_dir: None,
+            time_zone: Default::default(),
             peers: vec![PeerConfig {
                 site: name(peer),
                 address: None,
                 send_rate: None,
+                send_timetable: None,
                 receive_rate: None,
             }],
             services: vec![ServiceConfig {
@@ -94,6 +99,7 @@ impl World {
                 cert: files.cert,
                 key: files.key,
                 ca: files.ca,
+                crl: None,
             },
             limits: Limits::default(),
         }

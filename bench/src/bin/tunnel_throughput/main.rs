@@ -177,10 +177,13 @@ fn site(authority: &Authority, folder: &Path, own: &str, peer: &str) -> Result<C
         host: host.host,
         listen: None,
         socket: folder.join(format!("{own}-run/tunnel.sock")),
+        state_dir: None,
+        time_zone: Default::default(),
         peers: vec![PeerConfig {
             site: peer.parse()?,
             address: None,
             send_rate: None,
+            send_timetable: None,
             receive_rate: None,
         }],
         services: vec![ServiceConfig {
@@ -196,6 +199,7 @@ fn site(authority: &Authority, folder: &Path, own: &str, peer: &str) -> Result<C
             cert: files.cert,
             key: files.key,
             ca: files.ca,
+            crl: None,
         },
         limits: Limits::default(),
     })

@@ -125,10 +125,13 @@ impl Plan<'_> {
             host: migrator.host.clone(),
             listen: self.listen,
             socket: migrator.tunnel_socket(),
+            state_dir: None,
+            time_zone: Default::default(),
             peers: vec![tunnel::PeerConfig {
                 site: self.peer.clone(),
                 address: self.peer_address.map(|address| address.to_string()),
                 send_rate: self.rate,
+                send_timetable: None,
                 receive_rate: self.rate,
             }],
             services: vec![tunnel::ServiceConfig {
@@ -144,6 +147,7 @@ impl Plan<'_> {
                 cert: certificates.cert,
                 key: certificates.key,
                 ca: certificates.ca,
+                crl: None,
             },
             limits: tunnel::Limits::default(),
         })
@@ -182,7 +186,11 @@ impl Site {
         let deadline = Instant::now() + LINK_WAIT;
         loop {
             let status: StatusView = self.tunnel.get("/status").await?;
-            if status.links.iter().all(|link| link.state == LinkState::Up) {
+            if status
+                .links
+                .iter()
+                .all(|link| link.state != LinkState::Down)
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {

@@ -1,0 +1,250 @@
+//! A host's folder, looked at as its tunnel will: every check on its own, so that all that is wrong
+//! shows at once.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::Fault;
+
+use crate::authority::{AUTHORITY_CERTIFICATE, LEAF_CERTIFICATE, LEAF_KEY, REVOCATION_LIST};
+use crate::identity::{self, check_signed, read_chain};
+use crate::revocation::{Freshness, Revocations};
+use crate::view::{self, CertificateView, rfc3339};
+use crate::{files, tls};
+
+/// How long before its end a certificate is called out: time for a renewal that somebody forgot.
+pub const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
+
+/// What came of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it must be.
+    Good,
+    /// As it must be, and not for long.
+    Warning,
+    /// A tunnel will not start with it, or peers will refuse it.
+    Wrong,
+    /// There is nothing to check.
+    Absent,
+}
+
+impl Outcome {
+    /// The word for tables and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Warning => "warning",
+            Self::Wrong => "wrong",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckView {
+    /// What was looked at.
+    pub check: String,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// What was seen, or what to do.
+    pub detail: String,
+}
+
+/// All checks of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderView {
+    /// The folder.
+    pub folder: String,
+    /// The host its certificate names.
+    pub identity: Option<String>,
+    /// Whether nothing is wrong.
+    pub is_good: bool,
+    /// One check each.
+    pub checks: Vec<CheckView>,
+}
+
+/// Looks at a host's `cert.pem`, `key.pem`, `ca.pem` and, if it is there, `crl.pem`, as at `now`.
+#[must_use]
+pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
+    let chain = read_chain(&folder.join(LEAF_CERTIFICATE));
+    let authorities = read_chain(&folder.join(AUTHORITY_CERTIFICATE));
+    let leaf = chain.as_ref().ok().and_then(|chain| chain.first());
+    let seen = leaf.and_then(|leaf| view::view(leaf).ok());
+    let checks = vec![
+        named("certificate", certificate(chain.as_deref())),
+        named("key", key(&folder.join(LEAF_KEY), chain.as_deref().ok())),
+        named("authority", authority(authorities.as_deref())),
+        named(
+            "chain",
+            signed(chain.as_deref().ok(), authorities.as_deref().ok()),
+        ),
+        named("time", time(seen.as_ref(), now)),
+        named(
+            "revocation",
+            revocation(
+                &folder.join(REVOCATION_LIST),
+                (leaf, authorities.as_deref().ok()),
+                now,
+            ),
+        ),
+    ];
+    FolderView {
+        folder: folder.display().to_string(),
+        identity: seen.and_then(|view| view.uri),
+        is_good: checks.iter().all(|check| check.outcome != Outcome::Wrong),
+        checks,
+    }
+}
+
+/// What came of a check, and what was seen.
+type Seen = (Outcome, String);
+
+fn named(check: &str, (outcome, detail): Seen) -> CheckView {
+    CheckView {
+        check: check.to_owned(),
+        outcome,
+        detail,
+    }
+}
+
+fn wrong(why: impl Into<String>) -> Seen {
+    (Outcome::Wrong, why.into())
+}
+
+fn certificate(chain: Result<&[CertificateDer<'static>], &Fault>) -> Seen {
+    let named = chain
+        .map_err(Clone::clone)
+        .and_then(|chain| view::identity_of(&chain[0]));
+    match named {
+        Ok(host) => (Outcome::Good, format!("names {host}")),
+        Err(fault) => wrong(fault.detail),
+    }
+}
+
+fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
+    let pem = match files::read_private(path) {
+        Ok(pem) => pem,
+        Err(fault) => return wrong(fault.detail),
+    };
+    let der = match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(der) => der,
+        Err(error) => return wrong(format!("holds no private key: {error}")),
+    };
+    let Some(chain) = chain else {
+        return wrong("there is no certificate it could belong to");
+    };
+    match rustls::sign::CertifiedKey::from_der(chain.to_vec(), der, &tls::provider()) {
+        Ok(_) => (
+            Outcome::Good,
+            "is the certificate's, and its owner's alone".to_owned(),
+        ),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            wrong("is not the certificate's; run: towpath certs renew --new-key")
+        }
+        Err(error) => wrong(error.to_string()),
+    }
+}
+
+fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>) -> Seen {
+    let authorities = match authorities {
+        Ok(authorities) => authorities,
+        Err(fault) => return wrong(&fault.detail),
+    };
+    let all: Result<Vec<_>, _> = authorities.iter().map(view::view).collect();
+    match all {
+        Err(fault) => wrong(fault.detail),
+        Ok(all) if all.iter().any(|one| !one.is_authority) => {
+            wrong("holds a certificate that is no authority's")
+        }
+        Ok(all) => {
+            let names: Vec<_> = all.iter().map(|one| one.issuer.as_str()).collect();
+            (Outcome::Good, format!("trusts {}", names.join(" and ")))
+        }
+    }
+}
+
+fn signed(
+    chain: Option<&[CertificateDer<'static>]>,
+    authorities: Option<&[CertificateDer<'static>]>,
+) -> Seen {
+    let (Some(chain), Some(authorities)) = (chain, authorities) else {
+        return wrong("cannot be checked without both files");
+    };
+    let checked = identity::roots(authorities).and_then(|roots| check_signed(chain, &roots));
+    match checked {
+        Ok(()) => (
+            Outcome::Good,
+            "leads to an authority that is trusted".to_owned(),
+        ),
+        Err(why) => wrong(why),
+    }
+}
+
+fn time(seen: Option<&CertificateView>, now: SystemTime) -> Seen {
+    let Some(seen) = seen else {
+        return wrong("cannot be checked without the certificate");
+    };
+    let clock = crate::register::unix_seconds_of(now);
+    let (from, until) = (&seen.not_before, &seen.not_after);
+    let shown = rfc3339(clock);
+    if clock < seen.not_before_unix_seconds {
+        return wrong(format!(
+            "begins {from}, and the clock says {shown}; is it right?"
+        ));
+    }
+    match seen.not_after_unix_seconds.checked_sub(clock) {
+        None | Some(0) => wrong(format!("ended {until}, and the clock says {shown}")),
+        Some(left) if left <= EXPIRY_WARNING.as_secs() => {
+            (Outcome::Warning, format!("ends {until}; renew it"))
+        }
+        Some(_) => (Outcome::Good, format!("good until {until}")),
+    }
+}
+
+fn revocation(
+    path: &Path,
+    (leaf, authorities): (
+        Option<&CertificateDer<'static>>,
+        Option<&[CertificateDer<'static>]>,
+    ),
+    now: SystemTime,
+) -> Seen {
+    if !path.exists() {
+        return (
+            Outcome::Absent,
+            "there is no list of revoked certificates".to_owned(),
+        );
+    }
+    let Some(authorities) = authorities else {
+        return wrong("cannot be checked without the authority");
+    };
+    let lists = match Revocations::load(path, authorities, &Revocations::default()) {
+        Ok(lists) => lists,
+        Err(fault) => return wrong(fault.detail),
+    };
+    if leaf.is_some_and(|leaf| lists.is_revoked(leaf)) {
+        return wrong("this certificate has been revoked");
+    }
+    let due = lists
+        .next_update_unix_seconds()
+        .map_or_else(String::new, rfc3339);
+    let numbers: Vec<_> = lists.views().map(|view| view.number.to_string()).collect();
+    let numbers = numbers.join(" and ");
+    match lists.freshness(now) {
+        Some(Freshness::Stale) => wrong(format!("list {numbers} ended {due}; get the next one")),
+        Some(Freshness::Aging) => (
+            Outcome::Warning,
+            format!("list {numbers} ends {due}; get the next one"),
+        ),
+        _ => (
+            Outcome::Good,
+            format!("list {numbers}, the next one due {due}"),
+        ),
+    }
+}

@@ -1,0 +1,298 @@
+//! The next certificate of a host, and the end of one before its time.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams,
+    SerialNumber, SubjectPublicKeyInfo,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
+
+use crate::authority::{
+    AUTHORITY_CERTIFICATE, Authority, IdentityFiles, LEAF_CERTIFICATE, LEAF_KEY, REVOCATION_LIST,
+    Validity, failed, list_in, new_key, text,
+};
+use crate::files::{self, KeyFolder};
+use crate::identity;
+use crate::register::{Entry, IssuedState, IssuedView, Reason, Register, unix_seconds_of};
+use crate::view;
+
+/// How long a list of revoked certificates is good for unless the operator says otherwise: a month,
+/// so that a box that hears of nobody for some weeks still takes part.
+pub const LIST_VALIDITY: Duration = Duration::from_hours(30 * 24);
+
+/// Longest validity of a list: beyond it a host could miss every revocation for a season.
+pub const LIST_VALIDITY_MAX: Duration = Duration::from_hours(90 * 24);
+
+/// Whether a host keeps its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyChoice {
+    /// The key it has; only its certificate is needed here.
+    Same,
+    /// A new one, made here.
+    New,
+}
+
+/// An authority that hosts trust besides the one that signs for them: the one before, or the next.
+#[derive(Debug, Clone)]
+pub struct Overlap {
+    certificate_pem: String,
+    list_pem: Option<String>,
+}
+
+impl Overlap {
+    /// Reads the public half of an authority's folder.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if it holds no authority.
+    pub fn open(folder: &Path) -> Result<Self, Fault> {
+        let path = folder.join(AUTHORITY_CERTIFICATE);
+        if !view::show(&path)?.is_authority {
+            let detail = format!("{} is no authority's certificate", path.display());
+            return Err(Fault::new(Code::Certificate, detail));
+        }
+        Ok(Self {
+            certificate_pem: text(files::read_public(&path)?)?,
+            list_pem: list_in(folder)?,
+        })
+    }
+}
+
+/// Which certificates are to be revoked.
+#[derive(Debug, Clone)]
+pub enum Which {
+    /// The one of this number, in hexadecimal.
+    Serial(String),
+    /// All good ones of a host.
+    Host(HostIdentity),
+    /// None: only a new list is wanted, before the last one ends.
+    None,
+}
+
+/// A list that was signed.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    /// Where it is.
+    pub file: PathBuf,
+    /// Its number.
+    pub number: u64,
+    /// When the next one is due.
+    pub next_update: SystemTime,
+    /// What was revoked with it.
+    pub revoked: Vec<IssuedView>,
+    /// How many certificates it revokes in all.
+    pub revoked_count: usize,
+}
+
+impl Authority {
+    /// Issues the next certificate of a host into its folder, in place of the one there, and hands
+    /// it what it is to trust: this authority, and in an overlap of two the `overlap` as well.
+    ///
+    /// A tunnel that reads the folder takes the new files up without dropping a stream.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if the folder's certificate is not from here, `E_STATE` if it was revoked,
+    /// and as [`Authority::issue`].
+    pub fn renew(
+        &self,
+        host: &Path,
+        key: KeyChoice,
+        validity: Validity,
+        overlap: Option<&Overlap>,
+    ) -> Result<IdentityFiles, Fault> {
+        let old = identity::read_chain(&host.join(LEAF_CERTIFICATE))?;
+        let leaf = old.first().expect("a chain that was read is not empty");
+        let ca = self.trusted_pem(overlap)?;
+        let roots = identity::roots(&certificates(&ca)?).map_err(|why| {
+            let detail = format!("the authority's certificate: {why}");
+            Fault::new(Code::Certificate, detail)
+        })?;
+        identity::check_signed(&old, &roots).map_err(|why| {
+            let shown = host.join(LEAF_CERTIFICATE).display().to_string();
+            Fault::new(Code::Certificate, format!("{shown}: {why}"))
+        })?;
+        let identity = view::identity_of(leaf)?;
+        self.check(&identity, validity)?;
+        self.check_not_revoked(&view::view(leaf)?.serial)?;
+        let list = self.lists_pem(overlap)?;
+        let folder = KeyFolder::open_or_create(host)?;
+        let certificate = match key {
+            KeyChoice::Same => {
+                let public = view::public_key_info(leaf)?;
+                let public = SubjectPublicKeyInfo::from_der(&public).map_err(|e| failed(&e))?;
+                self.sign(&identity, validity, &public)?
+            }
+            KeyChoice::New => {
+                let key = new_key()?;
+                let certificate = self.sign(&identity, validity, &key)?;
+                // A reader that finds the new key beside the old certificate sees no pair, keeps
+                // what it has, and looks again.
+                folder.replace(LEAF_KEY, &key.serialize_pem())?;
+                certificate
+            }
+        };
+        // What is trusted comes first: a certificate whose authority is not known yet is no use.
+        Ok(IdentityFiles {
+            ca: folder.replace(AUTHORITY_CERTIFICATE, &ca)?,
+            crl: list
+                .map(|list| folder.replace(REVOCATION_LIST, &list))
+                .transpose()?,
+            cert: folder.replace(LEAF_CERTIFICATE, &certificate)?,
+            key: host.join(LEAF_KEY),
+        })
+    }
+
+    /// Revokes certificates and signs the next list, good for `lasting`.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if there is nothing of the sort to revoke, `E_USAGE` for a list that would last
+    /// too long, `E_IO` if the register or the list cannot be written.
+    pub fn revoke(
+        &self,
+        which: &Which,
+        reason: Reason,
+        lasting: Duration,
+        now: SystemTime,
+    ) -> Result<Signed, Fault> {
+        if lasting > LIST_VALIDITY_MAX || lasting.is_zero() {
+            let days = LIST_VALIDITY_MAX.as_secs() / 86_400;
+            let detail = format!("a list of revoked certificates lasts at most {days} days");
+            return Err(Fault::new(Code::Usage, detail));
+        }
+        let folder = self.folder()?;
+        // Held to the end: two lists of one number must never leave.
+        let mut register = Register::open(&folder)?;
+        let chosen = choose(&register.issued(now), which)?;
+        for view in &chosen {
+            register.add(&Entry::Revoked {
+                serial: view.serial.clone(),
+                reason,
+                at_unix_seconds: unix_seconds_of(now),
+            })?;
+        }
+        let number = register.list_number() + 1;
+        let next_update = now + lasting;
+        register.add(&Entry::List {
+            number,
+            at_unix_seconds: unix_seconds_of(now),
+            next_update_unix_seconds: unix_seconds_of(next_update),
+        })?;
+        let all = register.issued(now);
+        let revoked: Vec<_> = all.iter().filter_map(revoked_entry).collect();
+        let revoked_count = revoked.len();
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: next_update.into(),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let signed = list.signed_by(&self.issuer).map_err(|e| failed(&e))?;
+        let pem = signed.pem().map_err(|error| failed(&error))?;
+        let is_chosen = |view: &IssuedView| chosen.iter().any(|one| one.serial == view.serial);
+        Ok(Signed {
+            file: folder.replace(REVOCATION_LIST, &pem)?,
+            number,
+            next_update,
+            revoked: all.into_iter().filter(is_chosen).collect(),
+            revoked_count,
+        })
+    }
+
+    /// A certificate whose key is in other hands must not come back as a good one.
+    fn check_not_revoked(&self, serial: &str) -> Result<(), Fault> {
+        let issued = self.issued(SystemTime::now())?;
+        let is_revoked =
+            |view: &IssuedView| view.serial == serial && view.state == IssuedState::Revoked;
+        if issued.iter().any(is_revoked) {
+            let detail = format!("certificate {serial} was revoked; issue one into a new folder");
+            return Err(Fault::new(Code::State, detail));
+        }
+        Ok(())
+    }
+
+    /// What a host is to trust.
+    fn trusted_pem(&self, overlap: Option<&Overlap>) -> Result<String, Fault> {
+        let Some(overlap) = overlap else {
+            return Ok(self.certificate_pem.clone());
+        };
+        let ours = view::uri_in(&self.certificate_pem)?;
+        let theirs = view::uri_in(&overlap.certificate_pem)?;
+        if ours != theirs {
+            let detail =
+                "an overlap is of two authorities of one trust domain, and these are of two";
+            return Err(Fault::new(Code::Usage, detail));
+        }
+        Ok(joined(&self.certificate_pem, &overlap.certificate_pem))
+    }
+
+    fn lists_pem(&self, overlap: Option<&Overlap>) -> Result<Option<String>, Fault> {
+        let theirs = overlap.and_then(|overlap| overlap.list_pem.clone());
+        Ok(match (self.list_pem()?, theirs) {
+            (Some(ours), Some(theirs)) => Some(joined(&ours, &theirs)),
+            (ours, theirs) => ours.or(theirs),
+        })
+    }
+}
+
+fn joined(one: &str, other: &str) -> String {
+    format!("{}\n{}", one.trim_end(), other)
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| Fault::new(Code::Certificate, error.to_string()))
+}
+
+fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault> {
+    let not_found = |what: String| Err(Fault::new(Code::NotFound, what));
+    match which {
+        Which::None => Ok(Vec::new()),
+        Which::Serial(serial) => {
+            let plain = serial.replace(':', "").to_ascii_lowercase();
+            match issued.iter().find(|view| view.serial == plain) {
+                None => not_found(format!("no certificate {plain} was issued here")),
+                Some(view) if view.state == IssuedState::Revoked => {
+                    let detail = format!("certificate {plain} was revoked before");
+                    Err(Fault::new(Code::State, detail))
+                }
+                Some(view) => Ok(vec![view.clone()]),
+            }
+        }
+        Which::Host(host) => {
+            let of_host =
+                |view: &&IssuedView| view.identity == *host && view.state == IssuedState::Good;
+            let chosen: Vec<_> = issued.iter().filter(of_host).cloned().collect();
+            if chosen.is_empty() {
+                return not_found(format!("{host} has no good certificate from here"));
+            }
+            Ok(chosen)
+        }
+    }
+}
+
+fn revoked_entry(view: &IssuedView) -> Option<RevokedCertParams> {
+    let revoked = Duration::from_secs(view.revoked_unix_seconds?);
+    Some(RevokedCertParams {
+        serial_number: SerialNumber::from(view::unhex(&view.serial)?),
+        revocation_time: (SystemTime::UNIX_EPOCH + revoked).into(),
+        reason_code: match view.reason? {
+            // RFC 5280, 5.3.1: left out rather than said.
+            Reason::Unspecified => None,
+            Reason::KeyCompromise => Some(RevocationReason::KeyCompromise),
+            Reason::Superseded => Some(RevocationReason::Superseded),
+            Reason::CessationOfOperation => Some(RevocationReason::CessationOfOperation),
+            Reason::PrivilegeWithdrawn => Some(RevocationReason::PrivilegeWithdrawn),
+        },
+        invalidity_date: None,
+    })
+}

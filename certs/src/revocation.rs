@@ -1,0 +1,300 @@
+//! Lists of revoked certificates: read, checked against the authorities that signed them, asked.
+//!
+//! A list counts only if an authority that we trust has signed it, and never if it is older than the
+//! one we have: whoever can put back last month's list could otherwise put back a stolen box.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use serde::{Deserialize, Serialize};
+use towpath_protocol::fault::{Code, Fault};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, ParsedExtension};
+
+use crate::{files, tls, view};
+
+/// Most lists in one file: one for each authority of an overlap.
+pub const LIST_COUNT_MAX: usize = 4;
+
+/// Most bytes of a file of lists: some 20,000 revoked certificates.
+pub const LIST_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How long before a list ends it is called out: a week of working days to sign a new one.
+pub const AGING_TIME: Duration = Duration::from_hours(7 * 24);
+
+/// What a list of revoked certificates says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListView {
+    /// The authority that signed it.
+    pub issuer: String,
+    /// Its number; each is above the one before.
+    pub number: u64,
+    /// When it was signed, RFC 3339.
+    pub this_update: String,
+    /// When the next one is due and this one ends, RFC 3339.
+    pub next_update: String,
+    /// When the next one is due, in seconds since 1970.
+    pub next_update_unix_seconds: u64,
+    /// Certificates it revokes.
+    pub revoked_count: u64,
+}
+
+/// How old our knowledge of revoked certificates is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Freshness {
+    /// The next list is not due yet.
+    Fresh,
+    /// The next list is due within [`AGING_TIME`].
+    Aging,
+    /// The next list is overdue: what was revoked since is not known here.
+    Stale,
+}
+
+impl Freshness {
+    /// The word for tables and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Aging => "aging",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// One authority's list.
+#[derive(Debug, Clone)]
+struct List {
+    view: ListView,
+    /// The public key that signed it: two authorities may carry one name.
+    signer: Vec<u8>,
+    /// The whole list, to tell one from another of the same number.
+    der: CertificateRevocationListDer<'static>,
+}
+
+/// The lists of all authorities we trust; without any, nothing is revoked.
+#[derive(Debug, Clone, Default)]
+pub struct Revocations {
+    lists: Vec<List>,
+    /// Issuer and serial number, both as they stand in the certificate.
+    revoked: HashSet<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Revocations {
+    /// Reads a file of lists, in PEM, each signed by one of the `authorities`.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if the file cannot be read, holds no list or too many, or if one of them does
+    /// not parse, was signed by nobody we trust, or is older than the one in `current`.
+    pub fn load(
+        path: &Path,
+        authorities: &[CertificateDer<'static>],
+        current: &Self,
+    ) -> Result<Self, Fault> {
+        let pem = files::read_list(path)?;
+        Self::parse(&pem, authorities, current).map_err(|why| {
+            let shown = path.display();
+            Fault::new(Code::Certificate, format!("{shown}: {why}"))
+        })
+    }
+
+    fn parse(
+        pem: &[u8],
+        authorities: &[CertificateDer<'static>],
+        current: &Self,
+    ) -> Result<Self, String> {
+        let lists = CertificateRevocationListDer::pem_slice_iter(pem)
+            .take(LIST_COUNT_MAX + 1)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| error.to_string())?;
+        if lists.is_empty() || lists.len() > LIST_COUNT_MAX {
+            return Err(format!("must hold 1 to {LIST_COUNT_MAX} revocation lists"));
+        }
+        let mut made = Self::default();
+        for der in lists {
+            made.add(der, authorities)?;
+        }
+        made.check_newer_than(current, authorities)?;
+        Ok(made)
+    }
+
+    fn add(
+        &mut self,
+        der: CertificateRevocationListDer<'static>,
+        authorities: &[CertificateDer<'static>],
+    ) -> Result<(), String> {
+        let (rest, list) = CertificateRevocationList::from_der(&der)
+            .map_err(|error| format!("a revocation list does not parse: {error}"))?;
+        if !rest.is_empty() {
+            return Err("a revocation list has bytes after its end".to_owned());
+        }
+        refuse_partial(&list)?;
+        if list.tbs_cert_list.signature != list.signature_algorithm {
+            return Err("a revocation list names two algorithms for one signature".to_owned());
+        }
+        let signer = signer(&list, authorities)?;
+        if self.lists.iter().any(|known| known.signer == signer) {
+            return Err("holds two lists of one authority".to_owned());
+        }
+        let view = list_view(&list)?;
+        let issuer = list.tbs_cert_list.issuer.as_raw();
+        let revoked = list.iter_revoked_certificates();
+        self.revoked
+            .extend(revoked.map(|entry| (issuer.to_vec(), entry.raw_serial().to_vec())));
+        self.lists.push(List { view, signer, der });
+        Ok(())
+    }
+
+    /// Refuses to go back: for each authority still trusted, the list we have or a newer one is there.
+    fn check_newer_than(
+        &self,
+        current: &Self,
+        authorities: &[CertificateDer<'static>],
+    ) -> Result<(), String> {
+        for ours in &current.lists {
+            let (number, issuer) = (ours.view.number, &ours.view.issuer);
+            let theirs = self.lists.iter().find(|list| list.signer == ours.signer);
+            let Some(theirs) = theirs else {
+                if trusts(authorities, &ours.signer) {
+                    return Err(format!(
+                        "lacks the list of {issuer}, whose {number} we have"
+                    ));
+                }
+                continue;
+            };
+            if theirs.view.number < number {
+                let older = theirs.view.number;
+                return Err(format!(
+                    "holds list {older} of {issuer}, and we have {number}"
+                ));
+            }
+            if theirs.view.number == number && theirs.der != ours.der {
+                return Err(format!("holds another list {number} of {issuer} than ours"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a certificate has been revoked. One that does not parse counts as revoked.
+    #[must_use]
+    pub fn is_revoked(&self, certificate: &CertificateDer<'_>) -> bool {
+        if self.revoked.is_empty() {
+            return false;
+        }
+        view::issuer_and_serial(certificate).is_none_or(|pair| self.revoked.contains(&pair))
+    }
+
+    /// Whether both are the same lists.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let pair = |list: &List| list.der.clone();
+        self.lists.iter().map(pair).eq(other.lists.iter().map(pair))
+    }
+
+    /// What the lists say of themselves.
+    pub fn views(&self) -> impl Iterator<Item = &ListView> {
+        self.lists.iter().map(|list| &list.view)
+    }
+
+    /// When the first list ends, in seconds since 1970; none if there is no list.
+    #[must_use]
+    pub fn next_update_unix_seconds(&self) -> Option<u64> {
+        self.views().map(|view| view.next_update_unix_seconds).min()
+    }
+
+    /// How old the oldest list is; none if there is no list.
+    #[must_use]
+    pub fn freshness(&self, now: SystemTime) -> Option<Freshness> {
+        let due = Duration::from_secs(self.next_update_unix_seconds()?);
+        // A clock before 1970 knows nothing of due dates, and no list is stale by it.
+        let now = now.duration_since(SystemTime::UNIX_EPOCH);
+        let left = due.checked_sub(now.unwrap_or_default());
+        Some(match left {
+            None | Some(Duration::ZERO) => Freshness::Stale,
+            Some(left) if left <= AGING_TIME => Freshness::Aging,
+            Some(_) => Freshness::Fresh,
+        })
+    }
+}
+
+/// A list about some certificates only would pass for one about all of them.
+fn refuse_partial(list: &CertificateRevocationList<'_>) -> Result<(), String> {
+    let partial = list.extensions().iter().find(|extension| {
+        let parsed = extension.parsed_extension();
+        // What is critical and unknown, such as a delta's mark, changes what the list means.
+        extension.critical || matches!(parsed, ParsedExtension::IssuingDistributionPoint(_))
+    });
+    match partial {
+        Some(extension) => Err(format!(
+            "a revocation list of some certificates only (extension {}); the whole one is needed",
+            extension.oid
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The public key of the authority that signed a list.
+fn signer(
+    list: &CertificateRevocationList<'_>,
+    authorities: &[CertificateDer<'static>],
+) -> Result<Vec<u8>, String> {
+    let issuer = list.tbs_cert_list.issuer.as_raw();
+    let algorithm = list.signature_algorithm.algorithm.as_bytes();
+    // The encoding of an algorithm's identifier begins with its object identifier.
+    let length = u8::try_from(algorithm.len()).map_err(|_| "an impossible algorithm".to_owned())?;
+    let wanted = [&[6, length], algorithm].concat();
+    let provider = tls::provider();
+    let all = provider.signature_verification_algorithms.all;
+    for authority in authorities {
+        let Some((name, key)) = view::subject_and_key(authority) else {
+            continue;
+        };
+        if name != issuer {
+            continue;
+        }
+        let is_signed = all
+            .iter()
+            .filter(|one| one.signature_alg_id().as_ref().starts_with(&wanted))
+            .any(|one| {
+                let (message, signature) =
+                    (list.tbs_cert_list.as_ref(), &list.signature_value.data);
+                one.verify_signature(&key, message, signature).is_ok()
+            });
+        if is_signed {
+            return Ok(key);
+        }
+    }
+    let shown = view::printable(&list.tbs_cert_list.issuer.to_string());
+    Err(format!(
+        "the list of {shown} was not signed by an authority in the CA file"
+    ))
+}
+
+fn trusts(authorities: &[CertificateDer<'static>], signer: &[u8]) -> bool {
+    let mut keys = authorities.iter().filter_map(view::subject_and_key);
+    keys.any(|(_, key)| key == signer)
+}
+
+fn list_view(list: &CertificateRevocationList<'_>) -> Result<ListView, String> {
+    let number = list
+        .crl_number()
+        .ok_or("a revocation list has no number")?
+        .try_into()
+        .map_err(|_| "a revocation list's number is above 2^64")?;
+    let next = list
+        .next_update()
+        .ok_or("a revocation list does not say when the next one is due")?;
+    let next = view::unix_seconds(next.timestamp());
+    Ok(ListView {
+        issuer: view::printable(&list.issuer().to_string()),
+        number,
+        this_update: view::rfc3339(view::unix_seconds(list.last_update().timestamp())),
+        next_update: view::rfc3339(next),
+        next_update_unix_seconds: next,
+        revoked_count: list.iter_revoked_certificates().count() as u64,
+    })
+}

@@ -1,0 +1,457 @@
+//! A certificate's life after it was issued: listed, renewed, revoked, moved to the next authority.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, Issuer,
+    KeyIdMethod, KeyPair, SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tempfile::TempDir;
+use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
+use towpath_certs::check::{self, Outcome};
+use towpath_certs::register::{IssuedState, REGISTER, Reason};
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Signed, Which};
+use towpath_certs::{Authority, Freshness, Identity, Revocations, Validity, show};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
+
+const DAY: Duration = Duration::from_hours(24);
+
+struct World {
+    folder: TempDir,
+    authority: Authority,
+}
+
+fn host(site: &str) -> HostIdentity {
+    HostIdentity::from_uri(&format!("spiffe://shop.example/site/{site}/host/box-1")).unwrap()
+}
+
+fn now() -> Validity {
+    Validity::lasting(LEAF_VALIDITY, SystemTime::now())
+}
+
+fn load(files: &IdentityFiles) -> Result<Identity, Fault> {
+    Identity::load(&files.cert, &files.key, &files.ca)
+}
+
+fn leaf(files: &IdentityFiles) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(&files.cert).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let domain = "shop.example".parse().unwrap();
+        let authority = Authority::init(&folder.path().join("ca"), &domain).unwrap();
+        Self { folder, authority }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn issue(&self, site: &str, folder: &str) -> IdentityFiles {
+        self.authority
+            .issue(&host(site), now(), &self.path(folder))
+            .unwrap()
+    }
+
+    fn revoke(&self, which: &Which) -> Result<Signed, Fault> {
+        let now = SystemTime::now();
+        self.authority
+            .revoke(which, Reason::KeyCompromise, LIST_VALIDITY, now)
+    }
+
+    /// The authority's list as a host would read it that has `current`.
+    fn read(&self, file: &Path, current: &Revocations) -> Result<Revocations, Fault> {
+        let ca = CertificateDer::from_pem_file(self.path("ca/ca.pem")).unwrap();
+        Revocations::load(file, &[ca], current)
+    }
+
+    /// A list made by hand with the authority's key.
+    fn forge(&self, change: impl FnOnce(&mut CertificateRevocationListParams)) -> PathBuf {
+        let key = KeyPair::from_pem(&fs::read_to_string(self.path("ca/ca.key")).unwrap()).unwrap();
+        let pem = fs::read_to_string(self.path("ca/ca.pem")).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).unwrap();
+        let now = SystemTime::now();
+        let mut list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + DAY).into(),
+            crl_number: SerialNumber::from(7_u64),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        change(&mut list);
+        let path = self.path("forged.pem");
+        fs::write(&path, list.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
+        path
+    }
+}
+
+#[test]
+fn the_register_knows_every_certificate_and_what_became_of_it() {
+    let world = World::new();
+    let edge = world.issue("edge", "edge");
+    world.issue("region", "region");
+    let short = Validity::lasting(Duration::from_secs(2), SystemTime::now());
+    let gone = world.path("gone");
+    world.authority.issue(&host("gone"), short, &gone).unwrap();
+    world.revoke(&Which::Host(host("edge"))).unwrap();
+
+    let later = SystemTime::now() + DAY;
+    let again = Authority::open(&world.path("ca")).unwrap();
+    let issued = again.issued(later).unwrap();
+    let states: Vec<_> = issued
+        .iter()
+        .map(|one| (one.identity.site.to_string(), one.state))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            ("edge".to_owned(), IssuedState::Revoked),
+            ("region".to_owned(), IssuedState::Good),
+            ("gone".to_owned(), IssuedState::Expired),
+        ]
+    );
+    assert_eq!(issued[0].serial, show(&edge.cert).unwrap().serial);
+    assert_eq!(issued[0].reason, Some(Reason::KeyCompromise));
+    assert_eq!(issued[0].not_after, show(&edge.cert).unwrap().not_after);
+}
+
+#[test]
+fn a_register_whose_last_line_was_cut_off_goes_on_and_a_damaged_one_says_where() {
+    let world = World::new();
+    world.issue("edge", "edge");
+    let register = world.path("ca").join(REGISTER);
+    let mut file = fs::OpenOptions::new().append(true).open(&register).unwrap();
+    file.write_all(b"{\"event\":\"issued\",\"ser").unwrap();
+    world.issue("region", "region");
+    assert_eq!(world.authority.issued(SystemTime::now()).unwrap().len(), 2);
+
+    file.write_all(b"{\"event\":\"issued\"}\n").unwrap();
+    let fault = world.authority.issued(SystemTime::now()).unwrap_err();
+    assert_eq!(fault.code, Code::Io);
+    assert!(fault.detail.contains("register.jsonl:3"), "{fault}");
+}
+
+#[test]
+fn renewing_keeps_the_identity_and_the_key_or_changes_the_key_alone() {
+    let world = World::new();
+    let files = world.issue("edge", "edge");
+    let (first, key) = (show(&files.cert).unwrap(), fs::read(&files.key).unwrap());
+    let renew = |key| {
+        let renewed = world.authority.renew(&world.path("edge"), key, now(), None);
+        load(&renewed.unwrap()).unwrap()
+    };
+    let same = renew(KeyChoice::Same);
+    assert_eq!(*same.host(), host("edge"));
+    assert_ne!(same.view().serial, first.serial);
+    assert!(fs::read(&files.key).unwrap() == key);
+
+    let new = renew(KeyChoice::New);
+    assert_eq!(*new.host(), host("edge"));
+    assert!(fs::read(&files.key).unwrap() != key);
+    let mode = fs::metadata(&files.key).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(world.authority.issued(SystemTime::now()).unwrap().len(), 3);
+}
+
+#[test]
+fn an_expired_certificate_is_renewed_and_a_revoked_or_foreign_one_is_not() {
+    let world = World::new();
+    let old = Validity {
+        not_before: SystemTime::now() - 3 * DAY,
+        not_after: SystemTime::now() - DAY,
+    };
+    let folder = world.path("edge");
+    world.authority.issue(&host("edge"), old, &folder).unwrap();
+    let renew = |authority: &Authority| authority.renew(&folder, KeyChoice::Same, now(), None);
+    load(&renew(&world.authority).unwrap()).unwrap();
+
+    let stranger = World::new();
+    let fault = renew(&stranger.authority).unwrap_err();
+    assert_eq!(fault.code, Code::Certificate);
+    world.revoke(&Which::Host(host("edge"))).unwrap();
+    let fault = renew(&world.authority).unwrap_err();
+    assert_eq!(fault.code, Code::State);
+    assert!(fault.detail.contains("revoked"), "{fault}");
+}
+
+#[test]
+fn revoking_names_certificates_by_number_or_by_host_and_numbers_its_lists() {
+    let world = World::new();
+    let edge = world.issue("edge", "edge");
+    let twin = world.issue("edge", "twin");
+    let region = world.issue("region", "region");
+    let empty = world.revoke(&Which::None).unwrap();
+    assert_eq!((empty.number, empty.revoked_count), (1, 0));
+
+    let serial = show(&region.cert).unwrap().serial;
+    let signed = world.revoke(&Which::Serial(serial.clone())).unwrap();
+    assert_eq!((signed.number, signed.revoked_count), (2, 1));
+    assert_eq!(signed.revoked[0].serial, serial);
+    let signed = world.revoke(&Which::Host(host("edge"))).unwrap();
+    assert_eq!((signed.number, signed.revoked_count), (3, 3));
+
+    let list = world.read(&signed.file, &Revocations::default()).unwrap();
+    for files in [&edge, &twin, &region] {
+        assert!(list.is_revoked(&leaf(files)));
+    }
+    assert!(!list.is_revoked(&leaf(&world.issue("other", "other"))));
+    for (which, code) in [
+        (Which::Serial(serial), Code::State),
+        (Which::Serial("abcd".to_owned()), Code::NotFound),
+        (Which::Host(host("edge")), Code::NotFound),
+    ] {
+        assert_eq!(world.revoke(&which).unwrap_err().code, code, "{which:?}");
+    }
+    let long = world.authority.revoke(
+        &Which::None,
+        Reason::Unspecified,
+        100 * DAY,
+        SystemTime::now(),
+    );
+    assert_eq!(long.unwrap_err().code, Code::Usage);
+}
+
+#[test]
+fn t11_lists_that_are_damaged_foreign_partial_or_old_are_refused() {
+    let world = World::new();
+    let none = Revocations::default();
+    let refused = |file: &Path, current: &Revocations, word: &str| {
+        let fault = world.read(file, current).unwrap_err();
+        assert_eq!(fault.code, Code::Certificate);
+        assert!(fault.detail.contains(word), "{fault}");
+    };
+    let first = world.path("first.pem");
+    fs::copy(world.revoke(&Which::None).unwrap().file, &first).unwrap();
+    let second = world.revoke(&Which::None).unwrap().file;
+    let current = world.read(&second, &none).unwrap();
+    refused(&first, &current, "holds list 1");
+
+    let stranger = World::new();
+    let theirs = stranger.revoke(&Which::None).unwrap().file;
+    refused(&theirs, &none, "not signed by an authority");
+    let partial = world.forge(|list| {
+        list.issuing_distribution_point = Some(CrlIssuingDistributionPoint {
+            distribution_point: CrlDistributionPoint {
+                uris: vec!["http://shop.example/part".to_owned()],
+            },
+            scope: None,
+        });
+    });
+    refused(&partial, &none, "some certificates only");
+    let twin = world.forge(|list| list.crl_number = SerialNumber::from(2_u64));
+    refused(&twin, &current, "another list 2");
+
+    // Every bit of a list that is flipped is noticed, or changes nothing that counts.
+    let der = rustls_pki_types::CertificateRevocationListDer::from_pem_file(&second).unwrap();
+    let damaged = world.path("damaged.pem");
+    let mut spelt = 0;
+    for at in 0..der.len() {
+        let mut bytes = der.to_vec();
+        bytes[at] ^= 1;
+        fs::write(&damaged, rcgen_pem(&bytes)).unwrap();
+        // Around the signed part stands the algorithm's name again; how it is spelt is not signed.
+        if let Ok(list) = world.read(&damaged, &none) {
+            assert!(list.views().eq(current.views()), "bit of byte {at}");
+            spelt += 1;
+        }
+    }
+    assert!(spelt <= 2, "{spelt} flips were not noticed");
+    for text in [
+        "",
+        "no list",
+        "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+    ] {
+        fs::write(&damaged, text).unwrap();
+        assert!(world.read(&damaged, &none).is_err(), "{text:?}");
+    }
+    fs::write(&damaged, vec![b'a'; 2 << 20]).unwrap();
+    refused(&damaged, &none, "larger than");
+}
+
+/// A revocation list's DER as PEM.
+fn rcgen_pem(der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("-----BEGIN X509 CRL-----\n");
+    for three in der.chunks(3) {
+        let bits = three
+            .iter()
+            .fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte));
+        let bits = bits << (8 * (3 - three.len()));
+        for place in 0..4 {
+            let digit = (bits >> (18 - 6 * place)) & 63;
+            let is_filled = place <= three.len();
+            text.push(if is_filled {
+                ALPHABET[digit as usize] as char
+            } else {
+                '='
+            });
+        }
+    }
+    text.push_str("\n-----END X509 CRL-----\n");
+    text
+}
+
+#[test]
+fn a_list_is_fresh_then_aging_then_stale() {
+    let world = World::new();
+    let file = world.revoke(&Which::None).unwrap().file;
+    let list = world.read(&file, &Revocations::default()).unwrap();
+    let start = SystemTime::now();
+    for (days, freshness) in [
+        (0, Freshness::Fresh),
+        (22, Freshness::Fresh),
+        (24, Freshness::Aging),
+        (31, Freshness::Stale),
+    ] {
+        assert_eq!(
+            list.freshness(start + days * DAY),
+            Some(freshness),
+            "{days}"
+        );
+    }
+    assert_eq!(Revocations::default().freshness(start), None);
+}
+
+#[test]
+fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
+    let world = World::new();
+    let domain = "shop.example".parse().unwrap();
+    let next = Authority::init(&world.path("next"), &domain).unwrap();
+    let (before, after) = ["ca", "next"]
+        .map(|name| Overlap::open(&world.path(name)).unwrap())
+        .into();
+    let files = world.issue("edge", "edge");
+    world.revoke(&Which::None).unwrap();
+    next.revoke(&Which::None, Reason::Unspecified, DAY, SystemTime::now())
+        .unwrap();
+    let after_lists = Overlap::open(&world.path("next")).unwrap();
+
+    // The old authority alone, the old with the next, the next with the old, the next alone.
+    assert_eq!(load(&files).unwrap().authorities().count(), 1);
+    let renew = |authority: &Authority, overlap: Option<&Overlap>| {
+        let folder = world.path("edge");
+        authority.renew(&folder, KeyChoice::Same, now(), overlap)
+    };
+    let files = renew(&world.authority, Some(&after_lists)).unwrap();
+    let identity = load(&files).unwrap();
+    assert_eq!(identity.authorities().count(), 2);
+    let lists = identity.load_revocations(files.crl.as_ref().unwrap(), &Revocations::default());
+    assert_eq!(lists.unwrap().views().count(), 2);
+
+    let files = renew(&next, Some(&before)).unwrap();
+    let identity = load(&files).unwrap();
+    assert_eq!(identity.authorities().count(), 2);
+    assert!(identity.view().issuer.contains("shop.example"));
+    let files = renew(&next, None).unwrap();
+    assert_eq!(load(&files).unwrap().authorities().count(), 1);
+    // Back to the old one there is no way any more.
+    assert!(renew(&world.authority, None).is_err());
+    assert!(renew(&world.authority, Some(&after)).is_ok());
+
+    let other = Authority::init(&world.path("other"), &"other.example".parse().unwrap()).unwrap();
+    drop(other);
+    let foreign = Overlap::open(&world.path("other")).unwrap();
+    assert_eq!(renew(&next, Some(&foreign)).unwrap_err().code, Code::Usage);
+}
+
+#[test]
+fn an_old_list_is_missed_while_its_authority_is_trusted_and_not_after() {
+    let world = World::new();
+    let domain = "shop.example".parse().unwrap();
+    let next = Authority::init(&world.path("next"), &domain).unwrap();
+    let sign = |authority: &Authority| {
+        let now = SystemTime::now();
+        let signed = authority.revoke(&Which::None, Reason::Unspecified, DAY, now);
+        fs::read_to_string(signed.unwrap().file).unwrap()
+    };
+    let (old_list, new_list) = (sign(&world.authority), sign(&next));
+    let roots = ["ca", "next"]
+        .map(|name| CertificateDer::from_pem_file(world.path(name).join("ca.pem")).unwrap());
+    let file = world.path("lists.pem");
+    fs::write(&file, format!("{old_list}{new_list}")).unwrap();
+    let both = Revocations::load(&file, &roots, &Revocations::default()).unwrap();
+    fs::write(&file, &new_list).unwrap();
+    let fault = Revocations::load(&file, &roots, &both).unwrap_err();
+    assert!(fault.detail.contains("lacks the list"), "{fault}");
+    Revocations::load(&file, &roots[1..], &both).unwrap();
+    fs::write(&file, format!("{new_list}{new_list}")).unwrap();
+    assert!(Revocations::load(&file, &roots, &Revocations::default()).is_err());
+}
+
+#[test]
+fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
+    let world = World::new();
+    world.revoke(&Which::None).unwrap();
+    let files = world.issue("edge", "edge");
+    let of = |when: SystemTime| check::folder(&world.path("edge"), when);
+    let outcome = |name: &str, when: SystemTime| {
+        let view = of(when);
+        view.checks
+            .iter()
+            .find(|one| one.check == name)
+            .unwrap()
+            .outcome
+    };
+    let start = SystemTime::now();
+    assert!(of(start).is_good, "{:?}", of(start));
+    assert_eq!(of(start).identity, Some(host("edge").uri()));
+    assert_eq!(outcome("time", start + 80 * DAY), Outcome::Warning);
+    assert_eq!(outcome("time", start + 91 * DAY), Outcome::Wrong);
+    assert_eq!(outcome("time", start - DAY), Outcome::Wrong);
+    assert_eq!(outcome("revocation", start + 24 * DAY), Outcome::Warning);
+    assert_eq!(outcome("revocation", start + 31 * DAY), Outcome::Wrong);
+
+    let list = files.crl.clone().unwrap();
+    let revoked = world.revoke(&Which::Host(host("edge"))).unwrap();
+    fs::copy(revoked.file, &list).unwrap();
+    assert_eq!(outcome("revocation", start), Outcome::Wrong);
+    fs::remove_file(&list).unwrap();
+    assert_eq!(outcome("revocation", start), Outcome::Absent);
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(outcome("key", start), Outcome::Wrong);
+    let other = world.issue("edge", "twin");
+    fs::copy(&other.cert, &files.cert).unwrap();
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(outcome("key", start), Outcome::Wrong);
+    assert_eq!(outcome("chain", start), Outcome::Good);
+    let stranger = World::new();
+    fs::copy(stranger.path("ca/ca.pem"), &files.ca).unwrap();
+    assert_eq!(outcome("chain", start), Outcome::Wrong);
+    assert!(!of(start).is_good);
+    let empty = check::folder(&world.path("nothing"), start);
+    assert!(!empty.is_good && empty.identity.is_none());
+}
+
+#[test]
+fn two_who_issue_at_once_do_not_tear_the_register() {
+    let world = Arc::new(World::new());
+    let issuers: Vec<_> = (0..4)
+        .map(|number| {
+            let world = Arc::clone(&world);
+            std::thread::spawn(move || {
+                for round in 0..3 {
+                    world.issue("edge", &format!("box-{number}-{round}"));
+                    world.revoke(&Which::None).unwrap();
+                }
+            })
+        })
+        .collect();
+    for issuer in issuers {
+        issuer.join().unwrap();
+    }
+    let issued = world.authority.issued(SystemTime::now()).unwrap();
+    assert_eq!(issued.len(), 12);
+    assert_eq!(world.revoke(&Which::None).unwrap().number, 13);
+}

@@ -1,0 +1,249 @@
+//! A certificate's life after it was issued: renewed, revoked, listed, checked.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use clap::{ArgGroup, Args, ValueEnum};
+use serde::Serialize;
+use towpath_certs::Authority;
+use towpath_certs::check::{self, FolderView};
+use towpath_certs::register::{IssuedView, Reason};
+use towpath_certs::renewal::{KeyChoice, Which};
+use towpath_daemon::problem::Problem;
+use towpath_protocol::fault::Code;
+use towpath_protocol::identity::{HostIdentity, Name};
+
+use super::{days_from_now, overlap_of, show_issued};
+use crate::args::OutputOption;
+use crate::failure::Failure;
+use crate::show::{self, Table, escape, fields, or_dash};
+
+pub(super) const RENEW_EXAMPLES: &str = "\
+Examples:
+  towpath certs renew --authority ./authority --dir ./box-1
+  towpath certs renew --authority ./authority --dir ./box-1 --new-key
+  towpath certs renew --authority ./next --overlap ./authority --dir ./box-1
+
+A running tunnel takes the new files up without dropping a stream.";
+
+pub(super) const REVOKE_EXAMPLES: &str = "\
+Examples:
+  towpath certs revoke --authority ./authority --site edge --host box-1 --reason key-compromise
+  towpath certs revoke --authority ./authority --serial 4f3a9c...
+  towpath certs revoke --authority ./authority --refresh
+
+Then carry crl.pem to every host, to where its tunnel's configuration names it.";
+
+/// The certificate to renew.
+#[derive(Debug, Args)]
+pub(crate) struct RenewOptions {
+    /// The folder of the authority that signs
+    #[arg(long, value_name = "FOLDER")]
+    authority: PathBuf,
+    /// The host's folder, with cert.pem; key.pem is only needed by the host
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// Make a new key as well
+    #[arg(long)]
+    new_key: bool,
+    /// The folder of an authority that the host is to trust as well: the one before, or the next
+    #[arg(long, value_name = "FOLDER")]
+    overlap: Option<PathBuf>,
+    /// Days it is good for
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=825))]
+    days: u32,
+    #[command(flatten)]
+    pub(super) output: OutputOption,
+}
+
+/// What to revoke.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["serial", "host", "refresh"])))]
+pub(crate) struct RevokeOptions {
+    /// The authority's folder
+    #[arg(long, value_name = "FOLDER")]
+    authority: PathBuf,
+    /// The number of the certificate, in hexadecimal
+    #[arg(long, value_name = "NUMBER")]
+    serial: Option<String>,
+    /// The site of the host whose certificates are to be revoked, all that are good
+    #[arg(long, value_name = "NAME", requires = "host")]
+    site: Option<Name>,
+    /// The host within its site
+    #[arg(long, value_name = "NAME", requires = "site")]
+    host: Option<Name>,
+    /// Revoke nothing, and sign the next list before the last one ends
+    #[arg(long)]
+    refresh: bool,
+    /// Why
+    #[arg(long, value_name = "REASON", default_value = "unspecified")]
+    reason: ReasonWord,
+    /// Days the list is good for
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
+    days: u32,
+    #[command(flatten)]
+    pub(super) output: OutputOption,
+}
+
+/// Why a certificate is revoked, as X.509 has it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ReasonWord {
+    // No reason is given.
+    Unspecified,
+    // Its key may be in other hands.
+    KeyCompromise,
+    // Another has taken its place.
+    Superseded,
+    // The host is no more.
+    CessationOfOperation,
+    // The host may no longer do what it did.
+    PrivilegeWithdrawn,
+}
+
+impl From<ReasonWord> for Reason {
+    fn from(word: ReasonWord) -> Self {
+        match word {
+            ReasonWord::Unspecified => Self::Unspecified,
+            ReasonWord::KeyCompromise => Self::KeyCompromise,
+            ReasonWord::Superseded => Self::Superseded,
+            ReasonWord::CessationOfOperation => Self::CessationOfOperation,
+            ReasonWord::PrivilegeWithdrawn => Self::PrivilegeWithdrawn,
+        }
+    }
+}
+
+/// Whose certificates to list.
+#[derive(Debug, Args)]
+pub(crate) struct LsOptions {
+    /// The authority's folder
+    #[arg(long, value_name = "FOLDER")]
+    authority: PathBuf,
+    #[command(flatten)]
+    pub(super) output: OutputOption,
+}
+
+/// What to check.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyOptions {
+    /// The host's folder: cert.pem, key.pem, ca.pem, and crl.pem if there is one
+    dir: PathBuf,
+    #[command(flatten)]
+    pub(super) output: OutputOption,
+}
+
+/// A list that was signed.
+#[derive(Debug, Serialize)]
+struct SignedList<'a> {
+    file: &'a Path,
+    number: u64,
+    next_update: String,
+    next_update_unix_seconds: u64,
+    revoked_count: usize,
+    /// Revoked with this list.
+    revoked: &'a [IssuedView],
+}
+
+/// Every certificate of an authority.
+#[derive(Debug, Serialize)]
+struct Certificates {
+    certificates: Vec<IssuedView>,
+}
+
+pub(super) fn renew(options: &RenewOptions) -> Result<(), Failure> {
+    let authority = Authority::open(&options.authority)?;
+    let overlap = overlap_of(options.overlap.as_deref())?;
+    let key = if options.new_key {
+        KeyChoice::New
+    } else {
+        KeyChoice::Same
+    };
+    let validity = days_from_now(options.days);
+    let files = authority.renew(&options.dir, key, validity, overlap.as_ref())?;
+    show_issued(options.output.format, &files)
+}
+
+pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
+    let authority = Authority::open(&options.authority)?;
+    let which = match (&options.serial, &options.site, &options.host) {
+        (Some(serial), _, _) => Which::Serial(serial.clone()),
+        (None, Some(site), Some(host)) => Which::Host(HostIdentity {
+            trust_domain: authority.trust_domain().clone(),
+            site: site.clone(),
+            host: host.clone(),
+        }),
+        _ => Which::None,
+    };
+    let lasting = Duration::from_hours(24 * u64::from(options.days));
+    let signed = authority.revoke(&which, options.reason.into(), lasting, SystemTime::now())?;
+    let since = signed.next_update.duration_since(SystemTime::UNIX_EPOCH);
+    let list = SignedList {
+        file: &signed.file,
+        number: signed.number,
+        next_update: humantime::format_rfc3339_seconds(signed.next_update).to_string(),
+        next_update_unix_seconds: since.map_or(0, |since| since.as_secs()),
+        revoked_count: signed.revoked_count,
+        revoked: &signed.revoked,
+    };
+    show::show(options.output.format, "revocation-list", &list, || {
+        let revoked: Vec<_> = list.revoked.iter().map(|one| escape(&one.serial)).collect();
+        fields(&[
+            ("revoked", (!revoked.is_empty()).then(|| revoked.join(", "))),
+            ("list", Some(escape(&list.file.display().to_string()))),
+            ("number", Some(list.number.to_string())),
+            ("revokes in all", Some(list.revoked_count.to_string())),
+            ("next one due", Some(list.next_update.clone())),
+        ])
+    })
+}
+
+pub(super) fn ls(options: &LsOptions) -> Result<(), Failure> {
+    let certificates = Authority::open(&options.authority)?.issued(SystemTime::now())?;
+    let all = Certificates { certificates };
+    show::show(options.output.format, "certificates", &all, || {
+        let mut table = Table::new(["SITE", "HOST", "STATE", "UNTIL", "SERIAL", "REVOKED FOR"]);
+        for one in &all.certificates {
+            table.row([
+                one.identity.site.to_string(),
+                one.identity.host.to_string(),
+                one.state.as_str().to_owned(),
+                escape(&one.not_after),
+                escape(&one.serial),
+                or_dash(one.reason.map(|reason| reason.as_str().to_owned())),
+            ]);
+        }
+        table.render("none: issue one with `towpath certs issue`")
+    })
+}
+
+pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
+    let view = check::folder(&options.dir, SystemTime::now());
+    show::show(options.output.format, "certificate-check", &view, || {
+        checks(&view)
+    })?;
+    if view.is_good {
+        return Ok(());
+    }
+    let wrong = view
+        .checks
+        .iter()
+        .filter(|one| one.outcome == check::Outcome::Wrong);
+    let wrong: Vec<_> = wrong
+        .map(|one| format!("{}: {}", one.check, one.detail))
+        .collect();
+    Err(Problem::new(Code::Certificate, wrong.join("; "))
+        .message(format!("{} cannot be used", view.folder))
+        .remedy("mend what is wrong, or renew it with `towpath certs renew`")
+        .into())
+}
+
+fn checks(view: &FolderView) -> String {
+    let mut table = Table::new(["CHECK", "OUTCOME", "SEEN"]);
+    for one in &view.checks {
+        table.row([
+            one.check.clone(),
+            one.outcome.as_str().to_owned(),
+            escape(&one.detail),
+        ]);
+    }
+    table.render("nothing to check")
+}

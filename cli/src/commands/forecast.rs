@@ -1,0 +1,200 @@
+//! `towpath forecast`: what a link will carry, and when so many bytes would be through.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use towpath_daemon::client::Client;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+use towpath_protocol::size::Size;
+use towpath_tunnel::status::{ForecastDocument, ForecastView};
+
+use crate::args::OutputOption;
+use crate::connection::{TUNNEL_SOCKET_DEFAULT, block_on};
+use crate::failure::Failure;
+use crate::show::{
+    self, Table, bits_per_second, escape, fields, milliseconds, or_dash, time_of_day,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  towpath forecast region                       the coming seconds, hours and days
+  towpath forecast region --bytes 40GiB         when 40 GiB would be through
+  towpath forecast region --at 2026-12-01T02:00:00Z";
+
+/// Of what.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The peer's site
+    peer: Name,
+    /// For one moment: RFC 3339 as in 2026-12-01T02:00:00Z, or from now as in +6h
+    #[arg(long, value_name = "TIME")]
+    at: Option<At>,
+    /// When so many bytes would be through if sending began now, as in 40GiB
+    #[arg(long, value_name = "SIZE")]
+    bytes: Option<Size>,
+    /// The tunnel's socket for operators
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "TOWPATH_TUNNEL_SOCKET",
+        default_value = TUNNEL_SOCKET_DEFAULT,
+        hide_env_values = true
+    )]
+    tunnel_socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// A moment, or how long until then.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    Moment(SystemTime),
+    After(Duration),
+}
+
+impl std::str::FromStr for At {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let read = match text.strip_prefix('+') {
+            Some(after) => humantime::parse_duration(after).ok().map(Self::After),
+            None => humantime::parse_rfc3339(text).ok().map(Self::Moment),
+        };
+        read.ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            let detail = format!("{shown:?} is no time such as 2026-12-01T02:00:00Z or +6h");
+            Fault::new(Code::Usage, detail)
+        })
+    }
+}
+
+impl At {
+    fn unix_seconds(self) -> u64 {
+        let moment = match self {
+            Self::Moment(moment) => Some(moment),
+            Self::After(after) => SystemTime::now().checked_add(after),
+        };
+        let since = moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
+        since.map_or(u64::MAX, |since| since.as_secs())
+    }
+}
+
+/// Does what was asked for.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    block_on(forecast(options))?
+}
+
+async fn forecast(options: &Options) -> Result<(), Failure> {
+    let mut path = format!("/v1/forecast?peer={}", options.peer);
+    if let Some(at) = options.at {
+        path.push_str(&format!("&at={}", at.unix_seconds()));
+    }
+    if let Some(bytes) = options.bytes {
+        path.push_str(&format!("&bytes={}", bytes.bytes()));
+    }
+    let client = Client::new(&options.tunnel_socket);
+    let document: ForecastDocument = client.get(&path).await?;
+    show::show(options.output.format, "forecast", &document, || {
+        table(&document)
+    })
+}
+
+fn table(document: &ForecastDocument) -> String {
+    let mut table = Table::new([
+        "IN",
+        "AT",
+        ">P10",
+        ">P50",
+        ">P90",
+        ">CAP",
+        "CONFIDENCE",
+        "AGE",
+    ]);
+    for view in &document.forecasts {
+        table.row(row(view));
+    }
+    let mut text = table.render("no forecasts");
+    let time = |seconds: Option<u64>| {
+        let known = seconds.map(|seconds| time_of_day(seconds.saturating_mul(1000)));
+        known.unwrap_or_else(|| "not within seven days, or not known".to_owned())
+    };
+    let is_asked = document.bytes.is_some();
+    let through = |seconds| is_asked.then(|| time(seconds));
+    let at_least = document.at_least_bits_per_second;
+    let more = fields(&[
+        ("through, p50", through(document.through_p50_unix_seconds)),
+        ("through, p90", through(document.through_p90_unix_seconds)),
+        (
+            "carries at least",
+            at_least.map(|bits| bits_per_second(bits / 8)),
+        ),
+        ("hours known", Some(document.known_hours.to_string())),
+    ]);
+    text.push('\n');
+    text.push_str(&more);
+    text
+}
+
+fn row(view: &ForecastView) -> [String; 8] {
+    let known = view.quantiles.as_ref();
+    let rate = |bits: Option<u64>| or_dash(bits.map(|bits| bits_per_second(bits / 8)));
+    [
+        escape(&view.horizon),
+        time_of_day(view.at_unix_seconds.saturating_mul(1000)),
+        rate(known.map(|known| known.p10_bits_per_second)),
+        rate(known.map(|known| known.p50_bits_per_second)),
+        rate(known.map(|known| known.p90_bits_per_second)),
+        rate(view.cap_bits_per_second),
+        known.map_or_else(|| "unknown".to_owned(), |known| escape(&known.confidence)),
+        or_dash(known.map(|known| milliseconds(known.age_seconds.saturating_mul(1000)))),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_moments_or_lie_ahead() {
+        let at = |text: &str| text.parse::<At>();
+        assert_eq!(
+            at("2026-12-01T02:00:00Z").unwrap().unix_seconds(),
+            1_796_090_400
+        );
+        assert!(matches!(at("+6h"), Ok(At::After(after)) if after.as_secs() == 21_600));
+        for bad in ["", "+", "6h", "tomorrow", "+-1h", "2026-12-01"] {
+            assert_eq!(at(bad).expect_err(bad).code, Code::Usage);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_a_dash_and_never_a_number() {
+        let document = ForecastDocument {
+            peer: "region".to_owned(),
+            direction: "send".to_owned(),
+            now_unix_seconds: 0,
+            known_hours: 0,
+            at_least_bits_per_second: Some(8_000_000),
+            forecasts: vec![ForecastView {
+                direction: "send".to_owned(),
+                horizon: "24h".to_owned(),
+                at_unix_seconds: 86_400,
+                quantiles: None,
+                cap_bits_per_second: None,
+            }],
+            bytes: Some(5),
+            through_p50_unix_seconds: None,
+            through_p90_unix_seconds: None,
+        };
+        let text = table(&document);
+        assert!(
+            text.contains("24h  1970-01-02T00:00:00Z    -    -    -    -  unknown"),
+            "{text}"
+        );
+        assert!(text.contains("carries at least  8.0 Mbit/s"), "{text}");
+        assert!(text.contains("not known"), "{text}");
+    }
+}

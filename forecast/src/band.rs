@@ -1,0 +1,39 @@
+//! A forecast of one rate: three quantiles.
+
+use serde::{Deserialize, Serialize};
+
+/// Quantiles of a rate in bytes per second; they never cross and are never negative.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Band {
+    /// The rate is higher with nine chances in ten.
+    pub p10: f64,
+    /// The rate is as likely higher as lower.
+    pub p50: f64,
+    /// The rate is lower with nine chances in ten.
+    pub p90: f64,
+}
+
+impl Band {
+    /// A band of three quantiles in any order of size; what is no number becomes zero.
+    #[must_use]
+    pub fn new(p10: f64, p50: f64, p90: f64) -> Self {
+        let p50 = p50.max(0.0);
+        Self {
+            p10: p10.max(0.0).min(p50),
+            p50,
+            p90: p90.max(p50),
+        }
+    }
+
+    /// The quantiles with the share of outcomes below each.
+    #[must_use]
+    pub const fn quantiles(&self) -> [(f64, f64); 3] {
+        [(0.1, self.p10), (0.5, self.p50), (0.9, self.p90)]
+    }
+
+    /// Each quantile changed alike.
+    #[must_use]
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
+        Self::new(change(self.p10), change(self.p50), change(self.p90))
+    }
+}

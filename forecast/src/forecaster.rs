@@ -1,0 +1,442 @@
+//! One direction of the link to one peer: samples in, forecasts out, scored against what happened.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::band::Band;
+use crate::history::{HOUR_SECONDS, History, Sample};
+use crate::moment::Moment;
+use crate::recent::{Recent, SAMPLE_COUNT_MIN};
+use crate::score::Score;
+use crate::season::{Hour, Season, WEEK_HOURS};
+use crate::zone::Zone;
+
+/// The furthest that is forecast: a week.
+pub const HORIZON_SECONDS_MAX: u64 = WEEK_HOURS as u64 * HOUR_SECONDS;
+
+/// Up to here the last seconds alone answer.
+const RECENT_SECONDS: u64 = 60;
+
+/// From here on the last weeks alone answer.
+const SEASON_SECONDS: u64 = HOUR_SECONDS;
+
+/// Most hours without a look that are noted one by one; after more the weeks are learnt anew.
+const GAP_HOURS_MAX: u64 = 4368;
+
+/// Outcomes a score remembers.
+const SCORE_COUNT: u64 = 1000;
+
+/// Known hours below which a forecast of hours has low confidence, and from which it has high.
+const LOW_HOURS: u64 = 48;
+const HIGH_HOURS: u64 = 336;
+
+/// Age of the newest capacity above which confidence is low, and above which it is not high.
+const LOW_AGE_SECONDS: u64 = 7 * 86_400;
+const HIGH_AGE_SECONDS: u64 = 86_400;
+
+/// Horizons that are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Horizon {
+    /// The mean of the next minute.
+    Minute,
+    /// The hour that begins next.
+    Hour,
+    /// The hour a day ahead.
+    Day,
+    /// The hour a week ahead.
+    Week,
+}
+
+impl Horizon {
+    /// Every horizon.
+    pub const ALL: [Self; 4] = [Self::Minute, Self::Hour, Self::Day, Self::Week];
+
+    /// The horizon's name in metrics and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Minute => "1m",
+            Self::Hour => "1h",
+            Self::Day => "24h",
+            Self::Week => "7d",
+        }
+    }
+
+    /// How far ahead it is.
+    #[must_use]
+    pub const fn seconds(self) -> u64 {
+        match self {
+            Self::Minute => 60,
+            Self::Hour => HOUR_SECONDS,
+            Self::Day => 24 * HOUR_SECONDS,
+            Self::Week => HORIZON_SECONDS_MAX,
+        }
+    }
+}
+
+/// How much a forecast is to be relied on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confidence {
+    /// Little or old history: the band is a guess from what little there is.
+    Low,
+    /// Days of history.
+    Medium,
+    /// Weeks of history, and fresh.
+    High,
+}
+
+impl Confidence {
+    /// The word in tables and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}
+
+/// What is expected of a moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prediction {
+    /// The rate, in bytes per second.
+    pub band: Band,
+    /// How much it is to be relied on.
+    pub confidence: Confidence,
+    /// Seconds since the link's capacity was last seen.
+    pub age_seconds: u64,
+}
+
+/// When so many bytes would be through; `None` if not within [`HORIZON_SECONDS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Through {
+    /// As likely before as after.
+    pub p50: Option<Moment>,
+    /// If every hour is as slow as one in ten is; so it is a little later than nine chances in ten.
+    pub p90: Option<Moment>,
+}
+
+/// A forecast whose hour has not come.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    due: u64,
+    band: Band,
+}
+
+/// One direction of a link.
+#[derive(Debug, Clone)]
+pub struct Forecaster {
+    zone: Zone,
+    history: History,
+    season: Season,
+    /// The hour that is not over, by its number since 1970; everything before is in the season.
+    hour: Option<u64>,
+    recent: Recent,
+    newest_capacity: Option<Moment>,
+    open: [VecDeque<Open>; 3],
+    minute: Option<Open>,
+    minute_sum: f64,
+    minute_count: u32,
+    scores: [Score; Horizon::ALL.len()],
+}
+
+impl Forecaster {
+    /// A forecaster that goes on where a history ends; times of day are those of the zone.
+    #[must_use]
+    pub fn new(zone: Zone, history: History) -> Self {
+        let mut forecaster = Self {
+            zone,
+            season: Season::new(0),
+            hour: None,
+            recent: Recent::default(),
+            newest_capacity: None,
+            open: Default::default(),
+            minute: None,
+            minute_sum: 0.0,
+            minute_count: 0,
+            scores: Default::default(),
+            history: History::default(),
+        };
+        let hours: Vec<(u64, Hour)> = history.hours().collect();
+        // The last one may not be over: it is taken when the next one begins.
+        if let Some((last, earlier)) = hours.split_last() {
+            for (number, hour) in earlier {
+                forecaster.begin(*number);
+                let next = forecaster.week_hour(number + 1);
+                forecaster.season.observe(*hour, next);
+                if matches!(hour, Hour::Rate(_)) {
+                    forecaster.newest_capacity = Some(begin_of(number + 1));
+                }
+            }
+            forecaster.begin(last.0);
+            forecaster.hour = Some(last.0);
+        }
+        forecaster.history = history;
+        forecaster
+    }
+
+    /// What is kept.
+    #[must_use]
+    pub const fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Hours of the past weeks whose capacity is known.
+    #[must_use]
+    pub const fn known_hours(&self) -> u64 {
+        self.season.known_count()
+    }
+
+    /// How good the forecasts of a horizon were.
+    #[must_use]
+    pub const fn score(&self, horizon: Horizon) -> &Score {
+        &self.scores[horizon as usize]
+    }
+
+    /// Takes a sample of so many seconds that ends now.
+    pub fn observe(&mut self, now: Moment, sample: Sample, seconds: u32) {
+        self.turn_hour(now);
+        self.history.observe(now, sample, seconds);
+        if let Sample::Capacity(rate) = sample {
+            self.newest_capacity = Some(now);
+            self.recent.observe(rate);
+            self.minute_sum += rate;
+            self.minute_count = self.minute_count.saturating_add(1);
+        }
+        self.turn_minute(now);
+    }
+
+    /// What is expected at a moment; `None` while the link's capacity is not known. What lies in the
+    /// past is taken as now, what lies beyond a week as a week ahead.
+    #[must_use]
+    pub fn forecast(&self, now: Moment, at: Moment) -> Option<Prediction> {
+        let newest = self.newest_capacity?;
+        let ahead = at.since(now).as_secs().min(HORIZON_SECONDS_MAX);
+        let age_seconds = now.since(newest).as_secs();
+        let stale = ahead.saturating_add(age_seconds);
+        let recent = self
+            .recent
+            .forecast(stale)
+            .filter(|_| stale < SEASON_SECONDS);
+        let season = self.season_at(now, now.plus_seconds(ahead));
+        let band = match (recent, season) {
+            (Some(recent), Some(season)) => between(&recent, &season, stale),
+            (one, other) => one.or(other)?,
+        };
+        Some(Prediction {
+            band,
+            confidence: self.confidence(ahead, age_seconds),
+            age_seconds,
+        })
+    }
+
+    /// When `bytes` would be through if sending began now, under a cap that changes with time.
+    #[must_use]
+    pub fn through(&self, now: Moment, bytes: u64, cap: impl Fn(Moment) -> Option<f64>) -> Through {
+        /// Steps the rate is held for: a timetable changes on the minute.
+        const STEP_SECONDS: u64 = 60;
+        let mut through = Through::default();
+        if self.forecast(now, now).is_none() {
+            return through;
+        }
+        let wanted = precise(bytes);
+        let (mut sent_p50, mut sent_p10) = (0.0, 0.0);
+        let mut held: Option<(u64, Band)> = None;
+        for step in 0..HORIZON_SECONDS_MAX / STEP_SECONDS {
+            let begin = now.plus_seconds(step * STEP_SECONDS);
+            let hour = hour_of(begin);
+            // The first hour changes from minute to minute, later ones are one number.
+            let is_held = step * STEP_SECONDS > SEASON_SECONDS;
+            let band = match held {
+                Some((held_hour, band)) if is_held && held_hour == hour => band,
+                _ => self
+                    .forecast(now, begin)
+                    .map_or_else(Band::default, |p| p.band),
+            };
+            held = Some((hour, band));
+            let most = cap(begin).unwrap_or(f64::INFINITY);
+            for (sent, rate, done) in [
+                (&mut sent_p50, band.p50, &mut through.p50),
+                (&mut sent_p10, band.p10, &mut through.p90),
+            ] {
+                let rate = rate.min(most);
+                let missing = wanted - *sent;
+                *sent += rate * precise(STEP_SECONDS);
+                if done.is_none() && *sent >= wanted {
+                    *done = Some(begin.plus_seconds(whole((missing / rate.max(1e-9)).ceil())));
+                }
+            }
+            if through.p90.is_some() && through.p50.is_some() {
+                break;
+            }
+        }
+        through
+    }
+
+    /// The most that was sent over five minutes of the last day without filling the link.
+    #[must_use]
+    pub fn at_least(&self, now: Moment) -> Option<f64> {
+        let day_ago = Moment::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));
+        let bounds = self
+            .history
+            .fine_since(day_ago)
+            .filter_map(|(_, told)| match told {
+                Hour::AtLeast(rate) => Some(rate),
+                Hour::Rate(_) | Hour::Unknown => None,
+            });
+        bounds.max_by(f64::total_cmp)
+    }
+
+    fn confidence(&self, ahead: u64, age_seconds: u64) -> Confidence {
+        if ahead.saturating_add(age_seconds) <= 2 * RECENT_SECONDS {
+            return match self.recent.count() {
+                0..SAMPLE_COUNT_MIN => Confidence::Low,
+                SAMPLE_COUNT_MIN..300 => Confidence::Medium,
+                _ => Confidence::High,
+            };
+        }
+        let known = self.season.known_count();
+        if known < LOW_HOURS || age_seconds > LOW_AGE_SECONDS {
+            Confidence::Low
+        } else if known < HIGH_HOURS || age_seconds > HIGH_AGE_SECONDS {
+            Confidence::Medium
+        } else {
+            Confidence::High
+        }
+    }
+
+    fn season_at(&self, now: Moment, at: Moment) -> Option<Band> {
+        // Between the last sample and now hours may have passed that nobody has noted yet.
+        let open = self.hour?.min(hour_of(now));
+        let lead = hour_of(at).saturating_sub(open) + 1;
+        let lead = usize::try_from(lead).unwrap_or(WEEK_HOURS);
+        self.season.forecast(lead, self.week_hour(hour_of(at)))
+    }
+
+    /// Hands the hours that are over to the season.
+    fn turn_hour(&mut self, now: Moment) {
+        let current = hour_of(now);
+        let Some(open) = self.hour else {
+            self.begin(current);
+            self.hour = Some(current);
+            return;
+        };
+        if current.saturating_sub(open) > GAP_HOURS_MAX {
+            *self = Self::new(self.zone.clone(), History::default());
+            return self.turn_hour(now);
+        }
+        for number in open..current {
+            let told = self.history.hour(number);
+            self.settle(number, told);
+            self.season.observe(told, self.week_hour(number + 1));
+            self.hour = Some(number + 1);
+            self.open_forecasts(number + 1);
+        }
+    }
+
+    /// The season begins with the first hour there is.
+    fn begin(&mut self, number: u64) {
+        if self.hour.is_none() {
+            self.season = Season::new(self.week_hour(number));
+            self.hour = Some(number);
+        }
+    }
+
+    /// Scores the forecasts of an hour that is over.
+    fn settle(&mut self, number: u64, told: Hour) {
+        let horizons = [Horizon::Hour, Horizon::Day, Horizon::Week];
+        for (open, horizon) in self.open.iter_mut().zip(horizons) {
+            while open.front().is_some_and(|first| first.due <= number) {
+                let first = open.pop_front();
+                if let (Some(first), Hour::Rate(rate)) = (first, told)
+                    && first.due == number
+                {
+                    self.scores[horizon as usize].observe_within(&first.band, rate, SCORE_COUNT);
+                }
+            }
+        }
+    }
+
+    /// Notes what is forecast at the beginning of an hour, for the scores.
+    fn open_forecasts(&mut self, number: u64) {
+        for (index, lead) in [1, 24, WEEK_HOURS].into_iter().enumerate() {
+            let due = number + lead as u64 - 1;
+            if let Some(band) = self.season.forecast(lead, self.week_hour(due)) {
+                self.open[index].push_back(Open { due, band });
+            }
+        }
+    }
+
+    fn turn_minute(&mut self, now: Moment) {
+        let number = now.unix_seconds() / 60;
+        if self.minute.is_some_and(|open| open.due == number) {
+            return;
+        }
+        if let Some(open) = self.minute.take()
+            && open.due + 1 == number
+            && u64::from(self.minute_count) >= SAMPLE_COUNT_MIN
+        {
+            let outcome = self.minute_sum / f64::from(self.minute_count);
+            let score = &mut self.scores[Horizon::Minute as usize];
+            score.observe_within(&open.band, outcome, SCORE_COUNT);
+        }
+        (self.minute_sum, self.minute_count) = (0.0, 0);
+        let band = self.recent.forecast(Horizon::Minute.seconds());
+        self.minute = band.map(|band| Open { due: number, band });
+    }
+
+    /// Which hour of the week an hour is, by the zone's clocks.
+    fn week_hour(&self, number: u64) -> usize {
+        // 1970 began on a Thursday.
+        const THURSDAY_HOURS: i64 = 3 * 24;
+        let begin = begin_of(number);
+        let offset = self.zone.offset_seconds(begin);
+        let seconds = i64::try_from(begin.unix_seconds()).unwrap_or(i64::MAX);
+        let hours = (seconds + offset).div_euclid(3600) + THURSDAY_HOURS;
+        usize::try_from(hours.rem_euclid(168)).expect("an hour of the week")
+    }
+}
+
+/// From the last seconds' word to the last weeks', by the logarithm of the time.
+fn between(recent: &Band, season: &Band, seconds: u64) -> Band {
+    let from = precise(RECENT_SECONDS).ln();
+    let to = precise(SEASON_SECONDS).ln();
+    let share = (precise(seconds.max(1)).ln() - from) / (to - from);
+    let share = share.clamp(0.0, 1.0);
+    let mix = |recent: f64, season: f64| recent + (season - recent) * share;
+    Band::new(
+        mix(recent.p10, season.p10),
+        mix(recent.p50, season.p50),
+        mix(recent.p90, season.p90),
+    )
+}
+
+const fn hour_of(at: Moment) -> u64 {
+    at.unix_seconds() / HOUR_SECONDS
+}
+
+const fn begin_of(number: u64) -> Moment {
+    Moment::from_unix_seconds(number.saturating_mul(HOUR_SECONDS))
+}
+
+/// A count as a number with a fraction; beyond 2^53 the last digits are lost, and no matter.
+#[expect(clippy::cast_precision_loss, reason = "said above")]
+const fn precise(count: u64) -> f64 {
+    count as f64
+}
+
+/// A number as a count.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast ends at the bounds of the type"
+)]
+const fn whole(number: f64) -> u64 {
+    number as u64
+}
+
+#[cfg(test)]
+mod tests;

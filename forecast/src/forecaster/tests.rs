@@ -1,0 +1,180 @@
+//! Samples of a link whose days are known, and what is made of them.
+
+use super::*;
+
+/// Monday, 1 June 2026, 00:00 UTC.
+const MONDAY: u64 = 1_780_272_000;
+
+fn at(seconds: u64) -> Moment {
+    Moment::from_unix_seconds(MONDAY + seconds)
+}
+
+/// By day a link carries less than at night.
+fn usual(seconds: u64) -> f64 {
+    if (9..17).contains(&(seconds / 3600 % 24)) {
+        2e6
+    } else {
+        8e6
+    }
+}
+
+fn rough(seconds: u64) -> f64 {
+    let mixed = (seconds + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44;
+    usual(seconds) * (0.95 + (mixed % 101) as f64 / 1000.0)
+}
+
+/// A forecaster that saw a sample each minute for so many days.
+fn taught(days: u64) -> Forecaster {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for minute in 0..days * 1440 {
+        let rate = rough(minute * 60);
+        forecaster.observe(at(minute * 60), Sample::Capacity(rate), 60);
+    }
+    forecaster
+}
+
+fn p50(forecaster: &Forecaster, now: u64, ahead: u64) -> f64 {
+    let prediction = forecaster.forecast(at(now), at(now + ahead));
+    prediction.unwrap().band.p50
+}
+
+#[test]
+fn sch_9_without_capacity_there_is_no_forecast_and_with_little_it_says_so() {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    assert_eq!(forecaster.forecast(at(0), at(60)), None);
+    for second in 0..500 {
+        let sample = Sample::ApplicationLimited(5e5);
+        forecaster.observe(at(second), sample, 1);
+    }
+    assert_eq!(
+        forecaster.forecast(at(500), at(560)),
+        None,
+        "nobody filled the link"
+    );
+    assert_eq!(
+        forecaster.through(at(500), 1000, |_| None),
+        Through::default()
+    );
+    assert_eq!(forecaster.at_least(at(500)), Some(5e5));
+    for second in 500..600 {
+        forecaster.observe(at(second), Sample::Capacity(1e6), 1);
+    }
+    let soon = forecaster.forecast(at(600), at(610)).unwrap();
+    assert!((soon.band.p50 / 1e6 - 1.0).abs() < 0.05);
+    assert_eq!(
+        forecaster.forecast(at(600), at(600 + 86_400)),
+        None,
+        "no hour is over"
+    );
+    let young = taught(1);
+    let day = young.forecast(at(86_400), at(2 * 86_400)).unwrap();
+    assert_eq!(day.confidence, Confidence::Low);
+}
+
+#[test]
+fn sch_4_the_coming_day_is_forecast_hour_by_hour() {
+    let forecaster = taught(28);
+    let now = 28 * 86_400 + 30;
+    for hour in 2..150 {
+        let ahead = hour * 3600;
+        let expected = usual(now + ahead);
+        let share = p50(&forecaster, now, ahead) / expected;
+        assert!((share - 1.0).abs() < 0.12, "{hour} h: {share}");
+    }
+    let prediction = forecaster.forecast(at(now), at(now + 86_400)).unwrap();
+    assert_eq!(prediction.confidence, Confidence::High);
+    assert!(prediction.age_seconds < 120);
+}
+
+#[test]
+fn old_history_has_low_confidence() {
+    let forecaster = taught(28);
+    let later = (28 + 9) * 86_400;
+    let prediction = forecaster.forecast(at(later), at(later + 3600)).unwrap();
+    assert_eq!(prediction.confidence, Confidence::Low);
+    assert_eq!(prediction.age_seconds / 86_400, 9);
+}
+
+#[test]
+fn the_next_seconds_follow_the_last_ones_and_the_hours_do_not() {
+    let mut forecaster = taught(28);
+    let now = 28 * 86_400;
+    for second in 0..30 {
+        forecaster.observe(at(now + second), Sample::Capacity(1e6), 1);
+    }
+    assert!((p50(&forecaster, now + 30, 5) / 1e6 - 1.0).abs() < 0.3);
+    assert!(p50(&forecaster, now + 30, 20 * 3600) > 6e6);
+}
+
+#[test]
+fn sch_10_bytes_are_through_when_the_rates_have_carried_them() {
+    let forecaster = taught(28);
+    // Midnight: nine hours at 8 MB/s, then eight at 2 MB/s.
+    let now = 28 * 86_400;
+    let night = 8_000_000 * 9 * 3600;
+    let through = forecaster.through(at(now), night + 2_000_000 * 3600, |_| None);
+    let p50 = through.p50.unwrap().since(at(now)).as_secs();
+    assert!((9 * 3600..11 * 3600).contains(&p50), "{p50}");
+    assert!(through.p90 >= through.p50);
+    let capped = forecaster.through(at(now), 3_600_000_000, |_| Some(1e6));
+    let p50 = capped.p50.unwrap().since(at(now)).as_secs();
+    assert!((3600..3700).contains(&p50), "{p50}");
+    let never = forecaster.through(at(now), u64::MAX, |_| None);
+    assert_eq!(never, Through::default());
+    let nothing = forecaster.through(at(now), 0, |_| None);
+    assert_eq!(nothing.p50, Some(at(now)));
+}
+
+#[test]
+fn a_cap_that_opens_later_is_waited_for() {
+    let forecaster = taught(28);
+    let now = 28 * 86_400;
+    let opens = at(now + 7200);
+    let cap = |moment: Moment| Some(if moment < opens { 0.0 } else { 1e6 });
+    let through = forecaster.through(at(now), 60_000_000, cap);
+    assert_eq!(through.p50, Some(opens.plus_seconds(60)));
+}
+
+#[test]
+fn what_was_kept_forecasts_as_what_was_seen() {
+    let seen = taught(28);
+    let bytes = seen.history().encode();
+    let kept = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
+    let now = 28 * 86_400;
+    for hour in 2..160 {
+        let share = p50(&kept, now, hour * 3600) / p50(&seen, now, hour * 3600);
+        assert!((share - 1.0).abs() < 1e-3, "{hour}: {share}");
+    }
+    assert_eq!(kept.known_hours(), seen.known_hours());
+}
+
+#[test]
+fn forecasts_are_scored_against_what_came() {
+    let forecaster = taught(28);
+    for horizon in [Horizon::Hour, Horizon::Day, Horizon::Week] {
+        let score = forecaster.score(horizon);
+        assert!(score.count > 400, "{}: {score:?}", horizon.as_str());
+        assert!(score.within > 0.6 && score.above_p10 > 0.75, "{score:?}");
+        assert!(score.pinball > 0.0 && score.pinball < 8e5, "{score:?}");
+    }
+}
+
+#[test]
+fn the_days_are_those_of_the_zone() {
+    let zone: Zone = "Asia/Kolkata".parse().unwrap();
+    let forecaster = Forecaster::new(zone, History::default());
+    // Monday 00:00 UTC is Monday 05:30 there.
+    assert_eq!(forecaster.week_hour(MONDAY / 3600), 5);
+    let utc = Forecaster::new(Zone::utc(), History::default());
+    assert_eq!(utc.week_hour(MONDAY / 3600), 0);
+    assert_eq!(utc.week_hour(MONDAY / 3600 - 1), WEEK_HOURS - 1);
+}
+
+#[test]
+fn years_of_silence_are_passed_over() {
+    let mut forecaster = taught(3);
+    forecaster.observe(at(400 * 86_400), Sample::Capacity(1e6), 60);
+    assert_eq!(forecaster.known_hours(), 0);
+    forecaster.observe(Moment::from_unix_seconds(u64::MAX), Sample::Down, 1);
+    forecaster.observe(at(0), Sample::Capacity(1e6), 1);
+}

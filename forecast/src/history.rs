@@ -1,0 +1,454 @@
+//! What a link carried, kept for years in a bounded space: five minutes for a week, hours for half a
+//! year, days for five years.
+//!
+//! ```text
+//!  "TOWPATHF" | version | 3 x (grain, count, first index, count x slot) | crc32c of all before
+//! ```
+
+use std::collections::VecDeque;
+
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::moment::Moment;
+use crate::season::Hour;
+
+/// What a file of history begins with.
+const MAGIC: [u8; 8] = *b"TOWPATHF";
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+/// Grains in seconds with the slots kept of each: a week, half a year, five years.
+const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1830)];
+
+/// Seconds of an hour.
+pub const HOUR_SECONDS: u64 = 3600;
+
+const SLOT_BYTES: usize = 20;
+
+/// Largest encoded history, in bytes.
+pub const ENCODED_BYTES_MAX: usize = 256 * 1024;
+
+/// Samples from before 2024 were stamped by a clock that nobody had set.
+const CLOCK_SET: Moment = Moment::from_unix_seconds(1_704_067_200);
+
+/// Seconds of capacity that speak for a whole slot.
+const SEEN_SECONDS_MIN: u32 = 5;
+
+/// Share of the seconds looked at that make a slot one of outage.
+const OUTAGE_SHARE: f64 = 0.9;
+
+/// What a short interval was like, by our own measurement.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sample {
+    /// The path was the limit: it carries so much, in bytes per second.
+    Capacity(f64),
+    /// The programs were the limit: the path carries this or more. Never counts as capacity.
+    ApplicationLimited(f64),
+    /// There was no link.
+    Down,
+}
+
+/// What is kept of one span of time.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Slot {
+    /// Mean capacity over the seconds in which the path was the limit, in bytes per second.
+    capacity: f32,
+    /// Mean of what was sent over the seconds in which it was not.
+    bound: f32,
+    seen_seconds: u32,
+    bound_seconds: u32,
+    down_seconds: u32,
+}
+
+impl Slot {
+    fn observe(&mut self, sample: Sample, seconds: u32) {
+        let follow = |mean: &mut f32, count: &mut u32, rate: f64| {
+            *count = count.saturating_add(seconds);
+            let share = f64::from(seconds) / f64::from((*count).max(1));
+            let new = f64::from(*mean) + (sane(rate) - f64::from(*mean)) * share;
+            #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
+            let new = new as f32;
+            *mean = new;
+        };
+        match sample {
+            Sample::Capacity(rate) => follow(&mut self.capacity, &mut self.seen_seconds, rate),
+            Sample::ApplicationLimited(rate) => {
+                follow(&mut self.bound, &mut self.bound_seconds, rate);
+            }
+            Sample::Down => self.down_seconds = self.down_seconds.saturating_add(seconds),
+        }
+    }
+
+    /// What the span says of the rate: outages count by the time they took.
+    #[must_use]
+    pub fn told(&self) -> Hour {
+        let up = f64::from(self.seen_seconds) + f64::from(self.bound_seconds);
+        let down = f64::from(self.down_seconds);
+        let up_share = if up + down > 0.0 {
+            up / (up + down)
+        } else {
+            1.0
+        };
+        if self.seen_seconds >= SEEN_SECONDS_MIN {
+            Hour::Rate(f64::from(self.capacity) * up_share)
+        } else if down > 0.0 && up_share <= 1.0 - OUTAGE_SHARE {
+            Hour::Rate(0.0)
+        } else if self.bound > 0.0 {
+            Hour::AtLeast(f64::from(self.bound) * up_share)
+        } else {
+            Hour::Unknown
+        }
+    }
+
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.capacity.to_le_bytes());
+        bytes.extend(self.bound.to_le_bytes());
+        for seconds in [self.seen_seconds, self.bound_seconds, self.down_seconds] {
+            bytes.extend(seconds.to_le_bytes());
+        }
+    }
+
+    fn decode(bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
+        let rate = |bytes: &mut Bytes<'_>| {
+            let rate = f32::from_le_bytes(bytes.take()?);
+            let is_rate = rate.is_finite() && rate >= 0.0;
+            is_rate.then_some(rate).ok_or_else(|| damaged("a rate"))
+        };
+        Ok(Self {
+            capacity: rate(bytes)?,
+            bound: rate(bytes)?,
+            seen_seconds: u32::from_le_bytes(bytes.take()?),
+            bound_seconds: u32::from_le_bytes(bytes.take()?),
+            down_seconds: u32::from_le_bytes(bytes.take()?),
+        })
+    }
+}
+
+/// A rate as it may be kept: a number from zero to a thousand times the fastest link.
+fn sane(rate: f64) -> f64 {
+    if rate.is_nan() {
+        0.0
+    } else {
+        rate.clamp(0.0, 1e14)
+    }
+}
+
+/// The slots of one grain, the oldest first, without gaps.
+#[derive(Debug, Clone, PartialEq)]
+struct Ring {
+    grain_seconds: u64,
+    count_max: usize,
+    first: u64,
+    slots: VecDeque<Slot>,
+}
+
+impl Ring {
+    const fn new((grain_seconds, count_max): (u64, usize)) -> Self {
+        Self {
+            grain_seconds,
+            count_max,
+            first: 0,
+            slots: VecDeque::new(),
+        }
+    }
+
+    /// The slot of a moment, made if it is new; `None` if it is too old to be kept.
+    fn slot(&mut self, at: Moment) -> Option<&mut Slot> {
+        let index = at.unix_seconds() / self.grain_seconds;
+        let end = self.first + self.slots.len() as u64;
+        if self.slots.is_empty() || index >= end + self.count_max as u64 {
+            self.slots.clear();
+            self.first = index;
+        }
+        while self.first + self.slots.len() as u64 <= index {
+            if self.slots.len() == self.count_max {
+                self.slots.pop_front();
+                self.first += 1;
+            }
+            self.slots.push_back(Slot::default());
+        }
+        let place = index.checked_sub(self.first)?;
+        self.slots.get_mut(usize::try_from(place).ok()?)
+    }
+
+    fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.grain_seconds.to_le_bytes());
+        bytes.extend((self.slots.len() as u64).to_le_bytes());
+        bytes.extend(self.first.to_le_bytes());
+        for slot in &self.slots {
+            slot.encode(bytes);
+        }
+    }
+
+    fn decode(grain: (u64, usize), bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
+        let mut ring = Self::new(grain);
+        let grain_seconds = u64::from_le_bytes(bytes.take()?);
+        let count = u64::from_le_bytes(bytes.take()?);
+        ring.first = u64::from_le_bytes(bytes.take()?);
+        let last = crate::moment::MOMENT_MAX.unix_seconds() / ring.grain_seconds;
+        let count = usize::try_from(count).map_err(|_| damaged("a count"))?;
+        if grain_seconds != ring.grain_seconds || count > ring.count_max || ring.first > last {
+            return Err(damaged("a grain, a count or a time"));
+        }
+        for _ in 0..count {
+            ring.slots.push_back(Slot::decode(bytes)?);
+        }
+        Ok(ring)
+    }
+}
+
+/// One direction of a link to one peer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    rings: [Ring; 3],
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            rings: GRAINS.map(Ring::new),
+        }
+    }
+}
+
+impl History {
+    /// Takes a sample that ended at a moment and lasted so many seconds.
+    pub fn observe(&mut self, at: Moment, sample: Sample, seconds: u32) {
+        if at < CLOCK_SET {
+            return;
+        }
+        for ring in &mut self.rings {
+            if let Some(slot) = ring.slot(at) {
+                slot.observe(sample, seconds);
+            }
+        }
+    }
+
+    /// The hours that are kept, oldest first, each with its number since 1970.
+    pub fn hours(&self) -> impl Iterator<Item = (u64, Hour)> + '_ {
+        let ring = &self.rings[1];
+        (ring.first..).zip(ring.slots.iter().map(Slot::told))
+    }
+
+    /// What an hour, by its number since 1970, was like.
+    #[must_use]
+    pub fn hour(&self, number: u64) -> Hour {
+        let ring = &self.rings[1];
+        let place = number.checked_sub(ring.first);
+        let place = place.and_then(|place| usize::try_from(place).ok());
+        let slot = place.and_then(|place| ring.slots.get(place));
+        slot.map_or(Hour::Unknown, Slot::told)
+    }
+
+    /// Means of five minutes from a moment on: when each began, and what it was like.
+    pub fn fine_since(&self, from: Moment) -> impl Iterator<Item = (Moment, Hour)> + '_ {
+        let ring = &self.rings[0];
+        let moments = (ring.first..).map(|i| Moment::from_unix_seconds(i * ring.grain_seconds));
+        moments
+            .zip(ring.slots.iter().map(Slot::told))
+            .filter(move |(at, _)| *at >= from)
+    }
+
+    /// Days that are known at all.
+    #[must_use]
+    pub fn day_count(&self) -> usize {
+        let told = self.rings[2].slots.iter().map(Slot::told);
+        told.filter(|day| *day != Hour::Unknown).count()
+    }
+
+    /// The history as bytes, with a version and a checksum.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let slot_count: usize = self.rings.iter().map(|ring| ring.slots.len()).sum();
+        let mut bytes = Vec::with_capacity(slot_count * SLOT_BYTES + 128);
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        for ring in &self.rings {
+            ring.encode(&mut bytes);
+        }
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        bytes
+    }
+
+    /// The history that bytes hold.
+    ///
+    /// # Errors
+    ///
+    /// `E_META` if they are damaged or of a version this release does not know.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
+        if bytes.len() > ENCODED_BYTES_MAX {
+            return Err(damaged("its length"));
+        }
+        let Some((content, checksum)) = bytes.split_last_chunk::<4>() else {
+            return Err(damaged("its length"));
+        };
+        if crc32c::crc32c(content) != u32::from_le_bytes(*checksum) {
+            return Err(damaged("its checksum"));
+        }
+        let mut rest = Bytes(content);
+        if rest.take()? != MAGIC {
+            return Err(damaged("its beginning"));
+        }
+        let version = u32::from_le_bytes(rest.take()?);
+        if version != VERSION {
+            let detail = format!("a history of version {version}; this release knows {VERSION}");
+            return Err(Fault::new(Code::Meta, detail));
+        }
+        let mut history = Self::default();
+        for (ring, grain) in history.rings.iter_mut().zip(GRAINS) {
+            *ring = Ring::decode(grain, &mut rest)?;
+        }
+        if !rest.0.is_empty() {
+            return Err(damaged("bytes after its end"));
+        }
+        Ok(history)
+    }
+}
+
+fn damaged(what: &str) -> Fault {
+    Fault::new(Code::Meta, format!("a damaged history: {what}"))
+}
+
+/// Bytes not read yet.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let (taken, rest) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or_else(|| damaged("it ends early"))?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_780_000_200;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_unix_seconds(NOW + seconds)
+    }
+
+    fn hour_of(samples: &[(Sample, u32)]) -> Hour {
+        let mut slot = Slot::default();
+        for (sample, seconds) in samples {
+            slot.observe(*sample, *seconds);
+        }
+        slot.told()
+    }
+
+    #[test]
+    fn application_limited_samples_never_count_as_capacity() {
+        let idle = Sample::ApplicationLimited(1e3);
+        let full = Sample::Capacity(8e6);
+        assert_eq!(hour_of(&[(idle, 3590), (full, 10)]), Hour::Rate(8e6));
+        assert_eq!(hour_of(&[(idle, 3600)]), Hour::AtLeast(1e3));
+        assert_eq!(hour_of(&[(idle, 3598), (full, 2)]), Hour::AtLeast(1e3));
+        assert_eq!(hour_of(&[]), Hour::Unknown);
+    }
+
+    #[test]
+    fn outages_count_by_the_time_they_took() {
+        let full = Sample::Capacity(8e6);
+        assert_eq!(
+            hour_of(&[(full, 900), (Sample::Down, 2700)]),
+            Hour::Rate(2e6)
+        );
+        assert_eq!(hour_of(&[(Sample::Down, 3600)]), Hour::Rate(0.0));
+    }
+
+    #[test]
+    fn years_take_no_more_than_their_bound() {
+        let mut history = History::default();
+        for hour in 0..6 * 8766 {
+            history.observe(at(hour * HOUR_SECONDS), Sample::Capacity(1e6), 3600);
+        }
+        assert!(history.encode().len() <= ENCODED_BYTES_MAX);
+        assert_eq!(history.hours().count(), 4368);
+        assert_eq!(history.day_count(), 1830);
+    }
+
+    #[test]
+    fn a_clock_that_was_not_set_or_goes_back_spoils_nothing() {
+        let mut history = History::default();
+        history.observe(Moment::from_unix_seconds(5), Sample::Capacity(1.0), 1);
+        assert_eq!(history, History::default());
+        history.observe(at(20_000_000), Sample::Capacity(1e6), 10);
+        let kept = history.clone();
+        history.observe(at(0), Sample::Capacity(1.0), 10);
+        let hours = |history: &History| history.hours().collect::<Vec<_>>();
+        assert_eq!(
+            hours(&history),
+            hours(&kept),
+            "too old for the hours that are kept"
+        );
+    }
+
+    #[test]
+    fn every_damage_shows() {
+        let mut history = History::default();
+        for hour in 0..50 {
+            history.observe(at(hour * 1800), Sample::Capacity(1e6), 60);
+        }
+        let bytes = history.encode();
+        assert_eq!(History::decode(&bytes).unwrap(), history);
+        for place in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 0x10;
+            assert_eq!(History::decode(&damaged).unwrap_err().code, Code::Meta);
+            assert!(History::decode(&bytes[..place]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_right_checksum_does_not_make_nonsense_right() {
+        let seal = |mut bytes: Vec<u8>| {
+            bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+            bytes
+        };
+        let good = History::default().encode();
+        let content = &good[..good.len() - 4];
+        assert!(History::decode(&seal(content.to_vec())).is_ok());
+        let mut version = content.to_vec();
+        version[8] = 9;
+        assert!(
+            History::decode(&seal(version))
+                .unwrap_err()
+                .detail
+                .contains("version 9")
+        );
+        let mut count = content.to_vec();
+        count[20..28].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(History::decode(&seal(count)).is_err());
+        assert!(History::decode(&seal([content, &[0]].concat())).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_kept_is_read_back(
+            samples in proptest::collection::vec((0_u64..40_000_000, 0_u8..3, 0.0..1e12_f64, 1_u32..4000), 0..60),
+        ) {
+            let mut history = History::default();
+            for (after, kind, rate, seconds) in samples {
+                let sample = match kind {
+                    0 => Sample::Capacity(rate),
+                    1 => Sample::ApplicationLimited(rate),
+                    _ => Sample::Down,
+                };
+                history.observe(at(after), sample, seconds);
+            }
+            prop_assert_eq!(History::decode(&history.encode()).unwrap(), history);
+        }
+
+        #[test]
+        fn foreign_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(History::decode(&bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What a link will carry, and what it may: forecasts and timetables, pure.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`forecaster`] | one direction of a link: samples in, forecasts out |
+//! | [`history`] | what is kept for years |
+//! | [`recent`] | the short view: seconds and minutes |
+//! | [`season`] | the long view: hours and days |
+//! | [`band`], [`score`] | a forecast's quantiles, and how good they were |
+//! | [`timetable`] | the weekly timetable of a cap |
+//! | [`zone`] | the time zone that times of day are meant in |
+//! | [`moment`] | the time of day, an argument everywhere |
+#![forbid(unsafe_code)]
+
+pub mod band;
+pub mod forecaster;
+pub mod history;
+pub mod moment;
+pub mod recent;
+pub mod score;
+pub mod season;
+pub mod timetable;
+pub mod zone;

@@ -1,0 +1,327 @@
+//! The long view: what the hours of the coming week will carry, from the hours of the past weeks.
+//!
+//! ```text
+//!  hour's rate / level  =  profile of the hour of the week  +  spread x residual
+//!  residual in h hours  =  what residuals like today's were followed by, learnt per lead
+//!  band                 =  quantiles of the errors made so far at that lead, kept to their coverage
+//! ```
+//!
+//! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
+//! history always gives the same forecast. An hour that cannot be like the others (an outage) pulls by
+//! at most [`PULL_MAX`] spreads. If the residuals stay on one side for long enough the level has
+//! shifted: it jumps to where they are, and the profile, which is relative to it, stays.
+
+pub(crate) mod errors;
+mod lead;
+mod profile;
+
+use std::collections::VecDeque;
+
+use crate::band::Band;
+use lead::{Lead, Learnt};
+use profile::Profile;
+
+/// Hours of a week, Monday 00:00 first.
+pub const WEEK_HOURS: usize = 168;
+
+/// Leads whose own regressions and errors are kept; those between are interpolated.
+const LEADS: [usize; 16] = [
+    1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48, 72, 96, 120, 144, WEEK_HOURS,
+];
+
+/// Most spreads by which one hour pulls at what is learnt.
+const PULL_MAX: f64 = 3.0;
+
+/// Most spreads a residual is remembered with.
+const STRAYED_MAX: f64 = 8.0;
+
+/// Share of a residual by which the level follows: it forgets in four days.
+const LEVEL_STEP: f64 = 0.01;
+
+/// Levels there are, in bytes per second.
+const LEVEL_MIN: f64 = 1.0;
+const LEVEL_MAX: f64 = 1e13;
+
+/// The least spread, as a share of the level: no link is steadier, and nothing is divided by zero.
+const SPREAD_MIN: f64 = 0.005;
+
+/// Hours that a level which has just jumped is worth: those it was jumped for.
+const SETTLED_AT_JUMP: u64 = 6;
+
+/// An hour that carried less than this share of what was expected is an outage.
+const OUTAGE_SHARE: f64 = 0.1;
+
+/// Longer than this no outage lasts: it is what the link carries now.
+const OUTAGE_HOURS_MAX: u32 = 36;
+
+/// Residuals kept: a week and a lead of a week, and what their means look back.
+const RESIDUAL_COUNT: usize = 2 * WEEK_HOURS + 24;
+
+/// What an hour was like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Hour {
+    /// It carried so much, in bytes per second.
+    Rate(f64),
+    /// It would have carried this or more: nobody sent more.
+    AtLeast(f64),
+    /// Nobody looked.
+    Unknown,
+}
+
+/// The model; it is fed hour by hour.
+#[derive(Debug, Clone)]
+pub struct Season {
+    level: f64,
+    known_count: u64,
+    outage_hours: u32,
+    /// Hours since the level jumped.
+    settled_count: u64,
+    /// The hour of the week that comes next.
+    next: usize,
+    profile: Profile,
+    residuals: Residuals,
+    shift: Shift,
+    leads: Vec<Lead>,
+}
+
+/// The last standardised residuals, newest first; unknown hours have none.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Residuals(VecDeque<Option<f64>>);
+
+impl Residuals {
+    fn push(&mut self, residual: Option<f64>) {
+        self.0.truncate(RESIDUAL_COUNT - 1);
+        self.0.push_front(residual);
+    }
+
+    fn get(&self, hours_ago: usize) -> Option<f64> {
+        self.0.get(hours_ago).copied().flatten()
+    }
+
+    /// The mean of `count` hours that end `hours_ago`; zero if none is known.
+    fn mean(&self, hours_ago: usize, count: usize) -> f64 {
+        let known = (hours_ago..hours_ago + count).filter_map(|ago| self.get(ago));
+        let (sum, count) = known.fold((0.0, 0.0), |(sum, count), r| (sum + r, count + 1.0));
+        if count > 0.0 { sum / count } else { 0.0 }
+    }
+}
+
+impl Season {
+    /// A model that knows nothing; the first hour it is fed is this one of the week.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such hour.
+    #[must_use]
+    pub fn new(first: usize) -> Self {
+        assert!(first < WEEK_HOURS, "a week has no hour {first}");
+        Self {
+            level: 0.0,
+            known_count: 0,
+            outage_hours: 0,
+            settled_count: 0,
+            next: first,
+            profile: Profile::default(),
+            residuals: Residuals::default(),
+            shift: Shift::default(),
+            leads: LEADS.map(Lead::new).into(),
+        }
+    }
+
+    /// Hours whose rate is known.
+    #[must_use]
+    pub const fn known_count(&self) -> u64 {
+        self.known_count
+    }
+
+    /// Takes the next hour; `then` is the hour of the week that follows, which is not always the next
+    /// one: clocks are changed.
+    pub fn observe(&mut self, hour: Hour, then: usize) {
+        let here = self.next;
+        let rate = self.told(hour, here);
+        self.next = then % WEEK_HOURS;
+        let Some(rate) = rate else {
+            self.residuals.push(None);
+            self.leads.iter_mut().for_each(Lead::miss);
+            self.predict_all();
+            return;
+        };
+        if self.known_count == 0 {
+            self.level = rate.clamp(LEVEL_MIN, LEVEL_MAX);
+        }
+        self.known_count += 1;
+        for lead in &mut self.leads {
+            lead.score(rate);
+        }
+        let expected = self.profile.mean(here);
+        if self.is_outage(rate / self.level, expected) {
+            self.residuals.push(None);
+            self.predict_all();
+            return;
+        }
+        let spread = self.profile.spread(here);
+        let residual = (rate / self.level - expected) / spread;
+        self.residuals
+            .push(Some(residual.clamp(-STRAYED_MAX, STRAYED_MAX)));
+        let residuals = &self.residuals;
+        for lead in &mut self.leads {
+            lead.learn(residuals);
+        }
+        self.follow(residual, spread, here, rate / self.level);
+        self.predict_all();
+    }
+
+    /// What an hour says of the rate: a bound says something only if it lies above what is expected.
+    fn told(&self, hour: Hour, here: usize) -> Option<f64> {
+        let expected = self.level * self.profile.mean(here);
+        match hour {
+            // A link that has never carried anything has no level to compare with.
+            Hour::Rate(rate) if self.known_count == 0 => (rate >= 1.0).then_some(rate),
+            Hour::Rate(rate) => Some(rate.max(0.0)),
+            Hour::AtLeast(rate) if self.known_count > 0 && rate > expected => Some(rate),
+            Hour::AtLeast(_) | Hour::Unknown => None,
+        }
+    }
+
+    /// An hour that carried next to nothing says how often that happens and nothing about the others,
+    /// unless it goes on for days.
+    fn is_outage(&mut self, share: f64, expected: f64) -> bool {
+        let is_outage = share < OUTAGE_SHARE * expected && self.outage_hours < OUTAGE_HOURS_MAX;
+        self.outage_hours = if share < OUTAGE_SHARE * expected {
+            self.outage_hours + 1
+        } else {
+            0
+        };
+        is_outage
+    }
+
+    /// Lets level, profile and spread follow an hour.
+    fn follow(&mut self, residual: f64, spread: f64, here: usize, share: f64) {
+        let expected = self.profile.mean(here);
+        let pulled = residual.clamp(-PULL_MAX, PULL_MAX);
+        self.profile
+            .observe(here, pulled * spread, residual * spread);
+        // At first the level is the mean of what was seen, later it follows slowly.
+        self.settled_count += 1;
+        let count = f64::from(u32::try_from(self.settled_count).unwrap_or(u32::MAX));
+        let step = LEVEL_STEP.max(1.0 / (count + 1.0));
+        self.level = (self.level * (1.0 + step * pulled * spread)).clamp(LEVEL_MIN, LEVEL_MAX);
+        if let Some(jump) = self.shift.observe(residual, share, expected) {
+            self.jump(jump);
+        }
+    }
+
+    /// The level has shifted: the last residuals become what they are against the new one.
+    fn jump(&mut self, jump: Jump) {
+        self.settled_count = SETTLED_AT_JUMP;
+        self.profile.loosen();
+        self.level = (self.level * jump.factor).clamp(LEVEL_MIN, LEVEL_MAX);
+        for residual in self.residuals.0.iter_mut().take(jump.hours).flatten() {
+            *residual -= jump.residual;
+        }
+    }
+
+    fn predict_all(&mut self) {
+        for (lead, hours) in self.leads.iter_mut().zip(LEADS) {
+            // A change of the clocks in between is not known here, and once in half a year no matter.
+            let target = (self.next + hours - 1) % WEEK_HOURS;
+            let scale = self.level * self.profile.spread(target);
+            let point = self.level * self.profile.mean(target);
+            let residual = lead.learnt().residual(&self.residuals, hours);
+            lead.expect(point + scale * residual, scale);
+        }
+    }
+
+    /// What the hour `lead` hours from now will carry (1 is the one that has begun), given which hour
+    /// of the week it is; `None` while nothing is known.
+    #[must_use]
+    pub fn forecast(&self, lead: usize, target: usize) -> Option<Band> {
+        if self.known_count == 0 {
+            return None;
+        }
+        let lead = lead.clamp(1, WEEK_HOURS);
+        let target = target % WEEK_HOURS;
+        let after = LEADS.partition_point(|hours| *hours < lead);
+        let high = self.leads[after].learnt();
+        let learnt = if LEADS[after] == lead {
+            high
+        } else {
+            let low = LEADS[after - 1];
+            let share = hours(lead - low) / hours(LEADS[after] - low);
+            Learnt::between(&self.leads[after - 1].learnt(), &high, share)
+        };
+        let scale = self.level * self.profile.spread(target);
+        let point =
+            self.level * self.profile.mean(target) + scale * learnt.residual(&self.residuals, lead);
+        Some(Band::new(
+            point + scale * learnt.errors[0],
+            point + scale * learnt.errors[1],
+            point + scale * learnt.errors[2],
+        ))
+    }
+}
+
+pub(crate) fn hours(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// Finds out that the level has shifted: residuals that stay on one side (Page's test).
+#[derive(Debug, Clone, Copy, Default)]
+struct Shift {
+    sides: [Side; 2],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Side {
+    evidence: f64,
+    residuals: f64,
+    shares: f64,
+    expected: f64,
+    hours: usize,
+}
+
+/// A shift of the level by a factor, which moved residuals by so many spreads, some hours ago.
+#[derive(Debug, Clone, Copy)]
+struct Jump {
+    factor: f64,
+    residual: f64,
+    hours: usize,
+}
+
+impl Shift {
+    /// Residuals up to this many spreads are nobody's evidence.
+    const SLACK: f64 = 2.5;
+    /// Evidence in one hour at most, so that no shift is made of less than three hours.
+    const HOUR_MAX: f64 = 8.0;
+    /// Evidence that makes a shift.
+    const ENOUGH: f64 = 16.0;
+
+    /// Takes an hour's residual, and what it carried and should have as shares of the level.
+    fn observe(&mut self, residual: f64, share: f64, expected: f64) -> Option<Jump> {
+        let mut jump = None;
+        for (side, sign) in self.sides.iter_mut().zip([1.0, -1.0]) {
+            let evidence = (sign * residual - Self::SLACK).min(Self::HOUR_MAX);
+            side.evidence += evidence;
+            side.residuals += residual;
+            side.shares += share;
+            side.expected += expected;
+            side.hours += 1;
+            if side.evidence <= 0.0 {
+                *side = Side::default();
+            } else if side.evidence >= Self::ENOUGH {
+                jump = Some(Jump {
+                    factor: (side.shares / side.expected.max(0.1)).max(0.05),
+                    residual: side.residuals / hours(side.hours),
+                    hours: side.hours,
+                });
+            }
+        }
+        if jump.is_some() {
+            *self = Self::default();
+        }
+        jump
+    }
+}
+
+#[cfg(test)]
+mod tests;

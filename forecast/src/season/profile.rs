@@ -1,0 +1,125 @@
+//! What each hour of the week is like beside the level, and how far hours stray from it.
+
+use super::{SPREAD_MIN, WEEK_HOURS};
+
+const DAY_HOURS: usize = 24;
+
+/// Working days, Saturday, Sunday.
+const KIND_COUNT: usize = 3;
+
+/// Hours that what the wider group says is worth beside the narrower one's own.
+const PRIOR_COUNT: f64 = 2.0;
+
+/// Most hours a mean remembers: of an hour of the week so many weeks.
+const WEEK_COUNT_MAX: f64 = 6.0;
+const KIND_COUNT_MAX: f64 = 20.0;
+const DAY_COUNT_MAX: f64 = 30.0;
+
+/// Spread before anything is known: a third of the level.
+const SPREAD_UNKNOWN: f64 = 0.33;
+
+/// Hours that this is worth beside those seen.
+const PRIOR_COUNT_SPREAD: f64 = 4.0;
+
+/// The largest spread: beyond twice the level there is no more to be said than that nothing is known.
+const SPREAD_MAX: f64 = 2.0;
+
+/// A mean that forgets.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    value: f64,
+    count: f64,
+}
+
+impl Mean {
+    fn observe(&mut self, value: f64, count_max: f64) {
+        self.count = (self.count + 1.0).min(count_max);
+        // The newer counts half as much again: the first ones were measured against a level that was
+        // still to be found.
+        self.value += (value - self.value) * 1.5 / (self.count + 0.5);
+    }
+
+    /// The mean beside `prior`, which is worth `weight` values.
+    fn beside(self, prior: f64, weight: f64) -> f64 {
+        (self.value * self.count + prior * weight) / (self.count + weight)
+    }
+}
+
+/// The hours of the week: means of the rate as a share of the level, and spreads.
+#[derive(Debug, Clone)]
+pub(super) struct Profile {
+    week: Vec<Mean>,
+    kind: Vec<Mean>,
+    day: Vec<Mean>,
+    spread_day: Vec<Mean>,
+    spread: Mean,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        let means = |count| vec![Mean::default(); count];
+        Self {
+            week: means(WEEK_HOURS),
+            kind: means(KIND_COUNT * DAY_HOURS),
+            day: means(DAY_HOURS),
+            spread_day: means(DAY_HOURS),
+            spread: Mean::default(),
+        }
+    }
+}
+
+impl Profile {
+    /// What the hour carries, as a share of the level.
+    pub(super) fn mean(&self, hour: usize) -> f64 {
+        let day = self.day[hour % DAY_HOURS].beside(1.0, PRIOR_COUNT);
+        let kind = self.kind[kind_of(hour)].beside(day, PRIOR_COUNT);
+        self.week[hour].beside(kind, PRIOR_COUNT).max(0.0)
+    }
+
+    /// How far that hour strays from it, as a share of the level.
+    pub(super) fn spread(&self, hour: usize) -> f64 {
+        let all = self.spread_mean();
+        let day = self.spread_day[hour % DAY_HOURS].beside(all, 6.0);
+        day.clamp(SPREAD_MIN, SPREAD_MAX)
+    }
+
+    /// How far hours stray on average.
+    pub(super) fn spread_mean(&self) -> f64 {
+        let mean = self.spread.beside(SPREAD_UNKNOWN, PRIOR_COUNT_SPREAD);
+        mean.clamp(SPREAD_MIN, SPREAD_MAX)
+    }
+
+    /// Lets all that is remembered count less, for the link is another than it was.
+    pub(super) fn loosen(&mut self) {
+        let means = self.week.iter_mut().map(|mean| (mean, 1.0));
+        let means = means.chain(self.kind.iter_mut().map(|mean| (mean, 2.0)));
+        let means = means.chain(self.day.iter_mut().map(|mean| (mean, 2.0)));
+        let means = means.chain(self.spread_day.iter_mut().map(|mean| (mean, 3.0)));
+        for (mean, count_max) in means {
+            mean.count = mean.count.min(count_max);
+        }
+        self.spread.count = self.spread.count.min(48.0);
+    }
+
+    /// Takes an hour that was `pulled` above the mean, if it is not believed whole, and `strayed` in truth.
+    pub(super) fn observe(&mut self, hour: usize, pulled: f64, strayed: f64) {
+        let value = self.mean(hour) + pulled;
+        self.week[hour].observe(value, WEEK_COUNT_MAX);
+        self.kind[kind_of(hour)].observe(value, KIND_COUNT_MAX);
+        self.day[hour % DAY_HOURS].observe(value, DAY_COUNT_MAX);
+        let most = 4.0 * self.spread_mean();
+        let strayed = strayed.abs().min(most);
+        self.spread.observe(strayed, 500.0);
+        self.spread_day[hour % DAY_HOURS].observe(strayed.max(SPREAD_MIN), 40.0);
+    }
+}
+
+/// Which working-day, Saturday's or Sunday's hour an hour of the week is.
+const fn kind_of(hour: usize) -> usize {
+    let kind = match hour / DAY_HOURS {
+        5 => 1,
+        6 => 2,
+        _ => 0,
+    };
+    kind * DAY_HOURS + hour % DAY_HOURS
+}

@@ -1,0 +1,169 @@
+//! What the long view makes of weeks that are simple enough to know the answer.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A day: little at night's end, much in the morning.
+fn usual(hour: usize) -> f64 {
+    let is_busy = (9..17).contains(&(hour % 24)) && hour % WEEK_HOURS < 120;
+    if is_busy { 4e6 } else { 10e6 }
+}
+
+/// Roughness that is the same in every run.
+fn rough(hour: usize) -> f64 {
+    let mixed = (hour as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    0.95 + 0.1 * (mixed % 1000) as f64 / 1000.0
+}
+
+fn season(hour_count: usize, rate: impl Fn(usize) -> Hour) -> Season {
+    let mut season = Season::new(0);
+    for hour in 0..hour_count {
+        season.observe(rate(hour), (hour + 1) % WEEK_HOURS);
+    }
+    season
+}
+
+fn near(value: f64, wanted: f64, share: f64) {
+    assert!((value / wanted - 1.0).abs() < share, "{value} for {wanted}");
+}
+
+#[test]
+fn a_model_that_has_seen_nothing_says_nothing() {
+    assert_eq!(Season::new(0).forecast(1, 0), None);
+    let idle = season(500, |_| Hour::AtLeast(5e6));
+    assert_eq!(idle.forecast(24, 0), None, "nobody has filled the link yet");
+    let down = season(5, |_| Hour::Rate(0.0));
+    assert_eq!(down.forecast(24, 0), None);
+}
+
+#[test]
+fn little_history_gives_a_wide_band_around_what_was_seen() {
+    let season = season(3, |_| Hour::Rate(8e6));
+    let band = season.forecast(24, 2).unwrap();
+    near(band.p50, 8e6, 0.3);
+    assert!(
+        band.p10 < 0.75 * band.p50 && band.p90 > 1.25 * band.p50,
+        "{band:?}"
+    );
+}
+
+#[test]
+fn sch_2_the_same_hour_of_earlier_days_is_what_is_expected() {
+    let from = 6 * WEEK_HOURS;
+    let season = season(from, |hour| Hour::Rate(usual(hour) * rough(hour)));
+    for lead in [1, 5, 11, 24, 30, 100, WEEK_HOURS] {
+        let target = (from + lead - 1) % WEEK_HOURS;
+        let band = season.forecast(lead, target).unwrap();
+        near(band.p50, usual(target), 0.1);
+        assert!(band.p90 < 1.3 * usual(target) && band.p10 > 0.7 * usual(target));
+    }
+}
+
+#[test]
+fn a_level_shift_is_followed_within_hours_and_keeps_the_shape_of_the_day() {
+    let shift_at = 6 * WEEK_HOURS + 30;
+    let now = shift_at + 6;
+    let season = season(now, |hour| {
+        let level = if hour < shift_at { 1.0 } else { 0.4 };
+        Hour::Rate(level * usual(hour) * rough(hour))
+    });
+    for lead in [1, 12, 24, 48] {
+        let target = (now + lead - 1) % WEEK_HOURS;
+        let band = season.forecast(lead, target).unwrap();
+        near(band.p50, 0.4 * usual(target), 0.2);
+    }
+}
+
+#[test]
+fn an_outage_of_a_day_leaves_the_forecast_as_it_was() {
+    let now = 6 * WEEK_HOURS;
+    let outage = now - 26..now - 2;
+    let season = season(now, |hour| {
+        let rate = if outage.contains(&hour) {
+            0.0
+        } else {
+            usual(hour) * rough(hour)
+        };
+        Hour::Rate(rate)
+    });
+    for lead in [3, 24, 36] {
+        let target = (now + lead - 1) % WEEK_HOURS;
+        near(
+            season.forecast(lead, target).unwrap().p50,
+            usual(target),
+            0.1,
+        );
+    }
+}
+
+#[test]
+fn a_link_that_stays_all_but_dead_is_believed_in_the_end() {
+    let now = 6 * WEEK_HOURS;
+    let season = season(now, |hour| {
+        let rate = if hour + 120 < now {
+            usual(hour) * rough(hour)
+        } else {
+            1e5
+        };
+        Hour::Rate(rate)
+    });
+    let band = season.forecast(2, (now + 1) % WEEK_HOURS).unwrap();
+    assert!(band.p50 < 1e6, "{band:?}");
+}
+
+#[test]
+fn hours_nobody_filled_the_link_in_never_lower_the_forecast() {
+    let now = 6 * WEEK_HOURS;
+    let seen = |idle: fn(usize) -> Hour| {
+        season(now, move |hour| {
+            if hour % 7 == 3 {
+                idle(hour)
+            } else {
+                Hour::Rate(usual(hour) * rough(hour))
+            }
+        })
+    };
+    let (bounds, unknown) = (seen(|_| Hour::AtLeast(1e5)), seen(|_| Hour::Unknown));
+    for lead in [1, 24, 100] {
+        let target = (now + lead - 1) % WEEK_HOURS;
+        assert_eq!(
+            bounds.forecast(lead, target),
+            unknown.forecast(lead, target)
+        );
+    }
+}
+
+#[test]
+fn a_bound_above_what_was_expected_raises_it() {
+    let season = season(400, |hour| {
+        if hour < 300 {
+            Hour::Rate(1e6)
+        } else {
+            Hour::AtLeast(3e6)
+        }
+    });
+    let band = season.forecast(1, 400 % WEEK_HOURS).unwrap();
+    assert!(band.p50 > 2e6, "{band:?}");
+}
+
+proptest! {
+    /// Whatever was seen, the quantiles are numbers, in order, and not below zero.
+    #[test]
+    fn quantiles_never_cross(
+        hours in proptest::collection::vec((0_u8..6, 0.0..1e12_f64), 1..400),
+        lead in 0_usize..400,
+        target in 0_usize..400,
+    ) {
+        let season = season(hours.len(), |hour| match hours[hour] {
+            (0, rate) => Hour::AtLeast(rate),
+            (1, _) => Hour::Unknown,
+            (2, _) => Hour::Rate(0.0),
+            (_, rate) => Hour::Rate(rate),
+        });
+        if let Some(band) = season.forecast(lead, target) {
+            prop_assert!(band.p10 >= 0.0 && band.p10 <= band.p50 && band.p50 <= band.p90);
+            prop_assert!(band.p90.is_finite());
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The life of a stream: copied over one carrier after the other, and kept while there is none.
+//!
+//! ```text
+//!                  link lost                    no carrier for too long
+//!   Carried ─────────────────────► Apart ───────────────────────────────► Cut
+//!    │ ▲  │                          │                                      ▲
+//!    │ │  └─ a newer link ─► Resume ◄┘ next link: the side that began it    │
+//!    │ └──── Resumed ──────────┘                                            │
+//!    └──────────── a program or the peer ends it, or has forgotten it ──────┘
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use towpath_protocol::channel::{Preamble, Received, Resume};
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::carrier::Carrier;
+use crate::core::Core;
+use crate::link::Link;
+use crate::peer::Peer;
+use crate::pump::{self, Break, Flow, Settings};
+use crate::streams::{Call, End, Entry, Stream};
+use crate::wire;
+
+/// How long a peer may take to say where a stream goes on: a few round trips, with losses.
+const RESUME_WAIT: Duration = Duration::from_secs(10);
+
+/// Pause before a link that answered with nothing is asked again.
+const RESUME_PAUSE: Duration = Duration::from_millis(200);
+
+/// Carries a stream until it ends; the peer is told how.
+///
+/// # Errors
+///
+/// Why it was cut off.
+pub(crate) async fn live(
+    core: &Core,
+    peer: &Peer,
+    mut entry: Entry,
+    mut carrier: Carrier,
+    mut local: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+) -> Result<(), Fault> {
+    let stream = Arc::clone(&entry.stream);
+    let life = Life {
+        peer,
+        stream: &stream,
+        settings: Settings {
+            pool: Arc::clone(&core.pool),
+            stall: core.stall(),
+            tail_bytes: core.limits.resume_tail.bytes(),
+        },
+        outage: core.limits.outage_wait.duration(),
+    };
+    let mut flow = Flow::default();
+    let ended = loop {
+        let next = match life
+            .carried(&mut entry, &mut flow, &mut carrier, &mut local)
+            .await
+        {
+            Step::Ended(ended) => break ended,
+            Step::Next(next) => Ok(next),
+            Step::Apart => {
+                match life
+                    .apart(&mut entry, &mut flow, &carrier.link, &mut local)
+                    .await
+                {
+                    Ok(None) => break Ok(()),
+                    Ok(Some(next)) => Ok(next),
+                    Err(fault) => Err(fault),
+                }
+            }
+        };
+        match next.and_then(|next| life.go_on(&mut flow, next)) {
+            Ok(next) => carrier = next,
+            Err(fault) => break Err(fault),
+        }
+    };
+    if let Err(fault) = &ended {
+        carrier.cut(wire::code(fault.code));
+    }
+    entry.end(match &ended {
+        Ok(()) => End::Whole(flow.received()),
+        Err(fault) => End::Cut(fault.clone()),
+    });
+    ended
+}
+
+/// Another carrier, and what the peer had when it began.
+type Next = (Carrier, Received);
+
+/// How carrying came to a stop.
+enum Step {
+    Ended(Result<(), Fault>),
+    Next(Next),
+    Apart,
+}
+
+struct Life<'a> {
+    peer: &'a Peer,
+    stream: &'a Stream,
+    settings: Settings,
+    /// How long the stream may be without a carrier.
+    outage: Duration,
+}
+
+impl Life<'_> {
+    /// Copies over a carrier until something else is to be done.
+    async fn carried(
+        &self,
+        entry: &mut Entry,
+        flow: &mut Flow,
+        carrier: &mut Carrier,
+        (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    ) -> Step {
+        let link = Arc::clone(&carrier.link);
+        let copying = pump::run((read, write), flow, carrier, self.stream, &self.settings);
+        let call = tokio::select! {
+            ended = copying => return match ended {
+                Ok(()) => Step::Ended(Ok(())),
+                Err(Break::Cut(fault)) => Step::Ended(Err(fault)),
+                Err(Break::Lost) => Step::Apart,
+            },
+            Some(call) = entry.calls.recv() => call,
+            () = self.peer.replaced(&link), if self.stream.is_ours => return Step::Apart,
+        };
+        match call {
+            Call::Cut(fault) => Step::Ended(Err(fault)),
+            Call::Resume(mut next, received) => match answer(&mut next, flow.received()).await {
+                Ok(()) => Step::Next((*next, received)),
+                Err(_) => Step::Apart,
+            },
+        }
+    }
+
+    /// Waits for another carrier; none is needed if all was carried already.
+    async fn apart(
+        &self,
+        entry: &mut Entry,
+        flow: &mut Flow,
+        lost: &Arc<Link>,
+        (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    ) -> Result<Option<Next>, Fault> {
+        let received = flow.received();
+        let streams = &self.peer.streams;
+        let around = (self.stream, &**streams, &**lost);
+        let copying = pump::run_apart((read, write), flow, around, &self.settings);
+        let found = tokio::select! {
+            ended = copying => return ended.map(|()| None),
+            found = timeout(self.outage, self.find(entry, lost, received)) => found,
+        };
+        let found = found.unwrap_or_else(|_| {
+            let (site, outage) = (&self.peer.site, self.outage);
+            let detail = format!("no link to {site} for {outage:?}");
+            Err(Fault::new(Code::Unreachable, detail))
+        });
+        if found.is_err() {
+            streams.tally.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        found.map(Some)
+    }
+
+    async fn find(
+        &self,
+        entry: &mut Entry,
+        lost: &Arc<Link>,
+        received: Received,
+    ) -> Result<Next, Fault> {
+        if lost.is_farewell() {
+            let detail = format!("the tunnel of {} stopped", lost.peer);
+            return Err(Fault::new(Code::Gone, detail));
+        }
+        tokio::select! {
+            next = self.called(entry, received) => next,
+            next = self.resumed(lost, received) => next,
+        }
+    }
+
+    /// Waits for the peer's word.
+    async fn called(&self, entry: &mut Entry, received: Received) -> Result<Next, Fault> {
+        while let Some(call) = entry.calls.recv().await {
+            match call {
+                Call::Cut(fault) => return Err(fault),
+                Call::Resume(mut next, theirs) => {
+                    if answer(&mut next, received).await.is_ok() {
+                        return Ok((*next, theirs));
+                    }
+                }
+            }
+        }
+        Err(Fault::new(Code::State, "nobody knows this stream any more"))
+    }
+
+    /// Resumes on the next link, if that is up to us; notices a peer that has forgotten the stream.
+    async fn resumed(&self, lost: &Arc<Link>, received: Received) -> Result<Next, Fault> {
+        let mut tried = Arc::clone(lost);
+        loop {
+            self.peer.replaced(&tried).await;
+            let Some(link) = self.peer.state().link else {
+                continue;
+            };
+            if link.party() != self.stream.party {
+                let (host, site) = (&link.peer, &self.peer.site);
+                let detail =
+                    format!("{host} is the tunnel of {site} now, and knows no such stream");
+                return Err(Fault::new(Code::Gone, detail));
+            }
+            if !self.stream.is_ours {
+                tried = link;
+                continue;
+            }
+            let asked = timeout(RESUME_WAIT, self.ask(&link, received));
+            let asked = tokio::select! {
+                asked = asked => asked,
+                () = self.peer.replaced(&link) => continue,
+            };
+            match asked {
+                Ok(Ok(next)) => return Ok(next),
+                Ok(Err(Break::Cut(fault))) => return Err(fault),
+                Ok(Err(Break::Lost)) if link.is_over() => tried = link,
+                // The link is there, and yet it carried no answer.
+                Ok(Err(Break::Lost)) | Err(_) => tokio::time::sleep(RESUME_PAUSE).await,
+            }
+        }
+    }
+
+    /// Asks the peer to go on over a link.
+    async fn ask(&self, link: &Arc<Link>, received: Received) -> Result<Next, Break> {
+        let class = self.stream.class;
+        let opening = link.connection(class.leg()).open_bi();
+        let mut carrier = Carrier::new(link, class.leg(), opening.await.map_err(|_| Break::Lost)?);
+        // Fails only if the stream is gone, and then so does what follows.
+        let _ = carrier.send.set_priority(class.priority());
+        let resume = Preamble::Resume(Resume {
+            stream: self.stream.id,
+            received,
+        });
+        let lost = |_| Break::Lost;
+        wire::write(&mut carrier.send, &resume)
+            .await
+            .map_err(lost)?;
+        let answer = wire::read(&mut carrier.recv, RESUME_WAIT).await;
+        match answer.map_err(lost)? {
+            Preamble::Resumed(theirs) => Ok((carrier, theirs)),
+            Preamble::Refused(fault) => Err(Break::Cut(fault)),
+            other => {
+                let detail = format!("{} in answer to Resume", other.name());
+                Err(Break::Cut(Fault::new(Code::Unexpected, detail)))
+            }
+        }
+    }
+
+    /// Takes another carrier and goes back to where the peer is.
+    fn go_on(&self, flow: &mut Flow, (carrier, theirs): Next) -> Result<Carrier, Fault> {
+        let again_bytes = flow.rewind(self.stream, theirs)?;
+        let tally = &self.peer.streams.tally;
+        tally.resumed.fetch_add(1, Ordering::Relaxed);
+        tally.resent_bytes.fetch_add(again_bytes, Ordering::Relaxed);
+        let (stream, service) = (self.stream.id, &self.stream.service);
+        tracing::debug!(%stream, %service, again_bytes, "stream goes on");
+        Ok(carrier)
+    }
+}
+
+/// Answers the peer that resumes a stream.
+async fn answer(carrier: &mut Carrier, received: Received) -> Result<(), Fault> {
+    wire::write(&mut carrier.send, &Preamble::Resumed(received)).await
+}

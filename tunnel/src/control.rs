@@ -1,0 +1,190 @@
+//! A link's own words: what was handed on of each stream, and which streams are over.
+//!
+//! They go over the stream that joined the urgent connection, ahead of every class.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use quinn::{RecvStream, SendStream};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use towpath_protocol::channel::{Cut, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId};
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::link::Link;
+use crate::streams::{Call, End, Found, Streams};
+use crate::wire;
+
+/// How long a report may wait for others.
+const REPORT_DELAY: Duration = Duration::from_millis(50);
+
+/// How long the peer may say nothing: for ever, the connection notices if it is gone.
+const SILENCE: Duration = Duration::MAX;
+
+/// Priority of the link's own words: above every class.
+const PRIORITY: i32 = 110;
+
+/// What is to be reported over a link.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    /// The newest of each stream; at most one for each stream that lives.
+    waiting: Mutex<BTreeMap<StreamId, Received>>,
+    some: Notify,
+    urgent: Notify,
+}
+
+impl Reports {
+    /// Notes what a program was given; an urgent report takes the others along at once.
+    pub(crate) fn note(&self, stream: StreamId, received: Received, is_urgent: bool) {
+        let mut waiting = self.waiting();
+        let is_first = waiting.is_empty();
+        waiting.insert(stream, received);
+        drop(waiting);
+        if is_first {
+            self.some.notify_one();
+        }
+        if is_urgent {
+            self.urgent.notify_one();
+        }
+    }
+
+    /// Waits for reports, and a little for more of them.
+    async fn take(&self) -> Vec<Report> {
+        while self.waiting().is_empty() {
+            self.some.notified().await;
+        }
+        // Both ways out are good.
+        let _ = timeout(REPORT_DELAY, self.urgent.notified()).await;
+        std::mem::take(&mut *self.waiting())
+            .into_iter()
+            .map(|(stream, received)| Report { stream, received })
+            .collect()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<StreamId, Received>> {
+        // Nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Talks and listens until the link is over.
+pub(crate) fn attend(
+    streams: &Arc<Streams>,
+    link: &Arc<Link>,
+    (send, recv): (SendStream, RecvStream),
+) {
+    let (talker, listener) = (Arc::clone(link), Arc::clone(link));
+    let (told, heard) = (Arc::clone(streams), Arc::clone(streams));
+    tokio::spawn(async move {
+        // A link that is over ends both, and says so itself.
+        let _ = talk(&told, &talker, send).await;
+    });
+    tokio::spawn(async move {
+        let fault = listen(&heard, &listener, recv).await;
+        // A peer that says no more of its own will wait for no answer either.
+        if !matches!(fault.code, Code::Unreachable | Code::Truncated) {
+            let peer = &listener.peer;
+            tracing::warn!(target: "audit", %peer, %fault, "link ended");
+            listener.close(fault.code, &fault.detail);
+        }
+    });
+}
+
+async fn talk(streams: &Streams, link: &Link, mut send: SendStream) -> Result<(), Fault> {
+    // Fails only on a stream that is gone, as does what follows.
+    let _ = send.set_priority(PRIORITY);
+    let party = link.party();
+    let mut cuts = streams.cuts();
+    let mut told = 0;
+    loop {
+        cuts.mark_unchanged();
+        let (ended, newest) = streams.ended_after(told, &party);
+        let is_first = told == 0;
+        told = newest;
+        for ended in ended {
+            let stream = ended.id;
+            let word = match ended.end {
+                // Heard on the link where it ended, unless that was lost just then.
+                End::Whole(_) if !is_first => continue,
+                End::Whole(received) => Preamble::Reports(vec![Report { stream, received }]),
+                End::Cut(fault) => Preamble::Cut(Cut { stream, fault }),
+            };
+            wire::write(&mut send, &word).await?;
+        }
+        tokio::select! {
+            reports = link.reports.take() => {
+                for some in reports.chunks(REPORT_COUNT_MAX) {
+                    wire::write(&mut send, &Preamble::Reports(some.to_vec())).await?;
+                }
+            }
+            _ = cuts.changed() => {}
+            () = link.over() => return Ok(()),
+        }
+    }
+}
+
+/// Listens until the link is over or the peer says what it must not.
+async fn listen(streams: &Streams, link: &Link, mut recv: RecvStream) -> Fault {
+    let party = link.party();
+    loop {
+        let preamble = match wire::read(&mut recv, SILENCE).await {
+            Ok(preamble) => preamble,
+            Err(fault) => return fault,
+        };
+        let heard = match preamble {
+            Preamble::Reports(reports) => reports.iter().try_for_each(|report| {
+                match streams.find(report.stream, &party) {
+                    Some(Found::Live(stream)) => stream.acknowledge(report.received),
+                    // It ended while the report was on its way.
+                    _ => Ok(()),
+                }
+            }),
+            Preamble::Cut(Cut { stream, fault }) => {
+                if let Some(Found::Live(stream)) = streams.find(stream, &party) {
+                    // One that is busy with other calls hears of it when it resumes.
+                    let _ = stream.call(Call::Cut(fault));
+                }
+                Ok(())
+            }
+            other => {
+                let detail = format!("{} among a link's own words", other.name());
+                Err(Fault::new(Code::Unexpected, detail))
+            }
+        };
+        if let Err(fault) = heard {
+            return fault;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn had(bytes: u64) -> Received {
+        Received {
+            bytes,
+            is_ended: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn reports_are_gathered_and_an_urgent_one_takes_them_along() {
+        let reports = Reports::default();
+        reports.note(StreamId(1), had(1), false);
+        reports.note(StreamId(2), had(5), false);
+        reports.note(StreamId(1), had(3), false);
+        let began = tokio::time::Instant::now();
+        let taken = reports.take().await;
+        assert!(began.elapsed() >= REPORT_DELAY);
+        let of = |stream, bytes| Report {
+            stream: StreamId(stream),
+            received: had(bytes),
+        };
+        assert_eq!(taken, [of(1, 3), of(2, 5)], "only the newest of each");
+        reports.note(StreamId(1), had(4), false);
+        reports.note(StreamId(2), had(9), true);
+        assert_eq!(reports.take().await, [of(1, 4), of(2, 9)]);
+    }
+}

@@ -1,0 +1,185 @@
+//! How the way to a peer is, why, and what to do about it. Pure.
+
+use std::time::Duration;
+
+use crate::status::LinkState;
+
+/// Packets lost of a million that are trouble: the estimator takes less for a path's noise.
+pub(crate) const LOSS_PER_MILLION: u64 = 20_000;
+
+/// A queue at the bottleneck that is trouble: ours is a few milliseconds, so others fill the path.
+pub(crate) const QUEUE: Duration = Duration::from_millis(50);
+
+/// Packets of a second below which a loss says nothing: one of ten is no tenth.
+pub(crate) const PACKETS_MIN: u64 = 100;
+
+/// How long trouble is shown after it was last seen, so that it can be read.
+pub(crate) const SHOWN: Duration = Duration::from_secs(5);
+
+/// Losses of the link within [`RECENT`] that make it degraded although it is up.
+pub(crate) const FLAPS: usize = 3;
+
+/// How long the loss of a link is remembered.
+pub(crate) const RECENT: Duration = Duration::from_mins(10);
+
+/// What was seen of the way to a peer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signs {
+    /// Whether there is a link.
+    pub is_linked: bool,
+    /// Whether the peer has stopped answering over it.
+    pub is_stalled: bool,
+    /// Whether we dial; else the peer does.
+    pub is_dialled: bool,
+    /// Why there is no link, or why the last attempt failed.
+    pub why_down: String,
+    /// The worst loss of late, per million; 0 without trouble.
+    pub lost_per_million: u64,
+    /// The longest queue of late; zero without trouble.
+    pub queue: Duration,
+    /// Times the link was lost within [`RECENT`].
+    pub lost_count: usize,
+}
+
+/// What is made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub state: LinkState,
+    pub reason: String,
+    /// What an operator can do; none is needed for a healthy link.
+    pub remedy: Option<&'static str>,
+}
+
+impl Verdict {
+    fn new(state: LinkState, reason: impl Into<String>, remedy: &'static str) -> Self {
+        Self {
+            state,
+            reason: reason.into(),
+            remedy: Some(remedy),
+        }
+    }
+}
+
+/// Judges what was seen; of several troubles the one that explains the others is named.
+pub(crate) fn judge(signs: &Signs) -> Verdict {
+    if !signs.is_linked {
+        return judge_down(signs);
+    }
+    let degraded = |reason: String, remedy| Verdict::new(LinkState::Degraded, reason, remedy);
+    if signs.is_stalled {
+        return degraded(
+            "the peer has stopped answering; another link is being dialled".to_owned(),
+            "nothing if it passes: streams wait and go on; else check the path to the peer",
+        );
+    }
+    if signs.lost_count >= FLAPS {
+        let (count, minutes) = (signs.lost_count, RECENT.as_secs() / 60);
+        return degraded(
+            format!("up, and lost {count} times in {minutes} minutes"),
+            "look for the pattern in the tunnel's log: a line that drops, a NAT that forgets, a peer \
+             that restarts",
+        );
+    }
+    if signs.lost_per_million >= LOSS_PER_MILLION {
+        let (percent, tenths) = (
+            signs.lost_per_million / 10_000,
+            signs.lost_per_million / 1000 % 10,
+        );
+        return degraded(
+            format!("{percent}.{tenths} % of packets are lost"),
+            "check the line; if it is a policer at the provider, set send_rate below its rate",
+        );
+    }
+    if signs.queue >= QUEUE {
+        let millis = signs.queue.as_millis();
+        return degraded(
+            format!("a queue of {millis} ms at the bottleneck that is not ours"),
+            "find what else fills the line, or give it less with the router's queue management",
+        );
+    }
+    Verdict {
+        state: LinkState::Healthy,
+        reason: "up".to_owned(),
+        remedy: None,
+    }
+}
+
+fn judge_down(signs: &Signs) -> Verdict {
+    let why = &signs.why_down;
+    if signs.is_dialled {
+        return Verdict::new(
+            LinkState::Down,
+            why,
+            "dialling goes on by itself; check that the peer's tunnel runs, that its address is right, \
+             and that UDP passes both ways",
+        );
+    }
+    Verdict::new(
+        LinkState::Down,
+        format!("{why}; waiting for the peer to dial"),
+        "check the peer's tunnel and that its datagrams reach the address this one listens at",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up() -> Signs {
+        Signs {
+            is_linked: true,
+            is_dialled: true,
+            ..Signs::default()
+        }
+    }
+
+    #[test]
+    fn each_state_has_its_reason_and_all_but_health_a_remedy() {
+        let healthy = judge(&up());
+        assert_eq!(healthy.state, LinkState::Healthy);
+        assert_eq!(healthy.remedy, None);
+        for (change, word) in [
+            (
+                (|signs| signs.is_stalled = true) as fn(&mut Signs),
+                "answering",
+            ),
+            (|signs| signs.lost_per_million = 31_400, "3.1 %"),
+            (|signs| signs.queue = Duration::from_millis(80), "80 ms"),
+            (|signs| signs.lost_count = 4, "4 times in 10 minutes"),
+        ] {
+            let mut signs = up();
+            change(&mut signs);
+            let verdict = judge(&signs);
+            assert_eq!(verdict.state, LinkState::Degraded, "{verdict:?}");
+            assert!(verdict.reason.contains(word), "{verdict:?}");
+            assert!(verdict.remedy.is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_normal_is_no_trouble() {
+        let signs = Signs {
+            lost_per_million: LOSS_PER_MILLION - 1,
+            queue: QUEUE / 2,
+            lost_count: FLAPS - 1,
+            ..up()
+        };
+        assert_eq!(judge(&signs).state, LinkState::Healthy);
+    }
+
+    #[test]
+    fn without_a_link_it_is_said_who_dials() {
+        let mut signs = Signs {
+            why_down: "timed out".to_owned(),
+            is_dialled: true,
+            ..Signs::default()
+        };
+        let ours = judge(&signs);
+        assert_eq!((ours.state, &*ours.reason), (LinkState::Down, "timed out"));
+        signs.is_dialled = false;
+        assert!(judge(&signs).reason.contains("waiting for the peer"));
+        // A peer that is gone is not also lossy.
+        signs.lost_per_million = 500_000;
+        assert_eq!(judge(&signs).state, LinkState::Down);
+    }
+}

@@ -1,0 +1,254 @@
+//! What links will carry: each is looked at every second, its history is kept, and forecasts are made
+//! of it.
+//!
+//! The sending side knows when the path was the limit, so it learns the capacity. The receiving side
+//! sees what came and not what would have fitted: what it knows is a bound, and it forecasts nothing.
+
+mod files;
+mod views;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_forecast::forecaster::Forecaster;
+use towpath_forecast::history::{History, Sample};
+use towpath_forecast::moment::Moment;
+use towpath_forecast::zone::Zone;
+use towpath_protocol::channel::LinkId;
+use towpath_protocol::identity::Name;
+
+use crate::config::Config;
+use crate::core::Core;
+use crate::peer::Peer;
+use crate::timetable;
+
+pub use views::{ForecastDocument, ForecastView, QuantilesView};
+
+pub(crate) use views::{Query, SCHEMA, document};
+
+/// How often links are looked at, in seconds.
+const LOOK_SECONDS: u32 = 1;
+
+/// How often a history is written: an hour's loss is no loss, and a flash disk lasts.
+const SAVE_SECONDS: u64 = 3600;
+
+/// How long the path must have been the limit within a look for its rate to count.
+const FILLED_MIN: Duration = Duration::from_millis(300);
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From us to the peer.
+    Send,
+    /// From the peer to us.
+    Receive,
+}
+
+impl Direction {
+    pub(crate) const ALL: [Self; 2] = [Self::Send, Self::Receive];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+        }
+    }
+}
+
+/// The forecasters of all peers.
+#[derive(Debug)]
+pub(crate) struct Outlook {
+    zone: Zone,
+    folder: Option<PathBuf>,
+    peers: BTreeMap<Name, Mutex<Known>>,
+}
+
+/// What is known of one peer.
+#[derive(Debug, Default)]
+struct Known {
+    /// By direction; none until the history has been read.
+    forecasters: Option<[Forecaster; 2]>,
+    seen: Option<Seen>,
+}
+
+/// What the estimator had counted at the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    link: LinkId,
+    filled_bytes: u64,
+    filled_time: Duration,
+}
+
+impl Outlook {
+    pub(crate) fn new(config: &Config) -> Self {
+        let peers = config.peers.iter();
+        Self {
+            zone: config.time_zone.clone(),
+            folder: config.state_dir.as_ref().map(|dir| dir.join("forecast")),
+            peers: peers
+                .map(|peer| (peer.site.clone(), Mutex::default()))
+                .collect(),
+        }
+    }
+
+    /// Does something with a peer's forecaster; `None` while its history has not been read.
+    pub(crate) fn with<T>(
+        &self,
+        site: &Name,
+        direction: Direction,
+        what: impl FnOnce(&Forecaster) -> T,
+    ) -> Option<T> {
+        let known = lock(self.peers.get(site)?);
+        known
+            .forecasters
+            .as_ref()
+            .map(|forecasters| what(&forecasters[direction as usize]))
+    }
+
+    /// Reads what is kept of a peer; this takes a while, for all of it is learnt again.
+    fn load(&self, site: &Name) {
+        let made = Direction::ALL.map(|direction| {
+            let history = match &self.folder {
+                Some(folder) => files::load(folder, site, direction),
+                None => History::default(),
+            };
+            Forecaster::new(self.zone.clone(), history)
+        });
+        if let Some(known) = self.peers.get(site) {
+            lock(known).forecasters = Some(made);
+        }
+    }
+
+    /// Writes what is known of a peer.
+    fn save(&self, site: &Name) {
+        let Some(folder) = &self.folder else { return };
+        for direction in Direction::ALL {
+            let encode = |forecaster: &Forecaster| forecaster.history().encode();
+            let Some(bytes) = self.with(site, direction, encode) else {
+                continue;
+            };
+            if let Err(fault) = files::save(folder, site, direction, &bytes) {
+                tracing::warn!(peer = %site, %fault, "the history of a link cannot be kept");
+            }
+        }
+    }
+
+    /// Looks at one peer's link.
+    fn look(&self, peer: &Peer, now: Moment) {
+        let Some(known) = self.peers.get(&peer.site) else {
+            return;
+        };
+        let known = &mut *lock(known);
+        let [send, receive] = sample(peer, &mut known.seen);
+        if let Some([sending, receiving]) = &mut known.forecasters {
+            sending.observe(now, send, LOOK_SECONDS);
+            receiving.observe(now, receive, LOOK_SECONDS);
+        }
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    // A forecaster is whole between any two calls.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the last second was like, by direction.
+fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
+    let state = peer.state();
+    let Some(link) = state.link.filter(|_| !state.is_stalled) else {
+        *seen = None;
+        return [Sample::Down; 2];
+    };
+    let (measured, estimate) = (link.measured(), link.estimate());
+    let now = Seen {
+        link: link.id,
+        filled_bytes: estimate.filled_bytes,
+        filled_time: estimate.filled_time,
+    };
+    let goodput = precise(measured.sent_per_second);
+    let send = match filled(seen.replace(now), now) {
+        Some(rate) => Sample::Capacity(rate.max(goodput)),
+        None => Sample::ApplicationLimited(goodput),
+    };
+    let receive = Sample::ApplicationLimited(precise(measured.received_per_second));
+    [send, receive]
+}
+
+/// The rate since the last look, if the path was the limit for long enough.
+fn filled(before: Option<Seen>, now: Seen) -> Option<f64> {
+    let before = before.filter(|before| before.link == now.link)?;
+    let bytes = now.filled_bytes.checked_sub(before.filled_bytes)?;
+    let time = now.filled_time.checked_sub(before.filled_time)?;
+    (time >= FILLED_MIN).then(|| precise(bytes) / time.as_secs_f64())
+}
+
+/// A count as a number with a fraction; beyond 2^53 the last digits are lost, and no matter.
+const fn precise(count: u64) -> f64 {
+    count as f64
+}
+
+/// Looks at all links every second and keeps what is learnt, until the tunnel stops.
+pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
+    let loading = Arc::clone(&core);
+    let load = move || {
+        for site in loading.peers.keys() {
+            loading.outlook.load(site);
+        }
+    };
+    let loaded = tokio::task::spawn_blocking(load);
+    let mut looks = interval(Duration::from_secs(LOOK_SECONDS.into()));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut count = 0_u64;
+    loop {
+        tokio::select! {
+            () = stop.requested() => break,
+            _ = looks.tick() => {}
+        }
+        let now = timetable::now();
+        // Each peer has its own second of the hour to be written in.
+        for (place, peer) in (0_u64..).zip(core.peers.values()) {
+            core.outlook.look(peer, now);
+            if count % SAVE_SECONDS == (SAVE_SECONDS / 2 + place) % SAVE_SECONDS {
+                let (core, site) = (Arc::clone(&core), peer.site.clone());
+                tokio::task::spawn_blocking(move || core.outlook.save(&site));
+            }
+        }
+        count += 1;
+    }
+    // What has not been read yet must not be written over.
+    if loaded.is_finished() {
+        let save = move || core.peers.keys().for_each(|site| core.outlook.save(site));
+        let _ = tokio::task::spawn_blocking(save).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(link: u128, filled_bytes: u64, millis: u64) -> Seen {
+        Seen {
+            link: LinkId(link),
+            filled_bytes,
+            filled_time: Duration::from_millis(millis),
+        }
+    }
+
+    #[test]
+    fn only_a_path_that_was_the_limit_for_long_enough_has_a_capacity() {
+        let before = Some(seen(1, 5_000, 100));
+        assert_eq!(filled(before, seen(1, 505_000, 600)), Some(1e6));
+        assert_eq!(filled(before, seen(1, 105_000, 200)), None, "too short");
+        assert_eq!(filled(before, seen(2, 505_000, 600)), None, "another link");
+        assert_eq!(
+            filled(before, seen(1, 4_000, 600)),
+            None,
+            "another connection"
+        );
+        assert_eq!(filled(None, seen(1, 505_000, 600)), None, "the first look");
+    }
+}

@@ -1,0 +1,254 @@
+//! Forecasts as operators and programs read them.
+
+use serde::{Deserialize, Serialize};
+use towpath_forecast::forecaster::{Forecaster, HORIZON_SECONDS_MAX, Prediction};
+use towpath_forecast::moment::Moment;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
+use utoipa::ToSchema;
+
+use super::{Direction, Outlook, precise};
+use crate::core::Core;
+use crate::peer::Peer;
+use crate::timetable;
+
+/// The schema's name beside a [`ForecastDocument`].
+pub(crate) const SCHEMA: &str = "towpath.v1.forecast";
+
+/// The moments that are shown where none is asked for, in seconds from now.
+pub(crate) const HORIZONS: [(&str, u64); 7] = [
+    ("1s", 1),
+    ("10s", 10),
+    ("1m", 60),
+    ("1h", 3600),
+    ("6h", 6 * 3600),
+    ("24h", 24 * 3600),
+    ("7d", HORIZON_SECONDS_MAX),
+];
+
+/// What a link is expected to carry at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForecastView {
+    /// Which way: `send` or `receive`.
+    pub direction: String,
+    /// How far ahead, as in `24h`.
+    pub horizon: String,
+    /// The moment, in seconds since 1970.
+    pub at_unix_seconds: u64,
+    /// The rate, in bits per second; nothing while the link's capacity is not known.
+    pub quantiles: Option<QuantilesView>,
+    /// The cap at that moment, in bits per second; the quantiles keep to it.
+    pub cap_bits_per_second: Option<u64>,
+}
+
+/// Quantiles of a rate, in bits per second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuantilesView {
+    /// More, with nine chances in ten.
+    pub p10_bits_per_second: u64,
+    /// As likely more as less.
+    pub p50_bits_per_second: u64,
+    /// Less, with nine chances in ten.
+    pub p90_bits_per_second: u64,
+    /// How much they are to be relied on: `low`, `medium` or `high`.
+    pub confidence: String,
+    /// Seconds since the link's capacity was last seen.
+    pub age_seconds: u64,
+}
+
+/// What is forecast for one direction of a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForecastDocument {
+    /// The peer's site.
+    pub peer: String,
+    /// Which way: `send` or `receive`.
+    pub direction: String,
+    /// When it was made, in seconds since 1970.
+    pub now_unix_seconds: u64,
+    /// Hours of the past weeks whose capacity is known.
+    pub known_hours: u64,
+    /// The most that went through in five minutes of the last day without filling the link, in bits
+    /// per second: it carries this or more.
+    pub at_least_bits_per_second: Option<u64>,
+    /// The forecasts.
+    pub forecasts: Vec<ForecastView>,
+    /// The bytes that were asked for.
+    pub bytes: Option<u64>,
+    /// When they would be through as likely as not, in seconds since 1970; nothing if not within a week.
+    pub through_p50_unix_seconds: Option<u64>,
+    /// When they would be through if every hour were as slow as one in ten is.
+    pub through_p90_unix_seconds: Option<u64>,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Query {
+    peer: String,
+    #[serde(default)]
+    direction: Option<String>,
+    /// Seconds since 1970.
+    #[serde(default)]
+    at: Option<u64>,
+    #[serde(default)]
+    bytes: Option<u64>,
+}
+
+/// Answers a question.
+///
+/// # Errors
+///
+/// `E_NOT_FOUND` for a site that is no peer, `E_USAGE` for a time that is not within the coming week,
+/// `E_STATE` while the history is being read.
+pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<ForecastDocument, Fault> {
+    let shown: String = query.peer.chars().take(64).collect();
+    let unknown = || {
+        Fault::new(
+            Code::NotFound,
+            format!("{shown:?} is no peer of this tunnel"),
+        )
+    };
+    let found = core
+        .peers
+        .iter()
+        .find(|(site, _)| site.as_str() == query.peer);
+    let (_, peer) = found.ok_or_else(unknown)?;
+    let direction = direction(query.direction.as_deref())?;
+    let horizons = match query.at {
+        None => HORIZONS
+            .map(|(name, ahead)| (name.to_owned(), ahead))
+            .to_vec(),
+        Some(at) => vec![ahead(at, now)?],
+    };
+    let made = core.outlook.with(&peer.site, direction, |forecaster| {
+        let view = |(name, ahead)| view(forecaster, peer, direction, name, now, ahead);
+        let through = query.bytes.map(|bytes| {
+            let cap = |at| cap_at(peer, direction, at).map(|rate| precise(rate.bytes_per_second()));
+            forecaster.through(now, bytes, cap)
+        });
+        let through = through.unwrap_or_default();
+        ForecastDocument {
+            peer: peer.site.to_string(),
+            direction: direction.as_str().to_owned(),
+            now_unix_seconds: now.unix_seconds(),
+            known_hours: forecaster.known_hours(),
+            at_least_bits_per_second: forecaster.at_least(now).map(bits),
+            forecasts: horizons.into_iter().map(view).collect(),
+            bytes: query.bytes,
+            through_p50_unix_seconds: through.p50.map(Moment::unix_seconds),
+            through_p90_unix_seconds: through.p90.map(Moment::unix_seconds),
+        }
+    });
+    made.ok_or_else(|| Fault::new(Code::State, "the history is still being read"))
+}
+
+fn direction(asked: Option<&str>) -> Result<Direction, Fault> {
+    let asked = asked.unwrap_or(Direction::Send.as_str());
+    let found = Direction::ALL
+        .into_iter()
+        .find(|direction| direction.as_str() == asked);
+    found.ok_or_else(|| {
+        let shown: String = asked.chars().take(24).collect();
+        let detail = format!("{shown:?} is no direction: send or receive");
+        Fault::new(Code::Usage, detail)
+    })
+}
+
+/// How far ahead a moment is, with the words for it.
+fn ahead(at: u64, now: Moment) -> Result<(String, u64), Fault> {
+    let ahead = at.checked_sub(now.unix_seconds());
+    match ahead.filter(|ahead| *ahead <= HORIZON_SECONDS_MAX) {
+        Some(ahead) => Ok((format!("{ahead}s"), ahead)),
+        None => {
+            let detail = "a forecast is made for the coming seven days; this is another time";
+            Err(Fault::new(Code::Usage, detail))
+        }
+    }
+}
+
+fn view(
+    forecaster: &Forecaster,
+    peer: &Peer,
+    direction: Direction,
+    horizon: String,
+    now: Moment,
+    ahead: u64,
+) -> ForecastView {
+    let at = now.plus_seconds(ahead);
+    let cap = cap_at(peer, direction, at);
+    let prediction = forecaster.forecast(now, at);
+    ForecastView {
+        direction: direction.as_str().to_owned(),
+        horizon,
+        at_unix_seconds: at.unix_seconds(),
+        quantiles: prediction.map(|prediction| quantiles(&capped(prediction, cap))),
+        cap_bits_per_second: cap.map(Rate::bits_per_second),
+    }
+}
+
+fn quantiles(prediction: &Prediction) -> QuantilesView {
+    QuantilesView {
+        p10_bits_per_second: bits(prediction.band.p10),
+        p50_bits_per_second: bits(prediction.band.p50),
+        p90_bits_per_second: bits(prediction.band.p90),
+        confidence: prediction.confidence.as_str().to_owned(),
+        age_seconds: prediction.age_seconds,
+    }
+}
+
+fn capped(mut prediction: Prediction, cap: Option<Rate>) -> Prediction {
+    if let Some(cap) = cap {
+        let most = precise(cap.bytes_per_second());
+        prediction.band = prediction.band.map(|rate| rate.min(most));
+    }
+    prediction
+}
+
+/// Most that may go a way at a moment.
+fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Rate> {
+    match direction {
+        Direction::Send => peer.send_rate_at(at),
+        Direction::Receive => peer.receive_rate,
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast ends at the bounds of the type"
+)]
+fn bits(bytes_per_second: f64) -> u64 {
+    (bytes_per_second * 8.0) as u64
+}
+
+impl Outlook {
+    /// What is forecast for a peer, both ways and at each of [`HORIZONS`].
+    pub(crate) fn views(&self, peer: &Peer, now: Moment) -> Vec<ForecastView> {
+        let of = |direction: Direction| {
+            self.with(&peer.site, direction, |forecaster| {
+                HORIZONS.map(|(name, ahead)| {
+                    view(forecaster, peer, direction, name.to_owned(), now, ahead)
+                })
+            })
+        };
+        let known = Direction::ALL.into_iter().filter_map(of).flatten();
+        known.filter(|view| view.quantiles.is_some()).collect()
+    }
+
+    /// What is forecast for a peer under its cap: horizon and prediction, for the metrics.
+    pub(crate) fn predictions(
+        &self,
+        peer: &Peer,
+        direction: Direction,
+    ) -> Vec<(&'static str, Prediction)> {
+        let now = timetable::now();
+        let made = self.with(&peer.site, direction, |forecaster| {
+            HORIZONS.map(|(name, ahead)| {
+                let at = now.plus_seconds(ahead);
+                let made = forecaster.forecast(now, at);
+                made.map(|made| (name, capped(made, cap_at(peer, direction, at))))
+            })
+        });
+        made.into_iter().flatten().flatten().collect()
+    }
+}

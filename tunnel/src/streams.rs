@@ -1,0 +1,340 @@
+//! The streams with one peer: those that live, with or without a connection, and those that ended lately.
+//!
+//! An end can be lost with the link that carried it, and then the other side would wait for a stream
+//! that is over. So ends are remembered for a while and told again on every new link.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, mpsc, watch};
+use towpath_protocol::channel::{Class, Received, RunId, StreamId};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{HostIdentity, Name};
+
+use crate::carrier::Carrier;
+use crate::resume::Outgoing;
+
+/// Ends remembered for one peer: what ends within a round trip of a busy peer, many times over.
+const ENDED_COUNT_MAX: usize = 1024;
+
+/// Calls that wait for one stream: a peer that resumes faster than we answer is refused.
+const CALL_COUNT_MAX: usize = 4;
+
+/// Who is at the other end: this host, and this run of its tunnel.
+pub(crate) type Party = (HostIdentity, RunId);
+
+/// What a stream's task is told.
+#[derive(Debug)]
+pub(crate) enum Call {
+    /// The peer goes on over another connection, and has so much.
+    Resume(Box<Carrier>, Received),
+    /// The stream is over.
+    Cut(Fault),
+}
+
+/// What all parts know of one stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub id: StreamId,
+    pub class: Class,
+    pub service: Name,
+    pub party: Party,
+    /// Whether this side began it, and so resumes it.
+    pub is_ours: bool,
+    out: Mutex<Outgoing>,
+    /// The tail got shorter.
+    pub acknowledged: Notify,
+    calls: mpsc::Sender<Call>,
+}
+
+impl Stream {
+    pub(crate) fn out(&self) -> MutexGuard<'_, Outgoing> {
+        // Nothing panics while it is held.
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what the peer reports.
+    ///
+    /// # Errors
+    ///
+    /// `E_RANGE` for what was never sent.
+    pub(crate) fn acknowledge(&self, received: Received) -> Result<(), Fault> {
+        if self.out().acknowledge(received)? {
+            self.acknowledged.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Tells the stream's task.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` if it is not done with earlier calls.
+    pub(crate) fn call(&self, call: Call) -> Result<(), Fault> {
+        self.calls
+            .try_send(call)
+            .map_err(|_| Fault::new(Code::Busy, "the stream resumes already"))
+    }
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone)]
+pub(crate) enum End {
+    /// Both directions reached their ends, and the peer's had so much.
+    Whole(Received),
+    /// It was cut off.
+    Cut(Fault),
+}
+
+/// A stream that is over.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    number: u64,
+    pub id: StreamId,
+    pub party: Party,
+    pub end: End,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: BTreeMap<StreamId, Arc<Stream>>,
+    ended: VecDeque<Ended>,
+    ended_count: u64,
+}
+
+/// How the link's streams fared, since the tunnel started.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Streams that have no connection now.
+    pub paused: AtomicU64,
+    /// Times a stream went on over another connection.
+    pub resumed: AtomicU64,
+    /// Bytes that were sent again for it.
+    pub resent_bytes: AtomicU64,
+    /// Streams that were cut off because no connection came in time, or the peer had forgotten them.
+    pub lost: AtomicU64,
+    /// Times the link ended without another in its place.
+    pub links_lost: AtomicU64,
+}
+
+/// What was found under a stream's number.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Live(Arc<Stream>),
+    Ended(End),
+}
+
+/// The streams with one peer.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    inner: Mutex<Inner>,
+    cuts: watch::Sender<u64>,
+    pub tally: Tally,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::default(),
+            cuts: watch::channel(0).0,
+            tally: Tally::default(),
+        }
+    }
+}
+
+/// A stream that is there until it is dropped; then its end is remembered.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub stream: Arc<Stream>,
+    pub calls: mpsc::Receiver<Call>,
+    streams: Arc<Streams>,
+    end: End,
+}
+
+impl Entry {
+    /// Says how the stream ended; without a word it was cut off.
+    pub(crate) fn end(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let end = self.end.clone();
+        self.streams.end(&self.stream, end);
+    }
+}
+
+impl Streams {
+    /// Takes a stream in.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` if the peer has more than `theirs_max`, `E_STATE` if the number is in use.
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        (id, party): (StreamId, Party),
+        (class, service): (Class, Name),
+        theirs_max: Option<usize>,
+    ) -> Result<Entry, Fault> {
+        let mut inner = self.inner();
+        if let Some(most) = theirs_max {
+            let theirs = inner.live.values().filter(|stream| !stream.is_ours);
+            if theirs.count() >= most {
+                let detail = format!("{most} streams are open, with or without a connection");
+                return Err(Fault::new(Code::Busy, detail));
+            }
+        }
+        if inner.live.contains_key(&id) {
+            return Err(Fault::new(Code::State, "the stream's number is in use"));
+        }
+        let (calls, heard) = mpsc::channel(CALL_COUNT_MAX);
+        let stream = Arc::new(Stream {
+            id,
+            class,
+            service,
+            party,
+            is_ours: theirs_max.is_none(),
+            out: Mutex::default(),
+            acknowledged: Notify::new(),
+            calls,
+        });
+        inner.live.insert(id, Arc::clone(&stream));
+        Ok(Entry {
+            stream,
+            calls: heard,
+            streams: Arc::clone(self),
+            end: End::Cut(Fault::new(Code::Gone, "the stream was given up")),
+        })
+    }
+
+    fn end(&self, stream: &Stream, end: End) {
+        let is_cut = matches!(end, End::Cut(_));
+        let mut inner = self.inner();
+        inner.live.remove(&stream.id);
+        if inner.ended.len() == ENDED_COUNT_MAX {
+            inner.ended.pop_front();
+        }
+        inner.ended_count += 1;
+        let ended = Ended {
+            number: inner.ended_count,
+            id: stream.id,
+            party: stream.party.clone(),
+            end,
+        };
+        inner.ended.push_back(ended);
+        let count = inner.ended_count;
+        drop(inner);
+        if is_cut {
+            self.cuts.send_replace(count);
+        }
+    }
+
+    /// The stream of a number, if it is with this party.
+    pub(crate) fn find(&self, id: StreamId, party: &Party) -> Option<Found> {
+        let inner = self.inner();
+        if let Some(stream) = inner.live.get(&id) {
+            return (stream.party == *party).then(|| Found::Live(Arc::clone(stream)));
+        }
+        let ended = inner.ended.iter().rev();
+        let mut ended = ended.filter(|ended| ended.id == id && ended.party == *party);
+        ended.next().map(|ended| Found::Ended(ended.end.clone()))
+    }
+
+    /// Ends with this party behind the one numbered `after`, and the newest one's number.
+    pub(crate) fn ended_after(&self, after: u64, party: &Party) -> (Vec<Ended>, u64) {
+        let inner = self.inner();
+        let news = inner.ended.iter().filter(|ended| ended.number > after);
+        let theirs = news.filter(|ended| ended.party == *party);
+        (theirs.cloned().collect(), inner.ended_count)
+    }
+
+    /// Hears of every stream that is cut off.
+    pub(crate) fn cuts(&self) -> watch::Receiver<u64> {
+        self.cuts.subscribe()
+    }
+
+    /// Streams that live.
+    pub(crate) fn count(&self) -> u64 {
+        self.inner().live.len() as u64
+    }
+
+    /// Ends every stream.
+    pub(crate) fn cut_all(&self, fault: &Fault) {
+        self.cut_where(fault, |_| true);
+    }
+
+    /// Ends every stream with a host: none shall wait for a link that must not come.
+    pub(crate) fn cut_host(&self, host: &HostIdentity, fault: &Fault) {
+        self.cut_where(fault, |stream| stream.party.0 == *host);
+    }
+
+    fn cut_where(&self, fault: &Fault, is_meant: impl Fn(&Stream) -> bool) {
+        let inner = self.inner();
+        for stream in inner.live.values().filter(|stream| is_meant(stream)) {
+            // One that is busy with four calls ends with its link.
+            let _ = stream.call(Call::Cut(fault.clone()));
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn party(host: &str, run: u128) -> Party {
+        let uri = format!("spiffe://shop.example/site/edge/host/{host}");
+        (HostIdentity::from_uri(&uri).unwrap(), RunId(run))
+    }
+
+    fn add(streams: &Arc<Streams>, id: u128, theirs_max: Option<usize>) -> Result<Entry, Fault> {
+        let what = (Class::App, "till".parse().unwrap());
+        streams.add((StreamId(id), party("box-1", 1)), what, theirs_max)
+    }
+
+    #[test]
+    fn a_stranger_who_knows_a_number_finds_nothing() {
+        let streams = Arc::new(Streams::default());
+        let one = add(&streams, 7, None).unwrap();
+        let find = |party: &Party| streams.find(StreamId(7), party);
+        assert!(matches!(find(&party("box-1", 1)), Some(Found::Live(_))));
+        assert!(find(&party("box-2", 1)).is_none(), "another host");
+        assert!(find(&party("box-1", 2)).is_none(), "another run");
+        one.end(End::Whole(Received::default()));
+        assert!(matches!(find(&party("box-1", 1)), Some(Found::Ended(_))));
+        assert!(find(&party("box-2", 1)).is_none());
+        assert!(find(&party("box-1", 2)).is_none());
+    }
+
+    #[test]
+    fn a_peers_streams_are_bounded_and_ours_have_their_own_limit() {
+        let streams = Arc::new(Streams::default());
+        let kept: Vec<_> = (0..3)
+            .map(|id| add(&streams, id, Some(3)).unwrap())
+            .collect();
+        assert_eq!(add(&streams, 9, Some(3)).unwrap_err().code, Code::Busy);
+        assert!(add(&streams, 9, None).is_ok());
+        assert_eq!(add(&streams, 1, None).unwrap_err().code, Code::State);
+        drop(kept);
+        assert!(add(&streams, 9, Some(3)).is_ok());
+    }
+
+    #[test]
+    fn ends_are_told_to_whom_they_concern_and_are_bounded() {
+        let streams = Arc::new(Streams::default());
+        for id in 0..2000 {
+            drop(add(&streams, id, None).unwrap());
+        }
+        let (ends, newest) = streams.ended_after(0, &party("box-1", 1));
+        assert_eq!((ends.len(), newest), (ENDED_COUNT_MAX, 2000));
+        assert_eq!(ends[0].id, StreamId(2000 - ENDED_COUNT_MAX as u128));
+        assert!(streams.ended_after(newest, &party("box-1", 1)).0.is_empty());
+        assert!(streams.ended_after(0, &party("box-1", 2)).0.is_empty());
+    }
+}

@@ -1,0 +1,42 @@
+//! Caps that change with the time of the week: applied to the links that are up.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{MissedTickBehavior, interval};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_forecast::moment::Moment;
+
+use crate::core::Core;
+
+/// How often the time of day is looked at: a clock that is set, or a host that slept, does not say so.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The time of day.
+pub(crate) fn now() -> Moment {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Moment::from_unix_seconds(since.map_or(0, |since| since.as_secs()))
+}
+
+/// Keeps every link to its timetable, until the tunnel stops.
+pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
+    if core.peers.values().all(|peer| peer.timetable().is_none()) {
+        return stop.requested().await;
+    }
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.requested() => return,
+            _ = looks.tick() => {}
+        }
+        for peer in core.peers.values() {
+            let Ok(link) = peer.link() else { continue };
+            let rate = peer.send_rate();
+            if peer.timetable().is_some() && link.set_send_rate(rate) {
+                let (site, cap) = (&peer.site, link.pace.rate());
+                tracing::info!(peer = %site, ?cap, "the timetable changes the cap");
+            }
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! Who we are and whom we trust: read again when the files change, swapped without touching a link.
+//!
+//! ```text
+//!  files change ─► read ─► key, chain, lists hold? ─┬─ yes ─► new handshakes use it; links live on,
+//!                                                   │         but for those of a revoked peer
+//!                                                   └─ no ──► what we have stays, and status says why
+//! ```
+//!
+//! Certificate, key and authorities are one thing and change together or not at all. The lists of
+//! revoked certificates are another: a host whose own certificate has ended still hears of them.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant as Clock, SystemTime};
+
+use quinn::{Connection, Endpoint};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use towpath_certs::{Freshness, Identity, Revocations, tls, view};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::Leg;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
+
+use crate::config::CertificatesConfig;
+use crate::core::Core;
+use crate::link::Link;
+use crate::transport;
+
+/// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
+/// four calls of `stat`.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A file changed so recently may have been changed again without its time showing it: the clock of
+/// file systems ticks every few milliseconds, that of some network file systems every second.
+const YOUNG: Duration = Duration::from_secs(2);
+
+/// How soon files that could not be used are tried again though nothing about them has changed: a
+/// certificate that begins in a moment, or a clock that is being set.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often an aging or stale list is called out in the log.
+const REMINDER_INTERVAL: Duration = Duration::from_hours(24);
+
+/// How reading the files went so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reading {
+    /// Why what the files hold now is not in use, if it is not.
+    pub problem: Option<String>,
+    /// Since when what is in use is in use.
+    pub since: Option<SystemTime>,
+}
+
+/// Who we are and whom we trust.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    files: CertificatesConfig,
+    host: HostIdentity,
+    live: Mutex<Arc<Identity>>,
+    reading: Mutex<Reading>,
+    watched: Mutex<Watched>,
+    taken: AtomicU64,
+    refused: AtomicU64,
+    wish: Notify,
+}
+
+/// What the files looked like when they were last read.
+#[derive(Debug, Default)]
+struct Watched {
+    prints: Vec<Print>,
+    /// A failure that counts only if the next look finds the files unchanged: whoever replaces two
+    /// files does so one after the other.
+    unsettled: Option<Fault>,
+    /// When files that could not be used are tried again.
+    retry_at: Option<Clock>,
+}
+
+/// A file's mark: another file or another content has another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Print {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// What a look at the files brought.
+enum Look {
+    Same,
+    /// To be taken into use; the fault says what else the files hold that cannot be.
+    New(Box<Identity>, Option<Fault>),
+    Failed(Fault),
+}
+
+impl Trust {
+    /// Reads the files of a host for the first time.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if they cannot be used, and for an unusable list too: a host that was told to
+    /// refuse revoked peers does not start without knowing them.
+    pub(crate) fn load(files: &CertificatesConfig) -> Result<Self, Fault> {
+        let prints = prints(files);
+        let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
+        let revocations = match &files.crl {
+            Some(crl) => identity.load_revocations(crl, &Revocations::default())?,
+            None => Revocations::default(),
+        };
+        let identity = identity.refusing(Arc::new(revocations));
+        Ok(Self {
+            files: files.clone(),
+            host: identity.host().clone(),
+            live: Mutex::new(Arc::new(identity)),
+            reading: Mutex::new(Reading {
+                problem: None,
+                since: Some(SystemTime::now()),
+            }),
+            watched: Mutex::new(Watched {
+                prints,
+                ..Watched::default()
+            }),
+            taken: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            wish: Notify::new(),
+        })
+    }
+
+    /// The host we are, as long as the tunnel runs.
+    pub(crate) const fn host(&self) -> &HostIdentity {
+        &self.host
+    }
+
+    /// What is in use now.
+    pub(crate) fn current(&self) -> Arc<Identity> {
+        Arc::clone(&lock(&self.live))
+    }
+
+    /// How reading the files went.
+    pub(crate) fn reading(&self) -> Reading {
+        lock(&self.reading).clone()
+    }
+
+    /// How often changed files were taken into use, and how often they were not.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (of(&self.taken), of(&self.refused))
+    }
+
+    /// Asks for a look at the files now.
+    pub(crate) fn look_now(&self) {
+        self.wish.notify_one();
+    }
+
+    /// Refuses new moves while what has been revoked lately is not known (T12).
+    ///
+    /// # Errors
+    ///
+    /// `E_CRL_STALE`.
+    pub(crate) fn check_fresh(&self) -> Result<(), Fault> {
+        let current = self.current();
+        let lists = current.revocations();
+        if lists.freshness(SystemTime::now()) != Some(Freshness::Stale) {
+            return Ok(());
+        }
+        let ended = lists
+            .views()
+            .min_by_key(|view| view.next_update_unix_seconds);
+        let detail = ended.map_or_else(String::new, |view| {
+            let (number, issuer, until) = (view.number, &view.issuer, &view.next_update);
+            format!("list {number} of {issuer} ended {until}")
+        });
+        Err(Fault::new(Code::CrlStale, detail))
+    }
+
+    /// Refuses a link whose peer has been revoked since its handshake began.
+    ///
+    /// # Errors
+    ///
+    /// `E_DENIED`.
+    pub(crate) fn check_link(&self, link: &Link) -> Result<(), Fault> {
+        let current = self.current();
+        let revoked = |leg| is_revoked(current.revocations(), link.connection(leg));
+        if revoked(Leg::Urgent) || revoked(Leg::Bulk) {
+            return Err(Fault::new(Code::Denied, "the certificate has been revoked"));
+        }
+        Ok(())
+    }
+
+    /// Reads the files if they have changed since the last look, or if it is a `wish`.
+    fn look(&self, is_wish: bool) -> Look {
+        let now = prints(&self.files);
+        let mut watched = lock(&self.watched);
+        let is_due = is_wish
+            || is_young(&now, SystemTime::now())
+            || watched.retry_at.is_some_and(|at| at <= Clock::now());
+        if now == watched.prints && !is_due {
+            return watched.unsettled.take().map_or(Look::Same, Look::Failed);
+        }
+        let is_settled = now == watched.prints || is_wish;
+        watched.prints = now;
+        let current = self.current();
+        let read = self.read(&current);
+        watched.unsettled = None;
+        let is_whole = matches!(read, Ok((_, None)));
+        watched.retry_at = (!is_whole).then(|| Clock::now() + RETRY_INTERVAL);
+        match read {
+            Ok((identity, _)) if identity.is_same(&current) => self.clear_problem(),
+            Ok((identity, fault)) => return Look::New(Box::new(identity), fault),
+            Err(fault) if is_settled => return Look::Failed(fault),
+            Err(fault) => watched.unsettled = Some(fault),
+        }
+        Look::Same
+    }
+
+    /// What the files hold that can be used: all of it, or the lists alone.
+    fn read(&self, current: &Identity) -> Result<(Identity, Option<Fault>), Fault> {
+        let files = &self.files;
+        let identity = Identity::load(&files.cert, &files.key, &files.ca).and_then(|new| {
+            let (now, ours) = (new.host(), &self.host);
+            if now == ours {
+                return Ok(new);
+            }
+            let detail = format!("the certificate names {now}, and this host is {ours}");
+            Err(Fault::new(Code::Certificate, detail))
+        });
+        let known = current.revocations();
+        let lists = |of: &Identity| match &files.crl {
+            Some(crl) => of.load_revocations(crl, known).map(Arc::new),
+            None => Ok(Arc::clone(known)),
+        };
+        match identity {
+            Ok(new) => {
+                let lists = lists(&new)?;
+                Ok((new.refusing(lists), None))
+            }
+            Err(fault) => {
+                // A newer list counts whatever else is wrong.
+                let lists = lists(current)?;
+                let same = current.clone().refusing(lists);
+                if same.is_same(current) {
+                    return Err(fault);
+                }
+                Ok((same, Some(fault)))
+            }
+        }
+    }
+
+    fn note(&self, fault: &Fault) {
+        let mut reading = lock(&self.reading);
+        if reading.problem.as_ref() == Some(&fault.detail) {
+            return;
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(target: "audit", %fault, "changed certificates are not used");
+        reading.problem = Some(fault.detail.clone());
+    }
+
+    fn clear_problem(&self) {
+        lock(&self.reading).problem = None;
+    }
+}
+
+/// Looks at the files until the tunnel stops, and brings what they hold into use.
+pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: Shutdown) {
+    let mut ticks = interval(LOOK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reminded = None;
+    loop {
+        let is_wish = tokio::select! {
+            () = stop.requested() => return,
+            () = core.trust.wish.notified() => true,
+            _ = ticks.tick() => false,
+        };
+        let looking = Arc::clone(&core);
+        // Files may lie on a disk that is slow to answer.
+        let look = tokio::task::spawn_blocking(move || looking.trust.look(is_wish)).await;
+        match look {
+            Ok(Look::New(identity, fault)) => {
+                let adopted = adopt(&core, endpoint.as_ref(), *identity);
+                if let Some(fault) = adopted.err().or(fault) {
+                    core.trust.note(&fault);
+                }
+            }
+            Ok(Look::Failed(fault)) => core.trust.note(&fault),
+            Ok(Look::Same) | Err(_) => {}
+        }
+        close_revoked(&core);
+        remind(&core, &mut reminded);
+    }
+}
+
+/// Brings an identity into use for every handshake from now on.
+fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result<(), Fault> {
+    // All is made before anything is exchanged.
+    let server = tls::server_config(&identity, &core.rejections)
+        .and_then(|tls| transport::server(tls, &core.limits))?;
+    let clients = core
+        .peers
+        .values()
+        .map(|peer| peer.clients_of(&identity, &core.rejections, &core.limits))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (until, lists) = (&identity.view().not_after, identity.revocations());
+    let numbers: Vec<_> = lists.views().map(|view| view.number).collect();
+    tracing::info!(target: "audit", certificate_until = until, lists = ?numbers, "certificates changed");
+    *lock(&core.trust.live) = Arc::new(identity);
+    if let Some(endpoint) = endpoint {
+        endpoint.set_server_config(Some(server));
+    }
+    for (peer, clients) in core.peers.values().zip(clients) {
+        peer.set_clients(clients);
+    }
+    *lock(&core.trust.reading) = Reading {
+        problem: None,
+        since: Some(SystemTime::now()),
+    };
+    core.trust.taken.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Ends the links of peers whose certificate has been revoked, and the streams with them (T10).
+fn close_revoked(core: &Core) {
+    for peer in core.peers.values() {
+        let Some(link) = peer.state().link else {
+            continue;
+        };
+        if let Err(fault) = core.trust.check_link(&link) {
+            if !link.is_over() {
+                tracing::warn!(target: "audit", peer = %link.peer, "revoked: link closed");
+            }
+            link.close(fault.code, &fault.detail);
+            peer.streams.cut_host(&link.peer, &fault);
+        }
+    }
+}
+
+/// Calls out lists that are about to end or have ended, once a day and whenever it gets worse.
+fn remind(core: &Core, reminded: &mut Option<(Freshness, Instant)>) {
+    let current = core.trust.current();
+    let lists = current.revocations();
+    let freshness = lists.freshness(SystemTime::now());
+    let Some(freshness) = freshness.filter(|how| *how != Freshness::Fresh) else {
+        *reminded = None;
+        return;
+    };
+    let is_due =
+        |(how, at): (Freshness, Instant)| how != freshness || at.elapsed() >= REMINDER_INTERVAL;
+    if reminded.is_none_or(is_due) {
+        *reminded = Some((freshness, Instant::now()));
+        let next = lists
+            .views()
+            .min_by_key(|view| view.next_update_unix_seconds);
+        let due = next.map(|view| view.next_update.as_str());
+        tracing::warn!(
+            state = freshness.as_str(),
+            due,
+            "the list of revoked certificates is old; new moves are refused once it has ended"
+        );
+    }
+}
+
+/// Whether a connection's other end has shown a certificate that is revoked.
+fn is_revoked(lists: &Revocations, connection: &Connection) -> bool {
+    leaf_of(connection).is_some_and(|leaf| lists.is_revoked(&leaf))
+}
+
+/// Last moment of the certificate that a link's peer has shown, in seconds since 1970.
+pub(crate) fn peer_not_after(link: &Link) -> Option<u64> {
+    let leaf = leaf_of(link.connection(Leg::Urgent))?;
+    view::view(&leaf)
+        .ok()
+        .map(|view| view.not_after_unix_seconds)
+}
+
+fn leaf_of(connection: &Connection) -> Option<CertificateDer<'static>> {
+    let shown = connection.peer_identity()?;
+    let chain = shown.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.into_iter().next()
+}
+
+fn prints(files: &CertificatesConfig) -> Vec<Print> {
+    let paths = [
+        Some(&files.cert),
+        Some(&files.key),
+        Some(&files.ca),
+        files.crl.as_ref(),
+    ];
+    paths.into_iter().flatten().map(print).collect()
+}
+
+/// The mark of a file, or of nothing where there is none.
+fn print(path: &PathBuf) -> Print {
+    let seen = std::fs::metadata(Path::new(path));
+    seen.map_or(
+        Print {
+            device: 0,
+            inode: 0,
+            bytes: 0,
+            modified: (0, 0),
+            changed: (0, 0),
+        },
+        |seen| Print {
+            device: seen.dev(),
+            inode: seen.ino(),
+            bytes: seen.len(),
+            modified: (seen.mtime(), seen.mtime_nsec()),
+            changed: (seen.ctime(), seen.ctime_nsec()),
+        },
+    )
+}
+
+/// Whether a file changed so recently that a later change may not show. One from the future, by this
+/// clock, counts as old: it would be read for ever.
+fn is_young(prints: &[Print], now: SystemTime) -> bool {
+    prints.iter().any(|print| {
+        let seconds = u64::try_from(print.changed.0).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        now.duration_since(changed).is_ok_and(|age| age <= YOUNG)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,144 @@
+//! Forecasts of a running link: learnt while it is full, kept over a restart, asked for over HTTP.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Pair, accept, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towpath_bench::relay::Direction;
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::status::{ForecastDocument, StatusView};
+
+const LINK_BITS_PER_SECOND: u64 = 80_000_000;
+
+/// The forecast, or nothing while the history is being read.
+async fn forecast(client: &Client, rest: &str) -> Option<ForecastDocument> {
+    let path = format!("/v1/forecast?peer=region{rest}");
+    match client.get(&path).await {
+        Err(problem) if problem.code == "E_STATE" => None,
+        answer => Some(answer.unwrap()),
+    }
+}
+
+/// Asks until the answer is as it should be.
+async fn until(
+    client: &Client,
+    rest: &str,
+    is_so: fn(&ForecastDocument) -> bool,
+) -> ForecastDocument {
+    let asking = async {
+        loop {
+            match forecast(client, rest).await {
+                Some(document) if is_so(&document) => return document,
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), asking)
+        .await
+        .expect("the forecast does not come")
+}
+
+fn is_known(document: &ForecastDocument) -> bool {
+    document.forecasts[1].quantiles.is_some()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
+    let pair = Pair::start_with(
+        |edge, _| edge.state_dir = Some(edge.socket.with_file_name("state")),
+        Some(Direction {
+            delay: Duration::from_millis(5),
+            bits_per_second: Some(LINK_BITS_PER_SECOND),
+            ..Direction::default()
+        }),
+    )
+    .await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let nothing = until(&client, "", |document| {
+        document.at_least_bits_per_second.is_none()
+    })
+    .await;
+    assert!(
+        nothing
+            .forecasts
+            .iter()
+            .all(|view| view.quantiles.is_none())
+    );
+
+    let listener = pair.echo();
+    let (local, (_, mut remote)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
+    let mut local = local.unwrap();
+    let writer = tokio::spawn(async move {
+        let chunk = vec![5; 64 * 1024];
+        while local.write_all(&chunk).await.is_ok() {}
+    });
+    let reader = tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while remote.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+    });
+    let known = until(&client, "&bytes=100000000", is_known).await;
+    let soon = known.forecasts[1].quantiles.as_ref().unwrap();
+    let share = soon.p50_bits_per_second * 100 / LINK_BITS_PER_SECOND;
+    assert!(
+        (70..=110).contains(&share),
+        "{share} % of what the link carries"
+    );
+    // 100 MB at 80 Mbit/s are ten seconds.
+    let took = known.through_p50_unix_seconds.unwrap() - known.now_unix_seconds;
+    assert!((8..=15).contains(&took), "{took} s");
+    let status: StatusView = client.get("/status").await.unwrap();
+    assert!(
+        status.links[0]
+            .forecasts
+            .iter()
+            .all(|view| view.direction == "send")
+    );
+    assert!(!status.links[0].forecasts.is_empty());
+    let metrics = client.text("/metrics").await.unwrap();
+    let series = "towpath_tunnel_predicted_bytes_per_second{direction=\"send\",\
+        horizon=\"10s\",peer=\"region\",quantile=\"0.1\"}";
+    assert!(metrics.contains(series), "{metrics}");
+    writer.abort();
+    reader.abort();
+
+    let config = pair.edge_config.clone();
+    pair.edge.stop().await;
+    let folder = config.state_dir.as_ref().unwrap().join("forecast");
+    assert!(folder.join("region.send.history").is_file());
+    let again = Tunnel::start(&config).await.unwrap();
+    let kept = |document: &ForecastDocument| document.known_hours > 0 || !is_known(document);
+    let document = until(&client, "", kept).await;
+    assert!(
+        !is_known(&document),
+        "seconds are not kept, and no hour is over"
+    );
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_questions_are_refused_with_their_code() {
+    let pair = Pair::start().await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    until(&client, "", |_| true).await;
+    for (query, code) in [
+        ("peer=mars", "E_NOT_FOUND"),
+        ("", "E_USAGE"),
+        ("peer=region&at=5", "E_USAGE"),
+        ("peer=region&at=99999999999", "E_USAGE"),
+        ("peer=region&at=soon", "E_USAGE"),
+        ("peer=region&bytes=-1", "E_USAGE"),
+        ("peer=region&direction=up", "E_USAGE"),
+        ("peer=region&colour=red", "E_USAGE"),
+    ] {
+        let path = format!("/v1/forecast?{query}");
+        let problem = client.get::<ForecastDocument>(&path).await.unwrap_err();
+        assert_eq!(problem.code, code, "{query}: {problem:?}");
+    }
+}

@@ -1,0 +1,503 @@
+//! A QUIC client that says whatever a test wants: it keeps no rule but those of encryption.
+//!
+//! It does a whole TLS handshake, so that what is said afterwards comes from a peer that has proved
+//! itself. It never repeats a packet, and acknowledges those of the handshake alone: loopback loses
+//! none.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::Side;
+use rustls::quic::{ClientConnection, KeyChange, Keys, Secrets, Version};
+use towpath_certs::tls;
+
+/// Packets of a handshake's three levels of encryption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Initial,
+    Handshake,
+    Data,
+}
+
+/// Frames that tests send.
+pub mod frame {
+    pub const PADDING: u8 = 0;
+    pub const PING: u8 = 1;
+
+    /// An integer in QUIC's variable length, RFC 9000 16.
+    pub fn integer(value: u64) -> Vec<u8> {
+        match value {
+            0..=63 => vec![u8::try_from(value).unwrap()],
+            64..=16_383 => u16::try_from(value | 0x4000)
+                .unwrap()
+                .to_be_bytes()
+                .to_vec(),
+            16_384..=0x3fff_ffff => {
+                let value = u32::try_from(value).unwrap() | 0x8000_0000;
+                value.to_be_bytes().to_vec()
+            }
+            _ => (value | 0xc000_0000_0000_0000).to_be_bytes().to_vec(),
+        }
+    }
+
+    pub fn crypto(offset: u64, data: &[u8]) -> Vec<u8> {
+        [
+            &[6],
+            &integer(offset)[..],
+            &integer(data.len() as u64),
+            data,
+        ]
+        .concat()
+    }
+
+    /// Bytes of a stream from an offset on.
+    pub fn stream(id: u64, offset: u64, data: &[u8]) -> Vec<u8> {
+        let head = [&[0x0e], &integer(id)[..], &integer(offset)].concat();
+        [&head[..], &integer(data.len() as u64), data].concat()
+    }
+
+    pub fn new_connection_id(sequence: u64, retire_before: u64) -> Vec<u8> {
+        let id = sequence.to_be_bytes();
+        let numbers = [integer(sequence), integer(retire_before)].concat();
+        [&[0x18], &numbers[..], &[8], &id, &[7; 16]].concat()
+    }
+
+    /// All packets up to one have arrived.
+    pub fn acknowledge(last: u64) -> Vec<u8> {
+        [&[2], &integer(last)[..], &[0, 0], &integer(last)].concat()
+    }
+
+    /// The end of a connection, without an error.
+    pub fn close() -> Vec<u8> {
+        vec![0x1c, 0, 0, 0]
+    }
+
+    pub fn path_challenge(data: u64) -> Vec<u8> {
+        [&[0x1a], &data.to_be_bytes()[..]].concat()
+    }
+}
+
+/// Transport parameters that are right; a test replaces or adds some.
+pub fn parameters(ours: &[u8], more: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let large = frame::integer(1 << 30);
+    let mut all = BTreeMap::from([
+        (0x04, large.clone()),
+        (0x05, large.clone()),
+        (0x06, large.clone()),
+        (0x07, large),
+        (0x08, frame::integer(100)),
+        (0x0f, ours.to_vec()),
+    ]);
+    all.extend(more.iter().cloned());
+    let encoded = all.into_iter().flat_map(|(id, value)| {
+        let length = frame::integer(value.len() as u64);
+        [frame::integer(id), length, value].concat()
+    });
+    encoded.collect()
+}
+
+/// The keys of a connection's first packets, which anybody can compute.
+fn initial_keys(theirs: &[u8]) -> Keys {
+    let suite = tls::provider().cipher_suites[0];
+    let suite = suite.tls13().unwrap().quic_suite().unwrap();
+    suite.keys(theirs, Side::Client, Version::V1)
+}
+
+/// One packet, encrypted.
+#[allow(clippy::too_many_arguments, reason = "a packet has that many fields")]
+fn packet(
+    (level, phase): (Level, u8),
+    keys: &Keys,
+    (theirs, ours): (&[u8], &[u8]),
+    token: &[u8],
+    number: u32,
+    mut frames: Vec<u8>,
+) -> Vec<u8> {
+    // Header protection takes its sample from behind the number.
+    if frames.len() < 4 {
+        frames.resize(4, frame::PADDING);
+    }
+    let id = |id: &[u8]| [&[u8::try_from(id.len()).unwrap()], id].concat();
+    let mut header = match level {
+        Level::Data => [&[0x43 | phase], theirs].concat(),
+        long => {
+            let first = if long == Level::Initial { 0xc3 } else { 0xe3 };
+            let mut header = vec![first, 0, 0, 0, 1];
+            header.extend(id(theirs));
+            header.extend(id(ours));
+            if long == Level::Initial {
+                header.extend(frame::integer(token.len() as u64));
+                header.extend(token);
+            }
+            let length = u16::try_from(4 + frames.len() + 16).unwrap() | 0x4000;
+            header.extend(length.to_be_bytes());
+            header
+        }
+    };
+    let number_at = header.len();
+    header.extend(number.to_be_bytes());
+    let local = &keys.local;
+    let tag = local
+        .packet
+        .encrypt_in_place(number.into(), &header, &mut frames)
+        .unwrap();
+    let mut out = [&header[..], &frames, tag.as_ref()].concat();
+    let sample: [u8; 16] = out[number_at + 4..number_at + 20].try_into().unwrap();
+    let (first, rest) = out.split_first_mut().unwrap();
+    let number = &mut rest[number_at - 1..number_at + 3];
+    local
+        .header
+        .encrypt_in_place(&sample, first, number)
+        .unwrap();
+    out
+}
+
+/// A datagram of 1200 bytes with one Initial packet that carries these frames.
+pub fn initial(theirs: &[u8], ours: &[u8], mut frames: Vec<u8>) -> Vec<u8> {
+    let overhead = 5 + 1 + theirs.len() + 1 + ours.len() + 1 + 2 + 4 + 16;
+    frames.resize((1200 - overhead).max(frames.len()), frame::PADDING);
+    let keys = initial_keys(theirs);
+    packet((Level::Initial, 0), &keys, (theirs, ours), &[], 0, frames)
+}
+
+/// Whether a datagram asks its receiver to prove its address: a Retry packet.
+pub fn is_retry(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0xf0 == 0xf0)
+}
+
+/// Who ended a connection at the other side, and with which code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// QUIC itself.
+    Transport(u64),
+    /// The tunnel.
+    Tunnel(u64),
+}
+
+/// The client.
+pub struct Raw {
+    pub socket: UdpSocket,
+    tls: ClientConnection,
+    theirs: Vec<u8>,
+    ours: Vec<u8>,
+    keys: [Option<Keys>; 3],
+    /// Keys after these, and which of the two the packets' phase bit names now.
+    next: Option<Secrets>,
+    phase: u8,
+    numbers: [u32; 3],
+    sent_crypto: [u64; 3],
+    heard_crypto: [Crypto; 3],
+    /// The last packet of each level that is not acknowledged yet.
+    heard: [Option<u64>; 3],
+    closed: Option<Close>,
+    /// Datagrams received, and their bytes.
+    pub received: (usize, usize),
+}
+
+#[derive(Default)]
+struct Crypto {
+    offset: u64,
+    waiting: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Raw {
+    /// A client that has not said anything yet, at an address of its own.
+    pub fn new(
+        from: IpAddr,
+        server: SocketAddr,
+        config: rustls::ClientConfig,
+        change: &[(u64, Vec<u8>)],
+    ) -> Self {
+        let socket = UdpSocket::bind((from, 0)).unwrap();
+        socket.connect(server).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let ours = [&port.to_be_bytes()[..], &[9; 6]].concat();
+        let theirs = super::pattern(u64::from(port) << 8, 8);
+        let name = "towpath.invalid".try_into().unwrap();
+        let parameters = parameters(&ours, change);
+        let config = Arc::new(config);
+        let tls = ClientConnection::new(config, Version::V1, name, parameters).unwrap();
+        Self {
+            socket,
+            tls,
+            keys: [Some(initial_keys(&theirs)), None, None],
+            theirs,
+            ours,
+            next: None,
+            phase: 0,
+            numbers: [0; 3],
+            sent_crypto: [0; 3],
+            heard_crypto: Default::default(),
+            heard: [None; 3],
+            closed: None,
+            received: (0, 0),
+        }
+    }
+
+    /// Sends one packet with these frames, in a datagram of at least 1200 bytes.
+    pub fn send(&mut self, level: Level, mut frames: Vec<u8>) {
+        if level != Level::Data {
+            frames.resize(frames.len().max(1160), frame::PADDING);
+        }
+        let at = level as usize;
+        let keys = self.keys[at].as_ref().expect("the handshake is not so far");
+        let number = self.numbers[at];
+        self.numbers[at] += 1;
+        let ids = (&self.theirs[..], &self.ours[..]);
+        let out = packet((level, self.phase), keys, ids, &[], number, frames);
+        // A server that has gone is noticed when nothing comes back.
+        let _ = self.socket.send(&out);
+    }
+
+    /// Says that all of the handshake so far has arrived, so that the rest is sent without a wait.
+    fn acknowledge(&mut self) {
+        for level in [Level::Initial, Level::Handshake] {
+            if let Some(last) = self.heard[level as usize].take() {
+                self.send(level, frame::acknowledge(last));
+            }
+        }
+    }
+
+    /// Says what TLS wants said.
+    pub fn speak(&mut self) {
+        self.acknowledge();
+        let mut level = match &self.keys {
+            [_, _, Some(_)] => Level::Data,
+            [_, Some(_), _] => Level::Handshake,
+            _ => Level::Initial,
+        };
+        loop {
+            let mut said = Vec::new();
+            let change = self.tls.write_hs(&mut said);
+            for part in said.chunks(1000) {
+                let at = level as usize;
+                let frames = frame::crypto(self.sent_crypto[at], part);
+                self.sent_crypto[at] += part.len() as u64;
+                self.send(level, frames);
+            }
+            match change {
+                Some(KeyChange::Handshake { keys }) => {
+                    self.keys[1] = Some(keys);
+                    level = Level::Handshake;
+                }
+                Some(KeyChange::OneRtt { keys, next }) => {
+                    self.keys[2] = Some(keys);
+                    self.next = Some(next);
+                    level = Level::Data;
+                }
+                None if said.is_empty() => return,
+                None => {}
+            }
+        }
+    }
+
+    /// Shakes hands; gives whether it came to an end in time.
+    pub fn shake(&mut self, wait: Duration) -> bool {
+        self.speak();
+        let until = Instant::now() + wait;
+        while Instant::now() < until && self.closed.is_none() {
+            self.hear(Duration::from_millis(20));
+            self.speak();
+            if self.keys[2].is_some() && !self.tls.is_handshaking() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The code the server closed the connection with, if it does so in time.
+    pub fn closed(&mut self, wait: Duration) -> Option<Close> {
+        let until = Instant::now() + wait;
+        while Instant::now() < until && self.closed.is_none() {
+            self.hear(Duration::from_millis(50));
+        }
+        self.closed
+    }
+
+    /// Takes in one datagram, if one comes.
+    pub fn hear(&mut self, wait: Duration) -> bool {
+        self.socket.set_read_timeout(Some(wait)).unwrap();
+        let mut datagram = [0; 2048];
+        let Ok(count) = self.socket.recv(&mut datagram) else {
+            return false;
+        };
+        self.received = (self.received.0 + 1, self.received.1 + count);
+        let mut rest = &mut datagram[..count];
+        while !rest.is_empty() {
+            let Some(length) = self.take_packet(rest) else {
+                return true;
+            };
+            rest = &mut rest[length..];
+        }
+        true
+    }
+
+    /// Takes in the first packet of some bytes; gives its length.
+    fn take_packet(&mut self, bytes: &mut [u8]) -> Option<usize> {
+        let is_long = bytes[0] & 0x80 != 0;
+        let (level, number_at, end) = if is_long {
+            let level = match bytes[0] >> 4 & 3 {
+                0 => Level::Initial,
+                2 => Level::Handshake,
+                _ => return None,
+            };
+            let mut reader = Reader { bytes, at: 5 };
+            let length = reader.byte()?;
+            reader.skip(length.into())?;
+            let source = reader.byte()?;
+            let from = reader.at;
+            reader.skip(source.into())?;
+            let theirs = bytes[from..from + usize::from(source)].to_vec();
+            let mut reader = Reader {
+                bytes,
+                at: from + theirs.len(),
+            };
+            if level == Level::Initial {
+                let token = reader.integer()?;
+                reader.skip(usize::try_from(token).ok()?)?;
+            }
+            let length = usize::try_from(reader.integer()?).ok()?;
+            let number_at = reader.at;
+            self.theirs = theirs;
+            (level, number_at, number_at + length)
+        } else {
+            (Level::Data, 1 + self.ours.len(), bytes.len())
+        };
+        let keys = self.keys[level as usize].as_mut()?;
+        let packet = bytes.get_mut(..end)?;
+        let sample: [u8; 16] = packet.get(number_at + 4..number_at + 20)?.try_into().ok()?;
+        let (first, rest) = packet.split_first_mut()?;
+        let number = &mut rest[number_at - 1..number_at + 3];
+        keys.remote
+            .header
+            .decrypt_in_place(&sample, first, number)
+            .ok()?;
+        if level == Level::Data && *first & 4 != self.phase {
+            // The server changes keys now and then, and we with it, RFC 9001 6.
+            let new = self.next.as_mut()?.next_packet_keys();
+            (keys.local.packet, keys.remote.packet) = (new.local, new.remote);
+            self.phase ^= 4;
+        }
+        let width = usize::from(*first & 3) + 1;
+        let number = number[..width]
+            .iter()
+            .fold(0, |all, byte| all << 8 | u64::from(*byte));
+        let (header, payload) = packet.split_at_mut(number_at + width);
+        let opened = keys.remote.packet.decrypt_in_place(number, header, payload);
+        let frames = opened.ok()?.to_vec();
+        self.heard[level as usize] = Some(number);
+        self.take_frames(level, &frames);
+        Some(end)
+    }
+
+    fn take_frames(&mut self, level: Level, frames: &[u8]) -> Option<()> {
+        let mut reader = Reader {
+            bytes: frames,
+            at: 0,
+        };
+        while reader.at < frames.len() {
+            let kind = reader.integer()?;
+            // How many integers stand in the frames whose content does not matter here.
+            let integers = match kind {
+                0x00 | 0x01 | 0x1e => 0,
+                0x02 | 0x03 => {
+                    let (_largest, _delay) = (reader.integer()?, reader.integer()?);
+                    let ranges = reader.integer()?;
+                    2 * ranges + 1 + if kind == 3 { 3 } else { 0 }
+                }
+                0x06 => {
+                    let offset = reader.integer()?;
+                    let data = reader.bytes_of_length()?;
+                    self.take_crypto(level, offset, data);
+                    0
+                }
+                0x07 => {
+                    reader.bytes_of_length()?;
+                    0
+                }
+                0x10 | 0x12..=0x14 | 0x16 | 0x17 | 0x19 => 1,
+                0x05 | 0x11 | 0x15 => 2,
+                0x04 => 3,
+                0x18 => {
+                    let (_sequence, _retire) = (reader.integer()?, reader.integer()?);
+                    let length = reader.byte()?;
+                    reader.skip(usize::from(length) + 16)?;
+                    0
+                }
+                0x1a | 0x1b => {
+                    reader.skip(8)?;
+                    0
+                }
+                0x1c | 0x1d => {
+                    let code = reader.integer()?;
+                    let close = if kind == 0x1c {
+                        Close::Transport(code)
+                    } else {
+                        Close::Tunnel(code)
+                    };
+                    self.closed = Some(close);
+                    return None;
+                }
+                _ => return None,
+            };
+            for _ in 0..integers {
+                reader.integer()?;
+            }
+        }
+        Some(())
+    }
+
+    fn take_crypto(&mut self, level: Level, offset: u64, data: &[u8]) {
+        let crypto = &mut self.heard_crypto[level as usize];
+        crypto.waiting.insert(offset, data.to_vec());
+        while let Some((at, data)) = crypto.waiting.pop_first() {
+            if at > crypto.offset {
+                crypto.waiting.insert(at, data);
+                return;
+            }
+            let known = usize::try_from(crypto.offset - at).unwrap();
+            let Some(new) = data.get(known..).filter(|new| !new.is_empty()) else {
+                continue;
+            };
+            crypto.offset += new.len() as u64;
+            // A refusal by TLS shows as a handshake that does not end.
+            let _ = self.tls.read_hs(new);
+        }
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let byte = *self.bytes.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn skip(&mut self, count: usize) -> Option<()> {
+        self.at += count;
+        (self.at <= self.bytes.len()).then_some(())
+    }
+
+    fn integer(&mut self) -> Option<u64> {
+        let first = self.byte()?;
+        let mut value = u64::from(first & 0x3f);
+        for _ in 1..1 << (first >> 6) {
+            value = value << 8 | u64::from(self.byte()?);
+        }
+        Some(value)
+    }
+
+    fn bytes_of_length(&mut self) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.integer()?).ok()?;
+        let from = self.at;
+        self.skip(length)?;
+        self.bytes.get(from..from + length)
+    }
+}

@@ -1,0 +1,526 @@
+//! What strangers and bad peers can put on the wire below TLS and above it, and what it costs.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use harness::raw::{self, Close, Level, Raw, frame};
+use harness::{Pair, World, accept, echo, name, pattern, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towpath_certs::{Identity, Rejections, tls};
+use towpath_daemon::client::Client;
+use towpath_daemon::units::Span;
+use towpath_protocol::channel::Class;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::Config;
+
+// RFC 9000, 20.1.
+const FLOW_CONTROL_ERROR: Close = Close::Transport(0x03);
+const FRAME_ENCODING_ERROR: Close = Close::Transport(0x07);
+const TRANSPORT_PARAMETER_ERROR: Close = Close::Transport(0x08);
+const CONNECTION_ID_LIMIT_ERROR: Close = Close::Transport(0x09);
+const PROTOCOL_VIOLATION: Close = Close::Transport(0x0a);
+const CRYPTO_BUFFER_EXCEEDED: Close = Close::Transport(0x0d);
+
+/// How long a connection may take to be closed.
+const CLOSED_WAIT: Duration = Duration::from_secs(10);
+
+/// A region, and the files of an edge that may link with it.
+struct Door {
+    world: World,
+    region: Tunnel,
+    config: Config,
+    edge: Identity,
+}
+
+impl Door {
+    async fn open() -> Self {
+        Self::open_with(|_| ()).await
+    }
+
+    async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
+        let world = World::new();
+        let mut config = world.site("region", "edge");
+        change(&mut config);
+        let region = Tunnel::start(&config).await.unwrap();
+        let files = world.issue("edge");
+        Self {
+            edge: Identity::load(&files.cert, &files.key, &files.ca).unwrap(),
+            world,
+            region,
+            config,
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.region.listen_address().unwrap()
+    }
+
+    fn client(&self) -> rustls::ClientConfig {
+        client(&self.edge)
+    }
+
+    /// A raw client at an address of its own.
+    fn raw(&self, from: IpAddr, change: &[(u64, Vec<u8>)]) -> Raw {
+        Raw::new(from, self.address(), self.client(), change)
+    }
+
+    /// A raw client that has shaken hands.
+    async fn shaken(&self) -> Raw {
+        let mut raw = self.raw(Ipv4Addr::LOCALHOST.into(), &[]);
+        blocking(move || {
+            assert!(raw.shake(CLOSED_WAIT), "no handshake");
+            raw
+        })
+        .await
+    }
+
+    async fn metric(&self, series: &str) -> u64 {
+        metric(&self.config, series).await
+    }
+
+    /// The tunnel still lets an honest edge in.
+    async fn lets_in(&self) {
+        let mut config = self.world.site("edge-2", "region");
+        config.peers[0].address = Some(self.address().to_string());
+        // Another site's handshake is as good as any, and ends with the words that it is no peer.
+        let edge = Tunnel::start(&config).await.unwrap();
+        let answered = async {
+            while !edge.status().links[0].reason.contains("no peer") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(answered).await;
+    }
+}
+
+fn client(identity: &Identity) -> rustls::ClientConfig {
+    tls::client_config(identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
+}
+
+async fn metric(config: &Config, series: &str) -> u64 {
+    let client = Client::new(&config.admin.socket);
+    let text = client.text("/metrics").await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(series)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    soon(tokio::task::spawn_blocking(work)).await.unwrap()
+}
+
+/// An address of this host that nobody else uses.
+fn address(number: u16) -> IpAddr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(127, 7, high, low).into()
+}
+
+/// What comes back within a moment.
+fn answers(socket: &UdpSocket, wait: Duration) -> Vec<Vec<u8>> {
+    socket.set_read_timeout(Some(wait)).unwrap();
+    let mut all = Vec::new();
+    let mut datagram = [0; 2048];
+    while let Ok(count) = socket.recv(&mut datagram) {
+        all.push(datagram[..count].to_vec());
+    }
+    all
+}
+
+/// The first datagram of an honest handshake from each of many addresses; each holds a place open.
+fn begin_handshakes(door: &Door, count: u16) -> Vec<Raw> {
+    let client = door.client();
+    let begun = (1..=count).map(|number| {
+        let mut raw = Raw::new(address(number), door.address(), client.clone(), &[]);
+        raw.speak();
+        raw
+    });
+    begun.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t01_short_initials_and_other_versions_are_answered_with_little_or_nothing() {
+    let door = Door::open().await;
+    let hello = frame::crypto(0, &[1; 300]);
+    let whole = raw::initial(&[1; 8], &[2; 8], hello);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(door.address()).unwrap();
+    for length in [1, 7, 21, 600, 1199] {
+        socket.send(&whole[..length]).unwrap();
+    }
+    let mut damaged = whole.clone();
+    damaged[700] ^= 1;
+    socket.send(&damaged).unwrap();
+    let answered = answers(&socket, Duration::from_millis(300));
+    assert!(answered.is_empty(), "{answered:?}");
+
+    for version in [
+        [0xba, 0xba, 0xba, 0xba],
+        [0, 0, 0, 2],
+        [0x6b, 0x33, 0x43, 0xcf],
+    ] {
+        let mut other = whole.clone();
+        other[1..5].copy_from_slice(&version);
+        socket.send(&other).unwrap();
+        let answered = answers(&socket, Duration::from_millis(300));
+        let bytes: usize = answered.iter().map(Vec::len).sum();
+        assert!(bytes <= 3 * other.len(), "{bytes} bytes");
+        assert!(
+            answered.iter().all(|one| one[1..5] == [0; 4]),
+            "no negotiation"
+        );
+    }
+    // A hello that could begin a handshake, from an address that is not proved: three times as much,
+    // and the datagram that was begun before the limit.
+    let mut raw = door.raw(address(950), &[]);
+    let bytes = blocking(move || {
+        raw.speak();
+        let answered = answers(&raw.socket, Duration::from_secs(1));
+        answered.iter().map(Vec::len).sum::<usize>()
+    })
+    .await;
+    assert!((1..=3 * 2 * 1206 + 1200).contains(&bytes), "{bytes} bytes");
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t02_above_half_of_the_places_everybody_has_to_prove_an_address() {
+    let door = Door::open().await;
+    let begun = begin_handshakes(&door, 200);
+    let retried = blocking(move || {
+        let is_retried = |raw: &&Raw| {
+            let answered = answers(&raw.socket, Duration::from_millis(20));
+            answered.iter().any(|one| raw::is_retry(one))
+        };
+        begun.iter().filter(is_retried).count()
+    })
+    .await;
+    assert!(
+        retried >= 200 - 40,
+        "{retried} were asked to prove their address"
+    );
+    let counted = door
+        .metric("towpath_quic_incoming_dropped_total{reason=\"retried\"}")
+        .await;
+    assert!(counted >= 200 - 40, "{counted}");
+    // Whoever has an address still gets in.
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
+    let _measuring = MEASURING.lock().await;
+    let pair = Pair::start().await;
+    let echo = echo(pair.echo());
+    let mut local = pair.open("echo", Class::Bulk).await.unwrap();
+    let target = pair.region.listen_address().unwrap();
+    let before = resident_bytes();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let ending = Arc::clone(&is_over);
+    let flood = tokio::task::spawn_blocking(move || {
+        let sockets: Vec<_> = (1..=64)
+            .map(|number| UdpSocket::bind((address(number), 0)).unwrap())
+            .collect();
+        let mut sent = 0_u64;
+        while !ending.load(Ordering::Relaxed) {
+            let id = sent.to_be_bytes();
+            let datagram = raw::initial(&id, &[3; 8], frame::crypto(0, &[1; 300]));
+            // A full buffer drops it, as a network would.
+            let _ =
+                sockets[usize::try_from(sent).unwrap() % sockets.len()].send_to(&datagram, target);
+            sent += 1;
+        }
+        sent
+    });
+    let sent = pattern(5, 8 << 20);
+    let mut heard = vec![0; sent.len()];
+    let (mut read, mut write) = local.split();
+    let (wrote, took) =
+        soon(async { tokio::join!(write.write_all(&sent), read.read_exact(&mut heard)) }).await;
+    wrote.unwrap();
+    took.unwrap();
+    assert!(heard == sent);
+    is_over.store(true, Ordering::Relaxed);
+    let flooded = flood.await.unwrap();
+    let grown = resident_bytes().saturating_sub(before + 2 * sent.len() as u64);
+    println!("{flooded} Initials, {} KiB more memory", grown / 1024);
+    assert!(flooded > 1000, "{flooded} Initials were no flood");
+    assert!(grown <= 32 << 20, "{grown} bytes more");
+    assert!(pair.edge.status().links[0].host.is_some());
+    echo.abort();
+}
+
+/// Held by tests that measure the memory of this process, which is that of all tests.
+static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Memory of this process.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_are_not() {
+    let door = Door::open().await;
+    let (client, target) = (door.client(), door.address());
+    let finished = blocking(move || {
+        let shake = |from, wait| {
+            let mut raw = Raw::new(from, target, client.clone(), &[]);
+            let is_done = raw.shake(wait);
+            if is_done {
+                // Its place is free again: what holds the next one back is how often it comes.
+                raw.send(Level::Data, frame::close());
+            }
+            is_done
+        };
+        let brief = Duration::from_millis(100);
+        let flood = (0..150).filter(|_| shake(address(500), brief)).count();
+        (flood, shake(address(501), CLOSED_WAIT))
+    })
+    .await;
+    let (flood, other) = finished;
+    println!("{flood} of 150 shook hands");
+    // The burst, and what a second or a few more let through.
+    assert!(flood < 150, "{flood} shook hands");
+    assert!(other, "another address was held back");
+    let dropped = door
+        .metric("towpath_quic_incoming_dropped_total{reason=\"too_fast\"}")
+        .await;
+    assert!(dropped > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
+    let door = Door::open().await;
+    let begun = begin_handshakes(&door, 60);
+    let target = door.address();
+    let last = begun.last().unwrap().socket.try_clone().unwrap();
+    blocking(move || {
+        let datagram = raw::initial(&[8; 8], &[9; 8], frame::crypto(0, &[1; 300]));
+        for _ in 0..20 {
+            last.send(&datagram).unwrap();
+        }
+        let answered = answers(&last, Duration::from_millis(200));
+        assert!(answered.iter().any(|one| raw::is_retry(one)));
+    })
+    .await;
+    drop(begun);
+    // Refused by TLS: the same words again, from the same address and from another.
+    blocking(move || {
+        for from in [600, 600, 601] {
+            let socket = UdpSocket::bind((address(from), 0)).unwrap();
+            socket.connect(target).unwrap();
+            let datagram = raw::initial(&[4; 8], &[5; 8], frame::crypto(0, b"no hello at all"));
+            for _ in 0..20 {
+                socket.send(&datagram).unwrap();
+            }
+            answers(&socket, Duration::from_millis(100));
+        }
+    })
+    .await;
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t05_transport_parameters_that_cannot_be_close_the_connection() {
+    let door = Door::open().await;
+    let short = |bytes: &[u8]| bytes.to_vec();
+    for (number, (id, value)) in [
+        // An acknowledgement delay's exponent above 20, and a delay of 2^14.
+        (0x0a, frame::integer(21)),
+        (0x0b, frame::integer(1 << 14)),
+        // A payload below 1200, a connection id limit below 2, more than 2^60 streams.
+        (0x03, frame::integer(1199)),
+        (0x0e, frame::integer(1)),
+        (0x08, frame::integer((1 << 60) + 1)),
+        // Not the connection id of the packet, and a number that is cut short.
+        (0x0f, short(&[1; 8])),
+        (0x04, short(&[0xc0])),
+        // What only a server may say.
+        (0x00, short(&[1; 8])),
+        (0x02, short(&[1; 16])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let from = address(700 + u16::try_from(number).unwrap());
+        let mut raw = door.raw(from, &[(id, value)]);
+        let closed = blocking(move || {
+            raw.shake(CLOSED_WAIT);
+            raw.closed(CLOSED_WAIT)
+        })
+        .await;
+        assert_eq!(closed, Some(TRANSPORT_PARAMETER_ERROR), "parameter {id:#x}");
+    }
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t05_frames_that_do_not_exist_or_do_not_parse_close_the_connection() {
+    let door = Door::open().await;
+    for (frames, code) in [
+        (frame::integer(0x3fff), FRAME_ENCODING_ERROR),
+        // An acknowledgement of packets below zero, and a stream cut short.
+        (vec![0x02, 5, 0, 0, 9], FRAME_ENCODING_ERROR),
+        (vec![0x0a, 0, 60, 1, 2], FRAME_ENCODING_ERROR),
+        // What only a server may say.
+        (vec![0x1e], PROTOCOL_VIOLATION),
+    ] {
+        let mut raw = door.shaken().await;
+        let shown = format!("{frames:x?}");
+        let closed = blocking(move || {
+            raw.send(Level::Data, frames);
+            raw.closed(CLOSED_WAIT)
+        })
+        .await;
+        assert_eq!(closed, Some(code), "{shown}");
+    }
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
+    let _measuring = MEASURING.lock().await;
+    // The first words of a connection may take their time, so that it is the window that ends this.
+    let patient = Span::new(Duration::from_mins(1));
+    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let before = resident_bytes();
+    let mut raw = door.shaken().await;
+    let closed = blocking(move || {
+        // Every byte but the first, to the end of what one stream and one connection may have.
+        let chunk = vec![7; 1300];
+        let mut offset = 1;
+        while offset < 15 << 20 && raw.closed(Duration::ZERO).is_none() {
+            raw.send(Level::Data, frame::stream(0, offset, &chunk));
+            offset += chunk.len() as u64;
+            while offset % 65_000 < 1300 && raw.hear(Duration::from_millis(1)) {}
+        }
+        // A full socket drops some of it, so the last words, beyond the window, are said until heard.
+        let said = (0..50).find_map(|_| {
+            raw.send(Level::Data, frame::stream(0, 17 << 20, &chunk));
+            raw.closed(Duration::from_millis(100))
+        });
+        said.or_else(|| raw.closed(CLOSED_WAIT))
+    })
+    .await;
+    assert_eq!(closed, Some(FLOW_CONTROL_ERROR));
+    let grown = resident_bytes().saturating_sub(before);
+    println!("{} KiB more memory", grown / 1024);
+    assert!(grown <= 32 << 20, "{grown} bytes more");
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t06_a_stream_whose_first_byte_never_comes_ends_in_time() {
+    let brief = Span::new(Duration::from_millis(300));
+    let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
+    let mut raw = door.shaken().await;
+    let closed = blocking(move || {
+        raw.send(Level::Data, frame::stream(0, 1, &[7; 1000]));
+        raw.closed(CLOSED_WAIT)
+    })
+    .await;
+    // 3 is `E_STALLED`.
+    assert_eq!(closed, Some(Close::Tunnel(3)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
+    let _measuring = MEASURING.lock().await;
+    let pair = Pair::start().await;
+    let listener = pair.echo();
+    let opening = async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) };
+    let (local, (_, _unread)) = soon(opening).await;
+    let mut local = local.unwrap();
+    let chunk = vec![1; 64 * 1024];
+    let mut taken = 0_u64;
+    let writing = async {
+        while local.write_all(&chunk).await.is_ok() {
+            taken += chunk.len() as u64;
+        }
+    };
+    let stuck = tokio::time::timeout(Duration::from_secs(3), writing).await;
+    assert!(stuck.is_err(), "the stream ended");
+    assert!(taken <= 48 << 20, "{taken} bytes were taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
+    let _measuring = MEASURING.lock().await;
+    let door = Door::open().await;
+    let mut raw = door.shaken().await;
+    let closed = blocking(move || {
+        for sequence in 1..2000 {
+            raw.send(Level::Data, frame::new_connection_id(sequence, 0));
+        }
+        raw.closed(CLOSED_WAIT)
+    })
+    .await;
+    assert_eq!(closed, Some(CONNECTION_ID_LIMIT_ERROR));
+
+    // Each id retires those before it, and nothing is acknowledged: what is to be said piles up.
+    let before = resident_bytes();
+    let mut raw = door.shaken().await;
+    blocking(move || {
+        for sequence in 1..20_000 {
+            raw.send(Level::Data, frame::new_connection_id(sequence, sequence));
+        }
+        for challenge in 0..20_000 {
+            raw.send(Level::Data, frame::path_challenge(challenge));
+        }
+        raw.closed(Duration::from_secs(1))
+    })
+    .await;
+    let grown = resident_bytes().saturating_sub(before);
+    println!("{} KiB more memory", grown / 1024);
+    assert!(grown <= 16 << 20, "{grown} bytes more");
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t08_words_of_a_handshake_far_ahead_are_not_kept() {
+    let door = Door::open().await;
+    for (number, offset) in [17_000, 1 << 20, (1 << 62) - 300].into_iter().enumerate() {
+        let from = address(800 + u16::try_from(number).unwrap());
+        let mut raw = door.raw(from, &[]);
+        let closed = blocking(move || {
+            raw.send(Level::Initial, frame::crypto(offset, &[1; 200]));
+            raw.closed(CLOSED_WAIT)
+        })
+        .await;
+        assert_eq!(closed, Some(CRYPTO_BUFFER_EXCEEDED), "offset {offset}");
+    }
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t18_packets_from_another_address_move_nothing() {
+    let door = Door::open().await;
+    let mut raw = door.shaken().await;
+    let target = door.address();
+    blocking(move || {
+        let home = raw.socket.try_clone().unwrap();
+        let away = UdpSocket::bind((address(900), 0)).unwrap();
+        away.connect(target).unwrap();
+        raw.socket = away.try_clone().unwrap();
+        for _ in 0..20 {
+            raw.send(Level::Data, vec![frame::PING; 20]);
+        }
+        let answered = answers(&away, Duration::from_millis(300));
+        assert!(
+            answered.is_empty(),
+            "{} datagrams went astray",
+            answered.len()
+        );
+        raw.socket = home;
+        assert_eq!(raw.closed(Duration::from_millis(100)), None);
+        raw.send(Level::Data, vec![frame::PING; 20]);
+        assert!(raw.hear(Duration::from_secs(2)), "the connection is gone");
+    })
+    .await;
+}

@@ -1,0 +1,332 @@
+//! Streams outlive their connections: cuts, replaced links, restarts, resets, strangers.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Pair, accept, name, pattern, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use towpath_bench::relay::{Control, Direction, Side};
+use towpath_daemon::units::Span;
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::Code;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::Config;
+use towpath_tunnel::status::LinkState;
+
+/// Most bytes that may go again after a cut: the tail.
+const TAIL_BYTES: u64 = 1 << 20;
+
+/// A path of 40 ms that carries 50 Mbit/s.
+fn thin() -> Direction {
+    Direction {
+        bits_per_second: Some(50_000_000),
+        delay: Duration::from_millis(20),
+        ..Direction::default()
+    }
+}
+
+async fn start(change: impl FnOnce(&mut Config, &mut Config)) -> (Pair, Control) {
+    let pair = Pair::start_with(change, Some(thin())).await;
+    let control = pair.relay.as_ref().unwrap().control();
+    (pair, control)
+}
+
+/// A stream from the edge to the region, both ends in hand.
+async fn stream(pair: &Pair, class: Class) -> (UnixStream, UnixStream) {
+    let listener = pair.echo();
+    let (local, (_, remote)) =
+        soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
+    std::fs::remove_file(&pair.region_config.services[0].socket).unwrap();
+    (local.unwrap(), remote)
+}
+
+/// Sends and receives at once; gives what was heard.
+async fn exchange(socket: UnixStream, sent: &[u8]) -> Vec<u8> {
+    let (mut read, mut write) = socket.into_split();
+    let writing = async {
+        for chunk in sent.chunks(50_000) {
+            write.write_all(chunk).await.unwrap();
+        }
+        write.shutdown().await.unwrap();
+    };
+    let mut heard = Vec::new();
+    let ((), read) = tokio::join!(writing, read.read_to_end(&mut heard));
+    read.unwrap();
+    heard
+}
+
+/// Waits until something about a tunnel holds.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let held = tokio::time::timeout(harness::SOON, waiting).await;
+    assert!(held.is_ok(), "never: {what}");
+}
+
+fn streams(tunnel: &Tunnel) -> (u64, u64) {
+    let link = &tunnel.status().links[0];
+    (link.streams, link.streams_paused)
+}
+
+/// Bytes flow both ways over each class while the link is cut; all arrive, in order, and no more went
+/// again than the tails.
+async fn check_cut(outage: Duration, cut: impl Fn(&Control)) {
+    let (pair, control) = start(|_, _| ()).await;
+    let classes = [Class::Demand, Class::Bulk];
+    let mut ends = Vec::new();
+    for class in classes {
+        ends.push(stream(&pair, class).await);
+    }
+    let up = pattern(5, 8 << 20);
+    let down = pattern(9, 8 << 20);
+    let cutting = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        cut(&control);
+        tokio::time::sleep(outage).await;
+        control.heal();
+    };
+    let (two, one) = (ends.pop().unwrap(), ends.pop().unwrap());
+    let all = async {
+        tokio::join!(
+            exchange(one.0, &up),
+            exchange(one.1, &down),
+            exchange(two.0, &up),
+            exchange(two.1, &down),
+            cutting,
+        )
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(60), all)
+        .await
+        .unwrap();
+    assert!(heard.0 == down && heard.1 == up, "demand");
+    assert!(heard.2 == down && heard.3 == up, "bulk");
+    for tunnel in [&pair.edge, &pair.region] {
+        let link = &tunnel.status().links[0];
+        let most = 2 * TAIL_BYTES;
+        assert!(
+            link.resent_bytes <= most,
+            "{} bytes again",
+            link.resent_bytes
+        );
+        assert_eq!(link.streams_lost, 0);
+        for class in classes {
+            let counted = &link.classes[class.index()];
+            let bytes = (counted.sent_bytes, counted.received_bytes);
+            assert_eq!(bytes, (8 << 20, 8 << 20), "{class}");
+        }
+        until("all streams end", || streams(tunnel) == (0, 0)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_a_cut_of_three_seconds() {
+    check_cut(Duration::from_secs(3), Control::cut_both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_a_cut_of_ten_seconds() {
+    check_cut(Duration::from_secs(10), Control::cut_both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_the_loss_of_one_direction() {
+    check_cut(Duration::from_secs(3), |control| control.cut(Side::B)).await;
+}
+
+/// Cuts the link, changes something, heals it.
+async fn while_cut(pair: &Pair, control: &Control, change: impl AsyncFnOnce()) {
+    control.cut_both();
+    for tunnel in [&pair.edge, &pair.region] {
+        until("no link", || tunnel.status().links[0].host.is_none()).await;
+        until("the stream waits", || streams(tunnel) == (1, 1)).await;
+    }
+    change().await;
+    control.heal();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it() {
+    for edge_goes in [true, false] {
+        let (pair, control) = start(|_, _| ()).await;
+        let (local, remote) = stream(&pair, Class::App).await;
+        let (goes, mut stays) = if edge_goes {
+            (local, remote)
+        } else {
+            (remote, local)
+        };
+        // What it left unread makes its going away a reset.
+        stays.write_all(b"never read").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        while_cut(&pair, &control, async || drop(goes)).await;
+        let ended = soon(stays.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        for tunnel in [&pair.edge, &pair.region] {
+            until("the stream is gone", || streams(tunnel) == (0, 0)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_and_ended_during_an_outage_arrives_after_it() {
+    for edge_writes in [true, false] {
+        let (pair, control) = start(|_, _| ()).await;
+        let (local, remote) = stream(&pair, Class::Control).await;
+        let (mut writes, mut reads) = if edge_writes {
+            (local, remote)
+        } else {
+            (remote, local)
+        };
+        let sent = pattern(3, 100_000);
+        while_cut(&pair, &control, async || {
+            writes.write_all(&sent).await.unwrap();
+            writes.shutdown().await.unwrap();
+        })
+        .await;
+        let mut heard = Vec::new();
+        soon(reads.read_to_end(&mut heard)).await.unwrap();
+        assert!(heard == sent);
+        reads.write_all(b"thanks").await.unwrap();
+        drop(reads);
+        heard.clear();
+        soon(writes.read_to_end(&mut heard)).await.unwrap();
+        assert_eq!(heard, b"thanks", "the other direction lives on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_outage_lasts_too_long_is_lost_and_forgotten() {
+    let brief = Span::new(Duration::from_secs(1));
+    let (pair, control) = start(|edge, region| {
+        edge.limits.outage_wait = brief;
+        region.limits.outage_wait = brief;
+    })
+    .await;
+    let (mut local, mut remote) = stream(&pair, Class::App).await;
+    control.cut_both();
+    for end in [&mut local, &mut remote] {
+        let ended = soon(end.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+    for tunnel in [&pair.edge, &pair.region] {
+        until("it is forgotten", || streams(tunnel) == (0, 0)).await;
+        assert_eq!(tunnel.status().links[0].streams_lost, 1);
+    }
+}
+
+/// Stops the region's tunnel unheard, and starts it again.
+async fn restart_region(mut pair: Pair, control: &Control) -> Pair {
+    control.cut_both();
+    until("no link", || pair.edge.status().links[0].host.is_none()).await;
+    let config = pair.region_config.clone();
+    pair.region.stop().await;
+    let restarting = async {
+        loop {
+            match Tunnel::start(&config).await {
+                Ok(tunnel) => break tunnel,
+                Err(fault) => assert_eq!(fault.code, Code::Io, "{fault}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    pair.region = soon(restarting).await;
+    control.heal();
+    pair.linked().await;
+    pair
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_was_started_anew_ends_its_old_streams_at_once() {
+    let (pair, control) = start(|_, _| ()).await;
+    let (mut local, _remote) = stream(&pair, Class::Bulk).await;
+    let pair = restart_region(pair, &control).await;
+    let ended = soon(local.read(&mut [0])).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    until("it is gone", || streams(&pair.edge) == (0, 0)).await;
+    assert_eq!(pair.edge.status().links[0].streams_lost, 1);
+    // And the next one works.
+    let (_local, _remote) = stream(&pair, Class::Bulk).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_the_region_began_resumes_although_the_edge_dials() {
+    let (pair, control) = start(|_, _| ()).await;
+    let listener = tokio::net::UnixListener::bind(&pair.edge_config.services[0].socket).unwrap();
+    let socket = &pair.region_config.socket;
+    let opening = harness::open(socket, "edge", "echo", Class::Bulk);
+    let (local, (_, remote)) = soon(async { tokio::join!(opening, accept(&listener)) }).await;
+    let sent = pattern(21, 6 << 20);
+    let cutting = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        control.cut_both();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        control.heal();
+    };
+    let local = local.unwrap();
+    let all = async { tokio::join!(exchange(local, &sent), exchange(remote, &sent), cutting) };
+    let (one, two, ()) = soon(all).await;
+    assert!(one == sent && two == sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_bounded_while_they_have_no_connection() {
+    let (pair, control) = start(|edge, region| {
+        edge.limits.peer_streams = 1;
+        region.limits.peer_streams = 1;
+    })
+    .await;
+    let _first = stream(&pair, Class::App).await;
+    let _second = stream(&pair, Class::Bulk).await;
+    control.cut_both();
+    until("no link", || pair.region.status().links[0].host.is_none()).await;
+    control.heal();
+    until("both go on", || streams(&pair.region) == (2, 0)).await;
+    let listener = pair.echo();
+    let third = async { tokio::join!(pair.open("echo", Class::App), listener.accept()) };
+    let third = tokio::time::timeout(Duration::from_millis(500), third).await;
+    assert!(third.is_err(), "QUIC's own limit holds a third one back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_replaced_while_it_works_moves_its_streams_without_a_cut() {
+    let (pair, _control) = start(|_, _| ()).await;
+    let (local, remote) = stream(&pair, Class::Bulk).await;
+    let sent = pattern(13, 12 << 20);
+    let replacing = async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            pair.edge.dial_anew(&name("region")).unwrap();
+        }
+    };
+    let all = async { tokio::join!(exchange(local, &sent), exchange(remote, &sent), replacing) };
+    let (one, two, ()) = soon(all).await;
+    assert!(one == sent && two == sent);
+    let link = &pair.edge.status().links[0];
+    assert!(link.streams_resumed >= 2, "{} times", link.streams_resumed);
+    assert_eq!((link.streams_lost, link.links_lost), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_address_of_the_edge_loses_nothing() {
+    let (pair, control) = start(|_, _| ()).await;
+    let (local, remote) = stream(&pair, Class::Bulk).await;
+    let sent = pattern(17, 8 << 20);
+    let is = |state| pair.edge.status().links[0].state == state;
+    let changing = async {
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            control.change_addresses();
+            until("it shows", || is(LinkState::Degraded)).await;
+            until("it is mended", || is(LinkState::Healthy)).await;
+        }
+    };
+    let all = async { tokio::join!(exchange(local, &sent), exchange(remote, &sent), changing) };
+    let (one, two, ()) = soon(all).await;
+    assert!(one == sent && two == sent);
+    assert_eq!(pair.edge.status().links[0].streams_lost, 0);
+}

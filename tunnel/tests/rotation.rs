@@ -1,0 +1,654 @@
+//! Certificates, authorities and lists of revoked ones, exchanged while streams run.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use harness::{Pair, SOON, World, echo, name, pattern, soon};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, Endpoint};
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use towpath_bench::relay::Direction;
+use towpath_certs::authority::LEAF_VALIDITY;
+use towpath_certs::register::Reason;
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
+use towpath_certs::{Authority, Identity, Rejections, Validity, tls, view};
+use towpath_daemon::client::Client;
+use towpath_daemon::stream;
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::Code;
+use towpath_protocol::identity::HostIdentity;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::Config;
+use towpath_tunnel::status::CertificateStatusView;
+
+/// How soon a revoked peer is refused, and how soon its links are closed (T10).
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A stream that carries a pattern to the echo and checks every byte that comes back.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    returned: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+/// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
+const PERIOD: usize = 1_000_003;
+
+impl Load {
+    fn start(local: UnixStream) -> Self {
+        let (is_over, returned) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (ending, counted) = (Arc::clone(&is_over), Arc::clone(&returned));
+        let task = tokio::spawn(async move {
+            let bytes = Arc::new(pattern(9, PERIOD));
+            let (mut read, mut write) = local.into_split();
+            let sent = Arc::clone(&bytes);
+            let writing = tokio::spawn(async move {
+                let mut total = 0;
+                while !ending.load(Ordering::Relaxed) {
+                    let at = total % PERIOD;
+                    let until = PERIOD.min(at + 30_000);
+                    write.write_all(&sent[at..until]).await.unwrap();
+                    total += until - at;
+                }
+                write.shutdown().await.unwrap();
+                total
+            });
+            let (mut at, mut chunk) = (0, vec![0; 64 * 1024]);
+            loop {
+                let count = read.read(&mut chunk).await.unwrap();
+                if count == 0 {
+                    break;
+                }
+                for byte in &chunk[..count] {
+                    assert!(*byte == bytes[at % PERIOD], "byte {at} is wrong");
+                    at += 1;
+                }
+                counted.store(at as u64, Ordering::Relaxed);
+            }
+            assert_eq!(at, writing.await.unwrap());
+        });
+        Self {
+            is_over,
+            returned,
+            task,
+        }
+    }
+
+    /// Waits until some more has come back.
+    async fn flows(&self) {
+        let wanted = self.returned.load(Ordering::Relaxed) + 200_000;
+        let flowing = async {
+            while self.returned.load(Ordering::Relaxed) < wanted {
+                assert!(!self.task.is_finished(), "the stream was dropped");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(flowing).await;
+    }
+
+    /// Ends the stream from this side and checks that all came back.
+    async fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        soon(self.task).await.unwrap();
+    }
+}
+
+/// Two linked sites that know the list of revoked certificates, and loads over their link.
+async fn loaded_pair(path: Option<Direction>) -> (Pair, Vec<Load>, JoinHandle<()>) {
+    let pair = Pair::start_with(
+        |edge, region| {
+            for config in [edge, region] {
+                let crl = config.certificates.ca.with_file_name("crl.pem");
+                // Both begin with the authority's first list.
+                let ca = crl.parent().unwrap().parent().unwrap().join("ca");
+                let authority = Authority::open(&ca).unwrap();
+                if !ca.join("crl.pem").exists() {
+                    sign(&authority, &Which::None, LIST_VALIDITY);
+                }
+                fs::copy(ca.join("crl.pem"), &crl).unwrap();
+                config.certificates.crl = Some(crl);
+            }
+        },
+        path,
+    )
+    .await;
+    let echo = echo(pair.echo());
+    let mut loads = Vec::new();
+    for class in [Class::Control, Class::Bulk, Class::Bulk] {
+        loads.push(Load::start(pair.open("echo", class).await.unwrap()));
+    }
+    for load in &loads {
+        load.flows().await;
+    }
+    (pair, loads, echo)
+}
+
+fn sign(authority: &Authority, which: &Which, lasting: Duration) {
+    let now = SystemTime::now();
+    authority
+        .revoke(which, Reason::KeyCompromise, lasting, now)
+        .unwrap();
+}
+
+fn lasting(duration: Duration) -> Validity {
+    Validity::lasting(duration, SystemTime::now())
+}
+
+fn serial(config: &Config) -> String {
+    towpath_certs::show(&config.certificates.cert)
+        .unwrap()
+        .serial
+}
+
+/// Brings the authority's list to a host as an operator would: whole or not at all.
+fn carry_list(authority: &Path, config: &Config) {
+    let crl = config.certificates.crl.as_ref().unwrap();
+    let new = crl.with_extension("new");
+    fs::copy(authority.join("crl.pem"), &new).unwrap();
+    fs::rename(&new, crl).unwrap();
+}
+
+/// Waits until what a tunnel says of its certificates is as wanted.
+async fn says(tunnel: &Tunnel, is_wanted: impl Fn(&CertificateStatusView) -> bool) {
+    let waiting = async {
+        while !is_wanted(&tunnel.status().certificate) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(SOON, waiting).await;
+    assert!(waited.is_ok(), "{:?}", tunnel.status().certificate);
+}
+
+async fn uses(tunnel: &Tunnel, config: &Config) {
+    let wanted = serial(config);
+    says(tunnel, |view| {
+        view.serial == wanted && view.problem.is_none()
+    })
+    .await;
+}
+
+/// The settings of a host with these files; `resumes` lets it try to skip the handshake's checks.
+fn client_of(folder: &Path, resumes: bool) -> rustls::ClientConfig {
+    let file = |name| folder.join(name);
+    let identity = Identity::load(&file("cert.pem"), &file("key.pem"), &file("ca.pem")).unwrap();
+    let rejections = Arc::new(Rejections::default());
+    let mut client = tls::client_config(&identity, &name("region"), &rejections).unwrap();
+    if resumes {
+        client.resumption = rustls::client::Resumption::in_memory_sessions(64);
+        client.enable_early_data = true;
+    }
+    client
+}
+
+/// Shakes hands with the region by hand.
+async fn shake(pair: &Pair, client: &Arc<QuicClientConfig>) -> Result<Connection, ConnectionError> {
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let config = quinn::ClientConfig::new(Arc::clone(client) as _);
+    let target = pair.region.listen_address().unwrap();
+    let connecting = endpoint
+        .connect_with(config, target, "towpath.invalid")
+        .unwrap();
+    soon(connecting).await
+}
+
+/// The number of the certificate that a connection's other end has shown.
+fn shown(connection: &Connection) -> String {
+    let chain = connection.peer_identity().unwrap();
+    let chain = chain.downcast::<Vec<CertificateDer<'static>>>().unwrap();
+    view::view(&chain[0]).unwrap().serial
+}
+
+async fn metric(config: &Config, series: &str) -> u64 {
+    let client = Client::new(&config.admin.socket);
+    let text = client.text("/metrics").await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(series)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_and_keys_are_rotated_under_load_and_no_stream_is_dropped() {
+    let (pair, loads, echo) = loaded_pair(None).await;
+    let (first, link) = (
+        serial(&pair.region_config),
+        pair.edge.status().links[0].since_unix_seconds,
+    );
+    for key in [KeyChoice::Same, KeyChoice::New] {
+        for (site, tunnel, config) in [
+            ("edge", &pair.edge, &pair.edge_config),
+            ("region", &pair.region, &pair.region_config),
+        ] {
+            let folder = pair.world.path(&format!("{site}-certs"));
+            let renewed = pair
+                .world
+                .authority
+                .renew(&folder, key, lasting(LEAF_VALIDITY), None);
+            renewed.unwrap();
+            uses(tunnel, config).await;
+            for load in &loads {
+                load.flows().await;
+            }
+        }
+    }
+    // New handshakes see the new certificate, on both sides.
+    let client = client_of(&pair.world.path("edge-certs"), false);
+    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let connection = shake(&pair, &client).await.unwrap();
+    assert_eq!(shown(&connection), serial(&pair.region_config));
+    assert_ne!(shown(&connection), first);
+    assert_eq!(pair.edge.status().links[0].since_unix_seconds, link);
+    assert_eq!(
+        metric(
+            &pair.edge_config,
+            "towpath_cert_reloads_total{result=\"taken\"}"
+        )
+        .await,
+        2
+    );
+    for load in loads {
+        load.end().await;
+    }
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
+    let (pair, loads, echo) = loaded_pair(None).await;
+    let next = Authority::init(&pair.world.path("next"), &name("shop.example")).unwrap();
+    sign(&next, &Which::None, LIST_VALIDITY);
+    let [old_half, new_half] =
+        ["ca", "next"].map(|folder| Overlap::open(&pair.world.path(folder)).unwrap());
+    let old = &pair.world.authority;
+    let sites = [
+        ("edge", &pair.edge, &pair.edge_config),
+        ("region", &pair.region, &pair.region_config),
+    ];
+    let shake_as_edge = async || {
+        let client = client_of(&pair.world.path("edge-certs"), false);
+        let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+        shake(&pair, &client).await.unwrap()
+    };
+    for (authority, overlap) in [
+        (old, Some(&new_half)),
+        (&next, Some(&old_half)),
+        (&next, None),
+    ] {
+        for (site, tunnel, config) in sites {
+            let folder = pair.world.path(&format!("{site}-certs"));
+            let validity = lasting(LEAF_VALIDITY);
+            authority
+                .renew(&folder, KeyChoice::Same, validity, overlap)
+                .unwrap();
+            uses(tunnel, config).await;
+            // Hosts that were moved and hosts that were not yet still find each other.
+            let connection = shake_as_edge().await;
+            assert_eq!(shown(&connection), serial(&pair.region_config));
+            for load in &loads {
+                load.flows().await;
+            }
+        }
+        let trusted = 1 + usize::from(overlap.is_some());
+        for (_, tunnel, _) in sites {
+            let view = tunnel.status().certificate;
+            assert_eq!(view.authorities.len(), trusted);
+            assert_eq!(view.revocation_lists.len(), trusted);
+        }
+    }
+    // The old authority's hosts are strangers now.
+    let left = pair
+        .world
+        .issue_for("edge", lasting(LEAF_VALIDITY), "left-behind");
+    let mut client = client_of(&pair.world.path("edge-certs"), false);
+    let stranger = client_of(left.cert.parent().unwrap(), false);
+    client.client_auth_cert_resolver = stranger.client_auth_cert_resolver;
+    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    check_refused(&pair, &client, "unknown_authority").await;
+    for load in loads {
+        load.end().await;
+    }
+    echo.abort();
+}
+
+/// The region refuses this client for this reason.
+async fn check_refused(pair: &Pair, client: &Arc<QuicClientConfig>, reason: &str) {
+    let series = format!("towpath_tls_rejected_total{{reason=\"{reason}\"}}");
+    let before = metric(&pair.region_config, &series).await;
+    if let Ok(connection) = shake(pair, client).await {
+        soon(connection.closed()).await;
+    }
+    assert_eq!(metric(&pair.region_config, &series).await, before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t10_a_revoked_peer_is_out_and_the_streams_of_others_run_on() {
+    let (pair, loads, echo) = loaded_pair(None).await;
+    // A second host of the edge's site, whose box is stolen; it keeps what a session could be resumed with.
+    let thief = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-9").unwrap();
+    let folder = pair.world.path("thief");
+    let issued = pair
+        .world
+        .authority
+        .issue(&thief, lasting(LEAF_VALIDITY), &folder);
+    issued.unwrap();
+    let client = client_of(&folder, true);
+    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    for _ in 0..2 {
+        let connection = shake(&pair, &client).await.unwrap();
+        // A whole exchange gives tickets time to come, if there were any.
+        let _ = tokio::time::timeout(Duration::from_millis(100), connection.accept_uni()).await;
+        assert!(connection.close_reason().is_none());
+    }
+    sign(&pair.world.authority, &Which::Host(thief), LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    let changed = Instant::now();
+    says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
+    check_refused(&pair, &client, "revoked").await;
+    let took = changed.elapsed();
+    println!("refused after {took:?}");
+    assert!(took < REFUSED_WITHIN, "{took:?}");
+    for load in loads {
+        load.flows().await;
+        load.end().await;
+    }
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
+    for by_dialler in [false, true] {
+        let (pair, loads, echo) = loaded_pair(None).await;
+        let (revoked, tunnel, config) = if by_dialler {
+            ("region", &pair.edge, &pair.edge_config)
+        } else {
+            ("edge", &pair.region, &pair.region_config)
+        };
+        let uri = format!("spiffe://shop.example/site/{revoked}/host/box-1");
+        let host = HostIdentity::from_uri(&uri).unwrap();
+        sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
+        carry_list(&pair.world.path("ca"), config);
+        let changed = Instant::now();
+        let closed = async {
+            while tunnel.status().links[0].host.is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(closed).await;
+        println!("closed after {:?}", changed.elapsed());
+        let cut = async {
+            while tunnel.status().links[0].streams > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(cut).await;
+        assert!(changed.elapsed() < CLOSED_WITHIN, "{:?}", changed.elapsed());
+        // And it stays out, though it goes on trying or is tried again and again.
+        let again = tunnel
+            .linked(&name(revoked), Duration::from_millis(1500))
+            .await;
+        assert_eq!(again.unwrap_err().code, Code::Unreachable);
+        assert!(metric(config, "towpath_tls_rejected_total{reason=\"revoked\"}").await > 0);
+        for load in loads {
+            load.task.abort();
+        }
+        echo.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t11_an_unusable_list_changes_nothing_and_shows() {
+    let (pair, loads, echo) = loaded_pair(None).await;
+    let crl = pair.region_config.certificates.crl.clone().unwrap();
+    let first = fs::read(&crl).unwrap();
+    let thief = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-9").unwrap();
+    let folder = pair.world.path("thief");
+    let issued = pair
+        .world
+        .authority
+        .issue(&thief, lasting(LEAF_VALIDITY), &folder);
+    issued.unwrap();
+    sign(&pair.world.authority, &Which::Host(thief), LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
+
+    let stranger = Authority::init(&pair.world.path("stranger"), &name("shop.example")).unwrap();
+    sign(&stranger, &Which::None, LIST_VALIDITY);
+    let foreign = fs::read(pair.world.path("stranger/crl.pem")).unwrap();
+    let client = Arc::new(QuicClientConfig::try_from(client_of(&folder, false)).unwrap());
+    for (content, word) in [
+        (b"no list at all".to_vec(), "revocation lists"),
+        (foreign, "not signed by"),
+        (first, "holds list 1"),
+    ] {
+        fs::write(&crl, content).unwrap();
+        says(&pair.region, |view| {
+            view.problem
+                .as_ref()
+                .is_some_and(|problem| problem.contains(word))
+        })
+        .await;
+        assert_eq!(
+            pair.region.status().certificate.revocation_lists[0].number,
+            2
+        );
+        check_refused(&pair, &client, "revoked").await;
+    }
+    fs::remove_file(&crl).unwrap();
+    says(&pair.region, |view| {
+        view.problem
+            .as_ref()
+            .is_some_and(|problem| problem.contains("No such file"))
+    })
+    .await;
+    check_refused(&pair, &client, "revoked").await;
+    assert_eq!(
+        metric(
+            &pair.region_config,
+            "towpath_cert_reloads_total{result=\"refused\"}"
+        )
+        .await,
+        4
+    );
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| view.problem.is_none()).await;
+    for load in loads {
+        load.end().await;
+    }
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way() {
+    let (pair, loads, echo) = loaded_pair(None).await;
+    let tunnel = pair.region_config.socket.clone();
+    let asked = async || {
+        let tunnel = tunnel.clone();
+        let asking = move || stream::check_trust(&tunnel, &name("region"), SOON);
+        tokio::task::spawn_blocking(asking).await.unwrap()
+    };
+    asked().await.unwrap();
+    sign(&pair.world.authority, &Which::None, Duration::from_secs(1));
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    let stale = async {
+        loop {
+            match asked().await {
+                Ok(()) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(fault) => break fault,
+            }
+        }
+    };
+    let fault = soon(stale).await;
+    assert_eq!(fault.code, Code::CrlStale);
+    assert!(fault.detail.contains("list 2"), "{fault}");
+    // Streams go on, and what a move under way needs can still be opened.
+    for load in &loads {
+        load.flows().await;
+    }
+    let again = Load::start(pair.open("echo", Class::Demand).await.unwrap());
+    again.flows().await;
+    again.end().await;
+
+    sign(&pair.world.authority, &Which::None, LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| view.revocation_lists[0].number == 3).await;
+    asked().await.unwrap();
+    for load in loads {
+        load.end().await;
+    }
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_do_not_fit_are_not_used_until_they_do() {
+    let pair = Pair::start().await;
+    let files = &pair.edge_config.certificates;
+    let first = serial(&pair.edge_config);
+    let good = fs::read(&files.cert).unwrap();
+    let other = pair.world.issue_for("edge", lasting(LEAF_VALIDITY), "twin");
+    let foreign = pair
+        .world
+        .issue_for("region", lasting(LEAF_VALIDITY), "foreign");
+    let problem = |word: &'static str| {
+        move |view: &CertificateStatusView| {
+            view.problem
+                .as_ref()
+                .is_some_and(|problem| problem.contains(word))
+        }
+    };
+    fs::copy(&other.cert, &files.cert).unwrap();
+    says(&pair.edge, problem("is not the key of")).await;
+    assert_eq!(pair.edge.status().certificate.serial, first);
+    // The missing half comes, and both are used.
+    fs::copy(&other.key, &files.key).unwrap();
+    uses(&pair.edge, &pair.edge_config).await;
+    // Another host's pair is a pair, and not ours.
+    fs::copy(&foreign.key, &files.key).unwrap();
+    fs::copy(&foreign.cert, &files.cert).unwrap();
+    says(&pair.edge, problem("and this host is")).await;
+    fs::write(&files.cert, good).unwrap();
+    fs::copy(&other.cert, &files.cert).unwrap();
+    fs::copy(&other.key, &files.key).unwrap();
+    uses(&pair.edge, &pair.edge_config).await;
+    pair.linked().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_own_certificate_ended_still_hears_who_was_revoked() {
+    let (pair, loads, echo) = loaded_pair(None).await;
+    let files = &pair.region_config.certificates;
+    fs::write(&files.cert, "gone").unwrap();
+    says(&pair.region, |view| view.problem.is_some()).await;
+    let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
+    sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| {
+        view.revocation_lists[0].number == 2 && view.problem.is_some()
+    })
+    .await;
+    let closed = async {
+        while pair.region.status().links[0].host.is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(closed).await;
+    for load in loads {
+        load.task.abort();
+    }
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_32_a_link_outlives_its_certificates_and_the_next_uses_the_renewed_ones() {
+    let path = Direction {
+        delay: Duration::from_millis(5),
+        ..Direction::default()
+    };
+    let brief = Duration::from_secs(4);
+    let world_validity = lasting(brief);
+    let pair = Pair::start_with(
+        |edge, _| {
+            // The edge begins with a certificate of a few seconds.
+            let ca = edge
+                .certificates
+                .ca
+                .parent()
+                .unwrap()
+                .parent()
+                .unwrap()
+                .join("ca");
+            let authority = Authority::open(&ca).unwrap();
+            let host =
+                HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
+            let folder = ca.with_file_name("brief");
+            let files = authority.issue(&host, world_validity, &folder).unwrap();
+            edge.certificates.cert = files.cert;
+            edge.certificates.key = files.key;
+        },
+        Some(path),
+    )
+    .await;
+    let echo = echo(pair.echo());
+    let load = Load::start(pair.open("echo", Class::Bulk).await.unwrap());
+    let ends = pair.edge.status().certificate.not_after_unix_seconds;
+    let link = pair.region.status().links[0].clone();
+    assert_eq!(link.peer_certificate_not_after_unix_seconds, Some(ends));
+    let ended = async {
+        while SystemTime::UNIX_EPOCH + Duration::from_secs(ends + 1) > SystemTime::now() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(ended).await;
+    load.flows().await;
+    assert_eq!(
+        pair.region.status().links[0].since_unix_seconds,
+        link.since_unix_seconds
+    );
+    let folder = pair.world.path("brief");
+    let authority = &pair.world.authority;
+    authority
+        .renew(&folder, KeyChoice::Same, lasting(LEAF_VALIDITY), None)
+        .unwrap();
+    uses(&pair.edge, &pair.edge_config).await;
+    load.flows().await;
+    load.end().await;
+
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut_both();
+    let down = async {
+        while pair.region.status().links[0].host.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(down).await;
+    control.heal();
+    pair.linked().await;
+    let renewed = pair.region.status().links[0].peer_certificate_not_after_unix_seconds;
+    assert_eq!(
+        renewed,
+        Some(pair.edge.status().certificate.not_after_unix_seconds)
+    );
+    assert!(renewed.unwrap() > ends);
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_is_to_refuse_revoked_peers_does_not_start_without_the_list() {
+    let world = World::new();
+    let mut config = world.site("edge", "region");
+    config.certificates.crl = Some(world.path("none.pem"));
+    let fault = Tunnel::start(&config).await.unwrap_err();
+    assert_eq!(fault.code, Code::Certificate);
+    assert!(fault.detail.contains("none.pem"), "{fault}");
+}
