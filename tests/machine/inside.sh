@@ -120,8 +120,10 @@ held "no network for the migrator" \
     says '^lo' nsenter -t "$(property towpath-migrator.service MainPID)" -n ls /sys/class/net
 held "the migrator's port is shut" fails curl -sS http://127.0.0.1:9101/metrics
 sed -i 's/^# listen = .*/listen = "127.0.0.1:9101"/' /etc/towpath/migrator.toml
+# A socket cannot be opened for a daemon that runs.
+systemctl stop towpath-migrator.service
 systemctl start towpath-migrator-metrics.socket
-systemctl restart towpath-migrator.service
+held "the migrator starts again" systemctl start towpath-migrator.service
 held "unless the manager opens it" says towpath_guests_running \
     curl -sS http://127.0.0.1:9101/metrics
 
