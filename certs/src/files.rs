@@ -164,7 +164,7 @@ pub(crate) fn read_list(path: &Path) -> Result<Vec<u8>, Fault> {
 /// `E_CERTIFICATE` if it cannot be read, is no plain file, or if its group or others may read it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
     let (content, mode) = read(path, FILE_BYTES_MAX)?;
-    if mode & 0o077 != 0 {
+    if mode & 0o077 != 0 && !is_credential(path, mode) {
         let (shown, mode) = (path.display(), mode & 0o777);
         return Err(Fault::new(
             Code::Certificate,
@@ -172,6 +172,13 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
         ));
     }
     Ok(content)
+}
+
+/// Whether a service manager handed the file over for this process alone. It lets our user in by an
+/// access list, and what the mode then shows as the group's is only the list's mask.
+fn is_credential(path: &Path, mode: u32) -> bool {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY");
+    mode & 0o037 == 0 && folder.is_some_and(|folder| path.parent() == Some(Path::new(&folder)))
 }
 
 fn read(path: &Path, bytes_max: u64) -> Result<(Vec<u8>, u32), Fault> {

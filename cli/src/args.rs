@@ -6,8 +6,8 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    certs, channel, completions, config, demo, forecast, guest, guest_process, migrate, migration,
-    migrator, relay, status, tunnel,
+    certs, channel, completions, config, demo, forecast, guest, guest_process, man, migrate,
+    migration, migrator, relay, status, tunnel,
 };
 use crate::failure::Exit;
 use crate::show::Format;
@@ -66,6 +66,8 @@ pub(crate) enum Command {
     Config(config::Command),
     /// Print a completion script for a shell.
     Completions(completions::Options),
+    /// Write the manual pages into a folder.
+    Man(man::Options),
     /// One guest; the migrator starts it.
     #[command(hide = true)]
     GuestProcess(guest_process::Options),
@@ -90,6 +92,7 @@ impl Command {
             Self::Tunnel(_)
             | Self::Migrator(_)
             | Self::Completions(_)
+            | Self::Man(_)
             | Self::GuestProcess(_)
             | Self::Relay(_) => Format::Table,
         }
@@ -182,7 +185,7 @@ mod tests {
             for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {
                 check(inner, &path);
             }
-            let prints_none = [" tunnel run", " migrator run", " completions"];
+            let prints_none = [" tunnel run", " migrator run", " completions", " man"];
             if command.has_subcommands() || prints_none.iter().any(|end| path.ends_with(end)) {
                 return;
             }

@@ -8,6 +8,7 @@ pub(crate) mod demo;
 pub(crate) mod forecast;
 pub(crate) mod guest;
 pub(crate) mod guest_process;
+pub(crate) mod man;
 pub(crate) mod migrate;
 pub(crate) mod migration;
 pub(crate) mod migrator;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Migrator(command) => migrator::run(command),
         Command::Config(command) => config::run(command),
         Command::Completions(options) => completions::run(&options),
+        Command::Man(options) => man::run(&options),
         Command::GuestProcess(options) => guest_process::run(options),
         Command::Relay(options) => relay::run(&options),
     }

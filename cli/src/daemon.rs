@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use rustix::process::{Pid, Signal, getpid, kill_process, set_child_subreaper};
-use towpath_daemon::{crash, log};
+use towpath_daemon::{activation, crash, log};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::args::LogOptions;
@@ -34,6 +34,7 @@ pub(crate) fn run(
 ) -> Result<(), Failure> {
     log::start(&options.log.over(log))?;
     crash::abort_on_panic();
+    activation::receive()?;
     if options.until_stdin_closes {
         stop_when_stdin_closes()?;
     }

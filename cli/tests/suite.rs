@@ -9,5 +9,7 @@ mod daemons;
 mod demo;
 #[path = "suite/guests.rs"]
 mod guests;
+#[path = "suite/service_manager.rs"]
+mod service_manager;
 #[path = "suite/support.rs"]
 mod support;

@@ -27,9 +27,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use towpath_protocol::fault::{Code, Fault};
 
+use crate::activation;
 use crate::problem::Problem;
 use crate::shutdown::Shutdown;
-use crate::socket::{Socket, check_peer};
+use crate::socket::Socket;
 
 /// Clients served at once on one socket; operators and a scraper need a handful.
 pub const CLIENTS_MAX: usize = 32;
@@ -68,7 +69,7 @@ pub async fn serve_unix(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => match check_peer(&stream, socket.path()) {
+            Ok((stream, _)) => match socket.check_peer(&stream) {
                 Ok(_) => clients.serve(stream),
                 Err(fault) => tracing::debug!(%fault, "connection refused"),
             },
@@ -79,7 +80,7 @@ pub async fn serve_unix(
     Ok(())
 }
 
-/// A loopback TCP socket for a read-only API.
+/// A loopback TCP socket for a read-only API: the service manager's if it passed one for the address.
 ///
 /// # Errors
 ///
@@ -91,9 +92,13 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
             format!("{address} is not a loopback address such as 127.0.0.1:9100"),
         ));
     }
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Fault::new(Code::Io, format!("cannot listen at {address}: {error}")))
+    let bound = match activation::take_tcp(address) {
+        Some(listener) => listener
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(listener)),
+        None => TcpListener::bind(address).await,
+    };
+    bound.map_err(|error| Fault::new(Code::Io, format!("cannot listen at {address}: {error}")))
 }
 
 /// Serves the reading half of `router` on loopback until the daemon is to stop.

@@ -4,23 +4,27 @@
 //! |---|---|
 //! | [`config`] | TOML files, refused with file, line, column and what to do |
 //! | [`problem`] | a fault as an operator or an API client sees it: code, sentence, cause, remedy |
-//! | [`socket`] | Unix sockets in private folders, for this user and root alone |
+//! | [`socket`] | Unix sockets for this user and root, or a group more if the service manager says so |
+//! | [`activation`] | sockets that the service manager opened |
 //! | [`stream`] | streams through the tunnel: open one, or be handed one |
 //! | [`lock`] | one daemon per folder |
 //! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
 //! | [`client`] | calling such an API |
 //! | [`strict`] | request bodies with a cap on size and depth |
 //! | [`log`] | log lines on stderr, as text or JSON |
-//! | [`notify`] | telling the service manager that the daemon is ready |
+//! | [`notify`] | telling the service manager how the daemon is: ready, reloading, stopping |
+//! | [`liveness`] | feeding its watchdog for as long as every part of the daemon answers |
 //! | [`shutdown`] | one wish to stop, heard everywhere |
 //! | [`crash`] | a panic anywhere ends the whole daemon |
 //! | [`units`] | durations as operators write them |
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod client;
 pub mod config;
 pub mod crash;
 pub mod http;
+pub mod liveness;
 pub mod lock;
 pub mod log;
 pub mod notify;

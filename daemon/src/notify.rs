@@ -1,14 +1,81 @@
-//! Telling the service manager that the daemon is ready (systemd's `Type=notify` protocol).
+//! Telling the service manager how the daemon is (systemd's `sd_notify` protocol).
+//!
+//! Without a service manager nothing happens. What cannot be told is logged and has no other
+//! consequence: the manager notices by itself what matters.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
-/// Says that the daemon serves. Without a service manager nothing happens.
+use rustix::time::{ClockId, clock_gettime};
+
+/// Longest status text, in bytes: it is one line of `systemctl status`.
+pub const STATUS_BYTES_MAX: usize = 400;
+
+/// The service manager of this process.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    socket: OsString,
+    watchdog: Option<Duration>,
+}
+
+impl Manager {
+    /// The service manager that started this process, if one did and wants to be told.
+    #[must_use]
+    pub fn from_env() -> Option<Self> {
+        let word = |name| env::var(name).ok();
+        let (wait, process) = (word("WATCHDOG_USEC"), word("WATCHDOG_PID"));
+        Some(Self {
+            socket: env::var_os("NOTIFY_SOCKET")?,
+            watchdog: watchdog(wait.as_deref(), process.as_deref(), std::process::id()),
+        })
+    }
+
+    /// A service manager at a socket, with the wait of its watchdog if it has one.
+    #[must_use]
+    pub const fn at(socket: OsString, watchdog: Option<Duration>) -> Self {
+        Self { socket, watchdog }
+    }
+
+    /// How long the manager waits for a sign of life before it kills the daemon.
+    #[must_use]
+    pub const fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// Gives the watchdog its sign of life.
+    pub fn alive(&self) {
+        self.say("WATCHDOG=1\n");
+    }
+
+    /// Says in one line how the daemon is.
+    pub fn status(&self, text: &str) {
+        self.say(&format!("STATUS={}\n", one_line(text)));
+    }
+
+    fn say(&self, state: &str) {
+        if let Err(error) = send(&self.socket, state) {
+            let (socket, state) = (&self.socket, state.trim());
+            tracing::warn!(?socket, %error, "the service manager cannot be told {state}");
+        }
+    }
+}
+
+/// Says that the daemon serves.
 pub fn ready() {
+    crate::activation::warn_of_unused();
     say("READY=1\n");
+}
+
+/// Says that the daemon reads again what can change while it runs; [`ready`] ends it.
+pub fn reloading() {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Seconds and nanoseconds since the machine was started are never negative.
+    let micros = now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000;
+    say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\n"));
 }
 
 /// Says that the daemon is going away as it was asked to.
@@ -17,12 +84,29 @@ pub fn stopping() {
 }
 
 fn say(state: &str) {
-    let Some(socket) = env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    if let Err(error) = send(&socket, state) {
-        tracing::warn!(?socket, %error, "the service manager cannot be told {}", state.trim());
+    if let Some(manager) = Manager::from_env() {
+        manager.say(state);
     }
+}
+
+/// The watchdog's wait, if it is there and meant for this process.
+fn watchdog(wait: Option<&str>, process: Option<&str>, own: u32) -> Option<Duration> {
+    let is_ours = process.is_none_or(|process| process.parse() == Ok(own));
+    let micros: u64 = wait?.parse().ok()?;
+    (is_ours && micros > 0).then(|| Duration::from_micros(micros))
+}
+
+/// Text without what would begin another assignment, cut to what a line holds.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len().min(STATUS_BYTES_MAX));
+    for c in text.chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        if line.len() + c.len_utf8() > STATUS_BYTES_MAX {
+            break;
+        }
+        line.push(c);
+    }
+    line
 }
 
 /// Sends to a path, or to an abstract name written with a leading `@`.
@@ -61,5 +145,28 @@ mod tests {
             assert_eq!(&heard[..count], b"READY=1\n");
         }
         assert!(send(OsStr::new("/nowhere/at/all"), "READY=1").is_err());
+    }
+
+    #[test]
+    fn a_watchdog_meant_for_another_process_is_not_ours() {
+        let ten = Some(Duration::from_secs(10));
+        assert_eq!(watchdog(Some("10000000"), None, 7), ten);
+        assert_eq!(watchdog(Some("10000000"), Some("7"), 7), ten);
+        for (wait, process) in [
+            (Some("10000000"), Some("8")),
+            (Some("10000000"), Some("x")),
+            (Some("0"), None),
+            (Some("soon"), None),
+            (None, Some("7")),
+        ] {
+            assert_eq!(watchdog(wait, process, 7), None, "{wait:?} {process:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_cannot_smuggle_in_another_word() {
+        assert_eq!(one_line("up\nREADY=1\r\u{1b}x"), "up READY=1  x");
+        let long = "\u{e4}".repeat(STATUS_BYTES_MAX);
+        assert_eq!(one_line(&long).len(), STATUS_BYTES_MAX);
     }
 }

@@ -1,8 +1,12 @@
-//! Unix sockets in private folders, for this user and root alone.
+//! Unix sockets for this user and root alone, or for one group more where the service manager says so.
 //!
 //! Two doors stand between another local user and a daemon (L01): the folder has mode 0700, and every
 //! connection's user is asked of the kernel. Either alone would do; a folder's mode can be changed by
 //! mistake, and a check alone would let others fill the backlog.
+//!
+//! A socket that the service manager opened (see [`crate::activation`]) stands in an open folder, and
+//! its own mode is the first door. If that lets in the socket's group, so does the second: this is how
+//! two daemons with users of their own meet.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,21 +17,33 @@ use std::path::{Path, PathBuf};
 
 use towpath_protocol::fault::{Code, Fault};
 
+use crate::activation;
 use crate::lock::Lock;
 
 /// Longest path of a Unix socket, in bytes: `sun_path` less its closing zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// A listening socket that nobody else can take over; the file goes when this value is dropped.
+/// A listening socket that nobody else can take over; the file goes when this value is dropped, unless
+/// it is the service manager's.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    _lock: Lock,
+    door: Door,
+}
+
+/// Who stands at a socket's door.
+#[derive(Debug)]
+enum Door {
+    /// We do, in a private folder; the lock keeps other daemons from its path.
+    Ours { _lock: Lock },
+    /// The service manager does, and lets in this group as well.
+    Managers { group: Option<u32> },
 }
 
 impl Socket {
-    /// Listens at `path`, in a folder that only this user may enter (made if it is missing).
+    /// Listens at `path`: with the service manager's socket if it passed one for it, else in a folder
+    /// that only this user may enter (made if it is missing).
     ///
     /// A socket that a dead daemon left behind is removed; the lock beside it proves that the daemon
     /// is dead.
@@ -37,6 +53,9 @@ impl Socket {
     /// `E_ALREADY_RUNNING` if a living daemon has it, `E_PATH` if the path is too long, the folder is
     /// open to others, or something that is no socket is in the way, else `E_IO`.
     pub fn bind(path: &Path) -> Result<Self, Fault> {
+        if let Some(listener) = activation::take_unix(path) {
+            return Self::of_manager(listener, path);
+        }
         let shown = path.display();
         let bytes = path.as_os_str().len();
         if bytes > SOCKET_PATH_BYTES_MAX {
@@ -61,11 +80,49 @@ impl Socket {
         Ok(Self {
             listener,
             path: path.to_owned(),
-            _lock: lock,
+            door: Door::Ours { _lock: lock },
         })
     }
 
-    /// The listener, for blocking use; each accepted stream goes through [`check_peer`].
+    /// A socket that was passed; its file's mode says who may connect.
+    fn of_manager(listener: UnixListener, path: &Path) -> Result<Self, Fault> {
+        let shown = path.display();
+        let io = |error: io::Error| Fault::new(Code::Io, format!("socket {shown}: {error}"));
+        // Managers pass listeners that do not block, and the listener is for blocking use.
+        listener.set_nonblocking(false).map_err(io)?;
+        let meta = fs::symlink_metadata(path).map_err(io)?;
+        let mode = meta.mode() & 0o777;
+        if mode & 0o006 != 0 {
+            return Err(Fault::new(
+                Code::Path,
+                format!(
+                    "everybody may use {shown} (mode {mode:04o}); its unit needs SocketMode=0660"
+                ),
+            ));
+        }
+        let group = (mode & 0o020 != 0).then_some(meta.gid());
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            door: Door::Managers { group },
+        })
+    }
+
+    /// Lets this user, root and the socket's group in and nobody else; a refusal is written to the
+    /// audit log.
+    ///
+    /// # Errors
+    ///
+    /// `E_DENIED` for others, `E_IO` if the kernel does not say who it is.
+    pub fn check_peer(&self, stream: impl AsFd) -> Result<Peer, Fault> {
+        let group = match self.door {
+            Door::Ours { .. } => None,
+            Door::Managers { group } => group,
+        };
+        check_peer(stream, &self.path, group)
+    }
+
+    /// The listener, for blocking use; each accepted stream goes through [`Socket::check_peer`].
     #[must_use]
     pub const fn listener(&self) -> &UnixListener {
         &self.listener
@@ -96,8 +153,10 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // The next daemon removes what is left here, so a failure has no consequence.
-        let _ = fs::remove_file(&self.path);
+        if matches!(self.door, Door::Ours { .. }) {
+            // The next daemon removes what is left here, so a failure has no consequence.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -152,12 +211,7 @@ pub struct Peer {
     pub pid: i32,
 }
 
-/// Lets this user and root in and nobody else; a refusal is written to the audit log.
-///
-/// # Errors
-///
-/// `E_DENIED` for other users, `E_IO` if the kernel does not say who it is.
-pub fn check_peer(stream: impl AsFd, socket: &Path) -> Result<Peer, Fault> {
+fn check_peer(stream: impl AsFd, socket: &Path, group: Option<u32>) -> Result<Peer, Fault> {
     let shown = socket.display();
     let credentials = rustix::net::sockopt::socket_peercred(stream)
         .map_err(|error| Fault::new(Code::Io, format!("socket {shown}: {error}")))?;
@@ -166,7 +220,8 @@ pub fn check_peer(stream: impl AsFd, socket: &Path) -> Result<Peer, Fault> {
         gid: credentials.gid.as_raw(),
         pid: credentials.pid.as_raw_pid(),
     };
-    if is_allowed(peer.uid, rustix::process::geteuid().as_raw()) {
+    let own = rustix::process::geteuid().as_raw();
+    if is_allowed(peer.uid, own) || group == Some(peer.gid) {
         return Ok(peer);
     }
     let Peer { uid, gid, pid } = peer;
@@ -245,9 +300,36 @@ mod tests {
         assert!(is_allowed(7, 7) && is_allowed(0, 7));
         assert!(!is_allowed(8, 7) && !is_allowed(7, 0));
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let peer = check_peer(&ours, Path::new("pair")).unwrap();
+        let peer = check_peer(&ours, Path::new("pair"), None).unwrap();
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
         drop(theirs);
+    }
+
+    #[test]
+    fn l01_a_managers_socket_is_left_alone_and_is_never_for_everybody() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.sock");
+        let bind = |mode| {
+            let _ = fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            Socket::of_manager(listener, &path)
+        };
+        let group_of = |socket: &Socket| match socket.door {
+            Door::Managers { group } => group,
+            Door::Ours { .. } => panic!("the manager's"),
+        };
+        let private = bind(0o600).unwrap();
+        assert_eq!(group_of(&private), None);
+        let shared = bind(0o660).unwrap();
+        let gid = fs::metadata(&path).unwrap().gid();
+        assert_eq!(group_of(&shared), Some(gid));
+        drop((private, shared));
+        assert!(path.exists());
+        for open in [0o666, 0o602] {
+            let fault = bind(open).expect_err("open to everybody");
+            assert!(fault.detail.contains("SocketMode=0660"), "{fault}");
+        }
     }
 
     #[test]
@@ -270,9 +352,12 @@ mod tests {
             UnixStream::connect(at).unwrap()
         });
         let (stream, _) = socket.listener().accept().unwrap();
-        let fault = check_peer(&stream, &path).expect_err("nobody");
+        let fault = socket.check_peer(&stream).expect_err("nobody");
         assert_eq!(fault.code, Code::Denied);
         assert!(fault.detail.contains("user 65534"), "{fault}");
+        // The stranger's group is still root's: a group that is let in is no other one.
+        assert!(check_peer(&stream, &path, Some(0)).is_ok());
+        assert!(check_peer(&stream, &path, Some(65_534)).is_err());
         drop(stranger.join().unwrap());
     }
 }

@@ -291,6 +291,16 @@ impl Site {
         })
     }
 
+    /// What a scraper gets from the tunnel and from the migrator.
+    ///
+    /// # Errors
+    ///
+    /// What the daemon answers.
+    pub fn metrics(&self) -> Result<[String; 2], Problem> {
+        let of = |client: &Client| self.runtime.block_on(client.text("/metrics"));
+        Ok([of(&self.admin)?, of(&self.client)?])
+    }
+
     /// Waits until the link is up.
     ///
     /// # Panics

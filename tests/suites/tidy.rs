@@ -1,5 +1,9 @@
 //! The house rules that a compiler does not check: which crate may know which, what stands in a file,
 //! and that the documents say what is there.
+#![allow(
+    clippy::print_stdout,
+    reason = "a test says what it skipped and measured"
+)]
 #![forbid(unsafe_code)]
 
 #[path = "tidy/dependencies.rs"]

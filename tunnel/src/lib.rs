@@ -30,6 +30,7 @@
 //! | `timetable` | caps that change with the time of the week |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 //! | `page`, `recent` | the status page, and the last hour it draws |
+//! | `vitals` | what the service manager is told |
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -65,6 +66,7 @@ mod streams;
 mod timetable;
 mod transport;
 mod trust;
+mod vitals;
 mod watch;
 mod wire;
 
@@ -74,7 +76,6 @@ use std::time::Duration;
 
 use quinn::{Endpoint, TokioRuntime};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use towpath_certs::tls;
 use towpath_daemon::config::Check;
@@ -197,6 +198,7 @@ impl Tunnel {
                 Ok(())
             });
         }
+        tasks.spawn(vitals::tell(Arc::clone(core), stop.clone()));
     }
 
     /// The UDP address where links are accepted.
@@ -295,18 +297,8 @@ impl Tunnel {
 /// As [`Tunnel::start`] and [`Tunnel::run_until`].
 pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
     let tunnel = Tunnel::start(config).await?;
-    let core = Arc::clone(&tunnel.core);
-    let mut hangups = signal(SignalKind::hangup())
-        .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
-    let reloading = tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            core.trust.look_now();
-        }
-    });
     towpath_daemon::notify::ready();
-    let ended = tunnel.run_until(stop).await;
-    reloading.abort();
-    ended
+    tunnel.run_until(stop).await
 }
 
 fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {

@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
-use towpath_daemon::socket::{Socket, check_peer};
+use towpath_daemon::socket::Socket;
 use towpath_protocol::channel::{Begin, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -60,7 +60,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        if check_peer(&local, socket.path()).is_err() {
+        if socket.check_peer(&local).is_err() {
             continue;
         }
         let (permit, is_admitted) = match Arc::clone(&places).try_acquire_owned() {

@@ -10,6 +10,7 @@ use quinn::{
     VarInt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use towpath_daemon::activation;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
@@ -148,9 +149,17 @@ pub(crate) fn dialling_socket(target: SocketAddr, leg: Leg) -> Result<UdpSocket,
     socket(any, bytes)
 }
 
-/// The socket where links are accepted; both legs of every link arrive here.
+/// The socket where links are accepted; both legs of every link arrive here. The service manager's is
+/// taken if it passed one for the address: its unit may give it larger buffers than we may ask for.
 pub(crate) fn listening_socket(address: SocketAddr) -> Result<UdpSocket, Fault> {
-    socket(address, BULK_SOCKET_BYTES)
+    let Some(passed) = activation::take_udp(address) else {
+        return socket(address, BULK_SOCKET_BYTES);
+    };
+    let socket = Socket::from(passed);
+    size_buffers(&socket, BULK_SOCKET_BYTES).map_err(|error| {
+        Fault::new(Code::Io, format!("passed UDP socket at {address}: {error}"))
+    })?;
+    Ok(socket.into())
 }
 
 fn socket(address: SocketAddr, buffer_bytes: usize) -> Result<UdpSocket, Fault> {
@@ -169,7 +178,8 @@ fn socket(address: SocketAddr, buffer_bytes: usize) -> Result<UdpSocket, Fault> 
 /// Asks for large buffers, by force where we may, and says how to allow them where we may not.
 fn size_buffers(socket: &Socket, bytes: usize) -> std::io::Result<()> {
     use rustix::net::sockopt;
-    if sockopt::set_socket_recv_buffer_size_force(socket, bytes).is_err() {
+    let has_enough = socket.recv_buffer_size()? / 2 >= bytes;
+    if !has_enough && sockopt::set_socket_recv_buffer_size_force(socket, bytes).is_err() {
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.set_send_buffer_size(bytes)?;

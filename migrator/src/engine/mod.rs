@@ -28,9 +28,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use tokio::runtime::Handle as RuntimeHandle;
 use towpath_daemon::http;
+use towpath_daemon::liveness::{self, Part};
 use towpath_daemon::shutdown;
-use towpath_daemon::socket::{Socket, check_peer};
+use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::accept_stream;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestConfig;
@@ -48,7 +50,7 @@ use mailbox::Mailbox;
 use shared::{Handle, Shared};
 use worker::Worker;
 
-use crate::api;
+use crate::api::{self, Host, HostView};
 use crate::config::Config;
 use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 use crate::store::Store;
@@ -89,7 +91,13 @@ pub fn run(config: Config) -> Result<(), Fault> {
 
 async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     let (_trigger, stop) = shutdown::on_signals()?;
-    let router = api::router(Arc::new(Engine::new(Arc::clone(&shared))));
+    let engine = Arc::new(Engine::new(Arc::clone(&shared)));
+    let asked = Arc::clone(&engine);
+    let http = Part::new("http", RuntimeHandle::current(), move || {
+        Some(line(&asked.status()))
+    });
+    let _watching = liveness::watch(vec![http])?;
+    let router = api::router(engine);
     if let Some(address) = shared.config.listen {
         let listener = http::bind_loopback(address).await?;
         tokio::spawn(http::serve_loopback(listener, router.clone(), stop.clone()));
@@ -97,6 +105,24 @@ async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     info!(host = %shared.host, socket = %operators.path().display(), "migrator is ready");
     towpath_daemon::notify::ready();
     http::serve_unix(operators, router, stop).await
+}
+
+/// The host in one line, for the service manager.
+fn line(host: &HostView) -> String {
+    let plural = |count: u64, what: &str| {
+        let ending = if count == 1 { "" } else { "s" };
+        format!("{count} {what}{ending}")
+    };
+    let (guests, moves) = (host.guest_count.into(), host.migration_count.into());
+    let mut line = format!(
+        "{}, {} under way",
+        plural(guests, "guest"),
+        plural(moves, "move")
+    );
+    if let Some(why) = &host.not_ready_reason {
+        line = format!("{line}; not ready: {why}");
+    }
+    line
 }
 
 /// Starts a worker for every guest whose folder is there, and waits until they are shown: an answer
@@ -203,7 +229,7 @@ fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
             warn!("too many lanes greet at once: one is refused");
             continue;
         }
-        if check_peer(&stream, service.path()).is_err() {
+        if service.check_peer(&stream).is_err() {
             continue;
         }
         let (shared, greeting) = (Arc::clone(shared), Arc::clone(&greeting));

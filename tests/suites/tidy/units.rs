@@ -1,20 +1,54 @@
 //! The units a service manager runs.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::house::{files, no_complaints};
+use crate::house::{File, files, no_complaints};
+
+/// Units and the most that `systemd-analyze security` may say of their exposure, of 10.
+const EXPOSURE_MAX: [(&str, f64); 2] = [
+    ("towpath-tunnel.service", 1.5),
+    ("towpath-migrator.service", 1.0),
+];
+
+/// All services and sockets.
+fn units() -> Vec<File> {
+    let all = [files(".service"), files(".socket")].into_iter().flatten();
+    all.filter(|unit| unit.path.starts_with("systemd/"))
+        .collect()
+}
+
+fn name(unit: &File) -> &str {
+    unit.path.rsplit('/').next().expect("a path has a name")
+}
+
+/// A unit's values of a key.
+fn values<'a>(unit: &'a File, key: &str) -> Vec<&'a str> {
+    let assigned = unit.text.lines().filter_map(|line| line.split_once('='));
+    let of_key = assigned.filter(|(name, _)| *name == key);
+    of_key.flat_map(|(_, value)| value.split(' ')).collect()
+}
+
+/// Whether systemd's own judge is here; says so if not.
+fn has_judge() -> bool {
+    let asked = Command::new("systemd-analyze").arg("--version").output();
+    if asked.is_err() {
+        println!("skipped: systemd-analyze is not here");
+    }
+    asked.is_ok()
+}
 
 #[test]
 fn units_parse_and_each_hardening_has_its_reason() {
-    let units = files(".service");
     let mut complaints = Vec::new();
-    for unit in &units {
+    for unit in &units() {
         let lines: Vec<_> = unit.text.lines().collect();
-        let service = lines.iter().position(|line| *line == "[Service]");
-        let service = service.unwrap_or_else(|| panic!("{}: no [Service]", unit.path));
+        let is_section = |line: &&str| ["[Service]", "[Socket]"].contains(line);
+        let section = lines.iter().position(is_section);
+        let section = section.unwrap_or_else(|| panic!("{}: no section", unit.path));
         let end = lines.iter().position(|line| *line == "[Install]");
-        let keys = lines[service + 1..end.unwrap_or(lines.len())].iter();
+        let keys = lines[section + 1..end.unwrap_or(lines.len())].iter();
         let mut has_reason = false;
         for line in keys {
             match line.chars().next() {
@@ -29,22 +63,38 @@ fn units_parse_and_each_hardening_has_its_reason() {
 }
 
 #[test]
+fn sockets_and_services_know_each_other() {
+    let units = units();
+    let find = |wanted: &str| units.iter().find(|unit| name(unit) == wanted);
+    for socket in units.iter().filter(|unit| unit.path.ends_with(".socket")) {
+        let own = name(socket).replace(".socket", ".service");
+        let service = values(socket, "Service").first().copied().unwrap_or(&own);
+        let service = find(service).unwrap_or_else(|| panic!("{}: {service}", socket.path));
+        // One that an operator enables must not come by itself.
+        let is_optional = socket.text.contains("Not enabled by itself");
+        let is_required = values(service, "Requires").contains(&name(socket));
+        assert_ne!(is_optional, is_required, "{}", socket.path);
+        // A socket that starts a service that may not start would be started over and over.
+        let of = |unit| values(unit, "ConditionPathExists");
+        assert_eq!(of(socket), of(service), "{}", socket.path);
+    }
+    let services = units.iter().filter(|unit| unit.path.ends_with(".service"));
+    for required in services.flat_map(|unit| values(unit, "Requires")) {
+        assert!(find(required).is_some(), "{required} is not there");
+    }
+}
+
+#[test]
 fn the_service_manager_accepts_the_units() {
-    if Command::new("systemd-analyze")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        eprintln!("skipped: systemd-analyze is not here");
+    if !has_judge() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let mut paths = Vec::new();
-    for unit in files(".service") {
-        let name = unit.path.rsplit('/').next().unwrap().to_owned();
+    for unit in units() {
         // The program need not be installed to check the unit that runs it.
         let text = unit.text.replace("/usr/bin/towpath", "/bin/true");
-        let path = folder.path().join(name);
+        let path: PathBuf = folder.path().join(name(&unit));
         fs::write(&path, text).unwrap();
         paths.push(path);
     }
@@ -65,4 +115,28 @@ fn the_service_manager_accepts_the_units() {
         .collect();
     no_complaints(&complaints);
     assert!(verify.status.success(), "{said}");
+}
+
+#[test]
+fn the_daemons_are_hardly_exposed() {
+    if !has_judge() {
+        return;
+    }
+    for (unit, most) in EXPOSURE_MAX {
+        let path = format!("{}/../systemd/{unit}", env!("CARGO_MANIFEST_DIR"));
+        let judged = Command::new("systemd-analyze")
+            .args(["security", "--offline=true", "--no-pager", &path])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&judged.stdout);
+        let Some((_, level)) = said.split_once("Overall exposure level for ") else {
+            // Before version 250 only units of a running manager are judged.
+            println!("skipped: this systemd-analyze does not judge files");
+            return;
+        };
+        let number = level.split_whitespace().nth(1).unwrap_or_default();
+        let number: f64 = number.parse().unwrap_or_else(|_| panic!("{level}"));
+        println!("{unit}: {number} of 10");
+        assert!(number <= most, "{unit}: {number}, at most {most}\n{said}");
+    }
 }

@@ -1,0 +1,174 @@
+#!/bin/sh
+# What has to hold of the package, seen from inside a Debian with systemd. package.sh runs it.
+#
+# This host is the edge, installed as an operator would. The region is a second pair of daemons on the
+# same machine, run plainly from a folder, so that there is a link and a place to move to.
+set -u
+failed=0
+
+# Emulated, everything takes twenty times as long as elsewhere.
+WAIT_SECONDS=120
+
+held() {
+    name=$1
+    shift
+    if "$@"; then
+        echo "held: $name ($(cut -d' ' -f1 /proc/uptime) s)"
+    else
+        failed=$((failed + 1))
+        echo "NOT HELD: $name"
+        echo "  $*"
+        journalctl --no-pager -n 25 -o short-monotonic 2>/dev/null | sed 's/^/  | /'
+    fi
+}
+
+# Waits until a command succeeds.
+until_held() {
+    name=$1
+    shift
+    left=$WAIT_SECONDS
+    while [ "$left" -gt 0 ] && ! "$@" >/dev/null 2>&1; do
+        sleep 1
+        left=$((left - 1))
+    done
+    held "$name" "$@"
+}
+
+property() { systemctl show --property "$2" --value "$1"; }
+is() { [ "$(property "$1" "$2")" = "$3" ]; }
+is_not() { [ "$(property "$1" "$2")" != "$3" ]; }
+user_of() { stat -c %U "/proc/$(property "$1" MainPID)"; }
+runs_as() { [ "$(user_of "$1")" = "$2" ]; }
+fails() { ! "$@"; }
+says() { word=$1; shift; "$@" 2>&1 | grep -q -- "$word"; }
+no_failed_unit() { [ -z "$(systemctl list-units --failed --plain --no-legend 'towpath*')" ]; }
+region() { curl -sS --unix-socket /root/region/run/migrator.sock "$@"; }
+tunnel_of() { curl -sS --unix-socket "$1" http://localhost/status; }
+
+echo "=== installed, not configured"
+held "it installs" dpkg -i ./towpath.deb
+held "nothing has failed" no_failed_unit
+for unit in towpath-tunnel.service towpath-migrator.service towpath-tunnel.socket; do
+    held "$unit waits for an identity" is $unit ActiveState inactive
+    held "$unit is enabled" systemctl -q is-enabled $unit
+done
+held "starting it is no failure" systemctl start towpath-tunnel.service towpath-migrator.service
+held "a user of the tunnel's own" getent passwd towpath-tunnel
+held "a user of the migrator's own" getent passwd towpath-migrator
+held "manual pages" test -s /usr/share/man/man1/towpath-migrate.1.gz
+held "completions" grep -q migrate /usr/share/bash-completion/completions/towpath
+held "larger UDP buffers" grep -qx 4194304 /proc/sys/net/core/rmem_max
+held "what is missing is said" says 'site' towpath config check /etc/towpath/tunnel.toml
+
+echo "=== configured"
+cd /root || exit 1
+towpath certs init --dir authority --trust-domain shop.example >/dev/null
+towpath certs issue --authority authority --site edge --host box --out box >/dev/null
+towpath certs issue --authority authority --site region --host rack --out rack >/dev/null
+identity=/etc/towpath/identity
+install -m 0644 box/cert.pem box/ca.pem -t $identity
+install -m 0600 box/key.pem -t $identity
+sed -i -e 's/^# site = /site = /; s/"box-1"/"box"/; s/^# host = /host = /' \
+    -e 's/^# trust_domain/trust_domain/; s/^# \(\[\[peers\]\]\)/\1/; s/^# address = .*/address = "127.0.0.1:4790"/' \
+    -e 's/^# send_rate = .*/send_rate = "40Mbit"/; s/^# site = "region"/site = "region"/' \
+    -e 's/^# \(\[\[services\]\]\)/\1/; s/^# name = /name = /; s/^# allow = /allow = /' \
+    -e 's/^# socket = /socket = /' /etc/towpath/tunnel.toml /etc/towpath/migrator.toml
+for file in tunnel migrator; do
+    held "$file.toml is right" towpath config check /etc/towpath/$file.toml
+done
+mkdir -m 0700 region
+cat >region/tunnel.toml <<END
+site = "region"
+host = "rack"
+listen = "127.0.0.1:4790"
+socket = "/root/region/run/tunnel.sock"
+[[peers]]
+site = "edge"
+[[services]]
+name = "migrator"
+socket = "/root/region/run/migrator-service.sock"
+allow = ["edge"]
+[admin]
+socket = "/root/region/run/tunnel-admin.sock"
+[certificates]
+cert = "/root/rack/cert.pem"
+key = "/root/rack/key.pem"
+ca = "/root/rack/ca.pem"
+END
+cat >region/migrator.toml <<END
+trust_domain = "shop.example"
+site = "region"
+host = "rack"
+state_dir = "/root/region/state"
+run_dir = "/root/region/run"
+END
+systemd-run --quiet --unit=region-tunnel towpath tunnel run --config /root/region/tunnel.toml
+systemd-run --quiet --unit=region-migrator towpath migrator run --config /root/region/migrator.toml
+systemctl start towpath-tunnel.socket towpath-tunnel-admin.socket towpath-migrator.socket \
+    towpath-migrator-service.socket
+held "the tunnel starts" systemctl start towpath-tunnel.service
+held "the migrator starts" systemctl start towpath-migrator.service
+until_held "the link is up, and the status line says so" \
+    is towpath-tunnel.service StatusText "1 of 1 links up"
+held "the tunnel is not root" runs_as towpath-tunnel.service towpath-tunnel
+held "the migrator is not root" runs_as towpath-migrator.service towpath-migrator
+held "sockets are the manager's" is towpath-tunnel.socket ActiveState active
+held "operators are answered" says edge towpath status
+held "others are not" fails setpriv --reuid=65534 --regid=65534 --clear-groups \
+    curl -sS --unix-socket /run/towpath/tunnel-admin.sock http://localhost/status
+held "no network for the migrator" \
+    says '^lo' nsenter -t "$(property towpath-migrator.service MainPID)" -n ls /sys/class/net
+held "the migrator's port is shut" fails curl -sS http://127.0.0.1:9101/metrics
+sed -i 's/^# listen = .*/listen = "127.0.0.1:9101"/' /etc/towpath/migrator.toml
+# A socket cannot be opened for a daemon that runs.
+systemctl stop towpath-migrator.service
+systemctl start towpath-migrator-metrics.socket
+held "the migrator starts again" systemctl start towpath-migrator.service
+held "unless the manager opens it" says towpath_guests_running \
+    curl -sS http://127.0.0.1:9101/metrics
+
+echo "=== a guest moves while the tunnel is reloaded"
+held "a guest starts" towpath guest start moved --memory 64MiB
+before=$(property towpath-tunnel.service MainPID)
+towpath migrate moved region --detach
+held "a reload is accepted" systemctl reload towpath-tunnel.service
+held "the tunnel is ready again" is towpath-tunnel.service ActiveState active
+held "the move arrives" towpath migration watch
+held "on its first attempt" says '"attempts": *1' towpath migration show -o json
+held "by the same tunnel" is towpath-tunnel.service MainPID "$before"
+held "every page is right" says '"verified": *true' \
+    region -X POST http://localhost/v1/guests/moved/verify
+
+echo "=== hung daemons are killed"
+held "another guest starts" towpath guest start kept --memory 32MiB
+guest=$(pgrep -u towpath-migrator -f guest-process)
+for daemon in tunnel migrator; do
+    unit=towpath-$daemon.service
+    before=$(property $unit MainPID)
+    kill -STOP "$before"
+    until_held "the watchdog ends a stopped $daemon" is_not $unit NRestarts 0
+    until_held "another $daemon is ready" is $unit ActiveState active
+    held "it is another process" is_not $unit MainPID "$before"
+done
+until_held "the link is up again" is towpath-tunnel.service StatusText "1 of 1 links up"
+held "the guest's process has outlived it" kill -0 "$guest"
+until_held "and is found again" says running towpath guest ls
+
+echo "=== removed"
+held "a package with guests stays" fails dpkg --purge towpath
+held "the guest still runs" kill -0 "$guest"
+held "the guest stops" towpath guest stop kept
+held "then it goes" dpkg --purge towpath
+left() { find /etc /usr /var /run /lib -xdev -iname '*towpath*' 2>/dev/null; }
+nothing_left() { [ -z "$(left)" ]; }
+held "no file is left: $(left | tr '\n' ' ')" nothing_left
+held "no user is left" fails getent passwd towpath-tunnel towpath-migrator
+held "no group is left" fails getent group towpath-tunnel towpath-migrator
+held "no process is left" fails pgrep -f '/etc/towpath'
+held "no unit is left" sh -c '[ -z "$(systemctl list-units --all --plain --no-legend "towpath*")" ]'
+
+if [ "$failed" -eq 0 ]; then
+    echo "check: all held"
+else
+    echo "check: $failed did not hold"
+fi

@@ -1,0 +1,62 @@
+//! What the service manager is told while the tunnel runs: that it lives, how its links are, and when it
+//! reads anew what can change.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use towpath_daemon::liveness::{self, Part};
+use towpath_daemon::notify;
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::core::Core;
+
+/// Tells the service manager until the tunnel stops.
+///
+/// # Errors
+///
+/// `E_IO` if the signal cannot be caught or no thread can be had.
+pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Fault> {
+    let mut hangups = signal(SignalKind::hangup())
+        .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
+    let copiers = core.copiers.handle().clone();
+    // Whoever asks for the links takes the locks that every stream and every handshake takes.
+    let asked = Arc::clone(&core);
+    let links = Part::new("links", Handle::current(), move || Some(line(&asked)));
+    let _watching = liveness::watch(vec![links, Part::new("copiers", copiers, || None)])?;
+    loop {
+        tokio::select! {
+            () = stop.requested() => return Ok(()),
+            _ = hangups.recv() => reload(&core),
+        }
+    }
+}
+
+/// Has certificates, keys and lists read again; links and streams stay as they are.
+fn reload(core: &Core) {
+    notify::reloading();
+    core.trust.look_now();
+    notify::ready();
+}
+
+/// The links in one line.
+fn line(core: &Core) -> String {
+    let missing: Vec<_> = core
+        .peers
+        .values()
+        .filter(|peer| !peer.state().is_usable())
+        .map(|peer| peer.site.as_str())
+        .collect();
+    let count = core.peers.len();
+    match missing.as_slice() {
+        [] => format!("{count} of {count} links up"),
+        missing => {
+            let up = count - missing.len();
+            format!(
+                "{up} of {count} links up; no link to {}",
+                missing.join(", ")
+            )
+        }
+    }
+}
