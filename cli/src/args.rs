@@ -85,8 +85,8 @@ impl Command {
             Self::Migration(command) => command.format(),
             Self::Certs(command) => command.format(),
             Self::Config(command) => command.format(),
-            Self::Tunnel(_)
-            | Self::Migrator(_)
+            Self::Tunnel(command) => command.format(),
+            Self::Migrator(_)
             | Self::Completions(_)
             | Self::Man(_)
             | Self::GuestProcess(_)

@@ -26,12 +26,14 @@
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | `timetable` | caps that change with the time of the week |
+//! | [`built_in`] | the tunnel's own service, for benches |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 //! | `vitals` | what the service manager is told |
 #![forbid(unsafe_code)]
 
 mod admin;
 mod backoff;
+pub mod built_in;
 mod carrier;
 mod carry;
 pub mod config;

@@ -21,7 +21,7 @@ use crate::carrier::Carrier;
 use crate::core::{Core, Service};
 use crate::link::Link;
 use crate::streams::{Call, End, Found};
-use crate::{carry, control, wire};
+use crate::{built_in, carry, control, wire};
 
 /// New streams per second a peer may open; a move opens four, an application a few per request.
 const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
@@ -225,7 +225,7 @@ async fn reach(core: &Core, link: &Link, open: &Open) -> Result<UnixStream, Faul
         class: open.class,
     });
     let connecting = async {
-        let mut local = UnixStream::connect(socket).await?;
+        let mut local = built_in::connect(socket).await?;
         make_room(&local, open.class);
         local.write_all(&accepted.encode()).await?;
         Ok::<_, std::io::Error>(local)
