@@ -111,7 +111,7 @@ struct Outcome {
     bytes: u64,
     time_ms: u64,
     goodput_bytes_per_second: u64,
-    /// The cap on what this side sends, if it has one.
+    /// The cap on what this side sends, if it sends and has one.
     cap_bytes_per_second: Option<u64>,
     idle_ping: Pings,
     loaded_ping: Pings,
@@ -139,7 +139,8 @@ struct Cost {
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let before = Near::look(options)?;
-    if let Some(cap) = before.cap.filter(|_| !options.reverse) {
+    let cap = before.cap.filter(|_| !options.reverse);
+    if let Some(cap) = cap {
         let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
         eprintln!("note: the link to {peer} is capped at {cap}; this fills it for {time:?}");
     }
@@ -166,7 +167,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         bytes: load.bytes,
         time_ms: millis(load.time),
         goodput_bytes_per_second: per_second(load.bytes, load.time),
-        cap_bytes_per_second: before.cap,
+        cap_bytes_per_second: cap,
         idle_ping: Pings::of(idle),
         loaded_ping: Pings::of(load.pings),
         loss_ratio: (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64),
@@ -393,7 +394,7 @@ fn table(outcome: &Outcome) -> String {
     let cost = |cost: Option<f64>| cost.map(|seconds| format!("{seconds:.2} s"));
     let direction = if outcome.reverse { "from" } else { "to" };
     let what = format!(
-        "{} {direction} {}, {} streams",
+        "{} {direction} {}, {} side by side",
         outcome.class, outcome.peer, outcome.parallel
     );
     let loss = outcome.loss_ratio;
