@@ -89,8 +89,8 @@ impl Command {
             Self::Certs(command) => command.format(),
             Self::Channel(command) => command.format(),
             Self::Config(command) => command.format(),
-            Self::Tunnel(_)
-            | Self::Migrator(_)
+            Self::Tunnel(command) => command.format(),
+            Self::Migrator(_)
             | Self::Completions(_)
             | Self::Man(_)
             | Self::GuestProcess(_)

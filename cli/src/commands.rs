@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub(crate) mod bench;
 pub(crate) mod certs;
 pub(crate) mod channel;
 pub(crate) mod completions;

@@ -28,6 +28,7 @@
 //! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | `timetable` | caps that change with the time of the week |
+//! | [`built_in`] | the tunnel's own service, for benches |
 //! | `admin`, `metrics` | what operators and scrapers ask |
 //! | `page`, `recent` | the status page, and the last hour it draws |
 //! | `vitals` | what the service manager is told |
@@ -35,6 +36,7 @@
 
 mod admin;
 mod backoff;
+pub mod built_in;
 mod carrier;
 mod carry;
 mod channel;

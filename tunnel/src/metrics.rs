@@ -4,14 +4,16 @@
 //! has to be kept in step, and no global state exists.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 use towpath_certs::Rejection;
 use towpath_forecast::forecaster::{Forecaster, Horizon};
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
+use crate::built_in;
 use crate::core::Core;
 use crate::outlook::Direction;
 use crate::status::{self, LinkState};
@@ -91,6 +93,12 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     )?;
     let version = env!("CARGO_PKG_VERSION");
     build.with_label_values(&["tunnel", version]).set(1);
+    let used = Counter::new(
+        "towpath_tunnel_cpu_seconds_total",
+        "Processor time the tunnel has used since it was started.",
+    )?;
+    registry.register(Box::new(used.clone()))?;
+    used.inc_by(Duration::from_nanos(built_in::used_nanos()).as_secs_f64());
     let expiry = gauges(
         registry,
         "towpath_cert_expiry_timestamp_seconds",
@@ -197,7 +205,7 @@ fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .with_label_values(name)
             .set(signed(view.connections));
         errors.with_label_values(name).inc_by(view.errors);
-        let waited = std::time::Duration::from_micros(view.open_us);
+        let waited = Duration::from_micros(view.open_us);
         open.with_label_values(name).set(waited.as_secs_f64());
         generation
             .with_label_values(name)

@@ -26,7 +26,7 @@ use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
 use crate::streams::{Call, End, Entry, Found, Purpose};
-use crate::{control, datagrams, wire};
+use crate::{built_in, control, datagrams, wire};
 
 /// New streams per second a peer may open; a move opens four, an application a few per request.
 const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
@@ -290,7 +290,7 @@ async fn reach(service: &Service, link: &Link, begin: &Begin) -> Result<Program,
     let connecting = async {
         Ok::<_, std::io::Error>(match reach {
             Reach::Told(socket) => {
-                let mut local = UnixStream::connect(socket).await?;
+                let mut local = built_in::connect(socket).await?;
                 make_room(&local, open.class);
                 local.write_all(&accepted.encode()).await?;
                 Program::Unix(local)

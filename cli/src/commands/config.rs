@@ -105,13 +105,7 @@ fn told_from(text: &str) -> Option<Daemon> {
         })
     };
     let tunnel = has_key(&["peers", "services", "certificates", "admin"]);
-    let migrator = has_key(&[
-        "state_dir",
-        "quota",
-        "guest_command",
-        "trust_domain",
-        "run_dir",
-    ]);
+    let migrator = has_key(&["quota", "guest_command", "trust_domain", "run_dir"]);
     match (tunnel, migrator) {
         (true, false) => Some(Daemon::Tunnel),
         (false, true) => Some(Daemon::Migrator),
@@ -136,10 +130,13 @@ mod tests {
 
     #[test]
     fn a_files_owner_is_told_from_its_keys_even_if_it_does_not_parse() {
-        assert_eq!(
-            told_from("site = \"a\"\nstate_dir = \"/x\""),
-            Some(Daemon::Migrator)
-        );
+        // Both daemons keep state.
+        let state = "site = \"a\"\nstate_dir = \"/x\"\n";
+        assert_eq!(told_from(state), None);
+        let tunnel = format!("{state}[admin]");
+        assert_eq!(told_from(&tunnel), Some(Daemon::Tunnel));
+        let migrator = format!("{state}trust_domain = \"a\"");
+        assert_eq!(told_from(&migrator), Some(Daemon::Migrator));
         assert_eq!(told_from("[[peers]]\nsite = "), Some(Daemon::Tunnel));
         assert_eq!(told_from("  [quota]\n"), Some(Daemon::Migrator));
         assert_eq!(told_from("site = \"a\""), None);

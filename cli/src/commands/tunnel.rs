@@ -8,19 +8,35 @@ use towpath_daemon::{config, log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
+use crate::commands::bench;
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
+use crate::show::Format;
 
 /// What is to be done with the tunnel.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the tunnel daemon until SIGTERM or SIGINT.
     Run(DaemonOptions),
+    /// Measure what the link to a peer carries, and what it costs.
+    Bench(bench::Options),
+}
+
+impl Command {
+    pub(crate) const fn format(&self) -> Format {
+        match self {
+            Self::Run(_) => Format::Table,
+            Self::Bench(options) => options.output.format,
+        }
+    }
 }
 
 /// Does what was asked for.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
-    let Command::Run(options) = command;
+    let options = match command {
+        Command::Run(options) => options,
+        Command::Bench(options) => return bench::run(&options),
+    };
     let config: Config = config::load_checked(&options.config)?;
     daemon::run(&options, log::Options::default(), || serve(&config))
 }

@@ -1,0 +1,447 @@
+//! `towpath tunnel bench`: what a link carries, how long it lets others wait meanwhile, and what it costs.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+use towpath_daemon::client::Client;
+use towpath_daemon::stream::open_stream;
+use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+use towpath_tunnel::built_in::Wish;
+
+use crate::args::OutputOption;
+use crate::connection::{TUNNEL_SOCKET_DEFAULT, block_on};
+use crate::failure::Failure;
+use crate::show::{self, bits_per_second, bytes, fields};
+
+const EXAMPLES: &str = "\
+Examples:
+  towpath tunnel bench region                    send bulk for 10 s, and ping meanwhile
+  towpath tunnel bench region --reverse --time 30s
+  towpath tunnel bench region --class app --parallel 4 -o json
+
+The peer has to allow it, in its tunnel's configuration:
+  [[services]]
+  name = \"bench\"
+  socket = \"builtin:bench\"
+  allow = [\"edge\"]";
+
+/// How long a stream may take to open, and its last words to come.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
+
+/// Longest bench: the peer ends its streams after five minutes.
+const TIME_MAX: Duration = Duration::from_mins(4);
+
+/// Bytes written or read at once.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Pings before the load, and the time between two under it.
+const IDLE_PING_COUNT: usize = 20;
+const PING_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Bytes of a ping: what a program asks another for.
+const PING_BYTES: usize = 64;
+
+/// What is to be measured.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The peer's site
+    peer: Name,
+    /// How urgent the load is: control, demand, app, switch, bulk or scavenger
+    #[arg(long, value_name = "CLASS", default_value = "bulk", value_parser = class)]
+    class: Class,
+    /// How long it lasts, at most 4 minutes
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    time: Duration,
+    /// Have the peer send
+    #[arg(long)]
+    reverse: bool,
+    /// Streams side by side
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    parallel: u16,
+    /// The tunnel's socket for streams
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "TOWPATH_STREAM_SOCKET",
+        default_value = "/run/towpath/tunnel.sock",
+        hide_env_values = true
+    )]
+    stream_socket: PathBuf,
+    /// The tunnel's socket for operators
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "TOWPATH_TUNNEL_SOCKET",
+        default_value = TUNNEL_SOCKET_DEFAULT,
+        hide_env_values = true
+    )]
+    tunnel_socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+fn class(text: &str) -> Result<Class, String> {
+    let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
+    found.ok_or_else(|| "not control, demand, app, switch, bulk or scavenger".to_owned())
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_right = (Duration::from_secs(1)..=TIME_MAX).contains(&time);
+    let why = || "must be 1s to 4m".to_owned();
+    is_right.then_some(time).ok_or_else(why)
+}
+
+/// What came out.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    peer: Name,
+    class: &'static str,
+    reverse: bool,
+    parallel: u16,
+    bytes: u64,
+    time_ms: u64,
+    goodput_bytes_per_second: u64,
+    /// The cap on what this side sends, if it sends and has one.
+    cap_bytes_per_second: Option<u64>,
+    idle_ping: Pings,
+    loaded_ping: Pings,
+    /// Share of the packets this side sent that were lost, in the mean of each second's.
+    loss_ratio: Option<f64>,
+    cpu_seconds_per_gib: Cost,
+}
+
+/// Round trips of small questions in the class of what somebody waits for.
+#[derive(Debug, Serialize)]
+struct Pings {
+    count: usize,
+    p50_us: u64,
+    p99_us: u64,
+    max_us: u64,
+}
+
+/// Processor time of each tunnel, all it did meanwhile included.
+#[derive(Debug, Serialize)]
+struct Cost {
+    near: Option<f64>,
+    far: Option<f64>,
+}
+
+/// Does what was asked for.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let before = Near::look(options)?;
+    let cap = before.cap.filter(|_| !options.reverse);
+    if let Some(cap) = cap {
+        let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
+        eprintln!("note: the link to {peer} is capped at {cap}; this fills it for {time:?}");
+    }
+    let far_before = far_usage(options)?;
+    let mut pinged = open(options, Class::Demand, Wish::Echo)?;
+    let idle = (0..IDLE_PING_COUNT).map(|_| ping(&mut pinged));
+    let idle = idle.collect::<Result<Vec<_>, _>>()?;
+    let load = Load::run(options, pinged)?;
+    let far_after = far_usage(options)?;
+    let after = Near::look(options)?;
+    let gib = load.bytes as f64 / f64::from(1 << 30);
+    let cost = |seconds: f64| (gib > 0.0).then(|| seconds / gib);
+    let far = Duration::from_nanos(far_after.saturating_sub(far_before));
+    let near = after
+        .cpu
+        .zip(before.cpu)
+        .map(|(after, before)| after - before);
+    let losses = &load.losses;
+    let outcome = Outcome {
+        peer: options.peer.clone(),
+        class: options.class.as_str(),
+        reverse: options.reverse,
+        parallel: options.parallel,
+        bytes: load.bytes,
+        time_ms: millis(load.time),
+        goodput_bytes_per_second: per_second(load.bytes, load.time),
+        cap_bytes_per_second: cap,
+        idle_ping: Pings::of(idle),
+        loaded_ping: Pings::of(load.pings),
+        loss_ratio: (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64),
+        cpu_seconds_per_gib: Cost {
+            near: near.and_then(cost),
+            far: cost(far.as_secs_f64()),
+        },
+    };
+    show::show(options.output.format, "tunnel-bench", &outcome, || {
+        table(&outcome)
+    })
+}
+
+/// What the load did.
+struct Load {
+    bytes: u64,
+    time: Duration,
+    pings: Vec<Duration>,
+    losses: Vec<f64>,
+}
+
+impl Load {
+    /// Loads the link, pings beside it, and looks at its losses each second.
+    fn run(options: &Options, mut pinged: UnixStream) -> Result<Self, Failure> {
+        let wish = if options.reverse {
+            Wish::Source
+        } else {
+            Wish::Sink
+        };
+        let opened = (0..options.parallel).map(|_| open(options, options.class, wish));
+        let streams = opened.collect::<Result<Vec<_>, _>>()?;
+        let is_over = AtomicBool::new(false);
+        let begun = Instant::now();
+        let until = begun + options.time;
+        let (counts, pings, losses) = std::thread::scope(|scope| {
+            let carry = if options.reverse { receive } else { send };
+            let loads: Vec<_> = streams
+                .into_iter()
+                .map(|stream| scope.spawn(move || carry(stream, until)))
+                .collect();
+            let is_over = &is_over;
+            let pinging = scope.spawn(move || ping_until(&mut pinged, is_over));
+            let looking = scope.spawn(move || losses_until(options, is_over));
+            let counts: Vec<_> = loads.into_iter().map(|load| load.join()).collect();
+            is_over.store(true, Ordering::Relaxed);
+            (counts, pinging.join(), looking.join())
+        });
+        let broken = |_| Fault::new(Code::State, "a part of the bench panicked");
+        let mut bytes = 0;
+        let mut time = Duration::ZERO;
+        for count in counts {
+            let (carried, at) = count.map_err(broken)??;
+            bytes += carried;
+            time = time.max(at.saturating_duration_since(begun));
+        }
+        Ok(Self {
+            bytes,
+            time,
+            pings: pings.map_err(broken)??,
+            losses: losses.map_err(broken)?,
+        })
+    }
+}
+
+/// Sends until it is time; what the far end says it got, and when it said so.
+fn send(mut stream: UnixStream, until: Instant) -> Result<(u64, Instant), Fault> {
+    let chunk = vec![0; CHUNK_BYTES];
+    while Instant::now() < until {
+        stream.write_all(&chunk).map_err(|error| broken(&error))?;
+    }
+    stream
+        .shutdown(Shutdown::Write)
+        .map_err(|error| broken(&error))?;
+    let mut count = [0; 8];
+    stream
+        .read_exact(&mut count)
+        .map_err(|error| broken(&error))?;
+    Ok((u64::from_le_bytes(count), Instant::now()))
+}
+
+/// Receives until it is time; how much, and when.
+fn receive(mut stream: UnixStream, until: Instant) -> Result<(u64, Instant), Fault> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut count = 0;
+    while Instant::now() < until {
+        match stream.read(&mut chunk).map_err(|error| broken(&error))? {
+            0 => return Err(Fault::new(Code::Unreachable, "the peer stopped sending")),
+            more => count += more as u64,
+        }
+    }
+    Ok((count, Instant::now()))
+}
+
+fn ping_until(stream: &mut UnixStream, is_over: &AtomicBool) -> Result<Vec<Duration>, Fault> {
+    let mut pings = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        pings.push(ping(stream)?);
+        std::thread::sleep(PING_INTERVAL);
+    }
+    Ok(pings)
+}
+
+fn ping(stream: &mut UnixStream) -> Result<Duration, Fault> {
+    let mut bytes = [7; PING_BYTES];
+    let begun = Instant::now();
+    stream
+        .write_all(&bytes)
+        .and_then(|()| stream.read_exact(&mut bytes))
+        .map_err(|error| broken(&error))?;
+    Ok(begun.elapsed())
+}
+
+/// The share of packets lost in each second of the load.
+fn losses_until(options: &Options, is_over: &AtomicBool) -> Vec<f64> {
+    let mut losses = Vec::new();
+    let mut next = Instant::now() + Duration::from_secs(1);
+    while !is_over.load(Ordering::Relaxed) {
+        std::thread::sleep(PING_INTERVAL);
+        if Instant::now() >= next {
+            next += Duration::from_secs(1);
+            // Without an answer there is one value less.
+            losses.extend(Near::look(options).ok().and_then(|near| near.loss));
+        }
+    }
+    losses
+}
+
+/// Opens a stream to the peer's bench.
+fn open(options: &Options, class: Class, wish: Wish) -> Result<UnixStream, Fault> {
+    let open = Open {
+        peer: options.peer.clone(),
+        service: "bench".parse().expect("the service's name is a name"),
+        class,
+    };
+    let (mut stream, _) = open_stream(&options.stream_socket, &open, ANSWER_WAIT)?;
+    // A peer that has gone ends the stream; one that is stuck must not hold us for ever.
+    stream
+        .set_read_timeout(Some(ANSWER_WAIT))
+        .and_then(|()| stream.set_write_timeout(Some(ANSWER_WAIT)))
+        .and_then(|()| stream.write_all(&[wish.byte()]))
+        .map_err(|error| broken(&error))?;
+    Ok(stream)
+}
+
+fn broken(error: &std::io::Error) -> Fault {
+    Fault::new(Code::Unreachable, format!("the bench's stream: {error}"))
+}
+
+/// What the far tunnel's processor time is, in nanoseconds.
+fn far_usage(options: &Options) -> Result<u64, Fault> {
+    let mut stream = open(options, Class::Control, Wish::Usage)?;
+    let mut nanos = [0; 8];
+    stream
+        .read_exact(&mut nanos)
+        .map_err(|error| broken(&error))?;
+    Ok(u64::from_le_bytes(nanos))
+}
+
+/// What the near tunnel says of itself and of the link.
+struct Near {
+    cpu: Option<f64>,
+    cap: Option<u64>,
+    loss: Option<f64>,
+}
+
+impl Near {
+    fn look(options: &Options) -> Result<Self, Failure> {
+        let client = Client::new(&options.tunnel_socket);
+        let text = block_on(client.text("/metrics"))??;
+        let of_peer = |name: &str| format!("{name}{{peer=\"{}\"}}", options.peer);
+        let cap = value(
+            &text,
+            &of_peer("towpath_tunnel_rate_limit_bytes_per_second"),
+        );
+        Ok(Self {
+            cpu: value(&text, "towpath_tunnel_cpu_seconds_total"),
+            // A rate is a whole number of bytes, and far below what this type holds.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            cap: cap.map(|cap| cap as u64),
+            loss: value(&text, &of_peer("towpath_tunnel_loss_ratio")),
+        })
+    }
+}
+
+/// A metric's value in Prometheus' text form.
+fn value(text: &str, metric: &str) -> Option<f64> {
+    let mut lines = text.lines();
+    let line = lines.find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
+}
+
+impl Pings {
+    fn of(mut pings: Vec<Duration>) -> Self {
+        pings.sort_unstable();
+        let at = |hundredths: usize| {
+            let index = (pings.len() * hundredths / 100).min(pings.len().saturating_sub(1));
+            let ping = pings.get(index).copied().unwrap_or_default();
+            u64::try_from(ping.as_micros()).unwrap_or(u64::MAX)
+        };
+        Self {
+            count: pings.len(),
+            p50_us: at(50),
+            p99_us: at(99),
+            max_us: at(100),
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let micros = time.as_micros().max(1);
+    u64::try_from(u128::from(bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
+}
+
+fn table(outcome: &Outcome) -> String {
+    let pings = |pings: &Pings| {
+        let ms = |us: u64| us as f64 / 1000.0;
+        let (p50, p99, max) = (ms(pings.p50_us), ms(pings.p99_us), ms(pings.max_us));
+        Some(format!("p50 {p50:.2} ms  p99 {p99:.2} ms  max {max:.2} ms"))
+    };
+    let cost = |cost: Option<f64>| cost.map(|seconds| format!("{seconds:.2} s"));
+    let direction = if outcome.reverse { "from" } else { "to" };
+    let what = format!(
+        "{} {direction} {}, {} side by side",
+        outcome.class, outcome.peer, outcome.parallel
+    );
+    let loss = outcome.loss_ratio;
+    fields(&[
+        ("load", Some(what)),
+        ("carried", Some(bytes(outcome.bytes))),
+        ("in", Some(show::milliseconds(outcome.time_ms))),
+        (
+            "goodput",
+            Some(bits_per_second(outcome.goodput_bytes_per_second)),
+        ),
+        ("cap", outcome.cap_bytes_per_second.map(bits_per_second)),
+        ("ping, idle", pings(&outcome.idle_ping)),
+        ("ping, loaded", pings(&outcome.loaded_ping)),
+        ("loss", loss.map(|loss| format!("{:.2} %", loss * 100.0))),
+        ("CPU per GiB here", cost(outcome.cpu_seconds_per_gib.near)),
+        ("CPU per GiB there", cost(outcome.cpu_seconds_per_gib.far)),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_found_by_its_whole_name() {
+        let text = "# HELP a_b x\na_b 3.5\na_bc 4\na{peer=\"x\"} 7\na{peer=\"xy\"} 8\n";
+        assert_eq!(value(text, "a_b"), Some(3.5));
+        assert_eq!(value(text, "a{peer=\"x\"}"), Some(7.0));
+        assert_eq!(value(text, "a"), None);
+    }
+
+    #[test]
+    fn percentiles_of_few_and_of_none() {
+        let ms = |count: u64| (1..=count).map(Duration::from_millis).collect();
+        let pings = Pings::of(ms(100));
+        assert_eq!(
+            (pings.p50_us, pings.p99_us, pings.max_us),
+            (51_000, 100_000, 100_000)
+        );
+        assert_eq!(Pings::of(ms(1)).p99_us, 1000);
+        assert_eq!(Pings::of(Vec::new()).max_us, 0);
+    }
+
+    #[test]
+    fn times_and_classes_that_cannot_be_meant_are_refused() {
+        assert!(time("10s").is_ok() && time("10m").is_err() && time("5ms").is_err());
+        assert!(class("demand").is_ok() && class("fast").is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! The tunnel's own service, which benches talk to: it is denied like any other, and counts right.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use harness::{Pair, name, pattern, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::Code;
+use towpath_tunnel::built_in::{SOCKET, Wish};
+use towpath_tunnel::config::{Config, ServiceConfig};
+
+fn allow(config: &mut Config, site: &str) {
+    config.services.push(ServiceConfig {
+        name: name("bench"),
+        socket: SOCKET.into(),
+        target: None,
+        allow: vec![name(site)],
+    });
+}
+
+async fn ask(pair: &Pair, wish: Wish, class: Class) -> UnixStream {
+    let mut stream = pair.open("bench", class).await.unwrap();
+    stream.write_all(&[wish.byte()]).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bench_is_denied_unless_the_configuration_names_the_site() {
+    let pair = Pair::start().await;
+    let fault = pair.open("bench", Class::Bulk).await.unwrap_err();
+    assert_eq!(fault.code, Code::Denied);
+    let other = Pair::start_with(|_, region| allow(region, "elsewhere"), None).await;
+    let fault = other.open("bench", Class::Bulk).await.unwrap_err();
+    assert_eq!(fault.code, Code::Denied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_wish_is_granted_and_counted() {
+    let pair = Pair::start_with(|_, region| allow(region, "edge"), None).await;
+    soon(async {
+        let bytes = pattern(7, 3_000_000);
+        let mut sink = ask(&pair, Wish::Sink, Class::Bulk).await;
+        sink.write_all(&bytes).await.unwrap();
+        sink.shutdown().await.unwrap();
+        assert_eq!(sink.read_u64_le().await.unwrap(), 3_000_000);
+
+        let mut echo = ask(&pair, Wish::Echo, Class::Demand).await;
+        echo.write_all(&bytes[..64]).await.unwrap();
+        let mut heard = [0; 64];
+        echo.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, bytes[..64]);
+
+        let mut source = ask(&pair, Wish::Source, Class::Bulk).await;
+        let mut heard = vec![1; 1_000_000];
+        source.read_exact(&mut heard).await.unwrap();
+        source.shutdown().await.unwrap();
+        // What was under way still comes, and then it ends.
+        source.read_to_end(&mut heard).await.unwrap();
+
+        let mut usage = ask(&pair, Wish::Usage, Class::Control).await;
+        assert!(usage.read_u64_le().await.unwrap() > 0);
+
+        let mut nonsense = pair.open("bench", Class::App).await.unwrap();
+        nonsense.write_all(b"x").await.unwrap();
+        let mut heard = Vec::new();
+        nonsense.read_to_end(&mut heard).await.unwrap();
+        assert!(heard.is_empty());
+    })
+    .await;
+}
