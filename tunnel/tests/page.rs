@@ -74,7 +74,7 @@ async fn a_browser_shows_links_pictures_and_certificate() {
     let shown = browse(browser, folder.path(), &["--dump-dom", &url]);
     for told in [
         "1 of 1 links healthy",
-        "● healthy",
+        "\u{25cf} healthy",
         "100 Mbit/s",
         "4.8 KiB",
         "ends",

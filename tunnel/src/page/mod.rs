@@ -123,7 +123,7 @@ fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
     services(&mut html, status);
     certificate(&mut html, &status.certificate, now);
     html.push_str(
-        "</main><footer><a href=\"status\">status as JSON</a> · <a href=\"metrics\">metrics</a>\
+        "</main><footer><a href=\"status\">status as JSON</a> \u{b7} <a href=\"metrics\">metrics</a>\
          </footer></body></html>\n",
     );
     html
@@ -304,9 +304,9 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
 /// Shape beside colour, for those who do not tell red from green.
 const fn mark(state: LinkState) -> &'static str {
     match state {
-        LinkState::Healthy => "●",
-        LinkState::Degraded => "▲",
-        LinkState::Down => "✕",
+        LinkState::Healthy => "\u{25cf}",
+        LinkState::Degraded => "\u{25b2}",
+        LinkState::Down => "\u{2715}",
     }
 }
 
@@ -320,7 +320,7 @@ fn escape(word: &str) -> String {
     let mut out = String::with_capacity(word.len());
     for (place, letter) in word.chars().enumerate() {
         if place == WORD_CHARS_MAX {
-            out.push('…');
+            out.push('\u{2026}');
             break;
         }
         match letter {

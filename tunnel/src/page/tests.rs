@@ -1,3 +1,5 @@
+//! The page with made-up links: what it says, that words stay words, and its size.
+
 use towpath_forecast::band::Band;
 
 use super::*;
@@ -107,8 +109,8 @@ fn the_page_says_how_links_are_and_what_to_do() {
     ]);
     for told in [
         "<title>edge: 1 of 2 links healthy</title>",
-        "● healthy",
-        "✕ down",
+        "\u{25cf} healthy",
+        "\u{2715} down",
         "<p class=\"todo\">look at the cable</p>",
         "12 Mbit/s",
         "900 bit/s",
