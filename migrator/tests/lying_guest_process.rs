@@ -110,22 +110,30 @@ fn serve(listener: &OwnedFd, answers: impl Fn(u32) -> Vec<(u32, Response)>, file
                     version: 1,
                     process_id: std::process::id(),
                 };
-                send(&connection, number, &welcome, None);
+                send(&connection, number, &welcome, None).unwrap();
             }
             Request::Describe => {
                 let described = Response::Described(Box::new(description()));
-                send(&connection, number, &described, None);
+                send(&connection, number, &described, None).unwrap();
             }
             _ => {
                 for (number, response) in answers(number) {
-                    send(&connection, number, &response, Some(file.as_fd()));
+                    // It may have heard enough before all is told, and be gone.
+                    if send(&connection, number, &response, Some(file.as_fd())).is_err() {
+                        return;
+                    }
                 }
             }
         }
     }
 }
 
-fn send(connection: &OwnedFd, number: u32, response: &Response, file: Option<BorrowedFd<'_>>) {
+fn send(
+    connection: &OwnedFd,
+    number: u32,
+    response: &Response,
+    file: Option<BorrowedFd<'_>>,
+) -> rustix::io::Result<usize> {
     let mut packet = Vec::new();
     response.encode(number, &mut packet);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -135,7 +143,7 @@ fn send(connection: &OwnedFd, number: u32, response: &Response, file: Option<Bor
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
     }
     let parts = [IoSlice::new(&packet)];
-    rustix::net::sendmsg(connection, &parts, &mut ancillary, SendFlags::empty()).unwrap();
+    rustix::net::sendmsg(connection, &parts, &mut ancillary, SendFlags::NOSIGNAL)
 }
 
 fn memory_file(bytes: u64, seals: SealFlags) -> OwnedFd {
