@@ -191,8 +191,13 @@ impl Revocations {
     /// Whether both are the same lists.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let pair = |list: &List| list.der.clone();
-        self.lists.iter().map(pair).eq(other.lists.iter().map(pair))
+        fn bytes(list: &List) -> &[u8] {
+            list.der.as_ref()
+        }
+        self.lists
+            .iter()
+            .map(bytes)
+            .eq(other.lists.iter().map(bytes))
     }
 
     /// What the lists say of themselves.
@@ -200,10 +205,18 @@ impl Revocations {
         self.lists.iter().map(|list| &list.view)
     }
 
+    /// The list that ends first; none if there is no list.
+    #[must_use]
+    pub fn first_to_end(&self) -> Option<&ListView> {
+        self.views()
+            .min_by_key(|view| view.next_update_unix_seconds)
+    }
+
     /// When the first list ends, in seconds since 1970; none if there is no list.
     #[must_use]
     pub fn next_update_unix_seconds(&self) -> Option<u64> {
-        self.views().map(|view| view.next_update_unix_seconds).min()
+        self.first_to_end()
+            .map(|view| view.next_update_unix_seconds)
     }
 
     /// How old the oldest list is; none if there is no list.

@@ -166,10 +166,7 @@ impl Trust {
         if lists.freshness(SystemTime::now()) != Some(Freshness::Stale) {
             return Ok(());
         }
-        let ended = lists
-            .views()
-            .min_by_key(|view| view.next_update_unix_seconds);
-        let detail = ended.map_or_else(String::new, |view| {
+        let detail = lists.first_to_end().map_or_else(String::new, |view| {
             let (number, issuer, until) = (view.number, &view.issuer, &view.next_update);
             format!("list {number} of {issuer} ended {until}")
         });
@@ -350,10 +347,7 @@ fn remind(core: &Core, reminded: &mut Option<(Freshness, Instant)>) {
         |(how, at): (Freshness, Instant)| how != freshness || at.elapsed() >= REMINDER_INTERVAL;
     if reminded.is_none_or(is_due) {
         *reminded = Some((freshness, Instant::now()));
-        let next = lists
-            .views()
-            .min_by_key(|view| view.next_update_unix_seconds);
-        let due = next.map(|view| view.next_update.as_str());
+        let due = lists.first_to_end().map(|view| view.next_update.as_str());
         tracing::warn!(
             state = freshness.as_str(),
             due,
