@@ -150,55 +150,31 @@ impl Tunnel {
         let (core, tasks) = (&self.core, &mut self.tasks);
         for peer in core.peers.values() {
             if let Some(address) = peer.address.clone() {
-                let (core, peer, stop) = (Arc::clone(core), Arc::clone(peer), stop.clone());
-                tasks.spawn(async move {
-                    dial::keep(core, peer, address, stop).await;
-                    Ok(())
-                });
+                let peer = Arc::clone(peer);
+                keep(
+                    tasks,
+                    dial::keep(Arc::clone(core), peer, address, stop.clone()),
+                );
             }
         }
         if let Some(endpoint) = self.endpoint.clone() {
-            let (core, stop) = (Arc::clone(core), stop.clone());
-            tasks.spawn(async move {
-                listen::accept(core, endpoint, stop).await;
-                Ok(())
-            });
+            keep(
+                tasks,
+                listen::accept(Arc::clone(core), endpoint, stop.clone()),
+            );
         }
-        let (trusting, endpoint) = (Arc::clone(core), self.endpoint.clone());
-        let stopping = stop.clone();
-        tasks.spawn(async move {
-            trust::keep(trusting, endpoint, stopping).await;
-            Ok(())
-        });
-        let (timed, until) = (Arc::clone(core), stop.clone());
-        tasks.spawn(async move {
-            timetable::keep(timed, until).await;
-            Ok(())
-        });
-        let (drawn, until) = (Arc::clone(core), stop.clone());
-        tasks.spawn(async move {
-            recent::keep(drawn, until).await;
-            Ok(())
-        });
-        let (looked, until) = (Arc::clone(core), stop.clone());
-        tasks.spawn(async move {
-            outlook::keep(looked, until).await;
-            Ok(())
-        });
+        let endpoint = self.endpoint.clone();
+        keep(tasks, trust::keep(Arc::clone(core), endpoint, stop.clone()));
+        keep(tasks, timetable::keep(Arc::clone(core), stop.clone()));
+        keep(tasks, recent::keep(Arc::clone(core), stop.clone()));
+        keep(tasks, outlook::keep(Arc::clone(core), stop.clone()));
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
-        let (channels, heard) = (Arc::clone(core), stop.clone());
-        tasks.spawn(async move {
-            channels.channels.attend(heard).await;
-            Ok(())
-        });
+        let (channels, until) = (Arc::clone(core), stop.clone());
+        keep(tasks, async move { channels.channels.attend(until).await });
         let router = admin::router(Arc::clone(core));
         tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));
         if let Some(http) = http {
-            let stop = stop.clone();
-            tasks.spawn(async move {
-                http::serve_loopback(http, router, stop).await;
-                Ok(())
-            });
+            keep(tasks, http::serve_loopback(http, router, stop.clone()));
         }
         tasks.spawn(vitals::tell(Arc::clone(core), stop.clone()));
     }
@@ -301,6 +277,14 @@ pub async fn run(config: &Config, stop: Shutdown) -> Result<(), Fault> {
     let tunnel = Tunnel::start(config).await?;
     towpath_daemon::notify::ready();
     tunnel.run_until(stop).await
+}
+
+/// Adds a part of the tunnel that cannot fail and ends with it.
+fn keep(tasks: &mut JoinSet<Result<(), Fault>>, part: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        part.await;
+        Ok(())
+    });
 }
 
 fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {

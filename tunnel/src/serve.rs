@@ -225,11 +225,9 @@ async fn resume_stream(core: &Core, mut carrier: Carrier, resume: Resume) -> Res
         Some(Found::Live(stream)) => {
             // Fails only on a stream that is already over.
             let _ = carrier.send.set_priority(stream.class.priority());
-            match stream.call(Call::Resume(Box::new(carrier), resume.received)) {
-                Ok(()) => return Ok(()),
-                // The carrier went with the call, and the peer asks again.
-                Err(_) => return Ok(()),
-            }
+            // If it has too many calls already, the carrier went with this one, and the peer asks again.
+            let _ = stream.call(Call::Resume(Box::new(carrier), resume.received));
+            return Ok(());
         }
         Some(Found::Ended(End::Whole(received))) => {
             // It has everything; only the word of that was lost.
