@@ -13,12 +13,15 @@ use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Queue};
 use towpath_protocol::channel::Class;
 
-/// Most a demand fetch may take, and most it may take longer than without bulk in the same run.
-const WAIT_MAX: Duration = Duration::from_millis(60);
+/// Most that bulk may add to half of the demand fetches. A byte that waits behind bulk waits for the
+/// bottleneck's queue, 100 ms; what else the machine does makes some of them late and not half.
 const WAIT_ADDED_MAX: Duration = Duration::from_millis(20);
 
+/// Least that bulk gets meanwhile, of 100 Mbit/s; else there is nothing to wait behind.
+const BULK_MBIT_MIN: u64 = 50;
+
 /// Rounds of which one must be good: what else the machine does only ever adds to a wait.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
@@ -63,20 +66,20 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
         let mbit = (received() - before) * 8 / micros;
         println!("demand fetch p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
-        rounds.push((loaded[1], mbit));
-        if is_short(loaded[1], idle[1]) && mbit >= 60 {
+        rounds.push((loaded[0], mbit));
+        if is_good(rounds[rounds.len() - 1], idle[0]) {
             break;
         }
     }
-    let last = rounds.last().unwrap();
-    assert!(is_short(last.0, idle[1]) && last.1 >= 60, "{rounds:?}");
+    let is_one_good = rounds.iter().any(|round| is_good(*round, idle[0]));
+    assert!(is_one_good, "idle {idle:?}, loaded {rounds:?}");
     for task in [serving, writing, reading] {
         task.abort();
     }
 }
 
-fn is_short(wait: Duration, idle: Duration) -> bool {
-    wait <= WAIT_MAX.max(idle + WAIT_ADDED_MAX)
+fn is_good((wait, mbit): (Duration, u64), idle: Duration) -> bool {
+    wait <= idle + WAIT_ADDED_MAX && mbit >= BULK_MBIT_MIN
 }
 
 /// The p50 and p99 of a hundred fetches, one after the other.
