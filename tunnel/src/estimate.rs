@@ -10,16 +10,17 @@
 //!
 //!   Startup ── queue or loss seen, or rate no longer grows ──► Steady ── every 10 s ──► Draining
 //!      ▲                                                        │  ▲                        │
-//!      └───────────────── everything in flight lost ────────────┘  └──── one round trip ────┘
+//!      └───────────────── everything in flight lost ────────────┘  └─ Filling ◄─ base seen ─┘
 //! ```
 //!
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
 //! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
 //! long path that share is small, so a window that has filled the path for some rounds without any queue
-//! grows by an eighth every other round until there is one.
+//! grows every other round until there is one.
 //! Only the *least* round trip of a round speaks, because only a standing queue delays every packet:
 //! radio links and busy processors delay many, and must not look like a full path. The base is the
 //! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
+//! A round in which the sender paused teaches nothing, unless the window was in flight all the same.
 //! Loss alone does not slow us down below [`LOSS_TOLERATED_PER_MILLE`]: wireless edges lose packets
 //! without being full. Above it the buffer is smaller than the allowance, which then shrinks.
 
@@ -81,7 +82,19 @@ enum Phase {
     /// The window follows the formula.
     Steady,
     /// The queue is let run empty for one round trip, to see the base; then the window is this again.
-    Draining { window_bytes: u64 },
+    Draining { window_bytes: u64, drain: Drain },
+    /// The path fills again after a drain: a round that says nothing about the window.
+    Filling,
+}
+
+/// One round trip with less in flight than the path holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Drain {
+    /// The base it was made for. If a shorter one shows, the queue was not empty yet.
+    base: Duration,
+    /// By how much less, in time. Little, for what is missing comes back as a burst; twice as much each
+    /// time that a shorter base shows.
+    depth: Duration,
 }
 
 /// What an acknowledgement says.
@@ -121,12 +134,15 @@ struct Round {
     lost_bytes: u64,
     rtt_min: Duration,
     is_app_limited: bool,
+    /// The window when it began.
+    window_bytes: u64,
 }
 
 impl Round {
-    const fn beginning(now: Instant) -> Self {
+    const fn beginning(now: Instant, window_bytes: u64) -> Self {
         Self {
             began: now,
+            window_bytes,
             delivered_bytes: 0,
             lost_bytes: 0,
             rtt_min: Duration::MAX,
@@ -141,8 +157,6 @@ struct Base {
     began: Instant,
     current: Duration,
     previous: Duration,
-    /// Whether the queue ran empty by itself in this span, so that no drain is needed.
-    was_empty: bool,
 }
 
 /// The highest rate of the last few milliseconds: of two spans, so that it always covers one whole.
@@ -196,12 +210,11 @@ impl Estimator {
                 best_rate: 0,
                 plateau_rounds: 0,
             },
-            round: Round::beginning(now),
+            round: Round::beginning(now, window_bytes),
             base: Base {
                 began: now,
                 current: Duration::MAX,
                 previous: Duration::MAX,
-                was_empty: false,
             },
             packet_bytes,
             window_bytes,
@@ -286,17 +299,24 @@ impl Estimator {
                 plateau_rounds: 0,
             };
             self.window_bytes /= 4;
-            self.round = Round::beginning(now);
+            self.round = Round::beginning(now, self.window_bytes);
         }
     }
 
     fn finish_round(&mut self, now: Instant, base: Duration) {
-        let round = std::mem::replace(&mut self.round, Round::beginning(now));
+        let next = Round::beginning(now, self.window_bytes);
+        let mut round = std::mem::replace(&mut self.round, next);
         let elapsed = now.since(round.began);
         let rate = per_second(round.delivered_bytes, elapsed);
-        let rate = self.peak.with(rate, now);
         self.queue_delay = round.rtt_min.saturating_sub(base);
-        self.base.was_empty |= self.queue_delay < self.allowance / 4;
+        // A pause of the sender is none if the window was in flight all the same; and half of it is more
+        // than the path holds, if there is a queue.
+        let in_flight = bytes_in(rate, round.rtt_min);
+        let has_queue = self.queue_delay > self.allowance / 2;
+        let is_full = in_flight >= round.window_bytes / 8 * 7
+            || has_queue && in_flight >= round.window_bytes / 2;
+        round.is_app_limited &= !is_full;
+        let rate = self.peak.with(rate, now);
         let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
         self.adapt_allowance(is_lossy, base, rate);
@@ -311,14 +331,22 @@ impl Estimator {
             } => {
                 // The queue and the losses of a sender with nothing to send are somebody else's: one lost
                 // packet of three says nothing about what the path carries.
-                let has_queue = self.queue_delay > self.allowance / 2;
                 let is_full = (is_lossy || has_queue) && !round.is_app_limited;
                 self.start(&round, rate, base, is_full, best_rate, plateau_rounds);
             }
-            Phase::Draining { window_bytes } => {
-                self.window_bytes = window_bytes;
-                self.phase = Phase::Steady;
+            Phase::Draining {
+                window_bytes,
+                drain,
+            } => {
+                if base + self.allowance / 2 < drain.base {
+                    let depth = drain.depth * 2;
+                    self.drain(window_bytes, Drain { base, depth });
+                } else {
+                    self.window_bytes = window_bytes;
+                    self.phase = Phase::Filling;
+                }
             }
+            Phase::Filling => self.phase = Phase::Steady,
             Phase::Steady => self.follow(&round, rate, base),
         }
         self.turn_base(now, base);
@@ -358,8 +386,13 @@ impl Estimator {
     /// Moves half way to the formula's window, so that one odd round does little, or all the way if
     /// the queue is long.
     fn follow(&mut self, round: &Round, rate: u64, base: Duration) {
-        // A sender that had nothing to send says nothing about the path, unless it got more through.
+        // A sender that had nothing to send says nothing about the path, unless it got more through. But a
+        // window beyond what the path holds serves nobody while a queue stands there.
         if round.is_app_limited && rate <= self.rate_bytes_per_second {
+            if self.queue_delay > 2 * self.allowance {
+                let fitting = self.window_for(self.rate_bytes_per_second, base);
+                self.window_bytes = self.window_bytes.min(fitting);
+            }
             return;
         }
         self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
@@ -370,12 +403,9 @@ impl Estimator {
         } else {
             0
         };
-        let wanted = if self.empty_rounds > EMPTY_ROUNDS {
-            // What the growth does shows only a round later.
-            self.empty_rounds = EMPTY_ROUNDS - 1;
-            self.window_bytes + self.window_bytes / 4
-        } else {
-            scaled(self.window_bytes, allowed, round.rtt_min)
+        let wanted = match self.growth_bytes() {
+            Some(growth) => self.window_bytes + 2 * growth,
+            None => scaled(self.window_bytes, allowed, round.rtt_min),
         };
         // Something else than the window may be the limit; then no queue forms, however large it is.
         let most = self.window_for(rate, base).saturating_mul(2);
@@ -387,6 +417,17 @@ impl Estimator {
             self.window_bytes.midpoint(wanted).min(grown_most)
         }
         .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, most);
+    }
+
+    /// What a window grows by that was too small for so long: every other round, for what it does shows
+    /// only a round later, and little the first time, for jitter may hide a queue.
+    fn growth_bytes(&self) -> Option<u64> {
+        let rounds = self.empty_rounds.checked_sub(EMPTY_ROUNDS + 1)?;
+        match rounds {
+            0 => Some(self.window_bytes / 8),
+            _ if rounds.is_multiple_of(2) => Some(self.window_bytes / 4),
+            _ => None,
+        }
     }
 
     /// The allowance, worth a few packets at least.
@@ -417,24 +458,30 @@ impl Estimator {
         };
     }
 
-    /// Begins a new span for the base, and a drain if our own queue may have hidden it.
+    /// Begins a new span for the base, with a drain: our own queue may hide it, whatever we believe.
     fn turn_base(&mut self, now: Instant, base: Duration) {
         if now.since(self.base.began) < BASE_TIME {
             return;
         }
-        if self.phase == Phase::Steady && !self.base.was_empty {
-            self.phase = Phase::Draining {
-                window_bytes: self.window_bytes,
-            };
-            let path = bytes_in(self.rate_bytes_per_second, base);
-            self.window_bytes = path - path / 8;
+        if self.phase == Phase::Steady {
+            let depth = self.allowance;
+            self.drain(self.window_bytes, Drain { base, depth });
         }
         self.base = Base {
             began: now,
             current: Duration::MAX,
             previous: self.base.current,
-            was_empty: false,
         };
+    }
+
+    /// Lets the queue run empty for a round; the window is `window_bytes` again afterwards.
+    fn drain(&mut self, window_bytes: u64, drain: Drain) {
+        self.phase = Phase::Draining {
+            window_bytes,
+            drain,
+        };
+        let left = drain.base - drain.depth.min(drain.base / 2);
+        self.window_bytes = bytes_in(self.rate_bytes_per_second, left);
     }
 
     fn known_base(&self) -> Option<Duration> {

@@ -18,6 +18,10 @@ struct Path {
     loss_per_mille: u64,
     /// Longest stall of a radio or a busy processor on the way back, some twenty times a second.
     jitter_nanos: u64,
+    /// One packet of so many is sent when there was nothing else to send for a moment; 0 if none.
+    pause_packets: u64,
+    /// Bytes in flight that the sender's own buffer allows, whatever the window.
+    buffered_bytes: u64,
 }
 
 impl Path {
@@ -28,12 +32,14 @@ impl Path {
             buffer_nanos: buffer_millis * MILLI,
             loss_per_mille: 0,
             jitter_nanos: 0,
+            pause_packets: 0,
+            buffered_bytes: u64::MAX,
         }
     }
 }
 
 enum Event {
-    Ack { sent: u64 },
+    Ack { sent: u64, is_app_limited: bool },
     Loss,
 }
 
@@ -73,7 +79,8 @@ impl Simulation {
     fn run_until(&mut self, end: u64) {
         let mut send_at = self.now;
         while self.now < end {
-            let may_send = self.in_flight + PACKET <= self.estimator.window_bytes();
+            let window = self.estimator.window_bytes().min(self.path.buffered_bytes);
+            let may_send = self.in_flight + PACKET <= window;
             let next_event = self.events.keys().next().map_or(u64::MAX, |key| key.0);
             if may_send && send_at <= next_event {
                 self.now = self.now.max(send_at);
@@ -107,8 +114,13 @@ impl Simulation {
         let serialised = PACKET * SECOND / self.path.rate_bytes_per_second;
         self.link_free = self.now.max(self.link_free) + serialised;
         let acked = self.stalled(self.link_free + self.path.rtt_nanos);
-        self.events
-            .insert((acked, self.sequence), Event::Ack { sent: self.now });
+        let pauses = self.path.pause_packets;
+        let is_paused = pauses > 0 && self.sequence.is_multiple_of(pauses);
+        let ack = Event::Ack {
+            sent: self.now,
+            is_app_limited: is_paused || self.path.buffered_bytes < self.estimator.window_bytes(),
+        };
+        self.events.insert((acked, self.sequence), ack);
     }
 
     /// When an acknowledgement arrives that would arrive at this time if nothing stalled.
@@ -126,13 +138,16 @@ impl Simulation {
         let now = Instant::from_nanos(self.now);
         match event {
             Event::Loss => self.estimator.on_loss(now, PACKET, false),
-            Event::Ack { sent } => {
+            Event::Ack {
+                sent,
+                is_app_limited,
+            } => {
                 self.delivered += PACKET;
                 self.estimator.on_ack(Ack {
                     now,
                     sent: Instant::from_nanos(*sent),
                     bytes: PACKET,
-                    is_app_limited: false,
+                    is_app_limited: *is_app_limited,
                 });
             }
         }
@@ -210,6 +225,44 @@ fn jitter_far_above_the_allowance_does_not_look_like_a_full_path() {
         path.jitter_nanos = jitter * MILLI;
         check(path, 10 * SECOND, 800, 40_000);
     }
+}
+
+#[test]
+fn a_sender_that_pauses_now_and_then_fills_the_path_and_no_queue() {
+    for pause_packets in [10, 100, 1000] {
+        for (mbit, rtt) in [(20, 10), (100, 40), (200, 100)] {
+            let mut path = Path::new(mbit, rtt, 100);
+            path.pause_packets = pause_packets;
+            check(path, 5 * SECOND, 900, 10_000);
+        }
+    }
+}
+
+#[test]
+fn a_buffer_of_the_senders_own_makes_no_queue_that_stands() {
+    for buffered_bytes in [600_000, 700_000, 900_000] {
+        let mut path = Path::new(100, 40, 100);
+        path.buffered_bytes = buffered_bytes;
+        check(path, 5 * SECOND, 930, 10_000);
+    }
+}
+
+#[test]
+fn a_base_that_was_lost_behind_a_queue_is_found_by_one_drain() {
+    let mut simulation = Simulation::new(Path::new(100, 40, 200));
+    simulation.run_until(5 * SECOND);
+    // Somebody else's packets stood in the queue for so long that it looks like the path.
+    simulation.path.rtt_nanos = 90 * MILLI;
+    simulation.run_until(45 * SECOND);
+    simulation.path.rtt_nanos = 40 * MILLI;
+    simulation.link_free = simulation.now + 45 * MILLI;
+    simulation.estimator.window_bytes *= 2;
+    simulation.run_until(57 * SECOND);
+    let (share, queue) = simulation.measure(5 * SECOND);
+    assert!(
+        share >= 930 && queue <= 10_000,
+        "{share} per mille, {queue} us"
+    );
 }
 
 #[test]
