@@ -1,4 +1,4 @@
-//! Packing blocks into chunks and unpacking them: zero, raw, lz4 or zstd, checked by XXH3.
+//! Packing blocks into chunks and unpacking them: zero, raw, lz4 or zstd, checked by AEGIS.
 //!
 //! ```text
 //!            submit                 one of N threads                        next_chunk
