@@ -20,7 +20,7 @@ fn the_forward_bench_reports_every_tunnel_or_why_not() {
     for cable in report["cables"].as_array().expect("cables") {
         let tunnels = cable["tunnels"].as_array().expect("tunnels");
         let skipped = cable["skipped"].as_array().expect("skipped");
-        assert_eq!(tunnels.len() + skipped.len(), 6);
+        assert_eq!(tunnels.len() + skipped.len(), 7);
         assert_eq!(tunnels[0]["name"], "towpath");
         for figure in tunnels.iter().map(|tunnel| &tunnel["gbit_per_second"]) {
             let figure = figure.as_f64().expect("a number");

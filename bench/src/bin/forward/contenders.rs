@@ -16,6 +16,9 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
 
+/// The name of a build of ours that is compared with this one.
+const EARLIER: &str = "earlier";
+
 /// Where programs connect at the edge, where the tunnels meet, and where the service is.
 const DOOR: u16 = 7001;
 const MEETING: u16 = 7002;
@@ -103,13 +106,20 @@ const fn loopback(port: u16) -> SocketAddr {
 }
 
 /// Ours first.
-pub(crate) const ALL: [Contender; 6] = [
+pub(crate) const ALL: [Contender; 7] = [
     Contender {
         name: "towpath",
         door: loopback(DOOR),
         service: loopback(SERVICE),
         prepare: prepare_towpath,
         start: start_towpath,
+    },
+    Contender {
+        name: EARLIER,
+        door: loopback(DOOR),
+        service: loopback(SERVICE),
+        prepare: |place| find_earlier().and_then(|_| prepare_towpath(place)),
+        start: |place, said, processes| start_tunnels(&find_earlier()?, place, said, processes),
     },
     Contender {
         name: "stunnel",
@@ -193,10 +203,24 @@ fn start_towpath(
     said: &File,
     processes: &mut Vec<Child>,
 ) -> Result<(), Failure> {
-    let own = std::env::current_exe()?;
+    start_tunnels(&std::env::current_exe()?, place, said, processes)
+}
+
+/// An earlier build of this bench, to see what a change has changed.
+fn find_earlier() -> Result<PathBuf, Failure> {
+    let path = std::env::var_os("TOWPATH_EARLIER").ok_or("TOWPATH_EARLIER names no build")?;
+    Ok(path.into())
+}
+
+fn start_tunnels(
+    program: &Path,
+    place: &Place<'_>,
+    said: &File,
+    processes: &mut Vec<Child>,
+) -> Result<(), Failure> {
     for host in [Host::Region, Host::Edge] {
         let config = place.path(&format!("{}.toml", host.name()));
-        let mut command = Command::new(&own);
+        let mut command = Command::new(program);
         command.args(["tunnel", &config]);
         processes.push(place.lab.start(host, &mut command, said)?);
     }

@@ -9,7 +9,8 @@
 //! more about the tunnel and less about the machine than gigabits per second. All take turns, so that
 //! a noisy machine is noisy for all; a ratio is that of medians. A rival that is not installed is named
 //! as skipped, and without root everything is. `--smoke` sends little, to show that it runs.
-//! `forward MTU NAME...` measures only those tunnels, `forward MTU` all of them.
+//! `forward MTU NAME...` measures only those tunnels, `forward MTU` all of them; `earlier` is the build of
+//! this bench that `TOWPATH_EARLIER` names.
 
 mod contenders;
 
