@@ -346,8 +346,9 @@ impl Serving {
                 self.note(&Fault::new(Code::Busy, "too many connections"));
                 continue;
             };
-            let copiers = self.core.copiers.handle().clone();
-            copiers.spawn(self.clone().connection(program, place));
+            let leg = self.spec.borrow().class.leg();
+            let lane = self.core.lanes.handle(leg).clone();
+            lane.spawn(self.clone().connection(program, place));
         }
         if let Listener::Unix(listener) = &listener
             && let Ok(address) = listener.local_addr()
@@ -373,7 +374,7 @@ impl Serving {
     async fn carry(&self, program: Program) -> Result<(), Fault> {
         let gone =
             |error: std::io::Error| Fault::new(Code::Gone, format!("the local program: {error}"));
-        // A socket belongs to the threads that first touch it, and these are the copiers.
+        // A socket belongs to the thread that first touches it, and this is the lane.
         match program {
             Program::Unix(socket) => {
                 let mut socket = UnixStream::from_std(socket).map_err(gone)?;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use tokio::runtime::{Builder, Handle, Runtime};
 use towpath_certs::{Rejections, tls};
 use towpath_protocol::channel::{LinkId, RunId, StreamId};
 use towpath_protocol::endpoint::Endpoint;
@@ -14,15 +13,13 @@ use towpath_protocol::identity::Name;
 
 use crate::channel::Channels;
 use crate::config::{Config, Limits};
+use crate::lanes::Lanes;
 use crate::metrics::Dropped;
 use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::streams::Meter;
 use crate::trust::Trust;
-
-/// Threads that copy streams: one keeps up with 10 Gbit/s, and two let an urgent stream pass bulk.
-const COPIER_COUNT: usize = 2;
 
 /// A local service that peers may reach.
 #[derive(Debug)]
@@ -66,40 +63,7 @@ pub(crate) struct Core {
     pub outlook: Outlook,
     /// This run: streams do not outlive it.
     pub run: RunId,
-    pub copiers: Copiers,
-}
-
-/// The threads that copy streams, apart from those that drive QUIC.
-///
-/// A runtime keeps a task and whom it wakes on one thread, which suits short exchanges. A bulk stream
-/// wants the opposite: one processor reads the local socket while another encrypts.
-#[derive(Debug)]
-pub(crate) struct Copiers(Option<Runtime>);
-
-impl Copiers {
-    fn start() -> Result<Self, Fault> {
-        Builder::new_multi_thread()
-            .worker_threads(COPIER_COUNT)
-            .thread_name("copier")
-            .enable_all()
-            .build()
-            .map(|runtime| Self(Some(runtime)))
-            .map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
-    }
-
-    /// Where streams are copied.
-    pub(crate) fn handle(&self) -> &Handle {
-        self.0.as_ref().expect("there until dropped").handle()
-    }
-}
-
-impl Drop for Copiers {
-    fn drop(&mut self) {
-        // Waiting for the threads is not allowed here, where tasks of another runtime may run.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
+    pub lanes: Lanes,
 }
 
 impl Core {
@@ -142,7 +106,7 @@ impl Core {
             began: Clock::now(),
             outlook: Outlook::new(config),
             run: RunId(random()?),
-            copiers: Copiers::start()?,
+            lanes: Lanes::start()?,
             trust,
             peers,
             rejections,

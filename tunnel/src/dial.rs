@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, RecvStream, SendStream, TokioRuntime};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use towpath_daemon::shutdown::Shutdown;
@@ -19,6 +19,7 @@ use towpath_protocol::rate::Rate;
 use crate::backoff::Backoff;
 use crate::config::Limits;
 use crate::core::{self, Core};
+use crate::lanes::Drivers;
 use crate::link::{Link, close};
 use crate::peer::{Peer, State};
 use crate::{serve, transport, wire};
@@ -75,8 +76,9 @@ async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backo
         let ended = tokio::select! {
             () = sleep_until(next), if attempts.len() < ATTEMPT_COUNT_MAX => {
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
-                let address = address.to_owned();
-                attempts.spawn(async move { connect(&peer, &limits, &address).await });
+                let (address, drivers) = (address.to_owned(), core.lanes.drivers());
+                attempts
+                    .spawn(async move { connect(&peer, (&limits, &drivers), &address).await });
                 next = Instant::now() + backoff.beside(began.elapsed());
                 continue;
             }
@@ -108,12 +110,16 @@ async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backo
 type Connections = (Connection, Connection);
 
 /// Dials both connections once.
-async fn connect(peer: &Peer, limits: &Limits, address: &str) -> Result<Connections, Fault> {
+async fn connect(
+    peer: &Peer,
+    how: (&Limits, &Drivers),
+    address: &str,
+) -> Result<Connections, Fault> {
     let both = async {
         let target = resolve(address).await?;
         tokio::try_join!(
-            connect_leg(peer, limits, target, Leg::Urgent),
-            connect_leg(peer, limits, target, Leg::Bulk),
+            connect_leg(peer, how, target, Leg::Urgent),
+            connect_leg(peer, how, target, Leg::Bulk),
         )
     };
     timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
@@ -132,7 +138,7 @@ async fn resolve(address: &str) -> Result<SocketAddr, Fault> {
 
 async fn connect_leg(
     peer: &Peer,
-    limits: &Limits,
+    (limits, drivers): (&Limits, &Drivers),
     target: SocketAddr,
     leg: Leg,
 ) -> Result<Connection, Fault> {
@@ -142,7 +148,7 @@ async fn connect_leg(
         transport::endpoint(limits),
         None,
         socket,
-        Arc::new(TokioRuntime),
+        drivers.dialling(leg),
     )
     .map_err(|error| failed(error.to_string()))?;
     endpoint

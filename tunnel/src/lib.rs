@@ -18,6 +18,7 @@
 //! | [`estimate`] | what the path carries, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | `lanes`, `batch` | the threads that carry bytes, and their sockets |
 //! | `health` | what operators are told about a link; pure |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
@@ -36,6 +37,7 @@
 
 mod admin;
 mod backoff;
+mod batch;
 pub mod built_in;
 mod carrier;
 mod carry;
@@ -49,6 +51,7 @@ mod datagrams;
 mod dial;
 pub mod estimate;
 mod health;
+mod lanes;
 mod link;
 mod listen;
 mod local;
@@ -76,7 +79,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Endpoint, TokioRuntime};
+use quinn::Endpoint;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use towpath_certs::tls;
@@ -292,6 +295,7 @@ fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);
-    Endpoint::new(settings, Some(server), socket, Arc::new(TokioRuntime))
+    let driver = core.lanes.drivers().listening();
+    Endpoint::new(settings, Some(server), socket, driver)
         .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
-use towpath_protocol::channel::{Begin, Open, Preamble, TRUST_SERVICE};
+use towpath_protocol::channel::{Begin, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carrier::Carrier;
@@ -71,20 +71,19 @@ pub(crate) async fn serve(
             },
         };
         let core = Arc::clone(&core);
-        let copiers = core.copiers.handle().clone();
-        // A socket belongs to the threads that first touch it.
+        let lane = core.lanes.handle(Leg::Urgent).clone();
+        // A socket belongs to the thread that first touches it.
         let Ok(local) = local.into_std() else {
             continue;
         };
-        copiers.spawn(async move {
-            let _permit = permit;
+        lane.spawn(async move {
             let Ok(mut local) = UnixStream::from_std(local) else {
                 return;
             };
-            if is_admitted {
-                converse(&core, local).await;
-            } else {
+            if !is_admitted {
                 turn_away(&core, &mut local).await;
+            } else if let Some((open, begun)) = converse(&core, &mut local).await {
+                carry_on(core, local, (open, begun), permit);
             }
         });
     }
@@ -99,40 +98,52 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
     }
 }
 
-async fn converse(core: &Core, mut local: UnixStream) {
-    let opened = match read_open(core, &mut local).await {
+/// Hears what a program wants and answers; gives the stream if it has one.
+async fn converse(core: &Core, local: &mut UnixStream) -> Option<(Open, Begun)> {
+    let opened = match read_open(core, local).await {
         Ok(open) if is_about_trust(core, &open) => {
             let told = core.trust.check_fresh();
             let host = core.trust.host().clone();
             let told = told.map_or_else(Preamble::Refused, |()| Preamble::Opened(host));
-            answer(&mut local, &told).await;
-            return;
+            answer(local, &told).await;
+            return None;
         }
         Ok(open) => begin(core, &open, Kind::default())
             .await
             .map(|begun| (open, begun)),
         Err(fault) => Err(fault),
     };
-    let (open, begun) = match opened {
-        Ok(opened) => opened,
-        Err(fault) => {
-            answer(&mut local, &Preamble::Refused(fault)).await;
-            return;
-        }
+    let answered = match &opened {
+        Ok((_, begun)) => Preamble::Opened(begun.carrier.link.peer.clone()),
+        Err(fault) => Preamble::Refused(fault.clone()),
     };
-    answer(
-        &mut local,
-        &Preamble::Opened(begun.carrier.link.peer.clone()),
-    )
-    .await;
-    if let Err(fault) = begun.live(core, local.split()).await {
-        let Open {
-            peer,
-            service,
-            class,
-        } = &open;
-        tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
-    }
+    answer(local, &answered).await;
+    opened.ok()
+}
+
+/// Carries a stream on the thread of its leg.
+fn carry_on(
+    core: Arc<Core>,
+    local: UnixStream,
+    (open, begun): (Open, Begun),
+    permit: OwnedSemaphorePermit,
+) {
+    let lane = core.lanes.handle(open.class.leg()).clone();
+    let Ok(local) = local.into_std() else { return };
+    lane.spawn(async move {
+        let _permit = permit;
+        let Ok(mut local) = UnixStream::from_std(local) else {
+            return;
+        };
+        if let Err(fault) = begun.live(&core, local.split()).await {
+            let Open {
+                peer,
+                service,
+                class,
+            } = &open;
+            tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
+        }
+    });
 }
 
 async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {

@@ -81,8 +81,8 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
                 rate.until_ready().await;
                 let (core, link) = (Arc::clone(&core), Arc::clone(&link));
                 let strikes = Arc::clone(&strikes);
-                let copiers = core.copiers.handle().clone();
-                copiers.spawn(async move {
+                let lane = core.lanes.handle(leg).clone();
+                lane.spawn(async move {
                     serve(&core, &link, leg, (send, recv), &strikes).await;
                 });
             }

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use towpath_daemon::liveness::{self, Part};
 use towpath_daemon::notify;
 use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
@@ -20,11 +21,12 @@ use crate::core::Core;
 pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Fault> {
     let mut hangups = signal(SignalKind::hangup())
         .map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
-    let copiers = core.copiers.handle().clone();
     // Whoever asks for the links takes the locks that every stream and every handshake takes.
     let asked = Arc::clone(&core);
     let links = Part::new("links", Handle::current(), move || Some(line(&asked)));
-    let _watching = liveness::watch(vec![links, Part::new("copiers", copiers, || None)])?;
+    let lane = |name, leg| Part::new(name, core.lanes.handle(leg).clone(), || None);
+    let lanes = [lane("urgent", Leg::Urgent), lane("bulk", Leg::Bulk)];
+    let _watching = liveness::watch([links].into_iter().chain(lanes).collect())?;
     loop {
         tokio::select! {
             () = stop.requested() => return Ok(()),

@@ -1,0 +1,353 @@
+//! What a TCP connection through the tunnel costs, beside other tunnels on the same cable.
+//!
+//! ```text
+//!  program ─TCP─► process ═══ a cable between two network namespaces ═══► process ─TCP─► program
+//!          loopback   edge                                        region     loopback
+//! ```
+//!
+//! The figure is gigabits per processor second, user and system, of all the tunnel's processes; it says
+//! more about the tunnel and less about the machine than gigabits per second. All take turns, so that
+//! a noisy machine is noisy for all; a ratio is that of medians. A rival that is not installed is named
+//! as skipped, and without root everything is. `--smoke` sends little, to show that it runs.
+//! `forward MTU NAME...` measures only those tunnels, `forward MTU` all of them; `earlier` is the build of
+//! this bench that `TOWPATH_EARLIER` names.
+
+mod contenders;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use towpath_bench::lab::{Host, Lab, report_skipped};
+use towpath_bench::processor::seconds_of;
+use towpath_bench::sites::Failure;
+use towpath_daemon::shutdown;
+use towpath_tunnel::config::Config;
+
+use contenders::{Contender, Place};
+
+const SCHEMA: &str = "towpath.v1.bench.forward";
+
+/// How long each run is measured, how long it runs before, and how often each is run.
+const FULL: (Duration, Duration, usize) = (Duration::from_secs(2), Duration::from_millis(700), 5);
+const SMOKE: (Duration, Duration, usize) =
+    (Duration::from_millis(200), Duration::from_millis(50), 1);
+
+/// Packets of the cables, in bytes, with the least ratio to each rival that we want.
+const GOALS: [(u16, &[(&str, f64)]); 2] = [
+    (
+        1500,
+        &[
+            ("stunnel", 1.0),
+            ("rathole", 1.7),
+            ("nebula", 5.0),
+            ("boringtun", 7.0),
+        ],
+    ),
+    (9000, &[("stunnel", 2.0), ("ssh", 1.4)]),
+];
+
+/// How long the processes may take to carry the first byte.
+const READY_WAIT: Duration = Duration::from_secs(20);
+
+/// How long one try for that may take.
+const TRY_WAIT: Duration = Duration::from_secs(2);
+
+/// Bytes written and read at once by the programs.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    /// Whether the compiler left its checks in, and so the figures are not those of a release.
+    is_debug_build: bool,
+    seconds_per_run: f64,
+    cables: Vec<Cable>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cable {
+    mtu: u16,
+    tunnels: Vec<Figures>,
+    ratios: Vec<Ratio>,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    name: &'static str,
+    gbit_per_cpu_second: f64,
+    gbit_per_second: f64,
+    runs: Vec<Run>,
+}
+
+#[derive(Debug, Serialize)]
+struct Ratio {
+    rival: &'static str,
+    goal: Option<f64>,
+    measured: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Skipped {
+    name: &'static str,
+    why: String,
+}
+
+/// What one run measured.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Run {
+    gbit_per_second: f64,
+    gbit_per_cpu_second: f64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let all = GOALS.map(|(mtu, _)| mtu);
+    let done = match words.as_slice() {
+        ["tunnel", config] => run_tunnel(Path::new(config)),
+        [] => measure(&all, &[], FULL),
+        ["--smoke"] => measure(&all, &[], SMOKE),
+        [mtu, names @ ..] => match mtu.parse() {
+            Ok(mtu) => measure(&[mtu], names, FULL),
+            Err(_) => Err("usage: forward [--smoke | MTU [NAME...]]".into()),
+        },
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(
+    mtus: &[u16],
+    names: &[&str],
+    (time, warm, rounds): (Duration, Duration, usize),
+) -> Result<(), Failure> {
+    if let Err(why) = Lab::new(1500) {
+        return Ok(report_skipped(SCHEMA, &why.to_string())?);
+    }
+    let mut report = Report {
+        schema: SCHEMA,
+        is_debug_build: cfg!(debug_assertions),
+        seconds_per_run: time.as_secs_f64(),
+        cables: Vec::new(),
+    };
+    for mtu in mtus {
+        report
+            .cables
+            .push(cable(*mtu, names, (time, warm, rounds))?);
+    }
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn cable(
+    mtu: u16,
+    names: &[&str],
+    (time, warm, rounds): (Duration, Duration, usize),
+) -> Result<Cable, Failure> {
+    let lab = Lab::new(mtu)?;
+    let folder = tempfile::TempDir::new()?;
+    let mut entered: Vec<(Contender, Vec<Run>)> = Vec::new();
+    let mut skipped = Vec::new();
+    for contender in contenders::ALL {
+        if !names.is_empty() && !names.contains(&contender.name) {
+            continue;
+        }
+        let place = Place::new(&lab, folder.path(), &contender, mtu)?;
+        match (contender.prepare)(&place) {
+            Ok(()) => entered.push((contender, Vec::new())),
+            Err(why) => skipped.push(Skipped {
+                name: contender.name,
+                why: why.to_string(),
+            }),
+        }
+    }
+    for _ in 0..rounds {
+        for (contender, runs) in &mut entered {
+            let place = Place::new(&lab, folder.path(), contender, mtu)?;
+            let way = Way::open(contender, &place);
+            let way = way.map_err(|error| format!("{}: {error}", contender.name))?;
+            runs.push(way.send(time, warm)?);
+        }
+    }
+    let tunnels = entered.into_iter().map(|(contender, runs)| Figures {
+        name: contender.name,
+        gbit_per_cpu_second: median(runs.iter().map(|run| run.gbit_per_cpu_second).collect()),
+        gbit_per_second: median(runs.iter().map(|run| run.gbit_per_second).collect()),
+        runs,
+    });
+    let tunnels: Vec<_> = tunnels.collect();
+    Ok(Cable {
+        mtu,
+        ratios: ratios(mtu, &tunnels),
+        tunnels,
+        skipped,
+    })
+}
+
+/// Our figure by that of every other.
+fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
+    let Some((ours, rivals)) = tunnels.split_first() else {
+        return Vec::new();
+    };
+    let goals = GOALS.iter().find(|(of, _)| *of == mtu);
+    let goals = goals.map_or(&[][..], |(_, goals)| goals);
+    let ratio = |rival: &Figures| Ratio {
+        rival: rival.name,
+        goal: goals
+            .iter()
+            .find(|(name, _)| *name == rival.name)
+            .map(|(_, goal)| *goal),
+        measured: ours.gbit_per_cpu_second / rival.gbit_per_cpu_second,
+    };
+    rivals.iter().map(ratio).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A way from one program to another through a tunnel, whose processes end when it is dropped.
+struct Way {
+    source: TcpStream,
+    target: TcpStream,
+    processes: Vec<Child>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        end(&mut self.processes);
+    }
+}
+
+fn end(processes: &mut Vec<Child>) {
+    for mut process in processes.drain(..) {
+        // One that has ended by itself is only collected.
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+}
+
+impl Way {
+    fn open(contender: &Contender, place: &Place<'_>) -> Result<Self, Failure> {
+        let listener = place.lab.listen(Host::Region, contender.service)?;
+        listener.set_nonblocking(true)?;
+        let said = File::create(place.folder.join("said"))?;
+        let mut processes = Vec::new();
+        let opened = (contender.start)(place, &said, &mut processes).and_then(|()| {
+            let until = Instant::now() + READY_WAIT;
+            loop {
+                match attempt(contender, place, &listener) {
+                    Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+                    done => return done,
+                }
+            }
+        });
+        match opened {
+            Ok((source, target)) => Ok(Self {
+                source,
+                target,
+                processes,
+            }),
+            Err(error) => {
+                end(&mut processes);
+                let said = std::fs::read_to_string(place.folder.join("said"))?;
+                Err(format!("{error}; it says: {said}").into())
+            }
+        }
+    }
+
+    /// Sends until so much time has passed, after some that warms everything up.
+    fn send(self, time: Duration, warm: Duration) -> Result<Run, Failure> {
+        let ids: Vec<u32> = self.processes.iter().map(Child::id).collect();
+        let mut source = self.source.try_clone()?;
+        let writing = thread::spawn(move || {
+            let chunk = vec![0x5a; CHUNK_BYTES];
+            // It ends when the other end is closed.
+            while source.write_all(&chunk).is_ok() {}
+        });
+        let run = measure_reading(&self.target, &ids, time, warm);
+        let _ = self.source.shutdown(Shutdown::Both);
+        writing.join().map_err(|_| "the writer panicked")?;
+        run
+    }
+}
+
+fn measure_reading(
+    target: &TcpStream,
+    ids: &[u32],
+    time: Duration,
+    warm: Duration,
+) -> Result<Run, Failure> {
+    read_for(target, warm)?;
+    let cpu_before = seconds_of(ids)?;
+    let began = Instant::now();
+    let bytes = read_for(target, time)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu_seconds = seconds_of(ids)? - cpu_before;
+    #[allow(clippy::cast_precision_loss, reason = "a few GiB are exact in 53 bits")]
+    let gbit = bytes as f64 * 8e-9;
+    Ok(Run {
+        gbit_per_second: gbit / seconds,
+        gbit_per_cpu_second: gbit / cpu_seconds.max(1e-3),
+    })
+}
+
+fn read_for(mut target: &TcpStream, time: Duration) -> Result<u64, Failure> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let began = Instant::now();
+    let mut bytes = 0;
+    while began.elapsed() < time {
+        match target.read(&mut chunk)? {
+            0 => return Err("the stream ended early".into()),
+            read => bytes += read as u64,
+        }
+    }
+    Ok(bytes)
+}
+
+/// Tries to get one byte through.
+fn attempt(
+    contender: &Contender,
+    place: &Place<'_>,
+    listener: &TcpListener,
+) -> Result<(TcpStream, TcpStream), Failure> {
+    let mut source = place.lab.connect(Host::Edge, contender.door)?;
+    source.write_all(&[0])?;
+    let until = Instant::now() + TRY_WAIT;
+    while Instant::now() < until {
+        let Ok((mut target, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        target.set_nonblocking(false)?;
+        target.set_read_timeout(Some(TRY_WAIT))?;
+        // It may be the rest of a try before.
+        if target.read(&mut [0]).is_ok_and(|count| count == 1) {
+            return Ok((source, target));
+        }
+    }
+    Err("nothing came through".into())
+}
+
+fn run_tunnel(config: &Path) -> Result<(), Failure> {
+    let config: Config = towpath_daemon::config::load_checked(config)?;
+    let (_trigger, stop) = shutdown::channel();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(towpath_tunnel::run(&config, stop))?;
+    Ok(())
+}
