@@ -32,6 +32,7 @@ pub(crate) struct Delay {
 struct Hints {
     floor_bytes: AtomicU64,
     is_local: AtomicBool,
+    is_cruising: AtomicBool,
 }
 
 impl Delay {
@@ -64,6 +65,11 @@ impl Delay {
     /// The other end is an address of this host.
     pub(crate) fn set_local(&self) {
         self.hints.is_local.store(true, Ordering::Relaxed);
+    }
+
+    /// Bulk keeps below the rate from now on, or no more.
+    pub(crate) fn set_cruising(&self, is_cruising: bool) {
+        self.hints.is_cruising.store(is_cruising, Ordering::Relaxed);
     }
 
     fn at(&self, clock: Clock) -> Instant {
@@ -110,6 +116,7 @@ impl Controller for Delay {
             sent: self.at(sent),
             bytes,
             is_app_limited: app_limited,
+            is_cruising: self.hints.is_cruising.load(Ordering::Relaxed),
         };
         if self.hints.is_local.load(Ordering::Relaxed) {
             self.estimator.set_local();

@@ -108,6 +108,8 @@ pub struct Ack {
     pub bytes: u64,
     /// Whether the sender had nothing more to send for a while before.
     pub is_app_limited: bool,
+    /// Whether the sender keeps below the rate that is believed.
+    pub is_cruising: bool,
 }
 
 /// What the estimator believes.
@@ -125,6 +127,8 @@ pub struct Estimate {
     pub filled_bytes: u64,
     /// How long that was.
     pub filled_time: Duration,
+    /// Whether the path's rate has been found.
+    pub is_settled: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +138,7 @@ struct Round {
     lost_bytes: u64,
     rtt_min: Duration,
     is_app_limited: bool,
+    is_cruising: bool,
     /// The window when it began.
     window_bytes: u64,
 }
@@ -147,6 +152,7 @@ impl Round {
             lost_bytes: 0,
             rtt_min: Duration::MAX,
             is_app_limited: false,
+            is_cruising: false,
         }
     }
 }
@@ -248,6 +254,7 @@ impl Estimator {
             window_bytes: self.window_bytes(),
             filled_bytes: self.filled_bytes,
             filled_time: self.filled_time,
+            is_settled: !matches!(self.phase, Phase::Startup { .. }),
         }
     }
 
@@ -266,7 +273,8 @@ impl Estimator {
         let rtt = ack.now.since(ack.sent);
         self.round.rtt_min = self.round.rtt_min.min(rtt);
         self.round.delivered_bytes += ack.bytes;
-        self.round.is_app_limited |= ack.is_app_limited;
+        self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
+        self.round.is_cruising |= ack.is_cruising;
         self.base.current = self.base.current.min(rtt);
         let base = self.base.current.min(self.base.previous);
         self.recent[self.ack_count % RECENT_COUNT] = rtt;
@@ -275,7 +283,7 @@ impl Estimator {
         if is_starting {
             let least = self.recent.iter().min().copied().unwrap_or_default();
             let has_queue = least.saturating_sub(base) > self.allowance / 2;
-            if !ack.is_app_limited && !has_queue {
+            if !ack.is_app_limited && !ack.is_cruising && !has_queue {
                 self.window_bytes = (self.window_bytes + ack.bytes).min(WINDOW_BYTES_MAX);
             }
         }
@@ -313,7 +321,7 @@ impl Estimator {
         // than the path holds, if there is a queue.
         let in_flight = bytes_in(rate, round.rtt_min);
         let has_queue = self.queue_delay > self.allowance / 2;
-        let is_full = in_flight >= round.window_bytes / 8 * 7
+        let is_full = !round.is_cruising && in_flight >= round.window_bytes / 8 * 7
             || has_queue && in_flight >= round.window_bytes / 2;
         round.is_app_limited &= !is_full;
         let rate = self.peak.with(rate, now);

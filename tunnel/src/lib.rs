@@ -47,6 +47,7 @@ pub mod config;
 mod congestion;
 mod control;
 mod core;
+mod cruise;
 mod datagrams;
 mod dial;
 pub mod estimate;

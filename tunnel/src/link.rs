@@ -1,7 +1,7 @@
 //! A link: the two connections to one peer, while they live.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
 use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
@@ -13,6 +13,7 @@ use towpath_protocol::time::Instant;
 
 use crate::congestion::Delay;
 use crate::control::Reports;
+use crate::cruise::{self, Cruise};
 use crate::estimate::{ALLOWANCE, Estimate};
 use crate::health;
 use crate::pace::Pace;
@@ -106,6 +107,8 @@ pub(crate) struct Link {
     is_stalled: AtomicBool,
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
+    cruise: Mutex<Cruise>,
+    began: Clock,
 }
 
 /// What was wrong with a link of late; zeros where nothing was.
@@ -166,6 +169,8 @@ impl Link {
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
             trouble: Mutex::default(),
+            cruise: Mutex::default(),
+            began: Clock::now(),
         }
     }
 
@@ -283,6 +288,41 @@ impl Link {
         }
     }
 
+    /// Most bytes of a leg that should be sent at once.
+    pub(crate) fn piece_bytes(&self, leg: Leg) -> u64 {
+        match leg {
+            Leg::Urgent => u64::MAX,
+            Leg::Bulk => self.cruise().piece_bytes(),
+        }
+    }
+
+    /// Waits until so many bytes of a leg may go without making a queue. Whoever asks waits in a row, so
+    /// streams take turns.
+    pub(crate) async fn until_free(&self, leg: Leg, bytes: u64) {
+        if leg == Leg::Urgent {
+            return;
+        }
+        let now = Instant::ZERO + self.began.elapsed();
+        let at = {
+            let mut cruise = self.cruise();
+            if cruise.is_curious(now)
+                && let Some(delay) = Delay::of(&self.bulk)
+            {
+                cruise.look(now, &delay.estimate());
+
+                delay.set_cruising(cruise.is_cruising());
+            }
+            cruise.take(now, bytes)
+        };
+        if at > now {
+            tokio::time::sleep(at.since(now)).await;
+        }
+    }
+
+    fn cruise(&self) -> MutexGuard<'_, Cruise> {
+        self.cruise.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What was last measured.
     pub(crate) fn measured(&self) -> Measured {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
@@ -317,10 +357,20 @@ impl Link {
     /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
-        of(&self.bulk)
+        let mut estimate = of(&self.bulk)
             .filter(|estimate| estimate.rate_bytes_per_second > 0)
             .or_else(|| of(&self.urgent))
-            .unwrap_or_default()
+            .unwrap_or_default();
+        // A mean over the whole look, where a round of the estimator's is a few milliseconds.
+        if let Some(rate) = self.path_bytes_per_second() {
+            estimate.rate_bytes_per_second = rate;
+        }
+        estimate
+    }
+
+    /// What the path carries, while bulk keeps below it.
+    pub(crate) fn path_bytes_per_second(&self) -> Option<u64> {
+        self.cruise().path_bytes_per_second()
     }
 
     /// Watches both connections until one is over; gives why. `on_stall` hears of every change.
@@ -381,6 +431,7 @@ impl Link {
         );
         // Twice the path, so that a lost packet does not stop the flow while it is repeated.
         let buffer = (2 * in_flight).clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
+        let buffer = cruise::buffer_bytes(&bulk).map_or(buffer, |bytes| bytes.min(buffer));
         self.bulk.set_send_window(buffer);
     }
 

@@ -216,7 +216,10 @@ impl Copy<'_> {
             }
             let backlog = self.link.pace.backlog(self.stream.class);
             while !side.read.is_empty() {
-                let granted = backlog.grant(side.read.len() as u64).await;
+                let leg = self.stream.class.leg();
+                let wish = self.link.piece_bytes(leg).min(side.read.len() as u64);
+                let granted = backlog.grant(wish).await;
+                self.link.until_free(leg, granted).await;
                 let piece = self.count(side, granted);
                 self.write(send, piece).await?;
             }

@@ -148,6 +148,7 @@ impl Simulation {
                     sent: Instant::from_nanos(*sent),
                     bytes: PACKET,
                     is_app_limited: *is_app_limited,
+                    is_cruising: false,
                 });
             }
         }
@@ -321,6 +322,7 @@ fn a_source_with_nothing_to_send_teaches_nothing() {
             sent: Instant::from_nanos(now - 40 * MILLI),
             bytes: PACKET,
             is_app_limited: true,
+            is_cruising: false,
         });
     }
     let after = simulation.estimator.estimate();
@@ -352,6 +354,7 @@ fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
             sent: at(millis * MILLI),
             bytes: PACKET,
             is_app_limited,
+            is_cruising: false,
         });
     };
     // First words that were lost and said again, as on a link that was cut just then.

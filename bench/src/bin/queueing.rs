@@ -1,0 +1,486 @@
+//! What urgent bytes wait behind bulk on a full link, and how soon another rate of the link is found.
+//!
+//! ```text
+//!  program ─TCP─► tunnel ═══ a cable of 200 Mbit/s with a buffer of 100 ms ═══► tunnel ─TCP─► program
+//! ```
+//!
+//! One program sends as fast as it can in class bulk; another sends 64 bytes in class demand, which come
+//! back, and again. Beside it both programs do the same over the cable alone, in turns; what TCP carries
+//! is the measure for goodput. Then the cable changes to 50 Mbit/s and back under way. `--smoke` is
+//! short. Needs root, for the cable lies between two network namespaces.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use towpath_bench::lab::{Host, Lab, report_skipped};
+use towpath_bench::sites::{Failure, site};
+use towpath_certs::Authority;
+use towpath_daemon::client::Client;
+use towpath_daemon::shutdown;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::Config;
+use towpath_tunnel::status::StatusView;
+
+const SCHEMA: &str = "towpath.v1.bench.queueing";
+
+/// The cable.
+const MBIT: u64 = 200;
+const MBIT_LOW: u64 = 50;
+const BUFFER_MS: u64 = 100;
+const MTU: u16 = 1500;
+
+/// The part of a cable's bytes that are QUIC's: packets of 1452 bytes in frames of 1514.
+const QUIC_SHARE: f64 = 1452.0 / 1514.0;
+
+/// How near to the truth an estimate must be, and for how long, to have found it.
+const ESTIMATE_WITHIN: f64 = 0.10;
+const FOUND_FOR: Duration = Duration::from_millis(500);
+
+/// Time between two pings, and between two looks at the estimate.
+const PING_TIME: Duration = Duration::from_millis(2);
+const LOOK_TIME: Duration = Duration::from_millis(50);
+
+/// How long the processes may take to carry the first byte.
+const READY_WAIT: Duration = Duration::from_secs(20);
+
+const CHUNK_BYTES: usize = 256 * 1024;
+const PING_BYTES: usize = 64;
+
+/// Where programs connect at the edge, where the tunnels meet, and where the services are.
+const BULK_DOOR: u16 = 7001;
+const MEETING: u16 = 7002;
+const SINK: u16 = 7003;
+const PING_DOOR: u16 = 7004;
+const ECHO: u16 = 7005;
+
+/// How long it is measured, how long it runs before, how often, and how long each step lasts.
+struct Size {
+    time: Duration,
+    warm: Duration,
+    rounds: usize,
+    step: Duration,
+}
+
+const FULL: Size = Size {
+    time: Duration::from_secs(8),
+    warm: Duration::from_secs(4),
+    rounds: 3,
+    step: Duration::from_secs(8),
+};
+const SMOKE: Size = Size {
+    time: Duration::from_millis(500),
+    warm: Duration::from_millis(500),
+    rounds: 1,
+    step: Duration::from_secs(1),
+};
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    mbit_per_second: u64,
+    buffer_ms: u64,
+    goal_p50_ms: f64,
+    goal_p99_ms: f64,
+    goal_goodput_ratio: f64,
+    goodput_ratio: f64,
+    towpath: Vec<Load>,
+    tcp: Vec<Load>,
+    goal_step_down_s: f64,
+    goal_step_up_s: f64,
+    goal_step_p99_ms: f64,
+    steps: Vec<Step>,
+}
+
+/// Round trips in milliseconds, without and beside bulk.
+#[derive(Debug, Serialize)]
+struct Load {
+    idle_p50_ms: f64,
+    idle_p99_ms: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    goodput_mbit: f64,
+}
+
+/// The cable carries something else from one moment on.
+#[derive(Debug, Serialize)]
+struct Step {
+    mbit_per_second: u64,
+    /// Until the estimate is within a tenth of it; none if never.
+    found_after_s: Option<f64>,
+    /// Of the time from a second after the step.
+    p99_ms: f64,
+    goodput_mbit: f64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["tunnel", config] => run_tunnel(Path::new(config)),
+        [] => measure(&FULL),
+        ["--smoke"] => measure(&SMOKE),
+        _ => Err("usage: queueing [--smoke]".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_tunnel(config: &Path) -> Result<(), Failure> {
+    let config: Config = towpath_daemon::config::load_checked(config)?;
+    let (_trigger, stop) = shutdown::channel();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(towpath_tunnel::run(&config, stop))?;
+    Ok(())
+}
+
+fn measure(size: &Size) -> Result<(), Failure> {
+    let lab = match Lab::new(MTU).and_then(|lab| shape(&lab, "add", MBIT).map(|()| lab)) {
+        Ok(lab) => lab,
+        Err(why) => return Ok(report_skipped(SCHEMA, &why.to_string())?),
+    };
+    let services = Services::start(&lab)?;
+    let folder = tempfile::TempDir::new()?;
+    let tunnels = Tunnels::start(&lab, folder.path())?;
+    let (mut towpath, mut tcp) = (Vec::new(), Vec::new());
+    for _ in 0..size.rounds {
+        towpath.push(load(&lab, &services, &tunnels.doors(), size)?);
+        tcp.push(load(&lab, &services, &direct(), size)?);
+    }
+    let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit));
+    let report = Report {
+        schema: SCHEMA,
+        mbit_per_second: MBIT,
+        buffer_ms: BUFFER_MS,
+        goal_p50_ms: 0.3,
+        goal_p99_ms: 2.0,
+        goal_goodput_ratio: 0.95,
+        goodput_ratio: goodput(&towpath) / goodput(&tcp),
+        towpath,
+        tcp,
+        goal_step_down_s: 1.0,
+        goal_step_up_s: 3.0,
+        goal_step_p99_ms: 10.0,
+        steps: steps(&lab, &services, &tunnels, size)?,
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Gives the cable a rate, from the edge to the region.
+fn shape(lab: &Lab, verb: &str, mbit: u64) -> Result<(), Failure> {
+    let words =
+        format!("qdisc {verb} dev cable root tbf rate {mbit}mbit burst 16kb latency {BUFFER_MS}ms");
+    let output = lab.at(Host::Edge, || {
+        Ok(Command::new("tc").args(words.split(' ')).output()?)
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("tc {words}: {}", said.trim()).into())
+}
+
+/// Where the two programs connect: for bulk, and for pings.
+struct Doors {
+    bulk: SocketAddr,
+    ping: SocketAddr,
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+fn direct() -> Doors {
+    let region = |port| SocketAddr::from((Host::Region.address(), port));
+    Doors {
+        bulk: region(SINK),
+        ping: region(ECHO),
+    }
+}
+
+/// What listens at the region: it counts what comes, or sends it back.
+struct Services {
+    sunk_bytes: Arc<AtomicU64>,
+}
+
+impl Services {
+    fn start(lab: &Lab) -> Result<Self, Failure> {
+        let sunk_bytes = Arc::new(AtomicU64::new(0));
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let counted = Arc::clone(&sunk_bytes);
+        serve(lab.listen(Host::Region, any(SINK))?, move |mut stream| {
+            let mut chunk = vec![0; CHUNK_BYTES];
+            while let Ok(read @ 1..) = stream.read(&mut chunk) {
+                counted.fetch_add(read as u64, Ordering::Relaxed);
+            }
+        });
+        serve(lab.listen(Host::Region, any(ECHO))?, |mut stream| {
+            // Without it the kernel waits for more to send.
+            let _ = stream.set_nodelay(true);
+            let mut ping = [0; PING_BYTES];
+            while stream.read_exact(&mut ping).is_ok() && stream.write_all(&ping).is_ok() {}
+        });
+        Ok(Self { sunk_bytes })
+    }
+}
+
+/// Answers everybody, until the program ends.
+fn serve(listener: TcpListener, answer: impl Fn(TcpStream) + Clone + Send + 'static) {
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            thread::spawn(move || answer(stream));
+        }
+    });
+}
+
+/// The two daemons, until they are dropped.
+struct Tunnels {
+    processes: Vec<Child>,
+    admin: PathBuf,
+}
+
+impl Drop for Tunnels {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that has ended by itself is only collected.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Tunnels {
+    fn start(lab: &Lab, folder: &Path) -> Result<Self, Failure> {
+        let [edge, region] = configs(folder)?;
+        let mut tunnels = Self {
+            processes: Vec::new(),
+            admin: edge.admin.socket.clone(),
+        };
+        let said = File::create(folder.join("said"))?;
+        for (host, config) in [(Host::Region, region), (Host::Edge, edge)] {
+            let path = folder.join(format!("{}.toml", host.name()));
+            fs::write(&path, toml::to_string(&config)?)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("tunnel").arg(path);
+            tunnels
+                .processes
+                .push(lab.start(host, &mut command, &said)?);
+        }
+        let until = Instant::now() + READY_WAIT;
+        while let Err(why) = ping_once(lab, tunnels.doors().ping) {
+            if Instant::now() > until {
+                let said = fs::read_to_string(folder.join("said"))?;
+                return Err(format!("{why}; the tunnels say: {said}").into());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(tunnels)
+    }
+
+    fn doors(&self) -> Doors {
+        Doors {
+            bulk: loopback(BULK_DOOR),
+            ping: loopback(PING_DOOR),
+        }
+    }
+
+    /// What the edge believes that the path carries, in megabits a second.
+    fn estimate_mbit(&self) -> Result<f64, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let status: StatusView = runtime.block_on(Client::new(&self.admin).get("/status"))?;
+        let bits = status.links.first().map_or(0, |l| l.path_bits_per_second);
+        #[allow(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
+        Ok(bits as f64 / 1e6)
+    }
+}
+
+fn configs(folder: &Path) -> Result<[Config; 2], Failure> {
+    let authority = Authority::init(&folder.join("ca"), &"bench.example".parse()?)?;
+    let mut edge = site(&authority, folder, "edge", "region")?;
+    let mut region = site(&authority, folder, "region", "edge")?;
+    let meeting = SocketAddr::from((Host::Region.address(), MEETING));
+    region.listen = Some(meeting);
+    let mut echo = region.services[0].clone();
+    echo.name = "echo".parse()?;
+    region.services.push(echo);
+    for (service, port) in region.services.iter_mut().zip([SINK, ECHO]) {
+        service.socket = PathBuf::new();
+        service.target = Some(Endpoint::Tcp(loopback(port)));
+    }
+    edge.services.clear();
+    edge.peers[0].address = Some(meeting.to_string());
+    for (name, door, service, class) in [
+        ("bulk", BULK_DOOR, "sink", Class::Bulk),
+        ("ping", PING_DOOR, "echo", Class::Demand),
+    ] {
+        edge.channels.push(ChannelSpec {
+            name: name.parse()?,
+            listen: Endpoint::Tcp(loopback(door)),
+            peer: "region".parse()?,
+            service: service.parse()?,
+            class,
+            generation: 0,
+            expires_unix_seconds: None,
+        });
+    }
+    Ok([edge, region])
+}
+
+/// A program that sends as fast as it can, until it is dropped.
+struct Bulk(TcpStream);
+
+impl Bulk {
+    fn start(lab: &Lab, door: SocketAddr) -> Result<Self, Failure> {
+        let stream = lab.connect(Host::Edge, door)?;
+        let mut source = stream.try_clone()?;
+        thread::spawn(move || {
+            let chunk = vec![0x5a; CHUNK_BYTES];
+            // It ends when the stream is closed.
+            while source.write_all(&chunk).is_ok() {}
+        });
+        Ok(Self(stream))
+    }
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn ping_once(lab: &Lab, door: SocketAddr) -> Result<f64, Failure> {
+    let mut stream = lab.connect(Host::Edge, door)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    round_trip(&mut stream)
+}
+
+/// One round trip, in milliseconds.
+fn round_trip(stream: &mut TcpStream) -> Result<f64, Failure> {
+    let began = Instant::now();
+    stream.write_all(&[7; PING_BYTES])?;
+    stream.read_exact(&mut [0; PING_BYTES])?;
+    Ok(began.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Pings for some time; gives the round trips in milliseconds, sorted.
+fn pings(lab: &Lab, door: SocketAddr, time: Duration) -> Result<Vec<f64>, Failure> {
+    let mut stream = lab.connect(Host::Edge, door)?;
+    stream.set_nodelay(true)?;
+    let began = Instant::now();
+    let mut waits = Vec::new();
+    while began.elapsed() < time {
+        waits.push(round_trip(&mut stream)?);
+        thread::sleep(PING_TIME);
+    }
+    waits.sort_by(f64::total_cmp);
+    Ok(waits)
+}
+
+fn load(lab: &Lab, services: &Services, doors: &Doors, size: &Size) -> Result<Load, Failure> {
+    let idle = pings(lab, doors.ping, size.time / 4)?;
+    let _bulk = Bulk::start(lab, doors.bulk)?;
+    thread::sleep(size.warm);
+    let (began, before) = (Instant::now(), services.sunk_bytes.load(Ordering::Relaxed));
+    let waits = pings(lab, doors.ping, size.time)?;
+    Ok(Load {
+        idle_p50_ms: part(&idle, 0.5),
+        idle_p99_ms: part(&idle, 0.99),
+        p50_ms: part(&waits, 0.5),
+        p99_ms: part(&waits, 0.99),
+        goodput_mbit: goodput(services, before, began),
+    })
+}
+
+fn goodput(services: &Services, before: u64, began: Instant) -> f64 {
+    let bytes = services.sunk_bytes.load(Ordering::Relaxed) - before;
+    #[allow(clippy::cast_precision_loss, reason = "a few GiB are exact in 53 bits")]
+    let megabits = bytes as f64 * 8e-6;
+    megabits / began.elapsed().as_secs_f64()
+}
+
+fn steps(
+    lab: &Lab,
+    services: &Services,
+    tunnels: &Tunnels,
+    size: &Size,
+) -> Result<Vec<Step>, Failure> {
+    let _bulk = Bulk::start(lab, tunnels.doors().bulk)?;
+    thread::sleep(size.warm);
+    let mut steps = Vec::new();
+    for mbit in [MBIT_LOW, MBIT, MBIT_LOW, MBIT] {
+        shape(lab, "change", mbit)?;
+        let (began, before) = (Instant::now(), services.sunk_bytes.load(Ordering::Relaxed));
+        let is_over = AtomicBool::new(false);
+        let (waits, found_after_s) = thread::scope(|scope| {
+            let pinging = scope.spawn(|| {
+                thread::sleep(Duration::from_secs(1).min(size.step / 2));
+                let left = size.step.saturating_sub(began.elapsed());
+                let waits = pings(lab, tunnels.doors().ping, left);
+                is_over.store(true, Ordering::Relaxed);
+                waits.map_err(|error| error.to_string())
+            });
+            #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
+            let truth = mbit as f64 * QUIC_SHARE;
+            let mut right_since: Option<Duration> = None;
+            let mut found_after_s = None;
+            while !is_over.load(Ordering::Relaxed) {
+                let is_right = (tunnels.estimate_mbit()? / truth - 1.0).abs() < ESTIMATE_WITHIN;
+                let now = began.elapsed();
+                right_since = is_right.then(|| right_since.unwrap_or(now));
+                let found = right_since.filter(|since| now - *since >= FOUND_FOR);
+                found_after_s = found_after_s.or_else(|| found.map(|since| since.as_secs_f64()));
+                thread::sleep(LOOK_TIME);
+            }
+            let waits = pinging.join().map_err(|_| "a thread panicked")??;
+            Ok::<_, Failure>((waits, found_after_s))
+        })?;
+        steps.push(Step {
+            mbit_per_second: mbit,
+            found_after_s,
+            p99_ms: part(&waits, 0.99),
+            goodput_mbit: goodput(services, before, began),
+        });
+    }
+    Ok(steps)
+}
+
+/// The value below which that part of the sorted ones is.
+fn part(sorted: &[f64], part: f64) -> f64 {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "an index among thousands"
+    )]
+    let index = (sorted.len() as f64 * part) as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    part(&values, 0.5)
+}
