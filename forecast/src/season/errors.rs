@@ -1,6 +1,6 @@
 //! The errors made so far at one lead, and quantiles of them that keep to their coverage.
 
-use std::collections::VecDeque;
+use crate::window::Window;
 
 /// Errors kept: twelve weeks of hours.
 const COUNT_MAX: usize = 2016;
@@ -22,8 +22,7 @@ const STEP: f64 = 0.002;
 /// A window of errors, in spreads.
 #[derive(Debug, Clone)]
 pub(crate) struct Errors {
-    newest: VecDeque<f64>,
-    sorted: Vec<f64>,
+    window: Window,
     /// What is asked of the window so that the shares come out right.
     asked: [f64; 3],
 }
@@ -31,8 +30,7 @@ pub(crate) struct Errors {
 impl Default for Errors {
     fn default() -> Self {
         Self {
-            newest: VecDeque::new(),
-            sorted: Vec::new(),
+            window: Window::new(COUNT_MAX),
             asked: SHARES,
         }
     }
@@ -46,15 +44,7 @@ impl Errors {
             let is_below = f64::from(u8::from(error < quantile));
             *asked = (*asked + step * (share - is_below)).clamp(0.01, 0.99);
         }
-        if self.newest.len() == COUNT_MAX
-            && let Some(oldest) = self.newest.pop_back()
-        {
-            let at = self.sorted.partition_point(|other| *other < oldest);
-            self.sorted.remove(at);
-        }
-        self.newest.push_front(error);
-        let at = self.sorted.partition_point(|other| *other < error);
-        self.sorted.insert(at, error);
+        self.window.observe(error);
     }
 
     /// Quantiles 10, 50 and 90.
@@ -62,7 +52,7 @@ impl Errors {
     /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
     /// tails are widened as conformal prediction does for so few.
     pub(crate) fn quantiles(&self, lead_hours: usize) -> [f64; 3] {
-        let count = self.sorted.len();
+        let count = self.window.count();
         let apart = super::hours(count) / super::hours(lead_hours);
         let shrink = apart / (apart + 1.0);
         let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
@@ -70,25 +60,10 @@ impl Errors {
         let [low, middle, high] = self.asked;
         let asked = [low * shrink, middle, 1.0 - (1.0 - high) * shrink];
         for (quantile, asked) in quantiles.iter_mut().zip(asked) {
-            if let Some(own) = quantile_of(&self.sorted, asked) {
+            if let Some(own) = self.window.quantile(asked) {
                 *quantile += (own - *quantile) * weight;
             }
         }
         quantiles
     }
-}
-
-/// A quantile of sorted values, between the two nearest.
-fn quantile_of(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let place = share.clamp(0.0, 1.0) * super::hours(last);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between nothing and the window's length"
-    )]
-    let below = (place as usize).min(last);
-    let above = (below + 1).min(last);
-    let part = place - super::hours(below);
-    Some(sorted[below] + (sorted[above] - sorted[below]) * part)
 }
