@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use crate::band::Band;
 use crate::season::errors::Errors;
+use crate::season::hazard::Tails;
 
 /// Shares of the newest sample in the means, from the last value to about a minute.
 const SHARES: [f64; 4] = [1.0, 0.3, 0.1, 0.03];
@@ -128,7 +129,8 @@ impl Recent {
             let outcome = (sum / count_of(length)).ln();
             let best = horizon.best();
             let error = (outcome - means[best]) / self.spread;
-            horizon.errors.observe(error, length);
+            horizon.errors.adapt(error, length, &Tails::default());
+            horizon.errors.observe(error);
             for (loss, mean) in horizon.losses.iter_mut().zip(means) {
                 *loss += ((outcome - mean).abs() - *loss) * LOSS_SHARE;
             }
@@ -159,7 +161,7 @@ impl Recent {
         let mean = self.means[horizon.best()];
         let [p10, p50, p90] = horizon
             .errors
-            .quantiles(length)
+            .quantiles(length, &Tails::default())
             .map(|error| (mean + error * self.spread).exp());
         Some(Band::new(p10, p50, p90))
     }

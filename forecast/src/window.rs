@@ -61,6 +61,13 @@ impl Window {
         Some(self.sorted[below] + (self.sorted[above] - self.sorted[below]) * part)
     }
 
+    /// Share of the values that lie below one.
+    #[must_use]
+    pub fn below(&self, value: f64) -> f64 {
+        let n = self.sorted.len();
+        crate::season::hours(self.place(value)) / crate::season::hours(n.max(1))
+    }
+
     /// Where a value stands in the order, or would.
     fn place(&self, value: f64) -> usize {
         self.sorted.partition_point(|other| *other < value)

@@ -1,5 +1,6 @@
 //! The errors made so far at one lead, and quantiles of them that keep to their coverage.
 
+use super::hazard::Tails;
 use crate::window::Window;
 
 /// Errors kept: twelve weeks of hours.
@@ -19,6 +20,9 @@ const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 /// widen the band when the run is over.
 const STEP: f64 = 0.002;
 
+/// Halvings in the search for a quantile: to a hundredth of a spread for any errors there are.
+const HALVINGS: u32 = 24;
+
 /// A window of errors, in spreads.
 #[derive(Debug, Clone)]
 pub(crate) struct Errors {
@@ -37,33 +41,68 @@ impl Default for Errors {
 }
 
 impl Errors {
-    pub(crate) fn observe(&mut self, error: f64, lead_hours: usize) {
-        let step = STEP / super::hours(lead_hours);
-        let quantiles = self.quantiles(lead_hours);
-        for ((asked, share), quantile) in self.asked.iter_mut().zip(SHARES).zip(quantiles) {
-            let is_below = f64::from(u8::from(error < quantile));
-            *asked = (*asked + step * (share - is_below)).clamp(0.01, 0.99);
-        }
+    /// Takes an error that no shift of the level is to blame for.
+    pub(crate) fn observe(&mut self, error: f64) {
         self.window.observe(error);
     }
 
+    /// Learns from an error how much is to be asked of the window.
+    pub(crate) fn adapt(&mut self, error: f64, lead_hours: usize, tails: &Tails) {
+        let step = STEP / super::hours(lead_hours);
+        let below = self.below(error, tails.chance(lead_hours), tails);
+        let asked = self.asked_of_few(lead_hours);
+        for ((asked, share), few) in self.asked.iter_mut().zip(SHARES).zip(asked) {
+            let is_below = f64::from(u8::from(below < few));
+            *asked = (*asked + step * (share - is_below)).clamp(0.01, 0.99);
+        }
+    }
+
     /// Quantiles 10, 50 and 90.
-    ///
-    /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
-    /// tails are widened as conformal prediction does for so few.
-    pub(crate) fn quantiles(&self, lead_hours: usize) -> [f64; 3] {
+    pub(crate) fn quantiles(&self, lead_hours: usize, tails: &Tails) -> [f64; 3] {
         let count = self.window.count();
-        let apart = super::hours(count) / super::hours(lead_hours);
-        let shrink = apart / (apart + 1.0);
         let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
+        let chance = tails.chance(lead_hours);
         let mut quantiles = PRIOR;
-        let [low, middle, high] = self.asked;
-        let asked = [low * shrink, middle, 1.0 - (1.0 - high) * shrink];
-        for (quantile, asked) in quantiles.iter_mut().zip(asked) {
-            if let Some(own) = self.window.quantile(asked) {
+        for (quantile, asked) in quantiles.iter_mut().zip(self.asked_of_few(lead_hours)) {
+            if let Some(own) = self.quantile(asked, chance, tails) {
                 *quantile += (own - *quantile) * weight;
             }
         }
         quantiles
+    }
+
+    /// What is asked of the window.
+    ///
+    /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
+    /// tails are widened as conformal prediction does for so few.
+    fn asked_of_few(&self, lead_hours: usize) -> [f64; 3] {
+        let apart = super::hours(self.window.count()) / super::hours(lead_hours);
+        let shrink = apart / (apart + 1.0);
+        let [low, middle, high] = self.asked;
+        [low * shrink, middle, 1.0 - (1.0 - high) * shrink]
+    }
+
+    /// Share of errors below one, given the chance of a shift.
+    fn below(&self, error: f64, chance: f64, tails: &Tails) -> f64 {
+        (1.0 - chance) * self.window.below(error) + chance * tails.below(error)
+    }
+
+    /// The error that this share lie below.
+    fn quantile(&self, share: f64, chance: f64, tails: &Tails) -> Option<f64> {
+        if chance <= 0.0 {
+            return self.window.quantile(share);
+        }
+        let (low, high) = tails.bounds();
+        let mut low = low.min(self.window.quantile(0.0)?);
+        let mut high = high.max(self.window.quantile(1.0)?);
+        for _ in 0..HALVINGS {
+            let middle = f64::midpoint(low, high);
+            if self.below(middle, chance, tails) < share {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Some(f64::midpoint(low, high))
     }
 }
