@@ -20,6 +20,10 @@ const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 /// widen the band when the run is over.
 const STEP: f64 = 0.002;
 
+/// How much the tails are widened for want of errors that tell of different times. What is rarest, a shift
+/// of the level, is not for them to tell, so it takes little.
+const FEW: f64 = 0.25;
+
 /// Halvings in the search for a quantile: to a hundredth of a spread for any errors there are.
 const HALVINGS: u32 = 24;
 
@@ -77,7 +81,7 @@ impl Errors {
     /// tails are widened as conformal prediction does for so few.
     fn asked_of_few(&self, lead_hours: usize) -> [f64; 3] {
         let apart = super::hours(self.window.count()) / super::hours(lead_hours);
-        let shrink = apart / (apart + 1.0);
+        let shrink = apart / (apart + FEW);
         let [low, middle, high] = self.asked;
         [low * shrink, middle, 1.0 - (1.0 - high) * shrink]
     }

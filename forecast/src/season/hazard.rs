@@ -25,6 +25,9 @@ const SETTLING_HOURS: f64 = 48.0;
 const ASSUMED_HOURS: f64 = 150.0;
 const ASSUMED_COUNT: f64 = 0.05;
 
+/// Share of shifts that are found: smaller ones pass for moods of the hours.
+const FOUND_SHARE: f64 = 0.8;
+
 /// Sizes before any is seen, as logarithms of the factor, and what each is worth beside one seen.
 const ASSUMED_SIZES: [f64; 4] = [0.3, 0.5, 0.7, 0.9];
 const ASSUMED_WORTH: f64 = 0.25;
@@ -100,7 +103,7 @@ impl Hazard {
             *share /= all;
         }
         Tails {
-            hourly: (self.count + ASSUMED_COUNT) / (self.hours + ASSUMED_HOURS),
+            hourly: (self.count / FOUND_SHARE + ASSUMED_COUNT) / (self.hours + ASSUMED_HOURS),
             outcomes,
         }
     }
