@@ -4,5 +4,6 @@
 pub mod lab;
 pub mod processor;
 pub mod relay;
+pub mod seconds;
 pub mod sites;
 pub mod weeks;

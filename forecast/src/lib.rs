@@ -6,6 +6,7 @@
 //! | [`history`] | what is kept for years |
 //! | [`recent`] | the short view: seconds and minutes |
 //! | [`season`] | the long view: hours and days |
+//! | [`window`] | the last values, and quantiles of them |
 //! | [`band`], [`score`] | a forecast's quantiles, and how good they were |
 //! | [`timetable`] | the weekly timetable of a cap |
 //! | [`zone`] | the time zone that times of day are meant in |
@@ -20,4 +21,5 @@ pub mod recent;
 pub mod score;
 pub mod season;
 pub mod timetable;
+pub mod window;
 pub mod zone;

@@ -1,16 +1,21 @@
 //! The short view: what the next seconds and minutes will carry, from the last ones.
 //!
-//! Means that forget at different speeds run side by side. Which of them does best depends on the link
-//! and on how far ahead is asked, so each is scored at each horizon and the best so far answers; the
-//! band is made of the errors it made. When the rate changes for good, all means jump to the new one.
+//! Means that forget at different speeds run side by side, each twice: one jumps when the rate seems to
+//! have changed for good, the other never does, for on some links such changes do not last. Which of them
+//! does best depends on the link and on how far ahead is asked, so each is scored at each horizon and
+//! the better it did the more it counts; the band is made of the errors all of them made together.
 
 use std::collections::VecDeque;
 
 use crate::band::Band;
 use crate::season::errors::Errors;
+use crate::season::hazard::Tails;
 
-/// Shares of the newest sample in the means, from the last value to about a minute.
-const SHARES: [f64; 4] = [1.0, 0.3, 0.1, 0.03];
+/// Shares of the newest sample in the means, from the last value to minutes.
+const SHARES: [f64; 5] = [1.0, 0.3, 0.1, 0.03, 0.01];
+
+/// Each of them with jumps and without.
+const MEAN_COUNT: usize = 2 * SHARES.len();
 
 /// The mean that changes are told from.
 const WATCHED: usize = 2;
@@ -30,15 +35,29 @@ const RATE_MIN: f64 = 1.0;
 /// Least spread: no link is steadier within a second.
 const SPREAD_MIN: f64 = 0.01;
 
-/// Share by which losses and the spread follow.
-const LOSS_SHARE: f64 = 0.02;
+/// Share by which the spread follows.
+const SPREAD_SHARE: f64 = 0.02;
+
+/// Samples that losses remember, and horizons beside them: samples within one are much alike.
+const LOSS_COUNT_MIN: usize = 600;
+const LOSS_HORIZONS: usize = 10;
+
+/// How much more the better means count: one whose errors are a tenth larger counts a third.
+const FAVOUR: i32 = 6;
+
+/// How much the means that never jump count beside those that do, as long as they are as good: a link that
+/// has never changed says nothing of either, and a change is to be followed at once.
+const STAYING_SHARE: f64 = 0.3;
+
+/// Mean squares of errors that are as good as none.
+const LOSS_MIN: f64 = 1e-6;
 
 /// A change is believed after so much evidence beyond the slack, in spreads (Page's test).
 const SLACK: f64 = 1.5;
 const EVIDENCE_MAX: f64 = 4.0;
 const ENOUGH: f64 = 9.0;
 
-type Means = [f64; SHARES.len()];
+type Means = [f64; MEAN_COUNT];
 
 /// The last samples of capacity, and what they say of the next.
 #[derive(Debug, Clone)]
@@ -54,18 +73,39 @@ pub struct Recent {
     horizons: Vec<Horizon>,
 }
 
-/// How well each mean did at one horizon.
+/// How well the means did at one horizon.
 #[derive(Debug, Clone, Default)]
 struct Horizon {
+    /// Mean squares of the errors: medians would follow each step of what comes and goes.
     losses: Means,
+    count: usize,
     errors: Errors,
 }
 
 impl Horizon {
-    fn best(&self) -> usize {
-        let all = 0..SHARES.len();
-        all.min_by(|a, b| self.losses[*a].total_cmp(&self.losses[*b]))
-            .unwrap_or(WATCHED)
+    /// What the means say together.
+    fn blend(&self, means: &Means) -> f64 {
+        let least = self.losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let (mut sum, mut weights) = (0.0, 0.0);
+        for (index, (loss, mean)) in self.losses.iter().zip(means).enumerate() {
+            let is_jumping = index < SHARES.len();
+            let share = if is_jumping { 1.0 } else { STAYING_SHARE };
+            let weight = share * ((least + LOSS_MIN) / (loss + LOSS_MIN)).powi(FAVOUR);
+            sum += weight * mean;
+            weights += weight;
+        }
+        sum / weights
+    }
+
+    /// Compares what the means said a horizon ago with what came.
+    fn score(&mut self, means: &Means, outcome: f64, spread: f64, length: usize) {
+        let error = (outcome - self.blend(means)) / spread;
+        self.errors.adapt(error, length, &Tails::default());
+        self.errors.observe(error);
+        self.count = (self.count + 1).min(LOSS_COUNT_MIN + LOSS_HORIZONS * length);
+        for (loss, mean) in self.losses.iter_mut().zip(means) {
+            *loss += ((outcome - mean).powi(2) - *loss) / count_of(self.count);
+        }
     }
 }
 
@@ -89,7 +129,7 @@ impl Recent {
         let rate = rate.clamp(RATE_MIN, 1e14);
         let sample = rate.ln();
         if self.count == 0 {
-            self.means = [sample; SHARES.len()];
+            self.means = [sample; MEAN_COUNT];
         }
         self.count += 1;
         self.samples.truncate(SAMPLE_COUNT_MAX - 1);
@@ -101,11 +141,11 @@ impl Recent {
             // The last three samples are the change; one of them alone may be odd.
             let newest: Vec<f64> = self.samples.iter().take(3).map(|rate| rate.ln()).collect();
             let mean = newest.iter().sum::<f64>() / count_of(newest.len());
-            self.means = [mean; SHARES.len()];
+            self.means[..SHARES.len()].fill(mean);
         }
-        self.spread += (strayed - self.spread) * LOSS_SHARE;
+        self.spread += (strayed - self.spread) * SPREAD_SHARE;
         self.spread = self.spread.max(SPREAD_MIN);
-        for (mean, share) in self.means.iter_mut().zip(SHARES) {
+        for (mean, share) in self.means.iter_mut().zip(SHARES.iter().cycle()) {
             *mean += (sample - *mean) * share;
         }
         self.past.truncate(SAMPLE_COUNT_MAX - 1);
@@ -126,12 +166,7 @@ impl Recent {
             };
             let sum: f64 = self.samples.iter().take(length).sum();
             let outcome = (sum / count_of(length)).ln();
-            let best = horizon.best();
-            let error = (outcome - means[best]) / self.spread;
-            horizon.errors.observe(error, length);
-            for (loss, mean) in horizon.losses.iter_mut().zip(means) {
-                *loss += ((outcome - mean).abs() - *loss) * LOSS_SHARE;
-            }
+            horizon.score(means, outcome, self.spread, length);
         }
     }
 
@@ -156,10 +191,10 @@ impl Recent {
         let index = HORIZONS.partition_point(|length| (*length as u64) < seconds);
         let index = index.min(HORIZONS.len() - 1);
         let (horizon, length) = (&self.horizons[index], HORIZONS[index]);
-        let mean = self.means[horizon.best()];
+        let mean = horizon.blend(&self.means);
         let [p10, p50, p90] = horizon
             .errors
-            .quantiles(length)
+            .quantiles(length, &Tails::default())
             .map(|error| (mean + error * self.spread).exp());
         Some(Band::new(p10, p50, p90))
     }
@@ -240,6 +275,10 @@ mod tests {
             level += 0.1 * noise(index);
             wandering.observe(1e6 * f64::exp(level));
         }
-        assert!(steady.horizons[1].best() > wandering.horizons[1].best());
+        // The slow ones far from the fast ones: whom does the blend follow?
+        let means: Means = std::array::from_fn(|index| SHARES[index % SHARES.len()]);
+        let follows = |recent: &Recent| recent.horizons[1].blend(&means);
+        let (slow, fast) = (follows(&steady), follows(&wandering));
+        assert!(slow < 0.5 * fast, "{slow} and {fast}");
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //!  hour's rate / level  =  profile of the hour of the week  +  spread x residual
 //!  residual in h hours  =  what residuals like today's were followed by, learnt per lead
-//!  band                 =  quantiles of the errors made so far at that lead, kept to their coverage
+//!  band                 =  quantiles of the errors made so far at that lead, kept to their coverage,
+//!                          and of what a shift of the level would make of them
 //! ```
 //!
 //! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
@@ -12,12 +13,14 @@
 //! shifted: it jumps to where they are, and the profile, which is relative to it, stays.
 
 pub(crate) mod errors;
+pub(crate) mod hazard;
 mod lead;
 mod profile;
 
 use std::collections::VecDeque;
 
 use crate::band::Band;
+use hazard::Hazard;
 use lead::{Lead, Learnt};
 use profile::Profile;
 
@@ -81,6 +84,7 @@ pub struct Season {
     profile: Profile,
     residuals: Residuals,
     shift: Shift,
+    hazard: Hazard,
     leads: Vec<Lead>,
 }
 
@@ -124,6 +128,7 @@ impl Season {
             profile: Profile::default(),
             residuals: Residuals::default(),
             shift: Shift::default(),
+            hazard: Hazard::default(),
             leads: LEADS.map(Lead::new).into(),
         }
     }
@@ -150,16 +155,18 @@ impl Season {
             self.level = rate.clamp(LEVEL_MIN, LEVEL_MAX);
         }
         self.known_count += 1;
-        for lead in &mut self.leads {
-            lead.score(rate);
-        }
         let expected = self.profile.mean(here);
+        let spread = self.profile.spread(here);
+        self.hazard.pass(self.level);
+        let tails = self.hazard.tails(self.level, expected / spread);
+        for lead in &mut self.leads {
+            lead.score(rate, &tails);
+        }
         if self.is_outage(rate / self.level, expected) {
             self.residuals.push(None);
             self.predict_all();
             return;
         }
-        let spread = self.profile.spread(here);
         let residual = (rate / self.level - expected) / spread;
         self.residuals
             .push(Some(residual.clamp(-STRAYED_MAX, STRAYED_MAX)));
@@ -214,6 +221,8 @@ impl Season {
     /// The level has shifted: the last residuals become what they are against the new one.
     fn jump(&mut self, jump: Jump) {
         self.settled_count = SETTLED_AT_JUMP;
+        self.hazard.observe(jump.factor);
+        self.leads.iter_mut().for_each(Lead::cross);
         self.profile.loosen();
         self.level = (self.level * jump.factor).clamp(LEVEL_MIN, LEVEL_MAX);
         for residual in self.residuals.0.iter_mut().take(jump.hours).flatten() {
@@ -227,7 +236,7 @@ impl Season {
             let target = (self.next + hours - 1) % WEEK_HOURS;
             let scale = self.level * self.profile.spread(target);
             let point = self.level * self.profile.mean(target);
-            let residual = lead.learnt().residual(&self.residuals, hours);
+            let residual = lead.residual(&self.residuals, hours);
             lead.expect(point + scale * residual, scale);
         }
     }
@@ -242,13 +251,16 @@ impl Season {
         let lead = lead.clamp(1, WEEK_HOURS);
         let target = target % WEEK_HOURS;
         let after = LEADS.partition_point(|hours| *hours < lead);
-        let high = self.leads[after].learnt();
+        let mean = self.profile.mean(target) / self.profile.spread(target);
+        let tails = self.hazard.tails(self.level, mean);
+        let learnt = |index: usize| self.leads[index].learnt(&tails);
+        let high = learnt(after);
         let learnt = if LEADS[after] == lead {
             high
         } else {
             let low = LEADS[after - 1];
             let share = hours(lead - low) / hours(LEADS[after] - low);
-            Learnt::between(&self.leads[after - 1].learnt(), &high, share)
+            Learnt::between(&learnt(after - 1), &high, share)
         };
         let scale = self.level * self.profile.spread(target);
         let point =

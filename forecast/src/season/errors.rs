@@ -1,6 +1,7 @@
 //! The errors made so far at one lead, and quantiles of them that keep to their coverage.
 
-use std::collections::VecDeque;
+use super::hazard::Tails;
+use crate::window::Window;
 
 /// Errors kept: twelve weeks of hours.
 const COUNT_MAX: usize = 2016;
@@ -19,11 +20,18 @@ const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 /// widen the band when the run is over.
 const STEP: f64 = 0.002;
 
+/// How much the tails are widened for want of errors that tell of different times: little if the rarest
+/// ones, those of shifts of the level, are not for them to tell.
+const FEW: f64 = 1.0;
+const FEW_BESIDE_TAILS: f64 = 0.25;
+
+/// Halvings in the search for a quantile: to a hundredth of a spread for any errors there are.
+const HALVINGS: u32 = 24;
+
 /// A window of errors, in spreads.
 #[derive(Debug, Clone)]
 pub(crate) struct Errors {
-    newest: VecDeque<f64>,
-    sorted: Vec<f64>,
+    window: Window,
     /// What is asked of the window so that the shares come out right.
     asked: [f64; 3],
 }
@@ -31,64 +39,83 @@ pub(crate) struct Errors {
 impl Default for Errors {
     fn default() -> Self {
         Self {
-            newest: VecDeque::new(),
-            sorted: Vec::new(),
+            window: Window::new(COUNT_MAX),
             asked: SHARES,
         }
     }
 }
 
 impl Errors {
-    pub(crate) fn observe(&mut self, error: f64, lead_hours: usize) {
+    /// Takes an error that no shift of the level is to blame for.
+    pub(crate) fn observe(&mut self, error: f64) {
+        self.window.observe(error);
+    }
+
+    /// Learns from an error how much is to be asked of the window.
+    pub(crate) fn adapt(&mut self, error: f64, lead_hours: usize, tails: &Tails) {
         let step = STEP / super::hours(lead_hours);
-        let quantiles = self.quantiles(lead_hours);
-        for ((asked, share), quantile) in self.asked.iter_mut().zip(SHARES).zip(quantiles) {
-            let is_below = f64::from(u8::from(error < quantile));
+        let below = self.below(error, tails.chance(lead_hours), tails);
+        let asked = self.asked_of_few(lead_hours, tails);
+        for ((asked, share), few) in self.asked.iter_mut().zip(SHARES).zip(asked) {
+            let is_below = f64::from(u8::from(below < few));
             *asked = (*asked + step * (share - is_below)).clamp(0.01, 0.99);
         }
-        if self.newest.len() == COUNT_MAX
-            && let Some(oldest) = self.newest.pop_back()
-        {
-            let at = self.sorted.partition_point(|other| *other < oldest);
-            self.sorted.remove(at);
-        }
-        self.newest.push_front(error);
-        let at = self.sorted.partition_point(|other| *other < error);
-        self.sorted.insert(at, error);
     }
 
     /// Quantiles 10, 50 and 90.
-    ///
-    /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
-    /// tails are widened as conformal prediction does for so few.
-    pub(crate) fn quantiles(&self, lead_hours: usize) -> [f64; 3] {
-        let count = self.sorted.len();
-        let apart = super::hours(count) / super::hours(lead_hours);
-        let shrink = apart / (apart + 1.0);
+    pub(crate) fn quantiles(&self, lead_hours: usize, tails: &Tails) -> [f64; 3] {
+        let count = self.window.count();
         let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
+        let chance = tails.chance(lead_hours);
         let mut quantiles = PRIOR;
-        let [low, middle, high] = self.asked;
-        let asked = [low * shrink, middle, 1.0 - (1.0 - high) * shrink];
-        for (quantile, asked) in quantiles.iter_mut().zip(asked) {
-            if let Some(own) = quantile_of(&self.sorted, asked) {
+        for (quantile, asked) in quantiles
+            .iter_mut()
+            .zip(self.asked_of_few(lead_hours, tails))
+        {
+            if let Some(own) = self.quantile(asked, chance, tails) {
                 *quantile += (own - *quantile) * weight;
             }
         }
         quantiles
     }
-}
 
-/// A quantile of sorted values, between the two nearest.
-fn quantile_of(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let place = share.clamp(0.0, 1.0) * super::hours(last);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between nothing and the window's length"
-    )]
-    let below = (place as usize).min(last);
-    let above = (below + 1).min(last);
-    let part = place - super::hours(below);
-    Some(sorted[below] + (sorted[above] - sorted[below]) * part)
+    /// What is asked of the window.
+    ///
+    /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
+    /// tails are widened as conformal prediction does for so few.
+    fn asked_of_few(&self, lead_hours: usize, tails: &Tails) -> [f64; 3] {
+        let apart = super::hours(self.window.count()) / super::hours(lead_hours);
+        let few = if tails.is_none() {
+            FEW
+        } else {
+            FEW_BESIDE_TAILS
+        };
+        let shrink = apart / (apart + few);
+        let [low, middle, high] = self.asked;
+        [low * shrink, middle, 1.0 - (1.0 - high) * shrink]
+    }
+
+    /// Share of errors below one, given the chance of a shift.
+    fn below(&self, error: f64, chance: f64, tails: &Tails) -> f64 {
+        (1.0 - chance) * self.window.below(error) + chance * tails.below(error)
+    }
+
+    /// The error that this share lie below.
+    fn quantile(&self, share: f64, chance: f64, tails: &Tails) -> Option<f64> {
+        if chance <= 0.0 {
+            return self.window.quantile(share);
+        }
+        let (low, high) = tails.bounds();
+        let mut low = low.min(self.window.quantile(0.0)?);
+        let mut high = high.max(self.window.quantile(1.0)?);
+        for _ in 0..HALVINGS {
+            let middle = f64::midpoint(low, high);
+            if self.below(middle, chance, tails) < share {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Some(f64::midpoint(low, high))
+    }
 }

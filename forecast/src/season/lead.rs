@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::errors::Errors;
+use super::hazard::Tails;
 use super::{Residuals, WEEK_HOURS};
 
 /// What a residual to come is made from.
@@ -24,6 +25,8 @@ const BELIEVED_MAX: f64 = 3.5;
 struct Expected {
     point: f64,
     scale: f64,
+    /// The level has shifted since.
+    is_crossed: bool,
 }
 
 /// One lead.
@@ -61,9 +64,7 @@ impl Learnt {
 
     /// The residual to expect in so many hours.
     pub(super) fn residual(&self, residuals: &Residuals, hours: usize) -> f64 {
-        let features = features(residuals, hours, 0);
-        let sum = features.iter().zip(self.weights).map(|(x, w)| x * w);
-        sum.sum()
+        weigh(&self.weights, residuals, hours)
     }
 }
 
@@ -81,14 +82,28 @@ impl Lead {
 
     /// Notes what is expected of the hour that comes in so many hours.
     pub(super) fn expect(&mut self, point: f64, scale: f64) {
-        self.open.push_back(Expected { point, scale });
+        self.open.push_back(Expected {
+            point,
+            scale,
+            is_crossed: false,
+        });
     }
 
     /// Compares the forecast for the hour that has just ended with what it carried.
-    pub(super) fn score(&mut self, rate: f64) {
+    pub(super) fn score(&mut self, rate: f64, tails: &Tails) {
         if let Some(expected) = self.due() {
             let error = (rate - expected.point) / expected.scale;
-            self.errors.observe(error, self.hours);
+            self.errors.adapt(error, self.hours, tails);
+            if !expected.is_crossed {
+                self.errors.observe(error);
+            }
+        }
+    }
+
+    /// The level has shifted: what was expected until now says nothing of other errors.
+    pub(super) fn cross(&mut self) {
+        for expected in &mut self.open {
+            expected.is_crossed = true;
         }
     }
 
@@ -137,12 +152,22 @@ impl Lead {
         solve(matrix, right)
     }
 
-    pub(super) fn learnt(&self) -> Learnt {
+    pub(super) fn learnt(&self, tails: &Tails) -> Learnt {
         Learnt {
             weights: self.weights,
-            errors: self.errors.quantiles(self.hours),
+            errors: self.errors.quantiles(self.hours, tails),
         }
     }
+
+    /// The residual to expect in so many hours.
+    pub(super) fn residual(&self, residuals: &Residuals, hours: usize) -> f64 {
+        weigh(&self.weights, residuals, hours)
+    }
+}
+
+fn weigh(weights: &Vector, residuals: &Residuals, hours: usize) -> f64 {
+    let features = features(residuals, hours, 0);
+    features.iter().zip(weights).map(|(x, w)| x * w).sum()
 }
 
 /// What is known of residuals at an origin `ago` hours back about the hour `lead` after it.

@@ -76,6 +76,22 @@ fn a_level_shift_is_followed_within_hours_and_keeps_the_shape_of_the_day() {
 }
 
 #[test]
+fn a_week_ahead_is_less_certain_if_the_level_has_shifted_before() {
+    let now = 12 * WEEK_HOURS;
+    let width = |levels: [f64; 4]| {
+        let season = season(now, |hour| {
+            Hour::Rate(levels[hour / (3 * WEEK_HOURS)] * usual(hour) * rough(hour))
+        });
+        let band = season.forecast(WEEK_HOURS, now % WEEK_HOURS).unwrap();
+        near(band.p50, levels[3] * usual(now), 0.1);
+        (band.p90 - band.p10) / band.p50
+    };
+    let (steady, shifting) = (width([1.0; 4]), width([1.0, 0.4, 1.0, 0.5]));
+    assert!(steady < 0.3, "{steady}");
+    assert!(shifting > 0.4, "{shifting}");
+}
+
+#[test]
 fn an_outage_of_a_day_leaves_the_forecast_as_it_was() {
     let now = 6 * WEEK_HOURS;
     let outage = now - 26..now - 2;

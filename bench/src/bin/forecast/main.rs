@@ -1,34 +1,34 @@
-//! How good the forecast of the coming hours and days is, beside last value, EWMA, seasonal naives and
-//! a library's Holt-Winters, on weeks made from seeds.
+//! How good forecasts are beside simple ones and a library's: hours and days on weeks made from seeds or
+//! from a trace, and the next seconds.
 //!
-//! All see the same hours and are scored by the same pinball loss of p10, p50 and p90, at every hour of
-//! the scored weeks. The model's constants were chosen on the seeds of `--tune`; the report is of
-//! others.
+//! All see the same and are scored by the same pinball loss of p10, p50 and p90, at every hour or second
+//! that does not only teach. The model's constants were chosen on the seeds of `--tune`; the report is
+//! of others. `--trace FILE.csv` takes rows of a time and the bits per second then.
 #![forbid(unsafe_code)]
 
+mod long;
 mod rivals;
+mod short;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
-use rivals::{Quantiles, Rival};
 use serde::Serialize;
-use towpath_bench::weeks::{Set, WEEK_HOURS, hours};
 use towpath_forecast::band::Band;
 use towpath_forecast::score::{Score, pinball};
-use towpath_forecast::season::{Hour, Season};
-
-/// Leads that are scored, in hours: 24 is the one the goals are about.
-const LEADS: [usize; 5] = [1, 6, 24, 72, WEEK_HOURS];
 
 /// Weeks that only teach, and weeks that are scored.
 const TAUGHT_WEEKS: usize = 8;
 const SCORED_WEEKS: usize = 8;
 
-/// The first seed of the reported weeks; those of `--tune` are below.
-const SCORED_SEED: u64 = 7_000_001;
+/// The first seed of what is reported; those of `--tune` are below.
+const SCORED_SEED: u64 = 11_000_001;
 const TUNING_SEED: u64 = 1;
+const SEED_COUNT: u64 = 48;
+
+const SCHEMA: &str = "towpath.v1.bench.forecast";
 
 #[derive(Serialize)]
 struct Report {
@@ -36,7 +36,10 @@ struct Report {
     seeds: Vec<u64>,
     taught_weeks: usize,
     scored_weeks: usize,
+    /// Hours and days.
     sets: Vec<SetReport>,
+    /// The next seconds.
+    short_sets: Vec<SetReport>,
 }
 
 #[derive(Serialize)]
@@ -47,7 +50,10 @@ struct SetReport {
 
 #[derive(Serialize)]
 struct LeadReport {
-    lead_hours: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lead_hours: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lead_seconds: Option<usize>,
     /// Share of outcomes within p10 and p90; 0.8 is right.
     coverage: f64,
     /// Share of outcomes above p10; 0.9 is right.
@@ -58,19 +64,17 @@ struct LeadReport {
 }
 
 fn main() -> ExitCode {
-    let (first, count, weeks) = match std::env::args().nth(1).as_deref() {
-        None => (SCORED_SEED, 24, SCORED_WEEKS),
-        Some("--tune") => (TUNING_SEED, 24, SCORED_WEEKS),
-        Some("--smoke") => (SCORED_SEED, 1, 1),
-        Some(other) => {
-            let shown: String = other.chars().take(40).collect();
-            let known = "there are only --smoke and --tune";
-            return complain(&format!("{shown:?} is not an option; {known}"));
-        }
+    let arguments: Vec<String> = std::env::args().skip(1).take(3).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let report = match arguments[..] {
+        [] => Ok(report(SCORED_SEED, SEED_COUNT, SCORED_WEEKS)),
+        ["--tune"] => Ok(report(TUNING_SEED, SEED_COUNT, SCORED_WEEKS)),
+        ["--smoke"] => Ok(report(SCORED_SEED, 1, 1)),
+        ["--trace", path] => report_trace(path),
+        _ => Err("there are only --smoke, --tune and --trace FILE.csv".to_owned()),
     };
-    let report = report(first, count, weeks);
-    let written = serde_json::to_string_pretty(&report)
-        .map_err(|error| error.to_string())
+    let written = report
+        .and_then(|report| serde_json::to_string_pretty(&report).map_err(|error| error.to_string()))
         .and_then(|text| writeln!(std::io::stdout(), "{text}").map_err(|error| error.to_string()));
     match written {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,25 +90,35 @@ fn complain(what: &str) -> ExitCode {
 
 fn report(first: u64, count: u64, scored_weeks: usize) -> Report {
     let seeds: Vec<u64> = (first..first + count).collect();
-    let sets = Set::ALL.map(|set| {
-        let mut tallies: Vec<Tally> = LEADS.map(|_| Tally::default()).into();
-        for seed in &seeds {
-            let series = hours(set, *seed, TAUGHT_WEEKS + scored_weeks + 1);
-            score(&series, scored_weeks, &mut tallies);
-        }
-        let leads = LEADS.into_iter().zip(&tallies);
-        SetReport {
-            set: set.as_str(),
-            leads: leads.map(|(lead, tally)| tally.report(lead)).collect(),
-        }
-    });
     Report {
-        schema: "towpath.v1.bench.forecast",
-        seeds,
+        schema: SCHEMA,
         taught_weeks: TAUGHT_WEEKS,
         scored_weeks,
-        sets: sets.into(),
+        sets: long::report(&seeds, TAUGHT_WEEKS, scored_weeks),
+        short_sets: short::report(&seeds),
+        seeds,
     }
+}
+
+fn report_trace(path: &str) -> Result<Report, String> {
+    let shown = |error: std::io::Error| format!("{path}: {error}");
+    if std::fs::metadata(path).map_err(shown)?.len() > trace::FILE_BYTES_MAX {
+        return Err(format!(
+            "{path}: larger than {} bytes",
+            trace::FILE_BYTES_MAX
+        ));
+    }
+    let text = std::fs::read_to_string(path).map_err(shown)?;
+    let series = trace::hours(&text).map_err(|error| format!("{path}: {error}"))?;
+    let (taught_weeks, scored_weeks) = trace::weeks(&series);
+    Ok(Report {
+        schema: SCHEMA,
+        seeds: Vec::new(),
+        taught_weeks,
+        scored_weeks,
+        sets: vec![long::report_trace(&series, taught_weeks, scored_weeks)],
+        short_sets: Vec::new(),
+    })
 }
 
 /// What one lead cost, over all seeds of a set.
@@ -116,10 +130,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn report(&self, lead_hours: usize) -> LeadReport {
+    /// Takes what was forecast and what came, of a series that carries `scale` on average.
+    fn observe(&mut self, band: &Band, outcome: f64, scale: f64) {
+        self.ours += pinball(band, outcome) / scale;
+        self.score.observe_within(band, outcome, u64::MAX);
+    }
+
+    fn report(&self, lead_hours: Option<usize>, lead_seconds: Option<usize>) -> LeadReport {
         let ratio = |(name, loss): (&&'static str, &f64)| (*name, self.ours / loss);
         LeadReport {
             lead_hours,
+            lead_seconds,
             coverage: self.score.within,
             p10_coverage: self.score.above_p10,
             pinball_ratio: self.theirs.iter().map(ratio).collect(),
@@ -127,49 +148,6 @@ impl Tally {
     }
 }
 
-/// Scores ours and all rivals on one series.
-fn score(series: &[f64], scored_weeks: usize, tallies: &mut [Tally]) {
-    let (from, to) = (
-        TAUGHT_WEEKS * WEEK_HOURS,
-        (TAUGHT_WEEKS + scored_weeks) * WEEK_HOURS,
-    );
-    let scale = series.iter().sum::<f64>() / f64::from(u32::try_from(series.len()).unwrap_or(1));
-    let mut season = Season::new(0);
-    for (origin, rate) in series.iter().enumerate().take(to) {
-        if origin >= from {
-            for (lead, tally) in LEADS.into_iter().zip(tallies.iter_mut()) {
-                let target = origin + lead - 1;
-                let band = season
-                    .forecast(lead, target % WEEK_HOURS)
-                    .expect("it has seen weeks");
-                tally.ours += pinball(&band, series[target]) / scale;
-                tally.score.observe_within(&band, series[target], u64::MAX);
-            }
-        }
-        season.observe(Hour::Rate(*rate), (origin + 1) % WEEK_HOURS);
-    }
-    for (name, rival) in Rival::all(series, from) {
-        for (lead, tally) in LEADS.into_iter().zip(tallies.iter_mut()) {
-            let loss = rival_loss(&rival, series, lead, from..to);
-            *tally.theirs.entry(name).or_default() += loss / scale;
-        }
-    }
-}
-
-/// A rival's loss at one lead.
-fn rival_loss(rival: &Rival, series: &[f64], lead: usize, scored: std::ops::Range<usize>) -> f64 {
-    let mut quantiles = Quantiles::default();
-    let mut sum = 0.0;
-    for origin in 2 * WEEK_HOURS..scored.end {
-        // What was said `lead` hours ago about the hour that has just ended.
-        let past = origin - lead;
-        if past >= WEEK_HOURS {
-            quantiles.observe(series[origin - 1] - rival.point(series, past, lead));
-        }
-        if scored.contains(&origin) {
-            let band: Band = quantiles.band(rival.point(series, origin, lead));
-            sum += pinball(&band, series[origin + lead - 1]);
-        }
-    }
-    sum
+fn mean(rates: &[f64]) -> f64 {
+    rates.iter().sum::<f64>() / f64::from(u32::try_from(rates.len()).unwrap_or(u32::MAX))
 }

@@ -3,10 +3,9 @@
 //! Each rival gives a point for every hour and lead; its quantiles are those of the errors it made at
 //! that lead in the twelve weeks before, as ours are, so that all are compared by the same loss.
 
-use std::collections::VecDeque;
-
 use towpath_bench::weeks::{DAY_HOURS, WEEK_HOURS};
 use towpath_forecast::band::Band;
+use towpath_forecast::window::Window;
 use u_analytics::smoothing::{HoltWinters, HoltWintersResult, Seasonality};
 
 /// Errors a rival's quantiles are taken from.
@@ -79,31 +78,22 @@ fn ewma(series: &[f64]) -> Vec<f64> {
 }
 
 /// Turns a rival's points at one lead into bands.
-#[derive(Default)]
-pub(crate) struct Quantiles {
-    newest: VecDeque<f64>,
-    sorted: Vec<f64>,
+pub(crate) struct Quantiles(Window);
+
+impl Default for Quantiles {
+    fn default() -> Self {
+        Self(Window::new(ERROR_COUNT))
+    }
 }
 
 impl Quantiles {
     pub(crate) fn observe(&mut self, error: f64) {
-        if self.newest.len() == ERROR_COUNT
-            && let Some(oldest) = self.newest.pop_back()
-        {
-            let at = self.sorted.partition_point(|other| *other < oldest);
-            self.sorted.remove(at);
-        }
-        self.newest.push_front(error);
-        let at = self.sorted.partition_point(|other| *other < error);
-        self.sorted.insert(at, error);
+        self.0.observe(error);
     }
 
     pub(crate) fn band(&self, point: f64) -> Band {
-        let count = self.sorted.len();
-        let at = |percent: usize| self.sorted[(count * percent / 100).min(count - 1)];
-        if count == 0 {
-            return Band::new(point, point, point);
-        }
-        Band::new(point + at(10), point + at(50), point + at(90))
+        let [p10, p50, p90] =
+            [0.1, 0.5, 0.9].map(|share| point + self.0.quantile(share).unwrap_or(0.0));
+        Band::new(p10, p50, p90)
     }
 }

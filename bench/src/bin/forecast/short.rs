@@ -1,0 +1,97 @@
+//! The short view beside last value, EWMAs and moving means, on seconds made from seeds.
+
+use std::collections::BTreeMap;
+
+use towpath_bench::seconds::SecondsSet;
+use towpath_forecast::recent::Recent;
+use towpath_forecast::score::pinball;
+
+use super::rivals::Quantiles;
+use super::{SetReport, Tally, mean};
+
+/// Leads in seconds: what is forecast is the mean over as many.
+const LEADS: [usize; 3] = [1, 10, 60];
+
+/// Seconds that only teach, and seconds in all.
+const TAUGHT_COUNT: usize = 900;
+const COUNT: usize = 5400;
+
+/// What each rival says at a second: the same for every lead.
+fn rivals(series: &[f64]) -> BTreeMap<&'static str, Vec<f64>> {
+    let ewma = |share: f64| {
+        let mut mean = series[0];
+        let follow = |rate: &f64| {
+            mean += share * (rate - mean);
+            mean
+        };
+        series.iter().map(follow).collect()
+    };
+    let moving = |count: usize| {
+        let last = |end: usize| mean(&series[end.saturating_sub(count)..end]);
+        (1..=series.len()).map(last).collect()
+    };
+    BTreeMap::from([
+        ("last value", series.to_vec()),
+        ("ewma 0.2", ewma(0.2)),
+        ("ewma 0.05", ewma(0.05)),
+        ("mean of 10 s", moving(10)),
+        ("mean of 60 s", moving(60)),
+    ])
+}
+
+/// Every set, on each of the seeds.
+pub(crate) fn report(seeds: &[u64]) -> Vec<SetReport> {
+    let report = |set: SecondsSet| {
+        let mut tallies: Vec<Tally> = LEADS.map(|_| Tally::default()).into();
+        for seed in seeds {
+            score(&set.seconds(*seed, COUNT), &mut tallies);
+        }
+        let leads = LEADS.into_iter().zip(&tallies);
+        SetReport {
+            set: set.as_str(),
+            leads: leads
+                .map(|(lead, tally)| tally.report(None, Some(lead)))
+                .collect(),
+        }
+    };
+    SecondsSet::ALL.map(report).into()
+}
+
+/// Scores ours and all rivals on one series.
+fn score(series: &[f64], tallies: &mut [Tally]) {
+    let scale = mean(series);
+    let scored = TAUGHT_COUNT..series.len() - LEADS[LEADS.len() - 1];
+    let mut recent = Recent::default();
+    for (index, rate) in series.iter().enumerate().take(scored.end) {
+        if scored.contains(&index) {
+            for (lead, tally) in LEADS.into_iter().zip(tallies.iter_mut()) {
+                let band = recent.forecast(lead as u64).expect("it has seen minutes");
+                let outcome = mean(&series[index..index + lead]);
+                tally.observe(&band, outcome, scale);
+            }
+        }
+        recent.observe(*rate);
+    }
+    for (name, points) in rivals(series) {
+        for (lead, tally) in LEADS.into_iter().zip(tallies.iter_mut()) {
+            let loss = rival_loss(&points, series, lead, scored.clone());
+            *tally.theirs.entry(name).or_default() += loss / scale;
+        }
+    }
+}
+
+/// A rival's loss at one lead; its band is made of the errors it made, as ours is.
+fn rival_loss(points: &[f64], series: &[f64], lead: usize, scored: std::ops::Range<usize>) -> f64 {
+    let mut quantiles = Quantiles::default();
+    let mut sum = 0.0;
+    for index in lead + 1..scored.end {
+        // What was said `lead` seconds ago about those that have just ended.
+        let begin = index - lead;
+        quantiles.observe(mean(&series[begin..index]) - points[begin - 1]);
+        if scored.contains(&index) {
+            let band = quantiles.band(points[index - 1]);
+            sum += pinball(&band, mean(&series[index..index + lead]));
+        }
+    }
+    sum
+}

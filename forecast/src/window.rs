@@ -1,0 +1,114 @@
+//! The last values of something, kept in the order they came in and in the order of size.
+
+use std::collections::VecDeque;
+
+/// A window of values that knows its quantiles.
+///
+/// A value costs one search and one move of the values above it: for windows of thousands.
+#[derive(Debug, Clone)]
+pub struct Window {
+    count_max: usize,
+    newest: VecDeque<f64>,
+    sorted: Vec<f64>,
+}
+
+impl Window {
+    /// A window of so many values, at least one.
+    #[must_use]
+    pub fn new(count_max: usize) -> Self {
+        Self {
+            count_max: count_max.max(1),
+            newest: VecDeque::new(),
+            sorted: Vec::new(),
+        }
+    }
+
+    /// Takes a value; the oldest goes if there are too many. What is no number has no place in an
+    /// order and is left out.
+    pub fn observe(&mut self, value: f64) {
+        if value.is_nan() {
+            return;
+        }
+        if self.newest.len() == self.count_max
+            && let Some(oldest) = self.newest.pop_back()
+        {
+            self.sorted.remove(self.place(oldest));
+        }
+        self.newest.push_front(value);
+        self.sorted.insert(self.place(value), value);
+    }
+
+    /// Values there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// The value that this share of the others lie below, between the two nearest; `None` if there
+    /// are none.
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let last = self.sorted.len().checked_sub(1)?;
+        let place = share.clamp(0.0, 1.0) * crate::season::hours(last);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between nothing and the window's length"
+        )]
+        let below = (place as usize).min(last);
+        let above = (below + 1).min(last);
+        let part = place - crate::season::hours(below);
+        Some(self.sorted[below] + (self.sorted[above] - self.sorted[below]) * part)
+    }
+
+    /// Share of the values that lie below one.
+    #[must_use]
+    pub fn below(&self, value: f64) -> f64 {
+        let n = self.sorted.len();
+        crate::season::hours(self.place(value)) / crate::season::hours(n.max(1))
+    }
+
+    /// Where a value stands in the order, or would.
+    fn place(&self, value: f64) -> usize {
+        self.sorted.partition_point(|other| *other < value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_the_nearest_values() {
+        let mut window = Window::new(10);
+        assert_eq!(window.quantile(0.5), None);
+        for value in [3.0, 1.0, 2.0, f64::NAN, 5.0] {
+            window.observe(value);
+        }
+        assert_eq!(window.count(), 4);
+        let quantiles = [-1.0, 0.0, 0.5, 1.0, 7.0].map(|share| window.quantile(share).unwrap());
+        assert_eq!(quantiles, [1.0, 1.0, 2.5, 5.0, 5.0]);
+    }
+
+    proptest! {
+        /// The window holds the newest values, whatever came before.
+        #[test]
+        fn only_the_newest_values_count(
+            values in proptest::collection::vec(-5_i8..5, 1..60),
+            count_max in 1_usize..20,
+        ) {
+            let mut window = Window::new(count_max);
+            values.iter().for_each(|value| window.observe(f64::from(*value)));
+            let mut newest: Vec<i8> = values.iter().rev().take(count_max).copied().collect();
+            newest.sort_unstable();
+            prop_assert_eq!(window.count(), newest.len());
+            for (index, value) in newest.iter().enumerate() {
+                let share = index as f64 / (newest.len() - 1).max(1) as f64;
+                let quantile = window.quantile(share).unwrap();
+                prop_assert!((quantile - f64::from(*value)).abs() < 1e-9);
+            }
+        }
+    }
+}
