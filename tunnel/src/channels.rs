@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_bounded() {
+    fn l08_channels_are_bounded_and_so_are_the_series_they_are_labels_of() {
         let mut book = Book::default();
         for number in 0..CHANNEL_COUNT_MAX {
             let mut one = spec(1);
