@@ -100,7 +100,7 @@ impl Core {
             site: config.site.clone(),
             services: services.collect(),
             limits: config.limits.clone(),
-            channels: Channels::default(),
+            channels: Channels::new(config.state_dir.as_deref()),
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),

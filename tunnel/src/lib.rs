@@ -26,6 +26,7 @@
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | [`channels`] | which channels there are to be; pure |
+//! | `kept` | files of the state folder |
 //! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | `timetable` | caps that change with the time of the week |
@@ -51,6 +52,7 @@ mod datagrams;
 mod dial;
 pub mod estimate;
 mod health;
+mod kept;
 mod lanes;
 mod link;
 mod listen;
@@ -129,9 +131,7 @@ impl Tunnel {
             None => None,
         };
         let socket = Socket::bind(&config.socket)?;
-        for channel in &config.channels {
-            core.channels.open(&core, channel.clone()).await?;
-        }
+        core.channels.begin(&core, &config.channels).await?;
         let mut tunnel = Self {
             listen_address: endpoint.as_ref().and_then(|end| end.local_addr().ok()),
             http_address: http.as_ref().and_then(|http| http.local_addr().ok()),

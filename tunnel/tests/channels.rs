@@ -105,6 +105,17 @@ impl Sites {
         }
     }
 
+    /// Waits for a channel's first error: the program hears of it a moment before it is noted.
+    async fn counts_an_error(&self, channel: &str) {
+        let counted = async {
+            while self.view(channel).last_error.is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(counted).await;
+        assert_eq!(self.view(channel).errors, 1);
+    }
+
     fn view(&self, channel: &str) -> ChannelView {
         let channels = self.edge.status().channels;
         let found = channels.into_iter().find(|view| view.name == channel);
@@ -339,13 +350,7 @@ async fn con_2_resets_pass_and_a_unix_service_gets_the_bytes_alone() {
     soon(remote.read_exact(&mut [0])).await.unwrap();
     drop(remote);
     assert_eq!(ends(&mut local).await, std::io::ErrorKind::ConnectionReset);
-    // The program hears of it a moment before it is counted.
-    let counted = async {
-        while sites.view("till").errors != 1 {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon(counted).await;
+    sites.counts_an_error("till").await;
 }
 
 /// A UDP service that echoes.
@@ -431,8 +436,8 @@ async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
     let tcp = sites.address(&other).await;
     let mut socket = TcpStream::connect(tcp).await.unwrap();
     assert_eq!(ends(&mut socket).await, std::io::ErrorKind::ConnectionReset);
+    sites.counts_an_error("till").await;
     let view = sites.view("till");
-    assert_eq!(view.errors, 1);
     assert!(view.last_error.unwrap().contains("E_DENIED"));
     // A stream of bytes to a service of datagrams is none of its business either.
     let sites = Sites::start(&[("east", udp_service().await)], None).await;
@@ -578,4 +583,71 @@ async fn con_10_a_lost_path_shows_and_datagrams_flow_again_after_it() {
         1,
         "it is the same flow"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_7_pushed_channels_and_con_11_their_generations_outlive_the_tunnel() {
+    let sites = Sites::start(&[("east", tcp_service(b"east").await)], None).await;
+    let state = sites.world.path("edge-state");
+    let sites = sites
+        .restarted(|config| config.state_dir = Some(state.clone()))
+        .await;
+    let path = sites.world.path("app.sock");
+    let listen = format!("unix:{}", path.display());
+    let mut till = spec("till", &listen, "east", 5);
+    till.expires_unix_seconds = Some(now_unix() + 3600);
+    sites.open(&till).await.unwrap();
+    let tcp = |name: &str, generation| spec(name, "tcp:127.0.0.1:0", "east", generation);
+    sites.open(&tcp("gone", 3)).await.unwrap();
+    let path_of_gone = "/v1/channels/gone?generation=4";
+    let left: serde_json::Value = sites.client().delete(path_of_gone).await.unwrap();
+    assert_eq!(left["channels"].as_array().unwrap().len(), 1);
+    let mut brief = tcp("brief", 1);
+    brief.expires_unix_seconds = Some(now_unix() + 2);
+    sites.open(&brief).await.unwrap();
+
+    // Nothing is written when the tunnel ends: what it has said is kept already.
+    let kept = std::fs::read(state.join("channels.json")).unwrap();
+    let mut fixed = tcp("till", 4);
+    fixed.listen = "unix:/nowhere".parse().unwrap();
+    let sites = sites
+        .restarted(|config| {
+            // What is configured is older than what was pushed under the same name.
+            config.channels = vec![fixed, tcp("steady", 0)];
+        })
+        .await;
+    assert_eq!(std::fs::read(state.join("channels.json")).unwrap(), kept);
+    let view = sites.view("till");
+    assert_eq!(
+        (view.generation, view.listen.as_str()),
+        (5, listen.as_str())
+    );
+    assert_eq!(view.expires_unix_seconds, till.expires_unix_seconds);
+    let mut socket = soon(UnixStream::connect(&path)).await.unwrap();
+    let mut word = [0; 4];
+    soon(socket.read_exact(&mut word)).await.unwrap();
+    assert_eq!(&word, b"east");
+    sites.open(&till).await.unwrap();
+    for older in [tcp("till", 4), tcp("gone", 3), tcp("gone", 4)] {
+        let refused = sites.open(&older).await.unwrap_err();
+        assert_eq!(refused.code, Code::State.as_str(), "{older:?}");
+    }
+    assert_eq!(sites.view("steady").generation, 0);
+    let ended = async {
+        while sites.edge.status().channels.len() > 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(ended).await;
+
+    // What cannot be read is set aside, and channels can be pushed again.
+    let sites = sites
+        .restarted(|config| {
+            config.channels.clear();
+            std::fs::write(state.join("channels.json"), &kept[..kept.len() / 2]).unwrap();
+        })
+        .await;
+    assert!(sites.edge.status().channels.is_empty());
+    assert!(state.join("channels.damaged").exists());
+    sites.open(&tcp("till", 1)).await.unwrap();
 }
