@@ -68,7 +68,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
-        let trust = Trust::load(&config.certificates)?;
+        let trust = Trust::load(&config.certificates, config.state_dir.as_deref())?;
         let identity = trust.current();
         let host = trust.host();
         if host.site != config.site || host.host != config.host {

@@ -124,6 +124,14 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Changed certificates, keys and lists that were taken into use, or refused.",
         &["result"],
     )?;
+    let rollbacks = counters(
+        registry,
+        "towpath_crl_rollbacks_total",
+        "Lists of revoked certificates that were older than the one in use, and refused.",
+        &[],
+    )?;
+    let count = core.trust.rollback_count();
+    rollbacks.with_label_values(none).inc_by(count);
     let (taken, refused) = core.trust.counts();
     reloads.with_label_values(&["taken"]).inc_by(taken);
     reloads.with_label_values(&["refused"]).inc_by(refused);
