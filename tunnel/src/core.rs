@@ -15,6 +15,7 @@ use crate::channel::Channels;
 use crate::config::{Config, Limits};
 use crate::lanes::Lanes;
 use crate::metrics::Dropped;
+use crate::network::Network;
 use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
@@ -61,6 +62,7 @@ pub(crate) struct Core {
     pub dropped: Dropped,
     pub began: Clock,
     pub outlook: Outlook,
+    pub network: Network,
     /// This run: streams do not outlive it.
     pub run: RunId,
     pub lanes: Lanes,
@@ -105,6 +107,7 @@ impl Core {
             dropped: Dropped::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
+            network: Network::default(),
             run: RunId(random()?),
             lanes: Lanes::start()?,
             trust,

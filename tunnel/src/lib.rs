@@ -20,6 +20,7 @@
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
 //! | `lanes`, `batch` | the threads that carry bytes, and their sockets |
 //! | `health` | what operators are told about a link; pure |
+//! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
@@ -58,6 +59,7 @@ mod link;
 mod listen;
 mod local;
 mod metrics;
+mod network;
 mod outlook;
 mod pace;
 mod page;
@@ -167,6 +169,8 @@ impl Tunnel {
             );
         }
         let endpoint = self.endpoint.clone();
+        let (listening, until) = (Arc::clone(core), stop.clone());
+        keep(tasks, async move { listening.network.keep(until).await });
         keep(tasks, trust::keep(Arc::clone(core), endpoint, stop.clone()));
         keep(tasks, timetable::keep(Arc::clone(core), stop.clone()));
         keep(tasks, recent::keep(Arc::clone(core), stop.clone()));

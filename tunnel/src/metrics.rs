@@ -15,6 +15,7 @@ use towpath_protocol::rate::Rate;
 
 use crate::built_in;
 use crate::core::Core;
+use crate::dial::Cause;
 use crate::outlook::Direction;
 use crate::status::{self, LinkState};
 use crate::streams::Tally;
@@ -118,6 +119,14 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     if let Some(next) = identity.revocations().next_update_unix_seconds() {
         due.with_label_values(none).set(signed(next));
     }
+    let changes = counters(
+        registry,
+        "towpath_network_changes_total",
+        "Times the kernel said that the host's network had changed.",
+        &[],
+    )?;
+    let count = core.network.count();
+    changes.with_label_values(none).inc_by(count);
     let reloads = counters(
         registry,
         "towpath_cert_reloads_total",
@@ -273,6 +282,12 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         peer,
     )?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
+    let dials = counters(
+        registry,
+        "towpath_tunnel_dials_total",
+        "Attempts to reach a peer, by what they were made for.",
+        &["peer", "cause"],
+    )?;
     let fates = Fates::new(registry)?;
     for peer in core.peers.values() {
         let site = peer.site.as_str();
@@ -284,6 +299,12 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         for each in LinkState::ALL {
             let is_it = i64::from(verdict.state == each);
             states.with_label_values(&[site, each.as_str()]).set(is_it);
+        }
+        for cause in Cause::ALL {
+            let made = peer.dials[cause as usize].load(Ordering::Relaxed);
+            dials
+                .with_label_values(&[site, cause.as_str()])
+                .inc_by(made);
         }
         for class in Class::ALL {
             let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);

@@ -9,7 +9,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant as Clock, SystemTime};
 
@@ -25,6 +25,7 @@ use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig};
 use crate::datagrams::Flows;
+use crate::dial::Cause;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::recent::Recent;
@@ -69,6 +70,8 @@ pub(crate) struct Peer {
     pub streams: Arc<Streams>,
     pub datagrams: Flows,
     pub recent: Recent,
+    /// Attempts to reach it so far, by cause.
+    pub dials: [AtomicU64; Cause::ALL.len()],
     clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
@@ -104,6 +107,7 @@ impl Peer {
             streams: Arc::default(),
             datagrams: Flows::default(),
             recent: Recent::default(),
+            dials: Default::default(),
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
