@@ -30,6 +30,7 @@
 //! | `kept` | files of the state folder |
 //! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
+//! | [`probe`] | active measurements, asked for or in the background |
 //! | `timetable` | caps that change with the time of the week |
 //! | [`built_in`] | the tunnel's own service, for benches |
 //! | `admin`, `metrics` | what operators and scrapers ask |
@@ -65,6 +66,7 @@ mod pace;
 mod page;
 mod peer;
 mod pool;
+pub mod probe;
 mod pump;
 mod recent;
 mod resume;
@@ -153,6 +155,10 @@ impl Tunnel {
 
     fn spawn(&mut self, socket: Socket, admin: Socket, http: Option<TcpListener>, stop: &Shutdown) {
         let (core, tasks) = (&self.core, &mut self.tasks);
+        for peer in core.peers.values() {
+            let (core, probed) = (Arc::clone(core), Arc::clone(peer));
+            keep(tasks, probe::keep(core, probed, stop.clone()));
+        }
         for peer in core.peers.values() {
             if let Some(address) = peer.address.clone() {
                 let peer = Arc::clone(peer);

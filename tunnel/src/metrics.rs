@@ -80,6 +80,7 @@ fn collect(core: &Core) -> prometheus::Result<String> {
     host(core, &registry)?;
     refusals(core, &registry)?;
     links(core, &registry)?;
+    efforts(core, &registry)?;
     channels(core, &registry)?;
     forecasts(core, &registry)?;
     TextEncoder::new().encode_to_string(&registry.gather())
@@ -282,12 +283,6 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         peer,
     )?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
-    let dials = counters(
-        registry,
-        "towpath_tunnel_dials_total",
-        "Attempts to reach a peer, by what they were made for.",
-        &["peer", "cause"],
-    )?;
     let fates = Fates::new(registry)?;
     for peer in core.peers.values() {
         let site = peer.site.as_str();
@@ -299,12 +294,6 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         for each in LinkState::ALL {
             let is_it = i64::from(verdict.state == each);
             states.with_label_values(&[site, each.as_str()]).set(is_it);
-        }
-        for cause in Cause::ALL {
-            let made = peer.dials[cause as usize].load(Ordering::Relaxed);
-            dials
-                .with_label_values(&[site, cause.as_str()])
-                .inc_by(made);
         }
         for class in Class::ALL {
             let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
@@ -333,6 +322,47 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .set(estimate.queue_delay.as_secs_f64());
         let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
+    }
+    Ok(())
+}
+
+/// What was done to have a link, and to know what it carries.
+fn efforts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let peer = &["peer"];
+    let dials = counters(
+        registry,
+        "towpath_tunnel_dials_total",
+        "Attempts to reach a peer, by what they were made for.",
+        &["peer", "cause"],
+    )?;
+    let probes = counters(
+        registry,
+        "towpath_tunnel_probes_total",
+        "Measurements of the way to a peer, by how they ended.",
+        &["peer", "result"],
+    )?;
+    let probe_bytes = counters(
+        registry,
+        "towpath_tunnel_probe_bytes_total",
+        "Bytes sent to measure the way to a peer.",
+        peer,
+    )?;
+    for peer in core.peers.values() {
+        let site = peer.site.as_str();
+        let label = &[site];
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let ended = |result| probes.with_label_values(&[site, result]);
+        ended("done").inc_by(of(&peer.probes.done));
+        ended("failed").inc_by(of(&peer.probes.failed));
+        probe_bytes
+            .with_label_values(label)
+            .inc_by(of(&peer.probes.bytes));
+        for cause in Cause::ALL {
+            let made = peer.dials[cause as usize].load(Ordering::Relaxed);
+            dials
+                .with_label_values(&[site, cause.as_str()])
+                .inc_by(made);
+        }
     }
     Ok(())
 }

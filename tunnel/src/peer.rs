@@ -23,15 +23,14 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
-use crate::config::{Limits, PeerConfig};
+use crate::config::{Limits, PeerConfig, ProbeConfig};
 use crate::datagrams::Flows;
 use crate::dial::Cause;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::recent::Recent;
 use crate::streams::Streams;
-use crate::timetable;
-use crate::transport;
+use crate::{probe, timetable, transport};
 
 /// Losses of a link that are remembered: more of them are not counted apart.
 const LOSS_COUNT_MAX: usize = 32;
@@ -72,6 +71,9 @@ pub(crate) struct Peer {
     pub recent: Recent,
     /// Attempts to reach it so far, by cause.
     pub dials: [AtomicU64; Cause::ALL.len()],
+    pub probes: probe::Tally,
+    /// How often to measure the way to it, and at what price.
+    pub probe: Option<ProbeConfig>,
     clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
@@ -108,6 +110,8 @@ impl Peer {
             datagrams: Flows::default(),
             recent: Recent::default(),
             dials: Default::default(),
+            probes: probe::Tally::default(),
+            probe: config.probe,
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,

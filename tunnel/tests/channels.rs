@@ -62,6 +62,7 @@ impl Sites {
                 send_rate: None,
                 send_timetable: None,
                 receive_rate: None,
+                probe: None,
             });
             tunnels.push(tunnel);
         }
