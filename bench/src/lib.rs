@@ -1,7 +1,9 @@
 //! The link emulator, the scenarios and their reports.
 #![forbid(unsafe_code)]
 
+pub mod flood;
 pub mod lab;
+pub mod load;
 pub mod processor;
 pub mod relay;
 pub mod seconds;

@@ -45,6 +45,7 @@ pub fn site(
             send_rate: None,
             send_timetable: None,
             receive_rate: None,
+            probe: None,
         }],
         services: vec![ServiceConfig {
             name: "sink".parse()?,

@@ -92,6 +92,15 @@ impl Identity {
         Revocations::load(crl, &self.authorities, current)
     }
 
+    /// Reads the lists that were in use before a restart.
+    ///
+    /// # Errors
+    ///
+    /// As [`Revocations::recall`].
+    pub fn recall_revocations(&self, text: &[u8]) -> Result<Revocations, Fault> {
+        Revocations::recall(text, &self.authorities)
+    }
+
     /// The same identity, that refuses what these lists revoke.
     #[must_use]
     pub fn refusing(mut self, revocations: Arc<Revocations>) -> Self {

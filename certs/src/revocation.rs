@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::pem::PemObject;
@@ -81,6 +82,8 @@ pub struct Revocations {
     lists: Vec<List>,
     /// Issuer and serial number, both as they stand in the certificate.
     revoked: HashSet<(Vec<u8>, Vec<u8>)>,
+    /// The file they were read from.
+    text: Arc<[u8]>,
 }
 
 impl Revocations {
@@ -89,36 +92,59 @@ impl Revocations {
     /// # Errors
     ///
     /// `E_CERTIFICATE` if the file cannot be read, holds no list or too many, or if one of them does
-    /// not parse, was signed by nobody we trust, or is older than the one in `current`.
+    /// not parse or was signed by nobody we trust; `E_CRL_ROLLBACK` if it goes back behind `current`.
     pub fn load(
         path: &Path,
         authorities: &[CertificateDer<'static>],
         current: &Self,
     ) -> Result<Self, Fault> {
         let pem = files::read_list(path)?;
-        Self::parse(&pem, authorities, current).map_err(|why| {
+        let in_file = |code, why| {
             let shown = path.display();
-            Fault::new(Code::Certificate, format!("{shown}: {why}"))
-        })
+            Fault::new(code, format!("{shown}: {why}"))
+        };
+        let made = Self::parse(&pem, authorities).map_err(|why| in_file(Code::Certificate, why))?;
+        made.check_newer_than(current, authorities)
+            .map_err(|why| in_file(Code::CrlRollback, why))?;
+        Ok(made)
     }
 
-    fn parse(
-        pem: &[u8],
-        authorities: &[CertificateDer<'static>],
-        current: &Self,
-    ) -> Result<Self, String> {
-        let lists = CertificateRevocationListDer::pem_slice_iter(pem)
-            .take(LIST_COUNT_MAX + 1)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| error.to_string())?;
-        if lists.is_empty() || lists.len() > LIST_COUNT_MAX {
-            return Err(format!("must hold 1 to {LIST_COUNT_MAX} revocation lists"));
+    /// Reads what was in use before a restart, as [`Revocations::text`] gave it. Lists of authorities that
+    /// are trusted no longer are left out.
+    ///
+    /// # Errors
+    ///
+    /// `E_CERTIFICATE` if that does not parse.
+    pub fn recall(text: &[u8], authorities: &[CertificateDer<'static>]) -> Result<Self, Fault> {
+        let wrong = |why| Fault::new(Code::Certificate, format!("the lists of before: {why}"));
+        let mut made = Self {
+            text: text.into(),
+            ..Self::default()
+        };
+        for der in lists_in(text).map_err(wrong)? {
+            let (_, list) = CertificateRevocationList::from_der(&der)
+                .map_err(|error| wrong(format!("a revocation list does not parse: {error}")))?;
+            if signer(&list, authorities).is_ok() {
+                made.add(der.clone(), authorities).map_err(wrong)?;
+            }
         }
-        let mut made = Self::default();
-        for der in lists {
+        Ok(made)
+    }
+
+    /// The file they were read from, to be recalled after a restart.
+    #[must_use]
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    fn parse(pem: &[u8], authorities: &[CertificateDer<'static>]) -> Result<Self, String> {
+        let mut made = Self {
+            text: pem.into(),
+            ..Self::default()
+        };
+        for der in lists_in(pem)? {
             made.add(der, authorities)?;
         }
-        made.check_newer_than(current, authorities)?;
         Ok(made)
     }
 
@@ -232,6 +258,18 @@ impl Revocations {
             Some(_) => Freshness::Fresh,
         })
     }
+}
+
+/// The lists of a file in PEM.
+fn lists_in(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let lists = CertificateRevocationListDer::pem_slice_iter(pem)
+        .take(LIST_COUNT_MAX + 1)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| error.to_string())?;
+    if lists.is_empty() || lists.len() > LIST_COUNT_MAX {
+        return Err(format!("must hold 1 to {LIST_COUNT_MAX} revocation lists"));
+    }
+    Ok(lists)
 }
 
 /// A list about some certificates only would pass for one about all of them.

@@ -10,7 +10,7 @@ use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, NamedGroup, ServerConfig};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
@@ -38,6 +38,15 @@ pub fn provider() -> Arc<CryptoProvider> {
             ..aws_lc_rs::default_provider()
         })
     }))
+}
+
+/// Whether a key exchange is as strong as the better one of an elliptic curve and a lattice.
+#[must_use]
+pub const fn is_hybrid(group: NamedGroup) -> bool {
+    matches!(
+        group,
+        NamedGroup::X25519MLKEM768 | NamedGroup::secp256r1MLKEM768
+    )
 }
 
 /// Settings of the side that is dialled.

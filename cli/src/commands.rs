@@ -13,6 +13,7 @@ pub(crate) mod man;
 pub(crate) mod migrate;
 pub(crate) mod migration;
 pub(crate) mod migrator;
+pub(crate) mod probe;
 pub(crate) mod relay;
 pub(crate) mod status;
 pub(crate) mod tunnel;

@@ -117,6 +117,8 @@ codes! {
     Certificate = "E_CERTIFICATE", Local;
     /// The list of revoked certificates has ended: nothing new begins before the next one is here.
     CrlStale = "E_CRL_STALE", Local;
+    /// A list of revoked certificates goes back behind the one that was in use.
+    CrlRollback = "E_CRL_ROLLBACK", Local;
     /// A path that must be a plain file or folder of ours is something else.
     Path = "E_PATH", Local;
 

@@ -429,6 +429,7 @@ fn tunnel_config(
             send_rate: Some(rate),
             send_timetable: None,
             receive_rate: Some(rate),
+            probe: None,
         }],
         services: vec![tunnel::ServiceConfig {
             name: "migrator".parse().expect("a name"),

@@ -1,5 +1,5 @@
 //! The admin API: the status page at `/`, `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready`, which
-//! only read, and `/v1/channels`.
+//! only read, `/v1/channels`, and `/v1/probe`, which measures the way to a peer.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use towpath_daemon::problem::Problem;
@@ -17,6 +17,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::channels::ChannelSpec;
 use crate::core::Core;
 use crate::outlook::{self, ForecastDocument};
+use crate::probe::{self, ProbeRequest, ProbeView};
 use crate::status::{self, ChannelList, ChannelView, StatusView};
 use crate::{metrics, page, timetable};
 
@@ -35,6 +36,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
             get(read_channel).delete(close_channel),
         )
         .route("/v1/forecast", get(read_forecast))
+        .route("/v1/probe/{peer}", post(measure))
         .route("/live", get(async || "live\n"))
         .route("/ready", get(read_ready))
         .with_state(core)
@@ -96,6 +98,15 @@ async fn close_channel(
     let name = name.parse()?;
     core.channels.close(&name, removal.generation).await?;
     Ok(Json(status::channels(&core)))
+}
+
+/// Measures the way to a peer now; the answer comes when that is done.
+async fn measure(
+    State(core): State<Arc<Core>>,
+    Path(peer): Path<String>,
+    Strict(budget): Strict<ProbeRequest>,
+) -> Result<Json<ProbeView>, Problem> {
+    Ok(Json(probe::run(&core, &peer.parse()?, budget).await?))
 }
 
 async fn read_metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,11 +16,12 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-use crate::channels::{Book, Change, ChannelSpec, not_found};
+use crate::channels::register::TEXT_BYTES_MAX;
+use crate::channels::{Book, Change, ChannelSpec, Origin, not_found};
 use crate::core::Core;
-use crate::datagrams;
 use crate::local::{self, Begun};
 use crate::streams::Meter;
+use crate::{datagrams, kept};
 
 /// Connections, or sources of datagrams, of one channel at once.
 const CONNECTION_COUNT_MAX: usize = 256;
@@ -39,6 +41,8 @@ pub(crate) struct Channels {
     /// Held while a channel is opened or closed, so that these happen one after the other.
     book: tokio::sync::Mutex<Book>,
     running: Mutex<BTreeMap<Name, Arc<Channel>>>,
+    /// Where what was pushed is kept over a restart; nowhere without a state folder.
+    kept_at: Option<PathBuf>,
 }
 
 /// How a channel fares.
@@ -54,6 +58,39 @@ pub(crate) struct Figures {
     pub sent_per_second: AtomicU64,
     pub received_per_second: AtomicU64,
     pub last_error: Mutex<Option<String>>,
+}
+
+/// A channel that is ready, and takes the place of the old one once it is kept.
+struct Started<'a> {
+    channels: &'a Channels,
+    spec: Arc<ChannelSpec>,
+    old: Option<Arc<Channel>>,
+    /// None if the old one's listener stays.
+    new: Option<Channel>,
+}
+
+impl Started<'_> {
+    /// From here on new connections take the new way.
+    fn keep(mut self) {
+        let old = self.old.take();
+        if let Some(new) = self.new.take() {
+            let name = self.spec.name.clone();
+            self.channels.running().insert(name, Arc::new(new));
+            if let Some(old) = old {
+                old.accepting.stop();
+            }
+        } else if let Some(old) = old {
+            old.spec.send_replace(Arc::clone(&self.spec));
+        }
+    }
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        if let Some(new) = &self.new {
+            new.accepting.stop();
+        }
+    }
 }
 
 /// A running channel.
@@ -78,47 +115,146 @@ impl Channel {
 }
 
 impl Channels {
-    /// Opens a channel, or changes it: new connections take the new way at once, those that are there go
-    /// on over the old one until they end.
+    /// No channels yet; what will be pushed is kept in this folder.
+    pub(crate) fn new(state_dir: Option<&Path>) -> Self {
+        Self {
+            kept_at: state_dir.map(|folder| folder.join("channels.json")),
+            ..Self::default()
+        }
+    }
+
+    /// Opens what was pushed before a restart, then what is configured. Where both name a channel the
+    /// newer generation counts, and what was pushed if neither is newer.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` if what is kept cannot be read or a configured listener cannot be had, `E_NOT_FOUND` for a
+    /// peer that is none.
+    pub(crate) async fn begin(
+        &self,
+        core: &Arc<Core>,
+        configured: &[ChannelSpec],
+    ) -> Result<(), Fault> {
+        let mut book = self.recall()?;
+        book.expire(now_unix());
+        let remembered = book.specs();
+        *self.book.lock().await = book;
+        for spec in remembered {
+            // Whoever pushed it may say it again, and it is tried again then.
+            if let Err(fault) = self.run(core, &spec).await.map(Started::keep) {
+                tracing::error!(channel = %spec.name, %fault, "a channel of before is not opened");
+            }
+        }
+        for spec in configured {
+            match self.open_as(core, spec.clone(), Origin::Configured).await {
+                Err(fault) if matches!(fault.code, Code::State | Code::Conflict | Code::Busy) => {
+                    tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
+                }
+                opened => opened?,
+            }
+        }
+        Ok(())
+    }
+
+    fn recall(&self) -> Result<Book, Fault> {
+        let Some(path) = &self.kept_at else {
+            return Ok(Book::default());
+        };
+        let Some(text) = kept::read(path, TEXT_BYTES_MAX)? else {
+            return Ok(Book::default());
+        };
+        Ok(Book::decode(&text).unwrap_or_else(|fault| {
+            // What was pushed is pushed again; a site without any channel would be worse.
+            kept::set_aside(path, &fault);
+            Book::default()
+        }))
+    }
+
+    /// Makes what is known now durable, before anybody is told of it.
+    async fn keep(&self, book: &Book) -> Result<(), Fault> {
+        let Some(path) = self.kept_at.clone() else {
+            return Ok(());
+        };
+        let text = book.encode()?;
+        let write = move || kept::replace(&path, &text);
+        let written = tokio::task::spawn_blocking(write).await;
+        written.map_err(|error| Fault::new(Code::State, error.to_string()))?
+    }
+
+    /// Opens a channel that somebody pushes, or changes it: new connections take the new way at once,
+    /// those that are there go on over the old one until they end.
     ///
     /// # Errors
     ///
     /// `E_STATE`, `E_CONFLICT` and `E_BUSY` as the book says, `E_NOT_FOUND` for a peer that is none, `E_IO`
-    /// if the listener cannot be had; then everything is as before.
+    /// if the listener cannot be had or the channel cannot be kept; then everything is as before.
     pub(crate) async fn open(&self, core: &Arc<Core>, spec: ChannelSpec) -> Result<(), Fault> {
+        self.open_as(core, spec, Origin::Pushed).await
+    }
+
+    async fn open_as(
+        &self,
+        core: &Arc<Core>,
+        spec: ChannelSpec,
+        origin: Origin,
+    ) -> Result<(), Fault> {
         let mut book = self.book.lock().await;
-        if book.weigh(&spec, now_unix())? == Change::Same {
+        let change = book.weigh(&spec, now_unix())?;
+        if change == Change::Same && self.find(&spec.name).is_some() {
             return Ok(());
         }
-        core.peer(&spec.peer)?;
         let spec = Arc::new(spec);
-        let old = self.find(&spec.name);
-        match old {
-            Some(old) if old.spec().listen == spec.listen => {
-                old.spec.send_replace(Arc::clone(&spec));
+        let started = self.run(core, &spec).await?;
+        if change == Change::Open {
+            let mut next = book.clone();
+            next.open(&spec, origin);
+            if origin == Origin::Pushed {
+                self.keep(&next).await?;
             }
-            old => {
-                // The new listener is there before the old one goes.
-                let channel = start(core, &spec, old.as_deref()).await?;
-                self.running().insert(spec.name.clone(), Arc::new(channel));
-                if let Some(old) = old {
-                    old.accepting.stop();
-                }
-            }
+            *book = next;
         }
-        book.open(&spec);
+        started.keep();
         let (name, generation) = (&spec.name, spec.generation);
         tracing::info!(channel = %name, generation, peer = %spec.peer, service = %spec.service, "channel open");
         Ok(())
+    }
+
+    /// Has a channel ready in place of the one that is there, if one is.
+    async fn run<'a>(
+        &'a self,
+        core: &Arc<Core>,
+        spec: &Arc<ChannelSpec>,
+    ) -> Result<Started<'a>, Fault> {
+        core.peer(&spec.peer)?;
+        let old = self.find(&spec.name);
+        let new = match &old {
+            Some(old) if old.spec().listen == spec.listen => None,
+            // The new listener is there before the old one goes.
+            old => Some(start(core, spec, old.as_deref()).await?),
+        };
+        Ok(Started {
+            channels: self,
+            spec: Arc::clone(spec),
+            old,
+            new,
+        })
     }
 
     /// Closes a channel and its connections.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if nothing is.
+    /// `E_STATE` if a newer generation is known, `E_NOT_FOUND` if nothing is, `E_IO` if that it is closed
+    /// cannot be kept; then it is not.
     pub(crate) async fn close(&self, name: &Name, generation: Option<u64>) -> Result<(), Fault> {
-        if self.book.lock().await.close(name, generation)? {
+        let mut book = self.book.lock().await;
+        let mut next = book.clone();
+        let was_open = next.close(name, generation)?;
+        if next != *book {
+            self.keep(&next).await?;
+            *book = next;
+        }
+        if was_open {
             self.stop(name, "removed");
         }
         Ok(())

@@ -3,7 +3,9 @@
 //! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an end. What
 //! is older than what is known is refused, what is known already changes nothing, and what was removed
 //! stays removed until a newer generation says otherwise. Nothing here asks the pusher again: channels
-//! live on while it is away, until they expire.
+//! live on while it is away, until they expire; and what was pushed outlives a restart ([`register`]).
+
+pub(crate) mod register;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,10 +47,21 @@ const fn app() -> Class {
 }
 
 /// What is known under a name: a channel, or that it was removed.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
     generation: u64,
     spec: Option<Arc<ChannelSpec>>,
+    /// It is to be remembered, for nobody may say it again.
+    is_pushed: bool,
+}
+
+/// Who says that a channel is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration, which is read again at every start.
+    Configured,
+    /// Somebody who asked for it while the tunnel ran.
+    Pushed,
 }
 
 /// What is to be done about a channel.
@@ -61,7 +74,7 @@ pub(crate) enum Change {
 }
 
 /// All channels that are known.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Book(BTreeMap<Name, Known>);
 
 impl Book {
@@ -100,10 +113,11 @@ impl Book {
     }
 
     /// Takes a channel in that was weighed and opened.
-    pub(crate) fn open(&mut self, spec: &Arc<ChannelSpec>) {
+    pub(crate) fn open(&mut self, spec: &Arc<ChannelSpec>, origin: Origin) {
         let known = Known {
             generation: spec.generation,
             spec: Some(Arc::clone(spec)),
+            is_pushed: origin == Origin::Pushed,
         };
         self.0.insert(spec.name.clone(), known);
         // Of those that were removed, the oldest word is the one nobody repeats any more.
@@ -129,7 +143,24 @@ impl Book {
             return Err(older(name, generation, known));
         }
         known.generation = generation;
+        known.is_pushed = true;
         Ok(known.spec.take().is_some())
+    }
+
+    /// Takes in what is known from before a restart.
+    fn remember(&mut self, name: Name, generation: u64, spec: Option<ChannelSpec>) {
+        let known = Known {
+            generation,
+            spec: spec.map(Arc::new),
+            is_pushed: true,
+        };
+        self.0.insert(name, known);
+    }
+
+    /// Every channel there is to be, by name.
+    pub(crate) fn specs(&self) -> Vec<Arc<ChannelSpec>> {
+        let specs = self.0.values().filter_map(|known| known.spec.clone());
+        specs.collect()
     }
 
     /// Removes what has expired.
@@ -182,7 +213,7 @@ mod tests {
 
     fn take(book: &mut Book, spec: ChannelSpec) -> Result<Change, Code> {
         let change = book.weigh(&spec, 100).map_err(|fault| fault.code)?;
-        book.open(&Arc::new(spec));
+        book.open(&Arc::new(spec), Origin::Pushed);
         Ok(change)
     }
 
@@ -228,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_bounded() {
+    fn l08_channels_are_bounded_and_so_are_the_series_they_are_labels_of() {
         let mut book = Book::default();
         for number in 0..CHANNEL_COUNT_MAX {
             let mut one = spec(1);

@@ -16,6 +16,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
 use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
+use crate::probe::{BYTES_MAX, BYTES_MIN};
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -80,7 +81,23 @@ pub struct PeerConfig {
     /// Most we want it to send to us, counted on the wire.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
+    /// Measures the way to it now and then; off without it.
+    #[serde(default)]
+    pub probe: Option<ProbeConfig>,
 }
+
+/// How often the way to a peer is measured by sending, and what that may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeConfig {
+    /// Time between two measurements.
+    pub interval: Span,
+    /// Most bytes that each may send.
+    pub bytes: Size,
+}
+
+/// Least time between two measurements: oftener they would be traffic of their own.
+const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// A local service that peers may reach.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +205,7 @@ impl Check for Config {
                 let why = "stands beside send_rate; say it with `otherwise`, and leave that out";
                 return Err(Wrong::new("peers.send_timetable", why));
             }
+            peer.check_probe()?;
             if peer.address.is_none() && self.listen.is_none() {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
                 return Err(Wrong::new("peers.address", why));
@@ -235,6 +253,19 @@ impl Config {
 }
 
 impl PeerConfig {
+    fn check_probe(&self) -> Result<(), Wrong> {
+        let Some(probe) = &self.probe else {
+            return Ok(());
+        };
+        if probe.interval.duration() < PROBE_INTERVAL_MIN {
+            return Err(Wrong::new("peers.probe.interval", "must be at least 10s"));
+        }
+        if !(BYTES_MIN..=BYTES_MAX).contains(&probe.bytes.bytes()) {
+            return Err(Wrong::new("peers.probe.bytes", "must be 64KiB to 1GiB"));
+        }
+        Ok(())
+    }
+
     /// The cap by the time of the week in a zone, if there is one.
     #[must_use]
     pub fn timetable(&self, zone: &Zone) -> Option<Timetable> {
@@ -378,6 +409,31 @@ mod tests {
         assert!(check(&both).unwrap_err().contains("send_timetable"));
         let zone = format!("time_zone = \"Europe/Berlim\"\n{GOOD}");
         assert!(check(&zone).unwrap_err().contains("tunnel.toml:1:13"));
+    }
+
+    #[test]
+    fn l06_a_probe_says_how_often_and_how_much_or_is_refused() {
+        let with = |probe: &str| {
+            let table = format!("[peers.probe]\n{probe}\n\n        [[services]]");
+            check(&GOOD.replacen("[[services]]", &table, 1))
+        };
+        let good = with("interval = \"1h\"\nbytes = \"4MiB\"").unwrap();
+        assert_eq!(good.peers[0].probe.unwrap().bytes.bytes(), 4 << 20);
+        assert!(
+            check(GOOD).unwrap().peers[0].probe.is_none(),
+            "off by default"
+        );
+        for (probe, word) in [
+            ("interval = \"1s\"\nbytes = \"4MiB\"", "interval"),
+            ("interval = \"1h\"\nbytes = \"4KiB\"", "bytes"),
+            ("interval = \"1h\"", "bytes"),
+            (
+                "interval = \"1h\"\nbytes = \"4MiB\"\nclass = \"bulk\"",
+                "class",
+            ),
+        ] {
+            assert!(with(probe).unwrap_err().contains(word), "{probe}");
+        }
     }
 
     #[test]

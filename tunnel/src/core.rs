@@ -15,6 +15,7 @@ use crate::channel::Channels;
 use crate::config::{Config, Limits};
 use crate::lanes::Lanes;
 use crate::metrics::Dropped;
+use crate::network::Network;
 use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
@@ -61,6 +62,7 @@ pub(crate) struct Core {
     pub dropped: Dropped,
     pub began: Clock,
     pub outlook: Outlook,
+    pub network: Network,
     /// This run: streams do not outlive it.
     pub run: RunId,
     pub lanes: Lanes,
@@ -68,7 +70,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(config: &Config) -> Result<Self, Fault> {
-        let trust = Trust::load(&config.certificates)?;
+        let trust = Trust::load(&config.certificates, config.state_dir.as_deref())?;
         let identity = trust.current();
         let host = trust.host();
         if host.site != config.site || host.host != config.host {
@@ -100,11 +102,12 @@ impl Core {
             site: config.site.clone(),
             services: services.collect(),
             limits: config.limits.clone(),
-            channels: Channels::default(),
+            channels: Channels::new(config.state_dir.as_deref()),
             pool: Arc::default(),
             dropped: Dropped::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
+            network: Network::default(),
             run: RunId(random()?),
             lanes: Lanes::start()?,
             trust,

@@ -2,10 +2,12 @@
 //!
 //! Every attempt is a whole new link from new sockets, so nothing an outage left behind (probe timers
 //! that doubled, a NAT's forgotten mapping) delays it. While nobody answers, attempts overlap; the
-//! first that connects joins and the others are dropped.
+//! first that connects joins and the others are dropped. When the kernel says that the network has
+//! changed, one more begins at once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -27,12 +29,44 @@ use crate::{serve, transport, wire};
 /// Attempts under way at once.
 const ATTEMPT_COUNT_MAX: usize = 4;
 
+/// Attempts more than that because the network has changed: those under way began before it did, and may
+/// have been lost with what there was.
+const NETWORK_ATTEMPT_COUNT_MAX: usize = 2;
+
 /// How long an attempt may take while nothing is known about the path: a handshake of three round
 /// trips over a satellite, with one packet lost.
 const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
+
+/// Why a peer is dialled now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It was time to.
+    Clock,
+    /// The network has changed.
+    Network,
+}
+
+impl Cause {
+    pub(crate) const ALL: [Self; 2] = [Self::Clock, Self::Network];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Clock => "clock",
+            Self::Network => "network",
+        }
+    }
+
+    /// Attempts that may be under way when one more begins for this.
+    const fn room(self) -> usize {
+        match self {
+            Self::Clock => ATTEMPT_COUNT_MAX,
+            Self::Network => ATTEMPT_COUNT_MAX + NETWORK_ATTEMPT_COUNT_MAX,
+        }
+    }
+}
 
 /// Keeps the link to one peer until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut stop: Shutdown) {
@@ -69,12 +103,23 @@ fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
 
 /// Dials until an attempt succeeds.
 async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backoff) -> Arc<Link> {
-    let began = Instant::now();
+    let mut began = Instant::now();
     let mut attempts = JoinSet::new();
     let mut next = began;
+    let mut cause = Cause::Clock;
+    let mut network = core.network.subscribe();
     loop {
         let ended = tokio::select! {
-            () = sleep_until(next), if attempts.len() < ATTEMPT_COUNT_MAX => {
+            Ok(()) = network.changed() => {
+                // Whatever was learnt about the way to the peer was learnt of another network.
+                backoff.reset();
+                began = Instant::now();
+                (next, cause) = (began, Cause::Network);
+                continue;
+            }
+            () = sleep_until(next), if attempts.len() < cause.room() => {
+                peer.dials[cause as usize].fetch_add(1, Ordering::Relaxed);
+                cause = Cause::Clock;
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
                 let (address, drivers) = (address.to_owned(), core.lanes.drivers());
                 attempts

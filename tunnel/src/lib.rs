@@ -20,14 +20,17 @@
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
 //! | `lanes`, `batch` | the threads that carry bytes, and their sockets |
 //! | `health` | what operators are told about a link; pure |
+//! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | [`channels`] | which channels there are to be; pure |
+//! | `kept` | files of the state folder |
 //! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
+//! | [`probe`] | active measurements, asked for or in the background |
 //! | `timetable` | caps that change with the time of the week |
 //! | [`built_in`] | the tunnel's own service, for benches |
 //! | `admin`, `metrics` | what operators and scrapers ask |
@@ -52,16 +55,19 @@ mod datagrams;
 mod dial;
 pub mod estimate;
 mod health;
+mod kept;
 mod lanes;
 mod link;
 mod listen;
 mod local;
 mod metrics;
+mod network;
 mod outlook;
 mod pace;
 mod page;
 mod peer;
 mod pool;
+pub mod probe;
 mod pump;
 mod recent;
 mod resume;
@@ -130,9 +136,7 @@ impl Tunnel {
             None => None,
         };
         let socket = Socket::bind(&config.socket)?;
-        for channel in &config.channels {
-            core.channels.open(&core, channel.clone()).await?;
-        }
+        core.channels.begin(&core, &config.channels).await?;
         let mut tunnel = Self {
             listen_address: endpoint.as_ref().and_then(|end| end.local_addr().ok()),
             http_address: http.as_ref().and_then(|http| http.local_addr().ok()),
@@ -153,6 +157,10 @@ impl Tunnel {
     fn spawn(&mut self, socket: Socket, admin: Socket, http: Option<TcpListener>, stop: &Shutdown) {
         let (core, tasks) = (&self.core, &mut self.tasks);
         for peer in core.peers.values() {
+            let (core, probed) = (Arc::clone(core), Arc::clone(peer));
+            keep(tasks, probe::keep(core, probed, stop.clone()));
+        }
+        for peer in core.peers.values() {
             if let Some(address) = peer.address.clone() {
                 let peer = Arc::clone(peer);
                 keep(
@@ -168,6 +176,8 @@ impl Tunnel {
             );
         }
         let endpoint = self.endpoint.clone();
+        let (listening, until) = (Arc::clone(core), stop.clone());
+        keep(tasks, async move { listening.network.keep(until).await });
         keep(tasks, trust::keep(Arc::clone(core), endpoint, stop.clone()));
         keep(tasks, timetable::keep(Arc::clone(core), stop.clone()));
         keep(tasks, recent::keep(Arc::clone(core), stop.clone()));

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
+use rustls::NamedGroup;
 use towpath_protocol::channel::{Class, Leg, LinkId, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -191,6 +193,16 @@ impl Link {
             Leg::Urgent => &self.urgent,
             Leg::Bulk => &self.bulk,
         }
+    }
+
+    /// The key exchanges that the urgent and the bulk connection have negotiated.
+    pub(crate) fn key_exchanges(&self) -> Option<[NamedGroup; 2]> {
+        let negotiated = |connection: &Connection| {
+            let said = connection.handshake_data()?;
+            let said = said.downcast::<HandshakeData>().ok()?;
+            Some(said.negotiated_key_exchange_group)
+        };
+        Some([negotiated(&self.urgent)?, negotiated(&self.bulk)?])
     }
 
     /// Whether the peer has stopped answering on one of the connections.

@@ -15,6 +15,7 @@ use towpath_protocol::rate::Rate;
 
 use crate::built_in;
 use crate::core::Core;
+use crate::dial::Cause;
 use crate::outlook::Direction;
 use crate::status::{self, LinkState};
 use crate::streams::Tally;
@@ -79,6 +80,7 @@ fn collect(core: &Core) -> prometheus::Result<String> {
     host(core, &registry)?;
     refusals(core, &registry)?;
     links(core, &registry)?;
+    efforts(core, &registry)?;
     channels(core, &registry)?;
     forecasts(core, &registry)?;
     TextEncoder::new().encode_to_string(&registry.gather())
@@ -118,12 +120,28 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     if let Some(next) = identity.revocations().next_update_unix_seconds() {
         due.with_label_values(none).set(signed(next));
     }
+    let changes = counters(
+        registry,
+        "towpath_network_changes_total",
+        "Times the kernel said that the host's network had changed.",
+        &[],
+    )?;
+    let count = core.network.count();
+    changes.with_label_values(none).inc_by(count);
     let reloads = counters(
         registry,
         "towpath_cert_reloads_total",
         "Changed certificates, keys and lists that were taken into use, or refused.",
         &["result"],
     )?;
+    let rollbacks = counters(
+        registry,
+        "towpath_crl_rollbacks_total",
+        "Lists of revoked certificates that were older than the one in use, and refused.",
+        &[],
+    )?;
+    let count = core.trust.rollback_count();
+    rollbacks.with_label_values(none).inc_by(count);
     let (taken, refused) = core.trust.counts();
     reloads.with_label_values(&["taken"]).inc_by(taken);
     reloads.with_label_values(&["refused"]).inc_by(refused);
@@ -304,6 +322,47 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .set(estimate.queue_delay.as_secs_f64());
         let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
+    }
+    Ok(())
+}
+
+/// What was done to have a link, and to know what it carries.
+fn efforts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let peer = &["peer"];
+    let dials = counters(
+        registry,
+        "towpath_tunnel_dials_total",
+        "Attempts to reach a peer, by what they were made for.",
+        &["peer", "cause"],
+    )?;
+    let probes = counters(
+        registry,
+        "towpath_tunnel_probes_total",
+        "Measurements of the way to a peer, by how they ended.",
+        &["peer", "result"],
+    )?;
+    let probe_bytes = counters(
+        registry,
+        "towpath_tunnel_probe_bytes_total",
+        "Bytes sent to measure the way to a peer.",
+        peer,
+    )?;
+    for peer in core.peers.values() {
+        let site = peer.site.as_str();
+        let label = &[site];
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let ended = |result| probes.with_label_values(&[site, result]);
+        ended("done").inc_by(of(&peer.probes.done));
+        ended("failed").inc_by(of(&peer.probes.failed));
+        probe_bytes
+            .with_label_values(label)
+            .inc_by(of(&peer.probes.bytes));
+        for cause in Cause::ALL {
+            let made = peer.dials[cause as usize].load(Ordering::Relaxed);
+            dials
+                .with_label_values(&[site, cause.as_str()])
+                .inc_by(made);
+        }
     }
     Ok(())
 }

@@ -33,6 +33,10 @@ pub(crate) use views::{Query, SCHEMA, document};
 /// How often links are looked at, in seconds.
 const LOOK_SECONDS: u32 = 1;
 
+/// Seconds that a probe speaks for: enough for its hour to be known by it, though it filled the path for
+/// less, since that was all it was for.
+const PROBE_SECONDS: u32 = 5;
+
 /// How often a history is written: an hour's loss is no loss, and a flash disk lasts.
 const SAVE_SECONDS: u64 = 3600;
 
@@ -77,6 +81,8 @@ struct Known {
     /// By direction; none until the history has been read.
     forecasters: Option<[Forecaster; 2]>,
     seen: Option<Seen>,
+    /// What a probe found since the last look, in bytes per second.
+    probed: Option<u64>,
 }
 
 /// What the estimator had counted at the last look.
@@ -113,6 +119,13 @@ impl Outlook {
             .map(|forecasters| what(&forecasters[direction as usize]))
     }
 
+    /// Takes what a probe found for the path's capacity.
+    pub(crate) fn note_probe(&self, site: &Name, bytes_per_second: u64) {
+        if let Some(known) = self.peers.get(site) {
+            lock(known).probed = Some(bytes_per_second);
+        }
+    }
+
     /// Reads what is kept of a peer; this takes a while, for all of it is learnt again.
     fn load(&self, site: &Name) {
         let made = Direction::ALL.map(|direction| {
@@ -147,9 +160,14 @@ impl Outlook {
             return;
         };
         let known = &mut *lock(known);
-        let [send, receive] = sample(peer, &mut known.seen);
+        let [mut send, receive] = sample(peer, &mut known.seen);
+        let mut seconds = LOOK_SECONDS;
+        if let Some(rate) = known.probed.take() {
+            send = Sample::Capacity(precise(rate));
+            seconds = PROBE_SECONDS;
+        }
         if let Some([sending, receiving]) = &mut known.forecasters {
-            sending.observe(now, send, LOOK_SECONDS);
+            sending.observe(now, send, seconds);
             receiving.observe(now, receive, LOOK_SECONDS);
         }
     }

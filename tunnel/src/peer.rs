@@ -9,7 +9,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant as Clock, SystemTime};
 
@@ -23,14 +23,14 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
-use crate::config::{Limits, PeerConfig};
+use crate::config::{Limits, PeerConfig, ProbeConfig};
 use crate::datagrams::Flows;
+use crate::dial::Cause;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::recent::Recent;
 use crate::streams::Streams;
-use crate::timetable;
-use crate::transport;
+use crate::{probe, timetable, transport};
 
 /// Losses of a link that are remembered: more of them are not counted apart.
 const LOSS_COUNT_MAX: usize = 32;
@@ -69,6 +69,11 @@ pub(crate) struct Peer {
     pub streams: Arc<Streams>,
     pub datagrams: Flows,
     pub recent: Recent,
+    /// Attempts to reach it so far, by cause.
+    pub dials: [AtomicU64; Cause::ALL.len()],
+    pub probes: probe::Tally,
+    /// How often to measure the way to it, and at what price.
+    pub probe: Option<ProbeConfig>,
     clients: Mutex<Clients>,
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
@@ -104,6 +109,9 @@ impl Peer {
             streams: Arc::default(),
             datagrams: Flows::default(),
             recent: Recent::default(),
+            dials: Default::default(),
+            probes: probe::Tally::default(),
+            probe: config.probe,
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,

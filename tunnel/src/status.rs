@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use rustls::NamedGroup;
 use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
 use towpath_forecast::moment::Moment;
@@ -123,8 +124,11 @@ pub struct LinkView {
     pub classes: Vec<ClassView>,
     /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
     pub peer_certificate_not_after_unix_seconds: Option<u64>,
-    /// The key exchange, while there is a link.
+    /// The key exchange that was negotiated, while there is a link.
     pub key_exchange: Option<String>,
+    /// Whether that is hybrid: as strong as the better one of an elliptic curve and a lattice, so that
+    /// traffic recorded today stays closed to the quantum computers of tomorrow.
+    pub key_exchange_is_hybrid: Option<bool>,
     /// The cipher suite, while there is a link.
     pub cipher_suite: Option<String>,
 }
@@ -357,6 +361,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let measured = link.map(Link::measured).unwrap_or_default();
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
+    let groups = link.and_then(Link::key_exchanges);
     let classes = Class::ALL.iter().map(|class| ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(*class),
@@ -387,8 +392,17 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
         peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
-        key_exchange: link.map(|_| tls::KEY_EXCHANGE.to_owned()),
+        key_exchange: groups.map(|groups| names(&groups)),
+        key_exchange_is_hybrid: groups.map(|groups| groups.iter().all(|one| tls::is_hybrid(*one))),
         cipher_suite: link.map(|_| tls::CIPHER_SUITE.to_owned()),
+    }
+}
+
+/// What both connections of a link negotiated: one name, unless they differ.
+fn names(groups: &[NamedGroup; 2]) -> String {
+    match groups {
+        [urgent, bulk] if urgent == bulk => format!("{urgent:?}"),
+        [urgent, bulk] => format!("{urgent:?}, {bulk:?}"),
     }
 }
 

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Certificate, key and authorities are one thing and change together or not at all. The lists of
-//! revoked certificates are another: a host whose own certificate has ended still hears of them.
+//! revoked certificates are another: a host whose own certificate has ended still hears of them. The
+//! newest ones are kept in the state folder, so that an older one is known as such after a restart too.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use quinn::{Connection, Endpoint};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use towpath_certs::revocation::LIST_BYTES_MAX;
 use towpath_certs::{Freshness, Identity, Revocations, tls, view};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::Leg;
@@ -28,7 +30,7 @@ use towpath_protocol::identity::HostIdentity;
 use crate::config::CertificatesConfig;
 use crate::core::Core;
 use crate::link::Link;
-use crate::transport;
+use crate::{kept, transport};
 
 /// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
 /// four calls of `stat`.
@@ -41,6 +43,9 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// How soon files that could not be used are tried again though nothing about them has changed: a
 /// certificate that begins in a moment, or a clock that is being set.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where the newest lists are kept, in the state folder.
+const LISTS_FILE: &str = "revocations.pem";
 
 /// How often an aging or stale list is called out in the log.
 const REMINDER_INTERVAL: Duration = Duration::from_hours(24);
@@ -64,7 +69,10 @@ pub(crate) struct Trust {
     watched: Mutex<Watched>,
     taken: AtomicU64,
     refused: AtomicU64,
+    rollbacks: AtomicU64,
     wish: Notify,
+    /// Where the newest lists are kept over a restart; nowhere without a state folder.
+    lists_at: Option<PathBuf>,
 }
 
 /// What the files looked like when they were last read.
@@ -97,21 +105,36 @@ enum Look {
 }
 
 impl Trust {
-    /// Reads the files of a host for the first time.
+    /// Reads the files of a host for the first time, and what is kept in `state_dir` of the newest lists:
+    /// whoever can put back last month's list and start the tunnel again gets no further than otherwise.
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if they cannot be used, and for an unusable list too: a host that was told to
-    /// refuse revoked peers does not start without knowing them.
-    pub(crate) fn load(files: &CertificatesConfig) -> Result<Self, Fault> {
+    /// `E_CERTIFICATE` if they cannot be used, and for an unusable list too if none is kept: a host that
+    /// was told to refuse revoked peers does not start without knowing them.
+    pub(crate) fn load(
+        files: &CertificatesConfig,
+        state_dir: Option<&Path>,
+    ) -> Result<Self, Fault> {
         let prints = prints(files);
         let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
+        let lists_at = state_dir.map(|folder| folder.join(LISTS_FILE));
+        let known = recall(&identity, lists_at.as_deref())?;
+        let mut problem = None;
         let revocations = match &files.crl {
-            Some(crl) => identity.load_revocations(crl, &Revocations::default())?,
             None => Revocations::default(),
+            Some(crl) => match identity.load_revocations(crl, &known) {
+                Ok(lists) => lists,
+                Err(fault) if known.views().next().is_none() => return Err(fault),
+                Err(fault) => {
+                    problem = Some(fault);
+                    known.clone()
+                }
+            },
         };
+        let is_news = !revocations.is_same(&known);
         let identity = identity.refusing(Arc::new(revocations));
-        Ok(Self {
+        let trust = Self {
             files: files.clone(),
             host: identity.host().clone(),
             live: Mutex::new(Arc::new(identity)),
@@ -121,12 +144,22 @@ impl Trust {
             }),
             watched: Mutex::new(Watched {
                 prints,
+                retry_at: problem.as_ref().map(|_| Clock::now() + RETRY_INTERVAL),
                 ..Watched::default()
             }),
             taken: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            rollbacks: AtomicU64::new(0),
             wish: Notify::new(),
-        })
+            lists_at,
+        };
+        if is_news {
+            trust.keep_lists(trust.current().revocations());
+        }
+        if let Some(fault) = problem {
+            trust.note(&fault);
+        }
+        Ok(trust)
     }
 
     /// The host we are, as long as the tunnel runs.
@@ -148,6 +181,11 @@ impl Trust {
     pub(crate) fn counts(&self) -> (u64, u64) {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (of(&self.taken), of(&self.refused))
+    }
+
+    /// How often a list was offered that goes back behind the one in use.
+    pub(crate) fn rollback_count(&self) -> u64 {
+        self.rollbacks.load(Ordering::Relaxed)
     }
 
     /// Asks for a look at the files now.
@@ -206,7 +244,12 @@ impl Trust {
         watched.retry_at = (!is_whole).then(|| Clock::now() + RETRY_INTERVAL);
         match read {
             Ok((identity, _)) if identity.is_same(&current) => self.clear_problem(),
-            Ok((identity, fault)) => return Look::New(Box::new(identity), fault),
+            Ok((identity, fault)) => {
+                if !identity.revocations().is_same(current.revocations()) {
+                    self.keep_lists(identity.revocations());
+                }
+                return Look::New(Box::new(identity), fault);
+            }
             Err(fault) if is_settled => return Look::Failed(fault),
             Err(fault) => watched.unsettled = Some(fault),
         }
@@ -246,19 +289,52 @@ impl Trust {
         }
     }
 
+    /// Writes down which lists are the newest, for the next start.
+    fn keep_lists(&self, lists: &Revocations) {
+        if let Some(path) = &self.lists_at
+            && let Err(fault) = kept::replace(path, lists.text())
+        {
+            // A newer list is used even so: whom it revokes must not wait for a disk.
+            tracing::error!(target: "audit", %fault, "the newest lists are not remembered");
+        }
+    }
+
     fn note(&self, fault: &Fault) {
-        let mut reading = lock(&self.reading);
-        if reading.problem.as_ref() == Some(&fault.detail) {
+        let (mut reading, problem) = (lock(&self.reading), fault.to_string());
+        if reading.problem.as_ref() == Some(&problem) {
             return;
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
+        if fault.code == Code::CrlRollback {
+            self.rollbacks.fetch_add(1, Ordering::Relaxed);
+        }
         tracing::error!(target: "audit", %fault, "changed certificates are not used");
-        reading.problem = Some(fault.detail.clone());
+        reading.problem = Some(problem);
     }
 
     fn clear_problem(&self) {
         lock(&self.reading).problem = None;
     }
+}
+
+/// The lists that were in use before a restart.
+///
+/// # Errors
+///
+/// `E_IO` if they are kept and cannot be read.
+fn recall(identity: &Identity, path: Option<&Path>) -> Result<Revocations, Fault> {
+    let bytes_max = usize::try_from(LIST_BYTES_MAX).unwrap_or(usize::MAX);
+    let Some(path) = path else {
+        return Ok(Revocations::default());
+    };
+    let Some(text) = kept::read(path, bytes_max)? else {
+        return Ok(Revocations::default());
+    };
+    Ok(identity.recall_revocations(&text).unwrap_or_else(|fault| {
+        tracing::error!(target: "audit", %fault, "which lists were the newest is forgotten");
+        kept::set_aside(path, &fault);
+        Revocations::default()
+    }))
 }
 
 /// Looks at the files until the tunnel stops, and brings what they hold into use.

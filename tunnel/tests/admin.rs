@@ -33,6 +33,7 @@ async fn status_tells_link_classes_services_and_certificate() {
     );
     assert_eq!(link.state, LinkState::Healthy);
     assert_eq!(link.key_exchange.as_deref(), Some("X25519MLKEM768"));
+    assert_eq!(link.key_exchange_is_hybrid, Some(true));
     assert_eq!(
         link.cipher_suite.as_deref(),
         Some("TLS13_AES_128_GCM_SHA256")

@@ -3,12 +3,16 @@
 
 mod harness;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use harness::{SOON, World, name, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
+use tokio::sync::Notify;
 use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
@@ -18,7 +22,7 @@ use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
-use towpath_tunnel::status::ChannelView;
+use towpath_tunnel::status::{ChannelView, LinkState};
 
 /// A site that dials others, and the sites it dials; nothing is told to the region about channels.
 struct Sites {
@@ -58,6 +62,7 @@ impl Sites {
                 send_rate: None,
                 send_timetable: None,
                 receive_rate: None,
+                probe: None,
             });
             tunnels.push(tunnel);
         }
@@ -71,6 +76,17 @@ impl Sites {
             edge_config,
             others: tunnels,
         }
+    }
+
+    /// The same sites, and the edge's tunnel started again after a change of its configuration.
+    async fn restarted(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        self.edge.stop().await;
+        change(&mut self.edge_config);
+        self.edge = Tunnel::start(&self.edge_config).await.unwrap();
+        for peer in &self.edge_config.peers {
+            self.edge.linked(&peer.site, SOON).await.unwrap();
+        }
+        self
     }
 
     fn client(&self) -> Client {
@@ -88,6 +104,17 @@ impl Sites {
             Endpoint::Tcp(address) | Endpoint::Udp(address) => address,
             Endpoint::Unix(path) => panic!("{}", path.display()),
         }
+    }
+
+    /// Waits for a channel's first error: the program hears of it a moment before it is noted.
+    async fn counts_an_error(&self, channel: &str) {
+        let counted = async {
+            while self.view(channel).last_error.is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(counted).await;
+        assert_eq!(self.view(channel).errors, 1);
     }
 
     fn view(&self, channel: &str) -> ChannelView {
@@ -128,6 +155,11 @@ fn spec(channel: &str, listen: &str, peer: &str, generation: u64) -> ChannelSpec
     }
 }
 
+fn now_unix() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().as_secs()
+}
+
 /// A TCP service that says its word, then echoes, until its end.
 async fn tcp_service(word: &'static [u8]) -> Endpoint {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -158,6 +190,103 @@ async fn ends(socket: &mut TcpStream) -> std::io::ErrorKind {
     match soon(socket.read(&mut [0])).await {
         Ok(count) => panic!("{count} bytes, where a reset was due"),
         Err(error) => error.kind(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_1_a_declared_channel_appears_and_the_application_does_nothing() {
+    let sites = Sites::start(&[("east", tcp_service(b"east").await)], None).await;
+    let path = sites.world.path("app.sock");
+    // The application knows one address and tries it, before there is anything and after.
+    let refused = Arc::new(Notify::new());
+    let (was_refused, at) = (Arc::clone(&refused), path.clone());
+    let application = tokio::spawn(async move {
+        let mut socket = loop {
+            match UnixStream::connect(&at).await {
+                Ok(socket) => break socket,
+                Err(_) => was_refused.notify_one(),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let mut word = [0; 4];
+        socket.read_exact(&mut word).await.unwrap();
+        word
+    });
+    soon(refused.notified()).await;
+    assert!(sites.edge.status().channels.is_empty());
+    // The control plane says where the other portion is, and for how long that holds.
+    let mut declared = spec("till", &format!("unix:{}", path.display()), "east", 7);
+    declared.expires_unix_seconds = Some(now_unix() + 3600);
+    let view = sites.open(&declared).await.unwrap();
+    assert_eq!((view.peer.as_str(), view.generation), ("east", 7));
+    assert_eq!(view.expires_unix_seconds, declared.expires_unix_seconds);
+    assert_eq!(view.state, LinkState::Healthy, "{}", view.reason);
+    assert_eq!(&soon(application).await.unwrap(), b"east");
+    assert_eq!(sites.view("till").connections_total, 1);
+}
+
+/// A path that keeps what goes over it: one door, and a socket behind it for each source.
+async fn tapped(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let door = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let (address, kept) = (door.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let captured: Arc<Mutex<Vec<Vec<u8>>>> = Arc::clone(&kept);
+    tokio::spawn(async move {
+        let mut behind: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
+        let mut datagram = vec![0; 65_536];
+        while let Ok((count, from)) = door.recv_from(&mut datagram).await {
+            captured.lock().unwrap().push(datagram[..count].to_vec());
+            let Entry::Vacant(place) = behind.entry(from) else {
+                let _ = behind[&from].send(&datagram[..count]).await;
+                continue;
+            };
+            let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+            socket.connect(to).await.unwrap();
+            let _ = socket.send(&datagram[..count]).await;
+            let (back, door) = (Arc::clone(&socket), Arc::clone(&door));
+            let captured = Arc::clone(&captured);
+            tokio::spawn(async move {
+                let mut datagram = vec![0; 65_536];
+                while let Ok(count) = back.recv(&mut datagram).await {
+                    captured.lock().unwrap().push(datagram[..count].to_vec());
+                    let _ = door.send_to(&datagram[..count], from).await;
+                }
+            });
+            place.insert(socket);
+        }
+    });
+    (address, kept)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_4_what_a_channel_carries_cannot_be_read_on_its_path() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let (address, kept) = tapped(sites.others[0].listen_address().unwrap()).await;
+    let sites = sites
+        .restarted(|config| config.peers[0].address = Some(address.to_string()))
+        .await;
+    let tcp = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let secret = b"nobody reads this on the way, neither there nor back";
+    let mut socket = connect(tcp, b"").await;
+    for _ in 0..200 {
+        socket.write_all(secret).await.unwrap();
+        soon(socket.read_exact(&mut vec![0; secret.len()]))
+            .await
+            .unwrap();
+    }
+    let kept = kept.lock().unwrap();
+    let carried: usize = kept.iter().map(Vec::len).sum();
+    assert!(
+        carried > 2 * 200 * secret.len(),
+        "{carried} bytes on the path"
+    );
+    // Nor who talks to whom: names are in certificates, and these come after the keys.
+    for word in [&secret[..16], b"spiffe://", b"shop.example", b"till"] {
+        let shows = kept
+            .iter()
+            .any(|datagram| datagram.windows(word.len()).any(|w| w == word));
+        assert!(!shows, "{}", String::from_utf8_lossy(word));
     }
 }
 
@@ -222,13 +351,7 @@ async fn con_2_resets_pass_and_a_unix_service_gets_the_bytes_alone() {
     soon(remote.read_exact(&mut [0])).await.unwrap();
     drop(remote);
     assert_eq!(ends(&mut local).await, std::io::ErrorKind::ConnectionReset);
-    // The program hears of it a moment before it is counted.
-    let counted = async {
-        while sites.view("till").errors != 1 {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon(counted).await;
+    sites.counts_an_error("till").await;
 }
 
 /// A UDP service that echoes.
@@ -314,8 +437,8 @@ async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
     let tcp = sites.address(&other).await;
     let mut socket = TcpStream::connect(tcp).await.unwrap();
     assert_eq!(ends(&mut socket).await, std::io::ErrorKind::ConnectionReset);
+    sites.counts_an_error("till").await;
     let view = sites.view("till");
-    assert_eq!(view.errors, 1);
     assert!(view.last_error.unwrap().contains("E_DENIED"));
     // A stream of bytes to a service of datagrams is none of its business either.
     let sites = Sites::start(&[("east", udp_service().await)], None).await;
@@ -365,12 +488,8 @@ async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     let mut relay = None;
     let sites = Sites::start(&[("east", tcp_service(b"").await)], Some(&mut relay)).await;
     let control: Control = relay.as_ref().unwrap().control();
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
     let mut brief = spec("till", "tcp:127.0.0.1:0", "east", 1);
-    brief.expires_unix_seconds = Some(now + 9);
+    brief.expires_unix_seconds = Some(now_unix() + 9);
     let tcp = sites.address(&brief).await;
     // Whoever pushed it says no more from here on; the link is lost meanwhile and comes back.
     let mut socket = connect(tcp, b"").await;
@@ -453,7 +572,7 @@ async fn con_10_a_lost_path_shows_and_datagrams_flow_again_after_it() {
     comes_back(&socket, b"one").await;
     control.cut_both();
     let shows = async {
-        while sites.view("dns").state == towpath_tunnel::status::LinkState::Healthy {
+        while sites.view("dns").state == LinkState::Healthy {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -465,4 +584,71 @@ async fn con_10_a_lost_path_shows_and_datagrams_flow_again_after_it() {
         1,
         "it is the same flow"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_7_pushed_channels_and_con_11_their_generations_outlive_the_tunnel() {
+    let sites = Sites::start(&[("east", tcp_service(b"east").await)], None).await;
+    let state = sites.world.path("edge-state");
+    let sites = sites
+        .restarted(|config| config.state_dir = Some(state.clone()))
+        .await;
+    let path = sites.world.path("app.sock");
+    let listen = format!("unix:{}", path.display());
+    let mut till = spec("till", &listen, "east", 5);
+    till.expires_unix_seconds = Some(now_unix() + 3600);
+    sites.open(&till).await.unwrap();
+    let tcp = |name: &str, generation| spec(name, "tcp:127.0.0.1:0", "east", generation);
+    sites.open(&tcp("gone", 3)).await.unwrap();
+    let path_of_gone = "/v1/channels/gone?generation=4";
+    let left: serde_json::Value = sites.client().delete(path_of_gone).await.unwrap();
+    assert_eq!(left["channels"].as_array().unwrap().len(), 1);
+    let mut brief = tcp("brief", 1);
+    brief.expires_unix_seconds = Some(now_unix() + 2);
+    sites.open(&brief).await.unwrap();
+
+    // Nothing is written when the tunnel ends: what it has said is kept already.
+    let kept = std::fs::read(state.join("channels.json")).unwrap();
+    let mut fixed = tcp("till", 4);
+    fixed.listen = "unix:/nowhere".parse().unwrap();
+    let sites = sites
+        .restarted(|config| {
+            // What is configured is older than what was pushed under the same name.
+            config.channels = vec![fixed, tcp("steady", 0)];
+        })
+        .await;
+    assert_eq!(std::fs::read(state.join("channels.json")).unwrap(), kept);
+    let view = sites.view("till");
+    assert_eq!(
+        (view.generation, view.listen.as_str()),
+        (5, listen.as_str())
+    );
+    assert_eq!(view.expires_unix_seconds, till.expires_unix_seconds);
+    let mut socket = soon(UnixStream::connect(&path)).await.unwrap();
+    let mut word = [0; 4];
+    soon(socket.read_exact(&mut word)).await.unwrap();
+    assert_eq!(&word, b"east");
+    sites.open(&till).await.unwrap();
+    for older in [tcp("till", 4), tcp("gone", 3), tcp("gone", 4)] {
+        let refused = sites.open(&older).await.unwrap_err();
+        assert_eq!(refused.code, Code::State.as_str(), "{older:?}");
+    }
+    assert_eq!(sites.view("steady").generation, 0);
+    let ended = async {
+        while sites.edge.status().channels.len() > 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon(ended).await;
+
+    // What cannot be read is set aside, and channels can be pushed again.
+    let sites = sites
+        .restarted(|config| {
+            config.channels.clear();
+            std::fs::write(state.join("channels.json"), &kept[..kept.len() / 2]).unwrap();
+        })
+        .await;
+    assert!(sites.edge.status().channels.is_empty());
+    assert!(state.join("channels.damaged").exists());
+    sites.open(&tcp("till", 1)).await.unwrap();
 }

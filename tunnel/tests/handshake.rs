@@ -20,6 +20,7 @@ use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
     Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble, RunId, StreamId,
 };
+use towpath_protocol::endpoint::Endpoint as Place;
 use towpath_protocol::fault::Code;
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::HostIdentity;
@@ -65,11 +66,19 @@ impl Door {
     }
 
     async fn connect(&self, client: rustls::ClientConfig) -> Result<Connection, ConnectionError> {
+        self.connect_to(client, self.address()).await
+    }
+
+    async fn connect_to(
+        &self,
+        client: rustls::ClientConfig,
+        address: SocketAddr,
+    ) -> Result<Connection, ConnectionError> {
         let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let crypto = QuicClientConfig::try_from(client).unwrap();
         let config = quinn::ClientConfig::new(Arc::new(crypto));
         let connecting = endpoint
-            .connect_with(config, self.address(), "towpath.invalid")
+            .connect_with(config, address, "towpath.invalid")
             .unwrap();
         soon(connecting).await
     }
@@ -155,16 +164,21 @@ async fn t01_random_datagrams_are_dropped_without_an_answer() {
     assert!(!answered, "something was answered");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t09_without_a_certificate() {
-    let door = Door::open().await;
-    let mut client = door.client();
-    client.client_auth_cert_resolver = rustls::ClientConfig::builder_with_provider(tls::provider())
+/// Shows no certificate.
+fn anonymous() -> Arc<dyn rustls::client::ResolvesClientCert> {
+    rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth()
-        .client_auth_cert_resolver;
+        .client_auth_cert_resolver
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t09_without_a_certificate() {
+    let door = Door::open().await;
+    let mut client = door.client();
+    client.client_auth_cert_resolver = anonymous();
     door.check_refused(client, "no_certificate").await;
 }
 
@@ -322,6 +336,55 @@ async fn a_site_that_is_no_peer_is_denied() {
     let door = Door::open_with(|config| config.peers[0].site = name("elsewhere")).await;
     let connection = door.connect(door.client()).await.unwrap();
     closed_with(&connection, "no peer").await;
+}
+
+/// Whoever has a channel's metadata knows where to knock and what to ask for, and no more than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_4_metadata_without_a_listed_identity_lets_nobody_in() {
+    let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let till = Place::Tcp(target.local_addr().unwrap());
+    let door = Door::open_with(|config| {
+        config.services[0].socket = std::path::PathBuf::new();
+        config.services[0].target = Some(till);
+    })
+    .await;
+    // Of nobody, of another authority, of yesterday.
+    let mut nobody = door.client_once("nobody");
+    nobody.client_auth_cert_resolver = anonymous();
+    door.check_refused(nobody, "no_certificate").await;
+    let stranger = World::new();
+    for (world, reason, ended) in [
+        (&stranger, "unknown_authority", Duration::ZERO),
+        (&door.world, "expired", DAY),
+    ] {
+        let now = SystemTime::now();
+        let validity = Validity {
+            not_before: now - 2 * DAY,
+            not_after: now + DAY - 2 * ended,
+        };
+        let files = world.issue_for("edge", validity, reason);
+        let mut client = door.client_once(&format!("{reason}-frame"));
+        show(&mut client, &files.cert, &files.key);
+        door.check_refused(client, reason).await;
+    }
+    // Of a site that the metadata does not name, though the authority knows it.
+    let files = door.world.issue("west");
+    let mut unlisted = door.client_once("unlisted");
+    show(&mut unlisted, &files.cert, &files.key);
+    let connection = door.connect(unlisted).await.unwrap();
+    closed_with(&connection, "no peer").await;
+    assert_eq!(door.region.status().links[0].host, None);
+    // And the other way round: whoever answers for the region must be the region.
+    let impostor = World::new();
+    let region = Tunnel::start(&impostor.site("region", "edge"))
+        .await
+        .unwrap();
+    let address = region.listen_address().unwrap();
+    let told = door.connect_to(door.client(), address).await.unwrap_err();
+    assert!(told.to_string().contains("certificate"), "{told}");
+    // The service behind it was never reached.
+    target.set_nonblocking(true).unwrap();
+    assert!(target.accept().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,12 +6,17 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, accept, soon};
+use harness::{Pair, accept, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Queue};
 use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::ServiceConfig;
 
 /// Most that bulk may add to half of the demand fetches. A byte that waits behind bulk waits for the
 /// bottleneck's queue, 100 ms; what else the machine does makes some of them late and not half.
@@ -20,11 +25,15 @@ const WAIT_ADDED_MAX: Duration = Duration::from_millis(20);
 /// Least that bulk gets meanwhile, of 100 Mbit/s; else there is nothing to wait behind.
 const BULK_MBIT_MIN: u64 = 50;
 
+/// One test at a time: each wants the processors for itself.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
 /// Rounds of which one must be good: what else the machine does only ever adds to a wait.
 const ROUNDS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
+    let _alone = ALONE.lock().await;
     let bottleneck = Direction {
         bits_per_second: Some(100_000_000),
         delay: Duration::from_millis(20),
@@ -40,7 +49,7 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
         streams.push((local.unwrap(), remote));
     }
     let (mut pages, mut asker) = streams.pop().unwrap();
-    let (mut bulk, mut sink) = streams.pop().unwrap();
+    let (bulk, sink) = streams.pop().unwrap();
     // The region asks for a page, and the loaded direction carries it.
     let serving = tokio::spawn(async move {
         let mut wish = [0; 16];
@@ -49,14 +58,7 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
         }
     });
     let idle = fetches(&mut asker).await;
-    let writing = tokio::spawn(async move {
-        let chunk = vec![5; 64 * 1024];
-        while bulk.write_all(&chunk).await.is_ok() {}
-    });
-    let reading = tokio::spawn(async move {
-        let mut chunk = vec![0; 64 * 1024];
-        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-    });
+    let load = saturate(bulk, sink);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
     let mut rounds = Vec::new();
@@ -73,9 +75,90 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
     }
     let is_one_good = rounds.iter().any(|round| is_good(*round, idle[0]));
     assert!(is_one_good, "idle {idle:?}, loaded {rounds:?}");
-    for task in [serving, writing, reading] {
-        task.abort();
+    serving.abort();
+    load.into_iter().for_each(|task| task.abort());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
+    let _alone = ALONE.lock().await;
+    let bottleneck = Direction {
+        bits_per_second: Some(100_000_000),
+        delay: Duration::from_millis(20),
+        queue: Queue::Time(Duration::from_millis(100)),
+        loss: 0.0,
+    };
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let till = Endpoint::Tcp(target.local_addr().unwrap());
+    let pair = Pair::start_with(
+        |edge, region| {
+            region.services.push(ServiceConfig {
+                name: name("till"),
+                socket: std::path::PathBuf::new(),
+                target: Some(till),
+                allow: vec![name("edge")],
+            });
+            let listen = edge.socket.with_file_name("till.sock");
+            edge.channels.push(ChannelSpec {
+                name: name("till"),
+                listen: Endpoint::Unix(listen),
+                peer: name("region"),
+                service: name("till"),
+                class: Class::App,
+                generation: 1,
+                expires_unix_seconds: None,
+            });
+        },
+        Some(bottleneck),
+    )
+    .await;
+    let mut app = UnixStream::connect(pair.edge_config.socket.with_file_name("till.sock"))
+        .await
+        .unwrap();
+    let (mut remote, _) = soon(target.accept()).await.unwrap();
+    remote.set_nodelay(true).unwrap();
+    let serving = tokio::spawn(async move {
+        let mut wish = [0; 16];
+        while remote.read_exact(&mut wish).await.is_ok() {
+            remote.write_all(&[9; 4096]).await.unwrap();
+        }
+    });
+    let idle = fetches(&mut app).await;
+    let listener = pair.echo();
+    let (bulk, (_, sink)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
+    let load = saturate(bulk.unwrap(), sink);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let (began, before) = (Instant::now(), received());
+        let loaded = fetches(&mut app).await;
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
+        let mbit = (received() - before) * 8 / micros;
+        println!("app message p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
+        rounds.push((loaded[0], mbit));
+        if is_good(rounds[rounds.len() - 1], idle[0]) {
+            break;
+        }
     }
+    let is_one_good = rounds.iter().any(|round| is_good(*round, idle[0]));
+    assert!(is_one_good, "idle {idle:?}, loaded {rounds:?}");
+    serving.abort();
+    load.into_iter().for_each(|task| task.abort());
+}
+
+/// Fills a stream without end, and empties it at its other end.
+fn saturate(mut bulk: UnixStream, mut sink: UnixStream) -> [JoinHandle<()>; 2] {
+    let writing = tokio::spawn(async move {
+        let chunk = vec![5; 64 * 1024];
+        while bulk.write_all(&chunk).await.is_ok() {}
+    });
+    let reading = tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+    });
+    [writing, reading]
 }
 
 fn is_good((wait, mbit): (Duration, u64), idle: Duration) -> bool {

@@ -470,6 +470,63 @@ async fn t11_an_unusable_list_changes_nothing_and_shows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
+    let (mut pair, loads, echo) = loaded_pair(None).await;
+    for load in loads {
+        load.end().await;
+    }
+    echo.abort();
+    pair.region.stop().await;
+    let config = &mut pair.region_config;
+    let state = pair.world.path("region-state");
+    config.state_dir = Some(state.clone());
+    let crl = config.certificates.crl.clone().unwrap();
+    let first = fs::read(&crl).unwrap();
+    let region = Tunnel::start(config).await.unwrap();
+    let thief = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-9").unwrap();
+    let folder = pair.world.path("thief");
+    let issued = pair
+        .world
+        .authority
+        .issue(&thief, lasting(LEAF_VALIDITY), &folder);
+    issued.unwrap();
+    sign(&pair.world.authority, &Which::Host(thief), LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), config);
+    says(&region, |view| view.revocation_lists[0].number == 2).await;
+    region.stop().await;
+
+    // Last month's list comes back, and the tunnel is started again.
+    fs::write(&crl, &first).unwrap();
+    pair.region = Tunnel::start(config).await.unwrap();
+    let view = pair.region.status().certificate;
+    let problem = view.problem.unwrap();
+    assert!(problem.starts_with("E_CRL_ROLLBACK: "), "{problem}");
+    assert!(problem.contains("holds list 1"), "{problem}");
+    assert_eq!(view.revocation_lists[0].number, 2);
+    assert_eq!(metric(config, "towpath_crl_rollbacks_total").await, 1);
+    let client = Arc::new(QuicClientConfig::try_from(client_of(&folder, false)).unwrap());
+    check_refused(&pair, &client, "revoked").await;
+    // No list at all is no way round it either.
+    pair.region.stop().await;
+    fs::write(&crl, b"nothing").unwrap();
+    pair.region = Tunnel::start(&pair.region_config).await.unwrap();
+    assert_eq!(
+        pair.region.status().certificate.revocation_lists[0].number,
+        2
+    );
+    check_refused(&pair, &client, "revoked").await;
+    // The newest one ends the trouble.
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| view.problem.is_none()).await;
+    // What is kept and cannot be read is set aside: then the file alone counts.
+    pair.region.stop().await;
+    fs::write(state.join("revocations.pem"), b"nothing").unwrap();
+    pair.region = Tunnel::start(&pair.region_config).await.unwrap();
+    assert!(state.join("revocations.damaged").exists());
+    check_refused(&pair, &client, "revoked").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way() {
     let (pair, loads, echo) = loaded_pair(None).await;
     let tunnel = pair.region_config.socket.clone();

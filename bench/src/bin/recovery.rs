@@ -39,7 +39,7 @@ const BACK_WAIT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Seconds of the outages, and how often each is played.
-const FULL: (&[u64], usize) = (&[3, 10, 30], 3);
+const FULL: (&[u64], usize) = (&[3, 10, 30, 120], 3);
 const SMOKE: (&[u64], usize) = (&[1], 1);
 
 #[derive(Debug, Serialize)]

@@ -8,7 +8,7 @@ use towpath_daemon::{config, log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
-use crate::commands::bench;
+use crate::commands::{bench, probe};
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
 use crate::show::Format;
@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Run(DaemonOptions),
     /// Measure what the link to a peer carries, and what it costs.
     Bench(bench::Options),
+    /// Measure what the way to a peer carries, with a budget of bytes.
+    Probe(probe::Options),
 }
 
 impl Command {
@@ -27,6 +29,7 @@ impl Command {
         match self {
             Self::Run(_) => Format::Table,
             Self::Bench(options) => options.output.format,
+            Self::Probe(options) => options.output.format,
         }
     }
 }
@@ -36,6 +39,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let options = match command {
         Command::Run(options) => options,
         Command::Bench(options) => return bench::run(&options),
+        Command::Probe(options) => return probe::run(&options),
     };
     let config: Config = config::load_checked(&options.config)?;
     daemon::run(&options, log::Options::default(), || serve(&config))

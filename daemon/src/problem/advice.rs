@@ -155,6 +155,10 @@ const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
             "the list of revoked certificates has ended",
             "sign the next one with `towpath certs revoke --refresh` and carry it to the hosts; moves under way go on",
         ),
+        Code::CrlRollback => (
+            "the list of revoked certificates is older than the one before",
+            "carry the authority's newest `crl.pem` to this host, and find out who put the older one there; the newer one stays in use",
+        ),
         Code::Path => (
             "a path is not what it must be",
             "move what is there out of the way; it is never replaced by force",

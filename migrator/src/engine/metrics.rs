@@ -143,3 +143,35 @@ fn register<T: prometheus::core::Collector + Clone + 'static>(
         .map_err(failed)?;
     Ok(metric)
 }
+
+#[cfg(test)]
+mod tests {
+    use towpath_protocol::identity::GuestId;
+
+    use super::*;
+    use crate::engine::shared::quarantined;
+
+    /// What is said of a board with so many guests.
+    fn text_of(guests: u128) -> String {
+        let mut board = Board::default();
+        let fault = Fault::new(Code::Io, "a journal");
+        for number in 0..guests {
+            let name = format!("guest-{number}").parse().unwrap();
+            let id = GuestId(number);
+            board.guests.insert(id, quarantined(&name, id, &fault));
+        }
+        Metrics::new().unwrap().text(&board)
+    }
+
+    #[test]
+    fn l08_ten_thousand_guests_are_counted_and_are_no_labels() {
+        let (one, many) = (text_of(1), text_of(10_000));
+        assert!(many.contains("towpath_quarantined_guests 10000"), "{many}");
+        assert_eq!(
+            one.lines().count(),
+            many.lines().count(),
+            "series per guest"
+        );
+        assert!(!many.contains("guest-"), "{many}");
+    }
+}

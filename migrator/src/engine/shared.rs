@@ -188,7 +188,7 @@ impl Shared {
     }
 }
 
-fn quarantined(name: &Name, id: GuestId, fault: &Fault) -> GuestView {
+pub(super) fn quarantined(name: &Name, id: GuestId, fault: &Fault) -> GuestView {
     GuestView {
         name: name.clone(),
         id,

@@ -1,48 +1,40 @@
 //! The files that histories are kept in: replaced whole, set aside when damaged.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use towpath_forecast::history::{ENCODED_BYTES_MAX, History};
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
 
 use super::Direction;
+use crate::kept;
 
 /// What is kept of one direction to a peer; nothing, with a word in the log, if it cannot be read.
 pub(super) fn load(folder: &Path, site: &Name, direction: Direction) -> History {
     let path = path_of(folder, site, direction);
-    let bytes = match read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return History::default(),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "a history cannot be read");
+    let bytes = match kept::read(&path, ENCODED_BYTES_MAX) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return History::default(),
+        Err(fault) => {
+            tracing::warn!(%fault, "a history cannot be read");
             return History::default();
         }
     };
     History::decode(&bytes).unwrap_or_else(|fault| {
-        // It is kept for whoever wants to look at it, and the forecast begins anew.
-        let aside = path.with_extension("damaged");
-        let moved = fs::rename(&path, &aside);
-        tracing::warn!(path = %aside.display(), %fault, ?moved, "a history is set aside");
+        // The forecast begins anew.
+        kept::set_aside(&path, &fault);
         History::default()
     })
 }
 
-/// Replaces what is kept: after a crash the old file or the new one is there, and whole.
+/// Replaces what is kept.
 pub(super) fn save(
     folder: &Path,
     site: &Name,
     direction: Direction,
     bytes: &[u8],
 ) -> Result<(), Fault> {
-    let path = path_of(folder, site, direction);
-    write(folder, &path, bytes).map_err(|error| {
-        let shown = path.display();
-        Fault::new(Code::Io, format!("{shown}: {error}"))
-    })
+    kept::replace(&path_of(folder, site, direction), bytes)
 }
 
 fn path_of(folder: &Path, site: &Name, direction: Direction) -> PathBuf {
@@ -50,33 +42,10 @@ fn path_of(folder: &Path, site: &Name, direction: Direction) -> PathBuf {
     folder.join(format!("{site}.{}.history", direction.as_str()))
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let most = ENCODED_BYTES_MAX as u64 + 1;
-    File::open(path)?.take(most).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
-    let new = path.with_extension("new");
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use towpath_forecast::history::Sample;
     use towpath_forecast::moment::Moment;

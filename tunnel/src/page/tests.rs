@@ -42,6 +42,7 @@ fn link(peer: &str, state: LinkState) -> LinkView {
             .into(),
         peer_certificate_not_after_unix_seconds: Some(NOW + 3600),
         key_exchange: None,
+        key_exchange_is_hybrid: None,
         cipher_suite: None,
     }
 }

@@ -85,6 +85,7 @@ impl World {
                 send_rate: None,
                 send_timetable: None,
                 receive_rate: None,
+                probe: None,
             }],
             services: vec![ServiceConfig {
                 name: name("echo"),

@@ -133,6 +133,7 @@ impl Plan<'_> {
                 send_rate: self.rate,
                 send_timetable: None,
                 receive_rate: self.rate,
+                probe: None,
             }],
             services: vec![tunnel::ServiceConfig {
                 name: SERVICE.parse()?,

@@ -1,0 +1,140 @@
+//! What a flood of Initials costs a running transfer, and how much memory.
+//!
+//! A transfer runs over a capped link; windows with a flood of 50,000 Initials a second at the listening
+//! side take turns with windows without. The flood comes from a process of its own, so that the memory
+//! measured is that of the tunnels. `--smoke` floods for two seconds, once, at a tenth of the rate.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use towpath_bench::flood::{Flooded, flood};
+use towpath_bench::load::{Loaded, resident_bytes};
+use towpath_bench::sites::Failure;
+
+/// The cap of the transfer: what a site's line has, and far from what the processors can do.
+const RATE: &str = "200Mbit";
+
+/// Ports the flood comes from, each of an address of its own.
+const PORT_COUNT: u8 = 200;
+
+/// Seconds of each window, windows of each kind, Initials a second.
+const FULL: (u64, usize, u64) = (10, 3, 50_000);
+const SMOKE: (u64, usize, u64) = (2, 1, 5_000);
+
+/// Time in which the transfer fills its link before anything is measured.
+const WARM: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    goal_per_second: u64,
+    goal_goodput_ratio_min: f64,
+    goal_grown_bytes_max: u64,
+    window_seconds: u64,
+    /// Bytes a second of the transfer in each window without a flood, and with it.
+    calm_bytes_per_second: Vec<u64>,
+    flooded_bytes_per_second: Vec<u64>,
+    /// The median with the flood as a share of the median without.
+    goodput_ratio: f64,
+    floods: Vec<Flooded>,
+    resident_before_bytes: u64,
+    /// Most memory during the floods above that.
+    grown_bytes: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let done = match arguments.first().map(String::as_str) {
+        Some("generate") => generate(&arguments[1..]),
+        Some("--smoke") => run(SMOKE),
+        None => run(FULL),
+        Some(other) => Err(format!("unknown option {other}").into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The process of the flood: target, rate, seconds.
+fn generate(arguments: &[String]) -> Result<(), Failure> {
+    let [target, rate, seconds] = arguments else {
+        return Err("generate wants a target, a rate and seconds".into());
+    };
+    let lasting = Duration::from_secs(seconds.parse()?);
+    write(&flood(target.parse()?, rate.parse()?, lasting, PORT_COUNT)?)
+}
+
+fn run(scale: (u64, usize, u64)) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    write(&runtime.block_on(measure(scale))?)
+}
+
+fn write(report: &impl Serialize) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+async fn measure((seconds, windows, rate): (u64, usize, u64)) -> Result<Report, Failure> {
+    let loaded = Loaded::start(Some(RATE), |_, _| Ok(())).await?;
+    sleep(WARM).await;
+    let mut report = Report {
+        schema: "towpath.v1.bench.flood",
+        goal_per_second: 50_000,
+        goal_goodput_ratio_min: 0.9,
+        goal_grown_bytes_max: 32 << 20,
+        window_seconds: seconds,
+        calm_bytes_per_second: Vec::new(),
+        flooded_bytes_per_second: Vec::new(),
+        goodput_ratio: 0.0,
+        floods: Vec::new(),
+        resident_before_bytes: resident_bytes()?,
+        grown_bytes: 0,
+    };
+    let target = loaded.region.listen_address().ok_or("the region listens")?;
+    for _ in 0..windows {
+        let window = Duration::from_secs(seconds);
+        let calm = loaded.goodput(window).await?;
+        report.calm_bytes_per_second.push(calm);
+        let child = generator(target, rate, seconds)?;
+        let mut grown = 0;
+        let began = Instant::now();
+        let (before, until) = (loaded.received(), began + window);
+        while Instant::now() < until {
+            sleep(Duration::from_millis(100)).await;
+            grown = grown.max(resident_bytes()?.saturating_sub(report.resident_before_bytes));
+        }
+        let carried = loaded.rate_since(before, began)?;
+        report.flooded_bytes_per_second.push(carried);
+        report.grown_bytes = report.grown_bytes.max(grown);
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+        report.floods.push(serde_json::from_slice(&output.stdout)?);
+    }
+    let median = |rates: &[u64]| {
+        let mut rates = rates.to_vec();
+        rates.sort_unstable();
+        rates[rates.len() / 2] as f64
+    };
+    let calm = median(&report.calm_bytes_per_second);
+    report.goodput_ratio = median(&report.flooded_bytes_per_second) / calm.max(1.0);
+    loaded.stop().await?;
+    Ok(report)
+}
+
+fn generator(target: SocketAddr, rate: u64, seconds: u64) -> Result<Child, Failure> {
+    let child = Command::new(std::env::current_exe()?)
+        .arg("generate")
+        .args([target.to_string(), rate.to_string(), seconds.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    Ok(child)
+}

@@ -1,0 +1,327 @@
+//! What it costs to exchange certificates, authorities and lists of revoked ones under load, and how soon
+//! a revoked peer is out.
+//!
+//! A transfer runs over a capped link. Windows in which something is exchanged at both sites take turns
+//! with windows in which nothing is: every byte is checked, every stream has to end as it should. Then the
+//! sending host is revoked, and a second one that remembers what a session could be resumed with.
+//! `--smoke` plays each once, in short windows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, Endpoint};
+use rustls::client::Resumption;
+use serde::Serialize;
+use tokio::time::{Instant, sleep, timeout};
+use towpath_bench::load::Loaded;
+use towpath_bench::sites::Failure;
+use towpath_certs::authority::LEAF_VALIDITY;
+use towpath_certs::register::Reason;
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
+use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
+use towpath_protocol::identity::HostIdentity;
+use towpath_tunnel::Tunnel;
+
+/// The cap of the transfer: what a site's line has, and far from what the processors can do.
+const RATE: &str = "200Mbit";
+
+/// Length of a window, and windows of each kind.
+const FULL: (Duration, usize) = (Duration::from_secs(4), 5);
+const SMOKE: (Duration, usize) = (Duration::from_millis(1500), 1);
+
+/// How long anything may take that should take milliseconds.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The trust domain of the benches.
+const DOMAIN: &str = "bench.example";
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    goal_dip_max: f64,
+    goal_out_ms: u128,
+    window_ms: u128,
+    exchanges: Vec<Exchange>,
+    streams: usize,
+    streams_dropped: usize,
+    /// From the list's arrival until the revoked host's live link was closed.
+    link_closed_ms: u128,
+    /// From the list's arrival until a host with a session to resume was refused.
+    session_refused_ms: u128,
+    /// Whether any session could be resumed before that: none is ever handed out.
+    was_resumed: bool,
+}
+
+/// One kind of exchange.
+#[derive(Debug, Serialize)]
+struct Exchange {
+    what: &'static str,
+    /// Bytes a second in windows without it, and with it.
+    calm_bytes_per_second: Vec<u64>,
+    exchanging_bytes_per_second: Vec<u64>,
+    /// What the median with it lacks of the median without, as a share.
+    dip: f64,
+}
+
+fn main() -> ExitCode {
+    let scale = match std::env::args().nth(1).as_deref() {
+        None => FULL,
+        Some("--smoke") => SMOKE,
+        Some(other) => {
+            eprintln!("unknown option {other}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::from);
+    let measured = runtime.and_then(|runtime| runtime.block_on(measure(scale)));
+    match measured.and_then(|report| write(&report)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(report: &Report) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// The authority that signs now, and how many there were before it.
+struct Signer {
+    authority: Authority,
+    folder: PathBuf,
+    count: usize,
+}
+
+async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure> {
+    let loaded = Loaded::start(Some(RATE), |authority, configs| {
+        sign(authority, &Which::None)?;
+        for config in configs {
+            let crl = config.certificates.ca.with_file_name("crl.pem");
+            let folder = crl.parent().and_then(Path::parent).ok_or("a folder")?;
+            fs::copy(folder.join("ca/crl.pem"), &crl)?;
+            config.certificates.crl = Some(crl);
+        }
+        Ok(())
+    })
+    .await?;
+    let folder = loaded.folder.path().join("ca");
+    let mut signer = Signer {
+        authority: Authority::open(&folder)?,
+        folder,
+        count: 0,
+    };
+    sleep(Duration::from_secs(1)).await;
+    let mut exchanges = Vec::new();
+    for what in ["identity", "authority", "list"] {
+        let (mut calm, mut exchanging) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            calm.push(loaded.goodput(window).await?);
+            let (before, began) = (loaded.received(), Instant::now());
+            match what {
+                "identity" => renew(&loaded, &signer.authority, KeyChoice::New, None).await?,
+                "authority" => signer.follow(&loaded).await?,
+                _ => carry(&loaded, &signer, &Which::None).await?,
+            }
+            sleep(window.saturating_sub(began.elapsed())).await;
+            exchanging.push(loaded.rate_since(before, began)?);
+        }
+        let dip = 1.0 - median(&exchanging) / median(&calm).max(1.0);
+        exchanges.push(Exchange {
+            what,
+            calm_bytes_per_second: calm,
+            exchanging_bytes_per_second: exchanging,
+            dip,
+        });
+    }
+    let (session_refused, was_resumed) = refuse_session(&loaded, &signer).await?;
+    let link_closed = close_link(&loaded, &signer).await?;
+    Ok(Report {
+        schema: "towpath.v1.bench.rotation",
+        goal_dip_max: 0.01,
+        goal_out_ms: 1000,
+        window_ms: window.as_millis(),
+        exchanges,
+        streams: loaded.stream_count(),
+        // A dropped one would have ended the bench.
+        streams_dropped: 0,
+        link_closed_ms: link_closed.as_millis(),
+        session_refused_ms: session_refused.as_millis(),
+        was_resumed,
+    })
+}
+
+fn median(rates: &[u64]) -> f64 {
+    let mut rates = rates.to_vec();
+    rates.sort_unstable();
+    rates[rates.len() / 2] as f64
+}
+
+fn sign(authority: &Authority, which: &Which) -> Result<(), Failure> {
+    let now = SystemTime::now();
+    authority.revoke(which, Reason::KeyCompromise, LIST_VALIDITY, now)?;
+    Ok(())
+}
+
+/// The sites' folders and tunnels, the listening one first.
+fn sites(loaded: &Loaded) -> [(PathBuf, &Tunnel); 2] {
+    let folder = |site: &str| loaded.folder.path().join(site);
+    [
+        (folder("region"), &loaded.region),
+        (folder("edge"), &loaded.edge),
+    ]
+}
+
+/// Renews both sites' certificates, and waits until they are in use.
+async fn renew(
+    loaded: &Loaded,
+    authority: &Authority,
+    key: KeyChoice,
+    overlap: Option<&Overlap>,
+) -> Result<(), Failure> {
+    for (folder, tunnel) in sites(loaded) {
+        let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
+        authority.renew(&folder, key, validity, overlap)?;
+        let wanted = towpath_certs::show(&folder.join("cert.pem"))?.serial;
+        until("a certificate in use", || {
+            let view = tunnel.status().certificate;
+            view.serial == wanted && view.problem.is_none()
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+impl Signer {
+    /// Has another authority take this one's place, through an overlap of both.
+    async fn follow(&mut self, loaded: &Loaded) -> Result<(), Failure> {
+        let folder = loaded.folder.path().join(format!("ca-{}", self.count + 1));
+        let next = Authority::init(&folder, &DOMAIN.parse()?)?;
+        sign(&next, &Which::None)?;
+        let (old_half, new_half) = (Overlap::open(&self.folder)?, Overlap::open(&folder)?);
+        renew(loaded, &self.authority, KeyChoice::Same, Some(&new_half)).await?;
+        renew(loaded, &next, KeyChoice::Same, Some(&old_half)).await?;
+        renew(loaded, &next, KeyChoice::Same, None).await?;
+        *self = Self {
+            authority: next,
+            folder,
+            count: self.count + 1,
+        };
+        Ok(())
+    }
+}
+
+/// Signs the next list, brings it to both sites, and waits until it is in use.
+async fn carry(loaded: &Loaded, signer: &Signer, which: &Which) -> Result<(), Failure> {
+    sign(&signer.authority, which)?;
+    for (folder, tunnel) in sites(loaded) {
+        let number = |tunnel: &Tunnel| {
+            let lists = tunnel.status().certificate.revocation_lists;
+            lists.first().map_or(0, |list| list.number)
+        };
+        let before = number(tunnel);
+        bring(signer, &folder)?;
+        until("a list in use", || number(tunnel) > before).await?;
+    }
+    Ok(())
+}
+
+/// Brings the newest list to a site: whole or not at all.
+fn bring(signer: &Signer, folder: &Path) -> Result<(), Failure> {
+    let new = folder.join("crl.new");
+    fs::copy(signer.folder.join("crl.pem"), &new)?;
+    fs::rename(&new, folder.join("crl.pem"))?;
+    Ok(())
+}
+
+/// A second host with all that a session could be resumed with is revoked: in what time it is refused,
+/// and whether it was ever spared the whole handshake.
+async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, bool), Failure> {
+    let thief = HostIdentity::from_uri("spiffe://bench.example/site/edge/host/box-9")?;
+    let folder = loaded.folder.path().join("thief");
+    let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
+    let files = signer.authority.issue(&thief, validity, &folder)?;
+    let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
+    let rejections = Arc::new(Rejections::default());
+    let mut client = tls::client_config(&identity, &"region".parse()?, &rejections)?;
+    client.resumption = Resumption::in_memory_sessions(64);
+    client.enable_early_data = true;
+    let client = Arc::new(QuicClientConfig::try_from(client)?);
+    let target = loaded.region.listen_address().ok_or("the region listens")?;
+    let endpoint = Endpoint::client("127.0.0.1:0".parse()?)?;
+    let mut was_resumed = false;
+    for _ in 0..3 {
+        let config = quinn::ClientConfig::new(Arc::clone(&client) as _);
+        let connecting = endpoint.connect_with(config, target, "towpath.invalid")?;
+        match connecting.into_0rtt() {
+            Ok(_) => was_resumed = true,
+            Err(connecting) => is_let_in(&connecting.await?).await?,
+        }
+    }
+    sign(&signer.authority, &Which::Host(thief))?;
+    bring(signer, &loaded.folder.path().join("region"))?;
+    let began = Instant::now();
+    loop {
+        let config = quinn::ClientConfig::new(Arc::clone(&client) as _);
+        let connecting = endpoint.connect_with(config, target, "towpath.invalid")?;
+        let connected = timeout(WAIT, connecting).await?;
+        let is_in = match connected {
+            Ok(connection) => is_let_in(&connection).await.is_ok(),
+            Err(_) => false,
+        };
+        if !is_in {
+            return Ok((began.elapsed(), was_resumed));
+        }
+        if began.elapsed() > WAIT {
+            return Err("a revoked host is let in".into());
+        }
+    }
+}
+
+/// Whether a handshake was accepted by the other side too: in TLS 1.3 the dialling side is done before
+/// its certificate has been looked at.
+async fn is_let_in(connection: &Connection) -> Result<(), Failure> {
+    let closed = timeout(Duration::from_millis(100), connection.closed()).await;
+    connection.close(0_u32.into(), b"");
+    match closed {
+        Err(_) => Ok(()),
+        Ok(reason) => Err(reason.into()),
+    }
+}
+
+/// The sending host is revoked: in what time its live link is closed.
+async fn close_link(loaded: &Loaded, signer: &Signer) -> Result<Duration, Failure> {
+    // A link shows what its hosts had when it was made, and that authority has gone meanwhile.
+    let resumed = || loaded.edge.status().links[0].streams_resumed;
+    loaded.edge.dial_anew(&"region".parse()?)?;
+    until("streams on a new link", || resumed() > 0).await?;
+    let edge = HostIdentity::from_uri("spiffe://bench.example/site/edge/host/box-1")?;
+    sign(&signer.authority, &Which::Host(edge))?;
+    bring(signer, &loaded.folder.path().join("region"))?;
+    let began = Instant::now();
+    let is_linked = || loaded.region.status().links[0].host.is_some();
+    until("the link's end", || !is_linked()).await?;
+    Ok(began.elapsed())
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<(), Failure> {
+    let waiting = async {
+        while !holds() {
+            sleep(LOOK).await;
+        }
+    };
+    let waited = timeout(WAIT, waiting).await;
+    waited.map_err(|_| format!("never: {what}").into())
+}

@@ -1,0 +1,146 @@
+//! A flood of Initials: what anybody can send to a tunnel's port without being anybody.
+//!
+//! Each opens a connection of its own: a random identifier, keys from it, and a whole Initial of 1200
+//! bytes that decrypts and carries the words of a handshake. So the other side cannot drop it by a look.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use rustls::Side;
+use rustls::quic::{Keys, Version};
+use towpath_certs::tls;
+
+/// Bytes of every datagram: the least that an Initial must have.
+const DATAGRAM_BYTES: usize = 1200;
+
+/// Bytes of a connection's identifier.
+const ID_BYTES: usize = 8;
+
+/// Bytes of the tag behind a packet.
+const TAG_BYTES: usize = 16;
+
+/// How long datagrams of a rate are sent in one go.
+const TICK: Duration = Duration::from_millis(1);
+
+/// What a flood did.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub struct Flooded {
+    /// Datagrams sent.
+    pub count: u64,
+    /// Those that the system would not take.
+    pub refused: u64,
+    /// In how long.
+    pub milliseconds: u64,
+}
+
+/// Sends so many Initials a second for so long, from `ports` ports of loopback addresses that differ.
+///
+/// # Errors
+///
+/// If the sockets cannot be had or an Initial cannot be made.
+pub fn flood(
+    target: SocketAddr,
+    per_second: u64,
+    lasting: Duration,
+    ports: u8,
+) -> io::Result<Flooded> {
+    let sockets = (1..=ports)
+        .map(|number| {
+            let from = IpAddr::from([127, 7, number, 1]);
+            let socket = UdpSocket::bind((from, 0))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    let (began, mut done) = (
+        Instant::now(),
+        Flooded {
+            count: 0,
+            refused: 0,
+            milliseconds: 0,
+        },
+    );
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    while began.elapsed() < lasting {
+        let due = u128::from(per_second) * began.elapsed().as_micros() / 1_000_000;
+        while u128::from(done.count) < due && began.elapsed() < lasting {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let datagram = initial(random.to_be_bytes())?;
+            let socket = &sockets[usize::try_from(done.count).unwrap_or(0) % sockets.len()];
+            // A full buffer drops it, as a network would.
+            done.refused += u64::from(socket.send_to(&datagram, target).is_err());
+            done.count += 1;
+        }
+        std::thread::sleep(TICK);
+    }
+    done.milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(done)
+}
+
+/// An Initial packet to a connection of this identifier (RFC 9000 17.2.2, RFC 9001 5).
+fn initial(id: [u8; ID_BYTES]) -> io::Result<Vec<u8>> {
+    let failed = |_| io::Error::other("an Initial cannot be encrypted");
+    let keys = keys(&id)?;
+    let mut datagram = vec![0xc3, 0, 0, 0, 1];
+    for each in [id, id.map(|byte| !byte)] {
+        datagram.push(u8::try_from(ID_BYTES).expect("eight fits"));
+        datagram.extend(each);
+    }
+    // No token; then the length of what follows, the number included.
+    datagram.push(0);
+    let number_at = datagram.len() + 2;
+    let rest = DATAGRAM_BYTES - number_at;
+    let length = u16::try_from(rest).map_err(io::Error::other)? | 0x4000;
+    datagram.extend(length.to_be_bytes());
+    datagram.extend([0; 4]);
+    let mut frames = vec![0; rest - 4 - TAG_BYTES];
+    // A CRYPTO frame from offset 0 with 300 bytes; what is behind it is padding.
+    frames[..4].copy_from_slice(&[6, 0, 0x41, 0x2c]);
+    let tag = keys
+        .local
+        .packet
+        .encrypt_in_place(0, &datagram, &mut frames);
+    let tag = tag.map_err(failed)?;
+    datagram.extend(frames);
+    datagram.extend(tag.as_ref());
+    let mut sample = [0; 16];
+    sample.copy_from_slice(&datagram[number_at + 4..number_at + 20]);
+    let (first, behind) = datagram
+        .split_first_mut()
+        .expect("a packet has a first byte");
+    let number = &mut behind[number_at - 1..number_at + 3];
+    let masked = keys.local.header.encrypt_in_place(&sample, first, number);
+    masked.map_err(failed)?;
+    Ok(datagram)
+}
+
+fn keys(id: &[u8]) -> io::Result<Keys> {
+    let suites = &tls::provider().cipher_suites;
+    let suite = suites.first().and_then(|suite| suite.tls13()?.quic_suite());
+    let suite = suite.ok_or_else(|| io::Error::other("the suite knows no QUIC"))?;
+    Ok(suite.keys(id, Side::Client, Version::V1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initial_is_whole_and_no_two_are_alike() {
+        let one = initial([1; 8]).unwrap();
+        assert_eq!(one.len(), DATAGRAM_BYTES);
+        assert_eq!(&one[1..7], &[0, 0, 0, 1, 8, 1], "version and identifier");
+        assert_ne!(one, initial([2; 8]).unwrap());
+    }
+
+    #[test]
+    fn a_flood_keeps_to_its_rate() {
+        let target = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = target.local_addr().unwrap();
+        let done = flood(address, 200, Duration::from_millis(300), 4).unwrap();
+        assert!((1..=60).contains(&done.count), "{done:?}");
+    }
+}

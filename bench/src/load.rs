@@ -1,0 +1,221 @@
+//! Two tunnels and streams of bulk between them that check every byte, for benches of what disturbs them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use towpath_certs::Authority;
+use towpath_daemon::stream;
+use towpath_protocol::channel::{Class, Open};
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::Config;
+
+use crate::sites::{Failure, site};
+
+/// Streams side by side: a move's bulk, and another's.
+const STREAM_COUNT: usize = 4;
+
+/// How long anything may take that should take milliseconds.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// Bytes written and read at once.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// A prime, so that bytes lost or said twice are never hidden by the pattern's period.
+const PERIOD: usize = 65_521;
+
+/// Two linked tunnels with streams that run.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Certificates and sockets.
+    pub folder: TempDir,
+    /// Who signed the certificates.
+    pub authority: Authority,
+    /// The side that dials and sends.
+    pub edge: Tunnel,
+    /// The side that listens and receives.
+    pub region: Tunnel,
+    /// Their configurations.
+    pub configs: [Config; 2],
+    received: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+    streams: Vec<JoinHandle<Result<(), Failure>>>,
+}
+
+impl Loaded {
+    /// Starts both after changes to their configurations, edge first; the edge sends at most `rate`.
+    ///
+    /// # Errors
+    ///
+    /// If anything of that cannot be had.
+    pub async fn start(
+        rate: Option<&str>,
+        change: impl FnOnce(&Authority, [&mut Config; 2]) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let folder = TempDir::new()?;
+        let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
+        let mut edge_config = site(&authority, folder.path(), "edge", "region")?;
+        let mut region_config = site(&authority, folder.path(), "region", "edge")?;
+        region_config.listen = Some("127.0.0.1:0".parse()?);
+        edge_config.peers[0].send_rate = rate.map(str::parse).transpose()?;
+        change(&authority, [&mut edge_config, &mut region_config])?;
+        let listener = UnixListener::bind(&region_config.services[0].socket)?;
+        let region = Tunnel::start(&region_config).await?;
+        let address = region.listen_address().ok_or("the region listens")?;
+        edge_config.peers[0].address = Some(address.to_string());
+        let edge = Tunnel::start(&edge_config).await?;
+        edge.linked(&"region".parse()?, WAIT).await?;
+        let mut loaded = Self {
+            folder,
+            authority,
+            edge,
+            region,
+            received: Arc::default(),
+            is_over: Arc::default(),
+            streams: Vec::new(),
+            configs: [edge_config, region_config],
+        };
+        for _ in 0..STREAM_COUNT {
+            loaded.open(&listener).await?;
+        }
+        Ok(loaded)
+    }
+
+    async fn open(&mut self, listener: &UnixListener) -> Result<(), Failure> {
+        let open = Open {
+            peer: "region".parse()?,
+            service: "sink".parse()?,
+            class: Class::Bulk,
+        };
+        let socket = self.configs[0].socket.clone();
+        let opening =
+            tokio::task::spawn_blocking(move || stream::open_stream(&socket, &open, WAIT));
+        let (sink, _) = timeout(WAIT, listener.accept()).await??;
+        let sink = sink.into_std()?;
+        let accepting = tokio::task::spawn_blocking(move || {
+            sink.set_nonblocking(false)?;
+            stream::accept_stream(&sink)?;
+            sink.set_nonblocking(true)?;
+            Ok::<_, Failure>(sink)
+        });
+        let (source, _) = opening.await??;
+        source.set_nonblocking(true)?;
+        let (source, sink) = (
+            UnixStream::from_std(source)?,
+            UnixStream::from_std(accepting.await??)?,
+        );
+        let sending = tokio::spawn(send(source, Arc::clone(&self.is_over)));
+        self.streams.push(sending);
+        let receiving = tokio::spawn(receive(sink, Arc::clone(&self.received)));
+        self.streams.push(receiving);
+        Ok(())
+    }
+
+    /// Bytes that have come so far, all of them the right ones.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes a second since `began`, when so many had come.
+    ///
+    /// # Errors
+    ///
+    /// If a stream was dropped.
+    pub fn rate_since(&self, before: u64, began: Instant) -> Result<u64, Failure> {
+        if let Some(at) = self.streams.iter().position(JoinHandle::is_finished) {
+            return Err(format!("stream {at} was dropped").into());
+        }
+        let micros = began.elapsed().as_micros().max(1);
+        let bytes = u128::from(self.received() - before);
+        Ok(u64::try_from(bytes * 1_000_000 / micros)?)
+    }
+
+    /// Bytes a second over a window.
+    ///
+    /// # Errors
+    ///
+    /// If a stream was dropped.
+    pub async fn goodput(&self, window: Duration) -> Result<u64, Failure> {
+        let (before, began) = (self.received(), Instant::now());
+        sleep(window).await;
+        self.rate_since(before, began)
+    }
+
+    /// Streams side by side.
+    #[must_use]
+    pub const fn stream_count(&self) -> usize {
+        STREAM_COUNT
+    }
+
+    /// Ends every stream in order and stops both tunnels.
+    ///
+    /// # Errors
+    ///
+    /// If a stream was dropped, or a byte was a wrong one.
+    pub async fn stop(self) -> Result<(), Failure> {
+        self.is_over.store(true, Ordering::Relaxed);
+        for stream in self.streams {
+            timeout(WAIT, stream).await???;
+        }
+        self.edge.stop().await;
+        self.region.stop().await;
+        Ok(())
+    }
+}
+
+fn pattern() -> Vec<u8> {
+    let byte = |at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7];
+    (0..).take(PERIOD).map(byte).collect()
+}
+
+async fn send(mut source: UnixStream, is_over: Arc<AtomicBool>) -> Result<(), Failure> {
+    let bytes = pattern();
+    while !is_over.load(Ordering::Relaxed) {
+        source.write_all(&bytes).await?;
+    }
+    source.shutdown().await?;
+    Ok(())
+}
+
+async fn receive(mut sink: UnixStream, received: Arc<AtomicU64>) -> Result<(), Failure> {
+    let (bytes, mut at) = (pattern(), 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let count = sink.read(&mut chunk).await?;
+        if count == 0 {
+            return if at == 0 {
+                Ok(())
+            } else {
+                Err("a stream ended in the middle".into())
+            };
+        }
+        received.fetch_add(count as u64, Ordering::Relaxed);
+        let mut rest = &chunk[..count];
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(rest.len().min(PERIOD - at));
+            if piece != &bytes[at..at + piece.len()] {
+                return Err("a wrong byte came".into());
+            }
+            at = (at + piece.len()) % PERIOD;
+            rest = more;
+        }
+    }
+}
+
+/// Memory of this process, in bytes.
+///
+/// # Errors
+///
+/// If the system does not say.
+pub fn resident_bytes() -> Result<u64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.ok_or("no VmRSS")?.trim().trim_end_matches(" kB");
+    Ok(kib.parse::<u64>()? * 1024)
+}

@@ -1,0 +1,68 @@
+//! Files of the state folder: replaced whole, read up to a limit, set aside when damaged.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use towpath_protocol::fault::{Code, Fault};
+
+/// What a file holds, if there is one: at most `bytes_max` of it and one more, which says that it is too
+/// long.
+///
+/// # Errors
+///
+/// `E_IO` if it is there and cannot be read.
+pub(crate) fn read(path: &Path, bytes_max: usize) -> Result<Option<Vec<u8>>, Fault> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| {
+        file.take(bytes_max as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map(drop)
+    });
+    match read {
+        Ok(()) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path, &error)),
+    }
+}
+
+/// Puts a file in the place of another, or of none: after a crash the old one or the new one is there,
+/// and whole.
+///
+/// # Errors
+///
+/// `E_IO`; the old file is then still there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let write = || -> io::Result<()> {
+        let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+        let new = path.with_extension("new");
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|error| failed(path, &error))
+}
+
+/// Keeps a damaged file for whoever wants to look at it, out of the way of the next one.
+pub(crate) fn set_aside(path: &Path, why: &Fault) {
+    let aside: PathBuf = path.with_extension("damaged");
+    let moved = fs::rename(path, &aside);
+    tracing::warn!(path = %aside.display(), fault = %why, ?moved, "a damaged file is set aside");
+}
+
+fn failed(path: &Path, error: &io::Error) -> Fault {
+    let shown = path.display();
+    Fault::new(Code::Io, format!("{shown}: {error}"))
+}

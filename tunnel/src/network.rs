@@ -1,0 +1,218 @@
+//! Hears from the kernel that the network has changed, so that a lost link is dialled at once.
+//!
+//! A cable that is plugged in, an address that came, a route: each is announced to whoever listens, and
+//! listening takes no privilege. What is announced is not read beyond its kind, for the dial itself finds
+//! out whether it helps. One change makes a handful of announcements; they are heard as one.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+use tokio::net::UnixDatagram;
+use tokio::sync::watch;
+use tokio::time::{Instant as Clock, sleep_until};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::time::Instant;
+
+use crate::backoff;
+
+/// How long the announcements of one change are gathered: a route follows its address, and that its link,
+/// within milliseconds.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Least time between two changes that are told, as between two attempts that nobody answers: a host where
+/// networks come and go all day does not dial more often than one that waits.
+const SPACING: Duration = backoff::BETWEEN;
+
+/// Bytes of one announcement that are read: its kind is in the first few, and the rest may be cut off.
+const BUFFER_BYTES: usize = 8 * 1024;
+
+/// Groups of the kernel's announcements (rtnetlink(7), `RTMGRP_*`): links, addresses, routes.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+
+/// Kinds that can be good news (rtnetlink(7)): `RTM_NEWLINK`, `RTM_NEWADDR`, `RTM_NEWROUTE`.
+const GOOD_NEWS: [u16; 3] = [16, 20, 24];
+
+/// Bytes of an announcement's header: length and kind are its first six.
+const HEADER_BYTES: usize = 16;
+
+/// Counts changes of the network; whoever wants to dial listens to it.
+#[derive(Debug)]
+pub(crate) struct Network(watch::Sender<u64>);
+
+impl Default for Network {
+    fn default() -> Self {
+        Self(watch::channel(0).0)
+    }
+}
+
+impl Network {
+    /// Hears of changes from now on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+
+    /// Changes that were told so far.
+    pub(crate) fn count(&self) -> u64 {
+        *self.0.borrow()
+    }
+
+    /// Listens until the tunnel stops. Where that cannot be had, links are dialled by the clock alone.
+    pub(crate) async fn keep(&self, mut stop: Shutdown) {
+        let ended = tokio::select! {
+            () = stop.requested() => return,
+            ended = self.listen() => ended,
+        };
+        if let Err(error) = ended {
+            tracing::info!(%error, "changes of the network are not heard; links are dialled by the clock alone");
+        }
+        stop.requested().await;
+    }
+
+    async fn listen(&self) -> io::Result<()> {
+        let socket = open()?;
+        let (mut calm, began) = (Calm::default(), Clock::now());
+        let mut buffer = [0; BUFFER_BYTES];
+        loop {
+            let due = calm.due.map(|due| began + due.since(Instant::ZERO));
+            tokio::select! {
+                () = sleep_until(due.unwrap_or(began)), if due.is_some() => {}
+                heard = socket.recv(&mut buffer) => if is_good_news(&buffer, heard)? {
+                    calm.note(Instant::ZERO + began.elapsed());
+                }
+            }
+            if calm.is_due(Instant::ZERO + began.elapsed()) {
+                tracing::debug!("the network has changed");
+                self.0.send_modify(|count| *count += 1);
+            }
+        }
+    }
+}
+
+/// Opens a socket for the kernel's announcements.
+fn open() -> io::Result<UnixDatagram> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    // Protocol 0 is `NETLINK_ROUTE`.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
+    // The runtime has no name for this family; of a socket of datagrams no more is asked than to receive.
+    UnixDatagram::from_std(socket.into())
+}
+
+/// Whether what was received can be good news.
+fn is_good_news(buffer: &[u8], heard: io::Result<usize>) -> io::Result<bool> {
+    match heard {
+        Ok(count) => Ok(kinds(&buffer[..count]).any(|kind| GOOD_NEWS.contains(&kind))),
+        // Some were lost because there were too many: what they said is not known.
+        Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// The kinds of the announcements in a datagram, as far as they are whole.
+fn kinds(mut datagram: &[u8]) -> impl Iterator<Item = u16> {
+    std::iter::from_fn(move || {
+        let header = datagram.get(..HEADER_BYTES)?;
+        let bytes = u32::from_ne_bytes(header[..4].try_into().expect("four bytes"));
+        let kind = u16::from_ne_bytes(header[4..6].try_into().expect("two bytes"));
+        // The next one begins at a multiple of four; one that is too short would never end.
+        let next = usize::try_from(bytes).ok()?.max(HEADER_BYTES);
+        datagram = datagram.get(next.next_multiple_of(4)..).unwrap_or_default();
+        Some(kind)
+    })
+}
+
+/// Makes one of many: when a change is told.
+#[derive(Debug, Default)]
+struct Calm {
+    due: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Calm {
+    fn note(&mut self, now: Instant) {
+        let after_last = self.told.map_or(Instant::ZERO, |told| told + SPACING);
+        self.due = self.due.or_else(|| Some(after_last.max(now + SETTLE)));
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.due.is_some_and(|due| due <= now);
+        if is_due {
+            self.due = None;
+            self.told = Some(now);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_nanos(millis * 1_000_000)
+    }
+
+    fn message(kind: u16, body: usize) -> Vec<u8> {
+        let bytes = u32::try_from(HEADER_BYTES + body).unwrap();
+        let mut message = bytes.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.resize((HEADER_BYTES + body).next_multiple_of(4), 7);
+        message
+    }
+
+    #[test]
+    fn every_announcement_of_a_datagram_is_seen() {
+        let datagram = [message(17, 3), message(20, 40), message(24, 0)].concat();
+        assert_eq!(kinds(&datagram).collect::<Vec<_>>(), [17, 20, 24]);
+        assert_eq!(kinds(&datagram[..20]).collect::<Vec<_>>(), [17]);
+        assert_eq!(kinds(&datagram[..15]).count(), 0);
+        let mut endless = message(16, 0);
+        endless[..4].fill(0);
+        assert_eq!(kinds(&endless).collect::<Vec<_>>(), [16]);
+    }
+
+    #[test]
+    fn many_announcements_are_one_change_and_changes_have_their_distance() {
+        let mut calm = Calm::default();
+        assert!(!calm.is_due(at(0)), "nothing was announced");
+        let told = |calm: &mut Calm, millis| calm.is_due(at(millis));
+        for millis in 0..10 {
+            calm.note(at(millis));
+            assert!(!told(&mut calm, millis));
+        }
+        assert!(told(&mut calm, 20));
+        calm.note(at(30));
+        assert!(!told(&mut calm, 269));
+        assert!(told(&mut calm, 270));
+        calm.note(at(5000));
+        assert!(told(&mut calm, 5020));
+        assert!(!told(&mut calm, 9000));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_to_their_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(kinds(&bytes).count() <= bytes.len() / HEADER_BYTES + 1);
+        }
+    }
+
+    /// Every group can be listened to without privileges, and no kernel says anything by itself.
+    #[tokio::test]
+    async fn the_kernel_lets_anybody_listen() {
+        let opened = match open() {
+            Ok(opened) => opened,
+            Err(error) => {
+                println!("skipped: no announcements of the kernel here: {error}");
+                return;
+            }
+        };
+        let heard = opened.try_recv(&mut [0; BUFFER_BYTES]);
+        let is_waiting = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        let is_fine = heard.as_ref().err().is_none_or(is_waiting);
+        assert!(is_fine, "{heard:?}");
+    }
+}

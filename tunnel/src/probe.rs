@@ -1,0 +1,413 @@
+//! An active measurement of the way to a peer: so many bytes and no more, sent to see what it carries.
+//!
+//! A path that nobody fills says only that it carries at least what was sent. A probe fills it, for as
+//! long as its budget lasts, in the class that gives way to every other. It goes to the peer's own
+//! service for benches, which the peer's configuration has to allow.
+//!
+//! What is measured is what the estimator counts while the path is the limit, and that counts as capacity
+//! for the forecasts. A budget that ends before the path is full says so: what it measured is a bound.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant as Clock, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::{Class, Leg, Open};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+use towpath_protocol::size::Size;
+
+use crate::built_in::Wish;
+use crate::core::Core;
+use crate::estimate::Estimate;
+use crate::link::Link;
+use crate::local;
+use crate::peer::Peer;
+
+/// Bytes a probe sends if nothing else is said: a second of 32 Mbit/s.
+pub const BYTES_DEFAULT: Size = Size::from_bytes(4 << 20);
+
+/// Fewest and most bytes of a probe: a few packets, and what 250 Mbit/s carry in half a minute.
+pub const BYTES_MIN: u64 = 64 << 10;
+/// See [`BYTES_MIN`].
+pub const BYTES_MAX: u64 = 1 << 30;
+
+/// How long a probe lasts if nothing else is said, and at most.
+pub const TIME_DEFAULT: Duration = Duration::from_secs(10);
+/// See [`TIME_DEFAULT`].
+pub const TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long after its last byte was written the peer may take to say what came.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// Time between two samples: a few round trips of most paths.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Most samples: those of the longest probe and its answer.
+const SAMPLE_COUNT_MAX: usize = 500;
+
+/// How long the path must have been the limit for the rate to count as what it carries: three rounds of a
+/// path across a continent.
+const FILLED_MIN: Duration = Duration::from_millis(200);
+
+/// Bytes written at once, as bulk goes in pieces of that size.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// What a probe may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeRequest {
+    /// Most bytes to send.
+    #[serde(default = "bytes_default")]
+    pub bytes: u64,
+    /// Most milliseconds to send for.
+    #[serde(default = "time_default")]
+    pub time_ms: u64,
+}
+
+const fn bytes_default() -> u64 {
+    BYTES_DEFAULT.bytes()
+}
+
+fn time_default() -> u64 {
+    millis(TIME_DEFAULT)
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeView {
+    /// The peer's site.
+    pub peer: String,
+    /// Most bytes that were to be sent.
+    pub budget_bytes: u64,
+    /// Bytes that came, as the peer counted them.
+    pub bytes: u64,
+    /// From the first of them to the peer's word, in milliseconds.
+    pub time_ms: u64,
+    /// What the path carries, or at least carries, in bits per second.
+    pub bits_per_second: u64,
+    /// Whether the path was full for long enough: then this is what it carries, and the forecasts take it
+    /// so. Else it is what was sent.
+    pub is_capacity: bool,
+    /// The cap on what we send, in bits per second on the wire: what a probe cannot see beyond.
+    pub cap_bits_per_second: Option<u64>,
+    /// Round trip without a queue, in microseconds.
+    pub base_rtt_us: u64,
+    /// The median and the longest smoothed round trip of the urgent connection meanwhile, in microseconds.
+    pub rtt_p50_us: u64,
+    /// See `rtt_p50_us`.
+    pub rtt_max_us: u64,
+    /// Packets of bulk lost per million sent meanwhile.
+    pub lost_per_million: u64,
+    /// How it went.
+    pub samples: Vec<ProbeSample>,
+}
+
+/// One moment of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeSample {
+    /// Since the first byte, in milliseconds.
+    pub at_ms: u64,
+    /// Bytes handed to the link so far.
+    pub sent_bytes: u64,
+    /// What the path is believed to carry, in bits per second.
+    pub path_bits_per_second: u64,
+    /// Smoothed round trip of the urgent connection, in microseconds.
+    pub rtt_us: u64,
+    /// Queue at the bottleneck, in microseconds.
+    pub queue_us: u64,
+}
+
+/// Probes of one peer so far.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    is_running: AtomicBool,
+    pub bytes: AtomicU64,
+    pub done: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+/// A probe's place, given back when it is dropped: two at once would measure each other.
+struct Place<'a>(&'a Tally);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.is_running.store(false, Ordering::Release);
+    }
+}
+
+/// Measures the way to a peer once.
+///
+/// # Errors
+///
+/// `E_USAGE` for a budget that cannot be meant, `E_NOT_FOUND` for a site that is no peer, `E_BUSY` while
+/// another probe runs, `E_DENIED` if the peer does not allow it, `E_UNREACHABLE` without a link or if it is
+/// lost meanwhile, `E_STALLED` without an answer.
+pub(crate) async fn run(
+    core: &Arc<Core>,
+    site: &Name,
+    budget: ProbeRequest,
+) -> Result<ProbeView, Fault> {
+    check(budget)?;
+    let peer = Arc::clone(core.peer(site)?);
+    let tally = &peer.probes;
+    if tally.is_running.swap(true, Ordering::Acquire) {
+        let detail = format!("the way to {site} is being measured already");
+        return Err(Fault::new(Code::Busy, detail));
+    }
+    let _place = Place(tally);
+    let probed = probe(core, &peer, budget).await;
+    match &probed {
+        Ok(view) => {
+            tally.done.fetch_add(1, Ordering::Relaxed);
+            tally.bytes.fetch_add(view.bytes, Ordering::Relaxed);
+            if view.is_capacity {
+                core.outlook.note_probe(site, view.bits_per_second / 8);
+            }
+            let (bits, is_capacity) = (view.bits_per_second, view.is_capacity);
+            tracing::info!(peer = %site, bytes = view.bytes, bits, is_capacity, "way measured");
+        }
+        Err(fault) => {
+            tally.failed.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(peer = %site, %fault, "way not measured");
+        }
+    }
+    probed
+}
+
+fn check(budget: ProbeRequest) -> Result<(), Fault> {
+    let time = Duration::from_millis(budget.time_ms);
+    if !(BYTES_MIN..=BYTES_MAX).contains(&budget.bytes) {
+        let (least, most) = (Size::from_bytes(BYTES_MIN), Size::from_bytes(BYTES_MAX));
+        let detail = format!("bytes is {} and must be {least} to {most}", budget.bytes);
+        return Err(Fault::new(Code::Usage, detail));
+    }
+    if time.is_zero() || time > TIME_MAX {
+        let detail = format!("time_ms is {} and must be 1 to 30000", budget.time_ms);
+        return Err(Fault::new(Code::Usage, detail));
+    }
+    Ok(())
+}
+
+async fn probe(core: &Arc<Core>, peer: &Peer, budget: ProbeRequest) -> Result<ProbeView, Fault> {
+    let open = Open {
+        peer: peer.site.clone(),
+        service: "bench".parse().expect("the service's name is a name"),
+        class: Class::Scavenger,
+    };
+    let link = peer.link()?;
+    let begun = local::begin(core, &open, local::Kind::default()).await?;
+    let (ours, theirs) = UnixStream::pair().map_err(|error| broken(&error))?;
+    let carrying = {
+        let (core, mut theirs) = (Arc::clone(core), theirs);
+        tokio::spawn(async move { begun.live(&core, theirs.split()).await })
+    };
+    let mut looks = Looks::begin(&link);
+    let sent = AtomicU64::new(0);
+    let exchange = exchange(ours, budget, &sent);
+    let exchanged = tokio::select! {
+        exchanged = exchange => exchanged,
+        () = looks.keep(&link, &sent) => Err(Fault::new(Code::State, "a probe without an end")),
+    };
+    match exchanged {
+        Ok((bytes, time)) => Ok(looks.end(peer, &link, (budget, bytes, time))),
+        Err(fault) => {
+            // Why the stream ended says more than that it did.
+            let carried = timeout(Duration::from_secs(1), carrying).await;
+            Err(carried
+                .ok()
+                .and_then(Result::ok)
+                .and_then(Result::err)
+                .unwrap_or(fault))
+        }
+    }
+}
+
+/// Sends what may be sent and hears what came; how many bytes, and in what time.
+async fn exchange(
+    mut stream: UnixStream,
+    budget: ProbeRequest,
+    sent: &AtomicU64,
+) -> Result<(u64, Duration), Fault> {
+    let began = Instant::now();
+    let until = Clock::now() + Duration::from_millis(budget.time_ms);
+    let chunk = [0; CHUNK_BYTES];
+    let sending = async {
+        stream.write_all(&[Wish::Sink.byte()]).await?;
+        let mut left = budget.bytes;
+        while left > 0 && Clock::now() < until {
+            let count = left.min(CHUNK_BYTES as u64);
+            let piece = &chunk[..usize::try_from(count).unwrap_or(CHUNK_BYTES)];
+            // A path that carries nothing at all must not hold the probe.
+            match timeout_at(until, stream.write_all(piece)).await {
+                Ok(written) => written?,
+                Err(_) => break,
+            }
+            left -= count;
+            sent.fetch_add(count, Ordering::Relaxed);
+        }
+        stream.shutdown().await?;
+        Ok(())
+    };
+    sending
+        .await
+        .map_err(|error: std::io::Error| broken(&error))?;
+    let answered = timeout(ANSWER_WAIT, stream.read_u64_le()).await;
+    let answered = answered.map_err(|_| Fault::new(Code::Stalled, "no word of what came"))?;
+    Ok((answered.map_err(|error| broken(&error))?, began.elapsed()))
+}
+
+fn broken(error: &std::io::Error) -> Fault {
+    Fault::new(Code::Unreachable, format!("the probe's stream: {error}"))
+}
+
+/// What is looked at while bytes flow.
+struct Looks {
+    began: Instant,
+    before: Estimate,
+    /// Packets lost and sent.
+    packets: (u64, u64),
+    samples: Vec<ProbeSample>,
+}
+
+impl Looks {
+    fn begin(link: &Link) -> Self {
+        Self {
+            began: Instant::now(),
+            before: link.estimate(),
+            packets: packets(link),
+            samples: Vec::new(),
+        }
+    }
+
+    /// Looks until it is dropped.
+    async fn keep(&mut self, link: &Link, sent: &AtomicU64) {
+        let mut ticks = interval(SAMPLE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.samples.len() < SAMPLE_COUNT_MAX {
+                let estimate = link.estimate();
+                self.samples.push(ProbeSample {
+                    at_ms: millis(self.began.elapsed()),
+                    sent_bytes: sent.load(Ordering::Relaxed),
+                    path_bits_per_second: estimate.rate_bytes_per_second.saturating_mul(8),
+                    rtt_us: micros(link.rtt()),
+                    queue_us: micros(estimate.queue_delay),
+                });
+            }
+        }
+    }
+
+    fn end(
+        self,
+        peer: &Peer,
+        link: &Link,
+        (budget, bytes, time): (ProbeRequest, u64, Duration),
+    ) -> ProbeView {
+        let (after, packets) = (link.estimate(), packets(link));
+        let lost = packets.0.saturating_sub(self.packets.0);
+        let sent = packets.1.saturating_sub(self.packets.1);
+        let filled = filled(&self.before, &after);
+        let rate = filled.unwrap_or_else(|| per_second(bytes, time));
+        let mut rtts: Vec<_> = self.samples.iter().map(|sample| sample.rtt_us).collect();
+        rtts.sort_unstable();
+        ProbeView {
+            peer: peer.site.to_string(),
+            budget_bytes: budget.bytes,
+            bytes,
+            time_ms: millis(time),
+            bits_per_second: rate.saturating_mul(8),
+            is_capacity: filled.is_some(),
+            cap_bits_per_second: link.pace.rate().map(|rate| rate.bits_per_second()),
+            base_rtt_us: micros(after.base_rtt),
+            rtt_p50_us: rtts.get(rtts.len() / 2).copied().unwrap_or(0),
+            rtt_max_us: rtts.last().copied().unwrap_or(0),
+            lost_per_million: lost * 1_000_000 / sent.max(1),
+            samples: self.samples,
+        }
+    }
+}
+
+/// What the path carried while it was the limit, in bytes per second; none if that was too short.
+fn filled(before: &Estimate, after: &Estimate) -> Option<u64> {
+    let bytes = after.filled_bytes.checked_sub(before.filled_bytes)?;
+    let time = after.filled_time.checked_sub(before.filled_time)?;
+    (time >= FILLED_MIN).then(|| per_second(bytes, time))
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let rate = u128::from(bytes) * 1_000_000 / time.as_micros().max(1);
+    u64::try_from(rate).unwrap_or(u64::MAX)
+}
+
+/// Packets of bulk lost and sent so far.
+fn packets(link: &Link) -> (u64, u64) {
+    let path = link.connection(Leg::Bulk).stats().path;
+    (path.lost_packets, path.sent_packets)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Measures the way to a peer again and again, if its configuration says so, until the tunnel stops.
+pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
+    let Some(config) = peer.probe else {
+        stop.requested().await;
+        return;
+    };
+    let budget = ProbeRequest {
+        bytes: config.bytes.bytes(),
+        time_ms: time_default(),
+    };
+    loop {
+        tokio::select! {
+            () = stop.requested() => return,
+            () = sleep(config.interval.duration()) => {}
+        }
+        if peer.state().is_usable() {
+            // How it went is in the log and in the metrics.
+            let _ = tokio::select! {
+                () = stop.requested() => return,
+                probed = run(&core, &peer.site, budget) => probed,
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_path_that_was_full_for_long_enough_has_a_rate() {
+        let at = |filled_bytes, millis| Estimate {
+            filled_bytes,
+            filled_time: Duration::from_millis(millis),
+            ..Estimate::default()
+        };
+        assert_eq!(filled(&at(0, 0), &at(1_000_000, 500)), Some(2_000_000));
+        assert_eq!(filled(&at(0, 0), &at(1_000_000, 100)), None);
+        assert_eq!(filled(&at(500, 900), &at(0, 0)), None, "another connection");
+    }
+
+    #[test]
+    fn budgets_that_cannot_be_meant_are_refused() {
+        let checked = |bytes, time_ms| check(ProbeRequest { bytes, time_ms }).is_ok();
+        assert!(checked(BYTES_MIN, 1) && checked(BYTES_MAX, 30_000));
+        assert!(!checked(BYTES_MIN - 1, 1) && !checked(BYTES_MAX + 1, 1));
+        assert!(!checked(BYTES_MIN, 0) && !checked(BYTES_MIN, 30_001));
+        let said: ProbeRequest = serde_json::from_str("{}").unwrap();
+        assert_eq!((said.bytes, said.time_ms), (4 << 20, 10_000));
+        assert!(serde_json::from_str::<ProbeRequest>("{\"rate\":1}").is_err());
+    }
+}

@@ -1,0 +1,116 @@
+//! A network that goes away and comes back, in a namespace of the test's own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a helper that fails fails its test, and one that cannot run says so"
+)]
+
+mod harness;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::{Pair, accept, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+
+/// Says that this process is the one inside the namespace.
+const INSIDE: &str = "TOWPATH_TEST_INSIDE";
+
+/// How long the network is away: attempts are under way then that nobody will answer.
+const OUTAGE: Duration = Duration::from_secs(5);
+
+/// Runs a test of this file again in a network of its own, where it may do as it likes. Says whether
+/// this is that run.
+fn is_inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let has_namespaces = Command::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--net",
+            "ip",
+            "link",
+            "set",
+            "lo",
+            "up",
+        ])
+        .output()
+        .is_ok_and(|tried| tried.status.success());
+    if !has_namespaces {
+        println!("skipped: no network namespace can be made here");
+        return false;
+    }
+    let run = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    print!("{}", String::from_utf8_lossy(&run.stdout));
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    false
+}
+
+fn ip(arguments: &str) {
+    let done = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(done.unwrap().success(), "ip {arguments}");
+}
+
+async fn metric(client: &Client, series: &str) -> u64 {
+    let text = client.text("/metrics").await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(series));
+    let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
+    value.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on() {
+    if !is_inside("a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on") {
+        return;
+    }
+    ip("link set lo up");
+    let pair = Pair::start().await;
+    let listener = pair.echo();
+    let (local, (_, mut remote)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Demand), accept(&listener)) }).await;
+    let mut local = local.unwrap();
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let by_network = "towpath_tunnel_dials_total{cause=\"network\",peer=\"region\"}";
+    ip("link set lo down");
+    // Asked for while nobody can answer, so that the loss is noticed.
+    local.write_all(b"before").await.unwrap();
+    tokio::time::sleep(OUTAGE).await;
+    let before = metric(&client, by_network).await;
+    assert!(
+        metric(
+            &client,
+            "towpath_tunnel_dials_total{cause=\"clock\",peer=\"region\"}"
+        )
+        .await
+            > 1
+    );
+    ip("link set lo up");
+    let up = Instant::now();
+    let mut heard = [0; 6];
+    soon(remote.read_exact(&mut heard)).await.unwrap();
+    let back = up.elapsed();
+    assert_eq!(&heard, b"before");
+    remote.write_all(b"after").await.unwrap();
+    soon(local.read_exact(&mut [0; 5])).await.unwrap();
+    println!("first byte {} ms after the network", back.as_millis());
+    assert!(
+        metric(&client, by_network).await > before,
+        "dialled by the clock alone"
+    );
+    assert!(metric(&client, "towpath_network_changes_total").await > 0);
+    assert_eq!(pair.edge.status().links[0].streams_lost, 0);
+}
