@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use towpath_certs::authority::IdentityFiles;
 use towpath_daemon::config::{Check, Wrong};
 use towpath_daemon::units::Span;
 use towpath_forecast::timetable::{Timetable, Week};
@@ -214,6 +215,33 @@ impl Check for Config {
 }
 
 impl Config {
+    /// A host that knows no peer and offers nothing, with default limits.
+    #[must_use]
+    pub fn new(
+        (site, host): (Name, Name),
+        socket: PathBuf,
+        admin_socket: PathBuf,
+        certificates: CertificatesConfig,
+    ) -> Self {
+        Self {
+            site,
+            host,
+            listen: None,
+            socket,
+            state_dir: None,
+            time_zone: Zone::default(),
+            peers: Vec::new(),
+            services: Vec::new(),
+            channels: Vec::new(),
+            admin: AdminConfig {
+                socket: admin_socket,
+                http: None,
+            },
+            certificates,
+            limits: Limits::default(),
+        }
+    }
+
     fn check_channels(&self) -> Result<(), Wrong> {
         if self.channels.len() > CHANNEL_COUNT_MAX {
             let why = format!("at most {CHANNEL_COUNT_MAX}");
@@ -235,11 +263,59 @@ impl Config {
 }
 
 impl PeerConfig {
+    /// A site that dials us, without a cap.
+    #[must_use]
+    pub const fn new(site: Name) -> Self {
+        Self {
+            site,
+            address: None,
+            send_rate: None,
+            send_timetable: None,
+            receive_rate: None,
+        }
+    }
+
     /// The cap by the time of the week in a zone, if there is one.
     #[must_use]
     pub fn timetable(&self, zone: &Zone) -> Option<Timetable> {
         let week = self.send_timetable.clone()?;
         Some(Timetable::new(week, zone.clone()))
+    }
+}
+
+impl ServiceConfig {
+    /// A service that is told first who opened each stream.
+    #[must_use]
+    pub const fn told(name: Name, socket: PathBuf, allow: Vec<Name>) -> Self {
+        Self {
+            name,
+            socket,
+            target: None,
+            allow,
+        }
+    }
+
+    /// A service that gets the bytes alone.
+    #[must_use]
+    pub const fn plain(name: Name, target: Endpoint, allow: Vec<Name>) -> Self {
+        Self {
+            name,
+            socket: PathBuf::new(),
+            target: Some(target),
+            allow,
+        }
+    }
+}
+
+impl From<IdentityFiles> for CertificatesConfig {
+    /// The files as they were issued; a list of revoked certificates is named by whoever wants one.
+    fn from(files: IdentityFiles) -> Self {
+        Self {
+            cert: files.cert,
+            key: files.key,
+            ca: files.ca,
+            crl: None,
+        }
     }
 }
 
