@@ -17,6 +17,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
 use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
+use crate::shares::Shares;
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -81,6 +82,10 @@ pub struct PeerConfig {
     /// Most we want it to send to us, counted on the wire.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
+    /// What the classes get of what we send to it, such as
+    /// `bulk = { weight = 3, floor = "5Mbit", cap = "80Mbit" }`.
+    #[serde(default, skip_serializing_if = "Shares::is_empty")]
+    pub shares: Shares,
 }
 
 /// A local service that peers may reach.
@@ -98,6 +103,9 @@ pub struct ServiceConfig {
     pub target: Option<Endpoint>,
     /// Sites whose hosts may reach it; all others are denied.
     pub allow: Vec<Name>,
+    /// Most it sends to all peers together, counted on the wire.
+    #[serde(default)]
+    pub cap: Option<Rate>,
 }
 
 /// Where operators and scrapers ask.
@@ -189,6 +197,7 @@ impl Check for Config {
                 let why = "stands beside send_rate; say it with `otherwise`, and leave that out";
                 return Err(Wrong::new("peers.send_timetable", why));
             }
+            peer.shares.check(peer.send_rate)?;
             if peer.address.is_none() && self.listen.is_none() {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
                 return Err(Wrong::new("peers.address", why));
@@ -265,13 +274,14 @@ impl Config {
 impl PeerConfig {
     /// A site that dials us, without a cap.
     #[must_use]
-    pub const fn new(site: Name) -> Self {
+    pub fn new(site: Name) -> Self {
         Self {
             site,
             address: None,
             send_rate: None,
             send_timetable: None,
             receive_rate: None,
+            shares: Shares::default(),
         }
     }
 
@@ -292,6 +302,7 @@ impl ServiceConfig {
             socket,
             target: None,
             allow,
+            cap: None,
         }
     }
 
@@ -303,6 +314,7 @@ impl ServiceConfig {
             socket: PathBuf::new(),
             target: Some(target),
             allow,
+            cap: None,
         }
     }
 }
@@ -358,6 +370,7 @@ mod tests {
     use super::*;
     use std::path::Path;
     use towpath_daemon::config;
+    use towpath_protocol::channel::Class;
 
     const GOOD: &str = r#"
         site = "edge"
@@ -454,6 +467,40 @@ mod tests {
         assert!(check(&both).unwrap_err().contains("send_timetable"));
         let zone = format!("time_zone = \"Europe/Berlim\"\n{GOOD}");
         assert!(check(&zone).unwrap_err().contains("tunnel.toml:1:13"));
+    }
+
+    #[test]
+    fn l06_shares_are_read_and_wrong_ones_refused_with_their_place() {
+        let with = |shares: &str| {
+            let lines = format!("send_rate = \"100Mbit\"\n[peers.shares]\n{shares}");
+            check(&GOOD.replacen("send_rate = \"100Mbit\"", &lines, 1))
+        };
+        let good = "bulk = { weight = 3, floor = \"5Mbit\", cap = \"80Mbit\" }\n[peers.shares.app]\nweight = 9";
+        let shares = &with(good).unwrap().peers[0].shares;
+        assert_eq!(shares.weight(Class::Bulk), Some(3));
+        assert_eq!(shares.weight(Class::App), Some(9));
+        assert_eq!(shares.weight(Class::Scavenger), Some(0));
+        assert_eq!(shares.of(Class::Bulk).cap.unwrap().to_string(), "80Mbit");
+        for (wrong, word) in [
+            ("bulk = { wait = 3 }", "wait"),
+            ("bolk = { weight = 3 }", "bolk"),
+            ("bulk = { weight = 1001 }", "1000"),
+            ("bulk = { weight = -1 }", "tunnel.toml:12"),
+            ("demand = { weight = 2 }", "goes ahead"),
+            ("control = { floor = \"1Mbit\" }", "goes ahead"),
+            (
+                "app = { floor = \"9Mbit\", cap = \"8Mbit\" }",
+                "above the cap",
+            ),
+            (
+                "app = { floor = \"60Mbit\" }\nbulk = { floor = \"50Mbit\" }",
+                "send_rate",
+            ),
+        ] {
+            let error = with(wrong).unwrap_err();
+            let is_meant = error.contains("E_CONFIG") && error.contains(word);
+            assert!(is_meant && error.contains("tunnel.toml:"), "{error}");
+        }
     }
 
     #[test]

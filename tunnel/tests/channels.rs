@@ -120,6 +120,7 @@ fn spec(channel: &str, listen: &str, peer: &str, generation: u64) -> ChannelSpec
         class: Class::App,
         generation,
         expires_unix_seconds: None,
+        cap: None,
     }
 }
 
