@@ -6,9 +6,7 @@ use std::time::SystemTime;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::{Authority, Identity, Validity};
 use towpath_protocol::identity::HostIdentity;
-use towpath_tunnel::config::{
-    AdminConfig, CertificatesConfig, Config, Limits, PeerConfig, ServiceConfig,
-};
+use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
 /// Why a bench cannot go on.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -32,38 +30,19 @@ pub fn site(
     let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
     let files = authority.issue(&host, validity, &folder.join(own))?;
     Identity::load(&files.cert, &files.key, &files.ca)?;
-    Ok(Config {
-        site: host.site,
-        host: host.host,
-        listen: None,
-        socket: folder.join(format!("{own}-run/tunnel.sock")),
-        state_dir: None,
-        time_zone: Default::default(),
-        peers: vec![PeerConfig {
-            site: peer.parse()?,
-            address: None,
-            send_rate: None,
-            send_timetable: None,
-            receive_rate: None,
-            probe: None,
-        }],
-        services: vec![ServiceConfig {
-            name: "sink".parse()?,
-            socket: folder.join(format!("{own}-sink.sock")),
-            target: None,
-            allow: vec![peer.parse()?],
-        }],
-        channels: Vec::new(),
-        admin: AdminConfig {
-            socket: folder.join(format!("{own}-run/admin.sock")),
-            http: None,
-        },
-        certificates: CertificatesConfig {
-            cert: files.cert,
-            key: files.key,
-            ca: files.ca,
-            crl: None,
-        },
-        limits: Limits::default(),
-    })
+    let run = folder.join(format!("{own}-run"));
+    let mut config = Config::new(
+        (host.site, host.host),
+        run.join("tunnel.sock"),
+        run.join("admin.sock"),
+        files.into(),
+    );
+    config.peers = vec![PeerConfig::new(peer.parse()?)];
+    let sink = folder.join(format!("{own}-sink.sock"));
+    config.services = vec![ServiceConfig::told(
+        "sink".parse()?,
+        sink,
+        vec![peer.parse()?],
+    )];
+    Ok(config)
 }

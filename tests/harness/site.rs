@@ -412,44 +412,26 @@ fn tunnel_config(
     run: &Path,
 ) -> tunnel::Config {
     let peer = place.other().name();
-    let (listen, address) = match reach {
-        Reach::Listen(address) => (Some(address), None),
-        Reach::Dial(address) => (None, Some(address.to_string())),
-    };
-    tunnel::Config {
-        site: place.name(),
-        host: migrator.host.clone(),
-        listen,
-        socket: migrator.tunnel_socket(),
-        state_dir: None,
-        time_zone: Default::default(),
-        peers: vec![tunnel::PeerConfig {
-            site: peer.clone(),
-            address,
-            send_rate: Some(rate),
-            send_timetable: None,
-            receive_rate: Some(rate),
-            probe: None,
-        }],
-        services: vec![tunnel::ServiceConfig {
-            name: "migrator".parse().expect("a name"),
-            socket: migrator.service_socket(),
-            target: None,
-            allow: vec![peer],
-        }],
-        channels: Vec::new(),
-        admin: tunnel::AdminConfig {
-            socket: run.join("admin.sock"),
-            http: None,
-        },
-        certificates: tunnel::CertificatesConfig {
-            cert: certificates.cert,
-            key: certificates.key,
-            ca: certificates.ca,
-            crl: None,
-        },
-        limits: tunnel::Limits::default(),
+    let mut config = tunnel::Config::new(
+        (place.name(), migrator.host.clone()),
+        migrator.tunnel_socket(),
+        run.join("admin.sock"),
+        certificates.into(),
+    );
+    let mut way = tunnel::PeerConfig::new(peer.clone());
+    way.send_rate = Some(rate);
+    way.receive_rate = Some(rate);
+    match reach {
+        Reach::Listen(address) => config.listen = Some(address),
+        Reach::Dial(address) => way.address = Some(address.to_string()),
     }
+    config.peers.push(way);
+    config.services.push(tunnel::ServiceConfig::told(
+        "migrator".parse().expect("a name"),
+        migrator.service_socket(),
+        vec![peer],
+    ));
+    config
 }
 
 fn write<T: Serialize>(path: &Path, config: &T) -> PathBuf {

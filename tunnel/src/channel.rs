@@ -214,6 +214,9 @@ impl Channels {
             *book = next;
         }
         started.keep();
+        if let Some(channel) = self.find(&spec.name) {
+            channel.figures.meter.quota.set(spec.cap);
+        }
         let (name, generation) = (&spec.name, spec.generation);
         tracing::info!(channel = %name, generation, peer = %spec.peer, service = %spec.service, "channel open");
         Ok(())
@@ -460,6 +463,15 @@ impl Serving {
     /// What the channel is now, and every change of it.
     pub(crate) fn spec(&self) -> watch::Receiver<Arc<ChannelSpec>> {
         self.spec.clone()
+    }
+
+    /// Counts a datagram that came while too many waited.
+    pub(crate) fn count_dropped(&self) {
+        self.figures.meter.dropped.fetch_add(1, Ordering::Relaxed);
+        let spec = self.spec.borrow();
+        if let Some(peer) = self.core.peers.get(&spec.peer) {
+            peer.counters.add_dropped(spec.class);
+        }
     }
 
     async fn accept(self, listener: Listener, mut stop: Shutdown) {

@@ -15,6 +15,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
 
 /// Most channels of one tunnel: each has a listener. As many again are remembered as removed.
 pub const CHANNEL_COUNT_MAX: usize = 1024;
@@ -40,6 +41,9 @@ pub struct ChannelSpec {
     /// When it ends by itself, in seconds since 1970; without it, never.
     #[serde(default)]
     pub expires_unix_seconds: Option<u64>,
+    /// Most that goes out through it, counted on the wire.
+    #[serde(default)]
+    pub cap: Option<Rate>,
 }
 
 const fn app() -> Class {
@@ -208,6 +212,7 @@ mod tests {
             class: Class::App,
             generation,
             expires_unix_seconds: None,
+            cap: None,
         }
     }
 

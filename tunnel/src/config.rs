@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use towpath_certs::authority::IdentityFiles;
 use towpath_daemon::config::{Check, Wrong};
 use towpath_daemon::units::Span;
 use towpath_forecast::timetable::{Timetable, Week};
@@ -17,6 +18,7 @@ use towpath_protocol::size::Size;
 
 use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
 use crate::probe::{BYTES_MAX, BYTES_MIN};
+use crate::shares::Shares;
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -84,6 +86,10 @@ pub struct PeerConfig {
     /// Measures the way to it now and then; off without it.
     #[serde(default)]
     pub probe: Option<ProbeConfig>,
+    /// What the classes get of what we send to it, such as
+    /// `bulk = { weight = 3, floor = "5Mbit", cap = "80Mbit" }`.
+    #[serde(default, skip_serializing_if = "Shares::is_empty")]
+    pub shares: Shares,
 }
 
 /// How often the way to a peer is measured by sending, and what that may cost.
@@ -114,6 +120,9 @@ pub struct ServiceConfig {
     pub target: Option<Endpoint>,
     /// Sites whose hosts may reach it; all others are denied.
     pub allow: Vec<Name>,
+    /// Most it sends to all peers together, counted on the wire.
+    #[serde(default)]
+    pub cap: Option<Rate>,
 }
 
 /// Where operators and scrapers ask.
@@ -206,6 +215,7 @@ impl Check for Config {
                 return Err(Wrong::new("peers.send_timetable", why));
             }
             peer.check_probe()?;
+            peer.shares.check(peer.send_rate)?;
             if peer.address.is_none() && self.listen.is_none() {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
                 return Err(Wrong::new("peers.address", why));
@@ -232,6 +242,33 @@ impl Check for Config {
 }
 
 impl Config {
+    /// A host that knows no peer and offers nothing, with default limits.
+    #[must_use]
+    pub fn new(
+        (site, host): (Name, Name),
+        socket: PathBuf,
+        admin_socket: PathBuf,
+        certificates: CertificatesConfig,
+    ) -> Self {
+        Self {
+            site,
+            host,
+            listen: None,
+            socket,
+            state_dir: None,
+            time_zone: Zone::default(),
+            peers: Vec::new(),
+            services: Vec::new(),
+            channels: Vec::new(),
+            admin: AdminConfig {
+                socket: admin_socket,
+                http: None,
+            },
+            certificates,
+            limits: Limits::default(),
+        }
+    }
+
     fn check_channels(&self) -> Result<(), Wrong> {
         if self.channels.len() > CHANNEL_COUNT_MAX {
             let why = format!("at most {CHANNEL_COUNT_MAX}");
@@ -266,11 +303,63 @@ impl PeerConfig {
         Ok(())
     }
 
+    /// A site that dials us, without a cap.
+    #[must_use]
+    pub fn new(site: Name) -> Self {
+        Self {
+            site,
+            address: None,
+            send_rate: None,
+            send_timetable: None,
+            receive_rate: None,
+            probe: None,
+            shares: Shares::default(),
+        }
+    }
+
     /// The cap by the time of the week in a zone, if there is one.
     #[must_use]
     pub fn timetable(&self, zone: &Zone) -> Option<Timetable> {
         let week = self.send_timetable.clone()?;
         Some(Timetable::new(week, zone.clone()))
+    }
+}
+
+impl ServiceConfig {
+    /// A service that is told first who opened each stream.
+    #[must_use]
+    pub const fn told(name: Name, socket: PathBuf, allow: Vec<Name>) -> Self {
+        Self {
+            name,
+            socket,
+            target: None,
+            allow,
+            cap: None,
+        }
+    }
+
+    /// A service that gets the bytes alone.
+    #[must_use]
+    pub const fn plain(name: Name, target: Endpoint, allow: Vec<Name>) -> Self {
+        Self {
+            name,
+            socket: PathBuf::new(),
+            target: Some(target),
+            allow,
+            cap: None,
+        }
+    }
+}
+
+impl From<IdentityFiles> for CertificatesConfig {
+    /// The files as they were issued; a list of revoked certificates is named by whoever wants one.
+    fn from(files: IdentityFiles) -> Self {
+        Self {
+            cert: files.cert,
+            key: files.key,
+            ca: files.ca,
+            crl: None,
+        }
     }
 }
 
@@ -313,6 +402,7 @@ mod tests {
     use super::*;
     use std::path::Path;
     use towpath_daemon::config;
+    use towpath_protocol::channel::Class;
 
     const GOOD: &str = r#"
         site = "edge"
@@ -433,6 +523,40 @@ mod tests {
             ),
         ] {
             assert!(with(probe).unwrap_err().contains(word), "{probe}");
+        }
+    }
+
+    #[test]
+    fn l06_shares_are_read_and_wrong_ones_refused_with_their_place() {
+        let with = |shares: &str| {
+            let lines = format!("send_rate = \"100Mbit\"\n[peers.shares]\n{shares}");
+            check(&GOOD.replacen("send_rate = \"100Mbit\"", &lines, 1))
+        };
+        let good = "bulk = { weight = 3, floor = \"5Mbit\", cap = \"80Mbit\" }\n[peers.shares.app]\nweight = 9";
+        let shares = &with(good).unwrap().peers[0].shares;
+        assert_eq!(shares.weight(Class::Bulk), Some(3));
+        assert_eq!(shares.weight(Class::App), Some(9));
+        assert_eq!(shares.weight(Class::Scavenger), Some(0));
+        assert_eq!(shares.of(Class::Bulk).cap.unwrap().to_string(), "80Mbit");
+        for (wrong, word) in [
+            ("bulk = { wait = 3 }", "wait"),
+            ("bolk = { weight = 3 }", "bolk"),
+            ("bulk = { weight = 1001 }", "1000"),
+            ("bulk = { weight = -1 }", "tunnel.toml:12"),
+            ("demand = { weight = 2 }", "goes ahead"),
+            ("control = { floor = \"1Mbit\" }", "goes ahead"),
+            (
+                "app = { floor = \"9Mbit\", cap = \"8Mbit\" }",
+                "above the cap",
+            ),
+            (
+                "app = { floor = \"60Mbit\" }\nbulk = { floor = \"50Mbit\" }",
+                "send_rate",
+            ),
+        ] {
+            let error = with(wrong).unwrap_err();
+            let is_meant = error.contains("E_CONFIG") && error.contains(word);
+            assert!(is_meant && error.contains("tunnel.toml:"), "{error}");
         }
     }
 

@@ -94,7 +94,7 @@ impl Core {
                     None => Reach::Told(service.socket.clone()),
                 },
                 allow: service.allow.clone(),
-                meter: Arc::default(),
+                meter: Arc::new(Meter::capped(service.cap)),
             };
             (service.name.clone(), made)
         });

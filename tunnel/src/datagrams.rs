@@ -1,13 +1,15 @@
 //! Datagrams of channels: each source of them is a flow, a stream with QUIC datagrams beside it.
 //!
 //! A datagram that fits goes as a QUIC datagram behind the flow's number: late ones are lost, never
-//! repeated. One that does not fit goes over the stream behind its length, and arrives. The stream
+//! repeated. They take their turns with all other bytes under the link's cap, and what cannot go within
+//! [`TURN_WAIT`] is lost and counted: a flood harms itself only. One that does not fit goes over the stream behind its length, and arrives. The stream
 //! resumes like any other, so a flow outlives its link, and what is sent meanwhile is lost as it would be
 //! on a wire.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::carry;
 use crate::channel::Serving;
 use crate::core::Core;
+use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
 use crate::streams::Stream;
@@ -38,6 +41,9 @@ const WAITING_MAX: usize = 256;
 
 /// A flow that has carried nothing for so long is over: what home routers give UDP.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a datagram waits for its turn under a cap: what is older is late.
+const TURN_WAIT: Duration = Duration::from_millis(50);
 
 /// How long the end of a flow may take to be heard.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
@@ -159,9 +165,15 @@ impl Flow<'_> {
         let (large, large_waiting) = mpsc::channel(WAITING_MAX);
         let (whole, mut whole_heard) = mpsc::channel::<Bytes>(WAITING_MAX);
         let pumping = async {
+            let mut turn = pin!(None);
             loop {
+                let is_free = turn.is_none();
                 let next = tokio::select! {
-                    next = timeout(IDLE_MAX, side.next()) => match next {
+                    () = taken(turn.as_mut()) => {
+                        turn.set(None);
+                        None
+                    }
+                    next = timeout(IDLE_MAX, side.next()), if is_free => match next {
                         Ok(Some(datagram)) => Some(datagram),
                         _ => return,
                     },
@@ -175,11 +187,14 @@ impl Flow<'_> {
                         None
                     }
                 };
-                if let Some(datagram) = next
-                    && let Some(datagram) = self.send(datagram)
-                {
-                    // A full queue loses it.
-                    let _ = large.try_send(datagram);
+                // Without a link it is lost.
+                let Some((datagram, link)) = next.zip(self.peer.link().ok()) else {
+                    continue;
+                };
+                if self.fits(&link, &datagram) {
+                    turn.set(Some(self.send(link, datagram)));
+                } else if large.try_send(datagram).is_err() {
+                    self.count_dropped();
                 }
             }
         };
@@ -197,24 +212,49 @@ impl Flow<'_> {
         side.hand(datagram);
     }
 
-    /// Sends a datagram as one; gives it back if it is too large. Without a link it is lost.
-    fn send(&self, datagram: Bytes) -> Option<Bytes> {
-        let class = self.stream.class;
-        let link = self.peer.link().ok()?;
-        let connection = link.connection(class.leg());
+    /// Whether a datagram can go as one.
+    fn fits(&self, link: &Link, datagram: &Bytes) -> bool {
+        let connection = link.connection(self.stream.class.leg());
         let most = connection.max_datagram_size().unwrap_or(0);
-        if datagram.len() + NUMBER_BYTES > most {
-            return Some(datagram);
-        }
+        datagram.len() + NUMBER_BYTES <= most
+    }
+
+    /// Sends a datagram when it is its turn, unless that comes too late.
+    async fn send(&self, link: Arc<Link>, datagram: Bytes) {
+        let class = self.stream.class;
         let mut whole = BytesMut::with_capacity(NUMBER_BYTES + datagram.len());
         whole.put_u64_le(self.number);
         whole.extend_from_slice(&datagram);
+        let turn = async {
+            let mut backlog = self.stream.backlog(&link.pace);
+            let mut left = whole.len() as u64;
+            while left > 0 {
+                left -= backlog.grant(left).await;
+            }
+        };
+        if timeout(TURN_WAIT, turn).await.is_err() {
+            self.count_dropped();
+            return;
+        }
+        let connection = link.connection(class.leg());
         if connection.send_datagram(whole.freeze()).is_ok() {
             let bytes = datagram.len() as u64;
             self.peer.counters.add_sent(class, bytes);
             self.stream.count_sent(bytes);
         }
-        None
+    }
+
+    fn count_dropped(&self) {
+        self.peer.counters.add_dropped(self.stream.class);
+        self.stream.meter.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until a datagram that waits for its turn is done with, if there is one.
+async fn taken(turn: Pin<&mut Option<impl Future<Output = ()>>>) {
+    match turn.as_pin_mut() {
+        Some(turn) => turn.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -337,8 +377,9 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
         let datagram = Bytes::copy_from_slice(&buffer[..count]);
         let known = sources.get(&address).filter(|source| !source.is_closed());
         if let Some(source) = known {
-            // A full queue loses it.
-            let _ = source.try_send(datagram);
+            if source.try_send(datagram).is_err() {
+                serving.count_dropped();
+            }
             continue;
         }
         let Some(place) = serving.place() else {

@@ -223,7 +223,11 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
             let link = Link::new(
                 (link, (host, joined.run), core.site.clone()),
                 (urgent, bulk),
-                (peer.send_rate(), joined.receive_rate_max.map(Rate::clamped)),
+                (
+                    peer.send_rate(),
+                    joined.receive_rate_max.map(Rate::clamped),
+                    peer.shares.clone(),
+                ),
                 Arc::clone(&peer.counters),
             );
             link.set_control(control);

@@ -14,7 +14,7 @@
 //! |---|---|
 //! | [`config`] | the configuration file |
 //! | [`status`] | the `/status` document |
-//! | [`shaper`] | the cap on the wire, pure |
+//! | [`shaper`], [`shares`] | the cap on the wire, and who gets what of it; pure |
 //! | [`estimate`] | what the path carries, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
@@ -23,7 +23,7 @@
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
-//! | `local`, `serve`, `pump`, `pace`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | [`channels`] | which channels there are to be; pure |
@@ -69,10 +69,12 @@ mod peer;
 mod pool;
 pub mod probe;
 mod pump;
+mod quota;
 mod recent;
 mod resume;
 mod serve;
 pub mod shaper;
+pub mod shares;
 pub mod status;
 mod streams;
 mod timetable;

@@ -19,6 +19,7 @@ use crate::cruise::{self, Cruise};
 use crate::estimate::{ALLOWANCE, Estimate};
 use crate::health;
 use crate::pace::Pace;
+use crate::shares::Shares;
 use crate::streams::Party;
 use crate::transport::{SEND_WINDOW_BYTES_MAX, SEND_WINDOW_BYTES_MIN};
 use crate::watch::{Seen, Watch};
@@ -26,6 +27,10 @@ use crate::wire;
 
 /// How often a link looks at its connections' counters.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How often a link under a cap looks at what has left while it sends: what headers and repeats cost
+/// is charged before it can become a burst.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Ticks over which the goodput shown to operators is measured.
 const GOODPUT_TICKS: u32 = 20;
@@ -44,6 +49,8 @@ const RETIREMENT_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Counters {
     sent: [AtomicU64; Class::ALL.len()],
     received: [AtomicU64; Class::ALL.len()],
+    /// Datagrams that were too many.
+    dropped: [AtomicU64; Class::ALL.len()],
 }
 
 impl Counters {
@@ -53,6 +60,14 @@ impl Counters {
 
     pub(crate) fn add_received(&self, class: Class, bytes: u64) {
         self.received[class.index()].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_dropped(&self, class: Class) {
+        self.dropped[class.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dropped(&self, class: Class) -> u64 {
+        self.dropped[class.index()].load(Ordering::Relaxed)
     }
 
     pub(crate) fn sent(&self, class: Class) -> u64 {
@@ -88,7 +103,7 @@ pub(crate) struct Link {
     pub peer: HostIdentity,
     /// The site that dialled.
     pub dialler: Name,
-    pub pace: Pace,
+    pub pace: Arc<Pace>,
     /// Most the peer wants to be sent.
     peer_rate: Option<Rate>,
     pub counters: Arc<Counters>,
@@ -138,7 +153,7 @@ impl Link {
     pub(crate) fn new(
         (id, (peer, run), dialler): (LinkId, Party, Name),
         (urgent, bulk): (Connection, Connection),
-        (rate, peer_rate): (Option<Rate>, Option<Rate>),
+        (rate, peer_rate, shares): (Option<Rate>, Option<Rate>, Shares),
         counters: Arc<Counters>,
     ) -> Self {
         for connection in [&urgent, &bulk] {
@@ -156,7 +171,7 @@ impl Link {
             id,
             peer,
             dialler,
-            pace: Pace::new(least(rate, peer_rate)),
+            pace: Arc::new(Pace::new(least(rate, peer_rate), shares)),
             peer_rate,
             counters,
             reports: Reports::default(),
@@ -389,6 +404,8 @@ impl Link {
     pub(crate) async fn watch(&self, on_stall: impl Fn(bool)) -> String {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut rounds = Rounds::default();
         loop {
             tokio::select! {
@@ -400,17 +417,14 @@ impl Link {
                         on_stall(is_stalled);
                     }
                 }
+                _ = looks.tick(), if self.pace.is_unobserved() => drop(self.observe()),
             }
         }
     }
 
     /// Looks at the counters once; says whether the link is stalled.
     fn tick(&self, rounds: &mut Rounds) -> bool {
-        let stats = [self.urgent.stats(), self.bulk.stats()];
-        let wire_bytes = stats
-            .iter()
-            .map(|each| each.udp_tx.bytes + PACKET_HEADER_BYTES * each.udp_tx.datagrams);
-        self.pace.observe(wire_bytes.sum());
+        let stats = self.observe();
         let now = Instant::ZERO + rounds.began.elapsed();
         let mut is_stalled = false;
         for (watch, stats) in rounds.watches.iter_mut().zip(&stats) {
@@ -423,6 +437,16 @@ impl Link {
             self.measure(rounds, &stats);
         }
         is_stalled
+    }
+
+    /// Shows the shaper what has left on the wire.
+    fn observe(&self) -> [ConnectionStats; 2] {
+        let stats = [self.urgent.stats(), self.bulk.stats()];
+        let on_wire = |each: &ConnectionStats| {
+            each.udp_tx.bytes + PACKET_HEADER_BYTES * each.udp_tx.datagrams
+        };
+        self.pace.observe([on_wire(&stats[0]), on_wire(&stats[1])]);
+        stats
     }
 
     /// Tells the urgent connection what bulk knows about the path, and both how much to buffer.

@@ -241,7 +241,11 @@ impl Listener {
                 urgent.host.site.clone(),
             ),
             (urgent.connection, bulk.connection),
-            (peer.send_rate(), join.receive_rate_max.map(Rate::clamped)),
+            (
+                peer.send_rate(),
+                join.receive_rate_max.map(Rate::clamped),
+                peer.shares.clone(),
+            ),
             Arc::clone(&peer.counters),
         ));
         let trusted = self.core.trust.check_link(&link);

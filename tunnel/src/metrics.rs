@@ -17,6 +17,7 @@ use crate::built_in;
 use crate::core::Core;
 use crate::dial::Cause;
 use crate::outlook::Direction;
+use crate::peer::Peer;
 use crate::status::{self, LinkState};
 use crate::streams::Tally;
 
@@ -210,6 +211,18 @@ fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Generation of the channel's metadata.",
         label,
     )?;
+    let cap = gauges(
+        registry,
+        "towpath_channel_rate_limit_bytes_per_second",
+        "Cap on what goes out through the channel, counted on the wire; absent without one.",
+        label,
+    )?;
+    let dropped = counters(
+        registry,
+        "towpath_channel_datagrams_dropped_total",
+        "Datagrams that were to go out through the channel and were too many.",
+        label,
+    )?;
     for view in status::channels(core).channels {
         let name = &*view.name;
         let of = |dir| bytes.with_label_values(&[name, dir]);
@@ -228,6 +241,12 @@ fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         generation
             .with_label_values(name)
             .set(signed(view.generation));
+        if let Some(bits) = view.cap_bits_per_second {
+            cap.with_label_values(name).set(signed(bits / 8));
+        }
+        dropped
+            .with_label_values(name)
+            .inc_by(view.datagrams_dropped);
     }
     Ok(())
 }
@@ -283,6 +302,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         peer,
     )?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
+    let shares = Shares::new(registry)?;
     let fates = Fates::new(registry)?;
     for peer in core.peers.values() {
         let site = peer.site.as_str();
@@ -299,6 +319,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
             of("out").inc_by(peer.counters.sent(class));
             of("in").inc_by(peer.counters.received(class));
+            shares.show(peer, class);
         }
         let rate = state
             .link
@@ -418,6 +439,61 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the classes get of a link.
+struct Shares {
+    weight: IntGaugeVec,
+    floor: IntGaugeVec,
+    cap: IntGaugeVec,
+    dropped: IntCounterVec,
+}
+
+impl Shares {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let label = &["peer", "class"];
+        Ok(Self {
+            weight: gauges(
+                registry,
+                "towpath_tunnel_class_weight",
+                "Weight of a class under the cap; absent for those that go first.",
+                label,
+            )?,
+            floor: gauges(
+                registry,
+                "towpath_tunnel_class_floor_bytes_per_second",
+                "What a class gets at least under a cap, counted on the wire; absent without one.",
+                label,
+            )?,
+            cap: gauges(
+                registry,
+                "towpath_tunnel_class_rate_limit_bytes_per_second",
+                "Cap of a class, counted on the wire; absent without one.",
+                label,
+            )?,
+            dropped: counters(
+                registry,
+                "towpath_tunnel_datagrams_dropped_total",
+                "Datagrams that were to be sent and were too many.",
+                label,
+            )?,
+        })
+    }
+
+    fn show(&self, peer: &Peer, class: Class) {
+        let label = &[peer.site.as_str(), class.as_str()];
+        if let Some(weight) = peer.shares.weight(class) {
+            self.weight.with_label_values(label).set(weight.into());
+        }
+        let share = peer.shares.of(class);
+        for (metric, rate) in [(&self.floor, share.floor), (&self.cap, share.cap)] {
+            if let Some(rate) = rate.map(Rate::bytes_per_second) {
+                metric.with_label_values(label).set(signed(rate));
+            }
+        }
+        let dropped = self.dropped.with_label_values(label);
+        dropped.inc_by(peer.counters.dropped(class));
+    }
 }
 
 /// What became of streams whose link was lost.

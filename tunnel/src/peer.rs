@@ -29,6 +29,7 @@ use crate::dial::Cause;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::recent::Recent;
+use crate::shares::Shares;
 use crate::streams::Streams;
 use crate::{probe, timetable, transport};
 
@@ -63,6 +64,7 @@ pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
     send_rate: Option<Rate>,
+    pub shares: Shares,
     timetable: Option<Timetable>,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
@@ -103,6 +105,7 @@ impl Peer {
             site: config.site.clone(),
             address: config.address.clone(),
             send_rate: config.send_rate,
+            shares: config.shares.clone(),
             timetable: config.timetable(zone),
             receive_rate: config.receive_rate,
             counters: Arc::default(),

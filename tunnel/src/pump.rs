@@ -214,7 +214,7 @@ impl Copy<'_> {
                     code = &mut stopped => return Err(stop_of(&code)),
                 }
             }
-            let backlog = self.link.pace.backlog(self.stream.class);
+            let mut backlog = self.stream.backlog(&self.link.pace);
             while !side.read.is_empty() {
                 let leg = self.stream.class.leg();
                 let wish = self.link.piece_bytes(leg).min(side.read.len() as u64);
@@ -308,7 +308,7 @@ impl Copy<'_> {
 
     /// Sends what had been sent before.
     async fn put(self, send: &mut quinn::SendStream, mut bytes: Bytes) -> Result<(), Break> {
-        let backlog = self.link.pace.backlog(self.stream.class);
+        let mut backlog = self.stream.backlog(&self.link.pace);
         while !bytes.is_empty() {
             let granted = backlog.grant(bytes.len() as u64).await;
             let length = bytes.len();

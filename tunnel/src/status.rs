@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
 use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
+use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
 
 use crate::channel::Channel;
@@ -142,6 +143,14 @@ pub struct ClassView {
     pub sent_bytes: u64,
     /// Bytes received.
     pub received_bytes: u64,
+    /// Its part of what is left under the cap, beside the others' weights; none for those that go first.
+    pub weight: Option<u32>,
+    /// What it gets at least under a cap, in bits per second on the wire.
+    pub floor_bits_per_second: Option<u64>,
+    /// What it gets at most, in bits per second on the wire.
+    pub cap_bits_per_second: Option<u64>,
+    /// Datagrams that were to be sent and were too many.
+    pub datagrams_dropped: u64,
 }
 
 /// A service that peers may reach here.
@@ -157,6 +166,8 @@ pub struct ServiceView {
     pub sent_bytes: u64,
     /// Bytes it got from peers.
     pub received_bytes: u64,
+    /// Most it sends to all peers together, in bits per second on the wire.
+    pub cap_bits_per_second: Option<u64>,
 }
 
 /// A channel: a listener here, joined to a service at a peer.
@@ -200,6 +211,10 @@ pub struct ChannelView {
     pub out_bits_per_second: u64,
     /// Bits a second received, over the last second.
     pub in_bits_per_second: u64,
+    /// Most that goes out, in bits per second on the wire.
+    pub cap_bits_per_second: Option<u64>,
+    /// Datagrams that were to be sent and were too many.
+    pub datagrams_dropped: u64,
 }
 
 /// All channels, as the API lists them.
@@ -254,6 +269,7 @@ pub(crate) fn status(core: &Core) -> StatusView {
         allow: service.allow.iter().map(ToString::to_string).collect(),
         sent_bytes: service.meter.sent.load(Ordering::Relaxed),
         received_bytes: service.meter.received.load(Ordering::Relaxed),
+        cap_bits_per_second: service.meter.quota.cap().map(Rate::bits_per_second),
     });
     StatusView {
         schema: SCHEMA.to_owned(),
@@ -336,6 +352,8 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
         received_bytes: of(&figures.meter.received),
         out_bits_per_second: of(&figures.sent_per_second).saturating_mul(8),
         in_bits_per_second: of(&figures.received_per_second).saturating_mul(8),
+        cap_bits_per_second: figures.meter.quota.cap().map(Rate::bits_per_second),
+        datagrams_dropped: of(&figures.meter.dropped),
     }
 }
 
@@ -362,11 +380,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     let groups = link.and_then(Link::key_exchanges);
-    let classes = Class::ALL.iter().map(|class| ClassView {
-        class: class.to_string(),
-        sent_bytes: peer.counters.sent(*class),
-        received_bytes: peer.counters.received(*class),
-    });
+    let classes = Class::ALL.iter().map(|class| class_view(peer, *class));
     LinkView {
         peer: peer.site.to_string(),
         host: link.map(|link| link.peer.host.to_string()),
@@ -403,6 +417,19 @@ fn names(groups: &[NamedGroup; 2]) -> String {
     match groups {
         [urgent, bulk] if urgent == bulk => format!("{urgent:?}"),
         [urgent, bulk] => format!("{urgent:?}, {bulk:?}"),
+    }
+}
+
+fn class_view(peer: &Peer, class: Class) -> ClassView {
+    let share = peer.shares.of(class);
+    ClassView {
+        class: class.to_string(),
+        sent_bytes: peer.counters.sent(class),
+        received_bytes: peer.counters.received(class),
+        weight: peer.shares.weight(class),
+        floor_bits_per_second: share.floor.map(Rate::bits_per_second),
+        cap_bits_per_second: share.cap.map(Rate::bits_per_second),
+        datagrams_dropped: peer.counters.dropped(class),
     }
 }
 

@@ -11,8 +11,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use towpath_protocol::channel::{Class, Received, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::rate::Rate;
 
 use crate::carrier::Carrier;
+use crate::pace::{Backlog, Pace};
+use crate::quota::Quota;
 use crate::resume::Outgoing;
 
 /// Ends remembered for one peer: what ends within a round trip of a busy peer, many times over.
@@ -38,6 +41,19 @@ pub(crate) enum Call {
 pub(crate) struct Meter {
     pub sent: AtomicU64,
     pub received: AtomicU64,
+    /// Datagrams that were to be sent and were too many.
+    pub dropped: AtomicU64,
+    pub quota: Quota,
+}
+
+impl Meter {
+    /// A meter whose streams send at most so much.
+    pub(crate) fn capped(cap: Option<Rate>) -> Self {
+        Self {
+            quota: Quota::new(cap),
+            ..Self::default()
+        }
+    }
 }
 
 /// What a stream is for.
@@ -55,7 +71,7 @@ pub(crate) struct Stream {
     pub id: StreamId,
     pub class: Class,
     pub service: Name,
-    meter: Arc<Meter>,
+    pub meter: Arc<Meter>,
     pub party: Party,
     /// Whether this side began it, and so resumes it.
     pub is_ours: bool,
@@ -69,6 +85,11 @@ impl Stream {
     pub(crate) fn out(&self) -> MutexGuard<'_, Outgoing> {
         // Nothing panics while it is held.
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that it has bytes to send over a link, until the answer is dropped.
+    pub(crate) fn backlog<'a>(&'a self, pace: &'a Arc<Pace>) -> Backlog<'a> {
+        pace.backlog(self.class, &self.meter.quota)
     }
 
     /// Counts bytes read from the program.

@@ -12,12 +12,9 @@ use towpath_tunnel::built_in::{SOCKET, Wish};
 use towpath_tunnel::config::{Config, ServiceConfig};
 
 fn allow(config: &mut Config, site: &str) {
-    config.services.push(ServiceConfig {
-        name: name("bench"),
-        socket: SOCKET.into(),
-        target: None,
-        allow: vec![name(site)],
-    });
+    let allow = vec![name(site)];
+    let service = ServiceConfig::told(name("bench"), SOCKET.into(), allow);
+    config.services.push(service);
 }
 
 async fn ask(pair: &Pair, wish: Wish, class: Class) -> UnixStream {

@@ -43,12 +43,11 @@ impl Sites {
         let mut relay = relay;
         for (site, target) in others {
             let mut config = world.site(site, "edge");
-            config.services = vec![ServiceConfig {
-                name: name("app"),
-                socket: std::path::PathBuf::new(),
-                target: Some(target.clone()),
-                allow: vec![name("edge")],
-            }];
+            config.services = vec![ServiceConfig::plain(
+                name("app"),
+                target.clone(),
+                vec![name("edge")],
+            )];
             let tunnel = Tunnel::start(&config).await.unwrap();
             let mut address = tunnel.listen_address().unwrap();
             if let Some(relay) = relay.take() {
@@ -56,14 +55,9 @@ impl Sites {
                 address = made.doors()[0];
                 *relay = Some(made);
             }
-            edge_config.peers.push(PeerConfig {
-                site: name(site),
-                address: Some(address.to_string()),
-                send_rate: None,
-                send_timetable: None,
-                receive_rate: None,
-                probe: None,
-            });
+            let mut peer = PeerConfig::new(name(site));
+            peer.address = Some(address.to_string());
+            edge_config.peers.push(peer);
             tunnels.push(tunnel);
         }
         let edge = Tunnel::start(&edge_config).await.unwrap();
@@ -152,6 +146,7 @@ fn spec(channel: &str, listen: &str, peer: &str, generation: u64) -> ChannelSpec
         class: Class::App,
         generation,
         expires_unix_seconds: None,
+        cap: None,
     }
 }
 

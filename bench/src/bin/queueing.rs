@@ -343,6 +343,7 @@ fn configs(folder: &Path) -> Result<[Config; 2], Failure> {
             class,
             generation: 0,
             expires_unix_seconds: None,
+            cap: None,
         });
     }
     Ok([edge, region])

@@ -6,6 +6,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::{ChannelList, ChannelView};
 
@@ -80,6 +81,9 @@ pub(crate) struct OpenOptions {
     /// After which time it ends by itself [default: never]
     #[arg(long, value_name = "TIME")]
     expires: Option<Span>,
+    /// Most that goes out through it, as in 10Mbit [default: no cap of its own]
+    #[arg(long, value_name = "RATE")]
+    cap: Option<Rate>,
     #[command(flatten)]
     socket: TunnelSocket,
     #[command(flatten)]
@@ -162,6 +166,7 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
         expires_unix_seconds: options
             .expires
             .map(|span| now_unix().saturating_add(span.duration().as_secs())),
+        cap: options.cap,
     };
     let view: ChannelView = client.post("/v1/channels", &spec).await?;
     show_one(options.output.format, &view)
@@ -251,6 +256,13 @@ fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
                     bytes(view.received_bytes),
                     rate(view.in_bits_per_second)
                 )),
+            ),
+            ("cap", view.cap_bits_per_second.map(rate)),
+            (
+                "datagrams lost",
+                Some(view.datagrams_dropped)
+                    .filter(|count| *count > 0)
+                    .map(|count| format!("{count} that were too many")),
             ),
             ("errors", Some(view.errors.to_string())),
             ("last error", view.last_error.as_deref().map(escape)),

@@ -13,7 +13,7 @@ use towpath_protocol::rate::Rate;
 use crate::core::Core;
 use crate::outlook::Direction;
 use crate::peer::Peer;
-use crate::status::{self, CertificateStatusView, LinkState, LinkView, StatusView};
+use crate::status::{self, CertificateStatusView, ClassView, LinkState, LinkView, StatusView};
 use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
 
@@ -154,17 +154,39 @@ fn link_section(link: &LinkView, chart: &Chart, now: Moment) -> String {
             format_args!("<div><dt>{term}</dt><dd>{told}</dd></div>"),
         );
     }
-    html.push_str("</dl><table><tr><th>class</th><th>sent</th><th>received</th></tr>");
+    html.push_str(
+        "</dl><table><tr><th>class</th><th>sent</th><th>received</th><th>share</th></tr>",
+    );
     for class in &link.classes {
         let (sent, received) = (bytes(class.sent_bytes), bytes(class.received_bytes));
-        let class = escape(&class.class);
+        let (name, share) = (escape(&class.class), share(class));
         put(
             &mut html,
-            format_args!("<tr><td>{class}</td><td>{sent}</td><td>{received}</td></tr>"),
+            format_args!(
+                "<tr><td>{name}</td><td>{sent}</td><td>{received}</td><td>{share}</td></tr>"
+            ),
         );
     }
     html.push_str("</table></section>");
     html
+}
+
+/// What a class gets of the cap.
+fn share(class: &ClassView) -> String {
+    let mut share = match class.weight {
+        None => "first".to_owned(),
+        Some(0) => "the rest".to_owned(),
+        Some(weight) => format!("weight {weight}"),
+    };
+    for (word, rated) in [
+        ("from", class.floor_bits_per_second),
+        ("to", class.cap_bits_per_second),
+    ] {
+        if let Some(rated) = rated {
+            put(&mut share, format_args!(", {word} {}", rate(rated)));
+        }
+    }
+    share
 }
 
 /// What is told of a link in words.

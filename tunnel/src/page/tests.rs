@@ -13,6 +13,10 @@ fn link(peer: &str, state: LinkState) -> LinkView {
         class: name.to_owned(),
         sent_bytes: 5 << 30,
         received_bytes: 0,
+        weight: (name == "bulk").then_some(3),
+        floor_bits_per_second: (name == "bulk").then_some(5_000_000),
+        cap_bits_per_second: (name == "bulk").then_some(80_000_000),
+        datagrams_dropped: 0,
     };
     LinkView {
         peer: peer.to_owned(),
@@ -61,6 +65,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
             allow: vec!["region".to_owned()],
             sent_bytes: 1,
             received_bytes: 2,
+            cap_bits_per_second: None,
         }],
         channels: Vec::new(),
         certificate: CertificateStatusView {
@@ -100,6 +105,16 @@ fn full_chart() -> Chart {
 fn page_of(links: Vec<LinkView>) -> String {
     let charts: Vec<_> = links.iter().map(|_| full_chart()).collect();
     page(&status(links), &charts, Moment::from_unix_seconds(NOW))
+}
+
+#[test]
+fn the_page_says_what_each_class_gets() {
+    let html = page_of(vec![link("region", LinkState::Healthy)]);
+    assert!(
+        html.contains("<td>weight 3, from 5.0 Mbit/s, to 80 Mbit/s</td>"),
+        "{html}"
+    );
+    assert!(html.contains("<td>first</td>"));
 }
 
 #[test]

@@ -23,9 +23,7 @@ use towpath_protocol::fault::Fault;
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::config::{
-    AdminConfig, CertificatesConfig, Config, Limits, PeerConfig, ServiceConfig,
-};
+use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
 /// How long anything may take that should take milliseconds, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -71,41 +69,17 @@ impl World {
 
     /// A site that listens on loopback, knows `peer`, and lets it reach its service `echo`.
     pub fn site(&self, site: &str, peer: &str) -> Config {
-        let files = self.issue(site);
-        Config {
-            site: name(site),
-            host: name("box-1"),
-            listen: Some("127.0.0.1:0".parse().unwrap()),
-            socket: self.path(&format!("{site}-run/tunnel.sock")),
-            state_dir: None,
-            time_zone: Default::default(),
-            peers: vec![PeerConfig {
-                site: name(peer),
-                address: None,
-                send_rate: None,
-                send_timetable: None,
-                receive_rate: None,
-                probe: None,
-            }],
-            services: vec![ServiceConfig {
-                name: name("echo"),
-                socket: self.path(&format!("{site}-echo.sock")),
-                target: None,
-                allow: vec![name(peer)],
-            }],
-            channels: Vec::new(),
-            admin: AdminConfig {
-                socket: self.path(&format!("{site}-run/admin.sock")),
-                http: None,
-            },
-            certificates: CertificatesConfig {
-                cert: files.cert,
-                key: files.key,
-                ca: files.ca,
-                crl: None,
-            },
-            limits: Limits::default(),
-        }
+        let mut config = Config::new(
+            (name(site), name("box-1")),
+            self.path(&format!("{site}-run/tunnel.sock")),
+            self.path(&format!("{site}-run/admin.sock")),
+            self.issue(site).into(),
+        );
+        config.listen = Some("127.0.0.1:0".parse().unwrap());
+        config.peers = vec![PeerConfig::new(name(peer))];
+        let echo = self.path(&format!("{site}-echo.sock"));
+        config.services = vec![ServiceConfig::told(name("echo"), echo, vec![name(peer)])];
+        config
     }
 }
 

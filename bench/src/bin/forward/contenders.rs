@@ -190,6 +190,7 @@ fn prepare_towpath(place: &Place<'_>) -> Result<(), Failure> {
         class: Class::Bulk,
         generation: 0,
         expires_unix_seconds: None,
+        cap: None,
     });
     for config in [&mut edge, &mut region] {
         config.limits.udp_payload_bytes = (place.mtu - HEADER_BYTES).min(6500);

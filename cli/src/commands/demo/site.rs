@@ -120,40 +120,24 @@ impl Plan<'_> {
         certificates: IdentityFiles,
         run: &Path,
     ) -> Result<tunnel::Config, Fault> {
-        Ok(tunnel::Config {
-            site: self.site.clone(),
-            host: migrator.host.clone(),
-            listen: self.listen,
-            socket: migrator.tunnel_socket(),
-            state_dir: None,
-            time_zone: Default::default(),
-            peers: vec![tunnel::PeerConfig {
-                site: self.peer.clone(),
-                address: self.peer_address.map(|address| address.to_string()),
-                send_rate: self.rate,
-                send_timetable: None,
-                receive_rate: self.rate,
-                probe: None,
-            }],
-            services: vec![tunnel::ServiceConfig {
-                name: SERVICE.parse()?,
-                socket: migrator.service_socket(),
-                target: None,
-                allow: vec![self.peer.clone()],
-            }],
-            channels: Vec::new(),
-            admin: tunnel::AdminConfig {
-                socket: run.join("admin.sock"),
-                http: None,
-            },
-            certificates: tunnel::CertificatesConfig {
-                cert: certificates.cert,
-                key: certificates.key,
-                ca: certificates.ca,
-                crl: None,
-            },
-            limits: tunnel::Limits::default(),
-        })
+        let mut config = tunnel::Config::new(
+            (self.site.clone(), migrator.host.clone()),
+            migrator.tunnel_socket(),
+            run.join("admin.sock"),
+            certificates.into(),
+        );
+        config.listen = self.listen;
+        let mut peer = tunnel::PeerConfig::new(self.peer.clone());
+        peer.address = self.peer_address.map(|address| address.to_string());
+        peer.send_rate = self.rate;
+        peer.receive_rate = self.rate;
+        config.peers.push(peer);
+        config.services.push(tunnel::ServiceConfig::told(
+            SERVICE.parse()?,
+            migrator.service_socket(),
+            vec![self.peer.clone()],
+        ));
+        Ok(config)
     }
 
     fn migrator_config(

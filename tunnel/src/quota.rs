@@ -1,0 +1,119 @@
+//! The cap of one channel or service, over all its streams and links.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant as Clock};
+
+use towpath_protocol::rate::Rate;
+use towpath_protocol::time::Instant;
+
+use crate::shaper::{Bucket, piece_bytes};
+
+/// Caps what goes through a channel, or from a service; caps nothing until it is told to.
+#[derive(Debug, Default)]
+pub(crate) struct Quota {
+    /// Whether there is a cap: most have none, and pay nothing.
+    is_set: AtomicBool,
+    state: Mutex<Option<State>>,
+    /// Streams take turns, one piece each; the lock is fair.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    bucket: Bucket,
+    began: Clock,
+}
+
+impl State {
+    fn now(&self) -> Instant {
+        Instant::ZERO + self.began.elapsed()
+    }
+}
+
+impl Quota {
+    /// A quota with this cap, or none.
+    pub(crate) fn new(cap: Option<Rate>) -> Self {
+        let quota = Self::default();
+        quota.set(cap);
+        quota
+    }
+
+    /// Changes the cap.
+    pub(crate) fn set(&self, cap: Option<Rate>) {
+        let mut state = self.state();
+        match (&mut *state, cap) {
+            (Some(capped), Some(rate)) => {
+                let now = capped.now();
+                capped.bucket.set_rate(rate, now);
+            }
+            (state, cap) => {
+                *state = cap.map(|rate| State {
+                    bucket: Bucket::new(rate, Instant::ZERO),
+                    began: Clock::now(),
+                });
+            }
+        }
+        self.is_set.store(cap.is_some(), Ordering::Relaxed);
+    }
+
+    /// The cap.
+    pub(crate) fn cap(&self) -> Option<Rate> {
+        Some(self.state().as_ref()?.bucket.rate())
+    }
+
+    /// Waits until some of `bytes` may go; gives how many. `on_wire` says what they come to there.
+    pub(crate) async fn take(&self, bytes: u64, on_wire: impl Fn(u64) -> u64) -> u64 {
+        if !self.is_set.load(Ordering::Relaxed) {
+            return bytes;
+        }
+        let _turn = self.turn.lock().await;
+        loop {
+            match self.attempt(bytes, &on_wire) {
+                Ok(taken) => return taken,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    /// Takes some of `bytes` if they may go now.
+    ///
+    /// # Errors
+    ///
+    /// How long they may not.
+    pub(crate) fn attempt(
+        &self,
+        bytes: u64,
+        on_wire: impl Fn(u64) -> u64,
+    ) -> Result<u64, Duration> {
+        if !self.is_set.load(Ordering::Relaxed) {
+            return Ok(bytes);
+        }
+        let mut state = self.state();
+        let Some(capped) = &mut *state else {
+            return Ok(bytes);
+        };
+        let now = capped.now();
+        let piece = bytes.min(piece_bytes(capped.bucket.rate()));
+        capped.bucket.fill(now);
+        if let Some(then) = capped.bucket.until(piece) {
+            return Err(then.since(now));
+        }
+        capped.bucket.spend(on_wire(piece));
+        Ok(piece)
+    }
+
+    /// Gives back what was taken and not sent.
+    pub(crate) fn give_back(&self, bytes: u64) {
+        if bytes > 0
+            && let Some(capped) = &mut *self.state()
+        {
+            capped.bucket.gain(bytes);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<State>> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

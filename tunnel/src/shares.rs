@@ -1,0 +1,102 @@
+//! What each class of a peer's traffic gets of the cap: weight, floor and cap, as configured. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use towpath_daemon::config::Wrong;
+use towpath_protocol::channel::Class;
+use towpath_protocol::rate::Rate;
+
+use crate::shaper::floors_max;
+
+/// Largest weight: what a thousandth of a link is worth nobody can tell.
+pub const WEIGHT_MAX: u32 = 1000;
+
+/// What one class gets, where the configuration says something else than the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Its part of what is left, beside the weights of the others; 0 for what nobody else wants.
+    #[serde(default)]
+    pub weight: Option<u32>,
+    /// What it gets at least while it wants it, counted on the wire.
+    #[serde(default)]
+    pub floor: Option<Rate>,
+    /// What it gets at most, counted on the wire.
+    #[serde(default)]
+    pub cap: Option<Rate>,
+}
+
+/// What the classes get, by class.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Shares(pub BTreeMap<Class, Share>);
+
+impl Shares {
+    /// Whether a class goes ahead of all others, so that weights mean nothing to it.
+    #[must_use]
+    pub const fn is_first(class: Class) -> bool {
+        matches!(class, Class::Control | Class::Demand)
+    }
+
+    /// A class's weight; none for those that go first.
+    #[must_use]
+    pub fn weight(&self, class: Class) -> Option<u32> {
+        let default = match class {
+            Class::Control | Class::Demand => return None,
+            // A guest stands still until all of it has arrived.
+            Class::Switch => 16,
+            Class::App => 8,
+            Class::Bulk => 1,
+            Class::Scavenger => 0,
+        };
+        Some(self.of(class).weight.unwrap_or(default))
+    }
+
+    /// Whether every class gets what it gets by default.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What is configured for a class.
+    #[must_use]
+    pub fn of(&self, class: Class) -> Share {
+        self.0.get(&class).copied().unwrap_or_default()
+    }
+
+    /// Looks at the numbers as a whole, under the cap of the link.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be meant.
+    pub(crate) fn check(&self, send_rate: Option<Rate>) -> Result<(), Wrong> {
+        let mut floors: u64 = 0;
+        for (class, share) in &self.0 {
+            let wrong = |what: &str, why: String| {
+                Err(Wrong::new(format!("peers.shares.{class}.{what}"), why))
+            };
+            if share.weight.is_some() && Self::is_first(*class) {
+                let why = format!("{class} goes ahead of every class with a weight; leave it out");
+                return wrong("weight", why);
+            }
+            if share.weight.is_some_and(|weight| weight > WEIGHT_MAX) {
+                return wrong("weight", format!("must be 0 to {WEIGHT_MAX}"));
+            }
+            let Some(floor) = share.floor else { continue };
+            if Self::is_first(*class) {
+                let why = format!("{class} goes ahead of every floor; leave it out");
+                return wrong("floor", why);
+            }
+            if share.cap.is_some_and(|cap| cap < floor) {
+                return wrong("floor", "is above the cap of the same class".to_owned());
+            }
+            floors += floor.bytes_per_second();
+            if send_rate.is_some_and(|rate| floors > floors_max(rate)) {
+                let why = "all floors together are more than nine tenths of send_rate";
+                return wrong("floor", why.to_owned());
+            }
+        }
+        Ok(())
+    }
+}

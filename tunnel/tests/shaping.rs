@@ -1,0 +1,231 @@
+//! What a cap, shares and quotas do to real streams and datagrams. How exactly they are kept is told by the
+//! shaper's own tests and by the bench `rate`; a busy machine makes these here slow, and never wrong.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Pair, SOON, accept, name, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::Instant;
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::rate::Rate;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::ServiceConfig;
+use towpath_tunnel::shares::Share;
+use towpath_tunnel::status::{ChannelView, LinkView};
+
+/// A cap that any machine can use up.
+const CAP: &str = "20Mbit";
+
+fn rate(text: &str) -> Rate {
+    text.parse().unwrap()
+}
+
+fn weight(weight: u32) -> Share {
+    Share {
+        weight: Some(weight),
+        ..Share::default()
+    }
+}
+
+fn link(pair: &Pair) -> LinkView {
+    pair.edge.status().links.remove(0)
+}
+
+fn sent(pair: &Pair, class: Class) -> u64 {
+    link(pair).classes[class.index()].sent_bytes
+}
+
+/// Waits until something has come about.
+async fn until(mut is_so: impl FnMut() -> bool) {
+    soon(async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// Fills a stream of a class from the edge, for ever.
+async fn fill(pair: &Pair, class: Class) {
+    let listener = tokio::net::UnixListener::bind(&pair.region_config.services[0].socket);
+    let listener = listener.unwrap();
+    let opened = soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
+    std::fs::remove_file(&pair.region_config.services[0].socket).unwrap();
+    let (mut source, (_, mut sink)) = (opened.0.unwrap(), opened.1);
+    tokio::spawn(async move {
+        let chunk = vec![5; 64 * 1024];
+        while source.write_all(&chunk).await.is_ok() {}
+    });
+    tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+    });
+}
+
+/// Most that a cap lets through in a time, with its burst and what QUIC buffers.
+fn most(cap: &str, elapsed: Duration) -> u64 {
+    let time = elapsed + Duration::from_millis(20);
+    rate(cap).bytes_in(time) * 102 / 100
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn classes_share_a_capped_link_by_their_weights() {
+    let pair = Pair::start_with(
+        |edge, _| {
+            edge.peers[0].send_rate = Some(rate(CAP));
+            let shares = [
+                (Class::App, weight(1)),
+                (Class::Bulk, weight(3)),
+                (Class::Scavenger, weight(0)),
+            ];
+            edge.peers[0].shares.0.extend(shares);
+        },
+        None,
+    )
+    .await;
+    let began = Instant::now();
+    for class in [Class::App, Class::Bulk, Class::Scavenger] {
+        fill(&pair, class).await;
+    }
+    let of = || [Class::App, Class::Bulk, Class::Scavenger].map(|class| sent(&pair, class));
+    until(|| of()[0] > 0 && of()[1] > 0).await;
+    let before = of();
+    until(|| of().iter().sum::<u64>() > before.iter().sum::<u64>() + 5_000_000).await;
+    let after = of();
+    let total: u64 = after.iter().sum();
+    assert!(total <= most(CAP, began.elapsed()), "{total} bytes");
+    let [app, bulk, scavenger] = [0, 1, 2].map(|class| after[class] - before[class]);
+    let per_thousand = bulk * 1000 / (app + bulk);
+    assert!((700..=800).contains(&per_thousand), "{app} {bulk}");
+    assert!(scavenger * 10 <= total, "{scavenger} of {total}");
+    let shown = &link(&pair).classes[Class::Bulk.index()];
+    assert_eq!(shown.weight, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_datagrams_neither_breaks_the_cap_nor_starves_others() {
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Udp(service.local_addr().unwrap());
+    let pair = Pair::start_with(
+        |edge, region| {
+            edge.peers[0].send_rate = Some(rate(CAP));
+            let shares = [(Class::App, weight(1)), (Class::Bulk, weight(1))];
+            edge.peers[0].shares.0.extend(shares);
+            let allow = vec![name("edge")];
+            let sink = ServiceConfig::plain(name("sink"), target, allow);
+            region.services.push(sink);
+        },
+        None,
+    )
+    .await;
+    let began = Instant::now();
+    let view = open(&pair, &channel("udp:127.0.0.1:0", None)).await;
+    let Endpoint::Udp(address) = view.listen.parse().unwrap() else {
+        panic!("{}", view.listen);
+    };
+    fill(&pair, Class::Bulk).await;
+    let flood = tokio::spawn(async move {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        loop {
+            for _ in 0..100 {
+                let _ = socket.send_to(&[7; 1000], address).await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let before = [Class::App, Class::Bulk].map(|class| sent(&pair, class));
+    until(|| sent(&pair, Class::Bulk) > before[1] + 2_000_000).await;
+    let [app, bulk] = [Class::App, Class::Bulk].map(|class| sent(&pair, class));
+    let elapsed = began.elapsed();
+    assert!(app + bulk <= most(CAP, elapsed), "{app} + {bulk} bytes");
+    until(|| pair.edge.status().channels[0].datagrams_dropped > 0).await;
+    assert!(link(&pair).classes[Class::App.index()].datagrams_dropped > 0);
+    let mut datagram = [0; 2000];
+    let come = soon(service.recv(&mut datagram)).await.unwrap();
+    assert_eq!((come, datagram[0]), (1000, 7));
+    flood.abort();
+}
+
+fn channel(listen: &str, cap: Option<&str>) -> ChannelSpec {
+    ChannelSpec {
+        name: name("pipe"),
+        listen: listen.parse().unwrap(),
+        peer: name("region"),
+        service: name("sink"),
+        class: Class::App,
+        generation: 1,
+        expires_unix_seconds: None,
+        cap: cap.map(rate),
+    }
+}
+
+async fn open(pair: &Pair, spec: &ChannelSpec) -> ChannelView {
+    let client = Client::new(&pair.edge_config.admin.socket);
+    client.post("/v1/channels", spec).await.unwrap()
+}
+
+/// Sends so many bytes through a channel, and gets them back; gives the time.
+async fn echo(address: std::net::SocketAddr, bytes: usize) -> Duration {
+    let began = Instant::now();
+    let socket = TcpStream::connect(address).await.unwrap();
+    let (mut read, mut write) = socket.into_split();
+    let sending = async {
+        write.write_all(&vec![3; bytes]).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let mut back = Vec::new();
+    let reading = async { read.read_to_end(&mut back).await.unwrap() };
+    let both = async { tokio::join!(sending, reading) };
+    let ((), count) = tokio::time::timeout(2 * SOON, both).await.unwrap();
+    assert_eq!(count, bytes);
+    began.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_and_services_keep_to_caps_of_their_own() {
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Tcp(service.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = service.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    });
+    let pair = Pair::start_with(
+        |_, region| {
+            let allow = vec![name("edge")];
+            let mut echo = ServiceConfig::plain(name("sink"), target, allow);
+            echo.cap = Some(rate("80Mbit"));
+            region.services.push(echo);
+        },
+        None,
+    )
+    .await;
+    let mut spec = channel("tcp:127.0.0.1:0", Some("8Mbit"));
+    let view = open(&pair, &spec).await;
+    assert_eq!(view.cap_bits_per_second, Some(8_000_000));
+    let Endpoint::Tcp(address) = view.listen.parse().unwrap() else {
+        panic!("{}", view.listen);
+    };
+    // A megabyte in a second; two connections of the channel have one cap together.
+    let began = Instant::now();
+    tokio::join!(echo(address, 600_000), echo(address, 400_000));
+    assert!(most("8Mbit", began.elapsed()) >= 1_000_000);
+    // Without the channel's cap the service's is the lower one: ten times as much.
+    spec.generation = 2;
+    spec.cap = None;
+    assert_eq!(open(&pair, &spec).await.cap_bits_per_second, None);
+    let elapsed = echo(address, 5_000_000).await;
+    assert!(most("80Mbit", elapsed) >= 5_000_000, "{elapsed:?}");
+    let service = &pair.region.status().services[1];
+    assert_eq!(service.cap_bits_per_second, Some(80_000_000));
+}
