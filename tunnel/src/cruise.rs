@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_paused_does_not_make_up_for_it() {
+    fn bulk_that_paused_does_not_make_up_for_it() {
         let mut cruise = cruising();
         let sent = send(&mut cruise, 3000, 10, 0);
         assert!(sent <= 234_000 + 47_000 + 2 * 11_700, "{sent}");

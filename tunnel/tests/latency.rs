@@ -92,12 +92,8 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
     let till = Endpoint::Tcp(target.local_addr().unwrap());
     let pair = Pair::start_with(
         |edge, region| {
-            region.services.push(ServiceConfig {
-                name: name("till"),
-                socket: std::path::PathBuf::new(),
-                target: Some(till),
-                allow: vec![name("edge")],
-            });
+            let service = ServiceConfig::plain(name("till"), till, vec![name("edge")]);
+            region.services.push(service);
             let listen = edge.socket.with_file_name("till.sock");
             edge.channels.push(ChannelSpec {
                 name: name("till"),
@@ -107,6 +103,7 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
                 class: Class::App,
                 generation: 1,
                 expires_unix_seconds: None,
+                cap: None,
             });
         },
         Some(bottleneck),

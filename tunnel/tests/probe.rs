@@ -21,12 +21,8 @@ use towpath_tunnel::status::ForecastDocument;
 const LINK_BITS_PER_SECOND: u64 = 40_000_000;
 
 fn allow(config: &mut Config) {
-    config.services.push(ServiceConfig {
-        name: name("bench"),
-        socket: SOCKET.into(),
-        target: None,
-        allow: vec![name("edge")],
-    });
+    let bench = ServiceConfig::told(name("bench"), SOCKET.into(), vec![name("edge")]);
+    config.services.push(bench);
 }
 
 async fn probe(pair: &Pair, site: &str, budget: ProbeRequest) -> Result<ProbeView, Problem> {

@@ -34,8 +34,14 @@ const UNSAFE_FILES: [&str; 8] = [
 /// The two sides are source and target; these words are used for both sides somewhere.
 const BANNED_WORDS: [&str; 6] = ["src", "dst", "dest", "destination", "sender", "receiver"];
 
-/// Names that others gave: the halves of a channel, and a setting of zstd.
-const FOREIGN_WORDS: [&str; 3] = ["Sender", "Receiver", "set_pledged_src_size"];
+/// Names that others gave: the halves of a channel, a setting of zstd, and a UDP packet's two addresses.
+const FOREIGN_WORDS: [&str; 5] = [
+    "Sender",
+    "Receiver",
+    "set_pledged_src_size",
+    "destination",
+    "src_ip",
+];
 
 /// What diagrams in comments are drawn with, beside ASCII.
 fn is_drawing(c: char) -> bool {

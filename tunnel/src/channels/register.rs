@@ -110,6 +110,7 @@ mod tests {
             class: Class::Demand,
             generation,
             expires_unix_seconds: expires,
+            cap: None,
         }
     }
 

@@ -229,7 +229,7 @@ fn jitter_far_above_the_allowance_does_not_look_like_a_full_path() {
 }
 
 #[test]
-fn a_sender_that_pauses_now_and_then_fills_the_path_and_no_queue() {
+fn bulk_that_pauses_now_and_then_fills_the_path_and_no_queue() {
     for pause_packets in [10, 100, 1000] {
         for (mbit, rtt) in [(20, 10), (100, 40), (200, 100)] {
             let mut path = Path::new(mbit, rtt, 100);
