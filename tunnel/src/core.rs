@@ -13,7 +13,7 @@ use towpath_protocol::identity::Name;
 
 use crate::channel::Channels;
 use crate::config::{Config, Limits};
-use crate::lanes::Lanes;
+use crate::legs::Legs;
 use crate::metrics::Dropped;
 use crate::outlook::Outlook;
 use crate::peer::Peer;
@@ -63,7 +63,7 @@ pub(crate) struct Core {
     pub outlook: Outlook,
     /// This run: streams do not outlive it.
     pub run: RunId,
-    pub lanes: Lanes,
+    pub legs: Legs,
 }
 
 impl Core {
@@ -106,7 +106,7 @@ impl Core {
             began: Clock::now(),
             outlook: Outlook::new(config),
             run: RunId(random()?),
-            lanes: Lanes::start()?,
+            legs: Legs::start()?,
             trust,
             peers,
             rejections,

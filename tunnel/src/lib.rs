@@ -18,7 +18,7 @@
 //! | [`estimate`] | what the path carries, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
-//! | `lanes`, `batch` | the threads that carry bytes, and their sockets |
+//! | `legs`, `batch` | the threads that carry bytes, and their sockets |
 //! | `health` | what operators are told about a link; pure |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
@@ -51,7 +51,7 @@ mod datagrams;
 mod dial;
 pub mod estimate;
 mod health;
-mod lanes;
+mod legs;
 mod link;
 mod listen;
 mod local;
@@ -295,7 +295,7 @@ fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);
-    let driver = core.lanes.drivers().listening();
+    let driver = core.legs.drivers().listening();
     Endpoint::new(settings, Some(server), socket, driver)
         .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
 }
