@@ -17,7 +17,7 @@ use quinn_proto::congestion::{Controller, ControllerFactory};
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
-    Event, RttEstimator, ServerConfig, StreamId, TransportConfig, VarInt,
+    Event, ServerConfig, StreamId, TransportConfig, VarInt,
 };
 use serde::Serialize;
 use towpath_bench::sites::{Failure, site};
