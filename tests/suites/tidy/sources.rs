@@ -35,7 +35,14 @@ const UNSAFE_FILES: [&str; 8] = [
 const BANNED_WORDS: [&str; 6] = ["src", "dst", "dest", "destination", "sender", "receiver"];
 
 /// Names that others gave: the halves of a channel, and a setting of zstd.
-const FOREIGN_WORDS: [&str; 3] = ["Sender", "Receiver", "set_pledged_src_size"];
+const FOREIGN_WORDS: [&str; 5] = [
+    "Sender",
+    "Receiver",
+    "set_pledged_src_size",
+    // Fields of a datagram that QUIC hands to its socket.
+    "destination",
+    "src_ip",
+];
 
 /// What diagrams in comments are drawn with, beside ASCII.
 fn is_drawing(c: char) -> bool {
