@@ -147,6 +147,8 @@ struct Shared {
 struct Wishes {
     directions: [Direction; 2],
     is_cut: [bool; 2],
+    /// Payloads above this are lost, in both directions.
+    payload_bytes_max: usize,
     /// How often all flows were to get other addresses.
     moves: u64,
 }
@@ -180,6 +182,7 @@ impl Relay {
         let wishes = Wishes {
             directions: [options.from_a, options.from_b],
             is_cut: [false; 2],
+            payload_bytes_max: usize::MAX,
             moves: 0,
         };
         let shared = Arc::new(Shared {
@@ -253,6 +256,12 @@ impl Control {
     /// Mends whatever was cut.
     pub fn heal(&self) {
         self.wish(|wishes| wishes.is_cut = [false; 2]);
+    }
+
+    /// Loses datagrams with a payload above this without a word, as a path does whose smallest packet was
+    /// just made smaller.
+    pub fn lose_above(&self, payload_bytes: usize) {
+        self.wish(|wishes| wishes.payload_bytes_max = payload_bytes);
     }
 
     /// Gives every flow another address towards the other side, as a router does that forgot its table

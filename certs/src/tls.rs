@@ -28,6 +28,14 @@ pub const KEY_EXCHANGE: &str = "X25519MLKEM768";
 /// it was the fastest measured.
 pub const CIPHER_SUITE: &str = "TLS13_AES_128_GCM_SHA256";
 
+/// The same with a key exchange that a quantum computer would open: never used by a daemon, but beside it
+/// a bench shows what the hybrid one costs.
+pub fn classical_provider() -> Arc<CryptoProvider> {
+    let mut classical = CryptoProvider::clone(&provider());
+    classical.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+    Arc::new(classical)
+}
+
 /// The algorithms of [`ALPN`].
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
@@ -58,10 +66,23 @@ pub fn server_config(
     identity: &Identity,
     rejections: &Arc<Rejections>,
 ) -> Result<ServerConfig, Fault> {
+    server_config_with(provider(), identity, rejections)
+}
+
+/// The same with other algorithms.
+///
+/// # Errors
+///
+/// As [`server_config`].
+pub fn server_config_with(
+    provider: Arc<CryptoProvider>,
+    identity: &Identity,
+    rejections: &Arc<Rejections>,
+) -> Result<ServerConfig, Fault> {
     let verifier = Arc::new(verifier(identity, None, rejections)?);
     let resolver: Arc<dyn ResolvesServerCert> =
         Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
         .with_client_cert_verifier(verifier)
@@ -84,9 +105,23 @@ pub fn client_config(
     site: &Name,
     rejections: &Arc<Rejections>,
 ) -> Result<ClientConfig, Fault> {
+    client_config_with(provider(), identity, site, rejections)
+}
+
+/// The same with other algorithms.
+///
+/// # Errors
+///
+/// As [`client_config`].
+pub fn client_config_with(
+    provider: Arc<CryptoProvider>,
+    identity: &Identity,
+    site: &Name,
+    rejections: &Arc<Rejections>,
+) -> Result<ClientConfig, Fault> {
     let verifier = Arc::new(verifier(identity, Some(site.clone()), rejections)?);
     let resolver = Arc::new(SingleCertAndKey::from(Arc::clone(&identity.key)));
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&error))?
         .dangerous()

@@ -127,7 +127,7 @@ impl Life<'_> {
             Some(call) = entry.calls.recv() => call,
             () = self.peer.replaced(&link), if self.stream.is_ours => return Step::Apart,
         };
-        match call {
+        match *call {
             Call::Cut(fault) => Step::Ended(Err(fault)),
             Call::Resume(mut next, received) => match answer(&mut next, flow.received()).await {
                 Ok(()) => Step::Next((*next, received)),
@@ -182,7 +182,7 @@ impl Life<'_> {
     /// Waits for the peer's word.
     async fn called(&self, entry: &mut Entry, received: Received) -> Result<Next, Fault> {
         while let Some(call) = entry.calls.recv().await {
-            match call {
+            match *call {
                 Call::Cut(fault) => return Err(fault),
                 Call::Resume(mut next, theirs) => {
                     if answer(&mut next, received).await.is_ok() {

@@ -495,8 +495,8 @@ impl Serving {
                 continue;
             };
             let leg = self.spec.borrow().class.leg();
-            let lane = self.core.lanes.handle(leg).clone();
-            lane.spawn(self.clone().connection(program, place));
+            let thread = self.core.legs.handle(leg).clone();
+            thread.spawn(self.clone().connection(program, place));
         }
         if let Listener::Unix(listener) = &listener
             && let Ok(address) = listener.local_addr()
@@ -522,7 +522,7 @@ impl Serving {
     async fn carry(&self, program: Program) -> Result<(), Fault> {
         let gone =
             |error: std::io::Error| Fault::new(Code::Gone, format!("the local program: {error}"));
-        // A socket belongs to the thread that first touches it, and this is the lane.
+        // A socket belongs to the thread that first touches it, and this is that of its leg.
         match program {
             Program::Unix(socket) => {
                 let mut socket = UnixStream::from_std(socket).map_err(gone)?;

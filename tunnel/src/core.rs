@@ -13,7 +13,7 @@ use towpath_protocol::identity::Name;
 
 use crate::channel::Channels;
 use crate::config::{Config, Limits};
-use crate::lanes::Lanes;
+use crate::legs::Legs;
 use crate::metrics::Dropped;
 use crate::network::Network;
 use crate::outlook::Outlook;
@@ -65,7 +65,7 @@ pub(crate) struct Core {
     pub network: Network,
     /// This run: streams do not outlive it.
     pub run: RunId,
-    pub lanes: Lanes,
+    pub legs: Legs,
 }
 
 impl Core {
@@ -109,7 +109,7 @@ impl Core {
             outlook: Outlook::new(config),
             network: Network::default(),
             run: RunId(random()?),
-            lanes: Lanes::start()?,
+            legs: Legs::start()?,
             trust,
             peers,
             rejections,

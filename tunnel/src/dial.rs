@@ -21,7 +21,7 @@ use towpath_protocol::rate::Rate;
 use crate::backoff::Backoff;
 use crate::config::Limits;
 use crate::core::{self, Core};
-use crate::lanes::Drivers;
+use crate::legs::Drivers;
 use crate::link::{Link, close};
 use crate::peer::{Peer, State};
 use crate::{serve, transport, wire};
@@ -121,7 +121,7 @@ async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backo
                 peer.dials[cause as usize].fetch_add(1, Ordering::Relaxed);
                 cause = Cause::Clock;
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
-                let (address, drivers) = (address.to_owned(), core.lanes.drivers());
+                let (address, drivers) = (address.to_owned(), core.legs.drivers());
                 attempts
                     .spawn(async move { connect(&peer, (&limits, &drivers), &address).await });
                 next = Instant::now() + backoff.beside(began.elapsed());

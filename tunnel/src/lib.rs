@@ -16,9 +16,10 @@
 //! | [`status`] | the `/status` document |
 //! | [`shaper`], [`shares`] | the cap on the wire, and who gets what of it; pure |
 //! | [`estimate`] | what the path carries, pure |
+//! | `cruise` | when bulk keeps below that, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
-//! | `lanes`, `batch` | the threads that carry bytes, and their sockets |
+//! | `legs`, `batch` | the threads that carry bytes, and their sockets |
 //! | `health` | what operators are told about a link; pure |
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
@@ -56,7 +57,7 @@ mod dial;
 pub mod estimate;
 mod health;
 mod kept;
-mod lanes;
+mod legs;
 mod link;
 mod listen;
 mod local;
@@ -308,7 +309,7 @@ fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);
-    let driver = core.lanes.drivers().listening();
+    let driver = core.legs.drivers().listening();
     Endpoint::new(settings, Some(server), socket, driver)
         .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
 }

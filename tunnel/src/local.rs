@@ -71,12 +71,12 @@ pub(crate) async fn serve(
             },
         };
         let core = Arc::clone(&core);
-        let lane = core.lanes.handle(Leg::Urgent).clone();
+        let thread = core.legs.handle(Leg::Urgent).clone();
         // A socket belongs to the thread that first touches it.
         let Ok(local) = local.into_std() else {
             continue;
         };
-        lane.spawn(async move {
+        thread.spawn(async move {
             let Ok(mut local) = UnixStream::from_std(local) else {
                 return;
             };
@@ -128,9 +128,9 @@ fn carry_on(
     (open, begun): (Open, Begun),
     permit: OwnedSemaphorePermit,
 ) {
-    let lane = core.lanes.handle(open.class.leg()).clone();
+    let thread = core.legs.handle(open.class.leg()).clone();
     let Ok(local) = local.into_std() else { return };
-    lane.spawn(async move {
+    thread.spawn(async move {
         let _permit = permit;
         let Ok(mut local) = UnixStream::from_std(local) else {
             return;

@@ -40,16 +40,16 @@ impl Buffer {
         &mut self.bytes
     }
 
-    /// Hands on the first `count` bytes; gives the buffer back at once if they are few.
-    pub(crate) fn fill(self, count: usize) -> (Bytes, Option<Self>) {
+    /// Hands on the first `count` bytes; if they are few, the buffer goes back at once.
+    pub(crate) fn fill(self, count: usize) -> Bytes {
         if count < COPIED_BELOW_BYTES {
-            return (Bytes::copy_from_slice(&self.bytes[..count]), Some(self));
+            return Bytes::copy_from_slice(&self.bytes[..count]);
         }
         let filled = Filled {
             buffer: self,
             count,
         };
-        (Bytes::from_owner(filled), None)
+        Bytes::from_owner(filled)
     }
 }
 
@@ -84,10 +84,10 @@ mod tests {
         let kept = || pool.0.lock().unwrap().len();
         let mut buffer = pool.take();
         buffer.as_mut()[..4].copy_from_slice(b"abcd");
-        let (few, buffer) = buffer.fill(4);
+        let few = buffer.fill(4);
         assert_eq!(&few[..], b"abcd");
-        let (mut many, none) = buffer.unwrap().fill(BUFFER_BYTES);
-        assert!(none.is_none());
+        assert_eq!(kept(), 1);
+        let mut many = pool.take().fill(BUFFER_BYTES);
         let half = many.split_to(BUFFER_BYTES / 2);
         assert_eq!(&half[..4], b"abcd");
         drop(many);

@@ -4,23 +4,24 @@
 //! a copy can be stopped at any await, and another one goes on where it was.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use quinn::{ReadError, StoppedError, VarInt, WriteError};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carrier::{Carrier, MOVED};
 use crate::link::Link;
-use crate::pool::{BUFFER_BYTES, Buffer, Pool};
+use crate::pool::{BUFFER_BYTES, Pool};
 use crate::resume::Incoming;
 use crate::streams::{Stream, Streams};
 use crate::wire;
@@ -57,7 +58,7 @@ pub(crate) struct Settings {
 }
 
 /// The state of both directions that outlives a carrier.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Flow {
     outward: Outward,
     inward: Inward,
@@ -69,30 +70,15 @@ struct Outward {
     read: Bytes,
     /// To be sent again before anything else.
     again: VecDeque<Bytes>,
-    spare: Option<Buffer>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inward {
     offsets: Incoming,
-    pieces: [Bytes; PIECES_PER_READ],
-    /// Pieces that the program has not been given.
-    left: Range<usize>,
+    /// Pieces that the program has not been given; most streams are idle most of the time, and then it
+    /// takes no memory.
+    left: VecDeque<Bytes>,
     is_shut: bool,
-}
-
-impl Default for Flow {
-    fn default() -> Self {
-        Self {
-            outward: Outward::default(),
-            inward: Inward {
-                offsets: Incoming::default(),
-                pieces: std::array::from_fn(|_| Bytes::new()),
-                left: 0..0,
-                is_shut: false,
-            },
-        }
-    }
 }
 
 impl Flow {
@@ -269,19 +255,20 @@ impl Copy<'_> {
         side: &mut Outward,
     ) -> Result<(), Fault> {
         let room = self.until_room().await?;
-        let mut buffer = match side.spare.take() {
-            Some(buffer) => buffer,
-            None => self.settings.pool.take(),
-        };
-        let count = local
-            .read(&mut buffer.as_mut()[..room])
+        // A stream that waits for its program holds no buffer meanwhile.
+        let reading = poll_fn(|context| {
+            let mut buffer = self.settings.pool.take();
+            let mut unread = ReadBuf::new(&mut buffer.as_mut()[..room]);
+            ready!(Pin::new(&mut *local).poll_read(context, &mut unread))?;
+            let count = unread.filled().len();
+            Poll::Ready(Ok(buffer.fill(count)))
+        });
+        side.read = reading
             .await
-            .map_err(|error| local_gone(&error))?;
-        if count == 0 {
+            .map_err(|error: io::Error| local_gone(&error))?;
+        if side.read.is_empty() {
             self.stream.out().end();
-            return Ok(());
         }
-        (side.read, side.spare) = buffer.fill(count);
         Ok(())
     }
 
@@ -343,14 +330,12 @@ impl Copy<'_> {
             if side.offsets.is_ended() {
                 return Ok(());
             }
-            match recv.read_chunks(&mut side.pieces).await {
-                Ok(Some(count)) => {
-                    let bytes: usize = side.pieces[..count].iter().map(Bytes::len).sum();
-                    side.left = 0..count;
-                    side.offsets.take(bytes as u64);
+            match poll_fn(|context| take_pieces(recv, context, &mut side.left)).await {
+                Ok(Some(bytes)) => {
+                    side.offsets.take(bytes);
                     let counters = &self.link.counters;
-                    counters.add_received(self.stream.class, bytes as u64);
-                    self.stream.count_received(bytes as u64);
+                    counters.add_received(self.stream.class, bytes);
+                    self.stream.count_received(bytes);
                 }
                 Ok(None) => side.offsets.end(),
                 Err(ReadError::Reset(code)) if code != MOVED => return Err(ended_by(code).into()),
@@ -367,12 +352,11 @@ impl Copy<'_> {
     ) -> Result<(), Fault> {
         let mut is_news = false;
         while !side.left.is_empty() {
-            let written = self
-                .write_local(local, &side.pieces[side.left.clone()])
-                .await?;
+            let written = self.write_local(local, &side.left).await?;
             side.let_go(written);
             is_news = true;
         }
+        side.left.shrink_to(0);
         if side.offsets.is_ended() && !side.is_shut {
             // A program that closed its side wants no more, and that is not an error of the stream.
             let _ = local.shutdown().await;
@@ -389,13 +373,16 @@ impl Copy<'_> {
     async fn write_local(
         self,
         local: &mut (impl AsyncWrite + Unpin),
-        pieces: &[Bytes],
+        pieces: &VecDeque<Bytes>,
     ) -> Result<usize, Fault> {
-        let mut slices = [IoSlice::new(&[]); PIECES_PER_READ];
-        for (slice, piece) in slices.iter_mut().zip(pieces) {
-            *slice = IoSlice::new(piece);
-        }
-        let writing = local.write_vectored(&slices[..pieces.len()]);
+        let writing = poll_fn(|context| {
+            let mut slices = [IoSlice::new(&[]); PIECES_PER_READ];
+            for (slice, piece) in slices.iter_mut().zip(pieces) {
+                *slice = IoSlice::new(piece);
+            }
+            let count = pieces.len().min(PIECES_PER_READ);
+            Pin::new(&mut *local).poll_write_vectored(context, &slices[..count])
+        });
         match timeout(self.settings.stall, writing).await {
             Ok(Ok(0)) => Err(local_gone(&io::ErrorKind::WriteZero.into())),
             Ok(written) => written.map_err(|error| local_gone(&error)),
@@ -449,16 +436,35 @@ impl Inward {
         self.offsets.hand(bytes as u64);
         let mut left = bytes;
         while left > 0 {
-            let first = &mut self.pieces[self.left.start];
+            let first = self
+                .left
+                .front_mut()
+                .expect("what was written stands there");
             if first.len() > left {
                 first.advance(left);
                 return;
             }
             left -= first.len();
-            *first = Bytes::new();
-            self.left.start += 1;
+            self.left.pop_front();
         }
     }
+}
+
+/// Takes what has arrived; gives how many bytes, or nothing at the end.
+fn take_pieces(
+    recv: &mut quinn::RecvStream,
+    context: &mut Context<'_>,
+    taken: &mut VecDeque<Bytes>,
+) -> Poll<Result<Option<u64>, ReadError>> {
+    let mut pieces: [Bytes; PIECES_PER_READ] = std::array::from_fn(|_| Bytes::new());
+    // What the library waits for it notes before it says that it waits.
+    let read = pin!(recv.read_chunks(&mut pieces)).poll(context);
+    let Some(count) = ready!(read)? else {
+        return Poll::Ready(Ok(None));
+    };
+    let bytes = pieces[..count].iter().map(|piece| piece.len() as u64).sum();
+    taken.extend(pieces.into_iter().take(count));
+    Poll::Ready(Ok(Some(bytes)))
 }
 
 fn stalled(who: &str, stall: Duration) -> Fault {

@@ -81,8 +81,8 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
                 rate.until_ready().await;
                 let (core, link) = (Arc::clone(&core), Arc::clone(&link));
                 let strikes = Arc::clone(&strikes);
-                let lane = core.lanes.handle(leg).clone();
-                lane.spawn(async move {
+                let thread = core.legs.handle(leg).clone();
+                thread.spawn(async move {
                     serve(&core, &link, leg, (send, recv), &strikes).await;
                 });
             }
@@ -182,7 +182,8 @@ async fn live(core: &Core, begun: Begun, program: Program) -> Result<(), Fault> 
             socket.keep();
             Ok(())
         }
-        Program::Udp(mut socket) => datagrams::carry(core, begun, &mut socket).await,
+        // The largest by far, and rare: streams shall not all be as large.
+        Program::Udp(mut socket) => Box::pin(datagrams::carry(core, begun, &mut socket)).await,
     }
 }
 

@@ -78,7 +78,8 @@ pub(crate) struct Stream {
     out: Mutex<Outgoing>,
     /// The tail got shorter.
     pub acknowledged: Notify,
-    calls: mpsc::Sender<Call>,
+    /// A queue has room for many from its begin, so each is small.
+    calls: mpsc::Sender<Box<Call>>,
 }
 
 impl Stream {
@@ -121,7 +122,7 @@ impl Stream {
     /// `E_BUSY` if it is not done with earlier calls.
     pub(crate) fn call(&self, call: Call) -> Result<(), Fault> {
         self.calls
-            .try_send(call)
+            .try_send(Box::new(call))
             .map_err(|_| Fault::new(Code::Busy, "the stream resumes already"))
     }
 }
@@ -195,7 +196,7 @@ impl Default for Streams {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub stream: Arc<Stream>,
-    pub calls: mpsc::Receiver<Call>,
+    pub calls: mpsc::Receiver<Box<Call>>,
     streams: Arc<Streams>,
     end: End,
 }

@@ -24,9 +24,9 @@ pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Faul
     // Whoever asks for the links takes the locks that every stream and every handshake takes.
     let asked = Arc::clone(&core);
     let links = Part::new("links", Handle::current(), move || Some(line(&asked)));
-    let lane = |name, leg| Part::new(name, core.lanes.handle(leg).clone(), || None);
-    let lanes = [lane("urgent", Leg::Urgent), lane("bulk", Leg::Bulk)];
-    let _watching = liveness::watch([links].into_iter().chain(lanes).collect())?;
+    let thread = |name, leg| Part::new(name, core.legs.handle(leg).clone(), || None);
+    let threads = [thread("urgent", Leg::Urgent), thread("bulk", Leg::Bulk)];
+    let _watching = liveness::watch([links].into_iter().chain(threads).collect())?;
     loop {
         tokio::select! {
             () = stop.requested() => return Ok(()),

@@ -22,7 +22,7 @@ pub struct Counters {
     pub lost_count: u64,
     /// Datagrams that found the queue full.
     pub overflow_count: u64,
-    /// Datagrams that found the link cut.
+    /// Datagrams that found the link cut, or were too large for it.
     pub cut_count: u64,
 }
 
@@ -39,6 +39,7 @@ struct Held<T> {
 pub(super) struct Line<T> {
     direction: Direction,
     is_cut: bool,
+    payload_bytes_max: usize,
     /// When the bottleneck has sent all it holds.
     free_at: Duration,
     held: VecDeque<Held<T>>,
@@ -52,6 +53,7 @@ impl<T> Line<T> {
         Self {
             direction,
             is_cut: false,
+            payload_bytes_max: usize::MAX,
             free_at: Duration::ZERO,
             held: VecDeque::new(),
             held_bytes: 0,
@@ -79,10 +81,14 @@ impl<T> Line<T> {
         self.is_cut = is_cut;
     }
 
+    pub(super) const fn set_payload_max(&mut self, bytes: usize) {
+        self.payload_bytes_max = bytes;
+    }
+
     /// A datagram of `payload_bytes` came at `now`.
     pub(super) fn push(&mut self, payload_bytes: usize, datagram: T, now: Duration) {
         let wire_bytes = payload_bytes as u64 + HEADER_BYTES;
-        if self.is_cut {
+        if self.is_cut || payload_bytes > self.payload_bytes_max {
             self.counters.cut_count += 1;
             return;
         }

@@ -162,6 +162,7 @@ impl Engine {
         for (index, line) in self.lines.iter_mut().enumerate() {
             line.set(wishes.directions[index]);
             line.set_cut(wishes.is_cut[index], now);
+            line.set_payload_max(wishes.payload_bytes_max);
         }
         if std::mem::replace(&mut self.moves, wishes.moves) != wishes.moves {
             while !self.flows.is_empty() {

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use towpath_certs::Authority;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::UDP_PAYLOAD_BYTES;
 
 /// The name of a build of ours that is compared with this one.
 const EARLIER: &str = "earlier";
@@ -193,7 +195,7 @@ fn prepare_towpath(place: &Place<'_>) -> Result<(), Failure> {
         cap: None,
     });
     for config in [&mut edge, &mut region] {
-        config.limits.udp_payload_bytes = (place.mtu - HEADER_BYTES).min(6500);
+        config.limits.udp_payload_bytes = (place.mtu - HEADER_BYTES).min(*UDP_PAYLOAD_BYTES.end());
         place.write(&format!("{}.toml", config.site), &toml::to_string(config)?)?;
     }
     Ok(())
@@ -472,7 +474,11 @@ fn start_boringtun(
         let arguments = ["--foreground", "--disable-drop-privileges", &interface];
         place.start(host, ("boringtun-cli", &arguments), said, processes)?;
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
-        wait_until(|| socket.exists(), "boringtun-cli makes no interface")?;
+        // `wg` takes a socket away that is there and does not listen yet.
+        wait_until(
+            || UnixStream::connect(&socket).is_ok(),
+            "boringtun-cli makes no interface",
+        )?;
         let peer = Host::ALL[1 - index];
         let public = fs::read_to_string(place.path(&format!("{}.pub", peer.name())))?;
         let (key, port) = (

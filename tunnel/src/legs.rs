@@ -2,8 +2,8 @@
 //!
 //! Between a program's socket and the wire a byte passes three tasks: the copy, the connection and the
 //! endpoint. On one thread they hand it over by a queue; on several, each hand-over wakes a thread, which
-//! cost an eighth of all processor time. The urgent leg has a thread of its own, so that
-//! nobody waits for bulk to be encrypted. Side by side, both carry what two processors can.
+//! cost an eighth of all processor time. The urgent leg has a thread of its own, so that nobody waits for
+//! bulk to be encrypted.
 
 use std::io;
 use std::net::UdpSocket;
@@ -26,34 +26,34 @@ const TASKS_PER_LOOK: u32 = 8;
 
 /// The threads; they end when this is dropped, and with them what runs there.
 #[derive(Debug)]
-pub(crate) struct Lanes {
-    urgent: Lane,
-    bulk: Lane,
+pub(crate) struct Legs {
+    urgent: Worker,
+    bulk: Worker,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct Worker {
     handle: Handle,
     /// The thread ends when this is dropped.
     _stop: oneshot::Sender<()>,
 }
 
-/// How QUIC runs on the lanes: its sockets, its timers and its tasks belong there.
+/// How QUIC runs on the threads: its sockets, its timers and its tasks belong there.
 #[derive(Debug, Clone)]
 pub(crate) struct Drivers {
     urgent: Arc<dyn Driver>,
     bulk: Arc<dyn Driver>,
 }
 
-impl Lanes {
-    /// Starts both.
+impl Legs {
+    /// Starts both threads.
     ///
     /// # Errors
     ///
     /// `E_IO` if no thread can be had.
     pub(crate) fn start() -> Result<Self, Fault> {
         let start = |name: &str| {
-            Lane::start(name).map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
+            Worker::start(name).map_err(|error| Fault::new(Code::Io, format!("threads: {error}")))
         };
         Ok(Self {
             urgent: start("urgent")?,
@@ -71,7 +71,7 @@ impl Lanes {
 
     /// Where QUIC runs.
     pub(crate) fn drivers(&self) -> Drivers {
-        let driver = |lane: &Lane| Arc::new(On(lane.handle.clone()));
+        let driver = |thread: &Worker| Arc::new(On(thread.handle.clone()));
         Drivers {
             urgent: driver(&self.urgent),
             bulk: driver(&self.bulk),
@@ -79,7 +79,7 @@ impl Lanes {
     }
 }
 
-impl Lane {
+impl Worker {
     fn start(name: &str) -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .event_interval(TASKS_PER_LOOK)
@@ -116,7 +116,7 @@ impl Drivers {
     }
 }
 
-/// Runs QUIC on a lane, whoever asks for it.
+/// Runs QUIC on a thread, whoever asks for it.
 #[derive(Debug)]
 struct On(Handle);
 

@@ -1,0 +1,232 @@
+//! What a tunnel costs while nothing happens: memory of its process, for each channel and each stream.
+//!
+//! Two tunnels are linked over loopback. The edge's memory is read while it only keeps the link, then with
+//! many channels (listeners), then with many connections through them that carried a byte and are silent.
+//! `--smoke` opens few, to show that it runs. `footprint PROGRAM` measures that `towpath`.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use towpath_bench::sites::{Failure, site};
+use towpath_certs::Authority;
+use towpath_daemon::shutdown;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::Config;
+
+/// Channels, and connections through them.
+const FULL: usize = 500;
+const SMOKE: usize = 20;
+
+/// Goals.
+const IDLE_BYTES_MAX: u64 = 12 << 20;
+const EACH_BYTES_MAX: u64 = 8 << 10;
+
+/// How long the processes may take to be linked, and each connection to be there.
+const READY_WAIT: Duration = Duration::from_secs(20);
+
+/// Time in which everything comes to rest.
+const REST: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    is_debug_build: bool,
+    count: usize,
+    goal_idle_bytes: u64,
+    goal_each_bytes: u64,
+    /// Of each process that keeps a link: pages of its own, and those of its program that it touched.
+    idle: Vec<Memory>,
+    /// Bytes more for each channel, edge.
+    channel_bytes: u64,
+    /// Bytes more for each idle connection, edge and region.
+    stream_bytes: [u64; 2],
+}
+
+/// Memory of a process that is in use.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Memory {
+    resident_bytes: u64,
+    own_bytes: u64,
+    program_bytes: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["tunnel", "run", "--config", config] => run_tunnel(Path::new(config)),
+        [] => std::env::current_exe()
+            .map_err(Into::into)
+            .and_then(|own| measure(FULL, &own)),
+        ["--smoke"] => std::env::current_exe()
+            .map_err(Into::into)
+            .and_then(|own| measure(SMOKE, &own)),
+        [program] => measure(FULL, Path::new(program)),
+        _ => Err("usage: footprint [--smoke | PROGRAM]".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(count: usize, program: &Path) -> Result<(), Failure> {
+    let few = Pair::start(1, program)?;
+    drop(few.connect(1)?);
+    thread::sleep(REST);
+    let idle = few.memory()?;
+    drop(few);
+    let many = Pair::start(count, program)?;
+    drop(many.connect(1)?);
+    thread::sleep(REST);
+    let channels = many.memory()?;
+    let streams = many.connect(count)?;
+    thread::sleep(REST);
+    let connected = many.memory()?;
+    drop(streams);
+    let each =
+        |more: Memory, less: Memory| more.own_bytes.saturating_sub(less.own_bytes) / count as u64;
+    let report = Report {
+        schema: "towpath.v1.bench.footprint",
+        is_debug_build: cfg!(debug_assertions),
+        count,
+        goal_idle_bytes: IDLE_BYTES_MAX,
+        goal_each_bytes: EACH_BYTES_MAX,
+        channel_bytes: each(channels[0], idle[0]),
+        stream_bytes: [0, 1].map(|side| each(connected[side], channels[side])),
+        idle: idle.to_vec(),
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Two tunnels, which end when this is dropped, and the service of one of them.
+struct Pair {
+    _folder: tempfile::TempDir,
+    doors: Vec<SocketAddr>,
+    service: TcpListener,
+    /// Edge and region.
+    processes: [Child; 2],
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that has ended by itself is only collected.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Pair {
+    fn start(channels: usize, program: &Path) -> Result<Self, Failure> {
+        let folder = tempfile::TempDir::new()?;
+        let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
+        let mut edge = site(&authority, folder.path(), "edge", "region")?;
+        let mut region = site(&authority, folder.path(), "region", "edge")?;
+        let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let meeting = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        region.listen = Some(meeting);
+        region.services[0].socket = PathBuf::new();
+        region.services[0].target = Some(Endpoint::Tcp(service.local_addr()?));
+        edge.services.clear();
+        edge.peers[0].address = Some(meeting.to_string());
+        let doors = free_doors(channels)?;
+        for (index, door) in doors.iter().enumerate() {
+            edge.channels.push(ChannelSpec {
+                name: format!("channel-{index}").parse()?,
+                listen: Endpoint::Tcp(*door),
+                peer: "region".parse()?,
+                service: "sink".parse()?,
+                class: Class::App,
+                generation: 0,
+                expires_unix_seconds: None,
+                cap: None,
+            });
+        }
+        for config in [&mut edge, &mut region] {
+            config.limits.peer_streams = 1024;
+        }
+        let start = |config: &Config| -> Result<Child, Failure> {
+            let path = folder.path().join(format!("{}.toml", config.site));
+            fs::write(&path, toml::to_string(config)?)?;
+            let mut command = Command::new(program);
+            command.args(["tunnel", "run", "--config"]).arg(path);
+            Ok(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?)
+        };
+        let processes = [start(&edge)?, start(&region)?];
+        Ok(Self {
+            _folder: folder,
+            doors,
+            service,
+            processes,
+        })
+    }
+
+    /// Connects through so many channels; each connection carries a byte.
+    fn connect(&self, count: usize) -> Result<Vec<(TcpStream, TcpStream)>, Failure> {
+        let mut streams = Vec::new();
+        for door in self.doors.iter().cycle().take(count) {
+            let until = Instant::now() + READY_WAIT;
+            let mut source = loop {
+                match TcpStream::connect(door) {
+                    Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+                    connected => break connected?,
+                }
+            };
+            source.write_all(&[1])?;
+            let (mut target, _) = self.service.accept()?;
+            target.read_exact(&mut [0])?;
+            streams.push((source, target));
+        }
+        Ok(streams)
+    }
+
+    fn memory(&self) -> Result<[Memory; 2], Failure> {
+        let [edge, region] = &self.processes;
+        Ok([memory_of(edge.id())?, memory_of(region.id())?])
+    }
+}
+
+/// Addresses that nobody listens at now.
+fn free_doors(count: usize) -> io::Result<Vec<SocketAddr>> {
+    let listeners = (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let listeners: Vec<_> = listeners.collect::<io::Result<_>>()?;
+    listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+fn memory_of(id: u32) -> Result<Memory, Failure> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let bytes = |key: &str| -> Result<u64, Failure> {
+        let line = status.lines().find(|line| line.starts_with(key));
+        let kibibytes = line.and_then(|line| line.split_ascii_whitespace().nth(1));
+        Ok(kibibytes.ok_or("no such line")?.parse::<u64>()? << 10)
+    };
+    Ok(Memory {
+        resident_bytes: bytes("VmRSS")?,
+        own_bytes: bytes("RssAnon")?,
+        program_bytes: bytes("RssFile")?,
+    })
+}
+
+fn run_tunnel(config: &Path) -> Result<(), Failure> {
+    let config: Config = towpath_daemon::config::load_checked(config)?;
+    let (_trigger, stop) = shutdown::channel();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(towpath_tunnel::run(&config, stop))?;
+    Ok(())
+}

@@ -1,0 +1,410 @@
+//! Whether a connection with large windows outlives loss: many transfers, none may end in an error.
+//!
+//! Each run sends through windows of 64 MiB over a path of 200 ms that loses 0.1 to 2 % of all packets,
+//! by a controller that never slows down: so as many gaps as there can be stand in the target's buffer,
+//! where versions of the library before the one we use gave the connection up. Protocol alone, without a
+//! socket and in virtual time; the seed of every run is its number. `loss RUNS MEBIBYTES` or `--smoke`.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::congestion::{Controller, ControllerFactory};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::{
+    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
+    Event, ServerConfig, StreamId, TransportConfig, VarInt,
+};
+use serde::Serialize;
+use towpath_bench::sites::{Failure, site};
+use towpath_certs::{Authority, Identity, Rejections, tls};
+
+/// Runs, and mebibytes of each.
+const FULL: (usize, usize) = (1000, 64);
+const SMOKE: (usize, usize) = (4, 2);
+
+/// Windows of stream, connection and sender, and bytes in flight.
+const WINDOW_BYTES: u32 = 64 << 20;
+
+/// Half of the round trip.
+const ONE_WAY: Duration = Duration::from_millis(100);
+
+/// Packets lost of a thousand; the runs take turns.
+const LOSSES_PER_MILLE: [u64; 4] = [1, 5, 10, 20];
+
+/// Virtual time after which a transfer counts as stuck.
+const TIME_MAX: Duration = Duration::from_secs(300);
+
+/// Bytes handed to the library at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// Packets the library builds at once, as over a real socket.
+const BATCH_COUNT: usize = 10;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    mebibytes_per_run: usize,
+    window_bytes: u32,
+    round_trip_ms: u128,
+    runs: Vec<Runs>,
+}
+
+/// What became of the runs at one loss.
+#[derive(Debug, Serialize)]
+struct Runs {
+    loss_per_mille: u64,
+    count: usize,
+    errors: Vec<String>,
+    /// Virtual seconds of the slowest.
+    slowest_seconds: f64,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let numbers = match words.as_slice() {
+        [] => Some(FULL),
+        ["--smoke"] => Some(SMOKE),
+        [runs, mebibytes] => runs.parse().ok().zip(mebibytes.parse().ok()),
+        _ => None,
+    };
+    let Some(numbers) = numbers else {
+        eprintln!("usage: loss [--smoke | RUNS MEBIBYTES]");
+        return ExitCode::FAILURE;
+    };
+    match measure(numbers) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure((runs, mebibytes): (usize, usize)) -> Result<(), Failure> {
+    use std::io::Write;
+    let sites = Sites::new()?;
+    let mut all = Vec::new();
+    for (index, loss_per_mille) in LOSSES_PER_MILLE.into_iter().enumerate() {
+        let mut at = Runs {
+            loss_per_mille,
+            count: 0,
+            errors: Vec::new(),
+            slowest_seconds: 0.0,
+        };
+        for run in (index..runs).step_by(LOSSES_PER_MILLE.len()) {
+            at.count += 1;
+            let mut path = Path::new(&sites, run as u64, loss_per_mille)?;
+            match path.carry(mebibytes << 20) {
+                Ok(time) => at.slowest_seconds = at.slowest_seconds.max(time.as_secs_f64()),
+                Err(error) => at.errors.push(format!("run {run}: {error}")),
+            }
+        }
+        all.push(at);
+    }
+    let has_failed = all.iter().any(|runs| !runs.errors.is_empty());
+    let report = Report {
+        schema: "towpath.v1.bench.loss",
+        mebibytes_per_run: mebibytes,
+        window_bytes: WINDOW_BYTES,
+        round_trip_ms: 2 * ONE_WAY.as_millis(),
+        runs: all,
+    };
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &report)?;
+    writeln!(out)?;
+    if has_failed {
+        return Err("connections ended in errors".into());
+    }
+    Ok(())
+}
+
+/// Sends as much as the window holds, whatever is lost.
+#[derive(Debug, Clone, Copy)]
+struct Unmoved;
+
+impl Controller for Unmoved {
+    fn on_congestion_event(&mut self, _: Instant, _: Instant, _: bool, _: u64) {}
+
+    fn on_mtu_update(&mut self, _: u16) {}
+
+    fn window(&self) -> u64 {
+        WINDOW_BYTES.into()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(*self)
+    }
+
+    fn initial_window(&self) -> u64 {
+        WINDOW_BYTES.into()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+impl ControllerFactory for Unmoved {
+    fn build(self: Arc<Self>, _: Instant, _: u16) -> Box<dyn Controller> {
+        Box::new(Self)
+    }
+}
+
+/// Settings of both ends.
+struct Sites {
+    client: ClientConfig,
+    server: Arc<ServerConfig>,
+}
+
+impl Sites {
+    fn new() -> Result<Self, Failure> {
+        let folder = tempfile::TempDir::new()?;
+        let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
+        let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
+            let files = site(&authority, folder.path(), own, peer)?.certificates;
+            Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
+        };
+        let rejections = Arc::new(Rejections::default());
+        let mut transport = TransportConfig::default();
+        transport
+            .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(WINDOW_BYTES))
+            .send_window(WINDOW_BYTES.into())
+            .congestion_controller_factory(Arc::new(Unmoved));
+        let transport = Arc::new(transport);
+        let (edge, region) = (identity("edge", "region")?, identity("region", "edge")?);
+        let tls = tls::server_config(&region, &rejections)?;
+        let crypto = Arc::new(QuicServerConfig::try_from(tls)?);
+        let mut server = ServerConfig::with_crypto(crypto);
+        server.transport_config(Arc::clone(&transport));
+        let tls = tls::client_config(&edge, &"region".parse()?, &rejections)?;
+        let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+        client.transport_config(transport);
+        Ok(Self {
+            client,
+            server: Arc::new(server),
+        })
+    }
+}
+
+/// One end of the path.
+struct End {
+    endpoint: Endpoint,
+    connection: Option<(ConnectionHandle, Connection)>,
+    /// Datagrams on their way here, and when they arrive.
+    arriving: VecDeque<(Instant, BytesMut)>,
+}
+
+/// Two ends, what is between them, and the clock.
+struct Path {
+    now: Instant,
+    began: Instant,
+    /// Source and target.
+    ends: [End; 2],
+    loss_per_mille: u64,
+    chance: u64,
+    buffer: Vec<u8>,
+}
+
+const fn address(end: usize) -> SocketAddr {
+    let port = if end == 0 { 1000 } else { 2000 };
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+impl Path {
+    fn new(sites: &Sites, seed: u64, loss_per_mille: u64) -> Result<Self, Failure> {
+        let now = Instant::now();
+        let end = |server: Option<Arc<ServerConfig>>| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&seed.to_le_bytes());
+            let config = Arc::new(EndpointConfig::default());
+            End {
+                endpoint: Endpoint::new(config, server, true, Some(bytes)),
+                connection: None,
+                arriving: VecDeque::new(),
+            }
+        };
+        let mut source = end(None);
+        let config = sites.client.clone();
+        let connected = source
+            .endpoint
+            .connect(now, config, address(1), "towpath.invalid")?;
+        source.connection = Some(connected);
+        Ok(Self {
+            now,
+            began: now,
+            ends: [source, end(Some(Arc::clone(&sites.server)))],
+            loss_per_mille,
+            chance: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Sends so many bytes; gives the virtual time until the last one was read.
+    fn carry(&mut self, bytes: usize) -> Result<Duration, Failure> {
+        let piece = Bytes::from(vec![0x5a; PIECE_BYTES]);
+        let (mut unsent, mut unread) = (bytes, bytes);
+        let (mut outgoing, mut incoming) = (None, None);
+        loop {
+            for end in 0..2 {
+                self.look_for_loss(end)?;
+            }
+            if let Some((_, source)) = &mut self.ends[0].connection {
+                write(source, &mut outgoing, &mut unsent, &piece)?;
+            }
+            if let Some((_, target)) = &mut self.ends[1].connection {
+                unread -= read(target, &mut incoming)?;
+            }
+            if unread == 0 {
+                return Ok(self.now - self.began);
+            }
+            for end in 0..2 {
+                self.transmit(end);
+            }
+            self.pass_time()?;
+        }
+    }
+
+    fn look_for_loss(&mut self, end: usize) -> Result<(), Failure> {
+        let Some((_, connection)) = &mut self.ends[end].connection else {
+            return Ok(());
+        };
+        while let Some(event) = connection.poll() {
+            if let Event::ConnectionLost { reason } = event {
+                return Err(reason.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts on the path what one end has to send, but for what is lost.
+    fn transmit(&mut self, end: usize) {
+        loop {
+            let Some((_, connection)) = &mut self.ends[end].connection else {
+                return;
+            };
+            self.buffer.clear();
+            let transmit = connection.poll_transmit(self.now, BATCH_COUNT, &mut self.buffer);
+            let Some(transmit) = transmit else { return };
+            let size = transmit.segment_size.unwrap_or(transmit.size);
+            for packet in self.buffer[..transmit.size].chunks(size) {
+                self.chance ^= self.chance << 13;
+                self.chance ^= self.chance >> 7;
+                self.chance ^= self.chance << 17;
+                if (self.chance >> 20) % 1000 >= self.loss_per_mille {
+                    let due = self.now + ONE_WAY;
+                    self.ends[1 - end].arriving.push_back((due, packet.into()));
+                }
+            }
+        }
+    }
+
+    /// Goes to the next moment at which something happens, and has it happen.
+    fn pass_time(&mut self) -> Result<(), Failure> {
+        let moments = self.ends.iter_mut().flat_map(|end| {
+            let arrival = end.arriving.front().map(|(due, _)| *due);
+            let timer = end
+                .connection
+                .as_mut()
+                .and_then(|(_, it)| it.poll_timeout());
+            [arrival, timer]
+        });
+        let next = moments.flatten().min().ok_or("nothing will ever happen")?;
+        self.now = self.now.max(next);
+        if self.now - self.began > TIME_MAX {
+            return Err("stuck".into());
+        }
+        for end in 0..2 {
+            self.deliver(end)?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, index: usize) -> Result<(), Failure> {
+        let (now, end) = (self.now, &mut self.ends[index]);
+        while end.arriving.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, packet)) = end.arriving.pop_front() else {
+                break;
+            };
+            self.buffer.clear();
+            let from = address(1 - index);
+            let buffer = &mut self.buffer;
+            match end.endpoint.handle(now, from, None, None, packet, buffer) {
+                Some(DatagramEvent::ConnectionEvent(_, event)) => {
+                    if let Some((_, connection)) = &mut end.connection {
+                        connection.handle_event(event);
+                    }
+                }
+                Some(DatagramEvent::NewConnection(incoming)) => {
+                    let accepted = end.endpoint.accept(incoming, now, buffer, None);
+                    end.connection = Some(accepted.map_err(|error| error.cause)?);
+                }
+                Some(DatagramEvent::Response(_)) | None => {}
+            }
+        }
+        let Some((handle, connection)) = &mut end.connection else {
+            return Ok(());
+        };
+        if connection.poll_timeout().is_some_and(|due| due <= now) {
+            connection.handle_timeout(now);
+        }
+        while let Some(event) = connection.poll_endpoint_events() {
+            if let Some(event) = end.endpoint.handle_event(*handle, event) {
+                connection.handle_event(event);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes until the window is full.
+fn write(
+    source: &mut Connection,
+    stream: &mut Option<StreamId>,
+    unsent: &mut usize,
+    piece: &Bytes,
+) -> Result<(), Failure> {
+    if source.is_handshaking() {
+        return Ok(());
+    }
+    if stream.is_none() {
+        *stream = source.streams().open(Dir::Uni);
+    }
+    let Some(stream) = *stream else { return Ok(()) };
+    while *unsent > 0 {
+        let mut next = [piece.slice(..(*unsent).min(PIECE_BYTES))];
+        match source.send_stream(stream).write_chunks(&mut next) {
+            Ok(written) => *unsent -= written.bytes,
+            Err(quinn_proto::WriteError::Blocked) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Reads all there is; gives how many bytes.
+fn read(target: &mut Connection, stream: &mut Option<StreamId>) -> Result<usize, Failure> {
+    if stream.is_none() {
+        *stream = target.streams().accept(Dir::Uni);
+    }
+    let Some(stream) = *stream else { return Ok(0) };
+    let mut stream = target.recv_stream(stream);
+    let mut chunks = stream.read(true)?;
+    let mut bytes = 0;
+    loop {
+        match chunks.next(usize::MAX) {
+            Ok(Some(chunk)) => bytes += chunk.bytes.len(),
+            Ok(None) | Err(quinn_proto::ReadError::Blocked) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // What it wants sent goes with the next packet anyway.
+    let _ = chunks.finalize();
+    Ok(bytes)
+}
