@@ -35,6 +35,10 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Ticks over which the goodput shown to operators is measured.
 const GOODPUT_TICKS: u32 = 20;
 
+/// The part of the path's rate that programs must get for that rate to be seen again while bulk keeps
+/// below it: less shows only that they wanted less.
+const KEPT_BELOW_PER_MILLE_MIN: u64 = 800;
+
 /// Bytes an IP packet adds to a UDP payload: IPv4 and UDP headers. IPv6 adds 20 more, 1.4 %.
 const PACKET_HEADER_BYTES: u64 = 28;
 
@@ -396,8 +400,15 @@ impl Link {
     }
 
     /// What the path carries, while bulk keeps below it.
-    pub(crate) fn path_bytes_per_second(&self) -> Option<u64> {
+    fn path_bytes_per_second(&self) -> Option<u64> {
         self.cruise().path_bytes_per_second()
+    }
+
+    /// What the path carries, if so many bytes a second show it: bulk that keeps below the path's rate
+    /// shows that rate as well as bulk that fills it, unless programs wanted less.
+    pub(crate) fn capacity_shown_by(&self, goodput_per_second: u64) -> Option<u64> {
+        let rate = self.path_bytes_per_second()?;
+        (goodput_per_second >= rate / 1000 * KEPT_BELOW_PER_MILLE_MIN).then_some(rate)
     }
 
     /// Watches both connections until one is over; gives why. `on_stall` hears of every change.

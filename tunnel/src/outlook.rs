@@ -43,10 +43,6 @@ const SAVE_SECONDS: u64 = 3600;
 /// How long the path must have been the limit within a look for its rate to count.
 const FILLED_MIN: Duration = Duration::from_millis(300);
 
-/// The part of the path's rate that programs must get for that rate to be seen again while bulk keeps
-/// below it: less shows only that they wanted less.
-const KEPT_BELOW_MIN: f64 = 0.8;
-
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -192,9 +188,9 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
         filled_time: estimate.filled_time,
     };
     let goodput = precise(measured.sent_per_second);
-    // Bulk that keeps below the path's rate shows that rate as well as bulk that fills it.
-    let kept_below = link.path_bytes_per_second().map(precise);
-    let kept_below = kept_below.filter(|rate| goodput >= rate * KEPT_BELOW_MIN);
+    let kept_below = link
+        .capacity_shown_by(measured.sent_per_second)
+        .map(precise);
     let send = match filled(seen.replace(now), now).or(kept_below) {
         Some(rate) => Sample::Capacity(rate.max(goodput)),
         None => Sample::ApplicationLimited(goodput),

@@ -312,8 +312,9 @@ impl Looks {
         let (after, packets) = (link.estimate(), packets(link));
         let lost = packets.0.saturating_sub(self.packets.0);
         let sent = packets.1.saturating_sub(self.packets.1);
-        let filled = filled(&self.before, &after);
-        let rate = filled.unwrap_or_else(|| per_second(bytes, time));
+        let goodput = per_second(bytes, time);
+        let filled = filled(&self.before, &after).or_else(|| link.capacity_shown_by(goodput));
+        let rate = filled.unwrap_or(goodput);
         let mut rtts: Vec<_> = self.samples.iter().map(|sample| sample.rtt_us).collect();
         rtts.sort_unstable();
         ProbeView {
