@@ -3,7 +3,7 @@
 //! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an end. What
 //! is older than what is known is refused, what is known already changes nothing, and what was removed
 //! stays removed until a newer generation says otherwise. Nothing here asks the pusher again: channels
-//! live on while it is away, until they expire; and what was pushed outlives a restart ([`register`]).
+//! live on while it is away, until they expire; and what was pushed outlives a restart (`register`).
 
 pub(crate) mod register;
 
