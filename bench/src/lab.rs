@@ -4,12 +4,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::program::Process;
 use crate::sites::Failure;
+
+/// The cable's name at both hosts.
+pub const CABLE: &str = "cable";
 
 /// One of the two hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,16 +68,19 @@ impl Lab {
         let names = Host::ALL.map(|host| format!("towpath-{id}-{}", host.name()));
         let lab = Self { names };
         for name in &lab.names {
-            run(&["netns", "add", name])?;
+            run("ip", &["netns", "add", name])?;
         }
         let [edge, region] = &lab.names;
-        let cable = ["-n", edge, "link", "add", "cable", "type", "veth"];
-        run(&[&cable[..], &["peer", "name", "cable", "netns", region]].concat())?;
+        let cable = ["-n", edge, "link", "add", CABLE, "type", "veth"];
+        run(
+            "ip",
+            &[&cable[..], &["peer", "name", CABLE, "netns", region]].concat(),
+        )?;
         for (host, name) in Host::ALL.into_iter().zip(&lab.names) {
             let address = format!("{}/24", host.address());
-            run(&["-n", name, "addr", "add", &address, "dev", "cable"])?;
-            run(&["-n", name, "link", "set", "lo", "up"])?;
-            run(&["-n", name, "link", "set", "cable", "up"])?;
+            run("ip", &["-n", name, "addr", "add", &address, "dev", CABLE])?;
+            run("ip", &["-n", name, "link", "set", "lo", "up"])?;
+            run("ip", &["-n", name, "link", "set", CABLE, "up"])?;
         }
         lab.set_mtu(mtu)?;
         Ok(lab)
@@ -86,7 +93,7 @@ impl Lab {
     /// What `ip` says.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), Failure> {
         for host in Host::ALL {
-            self.ip(host, &["link", "set", "cable", "mtu", &mtu.to_string()])?;
+            self.ip(host, &["link", "set", CABLE, "mtu", &mtu.to_string()])?;
         }
         Ok(())
     }
@@ -97,7 +104,16 @@ impl Lab {
     ///
     /// What it says.
     pub fn ip(&self, host: Host, arguments: &[&str]) -> Result<(), Failure> {
-        run(&[&["-n", self.name(host)], arguments].concat())
+        run("ip", &[&["-n", self.name(host)], arguments].concat())
+    }
+
+    /// Runs `tc` about one host.
+    ///
+    /// # Errors
+    ///
+    /// What it says.
+    pub fn tc(&self, host: Host, arguments: &[&str]) -> Result<(), Failure> {
+        run("tc", &[&["-n", self.name(host)], arguments].concat())
     }
 
     /// Runs something with one host's network: what it opens and starts belongs there.
@@ -121,17 +137,14 @@ impl Lab {
         })
     }
 
-    /// Starts a program at one host; what it says is kept in a file.
+    /// Starts a program at one host.
     ///
     /// # Errors
     ///
     /// If it cannot be started.
-    pub fn start(&self, host: Host, command: &mut Command, said: &File) -> Result<Child, Failure> {
-        command
-            .stdin(Stdio::null())
-            .stdout(said.try_clone()?)
-            .stderr(said.try_clone()?);
-        self.at(host, || Ok(command.spawn()?))
+    pub fn start(&self, host: Host, command: &mut Command) -> Result<Process, Failure> {
+        command.stdin(Stdio::null());
+        self.at(host, || Process::start(command))
     }
 
     /// Connects at one host.
@@ -169,14 +182,14 @@ impl Drop for Lab {
     }
 }
 
-fn run(arguments: &[&str]) -> Result<(), Failure> {
-    let output = Command::new("ip").args(arguments).output();
-    let output = output.map_err(|error| format!("ip: {error}"))?;
+fn run(program: &str, arguments: &[&str]) -> Result<(), Failure> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("ip {}: {}", arguments.join(" "), said.trim()).into())
+    Err(format!("{program} {}: {}", arguments.join(" "), said.trim()).into())
 }
 
 /// Says on standard output that a bench cannot run here: a report with the reason alone.

@@ -5,6 +5,7 @@ pub mod flood;
 pub mod lab;
 pub mod load;
 pub mod processor;
+pub mod program;
 pub mod relay;
 pub mod seconds;
 pub mod sites;

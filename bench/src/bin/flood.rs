@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use towpath_bench::flood::{Flooded, flood};
 use towpath_bench::load::{Loaded, resident_bytes};
+use towpath_bench::program::{finish, print};
 use towpath_bench::sites::Failure;
 
 /// The cap of the transfer: what a site's line has, and far from what the processors can do.
@@ -53,13 +54,7 @@ fn main() -> ExitCode {
         None => run(FULL),
         Some(other) => Err(format!("unknown option {other}").into()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(done)
 }
 
 /// The process of the flood: target, rate, seconds.
@@ -68,20 +63,12 @@ fn generate(arguments: &[String]) -> Result<(), Failure> {
         return Err("generate wants a target, a rate and seconds".into());
     };
     let lasting = Duration::from_secs(seconds.parse()?);
-    write(&flood(target.parse()?, rate.parse()?, lasting, PORT_COUNT)?)
+    print(&flood(target.parse()?, rate.parse()?, lasting, PORT_COUNT)?)
 }
 
 fn run(scale: (u64, usize, u64)) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
-    write(&runtime.block_on(measure(scale))?)
-}
-
-fn write(report: &impl Serialize) -> Result<(), Failure> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&runtime.block_on(measure(scale))?)
 }
 
 async fn measure((seconds, windows, rate): (u64, usize, u64)) -> Result<Report, Failure> {

@@ -8,14 +8,14 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
+use towpath_bench::program::{Process, finish, print, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::Authority;
-use towpath_daemon::shutdown;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
@@ -28,9 +28,6 @@ const SMOKE: usize = 20;
 /// Goals.
 const IDLE_BYTES_MAX: u64 = 12 << 20;
 const EACH_BYTES_MAX: u64 = 8 << 10;
-
-/// How long the processes may take to be linked, and each connection to be there.
-const READY_WAIT: Duration = Duration::from_secs(20);
 
 /// Time in which everything comes to rest.
 const REST: Duration = Duration::from_secs(2);
@@ -72,13 +69,7 @@ fn main() -> ExitCode {
         [program] => measure(FULL, Path::new(program)),
         _ => Err("usage: footprint [--smoke | PROGRAM]".into()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(done)
 }
 
 fn measure(count: usize, program: &Path) -> Result<(), Failure> {
@@ -107,10 +98,7 @@ fn measure(count: usize, program: &Path) -> Result<(), Failure> {
         stream_bytes: [0, 1].map(|side| each(connected[side], channels[side])),
         idle: idle.to_vec(),
     };
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }
 
 /// Two tunnels, which end when this is dropped, and the service of one of them.
@@ -119,17 +107,7 @@ struct Pair {
     doors: Vec<SocketAddr>,
     service: TcpListener,
     /// Edge and region.
-    processes: [Child; 2],
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            // One that has ended by itself is only collected.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
+    processes: [Process; 2],
 }
 
 impl Pair {
@@ -161,12 +139,11 @@ impl Pair {
         for config in [&mut edge, &mut region] {
             config.limits.peer_streams = 1024;
         }
-        let start = |config: &Config| -> Result<Child, Failure> {
-            let path = folder.path().join(format!("{}.toml", config.site));
-            fs::write(&path, toml::to_string(config)?)?;
+        let start = |config: &Config| -> Result<Process, Failure> {
+            let path = write_config(folder.path(), config)?;
             let mut command = Command::new(program);
             command.args(["tunnel", "run", "--config"]).arg(path);
-            Ok(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?)
+            Process::start(command.stdin(Stdio::null()).stderr(Stdio::null()))
         };
         let processes = [start(&edge)?, start(&region)?];
         Ok(Self {
@@ -181,13 +158,7 @@ impl Pair {
     fn connect(&self, count: usize) -> Result<Vec<(TcpStream, TcpStream)>, Failure> {
         let mut streams = Vec::new();
         for door in self.doors.iter().cycle().take(count) {
-            let until = Instant::now() + READY_WAIT;
-            let mut source = loop {
-                match TcpStream::connect(door) {
-                    Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
-                    connected => break connected?,
-                }
-            };
+            let mut source = until_ready(|| Ok(TcpStream::connect(door)?))?;
             source.write_all(&[1])?;
             let (mut target, _) = self.service.accept()?;
             target.read_exact(&mut [0])?;
@@ -221,12 +192,4 @@ fn memory_of(id: u32) -> Result<Memory, Failure> {
         own_bytes: bytes("RssAnon")?,
         program_bytes: bytes("RssFile")?,
     })
-}
-
-fn run_tunnel(config: &Path) -> Result<(), Failure> {
-    let config: Config = towpath_daemon::config::load_checked(config)?;
-    let (_trigger, stop) = shutdown::channel();
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(towpath_tunnel::run(&config, stop))?;
-    Ok(())
 }

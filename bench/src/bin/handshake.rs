@@ -13,6 +13,7 @@ use quinn::Endpoint;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::crypto::CryptoProvider;
 use serde::Serialize;
+use towpath_bench::program::{finish, print};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 
@@ -53,22 +54,8 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(Failure::from)
         .and_then(|runtime| runtime.block_on(measure(pairs)))
-        .and_then(|report| write(&report));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn write(report: &Report) -> Result<(), Failure> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, report)?;
-    writeln!(out)?;
-    Ok(())
+        .and_then(|report| print(&report));
+    finish(done)
 }
 
 async fn measure((pairs, warm): (usize, usize)) -> Result<Report, Failure> {

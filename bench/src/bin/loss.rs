@@ -20,6 +20,7 @@ use quinn_proto::{
     Event, ServerConfig, StreamId, TransportConfig, VarInt,
 };
 use serde::Serialize;
+use towpath_bench::program::{finish, print};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 
@@ -77,17 +78,10 @@ fn main() -> ExitCode {
         eprintln!("usage: loss [--smoke | RUNS MEBIBYTES]");
         return ExitCode::FAILURE;
     };
-    match measure(numbers) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(measure(numbers))
 }
 
 fn measure((runs, mebibytes): (usize, usize)) -> Result<(), Failure> {
-    use std::io::Write;
     let sites = Sites::new()?;
     let mut all = Vec::new();
     for (index, loss_per_mille) in LOSSES_PER_MILLE.into_iter().enumerate() {
@@ -115,9 +109,7 @@ fn measure((runs, mebibytes): (usize, usize)) -> Result<(), Failure> {
         round_trip_ms: 2 * ONE_WAY.as_millis(),
         runs: all,
     };
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
+    print(&report)?;
     if has_failed {
         return Err("connections ended in errors".into());
     }

@@ -10,11 +10,10 @@
 //! short. Needs root, for the cable lies between two network namespaces.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -22,10 +21,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use towpath_bench::lab::{Host, Lab, report_skipped};
+use towpath_bench::program::{
+    Process, finish, median, print, run_tunnel, until_ready, write_config,
+};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::Authority;
 use towpath_daemon::client::Client;
-use towpath_daemon::shutdown;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
@@ -50,9 +51,6 @@ const FOUND_FOR: Duration = Duration::from_millis(500);
 /// Time between two pings, and between two looks at the estimate.
 const PING_TIME: Duration = Duration::from_millis(2);
 const LOOK_TIME: Duration = Duration::from_millis(50);
-
-/// How long the processes may take to carry the first byte.
-const READY_WAIT: Duration = Duration::from_secs(20);
 
 const CHUNK_BYTES: usize = 256 * 1024;
 const PING_BYTES: usize = 64;
@@ -132,21 +130,7 @@ fn main() -> ExitCode {
         ["--smoke"] => measure(&SMOKE),
         _ => Err("usage: queueing [--smoke]".into()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run_tunnel(config: &Path) -> Result<(), Failure> {
-    let config: Config = towpath_daemon::config::load_checked(config)?;
-    let (_trigger, stop) = shutdown::channel();
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(towpath_tunnel::run(&config, stop))?;
-    Ok(())
+    finish(done)
 }
 
 fn measure(size: &Size) -> Result<(), Failure> {
@@ -162,7 +146,7 @@ fn measure(size: &Size) -> Result<(), Failure> {
         towpath.push(load(&lab, &services, &tunnels.doors(), size)?);
         tcp.push(load(&lab, &services, &direct(), size)?);
     }
-    let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit));
+    let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit).collect());
     let report = Report {
         schema: SCHEMA,
         mbit_per_second: MBIT,
@@ -178,24 +162,15 @@ fn measure(size: &Size) -> Result<(), Failure> {
         goal_step_p99_ms: 10.0,
         steps: steps(&lab, &services, &tunnels, size)?,
     };
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }
 
 /// Gives the cable a rate, from the edge to the region.
 fn shape(lab: &Lab, verb: &str, mbit: u64) -> Result<(), Failure> {
     let words =
         format!("qdisc {verb} dev cable root tbf rate {mbit}mbit burst 16kb latency {BUFFER_MS}ms");
-    let output = lab.at(Host::Edge, || {
-        Ok(Command::new("tc").args(words.split(' ')).output()?)
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("tc {words}: {}", said.trim()).into())
+    let words: Vec<&str> = words.split(' ').collect();
+    lab.tc(Host::Edge, &words)
 }
 
 /// Where the two programs connect: for bulk, and for pings.
@@ -254,45 +229,27 @@ fn serve(listener: TcpListener, answer: impl Fn(TcpStream) + Clone + Send + 'sta
 
 /// The two daemons, until they are dropped.
 struct Tunnels {
-    processes: Vec<Child>,
+    _processes: [Process; 2],
     admin: PathBuf,
-}
-
-impl Drop for Tunnels {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            // One that has ended by itself is only collected.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
 }
 
 impl Tunnels {
     fn start(lab: &Lab, folder: &Path) -> Result<Self, Failure> {
         let [edge, region] = configs(folder)?;
-        let mut tunnels = Self {
-            processes: Vec::new(),
-            admin: edge.admin.socket.clone(),
-        };
         let said = File::create(folder.join("said"))?;
-        for (host, config) in [(Host::Region, region), (Host::Edge, edge)] {
-            let path = folder.join(format!("{}.toml", host.name()));
-            fs::write(&path, toml::to_string(&config)?)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let start = |host, config: &Config| {
             let mut command = Command::new(std::env::current_exe()?);
-            command.arg("tunnel").arg(path);
-            tunnels
-                .processes
-                .push(lab.start(host, &mut command, &said)?);
-        }
-        let until = Instant::now() + READY_WAIT;
-        while let Err(why) = ping_once(lab, tunnels.doors().ping) {
-            if Instant::now() > until {
-                let said = fs::read_to_string(folder.join("said"))?;
-                return Err(format!("{why}; the tunnels say: {said}").into());
-            }
-            thread::sleep(Duration::from_millis(50));
+            command.arg("tunnel").arg(write_config(folder, config)?);
+            command.stdout(said.try_clone()?).stderr(said.try_clone()?);
+            lab.start(host, &mut command)
+        };
+        let tunnels = Self {
+            _processes: [start(Host::Region, &region)?, start(Host::Edge, &edge)?],
+            admin: edge.admin.socket,
+        };
+        if let Err(why) = until_ready(|| ping_once(lab, tunnels.doors().ping)) {
+            let said = fs::read_to_string(folder.join("said"))?;
+            return Err(format!("{why}; the tunnels say: {said}").into());
         }
         Ok(tunnels)
     }
@@ -478,10 +435,4 @@ fn part(sorted: &[f64], part: f64) -> f64 {
     )]
     let index = (sorted.len() as f64 * part) as usize;
     sorted.get(index).copied().unwrap_or(f64::NAN)
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    part(&values, 0.5)
 }

@@ -18,6 +18,7 @@ use rustls::client::Resumption;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::load::Loaded;
+use towpath_bench::program::{finish, print};
 use towpath_bench::sites::Failure;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
@@ -81,21 +82,7 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::from);
     let measured = runtime.and_then(|runtime| runtime.block_on(measure(scale)));
-    match measured.and_then(|report| write(&report)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn write(report: &Report) -> Result<(), Failure> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, report)?;
-    writeln!(out)?;
-    Ok(())
+    finish(measured.and_then(|report| print(&report)))
 }
 
 /// The authority that signs now, and how many there were before it.

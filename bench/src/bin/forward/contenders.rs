@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use towpath_bench::lab::{Host, Lab};
+use towpath_bench::program::Process;
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::Authority;
 use towpath_protocol::channel::Class;
@@ -42,7 +43,7 @@ pub(crate) struct Contender {
     /// Writes keys and configurations, once; an error is why it cannot be measured here.
     pub(crate) prepare: fn(&Place<'_>) -> Result<(), Failure>,
     /// Starts its processes.
-    pub(crate) start: fn(&Place<'_>, &File, &mut Vec<Child>) -> Result<(), Failure>,
+    pub(crate) start: fn(&Place<'_>, &File, &mut Vec<Process>) -> Result<(), Failure>,
 }
 
 /// Where a tunnel is measured.
@@ -94,11 +95,12 @@ impl<'a> Place<'a> {
         host: Host,
         (program, arguments): (&str, &[&str]),
         said: &File,
-        processes: &mut Vec<Child>,
+        processes: &mut Vec<Process>,
     ) -> Result<(), Failure> {
         let mut command = Command::new(find(program)?);
         command.args(arguments).current_dir(&self.folder);
-        processes.push(self.lab.start(host, &mut command, said)?);
+        keep_words(&mut command, said)?;
+        processes.push(self.lab.start(host, &mut command)?);
         Ok(())
     }
 }
@@ -164,6 +166,12 @@ pub(crate) const ALL: [Contender; 7] = [
 const NEBULA: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 78, 0, 1), Ipv4Addr::new(10, 78, 0, 2)];
 const WIREGUARD: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 79, 0, 1), Ipv4Addr::new(10, 79, 0, 2)];
 
+/// What a process says goes into a file.
+fn keep_words(command: &mut Command, said: &File) -> Result<(), Failure> {
+    command.stdout(said.try_clone()?).stderr(said.try_clone()?);
+    Ok(())
+}
+
 /// A program, searched where an administrator's would be too.
 fn find(program: &str) -> Result<PathBuf, Failure> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -204,7 +212,7 @@ fn prepare_towpath(place: &Place<'_>) -> Result<(), Failure> {
 fn start_towpath(
     place: &Place<'_>,
     said: &File,
-    processes: &mut Vec<Child>,
+    processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
     start_tunnels(&std::env::current_exe()?, place, said, processes)
 }
@@ -219,13 +227,13 @@ fn start_tunnels(
     program: &Path,
     place: &Place<'_>,
     said: &File,
-    processes: &mut Vec<Child>,
+    processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
     for host in [Host::Region, Host::Edge] {
         let config = place.path(&format!("{}.toml", host.name()));
         let mut command = Command::new(program);
-        command.args(["tunnel", &config]);
-        processes.push(place.lab.start(host, &mut command, said)?);
+        keep_words(command.args(["tunnel", &config]), said)?;
+        processes.push(place.lab.start(host, &mut command)?);
     }
     Ok(())
 }
@@ -270,7 +278,7 @@ fn prepare_stunnel(place: &Place<'_>) -> Result<(), Failure> {
 fn start_stunnel(
     place: &Place<'_>,
     said: &File,
-    processes: &mut Vec<Child>,
+    processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
     for host in [Host::Region, Host::Edge] {
         let config = place.path(&format!("{}.conf", host.name()));
@@ -307,7 +315,7 @@ fn prepare_ssh(place: &Place<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start_ssh(place: &Place<'_>, said: &File, processes: &mut Vec<Child>) -> Result<(), Failure> {
+fn start_ssh(place: &Place<'_>, said: &File, processes: &mut Vec<Process>) -> Result<(), Failure> {
     let config = place.path("sshd.conf");
     place.start(
         Host::Region,
@@ -403,7 +411,7 @@ fn prepare_rathole(place: &Place<'_>) -> Result<(), Failure> {
 fn start_rathole(
     place: &Place<'_>,
     said: &File,
-    processes: &mut Vec<Child>,
+    processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
     for (host, role) in [(Host::Edge, "--server"), (Host::Region, "--client")] {
         let config = place.path(&format!("{}.toml", host.name()));
@@ -442,7 +450,11 @@ fn prepare_nebula(place: &Place<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start_nebula(place: &Place<'_>, said: &File, processes: &mut Vec<Child>) -> Result<(), Failure> {
+fn start_nebula(
+    place: &Place<'_>,
+    said: &File,
+    processes: &mut Vec<Process>,
+) -> Result<(), Failure> {
     for host in Host::ALL {
         let config = place.path(&format!("{}.yml", host.name()));
         place.start(host, ("nebula", &["-config", &config]), said, processes)?;
@@ -465,7 +477,7 @@ fn prepare_boringtun(place: &Place<'_>) -> Result<(), Failure> {
 fn start_boringtun(
     place: &Place<'_>,
     said: &File,
-    processes: &mut Vec<Child>,
+    processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
     let id = std::process::id() % 100_000;
     for (index, host) in Host::ALL.into_iter().enumerate() {

@@ -15,19 +15,18 @@
 mod contenders;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use towpath_bench::lab::{Host, Lab, report_skipped};
 use towpath_bench::processor::seconds_of;
+use towpath_bench::program::{Process, finish, median, print, run_tunnel, until_ready};
 use towpath_bench::sites::Failure;
-use towpath_daemon::shutdown;
-use towpath_tunnel::config::Config;
 
 use contenders::{Contender, Place};
 
@@ -51,9 +50,6 @@ const GOALS: [(u16, &[(&str, f64)]); 2] = [
     ),
     (9000, &[("stunnel", 2.0), ("ssh", 1.4)]),
 ];
-
-/// How long the processes may take to carry the first byte.
-const READY_WAIT: Duration = Duration::from_secs(20);
 
 /// How long one try for that may take.
 const TRY_WAIT: Duration = Duration::from_secs(2);
@@ -119,13 +115,7 @@ fn main() -> ExitCode {
             Err(_) => Err("usage: forward [--smoke | MTU [NAME...]]".into()),
         },
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(done)
 }
 
 fn measure(
@@ -147,10 +137,7 @@ fn measure(
             .cables
             .push(cable(*mtu, names, (time, warm, rounds))?);
     }
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }
 
 fn cable(
@@ -216,30 +203,11 @@ fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
     rivals.iter().map(ratio).collect()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// A way from one program to another through a tunnel, whose processes end when it is dropped.
 struct Way {
     source: TcpStream,
     target: TcpStream,
-    processes: Vec<Child>,
-}
-
-impl Drop for Way {
-    fn drop(&mut self) {
-        end(&mut self.processes);
-    }
-}
-
-fn end(processes: &mut Vec<Child>) {
-    for mut process in processes.drain(..) {
-        // One that has ended by itself is only collected.
-        let _ = process.kill();
-        let _ = process.wait();
-    }
+    processes: Vec<Process>,
 }
 
 impl Way {
@@ -248,15 +216,8 @@ impl Way {
         listener.set_nonblocking(true)?;
         let said = File::create(place.folder.join("said"))?;
         let mut processes = Vec::new();
-        let opened = (contender.start)(place, &said, &mut processes).and_then(|()| {
-            let until = Instant::now() + READY_WAIT;
-            loop {
-                match attempt(contender, place, &listener) {
-                    Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
-                    done => return done,
-                }
-            }
-        });
+        let opened = (contender.start)(place, &said, &mut processes)
+            .and_then(|()| until_ready(|| attempt(contender, place, &listener)));
         match opened {
             Ok((source, target)) => Ok(Self {
                 source,
@@ -264,7 +225,7 @@ impl Way {
                 processes,
             }),
             Err(error) => {
-                end(&mut processes);
+                drop(processes);
                 let said = std::fs::read_to_string(place.folder.join("said"))?;
                 Err(format!("{error}; it says: {said}").into())
             }
@@ -273,7 +234,7 @@ impl Way {
 
     /// Sends until so much time has passed, after some that warms everything up.
     fn send(self, time: Duration, warm: Duration) -> Result<Run, Failure> {
-        let ids: Vec<u32> = self.processes.iter().map(Child::id).collect();
+        let ids: Vec<u32> = self.processes.iter().map(Process::id).collect();
         let mut source = self.source.try_clone()?;
         let writing = thread::spawn(move || {
             let chunk = vec![0x5a; CHUNK_BYTES];
@@ -342,12 +303,4 @@ fn attempt(
         }
     }
     Err("nothing came through".into())
-}
-
-fn run_tunnel(config: &Path) -> Result<(), Failure> {
-    let config: Config = towpath_daemon::config::load_checked(config)?;
-    let (_trigger, stop) = shutdown::channel();
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(towpath_tunnel::run(&config, stop))?;
-    Ok(())
 }

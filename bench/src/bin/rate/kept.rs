@@ -5,10 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use towpath_bench::lab::CABLE;
 use towpath_bench::sites::Failure;
 use towpath_protocol::rate::Rate;
-
-use crate::bed::CABLE;
 
 /// How often the counters are looked at.
 const LOOK: Duration = Duration::from_millis(1);

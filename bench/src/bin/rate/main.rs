@@ -9,29 +9,32 @@
 //! and looked at every millisecond. It needs root for that, and says so where it has to be skipped.
 //! `--smoke` plays one cap for a moment, `--cap RATE` one in full.
 
-mod bed;
 mod kept;
 
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
+use towpath_bench::lab::{CABLE, Host, Lab};
+use towpath_bench::program::{
+    Process, READY_WAIT, finish, print, run_tunnel, until_ready, write_config,
+};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::Authority;
-use towpath_daemon::{shutdown, stream};
+use towpath_daemon::stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::shares::Share;
 
-use bed::{Bed, Child, SOURCE, TARGET};
 use kept::{Kept, Sample};
 
 /// Caps, in bits per second, and how long each is looked at.
@@ -51,9 +54,6 @@ const SMOKE: (&[u64], Duration) = (&[20_000_000], Duration::from_millis(1500));
 /// Time in which streams fill the path before anything is counted.
 const WARM: Duration = Duration::from_millis(1500);
 
-/// How long processes may take to be there.
-const READY_WAIT: Duration = Duration::from_secs(20);
-
 /// Weights of the two classes that share a link.
 const WEIGHTS: [(Class, u32); 2] = [(Class::App, 1), (Class::Bulk, 3)];
 
@@ -64,6 +64,9 @@ const STREAM_COUNT: usize = 2;
 const CHUNK_BYTES: usize = 256 * 1024;
 
 const SERVICE_PORT: u16 = 7411;
+
+/// Bytes of the largest packet that the cable carries.
+const MTU: u16 = 1500;
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -107,23 +110,21 @@ fn main() -> ExitCode {
             .and_then(|cap| measure((&[cap.bits_per_second()], FULL.1))),
         _ => Err("usage: rate [--smoke | --cap RATE]".into()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(done)
 }
 
 fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
-    let bed = match Bed::make() {
-        Ok(bed) => bed,
+    let lab = match Lab::new(MTU) {
+        Ok(lab) => lab,
         Err(why) => {
             eprintln!("skipped: no network namespaces here: {why}");
             return Ok(());
         }
     };
+    for host in Host::ALL {
+        // Packets are counted one by one, as on a real wire, and not in batches.
+        lab.ip(host, &["link", "set", CABLE, "gso_max_segs", "1"])?;
+    }
     let mut report = Report {
         schema: "towpath.v1.bench.rate",
         goal_wire_off: 0.01,
@@ -134,9 +135,9 @@ fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
     };
     for bits_per_second in caps {
         let cap = Rate::from_bytes_per_second(bits_per_second / 8)?;
-        let (tunnel, _) = through_tunnels(&bed, cap, &[Class::Bulk], time)?;
+        let (tunnel, _) = through_tunnels(&lab, cap, &[Class::Bulk], time)?;
         let shared = WEIGHTS.map(|(class, _)| [class; STREAM_COUNT]).concat();
-        let (tunnel_shared, bytes) = through_tunnels(&bed, cap, &shared, time)?;
+        let (tunnel_shared, bytes) = through_tunnels(&lab, cap, &shared, time)?;
         let (light_part, share_off) = parts(bytes);
         report.caps.push(Point {
             bits_per_second: *bits_per_second,
@@ -144,13 +145,10 @@ fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
             tunnel_shared,
             light_part,
             share_off,
-            kernel_tbf: through_kernel(&bed, cap, time)?,
+            kernel_tbf: through_kernel(&lab, cap, time)?,
         });
     }
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }
 
 /// The first class's part, and the larger of the distances from what the weights say.
@@ -171,7 +169,7 @@ type Arrived = Arc<[AtomicU64; Class::ALL.len()]>;
 
 /// Fills a capped link with streams; gives how the cap was kept, and the bytes of each class.
 fn through_tunnels(
-    bed: &Bed,
+    lab: &Lab,
     cap: Rate,
     classes: &[Class],
     time: Duration,
@@ -180,9 +178,8 @@ fn through_tunnels(
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let mut edge = site(&authority, folder.path(), "edge", "region")?;
     let mut region = site(&authority, folder.path(), "region", "edge")?;
-    let address = format!("{TARGET}:{SERVICE_PORT}");
-    region.listen = Some(address.parse()?);
-    edge.peers[0].address = Some(address);
+    region.listen = Some(service());
+    edge.peers[0].address = Some(service().to_string());
     edge.peers[0].send_rate = Some(cap);
     edge.peers[0].shares.0 = WEIGHTS
         .into_iter()
@@ -195,12 +192,11 @@ fn through_tunnels(
         })
         .collect();
     let listener = UnixListener::bind(&region.services[0].socket)?;
-    let start = |side, config: &Config| {
-        let path = folder.path().join(format!("{}.toml", config.site));
-        std::fs::write(&path, toml::to_string(config)?)?;
-        bed.start(side, &["tunnel".as_ref(), path.as_ref()])
+    let tunnel = |host, config: &Config| {
+        let path = write_config(folder.path(), config)?;
+        start(lab, host, &["tunnel".as_ref(), path.as_ref()])
     };
-    let _processes = [start(TARGET, &region)?, start(SOURCE, &edge)?];
+    let _processes = [tunnel(Host::Region, &region)?, tunnel(Host::Edge, &edge)?];
     let arrived = Arrived::default();
     for class in classes {
         let open = Open {
@@ -229,7 +225,7 @@ fn through_tunnels(
             .map(|class| class.load(Ordering::Relaxed))
     };
     thread::sleep(WARM);
-    let watch = bed.start(TARGET, &["watch".as_ref(), millis(time).as_ref()])?;
+    let watch = watch(lab, time)?;
     let before = of();
     thread::sleep(time);
     let after = of();
@@ -239,23 +235,44 @@ fn through_tunnels(
 }
 
 /// Fills a link behind the kernel's token bucket with a TCP stream.
-fn through_kernel(bed: &Bed, cap: Rate, time: Duration) -> Result<Kept, Failure> {
-    let _bucket = bed.cap(cap)?;
-    let address = format!("{TARGET}:{SERVICE_PORT}");
-    let _sink = bed.start(TARGET, &["sink".as_ref(), address.as_ref()])?;
-    let _source = bed.start(SOURCE, &["source".as_ref(), address.as_ref()])?;
+fn through_kernel(lab: &Lab, cap: Rate, time: Duration) -> Result<Kept, Failure> {
+    let rate = format!("{}bit", cap.bits_per_second());
+    // The burst that the tunnel has too.
+    let burst = (cap.bytes_per_second() / 100).max(3000).to_string();
+    let bucket = ["tbf", "rate", &rate, "burst", &burst, "latency", "50ms"];
+    let root = ["dev", CABLE, "root"];
+    lab.tc(
+        Host::Edge,
+        &[&["qdisc", "add"], &root[..], &bucket].concat(),
+    )?;
+    let address = service().to_string();
+    let _sink = start(lab, Host::Region, &["sink".as_ref(), address.as_ref()])?;
+    let _source = start(lab, Host::Edge, &["source".as_ref(), address.as_ref()])?;
     thread::sleep(WARM);
-    let watch = bed.start(TARGET, &["watch".as_ref(), millis(time).as_ref()])?;
-    let samples = samples(watch)?;
+    let samples = samples(watch(lab, time)?)?;
+    lab.tc(Host::Edge, &[&["qdisc", "del"], &root[..]].concat())?;
     // The kernel counts Ethernet's headers too.
     Kept::of(&samples, cap, Sample::frame_bytes)
 }
 
-fn millis(time: Duration) -> String {
-    time.as_millis().to_string()
+/// Where the tunnels meet, or the kernel's two programs.
+fn service() -> SocketAddr {
+    SocketAddr::from((Host::Region.address(), SERVICE_PORT))
 }
 
-fn samples(watch: Child) -> Result<Vec<Sample>, Failure> {
+/// Starts this program at one host.
+fn start(lab: &Lab, host: Host, arguments: &[&OsStr]) -> Result<Process, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    lab.start(host, command.args(arguments).stdout(Stdio::piped()))
+}
+
+/// Starts looking at what arrives.
+fn watch(lab: &Lab, time: Duration) -> Result<Process, Failure> {
+    let millis = time.as_millis().to_string();
+    start(lab, Host::Region, &["watch".as_ref(), millis.as_ref()])
+}
+
+fn samples(watch: Process) -> Result<Vec<Sample>, Failure> {
     Sample::parse(&watch.output()?)
 }
 
@@ -286,22 +303,4 @@ fn source(address: &str) -> Result<(), Failure> {
     loop {
         socket.write_all(&chunk)?;
     }
-}
-
-fn until_ready<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-    let until = Instant::now() + READY_WAIT;
-    loop {
-        match attempt() {
-            Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
-            done => return done,
-        }
-    }
-}
-
-fn run_tunnel(config: &Path) -> Result<(), Failure> {
-    let config: Config = towpath_daemon::config::load_checked(config)?;
-    let (_trigger, stop) = shutdown::channel();
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(towpath_tunnel::run(&config, stop))?;
-    Ok(())
 }

@@ -13,23 +13,24 @@ mod bare;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Command, ExitCode};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
+use towpath_bench::processor::seconds_of;
+use towpath_bench::program::{
+    Process, READY_WAIT, finish, median, print, run_tunnel, until_ready, write_config,
+};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::Authority;
-use towpath_daemon::{shutdown, stream};
+use towpath_daemon::stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_tunnel::config::Config;
 
 /// Bytes of one run, and runs of each side.
 const FULL: (u64, usize) = (2 << 30, 5);
 const SMOKE: (u64, usize) = (16 << 20, 1);
-
-/// How long the processes may take to be linked.
-const READY_WAIT: Duration = Duration::from_secs(20);
 
 /// What one run measured.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -64,13 +65,7 @@ fn main() -> ExitCode {
             .and_then(|(bytes, runs)| measure(bytes, runs.max(1))),
         _ => Err("usage: tunnel_throughput [--smoke | MEBIBYTES RUNS]".into()),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    finish(done)
 }
 
 fn measure(bytes: u64, runs: usize) -> Result<(), Failure> {
@@ -91,15 +86,7 @@ fn measure(bytes: u64, runs: usize) -> Result<(), Failure> {
         tunnel,
         bare_quinn: bare,
     };
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    print(&report)
 }
 
 /// Two sites with certificates in one folder.
@@ -118,8 +105,7 @@ impl Sites {
         edge.peers[0].address = Some(port.to_string());
         region.listen = Some(port);
         for config in [&edge, &region] {
-            let path = folder.join(format!("{}.toml", config.site));
-            std::fs::write(path, toml::to_string(config)?)?;
+            write_config(folder, config)?;
         }
         Ok(Self {
             folder: folder.to_owned(),
@@ -129,8 +115,8 @@ impl Sites {
 
     fn tunnels(&self) -> Result<Way, Failure> {
         let path = |config: &Config| self.folder.join(format!("{}.toml", config.site));
-        let region = child(&["tunnel".as_ref(), path(&self.configs[1]).as_ref()])?;
-        let edge = child(&["tunnel".as_ref(), path(&self.configs[0]).as_ref()])?;
+        let region = process(&["tunnel".as_ref(), path(&self.configs[1]).as_ref()])?;
+        let edge = process(&["tunnel".as_ref(), path(&self.configs[0]).as_ref()])?;
         let service = &self.configs[1].services[0].socket;
         let listener = listen(service)?;
         let open = Open {
@@ -148,8 +134,8 @@ impl Sites {
     fn bare(&self) -> Result<Way, Failure> {
         let listener = listen(&self.folder.join("bare-sink.sock"))?;
         let folder: &std::ffi::OsStr = self.folder.as_ref();
-        let region = child(&["bare".as_ref(), "region".as_ref(), folder])?;
-        let edge = child(&["bare".as_ref(), "edge".as_ref(), folder])?;
+        let region = process(&["bare".as_ref(), "region".as_ref(), folder])?;
+        let edge = process(&["bare".as_ref(), "edge".as_ref(), folder])?;
         let socket = self.folder.join("bare-source.sock");
         let source = until_ready(|| Ok(UnixStream::connect(&socket)?))?;
         let sink = accept(&listener)?;
@@ -161,11 +147,11 @@ impl Sites {
 struct Way {
     source: UnixStream,
     sink: UnixStream,
-    processes: [Child; 2],
+    processes: [Process; 2],
 }
 
 impl Way {
-    const fn new(source: UnixStream, sink: UnixStream, processes: [Child; 2]) -> Self {
+    const fn new(source: UnixStream, sink: UnixStream, processes: [Process; 2]) -> Self {
         Self {
             source,
             sink,
@@ -218,35 +204,12 @@ impl Way {
 
     /// Processor seconds the two processes have used.
     fn cpu_seconds(&self) -> Result<f64, Failure> {
-        let ticks_per_second = rustix::param::clock_ticks_per_second();
-        let mut ticks = 0;
-        for process in &self.processes {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
-            // Fields 14 and 15; the second one may hold spaces but ends with the last bracket.
-            let (_, rest) = stat.rsplit_once(')').ok_or("no stat line")?;
-            for field in rest.split_ascii_whitespace().skip(11).take(2) {
-                ticks += field.parse::<u64>()?;
-            }
-        }
-        #[allow(clippy::cast_precision_loss, reason = "a few thousand ticks")]
-        Ok(ticks as f64 / ticks_per_second as f64)
+        seconds_of(&self.processes.each_ref().map(Process::id))
     }
 }
 
-impl Drop for Way {
-    fn drop(&mut self) {
-        for process in &mut self.processes {
-            // One that has ended by itself is only collected.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-fn child(arguments: &[&std::ffi::OsStr]) -> io::Result<Child> {
-    Command::new(std::env::current_exe()?)
-        .args(arguments)
-        .spawn()
+fn process(arguments: &[&std::ffi::OsStr]) -> Result<Process, Failure> {
+    Process::start(Command::new(std::env::current_exe()?).args(arguments))
 }
 
 /// A listener in place of the one a run before may have left.
@@ -264,22 +227,4 @@ fn accept(listener: &UnixListener) -> Result<UnixStream, Failure> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(READY_WAIT))?;
     Ok(stream)
-}
-
-fn until_ready<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-    let until = Instant::now() + READY_WAIT;
-    loop {
-        match attempt() {
-            Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
-            done => return done,
-        }
-    }
-}
-
-fn run_tunnel(config: &Path) -> Result<(), Failure> {
-    let config: Config = towpath_daemon::config::load_checked(config)?;
-    let (_trigger, stop) = shutdown::channel();
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(towpath_tunnel::run(&config, stop))?;
-    Ok(())
 }

@@ -1,0 +1,136 @@
+//! What the benches have in common as programs: the tunnels they run, the report they print, their end.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use towpath_daemon::shutdown;
+use towpath_tunnel::config::Config;
+
+use crate::sites::Failure;
+
+/// How long processes may take to be there and to carry their first byte.
+pub const READY_WAIT: Duration = Duration::from_secs(20);
+
+/// Time between two looks at whether they are.
+const READY_LOOK: Duration = Duration::from_millis(20);
+
+/// The end of a bench: a failure is said to people, and to who started it.
+#[must_use]
+pub fn finish(done: Result<(), Failure>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a report as one JSON document.
+///
+/// # Errors
+///
+/// If nobody reads it.
+pub fn print(report: &impl Serialize) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, report)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// The middle one of some figures; of two in the middle the larger.
+///
+/// # Panics
+///
+/// If there are none.
+#[must_use]
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Tries until it succeeds, for [`READY_WAIT`] at most.
+///
+/// # Errors
+///
+/// What the last try said.
+pub fn until_ready<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let until = Instant::now() + READY_WAIT;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < until => thread::sleep(READY_LOOK),
+            done => return done,
+        }
+    }
+}
+
+/// Writes a tunnel's configuration into a folder, under its site's name.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn write_config(folder: &Path, config: &Config) -> Result<PathBuf, Failure> {
+    let path = folder.join(format!("{}.toml", config.site));
+    std::fs::write(&path, toml::to_string(config)?)?;
+    Ok(path)
+}
+
+/// Is a tunnel, in this process, until the process is ended.
+///
+/// # Errors
+///
+/// What the tunnel says.
+pub fn run_tunnel(config: &Path) -> Result<(), Failure> {
+    let config: Config = towpath_daemon::config::load_checked(config)?;
+    let (_trigger, stop) = shutdown::channel();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(towpath_tunnel::run(&config, stop))?;
+    Ok(())
+}
+
+/// A process that is ended when this is dropped.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    /// Starts one.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start(command: &mut Command) -> Result<Self, Failure> {
+        Ok(Self(command.spawn()?))
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for its end; gives what it wrote, if that was piped.
+    ///
+    /// # Errors
+    ///
+    /// If that is no text.
+    pub fn output(mut self) -> Result<String, Failure> {
+        let mut text = String::new();
+        if let Some(mut stdout) = self.0.stdout.take() {
+            stdout.read_to_string(&mut text)?;
+        }
+        self.0.wait()?;
+        Ok(text)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // One that has ended by itself is only collected.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
