@@ -50,6 +50,23 @@ const fn app() -> Class {
     Class::App
 }
 
+impl ChannelSpec {
+    /// A channel of the first generation, without an end and without a cap.
+    #[must_use]
+    pub fn new(name: Name, listen: Endpoint, (peer, service): (Name, Name), class: Class) -> Self {
+        Self {
+            name,
+            listen,
+            peer,
+            service,
+            class,
+            generation: 0,
+            expires_unix_seconds: None,
+            cap: None,
+        }
+    }
+}
+
 /// What is known under a name: a channel, or that it was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
@@ -204,15 +221,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn spec(generation: u64) -> ChannelSpec {
+        let listen = "tcp:127.0.0.1:7001".parse().unwrap();
+        let service = ("region".parse().unwrap(), "till".parse().unwrap());
         ChannelSpec {
-            name: "till".parse().unwrap(),
-            listen: "tcp:127.0.0.1:7001".parse().unwrap(),
-            peer: "region".parse().unwrap(),
-            service: "till".parse().unwrap(),
-            class: Class::App,
             generation,
-            expires_unix_seconds: None,
-            cap: None,
+            ..ChannelSpec::new("till".parse().unwrap(), listen, service, Class::App)
         }
     }
 

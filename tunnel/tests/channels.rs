@@ -138,15 +138,10 @@ fn relay_to(to: SocketAddr) -> Relay {
 }
 
 fn spec(channel: &str, listen: &str, peer: &str, generation: u64) -> ChannelSpec {
+    let (listen, service) = (listen.parse().unwrap(), (name(peer), name("app")));
     ChannelSpec {
-        name: name(channel),
-        listen: listen.parse().unwrap(),
-        peer: name(peer),
-        service: name("app"),
-        class: Class::App,
         generation,
-        expires_unix_seconds: None,
-        cap: None,
+        ..ChannelSpec::new(name(channel), listen, service, Class::App)
     }
 }
 

@@ -95,16 +95,12 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
             let service = ServiceConfig::plain(name("till"), till, vec![name("edge")]);
             region.services.push(service);
             let listen = edge.socket.with_file_name("till.sock");
-            edge.channels.push(ChannelSpec {
-                name: name("till"),
-                listen: Endpoint::Unix(listen),
-                peer: name("region"),
-                service: name("till"),
-                class: Class::App,
-                generation: 1,
-                expires_unix_seconds: None,
-                cap: None,
-            });
+            edge.channels.push(ChannelSpec::new(
+                name("till"),
+                Endpoint::Unix(listen),
+                (name("region"), name("till")),
+                Class::App,
+            ));
         },
         Some(bottleneck),
     )

@@ -153,15 +153,11 @@ async fn a_flood_of_datagrams_neither_breaks_the_cap_nor_starves_others() {
 }
 
 fn channel(listen: &str, cap: Option<&str>) -> ChannelSpec {
+    let (listen, service) = (listen.parse().unwrap(), (name("region"), name("sink")));
     ChannelSpec {
-        name: name("pipe"),
-        listen: listen.parse().unwrap(),
-        peer: name("region"),
-        service: name("sink"),
-        class: Class::App,
         generation: 1,
-        expires_unix_seconds: None,
         cap: cap.map(rate),
+        ..ChannelSpec::new(name("pipe"), listen, service, Class::App)
     }
 }
 

@@ -102,15 +102,12 @@ mod tests {
     use crate::channels::{Change, Origin};
 
     fn spec(name: &str, generation: u64, expires: Option<u64>) -> ChannelSpec {
+        let listen = "tcp:127.0.0.1:7001".parse().unwrap();
+        let service = ("region".parse().unwrap(), "till".parse().unwrap());
         ChannelSpec {
-            name: name.parse().unwrap(),
-            listen: "tcp:127.0.0.1:7001".parse().unwrap(),
-            peer: "region".parse().unwrap(),
-            service: "till".parse().unwrap(),
-            class: Class::Demand,
             generation,
             expires_unix_seconds: expires,
-            cap: None,
+            ..ChannelSpec::new(name.parse().unwrap(), listen, service, Class::Demand)
         }
     }
 
