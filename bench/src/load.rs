@@ -29,6 +29,38 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// A prime, so that bytes lost or said twice are never hidden by the pattern's period.
 const PERIOD: usize = 65_521;
 
+/// A bulk stream from the edge's program to the region's service `sink`, which listens there.
+///
+/// # Errors
+///
+/// If it is refused, or not there in time.
+pub async fn bulk_stream(
+    edge: &Config,
+    listener: &UnixListener,
+) -> Result<(UnixStream, UnixStream), Failure> {
+    let open = Open {
+        peer: "region".parse()?,
+        service: "sink".parse()?,
+        class: Class::Bulk,
+    };
+    let socket = edge.socket.clone();
+    let opening = tokio::task::spawn_blocking(move || stream::open_stream(&socket, &open, WAIT));
+    let (sink, _) = timeout(WAIT, listener.accept()).await??;
+    let sink = sink.into_std()?;
+    let accepting = tokio::task::spawn_blocking(move || {
+        sink.set_nonblocking(false)?;
+        stream::accept_stream(&sink)?;
+        sink.set_nonblocking(true)?;
+        Ok::<_, Failure>(sink)
+    });
+    let (source, _) = opening.await??;
+    source.set_nonblocking(true)?;
+    Ok((
+        UnixStream::from_std(source)?,
+        UnixStream::from_std(accepting.await??)?,
+    ))
+}
+
 /// Two linked tunnels with streams that run.
 #[derive(Debug)]
 pub struct Loaded {
@@ -87,28 +119,7 @@ impl Loaded {
     }
 
     async fn open(&mut self, listener: &UnixListener) -> Result<(), Failure> {
-        let open = Open {
-            peer: "region".parse()?,
-            service: "sink".parse()?,
-            class: Class::Bulk,
-        };
-        let socket = self.configs[0].socket.clone();
-        let opening =
-            tokio::task::spawn_blocking(move || stream::open_stream(&socket, &open, WAIT));
-        let (sink, _) = timeout(WAIT, listener.accept()).await??;
-        let sink = sink.into_std()?;
-        let accepting = tokio::task::spawn_blocking(move || {
-            sink.set_nonblocking(false)?;
-            stream::accept_stream(&sink)?;
-            sink.set_nonblocking(true)?;
-            Ok::<_, Failure>(sink)
-        });
-        let (source, _) = opening.await??;
-        source.set_nonblocking(true)?;
-        let (source, sink) = (
-            UnixStream::from_std(source)?,
-            UnixStream::from_std(accepting.await??)?,
-        );
+        let (source, sink) = bulk_stream(&self.configs[0], listener).await?;
         let sending = tokio::spawn(send(source, Arc::clone(&self.is_over)));
         self.streams.push(sending);
         let receiving = tokio::spawn(receive(sink, Arc::clone(&self.received)));

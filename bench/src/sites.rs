@@ -1,11 +1,15 @@
 //! Tunnels of two sites for the benches, with certificates and sockets in one folder.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::{Authority, Identity, Validity};
-use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
 /// Why a bench cannot go on.
@@ -45,4 +49,39 @@ pub fn site(
         vec![peer.parse()?],
     )];
     Ok(config)
+}
+
+/// Two sites' configurations, edge first; the region listens at `meeting`.
+///
+/// # Errors
+///
+/// If certificates cannot be made.
+pub fn sites_that_meet(folder: &Path, meeting: SocketAddr) -> Result<[Config; 2], Failure> {
+    let authority = Authority::init(&folder.join("ca"), &"bench.example".parse()?)?;
+    let mut edge = site(&authority, folder, "edge", "region")?;
+    let mut region = site(&authority, folder, "region", "edge")?;
+    edge.peers[0].address = Some(meeting.to_string());
+    region.listen = Some(meeting);
+    Ok([edge, region])
+}
+
+/// Adds a channel, and a service of its name: from `door` at the edge to `service` at the region.
+///
+/// # Errors
+///
+/// If that is no name.
+pub fn add_channel(
+    [edge, region]: &mut [Config; 2],
+    (name, class): (&str, Class),
+    (door, service): (SocketAddr, SocketAddr),
+) -> Result<(), Failure> {
+    let name: Name = name.parse()?;
+    let service = Endpoint::Tcp(service);
+    let allow = vec![edge.site.clone()];
+    let plain = ServiceConfig::plain(name.clone(), service, allow);
+    region.services.push(plain);
+    let service = (region.site.clone(), name.clone());
+    let spec = ChannelSpec::new(name, Endpoint::Tcp(door), service, class);
+    edge.channels.push(spec);
+    Ok(())
 }

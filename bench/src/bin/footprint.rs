@@ -7,18 +7,15 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
 use towpath_bench::program::{Process, finish, print, run_tunnel, until_ready, write_config};
-use towpath_bench::sites::{Failure, site};
-use towpath_certs::Authority;
+use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_protocol::channel::Class;
-use towpath_protocol::endpoint::Endpoint;
-use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;
 
 /// Channels, and connections through them.
@@ -113,29 +110,16 @@ struct Pair {
 impl Pair {
     fn start(channels: usize, program: &Path) -> Result<Self, Failure> {
         let folder = tempfile::TempDir::new()?;
-        let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
-        let mut edge = site(&authority, folder.path(), "edge", "region")?;
-        let mut region = site(&authority, folder.path(), "region", "edge")?;
         let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let meeting = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        region.listen = Some(meeting);
-        region.services[0].socket = PathBuf::new();
-        region.services[0].target = Some(Endpoint::Tcp(service.local_addr()?));
-        edge.services.clear();
-        edge.peers[0].address = Some(meeting.to_string());
+        let mut configs = sites_that_meet(folder.path(), meeting)?;
         let doors = free_doors(channels)?;
         for (index, door) in doors.iter().enumerate() {
-            edge.channels.push(ChannelSpec {
-                name: format!("channel-{index}").parse()?,
-                listen: Endpoint::Tcp(*door),
-                peer: "region".parse()?,
-                service: "sink".parse()?,
-                class: Class::App,
-                generation: 0,
-                expires_unix_seconds: None,
-                cap: None,
-            });
+            let name = format!("channel-{index}");
+            let way = (*door, service.local_addr()?);
+            add_channel(&mut configs, (&name, Class::App), way)?;
         }
+        let [mut edge, mut region] = configs;
         for config in [&mut edge, &mut region] {
             config.limits.peer_streams = 1024;
         }

@@ -24,12 +24,9 @@ use towpath_bench::lab::{Host, Lab, report_skipped};
 use towpath_bench::program::{
     Process, finish, median, print, run_tunnel, until_ready, write_config,
 };
-use towpath_bench::sites::{Failure, site};
-use towpath_certs::Authority;
+use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
-use towpath_protocol::endpoint::Endpoint;
-use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::StatusView;
 
@@ -235,7 +232,16 @@ struct Tunnels {
 
 impl Tunnels {
     fn start(lab: &Lab, folder: &Path) -> Result<Self, Failure> {
-        let [edge, region] = configs(folder)?;
+        let meeting = SocketAddr::from((Host::Region.address(), MEETING));
+        let mut configs = sites_that_meet(folder, meeting)?;
+        for (name, class, door, service) in [
+            ("bulk", Class::Bulk, BULK_DOOR, SINK),
+            ("ping", Class::Demand, PING_DOOR, ECHO),
+        ] {
+            let way = (loopback(door), loopback(service));
+            add_channel(&mut configs, (name, class), way)?;
+        }
+        let [edge, region] = configs;
         let said = File::create(folder.join("said"))?;
         let start = |host, config: &Config| {
             let mut command = Command::new(std::env::current_exe()?);
@@ -271,39 +277,6 @@ impl Tunnels {
         #[allow(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
         Ok(bits as f64 / 1e6)
     }
-}
-
-fn configs(folder: &Path) -> Result<[Config; 2], Failure> {
-    let authority = Authority::init(&folder.join("ca"), &"bench.example".parse()?)?;
-    let mut edge = site(&authority, folder, "edge", "region")?;
-    let mut region = site(&authority, folder, "region", "edge")?;
-    let meeting = SocketAddr::from((Host::Region.address(), MEETING));
-    region.listen = Some(meeting);
-    let mut echo = region.services[0].clone();
-    echo.name = "echo".parse()?;
-    region.services.push(echo);
-    for (service, port) in region.services.iter_mut().zip([SINK, ECHO]) {
-        service.socket = PathBuf::new();
-        service.target = Some(Endpoint::Tcp(loopback(port)));
-    }
-    edge.services.clear();
-    edge.peers[0].address = Some(meeting.to_string());
-    for (name, door, service, class) in [
-        ("bulk", BULK_DOOR, "sink", Class::Bulk),
-        ("ping", PING_DOOR, "echo", Class::Demand),
-    ] {
-        edge.channels.push(ChannelSpec {
-            name: name.parse()?,
-            listen: Endpoint::Tcp(loopback(door)),
-            peer: "region".parse()?,
-            service: service.parse()?,
-            class,
-            generation: 0,
-            expires_unix_seconds: None,
-            cap: None,
-        });
-    }
-    Ok([edge, region])
 }
 
 /// A program that sends as fast as it can, until it is dropped.

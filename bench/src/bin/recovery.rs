@@ -16,14 +16,13 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, IdleTimeout, TransportConfig};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::net::UnixListener;
+use tokio::time::{Instant, sleep};
+use towpath_bench::load::bulk_stream;
 use towpath_bench::program::{finish, print};
 use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
-use towpath_daemon::stream;
-use towpath_protocol::channel::{Class, Open};
 use towpath_tunnel::Tunnel;
 
 /// The path: what an ordinary line has.
@@ -130,38 +129,17 @@ fn relay_to(to: SocketAddr) -> Result<(Relay, SocketAddr), Failure> {
 async fn through_tunnels(cut: Duration) -> Result<(Duration, u64, u64), Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
-    let mut edge = site(&authority, folder.path(), "edge", "region")?;
+    let mut edge_config = site(&authority, folder.path(), "edge", "region")?;
     let mut region = site(&authority, folder.path(), "region", "edge")?;
     region.listen = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let listener = UnixListener::bind(&region.services[0].socket)?;
     let region = Tunnel::start(&region).await?;
     let listens = region.listen_address().ok_or("the region listens")?;
     let (relay, address) = relay_to(listens)?;
-    edge.peers[0].address = Some(address.to_string());
-    let socket = edge.socket.clone();
-    let edge = Tunnel::start(&edge).await?;
+    edge_config.peers[0].address = Some(address.to_string());
+    let edge = Tunnel::start(&edge_config).await?;
     edge.linked(&"region".parse()?, BACK_WAIT).await?;
-    let open = Open {
-        peer: "region".parse()?,
-        service: "sink".parse()?,
-        class: Class::Bulk,
-    };
-    let opening =
-        tokio::task::spawn_blocking(move || stream::open_stream(&socket, &open, BACK_WAIT));
-    let (sink, _) = timeout(BACK_WAIT, listener.accept()).await??;
-    let sink = sink.into_std()?;
-    let sink = tokio::task::spawn_blocking(move || {
-        sink.set_nonblocking(false)?;
-        stream::accept_stream(&sink)?;
-        sink.set_nonblocking(true)?;
-        Ok::<_, Failure>(sink)
-    });
-    let (source, _) = opening.await??;
-    source.set_nonblocking(true)?;
-    let (source, sink) = (
-        UnixStream::from_std(source)?,
-        UnixStream::from_std(sink.await??)?,
-    );
+    let (source, sink) = bulk_stream(&edge_config, &listener).await?;
     let (back, bytes) = play(&relay.control(), cut, source, sink, 0).await?;
     let resent = edge.status().links[0].resent_bytes;
     edge.stop().await;

@@ -11,12 +11,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use towpath_bench::lab::{Host, Lab};
-use towpath_bench::program::Process;
-use towpath_bench::sites::{Failure, site};
+use towpath_bench::program::{Process, write_config};
+use towpath_bench::sites::{Failure, add_channel, site, sites_that_meet};
 use towpath_certs::Authority;
 use towpath_protocol::channel::Class;
-use towpath_protocol::endpoint::Endpoint;
-use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::UDP_PAYLOAD_BYTES;
 
 /// The name of a build of ours that is compared with this one.
@@ -183,28 +181,13 @@ fn find(program: &str) -> Result<PathBuf, Failure> {
 }
 
 fn prepare_towpath(place: &Place<'_>) -> Result<(), Failure> {
-    let authority = Authority::init(&place.folder.join("ca"), &"bench.example".parse()?)?;
-    let mut edge = site(&authority, &place.folder, "edge", "region")?;
-    let mut region = site(&authority, &place.folder, "region", "edge")?;
     let meeting = SocketAddr::from((Host::Region.address(), MEETING));
-    region.listen = Some(meeting);
-    region.services[0].socket = PathBuf::new();
-    region.services[0].target = Some(Endpoint::Tcp(loopback(SERVICE)));
-    edge.services.clear();
-    edge.peers[0].address = Some(meeting.to_string());
-    edge.channels.push(ChannelSpec {
-        name: "forward".parse()?,
-        listen: Endpoint::Tcp(loopback(DOOR)),
-        peer: "region".parse()?,
-        service: "sink".parse()?,
-        class: Class::Bulk,
-        generation: 0,
-        expires_unix_seconds: None,
-        cap: None,
-    });
-    for config in [&mut edge, &mut region] {
+    let mut configs = sites_that_meet(&place.folder, meeting)?;
+    let way = (loopback(DOOR), loopback(SERVICE));
+    add_channel(&mut configs, ("forward", Class::Bulk), way)?;
+    for config in &mut configs {
         config.limits.udp_payload_bytes = (place.mtu - HEADER_BYTES).min(*UDP_PAYLOAD_BYTES.end());
-        place.write(&format!("{}.toml", config.site), &toml::to_string(config)?)?;
+        write_config(&place.folder, config)?;
     }
     Ok(())
 }

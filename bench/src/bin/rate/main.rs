@@ -27,8 +27,7 @@ use towpath_bench::lab::{CABLE, Host, Lab};
 use towpath_bench::program::{
     Process, READY_WAIT, finish, print, run_tunnel, until_ready, write_config,
 };
-use towpath_bench::sites::{Failure, site};
-use towpath_certs::Authority;
+use towpath_bench::sites::{Failure, sites_that_meet};
 use towpath_daemon::stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::rate::Rate;
@@ -175,11 +174,7 @@ fn through_tunnels(
     time: Duration,
 ) -> Result<(Kept, [u64; Class::ALL.len()]), Failure> {
     let folder = tempfile::TempDir::new()?;
-    let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
-    let mut edge = site(&authority, folder.path(), "edge", "region")?;
-    let mut region = site(&authority, folder.path(), "region", "edge")?;
-    region.listen = Some(service());
-    edge.peers[0].address = Some(service().to_string());
+    let [mut edge, region] = sites_that_meet(folder.path(), service())?;
     edge.peers[0].send_rate = Some(cap);
     edge.peers[0].shares.0 = WEIGHTS
         .into_iter()

@@ -22,8 +22,7 @@ use towpath_bench::processor::seconds_of;
 use towpath_bench::program::{
     Process, READY_WAIT, finish, median, print, run_tunnel, until_ready, write_config,
 };
-use towpath_bench::sites::{Failure, site};
-use towpath_certs::Authority;
+use towpath_bench::sites::{Failure, sites_that_meet};
 use towpath_daemon::stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_tunnel::config::Config;
@@ -97,19 +96,15 @@ struct Sites {
 
 impl Sites {
     fn new(folder: &Path) -> Result<Self, Failure> {
-        let authority = Authority::init(&folder.join("ca"), &"bench.example".parse()?)?;
         // Both know the port before the processes start; nothing else here takes it meanwhile.
         let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
-        let mut edge = site(&authority, folder, "edge", "region")?;
-        let mut region = site(&authority, folder, "region", "edge")?;
-        edge.peers[0].address = Some(port.to_string());
-        region.listen = Some(port);
-        for config in [&edge, &region] {
+        let configs = sites_that_meet(folder, port)?;
+        for config in &configs {
             write_config(folder, config)?;
         }
         Ok(Self {
             folder: folder.to_owned(),
-            configs: [edge, region],
+            configs,
         })
     }
 
