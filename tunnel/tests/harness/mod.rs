@@ -7,6 +7,7 @@
 )]
 
 pub mod raw;
+pub mod trust;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
