@@ -122,6 +122,22 @@ impl Identity {
         &self.revocations
     }
 
+    /// The certificate that is shown to peers, with what leads from it to its authority.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// The authority that has signed a chain, of those that are trusted and whatever the time is now; none
+    /// if it was none of them.
+    #[must_use]
+    pub fn signer_of(&self, chain: &[CertificateDer<'static>]) -> Option<&CertificateDer<'static>> {
+        self.authorities.iter().find(|authority| {
+            let alone = roots(std::slice::from_ref(authority));
+            alone.is_ok_and(|root| check_signed(chain, &root).is_ok())
+        })
+    }
+
     /// The authorities that are trusted, as operators see them.
     pub fn authorities(&self) -> impl Iterator<Item = CertificateView> {
         self.authorities
@@ -171,7 +187,7 @@ pub(crate) fn check_signed(
     chain: &[CertificateDer<'static>],
     roots: &RootCertStore,
 ) -> Result<(), String> {
-    let leaf = chain.first().expect("the caller read at least one");
+    let leaf = chain.first().ok_or("there is no certificate")?;
     let until = view::view(leaf).map_err(|fault| fault.detail)?;
     let last = Duration::from_secs(until.not_after_unix_seconds.saturating_sub(1));
     check_chain(chain, roots, SystemTime::UNIX_EPOCH + last)

@@ -68,7 +68,8 @@ impl Overlap {
 pub enum Which {
     /// The one of this number, in hexadecimal.
     Serial(String),
-    /// All good ones of a host.
+    /// All of a host that were not revoked before: those whose time is over too, for a link that was made
+    /// with one may live.
     Host(HostIdentity),
     /// None: only a new list is wanted, before the last one ends.
     None,
@@ -270,10 +271,10 @@ fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault
         }
         Which::Host(host) => {
             let of_host =
-                |view: &&IssuedView| view.identity == *host && view.state == IssuedState::Good;
+                |view: &&IssuedView| view.identity == *host && view.state != IssuedState::Revoked;
             let chosen: Vec<_> = issued.iter().filter(of_host).cloned().collect();
             if chosen.is_empty() {
-                return not_found(format!("{host} has no good certificate from here"));
+                return not_found(format!("{host} has no certificate from here to revoke"));
             }
             Ok(chosen)
         }

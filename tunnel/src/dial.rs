@@ -23,7 +23,8 @@ use crate::config::Limits;
 use crate::core::{self, Core};
 use crate::legs::Drivers;
 use crate::link::{Link, close};
-use crate::peer::{Peer, State};
+use crate::peer::{Clients, Peer, State};
+use crate::standing::{Chain, Papers};
 use crate::{serve, transport, wire};
 
 /// Attempts under way at once.
@@ -151,8 +152,8 @@ async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backo
     }
 }
 
-/// The urgent and the bulk connection of a link to be.
-type Connections = (Connection, Connection);
+/// The urgent and the bulk connection of a link to be, and what was shown on both.
+type Connections = (Connection, Connection, Chain);
 
 /// Dials both connections once.
 async fn connect(
@@ -160,12 +161,14 @@ async fn connect(
     how: (&Limits, &Drivers),
     address: &str,
 ) -> Result<Connections, Fault> {
+    let clients = peer.clients();
     let both = async {
         let target = resolve(address).await?;
-        tokio::try_join!(
-            connect_leg(peer, how, target, Leg::Urgent),
-            connect_leg(peer, how, target, Leg::Bulk),
-        )
+        let (urgent, bulk) = tokio::try_join!(
+            connect_leg(&clients, how, target, Leg::Urgent),
+            connect_leg(&clients, how, target, Leg::Bulk),
+        )?;
+        Ok((urgent, bulk, Arc::clone(&clients.chain)))
     };
     timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
         let detail = format!("{address} does not answer");
@@ -182,7 +185,7 @@ async fn resolve(address: &str) -> Result<SocketAddr, Fault> {
 }
 
 async fn connect_leg(
-    peer: &Peer,
+    clients: &Clients,
     (limits, drivers): (&Limits, &Drivers),
     target: SocketAddr,
     leg: Leg,
@@ -197,14 +200,14 @@ async fn connect_leg(
     )
     .map_err(|error| failed(error.to_string()))?;
     endpoint
-        .connect_with(peer.client(leg), target, SERVER_NAME)
+        .connect_with(clients.of(leg), target, SERVER_NAME)
         .map_err(|error| failed(error.to_string()))?
         .await
         .map_err(|error| failed(error.to_string()))
 }
 
 /// Joins two connections to a link.
-async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<Link, Fault> {
+async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> Result<Link, Fault> {
     let link = core::random_link()?;
     let both = async {
         tokio::try_join!(
@@ -231,7 +234,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk): Connections) -> Result<L
                 Arc::clone(&peer.counters),
             );
             link.set_control(control);
-            Ok(link)
+            Ok(link.with_papers(Papers::shown(shown)))
         }
         Ok(_) => {
             let detail = "two hosts answered for the two connections of one link";

@@ -23,6 +23,7 @@
 //! | `health` | what operators are told about a link; pure |
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
+//! | `standing` | whether the certificates a link was made with still count |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
@@ -76,6 +77,7 @@ mod resume;
 mod serve;
 pub mod shaper;
 pub mod shares;
+mod standing;
 pub mod status;
 mod streams;
 mod timetable;

@@ -20,6 +20,7 @@ use crate::estimate::{ALLOWANCE, Estimate};
 use crate::health;
 use crate::pace::Pace;
 use crate::shares::Shares;
+use crate::standing::Papers;
 use crate::streams::Party;
 use crate::transport::{SEND_WINDOW_BYTES_MAX, SEND_WINDOW_BYTES_MIN};
 use crate::watch::{Seen, Watch};
@@ -112,6 +113,8 @@ pub(crate) struct Link {
     peer_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     pub reports: Reports,
+    /// The certificates it was made with.
+    pub papers: Papers,
     urgent: Connection,
     bulk: Connection,
     /// The run of the peer's tunnel.
@@ -179,6 +182,7 @@ impl Link {
             peer_rate,
             counters,
             reports: Reports::default(),
+            papers: Papers::default(),
             urgent,
             bulk,
             run,
@@ -193,6 +197,12 @@ impl Link {
             cruise: Mutex::default(),
             began: Clock::now(),
         }
+    }
+
+    /// The same link, that remembers the certificates it was made with.
+    pub(crate) fn with_papers(mut self, papers: Papers) -> Self {
+        self.papers = papers;
+        self
     }
 
     /// Changes the most that we send; the peer's wish still holds.

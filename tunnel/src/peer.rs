@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
@@ -30,6 +30,7 @@ use crate::health;
 use crate::link::{Counters, Link};
 use crate::recent::Recent;
 use crate::shares::Shares;
+use crate::standing::Chain;
 use crate::streams::Streams;
 use crate::{probe, timetable, transport};
 
@@ -48,8 +49,24 @@ pub(crate) struct State {
     pub since: SystemTime,
 }
 
-/// Settings to dial a link's urgent and bulk connection with.
-pub(crate) type Clients = (quinn::ClientConfig, quinn::ClientConfig);
+/// Settings to dial a link with.
+#[derive(Debug, Clone)]
+pub(crate) struct Clients {
+    urgent: quinn::ClientConfig,
+    bulk: quinn::ClientConfig,
+    /// The certificate that is shown, with what leads to its authority.
+    pub chain: Chain,
+}
+
+impl Clients {
+    /// Settings of one of the link's connections.
+    pub(crate) fn of(&self, leg: Leg) -> quinn::ClientConfig {
+        match leg {
+            Leg::Urgent => self.urgent.clone(),
+            Leg::Bulk => self.bulk.clone(),
+        }
+    }
+}
 
 impl State {
     /// Whether what is asked of the link now is likely to succeed.
@@ -80,6 +97,8 @@ pub(crate) struct Peer {
     /// The site whose link stays if both dial at once: the one whose name sorts first.
     preferred: Name,
     state: watch::Sender<State>,
+    /// Links whose place another one has taken.
+    retired: Mutex<Vec<Weak<Link>>>,
     /// When the link was lost, newest last.
     losses: Mutex<VecDeque<Clock>>,
 }
@@ -118,17 +137,15 @@ impl Peer {
             clients: Mutex::new(clients),
             preferred: ours.min(&config.site).clone(),
             state,
+            retired: Mutex::default(),
             losses: Mutex::default(),
         })
     }
 
-    /// Settings to dial one of a link's connections.
-    pub(crate) fn client(&self, leg: Leg) -> quinn::ClientConfig {
+    /// Settings to dial with now.
+    pub(crate) fn clients(&self) -> Clients {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        match leg {
-            Leg::Urgent => clients.0.clone(),
-            Leg::Bulk => clients.1.clone(),
-        }
+        clients.clone()
     }
 
     /// Settings to dial this peer as somebody.
@@ -221,6 +238,23 @@ impl Peer {
         self.state.send_modify(|state| state.is_outdated = true);
     }
 
+    /// Asks for a new link in place of this one, if another has not taken that already.
+    pub(crate) fn replace(&self, link: &Arc<Link>) {
+        self.state.send_if_modified(|state| {
+            let current = state.link.as_ref();
+            let is_current = current.is_some_and(|current| Arc::ptr_eq(current, link));
+            is_current && !std::mem::replace(&mut state.is_outdated, true)
+        });
+    }
+
+    /// Every link there is: the one in use, and those it has replaced that still carry something.
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        let current = self.state.borrow().link.clone();
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let retired = retired.iter().filter_map(Weak::upgrade);
+        current.into_iter().chain(retired).collect()
+    }
+
     /// Notes why the last attempt failed, while there is no link.
     pub(crate) fn note_failure(&self, fault: &Fault) {
         self.state.send_if_modified(|state| {
@@ -250,6 +284,9 @@ impl Peer {
                     return false;
                 }
                 current.retire();
+                let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+                retired.retain(|link| link.strong_count() > 0);
+                retired.push(Arc::downgrade(current));
             }
             state.link = Some(Arc::clone(link));
             state.is_stalled = false;
@@ -323,5 +360,9 @@ fn clients(
         let tls = tls::client_config(identity, site, rejections)?;
         transport::client(tls, limits, leg)
     };
-    Ok((client(Leg::Urgent)?, client(Leg::Bulk)?))
+    Ok(Clients {
+        urgent: client(Leg::Urgent)?,
+        bulk: client(Leg::Bulk)?,
+        chain: identity.chain().into(),
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  files change ─► read ─► key, chain, lists hold? ─┬─ yes ─► new handshakes use it; links live on,
-//!                                                   │         but for those of a revoked peer
+//!                                                   │         or are made anew (`standing`)
 //!                                                   └─ no ──► what we have stays, and status says why
 //! ```
 //!
@@ -30,7 +30,7 @@ use towpath_protocol::identity::HostIdentity;
 use crate::config::CertificatesConfig;
 use crate::core::Core;
 use crate::link::Link;
-use crate::{kept, transport};
+use crate::{kept, standing, transport};
 
 /// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
 /// four calls of `stat`.
@@ -170,6 +170,12 @@ impl Trust {
     /// What is in use now.
     pub(crate) fn current(&self) -> Arc<Identity> {
         Arc::clone(&lock(&self.live))
+    }
+
+    /// What is in use now, and a number that is another one whenever that changes.
+    pub(crate) fn now(&self) -> (Arc<Identity>, u64) {
+        let live = lock(&self.live);
+        (Arc::clone(&live), self.taken.load(Ordering::Relaxed))
     }
 
     /// How reading the files went.
@@ -361,7 +367,7 @@ pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: 
             Ok(Look::Failed(fault)) => core.trust.note(&fault),
             Ok(Look::Same) | Err(_) => {}
         }
-        close_revoked(&core);
+        standing::attend(&core);
         remind(&core, &mut reminded);
     }
 }
@@ -392,22 +398,6 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     };
     core.trust.taken.fetch_add(1, Ordering::Relaxed);
     Ok(())
-}
-
-/// Ends the links of peers whose certificate has been revoked, and the streams with them (T10).
-fn close_revoked(core: &Core) {
-    for peer in core.peers.values() {
-        let Some(link) = peer.state().link else {
-            continue;
-        };
-        if let Err(fault) = core.trust.check_link(&link) {
-            if !link.is_over() {
-                tracing::warn!(target: "audit", peer = %link.peer, "revoked: link closed");
-            }
-            link.close(fault.code, &fault.detail);
-            peer.streams.cut_host(&link.peer, &fault);
-        }
-    }
 }
 
 /// Calls out lists that are about to end or have ended, once a day and whenever it gets worse.
@@ -446,9 +436,13 @@ pub(crate) fn peer_not_after(link: &Link) -> Option<u64> {
 }
 
 fn leaf_of(connection: &Connection) -> Option<CertificateDer<'static>> {
+    chain_of(connection)?.into_iter().next()
+}
+
+/// What a connection's other end has shown.
+pub(crate) fn chain_of(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
     let shown = connection.peer_identity()?;
-    let chain = shown.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    chain.into_iter().next()
+    Some(*shown.downcast().ok()?)
 }
 
 fn prints(files: &CertificatesConfig) -> Vec<Print> {
