@@ -1,9 +1,13 @@
 //! What can be written on the command line.
 
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
 
 use crate::commands::{
     certs, channel, completions, config, demo, forecast, guest, guest_process, man, migrate,
@@ -55,7 +59,7 @@ pub(crate) enum Command {
     /// Open, list, show and close channels between applications.
     #[command(subcommand)]
     Channel(channel::Command),
-    /// Run the tunnel daemon: this host's links to other sites.
+    /// Run the tunnel daemon, this host's links to other sites; measure and shape them.
     #[command(subcommand)]
     Tunnel(tunnel::Command),
     /// Run the migrator daemon: this host's guests and their moves.
@@ -149,6 +153,31 @@ impl LogOptions {
         }
         configured
     }
+}
+
+/// A rate, or the word that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit(pub Option<Rate>);
+
+impl FromStr for Limit {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match text {
+            "none" => Ok(Self(None)),
+            rate => rate.parse().map(|rate| Self(Some(rate))),
+        }
+    }
+}
+
+/// A class by its name.
+pub(crate) fn class(text: &str) -> Result<Class, Fault> {
+    let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
+    found.ok_or_else(|| {
+        let shown: String = text.chars().take(40).collect();
+        let classes = Class::ALL.map(Class::as_str).join(", ");
+        Fault::new(Code::Usage, format!("{shown:?} is none of {classes}"))
+    })
 }
 
 /// The command line, or the status to exit with: after help was shown, or a mistake.

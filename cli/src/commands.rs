@@ -15,6 +15,7 @@ pub(crate) mod migration;
 pub(crate) mod migrator;
 pub(crate) mod probe;
 pub(crate) mod relay;
+pub(crate) mod shape;
 pub(crate) mod status;
 pub(crate) mod tunnel;
 

@@ -1,5 +1,6 @@
 //! The admin API: the status page at `/`, `/status`, `/metrics`, `/v1/forecast`, `/live`, `/ready`, which
-//! only read, `/v1/channels`, and `/v1/probe`, which measures the way to a peer.
+//! only read; `/v1/channels`, `/v1/shaping` and `/v1/services`, which change what is carried and how; and
+//! `/v1/probe`, which measures the way to a peer.
 
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ use crate::channels::ChannelSpec;
 use crate::core::Core;
 use crate::outlook::{self, ForecastDocument};
 use crate::probe::{self, ProbeRequest, ProbeView};
-use crate::status::{self, ChannelList, ChannelView, StatusView};
+use crate::shares::{ServiceCap, Shaping};
+use crate::status::{self, ChannelList, ChannelView, ServiceView, StatusView};
 use crate::{metrics, page, timetable};
 
 /// Prometheus's text form, version 0.0.4.
@@ -36,6 +38,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
             get(read_channel).delete(close_channel),
         )
         .route("/v1/forecast", get(read_forecast))
+        .route("/v1/shaping/{peer}", get(read_shaping).post(shape))
+        .route("/v1/services/{name}", get(read_service).post(cap_service))
         .route("/v1/probe/{peer}", post(measure))
         .route("/live", get(async || "live\n"))
         .route("/ready", get(read_ready))
@@ -98,6 +102,53 @@ async fn close_channel(
     let name = name.parse()?;
     core.channels.close(&name, removal.generation).await?;
     Ok(Json(status::channels(&core)))
+}
+
+async fn read_shaping(
+    State(core): State<Arc<Core>>,
+    Path(peer): Path<String>,
+) -> Result<Json<Shaping>, Problem> {
+    let peer = core.peer(&peer.parse()?)?;
+    Ok(Json(peer.shaped().rules.clone()))
+}
+
+/// Has other rules in place of those that hold, all of them, until the next start or reload.
+async fn shape(
+    State(core): State<Arc<Core>>,
+    Path(peer): Path<String>,
+    Strict(shaping): Strict<Shaping>,
+) -> Result<Json<Shaping>, Problem> {
+    let peer = core.peer(&peer.parse()?)?;
+    shaping.check().map_err(|wrong| {
+        let key = wrong.key.trim_start_matches("peers.");
+        Fault::new(Code::Usage, format!("{key}: {}", wrong.why))
+    })?;
+    peer.set_shaping(shaping);
+    let site = &peer.site;
+    tracing::info!(peer = %site, cap = ?peer.send_rate(), "caps and shares changed by hand");
+    Ok(Json(peer.shaped().rules.clone()))
+}
+
+async fn read_service(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<ServiceView>, Problem> {
+    let name = name.parse()?;
+    let service = core.service(&name)?;
+    Ok(Json(status::service_view(&name, service)))
+}
+
+/// Changes the cap of a service until the next start or reload.
+async fn cap_service(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+    Strict(wanted): Strict<ServiceCap>,
+) -> Result<Json<ServiceView>, Problem> {
+    let name = name.parse()?;
+    let service = core.service(&name)?;
+    service.meter.quota.set(wanted.cap);
+    tracing::info!(service = %name, cap = ?wanted.cap, "cap changed by hand");
+    Ok(Json(status::service_view(&name, service)))
 }
 
 /// Measures the way to a peer now; the answer comes when that is done.

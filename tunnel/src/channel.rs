@@ -156,6 +156,20 @@ impl Channels {
         Ok(())
     }
 
+    /// Has the channels that the configuration names now in place of those it named before; those that were
+    /// pushed stay.
+    pub(crate) async fn configure(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
+        let is_configured = |name: &Name| configured.iter().any(|spec| spec.name == *name);
+        for name in self.book.lock().await.forget(is_configured) {
+            self.stop(&name, "no longer configured");
+        }
+        for spec in configured {
+            if let Err(fault) = self.open_as(core, spec.clone(), Origin::Configured).await {
+                tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
+            }
+        }
+    }
+
     fn recall(&self) -> Result<Book, Fault> {
         let Some(path) = &self.kept_at else {
             return Ok(Book::default());
@@ -199,7 +213,7 @@ impl Channels {
         origin: Origin,
     ) -> Result<(), Fault> {
         let mut book = self.book.lock().await;
-        let change = book.weigh(&spec, now_unix())?;
+        let change = book.weigh(&spec, origin, now_unix())?;
         if change == Change::Same && self.find(&spec.name).is_some() {
             return Ok(());
         }
@@ -231,7 +245,7 @@ impl Channels {
         core.peer(&spec.peer)?;
         let old = self.find(&spec.name);
         let new = match &old {
-            Some(old) if old.spec().listen == spec.listen => None,
+            Some(old) if [&old.spec().listen, &old.listen].contains(&&spec.listen) => None,
             // The new listener is there before the old one goes.
             old => Some(start(core, spec, old.as_deref()).await?),
         };

@@ -104,8 +104,14 @@ impl Book {
     /// # Errors
     ///
     /// `E_STATE` if a newer generation is known or it has expired, `E_CONFLICT` if the same generation
-    /// says something else, `E_BUSY` if there are too many.
-    pub(crate) fn weigh(&self, spec: &ChannelSpec, now_unix: u64) -> Result<Change, Fault> {
+    /// says something else, `E_BUSY` if there are too many. What the configuration alone has said it may
+    /// say otherwise without a new generation.
+    pub(crate) fn weigh(
+        &self,
+        spec: &ChannelSpec,
+        origin: Origin,
+        now_unix: u64,
+    ) -> Result<Change, Fault> {
         let (name, generation) = (&spec.name, spec.generation);
         if spec.expires_unix_seconds.is_some_and(|end| end <= now_unix) {
             let detail = format!("channel {name}: generation {generation} has expired");
@@ -124,6 +130,9 @@ impl Book {
         if generation == known.generation {
             if known.spec.as_deref() == Some(spec) {
                 return Ok(Change::Same);
+            }
+            if origin == Origin::Configured && !known.is_pushed {
+                return Ok(Change::Open);
             }
             if known.spec.is_some() {
                 let detail = format!("channel {name}: generation {generation} said something else");
@@ -166,6 +175,17 @@ impl Book {
         known.generation = generation;
         known.is_pushed = true;
         Ok(known.spec.take().is_some())
+    }
+
+    /// Forgets what the configuration has said and says no more; gives its name.
+    pub(crate) fn forget(&mut self, is_configured: impl Fn(&Name) -> bool) -> Vec<Name> {
+        let is_gone = |name: &Name, known: &Known| !known.is_pushed && !is_configured(name);
+        let gone = self.0.iter().filter(|(name, known)| is_gone(name, known));
+        let gone: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
+        for name in &gone {
+            self.0.remove(name);
+        }
+        gone
     }
 
     /// Takes in what is known from before a restart.
@@ -230,7 +250,9 @@ mod tests {
     }
 
     fn take(book: &mut Book, spec: ChannelSpec) -> Result<Change, Code> {
-        let change = book.weigh(&spec, 100).map_err(|fault| fault.code)?;
+        let change = book
+            .weigh(&spec, Origin::Pushed, 100)
+            .map_err(|fault| fault.code)?;
         book.open(&Arc::new(spec), Origin::Pushed);
         Ok(change)
     }
@@ -262,6 +284,28 @@ mod tests {
     }
 
     #[test]
+    fn the_configuration_may_take_back_what_it_alone_has_said() {
+        let mut book = Book::default();
+        let mut other = spec(3);
+        other.peer = "elsewhere".parse().unwrap();
+        let configured = |book: &Book, spec: &ChannelSpec| {
+            let change = book.weigh(spec, Origin::Configured, 100);
+            change.map_err(|fault| fault.code)
+        };
+        book.open(&Arc::new(spec(3)), Origin::Configured);
+        assert_eq!(configured(&book, &spec(3)), Ok(Change::Same));
+        assert_eq!(configured(&book, &other), Ok(Change::Open));
+        assert_eq!(configured(&book, &spec(2)), Err(Code::State));
+        assert_eq!(book.forget(|_| true), []);
+        assert_eq!(book.forget(|_| false), [spec(3).name]);
+        assert_eq!(configured(&book, &spec(2)), Ok(Change::Open));
+        // What was pushed is not the configuration's to take back.
+        take(&mut book, spec(3)).unwrap();
+        assert_eq!(configured(&book, &other), Err(Code::Conflict));
+        assert_eq!(book.forget(|_| false), []);
+    }
+
+    #[test]
     fn con_7_a_channel_lives_until_it_expires_and_not_longer() {
         let mut book = Book::default();
         let mut brief = spec(1);
@@ -270,10 +314,17 @@ mod tests {
         assert!(book.expire(199).is_empty());
         assert_eq!(book.expire(200), [brief.name.clone()]);
         assert!(book.expire(300).is_empty());
-        assert_eq!(book.weigh(&brief, 200).unwrap_err().code, Code::State);
+        assert_eq!(
+            book.weigh(&brief, Origin::Pushed, 200).unwrap_err().code,
+            Code::State
+        );
         brief.expires_unix_seconds = Some(400);
         brief.generation = 2;
-        assert_eq!(book.weigh(&brief, 200), Ok(Change::Open), "renewed");
+        assert_eq!(
+            book.weigh(&brief, Origin::Pushed, 200),
+            Ok(Change::Open),
+            "renewed"
+        );
     }
 
     #[test]

@@ -2,23 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towpath_certs::authority::IdentityFiles;
-use towpath_daemon::config::{Check, Wrong};
+use towpath_daemon::config::{self, Check, Wrong};
 use towpath_daemon::units::Span;
-use towpath_forecast::timetable::{Timetable, Week};
+use towpath_forecast::timetable::Week;
 use towpath_forecast::zone::Zone;
 use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
 use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
 use crate::probe::{BYTES_MAX, BYTES_MIN};
-use crate::shares::Shares;
+use crate::shares::{Shaping, Shares};
 
 /// Most peers of one tunnel: each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
@@ -62,6 +63,9 @@ pub struct Config {
     /// Limits, each with a default that fits most sites.
     #[serde(default)]
     pub limits: Limits,
+    /// The file all this was read from, if it was; SIGHUP has it read again.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// A site to keep a link to.
@@ -209,12 +213,8 @@ impl Check for Config {
                 let why = format!("{} stands there twice", peer.site);
                 return Err(Wrong::new("peers.site", why));
             }
-            if peer.send_rate.is_some() && peer.send_timetable.is_some() {
-                let why = "stands beside send_rate; say it with `otherwise`, and leave that out";
-                return Err(Wrong::new("peers.send_timetable", why));
-            }
+            peer.shaping().check()?;
             peer.check_probe()?;
-            peer.shares.check(peer.send_rate)?;
             if peer.address.is_none() && self.listen.is_none() {
                 let why = format!("{} has none, and nothing is listened at either", peer.site);
                 return Err(Wrong::new("peers.address", why));
@@ -241,6 +241,22 @@ impl Check for Config {
 }
 
 impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// `E_CONFIG` with file, line, column and the fix.
+    pub fn load(path: &Path) -> Result<Self, Fault> {
+        let mut config: Self = config::load_checked(path)?;
+        config.read_from(path.to_owned());
+        Ok(config)
+    }
+
+    /// Says which file it was read from, so that it can be read again.
+    pub fn read_from(&mut self, file: PathBuf) {
+        self.file = Some(file);
+    }
+
     /// A host that knows no peer and offers nothing, with default limits.
     #[must_use]
     pub fn new(
@@ -265,6 +281,7 @@ impl Config {
             },
             certificates,
             limits: Limits::default(),
+            file: None,
         }
     }
 
@@ -316,11 +333,14 @@ impl PeerConfig {
         }
     }
 
-    /// The cap by the time of the week in a zone, if there is one.
+    /// How what is sent to it is held back.
     #[must_use]
-    pub fn timetable(&self, zone: &Zone) -> Option<Timetable> {
-        let week = self.send_timetable.clone()?;
-        Some(Timetable::new(week, zone.clone()))
+    pub fn shaping(&self) -> Shaping {
+        Shaping {
+            send_rate: self.send_rate,
+            send_timetable: self.send_timetable.clone(),
+            shares: self.shares.clone(),
+        }
     }
 }
 
@@ -399,8 +419,6 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
-    use towpath_daemon::config;
     use towpath_protocol::channel::Class;
 
     const GOOD: &str = r#"
@@ -486,7 +504,7 @@ mod tests {
             check(&text.replacen("send_rate = \"100Mbit\"", "", 1))
         };
         let good = with("50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise").unwrap();
-        assert!(good.peers[0].timetable(&good.time_zone).is_some());
+        assert!(good.peers[0].send_timetable.is_some());
         let error = with("50Mbit 09:00-17:00 mon-fry, 200Mbit otherwise").unwrap_err();
         assert!(error.contains("tunnel.toml:10"), "{error}");
         assert!(error.contains("column 20"), "{error}");

@@ -51,6 +51,8 @@ impl std::fmt::Display for Reach {
 /// What all parts of a running tunnel share.
 #[derive(Debug)]
 pub(crate) struct Core {
+    /// As it was at the start.
+    pub config: Config,
     pub site: Name,
     pub trust: Trust,
     pub limits: Limits,
@@ -99,6 +101,7 @@ impl Core {
             (service.name.clone(), made)
         });
         Ok(Self {
+            config: config.clone(),
             site: config.site.clone(),
             services: services.collect(),
             limits: config.limits.clone(),
@@ -120,6 +123,14 @@ impl Core {
     pub(crate) fn peer(&self, site: &Name) -> Result<&Arc<Peer>, Fault> {
         self.peers.get(site).ok_or_else(|| {
             let detail = format!("{site} is no peer of this tunnel");
+            Fault::new(Code::NotFound, detail)
+        })
+    }
+
+    /// A service of ours.
+    pub(crate) fn service(&self, name: &Name) -> Result<&Service, Fault> {
+        self.services.get(name).ok_or_else(|| {
+            let detail = format!("no service of this tunnel is called {name}");
             Fault::new(Code::NotFound, detail)
         })
     }

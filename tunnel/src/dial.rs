@@ -229,7 +229,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
                 (
                     peer.send_rate(),
                     joined.receive_rate_max.map(Rate::clamped),
-                    peer.shares.clone(),
+                    peer.shaped().rules.shares.clone(),
                 ),
                 Arc::clone(&peer.counters),
             );

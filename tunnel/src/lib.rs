@@ -30,6 +30,7 @@
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | [`channels`] | which channels there are to be; pure |
 //! | `kept` | files of the state folder |
+//! | `reload` | the configuration, read again |
 //! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | [`probe`] | active measurements, asked for or in the background |
@@ -73,6 +74,7 @@ pub mod probe;
 mod pump;
 mod quota;
 mod recent;
+mod reload;
 mod resume;
 mod serve;
 pub mod shaper;
@@ -229,9 +231,11 @@ impl Tunnel {
         }
     }
 
-    /// Has certificates, key and lists read again now, changed or not.
-    pub fn reload(&self) {
+    /// Has certificates, key and lists read again now, changed or not, and the configuration if it came
+    /// from a file.
+    pub async fn reload(&self) {
         self.core.trust.look_now();
+        reload::configuration(&self.core).await;
     }
 
     /// Asks for a new link to a site, whose streams move to it; the old one works until then. Only the
@@ -287,7 +291,7 @@ impl Tunnel {
     }
 }
 
-/// Runs a tunnel until it is to stop; SIGHUP has it read its certificates again.
+/// Runs a tunnel until it is to stop; SIGHUP has it read its certificates and its configuration again.
 ///
 /// # Errors
 ///

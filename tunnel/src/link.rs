@@ -216,6 +216,11 @@ impl Link {
         is_another
     }
 
+    /// Changes what the classes get.
+    pub(crate) fn set_shares(&self, shares: &Shares) {
+        self.pace.set_shares(shares);
+    }
+
     /// The connection of a leg.
     pub(crate) const fn connection(&self, leg: Leg) -> &Connection {
         match leg {

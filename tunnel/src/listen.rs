@@ -244,7 +244,7 @@ impl Listener {
             (
                 peer.send_rate(),
                 join.receive_rate_max.map(Rate::clamped),
-                peer.shares.clone(),
+                peer.shaped().rules.shares.clone(),
             ),
             Arc::clone(&peer.counters),
         ));

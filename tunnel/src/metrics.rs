@@ -482,10 +482,12 @@ impl Shares {
 
     fn show(&self, peer: &Peer, class: Class) {
         let label = &[peer.site.as_str(), class.as_str()];
-        if let Some(weight) = peer.shares.weight(class) {
+        let shaped = peer.shaped();
+        let shares = &shaped.rules.shares;
+        if let Some(weight) = shares.weight(class) {
             self.weight.with_label_values(label).set(weight.into());
         }
-        let share = peer.shares.of(class);
+        let share = shares.of(class);
         for (metric, rate) in [(&self.floor, share.floor), (&self.cap, share.cap)] {
             if let Some(rate) = rate.map(Rate::bytes_per_second) {
                 metric.with_label_values(label).set(signed(rate));

@@ -77,6 +77,17 @@ impl Pace {
         self.sooner.notify_one();
     }
 
+    /// Changes what the classes get, if that is something else; those that wait are looked at anew.
+    pub(crate) fn set_shares(&self, shares: &Shares) {
+        let now = self.now();
+        let mut state = self.state();
+        if state.shaper.shares() != shares {
+            state.shaper.set_shares(shares.clone(), now);
+            drop(state);
+            self.sooner.notify_one();
+        }
+    }
+
     /// Takes note of all bytes that have left on the wire since the link is up, by leg.
     pub(crate) fn observe(&self, wire_bytes: [u64; 2]) {
         let now = self.now();

@@ -29,7 +29,7 @@ use crate::dial::Cause;
 use crate::health;
 use crate::link::{Counters, Link};
 use crate::recent::Recent;
-use crate::shares::Shares;
+use crate::shares::Shaping;
 use crate::standing::Chain;
 use crate::streams::Streams;
 use crate::{probe, timetable, transport};
@@ -75,14 +75,35 @@ impl State {
     }
 }
 
+/// How what is sent to a peer is held back, and what that comes to.
+#[derive(Debug)]
+pub(crate) struct Shaped {
+    pub rules: Shaping,
+    /// The cap by the time of the week, if it goes by that.
+    pub timetable: Option<Timetable>,
+}
+
+impl Shaped {
+    fn new(rules: Shaping, zone: &Zone) -> Self {
+        let week = rules.send_timetable.clone();
+        let timetable = week.map(|week| Timetable::new(week, zone.clone()));
+        Self { rules, timetable }
+    }
+
+    /// The cap at a moment.
+    fn rate_at(&self, at: Moment) -> Option<Rate> {
+        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
+        timed.unwrap_or(self.rules.send_rate)
+    }
+}
+
 /// A site we keep a link to.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub site: Name,
     pub address: Option<String>,
-    send_rate: Option<Rate>,
-    pub shares: Shares,
-    timetable: Option<Timetable>,
+    shaping: Mutex<Arc<Shaped>>,
+    zone: Zone,
     pub receive_rate: Option<Rate>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
@@ -123,9 +144,8 @@ impl Peer {
         Ok(Self {
             site: config.site.clone(),
             address: config.address.clone(),
-            send_rate: config.send_rate,
-            shares: config.shares.clone(),
-            timetable: config.timetable(zone),
+            shaping: Mutex::new(Arc::new(Shaped::new(config.shaping(), zone))),
+            zone: zone.clone(),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
             streams: Arc::default(),
@@ -167,20 +187,34 @@ impl Peer {
         *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
     }
 
+    /// How what we send to it is held back now.
+    pub(crate) fn shaped(&self) -> Arc<Shaped> {
+        Arc::clone(&self.shaping.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Holds what we send to it back otherwise from now on.
+    pub(crate) fn set_shaping(&self, shaping: Shaping) {
+        let shaped = Arc::new(Shaped::new(shaping, &self.zone));
+        *self.shaping.lock().unwrap_or_else(PoisonError::into_inner) = shaped;
+        self.shape();
+    }
+
+    /// Brings what holds now to the link that is up; says whether it carries another cap than before.
+    pub(crate) fn shape(&self) -> bool {
+        let Ok(link) = self.link() else { return false };
+        let shaped = self.shaped();
+        link.set_shares(&shaped.rules.shares);
+        link.set_send_rate(shaped.rate_at(timetable::now()))
+    }
+
     /// Most we send to it now.
     pub(crate) fn send_rate(&self) -> Option<Rate> {
-        self.send_rate_at(timetable::now())
+        self.shaped().rate_at(timetable::now())
     }
 
     /// Most we send to it at a moment.
     pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
-        let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
-        timed.unwrap_or(self.send_rate)
-    }
-
-    /// Most we send to it by the time of the week.
-    pub(crate) const fn timetable(&self) -> Option<&Timetable> {
-        self.timetable.as_ref()
+        self.shaped().rate_at(at)
     }
 
     /// Hears of every change.

@@ -9,6 +9,9 @@ use towpath_protocol::time::Instant;
 
 use crate::shaper::{Bucket, piece_bytes};
 
+/// How long one sleeps at most before the cap is looked at again, which may be another one then.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Caps what goes through a channel, or from a service; caps nothing until it is told to.
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
@@ -71,7 +74,7 @@ impl Quota {
         loop {
             match self.attempt(bytes, &on_wire) {
                 Ok(taken) => return taken,
-                Err(wait) => tokio::time::sleep(wait).await,
+                Err(wait) => tokio::time::sleep(wait.min(LOOK)).await,
             }
         }
     }

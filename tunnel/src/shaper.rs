@@ -154,7 +154,7 @@ impl Shaper {
     #[must_use]
     pub fn new(rate: Option<Rate>, shares: Shares, now: Instant) -> Self {
         let mut shaper = Self {
-            shares,
+            shares: Shares::default(),
             root: rate.map(|rate| Bucket::new(rate, now)),
             queues: Default::default(),
             wish_count: 0,
@@ -163,14 +163,28 @@ impl Shaper {
             wires: Default::default(),
             wake: None,
         };
-        for class in Class::ALL {
-            let cap = shaper.shares.of(class).cap;
-            let queue = &mut shaper.queues[class.index()];
-            queue.weight = shaper.shares.weight(class);
-            queue.cap = cap.map(|cap| Bucket::new(cap, now));
-        }
-        shaper.set_floors(now);
+        shaper.set_shares(shares, now);
         shaper
+    }
+
+    /// What the classes get.
+    #[must_use]
+    pub const fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
+    /// Changes what the classes get; what they had of late still counts.
+    pub fn set_shares(&mut self, shares: Shares, now: Instant) {
+        self.shares = shares;
+        for class in Class::ALL {
+            let queue = &mut self.queues[class.index()];
+            queue.weight = self.shares.weight(class);
+            match (&mut queue.cap, self.shares.of(class).cap) {
+                (Some(bucket), Some(cap)) => bucket.set_rate(cap, now),
+                (bucket, cap) => *bucket = cap.map(|cap| Bucket::new(cap, now)),
+            }
+        }
+        self.set_floors(now);
     }
 
     /// The cap, if there is one.

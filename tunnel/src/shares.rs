@@ -1,9 +1,10 @@
-//! What each class of a peer's traffic gets of the cap: weight, floor and cap, as configured. Pure.
+//! What a peer is sent: the cap, and what each class gets of it: weight, floor and cap. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use towpath_daemon::config::Wrong;
+pub use towpath_forecast::timetable::Week;
 use towpath_protocol::channel::Class;
 use towpath_protocol::rate::Rate;
 
@@ -24,6 +25,44 @@ pub struct Share {
     pub floor: Option<Rate>,
     /// What it gets at most, counted on the wire.
     #[serde(default)]
+    pub cap: Option<Rate>,
+}
+
+/// How what is sent to a peer is held back: all of it can be changed while the tunnel runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shaping {
+    /// Most we send, counted on the wire.
+    #[serde(default)]
+    pub send_rate: Option<Rate>,
+    /// The same by the time of the week, in place of `send_rate`.
+    #[serde(default)]
+    pub send_timetable: Option<Week>,
+    /// What the classes get of it.
+    #[serde(default)]
+    pub shares: Shares,
+}
+
+impl Shaping {
+    /// Looks at all of it together.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be meant.
+    pub fn check(&self) -> Result<(), Wrong> {
+        if self.send_rate.is_some() && self.send_timetable.is_some() {
+            let why = "stands beside send_rate; say it with `otherwise`, and leave that out";
+            return Err(Wrong::new("peers.send_timetable", why));
+        }
+        self.shares.check(self.send_rate)
+    }
+}
+
+/// The cap that a service is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceCap {
+    /// Most it sends to all peers together, counted on the wire; nothing holds it back without one.
     pub cap: Option<Rate>,
 }
 

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
 use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
+use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
 
 use crate::channel::Channel;
-use crate::core::Core;
+use crate::core::{Core, Service};
 use crate::health::{self, Signs, Verdict};
 use crate::link::Link;
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
@@ -263,14 +264,8 @@ pub struct RevocationListView {
 /// A tunnel's status now.
 pub(crate) fn status(core: &Core) -> StatusView {
     let host = core.trust.host();
-    let services = core.services.iter().map(|(name, service)| ServiceView {
-        name: name.to_string(),
-        socket: service.reach.to_string(),
-        allow: service.allow.iter().map(ToString::to_string).collect(),
-        sent_bytes: service.meter.sent.load(Ordering::Relaxed),
-        received_bytes: service.meter.received.load(Ordering::Relaxed),
-        cap_bits_per_second: service.meter.quota.cap().map(Rate::bits_per_second),
-    });
+    let services = core.services.iter();
+    let services = services.map(|(name, service)| service_view(name, service));
     StatusView {
         schema: SCHEMA.to_owned(),
         site: host.site.to_string(),
@@ -285,6 +280,18 @@ pub(crate) fn status(core: &Core) -> StatusView {
         services: services.collect(),
         channels: channels(core).channels,
         certificate: certificate_view(&core.trust),
+    }
+}
+
+/// A service now.
+pub(crate) fn service_view(name: &Name, service: &Service) -> ServiceView {
+    ServiceView {
+        name: name.to_string(),
+        socket: service.reach.to_string(),
+        allow: service.allow.iter().map(ToString::to_string).collect(),
+        sent_bytes: service.meter.sent.load(Ordering::Relaxed),
+        received_bytes: service.meter.received.load(Ordering::Relaxed),
+        cap_bits_per_second: service.meter.quota.cap().map(Rate::bits_per_second),
     }
 }
 
@@ -421,12 +428,14 @@ fn names(groups: &[NamedGroup; 2]) -> String {
 }
 
 fn class_view(peer: &Peer, class: Class) -> ClassView {
-    let share = peer.shares.of(class);
+    let shaped = peer.shaped();
+    let shares = &shaped.rules.shares;
+    let share = shares.of(class);
     ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(class),
         received_bytes: peer.counters.received(class),
-        weight: peer.shares.weight(class),
+        weight: shares.weight(class),
         floor_bits_per_second: share.floor.map(Rate::bits_per_second),
         cap_bits_per_second: share.cap.map(Rate::bits_per_second),
         datagrams_dropped: peer.counters.dropped(class),
@@ -434,7 +443,11 @@ fn class_view(peer: &Peer, class: Class) -> ClassView {
 }
 
 fn cap_change(peer: &Peer) -> Option<u64> {
-    let next = peer.timetable()?.next_change_after(timetable::now());
+    let shaped = peer.shaped();
+    let next = shaped
+        .timetable
+        .as_ref()?
+        .next_change_after(timetable::now());
     next.map(Moment::unix_seconds)
 }
 

@@ -18,11 +18,8 @@ pub(crate) fn now() -> Moment {
     Moment::from_unix_seconds(since.map_or(0, |since| since.as_secs()))
 }
 
-/// Keeps every link to its timetable, until the tunnel stops.
+/// Keeps every link to its cap and its shares, whatever the time is, until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
-    if core.peers.values().all(|peer| peer.timetable().is_none()) {
-        return stop.requested().await;
-    }
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -31,10 +28,8 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
             _ = looks.tick() => {}
         }
         for peer in core.peers.values() {
-            let Ok(link) = peer.link() else { continue };
-            let rate = peer.send_rate();
-            if peer.timetable().is_some() && link.set_send_rate(rate) {
-                let (site, cap) = (&peer.site, link.pace.rate());
+            if peer.shape() {
+                let (site, cap) = (&peer.site, peer.send_rate());
                 tracing::info!(peer = %site, ?cap, "the timetable changes the cap");
             }
         }

@@ -12,6 +12,7 @@ use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
+use crate::reload;
 
 /// Tells the service manager until the tunnel stops.
 ///
@@ -30,15 +31,16 @@ pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Faul
     loop {
         tokio::select! {
             () = stop.requested() => return Ok(()),
-            _ = hangups.recv() => reload(&core),
+            _ = hangups.recv() => reload(&core).await,
         }
     }
 }
 
-/// Has certificates, keys and lists read again; links and streams stay as they are.
-fn reload(core: &Core) {
+/// Has configuration, certificates, keys and lists read again; links and streams stay as they are.
+async fn reload(core: &Arc<Core>) {
     notify::reloading();
     core.trust.look_now();
+    reload::configuration(core).await;
     notify::ready();
 }
 

@@ -16,7 +16,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_tunnel::built_in::Wish;
 
-use crate::args::OutputOption;
+use crate::args::{OutputOption, class};
 use crate::connection::{TUNNEL_SOCKET_DEFAULT, block_on};
 use crate::failure::Failure;
 use crate::show::{self, bits_per_second, bytes, fields};
@@ -87,11 +87,6 @@ pub(crate) struct Options {
     tunnel_socket: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputOption,
-}
-
-fn class(text: &str) -> Result<Class, String> {
-    let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
-    found.ok_or_else(|| "not control, demand, app, switch, bulk or scavenger".to_owned())
 }
 
 fn time(text: &str) -> Result<Duration, String> {

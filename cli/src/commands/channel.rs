@@ -4,13 +4,12 @@ use clap::{Args, Subcommand};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
-use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::{ChannelList, ChannelView};
 
-use crate::args::OutputOption;
+use crate::args::{Limit, OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::show::{self, Format, Table, bits_per_second, bytes, escape, fields};
@@ -34,6 +33,8 @@ pub(crate) enum Command {
     /// Open a channel, or lead it elsewhere.
     #[command(after_help = OPEN_EXAMPLES)]
     Open(OpenOptions),
+    /// Change the cap of a channel.
+    Cap(CapOptions),
     /// Close a channel and its connections.
     Close(CloseOptions),
 }
@@ -90,6 +91,20 @@ pub(crate) struct OpenOptions {
     output: OutputOption,
 }
 
+/// The channel whose cap is to change.
+#[derive(Debug, Args)]
+pub(crate) struct CapOptions {
+    /// Its name
+    name: Name,
+    /// Most that goes out through it, as in 10Mbit; or none
+    #[arg(value_name = "RATE")]
+    cap: Limit,
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
 /// The channel to close.
 #[derive(Debug, Args)]
 pub(crate) struct CloseOptions {
@@ -111,6 +126,7 @@ impl Command {
             Self::Ls(options) => options.output.format,
             Self::Show(options) => options.output.format,
             Self::Open(options) => options.output.format,
+            Self::Cap(options) => options.output.format,
             Self::Close(options) => options.output.format,
         }
     }
@@ -130,6 +146,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
                 show_one(options.output.format, &view)
             }
             Command::Open(options) => open(options).await,
+            Command::Cap(options) => cap(&options).await,
             Command::Close(options) => {
                 let mut path = path_of(&options.name);
                 if let Some(generation) = options.generation {
@@ -172,6 +189,24 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
     show_one(options.output.format, &view)
 }
 
+/// Makes the next generation of a channel, which differs in its cap alone.
+async fn cap(options: &CapOptions) -> Result<(), Failure> {
+    let client = options.socket.client();
+    let view: ChannelView = client.get(&path_of(&options.name)).await?;
+    let spec = ChannelSpec {
+        name: options.name.clone(),
+        listen: view.listen.parse()?,
+        peer: view.peer.parse()?,
+        service: view.service.parse()?,
+        class: class(&view.class)?,
+        generation: view.generation.saturating_add(1),
+        expires_unix_seconds: view.expires_unix_seconds,
+        cap: options.cap.0,
+    };
+    let view: ChannelView = client.post("/v1/channels", &spec).await?;
+    show_one(options.output.format, &view)
+}
+
 fn path_of(name: &Name) -> String {
     format!("/v1/channels/{name}")
 }
@@ -179,14 +214,6 @@ fn path_of(name: &Name) -> String {
 fn now_unix() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
-}
-
-fn class(text: &str) -> Result<Class, Fault> {
-    let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
-    found.ok_or_else(|| {
-        let shown: String = text.chars().take(40).collect();
-        Fault::new(Code::Usage, format!("{shown:?} is no class"))
-    })
 }
 
 fn show_list(format: Format, list: &ChannelList) -> Result<(), Failure> {

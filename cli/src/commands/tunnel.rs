@@ -8,7 +8,7 @@ use towpath_daemon::{config, log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
-use crate::commands::{bench, probe};
+use crate::commands::{bench, probe, shape};
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
 use crate::show::Format;
@@ -22,6 +22,10 @@ pub(crate) enum Command {
     Bench(bench::Options),
     /// Measure what the way to a peer carries, with a budget of bytes.
     Probe(probe::Options),
+    /// Show or change the cap on what is sent to a peer, and the shares of classes.
+    Shape(shape::Options),
+    /// Show a service that peers may reach, or change its cap.
+    Service(shape::ServiceOptions),
 }
 
 impl Command {
@@ -30,6 +34,8 @@ impl Command {
             Self::Run(_) => Format::Table,
             Self::Bench(options) => options.output.format,
             Self::Probe(options) => options.output.format,
+            Self::Shape(options) => options.output.format,
+            Self::Service(options) => options.output.format,
         }
     }
 }
@@ -40,8 +46,10 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Run(options) => options,
         Command::Bench(options) => return bench::run(&options),
         Command::Probe(options) => return probe::run(&options),
+        Command::Shape(options) => return shape::run(&options),
+        Command::Service(options) => return shape::run_service(&options),
     };
-    let config: Config = config::load_checked(&options.config)?;
+    let config = Config::load(&options.config)?;
     daemon::run(&options, log::Options::default(), || serve(&config))
 }
 

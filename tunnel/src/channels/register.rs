@@ -121,7 +121,11 @@ mod tests {
         book.close(&"two".parse().unwrap(), Some(9)).unwrap();
         let again = Book::decode(&book.encode().unwrap()).unwrap();
         assert_eq!(again.specs(), [Arc::new(spec("one", 5, Some(900)))]);
-        let weigh = |spec: &ChannelSpec| again.weigh(spec, 100).map_err(|fault| fault.code);
+        let weigh = |spec: &ChannelSpec| {
+            again
+                .weigh(spec, Origin::Pushed, 100)
+                .map_err(|fault| fault.code)
+        };
         assert_eq!(weigh(&spec("one", 5, Some(900))), Ok(Change::Same));
         assert_eq!(weigh(&spec("one", 4, None)), Err(Code::State));
         assert_eq!(weigh(&spec("one", 6, None)), Ok(Change::Open));
@@ -141,7 +145,7 @@ mod tests {
         let mut again = Book::decode(&book.encode().unwrap()).unwrap();
         assert_eq!(again.expire(1000).len(), 1);
         assert!(again.specs().is_empty());
-        let older = again.weigh(&spec("one", 4, None), 1000);
+        let older = again.weigh(&spec("one", 4, None), Origin::Pushed, 1000);
         assert_eq!(older.unwrap_err().code, Code::State);
     }
 

@@ -68,10 +68,9 @@ fn caps(peer: &Peer, now: Moment) -> Vec<(u64, Option<f64>)> {
     };
     let mut caps = vec![(0, cap(now))];
     let mut at = now;
-    while let Some(next) = peer
-        .timetable()
-        .and_then(|table| table.next_change_after(at))
-    {
+    let shaped = peer.shaped();
+    let table = shaped.timetable.as_ref();
+    while let Some(next) = table.and_then(|table| table.next_change_after(at)) {
         let ahead = next.since(now).as_secs();
         if ahead >= HOURS_AHEAD * 3600 || caps.len() == CAP_CHANGES_MAX {
             break;

@@ -1,0 +1,246 @@
+//! `towpath tunnel shape` and `towpath tunnel service`: caps and shares, changed while the tunnel runs.
+
+use clap::Args;
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
+use towpath_tunnel::shares::{ServiceCap, Shaping, Share, Week};
+use towpath_tunnel::status::ServiceView;
+
+use crate::args::{Limit, OutputOption, class};
+use crate::connection::{TunnelSocket, block_on};
+use crate::failure::Failure;
+use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash};
+
+const SHAPE_EXAMPLES: &str = "\
+Examples:
+  towpath tunnel shape region                                     what holds now
+  towpath tunnel shape region --send-rate 50Mbit                  another cap
+  towpath tunnel shape region --send-rate none
+  towpath tunnel shape region --timetable '50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise'
+  towpath tunnel shape region --class bulk --weight 3 --cap 20Mbit
+  towpath tunnel shape region --class app --floor 10Mbit
+
+It holds at once, and until the tunnel is started again or reads its configuration again (SIGHUP): write
+there what is to last.";
+
+const SERVICE_EXAMPLES: &str = "\
+Examples:
+  towpath tunnel service backup
+  towpath tunnel service backup --cap 20Mbit
+  towpath tunnel service backup --cap none
+
+It holds at once, and until the tunnel is started again or reads its configuration again (SIGHUP).";
+
+/// What is to be changed for a peer.
+#[derive(Debug, Args)]
+#[command(after_help = SHAPE_EXAMPLES)]
+pub(crate) struct Options {
+    /// The peer's site
+    peer: Name,
+    /// Most that is sent to it, counted on the wire, as in 100Mbit; or none
+    #[arg(long, value_name = "RATE")]
+    send_rate: Option<Limit>,
+    /// The same by the time of the week
+    #[arg(long, value_name = "WEEK", conflicts_with = "send_rate")]
+    timetable: Option<Week>,
+    /// The class whose share is meant
+    #[arg(long, value_name = "CLASS", value_parser = class)]
+    class: Option<Class>,
+    /// Its part of what is left, beside the weights of the others: 0 to 1000
+    #[arg(long, value_name = "NUMBER", requires = "class")]
+    weight: Option<u32>,
+    /// What it gets at least, as in 5Mbit; or none
+    #[arg(long, value_name = "RATE", requires = "class")]
+    floor: Option<Limit>,
+    /// What it gets at most, as in 80Mbit; or none
+    #[arg(long, value_name = "RATE", requires = "class")]
+    cap: Option<Limit>,
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// What is to be changed of a service.
+#[derive(Debug, Args)]
+#[command(after_help = SERVICE_EXAMPLES)]
+pub(crate) struct ServiceOptions {
+    /// Its name
+    name: Name,
+    /// Most it sends to all peers together, as in 20Mbit; or none
+    #[arg(long, value_name = "RATE")]
+    cap: Option<Limit>,
+    #[command(flatten)]
+    socket: TunnelSocket,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// Does what was asked for.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    block_on(shape(options))?
+}
+
+async fn shape(options: &Options) -> Result<(), Failure> {
+    let client = options.socket.client();
+    let path = format!("/v1/shaping/{}", options.peer);
+    let mut shaping: Shaping = client.get(&path).await?;
+    if options.change(&mut shaping)? {
+        shaping = client.post(&path, &shaping).await?;
+    }
+    show::show(options.output.format, "shaping", &shaping, || {
+        table(&options.peer, &shaping)
+    })
+}
+
+impl Options {
+    /// Changes what is to be changed; says whether anything is.
+    fn change(&self, shaping: &mut Shaping) -> Result<bool, Failure> {
+        if let Some(rate) = self.send_rate {
+            (shaping.send_rate, shaping.send_timetable) = (rate.0, None);
+        }
+        if let Some(week) = &self.timetable {
+            (shaping.send_rate, shaping.send_timetable) = (None, Some(week.clone()));
+        }
+        let is_capped = self.send_rate.is_some() || self.timetable.is_some();
+        let Some(class) = self.class else {
+            return Ok(is_capped);
+        };
+        let share = shaping.shares.0.entry(class).or_default();
+        let before = *share;
+        share.weight = self.weight.or(share.weight);
+        for (limit, wanted) in [(&mut share.floor, self.floor), (&mut share.cap, self.cap)] {
+            if let Some(Limit(rate)) = wanted {
+                *limit = rate;
+            }
+        }
+        let is_said = self.weight.is_some() || self.floor.is_some() || self.cap.is_some();
+        if !is_said && *share == before {
+            let detail = "--class needs --weight, --floor or --cap beside it";
+            return Err(Fault::new(Code::Usage, detail).into());
+        }
+        shaping
+            .shares
+            .0
+            .retain(|_, share| *share != Share::default());
+        Ok(true)
+    }
+}
+
+fn table(peer: &Name, shaping: &Shaping) -> String {
+    let rate = |rate: Rate| bits_per_second(rate.bytes_per_second());
+    let cap = match (&shaping.send_timetable, shaping.send_rate) {
+        (Some(week), _) => escape(&week.to_string()),
+        (None, Some(cap)) => rate(cap),
+        (None, None) => "none".to_owned(),
+    };
+    let mut text = fields(&[("peer", Some(peer.to_string())), ("cap", Some(cap))]);
+    let mut table = Table::new(["CLASS", ">WEIGHT", ">FLOOR", ">CAP"]);
+    for class in Class::ALL {
+        let share = shaping.shares.of(class);
+        let weight = shaping.shares.weight(class);
+        table.row([
+            class.to_string(),
+            weight.map_or_else(|| "first".to_owned(), |weight| weight.to_string()),
+            or_dash(share.floor.map(rate)),
+            or_dash(share.cap.map(rate)),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&table.render(""));
+    text
+}
+
+/// Does what was asked for.
+pub(crate) fn run_service(options: &ServiceOptions) -> Result<(), Failure> {
+    block_on(service(options))?
+}
+
+async fn service(options: &ServiceOptions) -> Result<(), Failure> {
+    let client = options.socket.client();
+    let path = format!("/v1/services/{}", options.name);
+    let view: ServiceView = match options.cap {
+        Some(Limit(cap)) => client.post(&path, &ServiceCap { cap }).await?,
+        None => client.get(&path).await?,
+    };
+    show::show(options.output.format, "service", &view, || {
+        let cap = view.cap_bits_per_second;
+        fields(&[
+            ("service", Some(escape(&view.name))),
+            ("reached at", Some(escape(&view.socket))),
+            ("allowed", Some(escape(&view.allow.join(", ")))),
+            ("sent", Some(bytes(view.sent_bytes))),
+            ("received", Some(bytes(view.received_bytes))),
+            (
+                "cap",
+                Some(cap.map_or_else(|| "none".to_owned(), |cap| bits_per_second(cap / 8))),
+            ),
+        ])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn changed(words: &[&str], shaping: &Shaping) -> Shaping {
+        let line = ["shape", "region"].iter().chain(words);
+        let line = Line::try_parse_from(line).unwrap();
+        let mut shaping = shaping.clone();
+        line.options.change(&mut shaping).unwrap();
+        shaping
+    }
+
+    #[test]
+    fn only_what_is_named_changes() {
+        let first = changed(
+            &["--class", "bulk", "--weight", "3", "--cap", "8Mbit"],
+            &Shaping::default(),
+        );
+        let second = changed(
+            &[
+                "--send-rate",
+                "9Mbit",
+                "--class",
+                "bulk",
+                "--floor",
+                "1Mbit",
+            ],
+            &first,
+        );
+        let bulk = second.shares.of(Class::Bulk);
+        assert_eq!(bulk.weight, Some(3));
+        assert_eq!(bulk.cap, "8Mbit".parse().ok());
+        assert_eq!(bulk.floor, "1Mbit".parse().ok());
+        assert_eq!(second.send_rate, "9Mbit".parse().ok());
+        let third = changed(&["--timetable", "5Mbit otherwise"], &second);
+        assert_eq!(third.send_rate, None, "one of the two");
+        assert_eq!(third.shares, second.shares);
+        let none = ["--class", "bulk", "--floor", "none", "--cap", "none"];
+        assert_eq!(changed(&none, &third).shares.of(Class::Bulk).cap, None);
+    }
+
+    #[test]
+    fn a_line_that_says_nothing_or_too_much_is_refused() {
+        for words in [
+            ["--weight", "3"].as_slice(),
+            &["--class", "bolk", "--weight", "3"],
+            &["--send-rate", "fast"],
+            &["--send-rate", "1Mbit", "--timetable", "1Mbit otherwise"],
+        ] {
+            let line = ["shape", "region"].iter().chain(words);
+            assert!(Line::try_parse_from(line).is_err(), "{words:?}");
+        }
+        let line = Line::try_parse_from(["shape", "region", "--class", "bulk"]).unwrap();
+        assert!(line.options.change(&mut Shaping::default()).is_err());
+    }
+}

@@ -1,0 +1,238 @@
+//! Caps, shares and channels that change while streams run: by hand, and by the configuration read again.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod harness;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use harness::{Pair, accept, name, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+use towpath_protocol::fault::Code;
+use towpath_protocol::rate::Rate;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::Config;
+use towpath_tunnel::shares::{ServiceCap, Shaping, Share};
+use towpath_tunnel::status::{ChannelView, LinkView, ServiceView};
+
+const CAP: &str = "20Mbit";
+
+fn rate(text: &str) -> Rate {
+    text.parse().unwrap()
+}
+
+fn weights(pairs: &[(Class, u32)]) -> Shaping {
+    let share = |weight| Share {
+        weight: Some(weight),
+        ..Share::default()
+    };
+    let mut shaping = Shaping {
+        send_rate: Some(rate(CAP)),
+        ..Shaping::default()
+    };
+    let pairs = pairs.iter().map(|(class, weight)| (*class, share(*weight)));
+    shaping.shares.0.extend(pairs);
+    shaping
+}
+
+fn link(pair: &Pair) -> LinkView {
+    pair.edge.status().links.remove(0)
+}
+
+fn sent(pair: &Pair) -> [u64; 2] {
+    let link = link(pair);
+    [Class::App, Class::Bulk].map(|class| link.classes[class.index()].sent_bytes)
+}
+
+/// What the two classes send from now on, out of so many bytes: the second one's part, in thousandths.
+async fn part_of_bulk(pair: &Pair, bytes: u64) -> u64 {
+    let before = sent(pair);
+    let news = || {
+        let now = sent(pair);
+        [now[0] - before[0], now[1] - before[1]]
+    };
+    soon(async {
+        while news().iter().sum::<u64>() < bytes {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let [app, bulk] = news();
+    bulk * 1000 / (app + bulk)
+}
+
+/// Fills one stream of each class from the edge, for ever.
+async fn fill(pair: &Pair, classes: &[Class]) {
+    let listener = UnixListener::bind(&pair.region_config.services[0].socket).unwrap();
+    for class in classes {
+        let opened = async { tokio::join!(pair.open("echo", *class), accept(&listener)) };
+        let (source, (_, mut sink)) = soon(opened).await;
+        let mut source = source.unwrap();
+        tokio::spawn(async move {
+            let chunk = vec![5; 64 * 1024];
+            while source.write_all(&chunk).await.is_ok() {}
+        });
+        tokio::spawn(async move {
+            let mut chunk = vec![0; 64 * 1024];
+            while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caps_and_shares_change_by_hand_while_streams_run() {
+    let pair = Pair::start_with(|edge, _| edge.peers[0].send_rate = Some(rate(CAP)), None).await;
+    fill(&pair, &[Class::App, Class::Bulk]).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    for (app, bulk, expected) in [(1, 3, 700..=800), (3, 1, 200..=300)] {
+        let wanted = weights(&[(Class::App, app), (Class::Bulk, bulk)]);
+        let now: Shaping = client.post("/v1/shaping/region", &wanted).await.unwrap();
+        assert_eq!(now, wanted);
+        // What was buffered goes by the old weights.
+        part_of_bulk(&pair, 500_000).await;
+        let part = part_of_bulk(&pair, 4_000_000).await;
+        assert!(expected.contains(&part), "{app} to {bulk}: {part}");
+    }
+    // A cap of the class holds too, and goes again.
+    let mut wanted = weights(&[(Class::App, 3), (Class::Bulk, 3)]);
+    let bulk = wanted.shares.0.get_mut(&Class::Bulk).unwrap();
+    bulk.cap = Some(rate("2Mbit"));
+    let _: Shaping = client.post("/v1/shaping/region", &wanted).await.unwrap();
+    part_of_bulk(&pair, 500_000).await;
+    let part = part_of_bulk(&pair, 4_000_000).await;
+    assert!((50..=150).contains(&part), "{part}");
+    assert_eq!(
+        link(&pair).classes[Class::Bulk.index()].cap_bits_per_second,
+        Some(2_000_000)
+    );
+    // Another cap of the link, and none: the streams live through all of it.
+    for cap in [Some("40Mbit"), None] {
+        wanted.send_rate = cap.map(rate);
+        let _: Shaping = client.post("/v1/shaping/region", &wanted).await.unwrap();
+        let shown = link(&pair).cap_bits_per_second;
+        assert_eq!(shown, cap.map(|cap| rate(cap).bits_per_second()));
+        part_of_bulk(&pair, 4_000_000).await;
+    }
+    assert_eq!(link(&pair).links_lost, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l06_rules_that_cannot_be_meant_change_nothing() {
+    let pair = Pair::start_with(|edge, _| edge.peers[0].send_rate = Some(rate(CAP)), None).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let mut both = weights(&[]);
+    both.send_timetable = Some("5Mbit otherwise".parse().unwrap());
+    let mut above = weights(&[(Class::Bulk, 1001)]);
+    let mut floor = weights(&[]);
+    floor.shares.0.insert(
+        Class::App,
+        Share {
+            floor: Some(rate("19Mbit")),
+            ..Share::default()
+        },
+    );
+    for (wrong, word) in [
+        (&both, "otherwise"),
+        (&above, "1000"),
+        (&floor, "nine tenths"),
+    ] {
+        let answer: Result<Shaping, _> = client.post("/v1/shaping/region", wrong).await;
+        let problem = answer.unwrap_err();
+        assert_eq!(problem.code, Code::Usage.as_str());
+        assert!(problem.cause.contains(word), "{problem:?}");
+    }
+    above.shares.0.clear();
+    let answer: Result<Shaping, _> = client.post("/v1/shaping/nowhere", &above).await;
+    assert_eq!(answer.unwrap_err().code, Code::NotFound.as_str());
+    let answer: Result<ServiceView, _> = client
+        .post("/v1/services/nothing", &ServiceCap { cap: None })
+        .await;
+    assert_eq!(answer.unwrap_err().code, Code::NotFound.as_str());
+    let now: Shaping = client.get("/v1/shaping/region").await.unwrap();
+    assert_eq!(now, weights(&[]));
+}
+
+/// Writes the configuration as its operator would.
+fn write(config: &Config, path: &Path) {
+    fs::write(path, toml::to_string(config).unwrap()).unwrap();
+}
+
+fn channel(label: &str, cap: Option<&str>) -> ChannelSpec {
+    let listen = "tcp:127.0.0.1:0".parse().unwrap();
+    let service = (name("region"), name("echo"));
+    ChannelSpec {
+        cap: cap.map(rate),
+        ..ChannelSpec::new(name(label), listen, service, Class::App)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_nothing() {
+    let pair = Pair::start_with(
+        |edge, _| {
+            edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+            edge.channels = vec![channel("kept", None), channel("gone", None)];
+        },
+        None,
+    )
+    .await;
+    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let mut pushed = channel("pushed", None);
+    pushed.generation = 7;
+    let _: ChannelView = client.post("/v1/channels", &pushed).await.unwrap();
+    let kept = |pair: &Pair| pair.edge.status().channels;
+    let listen = kept(&pair)[1].listen.clone();
+
+    let mut next = pair.edge_config.clone();
+    next.peers[0].send_rate = Some(rate(CAP));
+    next.peers[0].shares = weights(&[(Class::Bulk, 5)]).shares;
+    next.services[0].cap = Some(rate("3Mbit"));
+    next.channels = vec![channel("kept", Some("4Mbit")), channel("new", None)];
+    // It cannot change while the tunnel runs, and does not get in the way of what can.
+    next.limits.peer_streams = 65;
+    write(&next, &file);
+    pair.edge.reload().await;
+    let changed = |pair: &Pair| {
+        let status = pair.edge.status();
+        let names: Vec<_> = status.channels.iter().map(|one| one.name.clone()).collect();
+        assert_eq!(names, ["kept", "new", "pushed"]);
+        assert_eq!(status.channels[0].cap_bits_per_second, Some(4_000_000));
+        assert_eq!(status.channels[0].listen, listen, "programs stay connected");
+        assert_eq!(status.services[0].cap_bits_per_second, Some(3_000_000));
+        let link = &status.links[0];
+        assert_eq!(link.cap_bits_per_second, Some(20_000_000));
+        assert_eq!(link.classes[Class::Bulk.index()].weight, Some(5));
+    };
+    changed(&pair);
+
+    let text = fs::read_to_string(&file).unwrap();
+    for wrong in [
+        text.replace("20Mbit", "fast"),
+        text.replace("weight = 5", "weight = 5000"),
+        String::new(),
+    ] {
+        assert_ne!(wrong, text);
+        fs::write(&file, wrong).unwrap();
+        pair.edge.reload().await;
+        changed(&pair);
+    }
+    fs::remove_file(&file).unwrap();
+    pair.edge.reload().await;
+    changed(&pair);
+
+    // What was changed by hand is as in the file again.
+    let by_hand = weights(&[(Class::Bulk, 9)]);
+    let _: Shaping = client.post("/v1/shaping/region", &by_hand).await.unwrap();
+    let cap = ServiceCap { cap: None };
+    let view: ServiceView = client.post("/v1/services/echo", &cap).await.unwrap();
+    assert_eq!(view.cap_bits_per_second, None);
+    write(&next, &file);
+    pair.edge.reload().await;
+    changed(&pair);
+    pair.linked().await;
+}
