@@ -48,6 +48,9 @@ pub struct Config {
     /// What moves may use of this host.
     #[serde(default)]
     pub limits: Limits,
+    /// What scrapers are told.
+    #[serde(default)]
+    pub metrics: MetricsOptions,
     /// What is logged, and how.
     #[serde(default)]
     pub log: log::Options,
@@ -93,6 +96,25 @@ impl Default for Limits {
             incoming_per_peer: 4,
             codec_threads: 2,
             buffers: Size::from_bytes(32 << 20),
+        }
+    }
+}
+
+/// What scrapers are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsOptions {
+    /// Whether each guest has series of its own.
+    pub per_guest: bool,
+    /// Most guests that have.
+    pub guests_max: u32,
+}
+
+impl Default for MetricsOptions {
+    fn default() -> Self {
+        Self {
+            per_guest: false,
+            guests_max: 100,
         }
     }
 }
@@ -207,6 +229,7 @@ impl Check for Config {
                 64,
             ),
             ("limits.codec_threads", self.limits.codec_threads, 64),
+            ("metrics.guests_max", self.metrics.guests_max, 1000),
         ];
         for (key, count, max) in counts {
             if !(1..=max).contains(&count) {

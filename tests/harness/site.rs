@@ -131,6 +131,7 @@ impl Site {
             guest_command: None,
             quota: migrator::Quota::default(),
             limits: migrator::Limits::default(),
+            metrics: migrator::MetricsOptions::default(),
             log: log::Options::default(),
         };
         let tunnel = tunnel_config(place, &migrator, (reach, rate), certificates, &run);

@@ -5,10 +5,12 @@ use std::time::Duration;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
 use super::shared::Board;
 use crate::api::{GuestState, Phase};
+use crate::config::MetricsOptions;
 
 /// The metrics of one migrator.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub(super) struct Metrics {
     journal_seconds: Histogram,
     migrations: IntGaugeVec,
     guests_running: IntGauge,
+    guest_info: IntGaugeVec,
+    each: Option<Each>,
     quarantined: IntGauge,
     data_remaining_bytes: IntGauge,
     data_processed_bytes: IntGauge,
@@ -26,8 +30,57 @@ pub(super) struct Metrics {
     demand_fetches: IntGauge,
 }
 
+/// Series of each guest: only for those who ask for them, since each guest is a few more in every scrape.
+#[derive(Debug)]
+struct Each {
+    running: IntGaugeVec,
+    memory_bytes: IntGaugeVec,
+    beyond: IntGauge,
+    /// Most guests that have series.
+    guests_max: usize,
+}
+
+impl Each {
+    fn new(registry: &Registry, guests_max: u32) -> Result<Self, Fault> {
+        let gauges = |name: &str, help: &str| {
+            let made = IntGaugeVec::new(Opts::new(name, help), &["guest"]);
+            register(registry, made)
+        };
+        let beyond = IntGauge::new(
+            "towpath_guests_beyond_cap",
+            "Guests without series of their own, because there are too many.",
+        );
+        Ok(Self {
+            running: gauges(
+                "towpath_guest_running",
+                "Whether a guest runs on this host.",
+            )?,
+            memory_bytes: gauges("towpath_guest_memory_bytes", "Memory of a guest.")?,
+            beyond: register(registry, beyond)?,
+            guests_max: usize::try_from(guests_max).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// The guests in the order of their ids, which no move changes: the same ones are shown every time.
+    fn show(&self, board: &Board) {
+        self.running.reset();
+        self.memory_bytes.reset();
+        for guest in board.guests.values().take(self.guests_max) {
+            let label = &[guest.name.as_str()];
+            let is_running = guest.state == GuestState::Running;
+            set(&self.running.with_label_values(label), is_running.into());
+            set(
+                &self.memory_bytes.with_label_values(label),
+                guest.memory_bytes,
+            );
+        }
+        let beyond = board.guests.len().saturating_sub(self.guests_max);
+        set(&self.beyond, beyond as u64);
+    }
+}
+
 impl Metrics {
-    pub(super) fn new() -> Result<Self, Fault> {
+    pub(super) fn new(options: MetricsOptions) -> Result<Self, Fault> {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let journal = HistogramOpts::new(
@@ -47,6 +100,20 @@ impl Metrics {
                 ),
             )?,
             guests_running: gauge("towpath_guests_running", "Guests that run on this host.")?,
+            guest_info: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "towpath_guest_info",
+                        "Guests of this host by kind of machine and state.",
+                    ),
+                    &["kind", "state"],
+                ),
+            )?,
+            each: options
+                .per_guest
+                .then(|| Each::new(&registry, options.guests_max))
+                .transpose()?,
             quarantined: gauge(
                 "towpath_quarantined_guests",
                 "Guests whose journal cannot be trusted.",
@@ -98,6 +165,14 @@ impl Metrics {
             board.guests.values().filter(is_so).count() as u64
         };
         set(&self.guests_running, guests(GuestState::Running));
+        self.guest_info.reset();
+        for guest in board.guests.values() {
+            let label = [word(&guest.kind), word(&guest.state)];
+            self.guest_info.with_label_values(&label).inc();
+        }
+        if let Some(each) = &self.each {
+            each.show(board);
+        }
         set(&self.quarantined, guests(GuestState::Quarantined));
         let open = || {
             board
@@ -128,6 +203,13 @@ impl Metrics {
     }
 }
 
+/// A kind or a state as documents write it.
+fn word(of: &impl Serialize) -> String {
+    let written = serde_json::to_value(of).ok();
+    let word = written.as_ref().and_then(serde_json::Value::as_str);
+    word.unwrap_or("unknown").to_owned()
+}
+
 fn set(gauge: &IntGauge, value: u64) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
@@ -152,7 +234,7 @@ mod tests {
     use crate::engine::shared::quarantined;
 
     /// What is said of a board with so many guests.
-    fn text_of(guests: u128) -> String {
+    fn text_of(guests: u128, options: MetricsOptions) -> String {
         let mut board = Board::default();
         let fault = Fault::new(Code::Io, "a journal");
         for number in 0..guests {
@@ -160,18 +242,40 @@ mod tests {
             let id = GuestId(number);
             board.guests.insert(id, quarantined(&name, id, &fault));
         }
-        Metrics::new().unwrap().text(&board)
+        Metrics::new(options).unwrap().text(&board)
     }
 
     #[test]
     fn l08_ten_thousand_guests_are_counted_and_are_no_labels() {
-        let (one, many) = (text_of(1), text_of(10_000));
+        let options = MetricsOptions::default();
+        let (one, many) = (text_of(1, options), text_of(10_000, options));
         assert!(many.contains("towpath_quarantined_guests 10000"), "{many}");
+        let info = "towpath_guest_info{kind=\"auto\",state=\"quarantined\"} 10000";
+        assert!(many.contains(info), "{many}");
         assert_eq!(
             one.lines().count(),
             many.lines().count(),
             "series per guest"
         );
         assert!(!many.contains("guest-"), "{many}");
+    }
+
+    #[test]
+    fn l08_guests_have_series_of_their_own_if_that_is_wanted_and_only_so_many() {
+        let options = MetricsOptions {
+            per_guest: true,
+            guests_max: 3,
+        };
+        let few = text_of(2, options);
+        assert!(
+            few.contains("towpath_guest_running{guest=\"guest-1\"} 0"),
+            "{few}"
+        );
+        assert!(few.contains("towpath_guest_memory_bytes{guest=\"guest-0\"} 0"));
+        assert!(few.contains("towpath_guests_beyond_cap 0"));
+        let many = text_of(10_000, options);
+        let shown = many.lines().filter(|line| line.contains("guest=\""));
+        assert_eq!(shown.count(), 2 * 3);
+        assert!(many.contains("towpath_guests_beyond_cap 9997"), "{many}");
     }
 }

@@ -78,7 +78,7 @@ impl Shared {
         Ok(Self {
             host: config.identity(),
             store,
-            metrics: Metrics::new()?,
+            metrics: Metrics::new(config.metrics)?,
             started_unix_ms: unix_ms(),
             board: Mutex::default(),
             workers: Mutex::default(),

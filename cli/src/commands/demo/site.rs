@@ -162,6 +162,7 @@ impl Plan<'_> {
                 ..migrator::Quota::default()
             },
             limits: migrator::Limits::default(),
+            metrics: migrator::MetricsOptions::default(),
             log: log::Options::default(),
         }
     }
