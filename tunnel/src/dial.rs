@@ -227,9 +227,8 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
                 (link, (host, joined.run), core.site.clone()),
                 (urgent, bulk),
                 (
-                    peer.send_rate(),
+                    Arc::clone(&peer.pacer),
                     joined.receive_rate_max.map(Rate::clamped),
-                    peer.shaped().rules.shares.clone(),
                 ),
                 Arc::clone(&peer.counters),
             );

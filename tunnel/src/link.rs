@@ -18,7 +18,7 @@ use crate::control::Reports;
 use crate::cruise::{self, Cruise};
 use crate::estimate::{ALLOWANCE, Estimate};
 use crate::health;
-use crate::pace::Pace;
+use crate::pace::{Pace, Pacer};
 use crate::shares::Shares;
 use crate::standing::Papers;
 use crate::streams::Party;
@@ -155,12 +155,11 @@ impl Drop for Carrying {
 }
 
 impl Link {
-    /// A link of two joined connections, whose peer wants at most `peer_rate`, over which we send at
-    /// most `rate`.
+    /// A link of two joined connections, whose peer wants at most `peer_rate`.
     pub(crate) fn new(
         (id, (peer, run), dialler): (LinkId, Party, Name),
         (urgent, bulk): (Connection, Connection),
-        (rate, peer_rate, shares): (Option<Rate>, Option<Rate>, Shares),
+        (pacer, peer_rate): (Arc<Pacer>, Option<Rate>),
         counters: Arc<Counters>,
     ) -> Self {
         for connection in [&urgent, &bulk] {
@@ -178,7 +177,7 @@ impl Link {
             id,
             peer,
             dialler,
-            pace: Arc::new(Pace::new(least(rate, peer_rate), shares)),
+            pace: Arc::new(Pace::new(pacer)),
             peer_rate,
             counters,
             reports: Reports::default(),
@@ -367,6 +366,12 @@ impl Link {
 
     fn cruise(&self) -> MutexGuard<'_, Cruise> {
         self.cruise.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what has left on the wire for the last time.
+    pub(crate) fn settle(&self) {
+        self.observe();
+        self.pace.end();
     }
 
     /// What was last measured.

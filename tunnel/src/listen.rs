@@ -242,9 +242,8 @@ impl Listener {
             ),
             (urgent.connection, bulk.connection),
             (
-                peer.send_rate(),
+                Arc::clone(&peer.pacer),
                 join.receive_rate_max.map(Rate::clamped),
-                peer.shaped().rules.shares.clone(),
             ),
             Arc::clone(&peer.counters),
         ));

@@ -1,8 +1,12 @@
 //! The shaper with a clock: waits until bytes may go.
 //!
+//! There is one shaper for a peer, whichever links there are to it: while one link takes another one's
+//! place, both together keep to the cap.
+//!
 //! Of those that wait one *leads*: it looks at the clock for all, and passes that on with its own grant.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
@@ -18,9 +22,9 @@ use crate::shares::Shares;
 /// How long the leader sleeps at most; whatever is missed costs no more than this.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Paces what one side of a link sends.
+/// Paces what is sent to a peer.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct Pacer {
     state: Mutex<State>,
     began: Clock,
     lead: tokio::sync::Mutex<()>,
@@ -34,34 +38,32 @@ struct State {
     waiting: BTreeMap<Wish, oneshot::Sender<u64>>,
     /// When the leader wakes.
     planned: Option<Instant>,
-    /// Bytes were granted since the wire was looked at.
-    is_unobserved: bool,
+    /// Bytes that have left on the wire, by leg, over all links.
+    left: [u64; 2],
 }
 
-impl Pace {
+/// Paces what one link sends, as part of what is sent to its peer.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    pacer: Arc<Pacer>,
+    /// Bytes that have left on the wire over this link, by leg.
+    left: [AtomicU64; 2],
+    /// Bytes that were granted for this link and that its wire has not shown yet.
+    unseen: AtomicU64,
+}
+
+impl Pacer {
     pub(crate) fn new(rate: Option<Rate>, shares: Shares) -> Self {
         Self {
             state: Mutex::new(State {
                 shaper: Shaper::new(rate, shares, Instant::ZERO),
                 waiting: BTreeMap::new(),
                 planned: None,
-                is_unobserved: false,
+                left: [0; 2],
             }),
             began: Clock::now(),
             lead: tokio::sync::Mutex::new(()),
             sooner: Notify::new(),
-        }
-    }
-
-    /// Says that a stream has bytes to send, until the answer is dropped; they count for its quota too.
-    pub(crate) fn backlog<'a>(self: &'a Arc<Self>, class: Class, quota: &'a Quota) -> Backlog<'a> {
-        let now = self.now();
-        self.state().shaper.enter(class, now);
-        Backlog {
-            pace: self,
-            class,
-            quota,
-            reserved: 0,
         }
     }
 
@@ -88,17 +90,20 @@ impl Pace {
         }
     }
 
-    /// Takes note of all bytes that have left on the wire since the link is up, by leg.
-    pub(crate) fn observe(&self, wire_bytes: [u64; 2]) {
+    /// Takes note of more bytes that have left on the wire, by leg.
+    fn observe(&self, news: [u64; 2]) {
         let now = self.now();
         let mut state = self.state();
-        state.is_unobserved = false;
-        state.shaper.observe(wire_bytes, now);
+        for (left, news) in state.left.iter_mut().zip(news) {
+            *left += news;
+        }
+        let left = state.left;
+        state.shaper.observe(left, now);
     }
 
-    /// Whether the wire should be looked at soon, so that the cap holds.
-    pub(crate) fn is_unobserved(&self) -> bool {
-        self.state().is_unobserved
+    /// Takes note that so many granted bytes will never leave.
+    fn forget(&self, bytes: u64) {
+        self.state().shaper.forget(bytes);
     }
 
     /// What so many bytes of a class come to on the wire, as far as was seen.
@@ -153,12 +158,74 @@ impl Pace {
     }
 }
 
+impl Pace {
+    /// Paces a new link.
+    pub(crate) const fn new(pacer: Arc<Pacer>) -> Self {
+        Self {
+            pacer,
+            left: [AtomicU64::new(0), AtomicU64::new(0)],
+            unseen: AtomicU64::new(0),
+        }
+    }
+
+    /// Says that a stream has bytes to send, until the answer is dropped; they count for its quota too.
+    pub(crate) fn backlog<'a>(self: &'a Arc<Self>, class: Class, quota: &'a Quota) -> Backlog<'a> {
+        let now = self.pacer.now();
+        self.pacer.state().shaper.enter(class, now);
+        Backlog {
+            pace: self,
+            class,
+            quota,
+            reserved: 0,
+        }
+    }
+
+    /// The cap.
+    pub(crate) fn rate(&self) -> Option<Rate> {
+        self.pacer.rate()
+    }
+
+    /// Changes the cap.
+    pub(crate) fn set_rate(&self, rate: Option<Rate>) {
+        self.pacer.set_rate(rate);
+    }
+
+    /// Changes what the classes get.
+    pub(crate) fn set_shares(&self, shares: &Shares) {
+        self.pacer.set_shares(shares);
+    }
+
+    /// Takes note of all bytes that have left on the wire since the link is up, by leg.
+    pub(crate) fn observe(&self, wire_bytes: [u64; 2]) {
+        let mut news = wire_bytes;
+        for (news, left) in news.iter_mut().zip(&self.left) {
+            *news = news.saturating_sub(left.swap(*news, Ordering::Relaxed));
+        }
+        let sum = news.iter().sum();
+        let rest = |unseen: u64| Some(unseen.saturating_sub(sum));
+        // Never fails: there is always a rest.
+        let _ = self
+            .unseen
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        self.pacer.observe(news);
+    }
+
+    /// Whether the wire should be looked at soon, so that the cap holds.
+    pub(crate) fn is_unobserved(&self) -> bool {
+        self.unseen.load(Ordering::Relaxed) > 0 && self.rate().is_some()
+    }
+
+    /// The link is over: what it was granted and has not sent never goes.
+    pub(crate) fn end(&self) {
+        self.pacer.forget(self.unseen.swap(0, Ordering::Relaxed));
+    }
+}
+
 impl State {
     /// Grants what can be granted; gives what `own` was granted, which nobody waits for yet.
     fn settle(&mut self, now: Instant, own: Option<Wish>) -> Option<u64> {
         let mut granted = None;
         while let Some((wish, bytes)) = self.shaper.poll(now) {
-            self.is_unobserved = self.shaper.rate().is_some();
             if own == Some(wish) {
                 granted = Some(bytes);
             } else if let Some(teller) = self.waiting.remove(&wish) {
@@ -173,7 +240,7 @@ impl State {
 /// A wish that is not granted yet; taken back if it is dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    pace: Arc<Pace>,
+    pace: Arc<Pacer>,
     class: Class,
     wish: Wish,
     heard: oneshot::Receiver<u64>,
@@ -226,13 +293,15 @@ impl Backlog<'_> {
     /// Waits until some of `bytes` may go; gives how many.
     pub(crate) async fn grant(&mut self, bytes: u64) -> u64 {
         if self.reserved == 0 {
-            let on_wire = |bytes| self.pace.on_wire(self.class, bytes);
+            let on_wire = |bytes| self.pace.pacer.on_wire(self.class, bytes);
             self.reserved = self.quota.take(bytes, on_wire).await;
         }
-        let granted = match self.pace.ask(self.class, bytes.min(self.reserved)) {
+        let asked = bytes.min(self.reserved);
+        let granted = match self.pace.pacer.ask(self.class, asked) {
             Ok(granted) => granted,
             Err(mut waiting) => waiting.granted().await,
         };
+        self.pace.unseen.fetch_add(granted, Ordering::Relaxed);
         self.reserved -= granted;
         granted
     }
@@ -241,13 +310,71 @@ impl Backlog<'_> {
 impl Drop for Backlog<'_> {
     fn drop(&mut self) {
         self.quota.give_back(self.reserved);
-        let mut state = self.pace.state();
+        let pacer = &self.pace.pacer;
+        let mut state = pacer.state();
         state.shaper.leave(self.class);
         let is_awaited = !state.waiting.is_empty();
         drop(state);
         if is_awaited {
             // Somebody may have waited for this stream alone.
-            self.pace.sooner.notify_one();
+            pacer.sooner.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that tasks get through for a while, each by a link of its own.
+    async fn granted(paces: &[Arc<Pace>], time: Duration) -> u64 {
+        let tasks = paces.iter().map(|pace| {
+            let pace = Arc::clone(pace);
+            tokio::spawn(async move {
+                let quota = Quota::default();
+                let mut backlog = pace.backlog(Class::Bulk, &quota);
+                let (began, mut granted) = (Clock::now(), 0);
+                while began.elapsed() < time {
+                    granted += backlog.grant(1 << 20).await;
+                }
+                granted
+            })
+        });
+        let mut sum = 0;
+        for task in tasks.collect::<Vec<_>>() {
+            sum += task.await.unwrap();
+        }
+        sum
+    }
+
+    #[tokio::test]
+    async fn links_to_one_peer_keep_to_the_cap_together() {
+        let rate = Rate::from_bytes_per_second(1_000_000).unwrap();
+        let pacer = Arc::new(Pacer::new(Some(rate), Shares::default()));
+        let paces: Vec<_> = (0..3)
+            .map(|_| Arc::new(Pace::new(Arc::clone(&pacer))))
+            .collect();
+        let began = Clock::now();
+        let sum = granted(&paces, Duration::from_millis(300)).await;
+        let most = rate.bytes_in(began.elapsed() + Duration::from_millis(20));
+        assert!(sum <= most, "{sum} of {most}");
+        assert!(sum >= most / 2, "{sum} of {most}");
+    }
+
+    #[tokio::test]
+    async fn what_a_link_never_sent_is_no_credit_for_the_next() {
+        let rate = Rate::from_bytes_per_second(1_000_000).unwrap();
+        let pacer = Arc::new(Pacer::new(Some(rate), Shares::default()));
+        let lost = Arc::new(Pace::new(Arc::clone(&pacer)));
+        let sum = granted(std::slice::from_ref(&lost), Duration::from_millis(50)).await;
+        assert!(lost.is_unobserved());
+        lost.end();
+        // The next link's wire shows bytes that nobody granted: all of them are charged.
+        let next = Arc::new(Pace::new(Arc::clone(&pacer)));
+        next.observe([0, sum]);
+        let (began, quota) = (Clock::now(), Quota::default());
+        next.backlog(Class::Bulk, &quota).grant(1000).await;
+        let debt = rate.bytes_in(began.elapsed()) + rate.bytes_in(Duration::from_millis(40));
+        assert!(debt >= sum, "{debt} of {sum}");
     }
 }

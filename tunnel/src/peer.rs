@@ -28,6 +28,7 @@ use crate::datagrams::Flows;
 use crate::dial::Cause;
 use crate::health;
 use crate::link::{Counters, Link};
+use crate::pace::Pacer;
 use crate::recent::Recent;
 use crate::shares::Shaping;
 use crate::standing::Chain;
@@ -105,6 +106,7 @@ pub(crate) struct Peer {
     shaping: Mutex<Arc<Shaped>>,
     zone: Zone,
     pub receive_rate: Option<Rate>,
+    pub pacer: Arc<Pacer>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
     pub datagrams: Flows,
@@ -141,10 +143,13 @@ impl Peer {
             reason: "not reached yet".to_owned(),
             since: SystemTime::now(),
         });
+        let shaped = Shaped::new(config.shaping(), zone);
+        let rate = shaped.rate_at(timetable::now());
         Ok(Self {
             site: config.site.clone(),
             address: config.address.clone(),
-            shaping: Mutex::new(Arc::new(Shaped::new(config.shaping(), zone))),
+            pacer: Arc::new(Pacer::new(rate, shaped.rules.shares.clone())),
+            shaping: Mutex::new(Arc::new(shaped)),
             zone: zone.clone(),
             receive_rate: config.receive_rate,
             counters: Arc::default(),
@@ -201,7 +206,10 @@ impl Peer {
 
     /// Brings what holds now to the link that is up; says whether it carries another cap than before.
     pub(crate) fn shape(&self) -> bool {
-        let Ok(link) = self.link() else { return false };
+        self.link().is_ok_and(|link| self.shape_link(&link))
+    }
+
+    fn shape_link(&self, link: &Link) -> bool {
         let shaped = self.shaped();
         link.set_shares(&shaped.rules.shares);
         link.set_send_rate(shaped.rate_at(timetable::now()))
@@ -322,6 +330,8 @@ impl Peer {
                 retired.retain(|link| link.strong_count() > 0);
                 retired.push(Arc::downgrade(current));
             }
+            // The peer's wish came with the link.
+            self.shape_link(link);
             state.link = Some(Arc::clone(link));
             state.is_stalled = false;
             state.is_outdated = false;
@@ -368,6 +378,7 @@ impl Peer {
             .await;
         // One connection is over: the other one must not live on with half of the streams.
         link.close(Code::Unreachable, "the link's other connection is over");
+        link.settle();
         let peer = &link.peer;
         tracing::info!(%peer, reason, "link down");
         self.state.send_if_modified(|state| {

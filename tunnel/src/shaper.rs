@@ -296,6 +296,11 @@ impl Shaper {
         root.charge(i128::from(left - foreseen) * BILLION, debt_max);
     }
 
+    /// Takes note that so many bytes that were granted will never leave: no others may go for them.
+    pub const fn forget(&mut self, bytes: u64) {
+        self.unseen = self.unseen.saturating_sub(bytes);
+    }
+
     /// What so many bytes of a leg come to on the wire, as far as was seen.
     #[must_use]
     pub fn on_wire(&self, leg: Leg, bytes: u64) -> u64 {
