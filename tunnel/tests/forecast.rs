@@ -5,7 +5,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, accept, soon};
+use harness::{Pair, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
@@ -71,18 +71,7 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
             .all(|view| view.quantiles.is_none())
     );
 
-    let listener = pair.echo();
-    let (local, (_, mut remote)) =
-        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
-    let mut local = local.unwrap();
-    let writer = tokio::spawn(async move {
-        let chunk = vec![5; 64 * 1024];
-        while local.write_all(&chunk).await.is_ok() {}
-    });
-    let reader = tokio::spawn(async move {
-        let mut chunk = vec![0; 64 * 1024];
-        while remote.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-    });
+    let filling = pair.fill(Class::Bulk).await;
     let known = until(&client, "&bytes=100000000", is_known).await;
     let soon = known.forecasts[1].quantiles.as_ref().unwrap();
     let share = soon.p50_bits_per_second * 100 / LINK_BITS_PER_SECOND;
@@ -105,8 +94,7 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
     let series = "towpath_tunnel_predicted_bytes_per_second{direction=\"send\",\
         horizon=\"10s\",peer=\"region\",quantile=\"0.1\"}";
     assert!(metrics.contains(series), "{metrics}");
-    writer.abort();
-    reader.abort();
+    drop(filling);
 
     let config = pair.edge_config.clone();
     pair.edge.stop().await;

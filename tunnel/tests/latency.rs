@@ -6,11 +6,10 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, accept, name, soon};
+use harness::{Filling, Pair, accept, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Queue};
 use towpath_protocol::channel::Class;
@@ -58,25 +57,10 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
         }
     });
     let idle = fetches(&mut asker).await;
-    let load = saturate(bulk, sink);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
-    let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
-        let (began, before) = (Instant::now(), received());
-        let loaded = fetches(&mut asker).await;
-        let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
-        let mbit = (received() - before) * 8 / micros;
-        println!("demand fetch p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
-        rounds.push((loaded[0], mbit));
-        if is_good(rounds[rounds.len() - 1], idle[0]) {
-            break;
-        }
-    }
-    let is_one_good = rounds.iter().any(|round| is_good(*round, idle[0]));
-    assert!(is_one_good, "idle {idle:?}, loaded {rounds:?}");
+    let load = Filling::start(bulk, sink);
+    check_beside_bulk(&pair, "demand fetch", &mut asker, idle).await;
     serving.abort();
-    load.into_iter().for_each(|task| task.abort());
+    drop(load);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,19 +101,23 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
         }
     });
     let idle = fetches(&mut app).await;
-    let listener = pair.echo();
-    let (bulk, (_, sink)) =
-        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
-    let load = saturate(bulk.unwrap(), sink);
+    let load = pair.fill(Class::Bulk).await;
+    check_beside_bulk(&pair, "app message", &mut app, idle).await;
+    serving.abort();
+    drop(load);
+}
+
+/// In one of the rounds, fetches beside bulk wait hardly longer than they do without it, and bulk goes on.
+async fn check_beside_bulk(pair: &Pair, what: &str, asker: &mut UnixStream, idle: [Duration; 2]) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let (began, before) = (Instant::now(), received());
-        let loaded = fetches(&mut app).await;
+        let loaded = fetches(asker).await;
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
         let mbit = (received() - before) * 8 / micros;
-        println!("app message p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
+        println!("{what} p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
         rounds.push((loaded[0], mbit));
         if is_good(rounds[rounds.len() - 1], idle[0]) {
             break;
@@ -137,21 +125,6 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
     }
     let is_one_good = rounds.iter().any(|round| is_good(*round, idle[0]));
     assert!(is_one_good, "idle {idle:?}, loaded {rounds:?}");
-    serving.abort();
-    load.into_iter().for_each(|task| task.abort());
-}
-
-/// Fills a stream without end, and empties it at its other end.
-fn saturate(mut bulk: UnixStream, mut sink: UnixStream) -> [JoinHandle<()>; 2] {
-    let writing = tokio::spawn(async move {
-        let chunk = vec![5; 64 * 1024];
-        while bulk.write_all(&chunk).await.is_ok() {}
-    });
-    let reading = tokio::spawn(async move {
-        let mut chunk = vec![0; 64 * 1024];
-        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-    });
-    [writing, reading]
 }
 
 fn is_good((wait, mbit): (Duration, u64), idle: Duration) -> bool {

@@ -5,12 +5,11 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, SOON, World, accept, name, pattern, soon};
+use harness::{Pair, SOON, World, accept, name, pattern, soon, start_again};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Side};
 use towpath_protocol::channel::Class;
-use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::status::LinkState;
 
@@ -38,17 +37,7 @@ async fn a_link_is_back_after_the_peer_restarts() {
     let config = pair.region_config.clone();
     pair.region.stop().await;
     becomes(&pair.edge, LinkState::Down).await;
-    // Another test may have been given the port meanwhile; it does not keep it for long.
-    let restarting = async {
-        loop {
-            match Tunnel::start(&config).await {
-                Ok(tunnel) => break tunnel,
-                Err(fault) => assert_eq!(fault.code, Code::Io, "{fault}"),
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    pair.region = soon(restarting).await;
+    pair.region = start_again(&config).await;
     pair.linked().await;
     let listener = pair.echo();
     let (local, _) =
@@ -98,10 +87,7 @@ async fn fault_16_a_link_is_back_soon_after_a_long_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_survives_a_hiccup_shorter_than_a_replacement_takes() {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
-    let listener = pair.echo();
-    let (local, (_, mut remote)) =
-        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
-    let mut local = local.unwrap();
+    let (mut local, mut remote) = pair.stream(Class::Bulk).await;
     let control = pair.relay.as_ref().unwrap().control();
     let sent = pattern(3, 4 << 20);
     let writing = async {
@@ -215,18 +201,7 @@ async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
 
 /// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.
 async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
-    let listener = pair.echo();
-    let (local, (_, mut remote)) =
-        soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
-    let mut local = local.unwrap();
-    let writer = tokio::spawn(async move {
-        let chunk = vec![5; 64 * 1024];
-        while local.write_all(&chunk).await.is_ok() {}
-    });
-    let reader = tokio::spawn(async move {
-        let mut chunk = vec![0; 64 * 1024];
-        while remote.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-    });
+    let filling = pair.fill(Class::Bulk).await;
     let control = pair.relay.as_ref().unwrap().control();
     // The first burst and the startup of the connection are over after a second.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -239,6 +214,5 @@ async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
         sent.abs_diff(expected) * 100 <= expected * 3,
         "{sent} for {expected}"
     );
-    writer.abort();
-    reader.abort();
+    drop(filling);
 }

@@ -7,9 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Pair, accept, name, soon};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use harness::{Pair, name, soon};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
@@ -65,28 +63,10 @@ async fn part_of_bulk(pair: &Pair, bytes: u64) -> u64 {
     bulk * 1000 / (app + bulk)
 }
 
-/// Fills one stream of each class from the edge, for ever.
-async fn fill(pair: &Pair, classes: &[Class]) {
-    let listener = UnixListener::bind(&pair.region_config.services[0].socket).unwrap();
-    for class in classes {
-        let opened = async { tokio::join!(pair.open("echo", *class), accept(&listener)) };
-        let (source, (_, mut sink)) = soon(opened).await;
-        let mut source = source.unwrap();
-        tokio::spawn(async move {
-            let chunk = vec![5; 64 * 1024];
-            while source.write_all(&chunk).await.is_ok() {}
-        });
-        tokio::spawn(async move {
-            let mut chunk = vec![0; 64 * 1024];
-            while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-        });
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn caps_and_shares_change_by_hand_while_streams_run() {
     let pair = Pair::start_with(|edge, _| edge.peers[0].send_rate = Some(rate(CAP)), None).await;
-    fill(&pair, &[Class::App, Class::Bulk]).await;
+    let _filling = [pair.fill(Class::App).await, pair.fill(Class::Bulk).await];
     let client = Client::new(&pair.edge_config.admin.socket);
     for (app, bulk, expected) in [(1, 3, 700..=800), (3, 1, 200..=300)] {
         let wanted = weights(&[(Class::App, app), (Class::Bulk, bulk)]);

@@ -5,13 +5,12 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, accept, name, pattern, soon};
+use harness::{Pair, accept, name, pattern, soon, start_again};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_bench::relay::{Control, Direction, Side};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
-use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::LinkState;
@@ -32,15 +31,6 @@ async fn start(change: impl FnOnce(&mut Config, &mut Config)) -> (Pair, Control)
     let pair = Pair::start_with(change, Some(thin())).await;
     let control = pair.relay.as_ref().unwrap().control();
     (pair, control)
-}
-
-/// A stream from the edge to the region, both ends in hand.
-async fn stream(pair: &Pair, class: Class) -> (UnixStream, UnixStream) {
-    let listener = pair.echo();
-    let (local, (_, remote)) =
-        soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
-    std::fs::remove_file(&pair.region_config.services[0].socket).unwrap();
-    (local.unwrap(), remote)
 }
 
 /// Sends and receives at once; gives what was heard.
@@ -81,7 +71,7 @@ async fn check_cut(outage: Duration, cut: impl Fn(&Control)) {
     let classes = [Class::Demand, Class::Bulk];
     let mut ends = Vec::new();
     for class in classes {
-        ends.push(stream(&pair, class).await);
+        ends.push(pair.stream(class).await);
     }
     let up = pattern(5, 8 << 20);
     let down = pattern(9, 8 << 20);
@@ -154,7 +144,7 @@ async fn while_cut(pair: &Pair, control: &Control, change: impl AsyncFnOnce()) {
 async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it() {
     for edge_goes in [true, false] {
         let (pair, control) = start(|_, _| ()).await;
-        let (local, remote) = stream(&pair, Class::App).await;
+        let (local, remote) = pair.stream(Class::App).await;
         let (goes, mut stays) = if edge_goes {
             (local, remote)
         } else {
@@ -176,7 +166,7 @@ async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it()
 async fn what_is_written_and_ended_during_an_outage_arrives_after_it() {
     for edge_writes in [true, false] {
         let (pair, control) = start(|_, _| ()).await;
-        let (local, remote) = stream(&pair, Class::Control).await;
+        let (local, remote) = pair.stream(Class::Control).await;
         let (mut writes, mut reads) = if edge_writes {
             (local, remote)
         } else {
@@ -207,7 +197,7 @@ async fn a_stream_whose_outage_lasts_too_long_is_lost_and_forgotten() {
         region.limits.outage_wait = brief;
     })
     .await;
-    let (mut local, mut remote) = stream(&pair, Class::App).await;
+    let (mut local, mut remote) = pair.stream(Class::App).await;
     control.cut_both();
     for end in [&mut local, &mut remote] {
         let ended = soon(end.read(&mut [0])).await;
@@ -225,16 +215,7 @@ async fn restart_region(mut pair: Pair, control: &Control) -> Pair {
     until("no link", || pair.edge.status().links[0].host.is_none()).await;
     let config = pair.region_config.clone();
     pair.region.stop().await;
-    let restarting = async {
-        loop {
-            match Tunnel::start(&config).await {
-                Ok(tunnel) => break tunnel,
-                Err(fault) => assert_eq!(fault.code, Code::Io, "{fault}"),
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    pair.region = soon(restarting).await;
+    pair.region = start_again(&config).await;
     control.heal();
     pair.linked().await;
     pair
@@ -243,14 +224,14 @@ async fn restart_region(mut pair: Pair, control: &Control) -> Pair {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_that_was_started_anew_ends_its_old_streams_at_once() {
     let (pair, control) = start(|_, _| ()).await;
-    let (mut local, _remote) = stream(&pair, Class::Bulk).await;
+    let (mut local, _remote) = pair.stream(Class::Bulk).await;
     let pair = restart_region(pair, &control).await;
     let ended = soon(local.read(&mut [0])).await;
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     until("it is gone", || streams(&pair.edge) == (0, 0)).await;
     assert_eq!(pair.edge.status().links[0].streams_lost, 1);
     // And the next one works.
-    let (_local, _remote) = stream(&pair, Class::Bulk).await;
+    let (_local, _remote) = pair.stream(Class::Bulk).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,8 +261,8 @@ async fn streams_are_bounded_while_they_have_no_connection() {
         region.limits.peer_streams = 1;
     })
     .await;
-    let _first = stream(&pair, Class::App).await;
-    let _second = stream(&pair, Class::Bulk).await;
+    let _first = pair.stream(Class::App).await;
+    let _second = pair.stream(Class::Bulk).await;
     control.cut_both();
     until("no link", || pair.region.status().links[0].host.is_none()).await;
     control.heal();
@@ -295,7 +276,7 @@ async fn streams_are_bounded_while_they_have_no_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_replaced_while_it_works_moves_its_streams_without_a_cut() {
     let (pair, _control) = start(|_, _| ()).await;
-    let (local, remote) = stream(&pair, Class::Bulk).await;
+    let (local, remote) = pair.stream(Class::Bulk).await;
     let sent = pattern(13, 12 << 20);
     let replacing = async {
         for _ in 0..3 {
@@ -314,7 +295,7 @@ async fn a_link_that_is_replaced_while_it_works_moves_its_streams_without_a_cut(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_address_of_the_edge_loses_nothing() {
     let (pair, control) = start(|_, _| ()).await;
-    let (local, remote) = stream(&pair, Class::Bulk).await;
+    let (local, remote) = pair.stream(Class::Bulk).await;
     let sent = pattern(17, 8 << 20);
     let is = |state| pair.edge.status().links[0].state == state;
     let changing = async {

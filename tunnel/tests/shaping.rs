@@ -6,7 +6,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, SOON, accept, name, soon};
+use harness::{Pair, SOON, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;
@@ -51,23 +51,6 @@ async fn until(mut is_so: impl FnMut() -> bool) {
     .await;
 }
 
-/// Fills a stream of a class from the edge, for ever.
-async fn fill(pair: &Pair, class: Class) {
-    let listener = tokio::net::UnixListener::bind(&pair.region_config.services[0].socket);
-    let listener = listener.unwrap();
-    let opened = soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
-    std::fs::remove_file(&pair.region_config.services[0].socket).unwrap();
-    let (mut source, (_, mut sink)) = (opened.0.unwrap(), opened.1);
-    tokio::spawn(async move {
-        let chunk = vec![5; 64 * 1024];
-        while source.write_all(&chunk).await.is_ok() {}
-    });
-    tokio::spawn(async move {
-        let mut chunk = vec![0; 64 * 1024];
-        while sink.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
-    });
-}
-
 /// Most that a cap lets through in a time, with its burst and what QUIC buffers.
 fn most(cap: &str, elapsed: Duration) -> u64 {
     let time = elapsed + Duration::from_millis(20);
@@ -90,8 +73,9 @@ async fn classes_share_a_capped_link_by_their_weights() {
     )
     .await;
     let began = Instant::now();
+    let mut filling = Vec::new();
     for class in [Class::App, Class::Bulk, Class::Scavenger] {
-        fill(&pair, class).await;
+        filling.push(pair.fill(class).await);
     }
     let of = || [Class::App, Class::Bulk, Class::Scavenger].map(|class| sent(&pair, class));
     until(|| of()[0] > 0 && of()[1] > 0).await;
@@ -129,7 +113,7 @@ async fn a_flood_of_datagrams_neither_breaks_the_cap_nor_starves_others() {
     let Endpoint::Udp(address) = view.listen.parse().unwrap() else {
         panic!("{}", view.listen);
     };
-    fill(&pair, Class::Bulk).await;
+    let _filling = pair.fill(Class::Bulk).await;
     let flood = tokio::spawn(async move {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         loop {

@@ -54,19 +54,10 @@ async fn a_service_hears_who_opened_the_stream() {
     assert_eq!(accepted.class, Class::Demand);
 }
 
-/// A stream from the edge to the region, both ends in hand.
-async fn stream(pair: &Pair, class: Class) -> (UnixStream, UnixStream) {
-    let listener = pair.echo();
-    let (local, (_, remote)) =
-        soon(async { tokio::join!(pair.open("echo", class), accept(&listener)) }).await;
-    std::fs::remove_file(&pair.region_config.services[0].socket).unwrap();
-    (local.unwrap(), remote)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_direction_may_end_while_the_other_goes_on() {
     let pair = Pair::start().await;
-    let (mut local, mut remote) = stream(&pair, Class::App).await;
+    let (mut local, mut remote) = pair.stream(Class::App).await;
     local.write_all(b"question").await.unwrap();
     local.shutdown().await.unwrap();
     let mut heard = Vec::new();
@@ -86,7 +77,7 @@ async fn one_direction_may_end_while_the_other_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_goes_away_ends_the_other_end() {
     let pair = Pair::start().await;
-    let (mut local, remote) = stream(&pair, Class::Bulk).await;
+    let (mut local, remote) = pair.stream(Class::Bulk).await;
     drop(remote);
     let ended = async { while local.write_all(&[0; 4096]).await.is_ok() {} };
     soon(ended).await;
@@ -97,7 +88,7 @@ async fn a_program_that_goes_away_ends_the_other_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_of_a_link_ends_its_streams_even_if_they_are_silent() {
     let pair = Pair::start().await;
-    let (mut local, _remote) = stream(&pair, Class::Control).await;
+    let (mut local, _remote) = pair.stream(Class::Control).await;
     pair.region.stop().await;
     let mut byte = [0];
     let ended = soon(local.read(&mut byte)).await;
@@ -163,7 +154,7 @@ async fn t17_a_peer_that_stops_reading_ends_with_bounded_memory() {
         None,
     )
     .await;
-    let (mut local, remote) = stream(&pair, Class::Bulk).await;
+    let (mut local, remote) = pair.stream(Class::Bulk).await;
     let chunk = vec![7; 64 * 1024];
     let mut taken: u64 = 0;
     let began = Instant::now();
@@ -201,7 +192,7 @@ async fn a_local_program_that_drips_its_first_words_is_let_go() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_streams_beyond_the_limit_are_refused() {
     let pair = Pair::start_with(|edge, _| edge.limits.local_streams = 1, None).await;
-    let (_local, _remote) = stream(&pair, Class::App).await;
+    let (_local, _remote) = pair.stream(Class::App).await;
     let fault = pair.open("echo", Class::App).await.unwrap_err();
     assert_eq!(fault.code, Code::Busy);
 }
@@ -209,7 +200,7 @@ async fn local_streams_beyond_the_limit_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_many_megabytes_arrives_whole() {
     let pair = Pair::start().await;
-    let (mut local, mut remote) = stream(&pair, Class::Bulk).await;
+    let (mut local, mut remote) = pair.stream(Class::Bulk).await;
     let sent = pattern(11, 64 << 20);
     let writing = async {
         local.write_all(&sent).await.unwrap();

@@ -15,12 +15,13 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
 use towpath_certs::{Authority, Validity};
 use towpath_daemon::stream;
 use towpath_protocol::channel::{Accepted, Class, Open, Preamble};
-use towpath_protocol::fault::Fault;
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_tunnel::Tunnel;
@@ -150,9 +151,62 @@ impl Pair {
         open(&self.edge_config.socket, "region", service, class).await
     }
 
+    /// A stream from the edge to the region, both ends in hand.
+    pub async fn stream(&self, class: Class) -> (UnixStream, UnixStream) {
+        let listener = self.echo();
+        let (local, (_, remote)) =
+            soon(async { tokio::join!(self.open("echo", class), accept(&listener)) }).await;
+        std::fs::remove_file(&self.region_config.services[0].socket).unwrap();
+        (local.unwrap(), remote)
+    }
+
+    /// Fills a stream of a class from the edge, until it is dropped.
+    pub async fn fill(&self, class: Class) -> Filling {
+        let (local, remote) = self.stream(class).await;
+        Filling::start(local, remote)
+    }
+
     /// The region's service `echo`.
     pub fn echo(&self) -> UnixListener {
         UnixListener::bind(&self.region_config.services[0].socket).unwrap()
+    }
+}
+
+/// Starts a tunnel where one was: another test may have been given the port meanwhile, and does not keep it
+/// for long.
+pub async fn start_again(config: &Config) -> Tunnel {
+    let starting = async {
+        loop {
+            match Tunnel::start(config).await {
+                Ok(tunnel) => break tunnel,
+                Err(fault) => assert_eq!(fault.code, Code::Io, "{fault}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(starting).await
+}
+
+/// A stream that is filled without end, and emptied at its other end, until it is dropped.
+pub struct Filling([JoinHandle<()>; 2]);
+
+impl Filling {
+    pub fn start(mut local: UnixStream, mut remote: UnixStream) -> Self {
+        let writing = tokio::spawn(async move {
+            let chunk = vec![5; 64 * 1024];
+            while local.write_all(&chunk).await.is_ok() {}
+        });
+        let reading = tokio::spawn(async move {
+            let mut chunk = vec![0; 64 * 1024];
+            while remote.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+        });
+        Self([writing, reading])
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -193,7 +247,7 @@ pub async fn accept(listener: &UnixListener) -> (Accepted, UnixStream) {
 }
 
 /// Echoes every stream until the listener is dropped.
-pub fn echo(listener: UnixListener) -> tokio::task::JoinHandle<()> {
+pub fn echo(listener: UnixListener) -> JoinHandle<()> {
     tokio::spawn(async move {
         loop {
             let (_, mut local) = accept_any(&listener).await;
