@@ -11,8 +11,9 @@ use towpath_protocol::fault::Code;
 
 use crate::failure::Failure;
 
-pub(crate) use human::{bits_per_second, bytes, escape, milliseconds, or_dash, time_of_day};
+pub(crate) use human::{escape, milliseconds, or_dash, time_of_day};
 pub(crate) use table::{Table, fields};
+pub(crate) use towpath_daemon::units::{bits_per_second, bytes};
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -16,7 +16,7 @@
 //! | [`liveness`] | feeding its watchdog for as long as every part of the daemon answers |
 //! | [`shutdown`] | one wish to stop, heard everywhere |
 //! | [`crash`] | a panic anywhere ends the whole daemon |
-//! | [`units`] | durations as operators write them |
+//! | [`units`] | durations as operators write them, sizes and rates as they read them |
 #![forbid(unsafe_code)]
 
 pub mod activation;

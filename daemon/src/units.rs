@@ -1,4 +1,5 @@
-//! Durations as operators write them; sizes and rates are in the protocol.
+//! Durations as operators write them, sizes and rates as they read them; how those are written is in the
+//! protocol.
 
 use std::fmt;
 use std::str::FromStr;
@@ -66,6 +67,37 @@ impl fmt::Display for Span {
     }
 }
 
+/// Bytes with a binary unit.
+#[must_use]
+pub fn bytes(bytes: u64) -> String {
+    scaled(bytes, 1024, &["B", "KiB", "MiB", "GiB", "TiB"])
+}
+
+/// Bytes per second as the bits per second of a line.
+#[must_use]
+pub fn bits_per_second(bytes_per_second: u64) -> String {
+    let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
+    scaled(bytes_per_second.saturating_mul(8), 1000, &units)
+}
+
+fn scaled(value: u64, step: u64, units: &[&str]) -> String {
+    let mut unit = 0;
+    let mut divisor = 1;
+    while unit + 1 < units.len() && value / divisor >= step {
+        divisor *= step;
+        unit += 1;
+    }
+    let name = units[unit];
+    if unit == 0 {
+        return format!("{value} {name}");
+    }
+    let tenths = u128::from(value) * 10 / u128::from(divisor);
+    if tenths >= 1000 {
+        return format!("{} {name}", tenths / 10);
+    }
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +121,16 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn numbers_have_at_most_one_decimal_and_the_fitting_unit() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(256 << 20), "256 MiB");
+        assert_eq!(bytes(u64::MAX), "16777215 TiB");
+        assert_eq!(bits_per_second(12_500_000), "100 Mbit/s");
+        assert_eq!(bits_per_second(1_234_567), "9.8 Mbit/s");
     }
 }

@@ -18,35 +18,6 @@ pub(crate) fn escape(text: &str) -> String {
     safe
 }
 
-/// Bytes with a binary unit.
-pub(crate) fn bytes(bytes: u64) -> String {
-    scaled(bytes, 1024, &["B", "KiB", "MiB", "GiB", "TiB"])
-}
-
-/// Bytes per second as the bits per second of a line.
-pub(crate) fn bits_per_second(bytes_per_second: u64) -> String {
-    let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];
-    scaled(bytes_per_second.saturating_mul(8), 1000, &units)
-}
-
-fn scaled(value: u64, step: u64, units: &[&str]) -> String {
-    let mut unit = 0;
-    let mut divisor = 1;
-    while unit + 1 < units.len() && value / divisor >= step {
-        divisor *= step;
-        unit += 1;
-    }
-    let name = units[unit];
-    if unit == 0 {
-        return format!("{value} {name}");
-    }
-    let tenths = u128::from(value) * 10 / u128::from(divisor);
-    if tenths >= 1000 {
-        return format!("{} {name}", tenths / 10);
-    }
-    format!("{}.{} {name}", tenths / 10, tenths % 10)
-}
-
 /// A duration in two units at most.
 pub(crate) fn milliseconds(ms: u64) -> String {
     match ms {
@@ -92,14 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_at_most_one_decimal_and_the_fitting_unit() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(256 << 20), "256 MiB");
-        assert_eq!(bytes(u64::MAX), "16777215 TiB");
-        assert_eq!(bits_per_second(12_500_000), "100 Mbit/s");
-        assert_eq!(bits_per_second(1_234_567), "9.8 Mbit/s");
+    fn times_are_in_two_units_at_most() {
         assert_eq!(milliseconds(999), "999 ms");
         assert_eq!(milliseconds(3210), "3.2 s");
         assert_eq!(milliseconds(125_000), "2 min 5 s");

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use towpath_daemon::units::bits_per_second;
 use towpath_forecast::band::Band;
 
-use super::bits;
 use crate::recent::{POINT_COUNT_MAX, Point};
 
 /// Hours of forecast that are drawn.
@@ -56,12 +56,16 @@ impl Chart {
             precise(last.sent_per_second),
             precise(last.received_per_second),
         );
-        let now = format!("{name}: now {} out, {} in", bits(sent), bits(received));
+        let now = format!(
+            "{name}: now {} out, {} in",
+            rate_of(sent),
+            rate_of(received)
+        );
         match self.ahead.last() {
             Some((hours, band)) => format!(
                 "{now}; in {hours} hours {} to {} are expected",
-                bits(band.p10),
-                bits(band.p90)
+                rate_of(band.p10),
+                rate_of(band.p90)
             ),
             None => format!("{now}; nothing is known of the coming day"),
         }
@@ -168,7 +172,12 @@ impl Scale {
         for share in [0.0, 0.5, 1.0] {
             let y = self.y(self.top * share);
             shape(svg, "polyline", "grid", &[(PAST.0, y), (AHEAD.1, y)]);
-            text(svg, (PAST.0 - 4.0, y + 4.0), "end", &bits(self.top * share));
+            text(
+                svg,
+                (PAST.0 - 4.0, y + 4.0),
+                "end",
+                &rate_of(self.top * share),
+            );
         }
         for (x, anchor, word) in [
             (PAST.0, "start", "an hour ago"),
@@ -246,4 +255,14 @@ mod tests {
         assert_eq!(svg.matches("class=\"cap\"").count(), 2);
         assert!(svg.len() < 8 * 1024, "{} bytes", svg.len());
     }
+}
+
+/// A rate in bytes per second, told in bits.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast ends at the bounds of the type"
+)]
+fn rate_of(bytes_per_second: f64) -> String {
+    bits_per_second(bytes_per_second as u64)
 }

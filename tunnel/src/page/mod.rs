@@ -7,6 +7,7 @@ mod chart;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use towpath_daemon::units::{bits_per_second, bytes};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::rate::Rate;
 
@@ -237,7 +238,7 @@ fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
     );
     facts.push(("forecast", told));
     if let Some(end) = link.peer_certificate_not_after_unix_seconds {
-        facts.push(("its certificate", expiry(end, now)));
+        facts.push(("its certificate ends", expiry(end, now)));
     }
     facts
 }
@@ -270,9 +271,7 @@ fn services(html: &mut String, status: &StatusView) {
     if status.services.is_empty() {
         return;
     }
-    html.push_str(
-        "<section><h2>Services</h2><table><tr><th>name</th><th>socket</th><th>for</th></tr>",
-    );
+    html.push_str("<section><h2>Services</h2><table><tr><th>name</th><th>at</th><th>for</th></tr>");
     for service in status.services.iter().take(ROWS_MAX) {
         let (name, socket) = (escape(&service.name), escape(&service.socket));
         let allow = escape(&service.allow.join(", "));
@@ -370,6 +369,7 @@ fn clock(moment: Moment) -> String {
 /// When something ends, and a mark if it is soon.
 fn expiry(end_unix_seconds: u64, now: Moment) -> String {
     let end = clock(Moment::from_unix_seconds(end_unix_seconds));
+    let end = format!("<time>{end}</time>");
     let left = end_unix_seconds.saturating_sub(now.unix_seconds());
     match left {
         0 => format!("<strong>ended {end}</strong>"),
@@ -394,30 +394,8 @@ fn millis(micros: u64) -> String {
     format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
 }
 
-fn rate(bits_per_second: u64) -> String {
-    bits(bits_per_second as f64 / 8.0)
-}
-
-/// A rate in bytes per second, told in bits.
-fn bits(bytes_per_second: f64) -> String {
-    let bits = bytes_per_second * 8.0;
-    let units = [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")];
-    match units.into_iter().find(|(size, _)| bits >= *size) {
-        Some((size, unit)) if bits < size * 9.95 => format!("{:.1} {unit}", bits / size),
-        Some((size, unit)) => format!("{:.0} {unit}", bits / size),
-        None => format!("{bits:.0} bit/s"),
-    }
-}
-
-fn bytes(count: u64) -> String {
-    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    match units.into_iter().find(|(power, _)| count >> power > 0) {
-        Some((power, unit)) => {
-            let tenths = (u128::from(count) * 10) >> power;
-            format!("{}.{} {unit}", tenths / 10, tenths % 10)
-        }
-        None => format!("{count} B"),
-    }
+fn rate(bits: u64) -> String {
+    bits_per_second(bits / 8)
 }
 
 #[cfg(test)]

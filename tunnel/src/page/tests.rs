@@ -111,7 +111,7 @@ fn page_of(links: Vec<LinkView>) -> String {
 fn the_page_says_what_each_class_gets() {
     let html = page_of(vec![link("region", LinkState::Healthy)]);
     assert!(
-        html.contains("<td>weight 3, from 5.0 Mbit/s, to 80 Mbit/s</td>"),
+        html.contains("<td>weight 3, from 5.0 Mbit/s, to 80.0 Mbit/s</td>"),
         "{html}"
     );
     assert!(html.contains("<td>first</td>"));
@@ -128,8 +128,8 @@ fn the_page_says_how_links_are_and_what_to_do() {
         "\u{25cf} healthy",
         "\u{2715} down",
         "<p class=\"todo\">look at the cable</p>",
-        "12 Mbit/s",
-        "900 bit/s",
+        "12.4 Mbit/s",
+        "896 bit/s",
         "40.2 ms",
         "5.0 GiB",
         "<strong>in 60 min</strong>",
@@ -187,15 +187,15 @@ fn lengths_rates_and_sizes_have_their_units() {
     );
     assert_eq!([span(7200), span(172_800)], ["2 h", "2 days"]);
     assert_eq!(
-        [rate(0), rate(999), rate(1000)],
-        ["0 bit/s", "999 bit/s", "1.0 kbit/s"]
+        [rate(0), rate(992), rate(1000)],
+        ["0 bit/s", "992 bit/s", "1.0 kbit/s"]
     );
     assert_eq!(
         [rate(12_400_000), rate(2_500_000_000)],
-        ["12 Mbit/s", "2.5 Gbit/s"]
+        ["12.4 Mbit/s", "2.5 Gbit/s"]
     );
     assert_eq!(
         [bytes(1023), bytes(1536), bytes(u64::MAX)],
-        ["1023 B", "1.5 KiB", "17179869183.9 GiB"]
+        ["1023 B", "1.5 KiB", "16777215 TiB"]
     );
 }
