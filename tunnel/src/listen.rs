@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota};
-use quinn::{Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream};
+use quinn::{
+    Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
@@ -121,6 +123,10 @@ impl Listener {
         let source = incoming.remote_address();
         let connection = match timeout(HANDSHAKE_WAIT, incoming).await {
             Ok(Ok(connection)) => connection,
+            Ok(Err(error)) if is_given_up(&error) => {
+                tracing::debug!(%source, "handshake given up by the peer");
+                return;
+            }
             Ok(Err(error)) => {
                 self.count(&error);
                 tracing::warn!(target: "audit", %source, %error, "handshake refused");
@@ -275,6 +281,17 @@ impl Listener {
     fn pending(&self) -> MutexGuard<'_, BTreeMap<(HostIdentity, LinkId), Pending>> {
         // Nothing panics while it is held.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the peer has let go of a handshake: of attempts that overlap it needs one only.
+fn is_given_up(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::ConnectionClosed(close) => {
+            close.error_code == TransportErrorCode::APPLICATION_ERROR
+        }
+        ConnectionError::ApplicationClosed(_) => true,
+        _ => false,
     }
 }
 
