@@ -51,7 +51,7 @@ pub(crate) struct TunnelSocket {
 impl TunnelSocket {
     /// The tunnel's API.
     pub(crate) fn client(&self) -> Client {
-        Client::new(&self.path)
+        Client::new(&self.path).named_by("--tunnel-socket or TOWPATH_TUNNEL_SOCKET")
     }
 }
 

@@ -126,10 +126,23 @@ pub(crate) fn report_usage(error: &clap::Error) {
     } else {
         error.render().to_string()
     };
+    let rendered = without_inner_code(&rendered);
     // Help that stands in for a missing subcommand is not an error's text.
     let text = rendered.replacen("error:", &format!("error {}:", Code::Usage), 1);
     // There is nowhere left to say that stderr is closed.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// The text without the code of the fault that a value's own parser gave: there is one code for all.
+fn without_inner_code(text: &str) -> String {
+    let mut parts = text.splitn(2, ": E_");
+    let (before, rest) = (parts.next().unwrap_or_default(), parts.next());
+    match rest.and_then(|rest| rest.split_once(": ")) {
+        Some((code, detail)) if code.chars().all(|c| c.is_ascii_uppercase() || c == '_') => {
+            format!("{before}: {detail}")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 fn as_text(problem: &Problem, is_coloured: bool) -> String {
@@ -182,6 +195,16 @@ mod tests {
             (Code::Journal, Exit::Failed),
         ] {
             assert_eq!(Exit::of(code), exit, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_on_the_command_line_has_one_code() {
+        let text = "error: invalid value 'x' for '--cap': E_CONFIG: \"x\" is no rate\n\nmore";
+        let expected = "error: invalid value 'x' for '--cap': \"x\" is no rate\n\nmore";
+        assert_eq!(without_inner_code(text), expected);
+        for other in ["error: no such thing", "a: E_ 5: b", ""] {
+            assert_eq!(without_inner_code(other), other);
         }
     }
 

@@ -33,6 +33,8 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 pub struct Client {
     socket: PathBuf,
     timeout: Duration,
+    /// How an operator says where the socket is.
+    named_by: &'static str,
 }
 
 impl Client {
@@ -41,6 +43,7 @@ impl Client {
         Self {
             socket: socket.into(),
             timeout: ANSWER_TIMEOUT,
+            named_by: "--socket or TOWPATH_SOCKET",
         }
     }
 
@@ -48,6 +51,13 @@ impl Client {
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// The same at a socket that an operator names in another way.
+    #[must_use]
+    pub const fn named_by(mut self, named_by: &'static str) -> Self {
+        self.named_by = named_by;
         self
     }
 
@@ -196,8 +206,10 @@ impl Client {
         let problem = Problem::new(Code::Unreachable, format!("{shown}: {error}"));
         let problem = problem.message("the daemon does not answer");
         match error.kind() {
-            io::ErrorKind::NotFound => problem
-                .remedy("start the daemon, or name its socket with --socket or TOWPATH_SOCKET"),
+            io::ErrorKind::NotFound => problem.remedy(format!(
+                "start the daemon, or name its socket with {}",
+                self.named_by
+            )),
             io::ErrorKind::PermissionDenied => {
                 let denied = Problem::new(Code::Denied, problem.cause);
                 denied.remedy("run this as the daemon's user or as root")

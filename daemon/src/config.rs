@@ -99,7 +99,10 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Fault> {
         let at = error
             .span()
             .map_or_else(String::new, |span| position(text, span.start));
-        let what = explain::explain(error.message());
+        // A value's own parser gives its fault with a code, and that is the same as ours.
+        let code = format!("{}: ", Code::Config);
+        let message = error.message();
+        let what = explain::explain(message.strip_prefix(&*code).unwrap_or(message));
         fault(format!("{}{at}: {what}", path.display()))
     })
 }

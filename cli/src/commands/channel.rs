@@ -260,7 +260,10 @@ fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
                 Some(format!("{}: {}", view.state.as_str(), escape(&view.reason))),
             ),
             ("round trip", Some(micros(view.rtt_us))),
-            ("last opening", Some(micros(view.open_us))),
+            (
+                "last opening",
+                Some(view.open_us).filter(|us| *us > 0).map(micros),
+            ),
             (
                 "connections",
                 Some(format!(

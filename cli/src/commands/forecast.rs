@@ -133,7 +133,7 @@ fn row(view: &ForecastView) -> [String; 8] {
     let known = view.quantiles.as_ref();
     let rate = |bits: Option<u64>| or_dash(bits.map(|bits| bits_per_second(bits / 8)));
     [
-        escape(&view.horizon),
+        horizon(&view.horizon),
         time_of_day(view.at_unix_seconds.saturating_mul(1000)),
         rate(known.map(|known| known.p10_bits_per_second)),
         rate(known.map(|known| known.p50_bits_per_second)),
@@ -142,6 +142,15 @@ fn row(view: &ForecastView) -> [String; 8] {
         known.map_or_else(|| "unknown".to_owned(), |known| escape(&known.confidence)),
         or_dash(known.map(|known| milliseconds(known.age_seconds.saturating_mul(1000)))),
     ]
+}
+
+/// How far ahead, as people say it; a moment that was asked for is some number of seconds away.
+fn horizon(text: &str) -> String {
+    let seconds = text.strip_suffix('s').and_then(|count| count.parse().ok());
+    match seconds {
+        Some(seconds @ 60_u64..) => milliseconds(seconds.saturating_mul(1000)),
+        _ => escape(text),
+    }
 }
 
 #[cfg(test)]
@@ -159,6 +168,14 @@ mod tests {
         for bad in ["", "+", "6h", "tomorrow", "+-1h", "2026-12-01"] {
             assert_eq!(at(bad).expect_err(bad).code, Code::Usage);
         }
+    }
+
+    #[test]
+    fn moments_ahead_are_told_in_hours() {
+        assert_eq!(
+            ["1s", "24h", "35279s"].map(horizon),
+            ["1s", "24h", "9 h 47 min"]
+        );
     }
 
     #[test]

@@ -60,8 +60,14 @@ async fn status(options: &Options) -> Result<(), Failure> {
     let host = migrator.get::<HostView>("/v1/status").await;
     let tunnel = options.tunnel_socket.client();
     let links = tunnel.get::<StatusView>("/status").await;
-    if let (Err(problem), Err(_)) = (&host, &links) {
-        return Err(problem.clone().message("neither daemon answers").into());
+    if let (Err(migrator), Err(tunnel)) = (&host, &links) {
+        let problem = Problem {
+            cause: format!("{}; {}", migrator.cause, tunnel.cause),
+            ..migrator.clone()
+        };
+        let remedy = "start them, or name their sockets with --socket and --tunnel-socket";
+        let problem = problem.message("neither daemon answers").remedy(remedy);
+        return Err(problem.into());
     }
     let under_way = |list: MigrationList| {
         let is_under_way = |view: &MigrationView| !view.phase.is_finished();

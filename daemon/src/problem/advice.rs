@@ -116,8 +116,8 @@ const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
 const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
     Some(match code {
         Code::Io => (
-            "a file or folder cannot be used",
-            "check that it exists, that it is ours, and that the disk is not full",
+            "a file, folder or address cannot be used",
+            "check that it exists, that it is ours and not in use, and that the disk is not full",
         ),
         Code::Journal => (
             "the journal cannot be written",
@@ -173,11 +173,11 @@ const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
         ),
         Code::NotFound => (
             "there is no such thing here",
-            "see what there is with `towpath guest ls`, `towpath migration ls` and `towpath status`",
+            "see what there is with `towpath status`, `towpath guest ls`, `towpath migration ls` and `towpath channel ls`",
         ),
         Code::State => (
             "that does not fit the state of things",
-            "look with `towpath guest show` or `towpath migration show`, and try again when it fits",
+            "look with `towpath guest show`, `towpath migration show` or `towpath channel show`, and try again when it fits",
         ),
         Code::Usage => ("the request is malformed", "see `towpath --help`"),
         Code::Cancelled => (
