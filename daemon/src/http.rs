@@ -2,10 +2,12 @@
 //!
 //! Whoever connects is answered within limits: so many clients, so long for a header, so large a
 //! header. Over TCP, where any local user and any web page in a browser can reach us, only `GET` is
-//! answered, and only under a loopback name, so that a rebound DNS name does not help (L05).
+//! answered, so many times a second, and only under a loopback name, so that a rebound DNS name does not
+//! help (L05).
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,10 +15,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use governor::{DefaultDirectRateLimiter, Quota};
 use hyper::body::Frame;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -46,6 +49,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long open requests may take to end once the daemon is to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Requests a second over TCP; scrapers and browsers make one in some seconds.
+const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
+
+/// Requests over TCP at once: a page that is read again by many.
+const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
 /// What a client beyond [`CLIENTS_MAX`] gets.
 const FULL: &[u8] =
@@ -103,7 +112,10 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
 
 /// Serves the reading half of `router` on loopback until the daemon is to stop.
 pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown: Shutdown) {
-    let router = with_problems(router).layer(middleware::from_fn(guard_loopback));
+    let most = Quota::per_second(REQUESTS_PER_SECOND).allow_burst(REQUESTS_BURST);
+    let rate = Arc::new(DefaultDirectRateLimiter::direct(most));
+    let guard = middleware::from_fn_with_state(rate, guard_loopback);
+    let router = with_problems(router).layer(guard);
     let mut clients = Clients::new(router, shutdown.clone());
     loop {
         let accepted = tokio::select! {
@@ -242,7 +254,14 @@ fn wrong_method(method: &Method, path: &str) -> Response {
     response
 }
 
-async fn guard_loopback(request: Request, next: Next) -> Response {
+async fn guard_loopback(
+    State(rate): State<Arc<DefaultDirectRateLimiter>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if rate.check().is_err() {
+        return too_many();
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return wrong_method(request.method(), request.uri().path());
     }
@@ -254,6 +273,16 @@ async fn guard_loopback(request: Request, next: Next) -> Response {
             .into_response();
     }
     next.run(request).await
+}
+
+fn too_many() -> Response {
+    let cause = format!("more than {REQUESTS_PER_SECOND} requests a second");
+    let problem = Problem::new(Code::Busy, cause)
+        .message("too many requests")
+        .remedy("ask less often, or over the Unix socket");
+    let mut response = problem.into_response();
+    *response.status_mut() = axum::http::StatusCode::TOO_MANY_REQUESTS;
+    response
 }
 
 /// Whether a `Host` header names this machine's loopback.

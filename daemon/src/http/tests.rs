@@ -199,3 +199,38 @@ async fn l05_loopback_is_read_only_and_knows_its_name() {
     trigger.stop();
     server.await.unwrap();
 }
+
+#[tokio::test]
+async fn l05_over_tcp_only_so_many_requests_a_second_are_answered() {
+    let (trigger, shutdown) = shutdown::channel();
+    let listener = bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve_loopback(listener, router(), shutdown));
+    let ask = async || {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET /v HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    let began = tokio::time::Instant::now();
+    let mut answered = 0;
+    // However slow the machine: in the end somebody asks too often.
+    let refused = loop {
+        match ask().await {
+            200 => answered += 1,
+            other => break other,
+        }
+        assert!(answered < 100_000, "nobody is ever held back");
+    };
+    let most = 100.0 + 50.0 * began.elapsed().as_secs_f64() + 1.0;
+    assert_eq!(refused, 429);
+    assert!(f64::from(answered) <= most, "{answered} of {most}");
+    // And it is answered again as time goes by.
+    while ask().await != 200 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    trigger.stop();
+    server.await.unwrap();
+}
