@@ -1,10 +1,12 @@
 //! `towpath status`: the host, its links and what is under way.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
-use towpath_tunnel::status::{CertificateStatusView, StatusView};
+use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
 
 use super::guest::word;
 use crate::args::OutputOption;
@@ -159,16 +161,30 @@ fn tunnel_table(status: &StatusView) -> String {
             text.push_str(&format!("{peer}: {remedy}\n"));
         }
     }
-    format!("{text}\n{}", certificate_fields(&status.certificate))
+    let exchanges: BTreeSet<_> = status.links.iter().filter_map(key_exchange).collect();
+    let exchanges: Vec<_> = exchanges.into_iter().collect();
+    let exchanges = (!exchanges.is_empty()).then(|| exchanges.join("; "));
+    format!("{text}\n{}", trust_fields(exchanges, &status.certificate))
 }
 
-fn certificate_fields(certificate: &CertificateStatusView) -> String {
+/// How a link's keys were agreed on, and whether a quantum computer could find them out.
+fn key_exchange(link: &LinkView) -> Option<String> {
+    let name = escape(link.key_exchange.as_deref()?);
+    let kind = match link.key_exchange_is_hybrid {
+        Some(true) => "hybrid",
+        _ => "not hybrid",
+    };
+    Some(format!("{name}, {kind}"))
+}
+
+fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) -> String {
     let lists = certificate.revocation_lists.iter().map(|list| {
         let (number, until) = (list.number, escape(&list.next_update));
         format!("list {number} until {until}")
     });
     let lists: Vec<_> = lists.collect();
     fields(&[
+        ("key exchange", exchanges),
         (
             "certificate",
             Some(format!("until {}", escape(&certificate.not_after))),

@@ -237,6 +237,13 @@ fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
         |known| format!("{} confidence", escape(&known.confidence)),
     );
     facts.push(("forecast", told));
+    if let Some(exchange) = &link.key_exchange {
+        let kind = match link.key_exchange_is_hybrid {
+            Some(true) => "hybrid",
+            _ => "not hybrid",
+        };
+        facts.push(("key exchange", format!("{}, {kind}", escape(exchange))));
+    }
     if let Some(end) = link.peer_certificate_not_after_unix_seconds {
         facts.push(("its certificate ends", expiry(end, now)));
     }
