@@ -82,6 +82,10 @@ pub(super) fn take_chunk(
         let space = (cursor.space + step) % space_count;
         let from = if step == 0 { cursor.block } else { 0 };
         let set = &mut sets[space];
+        if set.is_empty() {
+            // Looking for a member would go through all of it.
+            continue;
+        }
         let mut room = blocks_max(space);
         let mut runs: Vec<BlockRun> = Vec::new();
         let mut next = from;
