@@ -132,7 +132,8 @@ impl Driver for On {
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let _inside = self.0.enter();
-        let socket = TokioRuntime.wrap_udp_socket(socket)?;
-        Ok(Arc::new(Batched::new(socket)))
+        let (socket, sweep) = Batched::new(TokioRuntime.wrap_udp_socket(socket)?);
+        self.0.spawn(sweep);
+        Ok(Arc::new(socket))
     }
 }
