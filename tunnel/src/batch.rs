@@ -1,18 +1,21 @@
 //! A UDP socket whose batches fit the kernel: many packets go and come in one call, but no more than a
 //! datagram's 64 KiB.
 //!
-//! The library sends ten packets at once whatever their size; ten of a jumbo path's are more than a
+//! The library sends ten packets at once whatever their size. Ten of a jumbo path's are more than a
 //! datagram can hold, the kernel refuses them, and to the library that looks like a path that carries
-//! nothing.
+//! nothing. Ten of a usual path's are a quarter of one, and at both sides a batch costs the kernel more
+//! than its packets do. So ten full packets are *held* for those that are likely to follow, until a
+//! datagram is full, a smaller packet ends it, or the thread has nothing more to add.
 
+use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker, ready};
 
-use quinn::udp::{RecvMeta, Transmit};
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 /// Most bytes of one batch: a datagram of IPv6 with all its headers.
@@ -21,43 +24,149 @@ const BATCH_BYTES_MAX: usize = 65_535 - 40 - 8;
 /// Least bytes of a packet that is no last one of a batch: below the least QUIC packet of a path.
 const PACKET_BYTES_MIN: usize = 1200;
 
+/// Packets that the library sends at once: as many say that more may follow.
+const LIBRARY_PACKETS: usize = 10;
+
 /// The socket.
 #[derive(Debug)]
-pub(crate) struct Batched {
+pub(crate) struct Batched(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     socket: Arc<dyn AsyncUdpSocket>,
     /// Bytes of each packet of the last batch.
     packet_bytes: AtomicUsize,
+    held: Mutex<Held>,
+}
+
+/// Packets that wait for others of their size that go the same way.
+#[derive(Debug, Default)]
+struct Held {
+    contents: Vec<u8>,
+    packet_bytes: usize,
+    way: Option<Way>,
+    /// Some came since the sweep looked.
+    is_growing: bool,
+    sweep: Option<Waker>,
+}
+
+/// What the packets of a batch have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    destination: SocketAddr,
+    ecn: Option<EcnCodepoint>,
+    src_ip: Option<IpAddr>,
 }
 
 impl Batched {
-    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        Self {
+    /// A socket, and what has to run beside it on the thread that sends: without, nothing is held.
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> (Self, impl Future<Output = ()> + use<>) {
+        let mut poller = Arc::clone(&socket).create_io_poller();
+        let shared = Arc::new(Shared {
             socket,
             packet_bytes: AtomicUsize::new(PACKET_BYTES_MIN),
+            held: Mutex::default(),
+        });
+        let seen = Arc::downgrade(&shared);
+        let sweep = poll_fn(move |context| sweep(&seen, &mut poller, context));
+        (Self(shared), sweep)
+    }
+}
+
+impl Drop for Batched {
+    fn drop(&mut self) {
+        // The sweep ends once it sees that nobody sends any more.
+        let sweep = self.0.held().sweep.take();
+        if let Some(sweep) = sweep {
+            sweep.wake();
         }
     }
 }
 
-/// Packets of so many bytes that fit one batch.
-const fn packets_per_batch(packet_bytes: usize) -> usize {
-    BATCH_BYTES_MAX / packet_bytes
+/// Sends what is held once a turn of the thread's tasks has added nothing to it.
+fn sweep(
+    shared: &Weak<Shared>,
+    poller: &mut Pin<Box<dyn UdpPoller>>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(shared) = shared.upgrade() else {
+        return Poll::Ready(());
+    };
+    let mut held = shared.held();
+    let mine = context.waker();
+    if !held.sweep.as_ref().is_some_and(|one| one.will_wake(mine)) {
+        held.sweep = Some(mine.clone());
+    }
+    if std::mem::take(&mut held.is_growing) {
+        mine.wake_by_ref();
+        return Poll::Pending;
+    }
+    while !held.contents.is_empty() && held.send(&*shared.socket).is_err() {
+        // An error of the poller ends the connection too, and it says why.
+        if ready!(poller.as_mut().poll_writable(context)).is_err() {
+            held.contents.clear();
+        }
+    }
+    Poll::Pending
 }
 
-impl AsyncUdpSocket for Batched {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(packet_bytes) = transmit.segment_size else {
-            return self.socket.try_send(transmit);
+impl Held {
+    /// Whether these packets may follow in one batch.
+    fn fits(&self, transmit: &Transmit<'_>) -> bool {
+        let bytes = transmit.contents.len();
+        let is_alike = match transmit.segment_size {
+            Some(packet_bytes) => packet_bytes == self.packet_bytes,
+            // The last packet of a batch may be smaller.
+            None => bytes <= self.packet_bytes,
         };
-        let usual = packet_bytes.max(PACKET_BYTES_MIN);
-        self.packet_bytes.store(usual, Ordering::Relaxed);
-        if transmit.contents.len() <= BATCH_BYTES_MAX {
-            return self.socket.try_send(transmit);
+        is_alike
+            && self.way == Some(Way::of(transmit))
+            && self.contents.len() + bytes <= BATCH_BYTES_MAX
+    }
+
+    fn add(&mut self, transmit: &Transmit<'_>) {
+        if self.contents.is_empty() {
+            self.way = Some(Way::of(transmit));
+            self.packet_bytes = transmit.segment_size.unwrap_or(transmit.contents.len());
         }
-        // The first batch since packets got larger.
+        self.contents.extend_from_slice(transmit.contents);
+    }
+
+    /// Sends what is held; if the socket is full, all of it stays.
+    fn send(&mut self, socket: &dyn AsyncUdpSocket) -> io::Result<()> {
+        let Some(way) = self.way else { return Ok(()) };
+        let sent = socket.try_send(&Transmit {
+            destination: way.destination,
+            ecn: way.ecn,
+            contents: &self.contents,
+            segment_size: Some(self.packet_bytes),
+            src_ip: way.src_ip,
+        });
+        if !matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.contents.clear();
+        }
+        sent
+    }
+}
+
+impl Way {
+    const fn of(transmit: &Transmit<'_>) -> Self {
+        Self {
+            destination: transmit.destination,
+            ecn: transmit.ecn,
+            src_ip: transmit.src_ip,
+        }
+    }
+}
+
+impl Shared {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Nothing panics while it is held.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a batch in parts that the kernel takes.
+    fn send_in_parts(&self, transmit: &Transmit<'_>, packet_bytes: usize) -> io::Result<()> {
         let part_bytes = packets_per_batch(packet_bytes) * packet_bytes;
         for contents in transmit.contents.chunks(part_bytes) {
             // If the socket is full between two parts, all of it goes again: a packet that arrives
@@ -72,6 +181,67 @@ impl AsyncUdpSocket for Batched {
         }
         Ok(())
     }
+}
+
+/// Packets of so many bytes that fit one batch.
+const fn packets_per_batch(packet_bytes: usize) -> usize {
+    BATCH_BYTES_MAX / packet_bytes
+}
+
+/// Whether behind so many bytes there is room for as many packets as the library sends at once.
+const fn has_room(held_bytes: usize, packet_bytes: usize) -> bool {
+    held_bytes + LIBRARY_PACKETS * packet_bytes <= BATCH_BYTES_MAX
+}
+
+impl AsyncUdpSocket for Batched {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.0.socket).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Shared {
+            socket,
+            packet_bytes: last_packet_bytes,
+            ..
+        } = &*self.0;
+        let bytes = transmit.contents.len();
+        let mut held = self.0.held();
+        if !held.contents.is_empty() && !held.fits(transmit) {
+            held.send(&**socket)?;
+        }
+        if let Some(packet_bytes) = transmit.segment_size {
+            let usual = packet_bytes.max(PACKET_BYTES_MIN);
+            last_packet_bytes.store(usual, Ordering::Relaxed);
+            if bytes > BATCH_BYTES_MAX {
+                // The first batch since packets got larger.
+                return self.0.send_in_parts(transmit, packet_bytes);
+            }
+            let before_bytes = held.contents.len();
+            let is_full = bytes == LIBRARY_PACKETS * packet_bytes;
+            if is_full
+                && has_room(before_bytes + bytes, packet_bytes)
+                && let Some(sweep) = held.sweep.clone()
+            {
+                held.add(transmit);
+                held.is_growing = true;
+                if before_bytes == 0 {
+                    sweep.wake();
+                }
+                return Ok(());
+            }
+        }
+        if held.contents.is_empty() {
+            return socket.try_send(transmit);
+        }
+        let before_bytes = held.contents.len();
+        held.add(transmit);
+        let sent = held.send(&**socket);
+        if sent.is_err() {
+            // The library comes with it again.
+            held.contents.truncate(before_bytes);
+        }
+        sent
+    }
 
     fn poll_recv(
         &self,
@@ -79,44 +249,70 @@ impl AsyncUdpSocket for Batched {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.socket.poll_recv(context, buffers, meta)
+        self.0.socket.poll_recv(context, buffers, meta)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.0.socket.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        let fitting = packets_per_batch(self.packet_bytes.load(Ordering::Relaxed));
-        fitting.min(self.socket.max_transmit_segments())
+        let fitting = packets_per_batch(self.0.packet_bytes.load(Ordering::Relaxed));
+        fitting.min(self.0.socket.max_transmit_segments())
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
+        self.0.socket.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        self.0.socket.may_fragment()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+
+    const PACKET: usize = 1452;
+    const FULL: usize = LIBRARY_PACKETS * PACKET;
 
     /// Remembers what was sent.
     #[derive(Debug, Default)]
-    struct Sent(Mutex<Vec<(usize, Option<usize>)>>);
+    struct Sent {
+        batches: Mutex<Vec<(usize, Option<usize>)>>,
+        bytes: Mutex<Vec<u8>>,
+        is_full: AtomicBool,
+    }
+
+    #[derive(Debug)]
+    struct Poller(Arc<Sent>);
+
+    impl UdpPoller for Poller {
+        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.0.is_full.load(Ordering::Relaxed) {
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
 
     impl AsyncUdpSocket for Sent {
         fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-            unreachable!("nobody waits here")
+            Box::pin(Poller(self))
         }
 
         fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+            if self.is_full.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             let sent = (transmit.contents.len(), transmit.segment_size);
-            self.0.lock().unwrap().push(sent);
+            self.batches.lock().unwrap().push(sent);
+            self.bytes
+                .lock()
+                .unwrap()
+                .extend_from_slice(transmit.contents);
             Ok(())
         }
 
@@ -134,25 +330,48 @@ mod tests {
         }
 
         fn max_transmit_segments(&self) -> usize {
-            10
+            LIBRARY_PACKETS
         }
+    }
+
+    impl Sent {
+        fn take(&self) -> Vec<(usize, Option<usize>)> {
+            std::mem::take(&mut *self.batches.lock().unwrap())
+        }
+    }
+
+    fn transmit(contents: &[u8], segment_size: Option<usize>, port: u16) -> Transmit<'_> {
+        Transmit {
+            destination: SocketAddr::from(([127, 0, 0, 1], port)),
+            ecn: None,
+            contents,
+            segment_size,
+            src_ip: None,
+        }
+    }
+
+    /// A socket whose sweep has begun, and the sweep.
+    fn swept(sent: &Arc<Sent>) -> (Batched, Pin<Box<impl Future<Output = ()>>>) {
+        let (socket, sweep) = Batched::new(Arc::clone(sent) as Arc<dyn AsyncUdpSocket>);
+        let mut sweep = Box::pin(sweep);
+        assert!(turn(&mut sweep).is_pending());
+        (socket, sweep)
+    }
+
+    fn turn(sweep: &mut Pin<Box<impl Future<Output = ()>>>) -> Poll<()> {
+        sweep.as_mut().poll(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn a_batch_of_large_packets_goes_in_parts_and_the_next_one_is_smaller() {
         let sent = Arc::new(Sent::default());
-        let socket = Batched::new(Arc::clone(&sent) as Arc<dyn AsyncUdpSocket>);
+        let (socket, _sweep) = Batched::new(Arc::clone(&sent) as Arc<dyn AsyncUdpSocket>);
         let send = |bytes: usize, segment_size| {
             let contents = vec![0; bytes];
-            let transmit = Transmit {
-                destination: SocketAddr::from(([127, 0, 0, 1], 2)),
-                ecn: None,
-                contents: &contents,
-                segment_size,
-                src_ip: None,
-            };
-            socket.try_send(&transmit).unwrap();
-            std::mem::take(&mut *sent.0.lock().unwrap())
+            socket
+                .try_send(&transmit(&contents, segment_size, 2))
+                .unwrap();
+            sent.take()
         };
         assert_eq!(socket.max_transmit_segments(), 10);
         assert_eq!(send(14_520, Some(1452)), [(14_520, Some(1452))]);
@@ -164,5 +383,82 @@ mod tests {
         // A path that got narrower has its batches back.
         send(2400, Some(1200));
         assert_eq!(socket.max_transmit_segments(), 10);
+    }
+
+    #[test]
+    fn full_batches_go_together_with_what_ends_them() {
+        let sent = Arc::new(Sent::default());
+        let (socket, mut sweep) = swept(&sent);
+        let mut number = 0_u8;
+        let mut all = Vec::new();
+        let mut send = |bytes: usize, segment_size, port| {
+            number += 1;
+            let contents = vec![number; bytes];
+            socket
+                .try_send(&transmit(&contents, segment_size, port))
+                .unwrap();
+            all.extend_from_slice(&contents);
+        };
+        let packet = Some(PACKET);
+        for _ in 0..4 {
+            send(FULL, packet, 2);
+        }
+        assert_eq!(sent.take(), [(4 * FULL, packet)], "a datagram is full");
+        send(FULL, packet, 2);
+        send(3 * PACKET - 7, packet, 2);
+        assert_eq!(sent.take(), [(FULL + 3 * PACKET - 7, packet)]);
+        send(FULL, packet, 2);
+        send(100, None, 2);
+        assert_eq!(sent.take(), [(FULL + 100, packet)], "one packet");
+        send(FULL, packet, 2);
+        send(PACKET + 8, None, 2);
+        assert_eq!(sent.take(), [(FULL, packet), (PACKET + 8, None)], "a probe");
+        send(FULL, packet, 2);
+        send(12_000, Some(1200), 2);
+        send(100, None, 3);
+        let alone = [(FULL, packet), (12_000, Some(1200)), (100, None)];
+        assert_eq!(sent.take(), alone, "another size, and another peer");
+        assert!(turn(&mut sweep).is_pending());
+        assert!(turn(&mut sweep).is_pending());
+        assert_eq!(sent.take(), []);
+        assert!(*sent.bytes.lock().unwrap() == all, "in order and once");
+    }
+
+    #[test]
+    fn what_is_held_goes_once_nothing_follows_it() {
+        let sent = Arc::new(Sent::default());
+        let (socket, mut sweep) = swept(&sent);
+        let contents = vec![0; FULL];
+        let send = || socket.try_send(&transmit(&contents, Some(PACKET), 2));
+        send().unwrap();
+        assert!(turn(&mut sweep).is_pending());
+        send().unwrap();
+        assert!(turn(&mut sweep).is_pending());
+        assert_eq!(sent.take(), [], "it grows");
+        assert!(turn(&mut sweep).is_pending());
+        assert_eq!(sent.take(), [(2 * FULL, Some(PACKET))]);
+        drop(socket);
+        assert!(turn(&mut sweep).is_ready());
+    }
+
+    #[test]
+    fn a_socket_that_is_full_loses_and_repeats_nothing() {
+        let sent = Arc::new(Sent::default());
+        let (socket, mut sweep) = swept(&sent);
+        let (full, rest) = (vec![1; FULL], vec![2; 500]);
+        let packet = Some(PACKET);
+        socket.try_send(&transmit(&full, packet, 2)).unwrap();
+        sent.is_full.store(true, Ordering::Relaxed);
+        for _ in 0..2 {
+            let error = socket.try_send(&transmit(&rest, None, 2)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            let error = socket.try_send(&transmit(&rest, None, 3)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert!(turn(&mut sweep).is_pending());
+        }
+        sent.is_full.store(false, Ordering::Relaxed);
+        assert!(turn(&mut sweep).is_pending());
+        socket.try_send(&transmit(&rest, None, 2)).unwrap();
+        assert_eq!(sent.take(), [(FULL, packet), (500, None)]);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use towpath_protocol::channel::{Cut, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId};
@@ -68,19 +69,21 @@ impl Reports {
     }
 }
 
-/// Talks and listens until the link is over.
+/// Talks and listens until the link is over, on the thread that drives the urgent connection: a word
+/// that waits for another thread costs more than the word, and a fast link has a thousand a second.
 pub(crate) fn attend(
+    thread: &Handle,
     streams: &Arc<Streams>,
     link: &Arc<Link>,
     (send, recv): (SendStream, RecvStream),
 ) {
     let (talker, listener) = (Arc::clone(link), Arc::clone(link));
     let (told, heard) = (Arc::clone(streams), Arc::clone(streams));
-    tokio::spawn(async move {
+    thread.spawn(async move {
         // A link that is over ends both, and says so itself.
         let _ = talk(&told, &talker, send).await;
     });
-    tokio::spawn(async move {
+    thread.spawn(async move {
         let fault = listen(&heard, &listener, recv).await;
         // A peer that says no more of its own will wait for no answer either.
         if !matches!(fault.code, Code::Unreachable | Code::Truncated) {

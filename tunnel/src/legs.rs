@@ -24,6 +24,10 @@ use crate::batch::Batched;
 /// the library's 61 of them would keep everybody else waiting for milliseconds.
 const TASKS_PER_LOOK: u32 = 8;
 
+/// The leg whose thread drives the connections that peers dial: one socket takes both legs, and bulk is
+/// most of it.
+const LISTENING: Leg = Leg::Bulk;
+
 /// The threads; they end when this is dropped, and with them what runs there.
 #[derive(Debug)]
 pub(crate) struct Legs {
@@ -69,6 +73,15 @@ impl Legs {
         }
     }
 
+    /// The thread that drives a connection of a leg, by whether we dialled it.
+    pub(crate) const fn driving(&self, leg: Leg, is_dialled: bool) -> &Handle {
+        if is_dialled {
+            self.handle(leg)
+        } else {
+            self.handle(LISTENING)
+        }
+    }
+
     /// Where QUIC runs.
     pub(crate) fn drivers(&self) -> Drivers {
         let driver = |thread: &Worker| Arc::new(On(thread.handle.clone()));
@@ -110,9 +123,9 @@ impl Drivers {
         })
     }
 
-    /// Where connections run that peers dial: one socket takes both legs, and bulk is most of it.
+    /// Where connections run that peers dial.
     pub(crate) fn listening(&self) -> Arc<dyn Driver> {
-        Arc::clone(&self.bulk)
+        self.dialling(LISTENING)
     }
 }
 
@@ -132,7 +145,8 @@ impl Driver for On {
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let _inside = self.0.enter();
-        let socket = TokioRuntime.wrap_udp_socket(socket)?;
-        Ok(Arc::new(Batched::new(socket)))
+        let (socket, sweep) = Batched::new(TokioRuntime.wrap_udp_socket(socket)?);
+        self.0.spawn(sweep);
+        Ok(Arc::new(socket))
     }
 }

@@ -62,7 +62,8 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     )));
     let peer = core.peers.get(&link.peer.site);
     if let (Some(peer), Some(control)) = (peer, link.take_control()) {
-        control::attend(&peer.streams, link, control);
+        let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
+        control::attend(thread, &peer.streams, link, control);
     }
     for leg in [Leg::Urgent, Leg::Bulk] {
         if let Some(peer) = peer {
