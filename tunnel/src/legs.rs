@@ -3,7 +3,7 @@
 //! Between a program's socket and the wire a byte passes three tasks: the copy, the connection and the
 //! endpoint. On one thread they hand it over by a queue; on several, each hand-over wakes a thread, which
 //! cost an eighth of all processor time. The urgent leg has a thread of its own, so that nobody waits for
-//! bulk to be encrypted.
+//! bulk to be encrypted; but links that peers dial share a socket, and with it bulk's thread.
 
 use std::io;
 use std::net::UdpSocket;
@@ -73,7 +73,8 @@ impl Legs {
         }
     }
 
-    /// The thread that drives a connection of a leg, by whether we dialled it.
+    /// The thread that drives a connection of a leg, by whether we dialled it, and that carries what a peer
+    /// begins on it: what passes from one thread to another on the way waits to be woken.
     pub(crate) const fn driving(&self, leg: Leg, is_dialled: bool) -> &Handle {
         if is_dialled {
             self.handle(leg)

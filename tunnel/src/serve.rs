@@ -82,7 +82,8 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
                 rate.until_ready().await;
                 let (core, link) = (Arc::clone(&core), Arc::clone(&link));
                 let strikes = Arc::clone(&strikes);
-                let thread = core.legs.handle(leg).clone();
+                let is_dialled = link.dialler == core.site;
+                let thread = core.legs.driving(leg, is_dialled).clone();
                 thread.spawn(async move {
                     serve(&core, &link, leg, (send, recv), &strikes).await;
                 });
