@@ -33,6 +33,8 @@ struct Hints {
     floor_bytes: AtomicU64,
     is_local: AtomicBool,
     is_cruising: AtomicBool,
+    /// See [`Delay::mark`].
+    marked_nanos: [[AtomicU64; 2]; 2],
 }
 
 impl Delay {
@@ -70,6 +72,20 @@ impl Delay {
     /// Bulk keeps below the rate from now on, or no more.
     pub(crate) fn set_cruising(&self, is_cruising: bool) {
         self.hints.is_cruising.store(is_cruising, Ordering::Relaxed);
+    }
+
+    /// Packets sent between these moments of the controller's time are to be looked at for themselves.
+    pub(crate) fn mark(&self, marks: [(Instant, Instant); 2]) {
+        for ((from, until), hints) in marks.into_iter().zip(&self.hints.marked_nanos) {
+            for (moment, hint) in [from, until].into_iter().zip(hints) {
+                hint.store(moment.as_nanos(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// When the controller's time began.
+    pub(crate) const fn began(&self) -> Clock {
+        self.began
     }
 
     fn at(&self, clock: Clock) -> Instant {
@@ -121,6 +137,12 @@ impl Controller for Delay {
         if self.hints.is_local.load(Ordering::Relaxed) {
             self.estimator.set_local();
         }
+        let moment = |nanos: &AtomicU64| Instant::from_nanos(nanos.load(Ordering::Relaxed));
+        let marks = [0, 1].map(|index| {
+            let [from, until] = &self.hints.marked_nanos[index];
+            (moment(from), moment(until))
+        });
+        self.estimator.mark(marks);
         self.estimator.on_ack(ack);
     }
 

@@ -1,18 +1,28 @@
 //! Cruising: bulk is sent a little slower than the path carries, so that its queue is empty.
 //!
 //! The estimator fills the path and finds out what it carries; that takes a queue of some milliseconds,
-//! which every urgent byte then waits behind. So once the rate is known, bulk keeps below it, and looks
-//! again from time to time:
+//! which every urgent byte then waits behind. So once the rate is known, bulk keeps below it:
 //!
 //! ```text
 //!              rate known, queue seen
-//!   Looking ────────────────────────────► Cruising at 0.935 of it
-//!      ▲                                      │
-//!      └── every 2.5 s, or a queue stands ────┘
+//!   Looking ────────────────────────────► Cruising at 0.952 of it
+//!    ▲  ▲  ▲                               │  │  │  ▲        │
+//!    │  │  └── every 15 s ─────────────────┘  │  │  │        │ every second
+//!    │  └───── a queue stands and stays ──────┘  │  └─ Push ◄┘
+//!    └──────── a push made no queue ─────────────┘
 //! ```
 //!
-//! Looking lasts two rounds of the estimator, a hundredth of the time on short paths and a twentieth at
-//! 40 ms. Where no queue shows, something else than the path is the limit, and nothing is held back.
+//! A *push* tells whether the path has become faster, and costs less than a look: for some milliseconds
+//! a quarter more is sent than the path carries, as much as makes a queue of two milliseconds, and then
+//! nothing until that has gone. If the packets sent last were as quick as those before, there is no queue,
+//! and the path carries more. A queue that stands while cruising, for whatever reason, is let run empty by
+//! a pause; if it is there again and again, the path carries less.
+//!
+//! Pieces are a few packets, spaced by exact timers, so that nothing stands before a byte that comes
+//! between two of them. What is urgent goes at once, and bulk leaves it the room.
+//!
+//! Looking lasts two rounds of the estimator, or six for another rate. Where no queue shows, something else
+//! than the path is the limit, and nothing is held back.
 
 use std::time::Duration;
 
@@ -20,47 +30,110 @@ use towpath_protocol::time::Instant;
 
 use crate::estimate::{ALLOWANCE, Estimate};
 
-/// The part of the path's rate that programs get while cruising, per thousand. QUIC adds 2.4 % to
-/// full packets and a rate may be seen 1.5 % too high, so the wire is at 97 %; what a stall leaves
-/// behind is made up for by the rest.
-const CRUISE_PER_MILLE: u64 = 935;
+/// The part of the path's rate that programs get while cruising, per thousand. QUIC adds 2.7 % to full
+/// packets, so the wire is at 98 %; the rest is for what stalls leave behind.
+const CRUISE_PER_MILLE: u64 = 952;
 
-/// How long a rate is believed: a path that became faster is found within this.
+/// The same when the wire is full.
+const FULL_PER_MILLE: u64 = 972;
+
+/// How long a rate is believed that no push has confirmed: a path that became faster is found within this.
 const CRUISE_TIME: Duration = Duration::from_millis(2500);
 
-/// How often the estimate is looked at, while looking and while cruising.
+/// The same if pushes confirm it, which do not see that a path is a twentieth faster: at least so long, or
+/// so many packets or round trips, so that looks are less than a hundredth of the time.
+const CONFIRMED_TIME_MIN: Duration = Duration::from_secs(15);
+const CONFIRMED_PACKETS: u32 = 30_000;
+const CONFIRMED_ROUNDS: u32 = 1000;
+
+/// How often the estimate is looked at: while looking, while cruising, and while a push is judged.
 const LOOK_TIME: Duration = Duration::from_millis(5);
 const GLANCE_TIME: Duration = Duration::from_millis(20);
+const JUDGE_TIME: Duration = Duration::from_millis(1);
 
-/// Least time for which the path must have been full, and how many round trips: to see the known rate
-/// again, and to believe another one. Rounds are so short on short paths that two say little.
+/// Least time for which the path must have been full, how many round trips, and how many packets: to see
+/// the known rate again, and to believe another one. Rounds are so short on short paths that two say
+/// little, and on thin ones a packet more or less is much.
 const FULL_TIME_MIN: Duration = Duration::from_millis(20);
 const FULL_ROUNDS: u32 = 2;
+const FULL_PACKETS: u64 = 16;
 const FULL_TIME_MIN_NEW: Duration = Duration::from_millis(150);
 const FULL_ROUNDS_NEW: u32 = 6;
+const FULL_PACKETS_NEW: u64 = 64;
 
 /// How far a rate may be from the known one to be the same, per mille, and how much it then counts.
 const SAME_PER_MILLE: u64 = 100;
 const WEIGHT: u64 = 4;
+const WEIGHT_MORE: u64 = 2;
 
-/// How long the queue of the look before may be seen: at least so long, or so many round trips.
+/// By which part a look must raise the rate for the push before it to have been right.
+const NEWS_PART: u64 = 100;
+
+/// How long the queue of the look before may be there.
 const EMPTYING_TIME_MIN: Duration = Duration::from_millis(100);
-const EMPTYING_ROUNDS: u32 = 4;
 
-/// Glances in a row that see a queue before it is more than a busy processor's.
-const QUEUED_GLANCES: u32 = 2;
+/// Rounds in a row that see a queue before it is more than a busy processor's.
+const QUEUED_ROUNDS: u32 = 3;
+
+/// The shortest queue that a pause lets run empty: shorter ones go by themselves.
+const PAUSE_TIME_MIN: Duration = Duration::from_millis(1);
+
+/// Pauses between two pushes: one that is for somebody else's queue is lost, and a hundredth of the time
+/// is all that may be.
+const PAUSE_COUNT_MAX: u32 = 8;
+
+/// Time between two pushes, and after one that nobody could judge.
+const PUSH_INTERVAL: Duration = Duration::from_secs(1);
+const PUSH_INTERVAL_AGAIN: Duration = Duration::from_millis(100);
+
+/// The same on long paths, in round trips: a tenth of the time is all that pushes take.
+const JUDGE_ROUNDS: u32 = 4;
+
+/// Packets of a push, at least: two of them are its last third.
+const PUSH_PACKETS_MIN: u32 = 6;
+
+/// The queue that a push makes, at least and at most: where a path lets bursts through as a token bucket
+/// does, nothing of that shows in the queue, and only a push that is longer does.
+const PUSH_QUEUE_MIN: Duration = Duration::from_millis(2);
+const PUSH_QUEUE_MAX: Duration = Duration::from_millis(12);
+const PUSH_QUEUE_STEP: Duration = Duration::from_millis(2);
+
+/// What its packets should see of it: half of it is enough for a verdict.
+const PUSH_SEEN: Duration = Duration::from_millis(1);
+
+/// How much more than the path carries is sent: a quarter, or less where packets are long, but more than
+/// a rate may be wrong by.
+const PUSH_PART: u32 = 4;
+const PUSH_PART_MIN: u32 = 24;
+
+/// How long a judgement waits for packets beyond a round trip: twice what acknowledgements may be held
+/// back for.
+const JUDGE_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// What one piece lasts on the wire: an urgent packet waits behind one at most.
-const PIECE_TIME: Duration = Duration::from_micros(500);
+const PIECE_TIME: Duration = Duration::from_micros(150);
 
-/// Least bytes in a piece: two full packets, below which headers eat the link.
-const PIECE_BYTES_MIN: u64 = 2 * 1200;
+/// The same above a rate at which so many pieces a second would cost more than they save.
+const PIECE_TIME_FAST: Duration = Duration::from_micros(500);
+const FAST_BYTES_PER_SECOND: u64 = 62_500_000;
 
-/// What QUIC is given beside, at least: what a program's write brings at once.
-const AHEAD_BYTES_MIN: u64 = 64 * 1024;
+/// A piece is two full packets at least, as every other one is acknowledged; but one if two last longer.
+const PAIR_TIME_MAX: Duration = Duration::from_millis(2);
 
-/// How far behind the rate a sender may be and still catch up: timers fire to the millisecond.
-const BEHIND_TIME_MAX: Duration = Duration::from_millis(2);
+/// What QUIC adds to each packet of a stream: its own head, the stream's, and the seal.
+const PACKET_HEAD_BYTES: u64 = 44;
+
+/// What a small packet costs beside its bytes, where those of large ones are in the rate already.
+const SMALL_HEAD_BYTES: u64 = 72;
+
+/// What QUIC is given beside: so much of the rate, within what a program's write brings at once and what
+/// keeps a thin link busy until a program has been woken.
+const AHEAD_TIME: Duration = Duration::from_millis(20);
+const AHEAD_BYTES_MAX: u64 = 64 * 1024;
+const AHEAD_BYTES_MIN: u64 = 6 * 1024;
+
+/// How far behind the rate a sender may be and still catch up: more would be a queue of its own.
+const BEHIND_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// Above this, on a path this short, processors are the limit and no pacing shortens their queue.
 const PATH_RATE_MAX: u64 = 125_000_000;
@@ -68,17 +141,70 @@ const PATH_RTT_MIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is held back. So many bytes had gone through the full path when it began, in such a time.
-    Looking {
-        filled_bytes: u64,
-        filled_time: Duration,
-    },
-    /// Bulk keeps below the rate. Whether there is a queue counts `from` a time.
-    Cruising {
-        from: Instant,
-        until: Instant,
-        queued_glances: u32,
-    },
+    /// Nothing is held back.
+    Looking(Looking),
+    /// Bulk keeps below the rate.
+    Cruising(Cruising),
+}
+
+/// When it began, and what had gone through until then: through the full path, in such a time, and beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Looking {
+    began: Instant,
+    filled_bytes: u64,
+    filled_time: Duration,
+    urgent_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cruising {
+    /// Whether there is a queue is said by rounds that began later.
+    from: Instant,
+    /// When to look, unless a push confirms the rate before; and in any case.
+    until: Instant,
+    until_max: Instant,
+    queued_rounds: u32,
+    pause_count: u32,
+    push: Push,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Push {
+    /// The next one may begin then.
+    Due(Instant),
+    /// More is sent than the path is believed to carry.
+    On(Burst),
+    /// What was sent is on its way.
+    Judged { burst: Burst, by: Instant },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Burst {
+    from: Instant,
+    until: Instant,
+    /// The queue it makes.
+    queue: Duration,
+    /// What is to be sent, and what of it has not been.
+    bytes: u64,
+    left_bytes: u64,
+}
+
+impl Burst {
+    fn time(&self) -> Duration {
+        self.until.since(self.from)
+    }
+
+    /// As much time before it, and its last third: what is sent then finds the queue that the rest made.
+    fn marks(&self) -> [(Instant, Instant); 2] {
+        let before = self.from.as_nanos() - nanos(self.time());
+        let last = self.from + self.time() * 2 / 3;
+        [(Instant::from_nanos(before), self.from), (last, self.until)]
+    }
+
+    /// Whether the program had as much to send as that takes.
+    const fn is_whole(&self) -> bool {
+        self.left_bytes <= self.bytes / 4
+    }
 }
 
 /// Decides when bulk may go; pure.
@@ -87,10 +213,20 @@ pub(crate) struct Cruise {
     phase: Phase,
     /// What the path carries; zero while not known.
     path_bytes_per_second: u64,
+    /// Bytes of a full packet.
+    packet_bytes: u64,
+    /// The round trip without a queue.
+    rtt: Duration,
     /// When the estimate is worth another look.
     look_at: Instant,
     /// When the next piece may go.
     free_at: Instant,
+    /// The queue that a push makes.
+    push_queue: Duration,
+    /// Whether this look is to find out what a push says.
+    is_pushed: bool,
+    /// What has gone over the link's other connection, as bytes of bulk.
+    urgent_bytes: u64,
 }
 
 impl Cruise {
@@ -98,13 +234,20 @@ impl Cruise {
     #[must_use]
     pub(crate) const fn new() -> Self {
         Self {
-            phase: Phase::Looking {
+            phase: Phase::Looking(Looking {
+                began: Instant::ZERO,
                 filled_bytes: 0,
                 filled_time: Duration::ZERO,
-            },
+                urgent_bytes: 0,
+            }),
             path_bytes_per_second: 0,
+            packet_bytes: 0,
+            rtt: Duration::ZERO,
             look_at: Instant::ZERO,
             free_at: Instant::ZERO,
+            push_queue: PUSH_QUEUE_MIN,
+            is_pushed: false,
+            urgent_bytes: 0,
         }
     }
 
@@ -117,7 +260,7 @@ impl Cruise {
     /// Whether bulk is held below the path's rate.
     #[must_use]
     pub(crate) const fn is_cruising(&self) -> bool {
-        matches!(self.phase, Phase::Cruising { .. })
+        matches!(self.phase, Phase::Cruising(_))
     }
 
     /// What the path carries, while that is believed.
@@ -130,72 +273,208 @@ impl Cruise {
         }
     }
 
+    /// The packets that [`Self::look`] wants to be told of, by when they were sent.
+    #[must_use]
+    pub(crate) fn marks(&self) -> Option<[(Instant, Instant); 2]> {
+        match self.phase {
+            Phase::Cruising(Cruising {
+                push: Push::On(burst) | Push::Judged { burst, .. },
+                ..
+            }) => Some(burst.marks()),
+            _ => None,
+        }
+    }
+
     /// Takes note of what is believed about the path.
     pub(crate) fn look(&mut self, now: Instant, estimate: &Estimate) {
+        self.packet_bytes = estimate.packet_bytes;
+        self.rtt = estimate.base_rtt;
         match self.phase {
-            Phase::Looking {
-                filled_bytes,
-                filled_time,
-            } => {
+            Phase::Looking(looking) => {
                 self.look_at = now + LOOK_TIME;
-                let bytes = estimate.filled_bytes.saturating_sub(filled_bytes);
-                let time = estimate.filled_time.saturating_sub(filled_time);
-                if estimate.queue_delay >= ALLOWANCE / 4
-                    && let Some(rate) = self.learn(bytes, time, estimate)
-                {
-                    self.path_bytes_per_second = rate;
-                    let emptying = EMPTYING_TIME_MIN.max(estimate.base_rtt * EMPTYING_ROUNDS);
-                    self.phase = Phase::Cruising {
-                        from: now + emptying,
-                        until: now + CRUISE_TIME.max(emptying * 2),
-                        queued_glances: 0,
-                    };
-                    // The queue that stands, and what QUIC holds beside, is let run empty first.
-                    let ahead = buffer_bytes(estimate).unwrap_or(0);
-                    let ahead = ahead.saturating_sub(estimate.window_bytes);
-                    self.free_at = now + estimate.queue_delay + time_of(ahead, rate);
+                if queue_of(estimate) < ALLOWANCE / 4 {
+                    // The path is not full yet, and what went through it says nothing.
+                    self.begin_look(now, estimate);
+                } else if let Some(rate) = self.learn(looking, now, estimate) {
+                    self.begin_cruise(now, rate, estimate);
                 }
             }
-            Phase::Cruising {
-                from,
-                until,
-                mut queued_glances,
-            } => {
+            Phase::Cruising(cruising) => {
                 self.look_at = now + GLANCE_TIME;
-                let has_queue = now >= from && estimate.queue_delay > ALLOWANCE / 2;
-                queued_glances = if has_queue { queued_glances + 1 } else { 0 };
-                let is_over = now >= until || queued_glances >= QUEUED_GLANCES;
-                self.phase = if is_over || !estimate.is_settled {
-                    self.look_at = now + LOOK_TIME;
-                    Phase::Looking {
-                        filled_bytes: estimate.filled_bytes,
-                        filled_time: estimate.filled_time,
-                    }
-                } else {
-                    Phase::Cruising {
-                        from,
-                        until,
-                        queued_glances,
-                    }
-                };
+                match self.glance(cruising, now, estimate) {
+                    Some(cruising) => self.phase = Phase::Cruising(cruising),
+                    None => self.begin_look(now, estimate),
+                }
             }
         }
     }
 
-    /// The path's rate, if it was full for long enough to tell.
-    fn learn(&self, bytes: u64, time: Duration, estimate: &Estimate) -> Option<u64> {
-        let enough = FULL_TIME_MIN.max(estimate.base_rtt * FULL_ROUNDS);
-        if time < enough || !is_of_the_path(estimate) {
+    fn begin_look(&mut self, now: Instant, estimate: &Estimate) {
+        self.look_at = now + LOOK_TIME;
+        self.phase = Phase::Looking(Looking {
+            began: now,
+            filled_bytes: estimate.filled_bytes,
+            filled_time: estimate.filled_time,
+            urgent_bytes: self.urgent_bytes,
+        });
+    }
+
+    fn begin_cruise(&mut self, now: Instant, rate: u64, estimate: &Estimate) {
+        let known = self.path_bytes_per_second;
+        if std::mem::take(&mut self.is_pushed) && rate <= known + known / NEWS_PART {
+            // There was a queue, and the push has not seen it.
+            self.push_queue = (self.push_queue + PUSH_QUEUE_STEP).min(PUSH_QUEUE_MAX);
+        }
+        self.path_bytes_per_second = rate;
+        // The queue that stands, and what QUIC holds beside, is let run empty first.
+        let ahead = buffer_bytes(estimate).unwrap_or(0);
+        let ahead = ahead.saturating_sub(estimate.window_bytes);
+        let pause = estimate.queue_delay + time_of(ahead, rate);
+        self.free_at = now + pause;
+        let emptying = pause.max(EMPTYING_TIME_MIN);
+        let judging = estimate.base_rtt * JUDGE_ROUNDS;
+        self.phase = Phase::Cruising(Cruising {
+            from: now + emptying,
+            until: now + CRUISE_TIME.max(emptying + judging),
+            until_max: now
+                + CONFIRMED_TIME_MIN
+                    .max(time_of(estimate.packet_bytes, rate) * CONFIRMED_PACKETS)
+                    .max(estimate.base_rtt * CONFIRMED_ROUNDS),
+            queued_rounds: 0,
+            pause_count: 0,
+            push: Push::Due(now + PUSH_INTERVAL.max(judging)),
+        });
+    }
+
+    /// Cruises on, or not.
+    fn glance(&mut self, was: Cruising, now: Instant, estimate: &Estimate) -> Option<Cruising> {
+        let mut cruising = was;
+        if now >= was.until.min(was.until_max) || !estimate.is_settled {
             return None;
         }
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let seen = bytes.saturating_mul(1_000_000) / micros.max(1);
+        match was.push {
+            Push::Due(at) => {
+                if estimate.round_began >= was.from {
+                    self.watch_queue(&mut cruising, now, estimate)?;
+                }
+                let is_quiet =
+                    estimate.round_began >= was.from && queue_of(estimate) < PAUSE_TIME_MIN;
+                if now >= at && is_quiet {
+                    cruising.push = Push::On(self.burst(now));
+                    self.look_at = now + JUDGE_TIME;
+                }
+            }
+            // A program that has stopped does not end it.
+            Push::On(burst) if now >= burst.until + burst.time() => {
+                cruising.push = Push::Due(now + PUSH_INTERVAL);
+            }
+            Push::On(_) => self.look_at = now + JUDGE_TIME,
+            Push::Judged { burst, by } => {
+                self.look_at = now + JUDGE_TIME;
+                self.judge(&mut cruising, (burst, by), now, estimate)?;
+            }
+        }
+        Some(cruising)
+    }
+
+    /// Lets a queue run empty that should not be there; none if it does not.
+    fn watch_queue(
+        &mut self,
+        cruising: &mut Cruising,
+        now: Instant,
+        estimate: &Estimate,
+    ) -> Option<()> {
+        // The next round that says something is another one.
+        cruising.from = estimate.round_began + Duration::from_nanos(1);
+        let queue = queue_of(estimate);
+        if queue <= ALLOWANCE / 2 {
+            cruising.queued_rounds = 0;
+        } else {
+            cruising.queued_rounds += 1;
+            if cruising.queued_rounds >= QUEUED_ROUNDS {
+                return None;
+            }
+        }
+        if queue > PAUSE_TIME_MIN && cruising.pause_count < PAUSE_COUNT_MAX {
+            cruising.pause_count += 1;
+            // One that is there again was longer than it looked.
+            self.free_at = self.free_at.max(now) + queue * cruising.queued_rounds.max(1);
+            cruising.from = self.free_at;
+        }
+        Some(())
+    }
+
+    /// The next push. What is sent just before it is what it is compared with.
+    fn burst(&self, now: Instant) -> Burst {
+        let packet = time_of(self.packet_bytes, self.path_bytes_per_second);
+        let time = (self.push_queue * PUSH_PART).max(packet * PUSH_PACKETS_MIN);
+        let queue = self.push_queue.max(time / PUSH_PART_MIN);
+        let from = self.free_at.max(now) + time;
+        let mut burst = Burst {
+            from,
+            until: from + time,
+            queue,
+            bytes: 0,
+            left_bytes: 0,
+        };
+        burst.bytes = bytes_in(self.pace_of(&burst), time);
+        burst.left_bytes = burst.bytes;
+        burst
+    }
+
+    /// Judges a push once its packets have arrived; none if the path carries more.
+    fn judge(
+        &mut self,
+        cruising: &mut Cruising,
+        (burst, by): (Burst, Instant),
+        now: Instant,
+        estimate: &Estimate,
+    ) -> Option<()> {
+        let [before, after] = estimate.marked;
+        let is_meant = [before, after].map(|marked| (marked.from, marked.until)) == burst.marks();
+        if !(is_meant && after.is_over) && now < by {
+            return Some(());
+        }
+        // Two each, for one alone may have been acknowledged late.
+        let is_known = is_meant && before.packet_count.min(after.packet_count) >= 2;
+        let seen = after.rtt_min.saturating_sub(before.rtt_min);
+        let interval = if !is_known {
+            PUSH_INTERVAL_AGAIN
+        } else if seen < PUSH_SEEN / 2 {
+            self.is_pushed = true;
+            return None;
+        } else {
+            self.push_queue = (self.push_queue + PUSH_SEEN)
+                .saturating_sub(seen)
+                .clamp(PUSH_QUEUE_MIN, PUSH_QUEUE_MAX);
+            cruising.until = now + CRUISE_TIME;
+            PUSH_INTERVAL
+        };
+        cruising.pause_count = 0;
+        cruising.push = Push::Due(now + interval.max(estimate.base_rtt * JUDGE_ROUNDS));
+        cruising.from = now;
+        Some(())
+    }
+
+    /// The path's rate, if it was full for long enough to tell: what bulk got, and what went beside.
+    fn learn(&self, looking: Looking, now: Instant, estimate: &Estimate) -> Option<u64> {
+        let bytes = estimate.filled_bytes.saturating_sub(looking.filled_bytes);
+        let time = estimate.filled_time.saturating_sub(looking.filled_time);
+        let enough = FULL_TIME_MIN.max(estimate.base_rtt * FULL_ROUNDS);
+        let packets = bytes / estimate.packet_bytes.max(1);
+        if time < enough || packets < FULL_PACKETS || !is_of_the_path(estimate) {
+            return None;
+        }
+        let second = Duration::from_secs(1);
+        let beside = self.urgent_bytes - looking.urgent_bytes;
+        let seen = scaled(bytes, second, time) + scaled(beside, second, now.since(looking.began));
         let known = self.path_bytes_per_second;
-        let is_same = seen.abs_diff(known) <= known * SAME_PER_MILLE / 1000;
         let enough = FULL_TIME_MIN_NEW.max(estimate.base_rtt * FULL_ROUNDS_NEW);
-        if is_same {
-            Some((known * (WEIGHT - 1) + seen) / WEIGHT)
-        } else if time >= enough {
+        if is_same(seen, known) {
+            // Stalls make a rate look low, and nothing makes it look high.
+            let weight = if seen > known { WEIGHT_MORE } else { WEIGHT };
+            Some((known * (weight - 1) + seen) / weight)
+        } else if time >= enough && packets >= FULL_PACKETS_NEW {
             Some(seen)
         } else {
             None
@@ -207,25 +486,72 @@ impl Cruise {
         self.path_bytes_per_second / 1000 * CRUISE_PER_MILLE
     }
 
-    /// Most bytes that should be asked for at once.
+    /// The same during a push.
+    fn pace_of(&self, burst: &Burst) -> u64 {
+        let full = self.path_bytes_per_second / 1000 * FULL_PER_MILLE;
+        full + scaled(full, burst.queue, burst.time())
+    }
+
+    /// Most bytes that should be asked for at once: what fills some packets.
     #[must_use]
     pub(crate) fn piece_bytes(&self) -> u64 {
         if !self.is_cruising() {
             return u64::MAX;
         }
-        let pieces_per_second = 1_000_000_000 / u64::from(PIECE_TIME.subsec_nanos());
-        (self.pace() / pieces_per_second).max(PIECE_BYTES_MIN)
+        let rate = self.path_bytes_per_second;
+        let packet_bytes = self.packet_bytes.max(2 * PACKET_HEAD_BYTES);
+        let piece_time = if rate < FAST_BYTES_PER_SECOND {
+            PIECE_TIME
+        } else {
+            PIECE_TIME_FAST
+        };
+        let is_slow = time_of(2 * packet_bytes, rate) > PAIR_TIME_MAX;
+        let least = if is_slow { 1 } else { 2 };
+        let packets = (bytes_in(rate, piece_time) / packet_bytes).max(least);
+        packets * (packet_bytes - PACKET_HEAD_BYTES)
+    }
+
+    /// Urgent bytes go at once, and bulk leaves them the room.
+    pub(crate) fn pass(&mut self, now: Instant, bytes: u64) {
+        let bytes = bytes + SMALL_HEAD_BYTES;
+        self.urgent_bytes += bytes;
+        if self.is_cruising() {
+            self.free_at = self.behind(now) + time_of(bytes, self.pace());
+        }
+    }
+
+    /// When the next piece may go; or might have, if that was not long ago.
+    fn behind(&self, now: Instant) -> Instant {
+        let earliest = now.as_nanos().saturating_sub(nanos(BEHIND_TIME_MAX));
+        self.free_at.max(Instant::from_nanos(earliest))
     }
 
     /// Takes the place of `bytes` in the row; gives when they may go.
     pub(crate) fn take(&mut self, now: Instant, bytes: u64) -> Instant {
-        if !self.is_cruising() {
+        let Phase::Cruising(mut cruising) = self.phase else {
             return now;
+        };
+        let mut at = self.behind(now);
+        let mut pace = self.pace();
+        if let Push::On(mut burst) = cruising.push
+            && at >= burst.from
+        {
+            if at < burst.until {
+                pace = self.pace_of(&burst);
+                burst.left_bytes = burst.left_bytes.saturating_sub(bytes);
+                cruising.push = Push::On(burst);
+            } else {
+                cruising.push = if burst.is_whole() {
+                    at = at + burst.queue;
+                    let by = at + self.rtt * 2 + JUDGE_TIME_MAX;
+                    Push::Judged { burst, by }
+                } else {
+                    Push::Due(now + PUSH_INTERVAL)
+                };
+            }
+            self.phase = Phase::Cruising(cruising);
         }
-        let behind_max = u64::try_from(BEHIND_TIME_MAX.as_nanos()).unwrap_or(u64::MAX);
-        let earliest = Instant::from_nanos(now.as_nanos().saturating_sub(behind_max));
-        let at = self.free_at.max(earliest);
-        self.free_at = at + time_of(bytes, self.pace());
+        self.free_at = at + time_of(bytes, pace);
         at.max(now)
     }
 }
@@ -240,11 +566,39 @@ impl Default for Cruise {
 /// in flight and little more, for what it holds beside goes first, however bulk is paced.
 pub(crate) fn buffer_bytes(estimate: &Estimate) -> Option<u64> {
     let window = estimate.window_bytes;
-    is_of_the_path(estimate).then(|| window + window / 4 + AHEAD_BYTES_MIN)
+    let ahead = bytes_in(estimate.rate_bytes_per_second, AHEAD_TIME);
+    let ahead = ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
+    is_of_the_path(estimate).then(|| window + window / 4 + ahead)
+}
+
+/// The queue at the bottleneck. The shortest round trip may have been a short packet's, and a full one
+/// takes longer without any.
+fn queue_of(estimate: &Estimate) -> Duration {
+    let packet = time_of(estimate.packet_bytes, estimate.rate_bytes_per_second);
+    estimate.queue_delay.saturating_sub(packet)
 }
 
 fn time_of(bytes: u64, rate: u64) -> Duration {
     Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate.max(1))
+}
+
+fn bytes_in(rate: u64, time: Duration) -> u64 {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    rate.saturating_mul(micros) / 1_000_000
+}
+
+/// `bytes × part / whole`.
+fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
+    let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+const fn is_same(seen: u64, known: u64) -> bool {
+    seen.abs_diff(known) <= known * SAME_PER_MILLE / 1000
 }
 
 /// Whether the rate is the path's, and not the processors'.
@@ -254,132 +608,4 @@ fn is_of_the_path(estimate: &Estimate) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MILLI: u64 = 1_000_000;
-
-    fn at(millis: u64) -> Instant {
-        Instant::from_nanos(millis * MILLI)
-    }
-
-    /// 200 Mbit/s over a millisecond, full for so long, with so much of a queue.
-    fn estimate(filled_millis: u64, queue_micros: u64) -> Estimate {
-        Estimate {
-            rate_bytes_per_second: 25_000_000,
-            base_rtt: Duration::from_millis(1),
-            queue_delay: Duration::from_micros(queue_micros),
-            filled_bytes: filled_millis * 25_000,
-            filled_time: Duration::from_millis(filled_millis),
-            is_settled: true,
-            ..Estimate::default()
-        }
-    }
-
-    fn cruising() -> Cruise {
-        let mut cruise = Cruise::new();
-        cruise.look(at(1000), &estimate(150, 4000));
-        assert!(cruise.is_cruising());
-        cruise
-    }
-
-    /// Sends pieces for so long, a sleep taking as many milliseconds more as it pleases; gives the bytes.
-    fn send(cruise: &mut Cruise, from_millis: u64, millis: u64, late: u64) -> u64 {
-        let (mut now, mut sent) = (from_millis * MILLI, 0);
-        while now < (from_millis + millis) * MILLI {
-            let piece = cruise.piece_bytes();
-            let then = cruise.take(Instant::from_nanos(now), piece).as_nanos();
-            if then > now {
-                now = then + (sent * 7919 % (late * MILLI + 1));
-            }
-            sent += piece;
-        }
-        sent
-    }
-
-    #[test]
-    fn bulk_keeps_below_the_rate_though_timers_fire_late() {
-        for late in [0, 1, 2] {
-            let sent = send(&mut cruising(), 1000, 1000, late);
-            assert!((22_800_000..=23_500_000).contains(&sent), "{late}: {sent}");
-        }
-    }
-
-    #[test]
-    fn bulk_that_paused_does_not_make_up_for_it() {
-        let mut cruise = cruising();
-        let sent = send(&mut cruise, 3000, 10, 0);
-        assert!(sent <= 234_000 + 47_000 + 2 * 11_700, "{sent}");
-    }
-
-    #[test]
-    fn nothing_is_held_back_before_a_queue_was_seen() {
-        let mut cruise = Cruise::new();
-        for (filled, queue) in [(0, 9000), (149, 9000), (500, 0), (500, 900)] {
-            cruise.look(at(1000), &estimate(filled, queue));
-            assert!(!cruise.is_cruising());
-            assert_eq!(cruise.take(at(1000), 1 << 30), at(1000));
-            assert_eq!(cruise.piece_bytes(), u64::MAX);
-        }
-    }
-
-    #[test]
-    fn the_path_is_looked_at_again_after_a_time_and_for_as_long_as_it_takes() {
-        let mut cruise = cruising();
-        cruise.look(at(3499), &estimate(150, 0));
-        assert!(cruise.is_cruising());
-        cruise.look(at(3500), &estimate(150, 0));
-        assert!(!cruise.is_cruising());
-        cruise.look(at(3510), &estimate(169, 4000));
-        assert!(!cruise.is_cruising(), "the time before does not count");
-        cruise.look(at(3521), &estimate(170, 4000));
-        assert!(cruise.is_cruising());
-    }
-
-    #[test]
-    fn another_rate_is_believed_after_a_longer_look() {
-        let mut cruise = cruising();
-        cruise.look(at(3500), &estimate(150, 0));
-        let faster = |millis: u64| Estimate {
-            filled_bytes: 150 * 25_000 + millis * 50_000,
-            ..estimate(150 + millis, 4000)
-        };
-        for millis in [20, 100, 149] {
-            cruise.look(at(3500 + millis), &faster(millis));
-            assert!(!cruise.is_cruising());
-        }
-        cruise.look(at(3650), &faster(150));
-        assert!(cruise.is_cruising());
-        let sent = send(&mut cruise, 3650, 1000, 0);
-        assert!((45_700_000..=47_000_000).contains(&sent), "{sent}");
-    }
-
-    #[test]
-    fn a_queue_that_stands_or_a_new_start_ends_it() {
-        let mut cruise = cruising();
-        for millis in [1020, 1050, 1099, 1110] {
-            cruise.look(at(millis), &estimate(150, 2100));
-            assert!(cruise.is_cruising(), "it may be that of the look before");
-        }
-        cruise.look(at(1130), &estimate(150, 2100));
-        assert!(!cruise.is_cruising());
-        let mut cruise = cruising();
-        let lost = Estimate {
-            is_settled: false,
-            ..estimate(150, 0)
-        };
-        cruise.look(at(1020), &lost);
-        assert!(!cruise.is_cruising());
-    }
-
-    #[test]
-    fn processors_are_not_a_path() {
-        let mut cruise = Cruise::new();
-        let fast = Estimate {
-            rate_bytes_per_second: 400_000_000,
-            ..estimate(500, 4000)
-        };
-        cruise.look(at(1000), &fast);
-        assert!(!cruise.is_cruising());
-    }
-}
+mod tests;

@@ -121,6 +121,8 @@ pub struct Estimate {
     pub base_rtt: Duration,
     /// How much longer the last round's shortest round trip was.
     pub queue_delay: Duration,
+    /// When that round began: all its packets were sent later.
+    pub round_began: Instant,
     /// Bytes that may be in flight.
     pub window_bytes: u64,
     /// Bytes delivered so far while the path was the limit and the window had settled.
@@ -129,6 +131,36 @@ pub struct Estimate {
     pub filled_time: Duration,
     /// Whether the path's rate has been found.
     pub is_settled: bool,
+    /// Bytes of a full packet.
+    pub packet_bytes: u64,
+    /// What packets say that were sent at certain times.
+    pub marked: [Marked; 2],
+}
+
+/// Packets that were sent between two moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marked {
+    /// The first moment.
+    pub from: Instant,
+    /// The second; without one after the first there are none.
+    pub until: Instant,
+    /// How many have arrived.
+    pub packet_count: u32,
+    /// The least round trip of them; zero if there are none.
+    pub rtt_min: Duration,
+    /// Whether one has arrived that was sent later, so that no more are to be expected.
+    pub is_over: bool,
+}
+
+impl Marked {
+    fn note(&mut self, sent: Instant, rtt: Duration) {
+        if (self.from..self.until).contains(&sent) {
+            let is_first = self.packet_count == 0;
+            self.rtt_min = if is_first { rtt } else { self.rtt_min.min(rtt) };
+            self.packet_count += 1;
+        }
+        self.is_over |= sent >= self.until;
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -197,6 +229,7 @@ pub struct Estimator {
     rate_bytes_per_second: u64,
     peak: Peak,
     queue_delay: Duration,
+    round_began: Instant,
     allowance: Duration,
     /// Rounds in a row that filled the window and left no queue.
     empty_rounds: u32,
@@ -205,6 +238,7 @@ pub struct Estimator {
     ack_count: usize,
     filled_bytes: u64,
     filled_time: Duration,
+    marked: [Marked; 2],
 }
 
 impl Estimator {
@@ -227,6 +261,7 @@ impl Estimator {
             rate_bytes_per_second: 0,
             peak: Peak::default(),
             queue_delay: Duration::ZERO,
+            round_began: now,
             allowance: ALLOWANCE,
             empty_rounds: 0,
             is_local: false,
@@ -234,6 +269,7 @@ impl Estimator {
             ack_count: 0,
             filled_bytes: 0,
             filled_time: Duration::ZERO,
+            marked: Default::default(),
         }
     }
 
@@ -251,10 +287,27 @@ impl Estimator {
             rate_bytes_per_second: self.rate_bytes_per_second,
             base_rtt: self.known_base().unwrap_or_default(),
             queue_delay: self.queue_delay,
+            round_began: self.round_began,
             window_bytes: self.window_bytes(),
             filled_bytes: self.filled_bytes,
             filled_time: self.filled_time,
             is_settled: !matches!(self.phase, Phase::Startup { .. }),
+            packet_bytes: self.packet_bytes,
+            marked: self.marked,
+        }
+    }
+
+    /// Packets sent between these moments are to be looked at for themselves; those of earlier marks no
+    /// longer.
+    pub fn mark(&mut self, marks: [(Instant, Instant); 2]) {
+        for (marked, (from, until)) in self.marked.iter_mut().zip(marks) {
+            if (marked.from, marked.until) != (from, until) {
+                *marked = Marked {
+                    from,
+                    until,
+                    ..Marked::default()
+                };
+            }
         }
     }
 
@@ -276,6 +329,9 @@ impl Estimator {
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
         self.round.is_cruising |= ack.is_cruising;
         self.base.current = self.base.current.min(rtt);
+        for marked in &mut self.marked {
+            marked.note(ack.sent, rtt);
+        }
         let base = self.base.current.min(self.base.previous);
         self.recent[self.ack_count % RECENT_COUNT] = rtt;
         self.ack_count = self.ack_count.wrapping_add(1);
@@ -317,6 +373,7 @@ impl Estimator {
         let elapsed = now.since(round.began);
         let rate = per_second(round.delivered_bytes, elapsed);
         self.queue_delay = round.rtt_min.saturating_sub(base);
+        self.round_began = round.began;
         // A pause of the sender is none if the window was in flight all the same; and half of it is more
         // than the path holds, if there is a queue.
         let in_flight = bytes_in(rate, round.rtt_min);
@@ -357,7 +414,7 @@ impl Estimator {
             Phase::Filling => self.phase = Phase::Steady,
             Phase::Steady => self.follow(&round, rate, base),
         }
-        self.turn_base(now, base);
+        self.turn_base(now, base, round.is_cruising);
     }
 
     fn start(
@@ -466,12 +523,13 @@ impl Estimator {
         };
     }
 
-    /// Begins a new span for the base, with a drain: our own queue may hide it, whatever we believe.
-    fn turn_base(&mut self, now: Instant, base: Duration) {
+    /// Begins a new span for the base, with a drain: our own queue may hide it, whatever we believe. A
+    /// sender that keeps below the rate has none, and what a drain holds back would come at once.
+    fn turn_base(&mut self, now: Instant, base: Duration, is_cruising: bool) {
         if now.since(self.base.began) < BASE_TIME {
             return;
         }
-        if self.phase == Phase::Steady {
+        if self.phase == Phase::Steady && !is_cruising {
             let depth = self.allowance;
             self.drain(self.window_bytes, Drain { base, depth });
         }

@@ -19,7 +19,7 @@
 //! | `cruise` | when bulk keeps below that, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
-//! | `legs`, `batch` | the threads that carry bytes, and their sockets |
+//! | `legs`, `batch`, `alarm` | the threads that carry bytes, their sockets, their exact timers |
 //! | `health` | what operators are told about a link; pure |
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
@@ -42,6 +42,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod alarm;
 mod backoff;
 mod batch;
 pub mod built_in;

@@ -13,6 +13,7 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
+use crate::alarm::Alarms;
 use crate::congestion::Delay;
 use crate::control::Reports;
 use crate::cruise::{self, Cruise};
@@ -132,6 +133,8 @@ pub(crate) struct Link {
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
     cruise: Mutex<Cruise>,
+    alarms: Alarms,
+    /// When the time of bulk's controller began, which is also the cruise's.
     began: Clock,
 }
 
@@ -173,6 +176,7 @@ impl Link {
                 delay.set_local();
             }
         }
+        let began = Delay::of(&bulk).map_or_else(Clock::now, |delay| delay.began());
         Self {
             id,
             peer,
@@ -194,7 +198,8 @@ impl Link {
             measured: Mutex::default(),
             trouble: Mutex::default(),
             cruise: Mutex::default(),
-            began: Clock::now(),
+            alarms: Alarms::default(),
+            began,
         }
     }
 
@@ -344,24 +349,37 @@ impl Link {
     /// Waits until so many bytes of a leg may go without making a queue. Whoever asks waits in a row, so
     /// streams take turns.
     pub(crate) async fn until_free(&self, leg: Leg, bytes: u64) {
+        let now = self.now();
         if leg == Leg::Urgent {
+            self.cruise().pass(now, bytes);
             return;
         }
-        let now = Instant::ZERO + self.began.elapsed();
         let at = {
             let mut cruise = self.cruise();
-            if cruise.is_curious(now)
-                && let Some(delay) = Delay::of(&self.bulk)
-            {
-                cruise.look(now, &delay.estimate());
-
-                delay.set_cruising(cruise.is_cruising());
-            }
+            self.look(&mut cruise, now);
             cruise.take(now, bytes)
         };
         if at > now {
-            tokio::time::sleep(at.since(now)).await;
+            let at = self.began + at.since(Instant::ZERO);
+            self.alarms.until(at).await;
         }
+    }
+
+    /// Tells the cruise what is believed about the path, and the controller what comes of it.
+    fn look(&self, cruise: &mut Cruise, now: Instant) {
+        if cruise.is_curious(now)
+            && let Some(delay) = Delay::of(&self.bulk)
+        {
+            cruise.look(now, &delay.estimate());
+            delay.set_cruising(cruise.is_cruising());
+            if let Some(marks) = cruise.marks() {
+                delay.mark(marks);
+            }
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::ZERO + self.began.elapsed()
     }
 
     fn cruise(&self) -> MutexGuard<'_, Cruise> {
@@ -462,12 +480,21 @@ impl Link {
             is_stalled |= watch.look(seen(stats), now);
         }
         self.share_estimate();
+        self.look_on();
         self.close_if_retired();
         rounds.ticks += 1;
         if rounds.ticks.is_multiple_of(GOODPUT_TICKS) {
             self.measure(rounds, &stats);
         }
         is_stalled
+    }
+
+    /// Looks although no program asks: one whose last piece was long waits long on a thin link.
+    fn look_on(&self) {
+        let mut cruise = self.cruise();
+        if !cruise.is_cruising() {
+            self.look(&mut cruise, self.now());
+        }
     }
 
     /// Shows the shaper what has left on the wire.

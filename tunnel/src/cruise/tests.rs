@@ -1,0 +1,617 @@
+//! Decisions one by one, and bulk over a simulated bottleneck in virtual time.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::estimate::{Ack, Estimator, Marked};
+
+const MICRO: u64 = 1_000;
+const MILLI: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// Bytes of a full packet, and of what it is on the wire.
+const PACKET: u64 = 1452;
+const FRAME: u64 = 1514;
+
+fn at(millis: u64) -> Instant {
+    Instant::from_nanos(millis * MILLI)
+}
+
+/// 200 Mbit/s over a millisecond, full for so long, with so much of a queue.
+fn estimate(filled_millis: u64, queue_micros: u64) -> Estimate {
+    Estimate {
+        rate_bytes_per_second: 25_000_000,
+        base_rtt: Duration::from_millis(1),
+        queue_delay: Duration::from_micros(queue_micros),
+        filled_bytes: filled_millis * 25_000,
+        filled_time: Duration::from_millis(filled_millis),
+        is_settled: true,
+        packet_bytes: PACKET,
+        ..Estimate::default()
+    }
+}
+
+fn cruising() -> Cruise {
+    let mut cruise = Cruise::new();
+    cruise.look(at(1000), &estimate(150, 4000));
+    assert!(cruise.is_cruising());
+    cruise
+}
+
+/// Sends pieces for so long, a sleep taking up to so many microseconds more; gives the bytes.
+fn send(cruise: &mut Cruise, from_millis: u64, millis: u64, late_micros: u64) -> u64 {
+    let (mut now, mut sent) = (from_millis * MILLI, 0);
+    while now < (from_millis + millis) * MILLI {
+        let piece = cruise.piece_bytes();
+        let then = cruise.take(Instant::from_nanos(now), piece).as_nanos();
+        if then > now {
+            now = then + (sent * 7919 % (late_micros * MICRO + 1));
+        }
+        sent += piece;
+    }
+    sent
+}
+
+#[test]
+fn bulk_keeps_below_the_rate_though_timers_fire_late() {
+    for late in [0, 100, 800] {
+        let sent = send(&mut cruising(), 1000, 1000, late);
+        assert!((23_400_000..=24_000_000).contains(&sent), "{late}: {sent}");
+    }
+}
+
+#[test]
+fn bulk_that_paused_does_not_make_up_for_it() {
+    let mut cruise = cruising();
+    let sent = send(&mut cruise, 3000, 10, 0);
+    assert!(sent <= 239_500 + 24_000 + 2 * 3_000, "{sent}");
+}
+
+#[test]
+fn pieces_are_whole_packets_and_no_longer_than_a_demand_may_wait() {
+    for mbit in [1, 3, 10, 50, 100, 200, 499] {
+        let mut cruise = cruising();
+        cruise.path_bytes_per_second = mbit * 125_000;
+        let packets = cruise.piece_bytes() / (PACKET - PACKET_HEAD_BYTES);
+        assert_eq!(cruise.piece_bytes() % (PACKET - PACKET_HEAD_BYTES), 0);
+        let packet = time_of(PACKET, cruise.path_bytes_per_second);
+        let piece = packet * u32::try_from(packets).unwrap();
+        assert!(packets >= 1, "{mbit}");
+        assert!(piece <= packet + Duration::from_millis(2), "{mbit}");
+    }
+}
+
+#[test]
+fn nothing_is_held_back_before_a_queue_was_seen() {
+    let mut cruise = Cruise::new();
+    for (filled, queue) in [(0, 9000), (149, 9000), (500, 0), (800, 900)] {
+        cruise.look(at(1000), &estimate(filled, queue));
+        assert!(!cruise.is_cruising());
+        assert_eq!(cruise.take(at(1000), 1 << 30), at(1000));
+        assert_eq!(cruise.piece_bytes(), u64::MAX);
+    }
+}
+
+#[test]
+fn what_went_through_a_path_that_was_not_full_says_nothing() {
+    let mut cruise = Cruise::new();
+    cruise.look(at(1000), &estimate(100, 500));
+    cruise.look(at(1049), &estimate(249, 4000));
+    assert!(!cruise.is_cruising(), "only 149 ms with a queue");
+    cruise.look(at(1050), &estimate(250, 4000));
+    assert!(cruise.is_cruising());
+}
+
+#[test]
+fn the_path_is_looked_at_again_after_a_time_and_for_as_long_as_it_takes() {
+    let mut cruise = cruising();
+    cruise.look(at(3499), &estimate(150, 0));
+    assert!(cruise.is_cruising());
+    cruise.look(at(3500), &estimate(150, 0));
+    assert!(!cruise.is_cruising());
+    cruise.look(at(3510), &estimate(169, 4000));
+    assert!(!cruise.is_cruising(), "the time before does not count");
+    cruise.look(at(3521), &estimate(170, 4000));
+    assert!(cruise.is_cruising());
+}
+
+#[test]
+fn another_rate_is_believed_after_a_longer_look() {
+    let mut cruise = cruising();
+    cruise.look(at(3500), &estimate(150, 0));
+    let faster = |millis: u64| Estimate {
+        filled_bytes: 150 * 25_000 + millis * 50_000,
+        ..estimate(150 + millis, 4000)
+    };
+    for millis in [20, 100, 149] {
+        cruise.look(at(3500 + millis), &faster(millis));
+        assert!(!cruise.is_cruising());
+    }
+    cruise.look(at(3650), &faster(150));
+    assert!(cruise.is_cruising());
+    let sent = send(&mut cruise, 3650, 1000, 0);
+    assert!((46_800_000..=48_000_000).contains(&sent), "{sent}");
+}
+
+/// A round that began then saw so much of a queue.
+fn seen(began_millis: u64, queue_micros: u64) -> Estimate {
+    Estimate {
+        round_began: at(began_millis),
+        ..estimate(150, queue_micros)
+    }
+}
+
+#[test]
+fn a_queue_that_does_not_go_or_a_new_start_ends_it() {
+    let mut cruise = cruising();
+    for millis in [1020, 1060, 1120] {
+        cruise.look(at(millis), &seen(millis - 40, 2100));
+        assert!(cruise.is_cruising(), "it may be that of the look before");
+    }
+    for millis in [1140, 1160, 1180] {
+        cruise.look(at(millis), &seen(1110, 2100));
+        assert!(cruise.is_cruising(), "it is one round's, and let run empty");
+    }
+    cruise.look(at(1200), &seen(1190, 2100));
+    assert!(cruise.is_cruising(), "it is let run empty once more");
+    cruise.look(at(1220), &seen(1210, 2100));
+    assert!(!cruise.is_cruising());
+    let mut cruise = cruising();
+    let lost = Estimate {
+        is_settled: false,
+        ..estimate(150, 0)
+    };
+    cruise.look(at(1020), &lost);
+    assert!(!cruise.is_cruising());
+}
+
+#[test]
+fn a_short_queue_is_let_run_empty() {
+    let mut cruise = cruising();
+    send(&mut cruise, 1000, 500, 0);
+    let free_at = cruise.free_at;
+    cruise.look(at(1500), &seen(1480, 1500));
+    let pause = cruise.free_at.since(free_at.max(at(1500)));
+    // The queue of a packet alone is none.
+    assert!(pause.abs_diff(Duration::from_micros(1500 - 58)) < Duration::from_micros(1));
+}
+
+#[test]
+fn bulk_leaves_room_for_what_is_urgent() {
+    let mut cruise = cruising();
+    let mut looking = Cruise::new();
+    looking.look(at(1000), &estimate(0, 0));
+    let mut sent = 0;
+    // Half of the path in packets of a kilobyte; for the one that looks, bulk got the other half.
+    for millis in 0..1000 {
+        for who in [&mut cruise, &mut looking] {
+            for _ in 0..12 {
+                who.pass(at(1000 + millis), 1000);
+            }
+        }
+        sent += send(&mut cruise, 1000 + millis, 1, 0);
+    }
+    assert!((9_500_000..=12_000_000).contains(&sent), "{sent}");
+    let half = Estimate {
+        filled_bytes: 12_500_000,
+        ..estimate(1000, 4000)
+    };
+    looking.look(at(2000), &half);
+    let path = looking.path_bytes_per_second().unwrap();
+    assert!((24_500_000..=26_000_000).contains(&path), "{path}");
+}
+
+#[test]
+fn processors_are_not_a_path() {
+    let mut cruise = Cruise::new();
+    let fast = Estimate {
+        rate_bytes_per_second: 400_000_000,
+        ..estimate(500, 4000)
+    };
+    cruise.look(at(1000), &fast);
+    assert!(!cruise.is_cruising());
+}
+
+/// A push whose last packets took so long more than those before it.
+fn pushed(rise_micros: u64) -> Cruise {
+    let mut cruise = cruising();
+    send(&mut cruise, 1000, 1000, 0);
+    cruise.look(at(2001), &seen(1980, 0));
+    let marks = cruise.marks().expect("a push is to come");
+    send(&mut cruise, 2002, 30, 0);
+    let mut marked = marks.map(|(from, until)| Marked {
+        from,
+        until,
+        packet_count: 20,
+        rtt_min: Duration::from_millis(1),
+        is_over: true,
+    });
+    marked[1].rtt_min += Duration::from_micros(rise_micros);
+    let told = Estimate {
+        marked,
+        ..estimate(150, 0)
+    };
+    cruise.look(at(2033), &told);
+    cruise
+}
+
+#[test]
+fn a_push_that_made_a_queue_confirms_the_rate_and_another_ends_it() {
+    assert!(
+        !pushed(100).is_cruising(),
+        "no queue, so the path is faster"
+    );
+    let mut cruise = pushed(1200);
+    assert!(cruise.is_cruising());
+    cruise.look(at(4000), &estimate(150, 0));
+    assert!(
+        cruise.is_cruising(),
+        "beyond the time of a rate unconfirmed"
+    );
+}
+
+#[test]
+fn a_push_sends_what_makes_its_queue_and_pauses_for_it() {
+    let mut cruise = cruising();
+    send(&mut cruise, 1000, 1000, 0);
+    let mut pushing = cruise.clone();
+    pushing.look(at(2001), &seen(1980, 0));
+    assert!(pushing.marks().is_some());
+    assert_eq!(
+        send(&mut cruise, 2001, 8, 0),
+        send(&mut pushing, 2001, 8, 0)
+    );
+    let plain = send(&mut cruise, 2009, 8, 0);
+    let more = send(&mut pushing, 2009, 8, 0);
+    let extra = time_of(more - plain, 25_000_000 * 964 / 1000);
+    let expected = Duration::from_micros(2000)..Duration::from_micros(2600);
+    assert!(expected.contains(&extra), "{extra:?}");
+    // And no more than without, once the pause is over.
+    let after = more + send(&mut pushing, 2017, 4, 0);
+    let without = plain + send(&mut cruise, 2017, 4, 0);
+    assert!(after <= without + 6 * 2_816, "{after} {without}");
+}
+
+/// A path with one bottleneck, and a program that has always something to send.
+#[derive(Clone, Copy)]
+struct Path {
+    mbit: u64,
+    rtt_micros: u64,
+    /// Bytes that go through at once after a pause, as a token bucket's.
+    burst_bytes: u64,
+    /// Most that the program's thread is late, once in so many pieces.
+    late: (u64, u64),
+}
+
+const SHORT: Path = Path {
+    mbit: 200,
+    rtt_micros: 300,
+    burst_bytes: 16_384,
+    late: (200, 3),
+};
+
+enum Event {
+    Arrival { sent: u64 },
+    Held { number: u64 },
+    Acks { sent: Vec<u64> },
+}
+
+/// Longest that an acknowledgement is held back.
+const HELD: u64 = 25 * MILLI;
+
+struct Simulation {
+    path: Path,
+    estimator: Estimator,
+    cruise: Cruise,
+    now: u64,
+    /// When the last packet will be through, with the credit of a token bucket before now.
+    link_free: u64,
+    unsent: u64,
+    in_flight: u64,
+    /// When QUIC's own pacer, at 1.25 windows a round trip after ten packets, lets the next packet go.
+    paced: u64,
+    /// When the next piece goes, and its bytes.
+    piece: Option<(u64, u64)>,
+    events: BTreeMap<(u64, u64), Event>,
+    number: u64,
+    held: Option<(u64, u64)>,
+    delivered: u64,
+    random: u64,
+    waits: Vec<u64>,
+}
+
+impl Simulation {
+    fn new(path: Path) -> Self {
+        Self {
+            path,
+            estimator: Estimator::new(PACKET, 10 * PACKET, at(1000)),
+            cruise: Cruise::new(),
+            now: SECOND,
+            link_free: 0,
+            unsent: 0,
+            in_flight: 0,
+            paced: 0,
+            piece: None,
+            events: BTreeMap::new(),
+            number: 0,
+            held: None,
+            delivered: 0,
+            random: 1,
+            waits: Vec::new(),
+        }
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random >> 11
+    }
+
+    fn truth(&self) -> u64 {
+        self.path.mbit * 125_000 * PACKET / FRAME
+    }
+
+    /// What the link shows.
+    fn shown(&self) -> u64 {
+        let cruising = self.cruise.path_bytes_per_second();
+        cruising.unwrap_or_else(|| self.estimator.estimate().rate_bytes_per_second)
+    }
+
+    fn serialised(&self, bytes: u64) -> u64 {
+        bytes * 8 * 1000 / self.path.mbit
+    }
+
+    /// How long a byte that comes now waits for those before it.
+    fn wait(&self) -> u64 {
+        let credit = self.serialised(self.path.burst_bytes);
+        let free = self.link_free.max(self.now.saturating_sub(credit));
+        free.saturating_sub(self.now)
+    }
+
+    fn run_until(&mut self, end: u64) {
+        let (mut ping, mut tick) = (self.now, self.now);
+        while self.now < end {
+            self.offer();
+            self.send();
+            let piece = self.piece.map_or(u64::MAX, |(at, _)| at);
+            let event = self.events.keys().next().map_or(u64::MAX, |key| key.0);
+            let paced = if self.may_send() {
+                self.paced
+            } else {
+                u64::MAX
+            };
+            let next = piece.min(event).min(ping).min(paced).min(tick);
+            self.now = self.now.max(next);
+            if next == paced {
+                // It is sent at the begin of the next turn.
+            } else if next == tick {
+                // The link's, which looks although the program waits.
+                if !self.cruise.is_cruising() {
+                    self.look();
+                }
+                tick += 50 * MILLI;
+            } else if next == ping {
+                self.waits.push(self.wait());
+                ping = self.now + 500 * MICRO + self.random() % MILLI;
+            } else if next == piece {
+                let (_, bytes) = self.piece.take().expect("it was there");
+                self.unsent += bytes;
+            } else {
+                let ((_, _), event) = self.events.pop_first().expect("it was there");
+                self.handle(event);
+            }
+        }
+    }
+
+    /// Asks for the next piece, if there is room for it.
+    fn offer(&mut self) {
+        let now = Instant::from_nanos(self.now);
+        while self.piece.is_none() {
+            let estimate = self.estimator.estimate();
+            let room = buffer_bytes(&estimate).unwrap_or(1 << 20);
+            let used = self.unsent + self.in_flight;
+            if used >= room {
+                return;
+            }
+            self.look();
+            let bytes = self.cruise.piece_bytes().min(room - used);
+            let then = self.cruise.take(now, bytes).as_nanos();
+            if then <= self.now {
+                self.unsent += bytes;
+                continue;
+            }
+            let (late, one_of) = self.path.late;
+            let random = self.random();
+            let late = if random.is_multiple_of(one_of) {
+                (random >> 8) % (late * MICRO + 1)
+            } else {
+                20 * MICRO
+            };
+            self.piece = Some((then + late, bytes));
+        }
+    }
+
+    fn look(&mut self) {
+        let now = Instant::from_nanos(self.now);
+        if self.cruise.is_curious(now) {
+            self.cruise.look(now, &self.estimator.estimate());
+            if let Some(marks) = self.cruise.marks() {
+                self.estimator.mark(marks);
+            }
+        }
+    }
+
+    fn may_send(&self) -> bool {
+        self.unsent > 0 && self.in_flight + PACKET <= self.estimator.window_bytes()
+    }
+
+    fn send(&mut self) {
+        while self.may_send() && self.paced <= self.now {
+            self.unsent = self.unsent.saturating_sub(PACKET - PACKET_HEAD_BYTES);
+            self.in_flight += PACKET;
+            let estimate = self.estimator.estimate();
+            let rtt = nanos(estimate.base_rtt + estimate.queue_delay).max(MICRO);
+            let gap = rtt * PACKET * 4 / (estimate.window_bytes * 5);
+            self.paced = self.paced.max(self.now.saturating_sub(10 * gap)) + gap;
+            let credit = self.serialised(self.path.burst_bytes);
+            let free = self.link_free.max(self.now.saturating_sub(credit));
+            self.link_free = free + self.serialised(FRAME);
+            let arrival = self.link_free.max(self.now) + self.path.rtt_micros * MICRO / 2;
+            let sent = self.now;
+            self.push(arrival, Event::Arrival { sent });
+        }
+    }
+
+    fn push(&mut self, at: u64, event: Event) {
+        self.number += 1;
+        self.events.insert((at, self.number), event);
+    }
+
+    fn handle(&mut self, event: Event) {
+        let back = self.now + self.path.rtt_micros * MICRO / 2;
+        match event {
+            Event::Arrival { sent } => match self.held.take() {
+                Some((_, first)) => {
+                    let sent = vec![first, sent];
+                    self.push(back, Event::Acks { sent });
+                }
+                None => {
+                    let number = self.number + 1;
+                    self.held = Some((number, sent));
+                    self.push(self.now + HELD, Event::Held { number });
+                }
+            },
+            Event::Held { number } => {
+                if let Some((_, sent)) = self.held.filter(|(held, _)| *held == number) {
+                    self.held = None;
+                    self.push(back, Event::Acks { sent: vec![sent] });
+                }
+            }
+            Event::Acks { sent } => {
+                for sent in sent {
+                    self.acknowledge(sent);
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, sent: u64) {
+        let has_room = self.in_flight + PACKET <= self.estimator.window_bytes();
+        self.in_flight -= PACKET;
+        self.delivered += PACKET - PACKET_HEAD_BYTES;
+        self.estimator.on_ack(Ack {
+            now: Instant::from_nanos(self.now),
+            sent: Instant::from_nanos(sent),
+            bytes: PACKET,
+            is_app_limited: self.unsent == 0 && has_room,
+            is_cruising: self.cruise.is_cruising(),
+        });
+    }
+
+    /// Runs for a time; gives the longest waits of 50, of 99 of 100, and of all, in microseconds, and the
+    /// programs' part of what the path carries per mille.
+    fn measure(&mut self, nanos: u64) -> ([u64; 3], u64) {
+        let (began, delivered) = (self.now, self.delivered);
+        self.waits.clear();
+        self.run_until(began + nanos);
+        self.waits.sort_unstable();
+        let part = |per_mille: usize| {
+            let last = self.waits.len() - 1;
+            self.waits[last * per_mille / 1000] / MICRO
+        };
+        let capacity = self.path.mbit * 125_000 * (self.now - began) / SECOND;
+        let share = (self.delivered - delivered) * 1000 / capacity;
+        ([part(500), part(990), part(1000)], share)
+    }
+
+    /// How long it takes after now until the right rate is shown and stays, if that is within a time.
+    fn found_within(&mut self, most: u64) -> Option<u64> {
+        let began = self.now;
+        let mut right_since = None;
+        while self.now < began + most {
+            self.run_until(self.now + 10 * MILLI);
+            let is_right = self.shown().abs_diff(self.truth()) * 10 < self.truth();
+            right_since = is_right.then(|| right_since.unwrap_or(self.now - began));
+            let stays = |since: &u64| self.now - began - since >= SECOND / 2;
+            if right_since.is_some_and(|since| stays(&since)) {
+                return right_since;
+            }
+        }
+        None
+    }
+}
+
+/// Runs until bulk cruises and the base is known, and measures.
+fn settled(path: Path) -> ([u64; 3], u64) {
+    let mut simulation = Simulation::new(path);
+    simulation.run_until(20 * SECOND);
+    simulation.measure(130 * SECOND)
+}
+
+#[test]
+fn a_first_byte_waits_for_a_packet_and_two_milliseconds_at_any_rate() {
+    for mbit in [1, 3, 10, 30, 100, 200, 400] {
+        for rtt_micros in [300, 10_000, 40_000] {
+            let ([half, most, _], share) = settled(Path {
+                mbit,
+                rtt_micros,
+                burst_bytes: 0,
+                ..SHORT
+            });
+            let packet = FRAME * 8 / mbit;
+            let what = format!("{mbit} Mbit/s, {rtt_micros} us: {half} and {most} us");
+            assert!(most <= packet + 2_000, "{what}");
+            assert!(half <= packet + 250, "{what}");
+            assert!(share >= 890, "{what}, {share} per mille");
+        }
+    }
+}
+
+#[test]
+fn beside_a_token_bucket_nobody_waits_and_bulk_gets_its_part() {
+    let ([half, most, _], share) = settled(SHORT);
+    assert!(half == 0 && most <= 500, "{half} and {most} us");
+    assert!(share >= 905, "{share} per mille");
+}
+
+#[test]
+fn steps_of_the_path_are_found_from_any_moment_of_a_cruise() {
+    for (rtt_micros, down, up) in [
+        (300, SECOND, 2 * SECOND),
+        (10_000, SECOND, 2 * SECOND),
+        (40_000, 3 * SECOND / 2, 3 * SECOND),
+    ] {
+        for phase in 0..9 {
+            let mut simulation = Simulation::new(Path {
+                rtt_micros,
+                ..SHORT
+            });
+            simulation.run_until(8 * SECOND + phase * 310 * MILLI);
+            for (mbit, most) in [(50, down), (200, up), (50, down), (200, up)] {
+                simulation.path.mbit = mbit;
+                let what = format!("{rtt_micros} us, {phase}: to {mbit} Mbit/s");
+                let found = simulation.found_within(most + SECOND / 2);
+                assert!(
+                    found.is_some_and(|after| after <= most),
+                    "{what}: {found:?}"
+                );
+                simulation.run_until(simulation.now + SECOND);
+                let ([_, _, all], _) = simulation.measure(SECOND + phase * 310 * MILLI);
+                assert!(all <= 25_000, "{what}: {all} us");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rate_that_was_seen_too_low_is_made_up_for() {
+    for low_per_mille in [850, 900, 920] {
+        let mut simulation = Simulation::new(SHORT);
+        simulation.run_until(8 * SECOND);
+        simulation.cruise.path_bytes_per_second = simulation.truth() * low_per_mille / 1000;
+        simulation.run_until(simulation.now + 32 * SECOND);
+        let (_, share) = simulation.measure(10 * SECOND);
+        assert!(share >= 890, "{low_per_mille}: {share} per mille");
+    }
+}
