@@ -6,7 +6,8 @@
 //!
 //! One program sends as fast as it can in class bulk; another sends 64 bytes in class demand, which come
 //! back, and again. Beside it both programs do the same over the cable alone, in turns; what TCP carries
-//! is the measure for goodput. Then the cable changes to 50 Mbit/s and back under way. `--smoke` is
+//! is the measure for goodput. Then the cable changes to 50 Mbit/s and back under way; at last it carries
+//! 100, 10 and 1 Mbit/s, and lets nothing through in advance. `--smoke` is
 //! short. Needs root, for the cable lies between two network namespaces.
 
 use std::fs::{self, File};
@@ -38,6 +39,19 @@ const MBIT_LOW: u64 = 50;
 const BUFFER_MS: u64 = 100;
 const MTU: u16 = 1500;
 
+/// What the cable lets through at once after a pause; and where each packet is to take its time: a little
+/// more than one, or what its own timers need.
+const BURST_BYTES: u64 = 16 * 1024;
+const BURST_BYTES_MIN: u64 = 1600;
+const BURST_TIME: Duration = Duration::from_micros(250);
+
+/// Rates at which a first byte is to wait for one packet at most, and a little.
+const RATES_MBIT: [u64; 3] = [100, 10, 1];
+const GOAL_ADDED_MS: f64 = 2.0;
+
+/// A full packet on the cable.
+const FRAME_BITS: u32 = 1514 * 8;
+
 /// The part of a cable's bytes that are QUIC's: packets of 1452 bytes in frames of 1514.
 const QUIC_SHARE: f64 = 1452.0 / 1514.0;
 
@@ -48,6 +62,12 @@ const FOUND_FOR: Duration = Duration::from_millis(500);
 /// Time between two pings, and between two looks at the estimate.
 const PING_TIME: Duration = Duration::from_millis(2);
 const LOOK_TIME: Duration = Duration::from_millis(50);
+
+/// What is measured: all of it, unless some is asked for.
+const LOADS: &str = "loads";
+const STEPS: &str = "steps";
+const RATES: &str = "rates";
+const PARTS: [&str; 3] = [LOADS, STEPS, RATES];
 
 const CHUNK_BYTES: usize = 256 * 1024;
 const PING_BYTES: usize = 64;
@@ -65,6 +85,8 @@ struct Size {
     warm: Duration,
     rounds: usize,
     step: Duration,
+    /// How long bulk runs at each of the rates before it is measured.
+    settle: Duration,
 }
 
 const FULL: Size = Size {
@@ -72,12 +94,14 @@ const FULL: Size = Size {
     warm: Duration::from_secs(4),
     rounds: 3,
     step: Duration::from_secs(8),
+    settle: Duration::from_secs(15),
 };
 const SMOKE: Size = Size {
     time: Duration::from_millis(500),
     warm: Duration::from_millis(500),
     rounds: 1,
     step: Duration::from_secs(1),
+    settle: Duration::from_millis(500),
 };
 
 #[derive(Debug, Serialize)]
@@ -88,13 +112,27 @@ struct Report {
     goal_p50_ms: f64,
     goal_p99_ms: f64,
     goal_goodput_ratio: f64,
-    goodput_ratio: f64,
+    goodput_ratio: Option<f64>,
     towpath: Vec<Load>,
     tcp: Vec<Load>,
     goal_step_down_s: f64,
     goal_step_up_s: f64,
     goal_step_p99_ms: f64,
     steps: Vec<Step>,
+    rates: Vec<AtRate>,
+}
+
+/// The cable carries so much, and nothing in advance.
+#[derive(Debug, Serialize)]
+struct AtRate {
+    mbit_per_second: u64,
+    /// The most that bulk may add to a round trip: a packet, and two milliseconds.
+    goal_added_ms: f64,
+    added_p50_ms: f64,
+    /// What bulk adds to the longest of 95 and of 99 in 100.
+    added_p95_ms: f64,
+    added_p99_ms: f64,
+    load: Load,
 }
 
 /// Round trips in milliseconds, without and beside bulk.
@@ -103,6 +141,7 @@ struct Load {
     idle_p50_ms: f64,
     idle_p99_ms: f64,
     p50_ms: f64,
+    p95_ms: f64,
     p99_ms: f64,
     goodput_mbit: f64,
 }
@@ -123,27 +162,43 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["tunnel", config] => run_tunnel(Path::new(config)),
-        [] => measure(&FULL),
-        ["--smoke"] => measure(&SMOKE),
-        _ => Err("usage: queueing [--smoke]".into()),
+        ["--smoke"] => measure(&SMOKE, &PARTS),
+        [] => measure(&FULL, &PARTS),
+        parts if parts.iter().all(|part| PARTS.contains(part)) => measure(&FULL, parts),
+        _ => Err("usage: queueing [--smoke | loads | steps | rates]".into()),
     };
     finish(done)
 }
 
-fn measure(size: &Size) -> Result<(), Failure> {
-    let lab = match Lab::new(MTU).and_then(|lab| shape(&lab, "add", MBIT).map(|()| lab)) {
-        Ok(lab) => lab,
-        Err(why) => return Ok(report_skipped(SCHEMA, &why.to_string())?),
-    };
+fn measure(size: &Size, parts: &[&str]) -> Result<(), Failure> {
+    let lab =
+        match Lab::new(MTU).and_then(|lab| shape(&lab, "add", (MBIT, BURST_BYTES)).map(|()| lab)) {
+            Ok(lab) => lab,
+            Err(why) => return Ok(report_skipped(SCHEMA, &why.to_string())?),
+        };
     let services = Services::start(&lab)?;
     let folder = tempfile::TempDir::new()?;
     let tunnels = Tunnels::start(&lab, folder.path())?;
     let (mut towpath, mut tcp) = (Vec::new(), Vec::new());
-    for _ in 0..size.rounds {
+    let rounds = if parts.contains(&LOADS) {
+        size.rounds
+    } else {
+        0
+    };
+    for _ in 0..rounds {
         towpath.push(load(&lab, &services, &tunnels.doors(), size)?);
         tcp.push(load(&lab, &services, &direct(), size)?);
     }
     let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit).collect());
+    let goodput_ratio = (rounds > 0).then(|| goodput(&towpath) / goodput(&tcp));
+    let steps = match parts.contains(&STEPS) {
+        true => steps(&lab, &services, &tunnels, size)?,
+        false => Vec::new(),
+    };
+    let rates = match parts.contains(&RATES) {
+        true => rates(&lab, &services, &tunnels, size)?,
+        false => Vec::new(),
+    };
     let report = Report {
         schema: SCHEMA,
         mbit_per_second: MBIT,
@@ -151,21 +206,23 @@ fn measure(size: &Size) -> Result<(), Failure> {
         goal_p50_ms: 0.3,
         goal_p99_ms: 2.0,
         goal_goodput_ratio: 0.95,
-        goodput_ratio: goodput(&towpath) / goodput(&tcp),
+        goodput_ratio,
         towpath,
         tcp,
         goal_step_down_s: 1.0,
         goal_step_up_s: 3.0,
         goal_step_p99_ms: 10.0,
-        steps: steps(&lab, &services, &tunnels, size)?,
+        steps,
+        rates,
     };
     print(&report)
 }
 
-/// Gives the cable a rate, from the edge to the region.
-fn shape(lab: &Lab, verb: &str, mbit: u64) -> Result<(), Failure> {
-    let words =
-        format!("qdisc {verb} dev cable root tbf rate {mbit}mbit burst 16kb latency {BUFFER_MS}ms");
+/// Gives the cable a rate, from the edge to the region, and what it lets through at once.
+fn shape(lab: &Lab, verb: &str, (mbit, burst): (u64, u64)) -> Result<(), Failure> {
+    let words = format!(
+        "qdisc {verb} dev cable root tbf rate {mbit}mbit burst {burst} latency {BUFFER_MS}ms"
+    );
     let words: Vec<&str> = words.split(' ').collect();
     lab.tc(Host::Edge, &words)
 }
@@ -340,6 +397,7 @@ fn load(lab: &Lab, services: &Services, doors: &Doors, size: &Size) -> Result<Lo
         idle_p50_ms: part(&idle, 0.5),
         idle_p99_ms: part(&idle, 0.99),
         p50_ms: part(&waits, 0.5),
+        p95_ms: part(&waits, 0.95),
         p99_ms: part(&waits, 0.99),
         goodput_mbit: goodput(services, before, began),
     })
@@ -362,7 +420,7 @@ fn steps(
     thread::sleep(size.warm);
     let mut steps = Vec::new();
     for mbit in [MBIT_LOW, MBIT, MBIT_LOW, MBIT] {
-        shape(lab, "change", mbit)?;
+        shape(lab, "change", (mbit, BURST_BYTES))?;
         let (began, before) = (Instant::now(), services.sunk_bytes.load(Ordering::Relaxed));
         let is_over = AtomicBool::new(false);
         let (waits, found_after_s) = thread::scope(|scope| {
@@ -396,6 +454,42 @@ fn steps(
         });
     }
     Ok(steps)
+}
+
+/// What bulk adds to a round trip where the cable is thinner.
+fn rates(
+    lab: &Lab,
+    services: &Services,
+    tunnels: &Tunnels,
+    size: &Size,
+) -> Result<Vec<AtRate>, Failure> {
+    let size = Size {
+        warm: size.settle,
+        ..*size
+    };
+    let at = |mbit: u64| {
+        // What is left of the bulk before goes while the cable is fast.
+        shape(lab, "change", (MBIT, BURST_BYTES))?;
+        thread::sleep(size.settle / 10);
+        shape(lab, "change", (mbit, burst_bytes(mbit)))?;
+        let load = load(lab, services, &tunnels.doors(), &size)?;
+        #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
+        let packet_ms = f64::from(FRAME_BITS) / (mbit as f64 * 1e3);
+        Ok(AtRate {
+            mbit_per_second: mbit,
+            goal_added_ms: packet_ms + GOAL_ADDED_MS,
+            added_p50_ms: load.p50_ms - load.idle_p50_ms,
+            added_p95_ms: load.p95_ms - load.idle_p50_ms,
+            added_p99_ms: load.p99_ms - load.idle_p50_ms,
+            load,
+        })
+    };
+    RATES_MBIT.into_iter().map(at).collect()
+}
+
+fn burst_bytes(mbit: u64) -> u64 {
+    let timers = u64::from(BURST_TIME.subsec_micros()) * mbit / 8;
+    timers.max(BURST_BYTES_MIN)
 }
 
 /// The value below which that part of the sorted ones is.
