@@ -3,12 +3,15 @@
 //! Means that forget at different speeds run side by side, each twice: one jumps when the rate seems to
 //! have changed for good, the other never does, for on some links such changes do not last. Which of them
 //! does best depends on the link and on how far ahead is asked, so each is scored at each horizon and
-//! the better it did the more it counts; the band is made of the errors all of them made together.
+//! the better it did the more it counts. What they say together is seen in four ways: as what stays or as
+//! what will in part have returned to what the link is used to, and as rough as just now or as always. Each
+//! has a band made of the errors it made, and counts at each quantile by how well it did there.
 
 use std::collections::VecDeque;
 
 use crate::band::Band;
-use crate::season::errors::Errors;
+use crate::score::loss;
+use crate::season::errors::{Errors, SHARES as SHARES_BELOW};
 use crate::season::hazard::Tails;
 
 /// Shares of the newest sample in the means, from the last value to minutes.
@@ -23,14 +26,20 @@ const WATCHED: usize = 2;
 /// How far ahead is scored, in samples, which come each second while the link is full.
 pub const HORIZONS: [usize; 4] = [1, 10, 60, 300];
 
-/// Samples kept: the longest horizon and the one before it.
-const SAMPLE_COUNT_MAX: usize = HORIZONS[3] + 1;
+/// Samples kept: the longest horizon.
+const SAMPLE_COUNT_MAX: usize = HORIZONS[3];
 
 /// Samples before anything is said.
 pub const SAMPLE_COUNT_MIN: u64 = 10;
 
 /// Least rate that is looked at, in bytes per second: logarithms need one.
 const RATE_MIN: f64 = 1.0;
+
+/// Most that is looked at, in bytes per second.
+const RATE_MAX: f64 = 1e14;
+
+/// The spread before any is seen.
+const SPREAD_FIRST: f64 = 0.1;
 
 /// Least spread: no link is steadier within a second.
 const SPREAD_MIN: f64 = 0.01;
@@ -52,6 +61,52 @@ const STAYING_SHARE: f64 = 0.3;
 /// Mean squares of errors that are as good as none.
 const LOSS_MIN: f64 = 1e-6;
 
+/// Share of the newest sample in what the link is used to: of the last eight minutes, more or less.
+const USUAL_SHARE: f64 = 0.002;
+
+/// Share by which the highest rate seen fades into the usual one: half of it in twenty minutes.
+const HIGHEST_SHARE: f64 = 0.0005;
+
+/// A second that carries next to nothing counts as a fiftieth of the usual, in logarithms.
+const FALL_MAX: f64 = 3.9;
+
+/// Ways to see what the means say: it stays or returns in part; as rough as now or as always.
+const VIEWS: [(Way, Roughness); 4] = [
+    (Way::Stays, Roughness::Now),
+    (Way::Returns, Roughness::Now),
+    (Way::Stays, Roughness::Always),
+    (Way::Returns, Roughness::Always),
+];
+const VIEW_COUNT: usize = VIEWS.len();
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Stays,
+    Returns,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Roughness {
+    Now,
+    Always,
+}
+
+/// Samples that the return, and the losses of the views, are learnt from.
+const VIEW_SAMPLES: f64 = 2000.0;
+
+/// Horizons that have to pass before half of the return that was seen is believed.
+const RETURN_HORIZONS: usize = 10;
+
+/// How many times as far away as it mostly was a rate may be for its return to be known.
+const AWAY_MAX: f64 = 2.0;
+
+/// How much more the better view counts, at each quantile: one whose losses are a tenth larger counts
+/// a seventh.
+const VIEW_FAVOUR: i32 = 20;
+
+/// Losses that are as good as none, in bytes per second.
+const VIEW_LOSS_MIN: f64 = 1e-3;
+
 /// A change is believed after so much evidence beyond the slack, in spreads (Page's test).
 const SLACK: f64 = 1.5;
 const EVIDENCE_MAX: f64 = 4.0;
@@ -59,30 +114,133 @@ const ENOUGH: f64 = 9.0;
 
 type Means = [f64; MEAN_COUNT];
 
+/// Quantiles 10, 50 and 90, as logarithms of rates.
+type Quantiles = [f64; 3];
+
 /// The last samples of capacity, and what they say of the next.
 #[derive(Debug, Clone)]
 pub struct Recent {
     /// The rates, newest first.
     samples: VecDeque<f64>,
-    /// What the means were after each of them.
-    past: VecDeque<Means>,
     means: Means,
+    usual: Usual,
     spread: f64,
     count: u64,
     evidence: [f64; 2],
     horizons: Vec<Horizon>,
 }
 
-/// How well the means did at one horizon.
-#[derive(Debug, Clone, Default)]
+/// What the link is used to: rate, highest rate and spread.
+#[derive(Debug, Clone, Copy)]
+struct Usual {
+    mean: f64,
+    highest: f64,
+    spread: f64,
+}
+
+impl Default for Usual {
+    fn default() -> Self {
+        Self {
+            mean: 0.0,
+            highest: 0.0,
+            spread: SPREAD_FIRST,
+        }
+    }
+}
+
+impl Usual {
+    fn observe(&mut self, sample: f64, spread: f64, count: u64) {
+        // At first it is the mean of all that was seen.
+        let share = USUAL_SHARE.max(1.0 / count as f64);
+        self.mean += (sample - self.mean) * share;
+        self.spread += (spread - self.spread) * share;
+        self.highest += (self.mean - self.highest) * HIGHEST_SHARE;
+        self.highest = self.highest.max(sample);
+    }
+}
+
+/// How well the means and the views did at one horizon.
+#[derive(Debug, Clone)]
 struct Horizon {
+    length: usize,
+    /// What was said and has not come, oldest first.
+    open: VecDeque<Said>,
     /// Mean squares of the errors: medians would follow each step of what comes and goes.
     losses: Means,
     count: usize,
+    returns: Returns,
+    views: [View; VIEW_COUNT],
+}
+
+/// How far rates went back to what was usual, by least squares.
+#[derive(Debug, Clone, Copy, Default)]
+struct Returns {
+    squares: f64,
+    products: f64,
+    count: f64,
+}
+
+/// One way to see what the means say.
+#[derive(Debug, Clone, Default)]
+struct View {
     errors: Errors,
+    /// Mean loss of each quantile, in bytes per second.
+    losses: Quantiles,
+}
+
+/// What was said of a horizon. Errors are taken from this and nothing that was learnt later: the spread,
+/// above all, is larger after a change than it was before.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    means: Means,
+    /// The means together, and how far that is from what is usual.
+    mean: f64,
+    away: f64,
+    views: [SaidView; VIEW_COUNT],
+}
+
+/// What one view said: errors are in units of its scale.
+#[derive(Debug, Clone, Copy)]
+struct SaidView {
+    point: f64,
+    scale: f64,
+    quantiles: Quantiles,
+}
+
+impl Returns {
+    fn observe(&mut self, away: f64, moved: f64) {
+        let keep = 1.0 - 1.0 / VIEW_SAMPLES;
+        self.squares = self.squares * keep + away * away;
+        self.products = self.products * keep + away * moved;
+        self.count = self.count * keep + 1.0;
+    }
+
+    /// The share of the way back that is expected: the less, the fewer horizons were seen.
+    fn share(&self, length: usize) -> f64 {
+        let believed = self.count / (self.count + count_of(RETURN_HORIZONS * length));
+        (-believed * self.products / (self.squares + LOSS_MIN)).clamp(0.0, 1.0)
+    }
+
+    /// How far it will go back from so far away. That noise comes back says nothing of a change that is
+    /// many times as large.
+    fn expected(&self, away: f64, length: usize) -> f64 {
+        let known = AWAY_MAX * (self.squares / self.count.max(1.0)).sqrt();
+        self.share(length) * away.clamp(-known, known)
+    }
 }
 
 impl Horizon {
+    fn new(length: usize) -> Self {
+        Self {
+            length,
+            open: VecDeque::new(),
+            losses: Means::default(),
+            count: 0,
+            returns: Returns::default(),
+            views: Default::default(),
+        }
+    }
+
     /// What the means say together.
     fn blend(&self, means: &Means) -> f64 {
         let least = self.losses.iter().copied().fold(f64::INFINITY, f64::min);
@@ -97,13 +255,81 @@ impl Horizon {
         sum / weights
     }
 
-    /// Compares what the means said a horizon ago with what came.
-    fn score(&mut self, means: &Means, outcome: f64, spread: f64, length: usize) {
-        let error = (outcome - self.blend(means)) / spread;
-        self.errors.adapt(error, length, &Tails::default());
-        self.errors.observe(error);
-        self.count = (self.count + 1).min(LOSS_COUNT_MIN + LOSS_HORIZONS * length);
-        for (loss, mean) in self.losses.iter_mut().zip(means) {
+    /// What is to be said, given the means, what is usual, and the spread now.
+    fn say(&self, means: &Means, usual: &Usual, spread: f64) -> Said {
+        let mean = self.blend(means);
+        let away = mean - usual.mean;
+        // What the link has never carried is not forecast, whatever errors and spread would say.
+        let highest = usual.highest.max(mean);
+        let views = std::array::from_fn(|index| {
+            let (way, roughness) = VIEWS[index];
+            let point = match way {
+                Way::Stays => mean,
+                Way::Returns => mean - self.returns.expected(away, self.length),
+            };
+            let scale = match roughness {
+                Roughness::Now => spread,
+                Roughness::Always => usual.spread,
+            };
+            let errors = &self.views[index].errors;
+            let quantiles = errors
+                .quantiles(self.length, &Tails::default())
+                .map(|error| (point + error * scale).min(highest));
+            SaidView {
+                point,
+                scale,
+                quantiles,
+            }
+        });
+        Said {
+            means: *means,
+            mean,
+            away,
+            views,
+        }
+    }
+
+    /// The views together, at each quantile the more the better they did there.
+    fn quantiles(&self, said: &Said) -> Quantiles {
+        std::array::from_fn(|quantile| {
+            let losses = self.views.each_ref().map(|view| view.losses[quantile]);
+            let least = losses.iter().copied().fold(f64::INFINITY, f64::min) + VIEW_LOSS_MIN;
+            let (mut sum, mut weights) = (0.0, 0.0);
+            for (loss, view) in losses.iter().zip(&said.views) {
+                let weight = (least / (loss + VIEW_LOSS_MIN)).powi(VIEW_FAVOUR);
+                sum += weight * view.quantiles[quantile];
+                weights += weight;
+            }
+            sum / weights
+        })
+    }
+
+    /// Compares what was said a horizon ago with what came, if anything was.
+    fn score(&mut self, samples: &VecDeque<f64>, lowest: f64) {
+        if self.open.len() < self.length {
+            return;
+        }
+        let Some(said) = self.open.pop_front() else {
+            return;
+        };
+        let sum: f64 = samples.iter().take(self.length).sum();
+        let rate = sum / count_of(self.length);
+        let outcome = rate.ln().max(lowest);
+        let step = 1.0 / (self.returns.count + 1.0);
+        for (view, said) in self.views.iter_mut().zip(&said.views) {
+            let error = (outcome - said.point) / said.scale;
+            view.errors.adapt(error, self.length, &Tails::default());
+            view.errors.observe(error);
+            let quantiles = SHARES_BELOW.iter().zip(said.quantiles);
+            for (mean, (share, quantile)) in view.losses.iter_mut().zip(quantiles) {
+                // In rates, as it is felt: too high a p90 costs more than its logarithm tells.
+                let loss = loss(*share, quantile.exp(), rate);
+                *mean += (loss - *mean) * step;
+            }
+        }
+        self.returns.observe(said.away, outcome - said.mean);
+        self.count = (self.count + 1).min(LOSS_COUNT_MIN + LOSS_HORIZONS * self.length);
+        for (loss, mean) in self.losses.iter_mut().zip(said.means) {
             *loss += ((outcome - mean).powi(2) - *loss) / count_of(self.count);
         }
     }
@@ -113,12 +339,12 @@ impl Default for Recent {
     fn default() -> Self {
         Self {
             samples: VecDeque::new(),
-            past: VecDeque::new(),
             means: Means::default(),
-            spread: 0.1,
+            usual: Usual::default(),
+            spread: SPREAD_FIRST,
             count: 0,
             evidence: [0.0; 2],
-            horizons: vec![Horizon::default(); HORIZONS.len()],
+            horizons: HORIZONS.map(Horizon::new).into(),
         }
     }
 }
@@ -126,15 +352,21 @@ impl Default for Recent {
 impl Recent {
     /// Takes the capacity of the last second, in bytes per second.
     pub fn observe(&mut self, rate: f64) {
-        let rate = rate.clamp(RATE_MIN, 1e14);
-        let sample = rate.ln();
+        let rate = rate.clamp(RATE_MIN, RATE_MAX);
+        let mut sample = rate.ln();
         if self.count == 0 {
             self.means = [sample; MEAN_COUNT];
+            self.usual.mean = sample;
+            self.usual.highest = sample;
         }
+        let lowest = self.usual.mean - FALL_MAX;
+        sample = sample.max(lowest);
         self.count += 1;
         self.samples.truncate(SAMPLE_COUNT_MAX - 1);
         self.samples.push_front(rate);
-        self.score();
+        for horizon in &mut self.horizons {
+            horizon.score(&self.samples, lowest);
+        }
         let residual = sample - self.means[WATCHED];
         let strayed = residual.abs().min(4.0 * self.spread);
         if self.has_changed(residual / self.spread) {
@@ -148,26 +380,17 @@ impl Recent {
         for (mean, share) in self.means.iter_mut().zip(SHARES.iter().cycle()) {
             *mean += (sample - *mean) * share;
         }
-        self.past.truncate(SAMPLE_COUNT_MAX - 1);
-        self.past.push_front(self.means);
+        self.usual.observe(sample, self.spread, self.count);
+        for horizon in &mut self.horizons {
+            let said = horizon.say(&self.means, &self.usual, self.spread);
+            horizon.open.push_back(said);
+        }
     }
 
     /// Samples taken since the start.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
-    }
-
-    /// Compares what was said of the last samples with them.
-    fn score(&mut self) {
-        for (horizon, length) in self.horizons.iter_mut().zip(HORIZONS) {
-            let Some(means) = self.past.get(length - 1) else {
-                continue;
-            };
-            let sum: f64 = self.samples.iter().take(length).sum();
-            let outcome = (sum / count_of(length)).ln();
-            horizon.score(means, outcome, self.spread, length);
-        }
     }
 
     fn has_changed(&mut self, residual: f64) -> bool {
@@ -190,12 +413,9 @@ impl Recent {
         }
         let index = HORIZONS.partition_point(|length| (*length as u64) < seconds);
         let index = index.min(HORIZONS.len() - 1);
-        let (horizon, length) = (&self.horizons[index], HORIZONS[index]);
-        let mean = horizon.blend(&self.means);
-        let [p10, p50, p90] = horizon
-            .errors
-            .quantiles(length, &Tails::default())
-            .map(|error| (mean + error * self.spread).exp());
+        let horizon = &self.horizons[index];
+        let said = horizon.open.back()?;
+        let [p10, p50, p90] = horizon.quantiles(said).map(f64::exp);
         Some(Band::new(p10, p50, p90))
     }
 }
@@ -262,6 +482,83 @@ mod tests {
         for seconds in [1, 10, 60] {
             let band = recent.forecast(seconds).unwrap();
             assert!((4e6..9e6).contains(&band.p50), "{seconds}: {band:?}");
+        }
+    }
+
+    /// A link that for a quarter of the time, now and then, carries half as much for half a minute.
+    fn with_drops(index: u64) -> f64 {
+        let is_low = noise(index / 30) > 0.5;
+        rough(index, if is_low { 0.5e6 } else { 1e6 }) * (1.0 + 0.01 * noise(index / 30 + 7))
+    }
+
+    #[test]
+    fn errors_count_in_the_spread_they_were_forecast_with() {
+        let mut recent = Recent::default();
+        let rates: Vec<f64> = (0..12_000).map(with_drops).collect();
+        let (mut above, mut count) = (0.0, 0.0);
+        for (index, rate) in rates.iter().enumerate().take(rates.len() - 60) {
+            recent.observe(*rate);
+            if index > 1000 {
+                let outcome = rates[index + 1..=index + 60].iter().sum::<f64>() / 60.0;
+                let band = recent.forecast(60).unwrap();
+                above += f64::from(u8::from(outcome >= band.p10));
+                count += 1.0;
+            }
+        }
+        let share = above / count;
+        assert!((0.88..0.92).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn what_was_never_carried_is_not_promised() {
+        let mut recent = Recent::default();
+        let mut most = 0.0_f64;
+        for index in 0..3000 {
+            // Quiet, with steps that are many spreads wide, and then rough: spreads times spreads.
+            let level = 1e6 * (1.5 * noise(index / 100)).exp();
+            let rough = if index < 2000 { 0.01 } else { 1.0 };
+            let rate = level * (rough * noise(index)).exp();
+            recent.observe(rate);
+            most = most.max(rate);
+            for seconds in [1, 10, 60, 300] {
+                let p90 = recent.forecast(seconds).map_or(0.0, |band| band.p90);
+                assert!(p90 <= most * 1.000_001, "{index}, {seconds}: {p90}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_always_came_back_is_expected_back() {
+        let mut recent = Recent::default();
+        let mut lowest = None;
+        for index in 0..6000 {
+            // Every two minutes it falls to a third and comes back within a minute.
+            let since = (index % 120) as f64;
+            let down = 1.0 - 0.67 * (-since / 20.0).exp();
+            recent.observe(rough(index, 1e6) * down);
+            if index > 5000 && index % 120 == 3 {
+                lowest = recent.forecast(60);
+            }
+        }
+        // It carries some 450 kB/s then, and 770 kB/s on average in the minute that follows.
+        let band = lowest.unwrap();
+        assert!(band.p50 > 0.6e6, "{band:?}");
+        let view = &recent.horizons[2];
+        assert!(view.returns.share(60) > 0.3, "{:?}", view.returns);
+    }
+
+    #[test]
+    fn what_stays_for_good_is_not_expected_back() {
+        let mut recent = Recent::default();
+        for index in 0..6000 {
+            // Another rate every five minutes, anywhere between.
+            let level = 1e6 * noise(index / 300).exp();
+            recent.observe(level * (0.02 * noise(index)).exp());
+            if index > 3000 && index % 300 == 100 {
+                let band = recent.forecast(60).unwrap();
+                let part = band.p50 / level;
+                assert!((0.9..1.1).contains(&part), "{index}: {part} of {level}");
+            }
         }
     }
 

@@ -62,13 +62,19 @@ impl Score {
 /// low a one cost as the quantile says.
 #[must_use]
 pub fn pinball(band: &Band, outcome: f64) -> f64 {
-    let loss = |(share, quantile): (f64, f64)| {
-        let over = outcome - quantile;
-        if over >= 0.0 {
-            share * over
-        } else {
-            (share - 1.0) * over
-        }
-    };
-    band.quantiles().map(loss).iter().sum::<f64>() / 3.0
+    band.quantiles()
+        .map(|(share, quantile)| loss(share, quantile, outcome))
+        .iter()
+        .sum::<f64>()
+        / 3.0
+}
+
+/// What one quantile costs that this share of outcomes shall lie below.
+pub(crate) fn loss(share: f64, quantile: f64, outcome: f64) -> f64 {
+    let over = outcome - quantile;
+    if over >= 0.0 {
+        share * over
+    } else {
+        (share - 1.0) * over
+    }
 }

@@ -13,7 +13,7 @@ const PRIOR_COUNT: usize = 24;
 const PRIOR: [f64; 3] = [-1.6, 0.0, 1.6];
 
 /// The shares of errors that shall lie below each quantile.
-const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
+pub(crate) const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 
 /// How far one miss moves the share that is asked of the window (adaptive conformal inference), at a lead
 /// of one hour. At longer leads misses come in runs as long as the lead: to follow them would be to
