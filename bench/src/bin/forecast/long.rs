@@ -7,7 +7,7 @@ use towpath_forecast::score::pinball;
 use towpath_forecast::season::{Hour, Season};
 
 use super::rivals::{Quantiles, Rival};
-use super::{SetReport, Tally};
+use super::{Lead, SetReport, Tally, Unit};
 
 /// Leads that are scored, in hours: 24 is the one the goals are about.
 const LEADS: [usize; 5] = [1, 6, 24, 72, WEEK_HOURS];
@@ -68,7 +68,7 @@ fn reported(set: &'static str, tallies: &[Tally]) -> SetReport {
     SetReport {
         set,
         leads: leads
-            .map(|(lead, tally)| tally.report(Some(lead), None))
+            .map(|(lead, tally)| tally.report(Lead(lead, Unit::Hours)))
             .collect(),
     }
 }

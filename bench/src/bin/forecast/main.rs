@@ -3,7 +3,8 @@
 //!
 //! All see the same and are scored by the same pinball loss of p10, p50 and p90, at every hour or second
 //! that does not only teach. The model's constants were chosen on the seeds of `--tune`; the report is
-//! of others. `--trace FILE.csv` takes rows of a time and the bits per second then.
+//! of others. `--trace FILE.csv` takes rows of a time and the bits per second then; `--seconds-trace FILE...`
+//! takes such files as links of their own and scores the next samples of all of them together.
 #![forbid(unsafe_code)]
 
 mod long;
@@ -27,6 +28,9 @@ const SCORED_WEEKS: usize = 8;
 const SCORED_SEED: u64 = 11_000_001;
 const TUNING_SEED: u64 = 1;
 const SEED_COUNT: u64 = 48;
+
+/// Traces of seconds that are scored together at most.
+const FILES_MAX: usize = 4096;
 
 const SCHEMA: &str = "towpath.v1.bench.forecast";
 
@@ -54,6 +58,9 @@ struct LeadReport {
     lead_hours: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lead_seconds: Option<usize>,
+    /// Of traces, whose rows lie seconds apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lead_samples: Option<usize>,
     /// Share of outcomes within p10 and p90; 0.8 is right.
     coverage: f64,
     /// Share of outcomes above p10; 0.9 is right.
@@ -64,14 +71,19 @@ struct LeadReport {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).take(3).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).take(FILES_MAX + 2).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let report = match arguments[..] {
         [] => Ok(report(SCORED_SEED, SEED_COUNT, SCORED_WEEKS)),
         ["--tune"] => Ok(report(TUNING_SEED, SEED_COUNT, SCORED_WEEKS)),
         ["--smoke"] => Ok(report(SCORED_SEED, 1, 1)),
         ["--trace", path] => report_trace(path),
-        _ => Err("there are only --smoke, --tune and --trace FILE.csv".to_owned()),
+        ["--seconds-trace", ref paths @ ..] if (1..=FILES_MAX).contains(&paths.len()) => {
+            report_seconds(paths)
+        }
+        _ => Err(format!(
+            "there are only --smoke, --tune, --trace FILE.csv and --seconds-trace with up to {FILES_MAX} files"
+        )),
     };
     let written = report
         .and_then(|report| serde_json::to_string_pretty(&report).map_err(|error| error.to_string()))
@@ -101,15 +113,7 @@ fn report(first: u64, count: u64, scored_weeks: usize) -> Report {
 }
 
 fn report_trace(path: &str) -> Result<Report, String> {
-    let shown = |error: std::io::Error| format!("{path}: {error}");
-    if std::fs::metadata(path).map_err(shown)?.len() > trace::FILE_BYTES_MAX {
-        return Err(format!(
-            "{path}: larger than {} bytes",
-            trace::FILE_BYTES_MAX
-        ));
-    }
-    let text = std::fs::read_to_string(path).map_err(shown)?;
-    let series = trace::hours(&text).map_err(|error| format!("{path}: {error}"))?;
+    let series = trace::hours(&read(path)?).map_err(|error| format!("{path}: {error}"))?;
     let (taught_weeks, scored_weeks) = trace::weeks(&series);
     Ok(Report {
         schema: SCHEMA,
@@ -119,6 +123,49 @@ fn report_trace(path: &str) -> Result<Report, String> {
         sets: vec![long::report_trace(&series, taught_weeks, scored_weeks)],
         short_sets: Vec::new(),
     })
+}
+
+fn report_seconds(paths: &[&str]) -> Result<Report, String> {
+    let link =
+        |path: &&str| trace::samples(&read(path)?).map_err(|error| format!("{path}: {error}"));
+    let links = paths.iter().map(link).collect::<Result<Vec<_>, _>>()?;
+    Ok(Report {
+        schema: SCHEMA,
+        seeds: Vec::new(),
+        taught_weeks: 0,
+        scored_weeks: 0,
+        sets: Vec::new(),
+        short_sets: vec![short::report_traces(&links)],
+    })
+}
+
+/// The text of a trace.
+fn read(path: &str) -> Result<String, String> {
+    let shown = |error: std::io::Error| format!("{path}: {error}");
+    if std::fs::metadata(path).map_err(shown)?.len() > trace::FILE_BYTES_MAX {
+        return Err(format!(
+            "{path}: larger than {} bytes",
+            trace::FILE_BYTES_MAX
+        ));
+    }
+    std::fs::read_to_string(path).map_err(shown)
+}
+
+/// How far ahead something was forecast.
+#[derive(Clone, Copy)]
+struct Lead(usize, Unit);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Hours,
+    Seconds,
+    Samples,
+}
+
+impl Lead {
+    fn of(self, unit: Unit) -> Option<usize> {
+        (self.1 == unit).then_some(self.0)
+    }
 }
 
 /// What one lead cost, over all seeds of a set.
@@ -136,11 +183,12 @@ impl Tally {
         self.score.observe_within(band, outcome, u64::MAX);
     }
 
-    fn report(&self, lead_hours: Option<usize>, lead_seconds: Option<usize>) -> LeadReport {
+    fn report(&self, lead: Lead) -> LeadReport {
         let ratio = |(name, loss): (&&'static str, &f64)| (*name, self.ours / loss);
         LeadReport {
-            lead_hours,
-            lead_seconds,
+            lead_hours: lead.of(Unit::Hours),
+            lead_seconds: lead.of(Unit::Seconds),
+            lead_samples: lead.of(Unit::Samples),
             coverage: self.score.within,
             p10_coverage: self.score.above_p10,
             pinball_ratio: self.theirs.iter().map(ratio).collect(),

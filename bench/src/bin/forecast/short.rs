@@ -7,7 +7,7 @@ use towpath_forecast::recent::Recent;
 use towpath_forecast::score::pinball;
 
 use super::rivals::Quantiles;
-use super::{SetReport, Tally, mean};
+use super::{Lead, SetReport, Tally, Unit, mean};
 
 /// Leads in seconds: what is forecast is the mean over as many.
 const LEADS: [usize; 3] = [1, 10, 60];
@@ -42,30 +42,47 @@ fn rivals(series: &[f64]) -> BTreeMap<&'static str, Vec<f64>> {
 /// Every set, on each of the seeds.
 pub(crate) fn report(seeds: &[u64]) -> Vec<SetReport> {
     let report = |set: SecondsSet| {
-        let mut tallies: Vec<Tally> = LEADS.map(|_| Tally::default()).into();
+        let mut tallies = tallies();
         for seed in seeds {
-            score(&set.seconds(*seed, COUNT), &mut tallies);
+            score(&set.seconds(*seed, COUNT), TAUGHT_COUNT, &mut tallies);
         }
-        let leads = LEADS.into_iter().zip(&tallies);
-        SetReport {
-            set: set.as_str(),
-            leads: leads
-                .map(|(lead, tally)| tally.report(None, Some(lead)))
-                .collect(),
-        }
+        reported(set.as_str(), &tallies, Unit::Seconds)
     };
     SecondsSet::ALL.map(report).into()
 }
 
-/// Scores ours and all rivals on one series.
-fn score(series: &[f64], tallies: &mut [Tally]) {
+/// Links from traces: a third of each teaches, a quarter of an hour at most, and the rest is scored.
+pub(crate) fn report_traces(links: &[Vec<f64>]) -> SetReport {
+    let mut tallies = tallies();
+    for series in links {
+        score(series, (series.len() / 3).min(TAUGHT_COUNT), &mut tallies);
+    }
+    reported("traces", &tallies, Unit::Samples)
+}
+
+fn tallies() -> Vec<Tally> {
+    LEADS.map(|_| Tally::default()).into()
+}
+
+fn reported(set: &'static str, tallies: &[Tally], unit: Unit) -> SetReport {
+    let leads = LEADS.into_iter().zip(tallies);
+    SetReport {
+        set,
+        leads: leads
+            .map(|(lead, tally)| tally.report(Lead(lead, unit)))
+            .collect(),
+    }
+}
+
+/// Scores ours and all rivals on one series, of which so many seconds only teach.
+fn score(series: &[f64], taught: usize, tallies: &mut [Tally]) {
     let scale = mean(series);
-    let scored = TAUGHT_COUNT..series.len() - LEADS[LEADS.len() - 1];
+    let scored = taught..series.len().saturating_sub(LEADS[LEADS.len() - 1]);
     let mut recent = Recent::default();
     for (index, rate) in series.iter().enumerate().take(scored.end) {
         if scored.contains(&index) {
             for (lead, tally) in LEADS.into_iter().zip(tallies.iter_mut()) {
-                let band = recent.forecast(lead as u64).expect("it has seen minutes");
+                let band = recent.forecast(lead as u64).expect("it was taught");
                 let outcome = mean(&series[index..index + lead]);
                 tally.observe(&band, outcome, scale);
             }

@@ -1,4 +1,4 @@
-//! A trace of a link from a file: rows of a time and the bits per second then.
+//! A trace of a link from a file: rows of a time and the bits per second then, taken as hours or as seconds.
 
 use jiff::Timestamp;
 use towpath_bench::weeks::WEEK_HOURS;
@@ -14,6 +14,10 @@ const WEEKS_MIN: usize = 4;
 /// Weeks a trace may have: ten years.
 const WEEKS_MAX: usize = 522;
 
+/// Samples a trace of seconds has to have, so that something is taught and scored, and may have: a week.
+const SAMPLES_MIN: usize = 120;
+const SAMPLES_MAX: usize = 7 * 86_400;
+
 /// 1970 began on a Thursday.
 const THURSDAY_HOURS: u64 = 3 * 24;
 
@@ -22,15 +26,10 @@ const THURSDAY_HOURS: u64 = 3 * 24;
 /// The first row may name the columns. Times are seconds since 1970 or as in `2026-06-01T00:00:00Z`,
 /// in any order; further columns are left alone. Hours without a row are not known.
 pub(crate) fn hours(text: &str) -> Result<Series, String> {
-    let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let shown: String = line.chars().take(60).collect();
-        match row(line) {
-            Some(row) => rows.push(row),
-            None if index == 0 || line.trim().is_empty() => {}
-            None => return Err(format!("line {}: {shown:?} is no row", index + 1)),
-        }
-    }
+    let rows: Vec<(u64, f64)> = rows(text)?
+        .into_iter()
+        .map(|(seconds, rate)| (whole(seconds / 3600.0), rate))
+        .collect();
     let first = rows.iter().map(|(hour, _)| *hour).min();
     let last = rows.iter().map(|(hour, _)| *hour).max();
     let (Some(first), Some(last)) = (first, last) else {
@@ -57,6 +56,44 @@ pub(crate) fn hours(text: &str) -> Result<Series, String> {
     })
 }
 
+/// Samples of a trace of seconds, in bytes per second: means of as many whole seconds as mostly lie between
+/// its rows.
+///
+/// Rows and times are those of [`hours`]. A row tells what came since the one before it, so a sample
+/// without one carried what the next row tells.
+pub(crate) fn samples(text: &str) -> Result<Vec<f64>, String> {
+    let mut rows = rows(text)?;
+    rows.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+        return Err("there are no rows".to_owned());
+    };
+    let mut gaps: Vec<f64> = rows.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    gaps.sort_by(f64::total_cmp);
+    let step = gaps
+        .get(gaps.len() / 2)
+        .map_or(1.0, |gap| gap.round().max(1.0));
+    let place = |at: f64| usize::try_from(whole((at - first.0) / step)).unwrap_or(usize::MAX);
+    let count = place(last.0);
+    if !(SAMPLES_MIN..=SAMPLES_MAX).contains(&count) {
+        return Err(format!(
+            "{count} samples, not {SAMPLES_MIN} to {SAMPLES_MAX}"
+        ));
+    }
+    if rows.iter().all(|(_, rate)| *rate == 0.0) {
+        return Err("nothing was carried".to_owned());
+    }
+    let mut means = vec![None; count + 1];
+    for same in rows.chunk_by(|(a, _), (b, _)| place(*a) == place(*b)) {
+        let rates: Vec<f64> = same.iter().map(|(_, rate)| *rate).collect();
+        means[place(same[0].0)] = Some(super::mean(&rates));
+    }
+    let mut next = last.1;
+    for mean in means.iter_mut().rev() {
+        next = *mean.get_or_insert(next);
+    }
+    Ok(means.into_iter().flatten().collect())
+}
+
 /// Weeks of a series that teach, and those that are scored: half each, eight taught at most.
 pub(crate) fn weeks(series: &Series) -> (usize, usize) {
     /// As many as on the weeks made from seeds.
@@ -66,8 +103,21 @@ pub(crate) fn weeks(series: &Series) -> (usize, usize) {
     (taught, weeks - taught - 1)
 }
 
-/// The hour since 1970 and the bytes per second of a row.
-fn row(line: &str) -> Option<(u64, f64)> {
+/// The seconds since 1970 and the bytes per second of each row.
+fn rows(text: &str) -> Result<Vec<(f64, f64)>, String> {
+    let mut rows = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let shown: String = line.chars().take(60).collect();
+        match row(line) {
+            Some(row) => rows.push(row),
+            None if index == 0 || line.trim().is_empty() => {}
+            None => return Err(format!("line {}: {shown:?} is no row", index + 1)),
+        }
+    }
+    Ok(rows)
+}
+
+fn row(line: &str) -> Option<(f64, f64)> {
     let mut columns = line.split(',').map(str::trim);
     let (time, bits) = (columns.next()?, columns.next()?);
     let seconds = match time.parse::<f64>() {
@@ -77,13 +127,17 @@ fn row(line: &str) -> Option<(u64, f64)> {
     let bits: f64 = bits.parse().ok()?;
     // Up to the year 9999, and a thousand times the fastest link.
     let is_row = (0.0..2.5e11).contains(&seconds) && (0.0..1e15).contains(&bits);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "within the range just looked at"
-    )]
-    let hour = (seconds / 3600.0) as u64;
-    is_row.then_some((hour, bits / 8.0))
+    is_row.then_some((seconds, bits / 8.0))
+}
+
+/// The whole part of what a row was found to hold.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times of rows are within a range that was looked at"
+)]
+const fn whole(value: f64) -> u64 {
+    value as u64
 }
 
 #[cfg(test)]
@@ -119,6 +173,28 @@ mod tests {
         });
         let series = hours(&rows).expect("a trace");
         assert!(series.hours.iter().all(|hour| *hour == Some(1000.0)));
+    }
+
+    #[test]
+    fn samples_are_means_of_their_rows_and_gaps_are_filled_by_the_row_that_ends_them() {
+        let text: String = (0..200)
+            .map(|second| match second {
+                4 => "1004.25,8000\n1004.75,16000\n".to_owned(),
+                7 | 8 => String::new(),
+                9 => "1009.0,24000\n".to_owned(),
+                _ => format!("{},80\n", 1000 + second),
+            })
+            .collect();
+        let rates = samples(&text).expect("a trace");
+        assert_eq!(rates.len(), 200);
+        let expected = [10.0, 1500.0, 10.0, 10.0, 3000.0, 3000.0, 3000.0, 10.0];
+        assert_eq!(rates[3..11], expected);
+        let slow: String = (0..200).map(|row| format!("{},80\n", 5 * row)).collect();
+        assert_eq!(samples(&slow), Ok(vec![10.0; 200]));
+        let wrong = |text: &str| samples(text).expect_err("it is refused");
+        assert!(wrong("0,1\n1,1").contains("1 samples, not"));
+        assert!(wrong("0,1\n1,x").contains("line 2"));
+        assert!(wrong("").contains("no rows"));
     }
 
     #[test]
