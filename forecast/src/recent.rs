@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_count_in_the_spread_they_were_forecast_with() {
+    fn nine_of_ten_minutes_lie_above_p10_where_others_come_and_go() {
         let mut recent = Recent::default();
         let rates: Vec<f64> = (0..12_000).map(with_drops).collect();
         let (mut above, mut count) = (0.0, 0.0);
@@ -543,8 +543,49 @@ mod tests {
         // It carries some 450 kB/s then, and 770 kB/s on average in the minute that follows.
         let band = lowest.unwrap();
         assert!(band.p50 > 0.6e6, "{band:?}");
-        let view = &recent.horizons[2];
-        assert!(view.returns.share(60) > 0.3, "{:?}", view.returns);
+        assert!(recent.horizons[2].returns.share(60) > 0.3);
+    }
+
+    #[test]
+    fn a_view_returns_as_far_as_rates_did_and_no_farther_than_is_known() {
+        let mut horizon = Horizon::new(1);
+        for index in 0..1000 {
+            let away = 0.1 * noise(index);
+            horizon.returns.observe(away, -0.5 * away);
+        }
+        let usual = Usual {
+            mean: 10.0,
+            highest: 12.0,
+            spread: 0.1,
+        };
+        let returned = |mean: f64| {
+            let said = horizon.say(&[mean; MEAN_COUNT], &usual, 0.1);
+            assert!((said.views[0].point - mean).abs() < 1e-9, "one view stays");
+            mean - said.views[1].point
+        };
+        assert!((returned(10.1) - 0.05).abs() < 0.005);
+        // Ten times as far away as ever, it is not known to come back.
+        assert!(returned(11.0) < 0.1);
+    }
+
+    #[test]
+    fn errors_count_in_the_spread_they_were_forecast_with() {
+        let mut horizon = Horizon::new(1);
+        let usual = Usual {
+            mean: 10.0,
+            highest: 12.0,
+            spread: 0.4,
+        };
+        // A fall by 0.2 after each quiet second, which was said with a spread of 0.1.
+        for _ in 0..500 {
+            let said = horizon.say(&[10.0; MEAN_COUNT], &usual, 0.1);
+            horizon.open.push_back(said);
+            horizon.score(&VecDeque::from([9.8_f64.exp()]), 6.0);
+        }
+        for (view, error) in horizon.views.iter().zip([-2.0, -2.0, -0.5, -0.5]) {
+            let [_, p50, _] = view.errors.quantiles(1, &Tails::default());
+            assert!((p50 - error).abs() < 0.2, "{p50} and {error}");
+        }
     }
 
     #[test]
