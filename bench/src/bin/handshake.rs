@@ -2,7 +2,8 @@
 //!
 //! Same certificates, same provider of cryptography, both ends in one thread of this process and over
 //! loopback, so that the time is that of both processors. The two take turns; the ratio of the medians is
-//! the result. `--smoke` does few, to show that it runs.
+//! the result, and the quartiles of the pairs' own ratios tell how sure it is. What each side sent for one
+//! handshake is told too. `--smoke` does few, to show that it runs.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 
 /// Pairs of handshakes, and of those that only warm everything up.
-const FULL: (usize, usize) = (200, 20);
+const FULL: (usize, usize) = (1000, 50);
 const SMOKE: (usize, usize) = (5, 1);
 
 /// Most that the hybrid one may cost.
@@ -31,10 +32,22 @@ const WAIT: Duration = Duration::from_secs(5);
 struct Report {
     schema: &'static str,
     pairs: usize,
-    hybrid_median_us: u128,
-    classical_median_us: u128,
+    hybrid_median_us: f64,
+    classical_median_us: f64,
     goal_ratio: f64,
     ratio: f64,
+    /// Of the ratios of each pair: quartiles.
+    pair_ratio_quartiles: [f64; 3],
+    hybrid_sent: [Sent; 2],
+    classical_sent: [Sent; 2],
+}
+
+/// What a side sent until both were sure: edge, then region.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct Sent {
+    datagrams: u64,
+    bytes: u64,
+    calls: u64,
 }
 
 fn main() -> ExitCode {
@@ -68,7 +81,8 @@ async fn measure((pairs, warm): (usize, usize)) -> Result<Report, Failure> {
     let identities = [identity("edge", "region")?, identity("region", "edge")?];
     let hybrid = Side::new(&tls::provider(), &identities)?;
     let classical = Side::new(&tls::classical_provider(), &identities)?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut sent = <[[Sent; 2]; 2]>::default();
     for pair in 0..warm + pairs {
         // Who goes first alternates too.
         let (first, second) = match pair % 2 {
@@ -79,24 +93,35 @@ async fn measure((pairs, warm): (usize, usize)) -> Result<Report, Failure> {
             }
         };
         if pair >= warm {
-            ours.push(first);
-            theirs.push(second);
+            ours.push(first.took.as_secs_f64());
+            theirs.push(second.took.as_secs_f64());
+            ratios.push(first.took.as_secs_f64() / second.took.as_secs_f64());
+            sent = [first.sent, second.sent];
         }
     }
-    let (ours, theirs) = (median(ours), median(theirs));
+    let (ours, theirs) = (quartiles(ours)[1], quartiles(theirs)[1]);
     Ok(Report {
         schema: "towpath.v1.bench.handshake",
         pairs,
-        hybrid_median_us: ours.as_micros(),
-        classical_median_us: theirs.as_micros(),
+        hybrid_median_us: ours * 1e6,
+        classical_median_us: theirs * 1e6,
         goal_ratio: GOAL,
-        ratio: ours.as_secs_f64() / theirs.as_secs_f64(),
+        ratio: ours / theirs,
+        pair_ratio_quartiles: quartiles(ratios),
+        hybrid_sent: sent[0],
+        classical_sent: sent[1],
     })
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_unstable_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
+}
+
+/// What one handshake took.
+struct Shaken {
+    took: Duration,
+    sent: [Sent; 2],
 }
 
 /// Both ends, with one key exchange.
@@ -124,7 +149,7 @@ impl Side {
     }
 
     /// One handshake, until both sides are sure.
-    async fn shake(&self) -> Result<Duration, Failure> {
+    async fn shake(&self) -> Result<Shaken, Failure> {
         let began = Instant::now();
         let connecting = async {
             let address = self.region.local_addr()?;
@@ -137,8 +162,16 @@ impl Side {
         let both = async { tokio::try_join!(connecting, accepting) };
         let (connected, accepted) = tokio::time::timeout(WAIT, both).await??;
         let took = began.elapsed();
+        let sent = [&connected, &accepted].map(|connection| {
+            let sent = connection.stats().udp_tx;
+            Sent {
+                datagrams: sent.datagrams,
+                bytes: sent.bytes,
+                calls: sent.ios,
+            }
+        });
         connected.close(0_u32.into(), b"");
         accepted.closed().await;
-        Ok(took)
+        Ok(Shaken { took, sent })
     }
 }
