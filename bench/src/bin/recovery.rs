@@ -57,7 +57,8 @@ struct Report {
 struct Outage {
     seconds: u64,
     tunnel_ms: Vec<u128>,
-    bare_quinn_ms: Vec<u128>,
+    /// Nothing where it was not back within a minute.
+    bare_quinn_ms: Vec<Option<u128>>,
     /// Bytes the tunnel sent twice, in each run.
     tunnel_resent_bytes: Vec<u64>,
     /// Bytes that arrived, all of them the right ones: a wrong one ends the bench.
@@ -65,11 +66,18 @@ struct Outage {
 }
 
 fn main() -> ExitCode {
-    let is_smoke = std::env::args().any(|argument| argument == "--smoke");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let seconds: Result<Vec<u64>, _> = arguments.iter().map(|text| text.parse()).collect();
+    let (outages, runs) = match (arguments.as_slice(), &seconds) {
+        ([], _) => FULL,
+        ([smoke], _) if smoke == "--smoke" => SMOKE,
+        (_, Ok(seconds)) => (seconds.as_slice(), FULL.1),
+        _ => return finish(Err("usage: recovery [--smoke | SECONDS...]".into())),
+    };
     let runtime = tokio::runtime::Runtime::new();
     let done = runtime
         .map_err(Failure::from)
-        .and_then(|runtime| runtime.block_on(measure(if is_smoke { SMOKE } else { FULL })))
+        .and_then(|runtime| runtime.block_on(measure((outages, runs))))
         .and_then(|report| print(&report));
     finish(done)
 }
@@ -94,11 +102,12 @@ async fn measure((outages, runs): (&[u64], usize)) -> Result<Report, Failure> {
         for _ in 0..runs {
             let cut = Duration::from_secs(*seconds);
             let (back, bytes, resent) = through_tunnels(cut).await?;
+            let back = back.ok_or("nothing came back through the tunnels in time")?;
             outage.tunnel_ms.push(back.as_millis());
             outage.tunnel_bytes.push(bytes);
             outage.tunnel_resent_bytes.push(resent);
             let (back, _) = through_quinn(cut).await?;
-            outage.bare_quinn_ms.push(back.as_millis());
+            outage.bare_quinn_ms.push(back.map(|back| back.as_millis()));
         }
         report.outages.push(outage);
     }
@@ -126,7 +135,7 @@ fn relay_to(to: SocketAddr) -> Result<(Relay, SocketAddr), Failure> {
     Ok((relay, address))
 }
 
-async fn through_tunnels(cut: Duration) -> Result<(Duration, u64, u64), Failure> {
+async fn through_tunnels(cut: Duration) -> Result<(Option<Duration>, u64, u64), Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let mut edge_config = site(&authority, folder.path(), "edge", "region")?;
@@ -147,7 +156,7 @@ async fn through_tunnels(cut: Duration) -> Result<(Duration, u64, u64), Failure>
     Ok((back, bytes, resent))
 }
 
-async fn through_quinn(cut: Duration) -> Result<(Duration, u64), Failure> {
+async fn through_quinn(cut: Duration) -> Result<(Option<Duration>, u64), Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let rejections = Arc::new(Rejections::default());
@@ -195,14 +204,15 @@ fn expected(offset: u64, count: usize) -> Vec<u8> {
     (offset..).take(count).map(byte).collect()
 }
 
-/// Writes without end, cuts and mends; gives the time to the first byte after that, and all bytes read.
+/// Writes without end, cuts and mends; gives the time to the first byte after that, if it came in time, and
+/// all bytes read.
 async fn play(
     control: &Control,
     cut: Duration,
     mut source: impl AsyncWrite + Unpin,
     mut sink: impl AsyncRead + Unpin,
     offset: u64,
-) -> Result<(Duration, u64), Failure> {
+) -> Result<(Option<Duration>, u64), Failure> {
     let mended = Cell::new(None);
     let writing = async {
         let mut at = offset;
@@ -212,18 +222,20 @@ async fn play(
             at += chunk.len() as u64;
         }
     };
+    let read_bytes = Cell::new(offset);
     let reading = async {
         let mut chunk = vec![0; CHUNK_BYTES];
-        let mut at = offset;
         loop {
+            let mut at = read_bytes.get();
             let count = sink.read(&mut chunk).await?;
             let now = Instant::now();
             if count == 0 || chunk[..count] != expected(at, count) {
                 return Err(Failure::from(format!("wrong bytes behind {at}")));
             }
             at += count as u64;
+            read_bytes.set(at);
             if let Some(mended) = mended.get() {
-                return Ok((now.duration_since(mended), at));
+                return Ok((Some(now.duration_since(mended)), at));
             }
         }
     };
@@ -235,7 +247,6 @@ async fn play(
         mended.set(Some(Instant::now()));
         control.heal();
         sleep(BACK_WAIT).await;
-        Failure::from("nothing came back in time")
     };
     tokio::select! {
         read = reading => read,
@@ -243,6 +254,6 @@ async fn play(
             let Err(error) = error;
             Err(error.into())
         }
-        late = cutting => Err(late),
+        () = cutting => Ok((None, read_bytes.get())),
     }
 }
