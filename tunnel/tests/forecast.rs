@@ -5,8 +5,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, soon};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use harness::Pair;
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;

@@ -128,7 +128,7 @@ fn the_page_says_how_links_are_and_what_to_do() {
         "\u{25cf} healthy",
         "\u{2715} down",
         "<p class=\"todo\">look at the cable</p>",
-        "12.4 Mbit/s",
+        "12.5 Mbit/s",
         "896 bit/s",
         "40.2 ms",
         "5.0 GiB",
@@ -192,7 +192,7 @@ fn lengths_rates_and_sizes_have_their_units() {
     );
     assert_eq!(
         [rate(12_400_000), rate(2_500_000_000)],
-        ["12.4 Mbit/s", "2.5 Gbit/s"]
+        ["12.5 Mbit/s", "2.5 Gbit/s"]
     );
     assert_eq!(
         [bytes(1023), bytes(1536), bytes(u64::MAX)],
