@@ -117,10 +117,6 @@ const SAMPLE_WEIGHT: f64 = 1.0 / 16.0;
 /// Another level must promise this much more than the present one: no flapping between equals.
 const GAIN_MIN: f64 = 1.05;
 
-/// A job that takes less than this for each byte (65 us for 64 KiB) is not worth waking a thread for,
-/// which costs both sides ten, and the bytes are then in another processor's cache.
-const CHEAP_NANOS_PER_BYTE: f64 = 1.0;
-
 /// What one level does to one chunk.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Estimate {
@@ -179,13 +175,6 @@ impl Chooser {
     #[must_use]
     pub const fn level(&self) -> Level {
         self.level
-    }
-
-    /// Whether a chunk of the level in use was packed, of late, in less time than a thread is worth.
-    #[must_use]
-    pub fn is_cheap(&self) -> bool {
-        let known = self.fresh(self.level);
-        known.is_some_and(|estimate| estimate.nanos_per_byte < CHEAP_NANOS_PER_BYTE)
     }
 
     /// The level for the next chunk.

@@ -25,10 +25,6 @@ const THREAD_COUNT_MAX: usize = 64;
 /// then and one message never keeps it busy for long.
 const JOINED_ZEROS_MAX: u32 = 1 << 14;
 
-/// How long a cancellation sleeps before it looks again whether the threads have stopped reading; they
-/// wake it before that.
-const BUSY_LOOK: Duration = Duration::from_secs(1);
-
 /// What an encoder did so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CodecStats {
@@ -85,11 +81,6 @@ struct State {
     chooser: Chooser,
     stats: CodecStats,
     is_closed: bool,
-    /// Whoever takes the chunks out packs, too.
-    is_helped: bool,
-    /// Threads that sleep, by what they wait for. Waking nobody is a system call all the same.
-    idle_threads: usize,
-    waiters: usize,
 }
 
 struct Slot {
@@ -97,14 +88,6 @@ struct Slot {
     /// Once done: the zero blocks that are not among the joined ones yet.
     zeros: Runs,
     progress: Progress,
-}
-
-/// A job that somebody packs.
-struct Started {
-    number: u64,
-    job: Job,
-    level: Level,
-    chunk: EncodedChunk,
 }
 
 enum Progress {
@@ -145,9 +128,6 @@ impl EncoderPool {
                 ..CodecStats::default()
             },
             is_closed: false,
-            is_helped: false,
-            idle_threads: 0,
-            waiters: 0,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -183,12 +163,8 @@ impl EncoderPool {
             zeros: Runs::EMPTY,
             progress: Progress::Waiting,
         });
-        let is_left = state.is_helped && state.chooser.is_cheap();
-        if is_left {
-            self.shared.tell_waiters(&state);
-        } else {
-            self.shared.tell_threads(&state);
-        }
+        drop(state);
+        self.shared.work.notify_one();
         true
     }
 
@@ -222,49 +198,17 @@ impl EncoderPool {
                 true
             })
         });
-        let Some(state) = state else {
+        let Some(mut state) = state else {
             return Ok(false);
         };
         result?;
-        self.shared.number(state, chunk);
+        state.account(chunk);
+        let sequence = state.next_sequence;
+        state.next_sequence += 1;
+        drop(state);
+        self.shared.moved.notify_all();
+        chunk.seal(sequence);
         Ok(true)
-    }
-
-    /// As [`EncoderPool::next_chunk`], but what no thread has begun is packed here and now. From the
-    /// first call on no thread is woken for work that takes less time than that.
-    ///
-    /// # Errors
-    ///
-    /// As [`EncoderPool::next_chunk`].
-    pub fn pack_next(
-        &self,
-        encoder: &mut Encoder,
-        chunk: &mut EncodedChunk,
-        wait_max: Duration,
-    ) -> Result<bool, Fault> {
-        let begun = Instant::now();
-        let mut state = self.shared.lock();
-        state.is_helped = true;
-        loop {
-            if state.take(chunk)? {
-                self.shared.number(state, chunk);
-                return Ok(true);
-            }
-            if state.started == 0
-                && let Some(started) = state.start_next()
-            {
-                if !state.chooser.is_cheap() {
-                    self.shared.tell_threads(&state);
-                }
-                drop(state);
-                state = self.shared.pack(encoder, started);
-                continue;
-            }
-            let Some(left) = wait_max.checked_sub(begun.elapsed()) else {
-                return Ok(false);
-            };
-            state = self.shared.wait_moved(state, left);
-        }
     }
 
     /// Drops everything that has not come out and returns its blocks, so that they are marked again.
@@ -293,9 +237,10 @@ impl EncoderPool {
             }
         }
         while state.busy > 0 {
-            state = self.shared.wait_moved(state, BUSY_LOOK);
+            state = wait(&self.shared.moved, state);
         }
-        self.shared.tell_waiters(&state);
+        drop(state);
+        self.shared.moved.notify_all();
         unsent
     }
 
@@ -367,80 +312,33 @@ impl Shared {
         let mut state = self.lock();
         while !is_there(&mut state) {
             let left = wait_max.checked_sub(begun.elapsed())?;
-            state = self.wait_moved(state, left);
+            let waited = self.moved.wait_timeout(state, left);
+            state = waited
+                .expect("nothing panics while it holds the pool's lock")
+                .0;
         }
         Some(state)
-    }
-
-    fn wait_moved<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        wait_max: Duration,
-    ) -> MutexGuard<'a, State> {
-        state.waiters += 1;
-        let waited = self.moved.wait_timeout(state, wait_max);
-        let mut state = waited
-            .expect("nothing panics while it holds the pool's lock")
-            .0;
-        state.waiters -= 1;
-        state
-    }
-
-    fn tell_waiters(&self, state: &State) {
-        if state.waiters > 0 {
-            self.moved.notify_all();
-        }
-    }
-
-    fn tell_threads(&self, state: &State) {
-        if state.idle_threads > 0 {
-            self.work.notify_one();
-        }
-    }
-
-    /// Gives a chunk that was taken out its number.
-    fn number(&self, mut state: MutexGuard<'_, State>, chunk: &mut EncodedChunk) {
-        state.account(chunk);
-        let sequence = state.next_sequence;
-        state.next_sequence += 1;
-        self.tell_waiters(&state);
-        drop(state);
-        chunk.seal(sequence);
     }
 
     fn work_until_closed(&self, mut encoder: Encoder) {
         let mut state = self.lock();
         while !state.is_closed {
-            let Some(started) = state.start_next() else {
-                state.idle_threads += 1;
+            let Some((number, job, level, mut chunk)) = state.start_next() else {
                 state = wait(&self.work, state);
-                state.idle_threads -= 1;
                 continue;
             };
             drop(state);
-            state = self.pack(&mut encoder, started);
-            self.tell_waiters(&state);
+            let begun = Instant::now();
+            // A reader that panics must not leave its slot for ever in work: whoever waits for
+            // it, or cancels, would hang.
+            let encode = || encoder.encode(self.reader.as_ref(), &job, level, &mut chunk);
+            let result = std::panic::catch_unwind(AssertUnwindSafe(encode))
+                .unwrap_or_else(|_| Err(Fault::new(Code::Guest, "reading blocks panicked")));
+            let spent = begun.elapsed();
+            state = self.lock();
+            state.finish(number, level, result, chunk, spent);
+            self.moved.notify_all();
         }
-    }
-
-    /// Packs a job that was started.
-    fn pack(&self, encoder: &mut Encoder, started: Started) -> MutexGuard<'_, State> {
-        let Started {
-            number,
-            job,
-            level,
-            mut chunk,
-        } = started;
-        let begun = Instant::now();
-        // A reader that panics must not leave its slot for ever in work: whoever waits for it, or
-        // cancels, would hang.
-        let encode = || encoder.encode(self.reader.as_ref(), &job, level, &mut chunk);
-        let result = std::panic::catch_unwind(AssertUnwindSafe(encode))
-            .unwrap_or_else(|_| Err(Fault::new(Code::Guest, "reading blocks panicked")));
-        let spent = begun.elapsed();
-        let mut state = self.lock();
-        state.finish(number, level, result, chunk, spent);
-        state
     }
 }
 
@@ -451,7 +349,7 @@ fn wait<'a>(condvar: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, S
 
 impl State {
     /// The next job for a thread. There is always a buffer: one for each slot.
-    fn start_next(&mut self) -> Option<Started> {
+    fn start_next(&mut self) -> Option<(u64, Job, Level, EncodedChunk)> {
         let slot = self.slots.get_mut(self.started)?;
         let chunk = self.free.pop()?;
         slot.progress = Progress::Packing;
@@ -461,12 +359,7 @@ impl State {
         self.busy += 1;
         self.stats.buffer_uses += 1;
         let level = self.chooser.choose(self.policy);
-        Some(Started {
-            number,
-            job,
-            level,
-            chunk,
-        })
+        Some((number, job, level, chunk))
     }
 
     fn finish(

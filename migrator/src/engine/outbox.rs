@@ -6,8 +6,6 @@
 //!     └────────── Packed, before the frame is written ──┘
 //! ```
 //!
-//! What is packed sooner than a thread is woken the writer packs itself.
-//!
 //! Whoever makes room feeds: the worker with an order, the writer with a chunk it takes out. Nobody is
 //! woken only to hand a job on.
 
@@ -22,7 +20,7 @@ use towpath_protocol::message::Lane;
 use super::input::Input;
 use super::lanes::spawn;
 use super::mailbox::Mailbox;
-use crate::codec::{BlockReader, CodecPolicy, EncodedChunk, Encoder, EncoderPool, Job};
+use crate::codec::{BlockReader, CodecPolicy, EncodedChunk, EncoderPool, Job};
 use crate::lane::LaneWriter;
 
 /// How long the writer waits for a chunk before it looks whether it was told to stop.
@@ -72,8 +70,7 @@ impl Outbox {
         });
         let writer = Arc::clone(&shared);
         let outbox = Self { shared };
-        let mut encoder = Encoder::new()?;
-        spawn("towpath-writer", move || writer.write(&mut encoder))?;
+        spawn("towpath-writer", move || writer.write())?;
         Ok(outbox)
     }
 
@@ -152,7 +149,7 @@ impl Shared {
         }
     }
 
-    fn write(&self, encoder: &mut Encoder) {
+    fn write(&self) {
         let mut chunks: [EncodedChunk; BATCH_COUNT_MAX] =
             std::array::from_fn(|_| EncodedChunk::new());
         let mut state = self.lock();
@@ -164,7 +161,7 @@ impl Shared {
             let turn = state.turn;
             state.is_writing = true;
             drop(state);
-            let result = self.write_next(encoder, &mut chunks, &mut lane);
+            let result = self.write_next(&mut chunks, &mut lane);
             state = self.lock();
             state.is_writing = false;
             match result {
@@ -175,24 +172,19 @@ impl Shared {
                     self.mailbox.send(Input::LaneLost { link, lane, fault });
                 }
             }
-            if state.turn != turn {
-                // Whoever waits for this has cancelled before.
-                self.moved.notify_all();
-            }
+            self.moved.notify_all();
         }
     }
 
     /// Writes the next chunks, if there are any soon; flushes once nothing follows.
     fn write_next(
         &self,
-        encoder: &mut Encoder,
         chunks: &mut [EncodedChunk; BATCH_COUNT_MAX],
         lane: &mut LaneWriter<UnixStream>,
     ) -> Result<(), Fault> {
         let mut count = 0;
         while count < BATCH_COUNT_MAX {
-            let chunk = &mut chunks[count];
-            match self.pool.pack_next(encoder, chunk, Duration::ZERO) {
+            match self.pool.next_chunk(&mut chunks[count], Duration::ZERO) {
                 Ok(true) => count += 1,
                 // A fault comes again at the next call; what came before it is sent first.
                 Err(fault) if count == 0 => return Err(fault),
@@ -201,23 +193,18 @@ impl Shared {
         }
         if count == 0 {
             lane.flush()?;
-            if !self.pool.pack_next(encoder, &mut chunks[0], TURN)? {
+            if !self.pool.next_chunk(&mut chunks[0], TURN)? {
                 return Ok(());
             }
             count = 1;
         }
         self.feed(&mut self.lock());
         let chunks = &chunks[..count];
-        let packed = chunks.iter().map(|chunk| Input::Packed {
-            header: chunk.header().clone(),
-            wire_bytes: chunk.frame().len() as u64,
-        });
-        if self.pool.is_idle() {
-            self.mailbox.send_all(packed);
-        } else {
-            // The worker hears of them before the target's word about them, and of the last one at once.
-            self.mailbox.leave_all(packed);
-        }
+        self.mailbox
+            .send_all(chunks.iter().map(|chunk| Input::Packed {
+                header: chunk.header().clone(),
+                wire_bytes: chunk.frame().len() as u64,
+            }));
         let mut frames: [&[u8]; BATCH_COUNT_MAX] = [&[]; BATCH_COUNT_MAX];
         for (frame, chunk) in frames.iter_mut().zip(chunks) {
             *frame = chunk.frame();
