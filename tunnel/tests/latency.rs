@@ -1,6 +1,10 @@
 //! How long an urgent byte waits while bulk fills the link. A suite of its own, so that no other test
 //! takes the processors meanwhile.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a helper that fails fails its test, and says how long waits were"
+)]
 
 mod harness;
 

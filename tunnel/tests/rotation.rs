@@ -11,7 +11,7 @@ use harness::trust::{
     Load, carry_list, check_refused, client_of, lasting, loaded_pair, metric, says, serial, shake,
     shown, sign, uses,
 };
-use harness::{Pair, SOON, World, echo, name, soon};
+use harness::{Pair, SOON, World, echo, name, soon, start_again};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::time::Instant;
 use towpath_bench::relay::Direction;
@@ -282,7 +282,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     config.state_dir = Some(state.clone());
     let crl = config.certificates.crl.clone().unwrap();
     let first = fs::read(&crl).unwrap();
-    let region = Tunnel::start(config).await.unwrap();
+    let region = start_again(config).await;
     let thief = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-9").unwrap();
     let folder = pair.world.path("thief");
     let issued = pair
@@ -297,7 +297,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
 
     // Last month's list comes back, and the tunnel is started again.
     fs::write(&crl, &first).unwrap();
-    pair.region = Tunnel::start(config).await.unwrap();
+    pair.region = start_again(config).await;
     let view = pair.region.status().certificate;
     let problem = view.problem.unwrap();
     assert!(problem.starts_with("E_CRL_ROLLBACK: "), "{problem}");
@@ -309,7 +309,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     // No list at all is no way round it either.
     pair.region.stop().await;
     fs::write(&crl, b"nothing").unwrap();
-    pair.region = Tunnel::start(&pair.region_config).await.unwrap();
+    pair.region = start_again(&pair.region_config).await;
     assert_eq!(
         pair.region.status().certificate.revocation_lists[0].number,
         2
@@ -321,7 +321,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     // What is kept and cannot be read is set aside: then the file alone counts.
     pair.region.stop().await;
     fs::write(state.join("revocations.pem"), b"nothing").unwrap();
-    pair.region = Tunnel::start(&pair.region_config).await.unwrap();
+    pair.region = start_again(&pair.region_config).await;
     assert!(state.join("revocations.damaged").exists());
     check_refused(&pair, &client, "revoked").await;
 }

@@ -212,6 +212,16 @@ const fn precise(count: u64) -> f64 {
     count as f64
 }
 
+/// A rate in bytes per second, told in bits.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast ends at the bounds of the type"
+)]
+fn rate_of(bytes_per_second: f64) -> String {
+    bits_per_second(bytes_per_second as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,14 +265,4 @@ mod tests {
         assert_eq!(svg.matches("class=\"cap\"").count(), 2);
         assert!(svg.len() < 8 * 1024, "{} bytes", svg.len());
     }
-}
-
-/// A rate in bytes per second, told in bits.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the cast ends at the bounds of the type"
-)]
-fn rate_of(bytes_per_second: f64) -> String {
-    bits_per_second(bytes_per_second as u64)
 }

@@ -192,7 +192,7 @@ fn lengths_rates_and_sizes_have_their_units() {
     );
     assert_eq!(
         [rate(12_400_000), rate(2_500_000_000)],
-        ["12.5 Mbit/s", "2.5 Gbit/s"]
+        ["12.4 Mbit/s", "2.5 Gbit/s"]
     );
     assert_eq!(
         [bytes(1023), bytes(1536), bytes(u64::MAX)],
