@@ -1,9 +1,11 @@
 //! Framed messages over a blocking stream, every number checked before it is believed.
 
-use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::net::RecvFlags;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{BODY_BYTES_MAX, HEADER_BYTES, Header};
 use towpath_protocol::message::{KIND_CHUNK, Message, body_bytes_max, is_skippable};
@@ -29,6 +31,9 @@ pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(30);
 pub const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
 
 const _: () = assert!(READ_BUFFER_BYTES >= 2 * (HEADER_BYTES + BODY_BYTES_MAX as usize));
+
+/// Bytes of a buffer that takes one frame and the next one's header, for [`LaneReader::take_body`].
+pub const FRAME_BUFFER_BYTES: usize = 2 * HEADER_BYTES + BODY_BYTES_MAX as usize;
 
 /// What came in.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,6 +85,10 @@ pub struct LaneReader<R> {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Where the body of the frame that came last is.
+    body: Range<usize>,
+    /// Whether a read stops at the header of the next frame.
+    is_framewise: bool,
     /// When the first byte of the frame at `start` was waited on for more.
     frame_begun: Option<Instant>,
     frame_wait_max: Duration,
@@ -105,6 +114,19 @@ impl LaneReader<UnixStream> {
             .map_err(|error| broken("cannot be read", &error))?;
         Ok(Self::new(socket))
     }
+
+    /// The next frame if it is here; [`Incoming::Idle`] at once if it is not, or not all of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaneReader::next_frame`].
+    pub fn next_frame_here(&mut self) -> Result<Incoming<'_>, Fault> {
+        let read = |socket: &mut UnixStream, bytes: &mut [u8]| {
+            let (count, _) = rustix::net::recv(&*socket, bytes, RecvFlags::DONTWAIT)?;
+            Ok(count)
+        };
+        self.next_frame_by(read, false)
+    }
 }
 
 impl<R: Read> LaneReader<R> {
@@ -120,6 +142,8 @@ impl<R: Read> LaneReader<R> {
             buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
             start: 0,
             end: 0,
+            body: 0..0,
+            is_framewise: false,
             frame_begun: None,
             frame_wait_max,
             skipped_count: 0,
@@ -131,15 +155,30 @@ impl<R: Read> LaneReader<R> {
         self.skipped_count
     }
 
-    /// Whether the next frame is a chunk's and here already, so that reading it does not wait. The frame
-    /// may still turn out to be wrong.
-    pub fn has_chunk(&self) -> bool {
-        let here = &self.buffer[self.start..self.end];
-        here.first_chunk::<HEADER_BYTES>()
-            .and_then(|head| Header::parse(head, BODY_BYTES_MAX).ok())
-            .is_some_and(|header| {
-                header.kind == KIND_CHUNK && here.len() - HEADER_BYTES >= header.body_bytes as usize
-            })
+    /// From here on no more is read at once than a frame and the header of the next one, so that
+    /// [`LaneReader::take_body`] has next to nothing to copy.
+    pub fn read_framewise(&mut self) {
+        self.is_framewise = true;
+    }
+
+    /// Gives away the buffer that holds the body of the frame that came last, and where in it the body
+    /// is; `spare` takes its place.
+    ///
+    /// # Panics
+    ///
+    /// If `spare` is smaller than [`FRAME_BUFFER_BYTES`].
+    pub fn take_body(&mut self, mut spare: Box<[u8]>) -> (Box<[u8]>, Range<usize>) {
+        assert!(spare.len() >= FRAME_BUFFER_BYTES, "room for any frame");
+        let body = std::mem::take(&mut self.body);
+        let ahead = self.end - self.start;
+        if ahead > HEADER_BYTES {
+            // Read before anybody wanted it frame by frame.
+            spare[..body.len()].copy_from_slice(&self.buffer[body.clone()]);
+            return (spare, 0..body.len());
+        }
+        spare[..ahead].copy_from_slice(&self.buffer[self.start..self.end]);
+        (self.start, self.end) = (0, ahead);
+        (std::mem::replace(&mut self.buffer, spare), body)
     }
 
     /// The next frame.
@@ -150,8 +189,16 @@ impl<R: Read> LaneReader<R> {
     /// `E_UNKNOWN_KIND` for a critical kind this version does not know, `E_STALLED` if a frame that
     /// began does not end in time, `E_UNREACHABLE` if the stream breaks. The lane is of no use then.
     pub fn next_frame(&mut self) -> Result<Incoming<'_>, Fault> {
-        let (header, body_start) = loop {
-            match self.fill(HEADER_BYTES)? {
+        self.next_frame_by(R::read, true)
+    }
+
+    fn next_frame_by(
+        &mut self,
+        mut read: impl FnMut(&mut R, &mut [u8]) -> io::Result<usize>,
+        may_wait: bool,
+    ) -> Result<Incoming<'_>, Fault> {
+        let (header, body) = loop {
+            match self.fill(HEADER_BYTES, &mut read, may_wait)? {
                 Filled::Yes => {}
                 Filled::Idle => return Ok(Incoming::Idle),
                 Filled::End => return Ok(Incoming::End),
@@ -161,30 +208,36 @@ impl<R: Read> LaneReader<R> {
                 .expect("filled just now");
             let header = Header::parse(head, body_bytes_max(head[2]))?;
             let frame_bytes = HEADER_BYTES + header.body_bytes as usize;
-            // With a header read, the stream is inside a frame: neither idle nor ended.
-            if !matches!(self.fill(frame_bytes)?, Filled::Yes) {
-                return Err(Fault::new(
-                    Code::Truncated,
-                    "the stream ends inside a frame",
-                ));
+            // With a header read, the stream is inside a frame: neither ended nor, if it may be waited
+            // for, idle.
+            match self.fill(frame_bytes, &mut read, may_wait)? {
+                Filled::Yes => {}
+                Filled::Idle => return Ok(Incoming::Idle),
+                Filled::End => return Err(cut_inside()),
             }
-            let body_start = self.start + HEADER_BYTES;
-            self.start += frame_bytes;
+            let body = self.start + HEADER_BYTES..self.start + frame_bytes;
+            self.start = body.end;
             self.frame_begun = None;
-            header.check_body(&self.buffer[body_start..self.start])?;
+            header.check_body(&self.buffer[body.clone()])?;
             if !is_skippable(&header) {
-                break (header, body_start);
+                break (header, body);
             }
             self.skipped_count += 1;
         };
+        self.body = body.clone();
         Ok(Incoming::Frame(Frame {
             kind: header.kind,
-            body: &self.buffer[body_start..self.start],
+            body: &self.buffer[body],
         }))
     }
 
     /// Brings at least `count` bytes into the buffer from `start` on.
-    fn fill(&mut self, count: usize) -> Result<Filled, Fault> {
+    fn fill(
+        &mut self,
+        count: usize,
+        read: &mut impl FnMut(&mut R, &mut [u8]) -> io::Result<usize>,
+        may_wait: bool,
+    ) -> Result<Filled, Fault> {
         while self.end - self.start < count {
             if self.start == self.end {
                 (self.start, self.end) = (0, 0);
@@ -194,34 +247,47 @@ impl<R: Read> LaneReader<R> {
                 self.start = 0;
             }
             let is_inside = self.end > self.start;
-            let begun = self.frame_begun.filter(|_| is_inside);
-            let waited = begun.unwrap_or_else(Instant::now).elapsed();
-            if waited > self.frame_wait_max {
-                let (have, wait) = (self.end - self.start, waited.as_secs());
-                return Err(Fault::new(
-                    Code::Stalled,
-                    format!("a frame has {have} of {count} bytes after {wait} s"),
-                ));
-            }
-            if is_inside && begun.is_none() {
-                self.frame_begun = Some(Instant::now());
-            }
-            match self.input.read(&mut self.buffer[self.end..]) {
-                Ok(0) if is_inside => {
-                    return Err(Fault::new(
-                        Code::Truncated,
-                        "the stream ends inside a frame",
-                    ));
-                }
+            self.check_patience(count)?;
+            let room_end = if self.is_framewise {
+                (self.start + count + HEADER_BYTES).min(self.buffer.len())
+            } else {
+                self.buffer.len()
+            };
+            match read(&mut self.input, &mut self.buffer[self.end..room_end]) {
+                Ok(0) if is_inside => return Err(cut_inside()),
                 Ok(0) => return Ok(Filled::End),
                 Ok(bytes) => self.end += bytes,
-                Err(error) if is_timeout(&error) && !is_inside => return Ok(Filled::Idle),
+                Err(error) if is_timeout(&error) && !(is_inside && may_wait) => {
+                    return Ok(Filled::Idle);
+                }
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(broken("cannot be read", &error)),
             }
         }
         Ok(Filled::Yes)
     }
+
+    /// Notes when a frame began of which more has to be waited for; a fault if that takes too long.
+    fn check_patience(&mut self, count: usize) -> Result<(), Fault> {
+        let have = self.end - self.start;
+        if have == 0 {
+            return Ok(());
+        }
+        let begun = *self.frame_begun.get_or_insert_with(Instant::now);
+        let waited = begun.elapsed();
+        if waited > self.frame_wait_max {
+            let wait = waited.as_secs();
+            return Err(Fault::new(
+                Code::Stalled,
+                format!("a frame has {have} of {count} bytes after {wait} s"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn cut_inside() -> Fault {
+    Fault::new(Code::Truncated, "the stream ends inside a frame")
 }
 
 /// The writing half of a lane. Messages gather until [`LaneWriter::flush`]; a chunk is written at
@@ -336,7 +402,7 @@ impl<W: Write> LaneWriter<W> {
         Ok(())
     }
 
-    fn fail(&mut self, error: &std::io::Error) -> Fault {
+    fn fail(&mut self, error: &io::Error) -> Fault {
         self.is_broken = true;
         if is_timeout(error) {
             return Fault::new(Code::Stalled, "the lane takes no more bytes");
@@ -345,7 +411,7 @@ impl<W: Write> LaneWriter<W> {
     }
 }
 
-fn write_all(output: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> std::io::Result<()> {
+fn write_all(output: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
     // Takes away the empty ones in front, and all if there is nothing to write.
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
@@ -360,10 +426,10 @@ fn write_all(output: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> std::io
 }
 
 /// A socket's timeout shows as either of these, by system.
-fn is_timeout(error: &std::io::Error) -> bool {
+fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn broken(what: &str, error: &std::io::Error) -> Fault {
+fn broken(what: &str, error: &io::Error) -> Fault {
     Fault::new(Code::Unreachable, format!("the lane {what}: {error}"))
 }

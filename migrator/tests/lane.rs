@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use towpath_migrator::lane::{Incoming, LaneReader, LaneWriter};
+use towpath_migrator::lane::{FRAME_BUFFER_BYTES, Incoming, LaneReader, LaneWriter};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{FLAG_CRITICAL, write_frame};
 use towpath_protocol::message::{ChunkHeader, Codec, KIND_CHUNK, Message, STATE_PART_BYTES_MAX};
@@ -95,6 +95,70 @@ fn frames_come_out_whole_whatever_the_sizes_of_reads() {
                 .all(|(kind, _)| *kind == KIND_CHUNK)
         );
     }
+}
+
+#[test]
+fn bodies_are_given_away_whole_in_the_buffers_they_were_read_to() {
+    let bodies: Vec<usize> = (0..60).map(|number| 1 + number * 1109 % 65536).collect();
+    let mut stream = Vec::new();
+    for body in &bodies {
+        stream.extend_from_slice(&chunk_frame(*body));
+    }
+    // The reader may have read ahead before anybody wanted its buffers.
+    for (is_ahead, sizes) in [
+        (false, vec![1 << 20]),
+        (true, vec![1 << 20]),
+        (true, vec![4096, 100_000]),
+        (false, vec![1, 65536, 3]),
+    ] {
+        let mut reader = LaneReader::new(Pieces {
+            bytes: &stream,
+            sizes,
+            next: 0,
+        });
+        let mut spare = vec![0; FRAME_BUFFER_BYTES].into_boxed_slice();
+        for (number, bytes) in bodies.iter().enumerate() {
+            if number >= 2 || !is_ahead {
+                reader.read_framewise();
+            }
+            let Ok(Incoming::Frame(frame)) = reader.next_frame() else {
+                panic!("frame {number}")
+            };
+            let expected = frame.body.to_vec();
+            let (buffer, body) = reader.take_body(spare);
+            assert!(buffer[body.clone()] == expected[..], "frame {number}");
+            assert!(body.end - bytes > body.start, "behind the chunk's header");
+            // What is done with it is nothing to the reader.
+            spare = buffer;
+            spare.fill(0xee);
+        }
+        assert_eq!(reader.next_frame(), Ok(Incoming::End));
+    }
+}
+
+#[test]
+fn a_frame_that_is_not_here_is_not_waited_for_and_comes_later() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut reader = LaneReader::for_socket(ours, Duration::from_secs(20)).unwrap();
+    reader.read_framewise();
+    assert_eq!(reader.next_frame_here(), Ok(Incoming::Idle));
+    let mut stream = chunk_frame(3000);
+    Message::Ping(9).encode(&mut stream);
+    let (first, rest) = stream.split_at(2000);
+    theirs.write_all(first).unwrap();
+    assert_eq!(reader.next_frame_here(), Ok(Incoming::Idle));
+    theirs.write_all(rest).unwrap();
+    let kinds = [(); 2].map(|()| match reader.next_frame_here() {
+        Ok(Incoming::Frame(frame)) => frame.kind,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(kinds[0], KIND_CHUNK);
+    assert_eq!(reader.next_frame_here(), Ok(Incoming::Idle));
+    theirs.write_all(&stream[..7]).unwrap();
+    assert_eq!(reader.next_frame_here(), Ok(Incoming::Idle));
+    drop(theirs);
+    let fault = reader.next_frame_here().expect_err("inside a frame");
+    assert_eq!(fault.code, Code::Truncated);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Opening the lanes of a move, and the threads that read them.
 
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use towpath_protocol::version;
 use super::input::Input;
 use super::mailbox::Mailbox;
 use crate::codec::Decoder;
-use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
+use crate::lane::{FRAME_BUFFER_BYTES, Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 
 /// The name under which migrators find each other.
 pub const SERVICE: &str = "migrator";
@@ -30,8 +31,9 @@ const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Interval at which an idle reader looks up whether its lane was closed meanwhile.
 pub(super) const IDLE_WAIT: Duration = Duration::from_secs(60);
 
-/// Chunks that are here at the same time and wake the worker once: what one read brings.
-const CHUNKS_TOGETHER_MAX: usize = 4;
+/// Chunks that are here at the same time and wake the worker once: half of those that may wait for it,
+/// so that it has some to write while others are read.
+const CHUNKS_TOGETHER_MAX: usize = UNPACKED_CHUNKS_MAX / 2;
 
 /// Chunks unpacked and not yet installed, for each lane: 2 MiB.
 const UNPACKED_CHUNKS_MAX: usize = 32;
@@ -302,52 +304,64 @@ pub(super) fn read_messages(
 /// The unpacked bytes of a chunk, in a buffer that goes back to its pool.
 #[derive(Debug)]
 pub(super) struct Unpacked {
-    bytes: Vec<u8>,
+    /// None for a chunk of zeros.
+    buffer: Option<Box<[u8]>>,
+    range: Range<usize>,
     pool: Arc<BufferPool>,
 }
 
 impl Unpacked {
     /// The blocks of all runs, one after the other; empty for a chunk of zeros.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        let buffer = self.buffer.as_deref().unwrap_or_default();
+        &buffer[self.range.clone()]
     }
 }
 
 impl Drop for Unpacked {
     fn drop(&mut self) {
-        self.pool.give(std::mem::take(&mut self.bytes));
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.give(buffer);
+        }
     }
 }
 
 /// Buffers for unpacked chunks: a reader that has none left waits until one was installed.
 #[derive(Debug, Default)]
 struct BufferPool {
-    state: Mutex<(Vec<Vec<u8>>, usize)>,
+    state: Mutex<Buffers>,
     given: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct Buffers {
+    free: Vec<Box<[u8]>>,
+    count: usize,
+    is_awaited: bool,
+}
+
 impl BufferPool {
-    fn take(&self) -> Vec<u8> {
+    fn take(&self) -> Box<[u8]> {
         let mut state = self.state.lock().expect("nothing panics in the pool");
         loop {
-            if let Some(buffer) = state.0.pop() {
+            if let Some(buffer) = state.free.pop() {
                 return buffer;
             }
-            if state.1 < UNPACKED_CHUNKS_MAX {
-                state.1 += 1;
-                return Vec::with_capacity(towpath_protocol::message::CHUNK_RAW_BYTES_MAX as usize);
+            if state.count < UNPACKED_CHUNKS_MAX {
+                state.count += 1;
+                return vec![0; FRAME_BUFFER_BYTES].into_boxed_slice();
             }
+            state.is_awaited = true;
             state = self.given.wait(state).expect("nothing panics in the pool");
         }
     }
 
-    fn give(&self, buffer: Vec<u8>) {
-        self.state
-            .lock()
-            .expect("nothing panics in the pool")
-            .0
-            .push(buffer);
-        self.given.notify_one();
+    fn give(&self, buffer: Box<[u8]>) {
+        let mut state = self.state.lock().expect("nothing panics in the pool");
+        state.free.push(buffer);
+        if std::mem::take(&mut state.is_awaited) {
+            self.given.notify_one();
+        }
     }
 }
 
@@ -361,23 +375,27 @@ pub(super) fn read_chunks(
 ) -> Result<(), Fault> {
     let mut decoder = Decoder::new()?;
     let pool = Arc::new(BufferPool::default());
+    reader.read_framewise();
     let read = move || {
         let mut together = Vec::with_capacity(CHUNKS_TOGETHER_MAX);
         let fault = loop {
-            let result = next_chunk(&mut reader, &mut decoder, &spaces, &pool);
-            let (header, unpacked) = match result {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => break ended(lane),
+            let may_wait = together.is_empty();
+            let chunk = match next_chunk(&mut reader, &mut decoder, &spaces, &pool, may_wait) {
+                Ok(Next::Chunk(header, unpacked)) => Some(Input::Chunk {
+                    link,
+                    lane,
+                    header,
+                    unpacked,
+                }),
+                Ok(Next::Later) => None,
+                Ok(Next::End) => break ended(lane),
                 Err(fault) => break fault,
             };
-            together.push(Input::Chunk {
-                link,
-                lane,
-                header,
-                unpacked,
-            });
-            let waits = together.len() < CHUNKS_TOGETHER_MAX && reader.has_chunk();
-            if !waits && !mailbox.send_bounded(together.drain(..)) {
+            let is_last = chunk.is_none();
+            together.extend(chunk);
+            // Whatever has come does not wait for what has not.
+            let is_full = is_last || together.len() >= CHUNKS_TOGETHER_MAX;
+            if is_full && !mailbox.send_bounded(together.drain(..)) {
                 return;
             }
         };
@@ -387,35 +405,57 @@ pub(super) fn read_chunks(
     spawn(&format!("towpath-{}", name_of(lane)), read)
 }
 
+/// What a lane of chunks brings.
+enum Next {
+    Chunk(ChunkHeader, Unpacked),
+    /// Nothing yet.
+    Later,
+    End,
+}
+
 fn next_chunk(
     reader: &mut LaneReader<UnixStream>,
     decoder: &mut Decoder,
     spaces: &[Geometry],
     pool: &Arc<BufferPool>,
-) -> Result<Option<(ChunkHeader, Unpacked)>, Fault> {
-    loop {
-        let frame = match reader.next_frame()? {
-            Incoming::Frame(frame) => frame,
-            Incoming::Idle => continue,
-            Incoming::End => return Ok(None),
-        };
-        if !frame.is_chunk() {
-            let kind = frame.kind;
-            let detail = format!("message kind {kind} on a lane of chunks");
-            return Err(Fault::new(Code::Unexpected, detail));
-        }
-        let chunk = decoder.decode(frame.body, spaces)?;
-        let mut bytes = pool.take();
-        bytes.clear();
-        if chunk.header.codec != Codec::Zero {
-            bytes.extend_from_slice(chunk.raw);
-        }
-        let unpacked = Unpacked {
-            bytes,
-            pool: Arc::clone(pool),
-        };
-        return Ok(Some((chunk.header.clone(), unpacked)));
+    may_wait: bool,
+) -> Result<Next, Fault> {
+    let incoming = if may_wait {
+        reader.next_frame()?
+    } else {
+        reader.next_frame_here()?
+    };
+    let frame = match incoming {
+        Incoming::Frame(frame) => frame,
+        Incoming::Idle => return Ok(Next::Later),
+        Incoming::End => return Ok(Next::End),
+    };
+    if !frame.is_chunk() {
+        let kind = frame.kind;
+        let detail = format!("message kind {kind} on a lane of chunks");
+        return Err(Fault::new(Code::Unexpected, detail));
     }
+    let chunk = decoder.decode(frame.body, spaces)?;
+    let (header, length) = (chunk.header.clone(), chunk.raw.len());
+    let (buffer, range) = match header.codec {
+        Codec::Zero => (None, 0..0),
+        Codec::Raw => {
+            // As they came: the blocks are the end of the frame's body.
+            let (buffer, body) = reader.take_body(pool.take());
+            (Some(buffer), body.end - length..body.end)
+        }
+        Codec::Lz4 | Codec::Zstd => {
+            let mut buffer = pool.take();
+            buffer[..length].copy_from_slice(chunk.raw);
+            (Some(buffer), 0..length)
+        }
+    };
+    let unpacked = Unpacked {
+        buffer,
+        range,
+        pool: Arc::clone(pool),
+    };
+    Ok(Next::Chunk(header, unpacked))
 }
 
 fn ended(lane: Lane) -> Fault {

@@ -12,13 +12,20 @@ const BOUNDED_INPUTS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
     state: Mutex<State<T>>,
-    moved: Condvar,
+    /// There is an input, or the mailbox closes.
+    filled: Condvar,
+    /// There is room, or the mailbox closes.
+    emptied: Condvar,
 }
 
 #[derive(Debug)]
 struct State<T> {
     inputs: VecDeque<T>,
     is_closed: bool,
+    /// The worker sleeps. Waking nobody is a system call all the same.
+    is_awaited: bool,
+    /// Somebody waits for room.
+    is_crowded: bool,
 }
 
 impl<T> Mailbox<T> {
@@ -26,10 +33,13 @@ impl<T> Mailbox<T> {
         let state = State {
             inputs: VecDeque::new(),
             is_closed: false,
+            is_awaited: false,
+            is_crowded: false,
         };
         Self {
             state: Mutex::new(state),
-            moved: Condvar::new(),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
         }
     }
 
@@ -49,7 +59,7 @@ impl<T> Mailbox<T> {
         let mut state = self.lock();
         if !state.is_closed {
             state.inputs.extend(inputs);
-            self.moved.notify_all();
+            self.wake(&mut state);
         }
     }
 
@@ -57,8 +67,10 @@ impl<T> Mailbox<T> {
     pub(super) fn send_bounded(&self, inputs: impl IntoIterator<Item = T>) -> bool {
         let mut state = self.lock();
         while state.inputs.len() >= BOUNDED_INPUTS_MAX && !state.is_closed {
+            state.is_crowded = true;
+            self.wake(&mut state);
             state = self
-                .moved
+                .emptied
                 .wait(state)
                 .expect("nothing panics while it holds a mailbox");
         }
@@ -66,35 +78,46 @@ impl<T> Mailbox<T> {
             return false;
         }
         state.inputs.extend(inputs);
-        self.moved.notify_all();
+        self.wake(&mut state);
         true
+    }
+
+    fn wake(&self, state: &mut State<T>) {
+        if std::mem::take(&mut state.is_awaited) {
+            self.filled.notify_one();
+        }
     }
 
     /// The next input; waits for one until `until`, or for ever.
     pub(super) fn receive(&self, until: Option<Instant>) -> Option<T> {
         let mut state = self.lock();
         loop {
-            if let Some(input) = state.inputs.pop_front() {
-                self.moved.notify_all();
+            if let Some(input) = self.take(&mut state) {
                 return Some(input);
             }
             let left = match until {
                 None => Duration::from_secs(3600),
                 Some(until) => until.checked_duration_since(Instant::now())?,
             };
+            state.is_awaited = true;
             state = self
-                .moved
+                .filled
                 .wait_timeout(state, left)
                 .expect("nothing panics while it holds a mailbox")
                 .0;
+            state.is_awaited = false;
         }
     }
 
     /// The next input if there is one.
     pub(super) fn try_receive(&self) -> Option<T> {
-        let input = self.lock().inputs.pop_front();
-        if input.is_some() {
-            self.moved.notify_all();
+        self.take(&mut self.lock())
+    }
+
+    fn take(&self, state: &mut State<T>) -> Option<T> {
+        let input = state.inputs.pop_front();
+        if state.inputs.len() < BOUNDED_INPUTS_MAX && std::mem::take(&mut state.is_crowded) {
+            self.emptied.notify_all();
         }
         input
     }
@@ -104,6 +127,57 @@ impl<T> Mailbox<T> {
         let mut state = self.lock();
         state.is_closed = true;
         state.inputs.clear();
-        self.moved.notify_all();
+        self.filled.notify_all();
+        self.emptied.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::thread;
+
+    /// Longest any wait of these tests may take.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + PATIENCE)
+    }
+
+    #[test]
+    fn what_is_sent_is_heard_in_its_order() {
+        let mailbox = Arc::new(Mailbox::new());
+        let worker = Arc::clone(&mailbox);
+        let heard = thread::spawn(move || [(); 4].map(|()| worker.receive(soon())));
+        mailbox.send_all([1, 2]);
+        assert!(mailbox.send_bounded([3]));
+        mailbox.send(4);
+        assert_eq!(heard.join().unwrap(), [1, 2, 3, 4].map(Some));
+        assert_eq!(mailbox.try_receive(), None);
+        mailbox.send_all([5]);
+        assert_eq!(mailbox.receive(Some(Instant::now())), Some(5));
+        assert_eq!(mailbox.receive(Some(Instant::now())), None);
+    }
+
+    #[test]
+    fn who_finds_no_room_waits_for_it_or_for_the_end() {
+        let mailbox = Arc::new(Mailbox::new());
+        mailbox.send_all(0..BOUNDED_INPUTS_MAX);
+        let talkers = [7, 8].map(|number| {
+            let mailbox = Arc::clone(&mailbox);
+            thread::spawn(move || mailbox.send_bounded([number; 2]))
+        });
+        let mut heard = Vec::new();
+        while heard.len() < BOUNDED_INPUTS_MAX + 4 {
+            heard.extend(mailbox.receive(soon()));
+        }
+        assert!(talkers.map(|talker| talker.join().unwrap()) == [true; 2]);
+        assert_eq!(heard.iter().filter(|number| **number == 8).count(), 3);
+        mailbox.send_all(0..BOUNDED_INPUTS_MAX);
+        let talker = Arc::clone(&mailbox);
+        let talker = thread::spawn(move || talker.send_bounded([9]));
+        mailbox.close();
+        assert!(!talker.join().unwrap());
     }
 }
