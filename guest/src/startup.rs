@@ -51,6 +51,9 @@ pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
         }
     }
     tracing::info!("guest process ends");
+    // With its process all of it goes at once. Taken apart before that, page by page, a guest of a gigabyte
+    // keeps whoever waits for its end a tenth of a second longer.
+    std::mem::forget(prepared.service);
     result
 }
 
