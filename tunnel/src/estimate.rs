@@ -452,8 +452,11 @@ impl Estimator {
     /// the queue is long.
     fn follow(&mut self, round: &Round, rate: u64, base: Duration) {
         // A sender that had nothing to send says nothing about the path, unless it got more through. But a
-        // window beyond what the path holds serves nobody while a queue stands there.
-        if round.is_app_limited && rate <= self.rate_bytes_per_second {
+        // window beyond what the path holds serves nobody while a queue stands there. Nor does it say so that it
+        // got more through than the rate that it keeps below: a round of two packets on a thin link may have
+        // seen three arrive.
+        let is_more = rate > self.rate_bytes_per_second && !round.is_cruising;
+        if round.is_app_limited && !is_more {
             if self.queue_delay > 2 * self.allowance {
                 let fitting = self.window_for(self.rate_bytes_per_second, base);
                 self.window_bytes = self.window_bytes.min(fitting);
