@@ -9,13 +9,14 @@
 //!    ▲  ▲  ▲                               │  │  │  ▲        │
 //!    │  │  └── every 15 s ─────────────────┘  │  │  │        │ every second
 //!    │  └───── a queue stands and stays ──────┘  │  └─ Push ◄┘
-//!    └──────── a push made no queue ─────────────┘
+//!    └──────── two pushes made no queue ─────────┘
 //! ```
 //!
 //! A *push* tells whether the path has become faster, and costs less than a look: for some milliseconds
 //! a quarter more is sent than the path carries, as much as makes a queue of two milliseconds, and then
 //! nothing until that has gone. If the packets sent last were as quick as those before, there is no queue,
-//! and the path carries more. A queue that stands while cruising, for whatever reason, is let run empty by
+//! and the path carries more; but an urgent packet between them can hide one, so it takes two such pushes in
+//! a row. A queue that stands while cruising, for whatever reason, is let run empty by
 //! a pause; if it is there again and again, the path carries less.
 //!
 //! Pieces are a few packets, spaced by exact timers, so that nothing stands before a byte that comes
@@ -56,7 +57,7 @@ const JUDGE_TIME: Duration = Duration::from_millis(1);
 /// little, and on thin ones a packet more or less is much.
 const FULL_TIME_MIN: Duration = Duration::from_millis(20);
 const FULL_ROUNDS: u32 = 2;
-const FULL_PACKETS: u64 = 16;
+const FULL_PACKETS: u64 = 48;
 const FULL_TIME_MIN_NEW: Duration = Duration::from_millis(150);
 const FULL_ROUNDS_NEW: u32 = 6;
 const FULL_PACKETS_NEW: u64 = 64;
@@ -82,7 +83,10 @@ const PAUSE_TIME_MIN: Duration = Duration::from_millis(1);
 /// is all that may be.
 const PAUSE_COUNT_MAX: u32 = 8;
 
-/// Time between two pushes, and after one that nobody could judge.
+/// Pushes in a row that make no queue before the path is believed to carry more.
+const UNQUEUED_PUSHES: u32 = 2;
+
+/// Time between two pushes, and after one that nobody could judge or that made no queue.
 const PUSH_INTERVAL: Duration = Duration::from_secs(1);
 const PUSH_INTERVAL_AGAIN: Duration = Duration::from_millis(100);
 
@@ -123,11 +127,13 @@ const PAIR_TIME_MAX: Duration = Duration::from_millis(2);
 /// What QUIC adds to each packet of a stream: its own head, the stream's, and the seal.
 const PACKET_HEAD_BYTES: u64 = 44;
 
-/// What a small packet costs beside its bytes, where those of large ones are in the rate already.
+/// What a small packet costs beside its bytes, where those of large ones are in the rate already: what QUIC
+/// adds, and the headers of UDP, IP and Ethernet.
 const SMALL_HEAD_BYTES: u64 = 72;
+const FRAME_HEAD_BYTES: u64 = 42;
 
-/// What QUIC is given beside: so much of the rate, within what a program's write brings at once and what
-/// keeps a thin link busy until a program has been woken.
+/// What QUIC is given beside, and most of a piece while looking: so much of the rate, within what a
+/// program's write brings at once and what keeps a thin link busy until a program has been woken.
 const AHEAD_TIME: Duration = Duration::from_millis(20);
 const AHEAD_BYTES_MAX: u64 = 64 * 1024;
 const AHEAD_BYTES_MIN: u64 = 6 * 1024;
@@ -165,6 +171,7 @@ struct Cruising {
     until_max: Instant,
     queued_rounds: u32,
     pause_count: u32,
+    unqueued_pushes: u32,
     push: Push,
 }
 
@@ -215,6 +222,8 @@ pub(crate) struct Cruise {
     path_bytes_per_second: u64,
     /// Bytes of a full packet.
     packet_bytes: u64,
+    /// Bytes of a piece while looking: all of one goes, whatever is found out meanwhile.
+    looking_bytes: u64,
     /// The round trip without a queue.
     rtt: Duration,
     /// When the estimate is worth another look.
@@ -225,8 +234,9 @@ pub(crate) struct Cruise {
     push_queue: Duration,
     /// Whether this look is to find out what a push says.
     is_pushed: bool,
-    /// What has gone over the link's other connection, as bytes of bulk.
+    /// What has gone over the link's other connection, as bytes of bulk: now, and at the last look.
     urgent_bytes: u64,
+    urgent_bytes_before: u64,
 }
 
 impl Cruise {
@@ -242,12 +252,14 @@ impl Cruise {
             }),
             path_bytes_per_second: 0,
             packet_bytes: 0,
+            looking_bytes: AHEAD_BYTES_MAX,
             rtt: Duration::ZERO,
             look_at: Instant::ZERO,
             free_at: Instant::ZERO,
             push_queue: PUSH_QUEUE_MIN,
             is_pushed: false,
             urgent_bytes: 0,
+            urgent_bytes_before: 0,
         }
     }
 
@@ -288,11 +300,12 @@ impl Cruise {
     /// Takes note of what is believed about the path.
     pub(crate) fn look(&mut self, now: Instant, estimate: &Estimate) {
         self.packet_bytes = estimate.packet_bytes;
+        self.looking_bytes = ahead_bytes(estimate).unwrap_or(u64::MAX);
         self.rtt = estimate.base_rtt;
         match self.phase {
             Phase::Looking(looking) => {
                 self.look_at = now + LOOK_TIME;
-                if queue_of(estimate) < ALLOWANCE / 4 {
+                if queue_of(estimate, estimate.rate_bytes_per_second) < ALLOWANCE / 4 {
                     // The path is not full yet, and what went through it says nothing.
                     self.begin_look(now, estimate);
                 } else if let Some(rate) = self.learn(looking, now, estimate) {
@@ -326,8 +339,9 @@ impl Cruise {
             self.push_queue = (self.push_queue + PUSH_QUEUE_STEP).min(PUSH_QUEUE_MAX);
         }
         self.path_bytes_per_second = rate;
-        // The queue that stands, and what QUIC holds beside, is let run empty first.
-        let ahead = buffer_bytes(estimate).unwrap_or(0);
+        // The queue that stands, what QUIC holds beside, and the piece that goes into it just now, are let
+        // run empty first.
+        let ahead = buffer_bytes(estimate).map_or(0, |bytes| bytes + self.looking_bytes);
         let ahead = ahead.saturating_sub(estimate.window_bytes);
         let pause = estimate.queue_delay + time_of(ahead, rate);
         self.free_at = now + pause;
@@ -342,6 +356,7 @@ impl Cruise {
                     .max(estimate.base_rtt * CONFIRMED_ROUNDS),
             queued_rounds: 0,
             pause_count: 0,
+            unqueued_pushes: 0,
             push: Push::Due(now + PUSH_INTERVAL.max(judging)),
         });
     }
@@ -357,8 +372,8 @@ impl Cruise {
                 if estimate.round_began >= was.from {
                     self.watch_queue(&mut cruising, now, estimate)?;
                 }
-                let is_quiet =
-                    estimate.round_began >= was.from && queue_of(estimate) < PAUSE_TIME_MIN;
+                let queue = queue_of(estimate, self.path_bytes_per_second);
+                let is_quiet = estimate.round_began >= was.from && queue < PAUSE_TIME_MIN;
                 if now >= at && is_quiet {
                     cruising.push = Push::On(self.burst(now));
                     self.look_at = now + JUDGE_TIME;
@@ -386,7 +401,7 @@ impl Cruise {
     ) -> Option<()> {
         // The next round that says something is another one.
         cruising.from = estimate.round_began + Duration::from_nanos(1);
-        let queue = queue_of(estimate);
+        let queue = queue_of(estimate, self.path_bytes_per_second);
         if queue <= ALLOWANCE / 2 {
             cruising.queued_rounds = 0;
         } else {
@@ -441,9 +456,14 @@ impl Cruise {
         let interval = if !is_known {
             PUSH_INTERVAL_AGAIN
         } else if seen < PUSH_SEEN / 2 {
-            self.is_pushed = true;
-            return None;
+            cruising.unqueued_pushes += 1;
+            if cruising.unqueued_pushes >= UNQUEUED_PUSHES {
+                self.is_pushed = true;
+                return None;
+            }
+            PUSH_INTERVAL_AGAIN
         } else {
+            cruising.unqueued_pushes = 0;
             self.push_queue = (self.push_queue + PUSH_SEEN)
                 .saturating_sub(seen)
                 .clamp(PUSH_QUEUE_MIN, PUSH_QUEUE_MAX);
@@ -466,7 +486,7 @@ impl Cruise {
             return None;
         }
         let second = Duration::from_secs(1);
-        let beside = self.urgent_bytes - looking.urgent_bytes;
+        let beside = self.urgent_bytes.saturating_sub(looking.urgent_bytes);
         let seen = scaled(bytes, second, time) + scaled(beside, second, now.since(looking.began));
         let known = self.path_bytes_per_second;
         let enough = FULL_TIME_MIN_NEW.max(estimate.base_rtt * FULL_ROUNDS_NEW);
@@ -492,11 +512,11 @@ impl Cruise {
         full + scaled(full, burst.queue, burst.time())
     }
 
-    /// Most bytes that should be asked for at once: what fills some packets.
+    /// Most bytes that should be asked for at once: while cruising, what fills some packets.
     #[must_use]
     pub(crate) fn piece_bytes(&self) -> u64 {
         if !self.is_cruising() {
-            return u64::MAX;
+            return self.looking_bytes;
         }
         let rate = self.path_bytes_per_second;
         let packet_bytes = self.packet_bytes.max(2 * PACKET_HEAD_BYTES);
@@ -513,11 +533,25 @@ impl Cruise {
 
     /// Urgent bytes go at once, and bulk leaves them the room.
     pub(crate) fn pass(&mut self, now: Instant, bytes: u64) {
-        let bytes = bytes + SMALL_HEAD_BYTES;
-        self.urgent_bytes += bytes;
-        if self.is_cruising() {
-            self.free_at = self.behind(now) + time_of(bytes, self.pace());
+        self.leave_room(now, bytes + SMALL_HEAD_BYTES);
+    }
+
+    /// Takes note of all that has left over the link's other connection, whoever sent it: beside small
+    /// messages QUIC's acknowledgements and the link's own words are as much again.
+    pub(crate) fn note_urgent(&mut self, now: Instant, packet_count: u64, packet_bytes: u64) {
+        let left_bytes = packet_bytes + packet_count * FRAME_HEAD_BYTES;
+        // What was passed since the last look may be still to come.
+        let coming_bytes = self.urgent_bytes.saturating_sub(self.urgent_bytes_before);
+        self.urgent_bytes = self.urgent_bytes.min(left_bytes + coming_bytes);
+        if left_bytes > self.urgent_bytes {
+            self.leave_room(now, left_bytes - self.urgent_bytes);
         }
+        self.urgent_bytes_before = self.urgent_bytes;
+    }
+
+    fn leave_room(&mut self, now: Instant, bytes: u64) {
+        self.urgent_bytes += bytes;
+        self.take(now, bytes);
     }
 
     /// When the next piece may go; or might have, if that was not long ago.
@@ -563,18 +597,32 @@ impl Default for Cruise {
 }
 
 /// Bytes that QUIC should be given before they are acknowledged, if the path is the limit: all that is
-/// in flight and little more, for what it holds beside goes first, however bulk is paced.
+/// in flight and little more, for what it holds beside goes first, however bulk is paced. While the rate is
+/// not known, twice as much may be in flight before it is looked at again.
 pub(crate) fn buffer_bytes(estimate: &Estimate) -> Option<u64> {
     let window = estimate.window_bytes;
-    let ahead = bytes_in(estimate.rate_bytes_per_second, AHEAD_TIME);
-    let ahead = ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX);
-    is_of_the_path(estimate).then(|| window + window / 4 + ahead)
+    let more = if estimate.is_settled {
+        window / 4
+    } else {
+        window
+    };
+    ahead_bytes(estimate).map(|ahead| window + more + ahead)
 }
 
-/// The queue at the bottleneck. The shortest round trip may have been a short packet's, and a full one
-/// takes longer without any.
-fn queue_of(estimate: &Estimate) -> Duration {
-    let packet = time_of(estimate.packet_bytes, estimate.rate_bytes_per_second);
+/// What of it is beside that, as much as a program gives at once.
+fn ahead_bytes(estimate: &Estimate) -> Option<u64> {
+    let ahead = bytes_in(estimate.rate_bytes_per_second, AHEAD_TIME);
+    match estimate.is_settled {
+        false => Some(AHEAD_BYTES_MAX),
+        true if is_of_the_path(estimate) => Some(ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX)),
+        true => None,
+    }
+}
+
+/// The queue at the bottleneck of so much a second. The shortest round trip may have been a short packet's,
+/// and a full one takes longer without any.
+fn queue_of(estimate: &Estimate, rate: u64) -> Duration {
+    let packet = time_of(estimate.packet_bytes, rate);
     estimate.queue_delay.saturating_sub(packet)
 }
 

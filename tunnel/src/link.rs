@@ -370,7 +370,14 @@ impl Link {
         if cruise.is_curious(now)
             && let Some(delay) = Delay::of(&self.bulk)
         {
-            cruise.look(now, &delay.estimate());
+            let estimate = delay.estimate();
+            let left = self.urgent.stats().udp_tx;
+            cruise.note_urgent(now, left.datagrams, left.bytes);
+            cruise.look(now, &estimate);
+            if !cruise.is_cruising() {
+                // What QUIC holds when the rate becomes known goes as it comes.
+                self.bulk.set_send_window(buffer_bytes(&estimate));
+            }
             delay.set_cruising(cruise.is_cruising());
             if let Some(marks) = cruise.marks() {
                 delay.mark(marks);
@@ -512,8 +519,7 @@ impl Link {
         let Some(bulk) = Delay::of(&self.bulk).map(|delay| delay.estimate()) else {
             return;
         };
-        let path = Rate::clamped(bulk.rate_bytes_per_second);
-        let in_flight = path.bytes_in(bulk.base_rtt + ALLOWANCE);
+        let in_flight = in_flight_bytes(&bulk);
         if bulk.rate_bytes_per_second > 0
             && let Some(urgent) = Delay::of(&self.urgent)
         {
@@ -523,10 +529,7 @@ impl Link {
             (2 * in_flight).min(SEND_WINDOW_BYTES_MAX),
             Ordering::Relaxed,
         );
-        // Twice the path, so that a lost packet does not stop the flow while it is repeated.
-        let buffer = (2 * in_flight).clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
-        let buffer = cruise::buffer_bytes(&bulk).map_or(buffer, |bytes| bytes.min(buffer));
-        self.bulk.set_send_window(buffer);
+        self.bulk.set_send_window(buffer_bytes(&bulk));
     }
 
     fn measure(&self, rounds: &mut Rounds, stats: &[ConnectionStats; 2]) {
@@ -583,6 +586,20 @@ struct Totals {
     received: u64,
     lost: u64,
     packets: u64,
+}
+
+/// What a path holds with the queue that we allow ourselves.
+fn in_flight_bytes(estimate: &Estimate) -> u64 {
+    let path = Rate::clamped(estimate.rate_bytes_per_second);
+    path.bytes_in(estimate.base_rtt + ALLOWANCE)
+}
+
+/// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
+/// not stop the flow while it is repeated.
+fn buffer_bytes(estimate: &Estimate) -> u64 {
+    let twice = 2 * in_flight_bytes(estimate);
+    let buffer = twice.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
+    cruise::buffer_bytes(estimate).map_or(buffer, |bytes| bytes.min(buffer))
 }
 
 /// The lower of two caps.

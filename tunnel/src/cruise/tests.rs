@@ -88,7 +88,7 @@ fn nothing_is_held_back_before_a_queue_was_seen() {
         cruise.look(at(1000), &estimate(filled, queue));
         assert!(!cruise.is_cruising());
         assert_eq!(cruise.take(at(1000), 1 << 30), at(1000));
-        assert_eq!(cruise.piece_bytes(), u64::MAX);
+        assert_eq!(cruise.piece_bytes(), AHEAD_BYTES_MAX);
     }
 }
 
@@ -212,36 +212,42 @@ fn processors_are_not_a_path() {
     assert!(!cruise.is_cruising());
 }
 
-/// A push whose last packets took so long more than those before it.
-fn pushed(rise_micros: u64) -> Cruise {
+/// Pushes whose last packets took so long more than those before them.
+fn pushed(rises_micros: &[u64]) -> Cruise {
     let mut cruise = cruising();
     send(&mut cruise, 1000, 1000, 0);
-    cruise.look(at(2001), &seen(1980, 0));
-    let marks = cruise.marks().expect("a push is to come");
-    send(&mut cruise, 2002, 30, 0);
-    let mut marked = marks.map(|(from, until)| Marked {
-        from,
-        until,
-        packet_count: 20,
-        rtt_min: Duration::from_millis(1),
-        is_over: true,
-    });
-    marked[1].rtt_min += Duration::from_micros(rise_micros);
-    let told = Estimate {
-        marked,
-        ..estimate(150, 0)
-    };
-    cruise.look(at(2033), &told);
+    for (rise_micros, began) in rises_micros.iter().zip((2001..).step_by(200)) {
+        cruise.look(at(began), &seen(began - 20, 0));
+        let marks = cruise.marks().expect("a push is to come");
+        send(&mut cruise, began + 1, 30, 0);
+        let mut marked = marks.map(|(from, until)| Marked {
+            from,
+            until,
+            packet_count: 20,
+            rtt_min: Duration::from_millis(1),
+            is_over: true,
+        });
+        marked[1].rtt_min += Duration::from_micros(*rise_micros);
+        let told = Estimate {
+            marked,
+            ..estimate(150, 0)
+        };
+        cruise.look(at(began + 32), &told);
+        if cruise.is_cruising() {
+            send(&mut cruise, began + 32, 168, 0);
+        }
+    }
     cruise
 }
 
 #[test]
-fn a_push_that_made_a_queue_confirms_the_rate_and_another_ends_it() {
+fn a_push_that_made_a_queue_confirms_the_rate_and_two_others_end_it() {
     assert!(
-        !pushed(100).is_cruising(),
+        !pushed(&[100, 100]).is_cruising(),
         "no queue, so the path is faster"
     );
-    let mut cruise = pushed(1200);
+    assert!(pushed(&[100]).is_cruising(), "an urgent packet may hide it");
+    let mut cruise = pushed(&[100, 1200]);
     assert!(cruise.is_cruising());
     cruise.look(at(4000), &estimate(150, 0));
     assert!(
@@ -281,6 +287,8 @@ struct Path {
     burst_bytes: u64,
     /// Most that the program's thread is late, once in so many pieces.
     late: (u64, u64),
+    /// An urgent message of so many bytes so many times a second, and what goes beside that nobody passed.
+    urgent: (u64, u64, u64),
 }
 
 const SHORT: Path = Path {
@@ -288,6 +296,7 @@ const SHORT: Path = Path {
     rtt_micros: 300,
     burst_bytes: 16_384,
     late: (200, 3),
+    urgent: (0, 0, 0),
 };
 
 enum Event {
@@ -295,6 +304,9 @@ enum Event {
     Held { number: u64 },
     Acks { sent: Vec<u64> },
 }
+
+/// Most that the program's thread takes from it at once.
+const READ: u64 = 256 * 1024;
 
 /// Longest that an acknowledgement is held back.
 const HELD: u64 = 25 * MILLI;
@@ -308,6 +320,8 @@ struct Simulation {
     link_free: u64,
     unsent: u64,
     in_flight: u64,
+    /// What is left of a piece that may go and for which QUIC has no room yet.
+    unwritten: u64,
     /// When QUIC's own pacer, at 1.25 windows a round trip after ten packets, lets the next packet go.
     paced: u64,
     /// When the next piece goes, and its bytes.
@@ -316,6 +330,8 @@ struct Simulation {
     number: u64,
     held: Option<(u64, u64)>,
     delivered: u64,
+    /// Packets and bytes that have left over the link's other connection.
+    urgent: (u64, u64),
     random: u64,
     waits: Vec<u64>,
 }
@@ -330,12 +346,14 @@ impl Simulation {
             link_free: 0,
             unsent: 0,
             in_flight: 0,
+            unwritten: 0,
             paced: 0,
             piece: None,
             events: BTreeMap::new(),
             number: 0,
             held: None,
             delivered: 0,
+            urgent: (0, 0),
             random: 1,
             waits: Vec::new(),
         }
@@ -371,6 +389,9 @@ impl Simulation {
 
     fn run_until(&mut self, end: u64) {
         let (mut ping, mut tick) = (self.now, self.now);
+        let (per_second, message_bytes, beside_bytes) = self.path.urgent;
+        let interval = SECOND.checked_div(per_second).unwrap_or(u64::MAX);
+        let mut message = self.now.saturating_add(interval);
         while self.now < end {
             self.offer();
             self.send();
@@ -382,6 +403,7 @@ impl Simulation {
                 u64::MAX
             };
             let next = piece.min(event).min(ping).min(paced).min(tick);
+            let next = next.min(message);
             self.now = self.now.max(next);
             if next == paced {
                 // It is sent at the begin of the next turn.
@@ -391,12 +413,15 @@ impl Simulation {
                     self.look();
                 }
                 tick += 50 * MILLI;
+            } else if next == message {
+                message += interval;
+                self.urge(message_bytes, beside_bytes);
             } else if next == ping {
                 self.waits.push(self.wait());
                 ping = self.now + 500 * MICRO + self.random() % MILLI;
             } else if next == piece {
                 let (_, bytes) = self.piece.take().expect("it was there");
-                self.unsent += bytes;
+                self.unwritten = bytes;
             } else {
                 let ((_, _), event) = self.events.pop_first().expect("it was there");
                 self.handle(event);
@@ -404,21 +429,37 @@ impl Simulation {
         }
     }
 
-    /// Asks for the next piece, if there is room for it.
+    /// Sends an urgent message at once, and so much more that the cruise is not told of.
+    fn urge(&mut self, message_bytes: u64, beside_bytes: u64) {
+        self.cruise
+            .pass(Instant::from_nanos(self.now), message_bytes);
+        let head = SMALL_HEAD_BYTES - FRAME_HEAD_BYTES;
+        let packets = [message_bytes + head, beside_bytes];
+        for bytes in packets {
+            self.link_free =
+                self.link_free.max(self.now) + self.serialised(bytes + FRAME_HEAD_BYTES);
+            self.urgent = (self.urgent.0 + 1, self.urgent.1 + bytes);
+        }
+    }
+
+    /// Writes what may go as far as there is room for it, and asks for the next piece then.
     fn offer(&mut self) {
         let now = Instant::from_nanos(self.now);
         while self.piece.is_none() {
             let estimate = self.estimator.estimate();
             let room = buffer_bytes(&estimate).unwrap_or(1 << 20);
-            let used = self.unsent + self.in_flight;
-            if used >= room {
+            let room = room.saturating_sub(self.unsent + self.in_flight);
+            let written = self.unwritten.min(room);
+            self.unsent += written;
+            self.unwritten -= written;
+            if room == written {
                 return;
             }
             self.look();
-            let bytes = self.cruise.piece_bytes().min(room - used);
+            let bytes = self.cruise.piece_bytes().min(READ);
             let then = self.cruise.take(now, bytes).as_nanos();
             if then <= self.now {
-                self.unsent += bytes;
+                self.unwritten = bytes;
                 continue;
             }
             let (late, one_of) = self.path.late;
@@ -435,6 +476,7 @@ impl Simulation {
     fn look(&mut self) {
         let now = Instant::from_nanos(self.now);
         if self.cruise.is_curious(now) {
+            self.cruise.note_urgent(now, self.urgent.0, self.urgent.1);
             self.cruise.look(now, &self.estimator.estimate());
             if let Some(marks) = self.cruise.marks() {
                 self.estimator.mark(marks);
@@ -565,6 +607,48 @@ fn a_first_byte_waits_for_a_packet_and_two_milliseconds_at_any_rate() {
             assert!(half <= packet + 250, "{what}");
             assert!(share >= 890, "{what}, {share} per mille");
         }
+    }
+}
+
+#[test]
+fn a_path_that_became_thin_is_cruised_on_soon() {
+    for (mbit, rtt_micros) in [(200, 300), (10, 300), (10, 10_000)] {
+        let mut simulation = Simulation::new(Path {
+            mbit,
+            rtt_micros,
+            burst_bytes: 0,
+            ..SHORT
+        });
+        simulation.run_until(8 * SECOND);
+        simulation.path.mbit = 1;
+        simulation.run_until(simulation.now + 5 * SECOND);
+        let ([half, _, _], share) = simulation.measure(5 * SECOND);
+        let what = format!("from {mbit} Mbit/s, {rtt_micros} us");
+        assert!(half <= FRAME * 8 + 250, "{what}: {half} us");
+        let rate = simulation.estimator.estimate().rate_bytes_per_second;
+        assert!(
+            rate <= simulation.truth() * 3 / 2,
+            "{what}: {rate} a second"
+        );
+        assert!(share >= 850, "{what}: {share} per mille");
+    }
+}
+
+#[test]
+fn what_goes_beside_urgent_messages_makes_no_queue() {
+    for (mbit, per_second) in [(1, 100), (3, 200), (10, 400)] {
+        let ([half, most, _], share) = settled(Path {
+            mbit,
+            burst_bytes: 0,
+            urgent: (per_second, 64, 70),
+            ..SHORT
+        });
+        let (packet, urgent) = (FRAME * 8 / mbit, 248 * 8 / mbit);
+        let what = format!("{mbit} Mbit/s: {half} and {most} us, {share} per mille");
+        assert!(most <= packet + urgent + 2_000, "{what}");
+        assert!(half <= packet + urgent, "{what}");
+        let left = 1000 - per_second * 248 * 1000 / (mbit * 125_000);
+        assert!(share >= left * 860 / 1000, "{what} of {left}");
     }
 }
 
