@@ -35,7 +35,7 @@ pub(super) const IDLE_WAIT: Duration = Duration::from_secs(60);
 /// so that it has some to write while others are read.
 const CHUNKS_TOGETHER_MAX: usize = UNPACKED_CHUNKS_MAX / 2;
 
-/// Chunks unpacked and not yet installed, for each lane: 2 MiB.
+/// Chunks unpacked and not yet installed, for each lane: 3 MiB of buffers, each with room for a frame.
 const UNPACKED_CHUNKS_MAX: usize = 32;
 
 /// The writing ends of one set of lanes, and what closes them all.
@@ -380,22 +380,22 @@ pub(super) fn read_chunks(
         let mut together = Vec::with_capacity(CHUNKS_TOGETHER_MAX);
         let fault = loop {
             let may_wait = together.is_empty();
-            let chunk = match next_chunk(&mut reader, &mut decoder, &spaces, &pool, may_wait) {
-                Ok(Next::Chunk(header, unpacked)) => Some(Input::Chunk {
-                    link,
-                    lane,
-                    header,
-                    unpacked,
-                }),
-                Ok(Next::Later) => None,
+            let is_enough = match next_chunk(&mut reader, &mut decoder, &spaces, &pool, may_wait) {
+                Ok(Next::Chunk(header, unpacked)) => {
+                    together.push(Input::Chunk {
+                        link,
+                        lane,
+                        header,
+                        unpacked,
+                    });
+                    together.len() >= CHUNKS_TOGETHER_MAX
+                }
+                // What has come does not wait for what has not.
+                Ok(Next::Later) => !together.is_empty(),
                 Ok(Next::End) => break ended(lane),
                 Err(fault) => break fault,
             };
-            let is_last = chunk.is_none();
-            together.extend(chunk);
-            // Whatever has come does not wait for what has not.
-            let is_full = is_last || together.len() >= CHUNKS_TOGETHER_MAX;
-            if is_full && !mailbox.send_bounded(together.drain(..)) {
+            if is_enough && !mailbox.send_bounded(together.drain(..)) {
                 return;
             }
         };

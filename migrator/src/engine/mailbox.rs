@@ -68,7 +68,6 @@ impl<T> Mailbox<T> {
         let mut state = self.lock();
         while state.inputs.len() >= BOUNDED_INPUTS_MAX && !state.is_closed {
             state.is_crowded = true;
-            self.wake(&mut state);
             state = self
                 .emptied
                 .wait(state)
