@@ -611,12 +611,11 @@ pub(crate) fn buffer_bytes(estimate: &Estimate) -> Option<u64> {
 
 /// What of it is beside that, as much as a program gives at once.
 fn ahead_bytes(estimate: &Estimate) -> Option<u64> {
-    let ahead = bytes_in(estimate.rate_bytes_per_second, AHEAD_TIME);
-    match estimate.is_settled {
-        false => Some(AHEAD_BYTES_MAX),
-        true if is_of_the_path(estimate) => Some(ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX)),
-        true => None,
+    if !estimate.is_settled {
+        return Some(AHEAD_BYTES_MAX);
     }
+    let ahead = bytes_in(estimate.rate_bytes_per_second, AHEAD_TIME);
+    is_of_the_path(estimate).then(|| ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX))
 }
 
 /// The queue at the bottleneck of so much a second. The shortest round trip may have been a short packet's,

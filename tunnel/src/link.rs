@@ -376,7 +376,7 @@ impl Link {
             cruise.look(now, &estimate);
             if !cruise.is_cruising() {
                 // What QUIC holds when the rate becomes known goes as it comes.
-                self.bulk.set_send_window(buffer_bytes(&estimate));
+                self.bulk.set_send_window(send_window_bytes(&estimate));
             }
             delay.set_cruising(cruise.is_cruising());
             if let Some(marks) = cruise.marks() {
@@ -529,7 +529,7 @@ impl Link {
             (2 * in_flight).min(SEND_WINDOW_BYTES_MAX),
             Ordering::Relaxed,
         );
-        self.bulk.set_send_window(buffer_bytes(&bulk));
+        self.bulk.set_send_window(send_window_bytes(&bulk));
     }
 
     fn measure(&self, rounds: &mut Rounds, stats: &[ConnectionStats; 2]) {
@@ -596,10 +596,10 @@ fn in_flight_bytes(estimate: &Estimate) -> u64 {
 
 /// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
 /// not stop the flow while it is repeated.
-fn buffer_bytes(estimate: &Estimate) -> u64 {
+fn send_window_bytes(estimate: &Estimate) -> u64 {
     let twice = 2 * in_flight_bytes(estimate);
-    let buffer = twice.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
-    cruise::buffer_bytes(estimate).map_or(buffer, |bytes| bytes.min(buffer))
+    let window = twice.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
+    cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
 }
 
 /// The lower of two caps.
