@@ -144,6 +144,14 @@ mod tests {
         Some(Instant::now() + PATIENCE)
     }
 
+    fn until_crowded(mailbox: &Mailbox<usize>) {
+        let begun = Instant::now();
+        while !mailbox.lock().is_crowded {
+            assert!(begun.elapsed() < PATIENCE, "nobody waits for room");
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn what_is_sent_is_heard_in_its_order() {
         let mailbox = Arc::new(Mailbox::new());
@@ -167,15 +175,16 @@ mod tests {
             let mailbox = Arc::clone(&mailbox);
             thread::spawn(move || mailbox.send_bounded([number; 2]))
         });
-        let mut heard = Vec::new();
-        while heard.len() < BOUNDED_INPUTS_MAX + 4 {
-            heard.extend(mailbox.receive(soon()));
-        }
+        until_crowded(&mailbox);
+        let heard: Vec<usize> = (0..BOUNDED_INPUTS_MAX + 4)
+            .map(|_| mailbox.receive(soon()).expect("who waits hears of room"))
+            .collect();
         assert!(talkers.map(|talker| talker.join().unwrap()) == [true; 2]);
         assert_eq!(heard.iter().filter(|number| **number == 8).count(), 3);
         mailbox.send_all(0..BOUNDED_INPUTS_MAX);
         let talker = Arc::clone(&mailbox);
         let talker = thread::spawn(move || talker.send_bounded([9]));
+        until_crowded(&mailbox);
         mailbox.close();
         assert!(!talker.join().unwrap());
     }
