@@ -9,7 +9,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{GuestConfig, GuestQuota, VCPU_COUNT_MAX};
 use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message, Prepare, SpaceInfo};
 use towpath_protocol::ownership::{Ownership, State};
-use towpath_protocol::space::{BlockSet, Geometry, MEMORY, SpaceId};
+use towpath_protocol::space::{BlockRun, BlockSet, Geometry, MEMORY, SpaceId};
 use towpath_protocol::target::{Action, Event, Outcome, Piece, Remains, Setup, Stage, Target};
 use towpath_protocol::time::Instant;
 use tracing::{info, warn};
@@ -38,11 +38,13 @@ const OFFER_WAIT: Duration = Duration::from_secs(10);
 /// An offer without data for so long loses its place, as admission counts.
 const DATA_WAIT: Duration = Duration::from_secs(60);
 
-/// Chunks acknowledged together: 1 MiB, a small part of any window that is worth filling.
-const ACKNOWLEDGED_COUNT_MAX: usize = 16;
+/// Chunks acknowledged together: 4 MiB, a small part of any window that is filled faster than
+/// [`ACKNOWLEDGE_WAIT`] passes.
+const ACKNOWLEDGED_COUNT_MAX: usize = 64;
 
-/// Longest a chunk waits for others to be acknowledged with it: less than any link's round trip.
-const ACKNOWLEDGE_WAIT: Duration = Duration::from_millis(2);
+/// Longest a chunk waits for others to be acknowledged with it: a twentieth of the time that the source
+/// lets chunks be under way beside the round trip.
+const ACKNOWLEDGE_WAIT: Duration = Duration::from_millis(5);
 
 /// What a finished attempt leaves.
 #[derive(Debug)]
@@ -65,6 +67,10 @@ pub(super) struct TargetMove {
     unacknowledged_count: usize,
     acknowledge_at: Option<Instant>,
     received: Option<ReceivedFile>,
+    /// Installed and not yet marked in there: as long as the guest does not run, chunks that follow each
+    /// other are marked together, at the latest when nothing more is to be done, and before what says that
+    /// they are.
+    unmarked: Option<(SpaceId, BlockRun)>,
     missing: Option<Arc<MissingMemory>>,
     /// Lanes of the newest number that are open so far.
     lanes: Vec<OpenLane>,
@@ -94,6 +100,7 @@ impl TargetMove {
             unacknowledged_count: 0,
             acknowledge_at: None,
             received: None,
+            unmarked: None,
             missing: None,
             lanes: Vec::new(),
             lanes_number: 0,
@@ -381,12 +388,21 @@ impl TargetMove {
         while let Some(action) = self.next_action() {
             let step = action_name(&action);
             if let Err(fault) = self.act(ground, action) {
-                warn!(%fault, step, "an action failed");
-                while self.machine.poll().is_some() {}
-                self.take_in(Event::Failed(fault));
+                self.failed(step, fault);
             }
             ground.shared.failpoint("target", step);
         }
+        if let Err(fault) = self.write_marks() {
+            self.failed("mark", fault);
+            self.carry_out(ground);
+        }
+    }
+
+    /// An action failed: the ones behind it are dropped.
+    fn failed(&mut self, step: &str, fault: Fault) {
+        warn!(%fault, step, "an action failed");
+        while self.machine.poll().is_some() {}
+        self.take_in(Event::Failed(fault));
     }
 
     fn next_action(&mut self) -> Option<Action> {
@@ -404,6 +420,9 @@ impl TargetMove {
     }
 
     fn act(&mut self, ground: &mut Ground, action: Action) -> Result<(), Fault> {
+        if matches!(action, Action::SavePosition(_) | Action::Expect { .. }) {
+            self.write_marks()?;
+        }
         match action {
             Action::Persist(record) => ground.persist(&record)?,
             Action::Send(lane, message) => ground.send(lane, &message),
@@ -536,12 +555,31 @@ impl TargetMove {
     }
 
     fn mark(&mut self, space: SpaceId, pieces: &[Piece]) -> Result<(), Fault> {
-        let Some(file) = &mut self.received else {
+        for Piece { run, .. } in pieces {
+            match &mut self.unmarked {
+                Some((before, joined)) if *before == space && joined.end() == run.start => {
+                    joined.count = joined.count.saturating_add(run.count);
+                }
+                _ => {
+                    self.write_marks()?;
+                    self.unmarked = Some((space, *run));
+                }
+            }
+        }
+        match self.missing {
+            // A guest that runs changes its blocks: they are never to be fetched again.
+            Some(_) => self.write_marks(),
+            None => Ok(()),
+        }
+    }
+
+    fn write_marks(&mut self) -> Result<(), Fault> {
+        let Some((space, run)) = self.unmarked.take() else {
             return Ok(());
         };
-        pieces
-            .iter()
-            .try_for_each(|piece| file.insert_run(space, piece.run))
+        self.received
+            .as_mut()
+            .map_or(Ok(()), |file| file.insert_run(space, run))
     }
 
     fn expect(&mut self, ground: &Ground, missing: &[BlockSet]) -> Result<(), Fault> {
@@ -580,6 +618,7 @@ impl TargetMove {
     fn discard(&mut self, ground: &mut Ground) -> Result<(), Fault> {
         self.missing = None;
         self.received = None;
+        self.unmarked = None;
         ground.end_process()?;
         if let Some(folder) = &ground.folder {
             folder.remove_received()?;
