@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Opcode, Updater, opcode};
 use towpath_protocol::fault::{Code, Fault};
@@ -198,12 +199,13 @@ pub(crate) struct WriteTracker {
     registration: Registration,
     page_map: File,
     regions: Vec<PageRegion>,
+    swap: SwapGuard,
 }
 
 impl WriteTracker {
     /// Tracks writes to mapped memory from now on.
     pub(crate) fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
-        refuse_if_swap_may_hide_writes(start, bytes)?;
+        let swap = SwapGuard::start(start, bytes)?;
         let page_map = File::open("/proc/self/pagemap")
             .map_err(|error| Fault::new(Code::Guest, format!("/proc/self/pagemap: {error}")))?;
         let empty = PageRegion {
@@ -215,6 +217,7 @@ impl WriteTracker {
             registration: Registration::for_writes(start, bytes)?,
             page_map,
             regions: vec![empty; REGION_COUNT],
+            swap,
         };
         tracker.harvest(0, bytes / PAGE_BYTES as u64, |_| ())?;
         Ok(tracker)
@@ -256,19 +259,7 @@ impl WriteTracker {
             }
             at = scan.walk_end;
         }
-        Ok(())
-    }
-}
-
-impl Drop for WriteTracker {
-    fn drop(&mut self) {
-        let Registration { start, bytes, .. } = self.registration;
-        let length = usize::try_from(bytes).expect("a mapping's length");
-        // SAFETY: unlocks pages of a mapping that is ours; content stays.
-        let unlocked = unsafe { rustix::mm::munlock(start as *mut core::ffi::c_void, length) };
-        if let Err(error) = unlocked {
-            tracing::debug!(%error, "memory stays locked");
-        }
+        self.swap.check()
     }
 }
 
@@ -284,23 +275,85 @@ fn scan_pages(page_map: &File, scan: &mut ScanArgument) -> Result<usize, Fault> 
     })
 }
 
-/// A page that is swapped out loses its page-table entry and with it the note that it was written.
-/// Locked memory is never swapped; where it cannot be locked there must be no swap at all.
-fn refuse_if_swap_may_hide_writes(start: u64, bytes: u64) -> Result<(), Fault> {
+/// What keeps written pages in their page tables: one that is swapped out loses its entry, and with it
+/// the note that it was written.
+#[derive(Debug)]
+enum SwapGuard {
+    /// This host swaps; the pages are locked.
+    Locked { start: u64, bytes: u64 },
+    /// There was no swap; this file, `/proc/swaps`, says when that changes.
+    Watched(OwnedFd),
+    /// It has changed.
+    Spoilt,
+    /// This kernel knows no swap.
+    Needless,
+}
+
+impl SwapGuard {
+    /// Begins before the first page is tracked. Locking takes 50 ms a gibibyte, so it is done only where
+    /// there is swap.
+    fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
+        let lock = |why: &str| match lock(start, bytes) {
+            Ok(()) => Ok(Self::Locked { start, bytes }),
+            Err(error) => Err(Fault::new(
+                Code::Guest,
+                format!("memory cannot be locked ({error}) and {why}: raise RLIMIT_MEMLOCK"),
+            )),
+        };
+        match File::open("/proc/swaps") {
+            // Read behind the opening: what changes after that is told.
+            Ok(mut file) => match std::io::read_to_string(&mut file) {
+                Ok(swaps) if swaps.lines().count() <= 1 => Ok(Self::Watched(file.into())),
+                Ok(_) => lock("this host swaps"),
+                Err(error) => lock(&format!("/proc/swaps cannot be read ({error})")),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::Needless),
+            Err(error) => lock(&format!("/proc/swaps cannot be opened ({error})")),
+        }
+    }
+
+    /// Whether every page written until now was noted.
+    fn check(&mut self) -> Result<(), Fault> {
+        if let Self::Watched(swaps) = self {
+            let mut polled = [PollFd::new(swaps, PollFlags::PRI)];
+            let at_once = Timespec::default();
+            let ready = poll(&mut polled, Some(&at_once));
+            ready.map_err(|error| Fault::new(Code::Guest, format!("/proc/swaps: {error}")))?;
+            let has_changed = polled[0]
+                .revents()
+                .intersects(PollFlags::PRI | PollFlags::ERR);
+            if has_changed {
+                *self = Self::Spoilt;
+            }
+        }
+        match self {
+            Self::Spoilt => Err(Fault::new(
+                Code::Guest,
+                "swap was turned on or off while writes were tracked, and may hide some: move again",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for SwapGuard {
+    fn drop(&mut self) {
+        if let Self::Locked { start, bytes } = *self {
+            let length = usize::try_from(bytes).expect("a mapping's length");
+            // SAFETY: unlocks pages of a mapping that is ours; content stays.
+            let unlocked = unsafe { rustix::mm::munlock(start as *mut core::ffi::c_void, length) };
+            if let Err(error) = unlocked {
+                tracing::debug!(%error, "memory stays locked");
+            }
+        }
+    }
+}
+
+fn lock(start: u64, bytes: u64) -> Result<(), Errno> {
     let length = usize::try_from(bytes).expect("a mapping's length");
     let address = start as *mut core::ffi::c_void;
     // SAFETY: locks pages of a mapping that is ours once they are touched; content stays.
-    let locked =
-        unsafe { rustix::mm::mlock_with(address, length, rustix::mm::MlockFlags::ONFAULT) };
-    let Err(error) = locked else { return Ok(()) };
-    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps.lines().count() > 1 {
-        return Err(Fault::new(
-            Code::Guest,
-            format!("memory cannot be locked ({error}) and this host swaps: raise RLIMIT_MEMLOCK"),
-        ));
-    }
-    Ok(())
+    unsafe { rustix::mm::mlock_with(address, length, rustix::mm::MlockFlags::ONFAULT) }
 }
 
 fn failed(what: &str, error: Errno) -> Fault {
@@ -353,5 +406,42 @@ mod tests {
             memory.write(page * 4096, &[3]);
         }
         assert_eq!(harvested(&mut tracker, 0, 4096), scattered);
+    }
+    #[test]
+    fn a_tracker_refuses_what_swap_may_have_hidden_and_goes_on_refusing() {
+        let memory = Memory::create(8 << 20, false).unwrap();
+        let mut tracker = match WriteTracker::start(memory.address(), memory.bytes()) {
+            Ok(tracker) => tracker,
+            Err(fault) => return println!("skipped: {fault}"),
+        };
+        // A byte out of band is told as /proc/swaps tells its changes.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let watched = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        tracker.swap = SwapGuard::Watched(watched.into());
+        assert_eq!(tracker.harvest(0, 2048, |_| ()), Ok(()));
+        rustix::net::send(&peer, &[1], rustix::net::SendFlags::OOB).unwrap();
+        for _ in 0..2 {
+            let refused = tracker.harvest(0, 2048, |_| ()).unwrap_err();
+            assert!(refused.detail.contains("swap was turned on"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn locked_memory_is_tracked_as_well() {
+        let memory = Memory::create(8 << 20, false).unwrap();
+        let mut tracker = match WriteTracker::start(memory.address(), memory.bytes()) {
+            Ok(tracker) => tracker,
+            Err(fault) => return println!("skipped: {fault}"),
+        };
+        if let Err(error) = lock(memory.address(), memory.bytes()) {
+            return println!("skipped: memory cannot be locked ({error})");
+        }
+        tracker.swap = SwapGuard::Locked {
+            start: memory.address(),
+            bytes: memory.bytes(),
+        };
+        memory.write(3 * 4096, &[1]);
+        assert_eq!(harvested(&mut tracker, 0, 2048), [3]);
     }
 }
