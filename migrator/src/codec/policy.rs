@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::message::CHUNK_RAW_BYTES_MAX;
 
 /// How hard to pack, from not at all to slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,21 +102,31 @@ pub enum CodecPolicy {
     Fixed(Level),
 }
 
+/// Raw bytes of a full chunk.
+const CHUNK_BYTES: f64 = CHUNK_RAW_BYTES_MAX as f64;
+
 /// One in so many chunks is packed with a neighbouring level, to learn what it would do now.
 const PROBE_EVERY_CHUNKS: u64 = 64;
+
+/// What probes may take of the time in which chunks come out: on a fast link, where nothing packs, they
+/// would otherwise be a fifth of the codec's work.
+const PROBE_TIME_SHARE: f64 = 0.01;
 
 /// A neighbour is worth a probe if it is expected to reach this part of the best goodput.
 const PROBE_WORTH_MIN: f64 = 0.8;
 
-/// What was learnt of a level is forgotten after so many chunks (256 MiB): the guest's memory looks
-/// different by then.
-const FRESH_CHUNKS: u64 = 4096;
-
 /// Weight of a new sample: half of an estimate is from the last eleven chunks.
 const SAMPLE_WEIGHT: f64 = 1.0 / 16.0;
 
-/// Another level must promise this much more than the present one: no flapping between equals.
-const GAIN_MIN: f64 = 1.05;
+/// Weight of a sample whose level was not used for some time.
+const OLD_WEIGHT: f64 = 0.5;
+
+/// A higher level must promise this much more than the present one.
+const GAIN_MIN: f64 = 1.08;
+
+/// Levels are as good as each other up to here; the cheapest of them is taken. Less than [`GAIN_MIN`], so
+/// that there is no flapping.
+const EVEN_UP_TO: f64 = 1.05;
 
 /// What one level does to one chunk.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,6 +155,7 @@ const fn prior(nanos_per_byte: f64, fraction: f64) -> Estimate {
     }
 }
 
+/// What came of a level of late.
 #[derive(Debug, Clone, Copy)]
 struct Learnt {
     estimate: Estimate,
@@ -155,8 +167,13 @@ struct Learnt {
 pub struct Chooser {
     threads: f64,
     level: Level,
+    /// It is not forgotten: probes find what has changed.
     learnt: [Option<Learnt>; LEVEL_COUNT],
     chunk_count: u64,
+    /// Turns a probe has had, up and down in turn.
+    probe_turns: u64,
+    /// What probes may take now, in nanoseconds; below zero they wait.
+    probe_nanos_left: f64,
 }
 
 impl Chooser {
@@ -168,6 +185,8 @@ impl Chooser {
             level: Level::Raw,
             learnt: [None; LEVEL_COUNT],
             chunk_count: 0,
+            probe_turns: 0,
+            probe_nanos_left: 0.0,
         }
     }
 
@@ -188,21 +207,19 @@ impl Chooser {
             CodecPolicy::Auto { link_bytes_per_s } => bytes_as_f64(link_bytes_per_s),
         };
         let goodput = |level: Level| self.goodput(self.estimate(level), link_bytes_per_s);
-        let mut best = self.level;
-        for level in Level::ALL {
-            if goodput(level) > goodput(best) * GAIN_MIN {
-                best = level;
-            }
-        }
-        // Where the link is not the bottleneck, cheaper is better even if no faster.
-        for level in Level::ALL {
-            if level < best && goodput(level) * GAIN_MIN > goodput(best) {
-                best = level;
-                break;
-            }
-        }
-        self.level = best;
-        self.probe(link_bytes_per_s).unwrap_or(best)
+        // Of raw there is nothing to learn but its speed.
+        let is_known = |level: &Level| *level == Level::Raw || self.learnt_of(*level).is_some();
+        let known = cheapest_of_the_best(Level::ALL.into_iter().filter(is_known), goodput);
+        let best = match known {
+            Some(known) if known < self.level => known,
+            Some(known) if goodput(known) > goodput(self.level) * GAIN_MIN => known,
+            _ => self.level,
+        };
+        // What was never tried is tried if it promises more, and then known.
+        let unknown = Level::ALL.into_iter().filter(|level| !is_known(level));
+        let promising = unknown.filter(|level| goodput(*level) > goodput(best) * GAIN_MIN);
+        self.level = cheapest_of_the_best(promising, goodput).unwrap_or(best);
+        self.probe(link_bytes_per_s).unwrap_or(self.level)
     }
 
     /// Tells what became of a chunk packed with `level`.
@@ -215,23 +232,31 @@ impl Chooser {
             nanos_per_byte: spent.as_secs_f64() * 1e9 / raw,
             fraction: bytes_as_f64(wire_bytes) / raw,
         };
-        let known = self.fresh(level).unwrap_or(sample);
+        let estimate = self.learnt[level.index()].map_or(sample, |known| {
+            // The older, the less it says of the guest's memory as it looks now.
+            let age_chunks = u32::try_from(self.chunk_count - known.at_chunk).unwrap_or(u32::MAX);
+            let weight = (SAMPLE_WEIGHT * f64::from(age_chunks)).clamp(SAMPLE_WEIGHT, OLD_WEIGHT);
+            mix(known.estimate, sample, weight)
+        });
         self.learnt[level.index()] = Some(Learnt {
-            estimate: Estimate {
-                nanos_per_byte: mix(known.nanos_per_byte, sample.nanos_per_byte),
-                fraction: mix(known.fraction, sample.fraction),
-            },
+            estimate,
             at_chunk: self.chunk_count,
         });
     }
 
-    /// Every so often, the level above or below, if it may be better than what we think of it.
-    fn probe(&self, link_bytes_per_s: f64) -> Option<Level> {
-        if !self.chunk_count.is_multiple_of(PROBE_EVERY_CHUNKS) {
+    /// Every so often, the level above or below, if it may be better than what we think of it, and if
+    /// probes have not taken too much time already.
+    fn probe(&mut self, link_bytes_per_s: f64) -> Option<Level> {
+        let present = self.goodput(self.estimate(self.level), link_bytes_per_s);
+        let chunk_nanos = CHUNK_BYTES * 1e9 / present;
+        let earned = self.probe_nanos_left + chunk_nanos * PROBE_TIME_SHARE;
+        // Nothing is saved up: what was not probed then is probed now.
+        self.probe_nanos_left = earned.min(0.0);
+        if !self.chunk_count.is_multiple_of(PROBE_EVERY_CHUNKS) || self.probe_nanos_left < 0.0 {
             return None;
         }
-        let is_upward = (self.chunk_count / PROBE_EVERY_CHUNKS).is_multiple_of(2);
-        let index = if is_upward {
+        self.probe_turns += 1;
+        let index = if self.probe_turns.is_multiple_of(2) {
             self.level.index() + 1
         } else {
             self.level.index().checked_sub(1)?
@@ -239,8 +264,11 @@ impl Chooser {
         let level = *Level::ALL.get(index)?;
         // Judged by its neighbour's present results, so that one bad sample is no life sentence.
         let expected = self.goodput(self.derived(level, self.level), link_bytes_per_s);
-        let present = self.goodput(self.estimate(self.level), link_bytes_per_s);
-        (expected > present * PROBE_WORTH_MIN).then_some(level)
+        if expected <= present * PROBE_WORTH_MIN {
+            return None;
+        }
+        self.probe_nanos_left -= self.estimate(level).nanos_per_byte * CHUNK_BYTES;
+        Some(level)
     }
 
     /// Raw bytes a second that reach the other side: what the threads pack or what the link takes.
@@ -250,26 +278,24 @@ impl Chooser {
         packed.min(carried)
     }
 
-    fn fresh(&self, level: Level) -> Option<Estimate> {
-        self.learnt[level.index()]
-            .filter(|learnt| self.chunk_count - learnt.at_chunk < FRESH_CHUNKS)
-            .map(|learnt| learnt.estimate)
+    fn learnt_of(&self, level: Level) -> Option<Estimate> {
+        self.learnt[level.index()].map(|learnt| learnt.estimate)
     }
 
     fn estimate(&self, level: Level) -> Estimate {
         let distance = |other: &Level| other.index().abs_diff(level.index());
         let nearest = Level::ALL
             .into_iter()
-            .filter(|other| self.fresh(*other).is_some())
+            .filter(|other| self.learnt[other.index()].is_some())
             .min_by_key(distance);
-        self.fresh(level)
+        self.learnt_of(level)
             .unwrap_or_else(|| self.derived(level, nearest.unwrap_or(level)))
     }
 
     /// What `level` should do, from what `known` does and the proportions of the priors.
     fn derived(&self, level: Level, known: Level) -> Estimate {
         let prior = PRIORS[level.index()];
-        let Some(learnt) = self.fresh(known) else {
+        let Some(learnt) = self.learnt_of(known) else {
             return prior;
         };
         let base = PRIORS[known.index()];
@@ -287,8 +313,23 @@ impl Chooser {
     }
 }
 
-fn mix(old: f64, new: f64) -> f64 {
-    old + (new - old) * SAMPLE_WEIGHT
+/// Where the link is not the bottleneck, cheaper is better even if no faster.
+fn cheapest_of_the_best(
+    levels: impl Iterator<Item = Level> + Clone,
+    goodput: impl Fn(Level) -> f64,
+) -> Option<Level> {
+    let most = levels.clone().map(&goodput).fold(0.0, f64::max);
+    levels
+        .into_iter()
+        .find(|level| goodput(*level) * EVEN_UP_TO >= most)
+}
+
+fn mix(old: Estimate, new: Estimate, weight: f64) -> Estimate {
+    let mix = |old: f64, new: f64| old + (new - old) * weight;
+    Estimate {
+        nanos_per_byte: mix(old.nanos_per_byte, new.nanos_per_byte),
+        fraction: mix(old.fraction, new.fraction),
+    }
 }
 
 #[allow(
@@ -397,6 +438,57 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn probes_take_a_hundredth_of_the_time_where_the_link_is_fast_and_find_what_changes() {
+        let mut chooser = Chooser::new(2);
+        let auto = CodecPolicy::Auto {
+            link_bytes_per_s: 450_000_000,
+        };
+        let mut run = |truth: &Truth, count: u32| {
+            let (mut probe_s, mut level) = (0.0, Level::Raw);
+            for _ in 0..count {
+                level = chooser.choose(auto);
+                let (megabytes_per_s, permille) = truth[level.index()];
+                let spent = CHUNK_BYTES / (megabytes_per_s * 1e6);
+                probe_s += if level == chooser.level() { 0.0 } else { spent };
+                let wire_bytes = 65536 * permille / 1000;
+                chooser.learn(level, 65536, wire_bytes, Duration::from_secs_f64(spent));
+            }
+            let total_s = f64::from(count) * CHUNK_BYTES / 450e6;
+            (probe_s / total_s, level)
+        };
+        let mut slow_noise = NOISE;
+        slow_noise[Level::Lz4.index()].0 = 200.0;
+        let (share, level) = run(&slow_noise, 16_000);
+        assert_eq!(level, Level::Raw);
+        assert!((0.003..=0.012).contains(&share), "{share}");
+        let (_, level) = run(&CODE, 2000);
+        assert_eq!(level, Level::Lz4);
+    }
+
+    #[test]
+    fn levels_that_are_nearly_even_do_not_take_turns() {
+        // What was seen of a guest of noise: a little of it packs, and speeds vary.
+        let mut nearly = NOISE;
+        nearly[Level::Lz4.index()].1 = 980;
+        let auto = CodecPolicy::Auto {
+            link_bytes_per_s: 470_000_000,
+        };
+        let mut chooser = Chooser::new(2);
+        let mut changes = 0;
+        for chunk in 0..16_000_u32 {
+            let before = chooser.level();
+            let level = chooser.choose(auto);
+            changes += u32::from(chooser.level() != before);
+            let (megabytes_per_s, permille) = nearly[level.index()];
+            let permille = permille + u64::from(chunk * 7 % 30) - 15;
+            let wire_bytes = (65536 * permille / 1000).min(65536);
+            let spent = CHUNK_BYTES / (megabytes_per_s * 1e6);
+            chooser.learn(level, 65536, wire_bytes, Duration::from_secs_f64(spent));
+        }
+        assert!(changes < 10, "{changes}");
     }
 
     #[test]
