@@ -27,6 +27,7 @@ use towpath_bench::program::{
 };
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_daemon::client::Client;
+use towpath_daemon::log;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::StatusView;
@@ -161,7 +162,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["tunnel", config] => run_tunnel(Path::new(config)),
+        ["tunnel", config] => log::start(&log::Options::default())
+            .map_err(Into::into)
+            .and_then(|()| run_tunnel(Path::new(config))),
         ["--smoke"] => measure(&SMOKE, &PARTS),
         [] => measure(&FULL, &PARTS),
         parts if parts.iter().all(|part| PARTS.contains(part)) => measure(&FULL, parts),
@@ -179,6 +182,15 @@ fn measure(size: &Size, parts: &[&str]) -> Result<(), Failure> {
     let services = Services::start(&lab)?;
     let folder = tempfile::TempDir::new()?;
     let tunnels = Tunnels::start(&lab, folder.path())?;
+    let report = report(size, parts, (&lab, &services, &tunnels));
+    print(&report.map_err(|why| tunnels.explain(&why))?)
+}
+
+fn report(
+    size: &Size,
+    parts: &[&str],
+    (lab, services, tunnels): (&Lab, &Services, &Tunnels),
+) -> Result<Report, Failure> {
     let (mut towpath, mut tcp) = (Vec::new(), Vec::new());
     let rounds = if parts.contains(&LOADS) {
         size.rounds
@@ -186,20 +198,20 @@ fn measure(size: &Size, parts: &[&str]) -> Result<(), Failure> {
         0
     };
     for _ in 0..rounds {
-        towpath.push(load(&lab, &services, &tunnels.doors(), size)?);
-        tcp.push(load(&lab, &services, &direct(), size)?);
+        towpath.push(load(lab, services, &tunnels.doors(), size)?);
+        tcp.push(load(lab, services, &direct(), size)?);
     }
     let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit).collect());
     let goodput_ratio = (rounds > 0).then(|| goodput(&towpath) / goodput(&tcp));
     let steps = match parts.contains(&STEPS) {
-        true => steps(&lab, &services, &tunnels, size)?,
+        true => steps(lab, services, tunnels, size)?,
         false => Vec::new(),
     };
     let rates = match parts.contains(&RATES) {
-        true => rates(&lab, &services, &tunnels, size)?,
+        true => rates(lab, services, tunnels, size)?,
         false => Vec::new(),
     };
-    let report = Report {
+    Ok(Report {
         schema: SCHEMA,
         mbit_per_second: MBIT,
         buffer_ms: BUFFER_MS,
@@ -214,8 +226,7 @@ fn measure(size: &Size, parts: &[&str]) -> Result<(), Failure> {
         goal_step_p99_ms: 10.0,
         steps,
         rates,
-    };
-    print(&report)
+    })
 }
 
 /// Gives the cable a rate, from the edge to the region, and what it lets through at once.
@@ -285,6 +296,7 @@ fn serve(listener: TcpListener, answer: impl Fn(TcpStream) + Clone + Send + 'sta
 struct Tunnels {
     _processes: [Process; 2],
     admin: PathBuf,
+    said: PathBuf,
 }
 
 impl Tunnels {
@@ -299,7 +311,8 @@ impl Tunnels {
             add_channel(&mut configs, (name, class), way)?;
         }
         let [edge, region] = configs;
-        let said = File::create(folder.join("said"))?;
+        let said_path = folder.join("said");
+        let said = File::create(&said_path)?;
         let start = |host, config: &Config| {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg("tunnel").arg(write_config(folder, config)?);
@@ -309,12 +322,18 @@ impl Tunnels {
         let tunnels = Self {
             _processes: [start(Host::Region, &region)?, start(Host::Edge, &edge)?],
             admin: edge.admin.socket,
+            said: said_path,
         };
-        if let Err(why) = until_ready(|| ping_once(lab, tunnels.doors().ping)) {
-            let said = fs::read_to_string(folder.join("said"))?;
-            return Err(format!("{why}; the tunnels say: {said}").into());
+        match until_ready(|| ping_once(lab, tunnels.doors().ping)) {
+            Ok(_) => Ok(tunnels),
+            Err(why) => Err(tunnels.explain(&why)),
         }
-        Ok(tunnels)
+    }
+
+    /// A failure, with what the tunnels have to say of it.
+    fn explain(&self, why: &Failure) -> Failure {
+        let said = fs::read_to_string(&self.said).unwrap_or_default();
+        format!("{why}; the tunnels say:\n{said}").into()
     }
 
     fn doors(&self) -> Doors {
@@ -471,7 +490,10 @@ fn rates(
         // What is left of the bulk before goes while the cable is fast.
         shape(lab, "change", (MBIT, BURST_BYTES))?;
         thread::sleep(size.settle / 10);
-        shape(lab, "change", (mbit, burst_bytes(mbit)))?;
+        // A new queue: what waits in the old one may be longer than this lets through at once, and would
+        // wait for ever, with all behind it.
+        lab.tc(Host::Edge, &["qdisc", "del", "dev", "cable", "root"])?;
+        shape(lab, "add", (mbit, burst_bytes(mbit)))?;
         let load = load(lab, services, &tunnels.doors(), &size)?;
         #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
         let packet_ms = f64::from(FRAME_BITS) / (mbit as f64 * 1e3);
