@@ -8,12 +8,16 @@ use std::ffi::{OsStr, OsString};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
 /// Longest status text, in bytes: it is one line of `systemctl status`.
 pub const STATUS_BYTES_MAX: usize = 400;
+
+/// Whether the service manager did not take what it was told last.
+static IS_DEAF: AtomicBool = AtomicBool::new(false);
 
 /// The service manager of this process.
 #[derive(Debug, Clone)]
@@ -57,9 +61,16 @@ impl Manager {
     }
 
     fn say(&self, state: &str) {
-        if let Err(error) = send(&self.socket, state) {
-            let (socket, state) = (&self.socket, state.trim());
-            tracing::warn!(?socket, %error, "the service manager cannot be told {state}");
+        let (socket, word) = (&self.socket, state.trim());
+        match send(socket, state) {
+            Ok(()) => IS_DEAF.store(false, Ordering::Relaxed),
+            // One that went away, as a demo's does once all are ready, is not complained of for ever.
+            Err(error) if IS_DEAF.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(?socket, %error, "the service manager cannot be told {word}");
+            }
+            Err(error) => {
+                tracing::warn!(?socket, %error, "the service manager cannot be told {word}");
+            }
         }
     }
 }
