@@ -144,10 +144,10 @@ mod tests {
         Some(Instant::now() + PATIENCE)
     }
 
-    fn until_crowded(mailbox: &Mailbox<usize>) {
+    fn until(mailbox: &Mailbox<usize>, is_so: impl Fn(&State<usize>) -> bool) {
         let begun = Instant::now();
-        while !mailbox.lock().is_crowded {
-            assert!(begun.elapsed() < PATIENCE, "nobody waits for room");
+        while !is_so(&mailbox.lock()) {
+            assert!(begun.elapsed() < PATIENCE, "nobody waits");
             thread::yield_now();
         }
     }
@@ -157,8 +157,11 @@ mod tests {
         let mailbox = Arc::new(Mailbox::new());
         let worker = Arc::clone(&mailbox);
         let heard = thread::spawn(move || [(); 4].map(|()| worker.receive(soon())));
+        until(&mailbox, |state| state.is_awaited);
         mailbox.send_all([1, 2]);
+        until(&mailbox, |state| state.is_awaited);
         assert!(mailbox.send_bounded([3]));
+        until(&mailbox, |state| state.is_awaited);
         mailbox.send(4);
         assert_eq!(heard.join().unwrap(), [1, 2, 3, 4].map(Some));
         assert_eq!(mailbox.try_receive(), None);
@@ -175,7 +178,7 @@ mod tests {
             let mailbox = Arc::clone(&mailbox);
             thread::spawn(move || mailbox.send_bounded([number; 2]))
         });
-        until_crowded(&mailbox);
+        until(&mailbox, |state| state.is_crowded);
         let heard: Vec<usize> = (0..BOUNDED_INPUTS_MAX + 4)
             .map(|_| mailbox.receive(soon()).expect("who waits hears of room"))
             .collect();
@@ -184,7 +187,7 @@ mod tests {
         mailbox.send_all(0..BOUNDED_INPUTS_MAX);
         let talker = Arc::clone(&mailbox);
         let talker = thread::spawn(move || talker.send_bounded([9]));
-        until_crowded(&mailbox);
+        until(&mailbox, |state| state.is_crowded);
         mailbox.close();
         assert!(!talker.join().unwrap());
     }
