@@ -377,6 +377,13 @@ mod tests {
     use super::*;
     use crate::memory::Memory;
 
+    /// None where writes cannot be tracked, and says so.
+    fn tracker_of(memory: &Memory) -> Option<WriteTracker> {
+        WriteTracker::start(memory.address(), memory.bytes())
+            .inspect_err(|fault| println!("skipped: {fault}"))
+            .ok()
+    }
+
     fn harvested(tracker: &mut WriteTracker, first: u64, count: u64) -> Vec<u64> {
         let mut pages = Vec::new();
         tracker
@@ -389,9 +396,8 @@ mod tests {
     fn a_tracker_names_each_written_page_once_and_only_those() {
         let memory = Memory::create(16 << 20, false).unwrap();
         memory.write(5 * 4096, &[1]);
-        let mut tracker = match WriteTracker::start(memory.address(), memory.bytes()) {
-            Ok(tracker) => tracker,
-            Err(fault) => return println!("skipped: {fault}"),
+        let Some(mut tracker) = tracker_of(&memory) else {
+            return;
         };
         assert!(harvested(&mut tracker, 0, 4096).is_empty());
         for page in [5, 6, 63, 64, 4095] {
@@ -410,9 +416,8 @@ mod tests {
     #[test]
     fn a_tracker_refuses_what_swap_may_have_hidden_and_goes_on_refusing() {
         let memory = Memory::create(8 << 20, false).unwrap();
-        let mut tracker = match WriteTracker::start(memory.address(), memory.bytes()) {
-            Ok(tracker) => tracker,
-            Err(fault) => return println!("skipped: {fault}"),
+        let Some(mut tracker) = tracker_of(&memory) else {
+            return;
         };
         // A byte out of band is told as /proc/swaps tells its changes.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -430,9 +435,8 @@ mod tests {
     #[test]
     fn locked_memory_is_tracked_as_well() {
         let memory = Memory::create(8 << 20, false).unwrap();
-        let mut tracker = match WriteTracker::start(memory.address(), memory.bytes()) {
-            Ok(tracker) => tracker,
-            Err(fault) => return println!("skipped: {fault}"),
+        let Some(mut tracker) = tracker_of(&memory) else {
+            return;
         };
         if let Err(error) = lock(memory.address(), memory.bytes()) {
             return println!("skipped: memory cannot be locked ({error})");

@@ -315,13 +315,11 @@ impl Chooser {
 
 /// Where the link is not the bottleneck, cheaper is better even if no faster.
 fn cheapest_of_the_best(
-    levels: impl Iterator<Item = Level> + Clone,
+    mut levels: impl Iterator<Item = Level> + Clone,
     goodput: impl Fn(Level) -> f64,
 ) -> Option<Level> {
     let most = levels.clone().map(&goodput).fold(0.0, f64::max);
-    levels
-        .into_iter()
-        .find(|level| goodput(*level) * EVEN_UP_TO >= most)
+    levels.find(|level| goodput(*level) * EVEN_UP_TO >= most)
 }
 
 fn mix(old: Estimate, new: Estimate, weight: f64) -> Estimate {
