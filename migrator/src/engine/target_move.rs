@@ -420,7 +420,10 @@ impl TargetMove {
     }
 
     fn act(&mut self, ground: &mut Ground, action: Action) -> Result<(), Fault> {
-        if matches!(action, Action::SavePosition(_) | Action::Expect { .. }) {
+        if matches!(
+            action,
+            Action::SavePosition(_) | Action::Expect { .. } | Action::Run(_)
+        ) {
             self.write_marks()?;
         }
         match action {
