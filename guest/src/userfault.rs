@@ -328,8 +328,8 @@ impl SwapGuard {
         }
         match self {
             Self::Spoilt => Err(Fault::new(
-                Code::Guest,
-                "swap was turned on or off while writes were tracked, and may hide some: move again",
+                Code::TrackingLost,
+                "swap was turned on or off while writes were tracked, and may hide some",
             )),
             _ => Ok(()),
         }

@@ -105,6 +105,8 @@ codes! {
     Quarantine = "E_QUARANTINE", Local;
     /// The guest process failed or is gone.
     Guest = "E_GUEST", Local;
+    /// Not every write of the guest was noted: what was copied counts for nothing.
+    TrackingLost = "E_TRACKING_LOST", Local;
     /// KVM cannot be used.
     Kvm = "E_KVM", Local;
     /// The tunnel, the peer or the network cannot be reached.

@@ -131,6 +131,10 @@ const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
             "the guest process failed",
             "look at its console with `towpath guest show`, then `towpath guest start` it again",
         ),
+        Code::TrackingLost => (
+            "what the guest wrote was not all noted",
+            "nothing: the move begins anew by itself, at most five times; do not change swap during moves",
+        ),
         Code::Kvm => (
             "KVM cannot be used",
             "check the rights on /dev/kvm and the processor's virtualization setting, or use `--guest process`",

@@ -56,6 +56,7 @@ impl Order {
         let may_pass = matches!(
             fault.code,
             Code::ImageLost
+                | Code::TrackingLost
                 | Code::Unreachable
                 | Code::Stalled
                 | Code::Conflict
