@@ -115,7 +115,7 @@ impl Driver {
             // Guests outlive whoever drives them, and so they would outlive this test.
             for name in ["source", "target"] {
                 if let Ok(mut guest) = GuestProcess::adopt(&driver.root.path().join(name)) {
-                    let _ = guest.kill();
+                    let _ = guest.quit();
                 }
             }
             panic!("the driver does not get to {state}");

@@ -77,7 +77,7 @@ pub struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        let _ = self.process.quit();
         if std::thread::panicking()
             && let Ok(log) = std::fs::read_to_string(self.folder.join("guest.log"))
         {

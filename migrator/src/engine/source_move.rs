@@ -403,7 +403,7 @@ impl SourceMove {
                     process.stop_tracking()?;
                 }
             }
-            Action::FreeImage => ground.end_process()?,
+            Action::FreeImage => ground.free_image()?,
             Action::Finished(outcome) => self.outcome = Some(outcome),
         }
         Ok(())

@@ -220,7 +220,8 @@ impl Worker {
                         self.ground.crash = Some(fault);
                     }
                 }
-                LawAction::DiscardImage | LawAction::FreeImage => self.ground.end_process()?,
+                LawAction::DiscardImage => self.ground.end_process()?,
+                LawAction::FreeImage => self.ground.free_image()?,
                 // There are no lanes; the peer asks again.
                 LawAction::Say { .. } | LawAction::Swap { .. } | LawAction::ReadRegister => {}
             }
