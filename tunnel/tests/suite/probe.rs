@@ -1,11 +1,8 @@
 //! The way to a peer, measured by sending: within its budget, and what it finds is believed.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, name, soon};
+use crate::harness::{Pair, name, soon};
 use serde_json::json;
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
@@ -26,7 +23,7 @@ fn allow(config: &mut Config) {
 }
 
 async fn probe(pair: &Pair, site: &str, budget: ProbeRequest) -> Result<ProbeView, Problem> {
-    let client = Client::new(&pair.edge_config.admin.socket).timeout(harness::SOON);
+    let client = Client::new(&pair.edge_config.admin.socket).timeout(crate::harness::SOON);
     client.post(&format!("/v1/probe/{site}"), &budget).await
 }
 

@@ -1,13 +1,10 @@
 //! The status page in a real browser, wide and narrow. Its policy lets no script run.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(clippy::print_stdout, reason = "a test says why it is skipped")]
-
-mod harness;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use harness::{Pair, echo};
+use crate::harness::{Pair, echo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;

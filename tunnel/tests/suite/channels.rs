@@ -1,7 +1,4 @@
 //! Channels between parts of distributed applications.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use harness::{SOON, World, name, pattern, soon};
+use crate::harness::{SOON, World, name, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::Notify;

@@ -1,11 +1,8 @@
 //! How large packets get: up to a jumbo frame where the path carries it, and down again.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, accept, pattern, soon};
+use crate::harness::{Pair, accept, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_bench::relay::{Direction, Side};
 use towpath_protocol::channel::Class;

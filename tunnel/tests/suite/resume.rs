@@ -1,11 +1,8 @@
 //! Streams outlive their connections: cuts, replaced links, restarts, resets, strangers.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, accept, name, pattern, soon, start_again};
+use crate::harness::{Pair, accept, name, pattern, soon, start_again};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_bench::relay::{Control, Direction, Side};
@@ -55,7 +52,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let held = tokio::time::timeout(harness::SOON, waiting).await;
+    let held = tokio::time::timeout(crate::harness::SOON, waiting).await;
     assert!(held.is_ok(), "never: {what}");
 }
 
@@ -239,7 +236,7 @@ async fn a_stream_the_region_began_resumes_although_the_edge_dials() {
     let (pair, control) = start(|_, _| ()).await;
     let listener = tokio::net::UnixListener::bind(&pair.edge_config.services[0].socket).unwrap();
     let socket = &pair.region_config.socket;
-    let opening = harness::open(socket, "edge", "echo", Class::Bulk);
+    let opening = crate::harness::open(socket, "edge", "echo", Class::Bulk);
     let (local, (_, remote)) = soon(async { tokio::join!(opening, accept(&listener)) }).await;
     let sent = pattern(21, 6 << 20);
     let cutting = async {

@@ -1,13 +1,10 @@
 //! Caps, shares and channels that change while streams run: by hand, and by the configuration read again.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Pair, name, soon};
+use crate::harness::{Pair, name, soon};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;

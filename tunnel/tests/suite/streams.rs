@@ -1,11 +1,8 @@
 //! Streams between two sites: opened, copied, half closed, denied, starved.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, SOON, accept, echo, name, open, pattern, soon};
+use crate::harness::{Pair, SOON, accept, echo, name, open, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::Instant;

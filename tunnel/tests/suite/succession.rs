@@ -1,16 +1,13 @@
 //! Links and the certificates they were made with: what still counts, what is made anew, what is closed.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::trust::{
+use crate::harness::trust::{
     Load, carry_list, check_refused, client_of, lasting, loaded_pair, says, shake, sign, uses,
 };
-use harness::{Pair, echo, name, soon};
+use crate::harness::{Pair, echo, name, soon};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::Instant;
@@ -84,7 +81,7 @@ async fn is_linked(tunnel: &Tunnel, is_wanted: impl Fn(&LinkView) -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let waited = tokio::time::timeout(harness::SOON, waiting).await;
+    let waited = tokio::time::timeout(crate::harness::SOON, waiting).await;
     assert!(waited.is_ok(), "{:?}", link(tunnel));
 }
 

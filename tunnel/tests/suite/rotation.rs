@@ -1,17 +1,14 @@
 //! Certificates, authorities and lists of revoked ones, exchanged while streams run.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use harness::trust::{
+use crate::harness::trust::{
     Load, carry_list, check_refused, client_of, lasting, loaded_pair, metric, says, serial, shake,
     shown, sign, uses,
 };
-use harness::{Pair, SOON, World, echo, name, soon, start_again};
+use crate::harness::{Pair, SOON, World, echo, name, soon, start_again};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::time::Instant;
 use towpath_bench::relay::Direction;

@@ -1,9 +1,6 @@
 //! The admin API: what operators and scrapers see.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-mod harness;
-
-use harness::{Pair, echo};
+use crate::harness::{Pair, echo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_daemon::client::Client;
@@ -58,7 +55,7 @@ async fn readiness_follows_the_links_and_liveness_does_not() {
     assert_eq!(client.text("/ready").await.unwrap(), "ready\n");
     pair.region.stop().await;
     let not_ready = async { while client.text("/ready").await.is_ok() {} };
-    harness::soon(not_ready).await;
+    crate::harness::soon(not_ready).await;
     let problem = client.text("/ready").await.unwrap_err();
     assert!(problem.cause.contains("no link to region"), "{problem:?}");
     assert_eq!(client.text("/live").await.unwrap(), "live\n");
@@ -110,7 +107,7 @@ async fn l05_over_tcp_only_reading_under_a_loopback_name_is_answered() {
         let request = format!("{request}connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        harness::soon(stream.read_to_string(&mut answer))
+        crate::harness::soon(stream.read_to_string(&mut answer))
             .await
             .unwrap();
         let status = answer.split(' ').nth(1).unwrap();

@@ -1,11 +1,8 @@
 //! Forecasts of a running link: learnt while it is full, kept over a restart, asked for over HTTP.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::Pair;
+use crate::harness::Pair;
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;

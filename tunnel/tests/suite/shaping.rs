@@ -1,12 +1,9 @@
 //! What a cap, shares and quotas do to real streams and datagrams. How exactly they are kept is told by the
 //! shaper's own tests and by the bench `rate`; a busy machine makes these here slow, and never wrong.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, SOON, name, soon};
+use crate::harness::{Pair, SOON, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;

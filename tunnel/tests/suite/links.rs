@@ -1,11 +1,8 @@
 //! Links: kept up, cut, replaced, capped.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Pair, SOON, World, accept, name, pattern, soon, start_again};
+use crate::harness::{Pair, SOON, World, accept, name, pattern, soon, start_again};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Side};

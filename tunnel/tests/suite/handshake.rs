@@ -1,14 +1,11 @@
 //! Who gets in: hostile datagrams, certificates, protocols and first words, over real sockets.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-mod harness;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use harness::{Pair, SOON, World, name, soon};
+use crate::harness::{Pair, SOON, World, name, soon};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
@@ -147,7 +144,7 @@ async fn t01_random_datagrams_are_dropped_without_an_answer() {
     let door = Door::open().await;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     for length in [0, 1, 5, 20, 100, 1199, 1200, 1472] {
-        let mut datagram = harness::pattern(length as u64, length);
+        let mut datagram = crate::harness::pattern(length as u64, length);
         if let Some(first) = datagram.first_mut() {
             // A long header of QUIC version 1 makes the parser look closest.
             *first |= 0xc0;

@@ -1,9 +1,6 @@
 //! The tunnel's own service, which benches talk to: it is denied like any other, and counts right.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-mod harness;
-
-use harness::{Pair, name, pattern, soon};
+use crate::harness::{Pair, name, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_protocol::channel::Class;

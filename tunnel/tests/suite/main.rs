@@ -1,0 +1,22 @@
+//! The tunnel between two sites, by what it does: one program, for each of these would take half a minute to
+//! compile. What needs a process, the processors or a network to itself is a suite of its own beside it.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod admin;
+mod bench;
+mod channels;
+mod forecast;
+mod handshake;
+mod links;
+mod packets;
+mod page;
+mod probe;
+mod reload;
+mod resume;
+mod rotation;
+mod shaping;
+mod streams;
+mod succession;
