@@ -21,6 +21,9 @@ const INSIDE: &str = "TOWPATH_TEST_INSIDE";
 /// How long the network is away: attempts are under way then that nobody will answer.
 const OUTAGE: Duration = Duration::from_secs(5);
 
+/// Outages after which the kernel's word must have been the first once.
+const OUTAGE_COUNT_MAX: usize = 5;
+
 /// Runs a test of this file again in a network of its own, where it may do as it likes. Says whether
 /// this is that run.
 fn is_inside(test: &str) -> bool {
@@ -85,28 +88,29 @@ async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on()
     let mut local = local.unwrap();
     let client = Client::new(&pair.edge_config.admin.socket);
     let by_network = "towpath_tunnel_dials_total{cause=\"network\",peer=\"region\"}";
-    ip("link set lo down");
-    // Asked for while nobody can answer, so that the loss is noticed.
-    local.write_all(b"before").await.unwrap();
-    tokio::time::sleep(OUTAGE).await;
+    let by_clock = "towpath_tunnel_dials_total{cause=\"clock\",peer=\"region\"}";
     let before = metric(&client, by_network).await;
-    assert!(
-        metric(
-            &client,
-            "towpath_tunnel_dials_total{cause=\"clock\",peer=\"region\"}"
-        )
-        .await
-            > 1
-    );
-    ip("link set lo up");
-    let up = Instant::now();
-    let mut heard = [0; 6];
-    soon(remote.read_exact(&mut heard)).await.unwrap();
-    let back = up.elapsed();
-    assert_eq!(&heard, b"before");
-    remote.write_all(b"after").await.unwrap();
-    soon(local.read_exact(&mut [0; 5])).await.unwrap();
-    println!("first byte {} ms after the network", back.as_millis());
+    // A dial by the clock that is under way as the network comes back can be first, now and then.
+    for _ in 0..OUTAGE_COUNT_MAX {
+        let by_clock_before = metric(&client, by_clock).await;
+        ip("link set lo down");
+        // Asked for while nobody can answer, so that the loss is noticed.
+        local.write_all(b"before").await.unwrap();
+        tokio::time::sleep(OUTAGE).await;
+        assert!(metric(&client, by_clock).await > by_clock_before);
+        ip("link set lo up");
+        let up = Instant::now();
+        let mut heard = [0; 6];
+        soon(remote.read_exact(&mut heard)).await.unwrap();
+        let back = up.elapsed();
+        assert_eq!(&heard, b"before");
+        remote.write_all(b"after").await.unwrap();
+        soon(local.read_exact(&mut [0; 5])).await.unwrap();
+        println!("first byte {} ms after the network", back.as_millis());
+        if metric(&client, by_network).await > before {
+            break;
+        }
+    }
     assert!(
         metric(&client, by_network).await > before,
         "dialled by the clock alone"
