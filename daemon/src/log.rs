@@ -4,8 +4,10 @@ use std::io::{self, IsTerminal};
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,7 +26,7 @@ pub enum Format {
 pub struct Options {
     /// How a log line looks.
     pub format: Format,
-    /// Which lines, in `RUST_LOG`'s language, as in `info,towpath_tunnel=debug`.
+    /// Which lines, by level and module, as in `info,towpath_tunnel=debug`.
     pub filter: String,
 }
 
@@ -43,20 +45,21 @@ impl Default for Options {
 ///
 /// `E_CONFIG` if the filter does not parse.
 pub fn start(options: &Options) -> Result<(), Fault> {
-    let filter = EnvFilter::try_new(&options.filter).map_err(|error| {
+    let filter: Targets = options.filter.parse().map_err(|error| {
         Fault::new(
             Code::Config,
             format!("log filter {:?}: {error}", options.filter),
         )
     })?;
-    let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
+    let filtered = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(io::stderr);
     // An error means that a log is already there, as in a test that runs two daemons.
     let _ = match options.format {
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Json => filtered.with(lines.json().flatten_event(true)).try_init(),
         Format::Text => {
             let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let colours = !is_plain && io::stderr().is_terminal();
-            builder.with_ansi(colours).try_init()
+            filtered.with(lines.with_ansi(colours)).try_init()
         }
     };
     Ok(())
