@@ -1,7 +1,7 @@
 //! The commands that need no host: configuration, certificates, completions, the relay, a tunnel alone.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -280,9 +280,14 @@ fn a_tunnel_says_when_it_is_ready_is_there_once_and_ends_when_told() {
     // What it says of its links in between is no matter here.
     let hear_until = |wanted: &str| {
         let mut heard = [0; 512];
-        while notify.recv(&mut heard).unwrap() != wanted.len()
-            || !heard.starts_with(wanted.as_bytes())
-        {}
+        loop {
+            match notify.recv(&mut heard) {
+                Ok(count) if heard[..count] == *wanted.as_bytes() => return,
+                // A wait with a limit is not taken up again after a signal.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => drop(other.unwrap()),
+            }
+        }
     };
     for way_to_end in ["SIGTERM", "stdin"] {
         let mut first = start_tunnel(&config, &path, &["--until-stdin-closes"]);
