@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -14,7 +13,6 @@ use towpath_protocol::identity::{GuestId, Name};
 use towpath_protocol::message::{Lane, Message};
 use towpath_protocol::ownership::Record;
 use towpath_protocol::time::Instant;
-use tracing::warn;
 
 use super::input::Input;
 use super::lanes::{Link, spawn};
@@ -40,9 +38,6 @@ pub(super) fn to_wait_until(deadline: Instant) -> std::time::Instant {
     std::time::Instant::now() + deadline.since(now())
 }
 
-/// A process that did not end, and why that is known.
-type Unended = Box<(GuestProcess, Fault)>;
-
 /// A guest's belongings on this host.
 #[derive(Debug)]
 pub(super) struct Ground {
@@ -54,8 +49,8 @@ pub(super) struct Ground {
     pub(super) journal: Option<Journal<File>>,
     pub(super) process: Option<GuestProcess>,
     pub(super) memory: Option<GuestMemory>,
-    /// The end of a process whose guest is not ours any more.
-    ending: Option<JoinHandle<Result<(), Unended>>>,
+    /// A process whose guest is not ours any more, while it gives its memory back.
+    ending: Option<GuestProcess>,
     pub(super) link: Option<Link>,
     /// Why the guest's process is not there although it should be.
     pub(super) crash: Option<Fault>,
@@ -192,40 +187,31 @@ impl Ground {
     /// Ends the guest's process, if there is one, and waits until it is gone.
     pub(super) fn end_process(&mut self) -> Result<(), Fault> {
         self.free_image()?;
-        let Some(ending) = self.ending.take() else {
-            return Ok(());
-        };
-        let ended = ending.join().expect("waiting for a process panics nowhere");
-        ended.map_err(|unended| {
-            let (process, fault) = *unended;
-            self.process = Some(process);
-            fault
-        })
+        if let Some(process) = &self.ending {
+            process.expect_end()?;
+        }
+        self.ending = None;
+        Ok(())
     }
 
     /// Ends the guest's process, if there is one, and waits for nothing: a large memory takes seconds to be
     /// given back, and a move is over before.
     pub(super) fn free_image(&mut self) -> Result<(), Fault> {
         self.memory = None;
-        let Some(process) = &mut self.process else {
-            return Ok(());
-        };
-        if process.is_alive() {
+        if let Some(process) = &mut self.process
+            && process.is_alive()
+        {
             process.begin_end()?;
         }
-        let Some(process) = self.process.take() else {
-            return Ok(());
-        };
-        let wait = move || {
-            process.expect_end().map_err(|fault| {
-                warn!(%fault, "the memory of a guest that is not here any more is not given back");
-                Box::new((process, fault))
-            })
-        };
-        // Without a thread nobody waits for it; it ends all the same.
-        let waiting = std::thread::Builder::new().name("towpath-end".to_owned());
-        self.ending = waiting.spawn(wait).ok();
+        if let Some(process) = self.process.take() {
+            self.ending = Some(process);
+        }
         Ok(())
+    }
+
+    /// A process of this guest has ended: one that was told to is let go of.
+    pub(super) fn let_go_of_ended(&mut self) {
+        self.ending.take_if(|process| !process.is_alive());
     }
 
     pub(super) fn process(&mut self) -> Result<&mut GuestProcess, Fault> {

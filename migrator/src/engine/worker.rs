@@ -500,6 +500,7 @@ impl Worker {
     }
 
     fn guest_gone(&mut self, process_id: i32) {
+        self.ground.let_go_of_ended();
         let is_ours = self
             .ground
             .process
