@@ -428,6 +428,7 @@ mod tests {
         rustix::net::send(&peer, &[1], rustix::net::SendFlags::OOB).unwrap();
         for _ in 0..2 {
             let refused = tracker.harvest(0, 2048, |_| ()).unwrap_err();
+            assert_eq!(refused.code, Code::TrackingLost, "{refused}");
             assert!(refused.detail.contains("swap was turned on"), "{refused}");
         }
     }

@@ -690,3 +690,33 @@ const fn action_name(action: &Action) -> &'static str {
         Action::Finished(_) => "finished",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
+        let order = |attempts: u32| Order {
+            id: MigrationId(1),
+            target: HostIdentity::from_uri("spiffe://shop.example/site/region/host/box-1").unwrap(),
+            request: serde_json::from_value(json!({"guest": "till", "site": "region"})).unwrap(),
+            attempt: AttemptId(2),
+            attempts,
+            started_unix_ms: 0,
+        };
+        for code in [Code::TrackingLost, Code::ImageLost, Code::Stalled] {
+            let fault = Fault::new(code, "it was so");
+            assert!(
+                order(ATTEMPT_COUNT_MAX - 1).is_worth_another(&fault),
+                "{code}"
+            );
+            assert!(!order(ATTEMPT_COUNT_MAX).is_worth_another(&fault), "{code}");
+        }
+        for code in [Code::Guest, Code::Cancelled, Code::Quota] {
+            let fault = Fault::new(code, "it is so");
+            assert!(!order(1).is_worth_another(&fault), "{code}");
+        }
+    }
+}
