@@ -3,20 +3,17 @@
 
 mod harness;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::raw::{self, Close, Level, Raw, frame};
-use harness::{Pair, World, accept, echo, name, pattern, soon};
+use harness::{Door, Pair, accept, echo, metric, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towpath_certs::{Identity, Rejections, tls};
-use towpath_daemon::client::Client;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::config::Config;
 
 // RFC 9000, 20.1.
 const FLOW_CONTROL_ERROR: Close = Close::Transport(0x03);
@@ -29,41 +26,7 @@ const CRYPTO_BUFFER_EXCEEDED: Close = Close::Transport(0x0d);
 /// How long a connection may take to be closed.
 const CLOSED_WAIT: Duration = Duration::from_secs(10);
 
-/// A region, and the files of an edge that may link with it.
-struct Door {
-    world: World,
-    region: Tunnel,
-    config: Config,
-    edge: Identity,
-}
-
 impl Door {
-    async fn open() -> Self {
-        Self::open_with(|_| ()).await
-    }
-
-    async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
-        let world = World::new();
-        let mut config = world.site("region", "edge");
-        change(&mut config);
-        let region = Tunnel::start(&config).await.unwrap();
-        let files = world.issue("edge");
-        Self {
-            edge: Identity::load(&files.cert, &files.key, &files.ca).unwrap(),
-            world,
-            region,
-            config,
-        }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.region.listen_address().unwrap()
-    }
-
-    fn client(&self) -> rustls::ClientConfig {
-        client(&self.edge)
-    }
-
     /// A raw client at an address of its own.
     fn raw(&self, from: IpAddr, change: &[(u64, Vec<u8>)]) -> Raw {
         Raw::new(from, self.address(), self.client(), change)
@@ -79,34 +42,17 @@ impl Door {
         .await
     }
 
-    async fn metric(&self, series: &str) -> u64 {
-        metric(&self.config, series).await
-    }
-
     /// The tunnel still lets an honest edge in.
     async fn lets_in(&self) {
         let mut config = self.world.site("edge-2", "region");
         config.peers[0].address = Some(self.address().to_string());
         // Another site's handshake is as good as any, and ends with the words that it is no peer.
         let edge = Tunnel::start(&config).await.unwrap();
-        let answered = async {
-            while !edge.status().links[0].reason.contains("no peer") {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        soon(answered).await;
+        until("answered", || {
+            edge.status().links[0].reason.contains("no peer")
+        })
+        .await;
     }
-}
-
-fn client(identity: &Identity) -> rustls::ClientConfig {
-    tls::client_config(identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
-}
-
-async fn metric(config: &Config, series: &str) -> u64 {
-    let client = Client::new(&config.admin.socket);
-    let text = client.text("/metrics").await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(series)).unwrap();
-    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -202,9 +148,11 @@ async fn t02_above_half_of_the_places_everybody_has_to_prove_an_address() {
         retried >= 200 - 40,
         "{retried} were asked to prove their address"
     );
-    let counted = door
-        .metric("towpath_quic_incoming_dropped_total{reason=\"retried\"}")
-        .await;
+    let counted = metric(
+        &door.config,
+        "towpath_quic_incoming_dropped_total{reason=\"retried\"}",
+    )
+    .await;
     assert!(counted >= 200 - 40, "{counted}");
     // Whoever has an address still gets in.
     door.lets_in().await;
@@ -288,9 +236,11 @@ async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_a
     // The burst, and what a second or a few more let through.
     assert!(flood < 150, "{flood} shook hands");
     assert!(other, "another address was held back");
-    let dropped = door
-        .metric("towpath_quic_incoming_dropped_total{reason=\"too_fast\"}")
-        .await;
+    let dropped = metric(
+        &door.config,
+        "towpath_quic_incoming_dropped_total{reason=\"too_fast\"}",
+    )
+    .await;
     assert!(dropped > 0);
 }
 

@@ -10,9 +10,8 @@ mod harness;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Pair, accept, soon};
+use harness::{Pair, accept, metric, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 
 /// Says that this process is the one inside the namespace.
@@ -68,13 +67,6 @@ fn ip(arguments: &str) {
     assert!(done.unwrap().success(), "ip {arguments}");
 }
 
-async fn metric(client: &Client, series: &str) -> u64 {
-    let text = client.text("/metrics").await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(series));
-    let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
-    value.rsplit(' ').next().unwrap().parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on() {
     if !is_inside("a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on") {
@@ -86,18 +78,17 @@ async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on()
     let (local, (_, mut remote)) =
         soon(async { tokio::join!(pair.open("echo", Class::Demand), accept(&listener)) }).await;
     let mut local = local.unwrap();
-    let client = Client::new(&pair.edge_config.admin.socket);
     let by_network = "towpath_tunnel_dials_total{cause=\"network\",peer=\"region\"}";
     let by_clock = "towpath_tunnel_dials_total{cause=\"clock\",peer=\"region\"}";
-    let before = metric(&client, by_network).await;
+    let before = metric(&pair.edge_config, by_network).await;
     // A dial by the clock that is under way as the network comes back can be first, now and then.
     for _ in 0..OUTAGE_COUNT_MAX {
-        let by_clock_before = metric(&client, by_clock).await;
+        let by_clock_before = metric(&pair.edge_config, by_clock).await;
         ip("link set lo down");
         // Asked for while nobody can answer, so that the loss is noticed.
         local.write_all(b"before").await.unwrap();
         tokio::time::sleep(OUTAGE).await;
-        assert!(metric(&client, by_clock).await > by_clock_before);
+        assert!(metric(&pair.edge_config, by_clock).await > by_clock_before);
         ip("link set lo up");
         let up = Instant::now();
         let mut heard = [0; 6];
@@ -107,14 +98,14 @@ async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on()
         remote.write_all(b"after").await.unwrap();
         soon(local.read_exact(&mut [0; 5])).await.unwrap();
         println!("first byte {} ms after the network", back.as_millis());
-        if metric(&client, by_network).await > before {
+        if metric(&pair.edge_config, by_network).await > before {
             break;
         }
     }
     assert!(
-        metric(&client, by_network).await > before,
+        metric(&pair.edge_config, by_network).await > before,
         "dialled by the clock alone"
     );
-    assert!(metric(&client, "towpath_network_changes_total").await > 0);
+    assert!(metric(&pair.edge_config, "towpath_network_changes_total").await > 0);
     assert_eq!(pair.edge.status().links[0].streams_lost, 0);
 }

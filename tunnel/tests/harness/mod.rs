@@ -9,16 +9,19 @@
 pub mod raw;
 pub mod trust;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
-use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
+use towpath_bench::relay::{self, Direction, Options, Relay, Side};
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
-use towpath_certs::{Authority, Validity};
+use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
+use towpath_daemon::client::Client;
 use towpath_daemon::stream;
 use towpath_protocol::channel::{Accepted, Class, Open, Preamble};
 use towpath_protocol::fault::{Code, Fault};
@@ -85,6 +88,48 @@ impl World {
     }
 }
 
+/// A region that waits for an edge, and whatever claims to be that edge.
+pub struct Door {
+    pub world: World,
+    pub region: Tunnel,
+    pub config: Config,
+    edge: Identity,
+}
+
+impl Door {
+    pub async fn open() -> Self {
+        Self::open_with(|_| ()).await
+    }
+
+    pub async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
+        let world = World::new();
+        let mut config = world.site("region", "edge");
+        change(&mut config);
+        let region = Tunnel::start(&config).await.unwrap();
+        let files = world.issue("edge");
+        Self {
+            edge: Identity::load(&files.cert, &files.key, &files.ca).unwrap(),
+            world,
+            region,
+            config,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.region.listen_address().unwrap()
+    }
+
+    /// What the edge's own tunnel would use.
+    pub fn client(&self) -> rustls::ClientConfig {
+        client(&self.edge)
+    }
+}
+
+/// What the tunnel of a host would dial the region with.
+pub fn client(identity: &Identity) -> rustls::ClientConfig {
+    tls::client_config(identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
+}
+
 /// Two linked sites: `edge` dials `region`.
 pub struct Pair {
     pub world: World,
@@ -113,7 +158,7 @@ impl Pair {
         let target = region.listen_address().unwrap();
         region_config.listen = Some(target);
         let relay = path.map(|direction| {
-            let door = Door {
+            let door = relay::Door {
                 from: Side::A,
                 listen: "127.0.0.1:0".parse().unwrap(),
                 to: target,
@@ -278,6 +323,43 @@ pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future)
         .await
         .expect("did not end in time")
+}
+
+/// Waits until something has come about.
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(SOON, waiting).await;
+    assert!(waited.is_ok(), "never: {what}");
+}
+
+/// A metric of a tunnel's, by its name and labels.
+pub async fn metric(config: &Config, series: &str) -> u64 {
+    let client = Client::new(&config.admin.socket);
+    let text = client.text("/metrics").await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(series));
+    let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
+    value.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// How many handshakes a tunnel has refused for a reason.
+pub async fn rejected(config: &Config, reason: &str) -> u64 {
+    let series = format!("towpath_tls_rejected_total{{reason=\"{reason}\"}}");
+    metric(config, &series).await
+}
+
+/// The tunnel has refused one more handshake for this reason: who is refused may know it first.
+pub async fn counts_refusal(config: &Config, reason: &str, before: u64) {
+    let counting = async {
+        while rejected(config, reason).await == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(counting).await;
+    assert_eq!(rejected(config, reason).await, before + 1, "{reason}");
 }
 
 /// Bytes that repeat only after a long while, and differ per seed.

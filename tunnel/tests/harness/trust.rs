@@ -15,14 +15,13 @@ use tokio::task::JoinHandle;
 use towpath_bench::relay::Direction;
 use towpath_certs::register::Reason;
 use towpath_certs::renewal::{LIST_VALIDITY, Which};
-use towpath_certs::{Authority, Identity, Rejections, Validity, tls, view};
-use towpath_daemon::client::Client;
+use towpath_certs::{Authority, Identity, Validity, view};
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::CertificateStatusView;
 
-use super::{Pair, SOON, echo, name, pattern, soon};
+use super::{Pair, SOON, client, counts_refusal, echo, pattern, rejected, soon};
 
 /// A stream that carries a pattern to the echo and checks every byte that comes back.
 pub struct Load {
@@ -93,6 +92,13 @@ impl Load {
     pub async fn end(self) {
         self.is_over.store(true, Ordering::Relaxed);
         soon(self.task).await.unwrap();
+    }
+}
+
+/// Ends all of them, and checks that all came back.
+pub async fn end_all(loads: Vec<Load>) {
+    for load in loads {
+        load.end().await;
     }
 }
 
@@ -174,13 +180,17 @@ pub async fn uses(tunnel: &Tunnel, config: &Config) {
 pub fn client_of(folder: &Path, resumes: bool) -> rustls::ClientConfig {
     let file = |name| folder.join(name);
     let identity = Identity::load(&file("cert.pem"), &file("key.pem"), &file("ca.pem")).unwrap();
-    let rejections = Arc::new(Rejections::default());
-    let mut client = tls::client_config(&identity, &name("region"), &rejections).unwrap();
+    let mut client = client(&identity);
     if resumes {
         client.resumption = rustls::client::Resumption::in_memory_sessions(64);
         client.enable_early_data = true;
     }
     client
+}
+
+/// The same for QUIC.
+pub fn quic(client: rustls::ClientConfig) -> Arc<QuicClientConfig> {
+    Arc::new(QuicClientConfig::try_from(client).unwrap())
 }
 
 /// Shakes hands with the region by hand.
@@ -204,19 +214,11 @@ pub fn shown(connection: &Connection) -> String {
     view::view(&chain[0]).unwrap().serial
 }
 
-pub async fn metric(config: &Config, series: &str) -> u64 {
-    let client = Client::new(&config.admin.socket);
-    let text = client.text("/metrics").await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(series)).unwrap();
-    line.rsplit(' ').next().unwrap().parse().unwrap()
-}
-
 /// The region refuses this client for this reason.
 pub async fn check_refused(pair: &Pair, client: &Arc<QuicClientConfig>, reason: &str) {
-    let series = format!("towpath_tls_rejected_total{{reason=\"{reason}\"}}");
-    let before = metric(&pair.region_config, &series).await;
+    let before = rejected(&pair.region_config, reason).await;
     if let Ok(connection) = shake(pair, client).await {
         soon(connection.closed()).await;
     }
-    assert_eq!(metric(&pair.region_config, &series).await, before + 1);
+    counts_refusal(&pair.region_config, reason, before).await;
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{SOON, World, name, pattern, soon};
+use crate::harness::{SOON, World, name, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -564,12 +564,10 @@ async fn con_10_a_lost_path_shows_and_datagrams_flow_again_after_it() {
     socket.connect(listen).await.unwrap();
     comes_back(&socket, b"one").await;
     control.cut_both();
-    let shows = async {
-        while sites.view("dns").state == LinkState::Healthy {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon(shows).await;
+    until("the cut shows", || {
+        sites.view("dns").state != LinkState::Healthy
+    })
+    .await;
     control.heal();
     comes_back(&socket, b"two").await;
     assert_eq!(
@@ -627,12 +625,10 @@ async fn con_7_pushed_channels_and_con_11_their_generations_outlive_the_tunnel()
         assert_eq!(refused.code, Code::State.as_str(), "{older:?}");
     }
     assert_eq!(sites.view("steady").generation, 0);
-    let ended = async {
-        while sites.edge.status().channels.len() > 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    soon(ended).await;
+    until("expired channels are gone", || {
+        sites.edge.status().channels.len() <= 2
+    })
+    .await;
 
     // What cannot be read is set aside, and channels can be pushed again.
     let sites = sites

@@ -5,14 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{Pair, SOON, World, name, soon};
+use crate::harness::{Door, Pair, SOON, World, counts_refusal, name, rejected, soon, until};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
-use towpath_daemon::client::Client;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
     Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble, RunId, StreamId,
@@ -23,45 +22,10 @@ use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::config::Config;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// A region that waits for an edge, and whatever claims to be that edge.
-struct Door {
-    world: World,
-    region: Tunnel,
-    config: Config,
-}
-
 impl Door {
-    async fn open() -> Self {
-        Self::open_with(|_| ()).await
-    }
-
-    async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
-        let world = World::new();
-        let mut config = world.site("region", "edge");
-        change(&mut config);
-        let region = Tunnel::start(&config).await.unwrap();
-        Self {
-            world,
-            region,
-            config,
-        }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.region.listen_address().unwrap()
-    }
-
-    /// What the edge's own tunnel would use.
-    fn client(&self) -> rustls::ClientConfig {
-        let files = self.world.issue("edge");
-        let identity = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
-        tls::client_config(&identity, &name("region"), &Arc::new(Rejections::default())).unwrap()
-    }
-
     async fn connect(&self, client: rustls::ClientConfig) -> Result<Connection, ConnectionError> {
         self.connect_to(client, self.address()).await
     }
@@ -80,36 +44,9 @@ impl Door {
         soon(connecting).await
     }
 
-    /// A metric of the region's, by its name and labels.
-    async fn metric(&self, series: &str) -> u64 {
-        let text = Client::new(&self.config.admin.socket)
-            .text("/metrics")
-            .await
-            .unwrap();
-        let line = text.lines().find(|line| line.starts_with(series));
-        let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
-        value.rsplit(' ').next().unwrap().parse().unwrap()
-    }
-
-    async fn rejected(&self, reason: &str) -> u64 {
-        let series = format!("towpath_tls_rejected_total{{reason=\"{reason}\"}}");
-        self.metric(&series).await
-    }
-
-    /// The region has refused one more client for this reason: who is refused may know it first.
-    async fn counts_refusal(&self, reason: &str, before: u64) {
-        let counting = async {
-            while self.rejected(reason).await == before {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        soon(counting).await;
-        assert_eq!(self.rejected(reason).await, before + 1, "{reason}");
-    }
-
     /// The region refuses this client, for this reason, before anything of a link is said.
     async fn check_refused(&self, client: rustls::ClientConfig, reason: &str) {
-        let before = self.rejected(reason).await;
+        let before = rejected(&self.config, reason).await;
         match self.connect(client).await {
             Err(_) => {}
             // In TLS 1.3 the dialling side is done before its certificate has been looked at.
@@ -119,7 +56,7 @@ impl Door {
                 assert!(told, "{reason}: {closed}");
             }
         }
-        self.counts_refusal(reason, before).await;
+        counts_refusal(&self.config, reason, before).await;
         assert_eq!(self.region.status().links[0].host, None);
     }
 }
@@ -537,11 +474,9 @@ async fn a_second_host_of_a_site_does_not_push_the_first_one_out() {
     config.socket = pair.world.path("two-run/tunnel.sock");
     config.admin.socket = pair.world.path("two-run/admin.sock");
     let second = Tunnel::start(&config).await.unwrap();
-    let refused = async {
-        while !second.status().links[0].reason.contains("already linked") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon(refused).await;
+    until("the second host is refused", || {
+        second.status().links[0].reason.contains("already linked")
+    })
+    .await;
     assert_eq!(pair.region.status().links[0].host.as_deref(), Some("box-1"));
 }

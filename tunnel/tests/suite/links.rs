@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, World, accept, name, pattern, soon, start_again};
+use crate::harness::{Pair, SOON, World, accept, name, pattern, soon, start_again, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Side};
@@ -20,12 +20,10 @@ fn forty_milliseconds() -> Direction {
 
 /// Waits until the edge's link is in a state.
 async fn becomes(edge: &Tunnel, state: LinkState) {
-    let waiting = async {
-        while edge.status().links[0].state != state {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon(waiting).await;
+    until("the link is in that state", || {
+        edge.status().links[0].state == state
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use crate::harness::{Pair, name, soon};
+use crate::harness::{Pair, name, until};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
@@ -50,12 +49,7 @@ async fn part_of_bulk(pair: &Pair, bytes: u64) -> u64 {
         let now = sent(pair);
         [now[0] - before[0], now[1] - before[1]]
     };
-    soon(async {
-        while news().iter().sum::<u64>() < bytes {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until("so much is sent", || news().iter().sum::<u64>() >= bytes).await;
     let [app, bulk] = news();
     bulk * 1000 / (app + bulk)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, accept, name, pattern, soon, start_again};
+use crate::harness::{Pair, accept, name, pattern, soon, start_again, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_bench::relay::{Control, Direction, Side};
@@ -43,17 +43,6 @@ async fn exchange(socket: UnixStream, sent: &[u8]) -> Vec<u8> {
     let ((), read) = tokio::join!(writing, read.read_to_end(&mut heard));
     read.unwrap();
     heard
-}
-
-/// Waits until something about a tunnel holds.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let held = tokio::time::timeout(crate::harness::SOON, waiting).await;
-    assert!(held.is_ok(), "never: {what}");
 }
 
 fn streams(tunnel: &Tunnel) -> (u64, u64) {

@@ -1,15 +1,13 @@
 //! Certificates, authorities and lists of revoked ones, exchanged while streams run.
 
 use std::fs;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::harness::trust::{
-    Load, carry_list, check_refused, client_of, lasting, loaded_pair, metric, says, serial, shake,
-    shown, sign, uses,
+    Load, carry_list, check_refused, client_of, end_all, lasting, loaded_pair, quic, says, serial,
+    shake, shown, sign, uses,
 };
-use crate::harness::{Pair, SOON, World, echo, name, soon, start_again};
-use quinn::crypto::rustls::QuicClientConfig;
+use crate::harness::{Pair, SOON, World, echo, metric, name, soon, start_again, until};
 use tokio::time::Instant;
 use towpath_bench::relay::Direction;
 use towpath_certs::Authority;
@@ -52,7 +50,7 @@ async fn certificates_and_keys_are_rotated_under_load_and_no_stream_is_dropped()
     }
     // New handshakes see the new certificate, on both sides.
     let client = client_of(&pair.world.path("edge-certs"), false);
-    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let client = quic(client);
     let connection = shake(&pair, &client).await.unwrap();
     assert_eq!(shown(&connection), serial(&pair.region_config));
     assert_ne!(shown(&connection), first);
@@ -65,9 +63,7 @@ async fn certificates_and_keys_are_rotated_under_load_and_no_stream_is_dropped()
         .await,
         2
     );
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     echo.abort();
 }
 
@@ -85,7 +81,7 @@ async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
     ];
     let shake_as_edge = async || {
         let client = client_of(&pair.world.path("edge-certs"), false);
-        let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+        let client = quic(client);
         shake(&pair, &client).await.unwrap()
     };
     for (authority, overlap) in [
@@ -121,11 +117,9 @@ async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
     let mut client = client_of(&pair.world.path("edge-certs"), false);
     let stranger = client_of(left.cert.parent().unwrap(), false);
     client.client_auth_cert_resolver = stranger.client_auth_cert_resolver;
-    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let client = quic(client);
     check_refused(&pair, &client, "unknown_authority").await;
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     echo.abort();
 }
 
@@ -141,7 +135,7 @@ async fn t10_a_revoked_peer_is_out_and_the_streams_of_others_run_on() {
         .issue(&thief, lasting(LEAF_VALIDITY), &folder);
     issued.unwrap();
     let client = client_of(&folder, true);
-    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let client = quic(client);
     for _ in 0..2 {
         let connection = shake(&pair, &client).await.unwrap();
         // A whole exchange gives tickets time to come, if there were any.
@@ -177,19 +171,12 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
         sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
         carry_list(&pair.world.path("ca"), config);
         let changed = Instant::now();
-        let closed = async {
-            while tunnel.status().links[0].host.is_some() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        soon(closed).await;
+        until("closed", || tunnel.status().links[0].host.is_none()).await;
         println!("closed after {:?}", changed.elapsed());
-        let cut = async {
-            while tunnel.status().links[0].streams > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        soon(cut).await;
+        until("its streams are cut", || {
+            tunnel.status().links[0].streams == 0
+        })
+        .await;
         assert!(changed.elapsed() < CLOSED_WITHIN, "{:?}", changed.elapsed());
         // And it stays out, though it goes on trying or is tried again and again.
         let again = tunnel
@@ -223,7 +210,7 @@ async fn t11_an_unusable_list_changes_nothing_and_shows() {
     let stranger = Authority::init(&pair.world.path("stranger"), &name("shop.example")).unwrap();
     sign(&stranger, &Which::None, LIST_VALIDITY);
     let foreign = fs::read(pair.world.path("stranger/crl.pem")).unwrap();
-    let client = Arc::new(QuicClientConfig::try_from(client_of(&folder, false)).unwrap());
+    let client = quic(client_of(&folder, false));
     for (content, word) in [
         (b"no list at all".to_vec(), "revocation lists"),
         (foreign, "not signed by"),
@@ -260,18 +247,14 @@ async fn t11_an_unusable_list_changes_nothing_and_shows() {
     );
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.problem.is_none()).await;
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     echo.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     let (mut pair, loads, echo) = loaded_pair(None).await;
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     echo.abort();
     pair.region.stop().await;
     let config = &mut pair.region_config;
@@ -301,7 +284,7 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     assert!(problem.contains("holds list 1"), "{problem}");
     assert_eq!(view.revocation_lists[0].number, 2);
     assert_eq!(metric(config, "towpath_crl_rollbacks_total").await, 1);
-    let client = Arc::new(QuicClientConfig::try_from(client_of(&folder, false)).unwrap());
+    let client = quic(client_of(&folder, false));
     check_refused(&pair, &client, "revoked").await;
     // No list at all is no way round it either.
     pair.region.stop().await;
@@ -358,9 +341,7 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 3).await;
     asked().await.unwrap();
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     echo.abort();
 }
 
@@ -411,12 +392,7 @@ async fn a_host_whose_own_certificate_ended_still_hears_who_was_revoked() {
         view.revocation_lists[0].number == 2 && view.problem.is_some()
     })
     .await;
-    let closed = async {
-        while pair.region.status().links[0].host.is_some() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon(closed).await;
+    until("closed", || pair.region.status().links[0].host.is_none()).await;
     for load in loads {
         load.task.abort();
     }
@@ -480,12 +456,10 @@ async fn fault_32_a_link_outlives_its_certificates_and_the_next_uses_the_renewed
 
     let control = pair.relay.as_ref().unwrap().control();
     control.cut_both();
-    let down = async {
-        while pair.region.status().links[0].host.is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    soon(down).await;
+    until("the link is down", || {
+        pair.region.status().links[0].host.is_none()
+    })
+    .await;
     control.heal();
     pair.linked().await;
     let renewed = pair.region.status().links[0].peer_certificate_not_after_unix_seconds;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, name, soon};
+use crate::harness::{Pair, SOON, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;
@@ -38,16 +38,6 @@ fn sent(pair: &Pair, class: Class) -> u64 {
     link(pair).classes[class.index()].sent_bytes
 }
 
-/// Waits until something has come about.
-async fn until(mut is_so: impl FnMut() -> bool) {
-    soon(async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
 /// Most that a cap lets through in a time, with its burst and what QUIC buffers.
 fn most(cap: &str, elapsed: Duration) -> u64 {
     let time = elapsed + Duration::from_millis(20);
@@ -75,9 +65,12 @@ async fn classes_share_a_capped_link_by_their_weights() {
         filling.push(pair.fill(class).await);
     }
     let of = || [Class::App, Class::Bulk, Class::Scavenger].map(|class| sent(&pair, class));
-    until(|| of()[0] > 0 && of()[1] > 0).await;
+    until("both are served", || of()[0] > 0 && of()[1] > 0).await;
     let before = of();
-    until(|| of().iter().sum::<u64>() > before.iter().sum::<u64>() + 5_000_000).await;
+    until("5 MB are sent", || {
+        of().iter().sum::<u64>() > before.iter().sum::<u64>() + 5_000_000
+    })
+    .await;
     let after = of();
     let total: u64 = after.iter().sum();
     assert!(total <= most(CAP, began.elapsed()), "{total} bytes");
@@ -121,11 +114,17 @@ async fn a_flood_of_datagrams_neither_breaks_the_cap_nor_starves_others() {
         }
     });
     let before = [Class::App, Class::Bulk].map(|class| sent(&pair, class));
-    until(|| sent(&pair, Class::Bulk) > before[1] + 2_000_000).await;
+    until("2 MB are sent", || {
+        sent(&pair, Class::Bulk) > before[1] + 2_000_000
+    })
+    .await;
     let [app, bulk] = [Class::App, Class::Bulk].map(|class| sent(&pair, class));
     let elapsed = began.elapsed();
     assert!(app + bulk <= most(CAP, elapsed), "{app} + {bulk} bytes");
-    until(|| pair.edge.status().channels[0].datagrams_dropped > 0).await;
+    until("datagrams are dropped", || {
+        pair.edge.status().channels[0].datagrams_dropped > 0
+    })
+    .await;
     assert!(link(&pair).classes[Class::App.index()].datagrams_dropped > 0);
     let mut datagram = [0; 2000];
     let come = soon(service.recv(&mut datagram)).await.unwrap();

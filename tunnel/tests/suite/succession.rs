@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::harness::trust::{
-    Load, carry_list, check_refused, client_of, lasting, loaded_pair, says, shake, sign, uses,
+    Load, carry_list, check_refused, client_of, end_all, lasting, loaded_pair, quic, says, shake,
+    sign, uses,
 };
 use crate::harness::{Pair, echo, name, soon};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -108,9 +109,7 @@ fn next_authority(pair: &Pair) -> (Authority, Overlap, Overlap) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of_the_old_one() {
     let (mut pair, loads, echo) = loaded_pair(None).await;
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     let (next, old_half, new_half) = next_authority(&pair);
     let region = pair.world.path("region-certs");
     let renew = |authority: &Authority, overlap| {
@@ -123,7 +122,7 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
     // certificate with the next authority, and that is the one he revokes.
     leave_alone(&mut pair).await;
     let client = client_of(&pair.world.path("edge-certs"), false);
-    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let client = quic(client);
     let kept = Kept::dial(&pair, &client).await;
     is_linked(&pair.region, |link| link.host.is_some()).await;
     let edge = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
@@ -151,7 +150,7 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
         let mut client = client_of(&region, false);
         let shown = client_of(&pair.world.path(folder), false);
         client.client_auth_cert_resolver = shown.client_auth_cert_resolver;
-        let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+        let client = quic(client);
         check_refused(&pair, &client, reason).await;
     }
     echo.abort();
@@ -160,12 +159,10 @@ async fn t10_a_host_that_the_next_authority_revokes_is_out_though_its_link_is_of
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_link_that_another_has_replaced_is_closed_too() {
     let (mut pair, loads, echo) = loaded_pair(None).await;
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     leave_alone(&mut pair).await;
     let client = client_of(&pair.world.path("edge-certs"), false);
-    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let client = quic(client);
     let mut kept = Vec::new();
     for _ in 0..2 {
         kept.push(Kept::dial(&pair, &client).await);
@@ -236,9 +233,7 @@ async fn a_change_of_authority_reaches_links_that_are_up_and_no_stream_notices()
         assert_eq!(link.streams_lost, 0);
         assert!(link.streams_resumed > 0);
     }
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     echo.abort();
 }
 
@@ -283,9 +278,7 @@ async fn a_link_is_made_anew_before_the_certificate_ends_that_it_shows() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_certificate_that_has_ended_can_be_revoked_for_the_link_that_was_made_with_it() {
     let (mut pair, loads, echo) = loaded_pair(None).await;
-    for load in loads {
-        load.end().await;
-    }
+    end_all(loads).await;
     leave_alone(&mut pair).await;
     let edge = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
     let brief = pair.world.path("brief");
@@ -294,7 +287,7 @@ async fn t10_a_certificate_that_has_ended_can_be_revoked_for_the_link_that_was_m
         .issue(&edge, lasting(Duration::from_secs(3)), &brief)
         .unwrap();
     let client = client_of(&brief, false);
-    let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
+    let client = quic(client);
     let kept = Kept::dial(&pair, &client).await;
     let ends = towpath_certs::show(&files.cert)
         .unwrap()
