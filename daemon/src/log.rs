@@ -1,5 +1,6 @@
 //! Log lines on stderr, as text or JSON.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
 
 use serde::{Deserialize, Serialize};
@@ -45,12 +46,16 @@ impl Default for Options {
 ///
 /// `E_CONFIG` if the filter does not parse.
 pub fn start(options: &Options) -> Result<(), Fault> {
-    let filter: Targets = options.filter.parse().map_err(|error| {
-        Fault::new(
-            Code::Config,
-            format!("log filter {:?}: {error}", options.filter),
-        )
-    })?;
+    let wrong = |why: &dyn Display| {
+        let detail = format!("log filter {:?}: {why}", options.filter);
+        Fault::new(Code::Config, detail)
+    };
+    if options.filter.contains('[') {
+        // Taken as a module's name it would be obeyed, and nothing would be logged by it.
+        return Err(wrong(&"lines are chosen by level and module, not by span"));
+    }
+    let parsed: Result<Targets, _> = options.filter.parse();
+    let filter = parsed.map_err(|error| wrong(&error))?;
     let filtered = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(io::stderr);
     // An error means that a log is already there, as in a test that runs two daemons.
@@ -71,14 +76,17 @@ mod tests {
 
     #[test]
     fn a_filter_that_does_not_parse_is_a_configuration_error() {
-        let options = Options {
-            filter: "towpath=loud".to_owned(),
-            ..Options::default()
-        };
-        assert_eq!(
-            start(&options).expect_err("no such level").code,
-            Code::Config
-        );
+        for filter in ["towpath=loud", "info,[link]=debug"] {
+            let options = Options {
+                filter: filter.to_owned(),
+                ..Options::default()
+            };
+            assert_eq!(
+                start(&options).expect_err("no such filter").code,
+                Code::Config,
+                "{filter}"
+            );
+        }
         assert_eq!(start(&Options::default()), Ok(()));
         assert_eq!(start(&Options::default()), Ok(()));
     }
