@@ -25,6 +25,10 @@ const THREAD_COUNT_MAX: usize = 64;
 /// then and one message never keeps it busy for long.
 const JOINED_ZEROS_MAX: u32 = 1 << 14;
 
+/// A job that took as long is worth another thread for those that wait: to wake it costs some microseconds
+/// here and there. Blocks that go as they are take a few each, and one thread packs them all the sooner.
+const WORTH_WAKING: Duration = Duration::from_micros(40);
+
 /// What an encoder did so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CodecStats {
@@ -53,7 +57,7 @@ struct Shared {
     state: Mutex<State>,
     /// There is a job, or the pool closes.
     work: Condvar,
-    /// A job is done, taken away, or put in: those who wait look again.
+    /// What those who are counted in [`State::waiting`] wait for may have come.
     moved: Condvar,
     reader: Arc<dyn BlockReader>,
 }
@@ -73,6 +77,10 @@ struct State {
     first_slot: u64,
     /// Threads that are packing.
     busy: usize,
+    /// Threads that sleep until there is a job. Waking nobody is a system call all the same.
+    idle: usize,
+    /// Callers that sleep until there is a chunk, or room, or no thread is packing.
+    waiting: usize,
     free: Vec<EncodedChunk>,
     /// Zeros of jobs already taken out, not yet a chunk.
     joined: Option<(Job, Runs)>,
@@ -88,6 +96,16 @@ struct Slot {
     /// Once done: the zero blocks that are not among the joined ones yet.
     zeros: Runs,
     progress: Progress,
+}
+
+impl Slot {
+    const fn new(job: Job) -> Self {
+        Self {
+            job,
+            zeros: Runs::EMPTY,
+            progress: Progress::Waiting,
+        }
+    }
 }
 
 enum Progress {
@@ -118,6 +136,8 @@ impl EncoderPool {
             slot_count_max,
             first_slot: 0,
             busy: 0,
+            idle: 0,
+            waiting: 0,
             free: (0..slot_count_max).map(|_| EncodedChunk::new()).collect(),
             joined: None,
             next_sequence: first_sequence,
@@ -151,6 +171,25 @@ impl EncoderPool {
         Ok(pool)
     }
 
+    /// Puts in as many jobs as there is room for, and returns how many. Threads that sleep are woken
+    /// once for all of them.
+    #[must_use]
+    pub fn submit_all(&self, jobs: impl IntoIterator<Item = Job>) -> usize {
+        let mut state = self.shared.lock();
+        let room = state.slot_count_max - state.slots.len();
+        let before = state.slots.len();
+        state
+            .slots
+            .extend(jobs.into_iter().take(room).map(Slot::new));
+        let count = state.slots.len() - before;
+        let is_awaited = count > 0 && state.idle > 0;
+        drop(state);
+        if is_awaited {
+            self.shared.work.notify_one();
+        }
+        count
+    }
+
     /// Puts a job in; waits for room at most `wait_max`. Says no if there was none.
     #[must_use]
     pub fn submit(&self, job: Job, wait_max: Duration) -> bool {
@@ -158,13 +197,12 @@ impl EncoderPool {
         let Some(mut state) = self.shared.wait_for(wait_max, has_room) else {
             return false;
         };
-        state.slots.push_back(Slot {
-            job,
-            zeros: Runs::EMPTY,
-            progress: Progress::Waiting,
-        });
+        state.slots.push_back(Slot::new(job));
+        let is_awaited = state.idle > 0;
         drop(state);
-        self.shared.work.notify_one();
+        if is_awaited {
+            self.shared.work.notify_one();
+        }
         true
     }
 
@@ -205,8 +243,7 @@ impl EncoderPool {
         state.account(chunk);
         let sequence = state.next_sequence;
         state.next_sequence += 1;
-        drop(state);
-        self.shared.moved.notify_all();
+        self.shared.wake_waiting(state);
         chunk.seal(sequence);
         Ok(true)
     }
@@ -237,10 +274,11 @@ impl EncoderPool {
             }
         }
         while state.busy > 0 {
+            state.waiting += 1;
             state = wait(&self.shared.moved, state);
+            state.waiting -= 1;
         }
-        drop(state);
-        self.shared.moved.notify_all();
+        self.shared.wake_waiting(state);
         unsent
     }
 
@@ -312,10 +350,12 @@ impl Shared {
         let mut state = self.lock();
         while !is_there(&mut state) {
             let left = wait_max.checked_sub(begun.elapsed())?;
+            state.waiting += 1;
             let waited = self.moved.wait_timeout(state, left);
             state = waited
                 .expect("nothing panics while it holds the pool's lock")
                 .0;
+            state.waiting -= 1;
         }
         Some(state)
     }
@@ -324,7 +364,9 @@ impl Shared {
         let mut state = self.lock();
         while !state.is_closed {
             let Some((number, job, level, mut chunk)) = state.start_next() else {
+                state.idle += 1;
                 state = wait(&self.work, state);
+                state.idle -= 1;
                 continue;
             };
             drop(state);
@@ -337,6 +379,21 @@ impl Shared {
             let spent = begun.elapsed();
             state = self.lock();
             state.finish(number, level, result, chunk, spent);
+            if spent >= WORTH_WAKING && state.idle > 0 && state.started < state.slots.len() {
+                self.work.notify_one();
+            }
+            if state.is_next_ready() && state.waiting > 0 {
+                self.wake_waiting(state);
+                state = self.lock();
+            }
+        }
+    }
+
+    /// Wakes those who wait, with the lock free by then, or they would go back to sleep for it.
+    fn wake_waiting(&self, state: MutexGuard<'_, State>) {
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if is_awaited {
             self.moved.notify_all();
         }
     }
@@ -360,6 +417,12 @@ impl State {
         self.stats.buffer_uses += 1;
         let level = self.chooser.choose(self.policy);
         Some((number, job, level, chunk))
+    }
+
+    /// Whether a finished job can be of use to anyone who waits: its turn has come, or nobody packs.
+    fn is_next_ready(&self) -> bool {
+        let next = self.slots.front().map(|slot| &slot.progress);
+        self.busy == 0 || !matches!(next, Some(Progress::Waiting | Progress::Packing))
     }
 
     fn finish(

@@ -38,6 +38,13 @@ const CHUNKS_TOGETHER_MAX: usize = UNPACKED_CHUNKS_MAX / 2;
 /// Chunks unpacked and not yet installed, for each lane: 3 MiB of buffers, each with room for a frame.
 const UNPACKED_CHUNKS_MAX: usize = 32;
 
+/// Buffers that are free when a reader that found none is woken: woken for each, it would go back to
+/// sleep as often. While it sleeps it holds fewer chunks than [`CHUNKS_TOGETHER_MAX`], so that the worker
+/// has at least this many to give.
+const FREE_BUFFERS_MIN: usize = UNPACKED_CHUNKS_MAX / 4;
+
+const _: () = assert!(FREE_BUFFERS_MIN <= UNPACKED_CHUNKS_MAX - CHUNKS_TOGETHER_MAX);
+
 /// The writing ends of one set of lanes, and what closes them all.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -326,7 +333,7 @@ impl Drop for Unpacked {
     }
 }
 
-/// Buffers for unpacked chunks: a reader that has none left waits until one was installed.
+/// Buffers for unpacked chunks: a reader that has none left waits until some were installed.
 #[derive(Debug, Default)]
 struct BufferPool {
     state: Mutex<Buffers>,
@@ -359,7 +366,10 @@ impl BufferPool {
     fn give(&self, buffer: Box<[u8]>) {
         let mut state = self.state.lock().expect("nothing panics in the pool");
         state.free.push(buffer);
-        if std::mem::take(&mut state.is_awaited) {
+        let is_worth_waking = state.is_awaited && state.free.len() >= FREE_BUFFERS_MIN;
+        state.is_awaited &= !is_worth_waking;
+        drop(state);
+        if is_worth_waking {
             self.given.notify_one();
         }
     }

@@ -59,7 +59,7 @@ impl<T> Mailbox<T> {
         let mut state = self.lock();
         if !state.is_closed {
             state.inputs.extend(inputs);
-            self.wake(&mut state);
+            self.wake(state);
         }
     }
 
@@ -77,12 +77,15 @@ impl<T> Mailbox<T> {
             return false;
         }
         state.inputs.extend(inputs);
-        self.wake(&mut state);
+        self.wake(state);
         true
     }
 
-    fn wake(&self, state: &mut State<T>) {
-        if std::mem::take(&mut state.is_awaited) {
+    /// Wakes the worker if it sleeps; the lock is free by then, or it would go back to sleep for it.
+    fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
+        let is_awaited = std::mem::take(&mut state.is_awaited);
+        drop(state);
+        if is_awaited {
             self.filled.notify_one();
         }
     }

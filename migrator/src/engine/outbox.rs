@@ -48,6 +48,8 @@ struct State {
     orders: VecDeque<Job>,
     lane: Option<(u64, LaneWriter<UnixStream>)>,
     is_writing: bool,
+    /// Somebody sleeps until something moves. Waking nobody is a system call all the same.
+    is_awaited: bool,
     /// Counts cancellations: whoever works for an older one stops.
     turn: u64,
     is_closed: bool,
@@ -133,7 +135,8 @@ impl Shared {
             .expect("nothing panics while it holds the outbox")
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.is_awaited = true;
         self.moved
             .wait(state)
             .expect("nothing panics while it holds the outbox")
@@ -141,11 +144,9 @@ impl Shared {
 
     /// Hands the codec as many orders as it has room for.
     fn feed(&self, state: &mut State) {
-        while let Some(job) = state.orders.front() {
-            if !self.pool.submit(*job, Duration::ZERO) {
-                return;
-            }
-            state.orders.pop_front();
+        if !state.orders.is_empty() {
+            let count = self.pool.submit_all(state.orders.iter().copied());
+            state.orders.drain(..count);
         }
     }
 
@@ -172,7 +173,9 @@ impl Shared {
                     self.mailbox.send(Input::LaneLost { link, lane, fault });
                 }
             }
-            self.moved.notify_all();
+            if std::mem::take(&mut state.is_awaited) {
+                self.moved.notify_all();
+            }
         }
     }
 
