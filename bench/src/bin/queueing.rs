@@ -60,8 +60,13 @@ const QUIC_SHARE: f64 = 1452.0 / 1514.0;
 const ESTIMATE_WITHIN: f64 = 0.10;
 const FOUND_FOR: Duration = Duration::from_millis(500);
 
-/// Time between two pings, and between two looks at the estimate.
+/// Least time between two pings. On a thin cable it is longer: a ping and what QUIC says of it are some 300
+/// bytes, and no more than a twentieth of the cable is to be theirs. A ping every 2 ms would fill 1 Mbit/s.
 const PING_TIME: Duration = Duration::from_millis(2);
+const PING_BITS: u64 = 300 * 8;
+const PINGS_PART: u64 = 20;
+
+/// Time between two looks at the estimate.
 const LOOK_TIME: Duration = Duration::from_millis(50);
 
 /// What is measured: all of it, unless some is asked for.
@@ -198,8 +203,8 @@ fn report(
         0
     };
     for _ in 0..rounds {
-        towpath.push(load(lab, services, &tunnels.doors(), size)?);
-        tcp.push(load(lab, services, &direct(), size)?);
+        towpath.push(load(lab, services, (&tunnels.doors(), MBIT), size)?);
+        tcp.push(load(lab, services, (&direct(), MBIT), size)?);
     }
     let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit).collect());
     let goodput_ratio = (rounds > 0).then(|| goodput(&towpath) / goodput(&tcp));
@@ -392,26 +397,32 @@ fn round_trip(stream: &mut TcpStream) -> Result<f64, Failure> {
     Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Pings for some time; gives the round trips in milliseconds, sorted.
-fn pings(lab: &Lab, door: SocketAddr, time: Duration) -> Result<Vec<f64>, Failure> {
+/// Pings for some time over a cable that carries so much; gives the round trips in milliseconds, sorted.
+fn pings(lab: &Lab, door: SocketAddr, (time, mbit): (Duration, u64)) -> Result<Vec<f64>, Failure> {
+    let pause = PING_TIME.max(Duration::from_micros(PING_BITS * PINGS_PART / mbit));
     let mut stream = lab.connect(Host::Edge, door)?;
     stream.set_nodelay(true)?;
     let began = Instant::now();
     let mut waits = Vec::new();
     while began.elapsed() < time {
         waits.push(round_trip(&mut stream)?);
-        thread::sleep(PING_TIME);
+        thread::sleep(pause);
     }
     waits.sort_by(f64::total_cmp);
     Ok(waits)
 }
 
-fn load(lab: &Lab, services: &Services, doors: &Doors, size: &Size) -> Result<Load, Failure> {
-    let idle = pings(lab, doors.ping, size.time / 4)?;
+fn load(
+    lab: &Lab,
+    services: &Services,
+    (doors, mbit): (&Doors, u64),
+    size: &Size,
+) -> Result<Load, Failure> {
+    let idle = pings(lab, doors.ping, (size.time / 4, mbit))?;
     let _bulk = Bulk::start(lab, doors.bulk)?;
     thread::sleep(size.warm);
     let (began, before) = (Instant::now(), services.sunk_bytes.load(Ordering::Relaxed));
-    let waits = pings(lab, doors.ping, size.time)?;
+    let waits = pings(lab, doors.ping, (size.time, mbit))?;
     Ok(Load {
         idle_p50_ms: part(&idle, 0.5),
         idle_p99_ms: part(&idle, 0.99),
@@ -446,7 +457,7 @@ fn steps(
             let pinging = scope.spawn(|| {
                 thread::sleep(Duration::from_secs(1).min(size.step / 2));
                 let left = size.step.saturating_sub(began.elapsed());
-                let waits = pings(lab, tunnels.doors().ping, left);
+                let waits = pings(lab, tunnels.doors().ping, (left, mbit));
                 is_over.store(true, Ordering::Relaxed);
                 waits.map_err(|error| error.to_string())
             });
@@ -494,7 +505,7 @@ fn rates(
         // wait for ever, with all behind it.
         lab.tc(Host::Edge, &["qdisc", "del", "dev", "cable", "root"])?;
         shape(lab, "add", (mbit, burst_bytes(mbit)))?;
-        let load = load(lab, services, &tunnels.doors(), &size)?;
+        let load = load(lab, services, (&tunnels.doors(), mbit), &size)?;
         #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
         let packet_ms = f64::from(FRAME_BITS) / (mbit as f64 * 1e3);
         Ok(AtRate {
