@@ -76,6 +76,13 @@ const EMPTYING_TIME_MIN: Duration = Duration::from_millis(100);
 /// Rounds in a row that see a queue before it is more than a busy processor's.
 const QUEUED_ROUNDS: u32 = 3;
 
+/// Beside urgent bytes that take more than this part of the path over such a time, a queue is rather theirs,
+/// and a look, which fills the path, is what they would wait for: it takes so many rounds in a row to end a
+/// cruise, and that no push was judged does not end it.
+const URGENT_PART: u64 = 4;
+const URGENT_TIME: Duration = Duration::from_millis(100);
+const QUEUED_ROUNDS_URGENT: u32 = 24;
+
 /// The shortest queue that a pause lets run empty: shorter ones go by themselves.
 const PAUSE_TIME_MIN: Duration = Duration::from_millis(1);
 
@@ -237,6 +244,9 @@ pub(crate) struct Cruise {
     /// What has gone over the link's other connection, as bytes of bulk: now, and at the last look.
     urgent_bytes: u64,
     urgent_bytes_before: u64,
+    /// When their part of the path was last looked at, what they were then, and whether it was large.
+    urgent_seen: (Instant, u64),
+    is_urgent: bool,
 }
 
 impl Cruise {
@@ -260,6 +270,8 @@ impl Cruise {
             is_pushed: false,
             urgent_bytes: 0,
             urgent_bytes_before: 0,
+            urgent_seen: (Instant::ZERO, 0),
+            is_urgent: false,
         }
     }
 
@@ -364,7 +376,13 @@ impl Cruise {
     /// Cruises on, or not.
     fn glance(&mut self, was: Cruising, now: Instant, estimate: &Estimate) -> Option<Cruising> {
         let mut cruising = was;
-        if now >= was.until.min(was.until_max) || !estimate.is_settled {
+        self.watch_urgent(now);
+        let until = if self.is_urgent {
+            was.until_max
+        } else {
+            was.until.min(was.until_max)
+        };
+        if now >= until || !estimate.is_settled {
             return None;
         }
         match was.push {
@@ -392,6 +410,17 @@ impl Cruise {
         Some(cruising)
     }
 
+    /// Finds out now and then whether urgent bytes take a large part of the path.
+    fn watch_urgent(&mut self, now: Instant) {
+        let (since, before) = self.urgent_seen;
+        let time = now.since(since);
+        if time >= URGENT_TIME {
+            let bytes = self.urgent_bytes.saturating_sub(before);
+            self.is_urgent = bytes * URGENT_PART > bytes_in(self.path_bytes_per_second, time);
+            self.urgent_seen = (now, self.urgent_bytes);
+        }
+    }
+
     /// Lets a queue run empty that should not be there; none if it does not.
     fn watch_queue(
         &mut self,
@@ -406,7 +435,12 @@ impl Cruise {
             cruising.queued_rounds = 0;
         } else {
             cruising.queued_rounds += 1;
-            if cruising.queued_rounds >= QUEUED_ROUNDS {
+            let most = if self.is_urgent {
+                QUEUED_ROUNDS_URGENT
+            } else {
+                QUEUED_ROUNDS
+            };
+            if cruising.queued_rounds >= most {
                 return None;
             }
         }
@@ -481,12 +515,12 @@ impl Cruise {
         let bytes = estimate.filled_bytes.saturating_sub(looking.filled_bytes);
         let time = estimate.filled_time.saturating_sub(looking.filled_time);
         let enough = FULL_TIME_MIN.max(estimate.base_rtt * FULL_ROUNDS);
-        let packets = bytes / estimate.packet_bytes.max(1);
+        let beside = self.urgent_bytes.saturating_sub(looking.urgent_bytes);
+        let packets = (bytes + beside) / estimate.packet_bytes.max(1);
         if time < enough || packets < FULL_PACKETS || !is_of_the_path(estimate) {
             return None;
         }
         let second = Duration::from_secs(1);
-        let beside = self.urgent_bytes.saturating_sub(looking.urgent_bytes);
         let seen = scaled(bytes, second, time) + scaled(beside, second, now.since(looking.began));
         let known = self.path_bytes_per_second;
         let enough = FULL_TIME_MIN_NEW.max(estimate.base_rtt * FULL_ROUNDS_NEW);

@@ -653,6 +653,23 @@ fn what_goes_beside_urgent_messages_makes_no_queue() {
 }
 
 #[test]
+fn urgent_messages_that_take_most_of_a_path_wait_for_a_packet_all_the_same() {
+    for (mbit, per_second) in [(1, 250), (1, 350), (10, 4500)] {
+        let ([half, _, _], share) = settled(Path {
+            mbit,
+            burst_bytes: 0,
+            urgent: (per_second, 64, 70),
+            ..SHORT
+        });
+        let (packet, urgent) = (FRAME * 8 / mbit, 248 * 8 / mbit);
+        let left = 1000 - per_second * 248 * 1000 / (mbit * 125_000);
+        let what = format!("{mbit} Mbit/s: {half} us, {share} of {left} per mille");
+        assert!(half <= packet + urgent, "{what}");
+        assert!(share >= left / 3, "{what}");
+    }
+}
+
+#[test]
 fn beside_a_token_bucket_nobody_waits_and_bulk_gets_its_part() {
     let ([half, most, _], share) = settled(SHORT);
     assert!(half == 0 && most <= 500, "{half} and {most} us");
