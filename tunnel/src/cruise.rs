@@ -35,6 +35,9 @@ use crate::estimate::{ALLOWANCE, Estimate};
 /// packets, so the wire is at 98 %; the rest is for what stalls leave behind.
 const CRUISE_PER_MILLE: u64 = 952;
 
+/// The same for bytes of the wire, as urgent ones are counted.
+const WIRE_PER_MILLE: u64 = 980;
+
 /// The same when the wire is full.
 const FULL_PER_MILLE: u64 = 972;
 
@@ -78,10 +81,11 @@ const QUEUED_ROUNDS: u32 = 3;
 
 /// Beside urgent bytes that take more than this part of the path over such a time, a queue is rather theirs,
 /// and a look, which fills the path, is what they would wait for: it takes so many rounds in a row to end a
-/// cruise, and that no push was judged does not end it.
+/// cruise, and a rate is believed for so long though no push was judged.
 const URGENT_PART: u64 = 4;
 const URGENT_TIME: Duration = Duration::from_millis(100);
 const QUEUED_ROUNDS_URGENT: u32 = 24;
+const CRUISE_TIME_URGENT: Duration = Duration::from_secs(15);
 
 /// The shortest queue that a pause lets run empty: shorter ones go by themselves.
 const PAUSE_TIME_MIN: Duration = Duration::from_millis(1);
@@ -160,21 +164,25 @@ enum Phase {
     Cruising(Cruising),
 }
 
-/// When it began, and what had gone through until then: through the full path, in such a time, and beside.
+/// When it began, and what had gone through until then: through the full path, in such a time, and beside. And the
+/// queue there was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Looking {
     began: Instant,
     filled_bytes: u64,
     filled_time: Duration,
     urgent_bytes: u64,
+    queue: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cruising {
     /// Whether there is a queue is said by rounds that began later.
     from: Instant,
-    /// When to look, unless a push confirms the rate before; and in any case.
+    /// When to look, unless a push confirms the rate before; the same beside many urgent bytes; and in any
+    /// case.
     until: Instant,
+    until_urgent: Instant,
     until_max: Instant,
     queued_rounds: u32,
     pause_count: u32,
@@ -259,6 +267,7 @@ impl Cruise {
                 filled_bytes: 0,
                 filled_time: Duration::ZERO,
                 urgent_bytes: 0,
+                queue: Duration::ZERO,
             }),
             path_bytes_per_second: 0,
             packet_bytes: 0,
@@ -341,6 +350,7 @@ impl Cruise {
             filled_bytes: estimate.filled_bytes,
             filled_time: estimate.filled_time,
             urgent_bytes: self.urgent_bytes,
+            queue: estimate.queue_delay,
         });
     }
 
@@ -362,6 +372,7 @@ impl Cruise {
         self.phase = Phase::Cruising(Cruising {
             from: now + emptying,
             until: now + CRUISE_TIME.max(emptying + judging),
+            until_urgent: now + CRUISE_TIME_URGENT.max(emptying + judging),
             until_max: now
                 + CONFIRMED_TIME_MIN
                     .max(time_of(estimate.packet_bytes, rate) * CONFIRMED_PACKETS)
@@ -376,13 +387,13 @@ impl Cruise {
     /// Cruises on, or not.
     fn glance(&mut self, was: Cruising, now: Instant, estimate: &Estimate) -> Option<Cruising> {
         let mut cruising = was;
-        self.watch_urgent(now);
+        self.watch_urgent(now, estimate)?;
         let until = if self.is_urgent {
-            was.until_max
+            was.until_urgent.max(was.until)
         } else {
-            was.until.min(was.until_max)
+            was.until
         };
-        if now >= until || !estimate.is_settled {
+        if now >= until.min(was.until_max) || !estimate.is_settled {
             return None;
         }
         match was.push {
@@ -410,15 +421,22 @@ impl Cruise {
         Some(cruising)
     }
 
-    /// Finds out now and then whether urgent bytes take a large part of the path.
-    fn watch_urgent(&mut self, now: Instant) {
+    /// Finds out now and then whether urgent bytes take a large part of the path; none if more of them have
+    /// gone through it than it is believed to carry.
+    fn watch_urgent(&mut self, now: Instant, estimate: &Estimate) -> Option<()> {
         let (since, before) = self.urgent_seen;
         let time = now.since(since);
-        if time >= URGENT_TIME {
-            let bytes = self.urgent_bytes.saturating_sub(before);
-            self.is_urgent = bytes * URGENT_PART > bytes_in(self.path_bytes_per_second, time);
-            self.urgent_seen = (now, self.urgent_bytes);
+        if time < URGENT_TIME {
+            return Some(());
         }
+        let bytes = self.urgent_bytes.saturating_sub(before);
+        self.urgent_seen = (now, self.urgent_bytes);
+        let rate = self.path_bytes_per_second;
+        self.is_urgent = bytes * URGENT_PART > bytes_in(rate, time);
+        // What has been sent and is not through yet is on the way, or waits.
+        let waiting = estimate.base_rtt + estimate.queue_delay;
+        let carried = bytes_in(rate, time + waiting);
+        (bytes <= carried + carried / URGENT_PART).then_some(())
     }
 
     /// Lets a queue run empty that should not be there; none if it does not.
@@ -521,7 +539,10 @@ impl Cruise {
             return None;
         }
         let second = Duration::from_secs(1);
-        let seen = scaled(bytes, second, time) + scaled(beside, second, now.since(looking.began));
+        // What of it waits now, and did not when this began, is not through.
+        let beside_time = now.since(looking.began) + estimate.queue_delay;
+        let beside_time = beside_time.saturating_sub(looking.queue);
+        let seen = scaled(bytes, second, time) + scaled(beside, second, beside_time);
         let known = self.path_bytes_per_second;
         let enough = FULL_TIME_MIN_NEW.max(estimate.base_rtt * FULL_ROUNDS_NEW);
         if is_same(seen, known) {
@@ -585,7 +606,7 @@ impl Cruise {
 
     fn leave_room(&mut self, now: Instant, bytes: u64) {
         self.urgent_bytes += bytes;
-        self.take(now, bytes);
+        self.take(now, bytes * CRUISE_PER_MILLE / WIRE_PER_MILLE);
     }
 
     /// When the next piece may go; or might have, if that was not long ago.

@@ -654,7 +654,7 @@ fn what_goes_beside_urgent_messages_makes_no_queue() {
 
 #[test]
 fn urgent_messages_that_take_most_of_a_path_wait_for_a_packet_all_the_same() {
-    for (mbit, per_second) in [(1, 250), (1, 350), (10, 4500)] {
+    for (mbit, per_second) in [(1, 250), (1, 350), (10, 2500)] {
         let ([half, _, _], share) = settled(Path {
             mbit,
             burst_bytes: 0,
@@ -665,8 +665,23 @@ fn urgent_messages_that_take_most_of_a_path_wait_for_a_packet_all_the_same() {
         let left = 1000 - per_second * 248 * 1000 / (mbit * 125_000);
         let what = format!("{mbit} Mbit/s: {half} us, {share} of {left} per mille");
         assert!(half <= packet + urgent, "{what}");
-        assert!(share >= left / 3, "{what}");
+        assert!(share >= left / 2, "{what}");
     }
+}
+
+#[test]
+fn a_rate_that_urgent_bytes_exceed_is_not_believed() {
+    let mut cruise = cruising();
+    cruise.path_bytes_per_second = 10_000;
+    for millis in 1000..1110 {
+        cruise.pass(at(millis), 1000);
+    }
+    // A second of them may be waiting, and then says nothing.
+    let mut waiting = cruise.clone();
+    waiting.look(at(1110), &seen(1100, 12_000_000));
+    assert!(waiting.is_cruising());
+    cruise.look(at(1110), &seen(1100, 0));
+    assert!(!cruise.is_cruising());
 }
 
 #[test]
