@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -64,8 +65,9 @@ impl Lab {
         if !rustix::process::geteuid().is_root() {
             return Err("network namespaces need root".into());
         }
-        let id = std::process::id();
-        let names = Host::ALL.map(|host| format!("towpath-{id}-{}", host.name()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (id, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let names = Host::ALL.map(|host| format!("towpath-{id}-{count}-{}", host.name()));
         let lab = Self { names };
         for name in &lab.names {
             run("ip", &["netns", "add", name])?;

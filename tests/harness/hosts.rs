@@ -1,0 +1,396 @@
+//! Two hosts with networks of their own, a tunnel daemon on each, and a line between them that can be bad.
+//!
+//! ```text
+//!  host "edge"                                host "region"
+//!  programs ─TCP, UDP─► towpath ══ cable ══► relay (rate, delay, loss, cut) ══► towpath ─► services
+//! ```
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use towpath_bench::lab::Lab;
+pub use towpath_bench::lab::{CABLE, Host};
+use towpath_bench::program::{Process, until_ready, write_config};
+pub use towpath_bench::relay::{Control, Direction, Queue, Side};
+use towpath_bench::relay::{Door, Options, Relay};
+use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::{Config, ServiceConfig};
+use towpath_tunnel::status::{LinkView, StatusView};
+
+use crate::program::towpath;
+
+/// Where programs connect at the edge: to send, to be sent to, and for datagrams.
+const UP_DOOR: u16 = 7001;
+const DOWN_DOOR: u16 = 7002;
+const DATAGRAM_DOOR: u16 = 7003;
+
+/// Where the tunnel of the region listens, and where the line to it begins.
+const MEETING: u16 = 7010;
+const LINE: u16 = 7011;
+
+/// Where the services are.
+const SINK: u16 = 7021;
+const SOURCE: u16 = 7022;
+const ECHO: u16 = 7023;
+
+/// Packets of the cable.
+const MTU: u16 = 1500;
+
+/// Longest any wait may take: a test that needs it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
+const PERIOD: usize = 1_000_003;
+
+/// Bytes that must have come for a flow to go on.
+pub const SOME_BYTES: u64 = 200_000;
+
+/// The two hosts. Dropping them ends all that runs there.
+#[derive(Debug)]
+pub struct Hosts {
+    daemons: [Process; 2],
+    configs: [Config; 2],
+    control: Control,
+    _relay: Relay,
+    runtime: Runtime,
+    folder: TempDir,
+    lab: Lab,
+}
+
+impl Hosts {
+    /// Builds the hosts with a line between them, and waits until bytes pass. Gives nothing, and says so,
+    /// where no such hosts can be had.
+    ///
+    /// # Panics
+    ///
+    /// If what can be had does not start.
+    #[must_use]
+    #[allow(clippy::print_stdout, reason = "a test says what it skipped")]
+    pub fn start(line: Direction, change: impl FnOnce(&mut [Config; 2])) -> Option<Self> {
+        match Lab::new(MTU) {
+            Ok(lab) => Some(Self::build(lab, line, change).expect("two hosts")),
+            Err(why) => {
+                println!("skipped: {why}");
+                None
+            }
+        }
+    }
+
+    fn build(
+        lab: Lab,
+        line: Direction,
+        change: impl FnOnce(&mut [Config; 2]),
+    ) -> Result<Self, Failure> {
+        let folder = TempDir::new()?;
+        let region = |port| SocketAddr::from((Host::Region.address(), port));
+        let mut configs = sites_that_meet(folder.path(), region(MEETING))?;
+        configs[0].peers[0].address = Some(region(LINE).to_string());
+        for (name, door, service) in [("up", UP_DOOR, SINK), ("down", DOWN_DOOR, SOURCE)] {
+            let way = (loopback(door), loopback(service));
+            add_channel(&mut configs, (name, Class::Bulk), way)?;
+        }
+        add_datagrams(&mut configs)?;
+        change(&mut configs);
+        let options = Options {
+            doors: vec![Door {
+                from: Side::A,
+                listen: region(LINE),
+                to: region(MEETING),
+            }],
+            from_a: line,
+            from_b: line,
+            seed: 1,
+        };
+        let relay = lab.at(Host::Region, || Ok(Relay::start(&options)?))?;
+        lab.at(Host::Region, || echo(UdpSocket::bind(loopback(ECHO))?))?;
+        let daemons = [
+            daemon(&lab, Host::Edge, folder.path(), &configs[0])?,
+            daemon(&lab, Host::Region, folder.path(), &configs[1])?,
+        ];
+        let hosts = Self {
+            daemons,
+            configs,
+            control: relay.control(),
+            _relay: relay,
+            runtime: Builder::new_current_thread().enable_all().build()?,
+            folder,
+            lab,
+        };
+        until_ready(|| hosts.try_datagram(100))?;
+        Ok(hosts)
+    }
+
+    /// What rules the line.
+    #[must_use]
+    pub const fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Where the certificates of both sites, and their authority, are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs `ip` about a host.
+    ///
+    /// # Panics
+    ///
+    /// With what it says, if it fails.
+    pub fn ip(&self, host: Host, words: &str) {
+        let words: Vec<&str> = words.split(' ').collect();
+        self.lab.ip(host, &words).expect("ip does what it is told");
+    }
+
+    /// The link as one host sees it.
+    ///
+    /// # Panics
+    ///
+    /// If its tunnel does not answer.
+    #[must_use]
+    pub fn link(&self, host: Host) -> LinkView {
+        let client = Client::new(&self.configs[index(host)].admin.socket);
+        let status: StatusView = self
+            .runtime
+            .block_on(client.get("/status"))
+            .expect("a tunnel says how it is");
+        status.links.into_iter().next().expect("it has one peer")
+    }
+
+    /// Has a host's tunnel read its files again.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there any more.
+    pub fn reload(&self, host: Host) {
+        let id = i32::try_from(self.daemons[index(host)].id()).ok();
+        let daemon = id.and_then(Pid::from_raw).expect("a process");
+        kill_process(daemon, Signal::HUP).expect("a tunnel that runs");
+    }
+
+    /// Begins a flow of bytes from the edge to the region.
+    ///
+    /// # Panics
+    ///
+    /// If there is no connection.
+    #[must_use]
+    pub fn flow_up(&self) -> Flow {
+        self.flow(UP_DOOR, SINK, |near, far| (near, far))
+    }
+
+    /// Begins a flow of bytes from the region to the edge.
+    ///
+    /// # Panics
+    ///
+    /// If there is no connection.
+    #[must_use]
+    pub fn flow_down(&self) -> Flow {
+        self.flow(DOWN_DOOR, SOURCE, |near, far| (far, near))
+    }
+
+    fn flow(
+        &self,
+        door: u16,
+        service: u16,
+        roles: impl FnOnce(TcpStream, TcpStream) -> (TcpStream, TcpStream),
+    ) -> Flow {
+        let ends = || -> Result<_, Failure> {
+            let listener: TcpListener = self.lab.listen(Host::Region, loopback(service))?;
+            let near = self.lab.connect(Host::Edge, loopback(door))?;
+            let (far, _) = listener.accept()?;
+            Ok(roles(near, far))
+        };
+        let (from, to) = ends().expect("a connection through the tunnels");
+        Flow::start(from, to)
+    }
+
+    /// Sends a datagram of so many bytes until one comes back, as programs do.
+    ///
+    /// # Panics
+    ///
+    /// If none ever does.
+    pub fn datagram(&self, bytes: usize) {
+        until_ready(|| self.try_datagram(bytes)).expect("a datagram comes back");
+    }
+
+    fn try_datagram(&self, bytes: usize) -> Result<(), Failure> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let socket = self.lab.at(Host::Edge, || Ok(UdpSocket::bind(anywhere)?))?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let sent = pattern(bytes);
+        socket.send_to(&sent, loopback(DATAGRAM_DOOR))?;
+        let mut heard = vec![0; bytes + 1];
+        let count = socket.recv(&mut heard)?;
+        assert!(heard[..count] == sent, "another datagram came back");
+        Ok(())
+    }
+}
+
+/// Bytes that one program sends to another, each of which is checked when it comes.
+#[derive(Debug)]
+pub struct Flow {
+    is_over: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    writing: JoinHandle<std::io::Result<u64>>,
+    reading: JoinHandle<std::io::Result<u64>>,
+}
+
+impl Flow {
+    fn start(mut from: TcpStream, mut to: TcpStream) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(AtomicU64::new(0));
+        let (ending, counted) = (Arc::clone(&is_over), Arc::clone(&received));
+        let writing = thread::spawn(move || {
+            let (bytes, mut total) = (pattern(PERIOD), 0);
+            while !ending.load(Ordering::Relaxed) {
+                let at = total % PERIOD;
+                let until = PERIOD.min(at + 30_000);
+                from.write_all(&bytes[at..until])?;
+                total += until - at;
+            }
+            from.shutdown(std::net::Shutdown::Write)?;
+            // The other side has read all before it closes.
+            from.read_to_end(&mut Vec::new())?;
+            Ok(total as u64)
+        });
+        let reading = thread::spawn(move || {
+            let (bytes, mut chunk, mut total) = (pattern(PERIOD), vec![0; 64 * 1024], 0);
+            loop {
+                let count = to.read(&mut chunk)?;
+                if count == 0 {
+                    return Ok(total as u64);
+                }
+                for byte in &chunk[..count] {
+                    assert!(*byte == bytes[total % PERIOD], "byte {total} is wrong");
+                    total += 1;
+                }
+                counted.store(total as u64, Ordering::Relaxed);
+            }
+        });
+        Self {
+            is_over,
+            received,
+            writing,
+            reading,
+        }
+    }
+
+    /// Bytes that have come so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether one of the two programs was told that it is over.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.writing.is_finished() || self.reading.is_finished()
+    }
+
+    /// Waits until some more have come.
+    ///
+    /// # Panics
+    ///
+    /// If none do, or the flow broke.
+    pub fn goes_on(&self, whatever_happened: &str) {
+        let wanted = self.received() + SOME_BYTES;
+        until(&format!("bytes after {whatever_happened}"), || {
+            assert!(!self.is_broken(), "{whatever_happened} broke a flow");
+            self.received() >= wanted
+        });
+    }
+
+    /// Ends it from the side that sends, and checks that all has come; gives how much that was.
+    ///
+    /// # Panics
+    ///
+    /// If anything is missing.
+    #[must_use]
+    pub fn end(self) -> u64 {
+        self.is_over.store(true, Ordering::Relaxed);
+        let sent = self.writing.join().expect("it only sends");
+        let received = self.reading.join().expect("every byte is right");
+        let received = received.expect("no error at its end");
+        assert_eq!(sent.expect("no error at its end"), received);
+        received
+    }
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+///
+/// If it never is.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "never: {what}");
+        thread::sleep(LOOK);
+    }
+}
+
+const fn index(host: Host) -> usize {
+    match host {
+        Host::Edge => 0,
+        Host::Region => 1,
+    }
+}
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes)
+        .map(|at| u8::try_from((at * 131 + at / 251) % 256).expect("below 256"))
+        .collect()
+}
+
+fn add_datagrams([edge, region]: &mut [Config; 2]) -> Result<(), Failure> {
+    let service = Endpoint::Udp(loopback(ECHO));
+    let allow = vec![edge.site.clone()];
+    let plain = ServiceConfig::plain("datagrams".parse()?, service, allow);
+    region.services.push(plain);
+    let door = Endpoint::Udp(loopback(DATAGRAM_DOOR));
+    let to = (region.site.clone(), "datagrams".parse()?);
+    let spec = ChannelSpec::new("datagrams".parse()?, door, to, Class::Demand);
+    edge.channels.push(spec);
+    Ok(())
+}
+
+/// Answers every datagram with itself, for as long as the test's process lives.
+fn echo(socket: UdpSocket) -> Result<(), Failure> {
+    thread::Builder::new().spawn(move || {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok((count, from)) = socket.recv_from(&mut bytes) {
+            // Whoever has gone does not hear it.
+            let _ = socket.send_to(&bytes[..count], from);
+        }
+    })?;
+    Ok(())
+}
+
+fn daemon(lab: &Lab, host: Host, folder: &Path, config: &Config) -> Result<Process, Failure> {
+    let path: PathBuf = write_config(folder, config)?;
+    let log = std::fs::File::create(folder.join(format!("{}.log", host.name())))?;
+    let mut command = Command::new(towpath());
+    command.args(["tunnel", "run", "--config"]).arg(path);
+    command.stdout(log.try_clone()?).stderr(log);
+    lab.start(host, &mut command)
+}

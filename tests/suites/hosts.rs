@@ -1,0 +1,223 @@
+//! What programs on two hosts see of a bad line between them: nothing, but a pause.
+//!
+//! Real daemons in network namespaces of their own, and the link emulator between them.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use towpath_certs::authority::LEAF_VALIDITY;
+use towpath_certs::register::Reason;
+use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Which};
+use towpath_certs::{Authority, Validity};
+use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::rate::Rate;
+use towpath_tests::hosts::{CABLE, Direction, Flow, Host, Hosts, Queue, SOME_BYTES, Side, until};
+use towpath_tunnel::config::Config;
+use towpath_tunnel::status::LinkState;
+
+/// A line of 50 Mbit/s and 40 ms that loses every hundredth packet.
+const BAD: Direction = Direction {
+    bits_per_second: Some(50_000_000),
+    delay: Duration::from_millis(20),
+    queue: Queue::Time(Duration::from_millis(50)),
+    loss: 0.01,
+};
+
+/// A line that is no limit.
+const GOOD: Direction = Direction {
+    bits_per_second: None,
+    delay: Duration::from_millis(5),
+    queue: Queue::Time(Duration::from_millis(50)),
+    loss: 0.0,
+};
+
+/// Most bytes of a stream that go again when its connection is lost.
+const TAIL_BYTES: u64 = 1 << 20;
+
+/// Flows both ways, and datagrams of both kinds, go on.
+fn all_goes_on(hosts: &Hosts, flows: &[Flow], whatever_happened: &str) {
+    for flow in flows {
+        flow.goes_on(whatever_happened);
+    }
+    // One that fits into a packet, and one that does not.
+    for bytes in [1000, 20_000] {
+        hosts.datagram(bytes);
+    }
+}
+
+/// Waits until both sides have found out that nothing passes.
+fn until_paused(hosts: &Hosts) {
+    for host in Host::ALL {
+        until("no link", || hosts.link(host).state == LinkState::Down);
+        until("streams wait", || hosts.link(host).streams_paused >= 2);
+    }
+}
+
+#[test]
+fn a_line_that_is_cut_moved_rewired_and_shrunk_is_a_pause_to_programs() {
+    let Some(hosts) = Hosts::start(BAD, |_| ()) else {
+        return;
+    };
+    let control = hosts.control();
+    let flows = [hosts.flow_up(), hosts.flow_down()];
+    all_goes_on(&hosts, &flows, "loss");
+
+    control.cut_both();
+    until_paused(&hosts);
+    control.heal();
+    all_goes_on(&hosts, &flows, "a cut");
+
+    control.cut(Side::B);
+    until_paused(&hosts);
+    control.heal();
+    all_goes_on(&hosts, &flows, "a cut of one direction");
+
+    hosts.ip(Host::Edge, &format!("link set {CABLE} down"));
+    until_paused(&hosts);
+    hosts.ip(Host::Edge, &format!("link set {CABLE} up"));
+    all_goes_on(&hosts, &flows, "a cable that was pulled");
+
+    hosts.ip(Host::Edge, &format!("addr del 10.77.0.1/24 dev {CABLE}"));
+    hosts.ip(Host::Edge, &format!("addr add 10.77.0.3/24 dev {CABLE}"));
+    all_goes_on(&hosts, &flows, "another address");
+
+    control.change_addresses();
+    all_goes_on(&hosts, &flows, "a router that forgot");
+
+    control.lose_above(1210);
+    all_goes_on(&hosts, &flows, "a line that swallows large packets");
+    control.lose_above(usize::MAX);
+
+    let slow = Direction {
+        bits_per_second: Some(5_000_000),
+        delay: Duration::from_millis(100),
+        ..BAD
+    };
+    for (line, what) in [(slow, "a slower and longer line"), (GOOD, "a good line")] {
+        for side in [Side::A, Side::B] {
+            control.set(side, line).expect("a line that changes");
+        }
+        all_goes_on(&hosts, &flows, what);
+    }
+
+    for flow in flows {
+        assert!(flow.end() > 9 * SOME_BYTES);
+    }
+    for host in Host::ALL {
+        let link = hosts.link(host);
+        assert_eq!(link.streams_lost, 0, "{host:?}");
+        let most = link.links_lost.max(1) * 2 * TAIL_BYTES;
+        assert!(link.resent_bytes <= most, "{host:?}: {link:?}");
+    }
+}
+
+/// What a cap must hold for: long enough that a packet more or less is nothing.
+const CAP_TIME: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_cap_holds_for_what_the_line_counts() {
+    let cap_bytes = 20_000_000 / 8;
+    let capped = |configs: &mut [Config; 2]| {
+        let rate = Rate::from_bytes_per_second(cap_bytes).expect("a rate");
+        configs[0].peers[0].send_rate = Some(rate);
+    };
+    let Some(hosts) = Hosts::start(GOOD, capped) else {
+        return;
+    };
+    let flow = hosts.flow_up();
+    flow.goes_on("the start");
+    let counted = || {
+        let counters = hosts.control().counters(Side::A);
+        let headers = counters.delivered_count * towpath_bench::relay::HEADER_BYTES;
+        (Instant::now(), counters.delivered_bytes - headers)
+    };
+    let (began, before) = counted();
+    until("a time with a cap", || began.elapsed() >= CAP_TIME);
+    let (ended, after) = counted();
+    let allowed =
+        |time: Duration| u64::try_from(time.as_millis()).expect("seconds") * cap_bytes / 1000;
+    let most = allowed(ended - began + Duration::from_millis(20));
+    let bytes = after - before;
+    assert!(bytes <= most * 101 / 100, "{bytes} of {most}");
+    assert!(bytes >= most * 80 / 100, "{bytes} of {most}");
+    assert!(flow.end() > 0);
+}
+
+/// Has the authority make a list of revoked certificates, and brings it to both sites.
+fn carry_list(folder: &Path, which: &Which) {
+    let ca = folder.join("ca");
+    let authority = Authority::open(&ca).expect("the authority");
+    authority
+        .revoke(
+            which,
+            Reason::KeyCompromise,
+            LIST_VALIDITY,
+            SystemTime::now(),
+        )
+        .expect("a list");
+    for site in ["edge", "region"] {
+        let list = folder.join(site).join("crl.pem");
+        let new = list.with_extension("new");
+        fs::copy(ca.join("crl.pem"), &new).expect("a list to carry");
+        fs::rename(&new, &list).expect("whole or not at all");
+    }
+}
+
+#[test]
+fn certificates_are_renewed_under_load_and_a_revoked_host_is_out() {
+    let listed = |configs: &mut [Config; 2]| {
+        let ca = configs[0].certificates.ca.clone();
+        let folder = ca.ancestors().nth(2).expect("the sites' folder");
+        carry_list(folder, &Which::None);
+        for config in configs {
+            config.certificates.crl = Some(config.certificates.ca.with_file_name("crl.pem"));
+        }
+    };
+    let Some(hosts) = Hosts::start(GOOD, listed) else {
+        return;
+    };
+    let flows = [hosts.flow_up(), hosts.flow_down()];
+    all_goes_on(&hosts, &flows, "the start");
+    let authority = Authority::open(&hosts.folder().join("ca")).expect("the authority");
+    let until_before = hosts
+        .link(Host::Edge)
+        .peer_certificate_not_after_unix_seconds;
+    for (host, site) in [(Host::Region, "region"), (Host::Edge, "edge")] {
+        let validity =
+            Validity::lasting(LEAF_VALIDITY - Duration::from_secs(3600), SystemTime::now());
+        authority
+            .renew(&hosts.folder().join(site), KeyChoice::New, validity, None)
+            .expect("a new certificate");
+        hosts.reload(host);
+        all_goes_on(&hosts, &flows, "a new certificate");
+    }
+    for host in Host::ALL {
+        let link = hosts.link(host);
+        assert_eq!((link.links_lost, link.resent_bytes), (0, 0), "{host:?}");
+    }
+    // Whoever shakes hands anew sees the new one.
+    hosts.control().cut_both();
+    until_paused(&hosts);
+    hosts.control().heal();
+    all_goes_on(&hosts, &flows, "a cut");
+    let until_now = hosts
+        .link(Host::Edge)
+        .peer_certificate_not_after_unix_seconds;
+    assert!(until_now < until_before, "{until_now:?} {until_before:?}");
+
+    let edge = "spiffe://bench.example/site/edge/host/box-1";
+    let edge = Which::Host(HostIdentity::from_uri(edge).expect("a host"));
+    carry_list(hosts.folder(), &edge);
+    until("the region sends the edge away", || {
+        hosts.link(Host::Region).state == LinkState::Down
+    });
+    until("the edge hears why", || {
+        let link = hosts.link(Host::Edge);
+        link.state == LinkState::Down && link.reason.contains("revoked")
+    });
+    let streams = || hosts.link(Host::Region).streams;
+    until("its streams are cut", || streams() == 0);
+    until("programs hear of it", || flows.iter().all(Flow::is_broken));
+}
