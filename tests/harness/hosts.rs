@@ -9,8 +9,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, ServiceConfig};
 use towpath_tunnel::status::{LinkView, StatusView};
 
+use crate::process::tail;
 use crate::program::towpath;
 
 /// Where programs connect at the edge: to send, to be sent to, and for datagrams.
@@ -52,8 +53,14 @@ const MTU: u16 = 1500;
 /// Longest any wait may take: a test that needs it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a program waits for its datagram to come back before it sends another.
+const DATAGRAM_WAIT: Duration = Duration::from_secs(3);
+
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Bytes of each log that are shown when a test fails.
+const LOG_BYTES_SHOWN: usize = 6_000;
 
 /// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
 const PERIOD: usize = 1_000_003;
@@ -179,9 +186,24 @@ impl Hosts {
     ///
     /// If it is not there any more.
     pub fn reload(&self, host: Host) {
+        self.signal(host, Signal::HUP);
+    }
+
+    /// Has a host's tunnel stand still for a time, as a machine does that is paused or out of memory.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there any more.
+    pub fn stop_for(&self, host: Host, time: Duration) {
+        self.signal(host, Signal::STOP);
+        thread::sleep(time);
+        self.signal(host, Signal::CONT);
+    }
+
+    fn signal(&self, host: Host, signal: Signal) {
         let id = i32::try_from(self.daemons[index(host)].id()).ok();
         let daemon = id.and_then(Pid::from_raw).expect("a process");
-        kill_process(daemon, Signal::HUP).expect("a tunnel that runs");
+        kill_process(daemon, signal).expect("a tunnel that runs");
     }
 
     /// Begins a flow of bytes from the edge to the region.
@@ -226,19 +248,36 @@ impl Hosts {
     ///
     /// If none ever does.
     pub fn datagram(&self, bytes: usize) {
-        until_ready(|| self.try_datagram(bytes)).expect("a datagram comes back");
+        until(&format!("a datagram of {bytes} bytes comes back"), || {
+            self.try_datagram(bytes).is_ok()
+        });
     }
 
     fn try_datagram(&self, bytes: usize) -> Result<(), Failure> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let socket = self.lab.at(Host::Edge, || Ok(UdpSocket::bind(anywhere)?))?;
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.set_read_timeout(Some(DATAGRAM_WAIT))?;
         let sent = pattern(bytes);
         socket.send_to(&sent, loopback(DATAGRAM_DOOR))?;
         let mut heard = vec![0; bytes + 1];
-        let count = socket.recv(&mut heard)?;
+        let count = socket
+            .recv(&mut heard)
+            .map_err(|error| format!("{bytes} bytes did not come back: {error}"))?;
         assert!(heard[..count] == sent, "another datagram came back");
         Ok(())
+    }
+}
+
+impl Drop for Hosts {
+    #[allow(clippy::print_stdout, reason = "why a test fails")]
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        for host in Host::ALL {
+            let log = self.folder().join(format!("{}.log", host.name()));
+            println!("{}: {}", host.name(), tail(&log, LOG_BYTES_SHOWN));
+        }
     }
 }
 
@@ -247,8 +286,21 @@ impl Hosts {
 pub struct Flow {
     is_over: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
+    /// What the programs were told at their ends.
+    told: Arc<Mutex<Vec<String>>>,
     writing: JoinHandle<std::io::Result<u64>>,
     reading: JoinHandle<std::io::Result<u64>>,
+}
+
+/// Remembers how a program ended.
+struct Told(&'static str, Arc<Mutex<Vec<String>>>);
+
+impl Told {
+    fn what(&self, result: std::io::Result<u64>) -> std::io::Result<u64> {
+        let mut told = self.1.lock().expect("nothing panics there");
+        told.push(format!("{}: {result:?}", self.0));
+        result
+    }
 }
 
 impl Flow {
@@ -256,7 +308,10 @@ impl Flow {
         let is_over = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
         let (ending, counted) = (Arc::clone(&is_over), Arc::clone(&received));
-        let writing = thread::spawn(move || {
+        let told = Arc::default();
+        let told_writing = Told("the one that writes", Arc::clone(&told));
+        let told_reading = Told("the one that reads", Arc::clone(&told));
+        let mut write = move || {
             let (bytes, mut total) = (pattern(PERIOD), 0);
             while !ending.load(Ordering::Relaxed) {
                 let at = total % PERIOD;
@@ -268,8 +323,8 @@ impl Flow {
             // The other side has read all before it closes.
             from.read_to_end(&mut Vec::new())?;
             Ok(total as u64)
-        });
-        let reading = thread::spawn(move || {
+        };
+        let mut read = move || {
             let (bytes, mut chunk, mut total) = (pattern(PERIOD), vec![0; 64 * 1024], 0);
             loop {
                 let count = to.read(&mut chunk)?;
@@ -282,12 +337,13 @@ impl Flow {
                 }
                 counted.store(total as u64, Ordering::Relaxed);
             }
-        });
+        };
         Self {
             is_over,
             received,
-            writing,
-            reading,
+            told,
+            writing: thread::spawn(move || told_writing.what(write())),
+            reading: thread::spawn(move || told_reading.what(read())),
         }
     }
 
@@ -311,7 +367,9 @@ impl Flow {
     pub fn goes_on(&self, whatever_happened: &str) {
         let wanted = self.received() + SOME_BYTES;
         until(&format!("bytes after {whatever_happened}"), || {
-            assert!(!self.is_broken(), "{whatever_happened} broke a flow");
+            let told = self.told.lock().expect("nothing panics there");
+            assert!(!self.is_broken(), "{whatever_happened}: {told:?}");
+            drop(told);
             self.received() >= wanted
         });
     }

@@ -8,6 +8,7 @@ mod keeper;
 pub mod lab;
 mod process;
 mod program;
+pub mod random;
 pub mod scene;
 pub mod simulation;
 pub mod site;

@@ -7,7 +7,7 @@ use towpath_protocol::fault::Code;
 
 use crate::console::Console;
 use crate::lab::{Guest, Lab};
-use crate::simulation::random::Random;
+use crate::random::Random;
 use crate::site::{LOOK_PAUSE, Place};
 use crate::verdict::{Rest, come_to_rest};
 use crate::watch::Watch;

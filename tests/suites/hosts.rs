@@ -1,10 +1,12 @@
 //! What programs on two hosts see of a bad line between them: nothing, but a pause.
 //!
 //! Real daemons in network namespaces of their own, and the link emulator between them.
+#![allow(clippy::print_stdout, reason = "a test says what it does")]
 #![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use towpath_certs::authority::LEAF_VALIDITY;
@@ -14,6 +16,7 @@ use towpath_certs::{Authority, Validity};
 use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::rate::Rate;
 use towpath_tests::hosts::{CABLE, Direction, Flow, Host, Hosts, Queue, SOME_BYTES, Side, until};
+use towpath_tests::random::Random;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::LinkState;
 
@@ -32,6 +35,9 @@ const GOOD: Direction = Direction {
     queue: Queue::Time(Duration::from_millis(50)),
     loss: 0.0,
 };
+
+/// Troubles in one run of the tests.
+const TROUBLE_STEPS: u64 = 12;
 
 /// Most bytes of a stream that go again when its connection is lost.
 const TAIL_BYTES: u64 = 1 << 20;
@@ -220,4 +226,100 @@ fn certificates_are_renewed_under_load_and_a_revoked_host_is_out() {
     let streams = || hosts.link(Host::Region).streams;
     until("its streams are cut", || streams() == 0);
     until("programs hear of it", || flows.iter().all(Flow::is_broken));
+}
+
+/// What a line may be like, within what a tunnel is for.
+fn any_line(random: &mut Random) -> Direction {
+    Direction {
+        bits_per_second: Some(random.pick(&[2_000_000, 10_000_000, 50_000_000, 300_000_000])),
+        delay: Duration::from_millis(random.pick(&[1, 10, 40, 100])),
+        queue: Queue::Time(Duration::from_millis(random.pick(&[10, 50, 300]))),
+        loss: random.pick(&[0.0, 0.0, 0.01, 0.03]),
+    }
+}
+
+/// Does something to the line, waits until it had its effect, and says what it was.
+fn trouble(hosts: &Hosts, random: &mut Random) -> String {
+    let control = hosts.control();
+    match random.below(8) {
+        0 => {
+            let pause = Duration::from_millis(random.between(50, 4000));
+            control.cut_both();
+            thread::sleep(pause);
+            control.heal();
+            format!("a cut of {pause:?}")
+        }
+        1 => {
+            let side = random.pick(&[Side::A, Side::B]);
+            let pause = Duration::from_millis(random.between(50, 4000));
+            control.cut(side);
+            thread::sleep(pause);
+            control.heal();
+            format!("a cut of {side:?} for {pause:?}")
+        }
+        2 => {
+            control.change_addresses();
+            "a router that forgot".to_owned()
+        }
+        3 => {
+            let most = random.pick(&[1210, 1300, 1400, usize::MAX]);
+            control.lose_above(most);
+            format!("packets of {most} bytes at most")
+        }
+        4 => {
+            let host = random.pick(&Host::ALL);
+            let pause = Duration::from_millis(random.between(50, 4000));
+            hosts.stop_for(host, pause);
+            format!("a daemon of the {host:?} that stood still for {pause:?}")
+        }
+        5 => {
+            hosts.ip(Host::Edge, &format!("link set {CABLE} down"));
+            hosts.ip(Host::Edge, &format!("link set {CABLE} up"));
+            "a cable that was pulled".to_owned()
+        }
+        _ => {
+            let lines = [any_line(random), any_line(random)];
+            for (side, line) in [Side::A, Side::B].into_iter().zip(lines) {
+                control.set(side, line).expect("a line that changes");
+            }
+            format!("lines {lines:?}")
+        }
+    }
+}
+
+/// Whatever happens to the line, in whatever order, programs go on. `TOWPATH_HOSTS_SEED` and
+/// `TOWPATH_HOSTS_STEPS` choose another run, or a longer one.
+#[test]
+fn flows_go_on_after_any_trouble() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = number("TOWPATH_HOSTS_SEED").unwrap_or(1);
+    let steps = number("TOWPATH_HOSTS_STEPS").unwrap_or(TROUBLE_STEPS);
+    let Some(hosts) = Hosts::start(GOOD, |_| ()) else {
+        return;
+    };
+    let flows = [hosts.flow_up(), hosts.flow_down()];
+    all_goes_on(&hosts, &flows, "the start");
+    let mut random = Random::new(seed);
+    for step in 0..steps {
+        let what = trouble(&hosts, &mut random);
+        println!("{step}: {what}");
+        all_goes_on(
+            &hosts,
+            &flows,
+            &format!("{what}, step {step} of seed {seed}"),
+        );
+    }
+    hosts.control().lose_above(usize::MAX);
+    for side in [Side::A, Side::B] {
+        hosts
+            .control()
+            .set(side, GOOD)
+            .expect("a line that changes");
+    }
+    for flow in flows {
+        assert!(flow.end() > steps * SOME_BYTES);
+    }
+    for host in Host::ALL {
+        assert_eq!(hosts.link(host).streams_lost, 0, "{host:?}");
+    }
 }

@@ -307,14 +307,20 @@ impl Copy<'_> {
 
     async fn write(self, send: &mut quinn::SendStream, piece: Bytes) -> Result<(), Break> {
         let mut writing = pin!(send.write_chunk(piece));
+        let mut heard_bytes = self.stream.out().acknowledged();
         loop {
             match timeout(self.settings.stall, &mut writing).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(WriteError::Stopped(code))) => return Err(stop_of(&Ok(Some(code)))),
                 Ok(Err(_)) => return Err(Break::Lost),
-                // A path that is down is not a peer that does not read.
-                Err(_) if self.link.is_ill() => {}
-                Err(_) => return Err(stalled("the peer", self.settings.stall).into()),
+                // A path that is down or very slow is not a peer that does not read.
+                Err(_) => {
+                    let before = heard_bytes;
+                    heard_bytes = self.stream.out().acknowledged();
+                    if heard_bytes == before && !self.link.is_ill() {
+                        return Err(stalled("the peer", self.settings.stall).into());
+                    }
+                }
             }
         }
     }

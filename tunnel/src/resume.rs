@@ -84,6 +84,11 @@ impl Outgoing {
         self.held_bytes
     }
 
+    /// Bytes the other side has reported.
+    pub(crate) const fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
     /// Bytes sent since the begin.
     pub(crate) const fn sent(&self) -> u64 {
         self.acknowledged + self.held_bytes

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use towpath_protocol::message::Lane;
 
-use super::random::Random;
+use crate::random::Random;
 
 /// Nanoseconds of virtual time.
 pub(super) type Nanos = u64;

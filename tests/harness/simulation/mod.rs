@@ -12,7 +12,6 @@ mod daemon;
 mod guest;
 mod link;
 mod operator;
-pub(crate) mod random;
 mod scenario;
 mod source_side;
 mod target_side;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use towpath_protocol::plan::{Mode, Policy};
 
 use super::link::{MILLISECOND, Nanos, SECOND};
-use super::random::Random;
+use crate::random::Random;
 
 /// Something that goes wrong, or that an operator does, at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use towpath_protocol::time::Instant;
 use super::agenda::Agenda;
 use super::guest::{Content, Doing, Guest, Truth};
 use super::link::{Link, Nanos, SECOND};
-use super::random::Random;
 use super::scenario::{Mishap, Scenario};
+use crate::random::Random;
 
 /// The guest that moves.
 pub(super) const GUEST: GuestId = GuestId(7);

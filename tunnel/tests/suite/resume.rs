@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::harness::{Pair, accept, name, pattern, soon, start_again, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use towpath_bench::relay::{Control, Direction, Side};
+use towpath_bench::relay::{Control, Direction, Queue, Side};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
@@ -113,6 +113,36 @@ async fn a_stream_outlives_a_cut_of_ten_seconds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_the_loss_of_one_direction() {
     check_cut(Duration::from_secs(3), |control| control.cut(Side::B)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_slow_is_not_a_program_that_reads_nothing() {
+    let slow = Direction {
+        bits_per_second: Some(100_000),
+        delay: Duration::from_millis(5),
+        queue: Queue::Time(Duration::from_millis(500)),
+        ..Direction::default()
+    };
+    let impatient = |edge: &mut Config, region: &mut Config| {
+        for config in [edge, region] {
+            config.limits.stall_wait = Span::new(Duration::from_secs(1));
+        }
+    };
+    let pair = Pair::start_with(impatient, Some(slow)).await;
+    let (local, mut remote) = pair.stream(Class::Bulk).await;
+    // Takes eight seconds, and five of them stand in the tunnel at once.
+    let sent = pattern(5, 100_000);
+    let heard = async {
+        let mut heard = Vec::new();
+        remote.read_to_end(&mut heard).await.unwrap();
+        remote.shutdown().await.unwrap();
+        heard
+    };
+    let both = async { tokio::join!(exchange(local, &sent), heard) };
+    let (_, heard) = tokio::time::timeout(Duration::from_secs(60), both)
+        .await
+        .unwrap();
+    assert!(heard == sent);
 }
 
 /// Cuts the link, changes something, heals it.

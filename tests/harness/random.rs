@@ -2,17 +2,18 @@
 
 /// SplitMix64 (Steele, Lea, Flood 2014): one word of state, good enough to pick faults.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     /// The stream of a seed.
     #[must_use]
-    pub(crate) const fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next number.
-    pub(crate) const fn next(&mut self) -> u64 {
+    #[must_use]
+    pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -20,17 +21,20 @@ impl Random {
     }
 
     /// A number below `bound`, which is above zero.
-    pub(crate) const fn below(&mut self, bound: u64) -> u64 {
+    #[must_use]
+    pub const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// A number from `low` to `high`, both included.
-    pub(crate) const fn between(&mut self, low: u64, high: u64) -> u64 {
+    #[must_use]
+    pub const fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
     /// True in `percent` of the cases.
-    pub(crate) const fn chance(&mut self, percent: u64) -> bool {
+    #[must_use]
+    pub const fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
@@ -39,7 +43,7 @@ impl Random {
     /// # Panics
     ///
     /// If there are none.
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         let position = self.below(from.len() as u64);
         from[usize::try_from(position).expect("below a length")]
     }
