@@ -37,7 +37,7 @@ const GOOD: Direction = Direction {
 };
 
 /// Troubles in one run of the tests.
-const TROUBLE_STEPS: u64 = 12;
+const TROUBLE_STEPS: u64 = 8;
 
 /// Most bytes of a stream that go again when its connection is lost.
 const TAIL_BYTES: u64 = 1 << 20;
@@ -233,7 +233,7 @@ fn any_line(random: &mut Random) -> Direction {
     Direction {
         bits_per_second: Some(random.pick(&[2_000_000, 10_000_000, 50_000_000, 300_000_000])),
         delay: Duration::from_millis(random.pick(&[1, 10, 40, 100])),
-        queue: Queue::Time(Duration::from_millis(random.pick(&[10, 50, 300]))),
+        queue: Queue::Time(Duration::from_millis(random.pick(&[50, 100, 300]))),
         loss: random.pick(&[0.0, 0.0, 0.01, 0.03]),
     }
 }
