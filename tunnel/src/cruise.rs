@@ -20,7 +20,9 @@
 //! a pause; if it is there again and again, the path carries less.
 //!
 //! Pieces are a few packets, spaced by exact timers, so that nothing stands before a byte that comes
-//! between two of them. What is urgent goes at once, and bulk leaves it the room.
+//! between two of them. What is urgent goes at once, and bulk leaves it the room. Where it takes much of the
+//! path, bulk looks seldom, for urgent bytes would wait behind each look; but what has gone through a path
+//! proves that it carries that.
 //!
 //! Looking lasts two rounds of the estimator, or six for another rate. Where no queue shows, something else
 //! than the path is the limit, and nothing is held back.
