@@ -6,6 +6,7 @@ pub mod lab;
 pub mod load;
 pub mod processor;
 pub mod program;
+pub mod random;
 pub mod relay;
 pub mod seconds;
 pub mod sites;

@@ -7,6 +7,8 @@
 
 use std::f64::consts::TAU;
 
+use crate::random::split_mix;
+
 /// Hours of a day and of a week.
 pub const DAY_HOURS: usize = 24;
 /// Hours of a week; series begin on a Monday at 00:00.
@@ -53,7 +55,7 @@ impl Set {
     }
 }
 
-/// Numbers that look random and are the same for the same seed (SplitMix64).
+/// Numbers that look random and are the same for the same seed.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -65,11 +67,7 @@ impl Random {
     }
 
     const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        split_mix(&mut self.0)
     }
 
     /// From 0 to less than 1.

@@ -1,6 +1,8 @@
 //! Random numbers from a seed: the same on every machine and in every release.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): one word of state, good enough to pick faults.
+use towpath_bench::random::split_mix;
+
+/// SplitMix64: one word of state, good enough to pick faults.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -14,10 +16,7 @@ impl Random {
     /// The next number.
     #[must_use]
     pub const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        split_mix(&mut self.0)
     }
 
     /// A number below `bound`, which is above zero.
