@@ -73,15 +73,14 @@ pub fn sites_that_meet(folder: &Path, meeting: SocketAddr) -> Result<[Config; 2]
 pub fn add_channel(
     [edge, region]: &mut [Config; 2],
     (name, class): (&str, Class),
-    (door, service): (SocketAddr, SocketAddr),
+    [door, service]: [Endpoint; 2],
 ) -> Result<(), Failure> {
     let name: Name = name.parse()?;
-    let service = Endpoint::Tcp(service);
     let allow = vec![edge.site.clone()];
     let plain = ServiceConfig::plain(name.clone(), service, allow);
     region.services.push(plain);
     let service = (region.site.clone(), name.clone());
-    let spec = ChannelSpec::new(name, Endpoint::Tcp(door), service, class);
+    let spec = ChannelSpec::new(name, door, service, class);
     edge.channels.push(spec);
     Ok(())
 }

@@ -26,11 +26,10 @@ use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
-use towpath_tunnel::channels::ChannelSpec;
-use towpath_tunnel::config::{Config, ServiceConfig};
+use towpath_tunnel::config::Config;
 use towpath_tunnel::status::{LinkView, StatusView};
 
-use crate::process::tail;
+use crate::process::show_log;
 use crate::program::towpath;
 
 /// Where programs connect at the edge: to send, to be sent to, and for datagrams.
@@ -58,9 +57,6 @@ const DATAGRAM_WAIT: Duration = Duration::from_secs(3);
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// Bytes of each log that are shown when a test fails.
-const LOG_BYTES_SHOWN: usize = 6_000;
 
 /// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
 const PERIOD: usize = 1_000_003;
@@ -109,10 +105,11 @@ impl Hosts {
         let mut configs = sites_that_meet(folder.path(), region(MEETING))?;
         configs[0].peers[0].address = Some(region(LINE).to_string());
         for (name, door, service) in [("up", UP_DOOR, SINK), ("down", DOWN_DOOR, SOURCE)] {
-            let way = (loopback(door), loopback(service));
+            let way = [door, service].map(loopback).map(Endpoint::Tcp);
             add_channel(&mut configs, (name, Class::Bulk), way)?;
         }
-        add_datagrams(&mut configs)?;
+        let way = [DATAGRAM_DOOR, ECHO].map(loopback).map(Endpoint::Udp);
+        add_channel(&mut configs, ("datagrams", Class::Demand), way)?;
         change(&mut configs);
         let options = Options {
             doors: vec![Door {
@@ -147,6 +144,17 @@ impl Hosts {
     #[must_use]
     pub const fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Changes what the line does to what each side sends.
+    ///
+    /// # Panics
+    ///
+    /// If that is no line.
+    pub fn set_line(&self, from_edge: Direction, from_region: Direction) {
+        for (side, line) in [(Side::A, from_edge), (Side::B, from_region)] {
+            self.control.set(side, line).expect("a line that changes");
+        }
     }
 
     /// Where the certificates of both sites, and their authority, are.
@@ -269,14 +277,13 @@ impl Hosts {
 }
 
 impl Drop for Hosts {
-    #[allow(clippy::print_stdout, reason = "why a test fails")]
     fn drop(&mut self) {
         if !thread::panicking() {
             return;
         }
         for host in Host::ALL {
             let log = self.folder().join(format!("{}.log", host.name()));
-            println!("{}: {}", host.name(), tail(&log, LOG_BYTES_SHOWN));
+            show_log(&log);
         }
     }
 }
@@ -367,9 +374,9 @@ impl Flow {
     pub fn goes_on(&self, whatever_happened: &str) {
         let wanted = self.received() + SOME_BYTES;
         until(&format!("bytes after {whatever_happened}"), || {
-            let told = self.told.lock().expect("nothing panics there");
+            // What fails below fails without the lock.
+            let told = self.told.lock().expect("nothing panics there").clone();
             assert!(!self.is_broken(), "{whatever_happened}: {told:?}");
-            drop(told);
             self.received() >= wanted
         });
     }
@@ -418,18 +425,6 @@ fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|at| u8::try_from((at * 131 + at / 251) % 256).expect("below 256"))
         .collect()
-}
-
-fn add_datagrams([edge, region]: &mut [Config; 2]) -> Result<(), Failure> {
-    let service = Endpoint::Udp(loopback(ECHO));
-    let allow = vec![edge.site.clone()];
-    let plain = ServiceConfig::plain("datagrams".parse()?, service, allow);
-    region.services.push(plain);
-    let door = Endpoint::Udp(loopback(DATAGRAM_DOOR));
-    let to = (region.site.clone(), "datagrams".parse()?);
-    let spec = ChannelSpec::new("datagrams".parse()?, door, to, Class::Demand);
-    edge.channels.push(spec);
-    Ok(())
 }
 
 /// Answers every datagram with itself, for as long as the test's process lives.

@@ -19,14 +19,11 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::keeper::{Folder, processes_with};
-use crate::process::tail;
+use crate::process::show_log;
 use crate::site::{Place, Reach, Site};
 
 /// How long the first link may take.
 const LINK_WAIT: Duration = Duration::from_secs(30);
-
-/// Bytes of each log that are shown when a test fails.
-const LOG_BYTES_SHOWN: usize = 6_000;
 
 /// Time between two heartbeats of a lab's guests.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(2);
@@ -250,7 +247,7 @@ impl Lab {
         }
         for site in &self.sites {
             for log in [site.tunnel_log(), site.migrator_log()] {
-                eprintln!("--- {}\n{}", log.display(), tail(log, LOG_BYTES_SHOWN));
+                show_log(log);
             }
         }
     }

@@ -18,6 +18,9 @@ const READY_WAIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take to end when it is asked to.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// Bytes of a log that are shown when a test fails.
+const LOG_BYTES_SHOWN: usize = 6_000;
+
 /// The environment variable that makes a migrator kill itself behind a named step.
 const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 
@@ -146,8 +149,13 @@ impl Drop for Daemon {
     }
 }
 
+/// Shows the end of a log beside the failure of its test.
+pub(crate) fn show_log(log: &Path) {
+    eprintln!("--- {}\n{}", log.display(), tail(log, LOG_BYTES_SHOWN));
+}
+
 /// The end of a text file, whole lines.
-pub(crate) fn tail(path: &Path, bytes_max: usize) -> String {
+fn tail(path: &Path, bytes_max: usize) -> String {
     let all = std::fs::read(path).unwrap_or_default();
     let end = &all[all.len().saturating_sub(bytes_max)..];
     String::from_utf8_lossy(end).into_owned()

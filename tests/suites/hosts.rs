@@ -102,9 +102,7 @@ fn a_line_that_is_cut_moved_rewired_and_shrunk_is_a_pause_to_programs() {
         ..BAD
     };
     for (line, what) in [(slow, "a slower and longer line"), (GOOD, "a good line")] {
-        for side in [Side::A, Side::B] {
-            control.set(side, line).expect("a line that changes");
-        }
+        hosts.set_line(line, line);
         all_goes_on(&hosts, &flows, what);
     }
 
@@ -278,11 +276,9 @@ fn trouble(hosts: &Hosts, random: &mut Random) -> String {
             "a cable that was pulled".to_owned()
         }
         _ => {
-            let lines = [any_line(random), any_line(random)];
-            for (side, line) in [Side::A, Side::B].into_iter().zip(lines) {
-                control.set(side, line).expect("a line that changes");
-            }
-            format!("lines {lines:?}")
+            let (out, back) = (any_line(random), any_line(random));
+            hosts.set_line(out, back);
+            format!("lines {out:?} and {back:?}")
         }
     }
 }
@@ -310,12 +306,7 @@ fn flows_go_on_after_any_trouble() {
         );
     }
     hosts.control().lose_above(usize::MAX);
-    for side in [Side::A, Side::B] {
-        hosts
-            .control()
-            .set(side, GOOD)
-            .expect("a line that changes");
-    }
+    hosts.set_line(GOOD, GOOD);
     for flow in flows {
         assert!(flow.end() > steps * SOME_BYTES);
     }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use towpath_bench::program::{Process, finish, print, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 
 /// Channels, and connections through them.
@@ -116,7 +117,7 @@ impl Pair {
         let doors = free_doors(channels)?;
         for (index, door) in doors.iter().enumerate() {
             let name = format!("channel-{index}");
-            let way = (*door, service.local_addr()?);
+            let way = [*door, service.local_addr()?].map(Endpoint::Tcp);
             add_channel(&mut configs, (&name, Class::App), way)?;
         }
         let [mut edge, mut region] = configs;

@@ -29,6 +29,7 @@ use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_daemon::client::Client;
 use towpath_daemon::log;
 use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::StatusView;
 
@@ -312,7 +313,7 @@ impl Tunnels {
             ("bulk", Class::Bulk, BULK_DOOR, SINK),
             ("ping", Class::Demand, PING_DOOR, ECHO),
         ] {
-            let way = (loopback(door), loopback(service));
+            let way = [loopback(door), loopback(service)].map(Endpoint::Tcp);
             add_channel(&mut configs, (name, class), way)?;
         }
         let [edge, region] = configs;

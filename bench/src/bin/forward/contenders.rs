@@ -15,6 +15,7 @@ use towpath_bench::program::{Process, write_config};
 use towpath_bench::sites::{Failure, add_channel, site, sites_that_meet};
 use towpath_certs::Authority;
 use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::UDP_PAYLOAD_BYTES;
 
 /// The name of a build of ours that is compared with this one.
@@ -183,7 +184,7 @@ fn find(program: &str) -> Result<PathBuf, Failure> {
 fn prepare_towpath(place: &Place<'_>) -> Result<(), Failure> {
     let meeting = SocketAddr::from((Host::Region.address(), MEETING));
     let mut configs = sites_that_meet(&place.folder, meeting)?;
-    let way = (loopback(DOOR), loopback(SERVICE));
+    let way = [DOOR, SERVICE].map(loopback).map(Endpoint::Tcp);
     add_channel(&mut configs, ("forward", Class::Bulk), way)?;
     for config in &mut configs {
         config.limits.udp_payload_bytes = (place.mtu - HEADER_BYTES).min(*UDP_PAYLOAD_BYTES.end());
