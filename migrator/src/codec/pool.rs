@@ -182,11 +182,7 @@ impl EncoderPool {
             .slots
             .extend(jobs.into_iter().take(room).map(Slot::new));
         let count = state.slots.len() - before;
-        let is_awaited = count > 0 && state.idle > 0;
-        drop(state);
-        if is_awaited {
-            self.shared.work.notify_one();
-        }
+        self.shared.wake_thread(state);
         count
     }
 
@@ -198,11 +194,7 @@ impl EncoderPool {
             return false;
         };
         state.slots.push_back(Slot::new(job));
-        let is_awaited = state.idle > 0;
-        drop(state);
-        if is_awaited {
-            self.shared.work.notify_one();
-        }
+        self.shared.wake_thread(state);
         true
     }
 
@@ -379,13 +371,22 @@ impl Shared {
             let spent = begun.elapsed();
             state = self.lock();
             state.finish(number, level, result, chunk, spent);
-            if spent >= WORTH_WAKING && state.idle > 0 && state.started < state.slots.len() {
+            if spent >= WORTH_WAKING && state.idle > 0 && state.has_job() {
                 self.work.notify_one();
             }
             if state.is_next_ready() && state.waiting > 0 {
                 self.wake_waiting(state);
                 state = self.lock();
             }
+        }
+    }
+
+    /// Wakes a thread that sleeps, if there is a job for it; the lock is free by then.
+    fn wake_thread(&self, state: MutexGuard<'_, State>) {
+        let is_awaited = state.idle > 0 && state.has_job();
+        drop(state);
+        if is_awaited {
+            self.work.notify_one();
         }
     }
 
@@ -417,6 +418,11 @@ impl State {
         self.stats.buffer_uses += 1;
         let level = self.chooser.choose(self.policy);
         Some((number, job, level, chunk))
+    }
+
+    /// Whether a job waits for a thread.
+    fn has_job(&self) -> bool {
+        self.started < self.slots.len()
     }
 
     /// Whether a finished job can be of use to anyone who waits: its turn has come, or nobody packs.
