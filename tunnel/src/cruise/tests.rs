@@ -202,6 +202,33 @@ fn bulk_leaves_room_for_what_is_urgent() {
 }
 
 #[test]
+fn a_path_that_urgent_bytes_fill_is_known_by_them_too() {
+    let mut cruise = Cruise::new();
+    cruise.look(at(1000), &estimate(0, 0));
+    let look = Estimate {
+        filled_bytes: 20 * PACKET,
+        ..estimate(200, 4000)
+    };
+    let mut too_little = cruise.clone();
+    too_little.look(at(1200), &look);
+    assert!(!too_little.is_cruising(), "twenty packets say little");
+    cruise.pass(at(1100), 100 * PACKET);
+    cruise.look(at(1200), &look);
+    assert!(cruise.is_cruising());
+}
+
+#[test]
+fn an_urgent_byte_takes_the_room_of_one_of_the_wire() {
+    let mut cruise = cruising();
+    let from = cruise.behind(at(1500));
+    cruise.pass(at(1500), 100_000);
+    let taken = cruise.free_at.since(from);
+    // The path carries 25 MB/s, of which the wire is kept at 98 %.
+    let wire = time_of(100_000 + SMALL_HEAD_BYTES, 24_500_000);
+    assert!(taken.abs_diff(wire) < Duration::from_micros(1), "{taken:?}");
+}
+
+#[test]
 fn processors_are_not_a_path() {
     let mut cruise = Cruise::new();
     let fast = Estimate {
