@@ -545,3 +545,24 @@ fn a_freeze_that_lasts_too_long_is_thawed_and_the_move_goes_on() {
     pair.run();
     pair.assert_moved();
 }
+
+#[test]
+fn a_target_that_is_ready_for_a_freeze_that_was_given_up_disturbs_nothing() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    pair.writes = vec![5];
+    let is_ready =
+        |(_, message, _): &(Instant, Message, Lane)| matches!(message, Message::Ready(_));
+    pair.run_until(|pair| pair.to_source.iter().any(is_ready));
+    let at = pair.to_source.iter().position(is_ready).unwrap();
+    let (_, late, lane) = pair.to_source.remove(at).unwrap();
+    // It is thawed and, so little is left, frozen again at once.
+    let is_sealed = |(_, packet): &(Instant, Packet)| {
+        matches!(packet, Packet::Message(_, Message::FinalEnd(_)))
+    };
+    pair.run_until(|pair| pair.to_target.iter().any(is_sealed));
+    pair.tell_source(source::Event::Heard(lane, late));
+    assert_eq!(pair.source.stage(), source::Stage::Switching);
+    pair.run();
+    pair.assert_moved();
+    assert!(pair.faults.is_empty(), "{:?}", pair.faults);
+}

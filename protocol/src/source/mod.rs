@@ -26,7 +26,7 @@ use std::time::Duration;
 use crate::fault::{Blame, Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
 use crate::message::{ChunkHeader, Lane, Message, Prepare, Reason, SpaceInfo};
-use crate::ownership::{self, Ownership, Record, State, Word};
+use crate::ownership::{self, Ownership, Record, Root, State, Word};
 use crate::plan::{self, Policy};
 use crate::space::{BlockRun, BlockSet, SpaceId};
 use crate::time::Instant;
@@ -41,6 +41,11 @@ use window::Window;
 
 /// How long the guest may stay frozen before the commit: then it runs on here and the move goes on.
 pub const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Roots of given up freezes that are kept. A target that answers for one of them after the last of so
+/// many is more than [`FREEZE_DEADLINE`] times this late, and its lanes are dropped before, see
+/// [`SILENCE_MAX`].
+const VOID_ROOT_COUNT_MAX: usize = 8;
 
 /// Interval of pings on the control lane: one small message a second measures the round trip and
 /// shows a peer that hangs.
@@ -224,6 +229,9 @@ pub struct Source {
     held_back: Vec<BlockSet>,
     /// Blocks sent on the demand lane of these lanes.
     answered: Vec<BlockSet>,
+    /// Roots of paused stages that were given up, the newest last: what the target still says of them is
+    /// about an image that is void.
+    void_roots: VecDeque<Root>,
     fault: Option<Fault>,
     /// After the commit: the frozen guest is gone, no block of it can be read any more.
     is_image_lost: bool,
@@ -295,6 +303,7 @@ impl Source {
             left_before: None,
             epoch_offered: None,
             held_back: Vec::new(),
+            void_roots: VecDeque::new(),
             fault: None,
             is_image_lost: false,
             actions: VecDeque::new(),
@@ -522,6 +531,7 @@ impl Source {
                 self.resume(&received)?;
             }
             Message::Received(received) => self.acknowledged(&received, now)?,
+            Message::Ready(root) if self.void_roots.contains(&root) => {}
             Message::Ready(root) => {
                 self.hear(Word::Ready { root }, now)?;
                 self.commit_if_relinquished(now);

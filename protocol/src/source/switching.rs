@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::copying::{Cursor, take_chunk};
-use super::{Action, FREEZE_DEADLINE, Outcome, Phase, Push, Source};
+use super::{Action, FREEZE_DEADLINE, Outcome, Phase, Push, Source, VOID_ROOT_COUNT_MAX};
 use crate::fault::{Code, Fault};
 use crate::image::{Image, missing_parts};
 use crate::message::{FinalEnd, Lane, Message, STATE_BYTES_MAX, STATE_PART_BYTES_MAX};
-use crate::ownership::{self, State};
+use crate::ownership::{self, Root, State};
 use crate::plan::{self, Mode};
 use crate::space::{BlockRun, BlockSet, SpaceId};
 use crate::time::Instant;
@@ -28,7 +28,8 @@ pub(super) struct Pause {
     missing: Vec<BlockSet>,
     is_harvested: bool,
     state: Option<Vec<u8>>,
-    is_sealed: bool,
+    /// The image's root, once all of it was sent.
+    sealed: Option<Root>,
 }
 
 impl Pause {
@@ -86,7 +87,7 @@ impl Source {
             missing: nothing,
             is_harvested: false,
             state: None,
-            is_sealed: false,
+            sealed: None,
         });
         self.actions.push_back(Action::Freeze);
     }
@@ -193,11 +194,11 @@ impl Source {
         let Phase::Switching(pause) = &mut self.phase else {
             return Ok(());
         };
-        let is_sent = pause.is_harvested && pause.is_ordered() && is_packed && !pause.is_sealed;
+        let is_sent =
+            pause.is_harvested && pause.is_ordered() && is_packed && pause.sealed.is_none();
         let (Some(state), true) = (&pause.state, is_sent) else {
             return Ok(());
         };
-        pause.is_sealed = true;
         let root = Image {
             guest: self.setup.guest,
             attempt: self.setup.attempt,
@@ -209,6 +210,9 @@ impl Source {
             state,
         }
         .root();
+        pause.sealed = Some(root);
+        // An image that did not change since is not void any more.
+        self.void_roots.retain(|void| *void != root);
         let end = FinalEnd {
             through_sequence: packed.through_sequence,
             state_bytes: u32::try_from(state.len()).expect("below STATE_BYTES_MAX"),
@@ -269,10 +273,14 @@ impl Source {
             self.phase = before;
             return;
         };
-        if pause.is_sealed
-            && let Err(fault) = self.own(ownership::Event::Unsealed, now)
-        {
-            self.fault = Some(fault);
+        if let Some(root) = pause.sealed {
+            if self.void_roots.len() == VOID_ROOT_COUNT_MAX {
+                self.void_roots.pop_front();
+            }
+            self.void_roots.push_back(root);
+            if let Err(fault) = self.own(ownership::Event::Unsealed, now) {
+                self.fault = Some(fault);
+            }
         }
         self.actions.push_back(Action::Thaw);
         self.copy_again(pause.left_behind(), now);
