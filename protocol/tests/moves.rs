@@ -555,7 +555,7 @@ fn a_target_that_is_ready_for_a_freeze_that_was_given_up_disturbs_nothing() {
     pair.run_until(|pair| pair.to_source.iter().any(is_ready));
     let at = pair.to_source.iter().position(is_ready).unwrap();
     let (_, late, lane) = pair.to_source.remove(at).unwrap();
-    // It is thawed and, so little is left, frozen again at once.
+    // It is thawed and frozen again.
     let is_sealed = |(_, packet): &(Instant, Packet)| {
         matches!(packet, Packet::Message(_, Message::FinalEnd(_)))
     };
@@ -565,4 +565,35 @@ fn a_target_that_is_ready_for_a_freeze_that_was_given_up_disturbs_nothing() {
     pair.run();
     pair.assert_moved();
     assert!(pair.faults.is_empty(), "{:?}", pair.faults);
+}
+
+#[test]
+fn a_guest_runs_as_long_as_it_stood_and_a_target_that_is_never_ready_does_not_get_it() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    let (mut stood, mut froze_count) = (Duration::ZERO, 0);
+    for _ in 0..TURN_COUNT_MAX {
+        while let Some(action) = pair.source.poll() {
+            pair.act_at_source(action);
+        }
+        if pair.source_outcome.is_some() {
+            break;
+        }
+        let is_ready = |message: &Message| matches!(message, Message::Ready(_));
+        pair.to_source.retain(|(_, message, _)| !is_ready(message));
+        let (was_frozen, before) = (pair.is_frozen, pair.now);
+        pair.step();
+        if was_frozen {
+            stood += pair.now.since(before);
+        }
+        froze_count += u32::from(pair.is_frozen && !was_frozen);
+        let ran = pair.now.since(Instant::ZERO).saturating_sub(stood);
+        assert!(ran + source::FREEZE_DEADLINE >= stood, "{stood:?} {ran:?}");
+    }
+    let Some(source::Outcome::Stayed(fault)) = &pair.source_outcome else {
+        panic!("{:?}", pair.source_outcome)
+    };
+    assert_eq!(fault.code, Code::Stalled);
+    assert_eq!(froze_count, 5);
+    assert!(!pair.is_frozen && !pair.target_runs);
+    assert!(pair.source.ownership().may_run());
 }

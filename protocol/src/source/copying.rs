@@ -261,16 +261,22 @@ impl Source {
 
     /// A round is through when all of it was acknowledged: then nothing of it sits in a queue that a
     /// pause would have to wait for.
-    pub(super) fn end_round_if_through(&mut self) {
-        let Phase::Copying(round) = &mut self.phase else {
-            return;
+    pub(super) fn is_round_through(&self) -> bool {
+        let Phase::Copying(round) = &self.phase else {
+            return false;
         };
         let is_through = round.is_ordered() && self.window.is_empty();
-        if !is_through || round.awaits_harvest || !self.resumed || !self.link_up {
+        is_through && !round.awaits_harvest && self.resumed && self.link_up
+    }
+
+    pub(super) fn end_round_if_through(&mut self, now: Instant) {
+        if !self.is_round_through() || now < self.freeze_from {
             return;
         }
-        round.awaits_harvest = true;
-        self.actions.push_back(Action::Harvest);
+        if let Phase::Copying(round) = &mut self.phase {
+            round.awaits_harvest = true;
+            self.actions.push_back(Action::Harvest);
+        }
     }
 
     pub(super) fn harvested(&mut self, dirty: Vec<BlockSet>, now: Instant) -> Result<(), Fault> {

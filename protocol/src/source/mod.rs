@@ -42,6 +42,10 @@ use window::Window;
 /// How long the guest may stay frozen before the commit: then it runs on here and the move goes on.
 pub const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Freezes that may last too long before the attempt ends: a target that lives and was not ready so often
+/// will not be the next time, and the guest stands still for [`FREEZE_DEADLINE`] with each.
+const OVERDUE_FREEZE_COUNT_MAX: u32 = 5;
+
 /// Roots of given up freezes that are kept. A target that answers for one of them after the last of so
 /// many is more than [`FREEZE_DEADLINE`] times this late, and its lanes are dropped before, see
 /// [`SILENCE_MAX`].
@@ -232,6 +236,9 @@ pub struct Source {
     /// Roots of paused stages that were given up, the newest last: what the target still says of them is
     /// about an image that is void.
     void_roots: VecDeque<Root>,
+    /// The guest is not frozen before: it runs at least as long as it stood.
+    freeze_from: Instant,
+    overdue_freeze_count: u32,
     fault: Option<Fault>,
     /// After the commit: the frozen guest is gone, no block of it can be read any more.
     is_image_lost: bool,
@@ -304,6 +311,8 @@ impl Source {
             epoch_offered: None,
             held_back: Vec::new(),
             void_roots: VecDeque::new(),
+            freeze_from: now,
+            overdue_freeze_count: 0,
             fault: None,
             is_image_lost: false,
             actions: VecDeque::new(),
@@ -379,8 +388,8 @@ impl Source {
             return None;
         }
         let freeze = match &self.phase {
-            Phase::Switching(pause) => pause.deadline(),
-            _ => None,
+            Phase::Switching(pause) => Some(pause.deadline()),
+            _ => self.is_round_through().then_some(self.freeze_from),
         };
         let paced = self.wants_to_send().then_some(self.next_order_at);
         let link = if self.link_up {
@@ -462,7 +471,7 @@ impl Source {
         self.order_chunks(now);
         match self.phase {
             Phase::Copying(_) => {
-                self.end_round_if_through();
+                self.end_round_if_through(now);
                 Ok(())
             }
             Phase::Switching(_) => self.seal_if_through(now),

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::copying::{Cursor, take_chunk};
-use super::{Action, FREEZE_DEADLINE, Outcome, Phase, Push, Source, VOID_ROOT_COUNT_MAX};
+use super::{
+    Action, FREEZE_DEADLINE, OVERDUE_FREEZE_COUNT_MAX, Outcome, Phase, Push, Source,
+    VOID_ROOT_COUNT_MAX,
+};
 use crate::fault::{Code, Fault};
 use crate::image::{Image, missing_parts};
 use crate::message::{FinalEnd, Lane, Message, STATE_BYTES_MAX, STATE_PART_BYTES_MAX};
@@ -33,8 +36,12 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        Some(self.frozen_at.unwrap_or(self.ordered_at) + self.span_max)
+    fn frozen_since(&self) -> Instant {
+        self.frozen_at.unwrap_or(self.ordered_at)
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.frozen_since() + self.span_max
     }
 
     pub(super) fn carry(&self) -> &[BlockSet] {
@@ -257,10 +264,22 @@ impl Source {
     }
 
     pub(super) fn thaw_if_overdue(&mut self, now: Instant) -> Result<(), Fault> {
-        if let Phase::Switching(pause) = &self.phase
-            && pause.deadline().is_some_and(|deadline| deadline <= now)
-        {
-            self.thaw(now);
+        let Phase::Switching(pause) = &self.phase else {
+            return Ok(());
+        };
+        if pause.deadline() > now {
+            return Ok(());
+        }
+        let (stood, span_max) = (now.since(pause.frozen_since()), pause.span_max);
+        self.thaw(now);
+        self.freeze_from = now + stood;
+        self.overdue_freeze_count += 1;
+        if self.overdue_freeze_count == OVERDUE_FREEZE_COUNT_MAX {
+            let detail = format!(
+                "the target was not ready within {span_max:?} of the guest's freeze, \
+                 {OVERDUE_FREEZE_COUNT_MAX} times"
+            );
+            return Err(Fault::new(Code::Stalled, detail));
         }
         Ok(())
     }
