@@ -50,6 +50,11 @@ pub const LOSS_TOLERATED_PER_MILLE: u64 = 20;
 const ROUND_MIN: Duration = Duration::from_millis(10);
 const ROUND_MIN_STARTUP: Duration = Duration::from_millis(1);
 
+/// The part of the window that a round brings at least if the window was the limit: all of it, but rounds of
+/// paths within a host may be shorter than their queues.
+const FULL_PART: u64 = 16;
+const FULL_PART_STARTUP: u64 = 4;
+
 /// Acknowledgements whose least round trip shows a queue to the startup.
 const RECENT_COUNT: usize = 8;
 
@@ -380,9 +385,16 @@ impl Estimator {
         let has_queue = self.queue_delay > self.allowance / 2;
         let is_full = !round.is_cruising && in_flight >= round.window_bytes / 8 * 7
             || has_queue && in_flight >= round.window_bytes / 2;
+        // Whether the sender had more to send is known of the time of the acknowledgement, not of the packet:
+        // a few bytes that are acknowledged late, when the window is full at last, would be the path's rate.
+        let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);
+        let least_part = match self.phase {
+            Phase::Startup { .. } => FULL_PART_STARTUP,
+            _ => FULL_PART,
+        };
+        round.is_app_limited |= seen_bytes < round.window_bytes / least_part;
         round.is_app_limited &= !is_full;
         let rate = self.peak.with(rate, now);
-        let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
         self.adapt_allowance(is_lossy, base, rate);
         if self.phase == Phase::Steady && !round.is_app_limited {

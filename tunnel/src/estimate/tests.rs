@@ -372,3 +372,34 @@ fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
     let window_bytes = estimator.window_bytes();
     assert!(window_bytes >= 300 * PACKET, "{window_bytes} bytes");
 }
+
+#[test]
+fn a_few_bytes_that_are_acknowledged_late_do_not_end_the_startup() {
+    let at = Instant::from_nanos;
+    let mut estimator = Estimator::new(PACKET, 10 * PACKET, at(0));
+    let ack = |estimator: &mut Estimator, sent: u64, waited: u64, bytes, is_app_limited| {
+        estimator.on_ack(Ack {
+            now: at((sent + 200 + waited) * MILLI),
+            sent: at(sent * MILLI),
+            bytes,
+            is_app_limited,
+            is_cruising: false,
+        });
+    };
+    ack(&mut estimator, 10, 0, PACKET, true);
+    ack(&mut estimator, 300, 0, 100, true);
+    // A word that its receiver waited with an answer for; meanwhile there is more to send than may be.
+    ack(&mut estimator, 510, 26, 90, false);
+    assert!(matches!(estimator.phase, Phase::Startup { .. }));
+    // On a path that is known, such a round says nothing of its rate either.
+    let mut simulation = Simulation::new(Path::new(100, 200, 100));
+    simulation.run_until(5 * SECOND);
+    ack(&mut simulation.estimator, 5600, 0, 90, true);
+    let before = simulation.estimator.estimate();
+    for round in 0..20 {
+        ack(&mut simulation.estimator, 6000 + round * 300, 26, 90, false);
+    }
+    let after = simulation.estimator.estimate();
+    assert_eq!(after.rate_bytes_per_second, before.rate_bytes_per_second);
+    assert!(after.window_bytes >= before.window_bytes / 10 * 9);
+}
