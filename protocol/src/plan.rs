@@ -21,6 +21,11 @@ const DIRTY_RATIO_MAX: f64 = 0.8;
 /// otherwise left for post-copy; the rest is kept for what was predicted wrong.
 const CARRY_SHARE: f64 = 0.4;
 
+/// Where the path alone takes longer than the allowed pause, this share more is spent on carrying: what is
+/// left for post-copy is waited for a round trip at a time, and once all that is left fits, more rounds gain
+/// less than they cost.
+const LONG_PATH_SHARE: f64 = 0.25;
+
 /// What freezing, saving, loading and two journal writes cost beside the link, before it was measured
 /// once: a paused vCPU stops within a millisecond, state is tens of kilobytes.
 const FIXED_PAUSE: Duration = Duration::from_millis(8);
@@ -104,16 +109,19 @@ pub enum Reason {
     RoundsExhausted,
     /// The operator asked for post-copy.
     PostCopyAsked,
+    /// No pause is as short as allowed on this path, and what is left adds little to it.
+    LongPath,
 }
 
 impl Reason {
     /// All reasons, for documents and metrics.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Converged,
         Self::NotConverging,
         Self::DirtiesTooFast,
         Self::RoundsExhausted,
         Self::PostCopyAsked,
+        Self::LongPath,
     ];
 
     /// The reason as records and metrics write it.
@@ -125,6 +133,7 @@ impl Reason {
             Self::DirtiesTooFast => "dirties too fast",
             Self::RoundsExhausted => "rounds exhausted",
             Self::PostCopyAsked => "post-copy asked",
+            Self::LongPath => "the path is longer than the pause",
         }
     }
 }
@@ -198,8 +207,8 @@ pub fn seconds_for(bytes: u64, bytes_per_second: u64) -> Duration {
 pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgement {
     let goodput = facts.goodput_bytes_per_second;
     let pause_if_whole = predicted_pause(facts.residual_bytes, goodput, facts.round_trip);
-    if pause_if_whole <= policy.pause_max {
-        let decision = Decision::SwitchWhole(Reason::Converged);
+    if let Some(reason) = fits(policy, pause_if_whole, facts) {
+        let decision = Decision::SwitchWhole(reason);
         return Judgement {
             decision,
             pause_if_whole,
@@ -248,6 +257,18 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
     }
 }
 
+/// Why the guest may be switched with all that is left, if it may.
+fn fits(policy: &Policy, pause_if_whole: Duration, facts: &Facts) -> Option<Reason> {
+    if pause_if_whole <= policy.pause_max {
+        return Some(Reason::Converged);
+    }
+    let least = predicted_pause(0, facts.goodput_bytes_per_second, facts.round_trip);
+    // Who wants pre-copy alone has said what the pause may be.
+    let is_beyond = least > policy.pause_max && policy.mode != Mode::Pre;
+    let is_little = pause_if_whole <= least + least.mul_f64(LONG_PATH_SHARE);
+    (is_beyond && is_little).then_some(Reason::LongPath)
+}
+
 /// Raw bytes of the freshest blocks that the pause has room for.
 #[must_use]
 #[allow(
@@ -258,7 +279,11 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
 )]
 pub fn carry_budget(policy: &Policy, goodput_bytes_per_second: u64, round_trip: Duration) -> u64 {
     let fixed = predicted_pause(0, goodput_bytes_per_second, round_trip);
-    let room = policy.pause_max.saturating_sub(fixed);
+    let room = if fixed > policy.pause_max {
+        fixed.mul_f64(LONG_PATH_SHARE)
+    } else {
+        policy.pause_max.saturating_sub(fixed)
+    };
     (room.as_secs_f64() * CARRY_SHARE * goodput_bytes_per_second as f64) as u64
 }
 
@@ -359,9 +384,40 @@ mod tests {
     }
 
     #[test]
+    fn a_path_longer_than_the_pause_gets_no_rounds_for_it() {
+        let far = Facts {
+            round_trip: Duration::from_millis(200),
+            residual_bytes: 800 << 10,
+            ..facts()
+        };
+        let decide = |policy: &Policy, facts| judge(policy, &facts, None).decision;
+        let policy = Policy::default();
+        let switched = Decision::SwitchWhole(Reason::LongPath);
+        assert_eq!(decide(&policy, far), switched);
+        // More than that is worth another round, and so is the pause where it can be kept.
+        let more = Facts {
+            residual_bytes: 2 << 20,
+            ..far
+        };
+        assert_eq!(decide(&policy, more), Decision::AnotherRound);
+        let pre = Policy {
+            mode: Mode::Pre,
+            ..policy
+        };
+        assert_eq!(decide(&pre, far), Decision::AnotherRound);
+        let near = Facts {
+            round_trip: Duration::from_millis(110),
+            ..far
+        };
+        assert_eq!(decide(&policy, near), Decision::AnotherRound);
+    }
+
+    #[test]
     fn pc4_how_much_is_carried_in_the_pause_grows_with_the_goodput() {
         let budget = |goodput| carry_budget(&Policy::default(), goodput, Duration::from_millis(40));
         assert!(budget(1 << 20) < budget(10 << 20));
         assert_eq!(budget(0), 0);
+        // Where no pause is short enough, a little longer one spares the guest round trips.
+        assert!(carry_budget(&Policy::default(), 10 << 20, Duration::from_millis(200)) > 100 << 10);
     }
 }
