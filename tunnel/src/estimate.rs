@@ -10,13 +10,13 @@
 //!
 //!   Startup ── queue or loss seen, or rate no longer grows ──► Steady ── every 10 s ──► Draining
 //!      ▲                                                        │  ▲                        │
-//!      └───────────────── everything in flight lost ────────────┘  └─ Filling ◄─ base seen ─┘
+//!      └───── everything in flight lost, or long no queue ──────┘  └─ Filling ◄─ base seen ─┘
 //! ```
 //!
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
 //! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
 //! long path that share is small, so a window that has filled the path for some rounds without any queue
-//! grows every other round until there is one.
+//! grows by larger steps, and if there is still none then, the startup begins again.
 //! Only the *least* round trip of a round speaks, because only a standing queue delays every packet:
 //! radio links and busy processors delay many, and must not look like a full path. The base is the
 //! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
@@ -77,8 +77,10 @@ const WINDOW_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Rounds without a quarter more delivered that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;
 
-/// Rounds without a queue after which the window is too small, not the queue too short to see.
+/// Rounds without a queue after which the window is too small, not the queue too short to see; and after
+/// which it is so small that it grew twice and there is still none.
 const EMPTY_ROUNDS: u32 = 3;
+const EMPTY_ROUNDS_MAX: u32 = EMPTY_ROUNDS + 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -483,6 +485,15 @@ impl Estimator {
         } else {
             0
         };
+        if self.empty_rounds > EMPTY_ROUNDS_MAX {
+            // Far too small: the startup grows faster, and watches for the queue packet by packet.
+            self.empty_rounds = 0;
+            self.phase = Phase::Startup {
+                best_rate: rate,
+                plateau_rounds: 0,
+            };
+            return;
+        }
         let wanted = match self.growth_bytes() {
             Some(growth) => self.window_bytes + 2 * growth,
             None => scaled(self.window_bytes, allowed, round.rtt_min),

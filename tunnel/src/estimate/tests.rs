@@ -270,8 +270,8 @@ fn a_base_that_was_lost_behind_a_queue_is_found_by_one_drain() {
 fn a_startup_that_ended_too_early_is_made_up_for_on_a_long_path() {
     let mut simulation = Simulation::new(Path::new(60, 200, 100));
     simulation.estimator.phase = Phase::Steady;
-    simulation.estimator.window_bytes = 100 * PACKET;
-    simulation.run_until(14 * SECOND);
+    simulation.estimator.window_bytes = 10 * PACKET;
+    simulation.run_until(6 * SECOND);
     let (share, queue) = simulation.measure(5 * SECOND);
     assert!(share >= 900, "used {share} per mille");
     assert!(queue <= 30_000, "queue p99 {queue} us");
