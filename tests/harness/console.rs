@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use towpath_protocol::identity::Name;
 
+use crate::contention;
 use crate::lab::Lab;
 use crate::site::{LOOK_PAUSE, Place};
 
@@ -174,16 +175,19 @@ impl Console {
         Ok(())
     }
 
-    /// The longest time between two heartbeats since a moment; up to `now` if none came since.
+    /// The longest time between two heartbeats since a moment, up to `now_ns` if none came since. What threads
+    /// waited for a processor behind `excused_from_ns` is not counted.
     #[must_use]
-    pub fn longest_silence(&self, since_ns: u64, now_ns: u64) -> Duration {
-        let mut before = since_ns;
-        let mut longest = 0;
-        for beat in self.beats.values().filter(|beat| beat.at_ns >= since_ns) {
-            longest = longest.max(beat.at_ns - before.min(beat.at_ns));
-            before = beat.at_ns;
-        }
-        Duration::from_nanos(longest.max(now_ns.saturating_sub(before)))
+    pub fn longest_silence(&self, since_ns: u64, now_ns: u64, excused_from_ns: u64) -> Duration {
+        let beats = self.beats.values().map(|beat| beat.at_ns);
+        let ends: Vec<u64> = beats.filter(|at_ns| *at_ns >= since_ns).collect();
+        let begins = std::iter::once(since_ns).chain(ends.iter().copied());
+        let ends = ends.iter().copied().chain(std::iter::once(now_ns));
+        let silences = begins.zip(ends).map(|(begin_ns, end_ns)| {
+            let excused = contention::between(begin_ns.max(excused_from_ns), end_ns);
+            Duration::from_nanos(end_ns.saturating_sub(begin_ns)).saturating_sub(excused)
+        });
+        silences.max().unwrap_or_default()
     }
 
     /// Waits for so many more heartbeats; where the last of them was printed.

@@ -18,6 +18,7 @@ use towpath_migrator::api::{GuestKind, GuestRequest, MigrationMode, MigrationReq
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
+use crate::contention;
 use crate::keeper::{Folder, processes_with};
 use crate::process::show_log;
 use crate::site::{Place, Reach, Site};
@@ -104,6 +105,7 @@ impl Lab {
     /// If anything does not start.
     #[must_use]
     pub fn start(link: Link) -> Self {
+        contention::watch();
         let folder = Folder::new();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = Arc::new(runtime.expect("a runtime"));

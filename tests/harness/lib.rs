@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod console;
+pub mod contention;
 pub mod hosts;
 pub mod journals;
 mod keeper;

@@ -138,9 +138,9 @@ impl Scene {
         }
         let died = Instant::now();
         site.start_migrator();
-        let away = died.elapsed();
+        let (away, back_ns) = (died.elapsed(), monotonic_ns());
         self.arrives(guest, &mut console)?;
-        let silence = console.longest_silence(begun_ns, monotonic_ns());
+        let silence = console.longest_silence(begun_ns, monotonic_ns(), back_ns);
         if silence > away + SILENCE_EXTRA {
             return Err(format!(
                 "the guest was silent for {silence:?}, the migrator was away for {away:?}"

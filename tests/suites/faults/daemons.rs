@@ -38,9 +38,9 @@ fn disturb(
     scene.reaches(&guest, phase).unwrap();
     let begun = Instant::now();
     act(scene);
-    let away = begun.elapsed();
+    let (away, back_ns) = (begun.elapsed(), monotonic_ns());
     scene.arrives(&guest, &mut console).unwrap();
-    let silence = console.longest_silence(begun_ns, monotonic_ns());
+    let silence = console.longest_silence(begun_ns, monotonic_ns(), back_ns);
     println!("{what} while {phase:?}: away for {away:?}, silent for {silence:?}");
     assert!(
         silence <= away + SILENCE_EXTRA,
