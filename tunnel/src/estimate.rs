@@ -58,6 +58,10 @@ const FULL_PART_STARTUP: u64 = 4;
 /// Acknowledgements whose least round trip shows a queue to the startup.
 const RECENT_COUNT: usize = 8;
 
+/// Time without any acknowledgement, beyond two round trips, that is no interruption: twice what they may be
+/// held back for.
+const GAP_MIN: Duration = Duration::from_millis(50);
+
 /// How long the highest rate counts. On a path shorter than this, rounds are so short that a process
 /// which was not scheduled looks like a slow path; longer ones are not touched by it.
 const PEAK_TIME: Duration = Duration::from_millis(20);
@@ -176,6 +180,9 @@ struct Round {
     delivered_bytes: u64,
     lost_bytes: u64,
     rtt_min: Duration,
+    /// When something arrived last, and the longest time in which nothing did.
+    arrived: Instant,
+    gap_max: Duration,
     is_app_limited: bool,
     is_cruising: bool,
     /// The window when it began.
@@ -190,9 +197,17 @@ impl Round {
             delivered_bytes: 0,
             lost_bytes: 0,
             rtt_min: Duration::MAX,
+            arrived: now,
+            gap_max: Duration::ZERO,
             is_app_limited: false,
             is_cruising: false,
         }
+    }
+
+    /// Whether nothing arrived for most of it, and longer than the path explains: it was interrupted, in one
+    /// direction at least, and says nothing of what it carries.
+    fn is_interrupted(&self, elapsed: Duration, base: Duration) -> bool {
+        self.gap_max > elapsed / 2 && self.gap_max > 2 * base + GAP_MIN
     }
 }
 
@@ -332,6 +347,8 @@ impl Estimator {
     pub fn on_ack(&mut self, ack: Ack) {
         let rtt = ack.now.since(ack.sent);
         self.round.rtt_min = self.round.rtt_min.min(rtt);
+        self.round.gap_max = self.round.gap_max.max(ack.now.since(self.round.arrived));
+        self.round.arrived = ack.now;
         self.round.delivered_bytes += ack.bytes;
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
         self.round.is_cruising |= ack.is_cruising;
@@ -396,6 +413,7 @@ impl Estimator {
         };
         round.is_app_limited |= seen_bytes < round.window_bytes / least_part;
         round.is_app_limited &= !is_full;
+        round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
         self.adapt_allowance(is_lossy, base, rate);

@@ -403,3 +403,21 @@ fn a_few_bytes_that_are_acknowledged_late_do_not_end_the_startup() {
     assert_eq!(after.rate_bytes_per_second, before.rate_bytes_per_second);
     assert!(after.window_bytes >= before.window_bytes / 10 * 9);
 }
+
+#[test]
+fn an_interruption_is_not_a_slow_path() {
+    let mut simulation = Simulation::new(Path::new(60, 40, 100));
+    simulation.run_until(5 * SECOND);
+    let before = simulation.estimator.estimate();
+    // Nothing comes back for a second, and then all at once.
+    simulation.stall = (5 * SECOND, 6 * SECOND);
+    simulation.run_until(6 * SECOND + 300 * MILLI);
+    let after = simulation.estimator.estimate();
+    let filled = per_second(
+        after.filled_bytes - before.filled_bytes,
+        after.filled_time - before.filled_time,
+    );
+    let path = simulation.path.rate_bytes_per_second;
+    assert!(filled >= path / 10 * 9, "{filled} of {path} bytes a second");
+    assert!(after.rate_bytes_per_second >= path / 10 * 9, "{after:?}");
+}
