@@ -411,12 +411,13 @@ impl Estimator {
             Phase::Startup { .. } => FULL_PART_STARTUP,
             _ => FULL_PART,
         };
-        round.is_app_limited |= seen_bytes < round.window_bytes / least_part;
+        let is_telling = seen_bytes >= round.window_bytes / least_part;
+        round.is_app_limited |= !is_telling;
         round.is_app_limited &= !is_full;
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
-        self.adapt_allowance(is_lossy, base, rate);
+        self.adapt_allowance(is_lossy && is_telling, base, rate);
         if self.phase == Phase::Steady && !round.is_app_limited {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;

@@ -348,9 +348,9 @@ fn losing_everything_begins_again_with_less() {
 fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
     let at = Instant::from_nanos;
     let mut estimator = Estimator::new(PACKET, 10 * PACKET, at(0));
-    let ack = |estimator: &mut Estimator, millis: u64, is_app_limited| {
+    let ack = |estimator: &mut Estimator, millis: u64, later_nanos, is_app_limited| {
         estimator.on_ack(Ack {
-            now: at((millis + 200) * MILLI),
+            now: at((millis + 200) * MILLI + later_nanos),
             sent: at(millis * MILLI),
             bytes: PACKET,
             is_app_limited,
@@ -358,15 +358,15 @@ fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
         });
     };
     // First words that were lost and said again, as on a link that was cut just then.
-    ack(&mut estimator, 10, true);
+    ack(&mut estimator, 10, 0, true);
     estimator.on_loss(at(400 * MILLI), 400, false);
-    ack(&mut estimator, 410, true);
+    ack(&mut estimator, 410, 0, true);
     assert!(matches!(estimator.phase, Phase::Startup { .. }));
-    // And then there is something: each round sends a window, and the window doubles.
+    // And then there is something: each round sends a window, and the window doubles, with jitter too.
     for round in 1..=6_u64 {
         let begins = 1000 + round * 250;
         for packet in 0..estimator.window_bytes() / PACKET {
-            ack(&mut estimator, begins + packet / 100, false);
+            ack(&mut estimator, begins + packet / 100, 1200 * MICRO, false);
         }
     }
     let window_bytes = estimator.window_bytes();
