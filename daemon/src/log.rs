@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -40,6 +40,19 @@ impl Default for Options {
     }
 }
 
+/// Warns for each socket that a packet could not be sent. In an outage every dial has sockets of its own, and
+/// what there is to say is said of the link.
+const CHATTY: &str = "quinn_udp";
+
+/// The filter without the lines that say nothing more, unless it names them.
+fn quietened(filter: Targets) -> Targets {
+    let is_named = filter.iter().any(|(target, _)| target == CHATTY);
+    if is_named || filter.default_level() <= Some(LevelFilter::ERROR) {
+        return filter;
+    }
+    filter.with_target(CHATTY, LevelFilter::ERROR)
+}
+
 /// Sends log lines to stderr from here on. A second call changes nothing.
 ///
 /// # Errors
@@ -55,7 +68,7 @@ pub fn start(options: &Options) -> Result<(), Fault> {
         return Err(wrong(&"lines are chosen by level and module, not by span"));
     }
     let parsed: Result<Targets, _> = options.filter.parse();
-    let filter = parsed.map_err(|error| wrong(&error))?;
+    let filter = quietened(parsed.map_err(|error| wrong(&error))?);
     let filtered = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(io::stderr);
     // An error means that a log is already there, as in a test that runs two daemons.
@@ -73,6 +86,20 @@ pub fn start(options: &Options) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn what_every_dial_in_an_outage_would_say_is_left_out_unless_it_is_asked_for() {
+        let says = |filter: &str, level| {
+            let targets: Targets = filter.parse().expect("a filter");
+            quietened(targets).would_enable(CHATTY, &level)
+        };
+        assert!(!says("info", Level::WARN));
+        assert!(!says("info,towpath_tunnel=debug", Level::WARN));
+        assert!(says("info", Level::ERROR));
+        assert!(says("info,quinn_udp=warn", Level::WARN));
+        assert!(!says("off", Level::ERROR));
+    }
 
     #[test]
     fn a_filter_that_does_not_parse_is_a_configuration_error() {
