@@ -1,14 +1,18 @@
-//! How soon bytes flow again after an outage: a stream through the tunnel, beside one of bare quinn.
+//! How soon bytes flow again after an outage, and how many: a stream through the tunnel, beside one of bare
+//! quinn.
 //!
 //! Both write without end over the same emulated path, which is cut, and mended after the outage. The
 //! time from there to the first new byte at the other end is the result, and for the tunnel whether all
-//! bytes were the right ones and how many of them went twice. The two take turns. `--smoke` cuts for a
-//! second, once.
+//! bytes were the right ones and how many of them went twice; and for both which part of the path's rate
+//! arrived in the first seconds, of the connection and behind the outage. The two take turns. `--smoke` cuts
+//! for a second, once.
 
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::ParseIntError;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,37 +29,91 @@ use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 use towpath_tunnel::Tunnel;
 
-/// The path: what an ordinary line has.
+/// The path: what an ordinary line has, and its round trip where none is given.
 const BITS_PER_SECOND: u64 = 100_000_000;
-const ROUND_TRIP: Duration = Duration::from_millis(40);
+const ROUND_TRIP_MS: u64 = 40;
 
 /// Time in which the stream fills the path before the cut.
-const WARM: Duration = Duration::from_secs(1);
+const START: Duration = Duration::from_secs(3);
+
+/// Time behind the outage in which bytes are counted.
+const AFTER: Duration = Duration::from_secs(5);
 
 /// How long a stream may take to come back.
 const BACK_WAIT: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether something has come back.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Bytes written and read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Seconds of the outages, and how often each is played.
-const FULL: (&[u64], usize) = (&[3, 10, 30, 120], 3);
-const SMOKE: (&[u64], usize) = (&[1], 1);
+/// An outage of so many seconds on a path with such a round trip.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    seconds: u64,
+    round_trip_ms: u64,
+}
+
+impl Case {
+    const fn new(seconds: u64) -> Self {
+        Self {
+            seconds,
+            round_trip_ms: ROUND_TRIP_MS,
+        }
+    }
+
+    const fn far(seconds: u64) -> Self {
+        Self {
+            seconds,
+            round_trip_ms: 5 * ROUND_TRIP_MS,
+        }
+    }
+
+    const fn round_trip(self) -> Duration {
+        Duration::from_millis(self.round_trip_ms)
+    }
+}
+
+impl FromStr for Case {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (seconds, round_trip) = text.split_once('@').unzip();
+        Ok(Self {
+            seconds: seconds.unwrap_or(text).parse()?,
+            round_trip_ms: round_trip.map_or(Ok(ROUND_TRIP_MS), str::parse)?,
+        })
+    }
+}
+
+/// The outages, and how often each is played.
+const FULL: (&[Case], usize) = (
+    &[
+        Case::new(3),
+        Case::far(3),
+        Case::new(10),
+        Case::new(30),
+        Case::new(120),
+    ],
+    3,
+);
+const SMOKE: (&[Case], usize) = (&[Case::new(1)], 1);
 
 #[derive(Debug, Serialize)]
 struct Report {
     schema: &'static str,
     bits_per_second: u64,
-    round_trip_ms: u128,
     goal_ms: u128,
     goal_resent_bytes: u64,
     outages: Vec<Outage>,
 }
 
-/// One length of outage: each side's times to the first byte, in milliseconds.
+/// One length of outage: each side's times to the first byte, in milliseconds, and shares of the path's rate.
 #[derive(Debug, Serialize)]
 struct Outage {
     seconds: u64,
+    round_trip_ms: u64,
     tunnel_ms: Vec<u128>,
     /// Nothing where it was not back within a minute.
     bare_quinn_ms: Vec<Option<u128>>,
@@ -63,16 +121,44 @@ struct Outage {
     tunnel_resent_bytes: Vec<u64>,
     /// Bytes that arrived, all of them the right ones: a wrong one ends the bench.
     tunnel_bytes: Vec<u64>,
+    /// In the first seconds of a new connection.
+    tunnel_start_shares: Vec<f64>,
+    bare_quinn_start_shares: Vec<f64>,
+    /// In the seconds behind the outage.
+    tunnel_after_shares: Vec<f64>,
+    bare_quinn_after_shares: Vec<f64>,
+}
+
+/// What a stream went through.
+#[derive(Debug, Clone, Copy, Default)]
+struct Played {
+    /// From the path's mending to the first byte, if one came in time.
+    back: Option<Duration>,
+    /// All that arrived.
+    bytes: u64,
+    start_bytes: u64,
+    after_bytes: u64,
+}
+
+/// The part of what the path could have carried in that time, to a thousandth.
+#[allow(clippy::cast_precision_loss, reason = "a share for people")]
+fn share(bytes: u64, time: Duration) -> f64 {
+    let most = BITS_PER_SECOND as f64 / 8.0 * time.as_secs_f64();
+    (bytes as f64 / most * 1000.0).round() / 1000.0
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let seconds: Result<Vec<u64>, _> = arguments.iter().map(|text| text.parse()).collect();
-    let (outages, runs) = match (arguments.as_slice(), &seconds) {
+    let cases: Result<Vec<Case>, _> = arguments.iter().map(|text| text.parse()).collect();
+    let (outages, runs) = match (arguments.as_slice(), &cases) {
         ([], _) => FULL,
         ([smoke], _) if smoke == "--smoke" => SMOKE,
-        (_, Ok(seconds)) => (seconds.as_slice(), FULL.1),
-        _ => return finish(Err("usage: recovery [--smoke | SECONDS...]".into())),
+        (_, Ok(cases)) => (cases.as_slice(), FULL.1),
+        _ => {
+            return finish(Err(
+                "usage: recovery [--smoke | SECONDS[@ROUND_TRIP_MS]...]".into(),
+            ));
+        }
     };
     let runtime = tokio::runtime::Runtime::new();
     let done = runtime
@@ -82,42 +168,61 @@ fn main() -> ExitCode {
     finish(done)
 }
 
-async fn measure((outages, runs): (&[u64], usize)) -> Result<Report, Failure> {
+async fn measure((cases, runs): (&[Case], usize)) -> Result<Report, Failure> {
     let mut report = Report {
         schema: "towpath.v1.bench.recovery",
         bits_per_second: BITS_PER_SECOND,
-        round_trip_ms: ROUND_TRIP.as_millis(),
         goal_ms: 400,
         goal_resent_bytes: 1 << 20,
         outages: Vec::new(),
     };
-    for seconds in outages {
+    for case in cases {
         let mut outage = Outage {
-            seconds: *seconds,
+            seconds: case.seconds,
+            round_trip_ms: case.round_trip_ms,
             tunnel_ms: Vec::new(),
             bare_quinn_ms: Vec::new(),
             tunnel_resent_bytes: Vec::new(),
             tunnel_bytes: Vec::new(),
+            tunnel_start_shares: Vec::new(),
+            bare_quinn_start_shares: Vec::new(),
+            tunnel_after_shares: Vec::new(),
+            bare_quinn_after_shares: Vec::new(),
         };
         for _ in 0..runs {
-            let cut = Duration::from_secs(*seconds);
-            let (back, bytes, resent) = through_tunnels(cut).await?;
-            let back = back.ok_or("nothing came back through the tunnels in time")?;
+            let (played, resent) = through_tunnels(*case).await?;
+            let back = played
+                .back
+                .ok_or("nothing came back through the tunnels in time")?;
             outage.tunnel_ms.push(back.as_millis());
-            outage.tunnel_bytes.push(bytes);
+            outage.tunnel_bytes.push(played.bytes);
             outage.tunnel_resent_bytes.push(resent);
-            let (back, _) = through_quinn(cut).await?;
-            outage.bare_quinn_ms.push(back.map(|back| back.as_millis()));
+            outage
+                .tunnel_start_shares
+                .push(share(played.start_bytes, START));
+            outage
+                .tunnel_after_shares
+                .push(share(played.after_bytes, AFTER));
+            let played = through_quinn(*case).await?;
+            outage
+                .bare_quinn_ms
+                .push(played.back.map(|back| back.as_millis()));
+            outage
+                .bare_quinn_start_shares
+                .push(share(played.start_bytes, START));
+            outage
+                .bare_quinn_after_shares
+                .push(share(played.after_bytes, AFTER));
         }
         report.outages.push(outage);
     }
     Ok(report)
 }
 
-fn relay_to(to: SocketAddr) -> Result<(Relay, SocketAddr), Failure> {
+fn relay_to(to: SocketAddr, round_trip: Duration) -> Result<(Relay, SocketAddr), Failure> {
     let direction = Direction {
         bits_per_second: Some(BITS_PER_SECOND),
-        delay: ROUND_TRIP / 2,
+        delay: round_trip / 2,
         ..Direction::default()
     };
     let door = Door {
@@ -135,7 +240,7 @@ fn relay_to(to: SocketAddr) -> Result<(Relay, SocketAddr), Failure> {
     Ok((relay, address))
 }
 
-async fn through_tunnels(cut: Duration) -> Result<(Option<Duration>, u64, u64), Failure> {
+async fn through_tunnels(case: Case) -> Result<(Played, u64), Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let mut edge_config = site(&authority, folder.path(), "edge", "region")?;
@@ -144,19 +249,19 @@ async fn through_tunnels(cut: Duration) -> Result<(Option<Duration>, u64, u64), 
     let listener = UnixListener::bind(&region.services[0].socket)?;
     let region = Tunnel::start(&region).await?;
     let listens = region.listen_address().ok_or("the region listens")?;
-    let (relay, address) = relay_to(listens)?;
+    let (relay, address) = relay_to(listens, case.round_trip())?;
     edge_config.peers[0].address = Some(address.to_string());
     let edge = Tunnel::start(&edge_config).await?;
     edge.linked(&"region".parse()?, BACK_WAIT).await?;
     let (source, sink) = bulk_stream(&edge_config, &listener).await?;
-    let (back, bytes) = play(&relay.control(), cut, source, sink, 0).await?;
+    let played = play(&relay.control(), case, source, sink, 0).await?;
     let resent = edge.status().links[0].resent_bytes;
     edge.stop().await;
     region.stop().await;
-    Ok((back, bytes, resent))
+    Ok((played, resent))
 }
 
-async fn through_quinn(cut: Duration) -> Result<(Option<Duration>, u64), Failure> {
+async fn through_quinn(case: Case) -> Result<Played, Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let rejections = Arc::new(Rejections::default());
@@ -176,7 +281,7 @@ async fn through_quinn(cut: Duration) -> Result<(Option<Duration>, u64), Failure
     server.transport_config(Arc::clone(&transport));
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let region = Endpoint::server(server, any)?;
-    let (relay, address) = relay_to(region.local_addr()?)?;
+    let (relay, address) = relay_to(region.local_addr()?, case.round_trip())?;
     let tls = tls::client_config(&edge, &"region".parse()?, &rejections)?;
     let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(transport);
@@ -195,7 +300,7 @@ async fn through_quinn(cut: Duration) -> Result<(Option<Duration>, u64), Failure
     source.write_all(&expected(0, 1)).await?;
     let mut sink = accepted.accept_uni().await?;
     sink.read_exact(&mut [0]).await?;
-    play(&relay.control(), cut, source, sink, 1).await
+    play(&relay.control(), case, source, sink, 1).await
 }
 
 /// Bytes of the stream from an offset on: each tells where it stands.
@@ -204,16 +309,14 @@ fn expected(offset: u64, count: usize) -> Vec<u8> {
     (offset..).take(count).map(byte).collect()
 }
 
-/// Writes without end, cuts and mends; gives the time to the first byte after that, if it came in time, and
-/// all bytes read.
+/// Writes without end, cuts and mends.
 async fn play(
     control: &Control,
-    cut: Duration,
+    case: Case,
     mut source: impl AsyncWrite + Unpin,
     mut sink: impl AsyncRead + Unpin,
     offset: u64,
-) -> Result<(Option<Duration>, u64), Failure> {
-    let mended = Cell::new(None);
+) -> Result<Played, Failure> {
     let writing = async {
         let mut at = offset;
         loop {
@@ -223,37 +326,52 @@ async fn play(
         }
     };
     let read_bytes = Cell::new(offset);
+    // The moment at which the first byte behind the outage was read.
+    let (mended, back) = (Cell::new(None), Cell::new(None));
     let reading = async {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
-            let mut at = read_bytes.get();
+            let at = read_bytes.get();
             let count = sink.read(&mut chunk).await?;
-            let now = Instant::now();
             if count == 0 || chunk[..count] != expected(at, count) {
                 return Err(Failure::from(format!("wrong bytes behind {at}")));
             }
-            at += count as u64;
-            read_bytes.set(at);
-            if let Some(mended) = mended.get() {
-                return Ok((Some(now.duration_since(mended)), at));
+            read_bytes.set(at + count as u64);
+            if let (Some(mended), None) = (mended.get(), back.get()) {
+                back.set(Some(Instant::now().duration_since(mended)));
             }
         }
     };
     let cutting = async {
-        sleep(WARM).await;
+        sleep(START).await;
+        let start_bytes = read_bytes.get();
         control.cut_both();
-        sleep(cut).await;
+        sleep(Duration::from_secs(case.seconds)).await;
         // Before the path can carry anything, so that no byte of the outage's end is missed.
-        mended.set(Some(Instant::now()));
+        let (began, before) = (Instant::now(), read_bytes.get());
+        mended.set(Some(began));
         control.heal();
-        sleep(BACK_WAIT).await;
+        sleep(AFTER).await;
+        let after_bytes = read_bytes.get() - before;
+        while back.get().is_none() && began.elapsed() < BACK_WAIT {
+            sleep(LOOK).await;
+        }
+        Played {
+            back: back.get(),
+            bytes: read_bytes.get(),
+            start_bytes,
+            after_bytes,
+        }
     };
     tokio::select! {
-        read = reading => read,
-        error = async { let ended: Result<Infallible, std::io::Error> = writing.await; ended } => {
-            let Err(error) = error;
+        ended = reading => {
+            let Err(error): Result<Infallible, Failure> = ended;
+            Err(error)
+        }
+        ended = writing => {
+            let Err(error): Result<Infallible, std::io::Error> = ended;
             Err(error.into())
         }
-        () = cutting => Ok((None, read_bytes.get())),
+        played = cutting => Ok(played),
     }
 }
