@@ -146,9 +146,9 @@ impl Controller for Delay {
         self.estimator.on_ack(ack);
     }
 
-    fn on_congestion_event(&mut self, now: Clock, _sent: Clock, is_all: bool, lost_bytes: u64) {
-        let now = self.at(now);
-        self.estimator.on_loss(now, lost_bytes, is_all);
+    fn on_congestion_event(&mut self, now: Clock, sent: Clock, is_all: bool, lost_bytes: u64) {
+        let (now, sent) = (self.at(now), self.at(sent));
+        self.estimator.on_loss(now, sent, lost_bytes, is_all);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {

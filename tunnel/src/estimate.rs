@@ -207,7 +207,7 @@ impl Round {
     /// Whether nothing arrived for most of it, and longer than the path explains: it was interrupted, in one
     /// direction at least, and says nothing of what it carries.
     fn is_interrupted(&self, elapsed: Duration, base: Duration) -> bool {
-        self.gap_max > elapsed / 2 && self.gap_max > 2 * base + GAP_MIN
+        self.gap_max > elapsed / 2 && is_long(self.gap_max, base)
     }
 }
 
@@ -260,6 +260,8 @@ pub struct Estimator {
     ack_count: usize,
     filled_bytes: u64,
     filled_time: Duration,
+    /// When the packet was sent that arrived first behind the last interruption.
+    interrupted_until: Instant,
     marked: [Marked; 2],
 }
 
@@ -291,6 +293,7 @@ impl Estimator {
             ack_count: 0,
             filled_bytes: 0,
             filled_time: Duration::ZERO,
+            interrupted_until: Instant::ZERO,
             marked: Default::default(),
         }
     }
@@ -347,8 +350,13 @@ impl Estimator {
     pub fn on_ack(&mut self, ack: Ack) {
         let rtt = ack.now.since(ack.sent);
         self.round.rtt_min = self.round.rtt_min.min(rtt);
-        self.round.gap_max = self.round.gap_max.max(ack.now.since(self.round.arrived));
+        let gap = ack.now.since(self.round.arrived);
+        self.round.gap_max = self.round.gap_max.max(gap);
         self.round.arrived = ack.now;
+        if self.known_base().is_some_and(|base| is_long(gap, base)) {
+            // Whatever was sent before this packet and is lost, the interruption took.
+            self.interrupted_until = ack.sent;
+        }
         self.round.delivered_bytes += ack.bytes;
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
         self.round.is_cruising |= ack.is_cruising;
@@ -378,17 +386,26 @@ impl Estimator {
         }
     }
 
-    /// Packets were lost; `is_all` if nothing that was in flight for a long time arrived.
-    pub fn on_loss(&mut self, now: Instant, bytes: u64, is_all: bool) {
-        self.round.lost_bytes += bytes;
-        if is_all {
-            self.phase = Phase::Startup {
-                best_rate: 0,
-                plateau_rounds: 0,
-            };
-            self.window_bytes /= 4;
-            self.round = Round::beginning(now, self.window_bytes);
+    /// Packets were lost, the last of them sent at `sent`; `is_all` if nothing that was in flight for a long
+    /// time arrived.
+    pub fn on_loss(&mut self, now: Instant, sent: Instant, bytes: u64, is_all: bool) {
+        let is_interruption = sent < self.interrupted_until;
+        if is_all || is_interruption && bytes >= self.window_bytes / 4 {
+            self.begin_again(now);
+        } else if !is_interruption {
+            self.round.lost_bytes += bytes;
         }
+    }
+
+    /// The path was interrupted, and is perhaps another one now. Its rate is believed until another is seen.
+    fn begin_again(&mut self, now: Instant) {
+        self.phase = Phase::Startup {
+            best_rate: 0,
+            plateau_rounds: 0,
+        };
+        self.window_bytes /= 4;
+        self.allowance = ALLOWANCE;
+        self.round = Round::beginning(now, self.window_bytes);
     }
 
     fn finish_round(&mut self, now: Instant, base: Duration) {
@@ -417,7 +434,9 @@ impl Estimator {
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
         let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
-        self.adapt_allowance(is_lossy && is_telling, base, rate);
+        // The startup fills more than the path holds, whatever its buffer.
+        let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
+        self.adapt_allowance(is_short, base, rate);
         if self.phase == Phase::Steady && !round.is_app_limited {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
@@ -553,15 +572,15 @@ impl Estimator {
             .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, WINDOW_BYTES_MAX)
     }
 
-    /// Halves the allowance where the buffer does not hold it, and lets it grow back slowly.
-    fn adapt_allowance(&mut self, is_lossy: bool, base: Duration, rate: u64) {
+    /// Halves the allowance where the buffer is too short for it, and lets it grow back slowly.
+    fn adapt_allowance(&mut self, is_short: bool, base: Duration, rate: u64) {
         let is_within = base <= LOCAL_RTT_MAX && rate >= LOCAL_BYTES_PER_SECOND_MIN;
         let most = if self.is_local && is_within {
             ALLOWANCE_LOCAL
         } else {
             ALLOWANCE
         };
-        self.allowance = if is_lossy {
+        self.allowance = if is_short {
             (self.allowance / 2).max(ALLOWANCE_MIN)
         } else {
             (self.allowance + self.allowance / 64).min(most)
@@ -599,6 +618,11 @@ impl Estimator {
         let base = self.base.current.min(self.base.previous);
         (base != Duration::MAX).then_some(base)
     }
+}
+
+/// Whether so long without any acknowledgement is more than a path with such a base explains.
+fn is_long(gap: Duration, base: Duration) -> bool {
+    gap > 2 * base + GAP_MIN
 }
 
 fn per_second(bytes: u64, elapsed: Duration) -> u64 {

@@ -40,7 +40,7 @@ impl Path {
 
 enum Event {
     Ack { sent: u64, is_app_limited: bool },
-    Loss,
+    Loss { sent: u64 },
 }
 
 /// One bulk sender over a path that may change.
@@ -108,7 +108,8 @@ impl Simulation {
             queue > self.path.buffer_nanos || self.random % 1000 < self.path.loss_per_mille;
         if is_lost {
             let noticed = self.now + self.path.rtt_nanos + queue + MILLI;
-            self.events.insert((noticed, self.sequence), Event::Loss);
+            let loss = Event::Loss { sent: self.now };
+            self.events.insert((noticed, self.sequence), loss);
             return;
         }
         let serialised = PACKET * SECOND / self.path.rate_bytes_per_second;
@@ -137,7 +138,10 @@ impl Simulation {
     fn arrive(&mut self, event: &Event) {
         let now = Instant::from_nanos(self.now);
         match event {
-            Event::Loss => self.estimator.on_loss(now, PACKET, false),
+            Event::Loss { sent } => {
+                let sent = Instant::from_nanos(*sent);
+                self.estimator.on_loss(now, sent, PACKET, false);
+            }
             Event::Ack {
                 sent,
                 is_app_limited,
@@ -335,9 +339,8 @@ fn losing_everything_begins_again_with_less() {
     let mut simulation = Simulation::new(Path::new(100, 40, 100));
     simulation.run_until(5 * SECOND);
     let before = simulation.estimator.window_bytes();
-    simulation
-        .estimator
-        .on_loss(Instant::from_nanos(6 * SECOND), before, true);
+    let now = Instant::from_nanos(6 * SECOND);
+    simulation.estimator.on_loss(now, now, before, true);
     assert!(simulation.estimator.window_bytes() <= before / 4 + PACKET);
     simulation.run_until(12 * SECOND);
     let (share, _) = simulation.measure(5 * SECOND);
@@ -359,7 +362,7 @@ fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
     };
     // First words that were lost and said again, as on a link that was cut just then.
     ack(&mut estimator, 10, 0, true);
-    estimator.on_loss(at(400 * MILLI), 400, false);
+    estimator.on_loss(at(400 * MILLI), at(100 * MILLI), 400, false);
     ack(&mut estimator, 410, 0, true);
     assert!(matches!(estimator.phase, Phase::Startup { .. }));
     // And then there is something: each round sends a window, and the window doubles, with jitter too.
@@ -420,4 +423,33 @@ fn an_interruption_is_not_a_slow_path() {
     let path = simulation.path.rate_bytes_per_second;
     assert!(filled >= path / 10 * 9, "{filled} of {path} bytes a second");
     assert!(after.rate_bytes_per_second >= path / 10 * 9, "{after:?}");
+}
+
+#[test]
+fn what_an_interruption_took_says_nothing_of_the_path() {
+    let mut simulation = Simulation::new(Path::new(100, 200, 50));
+    simulation.run_until(5 * SECOND);
+    let before = simulation.estimator.estimate();
+    // All that is in flight is lost, and the first probe that is answered is three seconds younger.
+    simulation.events.clear();
+    simulation.in_flight = 0;
+    simulation.now = 8 * SECOND;
+    let at = |millis: u64| Instant::from_nanos(millis * MILLI);
+    simulation.estimator.on_ack(Ack {
+        now: at(8_000),
+        sent: at(7_800),
+        bytes: 40,
+        is_app_limited: false,
+        is_cruising: false,
+    });
+    let lost_bytes = before.window_bytes;
+    let estimator = &mut simulation.estimator;
+    estimator.on_loss(at(8_000), at(7_700), lost_bytes, false);
+    assert_eq!(
+        estimator.estimate().rate_bytes_per_second,
+        before.rate_bytes_per_second
+    );
+    simulation.run_until(9_300 * MILLI);
+    let (share, _) = simulation.measure(SECOND);
+    assert!(share >= 900, "used {share} per mille");
 }
