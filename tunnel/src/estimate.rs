@@ -260,8 +260,12 @@ pub struct Estimator {
     ack_count: usize,
     filled_bytes: u64,
     filled_time: Duration,
-    /// When the packet was sent that arrived first behind the last interruption.
+    /// When the first acknowledgement behind the last interruption came, and when the newest packet that it
+    /// tells of had been sent.
+    resumed_at: Instant,
     interrupted_until: Instant,
+    /// What the startup ends at: what the path is believed to hold, if it was known.
+    startup_bytes_max: u64,
     marked: [Marked; 2],
 }
 
@@ -293,7 +297,9 @@ impl Estimator {
             ack_count: 0,
             filled_bytes: 0,
             filled_time: Duration::ZERO,
+            resumed_at: Instant::ZERO,
             interrupted_until: Instant::ZERO,
+            startup_bytes_max: WINDOW_BYTES_MAX,
             marked: Default::default(),
         }
     }
@@ -354,8 +360,11 @@ impl Estimator {
         self.round.gap_max = self.round.gap_max.max(gap);
         self.round.arrived = ack.now;
         if self.known_base().is_some_and(|base| is_long(gap, base)) {
-            // Whatever was sent before this packet and is lost, the interruption took.
-            self.interrupted_until = ack.sent;
+            self.resumed_at = ack.now;
+        }
+        if self.resumed_at == ack.now {
+            // Whatever was sent before the newest of these packets and is lost, the interruption took.
+            self.interrupted_until = self.interrupted_until.max(ack.sent);
         }
         self.round.delivered_bytes += ack.bytes;
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
@@ -372,7 +381,7 @@ impl Estimator {
             let least = self.recent.iter().min().copied().unwrap_or_default();
             let has_queue = least.saturating_sub(base) > self.allowance / 2;
             if !ack.is_app_limited && !ack.is_cruising && !has_queue {
-                self.window_bytes = (self.window_bytes + ack.bytes).min(WINDOW_BYTES_MAX);
+                self.window_bytes = (self.window_bytes + ack.bytes).min(self.startup_bytes_max);
             }
         }
         let round_min = if is_starting {
@@ -399,11 +408,15 @@ impl Estimator {
 
     /// The path was interrupted, and is perhaps another one now. Its rate is believed until another is seen.
     fn begin_again(&mut self, now: Instant) {
+        let is_known = !matches!(self.phase, Phase::Startup { .. });
+        if let Some(base) = self.known_base().filter(|_| is_known) {
+            self.startup_bytes_max = self.window_for(self.rate_bytes_per_second, base);
+        }
         self.phase = Phase::Startup {
             best_rate: 0,
             plateau_rounds: 0,
         };
-        self.window_bytes /= 4;
+        self.window_bytes = (self.window_bytes / 4).min(self.startup_bytes_max);
         self.allowance = ALLOWANCE;
         self.round = Round::beginning(now, self.window_bytes);
     }
@@ -492,6 +505,8 @@ impl Estimator {
             let most = if is_full { fitting } else { 2 * fitting };
             self.window_bytes = self.window_bytes.min(most);
             self.phase = Phase::Steady;
+        } else if self.window_bytes >= self.startup_bytes_max {
+            self.phase = Phase::Steady;
         } else {
             self.phase = Phase::Startup {
                 best_rate: best_rate.max(rate),
@@ -526,6 +541,7 @@ impl Estimator {
         if self.empty_rounds > EMPTY_ROUNDS_MAX {
             // Far too small: the startup grows faster, and watches for the queue packet by packet.
             self.empty_rounds = 0;
+            self.startup_bytes_max = WINDOW_BYTES_MAX;
             self.phase = Phase::Startup {
                 best_rate: rate,
                 plateau_rounds: 0,
