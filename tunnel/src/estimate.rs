@@ -260,8 +260,8 @@ pub struct Estimator {
     ack_count: usize,
     filled_bytes: u64,
     filled_time: Duration,
-    /// When the first acknowledgement behind the last interruption came, and when the newest packet that it
-    /// tells of had been sent.
+    /// When the first acknowledgement behind the last interruption came, and when the newest packet had been
+    /// sent that was heard of in the round trip from there.
     resumed_at: Instant,
     interrupted_until: Instant,
     /// What the startup ends at: what the path is believed to hold, if it was known.
@@ -359,12 +359,14 @@ impl Estimator {
         let gap = ack.now.since(self.round.arrived);
         self.round.gap_max = self.round.gap_max.max(gap);
         self.round.arrived = ack.now;
-        if self.known_base().is_some_and(|base| is_long(gap, base)) {
-            self.resumed_at = ack.now;
-        }
-        if self.resumed_at == ack.now {
-            // Whatever was sent before the newest of these packets and is lost, the interruption took.
-            self.interrupted_until = self.interrupted_until.max(ack.sent);
+        if let Some(base) = self.known_base() {
+            if is_long(gap, base) {
+                self.resumed_at = ack.now;
+            }
+            if ack.now < self.resumed_at + base {
+                // Sent before anything was heard again: what is lost of before, the interruption took.
+                self.interrupted_until = self.interrupted_until.max(ack.sent);
+            }
         }
         self.round.delivered_bytes += ack.bytes;
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;

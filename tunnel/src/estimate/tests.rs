@@ -436,9 +436,9 @@ fn what_an_interruption_took_says_nothing_of_the_path() {
     simulation.now = 8 * SECOND;
     let at = |millis: u64| Instant::from_nanos(millis * MILLI);
     // One of before had arrived, too, and its acknowledgement was lost.
-    for sent in [at(4_900), at(7_800)] {
+    for (sent, now) in [(at(4_900), at(7_990)), (at(7_800), at(8_000))] {
         simulation.estimator.on_ack(Ack {
-            now: at(8_000),
+            now,
             sent,
             bytes: 40,
             is_app_limited: false,
