@@ -260,9 +260,7 @@ pub struct Estimator {
     ack_count: usize,
     filled_bytes: u64,
     filled_time: Duration,
-    /// When the first acknowledgement behind the last interruption came, and when the newest packet had been
-    /// sent that was heard of in the round trip from there.
-    resumed_at: Instant,
+    /// What was sent before this and is lost, the last interruption took.
     interrupted_until: Instant,
     /// What the startup ends at: what the path is believed to hold, if it was known.
     startup_bytes_max: u64,
@@ -297,7 +295,6 @@ impl Estimator {
             ack_count: 0,
             filled_bytes: 0,
             filled_time: Duration::ZERO,
-            resumed_at: Instant::ZERO,
             interrupted_until: Instant::ZERO,
             startup_bytes_max: WINDOW_BYTES_MAX,
             marked: Default::default(),
@@ -359,14 +356,12 @@ impl Estimator {
         let gap = ack.now.since(self.round.arrived);
         self.round.gap_max = self.round.gap_max.max(gap);
         self.round.arrived = ack.now;
-        if let Some(base) = self.known_base() {
-            if is_long(gap, base) {
-                self.resumed_at = ack.now;
-            }
-            if ack.now < self.resumed_at + base {
-                // Sent before anything was heard again: what is lost of before, the interruption took.
-                self.interrupted_until = self.interrupted_until.max(ack.sent);
-            }
+        if let Some(base) = self.known_base().filter(|base| is_long(gap, *base)) {
+            // What was sent a round trip before the first word that is heard again, or earlier, and is lost,
+            // the interruption took. A burst behind an idle time is not: its first packet is this one.
+            let heard = ack.now.since(Instant::ZERO);
+            let before = Instant::ZERO + heard.saturating_sub(base + ROUND_MIN);
+            self.interrupted_until = before.max(ack.sent);
         }
         self.round.delivered_bytes += ack.bytes;
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
