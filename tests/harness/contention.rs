@@ -48,7 +48,12 @@ pub fn between(from_ns: u64, until_ns: u64) -> Duration {
     let looks = LOOKS.lock().expect("nobody panics with it");
     let before = looks.partition_point(|(at_ns, _)| *at_ns <= from_ns);
     let after = looks.partition_point(|(at_ns, _)| *at_ns < until_ns);
-    let waited = |index: usize| looks.get(index).or(looks.last()).map(|(_, waited)| *waited);
+    let waited = |index: usize| {
+        looks
+            .get(index)
+            .or_else(|| looks.last())
+            .map(|(_, waited)| *waited)
+    };
     let waited = waited(after).zip(waited(before.saturating_sub(1)));
     // The kernel's is the mean of all processors, and a thread waits for one.
     let processors =

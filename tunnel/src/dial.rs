@@ -27,8 +27,9 @@ use crate::peer::{Clients, Peer, State};
 use crate::standing::{Chain, Papers};
 use crate::{serve, transport, wire};
 
-/// Attempts under way at once.
-const ATTEMPT_COUNT_MAX: usize = 4;
+/// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
+/// seconds once they all are, and those under way repeat their first packet only every second or two.
+const ATTEMPT_COUNT_MAX: usize = 16;
 
 /// Attempts more than that because the network has changed: those under way began before it did, and may
 /// have been lost with what there was.
