@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
@@ -19,6 +19,14 @@ const BULK_PACKETS: u64 = 10;
 /// Urgent bytes are few, so that a thin link sees such a burst rarely.
 const URGENT_PACKETS: u64 = 64;
 
+/// What was learnt about the path to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub bytes_per_second: u64,
+    /// The round trip without a queue.
+    pub rtt: Duration,
+}
+
 /// Keeps the queue at the bottleneck short: see [`crate::estimate`].
 #[derive(Debug, Clone)]
 pub(crate) struct Delay {
@@ -33,6 +41,9 @@ struct Hints {
     floor_bytes: AtomicU64,
     is_local: AtomicBool,
     is_cruising: AtomicBool,
+    /// See [`Delay::resume`]; zero once it was taken over.
+    known_bytes_per_second: AtomicU64,
+    known_rtt_nanos: AtomicU64,
     /// See [`Delay::mark`].
     marked_nanos: [[AtomicU64; 2]; 2],
 }
@@ -62,6 +73,16 @@ impl Delay {
     /// The window stays above this: what the link's other connection has learnt about the path.
     pub(crate) fn set_floor(&self, bytes: u64) {
         self.hints.floor_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What an earlier connection to the same peer has learnt about the path.
+    pub(crate) fn resume(&self, known: Known) {
+        let nanos = u64::try_from(known.rtt.as_nanos()).unwrap_or(u64::MAX);
+        self.hints.known_rtt_nanos.store(nanos, Ordering::Relaxed);
+        let rate = known.bytes_per_second;
+        self.hints
+            .known_bytes_per_second
+            .store(rate, Ordering::Release);
     }
 
     /// The other end is an address of this host.
@@ -105,9 +126,7 @@ impl ControllerFactory for DelayFactory {
         let packet_bytes = u64::from(current_mtu);
         let window_bytes = self.packets * packet_bytes;
         // The clock starts a little earlier: a packet's sending may be stamped just before this.
-        let began = now
-            .checked_sub(std::time::Duration::from_secs(1))
-            .unwrap_or(now);
+        let began = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
         let mut delay = Delay {
             estimator: Estimator::new(packet_bytes, window_bytes, Instant::ZERO),
             began,
@@ -144,6 +163,11 @@ impl Controller for Delay {
         });
         self.estimator.mark(marks);
         self.estimator.on_ack(ack);
+        let rate = self.hints.known_bytes_per_second.swap(0, Ordering::Acquire);
+        if rate > 0 {
+            let rtt = Duration::from_nanos(self.hints.known_rtt_nanos.load(Ordering::Relaxed));
+            self.estimator.resume(rate, rtt);
+        }
     }
 
     fn on_congestion_event(&mut self, now: Clock, sent: Clock, is_all: bool, lost_bytes: u64) {

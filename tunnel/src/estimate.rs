@@ -339,6 +339,22 @@ impl Estimator {
         }
     }
 
+    /// Takes over what an earlier connection has learnt about a path to the same peer, if this one is as long:
+    /// the startup begins and ends as behind an interruption. To be told once a round trip is known.
+    pub fn resume(&mut self, rate_bytes_per_second: u64, rtt: Duration) {
+        let is_alike = |base: &Duration| *base * 3 / 4 <= rtt && rtt * 3 / 4 <= *base;
+        let is_new = matches!(self.phase, Phase::Startup { .. });
+        let Some(base) = self.known_base().filter(is_alike).filter(|_| is_new) else {
+            return;
+        };
+        let fitting = self.window_for(rate_bytes_per_second, base);
+        if fitting > self.window_bytes {
+            self.rate_bytes_per_second = rate_bytes_per_second;
+            self.startup_bytes_max = fitting;
+            self.window_bytes = self.window_bytes.max(fitting / 4);
+        }
+    }
+
     /// The other end is an address of this host.
     pub const fn set_local(&mut self) {
         self.is_local = true;

@@ -14,7 +14,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
 use crate::alarm::Alarms;
-use crate::congestion::Delay;
+use crate::congestion::{Delay, Known};
 use crate::control::Reports;
 use crate::cruise::{self, Cruise};
 use crate::estimate::{ALLOWANCE, Estimate};
@@ -129,6 +129,7 @@ pub(crate) struct Link {
     is_given_up: AtomicBool,
     /// Twice what the path holds.
     path_bytes: AtomicU64,
+    known: Mutex<Option<Known>>,
     is_stalled: AtomicBool,
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
@@ -194,6 +195,7 @@ impl Link {
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             path_bytes: AtomicU64::new(0),
+            known: Mutex::default(),
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
             trouble: Mutex::default(),
@@ -430,6 +432,23 @@ impl Link {
         }
     }
 
+    /// What bulk has learnt about the path, for the link that follows this one.
+    pub(crate) fn learnt(&self) -> Option<Known> {
+        *self.known()
+    }
+
+    /// What the link before this one has learnt.
+    pub(crate) fn resume(&self, known: Known) {
+        *self.known() = Some(known);
+        if let Some(delay) = Delay::of(&self.bulk) {
+            delay.resume(known);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
@@ -519,6 +538,12 @@ impl Link {
         let Some(bulk) = Delay::of(&self.bulk).map(|delay| delay.estimate()) else {
             return;
         };
+        if bulk.is_settled {
+            *self.known() = Some(Known {
+                bytes_per_second: bulk.rate_bytes_per_second,
+                rtt: bulk.base_rtt,
+            });
+        }
         let in_flight = in_flight_bytes(&bulk);
         if bulk.rate_bytes_per_second > 0
             && let Some(urgent) = Delay::of(&self.urgent)

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig, ProbeConfig};
+use crate::congestion::Known;
 use crate::datagrams::Flows;
 use crate::dial::Cause;
 use crate::health;
@@ -122,6 +123,8 @@ pub(crate) struct Peer {
     state: watch::Sender<State>,
     /// Links whose place another one has taken.
     retired: Mutex<Vec<Weak<Link>>>,
+    /// What the last link has learnt about the path.
+    known: Mutex<Option<Known>>,
     /// When the link was lost, newest last.
     losses: Mutex<VecDeque<Clock>>,
 }
@@ -163,6 +166,7 @@ impl Peer {
             preferred: ours.min(&config.site).clone(),
             state,
             retired: Mutex::default(),
+            known: Mutex::default(),
             losses: Mutex::default(),
         })
     }
@@ -325,6 +329,7 @@ impl Peer {
                     refused = Some(Fault::new(Code::State, detail));
                     return false;
                 }
+                self.learn_from(current);
                 current.retire();
                 let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
                 retired.retain(|link| link.strong_count() > 0);
@@ -332,6 +337,9 @@ impl Peer {
             }
             // The peer's wish came with the link.
             self.shape_link(link);
+            if let Some(known) = *self.known() {
+                link.resume(known);
+            }
             state.link = Some(Arc::clone(link));
             state.is_stalled = false;
             state.is_outdated = false;
@@ -346,6 +354,17 @@ impl Peer {
         tracing::info!(%peer, %dialler, link = %format_args!("{:032x}", link.id.0), "link up");
         tokio::spawn(Arc::clone(self).attend(Arc::clone(link)));
         Ok(())
+    }
+
+    /// Keeps what a link has learnt about the path, for the next one.
+    fn learn_from(&self, link: &Link) {
+        if let Some(known) = link.learnt() {
+            *self.known() = Some(known);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_replaced(&self, current: &Link, new: &Link) -> bool {
@@ -379,6 +398,7 @@ impl Peer {
         // One connection is over: the other one must not live on with half of the streams.
         link.close(Code::Unreachable, "the link's other connection is over");
         link.settle();
+        self.learn_from(&link);
         let peer = &link.peer;
         tracing::info!(%peer, reason, "link down");
         self.state.send_if_modified(|state| {

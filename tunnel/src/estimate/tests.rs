@@ -456,3 +456,22 @@ fn what_an_interruption_took_says_nothing_of_the_path() {
     assert!(share >= 900, "used {share} per mille");
     assert!(queue <= 20_000, "queue p99 {queue} us");
 }
+
+#[test]
+fn a_new_connection_over_a_known_path_begins_where_another_was() {
+    let path = Path::new(100, 200, 50);
+    let begin = |rtt_millis: u64| {
+        let mut simulation = Simulation::new(path);
+        simulation.run_until(210 * MILLI);
+        let rtt = Duration::from_millis(rtt_millis);
+        simulation.estimator.resume(path.rate_bytes_per_second, rtt);
+        simulation.run_until(1_300 * MILLI);
+        simulation.measure(SECOND)
+    };
+    let (share, queue) = begin(200);
+    assert!(share >= 900, "used {share} per mille");
+    assert!(queue <= 20_000, "queue p99 {queue} us");
+    // What was learnt over another path says nothing.
+    let (share, _) = begin(60);
+    assert!(share < 700, "used {share} per mille");
+}
