@@ -163,8 +163,10 @@ impl Controller for Delay {
         });
         self.estimator.mark(marks);
         self.estimator.on_ack(ack);
-        let rate = self.hints.known_bytes_per_second.swap(0, Ordering::Acquire);
+        let known = &self.hints.known_bytes_per_second;
+        let rate = known.load(Ordering::Acquire);
         if rate > 0 {
+            known.store(0, Ordering::Relaxed);
             let rtt = Duration::from_nanos(self.hints.known_rtt_nanos.load(Ordering::Relaxed));
             self.estimator.resume(rate, rtt);
         }

@@ -46,9 +46,8 @@ pub const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 /// will not be the next time, and the guest stands still for [`FREEZE_DEADLINE`] with each.
 const OVERDUE_FREEZE_COUNT_MAX: u32 = 5;
 
-/// Roots of given up freezes that are kept. A target that answers for one of them after the last of so
-/// many is more than [`FREEZE_DEADLINE`] times this late, and its lanes are dropped before, see
-/// [`SILENCE_MAX`].
+/// Roots of given up freezes that are kept: more than an attempt may have that lasted too long; those that
+/// ended with their lanes are not answered any more.
 const VOID_ROOT_COUNT_MAX: usize = 8;
 
 /// Interval of pings on the control lane: one small message a second measures the round trip and
