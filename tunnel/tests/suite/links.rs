@@ -40,6 +40,37 @@ async fn a_link_is_back_after_the_peer_restarts() {
     local.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_link_begins_with_what_the_last_one_has_learnt() {
+    const BITS_PER_SECOND: u64 = 80_000_000;
+    let line = Direction {
+        bits_per_second: Some(BITS_PER_SECOND),
+        ..forty_milliseconds()
+    };
+    let mut pair = Pair::start_with(|_, _| (), Some(line)).await;
+    let learns = |pair: &Pair| pair.edge.status().links[0].path_bits_per_second;
+    let listener = pair.echo();
+    let opened =
+        async |pair: &Pair| tokio::join!(pair.open("echo", Class::Bulk), accept(&listener));
+    let (local, (_, mut remote)) = soon(opened(&pair)).await;
+    let (mut local, sent) = (local.unwrap(), pattern(7, 24 << 20));
+    // Two seconds of the line: the startup is over long before.
+    let mut heard = vec![0; sent.len()];
+    let (wrote, read) =
+        soon(async { tokio::join!(local.write_all(&sent), remote.read_exact(&mut heard)) }).await;
+    wrote.and(read).unwrap();
+    assert!(learns(&pair) > BITS_PER_SECOND / 2);
+    drop((local, remote));
+    let config = pair.region_config.clone();
+    pair.region.stop().await;
+    becomes(&pair.edge, LinkState::Down).await;
+    pair.region = start_again(&config).await;
+    pair.linked().await;
+    // What opens a stream is too little to show what the path carries.
+    let (_local, _remote) = soon(opened(&pair)).await;
+    until("it is known again", || learns(&pair) > BITS_PER_SECOND / 2).await;
+}
+
 /// The time from the healing of a cut to a stream that works again.
 async fn outage(cut: Duration) -> Duration {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
