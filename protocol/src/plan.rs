@@ -207,8 +207,13 @@ pub fn seconds_for(bytes: u64, bytes_per_second: u64) -> Duration {
 pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgement {
     let goodput = facts.goodput_bytes_per_second;
     let pause_if_whole = predicted_pause(facts.residual_bytes, goodput, facts.round_trip);
-    if let Some(reason) = fits(policy, pause_if_whole, facts) {
-        let decision = Decision::SwitchWhole(reason);
+    let carried_in = seconds_for(facts.residual_bytes, goodput);
+    if carrying_time(policy, goodput, facts.round_trip).is_some_and(|room| carried_in <= room) {
+        let decision = Decision::SwitchWhole(if pause_if_whole <= policy.pause_max {
+            Reason::Converged
+        } else {
+            Reason::LongPath
+        });
         return Judgement {
             decision,
             pause_if_whole,
@@ -257,16 +262,17 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
     }
 }
 
-/// Why the guest may be switched with all that is left, if it may.
-fn fits(policy: &Policy, pause_if_whole: Duration, facts: &Facts) -> Option<Reason> {
-    if pause_if_whole <= policy.pause_max {
-        return Some(Reason::Converged);
-    }
-    let least = predicted_pause(0, facts.goodput_bytes_per_second, facts.round_trip);
-    // Who wants pre-copy alone has said what the pause may be.
-    let is_beyond = least > policy.pause_max && policy.mode != Mode::Pre;
-    let is_little = pause_if_whole <= least + least.mul_f64(LONG_PATH_SHARE);
-    (is_beyond && is_little).then_some(Reason::LongPath)
+/// What the pause may spend on carrying blocks; none where the path alone is longer than the allowed pause
+/// and pre-copy alone was asked for: who does has said what the pause may be.
+fn carrying_time(
+    policy: &Policy,
+    goodput_bytes_per_second: u64,
+    round_trip: Duration,
+) -> Option<Duration> {
+    let fixed = predicted_pause(0, goodput_bytes_per_second, round_trip);
+    let is_bound = policy.mode == Mode::Pre;
+    let beyond = || (!is_bound).then(|| fixed.mul_f64(LONG_PATH_SHARE));
+    policy.pause_max.checked_sub(fixed).or_else(beyond)
 }
 
 /// Raw bytes of the freshest blocks that the pause has room for.
@@ -278,12 +284,7 @@ fn fits(policy: &Policy, pause_if_whole: Duration, facts: &Facts) -> Option<Reas
     reason = "an estimate of non-negative bytes below 2^53"
 )]
 pub fn carry_budget(policy: &Policy, goodput_bytes_per_second: u64, round_trip: Duration) -> u64 {
-    let fixed = predicted_pause(0, goodput_bytes_per_second, round_trip);
-    let room = if fixed > policy.pause_max {
-        fixed.mul_f64(LONG_PATH_SHARE)
-    } else {
-        policy.pause_max.saturating_sub(fixed)
-    };
+    let room = carrying_time(policy, goodput_bytes_per_second, round_trip).unwrap_or_default();
     (room.as_secs_f64() * CARRY_SHARE * goodput_bytes_per_second as f64) as u64
 }
 

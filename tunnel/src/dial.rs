@@ -18,7 +18,7 @@ use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamb
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
-use crate::backoff::Backoff;
+use crate::backoff::{self, Backoff};
 use crate::config::Limits;
 use crate::core::{self, Core};
 use crate::legs::Drivers;
@@ -30,6 +30,11 @@ use crate::{serve, transport, wire};
 /// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
 /// seconds once they all are, and those under way repeat their first packet only every second or two.
 const ATTEMPT_COUNT_MAX: usize = 16;
+
+const _: () = assert!(
+    // The shortest pause between two is three quarters of what is meant.
+    backoff::BETWEEN.as_micros() * 3 / 4 * ATTEMPT_COUNT_MAX as u128 >= ATTEMPT_TIME.as_micros()
+);
 
 /// Attempts more than that because the network has changed: those under way began before it did, and may
 /// have been lost with what there was.

@@ -342,13 +342,11 @@ impl Estimator {
     /// Takes over what an earlier connection has learnt about a path to the same peer, if this one is as long:
     /// the startup begins and ends as behind an interruption. To be told once a round trip is known.
     pub fn resume(&mut self, rate_bytes_per_second: u64, rtt: Duration) {
-        let is_alike = |base: &Duration| *base * 3 / 4 <= rtt && rtt * 3 / 4 <= *base;
+        let base = self.known_base().unwrap_or_default();
+        let is_alike = base * 3 / 4 <= rtt && rtt * 3 / 4 <= base;
         let is_new = matches!(self.phase, Phase::Startup { .. });
-        let Some(base) = self.known_base().filter(is_alike).filter(|_| is_new) else {
-            return;
-        };
         let fitting = self.window_for(rate_bytes_per_second, base);
-        if fitting > self.window_bytes {
+        if is_alike && is_new && fitting > self.window_bytes {
             self.rate_bytes_per_second = rate_bytes_per_second;
             self.startup_bytes_max = fitting;
             self.window_bytes = self.window_bytes.max(fitting / 4);
@@ -372,13 +370,6 @@ impl Estimator {
         let gap = ack.now.since(self.round.arrived);
         self.round.gap_max = self.round.gap_max.max(gap);
         self.round.arrived = ack.now;
-        if let Some(base) = self.known_base().filter(|base| is_long(gap, *base)) {
-            // What was sent a round trip before the first word that is heard again, or earlier, and is lost,
-            // the interruption took. A burst behind an idle time is not: its first packet is this one.
-            let heard = ack.now.since(Instant::ZERO);
-            let before = Instant::ZERO + heard.saturating_sub(base + ROUND_MIN);
-            self.interrupted_until = before.max(ack.sent);
-        }
         self.round.delivered_bytes += ack.bytes;
         self.round.is_app_limited |= ack.is_app_limited || ack.is_cruising;
         self.round.is_cruising |= ack.is_cruising;
@@ -387,6 +378,13 @@ impl Estimator {
             marked.note(ack.sent, rtt);
         }
         let base = self.base.current.min(self.base.previous);
+        if is_long(gap, base) {
+            // What was sent a round trip before the first word that is heard again, or earlier, and is lost,
+            // the interruption took. A burst behind an idle time is not: its first packet is this one.
+            let heard = ack.now.since(Instant::ZERO);
+            let before = Instant::ZERO + heard.saturating_sub(base + ROUND_MIN);
+            self.interrupted_until = before.max(ack.sent);
+        }
         self.recent[self.ack_count % RECENT_COUNT] = rtt;
         self.ack_count = self.ack_count.wrapping_add(1);
         let is_starting = matches!(self.phase, Phase::Startup { .. });

@@ -129,7 +129,8 @@ pub(crate) struct Link {
     is_given_up: AtomicBool,
     /// Twice what the path holds.
     path_bytes: AtomicU64,
-    known: Mutex<Option<Known>>,
+    /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
+    learnt: Mutex<Option<Known>>,
     is_stalled: AtomicBool,
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
@@ -195,7 +196,7 @@ impl Link {
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             path_bytes: AtomicU64::new(0),
-            known: Mutex::default(),
+            learnt: Mutex::default(),
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
             trouble: Mutex::default(),
@@ -434,19 +435,14 @@ impl Link {
 
     /// What bulk has learnt about the path, for the link that follows this one.
     pub(crate) fn learnt(&self) -> Option<Known> {
-        *self.known()
+        *self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the link before this one has learnt.
     pub(crate) fn resume(&self, known: Known) {
-        *self.known() = Some(known);
         if let Some(delay) = Delay::of(&self.bulk) {
             delay.resume(known);
         }
-    }
-
-    fn known(&self) -> MutexGuard<'_, Option<Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
@@ -539,7 +535,8 @@ impl Link {
             return;
         };
         if bulk.is_settled {
-            *self.known() = Some(Known {
+            let mut learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
+            *learnt = Some(Known {
                 bytes_per_second: bulk.rate_bytes_per_second,
                 rtt: bulk.base_rtt,
             });

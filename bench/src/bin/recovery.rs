@@ -110,7 +110,7 @@ struct Report {
 }
 
 /// One length of outage: each side's times to the first byte, in milliseconds, and shares of the path's rate.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Outage {
     seconds: u64,
     round_trip_ms: u64,
@@ -130,7 +130,7 @@ struct Outage {
 }
 
 /// What a stream went through.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Played {
     /// From the path's mending to the first byte, if one came in time.
     back: Option<Duration>,
@@ -138,6 +138,20 @@ struct Played {
     bytes: u64,
     start_bytes: u64,
     after_bytes: u64,
+}
+
+impl Played {
+    fn back_ms(&self) -> Option<u128> {
+        self.back.map(|back| back.as_millis())
+    }
+
+    fn start_share(&self) -> f64 {
+        share(self.start_bytes, START)
+    }
+
+    fn after_share(&self) -> f64 {
+        share(self.after_bytes, AFTER)
+    }
 }
 
 /// The part of what the path could have carried in that time, to a thousandth.
@@ -180,39 +194,21 @@ async fn measure((cases, runs): (&[Case], usize)) -> Result<Report, Failure> {
         let mut outage = Outage {
             seconds: case.seconds,
             round_trip_ms: case.round_trip_ms,
-            tunnel_ms: Vec::new(),
-            bare_quinn_ms: Vec::new(),
-            tunnel_resent_bytes: Vec::new(),
-            tunnel_bytes: Vec::new(),
-            tunnel_start_shares: Vec::new(),
-            bare_quinn_start_shares: Vec::new(),
-            tunnel_after_shares: Vec::new(),
-            bare_quinn_after_shares: Vec::new(),
+            ..Outage::default()
         };
         for _ in 0..runs {
             let (played, resent) = through_tunnels(*case).await?;
-            let back = played
-                .back
-                .ok_or("nothing came back through the tunnels in time")?;
-            outage.tunnel_ms.push(back.as_millis());
+            let back = played.back_ms();
+            let back = back.ok_or("nothing came back through the tunnels in time")?;
+            outage.tunnel_ms.push(back);
             outage.tunnel_bytes.push(played.bytes);
             outage.tunnel_resent_bytes.push(resent);
-            outage
-                .tunnel_start_shares
-                .push(share(played.start_bytes, START));
-            outage
-                .tunnel_after_shares
-                .push(share(played.after_bytes, AFTER));
+            outage.tunnel_start_shares.push(played.start_share());
+            outage.tunnel_after_shares.push(played.after_share());
             let played = through_quinn(*case).await?;
-            outage
-                .bare_quinn_ms
-                .push(played.back.map(|back| back.as_millis()));
-            outage
-                .bare_quinn_start_shares
-                .push(share(played.start_bytes, START));
-            outage
-                .bare_quinn_after_shares
-                .push(share(played.after_bytes, AFTER));
+            outage.bare_quinn_ms.push(played.back_ms());
+            outage.bare_quinn_start_shares.push(played.start_share());
+            outage.bare_quinn_after_shares.push(played.after_share());
         }
         report.outages.push(outage);
     }
@@ -326,7 +322,7 @@ async fn play(
         }
     };
     let read_bytes = Cell::new(offset);
-    // The moment at which the first byte behind the outage was read.
+    // When the path was mended, and the time from there to the first byte.
     let (mended, back) = (Cell::new(None), Cell::new(None));
     let reading = async {
         let mut chunk = vec![0; CHUNK_BYTES];
