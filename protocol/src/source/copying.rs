@@ -7,17 +7,27 @@ use crate::fault::{Code, Fault};
 use crate::image::CHAIN_START;
 use crate::message::{CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, Received, ZERO_RUN_BLOCKS_MAX};
 use crate::plan::{self, Decision, Facts, Mode};
+use crate::rate::Rate;
 use crate::space::{BlockRun, BlockSet, SpaceId, block_count_of};
 use crate::time::Instant;
 
-/// Raw bytes in flight at the least: enough to keep the codec's threads busy.
-const WINDOW_BYTES_MIN: u64 = 2 << 20;
+/// Bytes of frames under way at the least: more than a connection that starts sends in its first round trip,
+/// and a fifth of a second at 10 Mbit/s.
+const WINDOW_BYTES_MIN: u64 = 256 << 10;
 
-/// Raw bytes in flight at the most: 10 Gbit/s over 50 ms.
+/// Bytes of frames under way at the most: 10 Gbit/s over 50 ms.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 
-/// Time beyond the round trip that chunks in flight may cover: codec, sockets, and the tunnel's own
-/// queue. Twice this and the round trip is the window.
+/// Raw bytes ordered and not yet packed at the least: enough to keep the codec's threads busy.
+const UNPACKED_BYTES_MIN: u64 = 2 << 20;
+
+/// Raw bytes ordered and not yet acknowledged at the most: 4096 chunks to remember, and to read again where
+/// the link breaks.
+const RAW_BYTES_MAX: u64 = 256 << 20;
+
+/// Time beyond the round trip that frames under way may cover: sockets, the tunnel's own queue, the target's
+/// work. Twice this and the round trip is the window: a connection that starts has up to 1.5 round trips of
+/// what arrives now under way, for it doubles in each.
 const WINDOW_SLACK: Duration = Duration::from_millis(50);
 
 /// One pass over what has to go.
@@ -171,19 +181,18 @@ impl Source {
             Phase::Serving(push) => push.is_ready() && !push.is_ordered() && !self.is_image_lost,
             _ => false,
         };
-        has_more && self.link_up && self.window.raw_bytes() < self.window_bytes_max()
+        has_more && self.link_up && self.has_room()
     }
 
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an estimate of non-negative bytes below 2^53"
-    )]
-    fn window_bytes_max(&self) -> u64 {
+    /// Whether more may be ordered. What the link holds is counted as it was packed: noise follows upon text,
+    /// and a window of raw bytes would be a long queue of the one and leave the link idle with the other.
+    fn has_room(&self) -> bool {
         let span = self.meter.round_trip_or_guess() + WINDOW_SLACK;
-        let carried = self.meter.bytes_per_second() as f64 * span.as_secs_f64() * 2.0;
-        (carried as u64).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)
+        let carried = Rate::clamped(self.meter.peak_wire_bytes_per_second()).bytes_in(2 * span);
+        let window = carried.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        self.window.wire_bytes() < window
+            && self.window.unpacked_bytes() < UNPACKED_BYTES_MIN.max(window / 4)
+            && self.window.raw_bytes() < RAW_BYTES_MAX
     }
 
     pub(super) fn order_chunks(&mut self, now: Instant) {

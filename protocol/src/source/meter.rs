@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use super::window::Settled;
 use crate::time::Instant;
 
 /// Shortest span a goodput sample is taken over: shorter ones measure bursts of acknowledgements.
 const SAMPLE_SPAN_MIN: Duration = Duration::from_millis(100);
+
+/// Shortest span of a sample for [`Meter::peak_wire_bytes_per_second`]: a few groups of acknowledgements, and less
+/// than a path of 20 ms takes to double what it carries.
+const PEAK_SPAN_MIN: Duration = Duration::from_millis(25);
 
 /// Weight of a new goodput sample; KubeVirt's study of live migrations settled on the same.
 const GOODPUT_WEIGHT: f64 = 0.4;
@@ -23,6 +28,10 @@ pub(super) struct Meter {
     goodput: Option<f64>,
     /// What the running span shows, until a first one is full.
     provisional: f64,
+    peak_span_start: Instant,
+    peak_span_bytes: u64,
+    /// The last two short samples, of frames, the newest first.
+    peaks: [f64; 2],
     round_trip: Option<Duration>,
 }
 
@@ -33,6 +42,9 @@ impl Meter {
             span_bytes: 0,
             goodput: None,
             provisional: 0.0,
+            peak_span_start: now,
+            peak_span_bytes: 0,
+            peaks: [0.0; 2],
             round_trip: None,
         }
     }
@@ -42,8 +54,16 @@ impl Meter {
         clippy::cast_precision_loss,
         reason = "an estimate: 53 bits are plenty"
     )]
-    pub(super) fn acknowledged(&mut self, raw_bytes: u64, now: Instant) {
-        self.span_bytes += raw_bytes;
+    pub(super) fn acknowledged(&mut self, settled: Settled, now: Instant) {
+        self.span_bytes += settled.raw_bytes;
+        self.peak_span_bytes += settled.wire_bytes;
+        let peak_span = now.since(self.peak_span_start);
+        if peak_span >= PEAK_SPAN_MIN {
+            let sample = self.peak_span_bytes as f64 / peak_span.as_secs_f64();
+            self.peaks = [sample, self.peaks[0]];
+            self.peak_span_start = now;
+            self.peak_span_bytes = 0;
+        }
         let span = now.since(self.span_start);
         let sample = self.span_bytes as f64 / span.as_secs_f64().max(1e-4);
         self.provisional = sample;
@@ -62,6 +82,8 @@ impl Meter {
     pub(super) const fn interrupt(&mut self, now: Instant) {
         self.span_start = now;
         self.span_bytes = 0;
+        self.peak_span_start = now;
+        self.peak_span_bytes = 0;
     }
 
     /// A ping came back.
@@ -82,11 +104,70 @@ impl Meter {
         self.goodput.unwrap_or(self.provisional) as u64
     }
 
+    /// The most bytes of frames a second that the last moments show. A smoothed figure is several round trips
+    /// behind a connection that starts and doubles in each; a window made from it would hold that back.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a non-negative estimate far below 2^64"
+    )]
+    pub(super) const fn peak_wire_bytes_per_second(&self) -> u64 {
+        let [newest, before] = self.peaks;
+        newest.max(before) as u64
+    }
+
     pub(super) const fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
 
     pub(super) fn round_trip_or_guess(&self) -> Duration {
         self.round_trip.unwrap_or(ROUND_TRIP_UNKNOWN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Acknowledged every 5 ms over 40 ms and over 200 ms, at a rate that doubles each round trip.
+    #[test]
+    fn the_peak_keeps_up_with_a_connection_that_starts() {
+        for round_trip_ms in [40_u32, 200] {
+            let mut meter = Meter::new(Instant::ZERO);
+            for step in 1..=2 * round_trip_ms {
+                let now = Instant::ZERO + Duration::from_millis(5) * step;
+                let rate = 1e6 * 2_f64.powf(f64::from(step * 5) / f64::from(round_trip_ms));
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a positive number of bytes below 2^53"
+                )]
+                meter.acknowledged(frames((rate * 0.005) as u64), now);
+                #[allow(clippy::cast_precision_loss, reason = "far below 2^53 bytes")]
+                let share = meter.peak_wire_bytes_per_second() as f64 / rate;
+                // Four round trips are more than the first sample needs.
+                if step * 5 > 4 * round_trip_ms {
+                    assert!((0.4..=1.0).contains(&share), "{round_trip_ms} ms: {share}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_peak_outlives_one_slow_span_and_not_two() {
+        let mut meter = Meter::new(Instant::ZERO);
+        let seen = [1_000_000, 100_000, 100_000].map(|bytes| {
+            let now = meter.peak_span_start + PEAK_SPAN_MIN;
+            meter.acknowledged(frames(bytes), now);
+            meter.peak_wire_bytes_per_second()
+        });
+        assert_eq!(seen, [40_000_000, 40_000_000, 4_000_000]);
+    }
+
+    const fn frames(wire_bytes: u64) -> Settled {
+        Settled {
+            raw_bytes: 4 * wire_bytes,
+            wire_bytes,
+        }
     }
 }

@@ -453,7 +453,7 @@ impl Source {
             Event::StateSaved(state) => self.state_saved(state),
             Event::Packed { header, wire_bytes } => {
                 self.progress.wire_bytes += wire_bytes;
-                self.window.packed_chunk(&header)
+                self.window.packed_chunk(&header, wire_bytes)
             }
             Event::Cancel => self.cancel(now),
             Event::GuestGone => Err(Fault::new(

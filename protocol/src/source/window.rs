@@ -17,7 +17,17 @@ struct InFlight {
     space: SpaceId,
     runs: Vec<BlockRun>,
     raw_bytes: u64,
+    wire_bytes: u64,
     position: Received,
+}
+
+/// What an acknowledgement settles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Settled {
+    /// Bytes of blocks.
+    pub(super) raw_bytes: u64,
+    /// Bytes of the frames that carried them.
+    pub(super) wire_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -26,6 +36,8 @@ pub(super) struct Window {
     ordered: Vec<BlockSet>,
     chunks: VecDeque<InFlight>,
     raw_bytes: u64,
+    packed_raw_bytes: u64,
+    wire_bytes: u64,
     block_count: u64,
     acked: Received,
     packed: Received,
@@ -45,6 +57,8 @@ impl Window {
             ordered: empty_sets(spaces),
             chunks: VecDeque::new(),
             raw_bytes: 0,
+            packed_raw_bytes: 0,
+            wire_bytes: 0,
             block_count: 0,
             acked: start,
             packed: start,
@@ -63,6 +77,16 @@ impl Window {
     /// Raw bytes ordered and not yet acknowledged.
     pub(super) const fn raw_bytes(&self) -> u64 {
         self.raw_bytes
+    }
+
+    /// Raw bytes ordered that are in no chunk yet.
+    pub(super) const fn unpacked_bytes(&self) -> u64 {
+        self.raw_bytes - self.packed_raw_bytes
+    }
+
+    /// Bytes of the frames that were packed and not yet acknowledged.
+    pub(super) const fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
     }
 
     /// Blocks ordered and not yet acknowledged.
@@ -85,8 +109,12 @@ impl Window {
             .for_each(|run| self.ordered[position].insert_run(*run));
     }
 
-    /// A chunk was packed: it extends the transcript.
-    pub(super) fn packed_chunk(&mut self, header: &ChunkHeader) -> Result<(), Fault> {
+    /// A chunk was packed, in a frame of so many bytes: it extends the transcript.
+    pub(super) fn packed_chunk(
+        &mut self,
+        header: &ChunkHeader,
+        wire_bytes: u64,
+    ) -> Result<(), Fault> {
         let position = usize::from(header.space.0);
         let expected = self.packed.through_sequence + 1;
         let is_ordered = header.sequence == expected
@@ -108,17 +136,21 @@ impl Window {
             through_sequence: header.sequence,
             chain: chain_after(&self.packed.chain, header),
         };
+        let raw_bytes = block_count_of(&header.runs) * self.block_bytes[position];
+        self.packed_raw_bytes += raw_bytes;
+        self.wire_bytes += wire_bytes;
         self.chunks.push_back(InFlight {
             space: header.space,
             runs: header.runs.clone(),
-            raw_bytes: block_count_of(&header.runs) * self.block_bytes[position],
+            raw_bytes,
+            wire_bytes,
             position: self.packed,
         });
         Ok(())
     }
 
-    /// The target installed everything up to a number; returns the raw bytes that settles.
-    pub(super) fn acknowledge(&mut self, received: &Received) -> Result<u64, Fault> {
+    /// The target installed everything up to a number.
+    pub(super) fn acknowledge(&mut self, received: &Received) -> Result<Settled, Fault> {
         let number = received.through_sequence;
         if number < self.acked.through_sequence {
             let old = self.acked.through_sequence;
@@ -130,16 +162,19 @@ impl Window {
             let detail = format!("the target acknowledged chunk {number} of {sent} sent");
             return Err(Fault::new(Code::Unexpected, detail));
         }
-        let mut settled = 0;
+        let mut settled = Settled::default();
         while let Some(chunk) = self.chunks.front()
             && chunk.position.through_sequence <= number
         {
-            settled += chunk.raw_bytes;
+            settled.raw_bytes += chunk.raw_bytes;
+            settled.wire_bytes += chunk.wire_bytes;
             self.block_count -= block_count_of(&chunk.runs);
             self.acked = chunk.position;
             self.chunks.pop_front();
         }
-        self.raw_bytes -= settled;
+        self.raw_bytes -= settled.raw_bytes;
+        self.packed_raw_bytes -= settled.raw_bytes;
+        self.wire_bytes -= settled.wire_bytes;
         if self.acked != *received {
             let detail = format!("the two sides disagree about the chunks up to {number}");
             return Err(Fault::new(Code::Conflict, detail));
@@ -151,6 +186,8 @@ impl Window {
     /// what the target has.
     pub(super) fn take_back(&mut self) -> Vec<BlockSet> {
         self.raw_bytes = 0;
+        self.packed_raw_bytes = 0;
+        self.wire_bytes = 0;
         self.block_count = 0;
         self.packed = self.acked;
         let mut sets: Vec<BlockSet> = self
