@@ -127,8 +127,10 @@ pub(crate) struct Link {
     retired: Mutex<Option<Clock>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
-    /// Twice what the path holds.
-    path_bytes: AtomicU64,
+    /// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a
+    /// lost packet is repeated after one round trip, arrives within the second, and holds up for so long
+    /// what the peer may hand on.
+    tail_bytes: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
     learnt: Mutex<Option<Known>>,
     is_stalled: AtomicBool,
@@ -195,7 +197,7 @@ impl Link {
             carried: Default::default(),
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
-            path_bytes: AtomicU64::new(0),
+            tail_bytes: AtomicU64::new(0),
             learnt: Mutex::default(),
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
@@ -313,7 +315,7 @@ impl Link {
     /// What one stream of a leg may keep of the bytes that the path holds.
     pub(crate) fn tail_share(&self, leg: Leg) -> u64 {
         let carried = self.carried[leg as usize].load(Ordering::Relaxed).max(1);
-        self.path_bytes.load(Ordering::Relaxed) / carried
+        self.tail_bytes.load(Ordering::Relaxed) / carried
     }
 
     /// Another link has taken this one's place: it ends once its streams have moved.
@@ -547,8 +549,8 @@ impl Link {
         {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
-        self.path_bytes.store(
-            (2 * in_flight).min(SEND_WINDOW_BYTES_MAX),
+        self.tail_bytes.store(
+            (twice_path_bytes(&bulk) / 2 * 3).min(SEND_WINDOW_BYTES_MAX),
             Ordering::Relaxed,
         );
         self.bulk.set_send_window(send_window_bytes(&bulk));
@@ -616,10 +618,21 @@ fn in_flight_bytes(estimate: &Estimate) -> u64 {
     path.bytes_in(estimate.base_rtt + ALLOWANCE)
 }
 
+/// Twice what the path holds, or may turn out to hold: until its rate is found, the rate known is that of the
+/// last round trip, half of what may be in flight now; and that doubles again before the next one is over.
+fn twice_path_bytes(estimate: &Estimate) -> u64 {
+    let path = in_flight_bytes(estimate);
+    2 * if estimate.is_settled {
+        path
+    } else {
+        path.max(estimate.window_bytes)
+    }
+}
+
 /// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
 /// not stop the flow while it is repeated.
 fn send_window_bytes(estimate: &Estimate) -> u64 {
-    let twice = 2 * in_flight_bytes(estimate);
+    let twice = twice_path_bytes(estimate);
     let window = twice.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
     cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
 }
