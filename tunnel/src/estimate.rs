@@ -255,6 +255,8 @@ pub struct Estimator {
     allowance: Duration,
     /// Rounds in a row that filled the window and left no queue.
     empty_rounds: u32,
+    /// Whether the sender paused in the last round, which sent what this one sees arrive.
+    was_app_limited: bool,
     is_local: bool,
     recent: [Duration; RECENT_COUNT],
     ack_count: usize,
@@ -290,6 +292,7 @@ impl Estimator {
             round_began: now,
             allowance: ALLOWANCE,
             empty_rounds: 0,
+            was_app_limited: false,
             is_local: false,
             recent: [Duration::ZERO; RECENT_COUNT],
             ack_count: 0,
@@ -453,7 +456,8 @@ impl Estimator {
             _ => FULL_PART,
         };
         let is_telling = seen_bytes >= round.window_bytes / least_part;
-        round.is_app_limited |= !is_telling;
+        let was_app_limited = std::mem::replace(&mut self.was_app_limited, round.is_app_limited);
+        round.is_app_limited |= !is_telling || was_app_limited && self.phase == Phase::Steady;
         round.is_app_limited &= !is_full;
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);

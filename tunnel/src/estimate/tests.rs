@@ -408,6 +408,32 @@ fn a_few_bytes_that_are_acknowledged_late_do_not_end_the_startup() {
 }
 
 #[test]
+fn what_arrives_of_a_round_in_which_the_sender_paused_is_not_the_path() {
+    let mut simulation = Simulation::new(Path::new(100, 200, 100));
+    simulation.run_until(5 * SECOND);
+    let before = simulation.estimator.estimate();
+    let mut ack = |sent: u64, is_app_limited| {
+        simulation.estimator.on_ack(Ack {
+            now: Instant::from_nanos((sent + 200) * MILLI),
+            sent: Instant::from_nanos(sent * MILLI),
+            bytes: 2 * PACKET,
+            is_app_limited,
+            is_cruising: false,
+        });
+    };
+    // The sender has nothing to send for most of a round trip; when what it did send arrives, it has again.
+    for sent in 5_000..=5_200 {
+        ack(sent, true);
+    }
+    for sent in 5_201..=5_400 {
+        ack(sent, false);
+    }
+    let after = simulation.estimator.estimate();
+    assert_eq!(after.rate_bytes_per_second, before.rate_bytes_per_second);
+    assert!(after.window_bytes >= before.window_bytes / 10 * 9);
+}
+
+#[test]
 fn an_interruption_is_not_a_slow_path() {
     let mut simulation = Simulation::new(Path::new(60, 40, 100));
     simulation.run_until(5 * SECOND);
