@@ -408,7 +408,7 @@ fn a_few_bytes_that_are_acknowledged_late_do_not_end_the_startup() {
 }
 
 #[test]
-fn what_arrives_of_a_round_in_which_the_sender_paused_is_not_the_path() {
+fn what_arrives_of_a_round_with_a_pause_in_it_is_not_the_path() {
     let mut simulation = Simulation::new(Path::new(100, 200, 100));
     simulation.run_until(5 * SECOND);
     let before = simulation.estimator.estimate();
