@@ -21,15 +21,37 @@ const ROUND_TRIP_WEIGHT: f64 = 0.125;
 /// The round trip assumed before the first sample.
 const ROUND_TRIP_UNKNOWN: Duration = Duration::from_millis(50);
 
+/// What was acknowledged since a moment.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: Instant,
+    bytes: u64,
+}
+
+impl Span {
+    const fn beginning(now: Instant) -> Self {
+        Self {
+            start: now,
+            bytes: 0,
+        }
+    }
+
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "an estimate: 53 bits are plenty"
+    )]
+    fn bytes_per_second(&self, now: Instant) -> f64 {
+        self.bytes as f64 / now.since(self.start).as_secs_f64().max(1e-4)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Meter {
-    span_start: Instant,
-    span_bytes: u64,
+    span: Span,
     goodput: Option<f64>,
     /// What the running span shows, until a first one is full.
     provisional: f64,
-    peak_span_start: Instant,
-    peak_span_bytes: u64,
+    peak_span: Span,
     /// The last two short samples, of frames, the newest first.
     peaks: [f64; 2],
     round_trip: Option<Duration>,
@@ -38,52 +60,39 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) const fn new(now: Instant) -> Self {
         Self {
-            span_start: now,
-            span_bytes: 0,
+            span: Span::beginning(now),
             goodput: None,
             provisional: 0.0,
-            peak_span_start: now,
-            peak_span_bytes: 0,
+            peak_span: Span::beginning(now),
             peaks: [0.0; 2],
             round_trip: None,
         }
     }
 
     /// Bytes were acknowledged.
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "an estimate: 53 bits are plenty"
-    )]
     pub(super) fn acknowledged(&mut self, settled: Settled, now: Instant) {
-        self.span_bytes += settled.raw_bytes;
-        self.peak_span_bytes += settled.wire_bytes;
-        let peak_span = now.since(self.peak_span_start);
-        if peak_span >= PEAK_SPAN_MIN {
-            let sample = self.peak_span_bytes as f64 / peak_span.as_secs_f64();
-            self.peaks = [sample, self.peaks[0]];
-            self.peak_span_start = now;
-            self.peak_span_bytes = 0;
+        self.peak_span.bytes += settled.wire_bytes;
+        if now.since(self.peak_span.start) >= PEAK_SPAN_MIN {
+            self.peaks = [self.peak_span.bytes_per_second(now), self.peaks[0]];
+            self.peak_span = Span::beginning(now);
         }
-        let span = now.since(self.span_start);
-        let sample = self.span_bytes as f64 / span.as_secs_f64().max(1e-4);
+        self.span.bytes += settled.raw_bytes;
+        let sample = self.span.bytes_per_second(now);
         self.provisional = sample;
-        if span < SAMPLE_SPAN_MIN {
+        if now.since(self.span.start) < SAMPLE_SPAN_MIN {
             return;
         }
         self.goodput = Some(
             self.goodput
                 .map_or(sample, |old| old + GOODPUT_WEIGHT * (sample - old)),
         );
-        self.span_start = now;
-        self.span_bytes = 0;
+        self.span = Span::beginning(now);
     }
 
     /// Time from here on counts again: there was nothing to send, or nothing could be sent.
     pub(super) const fn interrupt(&mut self, now: Instant) {
-        self.span_start = now;
-        self.span_bytes = 0;
-        self.peak_span_start = now;
-        self.peak_span_bytes = 0;
+        self.span = Span::beginning(now);
+        self.peak_span = Span::beginning(now);
     }
 
     /// A ping came back.
@@ -157,7 +166,7 @@ mod tests {
     fn the_peak_outlives_one_slow_span_and_not_two() {
         let mut meter = Meter::new(Instant::ZERO);
         let seen = [1_000_000, 100_000, 100_000].map(|bytes| {
-            let now = meter.peak_span_start + PEAK_SPAN_MIN;
+            let now = meter.peak_span.start + PEAK_SPAN_MIN;
             meter.acknowledged(frames(bytes), now);
             meter.peak_wire_bytes_per_second()
         });

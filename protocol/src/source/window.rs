@@ -16,12 +16,11 @@ use super::serving::empty_sets;
 struct InFlight {
     space: SpaceId,
     runs: Vec<BlockRun>,
-    raw_bytes: u64,
-    wire_bytes: u64,
+    bytes: Settled,
     position: Received,
 }
 
-/// What an acknowledgement settles.
+/// Bytes of chunks, as an acknowledgement settles them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Settled {
     /// Bytes of blocks.
@@ -35,9 +34,10 @@ pub(super) struct Window {
     block_bytes: Vec<u64>,
     ordered: Vec<BlockSet>,
     chunks: VecDeque<InFlight>,
-    raw_bytes: u64,
-    packed_raw_bytes: u64,
-    wire_bytes: u64,
+    /// Raw bytes ordered that are in no chunk yet.
+    unpacked_bytes: u64,
+    /// What an acknowledgement of all chunks would settle.
+    under_way: Settled,
     block_count: u64,
     acked: Received,
     packed: Received,
@@ -56,9 +56,8 @@ impl Window {
                 .collect(),
             ordered: empty_sets(spaces),
             chunks: VecDeque::new(),
-            raw_bytes: 0,
-            packed_raw_bytes: 0,
-            wire_bytes: 0,
+            unpacked_bytes: 0,
+            under_way: Settled::default(),
             block_count: 0,
             acked: start,
             packed: start,
@@ -76,17 +75,17 @@ impl Window {
 
     /// Raw bytes ordered and not yet acknowledged.
     pub(super) const fn raw_bytes(&self) -> u64 {
-        self.raw_bytes
+        self.unpacked_bytes + self.under_way.raw_bytes
     }
 
     /// Raw bytes ordered that are in no chunk yet.
     pub(super) const fn unpacked_bytes(&self) -> u64 {
-        self.raw_bytes - self.packed_raw_bytes
+        self.unpacked_bytes
     }
 
     /// Bytes of the frames that were packed and not yet acknowledged.
     pub(super) const fn wire_bytes(&self) -> u64 {
-        self.wire_bytes
+        self.under_way.wire_bytes
     }
 
     /// Blocks ordered and not yet acknowledged.
@@ -103,7 +102,7 @@ impl Window {
     pub(super) fn push(&mut self, space: SpaceId, runs: &[BlockRun]) {
         let position = usize::from(space.0);
         let block_count = block_count_of(runs);
-        self.raw_bytes += block_count * self.block_bytes[position];
+        self.unpacked_bytes += block_count * self.block_bytes[position];
         self.block_count += block_count;
         runs.iter()
             .for_each(|run| self.ordered[position].insert_run(*run));
@@ -136,14 +135,17 @@ impl Window {
             through_sequence: header.sequence,
             chain: chain_after(&self.packed.chain, header),
         };
-        let raw_bytes = block_count_of(&header.runs) * self.block_bytes[position];
-        self.packed_raw_bytes += raw_bytes;
-        self.wire_bytes += wire_bytes;
+        let bytes = Settled {
+            raw_bytes: block_count_of(&header.runs) * self.block_bytes[position],
+            wire_bytes,
+        };
+        self.unpacked_bytes -= bytes.raw_bytes;
+        self.under_way.raw_bytes += bytes.raw_bytes;
+        self.under_way.wire_bytes += bytes.wire_bytes;
         self.chunks.push_back(InFlight {
             space: header.space,
             runs: header.runs.clone(),
-            raw_bytes,
-            wire_bytes,
+            bytes,
             position: self.packed,
         });
         Ok(())
@@ -166,15 +168,14 @@ impl Window {
         while let Some(chunk) = self.chunks.front()
             && chunk.position.through_sequence <= number
         {
-            settled.raw_bytes += chunk.raw_bytes;
-            settled.wire_bytes += chunk.wire_bytes;
+            settled.raw_bytes += chunk.bytes.raw_bytes;
+            settled.wire_bytes += chunk.bytes.wire_bytes;
             self.block_count -= block_count_of(&chunk.runs);
             self.acked = chunk.position;
             self.chunks.pop_front();
         }
-        self.raw_bytes -= settled.raw_bytes;
-        self.packed_raw_bytes -= settled.raw_bytes;
-        self.wire_bytes -= settled.wire_bytes;
+        self.under_way.raw_bytes -= settled.raw_bytes;
+        self.under_way.wire_bytes -= settled.wire_bytes;
         if self.acked != *received {
             let detail = format!("the two sides disagree about the chunks up to {number}");
             return Err(Fault::new(Code::Conflict, detail));
@@ -185,9 +186,8 @@ impl Window {
     /// Takes every block back that was not acknowledged: it is ordered anew, in chunks numbered from
     /// what the target has.
     pub(super) fn take_back(&mut self) -> Vec<BlockSet> {
-        self.raw_bytes = 0;
-        self.packed_raw_bytes = 0;
-        self.wire_bytes = 0;
+        self.unpacked_bytes = 0;
+        self.under_way = Settled::default();
         self.block_count = 0;
         self.packed = self.acked;
         let mut sets: Vec<BlockSet> = self
