@@ -550,7 +550,7 @@ impl Link {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
         self.tail_bytes.store(
-            (twice_path_bytes(&bulk) / 2 * 3).min(SEND_WINDOW_BYTES_MAX),
+            (3 * path_bytes(&bulk)).min(SEND_WINDOW_BYTES_MAX),
             Ordering::Relaxed,
         );
         self.bulk.set_send_window(send_window_bytes(&bulk));
@@ -618,21 +618,21 @@ fn in_flight_bytes(estimate: &Estimate) -> u64 {
     path.bytes_in(estimate.base_rtt + ALLOWANCE)
 }
 
-/// Twice what the path holds, or may turn out to hold: until its rate is found, the rate known is that of the
-/// last round trip, half of what may be in flight now; and that doubles again before the next one is over.
-fn twice_path_bytes(estimate: &Estimate) -> u64 {
-    let path = in_flight_bytes(estimate);
-    2 * if estimate.is_settled {
-        path
+/// What the path holds, or may turn out to hold: until its rate is found, the rate known is that of the last
+/// round trip, half of what may be in flight now.
+fn path_bytes(estimate: &Estimate) -> u64 {
+    let known = in_flight_bytes(estimate);
+    if estimate.is_settled {
+        known
     } else {
-        path.max(estimate.window_bytes)
+        known.max(estimate.window_bytes)
     }
 }
 
 /// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
-/// not stop the flow while it is repeated.
+/// not stop the flow while it is repeated, and a startup may double before its next estimate.
 fn send_window_bytes(estimate: &Estimate) -> u64 {
-    let twice = twice_path_bytes(estimate);
+    let twice = 2 * path_bytes(estimate);
     let window = twice.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
     cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
 }
@@ -657,4 +657,23 @@ fn seen(stats: &ConnectionStats) -> Seen {
 pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
     let code: VarInt = wire::code(why);
     connection.close(code, words.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_starts_may_buffer_twice_what_it_may_send() {
+        let mut estimate = Estimate {
+            rate_bytes_per_second: 15_000_000,
+            base_rtt: Duration::from_millis(200),
+            window_bytes: 6_000_000,
+            ..Estimate::default()
+        };
+        assert_eq!(send_window_bytes(&estimate), 12_000_000);
+        // Once the rate is known, it counts, not a window that is still to shrink.
+        estimate.is_settled = true;
+        assert_eq!(path_bytes(&estimate), 15_000_000 / 1000 * 204);
+    }
 }
