@@ -8,7 +8,7 @@
 //! ```text
 //!   window' = window × (base round trip + allowance) / (least round trip of the last round)
 //!
-//!   Startup ── queue or loss seen, or rate no longer grows ──► Steady ── every 10 s ──► Draining
+//!   Startup ── queue or much loss, or rate no longer grows ──► Steady ── every 10 s ──► Draining
 //!      ▲                                                        │  ▲                        │
 //!      └───── everything in flight lost, or long no queue ──────┘  └─ Filling ◄─ base seen ─┘
 //! ```
@@ -16,13 +16,16 @@
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
 //! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
 //! long path that share is small, so a window that has filled the path for some rounds without any queue
-//! grows by larger steps, and if there is still none then, the startup begins again.
+//! grows by larger steps, and if there is still none then and more gets through, the startup begins again.
+//! If no more does, the next such try waits twice as long.
 //! Only the *least* round trip of a round speaks, because only a standing queue delays every packet:
 //! radio links and busy processors delay many, and must not look like a full path. The base is the
 //! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
 //! A round in which the sender paused teaches nothing, unless the window was in flight all the same.
 //! Loss alone does not slow us down below [`LOSS_TOLERATED_PER_MILLE`]: wireless edges lose packets
-//! without being full. Above it the buffer is smaller than the allowance, which then shrinks.
+//! without being full. Above it the buffer is smaller than the allowance, which then shrinks, and the window
+//! keeps close to what gets through. In a startup rounds are of a few packets, so only a large part of one
+//! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
 
 use std::time::Duration;
 
@@ -42,8 +45,23 @@ const LOCAL_BYTES_PER_SECOND_MIN: u64 = 125_000_000;
 /// The least allowance, for buffers of a few packets.
 const ALLOWANCE_MIN: Duration = Duration::from_micros(500);
 
-/// Loss in one round that counts as noise of the path.
-pub const LOSS_TOLERATED_PER_MILLE: u64 = 20;
+/// Loss that counts as noise of the path, and packets below which there is too little of it to say.
+const LOSS_TOLERATED_PER_MILLE: u64 = 30;
+const LOSS_PACKETS_MIN: u64 = 3;
+
+/// Loss in one round of the startup that ends it, and the packets of it at least: a window that is half as
+/// large again as what the path holds loses a third where there is no buffer, and noise of a few
+/// packets is not that.
+const LOSS_OF_STARTUP_PER_MILLE: u64 = 150;
+const LOSS_OF_STARTUP_PACKETS_MIN: u64 = 4;
+
+/// Rounds over which loss is counted: a fall to a third.
+const LOSS_ROUNDS: u64 = 8;
+
+/// By which part a window may exceed what gets through a path that loses more than is tolerated. It is then
+/// lost, if the path has no buffer; and a path that loses as much by itself would shrink the window for ever
+/// with less.
+const LOSSY_PART: u64 = 20;
 
 /// Least time of a round: on a short path a round trip is too short to measure a rate in, and a process
 /// that was not scheduled would look like a queue. Startup looks more often, for it grows faster.
@@ -81,10 +99,11 @@ const WINDOW_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Rounds without a quarter more delivered that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;
 
-/// Rounds without a queue after which the window is too small, not the queue too short to see; and after
-/// which it is so small that it grew twice and there is still none.
+/// Rounds without a queue after which the window is too small, not the queue too short to see; how many more
+/// it takes to grow by half; and how long it waits at most after it grew and nothing more got through.
 const EMPTY_ROUNDS: u32 = 3;
-const EMPTY_ROUNDS_MAX: u32 = EMPTY_ROUNDS + 4;
+const GROWTH_ROUNDS: u32 = 4;
+const EMPTY_ROUNDS_MAX: u32 = 96;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -240,6 +259,26 @@ impl Peak {
     }
 }
 
+/// What was lost of late; rounds count less and less.
+#[derive(Debug, Clone, Copy, Default)]
+struct Losses {
+    seen_bytes: u64,
+    lost_bytes: u64,
+}
+
+impl Losses {
+    fn note(&mut self, round: &Round) {
+        let fade = |bytes: u64| bytes - bytes / LOSS_ROUNDS;
+        let seen_bytes = round.delivered_bytes + round.lost_bytes;
+        self.seen_bytes = fade(self.seen_bytes) + seen_bytes;
+        self.lost_bytes = fade(self.lost_bytes) + round.lost_bytes;
+    }
+
+    const fn is_beyond(&self, per_mille: u64, least_bytes: u64) -> bool {
+        self.lost_bytes * 1000 > self.seen_bytes * per_mille && self.lost_bytes >= least_bytes
+    }
+}
+
 /// Follows one connection.
 #[derive(Debug, Clone)]
 pub struct Estimator {
@@ -253,8 +292,12 @@ pub struct Estimator {
     queue_delay: Duration,
     round_began: Instant,
     allowance: Duration,
-    /// Rounds in a row that filled the window and left no queue.
+    /// Rounds in a row that filled the window and left no queue, and the rate when they began.
     empty_rounds: u32,
+    empty_rate: u64,
+    /// How many of them make the window grow.
+    empty_rounds_max: u32,
+    losses: Losses,
     /// Whether the sender paused in the last round, which sent what this one sees arrive.
     was_app_limited: bool,
     is_local: bool,
@@ -292,6 +335,9 @@ impl Estimator {
             round_began: now,
             allowance: ALLOWANCE,
             empty_rounds: 0,
+            empty_rate: 0,
+            empty_rounds_max: EMPTY_ROUNDS,
+            losses: Losses::default(),
             was_app_limited: false,
             is_local: false,
             recent: [Duration::ZERO; RECENT_COUNT],
@@ -461,10 +507,12 @@ impl Estimator {
         round.is_app_limited &= !is_full;
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
-        let is_lossy = round.lost_bytes * 1000 / seen_bytes > LOSS_TOLERATED_PER_MILLE;
-        // The startup fills more than the path holds, whatever its buffer.
-        let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
-        self.adapt_allowance(is_short, base, rate);
+        let is_lossy = self.note_losses(&round);
+        self.adapt_allowance(
+            is_lossy && is_telling && self.phase == Phase::Steady,
+            base,
+            rate,
+        );
         if self.phase == Phase::Steady && !round.is_app_limited {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
@@ -492,9 +540,24 @@ impl Estimator {
                 }
             }
             Phase::Filling => self.phase = Phase::Steady,
-            Phase::Steady => self.follow(&round, rate, base),
+            Phase::Steady => self.follow(&round, rate, base, is_lossy),
         }
         self.turn_base(now, base, round.is_cruising);
+    }
+
+    /// Takes note of what a round lost; says whether a path loses so much only if it is full.
+    fn note_losses(&mut self, round: &Round) -> bool {
+        if matches!(self.phase, Phase::Startup { .. }) {
+            // It fills more than the path holds, and what that loses says nothing of the time after it.
+            self.losses = Losses::default();
+            let mut losses = Losses::default();
+            losses.note(round);
+            let least_bytes = LOSS_OF_STARTUP_PACKETS_MIN * self.packet_bytes;
+            return losses.is_beyond(LOSS_OF_STARTUP_PER_MILLE, least_bytes);
+        }
+        self.losses.note(round);
+        let least_bytes = LOSS_PACKETS_MIN * self.packet_bytes;
+        self.losses.is_beyond(LOSS_TOLERATED_PER_MILLE, least_bytes)
     }
 
     fn start(
@@ -532,7 +595,7 @@ impl Estimator {
 
     /// Moves half way to the formula's window, so that one odd round does little, or all the way if
     /// the queue is long.
-    fn follow(&mut self, round: &Round, rate: u64, base: Duration) {
+    fn follow(&mut self, round: &Round, rate: u64, base: Duration, is_lossy: bool) {
         // A sender that had nothing to send says nothing about the path, unless it got more through. But a
         // window beyond what the path holds serves nobody while a queue stands there. Nor does it say so that it
         // got more through than the rate that it keeps below: a round of two packets on a thin link may have
@@ -547,15 +610,29 @@ impl Estimator {
         }
         self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
         let allowed = base + self.allowance_at(rate);
-        let is_empty = self.queue_delay < self.allowance / 4 && round.lost_bytes == 0;
-        self.empty_rounds = if is_empty && !round.is_app_limited {
-            self.empty_rounds + 1
-        } else {
+        let is_empty = self.queue_delay < self.allowance / 4 && !is_lossy;
+        let empty_rounds = if !is_empty || round.is_app_limited {
             0
+        } else {
+            self.empty_rounds + 1
         };
-        if self.empty_rounds > EMPTY_ROUNDS_MAX {
-            // Far too small: the startup grows faster, and watches for the queue packet by packet.
+        if empty_rounds == 1 {
+            self.empty_rate = rate;
+        }
+        let has_grown = self.empty_rounds > self.empty_rounds_max;
+        let is_far = empty_rounds > self.empty_rounds_max + GROWTH_ROUNDS;
+        self.empty_rounds = empty_rounds;
+        if has_grown && is_lossy || is_far && rate < self.empty_rate + self.empty_rate / 4 {
+            // It grew and nothing came of that: something else is the limit, or what is beyond it is lost.
             self.empty_rounds = 0;
+            self.empty_rounds_max = (self.empty_rounds_max * 2).min(EMPTY_ROUNDS_MAX);
+            self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
+            return;
+        }
+        if is_far {
+            self.empty_rounds = 0;
+            // Far too small: the startup grows faster, and watches for the queue packet by packet.
+            self.empty_rounds_max = EMPTY_ROUNDS;
             self.startup_bytes_max = WINDOW_BYTES_MAX;
             self.phase = Phase::Startup {
                 best_rate: rate,
@@ -568,7 +645,13 @@ impl Estimator {
             None => scaled(self.window_bytes, allowed, round.rtt_min),
         };
         // Something else than the window may be the limit; then no queue forms, however large it is.
-        let most = self.window_for(rate, base).saturating_mul(2);
+        let fitting = self.window_for(rate, base);
+        let more = if is_lossy {
+            fitting / LOSSY_PART
+        } else {
+            fitting
+        };
+        let most = fitting.saturating_add(more);
         let is_congested = self.queue_delay > 2 * self.allowance;
         self.window_bytes = if is_congested {
             wanted.clamp(self.window_bytes / 2, self.window_bytes)
@@ -582,7 +665,7 @@ impl Estimator {
     /// What a window grows by that was too small for so long: every other round, for what it does shows
     /// only a round later, and little the first time, for jitter may hide a queue.
     fn growth_bytes(&self) -> Option<u64> {
-        let rounds = self.empty_rounds.checked_sub(EMPTY_ROUNDS + 1)?;
+        let rounds = self.empty_rounds.checked_sub(self.empty_rounds_max + 1)?;
         match rounds {
             0 => Some(self.window_bytes / 8),
             _ if rounds.is_multiple_of(2) => Some(self.window_bytes / 4),

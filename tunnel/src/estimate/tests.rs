@@ -218,9 +218,47 @@ fn a_buffer_smaller_than_the_allowance_is_used_without_much_loss() {
 
 #[test]
 fn loss_without_a_queue_costs_no_more_than_itself() {
-    let mut path = Path::new(100, 40, 100);
-    path.loss_per_mille = 10;
-    check(path, 10 * SECOND, 900, 8_000);
+    for loss in [1, 10, 20, 30] {
+        let mut path = Path::new(100, 40, 100);
+        path.loss_per_mille = loss;
+        check(path, 10 * SECOND, 990, 10_000);
+    }
+}
+
+#[test]
+fn a_few_packets_that_are_lost_do_not_end_the_startup() {
+    for (mbit, rtt, share_min) in [(10, 200, 780), (100, 100, 840), (500, 100, 790)] {
+        for (loss, seed) in [1, 10, 20]
+            .into_iter()
+            .flat_map(|loss| (1..5).map(move |seed| (loss, seed)))
+        {
+            let mut path = Path::new(mbit, rtt, 100);
+            path.loss_per_mille = loss;
+            let mut simulation = Simulation::new(path);
+            simulation.random = seed * 7919;
+            let (share, _) = simulation.measure(5 * SECOND);
+            assert!(
+                share >= share_min,
+                "{mbit} Mbit/s, {rtt} ms, {loss} per mille lost, seed {seed}: used {share} per mille"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_path_whose_buffer_shows_no_queue_is_not_flooded() {
+    for buffer_micros in [300, 1000] {
+        let mut path = Path::new(100, 40, 0);
+        path.buffer_nanos = buffer_micros * MICRO;
+        let mut simulation = Simulation::new(path);
+        simulation.run_until(10 * SECOND);
+        let (sent, delivered) = (simulation.sequence * PACKET, simulation.delivered);
+        let (share, _) = simulation.measure(15 * SECOND);
+        let sent = simulation.sequence * PACKET - sent;
+        let lost = sent - (simulation.delivered - delivered);
+        assert!(share >= 950, "used {share} per mille");
+        assert!(lost * 1000 <= sent * 70, "{lost} of {sent} lost");
+    }
 }
 
 #[test]
