@@ -58,6 +58,10 @@ const LOSS_OF_STARTUP_PACKETS_MIN: u64 = 4;
 /// Rounds over which loss is counted: a fall to a third.
 const LOSS_ROUNDS: u64 = 8;
 
+/// The part of a packet to which what was lost must have faded before nothing is being lost any more: some ten
+/// rounds behind the last one.
+const LOSING_PART: u64 = 4;
+
 /// By which part a window may exceed what gets through a path that loses more than is tolerated. It is then
 /// lost, if the path has no buffer; and a path that loses as much by itself would shrink the window for ever
 /// with less.
@@ -161,6 +165,8 @@ pub struct Estimate {
     pub filled_time: Duration,
     /// Whether the path's rate has been found.
     pub is_settled: bool,
+    /// Whether packets were lost of late, for whatever reason.
+    pub is_losing: bool,
     /// Bytes of a full packet.
     pub packet_bytes: u64,
     /// What packets say that were sent at certain times.
@@ -369,6 +375,7 @@ impl Estimator {
             filled_bytes: self.filled_bytes,
             filled_time: self.filled_time,
             is_settled: !matches!(self.phase, Phase::Startup { .. }),
+            is_losing: self.losses.lost_bytes >= self.packet_bytes / LOSING_PART,
             packet_bytes: self.packet_bytes,
             marked: self.marked,
         }

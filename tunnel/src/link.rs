@@ -127,9 +127,7 @@ pub(crate) struct Link {
     retired: Mutex<Option<Clock>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
-    /// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a
-    /// lost packet is repeated after one round trip, arrives within the second, and holds up for so long
-    /// what the peer may hand on.
+    /// See [`tail_bytes`].
     tail_bytes: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
     learnt: Mutex<Option<Known>>,
@@ -549,10 +547,7 @@ impl Link {
         {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
-        self.tail_bytes.store(
-            (3 * path_bytes(&bulk)).min(SEND_WINDOW_BYTES_MAX),
-            Ordering::Relaxed,
-        );
+        self.tail_bytes.store(tail_bytes(&bulk), Ordering::Relaxed);
         self.bulk.set_send_window(send_window_bytes(&bulk));
     }
 
@@ -629,11 +624,20 @@ fn path_bytes(estimate: &Estimate) -> u64 {
     }
 }
 
+/// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a lost
+/// packet is repeated after one round trip, arrives within the second, and holds up for so long what the
+/// peer may hand on. Five times where that happens all the time, for then some are lost twice.
+fn tail_bytes(estimate: &Estimate) -> u64 {
+    let round_trips = if estimate.is_losing { 5 } else { 3 };
+    (round_trips * path_bytes(estimate)).min(SEND_WINDOW_BYTES_MAX)
+}
+
 /// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
 /// not stop the flow while it is repeated, and a startup may double before its next estimate.
 fn send_window_bytes(estimate: &Estimate) -> u64 {
-    let twice = 2 * path_bytes(estimate);
-    let window = twice.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
+    let round_trips = if estimate.is_losing { 4 } else { 2 };
+    let window = round_trips * path_bytes(estimate);
+    let window = window.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
     cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
 }
 
@@ -675,5 +679,25 @@ mod tests {
         // Once the rate is known, it counts, not a window that is still to shrink.
         estimate.is_settled = true;
         assert_eq!(path_bytes(&estimate), 15_000_000 / 1000 * 204);
+    }
+
+    #[test]
+    fn a_path_that_loses_packets_is_not_held_up_by_what_arrived_behind_them() {
+        let mut estimate = Estimate {
+            rate_bytes_per_second: 12_500_000,
+            base_rtt: Duration::from_millis(40),
+            window_bytes: 550_000,
+            is_settled: true,
+            packet_bytes: 1400,
+            ..Estimate::default()
+        };
+        let path_bytes = path_bytes(&estimate);
+        let before = (send_window_bytes(&estimate), tail_bytes(&estimate));
+        assert!(before.0 < 3 * path_bytes / 2);
+        assert_eq!(before.1, 3 * path_bytes);
+        estimate.is_losing = true;
+        // What is in flight, and what arrives while a packet is repeated and repeated once more.
+        assert!(send_window_bytes(&estimate) >= 3 * path_bytes);
+        assert_eq!(tail_bytes(&estimate), 5 * path_bytes);
     }
 }

@@ -237,6 +237,7 @@ fn a_few_packets_that_are_lost_do_not_end_the_startup() {
             let mut simulation = Simulation::new(path);
             simulation.random = seed * 7919;
             let (share, _) = simulation.measure(5 * SECOND);
+            assert!(simulation.estimator.estimate().is_losing);
             assert!(
                 share >= share_min,
                 "{mbit} Mbit/s, {rtt} ms, {loss} per mille lost, seed {seed}: used {share} per mille"
