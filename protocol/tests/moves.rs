@@ -54,6 +54,8 @@ struct Pair {
     faults: Vec<Fault>,
     /// Drops the lanes once, when the source is in this stage.
     cut_in: Option<source::Stage>,
+    /// Nothing arrives before.
+    silent_until: Instant,
     touched_at_target: Vec<u64>,
 }
 
@@ -104,6 +106,7 @@ impl Pair {
             target_outcome: None,
             faults: Vec::new(),
             cut_in: None,
+            silent_until: Instant::ZERO,
             touched_at_target: Vec::new(),
         }
     }
@@ -136,7 +139,7 @@ impl Pair {
             Action::DropLink => self.cut(),
             Action::Send(lane, message) => {
                 self.to_target
-                    .push_back((self.now + ONE_WAY, Packet::Message(lane, message)));
+                    .push_back((self.arrives_at(), Packet::Message(lane, message)));
             }
             Action::StartTracking => {
                 let mut allocated = BlockSet::empty(BLOCK_COUNT);
@@ -202,7 +205,7 @@ impl Pair {
             runs: order.runs,
             digest: if order.is_zero { [0; 16] } else { digest },
         };
-        let at = self.now + ONE_WAY;
+        let at = self.arrives_at();
         if order.is_urgent {
             let packet = Packet::Chunk(Lane::Demand, header, versions);
             self.to_target.push_back((at, packet));
@@ -220,8 +223,7 @@ impl Pair {
         use target::Action;
         match action {
             Action::Send(lane, message) => {
-                self.to_source
-                    .push_back((self.now + ONE_WAY, message, lane));
+                self.to_source.push_back((self.arrives_at(), message, lane));
             }
             Action::BuildGuest(_) => self.tell_target(target::Event::GuestBuilt),
             Action::Write { token, pieces, .. } => {
@@ -274,6 +276,10 @@ impl Pair {
                 *slot = Some(versions.as_ref().map_or(0, |versions| versions[at]));
             }
         }
+    }
+
+    fn arrives_at(&self) -> Instant {
+        (self.now + ONE_WAY).max(self.silent_until)
     }
 
     fn cut(&mut self) {
@@ -424,6 +430,19 @@ fn pc8_a_cut_in_any_stage_costs_nothing_but_time() {
             assert_eq!(pair.faults, [], "{mode:?} {stage:?}");
         }
     }
+}
+
+#[test]
+fn an_outage_does_not_make_the_path_longer() {
+    let mut pair = Pair::new(policy(Mode::Auto));
+    pair.run_until(|pair| pair.source.stage() == source::Stage::Copying);
+    // Less than what drops the lanes; all that is under way waits, and so do the pings of each second.
+    pair.silent_until = pair.now + Duration::from_secs(8);
+    pair.run();
+    pair.assert_moved();
+    assert_eq!(pair.source.switch_reason(), Some(Reason::Converged));
+    assert_eq!(pair.source.progress().round_trip, Some(ONE_WAY * 2));
+    assert_eq!(pair.faults, []);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Goodput and round trip as the source measures them.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::window::Settled;
@@ -15,8 +16,9 @@ const PEAK_SPAN_MIN: Duration = Duration::from_millis(25);
 /// Weight of a new goodput sample; KubeVirt's study of live migrations settled on the same.
 const GOODPUT_WEIGHT: f64 = 0.4;
 
-/// Weight of a new round-trip sample, as TCP's smoothed RTT (RFC 6298).
-const ROUND_TRIP_WEIGHT: f64 = 0.125;
+/// Round trips whose median counts: a mean would carry one that an outage made long for half a minute, and
+/// the guest would be switched early for the pause that it foretells.
+const ROUND_TRIP_COUNT: usize = 5;
 
 /// The round trip assumed before the first sample.
 const ROUND_TRIP_UNKNOWN: Duration = Duration::from_millis(50);
@@ -54,7 +56,8 @@ pub(super) struct Meter {
     peak_span: Span,
     /// The last two short samples, of frames, the newest first.
     peaks: [f64; 2],
-    round_trip: Option<Duration>,
+    /// The last ones, the oldest first.
+    round_trips: VecDeque<Duration>,
 }
 
 impl Meter {
@@ -65,7 +68,7 @@ impl Meter {
             provisional: 0.0,
             peak_span: Span::beginning(now),
             peaks: [0.0; 2],
-            round_trip: None,
+            round_trips: VecDeque::new(),
         }
     }
 
@@ -98,9 +101,10 @@ impl Meter {
     /// A ping came back.
     pub(super) fn round_trip_sample(&mut self, nonce: u64, now: Instant) {
         let sample = now.since(Instant::from_nanos(nonce));
-        self.round_trip = Some(self.round_trip.map_or(sample, |old| {
-            old.mul_f64(1.0 - ROUND_TRIP_WEIGHT) + sample.mul_f64(ROUND_TRIP_WEIGHT)
-        }));
+        if self.round_trips.len() == ROUND_TRIP_COUNT {
+            self.round_trips.pop_front();
+        }
+        self.round_trips.push_back(sample);
     }
 
     /// Raw bytes a second; before the first full span, what the running one shows.
@@ -125,12 +129,16 @@ impl Meter {
         newest.max(before) as u64
     }
 
-    pub(super) const fn round_trip(&self) -> Option<Duration> {
-        self.round_trip
+    /// The median of the last few.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        let mut sorted: Vec<Duration> = self.round_trips.iter().copied().collect();
+        sorted.sort_unstable();
+        // Of two, the shorter one.
+        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 
     pub(super) fn round_trip_or_guess(&self) -> Duration {
-        self.round_trip.unwrap_or(ROUND_TRIP_UNKNOWN)
+        self.round_trip().unwrap_or(ROUND_TRIP_UNKNOWN)
     }
 }
 
@@ -171,6 +179,25 @@ mod tests {
             meter.peak_wire_bytes_per_second()
         });
         assert_eq!(seen, [40_000_000, 40_000_000, 4_000_000]);
+    }
+
+    #[test]
+    fn round_trips_through_an_outage_do_not_count() {
+        let mut meter = Meter::new(Instant::ZERO);
+        assert_eq!(meter.round_trip(), None);
+        let mut now = Instant::ZERO + Duration::from_secs(60);
+        let mut sample = |millis: u64| {
+            now = now + Duration::from_secs(1);
+            let sent = now.as_nanos() - millis * 1_000_000;
+            meter.round_trip_sample(sent, now);
+            meter.round_trip().map(|median| median.as_millis())
+        };
+        assert_eq!(sample(40), Some(40));
+        assert_eq!(sample(5000), Some(40));
+        assert_eq!(sample(41), Some(41));
+        assert_eq!(sample(3000), Some(41));
+        // A path that is longer from now on.
+        assert_eq!([120, 120, 120].map(&mut sample), [Some(120); 3]);
     }
 
     const fn frames(wire_bytes: u64) -> Settled {

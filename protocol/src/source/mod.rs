@@ -219,6 +219,7 @@ pub struct Source {
     reconnect_delay: Duration,
     heard_at: Instant,
     ping_at: Instant,
+    awaits_pong: bool,
     window: Window,
     meter: Meter,
     generation: u32,
@@ -302,6 +303,7 @@ impl Source {
             reconnect_delay: RECONNECT_DELAY_MIN,
             heard_at: now,
             ping_at: now,
+            awaits_pong: false,
             generation: 0,
             next_order_at: now,
             decisions: Vec::new(),
@@ -489,13 +491,18 @@ impl Source {
             return Ok(());
         }
         if self.link_up && self.ping_at <= now {
-            self.ping(now);
+            self.ping_at = now + PING_INTERVAL;
+            // Those of an outage would all come back behind it, each with a part of it as its round trip.
+            if !self.awaits_pong {
+                self.ping(now);
+            }
         }
         self.thaw_if_overdue(now)
     }
 
     fn ping(&mut self, now: Instant) {
         self.ping_at = now + PING_INTERVAL;
+        self.awaits_pong = true;
         self.send(Lane::Control, Message::Ping(now.as_nanos()));
     }
 
@@ -533,7 +540,10 @@ impl Source {
         }
         match message {
             Message::Ping(nonce) => self.send(Lane::Control, Message::Pong(nonce)),
-            Message::Pong(nonce) => self.meter.round_trip_sample(nonce, now),
+            Message::Pong(nonce) => {
+                self.awaits_pong = false;
+                self.meter.round_trip_sample(nonce, now);
+            }
             Message::Prepared(received) => {
                 self.hear(Word::Prepared, now)?;
                 self.resume(&received)?;
