@@ -80,6 +80,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
     let seed = core::random_link().map_or(1, |link| u64::try_from(link.0 >> 64).unwrap_or(1));
     let mut backoff = Backoff::new(seed);
     let mut changes = peer.subscribe();
+    let mut next = Instant::now();
     loop {
         let is_needed =
             |state: &State| state.link.is_none() || state.is_stalled || state.is_outdated;
@@ -89,15 +90,37 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         }
         let reached = tokio::select! {
             () = stop.requested() => return,
-            link = reach(&core, &peer, &address, &mut backoff) => Some(link),
+            connections = reach(&core, &peer, &address, (&mut backoff, next)) => Some(connections),
             // The link we have answers again: streams over it live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
-        backoff.reset();
-        if let Some(link) = reached {
-            adopt(&core, &peer, &link);
+        next = Instant::now();
+        let Some(connections) = reached else {
+            backoff.reset();
+            continue;
+        };
+        // From the first word on the peer may have taken it in place of the link we have. To let go of it because
+        // that one answers again would leave the peer without either.
+        let joined = tokio::select! {
+            () = stop.requested() => return,
+            joined = join(&core, &peer, connections) => joined,
+        };
+        match joined {
+            Ok(link) => {
+                backoff.reset();
+                adopt(&core, &peer, &Arc::new(link));
+            }
+            Err(fault) => {
+                note_failure(&peer, &fault);
+                next += backoff.after_failure();
+            }
         }
     }
+}
+
+fn note_failure(peer: &Peer, fault: &Fault) {
+    tracing::debug!(site = %peer.site, %fault, "not reached");
+    peer.note_failure(fault);
 }
 
 fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
@@ -108,11 +131,16 @@ fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
     }
 }
 
-/// Dials until an attempt succeeds.
-async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backoff) -> Arc<Link> {
+/// Dials, first at the moment `next`, until an attempt connects. Only one of them may join, or the peer would
+/// replace the link it has just made.
+async fn reach(
+    core: &Core,
+    peer: &Arc<Peer>,
+    address: &str,
+    (backoff, mut next): (&mut Backoff, Instant),
+) -> Connections {
     let mut began = Instant::now();
     let mut attempts = JoinSet::new();
-    let mut next = began;
     let mut cause = Cause::Clock;
     let mut network = core.network.subscribe();
     loop {
@@ -136,24 +164,14 @@ async fn reach(core: &Core, peer: &Arc<Peer>, address: &str, backoff: &mut Backo
             }
             Some(ended) = attempts.join_next() => ended,
         };
-        let joined = match ended {
-            Ok(Ok(connections)) => {
-                // Only one attempt may join, or the peer would replace the link it has just made.
-                attempts = JoinSet::new();
-                join(core, peer, connections).await
-            }
-            Ok(Err(fault)) => Err(fault),
-            Err(error) => Err(Fault::new(Code::Unreachable, error.to_string())),
+        let fault = match ended {
+            Ok(Ok(connections)) => return connections,
+            Ok(Err(fault)) => fault,
+            Err(error) => Fault::new(Code::Unreachable, error.to_string()),
         };
-        match joined {
-            Ok(link) => return Arc::new(link),
-            Err(fault) => {
-                tracing::debug!(site = %peer.site, %fault, "not reached");
-                peer.note_failure(&fault);
-                if attempts.is_empty() {
-                    next = next.max(Instant::now() + backoff.after_failure());
-                }
-            }
+        note_failure(peer, &fault);
+        if attempts.is_empty() {
+            next = next.max(Instant::now() + backoff.after_failure());
         }
     }
 }

@@ -321,8 +321,19 @@ impl Link {
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(Clock::now());
     }
 
+    /// Takes it back into its place, if it still works.
+    pub(crate) fn reinstate(&self) -> bool {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_well = !self.is_ill();
+        if is_well {
+            *retired = None;
+        }
+        is_well
+    }
+
     fn close_if_retired(&self) {
-        let retired = *self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        // Until it is closed, so that it is not reinstated meanwhile.
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let carried = self.carried.iter().map(|leg| leg.load(Ordering::Relaxed));
         let is_empty = carried.sum::<u64>() == 0;
         if retired.is_some_and(|since| is_empty || since.elapsed() > RETIREMENT_MAX) {

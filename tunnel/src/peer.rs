@@ -7,6 +7,9 @@
 //!    │ └────── link over ───┘                         │ └─ new link joined ─► Up
 //!    └───────────────────────── link over ────────────┘
 //! ```
+//!
+//! A link whose place another one took works on until its streams have moved. If the newer one is over
+//! before, the older is back in its place.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -404,14 +407,34 @@ impl Peer {
         self.state.send_if_modified(|state| {
             let is_ours = is_current(state);
             if is_ours {
-                state.link = None;
                 state.is_stalled = false;
-                self.note_loss();
-                state.reason.clone_from(&reason);
                 state.since = SystemTime::now();
+                state.link = self.reinstated(&link);
+                if state.link.is_some() {
+                    // What the newer one was made for is still to be had.
+                    state.is_outdated = true;
+                } else {
+                    self.note_loss();
+                    state.reason.clone_from(&reason);
+                }
             }
             is_ours
         });
+    }
+
+    /// The link that this one has replaced, if it still works: whoever dialled this one may have let go of it
+    /// because the older one answered again, or it was lost before its streams had moved.
+    fn reinstated(&self, lost: &Link) -> Option<Arc<Link>> {
+        if lost.is_farewell() {
+            return None;
+        }
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retired = retired.iter().rev().filter_map(Weak::upgrade);
+        let link = retired.find(|link| link.party() == lost.party() && link.reinstate())?;
+        self.shape_link(&link);
+        let peer = &link.peer;
+        tracing::info!(%peer, link = %format_args!("{:032x}", link.id.0), "link back in its place");
+        Some(link)
     }
 }
 

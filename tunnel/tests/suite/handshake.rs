@@ -5,12 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{Door, Pair, SOON, World, counts_refusal, name, rejected, soon, until};
+use crate::harness::{
+    Door, Pair, SOON, World, counts_refusal, echo, name, open, rejected, soon, until,
+};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::UnixListener;
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
@@ -260,15 +263,34 @@ async fn answer(recv: &mut RecvStream) -> Preamble {
 
 /// A link made by hand: its two connections.
 async fn link(door: &Door) -> (Connection, Connection) {
+    let Joined { urgent, bulk, .. } = joined(door, LinkId(7)).await;
+    (urgent, bulk)
+}
+
+/// A link made by hand, with the streams that joined it.
+struct Joined {
+    urgent: Connection,
+    bulk: Connection,
+    _control: [(SendStream, RecvStream); 2],
+}
+
+async fn joined(door: &Door, link: LinkId) -> Joined {
     let client = door.client();
     let urgent = door.connect(client.clone()).await.unwrap();
     let bulk = door.connect(client).await.unwrap();
-    let (_one, mut first) = join(&urgent, |join| join.leg = Leg::Urgent).await;
-    let (_two, mut second) = join(&bulk, |join| join.leg = Leg::Bulk).await;
-    for recv in [&mut first, &mut second] {
+    let join = |connection, leg| join(connection, move |join| (join.link, join.leg) = (link, leg));
+    let mut control = [
+        join(&urgent, Leg::Urgent).await,
+        join(&bulk, Leg::Bulk).await,
+    ];
+    for (_, recv) in &mut control {
         assert!(matches!(answer(recv).await, Preamble::Joined(_)));
     }
-    (urgent, bulk)
+    Joined {
+        urgent,
+        bulk,
+        _control: control,
+    }
 }
 
 async fn closed_with(connection: &Connection, word: &str) {
@@ -433,6 +455,46 @@ async fn t15_a_class_on_the_wrong_leg_is_refused() {
     let reset = soon(recv.read_to_end(1000)).await.unwrap_err().to_string();
     assert!(reset.contains("reset"), "{reset}");
     assert!(urgent.close_reason().is_none());
+}
+
+/// Whoever dials lets go of a link that is just being made if the one before answers again, or loses it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_is_back_in_its_place_if_the_one_that_replaced_it_ends_first() {
+    let door = Door::open().await;
+    let service = UnixListener::bind(&door.config.services[0].socket).unwrap();
+    let echo = echo(service);
+    let first = joined(&door, LinkId(7)).await;
+    let (mut send, mut recv) = first.urgent.open_bi().await.unwrap();
+    let begin = Preamble::Begin(Begin {
+        stream: StreamId(7),
+        open: Open {
+            peer: name("region"),
+            service: name("echo"),
+            class: Class::Demand,
+        },
+        is_datagrams: false,
+    });
+    send.write_all(&begin.encode()).await.unwrap();
+    assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
+
+    let second = joined(&door, LinkId(8)).await;
+    for connection in [&second.urgent, &second.bulk] {
+        connection.close(0_u32.into(), b"");
+    }
+    // The stream that had not moved goes on, and new ones can be had.
+    send.write_all(b"ping").await.unwrap();
+    let mut heard = [0; 4];
+    soon(recv.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"ping");
+    let socket = door.config.socket.clone();
+    let opening = tokio::spawn(async move {
+        // Those that come before the end of the second link is known are lost with it.
+        while open(&socket, "edge", "echo", Class::Demand).await.is_err() {}
+    });
+    let _begun = soon(first.urgent.accept_bi()).await.unwrap();
+    opening.abort();
+    assert_eq!(door.region.status().links[0].links_lost, 0);
+    echo.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
