@@ -233,7 +233,10 @@ fn state(view: &MigrationView) -> String {
     if let Some(blocked_ms) = view.blocked_ms {
         parts.push(format!("BLOCKED for {}", milliseconds(blocked_ms)));
     } else if view.link == LinkState::Down {
-        parts.push("LINK DOWN".to_owned());
+        let is_new = view.phase == Phase::Preparing;
+        parts.push(if is_new { "connecting" } else { "LINK DOWN" }.to_owned());
+    } else if let Some(silent_ms) = view.silent_ms {
+        parts.push(format!("LINK SILENT for {}", milliseconds(silent_ms)));
     }
     if let Some(error) = &view.error {
         parts.push(escape(&error.code));

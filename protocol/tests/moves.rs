@@ -437,8 +437,14 @@ fn an_outage_does_not_make_the_path_longer() {
     let mut pair = Pair::new(policy(Mode::Auto));
     pair.run_until(|pair| pair.source.stage() == source::Stage::Copying);
     // Less than what drops the lanes; all that is under way waits, and so do the pings of each second.
-    pair.silent_until = pair.now + Duration::from_secs(8);
+    let began = pair.now;
+    pair.silent_until = began + Duration::from_secs(8);
+    assert_eq!(pair.source.silence(pair.now), None);
+    pair.run_until(|pair| pair.now >= began + Duration::from_secs(5));
+    let silence = pair.source.silence(pair.now).unwrap();
+    assert!((4..=5).contains(&silence.as_secs()), "{silence:?}");
     pair.run();
+    assert_eq!(pair.source.silence(pair.now), None);
     pair.assert_moved();
     assert_eq!(pair.source.switch_reason(), Some(Reason::Converged));
     assert_eq!(pair.source.progress().round_trip, Some(ONE_WAY * 2));

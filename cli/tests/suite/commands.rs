@@ -5,7 +5,7 @@ use std::process::Stdio;
 use crate::support::{Daemon, Ran, failed, guest, migration, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use towpath_migrator::api::{GuestState, MigrationView, Phase};
+use towpath_migrator::api::{GuestState, LinkState, MigrationView, Phase};
 use towpath_protocol::fault::{Code, Fault};
 
 #[test]
@@ -207,6 +207,29 @@ fn a_wait_that_is_too_long_ends_and_tells_a_blocked_handover_apart() {
     let ran = daemon.run(&words);
     ran.failed(5, "E_STALLED");
     assert!(ran.stderr.contains("1 min 1 s"), "{ran:?}");
+}
+
+#[test]
+fn a_move_whose_target_says_nothing_shows_that_and_no_eta() {
+    let daemon = Daemon::start();
+    let silent = MigrationView {
+        silent_ms: Some(3_200),
+        goodput_bytes_per_second: 0,
+        eta_ms: None,
+        ..migration(Phase::Copying)
+    };
+    let connecting = MigrationView {
+        link: LinkState::Down,
+        ..migration(Phase::Preparing)
+    };
+    for (view, said) in [
+        (silent, "LINK SILENT for 3.2 s"),
+        (connecting, "connecting"),
+    ] {
+        daemon.host.notes.lock().unwrap().migrations = vec![view];
+        let ran = daemon.run(&["status"]);
+        assert!(ran.stdout.contains(said), "{ran:?}");
+    }
 }
 
 #[test]

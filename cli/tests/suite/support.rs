@@ -87,6 +87,7 @@ pub(crate) fn migration(phase: Phase) -> MigrationView {
         rate: None,
         phase,
         link: LinkState::Up,
+        silent_ms: None,
         blocked_ms: None,
         attempts: 1,
         round: 2,

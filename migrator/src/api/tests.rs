@@ -114,6 +114,7 @@ impl Host for Notebook {
             rate: request.rate,
             phase: Phase::Preparing,
             link: LinkState::Up,
+            silent_ms: None,
             blocked_ms: None,
             attempts: 1,
             round: 0,

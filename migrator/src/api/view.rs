@@ -487,6 +487,9 @@ pub struct MigrationView {
     pub phase: Phase,
     /// Whether the two hosts can talk now.
     pub link: LinkState,
+    /// How long its source has heard nothing over lanes that are open, if that is longer than the path
+    /// explains; there is no goodput and no ETA meanwhile.
+    pub silent_ms: Option<u64>,
     /// How long the guest has been held without an answer from the target, if it is.
     pub blocked_ms: Option<u64>,
     /// Handover attempts begun.

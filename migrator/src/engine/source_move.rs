@@ -110,6 +110,7 @@ impl Order {
             rate: self.request.rate,
             phase,
             link: LinkState::Down,
+            silent_ms: None,
             blocked_ms: None,
             attempts: self.attempts,
             round: 0,
@@ -556,6 +557,8 @@ impl SourceMove {
         let (phase, error) = self.phase();
         let to_ms = |at: Instant| milliseconds(at.since(self.begun_at));
         let is_held = self.machine.stage() == Stage::Committed;
+        let silence = self.machine.silence(now());
+        let is_flowing = self.machine.is_link_up() && silence.is_none();
         let decisions = self.machine.decisions().iter().map(|record| DecisionView {
             at_ms: to_ms(record.at),
             decision: decision_text(&record.judgement.decision).to_owned(),
@@ -577,6 +580,7 @@ impl SourceMove {
             } else {
                 LinkState::Down
             },
+            silent_ms: silence.map(milliseconds),
             blocked_ms: is_held
                 .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
                 .flatten(),
@@ -586,9 +590,13 @@ impl SourceMove {
             blocks_left: progress.blocks_left,
             raw_bytes: progress.raw_bytes,
             wire_bytes: progress.wire_bytes,
-            goodput_bytes_per_second: progress.goodput_bytes_per_second,
+            goodput_bytes_per_second: if is_flowing {
+                progress.goodput_bytes_per_second
+            } else {
+                0
+            },
             dirty_bytes_per_second: progress.dirty_bytes_per_second,
-            eta_ms: progress.eta.map(milliseconds),
+            eta_ms: progress.eta.filter(|_| is_flowing).map(milliseconds),
             predicted_pause_ms: progress.pause_predicted.map(milliseconds),
             pause_reported_ms: progress.pause_reported.map(milliseconds),
             demand_fetches: progress.demand_count,

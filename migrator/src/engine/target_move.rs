@@ -673,6 +673,7 @@ impl TargetMove {
             } else {
                 LinkState::Down
             },
+            silent_ms: None,
             blocked_ms: None,
             attempts: 1,
             round: 0,

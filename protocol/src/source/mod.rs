@@ -357,6 +357,14 @@ impl Source {
         self.link_up
     }
 
+    /// How long nothing was heard over lanes that are open, if that is longer than the path explains.
+    #[must_use]
+    pub fn silence(&self, now: Instant) -> Option<Duration> {
+        let silence = now.since(self.heard_at);
+        let explained = 2 * PING_INTERVAL + 2 * self.meter.round_trip_or_guess();
+        (self.link_up && silence > explained).then_some(silence)
+    }
+
     /// Whether the guest was handed over and its image is gone from here: if the target misses blocks,
     /// only booting it there helps.
     #[must_use]
@@ -751,8 +759,10 @@ impl Source {
             Phase::Over => (0, None),
         };
         self.progress.blocks_left = blocks_left;
-        self.progress.eta =
-            bytes_left.map(|bytes| plan::seconds_for(bytes, self.meter.bytes_per_second()));
+        let goodput = Some(self.meter.bytes_per_second()).filter(|rate| *rate > 0);
+        self.progress.eta = bytes_left
+            .zip(goodput)
+            .map(|(bytes, goodput)| plan::seconds_for(bytes, goodput));
     }
 
     fn left(&self, pending: &[BlockSet]) -> (u64, Option<u64>) {

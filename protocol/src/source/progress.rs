@@ -75,7 +75,7 @@ pub struct Progress {
     pub goodput_bytes_per_second: u64,
     /// Unpacked bytes a second dirtied in the last round.
     pub dirty_bytes_per_second: u64,
-    /// Time until this stage is through at the present goodput.
+    /// Time until this stage is through at the present goodput, if there is any.
     pub eta: Option<Duration>,
     /// The pause predicted by the last decision.
     pub pause_predicted: Option<Duration>,
