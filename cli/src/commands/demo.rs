@@ -11,6 +11,7 @@
 //! guest that keeps changing its memory. The guest itself is the witness: its heartbeats say how long
 //! it stood still and whether it ever ran twice, and every byte of its memory can be checked.
 
+mod cut;
 mod heartbeat;
 mod process;
 mod report;
@@ -28,6 +29,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
 use super::guest::{DirtyRate, Kind};
+use super::relay::loss_percent;
 use crate::args::OutputOption;
 use crate::connection::runtime;
 use crate::daemon::end_descendants;
@@ -40,6 +42,7 @@ Examples:
   towpath demo                                     100 Mbit/s, 40 ms, 256 MiB
   towpath demo --rate 20Mbit --rtt 120ms           a thin, long link
   towpath demo --dirty-rate 20MiB/s                a guest that needs post-copy
+  towpath demo --cut 10s --loss 0.5                a link that loses packets and is cut under way
   towpath demo --guest process                     without KVM
   towpath demo -o json --keep ./demo > report.json keep logs, certificates and configurations
 
@@ -56,8 +59,14 @@ pub(crate) struct Options {
     /// Round trip between the sites
     #[arg(long, value_name = "TIME", default_value = "40ms")]
     rtt: Span,
+    /// Part of the packets that the link loses, each way
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = loss_percent)]
+    loss: f64,
+    /// Cut the link for so long when half of the guest's memory has gone, in each move
+    #[arg(long, value_name = "TIME")]
+    cut: Option<Span>,
     /// No emulated link: the sites talk over loopback as fast as they can
-    #[arg(long, conflicts_with_all = ["rate", "rtt"])]
+    #[arg(long, conflicts_with_all = ["rate", "rtt", "loss", "cut"])]
     direct: bool,
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]

@@ -28,6 +28,18 @@ pub(crate) struct Options {
     /// Round trip without a queue
     #[arg(long, value_name = "TIME")]
     rtt: Span,
+    /// Part of each direction's packets that is lost
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = loss_percent)]
+    loss: f64,
+}
+
+/// A loss in per cent: links that lose more than half carry nothing worth showing.
+pub(crate) fn loss_percent(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').trim().parse();
+    let percent = percent
+        .ok()
+        .filter(|percent| (0.0..=50.0).contains(percent));
+    percent.ok_or_else(|| "a loss is 0 to 50 per cent, such as 0.5".to_owned())
 }
 
 /// What a relay says when it is ready.
@@ -45,7 +57,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         to: options.to,
     };
     let (rate, rtt) = (options.rate.bits_per_second(), options.rtt.duration());
-    let link = LinkOptions::symmetric(vec![door], rate, rtt);
+    let mut link = LinkOptions::symmetric(vec![door], rate, rtt);
+    link.from_a.loss = options.loss / 100.0;
+    link.from_b.loss = options.loss / 100.0;
     let io = |error| Fault::new(Code::Io, format!("the relay: {error}"));
     let relay = Relay::start(&link).map_err(io)?;
     show::show_line(

@@ -84,6 +84,34 @@ fn the_demo_moves_a_guest_there_and_back_and_verifies_every_page() {
     assert_eq!(processes_of(&keep), Vec::<String>::new());
 }
 
+#[test]
+fn a_demo_whose_link_loses_packets_and_is_cut_verifies_every_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = folder.path().join("kept");
+    let words = [
+        "-o",
+        "json",
+        "--rate=50Mbit",
+        "--incompressible=100",
+        "--loss=0.5",
+        "--cut=1s",
+    ];
+    let ran = end_of(demo(&keep, &words).spawn().unwrap());
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["verified"], true);
+    assert_eq!(report["link"]["loss_percent"], 0.5);
+    for one in report["moves"].as_array().unwrap() {
+        assert_eq!(one["outage_ms"], 1000, "{one}");
+        assert!(one["total_ms"].as_u64().unwrap() > 1000, "{one}");
+    }
+    // The demo hears its daemons out, as a service manager would.
+    for log in ["tunnel-edge.log", "migrator-region.log"] {
+        let log = fs::read_to_string(keep.join(log)).unwrap();
+        assert!(!log.contains("service manager"), "{log}");
+    }
+}
+
 /// Starts a demo, waits until its guest runs, ends it by `signal`, and waits until nothing is left.
 fn end_early_by(signal: Signal) -> (Ran, PathBuf) {
     let folder = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::{Code, Fault};
@@ -34,6 +35,8 @@ pub(super) struct Process {
     child: Child,
     leash: Option<ChildStdin>,
     log: PathBuf,
+    /// Takes what a daemon tells its service manager, which it complains about if nobody hears it.
+    hearing: JoinSet<()>,
 }
 
 impl Process {
@@ -65,7 +68,12 @@ impl Process {
         };
         tokio::select! {
             ready = timeout(READY_WAIT, heard) => match ready {
-                Ok(Ok(())) => return Ok(process),
+                Ok(Ok(())) => {
+                    process.hearing.spawn(async move {
+                        while notify.recv(&mut message).await.is_ok() {}
+                    });
+                    return Ok(process);
+                }
                 Ok(Err(error)) => return Err(io(error).into()),
                 Err(_) => {}
             },
@@ -116,7 +124,13 @@ impl Process {
             leash: child.stdin.take(),
             child,
             log,
+            hearing: JoinSet::new(),
         })
+    }
+
+    /// Its standard input; it ends once that is closed.
+    pub(super) fn take_leash(&mut self) -> Option<ChildStdin> {
+        self.leash.take()
     }
 
     /// Waits for the child to end although nobody asked it to.

@@ -9,6 +9,9 @@ use super::heartbeat::Record;
 use crate::commands::guest::word;
 use crate::show::{Table, bytes, escape, milliseconds};
 
+/// The row that is there only if the link was cut.
+const CUT_LABEL: &str = "  of which the link was cut";
+
 /// The document `towpath.v1.demo`.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -47,6 +50,8 @@ pub(super) struct DaemonReport {
 pub(super) struct LinkReport {
     pub(super) rate_bits_per_second: u64,
     pub(super) rtt_ms: u64,
+    /// Part of the packets that it loses, each way.
+    pub(super) loss_percent: f64,
 }
 
 /// One move.
@@ -56,6 +61,8 @@ pub(super) struct MoveReport {
     pub(super) from: Name,
     pub(super) to: Name,
     pub(super) total_ms: u64,
+    /// How long the link was cut under way, if it was.
+    pub(super) outage_ms: Option<u64>,
     /// Between the last heartbeat before the switch and the first after it.
     pub(super) pause_heartbeat_ms: Option<f64>,
     /// As the two migrators computed it.
@@ -86,15 +93,6 @@ impl GuestReport {
     }
 }
 
-impl LinkReport {
-    pub(super) const fn new(rate: Rate, rtt_ms: u64) -> Self {
-        Self {
-            rate_bits_per_second: rate.bits_per_second(),
-            rtt_ms,
-        }
-    }
-}
-
 impl MoveReport {
     /// A move as its source tells it; how long the guest waited for blocks, only its target knows.
     pub(super) fn new(
@@ -108,6 +106,7 @@ impl MoveReport {
             from: view.from.clone(),
             to: view.to.clone(),
             total_ms: view.total_ms,
+            outage_ms: None,
             pause_heartbeat_ms,
             pause_reported_ms: view.pause_reported_ms,
             rounds: view.rounds,
@@ -153,6 +152,7 @@ impl Report {
         let mut rows = vec![vec![String::new()]];
         let labels = [
             "total time",
+            CUT_LABEL,
             "pause, by the guest's heartbeat",
             "pause, as computed",
             "rounds",
@@ -173,6 +173,7 @@ impl Report {
             let cells = [
                 format!("{} -> {}", one.from, one.to),
                 milliseconds(one.total_ms),
+                one.outage_ms.map_or_else(dash, milliseconds),
                 one.pause_heartbeat_ms
                     .map_or_else(dash, |ms| format!("{ms:.0} ms")),
                 one.pause_reported_ms.map_or_else(dash, milliseconds),
@@ -187,6 +188,9 @@ impl Report {
             for (row, cell) in rows.iter_mut().zip(cells) {
                 row.push(cell);
             }
+        }
+        if self.moves.iter().all(|one| one.outage_ms.is_none()) {
+            rows.retain(|row| row[0] != CUT_LABEL);
         }
         text.push_str(&Table::of_rows(rows).render(""));
         text.push_str(&self.heartbeat_line());
@@ -212,7 +216,11 @@ impl Report {
             || "loopback".to_owned(),
             |link| {
                 let rate = Rate::clamped(link.rate_bits_per_second / 8);
-                format!("{rate}, {} round trip", milliseconds(link.rtt_ms))
+                let mut text = format!("{rate}, {} round trip", milliseconds(link.rtt_ms));
+                if link.loss_percent > 0.0 {
+                    text.push_str(&format!(", {} % lost", link.loss_percent));
+                }
+                text
             },
         );
         text.push_str(&format!("link   {link}\n\n"));
@@ -239,6 +247,7 @@ mod tests {
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
             total_ms: 24_100,
+            outage_ms: Some(5000),
             pause_heartbeat_ms: Some(81.4),
             pause_reported_ms: Some(79),
             rounds: 4,
@@ -261,7 +270,11 @@ mod tests {
                 dirty_pages_per_second: 500,
                 incompressible_percent: 25,
             },
-            link: Some(LinkReport::new("100Mbit".parse().unwrap(), 40)),
+            link: Some(LinkReport {
+                rate_bits_per_second: 100_000_000,
+                rtt_ms: 40,
+                loss_percent: 0.5,
+            }),
             moves: vec![one("edge", "region"), one("region", "edge")],
             heartbeats: Record::default(),
             daemons: Vec::new(),
@@ -295,10 +308,14 @@ mod tests {
     fn the_table_is_aligned_and_says_what_is_wrong() {
         let text = report(true).table();
         let line = |begin: &str| text.lines().find(|line| line.starts_with(begin)).unwrap();
-        assert!(line("link").contains("100Mbit, 40 ms round trip"), "{text}");
+        assert!(
+            line("link").contains("100Mbit, 40 ms round trip, 0.5 % lost"),
+            "{text}"
+        );
         let (total, pause) = (line("total time"), line("pause, as"));
         assert_eq!(total.rfind("24.1 s"), total.len().checked_sub(6));
         assert_eq!(total.find("24.1 s"), pause.find("79 ms"));
+        assert!(line("  of which").contains("5.0 s"), "{text}");
         assert!(line("verified").contains("every page (65536)"), "{text}");
         assert!(text.contains("no KVM here: no /dev/kvm"));
         let wrong = report(false);

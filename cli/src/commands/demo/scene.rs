@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use towpath_certs::Authority;
 use towpath_daemon::problem::Problem;
+use towpath_daemon::units::Span;
 use towpath_migrator::api::{
     GuestRequest, GuestView, HostView, MigrationMode, MigrationRequest, MigrationView, StoppedView,
     VerifyView,
@@ -16,6 +17,7 @@ use towpath_protocol::guest_api::HEARTBEAT_INTERVAL_US;
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 
+use super::cut::{HalfWay, Scissors};
 use super::heartbeat::Record;
 use super::process::Process;
 use super::report::{GuestReport, LinkReport, MoveReport, Report};
@@ -47,11 +49,14 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     let authority = Authority::init(&folders.files.join("authority"), &"demo.towpath".parse()?)?;
     let far = free_address()?;
     line.say("demo", "starting the link, two tunnels and two migrators");
-    let (mut relay, door) = if options.direct {
-        (None, far)
+    let (mut relay, mut scissors, door) = if options.direct {
+        (None, None, far)
     } else {
-        let (relay, door) = start_relay(options, far, folders).await?;
-        (Some(relay), door)
+        let (mut relay, door) = start_relay(options, far, folders).await?;
+        let outage = options.cut.map(Span::duration);
+        let leash = relay.take_leash();
+        let scissors = leash.map(|leash| Scissors::new(leash, outage));
+        (Some(relay), scissors, door)
     };
     let (edge, region): (Name, Name) = ("edge".parse()?, "region".parse()?);
     let quota = Size::from_bytes(options.memory.bytes().saturating_mul(2));
@@ -74,7 +79,7 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     let (region, mut region_daemons) = region_plan.start(&authority, folders).await?;
     let (edge, mut edge_daemons) = edge_plan.start(&authority, folders).await?;
     let played = tokio::select! {
-        played = act(options, &edge, &region, line) => played,
+        played = act(options, (&edge, &region), &mut scissors, line) => played,
         failure = edge_daemons.ended_early() => Err(failure),
         failure = region_daemons.ended_early() => Err(failure),
         failure = ended_early(&mut relay) => Err(failure),
@@ -88,6 +93,7 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
     });
     edge_daemons.end().await;
     region_daemons.end().await;
+    drop(scissors);
     if let Some(relay) = relay {
         relay.end().await;
     }
@@ -112,6 +118,7 @@ async fn start_relay(
         format!("--to={far}"),
         format!("--rate={}", options.rate),
         format!("--rtt={}", options.rtt),
+        format!("--loss={}", options.loss),
     ];
     let (relay, line) = Process::start_and_hear("relay", &arguments, &folders.files).await?;
     let ready: Ready = serde_json::from_str(&line)
@@ -129,8 +136,8 @@ fn free_address() -> Result<SocketAddr, Fault> {
 /// What the guest does once both sites run.
 async fn act(
     options: &Options,
-    edge: &Site,
-    region: &Site,
+    (edge, region): (&Site, &Site),
+    scissors: &mut Option<Scissors>,
     mut line: LiveLine,
 ) -> Result<Report, Failure> {
     line.say("demo", "waiting for the link");
@@ -144,7 +151,8 @@ async fn act(
     for (number, (from, to)) in [(edge, region), (region, edge)].into_iter().enumerate() {
         line.say("demo", "letting the guest run");
         consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
-        let view = move_guest(options, &guest.name, from, to, &mut line).await?;
+        let moving = move_guest(options, &guest.name, (from, to), scissors, &mut line);
+        let (view, outage) = moving.await?;
         line.say("demo", "looking at every page");
         let path = format!("/v1/guests/{}", guest.name);
         consoles.add(&to.migrator.get(&path).await?);
@@ -152,7 +160,10 @@ async fn act(
         let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
         let path = format!("/v1/migrations/{}", view.id);
         let at_target: MigrationView = to.migrator.get(&path).await?;
-        moves.push(MoveReport::new(&view, &at_target, pause, verify));
+        moves.push(MoveReport {
+            outage_ms: outage.map(|outage| Span::new(outage).milliseconds()),
+            ..MoveReport::new(&view, &at_target, pause, verify)
+        });
     }
     line.say("demo", "letting the guest run");
     consoles.wait_for_beats(HEARTBEATS_BEFORE_MOVE).await?;
@@ -163,7 +174,11 @@ async fn act(
     let all_pages = moves.iter().all(|one: &MoveReport| one.verified);
     Ok(Report {
         guest: GuestReport::new(&guest, host.kvm_missing_reason),
-        link: (!options.direct).then(|| LinkReport::new(options.rate, options.rtt.milliseconds())),
+        link: (!options.direct).then(|| LinkReport {
+            rate_bits_per_second: options.rate.bits_per_second(),
+            rtt_ms: options.rtt.milliseconds(),
+            loss_percent: options.loss,
+        }),
         daemons: Vec::new(),
         verified: all_pages && heartbeats.is_whole(),
         moves,
@@ -185,14 +200,15 @@ fn request(options: &Options) -> Result<GuestRequest, Failure> {
     Ok(request)
 }
 
-/// Moves the guest and follows it until nothing of it is missing at the other site.
+/// Moves the guest and follows it until nothing of it is missing at the other site; also tells how long
+/// the link was cut under way, if it was.
 async fn move_guest(
     options: &Options,
     guest: &Name,
-    from: &Site,
-    to: &Site,
+    (from, to): (&Site, &Site),
+    scissors: &mut Option<Scissors>,
     line: &mut LiveLine,
-) -> Result<MigrationView, Failure> {
+) -> Result<(MigrationView, Option<Duration>), Failure> {
     let request = MigrationRequest {
         guest: guest.clone(),
         site: to.name.clone(),
@@ -203,9 +219,19 @@ async fn move_guest(
     request.check()?;
     let begun: MigrationView = from.migrator.post("/v1/migrations", &request).await?;
     let wait_max = move_wait_max(options);
-    let mut last = None;
-    let watching = watch(&from.migrator, begun.id, &mut last, line);
-    let view = timeout(wait_max, watching).await.map_err(|_| {
+    let (mut observer, half_way) = HalfWay::new(line, options.memory.bytes() / 2);
+    let watching = async move {
+        let mut last = None;
+        watch(&from.migrator, begun.id, &mut last, &mut observer).await
+    };
+    let cutting = async {
+        match scissors {
+            Some(scissors) => scissors.cut_once(half_way).await,
+            None => Ok(None),
+        }
+    };
+    let both = async { tokio::try_join!(watching, cutting) };
+    let (view, outage) = timeout(wait_max, both).await.map_err(|_| {
         let cause = format!("move {} has not ended after {wait_max:?}", begun.id);
         Problem::new(Code::Stalled, cause)
     })??;
@@ -213,18 +239,20 @@ async fn move_guest(
     // How long the guest waited for pages only the target knows.
     let path = format!("/v1/migrations/{}", view.id);
     let arrived: MigrationView = to.migrator.get(&path).await?;
-    Ok(MigrationView {
+    let view = MigrationView {
         demand_fetches: arrived.demand_fetches,
         demand_p50_ms: arrived.demand_p50_ms,
         demand_p99_ms: arrived.demand_p99_ms,
         ..view
-    })
+    };
+    Ok((view, outage))
 }
 
 fn move_wait_max(options: &Options) -> Duration {
     let bytes_per_second = options.rate.bytes_per_second().max(1);
     let copy_seconds = options.memory.bytes() / bytes_per_second;
-    Duration::from_secs(copy_seconds) * COPIES_MAX + MOVE_WAIT_EXTRA
+    let outage = options.cut.map_or(Duration::ZERO, Span::duration);
+    Duration::from_secs(copy_seconds) * COPIES_MAX + MOVE_WAIT_EXTRA + outage
 }
 
 /// The consoles of both sites.

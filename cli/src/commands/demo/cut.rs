@@ -1,0 +1,82 @@
+//! The cable that is pulled: cuts the emulated link once in a move, and mends it.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdin;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use towpath_migrator::api::MigrationView;
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::failure::Failure;
+use crate::follow::{LiveLine, Observer};
+
+/// Who cuts the link, if somebody is to: the relay's standard input, which also keeps it alive.
+#[derive(Debug)]
+pub(super) struct Scissors {
+    relay: ChildStdin,
+    outage: Option<Duration>,
+}
+
+impl Scissors {
+    pub(super) const fn new(relay: ChildStdin, outage: Option<Duration>) -> Self {
+        Self { relay, outage }
+    }
+
+    /// Cuts the link and mends it once the move is half way; how long it was cut.
+    pub(super) async fn cut_once(
+        &mut self,
+        half_way: oneshot::Receiver<()>,
+    ) -> Result<Option<Duration>, Failure> {
+        let Some(outage) = self.outage else {
+            return Ok(None);
+        };
+        if half_way.await.is_err() {
+            // The move was over before it got there.
+            return Ok(None);
+        }
+        self.say("cut\n").await?;
+        sleep(outage).await;
+        self.say("heal\n").await?;
+        Ok(Some(outage))
+    }
+
+    async fn say(&mut self, words: &str) -> Result<(), Fault> {
+        let said = self.relay.write_all(words.as_bytes()).await;
+        said.map_err(|error| Fault::new(Code::Io, format!("the relay: {error}")))
+    }
+}
+
+/// Shows a move, and says when it is half way.
+#[derive(Debug)]
+pub(super) struct HalfWay<'a> {
+    line: &'a mut LiveLine,
+    bytes: u64,
+    reached: Option<oneshot::Sender<()>>,
+}
+
+impl<'a> HalfWay<'a> {
+    /// Says so once so many bytes of the guest have gone.
+    pub(super) fn new(line: &'a mut LiveLine, bytes: u64) -> (Self, oneshot::Receiver<()>) {
+        let (reached, told) = oneshot::channel();
+        let half_way = Self {
+            line,
+            bytes,
+            reached: Some(reached),
+        };
+        (half_way, told)
+    }
+}
+
+impl Observer for HalfWay<'_> {
+    fn changed(&mut self, view: &MigrationView) -> Result<(), Failure> {
+        if view.raw_bytes >= self.bytes
+            && let Some(reached) = self.reached.take()
+        {
+            // Nobody listens if nothing is to be cut.
+            let _ = reached.send(());
+        }
+        self.line.changed(view)
+    }
+}
