@@ -204,6 +204,8 @@ struct Round {
     began: Instant,
     delivered_bytes: u64,
     lost_bytes: u64,
+    /// Bytes of these that a startup sent or led to.
+    overrun_bytes: u64,
     rtt_min: Duration,
     /// When something arrived last, and the longest time in which nothing did.
     arrived: Instant,
@@ -221,6 +223,7 @@ impl Round {
             window_bytes,
             delivered_bytes: 0,
             lost_bytes: 0,
+            overrun_bytes: 0,
             rtt_min: Duration::MAX,
             arrived: now,
             gap_max: Duration::ZERO,
@@ -275,9 +278,9 @@ struct Losses {
 impl Losses {
     fn note(&mut self, round: &Round) {
         let fade = |bytes: u64| bytes - bytes / LOSS_ROUNDS;
-        let seen_bytes = round.delivered_bytes + round.lost_bytes;
-        self.seen_bytes = fade(self.seen_bytes) + seen_bytes;
-        self.lost_bytes = fade(self.lost_bytes) + round.lost_bytes;
+        let lost_bytes = round.lost_bytes - round.overrun_bytes;
+        self.seen_bytes = fade(self.seen_bytes) + round.delivered_bytes + lost_bytes;
+        self.lost_bytes = fade(self.lost_bytes) + lost_bytes;
     }
 
     const fn is_beyond(&self, per_mille: u64, least_bytes: u64) -> bool {
@@ -304,6 +307,8 @@ pub struct Estimator {
     /// How many of them make the window grow.
     empty_rounds_max: u32,
     losses: Losses,
+    /// When what the last startup sent was through.
+    settled_at: Instant,
     /// Whether the sender paused in the last round, which sent what this one sees arrive.
     was_app_limited: bool,
     is_local: bool,
@@ -344,6 +349,7 @@ impl Estimator {
             empty_rate: 0,
             empty_rounds_max: EMPTY_ROUNDS,
             losses: Losses::default(),
+            settled_at: Instant::ZERO,
             was_app_limited: false,
             is_local: false,
             recent: [Duration::ZERO; RECENT_COUNT],
@@ -470,6 +476,9 @@ impl Estimator {
             self.begin_again(now);
         } else if !is_interruption {
             self.round.lost_bytes += bytes;
+            // It fills more than the path holds, and what that loses says nothing of the time after it.
+            let is_overrun = sent < self.settled_at;
+            self.round.overrun_bytes += if is_overrun { bytes } else { 0 };
         }
     }
 
@@ -514,6 +523,7 @@ impl Estimator {
         round.is_app_limited &= !is_full;
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
+        let is_starting = matches!(self.phase, Phase::Startup { .. });
         let is_lossy = self.note_losses(&round);
         self.adapt_allowance(
             is_lossy && is_telling && self.phase == Phase::Steady,
@@ -549,13 +559,16 @@ impl Estimator {
             Phase::Filling => self.phase = Phase::Steady,
             Phase::Steady => self.follow(&round, rate, base, is_lossy),
         }
+        if is_starting && self.phase == Phase::Steady {
+            // What it lost is noticed within a round trip, and makes room for a burst that finds its queue.
+            self.settled_at = now + 2 * base;
+        }
         self.turn_base(now, base, round.is_cruising);
     }
 
     /// Takes note of what a round lost; says whether a path loses so much only if it is full.
     fn note_losses(&mut self, round: &Round) -> bool {
         if matches!(self.phase, Phase::Startup { .. }) {
-            // It fills more than the path holds, and what that loses says nothing of the time after it.
             self.losses = Losses::default();
             let mut losses = Losses::default();
             losses.note(round);

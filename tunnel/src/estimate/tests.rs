@@ -247,6 +247,32 @@ fn a_few_packets_that_are_lost_do_not_end_the_startup() {
 }
 
 #[test]
+fn what_a_startup_lost_is_no_noise_of_the_path() {
+    let mut path = Path::new(100, 40, 0);
+    path.buffer_nanos = 6 * MILLI;
+    let mut simulation = Simulation::new(path);
+    while !simulation.estimator.estimate().is_settled {
+        simulation.run_until(simulation.now + MILLI);
+    }
+    let mut lost_bytes = 0;
+    // All that it lost is noticed in that time.
+    let until = simulation.now + 90 * MILLI;
+    while simulation.now < until {
+        simulation.run_until(simulation.now + MILLI);
+        lost_bytes = lost_bytes.max(simulation.estimator.round.lost_bytes);
+        assert!(
+            !simulation.estimator.estimate().is_losing,
+            "{}",
+            simulation.now
+        );
+    }
+    assert!(
+        lost_bytes > 20 * PACKET,
+        "the startup went beyond the buffer"
+    );
+}
+
+#[test]
 fn a_path_whose_buffer_shows_no_queue_is_not_flooded() {
     for buffer_micros in [300, 1000] {
         let mut path = Path::new(100, 40, 0);
