@@ -68,8 +68,12 @@ pub(crate) struct Flow {
 struct Outward {
     /// Read from the program and not yet sent.
     read: Bytes,
-    /// To be sent again before anything else.
+    /// To be sent before anything else: again, or what was read while there was no carrier.
     again: VecDeque<Bytes>,
+    /// Where in the stream that begins.
+    again_at: u64,
+    /// Where in the stream that ends which some carrier was given.
+    given: u64,
 }
 
 #[derive(Debug, Default)]
@@ -87,19 +91,17 @@ impl Flow {
         self.inward.offsets.received()
     }
 
-    /// Goes back to where the peer is; gives how many bytes go again.
+    /// Goes back to where the peer is; gives how many bytes go a second time, at most: those that the carrier
+    /// before was given.
     ///
     /// # Errors
     ///
     /// `E_RANGE` if the peer cannot be there.
     pub(crate) fn rewind(&mut self, stream: &Stream, received: Received) -> Result<u64, Fault> {
-        self.outward.again = stream.out().rewind(received)?;
-        Ok(self
-            .outward
-            .again
-            .iter()
-            .map(|piece| piece.len() as u64)
-            .sum())
+        let side = &mut self.outward;
+        side.again = stream.out().rewind(received)?;
+        side.again_at = received.bytes;
+        Ok(side.given.saturating_sub(received.bytes))
     }
 }
 
@@ -190,8 +192,11 @@ impl Copy<'_> {
         // is silent.
         let mut stopped = pin!(send.stopped());
         while let Some(piece) = side.again.front().cloned() {
+            let end = side.again_at + piece.len() as u64;
+            side.given = side.given.max(end);
             self.put(send, piece).await?;
             side.again.pop_front();
+            side.again_at = end;
         }
         while !self.stream.out().is_ended() {
             if side.read.is_empty() {
@@ -207,6 +212,7 @@ impl Copy<'_> {
                 let granted = backlog.grant(wish).await;
                 self.link.until_free(leg, granted).await;
                 let piece = self.count(side, granted);
+                side.given = self.stream.out().sent();
                 self.write(send, piece).await?;
             }
         }
