@@ -525,11 +525,8 @@ impl Estimator {
         let rate = self.peak.with(rate, now);
         let is_starting = matches!(self.phase, Phase::Startup { .. });
         let is_lossy = self.note_losses(&round);
-        self.adapt_allowance(
-            is_lossy && is_telling && self.phase == Phase::Steady,
-            base,
-            rate,
-        );
+        let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
+        self.adapt_allowance(is_short, base, rate);
         if self.phase == Phase::Steady && !round.is_app_limited {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
@@ -638,6 +635,10 @@ impl Estimator {
         };
         if empty_rounds == 1 {
             self.empty_rate = rate;
+        }
+        if self.queue_delay >= self.allowance / 2 {
+            // The path is full, and shows it.
+            self.empty_rounds_max = EMPTY_ROUNDS;
         }
         let has_grown = self.empty_rounds > self.empty_rounds_max;
         let is_far = empty_rounds > self.empty_rounds_max + GROWTH_ROUNDS;

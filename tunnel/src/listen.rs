@@ -138,6 +138,12 @@ impl Listener {
             }
         };
         if let Err(fault) = self.join(&connection).await {
+            // Whoever dials drops what another attempt was faster than.
+            let end = connection.close_reason();
+            if end.is_some_and(|reason| is_given_up(&reason)) {
+                tracing::debug!(%source, %fault, "link given up by the peer");
+                return;
+            }
             tracing::warn!(target: "audit", %source, %fault, "link refused");
             close(&connection, fault.code, &fault.detail);
         }

@@ -4,8 +4,8 @@
 //! Both write without end over the same emulated path, which is cut, and mended after the outage. The
 //! time from there to the first new byte at the other end is the result, and for the tunnel whether all
 //! bytes were the right ones and how many of them went twice; and for both which part of the path's rate
-//! arrived in the first seconds, of the connection and behind the outage. The two take turns. `--smoke` cuts
-//! for a second, once.
+//! arrived in the first seconds, of the connection and behind the outage. One of the paths also loses one
+//! packet of a hundred. The two take turns. `--smoke` cuts for a second, once.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -48,11 +48,12 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Bytes written and read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// An outage of so many seconds on a path with such a round trip.
+/// An outage of so many seconds on a path with such a round trip and loss.
 #[derive(Debug, Clone, Copy)]
 struct Case {
     seconds: u64,
     round_trip_ms: u64,
+    lost_per_mille: u32,
 }
 
 impl Case {
@@ -60,13 +61,21 @@ impl Case {
         Self {
             seconds,
             round_trip_ms: ROUND_TRIP_MS,
+            lost_per_mille: 0,
         }
     }
 
     const fn far(seconds: u64) -> Self {
         Self {
-            seconds,
             round_trip_ms: 5 * ROUND_TRIP_MS,
+            ..Self::new(seconds)
+        }
+    }
+
+    const fn lossy(seconds: u64) -> Self {
+        Self {
+            lost_per_mille: 10,
+            ..Self::new(seconds)
         }
     }
 
@@ -79,10 +88,13 @@ impl FromStr for Case {
     type Err = ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, ParseIntError> {
-        let (seconds, round_trip) = text.split_once('@').unzip();
+        let (path, lost) = text.split_once('/').unzip();
+        let path = path.unwrap_or(text);
+        let (seconds, round_trip) = path.split_once('@').unzip();
         Ok(Self {
-            seconds: seconds.unwrap_or(text).parse()?,
+            seconds: seconds.unwrap_or(path).parse()?,
             round_trip_ms: round_trip.map_or(Ok(ROUND_TRIP_MS), str::parse)?,
+            lost_per_mille: lost.map_or(Ok(0), str::parse)?,
         })
     }
 }
@@ -92,6 +104,7 @@ const FULL: (&[Case], usize) = (
     &[
         Case::new(3),
         Case::far(3),
+        Case::lossy(3),
         Case::new(10),
         Case::new(30),
         Case::new(120),
@@ -114,6 +127,7 @@ struct Report {
 struct Outage {
     seconds: u64,
     round_trip_ms: u64,
+    lost_per_mille: u32,
     tunnel_ms: Vec<u128>,
     /// Nothing where it was not back within a minute.
     bare_quinn_ms: Vec<Option<u128>>,
@@ -170,7 +184,7 @@ fn main() -> ExitCode {
         (_, Ok(cases)) => (cases.as_slice(), FULL.1),
         _ => {
             return finish(Err(
-                "usage: recovery [--smoke | SECONDS[@ROUND_TRIP_MS]...]".into(),
+                "usage: recovery [--smoke | SECONDS[@ROUND_TRIP_MS][/LOST_PER_MILLE]...]".into(),
             ));
         }
     };
@@ -194,6 +208,7 @@ async fn measure((cases, runs): (&[Case], usize)) -> Result<Report, Failure> {
         let mut outage = Outage {
             seconds: case.seconds,
             round_trip_ms: case.round_trip_ms,
+            lost_per_mille: case.lost_per_mille,
             ..Outage::default()
         };
         for _ in 0..runs {
@@ -215,10 +230,11 @@ async fn measure((cases, runs): (&[Case], usize)) -> Result<Report, Failure> {
     Ok(report)
 }
 
-fn relay_to(to: SocketAddr, round_trip: Duration) -> Result<(Relay, SocketAddr), Failure> {
+fn relay_to(to: SocketAddr, case: Case) -> Result<(Relay, SocketAddr), Failure> {
     let direction = Direction {
         bits_per_second: Some(BITS_PER_SECOND),
-        delay: round_trip / 2,
+        delay: case.round_trip() / 2,
+        loss: f64::from(case.lost_per_mille) / 1000.0,
         ..Direction::default()
     };
     let door = Door {
@@ -245,7 +261,7 @@ async fn through_tunnels(case: Case) -> Result<(Played, u64), Failure> {
     let listener = UnixListener::bind(&region.services[0].socket)?;
     let region = Tunnel::start(&region).await?;
     let listens = region.listen_address().ok_or("the region listens")?;
-    let (relay, address) = relay_to(listens, case.round_trip())?;
+    let (relay, address) = relay_to(listens, case)?;
     edge_config.peers[0].address = Some(address.to_string());
     let edge = Tunnel::start(&edge_config).await?;
     edge.linked(&"region".parse()?, BACK_WAIT).await?;
@@ -277,7 +293,7 @@ async fn through_quinn(case: Case) -> Result<Played, Failure> {
     server.transport_config(Arc::clone(&transport));
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let region = Endpoint::server(server, any)?;
-    let (relay, address) = relay_to(region.local_addr()?, case.round_trip())?;
+    let (relay, address) = relay_to(region.local_addr()?, case)?;
     let tls = tls::client_config(&edge, &"region".parse()?, &rejections)?;
     let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(transport);
