@@ -22,7 +22,7 @@
 //! radio links and busy processors delay many, and must not look like a full path. The base is the
 //! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
 //! A round in which the sender paused teaches nothing, unless the window was in flight all the same.
-//! Loss alone does not slow us down below [`LOSS_TOLERATED_PER_MILLE`]: wireless edges lose packets
+//! Loss alone does not slow us down below `LOSS_TOLERATED_PER_MILLE`: wireless edges lose packets
 //! without being full. Above it the buffer is smaller than the allowance, which then shrinks, and the window
 //! keeps close to what gets through. In a startup rounds are of a few packets, so only a large part of one
 //! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
