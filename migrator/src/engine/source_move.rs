@@ -203,6 +203,8 @@ pub(super) struct SourceMove {
     urgent_frame: Vec<u8>,
     /// Number of the lanes asked for last.
     link: u64,
+    /// Why there are none, as it was logged last: an outage tries ten times a second.
+    no_lanes: Option<Fault>,
     outcome: Option<Outcome>,
     begun_at: Instant,
     sampled_at: Instant,
@@ -266,6 +268,7 @@ impl SourceMove {
             urgent_chunk: EncodedChunk::new(),
             urgent_frame: Vec::new(),
             link: 0,
+            no_lanes: None,
             outcome: None,
             begun_at: now(),
             sampled_at: now(),
@@ -442,9 +445,15 @@ impl SourceMove {
         }
         let attached = result.and_then(|lanes| self.attach(ground, number, lanes));
         let event = match attached {
-            Ok(()) => Event::LinkUp,
+            Ok(()) => {
+                self.no_lanes = None;
+                Event::LinkUp
+            }
             Err(fault) => {
-                info!(migration = %self.order.id, %fault, "no lanes to the target");
+                if self.no_lanes.as_ref() != Some(&fault) {
+                    info!(migration = %self.order.id, %fault, "no lanes to the target");
+                    self.no_lanes = Some(fault);
+                }
                 Event::LinkDown
             }
         };
