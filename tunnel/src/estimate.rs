@@ -524,7 +524,8 @@ impl Estimator {
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
         let is_starting = matches!(self.phase, Phase::Startup { .. });
-        let is_lossy = self.note_losses(&round);
+        // What is lost below the path's rate is noise, however much it is.
+        let is_lossy = self.note_losses(&round) && !round.is_cruising;
         let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
         self.adapt_allowance(is_short, base, rate);
         if self.phase == Phase::Steady && !round.is_app_limited {

@@ -56,6 +56,7 @@ struct Simulation {
     delivered: u64,
     queues: Vec<u64>,
     random: u64,
+    is_cruising: bool,
 }
 
 impl Simulation {
@@ -72,6 +73,7 @@ impl Simulation {
             delivered: 0,
             queues: Vec::new(),
             random: 1,
+            is_cruising: false,
         }
     }
 
@@ -152,7 +154,7 @@ impl Simulation {
                     sent: Instant::from_nanos(*sent),
                     bytes: PACKET,
                     is_app_limited: *is_app_limited,
-                    is_cruising: false,
+                    is_cruising: self.is_cruising,
                 });
             }
         }
@@ -244,6 +246,21 @@ fn a_few_packets_that_are_lost_do_not_end_the_startup() {
             );
         }
     }
+}
+
+#[test]
+fn what_is_lost_below_the_rate_of_the_path_does_not_make_the_window_smaller() {
+    let mut simulation = Simulation::new(Path::new(100, 40, 100));
+    simulation.run_until(5 * SECOND);
+    let window_bytes = simulation.estimator.window_bytes();
+    simulation.is_cruising = true;
+    simulation.path.buffered_bytes = window_bytes / 10 * 9;
+    simulation.path.loss_per_mille = 50;
+    simulation.path.jitter_nanos = MILLI;
+    simulation.run_until(9 * SECOND);
+    assert!(simulation.estimator.estimate().is_losing);
+    assert_eq!(simulation.estimator.allowance, ALLOWANCE);
+    assert!(simulation.estimator.window_bytes() >= window_bytes / 10 * 9);
 }
 
 #[test]
