@@ -94,9 +94,9 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
             // The link we have answers again: streams over it live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
-        next = Instant::now();
         let Some(connections) = reached else {
             backoff.reset();
+            next = Instant::now();
             continue;
         };
         // From the first word on the peer may have taken it in place of the link we have. To let go of it because
@@ -108,11 +108,12 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         match joined {
             Ok(link) => {
                 backoff.reset();
+                next = Instant::now();
                 adopt(&core, &peer, &Arc::new(link));
             }
             Err(fault) => {
                 note_failure(&peer, &fault);
-                next += backoff.after_failure();
+                next = Instant::now() + backoff.after_failure();
             }
         }
     }
