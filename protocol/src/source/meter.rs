@@ -56,8 +56,9 @@ pub(super) struct Meter {
     peak_span: Span,
     /// The last two short samples, of frames, the newest first.
     peaks: [f64; 2],
-    /// The last ones, the oldest first.
+    /// The last ones, the oldest first, and their median: it is asked for with every chunk.
     round_trips: VecDeque<Duration>,
+    round_trip: Option<Duration>,
 }
 
 impl Meter {
@@ -69,6 +70,7 @@ impl Meter {
             peak_span: Span::beginning(now),
             peaks: [0.0; 2],
             round_trips: VecDeque::new(),
+            round_trip: None,
         }
     }
 
@@ -105,6 +107,10 @@ impl Meter {
             self.round_trips.pop_front();
         }
         self.round_trips.push_back(sample);
+        let mut sorted: Vec<Duration> = self.round_trips.iter().copied().collect();
+        sorted.sort_unstable();
+        // Of two, the shorter one.
+        self.round_trip = Some(sorted[(sorted.len() - 1) / 2]);
     }
 
     /// Raw bytes a second; before the first full span, what the running one shows.
@@ -130,15 +136,12 @@ impl Meter {
     }
 
     /// The median of the last few.
-    pub(super) fn round_trip(&self) -> Option<Duration> {
-        let mut sorted: Vec<Duration> = self.round_trips.iter().copied().collect();
-        sorted.sort_unstable();
-        // Of two, the shorter one.
-        sorted.get(sorted.len().saturating_sub(1) / 2).copied()
+    pub(super) const fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
     }
 
     pub(super) fn round_trip_or_guess(&self) -> Duration {
-        self.round_trip().unwrap_or(ROUND_TRIP_UNKNOWN)
+        self.round_trip.unwrap_or(ROUND_TRIP_UNKNOWN)
     }
 }
 

@@ -499,19 +499,18 @@ impl Source {
             return Ok(());
         }
         if self.link_up && self.ping_at <= now {
-            self.ping_at = now + PING_INTERVAL;
-            // Those of an outage would all come back behind it, each with a part of it as its round trip.
-            if !self.awaits_pong {
-                self.ping(now);
-            }
+            self.ping(now);
         }
         self.thaw_if_overdue(now)
     }
 
+    /// Asks for an answer, unless one is still to come: those of an outage would all come back behind it,
+    /// each with a part of it as its round trip.
     fn ping(&mut self, now: Instant) {
         self.ping_at = now + PING_INTERVAL;
-        self.awaits_pong = true;
-        self.send(Lane::Control, Message::Ping(now.as_nanos()));
+        if !std::mem::replace(&mut self.awaits_pong, true) {
+            self.send(Lane::Control, Message::Ping(now.as_nanos()));
+        }
     }
 
     fn link_came_up(&mut self, now: Instant) -> Result<(), Fault> {
@@ -519,6 +518,7 @@ impl Source {
         self.resumed = false;
         self.reconnect_at = None;
         self.heard_at = now;
+        self.awaits_pong = false;
         self.ping(now);
         if let Phase::Committed { said_at, .. } = &mut self.phase {
             *said_at = now;
