@@ -1,26 +1,25 @@
 //! The cable that is pulled: cuts the emulated link once in a move, and mends it.
 
-use std::time::Duration;
-
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+use towpath_daemon::units::Span;
 use towpath_migrator::api::MigrationView;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::failure::Failure;
 use crate::follow::{LiveLine, Observer};
 
-/// Who cuts the link, if somebody is to: the relay's standard input, which also keeps it alive.
+/// What cuts the link: the relay's standard input, which also keeps it alive.
 #[derive(Debug)]
 pub(super) struct Scissors {
     relay: ChildStdin,
-    outage: Option<Duration>,
+    outage: Span,
 }
 
 impl Scissors {
-    pub(super) const fn new(relay: ChildStdin, outage: Option<Duration>) -> Self {
+    pub(super) const fn new(relay: ChildStdin, outage: Span) -> Self {
         Self { relay, outage }
     }
 
@@ -28,18 +27,15 @@ impl Scissors {
     pub(super) async fn cut_once(
         &mut self,
         half_way: oneshot::Receiver<()>,
-    ) -> Result<Option<Duration>, Failure> {
-        let Some(outage) = self.outage else {
-            return Ok(None);
-        };
+    ) -> Result<Option<Span>, Failure> {
         if half_way.await.is_err() {
             // The move was over before it got there.
             return Ok(None);
         }
         self.say("cut\n").await?;
-        sleep(outage).await;
+        sleep(self.outage.duration()).await;
         self.say("heal\n").await?;
-        Ok(Some(outage))
+        Ok(Some(self.outage))
     }
 
     async fn say(&mut self, words: &str) -> Result<(), Fault> {

@@ -53,9 +53,10 @@ pub(super) async fn play(options: &Options, folders: &Folders) -> Result<Report,
         (None, None, far)
     } else {
         let (mut relay, door) = start_relay(options, far, folders).await?;
-        let outage = options.cut.map(Span::duration);
-        let leash = relay.take_leash();
-        let scissors = leash.map(|leash| Scissors::new(leash, outage));
+        let scissors = options.cut.and_then(|outage| {
+            let leash = relay.take_leash()?;
+            Some(Scissors::new(leash, outage))
+        });
         (Some(relay), scissors, door)
     };
     let (edge, region): (Name, Name) = ("edge".parse()?, "region".parse()?);
@@ -161,7 +162,7 @@ async fn act(
         let path = format!("/v1/migrations/{}", view.id);
         let at_target: MigrationView = to.migrator.get(&path).await?;
         moves.push(MoveReport {
-            outage_ms: outage.map(|outage| Span::new(outage).milliseconds()),
+            outage_ms: outage.map(Span::milliseconds),
             ..MoveReport::new(&view, &at_target, pause, verify)
         });
     }
@@ -208,7 +209,7 @@ async fn move_guest(
     (from, to): (&Site, &Site),
     scissors: &mut Option<Scissors>,
     line: &mut LiveLine,
-) -> Result<(MigrationView, Option<Duration>), Failure> {
+) -> Result<(MigrationView, Option<Span>), Failure> {
     let request = MigrationRequest {
         guest: guest.clone(),
         site: to.name.clone(),
