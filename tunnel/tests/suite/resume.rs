@@ -202,6 +202,10 @@ async fn what_is_written_and_ended_during_an_outage_arrives_after_it() {
         heard.clear();
         soon(writes.read_to_end(&mut heard)).await.unwrap();
         assert_eq!(heard, b"thanks", "the other direction lives on");
+        for tunnel in [&pair.edge, &pair.region] {
+            let again = tunnel.status().links[0].resent_bytes;
+            assert_eq!(again, 0, "no link was given anything before");
+        }
     }
 }
 
