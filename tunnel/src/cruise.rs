@@ -151,9 +151,6 @@ const AHEAD_TIME: Duration = Duration::from_millis(20);
 const AHEAD_BYTES_MAX: u64 = 64 * 1024;
 const AHEAD_BYTES_MIN: u64 = 6 * 1024;
 
-/// Round trips for which QUIC keeps what has arrived behind a packet that was lost, or lost twice.
-const HOLE_ROUNDS: u64 = 2;
-
 /// How far behind the rate a sender may be and still catch up: more would be a queue of its own.
 const BEHIND_TIME_MAX: Duration = Duration::from_millis(1);
 
@@ -666,11 +663,7 @@ pub(crate) fn buffer_bytes(estimate: &Estimate) -> Option<u64> {
     } else {
         window
     };
-    let kept = if estimate.is_losing {
-        HOLE_ROUNDS * window
-    } else {
-        0
-    };
+    let kept = estimate.hole_rounds() * window;
     ahead_bytes(estimate).map(|ahead| window + more + ahead + kept)
 }
 

@@ -94,26 +94,23 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
             // The link we have answers again: streams over it live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
-        let Some(connections) = reached else {
-            backoff.reset();
-            next = Instant::now();
-            continue;
-        };
         // From the first word on the peer may have taken it in place of the link we have. To let go of it because
         // that one answers again would leave the peer without either.
-        let joined = tokio::select! {
-            () = stop.requested() => return,
-            joined = join(&core, &peer, connections) => joined,
+        let joined = match reached {
+            None => Ok(()),
+            Some(connections) => tokio::select! {
+                () = stop.requested() => return,
+                joined = join(&core, &peer, connections) => {
+                    joined.map(|link| adopt(&core, &peer, &Arc::new(link)))
+                }
+            },
         };
+        next = Instant::now();
         match joined {
-            Ok(link) => {
-                backoff.reset();
-                next = Instant::now();
-                adopt(&core, &peer, &Arc::new(link));
-            }
+            Ok(()) => backoff.reset(),
             Err(fault) => {
                 note_failure(&peer, &fault);
-                next = Instant::now() + backoff.after_failure();
+                next += backoff.after_failure();
             }
         }
     }

@@ -58,6 +58,10 @@ const LOSS_OF_STARTUP_PACKETS_MIN: u64 = 4;
 /// Rounds over which loss is counted: a fall to a third.
 const LOSS_ROUNDS: u64 = 8;
 
+/// Round trips for which more is kept while packets are being lost: what has arrived behind one waits until
+/// it was repeated, or repeated once more.
+const HOLE_ROUNDS: u64 = 2;
+
 /// The part of a packet to which what was lost must have faded before nothing is being lost any more: some ten
 /// rounds behind the last one.
 const LOSING_PART: u64 = 4;
@@ -171,6 +175,14 @@ pub struct Estimate {
     pub packet_bytes: u64,
     /// What packets say that were sent at certain times.
     pub marked: [Marked; 2],
+}
+
+impl Estimate {
+    /// Round trips for which what arrives behind a lost packet is kept, beside those of a path without loss.
+    #[must_use]
+    pub const fn hole_rounds(&self) -> u64 {
+        if self.is_losing { HOLE_ROUNDS } else { 0 }
+    }
 }
 
 /// Packets that were sent between two moments.
@@ -380,7 +392,7 @@ impl Estimator {
             window_bytes: self.window_bytes(),
             filled_bytes: self.filled_bytes,
             filled_time: self.filled_time,
-            is_settled: !matches!(self.phase, Phase::Startup { .. }),
+            is_settled: !self.is_starting(),
             is_losing: self.losses.lost_bytes >= self.packet_bytes / LOSING_PART,
             packet_bytes: self.packet_bytes,
             marked: self.marked,
@@ -406,7 +418,7 @@ impl Estimator {
     pub fn resume(&mut self, rate_bytes_per_second: u64, rtt: Duration) {
         let base = self.known_base().unwrap_or_default();
         let is_alike = base * 3 / 4 <= rtt && rtt * 3 / 4 <= base;
-        let is_new = matches!(self.phase, Phase::Startup { .. });
+        let is_new = self.is_starting();
         let fitting = self.window_for(rate_bytes_per_second, base);
         if is_alike && is_new && fitting > self.window_bytes {
             self.rate_bytes_per_second = rate_bytes_per_second;
@@ -449,7 +461,7 @@ impl Estimator {
         }
         self.recent[self.ack_count % RECENT_COUNT] = rtt;
         self.ack_count = self.ack_count.wrapping_add(1);
-        let is_starting = matches!(self.phase, Phase::Startup { .. });
+        let is_starting = self.is_starting();
         if is_starting {
             let least = self.recent.iter().min().copied().unwrap_or_default();
             let has_queue = least.saturating_sub(base) > self.allowance / 2;
@@ -484,7 +496,7 @@ impl Estimator {
 
     /// The path was interrupted, and is perhaps another one now. Its rate is believed until another is seen.
     fn begin_again(&mut self, now: Instant) {
-        let is_known = !matches!(self.phase, Phase::Startup { .. });
+        let is_known = !self.is_starting();
         if let Some(base) = self.known_base().filter(|_| is_known) {
             self.startup_bytes_max = self.window_for(self.rate_bytes_per_second, base);
         }
@@ -512,10 +524,12 @@ impl Estimator {
             || has_queue && in_flight >= round.window_bytes / 2;
         // Whether the sender had more to send is known of the time of the acknowledgement, not of the packet:
         // a few bytes that are acknowledged late, when the window is full at last, would be the path's rate.
-        let seen_bytes = (round.delivered_bytes + round.lost_bytes).max(1);
-        let least_part = match self.phase {
-            Phase::Startup { .. } => FULL_PART_STARTUP,
-            _ => FULL_PART,
+        let seen_bytes = round.delivered_bytes + round.lost_bytes;
+        let is_starting = self.is_starting();
+        let least_part = if is_starting {
+            FULL_PART_STARTUP
+        } else {
+            FULL_PART
         };
         let is_telling = seen_bytes >= round.window_bytes / least_part;
         let was_app_limited = std::mem::replace(&mut self.was_app_limited, round.is_app_limited);
@@ -523,7 +537,6 @@ impl Estimator {
         round.is_app_limited &= !is_full;
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         let rate = self.peak.with(rate, now);
-        let is_starting = matches!(self.phase, Phase::Startup { .. });
         // What is lost below the path's rate is noise, however much it is.
         let is_lossy = self.note_losses(&round) && !round.is_cruising;
         let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
@@ -566,7 +579,7 @@ impl Estimator {
 
     /// Takes note of what a round lost; says whether a path loses so much only if it is full.
     fn note_losses(&mut self, round: &Round) -> bool {
-        if matches!(self.phase, Phase::Startup { .. }) {
+        if self.is_starting() {
             self.losses = Losses::default();
             let mut losses = Losses::default();
             losses.note(round);
@@ -641,18 +654,16 @@ impl Estimator {
             // The path is full, and shows it.
             self.empty_rounds_max = EMPTY_ROUNDS;
         }
-        let has_grown = self.empty_rounds > self.empty_rounds_max;
-        let is_far = empty_rounds > self.empty_rounds_max + GROWTH_ROUNDS;
+        let is_lost = is_lossy && self.empty_rounds > self.empty_rounds_max;
         self.empty_rounds = empty_rounds;
-        if has_grown && is_lossy || is_far && rate < self.empty_rate + self.empty_rate / 4 {
-            // It grew and nothing came of that: something else is the limit, or what is beyond it is lost.
+        if is_lost || empty_rounds > self.empty_rounds_max + GROWTH_ROUNDS {
             self.empty_rounds = 0;
-            self.empty_rounds_max = (self.empty_rounds_max * 2).min(EMPTY_ROUNDS_MAX);
-            self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
-            return;
-        }
-        if is_far {
-            self.empty_rounds = 0;
+            if is_lost || rate < self.empty_rate + self.empty_rate / 4 {
+                // It grew and nothing came of that: something else is the limit, or what is beyond it is lost.
+                self.empty_rounds_max = (self.empty_rounds_max * 2).min(EMPTY_ROUNDS_MAX);
+                self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
+                return;
+            }
             // Far too small: the startup grows faster, and watches for the queue packet by packet.
             self.empty_rounds_max = EMPTY_ROUNDS;
             self.startup_bytes_max = WINDOW_BYTES_MAX;
@@ -748,6 +759,10 @@ impl Estimator {
         };
         let left = drain.base - drain.depth.min(drain.base / 2);
         self.window_bytes = bytes_in(self.rate_bytes_per_second, left);
+    }
+
+    const fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Startup { .. })
     }
 
     fn known_base(&self) -> Option<Duration> {

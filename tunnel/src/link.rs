@@ -637,16 +637,16 @@ fn path_bytes(estimate: &Estimate) -> u64 {
 
 /// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a lost
 /// packet is repeated after one round trip, arrives within the second, and holds up for so long what the
-/// peer may hand on. Five times where that happens all the time, for then some are lost twice.
+/// peer may hand on. More where that happens all the time, for then some are lost twice.
 fn tail_bytes(estimate: &Estimate) -> u64 {
-    let round_trips = if estimate.is_losing { 5 } else { 3 };
+    let round_trips = 3 + estimate.hole_rounds();
     (round_trips * path_bytes(estimate)).min(SEND_WINDOW_BYTES_MAX)
 }
 
 /// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
 /// not stop the flow while it is repeated, and a startup may double before its next estimate.
 fn send_window_bytes(estimate: &Estimate) -> u64 {
-    let round_trips = if estimate.is_losing { 4 } else { 2 };
+    let round_trips = 2 + estimate.hole_rounds();
     let window = round_trips * path_bytes(estimate);
     let window = window.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
     cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
