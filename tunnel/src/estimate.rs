@@ -22,14 +22,18 @@
 //! radio links and busy processors delay many, and must not look like a full path. The base is the
 //! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
 //! A round in which the sender paused teaches nothing, unless the window was in flight all the same.
-//! Loss alone does not slow us down below `LOSS_TOLERATED_PER_MILLE`: wireless edges lose packets
+//! Loss alone does not slow us down below what counts as noise: wireless edges lose packets
 //! without being full. Above it the buffer is smaller than the allowance, which then shrinks, and the window
 //! keeps close to what gets through. In a startup rounds are of a few packets, so only a large part of one
 //! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
 
+mod losses;
+
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
+
+use losses::Losses;
 
 /// The queue we allow ourselves at the bottleneck.
 pub const ALLOWANCE: Duration = Duration::from_millis(4);
@@ -45,26 +49,9 @@ const LOCAL_BYTES_PER_SECOND_MIN: u64 = 125_000_000;
 /// The least allowance, for buffers of a few packets.
 const ALLOWANCE_MIN: Duration = Duration::from_micros(500);
 
-/// Loss that counts as noise of the path, and packets below which there is too little of it to say.
-const LOSS_TOLERATED_PER_MILLE: u64 = 30;
-const LOSS_PACKETS_MIN: u64 = 3;
-
-/// Loss in one round of the startup that ends it, and the packets of it at least: a window that is half as
-/// large again as what the path holds loses a third where there is no buffer, and noise of a few
-/// packets is not that.
-const LOSS_OF_STARTUP_PER_MILLE: u64 = 150;
-const LOSS_OF_STARTUP_PACKETS_MIN: u64 = 4;
-
-/// Rounds over which loss is counted: a fall to a third.
-const LOSS_ROUNDS: u64 = 8;
-
 /// Round trips for which more is kept while packets are being lost: what has arrived behind one waits until
 /// it was repeated, or repeated once more.
 const HOLE_ROUNDS: u64 = 2;
-
-/// The part of a packet to which what was lost must have faded before nothing is being lost any more: some ten
-/// rounds behind the last one.
-const LOSING_PART: u64 = 4;
 
 /// By which part a window may exceed what gets through a path that loses more than is tolerated. It is then
 /// lost, if the path has no buffer; and a path that loses as much by itself would shrink the window for ever
@@ -280,26 +267,6 @@ impl Peak {
     }
 }
 
-/// What was lost of late; rounds count less and less.
-#[derive(Debug, Clone, Copy, Default)]
-struct Losses {
-    seen_bytes: u64,
-    lost_bytes: u64,
-}
-
-impl Losses {
-    fn note(&mut self, round: &Round) {
-        let fade = |bytes: u64| bytes - bytes / LOSS_ROUNDS;
-        let lost_bytes = round.lost_bytes - round.overrun_bytes;
-        self.seen_bytes = fade(self.seen_bytes) + round.delivered_bytes + lost_bytes;
-        self.lost_bytes = fade(self.lost_bytes) + lost_bytes;
-    }
-
-    const fn is_beyond(&self, per_mille: u64, least_bytes: u64) -> bool {
-        self.lost_bytes * 1000 > self.seen_bytes * per_mille && self.lost_bytes >= least_bytes
-    }
-}
-
 /// Follows one connection.
 #[derive(Debug, Clone)]
 pub struct Estimator {
@@ -393,7 +360,7 @@ impl Estimator {
             filled_bytes: self.filled_bytes,
             filled_time: self.filled_time,
             is_settled: !self.is_starting(),
-            is_losing: self.losses.lost_bytes >= self.packet_bytes / LOSING_PART,
+            is_losing: self.losses.go_on(self.packet_bytes),
             packet_bytes: self.packet_bytes,
             marked: self.marked,
         }
@@ -579,16 +546,15 @@ impl Estimator {
 
     /// Takes note of what a round lost; says whether a path loses so much only if it is full.
     fn note_losses(&mut self, round: &Round) -> bool {
+        let lost_bytes = round.lost_bytes - round.overrun_bytes;
+        let seen_bytes = round.delivered_bytes + lost_bytes;
         if self.is_starting() {
             self.losses = Losses::default();
-            let mut losses = Losses::default();
-            losses.note(round);
-            let least_bytes = LOSS_OF_STARTUP_PACKETS_MIN * self.packet_bytes;
-            return losses.is_beyond(LOSS_OF_STARTUP_PER_MILLE, least_bytes);
+            losses::is_overrun(seen_bytes, lost_bytes, self.packet_bytes)
+        } else {
+            self.losses.note(seen_bytes, lost_bytes);
+            self.losses.are_beyond_noise(self.packet_bytes)
         }
-        self.losses.note(round);
-        let least_bytes = LOSS_PACKETS_MIN * self.packet_bytes;
-        self.losses.is_beyond(LOSS_TOLERATED_PER_MILLE, least_bytes)
     }
 
     fn start(
