@@ -170,9 +170,12 @@ pub struct Limits {
     pub stall_wait: Span,
     /// How long a stream outlives the loss of its link; then its program loses it too.
     pub outage_wait: Span,
-    /// Most bytes of each stream and direction that are kept to be sent again after a cut; twice what
-    /// the path holds if that is more.
+    /// Most bytes of each stream and direction that are kept to be sent again after a cut; three times
+    /// what the path holds if that is more.
     pub resume_tail: Size,
+    /// Memory that all links together may take for what is under way over long and fast paths, beyond
+    /// 16 MiB that each keeps of what it sent and 24 MiB that may wait unread.
+    pub window_memory: Size,
     /// Largest UDP payload that is tried: 1452 fits a plain 1500-byte path over IPv6; private links
     /// with jumbo frames carry more than twice as much per processor second with 8952.
     pub udp_payload_bytes: u16,
@@ -187,6 +190,7 @@ impl Default for Limits {
             stall_wait: Span::new(Duration::from_secs(30)),
             outage_wait: Span::new(Duration::from_mins(10)),
             resume_tail: Size::from_bytes(1 << 20),
+            window_memory: Size::from_bytes(256 << 20),
             udp_payload_bytes: 1452,
         }
     }
@@ -412,7 +416,9 @@ impl Limits {
         let outage = self.outage_wait.milliseconds();
         within("outage_wait", outage, 100..=86_400_000)?;
         let tail = self.resume_tail.bytes();
-        within("resume_tail", tail, 64 << 10..=64 << 20)
+        within("resume_tail", tail, 64 << 10..=64 << 20)?;
+        let memory = self.window_memory.bytes();
+        within("window_memory", memory, 0..=16 << 30)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::streams::Meter;
 use crate::trust::Trust;
+use crate::windows::Memory;
 
 /// A local service that peers may reach.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ pub(crate) struct Core {
     pub services: BTreeMap<Name, Service>,
     pub channels: Channels,
     pub pool: Arc<Pool>,
+    pub window_memory: Arc<Memory>,
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub began: Clock,
@@ -107,6 +109,7 @@ impl Core {
             limits: config.limits.clone(),
             channels: Channels::new(config.state_dir.as_deref()),
             pool: Arc::default(),
+            window_memory: Memory::new(config.limits.window_memory.bytes()),
             dropped: Dropped::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),

@@ -252,7 +252,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
                     Arc::clone(&peer.pacer),
                     joined.receive_rate_max.map(Rate::clamped),
                 ),
-                Arc::clone(&peer.counters),
+                (Arc::clone(&peer.counters), &core.window_memory),
             );
             link.set_control(control);
             Ok(link.with_papers(Papers::shown(shown)))

@@ -88,8 +88,8 @@ const WINDOW_PACKETS_MIN: u64 = 4;
 /// Packets of queue that the allowance is worth at least, on links so thin that it is none.
 const ALLOWANCE_PACKETS_MIN: u64 = 4;
 
-/// Bytes in flight above which no memory is spent: 1 Gbit/s over 250 ms.
-const WINDOW_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Bytes in flight above which nothing is tried: 5 Gbit/s over 200 ms.
+const WINDOW_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
 /// Rounds without a quarter more delivered that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;

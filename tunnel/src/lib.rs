@@ -19,6 +19,7 @@
 //! | `cruise` | when bulk keeps below that, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | `windows` | how many bytes may be under way, and what memory that takes; pure |
 //! | `legs`, `batch`, `alarm` | the threads that carry bytes, their sockets, their exact timers |
 //! | `health` | what operators are told about a link; pure |
 //! | `network` | the kernel's word that the network has changed |
@@ -88,6 +89,7 @@ mod transport;
 mod trust;
 mod vitals;
 mod watch;
+mod windows;
 mod wire;
 
 use std::net::SocketAddr;

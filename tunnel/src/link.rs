@@ -16,15 +16,15 @@ use towpath_protocol::time::Instant;
 use crate::alarm::Alarms;
 use crate::congestion::{Delay, Known};
 use crate::control::Reports;
-use crate::cruise::{self, Cruise};
-use crate::estimate::{ALLOWANCE, Estimate};
+use crate::cruise::Cruise;
+use crate::estimate::Estimate;
 use crate::health;
 use crate::pace::{Pace, Pacer};
 use crate::shares::Shares;
 use crate::standing::Papers;
 use crate::streams::Party;
-use crate::transport::{SEND_WINDOW_BYTES_MAX, SEND_WINDOW_BYTES_MIN};
 use crate::watch::{Seen, Watch};
+use crate::windows::{self, Memory, Windows};
 use crate::wire;
 
 /// How often a link looks at its connections' counters.
@@ -84,6 +84,12 @@ impl Counters {
         self.received[class.index()].load(Ordering::Relaxed)
     }
 
+    /// Bytes received in classes of bulk's leg.
+    fn received_bulk(&self) -> u64 {
+        let classes = Class::ALL.into_iter().filter(|c| c.leg() == Leg::Bulk);
+        classes.map(|class| self.received(class)).sum()
+    }
+
     /// Bytes sent and received, of all classes.
     pub(crate) fn totals(&self) -> (u64, u64) {
         let sum = |of: fn(&Self, Class) -> u64| Class::ALL.iter().map(|c| of(self, *c)).sum();
@@ -127,7 +133,8 @@ pub(crate) struct Link {
     retired: Mutex<Option<Clock>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
-    /// See [`tail_bytes`].
+    windows: Mutex<Windows>,
+    /// Bytes kept of all streams of a leg until the peer has handed them on.
     tail_bytes: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
     learnt: Mutex<Option<Known>>,
@@ -165,7 +172,7 @@ impl Link {
         (id, (peer, run), dialler): (LinkId, Party, Name),
         (urgent, bulk): (Connection, Connection),
         (pacer, peer_rate): (Arc<Pacer>, Option<Rate>),
-        counters: Arc<Counters>,
+        (counters, memory): (Arc<Counters>, &Arc<Memory>),
     ) -> Self {
         for connection in [&urgent, &bulk] {
             if connection
@@ -195,6 +202,7 @@ impl Link {
             carried: Default::default(),
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
+            windows: Mutex::new(Windows::new(memory)),
             tail_bytes: AtomicU64::new(0),
             learnt: Mutex::default(),
             is_stalled: AtomicBool::new(false),
@@ -390,7 +398,9 @@ impl Link {
             cruise.look(now, &estimate);
             if !cruise.is_cruising() {
                 // What QUIC holds when the rate becomes known goes as it comes.
-                self.bulk.set_send_window(send_window_bytes(&estimate));
+                let kept_bytes = self.tail_bytes.load(Ordering::Relaxed);
+                let send_bytes = windows::send_bytes(&estimate, kept_bytes);
+                self.bulk.set_send_window(send_bytes);
             }
             delay.set_cruising(cruise.is_cruising());
             if let Some(marks) = cruise.marks() {
@@ -552,14 +562,31 @@ impl Link {
                 rtt: bulk.base_rtt,
             });
         }
-        let in_flight = in_flight_bytes(&bulk);
+        let in_flight = windows::in_flight_bytes(&bulk);
         if bulk.rate_bytes_per_second > 0
             && let Some(urgent) = Delay::of(&self.urgent)
         {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
-        self.tail_bytes.store(tail_bytes(&bulk), Ordering::Relaxed);
-        self.bulk.set_send_window(send_window_bytes(&bulk));
+        let rtt = if bulk.base_rtt.is_zero() {
+            self.bulk.rtt()
+        } else {
+            bulk.base_rtt
+        };
+        let (kept_bytes, receive_bytes) = {
+            let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+            let received = self.counters.received_bulk();
+            (
+                windows.kept_bytes(&bulk),
+                windows.receive(self.now(), received, rtt),
+            )
+        };
+        self.tail_bytes.store(kept_bytes, Ordering::Relaxed);
+        let send_bytes = windows::send_bytes(&bulk, kept_bytes);
+        self.bulk.set_send_window(send_bytes);
+        if let Some(bytes) = receive_bytes.and_then(|bytes| VarInt::from_u64(bytes).ok()) {
+            self.bulk.set_receive_window(bytes);
+        }
     }
 
     fn measure(&self, rounds: &mut Rounds, stats: &[ConnectionStats; 2]) {
@@ -618,40 +645,6 @@ struct Totals {
     packets: u64,
 }
 
-/// What a path holds with the queue that we allow ourselves.
-fn in_flight_bytes(estimate: &Estimate) -> u64 {
-    let path = Rate::clamped(estimate.rate_bytes_per_second);
-    path.bytes_in(estimate.base_rtt + ALLOWANCE)
-}
-
-/// What the path holds, or may turn out to hold: until its rate is found, the rate known is that of the last
-/// round trip, half of what may be in flight now.
-fn path_bytes(estimate: &Estimate) -> u64 {
-    let known = in_flight_bytes(estimate);
-    if estimate.is_settled {
-        known
-    } else {
-        known.max(estimate.window_bytes)
-    }
-}
-
-/// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a lost
-/// packet is repeated after one round trip, arrives within the second, and holds up for so long what the
-/// peer may hand on. More where that happens all the time, for then some are lost twice.
-fn tail_bytes(estimate: &Estimate) -> u64 {
-    let round_trips = 3 + estimate.hole_rounds();
-    (round_trips * path_bytes(estimate)).min(SEND_WINDOW_BYTES_MAX)
-}
-
-/// Bytes of bulk that QUIC takes before they are acknowledged: twice the path, so that a lost packet does
-/// not stop the flow while it is repeated, and a startup may double before its next estimate.
-fn send_window_bytes(estimate: &Estimate) -> u64 {
-    let round_trips = 2 + estimate.hole_rounds();
-    let window = round_trips * path_bytes(estimate);
-    let window = window.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX);
-    cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
-}
-
 /// The lower of two caps.
 fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
     match (ours, theirs) {
@@ -672,43 +665,4 @@ fn seen(stats: &ConnectionStats) -> Seen {
 pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
     let code: VarInt = wire::code(why);
     connection.close(code, words.as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_that_starts_may_buffer_twice_what_it_may_send() {
-        let mut estimate = Estimate {
-            rate_bytes_per_second: 15_000_000,
-            base_rtt: Duration::from_millis(200),
-            window_bytes: 6_000_000,
-            ..Estimate::default()
-        };
-        assert_eq!(send_window_bytes(&estimate), 12_000_000);
-        // Once the rate is known, it counts, not a window that is still to shrink.
-        estimate.is_settled = true;
-        assert_eq!(path_bytes(&estimate), 15_000_000 / 1000 * 204);
-    }
-
-    #[test]
-    fn a_path_that_loses_packets_is_not_held_up_by_what_arrived_behind_them() {
-        let mut estimate = Estimate {
-            rate_bytes_per_second: 12_500_000,
-            base_rtt: Duration::from_millis(40),
-            window_bytes: 550_000,
-            is_settled: true,
-            packet_bytes: 1400,
-            ..Estimate::default()
-        };
-        let path_bytes = path_bytes(&estimate);
-        let before = (send_window_bytes(&estimate), tail_bytes(&estimate));
-        assert!(before.0 < 3 * path_bytes / 2);
-        assert_eq!(before.1, 3 * path_bytes);
-        estimate.is_losing = true;
-        // What is in flight, and what arrives while a packet is repeated and repeated once more.
-        assert!(send_window_bytes(&estimate) >= 3 * path_bytes);
-        assert_eq!(tail_bytes(&estimate), 5 * path_bytes);
-    }
 }

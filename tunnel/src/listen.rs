@@ -257,7 +257,7 @@ impl Listener {
                 Arc::clone(&peer.pacer),
                 join.receive_rate_max.map(Rate::clamped),
             ),
-            Arc::clone(&peer.counters),
+            (Arc::clone(&peer.counters), &self.core.window_memory),
         ));
         let trusted = self.core.trust.check_link(&link);
         let adopted = trusted.and_then(|()| peer.adopt(&link));

@@ -121,6 +121,14 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     if let Some(next) = identity.revocations().next_update_unix_seconds() {
         due.with_label_values(none).set(signed(next));
     }
+    let windows = gauges(
+        registry,
+        "towpath_tunnel_window_memory_bytes",
+        "Memory taken for what is under way over long and fast paths, of what the configuration allows.",
+        &[],
+    )?;
+    let taken = core.window_memory.taken_bytes();
+    windows.with_label_values(none).set(signed(taken));
     let changes = counters(
         registry,
         "towpath_network_changes_total",

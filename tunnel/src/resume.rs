@@ -21,7 +21,7 @@ use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
 
 /// Bytes handed on and not yet reported that are reported at once: half of the usual tail, which grows to
-/// twice what a faster path holds, so that a sender never waits for a report. Each wakes four threads.
+/// three times what a faster path holds, so that a sender never waits for a report. Each wakes four threads.
 pub(crate) const REPORT_BYTES: u64 = 512 * 1024;
 
 /// Pieces below this are gathered: a tail of single bytes would cost fifty times its size.

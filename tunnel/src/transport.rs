@@ -16,6 +16,7 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Limits;
 use crate::congestion::Delay;
+use crate::windows;
 
 /// A connection that has heard nothing for this long is dead: a cut shows within it at both sides,
 /// and a peer that vanished does not hold memory for longer.
@@ -24,19 +25,6 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Silence after which a connection asks whether the peer is there: eight chances before it is given
 /// up, and small against the least rate we allow.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_millis(500);
-
-/// Most bytes of one stream that the peer may have under way to us: 500 Mbit/s over 250 ms.
-const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-
-/// Most bytes of all streams of one connection that wait here unread (T06): one stream's window and
-/// half of another, so that a stream whose reader is stuck does not stop the others at once.
-const CONNECTION_WINDOW_BYTES: u32 = 24 * 1024 * 1024;
-
-/// Least bytes sent and not yet acknowledged: a full window of a fast local network.
-pub(crate) const SEND_WINDOW_BYTES_MIN: u64 = 4 * 1024 * 1024;
-
-/// Most bytes sent and not yet acknowledged (T17): what a peer that stops reading can make us hold.
-pub(crate) const SEND_WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Bytes of datagrams that wait to be sent, and to be read: the oldest are lost beyond it. A tenth of a
 /// second at 20 Mbit/s; what is older is late.
@@ -80,9 +68,12 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> Arc<TransportConfi
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BYTES)
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES_MIN)
+        // The connection's window bounds them all, and grows with the path; a stream's is made once.
+        .stream_receive_window(window(windows::receive_bytes_max(
+            limits.window_memory.bytes(),
+        )))
+        .receive_window(window(windows::RECEIVE_BYTES))
+        .send_window(windows::SEND_BYTES_MIN)
         .send_fairness(true)
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
@@ -96,6 +87,10 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> Arc<TransportConfi
         .allow_spin(false)
         .congestion_controller_factory(Arc::new(Delay::factory(leg)));
     Arc::new(config)
+}
+
+fn window(bytes: u64) -> VarInt {
+    VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
 }
 
 /// Settings of a UDP endpoint.

@@ -1,0 +1,342 @@
+//! How many bytes may be under way: what the path holds several times over, within the memory that all
+//! links share. Pure, but for the count of that memory.
+//!
+//! Every link has windows that fill an ordinary path. A long and fast one holds more, and every byte of it
+//! may have to be kept: by the side that sends until the peer has handed it on, by the side that receives
+//! while the first is missing or its program reads nothing. So what exceeds the least is asked for, from
+//! [`Memory`], and given back when the path no longer needs it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use towpath_protocol::rate::Rate;
+use towpath_protocol::time::Instant;
+
+use crate::cruise;
+use crate::estimate::{ALLOWANCE, Estimate};
+
+/// Least bytes sent and not yet acknowledged: a full window of a fast local network.
+pub(crate) const SEND_BYTES_MIN: u64 = 4 << 20;
+
+/// Most bytes that a link keeps of what it sent, without asking for memory (T17): what a peer that stops
+/// reading can make us hold. 500 Mbit/s over 100 ms, nearly three times.
+const KEPT_BYTES: u64 = 16 << 20;
+
+/// Most bytes of bulk that wait here unread, without asking for memory (T06): what a peer keeps of one stream
+/// and half as much, so that a stream whose reader is stuck does not stop the others at once.
+pub(crate) const RECEIVE_BYTES: u64 = 24 << 20;
+
+/// Round trips that the peer may have under way to us: it keeps three of them, and five while packets are
+/// being lost.
+const RECEIVE_ROUND_TRIPS: u64 = 5;
+
+/// Least time over which it is measured what arrives in a round trip.
+const MEASURE_TIME_MIN: Duration = Duration::from_millis(100);
+
+/// A receive window grows and shrinks in such steps: each is a word to the peer.
+const STEP_BYTES: u64 = 4 << 20;
+
+/// By which part a receive window comes closer to what is needed with each measurement, if that is less.
+const FADE_PART: u64 = 16;
+
+/// The part of the shared memory that one window may take.
+const SHARE_PART: u64 = 2;
+
+/// Memory for windows beyond the least of each, shared by all links of a daemon.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    bytes: u64,
+    taken_bytes: AtomicU64,
+}
+
+impl Memory {
+    pub(crate) fn new(bytes: u64) -> Arc<Self> {
+        let taken_bytes = AtomicU64::new(0);
+        Arc::new(Self { bytes, taken_bytes })
+    }
+
+    /// What is taken of it.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        self.taken_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// The most that a peer can have under way to us on one connection, if all links together may take
+/// `memory_bytes`: what a stream's window is, since the connection's is what bounds it.
+pub(crate) const fn receive_bytes_max(memory_bytes: u64) -> u64 {
+    RECEIVE_BYTES + memory_bytes / SHARE_PART
+}
+
+/// What one window has taken; given back when it is dropped.
+#[derive(Debug)]
+struct Share {
+    memory: Arc<Memory>,
+    bytes: u64,
+}
+
+impl Share {
+    fn of(memory: &Arc<Memory>) -> Self {
+        let memory = Arc::clone(memory);
+        Self { memory, bytes: 0 }
+    }
+
+    /// Asks for as much, whatever was had before; gives what is had now.
+    fn ask(&mut self, wanted_bytes: u64) -> u64 {
+        let most = wanted_bytes.min(self.memory.bytes / SHARE_PART);
+        let ours = self.bytes;
+        let mut granted = ours;
+        let counted = &self.memory.taken_bytes;
+        // Always succeeds: there is always a next number.
+        let _ = counted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            let others = taken - ours;
+            granted = most.min(self.memory.bytes - others);
+            Some(others + granted)
+        });
+        self.bytes = granted;
+        granted
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.ask(0);
+    }
+}
+
+/// The windows of one link's bulk connection.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    sending: Share,
+    receiving: Share,
+    inflow: Inflow,
+    receive_bytes: u64,
+}
+
+impl Windows {
+    pub(crate) fn new(memory: &Arc<Memory>) -> Self {
+        Self {
+            sending: Share::of(memory),
+            receiving: Share::of(memory),
+            inflow: Inflow::default(),
+            receive_bytes: RECEIVE_BYTES,
+        }
+    }
+
+    /// How much is kept of what goes along a path.
+    pub(crate) fn kept_bytes(&mut self, estimate: &Estimate) -> u64 {
+        let wanted = tail_bytes(estimate);
+        let granted = self.sending.ask(wanted.saturating_sub(KEPT_BYTES));
+        wanted.min(KEPT_BYTES + granted)
+    }
+
+    /// How much the peer may have under way to us, if that is another number now. `received_bytes` is what
+    /// was taken from the connection so far, `rtt` the round trip of the path.
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        received_bytes: u64,
+        rtt: Duration,
+    ) -> Option<u64> {
+        let needed = self.inflow.note(now, received_bytes, rtt)? * RECEIVE_ROUND_TRIPS;
+        let wanted = needed.div_ceil(STEP_BYTES).max(RECEIVE_BYTES / STEP_BYTES) * STEP_BYTES;
+        let granted = self.receiving.ask(wanted - RECEIVE_BYTES);
+        let window = RECEIVE_BYTES + granted / STEP_BYTES * STEP_BYTES;
+        let is_another = window != self.receive_bytes;
+        self.receive_bytes = window;
+        is_another.then_some(window)
+    }
+}
+
+/// What arrives in a round trip: at most, of late.
+#[derive(Debug, Default)]
+struct Inflow {
+    measured: Option<(Instant, u64)>,
+    bytes_per_round_trip: u64,
+}
+
+impl Inflow {
+    /// Takes note of how much has arrived so far; gives what a round trip brings, whenever that was measured.
+    fn note(&mut self, now: Instant, received_bytes: u64, rtt: Duration) -> Option<u64> {
+        let (before, before_bytes) = *self.measured.get_or_insert((now, received_bytes));
+        let elapsed = now.since(before);
+        if elapsed < rtt.max(MEASURE_TIME_MIN) {
+            return None;
+        }
+        self.measured = Some((now, received_bytes));
+        let arrived = received_bytes.saturating_sub(before_bytes);
+        let bytes = scaled(arrived, rtt, elapsed);
+        let faded = self.bytes_per_round_trip - self.bytes_per_round_trip / FADE_PART;
+        self.bytes_per_round_trip = faded.max(bytes);
+        Some(self.bytes_per_round_trip)
+    }
+}
+
+/// `bytes × part / whole`.
+fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
+    let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
+/// What a path holds with the queue that we allow ourselves.
+pub(crate) fn in_flight_bytes(estimate: &Estimate) -> u64 {
+    let path = Rate::clamped(estimate.rate_bytes_per_second);
+    path.bytes_in(estimate.base_rtt + ALLOWANCE)
+}
+
+/// What the path holds, or may turn out to hold: until its rate is found, the rate known is that of the last
+/// round trip, half of what may be in flight now.
+fn path_bytes(estimate: &Estimate) -> u64 {
+    let known = in_flight_bytes(estimate);
+    if estimate.is_settled {
+        known
+    } else {
+        known.max(estimate.window_bytes)
+    }
+}
+
+/// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a lost
+/// packet is repeated after one round trip, arrives within the second, and holds up for so long what the
+/// peer may hand on. More where that happens all the time, for then some are lost twice.
+fn tail_bytes(estimate: &Estimate) -> u64 {
+    let round_trips = 3 + estimate.hole_rounds();
+    round_trips * path_bytes(estimate)
+}
+
+/// Bytes of bulk that QUIC takes before they are acknowledged, of `kept_bytes` that are kept: twice the path,
+/// so that a lost packet does not stop the flow while it is repeated, and a startup may double before its
+/// next estimate.
+pub(crate) fn send_bytes(estimate: &Estimate, kept_bytes: u64) -> u64 {
+    let round_trips = 2 + estimate.hole_rounds();
+    let window = round_trips * path_bytes(estimate);
+    let window = window.min(kept_bytes).max(SEND_BYTES_MIN);
+    cruise::buffer_bytes(estimate).map_or(window, |bytes| bytes.min(window))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A path of so many bytes a second and so many milliseconds.
+    fn path(rate_bytes_per_second: u64, rtt_ms: u64) -> Estimate {
+        Estimate {
+            rate_bytes_per_second,
+            base_rtt: Duration::from_millis(rtt_ms),
+            is_settled: true,
+            packet_bytes: 1400,
+            window_bytes: rate_bytes_per_second / 1000 * (rtt_ms + 4),
+            ..Estimate::default()
+        }
+    }
+
+    fn at(millis: u64) -> Instant {
+        Instant::ZERO + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_connection_that_starts_may_buffer_twice_what_it_may_send() {
+        let mut estimate = Estimate {
+            window_bytes: 6_000_000,
+            is_settled: false,
+            ..path(15_000_000, 200)
+        };
+        assert_eq!(send_bytes(&estimate, u64::MAX), 12_000_000);
+        // Once the rate is known, it counts, not a window that is still to shrink.
+        estimate.is_settled = true;
+        assert_eq!(path_bytes(&estimate), 15_000_000 / 1000 * 204);
+    }
+
+    #[test]
+    fn a_path_that_loses_packets_is_not_held_up_by_what_arrived_behind_them() {
+        let mut estimate = path(12_500_000, 40);
+        let path_bytes = path_bytes(&estimate);
+        let before = (send_bytes(&estimate, u64::MAX), tail_bytes(&estimate));
+        assert!(before.0 < 3 * path_bytes / 2);
+        assert_eq!(before.1, 3 * path_bytes);
+        estimate.is_losing = true;
+        // What is in flight, and what arrives while a packet is repeated and repeated once more.
+        assert!(send_bytes(&estimate, u64::MAX) >= 3 * path_bytes);
+        assert_eq!(tail_bytes(&estimate), 5 * path_bytes);
+    }
+
+    #[test]
+    fn a_long_and_fast_path_takes_memory_and_gives_it_back() {
+        let memory = Memory::new(256 * MIB);
+        let mut windows = Windows::new(&memory);
+        // 1 Gbit/s over 200 ms holds 25 MB.
+        let long = path(125_000_000, 200);
+        assert_eq!(windows.kept_bytes(&long), 3 * 25_500_000);
+        assert_eq!(memory.taken_bytes(), 3 * 25_500_000 - KEPT_BYTES);
+        assert!(send_bytes(&long, windows.kept_bytes(&long)) >= 25_500_000);
+        assert_eq!(windows.kept_bytes(&path(12_500_000, 40)), 3 * 550_000);
+        assert_eq!(memory.taken_bytes(), 0);
+        windows.kept_bytes(&long);
+        drop(windows);
+        assert_eq!(memory.taken_bytes(), 0);
+    }
+
+    #[test]
+    fn all_links_together_take_no_more_than_there_is() {
+        let memory = Memory::new(100 * MIB);
+        let mut links: Vec<Windows> = (0..4).map(|_| Windows::new(&memory)).collect();
+        let endless = path(u64::MAX / 4096, 1000);
+        let kept: Vec<u64> = links.iter_mut().map(|w| w.kept_bytes(&endless)).collect();
+        assert_eq!(kept[..2], [KEPT_BYTES + 50 * MIB; 2]);
+        assert_eq!(kept[2..], [KEPT_BYTES; 2], "the least is always there");
+        assert_eq!(memory.taken_bytes(), 100 * MIB);
+        links.remove(0);
+        assert_eq!(links[2].kept_bytes(&endless), KEPT_BYTES + 50 * MIB);
+        let none = Memory::new(0);
+        assert_eq!(Windows::new(&none).kept_bytes(&endless), KEPT_BYTES);
+    }
+
+    #[test]
+    fn a_receive_window_runs_ahead_of_what_arrives_and_follows_it_down_slowly() {
+        let memory = Memory::new(256 * MIB);
+        let mut windows = Windows::new(&memory);
+        let rtt = Duration::from_millis(200);
+        let (mut window, mut received, mut now) = (RECEIVE_BYTES, 0, 0);
+        windows.receive(at(now), received, rtt);
+        // A startup: twice as much in each round trip, until the path is full with 25 MB.
+        for round in 0..12 {
+            let arrived = (100_000 << round).min(25_000_000_u64);
+            assert!(2 * arrived <= window || arrived == 25_000_000, "{window}");
+            for _ in 0..4 {
+                now += 50;
+                received += arrived / 4;
+                window = windows.receive(at(now), received, rtt).unwrap_or(window);
+            }
+        }
+        assert!((5 * 25_000_000..6 * 25_000_000).contains(&window));
+        assert_eq!(memory.taken_bytes(), window - RECEIVE_BYTES);
+        // A pause of a second keeps most of it, a minute's none.
+        for _ in 0..20 {
+            now += 50;
+            window = windows.receive(at(now), received, rtt).unwrap_or(window);
+        }
+        assert!(window > 3 * 25_000_000);
+        for _ in 0..1200 {
+            now += 50;
+            window = windows.receive(at(now), received, rtt).unwrap_or(window);
+        }
+        assert_eq!((window, memory.taken_bytes()), (RECEIVE_BYTES, 0));
+    }
+
+    #[test]
+    fn a_short_path_needs_no_memory_however_fast() {
+        let memory = Memory::new(256 * MIB);
+        let mut windows = Windows::new(&memory);
+        for step in 0..100 {
+            let received = step * 600_000_000 / 20;
+            let now = at(50 * step);
+            assert_eq!(
+                windows.receive(now, received, Duration::from_millis(1)),
+                None
+            );
+        }
+        windows.kept_bytes(&path(600_000_000, 1));
+        assert_eq!(memory.taken_bytes(), 0);
+    }
+}
