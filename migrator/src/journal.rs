@@ -162,6 +162,12 @@ impl<S: Storage> Journal<S> {
         &self.record
     }
 
+    /// Whether a write has failed: until the next start nobody knows which record is the last one.
+    #[must_use]
+    pub const fn is_poisoned(&self) -> bool {
+        self.is_poisoned
+    }
+
     /// The number of the last record written.
     #[must_use]
     pub const fn sequence(&self) -> u64 {

@@ -136,6 +136,19 @@ fn fault_26_a_poisoned_journal_stops_a_committed_move() {
 }
 
 #[test]
+fn fault_26_a_refusal_that_could_not_be_written_down_starts_nothing() {
+    let mut source = recovered(true);
+    feed(&mut source, Event::LinkUp);
+    let refused = Fault::new(Code::Refused, "no image");
+    let nack = Event::Heard(Lane::Control, Message::Nack((&refused).into()));
+    source.handle(nack, Instant::ZERO).expect("refused");
+    let poisoned = Fault::new(Code::Journal, "fsync failed");
+    let actions = feed(&mut source, Event::Failed(poisoned.clone()));
+    assert!(!actions.contains(&Action::Thaw));
+    assert_eq!(outcome(&actions), Some(&Outcome::Stuck(poisoned)));
+}
+
+#[test]
 fn fault_03_a_refusal_is_the_only_way_back() {
     let mut source = recovered(true);
     feed(&mut source, Event::LinkUp);

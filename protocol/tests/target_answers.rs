@@ -228,6 +228,60 @@ fn fault_08_a_guest_that_dies_between_commit_and_first_instruction_is_lost_and_n
 }
 
 #[test]
+fn fault_26_nothing_is_said_of_a_commit_that_could_not_be_written_down() {
+    let mut target = committed();
+    let poisoned = Fault::new(Code::Journal, "fsync failed");
+    let (_, mut actions) = feed(&mut target, Event::NotRecorded(poisoned.clone()));
+    assert!(actions.contains(&Action::DropLink));
+    assert_eq!(
+        actions.last(),
+        Some(&Action::Finished(Outcome::Lost(poisoned)))
+    );
+    // The source asks again, over these lanes or others: only the next start knows.
+    for event in [
+        Event::Heard(Lane::Control, Message::Commit(Epoch(2), Root([1; 32]))),
+        Event::LinkDown,
+        Event::LinkUp,
+        Event::Heard(Lane::Control, prepare()),
+        Event::Heard(Lane::Control, Message::Commit(Epoch(2), Root([1; 32]))),
+    ] {
+        actions.extend(feed(&mut target, event).1);
+    }
+    assert!(!says(&actions, |_| true), "{actions:?}");
+}
+
+#[test]
+fn fault_26_an_offer_that_could_not_be_written_down_is_not_refused_for_ever() {
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    let full = Fault::new(Code::Io, "the disk is full");
+    let (_, actions) = feed(&mut target, Event::NotRecorded(full.clone()));
+    let is_soft =
+        |message: &Message| matches!(message, Message::Refused(reason) if reason.code == "E_IO");
+    assert!(says(&actions, is_soft));
+    assert!(!says(&actions, |message| matches!(
+        message,
+        Message::Nack(_)
+    )));
+    assert!(actions.contains(&Action::DiscardImage));
+    assert_eq!(actions.last(), Some(&Action::Finished(Outcome::Lost(full))));
+}
+
+#[test]
+fn an_attempt_whose_last_actions_fail_is_over_all_the_same() {
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    // What follows is not carried out: the first of it fails.
+    let abort = Message::Abort((&Fault::new(Code::Cancelled, "by the operator")).into());
+    target
+        .handle(Event::Heard(Lane::Control, abort), Instant::ZERO)
+        .expect("ended");
+    let failed = Fault::new(Code::Io, "no");
+    let (_, actions) = feed(&mut target, Event::Failed(failed.clone()));
+    assert_eq!(actions, [Action::Finished(Outcome::Lost(failed))]);
+}
+
+#[test]
 fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
     let mut missing = BlockSet::empty(BLOCK_COUNT);
     missing.insert(3);

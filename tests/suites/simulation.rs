@@ -32,6 +32,7 @@ fn add(total: &mut Summary, one: &Summary) {
     total.demand_count += one.demand_count;
     total.thaw_count += one.thaw_count;
     total.crash_count += one.crash_count;
+    total.bad_write_count += one.bad_write_count;
     total.boot_count += one.boot_count;
 }
 

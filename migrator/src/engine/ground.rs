@@ -13,6 +13,7 @@ use towpath_protocol::identity::{GuestId, Name};
 use towpath_protocol::message::{Lane, Message};
 use towpath_protocol::ownership::Record;
 use towpath_protocol::time::Instant;
+use tracing::warn;
 
 use super::input::Input;
 use super::lanes::{Link, spawn};
@@ -88,12 +89,40 @@ impl Ground {
         if let Some(journal) = &mut self.journal {
             journal.write(&bytes)?;
         } else {
-            let folder = self.shared.store.create_guest(self.name()?)?;
-            let folder = self.folder.insert(folder);
-            write_config(folder, self.config.as_ref())?;
-            self.journal = Some(folder.create_journal(&bytes)?);
+            self.create_folder(&bytes)?;
         }
         self.shared.metrics.journal_write(now().since(begun));
+        Ok(())
+    }
+
+    /// Makes the guest's folder and its journal, both or neither.
+    fn create_folder(&mut self, record: &[u8]) -> Result<(), Fault> {
+        let name = self.name()?;
+        let folder = self.shared.store.create_guest(name)?;
+        let journal = write_config(&folder, self.config.as_ref())
+            .and_then(|()| folder.create_journal(record));
+        match journal {
+            Ok(journal) => {
+                self.folder = Some(folder);
+                self.journal = Some(journal);
+                Ok(())
+            }
+            Err(fault) => {
+                if let Err(left) = self.shared.store.remove_guest(name) {
+                    warn!(guest = %name, fault = %left, "half a folder stays until the next start");
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// Refuses whatever stands on the journal once a write to it has failed.
+    pub(super) fn check_journal(&self) -> Result<(), Fault> {
+        if self.journal.as_ref().is_some_and(Journal::is_poisoned) {
+            let detail = "the guest's journal could not be written, and what it says now shows only the next \
+                          start: mend the disk, then restart the migrator";
+            return Err(Fault::new(Code::Journal, detail));
+        }
         Ok(())
     }
 

@@ -352,11 +352,15 @@ impl SourceMove {
     pub(super) fn carry_out(&mut self, ground: &mut Ground) {
         while let Some(action) = self.machine.poll() {
             let step = action_name(&action);
+            // Nothing depends on what only cleans up, nor on a guest that runs on when its move is over.
+            let is_thaw = matches!(action, Action::Thaw) && self.stage() == Stage::Over;
+            let is_needed = !is_thaw && !matches!(action, Action::StopTracking | Action::FreeImage);
             if let Err(fault) = self.act(ground, action) {
                 warn!(migration = %self.order.id, %fault, step, "an action failed");
-                while self.machine.poll().is_some() {}
-                if let Err(fault) = self.machine.handle(Event::Failed(fault), now()) {
-                    warn!(migration = %self.order.id, %fault, "move ends");
+                if is_needed {
+                    self.tell(Event::Failed(fault));
+                } else if is_thaw {
+                    ground.crash = Some(fault);
                 }
             }
             ground.shared.failpoint("source", step);

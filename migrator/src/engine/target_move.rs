@@ -387,22 +387,24 @@ impl TargetMove {
     pub(super) fn carry_out(&mut self, ground: &mut Ground) {
         while let Some(action) = self.next_action() {
             let step = action_name(&action);
+            // Nothing depends on what only cleans up.
+            let is_needed = !matches!(action, Action::DiscardImage | Action::DisarmMissing);
+            let is_record = matches!(action, Action::Persist(_));
             if let Err(fault) = self.act(ground, action) {
-                self.failed(step, fault);
+                warn!(%fault, step, "an action failed");
+                if is_record {
+                    self.take_in(Event::NotRecorded(fault));
+                } else if is_needed {
+                    self.take_in(Event::Failed(fault));
+                }
             }
             ground.shared.failpoint("target", step);
         }
         if let Err(fault) = self.write_marks() {
-            self.failed("mark", fault);
+            warn!(%fault, "what arrived could not be marked");
+            self.take_in(Event::Failed(fault));
             self.carry_out(ground);
         }
-    }
-
-    /// An action failed: the ones behind it are dropped.
-    fn failed(&mut self, step: &str, fault: Fault) {
-        warn!(%fault, step, "an action failed");
-        while self.machine.poll().is_some() {}
-        self.take_in(Event::Failed(fault));
     }
 
     fn next_action(&mut self) -> Option<Action> {

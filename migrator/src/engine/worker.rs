@@ -612,6 +612,7 @@ impl Worker {
     /// Boots a guest whose process is gone: its memory begins anew. One that was lost on its way stops
     /// waiting for what is missing, and its source may let go of it.
     fn boot(&mut self) -> Result<(), Fault> {
+        self.ground.check_journal()?;
         let Some(Role::Idle(ownership) | Role::Broken(ownership, _)) = &self.role else {
             return Err(Fault::new(Code::State, "the guest is part of a move"));
         };
@@ -646,6 +647,7 @@ impl Worker {
     }
 
     fn stop(&mut self) -> Result<(), Fault> {
+        self.ground.check_journal()?;
         match &self.role {
             Some(Role::Idle(_) | Role::Broken(..)) => {}
             _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
@@ -740,8 +742,17 @@ impl Worker {
                 self.ground.close_link();
                 Role::Idle(ownership)
             }
+            target_move::Ended::Lost(_, fault) if self.ground.journal.is_none() => {
+                // Not even that it was offered could be written down: nothing is left of it.
+                info!(migration = %id, %fault, "guest did not come");
+                self.ground.close_link();
+                Role::Idle(Ownership::vacant(
+                    self.ground.shared.host.clone(),
+                    self.ground.id,
+                ))
+            }
             target_move::Ended::Lost(ownership, fault) => {
-                error!(migration = %id, %fault, "guest is lost after its arrival");
+                error!(migration = %id, %fault, "guest is lost, or its journal is");
                 self.ground.crash = Some(fault.clone());
                 Role::Broken(ownership, fault)
             }

@@ -124,7 +124,7 @@ pub enum Event {
     Cancel,
     /// The guest process is gone.
     GuestGone,
-    /// An action could not be carried out; the ones behind it were dropped.
+    /// An action could not be carried out; the ones behind it are dropped.
     Failed(Fault),
     /// A deadline has passed.
     Tick,
@@ -189,7 +189,7 @@ pub enum Outcome {
     Moved,
     /// The guest stays here.
     Stayed(Fault),
-    /// After the commit this side cannot go on: only the operator can.
+    /// This side cannot go on, after the commit or because of its journal: only the operator can.
     Stuck(Fault),
 }
 
@@ -242,6 +242,8 @@ pub struct Source {
     fault: Option<Fault>,
     /// After the commit: the frozen guest is gone, no block of it can be read any more.
     is_image_lost: bool,
+    /// Whether the guest was relinquished under this attempt, taken back or not.
+    was_committed: bool,
     actions: VecDeque<Action>,
 }
 
@@ -276,6 +278,7 @@ impl Source {
             frozen_at: None,
             said_at: now,
         };
+        source.was_committed = true;
         source.actions.push_back(Action::Connect);
         Ok(source)
     }
@@ -316,6 +319,7 @@ impl Source {
             overdue_freeze_count: 0,
             fault: None,
             is_image_lost: false,
+            was_committed: false,
             actions: VecDeque::new(),
         })
     }
@@ -421,6 +425,13 @@ impl Source {
     /// The fault that ended the attempt or the link, for the log; the machine has already decided what
     /// follows from it. `E_STATE` for a cancel that comes too late changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
+        if let Event::Failed(fault) = &event
+            && self.drop_actions()
+        {
+            // Among the last ones of an attempt that is over nothing else would say that it is.
+            self.end_unrecorded(fault.clone());
+            return Err(fault.clone());
+        }
         if matches!(self.phase, Phase::Over) {
             return self.answer_when_over(&event);
         }
@@ -436,6 +447,24 @@ impl Source {
         self.progress.round_trip = self.meter.round_trip();
         self.estimate();
         result
+    }
+
+    /// Drops what was to be done; says whether the attempt was about to end with it.
+    fn drop_actions(&mut self) -> bool {
+        let dropped = std::mem::take(&mut self.actions);
+        let is_ending = |action: &Action| matches!(action, Action::Finished(_));
+        dropped.iter().any(is_ending)
+    }
+
+    /// The end of the attempt could not be written down. Before its commit that is all the same to the guest,
+    /// which may run whichever record is on disk.
+    fn end_unrecorded(&mut self, fault: Fault) {
+        if !self.was_committed {
+            self.actions.push_back(Action::Thaw);
+            self.actions.push_back(Action::StopTracking);
+        }
+        self.actions.push_back(Action::CancelChunks);
+        self.finish(Outcome::Stuck(fault));
     }
 
     /// Blocks of a guest that was let go are gone: whoever still asks for them is told so by the end

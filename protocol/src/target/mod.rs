@@ -80,8 +80,10 @@ pub enum Event {
     },
     /// The guest process is gone.
     GuestGone,
-    /// An action could not be carried out; the ones behind it were dropped.
+    /// An action could not be carried out; the ones behind it are dropped.
     Failed(Fault),
+    /// A record could not be made durable: which of the two is on disk shows only the next start.
+    NotRecorded(Fault),
 }
 
 /// Part of a chunk that is wanted: where its bytes stand in the chunk, and where they go.
@@ -271,6 +273,8 @@ pub struct Target {
     /// The law's actions behind a `Run` wait until the guest runs.
     awaits_run: bool,
     is_completed: bool,
+    /// The law's record may not be on disk: nothing is said any more that stands on it.
+    is_unrecorded: bool,
     progress: Progress,
     fault: Option<Fault>,
     actions: VecDeque<Action>,
@@ -302,6 +306,7 @@ impl Target {
             run_delay_us: 0,
             awaits_run: false,
             is_completed: false,
+            is_unrecorded: false,
             progress: Progress::default(),
             fault: None,
             actions: VecDeque::new(),
@@ -440,6 +445,11 @@ impl Target {
     /// The fault that ended the attempt or the link, for the log; the machine has already decided what
     /// follows from it.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
+        let event = match event {
+            Event::Failed(fault) => return Err(self.not_carried_out(fault)),
+            Event::NotRecorded(fault) => return Err(self.not_recorded(fault)),
+            event => event,
+        };
         if matches!(self.phase, Phase::Over) {
             if let Event::Chunk { token, .. } = event {
                 self.actions.push_back(Action::Forget { token });
@@ -484,8 +494,38 @@ impl Target {
             Event::GuestRuns { at } => self.guest_runs(at),
             Event::Fault { space, block } => self.fault(space, block),
             Event::GuestGone => Err(self.guest_gone()),
-            Event::Failed(fault) => Err(fault),
+            Event::Failed(fault) | Event::NotRecorded(fault) => Err(fault),
         }
+    }
+
+    /// An action was not carried out, nor are those behind it. Among the last ones of an attempt that is over
+    /// nothing else would say that it is.
+    fn not_carried_out(&mut self, fault: Fault) -> Fault {
+        let dropped = std::mem::take(&mut self.actions);
+        let is_ending = |action: &Action| matches!(action, Action::Finished(_));
+        if dropped.iter().any(is_ending) {
+            self.finish(Outcome::Lost(fault.clone()));
+        } else {
+            self.fail(fault.clone());
+        }
+        fault
+    }
+
+    /// What the law believes may not be on disk. So it is not asked any more: a word of ours that a restart
+    /// takes back would leave the guest to nobody, or to two.
+    fn not_recorded(&mut self, fault: Fault) -> Fault {
+        self.actions.clear();
+        while self.ownership.poll().is_some() {}
+        self.is_unrecorded = true;
+        let verdict = self.ownership.record().verdict(self.setup.attempt);
+        if !verdict.is_some_and(|verdict| verdict.is_taken) {
+            // Binds nobody: it only spares the source the wait.
+            self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
+            self.actions.push_back(Action::DiscardImage);
+        }
+        self.actions.push_back(Action::DropLink);
+        self.finish(Outcome::Lost(fault.clone()));
+        fault
     }
 
     fn heard(&mut self, lane: Lane, message: Message, now: Instant) -> Result<(), Fault> {
@@ -519,6 +559,7 @@ impl Target {
         match event {
             Event::LinkUp => self.link_up = true,
             Event::LinkDown => self.link_up = false,
+            _ if self.is_unrecorded => {}
             Event::Heard(_, Message::Commit(epoch, root)) => {
                 self.hear(Word::Commit {
                     epoch: *epoch,

@@ -13,7 +13,8 @@ use towpath_protocol::space::SpaceId;
 use towpath_protocol::target::{self, Remains, Target};
 
 use super::guest::{Content, Doing};
-use super::link::{MILLISECOND, Nanos};
+use super::link::{MILLISECOND, Nanos, SECOND};
+use super::scenario::Mishap;
 use super::world::{Engine, GUEST, Happening, Input, World};
 
 /// Inputs and actions a daemon gets through without time passing: more is an endless loop.
@@ -305,6 +306,9 @@ impl World {
 
     /// Makes sure that a target machine serves an attempt; false where this host is a source itself.
     fn accept(&mut self, host: usize, attempt: u128) -> bool {
+        if self.hosts[host].is_poisoned {
+            return false;
+        }
         match &self.hosts[host].engine {
             Engine::Target(target) if target.setup().attempt.0 == attempt => return true,
             Engine::Source(_) | Engine::Down => return false,
@@ -327,7 +331,8 @@ impl World {
     }
 
     fn begin_move(&mut self, host: usize, attempt: u128, policy: Policy) {
-        if matches!(self.hosts[host].engine, Engine::Source(_) | Engine::Down) {
+        let is_busy = matches!(self.hosts[host].engine, Engine::Source(_) | Engine::Down);
+        if is_busy || self.hosts[host].is_poisoned {
             return;
         }
         let Some(law) = self.take_law(host) else {
@@ -373,6 +378,18 @@ impl World {
     }
 
     pub(super) fn persist(&mut self, host: usize, record: &Record) -> Nanos {
+        if self.write_fails(host) {
+            // Nobody knows what is on disk then, not even a journal that was read again.
+            let is_written = self.random.chance(50);
+            self.note(host, || {
+                format!("cannot persist {:?}, on disk: {is_written}", record.state)
+            });
+            if is_written {
+                self.hosts[host].journal = Record::decode(&record.encode()).expect("our own");
+            }
+            self.write_failed(host);
+            return MILLISECOND;
+        }
         self.note(host, || format!("persist {:?}", record.state));
         if record.high_water < self.hosts[host].journal.high_water {
             self.violate("the high-water mark fell");
@@ -383,6 +400,24 @@ impl World {
         self.hosts[host].journal = Record::decode(&record.encode()).expect("our own record");
         self.check_owner();
         self.random.between(MILLISECOND / 5, MILLISECOND)
+    }
+
+    /// The daemon stops what stands on its journal, and an operator restarts it.
+    fn write_failed(&mut self, host: usize) {
+        let failed = Fault::new(Code::Journal, "fsync failed");
+        match &self.hosts[host].engine {
+            Engine::Source(_) => self.feed_source(host, source::Event::Failed(failed)),
+            Engine::Target(_) => self.feed_target(host, target::Event::NotRecorded(failed)),
+            Engine::Idle(law) => {
+                let mut law = law.clone();
+                while law.poll().is_some() {}
+                self.set_engine(host, Engine::Idle(law));
+            }
+            Engine::Down => {}
+        }
+        let later = self.random.between(SECOND / 10, 4 * SECOND);
+        let restart = Happening::Mishap(Mishap::Kill(host));
+        self.agenda.add(self.now + later, restart);
     }
 
     fn carry_out_law(&mut self, host: usize, action: ownership::Action) -> Nanos {

@@ -28,6 +28,20 @@ impl World {
         true
     }
 
+    /// Whether a journal's write fails: for ever, once one has.
+    pub(super) fn write_fails(&mut self, host: usize) -> bool {
+        if self.hosts[host].is_poisoned {
+            return true;
+        }
+        if self.bad_writes_left == 0 || self.is_quiet() || self.random.below(8) != 0 {
+            return false;
+        }
+        self.bad_writes_left -= 1;
+        self.summary.bad_write_count += 1;
+        self.hosts[host].is_poisoned = true;
+        true
+    }
+
     fn crash(&mut self, host: usize, loses_power: bool) {
         if matches!(self.hosts[host].engine, Engine::Down) && !loses_power {
             return;
@@ -43,6 +57,7 @@ impl World {
         here.busy_until = 0;
         here.tick_at = Nanos::MAX;
         here.frozen_at = None;
+        here.is_poisoned = false;
         if loses_power {
             here.guest = None;
         }
@@ -210,6 +225,9 @@ impl World {
         let State::Owned { missing_from, .. } = self.hosts[host].journal.state.clone() else {
             return;
         };
+        if self.hosts[host].is_poisoned {
+            return;
+        }
         let number = self.hosts[host].engine_number;
         if matches!(self.hosts[host].engine, Engine::Source(_)) {
             let gone = Fault::new(Code::Guest, "the guest process is gone".to_owned());

@@ -56,6 +56,8 @@ pub(super) struct Scenario {
     pub(super) strikes: u64,
     /// Crashes before an action chosen at random: kills and power losses.
     pub(super) crashes: u64,
+    /// Journals' writes that fail.
+    pub(super) bad_writes: u64,
     /// A crash hits one in so many actions.
     pub(super) crash_odds: u64,
     /// From here on nothing goes wrong any more.
@@ -113,6 +115,11 @@ impl Scenario {
                 0
             } else {
                 random.below(4)
+            },
+            bad_writes: if random.chance(70) {
+                0
+            } else {
+                random.between(1, 2)
             },
             crash_odds: random.pick(&[5, 20, 60, 200]),
             quiet_at,

@@ -121,6 +121,8 @@ pub(super) struct Host {
     /// Tells reports for this engine from those for an earlier one.
     pub(super) engine_number: u64,
     pub(super) journal: Record,
+    /// A write to the journal has failed.
+    pub(super) is_poisoned: bool,
     pub(super) files: Files,
     pub(super) guest: Option<Guest>,
     pub(super) inbox: VecDeque<Input>,
@@ -161,6 +163,8 @@ pub struct Summary {
     pub thaw_count: u64,
     /// Kills and power losses.
     pub crash_count: u64,
+    /// Writes of a journal that failed.
+    pub bad_write_count: u64,
     /// Boots that lost the guest's memory.
     pub boot_count: u64,
 }
@@ -182,6 +186,7 @@ pub(super) struct World {
     pub(super) goal: usize,
     pub(super) next_number: u64,
     pub(super) crashes_left: u64,
+    pub(super) bad_writes_left: u64,
     pub(super) strikes_left: u64,
     pub(super) summary: Summary,
     pub(super) violation: Option<String>,
@@ -205,6 +210,7 @@ impl World {
             now: 0,
             truth: Truth::new(&counts),
             crashes_left: scenario.crashes,
+            bad_writes_left: scenario.bad_writes,
             strikes_left: scenario.strikes,
             random,
             scenario,
@@ -400,6 +406,7 @@ impl Host {
             identity,
             incarnation: 0,
             journal: ownership.record().clone(),
+            is_poisoned: false,
             engine: Engine::Idle(Box::new(ownership)),
             engine_number: 0,
             files: Files::default(),
