@@ -317,7 +317,8 @@ impl TargetMove {
         }
     }
 
-    /// Looks at an offer before anything is built for it.
+    /// Looks at an offer before anything is built for it, and before anything changes here: whoever offers a
+    /// guest knows no more of it than its number.
     fn admit(&self, ground: &mut Ground, prepare: &Prepare) -> Result<(), Fault> {
         let shared = Arc::clone(&ground.shared);
         let config = GuestConfig::from_bytes(&prepare.config)?;
@@ -329,12 +330,26 @@ impl TargetMove {
             let detail = format!("guest {} is described as another", prepare.name);
             return Err(Fault::new(Code::Meta, detail));
         }
-        if prepare.spaces != spaces_of(&config) {
-            let detail = format!("guest {}'s spaces do not fit its description", prepare.name);
-            return Err(Fault::new(Code::Layout, detail));
+        config.check_spaces(&prepare.spaces)?;
+        let setup = self.machine.setup();
+        let is_ours = !matches!(
+            self.ownership().record().state,
+            State::Vacant | State::Released { .. } | State::Refused { .. } | State::Prepared { .. }
+        );
+        if is_ours {
+            let detail = format!("{} offers a guest that lives here", setup.source);
+            return Err(Fault::new(Code::GuestExists, detail));
+        }
+        if let Some(known) = &ground.config
+            && *known != config
+        {
+            let detail = format!(
+                "guest {} is described as another than it was here",
+                known.name
+            );
+            return Err(Fault::new(Code::Meta, detail));
         }
         check_trust(&shared.config.tunnel_socket(), &shared.host.site)?;
-        let setup = self.machine.setup();
         shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
         shared.claim_name(&config.name, ground.id)?;
         ground.config = Some(config);
