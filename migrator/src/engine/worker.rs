@@ -270,6 +270,10 @@ impl Worker {
                     if let Some(Role::Target(target)) = &mut self.role {
                         target.carry_out(&mut self.ground);
                     }
+                    // A peer that never stops talking does not stop the clock.
+                    if self.is_overdue() {
+                        self.tick();
+                    }
                 }
                 None => self.tick(),
             }
@@ -285,17 +289,25 @@ impl Worker {
     fn deadline(&self) -> Instant {
         let look = now() + LOOK_INTERVAL;
         let ending = self.ending.as_ref().map(|ending| ending.due);
+        [self.timer(), ending]
+            .into_iter()
+            .flatten()
+            .fold(look, Instant::min)
+    }
+
+    /// When there is something to do although nothing happens.
+    fn timer(&self) -> Option<Instant> {
         let role = match &self.role {
             Some(Role::Source(source)) => source.deadline(),
             Some(Role::Target(target)) => target.deadline(),
             _ => None,
         };
         let retry = self.retry.as_ref().map(|(at, _)| *at);
-        [Some(look), role, retry, ending]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(look)
+        role.into_iter().chain(retry).min()
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.timer().is_some_and(|at| at <= now())
     }
 
     fn tick(&mut self) {
