@@ -488,6 +488,12 @@ impl Worker {
                 target.lane(&mut self.ground, hello, lane);
                 return;
             }
+            if known.source != setup.source && !target.is_blank() {
+                let (other, known) = (&setup.source, &known.source);
+                let detail = format!("{other} offers a guest that {known} is sending");
+                refuse(&lane, &Fault::new(Code::DoubleOffer, detail));
+                return;
+            }
             let is_replaced =
                 known.source == setup.source && target.stage() != target::Stage::Running;
             if is_replaced {
