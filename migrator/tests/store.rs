@@ -17,7 +17,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use tempfile::TempDir;
 use towpath_migrator::store::{Position, ReceivedFile, Store};
 use towpath_protocol::fault::Code;
-use towpath_protocol::identity::{AttemptId, Name};
+use towpath_protocol::identity::{AttemptId, GuestId, Name};
 use towpath_protocol::space::{BlockRun, BlockSet, Geometry, SpaceId};
 
 const MEMORY: SpaceId = SpaceId(0);
@@ -70,6 +70,23 @@ fn folders_and_files_are_ours_alone() {
     let journal = fs::metadata(root(&folder).join("guests/till-7/journal")).unwrap();
     assert_eq!(journal.len(), 8192);
     assert!(journal.blocks() * 512 >= 8192, "its space is taken");
+}
+
+#[test]
+fn what_is_kept_of_an_ended_guest_outlives_restarts_until_it_has_a_folder_again() {
+    let (folder, store) = store_with_guest();
+    let guest = GuestId(7);
+    assert_eq!(store.ended(guest), Ok(None));
+    store.keep_stranger(guest, b"refused").unwrap();
+    store.keep_ended(guest, b"taken").unwrap();
+    drop(store);
+    let store = Store::open(&root(&folder)).unwrap();
+    assert_eq!(store.ended(guest), Ok(Some(b"taken".to_vec())));
+    assert_eq!(store.ended(GuestId(8)), Ok(None));
+    assert_eq!(store.guests(), Ok(vec![name("till-7")]), "it is no guest");
+    store.forget_ended(guest).unwrap();
+    store.forget_ended(guest).unwrap();
+    assert_eq!(store.ended(guest), Ok(None));
 }
 
 #[test]

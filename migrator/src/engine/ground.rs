@@ -88,8 +88,11 @@ impl Ground {
         let bytes = record.encode();
         if let Some(journal) = &mut self.journal {
             journal.write(&bytes)?;
-        } else {
+        } else if self.config.is_some() {
             self.create_folder(&bytes)?;
+        } else {
+            // A refusal of what was never offered: the source lets the guest run on because of it.
+            self.shared.store.keep_stranger(self.id, &bytes)?;
         }
         self.shared.metrics.journal_write(now().since(begun));
         Ok(())
@@ -105,6 +108,10 @@ impl Ground {
             Ok(journal) => {
                 self.folder = Some(folder);
                 self.journal = Some(journal);
+                // The journal says it all now, and is what counts as long as it is there.
+                if let Err(fault) = self.shared.store.forget_ended(self.id) {
+                    warn!(guest = %self.id, %fault, "an old record stays");
+                }
                 Ok(())
             }
             Err(fault) => {

@@ -293,7 +293,7 @@ fn route(
     Ok(())
 }
 
-/// The worker of a guest; a new one for a guest that was never seen here.
+/// The worker of a guest; a new one for a guest that was never seen here, or is here no more.
 fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, Fault> {
     let mut workers = shared.workers();
     if let Some(handle) = workers.get(&id) {
@@ -302,6 +302,10 @@ fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, 
     if workers.len() >= crate::store::GUEST_COUNT_MAX {
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
     }
+    let ownership = match shared.store.ended(id)? {
+        Some(record) => Ownership::recover(shared.host.clone(), Record::decode(&record)?),
+        None => Ownership::vacant(shared.host.clone(), id),
+    };
     let mailbox = Arc::new(Mailbox::new());
     let handle = Handle {
         name: None,
@@ -310,7 +314,6 @@ fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, 
     workers.insert(id, handle);
     drop(workers);
     let ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), id);
-    let ownership = Ownership::vacant(shared.host.clone(), id);
     start_worker(shared, ground, move |ground| Worker::new(ground, ownership))?;
     Ok(mailbox)
 }

@@ -666,12 +666,16 @@ impl Worker {
 
     fn stop(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
-        match &self.role {
-            Some(Role::Idle(_) | Role::Broken(..)) => {}
-            _ => return Err(Fault::new(Code::State, "the guest is part of a move")),
-        }
+        let Some(Role::Idle(ownership) | Role::Broken(ownership, _)) = &self.role else {
+            return Err(Fault::new(Code::State, "the guest is part of a move"));
+        };
+        let remainder = ownership.remainder()?;
         self.ground.end_process()?;
         let name = self.ground.name()?.clone();
+        if let Some(record) = remainder {
+            let store = &self.ground.shared.store;
+            store.keep_ended(self.ground.id, &record.encode())?;
+        }
         self.ground.journal = None;
         self.ground.folder = None;
         self.ground.shared.store.remove_guest(&name)?;

@@ -8,6 +8,7 @@
 //!      journal                who may run the guest
 //!      received               which blocks arrived, while it is being received
 //!      <name>                 small files, replaced as a whole
+//!    ended/<id>               a journal: what is still to be answered about a guest that has no folder
 //! ```
 //!
 //! Names are [`Name`]s, so they are no paths. Folders and files are opened by `openat2` beneath the
@@ -24,7 +25,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::{AttemptId, Name};
+use towpath_protocol::identity::{AttemptId, GuestId, Name};
 use towpath_protocol::space::Geometry;
 
 use crate::journal::{JOURNAL_BYTES, Journal};
@@ -37,9 +38,13 @@ pub const GUEST_COUNT_MAX: usize = 4096;
 /// Most bytes of a small file.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Most guests that never had a folder here and are remembered because a peer asked for them.
+const STRANGER_COUNT_MAX: usize = 4096;
+
 const LOCK: &str = "lock";
 const INCARNATION: &str = "incarnation";
 const GUESTS: &str = "guests";
+const ENDED: &str = "ended";
 const JOURNAL: &str = "journal";
 const RECEIVED: &str = "received";
 
@@ -50,6 +55,7 @@ const UNFINISHED: &str = ".unfinished";
 #[derive(Debug)]
 pub struct Store {
     guests: OwnedFd,
+    ended: OwnedFd,
     incarnation: u64,
     /// Closing it would let another migrator in.
     _lock: File,
@@ -77,13 +83,12 @@ impl Store {
             .map_err(|errno| fault(&shown, "cannot be opened", errno))?;
         check_folder(&root, &shown)?;
         let lock = take_lock(&root, &shown)?;
-        let guests = make_folder(&root, GUESTS).or_else(|fault| match fault.code {
-            Code::GuestExists => open_folder(&root, GUESTS),
-            _ => Err(fault),
-        })?;
+        let guests = have_folder(&root, GUESTS)?;
+        let ended = have_folder(&root, ENDED)?;
         let incarnation = count_start(&root)?;
         Ok(Self {
             guests,
+            ended,
             incarnation,
             _lock: lock,
         })
@@ -168,6 +173,64 @@ impl Store {
         rustix::fs::unlinkat(&self.guests, shown, AtFlags::REMOVEDIR)
             .map_err(|errno| fault(shown, "cannot be removed", errno))?;
         sync_folder(&self.guests, GUESTS)
+    }
+}
+
+/// Guests without a folder: what is still to be answered about them.
+impl Store {
+    /// The record of a guest that was ended here, or refused and never seen.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestFolder::open_journal`], but that none is no error.
+    pub fn ended(&self, guest: GuestId) -> Result<Option<Vec<u8>>, Fault> {
+        match open_file(&self.ended, &guest.to_string(), OFlags::RDWR) {
+            Ok(file) => Ok(Some(
+                Journal::open(file, self.incarnation)?.record().to_vec(),
+            )),
+            Err(fault) if fault.code == Code::NotFound => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Keeps the record of a guest that had a folder here and is ended, durably.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::write`], and `E_IO`.
+    pub fn keep_ended(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
+        let name = guest.to_string();
+        match open_file(&self.ended, &name, OFlags::RDWR) {
+            Ok(file) => Journal::open(file, self.incarnation)?.write(record),
+            Err(fault) if fault.code == Code::NotFound => {
+                create_journal(&self.ended, &name, self.incarnation, record).map(drop)
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// The same of a guest that only a peer has named: of so many and no more.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` beyond the limit, else as [`Store::keep_ended`].
+    pub fn keep_stranger(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
+        let unreadable = |errno| fault(ENDED, "cannot be read", errno);
+        let entries = rustix::fs::Dir::read_from(&self.ended).map_err(unreadable)?;
+        if entries.count() >= STRANGER_COUNT_MAX {
+            let detail = "too many guests are remembered that never were here".to_owned();
+            return Err(Fault::new(Code::Busy, detail));
+        }
+        self.keep_ended(guest, record)
+    }
+
+    /// Removes the record of a guest that has a folder again, and with it a journal.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO`.
+    pub fn forget_ended(&self, guest: GuestId) -> Result<(), Fault> {
+        remove_file(&self.ended, &guest.to_string())
     }
 }
 
@@ -431,6 +494,13 @@ fn make_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Fault> {
         .map_err(|errno| fault(name, "cannot be made", errno))?;
     sync_folder(parent, name)?;
     open_folder(parent, name)
+}
+
+fn have_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Fault> {
+    make_folder(parent, name).or_else(|fault| match fault.code {
+        Code::GuestExists => open_folder(parent, name),
+        _ => Err(fault),
+    })
 }
 
 fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd, Fault> {

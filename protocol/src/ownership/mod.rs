@@ -293,6 +293,36 @@ impl Ownership {
         )
     }
 
+    /// What has to be kept of a guest that is ended here for good, so that this host goes on answering as it has
+    /// answered: a source that missed our last word must neither let its guest run on nor wait for ever. Nothing
+    /// for a guest that was never handed over.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE` while the guest is between two hosts.
+    pub fn remainder(&self) -> Result<Option<Record>, Fault> {
+        let state = match &self.record.state {
+            State::Owned { epoch, .. } => {
+                let is_native = self.record.verdicts.is_empty();
+                if is_native && *epoch == self.record.high_water {
+                    return Ok(None);
+                }
+                State::Vacant
+            }
+            State::Vacant | State::Released { .. } => State::Vacant,
+            // Says no to its attempt, which no verdict does.
+            refused @ State::Refused { .. } => refused.clone(),
+            State::Offering { .. }
+            | State::Relinquished { .. }
+            | State::Offered { .. }
+            | State::Prepared { .. } => return Err(self.unfit("it cannot be ended")),
+        };
+        Ok(Some(Record {
+            state,
+            ..self.record.clone()
+        }))
+    }
+
     /// Whether no handover is under way here and nothing waits to be done.
     #[must_use]
     pub fn is_idle(&self) -> bool {
