@@ -1,0 +1,91 @@
+//! A move as its target's API shows it.
+
+use towpath_protocol::fault::Code;
+use towpath_protocol::target::{Outcome, Stage};
+
+use super::TargetMove;
+use crate::api::{ErrorView, LinkState, MigrationMode, MigrationView, Phase, Role};
+use crate::engine::ground::{Ground, milliseconds, now, unix_ms};
+
+impl TargetMove {
+    /// The move as the API shows it, once it is known what moves.
+    pub(in crate::engine) fn view(&self, ground: &Ground) -> Option<MigrationView> {
+        let prepare = self.machine.prepare()?;
+        let setup = self.machine.setup();
+        let progress = self.machine.progress();
+        let (phase, error) = self.phase();
+        let total: u64 = prepare.spaces.iter().map(|space| space.block_count).sum();
+        Some(MigrationView {
+            id: setup.migration,
+            guest: prepare.name.clone(),
+            role: Role::Target,
+            from: setup.source.site.clone(),
+            to: ground.shared.host.site.clone(),
+            mode: MigrationMode::Auto,
+            max_pause_ms: 0,
+            rate: None,
+            phase,
+            link: if self.machine.is_link_up() {
+                LinkState::Up
+            } else {
+                LinkState::Down
+            },
+            silent_ms: None,
+            blocked_ms: None,
+            attempts: 1,
+            round: 0,
+            rounds: 0,
+            blocks_total: total,
+            blocks_left: total - self.machine.present_count().min(total),
+            raw_bytes: self.raw_bytes,
+            wire_bytes: 0,
+            goodput_bytes_per_second: 0,
+            dirty_bytes_per_second: 0,
+            eta_ms: None,
+            predicted_pause_ms: None,
+            pause_reported_ms: None,
+            total_ms: milliseconds(now().since(self.begun_at)),
+            demand_fetches: progress.demand_count,
+            demand_p50_ms: quantile_ms(&self.latencies_us, 50),
+            demand_p99_ms: quantile_ms(&self.latencies_us, 99),
+            switch_reason: None,
+            decisions: Vec::new(),
+            error,
+            started_unix_ms: self.begun_unix_ms,
+            finished_unix_ms: phase.is_finished().then(unix_ms),
+        })
+    }
+
+    fn phase(&self) -> (Phase, Option<ErrorView>) {
+        match &self.outcome {
+            Some(Outcome::Arrived) => (Phase::Done, None),
+            Some(Outcome::Refused(fault)) if fault.code == Code::Cancelled => {
+                (Phase::Cancelled, Some(ErrorView::from(fault)))
+            }
+            Some(Outcome::Refused(fault) | Outcome::Lost(fault)) => {
+                (Phase::Failed, Some(ErrorView::from(fault)))
+            }
+            None => {
+                let phase = match self.machine.stage() {
+                    Stage::Admitting => Phase::Preparing,
+                    Stage::Receiving => Phase::Receiving,
+                    Stage::Ready => Phase::Ready,
+                    Stage::Running => Phase::Fetching,
+                    Stage::Over => Phase::Done,
+                };
+                (phase, None)
+            }
+        }
+    }
+}
+
+/// The latency that so many of a hundred were within, rounded up to a millisecond.
+fn quantile_ms(latencies_us: &[u32], percent: usize) -> Option<u64> {
+    if latencies_us.is_empty() {
+        return None;
+    }
+    let mut sorted = latencies_us.to_vec();
+    sorted.sort_unstable();
+    let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+    Some(u64::from(sorted[index]).div_ceil(1000))
+}
