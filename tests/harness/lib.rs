@@ -7,6 +7,7 @@ pub mod hosts;
 pub mod journals;
 mod keeper;
 pub mod lab;
+pub mod peer;
 mod process;
 mod program;
 pub mod random;

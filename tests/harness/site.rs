@@ -172,6 +172,12 @@ impl Site {
         self.folder.join("state/guests").join(guest.as_str())
     }
 
+    /// Where the site's tunnel hands over streams for the migrator.
+    #[must_use]
+    pub fn service_socket(&self) -> PathBuf {
+        self.folder.join("run/migrator-service.sock")
+    }
+
     /// The migrator's log.
     #[must_use]
     pub fn migrator_log(&self) -> &Path {

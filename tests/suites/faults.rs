@@ -15,6 +15,8 @@ mod daemons;
 mod guests;
 #[path = "faults/links.rs"]
 mod links;
+#[path = "faults/peers.rs"]
+mod peers;
 #[path = "faults/steps.rs"]
 mod steps;
 #[path = "faults/trials.rs"]

@@ -13,6 +13,7 @@
 mod ground;
 mod host;
 mod input;
+mod judge;
 mod lanes;
 mod mailbox;
 mod metrics;

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::ground::{Ground, file_name, milliseconds, now, unix_ms};
 use super::input::Input;
+use super::judge::Judge;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
 use super::outbox::Outbox;
 use super::target_move::spaces_of;
@@ -205,6 +206,7 @@ pub(super) struct SourceMove {
     link: u64,
     /// Why there are none, as it was logged last: an outage tries ten times a second.
     no_lanes: Option<Fault>,
+    judge: Judge,
     outcome: Option<Outcome>,
     begun_at: Instant,
     sampled_at: Instant,
@@ -269,6 +271,7 @@ impl SourceMove {
             urgent_frame: Vec::new(),
             link: 0,
             no_lanes: None,
+            judge: Judge::default(),
             outcome: None,
             begun_at: now(),
             sampled_at: now(),
@@ -435,6 +438,17 @@ impl SourceMove {
             let result = open_all(&tunnel, &target, &hello);
             mailbox.send(Input::Opened { link, result });
         })
+    }
+
+    /// A lane ended, and the others are of no use without it.
+    pub(super) fn lane_ended(&mut self, ground: &mut Ground, fault: &Fault) {
+        // A target's words are few: none of them counts as more that has arrived.
+        let event = match self.judge.lane_ended(fault, 0) {
+            Some(fault) => Event::Failed(fault),
+            None => Event::LinkDown,
+        };
+        ground.close_link();
+        drop(self.handle(ground, event));
     }
 
     /// The lanes asked for are open, or are not.

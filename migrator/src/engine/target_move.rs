@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::ground::{Ground, now, unix_ms};
 use super::input::Input;
+use super::judge::Judge;
 use super::lanes::{OpenLane, Unpacked, check_trust, join, read_chunks, read_messages, spawn};
 use super::source_move::NotBegun;
 use crate::guest::MissingMemory;
@@ -78,6 +79,7 @@ pub(super) struct TargetMove {
     lanes_number: u64,
     /// Readers of chunks, to be started once the geometry is known.
     chunk_readers: Vec<(Lane, LaneReader<UnixStream>)>,
+    judge: Judge,
     waits: BTreeMap<u64, Instant>,
     latencies_us: Vec<u32>,
     raw_bytes: u64,
@@ -106,6 +108,7 @@ impl TargetMove {
             lanes: Vec::new(),
             lanes_number: 0,
             chunk_readers: Vec::new(),
+            judge: Judge::default(),
             waits: BTreeMap::new(),
             latencies_us: Vec::new(),
             raw_bytes: 0,
@@ -290,6 +293,18 @@ impl TargetMove {
             read_chunks(link.number, lane, reader, spaces.clone(), mailbox)?;
         }
         Ok(())
+    }
+
+    /// A lane ended, and the others are of no use without it.
+    pub(super) fn lane_ended(&mut self, ground: &mut Ground, fault: &Fault) {
+        let arrived_count = self.machine.progress().chunk_count;
+        if !self.is_blank()
+            && let Some(fault) = self.judge.lane_ended(fault, arrived_count)
+        {
+            // While there still are lanes to say why.
+            self.handle(ground, Event::Failed(fault));
+        }
+        self.link_down(ground);
     }
 
     /// The lanes are gone.

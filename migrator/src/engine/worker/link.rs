@@ -120,12 +120,9 @@ impl Worker {
         self.ending = None;
         info!(guest = %self.ground.id, ?lane, %fault, "lanes are down");
         match &mut self.role {
-            Some(Role::Source(source)) => {
-                self.ground.close_link();
-                drop(source.handle(&mut self.ground, source::Event::LinkDown));
-            }
+            Some(Role::Source(source)) => source.lane_ended(&mut self.ground, fault),
             Some(Role::Target(target)) => {
-                target.link_down(&mut self.ground);
+                target.lane_ended(&mut self.ground, fault);
                 if target.is_blank() {
                     self.end_target();
                 }

@@ -1,0 +1,115 @@
+//! A peer that says whatever a test wants: lanes to a real migrator, without a tunnel and a migrator behind
+//! them. The migrator believes of who it is what its tunnel says, and here that is the test.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use towpath_migrator::lane::{Incoming, LaneReader, LaneWriter};
+use towpath_protocol::channel::{Accepted, Class, Preamble};
+use towpath_protocol::fault::Fault;
+use towpath_protocol::identity::{AttemptId, GuestId, HostIdentity, MigrationId};
+use towpath_protocol::message::{Hello, Lane, Message};
+use towpath_protocol::version;
+
+/// How long the migrator may take to say something that is waited for.
+const WORD_WAIT: Duration = Duration::from_secs(20);
+
+/// Four lanes of one attempt.
+#[derive(Debug)]
+pub struct Peer {
+    lanes: Vec<(LaneReader<UnixStream>, LaneWriter<UnixStream>)>,
+}
+
+impl Peer {
+    /// Opens lanes as a host that offers a guest.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator refuses a lane with.
+    ///
+    /// # Panics
+    ///
+    /// If the socket cannot be used.
+    pub fn open(
+        service: &Path,
+        host: &HostIdentity,
+        guest: GuestId,
+        attempt: AttemptId,
+    ) -> Result<Self, Fault> {
+        let link = crate::console::monotonic_ns();
+        let lanes = Lane::ALL.iter().map(|lane| {
+            let mut socket = UnixStream::connect(service).expect("the migrator's service socket");
+            let accepted = Preamble::Accepted(Accepted {
+                peer: host.clone(),
+                service: "migrator".parse().expect("a name"),
+                class: Class::Control,
+            });
+            socket.write_all(&accepted.encode()).expect("the preamble");
+            let copy = || socket.try_clone().expect("a socket");
+            let mut writer = LaneWriter::for_socket(copy(), WORD_WAIT)?;
+            writer.write_message(&Message::Hello(Hello {
+                versions: version::OURS,
+                migration: MigrationId(attempt.0),
+                attempt,
+                guest,
+                lane: *lane,
+                link,
+            }))?;
+            writer.flush()?;
+            let mut reader = LaneReader::for_socket(copy(), WORD_WAIT)?;
+            match heard(&mut reader)? {
+                Some(Message::Welcome(_)) => Ok((reader, writer)),
+                other => panic!("{other:?} in answer to a hello"),
+            }
+        });
+        let lanes = lanes.collect::<Result<_, _>>()?;
+        Ok(Self { lanes })
+    }
+
+    /// Says something on a lane.
+    ///
+    /// # Errors
+    ///
+    /// If the migrator has closed it.
+    pub fn say(&mut self, lane: Lane, message: &Message) -> Result<(), Fault> {
+        let writer = &mut self.lanes[lane as usize].1;
+        writer.write_message(message)?;
+        writer.flush()
+    }
+
+    /// Puts a frame on a lane, right or wrong.
+    ///
+    /// # Errors
+    ///
+    /// If the migrator has closed it.
+    pub fn put(&mut self, lane: Lane, frame: &[u8]) -> Result<(), Fault> {
+        let writer = &mut self.lanes[lane as usize].1;
+        writer.write_chunk_frame(frame)?;
+        writer.flush()
+    }
+
+    /// The next word on the control lane; pings are left out. None once the lane has ended.
+    ///
+    /// # Panics
+    ///
+    /// If nothing comes for a long time.
+    pub fn hear(&mut self) -> Option<Message> {
+        loop {
+            match heard(&mut self.lanes[Lane::Control as usize].0) {
+                Ok(Some(Message::Ping(_))) => {}
+                Ok(message) => return message,
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+fn heard(reader: &mut LaneReader<UnixStream>) -> Result<Option<Message>, Fault> {
+    match reader.next_frame()? {
+        Incoming::Frame(frame) => frame.message().map(Some),
+        Incoming::End => Ok(None),
+        Incoming::Idle => panic!("the migrator says nothing for {WORD_WAIT:?}"),
+    }
+}

@@ -1,0 +1,282 @@
+//! Peers that lie: what a host that may offer guests can do with its words to guests that are not its own.
+
+use std::time::Duration;
+
+use towpath_migrator::api::{
+    GuestState, GuestView, MigrationMode, MigrationView, Ownership, Phase,
+};
+use towpath_protocol::fault::Code;
+use towpath_protocol::guest_api::{GuestConfig, GuestKind, Workload};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
+use towpath_protocol::message::{
+    ChunkHeader, Codec, Lane, Message, Prepare, Reason, SpaceInfo, digest_of,
+};
+use towpath_protocol::ownership::Root;
+use towpath_protocol::space::{BlockRun, MEMORY, MEMORY_BLOCK_BYTES};
+use towpath_tests::lab::Guest;
+use towpath_tests::peer::Peer;
+use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
+use towpath_tests::site::Site;
+use towpath_tests::verdict::wait_until;
+
+/// How long it may take until something shows.
+const SHOWN_WAIT: Duration = Duration::from_secs(20);
+
+/// A host of the other site.
+fn host(name: &str) -> HostIdentity {
+    HostIdentity {
+        trust_domain: "lab.towpath".parse().unwrap(),
+        site: "edge".parse().unwrap(),
+        host: name.parse().unwrap(),
+    }
+}
+
+fn open(site: &Site, from: &str, guest: GuestId, attempt: u128) -> Peer {
+    Peer::open(
+        &site.service_socket(),
+        &host(from),
+        guest,
+        AttemptId(attempt),
+    )
+    .unwrap()
+}
+
+/// What a peer says a guest is.
+fn described(id: GuestId, name: &str, memory_mib: u64) -> GuestConfig {
+    GuestConfig {
+        id,
+        name: name.parse().unwrap(),
+        kind: GuestKind::Process,
+        memory_bytes: memory_mib << 20,
+        vcpu_count: 1,
+        workload: Workload {
+            dirty_pages_per_second: 0,
+            working_set_bytes: 1 << 20,
+            incompressible_percent: 0,
+            key: 1,
+            heartbeat_interval_us: 2000,
+        },
+    }
+}
+
+fn offer(config: &GuestConfig, epoch: u64) -> Message {
+    Message::Prepare(Prepare {
+        name: config.name.clone(),
+        epoch: Epoch(epoch),
+        spaces: vec![SpaceInfo {
+            id: MEMORY,
+            block_bytes: MEMORY_BLOCK_BYTES,
+            block_count: config.block_count(),
+        }],
+        config: config.to_bytes(),
+    })
+}
+
+fn code(reason: &Reason) -> &str {
+    &reason.code
+}
+
+fn shown(site: &Site, guest: &Guest) -> GuestView {
+    site.guest(&guest.name).unwrap().expect("it is shown")
+}
+
+/// A frame of one block.
+fn chunk(sequence: u64, block: u64) -> Vec<u8> {
+    let payload = vec![7; MEMORY_BLOCK_BYTES as usize];
+    let header = ChunkHeader {
+        space: MEMORY,
+        sequence,
+        generation: 1,
+        codec: Codec::Raw,
+        runs: vec![BlockRun {
+            start: block,
+            count: 1,
+        }],
+        digest: digest_of(&payload),
+    };
+    let mut frame = Vec::new();
+    header.encode(&payload, &mut frame);
+    frame
+}
+
+#[test]
+fn h07_an_offer_of_a_guest_that_lives_here_changes_nothing_of_it() {
+    let scene = Scene::new(LINK);
+    let guest = Guest::new("till", 16);
+    let mut console = scene.guest(&guest);
+    let site = scene.lab.site(SOURCE);
+    let before = shown(site, &guest);
+    // Another name, another size; and its own with another size.
+    for (attempt, (name, memory_mib)) in (1..).zip([("evil", 32), ("till", 8)]) {
+        let mut liar = open(site, "box-7", before.id, attempt);
+        let config = described(before.id, name, memory_mib);
+        liar.say(Lane::Control, &offer(&config, 100)).unwrap();
+        match liar.hear() {
+            Some(Message::Refused(reason)) => {
+                assert_eq!(code(&reason), Code::GuestExists.as_str());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let after = shown(site, &guest);
+    assert_eq!(
+        (after.name, after.memory_bytes, after.process_id),
+        (before.name, before.memory_bytes, before.process_id)
+    );
+    assert!(site.guest(&"evil".parse().unwrap()).unwrap().is_none());
+    // It is whole, and moves as what it is.
+    assert!(site.verify(&guest.name).unwrap().verified);
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.arrives(&guest, &mut console).unwrap();
+    // Here it has left: it comes back as what it was, or not at all.
+    let mut liar = open(site, "box-7", before.id, 3);
+    let config = described(before.id, "evil", 16);
+    liar.say(Lane::Control, &offer(&config, 100)).unwrap();
+    match liar.hear() {
+        Some(Message::Refused(reason)) => assert_eq!(code(&reason), Code::Meta.as_str()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn h06_a_second_source_is_told_that_it_is_the_second() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(77);
+    let mut first = open(site, "box-7", id, 1);
+    let config = described(id, "till", 16);
+    first.say(Lane::Control, &offer(&config, 2)).unwrap();
+    assert!(matches!(first.hear(), Some(Message::Prepared(_))));
+    let second = Peer::open(&site.service_socket(), &host("box-8"), id, AttemptId(2));
+    let heard = second.map(|mut second| second.hear());
+    match heard {
+        Ok(Some(Message::Refused(reason))) => {
+            assert_eq!(code(&reason), Code::DoubleOffer.as_str());
+        }
+        Err(fault) => assert_eq!(fault.code, Code::DoubleOffer),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn h03_a_commit_of_what_was_never_offered_is_refused_for_ever() {
+    let mut scene = Scene::new(LINK);
+    let id = GuestId(78);
+    for _ in 0..2 {
+        let mut source = open(scene.lab.site(TARGET), "box-7", id, 1);
+        let commit = Message::Commit(Epoch(2), Root([1; 32]));
+        source.say(Lane::Control, &commit).unwrap();
+        match source.hear() {
+            Some(Message::Nack(_)) => {}
+            other => panic!("{other:?}"),
+        }
+        // The source has been told that it may go on: that must not be forgotten.
+        let site = scene.lab.site_mut(TARGET);
+        site.kill_migrator();
+        site.start_migrator();
+    }
+    let mut source = open(scene.lab.site(TARGET), "box-7", id, 1);
+    let config = described(id, "till", 16);
+    source.say(Lane::Control, &offer(&config, 2)).unwrap();
+    match source.hear() {
+        Some(Message::Refused(_) | Message::Nack(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    // A new attempt under a new epoch is another matter.
+    let mut source = open(scene.lab.site(TARGET), "box-7", id, 2);
+    source.say(Lane::Control, &offer(&config, 3)).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+}
+
+#[test]
+fn h03_a_guest_that_was_ended_where_it_went_is_let_go_by_its_source() {
+    let mut scene = Scene::new(LINK);
+    let guest = Guest::new("till", 16);
+    let mut console = scene.guest(&guest);
+    let source = scene.lab.site_mut(SOURCE);
+    source.kill_migrator();
+    source.start_migrator_with(Some("source:say-commit"));
+    scene.begin(&guest, MigrationMode::Pre).unwrap();
+    assert!(scene.lab.site_mut(SOURCE).migrator_ends(SHOWN_WAIT));
+    let target = scene.lab.site(TARGET);
+    let arrived = wait_until(SHOWN_WAIT, || {
+        let view = target.guest(&guest.name).ok()??;
+        (view.state == GuestState::Running && view.ownership == Ownership::Owned).then_some(())
+    });
+    arrived.expect("the target took the guest");
+    target.stop_guest(&guest.name).unwrap();
+    console.read().unwrap();
+    let last = console.last();
+    scene.lab.site_mut(SOURCE).start_migrator();
+    let released = wait_until(SHOWN_WAIT, || {
+        let view = scene.lab.site(SOURCE).guest(&guest.name).ok()??;
+        (view.ownership == Ownership::Released).then_some(())
+    });
+    assert!(
+        released.is_some(),
+        "{:?}",
+        shown(scene.lab.site(SOURCE), &guest)
+    );
+    console.read().unwrap();
+    assert_eq!(console.last(), last, "it ran on at the source");
+}
+
+#[test]
+fn f08_f09_a_chunk_outside_of_memory_ends_the_attempt() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(79);
+    let config = described(id, "till", 16);
+    for (attempt, block) in (1..).zip([config.block_count(), u64::MAX - 1]) {
+        let mut source = open(site, "box-7", id, attempt);
+        let epoch = 1 + u64::try_from(attempt).unwrap();
+        source.say(Lane::Control, &offer(&config, epoch)).unwrap();
+        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+        source.put(Lane::Bulk, &chunk(1, block)).unwrap();
+        match source.hear() {
+            Some(Message::Nack(reason)) => assert_eq!(code(&reason), Code::Range.as_str()),
+            other => panic!("block {block}: {other:?}"),
+        }
+    }
+    let failed = wait_until(SHOWN_WAIT, || {
+        let moves = site.moves(&config.name).ok()?;
+        let is_failed = |view: &MigrationView| view.phase == Phase::Failed;
+        (moves.len() == 2 && moves.iter().all(is_failed)).then_some(())
+    });
+    failed.expect("both are shown as failed");
+}
+
+#[test]
+fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(80);
+    let config = described(id, "till", 16);
+    let mut spoilt = chunk(1, 3);
+    *spoilt.last_mut().unwrap() ^= 1;
+    let mut tries = 0;
+    let reason = loop {
+        let mut source = open(site, "box-7", id, 1);
+        source.say(Lane::Control, &offer(&config, 2)).unwrap();
+        match source.hear() {
+            Some(Message::Prepared(_)) => {}
+            Some(Message::Nack(reason)) => break reason,
+            other => panic!("after {tries} tries: {other:?}"),
+        }
+        tries += 1;
+        assert!(tries <= 3, "it is tried without end");
+        source.put(Lane::Bulk, &spoilt).unwrap();
+        // The lanes end, with or without a last word.
+        if let Some(Message::Nack(reason)) = source.hear() {
+            break reason;
+        }
+    };
+    assert_eq!(tries, 3);
+    let said = code(&reason);
+    assert!(
+        [Code::Codec, Code::Framing]
+            .iter()
+            .any(|code| code.as_str() == said),
+        "{said}"
+    );
+}
