@@ -130,7 +130,7 @@ fn fault_11_blocks_that_are_lost_are_not_sent_and_the_target_is_waited_for() {
 fn fault_26_a_poisoned_journal_stops_a_committed_move() {
     let mut source = recovered(true);
     let poisoned = Fault::new(Code::Journal, "fsync failed");
-    let actions = feed(&mut source, Event::Failed(poisoned.clone()));
+    let actions = feed(&mut source, Event::NotRecorded(poisoned.clone()));
     assert_eq!(outcome(&actions), Some(&Outcome::Stuck(poisoned)));
     assert!(!source.ownership().may_run());
 }
@@ -143,7 +143,7 @@ fn fault_26_a_refusal_that_could_not_be_written_down_starts_nothing() {
     let nack = Event::Heard(Lane::Control, Message::Nack((&refused).into()));
     source.handle(nack, Instant::ZERO).expect("refused");
     let poisoned = Fault::new(Code::Journal, "fsync failed");
-    let actions = feed(&mut source, Event::Failed(poisoned.clone()));
+    let actions = feed(&mut source, Event::NotRecorded(poisoned.clone()));
     assert!(!actions.contains(&Action::Thaw));
     assert_eq!(outcome(&actions), Some(&Outcome::Stuck(poisoned)));
 }

@@ -268,17 +268,23 @@ fn fault_26_an_offer_that_could_not_be_written_down_is_not_refused_for_ever() {
 }
 
 #[test]
-fn an_attempt_whose_last_actions_fail_is_over_all_the_same() {
+fn fault_08_what_was_to_be_done_with_a_dead_image_does_not_keep_the_refusal_back() {
     let mut target = vacant();
     hear(&mut target, prepare()).0.expect("admitted");
-    // What follows is not carried out: the first of it fails.
-    let abort = Message::Abort((&Fault::new(Code::Cancelled, "by the operator")).into());
-    target
-        .handle(Event::Heard(Lane::Control, abort), Instant::ZERO)
-        .expect("ended");
-    let failed = Fault::new(Code::Io, "no");
-    let (_, actions) = feed(&mut target, Event::Failed(failed.clone()));
-    assert_eq!(actions, [Action::Finished(Outcome::Lost(failed))]);
+    feed(&mut target, Event::GuestBuilt).0.expect("built");
+    // The process dies, and that is heard of while chunks still wait to be written into it.
+    assert!(target.handle(Event::GuestGone, Instant::ZERO).is_err());
+    let failed = Fault::new(Code::Guest, "the guest has no memory here");
+    let (_, actions) = feed(&mut target, Event::Failed(failed));
+    assert!(matches!(actions[0], Action::Persist(_)), "{actions:?}");
+    assert!(says(&actions, |message| matches!(
+        message,
+        Message::Nack(_)
+    )));
+    assert!(matches!(
+        actions.last(),
+        Some(Action::Finished(Outcome::Refused(_)))
+    ));
 }
 
 #[test]

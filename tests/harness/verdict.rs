@@ -69,12 +69,12 @@ pub fn come_to_rest(
     if owner != place {
         return Err(format!("it runs at {place:?} and {owner:?} owns it"));
     }
-    let left = lab.guest_processes(place.other(), guest);
-    if !left.is_empty() {
-        return Err(format!(
-            "processes {left:?} of it are left at {:?}",
-            place.other()
-        ));
+    // A move is over before the memory it leaves behind is given back.
+    let elsewhere = || lab.guest_processes(place.other(), guest);
+    let is_gone = wait_until(BEATS_WAIT, || elsewhere().is_empty().then_some(()));
+    if is_gone.is_none() {
+        let (left, there) = (elsewhere(), place.other());
+        return Err(format!("processes {left:?} of it are left at {there:?}"));
     }
     let mut moves = Vec::new();
     for place in Place::ALL {

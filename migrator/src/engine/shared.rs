@@ -31,6 +31,14 @@ pub(super) struct Board {
 }
 
 impl Board {
+    /// Shows at once that a guest is frozen and its target's.
+    pub(super) fn show_relinquished(&mut self, guest: GuestId) {
+        if let Some(view) = self.guests.get_mut(&guest) {
+            view.state = GuestState::Frozen;
+            view.ownership = Ownership::Relinquished;
+        }
+    }
+
     pub(super) fn show_move(&mut self, view: MigrationView) {
         let is_news = view.phase.is_finished() && !self.finished.contains(&view.id);
         if is_news {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message};
-use towpath_protocol::ownership::Ownership;
+use towpath_protocol::ownership::{Ownership, State};
 use towpath_protocol::plan::{Decision, Mode, Policy};
 use towpath_protocol::source::{Action, ChunkOrder, Event, Outcome, Setup, Source, Stage};
 use towpath_protocol::space::{BlockRun, BlockSet, SpaceId};
@@ -358,9 +358,12 @@ impl SourceMove {
             // Nothing depends on what only cleans up, nor on a guest that runs on when its move is over.
             let is_thaw = matches!(action, Action::Thaw) && self.stage() == Stage::Over;
             let is_needed = !is_thaw && !matches!(action, Action::StopTracking | Action::FreeImage);
+            let is_record = matches!(action, Action::Persist(_));
             if let Err(fault) = self.act(ground, action) {
                 warn!(migration = %self.order.id, %fault, step, "an action failed");
-                if is_needed {
+                if is_record {
+                    self.tell(Event::NotRecorded(fault));
+                } else if is_needed {
                     self.tell(Event::Failed(fault));
                 } else if is_thaw {
                     ground.crash = Some(fault);
@@ -378,7 +381,13 @@ impl SourceMove {
 
     fn act(&mut self, ground: &mut Ground, action: Action) -> Result<(), Fault> {
         match action {
-            Action::Persist(record) => ground.persist(&record)?,
+            Action::Persist(record) => {
+                ground.persist(&record)?;
+                if matches!(record.state, State::Relinquished { .. }) {
+                    // Before the target hears of it: nobody must be told that the guest runs at both.
+                    ground.shared.board().show_relinquished(ground.id);
+                }
+            }
             Action::Connect => self.connect(ground)?,
             Action::DropLink => ground.close_link(),
             Action::Send(lane, message) => ground.send(lane, &message),

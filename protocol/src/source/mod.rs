@@ -124,8 +124,10 @@ pub enum Event {
     Cancel,
     /// The guest process is gone.
     GuestGone,
-    /// An action could not be carried out; the ones behind it are dropped.
+    /// An action other than [`Action::Persist`] could not be carried out.
     Failed(Fault),
+    /// A record could not be made durable: which of the two is on disk shows only the next start.
+    NotRecorded(Fault),
     /// A deadline has passed.
     Tick,
 }
@@ -425,15 +427,18 @@ impl Source {
     /// The fault that ended the attempt or the link, for the log; the machine has already decided what
     /// follows from it. `E_STATE` for a cancel that comes too late changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
-        if let Event::Failed(fault) = &event
-            && self.drop_actions()
-        {
-            // Among the last ones of an attempt that is over nothing else would say that it is.
-            self.end_unrecorded(fault.clone());
-            return Err(fault.clone());
+        if let Event::NotRecorded(fault) = event {
+            return Err(self.not_recorded(fault, now));
         }
         if matches!(self.phase, Phase::Over) {
+            // Its last actions need nothing of what failed before them.
             return self.answer_when_over(&event);
+        }
+        let is_record = |action: &Action| matches!(action, Action::Persist(_));
+        if let Event::Failed(fault) = &event
+            && self.actions.iter().any(is_record)
+        {
+            return Err(self.not_recorded(fault.clone(), now));
         }
         // What was asked wrongly changes nothing; what we failed to carry out does, whoever is to blame.
         let is_failed = matches!(event, Event::Failed(_));
@@ -449,22 +454,19 @@ impl Source {
         result
     }
 
-    /// Drops what was to be done; says whether the attempt was about to end with it.
-    fn drop_actions(&mut self) -> bool {
-        let dropped = std::mem::take(&mut self.actions);
-        let is_ending = |action: &Action| matches!(action, Action::Finished(_));
-        dropped.iter().any(is_ending)
-    }
-
-    /// The end of the attempt could not be written down. Before its commit that is all the same to the guest,
-    /// which may run whichever record is on disk.
-    fn end_unrecorded(&mut self, fault: Fault) {
+    /// What the law believes may not be on disk, so nothing stands on it any more. Before the commit the guest
+    /// may run whichever record is there; behind it only the next start knows.
+    fn not_recorded(&mut self, fault: Fault, now: Instant) -> Fault {
+        self.actions.clear();
+        self.fault = Some(fault.clone());
         if !self.was_committed {
+            self.say(&Word::Abort, now);
             self.actions.push_back(Action::Thaw);
             self.actions.push_back(Action::StopTracking);
         }
         self.actions.push_back(Action::CancelChunks);
-        self.finish(Outcome::Stuck(fault));
+        self.finish(Outcome::Stuck(fault.clone()));
+        fault
     }
 
     /// Blocks of a guest that was let go are gone: whoever still asks for them is told so by the end
@@ -499,7 +501,11 @@ impl Source {
                 Code::Guest,
                 "the guest process is gone".to_owned(),
             )),
-            Event::Failed(fault) => Err(fault),
+            Event::Failed(fault) => {
+                self.actions.clear();
+                Err(fault)
+            }
+            Event::NotRecorded(fault) => Err(fault),
             Event::Tick => self.tick(now),
         }
     }

@@ -80,7 +80,7 @@ pub enum Event {
     },
     /// The guest process is gone.
     GuestGone,
-    /// An action could not be carried out; the ones behind it are dropped.
+    /// An action other than [`Action::Persist`] could not be carried out.
     Failed(Fault),
     /// A record could not be made durable: which of the two is on disk shows only the next start.
     NotRecorded(Fault),
@@ -498,16 +498,18 @@ impl Target {
         }
     }
 
-    /// An action was not carried out, nor are those behind it. Among the last ones of an attempt that is over
-    /// nothing else would say that it is.
+    /// An action was not carried out. Those behind it are not either, unless the attempt is over: its last ones
+    /// need nothing of what failed before them.
     fn not_carried_out(&mut self, fault: Fault) -> Fault {
-        let dropped = std::mem::take(&mut self.actions);
-        let is_ending = |action: &Action| matches!(action, Action::Finished(_));
-        if dropped.iter().any(is_ending) {
-            self.finish(Outcome::Lost(fault.clone()));
-        } else {
-            self.fail(fault.clone());
+        if matches!(self.phase, Phase::Over) {
+            return fault;
         }
+        let is_record = |action: &Action| matches!(action, Action::Persist(_));
+        if self.actions.iter().any(is_record) {
+            return self.not_recorded(fault);
+        }
+        self.actions.clear();
+        self.fail(fault.clone());
         fault
     }
 

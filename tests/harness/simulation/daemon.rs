@@ -406,7 +406,7 @@ impl World {
     fn write_failed(&mut self, host: usize) {
         let failed = Fault::new(Code::Journal, "fsync failed");
         match &self.hosts[host].engine {
-            Engine::Source(_) => self.feed_source(host, source::Event::Failed(failed)),
+            Engine::Source(_) => self.feed_source(host, source::Event::NotRecorded(failed)),
             Engine::Target(_) => self.feed_target(host, target::Event::NotRecorded(failed)),
             Engine::Idle(law) => {
                 let mut law = law.clone();
