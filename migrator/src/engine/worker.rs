@@ -368,8 +368,12 @@ impl Worker {
         let fault = Fault::new(Code::Guest, format!("guest process {process_id} ended"));
         error!(guest = %self.ground.id, %fault, "guest is gone");
         self.ground.process = None;
-        self.ground.memory = None;
         self.ground.crash = Some(fault);
+        if matches!(&self.role, Some(Role::Source(source)) if source.is_committed()) {
+            // It is the target's. Its frozen memory is held here too, and its target may still fetch from it.
+            return;
+        }
+        self.ground.memory = None;
         match &mut self.role {
             Some(Role::Source(source)) => {
                 drop(source.handle(&mut self.ground, source::Event::GuestGone));

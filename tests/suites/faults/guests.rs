@@ -102,6 +102,18 @@ fn fault_08_guest_killed_at_its_target_never_runs_at_its_source() {
 }
 
 #[test]
+fn fault_07_frozen_process_killed_at_its_source_costs_its_target_nothing() {
+    let scene = Scene::new(SLOW);
+    let guest = Guest::new("victim", 32);
+    let mut console = scene.guest(&guest);
+    scene.begin(&guest, MigrationMode::Post).unwrap();
+    scene.reaches(&guest, Phase::Serving).unwrap();
+    assert_eq!(scene.lab.kill_guest(SOURCE, &guest.name), 1);
+    // The memory that was left there is fetched to the last page.
+    scene.arrives(&guest, &mut console).unwrap();
+}
+
+#[test]
 fn fault_08_guest_killed_after_its_move_is_a_crash_there() {
     let scene = Scene::new(SLOW);
     let guest = Guest::new("victim", 16);
