@@ -3,8 +3,8 @@
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::ownership::{
-    Action, Decider, EPOCH_MAX, Event, Holder, Origin, Ownership, RECORD_BYTES_MAX, Record, Root,
-    State, VERDICT_COUNT_MAX, Verdict, Word,
+    Action, Decider, EPOCH_MAX, EPOCH_STEP_MAX, Event, Holder, Origin, Ownership, RECORD_BYTES_MAX,
+    Record, Root, State, VERDICT_COUNT_MAX, Verdict, Word,
 };
 
 const GUEST: GuestId = GuestId(7);
@@ -270,6 +270,10 @@ fn h02_an_epoch_at_or_below_the_mark_is_stale() {
     for word in [prepare(above), commit(above), prepare(u64::MAX)] {
         check_ignored(&machine, &hear("a", 2, word), Code::Meta);
     }
+    // Nor does one offer take all numbers from a guest.
+    let far = 5 + EPOCH_STEP_MAX;
+    check_ignored(&machine, &hear("a", 2, prepare(far + 1)), Code::Meta);
+    feed(&mut machine, hear("a", 2, prepare(far)));
 }
 
 #[test]

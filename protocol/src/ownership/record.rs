@@ -15,6 +15,10 @@ pub const VERDICT_COUNT_MAX: usize = 3;
 /// Highest epoch a peer may name: half of all numbers stay free for an operator's forced resolution.
 pub const EPOCH_MAX: Epoch = Epoch(1 << 63);
 
+/// How far an epoch may be above the mark of a host that has not seen the ones between: far more handovers than
+/// a guest has in its life, and few enough that nobody who offers a guest takes all numbers from it.
+pub const EPOCH_STEP_MAX: u64 = 1 << 32;
+
 const MAGIC: [u8; 4] = *b"TPow";
 const VERSION: u8 = 1;
 

@@ -3,7 +3,9 @@
 use crate::fault::{Code, Fault};
 use crate::identity::Epoch;
 
-use super::{Action, Decider, EPOCH_MAX, Origin, Ownership, Progress, Root, State, Word};
+use super::{
+    Action, Decider, EPOCH_MAX, EPOCH_STEP_MAX, Origin, Ownership, Progress, Root, State, Word,
+};
 
 impl Ownership {
     pub(super) fn heard_prepare(&mut self, origin: Origin, epoch: Epoch) -> Result<(), Fault> {
@@ -334,8 +336,8 @@ impl Ownership {
             let detail = format!("epoch {epoch} is not above {high_water}");
             return Err(Fault::new(Code::StaleEpoch, detail));
         }
-        if epoch > EPOCH_MAX {
-            let detail = format!("epoch {epoch} is above the limit");
+        if epoch > EPOCH_MAX || epoch.0 - high_water.0 > EPOCH_STEP_MAX {
+            let detail = format!("epoch {epoch} is too far above {high_water}");
             return Err(Fault::new(Code::Meta, detail));
         }
         Ok(())
