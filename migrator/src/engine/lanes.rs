@@ -13,6 +13,7 @@ use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::message::{ChunkHeader, Codec, Hello, Lane, Message};
+use towpath_protocol::source::FREEZE_DEADLINE;
 use towpath_protocol::space::Geometry;
 use towpath_protocol::version;
 
@@ -146,7 +147,12 @@ pub(super) struct OpenLane {
 
 impl OpenLane {
     fn writer(&self) -> Result<LaneWriter<UnixStream>, Fault> {
-        LaneWriter::for_socket(duplicate(&self.socket)?, WRITE_WAIT_MAX)
+        // All but bulk's are written by the worker, which has a frozen guest to think of.
+        let wait = match self.lane {
+            Lane::Bulk => WRITE_WAIT_MAX,
+            Lane::Control | Lane::Switch | Lane::Demand => FREEZE_DEADLINE,
+        };
+        LaneWriter::for_socket(duplicate(&self.socket)?, wait)
     }
 }
 
