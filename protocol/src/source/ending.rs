@@ -1,0 +1,64 @@
+//! How an attempt ends: the guest stays, has moved, or is stuck.
+
+use crate::fault::{Blame, Code, Fault};
+use crate::ownership::{self, Word};
+use crate::time::Instant;
+
+use super::{Action, Outcome, Phase, Source};
+
+impl Source {
+    pub(super) fn fail(&mut self, fault: Fault, now: Instant) {
+        if matches!(self.phase, Phase::Over) {
+            return;
+        }
+        if !self.is_committed() {
+            self.stay(fault, now);
+        } else if fault.blame() == Blame::Peer {
+            // Nothing the peer says wrong changes who owns the guest: talk again on fresh lanes.
+            self.actions.push_back(Action::DropLink);
+            self.link_went_down(now);
+        } else if matches!(fault.code, Code::Guest | Code::ImageLost) {
+            // The guest is the target's or will be: it is told so for ever, and a target that has
+            // every block needs nothing else from here.
+            self.is_image_lost = true;
+            self.actions.push_back(Action::CancelChunks);
+        } else {
+            self.finish(Outcome::Stuck(fault));
+        }
+    }
+
+    /// Ends the attempt before its commit: the guest runs on here.
+    pub(super) fn stay(&mut self, fault: Fault, now: Instant) {
+        self.fault = Some(fault.clone());
+        if self.own(ownership::Event::Withdraw, now).is_err() {
+            // Nothing was offered yet, so there is nothing to take back; the guest may run.
+            self.actions.push_back(Action::Thaw);
+        }
+        // Behind the word that ends the attempt: this closes the lanes.
+        self.actions.push_back(Action::CancelChunks);
+        self.finish(Outcome::Stayed(fault));
+    }
+
+    pub(super) fn finish(&mut self, outcome: Outcome) {
+        self.phase = Phase::Over;
+        if matches!(outcome, Outcome::Stayed(_)) {
+            self.actions.push_back(Action::StopTracking);
+        }
+        self.actions.push_back(Action::Finished(outcome));
+    }
+
+    /// What the law believes may not be on disk, so nothing stands on it any more. Before the commit the guest
+    /// may run whichever record is there; behind it only the next start knows.
+    pub(super) fn not_recorded(&mut self, fault: Fault, now: Instant) -> Fault {
+        self.actions.clear();
+        self.fault = Some(fault.clone());
+        if !self.was_committed {
+            self.say(&Word::Abort, now);
+            self.actions.push_back(Action::Thaw);
+            self.actions.push_back(Action::StopTracking);
+        }
+        self.actions.push_back(Action::CancelChunks);
+        self.finish(Outcome::Stuck(fault.clone()));
+        fault
+    }
+}
