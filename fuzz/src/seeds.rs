@@ -2,7 +2,7 @@
 
 use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use towpath_protocol::channel::{
-    self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, Preamble, Report,
+    self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, PathReport, Preamble, Report,
     Resume, RunId, StreamId,
 };
 use towpath_protocol::fault::{Code, Fault};
@@ -237,6 +237,10 @@ fn preambles() -> Vec<Preamble> {
         Preamble::Cut(Cut {
             stream: StreamId(3),
             fault: Fault::new(Code::Gone, "the local program is gone"),
+        }),
+        Preamble::Path(PathReport {
+            receive_rate_max: None,
+            filled_bytes_per_second: Some(12_500_000),
         }),
     ]
 }

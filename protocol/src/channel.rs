@@ -50,8 +50,12 @@ pub const TRUST_SERVICE: &str = "trust";
 
 /// What this release speaks between tunnels.
 ///
-/// Version 1, whose streams died with their connection, was never released.
-pub const LINK_VERSIONS: VersionRange = VersionRange { min: 2, max: 2 };
+/// Version 1, whose streams died with their connection, was never released. Version 3 has
+/// [`Preamble::Path`].
+pub const LINK_VERSIONS: VersionRange = VersionRange { min: 2, max: 3 };
+
+/// The version from which a tunnel understands [`Preamble::Path`].
+pub const PATH_REPORT_VERSION: u16 = 3;
 
 /// Most reports in one preamble: each is at most 30 bytes long.
 pub const REPORT_COUNT_MAX: usize = 32;
@@ -68,6 +72,7 @@ const KIND_RESUME: u8 = 71;
 const KIND_RESUMED: u8 = 72;
 const KIND_REPORTS: u8 = 73;
 const KIND_CUT: u8 = 74;
+const KIND_PATH: u8 = 75;
 
 /// What a stream's bytes are worth when the link is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -285,6 +290,16 @@ pub struct Joined {
     pub run: RunId,
 }
 
+/// What one side of a link tells the other of the way between them, while the link lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PathReport {
+    /// Most bytes per second, counted on the wire, this side wants to receive from now on.
+    pub receive_rate_max: Option<u64>,
+    /// Bytes of programs per second that the path to the other side carried of late, if it was the path
+    /// that was the limit: only who sends knows that.
+    pub filled_bytes_per_second: Option<u64>,
+}
+
 /// Any preamble.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Preamble {
@@ -310,6 +325,8 @@ pub enum Preamble {
     Reports(Vec<Report>),
     /// A stream is over before its end.
     Cut(Cut),
+    /// News of the path, from [`PATH_REPORT_VERSION`] on.
+    Path(PathReport),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -334,6 +351,7 @@ impl Preamble {
             Self::Resumed(body) => put(body),
             Self::Reports(body) => put(body),
             Self::Cut(body) => put(&(body.stream, reason(&body.fault))),
+            Self::Path(body) => put(body),
         };
         let mut out = Vec::with_capacity(HEADER_BYTES + body.len());
         frame::write_frame(self.kind(), FLAG_CRITICAL, &body, &mut out);
@@ -373,6 +391,7 @@ impl Preamble {
                 let fault = refusal(reason)?;
                 Ok(Self::Cut(Cut { stream, fault }))
             }
+            KIND_PATH => get(body).map(Self::Path),
             kind => Err(Fault::new(
                 Code::UnknownKind,
                 format!("frame kind {kind} is not a preamble"),
@@ -411,6 +430,7 @@ impl Preamble {
             Self::Resumed(_) => "Resumed",
             Self::Reports(_) => "Reports",
             Self::Cut(_) => "Cut",
+            Self::Path(_) => "Path",
         }
     }
 
@@ -427,6 +447,7 @@ impl Preamble {
             Self::Resumed(_) => KIND_RESUMED,
             Self::Reports(_) => KIND_REPORTS,
             Self::Cut(_) => KIND_CUT,
+            Self::Path(_) => KIND_PATH,
         }
     }
 }
@@ -565,6 +586,10 @@ mod tests {
             Preamble::Cut(Cut {
                 stream: StreamId(u128::MAX),
                 fault: Fault::new(Code::Stalled, "the local program reads nothing"),
+            }),
+            Preamble::Path(PathReport {
+                receive_rate_max: Some(u64::MAX),
+                filled_bytes_per_second: None,
             }),
         ]
     }
