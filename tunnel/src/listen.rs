@@ -4,7 +4,7 @@
 //!  datagram ─► rate per source ─► (flood: address proved) ─► handshake ─► known site ─► Join ─► link
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,6 @@ use governor::{DefaultKeyedRateLimiter, Quota};
 use quinn::{
     Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
 use towpath_daemon::shutdown::Shutdown;
@@ -34,6 +33,14 @@ const HANDSHAKE_COUNT_MAX: usize = 64;
 
 /// Handshakes under way above which a source has to prove its address first (T02).
 const RETRY_ABOVE: usize = HANDSHAKE_COUNT_MAX / 2;
+
+/// Handshakes under way from one source, so that a stranger who begins many and ends none leaves room for
+/// others (T03); a peer's overlapping attempts over a slow link are as many.
+const PER_SOURCE_COUNT_MAX: usize = HANDSHAKE_COUNT_MAX / 4;
+
+/// Handshakes under way above which this source has to prove its address first: nobody takes all of the
+/// places of an address that is another's.
+const PER_SOURCE_RETRY_ABOVE: usize = PER_SOURCE_COUNT_MAX / 2;
 
 /// How long a handshake may take: a few round trips over the slowest link, with a loss.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
@@ -66,7 +73,7 @@ struct Pending {
 pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdown) {
     let listener = Arc::new(Listener {
         core,
-        handshakes: Arc::new(Semaphore::new(HANDSHAKE_COUNT_MAX)),
+        places: Arc::default(),
         sources: DefaultKeyedRateLimiter::keyed(
             Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST),
         ),
@@ -84,9 +91,54 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
     }
 }
 
+/// The handshakes under way, by source.
+#[derive(Debug, Default)]
+struct Places(Mutex<HashMap<IpAddr, usize>>);
+
+impl Places {
+    /// How many are under way, and how many of them from this source.
+    fn taken(&self, source: IpAddr) -> (usize, usize) {
+        let places = self.places();
+        let here = places.get(&source).copied().unwrap_or(0);
+        (places.values().sum(), here)
+    }
+
+    fn take(self: &Arc<Self>, source: IpAddr) -> Place {
+        *self.places().entry(source).or_default() += 1;
+        Place {
+            places: Arc::clone(self),
+            source,
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handshake's place, given back when it is dropped.
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    source: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.places.places();
+        if let Some(count) = places.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                places.remove(&self.source);
+            }
+        }
+    }
+}
+
 struct Listener {
     core: Arc<Core>,
-    handshakes: Arc<Semaphore>,
+    places: Arc<Places>,
     sources: DefaultKeyedRateLimiter<IpAddr>,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
 }
@@ -94,14 +146,16 @@ struct Listener {
 impl Listener {
     /// Drops what is too much, before it costs a signature; what is not has its place from here on,
     /// so that a flood cannot outrun the count.
-    fn admit(&self, incoming: Incoming) -> Option<(Incoming, OwnedSemaphorePermit)> {
-        let free = self.handshakes.available_permits();
-        let Ok(place) = Arc::clone(&self.handshakes).try_acquire_owned() else {
+    fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place)> {
+        let source = bucket(incoming.remote_address().ip());
+        let (all, here) = self.places.taken(source);
+        if all >= HANDSHAKE_COUNT_MAX || here >= PER_SOURCE_COUNT_MAX {
             self.core.dropped.count(DropReason::TooMany);
             incoming.ignore();
             return None;
-        };
-        if free <= HANDSHAKE_COUNT_MAX - RETRY_ABOVE && incoming.may_retry() {
+        }
+        let is_flood = all >= RETRY_ABOVE || here >= PER_SOURCE_RETRY_ABOVE;
+        if is_flood && incoming.may_retry() {
             self.core.dropped.count(DropReason::Retried);
             // Fails only for a source that has already proved its address.
             let _ = incoming.retry();
@@ -110,18 +164,20 @@ impl Listener {
         if self.sources.len() > SOURCE_COUNT_MAX {
             self.sources.retain_recent();
         }
-        let source = bucket(incoming.remote_address().ip());
         if self.sources.check_key(&source).is_err() {
             self.core.dropped.count(DropReason::TooFast);
             incoming.ignore();
             return None;
         }
-        Some((incoming, place))
+        Some((incoming, self.places.take(source)))
     }
 
-    async fn welcome(self: Arc<Self>, incoming: Incoming, _place: OwnedSemaphorePermit) {
+    async fn welcome(self: Arc<Self>, incoming: Incoming, place: Place) {
         let source = incoming.remote_address();
-        let connection = match timeout(HANDSHAKE_WAIT, incoming).await {
+        let shaken = timeout(HANDSHAKE_WAIT, incoming).await;
+        // Whoever has proved an identity takes nothing from strangers any more.
+        drop(place);
+        let connection = match shaken {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) if is_given_up(&error) => {
                 tracing::debug!(%source, "handshake given up by the peer");
@@ -172,17 +228,9 @@ impl Listener {
             Fault::new(Code::Denied, detail)
         })?;
         let wait = self.core.preamble_wait();
-        let stream = timeout(wait, connection.accept_bi()).await;
-        let (mut answer, mut recv) = stream
-            .map_err(|_| Fault::new(Code::Stalled, "no words on a new connection"))?
-            .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
-        let join = match wire::read(&mut recv, wait).await? {
-            Preamble::Join(join) => join,
-            other => {
-                let detail = format!("{} on a new connection", other.name());
-                return Err(Fault::new(Code::Unexpected, detail));
-            }
-        };
+        let first = timeout(wait, first_words(connection, wait)).await;
+        let (join, mut answer, recv) =
+            first.map_err(|_| Fault::new(Code::Stalled, "no words on a new connection"))??;
         let version = match LINK_VERSIONS.negotiate(join.versions) {
             Ok(version) => version,
             Err(fault) => {
@@ -274,9 +322,16 @@ impl Listener {
             receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
             run: self.core.run,
         });
-        for send in [&mut urgent.answer, &mut bulk.answer] {
-            // A connection that is already gone ends the link by itself.
-            let _ = wire::write(send, &answer).await;
+        let answering = async {
+            for send in [&mut urgent.answer, &mut bulk.answer] {
+                // A connection that is already gone ends the link by itself.
+                let _ = wire::write(send, &answer).await;
+            }
+        };
+        if timeout(self.core.preamble_wait(), answering).await.is_err() {
+            let fault = Fault::new(Code::Stalled, "the peer takes no answer");
+            link.close(fault.code, &fault.detail);
+            return Err(fault);
         }
         let _ = bulk.answer.finish();
         link.set_control((urgent.answer, urgent.recv));
@@ -301,12 +356,33 @@ fn is_given_up(error: &ConnectionError) -> bool {
     }
 }
 
+/// A connection's first words, and the stream they came on.
+async fn first_words(
+    connection: &Connection,
+    wait: Duration,
+) -> Result<(Join, SendStream, RecvStream), Fault> {
+    let stream = connection.accept_bi().await;
+    let (answer, mut recv) =
+        stream.map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+    match wire::read(&mut recv, wait).await? {
+        Preamble::Join(join) => Ok((join, answer, recv)),
+        other => {
+            let detail = format!("{} on a new connection", other.name());
+            Err(Fault::new(Code::Unexpected, detail))
+        }
+    }
+}
+
 /// Says why a link cannot be had, and waits until it was heard: closing at once would overtake it.
 async fn refuse(answer: &mut SendStream, fault: &Fault) {
-    // A connection that is already gone hears nothing, and ends the wait.
-    let _ = wire::write(answer, &Preamble::Refused(fault.clone())).await;
-    let _ = answer.finish();
-    let _ = timeout(REFUSAL_WAIT, answer.stopped()).await;
+    let refusing = async {
+        // A connection that is already gone hears nothing, and ends the wait.
+        let _ = wire::write(answer, &Preamble::Refused(fault.clone())).await;
+        let _ = answer.finish();
+        let _ = answer.stopped().await;
+    };
+    // Whoever gives no room to be answered in need not know.
+    let _ = timeout(REFUSAL_WAIT, refusing).await;
 }
 
 /// What counts as one source: an IPv4 address, or the /64 that one IPv6 host is usually given whole.

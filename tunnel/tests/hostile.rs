@@ -12,7 +12,8 @@ use harness::raw::{self, Close, Level, Raw, frame};
 use harness::{Door, Pair, accept, echo, metric, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::Class;
+use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
+use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 
 // RFC 9000, 20.1.
@@ -242,6 +243,85 @@ async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_a
     )
     .await;
     assert!(dropped > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t03_one_address_that_ends_no_handshake_leaves_places_to_others() {
+    let door = Door::open().await;
+    let (client, target) = (door.client(), door.address());
+    let is_let_in = blocking(move || {
+        let new = |from| Raw::new(from, target, client.clone(), &[]);
+        let mut stranger: Vec<_> = (0..80).map(|_| new(address(510))).collect();
+        for raw in &mut stranger {
+            // Asked to, it proves its address, and says no more than its first words then.
+            raw.speak();
+            raw.hear(Duration::from_millis(20));
+        }
+        let mut other = new(address(511));
+        other.speak();
+        let answered = answers(&other.socket, Duration::from_secs(1));
+        !answered.is_empty() && !answered.iter().any(|one| raw::is_retry(one))
+    })
+    .await;
+    assert!(is_let_in, "the other address has to wait");
+    let series = "towpath_quic_incoming_dropped_total{reason=\"too_many\"}";
+    assert!(metric(&door.config, series).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t03_who_has_shaken_hands_takes_no_place_any_more() {
+    let patient = Span::new(Duration::from_mins(1));
+    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let new = |number| door.raw(address(530 + number % 4), &[]);
+    let mut all: Vec<_> = (0_u16..80).map(new).collect();
+    let shaken = blocking(move || {
+        let shaken = all.iter_mut().map(|raw| raw.shake(CLOSED_WAIT));
+        shaken.filter(|is_done| *is_done).count()
+    })
+    .await;
+    assert_eq!(shaken, 80, "silent connections keep others out");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t03_a_peer_that_gives_no_room_for_an_answer_is_let_go() {
+    let brief = Span::new(Duration::from_millis(500));
+    let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
+    let words = |leg, versions| {
+        let join = Join {
+            versions,
+            link: LinkId(7),
+            leg,
+            receive_rate_max: None,
+            run: RunId(7),
+        };
+        frame::stream(0, 0, &Preamble::Join(join).encode())
+    };
+    // No credit on the streams that the client begins.
+    let mute = [(0x05, frame::integer(0))];
+    let unheard = VersionRange { min: 98, max: 99 };
+    let mut raw = door.raw(address(520), &mute);
+    let said = words(Leg::Urgent, unheard);
+    let refused = blocking(move || {
+        assert!(raw.shake(CLOSED_WAIT), "no handshake");
+        raw.send(Level::Data, said);
+        raw.closed(CLOSED_WAIT)
+    })
+    .await;
+    // 9 is `E_VERSION`.
+    assert_eq!(refused, Some(Close::Tunnel(9)));
+
+    let [mut urgent, mut bulk] = [521, 522].map(|from| door.raw(address(from), &mute));
+    let said = [Leg::Urgent, Leg::Bulk].map(|leg| words(leg, LINK_VERSIONS));
+    let closed = blocking(move || {
+        for (raw, said) in [&mut urgent, &mut bulk].into_iter().zip(said) {
+            assert!(raw.shake(CLOSED_WAIT), "no handshake");
+            raw.send(Level::Data, said);
+        }
+        [urgent.closed(CLOSED_WAIT), bulk.closed(CLOSED_WAIT)]
+    })
+    .await;
+    // 3 is `E_STALLED`.
+    assert_eq!(closed, [Some(Close::Tunnel(3)); 2]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

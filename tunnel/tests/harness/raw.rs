@@ -182,6 +182,10 @@ pub struct Raw {
     tls: ClientConnection,
     theirs: Vec<u8>,
     ours: Vec<u8>,
+    /// Proves the address, once the server asked for that.
+    token: Vec<u8>,
+    /// The first words, said again with the proof.
+    hello: Vec<u8>,
     keys: [Option<Keys>; 3],
     /// Keys after these, and which of the two the packets' phase bit names now.
     next: Option<Secrets>,
@@ -214,7 +218,12 @@ impl Raw {
         socket.connect(server).unwrap();
         let port = socket.local_addr().unwrap().port();
         let ours = [&port.to_be_bytes()[..], &[9; 6]].concat();
-        let theirs = super::pattern(u64::from(port) << 8, 8);
+        // Two addresses may have been given the same port.
+        let host = match from {
+            IpAddr::V4(address) => u64::from(u32::from(address)),
+            IpAddr::V6(_) => 0,
+        };
+        let theirs = super::pattern(host << 24 | u64::from(port) << 8, 8);
         let name = "towpath.invalid".try_into().unwrap();
         let parameters = parameters(&ours, change);
         let config = Arc::new(config);
@@ -225,6 +234,8 @@ impl Raw {
             keys: [Some(initial_keys(&theirs)), None, None],
             theirs,
             ours,
+            token: Vec::new(),
+            hello: Vec::new(),
             next: None,
             phase: 0,
             numbers: [0; 3],
@@ -246,7 +257,7 @@ impl Raw {
         let number = self.numbers[at];
         self.numbers[at] += 1;
         let ids = (&self.theirs[..], &self.ours[..]);
-        let out = packet((level, self.phase), keys, ids, &[], number, frames);
+        let out = packet((level, self.phase), keys, ids, &self.token, number, frames);
         // A server that has gone is noticed when nothing comes back.
         let _ = self.socket.send(&out);
     }
@@ -271,6 +282,9 @@ impl Raw {
         loop {
             let mut said = Vec::new();
             let change = self.tls.write_hs(&mut said);
+            if level == Level::Initial {
+                self.hello.extend(&said);
+            }
             for part in said.chunks(1000) {
                 let at = level as usize;
                 let frames = frame::crypto(self.sent_crypto[at], part);
@@ -324,6 +338,10 @@ impl Raw {
             return false;
         };
         self.received = (self.received.0 + 1, self.received.1 + count);
+        if is_retry(&datagram[..count]) && self.token.is_empty() {
+            self.prove(&datagram[..count]);
+            return true;
+        }
         let mut rest = &mut datagram[..count];
         while !rest.is_empty() {
             let Some(length) = self.take_packet(rest) else {
@@ -332,6 +350,29 @@ impl Raw {
             rest = &mut rest[length..];
         }
         true
+    }
+
+    /// Says the first words again, with what a Retry packet asks for.
+    fn prove(&mut self, retry: &[u8]) -> Option<()> {
+        let mut reader = Reader {
+            bytes: retry,
+            at: 5,
+        };
+        let length = reader.byte()?;
+        reader.skip(length.into())?;
+        let length = reader.byte()?;
+        let from = reader.at;
+        reader.skip(length.into())?;
+        self.theirs = retry[from..reader.at].to_vec();
+        // At its end stands a tag over the whole, RFC 9001 5.8.
+        self.token = retry.get(reader.at..retry.len() - 16)?.to_vec();
+        self.keys[0] = Some(initial_keys(&self.theirs));
+        let mut offset = 0;
+        for part in self.hello.clone().chunks(900) {
+            self.send(Level::Initial, frame::crypto(offset, part));
+            offset += part.len() as u64;
+        }
+        Some(())
     }
 
     /// Takes in the first packet of some bytes; gives its length.
