@@ -1,12 +1,16 @@
 //! Log lines on stderr, as text or JSON.
 
-use std::fmt::Display;
+use std::fmt::{self, Debug, Display, Write};
 use std::io::{self, IsTerminal};
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
+use tracing::Dispatch;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::{FormatFields, MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -59,6 +63,23 @@ fn quietened(filter: Targets) -> Targets {
 ///
 /// `E_CONFIG` if the filter does not parse.
 pub fn start(options: &Options) -> Result<(), Fault> {
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = !is_plain && io::stderr().is_terminal();
+    // An error means that a log is already there, as in a test that runs two daemons.
+    let _ = lines(options, colours, io::stderr)?.try_init();
+    Ok(())
+}
+
+/// What makes log lines and hands them to a writer.
+///
+/// # Errors
+///
+/// `E_CONFIG` if the filter does not parse.
+pub fn lines(
+    options: &Options,
+    colours: bool,
+    writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
+) -> Result<Dispatch, Fault> {
     let wrong = |why: &dyn Display| {
         let detail = format!("log filter {:?}: {why}", options.filter);
         Fault::new(Code::Config, detail)
@@ -70,23 +91,108 @@ pub fn start(options: &Options) -> Result<(), Fault> {
     let parsed: Result<Targets, _> = options.filter.parse();
     let filter = quietened(parsed.map_err(|error| wrong(&error))?);
     let filtered = tracing_subscriber::registry().with(filter);
-    let lines = fmt::layer().with_writer(io::stderr);
-    // An error means that a log is already there, as in a test that runs two daemons.
-    let _ = match options.format {
-        Format::Json => filtered.with(lines.json().flatten_event(true)).try_init(),
+    let lines = layer().with_writer(writer);
+    Ok(match options.format {
+        Format::Json => filtered.with(lines.json().flatten_event(true)).into(),
         Format::Text => {
-            let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let colours = !is_plain && io::stderr().is_terminal();
-            filtered.with(lines.with_ansi(colours)).try_init()
+            let lines = lines.with_ansi(colours).fmt_fields(plain_fields());
+            filtered.with(lines).into()
         }
+    })
+}
+
+/// Names and values as text. Much of what is logged is a peer's words, and whoever reads a log must be able to
+/// tell which lines are ours.
+fn plain_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
+        match field.name() {
+            "message" => {}
+            name if writer.has_ansi_escapes() => {
+                write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?;
+            }
+            name => write!(writer, "{name}=")?,
+        }
+        write!(Plain(writer), "{value:?}")
     };
-    Ok(())
+    format::debug_fn(field).delimited(" ")
+}
+
+/// Writes text so that it stays on its line and moves no cursor.
+struct Plain<'a, 'w>(&'a mut Writer<'w>);
+
+impl Write for Plain<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            // Beside the controls, what ends a line or turns the direction of text for some readers.
+            let is_plain = !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if is_plain && !c.is_control() {
+                self.0.write_char(c)?;
+            } else {
+                write!(self.0, "{}", c.escape_default())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Arc, Mutex};
     use tracing::Level;
+
+    /// What is logged within a call.
+    fn logged(colours: bool, within: impl FnOnce()) -> String {
+        let file = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&file);
+        let open = move || Shared(Arc::clone(&kept));
+        let lines = lines(&Options::default(), colours, open).expect("a log");
+        tracing::dispatcher::with_default(&lines, within);
+        let bytes = file.lock().expect("nobody panics with it").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_peers_words_begin_no_line_and_move_no_cursor() {
+        let reason = "bye\n2026-01-01 INFO forged: \x1b[2Jall is well\r\u{202e}\u{9b}x";
+        let error = io::Error::other(reason);
+        let say = || {
+            tracing::warn!(%reason, why = reason, fault = ?error, number = 7, "said: {reason}");
+        };
+        let text = logged(false, say);
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+        assert!(
+            text.contains(r"bye\n2026-01-01 INFO forged: \u{1b}[2J"),
+            "{text}"
+        );
+        assert!(text.contains(" number=7"), "{text}");
+        let coloured = logged(true, say);
+        assert_eq!(coloured.lines().count(), 1, "{coloured}");
+        assert!(!coloured.contains("\x1b[2J"), "{coloured:?}");
+        assert!(coloured.contains("\x1b[3mreason\x1b[0m"), "{coloured:?}");
+    }
+
+    #[test]
+    fn what_is_plain_is_written_as_it_is() {
+        let line = logged(false, || {
+            tracing::info!(peer = %"edge/box-1", cause = "it's \"so\"", "Gr\u{fc}\u{df}e");
+        });
+        let end = "Gr\u{fc}\u{df}e peer=edge/box-1 cause=\"it's \\\"so\\\"\"\n";
+        assert!(line.ends_with(end), "{line}");
+    }
 
     #[test]
     fn what_every_dial_in_an_outage_would_say_is_left_out_unless_it_is_asked_for() {

@@ -74,6 +74,12 @@ pub mod frame {
         vec![0x1c, 0, 0, 0]
     }
 
+    /// The end of a connection, with words.
+    pub fn close_because(reason: &[u8]) -> Vec<u8> {
+        let length = integer(reason.len() as u64);
+        [&[0x1c, 0x0a, 0][..], &length, reason].concat()
+    }
+
     pub fn path_challenge(data: u64) -> Vec<u8> {
         [&[0x1a], &data.to_be_bytes()[..]].concat()
     }
