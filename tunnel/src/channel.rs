@@ -35,14 +35,41 @@ const TICK: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, which mostly means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pauses between attempts to open a channel of the configuration whose address could not be had.
+const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);
+const LATE_PAUSE_LONGEST: Duration = Duration::from_secs(60);
+
 /// All channels of a tunnel.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
     /// Held while a channel is opened or closed, so that these happen one after the other.
     book: tokio::sync::Mutex<Book>,
     running: Mutex<BTreeMap<Name, Arc<Channel>>>,
+    /// Held while the configuration's channels are opened again.
+    late: tokio::sync::Mutex<Late>,
     /// Where what was pushed is kept over a restart; nowhere without a state folder.
     kept_at: Option<PathBuf>,
+}
+
+/// What the configuration names and could not be opened yet: something else has the address.
+#[derive(Debug, Default)]
+struct Late {
+    specs: Vec<ChannelSpec>,
+    /// When they are tried again, and how long that was put off.
+    next: Option<(Instant, Duration)>,
+}
+
+impl Late {
+    /// Puts off what is there, for longer each time.
+    fn put_off(&mut self, specs: Vec<ChannelSpec>) {
+        let pause = match self.next {
+            Some((_, pause)) => (pause * 2).min(LATE_PAUSE_LONGEST),
+            None => LATE_PAUSE_FIRST,
+        };
+        let is_some = !specs.is_empty();
+        self.next = is_some.then(|| (Instant::now() + pause, pause));
+        self.specs = specs;
+    }
 }
 
 /// How a channel fares.
@@ -58,6 +85,13 @@ pub(crate) struct Figures {
     pub sent_per_second: AtomicU64,
     pub received_per_second: AtomicU64,
     pub last_error: Mutex<Option<String>>,
+}
+
+impl Figures {
+    fn set_error(&self, fault: &Fault) {
+        let last = &self.last_error;
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+    }
 }
 
 /// A channel that is ready, and takes the place of the old one once it is kept.
@@ -103,6 +137,8 @@ pub(crate) struct Channel {
     places: Arc<Semaphore>,
     /// Stops the listener.
     accepting: Trigger,
+    /// Hears that the listener has let go of its address.
+    gone: Shutdown,
     /// Stops all connections too.
     all: (Trigger, Shutdown),
 }
@@ -111,6 +147,18 @@ impl Channel {
     /// What it is to be.
     pub(crate) fn spec(&self) -> Arc<ChannelSpec> {
         Arc::clone(&self.spec.borrow())
+    }
+
+    /// Whether it listens where it is to.
+    fn is_at(&self, listen: &Endpoint) -> bool {
+        let is_there = [&self.spec().listen, &self.listen].contains(&listen);
+        is_there && !self.gone.is_requested()
+    }
+
+    /// Stops the listener and waits until its address is free; what is connected lives on.
+    async fn vacate(&self) {
+        self.accepting.stop();
+        self.gone.clone().requested().await;
     }
 }
 
@@ -157,17 +205,61 @@ impl Channels {
     }
 
     /// Has the channels that the configuration names now in place of those it named before; those that were
-    /// pushed stay.
+    /// pushed stay. Channels may trade their addresses: what goes or moves lets go of its own before any is
+    /// taken. What cannot be opened now is tried again.
     pub(crate) async fn configure(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
+        let mut late = self.late.lock().await;
         let is_configured = |name: &Name| configured.iter().any(|spec| spec.name == *name);
-        for name in self.book.lock().await.forget(is_configured) {
-            self.stop(&name, "no longer configured");
+        let gone = self.book.lock().await.forget(is_configured);
+        for name in gone {
+            self.stop(&name, "no longer configured").await;
         }
         for spec in configured {
-            if let Err(fault) = self.open_as(core, spec.clone(), Origin::Configured).await {
-                tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
+            let Some(channel) = self.find(&spec.name) else {
+                continue;
+            };
+            let weighed = self
+                .book
+                .lock()
+                .await
+                .weigh(spec, Origin::Configured, now_unix());
+            let may_move = weighed == Ok(Change::Open) && core.peers.contains_key(&spec.peer);
+            if may_move && !channel.is_at(&spec.listen) {
+                channel.vacate().await;
             }
         }
+        *late = Late::default();
+        late.put_off(self.open_configured(core, configured).await);
+    }
+
+    /// Tries again what could not be opened, if it is time to.
+    async fn open_late(&self, core: &Arc<Core>) {
+        let mut late = self.late.lock().await;
+        if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
+            let specs = std::mem::take(&mut late.specs);
+            late.put_off(self.open_configured(core, &specs).await);
+        }
+    }
+
+    /// Opens what the configuration names; gives what is worth another try.
+    async fn open_configured(
+        &self,
+        core: &Arc<Core>,
+        configured: &[ChannelSpec],
+    ) -> Vec<ChannelSpec> {
+        let mut late = Vec::new();
+        for spec in configured {
+            let opened = self.open_as(core, spec.clone(), Origin::Configured);
+            let Err(fault) = opened.await else { continue };
+            tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
+            if let Some(channel) = self.find(&spec.name) {
+                channel.figures.set_error(&fault);
+            }
+            if fault.code == Code::Io {
+                late.push(spec.clone());
+            }
+        }
+        late
     }
 
     fn recall(&self) -> Result<Book, Fault> {
@@ -214,7 +306,8 @@ impl Channels {
     ) -> Result<(), Fault> {
         let mut book = self.book.lock().await;
         let change = book.weigh(&spec, origin, now_unix())?;
-        if change == Change::Same && self.find(&spec.name).is_some() {
+        let known = self.find(&spec.name);
+        if change == Change::Same && known.is_some_and(|known| known.is_at(&spec.listen)) {
             return Ok(());
         }
         let spec = Arc::new(spec);
@@ -245,8 +338,8 @@ impl Channels {
         core.peer(&spec.peer)?;
         let old = self.find(&spec.name);
         let new = match &old {
-            Some(old) if [&old.spec().listen, &old.listen].contains(&&spec.listen) => None,
-            // The new listener is there before the old one goes.
+            Some(old) if old.is_at(&spec.listen) => None,
+            // Unless it was stopped before, the old listener goes once the new one is there.
             old => Some(start(core, spec, old.as_deref()).await?),
         };
         Ok(Started {
@@ -272,13 +365,13 @@ impl Channels {
             *book = next;
         }
         if was_open {
-            self.stop(name, "removed");
+            self.stop(name, "removed").await;
         }
         Ok(())
     }
 
-    /// Ends what has expired and measures the rest, until the tunnel stops.
-    pub(crate) async fn attend(&self, mut stop: Shutdown) {
+    /// Ends what has expired, opens what could not be opened and measures the rest, until the tunnel stops.
+    pub(crate) async fn attend(&self, core: &Arc<Core>, mut stop: Shutdown) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut before = BTreeMap::new();
@@ -287,9 +380,11 @@ impl Channels {
                 () = stop.requested() => break,
                 _ = ticks.tick() => {}
             }
-            for name in self.book.lock().await.expire(now_unix()) {
-                self.stop(&name, "expired");
+            let expired = self.book.lock().await.expire(now_unix());
+            for name in expired {
+                self.stop(&name, "expired").await;
             }
+            self.open_late(core).await;
             let now = self.list().into_iter().map(|channel| {
                 let figures = &channel.figures;
                 let now = [&figures.meter.sent, &figures.meter.received]
@@ -329,10 +424,13 @@ impl Channels {
         self.find(name).ok_or_else(|| not_found(name))
     }
 
-    fn stop(&self, name: &Name, why: &str) {
-        if let Some(channel) = self.running().remove(name) {
+    /// Ends a channel with its connections, and waits until its address is free.
+    async fn stop(&self, name: &Name, why: &str) {
+        let removed = self.running().remove(name);
+        if let Some(channel) = removed {
             tracing::info!(channel = %name, why, "channel closed");
             channel.all.0.stop();
+            channel.vacate().await;
         }
     }
 
@@ -391,6 +489,8 @@ async fn start(
 ) -> Result<Channel, Fault> {
     let (listener, listen) = bind(&spec.listen).await?;
     let (accepting, accept_stop) = shutdown::channel();
+    // Lost with the listener.
+    let (bound, gone) = shutdown::channel();
     // Connections of the old listener belong to the channel still.
     let all = old.map_or_else(shutdown::channel, |old| old.all.clone());
     let (teller, heard) = watch::channel(Arc::clone(spec));
@@ -403,6 +503,7 @@ async fn start(
             |old| Arc::clone(&old.places),
         ),
         accepting,
+        gone,
         all,
     };
     let serving = Serving {
@@ -414,10 +515,16 @@ async fn start(
     };
     match listener {
         Listener::Udp(socket) => {
-            tokio::spawn(datagrams::listen(serving, socket, accept_stop));
+            tokio::spawn(async move {
+                datagrams::listen(serving, socket, accept_stop).await;
+                drop(bound);
+            });
         }
         listener => {
-            tokio::spawn(serving.accept(listener, accept_stop));
+            tokio::spawn(async move {
+                serving.accept(listener, accept_stop).await;
+                drop(bound);
+            });
         }
     }
     Ok(channel)
@@ -579,8 +686,7 @@ impl Serving {
         let channel = &self.spec.borrow().name;
         tracing::debug!(%channel, %fault, "connection of a channel ended");
         self.figures.errors.fetch_add(1, Ordering::Relaxed);
-        let last = &self.figures.last_error;
-        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+        self.figures.set_error(fault);
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -334,7 +334,8 @@ impl Side for Connected {
 
 /// A channel's side: one source among those of a listening socket.
 struct Source {
-    socket: Arc<UdpSocket>,
+    /// Gone with the listener: the address may be another channel's by then.
+    socket: Weak<UdpSocket>,
     address: SocketAddr,
     heard: mpsc::Receiver<Bytes>,
 }
@@ -345,8 +346,10 @@ impl Side for Source {
     }
 
     fn hand(&self, datagram: &[u8]) {
-        // A full socket loses it.
-        let _ = self.socket.try_send_to(datagram, self.address);
+        if let Some(socket) = self.socket.upgrade() {
+            // A full socket loses it.
+            let _ = socket.try_send_to(datagram, self.address);
+        }
     }
 }
 
@@ -391,7 +394,7 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
         let _ = mailbox.try_send(datagram);
         sources.insert(address, mailbox);
         let mut source = Source {
-            socket: Arc::clone(&socket),
+            socket: Arc::downgrade(&socket),
             address,
             heard,
         };

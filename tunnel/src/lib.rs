@@ -194,7 +194,9 @@ impl Tunnel {
         keep(tasks, outlook::keep(Arc::clone(core), stop.clone()));
         tasks.spawn(local::serve(Arc::clone(core), socket, stop.clone()));
         let (channels, until) = (Arc::clone(core), stop.clone());
-        keep(tasks, async move { channels.channels.attend(until).await });
+        keep(tasks, async move {
+            channels.channels.attend(&channels, until).await;
+        });
         let router = admin::router(Arc::clone(core));
         tasks.spawn(http::serve_unix(admin, router.clone(), stop.clone()));
         if let Some(http) = http {

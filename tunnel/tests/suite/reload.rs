@@ -207,3 +207,94 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
     changed(&pair);
     pair.linked().await;
 }
+
+/// A channel at an address of this host that no other test uses.
+fn channel_at(label: &str, listen: &str) -> ChannelSpec {
+    ChannelSpec {
+        listen: listen.parse().unwrap(),
+        ..channel(label, None)
+    }
+}
+
+/// The edge's channels by name, each with where it listens.
+fn listening(pair: &Pair) -> Vec<(String, String)> {
+    let channels = pair.edge.status().channels.into_iter();
+    channels.map(|one| (one.name, one.listen)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l06_channels_that_trade_addresses_or_names_are_all_there_after_a_reload() {
+    let [one, two, three] = [1, 2, 3].map(|port| format!("tcp:127.9.1.1:700{port}"));
+    let [four, five] = [4, 5].map(|port| format!("udp:127.9.1.1:700{port}"));
+    let first = [("a", &one), ("b", &two), ("c", &four), ("d", &five)];
+    let specs = |channels: &[(&str, &String)]| {
+        let all = channels
+            .iter()
+            .map(|(label, listen)| channel_at(label, listen));
+        all.collect::<Vec<_>>()
+    };
+    let began = specs(&first);
+    let pair = Pair::start_with(
+        |edge, region| {
+            edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+            edge.channels = began;
+            region.services[0].target = Some("tcp:127.0.0.1:1".parse().unwrap());
+            region.services[0].socket = std::path::PathBuf::new();
+        },
+        None,
+    )
+    .await;
+    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    // A flow that lives keeps no address from anybody.
+    let source = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    source.send_to(b"hello", "127.9.1.1:7004").await.unwrap();
+    until("a flow", || {
+        pair.edge.status().channels[2].connections_total > 0
+    })
+    .await;
+    for next in [
+        // Swapped.
+        &[("a", &two), ("b", &one), ("c", &five), ("d", &four)][..],
+        // Each in the place of the one before.
+        &[("a", &three), ("b", &two), ("c", &four), ("d", &five)],
+        &[("a", &two), ("b", &one), ("c", &five), ("d", &four)],
+        // Other names.
+        &[("b", &two), ("e", &one), ("f", &four), ("g", &five)],
+    ] {
+        let mut config = pair.edge_config.clone();
+        config.channels = specs(next);
+        write(&config, &file);
+        pair.edge.reload().await;
+        let wanted: Vec<_> = next
+            .iter()
+            .map(|(label, listen)| ((*label).to_owned(), (*listen).clone()))
+            .collect();
+        assert_eq!(listening(&pair), wanted);
+        for (_, listen) in next {
+            if let Some(address) = listen.strip_prefix("tcp:") {
+                tokio::net::TcpStream::connect(address).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l06_a_channel_whose_address_is_taken_is_opened_once_it_is_free() {
+    let pair = Pair::start_with(
+        |edge, _| edge.read_from(edge.socket.with_file_name("tunnel.toml")),
+        None,
+    )
+    .await;
+    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let taken = std::net::TcpListener::bind("127.9.1.2:7001").unwrap();
+    let mut config = pair.edge_config.clone();
+    config.channels = vec![channel_at("late", "tcp:127.9.1.2:7001")];
+    write(&config, &file);
+    pair.edge.reload().await;
+    assert_eq!(listening(&pair), []);
+    drop(taken);
+    until("the channel is open", || !listening(&pair).is_empty()).await;
+    tokio::net::TcpStream::connect("127.9.1.2:7001")
+        .await
+        .unwrap();
+}
