@@ -23,6 +23,7 @@ use crate::config::Limits;
 use crate::core::{self, Core};
 use crate::legs::Drivers;
 use crate::link::{Link, close};
+use crate::names::Place;
 use crate::peer::{Clients, Peer, State};
 use crate::standing::{Chain, Papers};
 use crate::{serve, transport, wire};
@@ -79,6 +80,7 @@ impl Cause {
 pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut stop: Shutdown) {
     let seed = core::random_link().map_or(1, |link| u64::try_from(link.0 >> 64).unwrap_or(1));
     let mut backoff = Backoff::new(seed);
+    let place = Place::new(address);
     let mut changes = peer.subscribe();
     let mut next = Instant::now();
     loop {
@@ -90,7 +92,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         }
         let reached = tokio::select! {
             () = stop.requested() => return,
-            connections = reach(&core, &peer, &address, (&mut backoff, next)) => Some(connections),
+            connections = reach(&core, &peer, &place, (&mut backoff, next)) => Some(connections),
             // The link we have answers again: streams over it live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
@@ -134,7 +136,7 @@ fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
 async fn reach(
     core: &Core,
     peer: &Arc<Peer>,
-    address: &str,
+    place: &Arc<Place>,
     (backoff, mut next): (&mut Backoff, Instant),
 ) -> Connections {
     let mut began = Instant::now();
@@ -154,9 +156,9 @@ async fn reach(
                 peer.dials[cause as usize].fetch_add(1, Ordering::Relaxed);
                 cause = Cause::Clock;
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
-                let (address, drivers) = (address.to_owned(), core.legs.drivers());
+                let (place, drivers) = (Arc::clone(place), core.legs.drivers());
                 attempts
-                    .spawn(async move { connect(&peer, (&limits, &drivers), &address).await });
+                    .spawn(async move { connect(&peer, (&limits, &drivers), &place).await });
                 next = Instant::now() + backoff.beside(began.elapsed());
                 continue;
             }
@@ -181,11 +183,11 @@ type Connections = (Connection, Connection, Chain);
 async fn connect(
     peer: &Peer,
     how: (&Limits, &Drivers),
-    address: &str,
+    place: &Arc<Place>,
 ) -> Result<Connections, Fault> {
     let clients = peer.clients();
     let both = async {
-        let target = resolve(address).await?;
+        let target = place.next().await?;
         let (urgent, bulk) = tokio::try_join!(
             connect_leg(&clients, how, target, Leg::Urgent),
             connect_leg(&clients, how, target, Leg::Bulk),
@@ -193,17 +195,12 @@ async fn connect(
         Ok((urgent, bulk, Arc::clone(&clients.chain)))
     };
     timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
-        let detail = format!("{address} does not answer");
+        let detail = match place.is_unknown() {
+            true => format!("{}: nobody says where that is", place.name),
+            false => format!("{} does not answer", place.name),
+        };
         Err(Fault::new(Code::Stalled, detail))
     })
-}
-
-async fn resolve(address: &str) -> Result<SocketAddr, Fault> {
-    let unknown = |why: String| Fault::new(Code::Unreachable, format!("{address}: {why}"));
-    let mut found = tokio::net::lookup_host(address)
-        .await
-        .map_err(|error| unknown(error.to_string()))?;
-    found.next().ok_or_else(|| unknown("no address".to_owned()))
 }
 
 async fn connect_leg(

@@ -25,6 +25,7 @@
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `standing` | whether the certificates a link was made with still count |
+//! | `names` | where peers are to be found |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
@@ -66,6 +67,7 @@ mod link;
 mod listen;
 mod local;
 mod metrics;
+mod names;
 mod network;
 mod outlook;
 mod pace;

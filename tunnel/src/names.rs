@@ -1,0 +1,162 @@
+//! Where a peer is to be found: its name is looked up again and again, one lookup at a time.
+//!
+//! A lookup cannot be called off, and without an answer it takes its thread for as long as the resolver
+//! likes. So whoever dials takes what was found last while the next answer is awaited or does not come.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use towpath_protocol::fault::{Code, Fault};
+
+/// What is known of a name.
+#[derive(Debug, Default)]
+struct Known {
+    is_looking: bool,
+    addresses: Vec<SocketAddr>,
+    /// Which of them is next.
+    turn: usize,
+    /// Why nothing was found, if nothing ever was.
+    why: String,
+}
+
+/// Where to dial now.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    At(SocketAddr),
+    /// Nothing is known yet, and somebody looks.
+    Wait,
+    Nowhere(String),
+}
+
+impl Known {
+    /// Whether a lookup is to begin; there is one from then on.
+    fn look(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_looking, true)
+    }
+
+    /// A lookup is over.
+    fn found(&mut self, found: Result<Vec<SocketAddr>, String>) {
+        self.is_looking = false;
+        match found {
+            Ok(addresses) if addresses.is_empty() => "no address".clone_into(&mut self.why),
+            Ok(addresses) => self.addresses = addresses,
+            Err(why) => self.why = why,
+        }
+    }
+
+    /// The addresses in turns: which of them is cut off nobody knows before.
+    fn next(&mut self) -> Next {
+        if let Some(address) = self.addresses.get(self.turn % self.addresses.len().max(1)) {
+            self.turn = self.turn.wrapping_add(1);
+            return Next::At(*address);
+        }
+        match self.is_looking {
+            true => Next::Wait,
+            false => Next::Nowhere(self.why.clone()),
+        }
+    }
+}
+
+/// A peer's name with its port, and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub name: String,
+    known: watch::Sender<Known>,
+}
+
+impl Place {
+    /// A place of which nothing is known yet.
+    pub(crate) fn new(name: String) -> Arc<Self> {
+        let (known, _) = watch::channel(Known::default());
+        Arc::new(Self { name, known })
+    }
+
+    /// Where to dial next; the name is looked up for whoever comes after.
+    ///
+    /// # Errors
+    ///
+    /// `E_UNREACHABLE` if nothing is known and nothing was found.
+    pub(crate) async fn next(self: &Arc<Self>) -> Result<SocketAddr, Fault> {
+        if self.known.send_if_modified(Known::look) {
+            let place = Arc::clone(self);
+            // Whoever asked may give up before the answer.
+            tokio::spawn(async move {
+                let found = tokio::net::lookup_host(&place.name).await;
+                let found = found.map(Iterator::collect);
+                let found = found.map_err(|error| error.to_string());
+                place.known.send_modify(|known| known.found(found));
+            });
+        }
+        let mut changes = self.known.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let mut next = Next::Wait;
+            self.known.send_if_modified(|known| {
+                next = known.next();
+                false
+            });
+            match next {
+                Next::At(address) => return Ok(address),
+                Next::Nowhere(why) => {
+                    let detail = format!("{}: {why}", self.name);
+                    return Err(Fault::new(Code::Unreachable, detail));
+                }
+                // It fails only without the other half, and that is ours.
+                Next::Wait => {
+                    let _ = changes.changed().await;
+                }
+            }
+        }
+    }
+
+    /// Whether the name has not been found yet.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.known.borrow().addresses.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(number: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, number], 7000))
+    }
+
+    #[test]
+    fn one_lookup_runs_at_a_time_and_what_was_found_last_is_dialled_meanwhile() {
+        let mut known = Known::default();
+        assert!(known.look());
+        assert_eq!(known.next(), Next::Wait);
+        for _ in 0..100 {
+            assert!(!known.look(), "another lookup beside one without an answer");
+        }
+        known.found(Err("no such host".to_owned()));
+        assert_eq!(known.next(), Next::Nowhere("no such host".to_owned()));
+        assert!(known.look());
+        known.found(Ok(vec![at(1)]));
+        assert!(known.look());
+        assert_eq!(known.next(), Next::At(at(1)), "while the next is awaited");
+        for failed in [Err("the resolver is gone".to_owned()), Ok(Vec::new())] {
+            known.found(failed);
+            assert_eq!(known.next(), Next::At(at(1)));
+            assert!(known.look());
+        }
+        known.found(Ok(vec![at(2)]));
+        assert_eq!(known.next(), Next::At(at(2)));
+    }
+
+    #[test]
+    fn attempts_take_a_names_addresses_in_turns() {
+        let mut known = Known::default();
+        let mut dialled = Vec::new();
+        for _ in 0..4 {
+            // Each attempt has the name looked up again.
+            assert!(known.look());
+            known.found(Ok(vec![at(1), at(2)]));
+            dialled.push(known.next());
+        }
+        assert_eq!(dialled, [at(1), at(2), at(1), at(2)].map(Next::At));
+    }
+}
