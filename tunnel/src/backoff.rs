@@ -5,20 +5,25 @@ use std::time::Duration;
 /// Pause after the first failure: a peer that restarts is back in less than this a few times over.
 const FIRST: Duration = Duration::from_millis(50);
 
-/// Longest pause: how late at most a link is after the network came back.
+/// Longest pause between attempts that fail, or that are beside others to a peer that was never reached.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Time between attempts that nobody answers: what an outage that ends may cost on top of itself.
+/// Time between attempts that nobody answers: what an outage that ends may cost on top of itself, however long
+/// it was. A peer that has gone for good costs the same for ever; as long as [`PATIENCE`] lasts that is some
+/// 70 packets of 1.2 KB a second, and ten from then on.
 pub(crate) const BETWEEN: Duration = Duration::from_millis(250);
 
-/// How long a peer may be silent before attempts become as rare as [`LONGEST`] allows.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a peer may be silent before attempts are quiet: with one of the two connections first, whose first
+/// words are said once, for the next attempt says them again. Those to a peer that was never reached become as
+/// rare as [`LONGEST`] allows too: nobody waits for its return, and its address may be a mistake.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pauses between attempts to reach one peer, each a little random so that a region's peers do not
 /// all dial in step after it restarts.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     failures: u32,
+    was_reached: bool,
     random: u64,
 }
 
@@ -27,11 +32,18 @@ impl Backoff {
     pub(crate) const fn new(seed: u64) -> Self {
         Self {
             failures: 0,
+            was_reached: false,
             random: seed | 1,
         }
     }
 
-    /// The link is up: the next failure is a first one again.
+    /// The link is up.
+    pub(crate) const fn note_reached(&mut self) {
+        self.was_reached = true;
+        self.reset();
+    }
+
+    /// The next failure is a first one again.
     pub(crate) const fn reset(&mut self) {
         self.failures = 0;
     }
@@ -45,11 +57,8 @@ impl Backoff {
 
     /// The pause before another attempt beside one that has no answer yet.
     pub(crate) fn beside(&mut self, down_for: Duration) -> Duration {
-        self.jitter(if down_for < PATIENCE {
-            BETWEEN
-        } else {
-            LONGEST
-        })
+        let is_soon = self.was_reached || down_for < PATIENCE;
+        self.jitter(if is_soon { BETWEEN } else { LONGEST })
     }
 
     /// Three quarters of a pause, and up to a quarter at random.
@@ -79,6 +88,22 @@ mod tests {
         );
         backoff.reset();
         assert!(backoff.after_failure() <= FIRST);
+    }
+
+    #[test]
+    fn a_peer_that_was_reached_once_is_dialled_as_often_after_hours_as_at_once() {
+        let outages = [0, 59, 60, 600, 7 * 24 * 3600].map(Duration::from_secs);
+        let mut backoff = Backoff::new(7);
+        assert!(backoff.beside(Duration::from_secs(59)) <= BETWEEN);
+        assert!(backoff.beside(Duration::from_secs(600)) > BETWEEN, "never");
+        backoff.note_reached();
+        // The network's changes are no word of the peer.
+        backoff.reset();
+        assert!(
+            outages
+                .iter()
+                .all(|outage| backoff.beside(*outage) <= BETWEEN)
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use towpath_daemon::shutdown::Shutdown;
@@ -24,7 +24,7 @@ use crate::core::{self, Core};
 use crate::legs::Drivers;
 use crate::link::{Link, close};
 use crate::names::Place;
-use crate::peer::{Clients, Peer, State};
+use crate::peer::{Peer, State};
 use crate::standing::{Chain, Papers};
 use crate::{serve, transport, wire};
 
@@ -109,7 +109,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         };
         next = Instant::now();
         match joined {
-            Ok(()) => backoff.reset(),
+            Ok(()) => backoff.note_reached(),
             Err(fault) => {
                 note_failure(&peer, &fault);
                 next += backoff.after_failure();
@@ -157,8 +157,10 @@ async fn reach(
                 cause = Cause::Clock;
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
                 let (place, drivers) = (Arc::clone(place), core.legs.drivers());
-                attempts
-                    .spawn(async move { connect(&peer, (&limits, &drivers), &place).await });
+                let is_quiet = began.elapsed() >= backoff::PATIENCE;
+                attempts.spawn(async move {
+                    connect(&peer, (&limits, &drivers), &place, is_quiet).await
+                });
                 next = Instant::now() + backoff.beside(began.elapsed());
                 continue;
             }
@@ -184,14 +186,18 @@ async fn connect(
     peer: &Peer,
     how: (&Limits, &Drivers),
     place: &Arc<Place>,
+    is_quiet: bool,
 ) -> Result<Connections, Fault> {
     let clients = peer.clients();
     let both = async {
         let target = place.next().await?;
-        let (urgent, bulk) = tokio::try_join!(
-            connect_leg(&clients, how, target, Leg::Urgent),
-            connect_leg(&clients, how, target, Leg::Bulk),
-        )?;
+        let dial = |client, leg| connect_leg(client, how, target, leg);
+        let bulk = dial(clients.of(Leg::Bulk), Leg::Bulk);
+        let (urgent, bulk) = if is_quiet {
+            (dial(clients.quiet.clone(), Leg::Urgent).await?, bulk.await?)
+        } else {
+            tokio::try_join!(dial(clients.of(Leg::Urgent), Leg::Urgent), bulk)?
+        };
         Ok((urgent, bulk, Arc::clone(&clients.chain)))
     };
     timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
@@ -204,7 +210,7 @@ async fn connect(
 }
 
 async fn connect_leg(
-    clients: &Clients,
+    client: ClientConfig,
     (limits, drivers): (&Limits, &Drivers),
     target: SocketAddr,
     leg: Leg,
@@ -219,7 +225,7 @@ async fn connect_leg(
     )
     .map_err(|error| failed(error.to_string()))?;
     endpoint
-        .connect_with(clients.of(leg), target, SERVER_NAME)
+        .connect_with(client, target, SERVER_NAME)
         .map_err(|error| failed(error.to_string()))?
         .await
         .map_err(|error| failed(error.to_string()))

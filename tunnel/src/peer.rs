@@ -59,6 +59,8 @@ pub(crate) struct State {
 pub(crate) struct Clients {
     urgent: quinn::ClientConfig,
     bulk: quinn::ClientConfig,
+    /// For the urgent connection to a peer that has been silent for long.
+    pub quiet: quinn::ClientConfig,
     /// The certificate that is shown, with what leads to its authority.
     pub chain: Chain,
 }
@@ -448,9 +450,11 @@ fn clients(
         let tls = tls::client_config(identity, site, rejections)?;
         transport::client(tls, limits, leg)
     };
+    let quiet = tls::client_config(identity, site, rejections)?;
     Ok(Clients {
         urgent: client(Leg::Urgent)?,
         bulk: client(Leg::Bulk)?,
+        quiet: transport::quiet_client(quiet, limits)?,
         chain: identity.chain().into(),
     })
 }

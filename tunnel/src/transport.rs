@@ -44,6 +44,9 @@ const INCOMING_TOTAL_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// library's 333 ms would wait a second, which an edge that comes back cannot spare.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
+/// The same for an attempt beside which another begins before it could be repeated: it is not.
+const QUIET_INITIAL_RTT: Duration = Duration::from_secs(2);
+
 /// Time between two tries for a larger packet, and after one that a changed path lost.
 const MTU_INTERVAL: Duration = Duration::from_mins(2);
 const MTU_COOLDOWN: Duration = Duration::from_secs(10);
@@ -54,7 +57,7 @@ const BULK_SOCKET_BYTES: usize = 4 * 1024 * 1024;
 const URGENT_SOCKET_BYTES: usize = 1024 * 1024;
 
 /// Settings that both sides of a connection share.
-pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> Arc<TransportConfig> {
+pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery
         .upper_bound(limits.udp_payload_bytes)
@@ -86,7 +89,7 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> Arc<TransportConfi
         // The spin bit tells onlookers our round trips and us nothing.
         .allow_spin(false)
         .congestion_controller_factory(Arc::new(Delay::factory(leg)));
-    Arc::new(config)
+    config
 }
 
 fn window(bytes: u64) -> VarInt {
@@ -108,7 +111,7 @@ pub(crate) fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<Serve
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(transport(limits, None))
+        .transport_config(Arc::new(transport(limits, None)))
         // T18: a link whose address changes is dialled anew, which takes one round trip more and
         // leaves off-path packets nothing to try.
         .migration(false)
@@ -124,9 +127,23 @@ pub(crate) fn client(
     limits: &Limits,
     leg: Leg,
 ) -> Result<ClientConfig, Fault> {
+    dialling(tls, transport(limits, Some(leg)))
+}
+
+/// The same for an urgent connection to a peer that has been silent for long.
+pub(crate) fn quiet_client(
+    tls: rustls::ClientConfig,
+    limits: &Limits,
+) -> Result<ClientConfig, Fault> {
+    let mut transport = transport(limits, Some(Leg::Urgent));
+    transport.initial_rtt(QUIET_INITIAL_RTT);
+    dialling(tls, transport)
+}
+
+fn dialling(tls: rustls::ClientConfig, transport: TransportConfig) -> Result<ClientConfig, Fault> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| unusable(&error))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport(limits, Some(leg)));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 
