@@ -132,7 +132,8 @@ impl Trust {
                 }
             },
         };
-        let is_news = !revocations.is_same(&known);
+        // A start without lists makes none of them older: what is known of them is kept for the next one.
+        let is_news = files.crl.is_some() && !revocations.is_same(&known);
         let identity = identity.refusing(Arc::new(revocations));
         let trust = Self {
             files: files.clone(),

@@ -307,6 +307,34 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t11_a_start_without_lists_forgets_none() {
+    let world = World::new();
+    let ca = world.path("ca");
+    let mut config = world.site("region", "edge");
+    let crl = world.path("region-crl.pem");
+    config.state_dir = Some(world.path("region-state"));
+    config.certificates.crl = Some(crl.clone());
+    sign(&world.authority, &Which::None, LIST_VALIDITY);
+    let first = fs::read(ca.join("crl.pem")).unwrap();
+    sign(&world.authority, &Which::None, LIST_VALIDITY);
+    carry_list(&ca, &config);
+    Tunnel::start(&config).await.unwrap().stop().await;
+
+    config.certificates.crl = None;
+    let without = start_again(&config).await;
+    assert!(without.status().certificate.revocation_lists.is_empty());
+    without.stop().await;
+
+    fs::write(&crl, &first).unwrap();
+    config.certificates.crl = Some(crl);
+    let region = start_again(&config).await;
+    let view = region.status().certificate;
+    let problem = view.problem.unwrap();
+    assert!(problem.starts_with("E_CRL_ROLLBACK: "), "{problem}");
+    assert_eq!(view.revocation_lists[0].number, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way() {
     let (pair, loads, echo) = loaded_pair(None).await;
     let tunnel = pair.region_config.socket.clone();
