@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::band::Band;
-use crate::history::{HOUR_SECONDS, History, Sample};
+use crate::history::{CLOCK_SET, HOUR_SECONDS, History, Sample};
 use crate::moment::Moment;
 use crate::recent::{Recent, SAMPLE_COUNT_MIN};
 use crate::score::Score;
@@ -23,6 +23,14 @@ const SEASON_SECONDS: u64 = HOUR_SECONDS;
 
 /// Most hours without a look that are noted one by one; after more the weeks are learnt anew.
 const GAP_HOURS_MAX: u64 = 4368;
+
+/// Most hours by which the clock may jump and be believed at once: hosts are off for a while, and clocks are
+/// set by a little.
+const JUMP_HOURS_MAX: u64 = 24;
+
+/// How long a clock that has jumped further has to keep to it, in seconds: a host that boots with a wrong time
+/// mostly has the right one within minutes.
+const DOUBT_SECONDS: u32 = 3600;
 
 /// Outcomes a score remembers.
 const SCORE_COUNT: u64 = 1000;
@@ -134,6 +142,8 @@ pub struct Forecaster {
     season: Season,
     /// The hour that is not over, by its number since 1970; everything before is in the season.
     hour: Option<u64>,
+    /// Seconds looked at since the clock jumped.
+    doubted_seconds: u32,
     recent: Recent,
     newest_capacity: Option<Moment>,
     open: [VecDeque<Open>; 3],
@@ -151,6 +161,7 @@ impl Forecaster {
             zone,
             season: Season::new(0),
             hour: None,
+            doubted_seconds: 0,
             recent: Recent::default(),
             newest_capacity: None,
             open: Default::default(),
@@ -198,8 +209,10 @@ impl Forecaster {
 
     /// Takes a sample of so many seconds that ends now.
     pub fn observe(&mut self, now: Moment, sample: Sample, seconds: u32) {
-        self.turn_hour(now);
-        self.history.observe(now, sample, seconds);
+        if self.believes(now, seconds) {
+            self.turn_hour(now);
+            self.history.observe(now, sample, seconds);
+        }
         if let Sample::Capacity(rate) = sample {
             self.newest_capacity = Some(now);
             self.recent.observe(rate);
@@ -316,6 +329,31 @@ impl Forecaster {
         self.season.forecast(lead, self.week_hour(hour_of(at)))
     }
 
+    /// Whether the clock is right, as far as one can tell: one look under a wrong one must cost neither the years
+    /// that are kept nor those to come. If it keeps to an earlier time, what lies ahead of that never was.
+    fn believes(&mut self, now: Moment, seconds: u32) -> bool {
+        if now < CLOCK_SET {
+            return false;
+        }
+        let current = hour_of(now);
+        let Some(open) = self.hour else { return true };
+        if current.abs_diff(open) <= JUMP_HOURS_MAX {
+            self.doubted_seconds = 0;
+            return true;
+        }
+        self.doubted_seconds = self.doubted_seconds.saturating_add(seconds);
+        if self.doubted_seconds < DOUBT_SECONDS {
+            return false;
+        }
+        self.doubted_seconds = 0;
+        if current < open {
+            let mut history = std::mem::take(&mut self.history);
+            history.forget_after(now);
+            *self = Self::new(self.zone.clone(), history);
+        }
+        true
+    }
+
     /// Hands the hours that are over to the season.
     fn turn_hour(&mut self, now: Moment) {
         let current = hour_of(now);
@@ -325,8 +363,11 @@ impl Forecaster {
             return;
         };
         if current.saturating_sub(open) > GAP_HOURS_MAX {
+            let history = std::mem::take(&mut self.history);
             *self = Self::new(self.zone.clone(), History::default());
-            return self.turn_hour(now);
+            self.history = history;
+            self.begin(current);
+            return;
         }
         for number in open..current {
             let told = self.history.hour(number);

@@ -30,7 +30,7 @@ const SLOT_BYTES: usize = 20;
 pub const ENCODED_BYTES_MAX: usize = 256 * 1024;
 
 /// Samples from before 2024 were stamped by a clock that nobody had set.
-const CLOCK_SET: Moment = Moment::from_unix_seconds(1_704_067_200);
+pub(crate) const CLOCK_SET: Moment = Moment::from_unix_seconds(1_704_067_200);
 
 /// Seconds of capacity that speak for a whole slot.
 const SEEN_SECONDS_MIN: u32 = 5;
@@ -225,6 +225,16 @@ impl History {
         }
     }
 
+    /// Forgets what lies ahead of a moment: it was stamped by a clock that was wrong.
+    pub fn forget_after(&mut self, at: Moment) {
+        for ring in &mut self.rings {
+            let index = at.unix_seconds() / ring.grain_seconds;
+            let kept = (index + 1).saturating_sub(ring.first);
+            ring.slots
+                .truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+        }
+    }
+
     /// The hours that are kept, oldest first, each with its number since 1970.
     pub fn hours(&self) -> impl Iterator<Item = (u64, Hour)> + '_ {
         let ring = &self.rings[1];
@@ -387,6 +397,23 @@ mod tests {
             hours(&history),
             hours(&kept),
             "too old for the hours that are kept"
+        );
+    }
+
+    #[test]
+    fn what_a_wrong_clock_stamped_is_forgotten_and_the_rest_is_kept() {
+        let mut history = History::default();
+        history.observe(at(0), Sample::Capacity(1e6), 10);
+        let kept = history.clone();
+        history.observe(at(7 * HOUR_SECONDS), Sample::Capacity(1e6), 10);
+        history.forget_after(at(0));
+        assert_eq!(history, kept);
+        history.observe(at(90_000 * HOUR_SECONDS), Sample::Capacity(1e6), 10);
+        history.forget_after(at(0));
+        history.observe(at(0), Sample::Capacity(2e6), 10);
+        assert_eq!(
+            history.hours().map(|(_, hour)| hour).last(),
+            Some(Hour::Rate(2e6))
         );
     }
 

@@ -173,8 +173,63 @@ fn the_days_are_those_of_the_zone() {
 #[test]
 fn years_of_silence_are_passed_over() {
     let mut forecaster = taught(3);
-    forecaster.observe(at(400 * 86_400), Sample::Capacity(1e6), 60);
+    for minute in 0..60 {
+        let now = at(400 * 86_400 + minute * 60);
+        forecaster.observe(now, Sample::Capacity(1e6), 60);
+    }
     assert_eq!(forecaster.known_hours(), 0);
+    assert_eq!(
+        forecaster.history().day_count(),
+        4,
+        "days are kept for years"
+    );
     forecaster.observe(Moment::from_unix_seconds(u64::MAX), Sample::Down, 1);
     forecaster.observe(at(0), Sample::Capacity(1e6), 1);
+}
+
+#[test]
+fn a_look_under_a_wrong_clock_costs_nothing() {
+    let week = 7 * 86_400;
+    let mut forecaster = taught(7);
+    let kept = forecaster.history().clone();
+    let known = forecaster.known_hours();
+    for ahead in [30 * 86_400, 2 * 365 * 86_400, 8000 * 365 * 86_400] {
+        forecaster.observe(at(week + ahead), Sample::Down, 1);
+        forecaster.observe(
+            Moment::from_unix_seconds(MONDAY.saturating_sub(ahead / 2)),
+            Sample::Down,
+            1,
+        );
+        forecaster.observe(Moment::from_unix_seconds(5), Sample::Down, 3600);
+    }
+    assert_eq!(*forecaster.history(), kept);
+    for minute in 0..2 * 1440 {
+        let second = week + minute * 60;
+        forecaster.observe(at(second), Sample::Capacity(rough(second)), 60);
+    }
+    assert_eq!(forecaster.known_hours(), known + 48);
+}
+
+#[test]
+fn a_clock_that_was_wrong_for_long_costs_what_was_seen_under_it() {
+    let week = 7 * 86_400;
+    let mut forecaster = taught(7);
+    let days = forecaster.history().day_count();
+    for minute in 0..3 * 1440 {
+        let wrong = week + 300 * 86_400 + minute * 60;
+        forecaster.observe(at(wrong), Sample::Capacity(1e6), 60);
+    }
+    let taught = |mut forecaster: Forecaster| {
+        for minute in 0..3 * 1440 {
+            let second = week + minute * 60;
+            forecaster.observe(at(second), Sample::Capacity(rough(second)), 60);
+        }
+        // Up to an hour went by in doubt, and the last one is not over.
+        let known = forecaster.known_hours();
+        assert!((70..=72).contains(&known), "{known} hours");
+        assert_eq!(forecaster.history().day_count(), days + 3);
+    };
+    taught(forecaster.clone());
+    // What was kept meanwhile is no hindrance after a restart.
+    taught(Forecaster::new(Zone::utc(), forecaster.history().clone()));
 }
