@@ -29,7 +29,8 @@ const PRIORITY: i32 = 110;
 /// What is to be reported over a link.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
-    /// The newest of each stream; at most one for each stream that lives.
+    /// The newest of each stream that had something to report since they were last taken: as many as can live
+    /// and end in the time that a word may wait to be taken by the peer.
     waiting: Mutex<BTreeMap<StreamId, Received>>,
     some: Notify,
     urgent: Notify,
@@ -76,12 +77,20 @@ pub(crate) fn attend(
     streams: &Arc<Streams>,
     link: &Arc<Link>,
     (send, recv): (SendStream, RecvStream),
+    stall: Duration,
 ) {
     let (talker, listener) = (Arc::clone(link), Arc::clone(link));
     let (told, heard) = (Arc::clone(streams), Arc::clone(streams));
     thread.spawn(async move {
+        let talked = talk(&told, &talker, send, stall).await;
         // A link that is over ends both, and says so itself.
-        let _ = talk(&told, &talker, send).await;
+        if let Err(fault) = talked
+            && fault.code == Code::Stalled
+        {
+            let peer = &talker.peer;
+            tracing::warn!(target: "audit", %peer, %fault, "link ended");
+            talker.close(fault.code, &fault.detail);
+        }
     });
     thread.spawn(async move {
         let fault = listen(&heard, &listener, recv).await;
@@ -94,7 +103,12 @@ pub(crate) fn attend(
     });
 }
 
-async fn talk(streams: &Streams, link: &Link, mut send: SendStream) -> Result<(), Fault> {
+async fn talk(
+    streams: &Streams,
+    link: &Link,
+    mut send: SendStream,
+    stall: Duration,
+) -> Result<(), Fault> {
     // Fails only on a stream that is gone, as does what follows.
     let _ = send.set_priority(PRIORITY);
     let party = link.party();
@@ -113,18 +127,27 @@ async fn talk(streams: &Streams, link: &Link, mut send: SendStream) -> Result<()
                 End::Whole(received) => Preamble::Reports(vec![Report { stream, received }]),
                 End::Cut(fault) => Preamble::Cut(Cut { stream, fault }),
             };
-            wire::write(&mut send, &word).await?;
+            say(&mut send, &word, stall).await?;
         }
         tokio::select! {
             reports = link.reports.take() => {
                 for some in reports.chunks(REPORT_COUNT_MAX) {
-                    wire::write(&mut send, &Preamble::Reports(some.to_vec())).await?;
+                    say(&mut send, &Preamble::Reports(some.to_vec()), stall).await?;
                 }
             }
             _ = cuts.changed() => {}
             () = link.over() => return Ok(()),
         }
     }
+}
+
+/// Says a word. A peer that takes none while its link lives would have more and more of them kept for it.
+async fn say(send: &mut SendStream, word: &Preamble, stall: Duration) -> Result<(), Fault> {
+    let said = timeout(stall, wire::write(send, word)).await;
+    said.unwrap_or_else(|_| {
+        let detail = format!("the peer takes none of the link's own words for {stall:?}");
+        Err(Fault::new(Code::Stalled, detail))
+    })
 }
 
 /// Listens until the link is over or the peer says what it must not.

@@ -63,7 +63,7 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     let peer = core.peers.get(&link.peer.site);
     if let (Some(peer), Some(control)) = (peer, link.take_control()) {
         let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
-        control::attend(thread, &peer.streams, link, control);
+        control::attend(thread, &peer.streams, link, control, core.stall());
     }
     for leg in [Leg::Urgent, Leg::Bulk] {
         if let Some(peer) = peer {

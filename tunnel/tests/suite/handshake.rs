@@ -9,7 +9,7 @@ use crate::harness::{
     Door, Pair, SOON, World, counts_refusal, echo, name, open, rejected, soon, until,
 };
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -38,9 +38,20 @@ impl Door {
         client: rustls::ClientConfig,
         address: SocketAddr,
     ) -> Result<Connection, ConnectionError> {
+        self.connect_with(client, address, TransportConfig::default())
+            .await
+    }
+
+    async fn connect_with(
+        &self,
+        client: rustls::ClientConfig,
+        address: SocketAddr,
+        transport: TransportConfig,
+    ) -> Result<Connection, ConnectionError> {
         let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let crypto = QuicClientConfig::try_from(client).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
         let connecting = endpoint
             .connect_with(config, address, "towpath.invalid")
             .unwrap();
@@ -275,9 +286,13 @@ struct Joined {
 }
 
 async fn joined(door: &Door, link: LinkId) -> Joined {
-    let client = door.client();
-    let urgent = door.connect(client.clone()).await.unwrap();
-    let bulk = door.connect(client).await.unwrap();
+    joined_with(door, link, TransportConfig::default).await
+}
+
+async fn joined_with(door: &Door, link: LinkId, how: fn() -> TransportConfig) -> Joined {
+    let connect = || door.connect_with(door.client(), door.address(), how());
+    let urgent = connect().await.unwrap();
+    let bulk = connect().await.unwrap();
     let join = |connection, leg| join(connection, move |join| (join.link, join.leg) = (link, leg));
     let mut control = [
         join(&urgent, Leg::Urgent).await,
@@ -402,6 +417,43 @@ async fn one_leg_that_joins_twice_ends_both() {
     let (_c, _d) = join(&two, |_| ()).await;
     closed_with(&one, "joined twice").await;
     closed_with(&two, "joined twice").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_a_peer_that_takes_no_word_of_the_link_loses_it() {
+    let brief = Span::new(Duration::from_millis(500));
+    let door = Door::open_with(|config| config.limits.stall_wait = brief).await;
+    let service = UnixListener::bind(&door.config.services[0].socket).unwrap();
+    let echo = echo(service);
+    let how = || {
+        let mut transport = TransportConfig::default();
+        // Room for an answer, which is read, and for a few reports, which are not.
+        transport.stream_receive_window(200_u32.into());
+        transport
+    };
+    let link = joined_with(&door, LinkId(7), how).await;
+    let talking = async {
+        for number in 0_u128.. {
+            let (mut send, mut recv) = link.urgent.open_bi().await?;
+            let begin = Preamble::Begin(Begin {
+                stream: StreamId(number << 64),
+                open: Open {
+                    peer: name("region"),
+                    service: name("echo"),
+                    class: Class::Demand,
+                },
+                is_datagrams: false,
+            });
+            // A connection that is over shows at the next stream.
+            let _ = send.write_all(&begin.encode()).await;
+            let _ = send.write_all(b"ping").await;
+            let _ = recv.read(&mut [0; 500]).await;
+        }
+        Ok::<_, ConnectionError>(())
+    };
+    let end = soon(talking).await.unwrap_err().to_string();
+    assert!(end.contains("own words"), "{end}");
+    echo.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
