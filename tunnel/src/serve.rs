@@ -105,13 +105,18 @@ async fn serve(
             begin_stream(core, carrier, begin).await;
             return;
         }
-        Ok(First::Resume(resume)) => resume_stream(core, carrier, resume).await,
+        Ok(First::Resume(resume)) => resume_stream(core, leg, carrier, resume).await,
         Err(fault) => {
             carrier.cut(wire::code(fault.code));
             Err(fault)
         }
     };
     if let Err(fault) = served {
+        // A program that gives up at once, or a link that goes, takes a stream back before its first words.
+        if fault.code == Code::Unreachable {
+            tracing::debug!(peer = %link.peer, %fault, "stream taken back");
+            return;
+        }
         let count = strikes.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::warn!(target: "audit", peer = %link.peer, %fault, count, "stream refused");
         if count >= STRIKE_COUNT_MAX {
@@ -215,7 +220,12 @@ async fn admit(
 /// # Errors
 ///
 /// What the peer must not say: another leg, a stream of ours.
-async fn resume_stream(core: &Core, mut carrier: Carrier, resume: Resume) -> Result<(), Fault> {
+async fn resume_stream(
+    core: &Core,
+    leg: Leg,
+    mut carrier: Carrier,
+    resume: Resume,
+) -> Result<(), Fault> {
     let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
         return Ok(());
     };
@@ -223,6 +233,12 @@ async fn resume_stream(core: &Core, mut carrier: Carrier, resume: Resume) -> Res
         Some(Found::Live(stream)) if stream.is_ours => {
             carrier.cut(wire::code(Code::Unexpected));
             let detail = "Resume of a stream that this side began";
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+        Some(Found::Live(stream)) if stream.class.leg() != leg => {
+            carrier.cut(wire::code(Code::Unexpected));
+            let (class, leg) = (stream.class, leg.as_str());
+            let detail = format!("Resume of a stream of class {class} on a {leg} stream");
             return Err(Fault::new(Code::Unexpected, detail));
         }
         Some(Found::Live(stream)) => {

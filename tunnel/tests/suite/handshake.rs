@@ -17,7 +17,8 @@ use tokio::net::UnixListener;
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
-    Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble, RunId, StreamId,
+    Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble, Received, Resume, RunId,
+    StreamId,
 };
 use towpath_protocol::endpoint::Endpoint as Place;
 use towpath_protocol::fault::Code;
@@ -308,6 +309,19 @@ async fn joined_with(door: &Door, link: LinkId, how: fn() -> TransportConfig) ->
     }
 }
 
+/// The first words of a stream to the region's service.
+fn begin(class: Class) -> Preamble {
+    Preamble::Begin(Begin {
+        stream: StreamId(7),
+        open: Open {
+            peer: name("region"),
+            service: name("echo"),
+            class,
+        },
+        is_datagrams: false,
+    })
+}
+
 async fn closed_with(connection: &Connection, word: &str) {
     let closed = soon(connection.closed()).await.to_string();
     assert!(closed.contains(word), "{closed}");
@@ -473,6 +487,52 @@ async fn t16_three_streams_without_whole_first_words_end_the_link() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_streams_that_are_taken_back_end_no_link() {
+    let door = Door::open().await;
+    let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
+    let (urgent, _bulk) = link(&door).await;
+    for _ in 0..10 {
+        let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+        send.write_all(b"T").await.unwrap();
+        send.reset(0_u32.into()).unwrap();
+        // Its end was seen at the other side.
+        let _ = soon(recv.read_to_end(1000)).await;
+    }
+    let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+    send.write_all(&begin(Class::Demand).encode())
+        .await
+        .unwrap();
+    assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t15_a_stream_resumes_on_the_leg_of_its_class_only() {
+    let door = Door::open().await;
+    let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
+    let (urgent, bulk) = link(&door).await;
+    let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+    send.write_all(&begin(Class::Demand).encode())
+        .await
+        .unwrap();
+    assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
+    let (mut moving, mut moved) = bulk.open_bi().await.unwrap();
+    let resume = Preamble::Resume(Resume {
+        stream: StreamId(7),
+        received: Received::default(),
+    });
+    moving.write_all(&resume.encode()).await.unwrap();
+    let reset = soon(moved.read_to_end(1000)).await.unwrap_err().to_string();
+    assert!(reset.contains("reset"), "{reset}");
+    // It goes on where it is.
+    send.write_all(b"ping").await.unwrap();
+    let mut heard = [0; 4];
+    soon(recv.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"ping");
+    echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t16_streams_beyond_the_limit_cannot_be_opened() {
     let door = Door::open_with(|config| config.limits.peer_streams = 4).await;
     let (urgent, _bulk) = link(&door).await;
@@ -494,16 +554,7 @@ async fn t15_a_class_on_the_wrong_leg_is_refused() {
     let door = Door::open().await;
     let (urgent, _bulk) = link(&door).await;
     let (mut send, mut recv) = urgent.open_bi().await.unwrap();
-    let open = Preamble::Begin(Begin {
-        stream: StreamId(7),
-        open: Open {
-            peer: name("region"),
-            service: name("echo"),
-            class: Class::Bulk,
-        },
-        is_datagrams: false,
-    });
-    send.write_all(&open.encode()).await.unwrap();
+    send.write_all(&begin(Class::Bulk).encode()).await.unwrap();
     let reset = soon(recv.read_to_end(1000)).await.unwrap_err().to_string();
     assert!(reset.contains("reset"), "{reset}");
     assert!(urgent.close_reason().is_none());
@@ -517,16 +568,9 @@ async fn a_link_is_back_in_its_place_if_the_one_that_replaced_it_ends_first() {
     let echo = echo(service);
     let first = joined(&door, LinkId(7)).await;
     let (mut send, mut recv) = first.urgent.open_bi().await.unwrap();
-    let begin = Preamble::Begin(Begin {
-        stream: StreamId(7),
-        open: Open {
-            peer: name("region"),
-            service: name("echo"),
-            class: Class::Demand,
-        },
-        is_datagrams: false,
-    });
-    send.write_all(&begin.encode()).await.unwrap();
+    send.write_all(&begin(Class::Demand).encode())
+        .await
+        .unwrap();
     assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
 
     let second = joined(&door, LinkId(8)).await;
