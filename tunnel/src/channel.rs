@@ -1,6 +1,7 @@
 //! Channels: listeners of local programs, each joined to a service at a peer.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -466,10 +467,11 @@ async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Fault> {
             (Listener::Udp(socket), Endpoint::Udp(bound))
         }
         Endpoint::Unix(path) => {
-            let is_dead = std::fs::symlink_metadata(path)
-                .is_ok_and(|found| found.file_type().is_socket())
-                && UnixStream::connect(path).await.is_err();
-            if is_dead {
+            let is_socket =
+                std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+            // One that is busy, or not ours to connect to, is somebody's.
+            let is_dead = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            if is_socket && UnixStream::connect(path).await.is_err_and(is_dead) {
                 // Left by a tunnel that was killed; whatever else stands there is not ours to remove.
                 std::fs::remove_file(path).map_err(failed)?;
             }
@@ -559,6 +561,16 @@ enum Program {
     Unix(std::os::unix::net::UnixStream),
 }
 
+impl Program {
+    /// Ends it at once: a mere end would look like an answer without a byte.
+    fn reset(self) {
+        if let Self::Tcp(socket) = self {
+            // If that cannot be had, it ends like any other.
+            let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
 async fn accept_one(listener: &Listener) -> std::io::Result<Program> {
     match listener {
         Listener::Tcp(listener) => Ok(Program::Tcp(listener.accept().await?.0.into_std()?)),
@@ -613,6 +625,7 @@ impl Serving {
             };
             let Some(place) = self.place() else {
                 self.note(&Fault::new(Code::Busy, "too many connections"));
+                program.reset();
                 continue;
             };
             let leg = self.spec.borrow().class.leg();

@@ -327,6 +327,53 @@ async fn con_2_bytes_and_half_closes_pass_over_tcp_and_unix() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_2_a_connection_beyond_the_limit_is_reset() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let address = sites
+        .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
+        .await;
+    let mut held = Vec::new();
+    for _ in 0..256 {
+        held.push(soon(TcpStream::connect(address)).await.unwrap());
+    }
+    until("all have their places", || {
+        sites.view("till").connections == 256
+    })
+    .await;
+    let end = end_of(address).await;
+    assert_eq!(end, std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_is_too_busy_to_answer_is_not_taken_away() {
+    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let path = sites.world.path("busy.sock");
+    let address = socket2::SockAddr::unix(&path).unwrap();
+    let new = || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    let busy = new();
+    busy.bind(&address).unwrap();
+    busy.listen(1).unwrap();
+    let mut waiting = Vec::new();
+    let is_full = (0..1000).any(|_| {
+        let socket = new();
+        socket.set_nonblocking(true).unwrap();
+        let connected = socket.connect(&address);
+        waiting.push(socket);
+        connected.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    });
+    if !is_full {
+        println!("skipped: this kernel's sockets are never too busy");
+        return;
+    }
+    let there = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).unwrap());
+    let before = there();
+    let listen = format!("unix:{}", path.display());
+    let refused = sites.open(&spec("till", &listen, "east", 1)).await;
+    assert_eq!(refused.unwrap_err().code, Code::Io.as_str());
+    assert_eq!(there(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_2_resets_pass_and_a_unix_service_gets_the_bytes_alone() {
     let folder = tempfile::TempDir::new().unwrap();
     let path = folder.path().join("s");
