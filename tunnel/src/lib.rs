@@ -94,13 +94,14 @@ mod watch;
 mod windows;
 mod wire;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use towpath_certs::tls;
 use towpath_daemon::config::Check;
 use towpath_daemon::http;
@@ -270,9 +271,7 @@ impl Tunnel {
     pub async fn run_until(mut self, mut stop: Shutdown) -> Result<(), Fault> {
         let ended = tokio::select! {
             () = stop.requested() => Ok(()),
-            Some(ended) = self.tasks.join_next() => ended.unwrap_or_else(|error| {
-                Err(Fault::new(Code::State, format!("a part of the tunnel: {error}")))
-            }),
+            Some(ended) = self.tasks.join_next() => Err(early(ended)),
         };
         self.stop().await;
         ended
@@ -317,6 +316,17 @@ fn keep(tasks: &mut JoinSet<Result<(), Fault>>, part: impl Future<Output = ()> +
     });
 }
 
+/// Why a part of the tunnel is over before anybody wished that: without it the tunnel is none, and a service
+/// manager starts again only what failed.
+fn early(ended: Result<Result<(), Fault>, JoinError>) -> Fault {
+    let wrong = |why: &dyn Display| Fault::new(Code::State, format!("a part of the tunnel: {why}"));
+    match ended {
+        Ok(Ok(())) => wrong(&"ended early"),
+        Ok(Err(fault)) => fault,
+        Err(error) => wrong(&error),
+    }
+}
+
 fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
     let tls = tls::server_config(&core.trust.current(), &core.rejections)?;
     let server = transport::server(tls, &core.limits)?;
@@ -325,4 +335,19 @@ fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
     let driver = core.legs.drivers().listening();
     Endpoint::new(settings, Some(server), socket, driver)
         .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_by_itself_is_a_fault() {
+        let quiet = early(Ok(Ok(())));
+        assert_eq!(quiet.code, Code::State, "{quiet}");
+        let told = early(Ok(Err(Fault::new(Code::Io, "a socket is gone"))));
+        assert_eq!(told.code, Code::Io, "{told}");
+        let panicked = tokio::spawn(async { panic!("on purpose") }).await;
+        assert_eq!(early(panicked).code, Code::State);
+    }
 }
