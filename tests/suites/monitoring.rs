@@ -76,6 +76,7 @@ fn every_query_and_rule_names_metrics_that_running_daemons_have() {
 #[test]
 fn every_alert_has_a_reader_a_remedy_and_a_test() {
     let (rules, tests) = (read("alerts.yml"), read("alerts.test.yml"));
+    let page = include_str!("../../docs/metrics.md");
     let alerts: Vec<_> = rules.split("- alert: ").skip(1).collect();
     assert!(alerts.len() >= 12, "{}", alerts.len());
     for alert in alerts {
@@ -84,6 +85,10 @@ fn every_alert_has_a_reader_a_remedy_and_a_test() {
             assert!(alert.contains(part), "{name} has no {part}");
         }
         assert!(tests.contains(name), "{name} has no test");
+        assert!(
+            page.contains(&format!("| `{name}` |")),
+            "{name} is not on the page of metrics"
+        );
     }
 }
 
