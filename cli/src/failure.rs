@@ -68,6 +68,8 @@ pub(crate) enum Failure {
     Problem { problem: Problem, exit: Exit },
     /// The operator let go; what there is to say has been said.
     Interrupted,
+    /// Whoever read the lines of a stream has closed the pipe: that was enough, and nothing went wrong.
+    Unheard,
 }
 
 impl Failure {
@@ -80,7 +82,7 @@ impl Failure {
     pub(crate) fn while_trying(self, what: impl Into<String>) -> Self {
         match self {
             Self::Problem { problem, exit } => Self::with(problem.message(what), exit),
-            Self::Interrupted => Self::Interrupted,
+            other => other,
         }
     }
 
@@ -88,6 +90,7 @@ impl Failure {
     pub(crate) fn report(&self, format: Format) -> ExitCode {
         let (problem, exit) = match self {
             Self::Interrupted => return Exit::Interrupted.into(),
+            Self::Unheard => return ExitCode::SUCCESS,
             Self::Problem { problem, exit } => (problem, *exit),
         };
         let mut stderr = std::io::stderr().lock();

@@ -58,24 +58,32 @@ pub(crate) fn show<T: Serialize>(
 }
 
 /// Writes one line of a stream of documents to stdout.
+///
+/// # Errors
+///
+/// [`Failure::Unheard`] if nobody reads it any more: a stream would otherwise go on for nobody.
 pub(crate) fn show_line<T: Serialize>(kind: &str, content: &T) -> Result<(), Failure> {
     let schema = schema(kind);
     let document = Document { schema, content };
     let mut text = serde_json::to_string(&document).map_err(|error| unwritable(&error))?;
     text.push('\n');
-    write(&text)
+    write_to(&mut io::stdout().lock(), &text)
 }
 
 /// Writes text to stdout; whoever closed the pipe has seen enough.
 pub(crate) fn write(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(&error)),
-        _ => Ok(()),
+    match write_to(&mut io::stdout().lock(), text) {
+        Err(Failure::Unheard) => Ok(()),
+        written => written,
     }
+}
+
+fn write_to(out: &mut impl Write, text: &str) -> Result<(), Failure> {
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::Unheard,
+        _ => unwritable(&error),
+    })
 }
 
 /// Says something beside the result, on stderr.
@@ -86,4 +94,21 @@ pub(crate) fn note(text: &str) {
 
 fn unwritable(error: &dyn std::fmt::Display) -> Failure {
     Problem::new(Code::Io, format!("the result cannot be written: {error}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_pipe_is_a_quiet_end_and_a_full_disk_is_none() {
+        let (read, mut write) = io::pipe().unwrap();
+        assert!(write_to(&mut write, "one\n").is_ok());
+        drop(read);
+        let closed = write_to(&mut write, "two\n").unwrap_err();
+        assert!(matches!(closed, Failure::Unheard), "{closed:?}");
+        let mut full: &mut [u8] = &mut [0; 2];
+        let failed = write_to(&mut full, "three\n").unwrap_err();
+        assert!(matches!(failed, Failure::Problem { .. }), "{failed:?}");
+    }
 }

@@ -137,7 +137,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let cap = before.cap.filter(|_| !options.reverse);
     if let Some(cap) = cap {
         let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
-        eprintln!("note: the link to {peer} is capped at {cap}; this fills it for {time:?}");
+        show::note(&format!(
+            "note: the link to {peer} is capped at {cap}; this fills it for {time:?}"
+        ));
     }
     let far_before = far_usage(options)?;
     let mut pinged = open(options, Class::Demand, Wish::Echo)?;
