@@ -25,6 +25,7 @@
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `standing` | whether the certificates a link was made with still count |
+//! | `malformed` | what is no packet, counted |
 //! | `names` | where peers are to be found |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
@@ -66,6 +67,7 @@ mod legs;
 mod link;
 mod listen;
 mod local;
+mod malformed;
 mod metrics;
 mod names;
 mod network;
@@ -112,6 +114,7 @@ use towpath_protocol::identity::Name;
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::malformed::Counting;
 use crate::peer::State;
 use crate::status::StatusView;
 
@@ -327,13 +330,16 @@ fn early(ended: Result<Result<(), Fault>, JoinError>) -> Fault {
     }
 }
 
-fn listen(core: &Core, address: SocketAddr) -> Result<Endpoint, Fault> {
+fn listen(core: &Arc<Core>, address: SocketAddr) -> Result<Endpoint, Fault> {
     let tls = tls::server_config(&core.trust.current(), &core.rejections)?;
     let server = transport::server(tls, &core.limits)?;
     let socket = transport::listening_socket(address)?;
     let settings = transport::endpoint(&core.limits);
-    let driver = core.legs.drivers().listening();
-    Endpoint::new(settings, Some(server), socket, driver)
+    let counting = Counting {
+        driver: core.legs.drivers().listening(),
+        core: Arc::clone(core),
+    };
+    Endpoint::new(settings, Some(server), socket, Arc::new(counting))
         .map_err(|error| Fault::new(Code::Io, format!("UDP endpoint at {address}: {error}")))
 }
 

@@ -32,10 +32,18 @@ pub(crate) enum DropReason {
     Retried,
     /// It took too long.
     Late,
+    /// It was no packet of QUIC.
+    Malformed,
 }
 
 impl DropReason {
-    const ALL: [Self; 4] = [Self::TooMany, Self::TooFast, Self::Retried, Self::Late];
+    const ALL: [Self; 5] = [
+        Self::TooMany,
+        Self::TooFast,
+        Self::Retried,
+        Self::Late,
+        Self::Malformed,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -43,6 +51,7 @@ impl DropReason {
             Self::TooFast => "too_fast",
             Self::Retried => "retried",
             Self::Late => "late",
+            Self::Malformed => "malformed",
         }
     }
 }

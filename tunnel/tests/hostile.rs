@@ -104,6 +104,9 @@ async fn t01_short_initials_and_other_versions_are_answered_with_little_or_nothi
     socket.send(&damaged).unwrap();
     let answered = answers(&socket, Duration::from_millis(300));
     assert!(answered.is_empty(), "{answered:?}");
+    // All that are too short; what is damaged inside parses.
+    let series = "towpath_quic_incoming_dropped_total{reason=\"malformed\"}";
+    assert_eq!(metric(&door.config, series).await, 5);
 
     for version in [
         [0xba, 0xba, 0xba, 0xba],

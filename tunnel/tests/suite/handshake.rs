@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::harness::{
-    Door, Pair, SOON, World, counts_refusal, echo, name, open, rejected, soon, until,
+    Door, Pair, SOON, World, counts_refusal, echo, metric, name, open, rejected, soon, until,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
@@ -122,6 +122,10 @@ async fn t01_random_datagrams_are_dropped_without_an_answer() {
     socket.set_nonblocking(true).unwrap();
     let answered = socket.recv_from(&mut [0; 2000]).is_ok();
     assert!(!answered, "something was answered");
+    let series = "towpath_quic_incoming_dropped_total{reason=\"malformed\"}";
+    let malformed = metric(&door.config, series).await;
+    // Noise may look like a packet now and then.
+    assert!((3..=7).contains(&malformed), "{malformed}");
 }
 
 /// Shows no certificate.

@@ -1,0 +1,154 @@
+//! The listening socket with a count of what is no packet of QUIC: the library drops that without a word.
+//!
+//! Only long headers are parsed, which handshakes alone have: a short one is any bytes at all. What parses and
+//! cannot be decrypted is not counted either; only the library knows the keys.
+
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant as Clock;
+
+use bytes::BytesMut;
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, UdpPoller};
+use quinn_proto::{FixedLengthConnectionIdParser, PacketDecodeError, PartialDecode};
+
+use crate::core::Core;
+use crate::metrics::DropReason;
+
+/// The version of QUIC that is spoken.
+const VERSION: u32 = 1;
+
+/// Bits of a first byte: that of a long header, and those of its type, of which an Initial has none (RFC 9000,
+/// 17.2).
+const LONG: u8 = 0x80;
+const TYPE: u8 = 0x30;
+
+/// Bytes of a datagram below which it begins no handshake (RFC 9000, 14.1).
+const INITIAL_BYTES_MIN: usize = 1200;
+
+/// Whether a datagram is nothing that a handshake or a connection could take.
+fn is_malformed(datagram: &[u8]) -> bool {
+    let Some(first) = datagram.first() else {
+        return true;
+    };
+    if first & LONG == 0 {
+        return false;
+    }
+    let is_short = datagram.len() < INITIAL_BYTES_MIN;
+    let parser = FixedLengthConnectionIdParser::new(0);
+    // The bit that all packets have may be missing (RFC 9287).
+    match PartialDecode::new(BytesMut::from(datagram), &parser, &[VERSION], true) {
+        Ok(_) => is_short && first & TYPE == 0,
+        // It is told which versions there are, if that is no more than it has sent.
+        Err(PacketDecodeError::UnsupportedVersion { .. }) => is_short,
+        Err(_) => true,
+    }
+}
+
+/// Runs QUIC as another driver does, with a count of what is malformed.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    pub driver: Arc<dyn Driver>,
+    pub core: Arc<Core>,
+}
+
+impl Driver for Counting {
+    fn new_timer(&self, at: Clock) -> Pin<Box<dyn AsyncTimer>> {
+        self.driver.new_timer(at)
+    }
+
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.driver.spawn(task);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        Ok(Arc::new(Counted {
+            socket: self.driver.wrap_udp_socket(socket)?,
+            core: Arc::clone(&self.core),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    socket: Arc<dyn AsyncUdpSocket>,
+    core: Arc<Core>,
+}
+
+impl AsyncUdpSocket for Counted {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.socket).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(self.socket.poll_recv(context, buffers, meta))?;
+        for (buffer, meta) in buffers.iter().zip(&*meta).take(count) {
+            let received = buffer.get(..meta.len).unwrap_or_default();
+            for datagram in received.chunks(meta.stride.max(1)) {
+                if is_malformed(datagram) {
+                    self.core.dropped.count(DropReason::Malformed);
+                }
+            }
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.socket.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.socket.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.socket.may_fragment()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An Initial of so many bytes, without a token, that says it carries so many.
+    fn initial(bytes: usize, length: u16) -> Vec<u8> {
+        let head = [0xc3, 0, 0, 0, 1, 8];
+        let length = (length | 0x4000).to_be_bytes();
+        let mut datagram = [&head[..], &[7; 8], &[8], &[9; 8], &[0], &length].concat();
+        datagram.resize(bytes, 5);
+        datagram
+    }
+
+    #[test]
+    fn t01_what_is_no_packet_is_told_from_what_may_be_one() {
+        assert!(!is_malformed(&initial(1200, 1174)));
+        assert!(is_malformed(&initial(1199, 1173)), "below the least");
+        assert!(is_malformed(&initial(1200, 1175)), "cut short");
+        assert!(is_malformed(&initial(1200, 1174)[..9]), "within its ids");
+        let mut other = initial(1200, 1174);
+        other[4] = 2;
+        assert!(!is_malformed(&other), "another version has an answer");
+        assert!(is_malformed(&other[..1199]));
+        assert!(
+            !is_malformed(&[0x40, 1, 2]) && !is_malformed(&[0x00, 1, 2]),
+            "short headers"
+        );
+        assert!(is_malformed(&[]));
+    }
+}
