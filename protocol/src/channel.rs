@@ -291,7 +291,7 @@ pub struct Joined {
 }
 
 /// What one side of a link tells the other of the way between them, while the link lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PathReport {
     /// Most bytes per second, counted on the wire, this side wants to receive from now on.
     pub receive_rate_max: Option<u64>,

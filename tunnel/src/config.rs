@@ -87,6 +87,9 @@ pub struct PeerConfig {
     /// Most we want it to send to us, counted on the wire.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
+    /// The same by the time of the week, in place of `receive_rate`.
+    #[serde(default)]
+    pub receive_timetable: Option<Week>,
     /// Measures the way to it now and then; off without it.
     #[serde(default)]
     pub probe: Option<ProbeConfig>,
@@ -332,6 +335,7 @@ impl PeerConfig {
             send_rate: None,
             send_timetable: None,
             receive_rate: None,
+            receive_timetable: None,
             probe: None,
             shares: Shares::default(),
         }
@@ -343,6 +347,8 @@ impl PeerConfig {
         Shaping {
             send_rate: self.send_rate,
             send_timetable: self.send_timetable.clone(),
+            receive_rate: self.receive_rate,
+            receive_timetable: self.receive_timetable.clone(),
             shares: self.shares.clone(),
         }
     }

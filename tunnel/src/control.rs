@@ -10,8 +10,11 @@ use quinn::{RecvStream, SendStream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use towpath_protocol::channel::{Cut, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId};
+use towpath_protocol::channel::{
+    Cut, PATH_REPORT_VERSION, PathReport, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId,
+};
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::rate::Rate;
 
 use crate::link::Link;
 use crate::streams::{Call, End, Found, Streams};
@@ -67,6 +70,63 @@ impl Reports {
     fn waiting(&self) -> MutexGuard<'_, BTreeMap<StreamId, Received>> {
         // Nothing panics while it is held.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the peer is to be told of the path: what we want to receive, whenever that changes, and what the path
+/// to it carried, whenever it was the limit.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    told: Mutex<Told>,
+    some: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    report: PathReport,
+    is_due: bool,
+}
+
+impl News {
+    /// What we want to receive at most from now on.
+    pub(crate) fn wish(&self, rate: Option<Rate>) {
+        let wish = rate.map(Rate::bytes_per_second);
+        let mut told = self.told();
+        if told.report.receive_rate_max != wish {
+            told.report.receive_rate_max = wish;
+            told.is_due = true;
+            self.some.notify_one();
+        }
+    }
+
+    /// What the path carried in the last second, when it was the limit.
+    pub(crate) fn filled(&self, bytes_per_second: u64) {
+        let mut told = self.told();
+        told.report.filled_bytes_per_second = Some(bytes_per_second);
+        told.is_due = true;
+        self.some.notify_one();
+    }
+
+    async fn take(&self) -> PathReport {
+        loop {
+            if let Some(report) = self.due() {
+                return report;
+            }
+            self.some.notified().await;
+        }
+    }
+
+    fn due(&self) -> Option<PathReport> {
+        let mut told = self.told();
+        let is_due = std::mem::take(&mut told.is_due);
+        let report = told.report;
+        told.report.filled_bytes_per_second = None;
+        is_due.then_some(report)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        // Nothing panics while it is held.
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +195,9 @@ async fn talk(
                     say(&mut send, &Preamble::Reports(some.to_vec()), stall).await?;
                 }
             }
+            report = link.news.take(), if link.version >= PATH_REPORT_VERSION => {
+                say(&mut send, &Preamble::Path(report), stall).await?;
+            }
             _ = cuts.changed() => {}
             () = link.over() => return Ok(()),
         }
@@ -173,6 +236,10 @@ async fn listen(streams: &Streams, link: &Link, mut recv: RecvStream) -> Fault {
                 }
                 Ok(())
             }
+            Preamble::Path(report) => {
+                link.hear_of_path(&report);
+                Ok(())
+            }
             other => {
                 let detail = format!("{} among a link's own words", other.name());
                 Err(Fault::new(Code::Unexpected, detail))
@@ -193,6 +260,26 @@ mod tests {
             bytes,
             is_ended: false,
         }
+    }
+
+    #[tokio::test]
+    async fn a_wish_is_told_when_it_changes_and_what_was_filled_once() {
+        let news = News::default();
+        news.wish(None);
+        assert_eq!(news.due(), None, "nothing is wished to begin with");
+        news.wish(Some(Rate::clamped(50_000)));
+        news.wish(Some(Rate::clamped(50_000)));
+        news.filled(700);
+        let told = |filled_bytes_per_second| PathReport {
+            receive_rate_max: Some(50_000),
+            filled_bytes_per_second,
+        };
+        assert_eq!(news.take().await, told(Some(700)));
+        assert_eq!(news.due(), None);
+        news.filled(800);
+        assert_eq!(news.due(), Some(told(Some(800))));
+        news.wish(None);
+        assert_eq!(news.take().await, PathReport::default());
     }
 
     #[tokio::test]

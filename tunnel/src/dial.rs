@@ -249,7 +249,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
     match joined {
         Ok(((joined, control), _)) if is_same => {
             let link = Link::new(
-                (link, (host, joined.run), core.site.clone()),
+                (link, joined.version, (host, joined.run), core.site.clone()),
                 (urgent, bulk),
                 (
                     Arc::clone(&peer.pacer),
@@ -294,7 +294,7 @@ async fn join_leg(
         versions: LINK_VERSIONS,
         link,
         leg,
-        receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+        receive_rate_max: peer.receive_rate().map(Rate::bytes_per_second),
         run: core.run,
     });
     wire::write(&mut send, &join).await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant as Clock};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
-use towpath_protocol::channel::{Class, Leg, LinkId, RunId};
+use towpath_protocol::channel::{Class, Leg, LinkId, PathReport, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -15,7 +15,7 @@ use towpath_protocol::time::Instant;
 
 use crate::alarm::Alarms;
 use crate::congestion::{Delay, Known};
-use crate::control::Reports;
+use crate::control::{News, Reports};
 use crate::cruise::Cruise;
 use crate::estimate::Estimate;
 use crate::health;
@@ -46,6 +46,9 @@ const PACKET_HEADER_BYTES: u64 = 28;
 
 /// Most an urgent connection gets to send at once on bulk's word: four pages batches of 64 KiB.
 const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
+
+/// How old the peer's word of what its path carries may be: it has one each second.
+const FILLED_TIME: Duration = Duration::from_secs(2);
 
 /// How long a link that was replaced is kept for streams that have not moved: many round trips.
 const RETIREMENT_MAX: Duration = Duration::from_secs(10);
@@ -115,11 +118,15 @@ pub(crate) struct Link {
     pub peer: HostIdentity,
     /// The site that dialled.
     pub dialler: Name,
+    /// The version of the words that both sides speak.
+    pub version: u16,
     pub pace: Arc<Pace>,
-    /// Most the peer wants to be sent.
-    peer_rate: Option<Rate>,
+    caps: Mutex<Caps>,
+    /// See [`Self::take_filled`].
+    filled: Mutex<Option<(Clock, u64)>>,
     pub counters: Arc<Counters>,
     pub reports: Reports,
+    pub news: News,
     /// The certificates it was made with.
     pub papers: Papers,
     urgent: Connection,
@@ -156,6 +163,13 @@ pub(crate) struct Trouble {
     queued_at: Option<Clock>,
 }
 
+/// What is sent at most: as we want it, and as the peer does.
+#[derive(Debug, Default)]
+struct Caps {
+    ours: Option<Rate>,
+    theirs: Option<Rate>,
+}
+
 /// A stream carried by a link, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Carrying(Arc<AtomicU64>);
@@ -167,11 +181,11 @@ impl Drop for Carrying {
 }
 
 impl Link {
-    /// A link of two joined connections, whose peer wants at most `peer_rate`.
+    /// A link of two joined connections that speak `version`, whose peer wants at most `theirs`.
     pub(crate) fn new(
-        (id, (peer, run), dialler): (LinkId, Party, Name),
+        (id, version, (peer, run), dialler): (LinkId, u16, Party, Name),
         (urgent, bulk): (Connection, Connection),
-        (pacer, peer_rate): (Arc<Pacer>, Option<Rate>),
+        (pacer, theirs): (Arc<Pacer>, Option<Rate>),
         (counters, memory): (Arc<Counters>, &Arc<Memory>),
     ) -> Self {
         for connection in [&urgent, &bulk] {
@@ -191,9 +205,12 @@ impl Link {
             peer,
             dialler,
             pace: Arc::new(Pace::new(pacer)),
-            peer_rate,
+            version,
+            caps: Mutex::new(Caps { ours: None, theirs }),
+            filled: Mutex::default(),
             counters,
             reports: Reports::default(),
+            news: News::default(),
             papers: Papers::default(),
             urgent,
             bulk,
@@ -223,12 +240,39 @@ impl Link {
     /// Changes the most that we send; the peer's wish still holds.
     /// Says whether that made a difference.
     pub(crate) fn set_send_rate(&self, rate: Option<Rate>) -> bool {
-        let rate = least(rate, self.peer_rate);
+        self.change_caps(|caps| caps.ours = rate)
+    }
+
+    fn change_caps(&self, change: impl FnOnce(&mut Caps)) -> bool {
+        let mut caps = self.caps.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut caps);
+        let rate = least(caps.ours, caps.theirs);
         let is_another = self.pace.rate() != rate;
         if is_another {
             self.pace.set_rate(rate);
         }
         is_another
+    }
+
+    /// The peer says what it wants to receive, and what its path to us carries.
+    pub(crate) fn hear_of_path(&self, report: &PathReport) {
+        let theirs = report.receive_rate_max.map(Rate::clamped);
+        if self.change_caps(|caps| caps.theirs = theirs) {
+            let (peer, cap) = (&self.peer, self.pace.rate());
+            tracing::info!(%peer, ?cap, "the peer changes what it wants to receive");
+        }
+        if let Some(bytes) = report.filled_bytes_per_second {
+            let bytes = Rate::clamped(bytes).bytes_per_second();
+            let filled = Some((Clock::now(), bytes));
+            *self.filled.lock().unwrap_or_else(PoisonError::into_inner) = filled;
+        }
+    }
+
+    /// What the peer's path to us carried of late, if it was the limit: who receives sees only what came.
+    pub(crate) fn take_filled(&self) -> Option<u64> {
+        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, bytes_per_second) = filled.take()?;
+        (at.elapsed() < FILLED_TIME).then_some(bytes_per_second)
     }
 
     /// Changes what the classes get.

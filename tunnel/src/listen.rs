@@ -297,6 +297,7 @@ impl Listener {
         let link = Arc::new(Link::new(
             (
                 join.link,
+                version,
                 (urgent.host.clone(), join.run),
                 urgent.host.site.clone(),
             ),
@@ -319,7 +320,7 @@ impl Listener {
         }
         let answer = Preamble::Joined(Joined {
             version,
-            receive_rate_max: peer.receive_rate.map(Rate::bytes_per_second),
+            receive_rate_max: peer.receive_rate().map(Rate::bytes_per_second),
             run: self.core.run,
         });
         let answering = async {

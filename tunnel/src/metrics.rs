@@ -294,6 +294,12 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Cap on what is sent, counted on the wire; absent without one.",
         peer,
     )?;
+    let receive_cap = gauges(
+        registry,
+        "towpath_tunnel_receive_rate_limit_bytes_per_second",
+        "Most that we want the peer to send, counted on the wire; absent without one.",
+        peer,
+    )?;
     let path = gauges(
         registry,
         "towpath_tunnel_path_bytes_per_second",
@@ -344,6 +350,9 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         if let Some(rate) = rate.map(Rate::bytes_per_second) {
             cap.with_label_values(label).set(signed(rate));
+        }
+        if let Some(rate) = peer.receive_rate().map(Rate::bytes_per_second) {
+            receive_cap.with_label_values(label).set(signed(rate));
         }
         let link = state.link.as_deref();
         streams

@@ -1,8 +1,8 @@
 //! What links will carry: each is looked at every second, its history is kept, and forecasts are made
 //! of it.
 //!
-//! The sending side knows when the path was the limit, so it learns the capacity. The receiving side
-//! sees what came and not what would have fitted: what it knows is a bound, and it forecasts nothing.
+//! The sending side knows when the path was the limit, so it learns the capacity, and tells the receiving
+//! side, which sees what came and not what would have fitted.
 
 mod files;
 mod views;
@@ -162,6 +162,9 @@ impl Outlook {
             send = Sample::Capacity(precise(rate));
             seconds = PROBE_SECONDS;
         }
+        if let (Sample::Capacity(rate), Ok(link)) = (send, peer.link()) {
+            link.news.filled(whole(rate));
+        }
         if let Some([sending, receiving]) = &mut known.forecasters {
             sending.observe(now, send, seconds);
             receiving.observe(now, receive, LOOK_SECONDS);
@@ -195,7 +198,11 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
         Some(rate) => Sample::Capacity(rate.max(goodput)),
         None => Sample::ApplicationLimited(goodput),
     };
-    let receive = Sample::ApplicationLimited(precise(measured.received_per_second));
+    let received = precise(measured.received_per_second);
+    let receive = match link.take_filled() {
+        Some(rate) => Sample::Capacity(precise(rate).max(received)),
+        None => Sample::ApplicationLimited(received),
+    };
     [send, receive]
 }
 
@@ -205,6 +212,16 @@ fn filled(before: Option<Seen>, now: Seen) -> Option<f64> {
     let bytes = now.filled_bytes.checked_sub(before.filled_bytes)?;
     let time = now.filled_time.checked_sub(before.filled_time)?;
     (time >= FILLED_MIN).then(|| precise(bytes) / time.as_secs_f64())
+}
+
+/// A rate as a count.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast ends at the bounds of the type"
+)]
+const fn whole(rate: f64) -> u64 {
+    rate as u64
 }
 
 /// A count as a number with a fraction; beyond 2^53 the last digits are lost, and no matter.

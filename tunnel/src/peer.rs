@@ -19,7 +19,7 @@ use std::time::{Instant as Clock, SystemTime};
 use tokio::sync::watch;
 use towpath_certs::{Identity, Rejections, tls};
 use towpath_forecast::moment::Moment;
-use towpath_forecast::timetable::Timetable;
+use towpath_forecast::timetable::{Timetable, Week};
 use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
@@ -82,25 +82,40 @@ impl State {
     }
 }
 
-/// How what is sent to a peer is held back, and what that comes to.
+/// How what goes to and comes from a peer is held back, and what that comes to.
 #[derive(Debug)]
 pub(crate) struct Shaped {
     pub rules: Shaping,
-    /// The cap by the time of the week, if it goes by that.
+    /// The cap on what we send by the time of the week, if it goes by that.
     pub timetable: Option<Timetable>,
+    /// The same of what we want to receive.
+    receive_timetable: Option<Timetable>,
 }
 
 impl Shaped {
     fn new(rules: Shaping, zone: &Zone) -> Self {
-        let week = rules.send_timetable.clone();
-        let timetable = week.map(|week| Timetable::new(week, zone.clone()));
-        Self { rules, timetable }
+        let timed = |week: &Option<Week>| {
+            let week = week.clone();
+            week.map(|week| Timetable::new(week, zone.clone()))
+        };
+        Self {
+            timetable: timed(&rules.send_timetable),
+            receive_timetable: timed(&rules.receive_timetable),
+            rules,
+        }
     }
 
-    /// The cap at a moment.
+    /// The cap on what we send at a moment.
     fn rate_at(&self, at: Moment) -> Option<Rate> {
         let timed = self.timetable.as_ref().map(|table| table.rate_at(at));
         timed.unwrap_or(self.rules.send_rate)
+    }
+
+    /// Most that we want to be sent at a moment.
+    fn receive_rate_at(&self, at: Moment) -> Option<Rate> {
+        let timed = self.receive_timetable.as_ref();
+        let timed = timed.map(|table| table.rate_at(at));
+        timed.unwrap_or(self.rules.receive_rate)
     }
 }
 
@@ -111,7 +126,6 @@ pub(crate) struct Peer {
     pub address: Option<String>,
     shaping: Mutex<Arc<Shaped>>,
     zone: Zone,
-    pub receive_rate: Option<Rate>,
     pub pacer: Arc<Pacer>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
@@ -159,7 +173,6 @@ impl Peer {
             pacer: Arc::new(Pacer::new(rate, shaped.rules.shares.clone())),
             shaping: Mutex::new(Arc::new(shaped)),
             zone: zone.clone(),
-            receive_rate: config.receive_rate,
             counters: Arc::default(),
             streams: Arc::default(),
             datagrams: Flows::default(),
@@ -219,9 +232,10 @@ impl Peer {
     }
 
     fn shape_link(&self, link: &Link) -> bool {
-        let shaped = self.shaped();
+        let (shaped, now) = (self.shaped(), timetable::now());
         link.set_shares(&shaped.rules.shares);
-        link.set_send_rate(shaped.rate_at(timetable::now()))
+        link.news.wish(shaped.receive_rate_at(now));
+        link.set_send_rate(shaped.rate_at(now))
     }
 
     /// Most we send to it now.
@@ -232,6 +246,16 @@ impl Peer {
     /// Most we send to it at a moment.
     pub(crate) fn send_rate_at(&self, at: Moment) -> Option<Rate> {
         self.shaped().rate_at(at)
+    }
+
+    /// Most that we want it to send to us now.
+    pub(crate) fn receive_rate(&self) -> Option<Rate> {
+        self.receive_rate_at(timetable::now())
+    }
+
+    /// Most that we want it to send to us at a moment.
+    pub(crate) fn receive_rate_at(&self, at: Moment) -> Option<Rate> {
+        self.shaped().receive_rate_at(at)
     }
 
     /// Hears of every change.

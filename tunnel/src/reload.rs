@@ -58,6 +58,8 @@ fn waiting(old: &Config, new: &Config) -> Vec<String> {
         for peer in &mut config.peers {
             peer.send_rate = None;
             peer.send_timetable = None;
+            peer.receive_rate = None;
+            peer.receive_timetable = None;
             peer.shares.0.clear();
         }
         for service in &mut config.services {

@@ -28,7 +28,7 @@ pub struct Share {
     pub cap: Option<Rate>,
 }
 
-/// How what is sent to a peer is held back: all of it can be changed while the tunnel runs.
+/// How what goes to and comes from a peer is held back: all of it can be changed while the tunnel runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shaping {
@@ -38,7 +38,13 @@ pub struct Shaping {
     /// The same by the time of the week, in place of `send_rate`.
     #[serde(default)]
     pub send_timetable: Option<Week>,
-    /// What the classes get of it.
+    /// Most we want it to send to us, counted on the wire.
+    #[serde(default)]
+    pub receive_rate: Option<Rate>,
+    /// The same by the time of the week, in place of `receive_rate`.
+    #[serde(default)]
+    pub receive_timetable: Option<Week>,
+    /// What the classes get of what we send.
     #[serde(default)]
     pub shares: Shares,
 }
@@ -50,9 +56,16 @@ impl Shaping {
     ///
     /// The first key whose value cannot be meant.
     pub fn check(&self) -> Result<(), Wrong> {
-        if self.send_rate.is_some() && self.send_timetable.is_some() {
-            let why = "stands beside send_rate; say it with `otherwise`, and leave that out";
-            return Err(Wrong::new("peers.send_timetable", why));
+        for (rate, week, key) in [
+            (self.send_rate, &self.send_timetable, "send"),
+            (self.receive_rate, &self.receive_timetable, "receive"),
+        ] {
+            if rate.is_some() && week.is_some() {
+                let why = format!(
+                    "stands beside {key}_rate; say it with `otherwise`, and leave that out"
+                );
+                return Err(Wrong::new(format!("peers.{key}_timetable"), why));
+            }
         }
         self.shares.check(self.send_rate)
     }

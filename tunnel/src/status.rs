@@ -104,6 +104,8 @@ pub struct LinkView {
     pub goodput_in_bits_per_second: u64,
     /// The cap on what we send, in bits per second on the wire.
     pub cap_bits_per_second: Option<u64>,
+    /// Most that we want to be sent, in bits per second on the wire.
+    pub receive_cap_bits_per_second: Option<u64>,
     /// When the timetable changes the cap next, in seconds since 1970.
     pub cap_changes_unix_seconds: Option<u64>,
     /// What the link is expected to carry.
@@ -402,6 +404,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         goodput_out_bits_per_second: measured.sent_per_second.saturating_mul(8),
         goodput_in_bits_per_second: measured.received_per_second.saturating_mul(8),
         cap_bits_per_second: cap.map(|rate| rate.bits_per_second()),
+        receive_cap_bits_per_second: peer.receive_rate().map(Rate::bits_per_second),
         cap_changes_unix_seconds: cap_change(peer),
         forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,

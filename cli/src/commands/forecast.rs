@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
@@ -19,7 +19,8 @@ const EXAMPLES: &str = "\
 Examples:
   towpath forecast region                       the coming seconds, hours and days
   towpath forecast region --bytes 40GiB         when 40 GiB would be through
-  towpath forecast region --at 2026-12-01T02:00:00Z";
+  towpath forecast region --at 2026-12-01T02:00:00Z
+  towpath forecast region --direction receive   what it will be able to send to us";
 
 /// Of what.
 #[derive(Debug, Args)]
@@ -33,10 +34,31 @@ pub(crate) struct Options {
     /// When so many bytes would be through if sending began now, as in 40GiB
     #[arg(long, value_name = "SIZE")]
     bytes: Option<Size>,
+    /// Which way
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = Direction::Send)]
+    direction: Direction,
     #[command(flatten)]
     tunnel_socket: TunnelSocket,
     #[command(flatten)]
     pub(crate) output: OutputOption,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Direction {
+    /// From here to the peer
+    Send,
+    /// From the peer to here, as it says what its path carries
+    Receive,
+}
+
+impl Direction {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+        }
+    }
 }
 
 /// A moment, or how long until then.
@@ -79,7 +101,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 }
 
 async fn forecast(options: &Options) -> Result<(), Failure> {
-    let mut path = format!("/v1/forecast?peer={}", options.peer);
+    let (peer, direction) = (&options.peer, options.direction.as_str());
+    let mut path = format!("/v1/forecast?peer={peer}&direction={direction}");
     if let Some(at) = options.at {
         path.push_str(&format!("&at={}", at.unix_seconds()));
     }

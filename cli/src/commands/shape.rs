@@ -18,6 +18,7 @@ Examples:
   towpath tunnel shape region                                     what holds now
   towpath tunnel shape region --send-rate 50Mbit                  another cap
   towpath tunnel shape region --send-rate none
+  towpath tunnel shape region --receive-rate 20Mbit               what it is asked to keep to
   towpath tunnel shape region --timetable '50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise'
   towpath tunnel shape region --class bulk --weight 3 --cap 20Mbit
   towpath tunnel shape region --class app --floor 10Mbit
@@ -45,6 +46,12 @@ pub(crate) struct Options {
     /// The same by the time of the week
     #[arg(long, value_name = "WEEK", conflicts_with = "send_rate")]
     timetable: Option<Week>,
+    /// Most that we want it to send to us, as in 100Mbit; or none
+    #[arg(long, value_name = "RATE")]
+    receive_rate: Option<Limit>,
+    /// The same by the time of the week
+    #[arg(long, value_name = "WEEK", conflicts_with = "receive_rate")]
+    receive_timetable: Option<Week>,
     /// The class whose share is meant
     #[arg(long, value_name = "CLASS", value_parser = class)]
     class: Option<Class>,
@@ -104,7 +111,16 @@ impl Options {
         if let Some(week) = &self.timetable {
             (shaping.send_rate, shaping.send_timetable) = (None, Some(week.clone()));
         }
-        let is_capped = self.send_rate.is_some() || self.timetable.is_some();
+        if let Some(rate) = self.receive_rate {
+            (shaping.receive_rate, shaping.receive_timetable) = (rate.0, None);
+        }
+        if let Some(week) = &self.receive_timetable {
+            (shaping.receive_rate, shaping.receive_timetable) = (None, Some(week.clone()));
+        }
+        let is_capped = self.send_rate.is_some()
+            || self.timetable.is_some()
+            || self.receive_rate.is_some()
+            || self.receive_timetable.is_some();
         let Some(class) = self.class else {
             return Ok(is_capped);
         };
@@ -131,12 +147,18 @@ impl Options {
 
 fn table(peer: &Name, shaping: &Shaping) -> String {
     let rate = |rate: Rate| bits_per_second(rate.bytes_per_second());
-    let cap = match (&shaping.send_timetable, shaping.send_rate) {
+    let cap = |week: &Option<Week>, cap: Option<Rate>| match (week, cap) {
         (Some(week), _) => escape(&week.to_string()),
         (None, Some(cap)) => rate(cap),
         (None, None) => "none".to_owned(),
     };
-    let mut text = fields(&[("peer", Some(peer.to_string())), ("cap", Some(cap))]);
+    let sent = cap(&shaping.send_timetable, shaping.send_rate);
+    let received = cap(&shaping.receive_timetable, shaping.receive_rate);
+    let mut text = fields(&[
+        ("peer", Some(peer.to_string())),
+        ("cap", Some(sent)),
+        ("asked of it", Some(received)),
+    ]);
     let mut table = Table::new(["CLASS", ">WEIGHT", ">FLOOR", ">CAP"]);
     for class in Class::ALL {
         let share = shaping.shares.of(class);

@@ -208,7 +208,7 @@ fn capped(mut prediction: Prediction, cap: Option<Rate>) -> Prediction {
 fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Rate> {
     match direction {
         Direction::Send => peer.send_rate_at(at),
-        Direction::Receive => peer.receive_rate,
+        Direction::Receive => peer.receive_rate_at(at),
     }
 }
 

@@ -32,6 +32,7 @@ fn link(peer: &str, state: LinkState) -> LinkView {
         goodput_out_bits_per_second: 12_500_000,
         goodput_in_bits_per_second: 900,
         cap_bits_per_second: None,
+        receive_cap_bits_per_second: None,
         cap_changes_unix_seconds: None,
         forecasts: Vec::new(),
         lost_per_million: 0,

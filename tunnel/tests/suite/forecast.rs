@@ -86,6 +86,23 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
             .all(|view| view.direction == "send")
     );
     assert!(!status.links[0].forecasts.is_empty());
+    // Who receives knows it too, for it was told when the path was the limit.
+    let other = Client::new(&pair.region_config.admin.socket);
+    let heard = async {
+        loop {
+            let asked = other.get("/v1/forecast?peer=edge&direction=receive").await;
+            match asked {
+                Ok(document) if is_known(&document) => return document,
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    let heard: ForecastDocument = tokio::time::timeout(Duration::from_secs(60), heard)
+        .await
+        .expect("the other side does not forecast");
+    let soon = heard.forecasts[1].quantiles.as_ref().unwrap();
+    let share = soon.p50_bits_per_second * 100 / LINK_BITS_PER_SECOND;
+    assert!((70..=110).contains(&share), "{share} % as it is received");
     let metrics = client.text("/metrics").await.unwrap();
     let series = "towpath_tunnel_predicted_bytes_per_second{direction=\"send\",\
         horizon=\"10s\",peer=\"region\",quantile=\"0.1\"}";

@@ -6,8 +6,10 @@ use crate::harness::{Pair, SOON, World, accept, name, pattern, soon, start_again
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Side};
+use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
+use towpath_tunnel::shares::Shaping;
 use towpath_tunnel::status::LinkState;
 
 /// A path of 40 ms without a bottleneck.
@@ -203,6 +205,27 @@ async fn a_peer_says_how_much_it_wants_to_receive() {
     let cap = pair.edge.status().links[0].cap_bits_per_second;
     assert_eq!(cap, Some(16_000_000));
     check_wire_rate(&pair, 2_000_000).await;
+    // It changes its mind while the link lives, for a rate, for a week, and for none.
+    let client = Client::new(&pair.region_config.admin.socket);
+    let mut wanted: Shaping = client.get("/v1/shaping/edge").await.unwrap();
+    for (rate, week, heard) in [
+        (Some("24Mbit"), None, Some(24_000_000)),
+        (None, Some("8Mbit otherwise"), Some(8_000_000)),
+        (None, None, None),
+    ] {
+        wanted.receive_rate = rate.map(|rate| rate.parse().unwrap());
+        wanted.receive_timetable = week.map(|week| week.parse().unwrap());
+        let _: Shaping = client.post("/v1/shaping/edge", &wanted).await.unwrap();
+        let asked = pair.region.status().links[0].receive_cap_bits_per_second;
+        assert_eq!(asked, heard);
+        soon(async {
+            while pair.edge.status().links[0].cap_bits_per_second != heard {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+    assert_eq!(pair.edge.status().links[0].links_lost, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -97,6 +97,9 @@ async fn l06_rules_that_cannot_be_meant_change_nothing() {
     let client = Client::new(&pair.edge_config.admin.socket);
     let mut both = weights(&[]);
     both.send_timetable = Some("5Mbit otherwise".parse().unwrap());
+    let mut asked = weights(&[]);
+    asked.receive_rate = Some(rate("1Mbit"));
+    asked.receive_timetable = Some("5Mbit otherwise".parse().unwrap());
     let mut above = weights(&[(Class::Bulk, 1001)]);
     let mut floor = weights(&[]);
     floor.shares.0.insert(
@@ -108,6 +111,7 @@ async fn l06_rules_that_cannot_be_meant_change_nothing() {
     );
     for (wrong, word) in [
         (&both, "otherwise"),
+        (&asked, "receive_rate"),
         (&above, "1000"),
         (&floor, "nine tenths"),
     ] {
