@@ -26,7 +26,7 @@ use crate::api::{
     MigrationView, Phase, Role,
 };
 use crate::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
-use crate::guest::GuestMemory;
+use crate::guest::{GuestMemory, GuestProcess};
 use crate::lane::LaneWriter;
 
 /// The file that remembers a move, so that a restarted migrator goes on with it.
@@ -211,6 +211,7 @@ pub(super) struct SourceMove {
     begun_at: Instant,
     sampled_at: Instant,
     sampled_bytes: u64,
+    /// Since when the guest is held, or was when an earlier migrator relinquished it.
     switched_at: Option<Instant>,
 }
 
@@ -235,6 +236,9 @@ impl SourceMove {
         order: Order,
     ) -> Result<Self, Box<NotBegun>> {
         let mut going = Self::make(ground, ownership, order, Source::recover)?;
+        // Its process knows since when it stands. Without one, or an answer, it counts from here on.
+        let stands = ground.process.as_mut().map(GuestProcess::pause);
+        going.switched_at = stands.and_then(Result::ok).or_else(|| Some(now()));
         if ground.process.is_none() {
             drop(going.handle(ground, Event::GuestGone));
         }

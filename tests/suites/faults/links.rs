@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_tests::console::monotonic_ns;
 use towpath_tests::lab::{Guest, Lab, Link};
-use towpath_tests::scene::{SOURCE, Scene};
+use towpath_tests::scene::{LINK, SOURCE, Scene};
 use towpath_tests::trial::Side;
+use towpath_tests::verdict::wait_until;
 
 /// Slow enough that a cut finds most of the guest on one side.
 const SLOW: Link = Link {
@@ -28,6 +29,9 @@ const EXTRA: Duration = Duration::from_secs(1);
 
 /// How long a guest may stay frozen before the commit.
 const FREEZE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a migrator may live until it dies at its step, and a scraper may wait for what is so.
+const STEP_WAIT: Duration = Duration::from_secs(20);
 
 /// One cut.
 #[derive(Debug, Clone, Copy)]
@@ -174,6 +178,49 @@ fn fault_17_link_cut_behind_the_commit() {
         Cut::new(Phase::Committed, None, 1),
         Cut::new(Phase::Committed, None, 10),
     ]);
+}
+
+/// The longest time a guest is held, as a scraper is told it.
+fn blocked_seconds(scene: &Scene) -> Option<u64> {
+    let [_, metrics] = scene.lab.site(SOURCE).metrics().ok()?;
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("towpath_handover_blocked_seconds "));
+    line?.parse().ok()
+}
+
+#[test]
+fn fault_17_a_restarted_source_says_since_when_its_guest_is_held() {
+    let mut scene = Scene::new(LINK);
+    let site = scene.lab.site_mut(SOURCE);
+    site.kill_migrator();
+    site.start_migrator_with(Some("source:relinquished"));
+    let guest = Guest::new("held", MEMORY_MIB);
+    let mut console = scene.guest(&guest);
+    // One that dies at once does not answer.
+    let asked = scene.begin(&guest, MigrationMode::Auto);
+    assert!(
+        scene.lab.site_mut(SOURCE).migrator_ends(STEP_WAIT),
+        "{asked:?}"
+    );
+    let died = Instant::now();
+    scene.lab.cut();
+    // Not waiting for anything: so long it is held before anybody can say so.
+    std::thread::sleep(Duration::from_secs(1));
+    let away_ms = died.elapsed().as_millis();
+    scene.lab.site_mut(SOURCE).start_migrator();
+    let held = scene.reaches(&guest, Phase::Committed).unwrap();
+    let is_said = |blocked_ms| u128::from(blocked_ms) >= away_ms;
+    assert!(
+        held.blocked_ms.is_some_and(is_said),
+        "{away_ms} ms: {held:?}"
+    );
+    let scraped = wait_until(STEP_WAIT, || {
+        blocked_seconds(&scene).filter(|seconds| *seconds > 0)
+    });
+    assert!(scraped.is_some(), "no scraper hears of it");
+    scene.lab.heal();
+    scene.arrives(&guest, &mut console).unwrap();
 }
 
 #[test]
