@@ -83,10 +83,8 @@ pub struct Limits {
     pub outgoing: u32,
     /// Guests that one peer may send at once.
     pub incoming_per_peer: u32,
-    /// Threads that pack and unpack, for each move.
+    /// Threads that pack, for each move. Each has so many blocks before and behind it as it needs.
     pub codec_threads: u32,
-    /// Memory for blocks on their way, for each move.
-    pub buffers: Size,
 }
 
 impl Default for Limits {
@@ -95,7 +93,6 @@ impl Default for Limits {
             outgoing: 4,
             incoming_per_peer: 4,
             codec_threads: 2,
-            buffers: Size::from_bytes(32 << 20),
         }
     }
 }
@@ -239,18 +236,11 @@ impl Check for Config {
                 ));
             }
         }
-        let sizes = [
-            ("quota.memory", self.quota.memory, 1 << 20, 1 << 50),
-            ("limits.buffers", self.limits.buffers, 4 << 20, 1 << 30),
-        ];
-        for (key, size, min, max) in sizes {
-            if !(min..=max).contains(&size.bytes()) {
-                let (min, max) = (Size::from_bytes(min), Size::from_bytes(max));
-                return Err(Wrong::new(
-                    key,
-                    format!("is {size} and must be {min} to {max}"),
-                ));
-            }
+        let (memory, min, max) = (self.quota.memory, 1 << 20, 1 << 50);
+        if !(min..=max).contains(&memory.bytes()) {
+            let (min, max) = (Size::from_bytes(min), Size::from_bytes(max));
+            let why = format!("is {memory} and must be {min} to {max}");
+            return Err(Wrong::new("quota.memory", why));
         }
         Ok(())
     }
@@ -301,8 +291,8 @@ mod tests {
                 [":5:1: quota.guests: ", "1 to 10000"],
             ),
             (
-                "[limits]\nbuffers = \"1KiB\"",
-                [":5:1: limits.buffers: ", "4MiB to 1GiB"],
+                "[quota]\nmemory = \"1KiB\"",
+                [":5:1: quota.memory: ", "1MiB to 1024TiB"],
             ),
             ("[quota]\nmemory = \"lots\"", [":5:10: ", "not a size"]),
             ("[qouta]\nguests = 1", [":4:2: ", "did you mean `quota`?"]),
