@@ -1,4 +1,5 @@
-//! Whom a target lets begin to send a guest: nothing is reserved before this says yes.
+//! What guests get of a host, those that live there, begin there and are on their way together, and whom a
+//! target lets begin to send one: nothing is reserved before this says yes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,10 +7,6 @@ use std::time::Duration;
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, GuestId, HostIdentity};
 use crate::time::Instant;
-
-/// Most guests one peer may be sending at a time: a drain keeps a thin link busy with fewer, and a
-/// peer that only says `Prepare` cannot hold more than these.
-pub const OPEN_PER_PEER_MAX: usize = 4;
 
 /// Most guests being received at a time, over all peers: bounds the table when guests are tiny.
 pub const OPEN_MAX: usize = 256;
@@ -21,34 +18,87 @@ pub const NO_DATA_TTL: Duration = Duration::from_secs(60);
 /// reason to begin again from nothing, a day's is.
 pub const IDLE_TTL: Duration = Duration::from_secs(3600);
 
+/// What guests may use of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Memory of all guests together.
+    pub memory_bytes_max: u64,
+    /// Guests.
+    pub guest_count_max: usize,
+    /// Guests one peer may be sending at a time: a peer that only says `Prepare` cannot hold more places.
+    pub per_peer_count_max: usize,
+}
+
+/// A guest that lives on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Living {
+    /// Which.
+    pub guest: GuestId,
+    /// Its memory.
+    pub memory_bytes: u64,
+}
+
+/// For whom a place is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Holder {
+    /// A peer that sends the guest.
+    Peer {
+        peer: HostIdentity,
+        attempt: AttemptId,
+        has_data: bool,
+        used_last: Instant,
+    },
+    /// An operator who has it begin here: until that ended, well or not.
+    Operator,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
-    peer: HostIdentity,
-    attempt: AttemptId,
+    holder: Holder,
     memory_bytes: u64,
-    has_data: bool,
-    used_last: Instant,
 }
 
 impl Place {
-    fn expires(&self) -> Instant {
-        self.used_last + if self.has_data { IDLE_TTL } else { NO_DATA_TTL }
+    fn expires(&self) -> Option<Instant> {
+        match self.holder {
+            Holder::Peer {
+                has_data,
+                used_last,
+                ..
+            } => Some(used_last + if has_data { IDLE_TTL } else { NO_DATA_TTL }),
+            Holder::Operator => None,
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.expires().is_some_and(|at| at <= now)
+    }
+
+    fn is_of(&self, other: &HostIdentity) -> bool {
+        matches!(&self.holder, Holder::Peer { peer, .. } if peer == other)
+    }
+
+    fn is_for(&self, other: AttemptId) -> bool {
+        matches!(&self.holder, Holder::Peer { attempt, .. } if *attempt == other)
     }
 }
 
-/// The guests a target is receiving, and what they may take.
+/// The guests that are about to live on a host, and what may be taken of it.
+///
+/// Who decides hands in the guests that live there, as they are now: a guest that has a place and lives
+/// already counts once.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    memory_bytes_max: u64,
+    quota: Quota,
     places: BTreeMap<GuestId, Place>,
 }
 
 impl Admission {
-    /// A target that spares `memory_bytes_max` bytes for guests being received.
+    /// A host that has this for guests.
     #[must_use]
-    pub const fn new(memory_bytes_max: u64) -> Self {
+    pub const fn new(quota: Quota) -> Self {
         Self {
-            memory_bytes_max,
+            quota,
             places: BTreeMap::new(),
         }
     }
@@ -59,63 +109,172 @@ impl Admission {
     /// # Errors
     ///
     /// `E_DOUBLE_OFFER` if another peer is sending the guest, `E_BUSY` if the peer or all peers
-    /// together send as many as they may, `E_QUOTA` if the memory is not to be had. Nothing changes then.
+    /// together send as many as they may, or the guest begins here; `E_QUOTA` if there is no room for it.
+    /// Nothing changes then.
     pub fn admit(
         &mut self,
         peer: &HostIdentity,
         guest: GuestId,
         attempt: AttemptId,
         memory_bytes: u64,
+        living: &[Living],
         now: Instant,
     ) -> Result<(), Fault> {
-        let live = |place: &Place| place.expires() > now;
-        let mut used_last = now;
-        let mut has_data = false;
-        if let Some(place) = self.places.get(&guest).filter(|place| live(place)) {
-            if place.peer != *peer {
-                let detail = format!("{peer} offers a guest that {} is sending", place.peer);
+        let mut used_last_before = now;
+        let mut had_data = false;
+        match self.place(guest, now).map(|place| &place.holder) {
+            Some(Holder::Peer { peer: other, .. }) if other != peer => {
+                let detail = format!("{peer} offers a guest that {other} is sending");
                 return Err(Fault::new(Code::DoubleOffer, detail));
             }
             // Asking again is not data: it does not lengthen the stay.
-            if place.attempt == attempt {
-                (used_last, has_data) = (place.used_last, place.has_data);
-            }
+            Some(Holder::Peer {
+                attempt: known,
+                has_data,
+                used_last,
+                ..
+            }) if *known == attempt => (used_last_before, had_data) = (*used_last, *has_data),
+            Some(Holder::Operator) => return Err(begins(guest)),
+            _ => {}
         }
-        let others = || {
-            let is_other = |(id, place): &(&GuestId, &Place)| **id != guest && live(place);
-            self.places.iter().filter(is_other).map(|(_, place)| place)
-        };
-        let open_count = others().count();
-        let peer_count = others().filter(|place| place.peer == *peer).count();
-        if peer_count >= OPEN_PER_PEER_MAX || open_count >= OPEN_MAX {
+        let sends = |place: &&Place| matches!(place.holder, Holder::Peer { .. });
+        let open_count = self.others(guest, now).filter(sends).count();
+        let is_same = |place: &&Place| place.is_of(peer);
+        let peer_count = self.others(guest, now).filter(is_same).count();
+        if peer_count >= self.quota.per_peer_count_max || open_count >= OPEN_MAX {
             let detail = format!("{peer} is sending {peer_count} guests, all peers {open_count}");
             return Err(Fault::new(Code::Busy, detail));
         }
-        let taken_bytes: u64 = others().map(|place| place.memory_bytes).sum();
-        let free_bytes = self.memory_bytes_max.saturating_sub(taken_bytes);
-        if memory_bytes > free_bytes {
-            let detail = format!("{memory_bytes} bytes of memory wanted, {free_bytes} free");
-            return Err(Fault::new(Code::Quota, detail));
-        }
-        self.places.retain(|_, place| live(place));
-        let place = Place {
+        self.check_room(guest, memory_bytes, living, now)?;
+        let holder = Holder::Peer {
             peer: peer.clone(),
             attempt,
+            has_data: had_data,
+            used_last: used_last_before,
+        };
+        self.put(guest, holder, memory_bytes, now);
+        Ok(())
+    }
+
+    /// Takes up the place of an attempt that was admitted before a restart and has sent data. What it may
+    /// was decided then.
+    pub fn readmit(
+        &mut self,
+        peer: &HostIdentity,
+        guest: GuestId,
+        attempt: AttemptId,
+        memory_bytes: u64,
+        now: Instant,
+    ) {
+        let holder = Holder::Peer {
+            peer: peer.clone(),
+            attempt,
+            has_data: true,
+            used_last: now,
+        };
+        self.put(guest, holder, memory_bytes, now);
+    }
+
+    /// Gives a guest that begins here a place until [`Admission::end`].
+    ///
+    /// # Errors
+    ///
+    /// `E_QUOTA` if there is no room for it, `E_BUSY` if it is on its way to this host or begins already.
+    /// Nothing changes then.
+    pub fn begin(
+        &mut self,
+        guest: GuestId,
+        memory_bytes: u64,
+        living: &[Living],
+        now: Instant,
+    ) -> Result<(), Fault> {
+        match self.place(guest, now).map(|place| &place.holder) {
+            Some(Holder::Peer { peer, .. }) => {
+                let detail = format!("{peer} is sending guest {guest}");
+                return Err(Fault::new(Code::Busy, detail));
+            }
+            Some(Holder::Operator) => return Err(begins(guest)),
+            None => {}
+        }
+        self.check_room(guest, memory_bytes, living, now)?;
+        self.put(guest, Holder::Operator, memory_bytes, now);
+        Ok(())
+    }
+
+    /// A guest that began here lives and is counted with those, or it failed to: its place is free.
+    pub fn end(&mut self, guest: GuestId) {
+        let place = self.places.get(&guest);
+        if place.is_some_and(|place| place.holder == Holder::Operator) {
+            self.places.remove(&guest);
+        }
+    }
+
+    fn place(&self, guest: GuestId, now: Instant) -> Option<&Place> {
+        self.places.get(&guest).filter(|place| !place.is_over(now))
+    }
+
+    /// The places of all guests but one.
+    fn others(&self, guest: GuestId, now: Instant) -> impl Iterator<Item = &Place> {
+        let places = self.places.iter();
+        places
+            .filter(move |(id, place)| **id != guest && !place.is_over(now))
+            .map(|(_, place)| place)
+    }
+
+    /// Checks the quota for one more guest.
+    fn check_room(
+        &self,
+        guest: GuestId,
+        memory_bytes: u64,
+        living: &[Living],
+        now: Instant,
+    ) -> Result<(), Fault> {
+        let has_no_place =
+            |other: &&Living| other.guest != guest && self.place(other.guest, now).is_none();
+        let living = || living.iter().filter(has_no_place);
+        let count = self.others(guest, now).count() + living().count();
+        if count >= self.quota.guest_count_max {
+            let max = self.quota.guest_count_max;
+            let detail =
+                format!("{count} guests of {max} are here or on their way: raise quota.guests");
+            return Err(Fault::new(Code::Quota, detail));
+        }
+        let expected = self.others(guest, now).map(|place| place.memory_bytes);
+        let all = expected.chain(living().map(|guest| guest.memory_bytes));
+        let used_bytes = all.fold(0, u64::saturating_add);
+        let max_bytes = self.quota.memory_bytes_max;
+        if memory_bytes > max_bytes.saturating_sub(used_bytes) {
+            let detail = format!(
+                "{memory_bytes} bytes of memory wanted, {used_bytes} of {max_bytes} are used: raise \
+                 quota.memory"
+            );
+            return Err(Fault::new(Code::Quota, detail));
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, guest: GuestId, holder: Holder, memory_bytes: u64, now: Instant) {
+        self.places.retain(|_, place| !place.is_over(now));
+        let place = Place {
+            holder,
             memory_bytes,
-            has_data,
-            used_last,
         };
         self.places.insert(guest, place);
-        Ok(())
     }
 
     /// Data of an attempt came: its place is kept on.
     pub fn touch(&mut self, guest: GuestId, attempt: AttemptId, now: Instant) {
         if let Some(place) = self.places.get_mut(&guest)
-            && place.attempt == attempt
+            && let Holder::Peer {
+                attempt: known,
+                has_data,
+                used_last,
+                ..
+            } = &mut place.holder
+            && *known == attempt
         {
-            place.has_data = true;
-            place.used_last = now;
+            *has_data = true;
+            *used_last = now;
         }
     }
 
@@ -124,7 +283,7 @@ impl Admission {
         if self
             .places
             .get(&guest)
-            .is_some_and(|place| place.attempt == attempt)
+            .is_some_and(|place| place.is_for(attempt))
         {
             self.places.remove(&guest);
         }
@@ -132,26 +291,36 @@ impl Admission {
 
     /// Frees the places of attempts that went silent and names them, for their owner to give up.
     pub fn expire(&mut self, now: Instant) -> Vec<(GuestId, AttemptId)> {
-        let is_over = |place: &Place| place.expires() <= now;
-        let places = self.places.iter().filter(|(_, place)| is_over(place));
+        let places = self.places.iter();
         let over = places
-            .map(|(guest, place)| (*guest, place.attempt))
+            .filter(|(_, place)| place.is_over(now))
+            .filter_map(|(guest, place)| match place.holder {
+                Holder::Peer { attempt, .. } => Some((*guest, attempt)),
+                Holder::Operator => None,
+            })
             .collect();
-        self.places.retain(|_, place| !is_over(place));
+        self.places.retain(|_, place| !place.is_over(now));
         over
     }
 
     /// When [`Admission::expire`] has something to do, if nothing changes.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.places.values().map(Place::expires).min()
+        self.places.values().filter_map(Place::expires).min()
     }
 
-    /// Bytes of memory given to attempts now.
+    /// Bytes of memory kept for guests that do not live here yet.
     #[must_use]
     pub fn reserved_bytes(&self) -> u64 {
         self.places.values().map(|place| place.memory_bytes).sum()
     }
+}
+
+fn begins(guest: GuestId) -> Fault {
+    Fault::new(
+        Code::Busy,
+        format!("guest {guest} begins here at the moment"),
+    )
 }
 
 #[cfg(test)]
@@ -159,6 +328,23 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    const PER_PEER_MAX: usize = 4;
+
+    fn room_for(memory_bytes_max: u64) -> Admission {
+        Admission::new(Quota {
+            memory_bytes_max,
+            guest_count_max: 1000,
+            per_peer_count_max: PER_PEER_MAX,
+        })
+    }
+
+    fn lives(number: u128, memory_bytes: u64) -> Living {
+        Living {
+            guest: GuestId(number),
+            memory_bytes,
+        }
+    }
 
     fn peer(name: &str) -> HostIdentity {
         HostIdentity {
@@ -180,15 +366,15 @@ mod tests {
         now: Instant,
     ) -> Option<Code> {
         let (guest, attempt) = (GuestId(number), AttemptId(number));
-        let result = admission.admit(&peer(name), guest, attempt, memory_bytes, now);
+        let result = admission.admit(&peer(name), guest, attempt, memory_bytes, &[], now);
         result.err().map(|fault| fault.code)
     }
 
     #[test]
     fn h10_a_thousand_offers_without_data_hold_four_places_for_a_minute() {
-        let mut admission = Admission::new(64 * MIB);
+        let mut admission = room_for(64 * MIB);
         let admitted = (0..1_000).filter(|&n| admit(&mut admission, "a", n, MIB, at(0)).is_none());
-        assert_eq!(admitted.count(), OPEN_PER_PEER_MAX);
+        assert_eq!(admitted.count(), PER_PEER_MAX);
         assert_eq!(admission.reserved_bytes(), 4 * MIB);
         assert_eq!(
             admit(&mut admission, "a", 9_999, MIB, at(59)),
@@ -205,7 +391,7 @@ mod tests {
 
     #[test]
     fn h10_places_that_are_over_do_not_count_even_before_they_are_freed() {
-        let mut admission = Admission::new(4 * MIB);
+        let mut admission = room_for(4 * MIB);
         for number in 0..4 {
             assert_eq!(admit(&mut admission, "a", number, MIB, at(0)), None);
         }
@@ -215,7 +401,7 @@ mod tests {
 
     #[test]
     fn f11_memory_above_the_quota_is_refused_and_reserves_nothing() {
-        let mut admission = Admission::new(4 * MIB);
+        let mut admission = room_for(4 * MIB);
         assert_eq!(
             admit(&mut admission, "a", 1, u64::MAX, at(0)),
             Some(Code::Quota)
@@ -234,7 +420,7 @@ mod tests {
 
     #[test]
     fn data_keeps_a_place_through_an_outage_of_minutes() {
-        let mut admission = Admission::new(4 * MIB);
+        let mut admission = room_for(4 * MIB);
         assert_eq!(admit(&mut admission, "a", 1, MIB, at(0)), None);
         admission.touch(GuestId(1), AttemptId(1), at(30));
         assert_eq!(admission.expire(at(630)), []);
@@ -248,10 +434,11 @@ mod tests {
 
     #[test]
     fn h06_a_guest_has_one_place_and_one_peer() {
-        let mut admission = Admission::new(4 * MIB);
+        let mut admission = room_for(4 * MIB);
         let guest = GuestId(1);
         let mut admit = |name, number, now| {
-            let result = admission.admit(&peer(name), guest, AttemptId(number), 3 * MIB, now);
+            let attempt = AttemptId(number);
+            let result = admission.admit(&peer(name), guest, attempt, 3 * MIB, &[], now);
             result.map_err(|fault| fault.code)
         };
         assert_eq!(admit("a", 1, at(0)), Ok(()));
@@ -263,14 +450,87 @@ mod tests {
 
     #[test]
     fn all_peers_together_have_a_limit() {
-        let mut admission = Admission::new(u64::MAX);
+        let mut admission = room_for(u64::MAX);
         for number in 0..OPEN_MAX {
-            let name = format!("host-{}", number / OPEN_PER_PEER_MAX);
+            let name = format!("host-{}", number / PER_PEER_MAX);
             assert_eq!(admit(&mut admission, &name, number as u128, 1, at(0)), None);
         }
         assert_eq!(
             admit(&mut admission, "another", 9_999, 1, at(0)),
             Some(Code::Busy)
         );
+    }
+
+    #[test]
+    fn f11_memory_is_counted_once_over_all_who_live_begin_and_arrive() {
+        let mut admission = room_for(8 * MIB);
+        let living = [lives(1, 3 * MIB)];
+        let begin = |admission: &mut Admission, number, memory_bytes| {
+            let result = admission.begin(GuestId(number), memory_bytes, &living, at(0));
+            result.map_err(|fault| fault.code)
+        };
+        let arrive = |admission: &mut Admission, number, memory_bytes| {
+            let (guest, attempt) = (GuestId(number), AttemptId(number));
+            let edge = peer("a");
+            let result = admission.admit(&edge, guest, attempt, memory_bytes, &living, at(0));
+            result.map_err(|fault| fault.code)
+        };
+        assert_eq!(arrive(&mut admission, 2, 3 * MIB), Ok(()));
+        // Each alone fits beside the guest that lives here, and both do not.
+        assert_eq!(arrive(&mut admission, 3, 3 * MIB), Err(Code::Quota));
+        assert_eq!(begin(&mut admission, 4, 3 * MIB), Err(Code::Quota));
+        assert_eq!(begin(&mut admission, 4, 2 * MIB), Ok(()));
+        assert_eq!(arrive(&mut admission, 5, 1), Err(Code::Quota));
+        assert_eq!(begin(&mut admission, 4, 1), Err(Code::Busy));
+        // One that has its memory already is no second one.
+        admission.end(GuestId(4));
+        let living = [lives(1, 3 * MIB), lives(2, 3 * MIB)];
+        let result = admission.begin(GuestId(6), 2 * MIB, &living, at(0));
+        assert_eq!(result, Ok(()));
+        assert_eq!(admission.reserved_bytes(), 5 * MIB);
+    }
+
+    #[test]
+    fn guests_are_counted_once_over_all_who_live_begin_and_arrive() {
+        let mut admission = Admission::new(Quota {
+            memory_bytes_max: u64::MAX,
+            guest_count_max: 3,
+            per_peer_count_max: PER_PEER_MAX,
+        });
+        let living = [lives(1, u64::MAX / 2)];
+        let edge = peer("a");
+        let (guest, attempt) = (GuestId(2), AttemptId(2));
+        assert_eq!(
+            admission.admit(&edge, guest, attempt, 1, &living, at(0)),
+            Ok(())
+        );
+        assert_eq!(admission.begin(GuestId(3), 1, &living, at(0)), Ok(()));
+        let arrived = admission.admit(&edge, GuestId(4), AttemptId(4), 1, &living, at(0));
+        assert_eq!(arrived.unwrap_err().code, Code::Quota);
+        let begun = admission.begin(GuestId(4), 1, &living, at(0));
+        assert!(begun.unwrap_err().detail.contains("quota.guests"));
+        // The same ones again are no others, and one that is booted here counted before.
+        assert_eq!(
+            admission.admit(&edge, guest, attempt, 1, &living, at(0)),
+            Ok(())
+        );
+        assert_eq!(admission.begin(GuestId(1), 1, &living, at(0)), Ok(()));
+        // A place that is over is none; one of an operator's is never over.
+        assert_eq!(admission.begin(GuestId(4), 1, &living, at(60)), Ok(()));
+        assert_eq!(admission.expire(at(999_999)), []);
+        assert_eq!(admission.deadline(), None);
+    }
+
+    #[test]
+    fn attempts_from_before_a_restart_count_against_their_peer() {
+        let mut admission = room_for(64 * MIB);
+        let count = PER_PEER_MAX as u128;
+        for number in 0..count {
+            admission.readmit(&peer("a"), GuestId(number), AttemptId(number), MIB, at(0));
+        }
+        let more = |admission: &mut Admission, name| admit(admission, name, 9, MIB, at(61));
+        assert_eq!(more(&mut admission, "a"), Some(Code::Busy));
+        admission.release(GuestId(0), AttemptId(0));
+        assert_eq!(more(&mut admission, "a"), None);
     }
 }

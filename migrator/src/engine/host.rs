@@ -175,19 +175,16 @@ impl Host for Engine {
     fn start_guest(&self, request: GuestRequest) -> Result<GuestView, Fault> {
         request.check()?;
         let config = self.config_of(&request)?;
-        self.shared.check_room(config.memory_bytes)?;
-        let count = self.shared.workers().len();
-        if count >= self.shared.config.quota.guests as usize {
-            let max = self.shared.config.quota.guests;
-            let detail = format!("{count} guests of {max} are here: raise quota.guests");
-            return Err(Fault::new(Code::Quota, detail));
-        }
+        let _room = self.shared.begin(config.id, config.memory_bytes)?;
         super::create_guest(&self.shared, config)?;
         self.wait_for("the guest", || self.find_guest(&request.name))
     }
 
     fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault> {
-        Self::ask(&self.shared.worker(name)?, Command::Boot)?;
+        let handle = self.shared.worker(name)?;
+        let known = self.guest(name)?;
+        let _room = self.shared.begin(known.id, known.memory_bytes)?;
+        Self::ask(&handle, Command::Boot)?;
         self.guest(name)
     }
 

@@ -22,6 +22,8 @@ mod shared;
 mod show;
 mod source_move;
 mod target_move;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::os::unix::net::UnixStream;

@@ -76,6 +76,11 @@ impl Outbox {
         Ok(outbox)
     }
 
+    #[cfg(test)]
+    pub(super) fn buffer_count(&self) -> usize {
+        self.shared.pool.stats().buffer_count
+    }
+
     /// Lanes are open: what is packed goes here.
     pub(super) fn attach(&self, link: u64, lane: LaneWriter<UnixStream>) {
         self.shared.lock().lane = Some((link, lane));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use towpath_protocol::admission::Admission;
+use towpath_protocol::admission::{Admission, Living, Quota};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
 
@@ -70,7 +70,8 @@ pub(super) struct Shared {
     pub(super) started_unix_ms: u64,
     board: Mutex<Board>,
     workers: Mutex<BTreeMap<GuestId, Handle>>,
-    admission: Mutex<Admission>,
+    /// Who may come or begin here: all of it is decided under this one lock.
+    room: Mutex<Admission>,
     failpoint: Option<String>,
 }
 
@@ -82,7 +83,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn new(config: Config, store: Store) -> Result<Self, Fault> {
-        let quota = config.quota.memory.bytes();
+        let quota = Quota {
+            memory_bytes_max: config.quota.memory.bytes(),
+            guest_count_max: config.quota.guests as usize,
+            per_peer_count_max: config.limits.incoming_per_peer as usize,
+        };
         Ok(Self {
             host: config.identity(),
             store,
@@ -90,7 +95,7 @@ impl Shared {
             started_unix_ms: unix_ms(),
             board: Mutex::default(),
             workers: Mutex::default(),
-            admission: Mutex::new(Admission::new(quota)),
+            room: Mutex::new(Admission::new(quota)),
             failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
             config,
         })
@@ -131,17 +136,25 @@ impl Shared {
         Ok(())
     }
 
-    /// Memory of the guests that are shown as living here.
-    pub(super) fn memory_used_bytes(&self) -> u64 {
+    /// The guests that are shown as living here.
+    fn living(&self) -> Vec<Living> {
         let board = self.board();
-        let living = board
-            .guests
-            .values()
-            .filter(|guest| guest.process_id.is_some());
-        living.map(|guest| guest.memory_bytes).sum()
+        let guests = board.guests.values();
+        guests
+            .filter(|guest| guest.process_id.is_some())
+            .map(|guest| Living {
+                guest: guest.id,
+                memory_bytes: guest.memory_bytes,
+            })
+            .collect()
     }
 
-    /// Finds room for a guest, beside those that live here and those on their way.
+    /// Memory of the guests that are shown as living here.
+    pub(super) fn memory_used_bytes(&self) -> u64 {
+        self.living().iter().map(|guest| guest.memory_bytes).sum()
+    }
+
+    /// Finds room for a guest that a peer sends.
     pub(super) fn admit(
         &self,
         source: &HostIdentity,
@@ -149,21 +162,32 @@ impl Shared {
         attempt: AttemptId,
         memory_bytes: u64,
     ) -> Result<(), Fault> {
-        self.check_room(memory_bytes)?;
-        lock(&self.admission).admit(source, guest, attempt, memory_bytes, now())
+        let mut room = lock(&self.room);
+        let living = self.living();
+        room.admit(source, guest, attempt, memory_bytes, &living, now())
     }
 
-    /// Checks the quota for one more guest of so much memory.
-    pub(super) fn check_room(&self, memory_bytes: u64) -> Result<(), Fault> {
-        let quota = self.config.quota.memory.bytes();
-        let used = self.memory_used_bytes();
-        if memory_bytes > quota.saturating_sub(used) {
-            let detail = format!(
-                "{memory_bytes} bytes of memory wanted, {used} of {quota} are used: raise quota.memory"
-            );
-            return Err(Fault::new(Code::Quota, detail));
-        }
-        Ok(())
+    /// An attempt of before a restart goes on.
+    pub(super) fn readmit(
+        &self,
+        source: &HostIdentity,
+        guest: GuestId,
+        attempt: AttemptId,
+        memory_bytes: u64,
+    ) {
+        lock(&self.room).readmit(source, guest, attempt, memory_bytes, now());
+    }
+
+    /// Finds room for a guest that begins here. It is kept until the guest is shown as living, or does not
+    /// come to live: for as long as what this gives is held.
+    pub(super) fn begin(self: &Arc<Self>, guest: GuestId, memory: u64) -> Result<Beginning, Fault> {
+        let mut room = lock(&self.room);
+        let living = self.living();
+        room.begin(guest, memory, &living, now())?;
+        Ok(Beginning {
+            shared: Arc::clone(self),
+            guest,
+        })
     }
 
     /// Shows a guest whose folder cannot be trusted; nothing is done with it.
@@ -175,12 +199,12 @@ impl Shared {
 
     /// Data came for an attempt: its place is kept.
     pub(super) fn touched(&self, guest: GuestId, attempt: AttemptId) {
-        lock(&self.admission).touch(guest, attempt, now());
+        lock(&self.room).touch(guest, attempt, now());
     }
 
     /// An attempt is over.
     pub(super) fn released(&self, guest: GuestId, attempt: AttemptId) {
-        lock(&self.admission).release(guest, attempt);
+        lock(&self.room).release(guest, attempt);
     }
 
     /// Dies here if a test wants it: as if by `kill -9`, with nothing written or said any more.
@@ -193,6 +217,19 @@ impl Shared {
             // It does not return; if it could not be sent, the test that wanted it fails.
             let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
         }
+    }
+}
+
+/// Room for a guest that is about to live here.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    shared: Arc<Shared>,
+    guest: GuestId,
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        lock(&self.shared.room).end(self.guest);
     }
 }
 

@@ -313,6 +313,12 @@ impl SourceMove {
         Ok((setup, outbox, reader, Encoder::new()?))
     }
 
+    #[cfg(test)]
+    pub(super) fn codec_buffer_count(ground: &Ground, order: &Order) -> usize {
+        let (_, outbox, ..) = Self::parts(ground, order).unwrap();
+        outbox.buffer_count()
+    }
+
     pub(super) const fn order(&self) -> &Order {
         &self.order
     }

@@ -178,7 +178,11 @@ impl TargetMove {
             let detail = "the guest's process does not wait for what is missing";
             return Err(Fault::new(Code::ImageLost, detail));
         }
+        let (source, attempt) = (setup.source.clone(), setup.attempt);
         let machine = Target::recover(setup, ownership, remains)?;
+        ground
+            .shared
+            .readmit(&source, ground.id, attempt, config.memory_bytes);
         let mut target = Self::with(machine, ground);
         target.received = Some(received);
         if is_owned && is_armed {

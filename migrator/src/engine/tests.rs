@@ -1,0 +1,164 @@
+//! What the configuration says is what happens.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use towpath_daemon::config as file;
+use towpath_protocol::guest_api::{self, Workload};
+use towpath_protocol::identity::{AttemptId, MigrationId};
+
+use super::source_move::{Order, SourceMove};
+use super::*;
+use crate::api::{MigrationRequest, Phase};
+use crate::config::{Limits, Quota};
+
+const MIB: u64 = 1 << 20;
+
+/// A host of this configuration on which nothing lives yet.
+fn host(more: &str) -> (TempDir, Arc<Shared>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, run) = (folder.path().join("state"), folder.path().join("run"));
+    let text = format!(
+        "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\nstate_dir = {state:?}\nrun_dir = {run:?}\n{more}"
+    );
+    let config: Config = file::check(Path::new("migrator.toml"), &text).unwrap();
+    let store = Store::open(&config.state_dir).unwrap();
+    (folder, Arc::new(Shared::new(config, store).unwrap()))
+}
+
+fn code<T>(result: Result<T, Fault>) -> Option<Code> {
+    result.err().map(|fault| fault.code)
+}
+
+/// Begins guests until one may not: how many there are, and why not.
+fn begun(shared: &Arc<Shared>, memory_bytes: u64) -> (usize, Code) {
+    let mut rooms = Vec::new();
+    for number in 0..100 {
+        match shared.begin(GuestId(number), memory_bytes) {
+            Ok(room) => rooms.push(room),
+            Err(fault) => return (rooms.len(), fault.code),
+        }
+    }
+    panic!("100 guests found room");
+}
+
+/// Lets one peer send guests until it may not: how many there are, and why not.
+fn sent(shared: &Arc<Shared>) -> (u128, Code) {
+    let peer = HostIdentity::from_uri("spiffe://d/site/region/host/box").unwrap();
+    for number in 0..100 {
+        let admitted = shared.admit(&peer, GuestId(number), AttemptId(number), 1);
+        if let Some(code) = code(admitted) {
+            return (number, code);
+        }
+    }
+    panic!("one peer sent 100 guests");
+}
+
+fn order(number: u128) -> Order {
+    let request = json!({"guest": "till", "site": "region"});
+    Order {
+        id: MigrationId(number),
+        target: HostIdentity::from_uri("spiffe://d/site/region/host/box").unwrap(),
+        request: serde_json::from_value::<MigrationRequest>(request).unwrap(),
+        attempt: AttemptId(number),
+        attempts: 1,
+        started_unix_ms: 0,
+    }
+}
+
+/// A guest that is described and has nothing else.
+fn ground(shared: &Arc<Shared>) -> Ground {
+    let mut ground = Ground::new(Arc::clone(shared), Arc::new(Mailbox::new()), GuestId(7));
+    ground.config = Some(GuestConfig {
+        id: GuestId(7),
+        name: "till".parse().unwrap(),
+        kind: guest_api::GuestKind::Process,
+        memory_bytes: 16 * MIB,
+        vcpu_count: 1,
+        workload: Workload {
+            dirty_pages_per_second: 0,
+            working_set_bytes: MIB,
+            incompressible_percent: 0,
+            key: 1,
+            heartbeat_interval_us: 1000,
+        },
+    });
+    ground
+}
+
+/// Asks for a move from a host where so many are under way.
+fn asked(shared: &Arc<Shared>, open: u128) -> Fault {
+    let ground = ground(shared);
+    let handle = Handle {
+        name: ground.config.as_ref().map(|config| config.name.clone()),
+        mailbox: Arc::clone(&ground.mailbox),
+    };
+    shared.workers().insert(ground.id, handle);
+    for number in 0..open {
+        let view = order(number).view(&ground, Phase::Copying);
+        shared.board().show_move(view);
+    }
+    let engine = Engine::new(Arc::clone(shared));
+    engine.migrate(order(99).request).unwrap_err()
+}
+
+/// Buffers of the codec of a move, which is so many for each thread.
+fn codec_buffers(threads: u32) -> usize {
+    let (_folder, shared) = host(&format!("[limits]\ncodec_threads = {threads}"));
+    SourceMove::codec_buffer_count(&ground(&shared), &order(1))
+}
+
+/// What shows that each key does what it says. One that is not here does nothing.
+const EFFECTS: [(&str, fn()); 5] = [
+    ("quota.memory", || {
+        let (_folder, shared) = host("[quota]\nmemory = \"8MiB\"");
+        assert_eq!(begun(&shared, 3 * MIB), (2, Code::Quota));
+    }),
+    ("quota.guests", || {
+        let (_folder, shared) = host("[quota]\nguests = 3");
+        assert_eq!(begun(&shared, 1), (3, Code::Quota));
+        assert_eq!(sent(&shared), (3, Code::Quota));
+    }),
+    ("limits.outgoing", || {
+        let (_folder, shared) = host("[limits]\noutgoing = 2");
+        assert_ne!(asked(&shared, 1).code, Code::Busy);
+        let fault = asked(&shared, 2);
+        assert!(fault.detail.contains("limits.outgoing"), "{fault}");
+    }),
+    ("limits.incoming_per_peer", || {
+        let (_folder, shared) = host("[limits]\nincoming_per_peer = 7");
+        assert_eq!(sent(&shared), (7, Code::Busy));
+    }),
+    ("limits.codec_threads", || {
+        assert!(codec_buffers(4) > codec_buffers(2));
+    }),
+];
+
+#[test]
+fn every_quota_and_limit_does_what_it_says() {
+    let sections = json!({"quota": Quota::default(), "limits": Limits::default()});
+    let sections = sections.as_object().unwrap().iter();
+    let keys = |(section, keys): (&String, &Value)| {
+        let keys = keys.as_object().unwrap().keys();
+        let keys: Vec<String> = keys.map(|key| format!("{section}.{key}")).collect();
+        keys
+    };
+    let known: BTreeSet<String> = sections.flat_map(keys).collect();
+    let shown: BTreeSet<String> = EFFECTS.iter().map(|(key, _)| (*key).to_owned()).collect();
+    assert_eq!(known, shown);
+    for (key, show) in EFFECTS {
+        println!("{key}");
+        show();
+    }
+}
+
+#[test]
+fn room_for_a_guest_that_did_not_come_to_live_is_free_again() {
+    let (_folder, shared) = host("[quota]\nmemory = \"8MiB\"");
+    let room = shared.begin(GuestId(1), 8 * MIB).unwrap();
+    assert_eq!(code(shared.begin(GuestId(2), 1)), Some(Code::Quota));
+    drop(room);
+    assert_eq!(code(shared.begin(GuestId(2), 8 * MIB)), None);
+}
