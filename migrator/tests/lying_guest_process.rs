@@ -1,4 +1,4 @@
-//! A guest process that hands over something else than its guest's memory is refused.
+//! A guest process that says or hands over something else than it was asked for is refused.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -54,6 +55,8 @@ fn description() -> Description {
 /// Plays a guest process in a thread: greets and describes itself well, and answers everything else as
 /// it is told.
 struct Liar {
+    /// What else it was asked.
+    asked: Arc<Mutex<Vec<Request>>>,
     _folder: tempfile::TempDir,
     thread: Option<JoinHandle<()>>,
     process: Option<GuestProcess>,
@@ -72,9 +75,12 @@ impl Liar {
     fn new(answers: impl Fn(u32) -> Vec<(u32, Response)> + Send + 'static, file: OwnedFd) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = listen(folder.path());
-        let thread = std::thread::spawn(move || serve(&listener, answers, &file));
+        let asked = Arc::default();
+        let hears = Arc::clone(&asked);
+        let thread = std::thread::spawn(move || serve(&listener, answers, &file, &hears));
         let process = GuestProcess::adopt(folder.path()).unwrap();
         Self {
+            asked,
             _folder: folder,
             thread: Some(thread),
             process: Some(process),
@@ -94,7 +100,12 @@ fn listen(folder: &Path) -> OwnedFd {
     socket
 }
 
-fn serve(listener: &OwnedFd, answers: impl Fn(u32) -> Vec<(u32, Response)>, file: &OwnedFd) {
+fn serve(
+    listener: &OwnedFd,
+    answers: impl Fn(u32) -> Vec<(u32, Response)>,
+    file: &OwnedFd,
+    asked: &Mutex<Vec<Request>>,
+) {
     let connection = rustix::net::accept(listener).unwrap();
     let mut packet = vec![0; 1 << 16];
     loop {
@@ -116,7 +127,8 @@ fn serve(listener: &OwnedFd, answers: impl Fn(u32) -> Vec<(u32, Response)>, file
                 let described = Response::Described(Box::new(description()));
                 send(&connection, number, &described, None).unwrap();
             }
-            _ => {
+            other => {
+                asked.lock().unwrap().push(other);
                 for (number, response) in answers(number) {
                     // It may have heard enough before all is told, and be gone.
                     if send(&connection, number, &response, Some(file.as_fd())).is_err() {
@@ -236,4 +248,22 @@ fn an_answer_to_another_kind_of_question_is_refused() {
     assert_eq!(liar.process().memory().unwrap_err().code, Code::Unexpected);
     let fault = liar.process().save_state().unwrap_err();
     assert_eq!(fault.code, Code::Unexpected);
+}
+
+#[test]
+fn a_guest_that_was_to_be_verified_goes_on_however_that_ended() {
+    let paused = Response::Paused { stopped_at_ns: 1 };
+    // Who does not know whether it stands, and who knows not whether it is right.
+    for (answer, asked) in [
+        (Response::Done, vec![Request::Pause, Request::Resume]),
+        (
+            paused,
+            vec![Request::Pause, Request::Verify, Request::Resume],
+        ),
+    ] {
+        let mut liar = Liar::new(always(answer), memory_file(MEMORY_BYTES, SEALS));
+        let fault = liar.process().verify_running().unwrap_err();
+        assert_eq!(fault.code, Code::Unexpected);
+        assert_eq!(*liar.asked.lock().unwrap(), asked);
+    }
 }

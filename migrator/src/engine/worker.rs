@@ -530,10 +530,7 @@ impl Worker {
             let detail = "the guest is part of a move: its memory is in two places";
             return Err(Fault::new(Code::State, detail));
         };
-        let process = self.ground.process()?;
-        process.pause()?;
-        let verified = process.verify();
-        process.resume()?;
+        let verified = self.ground.process()?.verify_running();
         Ok(match verified? {
             Ok(pages) => VerifyView {
                 pages,

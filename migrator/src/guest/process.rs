@@ -409,6 +409,20 @@ impl GuestProcess {
         }
     }
 
+    /// As [`Self::verify`], for a guest that runs: it is held meanwhile. However that ends it is told to go
+    /// on, for one that did not answer in time pauses all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pause`] and [`Self::verify`].
+    pub fn verify_running(&mut self) -> Result<Result<u64, String>, Fault> {
+        let held = self.pause();
+        let verified = held.and_then(|_| self.verify());
+        let goes_on = self.resume();
+        let verified = verified?;
+        goes_on.map(|_| verified)
+    }
+
     /// Ends the guest and its process.
     ///
     /// # Errors
