@@ -51,6 +51,8 @@ pub(super) enum Input {
     Fault { block: u64 },
     /// The guest's process ended.
     GuestGone { process_id: i32 },
+    /// The migrator ends; to be dropped once nothing is left to do.
+    Stop(Sender<()>),
 }
 
 /// What an operator wants.

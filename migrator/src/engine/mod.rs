@@ -21,6 +21,7 @@ mod outbox;
 mod shared;
 mod show;
 mod source_move;
+mod stop;
 mod target_move;
 #[cfg(test)]
 mod tests;
@@ -70,7 +71,8 @@ const RECOVER_WAIT: Duration = Duration::from_secs(5);
 /// Lanes that may be saying hello at once.
 const GREETING_COUNT_MAX: usize = 64;
 
-/// Runs a migrator until SIGTERM or SIGINT. Guests run on without it.
+/// Runs a migrator until SIGTERM or SIGINT. Guests run on without it, also one that is held for a switch
+/// which is not committed.
 ///
 /// # Errors
 ///
@@ -89,7 +91,9 @@ pub fn run(config: Config) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
-    runtime.block_on(serve(shared, operators))
+    let served = runtime.block_on(serve(Arc::clone(&shared), operators));
+    stop::stop_workers(&shared);
+    served
 }
 
 async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {

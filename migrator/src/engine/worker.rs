@@ -352,6 +352,7 @@ impl Worker {
                 }
             }
             Input::GuestGone { process_id } => self.guest_gone(process_id),
+            Input::Stop(done) => self.leave(done),
         }
     }
 

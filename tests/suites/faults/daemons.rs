@@ -120,6 +120,44 @@ fn fault_44_daemons_upgraded_in_the_middle_of_a_move() {
     }
 }
 
+/// So long that a switch lasts until the link is cut in the middle of it.
+const LONG: Link = Link {
+    megabits_per_second: 80,
+    round_trip: Duration::from_millis(500),
+};
+
+/// Tries to meet a guest that is held and whose switch is not committed.
+const TRY_COUNT: u32 = 5;
+
+#[test]
+fn fault_44_a_guest_held_for_a_switch_goes_on_when_its_migrator_is_stopped() {
+    let mut scene = Scene::new(LONG);
+    for number in 0..TRY_COUNT {
+        let guest = Guest::new(&format!("held-{number}"), 16);
+        let mut console = scene.guest(&guest);
+        scene.begin(&guest, MigrationMode::Auto).unwrap();
+        scene.reaches(&guest, Phase::Switching).unwrap();
+        scene.lab.cut();
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).unwrap();
+        let is_held = moves[0].phase == Phase::Switching;
+        if is_held {
+            scene.lab.site_mut(SOURCE).stop_daemons();
+            console.read().unwrap();
+            let beating = console.wait_for_more(5, Duration::from_secs(10));
+            assert_eq!(beating, Ok(SOURCE), "it stands while nobody is there");
+            scene.lab.site_mut(SOURCE).start_tunnel();
+            scene.lab.site_mut(SOURCE).start_migrator();
+        }
+        scene.lab.heal();
+        scene.arrives(&guest, &mut console).unwrap();
+        scene.lab.forget_guest(&guest.name);
+        if is_held {
+            return;
+        }
+    }
+    panic!("{TRY_COUNT} switches were over before they were met");
+}
+
 #[test]
 fn fault_46_a_second_migrator_on_one_host_ends_at_once() {
     let mut scene = Scene::new(LINK);
