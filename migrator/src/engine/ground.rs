@@ -55,6 +55,8 @@ pub(super) struct Ground {
     pub(super) link: Option<Link>,
     /// Why the guest's process is not there although it should be.
     pub(super) crash: Option<Fault>,
+    /// Why the guest's process, which lives, is not driven yet.
+    pub(super) awaited: Option<Fault>,
 }
 
 impl Ground {
@@ -71,6 +73,7 @@ impl Ground {
             ending: None,
             link: None,
             crash: None,
+            awaited: None,
         }
     }
 
@@ -177,8 +180,13 @@ impl Ground {
     }
 
     /// Finds the process of an earlier migrator again.
-    pub(super) fn adopt_process(&mut self) -> Result<(), Fault> {
-        let process = GuestProcess::adopt(&self.path()?)?;
+    pub(super) fn adopt_process(&mut self, wait: Duration) -> Result<(), Fault> {
+        let process = GuestProcess::adopt_within(&self.path()?, wait)?;
+        self.take_found(process)
+    }
+
+    /// Takes a process that was found, if it is this guest's.
+    pub(super) fn take_found(&mut self, process: GuestProcess) -> Result<(), Fault> {
         if Some(process.config()) != self.config.as_ref() {
             let detail = "the guest's process is not what its description says";
             return Err(Fault::new(Code::Layout, detail));
@@ -220,13 +228,18 @@ impl Ground {
         })
     }
 
-    /// Ends the guest's process, if there is one, and waits until it is gone.
+    /// Ends the guest's process, if there is one, and waits until it is gone: also one that answers nobody,
+    /// which would run on and be known to nobody.
     pub(super) fn end_process(&mut self) -> Result<(), Fault> {
         self.free_image()?;
         if let Some(process) = &self.ending {
             process.expect_end()?;
         }
         self.ending = None;
+        if self.config.is_some() {
+            GuestProcess::end_unadopted(&self.path()?)?;
+        }
+        self.awaited = None;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message};
 use super::lanes::{OpenLane, Unpacked};
 use super::source_move::Order;
 use crate::api::VerifyView;
+use crate::guest::GuestProcess;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(super) enum Input {
     Fault { block: u64 },
     /// The guest's process ended.
     GuestGone { process_id: i32 },
+    /// A process that was too busy answers, or has ended.
+    Found(Box<Result<GuestProcess, Fault>>),
     /// The migrator ends; to be dropped once nothing is left to do.
     Stop(Sender<()>),
 }

@@ -10,6 +10,7 @@
 //!
 //! A worker waits for nothing but its mailbox; what takes long is done by threads that report to it.
 
+mod adopt;
 mod ground;
 mod host;
 mod input;

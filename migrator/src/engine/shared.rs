@@ -141,7 +141,8 @@ impl Shared {
         let board = self.board();
         let guests = board.guests.values();
         guests
-            .filter(|guest| guest.process_id.is_some())
+            // One that stands has a process, also while that is too busy to be driven.
+            .filter(|guest| guest.process_id.is_some() || guest.state == GuestState::Frozen)
             .map(|guest| Living {
                 guest: guest.id,
                 memory_bytes: guest.memory_bytes,

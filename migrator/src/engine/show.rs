@@ -29,6 +29,7 @@ struct Standing {
     ownership: &'static str,
     process_id: Option<i32>,
     is_crashed: bool,
+    is_awaited: bool,
     migration: Option<MigrationId>,
 }
 
@@ -55,6 +56,7 @@ impl Worker {
             ownership: ownership.record().state.name(),
             process_id: process.map(GuestProcess::process_id),
             is_crashed: self.ground.crash.is_some(),
+            is_awaited: self.ground.awaited.is_some(),
             migration: self.migration(),
         })
     }
@@ -194,6 +196,8 @@ impl Worker {
             State::Owned { .. } | State::Offering { .. } | State::Offered { .. } => {
                 match self.shown.description.as_ref().map(|seen| &seen.state) {
                     _ if crash.is_some() => GuestState::Crashed,
+                    // Whatever keeps its process that busy is done to a guest that stands.
+                    _ if self.ground.awaited.is_some() => GuestState::Frozen,
                     Some(ProcessState::Crashed { .. }) => GuestState::Crashed,
                     Some(ProcessState::Paused) => GuestState::Frozen,
                     Some(ProcessState::Stopped) => GuestState::Stopped,
@@ -202,7 +206,7 @@ impl Worker {
                 }
             }
         };
-        (state, crash)
+        (state, crash.or_else(|| self.ground.awaited.clone()))
     }
 }
 

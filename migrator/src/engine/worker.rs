@@ -16,6 +16,7 @@ use towpath_protocol::target;
 use towpath_protocol::time::Instant;
 use tracing::{error, info, warn};
 
+use super::adopt::{self, BUSY_WAIT};
 use super::ground::{Ground, file_name, now, to_wait_until};
 use super::input::{Command, Input};
 use super::shared::random_id;
@@ -85,12 +86,14 @@ impl Worker {
         let Some(Role::Idle(ownership)) = self.role.take() else {
             unreachable!("a worker begins idle");
         };
-        let adopted = self.ground.adopt_process();
         let state = ownership.record().state.clone();
+        let adopted = self.ground.adopt_process(adopt::wait_for(&state));
         if let Err(fault) = adopted {
             info!(guest = %self.ground.id, %fault, "no process of the guest");
             if matches!(state, State::Relinquished { .. }) {
                 self.ground.crash = Some(fault);
+            } else if let Err(fault) = self.ground.await_process(&fault) {
+                warn!(guest = %self.ground.id, %fault, "the guest's process is not waited for");
             }
         }
         match state {
@@ -120,7 +123,14 @@ impl Worker {
                 Ok(Some(order)) => {
                     let view = order.view(&self.ground, Phase::Preparing);
                     self.ground.shared.board().show_move(view);
-                    self.retry = Some((now(), Box::new(order)));
+                    // Its memory cannot be had before its process answers, if it is waited for.
+                    let at = now()
+                        + self
+                            .ground
+                            .awaited
+                            .as_ref()
+                            .map_or(Duration::ZERO, |_| BUSY_WAIT);
+                    self.retry = Some((at, Box::new(order)));
                 }
                 Ok(None) => {}
                 Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
@@ -217,7 +227,10 @@ impl Worker {
     }
 
     /// Takes a guest over that outlived the daemon; one that is gone stays down until it is booted.
-    fn run(&mut self, epoch: Epoch) {
+    pub(super) fn run(&mut self, epoch: Epoch) {
+        if self.ground.awaited.is_some() {
+            return;
+        }
         let take_over = |process: &mut GuestProcess| {
             let seen = process.describe()?;
             if seen.is_armed {
@@ -352,6 +365,7 @@ impl Worker {
                 }
             }
             Input::GuestGone { process_id } => self.guest_gone(process_id),
+            Input::Found(found) => self.found(*found),
             Input::Stop(done) => self.leave(done),
         }
     }
@@ -488,6 +502,9 @@ impl Worker {
             .is_some_and(GuestProcess::is_alive)
         {
             return Err(Fault::new(Code::State, "the guest has a process already"));
+        }
+        if let Some(fault) = &self.ground.awaited {
+            return Err(Fault::new(Code::AlreadyRunning, fault.detail.clone()));
         }
         if let Some(Role::Broken(mut ownership, fault)) =
             self.role.take_if(|role| matches!(role, Role::Broken(..)))

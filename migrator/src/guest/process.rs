@@ -23,7 +23,7 @@ use towpath_protocol::time::Instant as MonotonicInstant;
 
 use super::memory::GuestMemory;
 use super::missing::MissingMemory;
-use super::transport::{Transport, unexpected};
+use super::transport::{self, HELLO_WAIT, Transport, unexpected};
 
 /// Longest wait for an answer that takes no work.
 const CALL_WAIT: Duration = Duration::from_secs(5);
@@ -43,6 +43,9 @@ const READY_WAIT: Duration = Duration::from_secs(20);
 const END_WAIT: Duration = Duration::from_secs(100);
 /// Most bytes a new process may say before it is ready.
 const READY_BYTES_MAX: u64 = 4096;
+
+/// The file that a guest process has locked as long as it lives.
+const PID_FILE: &str = "guest.pid";
 
 /// How guest processes are started: the program and what comes before the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +101,61 @@ impl GuestProcess {
     ///
     /// `E_GUEST` if no process answers there, `E_DENIED` if it is another user's.
     pub fn adopt(folder: &Path) -> Result<Self, Fault> {
-        let mut transport = Transport::connect(folder)?;
+        Self::adopt_within(folder, HELLO_WAIT)
+    }
+
+    /// As [`Self::adopt`], and waits so long for a process that is busy.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::adopt`].
+    pub fn adopt_within(folder: &Path, wait: Duration) -> Result<Self, Fault> {
+        let mut transport = Transport::connect(folder, wait)?;
         let description = describe(&mut transport)?;
         Ok(Self {
             folder: folder.to_owned(),
             config: description.config,
             transport,
         })
+    }
+
+    /// Whether a guest process lives in a folder, whoever drives it.
+    #[must_use]
+    pub fn lives(folder: &Path) -> bool {
+        refuse_if_running(&folder.join(PID_FILE)).is_err()
+    }
+
+    /// Ends the process that lives in a folder, if there is one, without asking it: nobody drives it, or it
+    /// does not answer. Waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// `E_ALREADY_RUNNING` if it is not known which process it is, `E_GUEST` if it does not end in time.
+    pub fn end_unadopted(folder: &Path) -> Result<(), Fault> {
+        let pid_file = folder.join(PID_FILE);
+        let Err(lives) = refuse_if_running(&pid_file) else {
+            return Ok(());
+        };
+        let Ok(process) = transport::owner(folder) else {
+            return Err(lives);
+        };
+        // Looked at again: whoever listened there lives, so it is this one that is held now.
+        if refuse_if_running(&pid_file).is_ok() {
+            return Ok(());
+        }
+        match rustix::process::pidfd_send_signal(&process, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => {
+                let shown = folder.display();
+                let detail = format!("the guest process of {shown}: {error}");
+                return Err(Fault::new(Code::Guest, detail));
+            }
+        }
+        if transport::wait_for_end(&process, END_WAIT) {
+            return Ok(());
+        }
+        let detail = format!("the guest process of {} does not end", folder.display());
+        Err(Fault::new(Code::Guest, detail))
     }
 
     /// The guest's folder.
@@ -489,7 +540,7 @@ fn spawn_process(
     is_incoming: bool,
 ) -> Result<(), Fault> {
     prepare_folder(folder)?;
-    refuse_if_running(&folder.join("guest.pid"))?;
+    refuse_if_running(&folder.join(PID_FILE))?;
     write_config(&folder.join("config.json"), config)?;
     let program = command.program.display();
     let failed = |error: std::io::Error| Fault::new(Code::Io, format!("start {program}: {error}"));

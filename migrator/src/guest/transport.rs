@@ -23,9 +23,8 @@ const LATE_COUNT_MAX: u32 = 64;
 /// Longest wait to hand a question over: the buffer is empty unless the process hangs.
 const SEND_WAIT: Duration = Duration::from_secs(5);
 
-/// Longest wait for the first answer on a connection. The process may be busy filling a large guest's
-/// memory for a migrator that died meanwhile.
-const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait for the first answer on a connection, unless told otherwise.
+pub(super) const HELLO_WAIT: Duration = Duration::from_secs(10);
 
 /// A connection to a guest process.
 #[derive(Debug)]
@@ -39,31 +38,17 @@ pub(super) struct Transport {
 
 impl Transport {
     /// Connects to the guest process of a folder and greets it.
-    pub(super) fn connect(folder: &Path) -> Result<Self, Fault> {
+    pub(super) fn connect(folder: &Path, wait: Duration) -> Result<Self, Fault> {
         let connection = connect(folder)?;
-        let failed = |what: &str, error: Errno| Fault::new(Code::Guest, format!("{what}: {error}"));
-        let peer = sockopt::socket_peercred(&connection)
-            .map_err(|error| failed("peer credentials", error))?;
-        let ours = rustix::process::geteuid();
-        if peer.uid != ours && !peer.uid.is_root() {
-            let user = peer.uid.as_raw();
-            return Err(Fault::new(
-                Code::Denied,
-                format!("the socket of {} belongs to user {user}", folder.display()),
-            ));
-        }
-        sockopt::set_socket_timeout(&connection, sockopt::Timeout::Send, Some(SEND_WAIT))
-            .map_err(|error| failed("send timeout", error))?;
-        let process = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty())
-            .map_err(|error| failed("guest process", error))?;
+        let (process_id, process) = owner_of(&connection, folder)?;
         let mut transport = Self {
             connection,
             process,
-            process_id: peer.pid,
+            process_id,
             number: 0,
             packet: vec![0; PACKET_BYTES_MAX],
         };
-        transport.greet()?;
+        transport.greet(wait)?;
         Ok(transport)
     }
 
@@ -84,15 +69,7 @@ impl Transport {
 
     /// Waits for the end of the guest process.
     pub(super) fn wait_for_end(&self, wait: Duration) -> bool {
-        let mut polled = [PollFd::new(&self.process, PollFlags::IN)];
-        let has_ended = poll_until(&mut polled, Instant::now() + wait) == Ok(true);
-        if has_ended {
-            // Its end is known; that it is no child of ours, or was reaped before, does not matter.
-            let which = WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.process));
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            let _ = rustix::process::waitid(which, options);
-        }
-        has_ended
+        wait_for_end(&self.process, wait)
     }
 
     /// Asks one question and waits for its answer.
@@ -126,9 +103,9 @@ impl Transport {
         ))
     }
 
-    fn greet(&mut self) -> Result<(), Fault> {
+    fn greet(&mut self, wait: Duration) -> Result<(), Fault> {
         let hello = Request::Hello { versions: VERSIONS };
-        let (response, _) = self.call(&hello, HELLO_WAIT)?;
+        let (response, _) = self.call(&hello, wait)?;
         let Response::Welcome {
             version,
             process_id,
@@ -210,6 +187,42 @@ pub(super) fn unexpected(response: &Response) -> Fault {
     )
 }
 
+/// Waits for the end of a process, and reaps it if it was our child.
+pub(super) fn wait_for_end(process: &OwnedFd, wait: Duration) -> bool {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    let has_ended = poll_until(&mut polled, Instant::now() + wait) == Ok(true);
+    if has_ended {
+        // Its end is known; that it is no child of ours, or was reaped before, does not matter.
+        let which = WaitId::PidFd(std::os::fd::AsFd::as_fd(process));
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = rustix::process::waitid(which, options);
+    }
+    has_ended
+}
+
+/// The process that listens in a guest's folder; it need not answer.
+pub(super) fn owner(folder: &Path) -> Result<OwnedFd, Fault> {
+    let connection = connect(folder)?;
+    owner_of(&connection, folder).map(|(_, process)| process)
+}
+
+fn owner_of(connection: &OwnedFd, folder: &Path) -> Result<(Pid, OwnedFd), Fault> {
+    let failed = |what: &str, error: Errno| Fault::new(Code::Guest, format!("{what}: {error}"));
+    let peer =
+        sockopt::socket_peercred(connection).map_err(|error| failed("peer credentials", error))?;
+    let ours = rustix::process::geteuid();
+    if peer.uid != ours && !peer.uid.is_root() {
+        let user = peer.uid.as_raw();
+        return Err(Fault::new(
+            Code::Denied,
+            format!("the socket of {} belongs to user {user}", folder.display()),
+        ));
+    }
+    let process = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty())
+        .map_err(|error| failed("guest process", error))?;
+    Ok((peer.pid, process))
+}
+
 fn connect(folder: &Path) -> Result<OwnedFd, Fault> {
     let failed = |what: &str, error: Errno| {
         let shown = folder.display();
@@ -232,6 +245,9 @@ fn connect(folder: &Path) -> Result<OwnedFd, Fault> {
         None,
     )
     .map_err(|error| failed("socket", error))?;
+    // Also for the connection itself: it waits while too many others wait to be accepted.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(SEND_WAIT))
+        .map_err(|error| failed("send timeout", error))?;
     rustix::net::connect(&socket, &address).map_err(|error| failed("connect", error))?;
     Ok(socket)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::{Signal, kill_process};
 use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::Code;
 use towpath_tests::console::Console;
@@ -17,6 +18,9 @@ const SLOW: Link = Link {
 
 /// How long it may take until the end of a process shows everywhere.
 const SHOWN_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a migrator that is started waits at most until it says that a guest's process is busy.
+const BUSY_SHOWN_WAIT: Duration = Duration::from_secs(30);
 
 /// How long nothing must begin to run by itself.
 const QUIET: Duration = Duration::from_secs(2);
@@ -123,4 +127,51 @@ fn fault_08_guest_killed_after_its_move_is_a_crash_there() {
     assert_eq!(scene.lab.kill_guest(TARGET, &guest.name), 1);
     stays_silent(&mut console);
     boots(&scene, &guest, &mut console, TARGET);
+}
+
+/// Signals a guest's process where it runs.
+fn signal(scene: &Scene, guest: &Guest, signal: Signal) {
+    let processes = scene.lab.guest_processes(SOURCE, &guest.name);
+    assert_eq!(processes.len(), 1);
+    kill_process(processes[0], signal).unwrap();
+}
+
+/// Restarts a migrator whose guest's process answers nobody, and waits until it says so.
+fn restart_beside_a_busy_process(scene: &mut Scene, guest: &Guest) {
+    signal(scene, guest, Signal::STOP);
+    let site = scene.lab.site_mut(SOURCE);
+    site.kill_migrator();
+    site.start_migrator();
+    let held = wait_until(BUSY_SHOWN_WAIT, || {
+        let view = scene.lab.site(SOURCE).guest(&guest.name).ok()??;
+        view.error.is_some().then_some(view)
+    });
+    let held = held.expect("a guest whose process is busy is shown");
+    assert_eq!(held.state, GuestState::Frozen, "{held:?}");
+    let refused = scene.lab.site(SOURCE).boot(&guest.name).unwrap_err();
+    assert_eq!(refused.known_code(), Some(Code::AlreadyRunning));
+}
+
+#[test]
+fn fault_44_a_guest_whose_process_was_busy_at_the_start_is_taken_up_later() {
+    let mut scene = Scene::new(SLOW);
+    let guest = Guest::new("busy", 16);
+    let mut console = scene.guest(&guest);
+    restart_beside_a_busy_process(&mut scene, &guest);
+    signal(&scene, &guest, Signal::CONT);
+    let rest = scene.rest(&guest, &mut console).unwrap();
+    assert_eq!(rest.place, SOURCE);
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.arrives(&guest, &mut console).unwrap();
+}
+
+#[test]
+fn fault_44_a_guest_whose_process_answers_nobody_is_stopped_with_its_process() {
+    let mut scene = Scene::new(SLOW);
+    let guest = Guest::new("busy", 16);
+    let _console = scene.guest(&guest);
+    restart_beside_a_busy_process(&mut scene, &guest);
+    scene.lab.site(SOURCE).stop_guest(&guest.name).unwrap();
+    let left = scene.lab.guest_processes(SOURCE, &guest.name);
+    assert!(left.is_empty(), "{left:?} runs on and nobody knows it");
 }

@@ -1,0 +1,81 @@
+//! Finding the processes of an earlier migrator's guests again, also those that are too busy to answer.
+//!
+//! A guest's process has one thread that answers, and a large guest's first start or check keeps it from
+//! that for minutes. It is no dead process: it is waited for, by a thread that reports to the worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towpath_protocol::fault::Fault;
+use towpath_protocol::ownership::State;
+use tracing::{info, warn};
+
+use super::ground::{Ground, now};
+use super::input::Input;
+use super::lanes::spawn;
+use super::worker::{Role, Worker};
+use crate::guest::GuestProcess;
+
+/// Wait for a process that most likely does nothing: others have their guests shown meanwhile.
+const QUICK_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest wait for one in the middle of a move, without which the move cannot go on: twice of what is the
+/// longest work it is asked for then.
+const MOVE_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest wait for one that fills or checks its guest's memory: as long as that may take.
+pub(super) const BUSY_WAIT: Duration = Duration::from_secs(1000);
+
+/// How long whoever takes a guest up again waits for its process.
+pub(super) const fn wait_for(state: &State) -> Duration {
+    match state {
+        State::Relinquished { .. }
+        | State::Prepared { .. }
+        | State::Owned {
+            missing_from: Some(_),
+            ..
+        } => MOVE_WAIT,
+        _ => QUICK_WAIT,
+    }
+}
+
+impl Ground {
+    /// Goes on waiting for a process that has not answered, if there is one.
+    pub(super) fn await_process(&mut self, fault: &Fault) -> Result<(), Fault> {
+        let path = self.path()?;
+        if !GuestProcess::lives(&path) {
+            return Ok(());
+        }
+        info!(guest = %self.id, "the guest's process lives: it is waited for");
+        self.awaited = Some(fault.clone());
+        let mailbox = Arc::clone(&self.mailbox);
+        spawn("towpath-adopt", move || {
+            let found = GuestProcess::adopt_within(&path, BUSY_WAIT);
+            mailbox.send(Input::Found(Box::new(found)));
+        })
+    }
+}
+
+impl Worker {
+    /// A process that was waited for has answered, or has ended.
+    pub(super) fn found(&mut self, found: Result<GuestProcess, Fault>) {
+        if self.ground.awaited.take().is_none() {
+            // It was ended meanwhile.
+            return;
+        }
+        if let Err(fault) = found.and_then(|process| self.ground.take_found(process)) {
+            warn!(guest = %self.ground.id, %fault, "the guest's process cannot be taken up");
+            self.ground.crash = Some(fault);
+        } else if let Some(Role::Idle(ownership)) = &self.role {
+            info!(guest = %self.ground.id, "the guest's process has answered");
+            if let State::Owned { epoch, .. } = ownership.record().state {
+                self.run(epoch);
+            } else if let Err(fault) = self.ground.free_image() {
+                warn!(guest = %self.ground.id, %fault, "the guest's process stays");
+            }
+        }
+        if let Some((at, _)) = &mut self.retry {
+            *at = now();
+        }
+    }
+}
