@@ -11,6 +11,7 @@
 //! A worker waits for nothing but its mailbox; what takes long is done by threads that report to it.
 
 mod adopt;
+mod boot;
 mod ground;
 mod host;
 mod input;

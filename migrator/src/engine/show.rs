@@ -188,6 +188,7 @@ impl Worker {
             return (state, Some(fault.clone()));
         }
         let crash = self.ground.crash.clone();
+        let mut ended = None;
         let state = match &ownership.record().state {
             State::Relinquished { .. } => GuestState::Frozen,
             State::Released { .. } => GuestState::Moved,
@@ -198,7 +199,10 @@ impl Worker {
                     _ if crash.is_some() => GuestState::Crashed,
                     // Whatever keeps its process that busy is done to a guest that stands.
                     _ if self.ground.awaited.is_some() => GuestState::Frozen,
-                    Some(ProcessState::Crashed { .. }) => GuestState::Crashed,
+                    Some(ProcessState::Crashed { reason }) => {
+                        ended = Some(Fault::new(Code::Guest, reason.clone()));
+                        GuestState::Crashed
+                    }
                     Some(ProcessState::Paused) => GuestState::Frozen,
                     Some(ProcessState::Stopped) => GuestState::Stopped,
                     Some(ProcessState::Created) => GuestState::Created,
@@ -206,7 +210,10 @@ impl Worker {
                 }
             }
         };
-        (state, crash.or_else(|| self.ground.awaited.clone()))
+        (
+            state,
+            crash.or_else(|| self.ground.awaited.clone()).or(ended),
+        )
     }
 }
 

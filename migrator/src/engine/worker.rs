@@ -484,7 +484,7 @@ impl Worker {
         }
     }
 
-    /// Boots a guest whose process is gone: its memory begins anew. One that was lost on its way stops
+    /// Boots a guest that has ended: its memory begins anew. One that was lost on its way stops
     /// waiting for what is missing, and its source may let go of it.
     fn boot(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
@@ -495,17 +495,7 @@ impl Worker {
             let detail = format!("the guest is {} here", ownership.record().state.name());
             return Err(Fault::new(Code::State, detail));
         };
-        if self
-            .ground
-            .process
-            .as_ref()
-            .is_some_and(GuestProcess::is_alive)
-        {
-            return Err(Fault::new(Code::State, "the guest has a process already"));
-        }
-        if let Some(fault) = &self.ground.awaited {
-            return Err(Fault::new(Code::AlreadyRunning, fault.detail.clone()));
-        }
+        self.ground.expect_ended()?;
         if let Some(Role::Broken(mut ownership, fault)) =
             self.role.take_if(|role| matches!(role, Role::Broken(..)))
         {

@@ -1,10 +1,14 @@
 //! The guest's own process killed, before and behind the commit.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::Code;
+use towpath_protocol::guest_api::WORKING_SET_START_BYTES;
 use towpath_tests::console::Console;
 use towpath_tests::lab::{Guest, Link};
 use towpath_tests::scene::{SOURCE, Scene, TARGET};
@@ -174,4 +178,45 @@ fn fault_44_a_guest_whose_process_answers_nobody_is_stopped_with_its_process() {
     scene.lab.site(SOURCE).stop_guest(&guest.name).unwrap();
     let left = scene.lab.guest_processes(SOURCE, &guest.name);
     assert!(left.is_empty(), "{left:?} runs on and nobody knows it");
+}
+
+/// Overwrites a guest's memory behind its back, so that it finds it wrong and crashes.
+fn spoil(scene: &Scene, guest: &Guest) {
+    let process = scene.lab.guest_processes(SOURCE, &guest.name)[0].as_raw_nonzero();
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let is_memory = |path: &PathBuf| {
+        let target = std::fs::read_link(path).unwrap_or_default();
+        target.to_string_lossy().starts_with("/memfd:")
+    };
+    let memory = files
+        .map(|file| file.unwrap().path())
+        .find(is_memory)
+        .expect("a guest's process holds its memory");
+    let memory = File::options().write(true).open(memory).unwrap();
+    let start = WORKING_SET_START_BYTES;
+    let garbage = vec![0xA5; usize::try_from((guest.memory_mib << 20) - start).unwrap()];
+    memory.write_all_at(&garbage, start).unwrap();
+}
+
+#[test]
+fn fault_07_guest_that_crashed_in_a_living_process_says_why_and_is_booted() {
+    let scene = Scene::new(SLOW);
+    let guest = Guest::new("spoilt", 16);
+    let mut console = scene.guest(&guest);
+    let refused = scene.lab.site(SOURCE).boot(&guest.name).unwrap_err();
+    assert_eq!(refused.known_code(), Some(Code::State), "it runs");
+    spoil(&scene, &guest);
+    let crashed = wait_until(SHOWN_WAIT, || {
+        let view = scene.lab.site(SOURCE).guest(&guest.name).ok()??;
+        (view.state == GuestState::Crashed).then_some(view)
+    });
+    let crashed = crashed.expect("a crashed guest is shown as one");
+    assert!(crashed.process_id.is_some(), "{crashed:?}");
+    let error = crashed.error.expect("a crashed guest says why");
+    assert_eq!(error.code, Code::Guest.as_str());
+    assert!(error.message.contains("page"), "{error:?}");
+    stays_silent(&mut console);
+    boots(&scene, &guest, &mut console, SOURCE);
+    let shown = scene.lab.site(SOURCE).guest(&guest.name).unwrap();
+    assert!(shown.expect("known").error.is_none());
 }

@@ -1,0 +1,30 @@
+//! When a guest may be booted.
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::GuestState as ProcessState;
+
+use super::ground::Ground;
+
+impl Ground {
+    /// Refuses to boot a guest beside a process in which it may run. One whose guest has ended in it is
+    /// ended first, by whoever makes another.
+    ///
+    /// # Errors
+    ///
+    /// `E_ALREADY_RUNNING` for a process that does not answer, `E_STATE` for a guest that has not ended.
+    pub(super) fn expect_ended(&mut self) -> Result<(), Fault> {
+        if let Some(fault) = &self.awaited {
+            return Err(Fault::new(Code::AlreadyRunning, fault.detail.clone()));
+        }
+        let Some(process) = self.process.as_mut().filter(|process| process.is_alive()) else {
+            return Ok(());
+        };
+        match process.describe()?.state {
+            ProcessState::Stopped | ProcessState::Crashed { .. } => Ok(()),
+            other => {
+                let detail = format!("the guest has a process already, in which it is {other}");
+                Err(Fault::new(Code::State, detail))
+            }
+        }
+    }
+}
