@@ -21,10 +21,7 @@ use super::mailbox::Mailbox;
 use super::shared::Shared;
 use crate::guest::{GuestCommand, GuestMemory, GuestProcess};
 use crate::journal::Journal;
-use crate::store::GuestFolder;
-
-/// The file that says what a guest is.
-const GUEST_FILE: &str = "guest.json";
+use crate::store::{DESCRIPTION, GuestFolder};
 
 /// The monotonic clock, as the machines of the protocol read it.
 pub(super) fn now() -> Instant {
@@ -146,10 +143,10 @@ impl Ground {
 
     pub(super) fn load_config(folder: &GuestFolder) -> Result<GuestConfig, Fault> {
         let bytes = folder
-            .read(&file_name(GUEST_FILE))?
+            .read(&file_name(DESCRIPTION))?
             .ok_or_else(|| Fault::new(Code::Quarantine, "the guest's description is gone"))?;
         serde_json::from_slice(&bytes)
-            .map_err(|error| Fault::new(Code::Quarantine, format!("{GUEST_FILE}: {error}")))
+            .map_err(|error| Fault::new(Code::Quarantine, format!("{DESCRIPTION}: {error}")))
     }
 
     /// The folder as the guest process is told it.
@@ -303,12 +300,12 @@ impl Ground {
 fn write_config(folder: &GuestFolder, config: Option<&GuestConfig>) -> Result<(), Fault> {
     let config = config.ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
     let text = serde_json::to_vec_pretty(config).expect("plain structs always serialise");
-    folder.write(&file_name(GUEST_FILE), &text)
+    folder.write(&file_name(DESCRIPTION), &text)
 }
 
 /// Whether a folder was left by a start that ended before the guest's journal was there.
 pub(super) fn is_unborn(folder: &GuestFolder) -> Result<bool, Fault> {
-    folder.holds_only(&file_name(GUEST_FILE))
+    folder.holds_only(&file_name(DESCRIPTION))
 }
 
 /// A small file's name.

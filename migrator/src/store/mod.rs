@@ -16,6 +16,7 @@
 //! one name, so that a planted link, FIFO or device is refused and never written through.
 
 mod received;
+mod removal;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -46,6 +47,9 @@ const INCARNATION: &str = "incarnation";
 const GUESTS: &str = "guests";
 const ENDED: &str = "ended";
 const JOURNAL: &str = "journal";
+/// The small file that says what a guest is. Where it stands alone, nobody owns anything.
+pub(crate) const DESCRIPTION: &str = "guest.json";
+
 const RECEIVED: &str = "received";
 
 /// What a file is called until it is whole: no [`Name`] begins with a dot.
@@ -153,7 +157,8 @@ impl Store {
         })
     }
 
-    /// Removes a guest's folder with all files in it.
+    /// Removes a guest's folder with all files in it. A crash in the middle of it leaves a guest that is
+    /// whole, or one that is taken for unborn at the next start.
     ///
     /// # Errors
     ///
@@ -161,15 +166,7 @@ impl Store {
     pub fn remove_guest(&self, name: &Name) -> Result<(), Fault> {
         let shown = name.as_str();
         let folder = open_folder(&self.guests, shown)?;
-        let unreadable = |errno| fault(shown, "cannot be read", errno);
-        for entry in rustix::fs::Dir::read_from(&folder).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
-            let entry = entry.file_name();
-            if entry != c"." && entry != c".." {
-                rustix::fs::unlinkat(&folder, entry, AtFlags::empty())
-                    .map_err(|errno| fault(shown, "cannot be emptied", errno))?;
-            }
-        }
+        removal::empty(&folder, shown, |_| Ok(()))?;
         rustix::fs::unlinkat(&self.guests, shown, AtFlags::REMOVEDIR)
             .map_err(|errno| fault(shown, "cannot be removed", errno))?;
         sync_folder(&self.guests, GUESTS)
