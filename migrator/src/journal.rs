@@ -212,6 +212,12 @@ impl<S: Storage> Journal<S> {
         result
     }
 
+    /// Whether [`Journal::settle`] has something to do.
+    #[must_use]
+    pub const fn is_unsettled(&self) -> bool {
+        !self.in_both_slots && !self.is_poisoned
+    }
+
     fn put(&mut self, record: &[u8]) -> Result<(), Fault> {
         if self.is_poisoned {
             return Err(Fault::new(

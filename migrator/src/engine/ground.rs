@@ -13,7 +13,7 @@ use towpath_protocol::identity::{GuestId, Name};
 use towpath_protocol::message::{Lane, Message};
 use towpath_protocol::ownership::Record;
 use towpath_protocol::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::input::Input;
 use super::lanes::{Link, spawn};
@@ -22,6 +22,10 @@ use super::shared::Shared;
 use crate::guest::{GuestCommand, GuestMemory, GuestProcess};
 use crate::journal::Journal;
 use crate::store::{DESCRIPTION, GuestFolder};
+
+/// How long a record is the last one until it is written to the other slot too: most are followed by another
+/// one at once.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
 /// The monotonic clock, as the machines of the protocol read it.
 pub(super) fn now() -> Instant {
@@ -52,6 +56,8 @@ pub(super) struct Ground {
     pub(super) link: Option<Link>,
     /// Why the guest's process is not there although it should be.
     pub(super) crash: Option<Fault>,
+    /// The last record's number, and since when it is known to stand in one slot only.
+    unsettled: Option<(u64, Instant)>,
     /// Why the guest's process, which lives, is not driven yet.
     pub(super) awaited: Option<Fault>,
 }
@@ -70,6 +76,7 @@ impl Ground {
             ending: None,
             link: None,
             crash: None,
+            unsettled: None,
             awaited: None,
         }
     }
@@ -131,6 +138,24 @@ impl Ground {
             return Err(Fault::new(Code::Journal, detail));
         }
         Ok(())
+    }
+
+    /// Has the last record stand in both slots of the journal, once it has been the last for a while. To be
+    /// called when nobody waits.
+    pub(super) fn settle_journal(&mut self) {
+        let Some(journal) = self.journal.as_mut().filter(|it| it.is_unsettled()) else {
+            return;
+        };
+        let sequence = journal.sequence();
+        let (_, since) = self
+            .unsettled
+            .take_if(|(known, _)| *known == sequence)
+            .unwrap_or_else(|| (sequence, now()));
+        if now().since(since) < SETTLE_AFTER {
+            self.unsettled = Some((sequence, since));
+        } else if let Err(fault) = journal.settle() {
+            error!(guest = %self.id, %fault, "the journal cannot be written any more");
+        }
     }
 
     /// Writes down what the guest is.

@@ -7,14 +7,19 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use towpath_daemon::config as file;
 use towpath_protocol::guest_api::{self, Workload};
-use towpath_protocol::identity::{AttemptId, MigrationId};
+use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
 
+use super::input::Command;
 use super::source_move::{Order, SourceMove};
 use super::*;
 use crate::api::{MigrationRequest, Phase};
 use crate::config::{Limits, Quota};
+use crate::journal::{RECORD_BYTES_MAX, SLOT_BYTES};
 
 const MIB: u64 = 1 << 20;
+
+/// Longest any wait of these tests may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A host of this configuration on which nothing lives yet.
 fn host(more: &str) -> (TempDir, Arc<Shared>) {
@@ -161,4 +166,37 @@ fn room_for_a_guest_that_did_not_come_to_live_is_free_again() {
     assert_eq!(code(shared.begin(GuestId(2), 1)), Some(Code::Quota));
     drop(room);
     assert_eq!(code(shared.begin(GuestId(2), 8 * MIB)), None);
+}
+
+#[test]
+fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let slots = || {
+        let journal = folder.path().join("state/guests/till/journal");
+        let bytes = std::fs::read(journal).unwrap();
+        // What is between its numbers and its checksums.
+        [0, 1].map(|slot| bytes[slot * SLOT_BYTES..][32..][..RECORD_BYTES_MAX].to_vec())
+    };
+    let [one, other] = slots();
+    assert_ne!(one, other, "it was written twice while somebody waited");
+    let mailbox = Arc::clone(&ground.mailbox);
+    start_worker(&shared, ground, move |ground| {
+        Worker::new(ground, ownership)
+    })
+    .unwrap();
+    let begun = std::time::Instant::now();
+    loop {
+        let [one, other] = slots();
+        if one == other {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "a rotten slot loses the record");
+        std::thread::yield_now();
+    }
+    let (reply, answer) = channel();
+    mailbox.send(Input::Command(Command::Stop(reply)));
+    answer.recv_timeout(PATIENCE).unwrap().unwrap();
 }

@@ -311,6 +311,9 @@ impl Worker {
     }
 
     fn tick(&mut self) {
+        if !self.is_waited_for() {
+            self.ground.settle_journal();
+        }
         match &mut self.role {
             Some(Role::Source(source)) => {
                 drop(source.handle(&mut self.ground, source::Event::Tick));
@@ -323,6 +326,15 @@ impl Worker {
             && let Err(fault) = self.begin_move((*order).clone())
         {
             self.give_up(&order, &fault);
+        }
+    }
+
+    /// Whether a guest stands, or may, until this worker does its next.
+    fn is_waited_for(&self) -> bool {
+        match &self.role {
+            Some(Role::Source(source)) => source.stage() == source::Stage::Switching,
+            Some(Role::Target(target)) => target.stage() == target::Stage::Running,
+            _ => false,
         }
     }
 
