@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use towpath_protocol::channel::{Accepted, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
@@ -28,6 +28,20 @@ pub fn make_room(socket: impl AsFd, class: Class) {
     }
 }
 
+/// Connects to a daemon's socket; where too many wait to be accepted, as by a daemon that hangs, for at most
+/// `wait`, which must not be zero. Writes on the connection wait for as long, unless told otherwise.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::WouldBlock`] if that was too long, or what else the system says.
+pub fn connect_within(path: &Path, wait: Duration) -> io::Result<UnixStream> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(wait))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
 /// Opens a stream to a service at a peer; returns it once the service has it.
 ///
 /// The returned socket has no timeouts set, and none of the stream's bytes have been read.
@@ -43,9 +57,15 @@ pub fn open_stream(
     wait: Duration,
 ) -> Result<(UnixStream, HostIdentity), Fault> {
     let until = Instant::now() + wait;
-    let mut stream = UnixStream::connect(tunnel).map_err(|error| {
+    let mut stream = connect_within(tunnel, wait).map_err(|error| {
+        let is_late = error.kind() == io::ErrorKind::WouldBlock;
         let detail = format!("the tunnel's socket {}: {error}", tunnel.display());
-        Fault::new(Code::Unreachable, detail)
+        let code = if is_late {
+            Code::Stalled
+        } else {
+            Code::Unreachable
+        };
+        Fault::new(code, detail)
     })?;
     make_room(&stream, open.class);
     stream

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use towpath_daemon::stream::connect_within;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{self, GuestConfig, GuestQuota, VCPU_COUNT_MAX, Workload};
 use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
@@ -23,6 +24,10 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Longest wait until what was ordered is shown.
 const SHOWN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait for the tunnel to accept a look whether it is there: whoever asks how this host is must not
+/// wait for one that hangs, and the watchdog asks too.
+const TUNNEL_WAIT: Duration = Duration::from_millis(100);
 
 /// One host's guests and moves.
 #[derive(Debug)]
@@ -125,7 +130,7 @@ impl Host for Engine {
     fn status(&self) -> HostView {
         let shared = &self.shared;
         let tunnel = shared.config.tunnel_socket();
-        let answers = std::os::unix::net::UnixStream::connect(&tunnel);
+        let answers = connect_within(&tunnel, TUNNEL_WAIT);
         let not_ready_reason = answers
             .as_ref()
             .err()

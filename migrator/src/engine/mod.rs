@@ -70,6 +70,10 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// takes milliseconds, unless a guest's process hangs.
 const RECOVER_WAIT: Duration = Duration::from_secs(5);
 
+/// Pause after a stream that could not be accepted: mostly there are no descriptors left, and it would wait
+/// there and fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Lanes that may be saying hello at once.
 const GREETING_COUNT_MAX: usize = 64;
 
@@ -231,6 +235,7 @@ fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
             Ok(stream) => stream,
             Err(error) => {
                 warn!(%error, "a stream could not be accepted");
+                std::thread::sleep(ACCEPT_PAUSE);
                 continue;
             }
         };

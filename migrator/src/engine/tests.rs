@@ -1,8 +1,10 @@
 //! What the configuration says is what happens.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use towpath_daemon::config as file;
@@ -199,4 +201,41 @@ fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
     let (reply, answer) = channel();
     mailbox.send(Input::Command(Command::Stop(reply)));
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+/// A socket that has as many connections as may wait, and nobody who accepts them.
+fn hung(path: &Path) -> (OwnedFd, Vec<OwnedFd>) {
+    let socket = || {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::NONBLOCK);
+        rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap()
+    };
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let address = SocketAddrUnix::new(path).unwrap();
+    let listener = socket();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let next = socket();
+        if rustix::net::connect(&next, &address).is_err() {
+            return (listener, waiting);
+        }
+        waiting.push(next);
+    }
+    panic!("100 connections wait");
+}
+
+#[test]
+fn a_tunnel_that_hangs_does_not_keep_a_host_from_saying_how_it_is() {
+    let (_folder, shared) = host("");
+    let _tunnel = hung(&shared.config.tunnel_socket());
+    let (answer, answered) = channel();
+    let engine = Engine::new(Arc::clone(&shared));
+    std::thread::spawn(move || drop(answer.send(engine.status())));
+    let status = answered.recv_timeout(PATIENCE).unwrap();
+    assert!(!status.ready);
+    assert!(status.not_ready_reason.unwrap().contains("tunnel.sock"));
+    // Nor does it keep a worker.
+    let fault = asked(&shared, 0);
+    assert_eq!(fault.code, Code::Stalled, "{fault}");
 }
