@@ -77,16 +77,17 @@ pub fn load_checked<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Fault
 /// `E_CONFIG` with file, line, column and the fix.
 pub fn check<T: DeserializeOwned + Check>(path: &Path, text: &str) -> Result<T, Fault> {
     let config: T = parse(path, text)?;
-    config.check().map_err(|wrong| {
-        let at = offset_of(text, &wrong.key).map_or_else(String::new, |at| position(text, at));
-        fault(format!(
-            "{}{at}: {}: {}",
-            path.display(),
-            wrong.key,
-            wrong.why
-        ))
-    })?;
+    config
+        .check()
+        .map_err(|wrong| fault(place(path, text, &wrong)))?;
     Ok(config)
+}
+
+/// A complaint about a key of the file called `path`, behind the place where the key stands in it.
+#[must_use]
+pub fn place(path: &Path, text: &str, wrong: &Wrong) -> String {
+    let at = offset_of(text, &wrong.key).map_or_else(String::new, |at| position(text, at));
+    format!("{}{at}: {}: {}", path.display(), wrong.key, wrong.why)
 }
 
 /// Parses the text of a configuration file called `path`.

@@ -1,10 +1,13 @@
 //! `towpath tunnel`: the daemon that keeps this host's links to other sites.
 
+mod identity;
+
 use std::path::Path;
 
 use clap::Subcommand;
 use tokio::runtime::Builder;
-use towpath_daemon::{config, log, shutdown};
+use towpath_daemon::config::{self, Wrong};
+use towpath_daemon::{log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
@@ -65,7 +68,17 @@ fn serve(config: &Config) -> Result<(), Fault> {
     })
 }
 
-/// Checks the text of a tunnel's configuration file.
+/// Checks the text of a tunnel's configuration file, and the files it names as the daemon's start would.
 pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
-    config::check::<Config>(file, text).map(|_| ())
+    let config = config::check::<Config>(file, text)?;
+    match identity::check(&config) {
+        Ok(()) => Ok(()),
+        Err(found) => {
+            let wrong = Wrong::new(found.key, found.fault.detail);
+            Err(Fault::new(
+                found.fault.code,
+                config::place(file, text, &wrong),
+            ))
+        }
+    }
 }

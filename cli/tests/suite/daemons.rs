@@ -67,6 +67,38 @@ fn l06_config_check_names_the_place_and_the_fix() {
 }
 
 #[test]
+fn l06_config_check_opens_the_files_that_the_start_will() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tunnel_config(folder.path());
+    let good = fs::read_to_string(&config).unwrap();
+    let identity = folder.path().join("box");
+    let key = identity.join("key.pem");
+    let refused = |text: &str, place: &str, why: &str| {
+        let path = write(folder.path(), "bad.toml", text);
+        let ran = run(&["config", "check", word(&path)]);
+        ran.failed(1, "E_CERTIFICATE");
+        let place = format!("bad.toml{place}: ");
+        assert!(ran.stderr.contains(&place), "{place} {ran:?}");
+        assert!(ran.stderr.contains(why), "{why} {ran:?}");
+    };
+    // Each file stands in a line of its own, in the order in which it is opened.
+    for (line, name) in [(8, "cert"), (9, "key"), (10, "ca")] {
+        let text = good.replace(&format!("/{name}.pem"), "/none.pem");
+        let place = format!(":{line}:1: certificates.{name}");
+        refused(&text, &place, "No such file");
+    }
+    let other = good.replace("/key.pem", "/ca.pem");
+    fs::set_permissions(identity.join("ca.pem"), fs::Permissions::from_mode(0o600)).unwrap();
+    refused(&other, ":9:1: certificates.key", "no private key");
+    let lists = format!("{good}crl = \"{}/none.pem\"\n", identity.display());
+    refused(&lists, ":11:1: certificates.crl", "No such file");
+    let other = good.replace("host = \"box\"", "host = \"rack\"");
+    refused(&other, ":2:1: host", "names edge/box");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    refused(&good, ":9:1: certificates.key", "chmod 600");
+}
+
+#[test]
 fn the_configurations_in_the_documentation_are_right() {
     let folder = tempfile::tempdir().unwrap();
     let document = include_str!("../../../docs/cli.md");
@@ -76,11 +108,14 @@ fn the_configurations_in_the_documentation_are_right() {
         .filter_map(|rest| rest.split("```").next())
         .collect();
     assert_eq!(examples.len(), 2);
+    // The files that the example names are those of no host; here they are of one.
+    let identity = tunnel_identity(folder.path(), "box-1");
     for example in examples {
+        let example = example.replace("/etc/towpath/identity", word(&identity));
         let ran = run(&[
             "config",
             "check",
-            word(&write(folder.path(), "e.toml", example)),
+            word(&write(folder.path(), "e.toml", &example)),
         ]);
         assert_eq!(ran.status, 0, "{ran:?}");
     }
@@ -230,7 +265,20 @@ fn the_relay_says_its_door_relays_and_ends_with_its_standard_input() {
 
 /// A tunnel's configuration with everything it needs, in a folder.
 pub(crate) fn tunnel_config(folder: &Path) -> PathBuf {
-    let (authority, host) = (folder.join("authority"), folder.join("box"));
+    let host = tunnel_identity(folder, "box");
+    let (run_dir, host) = (folder.join("run"), host.display());
+    let run_dir = run_dir.display();
+    let text = format!(
+        "site = \"edge\"\nhost = \"box\"\nlisten = \"127.0.0.1:0\"\nsocket = \"{run_dir}/t.sock\"\n\
+         [admin]\nsocket = \"{run_dir}/admin.sock\"\n\
+         [certificates]\ncert = \"{host}/cert.pem\"\nkey = \"{host}/key.pem\"\nca = \"{host}/ca.pem\"\n"
+    );
+    write(folder, "tunnel.toml", &text)
+}
+
+/// An identity of a host at the edge, issued by an authority of its own.
+fn tunnel_identity(folder: &Path, name: &str) -> PathBuf {
+    let (authority, host) = (folder.join("authority"), folder.join(name));
     run(&[
         "certs",
         "init",
@@ -244,18 +292,11 @@ pub(crate) fn tunnel_config(folder: &Path) -> PathBuf {
         "--authority",
         word(&authority),
         "--site=edge",
-        "--host=box",
+        &format!("--host={name}"),
         "--out",
         word(&host),
     ]);
-    let (run_dir, host) = (folder.join("run"), host.display());
-    let run_dir = run_dir.display();
-    let text = format!(
-        "site = \"edge\"\nhost = \"box\"\nlisten = \"127.0.0.1:0\"\nsocket = \"{run_dir}/t.sock\"\n\
-         [admin]\nsocket = \"{run_dir}/admin.sock\"\n\
-         [certificates]\ncert = \"{host}/cert.pem\"\nkey = \"{host}/key.pem\"\nca = \"{host}/ca.pem\"\n"
-    );
-    write(folder, "tunnel.toml", &text)
+    host
 }
 
 fn start_tunnel(config: &Path, notify: &Path, more: &[&str]) -> Child {

@@ -1,0 +1,72 @@
+//! The files of a tunnel's identity, looked at before the daemon does.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use towpath_certs::files::{read_private, read_public};
+use towpath_certs::identity::Identity;
+use towpath_certs::revocation::Revocations;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_tunnel::config::Config;
+
+/// What is wrong with a file, and the key that names it.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) key: &'static str,
+    pub(super) fault: Fault,
+}
+
+fn of(key: &'static str) -> impl Fn(Fault) -> Found {
+    move |fault| Found { key, fault }
+}
+
+/// Opens certificate, key, authority and lists as the daemon does, and looks whether they belong together and
+/// to this host. Files that only the daemon's user may open are left to the daemon.
+pub(super) fn check(config: &Config) -> Result<(), Found> {
+    let files = &config.certificates;
+    let all = [&files.cert, &files.key, &files.ca];
+    if all
+        .into_iter()
+        .chain(&files.crl)
+        .any(|path| is_denied(path))
+    {
+        return Ok(());
+    }
+    read_public(&files.cert).map_err(of("certificates.cert"))?;
+    read_private(&files.key).map_err(of("certificates.key"))?;
+    read_public(&files.ca).map_err(of("certificates.ca"))?;
+    let identity = Identity::load(&files.cert, &files.key, &files.ca).map_err(|fault| {
+        // It says which file it means; what is wrong with the certificate it says of none.
+        let names = |path: &Path| fault.detail.starts_with(&format!("{}: ", path.display()));
+        let key = if names(&files.key) {
+            "certificates.key"
+        } else if names(&files.ca) {
+            "certificates.ca"
+        } else {
+            "certificates.cert"
+        };
+        Found { key, fault }
+    })?;
+    let host = identity.host();
+    if host.site != config.site || host.host != config.host {
+        let key = if host.site == config.site {
+            "host"
+        } else {
+            "site"
+        };
+        let detail = format!("the certificate names {host}");
+        return Err(of(key)(Fault::new(Code::Certificate, detail)));
+    }
+    if let Some(crl) = &files.crl {
+        let lists = identity.load_revocations(crl, &Revocations::default());
+        lists.map_err(of("certificates.crl"))?;
+    }
+    Ok(())
+}
+
+/// Whether whoever asks may not open the file: then the daemon, which runs as another user, still may.
+fn is_denied(path: &Path) -> bool {
+    let opened = File::open(path);
+    opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+}
