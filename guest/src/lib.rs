@@ -14,7 +14,8 @@
 //! | `guest.log` | what the process says |
 //! | `console.log` | what the guest says: each line begins with nanoseconds of the monotonic clock; at 8 MiB it becomes `console.log.1` |
 //!
-//! On its standard output the process says one line: `ready`, or `fault CODE detail`.
+//! On its standard output the process says one line: `ready`, or `fault CODE detail`. Asked to probe the host
+//! it is no guest: it says such a line for everything that guests may need, behind its name, and ends.
 //!
 //! # What the guest does
 //!

@@ -1,13 +1,17 @@
 //! The hidden command that is a guest's process, driven as a migrator drives it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use towpath_migrator::guest::{GuestCommand, GuestProcess};
 use towpath_protocol::guest_api::{GuestConfig, GuestKind, Workload};
 use towpath_protocol::identity::{Epoch, GuestId};
 
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, Ran, run, towpath, word};
 
 #[test]
 fn the_command_is_a_guest_process_for_the_migrator() {
@@ -40,7 +44,104 @@ fn the_command_is_a_guest_process_for_the_migrator() {
         );
         std::thread::sleep(Duration::from_millis(2));
     }
-    let console = std::fs::read_to_string(guest.console_path()).unwrap();
+    let console = fs::read_to_string(guest.console_path()).unwrap();
     assert!(console.contains(" HB 1 1\n"), "{console}");
     guest.quit().unwrap();
+}
+
+/// A migrator whose guests are made by a program that says of the host what it is told to.
+struct Migrator {
+    folder: tempfile::TempDir,
+    child: Child,
+}
+
+impl Migrator {
+    fn start(said: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("guest");
+        let towpath_program = env!("CARGO_BIN_EXE_towpath");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --probe ] && {{ echo '{said}'; exit; }}\n\
+             exec {towpath_program} guest-process \"$@\"\n"
+        );
+        write(&program, &script, 0o700);
+        let shown = folder.path().display();
+        let config = folder.path().join("migrator.toml");
+        let text = format!(
+            "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\nstate_dir = \"{shown}/state\"\n\
+             run_dir = \"{shown}/run\"\nguest_command = [\"{shown}/guest\"]\n"
+        );
+        write(&config, &text, 0o600);
+        let path = folder.path().join("notify");
+        let notify = UnixDatagram::bind(&path).unwrap();
+        notify.set_read_timeout(Some(DEADLINE)).unwrap();
+        let child = towpath(&["migrator", "run", "--config", word(&config)])
+            .env("NOTIFY_SOCKET", &path)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut heard = [0; 512];
+        while notify.recv(&mut heard).unwrap() < 7 || !heard.starts_with(b"READY=1") {}
+        Self { folder, child }
+    }
+
+    fn run(&self, words: &[&str]) -> Ran {
+        let socket = self.folder.path().join("run/migrator.sock");
+        run(&[words, &["--socket", word(&socket)]].concat())
+    }
+}
+
+impl Drop for Migrator {
+    fn drop(&mut self) {
+        self.run(&["guest", "stop", "till"]);
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn write(path: &Path, text: &str, mode: u32) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_kvm_that_makes_no_machine_is_said_and_not_taken() {
+    let migrator = Migrator::start("kvm fault E_KVM create a machine: it opens, and that is all");
+    let refused = migrator.run(&["guest", "start", "till", "--kind", "kvm"]);
+    refused.failed(1, "E_KVM");
+    assert!(refused.stderr.contains("it opens, and that is all"));
+    let small = ["guest", "start", "till", "--memory", "16MiB"];
+    let ran = migrator.run(&small);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let shown = migrator.run(&["guest", "show", "till", "-o", "json"]);
+    assert_eq!(shown.document("guest")["kind"], "process");
+    let status = migrator.run(&["status", "-o", "json", "--tunnel-socket", "/none"]);
+    assert!(status.stdout.contains("it opens, and that is all"));
+}
+
+#[test]
+fn a_guest_process_that_says_nothing_of_the_host_is_no_hindrance() {
+    let migrator = Migrator::start("no such option");
+    let ran = migrator.run(&[
+        "guest",
+        "start",
+        "till",
+        "--kind",
+        "process",
+        "--memory=16MiB",
+    ]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+}
+
+#[test]
+fn the_command_says_what_the_host_offers() {
+    let ran = run(&["guest-process", "--probe"]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let names: Vec<&str> = ran
+        .stdout
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(names, ["kvm", "missing-pages", "write-tracking"]);
 }

@@ -19,7 +19,7 @@ use super::input::Input;
 use super::lanes::{Link, spawn};
 use super::mailbox::Mailbox;
 use super::shared::Shared;
-use crate::guest::{GuestCommand, GuestMemory, GuestProcess};
+use crate::guest::{GuestMemory, GuestProcess};
 use crate::journal::Journal;
 use crate::store::{DESCRIPTION, GuestFolder};
 
@@ -192,7 +192,7 @@ impl Ground {
             .config
             .clone()
             .ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
-        let command = self.guest_command()?;
+        let command = self.shared.guest_command()?;
         let process = if is_incoming {
             GuestProcess::spawn_incoming(&command, &path, &config)?
         } else {
@@ -236,17 +236,6 @@ impl Ground {
             let mut polled = [PollFd::new(&end, PollFlags::IN)];
             while poll(&mut polled, None) == Err(rustix::io::Errno::INTR) {}
             mailbox.send(Input::GuestGone { process_id });
-        })
-    }
-
-    fn guest_command(&self) -> Result<GuestCommand, Fault> {
-        let mut words = self.shared.config.guest_command()?.into_iter();
-        let program = words
-            .next()
-            .ok_or_else(|| Fault::new(Code::Config, "guest_command is empty"))?;
-        Ok(GuestCommand {
-            program: program.into(),
-            arguments: words.map(Into::into).collect(),
         })
     }
 

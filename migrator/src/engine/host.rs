@@ -77,21 +77,28 @@ impl Engine {
             .cloned()
     }
 
+    /// The kind of machine a guest becomes.
+    fn kind_of(&self, wanted: GuestKind) -> Result<guest_api::GuestKind, Fault> {
+        if wanted == GuestKind::Process {
+            return Ok(guest_api::GuestKind::Process);
+        }
+        let kvm = &self.shared.kvm;
+        if kvm.missing_reason().is_some() {
+            // It may have come to be usable since: its module is loaded, its device was opened to us.
+            kvm.look(self.shared.guest_command());
+        }
+        match kvm.missing_reason() {
+            None => Ok(guest_api::GuestKind::Kvm),
+            Some(_) if wanted == GuestKind::Auto => Ok(guest_api::GuestKind::Process),
+            Some(reason) => Err(Fault::new(Code::Kvm, reason)),
+        }
+    }
+
     fn config_of(&self, request: &GuestRequest) -> Result<GuestConfig, Fault> {
         let memory_bytes = request.memory_bytes;
         let usable = memory_bytes.saturating_sub(guest_api::WORKING_SET_START_BYTES);
         let wanted = request.working_set_bytes.unwrap_or(usable);
-        let kind = match request.kind {
-            GuestKind::Kvm => guest_api::GuestKind::Kvm,
-            GuestKind::Process => guest_api::GuestKind::Process,
-            GuestKind::Auto if kvm_missing_reason().is_none() => guest_api::GuestKind::Kvm,
-            GuestKind::Auto => guest_api::GuestKind::Process,
-        };
-        if kind == guest_api::GuestKind::Kvm
-            && let Some(reason) = kvm_missing_reason()
-        {
-            return Err(Fault::new(Code::Kvm, reason));
-        }
+        let kind = self.kind_of(request.kind)?;
         let id = random_id()?;
         let config = GuestConfig {
             id: GuestId(id),
@@ -114,16 +121,6 @@ impl Engine {
         })?;
         Ok(config)
     }
-}
-
-/// Why KVM cannot be used, if it cannot.
-fn kvm_missing_reason() -> Option<String> {
-    std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .err()
-        .map(|error| format!("/dev/kvm: {error}"))
 }
 
 impl Host for Engine {
@@ -156,7 +153,7 @@ impl Host for Engine {
                 LinkState::Down
             },
             not_ready_reason,
-            kvm_missing_reason: kvm_missing_reason(),
+            kvm_missing_reason: shared.kvm.missing_reason(),
             guest_count: u32::try_from(living.count()).unwrap_or(u32::MAX),
             guest_count_max: shared.config.quota.guests,
             memory_used_bytes,

@@ -16,6 +16,7 @@ mod ground;
 mod host;
 mod input;
 mod judge;
+mod kvm;
 mod lanes;
 mod mailbox;
 mod metrics;
@@ -91,6 +92,8 @@ pub fn run(config: Config) -> Result<(), Fault> {
     recover_guests(&shared)?;
     let listening = Arc::clone(&shared);
     spawn("towpath-accept", move || accept_lanes(&listening, &service))?;
+    // The workers are at work already: no move waits for it.
+    shared.kvm.look(shared.guest_command());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("towpath-http")

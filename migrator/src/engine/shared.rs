@@ -9,10 +9,12 @@ use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, Migrat
 
 use super::ground::{now, unix_ms};
 use super::input::Input;
+use super::kvm::Kvm;
 use super::mailbox::Mailbox;
 use super::metrics::Metrics;
 use crate::api::{ErrorView, GuestKind, GuestState, GuestView, MigrationView, Ownership};
 use crate::config::Config;
+use crate::guest::GuestCommand;
 use crate::store::Store;
 
 /// Finished moves that are still shown.
@@ -67,6 +69,7 @@ pub(super) struct Shared {
     pub(super) host: HostIdentity,
     pub(super) store: Store,
     pub(super) metrics: Metrics,
+    pub(super) kvm: Kvm,
     pub(super) started_unix_ms: u64,
     board: Mutex<Board>,
     workers: Mutex<BTreeMap<GuestId, Handle>>,
@@ -92,12 +95,25 @@ impl Shared {
             host: config.identity(),
             store,
             metrics: Metrics::new(config.metrics)?,
+            kvm: Kvm::default(),
             started_unix_ms: unix_ms(),
             board: Mutex::default(),
             workers: Mutex::default(),
             room: Mutex::new(Admission::new(quota)),
             failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
             config,
+        })
+    }
+
+    /// How guests' processes are started.
+    pub(super) fn guest_command(&self) -> Result<GuestCommand, Fault> {
+        let mut words = self.config.guest_command()?.into_iter();
+        let program = words
+            .next()
+            .ok_or_else(|| Fault::new(Code::Config, "guest_command is empty"))?;
+        Ok(GuestCommand {
+            program: program.into(),
+            arguments: words.map(Into::into).collect(),
         })
     }
 

@@ -8,9 +8,11 @@
 
 mod memory;
 mod missing;
+mod probe;
 mod process;
 mod transport;
 
 pub use memory::GuestMemory;
 pub use missing::{Installed, MissingMemory};
+pub use probe::probe_kvm;
 pub use process::{GuestCommand, GuestProcess};

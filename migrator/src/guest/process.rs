@@ -642,7 +642,8 @@ fn wait_until_ready(child: &mut Child) -> Result<(), Fault> {
     parse_ready(&String::from_utf8_lossy(&said))
 }
 
-fn parse_ready(line: &str) -> Result<(), Fault> {
+/// Understands `ready`, or `fault CODE detail`.
+pub(super) fn parse_ready(line: &str) -> Result<(), Fault> {
     let line = line.trim_end();
     if line == "ready" {
         return Ok(());
