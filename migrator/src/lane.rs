@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::RecvFlags;
@@ -93,6 +95,8 @@ pub struct LaneReader<R> {
     frame_begun: Option<Instant>,
     frame_wait_max: Duration,
     skipped_count: u64,
+    /// Where skipped frames of all lanes are counted.
+    skipped_total: Option<Arc<AtomicU64>>,
 }
 
 /// Whether enough bytes are there.
@@ -147,7 +151,13 @@ impl<R: Read> LaneReader<R> {
             frame_begun: None,
             frame_wait_max,
             skipped_count: 0,
+            skipped_total: None,
         }
+    }
+
+    /// Counts frames skipped from here on in a counter of all lanes too.
+    pub fn count_skipped_in(&mut self, total: Arc<AtomicU64>) {
+        self.skipped_total = Some(total);
     }
 
     /// Frames skipped so far: of a kind this version does not know, and not critical.
@@ -223,6 +233,9 @@ impl<R: Read> LaneReader<R> {
                 break (header, body);
             }
             self.skipped_count += 1;
+            if let Some(total) = &self.skipped_total {
+                total.fetch_add(1, Ordering::Relaxed);
+            }
         };
         self.body = body.clone();
         Ok(Incoming::Frame(Frame {

@@ -1,9 +1,12 @@
 //! The migrator's metrics: names and help in one place.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
@@ -28,6 +31,29 @@ pub(super) struct Metrics {
     missing_pages: IntGauge,
     blocked_seconds: IntGauge,
     demand_fetches: IntGauge,
+    skipped_messages: Counted,
+    stale_chunks: Counted,
+}
+
+/// What is counted where it happens, by those who know of no metrics.
+#[derive(Debug)]
+struct Counted {
+    total: Arc<AtomicU64>,
+    shown: IntCounter,
+}
+
+impl Counted {
+    fn new(registry: &Registry, name: &str, help: &str) -> Result<Self, Fault> {
+        Ok(Self {
+            total: Arc::default(),
+            shown: register(registry, IntCounter::new(name, help))?,
+        })
+    }
+
+    fn show(&self) {
+        let total = self.total.load(Ordering::Relaxed);
+        self.shown.inc_by(total.saturating_sub(self.shown.get()));
+    }
 }
 
 /// Series of each guest: only for those who ask for them, since each guest is a few more in every scrape.
@@ -83,6 +109,7 @@ impl Metrics {
     pub(super) fn new(options: MetricsOptions) -> Result<Self, Fault> {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| Counted::new(&registry, name, help);
         let journal = HistogramOpts::new(
             "towpath_journal_fsync_seconds",
             "Time to make one record of a guest's journal durable.",
@@ -142,12 +169,30 @@ impl Metrics {
                 "towpath_postcopy_demand_fetches",
                 "Pages running guests waited for, in the moves shown.",
             )?,
+            skipped_messages: counter(
+                "towpath_migration_skipped_messages_total",
+                "Messages of peers that this version does not know and need not.",
+            )?,
+            stale_chunks: counter(
+                "towpath_migration_stale_chunks_total",
+                "Chunks that came behind a newer round's and were dropped.",
+            )?,
             registry,
         })
     }
 
     pub(super) fn journal_write(&self, took: Duration) {
         self.journal_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Where messages that are skipped are counted.
+    pub(super) fn skipped_messages(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.skipped_messages.total)
+    }
+
+    /// Where chunks of earlier rounds are counted.
+    pub(super) fn stale_chunks(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.stale_chunks.total)
     }
 
     /// All metrics in Prometheus' text format.
@@ -195,6 +240,8 @@ impl Metrics {
         set(&self.blocked_seconds, blocked.unwrap_or(0) / 1000);
         let demanded = board.moves.values().map(|view| view.demand_fetches).sum();
         set(&self.demand_fetches, demanded);
+        self.skipped_messages.show();
+        self.stale_chunks.show();
         let mut text = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             Ok(()) => String::from_utf8_lossy(&text).into_owned(),

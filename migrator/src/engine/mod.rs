@@ -267,6 +267,7 @@ fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
     let accepted = accept_stream(&stream)?;
     let io = |error: std::io::Error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
     let mut reader = LaneReader::for_socket(stream.try_clone().map_err(io)?, HELLO_WAIT)?;
+    reader.count_skipped_in(shared.metrics.skipped_messages());
     let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
     let hello = match reader.next_frame()? {
         Incoming::Frame(frame) => match frame.message()? {

@@ -500,7 +500,8 @@ impl SourceMove {
     fn attach(&self, ground: &mut Ground, number: u64, lanes: Vec<OpenLane>) -> Result<(), Fault> {
         let (mut link, readers) = join(number, lanes)?;
         let bulk: Option<LaneWriter<_>> = link.bulk.take();
-        for (lane, reader) in readers {
+        for (lane, mut reader) in readers {
+            reader.count_skipped_in(ground.shared.metrics.skipped_messages());
             read_messages(&link, lane, reader, Arc::clone(&ground.mailbox))?;
         }
         if let Some(bulk) = bulk {

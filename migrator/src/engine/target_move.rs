@@ -5,6 +5,7 @@ mod view;
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
@@ -83,6 +84,7 @@ pub(super) struct TargetMove {
     waits: BTreeMap<u64, Instant>,
     latencies_us: Vec<u32>,
     raw_bytes: u64,
+    stale_chunks: Arc<AtomicU64>,
     outcome: Option<Outcome>,
     begun_at: Instant,
     begun_unix_ms: u64,
@@ -95,7 +97,7 @@ impl TargetMove {
         Self::with(Target::begin(setup, ownership), ground)
     }
 
-    fn with(machine: Target, _ground: &Ground) -> Self {
+    fn with(machine: Target, ground: &Ground) -> Self {
         Self {
             machine,
             chunks: BTreeMap::new(),
@@ -112,6 +114,7 @@ impl TargetMove {
             waits: BTreeMap::new(),
             latencies_us: Vec::new(),
             raw_bytes: 0,
+            stale_chunks: ground.shared.metrics.stale_chunks(),
             outcome: None,
             begun_at: now(),
             begun_unix_ms: unix_ms(),
@@ -407,10 +410,13 @@ impl TargetMove {
 
     fn take_in(&mut self, event: Event) {
         let before = self.machine.stage();
+        let stale_before = self.machine.progress().stale_chunk_count;
         let migration = self.machine.setup().migration;
         if let Err(fault) = self.machine.handle(event, now()) {
             warn!(%migration, %fault, "move disturbed");
         }
+        let stale = self.machine.progress().stale_chunk_count - stale_before;
+        self.stale_chunks.fetch_add(stale, Ordering::Relaxed);
         let after = self.machine.stage();
         if before != after {
             let (from, to) = (before.as_str(), after.as_str());
