@@ -117,15 +117,21 @@ fn plain_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     format::debug_fn(field).delimited(" ")
 }
 
+/// Whether a character of a text from outside can be shown as it is: it is no control character, and none of the
+/// marks that turn the direction of writing or have no width.
+#[must_use]
+pub fn is_plain(c: char) -> bool {
+    let is_mark = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    !is_mark && !c.is_control()
+}
+
 /// Writes text so that it stays on its line and moves no cursor.
 struct Plain<'a, 'w>(&'a mut Writer<'w>);
 
 impl Write for Plain<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            // Beside the controls, what ends a line or turns the direction of text for some readers.
-            let is_plain = !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            if is_plain && !c.is_control() {
+            if is_plain(c) {
                 self.0.write_char(c)?;
             } else {
                 write!(self.0, "{}", c.escape_default())?;

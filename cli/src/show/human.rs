@@ -2,14 +2,13 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use towpath_daemon::log::is_plain;
+
 /// A text from outside with everything escaped that could move a cursor, hide or reorder text.
 pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
-        // Control characters, and the marks that turn the direction of writing or have no width.
-        let is_plain = !character.is_control()
-            && !matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if is_plain {
+        if is_plain(character) {
             safe.push(character);
         } else {
             safe.extend(character.escape_default());
