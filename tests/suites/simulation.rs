@@ -9,6 +9,9 @@ use towpath_tests::simulation::{self, Failure, Summary};
 /// Seeds of a run unless told otherwise.
 const SEED_COUNT: u64 = 10_000;
 
+/// From so many seeds on everything must have happened.
+const ENOUGH_COUNT: u64 = 1_000;
+
 /// Lines of the trace that are shown of a failure.
 const TRACE_LINES_SHOWN: usize = 4_000;
 
@@ -70,6 +73,24 @@ fn run_all(count: u64) -> Result<Summary, Failure> {
     Ok(total)
 }
 
+/// Checks that what is to go wrong did: a run in which nothing happens proves nothing.
+fn expect_variety(total: &Summary) {
+    for (what, count) in [
+        ("moves", total.move_count),
+        (
+            "second attempts",
+            total.attempt_count.saturating_sub(total.move_count),
+        ),
+        ("moves by post-copy", total.post_copy_count),
+        ("pages demanded", total.demand_count),
+        ("thaws", total.thaw_count),
+        ("crashes", total.crash_count),
+        ("boots", total.boot_count),
+    ] {
+        assert!(count > 0, "no {what} in {total:?}");
+    }
+}
+
 #[test]
 fn a_guest_arrives_whole_whatever_goes_wrong() {
     if let Some(seed) = number("TOWPATH_SEED") {
@@ -78,8 +99,14 @@ fn a_guest_arrives_whole_whatever_goes_wrong() {
         }
         return;
     }
-    match run_all(number("TOWPATH_SEEDS").unwrap_or(SEED_COUNT)) {
-        Ok(total) => println!("{total:?}"),
+    let count = number("TOWPATH_SEEDS").unwrap_or(SEED_COUNT);
+    match run_all(count) {
+        Ok(total) => {
+            println!("{total:?}");
+            if count >= ENOUGH_COUNT {
+                expect_variety(&total);
+            }
+        }
         Err(failure) => {
             let traced = simulation::run(failure.seed, true).expect_err("a seed decides all");
             panic!("{}", show(&traced));

@@ -15,6 +15,25 @@ use towpath_tests::watch::Watch;
 /// Trials of a run unless told otherwise.
 const TRIAL_COUNT: u64 = 300;
 
+/// From so many trials on everything must have happened: one in twenty is of the rarest kinds.
+const ENOUGH_COUNT: u64 = 200;
+
+/// Of so many trials at least one has to meet its move under way.
+const HIT_PARTS_MAX: u64 = 3;
+
+/// Ways to disturb a move, as they are counted.
+const KINDS: [&str; 9] = [
+    "None",
+    "Migrator",
+    "BothMigrators",
+    "Tunnel",
+    "ReceivingProcess",
+    "Cut",
+    "CutFrom",
+    "Step",
+    "Upgrade",
+];
+
 /// Labs side by side: a trial waits more than it works.
 const LAB_COUNT: u64 = 4;
 
@@ -44,6 +63,17 @@ struct Tally {
     again_count: u64,
     by_kind: BTreeMap<String, u64>,
     took_ms: Vec<u128>,
+}
+
+impl Tally {
+    /// Checks that moves were disturbed, in every way: trials in which nothing happens prove nothing.
+    fn expect_variety(&self) {
+        assert!(self.hit_count * HIT_PARTS_MAX >= self.count, "{self:?}");
+        assert!(self.again_count > 0, "{self:?}");
+        for kind in KINDS {
+            assert!(self.by_kind.contains_key(kind), "no {kind} in {self:?}");
+        }
+    }
 }
 
 /// Takes seeds until there are no more, or one failed.
@@ -115,4 +145,7 @@ fn a_guest_survives_whatever_happens_to_its_move() {
         tally.again_count,
         tally.by_kind
     );
+    if tally.count >= ENOUGH_COUNT {
+        tally.expect_variety();
+    }
 }
