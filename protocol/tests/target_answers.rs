@@ -288,6 +288,18 @@ fn fault_08_what_was_to_be_done_with_a_dead_image_does_not_keep_the_refusal_back
 }
 
 #[test]
+fn fault_08_a_receiving_process_that_died_is_worth_another_attempt_however_that_is_noticed() {
+    let reset = Fault::new(Code::Guest, "the guest process: connection reset");
+    for noticed in [Event::GuestGone, Event::Failed(reset)] {
+        let mut target = vacant();
+        hear(&mut target, prepare()).0.expect("admitted");
+        let (_, actions) = feed(&mut target, noticed.clone());
+        let is_lost = |message: &Message| matches!(message, Message::Nack(reason) if reason.code == "E_IMAGE_LOST");
+        assert!(says(&actions, is_lost), "{noticed:?}: {actions:?}");
+    }
+}
+
+#[test]
 fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
     let mut missing = BlockSet::empty(BLOCK_COUNT);
     missing.insert(3);

@@ -604,6 +604,11 @@ impl Target {
         if is_taken || matches!(self.phase, Phase::Running) {
             return self.fail_as_owner(fault);
         }
+        // A process that does not answer any more is noticed by what is asked of it, or by its end.
+        let fault = match fault.code {
+            Code::Guest => Fault::new(Code::ImageLost, fault.detail),
+            _ => fault,
+        };
         // Durable first, then said: the source may run on only because this attempt never will.
         self.fault = Some(fault.clone());
         if self.own(ownership::Event::GiveUp).is_err() {
