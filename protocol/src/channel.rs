@@ -164,6 +164,9 @@ pub enum Leg {
 }
 
 impl Leg {
+    /// Both, the urgent one first.
+    pub const ALL: [Self; 2] = [Self::Urgent, Self::Bulk];
+
     /// The leg's name in logs and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -21,6 +21,7 @@ use towpath_migrator::api::{
 use towpath_migrator::config as migrator;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
+use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config as tunnel;
 use towpath_tunnel::status::{LinkState, StatusView};
 
@@ -306,6 +307,17 @@ impl Site {
     pub fn metrics(&self) -> Result<[String; 2], Problem> {
         let of = |client: &Client| self.runtime.block_on(client.text("/metrics"));
         Ok([of(&self.admin)?, of(&self.client)?])
+    }
+
+    /// Opens a channel at the site's tunnel.
+    ///
+    /// # Errors
+    ///
+    /// What the tunnel answers.
+    pub fn open_channel(&self, spec: &ChannelSpec) -> Result<(), Problem> {
+        let opened = self.admin.post("/v1/channels", spec);
+        let opened: Result<serde_json::Value, _> = self.runtime.block_on(opened);
+        opened.map(drop)
     }
 
     /// Waits until the link is up.

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use towpath_protocol::channel::Class;
 use towpath_tests::lab::Lab;
 use towpath_tests::scene::LINK;
 use towpath_tests::site::Place;
+use towpath_tunnel::channels::ChannelSpec;
 
 /// What all names of ours begin with.
 const PREFIX: &str = "towpath_";
@@ -48,6 +50,14 @@ fn sometimes_absent(page: &str) -> BTreeSet<&str> {
 #[test]
 fn every_query_and_rule_names_metrics_that_running_daemons_have() {
     let lab = Lab::start(LINK);
+    let channel = ChannelSpec::new(
+        "till".parse().expect("a name"),
+        "tcp:127.0.0.1:0".parse().expect("an endpoint"),
+        (Place::Region.name(), "till".parse().expect("a name")),
+        Class::App,
+    );
+    let opened = lab.site(Place::Edge).open_channel(&channel);
+    opened.expect("a channel of the edge");
     let scraped = lab
         .site(Place::Edge)
         .metrics()

@@ -107,7 +107,24 @@ pub(crate) struct Measured {
     pub sent_per_second: u64,
     /// Bytes of programs per second.
     pub received_per_second: u64,
+    /// Bytes of programs per second sent and received, by class.
+    pub classes: [(u64, u64); Class::ALL.len()],
     /// Packets lost per million sent, over the last second.
+    pub lost_per_million: u64,
+    /// The same of each leg.
+    pub legs_lost_per_million: [u64; Leg::ALL.len()],
+}
+
+/// How one of a link's connections stands: what its classes see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LegStanding {
+    pub leg: Leg,
+    /// Smoothed.
+    pub rtt: Duration,
+    /// Without a queue.
+    pub base_rtt: Duration,
+    /// The queue of the last round trip.
+    pub queue: Duration,
     pub lost_per_million: u64,
 }
 
@@ -472,6 +489,23 @@ impl Link {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How its connections stand.
+    pub(crate) fn legs(&self) -> [LegStanding; Leg::ALL.len()] {
+        let lost = self.measured().legs_lost_per_million;
+        Leg::ALL.map(|leg| {
+            let connection = self.connection(leg);
+            let estimate = Delay::of(connection).map(|delay| delay.estimate());
+            let estimate = estimate.unwrap_or_default();
+            LegStanding {
+                leg,
+                rtt: connection.rtt(),
+                base_rtt: estimate.base_rtt,
+                queue: estimate.queue_delay,
+                lost_per_million: lost[leg as usize],
+            }
+        })
+    }
+
     /// What was wrong of late.
     pub(crate) fn trouble(&self) -> Trouble {
         let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -634,27 +668,43 @@ impl Link {
     }
 
     fn measure(&self, rounds: &mut Rounds, stats: &[ConnectionStats; 2]) {
-        let (sent, received) = self.counters.totals();
-        let lost = stats.iter().map(|each| each.path.lost_packets).sum();
-        let packets = stats.iter().map(|each| each.path.sent_packets).sum();
+        let counters = &self.counters;
         let now = Totals {
             at: Clock::now(),
-            sent,
-            received,
-            lost,
-            packets,
+            bytes: Class::ALL.map(|class| (counters.sent(class), counters.received(class))),
+            packets: [0, 1].map(|leg| {
+                let path = &stats[leg].path;
+                (path.lost_packets, path.sent_packets)
+            }),
         };
         let before = rounds.totals.replace(now);
         let Some(before) = before else { return };
         let millis = now.at.duration_since(before.at).as_millis().max(1);
         let per_second =
             |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
-        let packets_sent = packets.saturating_sub(before.packets);
-        let measured = Measured {
-            sent_per_second: per_second(sent.saturating_sub(before.sent)),
-            received_per_second: per_second(received.saturating_sub(before.received)),
-            lost_per_million: lost.saturating_sub(before.lost) * 1_000_000 / packets_sent.max(1),
-        };
+        let mut measured = Measured::default();
+        for (class, rates) in measured.classes.iter_mut().enumerate() {
+            let ((sent, received), (sent_before, received_before)) =
+                (now.bytes[class], before.bytes[class]);
+            *rates = (
+                per_second(sent.saturating_sub(sent_before)),
+                per_second(received.saturating_sub(received_before)),
+            );
+            measured.sent_per_second += rates.0;
+            measured.received_per_second += rates.1;
+        }
+        let legs = [0, 1].map(|leg| {
+            let ((lost, sent), (lost_before, sent_before)) =
+                (now.packets[leg], before.packets[leg]);
+            (
+                lost.saturating_sub(lost_before),
+                sent.saturating_sub(sent_before),
+            )
+        });
+        let of_million = |(lost, sent): (u64, u64)| lost * 1_000_000 / sent.max(1);
+        measured.legs_lost_per_million = legs.map(of_million);
+        let packets_sent = legs[0].1 + legs[1].1;
+        measured.lost_per_million = of_million((legs[0].0 + legs[1].0, packets_sent));
         self.note_trouble(measured.lost_per_million, packets_sent);
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
     }
@@ -683,10 +733,10 @@ impl Default for Rounds {
 #[derive(Debug, Clone, Copy)]
 struct Totals {
     at: Clock,
-    sent: u64,
-    received: u64,
-    lost: u64,
-    packets: u64,
+    /// Bytes of programs sent and received, by class.
+    bytes: [(u64, u64); Class::ALL.len()],
+    /// Packets lost and sent, by leg.
+    packets: [(u64, u64); Leg::ALL.len()],
 }
 
 /// The lower of two caps.

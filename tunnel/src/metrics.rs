@@ -16,6 +16,7 @@ use towpath_protocol::rate::Rate;
 use crate::built_in;
 use crate::core::Core;
 use crate::dial::Cause;
+use crate::link::Link;
 use crate::outlook::Direction;
 use crate::peer::Peer;
 use crate::status::{self, LinkState};
@@ -324,6 +325,7 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "Share of packets lost over the last second.",
         peer,
     )?;
+    let legs = Legs::new(registry)?;
     let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
     let shares = Shares::new(registry)?;
     let fates = Fates::new(registry)?;
@@ -369,8 +371,56 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
             .set(estimate.queue_delay.as_secs_f64());
         let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
         loss.with_label_values(label).set(f64::from(lost) / 1e6);
+        legs.show(site, link);
     }
     Ok(())
+}
+
+/// What the classes of each of a link's connections see.
+struct Legs {
+    rtt: GaugeVec,
+    base_rtt: GaugeVec,
+    queue: GaugeVec,
+    loss: GaugeVec,
+}
+
+impl Legs {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let of = |name, help| ratios(registry, name, help, &["peer", "leg"]);
+        Ok(Self {
+            rtt: of(
+                "towpath_tunnel_leg_rtt_seconds",
+                "Smoothed round trip of one of the link's connections.",
+            )?,
+            base_rtt: of(
+                "towpath_tunnel_leg_base_rtt_seconds",
+                "Round trip without a queue, as one of the link's connections knows it.",
+            )?,
+            queue: of(
+                "towpath_tunnel_leg_queue_seconds",
+                "Queue at the bottleneck in the last round trip of one of the link's connections.",
+            )?,
+            loss: of(
+                "towpath_tunnel_leg_loss_ratio",
+                "Share of packets that one of the link's connections lost over the last second.",
+            )?,
+        })
+    }
+
+    fn show(&self, site: &str, link: &Link) {
+        for standing in link.legs() {
+            let label = &[site, standing.leg.as_str()];
+            let lost = u32::try_from(standing.lost_per_million).unwrap_or(u32::MAX);
+            for (gauge, value) in [
+                (&self.rtt, standing.rtt.as_secs_f64()),
+                (&self.base_rtt, standing.base_rtt.as_secs_f64()),
+                (&self.queue, standing.queue.as_secs_f64()),
+                (&self.loss, f64::from(lost) / 1e6),
+            ] {
+                gauge.with_label_values(label).set(value);
+            }
+        }
+    }
 }
 
 /// What was done to have a link, and to know what it carries.

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use crate::channel::Channel;
 use crate::core::{Core, Service};
 use crate::health::{self, Signs, Verdict};
-use crate::link::Link;
+use crate::link::{LegStanding, Link, Measured};
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::Peer;
 use crate::timetable;
@@ -126,6 +126,8 @@ pub struct LinkView {
     pub links_lost: u64,
     /// Bytes per class since the tunnel started.
     pub classes: Vec<ClassView>,
+    /// Its two connections, while there is a link.
+    pub legs: Vec<LegView>,
     /// Last moment of the certificate the peer showed, in seconds since 1970, while there is a link.
     pub peer_certificate_not_after_unix_seconds: Option<u64>,
     /// The key exchange that was negotiated, while there is a link.
@@ -137,6 +139,23 @@ pub struct LinkView {
     pub cipher_suite: Option<String>,
 }
 
+/// One of a link's two connections: what all classes that it carries see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LegView {
+    /// `urgent` or `bulk`.
+    pub leg: String,
+    /// Its classes.
+    pub classes: Vec<String>,
+    /// Smoothed round trip, in microseconds.
+    pub rtt_us: u64,
+    /// Round trip without a queue, in microseconds; 0 while unknown.
+    pub base_rtt_us: u64,
+    /// Queue at the bottleneck in the last round trip, in microseconds.
+    pub queue_us: u64,
+    /// Packets lost per million sent, over the last second.
+    pub lost_per_million: u64,
+}
+
 /// One class of traffic with one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClassView {
@@ -146,6 +165,10 @@ pub struct ClassView {
     pub sent_bytes: u64,
     /// Bytes received.
     pub received_bytes: u64,
+    /// Bits per second sent, over the last second.
+    pub out_bits_per_second: u64,
+    /// Bits per second received, over the last second.
+    pub in_bits_per_second: u64,
     /// Its part of what is left under the cap, beside the others' weights; none for those that go first.
     pub weight: Option<u32>,
     /// What it gets at least under a cap, in bits per second on the wire.
@@ -389,7 +412,9 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     let groups = link.and_then(Link::key_exchanges);
-    let classes = Class::ALL.iter().map(|class| class_view(peer, *class));
+    let classes = Class::ALL
+        .iter()
+        .map(|class| class_view(peer, *class, &measured));
     LinkView {
         peer: peer.site.to_string(),
         host: link.map(|link| link.peer.host.to_string()),
@@ -415,6 +440,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),
         links_lost: tally.links_lost.load(Ordering::Relaxed),
         classes: classes.collect(),
+        legs: link.map_or_else(Vec::new, |link| link.legs().map(leg_view).to_vec()),
         peer_certificate_not_after_unix_seconds: link.and_then(trust::peer_not_after),
         key_exchange: groups.map(|groups| names(&groups)),
         key_exchange_is_hybrid: groups.map(|groups| groups.iter().all(|one| tls::is_hybrid(*one))),
@@ -430,14 +456,31 @@ fn names(groups: &[NamedGroup; 2]) -> String {
     }
 }
 
-fn class_view(peer: &Peer, class: Class) -> ClassView {
+fn leg_view(standing: LegStanding) -> LegView {
+    let classes = Class::ALL
+        .iter()
+        .filter(|class| class.leg() == standing.leg);
+    LegView {
+        leg: standing.leg.as_str().to_owned(),
+        classes: classes.map(ToString::to_string).collect(),
+        rtt_us: micros(standing.rtt),
+        base_rtt_us: micros(standing.base_rtt),
+        queue_us: micros(standing.queue),
+        lost_per_million: standing.lost_per_million,
+    }
+}
+
+fn class_view(peer: &Peer, class: Class, measured: &Measured) -> ClassView {
     let shaped = peer.shaped();
     let shares = &shaped.rules.shares;
     let share = shares.of(class);
+    let (sent, received) = measured.classes[class.index()];
     ClassView {
         class: class.to_string(),
         sent_bytes: peer.counters.sent(class),
         received_bytes: peer.counters.received(class),
+        out_bits_per_second: sent.saturating_mul(8),
+        in_bits_per_second: received.saturating_mul(8),
         weight: shares.weight(class),
         floor_bits_per_second: share.floor.map(Rate::bits_per_second),
         cap_bits_per_second: share.cap.map(Rate::bits_per_second),

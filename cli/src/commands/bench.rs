@@ -106,11 +106,12 @@ struct Outcome {
     bytes: u64,
     time_ms: u64,
     goodput_bytes_per_second: u64,
-    /// The cap on what this side sends, if it sends and has one.
+    /// The cap on what this side sends, or asks the peer to keep to, as far as it is known here.
     cap_bytes_per_second: Option<u64>,
     idle_ping: Pings,
     loaded_ping: Pings,
-    /// Share of the packets this side sent that were lost, in the mean of each second's.
+    /// Share of the packets this side sent that were lost, in the mean of each second's; none if it is the
+    /// peer that sends, for only that knows.
     loss_ratio: Option<f64>,
     cpu_seconds_per_gib: Cost,
 }
@@ -134,7 +135,7 @@ struct Cost {
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let before = Near::look(options)?;
-    let cap = before.cap.filter(|_| !options.reverse);
+    let cap = before.cap;
     if let Some(cap) = cap {
         let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
         show::note(&format!(
@@ -335,16 +336,19 @@ impl Near {
         let client = Client::new(&options.tunnel_socket);
         let text = block_on(client.text("/metrics"))??;
         let of_peer = |name: &str| format!("{name}{{peer=\"{}\"}}", options.peer);
-        let cap = value(
-            &text,
-            &of_peer("towpath_tunnel_rate_limit_bytes_per_second"),
-        );
+        let cap = if options.reverse {
+            "towpath_tunnel_receive_rate_limit_bytes_per_second"
+        } else {
+            "towpath_tunnel_rate_limit_bytes_per_second"
+        };
+        let cap = value(&text, &of_peer(cap));
+        let loss = value(&text, &of_peer("towpath_tunnel_loss_ratio"));
         Ok(Self {
             cpu: value(&text, "towpath_tunnel_cpu_seconds_total"),
             // A rate is a whole number of bytes, and far below what this type holds.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             cap: cap.map(|cap| cap as u64),
-            loss: value(&text, &of_peer("towpath_tunnel_loss_ratio")),
+            loss: loss.filter(|_| !options.reverse),
         })
     }
 }

@@ -132,7 +132,8 @@ fn host_table(host: &HostView) -> String {
 
 fn tunnel_table(status: &StatusView) -> String {
     let mut table = Table::new([
-        "LINK", "STATE", ">RTT", ">QUEUE", ">OUT", ">IN", ">CAP", ">STREAMS", "WHY",
+        "LINK", "STATE", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP", ">STREAMS",
+        "WHY",
     ]);
     for link in &status.links {
         let host = link
@@ -146,7 +147,9 @@ fn tunnel_table(status: &StatusView) -> String {
             escape(&format!("{}{host}", link.peer)),
             link.state.as_str().to_owned(),
             tenths_of_ms(link.rtt_us),
+            tenths_of_ms(link.base_rtt_us),
             tenths_of_ms(link.queue_us),
+            percent(link.lost_per_million),
             bits_per_second(link.goodput_out_bits_per_second / 8),
             bits_per_second(link.goodput_in_bits_per_second / 8),
             or_dash(cap),
@@ -192,6 +195,10 @@ fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) 
         ("revocations", (!lists.is_empty()).then(|| lists.join(", "))),
         ("not used", certificate.problem.as_deref().map(escape)),
     ])
+}
+
+fn percent(per_million: u64) -> String {
+    format!("{}.{} %", per_million / 10_000, per_million % 10_000 / 1000)
 }
 
 fn tenths_of_ms(microseconds: u64) -> String {

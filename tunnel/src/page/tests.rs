@@ -13,6 +13,8 @@ fn link(peer: &str, state: LinkState) -> LinkView {
         class: name.to_owned(),
         sent_bytes: 5 << 30,
         received_bytes: 0,
+        out_bits_per_second: 0,
+        in_bits_per_second: 0,
         weight: (name == "bulk").then_some(3),
         floor_bits_per_second: (name == "bulk").then_some(5_000_000),
         cap_bits_per_second: (name == "bulk").then_some(80_000_000),
@@ -45,6 +47,7 @@ fn link(peer: &str, state: LinkState) -> LinkView {
         classes: ["control", "demand", "app", "switch", "bulk", "scavenger"]
             .map(class)
             .into(),
+        legs: Vec::new(),
         peer_certificate_not_after_unix_seconds: Some(NOW + 3600),
         key_exchange: None,
         key_exchange_is_hybrid: None,

@@ -1,11 +1,15 @@
 //! The admin API: what operators and scrapers see.
 
-use crate::harness::{Pair, echo};
+use std::time::Duration;
+
+use crate::harness::{Pair, echo, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
-use towpath_tunnel::status::{LinkState, SCHEMA, StatusView};
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::status::{ClassView, LinkState, SCHEMA, StatusView};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_tells_link_classes_services_and_certificate() {
@@ -49,6 +53,39 @@ async fn status_tells_link_classes_services_and_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_class_sees_is_told_by_class_and_by_leg() {
+    let path = Direction {
+        delay: Duration::from_millis(10),
+        bits_per_second: Some(40_000_000),
+        ..Direction::default()
+    };
+    let pair = Pair::start_with(|_, _| (), Some(path)).await;
+    let filling = pair.fill(Class::Bulk).await;
+    let rate = |tunnel: &Tunnel, of: fn(&ClassView) -> u64| {
+        of(&tunnel.status().links[0].classes[Class::Bulk.index()])
+    };
+    until("bulk's rate is seen at both sides", || {
+        rate(&pair.edge, |class| class.out_bits_per_second) > 20_000_000
+            && rate(&pair.region, |class| class.in_bits_per_second) > 20_000_000
+    })
+    .await;
+    let link = &pair.edge.status().links[0];
+    assert_eq!(
+        link.classes[Class::Scavenger.index()].out_bits_per_second,
+        0
+    );
+    let [urgent, bulk] = link.legs.as_slice() else {
+        panic!("{:?}", link.legs);
+    };
+    assert_eq!((&*urgent.leg, &*bulk.leg), ("urgent", "bulk"));
+    assert_eq!(bulk.classes, ["bulk", "scavenger"]);
+    for leg in [urgent, bulk] {
+        assert!(leg.base_rtt_us >= 20_000, "{leg:?}");
+    }
+    drop(filling);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_follows_the_links_and_liveness_does_not() {
     let pair = Pair::start().await;
     let client = Client::new(&pair.edge_config.admin.socket);
@@ -73,6 +110,10 @@ async fn metrics_have_the_names_that_dashboards_use() {
         "towpath_tunnel_state{peer=\"region\",state=\"down\"} 0",
         "towpath_tunnel_streams_paused{peer=\"region\"} 0",
         "towpath_tunnel_rtt_seconds{peer=\"region\"}",
+        "towpath_tunnel_leg_rtt_seconds{leg=\"bulk\",peer=\"region\"}",
+        "towpath_tunnel_leg_base_rtt_seconds{leg=\"urgent\",peer=\"region\"}",
+        "towpath_tunnel_leg_queue_seconds{leg=\"bulk\",peer=\"region\"}",
+        "towpath_tunnel_leg_loss_ratio{leg=\"bulk\",peer=\"region\"}",
         "towpath_tunnel_loss_ratio{peer=\"region\"}",
         "towpath_tunnel_bytes_total{class=\"demand\",dir=\"in\",peer=\"region\"}",
         "towpath_tls_rejected_total{reason=\"expired\"} 0",
