@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
@@ -14,6 +14,18 @@ use towpath_protocol::fault::{Code, Fault};
 use super::shared::Board;
 use crate::api::{GuestState, Phase};
 use crate::config::MetricsOptions;
+
+/// What no honest peer makes a host refuse: guests that are not its own, or no longer, and lies about them.
+const ALARMING: [Code; 8] = [
+    Code::StaleEpoch,
+    Code::DoubleOffer,
+    Code::GuestExists,
+    Code::Denied,
+    Code::RootMismatch,
+    Code::Conflict,
+    Code::Range,
+    Code::Meta,
+];
 
 /// The metrics of one migrator.
 #[derive(Debug)]
@@ -33,6 +45,7 @@ pub(super) struct Metrics {
     demand_fetches: IntGauge,
     skipped_messages: Counted,
     stale_chunks: Counted,
+    rejected: IntCounterVec,
 }
 
 /// What is counted where it happens, by those who know of no metrics.
@@ -110,6 +123,18 @@ impl Metrics {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let counter = |name: &str, help: &str| Counted::new(&registry, name, help);
+        let rejected = IntCounterVec::new(
+            Opts::new(
+                "towpath_handover_rejected_total",
+                "Words of peers about guests that no honest peer says, by the code of the refusal.",
+            ),
+            &["code"],
+        );
+        let rejected = register(&registry, rejected)?;
+        for code in ALARMING {
+            // There from the start, so that the first one is an increase.
+            rejected.with_label_values(&[code.as_str()]).inc_by(0);
+        }
         let journal = HistogramOpts::new(
             "towpath_journal_fsync_seconds",
             "Time to make one record of a guest's journal durable.",
@@ -169,6 +194,7 @@ impl Metrics {
                 "towpath_postcopy_demand_fetches",
                 "Pages running guests waited for, in the moves shown.",
             )?,
+            rejected,
             skipped_messages: counter(
                 "towpath_migration_skipped_messages_total",
                 "Messages of peers that this version does not know and need not.",
@@ -183,6 +209,15 @@ impl Metrics {
 
     pub(super) fn journal_write(&self, took: Duration) {
         self.journal_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts what a peer said and was refused, if that is alarming; says whether it is.
+    pub(super) fn rejected(&self, code: Code) -> bool {
+        let is_alarming = ALARMING.contains(&code);
+        if is_alarming {
+            self.rejected.with_label_values(&[code.as_str()]).inc();
+        }
+        is_alarming
     }
 
     /// Where messages that are skipped are counted.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use towpath_protocol::admission::{Admission, Living, Quota};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
+use tracing::warn;
 
 use super::ground::{now, unix_ms};
 use super::input::Input;
@@ -212,6 +213,14 @@ impl Shared {
         let mut board = self.board();
         let id = GuestId(u128::from(u64::MAX) + board.guests.len() as u128);
         board.guests.insert(id, quarantined(name, id, fault));
+    }
+
+    /// A peer's words were refused. What no honest peer says, of guests that are not its own or no longer, is
+    /// for the audit log and an alert: two hosts claim a guest, or one lies.
+    pub(super) fn refused(&self, peer: &HostIdentity, fault: &Fault) {
+        if self.metrics.rejected(fault.code) {
+            warn!(target: "audit", %peer, %fault, "what a peer says of a guest is refused");
+        }
     }
 
     /// Data came for an attempt: its place is kept.

@@ -345,6 +345,7 @@ impl SourceMove {
         let result = self.machine.handle(event, now());
         if let Err(fault) = &result {
             warn!(migration = %self.order.id, %fault, "move disturbed");
+            ground.shared.refused(&self.order.target, fault);
         }
         self.carry_out(ground);
         let after = self.machine.stage();

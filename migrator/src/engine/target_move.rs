@@ -21,6 +21,7 @@ use super::ground::{Ground, now, unix_ms};
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, Unpacked, check_trust, join, read_chunks, read_messages, spawn};
+use super::shared::Shared;
 use super::source_move::NotBegun;
 use crate::guest::MissingMemory;
 use crate::lane::LaneReader;
@@ -85,6 +86,7 @@ pub(super) struct TargetMove {
     latencies_us: Vec<u32>,
     raw_bytes: u64,
     stale_chunks: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     outcome: Option<Outcome>,
     begun_at: Instant,
     begun_unix_ms: u64,
@@ -115,6 +117,7 @@ impl TargetMove {
             latencies_us: Vec::new(),
             raw_bytes: 0,
             stale_chunks: ground.shared.metrics.stale_chunks(),
+            shared: Arc::clone(&ground.shared),
             outcome: None,
             begun_at: now(),
             begun_unix_ms: unix_ms(),
@@ -329,6 +332,7 @@ impl TargetMove {
             && let Err(fault) = self.admit(ground, prepare)
         {
             info!(%fault, "guest refused");
+            self.shared.refused(&self.setup().source, &fault);
             ground.send(Lane::Control, &Message::Refused((&fault).into()));
             self.outcome = Some(Outcome::Refused(fault));
             return;
@@ -414,6 +418,7 @@ impl TargetMove {
         let migration = self.machine.setup().migration;
         if let Err(fault) = self.machine.handle(event, now()) {
             warn!(%migration, %fault, "move disturbed");
+            self.shared.refused(&self.machine.setup().source, &fault);
         }
         let stale = self.machine.progress().stale_chunk_count - stale_before;
         self.stale_chunks.fetch_add(stale, Ordering::Relaxed);

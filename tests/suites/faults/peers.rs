@@ -121,6 +121,9 @@ fn h07_an_offer_of_a_guest_that_lives_here_changes_nothing_of_it() {
             other => panic!("{other:?}"),
         }
     }
+    let [_, metrics] = site.metrics().unwrap();
+    let counted = "towpath_handover_rejected_total{code=\"E_GUEST_EXISTS\"} 2\n";
+    assert!(metrics.contains(counted), "{metrics}");
     let after = shown(site, &guest);
     assert_eq!(
         (after.name, after.memory_bytes, after.process_id),

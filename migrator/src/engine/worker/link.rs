@@ -149,7 +149,9 @@ impl Worker {
             if known.source != setup.source && !target.is_blank() {
                 let (other, known) = (&setup.source, &known.source);
                 let detail = format!("{other} offers a guest that {known} is sending");
-                refuse(&lane, &Fault::new(Code::DoubleOffer, detail));
+                let fault = Fault::new(Code::DoubleOffer, detail);
+                self.ground.shared.refused(other, &fault);
+                refuse(&lane, &fault);
                 return;
             }
             let is_replaced =
