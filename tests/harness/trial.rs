@@ -81,6 +81,20 @@ impl Side {
     }
 }
 
+/// Hosts that do as they should alarm nobody, whatever befalls them.
+fn check_no_alarm(lab: &Lab) -> Result<(), String> {
+    for place in Place::ALL {
+        let [_, metrics] = lab.site(place).metrics().map_err(|why| why.cause)?;
+        let mut rejected = metrics
+            .lines()
+            .filter(|line| line.starts_with("towpath_handover_rejected_total{"));
+        if let Some(line) = rejected.find(|line| !line.ends_with(" 0")) {
+            return Err(format!("{place:?} was alarmed: {line}"));
+        }
+    }
+    Ok(())
+}
+
 /// What happens to the move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disturbance {
@@ -181,6 +195,7 @@ impl Trial {
         let has_hit = self.disturb(lab);
         let rest = come_to_rest(lab, &self.guest.name, &mut console, watch, REST_WAIT)?;
         self.check_place(lab, &rest)?;
+        check_no_alarm(lab)?;
         lab.forget_guest(&self.guest.name);
         Ok(Outcome { rest, has_hit })
     }
