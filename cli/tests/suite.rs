@@ -13,3 +13,5 @@ mod guests;
 mod service_manager;
 #[path = "suite/support.rs"]
 mod support;
+#[path = "suite/tunnels.rs"]
+mod tunnels;

@@ -1,0 +1,589 @@
+//! The operator's commands for tunnels against two that are really linked, as tables and as documents.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{DEADLINE, Ran, run, towpath, word};
+
+/// Pause between two looks at something that is waited for.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+/// One site's tunnel.
+struct Tunnel {
+    run: PathBuf,
+    child: Child,
+}
+
+impl Tunnel {
+    fn start(folder: &Path, site: &str, more: &str) -> Self {
+        let (authority, here) = (folder.join("authority"), folder.join(site));
+        fs::create_dir(&here).unwrap();
+        let [identity, run_dir] = ["identity", "run"].map(|name| here.join(name));
+        let issued = run(&[
+            "certs",
+            "issue",
+            "--authority",
+            word(&authority),
+            "--host=box",
+            &format!("--site={site}"),
+            "--out",
+            word(&identity),
+        ]);
+        assert_eq!(issued.status, 0, "{issued:?}");
+        let (files, sockets) = (identity.display(), run_dir.display());
+        let text = format!(
+            "site = \"{site}\"\nhost = \"box\"\nsocket = \"{sockets}/tunnel.sock\"\n{more}\n\
+             [admin]\nsocket = \"{sockets}/admin.sock\"\n\
+             [certificates]\ncert = \"{files}/cert.pem\"\nkey = \"{files}/key.pem\"\n\
+             ca = \"{files}/ca.pem\"\n"
+        );
+        let config = here.join("tunnel.toml");
+        fs::write(&config, text).unwrap();
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+        let path = here.join("notify");
+        let notify = UnixDatagram::bind(&path).unwrap();
+        notify.set_read_timeout(Some(DEADLINE)).unwrap();
+        let child = towpath(&["tunnel", "run", "--config", word(&config)])
+            .env("NOTIFY_SOCKET", &path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let tunnel = Self {
+            run: run_dir,
+            child,
+        };
+        let mut heard = [0; 512];
+        loop {
+            let count = notify.recv(&mut heard).unwrap();
+            if heard[..count].starts_with(b"READY=1") {
+                return tunnel;
+            }
+        }
+    }
+
+    /// Runs a command of an operator at this site.
+    fn run(&self, words: &[&str]) -> Ran {
+        let mut command = towpath(words);
+        command
+            .env("TOWPATH_TUNNEL_SOCKET", self.run.join("admin.sock"))
+            .env("TOWPATH_STREAM_SOCKET", self.run.join("tunnel.sock"))
+            .env("TOWPATH_SOCKET", self.run.join("none.sock"));
+        Ran::of(&command.output().unwrap())
+    }
+
+    /// Runs a command that must succeed and writes a table: nothing on stderr, and no document.
+    #[track_caller]
+    fn table(&self, words: &[&str]) -> String {
+        let ran = self.run(words);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        assert!(!ran.stdout.starts_with('{'), "{ran:?}");
+        ran.stdout
+    }
+
+    /// The same as one document of a kind.
+    #[track_caller]
+    fn document(&self, words: &[&str], kind: &str) -> Value {
+        self.run(&[words, &["-o", "json"]].concat()).document(kind)
+    }
+
+    /// Checks that a command fails with this status and code, in both forms, and says what it met.
+    #[track_caller]
+    fn refuses(&self, words: &[&str], (status, code): (i32, &str), cause: &str) {
+        let ran = self.run(words);
+        ran.failed(status, code);
+        assert!(ran.stderr.contains(cause), "{ran:?}");
+        assert_eq!(ran.stdout, "", "{ran:?}");
+        let ran = self.run(&[words, &["-o", "json"]].concat());
+        assert_eq!(
+            (ran.status, ran.stdout.as_str()),
+            (status, ""),
+            "{words:?} {ran:?}"
+        );
+        let problem: Value = serde_json::from_str(&ran.stderr).unwrap_or_default();
+        assert_eq!(
+            problem["schema"], "towpath.v1.error",
+            "{words:?}: {}",
+            ran.stderr
+        );
+        assert_eq!(problem["code"], code, "{problem}");
+        let said = problem["cause"].as_str().unwrap();
+        assert!(said.contains(cause), "{problem}");
+        for field in ["message", "remedy"] {
+            let text = problem[field].as_str();
+            assert!(text.is_some_and(|text| !text.is_empty()), "{problem}");
+        }
+    }
+
+    /// The way to the other site, as `towpath status` has it.
+    fn link(&self) -> Value {
+        self.document(&["status"], "status")["tunnel"]["status"]["links"][0].clone()
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Two linked tunnels: the edge dials the region, where there is an echo and a bench.
+struct Pair {
+    edge: Tunnel,
+    region: Tunnel,
+    _folder: TempDir,
+}
+
+impl Pair {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let authority = path.join("authority");
+        let made = run(&[
+            "certs",
+            "init",
+            "--trust-domain=shop.example",
+            "--dir",
+            word(&authority),
+        ]);
+        assert_eq!(made.status, 0, "{made:?}");
+        echo(&path.join("echo.sock"));
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let services = format!(
+            "listen = \"{address}\"\n[[peers]]\nsite = \"edge\"\n\
+             [[services]]\nname = \"till\"\ntarget = \"unix:{}\"\nallow = [\"edge\"]\n\
+             [[services]]\nname = \"bench\"\nsocket = \"builtin:bench\"\nallow = [\"edge\"]",
+            path.join("echo.sock").display()
+        );
+        let region = Tunnel::start(path, "region", &services);
+        let peer = format!("[[peers]]\nsite = \"region\"\naddress = \"{address}\"");
+        let edge = Tunnel::start(path, "edge", &peer);
+        let pair = Self {
+            edge,
+            region,
+            _folder: folder,
+        };
+        for tunnel in [&pair.edge, &pair.region] {
+            wait_until("there is no link", || tunnel.link()["state"] == "healthy");
+        }
+        pair
+    }
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
+/// A program that says back what it hears, at a socket.
+fn echo(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut read) = stream else { return };
+            let mut write = read.try_clone().unwrap();
+            std::thread::spawn(move || std::io::copy(&mut read, &mut write));
+        }
+    });
+}
+
+/// The value beside a title in a table of fields.
+#[track_caller]
+fn field<'a>(table: &'a str, title: &str) -> &'a str {
+    let spaced = format!("{title}  ");
+    let mut lines = table.lines();
+    let found = lines.find_map(|line| line.strip_prefix(&spaced));
+    found
+        .unwrap_or_else(|| panic!("no {title} in {table}"))
+        .trim()
+}
+
+/// A command with more words.
+fn line<'a>(begin: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [begin, more].concat()
+}
+
+fn now_unix() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    since.as_secs()
+}
+
+/// Opens a channel that leads to the echo.
+const OPEN: [&str; 6] = [
+    "channel",
+    "open",
+    "till",
+    "--listen=tcp:127.0.0.1:0",
+    "--peer=region",
+    "--service=till",
+];
+
+const SHAPE: [&str; 3] = ["tunnel", "shape", "region"];
+
+const FORECAST: [&str; 2] = ["forecast", "region"];
+
+const BENCH: [&str; 4] = ["tunnel", "bench", "region", "--time=1s"];
+
+#[test]
+fn a_channel_is_opened_used_led_elsewhere_capped_and_closed() {
+    let pair = Pair::start();
+    let edge = &pair.edge;
+    let empty = edge.table(&["channel", "ls"]);
+    assert!(empty.contains("towpath channel open NAME"), "{empty}");
+    let none = edge.document(&["channel", "ls"], "channels");
+    assert_eq!(none["channels"].as_array().map(Vec::len), Some(0));
+
+    let before = now_unix();
+    let opened = edge.document(&OPEN, "channel");
+    assert_eq!(
+        (&opened["class"], &opened["peer"]),
+        (&"app".into(), &"region".into())
+    );
+    let first = opened["generation"].as_u64().unwrap();
+    assert!(first >= before, "{opened}");
+    let listen = opened["listen"].as_str().unwrap().to_owned();
+    let mut program = TcpStream::connect(listen.strip_prefix("tcp:").unwrap()).unwrap();
+    program.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut said_back = |words: &[u8]| {
+        program.write_all(words).unwrap();
+        let mut heard = vec![0; words.len()];
+        program.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, words);
+    };
+    said_back(b"hello");
+    let show = ["channel", "show", "till"];
+    wait_until("what was carried is not shown", || {
+        let view = edge.document(&show, "channel");
+        view["connections"] == 1 && view["sent_bytes"] == 5 && view["received_bytes"] == 5
+    });
+
+    // Each change is the next generation, and what is not named is as it is by default.
+    let urgent = [
+        &OPEN[..],
+        &["--class=demand", "--cap=8Mbit", "--expires=1h"],
+    ]
+    .concat();
+    let changed = edge.table(&urgent);
+    let value = |table: &str, title| field(table, title).to_owned();
+    assert_eq!(value(&changed, "generation"), (first + 1).to_string());
+    assert_eq!(value(&changed, "class"), "demand");
+    assert_eq!(value(&changed, "cap"), "8.0 Mbit/s");
+    let view = edge.document(&show, "channel");
+    assert_eq!(view["cap_bits_per_second"], 8_000_000);
+    let expires = view["expires_unix_seconds"].as_u64().unwrap();
+    assert!(expires >= before + 3600, "{view}");
+    assert_eq!(view["listen"], *listen, "its port stays");
+
+    let capped = edge.document(&["channel", "cap", "till", "9Mbit"], "channel");
+    assert_eq!(capped["generation"], first + 2);
+    assert_eq!(capped["cap_bits_per_second"], 9_000_000);
+    for kept in ["listen", "class", "service", "expires_unix_seconds"] {
+        assert_eq!(capped[kept], view[kept], "a cap changes the cap alone");
+    }
+    edge.table(&["channel", "cap", "till", "none"]);
+    let table = edge.table(&show);
+    assert!(!table.contains("\ncap "), "{table}");
+    assert_eq!(value(&table, "generation"), (first + 3).to_string());
+    assert_eq!(value(&table, "leads to"), "till at region");
+    assert_eq!(value(&table, "connections"), "1 now, 1 in all");
+    said_back(b"still here");
+
+    let list = edge.table(&["channel", "ls"]);
+    let lines: Vec<&str> = list.lines().collect();
+    assert_eq!(lines.len(), 2, "{list}");
+    assert!(lines[0].starts_with("CHANNEL") && lines[1].starts_with("till"));
+    assert_eq!(lines[0].find("STATE"), lines[1].find("healthy"), "{list}");
+    let status = edge.document(&["status"], "status");
+    let shown = &status["tunnel"]["status"]["channels"][0];
+    assert_eq!(shown["generation"], first + 3);
+
+    let named = ["channel", "close", "till", "--generation=1"];
+    edge.refuses(&named, (1, "E_STATE"), "generation 1 is too old");
+    let left = edge.document(&["channel", "close", "till"], "channels");
+    assert_eq!(left["channels"].as_array().map(Vec::len), Some(0));
+    assert_eq!(program.read(&mut [0; 8]).unwrap_or_default(), 0, "it ends");
+    edge.refuses(&show, (1, "E_NOT_FOUND"), "till");
+}
+
+#[test]
+fn what_a_channel_cannot_be_is_refused_with_a_cause_and_changes_nothing() {
+    let pair = Pair::start();
+    let edge = &pair.edge;
+    let nowhere = [&OPEN[..4], &["--peer=branch", "--service=till"]].concat();
+    edge.refuses(&nowhere, (1, "E_NOT_FOUND"), "branch is no peer");
+    for words in [
+        ["channel", "show", "none"].as_slice(),
+        &["channel", "close", "none"],
+        &["channel", "cap", "none", "9Mbit"],
+    ] {
+        edge.refuses(words, (1, "E_NOT_FOUND"), "none");
+    }
+    let to_dns = ["--peer=region", "--service=dns"];
+    let dns = ["channel", "open", "dns", "--listen=udp:127.0.0.1:0"];
+    let dns = line(&dns, &to_dns);
+    let opened = edge.document(&line(&dns, &["--generation=7"]), "channel");
+    assert_eq!(opened["generation"], 7);
+    let taken = format!("--listen={}", opened["listen"].as_str().unwrap());
+    let beside = line(&["channel", "open", "ntp", &taken], &to_dns);
+    edge.refuses(&beside, (1, "E_IO"), "cannot listen at udp:");
+    let old = line(&dns, &["--generation=6"]);
+    edge.refuses(&old, (1, "E_STATE"), "generation 6 is too old");
+    let other = line(&dns, &["--generation=7", "--class=bulk"]);
+    edge.refuses(&other, (1, "E_CONFLICT"), "said something else");
+    let list = edge.document(&["channel", "ls"], "channels");
+    let names: Vec<_> = list["channels"].as_array().unwrap().iter().collect();
+    assert_eq!((names.len(), &names[0]["name"]), (1, &"dns".into()));
+}
+
+#[test]
+fn caps_and_shares_are_changed_and_show() {
+    let pair = Pair::start();
+    let edge = &pair.edge;
+    let begun = edge.table(&SHAPE);
+    assert_eq!(field(&begun, "cap"), "none");
+    let changed = edge.document(
+        &line(
+            &SHAPE,
+            &[
+                "--send-rate=50Mbit",
+                "--receive-rate=20Mbit",
+                "--class=bulk",
+                "--weight=3",
+                "--cap=9Mbit",
+            ],
+        ),
+        "shaping",
+    );
+    assert_eq!(changed["shares"]["bulk"]["weight"], 3);
+    let table = edge.table(&line(&SHAPE, &["--class=app", "--floor=5Mbit"]));
+    assert_eq!(field(&table, "cap"), "50.0 Mbit/s");
+    assert_eq!(field(&table, "asked of it"), "20.0 Mbit/s");
+    let row = |class: &str| {
+        let mut rows = table.lines().map(|line| line.split_whitespace());
+        let found = rows.find(|words| words.clone().next() == Some(class));
+        found
+            .unwrap()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(row("bulk"), "bulk 3 - 9.0 Mbit/s");
+    assert_eq!(row("app"), "app 8 5.0 Mbit/s -");
+    assert_eq!(row("demand"), "demand first - -");
+    let link = edge.link();
+    assert_eq!(link["cap_bits_per_second"], 50_000_000);
+    assert_eq!(link["receive_cap_bits_per_second"], 20_000_000);
+    let classes = link["classes"].as_array().unwrap();
+    let bulk = classes.iter().find(|one| one["class"] == "bulk").unwrap();
+    assert_eq!(
+        (&bulk["weight"], &bulk["cap_bits_per_second"]),
+        (&3.into(), &9_000_000.into())
+    );
+    let shown = edge.table(&["status"]);
+    assert!(shown.contains("50.0 Mbit/s"), "{shown}");
+
+    edge.table(&line(&SHAPE, &["--timetable=30Mbit otherwise"]));
+    assert_eq!(edge.link()["cap_bits_per_second"], 30_000_000);
+    let lifted = edge.document(&line(&SHAPE, &["--send-rate=none"]), "shaping");
+    assert_eq!(lifted["send_timetable"], Value::Null);
+    assert_eq!(edge.link()["cap_bits_per_second"], Value::Null);
+
+    let nobody = ["tunnel", "shape", "branch"];
+    edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch is no peer");
+    let silent = line(&SHAPE, &["--class=bulk"]);
+    edge.refuses(&silent, (2, "E_USAGE"), "--class needs");
+    let much = line(&SHAPE, &["--send-rate=1Mbit"]);
+    edge.refuses(&much, (2, "E_USAGE"), "floor");
+    assert_eq!(edge.link()["cap_bits_per_second"], Value::Null);
+}
+
+#[test]
+fn a_service_is_shown_and_capped() {
+    let pair = Pair::start();
+    let region = &pair.region;
+    let service = ["tunnel", "service", "till"];
+    let table = region.table(&service);
+    assert_eq!(
+        (field(&table, "cap"), field(&table, "allowed")),
+        ("none", "edge")
+    );
+    let cap = |cap| [&service[..], &["--cap", cap]].concat();
+    let capped = region.document(&cap("20Mbit"), "service");
+    assert_eq!(capped["cap_bits_per_second"], 20_000_000);
+    assert_eq!(field(&region.table(&service), "cap"), "20.0 Mbit/s");
+    let status = region.document(&["status"], "status");
+    let services = status["tunnel"]["status"]["services"].as_array().unwrap();
+    let till = services.iter().find(|one| one["name"] == "till").unwrap();
+    assert_eq!(till["cap_bits_per_second"], 20_000_000);
+    assert_eq!(field(&region.table(&cap("none")), "cap"), "none");
+    region.refuses(
+        &["tunnel", "service", "backup"],
+        (1, "E_NOT_FOUND"),
+        "backup",
+    );
+}
+
+#[test]
+fn forecasts_are_for_the_moments_and_bytes_that_are_asked_for() {
+    let pair = Pair::start();
+    let edge = &pair.edge;
+    wait_until("the history is not read", || {
+        edge.run(&FORECAST).status == 0
+    });
+    let table = edge.table(&FORECAST);
+    assert_eq!(
+        table
+            .lines()
+            .filter(|line| line.contains("unknown"))
+            .count(),
+        7,
+        "{table}"
+    );
+    assert_eq!(field(&table, "hours known"), "0");
+    let document = edge.document(&FORECAST, "forecast");
+    let horizons = document["forecasts"].as_array().unwrap().iter();
+    let horizons: Vec<_> = horizons
+        .map(|one| one["horizon"].as_str().unwrap())
+        .collect();
+    assert_eq!(horizons, ["1s", "10s", "1m", "1h", "6h", "24h", "7d"]);
+    assert_eq!(
+        (&document["direction"], &document["bytes"]),
+        (&"send".into(), &Value::Null)
+    );
+
+    let before = now_unix();
+    let more = ["--at=+6h", "--bytes=1GiB", "--direction=receive"];
+    let document = edge.document(&line(&FORECAST, &more), "forecast");
+    assert_eq!(document["direction"], "receive");
+    assert_eq!(document["bytes"], 1_u64 << 30);
+    let forecasts = document["forecasts"].as_array().unwrap();
+    assert_eq!(forecasts.len(), 1);
+    let at = forecasts[0]["at_unix_seconds"].as_u64().unwrap();
+    assert!(
+        (before + 21_600..before + 21_600 + 60).contains(&at),
+        "{at}"
+    );
+    let table = edge.table(&line(&FORECAST, &more));
+    assert!(
+        table.contains("through, p50  not within seven days"),
+        "{table}"
+    );
+
+    // A cap that is set is what the forecast is made under.
+    edge.table(&["tunnel", "shape", "region", "--send-rate=30Mbit"]);
+    let document = edge.document(&line(&FORECAST, &["--at=+1h"]), "forecast");
+    assert_eq!(document["forecasts"][0]["cap_bits_per_second"], 30_000_000);
+
+    edge.refuses(&["forecast", "branch"], (1, "E_NOT_FOUND"), "is no peer");
+    edge.refuses(&line(&FORECAST, &["--at=+8d"]), (2, "E_USAGE"), "");
+}
+
+#[test]
+fn a_way_is_probed_within_its_budget() {
+    let pair = Pair::start();
+    let probe = ["tunnel", "probe", "region", "--bytes=256KiB", "--time=5s"];
+    let view = pair.edge.document(&probe, "tunnel-probe");
+    assert_eq!(
+        (&view["peer"], &view["budget_bytes"]),
+        (&"region".into(), &262_144.into())
+    );
+    assert_eq!(view["bytes"], 262_144, "{view}");
+    assert!(view["bits_per_second"].as_u64().unwrap() > 0, "{view}");
+    let table = pair.edge.table(&probe);
+    assert!(field(&table, "carries").ends_with("too small to fill the path"));
+    assert_eq!(field(&table, "sent"), "256 KiB of 256 KiB");
+    let nobody = ["tunnel", "probe", "branch"];
+    pair.edge
+        .refuses(&nobody, (1, "E_NOT_FOUND"), "branch is no peer");
+    let little = ["tunnel", "probe", "region", "--bytes=1KiB"];
+    pair.edge.refuses(&little, (2, "E_USAGE"), "bytes is 1024");
+    // The edge lets nobody measure it.
+    pair.region
+        .refuses(&["tunnel", "probe", "edge"], (1, "E_DENIED"), "bench");
+}
+
+#[test]
+fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
+    let pair = Pair::start();
+    let told = pair.edge.document(&BENCH, "tunnel-bench");
+    assert_eq!(
+        (&told["class"], &told["reverse"]),
+        (&"bulk".into(), &false.into())
+    );
+    let more = ["--class=app", "--reverse", "--parallel=2"];
+    let other = pair.edge.document(&line(&BENCH, &more), "tunnel-bench");
+    assert_eq!(
+        (&other["class"], &other["reverse"]),
+        (&"app".into(), &true.into())
+    );
+    assert_eq!(other["parallel"], 2);
+    for outcome in [&told, &other] {
+        for figure in ["bytes", "time_ms", "goodput_bytes_per_second"] {
+            assert!(outcome[figure].as_u64().unwrap() > 0, "{outcome}");
+        }
+        assert_eq!(outcome["idle_ping"]["count"], 20);
+        assert!(outcome["loaded_ping"]["count"].as_u64().unwrap() > 0);
+        assert!(outcome["cpu_seconds_per_gib"]["far"].as_f64().unwrap() > 0.0);
+    }
+    // Who fills a link that has a cap is told so, beside the result.
+    pair.edge
+        .table(&["tunnel", "shape", "region", "--send-rate=20Mbit"]);
+    let ran = pair.edge.run(&BENCH);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(ran.stderr.contains("capped at 20.0 Mbit/s"), "{ran:?}");
+    assert_eq!(field(&ran.stdout, "load"), "bulk to region, 1 side by side");
+    assert_eq!(field(&ran.stdout, "cap"), "20.0 Mbit/s");
+
+    let nobody = ["tunnel", "bench", "branch"];
+    pair.edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch");
+    pair.region
+        .refuses(&["tunnel", "bench", "edge"], (1, "E_DENIED"), "bench");
+}
+
+#[test]
+fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
+    let mut pair = Pair::start();
+    let table = pair.edge.table(&["status"]);
+    assert!(table.starts_with("migrator  E_UNREACHABLE"), "{table}");
+    let line = table.lines().find(|line| line.starts_with("region/box"));
+    assert!(line.is_some_and(|line| line.contains("healthy")), "{table}");
+    assert!(field(&table, "key exchange").ends_with("hybrid"), "{table}");
+    let document = pair.edge.document(&["status"], "status");
+    assert_eq!(document["migrator"]["problem"]["code"], "E_UNREACHABLE");
+    let tunnel = &document["tunnel"]["status"];
+    assert_eq!(
+        (&tunnel["site"], &tunnel["links"][0]["host"]),
+        (&"edge".into(), &"box".into())
+    );
+
+    kill_process(Pid::from_child(&pair.region.child), Signal::TERM).unwrap();
+    pair.region.child.wait().unwrap();
+    wait_until("the link is not seen to go", || {
+        pair.edge.link()["state"] == "down"
+    });
+    let table = pair.edge.table(&["status"]);
+    assert!(table.contains("\nregion: "), "a remedy: {table}");
+    let probe = ["tunnel", "probe", "region"];
+    pair.edge.refuses(&probe, (75, "E_UNREACHABLE"), "region");
+    // What was wished before holds when the link is back.
+    let shaped = ["tunnel", "shape", "region", "--send-rate=50Mbit"];
+    assert_eq!(field(&pair.edge.table(&shaped), "cap"), "50.0 Mbit/s");
+}
