@@ -169,8 +169,9 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
                 .channels
                 .iter()
                 .find(|view| view.name == options.name.as_str());
-            // Of one that was removed only its own word could tell: the time is above any count.
-            present.map_or_else(now_unix, |view| view.generation.saturating_add(1))
+            // Of one that was removed only its own word could tell: the time is above any count. In
+            // milliseconds, for a command takes longer than that, and each change counts one further.
+            present.map_or_else(now_unix_ms, |view| view.generation.saturating_add(1))
         }
     };
     let spec = ChannelSpec {
@@ -182,7 +183,7 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
         generation,
         expires_unix_seconds: options
             .expires
-            .map(|span| now_unix().saturating_add(span.duration().as_secs())),
+            .map(|span| (now_unix_ms() / 1000).saturating_add(span.duration().as_secs())),
         cap: options.cap,
     };
     let view: ChannelView = client.post("/v1/channels", &spec).await?;
@@ -211,9 +212,11 @@ fn path_of(name: &Name) -> String {
     format!("/v1/channels/{name}")
 }
 
-fn now_unix() -> u64 {
+fn now_unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 fn show_list(format: Format, list: &ChannelList) -> Result<(), Failure> {

@@ -324,6 +324,20 @@ fn a_channel_is_opened_used_led_elsewhere_capped_and_closed() {
 }
 
 #[test]
+fn a_channel_that_was_changed_and_closed_can_be_opened_again_at_once() {
+    let pair = Pair::start();
+    pair.edge.table(&OPEN);
+    for _ in 0..3 {
+        pair.edge.table(&["channel", "cap", "till", "9Mbit"]);
+    }
+    let last = pair.edge.document(&["channel", "show", "till"], "channel");
+    pair.edge.table(&["channel", "close", "till"]);
+    let again = pair.edge.document(&OPEN, "channel");
+    let generation = |view: &Value| view["generation"].as_u64().unwrap();
+    assert!(generation(&again) > generation(&last), "{again}");
+}
+
+#[test]
 fn what_a_channel_cannot_be_is_refused_with_a_cause_and_changes_nothing() {
     let pair = Pair::start();
     let edge = &pair.edge;
