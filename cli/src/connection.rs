@@ -10,7 +10,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::failure::Failure;
 
 /// Where a packaged tunnel answers operators.
-pub(crate) const TUNNEL_SOCKET_DEFAULT: &str = "/run/towpath/tunnel-admin.sock";
+const TUNNEL_SOCKET_DEFAULT: &str = "/run/towpath/tunnel-admin.sock";
 
 /// Where the migrator answers.
 #[derive(Debug, Clone, Args)]

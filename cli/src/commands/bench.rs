@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
-use towpath_daemon::client::Client;
 use towpath_daemon::stream::open_stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
@@ -17,7 +16,7 @@ use towpath_protocol::identity::Name;
 use towpath_tunnel::built_in::Wish;
 
 use crate::args::{OutputOption, class};
-use crate::connection::{TUNNEL_SOCKET_DEFAULT, block_on};
+use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::show::{self, bits_per_second, bytes, fields};
 
@@ -76,15 +75,8 @@ pub(crate) struct Options {
         hide_env_values = true
     )]
     stream_socket: PathBuf,
-    /// The tunnel's socket for operators
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "TOWPATH_TUNNEL_SOCKET",
-        default_value = TUNNEL_SOCKET_DEFAULT,
-        hide_env_values = true
-    )]
-    tunnel_socket: PathBuf,
+    #[command(flatten)]
+    tunnel_socket: TunnelSocket,
     #[command(flatten)]
     pub(crate) output: OutputOption,
 }
@@ -333,7 +325,7 @@ struct Near {
 
 impl Near {
     fn look(options: &Options) -> Result<Self, Failure> {
-        let client = Client::new(&options.tunnel_socket);
+        let client = options.tunnel_socket.client();
         let text = block_on(client.text("/metrics"))??;
         let of_peer = |name: &str| format!("{name}{{peer=\"{}\"}}", options.peer);
         let cap = if options.reverse {

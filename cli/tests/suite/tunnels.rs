@@ -601,3 +601,23 @@ fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     let shaped = ["tunnel", "shape", "region", "--send-rate=50Mbit"];
     assert_eq!(field(&pair.edge.table(&shaped), "cap"), "50.0 Mbit/s");
 }
+
+#[test]
+fn a_tunnel_that_does_not_run_is_named_with_its_option() {
+    for words in [
+        ["channel", "ls"].as_slice(),
+        &["channel", "cap", "till", "none"],
+        &["forecast", "region"],
+        &["tunnel", "probe", "region"],
+        &["tunnel", "shape", "region"],
+        &["tunnel", "service", "till"],
+        &["tunnel", "bench", "region"],
+    ] {
+        let ran = run(&[words, &["--tunnel-socket=/nowhere/t.sock"]].concat());
+        ran.failed(75, "E_UNREACHABLE");
+        let is_named = ran
+            .stderr
+            .contains("--tunnel-socket or TOWPATH_TUNNEL_SOCKET");
+        assert!(is_named, "{words:?}: {ran:?}");
+    }
+}
