@@ -13,7 +13,7 @@ use crate::commands::{
     certs, channel, completions, config, demo, forecast, guest, guest_process, man, migrate,
     migration, migrator, relay, status, tunnel,
 };
-use crate::failure::Exit;
+use crate::failure::{self, Exit};
 use crate::show::Format;
 
 const EXAMPLES: &str = "\
@@ -192,7 +192,8 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        crate::failure::report_usage(&error);
+        let format = failure::format_of_words(std::env::args_os());
+        failure::report_usage(&error, format);
         Exit::Usage.into()
     })
 }

@@ -1,5 +1,6 @@
 //! How a command fails: a problem on stderr and an exit status that scripts can tell apart.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -123,7 +124,11 @@ pub(crate) fn is_coloured() -> bool {
 }
 
 /// A mistake on the command line, with the code that all our errors have.
-pub(crate) fn report_usage(error: &clap::Error) {
+pub(crate) fn report_usage(error: &clap::Error, format: Format) {
+    if format == Format::Json {
+        report_usage_as_json(error);
+        return;
+    }
     let rendered = if is_coloured() {
         error.render().ansi().to_string()
     } else {
@@ -134,6 +139,31 @@ pub(crate) fn report_usage(error: &clap::Error) {
     let text = rendered.replacen("error:", &format!("error {}:", Code::Usage), 1);
     // There is nowhere left to say that stderr is closed.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// The same for a program: what clap says in its first paragraph is the cause.
+fn report_usage_as_json(error: &clap::Error) {
+    let rendered = without_inner_code(&error.render().to_string());
+    let paragraph = rendered.split("\n\n").next().unwrap_or_default();
+    let cause = paragraph.trim_start_matches("error:").trim();
+    let problem = Problem::new(Code::Usage, cause);
+    // There is nowhere left to say that stderr is closed.
+    let _ = writeln!(std::io::stderr().lock(), "{}", as_json(&problem));
+}
+
+/// How a failure is to be written whose words could not be read: as the words say that follow `-o`.
+pub(crate) fn format_of_words(words: impl IntoIterator<Item = OsString>) -> Format {
+    let words: Vec<_> = words.into_iter().take_while(|word| word != "--").collect();
+    let is_option = |word: &OsString| word == "-o" || word == "--output";
+    let apart = words
+        .windows(2)
+        .any(|pair| is_option(&pair[0]) && pair[1] == "json");
+    let joined = ["-ojson", "-o=json", "--output=json"];
+    let is_json = apart
+        || words
+            .iter()
+            .any(|word| joined.iter().any(|json| word == json));
+    if is_json { Format::Json } else { Format::Table }
 }
 
 /// The text without the code of the fault that a value's own parser gave: there is one code for all.
@@ -208,6 +238,23 @@ mod tests {
         assert_eq!(without_inner_code(text), expected);
         for other in ["error: no such thing", "a: E_ 5: b", ""] {
             assert_eq!(without_inner_code(other), other);
+        }
+    }
+
+    #[test]
+    fn words_that_cannot_be_read_still_say_how_a_failure_is_written() {
+        let format = |words: &str| format_of_words(words.split(' ').map(OsString::from));
+        for words in [
+            "a -o json",
+            "-ojson a",
+            "-o=json",
+            "--output json b",
+            "--output=json",
+        ] {
+            assert_eq!(format(words), Format::Json, "{words}");
+        }
+        for words in ["a", "-o table", "-o", "json", "a -- -o json"] {
+            assert_eq!(format(words), Format::Table, "{words}");
         }
     }
 

@@ -621,3 +621,38 @@ fn a_tunnel_that_does_not_run_is_named_with_its_option() {
         assert!(is_named, "{words:?}: {ran:?}");
     }
 }
+
+#[test]
+fn words_that_no_command_knows_are_refused_as_text_and_as_a_document() {
+    for words in [
+        ["tunnel", "bench", "region", "--class=bolk"].as_slice(),
+        &["tunnel", "shape", "region", "--class=bolk", "--weight=3"],
+        &["tunnel", "shape", "region", "--weight=3"],
+        &["tunnel", "bench", "region", "--time=1ms"],
+        &["forecast", "region", "--at=tomorrow"],
+        &["forecast", "region", "--direction=sideways"],
+        &[
+            "channel",
+            "open",
+            "till",
+            "--listen=till:1",
+            "--peer=a",
+            "--service=b",
+        ],
+    ] {
+        let ran = run(words);
+        assert_eq!(ran.status, 2, "{ran:?}");
+        assert!(ran.stderr.starts_with("error E_USAGE: "), "{ran:?}");
+        for form in [["-o", "json"].as_slice(), &["-ojson"], &["--output=json"]] {
+            let ran = run(&[words, form].concat());
+            assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{ran:?}");
+            let problem: Value = serde_json::from_str(&ran.stderr).unwrap_or_default();
+            assert_eq!(problem["schema"], "towpath.v1.error", "{words:?}: {ran:?}");
+            assert_eq!(problem["code"], "E_USAGE");
+            for field in ["message", "cause", "remedy"] {
+                let text = problem[field].as_str();
+                assert!(text.is_some_and(|text| !text.is_empty()), "{problem}");
+            }
+        }
+    }
+}
