@@ -9,11 +9,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Builder, Runtime};
 use towpath_bench::relay::{Control, Door, Options, Relay, Side};
 use towpath_certs::Authority;
+use towpath_certs::register::Reason;
+use towpath_certs::renewal::{LIST_VALIDITY, Which};
 use towpath_migrator::api::{GuestKind, GuestRequest, MigrationMode, MigrationRequest};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
@@ -92,6 +94,7 @@ impl Guest {
 pub struct Lab {
     sites: [Site; 2],
     control: Control,
+    authority: Authority,
     _relay: Relay,
     folder: Folder,
     _runtime: Arc<Runtime>,
@@ -132,11 +135,14 @@ impl Lab {
                 site(Place::Region, Reach::Listen(far)),
             ],
             control: relay.control(),
+            authority,
             _relay: relay,
             folder,
             _runtime: runtime,
         };
+        lab.sign_list(&Which::None, LIST_VALIDITY);
         for place in [Place::Region, Place::Edge] {
+            lab.carry_list(place);
             lab.site_mut(place).start_tunnel();
             lab.site_mut(place).start_migrator();
         }
@@ -171,6 +177,39 @@ impl Lab {
     /// Mends the link.
     pub fn heal(&self) {
         self.control.heal();
+    }
+
+    /// Signs the next list of revoked certificates, good for so long.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be signed.
+    pub fn sign_list(&self, which: &Which, lasting: Duration) {
+        let (reason, now) = (Reason::KeyCompromise, SystemTime::now());
+        let signed = self.authority.revoke(which, reason, lasting, now);
+        signed.expect("a list of revoked certificates");
+    }
+
+    /// Carries the newest list of revoked certificates to a site.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be written there.
+    pub fn carry_list(&self, to: Place) {
+        let list = self.folder.path().join("authority/crl.pem");
+        let (there, new) = (
+            self.site(to).list(),
+            self.site(to).list().with_extension("new"),
+        );
+        let carried = std::fs::copy(list, &new).and_then(|_| std::fs::rename(&new, there));
+        carried.expect("a list of revoked certificates can be carried");
+    }
+
+    /// Revokes a site's host and tells the other site.
+    pub fn revoke(&self, place: Place) {
+        let host = self.site(place).identity().clone();
+        self.sign_list(&Which::Host(host), LIST_VALIDITY);
+        self.carry_list(place.other());
     }
 
     /// Starts a guest.

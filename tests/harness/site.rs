@@ -22,13 +22,16 @@ use towpath_migrator::config as migrator;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
-use towpath_tunnel::config as tunnel;
+use towpath_tunnel::config::{self as tunnel, CertificatesConfig};
 use towpath_tunnel::status::{LinkState, StatusView};
 
 use crate::process::{Daemon, Plan};
 
 /// How long an answer may take: starting a guest fills its memory, on a busy machine.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
+
+/// The list of revoked certificates, in a site's folder.
+const LIST_FILE: &str = "crl.pem";
 
 /// Pause between two looks at something that is waited for.
 pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(5);
@@ -86,6 +89,7 @@ pub(crate) enum Reach {
 #[derive(Debug)]
 pub struct Site {
     place: Place,
+    identity: HostIdentity,
     folder: PathBuf,
     client: Client,
     admin: Client,
@@ -119,10 +123,12 @@ impl Site {
         let certificates = authority
             .issue(&identity, validity, &folder.join("certificates"))
             .expect("a certificate");
+        let mut certificates = CertificatesConfig::from(certificates);
+        certificates.crl = Some(folder.join(LIST_FILE));
         let migrator = migrator::Config {
-            trust_domain: identity.trust_domain,
-            site: identity.site,
-            host: identity.host,
+            trust_domain: identity.trust_domain.clone(),
+            site: identity.site.clone(),
+            host: identity.host.clone(),
             state_dir: folder.join("state"),
             run_dir: run.clone(),
             socket: None,
@@ -144,6 +150,7 @@ impl Site {
         };
         Self {
             place,
+            identity,
             client: Client::new(migrator.socket()).timeout(ANSWER_WAIT),
             admin: Client::new(tunnel.admin.socket.clone()).timeout(ANSWER_WAIT),
             runtime,
@@ -165,6 +172,17 @@ impl Site {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Who its host says it is.
+    #[must_use]
+    pub const fn identity(&self) -> &HostIdentity {
+        &self.identity
+    }
+
+    /// Where its tunnel looks for the list of revoked certificates.
+    pub(crate) fn list(&self) -> PathBuf {
+        self.folder.join(LIST_FILE)
     }
 
     /// The folder of a guest.
@@ -287,11 +305,19 @@ impl Site {
         self.migrator_plan.start_second()
     }
 
+    /// What the tunnel says of itself.
+    ///
+    /// # Errors
+    ///
+    /// What it answers.
+    pub fn tunnel_status(&self) -> Result<StatusView, Problem> {
+        self.runtime.block_on(self.admin.get("/status"))
+    }
+
     /// Whether the link to the other site is up.
     #[must_use]
     pub fn has_link(&self) -> bool {
-        let status: Result<StatusView, _> = self.runtime.block_on(self.admin.get("/status"));
-        status.is_ok_and(|status| {
+        self.tunnel_status().is_ok_and(|status| {
             status
                 .links
                 .iter()
@@ -427,7 +453,7 @@ fn tunnel_config(
     place: Place,
     migrator: &migrator::Config,
     (reach, rate): (Reach, Rate),
-    certificates: towpath_certs::authority::IdentityFiles,
+    certificates: CertificatesConfig,
     run: &Path,
 ) -> tunnel::Config {
     let peer = place.other().name();
@@ -435,7 +461,7 @@ fn tunnel_config(
         (place.name(), migrator.host.clone()),
         migrator.tunnel_socket(),
         run.join("admin.sock"),
-        certificates.into(),
+        certificates,
     );
     let mut way = tunnel::PeerConfig::new(peer.clone());
     way.send_rate = Some(rate);

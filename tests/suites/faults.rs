@@ -21,3 +21,5 @@ mod peers;
 mod steps;
 #[path = "faults/trials.rs"]
 mod trials;
+#[path = "faults/trust.rs"]
+mod trust;

@@ -1,0 +1,85 @@
+//! Lists of revoked hosts that have ended in the middle of a move.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_protocol::fault::Code;
+use towpath_tests::lab::{Guest, Lab, Link};
+use towpath_tests::scene::{SOURCE, Scene, TARGET};
+use towpath_tests::site::Place;
+use towpath_tests::verdict::wait_until;
+
+/// So slow that a move is still under way when a list has ended that was signed in its middle.
+const SLOW: Link = Link {
+    megabits_per_second: 60,
+    round_trip: Duration::from_millis(10),
+};
+
+/// How long a tunnel may take to read its list, and a move to show what came of that, on a busy machine.
+const SHOWN_WAIT: Duration = Duration::from_secs(20);
+
+/// How long a list lasts that is to end in the middle of a move.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// Waits until the newest list of a site has ended.
+fn list_ends(scene: &Scene, place: Place, number: u64) {
+    let has_ended = wait_until(SHOWN_WAIT, || {
+        let status = scene.lab.site(place).tunnel_status().ok()?;
+        let list = status.certificate.revocation_lists.first()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let is_over = list.number == number && list.next_update_unix_seconds < now.as_secs();
+        is_over.then_some(())
+    });
+    assert!(has_ended.is_some(), "{place:?} does not take list {number}");
+}
+
+/// Puts a new list in place of the one in use, good for so long; gives its number.
+fn next_list(lab: &Lab, place: Place, lasting: Duration) -> u64 {
+    let lists = lab.site(place).tunnel_status().unwrap().certificate;
+    lab.sign_list(&Which::None, lasting);
+    lab.carry_list(place);
+    lists.revocation_lists[0].number + 1
+}
+
+#[test]
+fn t12_a_list_that_has_ended_stops_new_moves_and_none_that_is_under_way() {
+    let stale = Code::CrlStale.as_str();
+    for place in [SOURCE, TARGET] {
+        let scene = Scene::new(SLOW);
+        let [under_way, other] =
+            [("first", 96), ("second", 16)].map(|(name, memory_mib)| Guest::new(name, memory_mib));
+        let mut consoles = [&under_way, &other].map(|guest| scene.guest(guest));
+        scene.begin(&under_way, MigrationMode::Auto).unwrap();
+        scene.reaches(&under_way, Phase::Copying).unwrap();
+        let number = next_list(&scene.lab, place, SHORT);
+        list_ends(&scene, place, number);
+
+        if place == SOURCE {
+            let refused = scene.begin(&other, MigrationMode::Auto).unwrap_err();
+            assert!(refused.contains(stale), "{refused}");
+        } else {
+            scene.begin(&other, MigrationMode::Auto).unwrap();
+            let view = scene.reaches(&other, Phase::Failed).unwrap();
+            assert_eq!(view.error.expect("it says why").code, stale);
+        }
+        let moves = scene.lab.site(SOURCE).moves(&under_way.name).unwrap();
+        assert!(!moves[0].phase.is_finished(), "it was to be met: {moves:?}");
+        assert_eq!(consoles[1].wait_for_more(5, SHOWN_WAIT), Ok(SOURCE));
+        let rest = scene.arrives(&under_way, &mut consoles[0]).unwrap();
+        println!(
+            "list of {place:?} ended: done after {} ms",
+            rest.moves[0].total_ms
+        );
+
+        // The next list ends the trouble.
+        let number = next_list(&scene.lab, place, LIST_VALIDITY);
+        let is_read = wait_until(SHOWN_WAIT, || {
+            let status = scene.lab.site(place).tunnel_status().ok()?;
+            (status.certificate.revocation_lists.first()?.number == number).then_some(())
+        });
+        assert!(is_read.is_some(), "{place:?} does not take list {number}");
+        scene.begin(&other, MigrationMode::Auto).unwrap();
+        scene.arrives(&other, &mut consoles[1]).unwrap();
+    }
+}
