@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use quinn::{
+    ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportErrorCode,
+};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use towpath_daemon::shutdown::Shutdown;
@@ -47,6 +49,9 @@ const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
+
+/// TLS's alert `certificate_revoked`.
+const ALERT_CERTIFICATE_REVOKED: u8 = 44;
 
 /// Why a peer is dialled now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,15 +205,28 @@ async fn connect(
         };
         Ok((urgent, bulk, Arc::clone(&clients.chain)))
     };
-    timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
+    let connected = timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
         let detail = match place.is_unknown() {
             true => format!("{}: nobody says where that is", place.name),
             false => format!("{} does not answer", place.name),
         };
         Err(Fault::new(Code::Stalled, detail))
-    })
+    });
+    if let Err(fault) = &connected
+        && fault.code == Code::Denied
+    {
+        peer.note_revoked(fault);
+    }
+    connected
 }
 
+/// Whether we refused what the peer showed because it is revoked; that the peer refused ours is another matter.
+fn is_revoked(error: &ConnectionError) -> bool {
+    let revoked = TransportErrorCode::crypto(ALERT_CERTIFICATE_REVOKED);
+    matches!(error, ConnectionError::TransportError(error) if error.code == revoked)
+}
+
+/// One of the connections; `E_DENIED` if the peer's certificate is revoked.
 async fn connect_leg(
     client: ClientConfig,
     (limits, drivers): (&Limits, &Drivers),
@@ -228,7 +246,10 @@ async fn connect_leg(
         .connect_with(client, target, SERVER_NAME)
         .map_err(|error| failed(error.to_string()))?
         .await
-        .map_err(|error| failed(error.to_string()))
+        .map_err(|error| match is_revoked(&error) {
+            true => Fault::new(Code::Denied, format!("{target}: {error}")),
+            false => failed(error.to_string()),
+        })
 }
 
 /// Joins two connections to a link.

@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
     pub reason: String,
+    /// Who was refused because its certificate is revoked, until there is a link again.
+    pub revoked: Option<Fault>,
     pub since: SystemTime,
 }
 
@@ -163,6 +165,7 @@ impl Peer {
             is_stalled: false,
             is_outdated: false,
             reason: "not reached yet".to_owned(),
+            revoked: None,
             since: SystemTime::now(),
         });
         let shaped = Shaped::new(config.shaping(), zone);
@@ -272,13 +275,24 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// `E_UNREACHABLE`, with why.
+    /// `E_UNREACHABLE`, with why; `E_DENIED` if the peer was refused because its certificate is revoked, which
+    /// no waiting mends.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Fault> {
         let state = self.state.borrow();
         state.link.clone().ok_or_else(|| {
             let (site, reason) = (&self.site, &state.reason);
-            Fault::new(Code::Unreachable, format!("no link to {site}: {reason}"))
+            let (code, reason) = match &state.revoked {
+                Some(revoked) => (Code::Denied, &revoked.detail),
+                None => (Code::Unreachable, reason),
+            };
+            Fault::new(code, format!("no link to {site}: {reason}"))
         })
+    }
+
+    /// Notes that the peer is refused because its certificate is revoked.
+    pub(crate) fn note_revoked(&self, fault: &Fault) {
+        self.state
+            .send_modify(|state| state.revoked = Some(fault.clone()));
     }
 
     /// Waits until another link has taken this one's place.
@@ -373,6 +387,7 @@ impl Peer {
             state.is_stalled = false;
             state.is_outdated = false;
             state.reason = "up".to_owned();
+            state.revoked = None;
             state.since = SystemTime::now();
             true
         });

@@ -236,8 +236,9 @@ fn open_lane(tunnel: &Path, target: &HostIdentity, hello: Hello) -> Result<OpenL
     let lane = hello.lane;
     let (socket, peer) = open_stream(tunnel, &open_of(&target.site, lane), OPEN_WAIT_MAX)?;
     if peer != *target {
+        // A site may have another host answer for a while; the one that is meant may come back.
         let detail = format!("{peer} answers in place of {target}");
-        return Err(Fault::new(Code::Denied, detail));
+        return Err(Fault::new(Code::Unreachable, detail));
     }
     let ours = hello.versions;
     let mut writer = LaneWriter::for_socket(duplicate(&socket)?, WRITE_WAIT_MAX)?;

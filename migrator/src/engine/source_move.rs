@@ -488,11 +488,17 @@ impl SourceMove {
                 Event::LinkUp
             }
             Err(fault) => {
+                let is_denied = fault.code == Code::Denied;
                 if self.no_lanes.as_ref() != Some(&fault) {
                     info!(migration = %self.order.id, %fault, "no lanes to the target");
-                    self.no_lanes = Some(fault);
+                    self.no_lanes = Some(fault.clone());
                 }
-                Event::LinkDown
+                if is_denied && !self.is_committed() {
+                    // The target is revoked, or lets us in no more (T10): no waiting mends that.
+                    Event::Failed(fault)
+                } else {
+                    Event::LinkDown
+                }
             }
         };
         drop(self.handle(ground, event));

@@ -1,9 +1,9 @@
-//! Lists of revoked hosts that have ended in the middle of a move.
+//! Hosts that are revoked, and lists of revoked hosts that have ended, in the middle of a move.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use towpath_certs::renewal::{LIST_VALIDITY, Which};
-use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::Code;
 use towpath_tests::lab::{Guest, Lab, Link};
 use towpath_tests::scene::{SOURCE, Scene, TARGET};
@@ -21,6 +21,15 @@ const SHOWN_WAIT: Duration = Duration::from_secs(20);
 
 /// How long a list lasts that is to end in the middle of a move.
 const SHORT: Duration = Duration::from_secs(1);
+
+/// Whether a tunnel says of a host that it is revoked.
+fn knows_revoked(scene: &Scene, place: Place) -> bool {
+    let status = scene.lab.site(place).tunnel_status();
+    status.is_ok_and(|status| {
+        let lists = &status.certificate.revocation_lists;
+        lists.iter().any(|list| list.revoked_count > 0)
+    })
+}
 
 /// Waits until the newest list of a site has ended.
 fn list_ends(scene: &Scene, place: Place, number: u64) {
@@ -40,6 +49,55 @@ fn next_list(lab: &Lab, place: Place, lasting: Duration) -> u64 {
     lab.sign_list(&Which::None, lasting);
     lab.carry_list(place);
     lists.revocation_lists[0].number + 1
+}
+
+#[test]
+fn t10_a_move_to_a_host_that_is_revoked_ends_and_its_guest_runs_on() {
+    // A live link that is closed, and one that is not made again.
+    for is_away in [false, true] {
+        let mut scene = Scene::new(SLOW);
+        let guest = Guest::new("victim", 64);
+        let mut console = scene.guest(&guest);
+        scene.begin(&guest, MigrationMode::Auto).unwrap();
+        scene.reaches(&guest, Phase::Copying).unwrap();
+        if is_away {
+            scene.lab.site_mut(TARGET).stop_daemons();
+        }
+        scene.lab.revoke(TARGET);
+        let is_known = wait_until(SHOWN_WAIT, || knows_revoked(&scene, SOURCE).then_some(()));
+        assert!(is_known.is_some(), "the list is not read");
+        if is_away {
+            scene.lab.site_mut(TARGET).start_tunnel();
+            scene.lab.site_mut(TARGET).start_migrator();
+        }
+        let view = scene.reaches(&guest, Phase::Failed).unwrap();
+        let error = view.error.expect("a failed move says why");
+        println!(
+            "target away {is_away}: {} after {} ms",
+            error.message, view.total_ms
+        );
+        assert_eq!(error.code, Code::Denied.as_str(), "{error:?}");
+        assert!(
+            error.message.to_lowercase().contains("revoked"),
+            "{error:?}"
+        );
+
+        assert_eq!(console.wait_for_more(20, SHOWN_WAIT), Ok(SOURCE));
+        console.is_whole().unwrap();
+        let shown = scene.lab.site(SOURCE).guest(&guest.name).unwrap();
+        let shown = shown.expect("it is known here");
+        assert_eq!(
+            (shown.state, shown.ownership),
+            (GuestState::Running, Ownership::Owned)
+        );
+        assert!(scene.lab.site(SOURCE).verify(&guest.name).unwrap().verified);
+        scene.watch.check().unwrap();
+        // Nothing new begins towards it either, and the refusal says why.
+        let again = scene.begin(&guest, MigrationMode::Auto).unwrap_err();
+        assert!(again.contains(Code::Denied.as_str()), "{again}");
+        assert!(again.to_lowercase().contains("revoked"), "{again}");
+        assert_eq!(console.wait_for_more(5, SHOWN_WAIT), Ok(SOURCE));
+    }
 }
 
 #[test]

@@ -182,7 +182,7 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
         let again = tunnel
             .linked(&name(revoked), Duration::from_millis(1500))
             .await;
-        assert_eq!(again.unwrap_err().code, Code::Unreachable);
+        assert_eq!(again.unwrap_err().code, Code::Denied);
         assert!(metric(config, "towpath_tls_rejected_total{reason=\"revoked\"}").await > 0);
         for load in loads {
             load.task.abort();
