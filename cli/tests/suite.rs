@@ -1,5 +1,9 @@
 //! The `towpath` command as its users run it: a process with words, standard streams and a status.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test says what it skips, and ends at what does not hold"
+)]
 
 #[path = "suite/commands.rs"]
 mod commands;

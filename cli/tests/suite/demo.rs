@@ -9,14 +9,18 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{DEADLINE, Ran, towpath, word};
+use crate::support::{DEADLINE, Ran, run, towpath, word};
 
 /// How long a demo over a fast link may take on a busy machine.
 const DEMO_WAIT: Duration = Duration::from_secs(120);
 
 /// A demo small enough for a test.
 fn demo(keep: &Path, more: &[&str]) -> Command {
-    let words = ["demo", "--guest=process", "--memory=16MiB", "--rtt=4ms"];
+    demo_of("process", keep, more)
+}
+
+fn demo_of(guest: &str, keep: &Path, more: &[&str]) -> Command {
+    let words = ["demo", "--guest", guest, "--memory=16MiB", "--rtt=4ms"];
     let mut command = towpath(&[&words, more].concat());
     command
         .args(["--keep", word(keep)])
@@ -57,18 +61,31 @@ fn end_of(mut child: Child) -> Ran {
 
 #[test]
 fn the_demo_moves_a_guest_there_and_back_and_verifies_every_page() {
+    moves_there_and_back("process");
+}
+
+#[test]
+fn the_demo_moves_a_virtual_machine_there_and_back() {
+    let probed = run(&["guest-process", "--probe"]);
+    let of_kvm = probed.stdout.lines().find(|line| line.starts_with("kvm "));
+    let of_kvm = of_kvm.expect("the probe tells of kvm");
+    if of_kvm != "kvm ready" {
+        println!("skipped: {of_kvm}");
+        return;
+    }
+    moves_there_and_back("kvm");
+}
+
+fn moves_there_and_back(guest: &str) {
     let folder = tempfile::tempdir().unwrap();
     let keep = folder.path().join("kept");
-    let ran = end_of(
-        demo(&keep, &["-o", "json", "--rate=1Gbit"])
-            .spawn()
-            .unwrap(),
-    );
+    let words = ["-o", "json", "--rate=1Gbit"];
+    let ran = end_of(demo_of(guest, &keep, &words).spawn().unwrap());
     assert_eq!(ran.status, 0, "{ran:?}");
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(report["schema"], "towpath.v1.demo");
     assert_eq!(report["verified"], true);
-    assert_eq!(report["guest"]["kind"], "process");
+    assert_eq!(report["guest"]["kind"], guest);
     let moves = report["moves"].as_array().unwrap();
     let ends: Vec<_> = moves.iter().map(|one| (&one["from"], &one["to"])).collect();
     assert_eq!(ends.len(), 2);
