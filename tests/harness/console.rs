@@ -26,6 +26,23 @@ pub struct Beat {
     pub place: Place,
 }
 
+/// How long a guest was silent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Silence {
+    /// At most.
+    pub longest: Duration,
+    /// What of it was too long, and excused by a busy machine.
+    pub excused: Duration,
+}
+
+impl Silence {
+    /// Whether too much had to be excused: only the same again, with the machine to itself, tells what it was.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.excused > contention::DOUBT
+    }
+}
+
 /// Follows one console file, also when it is cut and begun anew.
 #[derive(Debug)]
 struct Tail {
@@ -175,19 +192,35 @@ impl Console {
         Ok(())
     }
 
-    /// The longest time between two heartbeats since a moment, up to `now_ns` if none came since. What threads
-    /// waited for a processor behind `excused_from_ns` is not counted.
-    #[must_use]
-    pub fn longest_silence(&self, since_ns: u64, now_ns: u64, excused_from_ns: u64) -> Duration {
+    /// Checks that the guest was never silent for longer than `silence_max`, from a moment up to `now_ns`. What
+    /// threads waited for a processor behind `excused_from_ns` excuses it, within limits.
+    ///
+    /// # Errors
+    ///
+    /// The longest silence, if nothing excuses it.
+    pub fn check_silence(
+        &self,
+        (since_ns, now_ns, excused_from_ns): (u64, u64, u64),
+        silence_max: Duration,
+    ) -> Result<Silence, String> {
         let beats = self.beats.values().map(|beat| beat.at_ns);
         let ends: Vec<u64> = beats.filter(|at_ns| *at_ns >= since_ns).collect();
         let begins = std::iter::once(since_ns).chain(ends.iter().copied());
         let ends = ends.iter().copied().chain(std::iter::once(now_ns));
-        let silences = begins.zip(ends).map(|(begin_ns, end_ns)| {
-            let excused = contention::between(begin_ns.max(excused_from_ns), end_ns);
-            Duration::from_nanos(end_ns.saturating_sub(begin_ns)).saturating_sub(excused)
-        });
-        silences.max().unwrap_or_default()
+        let mut silence = Silence::default();
+        for (begin_ns, end_ns) in begins.zip(ends) {
+            let lasted = Duration::from_nanos(end_ns.saturating_sub(begin_ns));
+            let needed = lasted.saturating_sub(silence_max);
+            let excuse = contention::excuse(begin_ns.max(excused_from_ns), end_ns);
+            if needed > excuse {
+                return Err(format!(
+                    "silent for {lasted:?}, at most {silence_max:?}, of which a busy machine excuses {excuse:?}"
+                ));
+            }
+            silence.longest = silence.longest.max(lasted);
+            silence.excused = silence.excused.max(needed);
+        }
+        Ok(silence)
     }
 
     /// Waits for so many more heartbeats; where the last of them was printed.

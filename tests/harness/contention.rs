@@ -1,9 +1,12 @@
 //! How long threads waited for a processor: a guest that is silent for that time is silent because this
 //! machine is busy, with other tests for example, and not because of what is tested.
+//!
+//! That excuses little: at most [`EXCUSE_MAX`], and what needs more than [`DOUBT`] of it is done once more while no
+//! other lab of this process is at work, see [`Share::alone`].
 
-use std::sync::{Mutex, Once};
+use std::sync::{Condvar, Mutex, MutexGuard, Once};
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::console::monotonic_ns;
 
@@ -12,6 +15,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the kernel says: microseconds in which some thread waited, `Documentation/accounting/psi.rst`.
 const PRESSURE_FILE: &str = "/proc/pressure/cpu";
+
+/// Most that a busy machine excuses: a guest that waits longer than this for a processor hides anything.
+pub const EXCUSE_MAX: Duration = Duration::from_secs(2);
+
+/// A case that needs more of an excuse is played again, alone.
+pub const DOUBT: Duration = Duration::from_secs(1);
+
+/// How long a case may wait until it is alone: as long as the longest of the others lasts.
+const ALONE_WAIT: Duration = Duration::from_mins(3);
 
 static WATCH: Once = Once::new();
 
@@ -38,13 +50,18 @@ pub fn watch() {
     });
 }
 
-/// The longest that anything can have waited for a processor between two moments of the monotonic clock.
+/// What a busy machine excuses of the time between two moments of the monotonic clock.
 ///
 /// # Panics
 ///
 /// If the watching thread has.
 #[must_use]
-pub fn between(from_ns: u64, until_ns: u64) -> Duration {
+pub fn excuse(from_ns: u64, until_ns: u64) -> Duration {
+    between(from_ns, until_ns).min(EXCUSE_MAX)
+}
+
+/// The longest that anything can have waited for a processor between two moments of the monotonic clock.
+fn between(from_ns: u64, until_ns: u64) -> Duration {
     let looks = LOOKS.lock().expect("nobody panics with it");
     let before = looks.partition_point(|(at_ns, _)| *at_ns <= from_ns);
     let after = looks.partition_point(|(at_ns, _)| *at_ns < until_ns);
@@ -71,4 +88,167 @@ fn waited() -> Option<Duration> {
         .split_ascii_whitespace()
         .find_map(|word| word.strip_prefix("total="))?;
     Some(Duration::from_micros(total.parse().ok()?))
+}
+
+/// Who is at work in this process.
+#[derive(Debug)]
+struct AtWork {
+    labs: usize,
+    /// Cases that wait until they are alone.
+    waiting: usize,
+    is_alone: bool,
+}
+
+static AT_WORK: Mutex<AtWork> = Mutex::new(AtWork {
+    labs: 0,
+    waiting: 0,
+    is_alone: false,
+});
+
+static CHANGED: Condvar = Condvar::new();
+
+fn at_work() -> MutexGuard<'static, AtWork> {
+    AT_WORK.lock().expect("nobody panics with it")
+}
+
+/// A lab's leave to be at work; given back when it is dropped.
+#[derive(Debug)]
+pub struct Share(());
+
+impl Share {
+    /// Waits while a case is alone.
+    #[must_use]
+    pub fn take() -> Self {
+        // Not for those that wait to be alone: whoever takes a second share would wait for itself.
+        let while_alone = |now: &mut AtWork| now.is_alone;
+        let mut now = CHANGED
+            .wait_while(at_work(), while_alone)
+            .expect("nobody panics with it");
+        now.labs += 1;
+        Self(())
+    }
+
+    /// Lets those go first that wait to be alone; for the time between two cases.
+    pub fn give_way(&self) {
+        let mut now = at_work();
+        if now.waiting == 0 {
+            return;
+        }
+        now.labs -= 1;
+        CHANGED.notify_all();
+        let is_wanted = |now: &mut AtWork| now.waiting > 0 || now.is_alone;
+        CHANGED
+            .wait_while(now, is_wanted)
+            .expect("nobody panics with it")
+            .labs += 1;
+    }
+
+    /// Waits until no other lab of this process is at work; none is until what this gives is dropped.
+    ///
+    /// # Panics
+    ///
+    /// If the others do not come to an end.
+    #[must_use]
+    pub fn alone(&self) -> Alone {
+        let deadline = Instant::now() + ALONE_WAIT;
+        let mut now = at_work();
+        now.labs -= 1;
+        now.waiting += 1;
+        CHANGED.notify_all();
+        while now.labs > 0 || now.is_alone {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = format!("not alone after {ALONE_WAIT:?}: {now:?}");
+                now.waiting -= 1;
+                now.labs += 1;
+                drop(now);
+                CHANGED.notify_all();
+                panic!("{why}");
+            }
+            (now, _) = CHANGED
+                .wait_timeout(now, left)
+                .expect("nobody panics with it");
+        }
+        now.waiting -= 1;
+        now.is_alone = true;
+        Alone(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        at_work().labs -= 1;
+        CHANGED.notify_all();
+    }
+}
+
+/// A case that is alone; the others go on when it is dropped.
+#[derive(Debug)]
+pub struct Alone(());
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let mut now = at_work();
+        now.is_alone = false;
+        now.labs += 1;
+        CHANGED.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    /// How long anything here may take.
+    const WAIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_busy_machine_excuses_what_was_waited_and_never_more_than_the_most() {
+        let seconds = |count: u64| count * 1_000_000_000;
+        let looks = [(0, 0), (10, 1), (20, 1), (30, 11)]
+            .map(|(at, waited)| (seconds(at), Duration::from_millis(waited * 100)));
+        LOOKS.lock().unwrap().extend(looks);
+        let processors = u32::try_from(available_parallelism().unwrap().get()).unwrap();
+        let expected = (Duration::from_millis(100) * processors).min(EXCUSE_MAX);
+        assert_eq!(excuse(seconds(0), seconds(10)), expected);
+        assert_eq!(excuse(seconds(10), seconds(20)), Duration::ZERO);
+        LOOKS
+            .lock()
+            .unwrap()
+            .push((seconds(40), Duration::from_secs(60)));
+        assert_eq!(excuse(seconds(30), seconds(40)), EXCUSE_MAX);
+    }
+
+    #[test]
+    fn who_is_alone_begins_when_others_give_way_and_they_go_on_behind_it() {
+        let (said, heard) = channel();
+        let other = Share::take();
+        std::thread::scope(|scope| {
+            let alone = said.clone();
+            scope.spawn(move || {
+                let share = Share::take();
+                let mine = share.alone();
+                assert_eq!(at_work().labs, 0);
+                alone.send("alone").unwrap();
+                drop(mine);
+            });
+            let deadline = Instant::now() + WAIT;
+            while at_work().waiting == 0 {
+                assert!(Instant::now() < deadline, "nobody wants to be alone");
+                std::thread::yield_now();
+            }
+            assert!(heard.try_recv().is_err(), "it is not alone");
+            other.give_way();
+            said.send("behind").unwrap();
+        });
+        assert_eq!(
+            heard.iter().take(2).collect::<Vec<_>>(),
+            ["alone", "behind"]
+        );
+        // Nobody waits: nothing to give way to.
+        other.give_way();
+        drop(other);
+        assert_eq!(at_work().labs, 0);
+    }
 }

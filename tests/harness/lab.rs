@@ -20,7 +20,7 @@ use towpath_migrator::api::{GuestKind, GuestRequest, MigrationMode, MigrationReq
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
-use crate::contention;
+use crate::contention::{self, Share};
 use crate::keeper::{Folder, processes_with};
 use crate::process::show_log;
 use crate::site::{Place, Reach, Site};
@@ -98,6 +98,8 @@ pub struct Lab {
     _relay: Relay,
     folder: Folder,
     _runtime: Arc<Runtime>,
+    /// Last: until all that the lab began has ended it is at work.
+    share: Share,
 }
 
 impl Lab {
@@ -109,6 +111,7 @@ impl Lab {
     #[must_use]
     pub fn start(link: Link) -> Self {
         contention::watch();
+        let share = Share::take();
         let folder = Folder::new();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = Arc::new(runtime.expect("a runtime"));
@@ -139,6 +142,7 @@ impl Lab {
             _relay: relay,
             folder,
             _runtime: runtime,
+            share,
         };
         lab.sign_list(&Which::None, LIST_VALIDITY);
         for place in [Place::Region, Place::Edge] {
@@ -148,6 +152,12 @@ impl Lab {
         }
         lab.site(Place::Edge).wait_for_link(LINK_WAIT);
         lab
+    }
+
+    /// Its leave to be at work beside others.
+    #[must_use]
+    pub const fn share(&self) -> &Share {
+        &self.share
     }
 
     /// One of the sites.

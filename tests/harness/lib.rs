@@ -1,8 +1,10 @@
 //! Whole-system tests: the harness every suite shares.
 #![forbid(unsafe_code)]
 
+pub mod away;
 pub mod console;
 pub mod contention;
+pub mod cut;
 pub mod hosts;
 pub mod journals;
 mod keeper;

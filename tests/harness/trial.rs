@@ -183,6 +183,7 @@ impl Trial {
     ///
     /// What did not hold.
     pub fn run(&self, lab: &mut Lab, watch: &Watch) -> Result<Outcome, String> {
+        lab.share().give_way();
         if let Disturbance::Step(side, step) = self.disturbance {
             let site = lab.site_mut(side.place(self.from));
             site.kill_migrator();

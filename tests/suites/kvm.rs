@@ -3,22 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use towpath_migrator::api::{MigrationMode, Phase};
-use towpath_tests::console::monotonic_ns;
-use towpath_tests::lab::{Guest, Link};
+use towpath_tests::cut::{self, Cut};
+use towpath_tests::lab::Guest;
 use towpath_tests::scene::{LINK, Scene};
 use towpath_tests::trial::{Side, Trial};
-
-/// Slow enough that a cut finds most of the guest on one side.
-const SLOW: Link = Link {
-    megabits_per_second: 60,
-    round_trip: Duration::from_millis(40),
-};
-
-/// What an outage may cost on top of itself.
-const EXTRA: Duration = Duration::from_secs(1);
 
 /// Trials with virtual machines.
 const TRIALS: std::ops::Range<u64> = 100_000..100_024;
@@ -89,21 +80,9 @@ fn fault_18_a_virtual_machine_waits_for_the_link_and_little_longer() {
     if !has_kvm() {
         return;
     }
-    let scene = Scene::new(SLOW);
-    let guest = machine("cut");
-    let mut console = scene.guest(&guest);
-    let begun_ns = monotonic_ns();
-    scene.begin(&guest, MigrationMode::Post).unwrap();
-    scene.reaches(&guest, Phase::Serving).unwrap();
-    let cut = Instant::now();
-    scene.lab.cut();
-    std::thread::sleep(Duration::from_secs(5));
-    scene.lab.heal();
-    let (outage, healed_ns) = (cut.elapsed(), monotonic_ns());
-    scene.arrives(&guest, &mut console).unwrap();
-    let silence = console.longest_silence(begun_ns, monotonic_ns(), healed_ns);
-    println!("cut for {outage:?}, silent for {silence:?}");
-    assert!(silence <= outage + EXTRA, "{silence:?}");
+    let cut = Cut::new(Phase::Serving, None, 5).of_virtual_machine();
+    let told = cut::check(&[cut]).unwrap_or_else(|failures| panic!("{failures}"));
+    println!("{}", told.join("\n"));
 }
 
 #[test]

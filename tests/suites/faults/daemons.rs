@@ -1,52 +1,26 @@
 //! Daemons that are killed, upgraded, or started twice in the middle of a move.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use towpath_migrator::api::{MigrationMode, Phase};
-use towpath_tests::console::monotonic_ns;
+use towpath_tests::away::{self, MIDDLES, SLOW};
 use towpath_tests::lab::{Guest, Link};
-use towpath_tests::scene::{LINK, SILENCE_EXTRA, SOURCE, Scene};
+use towpath_tests::scene::{LINK, SOURCE, Scene};
 use towpath_tests::site::Place;
-
-/// Slow enough to be met in the middle of a move.
-const SLOW: Link = Link {
-    megabits_per_second: 80,
-    round_trip: Duration::from_millis(10),
-};
 
 /// The exit status that says: somebody else is doing this already.
 const EXIT_ALREADY_RUNNING: i32 = 69;
 
-/// In the middle of which phase, and so in a move of which kind.
-const MIDDLES: [(MigrationMode, Phase); 2] = [
-    (MigrationMode::Auto, Phase::Copying),
-    (MigrationMode::Post, Phase::Serving),
-];
-
-/// Does something to a lab in the middle of a phase; the guest must arrive, and be silent for no longer
-/// than that took and a little more.
+/// Does something in the middle of a phase of a process guest's move.
 fn disturb(
     scene: &mut Scene,
-    (mode, phase): (MigrationMode, Phase),
+    middle: (MigrationMode, Phase),
     what: &str,
-    act: impl FnOnce(&mut Scene),
+    act: impl Fn(&mut Scene),
 ) {
-    let guest = Guest::new(&format!("in-{}", phase.as_str()), 32);
-    let mut console = scene.guest(&guest);
-    let begun_ns = monotonic_ns();
-    scene.begin(&guest, mode).unwrap();
-    scene.reaches(&guest, phase).unwrap();
-    let begun = Instant::now();
-    act(scene);
-    let (away, back_ns) = (begun.elapsed(), monotonic_ns());
-    scene.arrives(&guest, &mut console).unwrap();
-    let silence = console.longest_silence(begun_ns, monotonic_ns(), back_ns);
-    println!("{what} while {phase:?}: away for {away:?}, silent for {silence:?}");
-    assert!(
-        silence <= away + SILENCE_EXTRA,
-        "{what} {phase:?}: {silence:?}"
-    );
-    scene.lab.forget_guest(&guest.name);
+    let told = away::disturb(scene, middle, |name| Guest::new(name, 32), act);
+    let told = told.unwrap_or_else(|why| panic!("{what} {middle:?}: {why}"));
+    println!("{what} {told}");
 }
 
 #[test]
@@ -71,15 +45,7 @@ fn a_move_survives_the_end_of_either_tunnel() {
                 &mut scene,
                 middle,
                 &format!("{place:?}'s tunnel"),
-                |scene| {
-                    let site = scene.lab.site_mut(place);
-                    site.kill_tunnel();
-                    site.start_tunnel();
-                    scene
-                        .lab
-                        .site(SOURCE)
-                        .wait_for_link(Duration::from_secs(20));
-                },
+                |scene| away::kill_tunnel(scene, place),
             );
         }
     }
@@ -104,19 +70,7 @@ fn fault_01_both_migrators_killed_at_once() {
 fn fault_44_daemons_upgraded_in_the_middle_of_a_move() {
     let mut scene = Scene::new(SLOW);
     for middle in MIDDLES {
-        disturb(&mut scene, middle, "both sites' daemons", |scene| {
-            for place in Place::ALL {
-                scene.lab.site_mut(place).stop_daemons();
-            }
-            for place in Place::ALL {
-                scene.lab.site_mut(place).start_tunnel();
-                scene.lab.site_mut(place).start_migrator();
-            }
-            scene
-                .lab
-                .site(SOURCE)
-                .wait_for_link(Duration::from_secs(20));
-        });
+        disturb(&mut scene, middle, "both sites' daemons", away::upgrade);
     }
 }
 

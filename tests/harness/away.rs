@@ -1,0 +1,89 @@
+//! Daemons that are away in the middle of a move, whatever kind of guest it is.
+
+use std::time::{Duration, Instant};
+
+use towpath_migrator::api::{MigrationMode, Phase};
+
+use crate::console::{Silence, monotonic_ns};
+use crate::lab::{Guest, Link};
+use crate::scene::{SILENCE_EXTRA, SOURCE, Scene};
+use crate::site::Place;
+
+/// Slow enough to be met in the middle of a move.
+pub const SLOW: Link = Link {
+    megabits_per_second: 80,
+    round_trip: Duration::from_millis(10),
+};
+
+/// In the middle of which phase, and so in a move of which kind.
+pub const MIDDLES: [(MigrationMode, Phase); 2] = [
+    (MigrationMode::Auto, Phase::Copying),
+    (MigrationMode::Post, Phase::Serving),
+];
+
+/// How long the link may take to be back.
+const LINK_WAIT: Duration = Duration::from_secs(20);
+
+/// Does something to a lab in the middle of a phase; the guest must arrive, and be silent for no longer
+/// than that took and a little more. Says how it went.
+///
+/// # Errors
+///
+/// What does not hold.
+pub fn disturb(
+    scene: &mut Scene,
+    (mode, phase): (MigrationMode, Phase),
+    make: impl Fn(&str) -> Guest,
+    act: impl Fn(&mut Scene),
+) -> Result<String, String> {
+    let guest = make(&format!("in-{}", phase.as_str()));
+    let mut away = Duration::ZERO;
+    let silence = scene.play(|scene| {
+        let silence;
+        (silence, away) = disturb_once(scene, (mode, phase), &guest, &act)?;
+        Ok(silence)
+    })?;
+    Ok(format!(
+        "while {phase:?}: away for {away:?}, silent for {silence:?}"
+    ))
+}
+
+fn disturb_once(
+    scene: &mut Scene,
+    (mode, phase): (MigrationMode, Phase),
+    guest: &Guest,
+    act: impl Fn(&mut Scene),
+) -> Result<(Silence, Duration), String> {
+    let mut console = scene.guest(guest);
+    let begun_ns = monotonic_ns();
+    scene.begin(guest, mode)?;
+    scene.reaches(guest, phase)?;
+    let begun = Instant::now();
+    act(scene);
+    let (away, back_ns) = (begun.elapsed(), monotonic_ns());
+    scene.arrives(guest, &mut console)?;
+    let silence =
+        console.check_silence((begun_ns, monotonic_ns(), back_ns), away + SILENCE_EXTRA)?;
+    scene.lab.forget_guest(&guest.name);
+    Ok((silence, away))
+}
+
+/// `kill -9` of a tunnel, which is started again at once.
+pub fn kill_tunnel(scene: &mut Scene, place: Place) {
+    let site = scene.lab.site_mut(place);
+    site.kill_tunnel();
+    site.start_tunnel();
+    scene.lab.site(SOURCE).wait_for_link(LINK_WAIT);
+}
+
+/// Stops all daemons of both sites as a package upgrade does, and starts them again.
+pub fn upgrade(scene: &mut Scene) {
+    for place in Place::ALL {
+        scene.lab.site_mut(place).stop_daemons();
+    }
+    for place in Place::ALL {
+        scene.lab.site_mut(place).start_tunnel();
+        scene.lab.site_mut(place).start_migrator();
+    }
+    scene.lab.site(SOURCE).wait_for_link(LINK_WAIT);
+}

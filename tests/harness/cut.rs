@@ -1,0 +1,178 @@
+//! A link that is cut in one phase of a move, whatever kind of guest it is.
+
+use std::time::{Duration, Instant};
+
+use towpath_migrator::api::{GuestKind, MigrationMode, Phase};
+
+use crate::console::{Silence, monotonic_ns};
+use crate::lab::{Guest, Lab, Link};
+use crate::scene::{SOURCE, Scene};
+use crate::trial::Side;
+
+/// Slow enough that a cut finds most of the guest on one side.
+const SLOW: Link = Link {
+    megabits_per_second: 60,
+    round_trip: Duration::from_millis(40),
+};
+
+/// So long that the phases which last a round trip can be met.
+const LONG: Link = Link {
+    megabits_per_second: 60,
+    round_trip: Duration::from_millis(200),
+};
+
+/// A guest's memory.
+const MEMORY_MIB: u64 = 32;
+
+/// What an outage may cost on top of itself.
+const EXTRA: Duration = Duration::from_secs(1);
+
+/// How long a guest may stay frozen before the commit.
+const FREEZE_MAX: Duration = Duration::from_secs(2);
+
+/// One cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    phase: Phase,
+    /// Whose packets are lost; everybody's if none is named.
+    from: Option<Side>,
+    outage: Duration,
+    kind: GuestKind,
+}
+
+impl Cut {
+    /// A cut of so many seconds, of what one side sends or of everything.
+    #[must_use]
+    pub const fn new(phase: Phase, from: Option<Side>, seconds: u64) -> Self {
+        Self {
+            phase,
+            from,
+            outage: Duration::from_secs(seconds),
+            kind: GuestKind::Process,
+        }
+    }
+
+    /// The same in the move of a virtual machine.
+    #[must_use]
+    pub const fn of_virtual_machine(mut self) -> Self {
+        self.kind = GuestKind::Kvm;
+        self
+    }
+
+    const fn link(self) -> Link {
+        match self.phase {
+            Phase::Copying | Phase::Serving => SLOW,
+            _ => LONG,
+        }
+    }
+
+    const fn mode(self) -> MigrationMode {
+        match self.phase {
+            Phase::Serving => MigrationMode::Post,
+            _ => MigrationMode::Auto,
+        }
+    }
+
+    /// How long the guest may be silent if the outage lasted so long.
+    fn silence_max(self, outage: Duration) -> Duration {
+        match self.phase {
+            // It runs on at its source; later the switch takes its own pause.
+            Phase::Preparing | Phase::Copying => EXTRA,
+            Phase::Switching => FREEZE_MAX + EXTRA,
+            // It cannot run before the link is back. The long link needs six round trips to carry a
+            // word again: two for the tunnel, two for the lanes, the commit and its answer.
+            Phase::Committed => outage + EXTRA + LONG.round_trip * 6,
+            _ => outage + EXTRA,
+        }
+    }
+
+    fn run(self) -> Result<String, String> {
+        let mut scene = Scene::new(self.link());
+        let mut told = String::new();
+        let ended = scene.play(|scene| {
+            let (silence, what) = self.play(scene)?;
+            told = what;
+            Ok(silence)
+        });
+        if ended.is_err() {
+            scene.lab.show_logs();
+        }
+        ended.map(|silence| format!("{told}, silent for {} ms", silence.as_millis()))
+    }
+
+    fn play(self, scene: &Scene) -> Result<(Silence, String), String> {
+        let mut guest = Guest::new("cut", MEMORY_MIB);
+        guest.kind = self.kind;
+        // Little enough that what is sent again because of the outage can be told.
+        guest.dirty_pages_per_second = 50;
+        let mut console = scene.guest(&guest);
+        let begun_ns = monotonic_ns();
+        let mut request = Lab::request(&guest, SOURCE, self.mode());
+        request.max_pause_ms = 1000;
+        let begun = scene.lab.site(SOURCE).migrate(&request);
+        begun.map_err(|problem| format!("not begun: {problem:?}"))?;
+        scene.reaches(&guest, self.phase)?;
+        if matches!(self.phase, Phase::Copying | Phase::Serving) {
+            // Not waiting for anything: in the middle of the phase, not at its begin.
+            std::thread::sleep(Duration::from_millis(600));
+        }
+        let cut = Instant::now();
+        match self.from {
+            None => scene.lab.cut(),
+            Some(side) => scene.lab.cut_from(side.place(SOURCE)),
+        }
+        std::thread::sleep(self.outage);
+        scene.lab.heal();
+        let (outage, healed_ns) = (cut.elapsed(), monotonic_ns());
+        let rest = scene.arrives(&guest, &mut console)?;
+        // In an outage nobody misses a processor.
+        let excused_from_ns = match self.phase {
+            Phase::Committed | Phase::Serving => healed_ns,
+            _ => begun_ns,
+        };
+        let silence = console.check_silence(
+            (begun_ns, monotonic_ns(), excused_from_ns),
+            self.silence_max(outage),
+        )?;
+        let view = rest.moves.first().ok_or("the move is not shown")?;
+        let raw_mib = view.raw_bytes >> 20;
+        if self.phase == Phase::Copying && raw_mib > MEMORY_MIB * 7 / 4 {
+            return Err(format!(
+                "{raw_mib} MiB were sent for {MEMORY_MIB}: it began anew"
+            ));
+        }
+        let outage_ms = outage.as_millis();
+        let (total_ms, attempts) = (view.total_ms, view.attempts);
+        scene.lab.forget_guest(&guest.name);
+        let told = format!(
+            "cut for {outage_ms} ms, done after {total_ms} ms, attempts {attempts}, {raw_mib} MiB sent"
+        );
+        Ok((silence, told))
+    }
+}
+
+/// Plays cuts side by side, each in a lab of its own.
+///
+/// # Errors
+///
+/// What does not hold in which of them.
+///
+/// # Panics
+///
+/// If one of them does.
+pub fn check(cuts: &[Cut]) -> Result<Vec<String>, String> {
+    let (mut told, mut failures) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = cuts.iter().map(|cut| scope.spawn(|| cut.run())).collect();
+        for (cut, worker) in cuts.iter().zip(workers) {
+            match worker.join().expect("reported") {
+                Ok(what) => told.push(format!("{cut:?}: {what}")),
+                Err(why) => failures.push(format!("{cut:?}: {why}")),
+            }
+        }
+    });
+    match failures.is_empty() {
+        true => Ok(told),
+        false => Err(failures.join("\n")),
+    }
+}
