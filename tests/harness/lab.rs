@@ -7,6 +7,7 @@
 //!   guest  ────────────────────── moves there, and back ─────────────► guest
 //! ```
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -76,6 +77,12 @@ impl Guest {
         self
     }
 
+    /// Whether it is a virtual machine.
+    #[must_use]
+    pub fn is_virtual_machine(&self) -> bool {
+        self.kind == GuestKind::Kvm
+    }
+
     fn request(&self) -> GuestRequest {
         GuestRequest {
             name: self.name.clone(),
@@ -87,6 +94,18 @@ impl Guest {
             heartbeat_interval_us: u32::try_from(HEARTBEAT_INTERVAL.as_micros()).expect("short"),
         }
     }
+}
+
+/// Whether virtual machines can be had here.
+///
+/// # Errors
+///
+/// Why not.
+pub fn check_kvm() -> Result<(), String> {
+    let opened = File::options().read(true).write(true).open("/dev/kvm");
+    opened
+        .map(drop)
+        .map_err(|error| format!("/dev/kvm: {error}"))
 }
 
 /// The lab. Dropping it ends every process it began.

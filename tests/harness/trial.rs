@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_migrator::api::{GuestKind, MigrationMode, Phase};
 use towpath_protocol::fault::Code;
 
 use crate::console::Console;
@@ -166,7 +166,7 @@ impl Trial {
             13 => Disturbance::Upgrade(side),
             _ => Disturbance::Step(step_side, step),
         };
-        Self {
+        let mut trial = Self {
             seed,
             guest,
             from: random.pick(&Place::ALL),
@@ -174,7 +174,10 @@ impl Trial {
             disturbance,
             begins_after: Duration::from_millis(random.below(BEGIN_MS_MAX)),
             away: Duration::from_millis(random.between(AWAY_MS.0, AWAY_MS.1)),
-        }
+        };
+        // Last, so that a seed means what it meant before there was a choice.
+        trial.guest.kind = random.pick(&[GuestKind::Process, GuestKind::Kvm]);
+        trial
     }
 
     /// Runs the trial in a lab that may have served others before.

@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use towpath_migrator::api::MigrationView;
-use towpath_tests::lab::{Lab, Link};
+use towpath_migrator::api::{GuestKind, MigrationView};
+use towpath_tests::lab::{Lab, Link, check_kvm};
 use towpath_tests::trial::Trial;
 use towpath_tests::watch::Watch;
 
@@ -20,6 +20,9 @@ const ENOUGH_COUNT: u64 = 200;
 
 /// Of so many trials at least one has to meet its move under way.
 const HIT_PARTS_MAX: u64 = 3;
+
+/// Of so many trials at least one is of a virtual machine, where there can be any.
+const VIRTUAL_PARTS_MAX: u64 = 3;
 
 /// Ways to disturb a move, as they are counted.
 const KINDS: [&str; 9] = [
@@ -61,15 +64,23 @@ struct Tally {
     hit_count: u64,
     /// Moves that needed more than one attempt.
     again_count: u64,
+    /// Moves of virtual machines, and those of them that were under way when they were disturbed.
+    virtual_count: u64,
+    virtual_hit_count: u64,
     by_kind: BTreeMap<String, u64>,
     took_ms: Vec<u128>,
 }
 
 impl Tally {
     /// Checks that moves were disturbed, in every way: trials in which nothing happens prove nothing.
-    fn expect_variety(&self) {
+    fn expect_variety(&self, has_kvm: bool) {
         assert!(self.hit_count * HIT_PARTS_MAX >= self.count, "{self:?}");
         assert!(self.again_count > 0, "{self:?}");
+        if has_kvm {
+            let enough = self.count / VIRTUAL_PARTS_MAX;
+            assert!(self.virtual_count >= enough, "{self:?}");
+            assert!(self.virtual_hit_count * HIT_PARTS_MAX >= enough, "{self:?}");
+        }
         for kind in KINDS {
             assert!(self.by_kind.contains_key(kind), "no {kind} in {self:?}");
         }
@@ -77,7 +88,12 @@ impl Tally {
 }
 
 /// Takes seeds until there are no more, or one failed.
-fn work(link: Link, seeds: &AtomicU64, end: u64, tally: &Mutex<Tally>) -> Result<(), String> {
+fn work(
+    link: Link,
+    (seeds, end): (&AtomicU64, u64),
+    has_kvm: bool,
+    tally: &Mutex<Tally>,
+) -> Result<(), String> {
     let mut lab = Lab::start(link);
     let watch = Watch::start(&lab);
     loop {
@@ -85,7 +101,10 @@ fn work(link: Link, seeds: &AtomicU64, end: u64, tally: &Mutex<Tally>) -> Result
         if seed >= end {
             return Ok(());
         }
-        let trial = Trial::draw(seed);
+        let mut trial = Trial::draw(seed);
+        if !has_kvm {
+            trial.guest.kind = GuestKind::Process;
+        }
         let begun = Instant::now();
         match trial.run(&mut lab, &watch) {
             Ok(outcome) => {
@@ -93,6 +112,10 @@ fn work(link: Link, seeds: &AtomicU64, end: u64, tally: &Mutex<Tally>) -> Result
                 tally.count += 1;
                 tally.moved_count += u64::from(outcome.rest.place != trial.from);
                 tally.hit_count += u64::from(outcome.has_hit);
+                if trial.guest.is_virtual_machine() {
+                    tally.virtual_count += 1;
+                    tally.virtual_hit_count += u64::from(outcome.has_hit);
+                }
                 let again = |view: &MigrationView| view.attempts > 1;
                 let is_again = outcome.rest.moves.first().is_some_and(again);
                 tally.again_count += u64::from(is_again);
@@ -117,13 +140,16 @@ fn a_guest_survives_whatever_happens_to_its_move() {
     let first = seed.unwrap_or(0);
     let count =
         number("TOWPATH_TRIALS").unwrap_or_else(|| if seed.is_some() { 1 } else { TRIAL_COUNT });
+    let has_kvm = check_kvm()
+        .inspect_err(|why| println!("skipped: virtual machines in trials: {why}"))
+        .is_ok();
     let seeds = AtomicU64::new(first);
     let tally = Mutex::new(Tally::default());
     let labs = usize::try_from(LAB_COUNT.min(count)).expect("few");
     let failures: Vec<String> = std::thread::scope(|scope| {
         let workers: Vec<_> = LINKS[..labs]
             .iter()
-            .map(|link| scope.spawn(|| work(*link, &seeds, first + count, &tally)))
+            .map(|link| scope.spawn(|| work(*link, (&seeds, first + count), has_kvm, &tally)))
             .collect();
         let results = workers
             .into_iter()
@@ -136,16 +162,17 @@ fn a_guest_survives_whatever_happens_to_its_move() {
     let median = tally.took_ms[tally.took_ms.len() / 2];
     println!(
         "{} trials with seeds {first} to {} in {:?}: {} moved, {} met under way, {} with another \
-         attempt, {median} ms each (median), {:?}",
+         attempt, {} of virtual machines, {median} ms each (median), {:?}",
         tally.count,
         first + count - 1,
         begun.elapsed(),
         tally.moved_count,
         tally.hit_count,
         tally.again_count,
+        tally.virtual_count,
         tally.by_kind
     );
     if tally.count >= ENOUGH_COUNT {
-        tally.expect_variety();
+        tally.expect_variety(has_kvm);
     }
 }
