@@ -8,6 +8,7 @@ pub mod cut;
 pub mod hosts;
 pub mod journals;
 mod keeper;
+pub mod killed;
 pub mod lab;
 pub mod peer;
 mod process;

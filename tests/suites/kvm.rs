@@ -1,24 +1,22 @@
-//! A sample of the fault cases with virtual machines in place of process guests.
+//! The fault cases with virtual machines in place of process guests; half of the trials are of them too.
 #![allow(clippy::print_stdout, reason = "a test says how long each case took")]
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::time::Instant;
 
 use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_tests::away::{self, MIDDLES};
 use towpath_tests::cut::{self, Cut};
-use towpath_tests::lab::Guest;
+use towpath_tests::killed;
+use towpath_tests::lab::{Guest, check_kvm};
 use towpath_tests::scene::{LINK, Scene};
-use towpath_tests::trial::{Side, Trial};
-
-/// Trials with virtual machines.
-const TRIALS: std::ops::Range<u64> = 100_000..100_024;
+use towpath_tests::site::Place;
+use towpath_tests::trial::Side;
 
 /// Whether virtual machines can be had here; says why not.
 fn has_kvm() -> bool {
-    let opened = File::options().read(true).write(true).open("/dev/kvm");
-    opened
-        .inspect_err(|error| println!("skipped: /dev/kvm: {error}"))
+    check_kvm()
+        .inspect_err(|why| println!("skipped: {why}"))
         .is_ok()
 }
 
@@ -76,28 +74,57 @@ fn fault_01_to_06_a_virtual_machine_survives_the_end_of_either_migrator() {
 }
 
 #[test]
-fn fault_18_a_virtual_machine_waits_for_the_link_and_little_longer() {
+fn fault_07_a_virtual_machine_killed_at_its_source() {
     if !has_kvm() {
         return;
     }
-    let cut = Cut::new(Phase::Serving, None, 5).of_virtual_machine();
-    let told = cut::check(&[cut]).unwrap_or_else(|failures| panic!("{failures}"));
+    let scene = Scene::new(killed::SLOW);
+    killed::at_its_source(&scene, &machine("copied"));
+    killed::at_its_source_behind_the_commit(&scene, &machine("handed-over"));
+}
+
+#[test]
+fn fault_08_a_virtual_machine_killed_at_its_target() {
+    if !has_kvm() {
+        return;
+    }
+    let scene = Scene::new(killed::SLOW);
+    killed::while_it_receives(&scene, &machine("received"));
+    killed::at_its_target(&scene, &machine("arriving"));
+}
+
+#[test]
+fn fault_15_to_18_a_virtual_machine_survives_a_cut_link() {
+    if !has_kvm() {
+        return;
+    }
+    let phases = [
+        (Phase::Copying, 1),
+        (Phase::Switching, 1),
+        (Phase::Committed, 1),
+        (Phase::Serving, 5),
+    ];
+    let cuts = phases.map(|(phase, seconds)| Cut::new(phase, None, seconds).of_virtual_machine());
+    let told = cut::check(&cuts).unwrap_or_else(|failures| panic!("{failures}"));
     println!("{}", told.join("\n"));
 }
 
 #[test]
-fn a_virtual_machine_survives_whatever_happens_to_its_move() {
+fn a_virtual_machine_survives_the_end_of_either_tunnel_and_fault_44_an_upgrade() {
     if !has_kvm() {
         return;
     }
-    let Scene { watch, mut lab } = Scene::new(LINK);
-    let begun = Instant::now();
-    for seed in TRIALS {
-        let mut trial = Trial::draw(seed);
-        trial.guest = trial.guest.virtual_machine();
-        if let Err(why) = trial.run(&mut lab, &watch) {
-            panic!("{trial:?}\n{why}");
+    let mut scene = Scene::new(away::SLOW);
+    for middle in MIDDLES {
+        for place in Place::ALL {
+            let told = away::disturb(&mut scene, middle, machine, |scene| {
+                away::kill_tunnel(scene, place);
+            });
+            let told = told.unwrap_or_else(|why| panic!("{place:?}'s tunnel {middle:?}: {why}"));
+            println!("{place:?}'s tunnel {told}");
         }
+        let told = away::disturb(&mut scene, middle, machine, away::upgrade);
+        let told = told.unwrap_or_else(|why| panic!("both sites' daemons {middle:?}: {why}"));
+        println!("both sites' daemons {told}");
     }
-    println!("{TRIALS:?} in {:?}", begun.elapsed());
 }

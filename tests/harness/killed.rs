@@ -1,0 +1,151 @@
+//! A guest whose own process is killed, before and behind the commit, whatever kind of guest it is.
+
+use std::time::Duration;
+
+use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
+use towpath_protocol::fault::Code;
+
+use crate::console::Console;
+use crate::lab::{Guest, Link};
+use crate::scene::{SOURCE, Scene, TARGET};
+use crate::site::Place;
+use crate::verdict::wait_until;
+
+/// Slow enough to be met in the middle of a move.
+pub const SLOW: Link = Link {
+    megabits_per_second: 60,
+    round_trip: Duration::from_millis(10),
+};
+
+/// How long it may take until the end of a process shows everywhere.
+pub const SHOWN_WAIT: Duration = Duration::from_secs(5);
+
+/// How long nothing must begin to run by itself.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Checks that the guest is silent, wherever it might run.
+///
+/// # Panics
+///
+/// If it is not.
+pub fn stays_silent(console: &mut Console) {
+    console.read().expect("it ran twice");
+    let before = console.last();
+    // Not waiting for anything: nothing is to happen.
+    std::thread::sleep(QUIET);
+    console.read().expect("it ran twice");
+    assert_eq!(console.last(), before, "it ran by itself");
+}
+
+/// Boots a guest and waits until it is seen to run there, counting from one again.
+///
+/// # Panics
+///
+/// If it does not run there.
+pub fn boots(scene: &Scene, guest: &Guest, console: &mut Console, at: Place) {
+    console.forget();
+    let booted = scene.lab.site(at).boot(&guest.name);
+    booted.unwrap_or_else(|problem| panic!("not booted: {problem:?}"));
+    let rest = scene.rest(guest, console);
+    assert_eq!(rest.expect("it comes to rest").place, at);
+}
+
+/// Waits until a guest is shown as crashed, and without a process, at a site that owns it.
+///
+/// # Panics
+///
+/// If it is not.
+pub fn is_crashed(scene: &Scene, guest: &Guest, at: Place) {
+    let crashed = wait_until(SHOWN_WAIT, || {
+        let view = scene.lab.site(at).guest(&guest.name).ok()??;
+        let is_crashed = view.state == GuestState::Crashed && view.process_id.is_none();
+        is_crashed.then_some(view)
+    });
+    let crashed = crashed.expect("a crashed guest is shown as one");
+    assert_eq!(crashed.ownership, Ownership::Owned);
+}
+
+/// Begins to move a guest, and kills its process at one site once the move is in a phase.
+///
+/// # Panics
+///
+/// If it cannot be killed there.
+#[must_use]
+pub fn killed_in(
+    scene: &Scene,
+    guest: &Guest,
+    (mode, phase): (MigrationMode, Phase),
+    at: Place,
+) -> Console {
+    let mut console = scene.guest(guest);
+    scene.begin(guest, mode).expect("it begins");
+    scene.reaches(guest, phase).expect("it gets there");
+    if at == TARGET && phase == Phase::Serving {
+        console.wait_for_more(1, SHOWN_WAIT).expect("it runs");
+    }
+    assert_eq!(scene.lab.kill_guest(at, &guest.name), 1);
+    console
+}
+
+/// A guest that is killed at its source while it is copied is a crash there, and is moved once it was booted.
+///
+/// # Panics
+///
+/// If that does not hold.
+pub fn at_its_source(scene: &Scene, guest: &Guest) {
+    let middle = (MigrationMode::Auto, Phase::Copying);
+    let mut console = killed_in(scene, guest, middle, SOURCE);
+    let view = scene.reaches(guest, Phase::Failed).expect("it fails");
+    let error = view.error.expect("a failed move says why");
+    assert_eq!(error.code, Code::Guest.as_str(), "{error:?}");
+    is_crashed(scene, guest, SOURCE);
+    let gone = wait_until(SHOWN_WAIT, || {
+        let left = scene.lab.guest_processes(TARGET, &guest.name);
+        left.is_empty().then_some(())
+    });
+    assert!(gone.is_some(), "the target keeps what it received");
+    stays_silent(&mut console);
+    boots(scene, guest, &mut console, SOURCE);
+    scene.begin(guest, MigrationMode::Auto).expect("it begins");
+    scene.arrives(guest, &mut console).expect("it arrives");
+}
+
+/// A guest that was handed over loses nothing with the process that it left.
+///
+/// # Panics
+///
+/// If that does not hold.
+pub fn at_its_source_behind_the_commit(scene: &Scene, guest: &Guest) {
+    let middle = (MigrationMode::Post, Phase::Serving);
+    let mut console = killed_in(scene, guest, middle, SOURCE);
+    // The memory that was left there is fetched to the last page.
+    scene.arrives(guest, &mut console).expect("it arrives");
+}
+
+/// What receives a guest and is killed is begun again.
+///
+/// # Panics
+///
+/// If that does not hold.
+pub fn while_it_receives(scene: &Scene, guest: &Guest) {
+    let middle = (MigrationMode::Auto, Phase::Copying);
+    let mut console = killed_in(scene, guest, middle, TARGET);
+    let rest = scene.arrives(guest, &mut console).expect("it arrives");
+    assert_eq!(rest.moves[0].attempts, 2);
+}
+
+/// A guest that is killed where it went never runs where it came from.
+///
+/// # Panics
+///
+/// If that does not hold.
+pub fn at_its_target(scene: &Scene, guest: &Guest) {
+    let middle = (MigrationMode::Post, Phase::Serving);
+    let mut console = killed_in(scene, guest, middle, TARGET);
+    is_crashed(scene, guest, TARGET);
+    stays_silent(&mut console);
+    let left = scene.lab.site(SOURCE).guest(&guest.name);
+    let left = left.expect("it answers").expect("known");
+    assert_ne!(left.state, GuestState::Running);
+    boots(scene, guest, &mut console, TARGET);
+}
