@@ -7,7 +7,6 @@
 //!   guest  ────────────────────── moves there, and back ─────────────► guest
 //! ```
 
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,6 +23,7 @@ use towpath_protocol::rate::Rate;
 use crate::contention::{self, Share};
 use crate::keeper::{Folder, processes_with};
 use crate::process::show_log;
+use crate::program::towpath;
 use crate::site::{Place, Reach, Site};
 
 /// How long the first link may take.
@@ -101,11 +101,20 @@ impl Guest {
 /// # Errors
 ///
 /// Why not.
+///
+/// # Panics
+///
+/// If the program under test cannot be asked.
 pub fn check_kvm() -> Result<(), String> {
-    let opened = File::options().read(true).write(true).open("/dev/kvm");
-    opened
-        .map(drop)
-        .map_err(|error| format!("/dev/kvm: {error}"))
+    let mut probe = std::process::Command::new(towpath());
+    let probed = probe.args(["guest-process", "--probe"]).output();
+    let said = probed.expect("the program can be asked").stdout;
+    let said = String::from_utf8_lossy(&said);
+    let of_kvm = said.lines().find_map(|line| line.strip_prefix("kvm "));
+    match of_kvm {
+        Some("ready") => Ok(()),
+        other => Err(format!("kvm: {}", other.unwrap_or("nothing is said of it"))),
+    }
 }
 
 /// The lab. Dropping it ends every process it began.
