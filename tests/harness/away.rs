@@ -21,6 +21,18 @@ pub const MIDDLES: [(MigrationMode, Phase); 2] = [
     (MigrationMode::Post, Phase::Serving),
 ];
 
+/// So long that the phases which last a round trip can be met.
+pub const LONG: Link = Link {
+    megabits_per_second: 60,
+    round_trip: Duration::from_millis(200),
+};
+
+/// In the middle of a switch, on either side of its commit; for [`LONG`].
+pub const SWITCHES: [(MigrationMode, Phase); 2] = [
+    (MigrationMode::Auto, Phase::Switching),
+    (MigrationMode::Auto, Phase::Committed),
+];
+
 /// How long the link may take to be back.
 const LINK_WAIT: Duration = Duration::from_secs(20);
 
@@ -33,10 +45,12 @@ const LINK_WAIT: Duration = Duration::from_secs(20);
 pub fn disturb(
     scene: &mut Scene,
     (mode, phase): (MigrationMode, Phase),
-    make: impl Fn(&str) -> Guest,
+    make: impl Fn(&str, u64) -> Guest,
     act: impl Fn(&mut Scene),
 ) -> Result<String, String> {
-    let guest = make(&format!("in-{}", phase.as_str()));
+    // What is copied before a switch is no matter to it.
+    let memory_mib = if is_switch(phase) { 16 } else { 32 };
+    let guest = make(&format!("in-{}", phase.as_str()), memory_mib);
     let mut away = Duration::ZERO;
     let silence = scene.play(|scene| {
         let silence;
@@ -46,6 +60,20 @@ pub fn disturb(
     Ok(format!(
         "while {phase:?}: away for {away:?}, silent for {silence:?}"
     ))
+}
+
+/// What a long link adds: a tunnel that is killed says nothing, so it takes three round trips to be missed, two to
+/// be linked again and two for the lanes, and the commit and its answer are one.
+fn round_trips(phase: Phase) -> Duration {
+    if is_switch(phase) {
+        LONG.round_trip * 8
+    } else {
+        Duration::ZERO
+    }
+}
+
+const fn is_switch(phase: Phase) -> bool {
+    matches!(phase, Phase::Switching | Phase::Committed)
 }
 
 fn disturb_once(
@@ -62,8 +90,8 @@ fn disturb_once(
     act(scene);
     let (away, back_ns) = (begun.elapsed(), monotonic_ns());
     scene.arrives(guest, &mut console)?;
-    let silence =
-        console.check_silence((begun_ns, monotonic_ns(), back_ns), away + SILENCE_EXTRA)?;
+    let silence_max = away + SILENCE_EXTRA + round_trips(phase);
+    let silence = console.check_silence((begun_ns, monotonic_ns(), back_ns), silence_max)?;
     scene.lab.forget_guest(&guest.name);
     Ok((silence, away))
 }

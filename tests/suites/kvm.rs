@@ -21,7 +21,11 @@ fn has_kvm() -> bool {
 }
 
 fn machine(name: &str) -> Guest {
-    Guest::new(name, 32).virtual_machine()
+    machine_of(name, 32)
+}
+
+fn machine_of(name: &str, memory_mib: u64) -> Guest {
+    Guest::new(name, memory_mib).virtual_machine()
 }
 
 #[test]
@@ -109,21 +113,41 @@ fn fault_15_to_18_a_virtual_machine_survives_a_cut_link() {
     println!("{}", told.join("\n"));
 }
 
-#[test]
-fn a_virtual_machine_survives_the_end_of_either_tunnel_and_fault_44_an_upgrade() {
-    if !has_kvm() {
-        return;
-    }
-    let mut scene = Scene::new(away::SLOW);
-    for middle in MIDDLES {
+/// Kills either tunnel in the middle of some phases.
+fn tunnels_end(scene: &mut Scene, middles: [(MigrationMode, Phase); 2]) {
+    for middle in middles {
         for place in Place::ALL {
-            let told = away::disturb(&mut scene, middle, machine, |scene| {
+            let told = away::disturb(scene, middle, machine_of, |scene| {
                 away::kill_tunnel(scene, place);
             });
             let told = told.unwrap_or_else(|why| panic!("{place:?}'s tunnel {middle:?}: {why}"));
             println!("{place:?}'s tunnel {told}");
         }
-        let told = away::disturb(&mut scene, middle, machine, away::upgrade);
+    }
+}
+
+#[test]
+fn a_virtual_machine_survives_the_end_of_either_tunnel() {
+    if has_kvm() {
+        tunnels_end(&mut Scene::new(away::SLOW), MIDDLES);
+    }
+}
+
+#[test]
+fn a_virtual_machine_survives_the_end_of_either_tunnel_in_its_switch() {
+    if has_kvm() {
+        tunnels_end(&mut Scene::new(away::LONG), away::SWITCHES);
+    }
+}
+
+#[test]
+fn fault_44_a_virtual_machine_survives_an_upgrade() {
+    if !has_kvm() {
+        return;
+    }
+    let mut scene = Scene::new(away::SLOW);
+    for middle in MIDDLES {
+        let told = away::disturb(&mut scene, middle, machine_of, away::upgrade);
         let told = told.unwrap_or_else(|why| panic!("both sites' daemons {middle:?}: {why}"));
         println!("both sites' daemons {told}");
     }

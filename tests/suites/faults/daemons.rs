@@ -18,7 +18,7 @@ fn disturb(
     what: &str,
     act: impl Fn(&mut Scene),
 ) {
-    let told = away::disturb(scene, middle, |name| Guest::new(name, 32), act);
+    let told = away::disturb(scene, middle, Guest::new, act);
     let told = told.unwrap_or_else(|why| panic!("{what} {middle:?}: {why}"));
     println!("{what} {told}");
 }
@@ -38,8 +38,17 @@ fn an_undisturbed_move_arrives() {
 
 #[test]
 fn a_move_survives_the_end_of_either_tunnel() {
-    let mut scene = Scene::new(SLOW);
-    for middle in MIDDLES {
+    tunnels_end(SLOW, MIDDLES);
+}
+
+#[test]
+fn a_switch_survives_the_end_of_either_tunnel() {
+    tunnels_end(away::LONG, away::SWITCHES);
+}
+
+fn tunnels_end(link: Link, middles: [(MigrationMode, Phase); 2]) {
+    let mut scene = Scene::new(link);
+    for middle in middles {
         for place in Place::ALL {
             disturb(
                 &mut scene,
