@@ -2,8 +2,8 @@
 
 use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use towpath_protocol::channel::{
-    self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, PathReport, Preamble, Report,
-    Resume, RunId, StreamId,
+    self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, PathReport,
+    Preamble, Report, Resume, RunId, StreamId,
 };
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;

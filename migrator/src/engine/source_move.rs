@@ -342,10 +342,13 @@ impl SourceMove {
     /// Takes in what happened and carries out what follows.
     pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) -> Result<(), Fault> {
         let before = self.machine.stage();
+        let is_said = matches!(event, Event::Heard(..));
         let result = self.machine.handle(event, now());
         if let Err(fault) = &result {
             warn!(migration = %self.order.id, %fault, "move disturbed");
-            ground.shared.refused(&self.order.target, fault);
+            if is_said {
+                ground.shared.refused(&self.order.target, fault);
+            }
         }
         self.carry_out(ground);
         let after = self.machine.stage();

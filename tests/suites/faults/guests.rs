@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
-use towpath_migrator::api::{GuestState, MigrationMode};
+use towpath_migrator::api::{GuestState, MigrationMode, Phase};
 use towpath_protocol::fault::Code;
 use towpath_protocol::guest_api::WORKING_SET_START_BYTES;
+use towpath_tests::away::LONG;
 use towpath_tests::killed::{self, SHOWN_WAIT, SLOW, boots, stays_silent};
 use towpath_tests::lab::Guest;
 use towpath_tests::scene::{SOURCE, Scene, TARGET};
+use towpath_tests::site::Place;
 use towpath_tests::verdict::wait_until;
 
 /// How long a migrator that is started waits at most until it says that a guest's process is busy.
@@ -49,9 +51,29 @@ fn fault_08_guest_killed_after_its_move_is_a_crash_there() {
     boots(&scene, &guest, &mut console, TARGET);
 }
 
+#[test]
+fn fault_08_receiving_process_killed_while_it_is_asked_is_received_again() {
+    let scene = Scene::new(LONG);
+    let guest = Guest::new("victim", 16);
+    let mut console = scene.guest(&guest);
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.reaches(&guest, Phase::Switching).unwrap();
+    // It answers nobody, and the guest's state, which it is to load, is on its way.
+    signal_at(TARGET, &scene, &guest, Signal::STOP);
+    // Not waiting for anything: in the middle of the switch, not at its begin.
+    std::thread::sleep(LONG.round_trip * 3);
+    assert_eq!(scene.lab.kill_guest(TARGET, &guest.name), 1);
+    let rest = scene.arrives(&guest, &mut console).unwrap();
+    assert_eq!(rest.moves[0].attempts, 2);
+}
+
 /// Signals a guest's process where it runs.
 fn signal(scene: &Scene, guest: &Guest, signal: Signal) {
-    let processes = scene.lab.guest_processes(SOURCE, &guest.name);
+    signal_at(SOURCE, scene, guest, signal);
+}
+
+fn signal_at(place: Place, scene: &Scene, guest: &Guest, signal: Signal) {
+    let processes = scene.lab.guest_processes(place, &guest.name);
     assert_eq!(processes.len(), 1);
     kill_process(processes[0], signal).unwrap();
 }
