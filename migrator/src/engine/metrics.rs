@@ -44,7 +44,7 @@ pub(super) struct Metrics {
     blocked_seconds: IntGauge,
     demand_fetches: IntGauge,
     skipped_messages: Counted,
-    stale_chunks: Counted,
+    stale_chunks: IntCounter,
     rejected: IntCounterVec,
 }
 
@@ -199,9 +199,12 @@ impl Metrics {
                 "towpath_migration_skipped_messages_total",
                 "Messages of peers that this version does not know and need not.",
             )?,
-            stale_chunks: counter(
-                "towpath_migration_stale_chunks_total",
-                "Chunks that came behind a newer round's and were dropped.",
+            stale_chunks: register(
+                &registry,
+                IntCounter::new(
+                    "towpath_migration_stale_chunks_total",
+                    "Chunks that came behind a newer round's and were dropped.",
+                ),
             )?,
             registry,
         })
@@ -225,9 +228,9 @@ impl Metrics {
         Arc::clone(&self.skipped_messages.total)
     }
 
-    /// Where chunks of earlier rounds are counted.
-    pub(super) fn stale_chunks(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.stale_chunks.total)
+    /// Counts chunks of earlier rounds.
+    pub(super) fn stale_chunks(&self, count: u64) {
+        self.stale_chunks.inc_by(count);
     }
 
     /// All metrics in Prometheus' text format.
@@ -276,7 +279,6 @@ impl Metrics {
         let demanded = board.moves.values().map(|view| view.demand_fetches).sum();
         set(&self.demand_fetches, demanded);
         self.skipped_messages.show();
-        self.stale_chunks.show();
         let mut text = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             Ok(()) => String::from_utf8_lossy(&text).into_owned(),

@@ -5,7 +5,6 @@ mod view;
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
@@ -85,7 +84,6 @@ pub(super) struct TargetMove {
     waits: BTreeMap<u64, Instant>,
     latencies_us: Vec<u32>,
     raw_bytes: u64,
-    stale_chunks: Arc<AtomicU64>,
     shared: Arc<Shared>,
     outcome: Option<Outcome>,
     begun_at: Instant,
@@ -116,7 +114,6 @@ impl TargetMove {
             waits: BTreeMap::new(),
             latencies_us: Vec::new(),
             raw_bytes: 0,
-            stale_chunks: ground.shared.metrics.stale_chunks(),
             shared: Arc::clone(&ground.shared),
             outcome: None,
             begun_at: now(),
@@ -359,11 +356,7 @@ impl TargetMove {
         }
         config.check_spaces(&prepare.spaces)?;
         let setup = self.machine.setup();
-        let is_ours = !matches!(
-            self.ownership().record().state,
-            State::Vacant | State::Released { .. } | State::Refused { .. } | State::Prepared { .. }
-        );
-        if is_ours {
+        if self.ownership().lives_here() {
             let detail = format!("{} offers a guest that lives here", setup.source);
             return Err(Fault::new(Code::GuestExists, detail));
         }
@@ -421,7 +414,7 @@ impl TargetMove {
             self.shared.refused(&self.machine.setup().source, &fault);
         }
         let stale = self.machine.progress().stale_chunk_count - stale_before;
-        self.stale_chunks.fetch_add(stale, Ordering::Relaxed);
+        self.shared.metrics.stale_chunks(stale);
         let after = self.machine.stage();
         if before != after {
             let (from, to) = (before.as_str(), after.as_str());

@@ -293,6 +293,22 @@ impl Ownership {
         )
     }
 
+    /// Whether this host owns the guest, or has given it away and was not told that it is taken: then no offer of
+    /// it can be right.
+    #[must_use]
+    pub const fn lives_here(&self) -> bool {
+        match self.record.state {
+            State::Owned { .. }
+            | State::Offering { .. }
+            | State::Relinquished { .. }
+            | State::Offered { .. } => true,
+            State::Vacant
+            | State::Released { .. }
+            | State::Prepared { .. }
+            | State::Refused { .. } => false,
+        }
+    }
+
     /// What has to be kept of a guest that is ended here for good, so that this host goes on answering as it has
     /// answered: a source that missed our last word must neither let its guest run on nor wait for ever. Nothing
     /// for a guest that was never handed over.

@@ -10,29 +10,24 @@ use super::{
 impl Ownership {
     pub(super) fn heard_prepare(&mut self, origin: Origin, epoch: Epoch) -> Result<(), Fault> {
         let Origin { attempt, source } = &origin;
-        match &self.record.state {
-            State::Owned { .. }
-            | State::Offering { .. }
-            | State::Relinquished { .. }
-            | State::Offered { .. } => {
-                let detail = format!("{source} offers a guest that lives here");
-                return Err(Fault::new(Code::GuestExists, detail));
+        if self.lives_here() {
+            let detail = format!("{source} offers a guest that lives here");
+            return Err(Fault::new(Code::GuestExists, detail));
+        }
+        if let State::Prepared {
+            epoch: ours,
+            attempt: open,
+            source: from,
+        } = &self.record.state
+        {
+            if from != source {
+                let detail = format!("{source} offers a guest that {from} is sending");
+                return Err(Fault::new(Code::DoubleOffer, detail));
             }
-            State::Prepared {
-                epoch: ours,
-                attempt: open,
-                source: from,
-            } => {
-                if from != source {
-                    let detail = format!("{source} offers a guest that {from} is sending");
-                    return Err(Fault::new(Code::DoubleOffer, detail));
-                }
-                if open == attempt && *ours == epoch {
-                    self.say(origin.source, origin.attempt, Word::Prepared);
-                    return Ok(());
-                }
+            if open == attempt && *ours == epoch {
+                self.say(origin.source, origin.attempt, Word::Prepared);
+                return Ok(());
             }
-            State::Vacant | State::Released { .. } | State::Refused { .. } => {}
         }
         if let Some(verdict) = self.record.verdict(*attempt) {
             if verdict.origin != origin {
@@ -115,10 +110,7 @@ impl Ownership {
                 self.answer(origin, false);
                 return Ok(());
             }
-            State::Owned { .. }
-            | State::Offering { .. }
-            | State::Relinquished { .. }
-            | State::Offered { .. } => {
+            _ if self.lives_here() => {
                 self.check_epoch(epoch)?;
                 // Two hosts own the guest, or one of them lies. A refusal would not end that, and it
                 // could not be kept once the guest has left here.
@@ -126,7 +118,7 @@ impl Ownership {
                 let detail = format!("{source} commits a guest that lives here, epoch {epoch}");
                 return Err(Fault::new(Code::GuestExists, detail));
             }
-            State::Vacant | State::Released { .. } | State::Refused { .. } => {}
+            _ => {}
         }
         self.check_epoch(epoch)?;
         self.refuse(origin, epoch, true);
