@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-use crate::estimate::{ALLOWANCE, Estimate};
+use crate::estimate::{ALLOWANCE, Estimate, scaled};
 
 /// The part of the path's rate that programs get while cruising, per thousand. QUIC adds 2.7 % to full
 /// packets, so the wire is at 98 %; the rest is for what stalls leave behind.
@@ -690,12 +690,6 @@ fn time_of(bytes: u64, rate: u64) -> Duration {
 fn bytes_in(rate: u64, time: Duration) -> u64 {
     let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     rate.saturating_mul(micros) / 1_000_000
-}
-
-/// `bytes × part / whole`.
-fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
-    let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
-    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -748,7 +748,7 @@ fn per_second(bytes: u64, elapsed: Duration) -> u64 {
 }
 
 /// `bytes × part / whole`.
-fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
+pub(crate) fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
     let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }

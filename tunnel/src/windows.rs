@@ -14,7 +14,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
 use crate::cruise;
-use crate::estimate::{ALLOWANCE, Estimate};
+use crate::estimate::{ALLOWANCE, Estimate, scaled};
 
 /// Least bytes sent and not yet acknowledged: a full window of a fast local network.
 pub(crate) const SEND_BYTES_MIN: u64 = 4 << 20;
@@ -170,12 +170,6 @@ impl Inflow {
         self.bytes_per_round_trip = faded.max(bytes);
         Some(self.bytes_per_round_trip)
     }
-}
-
-/// `bytes × part / whole`.
-fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
-    let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
-    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 /// What a path holds with the queue that we allow ourselves.

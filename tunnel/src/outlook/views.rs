@@ -7,7 +7,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
 
-use super::{Direction, Outlook, precise};
+use super::{Direction, Outlook, precise, whole};
 use crate::core::Core;
 use crate::peer::Peer;
 use crate::timetable;
@@ -212,13 +212,8 @@ fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Rate> {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the cast ends at the bounds of the type"
-)]
 fn bits(bytes_per_second: f64) -> u64 {
-    (bytes_per_second * 8.0) as u64
+    whole(bytes_per_second * 8.0)
 }
 
 impl Outlook {
