@@ -1,11 +1,14 @@
 //! Streams between two sites: opened, copied, half closed, denied, starved.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, accept, echo, name, open, pattern, soon};
+use crate::harness::{Pair, SOON, accept, echo, metric, name, open, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
+use towpath_bench::relay::{Direction, Side};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Preamble};
 use towpath_protocol::fault::Code;
@@ -136,7 +139,7 @@ async fn t15_services_are_denied_to_sites_that_are_not_allowed() {
         unknown.detail,
         "a refusal does not tell whether the service exists"
     );
-    let touched = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+    let touched = timeout(Duration::from_millis(50), listener.accept()).await;
     assert!(touched.is_err(), "the service saw a connection");
 }
 
@@ -209,4 +212,65 @@ async fn a_stream_of_many_megabytes_arrives_whole() {
     read.unwrap();
     assert!(heard == sent);
     assert!(began.elapsed() < SOON);
+}
+
+/// What QUIC lets a peer have under way to us was grown for the path, not only counted: a reader that pauses
+/// is told by what arrives meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
+    const ORDINARY_BYTES: u64 = 24 << 20;
+    let long = Direction {
+        bits_per_second: Some(240_000_000),
+        delay: Duration::from_millis(250),
+        ..Direction::default()
+    };
+    let pair = Pair::start_with(|_, _| {}, Some(long)).await;
+    let (mut local, mut remote) = pair.stream(Class::Bulk).await;
+    let writing = tokio::spawn(async move {
+        let chunk = vec![7; 64 * 1024];
+        while local.write_all(&chunk).await.is_ok() {}
+    });
+    let pauses = Arc::new(AtomicBool::new(false));
+    let reading = tokio::spawn({
+        let pauses = Arc::clone(&pauses);
+        async move {
+            let mut chunk = vec![0; 64 * 1024];
+            while !pauses.load(Ordering::Relaxed) {
+                let count = remote.read(&mut chunk).await.unwrap();
+                assert!(count > 0);
+            }
+            remote
+        }
+    });
+    // Both sides have taken memory for the path, and twice an ordinary window is allowed.
+    let series = "towpath_tunnel_window_memory_bytes";
+    let grown = async {
+        while metric(&pair.edge_config, series).await < ORDINARY_BYTES
+            || metric(&pair.region_config, series).await < ORDINARY_BYTES
+        {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(3 * SOON, grown).await.expect("windows do not grow");
+    pauses.store(true, Ordering::Relaxed);
+    let _remote = soon(reading).await.unwrap();
+    let arrived = || {
+        pair.relay
+            .as_ref()
+            .unwrap()
+            .control()
+            .counters(Side::A)
+            .delivered_bytes
+    };
+    let (before, mut last) = (arrived(), 0);
+    let stopped = async {
+        while last < before + ORDINARY_BYTES + ORDINARY_BYTES / 4 {
+            sleep(Duration::from_millis(50)).await;
+            last = arrived();
+        }
+    };
+    timeout(SOON, stopped)
+        .await
+        .unwrap_or_else(|_| panic!("{before} to {last}"));
+    writing.abort();
 }
