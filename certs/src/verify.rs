@@ -184,9 +184,14 @@ impl PeerVerifier {
         }
     }
 
-    /// Whether a certificate whose chain holds may still be used.
-    fn check_revocation(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        if self.revocations.is_revoked(certificate) {
+    /// Whether a chain that holds may still be used: what leads from its certificate to an authority, too.
+    fn check_revocation(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<(), Error> {
+        let mut shown = std::iter::once(end_entity).chain(intermediates);
+        if shown.any(|certificate| self.revocations.is_revoked(certificate)) {
             return Err(Error::InvalidCertificate(CertificateError::Revoked));
         }
         Ok(())
@@ -226,7 +231,7 @@ impl ServerCertVerifier for PeerVerifier {
                 algorithms,
             )
         });
-        let chain = chain.and_then(|()| self.check_revocation(end_entity));
+        let chain = chain.and_then(|()| self.check_revocation(end_entity, intermediates));
         self.counted(self.check_name(end_entity), chain)
             .map(|()| ServerCertVerified::assertion())
     }
@@ -269,7 +274,10 @@ impl ClientCertVerifier for PeerVerifier {
         let chain = self
             .clients
             .verify_client_cert(end_entity, intermediates, now)
-            .and_then(|good| self.check_revocation(end_entity).map(|()| good));
+            .and_then(|good| {
+                self.check_revocation(end_entity, intermediates)?;
+                Ok(good)
+            });
         self.counted(self.check_name(end_entity), chain)
     }
 

@@ -3,18 +3,21 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection};
 use tempfile::TempDir;
 use towpath_certs::authority::LEAF_VALIDITY;
-use towpath_certs::{Authority, Identity, Rejection, Rejections, Validity, tls};
+use towpath_certs::{Authority, Identity, Rejection, Rejections, Revocations, Validity, tls};
 use towpath_protocol::identity::HostIdentity;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -372,4 +375,71 @@ fn t13_sessions_are_never_resumed() {
         at_client.unwrap();
         at_server.unwrap();
     }
+}
+
+#[test]
+fn t10_what_leads_from_a_certificate_to_its_authority_may_be_revoked_too() {
+    let fixture = Fixture::new();
+    let folder = fixture.folder.path();
+    // An operator's own authority, that lets another one name hosts for it.
+    fs::create_dir(folder.join("root")).unwrap();
+    let authority = |serial: u64, length| {
+        let mut params = CertificateParams::default();
+        let uri = "spiffe://shop.example".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(length));
+        params.serial_number = Some(SerialNumber::from(serial));
+        let name = format!("authority {serial}");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    };
+    let [root_key, middle_key, leaf_key] =
+        [(); 3].map(|()| KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap());
+    let root = authority(1, 1).self_signed(&root_key).unwrap();
+    fs::write(folder.join("root/ca.pem"), root.pem()).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&root.pem(), root_key).unwrap();
+    let middle = authority(2, 0).signed_by(&middle_key, &issuer).unwrap();
+    let middle_issuer = Issuer::from_ca_cert_pem(&middle.pem(), middle_key).unwrap();
+    let mut params = CertificateParams::default();
+    let uri = "spiffe://shop.example/site/edge/host/box-1";
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let leaf = params.signed_by(&leaf_key, &middle_issuer).unwrap();
+    let chain = format!("{}{}", leaf.pem(), middle.pem());
+    fs::write(folder.join("root/cert.pem"), chain).unwrap();
+    let key = folder.join("root/key.pem");
+    fs::write(&key, leaf_key.serialize_pem()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let now = SystemTime::now();
+    let list = CertificateRevocationListParams {
+        this_update: now.into(),
+        next_update: (now + DAY).into(),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: SerialNumber::from(2_u64),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let crl = folder.join("root/crl.pem");
+    fs::write(&crl, list.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
+
+    let path = |name: &str| folder.join("root").join(name);
+    let identity = Identity::load(&path("cert.pem"), &key, &path("ca.pem")).unwrap();
+    let server = |identity: &Identity| tls::server_config(identity, &fixture.rejections).unwrap();
+    let client = || tls::client_config(&identity, &"edge".parse().unwrap(), &fixture.rejections);
+    let shaken = shake(client().unwrap(), server(&identity));
+    assert_eq!((shaken.0.is_ok(), shaken.1.is_ok()), (true, true));
+    let lists = identity.load_revocations(&crl, &Revocations::default());
+    let wary = identity.clone().refusing(Arc::new(lists.unwrap()));
+    let before = fixture.rejections.of(Rejection::Revoked);
+    let (_, at_server) = shake(client().unwrap(), server(&wary));
+    at_server.unwrap_err();
+    assert_eq!(fixture.rejections.of(Rejection::Revoked), before + 1);
 }

@@ -423,21 +423,17 @@ fn remind(core: &Core, reminded: &mut Option<(Freshness, Instant)>) {
     }
 }
 
-/// Whether a connection's other end has shown a certificate that is revoked.
+/// Whether a connection's other end has shown a certificate that is revoked, its own or what leads from it to
+/// its authority.
 fn is_revoked(lists: &Revocations, connection: &Connection) -> bool {
-    leaf_of(connection).is_some_and(|leaf| lists.is_revoked(&leaf))
+    chain_of(connection).is_some_and(|chain| chain.iter().any(|one| lists.is_revoked(one)))
 }
 
 /// Last moment of the certificate that a link's peer has shown, in seconds since 1970.
 pub(crate) fn peer_not_after(link: &Link) -> Option<u64> {
-    let leaf = leaf_of(link.connection(Leg::Urgent))?;
-    view::view(&leaf)
-        .ok()
-        .map(|view| view.not_after_unix_seconds)
-}
-
-fn leaf_of(connection: &Connection) -> Option<CertificateDer<'static>> {
-    chain_of(connection)?.into_iter().next()
+    let chain = chain_of(link.connection(Leg::Urgent))?;
+    let view = view::view(chain.first()?).ok()?;
+    Some(view.not_after_unix_seconds)
 }
 
 /// What a connection's other end has shown.
