@@ -193,7 +193,7 @@ impl Authority {
             }
         }
         let key = new_key()?;
-        let certificate = self.sign(identity, validity, &key)?;
+        let certificate = self.sign(&mut self.register()?, identity, validity, &key)?;
         Ok(IdentityFiles {
             key: folder.write_new(LEAF_KEY, &key.serialize_pem())?,
             cert: folder.write_new(LEAF_CERTIFICATE, &certificate)?,
@@ -216,6 +216,7 @@ impl Authority {
     /// Signs a host's certificate for a key, once it stands in the register.
     pub(crate) fn sign(
         &self,
+        register: &mut Register,
         identity: &HostIdentity,
         validity: Validity,
         key: &impl PublicKeyData,
@@ -235,7 +236,7 @@ impl Authority {
         let certificate = params
             .signed_by(key, &self.issuer)
             .map_err(|error| failed(&error))?;
-        self.register()?.add(&Entry::Issued {
+        register.add(&Entry::Issued {
             serial: view::hex(&serial.unwrap_or_default()),
             identity: identity.uri(),
             at_unix_seconds: unix_seconds_of(SystemTime::now()),

@@ -18,6 +18,9 @@ use crate::{files, tls};
 /// How long before its end a certificate is called out: time for a renewal that somebody forgot.
 pub const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
 
+/// How long before its end an authority is called out: all of its hosts have to be led to the next one.
+pub const AUTHORITY_WARNING: Duration = Duration::from_hours(180 * 24);
+
 /// What came of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,7 +82,7 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let checks = vec![
         named("certificate", certificate(chain.as_deref())),
         named("key", key(&folder.join(LEAF_KEY), chain.as_deref().ok())),
-        named("authority", authority(authorities.as_deref())),
+        named("authority", authority(authorities.as_deref(), now)),
         named(
             "chain",
             signed(chain.as_deref().ok(), authorities.as_deref().ok()),
@@ -151,18 +154,32 @@ fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
     }
 }
 
-fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>) -> Seen {
+fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: SystemTime) -> Seen {
     let authorities = match authorities {
         Ok(authorities) => authorities,
         Err(fault) => return wrong(&fault.detail),
     };
     let all: Result<Vec<_>, _> = authorities.iter().map(view::view).collect();
-    match all {
-        Err(fault) => wrong(fault.detail),
-        Ok(all) if all.iter().any(|one| !one.is_authority) => {
-            wrong("holds a certificate that is no authority's")
-        }
-        Ok(all) => {
+    let all = match all {
+        Ok(all) => all,
+        Err(fault) => return wrong(fault.detail),
+    };
+    if all.iter().any(|one| !one.is_authority) {
+        return wrong("holds a certificate that is no authority's");
+    }
+    let first = all.iter().min_by_key(|one| one.not_after_unix_seconds);
+    let Some(first) = first else {
+        return wrong("holds no certificate");
+    };
+    let (who, until) = (&first.issuer, &first.not_after);
+    let clock = crate::register::unix_seconds_of(now);
+    match first.not_after_unix_seconds.checked_sub(clock) {
+        None | Some(0) => wrong(format!("{who} ended {until}; leave it out")),
+        Some(left) if left <= AUTHORITY_WARNING.as_secs() => (
+            Outcome::Warning,
+            format!("{who} ends {until}; begin the next authority"),
+        ),
+        Some(_) => {
             let names: Vec<_> = all.iter().map(|one| one.issuer.as_str()).collect();
             (Outcome::Good, format!("trusts {}", names.join(" and ")))
         }
@@ -215,7 +232,7 @@ fn revocation(
     ),
     now: SystemTime,
 ) -> Seen {
-    if !path.exists() {
+    if matches!(rustix::fs::lstat(path), Err(rustix::io::Errno::NOENT)) {
         return (
             Outcome::Absent,
             "there is no list of revoked certificates".to_owned(),

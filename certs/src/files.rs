@@ -86,15 +86,44 @@ impl KeyFolder {
     ///
     /// `E_IO` or `E_PATH` if it cannot be written; the old file is then still there.
     pub fn replace(&self, name: &str, content: &str) -> Result<PathBuf, Fault> {
-        let new = format!(".{name}.new");
-        // Left behind by one that was killed, and of no use.
-        let _ = rustix::fs::unlinkat(&self.handle, &new, AtFlags::empty());
-        self.write_new(&new, content)?;
-        let path = self.path.join(name);
-        rustix::fs::renameat(&self.handle, &new, &self.handle, name)
-            .map_err(|error| unusable(&path, &error))?;
-        self.sync()?;
-        Ok(path)
+        self.replace_all(&[(name, content)])?;
+        Ok(self.path.join(name))
+    }
+
+    /// Puts files in the place of others, in this order and each in one step, once all of them are written.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` or `E_PATH` if one cannot be written; all old files are then still there.
+    pub(crate) fn replace_all(&self, files: &[(&str, &str)]) -> Result<(), Fault> {
+        let new = |name: &str| format!(".{name}.new");
+        let remove = |name: &str| {
+            let _ = rustix::fs::unlinkat(&self.handle, new(name), AtFlags::empty());
+        };
+        for (at, (name, content)) in files.iter().enumerate() {
+            // Left behind by one that was killed, and of no use.
+            remove(name);
+            self.write_new(&new(name), content).inspect_err(|_| {
+                files[..=at].iter().for_each(|(name, _)| remove(name));
+            })?;
+        }
+        for (name, _) in files {
+            let path = self.path.join(name);
+            rustix::fs::renameat(&self.handle, new(name), &self.handle, *name)
+                .map_err(|error| unusable(&path, &error))?;
+        }
+        self.sync()
+    }
+
+    /// Waits until nobody else holds this folder so; for as long as what this gives lives.
+    pub(crate) fn lock(&self) -> Result<OwnedFd, Fault> {
+        let unusable = |error| unusable(&self.path, &error);
+        // A handle of its own: closing it unlocks the folder.
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+        let handle =
+            rustix::fs::openat(&self.handle, ".", flags, Mode::empty()).map_err(unusable)?;
+        rustix::fs::flock(&handle, FlockOperation::LockExclusive).map_err(unusable)?;
+        Ok(handle)
     }
 
     /// Where it is.

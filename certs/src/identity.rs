@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
+use crate::register::unix_seconds_of;
 use crate::revocation::Revocations;
 use crate::view::{self, CertificateView};
 use crate::{files, tls};
@@ -44,8 +45,8 @@ impl Identity {
     /// # Errors
     ///
     /// `E_CERTIFICATE`, with what to do, if a file cannot be read, if others may read the key, if
-    /// the key is not the certificate's, or if the certificate is expired, from another authority,
-    /// or names no host.
+    /// the key is not the certificate's, if the certificate is expired, from another authority,
+    /// or names no host, or if no authority's time is left. One that has ended beside another is left out.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, Fault> {
         let chain = read_chain(cert)?;
         let leaf = chain.first().expect("a chain that was read is not empty");
@@ -53,7 +54,8 @@ impl Identity {
         let view = view::view(leaf)?;
         let key_der = PrivateKeyDer::from_pem_slice(&files::read_private(key)?)
             .map_err(|error| in_file(key, &format!("holds no private key: {error}")))?;
-        let authorities = read_chain(ca)?;
+        let authorities = lasting(read_chain(ca)?, SystemTime::now())
+            .ok_or_else(|| in_file(ca, "every authority in it has ended; begin the next one"))?;
         let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
             let (shown, until) = (cert.display(), &view.not_after);
@@ -156,6 +158,17 @@ impl Identity {
     pub const fn view(&self) -> &CertificateView {
         &self.view
     }
+}
+
+/// Those authorities whose time is not over, if there are any. As a root of trust a certificate has no end, and
+/// its key would name hosts for ever.
+fn lasting(
+    mut authorities: Vec<CertificateDer<'static>>,
+    now: SystemTime,
+) -> Option<Vec<CertificateDer<'static>>> {
+    let now = unix_seconds_of(now);
+    authorities.retain(|der| view::view(der).is_ok_and(|one| one.not_after_unix_seconds > now));
+    (!authorities.is_empty()).then_some(authorities)
 }
 
 /// Certificates as roots of trust.

@@ -22,6 +22,9 @@ pub const REGISTER: &str = "register.jsonl";
 /// renewed twice a year. Beyond it a new authority is due.
 const REGISTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// What is kept of them for revoking what was issued, and for lists.
+const REVOKING_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Why a certificate is revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -133,6 +136,9 @@ pub(crate) struct Register {
     /// In the order they were issued.
     order: Vec<String>,
     list_number: u64,
+    /// Nothing was revoked behind the last list.
+    is_listed: bool,
+    bytes: u64,
 }
 
 impl Register {
@@ -155,6 +161,8 @@ impl Register {
             issued: BTreeMap::new(),
             order: Vec::new(),
             list_number: 0,
+            is_listed: true,
+            bytes: 0,
         };
         register.replay(&text)?;
         Ok(register)
@@ -168,6 +176,7 @@ impl Register {
                 .set_len(whole as u64)
                 .map_err(|error| self.failed(&error))?;
         }
+        self.bytes = whole as u64;
         for (index, line) in text[..whole].lines().enumerate() {
             let entry = serde_json::from_str(line).map_err(|error| {
                 let (shown, line) = (&self.shown, index + 1);
@@ -214,28 +223,48 @@ impl Register {
                 })?;
                 view.revoked_unix_seconds = Some(*at_unix_seconds);
                 view.reason = Some(*reason);
+                self.is_listed = false;
             }
-            Entry::List { number, .. } => self.list_number = self.list_number.max(*number),
+            Entry::List { number, .. } => {
+                self.list_number = self.list_number.max(*number);
+                self.is_listed = true;
+            }
         }
         Ok(())
     }
 
     /// Adds a line, and returns once it is durable.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<(), Fault> {
-        // Applied first, so that what does not fit the register never stands in it.
-        self.apply(entry)?;
         let mut line = serde_json::to_string(entry)
             .map_err(|error| Fault::new(Code::Io, format!("{}: {error}", self.shown)))?;
         line.push('\n');
+        let bytes = self.bytes + line.len() as u64;
+        let most = match entry {
+            Entry::Issued { .. } => REGISTER_BYTES_MAX - REVOKING_BYTES,
+            Entry::Revoked { .. } | Entry::List { .. } => REGISTER_BYTES_MAX,
+        };
+        if bytes > most {
+            let detail = format!("{} is full; the next authority is due", self.shown);
+            return Err(Fault::new(Code::State, detail));
+        }
+        // Applied first, so that what does not fit the register never stands in it.
+        self.apply(entry)?;
         self.file
             .write_all(line.as_bytes())
             .and_then(|()| self.file.sync_data())
-            .map_err(|error| self.failed(&error))
+            .map_err(|error| self.failed(&error))?;
+        self.bytes = bytes;
+        Ok(())
     }
 
     /// The number of the last list that was signed; 0 if there was none.
     pub(crate) const fn list_number(&self) -> u64 {
         self.list_number
+    }
+
+    /// Whether a list was signed behind all that was revoked.
+    pub(crate) const fn is_listed(&self) -> bool {
+        self.is_listed
     }
 
     /// Every certificate, in the order they were issued, as they are at `now`.

@@ -13,12 +13,13 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
 use crate::authority::{
-    AUTHORITY_CERTIFICATE, Authority, IdentityFiles, LEAF_CERTIFICATE, LEAF_KEY, REVOCATION_LIST,
-    Validity, failed, list_in, new_key, text,
+    AUTHORITY_CERTIFICATE, Authority, IdentityFiles, LEAF_CERTIFICATE, LEAF_KEY, LEAF_VALIDITY_MAX,
+    REVOCATION_LIST, Validity, failed, list_in, new_key, text,
 };
 use crate::files::{self, KeyFolder};
 use crate::identity;
 use crate::register::{Entry, IssuedState, IssuedView, Reason, Register, unix_seconds_of};
+use crate::revocation::{LIST_BYTES_MAX, Revocations};
 use crate::view;
 
 /// How long a list of revoked certificates is good for unless the operator says otherwise: a month,
@@ -61,6 +62,17 @@ impl Overlap {
             list_pem: list_in(folder)?,
         })
     }
+
+    fn check_not_revoked(&self, leaf: &CertificateDer<'_>) -> Result<(), Fault> {
+        let Some(list) = &self.list_pem else {
+            return Ok(());
+        };
+        let authorities = certificates(&self.certificate_pem)?;
+        if Revocations::recall(list.as_bytes(), &authorities)?.is_revoked(leaf) {
+            return Err(was_revoked(&view::view(leaf)?.serial));
+        }
+        Ok(())
+    }
 }
 
 /// Which certificates are to be revoked.
@@ -94,12 +106,14 @@ impl Authority {
     /// Issues the next certificate of a host into its folder, in place of the one there, and hands
     /// it what it is to trust: this authority, and in an overlap of two the `overlap` as well.
     ///
-    /// A tunnel that reads the folder takes the new files up without dropping a stream.
+    /// A tunnel that reads the folder takes the new files up without dropping a stream. A folder that has a
+    /// list of revoked certificates gets one that the new authorities have signed, if need be an empty one
+    /// that is signed for it: with a list of others alone a tunnel would not start.
     ///
     /// # Errors
     ///
     /// `E_CERTIFICATE` if the folder's certificate is not from here, `E_STATE` if it was revoked,
-    /// and as [`Authority::issue`].
+    /// and as [`Authority::issue`]. The folder's files are then those of before.
     pub fn renew(
         &self,
         host: &Path,
@@ -120,41 +134,61 @@ impl Authority {
         })?;
         let identity = view::identity_of(leaf)?;
         self.check(&identity, validity)?;
-        self.check_not_revoked(&view::view(leaf)?.serial)?;
-        let list = self.lists_pem(overlap)?;
         let folder = KeyFolder::open_or_create(host)?;
-        let certificate = match key {
+        // Two renewals of one folder at once would mix their pairs.
+        let _alone = folder.lock()?;
+        // Held to the end: a certificate that is revoked meanwhile must not come back.
+        let mut register = self.register()?;
+        check_not_revoked(&register, &view::view(leaf)?.serial)?;
+        if let Some(overlap) = overlap {
+            overlap.check_not_revoked(leaf)?;
+        }
+        let mut list = self.lists_pem(overlap)?;
+        if list.is_none() && folder.contains(REVOCATION_LIST) {
+            let now = SystemTime::now();
+            let (_, pem) = self.sign_list(&mut register, LIST_VALIDITY, now)?;
+            list = Some(pem);
+        }
+        let (certificate, new_key_pem) = match key {
             KeyChoice::Same => {
                 let public = view::public_key_info(leaf)?;
                 let public = SubjectPublicKeyInfo::from_der(&public).map_err(|e| failed(&e))?;
-                self.sign(&identity, validity, &public)?
+                let signed = self.sign(&mut register, &identity, validity, &public)?;
+                (signed, None)
             }
             KeyChoice::New => {
                 let key = new_key()?;
-                let certificate = self.sign(&identity, validity, &key)?;
-                // A reader that finds the new key beside the old certificate sees no pair, keeps
-                // what it has, and looks again.
-                folder.replace(LEAF_KEY, &key.serialize_pem())?;
-                certificate
+                let signed = self.sign(&mut register, &identity, validity, &key)?;
+                (signed, Some(key.serialize_pem()))
             }
         };
-        // What is trusted comes first: a certificate whose authority is not known yet is no use.
+        // What is trusted comes first: a certificate whose authority is not known yet is no use. A reader
+        // that finds the new key beside the old certificate sees no pair, keeps what it has, and looks again.
+        let files = [
+            (AUTHORITY_CERTIFICATE, Some(&ca)),
+            (REVOCATION_LIST, list.as_ref()),
+            (LEAF_KEY, new_key_pem.as_ref()),
+            (LEAF_CERTIFICATE, Some(&certificate)),
+        ];
+        let present = files
+            .iter()
+            .filter_map(|(name, pem)| Some((*name, (*pem)?.as_str())));
+        folder.replace_all(&present.collect::<Vec<_>>())?;
         Ok(IdentityFiles {
-            ca: folder.replace(AUTHORITY_CERTIFICATE, &ca)?,
-            crl: list
-                .map(|list| folder.replace(REVOCATION_LIST, &list))
-                .transpose()?,
-            cert: folder.replace(LEAF_CERTIFICATE, &certificate)?,
+            ca: host.join(AUTHORITY_CERTIFICATE),
+            crl: list.map(|_| host.join(REVOCATION_LIST)),
+            cert: host.join(LEAF_CERTIFICATE),
             key: host.join(LEAF_KEY),
         })
     }
 
-    /// Revokes certificates and signs the next list, good for `lasting`.
+    /// Revokes certificates and signs the next list, good for `lasting`. What was revoked before and stands in
+    /// no list yet, for the one who revoked it was stopped, is revoked again.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` if there is nothing of the sort to revoke, `E_USAGE` for a list that would last
-    /// too long, `E_IO` if the register or the list cannot be written.
+    /// `E_NOT_FOUND` if there is nothing of the sort to revoke, `E_STATE` if that was done before, `E_USAGE`
+    /// for a list that would last too long, `E_IO` if the register or the list cannot be written.
     pub fn revoke(
         &self,
         which: &Which,
@@ -167,26 +201,41 @@ impl Authority {
             let detail = format!("a list of revoked certificates lasts at most {days} days");
             return Err(Fault::new(Code::Usage, detail));
         }
-        let folder = self.folder()?;
         // Held to the end: two lists of one number must never leave.
-        let mut register = Register::open(&folder)?;
-        let chosen = choose(&register.issued(now), which)?;
+        let mut register = self.register()?;
+        let is_public = self.is_public(&register);
+        let chosen = choose(&register.issued(now), which, is_public)?;
         for view in &chosen {
-            register.add(&Entry::Revoked {
-                serial: view.serial.clone(),
-                reason,
-                at_unix_seconds: unix_seconds_of(now),
-            })?;
+            if view.state != IssuedState::Revoked {
+                register.add(&Entry::Revoked {
+                    serial: view.serial.clone(),
+                    reason,
+                    at_unix_seconds: unix_seconds_of(now),
+                })?;
+            }
         }
+        let (mut signed, _) = self.sign_list(&mut register, lasting, now)?;
+        let is_chosen = |view: &IssuedView| chosen.iter().any(|one| one.serial == view.serial);
+        signed.revoked = register.issued(now);
+        signed.revoked.retain(is_chosen);
+        Ok(signed)
+    }
+
+    /// Signs the next list of all that is revoked, and puts it into the authority's folder; gives it as PEM too.
+    fn sign_list(
+        &self,
+        register: &mut Register,
+        lasting: Duration,
+        now: SystemTime,
+    ) -> Result<(Signed, String), Fault> {
         let number = register.list_number() + 1;
         let next_update = now + lasting;
-        register.add(&Entry::List {
-            number,
-            at_unix_seconds: unix_seconds_of(now),
-            next_update_unix_seconds: unix_seconds_of(next_update),
-        })?;
-        let all = register.issued(now);
-        let revoked: Vec<_> = all.iter().filter_map(revoked_entry).collect();
+        let issued = register.issued(now);
+        let revoked: Vec<_> = issued
+            .iter()
+            .filter(|view| is_listed(view, now))
+            .filter_map(revoked_entry)
+            .collect();
         let revoked_count = revoked.len();
         let list = CertificateRevocationListParams {
             this_update: now.into(),
@@ -198,26 +247,38 @@ impl Authority {
         };
         let signed = list.signed_by(&self.issuer).map_err(|e| failed(&e))?;
         let pem = signed.pem().map_err(|error| failed(&error))?;
-        let is_chosen = |view: &IssuedView| chosen.iter().any(|one| one.serial == view.serial);
-        Ok(Signed {
-            file: folder.replace(REVOCATION_LIST, &pem)?,
-            number,
-            next_update,
-            revoked: all.into_iter().filter(is_chosen).collect(),
-            revoked_count,
-        })
-    }
-
-    /// A certificate whose key is in other hands must not come back as a good one.
-    fn check_not_revoked(&self, serial: &str) -> Result<(), Fault> {
-        let issued = self.issued(SystemTime::now())?;
-        let is_revoked =
-            |view: &IssuedView| view.serial == serial && view.state == IssuedState::Revoked;
-        if issued.iter().any(is_revoked) {
-            let detail = format!("certificate {serial} was revoked; issue one into a new folder");
+        if pem.len() as u64 > LIST_BYTES_MAX {
+            let detail = format!(
+                "a list of {revoked_count} revoked certificates is larger than the {LIST_BYTES_MAX} bytes \
+                 that hosts read; the next authority is due"
+            );
             return Err(Fault::new(Code::State, detail));
         }
-        Ok(())
+        register.add(&Entry::List {
+            number,
+            at_unix_seconds: unix_seconds_of(now),
+            next_update_unix_seconds: unix_seconds_of(next_update),
+        })?;
+        let signed = Signed {
+            file: self.folder()?.replace(REVOCATION_LIST, &pem)?,
+            number,
+            next_update,
+            revoked: Vec::new(),
+            revoked_count,
+        };
+        Ok((signed, pem))
+    }
+
+    /// Whether all that is revoked stands in the list that hosts are given.
+    fn is_public(&self, register: &Register) -> bool {
+        let read = || {
+            let authorities = certificates(&self.certificate_pem).ok()?;
+            let pem = self.list_pem().ok()??;
+            let lists = Revocations::recall(pem.as_bytes(), &authorities).ok()?;
+            let view = lists.views().next()?;
+            Some(view.number)
+        };
+        register.is_listed() && read() == Some(register.list_number())
     }
 
     /// What a host is to trust.
@@ -244,6 +305,22 @@ impl Authority {
     }
 }
 
+/// A certificate whose key is in other hands must not come back as a good one.
+fn check_not_revoked(register: &Register, serial: &str) -> Result<(), Fault> {
+    let issued = register.issued(SystemTime::now());
+    let is_revoked =
+        |view: &IssuedView| view.serial == serial && view.state == IssuedState::Revoked;
+    if issued.iter().any(is_revoked) {
+        return Err(was_revoked(serial));
+    }
+    Ok(())
+}
+
+fn was_revoked(serial: &str) -> Fault {
+    let detail = format!("certificate {serial} was revoked; issue one into a new folder");
+    Fault::new(Code::State, detail)
+}
+
 fn joined(one: &str, other: &str) -> String {
     format!("{}\n{}", one.trim_end(), other)
 }
@@ -254,7 +331,10 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
         .map_err(|error| Fault::new(Code::Certificate, error.to_string()))
 }
 
-fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault> {
+/// What is to be revoked: of what was revoked before only what does not stand in the list, if `is_public` says
+/// that anything may not.
+fn choose(issued: &[IssuedView], which: &Which, is_public: bool) -> Result<Vec<IssuedView>, Fault> {
+    let is_done = |view: &IssuedView| view.state == IssuedState::Revoked && is_public;
     let not_found = |what: String| Err(Fault::new(Code::NotFound, what));
     match which {
         Which::None => Ok(Vec::new()),
@@ -262,7 +342,7 @@ fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault
             let plain = serial.replace(':', "").to_ascii_lowercase();
             match issued.iter().find(|view| view.serial == plain) {
                 None => not_found(format!("no certificate {plain} was issued here")),
-                Some(view) if view.state == IssuedState::Revoked => {
+                Some(view) if is_done(view) => {
                     let detail = format!("certificate {plain} was revoked before");
                     Err(Fault::new(Code::State, detail))
                 }
@@ -270,8 +350,7 @@ fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault
             }
         }
         Which::Host(host) => {
-            let of_host =
-                |view: &&IssuedView| view.identity == *host && view.state != IssuedState::Revoked;
+            let of_host = |view: &&IssuedView| view.identity == *host && !is_done(view);
             let chosen: Vec<_> = issued.iter().filter(of_host).cloned().collect();
             if chosen.is_empty() {
                 return not_found(format!("{host} has no certificate from here to revoke"));
@@ -279,6 +358,13 @@ fn choose(issued: &[IssuedView], which: &Which) -> Result<Vec<IssuedView>, Fault
             Ok(chosen)
         }
     }
+}
+
+/// Whether a list names a certificate that is revoked. One that ended longer ago than any lasts is of no use to
+/// anybody, on a link of that time either.
+fn is_listed(view: &IssuedView, now: SystemTime) -> bool {
+    let ended = Duration::from_secs(view.not_after_unix_seconds);
+    SystemTime::UNIX_EPOCH + ended + LEAF_VALIDITY_MAX > now
 }
 
 fn revoked_entry(view: &IssuedView) -> Option<RevokedCertParams> {

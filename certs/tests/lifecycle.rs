@@ -461,3 +461,177 @@ fn two_who_issue_at_once_do_not_tear_the_register() {
     assert_eq!(issued.len(), 12);
     assert_eq!(world.revoke(&Which::None).unwrap().number, 13);
 }
+
+#[test]
+fn a_certificate_that_the_authority_before_revoked_is_not_named_by_the_next() {
+    let world = World::new();
+    let domain = "shop.example".parse().unwrap();
+    let next = Authority::init(&world.path("next"), &domain).unwrap();
+    world.issue("edge", "edge");
+    world.revoke(&Which::Host(host("edge"))).unwrap();
+    let before = Overlap::open(&world.path("ca")).unwrap();
+    let folder = world.path("edge");
+    let fault = next
+        .renew(&folder, KeyChoice::Same, now(), Some(&before))
+        .unwrap_err();
+    assert_eq!(fault.code, Code::State);
+    assert!(fault.detail.contains("revoked"), "{fault}");
+    assert!(next.issued(SystemTime::now()).unwrap().is_empty());
+}
+
+#[test]
+fn a_host_that_is_led_to_an_authority_without_a_list_gets_one() {
+    let world = World::new();
+    let domain = "shop.example".parse().unwrap();
+    let next = Authority::init(&world.path("next"), &domain).unwrap();
+    world.revoke(&Which::None).unwrap();
+    world.issue("edge", "edge");
+    let [before, after] = ["ca", "next"].map(|name| Overlap::open(&world.path(name)).unwrap());
+    let folder = world.path("edge");
+    let renew = |authority: &Authority, overlap: Option<&Overlap>| {
+        let files = authority
+            .renew(&folder, KeyChoice::Same, now(), overlap)
+            .unwrap();
+        let view = check::folder(&folder, SystemTime::now());
+        assert!(view.is_good, "{view:?}");
+        files
+    };
+    renew(&world.authority, Some(&after));
+    renew(&next, Some(&before));
+    let files = renew(&next, None);
+    let list = files.crl.unwrap();
+    let lists = load(&renew(&next, None)).unwrap();
+    let lists = lists.load_revocations(&list, &Revocations::default());
+    assert_eq!(lists.unwrap().views().next().unwrap().number, 1);
+}
+
+#[test]
+fn what_was_revoked_without_a_list_is_revoked_when_it_is_repeated() {
+    for stopped_behind_the_list in [false, true] {
+        let world = World::new();
+        let [edge, region] = ["edge", "region"].map(|site| world.issue(site, site));
+        let file = world.revoke(&Which::None).unwrap().file;
+        let old = fs::read(&file).unwrap();
+        let serial = show(&edge.cert).unwrap().serial;
+        if stopped_behind_the_list {
+            world.revoke(&Which::Serial(serial.clone())).unwrap();
+            fs::write(&file, old).unwrap();
+        } else {
+            let line = format!(
+                "{{\"event\":\"revoked\",\"serial\":\"{serial}\",\"reason\":\"superseded\",\"at_unix_seconds\":9}}\n"
+            );
+            let register = world.path("ca").join(REGISTER);
+            let mut file = fs::OpenOptions::new().append(true).open(register).unwrap();
+            file.write_all(line.as_bytes()).unwrap();
+        }
+        let which = [Which::Host(host("edge")), Which::Serial(serial.clone())];
+        let signed = world
+            .revoke(&which[usize::from(stopped_behind_the_list)])
+            .unwrap();
+        assert_eq!(signed.revoked[0].serial, serial);
+        let list = world.read(&signed.file, &Revocations::default()).unwrap();
+        assert!(list.is_revoked(&leaf(&edge)));
+        assert!(!list.is_revoked(&leaf(&region)));
+        for which in which {
+            assert!(world.revoke(&which).is_err(), "it is done");
+        }
+    }
+}
+
+#[test]
+fn a_renewal_that_cannot_write_leaves_the_pair_of_before() {
+    let world = World::new();
+    let files = world.issue("edge", "edge");
+    let serial = load(&files).unwrap().view().serial.clone();
+    for name in ["ca.pem", "key.pem", "cert.pem"] {
+        let in_the_way = world.path("edge").join(format!(".{name}.new"));
+        fs::create_dir(&in_the_way).unwrap();
+        let renewed = world
+            .authority
+            .renew(&world.path("edge"), KeyChoice::New, now(), None);
+        renewed.unwrap_err();
+        assert_eq!(load(&files).unwrap().view().serial, serial, "{name}");
+        fs::remove_dir(&in_the_way).unwrap();
+    }
+    let left = fs::read_dir(world.path("edge")).unwrap();
+    assert_eq!(left.count(), 3, "nothing lies about");
+}
+
+#[test]
+fn a_register_that_is_full_still_revokes_and_a_list_that_nobody_reads_is_not_signed() {
+    let world = World::new();
+    let edge = world.issue("edge", "edge");
+    let register = world.path("ca").join(REGISTER);
+    let good = fs::read_to_string(&register).unwrap();
+    let number = |at: usize| format!("4{at:031x}");
+    let line = good.lines().next().unwrap();
+    let serial = show(&edge.cert).unwrap().serial;
+    let mut text = good.clone();
+    for at in 0..70_000 {
+        text.push_str(&line.replace(&serial, &number(at)));
+        text.push('\n');
+        if text.len() > 12 << 20 {
+            break;
+        }
+    }
+    fs::write(&register, &text).unwrap();
+    let refused = world
+        .authority
+        .issue(&host("region"), now(), &world.path("region"))
+        .unwrap_err();
+    assert_eq!(refused.code, Code::State);
+    assert!(refused.detail.contains("is full"), "{refused}");
+    let signed = world.revoke(&Which::Host(host("region")));
+    assert_eq!(signed.unwrap_err().code, Code::NotFound);
+    world.revoke(&Which::Serial(serial)).unwrap();
+
+    for at in 0..25_000 {
+        let serial = number(at);
+        text.push_str(&format!(
+            "{{\"event\":\"revoked\",\"serial\":\"{serial}\",\"reason\":\"superseded\",\"at_unix_seconds\":9}}\n"
+        ));
+    }
+    fs::write(&register, &text).unwrap();
+    let list = fs::read(world.path("ca/crl.pem")).unwrap();
+    let fault = world.revoke(&Which::None).unwrap_err();
+    assert_eq!(fault.code, Code::State);
+    assert!(fault.detail.contains("larger than"), "{fault}");
+    assert!(fs::read(world.path("ca/crl.pem")).unwrap() == list);
+    // Years behind their end they are of no use to anybody.
+    let later = SystemTime::now() + 1000 * DAY;
+    let signed = world
+        .authority
+        .revoke(&Which::None, Reason::Unspecified, DAY, later)
+        .unwrap();
+    assert_eq!(signed.revoked_count, 0);
+}
+
+#[test]
+fn an_authority_that_has_ended_is_trusted_no_longer() {
+    let world = World::new();
+    let files = world.issue("edge", "edge");
+    let ended = {
+        let mut params = rcgen::CertificateParams::default();
+        let uri = "spiffe://shop.example".try_into().unwrap();
+        params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+        params.not_before = (SystemTime::now() - 9 * DAY).into();
+        params.not_after = (SystemTime::now() - DAY).into();
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().pem()
+    };
+    let outcome = |when| {
+        let view = check::folder(&world.path("edge"), when);
+        view.checks[2].outcome
+    };
+    let start = SystemTime::now();
+    assert_eq!(outcome(start + 3500 * DAY), Outcome::Warning);
+    assert_eq!(outcome(start + 3651 * DAY), Outcome::Wrong);
+    let good = fs::read_to_string(&files.ca).unwrap();
+    fs::write(&files.ca, format!("{good}{ended}")).unwrap();
+    assert_eq!(load(&files).unwrap().authorities().count(), 1);
+    assert_eq!(outcome(start), Outcome::Wrong);
+    fs::write(&files.ca, ended).unwrap();
+    let fault = load(&files).unwrap_err();
+    assert!(fault.detail.contains("has ended"), "{fault}");
+}
