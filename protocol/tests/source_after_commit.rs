@@ -127,6 +127,31 @@ fn fault_11_blocks_that_are_lost_are_not_sent_and_the_target_is_waited_for() {
 }
 
 #[test]
+fn f26_a_target_that_counts_without_end_is_not_believed() {
+    for sequence in [u64::MAX, u64::MAX - 1, 1 << 62] {
+        let mut source = recovered(false);
+        feed(&mut source, Event::LinkUp);
+        hear(&mut source, Message::Ack(0));
+        let part = MissingPart {
+            space: MEMORY,
+            first_word: 0,
+            words: vec![1],
+        };
+        feed(
+            &mut source,
+            Event::Heard(Lane::Control, Message::MissingPart(part)),
+        );
+        let end = Message::MissingEnd(Received {
+            through_sequence: sequence,
+            chain: CHAIN_START,
+        });
+        let actions = hear(&mut source, end);
+        assert!(actions.contains(&Action::DropLink), "{actions:?}");
+        assert!(outcome(&actions).is_none(), "the guest is the target's");
+    }
+}
+
+#[test]
 fn fault_26_a_poisoned_journal_stops_a_committed_move() {
     let mut source = recovered(true);
     let poisoned = Fault::new(Code::Journal, "fsync failed");

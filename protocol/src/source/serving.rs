@@ -7,6 +7,10 @@ use crate::message::{MissingPart, Received, SpaceInfo};
 use crate::ownership::State;
 use crate::space::{BlockRun, BlockSet, SpaceId};
 
+/// Highest number of a chunk that a target may say it has: far above what any move sends, and the numbers
+/// behind it never run out.
+const SEQUENCE_MAX: u64 = 1 << 48;
+
 /// What the target still misses, and where the push stands.
 #[derive(Debug)]
 pub(super) struct Push {
@@ -73,6 +77,11 @@ impl Source {
         let Phase::Serving(push) = &mut self.phase else {
             return Err(unexpected("the end of a missing set before the switch"));
         };
+        if received.through_sequence > SEQUENCE_MAX {
+            let sequence = received.through_sequence;
+            let detail = format!("the target says that it has chunk {sequence}");
+            return Err(Fault::new(Code::Range, detail));
+        }
         push.is_known = true;
         // What was answered on these lanes is on its way.
         for (missing, answered) in push.missing.iter_mut().zip(&self.answered) {
