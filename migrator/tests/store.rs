@@ -90,6 +90,41 @@ fn what_is_kept_of_an_ended_guest_outlives_restarts_until_it_has_a_folder_again(
 }
 
 #[test]
+fn guests_that_end_at_the_same_time_are_kept_each_for_itself() {
+    let (_folder, store) = store_with_guest();
+    std::thread::scope(|scope| {
+        for guest in 0..16 {
+            let store = &store;
+            scope.spawn(move || {
+                for round in 0..20 {
+                    let record = format!("guest {guest}, round {round}");
+                    store.keep_ended(GuestId(guest), record.as_bytes()).unwrap();
+                    let kept = store.ended(GuestId(guest)).unwrap().unwrap();
+                    assert_eq!(String::from_utf8(kept).unwrap(), record);
+                    if round % 5 == 4 {
+                        store.forget_ended(GuestId(guest)).unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn no_rotten_slot_brings_back_what_was_kept_of_an_ended_guest_before() {
+    let (folder, store) = store_with_guest();
+    for (guest, slot) in [(GuestId(7), 0), (GuestId(8), 4096)] {
+        store.keep_ended(guest, b"refused").unwrap();
+        store.keep_ended(guest, b"taken").unwrap();
+        let path = root(&folder).join("ended").join(guest.to_string());
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[slot + 40] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(store.ended(guest), Ok(Some(b"taken".to_vec())));
+    }
+}
+
+#[test]
 fn a_folder_others_may_enter_is_refused() {
     for mode in [0o755, 0o710, 0o701, 0o777] {
         let folder = tempfile::tempdir().unwrap();

@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -59,7 +60,8 @@ const UNFINISHED: &str = ".unfinished";
 #[derive(Debug)]
 pub struct Store {
     guests: OwnedFd,
-    ended: OwnedFd,
+    /// Of all guests, whose workers are threads of their own: one of them at a time.
+    ended: Mutex<OwnedFd>,
     incarnation: u64,
     /// Closing it would let another migrator in.
     _lock: File,
@@ -92,7 +94,7 @@ impl Store {
         let incarnation = count_start(&root)?;
         Ok(Self {
             guests,
-            ended,
+            ended: Mutex::new(ended),
             incarnation,
             _lock: lock,
         })
@@ -181,7 +183,7 @@ impl Store {
     ///
     /// As [`GuestFolder::open_journal`], but that none is no error.
     pub fn ended(&self, guest: GuestId) -> Result<Option<Vec<u8>>, Fault> {
-        match open_file(&self.ended, &guest.to_string(), OFlags::RDWR) {
+        match open_file(&self.lock_ended(), &guest.to_string(), OFlags::RDWR) {
             Ok(file) => Ok(Some(
                 Journal::open(file, self.incarnation)?.record().to_vec(),
             )),
@@ -190,20 +192,14 @@ impl Store {
         }
     }
 
-    /// Keeps the record of a guest that had a folder here and is ended, durably.
+    /// Keeps the record of a guest that had a folder here and is ended, durably and in both slots: nobody waits
+    /// for it, and what it said before must not come back.
     ///
     /// # Errors
     ///
     /// As [`Journal::write`], and `E_IO`.
     pub fn keep_ended(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        let name = guest.to_string();
-        match open_file(&self.ended, &name, OFlags::RDWR) {
-            Ok(file) => Journal::open(file, self.incarnation)?.write(record),
-            Err(fault) if fault.code == Code::NotFound => {
-                create_journal(&self.ended, &name, self.incarnation, record).map(drop)
-            }
-            Err(fault) => Err(fault),
-        }
+        self.keep(&self.lock_ended(), guest, record)
     }
 
     /// The same of a guest that only a peer has named: of so many and no more.
@@ -213,12 +209,13 @@ impl Store {
     /// `E_BUSY` beyond the limit, else as [`Store::keep_ended`].
     pub fn keep_stranger(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
         let unreadable = |errno| fault(ENDED, "cannot be read", errno);
-        let entries = rustix::fs::Dir::read_from(&self.ended).map_err(unreadable)?;
+        let ended = self.lock_ended();
+        let entries = rustix::fs::Dir::read_from(&*ended).map_err(unreadable)?;
         if entries.count() >= STRANGER_COUNT_MAX {
             let detail = "too many guests are remembered that never were here".to_owned();
             return Err(Fault::new(Code::Busy, detail));
         }
-        self.keep_ended(guest, record)
+        self.keep(&ended, guest, record)
     }
 
     /// Removes the record of a guest that has a folder again, and with it a journal.
@@ -227,7 +224,28 @@ impl Store {
     ///
     /// `E_IO`.
     pub fn forget_ended(&self, guest: GuestId) -> Result<(), Fault> {
-        remove_file(&self.ended, &guest.to_string())
+        remove_file(&self.lock_ended(), &guest.to_string())
+    }
+
+    fn keep(&self, ended: &OwnedFd, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
+        let name = guest.to_string();
+        let mut journal = match open_file(ended, &name, OFlags::RDWR) {
+            Ok(file) => {
+                let mut journal = Journal::open(file, self.incarnation)?;
+                journal.write(record)?;
+                journal
+            }
+            Err(fault) if fault.code == Code::NotFound => {
+                create_journal(ended, &name, self.incarnation, record)?
+            }
+            Err(fault) => return Err(fault),
+        };
+        journal.settle()
+    }
+
+    fn lock_ended(&self) -> MutexGuard<'_, OwnedFd> {
+        // A handle is whole whatever became of who held it.
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -356,13 +374,14 @@ impl GuestFolder {
         Ok(Some(content))
     }
 
-    /// Removes a small file, if it is there.
+    /// Removes a small file, if it is there, durably.
     ///
     /// # Errors
     ///
     /// `E_IO`.
     pub fn remove(&self, name: &Name) -> Result<(), Fault> {
-        remove_file(&self.folder, name.as_str())
+        remove_file(&self.folder, name.as_str())?;
+        sync_folder(&self.folder, name.as_str())
     }
 }
 
