@@ -21,6 +21,7 @@ mod lanes;
 mod mailbox;
 mod metrics;
 mod outbox;
+mod quarantine;
 mod shared;
 mod show;
 mod source_move;
@@ -149,7 +150,7 @@ fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
         if let Err(fault) = recover_guest(shared, &name, shown.clone()) {
             // One guest's trouble must not keep the others from their owner.
             error!(guest = %name, %fault, "guest is quarantined: its folder is left alone");
-            shared.quarantine(&name, &fault);
+            shared.quarantine(&name, &claims_of(shared, &name), &fault);
         }
     }
     drop(shown);
@@ -157,6 +158,21 @@ fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
         warn!("some guests are not yet found again");
     }
     Ok(())
+}
+
+/// The guests that a folder's files speak of: each file alone, for one of them may be spoilt.
+fn claims_of(shared: &Shared, name: &Name) -> Vec<GuestId> {
+    let Ok(folder) = shared.store.guest(name) else {
+        return Vec::new();
+    };
+    let journal = folder.open_journal().ok();
+    let record = journal.and_then(|journal| Record::decode(journal.record()).ok());
+    let config = Ground::load_config(&folder).ok();
+    let ids = [
+        record.map(|record| record.guest),
+        config.map(|config| config.id),
+    ];
+    ids.into_iter().flatten().collect()
 }
 
 /// Nothing is ever put into `shown`: it is dropped once the guest is shown.
@@ -320,8 +336,17 @@ fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, 
     if workers.len() >= crate::store::GUEST_COUNT_MAX {
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
     }
-    let ownership = match shared.store.ended(id)? {
-        Some(record) => Ownership::recover(shared.host.clone(), Record::decode(&record)?),
+    let ended = shared.store.ended(id)?;
+    shared.check_quarantine(id, ended.is_some())?;
+    let ownership = match ended {
+        Some(record) => {
+            let record = Record::decode(&record)?;
+            if record.guest != id {
+                let detail = format!("what is kept of guest {id} is of {}", record.guest);
+                return Err(Fault::new(Code::Quarantine, detail));
+            }
+            Ownership::recover(shared.host.clone(), record)
+        }
         None => Ownership::vacant(shared.host.clone(), id),
     };
     let mailbox = Arc::new(Mailbox::new());

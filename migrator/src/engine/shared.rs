@@ -13,6 +13,7 @@ use super::input::Input;
 use super::kvm::Kvm;
 use super::mailbox::Mailbox;
 use super::metrics::Metrics;
+use super::quarantine::Quarantine;
 use crate::api::{ErrorView, GuestKind, GuestState, GuestView, MigrationView, Ownership};
 use crate::config::Config;
 use crate::guest::GuestCommand;
@@ -76,6 +77,7 @@ pub(super) struct Shared {
     workers: Mutex<BTreeMap<GuestId, Handle>>,
     /// Who may come or begin here: all of it is decided under this one lock.
     room: Mutex<Admission>,
+    quarantine: Mutex<Quarantine>,
     failpoint: Option<String>,
 }
 
@@ -101,6 +103,7 @@ impl Shared {
             board: Mutex::default(),
             workers: Mutex::default(),
             room: Mutex::new(Admission::new(quota)),
+            quarantine: Mutex::default(),
             failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
             config,
         })
@@ -208,11 +211,19 @@ impl Shared {
         })
     }
 
-    /// Shows a guest whose folder cannot be trusted; nothing is done with it.
-    pub(super) fn quarantine(&self, name: &Name, fault: &Fault) {
+    /// Shows a guest whose folder cannot be trusted; nothing is done with it, and nothing said of those guests
+    /// that its files speak of.
+    pub(super) fn quarantine(&self, name: &Name, claims: &[GuestId], fault: &Fault) {
+        lock(&self.quarantine).add(name, claims);
         let mut board = self.board();
-        let id = GuestId(u128::from(u64::MAX) + board.guests.len() as u128);
+        let unknown = GuestId(u128::from(u64::MAX) + board.guests.len() as u128);
+        let id = claims.first().copied().unwrap_or(unknown);
         board.guests.insert(id, quarantined(name, id, fault));
+    }
+
+    /// Whether something may be said of a guest that has no worker.
+    pub(super) fn check_quarantine(&self, id: GuestId, is_remembered: bool) -> Result<(), Fault> {
+        lock(&self.quarantine).check(id, is_remembered)
     }
 
     /// A peer's words were refused. What no honest peer says, of guests that are not its own or no longer, is

@@ -194,6 +194,41 @@ fn h03_a_commit_of_what_was_never_offered_is_refused_for_ever() {
     assert!(matches!(source.hear(), Some(Message::Prepared(_))));
 }
 
+/// Whether a host says anything at all of a guest whose source commits it.
+fn answers_a_commit(site: &Site, guest: GuestId) -> bool {
+    let opened = Peer::open(&site.service_socket(), &host("box-7"), guest, AttemptId(1));
+    let Ok(mut source) = opened else {
+        return false;
+    };
+    let commit = Message::Commit(Epoch(9), Root([1; 32]));
+    source.say(Lane::Control, &commit).is_ok() && source.hear().is_some()
+}
+
+#[test]
+fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
+    let mut scene = Scene::new(LINK);
+    // It runs at the target, and its source might not have heard of it.
+    scene.lab.start_guest(TARGET, &Guest::new("scale", 16));
+    let site = scene.lab.site_mut(TARGET);
+    let name = "scale".parse().unwrap();
+    let id = site.guest(&name).unwrap().unwrap().id;
+    let folder = site.guest_folder(&name);
+    let mut spoil = |file: &str, other: u128| {
+        site.kill_migrator();
+        let path = folder.join(file);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
+        site.start_migrator();
+        let view = site.guest(&name).unwrap().unwrap();
+        assert_eq!(view.state, GuestState::Quarantined);
+        assert!(!answers_a_commit(site, id), "it runs here");
+        answers_a_commit(site, GuestId(other))
+    };
+    // What is left says whose folder it is; then nothing does, and it may be any guest's.
+    assert!(spoil("journal", 98), "others are answered");
+    assert!(!spoil("guest.json", 99), "it may be this one's");
+}
+
 #[test]
 fn h03_a_guest_that_was_ended_where_it_went_is_let_go_by_its_source() {
     let mut scene = Scene::new(LINK);
