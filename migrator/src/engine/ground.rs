@@ -186,6 +186,10 @@ impl Ground {
 
     /// Makes the guest's process: to start afresh, or empty to receive a guest.
     pub(super) fn make_process(&mut self, is_incoming: bool) -> Result<(), Fault> {
+        if self.journal.is_none() {
+            let detail = "nothing runs that no journal speaks of";
+            return Err(Fault::new(Code::State, detail));
+        }
         self.end_process()?;
         let path = self.path()?;
         let config = self

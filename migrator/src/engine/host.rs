@@ -1,7 +1,7 @@
 //! The host as its API shows and commands it.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use towpath_daemon::stream::connect_within;
@@ -46,12 +46,19 @@ impl Engine {
     ) -> Result<T, Fault> {
         let (reply, answer) = channel();
         handle.mailbox.send(Input::Command(command(reply)));
-        answer.recv_timeout(ANSWER_WAIT_MAX).unwrap_or_else(|_| {
-            Err(Fault::new(
-                Code::Busy,
-                "the guest's worker does not answer; look at it again in a moment",
-            ))
-        })
+        answer
+            .recv_timeout(ANSWER_WAIT_MAX)
+            .unwrap_or_else(|error| {
+                Err(match error {
+                    RecvTimeoutError::Timeout => Fault::new(
+                        Code::Busy,
+                        "the guest's worker does not answer; look at it again in a moment",
+                    ),
+                    RecvTimeoutError::Disconnected => {
+                        Fault::new(Code::NotFound, "the guest was stopped meanwhile")
+                    }
+                })
+            })
     }
 
     /// Waits until the board shows what was ordered.

@@ -304,6 +304,8 @@ impl TargetMove {
 
     /// A lane ended, and the others are of no use without it.
     pub(super) fn lane_ended(&mut self, ground: &mut Ground, fault: &Fault) {
+        // What came before the lane's end counts, and is not undone by it.
+        self.carry_out(ground);
         let arrived_count = self.machine.progress().chunk_count;
         if !self.is_blank()
             && let Some(fault) = self.judge.lane_ended(fault, arrived_count)

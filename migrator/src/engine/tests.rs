@@ -14,6 +14,7 @@ use towpath_protocol::frame::write_frame;
 use towpath_protocol::guest_api::{self, Workload};
 use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
 
+use super::ground::now;
 use super::input::Command;
 use super::source_move::{Order, SourceMove};
 use super::*;
@@ -204,6 +205,73 @@ fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
     let (reply, answer) = channel();
     mailbox.send(Input::Command(Command::Stop(reply)));
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+/// A guest that is owned here and has ended, as its worker has it.
+fn ended_guest(shared: &Arc<Shared>) -> (Ground, Ownership) {
+    let mut ground = ground(shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    (ground, ownership)
+}
+
+#[test]
+fn a_guest_that_is_stopped_is_not_booted_by_who_asked_at_the_same_time() {
+    let (folder, shared) = host("");
+    let (ground, ownership) = ended_guest(&shared);
+    let ((stop, stopped), (boot, booted)) = (channel(), channel());
+    let commands = [Command::Stop(stop), Command::Boot(boot)];
+    ground.mailbox.send_all(commands.map(Input::Command));
+    start_worker(&shared, ground, move |ground| {
+        Worker::new(ground, ownership)
+    })
+    .unwrap();
+    stopped.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert_eq!(
+        booted.recv_timeout(PATIENCE).unwrap_err(),
+        RecvTimeoutError::Disconnected
+    );
+    assert!(!folder.path().join("state/guests/till").exists());
+}
+
+#[test]
+fn a_move_that_was_refused_does_not_begin_with_the_next_start() {
+    let (folder, shared) = host("");
+    let (ground, ownership) = ended_guest(&shared);
+    let mailbox = Arc::clone(&ground.mailbox);
+    let (reply, answer) = channel();
+    mailbox.send(Input::Command(Command::Migrate(Box::new(order(1)), reply)));
+    start_worker(&shared, ground, move |ground| {
+        Worker::new(ground, ownership)
+    })
+    .unwrap();
+    // It has no process, and so no memory that could be sent.
+    answer.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    assert!(!folder.path().join("state/guests/till/move.json").exists());
+    let (reply, answer) = channel();
+    mailbox.send(Input::Command(Command::Stop(reply)));
+    answer.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+#[test]
+fn a_move_whose_guest_is_stopped_before_its_next_attempt_is_over() {
+    let (_folder, shared) = host("");
+    let (ground, ownership) = ended_guest(&shared);
+    let mailbox = Arc::clone(&ground.mailbox);
+    shared
+        .board()
+        .show_move(order(1).view(&ground, Phase::Preparing));
+    let (reply, answer) = channel();
+    mailbox.send(Input::Command(Command::Stop(reply)));
+    start_worker(&shared, ground, move |ground| {
+        let mut worker = Worker::new(ground, ownership);
+        worker.retry = Some((now() + PATIENCE, Box::new(order(1))));
+        worker
+    })
+    .unwrap();
+    answer.recv_timeout(PATIENCE).unwrap().unwrap();
+    let phase = shared.board().moves[&MigrationId(1)].phase;
+    assert!(phase.is_finished(), "{phase:?} takes a place for ever");
 }
 
 /// A socket that has as many connections as may wait, and nobody who accepts them.

@@ -261,7 +261,9 @@ impl Worker {
                     self.take_in(input);
                     self.publish();
                     for _ in 0..BATCH_COUNT_MAX {
-                        let Some(input) = self.ground.mailbox.try_receive() else {
+                        // Of a guest that was stopped nothing may come to life again.
+                        let next = (!self.is_done).then(|| self.ground.mailbox.try_receive());
+                        let Some(input) = next.flatten() else {
                             break;
                         };
                         self.take_in(input);
@@ -469,6 +471,8 @@ impl Worker {
                 Ok(())
             }
             Err(not_begun) => {
+                // It was refused, and must not begin with the next start.
+                Order::forget(&self.ground);
                 self.role = Some(Role::Idle(not_begun.ownership));
                 Err(not_begun.fault)
             }
@@ -532,6 +536,10 @@ impl Worker {
             return Err(Fault::new(Code::State, "the guest is part of a move"));
         };
         let remainder = ownership.remainder()?;
+        if let Some((_, order)) = self.retry.take() {
+            let fault = Fault::new(Code::Cancelled, "the guest was stopped");
+            self.give_up(&order, &fault);
+        }
         self.ground.end_process()?;
         let name = self.ground.name()?.clone();
         if let Some(record) = remainder {
@@ -627,6 +635,8 @@ impl Worker {
                 // Not even that it was offered could be written down: nothing is left of it.
                 info!(migration = %id, %fault, "guest did not come");
                 self.ground.close_link();
+                // What may be remembered of it from before is not known to this worker any more.
+                self.is_done = true;
                 Role::Idle(Ownership::vacant(
                     self.ground.shared.host.clone(),
                     self.ground.id,
