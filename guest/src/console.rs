@@ -1,7 +1,7 @@
 //! The guest's console: finished lines with the time they were finished, in a bounded log.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use towpath_protocol::fault::{Code, Fault};
@@ -26,6 +26,8 @@ pub(crate) struct Console {
     bytes_max: u64,
     line: Vec<u8>,
     has_failed: bool,
+    /// The file ends within a line.
+    is_torn: bool,
 }
 
 impl Console {
@@ -52,6 +54,7 @@ impl Console {
             bytes_max,
             line: Vec::with_capacity(LINE_BYTES_MAX),
             has_failed: false,
+            is_torn: false,
         })
     }
 
@@ -64,7 +67,7 @@ impl Console {
     pub(crate) fn restore_unfinished(&mut self, line: &[u8]) {
         self.line.clear();
         let length = line.len().min(LINE_BYTES_MAX - 1);
-        self.line.extend_from_slice(&line[..length]);
+        self.line.extend(line[..length].iter().copied().map(plain));
     }
 
     /// Takes what the guest printed.
@@ -73,9 +76,7 @@ impl Console {
             match byte {
                 b'\n' => self.finish_line(),
                 b'\r' => {}
-                // A guest may print anything; the log holds plain text only.
-                0x20..=0x7e => self.line.push(byte),
-                _ => self.line.push(b'?'),
+                _ => self.line.push(plain(byte)),
             }
             if self.line.len() >= LINE_BYTES_MAX {
                 self.finish_line();
@@ -84,7 +85,8 @@ impl Console {
     }
 
     fn finish_line(&mut self) {
-        let mut entry = format!("{} ", monotonic_ns()).into_bytes();
+        let begin = if self.is_torn { "\n" } else { "" };
+        let mut entry = format!("{begin}{} ", monotonic_ns()).into_bytes();
         entry.append(&mut self.line);
         entry.push(b'\n');
         // One write a line, so that a reader never sees half of one. A full disk must not stop the
@@ -92,8 +94,16 @@ impl Console {
         let written = self.rotate_if_full().and_then(|()| {
             self.file.write_all(&entry)?;
             self.file_bytes += entry.len() as u64;
+            self.is_torn = false;
             Ok(())
         });
+        if written.is_err()
+            && let Ok(metadata) = self.file.metadata()
+        {
+            // A disk that was full took what it could.
+            self.is_torn |= metadata.len() > self.file_bytes;
+            self.file_bytes = metadata.len();
+        }
         match written {
             Ok(()) => self.has_failed = false,
             Err(error) if !self.has_failed => {
@@ -108,10 +118,23 @@ impl Console {
         if self.file_bytes < self.bytes_max {
             return Ok(());
         }
-        std::fs::rename(&self.path, &self.path_old)?;
+        match std::fs::rename(&self.path, &self.path_old) {
+            // Somebody moved it, or it could not be opened anew the last time.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         self.file = open_log(&self.path)?;
         self.file_bytes = 0;
+        self.is_torn = false;
         Ok(())
+    }
+}
+
+/// A guest may print anything, and a peer send it as printed; the log holds plain text only.
+const fn plain(byte: u8) -> u8 {
+    match byte {
+        0x20..=0x7e => byte,
+        _ => b'?',
     }
 }
 
@@ -164,5 +187,57 @@ mod tests {
         assert!(text(&old).iter().all(|line| line.len() <= LINE_BYTES_MAX));
         assert!(!std::fs::read(&path).unwrap().contains(&0x1b));
         assert!(console.unfinished().len() < LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn l07_an_unfinished_line_of_a_peer_is_plain_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        let mut console = Console::open(&path).unwrap();
+        console.restore_unfinished(b"\x1b[2J\n1 HB 9 9");
+        console.print(b"\n");
+        assert_eq!(text(&path), ["?[2J?1 HB 9 9"]);
+    }
+
+    #[test]
+    fn a_log_that_somebody_moved_away_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        let mut console = Console::open_with(&path, 1000).unwrap();
+        for _ in 0..200 {
+            console.print(b"hello\n");
+            if path.exists() {
+                std::fs::remove_file(&path).unwrap();
+            }
+        }
+        console.print(b"HB 1 1\n");
+        let old = folder.path().join("console.log.1");
+        let kept: Vec<String> = [&old, &path].iter().flat_map(|path| text(path)).collect();
+        assert!(kept.len() <= 2, "{kept:?}");
+        for _ in 0..100 {
+            console.print(b"HB 2 1\n");
+        }
+        assert_eq!(text(&path).last().map(String::as_str), Some("HB 2 1"));
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_cut_does_not_take_the_next_one_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console.log");
+        let mut console = Console::open(&path).unwrap();
+        console.print(b"HB 1 1\n");
+        // As if a part of the next line had still been taken.
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"7 HB 2")
+            .unwrap();
+        console.file = File::open(&path).unwrap();
+        console.print(b"lost\n");
+        assert!(console.has_failed, "it is open for reading alone");
+        console.file = open_log(&path).unwrap();
+        console.print(b"HB 3 1\n");
+        assert_eq!(text(&path), ["HB 1 1", "HB 2", "HB 3 1"]);
     }
 }
