@@ -1,6 +1,6 @@
 //! What the guest's processor offers, and whether this host's can stand in for it.
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// A register of CPUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,10 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x7, 0, Register::Ecx, 1 << 4),
     (0x7, 0, Register::Edx, 0),
     (0x7, 1, Register::Eax, 0),
+    (0x7, 1, Register::Ebx, 0),
+    (0x7, 1, Register::Ecx, 0),
     (0x7, 1, Register::Edx, 0),
+    (0x7, 2, Register::Edx, 0),
     (0xd, 0, Register::Eax, 0),
     (0xd, 0, Register::Edx, 0),
     (0xd, 1, Register::Eax, 0),
@@ -42,6 +45,7 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x8000_0001, 0, Register::Edx, 0),
     (0x8000_0007, 0, Register::Edx, 0),
     (0x8000_0008, 0, Register::Ebx, 0),
+    (0x8000_0021, 0, Register::Eax, 0),
 ];
 
 /// Names of the features operators know; the others are named by their place.
@@ -78,10 +82,16 @@ const NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (0x8000_0001, 0, Register::Edx, 27, "rdtscp"),
 ];
 
-fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
-    entries
-        .iter()
-        .find(|entry| entry.function == function && entry.index == index)
+/// The entries that KVM takes for a leaf: an index counts only where the entry says that it does.
+fn leaf(
+    entries: &[kvm_cpuid_entry2],
+    function: u32,
+    index: u32,
+) -> impl Iterator<Item = &kvm_cpuid_entry2> {
+    entries.iter().filter(move |entry| {
+        let is_indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+        entry.function == function && (!is_indexed || entry.index == index)
+    })
 }
 
 /// Everything the guest's processor has and this host's KVM cannot give.
@@ -90,15 +100,17 @@ pub(super) fn missing_features(
     host: &[kvm_cpuid_entry2],
 ) -> Vec<String> {
     let mut missing = Vec::new();
-    if let (Some(guest), Some(host)) = (find(guest, 0, 0), find(host, 0, 0))
+    if let (Some(guest), Some(host)) = (leaf(guest, 0, 0).next(), leaf(host, 0, 0).next())
         && vendor(guest) != vendor(host)
     {
         let (wanted, have) = (vendor(guest), vendor(host));
         missing.push(format!("a {wanted} processor (this is {have})"));
     }
     for &(function, index, register, ignored) in FEATURE_WORDS {
-        let wanted = find(guest, function, index).map_or(0, |entry| register.of(entry));
-        let have = find(host, function, index).map_or(0, |entry| register.of(entry));
+        // Of a leaf that a peer names twice nobody knows which one counts: both have to be there.
+        let wanted = leaf(guest, function, index).fold(0, |all, entry| all | register.of(entry));
+        let have = leaf(host, function, index).next();
+        let have = have.map_or(0, |entry| register.of(entry));
         let absent = wanted & !have & !ignored;
         let bits = (0..32).filter(|bit| absent & 1 << bit != 0);
         missing.extend(bits.map(|bit| name(function, index, register, bit)));
@@ -166,12 +178,16 @@ mod tests {
 
     #[test]
     fn f21_every_missing_feature_is_listed() {
+        let indexed = |index, registers| kvm_cpuid_entry2 {
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            ..entry(7, index, registers)
+        };
         let amd = entry(0, 0, [1, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
         let intel = entry(0, 0, [1, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
         let guest = [
             amd,
             entry(1, 0, [0, 0, 1 << 25 | 1 << 27 | 1 << 31, 0]),
-            entry(7, 0, [0, 1 << 5 | 1 << 14, 0, 0]),
+            indexed(0, [0, 1 << 5 | 1 << 14, 0, 0]),
         ];
         let host = [intel, entry(1, 0, [0, 0, 1 << 26, 0])];
         assert_eq!(
@@ -184,6 +200,17 @@ mod tests {
             ]
         );
         assert!(missing_features(&guest, &guest).is_empty());
+        // An index that does not count, and a leaf that comes twice.
+        let hidden = entry(1, 1, [0, 0, 1 << 25, 0]);
+        assert_eq!(missing_features(&[hidden], &host), ["aes"]);
+        assert_eq!(missing_features(&[host[1], hidden], &host), ["aes"]);
+        let later = [
+            indexed(1, [0, 1, 0, 0]),
+            indexed(2, [0, 0, 0, 1 << 4]),
+            entry(0x8000_0021, 0, [1 << 8, 0, 0, 0]),
+        ];
+        let missing = missing_features(&later, &host);
+        assert_eq!(missing.len(), 3, "{missing:?}");
         assert!(missing_features(&[], &host).is_empty());
     }
 }
