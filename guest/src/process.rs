@@ -74,7 +74,7 @@ impl ProcessGuest {
         let (thread_runner, thread_worker) = (Arc::clone(&runner), Arc::clone(&worker));
         std::thread::Builder::new()
             .name("guest-0".to_owned())
-            .spawn(move || run(&thread_runner, &thread_worker))
+            .spawn(move || thread_runner.guard(|runner| run(runner, &thread_worker)))
             .map_err(|error| Fault::new(Code::Guest, format!("the guest's thread: {error}")))?;
         Ok(Self {
             memory,

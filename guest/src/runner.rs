@@ -4,6 +4,7 @@
 //! it stands. Both are under one lock, so that a stop asked for and a stop reached never miss each
 //! other.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -231,6 +232,21 @@ impl Runner {
         self.changed.notify_all();
     }
 
+    /// Does all that the thread does. Should it panic, the guest has crashed, and that shows: nobody must wait
+    /// for a thread that is not there.
+    pub(crate) fn guard(&self, work: impl FnOnce(&Self)) {
+        // What the thread shares is behind locks, and every lock is taken as it was left.
+        let ended = catch_unwind(AssertUnwindSafe(|| work(self)));
+        if let Err(panic) = ended {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let why = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            let why = why.unwrap_or("no reason");
+            self.report_end(Outcome::Crashed(format!(
+                "its thread gave up, which is a mistake of the machine: {why}"
+            )));
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Control> {
         // Every change under the lock is one assignment: a panic elsewhere leaves nothing half done.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
@@ -297,6 +313,26 @@ mod tests {
         }
         runner.end(|| ());
         assert_eq!(thread.join().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_a_guest_that_crashed() {
+        let runner = Arc::new(Runner::new());
+        let worker = Arc::clone(&runner);
+        let thread = std::thread::spawn(move || {
+            worker.guard(|worker| {
+                assert!(worker.wait_for_start());
+                panic!("by design");
+            });
+        });
+        // It may be seen running before.
+        drop(runner.start(WAIT));
+        thread.join().unwrap();
+        let Some(Outcome::Crashed(why)) = runner.outcome() else {
+            panic!("nobody knows");
+        };
+        assert!(why.contains("by design"), "{why}");
+        assert_eq!(runner.stop(|| (), WAIT).unwrap_err().code, Code::Guest);
     }
 
     #[test]

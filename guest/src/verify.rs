@@ -38,7 +38,7 @@ pub fn verify(memory: impl AsFd, description: &Description) -> Result<Verified, 
             // Not counted yet: the version before is.
             Some(new) => pattern
                 .check_in_progress(page, new.version, &bytes)
-                .map(|()| new.version - 1),
+                .map(|()| new.version.wrapping_sub(1)),
             None => pattern.check(page, &bytes),
         };
         let version = checked.map_err(|wrong| Fault::new(Code::RootMismatch, wrong.to_string()))?;

@@ -11,6 +11,9 @@ use crate::sections::{Fields, Kind, Sections, refused};
 /// Version of the workload's section.
 const VERSION: u16 = 1;
 
+/// Most ticks and writes that a guest can have behind it: at a billion a second those of a century.
+const COUNT_MAX: u64 = 1 << 62;
+
 /// What the machine knows of its workload beyond what the payload keeps in its registers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
@@ -54,6 +57,14 @@ impl Counters {
             credit_micropages: fields.u64()?,
         };
         fields.finish()?;
+        for (count, what) in [
+            (counters.tick_count, "ticks"),
+            (counters.write_count, "writes"),
+        ] {
+            if count > COUNT_MAX {
+                return Err(refused(format!("a workload of {count} {what}")));
+            }
+        }
         if counters.position >= set.page_count.max(1) {
             let position = counters.position;
             return Err(refused(format!(
@@ -72,5 +83,52 @@ pub(crate) fn fill_memory(memory: &Memory, set: &WorkingSet, pattern: &Pattern) 
     for page in set.pages() {
         pattern.words(page, 1, &mut words);
         memory.write_words(page * PAGE_BYTES as u64, &words);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_protocol::fault::Code;
+
+    use super::*;
+
+    #[test]
+    fn f19_counters_that_cannot_be_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut console = Console::open(&folder.path().join("console.log")).unwrap();
+        let set = WorkingSet {
+            first_page: 512,
+            page_count: 4,
+            stride: 1,
+        };
+        let mut refuses = |counters: Counters| {
+            let mut sections = Sections::default();
+            counters.put(&console, &mut sections);
+            Counters::take(&set, &mut console, &mut sections).err()
+        };
+        let good = Counters {
+            tick_count: COUNT_MAX,
+            write_count: COUNT_MAX,
+            position: 3,
+            credit_micropages: u64::MAX,
+        };
+        assert_eq!(refuses(good), None);
+        for bad in [
+            Counters {
+                tick_count: u64::MAX,
+                ..good
+            },
+            Counters {
+                write_count: u64::MAX,
+                ..good
+            },
+            Counters {
+                position: 4,
+                ..good
+            },
+        ] {
+            let fault = refuses(bad).expect("refused");
+            assert_eq!(fault.code, Code::CpuState, "{bad:?}");
+        }
     }
 }

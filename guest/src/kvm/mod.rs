@@ -126,7 +126,7 @@ impl KvmGuest {
         let (thread_runner, thread_vcpu) = (Arc::clone(&runner), Arc::clone(&vcpu));
         let thread = std::thread::Builder::new()
             .name("vcpu-0".to_owned())
-            .spawn(move || vcpu::run(&thread_runner, &thread_vcpu))
+            .spawn(move || thread_runner.guard(|runner| vcpu::run(runner, &thread_vcpu)))
             .map_err(|error| kvm_fault("the vcpu's thread", error))?;
         Ok(Self {
             kvm,
