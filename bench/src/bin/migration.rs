@@ -4,9 +4,12 @@
 //!
 //! | scene | figure | limit beside it |
 //! |---|---|---|
-//! | loopback | guest bytes a second of an idle, incompressible guest; peak memory of each daemon | the tunnel's own throughput in the same run |
+//! | loopback | guest bytes a second of two idle guests of 1 GiB; peak memory of each daemon | the tunnel's own throughput in the same run |
 //! | idle | the pause by the guest's heartbeat, and as computed | three round trips and 20 ms; 10 ms apart |
 //! | busy | time a running guest waited for a page under full push | one round trip |
+//!
+//! Over loopback move the guest of the demo, a quarter of which cannot be compressed, and one that is noise
+//! throughout: the worst case, in which every byte of the guest is one of the wire.
 //!
 //! One JSON document, `towpath.v1.bench.migration`. The programs `towpath` and `tunnel_throughput` must
 //! have been built; they are looked for beside this one.
@@ -15,8 +18,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use serde_json::{Value, json};
-
-type Failure = Box<dyn std::error::Error>;
+use towpath_bench::program::{finish, median, print};
+use towpath_bench::sites::Failure;
 
 /// Rounds over loopback, of the tunnel alone and two moves.
 const LOOPBACK_ROUNDS: usize = 5;
@@ -24,26 +27,21 @@ const LOOPBACK_ROUNDS: usize = 5;
 /// The emulated round trip of the idle and the busy scene.
 const RTT_MS: u64 = 40;
 
-fn main() -> ExitCode {
-    let is_smoke = std::env::args().any(|argument| argument == "--smoke");
-    match measure(is_smoke) {
-        Ok(document) => {
-            write(&document);
-            ExitCode::SUCCESS
-        }
-        Err(failure) => {
-            eprintln!("{failure}");
-            ExitCode::FAILURE
-        }
-    }
-}
+/// What of each guest over loopback cannot be compressed, in percent.
+const INCOMPRESSIBLE_PERCENTS: [&str; 2] = ["25", "100"];
 
-#[allow(
-    clippy::print_stdout,
-    reason = "the document is what this program makes"
-)]
-fn write(document: &Value) {
-    println!("{document:#}");
+/// Part of the tunnel's own throughput that a move of the demo's guest is to have.
+const LOOPBACK_GOAL: f64 = 0.70;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let is_smoke = match arguments[..] {
+        [] => false,
+        ["--smoke"] => true,
+        _ => return finish(Err("usage: migration [--smoke]".into())),
+    };
+    finish(measure(is_smoke).and_then(|document| print(&document)))
 }
 
 fn measure(is_smoke: bool) -> Result<Value, Failure> {
@@ -71,8 +69,8 @@ fn measure(is_smoke: bool) -> Result<Value, Failure> {
     }))
 }
 
-/// Moves and the tunnel alone take turns, so that a noisy machine is noisy for both; the ratio is that
-/// of the medians.
+/// The moves of both guests and the tunnel alone take turns, so that a noisy machine is noisy for all; the
+/// ratios are those of the medians.
 fn loopback(is_smoke: bool) -> Result<Value, Failure> {
     let (memory, mebibytes) = if is_smoke {
         ("32MiB", "32")
@@ -80,41 +78,50 @@ fn loopback(is_smoke: bool) -> Result<Value, Failure> {
         ("1GiB", "2048")
     };
     let rounds = if is_smoke { 1 } else { LOOPBACK_ROUNDS };
-    let (mut ours, mut alone, mut documents) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut alone, mut documents) = (Vec::new(), Vec::new());
+    let mut ours = INCOMPRESSIBLE_PERCENTS.map(|_| Vec::new());
     for _ in 0..rounds {
         let tunnel = run("tunnel_throughput", &[mebibytes, "1"])?;
         let carried = tunnel["tunnel"][0]["gbit_per_second"].as_f64();
         alone.push(carried.ok_or("the tunnel's figure is missing")? * 1e9 / 8.0);
-        let played = demo(&[
-            "--direct",
-            "--memory",
-            memory,
-            "--dirty-rate",
-            "0",
-            "--incompressible",
-            "100",
-        ])?;
-        let moves = played["moves"].as_array();
-        ours.extend(moves.into_iter().flatten().map(per_second));
-        documents.push(json!({
-            "moves": moves,
-            "daemons": played["daemons"],
-            "tunnel_alone": tunnel,
-        }));
+        let mut played = Vec::new();
+        for (percent, ours) in INCOMPRESSIBLE_PERCENTS.into_iter().zip(&mut ours) {
+            let document = demo(&[
+                "--direct",
+                "--memory",
+                memory,
+                "--dirty-rate",
+                "0",
+                "--incompressible",
+                percent,
+            ])?;
+            let moves = document["moves"].as_array();
+            ours.extend(moves.into_iter().flatten().map(per_second));
+            played.push(json!({
+                "incompressible_percent": percent.parse::<u8>()?,
+                "moves": moves,
+                "daemons": document["daemons"],
+            }));
+        }
+        documents.push(json!({ "played": played, "tunnel_alone": tunnel }));
     }
-    let (ours, alone) = (median(&mut ours), median(&mut alone));
+    let alone = median(alone);
+    let guests = INCOMPRESSIBLE_PERCENTS.into_iter().zip(ours);
+    let guests = guests.map(|(percent, ours)| {
+        let ours = median(ours);
+        json!({
+            "incompressible_percent": percent.parse::<u8>().ok(),
+            "raw_bytes_per_second": ours.round(),
+            "ratio": ours / alone,
+        })
+    });
     Ok(json!({
-        "raw_bytes_per_second": ours.round(),
+        "guests": guests.collect::<Vec<_>>(),
+        "goal": LOOPBACK_GOAL,
         "tunnel_alone_bytes_per_second": alone.round(),
-        "ratio": ours / alone,
         "daemon_memory_bytes_limit": 150 << 20,
         "rounds": documents,
     }))
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn moves(document: &Value, figures: impl Fn(&Value) -> Value) -> Vec<Value> {
