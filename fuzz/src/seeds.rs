@@ -9,6 +9,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::guest_api::{Region, Request, Response};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
+use towpath_protocol::image::Manifest;
 use towpath_protocol::message::{
     FinalEnd, Hello, Lane, Message, MissingPart, Prepare, Reason, Received, SpaceInfo, Welcome,
 };
@@ -114,6 +115,15 @@ fn messages() -> Vec<Message> {
             words: vec![u64::MAX, 1, 0],
         }),
         Message::MissingEnd(received),
+        Message::Manifest(Manifest {
+            position: received,
+            missing_count: 65,
+            missing_digest: [5; 32],
+            state_bytes: 40,
+            state_digest: [6; 32],
+            config_digest: [7; 32],
+            spaces_digest: [8; 32],
+        }),
         Message::FinalEnd(FinalEnd {
             through_sequence: 9,
             state_bytes: 40,

@@ -73,6 +73,37 @@ fn folders_and_files_are_ours_alone() {
 }
 
 #[test]
+fn f27_the_newest_incidents_are_kept_and_no_more() {
+    let (folder, store) = store_with_guest();
+    let incidents = root(&folder).join("incidents");
+    // What is no incident stays, and does not count.
+    fs::write(incidents.join("note"), "mine").unwrap();
+    for number in 0..40_u64 {
+        store
+            .keep_incident(&format!("{number:013}-guest.json"), &number.to_le_bytes())
+            .unwrap();
+    }
+    let mut names: Vec<String> = fs::read_dir(&incidents)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let newest = (24..40).map(|number| format!("{number:013}-guest.json"));
+    let expected: Vec<String> = newest.chain(["note".to_owned()]).collect();
+    assert_eq!(names, expected);
+    let last = incidents.join(&names[15]);
+    assert_eq!(fs::read(&last).unwrap(), 39_u64.to_le_bytes());
+    let mode = fs::metadata(&last).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    // The one that is kept now is never the one that goes, whatever the clock says.
+    store
+        .keep_incident("0000000000000-early.json", b"x")
+        .unwrap();
+    assert!(incidents.join("0000000000000-early.json").exists());
+    assert!(!incidents.join(&names[0]).exists());
+}
+
+#[test]
 fn what_is_kept_of_an_ended_guest_outlives_restarts_until_it_has_a_folder_again() {
     let (folder, store) = store_with_guest();
     let guest = GuestId(7);

@@ -7,7 +7,7 @@
 //! ```text
 //!            control                         bulk             switch            demand
 //!  source ── Prepare, Commit, Abort, ... ──► Chunk ──►        StatePart,        Chunk ──►
-//!                                                             MissingPart,
+//!                                                             MissingPart, Manifest,
 //!                                                             FinalEnd ──►
 //!  target ◄─ Prepared, Received, Ready, Ack,                                    ◄── Demand
 //!            Nack, MissingPart, Complete
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Code, Fault};
 use crate::frame::{self, DIGESTED_HEAD_BYTES, FLAG_CRITICAL, FLAG_DIGESTED, HEADER_BYTES, Header};
 use crate::identity::{AttemptId, Epoch, GuestId, MigrationId, Name};
+use crate::image::Manifest;
 use crate::ownership::Root;
 use crate::space::{BLOCK_COUNT_MAX, BlockRun, Geometry, SPACE_COUNT_MAX, SpaceId};
 use crate::version::VersionRange;
@@ -283,6 +284,9 @@ pub enum Message {
     MissingPart(MissingPart),
     /// Target: the missing set sent in parts is whole; where the stream of chunks stands.
     MissingEnd(Received),
+    /// Source: what the image of this paused stage is made of, for the record of a target that refuses it. A
+    /// side that does not know it skips it.
+    Manifest(Manifest),
     /// Source: the paused stage is over.
     FinalEnd(FinalEnd),
     /// Target: image whole and verified.
@@ -311,7 +315,7 @@ pub enum Message {
 pub const KIND_CHUNK: u8 = 16;
 
 /// Highest kind byte this version knows; they begin at 1.
-pub const KIND_MAX: u8 = 22;
+pub const KIND_MAX: u8 = 23;
 
 const CHUNK_FIXED_BYTES: usize = 8 + 4 + 2 + 1 + 1 + 16;
 const RUN_BYTES: usize = 8 + 4;
@@ -359,6 +363,7 @@ impl Message {
             Self::Abort(_) => 15,
             Self::Complete => 17,
             Self::FinalBegin => 22,
+            Self::Manifest(_) => 23,
             Self::Released => 18,
             Self::Demand(..) => 19,
             Self::Ping(_) => 20,
@@ -377,6 +382,7 @@ impl Message {
             Self::Refused(body) | Self::Nack(body) | Self::Abort(body) => put(body, out),
             Self::StatePart(bytes) => out.extend_from_slice(bytes),
             Self::MissingPart(body) => put(body, out),
+            Self::Manifest(body) => put(body, out),
             Self::FinalEnd(body) => put(body, out),
             Self::Ready(root) => put(root, out),
             Self::Commit(epoch, root) => put(&(epoch, root), out),
@@ -384,7 +390,11 @@ impl Message {
             Self::Complete | Self::Released | Self::FinalBegin => {}
             Self::Demand(space, block) => put(&(space, block), out),
         }
-        frame::finish_frame(self.kind(), FLAG_CRITICAL, start, out);
+        let flags = match self {
+            Self::Manifest(_) => 0,
+            _ => FLAG_CRITICAL,
+        };
+        frame::finish_frame(self.kind(), flags, start, out);
     }
 
     /// Parses the body of a frame whose header and checksum hold.
@@ -422,6 +432,7 @@ impl Message {
             20 => Self::Ping(get(kind, body)?),
             21 => Self::Pong(get(kind, body)?),
             22 => get(kind, body).map(|()| Self::FinalBegin)?,
+            23 => Self::Manifest(get(kind, body)?),
             _ => {
                 return Err(Fault::new(
                     Code::UnknownKind,

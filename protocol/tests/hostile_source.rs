@@ -3,8 +3,9 @@
 
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
+use towpath_protocol::image::Manifest;
 use towpath_protocol::message::{
-    ChunkHeader, Codec, FinalEnd, Lane, Message, MissingPart, Prepare, SpaceInfo,
+    ChunkHeader, Codec, FinalEnd, Lane, Message, MissingPart, Prepare, Received, SpaceInfo,
 };
 use towpath_protocol::ownership::{Ownership, Root, State};
 use towpath_protocol::space::{BlockRun, MEMORY, SpaceId};
@@ -227,6 +228,83 @@ fn f27_an_image_with_a_block_neither_sent_nor_named_is_refused() {
     let heard = victim.hears(Lane::Switch, Message::FinalEnd(end));
     assert_eq!(heard, Err(Code::RootMismatch));
     victim.assert_refused(Code::RootMismatch);
+    // The refusal is durable and said before anything is written about it.
+    let is_at = |wanted: fn(&Action) -> bool| victim.actions.iter().position(wanted);
+    let refused = is_at(|action| {
+        matches!(
+            action,
+            Action::Persist(record) if matches!(record.state, State::Refused { .. })
+        )
+    });
+    let said = is_at(|action| matches!(action, Action::Send(_, Message::Nack(_))));
+    let reported = is_at(|action| matches!(action, Action::Report(_)));
+    assert!(refused.is_some() && refused < said && said < reported);
+}
+
+fn manifest() -> Message {
+    Message::Manifest(Manifest {
+        position: Received {
+            through_sequence: 1,
+            chain: [1; 32],
+        },
+        missing_count: 3,
+        missing_digest: [2; 32],
+        state_bytes: 9,
+        state_digest: [3; 32],
+        config_digest: [4; 32],
+        spaces_digest: [5; 32],
+    })
+}
+
+#[test]
+fn f27_a_manifest_belongs_to_one_paused_stage_and_comes_once() {
+    let begin = Message::FinalBegin;
+    for (before, lane) in [
+        (vec![], Lane::Switch),
+        (vec![begin.clone()], Lane::Control),
+        (vec![begin.clone(), manifest()], Lane::Switch),
+    ] {
+        let mut victim = Victim::receiving();
+        for message in before {
+            victim.hears(Lane::Switch, message).unwrap();
+        }
+        assert_eq!(victim.hears(lane, manifest()), Err(Code::Unexpected));
+        victim.assert_refused(Code::Unexpected);
+    }
+    // Each paused stage has its own.
+    let mut victim = Victim::receiving();
+    for message in [begin.clone(), manifest(), begin.clone(), manifest(), begin] {
+        victim.hears(Lane::Switch, message).unwrap();
+    }
+    let end = FinalEnd {
+        through_sequence: 0,
+        state_bytes: 0,
+        missing_count: 0,
+        root: Root([0; 32]),
+    };
+    let heard = victim.hears(Lane::Switch, Message::FinalEnd(end));
+    assert_eq!(heard, Err(Code::RootMismatch));
+    let report = victim.actions.iter().find_map(|action| match action {
+        Action::Report(incident) => Some(incident),
+        _ => None,
+    });
+    assert_eq!(report.unwrap().theirs, None, "one of a stage before");
+}
+
+#[test]
+fn f27_a_manifest_behind_the_end_is_refused() {
+    let mut victim = Victim::receiving();
+    victim.hears(Lane::Switch, Message::FinalBegin).unwrap();
+    let end = FinalEnd {
+        through_sequence: 1,
+        state_bytes: 0,
+        missing_count: 0,
+        root: Root([0; 32]),
+    };
+    victim.hears(Lane::Switch, Message::FinalEnd(end)).unwrap();
+    let heard = victim.hears(Lane::Switch, manifest());
+    assert_eq!(heard, Err(Code::Unexpected));
+    victim.assert_refused(Code::Unexpected);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::message::{ChunkHeader, Codec, Lane, Message, SpaceInfo, digest_of};
-use towpath_protocol::ownership::{Ownership, State};
+use towpath_protocol::ownership::{Ownership, Root, State};
 use towpath_protocol::plan::{Mode, Policy, Reason};
 use towpath_protocol::source::{self, Source};
 use towpath_protocol::space::{BlockSet, MEMORY, SpaceId};
@@ -57,6 +57,7 @@ struct Pair {
     /// Nothing arrives before.
     silent_until: Instant,
     touched_at_target: Vec<u64>,
+    incidents: Vec<target::Incident>,
 }
 
 impl Pair {
@@ -108,6 +109,7 @@ impl Pair {
             cut_in: None,
             silent_until: Instant::ZERO,
             touched_at_target: Vec::new(),
+            incidents: Vec::new(),
         }
     }
 
@@ -252,6 +254,7 @@ impl Pair {
                     });
                 }
             }
+            Action::Report(incident) => self.incidents.push(*incident),
             Action::DropLink => self.cut(),
             Action::Finished(outcome) => self.target_outcome = Some(outcome),
             Action::Persist(_)
@@ -515,16 +518,16 @@ fn f26_a_target_believes_only_its_own_count_of_missing_blocks() {
     assert_ne!(pair.target.stage(), target::Stage::Over);
 }
 
-#[test]
-fn f27_a_target_whose_image_differs_refuses_and_the_source_runs_on() {
+/// Moves a guest while something on the way changes what its source says, and gives what the target reports.
+fn spoilt(spoil: impl Fn(&mut Message)) -> target::Incident {
     let mut pair = Pair::new(policy(Mode::Auto));
     for _ in 0..TURN_COUNT_MAX {
         while let Some(action) = pair.source.poll() {
             pair.act_at_source(action);
         }
         for (_, packet) in &mut pair.to_target {
-            if let Packet::Message(_, Message::FinalEnd(end)) = packet {
-                end.root.0[0] ^= 1;
+            if let Packet::Message(_, message) = packet {
+                spoil(message);
             }
         }
         if pair.source_outcome.is_some() {
@@ -541,6 +544,44 @@ fn f27_a_target_whose_image_differs_refuses_and_the_source_runs_on() {
         pair.target.ownership().record().state,
         State::Refused { .. }
     ));
+    let [incident] = pair.incidents.as_slice() else {
+        panic!("{:?}", pair.incidents)
+    };
+    assert_eq!(incident.fault, *fault, "the source hears what is written");
+    incident.clone()
+}
+
+#[test]
+fn f27_a_target_whose_image_differs_refuses_and_reports_and_the_source_runs_on() {
+    let incident = spoilt(|message| {
+        if let Message::FinalEnd(end) = message {
+            end.root = Root([0; 32]);
+        }
+    });
+    assert_eq!(incident.theirs, Some(incident.ours));
+    assert_eq!(incident.differs, [""; 0]);
+    assert_eq!(incident.end.root, Root([0; 32]));
+    assert_ne!(incident.root, incident.end.root);
+}
+
+#[test]
+fn f27_what_differs_is_named() {
+    let incident = spoilt(|message| {
+        if let Message::StatePart(state) = message {
+            state[7] = 6;
+        }
+    });
+    assert_eq!(incident.differs, ["state"]);
+    let detail = &incident.fault.detail;
+    assert!(detail.ends_with("; what differs: state"), "{detail}");
+    // A source that says no more than its last word: its figures say what they can.
+    let incident = spoilt(|message| match message {
+        Message::Manifest(_) => *message = Message::Pong(0),
+        Message::FinalEnd(end) => end.missing_count = 1,
+        _ => {}
+    });
+    assert_eq!(incident.theirs, None);
+    assert_eq!(incident.differs, ["missing blocks"]);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::image::{CHAIN_START, Image};
 use towpath_protocol::message::{
-    ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, SpaceInfo, ZERO_CHUNK_DIGEST, chain_after,
+    ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, Received, SpaceInfo, ZERO_CHUNK_DIGEST,
+    chain_after,
 };
 use towpath_protocol::ownership::{self, Ownership, Root, State};
 use towpath_protocol::space::{BlockRun, BlockSet, MEMORY};
@@ -105,7 +106,10 @@ fn ready(missing: BlockSet) -> (Target, Root) {
         epoch: Epoch(2),
         spaces: &spaces(),
         config: &[],
-        chain: &chain,
+        position: Received {
+            through_sequence: 1,
+            chain,
+        },
         missing: &missing,
         state: &[5],
     }

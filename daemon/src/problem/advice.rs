@@ -58,7 +58,7 @@ const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
         ),
         Code::RootMismatch => (
             "what arrived is not what was sent",
-            "the source guest runs on; start the move again, and check both hosts' memory if it repeats",
+            "the source guest runs on and another attempt begins by itself; if it repeats, check both hosts' memory, and look at what differs: the target keeps it in `incidents/` of its `state_dir`",
         ),
         Code::StaleEpoch => (
             "the peer speaks for an ownership that is over",

@@ -14,6 +14,7 @@ mod adopt;
 mod boot;
 mod ground;
 mod host;
+mod incident;
 mod input;
 mod judge;
 mod kvm;

@@ -17,6 +17,7 @@ use towpath_protocol::time::Instant;
 use tracing::{info, warn};
 
 use super::ground::{Ground, now, unix_ms};
+use super::incident;
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, Unpacked, check_trust, join, read_chunks, read_messages, spawn};
@@ -518,6 +519,7 @@ impl TargetMove {
                 }
             }
             Action::DiscardImage => self.discard(ground)?,
+            Action::Report(incident) => incident::keep(ground, self.setup(), &incident),
             Action::DropLink => ground.close_link(),
             Action::Finished(outcome) => self.outcome = Some(outcome),
         }
@@ -734,6 +736,7 @@ const fn action_name(action: &Action) -> &'static str {
         Action::WakeFaults => "wake-faults",
         Action::DisarmMissing => "disarm-missing",
         Action::DiscardImage => "discard-image",
+        Action::Report(_) => "report",
         Action::DropLink => "drop-link",
         Action::Finished(_) => "finished",
     }

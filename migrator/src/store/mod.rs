@@ -9,12 +9,14 @@
 //!      received               which blocks arrived, while it is being received
 //!      <name>                 small files, replaced as a whole
 //!    ended/<id>               a journal: what is still to be answered about a guest that has no folder
+//!    incidents/<when>-...json what is known of images that were refused, the newest few
 //! ```
 //!
 //! Names are [`Name`]s, so they are no paths. Folders and files are opened by `openat2` beneath the
 //! root without links and without other file systems; a file must be a regular one of our own with
 //! one name, so that a planted link, FIFO or device is refused and never written through.
 
+mod incidents;
 mod received;
 mod removal;
 
@@ -32,6 +34,7 @@ use towpath_protocol::space::Geometry;
 
 use crate::journal::{JOURNAL_BYTES, Journal};
 
+pub(crate) use incidents::INCIDENTS;
 pub use received::{Position, ReceivedFile};
 
 /// Most guests on one host: far above what its memory holds, and a bound for the start-up's loop.
@@ -62,6 +65,8 @@ pub struct Store {
     guests: OwnedFd,
     /// Of all guests, whose workers are threads of their own: one of them at a time.
     ended: Mutex<OwnedFd>,
+    /// Locked while one is written: what is not whole yet has the same name for all.
+    incidents: Mutex<OwnedFd>,
     incarnation: u64,
     /// Closing it would let another migrator in.
     _lock: File,
@@ -91,10 +96,12 @@ impl Store {
         let lock = take_lock(&root, &shown)?;
         let guests = have_folder(&root, GUESTS)?;
         let ended = have_folder(&root, ENDED)?;
+        let incidents = Mutex::new(have_folder(&root, INCIDENTS)?);
         let incarnation = count_start(&root)?;
         Ok(Self {
             guests,
             ended: Mutex::new(ended),
+            incidents,
             incarnation,
             _lock: lock,
         })
@@ -341,13 +348,7 @@ impl GuestFolder {
     ///
     /// `E_IO`; the old file is there then.
     pub fn write(&self, name: &Name, content: &[u8]) -> Result<(), Fault> {
-        let mut file = create_file(&self.folder, UNFINISHED, 0)?;
-        file.write_all(content)
-            .and_then(|()| file.sync_all())
-            .map_err(|error| Fault::new(Code::Io, format!("{name} cannot be written: {error}")))?;
-        rustix::fs::renameat(&self.folder, UNFINISHED, &self.folder, name.as_str())
-            .map_err(|errno| fault(name.as_str(), "cannot be put in place", errno))?;
-        sync_folder(&self.folder, name.as_str())
+        write_file(&self.folder, name.as_str(), content)
     }
 
     /// Reads a small file, if it is there.
@@ -488,6 +489,17 @@ fn create_file(folder: &OwnedFd, name: &str, bytes: u64) -> Result<File, Fault> 
             .map_err(|errno| fault(name, "cannot have its space", errno))?;
     }
     Ok(file)
+}
+
+/// Replaces a small file as a whole, durably.
+fn write_file(folder: &OwnedFd, name: &str, content: &[u8]) -> Result<(), Fault> {
+    let mut file = create_file(folder, UNFINISHED, 0)?;
+    file.write_all(content)
+        .and_then(|()| file.sync_all())
+        .map_err(|error| Fault::new(Code::Io, format!("{name} cannot be written: {error}")))?;
+    rustix::fs::renameat(folder, UNFINISHED, folder, name)
+        .map_err(|errno| fault(name, "cannot be put in place", errno))?;
+    sync_folder(folder, name)
 }
 
 /// Gives the unfinished file its name, which must be free, durably.

@@ -206,17 +206,17 @@ impl Source {
         let (Some(state), true) = (&pause.state, is_sent) else {
             return Ok(());
         };
-        let root = Image {
+        let image = Image {
             guest: self.setup.guest,
             attempt: self.setup.attempt,
             epoch,
             spaces: &self.setup.spaces,
             config: &self.setup.config,
-            chain: &packed.chain,
+            position: packed,
             missing: &pause.missing,
             state,
-        }
-        .root();
+        };
+        let (root, manifest) = (image.root(), image.manifest());
         pause.sealed = Some(root);
         // An image that did not change since is not void any more.
         self.void_roots.retain(|void| *void != root);
@@ -228,6 +228,7 @@ impl Source {
         };
         let is_whole = end.missing_count == 0;
         self.own(ownership::Event::Sealed { root, is_whole }, now)?;
+        self.send(Lane::Switch, Message::Manifest(manifest));
         self.send(Lane::Switch, Message::FinalEnd(end));
         Ok(())
     }

@@ -13,6 +13,7 @@
 //! never because a cursor reached an end. Nothing a source says is believed: every number is checked
 //! against the geometry that was admitted.
 
+mod incident;
 mod receiving;
 mod running;
 
@@ -20,11 +21,13 @@ use std::collections::VecDeque;
 
 use crate::fault::{Blame, Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
-use crate::image::CHAIN_START;
+use crate::image::{CHAIN_START, Manifest};
 use crate::message::{ChunkHeader, FinalEnd, Lane, Message, Prepare, Reason, Received, SpaceInfo};
 use crate::ownership::{self, Ownership, Record, State, Word};
 use crate::space::{BlockRun, BlockSet, Geometry, SpaceId};
 use crate::time::Instant;
+
+pub use incident::Incident;
 
 /// Chunk digests remembered, to tell a repeated chunk from a changed one.
 const REMEMBERED_CHUNK_COUNT: usize = 1024;
@@ -148,6 +151,8 @@ pub enum Action {
     DisarmMissing,
     /// End the guest process of this attempt and free what was received.
     DiscardImage,
+    /// Keep what is known of an image that was just refused; nothing depends on it.
+    Report(Box<Incident>),
     /// Close the lanes; the source opens new ones.
     DropLink,
     /// The attempt is over; nothing follows.
@@ -245,6 +250,7 @@ struct Final {
     has_begun: bool,
     state: Vec<u8>,
     missing: Vec<BlockSet>,
+    manifest: Option<Manifest>,
     end: Option<FinalEnd>,
 }
 
@@ -277,6 +283,8 @@ pub struct Target {
     is_unrecorded: bool,
     progress: Progress,
     fault: Option<Fault>,
+    /// What is to be reported of the image that is being refused.
+    incident: Option<Box<Incident>>,
     actions: VecDeque<Action>,
 }
 
@@ -309,6 +317,7 @@ impl Target {
             is_unrecorded: false,
             progress: Progress::default(),
             fault: None,
+            incident: None,
             actions: VecDeque::new(),
         }
     }
@@ -538,6 +547,7 @@ impl Target {
             Message::FinalBegin if lane == Lane::Switch => self.final_begins()?,
             Message::StatePart(part) if lane == Lane::Switch => self.state_part(&part)?,
             Message::MissingPart(part) if lane == Lane::Switch => self.missing_part(&part)?,
+            Message::Manifest(manifest) if lane == Lane::Switch => self.manifest(manifest)?,
             Message::FinalEnd(end) if lane == Lane::Switch => self.final_ends(end)?,
             Message::Commit(epoch, root) => {
                 self.committed(epoch, root, now)?;
@@ -615,6 +625,9 @@ impl Target {
             // Nothing was prepared, so nothing has to be remembered.
             self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
         }
+        // Behind the word that the source waits for: its guest stands.
+        let report = self.incident.take().map(Action::Report);
+        self.actions.extend(report);
         self.finish(Outcome::Refused(fault));
     }
 

@@ -1,9 +1,9 @@
 //! Before the switch: admission, chunks in order, the paused stage, and its verification.
 
-use super::{Action, Final, Outcome, Phase, Piece, REMEMBERED_CHUNK_COUNT, Target};
+use super::{Action, Final, Incident, Outcome, Phase, Piece, REMEMBERED_CHUNK_COUNT, Target};
 use crate::fault::{Code, Fault};
 use crate::identity::Epoch;
-use crate::image::Image;
+use crate::image::{Image, Manifest};
 use crate::message::{
     CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, FinalEnd, Lane, Message, MissingPart, Prepare,
     Received, STATE_BYTES_MAX, chain_after,
@@ -284,6 +284,15 @@ impl Target {
         Ok(())
     }
 
+    pub(super) fn manifest(&mut self, manifest: Manifest) -> Result<(), Fault> {
+        self.expect_final("a manifest")?;
+        if self.paused.manifest.replace(manifest).is_some() {
+            let detail = "a second manifest of one paused stage".to_owned();
+            return Err(Fault::new(Code::Unexpected, detail));
+        }
+        Ok(())
+    }
+
     pub(super) fn final_ends(&mut self, end: FinalEnd) -> Result<(), Fault> {
         self.expect_final("the end of the paused stage")?;
         self.paused.end = Some(end);
@@ -309,43 +318,24 @@ impl Target {
             );
             return Err(Fault::new(Code::Unexpected, detail));
         }
-        let missing_count: u64 = self.paused.missing.iter().map(BlockSet::len).sum();
-        if missing_count != end.missing_count || self.paused.state.len() != end.state_bytes as usize
-        {
-            let detail = format!(
-                "announced {} missing blocks and {} bytes of state, got {missing_count} and {}",
-                end.missing_count,
-                end.state_bytes,
-                self.paused.state.len()
-            );
-            return Err(Fault::new(Code::RootMismatch, detail));
-        }
-        for (present, missing) in self.present.iter().zip(&self.paused.missing) {
-            let mut covered = present.clone();
-            covered.union_with(missing);
-            let uncovered = covered.block_count() - covered.len();
-            if uncovered > 0 {
-                let detail = format!("{uncovered} blocks were neither sent nor named as missing");
-                return Err(Fault::new(Code::RootMismatch, detail));
-            }
-        }
-        let root = Image {
+        let image = Image {
             guest: self.setup.guest,
             attempt: self.setup.attempt,
             epoch: prepare.epoch,
             spaces: &prepare.spaces,
             config: &prepare.config,
-            chain: &self.position.chain,
+            position: self.position,
             missing: &self.paused.missing,
             state: &self.paused.state,
-        }
-        .root();
-        if root != end.root {
-            let detail = format!("this image has {root:?}, the source's {:?}", end.root);
-            return Err(Fault::new(Code::RootMismatch, detail));
+        };
+        if let Some(what) = self.disagreement(&image, &end) {
+            let incident = Incident::new(what, &image, self.paused.manifest, end);
+            let fault = incident.fault.clone();
+            self.incident = Some(Box::new(incident));
+            return Err(fault);
         }
         self.phase = Phase::Ready;
-        if missing_count > 0 {
+        if end.missing_count > 0 {
             for (present, missing) in self.present.iter_mut().zip(&self.paused.missing) {
                 present.difference_with(missing);
             }
@@ -357,6 +347,31 @@ impl Target {
         self.actions
             .push_back(Action::LoadState(self.paused.state.clone()));
         Ok(())
+    }
+
+    /// What the two sides do not agree about, if anything.
+    fn disagreement(&self, image: &Image<'_>, end: &FinalEnd) -> Option<String> {
+        let missing_count: u64 = image.missing.iter().map(BlockSet::len).sum();
+        if missing_count != end.missing_count || image.state.len() != end.state_bytes as usize {
+            return Some(format!(
+                "announced {} missing blocks and {} bytes of state, got {missing_count} and {}",
+                end.missing_count,
+                end.state_bytes,
+                image.state.len()
+            ));
+        }
+        for (present, missing) in self.present.iter().zip(image.missing) {
+            let mut covered = present.clone();
+            covered.union_with(missing);
+            let uncovered = covered.block_count() - covered.len();
+            if uncovered > 0 {
+                return Some(format!(
+                    "{uncovered} blocks were neither sent nor named as missing"
+                ));
+            }
+        }
+        let root = image.root();
+        (root != end.root).then(|| format!("this image has {root:?}, the source's {:?}", end.root))
     }
 
     pub(super) fn state_loaded(&mut self) -> Result<(), Fault> {

@@ -229,6 +229,25 @@ fn f05_an_unknown_critical_kind_ends_the_connection_and_another_is_skipped() {
 }
 
 #[test]
+fn f27_a_side_that_does_not_know_a_manifest_skips_it() {
+    let unknown = KIND_MAX + 1;
+    for message in messages() {
+        let mut bytes = encoded(&message);
+        let header = Header::parse(bytes.first_chunk().unwrap(), BODY_BYTES_MAX).unwrap();
+        let is_critical = header.flags & FLAG_CRITICAL != 0;
+        assert_eq!(is_critical, !matches!(message, Message::Manifest(_)));
+        if !is_critical {
+            // As that side sees it: of a kind it does not know, whose cap is that of all such.
+            let body = bytes.split_off(HEADER_BYTES);
+            let mut unknown_frame = Vec::new();
+            write_frame(unknown, header.flags, &body, &mut unknown_frame);
+            let read = read_all(&unknown_frame);
+            assert_eq!(read, Ok(vec![Content::Skipped(unknown)]));
+        }
+    }
+}
+
+#[test]
 fn f05_a_known_kind_is_never_skipped() {
     for message in messages() {
         let bytes = encoded(&message);

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, MigrationId};
+use towpath_protocol::image::Manifest;
 use towpath_protocol::message::*;
 use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BLOCK_COUNT_MAX, SPACE_COUNT_MAX, SpaceId};
@@ -92,6 +93,25 @@ fn any_end() -> impl Strategy<Value = Message> {
         })
 }
 
+fn any_manifest() -> impl Strategy<Value = Message> {
+    let digest = any::<[u8; 32]>;
+    let digests = (digest(), digest(), digest(), digest());
+    (any::<[u64; 3]>(), digest(), digests).prop_map(|(counts, chain, digests)| {
+        Message::Manifest(Manifest {
+            position: Received {
+                through_sequence: counts[0],
+                chain,
+            },
+            missing_count: counts[1],
+            missing_digest: digests.0,
+            state_bytes: counts[2],
+            state_digest: digests.1,
+            config_digest: digests.2,
+            spaces_digest: digests.3,
+        })
+    })
+}
+
 fn any_message() -> impl Strategy<Value = Message> {
     prop_oneof![
         any_hello(),
@@ -103,6 +123,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         prop::collection::vec(any::<u8>(), 1..2000).prop_map(Message::StatePart),
         any_missing(),
         any_received().prop_map(Message::MissingEnd),
+        any_manifest(),
         any_end(),
         any::<[u8; 32]>().prop_map(|root| Message::Ready(Root(root))),
         any::<(u64, [u8; 32])>().prop_map(|(e, root)| Message::Commit(Epoch(e), Root(root))),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{FLAG_CRITICAL, HEADER_BYTES, Header, MAGIC, write_frame};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, MigrationId};
+use towpath_protocol::image::Manifest;
 use towpath_protocol::message::*;
 use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BLOCK_COUNT_MAX, BlockRun, SpaceId};
@@ -145,6 +146,15 @@ pub(crate) fn messages() -> Vec<Message> {
             words: vec![u64::MAX, 0, 1],
         }),
         Message::MissingEnd(received),
+        Message::Manifest(Manifest {
+            position: received,
+            missing_count: 65,
+            missing_digest: [5; 32],
+            state_bytes: 40,
+            state_digest: [6; 32],
+            config_digest: [7; 32],
+            spaces_digest: [8; 32],
+        }),
         Message::FinalEnd(FinalEnd {
             through_sequence: 77,
             state_bytes: 9000,

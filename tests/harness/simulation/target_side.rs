@@ -53,6 +53,11 @@ impl World {
             Action::WakeFaults => self.wake_faults(host),
             Action::DisarmMissing => self.disarm(host),
             Action::DiscardImage => self.discard_image(host),
+            Action::Report(incident) => {
+                self.violate(&format!(
+                    "an honest source's image is refused: {incident:?}"
+                ));
+            }
             Action::DropLink => self.drop_link(host),
             Action::Finished(outcome) => {
                 self.note(host, || format!("target is through: {outcome:?}"));

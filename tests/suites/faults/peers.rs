@@ -8,11 +8,13 @@ use towpath_migrator::api::{
 use towpath_protocol::fault::Code;
 use towpath_protocol::guest_api::{GuestConfig, GuestKind, Workload};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
+use towpath_protocol::image::{CHAIN_START, Image};
 use towpath_protocol::message::{
-    ChunkHeader, Codec, Lane, Message, Prepare, Reason, SpaceInfo, digest_of,
+    ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, Reason, Received, SpaceInfo,
+    ZERO_CHUNK_DIGEST, chain_after, digest_of,
 };
 use towpath_protocol::ownership::Root;
-use towpath_protocol::space::{BlockRun, MEMORY, MEMORY_BLOCK_BYTES};
+use towpath_protocol::space::{BlockRun, BlockSet, MEMORY, MEMORY_BLOCK_BYTES};
 use towpath_tests::lab::Guest;
 use towpath_tests::peer::Peer;
 use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
@@ -66,13 +68,17 @@ fn offer(config: &GuestConfig, epoch: u64) -> Message {
     Message::Prepare(Prepare {
         name: config.name.clone(),
         epoch: Epoch(epoch),
-        spaces: vec![SpaceInfo {
-            id: MEMORY,
-            block_bytes: MEMORY_BLOCK_BYTES,
-            block_count: config.block_count(),
-        }],
+        spaces: spaces(config).to_vec(),
         config: config.to_bytes(),
     })
+}
+
+fn spaces(config: &GuestConfig) -> [SpaceInfo; 1] {
+    [SpaceInfo {
+        id: MEMORY,
+        block_bytes: MEMORY_BLOCK_BYTES,
+        block_count: config.block_count(),
+    }]
 }
 
 fn code(reason: &Reason) -> &str {
@@ -327,4 +333,137 @@ fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
             .any(|code| code.as_str() == said),
         "{said}"
     );
+}
+
+/// Sends a guest of zeros whose state is another than the source says that it saved, and gives the root and
+/// the answer.
+fn send_with_other_state(source: &mut Peer, config: &GuestConfig, attempt: u128) -> (Root, Reason) {
+    source.say(Lane::Control, &offer(config, 2)).unwrap();
+    let prepared = source.hear();
+    assert!(
+        matches!(prepared, Some(Message::Prepared(_))),
+        "{prepared:?}"
+    );
+    let header = ChunkHeader {
+        space: MEMORY,
+        sequence: 1,
+        generation: 1,
+        codec: Codec::Zero,
+        runs: vec![BlockRun {
+            start: 0,
+            count: u32::try_from(config.block_count()).unwrap(),
+        }],
+        digest: ZERO_CHUNK_DIGEST,
+    };
+    let mut frame = Vec::new();
+    header.encode(&[], &mut frame);
+    source.put(Lane::Bulk, &frame).unwrap();
+    let image = Image {
+        guest: config.id,
+        attempt: AttemptId(attempt),
+        epoch: Epoch(2),
+        spaces: &spaces(config),
+        config: &config.to_bytes(),
+        position: Received {
+            through_sequence: 1,
+            chain: chain_after(&CHAIN_START, &header),
+        },
+        missing: &[BlockSet::empty(config.block_count())],
+        state: b"what was saved",
+    };
+    let (root, manifest) = (image.root(), image.manifest());
+    let end = FinalEnd {
+        through_sequence: 1,
+        state_bytes: u32::try_from(image.state.len()).unwrap(),
+        missing_count: 0,
+        root,
+    };
+    for message in [
+        Message::FinalBegin,
+        Message::StatePart(b"what was Saved".to_vec()),
+        Message::Manifest(manifest),
+        Message::FinalEnd(end),
+    ] {
+        source.say(Lane::Switch, &message).unwrap();
+    }
+    loop {
+        match source.hear() {
+            Some(Message::Received(_)) => {}
+            Some(Message::Nack(reason)) => return (root, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn f27_an_image_that_differs_is_refused_for_ever_and_both_manifests_are_kept() {
+    let mut scene = Scene::new(LINK);
+    let id = GuestId(81);
+    let config = described(id, "till", 16);
+    let site = scene.lab.site(TARGET);
+    let (root, reason) = send_with_other_state(&mut open(site, "box-7", id, 1), &config, 1);
+    assert_eq!(code(&reason), Code::RootMismatch.as_str());
+    assert!(reason.detail.ends_with("what differs: state"), "{reason:?}");
+    let folder = site.folder().join("state/incidents");
+    let kept = wait_until(SHOWN_WAIT, || {
+        let mut files = std::fs::read_dir(&folder).ok()?;
+        let is_whole = |path: &std::path::PathBuf| path.extension().is_some_and(|it| it == "json");
+        files.find_map(|file| Some(file.ok()?.path()).filter(is_whole))
+    });
+    let kept = kept.expect("what is known of it is kept");
+    let name = kept.file_name().unwrap().to_str().unwrap();
+    assert!(
+        name.ends_with(&format!("-{id}-{}.json", AttemptId(1))),
+        "{name}"
+    );
+    let text = std::fs::read(&kept).unwrap();
+    let incident: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(incident["schema"], "towpath.v1.incident");
+    assert_eq!(incident["code"], code(&reason));
+    assert_eq!(incident["detail"], reason.detail.as_str());
+    assert_eq!(incident["source"]["host"], "box-7");
+    assert_eq!(incident["differs"], serde_json::json!(["state"]));
+    let (ours, theirs) = (&incident["ours"], &incident["theirs"]);
+    for (part, is_same) in [
+        ("chain", true),
+        ("missing_blocks_digest", true),
+        ("state_bytes", true),
+        ("state_digest", false),
+        ("description_digest", true),
+        ("geometry_digest", true),
+    ] {
+        assert!(!ours[part].is_null(), "{part}: {incident}");
+        assert_eq!(ours[part] == theirs[part], is_same, "{part}: {incident}");
+    }
+    let shown: String = root.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(incident["announced"]["root"], shown.as_str());
+    assert_ne!(ours["root"], shown.as_str());
+    let told = wait_until(SHOWN_WAIT, || {
+        let log = std::fs::read_to_string(site.migrator_log()).ok()?;
+        log.contains(name).then_some(())
+    });
+    told.expect("the log says where it is");
+
+    // Where it cannot be written, the refusal is the same.
+    std::fs::remove_dir_all(&folder).unwrap();
+    let (_, reason) = send_with_other_state(
+        &mut open(site, "box-7", GuestId(82), 2),
+        &described(GuestId(82), "other", 16),
+        2,
+    );
+    assert_eq!(code(&reason), Code::RootMismatch.as_str());
+
+    let site = scene.lab.site_mut(TARGET);
+    site.kill_migrator();
+    site.start_migrator();
+    for (guest, attempt, name) in [(id, 1, "till"), (GuestId(82), 2, "other")] {
+        let mut source = open(site, "box-7", guest, attempt);
+        let config = described(guest, name, 16);
+        source.say(Lane::Control, &offer(&config, 2)).unwrap();
+        let heard = source.hear();
+        assert!(
+            matches!(heard, Some(Message::Refused(_) | Message::Nack(_))),
+            "{heard:?}"
+        );
+    }
 }
