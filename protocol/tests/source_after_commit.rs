@@ -1,15 +1,18 @@
-//! What a source does once the guest is the target's: it says so for ever, whatever else is lost.
+//! What a source does once the guest is the target's: it says so for ever, whatever else is lost, and serves it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::image::CHAIN_START;
-use towpath_protocol::message::{Lane, Message, MissingPart, Received, SpaceInfo};
+use towpath_protocol::message::{
+    ChunkHeader, Codec, Lane, Message, MissingPart, Received, SpaceInfo, chain_after,
+};
 use towpath_protocol::ownership::{Decider, Ownership, Record, Root, State};
 use towpath_protocol::plan::Policy;
 use towpath_protocol::source::{Action, Event, Outcome, Setup, Source};
-use towpath_protocol::space::MEMORY;
+use towpath_protocol::space::{BlockSet, MEMORY, block_count_of};
 use towpath_protocol::time::Instant;
 
 const GUEST: GuestId = GuestId(7);
@@ -26,6 +29,10 @@ fn host(name: &str) -> HostIdentity {
 
 /// A source whose daemon restarts behind the commit.
 fn recovered(is_whole: bool) -> Source {
+    recovered_with(is_whole, 64)
+}
+
+fn recovered_with(is_whole: bool, block_count: u64) -> Source {
     let record = Record {
         guest: GUEST,
         high_water: Epoch(2),
@@ -50,7 +57,7 @@ fn recovered(is_whole: bool) -> Source {
         spaces: vec![SpaceInfo {
             id: MEMORY,
             block_bytes: 4096,
-            block_count: 64,
+            block_count,
         }],
         config: Vec::new(),
         policy: Policy::default(),
@@ -183,4 +190,216 @@ fn fault_03_a_refusal_is_the_only_way_back() {
     assert!(matches!(actions[0], Action::Persist(_)));
     assert!(actions.contains(&Action::Thaw));
     assert!(matches!(outcome(&actions), Some(Outcome::Stayed(_))));
+}
+
+/// Blocks of a guest that is served.
+const SERVED_BLOCK_COUNT: u64 = 16_384;
+
+/// Blocks the line carries in one turn.
+const TURN_BLOCK_COUNT: u64 = 16;
+
+/// Demanded blocks that may go ahead of what the push has earned.
+const AHEAD_COUNT: u64 = 256;
+
+/// A source that serves a target over a line that lets demanded blocks go first, whatever else waits.
+struct Served {
+    source: Source,
+    demanded: VecDeque<u64>,
+    pushed: VecDeque<(Received, u64)>,
+    position: Received,
+    /// Blocks of a chunk that the line has carried a part of.
+    begun_count: u64,
+    /// Blocks that arrived on either lane.
+    demanded_count: u64,
+    pushed_count: u64,
+    /// How often each block was sent as a demanded one.
+    answers: Vec<u32>,
+    arrived: BlockSet,
+}
+
+impl Served {
+    fn new() -> Self {
+        let position = Received {
+            through_sequence: 0,
+            chain: CHAIN_START,
+        };
+        let mut served = Self {
+            source: recovered_with(false, SERVED_BLOCK_COUNT),
+            demanded: VecDeque::new(),
+            pushed: VecDeque::new(),
+            position,
+            begun_count: 0,
+            demanded_count: 0,
+            pushed_count: 0,
+            answers: vec![0; usize::try_from(SERVED_BLOCK_COUNT).expect("small")],
+            arrived: BlockSet::empty(SERVED_BLOCK_COUNT),
+        };
+        served.link_up();
+        served
+    }
+
+    /// Lanes are open, and the target says that it misses everything.
+    fn link_up(&mut self) {
+        self.feed(Event::LinkUp);
+        hear(&mut self.source, Message::Ack(1));
+        let part = MissingPart {
+            space: MEMORY,
+            first_word: 0,
+            words: vec![u64::MAX; usize::try_from(SERVED_BLOCK_COUNT / 64).expect("small")],
+        };
+        hear(&mut self.source, Message::MissingPart(part));
+        self.arrived = BlockSet::empty(SERVED_BLOCK_COUNT);
+        let end = Message::MissingEnd(self.position);
+        self.feed(Event::Heard(Lane::Control, end));
+    }
+
+    /// Blocks that the line has carried.
+    const fn count(&self) -> u64 {
+        self.demanded_count + self.pushed_count
+    }
+
+    fn feed(&mut self, event: Event) {
+        let mut actions = VecDeque::from(feed(&mut self.source, event));
+        while let Some(action) = actions.pop_front() {
+            let Action::SendChunk(order) = action else {
+                continue;
+            };
+            let blocks = order.runs.iter().flat_map(|run| run.start..run.end());
+            if order.is_urgent {
+                self.demanded.extend(blocks);
+                continue;
+            }
+            blocks.for_each(|block| {
+                assert!(self.arrived.insert(block), "block {block} is sent twice");
+            });
+            let header = ChunkHeader {
+                sequence: self.position.through_sequence + 1,
+                generation: order.generation,
+                space: MEMORY,
+                codec: Codec::Raw,
+                runs: order.runs,
+                digest: [0; 16],
+            };
+            self.position = Received {
+                through_sequence: header.sequence,
+                chain: chain_after(&self.position.chain, &header),
+            };
+            let block_count = block_count_of(&header.runs);
+            self.pushed.push_back((self.position, block_count));
+            let wire_bytes = block_count * 4096;
+            actions.extend(feed(&mut self.source, Event::Packed { header, wire_bytes }));
+        }
+    }
+
+    fn ask(&mut self, block: u64) {
+        self.feed(Event::Heard(Lane::Demand, Message::Demand(MEMORY, block)));
+    }
+
+    /// What the line carries until it is the target's turn again.
+    fn turn(&mut self) {
+        let mut room = TURN_BLOCK_COUNT;
+        while room > 0
+            && let Some(block) = self.demanded.pop_front()
+        {
+            let index = usize::try_from(block).expect("small");
+            self.answers[index] += 1;
+            self.arrived.insert(block);
+            self.demanded_count += 1;
+            room -= 1;
+        }
+        self.begun_count += room;
+        let mut received = None;
+        while let Some((position, count)) = self.pushed.front().copied()
+            && count <= self.begun_count
+        {
+            self.pushed.pop_front();
+            self.pushed_count += count;
+            self.begun_count -= count;
+            received = Some(position);
+        }
+        if self.pushed.is_empty() {
+            self.begun_count = 0;
+        }
+        if let Some(position) = received {
+            self.feed(Event::Heard(Lane::Control, Message::Received(position)));
+        }
+    }
+
+    fn is_through(&self) -> bool {
+        self.arrived.len() == SERVED_BLOCK_COUNT
+            && self.demanded.is_empty()
+            && self.pushed.is_empty()
+    }
+}
+
+#[test]
+fn f23_a_flood_of_demands_leaves_the_push_a_quarter() {
+    // At once, and when the push could have saved up for it.
+    for pushed_before in [0, SERVED_BLOCK_COUNT / 4] {
+        let mut served = Served::new();
+        while served.pushed_count < pushed_before {
+            served.turn();
+        }
+        let pushed_before = served.pushed_count;
+        // Everything, and a second time.
+        for _ in 0..2 {
+            (0..SERVED_BLOCK_COUNT).for_each(|block| served.ask(block * 7919 % SERVED_BLOCK_COUNT));
+        }
+        assert_eq!(served.source.progress().demand_count, SERVED_BLOCK_COUNT);
+        assert_eq!(served.demanded.len() as u64, AHEAD_COUNT);
+        while !served.is_through() {
+            let before = (served.demanded_count, served.pushed_count);
+            while !served.is_through() && served.count() < before.0 + before.1 + 512 {
+                served.turn();
+            }
+            let demanded = served.demanded_count - before.0;
+            let pushed = served.pushed_count - before.1;
+            // Less one chunk that is under way, and what may go ahead once.
+            let is_flooded = before.0 >= AHEAD_COUNT && !served.pushed.is_empty();
+            assert!(
+                !is_flooded || (pushed + 16) * 4 >= demanded + pushed,
+                "{pushed} pushed and {demanded} demanded"
+            );
+        }
+        assert!(served.answers.iter().all(|&count| count <= 1));
+        let demanded = served.demanded_count;
+        let earned = 3 * (served.pushed_count - pushed_before) + AHEAD_COUNT;
+        let is_used = demanded <= earned && demanded > earned * 9 / 10;
+        assert!(is_used, "{demanded} demanded and {earned} earned");
+        // Nothing goes twice but what may go ahead.
+        assert!(served.count() <= SERVED_BLOCK_COUNT + AHEAD_COUNT);
+    }
+}
+
+#[test]
+fn f23_a_target_that_cuts_the_lanes_earns_no_demands_by_it() {
+    let mut served = Served::new();
+    (0..2 * AHEAD_COUNT).for_each(|block| served.ask(block));
+    assert_eq!(served.demanded.len() as u64, AHEAD_COUNT);
+    served.feed(Event::LinkDown);
+    served.link_up();
+    (0..AHEAD_COUNT).for_each(|block| served.ask(SERVED_BLOCK_COUNT - 1 - block));
+    assert_eq!(served.demanded.len() as u64, AHEAD_COUNT);
+}
+
+#[test]
+fn f23_demands_of_a_guest_that_waits_for_each_go_at_once() {
+    let mut served = Served::new();
+    // Nearly two of three bytes that the line carries, for as long as there is anything to push.
+    let mut asked = 0;
+    while !served.is_through() && asked < SERVED_BLOCK_COUNT {
+        for _ in 0..TURN_BLOCK_COUNT * 5 / 8 {
+            let block = (SERVED_BLOCK_COUNT - 1) - asked % SERVED_BLOCK_COUNT;
+            let before = served.demanded.len();
+            let is_there = served.arrived.contains(block);
+            served.ask(block);
+            assert!(
+                is_there || served.demanded.len() == before + 1,
+                "block {block} waits"
+            );
+            asked += 1;
+        }
+        served.turn();
+    }
+    assert!(served.pushed_count > SERVED_BLOCK_COUNT / 4);
 }

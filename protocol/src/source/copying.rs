@@ -265,6 +265,9 @@ impl Source {
         }
         let settled = self.window.acknowledge(received)?;
         self.meter.acknowledged(settled, now);
+        if let Phase::Serving(push) = &mut self.phase {
+            push.earn(settled.raw_bytes);
+        }
         Ok(())
     }
 

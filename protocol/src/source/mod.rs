@@ -498,6 +498,7 @@ impl Source {
 
     /// Whatever can be done now without another event.
     fn advance(&mut self, now: Instant) -> Result<(), Fault> {
+        self.answer_waiting();
         self.order_chunks(now);
         match self.phase {
             Phase::Copying(_) => {

@@ -11,11 +11,25 @@ use crate::space::{BlockRun, BlockSet, SpaceId};
 /// behind it never run out.
 const SEQUENCE_MAX: u64 = 1 << 48;
 
+/// Bytes of demanded blocks that may go before the push has earned them: far more than the vCPUs of a guest wait
+/// for at once. Only a target whose demands take more than three quarters of the link for long gets here.
+const DEMAND_AHEAD_BYTES: u64 = 1 << 20;
+
+/// Bytes of demanded blocks that the push earns with each byte that arrived: it keeps a quarter. What arrived
+/// counts, and not what was ordered, because the tunnel lets demanded blocks go ahead of all others.
+const DEMAND_BYTES_PER_PUSHED: u64 = 3;
+
 /// What the target still misses, and where the push stands.
 #[derive(Debug)]
 pub(super) struct Push {
     missing: Vec<BlockSet>,
     cursor: Cursor,
+    /// Demanded blocks that wait until the push has earned them.
+    waiting: Vec<BlockSet>,
+    waiting_cursor: Cursor,
+    /// Bytes of demanded blocks that were sent, and how many may have been.
+    demanded_bytes: u64,
+    earned_bytes: u64,
     /// The target's word on what it misses is whole.
     is_known: bool,
 }
@@ -25,6 +39,10 @@ impl Push {
         Self {
             missing: empty_sets(spaces),
             cursor: Cursor::default(),
+            waiting: empty_sets(spaces),
+            waiting_cursor: Cursor::default(),
+            demanded_bytes: 0,
+            earned_bytes: DEMAND_AHEAD_BYTES,
             is_known: false,
         }
     }
@@ -45,7 +63,23 @@ impl Push {
         &mut self,
         blocks_max: impl Fn(usize) -> u32,
     ) -> Option<(SpaceId, Vec<BlockRun>)> {
-        take_chunk(&mut self.missing, &mut self.cursor, blocks_max)
+        let (space, runs) = take_chunk(&mut self.missing, &mut self.cursor, blocks_max)?;
+        for run in &runs {
+            self.waiting[usize::from(space.0)].remove_run(*run);
+        }
+        Some((space, runs))
+    }
+
+    /// Chunks of the push arrived.
+    pub(super) fn earn(&mut self, bytes: u64) {
+        let earned_bytes = self.earned_bytes + DEMAND_BYTES_PER_PUSHED * bytes;
+        self.earned_bytes = earned_bytes.min(self.demanded_bytes + DEMAND_AHEAD_BYTES);
+    }
+
+    /// Whether a demanded block may go now: always where no push waits for the link beside it.
+    fn may_answer(&self, is_under_way: bool) -> bool {
+        let is_waiting = self.is_known && (is_under_way || !self.is_ordered());
+        !is_waiting || self.demanded_bytes < self.earned_bytes
     }
 }
 
@@ -94,8 +128,9 @@ impl Source {
         Ok(())
     }
 
-    /// A vCPU waits for a block: it goes first, and the push goes on from there. A block asked for
-    /// again on the same lanes is already on its way.
+    /// A vCPU waits for a block: it goes first. A block asked for again on the same lanes is already on its
+    /// way, or waits for its turn: a target that asks for everything at once gets no more than three quarters
+    /// of the link for that.
     pub(super) fn demanded(&mut self, space: SpaceId, block: u64) -> Result<(), Fault> {
         let run = BlockRun {
             start: block,
@@ -113,12 +148,44 @@ impl Source {
             return Ok(());
         }
         self.progress.demand_count += 1;
-        self.progress.raw_bytes += u64::from(self.setup.spaces[position].block_bytes);
+        let is_under_way = !self.window.is_empty();
+        if let Phase::Serving(push) = &mut self.phase
+            && !push.may_answer(is_under_way)
+        {
+            // One that the push has ordered is on its way.
+            if push.missing[position].contains(block) {
+                push.waiting[position].insert(block);
+            }
+            return Ok(());
+        }
+        self.answer(space, run);
+        Ok(())
+    }
+
+    /// Sends demanded blocks that had to wait, as far as the push has earned them.
+    pub(super) fn answer_waiting(&mut self) {
+        let is_under_way = !self.window.is_empty();
+        while let Phase::Serving(push) = &mut self.phase
+            && !self.is_image_lost
+            && push.may_answer(is_under_way)
+            && let Some((space, runs)) =
+                take_chunk(&mut push.waiting, &mut push.waiting_cursor, |_| 1)
+        {
+            runs.into_iter().for_each(|run| self.answer(space, run));
+        }
+    }
+
+    /// Sends a demanded block ahead of everything, and has the push go on from there.
+    fn answer(&mut self, space: SpaceId, run: BlockRun) {
+        let position = usize::from(space.0);
+        let bytes = u64::from(self.setup.spaces[position].block_bytes);
+        self.progress.raw_bytes += bytes;
         if let Phase::Serving(push) = &mut self.phase {
-            push.missing[position].remove(block);
+            push.demanded_bytes += bytes;
+            push.missing[position].remove_run(run);
             push.cursor = Cursor {
                 space: position,
-                block: block + 1,
+                block: run.end(),
             };
         }
         self.actions.push_back(Action::SendChunk(ChunkOrder {
@@ -128,7 +195,6 @@ impl Source {
             runs: vec![run],
             is_zero: false,
         }));
-        Ok(())
     }
 
     /// Lanes broke: what the target misses will be told anew, and may be asked for anew.
@@ -137,6 +203,9 @@ impl Source {
         if let Phase::Serving(push) = &mut self.phase {
             *push = Push {
                 cursor: push.cursor,
+                // Whoever cuts the lanes earns nothing by it.
+                demanded_bytes: push.demanded_bytes,
+                earned_bytes: push.earned_bytes,
                 ..Push::new(&self.setup.spaces)
             };
         }
