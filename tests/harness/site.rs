@@ -33,6 +33,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(20);
 /// The list of revoked certificates, in a site's folder.
 const LIST_FILE: &str = "crl.pem";
 
+/// Folder of its host's certificate and key.
+const CERTIFICATES: &str = "certificates";
+
 /// Pause between two looks at something that is waited for.
 pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -119,11 +122,7 @@ impl Site {
             site: place.name(),
             host: "host-1".parse().expect("a name"),
         };
-        let validity = Validity::lasting(Duration::from_hours(24), SystemTime::now());
-        let certificates = authority
-            .issue(&identity, validity, &folder.join("certificates"))
-            .expect("a certificate");
-        let mut certificates = CertificatesConfig::from(certificates);
+        let mut certificates = certified(authority, &identity, &folder);
         certificates.crl = Some(folder.join(LIST_FILE));
         let migrator = migrator::Config {
             trust_domain: identity.trust_domain.clone(),
@@ -160,6 +159,15 @@ impl Site {
             migrator: None,
             folder,
         }
+    }
+
+    /// Gives its host another key and certificate, and starts its tunnel with them.
+    pub(crate) fn certify(&mut self, authority: &Authority) {
+        self.kill_tunnel();
+        let old = std::fs::remove_dir_all(self.folder.join(CERTIFICATES));
+        old.expect("the old certificate can be removed");
+        certified(authority, &self.identity, &self.folder);
+        self.start_tunnel();
     }
 
     /// Which site it is.
@@ -447,6 +455,12 @@ impl Site {
         let path = format!("/v1/guests/{guest}");
         self.runtime.block_on(self.client.delete(&path))
     }
+}
+
+fn certified(authority: &Authority, identity: &HostIdentity, folder: &Path) -> CertificatesConfig {
+    let validity = Validity::lasting(Duration::from_hours(24), SystemTime::now());
+    let issued = authority.issue(identity, validity, &folder.join(CERTIFICATES));
+    issued.expect("a certificate").into()
 }
 
 fn tunnel_config(

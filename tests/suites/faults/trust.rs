@@ -141,3 +141,50 @@ fn t12_a_list_that_has_ended_stops_new_moves_and_none_that_is_under_way() {
         scene.arrives(&other, &mut consoles[1]).unwrap();
     }
 }
+
+/// How long after its revocation nothing of a guest may go to a host any more.
+const REVOKED_WAIT: Duration = Duration::from_secs(5);
+
+#[test]
+fn t10_a_target_that_is_revoked_in_post_copy_gets_no_more_and_the_guest_runs_nowhere_else() {
+    let mut scene = Scene::new(SLOW);
+    let guest = Guest::new("victim", 64);
+    let mut console = scene.guest(&guest);
+    scene.begin(&guest, MigrationMode::Post).unwrap();
+    scene.reaches(&guest, Phase::Serving).unwrap();
+    console.wait_for_more(1, SHOWN_WAIT).unwrap();
+    scene.lab.revoke(TARGET);
+    let source = scene.lab.site(SOURCE);
+    let is_out = wait_until(SHOWN_WAIT, || {
+        (knows_revoked(&scene, SOURCE) && !source.has_link()).then_some(())
+    });
+    assert!(is_out.is_some(), "the link of a revoked host lives on");
+    let left = || {
+        let view = source.moves(&guest.name).unwrap().remove(0);
+        assert_eq!(view.phase, Phase::Serving, "{view:?}");
+        view.blocks_left
+    };
+    // Not waiting for anything: nothing is to happen, however often the source tries.
+    std::thread::sleep(REVOKED_WAIT);
+    let before = left();
+    std::thread::sleep(REVOKED_WAIT);
+    assert_eq!(left(), before, "it is still served");
+    assert!(before > 0, "it was to be met in post-copy");
+    // The guest is its target's all the same: here it is kept and does not run, also behind a restart.
+    for _ in 0..2 {
+        let kept = scene.lab.site(SOURCE).guest(&guest.name).unwrap();
+        let kept = kept.expect("it is known here");
+        assert_eq!(kept.state, GuestState::Frozen, "{kept:?}");
+        assert_eq!(kept.ownership, Ownership::Relinquished, "{kept:?}");
+        assert!(kept.process_id.is_some(), "{kept:?}");
+        scene.lab.site_mut(SOURCE).kill_migrator();
+        scene.lab.site_mut(SOURCE).start_migrator();
+    }
+    let owner = scene.lab.site(TARGET).guest(&guest.name).unwrap();
+    assert_eq!(owner.expect("it is there").ownership, Ownership::Owned);
+    scene.watch.check().unwrap();
+
+    // With another certificate its host is let in again, and nothing of the guest is lost.
+    scene.lab.certify(TARGET);
+    scene.arrives(&guest, &mut console).unwrap();
+}
