@@ -17,6 +17,13 @@ use crate::guest::GuestProcess;
 /// Interval at which a guest that does nothing else is looked at.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Longest wait for what a process says of itself: whatever else happens to its guest waits behind it.
+const LOOK_WAIT: Duration = Duration::from_millis(250);
+
+/// Interval at which a process that does not answer is asked again: each question is answered late, and only
+/// so many answers may be.
+const SILENT_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Shortest interval between two publications of the same standing.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -38,6 +45,8 @@ struct Standing {
 pub(super) struct Shown {
     description: Option<guest_api::Description>,
     described_at: Option<Instant>,
+    /// A process that does not answer, and since when.
+    silent: Option<(i32, Instant)>,
     published: Option<(Instant, Standing)>,
 }
 
@@ -108,21 +117,43 @@ impl Worker {
         }
     }
 
-    /// Asks the guest's process how it stands, now and then.
+    /// Asks the guest's process how it stands, now and then. Of one that is too busy to say it is shown what
+    /// it said last.
     fn look(&mut self) {
-        let due = self
-            .shown
+        let interval = match self.silent_for() {
+            Some(_) => SILENT_LOOK_INTERVAL,
+            None => LOOK_INTERVAL,
+        };
+        let shown = &mut self.shown;
+        if shown
             .described_at
-            .is_none_or(|at| now().since(at) >= LOOK_INTERVAL);
-        if !due {
+            .is_some_and(|at| now().since(at) < interval)
+        {
             return;
         }
-        self.shown.described_at = Some(now());
-        self.shown.description = self
-            .ground
-            .process
-            .as_mut()
-            .and_then(|process| process.describe().ok());
+        let asked_at = now();
+        shown.described_at = Some(asked_at);
+        let Some(process) = &mut self.ground.process else {
+            shown.description = None;
+            shown.silent = None;
+            return;
+        };
+        let process_id = process.process_id();
+        match process.describe_within(LOOK_WAIT) {
+            Ok(description) => {
+                shown.description = Some(description);
+                shown.silent = None;
+            }
+            Err(_) if shown.silent.is_some_and(|(id, _)| id == process_id) => {}
+            Err(_) => shown.silent = Some((process_id, asked_at)),
+        }
+    }
+
+    /// For how long the guest's process has not answered, if it does not.
+    pub(super) fn silent_for(&self) -> Option<Duration> {
+        let process = self.ground.process.as_ref()?;
+        let (process_id, since) = self.shown.silent?;
+        (process.process_id() == process_id).then(|| now().since(since))
     }
 
     fn guest_view(&self, migration: Option<MigrationId>) -> Option<GuestView> {

@@ -29,6 +29,10 @@ use crate::guest::GuestProcess;
 /// Chunks taken in before what follows from them is carried out and acknowledged together.
 const BATCH_COUNT_MAX: usize = 32;
 
+/// How long a process that receives a guest may say nothing: as long as any work on all of its memory may take.
+/// Nothing runs in it, so one that is only slow costs its attempt, and none that lives is left waiting for ever.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
@@ -280,6 +284,7 @@ impl Worker {
                 None => self.tick(),
             }
             self.end_lanes_if_due();
+            self.give_up_silent_process();
             self.settle();
             self.publish();
         }
@@ -574,6 +579,23 @@ impl Worker {
     }
 
     /// Draws the line under an attempt that is over.
+    /// Ends an attempt whose receiving process does not answer any more.
+    fn give_up_silent_process(&mut self) {
+        let is_silent = self.silent_for().is_some_and(|span| span >= SILENCE_MAX);
+        if is_silent
+            && let Some(Role::Target(target)) = &mut self.role
+            && matches!(
+                target.stage(),
+                target::Stage::Receiving | target::Stage::Ready
+            )
+        {
+            let detail =
+                format!("the process that receives the guest says nothing for {SILENCE_MAX:?}");
+            let fault = Fault::new(Code::Guest, detail);
+            target.handle(&mut self.ground, target::Event::Failed(fault));
+        }
+    }
+
     fn settle(&mut self) {
         match &self.role {
             Some(Role::Source(source)) if source.is_over() => self.end_source(),

@@ -111,7 +111,7 @@ impl GuestProcess {
     /// As [`Self::adopt`].
     pub fn adopt_within(folder: &Path, wait: Duration) -> Result<Self, Fault> {
         let mut transport = Transport::connect(folder, wait)?;
-        let description = describe(&mut transport)?;
+        let description = describe(&mut transport, CALL_WAIT)?;
         Ok(Self {
             folder: folder.to_owned(),
             config: description.config,
@@ -216,7 +216,16 @@ impl GuestProcess {
     ///
     /// `E_GUEST` if the process does not answer; the same holds for every call below.
     pub fn describe(&mut self) -> Result<Description, Fault> {
-        describe(&mut self.transport)
+        describe(&mut self.transport, CALL_WAIT)
+    }
+
+    /// As [`Self::describe`], for whoever has better to do than to wait for long.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::describe`].
+    pub fn describe_within(&mut self, wait: Duration) -> Result<Description, Fault> {
+        describe(&mut self.transport, wait)
     }
 
     /// The guest's memory.
@@ -526,8 +535,8 @@ impl GuestProcess {
     }
 }
 
-fn describe(transport: &mut Transport) -> Result<Description, Fault> {
-    match transport.call(&Request::Describe, CALL_WAIT)? {
+fn describe(transport: &mut Transport, wait: Duration) -> Result<Description, Fault> {
+    match transport.call(&Request::Describe, wait)? {
         (Response::Described(description), _) => Ok(*description),
         (response, _) => Err(unexpected(&response)),
     }

@@ -11,10 +11,19 @@ use towpath_protocol::fault::Code;
 use towpath_protocol::guest_api::WORKING_SET_START_BYTES;
 use towpath_tests::away::LONG;
 use towpath_tests::killed::{self, SHOWN_WAIT, SLOW, boots, stays_silent};
-use towpath_tests::lab::Guest;
+use towpath_tests::lab::{Guest, Link};
 use towpath_tests::scene::{SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
 use towpath_tests::verdict::wait_until;
+
+/// So slow that a guest is copied for longer than a process that answers nobody is waited for.
+const SLOWEST: Link = Link {
+    megabits_per_second: 2,
+    round_trip: Duration::from_millis(10),
+};
+
+/// How long it may take until a receiving process that answers nobody is given up, and another one is made.
+const GIVEN_UP_WAIT: Duration = Duration::from_secs(60);
 
 /// How long a migrator that is started waits at most until it says that a guest's process is busy.
 const BUSY_SHOWN_WAIT: Duration = Duration::from_secs(30);
@@ -65,6 +74,50 @@ fn fault_08_receiving_process_killed_while_it_is_asked_is_received_again() {
     assert_eq!(scene.lab.kill_guest(TARGET, &guest.name), 1);
     let rest = scene.arrives(&guest, &mut console).unwrap();
     assert_eq!(rest.moves[0].attempts, 2);
+}
+
+#[test]
+fn fault_42_a_receiving_process_that_answers_nobody_for_a_while_holds_nothing() {
+    let scene = Scene::new(SLOW);
+    let guest = Guest::new("victim", 96);
+    let mut console = scene.guest(&guest);
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    let begun = scene.reaches(&guest, Phase::Copying).unwrap();
+    signal_at(TARGET, &scene, &guest, Signal::STOP);
+    let goes_on = wait_until(SHOWN_WAIT * 2, || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        let left = moves.first()?.blocks_left;
+        (left < begun.blocks_total * 3 / 4).then_some(())
+    });
+    assert!(goes_on.is_some(), "the move is held");
+    signal_at(TARGET, &scene, &guest, Signal::CONT);
+    let rest = scene.arrives(&guest, &mut console).unwrap();
+    assert_eq!(rest.moves[0].attempts, 1);
+}
+
+#[test]
+fn fault_42_a_receiving_process_that_answers_nobody_is_given_up() {
+    let scene = Scene::new(SLOWEST);
+    let guest = Guest::new("victim", 32);
+    let mut console = scene.guest(&guest);
+    let view = scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.reaches(&guest, Phase::Copying).unwrap();
+    let stopped = scene.lab.guest_processes(TARGET, &guest.name);
+    signal_at(TARGET, &scene, &guest, Signal::STOP);
+    let given_up = wait_until(GIVEN_UP_WAIT, || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        let view = moves.into_iter().next()?;
+        (view.attempts == 2 && view.phase == Phase::Copying).then_some(view)
+    });
+    let given_up = given_up.expect("it is begun anew with another process");
+    println!("given up and begun anew after {} ms", given_up.total_ms);
+    assert_ne!(scene.lab.guest_processes(TARGET, &guest.name), stopped);
+    let log = std::fs::read_to_string(scene.lab.site(TARGET).migrator_log()).unwrap();
+    assert!(log.contains("says nothing for 30s"), "it is not said why");
+    scene.lab.site(SOURCE).cancel(&view).unwrap();
+    assert_eq!(console.wait_for_more(20, SHOWN_WAIT), Ok(SOURCE));
+    console.is_whole().unwrap();
+    assert!(scene.lab.site(SOURCE).verify(&guest.name).unwrap().verified);
 }
 
 /// Signals a guest's process where it runs.
