@@ -184,6 +184,49 @@ pub(super) fn join(
     Ok((link, readers.collect()))
 }
 
+/// Lanes of one number, until all of them are open.
+#[derive(Debug, Default)]
+pub(super) struct Gathering {
+    number: u64,
+    lanes: Vec<OpenLane>,
+}
+
+impl Gathering {
+    /// Whether a lane is the first of others than those before it.
+    pub(super) const fn is_new(&self, number: u64) -> bool {
+        self.number != number
+    }
+
+    /// Adds a lane, and lets go of those of another number. All of them once the last one is here.
+    pub(super) fn add(&mut self, number: u64, lane: OpenLane) -> Option<Vec<OpenLane>> {
+        if self.is_new(number) {
+            self.lanes.clear();
+            self.number = number;
+        }
+        if self.lanes.iter().all(|open| open.lane != lane.lane) {
+            self.lanes.push(lane);
+        }
+        (self.lanes.len() == Lane::ALL.len()).then(|| std::mem::take(&mut self.lanes))
+    }
+}
+
+/// Joins the lanes that a source opened: its messages are read from here on, its chunks once it is known what
+/// they may be.
+pub(super) fn receive_on(
+    number: u64,
+    lanes: Vec<OpenLane>,
+    mailbox: &Arc<Mailbox<Input>>,
+) -> Result<(Link, Vec<ReadingEnd>), Fault> {
+    let (link, readers) = join(number, lanes)?;
+    let (chunks, messages): (Vec<_>, Vec<_>) = readers
+        .into_iter()
+        .partition(|(lane, _)| matches!(lane, Lane::Bulk | Lane::Demand));
+    for (lane, reader) in messages {
+        read_messages(&link, lane, reader, Arc::clone(mailbox))?;
+    }
+    Ok((link, chunks))
+}
+
 fn duplicate(socket: &UnixStream) -> Result<UnixStream, Fault> {
     socket
         .try_clone()

@@ -52,17 +52,18 @@ pub(super) struct Shown {
 
 impl Worker {
     fn standing(&self) -> Option<Standing> {
-        let (role, stage, ownership) = match self.role.as_ref()? {
-            Role::Idle(ownership) => ("idle", "", ownership),
-            Role::Broken(ownership, _) => ("broken", "", ownership),
-            Role::Source(source) => ("source", source.stage().as_str(), source.ownership()),
-            Role::Target(target) => ("target", target.stage().as_str(), target.ownership()),
+        let known = self.role.as_ref()?;
+        let (role, stage) = match known {
+            Role::Idle(_) => ("idle", ""),
+            Role::Broken(..) => ("broken", ""),
+            Role::Source(source) => ("source", source.stage().as_str()),
+            Role::Target(target) => ("target", target.stage().as_str()),
         };
         let process = self.ground.process.as_ref();
         Some(Standing {
             role,
             stage,
-            ownership: ownership.record().state.name(),
+            ownership: known.ownership().record().state.name(),
             process_id: process.map(GuestProcess::process_id),
             is_crashed: self.ground.crash.is_some(),
             is_awaited: self.ground.awaited.is_some(),
@@ -74,7 +75,7 @@ impl Worker {
     fn migration(&self) -> Option<MigrationId> {
         match &self.role {
             Some(Role::Source(source)) => Some(source.order().id),
-            Some(Role::Target(target)) if !target.is_blank() => Some(target.setup().migration),
+            Some(Role::Target(target)) => Some(target.setup().migration),
             _ => self.retry.as_ref().map(|(_, order)| order.id),
         }
     }
@@ -158,11 +159,7 @@ impl Worker {
 
     fn guest_view(&self, migration: Option<MigrationId>) -> Option<GuestView> {
         let config = self.ground.config.as_ref()?;
-        let ownership = match self.role.as_ref()? {
-            Role::Idle(ownership) | Role::Broken(ownership, _) => ownership,
-            Role::Source(source) => source.ownership(),
-            Role::Target(target) => target.ownership(),
-        };
+        let ownership = self.role.as_ref()?.ownership();
         let record = ownership.record();
         let moved_to = match &record.state {
             State::Relinquished { target, .. } | State::Released { target, .. } => {

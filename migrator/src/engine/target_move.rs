@@ -3,7 +3,6 @@
 mod view;
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +19,12 @@ use super::ground::{Ground, now, unix_ms};
 use super::incident;
 use super::input::Input;
 use super::judge::Judge;
-use super::lanes::{OpenLane, Unpacked, check_trust, join, read_chunks, read_messages, spawn};
+use super::lanes::{
+    Gathering, Link, OpenLane, ReadingEnd, Unpacked, check_trust, read_chunks, receive_on, spawn,
+};
 use super::shared::Shared;
 use super::source_move::NotBegun;
 use crate::guest::MissingMemory;
-use crate::lane::LaneReader;
 use crate::store::{Position, ReceivedFile};
 
 /// How long the fault thread waits before it looks whether it is still wanted.
@@ -35,9 +35,6 @@ const LATENCY_COUNT_MAX: usize = 65_536;
 
 /// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
-
-/// Lanes that do not lead to an offer within this time are closed.
-const OFFER_WAIT: Duration = Duration::from_secs(10);
 
 /// An offer without data for so long loses its place, as admission counts.
 const DATA_WAIT: Duration = Duration::from_secs(60);
@@ -76,11 +73,9 @@ pub(super) struct TargetMove {
     /// they are.
     unmarked: Option<(SpaceId, BlockRun)>,
     missing: Option<Arc<MissingMemory>>,
-    /// Lanes of the newest number that are open so far.
-    lanes: Vec<OpenLane>,
-    lanes_number: u64,
+    lanes: Gathering,
     /// Readers of chunks, to be started once the geometry is known.
-    chunk_readers: Vec<(Lane, LaneReader<UnixStream>)>,
+    chunk_readers: Vec<ReadingEnd>,
     judge: Judge,
     waits: BTreeMap<u64, Instant>,
     latencies_us: Vec<u32>,
@@ -93,7 +88,7 @@ pub(super) struct TargetMove {
 }
 
 impl TargetMove {
-    /// Begins an attempt that a first lane announces.
+    /// Begins an attempt whose lanes are open, and on which something was said.
     pub(super) fn begin(ground: &Ground, ownership: Ownership, setup: Setup) -> Self {
         Self::with(Target::begin(setup, ownership), ground)
     }
@@ -108,8 +103,7 @@ impl TargetMove {
             received: None,
             unmarked: None,
             missing: None,
-            lanes: Vec::new(),
-            lanes_number: 0,
+            lanes: Gathering::default(),
             chunk_readers: Vec::new(),
             judge: Judge::default(),
             waits: BTreeMap::new(),
@@ -207,8 +201,8 @@ impl TargetMove {
         self.machine.stage()
     }
 
-    /// Whether nothing was offered yet: then nothing is lost when the lanes are.
-    pub(super) fn is_blank(&self) -> bool {
+    /// Whether nothing was offered: it is only a last word that is missing.
+    pub(super) const fn is_blank(&self) -> bool {
         self.machine.prepare().is_none()
     }
 
@@ -221,9 +215,6 @@ impl TargetMove {
 
     /// When the source has been silent for too long.
     fn patience(&self) -> Option<Instant> {
-        if self.is_blank() {
-            return Some(self.begun_at + OFFER_WAIT);
-        }
         match self.machine.stage() {
             Stage::Running | Stage::Over => None,
             _ if !self.machine.is_link_up() => Some(self.link_lost_at + ABANDONED_AFTER),
@@ -238,52 +229,34 @@ impl TargetMove {
             return;
         }
         let fault = Fault::new(Code::Stalled, "the source offers a guest and sends nothing");
-        if self.is_blank() {
-            self.outcome = Some(Outcome::Refused(fault));
-        } else {
-            self.handle(ground, Event::Failed(fault));
-        }
+        self.handle(ground, Event::Failed(fault));
     }
 
     /// A lane of this attempt was greeted.
     pub(super) fn lane(&mut self, ground: &mut Ground, hello: &Hello, lane: OpenLane) {
-        if hello.link != self.lanes_number {
-            self.lanes.clear();
-            self.lanes_number = hello.link;
+        if self.lanes.is_new(hello.link) {
             self.link_down(ground);
         }
-        if self.lanes.iter().any(|open| open.lane == lane.lane) {
+        let Some(lanes) = self.lanes.add(hello.link, lane) else {
             return;
-        }
-        self.lanes.push(lane);
-        if self.lanes.len() < Lane::ALL.len() {
-            return;
-        }
-        let lanes = std::mem::take(&mut self.lanes);
-        let number = ground.new_link_number();
-        match self.attach(ground, number, lanes) {
-            Ok(()) => self.handle(ground, Event::LinkUp),
+        };
+        match receive_on(ground.new_link_number(), lanes, &ground.mailbox) {
+            Ok((link, chunk_readers)) => self.link_up(ground, link, chunk_readers),
             Err(fault) => warn!(%fault, "lanes could not be used"),
         }
     }
 
-    fn attach(
-        &mut self,
-        ground: &mut Ground,
-        number: u64,
-        lanes: Vec<OpenLane>,
-    ) -> Result<(), Fault> {
-        let (link, readers) = join(number, lanes)?;
-        self.chunk_readers.clear();
-        for (lane, reader) in readers {
-            if matches!(lane, Lane::Bulk | Lane::Demand) {
-                self.chunk_readers.push((lane, reader));
-            } else {
-                read_messages(&link, lane, reader, Arc::clone(&ground.mailbox))?;
+    /// All lanes of this attempt are open.
+    pub(super) fn link_up(&mut self, ground: &mut Ground, link: Link, readers: Vec<ReadingEnd>) {
+        ground.link = Some(link);
+        self.chunk_readers = readers;
+        match self.read_chunks(ground) {
+            Ok(()) => self.handle(ground, Event::LinkUp),
+            Err(fault) => {
+                warn!(%fault, "lanes could not be used");
+                ground.close_link();
             }
         }
-        ground.link = Some(link);
-        self.read_chunks(ground)
     }
 
     /// Starts the readers of chunks once it is known what a chunk may be.
@@ -308,9 +281,7 @@ impl TargetMove {
         // What came before the lane's end counts, and is not undone by it.
         self.carry_out(ground);
         let arrived_count = self.machine.progress().chunk_count;
-        if !self.is_blank()
-            && let Some(fault) = self.judge.lane_ended(fault, arrived_count)
-        {
+        if let Some(fault) = self.judge.lane_ended(fault, arrived_count) {
             // While there still are lanes to say why.
             self.handle(ground, Event::Failed(fault));
         }

@@ -28,7 +28,7 @@ const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A host of this configuration on which nothing lives yet.
-fn host(more: &str) -> (TempDir, Arc<Shared>) {
+pub(super) fn host(more: &str) -> (TempDir, Arc<Shared>) {
     let folder = tempfile::tempdir().unwrap();
     let (state, run) = (folder.path().join("state"), folder.path().join("run"));
     let text = format!(
@@ -67,7 +67,7 @@ fn sent(shared: &Arc<Shared>) -> (u128, Code) {
     panic!("one peer sent 100 guests");
 }
 
-fn order(number: u128) -> Order {
+pub(super) fn order(number: u128) -> Order {
     let request = json!({"guest": "till", "site": "region"});
     Order {
         id: MigrationId(number),
@@ -80,7 +80,7 @@ fn order(number: u128) -> Order {
 }
 
 /// A guest that is described and has nothing else.
-fn ground(shared: &Arc<Shared>) -> Ground {
+pub(super) fn ground(shared: &Arc<Shared>) -> Ground {
     let mut ground = Ground::new(Arc::clone(shared), Arc::new(Mailbox::new()), GuestId(7));
     ground.config = Some(GuestConfig {
         id: GuestId(7),

@@ -2,6 +2,9 @@
 //! thing after the other.
 
 mod link;
+#[cfg(test)]
+mod tests;
+mod visitors;
 
 use std::time::Duration;
 
@@ -48,6 +51,16 @@ pub(super) enum Role {
     Broken(Ownership, Fault),
 }
 
+impl Role {
+    pub(super) const fn ownership(&self) -> &Ownership {
+        match self {
+            Self::Idle(ownership) | Self::Broken(ownership, _) => ownership,
+            Self::Source(source) => source.ownership(),
+            Self::Target(target) => target.ownership(),
+        }
+    }
+}
+
 /// The thread's state.
 pub(super) struct Worker {
     pub(super) ground: Ground,
@@ -56,8 +69,8 @@ pub(super) struct Worker {
     /// A move that waits for another attempt.
     pub(super) retry: Option<(Instant, Box<Order>)>,
     ending: Option<link::Ending>,
-    /// The last attempt that was received here: its lanes may still be open.
-    ended_target: Option<target::Setup>,
+    /// Sources that have lanes here beside what the guest is at.
+    visitors: Vec<visitors::Visitor>,
     pub(super) shown: Shown,
     pub(super) is_done: bool,
 }
@@ -70,7 +83,7 @@ impl Worker {
             role: Some(Role::Idle(ownership)),
             retry: None,
             ending: None,
-            ended_target: None,
+            visitors: Vec::new(),
             shown: Shown::default(),
             is_done: false,
         }
@@ -295,8 +308,7 @@ impl Worker {
 
     fn deadline(&self) -> Instant {
         let look = now() + LOOK_INTERVAL;
-        let ending = self.ending.as_ref().map(|ending| ending.due);
-        [self.timer(), ending]
+        [self.timer(), self.lanes_due()]
             .into_iter()
             .flatten()
             .fold(look, Instant::min)
@@ -420,10 +432,7 @@ impl Worker {
     }
 
     fn command(&mut self, command: Command) {
-        if matches!(&self.role, Some(Role::Target(target)) if target.is_blank()) {
-            // Lanes without an offer, or a last question of a source: it asks again.
-            self.end_target();
-        }
+        self.end_if_over();
         // Whoever asked may have gone away; that changes nothing.
         match command {
             Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
@@ -578,7 +587,6 @@ impl Worker {
         })
     }
 
-    /// Draws the line under an attempt that is over.
     /// Ends an attempt whose receiving process does not answer any more.
     fn give_up_silent_process(&mut self) {
         let is_silent = self.silent_for().is_some_and(|span| span >= SILENCE_MAX);
@@ -596,11 +604,20 @@ impl Worker {
         }
     }
 
-    fn settle(&mut self) {
+    /// Draws the line under an attempt that is over.
+    fn end_if_over(&mut self) {
         match &self.role {
             Some(Role::Source(source)) if source.is_over() => self.end_source(),
             Some(Role::Target(target)) if target.is_over() => self.end_target(),
-            Some(Role::Idle(_)) if self.ground.journal.is_none() && self.ground.link.is_none() => {
+            _ => {}
+        }
+    }
+
+    /// The same, and the end of a worker that has nothing to work for.
+    fn settle(&mut self) {
+        self.end_if_over();
+        match &self.role {
+            Some(Role::Idle(_)) if self.ground.journal.is_none() && self.visitors.is_empty() => {
                 // A guest that never came: nothing is kept of it.
                 self.is_done = true;
             }
@@ -643,10 +660,11 @@ impl Worker {
             self.ground.shared.board().show_move(view);
         }
         let id = target.setup().migration;
-        self.ended_target = Some(target.setup().clone());
+        let setup = target.setup().clone();
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");
+                self.see_off(setup);
                 Role::Idle(ownership)
             }
             target_move::Ended::Refused(ownership) => {

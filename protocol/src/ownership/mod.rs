@@ -309,6 +309,23 @@ impl Ownership {
         }
     }
 
+    /// What was decided here about an attempt of a source, if that is remembered: whether the guest was taken.
+    #[must_use]
+    pub fn decision(&self, source: &HostIdentity, attempt: AttemptId) -> Option<bool> {
+        match (self.record.verdict(attempt), &self.record.state) {
+            (Some(verdict), _) => (verdict.origin.source == *source).then_some(verdict.is_taken),
+            (
+                None,
+                State::Refused {
+                    attempt: refused,
+                    source: from,
+                    ..
+                },
+            ) => (*refused == attempt && from == source).then_some(false),
+            _ => None,
+        }
+    }
+
     /// What has to be kept of a guest that is ended here for good, so that this host goes on answering as it has
     /// answered: a source that missed our last word must neither let its guest run on nor wait for ever. Nothing
     /// for a guest that was never handed over.

@@ -13,6 +13,7 @@
 //! never because a cursor reached an end. Nothing a source says is believed: every number is checked
 //! against the geometry that was admitted.
 
+mod again;
 mod incident;
 mod receiving;
 mod running;
@@ -27,6 +28,7 @@ use crate::ownership::{self, Ownership, Record, State, Word};
 use crate::space::{BlockRun, BlockSet, Geometry, SpaceId};
 use crate::time::Instant;
 
+pub use again::answer;
 pub use incident::Incident;
 
 /// Chunk digests remembered, to tell a repeated chunk from a changed one.

@@ -236,6 +236,61 @@ fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
 }
 
 #[test]
+fn h06_a_source_that_was_refused_hears_it_again_beside_another_offer() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(81);
+    let config = described(id, "till", 16);
+    let commit = Message::Commit(Epoch(2), Root([1; 32]));
+    let mut source = open(site, "box-7", id, 1);
+    source.say(Lane::Control, &offer(&config, 2)).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+    source.say(Lane::Control, &commit).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Nack(_))));
+    let mut other = open(site, "box-8", id, 2);
+    other.say(Lane::Control, &offer(&config, 3)).unwrap();
+    assert!(matches!(other.hear(), Some(Message::Prepared(_))));
+    // It has missed that, and its guest stands until it hears it.
+    for _ in 0..2 {
+        let mut source = open(site, "box-7", id, 1);
+        source.say(Lane::Control, &commit).unwrap();
+        match source.hear() {
+            Some(Message::Nack(_)) => {}
+            word => panic!("{word:?}"),
+        }
+    }
+    other.say(Lane::Control, &Message::Ping(1)).unwrap();
+    assert!(matches!(other.hear(), Some(Message::Pong(1))));
+}
+
+#[test]
+fn h03_late_lanes_of_an_older_attempt_leave_the_open_one_alone() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(82);
+    let config = described(id, "till", 16);
+    let mut attempts = (1..=2_u64).map(|attempt| {
+        let mut source = open(site, "box-7", id, attempt.into());
+        let word = offer(&config, 1 + attempt);
+        source.say(Lane::Control, &word).unwrap();
+        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+        source
+    });
+    let (_older, mut newer) = (attempts.next().unwrap(), attempts.next().unwrap());
+    let mut late = open(site, "box-7", id, 1);
+    late.say(Lane::Control, &offer(&config, 2)).unwrap();
+    match late.hear() {
+        Some(Message::Nack(_)) => {}
+        word => panic!("{word:?}"),
+    }
+    newer.say(Lane::Control, &Message::Ping(1)).unwrap();
+    match newer.hear() {
+        Some(Message::Pong(1)) => {}
+        word => panic!("{word:?}"),
+    }
+}
+
+#[test]
 fn h03_a_guest_that_was_ended_where_it_went_is_let_go_by_its_source() {
     let mut scene = Scene::new(LINK);
     let guest = Guest::new("till", 16);

@@ -13,7 +13,6 @@ use tracing::{info, warn};
 use super::{ARRIVAL_FILE, Role, Worker};
 use crate::engine::ground::{file_name, now};
 use crate::engine::lanes::OpenLane;
-use crate::engine::target_move::TargetMove;
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
 
 /// Wait for the control lane's last word once another lane has ended: they left together.
@@ -31,6 +30,7 @@ pub(super) struct Ending {
 impl Worker {
     pub(super) fn heard(&mut self, link: u64, lane: Lane, message: Message) {
         if !self.ground.is_current(link) {
+            self.visitor_heard(link, lane, message);
             return;
         }
         match &mut self.role {
@@ -44,32 +44,11 @@ impl Worker {
                 target.heard(&mut self.ground, lane, message);
                 self.remember_arrival();
             }
-            Some(Role::Idle(_)) => self.asked_again(lane, message),
             _ => {}
         }
     }
 
-    /// A move is over here, and its source has missed our last word.
-    fn asked_again(&mut self, lane: Lane, message: Message) {
-        match message {
-            Message::Ping(nonce) => self.ground.send(Lane::Control, &Message::Pong(nonce)),
-            Message::Prepare(_) | Message::Commit(..) => {
-                let Some(setup) = self.ended_target.clone() else {
-                    return;
-                };
-                let Some(Role::Idle(ownership)) = self.role.take() else {
-                    unreachable!("the caller looked");
-                };
-                let mut target = TargetMove::begin(&self.ground, ownership, setup);
-                target.handle(&mut self.ground, target::Event::LinkUp);
-                target.heard(&mut self.ground, lane, message);
-                self.role = Some(Role::Target(Box::new(target)));
-            }
-            _ => {}
-        }
-    }
-
-    fn remember_arrival(&self) {
+    pub(super) fn remember_arrival(&self) {
         let (Some(Role::Target(target)), Some(folder)) = (&self.role, &self.ground.folder) else {
             return;
         };
@@ -86,6 +65,7 @@ impl Worker {
     /// still be on its way when another one ends.
     pub(super) fn lane_lost(&mut self, link: u64, lane: Lane, fault: &Fault) {
         if !self.ground.is_current(link) {
+            self.visitor_lost(link, lane);
             return;
         }
         if lane == Lane::Control {
@@ -104,8 +84,16 @@ impl Worker {
         }
     }
 
+    /// When lanes are given up on which nothing more happens.
+    pub(super) fn lanes_due(&self) -> Option<Instant> {
+        let ending = self.ending.as_ref().map(|ending| ending.due);
+        let visitors = self.visitors.iter().map(|visitor| visitor.due);
+        visitors.chain(ending).min()
+    }
+
     /// Gives lanes up whose control lane has nothing more to say.
     pub(super) fn end_lanes_if_due(&mut self) {
+        self.visitors.retain(|visitor| visitor.due > now());
         let ended = self.ending.take_if(|ending| ending.due <= now());
         if let Some(Ending {
             link, lane, fault, ..
@@ -121,12 +109,7 @@ impl Worker {
         info!(guest = %self.ground.id, ?lane, %fault, "lanes are down");
         match &mut self.role {
             Some(Role::Source(source)) => source.lane_ended(&mut self.ground, fault),
-            Some(Role::Target(target)) => {
-                target.lane_ended(&mut self.ground, fault);
-                if target.is_blank() {
-                    self.end_target();
-                }
-            }
+            Some(Role::Target(target)) => target.lane_ended(&mut self.ground, fault),
             _ => self.ground.close_link(),
         }
     }
@@ -146,34 +129,14 @@ impl Worker {
                 target.lane(&mut self.ground, hello, lane);
                 return;
             }
-            if known.source != setup.source && !target.is_blank() {
-                let (other, known) = (&setup.source, &known.source);
-                let detail = format!("{other} offers a guest that {known} is sending");
-                let fault = Fault::new(Code::DoubleOffer, detail);
-                self.ground.shared.refused(other, &fault);
-                refuse(&lane, &fault);
-                return;
-            }
-            let is_replaced =
-                known.source == setup.source && target.stage() != target::Stage::Running;
-            if is_replaced {
-                let detail = "a newer attempt took the place of this one";
-                let replaced = target::Event::Failed(Fault::new(Code::ImageLost, detail));
-                target.handle(&mut self.ground, replaced);
-                self.end_target();
-            }
         }
-        match self.role.take() {
-            Some(Role::Idle(ownership)) => {
-                let mut target = TargetMove::begin(&self.ground, ownership, setup);
-                target.lane(&mut self.ground, hello, lane);
-                self.role = Some(Role::Target(Box::new(target)));
+        self.end_if_over();
+        match self.bars(&setup.source) {
+            Some(fault) if !self.is_decided(&setup) => {
+                self.ground.shared.refused(&setup.source, &fault);
+                refuse(&lane, &fault);
             }
-            other => {
-                self.role = other;
-                let detail = "the guest is busy with another move here";
-                refuse(&lane, &Fault::new(Code::Busy, detail));
-            }
+            _ => self.visit(setup, hello.link, lane),
         }
     }
 }

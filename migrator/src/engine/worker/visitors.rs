@@ -1,0 +1,212 @@
+//! Sources that have opened lanes and said nothing yet, or ask again about an attempt that is over: they stand
+//! beside what the guest is at, and change nothing of it before they offer a guest that may come.
+
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
+use towpath_protocol::message::{Lane, Message};
+use towpath_protocol::target::{self, Event, Setup, Stage};
+use towpath_protocol::time::Instant;
+use tracing::{info, warn};
+
+use super::{Role, Worker};
+use crate::engine::ground::now;
+use crate::engine::lanes::{Gathering, Link, OpenLane, ReadingEnd, receive_on};
+use crate::engine::target_move::TargetMove;
+
+/// Lanes on which nothing is begun are closed after this time: between a greeting and a word lie a few round
+/// trips.
+const VISIT_WAIT: Duration = Duration::from_secs(10);
+
+/// Attempts of one source whose lanes stand at once: its open one's, and those of an older one that come late.
+const VISITS_PER_SOURCE_MAX: usize = 2;
+
+/// The same of all sources: each has four sockets and two threads. The oldest has to go, so that no stranger
+/// keeps a source out whose guest stands.
+const VISIT_COUNT_MAX: usize = 8;
+
+/// An attempt that has lanes here and is not what the guest is at.
+pub(super) struct Visitor {
+    setup: Setup,
+    lanes: Gathering,
+    link: Option<Link>,
+    chunk_readers: Vec<ReadingEnd>,
+    pub(super) due: Instant,
+}
+
+impl Visitor {
+    pub(super) fn new(setup: Setup, link: Option<Link>) -> Self {
+        Self {
+            setup,
+            lanes: Gathering::default(),
+            link,
+            chunk_readers: Vec::new(),
+            due: now() + VISIT_WAIT,
+        }
+    }
+
+    fn has_link(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+
+    /// Says something; a lane that breaks is found out by whoever reads it.
+    fn say(&mut self, message: &Message) {
+        if let Some(link) = &mut self.link
+            && let Err(fault) = link.send(Lane::Control, message)
+        {
+            info!(%fault, "a source did not hear its answer");
+        }
+    }
+}
+
+impl Worker {
+    /// A lane of an attempt that is not what the guest is at.
+    pub(super) fn visit(&mut self, setup: Setup, number: u64, lane: OpenLane) {
+        let is_same = |visitor: &Visitor| {
+            visitor.setup.attempt == setup.attempt && visitor.setup.source == setup.source
+        };
+        let index = self.visitors.iter().position(is_same).unwrap_or_else(|| {
+            self.make_room_for(&setup.source);
+            self.visitors.push(Visitor::new(setup, None));
+            self.visitors.len() - 1
+        });
+        let visitor = &mut self.visitors[index];
+        if visitor.lanes.is_new(number) {
+            visitor.link = None;
+            visitor.due = now() + VISIT_WAIT;
+        }
+        let Some(lanes) = visitor.lanes.add(number, lane) else {
+            return;
+        };
+        let link_number = self.ground.new_link_number();
+        match receive_on(link_number, lanes, &self.ground.mailbox) {
+            Ok((link, chunk_readers)) => {
+                visitor.link = Some(link);
+                visitor.chunk_readers = chunk_readers;
+            }
+            Err(fault) => warn!(%fault, "lanes could not be used"),
+        }
+    }
+
+    fn make_room_for(&mut self, source: &HostIdentity) {
+        let of_source = |visitor: &Visitor| visitor.setup.source == *source;
+        let known = self.visitors.iter().filter(|visitor| of_source(visitor));
+        let oldest = if known.count() >= VISITS_PER_SOURCE_MAX {
+            self.visitors.iter().position(of_source)
+        } else {
+            (self.visitors.len() >= VISIT_COUNT_MAX).then_some(0)
+        };
+        if let Some(oldest) = oldest {
+            self.visitors.remove(oldest);
+        }
+    }
+
+    /// The lanes of an attempt that is over stay for a while: its source may have missed the last word.
+    pub(super) fn see_off(&mut self, setup: Setup) {
+        if let Some(link) = self.ground.link.take() {
+            self.make_room_for(&setup.source);
+            self.visitors.push(Visitor::new(setup, Some(link)));
+        }
+    }
+
+    /// A lane ended that is not one of the guest's move.
+    pub(super) fn visitor_lost(&mut self, link: u64, lane: Lane) {
+        if lane == Lane::Control {
+            self.visitors.retain(|visitor| !visitor.has_link(link));
+        }
+    }
+
+    /// A message came on a lane that is not one of the guest's move.
+    pub(super) fn visitor_heard(&mut self, link: u64, lane: Lane, message: Message) {
+        self.end_if_over();
+        let known = self.visitors.iter().position(|it| it.has_link(link));
+        let Some(index) = known else { return };
+        match message {
+            Message::Ping(nonce) => self.visitors[index].say(&Message::Pong(nonce)),
+            Message::Prepare(_) | Message::Commit(..) => {
+                let mut visitor = self.visitors.remove(index);
+                if let Some(answers) = self.answers(&visitor.setup, &message) {
+                    answers.iter().for_each(|answer| visitor.say(answer));
+                    self.visitors.push(visitor);
+                } else if let Err(fault) = self.make_way(&visitor.setup, &message) {
+                    self.ground.shared.refused(&visitor.setup.source, &fault);
+                    visitor.say(&Message::Refused((&fault).into()));
+                } else {
+                    self.receive_from(visitor, lane, message);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What is said to a source about an attempt that was decided, whatever the guest is at since.
+    fn answers(&self, setup: &Setup, message: &Message) -> Option<Vec<Message>> {
+        self.ground.check_journal().ok()?;
+        target::answer(setup, self.role.as_ref()?.ownership(), message)
+    }
+
+    /// Whether a record here says what became of an attempt.
+    pub(super) fn is_decided(&self, setup: &Setup) -> bool {
+        let role = self.role.as_ref();
+        role.is_some_and(|role| {
+            let ownership = role.ownership();
+            ownership.decision(&setup.source, setup.attempt).is_some()
+        })
+    }
+
+    /// Why no attempt of this source but what the guest is at can be heard now, if it cannot.
+    pub(super) fn bars(&self, source: &HostIdentity) -> Option<Fault> {
+        match &self.role {
+            Some(Role::Idle(_)) => None,
+            Some(Role::Target(target)) if target.setup().source != *source => {
+                let known = &target.setup().source;
+                let detail = format!("{source} offers a guest that {known} is sending");
+                Some(Fault::new(Code::DoubleOffer, detail))
+            }
+            Some(Role::Target(target)) if target.stage() != Stage::Running => None,
+            _ => {
+                let detail = "the guest is busy with another move here";
+                Some(Fault::new(Code::Busy, detail))
+            }
+        }
+    }
+
+    /// Ends the open attempt of a source that offers the guest under a newer one.
+    fn make_way(&mut self, setup: &Setup, message: &Message) -> Result<(), Fault> {
+        if let Some(fault) = self.bars(&setup.source) {
+            return Err(fault);
+        }
+        let Some(Role::Target(open)) = &mut self.role else {
+            return Ok(());
+        };
+        let high_water = open.ownership().record().high_water;
+        if !matches!(message, Message::Prepare(prepare) if prepare.epoch > high_water) {
+            let detail = format!("{} is not newer than what is open", setup.attempt);
+            return Err(Fault::new(Code::StaleEpoch, detail));
+        }
+        let detail = "a newer attempt took the place of this one";
+        let replaced = Event::Failed(Fault::new(Code::ImageLost, detail));
+        open.handle(&mut self.ground, replaced);
+        self.end_target();
+        self.bars(&setup.source).map_or(Ok(()), Err)
+    }
+
+    /// Gives a source the place of what the guest is at, which is nothing.
+    fn receive_from(&mut self, visitor: Visitor, lane: Lane, message: Message) {
+        let Some(link) = visitor.link else { return };
+        let Some(Role::Idle(ownership)) = self.role.take_if(|role| matches!(role, Role::Idle(_)))
+        else {
+            return;
+        };
+        let mut target = TargetMove::begin(&self.ground, ownership, visitor.setup);
+        target.link_up(&mut self.ground, link, visitor.chunk_readers);
+        target.heard(&mut self.ground, lane, message);
+        let is_answered = target.is_over() || target.is_blank();
+        self.role = Some(Role::Target(Box::new(target)));
+        self.remember_arrival();
+        if is_answered {
+            self.end_target();
+        }
+    }
+}
