@@ -159,6 +159,25 @@ fn f26_a_target_that_counts_without_end_is_not_believed() {
 }
 
 #[test]
+fn what_cannot_be_done_behind_the_commit_is_tried_again_for_ever() {
+    let mut source = recovered(true);
+    for _ in 0..3 {
+        assert!(commits(&feed(&mut source, Event::LinkUp)));
+        let failed = Fault::new(Code::Io, "no thread");
+        let actions = feed(&mut source, Event::Failed(failed));
+        assert_eq!(outcome(&actions), None);
+        assert!(actions.contains(&Action::DropLink));
+        let due = source.deadline().expect("lanes are opened again");
+        source.handle(Event::Tick, due).expect("no fault");
+        let actions: Vec<Action> = std::iter::from_fn(|| source.poll()).collect();
+        assert!(actions.contains(&Action::Connect));
+    }
+    feed(&mut source, Event::LinkUp);
+    let actions = hear(&mut source, Message::Ack(1));
+    assert_eq!(outcome(&actions), Some(&Outcome::Moved));
+}
+
+#[test]
 fn fault_26_a_poisoned_journal_stops_a_committed_move() {
     let mut source = recovered(true);
     let poisoned = Fault::new(Code::Journal, "fsync failed");

@@ -73,6 +73,9 @@ impl Worker {
             } else if let Err(fault) = self.ground.free_image() {
                 warn!(guest = %self.ground.id, %fault, "the guest's process stays");
             }
+        } else {
+            // What was received into it goes on.
+            self.recover_at = Some(now());
         }
         if let Some((at, _)) = &mut self.retry {
             *at = now();

@@ -253,24 +253,18 @@ pub(super) fn open_all(
     hello: &Hello,
 ) -> Result<Vec<OpenLane>, Fault> {
     std::thread::scope(|scope| {
-        let openers: Vec<_> = Lane::ALL
-            .iter()
-            .map(|lane| {
-                scope.spawn(|| {
-                    open_lane(
-                        tunnel,
-                        target,
-                        Hello {
-                            lane: *lane,
-                            ..hello.clone()
-                        },
-                    )
-                })
-            })
-            .collect();
+        let openers = Lane::ALL.map(|lane| {
+            let hello = Hello {
+                lane,
+                ..hello.clone()
+            };
+            std::thread::Builder::new()
+                .spawn_scoped(scope, move || open_lane(tunnel, target, hello))
+                .map_err(|error| Fault::new(Code::Io, format!("no thread for a lane: {error}")))
+        });
         openers
             .into_iter()
-            .map(|opener| opener.join().expect("opening a lane does not panic"))
+            .map(|opener| opener?.join().expect("opening a lane does not panic"))
             .collect()
     })
 }

@@ -188,7 +188,7 @@ pub(super) enum Ended {
     Moved(Ownership),
     /// The guest is here; the order again, if it is worth another attempt.
     Stayed(Ownership, Option<Box<Order>>),
-    /// Only an operator can help.
+    /// Only the next start can help.
     Stuck(Ownership, Fault),
 }
 
@@ -373,10 +373,13 @@ impl SourceMove {
             let is_thaw = matches!(action, Action::Thaw) && self.stage() == Stage::Over;
             let is_needed = !is_thaw && !matches!(action, Action::StopTracking | Action::FreeImage);
             let is_record = matches!(action, Action::Persist(_));
+            let is_connect = matches!(action, Action::Connect);
             if let Err(fault) = self.act(ground, action) {
                 warn!(migration = %self.order.id, %fault, step, "an action failed");
                 if is_record {
                     self.tell(Event::NotRecorded(fault));
+                } else if is_connect {
+                    self.tell(Event::LinkDown);
                 } else if is_needed {
                     self.tell(Event::Failed(fault));
                 } else if is_thaw {

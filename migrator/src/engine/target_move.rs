@@ -178,14 +178,15 @@ impl TargetMove {
         }
         let (source, attempt) = (setup.source.clone(), setup.attempt);
         let machine = Target::recover(setup, ownership, remains)?;
-        ground
-            .shared
-            .readmit(&source, ground.id, attempt, config.memory_bytes);
         let mut target = Self::with(machine, ground);
         target.received = Some(received);
         if is_owned && is_armed {
             target.arm(ground)?;
         }
+        // Last: an attempt that does not go on keeps no place.
+        ground
+            .shared
+            .readmit(&source, ground.id, attempt, config.memory_bytes);
         Ok(target)
     }
 

@@ -25,7 +25,7 @@ use crate::journal::{RECORD_BYTES_MAX, SLOT_BYTES};
 const MIB: u64 = 1 << 20;
 
 /// Longest any wait of these tests may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A host of this configuration on which nothing lives yet.
 pub(super) fn host(more: &str) -> (TempDir, Arc<Shared>) {

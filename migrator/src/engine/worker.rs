@@ -39,6 +39,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
+/// Wait before a move that could not be taken up is tried again, where nothing of it is lost: mostly there were
+/// no threads or descriptors left.
+const RECOVER_DELAY: Duration = Duration::from_secs(2);
+
 /// The file that remembers which move an arriving guest belongs to.
 const ARRIVAL_FILE: &str = "arrival.json";
 
@@ -68,6 +72,8 @@ pub(super) struct Worker {
     pub(super) role: Option<Role>,
     /// A move that waits for another attempt.
     pub(super) retry: Option<(Instant, Box<Order>)>,
+    /// When a move of before the start is to be taken up, which could not be yet.
+    pub(super) recover_at: Option<Instant>,
     ending: Option<link::Ending>,
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
@@ -82,6 +88,7 @@ impl Worker {
             ground,
             role: Some(Role::Idle(ownership)),
             retry: None,
+            recover_at: None,
             ending: None,
             visitors: Vec::new(),
             shown: Shown::default(),
@@ -113,7 +120,12 @@ impl Worker {
                 warn!(guest = %self.ground.id, %fault, "the guest's process is not waited for");
             }
         }
-        match state {
+        self.take_up(ownership)
+    }
+
+    /// Goes on with what the record says is under way.
+    fn take_up(&mut self, ownership: Ownership) -> Role {
+        match ownership.record().state.clone() {
             State::Relinquished { .. } => self.recover_source(ownership),
             State::Owned {
                 epoch,
@@ -128,6 +140,33 @@ impl Worker {
             } => self.recover_target(ownership, source, attempt),
             _ => self.recover_idle(ownership),
         }
+    }
+
+    /// Tries once more to take up what could not be.
+    fn take_up_again(&mut self) {
+        if self.ground.check_journal().is_ok()
+            && let Some(Role::Broken(ownership, _)) =
+                self.role.take_if(|role| matches!(role, Role::Broken(..)))
+        {
+            let role = self.take_up(ownership);
+            self.role = Some(role);
+        }
+    }
+
+    /// A move behind its commit that cannot be taken up: for now, or because something of it is lost.
+    fn not_taken_up(&mut self, not_begun: NotBegun) -> Role {
+        let NotBegun { ownership, fault } = not_begun;
+        let is_waited_for = self.ground.awaited.is_some();
+        let process = self.ground.process.as_ref();
+        let is_slow = fault.code == Code::Guest && process.is_some_and(GuestProcess::is_alive);
+        if is_waited_for || is_slow || fault.code == Code::Io {
+            warn!(guest = %self.ground.id, %fault, "its move is not taken up yet");
+            self.recover_at = (!is_waited_for).then(|| now() + RECOVER_DELAY);
+        } else {
+            error!(guest = %self.ground.id, %fault, "its move is lost, or its memory is");
+            self.ground.crash = Some(fault.clone());
+        }
+        Role::Broken(ownership, fault)
     }
 
     fn recover_idle(&mut self, mut ownership: Ownership) -> Role {
@@ -173,11 +212,7 @@ impl Worker {
                 going.carry_out(&mut self.ground);
                 Role::Source(Box::new(going))
             }
-            Err(not_begun) => {
-                let NotBegun { ownership, fault } = *not_begun;
-                error!(guest = %self.ground.id, %fault, "a relinquished guest's move is lost");
-                Role::Broken(ownership, fault)
-            }
+            Err(not_begun) => self.not_taken_up(*not_begun),
         }
     }
 
@@ -200,12 +235,7 @@ impl Worker {
                 going.carry_out(&mut self.ground);
                 Role::Target(Box::new(going))
             }
-            Err(not_begun) if is_owned => {
-                let NotBegun { ownership, fault } = *not_begun;
-                error!(guest = %self.ground.id, %fault, "the guest's memory is lost");
-                self.ground.crash = Some(fault.clone());
-                Role::Broken(ownership, fault)
-            }
+            Err(not_begun) if is_owned => self.not_taken_up(*not_begun),
             Err(not_begun) => {
                 let NotBegun {
                     mut ownership,
@@ -322,7 +352,7 @@ impl Worker {
             _ => None,
         };
         let retry = self.retry.as_ref().map(|(at, _)| *at);
-        role.into_iter().chain(retry).min()
+        role.into_iter().chain(retry).chain(self.recover_at).min()
     }
 
     fn is_overdue(&self) -> bool {
@@ -339,6 +369,9 @@ impl Worker {
             }
             Some(Role::Target(target)) => target.tick(&mut self.ground),
             _ => {}
+        }
+        if self.recover_at.take_if(|at| *at <= now()).is_some() {
+            self.take_up_again();
         }
         if self.retry.as_ref().is_some_and(|(at, _)| *at <= now())
             && let Some((_, order)) = self.retry.take()
@@ -537,6 +570,7 @@ impl Worker {
                 self.role = Some(Role::Broken(ownership, fault.clone()));
                 return Err(fault);
             }
+            self.recover_at = None;
             info!(guest = %self.ground.id, %fault, "a lost guest is booted anew");
             self.role = Some(Role::Idle(ownership));
         }

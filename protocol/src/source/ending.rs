@@ -1,4 +1,4 @@
-//! How an attempt ends: the guest stays, has moved, or is stuck.
+//! How an attempt ends: the guest stays, has moved, or is stuck because of its journal.
 
 use crate::fault::{Blame, Code, Fault};
 use crate::ownership::{self, Word};
@@ -11,19 +11,19 @@ impl Source {
         if matches!(self.phase, Phase::Over) {
             return;
         }
+        let is_lost = matches!(fault.code, Code::Guest | Code::ImageLost);
         if !self.is_committed() {
             self.stay(fault, now);
-        } else if fault.blame() == Blame::Peer {
-            // Nothing the peer says wrong changes who owns the guest: talk again on fresh lanes.
-            self.actions.push_back(Action::DropLink);
-            self.link_went_down(now);
-        } else if matches!(fault.code, Code::Guest | Code::ImageLost) {
+        } else if is_lost && fault.blame() != Blame::Peer {
             // The guest is the target's or will be: it is told so for ever, and a target that has
             // every block needs nothing else from here.
             self.is_image_lost = true;
             self.actions.push_back(Action::CancelChunks);
         } else {
-            self.finish(Outcome::Stuck(fault));
+            // Neither what the peer says wrong nor what cannot be done here at the moment changes who owns
+            // the guest: talk again on fresh lanes.
+            self.actions.push_back(Action::DropLink);
+            self.link_went_down(now);
         }
     }
 

@@ -192,7 +192,7 @@ pub enum Outcome {
     Moved,
     /// The guest stays here.
     Stayed(Fault),
-    /// This side cannot go on, after the commit or because of its journal: only the operator can.
+    /// This side cannot go on: what its journal says shows only the next start.
     Stuck(Fault),
 }
 

@@ -2,13 +2,13 @@
 
 use std::os::unix::net::UnixStream;
 
-use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::{Hello, Lane};
+use towpath_protocol::ownership::{Decider, Root};
 use towpath_protocol::version;
 
 use super::*;
 use crate::engine::lanes::{IDLE_WAIT, OpenLane};
-use crate::engine::tests::{ground, host, order};
+use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::lane::LaneReader;
 
 /// A lane of a peer that says nothing on it.
@@ -51,4 +51,47 @@ fn lanes_without_an_offer_keep_a_guest_from_nothing() {
     let error = board.moves[&MigrationId(1)].error.as_ref().unwrap();
     // It came as far as to look for the guest's memory, which no test has.
     assert_eq!(error.code, Code::Guest.as_str(), "{error:?}");
+}
+
+/// Works as the worker does until something holds.
+fn work_until(worker: &mut Worker, holds: impl Fn(&Worker) -> bool) {
+    let begun = now();
+    while !holds(worker) {
+        let until = to_wait_until(worker.deadline());
+        match worker.ground.mailbox.receive(Some(until)) {
+            Some(input) => worker.take_in(input),
+            None => worker.tick(),
+        }
+        assert!(now().since(begun) < PATIENCE, "it does not come to that");
+    }
+}
+
+#[test]
+fn a_relinquished_guests_move_that_cannot_be_taken_up_yet_is_tried_again() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let record = Record {
+        guest: ground.id,
+        high_water: Epoch(2),
+        decider: Decider::SourceJournal,
+        state: State::Relinquished {
+            owned: Epoch(1),
+            epoch: Epoch(2),
+            attempt: order(1).attempt,
+            target: order(1).target,
+            root: Root([1; 32]),
+            is_whole: true,
+        },
+        verdicts: Vec::new(),
+    };
+    ground.persist(&record).unwrap();
+    let file = folder.path().join("state/guests/till/move.json");
+    std::fs::write(file, vec![b' '; 2 << 20]).unwrap();
+    let mut worker = Worker::recover(ground, record);
+    assert!(matches!(&worker.role, Some(Role::Broken(_, fault)) if fault.code == Code::Io));
+    order(1).save(&worker.ground).unwrap();
+    work_until(
+        &mut worker,
+        |worker| matches!(&worker.role, Some(Role::Source(source)) if source.is_committed()),
+    );
 }
