@@ -1,5 +1,7 @@
 //! Carries out what the target's machine decides.
 
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::BTreeMap;
@@ -36,7 +38,7 @@ const LATENCY_COUNT_MAX: usize = 65_536;
 /// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 
-/// An offer without data for so long loses its place, as admission counts.
+/// An offer without data for so long, while lanes are open, loses its place, as admission counts.
 const DATA_WAIT: Duration = Duration::from_secs(60);
 
 /// Chunks acknowledged together: 4 MiB, a small part of any window that is filled faster than
@@ -84,6 +86,7 @@ pub(super) struct TargetMove {
     outcome: Option<Outcome>,
     begun_at: Instant,
     begun_unix_ms: u64,
+    link_up_at: Instant,
     link_lost_at: Instant,
 }
 
@@ -113,6 +116,7 @@ impl TargetMove {
             outcome: None,
             begun_at: now(),
             begun_unix_ms: unix_ms(),
+            link_up_at: now(),
             link_lost_at: now(),
         }
     }
@@ -219,7 +223,8 @@ impl TargetMove {
         match self.machine.stage() {
             Stage::Running | Stage::Over => None,
             _ if !self.machine.is_link_up() => Some(self.link_lost_at + ABANDONED_AFTER),
-            _ if self.machine.progress().chunk_count == 0 => Some(self.begun_at + DATA_WAIT),
+            // What an earlier migrator received counts.
+            _ if self.machine.present_count() == 0 => Some(self.link_up_at + DATA_WAIT),
             _ => None,
         }
     }
@@ -252,7 +257,10 @@ impl TargetMove {
         ground.link = Some(link);
         self.chunk_readers = readers;
         match self.read_chunks(ground) {
-            Ok(()) => self.handle(ground, Event::LinkUp),
+            Ok(()) => {
+                self.link_up_at = now();
+                self.handle(ground, Event::LinkUp);
+            }
             Err(fault) => {
                 warn!(%fault, "lanes could not be used");
                 ground.close_link();

@@ -3,7 +3,7 @@
 
 mod link;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod visitors;
 
 use std::time::Duration;

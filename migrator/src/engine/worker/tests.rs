@@ -12,27 +12,24 @@ use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::lane::LaneReader;
 
 /// A lane of a peer that says nothing on it.
-fn greeted(worker: &mut Worker, lane: Lane) -> UnixStream {
+pub(in crate::engine) fn greeted(ground: &Ground, lane: Lane) -> (Hello, OpenLane, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let reader = LaneReader::for_socket(ours.try_clone().unwrap(), IDLE_WAIT).unwrap();
     let hello = Hello {
         versions: version::OURS,
         migration: MigrationId(9),
         attempt: AttemptId(9),
-        guest: worker.ground.id,
+        guest: ground.id,
         lane,
         link: 1,
     };
-    worker.take_in(Input::Lane {
-        from: order(9).target,
-        hello,
-        lane: OpenLane {
-            lane,
-            socket: ours,
-            reader,
-        },
-    });
-    theirs
+    let reader = LaneReader::for_socket(ours.try_clone().unwrap(), IDLE_WAIT).unwrap();
+    let socket = ours;
+    let open = OpenLane {
+        lane,
+        socket,
+        reader,
+    };
+    (hello, open, theirs)
 }
 
 #[test]
@@ -42,7 +39,12 @@ fn lanes_without_an_offer_keep_a_guest_from_nothing() {
     let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
     ground.persist(&record).unwrap();
     let mut worker = Worker::new(ground, ownership);
-    let _theirs = Lane::ALL.map(|lane| greeted(&mut worker, lane));
+    let _theirs = Lane::ALL.map(|lane| {
+        let (hello, lane, theirs) = greeted(&worker.ground, lane);
+        let from = order(9).target;
+        worker.take_in(Input::Lane { from, hello, lane });
+        theirs
+    });
     // What its process is told when that is found again is told to an idle guest's.
     assert!(matches!(worker.role, Some(Role::Idle(_))));
     worker.retry = Some((now(), Box::new(order(1))));

@@ -1,0 +1,70 @@
+//! How long a target waits for a source.
+
+use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
+use towpath_protocol::message::Received;
+use towpath_protocol::ownership::{Event as LawEvent, Word};
+
+use super::*;
+use crate::engine::tests::{ground, host, order};
+use crate::engine::worker::tests::greeted;
+
+/// What an earlier migrator left of an attempt of which so many blocks had come.
+fn recovered(ground: &Ground, present: u64) -> Target {
+    let config = ground.config.as_ref().unwrap();
+    let (source, attempt) = (order(9).target, AttemptId(9));
+    let mut law = Ownership::vacant(ground.shared.host.clone(), ground.id);
+    let epoch = Epoch(2);
+    let from = source.clone();
+    let word = Word::Prepare { epoch };
+    law.handle(LawEvent::Heard {
+        from,
+        attempt,
+        word,
+    })
+    .unwrap();
+    let law = Ownership::recover(ground.shared.host.clone(), law.record().clone());
+    let setup = Setup {
+        host: ground.shared.host.clone(),
+        source,
+        migration: MigrationId(9),
+        attempt,
+        guest: ground.id,
+    };
+    let mut blocks = BlockSet::empty(config.block_count());
+    for block in 0..present {
+        blocks.insert(block);
+    }
+    let remains = Remains {
+        prepare: Prepare {
+            name: config.name.clone(),
+            epoch,
+            spaces: spaces_of(config),
+            config: config.to_bytes(),
+        },
+        present: vec![blocks],
+        position: Received {
+            through_sequence: present,
+            chain: [1; 32],
+        },
+    };
+    Target::recover(setup, law, remains).unwrap()
+}
+
+#[test]
+fn an_outage_of_minutes_behind_a_restart_is_no_silence_of_the_source() {
+    let (_folder, shared) = host("");
+    for present in [0, 3] {
+        let mut ground = ground(&shared);
+        let mut target = TargetMove::with(recovered(&ground, present), &ground);
+        target.begun_at = Instant::ZERO;
+        let theirs = Lane::ALL.map(|lane| {
+            let (hello, lane, theirs) = greeted(&ground, lane);
+            target.lane(&mut ground, &hello, lane);
+            theirs
+        });
+        target.tick(&mut ground);
+        assert_ne!(target.stage(), Stage::Over, "{present} blocks");
+        assert_eq!(target.patience().is_none(), present > 0);
+        drop(theirs);
+    }
+}
