@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_protocol::fault::Fault;
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::ownership::State;
 use tracing::{info, warn};
 
@@ -57,6 +57,20 @@ impl Ground {
 }
 
 impl Worker {
+    /// Shows a guest whose process lives before that is asked anything: its memory counts from the start on.
+    pub(super) fn show_unfound(&mut self) {
+        if self
+            .ground
+            .path()
+            .is_ok_and(|path| GuestProcess::lives(&path))
+        {
+            let fault = Fault::new(Code::Guest, "the guest's process has not answered yet");
+            self.ground.awaited = Some(fault);
+            self.publish();
+            self.ground.awaited = None;
+        }
+    }
+
     /// A process that was waited for has answered, or has ended.
     pub(super) fn found(&mut self, found: Result<GuestProcess, Fault>) {
         if self.ground.awaited.take().is_none() {

@@ -192,8 +192,8 @@ impl Host for Engine {
     fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault> {
         let handle = self.shared.worker(name)?;
         let known = self.guest(name)?;
-        let _room = self.shared.begin(known.id, known.memory_bytes)?;
-        Self::ask(&handle, Command::Boot)?;
+        let room = self.shared.begin(known.id, known.memory_bytes)?;
+        Self::ask(&handle, |reply| Command::Boot(room, reply))?;
         self.guest(name)
     }
 

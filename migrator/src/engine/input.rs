@@ -7,6 +7,7 @@ use towpath_protocol::identity::{HostIdentity, MigrationId};
 use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message};
 
 use super::lanes::{OpenLane, Unpacked};
+use super::shared::Beginning;
 use super::source_move::Order;
 use crate::api::VerifyView;
 use crate::guest::GuestProcess;
@@ -63,7 +64,8 @@ pub(super) enum Input {
 pub(super) enum Command {
     Migrate(Box<Order>, Sender<Result<(), Fault>>),
     Cancel(MigrationId, Sender<Result<(), Fault>>),
-    Boot(Sender<Result<(), Fault>>),
+    /// With the room that is kept for it.
+    Boot(Beginning, Sender<Result<(), Fault>>),
     Stop(Sender<Result<(), Fault>>),
     Verify(Sender<Result<VerifyView, Fault>>),
 }

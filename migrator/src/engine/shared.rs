@@ -161,8 +161,7 @@ impl Shared {
         let board = self.board();
         let guests = board.guests.values();
         guests
-            // One that stands has a process, also while that is too busy to be driven.
-            .filter(|guest| guest.process_id.is_some() || guest.state == GuestState::Frozen)
+            .filter(|guest| has_memory(guest))
             .map(|guest| Living {
                 guest: guest.id,
                 memory_bytes: guest.memory_bytes,
@@ -255,6 +254,13 @@ impl Shared {
             let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// Whether a guest takes memory here: one that stands, or comes, has a process, also while that is too busy to
+/// be driven.
+fn has_memory(guest: &GuestView) -> bool {
+    let has_process = matches!(guest.state, GuestState::Frozen | GuestState::Incoming);
+    has_process || guest.process_id.is_some()
 }
 
 /// Room for a guest that is about to live here.

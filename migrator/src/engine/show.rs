@@ -116,6 +116,8 @@ impl Worker {
         if let Some(guest) = guest {
             board.guests.insert(self.ground.id, guest);
         }
+        drop(board);
+        self.room = None;
     }
 
     /// Asks the guest's process how it stands, now and then. Of one that is too busy to say it is shown what

@@ -175,6 +175,54 @@ fn room_for_a_guest_that_did_not_come_to_live_is_free_again() {
 }
 
 #[test]
+fn a_guest_whose_process_does_not_answer_at_the_start_takes_its_room() {
+    let (folder, shared) = host("[quota]\nmemory = \"20MiB\"");
+    let mut ground = ground(&shared);
+    let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    drop(ground);
+    let till = folder.path().join("state/guests/till");
+    // It lives, and answers nobody.
+    let process = std::fs::File::create(till.join("guest.pid")).unwrap();
+    rustix::fs::flock(&process, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let address = SocketAddrUnix::new(till.join("guest.sock")).unwrap();
+    rustix::net::bind(&socket, &address).unwrap();
+    rustix::net::listen(&socket, 4).unwrap();
+    recover_guests(&shared).unwrap();
+    assert_eq!(code(shared.begin(GuestId(8), 8 * MIB)), Some(Code::Quota));
+    assert_eq!(code(shared.begin(GuestId(8), 4 * MIB)), None);
+}
+
+#[test]
+fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
+    let (_folder, shared) = host("[quota]\nmemory = \"16MiB\"");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let mailbox = Arc::clone(&ground.mailbox);
+    let room = shared.begin(ground.id, 16 * MIB).unwrap();
+    let (reply, answer) = channel();
+    mailbox.send(Input::Command(Command::Boot(room, reply)));
+    // Nobody waits for the answer any more; the worker has not come to it.
+    drop(answer);
+    assert_eq!(code(shared.begin(GuestId(8), 1)), Some(Code::Quota));
+    start_worker(&shared, ground, move |ground| {
+        Worker::new(ground, ownership)
+    })
+    .unwrap();
+    // No test has a program for guests: it does not boot, and its room is free.
+    let begun = std::time::Instant::now();
+    while shared.begin(GuestId(8), 16 * MIB).is_err() {
+        assert!(begun.elapsed() < PATIENCE, "its room is never free again");
+        std::thread::yield_now();
+    }
+    let (reply, answer) = channel();
+    mailbox.send(Input::Command(Command::Stop(reply)));
+    answer.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+#[test]
 fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
     let (folder, shared) = host("");
     let mut ground = ground(&shared);

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use super::adopt::{self, BUSY_WAIT};
 use super::ground::{Ground, file_name, now, to_wait_until};
 use super::input::{Command, Input};
-use super::shared::random_id;
+use super::shared::{Beginning, random_id};
 use super::show::{LOOK_INTERVAL, Shown};
 use super::source_move::{self, NotBegun, Order, SourceMove, thaw};
 use super::target_move::{self, TargetMove};
@@ -78,6 +78,8 @@ pub(super) struct Worker {
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
     pub(super) shown: Shown,
+    /// Room for a guest that was booted and is not shown yet.
+    pub(super) room: Option<Beginning>,
     pub(super) is_done: bool,
 }
 
@@ -92,6 +94,7 @@ impl Worker {
             ending: None,
             visitors: Vec::new(),
             shown: Shown::default(),
+            room: None,
             is_done: false,
         }
     }
@@ -101,6 +104,7 @@ impl Worker {
         let host = ground.shared.host.clone();
         let ownership = Ownership::recover(host, record);
         let mut worker = Self::new(ground, ownership);
+        worker.show_unfound();
         let role = worker.recovered_role();
         worker.role = Some(role);
         worker
@@ -470,7 +474,12 @@ impl Worker {
         match command {
             Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
             Command::Cancel(id, reply) => drop(reply.send(self.cancel(id))),
-            Command::Boot(reply) => drop(reply.send(self.boot())),
+            Command::Boot(room, reply) => {
+                let booted = self.boot();
+                // Kept until it is shown that the guest lives: also if whoever asked has gone away.
+                self.room = booted.is_ok().then_some(room);
+                drop(reply.send(booted));
+            }
             Command::Stop(reply) => drop(reply.send(self.stop())),
             Command::Verify(reply) => drop(reply.send(self.verify())),
         }
