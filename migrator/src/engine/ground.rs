@@ -130,6 +130,21 @@ impl Ground {
         }
     }
 
+    /// Lets go of all that is here of a guest that did not come, but for what is still to be answered about it: a
+    /// peer that offers guests and takes them back would leave as many folders, names and threads.
+    pub(super) fn put_away(&mut self, remainder: Option<&Record>) -> Result<(), Fault> {
+        self.check_journal()?;
+        self.end_process()?;
+        let name = self.name()?.clone();
+        if let Some(record) = remainder {
+            let store = &self.shared.store;
+            store.keep_ended(self.id, &record.encode())?;
+        }
+        self.journal = None;
+        self.folder = None;
+        self.shared.store.remove_guest(&name)
+    }
+
     /// Refuses whatever stands on the journal once a write to it has failed.
     pub(super) fn check_journal(&self) -> Result<(), Fault> {
         if self.journal.as_ref().is_some_and(Journal::is_poisoned) {

@@ -224,6 +224,9 @@ fn start_worker(
 
 /// Makes a guest that is owned by this host and runs it.
 fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> {
+    if shared.workers().len() >= crate::store::GUEST_COUNT_MAX {
+        return Err(Fault::new(Code::Busy, "too many guests are known here"));
+    }
     shared.claim_name(&config.name, config.id)?;
     let mailbox = Arc::new(Mailbox::new());
     let mut ground = Ground::new(Arc::clone(shared), mailbox, config.id);

@@ -43,6 +43,12 @@ const RETRY_DELAY: Duration = Duration::from_millis(300);
 /// no threads or descriptors left.
 const RECOVER_DELAY: Duration = Duration::from_secs(2);
 
+/// Wait before what is left of a refused guest is put away: its source's next attempt mostly follows at once.
+const PUT_AWAY_DELAY: Duration = Duration::from_secs(2);
+
+/// Wait before that is tried again where it failed: mostly the disk is full.
+const PUT_AWAY_AGAIN: Duration = Duration::from_secs(60);
+
 /// The file that remembers which move an arriving guest belongs to.
 const ARRIVAL_FILE: &str = "arrival.json";
 
@@ -81,6 +87,8 @@ pub(super) struct Worker {
     /// Room for a guest that was booted and is not shown yet.
     pub(super) room: Option<Beginning>,
     pub(super) is_done: bool,
+    /// When what is left of a guest that was refused is put away.
+    put_away_at: Option<Instant>,
 }
 
 impl Worker {
@@ -96,6 +104,7 @@ impl Worker {
             shown: Shown::default(),
             room: None,
             is_done: false,
+            put_away_at: None,
         }
     }
 
@@ -660,11 +669,34 @@ impl Worker {
     fn settle(&mut self) {
         self.end_if_over();
         match &self.role {
-            Some(Role::Idle(_)) if self.ground.journal.is_none() && self.visitors.is_empty() => {
-                // A guest that never came: nothing is kept of it.
-                self.is_done = true;
+            Some(Role::Idle(ownership)) if self.visitors.is_empty() => {
+                let is_refused = matches!(ownership.record().state, State::Refused { .. });
+                if self.ground.journal.is_none() {
+                    // A guest that never came: nothing is kept of it.
+                    self.is_done = true;
+                } else if is_refused {
+                    let remainder = ownership.remainder();
+                    self.put_away(remainder);
+                }
             }
-            _ => {}
+            _ => self.put_away_at = None,
+        }
+    }
+
+    /// Puts away what is left of a guest that was refused, once no other attempt follows.
+    fn put_away(&mut self, remainder: Result<Option<Record>, Fault>) {
+        let due = *self
+            .put_away_at
+            .get_or_insert_with(|| now() + PUT_AWAY_DELAY);
+        if due > now() {
+            return;
+        }
+        match remainder.and_then(|record| self.ground.put_away(record.as_ref())) {
+            Ok(()) => self.is_done = true,
+            Err(fault) => {
+                warn!(guest = %self.ground.id, %fault, "a refused guest's folder stays for now");
+                self.put_away_at = Some(now() + PUT_AWAY_AGAIN);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use towpath_migrator::api::{
     GuestState, GuestView, MigrationMode, MigrationView, Ownership, Phase,
 };
-use towpath_protocol::fault::Code;
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{GuestConfig, GuestKind, Workload};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::image::{CHAIN_START, Image};
@@ -261,6 +261,51 @@ fn h06_a_source_that_was_refused_hears_it_again_beside_another_offer() {
     }
     other.say(Lane::Control, &Message::Ping(1)).unwrap();
     assert!(matches!(other.hear(), Some(Message::Pong(1))));
+}
+
+/// Whether nothing is left at a site of guests that were refused: no folder, no worker, no name.
+fn has_nothing(site: &Site) -> bool {
+    let folders = std::fs::read_dir(site.folder().join("state/guests")).unwrap();
+    folders.count() == 0 && site.guest(&"till-1000".parse().unwrap()).unwrap().is_none()
+}
+
+#[test]
+fn h03_guests_that_are_offered_and_taken_back_leave_nothing_but_an_answer() {
+    let mut scene = Scene::new(LINK);
+    let ids = || (1000..1050).map(GuestId);
+    let commit = Message::Commit(Epoch(2), Root([1; 32]));
+    let abort = Message::Abort(Reason::from(&Fault::new(Code::Cancelled, "it stays")));
+    for id in ids() {
+        let mut source = open(scene.lab.site(TARGET), "box-7", id, id.0);
+        let config = described(id, &format!("till-{}", id.0), 16);
+        source.say(Lane::Control, &offer(&config, 2)).unwrap();
+        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+        source.say(Lane::Control, &abort).unwrap();
+        assert!(source.hear().is_none(), "the lanes end");
+    }
+    let gone = wait_until(SHOWN_WAIT, || {
+        has_nothing(scene.lab.site(TARGET)).then_some(())
+    });
+    gone.expect("nothing is left of them");
+    for _ in 0..2 {
+        for id in ids() {
+            let mut source = open(scene.lab.site(TARGET), "box-7", id, id.0);
+            source.say(Lane::Control, &commit).unwrap();
+            match source.hear() {
+                Some(Message::Nack(_)) => {}
+                word => panic!("{id}: {word:?}"),
+            }
+        }
+        let site = scene.lab.site_mut(TARGET);
+        site.kill_migrator();
+        site.start_migrator();
+    }
+    assert!(has_nothing(scene.lab.site(TARGET)));
+    // The names are free.
+    let mut source = open(scene.lab.site(TARGET), "box-8", GuestId(1), 1);
+    let config = described(GuestId(1), "till-1000", 16);
+    source.say(Lane::Control, &offer(&config, 2)).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Prepared(_))));
 }
 
 #[test]
