@@ -140,6 +140,7 @@ fn messages() -> Vec<Message> {
         Message::Demand(SpaceId(1), 77),
         Message::Ping(1),
         Message::Pong(u64::MAX),
+        Message::Mark(Epoch(4)),
     ]
 }
 

@@ -10,7 +10,7 @@
 //!                                                             MissingPart, Manifest,
 //!                                                             FinalEnd ──►
 //!  target ◄─ Prepared, Received, Ready, Ack,                                    ◄── Demand
-//!            Nack, MissingPart, Complete
+//!            Nack, MissingPart, Complete, Mark
 //! ```
 
 use aegis::aegis128x4::Aegis128X4Mac;
@@ -309,13 +309,15 @@ pub enum Message {
     Ping(u64),
     /// Either side: yes.
     Pong(u64),
+    /// Target: the highest epoch it has seen of a guest; ahead of the refusal of one that is not above it.
+    Mark(Epoch),
 }
 
 /// Kind byte of a chunk's frame.
 pub const KIND_CHUNK: u8 = 16;
 
 /// Highest kind byte this version knows; they begin at 1.
-pub const KIND_MAX: u8 = 23;
+pub const KIND_MAX: u8 = 24;
 
 const CHUNK_FIXED_BYTES: usize = 8 + 4 + 2 + 1 + 1 + 16;
 const RUN_BYTES: usize = 8 + 4;
@@ -368,6 +370,7 @@ impl Message {
             Self::Demand(..) => 19,
             Self::Ping(_) => 20,
             Self::Pong(_) => 21,
+            Self::Mark(_) => 24,
         }
     }
 
@@ -389,9 +392,11 @@ impl Message {
             Self::Ack(number) | Self::Ping(number) | Self::Pong(number) => put(number, out),
             Self::Complete | Self::Released | Self::FinalBegin => {}
             Self::Demand(space, block) => put(&(space, block), out),
+            Self::Mark(epoch) => put(epoch, out),
         }
+        // Whoever does not know a manifest finds the difference without it, and a mark the refusal behind it.
         let flags = match self {
-            Self::Manifest(_) => 0,
+            Self::Manifest(_) | Self::Mark(_) => 0,
             _ => FLAG_CRITICAL,
         };
         frame::finish_frame(self.kind(), flags, start, out);
@@ -433,6 +438,7 @@ impl Message {
             21 => Self::Pong(get(kind, body)?),
             22 => get(kind, body).map(|()| Self::FinalBegin)?,
             23 => Self::Manifest(get(kind, body)?),
+            24 => Self::Mark(get(kind, body)?),
             _ => {
                 return Err(Fault::new(
                     Code::UnknownKind,

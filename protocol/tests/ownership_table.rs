@@ -166,6 +166,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("sealed, blocks missing", sealed(false)),
         ("unsealed", Event::Unsealed),
         ("withdraw", Event::Withdraw),
+        ("outrun", Event::Outrun { mark: Epoch(9) }),
         ("image ready", ready(ROOT)),
         ("image ready, another", ready(OTHER_ROOT)),
         ("image complete", Event::ImageComplete),

@@ -66,6 +66,37 @@ fn says(actions: &[Action], wanted: impl Fn(&Message) -> bool) -> bool {
     actions.iter().any(is_it)
 }
 
+#[test]
+fn h02_a_stale_offer_is_refused_with_the_mark_that_it_has_to_pass() {
+    let mut law = Ownership::vacant(host("b"), GUEST);
+    for word in [
+        ownership::Word::Prepare { epoch: Epoch(9) },
+        ownership::Word::Abort,
+    ] {
+        let (from, attempt) = (host("c"), AttemptId(9));
+        law.handle(ownership::Event::Heard {
+            from,
+            attempt,
+            word,
+        })
+        .expect("it fits");
+    }
+    while law.poll().is_some() {}
+    let mut target = Target::begin(setup(), law);
+    feed(&mut target, Event::LinkUp).0.expect("lanes open");
+    let (result, actions) = hear(&mut target, prepare());
+    assert_eq!(result.expect_err("stale").code, Code::StaleEpoch);
+    let [
+        Action::Send(Lane::Control, Message::Mark(Epoch(9))),
+        Action::Send(Lane::Control, Message::Refused(reason)),
+        Action::Finished(Outcome::Refused(_)),
+    ] = &actions[..]
+    else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(reason.code, Code::StaleEpoch.as_str());
+}
+
 fn vacant() -> Target {
     let mut target = Target::begin(setup(), Ownership::vacant(host("b"), GUEST));
     feed(&mut target, Event::LinkUp).0.expect("lanes open");

@@ -62,6 +62,7 @@ impl Order {
                 | Code::Stalled
                 | Code::Conflict
                 | Code::RootMismatch
+                | Code::StaleEpoch
         );
         may_pass && self.attempts < ATTEMPT_COUNT_MAX
     }

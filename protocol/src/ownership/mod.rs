@@ -37,8 +37,8 @@ use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 
 pub use record::{
-    Decider, EPOCH_MAX, EPOCH_STEP_MAX, Holder, Origin, RECORD_BYTES_MAX, Record, Root, State,
-    VERDICT_COUNT_MAX, Verdict,
+    Decider, EPOCH_FIRST_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Holder, Origin, RECORD_BYTES_MAX, Record,
+    Root, State, VERDICT_COUNT_MAX, Verdict,
 };
 
 /// Most actions that wait for [`Ownership::poll`]: an event makes at most five, so a shell that polls
@@ -112,6 +112,11 @@ pub enum Event {
     Unsealed,
     /// Source: end this attempt before its commit (cancel, wrong bytes, deadline).
     Withdraw,
+    /// Source: a target has seen this epoch; the next attempt is to get one above it.
+    Outrun {
+        /// The target's mark.
+        mark: Epoch,
+    },
     /// Target: the image is whole and verified.
     ImageReady {
         /// The root computed here.
@@ -388,6 +393,7 @@ impl Ownership {
             Event::Sealed { root, is_whole } => self.seal(root, is_whole),
             Event::Unsealed => self.unseal(),
             Event::Withdraw => self.withdraw(),
+            Event::Outrun { mark } => self.outrun(mark),
             Event::ImageReady { root } => self.image_ready(root),
             Event::ImageComplete => self.image_complete(),
             Event::GiveUp => self.give_up(),

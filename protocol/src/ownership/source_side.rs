@@ -1,9 +1,9 @@
 //! The side that gives a guest away.
 
 use crate::fault::{Code, Fault};
-use crate::identity::{AttemptId, HostIdentity};
+use crate::identity::{AttemptId, Epoch, HostIdentity};
 
-use super::{Action, Decider, EPOCH_MAX, Ownership, Progress, Root, State, Word};
+use super::{Action, Decider, EPOCH_MAX, EPOCH_STEP_MAX, Ownership, Progress, Root, State, Word};
 
 impl Ownership {
     /// Opens an attempt. Its epoch is durable before anybody hears of it, so that no later attempt can
@@ -72,6 +72,25 @@ impl Ownership {
             }
             _ => Err(self.unfit("no attempt to withdraw")),
         }
+    }
+
+    /// Raises the mark to what a target has seen. An owner may at any time, as if it had made attempts that came to
+    /// nothing; not beyond a bound, for the target may say what it likes.
+    pub(super) fn outrun(&mut self, mark: Epoch) -> Result<(), Fault> {
+        let state = self.record.state.clone();
+        if !matches!(state, State::Owned { .. }) {
+            return Err(self.unfit("its mark stays"));
+        }
+        let high_water = self.record.high_water;
+        if mark >= EPOCH_MAX || mark.0.saturating_sub(high_water.0) > EPOCH_STEP_MAX {
+            let detail = format!("epoch {mark} is too far above {high_water} to be outrun");
+            return Err(Fault::new(Code::Meta, detail));
+        }
+        if mark > high_water {
+            self.record.high_water = mark;
+            self.persist(state, Progress::None);
+        }
+        Ok(())
     }
 
     /// A word only the target of the open or last attempt may say (H05).

@@ -4,7 +4,8 @@ use crate::fault::{Code, Fault};
 use crate::identity::Epoch;
 
 use super::{
-    Action, Decider, EPOCH_MAX, EPOCH_STEP_MAX, Origin, Ownership, Progress, Root, State, Word,
+    Action, Decider, EPOCH_FIRST_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Origin, Ownership, Progress, Root,
+    State, Word,
 };
 
 impl Ownership {
@@ -328,7 +329,11 @@ impl Ownership {
             let detail = format!("epoch {epoch} is not above {high_water}");
             return Err(Fault::new(Code::StaleEpoch, detail));
         }
-        if epoch > EPOCH_MAX || epoch.0 - high_water.0 > EPOCH_STEP_MAX {
+        let epoch_max = match high_water {
+            Epoch(0) => EPOCH_FIRST_MAX,
+            Epoch(seen) => EPOCH_MAX.min(Epoch(seen.saturating_add(EPOCH_STEP_MAX))),
+        };
+        if epoch > epoch_max {
             let detail = format!("epoch {epoch} is too far above {high_water}");
             return Err(Fault::new(Code::Meta, detail));
         }

@@ -34,6 +34,12 @@ impl Source {
             // Nothing was offered yet, so there is nothing to take back; the guest may run.
             self.actions.push_back(Action::Thaw);
         }
+        if fault.code == Code::StaleEpoch
+            && let Some(mark) = self.mark
+        {
+            // One that is too far is not outrun: then the target does not get the guest.
+            drop(self.own(ownership::Event::Outrun { mark }, now));
+        }
         // Behind the word that ends the attempt: this closes the lanes.
         self.actions.push_back(Action::CancelChunks);
         self.finish(Outcome::Stayed(fault));

@@ -232,6 +232,8 @@ pub struct Source {
     switch_reason: Option<plan::Reason>,
     left_before: Option<u64>,
     epoch_offered: Option<Epoch>,
+    /// The highest epoch that the target has seen, where it said so.
+    mark: Option<Epoch>,
     /// Touched blocks that a move by post-copy alone leaves for after the switch.
     held_back: Vec<BlockSet>,
     /// Blocks sent on the demand lane of these lanes.
@@ -316,6 +318,7 @@ impl Source {
             switch_reason: None,
             left_before: None,
             epoch_offered: None,
+            mark: None,
             held_back: Vec::new(),
             void_roots: VecDeque::new(),
             freeze_from: now,
@@ -588,6 +591,7 @@ impl Source {
                 self.hear(Word::Ack, now)?;
                 self.acked(run_delay_us, now);
             }
+            Message::Mark(epoch) => self.mark = Some(epoch),
             Message::Refused(reason) if !self.is_committed() => {
                 // Said before anything was prepared: good only for an attempt that is still open.
                 self.stay(reason.to_fault(Code::Refused), now);

@@ -625,6 +625,10 @@ impl Target {
         self.fault = Some(fault.clone());
         if self.own(ownership::Event::GiveUp).is_err() {
             // Nothing was prepared, so nothing has to be remembered.
+            if fault.code == Code::StaleEpoch {
+                let mark = self.ownership.record().high_water;
+                self.send(Lane::Control, Message::Mark(mark));
+            }
             self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
         }
         // Behind the word that the source waits for: its guest stands.

@@ -1,6 +1,7 @@
 //! The rules of `spec/handover.md`, one by one, on the real machine.
 
 mod ended;
+mod epochs;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};

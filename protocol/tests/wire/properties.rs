@@ -136,6 +136,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any::<(u16, u64)>().prop_map(|(space, block)| Message::Demand(SpaceId(space), block)),
         any::<u64>().prop_map(Message::Ping),
         any::<u64>().prop_map(Message::Pong),
+        any::<u64>().prop_map(|mark| Message::Mark(Epoch(mark))),
     ]
 }
 

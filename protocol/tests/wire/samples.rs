@@ -172,6 +172,7 @@ pub(crate) fn messages() -> Vec<Message> {
         Message::Demand(SpaceId(0), 4711),
         Message::Ping(1),
         Message::Pong(u64::MAX),
+        Message::Mark(Epoch(u64::MAX)),
     ];
     let kinds: BTreeSet<u8> = messages.iter().map(Message::kind).collect();
     let known: BTreeSet<u8> = (1..=KIND_MAX).filter(|k| *k != KIND_CHUNK).collect();
