@@ -57,6 +57,7 @@ pub mod config;
 mod congestion;
 mod control;
 mod core;
+mod counters;
 mod cruise;
 mod datagrams;
 mod dial;

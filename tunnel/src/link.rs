@@ -16,6 +16,7 @@ use towpath_protocol::time::Instant;
 use crate::alarm::Alarms;
 use crate::congestion::{Delay, Known};
 use crate::control::{News, Reports};
+use crate::counters::Counters;
 use crate::cruise::Cruise;
 use crate::estimate::Estimate;
 use crate::health;
@@ -52,53 +53,6 @@ const FILLED_TIME: Duration = Duration::from_secs(2);
 
 /// How long a link that was replaced is kept for streams that have not moved: many round trips.
 const RETIREMENT_MAX: Duration = Duration::from_secs(10);
-
-/// Bytes that have gone through a link, per class.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    sent: [AtomicU64; Class::ALL.len()],
-    received: [AtomicU64; Class::ALL.len()],
-    /// Datagrams that were too many.
-    dropped: [AtomicU64; Class::ALL.len()],
-}
-
-impl Counters {
-    pub(crate) fn add_sent(&self, class: Class, bytes: u64) {
-        self.sent[class.index()].fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_received(&self, class: Class, bytes: u64) {
-        self.received[class.index()].fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_dropped(&self, class: Class) {
-        self.dropped[class.index()].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn dropped(&self, class: Class) -> u64 {
-        self.dropped[class.index()].load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn sent(&self, class: Class) -> u64 {
-        self.sent[class.index()].load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn received(&self, class: Class) -> u64 {
-        self.received[class.index()].load(Ordering::Relaxed)
-    }
-
-    /// Bytes received in classes of bulk's leg.
-    fn received_bulk(&self) -> u64 {
-        let classes = Class::ALL.into_iter().filter(|c| c.leg() == Leg::Bulk);
-        classes.map(|class| self.received(class)).sum()
-    }
-
-    /// Bytes sent and received, of all classes.
-    pub(crate) fn totals(&self) -> (u64, u64) {
-        let sum = |of: fn(&Self, Class) -> u64| Class::ALL.iter().map(|c| of(self, *c)).sum();
-        (sum(Self::sent), sum(Self::received))
-    }
-}
 
 /// What a link last measured.
 #[derive(Debug, Clone, Copy, Default)]

@@ -28,10 +28,11 @@ use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig, ProbeConfig};
 use crate::congestion::Known;
+use crate::counters::Counters;
 use crate::datagrams::Flows;
 use crate::dial::Cause;
 use crate::health;
-use crate::link::{Counters, Link};
+use crate::link::Link;
 use crate::pace::Pacer;
 use crate::recent::Recent;
 use crate::shares::Shaping;
