@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use towpath_protocol::channel::{Class, Leg};
+use towpath_protocol::channel::Class;
 
 /// Bytes that have gone through a link, per class.
 #[derive(Debug, Default)]
@@ -36,12 +36,6 @@ impl Counters {
 
     pub(crate) fn received(&self, class: Class) -> u64 {
         self.received[class.index()].load(Ordering::Relaxed)
-    }
-
-    /// Bytes received in classes of bulk's leg.
-    pub(crate) fn received_bulk(&self) -> u64 {
-        let classes = Class::ALL.into_iter().filter(|c| c.leg() == Leg::Bulk);
-        classes.map(|class| self.received(class)).sum()
     }
 
     /// Bytes sent and received, of all classes.

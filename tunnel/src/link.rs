@@ -112,6 +112,8 @@ pub(crate) struct Link {
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
     windows: Mutex<Windows>,
+    /// Bytes of streams taken from the bulk connection.
+    received_bulk: AtomicU64,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
     tail_bytes: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
@@ -191,6 +193,7 @@ impl Link {
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             windows: Mutex::new(Windows::new(memory)),
+            received_bulk: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),
             learnt: Mutex::default(),
             is_stalled: AtomicBool::new(false),
@@ -331,6 +334,14 @@ impl Link {
         let carried = &self.carried[leg as usize];
         carried.fetch_add(1, Ordering::Relaxed);
         Carrying(Arc::clone(carried))
+    }
+
+    /// Counts bytes taken from a stream.
+    pub(crate) fn count_received(&self, class: Class, bytes: u64) {
+        self.counters.add_received(class, bytes);
+        if class.leg() == Leg::Bulk {
+            self.received_bulk.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// What one stream of a leg may keep of the bytes that the path holds.
@@ -607,7 +618,7 @@ impl Link {
         };
         let (kept_bytes, receive_bytes) = {
             let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-            let received = self.counters.received_bulk();
+            let received = self.received_bulk.load(Ordering::Relaxed);
             (
                 windows.kept_bytes(&bulk),
                 windows.receive(self.now(), received, rtt),

@@ -345,8 +345,7 @@ impl Copy<'_> {
             match poll_fn(|context| take_pieces(recv, context, &mut side.left)).await {
                 Ok(Some(bytes)) => {
                     side.offsets.take(bytes);
-                    let counters = &self.link.counters;
-                    counters.add_received(self.stream.class, bytes);
+                    self.link.count_received(self.stream.class, bytes);
                     self.stream.count_received(bytes);
                 }
                 Ok(None) => side.offsets.end(),

@@ -110,7 +110,7 @@ pub(crate) struct Windows {
     sending: Share,
     receiving: Share,
     inflow: Inflow,
-    receive_bytes: u64,
+    credit: Credit,
 }
 
 impl Windows {
@@ -119,7 +119,7 @@ impl Windows {
             sending: Share::of(memory),
             receiving: Share::of(memory),
             inflow: Inflow::default(),
-            receive_bytes: RECEIVE_BYTES,
+            credit: Credit::new(),
         }
     }
 
@@ -130,21 +130,69 @@ impl Windows {
         wanted.min(KEPT_BYTES + granted)
     }
 
-    /// How much the peer may have under way to us, if that is another number now. `received_bytes` is what
-    /// was taken from the connection so far, `rtt` the round trip of the path.
+    /// What QUIC's receive window is to be, if that is another number now. `received_bytes` is what was taken
+    /// from the connection so far, `rtt` the round trip of the path.
     pub(crate) fn receive(
         &mut self,
         now: Instant,
         received_bytes: u64,
         rtt: Duration,
     ) -> Option<u64> {
-        let needed = self.inflow.note(now, received_bytes, rtt)? * RECEIVE_ROUND_TRIPS;
-        let wanted = needed.div_ceil(STEP_BYTES).max(RECEIVE_BYTES / STEP_BYTES) * STEP_BYTES;
-        let granted = self.receiving.ask(wanted - RECEIVE_BYTES);
-        let window = RECEIVE_BYTES + granted / STEP_BYTES * STEP_BYTES;
-        let is_another = window != self.receive_bytes;
-        self.receive_bytes = window;
-        is_another.then_some(window)
+        self.credit.note(received_bytes);
+        let measured = self.inflow.note(now, received_bytes, rtt);
+        let before = self.credit.window_bytes;
+        if let Some(needed) = measured.map(|bytes| bytes * RECEIVE_ROUND_TRIPS) {
+            let wanted = needed.div_ceil(STEP_BYTES).max(RECEIVE_BYTES / STEP_BYTES) * STEP_BYTES;
+            // What the peer has been allowed already is never asked for in vain.
+            let most = wanted.max(self.credit.bytes());
+            let granted = self.receiving.ask(most - RECEIVE_BYTES);
+            self.credit.aim_at(wanted.min(RECEIVE_BYTES + granted));
+        }
+        self.receiving.ask(self.credit.bytes() - RECEIVE_BYTES);
+        let window = self.credit.window_bytes;
+        (window != before).then_some(window)
+    }
+}
+
+/// What the peer may have under way to us, as QUIC counts it. What it has been allowed it cannot be denied:
+/// when a window shrinks, what is taken from the connection is a debt of the difference before it is new
+/// credit. QUIC does not set the debt off against a window that grows again, so that is done here.
+#[derive(Debug)]
+struct Credit {
+    window_bytes: u64,
+    debt_bytes: u64,
+    received_bytes: u64,
+}
+
+impl Credit {
+    const fn new() -> Self {
+        Self {
+            window_bytes: RECEIVE_BYTES,
+            debt_bytes: 0,
+            received_bytes: 0,
+        }
+    }
+
+    const fn bytes(&self) -> u64 {
+        self.window_bytes + self.debt_bytes
+    }
+
+    /// Takes note of how much was taken from the connection so far.
+    fn note(&mut self, received_bytes: u64) {
+        let taken = received_bytes.saturating_sub(self.received_bytes);
+        self.received_bytes = received_bytes;
+        self.debt_bytes = self.debt_bytes.saturating_sub(taken);
+    }
+
+    /// Has the window such that the credit comes to this: at once if it is to grow, else once it is used up.
+    fn aim_at(&mut self, bytes: u64) {
+        if bytes < self.window_bytes {
+            let steps = (self.window_bytes - bytes) / STEP_BYTES * STEP_BYTES;
+            self.window_bytes -= steps;
+            self.debt_bytes += steps;
+        } else {
+            self.window_bytes += bytes.saturating_sub(self.bytes()) / STEP_BYTES * STEP_BYTES;
+        }
     }
 }
 
@@ -305,7 +353,9 @@ mod tests {
         }
         assert!((5 * 25_000_000..6 * 25_000_000).contains(&window));
         assert_eq!(memory.taken_bytes(), window - RECEIVE_BYTES);
-        // A pause of a second keeps most of it, a minute's none.
+        // A pause of a second keeps most of it, a minute's none; but what the peer has been allowed counts
+        // until it has come.
+        let grown = window;
         for _ in 0..20 {
             now += 50;
             window = windows.receive(at(now), received, rtt).unwrap_or(window);
@@ -315,7 +365,74 @@ mod tests {
             now += 50;
             window = windows.receive(at(now), received, rtt).unwrap_or(window);
         }
+        assert_eq!(window, RECEIVE_BYTES);
+        assert_eq!(memory.taken_bytes(), grown - RECEIVE_BYTES);
+        for _ in 0..1200 {
+            now += 50;
+            received += 100_000;
+            window = windows.receive(at(now), received, rtt).unwrap_or(window);
+        }
         assert_eq!((window, memory.taken_bytes()), (RECEIVE_BYTES, 0));
+    }
+
+    /// QUIC's own count of what a peer may send.
+    struct Quic {
+        window: u64,
+        allowed: u64,
+        debt: u64,
+        received: u64,
+    }
+
+    impl Quic {
+        fn set_window(&mut self, window: u64) {
+            self.allowed += window.saturating_sub(self.window);
+            self.debt += self.window.saturating_sub(window);
+            self.window = window;
+        }
+
+        fn receive(&mut self, bytes: u64) {
+            let repaid = self.debt.min(bytes);
+            self.debt -= repaid;
+            self.allowed += bytes - repaid;
+            self.received += bytes;
+        }
+
+        fn credit(&self) -> u64 {
+            self.allowed - self.received
+        }
+    }
+
+    #[test]
+    fn a_peer_that_bursts_and_pauses_is_allowed_no_more_each_time() {
+        let memory = Memory::new(256 * MIB);
+        let mut windows = Windows::new(&memory);
+        let rtt = Duration::from_millis(200);
+        let mut quic = Quic {
+            window: RECEIVE_BYTES,
+            allowed: RECEIVE_BYTES,
+            debt: 0,
+            received: 0,
+        };
+        let mut now = 0;
+        let mut highest = 0;
+        for cycle in 0..100 {
+            // A burst of a second or two, at 60 to 180 MB a second, then a pause in which the window fades.
+            let (ticks, bytes) = (20 + cycle % 20, 3_000_000 * (1 + cycle % 3));
+            for tick in 0..1200 {
+                now += 50;
+                if tick < ticks {
+                    quic.receive(bytes.min(quic.credit()));
+                }
+                if let Some(window) = windows.receive(at(now), quic.received, rtt) {
+                    quic.set_window(window);
+                }
+                highest = highest.max(quic.credit());
+                assert!(quic.credit() <= receive_bytes_max(256 * MIB), "{cycle}");
+                let taken = memory.taken_bytes();
+                assert!(taken + RECEIVE_BYTES >= quic.credit(), "{cycle}: {taken}");
+            }
+        }
+        assert!(highest > 100 * MIB, "a burst still has what it needs");
     }
 
     #[test]
