@@ -173,8 +173,8 @@ pub struct Limits {
     pub stall_wait: Span,
     /// How long a stream outlives the loss of its link; then its program loses it too.
     pub outage_wait: Span,
-    /// Most bytes of each stream and direction that are kept to be sent again after a cut; three times
-    /// what the path holds if that is more.
+    /// Most bytes of each stream and direction that are kept to be sent again after a cut, whatever the
+    /// path holds; less where many streams are not read, more where the path holds more.
     pub resume_tail: Size,
     /// Memory that all links together may take for what is under way over long and fast paths, beyond
     /// 16 MiB that each keeps of what it sent and 24 MiB that may wait unread.

@@ -89,6 +89,7 @@ pub mod shares;
 mod standing;
 pub mod status;
 mod streams;
+mod tails;
 mod timetable;
 mod transport;
 mod trust;

@@ -106,8 +106,9 @@ pub(crate) struct Link {
     run: RunId,
     /// The stream of the link's own words, until it is attended to.
     control: Mutex<Option<(SendStream, RecvStream)>>,
-    /// Streams carried, by leg.
+    /// Streams carried, by leg, and those of them whose programs have not taken what came.
     carried: [Arc<AtomicU64>; 2],
+    waiting: [Arc<AtomicU64>; 2],
     retired: Mutex<Option<Clock>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
@@ -116,6 +117,7 @@ pub(crate) struct Link {
     received_bulk: AtomicU64,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
     tail_bytes: AtomicU64,
+    base_rtt_us: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
     learnt: Mutex<Option<Known>>,
     is_stalled: AtomicBool,
@@ -143,9 +145,16 @@ struct Caps {
     theirs: Option<Rate>,
 }
 
-/// A stream carried by a link, until it is dropped.
+/// A stream that a link carries, or whose program it waits for, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Carrying(Arc<AtomicU64>);
+
+impl Carrying {
+    fn one_of(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
 
 impl Drop for Carrying {
     fn drop(&mut self) {
@@ -190,11 +199,13 @@ impl Link {
             run,
             control: Mutex::default(),
             carried: Default::default(),
+            waiting: Default::default(),
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             windows: Mutex::new(Windows::new(memory)),
             received_bulk: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),
+            base_rtt_us: AtomicU64::new(0),
             learnt: Mutex::default(),
             is_stalled: AtomicBool::new(false),
             measured: Mutex::default(),
@@ -331,9 +342,7 @@ impl Link {
 
     /// Counts a stream as carried by a leg.
     pub(crate) fn carry(&self, leg: Leg) -> Carrying {
-        let carried = &self.carried[leg as usize];
-        carried.fetch_add(1, Ordering::Relaxed);
-        Carrying(Arc::clone(carried))
+        Carrying::one_of(&self.carried[leg as usize])
     }
 
     /// Counts bytes taken from a stream.
@@ -344,10 +353,19 @@ impl Link {
         }
     }
 
-    /// What one stream of a leg may keep of the bytes that the path holds.
-    pub(crate) fn tail_share(&self, leg: Leg) -> u64 {
-        let carried = self.carried[leg as usize].load(Ordering::Relaxed).max(1);
-        self.tail_bytes.load(Ordering::Relaxed) / carried
+    /// Counts bytes of a leg as waiting for a program, until the answer is dropped.
+    pub(crate) fn wait_for_program(&self, leg: Leg) -> Carrying {
+        Carrying::one_of(&self.waiting[leg as usize])
+    }
+
+    /// What is kept for the path of all streams of a leg.
+    pub(crate) fn tail_bytes(&self) -> u64 {
+        self.tail_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The round trip without a queue.
+    pub(crate) fn base_rtt(&self) -> Duration {
+        Duration::from_micros(self.base_rtt_us.load(Ordering::Relaxed))
     }
 
     /// Another link has taken this one's place: it ends once its streams have moved.
@@ -424,8 +442,7 @@ impl Link {
             cruise.look(now, &estimate);
             if !cruise.is_cruising() {
                 // What QUIC holds when the rate becomes known goes as it comes.
-                let kept_bytes = self.tail_bytes.load(Ordering::Relaxed);
-                let send_bytes = windows::send_bytes(&estimate, kept_bytes);
+                let send_bytes = windows::send_bytes(&estimate, self.tail_bytes());
                 self.bulk.set_send_window(send_bytes);
             }
             delay.set_cruising(cruise.is_cruising());
@@ -435,7 +452,8 @@ impl Link {
         }
     }
 
-    fn now(&self) -> Instant {
+    /// The time of the link.
+    pub(crate) fn now(&self) -> Instant {
         Instant::ZERO + self.began.elapsed()
     }
 
@@ -619,12 +637,15 @@ impl Link {
         let (kept_bytes, receive_bytes) = {
             let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
             let received = self.received_bulk.load(Ordering::Relaxed);
+            let is_waiting = self.waiting[Leg::Bulk as usize].load(Ordering::Relaxed) > 0;
             (
                 windows.kept_bytes(&bulk),
-                windows.receive(self.now(), received, rtt),
+                windows.receive(self.now(), (received, is_waiting), rtt),
             )
         };
         self.tail_bytes.store(kept_bytes, Ordering::Relaxed);
+        let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+        self.base_rtt_us.store(rtt_us, Ordering::Relaxed);
         let send_bytes = windows::send_bytes(&bulk, kept_bytes);
         self.bulk.set_send_window(send_bytes);
         if let Some(bytes) = receive_bytes.and_then(|bytes| VarInt::from_u64(bytes).ok()) {

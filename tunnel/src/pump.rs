@@ -24,6 +24,8 @@ use crate::link::Link;
 use crate::pool::{BUFFER_BYTES, Pool};
 use crate::resume::Incoming;
 use crate::streams::{Stream, Streams};
+use crate::tails::Tail;
+use crate::windows::Inflow;
 use crate::wire;
 
 /// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
@@ -53,7 +55,7 @@ pub(crate) struct Settings {
     pub pool: Arc<Pool>,
     /// How long a side may read nothing.
     pub stall: Duration,
-    /// Bytes kept of each stream, or what the path holds if that is more.
+    /// Bytes kept of each stream, whatever the path holds.
     pub tail_bytes: u64,
 }
 
@@ -74,6 +76,8 @@ struct Outward {
     again_at: u64,
     /// Where in the stream that ends which some carrier was given.
     given: u64,
+    /// What the stream's reader takes.
+    taken: Inflow,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +105,8 @@ impl Flow {
         let side = &mut self.outward;
         side.again = stream.out().rewind(received)?;
         side.again_at = received.bytes;
+        // What was measured over the carrier before was by that one's clock.
+        side.taken = Inflow::default();
         Ok(side.given.saturating_sub(received.bytes))
     }
 }
@@ -260,7 +266,7 @@ impl Copy<'_> {
         local: &mut (impl AsyncRead + Unpin),
         side: &mut Outward,
     ) -> Result<(), Fault> {
-        let room = self.until_room().await?;
+        let room = self.until_room(&mut side.taken).await?;
         // A stream that waits for its program holds no buffer meanwhile.
         let reading = poll_fn(|context| {
             let mut buffer = self.settings.pool.take();
@@ -279,13 +285,9 @@ impl Copy<'_> {
     }
 
     /// Waits until the tail has room; gives how many bytes, at most a buffer's.
-    async fn until_room(self) -> Result<usize, Fault> {
-        let most = self
-            .settings
-            .tail_bytes
-            .max(self.link.tail_share(self.stream.class.leg()));
+    async fn until_room(self, taken: &mut Inflow) -> Result<usize, Fault> {
         loop {
-            let room = most.saturating_sub(self.stream.out().held_bytes());
+            let room = self.tail(taken).room(self.settings.tail_bytes);
             if room >= ROOM_BYTES_MIN {
                 return Ok(usize::try_from(room)
                     .unwrap_or(usize::MAX)
@@ -296,6 +298,21 @@ impl Copy<'_> {
             if is_late && !self.link.is_ill() {
                 return Err(stalled("the peer", self.settings.stall));
             }
+        }
+    }
+
+    /// How the tail stands now.
+    fn tail(self, taken: &mut Inflow) -> Tail {
+        let leg = self.stream.class.leg();
+        let out = self.stream.out();
+        // A stream has all of it reported that its reader took.
+        taken.note(self.link.now(), out.acknowledged(), self.link.base_rtt());
+        Tail {
+            leg,
+            path_bytes: self.link.tail_bytes(),
+            leg_held_bytes: out.all_held_bytes(),
+            held_bytes: out.held_bytes(),
+            taken_bytes: taken.bytes_per_round_trip(),
         }
     }
 
@@ -394,6 +411,7 @@ impl Copy<'_> {
             let count = pieces.len().min(PIECES_PER_READ);
             Pin::new(&mut *local).poll_write_vectored(context, &slices[..count])
         });
+        let _waiting = self.link.wait_for_program(self.stream.class.leg());
         match timeout(self.settings.stall, writing).await {
             Ok(Ok(0)) => Err(local_gone(&io::ErrorKind::WriteZero.into())),
             Ok(written) => written.map_err(|error| local_gone(&error)),

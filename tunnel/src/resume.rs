@@ -15,6 +15,8 @@
 //! and `sent` is in one place only.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use towpath_protocol::channel::Received;
@@ -37,16 +39,27 @@ pub(crate) struct Outgoing {
     tail: VecDeque<Bytes>,
     /// Small pieces that follow the tail.
     gathered: BytesMut,
-    held_bytes: u64,
+    held: Held,
     is_ended: bool,
     is_end_acknowledged: bool,
 }
 
 impl Outgoing {
+    /// A direction in which nothing was sent yet; what it holds is counted with that of others.
+    pub(crate) fn beside(all_held_bytes: &Arc<AtomicU64>) -> Self {
+        Self {
+            held: Held {
+                bytes: 0,
+                all_bytes: Arc::clone(all_held_bytes),
+            },
+            ..Self::default()
+        }
+    }
+
     /// Notes that a piece goes out.
     pub(crate) fn push(&mut self, piece: &Bytes) {
         debug_assert!(!self.is_ended, "nothing follows the end");
-        self.held_bytes += piece.len() as u64;
+        self.held.add(piece.len() as u64);
         if piece.len() < GATHERED_BELOW_BYTES {
             self.gathered.extend_from_slice(piece);
             if self.gathered.len() >= GATHERED_BYTES {
@@ -81,7 +94,12 @@ impl Outgoing {
 
     /// Bytes the other side has not reported.
     pub(crate) const fn held_bytes(&self) -> u64 {
-        self.held_bytes
+        self.held.bytes
+    }
+
+    /// The same of all streams that are counted with this one.
+    pub(crate) fn all_held_bytes(&self) -> u64 {
+        self.held.all_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes the other side has reported.
@@ -91,7 +109,7 @@ impl Outgoing {
 
     /// Bytes sent since the begin.
     pub(crate) const fn sent(&self) -> u64 {
-        self.acknowledged + self.held_bytes
+        self.acknowledged + self.held.bytes
     }
 
     /// Takes note of what the other side has; says whether that was news.
@@ -126,7 +144,7 @@ impl Outgoing {
 
     fn release(&mut self, bytes: u64) {
         self.acknowledged += bytes;
-        self.held_bytes -= bytes;
+        self.held.take(bytes);
         let mut left = bytes;
         while left > 0 {
             if self.tail.is_empty() {
@@ -158,6 +176,31 @@ impl Outgoing {
         self.acknowledge(received)?;
         self.close_gathered();
         Ok(self.tail.clone())
+    }
+}
+
+/// How much is held: of one stream, and with it of all that are counted together.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: u64,
+    all_bytes: Arc<AtomicU64>,
+}
+
+impl Held {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.all_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn take(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.all_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.take(self.bytes);
     }
 }
 
@@ -254,6 +297,26 @@ mod tests {
             "large pieces are not copied"
         );
         assert_eq!(out.rewind(had(9_002)).unwrap_err().code, Code::Range);
+    }
+
+    #[test]
+    fn what_all_streams_hold_is_counted_until_it_is_reported_or_they_end() {
+        let all = Arc::default();
+        let mut streams = [(); 2].map(|()| Outgoing::beside(&all));
+        for out in &mut streams {
+            out.push(&Bytes::from(vec![1; 10_000]));
+            out.push(&Bytes::from_static(b"abc"));
+        }
+        assert_eq!(streams[0].all_held_bytes(), 20_006);
+        streams[0].acknowledge(had(10_001)).unwrap();
+        assert_eq!(streams[1].all_held_bytes(), 10_005);
+        streams[0].rewind(had(10_002)).unwrap();
+        let [first, second] = streams;
+        drop(second);
+        assert_eq!(first.all_held_bytes(), first.held_bytes());
+        assert_eq!(first.held_bytes(), 1);
+        drop(first);
+        assert_eq!(all.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
-use towpath_protocol::channel::{Class, Received, RunId, StreamId};
+use towpath_protocol::channel::{Class, Leg, Received, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -179,6 +179,8 @@ pub(crate) enum Found {
 pub(crate) struct Streams {
     inner: Mutex<Inner>,
     cuts: watch::Sender<u64>,
+    /// Bytes kept of all streams of a leg until the peer has handed them on.
+    held_bytes: [Arc<AtomicU64>; Leg::ALL.len()],
     pub tally: Tally,
 }
 
@@ -187,6 +189,7 @@ impl Default for Streams {
         Self {
             inner: Mutex::default(),
             cuts: watch::channel(0).0,
+            held_bytes: Default::default(),
             tally: Tally::default(),
         }
     }
@@ -246,7 +249,7 @@ impl Streams {
             meter: purpose.meter,
             party,
             is_ours: theirs_max.is_none(),
-            out: Mutex::default(),
+            out: Mutex::new(Outgoing::beside(self.held_bytes(purpose.class.leg()))),
             acknowledged: Notify::new(),
             calls,
         });
@@ -303,6 +306,11 @@ impl Streams {
     /// Hears of every stream that is cut off.
     pub(crate) fn cuts(&self) -> watch::Receiver<u64> {
         self.cuts.subscribe()
+    }
+
+    /// Bytes kept of all streams of a leg.
+    pub(crate) const fn held_bytes(&self, leg: Leg) -> &Arc<AtomicU64> {
+        &self.held_bytes[leg as usize]
     }
 
     /// Streams that live.

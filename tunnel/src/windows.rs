@@ -21,7 +21,7 @@ pub(crate) const SEND_BYTES_MIN: u64 = 4 << 20;
 
 /// Most bytes that a link keeps of what it sent, without asking for memory (T17): what a peer that stops
 /// reading can make us hold. 500 Mbit/s over 100 ms, nearly three times.
-const KEPT_BYTES: u64 = 16 << 20;
+pub(crate) const KEPT_BYTES: u64 = 16 << 20;
 
 /// Most bytes of bulk that wait here unread, without asking for memory (T06): what a peer keeps of one stream
 /// and half as much, so that a stream whose reader is stuck does not stop the others at once.
@@ -131,11 +131,11 @@ impl Windows {
     }
 
     /// What QUIC's receive window is to be, if that is another number now. `received_bytes` is what was taken
-    /// from the connection so far, `rtt` the round trip of the path.
+    /// from the connection so far, and whether some of it waits for a program; `rtt` the round trip of the path.
     pub(crate) fn receive(
         &mut self,
         now: Instant,
-        received_bytes: u64,
+        (received_bytes, is_waiting): (u64, bool),
         rtt: Duration,
     ) -> Option<u64> {
         self.credit.note(received_bytes);
@@ -143,6 +143,12 @@ impl Windows {
         let before = self.credit.window_bytes;
         if let Some(needed) = measured.map(|bytes| bytes * RECEIVE_ROUND_TRIPS) {
             let wanted = needed.div_ceil(STEP_BYTES).max(RECEIVE_BYTES / STEP_BYTES) * STEP_BYTES;
+            // What stands unread behind that program may be all of the window, and is the others' as well.
+            let wanted = if is_waiting {
+                wanted.max(before)
+            } else {
+                wanted
+            };
             // What the peer has been allowed already is never asked for in vain.
             let most = wanted.max(self.credit.bytes());
             let granted = self.receiving.ask(most - RECEIVE_BYTES);
@@ -198,14 +204,14 @@ impl Credit {
 
 /// What arrives in a round trip: at most, of late.
 #[derive(Debug, Default)]
-struct Inflow {
+pub(crate) struct Inflow {
     measured: Option<(Instant, u64)>,
     bytes_per_round_trip: u64,
 }
 
 impl Inflow {
     /// Takes note of how much has arrived so far; gives what a round trip brings, whenever that was measured.
-    fn note(&mut self, now: Instant, received_bytes: u64, rtt: Duration) -> Option<u64> {
+    pub(crate) fn note(&mut self, now: Instant, received_bytes: u64, rtt: Duration) -> Option<u64> {
         let (before, before_bytes) = *self.measured.get_or_insert((now, received_bytes));
         let elapsed = now.since(before);
         if elapsed < rtt.max(MEASURE_TIME_MIN) {
@@ -217,6 +223,11 @@ impl Inflow {
         let faded = self.bytes_per_round_trip - self.bytes_per_round_trip / FADE_PART;
         self.bytes_per_round_trip = faded.max(bytes);
         Some(self.bytes_per_round_trip)
+    }
+
+    /// What was measured last.
+    pub(crate) const fn bytes_per_round_trip(&self) -> u64 {
+        self.bytes_per_round_trip
     }
 }
 
@@ -340,7 +351,7 @@ mod tests {
         let mut windows = Windows::new(&memory);
         let rtt = Duration::from_millis(200);
         let (mut window, mut received, mut now) = (RECEIVE_BYTES, 0, 0);
-        windows.receive(at(now), received, rtt);
+        windows.receive(at(now), (received, false), rtt);
         // A startup: twice as much in each round trip, until the path is full with 25 MB.
         for round in 0..12 {
             let arrived = (100_000 << round).min(25_000_000_u64);
@@ -348,7 +359,9 @@ mod tests {
             for _ in 0..4 {
                 now += 50;
                 received += arrived / 4;
-                window = windows.receive(at(now), received, rtt).unwrap_or(window);
+                window = windows
+                    .receive(at(now), (received, false), rtt)
+                    .unwrap_or(window);
             }
         }
         assert!((5 * 25_000_000..6 * 25_000_000).contains(&window));
@@ -358,19 +371,25 @@ mod tests {
         let grown = window;
         for _ in 0..20 {
             now += 50;
-            window = windows.receive(at(now), received, rtt).unwrap_or(window);
+            window = windows
+                .receive(at(now), (received, false), rtt)
+                .unwrap_or(window);
         }
         assert!(window > 3 * 25_000_000);
         for _ in 0..1200 {
             now += 50;
-            window = windows.receive(at(now), received, rtt).unwrap_or(window);
+            window = windows
+                .receive(at(now), (received, false), rtt)
+                .unwrap_or(window);
         }
         assert_eq!(window, RECEIVE_BYTES);
         assert_eq!(memory.taken_bytes(), grown - RECEIVE_BYTES);
         for _ in 0..1200 {
             now += 50;
             received += 100_000;
-            window = windows.receive(at(now), received, rtt).unwrap_or(window);
+            window = windows
+                .receive(at(now), (received, false), rtt)
+                .unwrap_or(window);
         }
         assert_eq!((window, memory.taken_bytes()), (RECEIVE_BYTES, 0));
     }
@@ -384,6 +403,15 @@ mod tests {
     }
 
     impl Quic {
+        const fn new() -> Self {
+            Self {
+                window: RECEIVE_BYTES,
+                allowed: RECEIVE_BYTES,
+                debt: 0,
+                received: 0,
+            }
+        }
+
         fn set_window(&mut self, window: u64) {
             self.allowed += window.saturating_sub(self.window);
             self.debt += self.window.saturating_sub(window);
@@ -407,12 +435,7 @@ mod tests {
         let memory = Memory::new(256 * MIB);
         let mut windows = Windows::new(&memory);
         let rtt = Duration::from_millis(200);
-        let mut quic = Quic {
-            window: RECEIVE_BYTES,
-            allowed: RECEIVE_BYTES,
-            debt: 0,
-            received: 0,
-        };
+        let mut quic = Quic::new();
         let mut now = 0;
         let mut highest = 0;
         for cycle in 0..100 {
@@ -423,7 +446,7 @@ mod tests {
                 if tick < ticks {
                     quic.receive(bytes.min(quic.credit()));
                 }
-                if let Some(window) = windows.receive(at(now), quic.received, rtt) {
+                if let Some(window) = windows.receive(at(now), (quic.received, false), rtt) {
                     quic.set_window(window);
                 }
                 highest = highest.max(quic.credit());
@@ -436,6 +459,35 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_program_takes_nothing_of_the_window_from_others() {
+        let memory = Memory::new(256 * MIB);
+        let mut windows = Windows::new(&memory);
+        let rtt = Duration::from_millis(200);
+        let mut quic = Quic::new();
+        let (mut now, mut unread) = (0, 0);
+        // A fast stream whose program then stops with two round trips of it unread, in a link that is idle for a
+        // minute; then other streams send twice as much as any window.
+        for tick in 0..1600 {
+            now += 50;
+            let (is_fast, is_other) = (tick < 60, tick >= 1300);
+            if is_fast {
+                quic.receive(6_250_000.min(quic.credit()));
+            } else if unread == 0 {
+                unread = 50_000_000.min(quic.credit());
+            }
+            if is_other {
+                let room = quic.credit() - unread;
+                assert!(room >= MIB, "{tick}: the others have {room} bytes");
+                quic.receive(room.min(1_000_000));
+            }
+            let received = (quic.received, !is_fast);
+            if let Some(window) = windows.receive(at(now), received, rtt) {
+                quic.set_window(window);
+            }
+        }
+    }
+
+    #[test]
     fn a_short_path_needs_no_memory_however_fast() {
         let memory = Memory::new(256 * MIB);
         let mut windows = Windows::new(&memory);
@@ -443,7 +495,7 @@ mod tests {
             let received = step * 600_000_000 / 20;
             let now = at(50 * step);
             assert_eq!(
-                windows.receive(now, received, Duration::from_millis(1)),
+                windows.receive(now, (received, false), Duration::from_millis(1)),
                 None
             );
         }

@@ -274,3 +274,52 @@ async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
         .unwrap_or_else(|_| panic!("{before} to {last}"));
     writing.abort();
 }
+
+/// A program that reads nothing keeps what its own stream may have under way, and nothing of what the link's
+/// words, or another stream of the same connection, need.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_reads_nothing_leaves_the_others_of_its_leg_their_room() {
+    let long = Direction {
+        bits_per_second: Some(240_000_000),
+        delay: Duration::from_millis(250),
+        ..Direction::default()
+    };
+    let pair = Pair::start_with(|_, _| {}, Some(long)).await;
+    // Bulk finds out how much the path holds.
+    let filling = pair.fill(Class::Bulk).await;
+    let series = "towpath_tunnel_window_memory_bytes";
+    let grown = async {
+        while metric(&pair.edge_config, series).await < 24 << 20 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(3 * SOON, grown).await.expect("windows do not grow");
+    drop(filling);
+    let (mut local, _unread) = pair.stream(Class::App).await;
+    let chunk = vec![7; 64 * 1024];
+    let mut taken: u64 = 0;
+    while let Ok(written) = timeout(Duration::from_secs(3), local.write_all(&chunk)).await {
+        written.unwrap();
+        taken += chunk.len() as u64;
+    }
+    assert!(taken > 12 << 20, "{taken} bytes were taken");
+    let listener = pair.echo();
+    let (asked, (_, mut answering)) =
+        soon(async { tokio::join!(pair.open("echo", Class::Demand), accept(&listener)) }).await;
+    let mut asking = asked.unwrap();
+    for _ in 0..4 {
+        let page = pattern(3, 4096);
+        let began = Instant::now();
+        let (mut heard, mut back) = (vec![0; page.len()], vec![0; page.len()]);
+        let both = async {
+            asking.write_all(&page).await.unwrap();
+            answering.read_exact(&mut heard).await.unwrap();
+            answering.write_all(&heard).await.unwrap();
+            asking.read_exact(&mut back).await.unwrap();
+        };
+        soon(both).await;
+        assert!(back == page);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(2), "a page took {took:?}");
+    }
+}
