@@ -272,11 +272,8 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
             let link = Link::new(
                 (link, joined.version, (host, joined.run), core.site.clone()),
                 (urgent, bulk),
-                (
-                    Arc::clone(&peer.pacer),
-                    joined.receive_rate_max.map(Rate::clamped),
-                ),
-                (Arc::clone(&peer.counters), &core.window_memory),
+                joined.receive_rate_max.map(Rate::clamped),
+                (peer, &core.window_memory),
             );
             link.set_control(control);
             Ok(link.with_papers(Papers::shown(shown)))

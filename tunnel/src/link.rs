@@ -20,7 +20,8 @@ use crate::counters::Counters;
 use crate::cruise::Cruise;
 use crate::estimate::Estimate;
 use crate::health;
-use crate::pace::{Pace, Pacer};
+use crate::pace::Pace;
+use crate::peer::Peer;
 use crate::shares::Shares;
 use crate::standing::Papers;
 use crate::streams::Party;
@@ -117,6 +118,8 @@ pub(crate) struct Link {
     received_bulk: AtomicU64,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
     tail_bytes: AtomicU64,
+    /// What is kept of those of bulk.
+    held_bulk: Arc<AtomicU64>,
     base_rtt_us: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
     learnt: Mutex<Option<Known>>,
@@ -167,8 +170,8 @@ impl Link {
     pub(crate) fn new(
         (id, version, (peer, run), dialler): (LinkId, u16, Party, Name),
         (urgent, bulk): (Connection, Connection),
-        (pacer, theirs): (Arc<Pacer>, Option<Rate>),
-        (counters, memory): (Arc<Counters>, &Arc<Memory>),
+        theirs: Option<Rate>,
+        (site, memory): (&Peer, &Arc<Memory>),
     ) -> Self {
         for connection in [&urgent, &bulk] {
             if connection
@@ -186,11 +189,11 @@ impl Link {
             id,
             peer,
             dialler,
-            pace: Arc::new(Pace::new(pacer)),
+            pace: Arc::new(Pace::new(Arc::clone(&site.pacer))),
             version,
             caps: Mutex::new(Caps { ours: None, theirs }),
             filled: Mutex::default(),
-            counters,
+            counters: Arc::clone(&site.counters),
             reports: Reports::default(),
             news: News::default(),
             papers: Papers::default(),
@@ -205,6 +208,7 @@ impl Link {
             windows: Mutex::new(Windows::new(memory)),
             received_bulk: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),
+            held_bulk: Arc::clone(site.streams.held_bytes(Leg::Bulk)),
             base_rtt_us: AtomicU64::new(0),
             learnt: Mutex::default(),
             is_stalled: AtomicBool::new(false),
@@ -636,11 +640,13 @@ impl Link {
         };
         let (kept_bytes, receive_bytes) = {
             let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = self.held_bulk.load(Ordering::Relaxed);
             let received = self.received_bulk.load(Ordering::Relaxed);
             let is_waiting = self.waiting[Leg::Bulk as usize].load(Ordering::Relaxed) > 0;
+            let now = self.now();
             (
-                windows.kept_bytes(&bulk),
-                windows.receive(self.now(), (received, is_waiting), rtt),
+                windows.kept_bytes(now, held, &bulk),
+                windows.receive(now, (received, is_waiting), rtt),
             )
         };
         self.tail_bytes.store(kept_bytes, Ordering::Relaxed);

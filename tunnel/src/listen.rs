@@ -302,11 +302,8 @@ impl Listener {
                 urgent.host.site.clone(),
             ),
             (urgent.connection, bulk.connection),
-            (
-                Arc::clone(&peer.pacer),
-                join.receive_rate_max.map(Rate::clamped),
-            ),
-            (Arc::clone(&peer.counters), &self.core.window_memory),
+            join.receive_rate_max.map(Rate::clamped),
+            (peer, &self.core.window_memory),
         ));
         let trusted = self.core.trust.check_link(&link);
         let adopted = trusted.and_then(|()| peer.adopt(&link));

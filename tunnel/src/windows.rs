@@ -40,6 +40,14 @@ const STEP_BYTES: u64 = 4 << 20;
 /// By which part a receive window comes closer to what is needed with each measurement, if that is less.
 const FADE_PART: u64 = 16;
 
+/// How long memory is kept that nothing is held in, and twice that at most: a move that follows another, or waits
+/// for its guest, finds it there.
+const USED_TIME: Duration = Duration::from_secs(30);
+
+/// What is asked for runs ahead of what is held by this factor: a start doubles each round trip, of which there
+/// may be one between two looks, and finds its way back to what it had in the time that the least takes to fill.
+const AHEAD_FACTOR: u64 = 4;
+
 /// The part of the shared memory that one window may take.
 const SHARE_PART: u64 = 2;
 
@@ -108,6 +116,7 @@ impl Drop for Share {
 #[derive(Debug)]
 pub(crate) struct Windows {
     sending: Share,
+    used: Used,
     receiving: Share,
     inflow: Inflow,
     credit: Credit,
@@ -117,15 +126,17 @@ impl Windows {
     pub(crate) fn new(memory: &Arc<Memory>) -> Self {
         Self {
             sending: Share::of(memory),
+            used: Used::default(),
             receiving: Share::of(memory),
             inflow: Inflow::default(),
             credit: Credit::new(),
         }
     }
 
-    /// How much is kept of what goes along a path.
-    pub(crate) fn kept_bytes(&mut self, estimate: &Estimate) -> u64 {
-        let wanted = tail_bytes(estimate);
+    /// How much is kept of what goes along a path. Now `held_bytes` are.
+    pub(crate) fn kept_bytes(&mut self, now: Instant, held_bytes: u64, estimate: &Estimate) -> u64 {
+        let used = self.used.with(now, held_bytes);
+        let wanted = tail_bytes(estimate).min(KEPT_BYTES + AHEAD_FACTOR * used);
         let granted = self.sending.ask(wanted.saturating_sub(KEPT_BYTES));
         wanted.min(KEPT_BYTES + granted)
     }
@@ -157,6 +168,26 @@ impl Windows {
         self.receiving.ask(self.credit.bytes() - RECEIVE_BYTES);
         let window = self.credit.window_bytes;
         (window != before).then_some(window)
+    }
+}
+
+/// The most that was held of late: of two spans of time, so that it always covers one whole.
+#[derive(Debug, Default)]
+struct Used {
+    began: Instant,
+    current_bytes: u64,
+    previous_bytes: u64,
+}
+
+impl Used {
+    /// The most, with what is held now.
+    fn with(&mut self, now: Instant, held_bytes: u64) -> u64 {
+        if now.since(self.began) >= USED_TIME {
+            self.began = now;
+            self.previous_bytes = std::mem::take(&mut self.current_bytes);
+        }
+        self.current_bytes = self.current_bytes.max(held_bytes);
+        self.current_bytes.max(self.previous_bytes)
     }
 }
 
@@ -320,12 +351,13 @@ mod tests {
         let mut windows = Windows::new(&memory);
         // 1 Gbit/s over 200 ms holds 25 MB.
         let long = path(125_000_000, 200);
-        assert_eq!(windows.kept_bytes(&long), 3 * 25_500_000);
+        let mut kept = |path: &Estimate| windows.kept_bytes(at(0), KEPT_BYTES, path);
+        assert_eq!(kept(&long), 3 * 25_500_000);
         assert_eq!(memory.taken_bytes(), 3 * 25_500_000 - KEPT_BYTES);
-        assert!(send_bytes(&long, windows.kept_bytes(&long)) >= 25_500_000);
-        assert_eq!(windows.kept_bytes(&path(12_500_000, 40)), 3 * 550_000);
+        assert!(send_bytes(&long, kept(&long)) >= 25_500_000);
+        assert_eq!(kept(&path(12_500_000, 40)), 3 * 550_000);
         assert_eq!(memory.taken_bytes(), 0);
-        windows.kept_bytes(&long);
+        kept(&long);
         drop(windows);
         assert_eq!(memory.taken_bytes(), 0);
     }
@@ -335,14 +367,42 @@ mod tests {
         let memory = Memory::new(100 * MIB);
         let mut links: Vec<Windows> = (0..4).map(|_| Windows::new(&memory)).collect();
         let endless = path(u64::MAX / 4096, 1000);
-        let kept: Vec<u64> = links.iter_mut().map(|w| w.kept_bytes(&endless)).collect();
+        let keep = |windows: &mut Windows| windows.kept_bytes(at(0), 1 << 30, &endless);
+        let kept: Vec<u64> = links.iter_mut().map(keep).collect();
         assert_eq!(kept[..2], [KEPT_BYTES + 50 * MIB; 2]);
         assert_eq!(kept[2..], [KEPT_BYTES; 2], "the least is always there");
         assert_eq!(memory.taken_bytes(), 100 * MIB);
         links.remove(0);
-        assert_eq!(links[2].kept_bytes(&endless), KEPT_BYTES + 50 * MIB);
+        assert_eq!(keep(&mut links[2]), KEPT_BYTES + 50 * MIB);
         let none = Memory::new(0);
-        assert_eq!(Windows::new(&none).kept_bytes(&endless), KEPT_BYTES);
+        assert_eq!(keep(&mut Windows::new(&none)), KEPT_BYTES);
+    }
+
+    #[test]
+    fn a_link_that_sends_nothing_leaves_its_memory_to_others_and_has_it_back_at_once() {
+        let memory = Memory::new(128 * MIB);
+        let [mut first, mut second] = [(); 2].map(|()| Windows::new(&memory));
+        let long = path(125_000_000, 200);
+        let most = 3 * 25_500_000;
+        // What two links have under way between two looks, 50 ms apart, at most: what each may keep.
+        let mut kept = [0; 2];
+        let mut now = 0;
+        let mut look = |millis: u64, is_busy: [bool; 2]| {
+            for _ in 0..millis / 50 {
+                now += 50;
+                for (one, windows) in [&mut first, &mut second].into_iter().enumerate() {
+                    let held = if is_busy[one] { kept[one] } else { 0 };
+                    kept[one] = windows.kept_bytes(at(now), held, &long);
+                }
+            }
+            kept
+        };
+        assert_eq!(look(1000, [true, false]), [most, KEPT_BYTES]);
+        assert_eq!(look(10_000, [false, false])[0], most, "a pause");
+        assert_eq!(look(60_000, [false, false]), [KEPT_BYTES; 2]);
+        assert_eq!(look(200, [false, true]), [KEPT_BYTES, most]);
+        look(60_000, [false, false]);
+        assert_eq!(look(200, [true, false]), [most, KEPT_BYTES]);
     }
 
     #[test]
@@ -499,7 +559,7 @@ mod tests {
                 None
             );
         }
-        windows.kept_bytes(&path(600_000_000, 1));
+        windows.kept_bytes(at(5000), 1 << 30, &path(600_000_000, 1));
         assert_eq!(memory.taken_bytes(), 0);
     }
 }
