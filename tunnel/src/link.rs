@@ -465,10 +465,15 @@ impl Link {
         self.cruise.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of what has left on the wire for the last time.
+    fn windows(&self) -> MutexGuard<'_, Windows> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what has left on the wire for the last time, and gives back what is no longer needed.
     pub(crate) fn settle(&self) {
         self.observe();
         self.pace.end();
+        self.windows().end();
     }
 
     /// What was last measured.
@@ -639,7 +644,7 @@ impl Link {
             bulk.base_rtt
         };
         let (kept_bytes, receive_bytes) = {
-            let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut windows = self.windows();
             let held = self.held_bulk.load(Ordering::Relaxed);
             let received = self.received_bulk.load(Ordering::Relaxed);
             let is_waiting = self.waiting[Leg::Bulk as usize].load(Ordering::Relaxed) > 0;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use governor::{DefaultDirectRateLimiter, Quota};
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
@@ -85,43 +85,43 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
                 let is_dialled = link.dialler == core.site;
                 let thread = core.legs.driving(leg, is_dialled).clone();
                 thread.spawn(async move {
-                    serve(&core, &link, leg, (send, recv), &strikes).await;
+                    let carrier = Carrier::new(&link, leg, (send, recv));
+                    drop(link);
+                    serve(&core, leg, carrier, &strikes).await;
                 });
             }
         });
     }
 }
 
-async fn serve(
-    core: &Core,
-    link: &Arc<Link>,
-    leg: Leg,
-    stream: (SendStream, RecvStream),
-    strikes: &AtomicU32,
-) {
-    let mut carrier = Carrier::new(link, leg, stream);
-    let served = match read_first(core, leg, &mut carrier).await {
-        Ok(First::Begin(begin)) => {
-            begin_stream(core, carrier, begin).await;
-            return;
+/// Serves a stream. It may outlive its link, and so nothing here holds that but the carrier.
+async fn serve(core: &Core, leg: Leg, mut carrier: Carrier, strikes: &AtomicU32) {
+    match read_first(core, leg, &mut carrier).await {
+        Ok(First::Begin(begin)) => begin_stream(core, carrier, begin).await,
+        Ok(First::Resume(resume)) => {
+            let link = Arc::clone(&carrier.link);
+            if let Err(fault) = resume_stream(core, leg, carrier, resume).await {
+                strike(&link, &fault, strikes);
+            }
         }
-        Ok(First::Resume(resume)) => resume_stream(core, leg, carrier, resume).await,
         Err(fault) => {
             carrier.cut(wire::code(fault.code));
-            Err(fault)
+            strike(&carrier.link, &fault, strikes);
         }
-    };
-    if let Err(fault) = served {
-        // A program that gives up at once, or a link that goes, takes a stream back before its first words.
-        if fault.code == Code::Unreachable {
-            tracing::debug!(peer = %link.peer, %fault, "stream taken back");
-            return;
-        }
-        let count = strikes.fetch_add(1, Ordering::Relaxed) + 1;
-        tracing::warn!(target: "audit", peer = %link.peer, %fault, count, "stream refused");
-        if count >= STRIKE_COUNT_MAX {
-            link.close(fault.code, "too many streams without whole first words");
-        }
+    }
+}
+
+/// Counts a stream whose first words were none; a peer with many of them loses its link.
+fn strike(link: &Link, fault: &Fault, strikes: &AtomicU32) {
+    // A program that gives up at once, or a link that goes, takes a stream back before its first words.
+    if fault.code == Code::Unreachable {
+        tracing::debug!(peer = %link.peer, %fault, "stream taken back");
+        return;
+    }
+    let count = strikes.fetch_add(1, Ordering::Relaxed) + 1;
+    tracing::warn!(target: "audit", peer = %link.peer, %fault, count, "stream refused");
+    if count >= STRIKE_COUNT_MAX {
+        link.close(fault.code, "too many streams without whole first words");
     }
 }
 
@@ -144,11 +144,10 @@ async fn read_first(core: &Core, leg: Leg, carrier: &mut Carrier) -> Result<Firs
 
 /// Serves a stream that a peer begins.
 async fn begin_stream(core: &Core, mut carrier: Carrier, begin: Begin) {
-    let link = Arc::clone(&carrier.link);
-    let Some(peer) = core.peers.get(&link.peer.site) else {
+    let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
         return;
     };
-    let (entry, program) = match admit(core, peer, &link, &begin).await {
+    let (entry, program) = match admit(core, peer, &carrier.link, &begin).await {
         Ok(admitted) => admitted,
         Err(fault) => {
             refuse(&mut carrier.send, fault).await;
@@ -162,13 +161,14 @@ async fn begin_stream(core: &Core, mut carrier: Carrier, begin: Begin) {
     }
     // Fails only on a stream that is already over.
     let _ = carrier.send.set_priority(begin.open.class.priority());
+    let host = carrier.link.peer.clone();
     let begun = Begun {
         peer: Arc::clone(peer),
         entry,
         carrier,
     };
     if let Err(fault) = live(core, begun, program).await {
-        let (peer, open) = (&link.peer, &begin.open);
+        let (peer, open) = (&host, &begin.open);
         let (service, class) = (&open.service, open.class);
         tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
     }

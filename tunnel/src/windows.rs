@@ -169,6 +169,12 @@ impl Windows {
         let window = self.credit.window_bytes;
         (window != before).then_some(window)
     }
+
+    /// The connection is over: nothing comes and nothing goes that takes memory.
+    pub(crate) fn end(&mut self) {
+        self.sending.ask(0);
+        self.receiving.ask(0);
+    }
 }
 
 /// The most that was held of late: of two spans of time, so that it always covers one whole.
@@ -359,6 +365,19 @@ mod tests {
         assert_eq!(memory.taken_bytes(), 0);
         kept(&long);
         drop(windows);
+        assert_eq!(memory.taken_bytes(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_is_over_takes_nothing() {
+        let memory = Memory::new(256 * MIB);
+        let mut windows = Windows::new(&memory);
+        windows.kept_bytes(at(0), KEPT_BYTES, &path(125_000_000, 200));
+        let rtt = Duration::from_millis(200);
+        windows.receive(at(0), (0, false), rtt);
+        windows.receive(at(200), (25_000_000, false), rtt);
+        assert!(memory.taken_bytes() > 150_000_000);
+        windows.end();
         assert_eq!(memory.taken_bytes(), 0);
     }
 

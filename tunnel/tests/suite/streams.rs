@@ -323,3 +323,53 @@ async fn a_program_that_reads_nothing_leaves_the_others_of_its_leg_their_room() 
         assert!(took < Duration::from_secs(2), "a page took {took:?}");
     }
 }
+
+/// A stream that goes on over another link keeps nothing of the one it began on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() {
+    let long = Direction {
+        bits_per_second: Some(240_000_000),
+        delay: Duration::from_millis(250),
+        ..Direction::default()
+    };
+    let pair = Pair::start_with(|_, _| {}, Some(long)).await;
+    let (mut local, mut remote) = pair.stream(Class::Bulk).await;
+    let series = "towpath_tunnel_window_memory_bytes";
+    let reading = tokio::spawn(async move {
+        let mut chunk = vec![0; 64 * 1024];
+        while remote.read(&mut chunk).await.unwrap() > 0 {}
+    });
+    let taken = async || {
+        [
+            metric(&pair.edge_config, series).await,
+            metric(&pair.region_config, series).await,
+        ]
+    };
+    let chunk = vec![7; 1 << 20];
+    let grown = async {
+        while taken().await.into_iter().any(|bytes| bytes < 24 << 20) {
+            local.write_all(&chunk).await.unwrap();
+        }
+    };
+    timeout(3 * SOON, grown).await.expect("windows do not grow");
+    let control = pair.relay.as_ref().unwrap().control();
+    let links_lost = "towpath_tunnel_links_lost_total";
+    control.cut_both();
+    let lost = async {
+        while metric(&pair.region_config, links_lost).await == 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(lost).await;
+    control.heal();
+    pair.linked().await;
+    let returned = async {
+        while taken().await != [0, 0] || pair.region.status().links[0].streams_paused > 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(returned).await;
+    // The stream itself is still there.
+    local.shutdown().await.unwrap();
+    soon(reading).await.unwrap();
+}
