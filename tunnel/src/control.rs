@@ -88,6 +88,13 @@ struct Told {
 }
 
 impl News {
+    /// The peer has heard that we want to receive so much at most.
+    pub(crate) fn having_told(rate: Option<Rate>) -> Self {
+        let news = Self::default();
+        news.told().report.receive_rate_max = rate.map(Rate::bytes_per_second);
+        news
+    }
+
     /// What we want to receive at most from now on.
     pub(crate) fn wish(&self, rate: Option<Rate>) {
         let wish = rate.map(Rate::bytes_per_second);
@@ -280,6 +287,15 @@ mod tests {
         assert_eq!(news.due(), Some(told(Some(800))));
         news.wish(None);
         assert_eq!(news.take().await, PathReport::default());
+    }
+
+    #[test]
+    fn a_cap_that_is_lifted_after_the_link_was_joined_is_told() {
+        let news = News::having_told(Some(Rate::clamped(50_000)));
+        news.wish(Some(Rate::clamped(50_000)));
+        assert_eq!(news.due(), None, "it is known");
+        news.wish(None);
+        assert_eq!(news.due(), Some(PathReport::default()));
     }
 
     #[tokio::test]

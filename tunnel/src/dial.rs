@@ -255,10 +255,11 @@ async fn connect_leg(
 /// Joins two connections to a link.
 async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> Result<Link, Fault> {
     let link = core::random_link()?;
+    let told = peer.receive_rate();
     let both = async {
         tokio::try_join!(
-            join_leg(core, peer, &urgent, (link, Leg::Urgent)),
-            join_leg(core, peer, &bulk, (link, Leg::Bulk)),
+            join_leg(core, told, &urgent, (link, Leg::Urgent)),
+            join_leg(core, told, &bulk, (link, Leg::Bulk)),
         )
     };
     let joined = timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
@@ -272,7 +273,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
             let link = Link::new(
                 (link, joined.version, (host, joined.run), core.site.clone()),
                 (urgent, bulk),
-                joined.receive_rate_max.map(Rate::clamped),
+                (told, joined.receive_rate_max.map(Rate::clamped)),
                 (peer, &core.window_memory),
             );
             link.set_control(control);
@@ -300,7 +301,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
 /// Joins one connection; gives the peer's answer, and the stream for the link's own words.
 async fn join_leg(
     core: &Core,
-    peer: &Peer,
+    wish: Option<Rate>,
     connection: &Connection,
     (link, leg): (LinkId, Leg),
 ) -> Result<(Joined, (SendStream, RecvStream)), Fault> {
@@ -312,7 +313,7 @@ async fn join_leg(
         versions: LINK_VERSIONS,
         link,
         leg,
-        receive_rate_max: peer.receive_rate().map(Rate::bytes_per_second),
+        receive_rate_max: wish.map(Rate::bytes_per_second),
         run: core.run,
     });
     wire::write(&mut send, &join).await?;

@@ -166,11 +166,12 @@ impl Drop for Carrying {
 }
 
 impl Link {
-    /// A link of two joined connections that speak `version`, whose peer wants at most `theirs`.
+    /// A link of two joined connections that speak `version`, whose peer wants at most `theirs` and was told
+    /// that we want at most `told`.
     pub(crate) fn new(
         (id, version, (peer, run), dialler): (LinkId, u16, Party, Name),
         (urgent, bulk): (Connection, Connection),
-        theirs: Option<Rate>,
+        (told, theirs): (Option<Rate>, Option<Rate>),
         (site, memory): (&Peer, &Arc<Memory>),
     ) -> Self {
         for connection in [&urgent, &bulk] {
@@ -195,7 +196,7 @@ impl Link {
             filled: Mutex::default(),
             counters: Arc::clone(&site.counters),
             reports: Reports::default(),
-            news: News::default(),
+            news: News::having_told(told),
             papers: Papers::default(),
             urgent,
             bulk,

@@ -294,6 +294,7 @@ impl Listener {
         version: u16,
         (mut urgent, mut bulk): (Pending, Pending),
     ) -> Result<(), Fault> {
+        let told = peer.receive_rate();
         let link = Arc::new(Link::new(
             (
                 join.link,
@@ -302,7 +303,7 @@ impl Listener {
                 urgent.host.site.clone(),
             ),
             (urgent.connection, bulk.connection),
-            join.receive_rate_max.map(Rate::clamped),
+            (told, join.receive_rate_max.map(Rate::clamped)),
             (peer, &self.core.window_memory),
         ));
         let trusted = self.core.trust.check_link(&link);
@@ -317,7 +318,7 @@ impl Listener {
         }
         let answer = Preamble::Joined(Joined {
             version,
-            receive_rate_max: peer.receive_rate().map(Rate::bytes_per_second),
+            receive_rate_max: told.map(Rate::bytes_per_second),
             run: self.core.run,
         });
         let answering = async {
