@@ -108,7 +108,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
             Some(connections) => tokio::select! {
                 () = stop.requested() => return,
                 joined = join(&core, &peer, connections) => {
-                    joined.map(|link| adopt(&core, &peer, &Arc::new(link)))
+                    joined.and_then(|link| adopt(&core, &peer, &Arc::new(link)))
                 }
             },
         };
@@ -128,11 +128,18 @@ fn note_failure(peer: &Peer, fault: &Fault) {
     peer.note_failure(fault);
 }
 
-fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) {
+/// Takes a link into its place, unless another one is to stay there: then this one is as good as not reached.
+fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) -> Result<(), Fault> {
     let trusted = core.trust.check_link(link);
     match trusted.and_then(|()| peer.adopt(link)) {
-        Ok(()) => serve::accept(core, link),
-        Err(fault) => link.close(fault.code, &fault.detail),
+        Ok(()) => {
+            serve::accept(core, link);
+            Ok(())
+        }
+        Err(fault) => {
+            link.close(fault.code, &fault.detail);
+            Err(fault)
+        }
     }
 }
 

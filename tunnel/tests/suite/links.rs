@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, World, accept, name, pattern, soon, start_again, until};
+use crate::harness::{Pair, SOON, World, accept, metric, name, pattern, soon, start_again, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
-use towpath_bench::relay::{Direction, Side};
+use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
+use towpath_certs::Validity;
+use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
+use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::shares::Shaping;
 use towpath_tunnel::status::LinkState;
@@ -246,6 +249,52 @@ async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let change = link.cap_changes_unix_seconds.unwrap();
     assert!(change > now && change <= now + 7 * 86_400 && change % 86_400 == 0);
+}
+
+/// Two hosts claim to be the region's tunnel: one has the link, the other is what is dialled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_not_taken_is_no_peer_that_was_reached() {
+    let world = World::new();
+    let mut first = world.site("region", "edge");
+    let mut second = first.clone();
+    let host = HostIdentity::from_uri("spiffe://shop.example/site/region/host/box-2").unwrap();
+    let validity = Validity::lasting(LEAF_VALIDITY, std::time::SystemTime::now());
+    let folder = world.path("box-2-certs");
+    let files = world.authority.issue(&host, validity, &folder).unwrap();
+    second.host = host.host;
+    second.certificates = files.into();
+    second.socket = world.path("box-2-run/tunnel.sock");
+    second.admin.socket = world.path("box-2-run/admin.sock");
+    let second = Tunnel::start(&second).await.unwrap();
+
+    let mut edge_config = world.site("edge", "region");
+    // The first one has the link before the second can be reached.
+    let path = Options {
+        doors: vec![Door {
+            from: Side::A,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            to: second.listen_address().unwrap(),
+        }],
+        from_a: Direction::default(),
+        from_b: Direction::default(),
+        seed: 1,
+    };
+    let relay = Relay::start(&path).unwrap();
+    relay.control().cut_both();
+    edge_config.peers[0].address = Some(relay.doors()[0].to_string());
+    let edge = Tunnel::start(&edge_config).await.unwrap();
+    first.peers[0].address = Some(edge.listen_address().unwrap().to_string());
+    let _first = Tunnel::start(&first).await.unwrap();
+    edge.linked(&name("region"), SOON).await.unwrap();
+    relay.control().heal();
+
+    edge.dial_anew(&name("region")).unwrap();
+    let dials = async || metric(&edge_config, "towpath_tunnel_dials_total{cause=\"clock\"").await;
+    let before = dials().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let count = dials().await - before;
+    assert!((2..=20).contains(&count), "{count} dials");
+    assert_eq!(edge.status().links[0].links_lost, 0);
 }
 
 /// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.
