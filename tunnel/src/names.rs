@@ -14,8 +14,8 @@ use towpath_protocol::fault::{Code, Fault};
 struct Known {
     is_looking: bool,
     addresses: Vec<SocketAddr>,
-    /// Which of them is next.
-    turn: usize,
+    /// Those of them that were dialled, the last one last.
+    dialled: Vec<SocketAddr>,
     /// Why nothing was found, if nothing ever was.
     why: String,
 }
@@ -40,16 +40,22 @@ impl Known {
         self.is_looking = false;
         match found {
             Ok(addresses) if addresses.is_empty() => "no address".clone_into(&mut self.why),
-            Ok(addresses) => self.addresses = addresses,
+            Ok(addresses) => {
+                self.dialled.retain(|address| addresses.contains(address));
+                self.addresses = addresses;
+            }
             Err(why) => self.why = why,
         }
     }
 
-    /// The addresses in turns: which of them is cut off nobody knows before.
+    /// The addresses in turns: which of them is cut off nobody knows before. A resolver may give them in another
+    /// order each time, so it is the one that was not dialled for longest, and the first of those that never were.
     fn next(&mut self) -> Next {
-        if let Some(address) = self.addresses.get(self.turn % self.addresses.len().max(1)) {
-            self.turn = self.turn.wrapping_add(1);
-            return Next::At(*address);
+        let waited = |address: &&SocketAddr| self.dialled.iter().position(|one| one == *address);
+        if let Some(address) = self.addresses.iter().min_by_key(waited).copied() {
+            self.dialled.retain(|one| *one != address);
+            self.dialled.push(address);
+            return Next::At(address);
         }
         match self.is_looking {
             true => Next::Wait,
@@ -158,5 +164,24 @@ mod tests {
             dialled.push(known.next());
         }
         assert_eq!(dialled, [at(1), at(2), at(1), at(2)].map(Next::At));
+    }
+
+    #[test]
+    fn no_address_is_left_out_by_a_resolver_that_turns_them_round() {
+        let mut known = Known::default();
+        let mut answer = vec![at(1), at(2), at(3)];
+        let mut dialled = Vec::new();
+        for _ in 0..9 {
+            known.found(Ok(answer.clone()));
+            answer.rotate_right(1);
+            dialled.push(known.next());
+        }
+        for number in 1..=3 {
+            let count = dialled.iter().filter(|next| **next == Next::At(at(number)));
+            assert_eq!(count.count(), 3, "{dialled:?}");
+        }
+        // One that is new is tried at once, one that is gone no more.
+        known.found(Ok(vec![at(2), at(4)]));
+        assert_eq!([known.next(), known.next()], [at(4), at(2)].map(Next::At));
     }
 }
