@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -20,8 +20,8 @@ use towpath_protocol::identity::Name;
 use crate::channels::register::TEXT_BYTES_MAX;
 use crate::channels::{Book, Change, ChannelSpec, Origin, not_found};
 use crate::core::Core;
+use crate::figures::Figures;
 use crate::local::{self, Begun};
-use crate::streams::Meter;
 use crate::{datagrams, kept};
 
 /// Connections, or sources of datagrams, of one channel at once.
@@ -70,28 +70,6 @@ impl Late {
         let is_some = !specs.is_empty();
         self.next = is_some.then(|| (Instant::now() + pause, pause));
         self.specs = specs;
-    }
-}
-
-/// How a channel fares.
-#[derive(Debug, Default)]
-pub(crate) struct Figures {
-    pub meter: Arc<Meter>,
-    pub connections: AtomicU64,
-    pub connections_total: AtomicU64,
-    pub errors: AtomicU64,
-    /// How long the last connection waited for the peer's service, in microseconds.
-    pub open_us: AtomicU64,
-    /// Bytes a second over the last tick.
-    pub sent_per_second: AtomicU64,
-    pub received_per_second: AtomicU64,
-    pub last_error: Mutex<Option<String>>,
-}
-
-impl Figures {
-    fn set_error(&self, fault: &Fault) {
-        let last = &self.last_error;
-        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
     }
 }
 
@@ -375,7 +353,7 @@ impl Channels {
     pub(crate) async fn attend(&self, core: &Arc<Core>, mut stop: Shutdown) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut before = BTreeMap::new();
+        let (mut before, mut measured) = (BTreeMap::new(), Instant::now());
         loop {
             tokio::select! {
                 () = stop.requested() => break,
@@ -386,18 +364,13 @@ impl Channels {
                 self.stop(&name, "expired").await;
             }
             self.open_late(core).await;
+            // The ticks are apart what the rest of this takes, and more on a busy machine.
+            let elapsed = measured.elapsed();
+            measured = Instant::now();
             let now = self.list().into_iter().map(|channel| {
-                let figures = &channel.figures;
-                let now = [&figures.meter.sent, &figures.meter.received]
-                    .map(|counter| counter.load(Ordering::Relaxed));
                 let name = channel.spec().name.clone();
-                let before: [u64; 2] = before.get(&name).copied().unwrap_or(now);
-                let [sent, received] = [0, 1].map(|way| now[way].saturating_sub(before[way]));
-                figures.sent_per_second.store(sent, Ordering::Relaxed);
-                figures
-                    .received_per_second
-                    .store(received, Ordering::Relaxed);
-                (name, now)
+                let counted = channel.figures.measure(before.get(&name), elapsed);
+                (name, counted)
             });
             before = now.collect();
         }

@@ -62,6 +62,7 @@ mod cruise;
 mod datagrams;
 mod dial;
 pub mod estimate;
+mod figures;
 mod health;
 mod kept;
 mod legs;

@@ -1,0 +1,65 @@
+//! How a channel fares: what went through it, and what went wrong.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use towpath_protocol::fault::Fault;
+
+use crate::estimate::scaled;
+use crate::streams::Meter;
+
+/// How a channel fares.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub meter: Arc<Meter>,
+    pub connections: AtomicU64,
+    pub connections_total: AtomicU64,
+    pub errors: AtomicU64,
+    /// How long the last connection waited for the peer's service, in microseconds.
+    pub open_us: AtomicU64,
+    /// Bytes a second over the last look.
+    pub sent_per_second: AtomicU64,
+    pub received_per_second: AtomicU64,
+    pub last_error: Mutex<Option<String>>,
+}
+
+impl Figures {
+    pub(crate) fn set_error(&self, fault: &Fault) {
+        let last = &self.last_error;
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+    }
+
+    /// Works out the rates from what was counted at the look before, so long ago; gives what is counted now.
+    pub(crate) fn measure(&self, before: Option<&[u64; 2]>, elapsed: Duration) -> [u64; 2] {
+        let counters = [&self.meter.sent, &self.meter.received];
+        let now = counters.map(|counter| counter.load(Ordering::Relaxed));
+        let before = before.copied().unwrap_or(now);
+        let [sent, received] = [0, 1].map(|way| {
+            let bytes = now[way].saturating_sub(before[way]);
+            scaled(bytes, Duration::from_secs(1), elapsed)
+        });
+        self.sent_per_second.store(sent, Ordering::Relaxed);
+        self.received_per_second.store(received, Ordering::Relaxed);
+        now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_by_the_second_however_far_apart_the_looks_are() {
+        let figures = Figures::default();
+        let mut before = figures.measure(None, Duration::from_secs(1));
+        for millis in [1000, 250, 4000] {
+            figures.meter.sent.fetch_add(5 * millis, Ordering::Relaxed);
+            figures.meter.received.fetch_add(millis, Ordering::Relaxed);
+            before = figures.measure(Some(&before), Duration::from_millis(millis));
+            let rates = [&figures.sent_per_second, &figures.received_per_second];
+            let rates = rates.map(|rate| rate.load(Ordering::Relaxed));
+            assert_eq!(rates, [5000, 1000], "{millis} ms");
+        }
+    }
+}
