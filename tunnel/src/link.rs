@@ -94,6 +94,8 @@ pub(crate) struct Link {
     pub version: u16,
     pub pace: Arc<Pace>,
     caps: Mutex<Caps>,
+    /// What the peer has said that it wants to receive, until it is taken note of.
+    wished: Mutex<Option<Option<Rate>>>,
     /// See [`Self::take_filled`].
     filled: Mutex<Option<(Clock, u64)>>,
     pub counters: Arc<Counters>,
@@ -193,6 +195,7 @@ impl Link {
             pace: Arc::new(Pace::new(Arc::clone(&site.pacer))),
             version,
             caps: Mutex::new(Caps { ours: None, theirs }),
+            wished: Mutex::default(),
             filled: Mutex::default(),
             counters: Arc::clone(&site.counters),
             reports: Reports::default(),
@@ -244,18 +247,25 @@ impl Link {
         is_another
     }
 
-    /// The peer says what it wants to receive, and what its path to us carries.
+    /// The peer says what it wants to receive, and what its path to us carries. The newest word holds from the
+    /// next look on: there may be any number of them.
     pub(crate) fn hear_of_path(&self, report: &PathReport) {
-        let theirs = report.receive_rate_max.map(Rate::clamped);
-        if self.change_caps(|caps| caps.theirs = theirs) {
-            let (peer, cap) = (&self.peer, self.pace.rate());
-            tracing::info!(%peer, ?cap, "the peer changes what it wants to receive");
-        }
+        *self.wished() = Some(report.receive_rate_max.map(Rate::clamped));
         if let Some(bytes) = report.filled_bytes_per_second {
             let bytes = Rate::clamped(bytes).bytes_per_second();
             let filled = Some((Clock::now(), bytes));
             *self.filled.lock().unwrap_or_else(PoisonError::into_inner) = filled;
         }
+    }
+
+    fn wished(&self) -> MutexGuard<'_, Option<Option<Rate>>> {
+        self.wished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what the peer wants to receive now, if it has said so since.
+    fn heed(&self) -> bool {
+        let wished = self.wished().take();
+        wished.is_some_and(|theirs| self.change_caps(|caps| caps.theirs = theirs))
     }
 
     /// What the peer's path to us carried of late, if it was the limit: who receives sees only what came.
@@ -593,12 +603,17 @@ impl Link {
         for (watch, stats) in rounds.watches.iter_mut().zip(&stats) {
             is_stalled |= watch.look(seen(stats), now);
         }
+        rounds.is_cap_news |= self.heed();
         self.share_estimate();
         self.look_on();
         self.close_if_retired();
         rounds.ticks += 1;
         if rounds.ticks.is_multiple_of(GOODPUT_TICKS) {
             self.measure(rounds, &stats);
+            if std::mem::take(&mut rounds.is_cap_news) {
+                let (peer, cap) = (&self.peer, self.pace.rate());
+                tracing::info!(%peer, ?cap, "the peer changes what it wants to receive");
+            }
         }
         is_stalled
     }
@@ -715,6 +730,8 @@ struct Rounds {
     watches: [Watch; 2],
     ticks: u32,
     totals: Option<Totals>,
+    /// Whether the peer has changed the cap, and the log does not say so yet.
+    is_cap_news: bool,
 }
 
 impl Default for Rounds {
@@ -724,6 +741,7 @@ impl Default for Rounds {
             watches: Default::default(),
             ticks: 0,
             totals: None,
+            is_cap_news: false,
         }
     }
 }

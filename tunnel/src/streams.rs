@@ -3,7 +3,7 @@
 //! An end can be lost with the link that carried it, and then the other side would wait for a stream
 //! that is over. So ends are remembered for a while and told again on every new link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -150,6 +150,22 @@ struct Inner {
     live: BTreeMap<StreamId, Arc<Stream>>,
     ended: VecDeque<Ended>,
     ended_count: u64,
+    /// Those that ended, by what a peer says of them, with their numbers. It may ask for any number of them.
+    ended_by_id: BTreeSet<(StreamId, RunId, u64)>,
+}
+
+impl Inner {
+    /// The newest end of a stream of this number with this party.
+    fn end_of(&self, id: StreamId, party: &Party) -> Option<&Ended> {
+        let first = self.ended.front()?.number;
+        let same = (id, party.1, 0)..=(id, party.1, u64::MAX);
+        let numbers = self.ended_by_id.range(same).rev();
+        let ended = numbers.filter_map(|(_, _, number)| {
+            let place = usize::try_from(number - first).ok()?;
+            self.ended.get(place)
+        });
+        ended.into_iter().find(|ended| ended.party == *party)
+    }
 }
 
 /// How the link's streams fared, since the tunnel started.
@@ -266,8 +282,11 @@ impl Streams {
         let is_cut = matches!(end, End::Cut(_));
         let mut inner = self.inner();
         inner.live.remove(&stream.id);
-        if inner.ended.len() == ENDED_COUNT_MAX {
-            inner.ended.pop_front();
+        if inner.ended.len() == ENDED_COUNT_MAX
+            && let Some(oldest) = inner.ended.pop_front()
+        {
+            let key = (oldest.id, oldest.party.1, oldest.number);
+            inner.ended_by_id.remove(&key);
         }
         inner.ended_count += 1;
         let ended = Ended {
@@ -276,6 +295,8 @@ impl Streams {
             party: stream.party.clone(),
             end,
         };
+        let key = (ended.id, ended.party.1, ended.number);
+        inner.ended_by_id.insert(key);
         inner.ended.push_back(ended);
         let count = inner.ended_count;
         drop(inner);
@@ -290,9 +311,8 @@ impl Streams {
         if let Some(stream) = inner.live.get(&id) {
             return (stream.party == *party).then(|| Found::Live(Arc::clone(stream)));
         }
-        let ended = inner.ended.iter().rev();
-        let mut ended = ended.filter(|ended| ended.id == id && ended.party == *party);
-        ended.next().map(|ended| Found::Ended(ended.end.clone()))
+        let ended = inner.end_of(id, party);
+        ended.map(|ended| Found::Ended(ended.end.clone()))
     }
 
     /// Ends with this party behind the one numbered `after`, and the newest one's number.
@@ -395,6 +415,10 @@ mod tests {
         }
         let (ends, newest) = streams.ended_after(0, &party("box-1", 1));
         assert_eq!((ends.len(), newest), (ENDED_COUNT_MAX, 2000));
+        let is_known = |id| streams.find(StreamId(id), &party("box-1", 1)).is_some();
+        assert_eq!((0..2000).filter(|id| is_known(*id)).count(), ends.len());
+        assert!(is_known(1999) && !is_known(0));
+        assert_eq!(streams.inner().ended_by_id.len(), ENDED_COUNT_MAX);
         assert_eq!(ends[0].id, StreamId(2000 - ENDED_COUNT_MAX as u128));
         assert!(streams.ended_after(newest, &party("box-1", 1)).0.is_empty());
         assert!(streams.ended_after(0, &party("box-1", 2)).0.is_empty());

@@ -1,12 +1,14 @@
 //! Who gets in: hostile datagrams, certificates, protocols and first words, over real sockets.
 
+use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::harness::{
-    Door, Pair, SOON, World, counts_refusal, echo, metric, name, open, rejected, soon, until,
+    Door, Pair, SOON, World, counts_refusal, echo, metric, name, open, pattern, rejected, soon,
+    until,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
@@ -15,10 +17,11 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::UnixListener;
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
+use towpath_daemon::log;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
-    Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, Preamble, Received, Resume, RunId,
-    StreamId,
+    Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, PathReport, Preamble, Received, Resume,
+    RunId, StreamId,
 };
 use towpath_protocol::endpoint::Endpoint as Place;
 use towpath_protocol::fault::Code;
@@ -107,7 +110,7 @@ async fn t01_random_datagrams_are_dropped_without_an_answer() {
     let door = Door::open().await;
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     for length in [0, 1, 5, 20, 100, 1199, 1200, 1472] {
-        let mut datagram = crate::harness::pattern(length as u64, length);
+        let mut datagram = pattern(length as u64, length);
         if let Some(first) = datagram.first_mut() {
             // A long header of QUIC version 1 makes the parser look closest.
             *first |= 0xc0;
@@ -287,7 +290,7 @@ async fn link(door: &Door) -> (Connection, Connection) {
 struct Joined {
     urgent: Connection,
     bulk: Connection,
-    _control: [(SendStream, RecvStream); 2],
+    control: [(SendStream, RecvStream); 2],
 }
 
 async fn joined(door: &Door, link: LinkId) -> Joined {
@@ -309,7 +312,7 @@ async fn joined_with(door: &Door, link: LinkId, how: fn() -> TransportConfig) ->
     Joined {
         urgent,
         bulk,
-        _control: control,
+        control,
     }
 }
 
@@ -641,4 +644,76 @@ async fn a_second_host_of_a_site_does_not_push_the_first_one_out() {
     })
     .await;
     assert_eq!(pair.region.status().links[0].host.as_deref(), Some("box-1"));
+}
+
+/// A log that is kept in memory.
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(&mut *self.0.lock().unwrap(), bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t17_a_peer_that_changes_its_wish_without_end_holds_nobody_up() {
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&kept);
+    let lines = log::lines(&log::Options::default(), true, move || {
+        Shared(Arc::clone(&log))
+    });
+    tracing::dispatcher::set_global_default(lines.unwrap()).unwrap();
+    let door = Door::open().await;
+    let _echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
+    let Joined {
+        urgent, control, ..
+    } = joined(&door, LinkId(7)).await;
+    let wish = |bytes_per_second| {
+        let receive_rate_max = Some(bytes_per_second);
+        let report = PathReport {
+            receive_rate_max,
+            ..PathReport::default()
+        };
+        Preamble::Path(report).encode()
+    };
+    let words: Vec<u8> = (0..100_000)
+        .flat_map(|count| wish(3_000_000 + count % 2))
+        .collect();
+    let [(mut words_out, _words_in), _bulk] = control;
+    let last = wish(2_000_000);
+    let saying = tokio::spawn(async move {
+        words_out.write_all(&words).await.unwrap();
+        words_out.write_all(&last).await.unwrap();
+        words_out
+    });
+    let (mut send, mut recv) = soon(urgent.open_bi()).await.unwrap();
+    send.write_all(&begin(Class::Demand).encode())
+        .await
+        .unwrap();
+    assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
+    let page = pattern(5, 4096);
+    for _ in 0..10 {
+        let began = Instant::now();
+        send.write_all(&page).await.unwrap();
+        let mut heard = vec![0; page.len()];
+        soon(recv.read_exact(&mut heard)).await.unwrap();
+        assert!(heard == page);
+        assert!(began.elapsed() < Duration::from_secs(3));
+    }
+    let _words_out = soon(saying).await.unwrap();
+    until("the last wish holds", || {
+        door.region.status().links[0].cap_bits_per_second == Some(16_000_000)
+    })
+    .await;
+    let text = String::from_utf8(kept.lock().unwrap().clone()).unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| line.contains("wants to receive"));
+    // Other tests of this process have links too.
+    let count = lines.count();
+    assert!(count < 100, "{count} lines");
 }
