@@ -128,10 +128,15 @@ impl Channel {
         Arc::clone(&self.spec.borrow())
     }
 
+    /// Whether programs reach it: one whose address somebody else took while it was to move has none.
+    pub(crate) fn is_listening(&self) -> bool {
+        !self.gone.is_requested()
+    }
+
     /// Whether it listens where it is to.
     fn is_at(&self, listen: &Endpoint) -> bool {
         let is_there = [&self.spec().listen, &self.listen].contains(&listen);
-        is_there && !self.gone.is_requested()
+        is_there && self.is_listening()
     }
 
     /// Stops the listener and waits until its address is free; what is connected lives on.
@@ -238,7 +243,25 @@ impl Channels {
                 late.push(spec.clone());
             }
         }
+        // Whatever could not move stays where it was, now that all that goes there has what it can.
+        for spec in &late {
+            self.stay(core, &spec.name).await;
+        }
         late
+    }
+
+    /// Has a channel listen again where it did, if it has let go of its address.
+    async fn stay(&self, core: &Arc<Core>, name: &Name) {
+        let _book = self.book.lock().await;
+        let Some(channel) = self.find(name).filter(|channel| !channel.is_listening()) else {
+            return;
+        };
+        match start(core, (&channel.spec(), &channel.listen), Some(&channel)).await {
+            Ok(again) => {
+                self.running().insert(name.clone(), Arc::new(again));
+            }
+            Err(fault) => channel.figures.set_error(&fault),
+        }
     }
 
     fn recall(&self) -> Result<Book, Fault> {
@@ -319,7 +342,7 @@ impl Channels {
         let new = match &old {
             Some(old) if old.is_at(&spec.listen) => None,
             // Unless it was stopped before, the old listener goes once the new one is there.
-            old => Some(start(core, spec, old.as_deref()).await?),
+            old => Some(start(core, (spec, &spec.listen), old.as_deref()).await?),
         };
         Ok(Started {
             channels: self,
@@ -459,10 +482,10 @@ async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Fault> {
 
 async fn start(
     core: &Arc<Core>,
-    spec: &Arc<ChannelSpec>,
+    (spec, listen): (&Arc<ChannelSpec>, &Endpoint),
     old: Option<&Channel>,
 ) -> Result<Channel, Fault> {
-    let (listener, listen) = bind(&spec.listen).await?;
+    let (listener, listen) = bind(listen).await?;
     let (accepting, accept_stop) = shutdown::channel();
     // Lost with the listener.
     let (bound, gone) = shutdown::channel();

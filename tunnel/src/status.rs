@@ -362,6 +362,14 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     let verdict = peer.map(|peer| verdict(peer));
     let link = peer.and_then(|peer| peer.state().link);
     let last_error = figures.last_error.lock();
+    let (state, reason) = match verdict {
+        _ if !channel.is_listening() => {
+            let reason = format!("does not listen at {} any more", channel.listen);
+            (LinkState::Down, reason)
+        }
+        Some(verdict) => (verdict.state, verdict.reason),
+        None => (LinkState::Down, String::new()),
+    };
     ChannelView {
         name: spec.name.to_string(),
         listen: channel.listen.to_string(),
@@ -370,10 +378,8 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
         class: spec.class.to_string(),
         generation: spec.generation,
         expires_unix_seconds: spec.expires_unix_seconds,
-        state: verdict
-            .as_ref()
-            .map_or(LinkState::Down, |verdict| verdict.state),
-        reason: verdict.map_or_else(String::new, |verdict| verdict.reason),
+        state,
+        reason,
         connections: of(&figures.connections),
         connections_total: of(&figures.connections_total),
         errors: of(&figures.errors),

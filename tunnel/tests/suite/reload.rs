@@ -13,7 +13,7 @@ use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::shares::{ServiceCap, Shaping, Share};
-use towpath_tunnel::status::{ChannelView, LinkView, ServiceView};
+use towpath_tunnel::status::{ChannelView, LinkState, LinkView, ServiceView};
 
 const CAP: &str = "20Mbit";
 
@@ -311,4 +311,60 @@ async fn l06_a_channel_whose_address_is_taken_is_opened_once_it_is_free() {
     drop(taken);
     until("the channel is open", || !listening(&pair).is_empty()).await;
     check_answers("127.9.1.2:7001").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l06_a_channel_that_cannot_move_stays_where_it_was_until_it_can() {
+    let [one, two] = [1, 2].map(|port| format!("127.9.1.3:700{port}"));
+    let at = |address: &str| vec![channel_at("moving", &format!("tcp:{address}"))];
+    let began = at(&one);
+    let pair = Pair::start_with(
+        |edge, _| {
+            edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+            edge.channels = began;
+        },
+        None,
+    )
+    .await;
+    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let taken = std::net::TcpListener::bind(&two).unwrap();
+    let mut config = pair.edge_config.clone();
+    config.channels = at(&two);
+    write(&config, &file);
+    pair.edge.reload().await;
+    let shown = || pair.edge.status().channels.remove(0);
+    assert_eq!(shown().listen, format!("tcp:{one}"));
+    assert!(shown().last_error.unwrap().contains(&two));
+    check_answers(&one).await;
+    drop(taken);
+    until("the channel has moved", || {
+        shown().listen == format!("tcp:{two}")
+    })
+    .await;
+    check_answers(&two).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l06_a_channel_that_has_no_address_left_is_shown_as_down() {
+    let [one, two] = [1, 2].map(|port| format!("tcp:127.9.1.4:700{port}"));
+    let began = vec![channel_at("a", &one)];
+    let pair = Pair::start_with(
+        |edge, _| {
+            edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+            edge.channels = began;
+        },
+        None,
+    )
+    .await;
+    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let _taken = std::net::TcpListener::bind("127.9.1.4:7002").unwrap();
+    let mut config = pair.edge_config.clone();
+    // Another channel takes what the first one lets go of.
+    config.channels = vec![channel_at("a", &two), channel_at("b", &one)];
+    write(&config, &file);
+    pair.edge.reload().await;
+    let [a, b] = [0, 1].map(|place| pair.edge.status().channels.remove(place));
+    assert_eq!((a.state, b.state), (LinkState::Down, LinkState::Healthy));
+    assert!(a.reason.contains("does not listen"), "{}", a.reason);
+    assert_eq!(b.listen, one);
 }
