@@ -31,6 +31,8 @@ pub struct Wrong {
     pub key: String,
     /// What is wrong with it and what to write instead.
     pub why: String,
+    /// Which entry it is of, if the key begins with one that stands there more than once; from 0.
+    entry: Option<usize>,
 }
 
 impl Wrong {
@@ -39,7 +41,15 @@ impl Wrong {
         Self {
             key: key.into(),
             why: why.into(),
+            entry: None,
         }
+    }
+
+    /// The same about this entry of several, counted from 0: the second `[[peers]]` is 1.
+    #[must_use]
+    pub fn in_entry(mut self, entry: usize) -> Self {
+        self.entry = Some(entry);
+        self
     }
 }
 
@@ -87,7 +97,7 @@ pub fn check<T: DeserializeOwned + Check>(path: &Path, text: &str) -> Result<T, 
 /// A complaint about a key of the file called `path`, behind the place where the key stands in it.
 #[must_use]
 pub fn place(path: &Path, text: &str, wrong: &Wrong) -> String {
-    let at = offset_of(text, &wrong.key).map_or_else(String::new, |at| position(text, at));
+    let at = offset_of(text, wrong).map_or_else(String::new, |at| position(text, at));
     format!("{}{at}: {}: {}", path.display(), wrong.key, wrong.why)
 }
 
@@ -175,15 +185,20 @@ fn position(text: &str, offset: usize) -> String {
 }
 
 /// Where a dotted key stands, or the innermost table of it that is there.
-fn offset_of(text: &str, key: &str) -> Option<usize> {
+fn offset_of(text: &str, wrong: &Wrong) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
     let mut offset = None;
-    for part in key.split('.') {
+    for part in wrong.key.split('.') {
         let Some((found, value)) = table.get_key_value(part) else {
             break;
         };
         offset = Some(found.span().start);
+        let mut value = value;
+        if let (DeValue::Array(entries), Some(entry)) = (value.get_ref(), wrong.entry) {
+            value = entries.get(entry)?;
+            offset = Some(value.span().start);
+        }
         let DeValue::Table(inner) = value.get_ref() else {
             break;
         };
@@ -205,6 +220,14 @@ mod tests {
         #[serde(default)]
         name: String,
         limits: Option<Limits>,
+        #[serde(default)]
+        peers: Vec<Peer>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Peer {
+        site: String,
+        rate: Option<u32>,
     }
 
     #[derive(Debug, Deserialize)]
@@ -219,8 +242,19 @@ mod tests {
                 Some(limits) if limits.guests == 0 => {
                     Err(Wrong::new("limits.guests", "must be at least 1"))
                 }
-                _ => Ok(()),
+                _ => self.check_peers(),
             }
+        }
+    }
+
+    impl Sample {
+        fn check_peers(&self) -> Result<(), Wrong> {
+            let mut peers = self.peers.iter().enumerate();
+            let wrong = peers.find(|(_, peer)| peer.site.is_empty() || peer.rate == Some(0));
+            wrong.map_or(Ok(()), |(entry, peer)| {
+                let key = if peer.site.is_empty() { "site" } else { "rate" };
+                Err(Wrong::new(format!("peers.{key}"), "cannot be").in_entry(entry))
+            })
         }
     }
 
@@ -260,6 +294,16 @@ mod tests {
         refused(
             "port = 1\n[limits]\nguests = 0",
             &[":3:1: limits.guests: ", "at least 1"],
+        );
+        let first = "port = 1\n[[peers]]\nsite = \"a\"\n[[peers]]\n";
+        refused(
+            &format!("{first}rate = 0\nsite = \"b\""),
+            &[":5:1: peers.rate: "],
+        );
+        refused(&format!("{first}site = \"\""), &[":5:1: peers.site: "]);
+        refused(
+            "port = 1\npeers = [{ site = \"a\" },\n { site = \"\" }]",
+            &[":3:4: peers.site"],
         );
         refused("port = ", &[":1:8: "]);
         refused("\u{e9} = 1\nport = 1", &[":1:1: "]);
