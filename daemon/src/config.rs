@@ -112,12 +112,16 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Fault> {
         let at = error
             .span()
             .map_or_else(String::new, |span| position(text, span.start));
-        // A value's own parser gives its fault with a code, and that is the same as ours.
-        let code = format!("{}: ", Code::Config);
-        let message = error.message();
-        let what = explain::explain(message.strip_prefix(&*code).unwrap_or(message));
+        let what = explain::explain(without_code(error.message()));
         fault(format!("{}{at}: {what}", path.display()))
     })
+}
+
+/// What is wrong with a value, without the code that its own parser gives: the file has one for all.
+fn without_code(message: &str) -> &str {
+    let parts = message.split_once(": ");
+    let coded = parts.filter(|(code, _)| Code::parse(code).is_some());
+    coded.map_or(message, |(_, detail)| detail)
 }
 
 /// Reads a configuration file if nobody else could have written it.
@@ -307,6 +311,17 @@ mod tests {
         );
         refused("port = ", &[":1:8: "]);
         refused("\u{e9} = 1\nport = 1", &[":1:1: "]);
+    }
+
+    #[test]
+    fn a_values_own_code_is_left_out() {
+        assert_eq!(
+            without_code("E_USAGE: \"x\" is not a size"),
+            "\"x\" is not a size"
+        );
+        for other in ["missing field `a`", "E_X: y", "a: b"] {
+            assert_eq!(without_code(other), other);
+        }
     }
 
     #[test]
