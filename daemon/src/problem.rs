@@ -26,14 +26,15 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem with the table's sentence and remedy for its code.
+    /// A problem with the table's sentence and remedy for its code, or the remedy for what the system refused.
     pub fn new(code: Code, cause: impl Into<String>) -> Self {
-        let advice = advice::of(code);
+        let (advice, cause) = (advice::of(code), cause.into());
+        let of_system = advice::of_system(code, &cause);
         Self {
             code: code.as_str().to_owned(),
             message: advice.sentence.to_owned(),
-            cause: cause.into(),
-            remedy: advice.remedy.to_owned(),
+            remedy: of_system.unwrap_or(advice.remedy).to_owned(),
+            cause,
         }
     }
 
@@ -103,6 +104,8 @@ impl std::error::Error for Problem {}
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
 
     #[test]
@@ -141,6 +144,24 @@ mod tests {
             checked_in == text,
             "docs/errors.md is stale: TOWPATH_UPDATE_DOCS=1"
         );
+    }
+
+    #[test]
+    fn what_the_system_refuses_has_a_remedy_of_its_own() {
+        let remedy = |code, kind: ErrorKind, number| {
+            let error = std::io::Error::from_raw_os_error(number);
+            assert_eq!(error.kind(), kind);
+            Problem::new(code, format!("/a/b: {error}")).remedy
+        };
+        let denied = remedy(Code::Certificate, ErrorKind::PermissionDenied, 13);
+        assert!(denied.contains("as root"), "{denied}");
+        let missing = remedy(Code::Config, ErrorKind::NotFound, 2);
+        assert!(missing.contains("the path is right"), "{missing}");
+        let taken = remedy(Code::Io, ErrorKind::AddrInUse, 98);
+        assert!(taken.contains("another address"), "{taken}");
+        // A peer's system is none of ours.
+        let peers = remedy(Code::Refused, ErrorKind::NotFound, 2);
+        assert_eq!(peers, advice::of(Code::Refused).remedy);
     }
 
     #[test]

@@ -29,6 +29,41 @@ pub(super) const fn of(code: Code) -> Advice {
     Advice { sentence, remedy }
 }
 
+/// What the system says of a file or an address, and what to do about it whatever the code.
+const OF_SYSTEM: [(&str, &str); 5] = [
+    (
+        "Permission denied (os error 13)",
+        "run it as root, or as the user who may use that file",
+    ),
+    (
+        "No such file or directory (os error 2)",
+        "check that the path is right, and that the folder above it is there",
+    ),
+    (
+        "Address already in use (os error 98)",
+        "find out what else listens there, or choose another address",
+    ),
+    (
+        "No space left on device (os error 28)",
+        "make room on that disk",
+    ),
+    (
+        "Read-only file system (os error 30)",
+        "choose a place that can be written to, or mount it so",
+    ),
+];
+
+/// What to do about what the system said, if a cause tells it of this host's own things.
+pub(super) fn of_system(code: Code, cause: &str) -> Option<&'static str> {
+    let is_ours = matches!(
+        code,
+        Code::Io | Code::Path | Code::Config | Code::Certificate
+    );
+    let mut known = OF_SYSTEM.iter().filter(|_| is_ours);
+    let found = known.find(|(said, _)| cause.contains(said));
+    found.map(|(_, remedy)| *remedy)
+}
+
 /// Codes that speak of the other side.
 const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
     Some(match code {
