@@ -17,6 +17,7 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
+use crate::built_in::SOCKET;
 use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
 use crate::probe::{BYTES_MAX, BYTES_MIN};
 use crate::shares::{Shaping, Shares};
@@ -108,6 +109,8 @@ pub struct ProbeConfig {
     /// Most bytes that each may send.
     pub bytes: Size,
 }
+
+const MUST_BE_ABSOLUTE: &str = "must be an absolute path, beginning with /";
 
 /// Least time between two measurements: oftener they would be traffic of their own.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(10);
@@ -204,41 +207,9 @@ pub const UDP_PAYLOAD_BYTES: std::ops::RangeInclusive<u16> = 1200..=8972;
 
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
-        if self.peers.len() > PEER_COUNT_MAX {
-            return Err(Wrong::new("peers", format!("at most {PEER_COUNT_MAX}")));
-        }
-        if self.services.len() > SERVICE_COUNT_MAX {
-            let why = format!("at most {SERVICE_COUNT_MAX}");
-            return Err(Wrong::new("services", why));
-        }
-        let mut sites = BTreeSet::new();
-        for peer in &self.peers {
-            if peer.site == self.site {
-                return Err(Wrong::new("peers.site", "is this site itself"));
-            }
-            if !sites.insert(&peer.site) {
-                let why = format!("{} stands there twice", peer.site);
-                return Err(Wrong::new("peers.site", why));
-            }
-            peer.shaping().check()?;
-            peer.check_probe()?;
-            if peer.address.is_none() && self.listen.is_none() {
-                let why = format!("{} has none, and nothing is listened at either", peer.site);
-                return Err(Wrong::new("peers.address", why));
-            }
-        }
-        let mut names = BTreeSet::new();
-        if let Some(twice) = self.services.iter().find(|s| !names.insert(&s.name)) {
-            let why = format!("{} stands there twice", twice.name);
-            return Err(Wrong::new("services.name", why));
-        }
-        for service in &self.services {
-            let has_socket = !service.socket.as_os_str().is_empty();
-            if has_socket == service.target.is_some() {
-                let why = format!("{} needs either a socket or a target", service.name);
-                return Err(Wrong::new("services.target", why));
-            }
-        }
+        self.check_paths()?;
+        self.check_peers()?;
+        self.check_services()?;
         self.check_channels()?;
         if self.admin.http.is_some_and(|http| !http.ip().is_loopback()) {
             return Err(Wrong::new("admin.http", "is not a loopback address"));
@@ -292,23 +263,136 @@ impl Config {
         }
     }
 
+    fn check_paths(&self) -> Result<(), Wrong> {
+        let certificates = &self.certificates;
+        let paths = [
+            ("socket", Some(&self.socket)),
+            ("state_dir", self.state_dir.as_ref()),
+            ("admin.socket", Some(&self.admin.socket)),
+            ("certificates.cert", Some(&certificates.cert)),
+            ("certificates.key", Some(&certificates.key)),
+            ("certificates.ca", Some(&certificates.ca)),
+            ("certificates.crl", certificates.crl.as_ref()),
+        ];
+        for (key, path) in paths {
+            if path.is_some_and(|path| !path.is_absolute()) {
+                return Err(Wrong::new(key, MUST_BE_ABSOLUTE));
+            }
+        }
+        if self.admin.socket == self.socket {
+            let why = "is the programs' socket too; each needs its own";
+            return Err(Wrong::new("admin.socket", why));
+        }
+        Ok(())
+    }
+
+    fn check_peers(&self) -> Result<(), Wrong> {
+        if self.peers.len() > PEER_COUNT_MAX {
+            return Err(Wrong::new("peers", format!("at most {PEER_COUNT_MAX}")));
+        }
+        let mut sites = BTreeSet::new();
+        for (entry, peer) in self.peers.iter().enumerate() {
+            let is_twice = !sites.insert(&peer.site);
+            self.check_peer(peer, is_twice)
+                .map_err(|wrong| wrong.in_entry(entry))?;
+        }
+        Ok(())
+    }
+
+    fn check_peer(&self, peer: &PeerConfig, is_twice: bool) -> Result<(), Wrong> {
+        if peer.site == self.site {
+            return Err(Wrong::new("peers.site", "is this site itself"));
+        }
+        if is_twice {
+            let why = format!("{} stands there twice", peer.site);
+            return Err(Wrong::new("peers.site", why));
+        }
+        peer.shaping().check()?;
+        peer.check_probe()?;
+        match &peer.address {
+            None if self.listen.is_none() => {
+                let why = format!("{} has none, and nothing is listened at either", peer.site);
+                Err(Wrong::new("peers.address", why))
+            }
+            Some(address) if !has_port(address) => {
+                let why = format!("{address:?} has no port; write it as in \"host:4790\"");
+                Err(Wrong::new("peers.address", why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_services(&self) -> Result<(), Wrong> {
+        if self.services.len() > SERVICE_COUNT_MAX {
+            let why = format!("at most {SERVICE_COUNT_MAX}");
+            return Err(Wrong::new("services", why));
+        }
+        let mut names = BTreeSet::new();
+        for (entry, service) in self.services.iter().enumerate() {
+            let wrong = |key: &str, why: String| {
+                Err(Wrong::new(format!("services.{key}"), why).in_entry(entry))
+            };
+            if !names.insert(&service.name) {
+                return wrong("name", format!("{} stands there twice", service.name));
+            }
+            let socket = &service.socket;
+            match (socket.as_os_str().is_empty(), &service.target) {
+                (true, None) => {
+                    return wrong(
+                        "name",
+                        format!("{} needs a socket or a target", service.name),
+                    );
+                }
+                (false, Some(_)) => {
+                    let why = format!("{} has a socket too; leave one out", service.name);
+                    return wrong("target", why);
+                }
+                (true, Some(_)) => {}
+                (false, None) if socket.is_absolute() || socket.as_os_str() == SOCKET => {}
+                (false, None) => {
+                    return wrong("socket", format!("{MUST_BE_ABSOLUTE}, or be {SOCKET:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check_channels(&self) -> Result<(), Wrong> {
         if self.channels.len() > CHANNEL_COUNT_MAX {
             let why = format!("at most {CHANNEL_COUNT_MAX}");
             return Err(Wrong::new("channels", why));
         }
-        let mut names = BTreeSet::new();
-        for channel in &self.channels {
+        let (mut names, mut listeners) = (BTreeSet::new(), BTreeSet::new());
+        for (entry, channel) in self.channels.iter().enumerate() {
+            let wrong = |key: &str, why: String| {
+                Err(Wrong::new(format!("channels.{key}"), why).in_entry(entry))
+            };
             if !names.insert(&channel.name) {
-                let why = format!("{} stands there twice", channel.name);
-                return Err(Wrong::new("channels.name", why));
+                return wrong("name", format!("{} stands there twice", channel.name));
+            }
+            if !is_any_port(&channel.listen) && !listeners.insert(&channel.listen) {
+                let why = format!("{} is another channel's too", channel.listen);
+                return wrong("listen", why);
             }
             if !self.peers.iter().any(|peer| peer.site == channel.peer) {
-                let why = format!("{} is no peer", channel.peer);
-                return Err(Wrong::new("channels.peer", why));
+                return wrong("peer", format!("{} is no peer", channel.peer));
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a peer's address ends with a port.
+fn has_port(address: &str) -> bool {
+    let parts = address.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0))
+}
+
+/// Whether the system chooses the port that is listened at.
+const fn is_any_port(listen: &Endpoint) -> bool {
+    match listen {
+        Endpoint::Tcp(address) | Endpoint::Udp(address) => address.port() == 0,
+        Endpoint::Unix(_) => false,
     }
 }
 
@@ -505,6 +589,74 @@ mod tests {
                 error.contains("E_CONFIG") && error.contains(word),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn l06_what_a_start_could_not_use_is_refused_at_its_own_entry() {
+        let channel = |name, listen, peer| {
+            format!(
+                "\n[[channels]]\nname = \"{name}\"\nlisten = \"{listen}\"\npeer = \"{peer}\"\nservice = \"s\""
+            )
+        };
+        let service = |more: &str| format!("\n[[services]]\nname = \"web\"\nallow = []\n{more}");
+        let (socket, target) = ("socket = \"/s\"", "target = \"tcp:127.0.0.1:80\"");
+        let add = |more: String| format!("{GOOD}{more}");
+        let one = channel("one", "tcp:127.0.0.1:7001", "region");
+        let change = |from: &str, to: &str| GOOD.replacen(from, to, 1);
+        for (text, place) in [
+            (
+                change("/run/towpath/tunnel.sock", "run/tunnel.sock"),
+                ":5:9: socket: must be an absolute",
+            ),
+            (
+                format!("state_dir = \"rel/x\"{GOOD}"),
+                ":1:1: state_dir: must be an absolute",
+            ),
+            (
+                change("/etc/towpath/ca.pem", "ca.pem"),
+                ":24:9: certificates.ca: must be an absolute",
+            ),
+            (
+                change("-admin", ""),
+                ":18:9: admin.socket: is the programs' socket too",
+            ),
+            (
+                change("region.example:7411", "region.example"),
+                ":9:9: peers.address: \"region.example\" has no port",
+            ),
+            (
+                change("/run/towpath/moves.sock", "builtin:bnch"),
+                ":14:9: services.socket: must be an absolute",
+            ),
+            (
+                add(service("")),
+                ":30:1: services.name: web needs a socket or a target",
+            ),
+            (
+                add(service(&format!("{socket}\n{target}"))),
+                ":33:1: services.target: web has a socket too",
+            ),
+            (
+                add(service("").replace("web", "migrator") + socket),
+                ":30:1: services.name: migrator stands there twice",
+            ),
+            (
+                add(one.clone() + &channel("two", "tcp:127.0.0.1:7001", "region")),
+                ":36:1: channels.listen: tcp:127.0.0.1:7001 is another",
+            ),
+            (
+                add(one.clone() + &channel("two", "udp:127.0.0.1:7001", "branch")),
+                ":37:1: channels.peer: branch is no peer",
+            ),
+        ] {
+            let error = check(&text).expect_err(place);
+            assert!(error.contains(&format!("tunnel.toml{place}")), "{error}");
+        }
+        let any = channel("one", "tcp:127.0.0.1:0", "region")
+            + &channel("two", "tcp:127.0.0.1:0", "region");
+        for good in [any, service(target), service("socket = \"builtin:bench\"")] {
+            check(&add(good)).unwrap();
         }
     }
 
