@@ -1,6 +1,6 @@
 //! Log lines on stderr, as text or JSON.
 
-use std::fmt::{self, Debug, Display, Write};
+use std::fmt::{self, Debug, Write};
 use std::io::{self, IsTerminal};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,8 @@ use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{FormatFields, MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::Wrong;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,6 +43,27 @@ impl Default for Options {
             format: Format::Text,
             filter: "info".to_owned(),
         }
+    }
+}
+
+impl Options {
+    /// Looks whether the filter can be used.
+    ///
+    /// # Errors
+    ///
+    /// `log.filter`, with why not.
+    pub fn check(&self) -> Result<(), Wrong> {
+        let wrong = |why| Wrong::new("log.filter", format!("{:?}: {why}", self.filter));
+        self.targets().map(drop).map_err(wrong)
+    }
+
+    fn targets(&self) -> Result<Targets, String> {
+        if self.filter.contains('[') {
+            // Taken as a module's name it would be obeyed, and nothing would be logged by it.
+            return Err("lines are chosen by level and module, not by span".to_owned());
+        }
+        let parsed: Result<Targets, _> = self.filter.parse();
+        parsed.map(quietened).map_err(|error| error.to_string())
     }
 }
 
@@ -80,16 +103,10 @@ pub fn lines(
     colours: bool,
     writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
 ) -> Result<Dispatch, Fault> {
-    let wrong = |why: &dyn Display| {
+    let filter = options.targets().map_err(|why| {
         let detail = format!("log filter {:?}: {why}", options.filter);
         Fault::new(Code::Config, detail)
-    };
-    if options.filter.contains('[') {
-        // Taken as a module's name it would be obeyed, and nothing would be logged by it.
-        return Err(wrong(&"lines are chosen by level and module, not by span"));
-    }
-    let parsed: Result<Targets, _> = options.filter.parse();
-    let filter = quietened(parsed.map_err(|error| wrong(&error))?);
+    })?;
     let filtered = tracing_subscriber::registry().with(filter);
     let lines = layer().with_writer(writer);
     Ok(match options.format {

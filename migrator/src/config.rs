@@ -204,6 +204,18 @@ impl Check for Config {
                 ));
             }
         }
+        let (own, tunnels, service) = (self.socket(), self.tunnel_socket(), self.service_socket());
+        let others = [("tunnel_socket", &tunnels), ("service_socket", &service)];
+        if let Some((key, _)) = others.into_iter().find(|(_, path)| **path == own) {
+            return Err(Wrong::new(
+                key,
+                "is the operators' socket too; each needs its own",
+            ));
+        }
+        if tunnels == service {
+            let why = "is the socket for new streams too; each needs its own";
+            return Err(Wrong::new("service_socket", why));
+        }
         if self
             .listen
             .is_some_and(|address| !address.ip().is_loopback())
@@ -242,7 +254,7 @@ impl Check for Config {
             let why = format!("is {memory} and must be {min} to {max}");
             return Err(Wrong::new("quota.memory", why));
         }
-        Ok(())
+        self.log.check()
     }
 }
 
@@ -293,6 +305,18 @@ mod tests {
             (
                 "[quota]\nmemory = \"1KiB\"",
                 [":5:1: quota.memory: ", "1MiB to 1024TiB"],
+            ),
+            (
+                "socket = \"/x/s\"\nservice_socket = \"/x/s\"",
+                [":5:1: service_socket: ", "the operators' socket too"],
+            ),
+            (
+                "socket = \"/run/towpath/tunnel.sock\"",
+                ["tunnel_socket: ", "the operators' socket too"],
+            ),
+            (
+                "[log]\nfilter = \"bogus=bogus\"",
+                [":5:1: log.filter: ", "bogus"],
             ),
             ("[quota]\nmemory = \"lots\"", [":5:10: ", "not a size"]),
             ("[qouta]\nguests = 1", [":4:2: ", "did you mean `quota`?"]),
