@@ -148,13 +148,14 @@ impl Tunnel {
         })?;
         let core = Arc::new(Core::new(config)?);
         let (trigger, stop) = shutdown::channel();
-        let endpoint = config.listen.map(|at| listen(&core, at)).transpose()?;
+        // Their locks first: whoever starts a second tunnel is to hear of the first one, not of its address.
         let admin = Socket::bind(&config.admin.socket)?;
+        let socket = Socket::bind(&config.socket)?;
+        let endpoint = config.listen.map(|at| listen(&core, at)).transpose()?;
         let http = match config.admin.http {
             Some(address) => Some(http::bind_loopback(address).await?),
             None => None,
         };
-        let socket = Socket::bind(&config.socket)?;
         core.channels.begin(&core, &config.channels).await?;
         let mut tunnel = Self {
             listen_address: endpoint.as_ref().and_then(|end| end.local_addr().ok()),

@@ -310,6 +310,33 @@ fn start_tunnel(config: &Path, notify: &Path, more: &[&str]) -> Child {
 }
 
 #[test]
+fn a_second_tunnel_is_told_of_the_first_though_its_address_is_taken_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tunnel_config(folder.path());
+    let path = folder.path().join("notify");
+    let notify = UnixDatagram::bind(&path).unwrap();
+    notify.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut first = start_tunnel(&config, &path, &["--until-stdin-closes"]);
+    assert!(
+        notify.recv(&mut [0; 512]).unwrap() > 0,
+        "it says that it is ready"
+    );
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("127.0.0.1:0", &listen);
+    let config = write(folder.path(), "second.toml", &text);
+    let second = end_of(start_tunnel(&config, &path, &[]));
+    assert_eq!(second.status, 69, "{second:?}");
+    assert!(
+        second.stderr.contains("error E_ALREADY_RUNNING: "),
+        "{second:?}"
+    );
+    drop(first.stdin.take());
+    assert_eq!(end_of(first).status, 0);
+}
+
+#[test]
 fn a_tunnel_says_when_it_is_ready_is_there_once_and_ends_when_told() {
     let folder = tempfile::tempdir().unwrap();
     let config = tunnel_config(folder.path());
