@@ -53,6 +53,8 @@ struct Checked<'a> {
     file: &'a Path,
     daemon: Daemon,
     valid: bool,
+    /// Files it names that whoever asks may not open: they were not looked at.
+    not_opened: Vec<PathBuf>,
 }
 
 impl Command {
@@ -71,11 +73,12 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Some(daemon) => daemon,
         None => told_from(&text).ok_or_else(|| undecided(&options.file))?,
     };
-    check(daemon, &options.file, &text)?;
+    let not_opened = check(daemon, &options.file, &text)?;
     let checked = Checked {
         file: &options.file,
         daemon,
         valid: true,
+        not_opened,
     };
     show::show(options.output.format, "config", &checked, || {
         let file = escape(&options.file.display().to_string());
@@ -83,14 +86,26 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
             Daemon::Tunnel => "tunnel",
             Daemon::Migrator => "migrator",
         };
-        format!("{file}: a right configuration of the {daemon}\n")
+        let mut text = format!("{file}: a right configuration of the {daemon}\n");
+        let denied = &checked.not_opened;
+        let denied: Vec<_> = denied
+            .iter()
+            .map(|path| escape(&path.display().to_string()))
+            .collect();
+        if !denied.is_empty() {
+            text.push_str(&format!(
+                "its certificates were not looked at, for want of rights to {}: ask as root\n",
+                denied.join(", ")
+            ));
+        }
+        text
     })
 }
 
-fn check(daemon: Daemon, file: &Path, text: &str) -> Result<(), Fault> {
+fn check(daemon: Daemon, file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
     match daemon {
         Daemon::Tunnel => super::tunnel::check(file, text),
-        Daemon::Migrator => super::migrator::check(file, text),
+        Daemon::Migrator => super::migrator::check(file, text).map(|()| Vec::new()),
     }
 }
 

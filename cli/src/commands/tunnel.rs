@@ -2,7 +2,7 @@
 
 mod identity;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use tokio::runtime::Builder;
@@ -68,17 +68,12 @@ fn serve(config: &Config) -> Result<(), Fault> {
     })
 }
 
-/// Checks the text of a tunnel's configuration file, and the files it names as the daemon's start would.
-pub(crate) fn check(file: &Path, text: &str) -> Result<(), Fault> {
+/// Checks the text of a tunnel's configuration file, and the files it names as the daemon's start would; those
+/// that whoever asks may not open.
+pub(crate) fn check(file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
     let config = config::check::<Config>(file, text)?;
-    match identity::check(&config) {
-        Ok(()) => Ok(()),
-        Err(found) => {
-            let wrong = Wrong::new(found.key, found.fault.detail);
-            Err(Fault::new(
-                found.fault.code,
-                config::place(file, text, &wrong),
-            ))
-        }
-    }
+    identity::check(&config).map_err(|found| {
+        let wrong = Wrong::new(found.key, found.fault.detail);
+        Fault::new(found.fault.code, config::place(file, text, &wrong))
+    })
 }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -96,6 +97,38 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
     refused(&other, ":2:1: host", "names edge/box");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     refused(&good, ":9:1: certificates.key", "chmod 600");
+}
+
+#[test]
+fn config_check_says_which_files_it_may_not_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tunnel_config(folder.path());
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let key = folder.path().join("box/key.pem");
+    for path in [folder.path(), &folder.path().join("box")] {
+        mode(path, 0o755);
+    }
+    for name in ["tunnel.toml", "box/cert.pem", "box/ca.pem"] {
+        mode(&folder.path().join(name), 0o644);
+    }
+    let mut command = towpath(&["config", "check", word(&config), "-o", "json"]);
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    } else {
+        mode(&key, 0o000);
+    }
+    let Ok(output) = command.output() else {
+        println!("skipped: the program cannot be run as another user");
+        return;
+    };
+    let checked = Ran::of(&output).document("config");
+    assert_eq!(checked["not_opened"], serde_json::json!([word(&key)]));
+    let own = run(&["config", "check", word(&config), "-o", "json"]).document("config");
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(own["not_opened"], serde_json::json!([]));
+    }
 }
 
 #[test]

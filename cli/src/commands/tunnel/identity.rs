@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use towpath_certs::files::{read_private, read_public};
 use towpath_certs::identity::Identity;
@@ -22,16 +22,14 @@ fn of(key: &'static str) -> impl Fn(Fault) -> Found {
 }
 
 /// Opens certificate, key, authority and lists as the daemon does, and looks whether they belong together and
-/// to this host. Files that only the daemon's user may open are left to the daemon.
-pub(super) fn check(config: &Config) -> Result<(), Found> {
+/// to this host. If whoever asks may not open all of them, none is looked at: those are what is returned.
+pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     let files = &config.certificates;
     let all = [&files.cert, &files.key, &files.ca];
-    if all
-        .into_iter()
-        .chain(&files.crl)
-        .any(|path| is_denied(path))
-    {
-        return Ok(());
+    let all = all.into_iter().chain(&files.crl);
+    let denied: Vec<_> = all.filter(|path| is_denied(path)).cloned().collect();
+    if !denied.is_empty() {
+        return Ok(denied);
     }
     read_public(&files.cert).map_err(of("certificates.cert"))?;
     read_private(&files.key).map_err(of("certificates.key"))?;
@@ -62,7 +60,7 @@ pub(super) fn check(config: &Config) -> Result<(), Found> {
         let lists = identity.load_revocations(crl, &Revocations::default());
         lists.map_err(of("certificates.crl"))?;
     }
-    Ok(())
+    Ok(denied)
 }
 
 /// Whether whoever asks may not open the file: then the daemon, which runs as another user, still may.
