@@ -22,6 +22,13 @@ pub(crate) const FLAPS: usize = 3;
 /// How long the loss of a link is remembered.
 pub(crate) const RECENT: Duration = Duration::from_mins(10);
 
+/// Whose something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Ours,
+    Peers,
+}
+
 /// What was seen of the way to a peer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Signs {
@@ -33,6 +40,8 @@ pub(crate) struct Signs {
     pub is_dialled: bool,
     /// Why there is no link, or why the last attempt failed.
     pub why_down: String,
+    /// Whose certificate is revoked, if that is why.
+    pub revoked: Option<Whose>,
     /// The worst loss of late, per million; 0 without trouble.
     pub lost_per_million: u64,
     /// The longest queue of late; zero without trouble.
@@ -106,6 +115,25 @@ pub(crate) fn judge(signs: &Signs) -> Verdict {
 
 fn judge_down(signs: &Signs) -> Verdict {
     let why = &signs.why_down;
+    match signs.revoked {
+        Some(Whose::Peers) => {
+            return Verdict::new(
+                LinkState::Down,
+                format!("its certificate is revoked: {why}"),
+                "if it should be let in, issue a new certificate to that host with `towpath certs issue`; \
+                 else remove the peer from the configuration",
+            );
+        }
+        Some(Whose::Ours) => {
+            return Verdict::new(
+                LinkState::Down,
+                format!("this host's certificate is revoked: {why}"),
+                "have a new certificate issued to this host with `towpath certs issue`, and find out why \
+                 the old one was revoked",
+            );
+        }
+        None => {}
+    }
     if signs.is_dialled {
         return Verdict::new(
             LinkState::Down,
@@ -178,6 +206,22 @@ mod tests {
         assert_eq!((ours.state, &*ours.reason), (LinkState::Down, "timed out"));
         signs.is_dialled = false;
         assert!(judge(&signs).reason.contains("waiting for the peer"));
+        // No look at the network mends a certificate.
+        for (whose, word) in [
+            (Whose::Peers, "its cert"),
+            (Whose::Ours, "this host's cert"),
+        ] {
+            let verdict = judge(&Signs {
+                revoked: Some(whose),
+                ..signs.clone()
+            });
+            assert!(verdict.reason.starts_with(word), "{verdict:?}");
+            assert!(
+                verdict
+                    .remedy
+                    .is_some_and(|remedy| remedy.contains("certs issue"))
+            );
+        }
         // A peer that is gone is not also lossy.
         signs.lost_per_million = 500_000;
         assert_eq!(judge(&signs).state, LinkState::Down);

@@ -15,10 +15,10 @@ use utoipa::ToSchema;
 
 use crate::channel::Channel;
 use crate::core::{Core, Service};
-use crate::health::{self, Signs, Verdict};
+use crate::health::{self, Signs, Verdict, Whose};
 use crate::link::{LegStanding, Link, Measured};
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
-use crate::peer::Peer;
+use crate::peer::{Peer, State};
 use crate::timetable;
 use crate::trust::{self, Trust};
 
@@ -46,6 +46,19 @@ pub struct StatusView {
     pub channels: Vec<ChannelView>,
     /// The host's certificate.
     pub certificate: CertificateStatusView,
+}
+
+/// How QUIC puts TLS's alert `certificate_revoked`, which answers a dial.
+const REVOKED_ALERT: &str = "handshake failed: error 44";
+
+/// Whose certificate keeps a link away because it is revoked: the peer's, which we refuse, or ours, of which only
+/// the peer's words tell.
+fn whose_is_revoked(state: &State) -> Option<Whose> {
+    let is_told = |words| state.reason.contains(words);
+    if state.revoked.is_some() {
+        return Some(Whose::Peers);
+    }
+    (is_told(trust::REVOKED) || is_told(REVOKED_ALERT)).then_some(Whose::Ours)
 }
 
 /// How the way to a peer is.
@@ -403,6 +416,7 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
         is_linked: state.link.is_some(),
         is_stalled: state.is_stalled,
         is_dialled: peer.address.is_some(),
+        revoked: whose_is_revoked(&state),
         why_down: state.reason,
         lost_per_million: trouble.lost_per_million,
         queue: trouble.queue,

@@ -32,6 +32,9 @@ use crate::core::Core;
 use crate::link::Link;
 use crate::{kept, standing, transport};
 
+/// What a peer is told whose live link is closed because its certificate is revoked.
+pub(crate) const REVOKED: &str = "the certificate has been revoked";
+
 /// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
 /// four calls of `stat`.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -227,7 +230,7 @@ impl Trust {
         let current = self.current();
         let revoked = |leg| is_revoked(current.revocations(), link.connection(leg));
         if revoked(Leg::Urgent) || revoked(Leg::Bulk) {
-            return Err(Fault::new(Code::Denied, "the certificate has been revoked"));
+            return Err(Fault::new(Code::Denied, REVOKED));
         }
         Ok(())
     }

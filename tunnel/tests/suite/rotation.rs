@@ -183,6 +183,17 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
             .linked(&name(revoked), Duration::from_millis(1500))
             .await;
         assert_eq!(again.unwrap_err().code, Code::Denied);
+        // Both sides are told what it is about: no look at the network mends it.
+        for (side, said) in [(&pair.edge, "edge"), (&pair.region, "region")] {
+            let link = side.status().links.remove(0);
+            let whose = match said == revoked {
+                true => "this host's certificate is revoked",
+                false => "its certificate is revoked",
+            };
+            assert!(link.reason.starts_with(whose), "{said}: {link:?}");
+            let remedy = link.remedy.unwrap_or_default();
+            assert!(remedy.contains("towpath certs issue"), "{said}: {remedy}");
+        }
         assert!(metric(config, "towpath_tls_rejected_total{reason=\"revoked\"}").await > 0);
         for load in loads {
             load.task.abort();
