@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use towpath_migrator::guest::{GuestCommand, GuestProcess};
 use towpath_protocol::guest_api::{GuestConfig, GuestKind, Workload};
 use towpath_protocol::identity::{Epoch, GuestId};
@@ -36,12 +38,9 @@ fn the_command_is_a_guest_process_for_the_migrator() {
     };
     let mut guest = GuestProcess::spawn(&command, &folder.path().join("guest"), &config).unwrap();
     guest.run(Epoch(1)).unwrap();
-    let deadline = std::time::Instant::now() + DEADLINE;
+    let deadline = Instant::now() + DEADLINE;
     while guest.describe().unwrap().heartbeat_sequence < 5 {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the guest does not run"
-        );
+        assert!(Instant::now() < deadline, "the guest does not run");
         std::thread::sleep(Duration::from_millis(2));
     }
     let console = fs::read_to_string(guest.console_path()).unwrap();
@@ -132,6 +131,32 @@ fn a_guest_process_that_says_nothing_of_the_host_is_no_hindrance() {
         "--memory=16MiB",
     ]);
     assert_eq!(ran.status, 0, "{ran:?}");
+}
+
+#[test]
+fn a_guest_that_crashed_is_shown_as_running_by_the_command_that_boots_it() {
+    let migrator = Migrator::start("kvm fault E_KVM there is none");
+    let start = ["guest", "start", "till", "-o", "json"];
+    let first = migrator.run(&[&start[..], &["--memory=16MiB"]].concat());
+    let process = |guest: &Value| guest["process_id"].as_i64();
+    let first = process(&first.document("guest")).unwrap();
+    let id = Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
+    kill_process(id, Signal::KILL).unwrap();
+    let show = || {
+        migrator
+            .run(&["guest", "show", "till", "-o", "json"])
+            .document("guest")
+    };
+    let deadline = Instant::now() + DEADLINE;
+    while show()["state"] != "crashed" {
+        assert!(Instant::now() < deadline, "{:?}", show());
+    }
+    let booted = migrator.run(&start).document("guest");
+    assert_eq!(
+        (&booted["state"], &booted["error"]),
+        (&"running".into(), &Value::Null)
+    );
+    assert!(process(&booted).is_some_and(|id| id != first), "{booted}");
 }
 
 #[test]

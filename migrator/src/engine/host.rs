@@ -194,7 +194,11 @@ impl Host for Engine {
         let known = self.guest(name)?;
         let room = self.shared.begin(known.id, known.memory_bytes)?;
         Self::ask(&handle, |reply| Command::Boot(room, reply))?;
-        self.guest(name)
+        let booted =
+            |guest: &GuestView| guest.process_id.is_some() && guest.process_id != known.process_id;
+        self.wait_for("the guest", || self.find_guest(name).filter(booted))
+            // One that has ended again at once is shown as that.
+            .or_else(|_| self.guest(name))
     }
 
     fn stop_guest(&self, name: &Name) -> Result<(), Fault> {
