@@ -62,6 +62,9 @@ impl Exit {
     }
 }
 
+/// What stands in the cause of what the system refused.
+const OS_ERROR: &str = "(os error ";
+
 /// Why a command did not do what it was told.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -83,6 +86,19 @@ impl Failure {
     pub(crate) fn while_trying(self, what: impl Into<String>) -> Self {
         match self {
             Self::Problem { problem, exit } => Self::with(problem.message(what), exit),
+            other => other,
+        }
+    }
+
+    /// The same with a remedy that fits what was tried, if it failed with this code. What the system refused has
+    /// a remedy already.
+    pub(crate) fn remedy_of(self, code: Code, remedy: impl Into<String>) -> Self {
+        match self {
+            Self::Problem { problem, exit }
+                if problem.known_code() == Some(code) && !problem.cause.contains(OS_ERROR) =>
+            {
+                Self::with(problem.remedy(remedy), exit)
+            }
             other => other,
         }
     }

@@ -20,6 +20,8 @@ use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::show::{self, bits_per_second, bytes, fields};
 
+use super::probe::not_offered;
+
 const EXAMPLES: &str = "\
 Examples:
   towpath tunnel bench region                    send bulk for 10 s, and ping meanwhile
@@ -134,7 +136,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             "note: the link to {peer} is capped at {cap}; this fills it for {time:?}"
         ));
     }
-    let far_before = far_usage(options)?;
+    let far_before = far_usage(options).map_err(|fault| not_offered(fault, &options.peer))?;
     let mut pinged = open(options, Class::Demand, Wish::Echo)?;
     let idle = (0..IDLE_PING_COUNT).map(|_| ping(&mut pinged));
     let idle = idle.collect::<Result<Vec<_>, _>>()?;

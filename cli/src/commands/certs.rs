@@ -10,6 +10,7 @@ use serde::Serialize;
 use towpath_certs::authority::IdentityFiles;
 use towpath_certs::renewal::Overlap;
 use towpath_certs::{Authority, CertificateView, Validity, show as read_certificate};
+use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 
 use crate::args::OutputOption;
@@ -138,14 +139,21 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(options) => lifecycle::ls(&options),
         Command::Verify(options) => lifecycle::verify(&options),
         Command::Show(options) => {
-            let view = read_certificate(&options.file)?;
+            let view = read_certificate(&options.file).map_err(|fault| {
+                let remedy =
+                    "name a file that holds a certificate in PEM, such as cert.pem or ca.pem";
+                Failure::from(fault).remedy_of(Code::Certificate, remedy)
+            })?;
             show::show(options.output.format, "certificate", &view, || table(&view))
         }
     }
 }
 
 fn init(options: &InitOptions) -> Result<(), Failure> {
-    Authority::init(&options.dir, &options.trust_domain)?;
+    Authority::init(&options.dir, &options.trust_domain).map_err(|fault| {
+        let remedy = "use the authority that is there, or name another folder with --dir";
+        Failure::from(fault).remedy_of(Code::State, remedy)
+    })?;
     let created = Created {
         folder: &options.dir,
         trust_domain: &options.trust_domain,
@@ -167,7 +175,12 @@ fn issue(options: &IssueOptions) -> Result<(), Failure> {
         site: options.site.clone(),
         host: options.host.clone(),
     };
-    let files = authority.issue(&identity, days_from_now(options.days), &options.out)?;
+    let issued = authority.issue(&identity, days_from_now(options.days), &options.out);
+    let files = issued.map_err(|fault| {
+        let remedy =
+            "name another folder with --out, or renew what is there with `towpath certs renew`";
+        Failure::from(fault).remedy_of(Code::State, remedy)
+    })?;
     show_issued(options.output.format, &files)
 }
 

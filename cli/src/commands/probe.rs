@@ -68,10 +68,26 @@ async fn probe(options: &Options) -> Result<(), Failure> {
     let wait = options.time + 2 * ANSWER_WAIT + TIME_DEFAULT;
     let client = options.tunnel_socket.client().timeout(wait);
     let path = format!("/v1/probe/{}", options.peer);
-    let view: ProbeView = client.post(&path, &budget).await?;
+    let probed = client.post(&path, &budget).await;
+    let view: ProbeView = probed.map_err(|problem| not_offered(problem, &options.peer))?;
     show::show(options.output.format, "tunnel-probe", &view, || {
         table(&view)
     })
+}
+
+/// A failure of what asks the peer's service `bench`, which has to let this site in.
+pub(crate) fn not_offered(why: impl Into<Failure>, peer: &Name) -> Failure {
+    let remedy = format!(
+        "have the tunnel of {peer} offer it: a [[services]] named bench with socket = \"builtin:bench\" and this \
+         site in `allow`"
+    );
+    match why.into() {
+        // That is another matter than a host that is not let in at all.
+        Failure::Problem { problem, exit } if problem.cause.contains("bench") => {
+            Failure::with(problem, exit).remedy_of(Code::Denied, remedy)
+        }
+        other => other,
+    }
 }
 
 fn table(view: &ProbeView) -> String {

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
+use towpath_protocol::fault::Code;
 use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
 
 use super::guest::word;
@@ -63,13 +64,7 @@ async fn status(options: &Options) -> Result<(), Failure> {
     let tunnel = options.tunnel_socket.client();
     let links = tunnel.get::<StatusView>("/status").await;
     if let (Err(migrator), Err(tunnel)) = (&host, &links) {
-        let problem = Problem {
-            cause: format!("{}; {}", migrator.cause, tunnel.cause),
-            ..migrator.clone()
-        };
-        let remedy = "start them, or name their sockets with --socket and --tunnel-socket";
-        let problem = problem.message("neither daemon answers").remedy(remedy);
-        return Err(problem.into());
+        return Err(neither(migrator, tunnel).into());
     }
     let under_way = |list: MigrationList| {
         let is_under_way = |view: &MigrationView| !view.phase.is_finished();
@@ -84,21 +79,46 @@ async fn status(options: &Options) -> Result<(), Failure> {
     show::show(options.output.format, "status", &status, || table(&status))
 }
 
+/// Why neither daemon says anything.
+fn neither(migrator: &Problem, tunnel: &Problem) -> Problem {
+    let cause = format!("{}; {}", migrator.cause, tunnel.cause);
+    let is_denied = |problem: &&Problem| problem.known_code() == Some(Code::Denied);
+    // One that shuts us out runs.
+    match [migrator, tunnel].into_iter().find(is_denied) {
+        Some(denied) => Problem {
+            cause,
+            ..denied.clone()
+        },
+        None => Problem {
+            cause,
+            ..migrator.clone()
+        }
+        .message("neither daemon answers")
+        .remedy("start them, or name their sockets with --socket and --tunnel-socket"),
+    }
+}
+
 fn table(status: &Status) -> String {
     let mut text = match &status.migrator {
         Answer::Status(host) => host_table(host),
-        Answer::Problem(problem) => format!("migrator  {}\n", escape(&problem.to_string())),
+        Answer::Problem(problem) => silent("migrator", problem),
     };
     text.push('\n');
     text.push_str(&match &status.tunnel {
         Answer::Status(status) => tunnel_table(status),
-        Answer::Problem(problem) => format!("tunnel  {}\n", escape(&problem.to_string())),
+        Answer::Problem(problem) => silent("tunnel", problem),
     });
     for view in &status.migrations {
         let (guest, from, to) = (&view.guest, &view.from, &view.to);
         text.push_str(&format!("\n{guest} {from} -> {to}  {}\n", describe(view)));
     }
     text
+}
+
+/// A daemon that says nothing, why, and what to do.
+fn silent(daemon: &str, problem: &Problem) -> String {
+    let (why, remedy) = (escape(&problem.to_string()), escape(&problem.remedy));
+    format!("{daemon}  {why}\n  remedy: {remedy}\n")
 }
 
 fn host_table(host: &HostView) -> String {
@@ -203,4 +223,20 @@ fn percent(per_million: u64) -> String {
 
 fn tenths_of_ms(microseconds: u64) -> String {
     format!("{}.{} ms", microseconds / 1000, microseconds % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_shuts_us_out_is_not_to_be_started() {
+        let gone = Problem::new(Code::Unreachable, "m.sock: No such file");
+        let shut = Problem::new(Code::Denied, "t.sock: Permission denied").remedy("as root");
+        let both = neither(&gone, &shut);
+        assert_eq!((&*both.code, &*both.remedy), ("E_DENIED", "as root"));
+        assert!(both.cause.contains("m.sock") && both.cause.contains("t.sock"));
+        let none = neither(&gone, &gone);
+        assert!(none.remedy.contains("start them"), "{none}");
+    }
 }

@@ -67,6 +67,10 @@ fn tables_are_plain_and_aligned_and_say_what_to_do_when_empty() {
         status.stdout.contains("tunnel  E_UNREACHABLE"),
         "{status:?}"
     );
+    assert!(
+        status.stdout.contains("\n  remedy: start the daemon"),
+        "{status:?}"
+    );
 }
 
 #[test]

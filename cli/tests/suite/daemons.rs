@@ -62,7 +62,12 @@ fn l06_config_check_names_the_place_and_the_fix() {
     let ran = check(&path);
     ran.failed(2, "E_CONFIG");
     assert!(ran.stderr.contains("chmod go-w"), "{ran:?}");
-    check(&folder.path().join("none.toml")).failed(2, "E_CONFIG");
+    let none = check(&folder.path().join("none.toml"));
+    none.failed(2, "E_CONFIG");
+    assert!(
+        none.stderr.contains("remedy: check that the path is right"),
+        "{none:?}"
+    );
     let unclear = write(folder.path(), "u.toml", "site = \"edge\"\n");
     check(&unclear).failed(2, "E_USAGE");
 }
@@ -168,7 +173,16 @@ fn certificates_are_made_issued_and_shown() {
     let ran = run(&init);
     assert_eq!(ran.status, 0, "{ran:?}");
     assert!(ran.stdout.contains("next: towpath certs issue"), "{ran:?}");
-    run(&init).failed(1, "E_STATE");
+    let again = run(&init);
+    again.failed(1, "E_STATE");
+    assert!(
+        again.stderr.contains("another folder with --dir"),
+        "{again:?}"
+    );
+    let deep = folder.path().join("none/authority");
+    let deep = run(&[&init[..4], &[word(&deep)]].concat());
+    deep.failed(1, "E_PATH");
+    assert!(deep.stderr.contains("the folder above it"), "{deep:?}");
     let issue = [
         "certs",
         "issue",
@@ -196,7 +210,15 @@ fn certificates_are_made_issued_and_shown() {
         ran.stdout.contains("edge") && ran.stdout.contains("box-1"),
         "{ran:?}"
     );
-    run(&["certs", "show", word(key)]).failed(1, "E_CERTIFICATE");
+    let shown = run(&["certs", "show", word(key)]);
+    shown.failed(1, "E_CERTIFICATE");
+    assert!(shown.stderr.contains("such as cert.pem"), "{shown:?}");
+    let again = run(&issue[..issue.len() - 2]);
+    again.failed(1, "E_STATE");
+    assert!(
+        again.stderr.contains("another folder with --out"),
+        "{again:?}"
+    );
 }
 
 #[test]
@@ -242,7 +264,12 @@ fn certificates_are_renewed_listed_checked_and_revoked() {
         (&revoked["number"], &revoked["revoked_count"]),
         (&1.into(), &2.into())
     );
-    run(&[&["certs"], &revoke[..]].concat()).failed(1, "E_NOT_FOUND");
+    let twice = run(&[&["certs"], &revoke[..]].concat());
+    twice.failed(1, "E_NOT_FOUND");
+    assert!(
+        twice.stderr.contains("`towpath certs ls --authority"),
+        "{twice:?}"
+    );
     assert_eq!(run(&["certs", "revoke", "--authority", &old]).status, 2);
     let refresh = ["revoke", "--authority", &old, "--refresh", "--days=7"];
     assert_eq!(certs(&refresh).document("revocation-list")["number"], 2);
@@ -253,6 +280,22 @@ fn certificates_are_renewed_listed_checked_and_revoked() {
     let wrong = run(&["certs", "verify", &host]);
     assert!(wrong.stdout.contains("chmod 600"), "{wrong:?}");
     wrong.failed(1, "E_CERTIFICATE");
+
+    let other = path("box-2");
+    let box_2 = ["--site=edge", "--host=box-2"];
+    let issue = [&["issue", "--authority", &old, "--out", &other], &box_2[..]].concat();
+    certs(&issue).document("issued");
+    certs(&[&["revoke", "--authority", &old], &box_2[..]].concat()).document("revocation-list");
+    fs::copy(format!("{old}/crl.pem"), format!("{other}/crl.pem")).unwrap();
+    let renew = ["renew", "--authority", &old, "--dir", &other];
+    for (words, code) in [
+        (&["verify", &other][..], "E_CERTIFICATE"),
+        (&renew, "E_STATE"),
+    ] {
+        let ran = run(&[&["certs"], words].concat());
+        ran.failed(1, code);
+        assert!(ran.stderr.contains("issue another certificate"), "{ran:?}");
+    }
 }
 
 #[test]

@@ -34,6 +34,9 @@ Examples:
 
 Then carry crl.pem to every host, to where its tunnel's configuration names it.";
 
+/// What to do about a certificate that is revoked.
+const ISSUE_ANEW: &str = "what is revoked is not renewed: issue another certificate with `towpath certs issue` into a new folder";
+
 /// The certificate to renew.
 #[derive(Debug, Args)]
 pub(crate) struct RenewOptions {
@@ -158,7 +161,8 @@ pub(super) fn renew(options: &RenewOptions) -> Result<(), Failure> {
         KeyChoice::Same
     };
     let validity = days_from_now(options.days);
-    let files = authority.renew(&options.dir, key, validity, overlap.as_ref())?;
+    let renewed = authority.renew(&options.dir, key, validity, overlap.as_ref());
+    let files = renewed.map_err(|fault| Failure::from(fault).remedy_of(Code::State, ISSUE_ANEW))?;
     show_issued(options.output.format, &files)
 }
 
@@ -174,7 +178,15 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
         _ => Which::None,
     };
     let lasting = Duration::from_hours(24 * u64::from(options.days));
-    let signed = authority.revoke(&which, options.reason.into(), lasting, SystemTime::now())?;
+    let signed = authority
+        .revoke(&which, options.reason.into(), lasting, SystemTime::now())
+        .map_err(|fault| {
+            let folder = options.authority.display();
+            let remedy =
+                format!("see what was issued with `towpath certs ls --authority {folder}`");
+            let failure = Failure::from(fault).remedy_of(Code::NotFound, remedy.as_str());
+            failure.remedy_of(Code::State, remedy)
+        })?;
     let since = signed.next_update.duration_since(SystemTime::UNIX_EPOCH);
     let list = SignedList {
         file: &signed.file,
@@ -230,10 +242,15 @@ pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
     let wrong: Vec<_> = wrong
         .map(|one| format!("{}: {}", one.check, one.detail))
         .collect();
-    Err(Problem::new(Code::Certificate, wrong.join("; "))
-        .message(format!("{} cannot be used", view.folder))
-        .remedy("mend what is wrong, or renew it with `towpath certs renew`")
-        .into())
+    let wrong = wrong.join("; ");
+    let remedy = if wrong.contains("has been revoked") {
+        ISSUE_ANEW
+    } else {
+        "mend what is wrong, or renew it with `towpath certs renew`"
+    };
+    let problem = Problem::new(Code::Certificate, wrong);
+    let problem = problem.message(format!("{} cannot be used", view.folder));
+    Err(Failure::from(problem).remedy_of(Code::Certificate, remedy))
 }
 
 fn checks(view: &FolderView) -> String {
