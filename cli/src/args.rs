@@ -1,10 +1,13 @@
 //! What can be written on the command line.
 
+use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
@@ -180,6 +183,20 @@ pub(crate) fn class(text: &str) -> Result<Class, Fault> {
     })
 }
 
+/// The command that the words begin with, as it is written.
+fn command_of(words: impl IntoIterator<Item = OsString>) -> String {
+    let mut command = Arguments::command();
+    let mut name = command.get_name().to_owned();
+    for word in words.into_iter().skip(1) {
+        let Some(inner) = command.find_subcommand(word).cloned() else {
+            break;
+        };
+        name = format!("{name} {}", inner.get_name());
+        command = inner;
+    }
+    name
+}
+
 /// The command line, or the status to exit with: after help was shown, or a mistake.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     Arguments::try_parse().map_err(|error| {
@@ -193,7 +210,7 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
             return ExitCode::SUCCESS;
         }
         let format = failure::format_of_words(std::env::args_os());
-        failure::report_usage(&error, format);
+        failure::report_usage(&error, &command_of(std::env::args_os()), format);
         Exit::Usage.into()
     })
 }
@@ -201,11 +218,23 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_is_told_from_words_that_are_wrong_further_on() {
+        for (words, command) in [
+            ("towpath guest start --mode x", "towpath guest start"),
+            ("towpath migrate a b", "towpath migrate"),
+            ("towpath guess", "towpath"),
+            ("towpath", "towpath"),
+        ] {
+            let words = words.split(' ').map(OsString::from);
+            assert_eq!(command_of(words), command);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::{Blame, Code, Fault};
@@ -139,32 +140,41 @@ pub(crate) fn is_coloured() -> bool {
     !is_unwanted && std::io::stderr().is_terminal()
 }
 
-/// A mistake on the command line, with the code that all our errors have.
-pub(crate) fn report_usage(error: &clap::Error, format: Format) {
-    if format == Format::Json {
-        report_usage_as_json(error);
-        return;
-    }
-    let rendered = if is_coloured() {
-        error.render().ansi().to_string()
-    } else {
-        error.render().to_string()
+/// A mistake on the command line, written as all failures are; as text, the command's usage follows.
+pub(crate) fn report_usage(error: &clap::Error, command: &str, format: Format) {
+    let rendered = error.render().to_string();
+    let text = match (error.kind(), format) {
+        // Help stands in for a missing subcommand.
+        (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, Format::Table) => rendered,
+        (_, Format::Json) => as_json(&usage_problem(&rendered, command)) + "\n",
+        (_, Format::Table) => {
+            let usage = paragraphs(&rendered).find(|part| part.starts_with(USAGE));
+            let usage = usage.map_or_else(String::new, |usage| format!("\n{usage}\n"));
+            as_text(&usage_problem(&rendered, command), is_coloured()) + &usage
+        }
     };
-    let rendered = without_inner_code(&rendered);
-    // Help that stands in for a missing subcommand is not an error's text.
-    let text = rendered.replacen("error:", &format!("error {}:", Code::Usage), 1);
     // There is nowhere left to say that stderr is closed.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// The same for a program: what clap says in its first paragraph is the cause.
-fn report_usage_as_json(error: &clap::Error) {
-    let rendered = without_inner_code(&error.render().to_string());
-    let paragraph = rendered.split("\n\n").next().unwrap_or_default();
-    let cause = paragraph.trim_start_matches("error:").trim();
-    let problem = Problem::new(Code::Usage, cause);
-    // There is nowhere left to say that stderr is closed.
-    let _ = writeln!(std::io::stderr().lock(), "{}", as_json(&problem));
+/// How the paragraph begins in which clap shows the words of a command.
+const USAGE: &str = "Usage: ";
+
+fn paragraphs(rendered: &str) -> impl Iterator<Item = &str> {
+    rendered.split("\n\n").map(str::trim)
+}
+
+/// What clap says as a problem: its first paragraph is the cause, its hints and the command's help the remedy.
+fn usage_problem(rendered: &str, command: &str) -> Problem {
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let cause = paragraphs(rendered).next().unwrap_or_default();
+    let cause = one_line(cause.trim_start_matches("error:"));
+    let help = format!("see `{command} --help`");
+    let hints = rendered
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("tip: "));
+    let remedy: Vec<_> = hints.map(one_line).chain([help]).collect();
+    Problem::new(Code::Usage, without_inner_code(&cause)).remedy(remedy.join("; "))
 }
 
 /// How a failure is to be written whose words could not be read: as the words say that follow `-o`.
@@ -254,6 +264,27 @@ mod tests {
         assert_eq!(without_inner_code(text), expected);
         for other in ["error: no such thing", "a: E_ 5: b", ""] {
             assert_eq!(without_inner_code(other), other);
+        }
+    }
+
+    #[test]
+    fn a_mistake_on_the_command_line_is_a_problem_with_a_remedy() {
+        for (rendered, cause, remedy) in [
+            (
+                "error: unexpected argument '--mode' found\n\n  tip: a similar argument exists: '--model'\n\n\
+                 Usage: towpath guest start [OPTIONS] <NAME>\n\nFor more information, try '--help'.\n",
+                "unexpected argument '--mode' found",
+                "a similar argument exists: '--model'; see `towpath guest start --help`",
+            ),
+            (
+                "error: the following required arguments were not provided:\n  --peer <SITE>\n  <NAME>\n\n\
+                 Usage: towpath channel open --peer <SITE> <NAME>\n",
+                "the following required arguments were not provided: --peer <SITE> <NAME>",
+                "see `towpath guest start --help`",
+            ),
+        ] {
+            let problem = usage_problem(rendered, "towpath guest start");
+            assert_eq!((&*problem.cause, &*problem.remedy), (cause, remedy));
         }
     }
 
