@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -171,6 +172,19 @@ impl FromStr for Limit {
             rate => rate.parse().map(|rate| Self(Some(rate))),
         }
     }
+}
+
+/// A time within bounds.
+pub(crate) fn span_within(text: &str, range: RangeInclusive<Duration>) -> Result<Span, Fault> {
+    let span: Span = text.parse()?;
+    if range.contains(&span.duration()) {
+        return Ok(span);
+    }
+    let [least, most] = [range.start(), range.end()].map(|bound| Span::new(*bound));
+    Err(Fault::new(
+        Code::Usage,
+        format!("must be {least} to {most}"),
+    ))
 }
 
 /// A class by its name.

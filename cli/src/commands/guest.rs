@@ -11,16 +11,26 @@ use towpath_migrator::api::{
     GuestKind, GuestList, GuestRequest, GuestState, GuestView, Ownership, StoppedView,
 };
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{
+    DIRTY_PAGES_PER_SECOND_MAX, HEARTBEAT_INTERVAL_US, HEARTBEAT_INTERVAL_US_MAX,
+    HEARTBEAT_INTERVAL_US_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MEMORY_STEP_BYTES,
+};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 
-use crate::args::OutputOption;
+use crate::args::{OutputOption, span_within};
 use crate::connection::{MigratorSocket, block_on};
 use crate::failure::Failure;
 use crate::show::{self, Format, Table, bytes, escape, fields, or_dash};
 
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
+
+/// Pages that a guest rewrites each second.
+const DIRTY_RATE_DEFAULT: u64 = 500;
+
+/// Share of a guest's pages that do not compress, in percent.
+const INCOMPRESSIBLE_DEFAULT: u8 = 25;
 
 /// Longest wait for a guest to start: it fills its memory first, at about 1 GiB a second.
 const START_WAIT: Duration = Duration::from_secs(330);
@@ -50,8 +60,8 @@ pub(crate) enum Command {
 pub(crate) struct StartOptions {
     /// Its name
     name: Name,
-    /// Its memory [default: 256MiB]
-    #[arg(long, value_name = "SIZE")]
+    /// Its memory, 8MiB to 256GiB in steps of 2MiB [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: Option<Size>,
     #[command(flatten)]
     load: LoadOptions,
@@ -64,21 +74,47 @@ pub(crate) struct StartOptions {
 /// What kind of machine a guest is, and how it changes its memory.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LoadOptions {
-    /// What kind of machine it is; auto takes KVM where it can be used
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    kind: Kind,
-    /// How fast it rewrites its memory: pages a second, or a rate such as 2MiB/s
-    #[arg(long, value_name = "RATE", default_value = "500")]
-    dirty_rate: DirtyRate,
-    /// The part of its memory that it rewrites [default: all]
+    /// What kind of machine it is; auto takes KVM where it can be used [default: auto]
+    #[arg(long, value_name = "KIND")]
+    kind: Option<Kind>,
+    /// How fast it rewrites its memory: pages a second, or a rate such as 2MiB/s; at most 10000000 pages
+    /// [default: 500]
+    #[arg(long, value_name = "RATE")]
+    dirty_rate: Option<DirtyRate>,
+    /// The part of its memory that it rewrites, in whole pages of 4KiB [default: all]
     #[arg(long, value_name = "SIZE")]
     working_set: Option<Size>,
-    /// Share of its pages that do not compress
-    #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u8).range(0..=100))]
-    incompressible: u8,
-    /// Time between two heartbeats on its console
-    #[arg(long, value_name = "TIME", default_value = "2ms")]
-    heartbeat: Span,
+    /// Share of its pages that do not compress, 0 to 100 [default: 25]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    incompressible: Option<u8>,
+    /// Time between two heartbeats on its console, 500us to 1s [default: 2ms]
+    #[arg(long, value_name = "TIME", value_parser = heartbeat)]
+    heartbeat: Option<Span>,
+}
+
+/// Memory that a guest can have.
+fn memory(text: &str) -> Result<Size, Fault> {
+    let size: Size = text.parse()?;
+    let is_step = size.bytes().is_multiple_of(MEMORY_STEP_BYTES);
+    if is_step && (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&size.bytes()) {
+        return Ok(size);
+    }
+    let [least, most, step] =
+        [MEMORY_BYTES_MIN, MEMORY_BYTES_MAX, MEMORY_STEP_BYTES].map(Size::from_bytes);
+    let why = format!("must be {least} to {most} in steps of {step}");
+    Err(Fault::new(Code::Usage, why))
+}
+
+/// A time that can lie between two heartbeats.
+fn heartbeat(text: &str) -> Result<Span, Fault> {
+    let [least, most] = [HEARTBEAT_INTERVAL_US_MIN, HEARTBEAT_INTERVAL_US_MAX]
+        .map(|us| Duration::from_micros(us.into()));
+    span_within(text, least..=most)
+}
+
+/// A span in whole microseconds.
+fn micros(span: Span) -> u32 {
+    u32::try_from(span.duration().as_micros()).unwrap_or(u32::MAX)
 }
 
 /// What kind of machine a guest is.
@@ -110,18 +146,22 @@ impl FromStr for DirtyRate {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
-        if let Ok(pages) = text.parse() {
-            return Ok(Self(pages));
-        }
-        let size: Option<Size> = text.strip_suffix("/s").and_then(|size| size.parse().ok());
-        size.map(|size| Self(size.bytes().div_ceil(PAGE_BYTES)))
-            .ok_or_else(|| {
+        let pages = text.parse().ok().or_else(|| {
+            let size: Option<Size> = text.strip_suffix("/s").and_then(|size| size.parse().ok());
+            size.map(|size| size.bytes().div_ceil(PAGE_BYTES))
+        });
+        match pages {
+            Some(pages) if pages <= DIRTY_PAGES_PER_SECOND_MAX.into() => Ok(Self(pages)),
+            Some(_) => {
+                let why = format!("must be at most {DIRTY_PAGES_PER_SECOND_MAX} pages a second");
+                Err(Fault::new(Code::Usage, why))
+            }
+            None => {
                 let shown: String = text.chars().take(40).collect();
-                Fault::new(
-                    Code::Usage,
-                    format!("{shown:?} is neither pages a second nor a rate such as 2MiB/s"),
-                )
-            })
+                let why = "is neither pages a second nor a rate such as 2MiB/s";
+                Err(Fault::new(Code::Usage, format!("{shown:?} {why}")))
+            }
+        }
     }
 }
 
@@ -158,18 +198,58 @@ impl Command {
 impl LoadOptions {
     /// The request for a guest of this kind and load.
     pub(crate) fn request(&self, name: Name, memory: Size) -> Result<GuestRequest, Failure> {
-        let heartbeat_us = self.heartbeat.duration().as_micros();
+        let is_part = |set: Size| {
+            let bytes = set.bytes();
+            bytes > 0 && bytes <= memory.bytes() && bytes.is_multiple_of(PAGE_BYTES)
+        };
+        if let Some(set) = self.working_set.filter(|set| !is_part(*set)) {
+            let page = Size::from_bytes(PAGE_BYTES);
+            let why = format!(
+                "--working-set is {set} and must be whole pages of {page}, at most --memory, which is {memory}"
+            );
+            return Err(Fault::new(Code::Usage, why).into());
+        }
         let request = GuestRequest {
             name,
-            kind: self.kind.into(),
+            kind: self.kind.unwrap_or(Kind::Auto).into(),
             memory_bytes: memory.bytes(),
-            dirty_pages_per_second: self.dirty_rate.0,
+            dirty_pages_per_second: self.dirty_rate.map_or(DIRTY_RATE_DEFAULT, |rate| rate.0),
             working_set_bytes: self.working_set.map(Size::bytes),
-            incompressible_percent: self.incompressible,
-            heartbeat_interval_us: u32::try_from(heartbeat_us).unwrap_or(u32::MAX),
+            incompressible_percent: self.incompressible.unwrap_or(INCOMPRESSIBLE_DEFAULT),
+            heartbeat_interval_us: self.heartbeat.map_or(HEARTBEAT_INTERVAL_US, micros),
         };
         request.check()?;
         Ok(request)
+    }
+
+    /// The first option that wants another guest than this one is.
+    fn differs_from(&self, guest: &GuestView) -> Option<&'static str> {
+        let is_other_kind = |kind: Kind| kind != Kind::Auto && GuestKind::from(kind) != guest.kind;
+        let set = guest.working_set_bytes;
+        let options = [
+            ("--kind", self.kind.is_some_and(is_other_kind)),
+            (
+                "--dirty-rate",
+                self.dirty_rate
+                    .is_some_and(|rate| rate.0 != guest.dirty_pages_per_second),
+            ),
+            (
+                "--working-set",
+                self.working_set.is_some_and(|size| size.bytes() != set),
+            ),
+            (
+                "--incompressible",
+                self.incompressible
+                    .is_some_and(|share| share != guest.incompressible_percent),
+            ),
+            (
+                "--heartbeat",
+                self.heartbeat
+                    .is_some_and(|span| micros(span) != guest.heartbeat_interval_us),
+            ),
+        ];
+        let found = options.into_iter().find(|(_, is_other)| *is_other);
+        found.map(|(option, _)| option)
     }
 }
 
@@ -194,17 +274,21 @@ async fn start(options: &StartOptions) -> Result<(), Failure> {
     let what = || format!("guest {} cannot be started", options.name);
     let path = format!("/v1/guests/{}", options.name);
     let guest = match client.get::<GuestView>(&path).await {
-        Ok(old) if options.memory.is_none() && can_boot(&old) => {
-            client.post(&format!("{path}/start"), &()).await
-        }
-        Ok(old) if old.ownership == Ownership::Owned => Err(exists(&old)),
-        Ok(_) => create(options, &client).await?,
+        Ok(old) if can_boot(&old) => match options.differs_from(&old) {
+            None => client.post(&format!("{path}/start"), &()).await,
+            Some(option) => Err(is_another(&old, option)),
+        },
+        Ok(old) => Err(exists(&old)),
         Err(problem) if problem.known_code() == Some(Code::NotFound) => {
             create(options, &client).await?
         }
         Err(problem) => Err(problem),
     };
-    let guest = guest.map_err(|problem| Failure::from(problem).while_trying(what()))?;
+    let guest = guest.map_err(|problem| {
+        let quota = "raise `quota` in this host's migrator configuration, or stop another guest";
+        let failure = Failure::from(problem).remedy_of(Code::Quota, quota);
+        failure.while_trying(what())
+    })?;
     show_guest(options.output.format, &guest)
 }
 
@@ -217,10 +301,49 @@ fn can_boot(guest: &GuestView) -> bool {
         )
 }
 
+impl StartOptions {
+    /// The first option that wants another guest than this one is.
+    fn differs_from(&self, guest: &GuestView) -> Option<&'static str> {
+        let is_other = self
+            .memory
+            .is_some_and(|size| size.bytes() != guest.memory_bytes);
+        let memory = is_other.then_some("--memory");
+        memory.or_else(|| self.load.differs_from(guest))
+    }
+}
+
+/// A guest that is booted again is the one it was.
+fn is_another(guest: &GuestView, option: &str) -> Problem {
+    let (name, state) = (&guest.name, word(&guest.state));
+    let cause = format!("{name} is {state} here, and {option} is not what it was made with");
+    Problem::new(Code::GuestExists, cause).remedy(format!(
+        "leave {option} out to boot it as it is, or forget it first with `towpath guest stop {name}`"
+    ))
+}
+
 fn exists(guest: &GuestView) -> Problem {
-    let state = word(&guest.state);
-    Problem::new(Code::GuestExists, format!("{} is {state} here", guest.name))
-        .remedy("choose another name, or stop that guest first with `towpath guest stop`")
+    let (name, state) = (&guest.name, word(&guest.state));
+    let forget = format!("forget the record with `towpath guest stop {name}`");
+    match (guest.state, &guest.moved_to) {
+        (GuestState::Moved, Some(host)) => {
+            let cause = format!("{name} has moved to {host}; what is left here is its record");
+            Problem::new(Code::GuestExists, cause)
+                .remedy(format!("look there, choose another name, or {forget}"))
+        }
+        (GuestState::Absent, _) => {
+            let cause =
+                format!("{name} lives on another host: it was on its way here and did not come");
+            Problem::new(Code::GuestExists, cause).remedy(format!(
+                "look at its source, choose another name, or {forget}"
+            ))
+        }
+        // Nothing is to be done with it before somebody has looked.
+        (GuestState::Quarantined, _) => {
+            Problem::new(Code::GuestExists, format!("{name} is quarantined here"))
+        }
+        _ => Problem::new(Code::GuestExists, format!("{name} is {state} here"))
+            .remedy("choose another name, or stop that guest first with `towpath guest stop`"),
+    }
 }
 
 async fn create(
@@ -261,54 +384,66 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
 
 async fn stop(options: &OneOptions) -> Result<(), Failure> {
     let path = format!("/v1/guests/{}", options.name);
-    let stopped: StoppedView = options
-        .socket
-        .client()
-        .delete(&path)
-        .await
-        .map_err(|problem| {
-            Failure::from(problem).while_trying(format!("guest {} cannot be stopped", options.name))
-        })?;
+    let client = options.socket.client();
+    let failed = |problem| {
+        Failure::from(problem).while_trying(format!("guest {} cannot be stopped", options.name))
+    };
+    let guest: GuestView = client.get(&path).await.map_err(failed)?;
+    let stopped: StoppedView = client.delete(&path).await.map_err(failed)?;
     show::show(options.output.format, "stopped", &stopped, || {
-        format!("stopped {}\n", stopped.name)
+        let name = &stopped.name;
+        match (guest.state, &guest.moved_to) {
+            (GuestState::Moved, Some(host)) => {
+                format!("forgot {name}, which moved to {}\n", escape(host))
+            }
+            (GuestState::Absent, _) => format!("forgot {name}, which lives on another host\n"),
+            _ => format!("stopped {name}\n"),
+        }
     })
 }
 
 fn show_guest(format: Format, guest: &GuestView) -> Result<(), Failure> {
     show::show(format, "guest", guest, || {
-        let pages = guest.dirty_pages_per_second;
-        let dirty = bytes(pages.saturating_mul(PAGE_BYTES));
-        fields(&[
-            ("name", Some(guest.name.to_string())),
-            ("id", Some(guest.id.to_string())),
-            ("kind", Some(word(&guest.kind))),
-            ("state", Some(word(&guest.state))),
-            ("ownership", Some(word(&guest.ownership))),
-            ("epoch", Some(guest.epoch.to_string())),
-            ("memory", Some(bytes(guest.memory_bytes))),
-            ("working set", Some(bytes(guest.working_set_bytes))),
-            ("rewrites", Some(format!("{pages} pages/s ({dirty}/s)"))),
-            (
-                "incompressible",
-                Some(format!("{} %", guest.incompressible_percent)),
-            ),
-            (
-                "heartbeat",
-                guest.heartbeat_sequence.map(|number| number.to_string()),
-            ),
-            ("process", guest.process_id.map(|id| id.to_string())),
-            ("moved to", guest.moved_to.as_deref().map(escape)),
-            ("migration", guest.migration.map(|id| id.to_string())),
-            ("console", guest.console.as_deref().map(escape)),
-            (
-                "error",
-                guest
-                    .error
-                    .as_ref()
-                    .map(|error| escape(&format!("{}: {}", error.code, error.message))),
-            ),
-        ])
+        guest_fields(guest)
     })
+}
+
+fn guest_fields(guest: &GuestView) -> String {
+    let pages = guest.dirty_pages_per_second;
+    let dirty = bytes(pages.saturating_mul(PAGE_BYTES));
+    let (interval, kind) = (guest.heartbeat_interval_us, &guest.kind);
+    let interval = Span::new(Duration::from_micros(interval.into()));
+    fields(&[
+        ("name", Some(guest.name.to_string())),
+        ("id", Some(guest.id.to_string())),
+        ("kind", Some(word(kind))),
+        ("state", Some(word(&guest.state))),
+        ("ownership", Some(word(&guest.ownership))),
+        ("epoch", Some(guest.epoch.to_string())),
+        ("memory", Some(bytes(guest.memory_bytes))),
+        ("working set", Some(bytes(guest.working_set_bytes))),
+        ("rewrites", Some(format!("{pages} pages/s ({dirty}/s)"))),
+        (
+            "incompressible",
+            Some(format!("{} %", guest.incompressible_percent)),
+        ),
+        (
+            "heartbeat",
+            guest.heartbeat_sequence.map(|number| number.to_string()),
+        ),
+        ("heartbeats every", Some(interval.to_string())),
+        ("process", guest.process_id.map(|id| id.to_string())),
+        ("moved to", guest.moved_to.as_deref().map(escape)),
+        ("migration", guest.migration.map(|id| id.to_string())),
+        ("console", guest.console.as_deref().map(escape)),
+        (
+            "error",
+            guest
+                .error
+                .as_ref()
+                .map(|error| escape(&format!("{}: {}", error.code, error.message))),
+        ),
+    ])
 }
 
 /// A plain state as its one word in documents.
@@ -324,11 +459,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn limits_are_told_in_the_words_of_the_options() {
+        let why = |refused: Result<(), Fault>| refused.unwrap_err().detail;
+        for text in ["4097", "6MiB", "9MiB", "2TiB"] {
+            let why = why(memory(text).map(drop));
+            assert_eq!(why, "must be 8MiB to 256GiB in steps of 2MiB", "{text}");
+        }
+        for text in ["499us", "2s"] {
+            let why = why(heartbeat(text).map(drop));
+            assert_eq!(why, "must be 500us to 1s", "{text}");
+        }
+        assert!(memory("8MiB").is_ok() && heartbeat("500us").is_ok());
+    }
+
+    #[test]
     fn dirty_rates_are_pages_or_bytes_a_second() {
         for (text, pages) in [("500", 500), ("2MiB/s", 512), ("0", 0), ("1B/s", 1)] {
             assert_eq!(text.parse(), Ok(DirtyRate(pages)), "{text}");
         }
-        for bad in ["", "fast", "2MiB", "-1", "/s", "1.5"] {
+        for bad in ["", "fast", "2MiB", "-1", "/s", "1.5", "10000001"] {
             assert!(bad.parse::<DirtyRate>().is_err(), "{bad}");
         }
     }

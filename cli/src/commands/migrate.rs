@@ -1,14 +1,17 @@
 //! `towpath migrate`: move a guest to another site while it runs.
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use tokio::time::Instant;
 use towpath_daemon::units::Span;
-use towpath_migrator::api::{MigrationMode, MigrationRequest, MigrationView};
+use towpath_migrator::api::{MigrationMode, MigrationRequest, MigrationView, PAUSE_MS_MAX};
+use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use super::migration::report;
-use crate::args::OutputOption;
+use crate::args::{OutputOption, span_within};
 use crate::connection::{MigratorSocket, block_on};
 use crate::failure::Failure;
 use crate::follow::{LiveLine, follow, outcome};
@@ -35,10 +38,10 @@ pub(crate) struct Options {
     /// Which stages may be used
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: Mode,
-    /// Longest pause that is accepted
-    #[arg(long, value_name = "TIME", default_value = "200ms")]
+    /// Longest pause that is accepted, 1ms to 1m
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = pause)]
     max_pause: Span,
-    /// Cap on the move's own rate, such as 20Mbit
+    /// Cap on the move's own rate, such as 20Mbit [default: what the link carries]
     #[arg(long, value_name = "RATE")]
     rate: Option<Rate>,
     /// Return at once; the move goes on
@@ -51,6 +54,12 @@ pub(crate) struct Options {
     socket: MigratorSocket,
     #[command(flatten)]
     pub(crate) output: OutputOption,
+}
+
+/// A pause that can be asked for.
+fn pause(text: &str) -> Result<Span, Fault> {
+    let most = Duration::from_millis(PAUSE_MS_MAX.into());
+    span_within(text, Duration::from_millis(1)..=most)
 }
 
 /// Which stages a move may use.

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use crate::support::{Daemon, Ran, failed, guest, migration, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use towpath_migrator::api::{GuestState, LinkState, MigrationView, Phase};
+use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase};
 use towpath_protocol::fault::{Code, Fault};
 
 #[test]
@@ -86,7 +86,54 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
     daemon
         .run(&["guest", "start", "a"])
         .failed(3, "E_GUEST_EXISTS");
+    // It is booted as it was made; who wants another guest is told so.
+    daemon.host.notes.lock().unwrap().guests[0].state = GuestState::Crashed;
+    for other in [
+        "--memory=8MiB",
+        "--kind=kvm",
+        "--dirty-rate=7",
+        "--working-set=1MiB",
+        "--incompressible=3",
+        "--heartbeat=9ms",
+    ] {
+        let ran = daemon.run(&["guest", "start", "a", other]);
+        ran.failed(3, "E_GUEST_EXISTS");
+        let option = other.split('=').next().unwrap();
+        assert!(
+            ran.stderr.contains(&format!("leave {option} out")),
+            "{ran:?}"
+        );
+    }
+    let same = [
+        "guest",
+        "start",
+        "a",
+        "--memory=256MiB",
+        "--kind=auto",
+        "--dirty-rate=500",
+    ];
+    assert_eq!(daemon.run(&same).status, 0);
     assert_eq!(daemon.host.notes.lock().unwrap().guests.len(), 1);
+}
+
+#[test]
+fn a_guest_that_lives_elsewhere_is_not_taken_for_another_of_its_name() {
+    let daemon = Daemon::start();
+    let (mut moved, mut absent) = (guest("a"), guest("b"));
+    (moved.state, moved.ownership) = (GuestState::Moved, Ownership::Released);
+    moved.moved_to = Some("region/rack-1".into());
+    (absent.state, absent.ownership) = (GuestState::Absent, Ownership::Refused);
+    daemon.host.notes.lock().unwrap().guests = vec![moved, absent];
+    for (name, said) in [("a", "has moved to region/rack-1"), ("b", "did not come")] {
+        let ran = daemon.run(&["guest", "start", name]);
+        ran.failed(3, "E_GUEST_EXISTS");
+        assert!(ran.stderr.contains(said), "{ran:?}");
+        assert!(ran.stderr.contains("forget the record"), "{ran:?}");
+    }
+    let forgot = daemon.run(&["guest", "stop", "a"]).stdout;
+    assert_eq!(forgot, "forgot a, which moved to region/rack-1\n");
+    let forgot = daemon.run(&["guest", "stop", "b"]).stdout;
+    assert_eq!(forgot, "forgot b, which lives on another host\n");
 }
 
 #[test]
@@ -166,9 +213,17 @@ fn refusals_have_a_code_a_cause_a_remedy_and_a_status() {
     for field in ["code", "message", "cause", "remedy"] {
         assert!(problem[field].is_string(), "{field}");
     }
-    let ran = run(&["migrate", "a", "../b"]);
-    assert_eq!(ran.status, 2);
-    assert!(ran.stderr.starts_with("error E_USAGE: "), "{ran:?}");
+    run(&["migrate", "a", "../b"]).failed(2, "E_USAGE");
+    let ran = run(&["migrate", "a", "b", "--max-pause=2m"]);
+    ran.failed(2, "E_USAGE");
+    assert!(ran.stderr.contains("must be 1ms to 1m"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("see `towpath migrate --help`"),
+        "{ran:?}"
+    );
+    daemon.host.notes.lock().unwrap().refusal = Some(Fault::new(Code::Quota, "too large"));
+    let ran = daemon.run(&["guest", "start", "c"]);
+    assert!(ran.stderr.contains("this host's migrator"), "{ran:?}");
 }
 
 #[test]

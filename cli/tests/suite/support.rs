@@ -65,6 +65,7 @@ pub(crate) fn guest(name: &str) -> GuestView {
         dirty_pages_per_second: 500,
         working_set_bytes: 256 << 20,
         incompressible_percent: 25,
+        heartbeat_interval_us: 2000,
         heartbeat_sequence: Some(42),
         process_id: Some(4711),
         moved_to: None,

@@ -68,6 +68,7 @@ impl Host for Notebook {
             dirty_pages_per_second: request.dirty_pages_per_second,
             working_set_bytes: request.working_set_bytes.unwrap_or(request.memory_bytes),
             incompressible_percent: request.incompressible_percent,
+            heartbeat_interval_us: request.heartbeat_interval_us,
             heartbeat_sequence: None,
             process_id: None,
             moved_to: None,

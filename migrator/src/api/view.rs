@@ -134,6 +134,8 @@ pub enum GuestState {
     Crashed,
     /// It was ended.
     Stopped,
+    /// It was on its way here and did not come: it lives on another host.
+    Absent,
     /// Its journal cannot be trusted: nothing runs it.
     Quarantined,
 }
@@ -184,6 +186,8 @@ pub struct GuestView {
     pub working_set_bytes: u64,
     /// Share of its pages that do not compress.
     pub incompressible_percent: u8,
+    /// Time between two heartbeats on its console.
+    pub heartbeat_interval_us: u32,
     /// Number of the last heartbeat seen here.
     pub heartbeat_sequence: Option<u64>,
     /// Its process, while there is one.

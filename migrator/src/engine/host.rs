@@ -12,7 +12,7 @@ use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
 use super::ground::unix_ms;
 use super::input::{Command, Input};
 use super::lanes::{check_trust, introduce};
-use super::shared::{Handle, Shared, random_id};
+use super::shared::{Handle, Shared, elsewhere, random_id};
 use super::source_move::Order;
 use crate::api::{
     GuestKind, GuestRequest, GuestView, Host, HostView, LinkState, MigrationRequest, MigrationView,
@@ -183,6 +183,9 @@ impl Host for Engine {
 
     fn start_guest(&self, request: GuestRequest) -> Result<GuestView, Fault> {
         request.check()?;
+        if let Some(where_it_is) = self.find_guest(&request.name).as_ref().and_then(elsewhere) {
+            return Err(Fault::new(Code::GuestExists, where_it_is));
+        }
         let config = self.config_of(&request)?;
         let _room = self.shared.begin(config.id, config.memory_bytes)?;
         super::create_guest(&self.shared, config)?;
@@ -192,6 +195,9 @@ impl Host for Engine {
     fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault> {
         let handle = self.shared.worker(name)?;
         let known = self.guest(name)?;
+        if let Some(where_it_is) = elsewhere(&known) {
+            return Err(Fault::new(Code::State, where_it_is));
+        }
         let room = self.shared.begin(known.id, known.memory_bytes)?;
         Self::ask(&handle, |reply| Command::Boot(room, reply))?;
         let booted =
@@ -212,6 +218,9 @@ impl Host for Engine {
     fn migrate(&self, request: MigrationRequest) -> Result<MigrationView, Fault> {
         request.check()?;
         let handle = self.shared.worker(&request.guest)?;
+        if let Some(where_it_is) = self.find_guest(&request.guest).as_ref().and_then(elsewhere) {
+            return Err(Fault::new(Code::State, where_it_is));
+        }
         if request.site == self.shared.host.site {
             let detail = format!(
                 "guest {} is at site {} already",

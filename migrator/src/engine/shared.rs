@@ -276,6 +276,18 @@ impl Drop for Beginning {
     }
 }
 
+/// Where a guest lives that is known here and lives elsewhere.
+pub(super) fn elsewhere(guest: &GuestView) -> Option<String> {
+    let name = &guest.name;
+    match (guest.state, &guest.moved_to) {
+        (GuestState::Moved, Some(host)) => Some(format!("guest {name} has moved to {host}")),
+        (GuestState::Absent, _) => Some(format!(
+            "guest {name} lives on another host: it was on its way here and did not come"
+        )),
+        _ => None,
+    }
+}
+
 pub(super) fn quarantined(name: &Name, id: GuestId, fault: &Fault) -> GuestView {
     GuestView {
         name: name.clone(),
@@ -288,6 +300,7 @@ pub(super) fn quarantined(name: &Name, id: GuestId, fault: &Fault) -> GuestView 
         dirty_pages_per_second: 0,
         working_set_bytes: 0,
         incompressible_percent: 0,
+        heartbeat_interval_us: 0,
         heartbeat_sequence: None,
         process_id: None,
         moved_to: None,

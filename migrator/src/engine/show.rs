@@ -187,6 +187,7 @@ impl Worker {
             dirty_pages_per_second: config.workload.dirty_pages_per_second.into(),
             working_set_bytes: config.workload.working_set_bytes,
             incompressible_percent: config.workload.incompressible_percent,
+            heartbeat_interval_us: config.workload.heartbeat_interval_us,
             heartbeat_sequence: self
                 .shown
                 .description
@@ -223,7 +224,7 @@ impl Worker {
             State::Relinquished { .. } => GuestState::Frozen,
             State::Released { .. } => GuestState::Moved,
             State::Prepared { .. } => GuestState::Incoming,
-            State::Vacant | State::Refused { .. } => GuestState::Stopped,
+            State::Vacant | State::Refused { .. } => GuestState::Absent,
             State::Owned { .. } | State::Offering { .. } | State::Offered { .. } => {
                 match self.shown.description.as_ref().map(|seen| &seen.state) {
                     _ if crash.is_some() => GuestState::Crashed,
