@@ -1,5 +1,7 @@
 //! `towpath guest`: start, list, show and stop guests.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -402,9 +404,35 @@ async fn stop(options: &OneOptions) -> Result<(), Failure> {
     })
 }
 
+/// Lines of a console's end that are shown of a guest that crashed, and most bytes that they are looked for in.
+const TAIL_LINE_COUNT: usize = 8;
+const TAIL_BYTES: u64 = 4096;
+
+/// What a guest that crashed said last, if whoever asks may read it.
+fn last_words(guest: &GuestView) -> Option<String> {
+    let path = guest.console.as_ref()?;
+    if guest.state != GuestState::Crashed {
+        return None;
+    }
+    let mut file = File::open(path).ok()?;
+    let end = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(end.saturating_sub(TAIL_BYTES)))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(TAIL_LINE_COUNT)..];
+    let last: String = last
+        .iter()
+        .map(|line| format!("  {}\n", escape(line)))
+        .collect();
+    (!last.is_empty()).then(|| format!("\nlast on its console:\n{last}"))
+}
+
 fn show_guest(format: Format, guest: &GuestView) -> Result<(), Failure> {
     show::show(format, "guest", guest, || {
-        guest_fields(guest)
+        guest_fields(guest) + &last_words(guest).unwrap_or_default()
     })
 }
 

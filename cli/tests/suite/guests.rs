@@ -151,6 +151,14 @@ fn a_guest_that_crashed_is_shown_as_running_by_the_command_that_boots_it() {
     while show()["state"] != "crashed" {
         assert!(Instant::now() < deadline, "{:?}", show());
     }
+    // What it said last is there for whoever looks why.
+    let shown = migrator.run(&["guest", "show", "till"]).stdout;
+    let (fields, last) = shown.split_once("\nlast on its console:\n").unwrap();
+    assert!(fields.contains("console.log"), "{shown}");
+    assert!(
+        last.lines().count() <= 8 && last.contains(" HB "),
+        "{shown}"
+    );
     let booted = migrator.run(&start).document("guest");
     assert_eq!(
         (&booted["state"], &booted["error"]),

@@ -200,13 +200,15 @@ impl Worker {
                 .and_then(|process| u32::try_from(process.process_id()).ok()),
             moved_to,
             migration,
-            console: self
-                .ground
-                .process
-                .as_ref()
-                .map(|process| process.console_path().display().to_string()),
+            console: self.console(),
             error: error.map(|fault| ErrorView::from(&fault)),
         })
+    }
+
+    /// The guest's console, also that of one which has crashed: what it said last stands there.
+    fn console(&self) -> Option<String> {
+        let path = GuestProcess::console_in(&self.ground.path().ok()?);
+        path.exists().then(|| path.display().to_string())
     }
 
     fn guest_state(&self, ownership: &Ownership) -> (GuestState, Option<Fault>) {

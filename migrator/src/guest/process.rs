@@ -167,7 +167,13 @@ impl GuestProcess {
     /// Where the guest's console is written.
     #[must_use]
     pub fn console_path(&self) -> PathBuf {
-        self.folder.join("console.log")
+        Self::console_in(&self.folder)
+    }
+
+    /// Where the console of a guest is written that has this folder, also once its process is gone.
+    #[must_use]
+    pub fn console_in(folder: &Path) -> PathBuf {
+        folder.join("console.log")
     }
 
     /// What the guest is.
