@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, clock_gettime};
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Blame, Code, Fault};
 use towpath_protocol::guest_api::GuestConfig;
 use towpath_protocol::identity::{GuestId, Name};
 use towpath_protocol::message::{Lane, Message};
@@ -92,17 +92,26 @@ impl Ground {
     /// stands there before its journal does: a folder without a journal holds nothing anybody owns.
     pub(super) fn persist(&mut self, record: &Record) -> Result<(), Fault> {
         let begun = now();
-        let bytes = record.encode();
+        let metrics = &Arc::clone(&self.shared).metrics;
+        self.write(&record.encode()).inspect_err(|fault| {
+            // A name that is taken, or a guest too many, is no trouble of the disk's.
+            if fault.blame() != Blame::Incompatible {
+                metrics.journal_failed();
+            }
+        })?;
+        metrics.journal_write(now().since(begun));
+        Ok(())
+    }
+
+    fn write(&mut self, record: &[u8]) -> Result<(), Fault> {
         if let Some(journal) = &mut self.journal {
-            journal.write(&bytes)?;
+            journal.write(record)
         } else if self.config.is_some() {
-            self.create_folder(&bytes)?;
+            self.create_folder(record)
         } else {
             // A refusal of what was never offered: the source lets the guest run on because of it.
-            self.shared.store.keep_stranger(self.id, &bytes)?;
+            self.shared.store.keep_stranger(self.id, record)
         }
-        self.shared.metrics.journal_write(now().since(begun));
-        Ok(())
     }
 
     /// Makes the guest's folder and its journal, both or neither.
@@ -169,6 +178,7 @@ impl Ground {
         if now().since(since) < SETTLE_AFTER {
             self.unsettled = Some((sequence, since));
         } else if let Err(fault) = journal.settle() {
+            self.shared.metrics.journal_failed();
             error!(guest = %self.id, %fault, "the journal cannot be written any more");
         }
     }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
 use super::shared::Board;
-use crate::api::{GuestState, Phase};
+use crate::api::{GuestState, MigrationView, Phase, Role};
 use crate::config::MetricsOptions;
 
 /// What no honest peer makes a host refuse: guests that are not its own, or no longer, and lies about them.
@@ -32,7 +32,9 @@ const ALARMING: [Code; 8] = [
 pub(super) struct Metrics {
     registry: Registry,
     journal_seconds: Histogram,
+    journal_errors: IntCounter,
     migrations: IntGaugeVec,
+    ended: Ended,
     guests_running: IntGauge,
     guest_info: IntGaugeVec,
     each: Option<Each>,
@@ -46,6 +48,66 @@ pub(super) struct Metrics {
     skipped_messages: Counted,
     stale_chunks: IntCounter,
     rejected: IntCounterVec,
+}
+
+/// What moves came to, counted as each of them ends.
+#[derive(Debug, Clone)]
+pub(super) struct Ended {
+    total: IntCounterVec,
+    duration_seconds: Histogram,
+    downtime_seconds: Histogram,
+}
+
+impl Ended {
+    fn new(registry: &Registry) -> Result<Self, Fault> {
+        let total = IntCounterVec::new(
+            Opts::new(
+                "towpath_migrations_ended_total",
+                "Moves that ended, by this host's side and what they came to; at the target every attempt counts.",
+            ),
+            &["role", "outcome"],
+        );
+        let total = register(registry, total)?;
+        for role in [Role::Source, Role::Target] {
+            for phase in Phase::ALL.into_iter().filter(|phase| phase.is_finished()) {
+                // There from the start, so that the first one is an increase.
+                total.with_label_values(&[role.as_str(), phase.as_str()]);
+            }
+        }
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(registry, Histogram::with_opts(options))
+        };
+        Ok(Self {
+            total,
+            duration_seconds: histogram(
+                "towpath_migration_duration_seconds",
+                "From the request until nothing was missing, of moves from this host.",
+                &[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0],
+            )?,
+            downtime_seconds: histogram(
+                "towpath_migration_downtime_seconds",
+                "How long guests that left this host stood still for the switch.",
+                &[0.01, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0, 10.0, 60.0],
+            )?,
+        })
+    }
+
+    /// A move, or a target's attempt, has ended.
+    pub(super) fn count(&self, view: &MigrationView) {
+        let labels = [view.role.as_str(), view.phase.as_str()];
+        self.total.with_label_values(&labels).inc();
+        if view.role == Role::Source && view.phase == Phase::Done {
+            self.duration_seconds.observe(seconds(view.total_ms));
+            if let Some(pause_ms) = view.pause_reported_ms {
+                self.downtime_seconds.observe(seconds(pause_ms));
+            }
+        }
+    }
+}
+
+fn seconds(milliseconds: u64) -> f64 {
+    Duration::from_millis(milliseconds).as_secs_f64()
 }
 
 /// What is counted where it happens, by those who know of no metrics.
@@ -131,6 +193,7 @@ impl Metrics {
             &["code"],
         );
         let rejected = register(&registry, rejected)?;
+        show_build(&registry)?;
         for code in ALARMING {
             // There from the start, so that the first one is an increase.
             rejected.with_label_values(&[code.as_str()]).inc_by(0);
@@ -144,6 +207,14 @@ impl Metrics {
         ]);
         Ok(Self {
             journal_seconds: register(&registry, Histogram::with_opts(journal))?,
+            journal_errors: register(
+                &registry,
+                IntCounter::new(
+                    "towpath_journal_errors_total",
+                    "Records of guests' journals that could not be made durable.",
+                ),
+            )?,
+            ended: Ended::new(&registry)?,
             migrations: register(
                 &registry,
                 IntGaugeVec::new(
@@ -212,6 +283,16 @@ impl Metrics {
 
     pub(super) fn journal_write(&self, took: Duration) {
         self.journal_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a record that could not be made durable.
+    pub(super) fn journal_failed(&self) {
+        self.journal_errors.inc();
+    }
+
+    /// Where moves are counted that end.
+    pub(super) fn ended(&self) -> Ended {
+        self.ended.clone()
     }
 
     /// Counts what a peer said and was refused, if that is alarming; says whether it is.
@@ -287,6 +368,17 @@ impl Metrics {
     }
 }
 
+/// The release, as a label.
+fn show_build(registry: &Registry) -> Result<(), Fault> {
+    let build = IntGaugeVec::new(
+        Opts::new("towpath_build_info", "Always 1; the release is a label."),
+        &["component", "version"],
+    );
+    let labels = ["migrator", env!("CARGO_PKG_VERSION")];
+    register(registry, build)?.with_label_values(&labels).set(1);
+    Ok(())
+}
+
 /// A kind or a state as documents write it.
 fn word(of: &impl Serialize) -> String {
     let written = serde_json::to_value(of).ok();
@@ -319,14 +411,15 @@ mod tests {
 
     /// What is said of a board with so many guests.
     fn text_of(guests: u128, options: MetricsOptions) -> String {
-        let mut board = Board::default();
+        let metrics = Metrics::new(options).unwrap();
+        let mut board = Board::new(metrics.ended());
         let fault = Fault::new(Code::Io, "a journal");
         for number in 0..guests {
             let name = format!("guest-{number}").parse().unwrap();
             let id = GuestId(number);
             board.guests.insert(id, quarantined(&name, id, &fault));
         }
-        Metrics::new(options).unwrap().text(&board)
+        metrics.text(&board)
     }
 
     #[test]

@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use towpath_protocol::admission::{Admission, Living, Quota};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::ground::{now, unix_ms};
 use super::input::Input;
 use super::kvm::Kvm;
 use super::mailbox::Mailbox;
-use super::metrics::Metrics;
+use super::metrics::{Ended, Metrics};
 use super::quarantine::Quarantine;
-use crate::api::{ErrorView, GuestKind, GuestState, GuestView, MigrationView, Ownership};
+use crate::api::{
+    ErrorView, GuestKind, GuestState, GuestView, MigrationView, Ownership, Phase, Role,
+};
 use crate::config::Config;
 use crate::guest::GuestCommand;
 use crate::store::Store;
@@ -27,14 +29,24 @@ const FINISHED_COUNT_MAX: usize = 256;
 const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 
 /// What is shown of guests and moves.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Board {
     pub(super) guests: BTreeMap<GuestId, GuestView>,
     pub(super) moves: BTreeMap<MigrationId, MigrationView>,
     finished: VecDeque<MigrationId>,
+    ended: Ended,
 }
 
 impl Board {
+    pub(super) const fn new(ended: Ended) -> Self {
+        Self {
+            guests: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            finished: VecDeque::new(),
+            ended,
+        }
+    }
+
     /// Shows at once that a guest is frozen and its target's.
     pub(super) fn show_relinquished(&mut self, guest: GuestId) {
         if let Some(view) = self.guests.get_mut(&guest) {
@@ -43,9 +55,19 @@ impl Board {
         }
     }
 
-    pub(super) fn show_move(&mut self, view: MigrationView) {
-        let is_news = view.phase.is_finished() && !self.finished.contains(&view.id);
-        if is_news {
+    pub(super) fn show_move(&mut self, mut view: MigrationView) {
+        let known = self.moves.get(&view.id);
+        let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);
+        if let Some(known) = known.filter(|_| is_undone && view.role == Role::Source) {
+            // What was still to go says how far it came; its attempt has let go of it.
+            view.blocks_left = known.blocks_left;
+            view.blocks_total = known.blocks_total;
+        }
+        if view.phase.is_finished() && known.is_none_or(|known| !known.phase.is_finished()) {
+            self.ended.count(&view);
+            log_end(&view);
+        }
+        if view.phase.is_finished() && !self.finished.contains(&view.id) {
             self.finished.push_back(view.id);
         }
         self.moves.insert(view.id, view);
@@ -54,6 +76,18 @@ impl Board {
         {
             self.moves.remove(&oldest);
         }
+    }
+}
+
+/// A line for whoever reads the log of what moved and what did not, and why.
+fn log_end(view: &MigrationView) {
+    let (migration, guest, role) = (&view.id, &view.guest, view.role.as_str());
+    let (from, to, phase) = (&view.from, &view.to, view.phase.as_str());
+    match &view.error {
+        Some(ErrorView { code, message }) => {
+            warn!(%migration, %guest, role, %from, %to, %code, cause = %message, "move {phase}");
+        }
+        None => info!(%migration, %guest, role, %from, %to, "move {phase}"),
     }
 }
 
@@ -94,13 +128,14 @@ impl Shared {
             guest_count_max: config.quota.guests as usize,
             per_peer_count_max: config.limits.incoming_per_peer as usize,
         };
+        let metrics = Metrics::new(config.metrics)?;
         Ok(Self {
             host: config.identity(),
             store,
-            metrics: Metrics::new(config.metrics)?,
+            board: Mutex::new(Board::new(metrics.ended())),
+            metrics,
             kvm: Kvm::default(),
             started_unix_ms: unix_ms(),
-            board: Mutex::default(),
             workers: Mutex::default(),
             room: Mutex::new(Admission::new(quota)),
             quarantine: Mutex::default(),

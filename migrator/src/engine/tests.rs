@@ -16,9 +16,10 @@ use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
 
 use super::ground::now;
 use super::input::Command;
+use super::shared::quarantined;
 use super::source_move::{Order, SourceMove};
 use super::*;
-use crate::api::{MigrationRequest, Phase};
+use crate::api::{GuestRequest, GuestState, GuestView, MigrationRequest, MigrationView, Phase};
 use crate::config::{Limits, Quota};
 use crate::journal::{RECORD_BYTES_MAX, SLOT_BYTES};
 
@@ -376,4 +377,103 @@ fn f05_messages_of_later_versions_are_counted_where_scrapers_look() {
     let text = shared.metrics.text(&shared.board());
     let counted = "\ntowpath_migration_skipped_messages_total 1\n";
     assert!(text.contains(counted), "{text}");
+}
+
+#[test]
+fn a_guest_that_lives_elsewhere_is_said_to_whatever_is_asked_of_it() {
+    let (_folder, shared) = host("");
+    let ground = ground(&shared);
+    let name = ground.name().unwrap().clone();
+    let handle = Handle {
+        name: Some(name.clone()),
+        mailbox: Arc::clone(&ground.mailbox),
+    };
+    shared.workers().insert(ground.id, handle);
+    let engine = Engine::new(Arc::clone(&shared));
+    let start: GuestRequest =
+        serde_json::from_value(json!({"name": "till", "memory_bytes": 16 * MIB})).unwrap();
+    let none = Fault::new(Code::Io, "");
+    for (state, moved_to, said) in [
+        (
+            GuestState::Moved,
+            Some("region/rack-1"),
+            "has moved to region/rack-1",
+        ),
+        (GuestState::Absent, None, "lives on another host"),
+    ] {
+        let view = GuestView {
+            state,
+            moved_to: moved_to.map(str::to_owned),
+            ..quarantined(&name, ground.id, &none)
+        };
+        shared.board().guests.insert(ground.id, view);
+        let answers = [
+            (engine.migrate(order(1).request).map(drop), Code::State),
+            (engine.boot_guest(&name).map(drop), Code::State),
+            (
+                engine.start_guest(start.clone()).map(drop),
+                Code::GuestExists,
+            ),
+        ];
+        for (answer, code) in answers {
+            let fault = answer.unwrap_err();
+            assert_eq!(fault.code, code, "{fault}");
+            assert!(fault.detail.contains(said), "{fault}");
+        }
+    }
+}
+
+#[test]
+fn a_move_that_ends_is_counted_once_and_keeps_what_was_still_to_go() {
+    let (_folder, shared) = host("");
+    let ground = ground(&shared);
+    let order = order(1);
+    let copying = MigrationView {
+        blocks_total: 9,
+        blocks_left: 7,
+        ..order.view(&ground, Phase::Copying)
+    };
+    shared.board().show_move(copying);
+    for _ in 0..2 {
+        let fault = Fault::new(Code::Refused, "no room");
+        let ended = order.ended_view(&ground, &fault);
+        shared.board().show_move(ended);
+    }
+    let view = shared.board().moves[&order.id].clone();
+    assert_eq!((view.blocks_total, view.blocks_left), (9, 7));
+    let done = MigrationView {
+        id: MigrationId(2),
+        pause_reported_ms: Some(150),
+        ..order.view(&ground, Phase::Done)
+    };
+    shared.board().show_move(done);
+    let text = shared.metrics.text(&shared.board());
+    for line in [
+        "towpath_migrations_ended_total{outcome=\"failed\",role=\"source\"} 1",
+        "towpath_migrations_ended_total{outcome=\"done\",role=\"source\"} 1",
+        "towpath_migrations_ended_total{outcome=\"cancelled\",role=\"target\"} 0",
+        "towpath_migration_downtime_seconds_bucket{le=\"0.1\"} 0",
+        "towpath_migration_downtime_seconds_bucket{le=\"0.2\"} 1",
+        "towpath_migration_duration_seconds_count 1",
+        "towpath_build_info{component=\"migrator\"",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_made_durable_is_counted() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    // What stands in the place of the guests' folder can hold none.
+    let guests = folder.path().join("state/guests");
+    std::fs::remove_dir(&guests).unwrap();
+    std::fs::write(&guests, "").unwrap();
+    assert!(ground.persist(&record).is_err());
+    let text = shared.metrics.text(&shared.board());
+    assert!(
+        text.contains("\ntowpath_journal_errors_total 1\n"),
+        "{text}"
+    );
 }
