@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::{Instant, sleep, timeout_at};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
-use towpath_migrator::api::{LinkState, MigrationView, Phase};
+use towpath_migrator::api::{LinkState, MigrationView, Phase, Role};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::MigrationId;
 
@@ -15,7 +15,7 @@ use crate::failure::{Exit, Failure};
 use crate::show::{bits_per_second, bytes, escape, milliseconds, note};
 
 /// Bytes of a block of guest memory.
-const BLOCK_BYTES: u64 = 4096;
+pub(crate) const BLOCK_BYTES: u64 = 4096;
 
 /// How long a migrator may be gone, as while it is upgraded, before we stop waiting for it.
 const RETURN_WAIT_MAX: Duration = Duration::from_secs(120);
@@ -246,10 +246,12 @@ fn state(view: &MigrationView) -> String {
 
 /// How fast a move goes, and what is expected of it.
 fn numbers(view: &MigrationView) -> String {
-    let mut parts = vec![
-        bits_per_second(view.goodput_bytes_per_second),
-        format!("dirty {}/s", bytes(view.dirty_bytes_per_second)),
-    ];
+    let mut parts = Vec::new();
+    if view.role == Role::Source {
+        // Only it measures them.
+        parts.push(bits_per_second(view.goodput_bytes_per_second));
+        parts.push(format!("dirty {}/s", bytes(view.dirty_bytes_per_second)));
+    }
     if let Some(eta) = view.eta_ms {
         parts.push(format!("eta {}", milliseconds(eta)));
     }

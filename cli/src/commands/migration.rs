@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
-use towpath_migrator::api::{MigrationList, MigrationView};
+use towpath_migrator::api::{MigrationList, MigrationView, Phase, Role};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::MigrationId;
 
@@ -13,7 +13,7 @@ use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, block_on};
 use crate::failure::Failure;
-use crate::follow::{LiveLine, Observer, describe, follow, outcome};
+use crate::follow::{BLOCK_BYTES, LiveLine, Observer, describe, follow, outcome};
 use crate::show::{
     self, Format, Table, bits_per_second, bytes, escape, fields, milliseconds, or_dash, time_of_day,
 };
@@ -177,6 +177,8 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
         _ => String::new(),
     };
     let error = view.error.as_ref();
+    // What only the source knows is left out at the target.
+    let of_source = |text: String| (view.role == Role::Source).then_some(text);
     vec![
         ("move", Some(view.id.to_string())),
         ("guest", Some(view.guest.to_string())),
@@ -185,9 +187,9 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
         ("phase", Some(view.phase.as_str().to_owned())),
         ("total time", Some(milliseconds(view.total_ms))),
         ("pause", view.pause_reported_ms.map(milliseconds)),
-        ("rounds", Some(view.rounds.to_string())),
+        ("rounds", of_source(view.rounds.to_string())),
         ("guest bytes", Some(bytes(view.raw_bytes))),
-        ("bytes on the link", Some(bytes(view.wire_bytes))),
+        ("bytes on the link", of_source(bytes(view.wire_bytes))),
         ("demand fetches", Some(format!("{fetches}{waits}"))),
         (
             "switched because",
@@ -202,15 +204,19 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
 
 fn details(view: &MigrationView) -> String {
     let is_under_way = !view.phase.is_finished();
+    let of_source = |text: String| (view.role == Role::Source).then_some(text);
+    let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
+    let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);
     let mut rows = report_fields(view);
     rows.extend([
         ("role", Some(word(&view.role))),
-        ("mode", Some(word(&view.mode))),
+        ("left to go", is_undone.then(|| bytes(left))),
+        ("mode", of_source(word(&view.mode))),
         (
             "longest pause",
-            Some(milliseconds(view.max_pause_ms.into())),
+            of_source(milliseconds(view.max_pause_ms.into())),
         ),
-        ("attempts", Some(view.attempts.to_string())),
+        ("attempts", of_source(view.attempts.to_string())),
         ("begun", Some(time_of_day(view.started_unix_ms))),
         ("ended", view.finished_unix_ms.map(time_of_day)),
         ("now", is_under_way.then(|| describe(view))),

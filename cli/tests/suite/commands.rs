@@ -5,7 +5,7 @@ use std::process::Stdio;
 use crate::support::{Daemon, Ran, failed, guest, migration, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase};
+use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase, Role};
 use towpath_protocol::fault::{Code, Fault};
 
 #[test]
@@ -289,6 +289,34 @@ fn a_move_whose_target_says_nothing_shows_that_and_no_eta() {
         let ran = daemon.run(&["status"]);
         assert!(ran.stdout.contains(said), "{ran:?}");
     }
+}
+
+#[test]
+fn a_move_at_its_target_shows_nothing_that_only_its_source_knows() {
+    let daemon = Daemon::start();
+    let at_target = MigrationView {
+        role: Role::Target,
+        ..migration(Phase::Receiving)
+    };
+    daemon.host.notes.lock().unwrap().migrations = vec![at_target];
+    let shown = daemon.run(&["migration", "show"]).stdout;
+    for name in [
+        "rounds",
+        "bytes on the link",
+        "mode",
+        "longest pause",
+        "attempts",
+        "dirty",
+    ] {
+        assert!(!shown.contains(name), "{name}: {shown}");
+    }
+    assert!(shown.contains("guest bytes"), "{shown}");
+    daemon.host.notes.lock().unwrap().migrations = vec![failed("E_ROOT", "roots differ")];
+    let shown = daemon.run(&["migration", "show"]).stdout;
+    assert!(
+        shown.contains("longest pause") && shown.contains("left to go"),
+        "{shown}"
+    );
 }
 
 #[test]
