@@ -18,7 +18,7 @@ use towpath_tunnel::built_in::Wish;
 use crate::args::{OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
-use crate::show::{self, bits_per_second, bytes, fields};
+use crate::show::{self, Format, bits_per_second, bytes, fields};
 
 use super::probe::not_offered;
 
@@ -130,7 +130,7 @@ struct Cost {
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let before = Near::look(options)?;
     let cap = before.cap;
-    if let Some(cap) = cap {
+    if let Some(cap) = cap.filter(|_| options.output.format == Format::Table) {
         let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
         show::note(&format!(
             "note: the link to {peer} is capped at {cap}; this fills it for {time:?}"

@@ -1,6 +1,9 @@
 //! `towpath tunnel shape` and `towpath tunnel service`: caps and shares, changed while the tunnel runs.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
+use serde::Serialize;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
@@ -97,9 +100,26 @@ async fn shape(options: &Options) -> Result<(), Failure> {
     if options.change(&mut shaping)? {
         shaping = client.post(&path, &shaping).await?;
     }
-    show::show(options.output.format, "shaping", &shaping, || {
+    let shaped = Shaped {
+        peer: &options.peer,
+        shaping: &shaping,
+        weights: Class::ALL
+            .map(|class| (class, shaping.shares.weight(class)))
+            .into(),
+    };
+    show::show(options.output.format, "shaping", &shaped, || {
         table(&options.peer, &shaping)
     })
+}
+
+/// What holds for a peer.
+#[derive(Debug, Serialize)]
+struct Shaped<'a> {
+    peer: &'a Name,
+    #[serde(flatten)]
+    shaping: &'a Shaping,
+    /// What each class has, by default or because it is said; none for those that go first.
+    weights: BTreeMap<Class, Option<u32>>,
 }
 
 impl Options {

@@ -76,7 +76,10 @@ async fn status(options: &Options) -> Result<(), Failure> {
         tunnel: links.into(),
         migrations: migrations.unwrap_or_default(),
     };
-    show::show(options.output.format, "status", &status, || table(&status))
+    // The tunnel's own document is called a status already.
+    show::show(options.output.format, "overview", &status, || {
+        table(&status)
+    })
 }
 
 /// Why neither daemon says anything.

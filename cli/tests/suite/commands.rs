@@ -24,7 +24,7 @@ fn every_result_is_a_document_with_a_schema() {
         (&["migration", "show", id], "migration"),
         (&["migration", "show"], "migration"),
         (&["migration", "cancel"], "migration"),
-        (&["status"], "status"),
+        (&["status"], "overview"),
         (&["guest", "stop", "a"], "stopped"),
     ] {
         let words = [words, &["-o", "json"]].concat();

@@ -453,7 +453,7 @@ fn a_tunnel_says_when_it_is_ready_is_there_once_and_ends_when_told() {
             "-o",
             "json",
         ]);
-        let document = status.document("status");
+        let document = status.document("overview");
         assert_eq!(document["tunnel"]["status"]["site"], "edge");
         if way_to_end == "SIGTERM" {
             kill_process(Pid::from_child(&first), Signal::TERM).unwrap();

@@ -116,7 +116,7 @@ fn a_tunnel_serves_at_passed_sockets_and_tells_how_it_is() {
         "/none",
         "--tunnel-socket",
     ];
-    let document = run(&[&status[..], &[word(&admin)]].concat()).document("status");
+    let document = run(&[&status[..], &[word(&admin)]].concat()).document("overview");
     assert_eq!(document["tunnel"]["status"]["site"], "edge");
 
     manager.hear_until("WATCHDOG=1");

@@ -128,7 +128,7 @@ impl Tunnel {
 
     /// The way to the other site, as `towpath status` has it.
     fn link(&self) -> Value {
-        self.document(&["status"], "status")["tunnel"]["status"]["links"][0].clone()
+        self.document(&["status"], "overview")["tunnel"]["status"]["links"][0].clone()
     }
 }
 
@@ -311,7 +311,7 @@ fn a_channel_is_opened_used_led_elsewhere_capped_and_closed() {
     assert_eq!(lines.len(), 2, "{list}");
     assert!(lines[0].starts_with("CHANNEL") && lines[1].starts_with("till"));
     assert_eq!(lines[0].find("STATE"), lines[1].find("healthy"), "{list}");
-    let status = edge.document(&["status"], "status");
+    let status = edge.document(&["status"], "overview");
     let shown = &status["tunnel"]["status"]["channels"][0];
     assert_eq!(shown["generation"], first + 3);
 
@@ -387,6 +387,10 @@ fn caps_and_shares_are_changed_and_show() {
         "shaping",
     );
     assert_eq!(changed["shares"]["bulk"]["weight"], 3);
+    assert_eq!(changed["peer"], "region");
+    let weights = &changed["weights"];
+    assert_eq!((&weights["bulk"], &weights["app"]), (&3.into(), &8.into()));
+    assert_eq!(weights["demand"], Value::Null);
     let table = edge.table(&line(&SHAPE, &["--class=app", "--floor=5Mbit"]));
     assert_eq!(field(&table, "cap"), "50.0 Mbit/s");
     assert_eq!(field(&table, "asked of it"), "20.0 Mbit/s");
@@ -443,7 +447,7 @@ fn a_service_is_shown_and_capped() {
     let capped = region.document(&cap("20Mbit"), "service");
     assert_eq!(capped["cap_bits_per_second"], 20_000_000);
     assert_eq!(field(&region.table(&service), "cap"), "20.0 Mbit/s");
-    let status = region.document(&["status"], "status");
+    let status = region.document(&["status"], "overview");
     let services = status["tunnel"]["status"]["services"].as_array().unwrap();
     let till = services.iter().find(|one| one["name"] == "till").unwrap();
     assert_eq!(till["cap_bits_per_second"], 20_000_000);
@@ -565,6 +569,8 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
     assert!(ran.stderr.contains("capped at 20.0 Mbit/s"), "{ran:?}");
     assert_eq!(field(&ran.stdout, "load"), "bulk to region, 1 side by side");
     assert_eq!(field(&ran.stdout, "cap"), "20.0 Mbit/s");
+    let told = pair.edge.document(&BENCH, "tunnel-bench");
+    assert_eq!(told["cap_bytes_per_second"], 2_500_000);
 
     let nobody = ["tunnel", "bench", "branch"];
     pair.edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch");
@@ -580,7 +586,7 @@ fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     let line = table.lines().find(|line| line.starts_with("region/box"));
     assert!(line.is_some_and(|line| line.contains("healthy")), "{table}");
     assert!(field(&table, "key exchange").ends_with("hybrid"), "{table}");
-    let document = pair.edge.document(&["status"], "status");
+    let document = pair.edge.document(&["status"], "overview");
     assert_eq!(document["migrator"]["problem"]["code"], "E_UNREACHABLE");
     let tunnel = &document["tunnel"]["status"];
     assert_eq!(
