@@ -1,9 +1,12 @@
 //! `towpath man`: the manual pages, one for each command.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
+use clap_mangen::Man;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::args::Arguments;
@@ -13,6 +16,25 @@ const EXAMPLES: &str = "\
 Examples:
   towpath man /usr/local/share/man/man1
   towpath man . && man ./towpath-migrate.1";
+
+/// What the exit statuses mean, as in docs/cli.md.
+const EXIT_STATUSES: [(u8, &str); 9] = [
+    (0, "done"),
+    (
+        1,
+        "failed; also a certificate that cannot be used, which may be good later",
+    ),
+    (2, "wrong usage, or a wrong configuration"),
+    (3, "refused before anything was changed"),
+    (4, "not finished in time; it goes on"),
+    (
+        5,
+        "a blocked handover: a guest is held between two hosts that cannot talk",
+    ),
+    (69, "the daemon is already running"),
+    (75, "try again later"),
+    (130, "interrupted; a move goes on"),
+];
 
 /// Where to.
 #[derive(Debug, Args)]
@@ -26,10 +48,200 @@ pub(crate) struct Options {
 /// Writes the pages.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let folder = &options.folder;
-    let written = fs::create_dir_all(folder)
-        .and_then(|()| clap_mangen::generate_to(Arguments::command(), folder));
+    let mut command = Arguments::command();
+    command.build();
+    let written = fs::create_dir_all(folder).and_then(|()| write_pages(&command, None, folder));
     written.map_err(|error| {
         let detail = format!("manual pages in {}: {error}", folder.display());
         Failure::from(Fault::new(Code::Io, detail))
     })
+}
+
+fn write_pages(command: &Command, parent: Option<&str>, folder: &Path) -> io::Result<()> {
+    let name = name(command);
+    for inner in command.get_subcommands().filter(|one| !one.is_hide_set()) {
+        write_pages(inner, Some(name), folder)?;
+    }
+    fs::write(folder.join(format!("{name}.1")), page(command, parent)?)
+}
+
+/// A page's name, as in `towpath-guest-start`.
+fn name(command: &Command) -> &str {
+    command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name())
+}
+
+/// A command's page; `parent` is the page of the command that it is one of.
+fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
+    let man = Man::new(command.clone())
+        .source(concat!("towpath ", env!("CARGO_PKG_VERSION")))
+        .manual("Towpath");
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.get_subcommands().any(|one| !one.is_hide_set()) {
+        man.render_subcommands_section(&mut page)?;
+    }
+    let help = command.get_after_help().map(ToString::to_string);
+    page.extend(after_help(&help.unwrap_or_default()).as_bytes());
+    page.extend(exit_statuses().as_bytes());
+    page.extend(environment(command).as_bytes());
+    if let Some(parent) = parent {
+        page.extend(see_also(parent).as_bytes());
+    }
+    Ok(page)
+}
+
+/// What stands below a command's help: lines that are set in are commands, and stay as they are.
+fn after_help(help: &str) -> String {
+    let mut text = String::new();
+    let mut has_notes = false;
+    // The statuses have a section of their own.
+    let paragraphs = help
+        .split("\n\n")
+        .filter(|part| !part.is_empty() && !part.starts_with("Exit status"));
+    for paragraph in paragraphs {
+        let (title, lines) = match paragraph.split_once('\n') {
+            Some((first, rest)) if first.starts_with("Example") => (".SH EXAMPLES\n", rest),
+            _ if has_notes => (".PP\n", paragraph),
+            _ => {
+                has_notes = true;
+                (".SH NOTES\n", paragraph)
+            }
+        };
+        text.push_str(title);
+        let mut is_set_in = false;
+        for line in lines.lines() {
+            if is_set_in != line.starts_with("  ") {
+                is_set_in = !is_set_in;
+                text.push_str(if is_set_in {
+                    ".PP\n.nf\n"
+                } else {
+                    ".fi\n.PP\n"
+                });
+            }
+            text.push_str(&escaped(line));
+            text.push('\n');
+        }
+        if is_set_in {
+            text.push_str(".fi\n");
+        }
+    }
+    text
+}
+
+fn exit_statuses() -> String {
+    let mut text = ".SH EXIT STATUS\n".to_owned();
+    for (status, meaning) in EXIT_STATUSES {
+        text.push_str(&item(&status.to_string(), meaning));
+    }
+    text
+}
+
+/// The variables that a command reads.
+fn environment(command: &Command) -> String {
+    let mut text = ".SH ENVIRONMENT\n".to_owned();
+    for option in command.get_arguments().filter(|one| !one.is_hide_set()) {
+        if let (Some(variable), Some(long)) = (option.get_env(), option.get_long()) {
+            let meaning = format!("stands in for --{long}");
+            text.push_str(&item(&variable.to_string_lossy(), &meaning));
+        }
+    }
+    text.push_str(&item("NO_COLOR", "no colours, if it is set to anything"));
+    text
+}
+
+fn see_also(parent: &str) -> String {
+    let mut text = ".SH SEE ALSO\n".to_owned();
+    // A String takes all that is written to it.
+    let _ = write!(text, "\\fB{}\\fR(1)", escaped(parent));
+    if parent != "towpath" {
+        text.push_str(", \\fBtowpath\\fR(1)");
+    }
+    text.push('\n');
+    text
+}
+
+fn item(term: &str, meaning: &str) -> String {
+    format!(".TP\n\\fB{}\\fR\n{}\n", escaped(term), escaped(meaning))
+}
+
+/// A line that roff shows as it is.
+fn escaped(line: &str) -> String {
+    let plain = line
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq");
+    if plain.starts_with('.') {
+        return format!("\\&{plain}");
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages() -> Vec<(String, String)> {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("man1");
+        run(&Options {
+            folder: folder.clone(),
+        })
+        .unwrap();
+        let files = fs::read_dir(&folder).unwrap().map(Result::unwrap);
+        files
+            .map(|file| {
+                let name = file.file_name().into_string().unwrap();
+                (name, fs::read_to_string(file.path()).unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn pages_keep_their_examples_and_say_what_scripts_need() {
+        let pages = pages();
+        assert!(pages.len() > 30, "{}", pages.len());
+        for (name, page) in &pages {
+            assert!(
+                page.contains(concat!("\"towpath ", env!("CARGO_PKG_VERSION"), "\"")),
+                "{name}"
+            );
+            for section in ["EXIT STATUS", "ENVIRONMENT"] {
+                assert!(
+                    page.contains(&format!(".SH {section}\n")),
+                    "{name}: {section}"
+                );
+            }
+            assert!(!page.contains(".SH EXTRA"), "{name}");
+            let is_first = name == "towpath.1";
+            assert_eq!(page.contains(".SH SEE ALSO"), !is_first, "{name}");
+        }
+        let page = |wanted: &str| {
+            let mut found = pages.iter().filter(|(name, _)| name == wanted);
+            found.next().unwrap().1.clone()
+        };
+        let migrate = page("towpath-migrate.1");
+        let example = ".nf\n  towpath migrate till\\-7 region                      rounds";
+        assert!(
+            migrate.contains(".SH EXAMPLES\n") && migrate.contains(example),
+            "{migrate}"
+        );
+        assert!(migrate.contains("\\fBTOWPATH_SOCKET\\fR\n"), "{migrate}");
+        assert!(migrate.contains(".SH NOTES\nCtrl\\-C lets go"), "{migrate}");
+        assert!(page("towpath-guest-start.1").contains("\\fBtowpath\\-guest\\fR(1)"));
+    }
+
+    #[test]
+    fn the_statuses_are_those_of_the_documentation() {
+        let document = include_str!("../../../docs/cli.md");
+        for (status, meaning) in EXIT_STATUSES {
+            let row = format!("| {status} | {meaning} |\n");
+            assert!(document.contains(&row), "docs/cli.md lacks {row}");
+        }
+    }
 }
