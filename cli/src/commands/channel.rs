@@ -1,6 +1,7 @@
 //! `towpath channel`: open, list, show and close channels.
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
@@ -119,6 +120,12 @@ pub(crate) struct CloseOptions {
     output: OutputOption,
 }
 
+/// A channel that is no more.
+#[derive(Debug, Serialize)]
+struct Closed<'a> {
+    name: &'a Name,
+}
+
 impl Command {
     /// How the result, or the failure, is to be written.
     pub(crate) const fn format(&self) -> Format {
@@ -152,8 +159,14 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
                 if let Some(generation) = options.generation {
                     path.push_str(&format!("?generation={generation}"));
                 }
-                let left: ChannelList = options.socket.client().delete(&path).await?;
-                show_list(options.output.format, &left)
+                // The others are what it answers.
+                let _: ChannelList = options.socket.client().delete(&path).await?;
+                let closed = Closed {
+                    name: &options.name,
+                };
+                show::show(options.output.format, "closed", &closed, || {
+                    format!("closed {}\n", options.name)
+                })
             }
         }
     })?

@@ -317,8 +317,8 @@ fn a_channel_is_opened_used_led_elsewhere_capped_and_closed() {
 
     let named = ["channel", "close", "till", "--generation=1"];
     edge.refuses(&named, (1, "E_STATE"), "generation 1 is too old");
-    let left = edge.document(&["channel", "close", "till"], "channels");
-    assert_eq!(left["channels"].as_array().map(Vec::len), Some(0));
+    let closed = edge.document(&["channel", "close", "till"], "closed");
+    assert_eq!(closed["name"], "till");
     assert_eq!(program.read(&mut [0; 8]).unwrap_or_default(), 0, "it ends");
     edge.refuses(&show, (1, "E_NOT_FOUND"), "till");
 }
