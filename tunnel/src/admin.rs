@@ -19,7 +19,7 @@ use crate::channels::ChannelSpec;
 use crate::core::Core;
 use crate::outlook::{self, ForecastDocument};
 use crate::probe::{self, ProbeRequest, ProbeView};
-use crate::shares::{ServiceCap, Shaping};
+use crate::shares::{ServiceCap, Shaping, cap_text};
 use crate::status::{self, ChannelList, ChannelView, ServiceView, StatusView};
 use crate::{metrics, page, timetable};
 
@@ -125,7 +125,7 @@ async fn shape(
     })?;
     peer.set_shaping(shaping);
     let site = &peer.site;
-    tracing::info!(peer = %site, cap = ?peer.send_rate(), "caps and shares changed by hand");
+    tracing::info!(peer = %site, cap = %cap_text(peer.send_rate()), "caps and shares changed by hand");
     Ok(Json(peer.shaped().rules.clone()))
 }
 
@@ -147,7 +147,7 @@ async fn cap_service(
     let name = name.parse()?;
     let service = core.service(&name)?;
     service.meter.quota.set(wanted.cap);
-    tracing::info!(service = %name, cap = ?wanted.cap, "cap changed by hand");
+    tracing::info!(service = %name, cap = %cap_text(wanted.cap), "cap changed by hand");
     Ok(Json(status::service_view(&name, service)))
 }
 

@@ -79,6 +79,11 @@ pub struct ServiceCap {
     pub cap: Option<Rate>,
 }
 
+/// A cap as the log has it.
+pub(crate) fn cap_text(cap: Option<Rate>) -> String {
+    cap.map_or_else(|| "none".to_owned(), |cap| cap.to_string())
+}
+
 /// What the classes get, by class.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -8,6 +8,7 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_forecast::moment::Moment;
 
 use crate::core::Core;
+use crate::shares::cap_text;
 
 /// How often the time of day is looked at: a clock that is set, or a host that slept, does not say so.
 const LOOK: Duration = Duration::from_millis(500);
@@ -29,8 +30,8 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
         }
         for peer in core.peers.values() {
             if peer.shape() {
-                let (site, cap) = (&peer.site, peer.send_rate());
-                tracing::info!(peer = %site, ?cap, "the timetable changes the cap");
+                let (site, cap) = (&peer.site, cap_text(peer.send_rate()));
+                tracing::info!(peer = %site, %cap, "the timetable changes the cap");
             }
         }
     }
