@@ -45,6 +45,9 @@ pub(crate) struct Options {
     pub(crate) output: OutputOption,
 }
 
+/// A rate that is within this part of the cap has been held back by it.
+const CAP_REACHED: u64 = 8;
+
 fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let is_right = !time.is_zero() && time <= TIME_MAX;
@@ -93,12 +96,13 @@ pub(crate) fn not_offered(why: impl Into<Failure>, peer: &Name) -> Failure {
 fn table(view: &ProbeView) -> String {
     let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
     let rate = bits_per_second(view.bits_per_second / 8);
-    let carries = if view.is_capacity {
-        rate
-    } else {
-        format!("at least {rate}; the budget was too small to fill the path")
-    };
     let cap = view.cap_bits_per_second;
+    let is_capped = cap.is_some_and(|cap| view.bits_per_second >= cap - cap / CAP_REACHED);
+    let carries = match (view.is_capacity, is_capped) {
+        (true, _) => rate,
+        (false, true) => format!("at least {rate}; the cap was the limit"),
+        (false, false) => format!("at least {rate}; the budget was too small to fill the path"),
+    };
     fields(&[
         ("peer", Some(show::escape(&view.peer))),
         ("carries", Some(carries)),
@@ -150,6 +154,9 @@ mod tests {
             samples: Vec::new(),
         };
         assert!(table(&view).contains("at least"), "{}", table(&view));
+        assert!(table(&view).contains("the budget was too small"));
+        view.cap_bits_per_second = Some(6_000_000);
+        assert!(table(&view).contains("the cap was the limit"));
         view.is_capacity = true;
         assert!(!table(&view).contains("at least"));
     }
