@@ -131,9 +131,14 @@ fn table(document: &ForecastDocument) -> String {
         table.row(row(view));
     }
     let mut text = table.render("no forecasts");
-    let time = |seconds: Option<u64>| {
-        let known = seconds.map(|seconds| time_of_day(seconds.saturating_mul(1000)));
-        known.unwrap_or_else(|| "not within seven days, or not known".to_owned())
+    let is_known = document
+        .forecasts
+        .iter()
+        .any(|view| view.quantiles.is_some());
+    let time = |seconds: Option<u64>| match seconds {
+        Some(seconds) => time_of_day(seconds.saturating_mul(1000)),
+        None if is_known => "not within seven days".to_owned(),
+        None => "not known yet: nothing has filled this link so far".to_owned(),
     };
     let is_asked = document.bytes.is_some();
     let through = |seconds| is_asked.then(|| time(seconds));
@@ -179,6 +184,7 @@ fn horizon(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use towpath_tunnel::status::QuantilesView;
 
     #[test]
     fn times_are_moments_or_lie_ahead() {
@@ -203,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_a_dash_and_never_a_number() {
-        let document = ForecastDocument {
+        let mut document = ForecastDocument {
             peer: "region".to_owned(),
             direction: "send".to_owned(),
             now_unix_seconds: 0,
@@ -226,6 +232,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("carries at least  8.0 Mbit/s"), "{text}");
-        assert!(text.contains("not known"), "{text}");
+        assert!(text.contains("not known yet"), "{text}");
+        document.forecasts[0].quantiles = Some(QuantilesView {
+            p10_bits_per_second: 8,
+            p50_bits_per_second: 8,
+            p90_bits_per_second: 8,
+            confidence: "low".to_owned(),
+            age_seconds: 1,
+        });
+        let text = table(&document);
+        assert!(text.contains("not within seven days"), "{text}");
+        assert!(!text.contains("not known"), "{text}");
     }
 }

@@ -500,10 +500,7 @@ fn forecasts_are_for_the_moments_and_bytes_that_are_asked_for() {
         "{at}"
     );
     let table = edge.table(&line(&FORECAST, &more));
-    assert!(
-        table.contains("through, p50  not within seven days"),
-        "{table}"
-    );
+    assert!(table.contains("through, p50  not known yet"), "{table}");
 
     // A cap that is set is what the forecast is made under.
     edge.table(&["tunnel", "shape", "region", "--send-rate=30Mbit"]);
