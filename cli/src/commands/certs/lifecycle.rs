@@ -69,7 +69,7 @@ pub(crate) struct RevokeOptions {
     /// The number of the certificate, in hexadecimal
     #[arg(long, value_name = "NUMBER")]
     serial: Option<String>,
-    /// The site of the host whose certificates are to be revoked, all that are good
+    /// The site of the host whose certificates are to be revoked, all of them, ended ones too
     #[arg(long, value_name = "NAME", requires = "host")]
     site: Option<Name>,
     /// The host within its site
