@@ -61,11 +61,13 @@ fn h02_a_source_offers_above_the_mark_that_its_target_says() {
     let stale = Fault::new(Code::StaleEpoch, "epoch 2 is not above 900");
     let refused = Message::Refused(Reason::from(&stale));
     let actions = feed(&mut source, Event::Heard(Lane::Control, refused));
-    let records = actions.iter().filter_map(|action| match action {
+    let mut records = actions.iter().filter_map(|action| match action {
         Action::Persist(record) => Some(record),
         _ => None,
     });
-    let last = records.last().expect("it is durable before it is used");
+    let last = records
+        .next_back()
+        .expect("it is durable before it is used");
     assert_eq!(last.high_water, Epoch(900));
     assert!(matches!(last.state, State::Owned { .. }));
     assert!(actions.contains(&Action::Finished(Outcome::Stayed(stale))));

@@ -269,7 +269,8 @@ fn a_guest_that_is_stopped_is_not_booted_by_who_asked_at_the_same_time() {
     let (folder, shared) = host("");
     let (ground, ownership) = ended_guest(&shared);
     let ((stop, stopped), (boot, booted)) = (channel(), channel());
-    let commands = [Command::Stop(stop), Command::Boot(boot)];
+    let room = shared.begin(ground.id, MIB).unwrap();
+    let commands = [Command::Stop(stop), Command::Boot(room, boot)];
     ground.mailbox.send_all(commands.map(Input::Command));
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
