@@ -20,7 +20,8 @@ impl Ground {
             return Ok(());
         };
         match process.describe()?.state {
-            ProcessState::Stopped | ProcessState::Crashed { .. } => Ok(()),
+            // One that is only made was never told to run, or could not.
+            ProcessState::Created | ProcessState::Stopped | ProcessState::Crashed { .. } => Ok(()),
             other => {
                 let detail = format!("the guest has a process already, in which it is {other}");
                 Err(Fault::new(Code::State, detail))
