@@ -104,6 +104,8 @@ pub fn run(config: Config) -> Result<(), Fault> {
         .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
     let served = runtime.block_on(serve(Arc::clone(&shared), operators));
     stop::stop_workers(&shared);
+    // Calls that still wait for a worker get no answer from it any more.
+    runtime.shutdown_background();
     served
 }
 
