@@ -1,5 +1,8 @@
 //! Carries out what the source's machine decides.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -495,13 +498,14 @@ impl SourceMove {
                 Event::LinkUp
             }
             Err(fault) => {
-                let is_denied = fault.code == Code::Denied;
+                let is_final = matches!(fault.code, Code::Denied | Code::Version);
                 if self.no_lanes.as_ref() != Some(&fault) {
                     info!(migration = %self.order.id, %fault, "no lanes to the target");
                     self.no_lanes = Some(fault.clone());
                 }
-                if is_denied && !self.is_committed() {
-                    // The target is revoked, or lets us in no more (T10): no waiting mends that.
+                if is_final && !self.is_committed() {
+                    // The target is revoked, lets us in no more (T10), or has no version in common with us: no
+                    // waiting mends that.
                     Event::Failed(fault)
                 } else {
                     Event::LinkDown
@@ -757,35 +761,5 @@ const fn action_name(action: &Action) -> &'static str {
         Action::StopTracking => "stop-tracking",
         Action::FreeImage => "free-image",
         Action::Finished(_) => "finished",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
-        let order = |attempts: u32| Order {
-            id: MigrationId(1),
-            target: HostIdentity::from_uri("spiffe://shop.example/site/region/host/box-1").unwrap(),
-            request: serde_json::from_value(json!({"guest": "till", "site": "region"})).unwrap(),
-            attempt: AttemptId(2),
-            attempts,
-            started_unix_ms: 0,
-        };
-        for code in [Code::TrackingLost, Code::ImageLost, Code::Stalled] {
-            let fault = Fault::new(code, "it was so");
-            assert!(
-                order(ATTEMPT_COUNT_MAX - 1).is_worth_another(&fault),
-                "{code}"
-            );
-            assert!(!order(ATTEMPT_COUNT_MAX).is_worth_another(&fault), "{code}");
-        }
-        for code in [Code::Guest, Code::Cancelled, Code::Quota] {
-            let fault = Fault::new(code, "it is so");
-            assert!(!order(1).is_worth_another(&fault), "{code}");
-        }
     }
 }

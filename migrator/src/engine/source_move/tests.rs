@@ -1,0 +1,52 @@
+//! When a move is tried again, and when it ends.
+
+use serde_json::json;
+use towpath_protocol::identity::Epoch;
+
+use super::*;
+use crate::engine::tests::{ground, host, order as ordered};
+
+#[test]
+fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
+    let order = |attempts: u32| Order {
+        id: MigrationId(1),
+        target: HostIdentity::from_uri("spiffe://shop.example/site/region/host/box-1").unwrap(),
+        request: serde_json::from_value(json!({"guest": "till", "site": "region"})).unwrap(),
+        attempt: AttemptId(2),
+        attempts,
+        started_unix_ms: 0,
+    };
+    for code in [Code::TrackingLost, Code::ImageLost, Code::Stalled] {
+        let fault = Fault::new(code, "it was so");
+        assert!(
+            order(ATTEMPT_COUNT_MAX - 1).is_worth_another(&fault),
+            "{code}"
+        );
+        assert!(!order(ATTEMPT_COUNT_MAX).is_worth_another(&fault), "{code}");
+    }
+    for code in [Code::Guest, Code::Cancelled, Code::Quota] {
+        let fault = Fault::new(code, "it is so");
+        assert!(!order(1).is_worth_another(&fault), "{code}");
+    }
+}
+
+#[test]
+fn a_target_without_a_version_in_common_ends_the_move() {
+    for (code, ends) in [
+        (Code::Version, true),
+        (Code::Denied, true),
+        (Code::Unreachable, false),
+        (Code::Stalled, false),
+    ] {
+        let (_folder, shared) = host("");
+        let mut ground = ground(&shared);
+        let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+        ground.persist(&record).unwrap();
+        let begun = SourceMove::make(&mut ground, ownership, ordered(1), Source::begin);
+        let mut going = begun.unwrap();
+        going.carry_out(&mut ground);
+        let refused = Fault::new(code, "no lanes");
+        going.opened(&mut ground, going.link, Err(refused));
+        assert_eq!(going.is_over(), ends, "{code}");
+    }
+}
