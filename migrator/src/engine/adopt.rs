@@ -56,6 +56,20 @@ impl Ground {
     }
 }
 
+impl Ground {
+    /// A guest that may run was not let go on: its process is gone, or so slow to answer that it is waited for.
+    pub(super) fn not_thawed(&mut self, fault: Fault) {
+        if self.process.as_ref().is_some_and(GuestProcess::is_alive) {
+            self.process = None;
+            self.memory = None;
+            if self.await_process(&fault).is_ok() && self.awaited.is_some() {
+                return;
+            }
+        }
+        self.crash = Some(fault);
+    }
+}
+
 impl Worker {
     /// Shows a guest whose process lives before that is asked anything: its memory counts from the start on.
     pub(super) fn show_unfound(&mut self) {

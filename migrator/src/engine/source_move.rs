@@ -387,7 +387,7 @@ impl SourceMove {
                 } else if is_needed {
                     self.tell(Event::Failed(fault));
                 } else if is_thaw {
-                    ground.crash = Some(fault);
+                    ground.not_thawed(fault);
                 }
             }
             ground.shared.failpoint("source", step);

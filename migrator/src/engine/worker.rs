@@ -274,7 +274,7 @@ impl Worker {
                 LawAction::Run { epoch } => self.run(epoch),
                 LawAction::Thaw => {
                     if let Err(fault) = thaw(&mut self.ground) {
-                        self.ground.crash = Some(fault);
+                        self.ground.not_thawed(fault);
                     }
                 }
                 LawAction::DiscardImage => self.ground.end_process()?,
@@ -717,7 +717,11 @@ impl Worker {
             }
             source_move::Ended::Stayed(ownership, order) => {
                 info!(migration = %id, again = order.is_some(), "guest stays");
-                self.retry = order.map(|order| (now() + RETRY_DELAY, order));
+                let wait = match self.ground.awaited {
+                    Some(_) => BUSY_WAIT,
+                    None => RETRY_DELAY,
+                };
+                self.retry = order.map(|order| (now() + wait, order));
                 Role::Idle(ownership)
             }
             source_move::Ended::Stuck(ownership, fault) => {

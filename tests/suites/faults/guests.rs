@@ -28,6 +28,10 @@ const GIVEN_UP_WAIT: Duration = Duration::from_secs(60);
 /// How long a migrator that is started waits at most until it says that a guest's process is busy.
 const BUSY_SHOWN_WAIT: Duration = Duration::from_secs(30);
 
+/// How long a move that is cancelled goes on at most beside a process that does not answer: it is asked a few
+/// times until then.
+const BUSY_END_WAIT: Duration = Duration::from_secs(60);
+
 #[test]
 fn fault_07_guest_killed_at_its_source_is_a_crash_there() {
     killed::at_its_source(&Scene::new(SLOW), &Guest::new("victim", 32));
@@ -156,6 +160,32 @@ fn fault_44_a_guest_whose_process_was_busy_at_the_start_is_taken_up_later() {
     signal(&scene, &guest, Signal::CONT);
     let rest = scene.rest(&guest, &mut console).unwrap();
     assert_eq!(rest.place, SOURCE);
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.arrives(&guest, &mut console).unwrap();
+}
+
+#[test]
+fn fault_44_a_guest_whose_process_was_busy_when_its_move_ended_goes_on_and_moves() {
+    let scene = Scene::new(SLOW);
+    let guest = Guest::new("busy", 16);
+    let mut console = scene.guest(&guest);
+    let begun = scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.reaches(&guest, Phase::Copying).unwrap();
+    signal(&scene, &guest, Signal::STOP);
+    // Whoever cancels may not wait as long as the process is waited for.
+    drop(scene.lab.site(SOURCE).cancel(&begun));
+    let ended = wait_until(BUSY_END_WAIT, || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        moves.first()?.phase.is_finished().then_some(())
+    });
+    ended.expect("a process that does not answer ends the move");
+    signal(&scene, &guest, Signal::CONT);
+    let shown = wait_until(SHOWN_WAIT, || {
+        let view = scene.lab.site(SOURCE).guest(&guest.name).ok()??;
+        let is_well = view.state == GuestState::Running && view.error.is_none();
+        is_well.then_some(())
+    });
+    shown.expect("it is no crash");
     scene.begin(&guest, MigrationMode::Auto).unwrap();
     scene.arrives(&guest, &mut console).unwrap();
 }
