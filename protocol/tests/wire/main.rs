@@ -229,13 +229,14 @@ fn f05_an_unknown_critical_kind_ends_the_connection_and_another_is_skipped() {
 }
 
 #[test]
-fn f27_a_side_that_does_not_know_a_manifest_skips_it() {
+fn f27_a_side_that_does_not_know_a_manifest_or_a_mark_skips_it() {
     let unknown = KIND_MAX + 1;
     for message in messages() {
         let mut bytes = encoded(&message);
         let header = Header::parse(bytes.first_chunk().unwrap(), BODY_BYTES_MAX).unwrap();
         let is_critical = header.flags & FLAG_CRITICAL != 0;
-        assert_eq!(is_critical, !matches!(message, Message::Manifest(_)));
+        let may_be_skipped = matches!(message, Message::Manifest(_) | Message::Mark(_));
+        assert_eq!(is_critical, !may_be_skipped);
         if !is_critical {
             // As that side sees it: of a kind it does not know, whose cap is that of all such.
             let body = bytes.split_off(HEADER_BYTES);
