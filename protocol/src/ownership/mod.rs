@@ -37,8 +37,8 @@ use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 
 pub use record::{
-    Decider, EPOCH_FIRST_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Holder, Origin, RECORD_BYTES_MAX, Record,
-    Root, State, VERDICT_COUNT_MAX, Verdict,
+    Decider, EPOCH_FIRST_MAX, EPOCH_FOLLOW_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Holder, Origin,
+    RECORD_BYTES_MAX, Record, Root, State, VERDICT_COUNT_MAX, Verdict,
 };
 
 /// Most actions that wait for [`Ownership::poll`]: an event makes at most five, so a shell that polls

@@ -15,10 +15,13 @@ pub const VERDICT_COUNT_MAX: usize = 3;
 /// Highest epoch a peer may name: half of all numbers stay free for an operator's forced resolution.
 pub const EPOCH_MAX: Epoch = Epoch(1 << 63);
 
-/// How far an epoch may be above the mark of a host that has not seen the ones between, and how far a source
-/// follows its target's mark at once: far more handovers than a guest has in its life, some of them forced, which
+/// How far an epoch may be above the mark of a host that has not seen the ones between: far more handovers than a guest has in its life, some of them forced, which
 /// takes 2^32 numbers each, and few enough that nobody who offers a guest takes all numbers from it.
 pub const EPOCH_STEP_MAX: u64 = 1 << 40;
+
+/// How far a source follows its target's mark at once. A target may say what it likes, and each lie brings the
+/// guest closer to what hosts that remember it refuse: this many times 256.
+pub const EPOCH_FOLLOW_MAX: u64 = 1 << 32;
 
 /// Highest epoch a host takes that has never heard of the guest: where that comes from, it may have had to go
 /// above what others said of it, again and again.

@@ -3,7 +3,7 @@
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, HostIdentity};
 
-use super::{Action, Decider, EPOCH_MAX, EPOCH_STEP_MAX, Ownership, Progress, Root, State, Word};
+use super::{Action, Decider, EPOCH_FOLLOW_MAX, EPOCH_MAX, Ownership, Progress, Root, State, Word};
 
 impl Ownership {
     /// Opens an attempt. Its epoch is durable before anybody hears of it, so that no later attempt can
@@ -82,7 +82,7 @@ impl Ownership {
             return Err(self.unfit("its mark stays"));
         }
         let high_water = self.record.high_water;
-        if mark >= EPOCH_MAX || mark.0.saturating_sub(high_water.0) > EPOCH_STEP_MAX {
+        if mark >= EPOCH_MAX || mark.0.saturating_sub(high_water.0) > EPOCH_FOLLOW_MAX {
             let detail = format!("epoch {mark} is too far above {high_water} to be outrun");
             return Err(Fault::new(Code::Meta, detail));
         }

@@ -263,6 +263,11 @@ impl Source {
         if !self.resumed {
             return Ok(());
         }
+        if let Phase::Serving(push) = &mut self.phase {
+            for (space, runs) in self.window.up_to(received.through_sequence) {
+                push.arrived(space, runs);
+            }
+        }
         let settled = self.window.acknowledge(received)?;
         self.meter.acknowledged(settled, now);
         if let Phase::Serving(push) = &mut self.phase {

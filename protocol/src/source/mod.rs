@@ -406,8 +406,9 @@ impl Source {
         if matches!(self.phase, Phase::Over) {
             return None;
         }
-        let freeze = match &self.phase {
+        let own = match &self.phase {
             Phase::Switching(pause) => Some(pause.deadline()),
+            Phase::Serving(push) => push.deadline(),
             _ => self.is_round_through().then_some(self.freeze_from),
         };
         let paced = self.wants_to_send().then_some(self.next_order_at);
@@ -416,7 +417,7 @@ impl Source {
         } else {
             self.reconnect_at
         };
-        [freeze, paced, link].into_iter().flatten().min()
+        [own, paced, link].into_iter().flatten().min()
     }
 
     /// The next thing to do.
@@ -501,7 +502,7 @@ impl Source {
 
     /// Whatever can be done now without another event.
     fn advance(&mut self, now: Instant) -> Result<(), Fault> {
-        self.answer_waiting();
+        self.answer_waiting(now);
         self.order_chunks(now);
         match self.phase {
             Phase::Copying(_) => {

@@ -1,11 +1,14 @@
 //! Post-copy: the guest runs at the target; blocks it waits for go first, the rest follows.
 
+use std::time::Duration;
+
 use super::copying::{Cursor, take_chunk};
 use super::{Action, ChunkOrder, Outcome, Phase, Source};
 use crate::fault::{Code, Fault};
 use crate::message::{MissingPart, Received, SpaceInfo};
 use crate::ownership::State;
 use crate::space::{BlockRun, BlockSet, SpaceId};
+use crate::time::Instant;
 
 /// Highest number of a chunk that a target may say it has: far above what any move sends, and the numbers
 /// behind it never run out.
@@ -19,6 +22,13 @@ const DEMAND_AHEAD_BYTES: u64 = 1 << 20;
 /// counts, and not what was ordered, because the tunnel lets demanded blocks go ahead of all others.
 const DEMAND_BYTES_PER_PUSHED: u64 = 3;
 
+/// Demanded blocks that go in each round, whatever the push has earned: as many as the vCPUs of a guest wait for. It
+/// does not stand still where other traffic leaves the push nothing.
+const DEMANDS_PER_ROUND: usize = 4;
+
+/// Least length of such a round; else it is a round trip. So even a flood takes 6.6 Mbit/s at most by this.
+const ROUND_MIN: Duration = Duration::from_millis(20);
+
 /// What the target still misses, and where the push stands.
 #[derive(Debug)]
 pub(super) struct Push {
@@ -27,9 +37,14 @@ pub(super) struct Push {
     /// Demanded blocks that wait until the push has earned them.
     waiting: Vec<BlockSet>,
     waiting_cursor: Cursor,
+    /// Demanded blocks that are on their way with the push, which may be slow.
+    under_way: Vec<BlockSet>,
+    under_way_cursor: Cursor,
     /// Bytes of demanded blocks that were sent, and how many may have been.
     demanded_bytes: u64,
     earned_bytes: u64,
+    /// When the next round of them begins.
+    round_at: Instant,
     /// The target's word on what it misses is whole.
     is_known: bool,
 }
@@ -41,8 +56,11 @@ impl Push {
             cursor: Cursor::default(),
             waiting: empty_sets(spaces),
             waiting_cursor: Cursor::default(),
+            under_way: empty_sets(spaces),
+            under_way_cursor: Cursor::default(),
             demanded_bytes: 0,
             earned_bytes: DEMAND_AHEAD_BYTES,
+            round_at: Instant::ZERO,
             is_known: false,
         }
     }
@@ -64,16 +82,31 @@ impl Push {
         blocks_max: impl Fn(usize) -> u32,
     ) -> Option<(SpaceId, Vec<BlockRun>)> {
         let (space, runs) = take_chunk(&mut self.missing, &mut self.cursor, blocks_max)?;
-        for run in &runs {
-            self.waiting[usize::from(space.0)].remove_run(*run);
+        let position = usize::from(space.0);
+        for block in runs.iter().flat_map(|run| run.start..run.end()) {
+            if self.waiting[position].remove(block) {
+                self.under_way[position].insert(block);
+            }
         }
         Some((space, runs))
+    }
+
+    /// Blocks of the push arrived.
+    pub(super) fn arrived(&mut self, space: SpaceId, runs: &[BlockRun]) {
+        let under_way = &mut self.under_way[usize::from(space.0)];
+        runs.iter().for_each(|run| under_way.remove_run(*run));
     }
 
     /// Chunks of the push arrived.
     pub(super) fn earn(&mut self, bytes: u64) {
         let earned_bytes = self.earned_bytes + DEMAND_BYTES_PER_PUSHED * bytes;
         self.earned_bytes = earned_bytes.min(self.demanded_bytes + DEMAND_AHEAD_BYTES);
+    }
+
+    /// When a demanded block that waits goes at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let mut sets = self.waiting.iter().chain(&self.under_way);
+        sets.any(|set| !set.is_empty()).then_some(self.round_at)
     }
 
     /// Whether a demanded block may go now: always where no push waits for the link beside it.
@@ -152,25 +185,45 @@ impl Source {
         if let Phase::Serving(push) = &mut self.phase
             && !push.may_answer(is_under_way)
         {
-            // One that the push has ordered is on its way.
-            if push.missing[position].contains(block) {
-                push.waiting[position].insert(block);
-            }
+            let is_to_come = push.missing[position].contains(block);
+            let sets = if is_to_come {
+                &mut push.waiting
+            } else {
+                &mut push.under_way
+            };
+            sets[position].insert(block);
             return Ok(());
         }
         self.answer(space, run);
         Ok(())
     }
 
-    /// Sends demanded blocks that had to wait, as far as the push has earned them.
-    pub(super) fn answer_waiting(&mut self) {
+    /// Sends demanded blocks that had to wait, as far as the push has earned them; and a few in each round,
+    /// of those too that are on their way with the push.
+    pub(super) fn answer_waiting(&mut self, now: Instant) {
         let is_under_way = !self.window.is_empty();
+        let round = self.meter.round_trip_or_guess().max(ROUND_MIN);
+        let mut left = DEMANDS_PER_ROUND;
         while let Phase::Serving(push) = &mut self.phase
             && !self.is_image_lost
-            && push.may_answer(is_under_way)
-            && let Some((space, runs)) =
-                take_chunk(&mut push.waiting, &mut push.waiting_cursor, |_| 1)
         {
+            let is_earned = push.may_answer(is_under_way);
+            let is_in_turn = left > 0 && (left < DEMANDS_PER_ROUND || push.round_at <= now);
+            if !is_earned && !is_in_turn {
+                return;
+            }
+            let next = take_chunk(&mut push.waiting, &mut push.waiting_cursor, |_| 1);
+            let next = next.or_else(|| {
+                let late = (&mut push.under_way, &mut push.under_way_cursor);
+                is_in_turn.then(|| take_chunk(late.0, late.1, |_| 1))?
+            });
+            let Some((space, runs)) = next else {
+                return;
+            };
+            if is_in_turn {
+                left -= 1;
+                push.round_at = now + round;
+            }
             runs.into_iter().for_each(|run| self.answer(space, run));
         }
     }
@@ -206,6 +259,7 @@ impl Source {
                 // Whoever cuts the lanes earns nothing by it.
                 demanded_bytes: push.demanded_bytes,
                 earned_bytes: push.earned_bytes,
+                round_at: push.round_at,
                 ..Push::new(&self.setup.spaces)
             };
         }

@@ -151,6 +151,13 @@ impl Window {
         Ok(())
     }
 
+    /// The blocks of each chunk up to a number that is not acknowledged yet.
+    pub(super) fn up_to(&self, number: u64) -> impl Iterator<Item = (SpaceId, &[BlockRun])> {
+        let chunks = self.chunks.iter();
+        let chunks = chunks.take_while(move |chunk| chunk.position.through_sequence <= number);
+        chunks.map(|chunk| (chunk.space, &*chunk.runs))
+    }
+
     /// The target installed everything up to a number.
     pub(super) fn acknowledge(&mut self, received: &Received) -> Result<Settled, Fault> {
         let number = received.through_sequence;

@@ -3,7 +3,7 @@
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::ownership::{
-    Action, EPOCH_FIRST_MAX, EPOCH_MAX, EPOCH_STEP_MAX, Event, Ownership, State, Word,
+    Action, EPOCH_FIRST_MAX, EPOCH_FOLLOW_MAX, EPOCH_MAX, Event, Ownership, State, Word,
 };
 
 use super::{
@@ -27,8 +27,10 @@ fn h02_offers_of_another_do_not_bar_a_guest_from_a_host() {
     // It went back to its source, and nobody else may say how far its numbers are.
     let mut target = Ownership::recover(host("b"), target.remainder().unwrap().unwrap());
     let mut source = owner();
+    // Another host, that the guest was at once.
+    let remembered = Ownership::recover(host("e"), target.record().clone());
     for number in (10..40).step_by(2) {
-        let far = target.record().high_water.0 + EPOCH_STEP_MAX;
+        let far = target.record().high_water.0 + EPOCH_FOLLOW_MAX;
         feed(&mut target, hear("c", number, prepare(far)));
         feed(&mut target, hear("c", number, Word::Abort));
         let offered = offers(&mut source, number + 1);
@@ -47,13 +49,17 @@ fn h02_offers_of_another_do_not_bar_a_guest_from_a_host() {
         let mut other = Ownership::vacant(host("d"), GUEST);
         let actions = feed(&mut other, hear("a", number + 1, prepare(offered)));
         assert_eq!(words(&actions), [Word::Prepared]);
+        // Nor, by many such steps, from one that remembers it as it was.
+        let mut other = remembered.clone();
+        let actions = feed(&mut other, hear("a", number + 1, prepare(offered)));
+        assert_eq!(words(&actions), [Word::Prepared]);
         feed(&mut source, Event::Withdraw);
     }
 }
 
 #[test]
 fn h02_only_an_owner_outruns_a_mark_and_none_that_takes_all_numbers() {
-    let far = Epoch(1 + EPOCH_STEP_MAX + 1);
+    let far = Epoch(1 + EPOCH_FOLLOW_MAX + 1);
     for mark in [far, EPOCH_MAX, Epoch(u64::MAX)] {
         check_ignored(&owner(), &Event::Outrun { mark }, Code::Meta);
     }
