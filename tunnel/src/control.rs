@@ -21,7 +21,7 @@ use crate::streams::{Call, End, Found, Streams};
 use crate::wire;
 
 /// How long a report may wait for others.
-const REPORT_DELAY: Duration = Duration::from_millis(50);
+pub(crate) const REPORT_DELAY: Duration = Duration::from_millis(50);
 
 /// How long the peer may say nothing: for ever, the connection notices if it is gone.
 const SILENCE: Duration = Duration::MAX;

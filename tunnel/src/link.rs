@@ -22,7 +22,7 @@ use crate::estimate::Estimate;
 use crate::health;
 use crate::pace::Pace;
 use crate::peer::Peer;
-use crate::shares::Shares;
+use crate::shares::{Shares, cap_text};
 use crate::standing::Papers;
 use crate::streams::Party;
 use crate::watch::{Seen, Watch};
@@ -611,8 +611,8 @@ impl Link {
         if rounds.ticks.is_multiple_of(GOODPUT_TICKS) {
             self.measure(rounds, &stats);
             if std::mem::take(&mut rounds.is_cap_news) {
-                let (peer, cap) = (&self.peer, self.pace.rate());
-                tracing::info!(%peer, ?cap, "the peer changes what it wants to receive");
+                let (peer, cap) = (&self.peer, cap_text(self.pace.rate()));
+                tracing::info!(%peer, cap, "the peer changes what it wants to receive");
             }
         }
         is_stalled

@@ -20,6 +20,7 @@ use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carrier::{Carrier, MOVED};
+use crate::control::REPORT_DELAY;
 use crate::link::Link;
 use crate::pool::{BUFFER_BYTES, Pool};
 use crate::resume::Incoming;
@@ -33,6 +34,9 @@ const PIECES_PER_READ: usize = 256;
 
 /// Least room in the tail for which the program is read: less would only make many small reads.
 const ROOM_BYTES_MIN: u64 = 32 * 1024;
+
+/// A program that takes nothing for so long, or a round trip if that is longer, is waited for.
+const BRIEF_WAIT: Duration = Duration::from_millis(100);
 
 /// Why copying stopped.
 #[derive(Debug)]
@@ -266,32 +270,23 @@ impl Copy<'_> {
         local: &mut (impl AsyncRead + Unpin),
         side: &mut Outward,
     ) -> Result<(), Fault> {
-        let room = self.until_room(&mut side.taken).await?;
-        // A stream that waits for its program holds no buffer meanwhile.
-        let reading = poll_fn(|context| {
-            let mut buffer = self.settings.pool.take();
-            let mut unread = ReadBuf::new(&mut buffer.as_mut()[..room]);
-            ready!(Pin::new(&mut *local).poll_read(context, &mut unread))?;
-            let count = unread.filled().len();
-            Poll::Ready(Ok(buffer.fill(count)))
-        });
-        side.read = reading
-            .await
-            .map_err(|error: io::Error| local_gone(&error))?;
-        if side.read.is_empty() {
-            self.stream.out().end();
-        }
-        Ok(())
-    }
-
-    /// Waits until the tail has room; gives how many bytes, at most a buffer's.
-    async fn until_room(self, taken: &mut Inflow) -> Result<usize, Fault> {
         loop {
-            let room = self.tail(taken).room(self.settings.tail_bytes);
-            if room >= ROOM_BYTES_MIN {
-                return Ok(usize::try_from(room)
-                    .unwrap_or(usize::MAX)
-                    .min(BUFFER_BYTES));
+            // A stream that waits for its program holds no buffer meanwhile, and no room either: others may have
+            // taken it when the program has something to say.
+            let reading = poll_fn(|context| {
+                let Some(room) = self.room(&mut side.taken) else {
+                    return Poll::Ready(Ok(None));
+                };
+                let mut buffer = self.settings.pool.take();
+                let mut unread = ReadBuf::new(&mut buffer.as_mut()[..room]);
+                ready!(Pin::new(&mut *local).poll_read(context, &mut unread))?;
+                let count = unread.filled().len();
+                Poll::Ready(Ok(Some(buffer.fill(count))))
+            });
+            let read = reading.await;
+            if let Some(read) = read.map_err(|error: io::Error| local_gone(&error))? {
+                side.read = read;
+                break;
             }
             let heard = self.stream.acknowledged.notified();
             let is_late = timeout(self.settings.stall, heard).await.is_err();
@@ -299,6 +294,22 @@ impl Copy<'_> {
                 return Err(stalled("the peer", self.settings.stall));
             }
         }
+        let mut out = self.stream.out();
+        if side.read.is_empty() {
+            out.end();
+        } else {
+            out.hold(side.read.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// How many bytes the tail has room for, at most a buffer's; none if they are too few.
+    fn room(self, taken: &mut Inflow) -> Option<usize> {
+        let room = self.tail(taken).room(self.settings.tail_bytes);
+        let bytes = usize::try_from(room)
+            .unwrap_or(usize::MAX)
+            .min(BUFFER_BYTES);
+        (room >= ROOM_BYTES_MIN).then_some(bytes)
     }
 
     /// How the tail stands now.
@@ -306,7 +317,8 @@ impl Copy<'_> {
         let leg = self.stream.class.leg();
         let out = self.stream.out();
         // A stream has all of it reported that its reader took.
-        taken.note(self.link.now(), out.acknowledged(), self.link.base_rtt());
+        let round = self.link.base_rtt() + REPORT_DELAY;
+        taken.note(self.link.now(), out.acknowledged(), round);
         Tail {
             leg,
             path_bytes: self.link.tail_bytes(),
@@ -411,8 +423,17 @@ impl Copy<'_> {
             let count = pieces.len().min(PIECES_PER_READ);
             Pin::new(&mut *local).poll_write_vectored(context, &slices[..count])
         });
-        let _waiting = self.link.wait_for_program(self.stream.class.leg());
-        match timeout(self.settings.stall, writing).await {
+        let mut writing = pin!(writing);
+        // One that is only slower than the path takes all that comes for it before long, and needs no more kept.
+        let brief = self.link.base_rtt().max(BRIEF_WAIT);
+        let written = match timeout(brief, &mut writing).await {
+            Ok(written) => Ok(written),
+            Err(_) => {
+                let _waiting = self.link.wait_for_program(self.stream.class.leg());
+                timeout(self.settings.stall, writing).await
+            }
+        };
+        match written {
             Ok(Ok(0)) => Err(local_gone(&io::ErrorKind::WriteZero.into())),
             Ok(written) => written.map_err(|error| local_gone(&error)),
             Err(_) => Err(stalled("the local program", self.settings.stall)),

@@ -49,11 +49,16 @@ impl Outgoing {
     pub(crate) fn beside(all_held_bytes: &Arc<AtomicU64>) -> Self {
         Self {
             held: Held {
-                bytes: 0,
                 all_bytes: Arc::clone(all_held_bytes),
+                ..Held::default()
             },
             ..Self::default()
         }
+    }
+
+    /// Notes that so much was read that will go out: it counts with what all streams hold.
+    pub(crate) fn hold(&mut self, bytes: u64) {
+        self.held.expect(bytes);
     }
 
     /// Notes that a piece goes out.
@@ -183,13 +188,23 @@ impl Outgoing {
 #[derive(Debug, Default)]
 struct Held {
     bytes: u64,
+    /// Read, and counted with all, and not sent yet.
+    expected_bytes: u64,
     all_bytes: Arc<AtomicU64>,
 }
 
 impl Held {
-    fn add(&mut self, bytes: u64) {
-        self.bytes += bytes;
+    fn expect(&mut self, bytes: u64) {
+        self.expected_bytes += bytes;
         self.all_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn add(&mut self, bytes: u64) {
+        let expected = bytes.min(self.expected_bytes);
+        self.expected_bytes -= expected;
+        self.bytes += bytes;
+        self.all_bytes
+            .fetch_add(bytes - expected, Ordering::Relaxed);
     }
 
     fn take(&mut self, bytes: u64) {
@@ -200,7 +215,8 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.take(self.bytes);
+        let bytes = self.bytes + self.expected_bytes;
+        self.all_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -304,6 +320,8 @@ mod tests {
         let all = Arc::default();
         let mut streams = [(); 2].map(|()| Outgoing::beside(&all));
         for out in &mut streams {
+            out.hold(10_001);
+            assert!(out.all_held_bytes() >= 10_001, "what was read counts");
             out.push(&Bytes::from(vec![1; 10_000]));
             out.push(&Bytes::from_static(b"abc"));
         }
@@ -315,7 +333,9 @@ mod tests {
         drop(second);
         assert_eq!(first.all_held_bytes(), first.held_bytes());
         assert_eq!(first.held_bytes(), 1);
-        drop(first);
+        let mut third = Outgoing::beside(&all);
+        third.hold(7);
+        drop((first, third));
         assert_eq!(all.load(Ordering::Relaxed), 0);
     }
 

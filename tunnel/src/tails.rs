@@ -16,9 +16,13 @@ use crate::windows::KEPT_BYTES;
 /// sides may begin, 64 each by default, fit into what an ordinary window has beside what is for whoever comes.
 const LEAST_BYTES: u64 = 48 * 1024;
 
-/// Round trips for which a stream keeps what its reader takes in one: while a start doubles, what is reported is
-/// two round trips old, and so a quarter of what is sent.
-const OWN_ROUND_TRIPS: u64 = 8;
+/// What streams whose readers keep up may have together beside those whose do not. With all the rest of it an
+/// ordinary window takes that, and the link's own words.
+const KEEPING_UP_BYTES: u64 = 1 << 20;
+
+/// Rounds for which a stream keeps what its reader takes in one: while a start doubles, what is reported is
+/// two rounds old, and so a quarter of what is sent.
+const OWN_ROUNDS: u64 = 8;
 
 /// How a stream and its leg stand.
 #[derive(Debug, Clone, Copy)]
@@ -30,21 +34,24 @@ pub(crate) struct Tail {
     pub leg_held_bytes: u64,
     /// Kept of the stream.
     pub held_bytes: u64,
-    /// What the stream's reader took in a round trip, at most, of late.
+    /// What the stream's reader took in a round, at most, of late: in a round trip with the time that a report
+    /// may take.
     pub taken_bytes: u64,
 }
 
 impl Tail {
-    /// How many bytes the stream may keep beside those it does. `alone_bytes` is what a stream may keep whatever
-    /// the path holds.
-    pub(crate) fn room(&self, alone_bytes: u64) -> u64 {
+    /// How many bytes the stream may keep beside those it does. `most_alone_bytes` is what a stream may keep
+    /// whatever the path holds, as long as the leg has room.
+    pub(crate) fn room(&self, most_alone_bytes: u64) -> u64 {
         let anybody_bytes = self.path_bytes.min(KEPT_BYTES);
         let alone_bytes = if self.leg_held_bytes < KEPT_BYTES {
-            alone_bytes
+            most_alone_bytes
         } else {
-            alone_bytes.min(LEAST_BYTES)
+            most_alone_bytes.min(LEAST_BYTES)
         };
-        let own_bytes = self.taken_bytes.saturating_mul(OWN_ROUND_TRIPS);
+        // One that has been fast and stops keeps no more than the path holds: the rest of the leg is the others'.
+        let own_bytes = self.taken_bytes.saturating_mul(OWN_ROUNDS);
+        let own_bytes = own_bytes.min(self.path_bytes.max(most_alone_bytes));
         let of_stream = |most: u64| most.saturating_sub(self.held_bytes);
         let of_leg = |most: u64| most.saturating_sub(self.leg_held_bytes);
         of_stream(alone_bytes)
@@ -52,13 +59,13 @@ impl Tail {
             .max(of_stream(own_bytes).min(of_leg(self.leg_bytes())))
     }
 
-    /// What all streams may keep in step with their readers: half as much again as anybody may, so that those
-    /// who read get on beside one who does not. The urgent connection's window at the peer never grows.
+    /// What all streams may keep in step with their readers: more than anybody may, so that those who read get
+    /// on beside those who do not. The urgent connection's window at the peer never grows.
     fn leg_bytes(&self) -> u64 {
-        let bytes = self.path_bytes + self.path_bytes.min(KEPT_BYTES) / 2;
+        let ordinary_bytes = KEPT_BYTES + KEEPING_UP_BYTES;
         match self.leg {
-            Leg::Urgent => bytes.min(KEPT_BYTES),
-            Leg::Bulk => bytes,
+            Leg::Urgent => ordinary_bytes,
+            Leg::Bulk => ordinary_bytes.max(self.path_bytes + self.path_bytes.min(KEPT_BYTES) / 2),
         }
     }
 }
@@ -117,7 +124,7 @@ mod tests {
     fn the_urgent_leg_keeps_no_more_than_its_window_at_the_peer_has_room_for() {
         let mut streams = Streams::new(Leg::Urgent, LONG_BYTES, 1);
         streams.fill(0, LONG_BYTES);
-        assert!(streams.sum() <= KEPT_BYTES);
+        assert!(streams.sum() <= KEPT_BYTES + KEEPING_UP_BYTES);
         let mut streams = Streams::new(Leg::Bulk, LONG_BYTES, 1);
         streams.fill(0, LONG_BYTES);
         assert!(streams.sum() >= LONG_BYTES);
@@ -153,6 +160,41 @@ mod tests {
         let mut streams = Streams::new(Leg::Bulk, LONG_BYTES, 1);
         streams.fill(0, 200_000);
         assert!(streams.sum() <= KEPT_BYTES);
+    }
+
+    #[test]
+    fn who_keeps_up_gets_on_beside_many_who_do_not() {
+        // 100 Mbit/s over 40 ms, three times.
+        let path_bytes = 1_650_000;
+        for leg in Leg::ALL {
+            let mut streams = Streams::new(leg, path_bytes, 21);
+            (0..20).for_each(|stream| streams.fill(stream, 0));
+            let others = streams.sum();
+            assert!(others >= KEPT_BYTES);
+            let mut taken_bytes = 0;
+            for _ in 0..6 {
+                streams.held[20] = 0;
+                streams.fill(20, taken_bytes);
+                // What it may have under way is what its reader takes in the next round.
+                taken_bytes = streams.held[20];
+            }
+            assert!(streams.held[20] >= path_bytes / 3, "{:?}", streams.held);
+            assert!(streams.sum() < RECEIVE_BYTES - MIB);
+        }
+    }
+
+    #[test]
+    fn who_was_fast_and_stops_leaves_the_others_their_room() {
+        let mut streams = Streams::new(Leg::Bulk, LONG_BYTES, 2);
+        streams.fill(0, 25_500_000);
+        assert!(streams.held[0] <= LONG_BYTES);
+        let mut taken_bytes = 0;
+        for _ in 0..6 {
+            streams.held[1] = 0;
+            streams.fill(1, taken_bytes);
+            taken_bytes = streams.held[1];
+        }
+        assert!(streams.held[1] > 4 * MIB, "{:?}", streams.held);
     }
 
     #[test]
