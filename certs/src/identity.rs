@@ -30,6 +30,8 @@ pub struct Identity {
     pub(crate) roots: Arc<RootCertStore>,
     /// The certificates behind `roots`.
     authorities: Vec<CertificateDer<'static>>,
+    /// Those of the file whose time is over: what they have signed is passed over.
+    ended: Vec<CertificateDer<'static>>,
     pub(crate) revocations: Arc<Revocations>,
 }
 
@@ -54,8 +56,14 @@ impl Identity {
         let view = view::view(leaf)?;
         let key_der = PrivateKeyDer::from_pem_slice(&files::read_private(key)?)
             .map_err(|error| in_file(key, &format!("holds no private key: {error}")))?;
-        let authorities = lasting(read_chain(ca)?, SystemTime::now())
-            .ok_or_else(|| in_file(ca, "every authority in it has ended; begin the next one"))?;
+        let (authorities, ended) = by_time(read_chain(ca)?, SystemTime::now());
+        if authorities.is_empty() {
+            let clock = humantime::format_rfc3339_seconds(SystemTime::now());
+            let why = format!(
+                "every authority in it has ended; begin the next one, or set the clock, which says {clock}"
+            );
+            return Err(in_file(ca, &why));
+        }
         let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
             let (shown, until) = (cert.display(), &view.not_after);
@@ -76,6 +84,7 @@ impl Identity {
             key: Arc::new(key),
             roots: Arc::new(roots),
             authorities,
+            ended,
             revocations: Arc::default(),
         })
     }
@@ -91,7 +100,7 @@ impl Identity {
         crl: &Path,
         current: &Revocations,
     ) -> Result<Revocations, Fault> {
-        Revocations::load(crl, &self.authorities, current)
+        Revocations::load_beside(crl, (&self.authorities, &self.ended), current)
     }
 
     /// Reads the lists that were in use before a restart.
@@ -160,15 +169,16 @@ impl Identity {
     }
 }
 
-/// Those authorities whose time is not over, if there are any. As a root of trust a certificate has no end, and
+/// Those authorities whose time is not over, and those whose is. As a root of trust a certificate has no end, and
 /// its key would name hosts for ever.
-fn lasting(
-    mut authorities: Vec<CertificateDer<'static>>,
+fn by_time(
+    authorities: Vec<CertificateDer<'static>>,
     now: SystemTime,
-) -> Option<Vec<CertificateDer<'static>>> {
+) -> (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>) {
     let now = unix_seconds_of(now);
-    authorities.retain(|der| view::view(der).is_ok_and(|one| one.not_after_unix_seconds > now));
-    (!authorities.is_empty()).then_some(authorities)
+    authorities
+        .into_iter()
+        .partition(|der| view::view(der).is_ok_and(|one| one.not_after_unix_seconds > now))
 }
 
 /// Certificates as roots of trust.

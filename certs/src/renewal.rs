@@ -121,7 +121,13 @@ impl Authority {
         validity: Validity,
         overlap: Option<&Overlap>,
     ) -> Result<IdentityFiles, Fault> {
-        let old = identity::read_chain(&host.join(LEAF_CERTIFICATE))?;
+        let certificate = host.join(LEAF_CERTIFICATE);
+        // Before anything is made of a name that was mistyped.
+        identity::read_chain(&certificate)?;
+        let folder = KeyFolder::open_or_create(host)?;
+        // Two renewals of one folder at once would mix their pairs: what is there counts once it is ours.
+        let _alone = folder.lock()?;
+        let old = identity::read_chain(&certificate)?;
         let leaf = old.first().expect("a chain that was read is not empty");
         let ca = self.trusted_pem(overlap)?;
         let roots = identity::roots(&certificates(&ca)?).map_err(|why| {
@@ -129,14 +135,11 @@ impl Authority {
             Fault::new(Code::Certificate, detail)
         })?;
         identity::check_signed(&old, &roots).map_err(|why| {
-            let shown = host.join(LEAF_CERTIFICATE).display().to_string();
+            let shown = certificate.display();
             Fault::new(Code::Certificate, format!("{shown}: {why}"))
         })?;
         let identity = view::identity_of(leaf)?;
         self.check(&identity, validity)?;
-        let folder = KeyFolder::open_or_create(host)?;
-        // Two renewals of one folder at once would mix their pairs.
-        let _alone = folder.lock()?;
         // Held to the end: a certificate that is revoked meanwhile must not come back.
         let mut register = self.register()?;
         check_not_revoked(&register, &view::view(leaf)?.serial)?;

@@ -98,12 +98,26 @@ impl Revocations {
         authorities: &[CertificateDer<'static>],
         current: &Self,
     ) -> Result<Self, Fault> {
+        Self::load_beside(path, (authorities, &[]), current)
+    }
+
+    /// The same, where lists of authorities that have ended are passed over.
+    ///
+    /// # Errors
+    ///
+    /// As [`Revocations::load`].
+    pub(crate) fn load_beside(
+        path: &Path,
+        (authorities, ended): (&[CertificateDer<'static>], &[CertificateDer<'static>]),
+        current: &Self,
+    ) -> Result<Self, Fault> {
         let pem = files::read_list(path)?;
         let in_file = |code, why| {
             let shown = path.display();
             Fault::new(code, format!("{shown}: {why}"))
         };
-        let made = Self::parse(&pem, authorities).map_err(|why| in_file(Code::Certificate, why))?;
+        let made =
+            Self::parse(&pem, authorities, ended).map_err(|why| in_file(Code::Certificate, why))?;
         made.check_newer_than(current, authorities)
             .map_err(|why| in_file(Code::CrlRollback, why))?;
         Ok(made)
@@ -137,13 +151,21 @@ impl Revocations {
         &self.text
     }
 
-    fn parse(pem: &[u8], authorities: &[CertificateDer<'static>]) -> Result<Self, String> {
+    fn parse(
+        pem: &[u8],
+        authorities: &[CertificateDer<'static>],
+        ended: &[CertificateDer<'static>],
+    ) -> Result<Self, String> {
         let mut made = Self {
             text: pem.into(),
             ..Self::default()
         };
         for der in lists_in(pem)? {
-            made.add(der, authorities)?;
+            made.add(der.clone(), authorities).or_else(|why| {
+                let list = CertificateRevocationList::from_der(&der);
+                let of_ended = list.is_ok_and(|(_, list)| signer(&list, ended).is_ok());
+                if of_ended { Ok(()) } else { Err(why) }
+            })?;
         }
         Ok(made)
     }

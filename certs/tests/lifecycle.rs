@@ -610,6 +610,7 @@ fn a_register_that_is_full_still_revokes_and_a_list_that_nobody_reads_is_not_sig
 fn an_authority_that_has_ended_is_trusted_no_longer() {
     let world = World::new();
     let files = world.issue("edge", "edge");
+    let key = KeyPair::generate().unwrap();
     let ended = {
         let mut params = rcgen::CertificateParams::default();
         let uri = "spiffe://shop.example".try_into().unwrap();
@@ -617,7 +618,6 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
         params.not_before = (SystemTime::now() - 9 * DAY).into();
         params.not_after = (SystemTime::now() - DAY).into();
-        let key = KeyPair::generate().unwrap();
         params.self_signed(&key).unwrap().pem()
     };
     let outcome = |when| {
@@ -631,6 +631,30 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
     fs::write(&files.ca, format!("{good}{ended}")).unwrap();
     assert_eq!(load(&files).unwrap().authorities().count(), 1);
     assert_eq!(outcome(start), Outcome::Wrong);
+    // A list of the one that has ended, beside that of the one that lasts.
+    let listed = |number: u64, issuer: &Issuer<'_, KeyPair>| {
+        let list = CertificateRevocationListParams {
+            this_update: start.into(),
+            next_update: (start + DAY).into(),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(issuer).unwrap().pem().unwrap()
+    };
+    let old = Issuer::from_ca_cert_pem(&ended, key).unwrap();
+    let both = world.path("both.pem");
+    let mut current = Revocations::default();
+    for _ in 0..2 {
+        let ours = fs::read_to_string(world.revoke(&Which::None).unwrap().file).unwrap();
+        fs::write(&both, format!("{}{ours}", listed(5, &old))).unwrap();
+        current = load(&files)
+            .unwrap()
+            .load_revocations(&both, &current)
+            .unwrap();
+        assert_eq!(current.views().count(), 1);
+    }
     fs::write(&files.ca, ended).unwrap();
     let fault = load(&files).unwrap_err();
     assert!(fault.detail.contains("has ended"), "{fault}");
