@@ -139,19 +139,26 @@ impl Ground {
         }
     }
 
-    /// Lets go of all that is here of a guest that did not come, but for what is still to be answered about it: a
-    /// peer that offers guests and takes them back would leave as many folders, names and threads.
-    pub(super) fn put_away(&mut self, remainder: Option<&Record>) -> Result<(), Fault> {
+    /// Lets go of all that is here of a guest, but for what is still to be answered about it. One that a peer only
+    /// offered is put away too, or each would leave a folder, a name and a thread; but not without a limit.
+    pub(super) fn put_away(
+        &mut self,
+        remainder: Option<&Record>,
+        has_lived: bool,
+    ) -> Result<(), Fault> {
         self.check_journal()?;
         self.end_process()?;
         let name = self.name()?.clone();
-        if let Some(record) = remainder {
-            let store = &self.shared.store;
-            store.keep_ended(self.id, &record.encode())?;
+        let store = &self.shared.store;
+        match remainder {
+            Some(record) if has_lived => store.keep_ended(self.id, &record.encode())?,
+            Some(record) => store.keep_refused(self.id, &record.encode())?,
+            None => {}
         }
+        store.remove_guest(&name)?;
         self.journal = None;
         self.folder = None;
-        self.shared.store.remove_guest(&name)
+        Ok(())
     }
 
     /// Refuses whatever stands on the journal once a write to it has failed.
@@ -276,7 +283,9 @@ impl Ground {
             process.expect_end()?;
         }
         self.ending = None;
-        if self.config.is_some() {
+        // Without a folder of its own it has none there: one of that name is another's, as of a guest that is
+        // quarantined or just begins.
+        if self.folder.is_some() {
             GuestProcess::end_unadopted(&self.path()?)?;
         }
         self.awaited = None;

@@ -13,6 +13,7 @@ use towpath_protocol::identity::{GuestId, Name};
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {
     guests: BTreeSet<GuestId>,
+    folders: BTreeSet<Name>,
     /// A folder that says nothing: it may be any guest's.
     nameless: Option<Name>,
 }
@@ -24,6 +25,12 @@ impl Quarantine {
             self.nameless = Some(folder.clone());
         }
         self.guests.extend(claims);
+        self.folders.insert(folder.clone());
+    }
+
+    /// Whether a folder of this name is left alone.
+    pub(super) fn has(&self, folder: &Name) -> bool {
+        self.folders.contains(folder)
     }
 
     /// Whether something may be said of a guest that has no worker; `is_remembered` if it has ended here.
@@ -60,6 +67,7 @@ mod tests {
         let mut quarantine = Quarantine::default();
         assert!(quarantine.check(known, false).is_ok());
         quarantine.add(&name("till"), &[known]);
+        assert!(quarantine.has(&name("till")) && !quarantine.has(&name("scale")));
         assert!(quarantine.check(known, true).is_err());
         assert!(quarantine.check(GuestId(2), false).is_ok());
         quarantine.add(&name("rotten"), &[]);

@@ -177,6 +177,10 @@ impl Shared {
 
     /// Gives a name to a guest, if no other has it.
     pub(super) fn claim_name(&self, name: &Name, id: GuestId) -> Result<(), Fault> {
+        if lock(&self.quarantine).has(name) {
+            let detail = format!("a guest called {name} is quarantined on this host");
+            return Err(Fault::new(Code::GuestExists, detail));
+        }
         let mut workers = self.workers();
         let taken = workers
             .iter()

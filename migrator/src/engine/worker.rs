@@ -606,15 +606,7 @@ impl Worker {
             let fault = Fault::new(Code::Cancelled, "the guest was stopped");
             self.give_up(&order, &fault);
         }
-        self.ground.end_process()?;
-        let name = self.ground.name()?.clone();
-        if let Some(record) = remainder {
-            let store = &self.ground.shared.store;
-            store.keep_ended(self.ground.id, &record.encode())?;
-        }
-        self.ground.journal = None;
-        self.ground.folder = None;
-        self.ground.shared.store.remove_guest(&name)?;
+        self.ground.put_away(remainder.as_ref(), true)?;
         self.is_done = true;
         Ok(())
     }
@@ -691,7 +683,7 @@ impl Worker {
         if due > now() {
             return;
         }
-        match remainder.and_then(|record| self.ground.put_away(record.as_ref())) {
+        match remainder.and_then(|record| self.ground.put_away(record.as_ref(), false)) {
             Ok(()) => self.is_done = true,
             Err(fault) => {
                 warn!(guest = %self.ground.id, %fault, "a refused guest's folder stays for now");

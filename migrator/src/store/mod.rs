@@ -210,10 +210,27 @@ impl Store {
     ///
     /// `E_BUSY` beyond the limit, else as [`Store::keep_ended`].
     pub fn keep_stranger(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
+        self.keep_within(STRANGER_COUNT_MAX, guest, record)
+    }
+
+    /// The same of a guest that was offered and did not come: of half as many, so that offers leave room for
+    /// those.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::keep_stranger`].
+    pub fn keep_refused(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
+        self.keep_within(STRANGER_COUNT_MAX / 2, guest, record)
+    }
+
+    fn keep_within(&self, count_max: usize, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
         let unreadable = |errno| fault(ENDED, "cannot be read", errno);
         let ended = self.lock_ended();
+        let name = guest.to_string();
+        let is_kept = rustix::fs::statat(&*ended, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         let entries = rustix::fs::Dir::read_from(&*ended).map_err(unreadable)?;
-        if entries.count() >= STRANGER_COUNT_MAX {
+        // Two of them are the folder and the one above it.
+        if !is_kept && entries.count() >= count_max + 2 {
             let detail = "too many guests are remembered that never were here".to_owned();
             return Err(Fault::new(Code::Busy, detail));
         }

@@ -219,20 +219,49 @@ fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
     let name = "scale".parse().unwrap();
     let id = site.guest(&name).unwrap().unwrap().id;
     let folder = site.guest_folder(&name);
-    let mut spoil = |file: &str, other: u128| {
-        site.kill_migrator();
+    site.kill_migrator();
+    let path = folder.join("journal");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
+    site.start_migrator();
+    let view = site.guest(&name).unwrap().unwrap();
+    assert_eq!(view.state, GuestState::Quarantined);
+    // What is left says whose folder it is.
+    assert!(!answers_a_commit(site, id), "it runs here");
+    assert!(answers_a_commit(site, GuestId(98)), "others are answered");
+    // Nor is anything done with it: another guest of its name does not end its process.
+    let processes = || scene.lab.guest_processes(TARGET, &name);
+    let before = processes();
+    assert_eq!(before.len(), 1);
+    let site = scene.lab.site(TARGET);
+    let mut liar = open(site, "box-7", GuestId(97), 1);
+    let config = described(GuestId(97), "scale", 16);
+    liar.say(Lane::Control, &offer(&config, 2)).unwrap();
+    match liar.hear() {
+        Some(Message::Refused(reason)) => assert_eq!(code(&reason), Code::GuestExists.as_str()),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(processes(), before);
+}
+
+#[test]
+fn h03_h08_nothing_is_said_of_any_guest_while_a_folder_may_be_anybodys() {
+    let mut scene = Scene::new(LINK);
+    scene.lab.start_guest(TARGET, &Guest::new("scale", 16));
+    let site = scene.lab.site_mut(TARGET);
+    let name = "scale".parse().unwrap();
+    let id = site.guest(&name).unwrap().unwrap().id;
+    let folder = site.guest_folder(&name);
+    site.kill_migrator();
+    for file in ["journal", "guest.json"] {
         let path = folder.join(file);
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
-        site.start_migrator();
-        let view = site.guest(&name).unwrap().unwrap();
-        assert_eq!(view.state, GuestState::Quarantined);
-        assert!(!answers_a_commit(site, id), "it runs here");
-        answers_a_commit(site, GuestId(other))
-    };
-    // What is left says whose folder it is; then nothing does, and it may be any guest's.
-    assert!(spoil("journal", 98), "others are answered");
-    assert!(!spoil("guest.json", 99), "it may be this one's");
+    }
+    site.start_migrator();
+    for guest in [id, GuestId(99)] {
+        assert!(!answers_a_commit(site, guest), "it may be this one's");
+    }
 }
 
 #[test]
