@@ -234,7 +234,10 @@ fn an_answer_to_an_earlier_question_is_not_taken_for_this_one() {
         ]
     };
     let mut liar = Liar::new(late, memory_file(MEMORY_BYTES, SEALS));
+    let before = liar.process().heard_count();
     assert_eq!(liar.process().pause().unwrap().as_nanos(), 2);
+    // A process that answers late says something all the same.
+    assert_eq!(liar.process().heard_count(), before + 2);
     let never = |number: u32| vec![(number + 1, Response::Done); 100];
     let mut liar = Liar::new(never, memory_file(MEMORY_BYTES, SEALS));
     let fault = liar.process().start_tracking().unwrap_err();

@@ -47,6 +47,8 @@ pub(super) struct Shown {
     described_at: Option<Instant>,
     /// A process that does not answer, and since when.
     silent: Option<(i32, Instant)>,
+    /// How often the process had said something when it was looked at.
+    heard_count: u64,
     published: Option<(Instant, Standing)>,
 }
 
@@ -142,12 +144,16 @@ impl Worker {
             return;
         };
         let process_id = process.process_id();
-        match process.describe_within(LOOK_WAIT) {
+        let described = process.describe_within(LOOK_WAIT);
+        // What was asked before and answered since: it is slow, and not silent.
+        let has_spoken = process.heard_count() != shown.heard_count;
+        shown.heard_count = process.heard_count();
+        match described {
             Ok(description) => {
                 shown.description = Some(description);
                 shown.silent = None;
             }
-            Err(_) if shown.silent.is_some_and(|(id, _)| id == process_id) => {}
+            Err(_) if !has_spoken && shown.silent.is_some_and(|(id, _)| id == process_id) => {}
             Err(_) => shown.silent = Some((process_id, asked_at)),
         }
     }

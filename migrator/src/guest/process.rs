@@ -234,6 +234,12 @@ impl GuestProcess {
         describe(&mut self.transport, wait)
     }
 
+    /// How often the process has said something, also too late: one that does is slow and not silent.
+    #[must_use]
+    pub const fn heard_count(&self) -> u64 {
+        self.transport.heard_count()
+    }
+
     /// The guest's memory.
     ///
     /// # Errors

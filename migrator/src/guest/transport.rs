@@ -34,6 +34,7 @@ pub(super) struct Transport {
     process_id: Pid,
     number: u32,
     packet: Vec<u8>,
+    heard_count: u64,
 }
 
 impl Transport {
@@ -47,6 +48,7 @@ impl Transport {
             process_id,
             number: 0,
             packet: vec![0; PACKET_BYTES_MAX],
+            heard_count: 0,
         };
         transport.greet(wait)?;
         Ok(transport)
@@ -60,6 +62,11 @@ impl Transport {
     /// A file that becomes readable when the guest process ends.
     pub(super) const fn process(&self) -> &OwnedFd {
         &self.process
+    }
+
+    /// How many packets came from the process, also answers that came too late to be taken.
+    pub(super) const fn heard_count(&self) -> u64 {
+        self.heard_count
     }
 
     /// Whether the guest process lives; reaps it if it was our child and does not.
@@ -170,6 +177,7 @@ impl Transport {
                 format!("an answer above {PACKET_BYTES_MAX} bytes"),
             ));
         }
+        self.heard_count += 1;
         Ok((received.bytes, file))
     }
 
