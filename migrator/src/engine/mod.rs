@@ -319,7 +319,11 @@ fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
         socket: stream,
         reader,
     };
-    route(shared, accepted.peer, hello, lane)
+    route(shared, accepted.peer, hello, lane).inspect_err(|fault| {
+        // Binds nobody, and says why: without it the source would open lanes again and again.
+        let refused = writer.write_message(&Message::Refused(fault.into()));
+        drop(refused.and_then(|()| writer.flush()));
+    })
 }
 
 fn route(
