@@ -139,6 +139,18 @@ impl Channel {
         is_there && self.is_listening()
     }
 
+    /// Whether its own listener may stand in the way of one at another address: on the same port, of which one
+    /// address is all of them.
+    fn is_in_the_way_of(&self, listen: &Endpoint) -> bool {
+        match (&self.listen, listen) {
+            (Endpoint::Tcp(here), Endpoint::Tcp(there))
+            | (Endpoint::Udp(here), Endpoint::Udp(there)) => {
+                here != there && here.port() == there.port()
+            }
+            _ => false,
+        }
+    }
+
     /// Stops the listener and waits until its address is free; what is connected lives on.
     async fn vacate(&self) {
         self.accepting.stop();
@@ -221,6 +233,12 @@ impl Channels {
         let mut late = self.late.lock().await;
         if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
             let specs = std::mem::take(&mut late.specs);
+            for spec in &specs {
+                let channel = self.find(&spec.name);
+                if let Some(channel) = channel.filter(|one| one.is_in_the_way_of(&spec.listen)) {
+                    channel.vacate().await;
+                }
+            }
             late.put_off(self.open_configured(core, &specs).await);
         }
     }

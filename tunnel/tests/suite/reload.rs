@@ -316,8 +316,15 @@ async fn l06_a_channel_whose_address_is_taken_is_opened_once_it_is_free() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l06_a_channel_that_cannot_move_stays_where_it_was_until_it_can() {
     let [one, two] = [1, 2].map(|port| format!("127.9.1.3:700{port}"));
+    check_moves_late(&one, &two, &two).await;
+    // One port, and somebody else at one of its addresses.
+    check_moves_late("127.9.1.5:7019", "0.0.0.0:7019", "127.9.1.6:7019").await;
+}
+
+/// A channel goes from one address to another that is taken for a while.
+async fn check_moves_late(one: &str, two: &str, taken: &str) {
     let at = |address: &str| vec![channel_at("moving", &format!("tcp:{address}"))];
-    let began = at(&one);
+    let began = at(one);
     let pair = Pair::start_with(
         |edge, _| {
             edge.read_from(edge.socket.with_file_name("tunnel.toml"));
@@ -327,21 +334,21 @@ async fn l06_a_channel_that_cannot_move_stays_where_it_was_until_it_can() {
     )
     .await;
     let file = pair.edge_config.socket.with_file_name("tunnel.toml");
-    let taken = std::net::TcpListener::bind(&two).unwrap();
+    let taken = std::net::TcpListener::bind(taken).unwrap();
     let mut config = pair.edge_config.clone();
-    config.channels = at(&two);
+    config.channels = at(two);
     write(&config, &file);
     pair.edge.reload().await;
     let shown = || pair.edge.status().channels.remove(0);
     assert_eq!(shown().listen, format!("tcp:{one}"));
-    assert!(shown().last_error.unwrap().contains(&two));
-    check_answers(&one).await;
+    assert!(shown().last_error.unwrap().contains(two));
+    check_answers(one).await;
     drop(taken);
     until("the channel has moved", || {
         shown().listen == format!("tcp:{two}")
     })
     .await;
-    check_answers(&two).await;
+    check_answers(two).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
