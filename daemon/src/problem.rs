@@ -159,6 +159,9 @@ mod tests {
         assert!(missing.contains("the path is right"), "{missing}");
         let taken = remedy(Code::Io, ErrorKind::AddrInUse, 98);
         assert!(taken.contains("another address"), "{taken}");
+        let cause = "cannot listen at tcp:[::]:80: Permission denied (os error 13)";
+        let listening = Problem::new(Code::Io, cause).remedy;
+        assert!(listening.contains("1024"), "{listening}");
         // A peer's system is none of ours.
         let peers = remedy(Code::Refused, ErrorKind::NotFound, 2);
         assert_eq!(peers, advice::of(Code::Refused).remedy);

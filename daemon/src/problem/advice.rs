@@ -32,7 +32,7 @@ pub(super) const fn of(code: Code) -> Advice {
 /// What the system says of a file or an address, and what to do about it whatever the code.
 const OF_SYSTEM: [(&str, &str); 5] = [
     (
-        "Permission denied (os error 13)",
+        DENIED,
         "run it as root, or as the user who may use that file",
     ),
     (
@@ -53,12 +53,22 @@ const OF_SYSTEM: [(&str, &str); 5] = [
     ),
 ];
 
+const DENIED: &str = "Permission denied (os error 13)";
+
+/// How a daemon begins what it says of an address that it may not have, whoever asked it to.
+const LISTENS: &str = "cannot listen at";
+
 /// What to do about what the system said, if a cause tells it of this host's own things.
 pub(super) fn of_system(code: Code, cause: &str) -> Option<&'static str> {
     let is_ours = matches!(
         code,
         Code::Io | Code::Path | Code::Config | Code::Certificate
     );
+    if is_ours && cause.contains(LISTENS) && cause.contains(DENIED) {
+        return Some(
+            "take a port of 1024 or above, or a folder that the daemon's user may write to",
+        );
+    }
     let mut known = OF_SYSTEM.iter().filter(|_| is_ours);
     let found = known.find(|(said, _)| cause.contains(said));
     found.map(|(_, remedy)| *remedy)
