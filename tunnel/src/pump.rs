@@ -25,7 +25,7 @@ use crate::link::Link;
 use crate::pool::{BUFFER_BYTES, Pool};
 use crate::resume::Incoming;
 use crate::streams::{Stream, Streams};
-use crate::tails::Tail;
+use crate::tails::{LEAST_BYTES, Tail};
 use crate::windows::Inflow;
 use crate::wire;
 
@@ -290,7 +290,9 @@ impl Copy<'_> {
             }
             let heard = self.stream.acknowledged.notified();
             let is_late = timeout(self.settings.stall, heard).await.is_err();
-            if is_late && !self.link.is_ill() {
+            // One that keeps no more than it always may waits for others that do.
+            let is_much = self.stream.out().held_bytes() >= LEAST_BYTES;
+            if is_late && is_much && !self.link.is_ill() {
                 return Err(stalled("the peer", self.settings.stall));
             }
         }

@@ -14,7 +14,7 @@ use crate::windows::KEPT_BYTES;
 
 /// What a stream is always allowed: more than what is read at once at least. With this the streams that both
 /// sides may begin, 64 each by default, fit into what an ordinary window has beside what is for whoever comes.
-const LEAST_BYTES: u64 = 48 * 1024;
+pub(crate) const LEAST_BYTES: u64 = 48 * 1024;
 
 /// What streams whose readers keep up may have together beside those whose do not. With all the rest of it an
 /// ordinary window takes that, and the link's own words.
