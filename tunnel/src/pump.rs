@@ -326,7 +326,7 @@ impl Copy<'_> {
             path_bytes: self.link.tail_bytes(),
             leg_held_bytes: out.all_held_bytes(),
             held_bytes: out.held_bytes(),
-            taken_bytes: taken.bytes_per_round_trip(),
+            taken_bytes: taken.bytes_per_round(),
         }
     }
 

@@ -239,32 +239,37 @@ impl Credit {
     }
 }
 
-/// What arrives in a round trip: at most, of late.
+/// What arrives in a round, which is a round trip or what else is due again and again: at most, of late.
 #[derive(Debug, Default)]
 pub(crate) struct Inflow {
     measured: Option<(Instant, u64)>,
-    bytes_per_round_trip: u64,
+    bytes_per_round: u64,
 }
 
 impl Inflow {
-    /// Takes note of how much has arrived so far; gives what a round trip brings, whenever that was measured.
-    pub(crate) fn note(&mut self, now: Instant, received_bytes: u64, rtt: Duration) -> Option<u64> {
+    /// Takes note of how much has arrived so far; gives what a round brings, whenever that was measured.
+    pub(crate) fn note(
+        &mut self,
+        now: Instant,
+        received_bytes: u64,
+        round: Duration,
+    ) -> Option<u64> {
         let (before, before_bytes) = *self.measured.get_or_insert((now, received_bytes));
         let elapsed = now.since(before);
-        if elapsed < rtt.max(MEASURE_TIME_MIN) {
+        if elapsed < round.max(MEASURE_TIME_MIN) {
             return None;
         }
         self.measured = Some((now, received_bytes));
         let arrived = received_bytes.saturating_sub(before_bytes);
-        let bytes = scaled(arrived, rtt, elapsed);
-        let faded = self.bytes_per_round_trip - self.bytes_per_round_trip / FADE_PART;
-        self.bytes_per_round_trip = faded.max(bytes);
-        Some(self.bytes_per_round_trip)
+        let bytes = scaled(arrived, round, elapsed);
+        let faded = self.bytes_per_round - self.bytes_per_round / FADE_PART;
+        self.bytes_per_round = faded.max(bytes);
+        Some(self.bytes_per_round)
     }
 
     /// What was measured last.
-    pub(crate) const fn bytes_per_round_trip(&self) -> u64 {
-        self.bytes_per_round_trip
+    pub(crate) const fn bytes_per_round(&self) -> u64 {
+        self.bytes_per_round
     }
 }
 
