@@ -220,20 +220,29 @@ fn answers_a_commit(site: &Site, guest: GuestId) -> bool {
     }
 }
 
+/// Starts a guest at the target and spoils these of its files while its migrator is down; gives its number.
+fn quarantine(scene: &mut Scene, guest: &Guest, files: &[&str]) -> GuestId {
+    scene.lab.start_guest(TARGET, guest);
+    let site = scene.lab.site_mut(TARGET);
+    let id = shown(site, guest).id;
+    let folder = site.guest_folder(&guest.name);
+    site.kill_migrator();
+    for file in files {
+        let path = folder.join(file);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
+    }
+    site.start_migrator();
+    id
+}
+
 #[test]
 fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
     let mut scene = Scene::new(LINK);
     // It runs at the target, and its source might not have heard of it.
-    scene.lab.start_guest(TARGET, &Guest::new("scale", 16));
-    let site = scene.lab.site_mut(TARGET);
-    let name = "scale".parse().unwrap();
-    let id = site.guest(&name).unwrap().unwrap().id;
-    let folder = site.guest_folder(&name);
-    site.kill_migrator();
-    let path = folder.join("journal");
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
-    site.start_migrator();
+    let guest = Guest::new("scale", 16);
+    let id = quarantine(&mut scene, &guest, &["journal"]);
+    let (site, name) = (scene.lab.site(TARGET), guest.name);
     let view = site.guest(&name).unwrap().unwrap();
     assert_eq!(view.state, GuestState::Quarantined);
     // What is left says whose folder it is.
@@ -243,7 +252,6 @@ fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
     let processes = || scene.lab.guest_processes(TARGET, &name);
     let before = processes();
     assert_eq!(before.len(), 1);
-    let site = scene.lab.site(TARGET);
     let mut liar = open(site, "box-7", GuestId(97), 1);
     let config = described(GuestId(97), "scale", 16);
     liar.say(Lane::Control, &offer(&config, 2)).unwrap();
@@ -257,18 +265,9 @@ fn h03_h08_nothing_is_said_of_a_guest_whose_folder_is_spoilt() {
 #[test]
 fn h03_h08_nothing_is_said_of_any_guest_while_a_folder_may_be_anybodys() {
     let mut scene = Scene::new(LINK);
-    scene.lab.start_guest(TARGET, &Guest::new("scale", 16));
-    let site = scene.lab.site_mut(TARGET);
-    let name = "scale".parse().unwrap();
-    let id = site.guest(&name).unwrap().unwrap().id;
-    let folder = site.guest_folder(&name);
-    site.kill_migrator();
-    for file in ["journal", "guest.json"] {
-        let path = folder.join(file);
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, vec![0xa5; bytes.len()]).unwrap();
-    }
-    site.start_migrator();
+    let files = ["journal", "guest.json"];
+    let id = quarantine(&mut scene, &Guest::new("scale", 16), &files);
+    let site = scene.lab.site(TARGET);
     for guest in [id, GuestId(99)] {
         assert!(!answers_a_commit(site, guest), "it may be this one's");
     }

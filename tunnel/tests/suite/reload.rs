@@ -294,19 +294,28 @@ async fn l06_channels_that_trade_addresses_or_names_are_all_there_after_a_reload
     }
 }
 
+/// Two sites, of which the edge can read its configuration again and begins with these channels.
+async fn pair_with(channels: Vec<ChannelSpec>) -> Pair {
+    let change = |edge: &mut Config, _: &mut Config| {
+        edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+        edge.channels = channels;
+    };
+    Pair::start_with(change, None).await
+}
+
+/// Has the edge read a configuration with these channels.
+async fn reload_with(pair: &Pair, channels: Vec<ChannelSpec>) {
+    let mut config = pair.edge_config.clone();
+    config.channels = channels;
+    write(&config, &config.socket.with_file_name("tunnel.toml"));
+    pair.edge.reload().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l06_a_channel_whose_address_is_taken_is_opened_once_it_is_free() {
-    let pair = Pair::start_with(
-        |edge, _| edge.read_from(edge.socket.with_file_name("tunnel.toml")),
-        None,
-    )
-    .await;
-    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let pair = pair_with(Vec::new()).await;
     let taken = std::net::TcpListener::bind("127.9.1.2:7001").unwrap();
-    let mut config = pair.edge_config.clone();
-    config.channels = vec![channel_at("late", "tcp:127.9.1.2:7001")];
-    write(&config, &file);
-    pair.edge.reload().await;
+    reload_with(&pair, vec![channel_at("late", "tcp:127.9.1.2:7001")]).await;
     assert_eq!(listening(&pair), []);
     drop(taken);
     until("the channel is open", || !listening(&pair).is_empty()).await;
@@ -324,21 +333,9 @@ async fn l06_a_channel_that_cannot_move_stays_where_it_was_until_it_can() {
 /// A channel goes from one address to another that is taken for a while.
 async fn check_moves_late(one: &str, two: &str, taken: &str) {
     let at = |address: &str| vec![channel_at("moving", &format!("tcp:{address}"))];
-    let began = at(one);
-    let pair = Pair::start_with(
-        |edge, _| {
-            edge.read_from(edge.socket.with_file_name("tunnel.toml"));
-            edge.channels = began;
-        },
-        None,
-    )
-    .await;
-    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let pair = pair_with(at(one)).await;
     let taken = std::net::TcpListener::bind(taken).unwrap();
-    let mut config = pair.edge_config.clone();
-    config.channels = at(two);
-    write(&config, &file);
-    pair.edge.reload().await;
+    reload_with(&pair, at(two)).await;
     let shown = || pair.edge.status().channels.remove(0);
     assert_eq!(shown().listen, format!("tcp:{one}"));
     assert!(shown().last_error.unwrap().contains(two));
@@ -354,22 +351,10 @@ async fn check_moves_late(one: &str, two: &str, taken: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l06_a_channel_that_has_no_address_left_is_shown_as_down() {
     let [one, two] = [1, 2].map(|port| format!("tcp:127.9.1.4:700{port}"));
-    let began = vec![channel_at("a", &one)];
-    let pair = Pair::start_with(
-        |edge, _| {
-            edge.read_from(edge.socket.with_file_name("tunnel.toml"));
-            edge.channels = began;
-        },
-        None,
-    )
-    .await;
-    let file = pair.edge_config.socket.with_file_name("tunnel.toml");
+    let pair = pair_with(vec![channel_at("a", &one)]).await;
     let _taken = std::net::TcpListener::bind("127.9.1.4:7002").unwrap();
-    let mut config = pair.edge_config.clone();
     // Another channel takes what the first one lets go of.
-    config.channels = vec![channel_at("a", &two), channel_at("b", &one)];
-    write(&config, &file);
-    pair.edge.reload().await;
+    reload_with(&pair, vec![channel_at("a", &two), channel_at("b", &one)]).await;
     let [a, b] = [0, 1].map(|place| pair.edge.status().channels.remove(place));
     assert_eq!((a.state, b.state), (LinkState::Down, LinkState::Healthy));
     assert!(a.reason.contains("does not listen"), "{}", a.reason);

@@ -214,17 +214,39 @@ async fn a_stream_of_many_megabytes_arrives_whole() {
     assert!(began.elapsed() < SOON);
 }
 
-/// What QUIC lets a peer have under way to us was grown for the path, not only counted: a reader that pauses
-/// is told by what arrives meanwhile.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
-    const ORDINARY_BYTES: u64 = 24 << 20;
+/// What an ordinary path's window is.
+const ORDINARY_BYTES: u64 = 24 << 20;
+
+/// Two sites with a path between them that holds more.
+async fn long_pair() -> Pair {
     let long = Direction {
         bits_per_second: Some(240_000_000),
         delay: Duration::from_millis(250),
         ..Direction::default()
     };
-    let pair = Pair::start_with(|_, _| {}, Some(long)).await;
+    Pair::start_with(|_, _| {}, Some(long)).await
+}
+
+/// What the edge's windows take beyond that, and the region's.
+async fn window_memory(pair: &Pair) -> [u64; 2] {
+    let series = "towpath_tunnel_window_memory_bytes";
+    [
+        metric(&pair.edge_config, series).await,
+        metric(&pair.region_config, series).await,
+    ]
+}
+
+/// Whether either side's windows do not take as much again yet.
+async fn has_less(pair: &Pair) -> bool {
+    let taken = window_memory(pair).await;
+    taken.into_iter().any(|bytes| bytes < ORDINARY_BYTES)
+}
+
+/// What QUIC lets a peer have under way to us was grown for the path, not only counted: a reader that pauses
+/// is told by what arrives meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
+    let pair = long_pair().await;
     let (mut local, mut remote) = pair.stream(Class::Bulk).await;
     let writing = tokio::spawn(async move {
         let chunk = vec![7; 64 * 1024];
@@ -243,11 +265,8 @@ async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
         }
     });
     // Both sides have taken memory for the path, and twice an ordinary window is allowed.
-    let series = "towpath_tunnel_window_memory_bytes";
     let grown = async {
-        while metric(&pair.edge_config, series).await < ORDINARY_BYTES
-            || metric(&pair.region_config, series).await < ORDINARY_BYTES
-        {
+        while has_less(&pair).await {
             sleep(Duration::from_millis(50)).await;
         }
     };
@@ -279,17 +298,11 @@ async fn a_long_and_fast_path_may_have_more_under_way_than_an_ordinary_one() {
 /// words, or another stream of the same connection, need.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_reads_nothing_leaves_the_others_of_its_leg_their_room() {
-    let long = Direction {
-        bits_per_second: Some(240_000_000),
-        delay: Duration::from_millis(250),
-        ..Direction::default()
-    };
-    let pair = Pair::start_with(|_, _| {}, Some(long)).await;
+    let pair = long_pair().await;
     // Bulk finds out how much the path holds.
     let filling = pair.fill(Class::Bulk).await;
-    let series = "towpath_tunnel_window_memory_bytes";
     let grown = async {
-        while metric(&pair.edge_config, series).await < 24 << 20 {
+        while window_memory(&pair).await[0] < ORDINARY_BYTES {
             sleep(Duration::from_millis(50)).await;
         }
     };
@@ -327,27 +340,15 @@ async fn a_program_that_reads_nothing_leaves_the_others_of_its_leg_their_room() 
 /// A stream that goes on over another link keeps nothing of the one it began on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() {
-    let long = Direction {
-        bits_per_second: Some(240_000_000),
-        delay: Duration::from_millis(250),
-        ..Direction::default()
-    };
-    let pair = Pair::start_with(|_, _| {}, Some(long)).await;
+    let pair = long_pair().await;
     let (mut local, mut remote) = pair.stream(Class::Bulk).await;
-    let series = "towpath_tunnel_window_memory_bytes";
     let reading = tokio::spawn(async move {
         let mut chunk = vec![0; 64 * 1024];
         while remote.read(&mut chunk).await.unwrap() > 0 {}
     });
-    let taken = async || {
-        [
-            metric(&pair.edge_config, series).await,
-            metric(&pair.region_config, series).await,
-        ]
-    };
     let chunk = vec![7; 1 << 20];
     let grown = async {
-        while taken().await.into_iter().any(|bytes| bytes < 24 << 20) {
+        while has_less(&pair).await {
             local.write_all(&chunk).await.unwrap();
         }
     };
@@ -364,7 +365,9 @@ async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() 
     control.heal();
     pair.linked().await;
     let returned = async {
-        while taken().await != [0, 0] || pair.region.status().links[0].streams_paused > 0 {
+        while window_memory(&pair).await != [0, 0]
+            || pair.region.status().links[0].streams_paused > 0
+        {
             sleep(Duration::from_millis(50)).await;
         }
     };
