@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use towpath_protocol::channel::Class;
 use towpath_tests::lab::Lab;
@@ -62,6 +63,9 @@ fn every_query_and_rule_names_metrics_that_running_daemons_have() {
         .site(Place::Edge)
         .metrics()
         .expect("both daemons answer");
+    for text in &scraped {
+        passes(&["check", "metrics"], text);
+    }
     let live: BTreeSet<_> = scraped.iter().flat_map(|text| names(text)).collect();
     let page = include_str!("../../docs/metrics.md");
     let absent = sometimes_absent(page);
@@ -121,23 +125,65 @@ fn the_dashboard_asks_each_panel_something() {
     }
 }
 
+/// Runs Prometheus' own checker beside the alerts; `None`, and said, where it is not installed.
+fn promtool(words: &[&str], input: &str) -> Option<Output> {
+    let program = std::env::var_os("TOWPATH_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    let child = Command::new(&program)
+        .args(words)
+        .current_dir(folder())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        println!("skipped: promtool is not here (Debian's package prometheus has it)");
+        return None;
+    };
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    // Who does not read what it is given says why when it ends.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    Some(child.wait_with_output().expect("it ends"))
+}
+
+fn passes(words: &[&str], input: &str) {
+    let Some(ran) = promtool(words, input) else {
+        return;
+    };
+    let said = [ran.stdout, ran.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(ran.status.success(), "{words:?}: {said}");
+}
+
 #[test]
 fn alerts_do_what_they_say() {
-    let promtool = std::env::var_os("TOWPATH_PROMTOOL").unwrap_or_else(|| "promtool".into());
-    for words in [
-        ["check", "rules", "alerts.yml"],
-        ["test", "rules", "alerts.test.yml"],
-    ] {
-        let ran = Command::new(&promtool)
-            .args(words)
-            .current_dir(folder())
-            .output();
-        let Ok(ran) = ran else {
-            println!("skipped: promtool is not here (Debian's package prometheus has it)");
-            return;
-        };
-        let said = [ran.stdout, ran.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        assert!(ran.status.success(), "{words:?}: {said}");
-    }
+    passes(&["check", "rules", "alerts.yml"], "");
+    passes(&["test", "rules", "alerts.test.yml"], "");
+}
+
+#[test]
+fn prometheus_understands_every_query_of_the_dashboard() {
+    let text = read("grafana-dashboard.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array());
+    let queries = targets
+        .flatten()
+        .filter_map(|target| target["expr"].as_str());
+    // Names of results are all that a rule adds to a query; JSON is YAML.
+    let rules: Vec<_> = queries
+        .enumerate()
+        .map(|(index, query)| serde_json::json!({ "record": format!("panel:{index}"), "expr": query }))
+        .collect();
+    assert!(rules.len() > 20, "{}", rules.len());
+    let rules = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let scratch = tempfile::tempdir().expect("a folder");
+    let file = scratch.path().join("rules.json");
+    std::fs::write(&file, rules.to_string()).expect("a file of rules");
+    passes(
+        &["check", "rules", file.to_str().expect("a name in UTF-8")],
+        "",
+    );
 }
