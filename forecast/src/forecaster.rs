@@ -178,7 +178,7 @@ impl Forecaster {
                 forecaster.begin(*number);
                 let next = forecaster.week_hour(number + 1);
                 forecaster.season.observe(*hour, next);
-                if matches!(hour, Hour::Rate(_)) {
+                if matches!(hour, Hour::Rate(rate) if *rate > 0.0) {
                     forecaster.newest_capacity = Some(begin_of(number + 1));
                 }
             }

@@ -54,7 +54,8 @@ const SETTLED_AT_JUMP: u64 = 6;
 /// An hour that carried less than this share of what was expected is an outage.
 const OUTAGE_SHARE: f64 = 0.1;
 
-/// Longer than this no outage lasts: it is what the link carries now.
+/// Longer than this no link carries next to nothing by chance: it is what it carries now. One that is away
+/// altogether has had its say of outages by then, and says no more of the hours in which it is there.
 const OUTAGE_HOURS_MAX: u32 = 36;
 
 /// Residuals kept: a week and a lead of a week, and what their means look back.
@@ -76,7 +77,10 @@ pub enum Hour {
 pub struct Season {
     level: f64,
     known_count: u64,
+    /// Hours in a row that carried next to nothing.
     outage_hours: u32,
+    /// Hours in a row without a link.
+    away_hours: u32,
     /// Hours since the level jumped.
     settled_count: u64,
     /// The hour of the week that comes next.
@@ -123,6 +127,7 @@ impl Season {
             level: 0.0,
             known_count: 0,
             outage_hours: 0,
+            away_hours: 0,
             settled_count: 0,
             next: first,
             profile: Profile::default(),
@@ -133,7 +138,7 @@ impl Season {
         }
     }
 
-    /// Hours whose rate is known.
+    /// Hours whose rate is known; those without a link are not among them.
     #[must_use]
     pub const fn known_count(&self) -> u64 {
         self.known_count
@@ -154,7 +159,7 @@ impl Season {
         if self.known_count == 0 {
             self.level = rate.clamp(LEVEL_MIN, LEVEL_MAX);
         }
-        self.known_count += 1;
+        self.known_count += u64::from(rate > 0.0);
         let expected = self.profile.mean(here);
         let spread = self.profile.spread(here);
         self.hazard.pass(self.level);
@@ -179,9 +184,15 @@ impl Season {
     }
 
     /// What an hour says of the rate: a bound says something only if it lies above what is expected.
-    fn told(&self, hour: Hour, here: usize) -> Option<f64> {
+    fn told(&mut self, hour: Hour, here: usize) -> Option<f64> {
         let expected = self.level * self.profile.mean(here);
         match hour {
+            Hour::Rate(rate) if rate <= 0.0 => self.away_hours = self.away_hours.saturating_add(1),
+            Hour::Rate(_) | Hour::AtLeast(_) => self.away_hours = 0,
+            Hour::Unknown => {}
+        }
+        match hour {
+            Hour::Rate(_) if self.away_hours > OUTAGE_HOURS_MAX => None,
             // A link that has never carried anything has no level to compare with.
             Hour::Rate(rate) if self.known_count == 0 => (rate >= 1.0).then_some(rate),
             Hour::Rate(rate) => Some(rate.max(0.0)),
@@ -193,6 +204,9 @@ impl Season {
     /// An hour that carried next to nothing says how often that happens and nothing about the others,
     /// unless it goes on for days.
     fn is_outage(&mut self, share: f64, expected: f64) -> bool {
+        if share <= 0.0 {
+            return true;
+        }
         let is_outage = share < OUTAGE_SHARE * expected && self.outage_hours < OUTAGE_HOURS_MAX;
         self.outage_hours = if share < OUTAGE_SHARE * expected {
             self.outage_hours + 1

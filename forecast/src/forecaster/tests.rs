@@ -96,6 +96,22 @@ fn old_history_has_low_confidence() {
 }
 
 #[test]
+fn weeks_without_a_link_make_history_old_also_for_who_reads_it() {
+    let mut seen = taught(40);
+    for minute in 40 * 1440..54 * 1440 {
+        seen.observe(at(minute * 60), Sample::Down, 60);
+    }
+    let now = at(54 * 86_400);
+    let read = Forecaster::new(Zone::utc(), seen.history().clone());
+    assert_eq!(read.known_hours(), seen.known_hours());
+    for forecaster in [&seen, &read] {
+        let prediction = forecaster.forecast(now, now).unwrap();
+        assert_eq!(prediction.confidence, Confidence::Low, "{prediction:?}");
+        assert!((1e6..1e7).contains(&prediction.band.p50), "{prediction:?}");
+    }
+}
+
+#[test]
 fn the_next_seconds_follow_the_last_ones_and_the_hours_do_not() {
     let mut forecaster = taught(28);
     let now = 28 * 86_400;

@@ -129,6 +129,31 @@ fn a_link_that_stays_all_but_dead_is_believed_in_the_end() {
 }
 
 #[test]
+fn days_without_a_link_say_nothing_of_the_days_behind_them() {
+    for (away, back) in [(62, 3), (120, 1), (120, 3), (120, 48), (14 * 24, 1)] {
+        let now = 6 * WEEK_HOURS + away + back;
+        let cut = now - back - away..now - back;
+        let season = season(now, |hour| {
+            if cut.contains(&hour) {
+                Hour::Rate(0.0)
+            } else {
+                Hour::Rate(usual(hour) * rough(hour))
+            }
+        });
+        assert_eq!(season.known_count(), (now - away) as u64);
+        for lead in [1, 2, 6, 24] {
+            let target = (now + lead - 1) % WEEK_HOURS;
+            let band = season.forecast(lead, target).unwrap();
+            near(band.p50, usual(target), 0.15);
+            assert!(
+                band.p10 > 0.6 * usual(target),
+                "{away} {back} {lead} {band:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn hours_nobody_filled_the_link_in_never_lower_the_forecast() {
     let now = 6 * WEEK_HOURS;
     let seen = |idle: fn(usize) -> Hour| {
