@@ -4,9 +4,10 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
+use towpath_daemon::units::Span;
 use towpath_migrator::api::{LinkState, MigrationView, Phase, Role};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::MigrationId;
@@ -35,20 +36,20 @@ pub(crate) trait Observer {
     fn changed(&mut self, view: &MigrationView) -> Result<(), Failure>;
 }
 
-/// Follows a move until it is finished; the last view of it.
+/// Follows a move until it is finished; the last view of it. Who has begun it knows how it stood then.
 ///
-/// Ctrl-C lets go of it, as does a `deadline`; both say how to follow it again.
+/// Ctrl-C lets go of it, as does the end of the `longest` wait; both say how to follow it again.
 pub(crate) async fn follow(
     client: &Client,
-    id: MigrationId,
-    deadline: Option<Instant>,
+    (id, begun): (MigrationId, Option<MigrationView>),
+    longest: Option<Span>,
     observer: &mut impl Observer,
 ) -> Result<MigrationView, Failure> {
-    let mut last = None;
+    let mut last = begun;
     let watching = watch(client, id, &mut last, observer);
-    let far = Instant::now() + Duration::from_secs(365 * 24 * 3600);
+    let longest = longest.map_or(Duration::MAX, Span::duration);
     let ended = tokio::select! {
-        ended = timeout_at(deadline.unwrap_or(far), watching) => ended,
+        ended = timeout(longest, watching) => ended,
         _ = tokio::signal::ctrl_c() => {
             note(&format!("\nlet go: the move goes on. Follow it with: towpath migration watch {id}"));
             return Err(Failure::Interrupted);
@@ -74,9 +75,7 @@ pub(crate) async fn watch(
             Ok(Some(view)) => return Ok(view),
             // The stream ended with the move still under way: the migrator is being stopped.
             Ok(None) => Problem::new(Code::Unreachable, "the migrator ended the stream"),
-            Err(Failure::Problem { problem, .. })
-                if problem.known_code() == Some(Code::Unreachable) && last.is_some() =>
-            {
+            Err(Failure::Problem { problem, .. }) if last.is_some() && is_passing(&problem) => {
                 problem
             }
             Err(failure) => return Err(failure),
@@ -90,6 +89,12 @@ pub(crate) async fn watch(
             gone_since = None;
         }
     }
+}
+
+/// Whether a migrator that knows the move may answer better in a moment.
+fn is_passing(problem: &Problem) -> bool {
+    let code = problem.known_code();
+    matches!(code, Some(Code::Unreachable | Code::Stalled | Code::Busy))
 }
 
 async fn watch_once(

@@ -19,7 +19,8 @@ use towpath_protocol::fault::Code;
 
 use crate::problem::Problem;
 
-/// How long a daemon may take to answer; starting a guest is the slowest thing it does.
+/// How long a daemon may take to answer, and how long a stream may be silent; callers of what takes longer,
+/// such as starting a guest, say so.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Largest answer, in bytes: ten thousand guests in a list.
@@ -222,7 +223,7 @@ impl Client {
         let (shown, limit) = (self.socket.display(), self.timeout);
         Problem::new(
             Code::Stalled,
-            format!("{shown} gave no answer for {limit:?}"),
+            format!("{shown} has said nothing for {limit:?}"),
         )
         .remedy("look at the daemon's log; asking again is safe")
     }
@@ -237,7 +238,7 @@ impl Client {
     }
 }
 
-/// JSON values that come one a line.
+/// JSON values that come one a line; empty lines stand for no news.
 #[derive(Debug)]
 pub struct Stream<T> {
     client: Client,
@@ -252,11 +253,14 @@ impl<T: DeserializeOwned> Stream<T> {
     ///
     /// # Errors
     ///
-    /// As [`Client::get`].
+    /// As [`Client::get`], `E_STALLED` if nothing came for as long as an answer may take, not even an empty line.
     pub async fn next(&mut self) -> Result<Option<T>, Problem> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
+                if line.len() == 1 {
+                    continue;
+                }
                 let value = serde_json::from_slice(&line);
                 return value
                     .map(Some)
@@ -268,7 +272,8 @@ impl<T: DeserializeOwned> Stream<T> {
             if self.pending.len() > LINE_BYTES_MAX {
                 return Err(self.client.nonsense(&"a line is too long"));
             }
-            match self.body.frame().await {
+            let frame = tokio::time::timeout(self.client.timeout, self.body.frame()).await;
+            match frame.map_err(|_| self.client.stalled())? {
                 Some(Ok(frame)) => self
                     .pending
                     .extend(frame.into_data().unwrap_or_default().iter()),

@@ -24,7 +24,7 @@ use hyper::body::Frame;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -56,9 +56,8 @@ const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 /// Requests over TCP at once: a page that is read again by many.
 const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
-/// What a client beyond [`CLIENTS_MAX`] gets.
-const FULL: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+/// Clients beyond [`CLIENTS_MAX`] that are told so at once; those beyond these are hung up on.
+const REFUSED_MAX: usize = 32;
 
 /// Serves `router` to this user and root until the daemon is to stop.
 ///
@@ -162,6 +161,9 @@ struct Clients {
     router: Router,
     shutdown: Shutdown,
     places: Arc<Semaphore>,
+    /// Answers everything with what clients beyond those places are told.
+    refusal: Router,
+    refusal_places: Arc<Semaphore>,
     tasks: JoinSet<()>,
 }
 
@@ -171,27 +173,26 @@ impl Clients {
             router,
             shutdown,
             places: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            refusal: Router::new().fallback(async || full()),
+            refusal_places: Arc::new(Semaphore::new(REFUSED_MAX)),
             tasks: JoinSet::new(),
         }
     }
 
-    fn serve<S>(&mut self, mut stream: S)
+    fn serve<S>(&mut self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         while self.tasks.try_join_next().is_some() {}
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => {
-                let (router, shutdown) = (self.router.clone(), self.shutdown.clone());
-                self.tasks.spawn(converse(stream, router, shutdown, place));
-            }
-            Err(_) => {
-                // A fresh socket's buffer takes these bytes at once; a client that left misses nothing.
-                self.tasks.spawn(async move {
-                    let _ = tokio::time::timeout(HEADER_TIMEOUT, stream.write_all(FULL)).await;
-                });
-            }
-        }
+        let (router, place) = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => (&self.router, place),
+            Err(_) => match Arc::clone(&self.refusal_places).try_acquire_owned() {
+                Ok(place) => (&self.refusal, place),
+                Err(_) => return,
+            },
+        };
+        let (router, shutdown) = (router.clone(), self.shutdown.clone());
+        self.tasks.spawn(converse(stream, router, shutdown, place));
     }
 
     async fn drain(mut self) {
@@ -200,6 +201,18 @@ impl Clients {
             tracing::warn!("requests cut off: they took longer than {DRAIN_TIMEOUT:?}");
         }
     }
+}
+
+/// What a client beyond [`CLIENTS_MAX`] is told, once.
+fn full() -> Response {
+    let cause = format!("{CLIENTS_MAX} clients talk to this daemon already");
+    let problem = Problem::new(Code::Busy, cause)
+        .message("too many clients at once")
+        .remedy("try again; end what follows or asks this daemon and is not needed");
+    let mut response = problem.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Serves one connection to its end.

@@ -10,8 +10,8 @@ mod watch;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::{MigrationId, Name};
 use utoipa::OpenApi;
@@ -113,6 +113,7 @@ pub fn router(host: Arc<dyn Host>) -> Router {
         .route("/live", get(routes::live))
         .route("/ready", get(routes::ready))
         .route("/openapi.json", get(routes::openapi))
+        .layer(Extension(watch::Watchers::default()))
         .with_state(host)
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokio::time::Instant;
 use towpath_daemon::units::Span;
 use towpath_migrator::api::{MigrationMode, MigrationRequest, MigrationView, PAUSE_MS_MAX};
 use towpath_protocol::fault::Fault;
@@ -57,7 +56,7 @@ pub(crate) struct Options {
 }
 
 /// A pause that can be asked for.
-fn pause(text: &str) -> Result<Span, Fault> {
+pub(crate) fn pause(text: &str) -> Result<Span, Fault> {
     let most = Duration::from_millis(PAUSE_MS_MAX.into());
     span_within(text, Duration::from_millis(1)..=most)
 }
@@ -89,7 +88,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 }
 
 async fn migrate(options: &Options) -> Result<(), Failure> {
-    let deadline = options.timeout.map(|span| Instant::now() + span.duration());
     let client = options.socket.client();
     let request = MigrationRequest {
         guest: options.guest.clone(),
@@ -116,7 +114,7 @@ async fn migrate(options: &Options) -> Result<(), Failure> {
         });
     }
     let mut line = LiveLine::new();
-    let view = follow(&client, begun.id, deadline, &mut line).await?;
+    let view = follow(&client, (begun.id, Some(begun)), options.timeout, &mut line).await?;
     line.clear();
     show::show(format, "migration", &view, || report(&view))?;
     outcome(&view)

@@ -1,7 +1,6 @@
 //! `towpath migration`: list, show, watch and cancel moves.
 
 use clap::{Args, Subcommand};
-use tokio::time::Instant;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
@@ -113,15 +112,14 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
 }
 
 async fn watch(options: &WatchOptions) -> Result<(), Failure> {
-    let deadline = options.timeout.map(|span| Instant::now() + span.duration());
     let one = &options.one;
     let client = one.socket.client();
     let id = id_or_newest(&client, one.id).await?;
     let view = match one.output.format {
-        Format::Json => follow(&client, id, deadline, &mut Lines).await?,
+        Format::Json => follow(&client, (id, None), options.timeout, &mut Lines).await?,
         Format::Table => {
             let mut line = LiveLine::new();
-            let view = follow(&client, id, deadline, &mut line).await?;
+            let view = follow(&client, (id, None), options.timeout, &mut line).await?;
             line.clear();
             show::write(&report(&view))?;
             view

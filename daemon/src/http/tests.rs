@@ -23,6 +23,7 @@ fn router() -> Router {
             get(async || Problem::from(Fault::new(Code::Quota, "too much"))),
         )
         .route("/count", get(count))
+        .route("/silent", get(silent))
         .route("/slow", get(async || std::future::pending::<()>().await))
 }
 
@@ -30,12 +31,20 @@ async fn count() -> Response {
     let (lines, body) = mpsc::channel(1);
     tokio::spawn(async move {
         for number in 0..3 {
-            let line = format!("{number}\n");
+            // An empty line is no value.
+            let line = format!("{number}\n\n");
             if lines.send(line.into()).await.is_err() {
                 return;
             }
         }
     });
+    ndjson(body)
+}
+
+/// A stream that never says anything and does not end.
+async fn silent() -> Response {
+    let (lines, body) = mpsc::channel(1);
+    tokio::spawn(async move { lines.closed().await });
     ndjson(body)
 }
 
@@ -78,6 +87,17 @@ async fn documents_problems_and_streams_reach_the_client() {
             numbers.push(number);
         }
         assert_eq!(numbers, [0, 1, 2]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_that_says_nothing_is_a_daemon_that_hangs() {
+    with_server(async |client, _| {
+        let impatient = client.timeout(Duration::from_millis(200));
+        let mut stream = impatient.follow::<u32>("/silent").await.unwrap();
+        let problem = stream.next().await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Stalled), "{problem:?}");
     })
     .await;
 }
@@ -142,6 +162,9 @@ async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
         }
         let answer = raw(client.socket(), "GET /v HTTP/1.1\r\nhost: x\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        let problem = client.get::<Value>("/v").await.unwrap_err();
+        assert_eq!(problem.known_code(), Some(Code::Busy), "{problem:?}");
+        assert_eq!(problem.message, "too many clients at once");
         drop(crowd);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
         while client.get::<Value>("/v").await.is_err() {

@@ -229,6 +229,7 @@ async fn f28_wrong_requests_are_refused_before_the_host_is_asked() {
             ("memory_bytes", json!(1.5)),
             ("memory_bytes", json!("1")),
             ("working_set_bytes", json!(1 << 24)),
+            ("working_set_bytes", json!((8 << 20) - (4 << 20) + 4096)),
             ("incompressible_percent", json!(101)),
             ("heartbeat_interval_us", json!(0)),
             ("dirty_pages_per_second", json!(u64::MAX)),
@@ -302,6 +303,42 @@ async fn a_move_is_watched_to_its_end() {
         assert_eq!(stream.next().await.unwrap(), None);
         let list: MigrationList = client.get("/v1/migrations").await.unwrap();
         assert_eq!(list.migrations, [last]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_follows_a_move_hears_that_the_migrator_is_there() {
+    with_host(async |client, _| {
+        let _: GuestView = client
+            .post("/v1/guests", &guest_request("a"))
+            .await
+            .unwrap();
+        let body = json!({"guest": "a", "site": "region"});
+        let view: MigrationView = client.post("/v1/migrations", &body).await.unwrap();
+        let path = format!("/v1/migrations/{}/watch", view.id);
+        let mut streams = Vec::new();
+        let refused = loop {
+            match client.follow::<MigrationView>(&path).await {
+                Ok(stream) => streams.push(stream),
+                Err(problem) => break problem,
+            }
+        };
+        assert_eq!(refused.message, "too many follow moves at once");
+        // Others are served meanwhile.
+        let _: MigrationList = client.get("/v1/migrations").await.unwrap();
+        streams.clear();
+        let impatient = client.clone().timeout(Duration::from_secs(3));
+        let mut stream = loop {
+            match impatient.follow::<MigrationView>(&path).await {
+                Ok(stream) => break stream,
+                // Those who left give their places back in a moment.
+                Err(problem) => assert_eq!(problem.known_code(), Some(Code::Busy)),
+            }
+        };
+        assert_eq!(stream.next().await.unwrap(), Some(view));
+        let longer = tokio::time::timeout(Duration::from_secs(5), stream.next());
+        assert!(longer.await.is_err(), "no change, and no silence either");
     })
     .await;
 }

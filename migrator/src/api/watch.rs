@@ -1,15 +1,18 @@
-//! Following a move: one line on every change, at most five a second, until it is finished.
+//! Following a move: one line on every change, at most five a second, until it is finished. While nothing
+//! changes an empty line every two seconds says that somebody is still there.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
-use towpath_daemon::http::ndjson;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use towpath_daemon::http::{CLIENTS_MAX, ndjson};
 use towpath_daemon::problem::Problem;
+use towpath_protocol::fault::Code;
 use towpath_protocol::identity::MigrationId;
 
 use super::routes::{Shared, ask, migration_id};
@@ -20,6 +23,22 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Lines a slow client may lag behind before it misses changes.
 const LINES_MAX: usize = 4;
+
+/// Time after which an empty line stands for no change: clients take a long silence for a daemon that hangs.
+const QUIET_MAX: Duration = Duration::from_secs(2);
+
+/// Streams at once: an eighth of a socket's clients keeps the ways open by which a move is cancelled.
+const WATCHERS_MAX: usize = CLIENTS_MAX - CLIENTS_MAX / 8;
+
+/// The places of those who follow moves.
+#[derive(Debug, Clone)]
+pub(super) struct Watchers(Arc<Semaphore>);
+
+impl Default for Watchers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(WATCHERS_MAX)))
+    }
+}
 
 /// Follow a move: a `MigrationView` a line, on every change, until it is finished.
 #[utoipa::path(
@@ -33,13 +52,21 @@ const LINES_MAX: usize = 4;
 )]
 pub(super) async fn watch(
     State(host): Shared,
+    Extension(watchers): Extension<Watchers>,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let id = migration_id(&id)?;
     // An unknown move is a problem with its status, not an empty stream.
     ask(Arc::clone(&host), move |host| host.migration(id)).await??;
+    let place = watchers.0.try_acquire_owned().map_err(|_| {
+        let cause = format!("{WATCHERS_MAX} clients follow moves at this host already");
+        Problem::new(Code::Busy, cause)
+            .message("too many follow moves at once")
+            .remedy("end a `towpath migration watch`; the move goes on, `towpath migration show` tells how it stands")
+    })?;
     let (lines, body) = mpsc::channel(LINES_MAX);
     tokio::spawn(async move {
+        let _place = place;
         tokio::select! {
             () = report(host, id, &lines) => {}
             () = lines.closed() => {}
@@ -53,18 +80,24 @@ async fn report(host: Arc<dyn Host>, id: MigrationId, lines: &mpsc::Sender<Bytes
     let mut clock = interval(INTERVAL);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<MigrationView> = None;
+    let mut said_at = Instant::now();
     loop {
         clock.tick().await;
         let Ok(Ok(view)) = ask(Arc::clone(&host), move |host| host.migration(id)).await else {
             return;
         };
         let finished = view.phase.is_finished();
-        if last.as_ref() != Some(&view) {
-            let mut line = serde_json::to_vec(&view).expect("a view is made of plain values");
+        let is_news = last.as_ref() != Some(&view);
+        if is_news || said_at.elapsed() >= QUIET_MAX {
+            let mut line = Vec::new();
+            if is_news {
+                serde_json::to_writer(&mut line, &view).expect("a view is made of plain values");
+            }
             line.push(b'\n');
             if lines.send(line.into()).await.is_err() {
                 return;
             }
+            said_at = Instant::now();
             last = Some(view);
         }
         if finished {
