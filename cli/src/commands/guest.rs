@@ -35,7 +35,7 @@ const DIRTY_RATE_DEFAULT: u64 = 500;
 const INCOMPRESSIBLE_DEFAULT: u8 = 25;
 
 /// Longest wait for a guest to start: it fills its memory first, at about 1 GiB a second.
-const START_WAIT: Duration = Duration::from_secs(330);
+pub(crate) const START_WAIT: Duration = Duration::from_secs(330);
 
 const START_EXAMPLES: &str = "\
 Examples:
@@ -83,7 +83,8 @@ pub(crate) struct LoadOptions {
     /// [default: 500]
     #[arg(long, value_name = "RATE")]
     dirty_rate: Option<DirtyRate>,
-    /// The part of its memory that it rewrites, in whole pages of 4KiB [default: all]
+    /// The part of its memory that it rewrites, in whole pages of 4KiB; at most all but its first
+    /// 4MiB, which is the default
     #[arg(long, value_name = "SIZE")]
     working_set: Option<Size>,
     /// Share of its pages that do not compress, 0 to 100 [default: 25]
@@ -95,7 +96,7 @@ pub(crate) struct LoadOptions {
 }
 
 /// Memory that a guest can have.
-fn memory(text: &str) -> Result<Size, Fault> {
+pub(crate) fn memory(text: &str) -> Result<Size, Fault> {
     let size: Size = text.parse()?;
     let is_step = size.bytes().is_multiple_of(MEMORY_STEP_BYTES);
     if is_step && (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&size.bytes()) {
@@ -200,17 +201,6 @@ impl Command {
 impl LoadOptions {
     /// The request for a guest of this kind and load.
     pub(crate) fn request(&self, name: Name, memory: Size) -> Result<GuestRequest, Failure> {
-        let is_part = |set: Size| {
-            let bytes = set.bytes();
-            bytes > 0 && bytes <= memory.bytes() && bytes.is_multiple_of(PAGE_BYTES)
-        };
-        if let Some(set) = self.working_set.filter(|set| !is_part(*set)) {
-            let page = Size::from_bytes(PAGE_BYTES);
-            let why = format!(
-                "--working-set is {set} and must be whole pages of {page}, at most --memory, which is {memory}"
-            );
-            return Err(Fault::new(Code::Usage, why).into());
-        }
         let request = GuestRequest {
             name,
             kind: self.kind.unwrap_or(Kind::Auto).into(),

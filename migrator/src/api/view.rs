@@ -5,6 +5,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{
     DIRTY_PAGES_PER_SECOND_MAX, HEARTBEAT_INTERVAL_US, HEARTBEAT_INTERVAL_US_MAX,
     HEARTBEAT_INTERVAL_US_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MEMORY_STEP_BYTES,
+    WORKING_SET_START_BYTES,
 };
 use towpath_protocol::identity::{Epoch, GuestId, MigrationId, Name};
 use towpath_protocol::size::Size;
@@ -76,11 +77,15 @@ impl GuestRequest {
                 "memory_bytes is {memory} and must be {least} to {most} in steps of {step}"
             ));
         }
+        let usable = memory - WORKING_SET_START_BYTES;
         if let Some(set) = self.working_set_bytes
-            && (set == 0 || set > memory || !set.is_multiple_of(PAGE_BYTES))
+            && (set == 0 || set > usable || !set.is_multiple_of(PAGE_BYTES))
         {
+            let [page, most] = [PAGE_BYTES, usable].map(Size::from_bytes);
             return usage(format!(
-                "working_set_bytes is {set} and must be whole pages of {PAGE_BYTES}, at most memory_bytes"
+                "the working set is {} and must be whole pages of {page}, at most {most}: all but the first {} of the memory",
+                Size::from_bytes(set),
+                Size::from_bytes(WORKING_SET_START_BYTES),
             ));
         }
         if self.incompressible_percent > 100 {

@@ -104,7 +104,6 @@ impl Engine {
     fn config_of(&self, request: &GuestRequest) -> Result<GuestConfig, Fault> {
         let memory_bytes = request.memory_bytes;
         let usable = memory_bytes.saturating_sub(guest_api::WORKING_SET_START_BYTES);
-        let wanted = request.working_set_bytes.unwrap_or(usable);
         let kind = self.kind_of(request.kind)?;
         let id = random_id()?;
         let config = GuestConfig {
@@ -116,7 +115,7 @@ impl Engine {
             workload: Workload {
                 dirty_pages_per_second: u32::try_from(request.dirty_pages_per_second)
                     .unwrap_or(u32::MAX),
-                working_set_bytes: wanted.min(usable),
+                working_set_bytes: request.working_set_bytes.unwrap_or(usable),
                 incompressible_percent: request.incompressible_percent,
                 key: u64::try_from(id >> 64).unwrap_or(0),
                 heartbeat_interval_us: request.heartbeat_interval_us,
