@@ -22,13 +22,16 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 use towpath_daemon::problem::Problem;
+use towpath_daemon::socket::SOCKET_PATH_BYTES_MAX;
 use towpath_daemon::units::Span;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 use towpath_protocol::size::Size;
 
-use super::guest::{DirtyRate, Kind};
+use super::guest::{DirtyRate, Kind, memory};
+use super::migrate::pause;
 use super::relay::loss_percent;
 use crate::args::OutputOption;
 use crate::connection::runtime;
@@ -41,13 +44,17 @@ const EXAMPLES: &str = "\
 Examples:
   towpath demo                                     100 Mbit/s, 40 ms, 256 MiB
   towpath demo --rate 20Mbit --rtt 120ms           a thin, long link
-  towpath demo --dirty-rate 20MiB/s                a guest that needs post-copy
+  towpath demo --dirty-rate 20MiB/s --incompressible 100
+                                                   a guest that needs post-copy
   towpath demo --cut 10s --loss 0.5                a link that loses packets and is cut under way
   towpath demo --guest process                     without KVM
   towpath demo -o json --keep ./demo > report.json keep logs, certificates and configurations
 
 It needs no other machine, no configuration and no network; it ends all it starts.
 Exit status 0 only if every page of the guest's memory was right after every move.";
+
+/// The longest name of a site's sockets.
+const LONGEST_SOCKET_NAME: &str = "migrator-service.sock";
 
 /// The demo.
 #[derive(Debug, Args)]
@@ -68,8 +75,8 @@ pub(crate) struct Options {
     /// No emulated link: the sites talk over loopback as fast as they can
     #[arg(long, conflicts_with_all = ["rate", "rtt", "loss", "cut"])]
     direct: bool,
-    /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    /// The guest's memory, 8MiB to 256GiB in steps of 2MiB
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     memory: Size,
     /// How fast the guest rewrites its memory: pages a second, or a rate such as 2MiB/s
     #[arg(long, value_name = "RATE", default_value = "500")]
@@ -80,8 +87,8 @@ pub(crate) struct Options {
     /// What kind of machine the guest is; auto takes KVM where it can be used
     #[arg(long, value_name = "KIND", default_value = "auto")]
     guest: Kind,
-    /// Longest pause that is accepted
-    #[arg(long, value_name = "TIME", default_value = "200ms")]
+    /// Longest pause that is accepted, 1ms to 1min
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = pause)]
     max_pause: Span,
     /// Keep logs, certificates and configurations in this new folder
     #[arg(long, value_name = "FOLDER")]
@@ -110,7 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let ended = runtime.block_on(async {
         tokio::select! {
             ended = scene::play(options, &folders) => ended,
-            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+            ended = interrupted() => ended.and(Err(Failure::Interrupted)),
         }
     });
     drop(runtime);
@@ -144,13 +151,30 @@ fn finish(options: &Options, folders: Folders, report: &Report) -> Result<(), Fa
     Err(Failure::with(problem, Exit::Failed))
 }
 
+/// Waits for somebody to end the demo: at its terminal, by closing that, or as a service manager does.
+async fn interrupted() -> Result<(), Failure> {
+    let listen = |kind| {
+        let io = |error| Fault::new(Code::Io, format!("listening for signals: {error}"));
+        signal(kind).map_err(io)
+    };
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    tokio::select! {
+        _ = hangup.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
 fn become_subreaper() -> Result<(), Fault> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| Fault::new(Code::Io, format!("becoming a subreaper: {error}")))
 }
 
 impl Folders {
-    fn make(keep: Option<&Path>) -> Result<Self, Fault> {
+    fn make(keep: Option<&Path>) -> Result<Self, Failure> {
         let io = |error| Fault::new(Code::Io, format!("a folder for the demo: {error}"));
         let temporary = tempfile::Builder::new()
             .prefix("towpath-demo-")
@@ -166,9 +190,16 @@ impl Folders {
                 format!("new folder {}: {error}", files.display()),
             )
         })?;
+        let run = temporary.path().join("run");
+        let longest = run.join("region").join(LONGEST_SOCKET_NAME);
+        if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let why = format!("{} is too long for a socket's path", longest.display());
+            let problem = Problem::new(Code::Path, why);
+            return Err(problem.remedy("set TMPDIR to a shorter path").into());
+        }
         Ok(Self {
             files,
-            run: temporary.path().join("run"),
+            run,
             is_kept: keep.is_some(),
             temporary,
         })

@@ -23,6 +23,7 @@ use super::process::Process;
 use super::report::{GuestReport, LinkReport, MoveReport, Report};
 use super::site::{Plan, Site};
 use super::{Folders, Options};
+use crate::commands::guest::START_WAIT;
 use crate::commands::relay::Ready;
 use crate::failure::Failure;
 use crate::follow::{LiveLine, outcome, watch};
@@ -35,6 +36,9 @@ const HEARTBEAT_WAIT: Duration = Duration::from_secs(30);
 
 /// Pause between two looks at the consoles.
 const HEARTBEAT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long looking at every page may take: as long as the migrator waits for the guest's answer, and more.
+const VERIFY_WAIT: Duration = Duration::from_secs(1030);
 
 /// Times the guest's memory a move may carry before the demo gives up on it.
 const COPIES_MAX: u32 = 20;
@@ -145,7 +149,8 @@ async fn act(
     edge.wait_for_link().await?;
     let host: HostView = edge.migrator.get("/v1/status").await?;
     line.say("demo", "starting the guest");
-    let guest: GuestView = edge.migrator.post("/v1/guests", &request(options)?).await?;
+    let starting = edge.migrator.clone().timeout(START_WAIT);
+    let guest: GuestView = starting.post("/v1/guests", &request(options)?).await?;
     let mut consoles = Consoles::default();
     consoles.add(&guest);
     let mut moves = Vec::new();
@@ -158,7 +163,8 @@ async fn act(
         let path = format!("/v1/guests/{}", guest.name);
         consoles.add(&to.migrator.get(&path).await?);
         let pause = consoles.wait_for_pause(number).await?;
-        let verify: VerifyView = to.migrator.post(&format!("{path}/verify"), &()).await?;
+        let verifying = to.migrator.clone().timeout(VERIFY_WAIT);
+        let verify: VerifyView = verifying.post(&format!("{path}/verify"), &()).await?;
         let path = format!("/v1/migrations/{}", view.id);
         let at_target: MigrationView = to.migrator.get(&path).await?;
         moves.push(MoveReport {
@@ -237,15 +243,6 @@ async fn move_guest(
         Problem::new(Code::Stalled, cause)
     })??;
     outcome(&view)?;
-    // How long the guest waited for pages only the target knows.
-    let path = format!("/v1/migrations/{}", view.id);
-    let arrived: MigrationView = to.migrator.get(&path).await?;
-    let view = MigrationView {
-        demand_fetches: arrived.demand_fetches,
-        demand_p50_ms: arrived.demand_p50_ms,
-        demand_p99_ms: arrived.demand_p99_ms,
-        ..view
-    };
     Ok((view, outage))
 }
 
