@@ -1,6 +1,7 @@
 //! `towpath status`: the host, its links and what is under way.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -53,16 +54,22 @@ impl<T> From<Result<T, Problem>> for Answer<T> {
     }
 }
 
+/// How long a daemon may take to tell how it is: one that needs longer hangs.
+const STATUS_WAIT: Duration = Duration::from_secs(10);
+
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     block_on(status(options))?
 }
 
 async fn status(options: &Options) -> Result<(), Failure> {
-    let migrator = options.socket.client();
-    let host = migrator.get::<HostView>("/v1/status").await;
-    let tunnel = options.tunnel_socket.client();
-    let links = tunnel.get::<StatusView>("/status").await;
+    let migrator = options.socket.client().timeout(STATUS_WAIT);
+    let tunnel = options.tunnel_socket.client().timeout(STATUS_WAIT);
+    let (host, links, moves) = tokio::join!(
+        migrator.get::<HostView>("/v1/status"),
+        tunnel.get::<StatusView>("/status"),
+        migrator.get::<MigrationList>("/v1/migrations"),
+    );
     if let (Err(migrator), Err(tunnel)) = (&host, &links) {
         return Err(neither(migrator, tunnel).into());
     }
@@ -70,11 +77,15 @@ async fn status(options: &Options) -> Result<(), Failure> {
         let is_under_way = |view: &MigrationView| !view.phase.is_finished();
         list.migrations.into_iter().filter(is_under_way).collect()
     };
-    let migrations = migrator.get("/v1/migrations").await.map(under_way);
+    let (host, migrations) = match moves.map(under_way) {
+        Ok(migrations) => (host, migrations),
+        // A host whose moves are not known is not known.
+        Err(problem) => (host.and(Err(problem)), Vec::new()),
+    };
     let status = Status {
         migrator: host.into(),
         tunnel: links.into(),
-        migrations: migrations.unwrap_or_default(),
+        migrations,
     };
     // The tunnel's own document is called a status already.
     show::show(options.output.format, "overview", &status, || {
