@@ -53,7 +53,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Service(options) => return shape::run_service(&options),
     };
     let config = Config::load(&options.config)?;
-    daemon::run(&options, log::Options::default(), || serve(&config))
+    daemon::run(&options, log::Options::default(), || {
+        serve(&config).map_err(|fault| placed(&options.config, fault))
+    })
 }
 
 fn serve(config: &Config) -> Result<(), Fault> {
@@ -66,6 +68,15 @@ fn serve(config: &Config) -> Result<(), Fault> {
         let (_trigger, stop) = shutdown::on_signals()?;
         towpath_tunnel::run(config, stop).await
     })
+}
+
+/// A fault of a start, with its place in the configuration where that is what is wrong.
+fn placed(file: &Path, fault: Fault) -> Fault {
+    let found = config::read(file).and_then(|text| check(file, &text));
+    match found {
+        Err(found) if found.code == fault.code => found,
+        _ => fault,
+    }
 }
 
 /// Checks the text of a tunnel's configuration file, and the files it names as the daemon's start would; those

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::support::{DEADLINE, Ran, run, towpath, word};
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -98,10 +99,21 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
     refused(&other, ":9:1: certificates.key", "no private key");
     let lists = format!("{good}crl = \"{}/none.pem\"\n", identity.display());
     refused(&lists, ":11:1: certificates.crl", "No such file");
+    // Nobody will ever write to it.
+    let pipe = identity.join("pipe.pem");
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+    let piped = good.replace("/cert.pem", "/pipe.pem");
+    refused(&piped, ":8:1: certificates.cert", "plain file");
     let other = good.replace("host = \"box\"", "host = \"rack\"");
     refused(&other, ":2:1: host", "names edge/box");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     refused(&good, ":9:1: certificates.key", "chmod 600");
+    // The start says the same, and where.
+    let started = run(&["tunnel", "run", "--config", word(&config)]);
+    assert_ne!(started.status, 0, "{started:?}");
+    for part in [":9:1: certificates.key", "chmod 600"] {
+        assert!(started.stderr.contains(part), "{started:?}");
+    }
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The files of a tunnel's identity, looked at before the daemon does.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use towpath_certs::files::{read_private, read_public};
 use towpath_certs::identity::Identity;
 use towpath_certs::revocation::Revocations;
@@ -65,6 +67,10 @@ pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
 
 /// Whether whoever asks may not open the file: then the daemon, which runs as another user, still may.
 fn is_denied(path: &Path) -> bool {
-    let opened = File::open(path);
+    // Who opens a pipe otherwise waits for its other end.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path);
     opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
