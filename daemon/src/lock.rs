@@ -69,9 +69,9 @@ impl Lock {
                 ));
             }
         }
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        // A courtesy too: the disk may be full, and the lock is ours all the same.
+        let told = file.set_len(0).and_then(|()| file.rewind());
+        let _ = told.and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self {
             _file: file,
             path: path.to_owned(),

@@ -414,9 +414,9 @@ fn take_lock(root: &OwnedFd, shown: &str) -> Result<File, Fault> {
         Err(errno) => return Err(fault(LOCK, "cannot be locked", errno)),
     }
     let process = std::process::id();
-    lock.set_len(0)
-        .and_then(|()| lock.write_all(format!("{process}\n").as_bytes()))
-        .map_err(|error| Fault::new(Code::Io, format!("{LOCK} cannot be written: {error}")))?;
+    // A courtesy too: the disk may be full, and the lock is ours all the same.
+    let told = lock.set_len(0);
+    drop(told.and_then(|()| lock.write_all(format!("{process}\n").as_bytes())));
     Ok(lock)
 }
 
