@@ -5,7 +5,8 @@
 
 use toml::Table;
 
-use crate::house::{no_complaints, read};
+use crate::house::{File, files, no_complaints, read};
+use crate::scan::code_of;
 
 /// A crate, whom of ours it is built from, and whom its tests may use beside those.
 struct Rule {
@@ -102,6 +103,47 @@ fn crates_know_only_whom_they_may_know() {
                 "{}/Cargo.toml: [target] would pass by the rule",
                 rule.name
             ));
+        }
+    }
+    no_complaints(&complaints);
+}
+
+/// Crates that only compute: what the system is, does or says is an argument of theirs.
+const PURE: [&str; 2] = ["protocol/src/", "forecast/src/"];
+
+/// What of the standard library reaches the system, and the grouped import that could hide it.
+const SYSTEM: [&str; 8] = [
+    "std::env",
+    "std::fs",
+    "std::io",
+    "std::net",
+    "std::os",
+    "std::process",
+    "std::thread",
+    "std::{",
+];
+
+/// Addresses are values.
+const VALUES: [&str; 1] = ["std::net::SocketAddr"];
+
+#[test]
+fn pure_crates_name_nothing_of_the_system() {
+    let mut complaints = Vec::new();
+    let is_pure = |file: &File| PURE.iter().any(|folder| file.path.starts_with(folder));
+    let pure: Vec<_> = files(".rs").into_iter().filter(is_pure).collect();
+    assert!(pure.len() > 50, "{}", pure.len());
+    for file in pure {
+        for (index, line) in code_of(&file.text).lines().enumerate() {
+            let line = VALUES
+                .iter()
+                .fold(line.to_owned(), |line, value| line.replace(value, ""));
+            if let Some(found) = SYSTEM.iter().find(|name| line.contains(*name)) {
+                complaints.push(format!(
+                    "{}:{}: {found} in a pure crate",
+                    file.path,
+                    index + 1
+                ));
+            }
         }
     }
     no_complaints(&complaints);
