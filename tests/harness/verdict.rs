@@ -40,6 +40,7 @@ pub fn come_to_rest(
     wait: Duration,
 ) -> Result<Rest, String> {
     let deadline = Instant::now() + wait;
+    let looks_before = watch.look_count();
     let place = loop {
         console.read()?;
         watch.check()?;
@@ -64,7 +65,7 @@ pub fn come_to_rest(
     }
     console.wait_for_more(BEATS_AFTER, BEATS_WAIT)?;
     console.is_whole()?;
-    watch.check()?;
+    watch.check_beyond(looks_before)?;
     let owner = check_one_owner(lab, guest)?;
     if owner != place {
         return Err(format!("it runs at {place:?} and {owner:?} owns it"));

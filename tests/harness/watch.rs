@@ -1,7 +1,7 @@
 //! Watches both sites' APIs the whole time: never do two of them say that they run the same guest.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,12 +12,16 @@ use towpath_migrator::api::{GuestList, GuestState};
 
 use crate::lab::Lab;
 use crate::site::Place;
+use crate::verdict::wait_until;
 
 /// Time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(40);
 
 /// Longest wait for an answer: a killed migrator gives none.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// How long it may take until it has looked again, at two sites whose migrators are there.
+const LOOKED_WAIT: Duration = Duration::from_secs(10);
 
 /// The watching thread; it ends when this is dropped.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub struct Watch {
 #[derive(Debug, Default)]
 struct Shared {
     is_stopping: AtomicBool,
+    /// Looks at which both sites answered.
+    look_count: AtomicU64,
     found: Mutex<Option<String>>,
 }
 
@@ -66,6 +72,24 @@ impl Watch {
         let found = self.shared.found.lock().expect("the watch does not panic");
         found.clone().map_or(Ok(()), Err)
     }
+
+    /// Looks so far at which both sites answered.
+    #[must_use]
+    pub fn look_count(&self) -> u64 {
+        self.shared.look_count.load(Ordering::Acquire)
+    }
+
+    /// As [`Watch::check`], with one look more than these at least: who sees nothing finds nothing.
+    ///
+    /// # Errors
+    ///
+    /// The guest that two sites said they run, or that nobody has looked.
+    pub fn check_beyond(&self, look_count: u64) -> Result<(), String> {
+        let has_looked = || (self.look_count() > look_count).then_some(());
+        wait_until(LOOKED_WAIT, has_looked)
+            .ok_or_else(|| format!("nobody has looked for {LOOKED_WAIT:?}"))?;
+        self.check()
+    }
 }
 
 impl Drop for Watch {
@@ -85,26 +109,27 @@ fn watch(shared: &Shared, clients: &[Client; 2]) {
     while !shared.is_stopping.load(Ordering::Acquire) {
         // The middle answer was given between the outer two: a guest that was running in all three was
         // running at two sites at once, however long the answers took.
-        let before = look(&clients[0]);
-        let other: BTreeSet<String> = look(&clients[1]);
-        let suspects: Vec<&String> = before.intersection(&other).collect();
-        if !suspects.is_empty() {
-            let after = look(&clients[0]);
-            if let Some(guest) = suspects.into_iter().find(|guest| after.contains(*guest)) {
+        if let (Some(before), Some(other)) = (look(&clients[0]), look(&clients[1])) {
+            let mut suspects = before.intersection(&other).peekable();
+            if suspects.peek().is_some()
+                && let Some(after) = look(&clients[0])
+                && let Some(guest) = suspects.find(|guest| after.contains(*guest))
+            {
                 let mut found = shared.found.lock().expect("nobody panics with it");
                 found.get_or_insert(format!("both sites say that guest {guest} runs there"));
             }
+            shared.look_count.fetch_add(1, Ordering::AcqRel);
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
 }
 
-/// Guests that a site says run there; none where nobody answers.
-async fn running(client: &Client) -> BTreeSet<String> {
-    let list: Result<GuestList, _> = client.get("/v1/guests").await;
-    let guests = list.map(|list| list.guests).unwrap_or_default();
-    let running = guests
+/// Guests that a site says run there, if it answers.
+async fn running(client: &Client) -> Option<BTreeSet<String>> {
+    let list: GuestList = client.get("/v1/guests").await.ok()?;
+    let running = list
+        .guests
         .into_iter()
         .filter(|guest| guest.state == GuestState::Running);
-    running.map(|guest| guest.name.to_string()).collect()
+    Some(running.map(|guest| guest.name.to_string()).collect())
 }
