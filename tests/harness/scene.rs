@@ -166,7 +166,7 @@ impl Scene {
         // A migrator that dies at once does not answer.
         let asked = self.begin(guest, mode);
         let site = self.lab.site_mut(place);
-        if !site.migrator_ends(STEP_WAIT) {
+        if !site.migrator_dies(STEP_WAIT)? {
             return Err(format!("the step was not reached; the move: {asked:?}"));
         }
         let died = Instant::now();

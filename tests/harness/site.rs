@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
@@ -286,16 +288,26 @@ impl Site {
         }
     }
 
-    /// Waits until the migrator ends by itself; false if it outlives the wait.
-    pub fn migrator_ends(&mut self, wait: Duration) -> bool {
-        let ended = self
-            .migrator
-            .as_mut()
-            .is_none_or(|migrator| migrator.wait_for_end(wait).is_some());
-        if ended {
-            self.migrator = None;
+    /// Waits until the migrator has killed itself behind the step that it was started with; false if it
+    /// outlives the wait.
+    ///
+    /// # Errors
+    ///
+    /// If it ended in any other way.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn migrator_dies(&mut self, wait: Duration) -> Result<bool, String> {
+        let migrator = self.migrator.as_mut().expect("a migrator that may die");
+        let Some(status) = migrator.wait_for_end(wait) else {
+            return Ok(false);
+        };
+        self.migrator = None;
+        if status.signal() == Some(Signal::KILL.as_raw()) {
+            return Ok(true);
         }
-        ended
+        Err(format!("the migrator ended by itself: {status}"))
     }
 
     /// Whether the migrator is there.

@@ -196,7 +196,7 @@ impl Trial {
         let mut console = Console::of(lab, &self.guest.name);
         console.wait_for_more(3, RUN_WAIT)?;
         self.ask(lab)?;
-        let has_hit = self.disturb(lab);
+        let has_hit = self.disturb(lab)?;
         let rest = come_to_rest(lab, &self.guest.name, &mut console, watch, REST_WAIT)?;
         self.check_place(lab, &rest)?;
         check_no_alarm(lab)?;
@@ -242,14 +242,14 @@ impl Trial {
     }
 
     /// Says whether the move was under way when it was disturbed.
-    fn disturb(&self, lab: &mut Lab) -> bool {
+    fn disturb(&self, lab: &mut Lab) -> Result<bool, String> {
         if let Disturbance::Step(side, _) = self.disturbance {
             // A step that this move does not come by kills nobody.
             let site = lab.site_mut(side.place(self.from));
-            let has_hit = site.migrator_ends(Duration::from_millis(BEGIN_MS_MAX));
+            let has_hit = site.migrator_dies(Duration::from_millis(BEGIN_MS_MAX))?;
             site.kill_migrator();
             site.start_migrator();
-            return has_hit;
+            return Ok(has_hit);
         }
         // Not waiting for anything: this is when it happens.
         std::thread::sleep(self.begins_after);
@@ -263,7 +263,7 @@ impl Trial {
             lab.site_mut(place).start_tunnel();
             lab.site_mut(place).start_migrator();
         }
-        is_open && self.disturbance != Disturbance::None
+        Ok(is_open && self.disturbance != Disturbance::None)
     }
 
     fn begin(&self, lab: &mut Lab) {

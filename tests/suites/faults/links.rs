@@ -66,10 +66,8 @@ fn fault_17_a_restarted_source_says_since_when_its_guest_is_held() {
     let mut console = scene.guest(&guest);
     // One that dies at once does not answer.
     let asked = scene.begin(&guest, MigrationMode::Auto);
-    assert!(
-        scene.lab.site_mut(SOURCE).migrator_ends(STEP_WAIT),
-        "{asked:?}"
-    );
+    let died = scene.lab.site_mut(SOURCE).migrator_dies(STEP_WAIT);
+    assert_eq!(died, Ok(true), "{asked:?}");
     let died = Instant::now();
     scene.lab.cut();
     // Not waiting for anything: so long it is held before anybody can say so.

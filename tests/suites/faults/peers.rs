@@ -401,7 +401,8 @@ fn h03_a_guest_that_was_ended_where_it_went_is_let_go_by_its_source() {
             scene.begin(&guest, MigrationMode::Pre).unwrap();
         }
         commits += 1;
-        assert!(scene.lab.site_mut(SOURCE).migrator_ends(SHOWN_WAIT));
+        let died = scene.lab.site_mut(SOURCE).migrator_dies(SHOWN_WAIT);
+        assert_eq!(died, Ok(true));
         wait_until(COMMIT_WAIT, || {
             let view = scene.lab.site(TARGET).guest(&guest.name).ok()??;
             (view.state == GuestState::Running && view.ownership == Ownership::Owned).then_some(())
