@@ -23,6 +23,9 @@ pub const REST_WAIT: Duration = Duration::from_secs(40);
 /// How long a migrator may live until it comes by the step at which it is to die.
 const STEP_WAIT: Duration = Duration::from_secs(20);
 
+/// Behind this step of the target its source commits: only then it matters what a target that comes back says.
+const SAY_READY: &str = "say-ready";
+
 /// How long a guest may be silent beyond the time that something was away: what was paused goes on at
 /// most two seconds after the migrator is back.
 pub const SILENCE_EXTRA: Duration = Duration::from_secs(2);
@@ -170,7 +173,10 @@ impl Scene {
             return Err(format!("the step was not reached; the move: {asked:?}"));
         }
         let died = Instant::now();
-        site.start_migrator();
+        if step == SAY_READY {
+            self.reaches(guest, Phase::Committed)?;
+        }
+        self.lab.site_mut(place).start_migrator();
         let (away, back_ns) = (died.elapsed(), monotonic_ns());
         self.arrives(guest, &mut console)?;
         let silence = console
