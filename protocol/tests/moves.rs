@@ -477,17 +477,27 @@ fn a_cancelled_move_leaves_the_guest_running_at_the_source() {
 
 #[test]
 fn f22_a_demand_outside_the_guest_drops_the_lanes_and_nothing_else() {
-    let mut pair = Pair::new(policy(Mode::Post));
-    pair.run_until(|pair| pair.source.stage() == source::Stage::Serving);
-    let demand = Message::Demand(MEMORY, BLOCK_COUNT);
-    pair.tell_source(source::Event::Heard(Lane::Demand, demand));
-    assert_eq!(
-        pair.faults.last().map(|fault| fault.code),
-        Some(Code::Range)
-    );
-    assert_eq!(pair.source.progress().reconnect_count, 1);
-    pair.run();
-    pair.assert_moved();
+    for (space, block) in [
+        (MEMORY, BLOCK_COUNT),
+        (MEMORY, u64::MAX),
+        // A space of another guest.
+        (SpaceId(1), 0),
+    ] {
+        let mut pair = Pair::new(policy(Mode::Post));
+        pair.run_until(|pair| pair.source.stage() == source::Stage::Serving);
+        let demand = Message::Demand(space, block);
+        pair.tell_source(source::Event::Heard(Lane::Demand, demand));
+        assert_eq!(
+            pair.faults.last().map(|fault| fault.code),
+            Some(Code::Range)
+        );
+        // Nothing is read for it, and nothing is said.
+        let is_answer = |packet: &Packet| matches!(packet, Packet::Chunk(Lane::Demand, ..));
+        assert!(!pair.to_target.iter().any(|(_, packet)| is_answer(packet)));
+        assert_eq!(pair.source.progress().reconnect_count, 1);
+        pair.run();
+        pair.assert_moved();
+    }
 }
 
 #[test]
