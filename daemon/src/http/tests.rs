@@ -181,7 +181,8 @@ async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
 #[tokio::test]
 async fn l05_a_slow_header_is_cut_off() {
     with_server(async |client, _| {
-        let answer = raw(client.socket(), "GET /v HT").await;
+        let answered = tokio::time::timeout(2 * HEADER_TIMEOUT, raw(client.socket(), "GET /v HT"));
+        let answer = answered.await.expect("it is not cut off");
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
             "{answer}"
