@@ -5,13 +5,13 @@ mod harness;
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use harness::kept::Kept;
 use harness::raw::{self, Close, Level, Raw, frame};
 use harness::{Door, Pair, accept, echo, metric, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towpath_daemon::log;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
 use towpath_protocol::version::VersionRange;
@@ -396,14 +396,7 @@ async fn t05_transport_parameters_that_cannot_be_close_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t05_the_reason_of_a_strangers_goodbye_is_one_line_of_the_log() {
-    let kept = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&kept);
-    let options = log::Options {
-        filter: "off,audit=warn".to_owned(),
-        ..log::Options::default()
-    };
-    let lines = log::lines(&options, true, move || Shared(Arc::clone(&log))).unwrap();
-    tracing::dispatcher::set_global_default(lines).unwrap();
+    let log = Kept::log();
     let door = Door::open().await;
     let mut raw = door.raw(address(560), &[]);
     blocking(move || {
@@ -411,25 +404,12 @@ async fn t05_the_reason_of_a_strangers_goodbye_is_one_line_of_the_log() {
         raw.send(Level::Initial, frame::close_because(reason));
     })
     .await;
-    let text = || String::from_utf8(kept.lock().unwrap().clone()).unwrap();
-    until("the goodbye is logged", || text().contains("all is forged")).await;
-    let text = text();
+    let is_logged = || log.text().contains("all is forged");
+    until("the goodbye is logged", is_logged).await;
+    let text = log.text();
     let line = text.lines().find(|line| line.contains("all is forged"));
     assert!(line.unwrap().contains("handshake refused"), "{text:?}");
     assert!(!text.contains("\x1b[2J"), "{text:?}");
-}
-
-/// A log that is kept in memory.
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        std::io::Write::write(&mut *self.0.lock().unwrap(), bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

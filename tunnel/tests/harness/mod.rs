@@ -6,6 +6,7 @@
     reason = "each suite uses its part, and a helper that fails fails its test"
 )]
 
+pub mod kept;
 pub mod raw;
 pub mod trust;
 

@@ -1,11 +1,11 @@
 //! Who gets in: hostile datagrams, certificates, protocols and first words, over real sockets.
 
-use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::harness::kept::Kept;
 use crate::harness::{
     Door, Pair, SOON, World, counts_refusal, echo, metric, name, open, pattern, rejected, soon,
     until,
@@ -17,7 +17,6 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::UnixListener;
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
-use towpath_daemon::log;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
     Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, PathReport, Preamble, Received, Resume,
@@ -646,27 +645,9 @@ async fn a_second_host_of_a_site_does_not_push_the_first_one_out() {
     assert_eq!(pair.region.status().links[0].host.as_deref(), Some("box-1"));
 }
 
-/// A log that is kept in memory.
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Shared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(&mut *self.0.lock().unwrap(), bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t17_a_peer_that_changes_its_wish_without_end_holds_nobody_up() {
-    let kept = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&kept);
-    let lines = log::lines(&log::Options::default(), true, move || {
-        Shared(Arc::clone(&log))
-    });
-    tracing::dispatcher::set_global_default(lines.unwrap()).unwrap();
+    let log = Kept::log();
     let door = Door::open().await;
     let _echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
     let Joined {
@@ -709,7 +690,7 @@ async fn t17_a_peer_that_changes_its_wish_without_end_holds_nobody_up() {
         door.region.status().links[0].cap_bits_per_second == Some(16_000_000)
     })
     .await;
-    let text = String::from_utf8(kept.lock().unwrap().clone()).unwrap();
+    let text = log.text();
     let lines = text
         .lines()
         .filter(|line| line.contains("wants to receive"));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness::kept::Kept;
 use crate::harness::{Pair, SOON, accept, echo, metric, name, open, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -130,6 +131,7 @@ async fn t15_services_are_denied_to_sites_that_are_not_allowed() {
         None,
     )
     .await;
+    let log = Kept::log();
     let listener = pair.echo();
     let known = pair.open("echo", Class::App).await.unwrap_err();
     let unknown = pair.open("nothing", Class::App).await.unwrap_err();
@@ -141,6 +143,17 @@ async fn t15_services_are_denied_to_sites_that_are_not_allowed() {
     );
     let touched = timeout(Duration::from_millis(50), listener.accept()).await;
     assert!(touched.is_err(), "the service saw a connection");
+    let text = log.text();
+    for (service, why) in [
+        ("echo", "its site is not allowed"),
+        ("nothing", "no such service"),
+    ] {
+        let is_said = |line: &str| {
+            let words = ["audit", "service denied", "edge/box-1", service, why];
+            words.into_iter().all(|word| line.contains(word))
+        };
+        assert!(text.lines().any(is_said), "{service}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
