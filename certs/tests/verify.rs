@@ -13,6 +13,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256,
     RevokedCertParams, SanType, SerialNumber,
 };
+use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection};
 use tempfile::TempDir;
@@ -366,12 +367,15 @@ fn t14_a_client_that_speaks_tls_1_2_is_told_which_versions_are_spoken() {
 #[test]
 fn t13_sessions_are_never_resumed() {
     let fixture = Fixture::new();
-    let (client, server) = (Arc::new(fixture.client()), fixture.server());
+    let (mut client, server) = (fixture.client(), fixture.server());
     assert_eq!(server.max_early_data_size, 0);
     assert_eq!(server.send_tls13_tickets, 0);
     assert!(!client.enable_early_data);
+    // One that would resume whatever it was handed, at the very server that might have handed it out: each
+    // handshake is looked at.
+    client.resumption = Resumption::in_memory_sessions(8);
     for _attempt in 0..2 {
-        let (at_client, at_server) = shake(ClientConfig::clone(&client), fixture.server());
+        let (at_client, at_server) = shake(client.clone(), server.clone());
         at_client.unwrap();
         at_server.unwrap();
     }
