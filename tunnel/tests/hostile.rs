@@ -4,9 +4,9 @@
 mod harness;
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use harness::kept::Kept;
 use harness::raw::{self, Close, Level, Raw, frame};
@@ -76,6 +76,15 @@ fn answers(socket: &UdpSocket, wait: Duration) -> Vec<Vec<u8>> {
         all.push(datagram[..count].to_vec());
     }
     all
+}
+
+/// A connection stands, and its other side listens.
+fn is_answered(raw: &mut Raw) {
+    // What came before is no answer.
+    while raw.hear(Duration::from_millis(50)) {}
+    raw.send(Level::Data, vec![frame::PING; 20]);
+    assert!(raw.hear(Duration::from_secs(2)), "the connection is gone");
+    assert_eq!(raw.closed(Duration::ZERO), None);
 }
 
 /// The first datagram of an honest handshake from each of many addresses; each holds a place open.
@@ -220,33 +229,45 @@ fn resident_bytes() -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_are_not() {
     let door = Door::open().await;
-    let (client, target) = (door.client(), door.address());
-    let finished = blocking(move || {
-        let shake = |from, wait| {
-            let mut raw = Raw::new(from, target, client.clone(), &[]);
-            let is_done = raw.shake(wait);
-            if is_done {
-                // Its place is free again: what holds the next one back is how often it comes.
-                raw.send(Level::Data, frame::close());
+    let (is_over, began) = (Arc::new(AtomicBool::new(false)), Instant::now());
+    let shaking = || {
+        let (client, target) = (door.client(), door.address());
+        let is_over = Arc::clone(&is_over);
+        let shake_on = move || {
+            let mut count = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let mut raw = Raw::new(address(500), target, client.clone(), &[]);
+                if raw.shake(Duration::from_millis(100)) {
+                    // Its place is free again: what holds the next one back is how often it comes.
+                    raw.send(Level::Data, frame::close());
+                    count += 1;
+                }
             }
-            is_done
+            count
         };
-        let brief = Duration::from_millis(100);
-        let flood = (0..150).filter(|_| shake(address(500), brief)).count();
-        (flood, shake(address(501), CLOSED_WAIT))
-    })
-    .await;
-    let (flood, other) = finished;
-    println!("{flood} of 150 shook hands");
-    // The burst, and what a second or a few more let through.
-    assert!(flood < 150, "{flood} shook hands");
-    assert!(other, "another address was held back");
-    let dropped = metric(
-        &door.config,
-        "towpath_quic_incoming_dropped_total{reason=\"too_fast\"}",
-    )
-    .await;
-    assert!(dropped > 0);
+        tokio::task::spawn_blocking(shake_on)
+    };
+    // Several at once: one alone comes no faster than this machine does its part of a handshake.
+    let floods = [(); 4].map(|()| shaking());
+    let series = "towpath_quic_incoming_dropped_total{reason=\"too_fast\"}";
+    let held_back = async {
+        while metric(&door.config, series).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(held_back).await;
+    let mut other = door.raw(address(501), &[]);
+    let is_let_in = blocking(move || other.shake(CLOSED_WAIT)).await;
+    assert!(is_let_in, "another address was held back");
+    is_over.store(true, Ordering::Relaxed);
+    let mut flood = 0;
+    for shaken in floods {
+        flood += soon(shaken).await.unwrap();
+    }
+    // The burst, and what each second lets through.
+    let most = 64 + 16 * (began.elapsed().as_secs() + 1);
+    println!("{flood} of at most {most} shook hands");
+    assert!(flood <= most, "{flood} of at most {most}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,7 +353,6 @@ async fn t03_a_peer_that_gives_no_room_for_an_answer_is_let_go() {
 async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
     let door = Door::open().await;
     let begun = begin_handshakes(&door, 60);
-    let target = door.address();
     let last = begun.last().unwrap().socket.try_clone().unwrap();
     blocking(move || {
         let datagram = raw::initial(&[8; 8], &[9; 8], frame::crypto(0, &[1; 300]));
@@ -344,17 +364,29 @@ async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
     })
     .await;
     drop(begun);
-    // Refused by TLS: the same words again, from the same address and from another.
+    door.lets_in().await;
+
+    // Refused by TLS, where nobody has to prove an address first: the same words again, from the same address
+    // and from another.
+    let door = Door::open().await;
+    let mut standing = door.shaken().await;
+    let target = door.address();
     blocking(move || {
-        for from in [600, 600, 601] {
+        for (from, is_new) in [(600, true), (600, false), (601, false)] {
             let socket = UdpSocket::bind((address(from), 0)).unwrap();
             socket.connect(target).unwrap();
             let datagram = raw::initial(&[4; 8], &[5; 8], frame::crypto(0, b"no hello at all"));
             for _ in 0..20 {
                 socket.send(&datagram).unwrap();
             }
-            answers(&socket, Duration::from_millis(100));
+            let answered = answers(&socket, Duration::from_millis(100));
+            assert!(!answered.iter().any(|one| raw::is_retry(one)));
+            assert!(!is_new || !answered.is_empty(), "no refusal");
+            let bytes: usize = answered.iter().map(Vec::len).sum();
+            assert!(bytes <= 3 * 20 * datagram.len(), "{bytes} bytes");
         }
+        // Whoever is in does not notice.
+        is_answered(&mut standing);
     })
     .await;
     door.lets_in().await;
@@ -491,14 +523,14 @@ async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
     let mut local = local.unwrap();
     let chunk = vec![1; 64 * 1024];
     let mut taken = 0_u64;
-    let writing = async {
-        while local.write_all(&chunk).await.is_ok() {
-            taken += chunk.len() as u64;
-        }
-    };
-    let stuck = tokio::time::timeout(Duration::from_secs(3), writing).await;
-    assert!(stuck.is_err(), "the stream ended");
-    assert!(taken <= 48 << 20, "{taken} bytes were taken");
+    // Until it stands still.
+    let brief = Duration::from_millis(500);
+    while let Ok(wrote) = tokio::time::timeout(brief, local.write_all(&chunk)).await {
+        wrote.expect("the stream does not end");
+        taken += chunk.len() as u64;
+        assert!(taken <= 48 << 20, "{taken} bytes were taken");
+    }
+    assert!(taken >= 1 << 20, "{taken} bytes fill no window");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -518,14 +550,22 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     // Each id retires those before it, and nothing is acknowledged: what is to be said piles up.
     let before = resident_bytes();
     let mut raw = door.shaken().await;
-    blocking(move || {
+    let closed = blocking(move || {
         for sequence in 1..20_000 {
             raw.send(Level::Data, frame::new_connection_id(sequence, sequence));
         }
+        raw.closed(CLOSED_WAIT)
+    })
+    .await;
+    assert_eq!(closed, Some(CONNECTION_ID_LIMIT_ERROR));
+
+    // Challenges are lawful at any number: most of them go without an answer.
+    let mut raw = door.shaken().await;
+    blocking(move || {
         for challenge in 0..20_000 {
             raw.send(Level::Data, frame::path_challenge(challenge));
         }
-        raw.closed(Duration::from_secs(1))
+        is_answered(&mut raw);
     })
     .await;
     let grown = resident_bytes().saturating_sub(before);
@@ -570,9 +610,7 @@ async fn t18_packets_from_another_address_move_nothing() {
             answered.len()
         );
         raw.socket = home;
-        assert_eq!(raw.closed(Duration::from_millis(100)), None);
-        raw.send(Level::Data, vec![frame::PING; 20]);
-        assert!(raw.hear(Duration::from_secs(2)), "the connection is gone");
+        is_answered(&mut raw);
     })
     .await;
 }
