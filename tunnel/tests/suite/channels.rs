@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::harness::{SOON, World, name, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
@@ -32,6 +34,15 @@ struct Sites {
 impl Sites {
     /// `edge` and the sites named, each with a service `app` at its target; a relay lies before the first.
     async fn start(others: &[(&str, Endpoint)], relay: Option<&mut Option<Relay>>) -> Self {
+        Self::start_with(others, relay, |_| ()).await
+    }
+
+    /// The same after a change to the configuration of each site that is dialled.
+    async fn start_with(
+        others: &[(&str, Endpoint)],
+        relay: Option<&mut Option<Relay>>,
+        change: impl Fn(&mut Config),
+    ) -> Self {
         let world = World::new();
         let mut edge_config = world.site("edge", "elsewhere");
         edge_config.peers.clear();
@@ -45,6 +56,7 @@ impl Sites {
                 target.clone(),
                 vec![name("edge")],
             )];
+            change(&mut config);
             let tunnel = Tunnel::start(&config).await.unwrap();
             let mut address = tunnel.listen_address().unwrap();
             if let Some(relay) = relay.take() {
@@ -115,9 +127,12 @@ impl Sites {
     }
 }
 
+/// What a relay adds to each exchange.
+const RELAY_ROUND_TRIP: Duration = Duration::from_millis(20);
+
 fn relay_to(to: SocketAddr) -> Relay {
     let path = Direction {
-        delay: Duration::from_millis(10),
+        delay: RELAY_ROUND_TRIP / 2,
         ..Direction::default()
     };
     let door = Door {
@@ -451,15 +466,33 @@ async fn con_2_datagrams_of_every_size_come_back_to_whom_they_belong() {
 async fn con_3_edges_talk_directly_and_the_region_carries_nothing() {
     let target = tcp_service(b"").await;
     let unused = tcp_service(b"").await;
-    let sites = Sites::start(&[("east", target), ("region", unused)], None).await;
+    let mut relay = None;
+    let others = [("region", unused), ("east", target)];
+    let sites = Sites::start(&others, Some(&mut relay)).await;
     let tcp = sites
         .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
         .await;
     let mut socket = TcpStream::connect(tcp).await.unwrap();
+    let control = relay.as_ref().unwrap().control();
+    let passed = || [Side::A, Side::B].map(|side| control.counters(side).delivered_bytes);
+    let before = passed();
     socket.write_all(&[7; 100_000]).await.unwrap();
     soon(socket.read_exact(&mut vec![0; 100_000]))
         .await
         .unwrap();
+    // The way to the region is longer than to the other edge and back: 20 ms each time.
+    let mut fastest = Duration::MAX;
+    for _ in 0..20 {
+        let asked = Instant::now();
+        socket.write_all(&[7]).await.unwrap();
+        soon(socket.read_exact(&mut [0])).await.unwrap();
+        fastest = fastest.min(asked.elapsed());
+    }
+    assert!(fastest < RELAY_ROUND_TRIP, "{fastest:?}: a detour");
+    for (after, before) in passed().into_iter().zip(before) {
+        let bytes = after - before;
+        assert!(bytes < 100_000, "{bytes} bytes went by the region");
+    }
     let carried = |tunnel: &Tunnel| {
         let classes = &tunnel.status().links[0].classes;
         classes
@@ -467,13 +500,21 @@ async fn con_3_edges_talk_directly_and_the_region_carries_nothing() {
             .map(|class| class.sent_bytes + class.received_bytes)
             .sum::<u64>()
     };
-    assert_eq!(carried(&sites.others[0]), 200_000);
-    assert_eq!(carried(&sites.others[1]), 0);
+    assert_eq!(carried(&sites.others[0]), 0);
+    assert_eq!(carried(&sites.others[1]), 200_040);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
-    let sites = Sites::start(&[("east", tcp_service(b"").await)], None).await;
+    let payroll = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let theirs = ServiceConfig::plain(
+        name("payroll"),
+        Endpoint::Tcp(payroll.local_addr().unwrap()),
+        vec![name("west")],
+    );
+    let others = [("east", tcp_service(b"").await)];
+    let knows = |config: &mut Config| config.services.push(theirs.clone());
+    let sites = Sites::start_with(&others, None, knows).await;
     let mut other = spec("till", "tcp:127.0.0.1:0", "east", 1);
     other.service = name("payroll");
     let tcp = sites.address(&other).await;
@@ -481,6 +522,8 @@ async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
     sites.counts_an_error("till").await;
     let view = sites.view("till");
     assert!(view.last_error.unwrap().contains("E_DENIED"));
+    let reached = tokio::time::timeout(Duration::from_millis(50), payroll.accept()).await;
+    assert!(reached.is_err(), "it was reached");
     // A stream of bytes to a service of datagrams is none of its business either.
     let sites = Sites::start(&[("east", udp_service().await)], None).await;
     let tcp = sites
@@ -529,19 +572,48 @@ async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     let sites = Sites::start(&[("east", tcp_service(b"").await)], Some(&mut relay)).await;
     let control: Control = relay.as_ref().unwrap().control();
     let mut brief = spec("till", "tcp:127.0.0.1:0", "east", 1);
-    brief.expires_unix_seconds = Some(now_unix() + 9);
+    brief.expires_unix_seconds = Some(now_unix() + 8);
     let tcp = sites.address(&brief).await;
     // Whoever pushed it says no more from here on; the link is lost meanwhile and comes back.
     let mut socket = connect(tcp, b"").await;
     socket.write_all(b"x").await.unwrap();
     soon(socket.read_exact(&mut [0])).await.unwrap();
     control.cut_both();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    until("the cut shows", || {
+        sites.view("till").state != LinkState::Healthy
+    })
+    .await;
     socket.write_all(b"y").await.unwrap();
     control.heal();
     soon(socket.read_exact(&mut [0])).await.unwrap();
     assert_eq!(ends(&mut socket).await, std::io::ErrorKind::ConnectionReset);
     assert!(sites.edge.status().channels.is_empty());
+}
+
+/// Connects again and again, to where a channel is or else to where it is moved; keeps which of the two it was and
+/// what its service said. Whoever calls at any time is heard.
+fn call_on(tcp: SocketAddr, path: PathBuf) -> (Arc<Mutex<Vec<String>>>, JoinHandle<()>) {
+    let words = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&words);
+    let calling = tokio::spawn(async move {
+        loop {
+            let mut word = [0; 4];
+            let way = match TcpStream::connect(tcp).await {
+                Ok(mut socket) => socket.read_exact(&mut word).await.map(|_| "tcp"),
+                Err(_) => match UnixStream::connect(&path).await {
+                    Ok(mut socket) => socket.read_exact(&mut word).await.map(|_| "unix"),
+                    Err(error) => Err(error),
+                },
+            };
+            let word = String::from_utf8_lossy(&word).into_owned();
+            heard.lock().unwrap().push(match way {
+                Ok(way) => format!("{way} {word}"),
+                Err(error) => error.to_string(),
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    (words, calling)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -552,27 +624,35 @@ async fn con_8_a_new_generation_moves_traffic_without_a_gap() {
         .address(&spec("till", "tcp:127.0.0.1:0", "east", 1))
         .await;
     let mut old = connect(tcp, b"east").await;
+    let path = sites.world.path("app.sock");
+    let (words, calling) = call_on(tcp, path.clone());
+    let hears = |wanted: &'static str| {
+        let words = Arc::clone(&words);
+        async move {
+            let is_heard = || words.lock().unwrap().last() == Some(&wanted.to_owned());
+            until(wanted, is_heard).await;
+        }
+    };
+    hears("tcp east").await;
     // The same listener, asked for as it was: its port stays.
     sites
         .open(&spec("till", "tcp:127.0.0.1:0", "west", 2))
         .await
         .unwrap();
-    let _new = connect(tcp, b"west").await;
+    hears("tcp west").await;
     old.write_all(b"x").await.unwrap();
     soon(old.read_exact(&mut [0])).await.unwrap();
     // Another listener: the new one is there before the old one goes.
-    let other = format!("unix:{}", sites.world.path("app.sock").display());
+    let other = format!("unix:{}", path.display());
     sites.open(&spec("till", &other, "west", 3)).await.unwrap();
-    let gone = async { while TcpStream::connect(tcp).await.is_ok() {} };
-    soon(gone).await;
+    hears("unix west").await;
+    assert!(TcpStream::connect(tcp).await.is_err());
     old.write_all(b"x").await.unwrap();
     soon(old.read_exact(&mut [0])).await.unwrap();
-    let mut local = UnixStream::connect(sites.world.path("app.sock"))
-        .await
-        .unwrap();
-    let mut word = [0; 4];
-    soon(local.read_exact(&mut word)).await.unwrap();
-    assert_eq!(&word, b"west");
+    calling.abort();
+    let mut heard = words.lock().unwrap().clone();
+    heard.dedup();
+    assert_eq!(heard, ["tcp east", "tcp west", "unix west"]);
     let stale = sites
         .open(&spec("till", "tcp:127.0.0.1:0", "east", 2))
         .await;
