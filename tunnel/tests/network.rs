@@ -18,7 +18,7 @@ use towpath_protocol::channel::Class;
 const INSIDE: &str = "TOWPATH_TEST_INSIDE";
 
 /// How long the network is away: attempts are under way then that nobody will answer.
-const OUTAGE: Duration = Duration::from_secs(5);
+const OUTAGE: Duration = Duration::from_secs(3);
 
 /// Outages after which the kernel's word must have been the first once.
 const OUTAGE_COUNT_MAX: usize = 5;
