@@ -25,8 +25,10 @@ use towpath_tunnel::config::ServiceConfig;
 /// bottleneck's queue, 100 ms; what else the machine does makes some of them late and not half.
 const WAIT_ADDED_MAX: Duration = Duration::from_millis(20);
 
-/// How many times as long as without bulk 99 of 100 may wait (CON-9): behind bulk it would be three and a half.
+/// How many times as long as half of them without bulk 99 of 100 may wait (CON-9), and what else the machine may
+/// add to these: behind bulk it would be six times.
 const TAIL_FACTOR_MAX: u32 = 2;
+const TAIL_ADDED_MAX: Duration = Duration::from_millis(20);
 
 /// Least that bulk gets meanwhile, of 100 Mbit/s; else there is nothing to wait behind.
 const BULK_MBIT_MIN: u64 = 50;
@@ -34,19 +36,22 @@ const BULK_MBIT_MIN: u64 = 50;
 /// One test at a time: each wants the processors for itself.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// Rounds of which one must be good: what else the machine does only ever adds to a wait.
-const ROUNDS: usize = 5;
+/// The path: a queue of many round trips, so that it tells who waits in it.
+const BOTTLENECK: Direction = Direction {
+    bits_per_second: Some(100_000_000),
+    delay: Duration::from_millis(10),
+    queue: Queue::Time(Duration::from_millis(100)),
+    loss: 0.0,
+};
+
+/// Rounds, and those of them that must be good: what else the machine does only ever adds to a wait.
+const ROUNDS: usize = 3;
+const GOOD_ROUNDS_MIN: usize = 2;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
     let _alone = ALONE.lock().await;
-    let bottleneck = Direction {
-        bits_per_second: Some(100_000_000),
-        delay: Duration::from_millis(20),
-        queue: Queue::Time(Duration::from_millis(100)),
-        loss: 0.0,
-    };
-    let pair = Pair::start_with(|_, _| (), Some(bottleneck)).await;
+    let pair = Pair::start_with(|_, _| (), Some(BOTTLENECK)).await;
     let listener = pair.echo();
     let mut streams = Vec::new();
     for class in [Class::Bulk, Class::Demand] {
@@ -63,7 +68,7 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
             pages.write_all(&[9; 4096]).await.unwrap();
         }
     });
-    let idle = fetches(&mut asker).await;
+    let [idle, _] = fetches(&mut asker).await;
     let load = Filling::start(bulk, sink);
     check_beside_bulk(&pair, "demand fetch", &mut asker, idle).await;
     serving.abort();
@@ -73,12 +78,6 @@ async fn a_demand_fetch_does_not_wait_behind_bulk_in_the_bottleneck() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
     let _alone = ALONE.lock().await;
-    let bottleneck = Direction {
-        bits_per_second: Some(100_000_000),
-        delay: Duration::from_millis(20),
-        queue: Queue::Time(Duration::from_millis(100)),
-        loss: 0.0,
-    };
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let till = Endpoint::Tcp(target.local_addr().unwrap());
     let pair = Pair::start_with(
@@ -93,7 +92,7 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
                 Class::App,
             ));
         },
-        Some(bottleneck),
+        Some(BOTTLENECK),
     )
     .await;
     let mut app = UnixStream::connect(pair.edge_config.socket.with_file_name("till.sock"))
@@ -107,15 +106,15 @@ async fn con_9_small_messages_of_an_application_do_not_wait_for_a_move() {
             remote.write_all(&[9; 4096]).await.unwrap();
         }
     });
-    let idle = fetches(&mut app).await;
+    let [idle, _] = fetches(&mut app).await;
     let load = pair.fill(Class::Bulk).await;
     check_beside_bulk(&pair, "app message", &mut app, idle).await;
     serving.abort();
     drop(load);
 }
 
-/// In one of the rounds, fetches beside bulk wait hardly longer than they do without it, and bulk goes on.
-async fn check_beside_bulk(pair: &Pair, what: &str, asker: &mut UnixStream, idle: [Duration; 2]) {
+/// In most of the rounds, fetches beside bulk wait hardly longer than half of them do without it, and bulk goes on.
+async fn check_beside_bulk(pair: &Pair, what: &str, asker: &mut UnixStream, idle: Duration) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let received = || pair.region.status().links[0].classes[Class::Bulk.index()].received_bytes;
     let mut rounds = Vec::new();
@@ -124,19 +123,19 @@ async fn check_beside_bulk(pair: &Pair, what: &str, asker: &mut UnixStream, idle
         let loaded = fetches(asker).await;
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
         let mbit = (received() - before) * 8 / micros;
-        println!("{what} p50, p99: idle {idle:?}, beside {mbit} Mbit/s of bulk {loaded:?}");
+        println!("{what}: idle p50 {idle:?}, p50 and p99 beside {mbit} Mbit/s of bulk {loaded:?}");
         rounds.push((loaded, mbit));
-        if is_good(rounds[rounds.len() - 1], idle) {
-            break;
+        let good = rounds.iter().filter(|round| is_good(**round, idle));
+        if good.count() == GOOD_ROUNDS_MIN {
+            return;
         }
     }
-    let is_one_good = rounds.iter().any(|round| is_good(*round, idle));
-    assert!(is_one_good, "idle {idle:?}, loaded {rounds:?}");
+    panic!("idle {idle:?}, loaded {rounds:?}");
 }
 
-fn is_good((loaded, mbit): ([Duration; 2], u64), idle: [Duration; 2]) -> bool {
-    loaded[0] <= idle[0] + WAIT_ADDED_MAX
-        && loaded[1] <= idle[1] * TAIL_FACTOR_MAX
+fn is_good(([half, tail], mbit): ([Duration; 2], u64), idle: Duration) -> bool {
+    half <= idle + WAIT_ADDED_MAX
+        && tail <= idle * TAIL_FACTOR_MAX + TAIL_ADDED_MAX
         && mbit >= BULK_MBIT_MIN
 }
 
