@@ -1,6 +1,9 @@
 //! A short run of every fuzz target on the stable compiler; the seed is printed and can be given.
 #![forbid(unsafe_code)]
 
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use towpath_fuzz::{TARGETS, smoke};
@@ -34,25 +37,40 @@ fn every_seed_is_good_so_that_mistakes_in_it_reach_far() {
 
 #[test]
 fn no_parser_of_foreign_bytes_panics() {
-    for (name, entry) in TARGETS {
-        let begun = Instant::now();
-        let (mut inputs, mut good) = (0, 0);
-        for batch in 0.. {
-            let enough = begun.elapsed() > Duration::from_secs(TARGET_SECONDS);
-            if enough && batch >= BATCHES_MIN {
-                break;
-            }
-            let seed = first_seed()
-                .wrapping_add(batch)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let result = std::panic::catch_unwind(|| smoke::run(name, entry, seed, BATCH));
-            good += result.unwrap_or_else(|_| {
-                let first = first_seed();
-                panic!("{name} fails in batch {batch}; again by TOWPATH_FUZZ_SEED={first}")
-            });
-            inputs += BATCH;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((name, entry)) = TARGETS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (inputs, good) = fuzz(name, *entry);
+            println!("{name}: {inputs} inputs, {good} of them good");
+            assert!(good > 0, "{name}: mistakes are too gross to reach far");
         }
-        println!("{name}: {inputs} inputs, {good} of them good");
-        assert!(good > 0, "{name}: mistakes are too gross to reach far");
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+}
+
+/// How many inputs a target was given, and how many of them it took for good.
+fn fuzz(name: &str, entry: fn(&[u8]) -> bool) -> (usize, usize) {
+    let begun = Instant::now();
+    let (mut inputs, mut good) = (0, 0);
+    for batch in 0.. {
+        let enough = begun.elapsed() > Duration::from_secs(TARGET_SECONDS);
+        if enough && batch >= BATCHES_MIN {
+            break;
+        }
+        let seed = first_seed()
+            .wrapping_add(batch)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let result = std::panic::catch_unwind(|| smoke::run(name, entry, seed, BATCH));
+        good += result.unwrap_or_else(|_| {
+            let first = first_seed();
+            panic!("{name} fails in batch {batch}; again by TOWPATH_FUZZ_SEED={first}")
+        });
+        inputs += BATCH;
     }
+    (inputs, good)
 }
