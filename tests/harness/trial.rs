@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use towpath_migrator::api::{GuestKind, MigrationMode, Phase};
+use towpath_migrator::api::{GuestKind, MigrationMode, MigrationView, Phase};
 use towpath_protocol::fault::Code;
+use towpath_protocol::plan::Reason;
 
 use crate::console::Console;
 use crate::lab::{Guest, Lab};
@@ -106,7 +107,7 @@ pub enum Disturbance {
     BothMigrators,
     /// `kill -9` of a tunnel.
     Tunnel(Side),
-    /// `kill -9` of the process that receives the guest; if the guest has arrived, nothing.
+    /// `kill -9` of the process that receives the guest; if there is none, or the guest is nearly there, nothing.
     ReceivingProcess,
     /// A link that carries nothing.
     Cut,
@@ -230,11 +231,12 @@ impl Trial {
         if rest.place == self.from.other() {
             return Ok(());
         }
-        let is_known = rest
-            .moves
-            .first()
-            .is_some_and(|view| view.phase == Phase::Failed && self.mode == MigrationMode::Pre);
-        if is_known {
+        let is_too_busy = |view: &MigrationView| {
+            let last = view.decisions.last();
+            let exhausted = Reason::RoundsExhausted.as_str();
+            view.phase == Phase::Failed && last.is_some_and(|last| last.reason == exhausted)
+        };
+        if self.mode == MigrationMode::Pre && rest.moves.first().is_some_and(is_too_busy) {
             return Ok(());
         }
         let guest = lab.site(self.from).guest(&self.guest.name);
@@ -256,34 +258,37 @@ impl Trial {
         let moves = lab.site(self.from).moves(&self.guest.name);
         let is_open = moves.is_ok_and(|moves| moves.iter().any(|view| !view.phase.is_finished()));
         let begun = Instant::now();
-        self.begin(lab);
+        let has_begun = self.begin(lab);
         std::thread::sleep(self.away.saturating_sub(begun.elapsed()));
         lab.heal();
         for place in Place::ALL {
             lab.site_mut(place).start_tunnel();
             lab.site_mut(place).start_migrator();
         }
-        Ok(is_open && self.disturbance != Disturbance::None)
+        Ok(is_open && has_begun)
     }
 
-    fn begin(&self, lab: &mut Lab) {
+    /// Says whether there was anything to disturb.
+    fn begin(&self, lab: &mut Lab) -> bool {
         let place = |side: Side| side.place(self.from);
         match self.disturbance {
-            Disturbance::None | Disturbance::Step(..) => {}
+            Disturbance::None | Disturbance::Step(..) => return false,
             Disturbance::Migrator(side) => lab.site_mut(place(side)).kill_migrator(),
             Disturbance::BothMigrators => {
                 lab.site_mut(Place::Edge).kill_migrator();
                 lab.site_mut(Place::Region).kill_migrator();
             }
             Disturbance::Tunnel(side) => lab.site_mut(place(side)).kill_tunnel(),
-            Disturbance::ReceivingProcess => self.kill_receiving(lab),
+            Disturbance::ReceivingProcess => return self.kill_receiving(lab),
             Disturbance::Cut => lab.cut(),
             Disturbance::CutFrom(side) => lab.cut_from(place(side)),
             Disturbance::Upgrade(side) => lab.site_mut(place(side)).stop_daemons(),
         }
+        true
     }
 
-    fn kill_receiving(&self, lab: &Lab) {
+    /// Says whether there was such a process.
+    fn kill_receiving(&self, lab: &Lab) -> bool {
         use towpath_migrator::api::Ownership;
         let target = self.from.other();
         let seen = lab.site(target).guest(&self.guest.name);
@@ -298,8 +303,6 @@ impl Trial {
                 view.phase == Phase::Copying && view.blocks_left * 3 > view.blocks_total
             })
         });
-        if is_receiving && is_copying {
-            lab.kill_guest(target, &self.guest.name);
-        }
+        is_receiving && is_copying && lab.kill_guest(target, &self.guest.name) == 1
     }
 }
