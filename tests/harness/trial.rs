@@ -22,6 +22,9 @@ const RUN_WAIT: Duration = Duration::from_secs(20);
 /// When the last disturbance may begin: most moves of a lab's link are over by then.
 const BEGIN_MS_MAX: u64 = 900;
 
+/// How long each look at a migrator that may die waits for it.
+const STEP_LOOK: Duration = Duration::from_millis(20);
+
 /// How long what was killed or cut stays away.
 const AWAY_MS: (u64, u64) = (0, 700);
 
@@ -246,11 +249,10 @@ impl Trial {
     /// Says whether the move was under way when it was disturbed.
     fn disturb(&self, lab: &mut Lab) -> Result<bool, String> {
         if let Disturbance::Step(side, _) = self.disturbance {
-            // A step that this move does not come by kills nobody.
-            let site = lab.site_mut(side.place(self.from));
-            let has_hit = site.migrator_dies(Duration::from_millis(BEGIN_MS_MAX))?;
-            site.kill_migrator();
-            site.start_migrator();
+            let place = side.place(self.from);
+            let has_hit = self.dies_at_step(lab, place)?;
+            lab.site_mut(place).kill_migrator();
+            lab.site_mut(place).start_migrator();
             return Ok(has_hit);
         }
         // Not waiting for anything: this is when it happens.
@@ -266,6 +268,24 @@ impl Trial {
             lab.site_mut(place).start_migrator();
         }
         Ok(is_open && has_begun)
+    }
+
+    /// Waits until the migrator dies at its step; a step that this move does not come by kills nobody.
+    fn dies_at_step(&self, lab: &mut Lab, place: Place) -> Result<bool, String> {
+        let until = Instant::now() + Duration::from_millis(BEGIN_MS_MAX);
+        loop {
+            let moves = lab.site(self.from).moves(&self.guest.name);
+            let is_over = moves.is_ok_and(|moves| {
+                !moves.is_empty() && moves.iter().all(|view| view.phase.is_finished())
+            });
+            // The last step may be behind what its source shows.
+            if lab.site_mut(place).migrator_dies(STEP_LOOK)? {
+                return Ok(true);
+            }
+            if is_over || Instant::now() > until {
+                return Ok(false);
+            }
+        }
     }
 
     /// Says whether there was anything to disturb.
