@@ -58,7 +58,7 @@ const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
 const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
 
 fn small(name: &str) -> Guest {
-    Guest::new(name, 32)
+    Guest::new(name, 16)
 }
 
 #[test]
