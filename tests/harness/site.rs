@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
@@ -308,6 +308,16 @@ impl Site {
             return Ok(true);
         }
         Err(format!("the migrator ended by itself: {status}"))
+    }
+
+    /// Signals the migrator.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn signal_migrator(&self, signal: Signal) {
+        let migrator = self.migrator.as_ref().expect("a migrator to signal");
+        kill_process(migrator.id(), signal).expect("a migrator can be signalled");
     }
 
     /// Whether the migrator is there.

@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_tests::away::{self, MIDDLES, SLOW};
+use towpath_tests::console::Console;
 use towpath_tests::lab::{Guest, Link};
-use towpath_tests::scene::{LINK, SOURCE, Scene};
+use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
+use towpath_tests::verdict::wait_until;
+
+/// How long it may take until something shows.
+const SHOWN_WAIT: Duration = Duration::from_secs(10);
 
 /// The exit status that says: somebody else is doing this already.
 const EXIT_ALREADY_RUNNING: i32 = 69;
@@ -81,6 +87,58 @@ fn fault_44_daemons_upgraded_in_the_middle_of_a_move() {
     for middle in MIDDLES {
         disturb(&mut scene, middle, "both sites' daemons", away::upgrade);
     }
+}
+
+/// A guest that is copied to the half at least, and little of which changes meanwhile.
+fn half_copied(scene: &Scene, name: &str) -> (Guest, Console) {
+    let mut guest = Guest::new(name, 32);
+    guest.dirty_pages_per_second = 50;
+    let console = scene.guest(&guest);
+    scene.begin(&guest, MigrationMode::Auto).unwrap();
+    scene.reaches(&guest, Phase::Copying).unwrap();
+    let half = wait_until(SHOWN_WAIT, || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        let view = moves.into_iter().next()?;
+        let is_half = view.phase == Phase::Copying && view.blocks_left * 2 < view.blocks_total;
+        is_half.then_some(())
+    });
+    half.expect("it is copied to the half");
+    (guest, console)
+}
+
+#[test]
+fn fault_04_what_a_killed_target_has_received_is_not_sent_again() {
+    let mut scene = Scene::new(SLOW);
+    let (guest, mut console) = half_copied(&scene, "kept");
+    let site = scene.lab.site_mut(TARGET);
+    site.kill_migrator();
+    site.start_migrator();
+    let rest = scene.arrives(&guest, &mut console).unwrap();
+    // Bytes are those of an attempt: begun anew within it, it would be half as much again at least.
+    assert_eq!(rest.moves[0].attempts, 1);
+    let (sent, whole) = (rest.moves[0].raw_bytes, guest.memory_mib << 20);
+    assert!(sent * 4 < whole * 5, "{sent} bytes were sent for {whole}");
+}
+
+#[test]
+fn t17_a_migrator_that_stops_reading_holds_a_move_up_and_not_its_guest() {
+    let scene = Scene::new(SLOW);
+    let (guest, mut console) = half_copied(&scene, "unread");
+    let stopped = scene.lab.site(TARGET);
+    stopped.signal_migrator(Signal::STOP);
+    let newest = || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        moves.into_iter().next()
+    };
+    let is_silent = || newest()?.silent_ms.map(drop);
+    wait_until(SHOWN_WAIT, is_silent).expect("it is shown that nobody answers");
+    let beats = console.wait_for_more(5, SHOWN_WAIT);
+    assert_eq!(beats, Ok(SOURCE));
+    let held = newest().unwrap();
+    assert_eq!(held.phase, Phase::Copying, "{held:?}");
+    stopped.signal_migrator(Signal::CONT);
+    let rest = scene.arrives(&guest, &mut console).unwrap();
+    assert_eq!(rest.moves[0].attempts, 1, "it goes on where it stood");
 }
 
 /// So long that a switch lasts until the link is cut in the middle of it.
