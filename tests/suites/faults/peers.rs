@@ -81,6 +81,23 @@ fn spaces(config: &GuestConfig) -> [SpaceInfo; 1] {
     }]
 }
 
+/// Words of peers that a site refused for a reason, as an alert is made of them; at least one.
+fn alarms(site: &Site, code: Code) -> u64 {
+    let series = format!(
+        "towpath_handover_rejected_total{{code=\"{}\"}} ",
+        code.as_str()
+    );
+    let counted = wait_until(SHOWN_WAIT, || {
+        let [_, metrics] = site.metrics().ok()?;
+        let count = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(&series))?;
+        let count: u64 = count.parse().ok()?;
+        (count > 0).then_some(count)
+    });
+    counted.unwrap_or_else(|| panic!("nobody is alarmed by {code:?}"))
+}
+
 fn code(reason: &Reason) -> &str {
     &reason.code
 }
@@ -127,9 +144,7 @@ fn h07_an_offer_of_a_guest_that_lives_here_changes_nothing_of_it() {
             other => panic!("{other:?}"),
         }
     }
-    let [_, metrics] = site.metrics().unwrap();
-    let counted = "towpath_handover_rejected_total{code=\"E_GUEST_EXISTS\"} 2\n";
-    assert!(metrics.contains(counted), "{metrics}");
+    assert_eq!(alarms(site, Code::GuestExists), 2);
     let after = shown(site, &guest);
     assert_eq!(
         (after.name, after.memory_bytes, after.process_id),
@@ -168,6 +183,64 @@ fn h06_a_second_source_is_told_that_it_is_the_second() {
         Err(fault) => assert_eq!(fault.code, Code::DoubleOffer),
         other => panic!("{other:?}"),
     }
+    alarms(site, Code::DoubleOffer);
+}
+
+#[test]
+fn h02_an_offer_below_the_mark_is_refused_and_alarms() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(83);
+    let config = described(id, "till", 16);
+    let mut source = open(site, "box-7", id, 1);
+    source.say(Lane::Control, &offer(&config, 5)).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+    let abort = Message::Abort(Reason::from(&Fault::new(Code::Cancelled, "it stays")));
+    source.say(Lane::Control, &abort).unwrap();
+    assert!(source.hear().is_none(), "the lanes end");
+    for (attempt, epoch) in (2..).zip([5, 4]) {
+        let mut stale = open(site, "box-7", id, attempt);
+        stale.say(Lane::Control, &offer(&config, epoch)).unwrap();
+        let told = stale.hear();
+        assert!(matches!(told, Some(Message::Mark(Epoch(5)))), "{told:?}");
+        match stale.hear() {
+            Some(Message::Refused(reason) | Message::Nack(reason)) => {
+                assert_eq!(code(&reason), Code::StaleEpoch.as_str());
+            }
+            word => panic!("{word:?}"),
+        }
+    }
+    assert_eq!(alarms(site, Code::StaleEpoch), 2);
+}
+
+#[test]
+fn h04_a_commit_of_another_host_is_refused_and_alarms() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let id = GuestId(84);
+    let config = described(id, "till", 16);
+    let mut source = open(site, "box-7", id, 1);
+    source.say(Lane::Control, &offer(&config, 2)).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+    let commit = Message::Commit(Epoch(2), Root([1; 32]));
+    match Peer::open(&site.service_socket(), &host("box-8"), id, AttemptId(1)) {
+        Err(fault) => assert_eq!(fault.code, Code::DoubleOffer),
+        Ok(mut liar) => {
+            // The lanes may be closed by then, with or without a last word.
+            drop(liar.say(Lane::Control, &commit));
+            match liar.hear() {
+                Some(Message::Refused(reason) | Message::Nack(reason)) => {
+                    assert_eq!(code(&reason), Code::DoubleOffer.as_str());
+                }
+                None => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    alarms(site, Code::DoubleOffer);
+    // The one that was offered goes on.
+    source.say(Lane::Control, &Message::Ping(1)).unwrap();
+    assert!(matches!(source.hear(), Some(Message::Pong(1))));
 }
 
 #[test]
@@ -450,6 +523,30 @@ fn f08_f09_a_chunk_outside_of_memory_ends_the_attempt() {
         (moves.len() == 2 && moves.iter().all(is_failed)).then_some(())
     });
     failed.expect("both are shown as failed");
+    assert_eq!(alarms(site, Code::Range), 2);
+}
+
+#[test]
+fn f02_what_a_stream_that_is_cut_off_left_behind_goes_with_its_attempt() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let abort = Message::Abort(Reason::from(&Fault::new(Code::Cancelled, "it stays")));
+    let whole = chunk(1, 3);
+    for (id, length) in (1000..).zip([1, 20, whole.len() / 2, whole.len() - 1]) {
+        let config = described(GuestId(id), &format!("till-{id}"), 16);
+        let mut source = open(site, "box-7", config.id, id);
+        source.say(Lane::Control, &offer(&config, 2)).unwrap();
+        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+        source.put(Lane::Bulk, &whole[..length]).unwrap();
+        drop(source);
+        let mut source = open(site, "box-7", config.id, id);
+        source.say(Lane::Control, &offer(&config, 2)).unwrap();
+        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
+        source.say(Lane::Control, &abort).unwrap();
+        assert!(source.hear().is_none(), "the lanes end");
+    }
+    let gone = wait_until(SHOWN_WAIT, || has_nothing(site).then_some(()));
+    gone.expect("nothing is left of them");
 }
 
 #[test]
@@ -556,6 +653,7 @@ fn f27_an_image_that_differs_is_refused_for_ever_and_both_manifests_are_kept() {
     let (root, reason) = send_with_other_state(&mut open(site, "box-7", id, 1), &config, 1);
     assert_eq!(code(&reason), Code::RootMismatch.as_str());
     assert!(reason.detail.ends_with("what differs: state"), "{reason:?}");
+    assert_eq!(alarms(site, Code::RootMismatch), 1);
     let folder = site.folder().join("state/incidents");
     let kept = wait_until(SHOWN_WAIT, || {
         let mut files = std::fs::read_dir(&folder).ok()?;
