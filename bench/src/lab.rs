@@ -194,12 +194,13 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), Failure> {
     Err(format!("{program} {}: {}", arguments.join(" "), said.trim()).into())
 }
 
-/// Says on standard output that a bench cannot run here: a report with the reason alone.
+/// Says that a bench cannot run here: as a report with the reason alone, and to people.
 ///
 /// # Errors
 ///
 /// If nobody reads it.
 pub fn report_skipped(schema: &str, why: &str) -> io::Result<()> {
+    eprintln!("skipped: {why}");
     let report = serde_json::json!({ "schema": schema, "skipped": why });
     writeln!(io::stdout().lock(), "{report:#}")
 }

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use towpath_bench::lab::{CABLE, Host, Lab};
+use towpath_bench::lab::{CABLE, Host, Lab, report_skipped};
 use towpath_bench::program::{
     Process, READY_WAIT, finish, print, run_tunnel, until_ready, write_config,
 };
@@ -35,6 +35,8 @@ use towpath_tunnel::config::Config;
 use towpath_tunnel::shares::Share;
 
 use kept::{Kept, Sample};
+
+const SCHEMA: &str = "towpath.v1.bench.rate";
 
 /// Caps, in bits per second, and how long each is looked at.
 const FULL: (&[u64], Duration) = (
@@ -115,17 +117,14 @@ fn main() -> ExitCode {
 fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
     let lab = match Lab::new(MTU) {
         Ok(lab) => lab,
-        Err(why) => {
-            eprintln!("skipped: no network namespaces here: {why}");
-            return Ok(());
-        }
+        Err(why) => return Ok(report_skipped(SCHEMA, &why.to_string())?),
     };
     for host in Host::ALL {
         // Packets are counted one by one, as on a real wire, and not in batches.
         lab.ip(host, &["link", "set", CABLE, "gso_max_segs", "1"])?;
     }
     let mut report = Report {
-        schema: "towpath.v1.bench.rate",
+        schema: SCHEMA,
         goal_wire_off: 0.01,
         goal_burst_ms: 20.0,
         goal_share_off: 0.02,
