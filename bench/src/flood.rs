@@ -26,9 +26,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// What a flood did.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub struct Flooded {
-    /// Datagrams sent.
+    /// Datagrams that left.
     pub count: u64,
-    /// Those that the system would not take.
+    /// Those that the system would not take, beside them.
     pub refused: u64,
     /// In how long.
     pub milliseconds: u64,
@@ -62,17 +62,20 @@ pub fn flood(
         },
     );
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = sockets.iter().cycle();
     while began.elapsed() < lasting {
         let due = u128::from(per_second) * began.elapsed().as_micros() / 1_000_000;
-        while u128::from(done.count) < due && began.elapsed() < lasting {
+        while u128::from(done.count + done.refused) < due && began.elapsed() < lasting {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
             let datagram = initial(random.to_be_bytes())?;
-            let socket = &sockets[usize::try_from(done.count).unwrap_or(0) % sockets.len()];
+            let socket = next.next().ok_or_else(|| io::Error::other("no ports"))?;
             // A full buffer drops it, as a network would.
-            done.refused += u64::from(socket.send_to(&datagram, target).is_err());
-            done.count += 1;
+            match socket.send_to(&datagram, target) {
+                Ok(_) => done.count += 1,
+                Err(_) => done.refused += 1,
+            }
         }
         std::thread::sleep(TICK);
     }

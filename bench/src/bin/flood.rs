@@ -2,7 +2,8 @@
 //!
 //! A transfer runs over a capped link; windows with a flood of 50,000 Initials a second at the listening
 //! side take turns with windows without. The flood comes from a process of its own, so that the memory
-//! measured is that of the tunnels. `--smoke` floods for two seconds, once, at a tenth of the rate.
+//! measured is that of the tunnels. A full run whose transfer keeps less than its goal fails. `--smoke` floods
+//! for two seconds, once, at a tenth of the rate.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -68,7 +69,12 @@ fn generate(arguments: &[String]) -> Result<(), Failure> {
 
 fn run(scale: (u64, usize, u64)) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
-    print(&runtime.block_on(measure(scale))?)
+    let report = runtime.block_on(measure(scale))?;
+    print(&report)?;
+    if scale == FULL && report.goodput_ratio < report.goal_goodput_ratio_min {
+        return Err("the flood costs the transfer more than it may".into());
+    }
+    Ok(())
 }
 
 async fn measure((seconds, windows, rate): (u64, usize, u64)) -> Result<Report, Failure> {
