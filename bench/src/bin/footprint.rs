@@ -40,9 +40,9 @@ struct Report {
     /// Of each process that keeps a link: pages of its own, and those of its program that it touched.
     idle: Vec<Memory>,
     /// Bytes more for each channel, edge.
-    channel_bytes: u64,
+    channel_bytes: i64,
     /// Bytes more for each idle connection, edge and region.
-    stream_bytes: [u64; 2],
+    stream_bytes: [i64; 2],
 }
 
 /// Memory of a process that is in use.
@@ -84,16 +84,20 @@ fn measure(count: usize, program: &Path) -> Result<(), Failure> {
     thread::sleep(REST);
     let connected = many.memory()?;
     drop(streams);
-    let each =
-        |more: Memory, less: Memory| more.own_bytes.saturating_sub(less.own_bytes) / count as u64;
+    let each = |more: Memory, less: Memory, count: usize| -> Result<i64, Failure> {
+        let grown = i64::try_from(more.own_bytes)? - i64::try_from(less.own_bytes)?;
+        Ok(grown / i64::try_from(count)?)
+    };
+    let stream_bytes = |side: usize| each(connected[side], channels[side], count);
     let report = Report {
         schema: "towpath.v1.bench.footprint",
         is_debug_build: cfg!(debug_assertions),
         count,
         goal_idle_bytes: IDLE_BYTES_MAX,
         goal_each_bytes: EACH_BYTES_MAX,
-        channel_bytes: each(channels[0], idle[0]),
-        stream_bytes: [0, 1].map(|side| each(connected[side], channels[side])),
+        // One channel is there in either case.
+        channel_bytes: each(channels[0], idle[0], count - 1)?,
+        stream_bytes: [stream_bytes(0)?, stream_bytes(1)?],
         idle: idle.to_vec(),
     };
     print(&report)

@@ -136,7 +136,7 @@ struct AtRate {
     /// The most that bulk may add to a round trip: a packet, and two milliseconds.
     goal_added_ms: f64,
     added_p50_ms: f64,
-    /// What bulk adds to the longest of 95 and of 99 in 100.
+    /// What the longest of 95 and of 99 in 100 are above half of those without bulk: it adds no more.
     added_p95_ms: f64,
     added_p99_ms: f64,
     load: Load,

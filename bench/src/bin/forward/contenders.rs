@@ -108,10 +108,13 @@ const fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
+/// The one that the others are beside.
+pub(crate) const OURS: &str = "towpath";
+
 /// Ours first.
 pub(crate) const ALL: [Contender; 7] = [
     Contender {
-        name: "towpath",
+        name: OURS,
         door: loopback(DOOR),
         service: loopback(SERVICE),
         prepare: prepare_towpath,

@@ -28,7 +28,7 @@ use towpath_bench::processor::seconds_of;
 use towpath_bench::program::{Process, finish, median, print, run_tunnel, until_ready};
 use towpath_bench::sites::Failure;
 
-use contenders::{Contender, Place};
+use contenders::{Contender, OURS, Place};
 
 const SCHEMA: &str = "towpath.v1.bench.forward";
 
@@ -187,7 +187,8 @@ fn cable(
 
 /// Our figure by that of every other.
 fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
-    let Some((ours, rivals)) = tunnels.split_first() else {
+    // Not there if others alone were asked for.
+    let Some(ours) = tunnels.iter().find(|tunnel| tunnel.name == OURS) else {
         return Vec::new();
     };
     let goals = GOALS.iter().find(|(of, _)| *of == mtu);
@@ -200,7 +201,8 @@ fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
             .map(|(_, goal)| *goal),
         measured: ours.gbit_per_cpu_second / rival.gbit_per_cpu_second,
     };
-    rivals.iter().map(ratio).collect()
+    let rivals = tunnels.iter().filter(|tunnel| tunnel.name != OURS);
+    rivals.map(ratio).collect()
 }
 
 /// A way from one program to another through a tunnel, whose processes end when it is dropped.
