@@ -33,11 +33,26 @@ use towpath_tunnel::Tunnel;
 const BITS_PER_SECOND: u64 = 100_000_000;
 const ROUND_TRIP_MS: u64 = 40;
 
-/// Time in which the stream fills the path before the cut.
-const START: Duration = Duration::from_secs(3);
+/// How often each outage is played, and how long its streams run beside it.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    runs: usize,
+    /// Time in which the stream fills the path before the cut.
+    start: Duration,
+    /// Time behind the outage in which bytes are counted.
+    after: Duration,
+}
 
-/// Time behind the outage in which bytes are counted.
-const AFTER: Duration = Duration::from_secs(5);
+const FULL: Scale = Scale {
+    runs: 3,
+    start: Duration::from_secs(3),
+    after: Duration::from_secs(5),
+};
+const SMOKE: Scale = Scale {
+    runs: 1,
+    start: Duration::from_millis(500),
+    after: Duration::from_millis(500),
+};
 
 /// How long a stream may take to come back.
 const BACK_WAIT: Duration = Duration::from_secs(60);
@@ -99,19 +114,15 @@ impl FromStr for Case {
     }
 }
 
-/// The outages, and how often each is played.
-const FULL: (&[Case], usize) = (
-    &[
-        Case::new(3),
-        Case::far(3),
-        Case::lossy(3),
-        Case::new(10),
-        Case::new(30),
-        Case::new(120),
-    ],
-    3,
-);
-const SMOKE: (&[Case], usize) = (&[Case::new(1)], 1);
+/// The outages.
+const CASES: [Case; 6] = [
+    Case::new(3),
+    Case::far(3),
+    Case::lossy(3),
+    Case::new(10),
+    Case::new(30),
+    Case::new(120),
+];
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -150,21 +161,13 @@ struct Played {
     back: Option<Duration>,
     /// All that arrived.
     bytes: u64,
-    start_bytes: u64,
-    after_bytes: u64,
+    start_share: f64,
+    after_share: f64,
 }
 
 impl Played {
     fn back_ms(&self) -> Option<u128> {
         self.back.map(|back| back.as_millis())
-    }
-
-    fn start_share(&self) -> f64 {
-        share(self.start_bytes, START)
-    }
-
-    fn after_share(&self) -> f64 {
-        share(self.after_bytes, AFTER)
     }
 }
 
@@ -178,10 +181,10 @@ fn share(bytes: u64, time: Duration) -> f64 {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let cases: Result<Vec<Case>, _> = arguments.iter().map(|text| text.parse()).collect();
-    let (outages, runs) = match (arguments.as_slice(), &cases) {
-        ([], _) => FULL,
-        ([smoke], _) if smoke == "--smoke" => SMOKE,
-        (_, Ok(cases)) => (cases.as_slice(), FULL.1),
+    let (outages, scale) = match (arguments.as_slice(), &cases) {
+        ([], _) => (&CASES[..], FULL),
+        ([smoke], _) if smoke == "--smoke" => (&[Case::new(1)][..], SMOKE),
+        (_, Ok(cases)) => (cases.as_slice(), FULL),
         _ => {
             return finish(Err(
                 "usage: recovery [--smoke | SECONDS[@ROUND_TRIP_MS][/LOST_PER_MILLE]...]".into(),
@@ -191,12 +194,12 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new();
     let done = runtime
         .map_err(Failure::from)
-        .and_then(|runtime| runtime.block_on(measure((outages, runs))))
+        .and_then(|runtime| runtime.block_on(measure(outages, scale)))
         .and_then(|report| print(&report));
     finish(done)
 }
 
-async fn measure((cases, runs): (&[Case], usize)) -> Result<Report, Failure> {
+async fn measure(cases: &[Case], scale: Scale) -> Result<Report, Failure> {
     let mut report = Report {
         schema: "towpath.v1.bench.recovery",
         bits_per_second: BITS_PER_SECOND,
@@ -211,19 +214,19 @@ async fn measure((cases, runs): (&[Case], usize)) -> Result<Report, Failure> {
             lost_per_mille: case.lost_per_mille,
             ..Outage::default()
         };
-        for _ in 0..runs {
-            let (played, resent) = through_tunnels(*case).await?;
+        for _ in 0..scale.runs {
+            let (played, resent) = through_tunnels(*case, scale).await?;
             let back = played.back_ms();
             let back = back.ok_or("nothing came back through the tunnels in time")?;
             outage.tunnel_ms.push(back);
             outage.tunnel_bytes.push(played.bytes);
             outage.tunnel_resent_bytes.push(resent);
-            outage.tunnel_start_shares.push(played.start_share());
-            outage.tunnel_after_shares.push(played.after_share());
-            let played = through_quinn(*case).await?;
+            outage.tunnel_start_shares.push(played.start_share);
+            outage.tunnel_after_shares.push(played.after_share);
+            let played = through_quinn(*case, scale).await?;
             outage.bare_quinn_ms.push(played.back_ms());
-            outage.bare_quinn_start_shares.push(played.start_share());
-            outage.bare_quinn_after_shares.push(played.after_share());
+            outage.bare_quinn_start_shares.push(played.start_share);
+            outage.bare_quinn_after_shares.push(played.after_share);
         }
         report.outages.push(outage);
     }
@@ -252,7 +255,7 @@ fn relay_to(to: SocketAddr, case: Case) -> Result<(Relay, SocketAddr), Failure> 
     Ok((relay, address))
 }
 
-async fn through_tunnels(case: Case) -> Result<(Played, u64), Failure> {
+async fn through_tunnels(case: Case, scale: Scale) -> Result<(Played, u64), Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let mut edge_config = site(&authority, folder.path(), "edge", "region")?;
@@ -266,14 +269,14 @@ async fn through_tunnels(case: Case) -> Result<(Played, u64), Failure> {
     let edge = Tunnel::start(&edge_config).await?;
     edge.linked(&"region".parse()?, BACK_WAIT).await?;
     let (source, sink) = bulk_stream(&edge_config, &listener).await?;
-    let played = play(&relay.control(), case, source, sink, 0).await?;
+    let played = play(&relay.control(), (case, scale), (source, sink), 0).await?;
     let resent = edge.status().links[0].resent_bytes;
     edge.stop().await;
     region.stop().await;
     Ok((played, resent))
 }
 
-async fn through_quinn(case: Case) -> Result<Played, Failure> {
+async fn through_quinn(case: Case, scale: Scale) -> Result<Played, Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let rejections = Arc::new(Rejections::default());
@@ -312,7 +315,7 @@ async fn through_quinn(case: Case) -> Result<Played, Failure> {
     source.write_all(&expected(0, 1)).await?;
     let mut sink = accepted.accept_uni().await?;
     sink.read_exact(&mut [0]).await?;
-    play(&relay.control(), case, source, sink, 1).await
+    play(&relay.control(), (case, scale), (source, sink), 1).await
 }
 
 /// Bytes of the stream from an offset on: each tells where it stands.
@@ -324,9 +327,8 @@ fn expected(offset: u64, count: usize) -> Vec<u8> {
 /// Writes without end, cuts and mends.
 async fn play(
     control: &Control,
-    case: Case,
-    mut source: impl AsyncWrite + Unpin,
-    mut sink: impl AsyncRead + Unpin,
+    (case, scale): (Case, Scale),
+    (mut source, mut sink): (impl AsyncWrite + Unpin, impl AsyncRead + Unpin),
     offset: u64,
 ) -> Result<Played, Failure> {
     let writing = async {
@@ -355,24 +357,24 @@ async fn play(
         }
     };
     let cutting = async {
-        sleep(START).await;
-        let start_bytes = read_bytes.get();
+        sleep(scale.start).await;
+        let start_share = share(read_bytes.get(), scale.start);
         control.cut_both();
         sleep(Duration::from_secs(case.seconds)).await;
         // Before the path can carry anything, so that no byte of the outage's end is missed.
         let (began, before) = (Instant::now(), read_bytes.get());
         mended.set(Some(began));
         control.heal();
-        sleep(AFTER).await;
-        let after_bytes = read_bytes.get() - before;
+        sleep(scale.after).await;
+        let after_share = share(read_bytes.get() - before, scale.after);
         while back.get().is_none() && began.elapsed() < BACK_WAIT {
             sleep(LOOK).await;
         }
         Played {
             back: back.get(),
             bytes: read_bytes.get(),
-            start_bytes,
-            after_bytes,
+            start_share,
+            after_share,
         }
     };
     tokio::select! {
