@@ -56,7 +56,7 @@ fn a_datagram_takes_the_delay_each_way_and_answers_come_back() {
         assert!(start.elapsed() >= Duration::from_millis(40));
         fastest = fastest.min(start.elapsed());
     }
-    assert!(fastest < Duration::from_millis(41), "{fastest:?}");
+    assert!(fastest < Duration::from_millis(45), "{fastest:?}");
     drop(relay);
 }
 
