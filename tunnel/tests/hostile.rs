@@ -12,6 +12,7 @@ use harness::kept::Kept;
 use harness::raw::{self, Close, Level, Raw, frame};
 use harness::{Door, Pair, accept, echo, metric, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::RwLock;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
 use towpath_protocol::version::VersionRange;
@@ -100,6 +101,7 @@ fn begin_handshakes(door: &Door, count: u16) -> Vec<Raw> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t01_short_initials_and_other_versions_are_answered_with_little_or_nothing() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let hello = frame::crypto(0, &[1; 300]);
     let whole = raw::initial(&[1; 8], &[2; 8], hello);
@@ -148,6 +150,7 @@ async fn t01_short_initials_and_other_versions_are_answered_with_little_or_nothi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t02_above_half_of_the_places_everybody_has_to_prove_an_address() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let begun = begin_handshakes(&door, 200);
     let retried = blocking(move || {
@@ -174,7 +177,7 @@ async fn t02_above_half_of_the_places_everybody_has_to_prove_an_address() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
-    let _measuring = MEASURING.lock().await;
+    let _alone = MEMORY.write().await;
     let pair = Pair::start().await;
     let echo = echo(pair.echo());
     let mut local = pair.open("echo", Class::Bulk).await.unwrap();
@@ -215,8 +218,8 @@ async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
     echo.abort();
 }
 
-/// Held by tests that measure the memory of this process, which is that of all tests.
-static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// The memory of this process, which is that of all its tests: who measures it is alone.
+static MEMORY: RwLock<()> = RwLock::const_new(());
 
 /// Memory of this process.
 fn resident_bytes() -> u64 {
@@ -228,6 +231,7 @@ fn resident_bytes() -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_are_not() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let (is_over, began) = (Arc::new(AtomicBool::new(false)), Instant::now());
     let shaking = || {
@@ -272,6 +276,7 @@ async fn t03_one_address_that_shakes_hands_without_end_is_held_back_and_others_a
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t03_one_address_that_ends_no_handshake_leaves_places_to_others() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let (client, target) = (door.client(), door.address());
     let is_let_in = blocking(move || {
@@ -295,6 +300,7 @@ async fn t03_one_address_that_ends_no_handshake_leaves_places_to_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t03_who_has_shaken_hands_takes_no_place_any_more() {
+    let _beside_others = MEMORY.read().await;
     let patient = Span::new(Duration::from_mins(1));
     let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
     let new = |number| door.raw(address(530 + number % 4), &[]);
@@ -309,6 +315,7 @@ async fn t03_who_has_shaken_hands_takes_no_place_any_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t03_a_peer_that_gives_no_room_for_an_answer_is_let_go() {
+    let _beside_others = MEMORY.read().await;
     let brief = Span::new(Duration::from_millis(500));
     let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
     let words = |leg, versions| {
@@ -351,6 +358,7 @@ async fn t03_a_peer_that_gives_no_room_for_an_answer_is_let_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let begun = begin_handshakes(&door, 60);
     let last = begun.last().unwrap().socket.try_clone().unwrap();
@@ -394,6 +402,7 @@ async fn t04_an_initial_repeated_after_a_retry_or_a_refusal_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t05_transport_parameters_that_cannot_be_close_the_connection() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let short = |bytes: &[u8]| bytes.to_vec();
     for (number, (id, value)) in [
@@ -428,6 +437,7 @@ async fn t05_transport_parameters_that_cannot_be_close_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t05_the_reason_of_a_strangers_goodbye_is_one_line_of_the_log() {
+    let _beside_others = MEMORY.read().await;
     let log = Kept::log();
     let door = Door::open().await;
     let mut raw = door.raw(address(560), &[]);
@@ -446,6 +456,7 @@ async fn t05_the_reason_of_a_strangers_goodbye_is_one_line_of_the_log() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t05_frames_that_do_not_exist_or_do_not_parse_close_the_connection() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     for (frames, code) in [
         (frame::integer(0x3fff), FRAME_ENCODING_ERROR),
@@ -469,7 +480,7 @@ async fn t05_frames_that_do_not_exist_or_do_not_parse_close_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
-    let _measuring = MEASURING.lock().await;
+    let _alone = MEMORY.write().await;
     // The first words of a connection may take their time, so that it is the window that ends this.
     let patient = Span::new(Duration::from_mins(1));
     let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
@@ -501,6 +512,7 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_a_stream_whose_first_byte_never_comes_ends_in_time() {
+    let _beside_others = MEMORY.read().await;
     let brief = Span::new(Duration::from_millis(300));
     let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
     let mut raw = door.shaken().await;
@@ -515,7 +527,7 @@ async fn t06_a_stream_whose_first_byte_never_comes_ends_in_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
-    let _measuring = MEASURING.lock().await;
+    let _alone = MEMORY.write().await;
     let pair = Pair::start().await;
     let listener = pair.echo();
     let opening = async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) };
@@ -535,7 +547,7 @@ async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
-    let _measuring = MEASURING.lock().await;
+    let _alone = MEMORY.write().await;
     let door = Door::open().await;
     let mut raw = door.shaken().await;
     let closed = blocking(move || {
@@ -576,6 +588,7 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t08_words_of_a_handshake_far_ahead_are_not_kept() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     for (number, offset) in [17_000, 1 << 20, (1 << 62) - 300].into_iter().enumerate() {
         let from = address(800 + u16::try_from(number).unwrap());
@@ -592,6 +605,7 @@ async fn t08_words_of_a_handshake_far_ahead_are_not_kept() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t18_packets_from_another_address_move_nothing() {
+    let _beside_others = MEMORY.read().await;
     let door = Door::open().await;
     let mut raw = door.shaken().await;
     let target = door.address();
