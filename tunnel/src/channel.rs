@@ -21,7 +21,7 @@ use crate::channels::register::TEXT_BYTES_MAX;
 use crate::channels::{Book, Change, ChannelSpec, Origin, not_found};
 use crate::core::Core;
 use crate::figures::Figures;
-use crate::local::{self, Begun};
+use crate::local::{self, Begun, Kind};
 use crate::{datagrams, kept};
 
 /// Connections, or sources of datagrams, of one channel at once.
@@ -701,8 +701,12 @@ impl Serving {
         let linked = changes.wait_for(crate::peer::State::is_usable);
         let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
         let began = Instant::now();
-        let meter = Arc::clone(&self.figures.meter);
-        let begun = local::begin(&self.core, &open, (spec.listen.is_datagrams(), meter)).await?;
+        let kind = Kind {
+            is_datagrams: spec.listen.is_datagrams(),
+            is_channel: true,
+            meter: Arc::clone(&self.figures.meter),
+        };
+        let begun = local::begin(&self.core, &open, kind).await?;
         let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.figures.open_us.store(waited, Ordering::Relaxed);
         Ok(begun)

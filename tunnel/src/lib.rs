@@ -30,6 +30,7 @@
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
+//! | `seats` | how many streams this side has with a peer |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
 //! | [`channels`] | which channels there are to be; pure |
 //! | `kept` | files of the state folder |
@@ -84,6 +85,7 @@ mod quota;
 mod recent;
 mod reload;
 mod resume;
+mod seats;
 mod serve;
 pub mod shaper;
 pub mod shares;

@@ -9,14 +9,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
-use towpath_protocol::channel::{Begin, Leg, Open, Preamble, TRUST_SERVICE};
+use towpath_protocol::channel::{Begin, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carrier::Carrier;
 use crate::core::{self, Core};
 use crate::link::Link;
 use crate::peer::Peer;
-use crate::streams::{Entry, Meter, Purpose};
+use crate::seats::Guest;
+use crate::streams::{Beginner, Entry, Meter, Purpose};
 use crate::{carry, wire};
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.
@@ -28,7 +29,7 @@ const REFUSAL_COUNT_MAX: usize = 32;
 /// How long the peer may take to answer: its service's wait and a few round trips.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a stream waits for one of those that the peer allows.
+/// How long a stream waits for a seat, and for the peer to take it.
 const OPEN_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a stream that is being opened waits for the link that takes a lost one's place.
@@ -156,8 +157,27 @@ async fn read_open(core: &Core, local: &mut UnixStream) -> Result<Open, Fault> {
     }
 }
 
-/// Whether a stream stands beside datagrams, and where its bytes are counted.
-pub(crate) type Kind = (bool, Arc<Meter>);
+/// For whom a stream is begun.
+#[derive(Debug, Default)]
+pub(crate) struct Kind {
+    /// It stands beside datagrams.
+    pub is_datagrams: bool,
+    /// A channel's connection, and so an application's, whatever its class.
+    pub is_channel: bool,
+    /// Where its bytes are counted.
+    pub meter: Arc<Meter>,
+}
+
+impl Kind {
+    const fn guest(&self, class: Class) -> Guest {
+        match class {
+            Class::Control | Class::Demand | Class::Switch | Class::Bulk if !self.is_channel => {
+                Guest::Move
+            }
+            _ => Guest::Application,
+        }
+    }
+}
 
 /// Whether a program asks this tunnel itself if new work may begin.
 fn is_about_trust(core: &Core, open: &Open) -> bool {
@@ -229,16 +249,20 @@ async fn begin_over(
     peer: &Arc<Peer>,
     link: &Arc<Link>,
     open: &Open,
-    (is_datagrams, meter): &Kind,
+    kind: &Kind,
 ) -> Result<Begun, Fault> {
     let site = &open.peer;
+    let leg = open.class.leg();
     let gone = |why: String| Fault::new(Code::Unreachable, format!("link to {site}: {why}"));
-    let opening = link.connection(open.class.leg()).open_bi();
-    let stream = timeout(OPEN_WAIT, opening)
+    let opening = async {
+        let seat = peer.streams.seats.take(leg, kind.guest(open.class)).await;
+        (seat, link.connection(leg).open_bi().await)
+    };
+    let (seat, stream) = timeout(OPEN_WAIT, opening)
         .await
-        .map_err(|_| Fault::new(Code::Busy, format!("{site} takes no more streams for now")))?
-        .map_err(|error| gone(error.to_string()))?;
-    let mut carrier = Carrier::new(link, open.class.leg(), stream);
+        .map_err(|_| Fault::new(Code::Busy, format!("{site} takes no more streams for now")))?;
+    let stream = stream.map_err(|error| gone(error.to_string()))?;
+    let mut carrier = Carrier::new(link, leg, stream);
     carrier
         .send
         .set_priority(open.class.priority())
@@ -247,13 +271,13 @@ async fn begin_over(
     let purpose = Purpose {
         class: open.class,
         service: open.service.clone(),
-        meter: Arc::clone(meter),
+        meter: Arc::clone(&kind.meter),
     };
-    let entry = peer.streams.add(number, purpose, None)?;
+    let entry = peer.streams.add(number, purpose, Beginner::Us(seat))?;
     let begin = Preamble::Begin(Begin {
         stream: entry.stream.id,
         open: open.clone(),
-        is_datagrams: *is_datagrams,
+        is_datagrams: kind.is_datagrams,
     });
     wire::write(&mut carrier.send, &begin).await?;
     match wire::read(&mut carrier.recv, ANSWER_WAIT).await? {

@@ -178,7 +178,7 @@ impl Peer {
             shaping: Mutex::new(Arc::new(shaped)),
             zone: zone.clone(),
             counters: Arc::default(),
-            streams: Arc::default(),
+            streams: Arc::new(Streams::new(limits.peer_streams as usize)),
             datagrams: Flows::default(),
             recent: Recent::default(),
             dials: Default::default(),

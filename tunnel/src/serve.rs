@@ -25,7 +25,7 @@ use crate::datagrams::Connected;
 use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
-use crate::streams::{Call, End, Entry, Found, Purpose};
+use crate::streams::{Beginner, Call, End, Entry, Found, Purpose};
 use crate::{built_in, control, datagrams, wire};
 
 /// New streams per second a peer may open; a move opens four, an application a few per request.
@@ -210,7 +210,8 @@ async fn admit(
     // As many as both connections carry, each of them perhaps without a connection now.
     let most = 2 * core.limits.peer_streams as usize;
     let number = (begin.stream, link.party());
-    let entry = peer.streams.add(number, purpose, Some(most))?;
+    let theirs = Beginner::Them { most };
+    let entry = peer.streams.add(number, purpose, theirs)?;
     let program = reach(service, link, begin).await?;
     Ok((entry, program))
 }

@@ -17,6 +17,7 @@ use crate::carrier::Carrier;
 use crate::pace::{Backlog, Pace};
 use crate::quota::Quota;
 use crate::resume::Outgoing;
+use crate::seats::{Seat, Seats};
 
 /// Ends remembered for one peer: what ends within a round trip of a busy peer, many times over.
 const ENDED_COUNT_MAX: usize = 1024;
@@ -63,6 +64,15 @@ pub(crate) struct Purpose {
     pub service: Name,
     /// Where its bytes are counted besides the link.
     pub meter: Arc<Meter>,
+}
+
+/// Who begins a stream.
+#[derive(Debug)]
+pub(crate) enum Beginner {
+    /// We do, and so it has one of our seats at the peer until it ends.
+    Us(Seat),
+    /// The peer, which may have so many with us.
+    Them { most: usize },
 }
 
 /// What all parts know of one stream.
@@ -197,18 +207,9 @@ pub(crate) struct Streams {
     cuts: watch::Sender<u64>,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
     held_bytes: [Arc<AtomicU64>; Leg::ALL.len()],
+    /// Those that we begin, with a connection or without.
+    pub seats: Seats,
     pub tally: Tally,
-}
-
-impl Default for Streams {
-    fn default() -> Self {
-        Self {
-            inner: Mutex::default(),
-            cuts: watch::channel(0).0,
-            held_bytes: Default::default(),
-            tally: Tally::default(),
-        }
-    }
 }
 
 /// A stream that is there until it is dropped; then its end is remembered.
@@ -218,6 +219,7 @@ pub(crate) struct Entry {
     pub calls: mpsc::Receiver<Box<Call>>,
     streams: Arc<Streams>,
     end: End,
+    _seat: Option<Seat>,
 }
 
 impl Entry {
@@ -235,19 +237,30 @@ impl Drop for Entry {
 }
 
 impl Streams {
+    /// No streams yet; we begin so many on each leg at most.
+    pub(crate) fn new(ours_max: usize) -> Self {
+        Self {
+            inner: Mutex::default(),
+            cuts: watch::channel(0).0,
+            held_bytes: Default::default(),
+            seats: Seats::new(ours_max),
+            tally: Tally::default(),
+        }
+    }
+
     /// Takes a stream in.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if the peer has more than `theirs_max`, `E_STATE` if the number is in use.
+    /// `E_BUSY` if the peer has as many as it may, `E_STATE` if the number is in use.
     pub(crate) fn add(
         self: &Arc<Self>,
         (id, party): (StreamId, Party),
         purpose: Purpose,
-        theirs_max: Option<usize>,
+        beginner: Beginner,
     ) -> Result<Entry, Fault> {
         let mut inner = self.inner();
-        if let Some(most) = theirs_max {
+        if let Beginner::Them { most } = beginner {
             let theirs = inner.live.values().filter(|stream| !stream.is_ours);
             if theirs.count() >= most {
                 let detail = format!("{most} streams are open, with or without a connection");
@@ -257,6 +270,10 @@ impl Streams {
         if inner.live.contains_key(&id) {
             return Err(Fault::new(Code::State, "the stream's number is in use"));
         }
+        let seat = match beginner {
+            Beginner::Us(seat) => Some(seat),
+            Beginner::Them { .. } => None,
+        };
         let (calls, heard) = mpsc::channel(CALL_COUNT_MAX);
         let stream = Arc::new(Stream {
             id,
@@ -264,7 +281,7 @@ impl Streams {
             service: purpose.service,
             meter: purpose.meter,
             party,
-            is_ours: theirs_max.is_none(),
+            is_ours: seat.is_some(),
             out: Mutex::new(Outgoing::beside(self.held_bytes(purpose.class.leg()))),
             acknowledged: Notify::new(),
             calls,
@@ -275,6 +292,7 @@ impl Streams {
             calls: heard,
             streams: Arc::clone(self),
             end: End::Cut(Fault::new(Code::Gone, "the stream was given up")),
+            _seat: seat,
         })
     }
 
@@ -365,25 +383,30 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seats::Guest;
 
     fn party(host: &str, run: u128) -> Party {
         let uri = format!("spiffe://shop.example/site/edge/host/{host}");
         (HostIdentity::from_uri(&uri).unwrap(), RunId(run))
     }
 
-    fn add(streams: &Arc<Streams>, id: u128, theirs_max: Option<usize>) -> Result<Entry, Fault> {
+    async fn ours(streams: &Arc<Streams>) -> Beginner {
+        Beginner::Us(streams.seats.take(Leg::Urgent, Guest::Move).await)
+    }
+
+    fn add(streams: &Arc<Streams>, id: u128, beginner: Beginner) -> Result<Entry, Fault> {
         let purpose = Purpose {
             class: Class::App,
             service: "till".parse().unwrap(),
             meter: Arc::default(),
         };
-        streams.add((StreamId(id), party("box-1", 1)), purpose, theirs_max)
+        streams.add((StreamId(id), party("box-1", 1)), purpose, beginner)
     }
 
-    #[test]
-    fn a_stranger_who_knows_a_number_finds_nothing() {
-        let streams = Arc::new(Streams::default());
-        let one = add(&streams, 7, None).unwrap();
+    #[tokio::test]
+    async fn a_stranger_who_knows_a_number_finds_nothing() {
+        let streams = Arc::new(Streams::new(64));
+        let one = add(&streams, 7, ours(&streams).await).unwrap();
         let find = |party: &Party| streams.find(StreamId(7), party);
         assert!(matches!(find(&party("box-1", 1)), Some(Found::Live(_))));
         assert!(find(&party("box-2", 1)).is_none(), "another host");
@@ -394,24 +417,26 @@ mod tests {
         assert!(find(&party("box-1", 2)).is_none());
     }
 
-    #[test]
-    fn a_peers_streams_are_bounded_and_ours_have_their_own_limit() {
-        let streams = Arc::new(Streams::default());
+    #[tokio::test]
+    async fn a_peers_streams_are_bounded_and_ours_have_their_own_limit() {
+        let streams = Arc::new(Streams::new(64));
+        let theirs = || Beginner::Them { most: 3 };
         let kept: Vec<_> = (0..3)
-            .map(|id| add(&streams, id, Some(3)).unwrap())
+            .map(|id| add(&streams, id, theirs()).unwrap())
             .collect();
-        assert_eq!(add(&streams, 9, Some(3)).unwrap_err().code, Code::Busy);
-        assert!(add(&streams, 9, None).is_ok());
-        assert_eq!(add(&streams, 1, None).unwrap_err().code, Code::State);
+        assert_eq!(add(&streams, 9, theirs()).unwrap_err().code, Code::Busy);
+        assert!(add(&streams, 9, ours(&streams).await).is_ok());
+        let again = add(&streams, 1, ours(&streams).await);
+        assert_eq!(again.unwrap_err().code, Code::State);
         drop(kept);
-        assert!(add(&streams, 9, Some(3)).is_ok());
+        assert!(add(&streams, 9, theirs()).is_ok());
     }
 
-    #[test]
-    fn ends_are_told_to_whom_they_concern_and_are_bounded() {
-        let streams = Arc::new(Streams::default());
+    #[tokio::test]
+    async fn ends_are_told_to_whom_they_concern_and_are_bounded() {
+        let streams = Arc::new(Streams::new(1));
         for id in 0..2000 {
-            drop(add(&streams, id, None).unwrap());
+            drop(add(&streams, id, ours(&streams).await).unwrap());
         }
         let (ends, newest) = streams.ended_after(0, &party("box-1", 1));
         assert_eq!((ends.len(), newest), (ENDED_COUNT_MAX, 2000));

@@ -51,6 +51,9 @@ const QUIET_INITIAL_RTT: Duration = Duration::from_secs(2);
 const MTU_INTERVAL: Duration = Duration::from_mins(2);
 const MTU_COOLDOWN: Duration = Duration::from_secs(10);
 
+/// The part of the streams allowed of which the library keeps to itself that they have ended.
+const UNTOLD_PART: u32 = 8;
+
 /// Socket buffers: bulk at 5 Gbit/s fills 4 MiB in 7 ms, which a busy host may sleep through;
 /// urgent bytes are few, and a long queue of them would be a wait of its own.
 const BULK_SOCKET_BYTES: usize = 4 * 1024 * 1024;
@@ -67,7 +70,7 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         // The first stream is the one that joins the link; uni streams have no use.
-        .max_concurrent_bidi_streams(VarInt::from_u32(limits.peer_streams + 1))
+        .max_concurrent_bidi_streams(VarInt::from_u32(allowed_count(limits.peer_streams + 1)))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BYTES)
@@ -90,6 +93,12 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
         .allow_spin(false)
         .congestion_controller_factory(Arc::new(Delay::factory(leg)));
     config
+}
+
+/// How many streams QUIC has to allow so that `count` may be open at any time: of those that have ended it tells
+/// the peer only once they are more than an eighth of all.
+const fn allowed_count(count: u32) -> u32 {
+    count + (count - 1) / (UNTOLD_PART - 1)
 }
 
 fn window(bytes: u64) -> VarInt {
@@ -213,4 +222,19 @@ fn size_buffers(socket: &Socket, bytes: usize) -> std::io::Result<()> {
 
 fn unusable(error: &quinn::crypto::rustls::NoInitialCipherSuite) -> Fault {
     Fault::new(Code::Certificate, format!("the TLS settings: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_streams_may_be_open_whatever_the_peer_has_not_heard_yet() {
+        for count in 1..=1025 {
+            let allowed = allowed_count(count);
+            assert!(allowed - allowed / UNTOLD_PART >= count, "{count}");
+            let fewer = allowed - 1;
+            assert!(fewer - fewer / UNTOLD_PART < count, "{count}");
+        }
+    }
 }

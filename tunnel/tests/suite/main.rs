@@ -13,6 +13,7 @@ mod handshake;
 mod links;
 mod packets;
 mod page;
+mod places;
 mod probe;
 mod reload;
 mod resume;

@@ -1,0 +1,121 @@
+//! How many streams each may begin: moves beside applications, and old streams beside new ones.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::harness::{Pair, SOON, echo, name, soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use towpath_bench::relay::Direction;
+use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::Code;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::{Config, ServiceConfig};
+
+/// Streams of one connection in these tests; a quarter of them is kept for moves.
+const STREAMS: u32 = 8;
+
+fn few(edge: &mut Config, region: &mut Config) {
+    edge.limits.peer_streams = STREAMS;
+    region.limits.peer_streams = STREAMS;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applications_leave_a_move_its_streams() {
+    let pair = Pair::start_with(few, None).await;
+    let _echo = echo(pair.echo());
+    let mut held = Vec::new();
+    for _ in 0..STREAMS - STREAMS / 4 {
+        held.push(pair.open("echo", Class::App).await.unwrap());
+    }
+    let began = Instant::now();
+    let (more, lanes) = tokio::join!(pair.open("echo", Class::App), async {
+        sleep(Duration::from_millis(100)).await;
+        let lanes = [Class::Control, Class::Demand].map(|class| pair.open("echo", class));
+        let [control, demand] = lanes;
+        let both = (control.await.unwrap(), demand.await.unwrap());
+        (both, began.elapsed())
+    });
+    assert_eq!(more.unwrap_err().code, Code::Busy);
+    assert!(lanes.1 < Duration::from_secs(2), "lanes took {:?}", lanes.1);
+    // One that ends makes room.
+    held.pop();
+    soon(pair.open("echo", Class::App)).await.unwrap();
+}
+
+/// A channel of the edge's to a service of the region's.
+fn joined(edge: &mut Config, region: &mut Config, target: &Endpoint, listen: &str) {
+    let service = ServiceConfig::plain(name("app"), target.clone(), vec![name("edge")]);
+    region.services.push(service);
+    let way = (name("region"), name("app"));
+    let listen = listen.parse().unwrap();
+    edge.channels = vec![ChannelSpec::new(name("till"), listen, way, Class::App)];
+}
+
+fn address(pair: &Pair) -> SocketAddr {
+    let status = pair.edge.status();
+    match status.channels[0].listen.parse().unwrap() {
+        Endpoint::Tcp(address) | Endpoint::Udp(address) => address,
+        Endpoint::Unix(path) => panic!("{path:?}"),
+    }
+}
+
+async fn tcp_echo() -> Endpoint {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    Endpoint::Tcp(address)
+}
+
+async fn answers(socket: &mut TcpStream) {
+    socket.write_all(b"word").await.unwrap();
+    let mut heard = [0; 4];
+    socket.read_exact(&mut heard).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_live_go_on_before_new_ones_begin() {
+    let target = tcp_echo().await;
+    let near = Direction {
+        delay: Duration::from_millis(10),
+        ..Direction::default()
+    };
+    let change = |edge: &mut Config, region: &mut Config| {
+        few(edge, region);
+        joined(edge, region, &target, "tcp:127.0.0.1:0");
+    };
+    let pair = Pair::start_with(change, Some(near)).await;
+    let address = address(&pair);
+    let mut old = Vec::new();
+    for _ in 0..STREAMS - STREAMS / 4 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        soon(answers(&mut socket)).await;
+        old.push(socket);
+    }
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut_both();
+    until("no link", || pair.edge.status().links[0].host.is_none()).await;
+    // Clients that connect anew wait for the link, many more than there are streams.
+    let mut new = Vec::new();
+    for _ in 0..10 * STREAMS {
+        new.push(TcpStream::connect(address).await.unwrap());
+    }
+    sleep(Duration::from_millis(200)).await;
+    control.heal();
+    pair.linked().await;
+    let began = Instant::now();
+    for socket in &mut old {
+        timeout(SOON, answers(socket)).await.expect("goes on");
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(2), "took {took:?}");
+}
