@@ -607,6 +607,13 @@ impl Serving {
         })
     }
 
+    /// Whether a connection that begins now would have to wait for others to end.
+    pub(crate) fn is_short(&self) -> bool {
+        let spec = self.spec.borrow();
+        let peer = self.core.peers.get(&spec.peer);
+        peer.is_some_and(|peer| peer.streams.seats.are_short(spec.class.leg()))
+    }
+
     /// What the channel is now, and every change of it.
     pub(crate) fn spec(&self) -> watch::Receiver<Arc<ChannelSpec>> {
         self.spec.clone()

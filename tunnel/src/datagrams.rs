@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -41,6 +41,16 @@ const WAITING_MAX: usize = 256;
 
 /// A flow that has carried nothing for so long is over: what home routers give UDP.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// The same for one that has carried a question or two, each with its answer: whoever looks up names asks the
+/// next one from another port, and each flow holds a stream.
+const ANSWERED_IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// Questions after which a flow is taken to go on: a resolver asks for addresses of both kinds at once.
+const QUESTION_COUNT_MAX: u64 = 2;
+
+/// How long the flow that is silent longest must have been so before it makes room for another source.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 
 /// How long a datagram waits for its turn under a cap: what is older is late.
 const TURN_WAIT: Duration = Duration::from_millis(50);
@@ -166,6 +176,7 @@ impl Flow<'_> {
         let (whole, mut whole_heard) = mpsc::channel::<Bytes>(WAITING_MAX);
         let pumping = async {
             let mut turn = pin!(None);
+            let mut passed = Passed::default();
             loop {
                 let is_free = turn.is_none();
                 let next = tokio::select! {
@@ -173,15 +184,20 @@ impl Flow<'_> {
                         turn.set(None);
                         None
                     }
-                    next = timeout(IDLE_MAX, side.next()), if is_free => match next {
-                        Ok(Some(datagram)) => Some(datagram),
+                    next = timeout(passed.idle_max(), side.next()), if is_free => match next {
+                        Ok(Some(datagram)) => {
+                            passed.out += 1;
+                            Some(datagram)
+                        }
                         _ => return,
                     },
                     Some(datagram) = registered.heard.recv() => {
+                        passed.back += 1;
                         self.hand(side, &datagram);
                         None
                     }
                     Some(datagram) = whole_heard.recv() => {
+                        passed.back += 1;
                         // It came over the stream, which has counted it.
                         side.hand(&datagram);
                         None
@@ -247,6 +263,25 @@ impl Flow<'_> {
     fn count_dropped(&self) {
         self.peer.counters.add_dropped(self.stream.class);
         self.stream.meter.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How many datagrams have passed through a flow, seen from either side of it.
+#[derive(Debug, Default)]
+struct Passed {
+    out: u64,
+    back: u64,
+}
+
+impl Passed {
+    /// How long the flow may carry nothing from now on.
+    fn idle_max(&self) -> Duration {
+        let is_answered = self.out == self.back && (1..=QUESTION_COUNT_MAX).contains(&self.out);
+        if is_answered {
+            ANSWERED_IDLE_MAX
+        } else {
+            IDLE_MAX
+        }
     }
 }
 
@@ -338,6 +373,7 @@ struct Source {
     socket: Weak<UdpSocket>,
     address: SocketAddr,
     heard: mpsc::Receiver<Bytes>,
+    seen: Seen,
 }
 
 impl Side for Source {
@@ -346,9 +382,76 @@ impl Side for Source {
     }
 
     fn hand(&self, datagram: &[u8]) {
+        self.seen.note();
         if let Some(socket) = self.socket.upgrade() {
             // A full socket loses it.
             let _ = socket.try_send_to(datagram, self.address);
+        }
+    }
+}
+
+/// When a source was last heard or answered.
+#[derive(Debug, Clone)]
+struct Seen {
+    began: Instant,
+    /// Milliseconds after that.
+    at: Arc<AtomicU64>,
+}
+
+impl Seen {
+    fn now() -> Self {
+        let (began, at) = (Instant::now(), Arc::default());
+        Self { began, at }
+    }
+
+    fn note(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.at.store(now, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(at)
+    }
+}
+
+/// The sources of a listening socket, as many as the channel has places.
+#[derive(Debug, Default)]
+struct Sources(HashMap<SocketAddr, (mpsc::Sender<Bytes>, Seen)>);
+
+impl Sources {
+    /// Where the datagrams of a source go, if its flow is still there.
+    fn find(&self, address: SocketAddr) -> Option<&mpsc::Sender<Bytes>> {
+        let (mailbox, seen) = self.0.get(&address)?;
+        seen.note();
+        Some(mailbox).filter(|mailbox| !mailbox.is_closed())
+    }
+
+    /// Takes a source in whose first datagram this is.
+    fn add(&mut self, address: SocketAddr, first: Bytes) -> (mpsc::Receiver<Bytes>, Seen) {
+        let ((mailbox, heard), seen) = (mpsc::channel(WAITING_MAX), Seen::now());
+        // There is room for the first.
+        let _ = mailbox.try_send(first);
+        self.0.insert(address, (mailbox, seen.clone()));
+        (heard, seen)
+    }
+
+    /// Forgets those whose flows have ended.
+    fn sweep(&mut self) {
+        self.0.retain(|_, (mailbox, _)| !mailbox.is_closed());
+    }
+
+    /// Lets go of the one that is silent longest, if that is long enough; its flow ends.
+    fn make_room(&mut self) {
+        self.sweep();
+        let silent = self
+            .0
+            .iter()
+            .map(|(address, (_, seen))| (seen.silence(), *address));
+        if let Some((silence, address)) = silent.max()
+            && silence >= SILENCE_MIN
+        {
+            self.0.remove(&address);
         }
     }
 }
@@ -359,7 +462,7 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
     let socket = Arc::new(socket);
     let mut all = serving.stop.clone();
     let mut spec = serving.spec();
-    let mut sources: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
+    let mut sources = Sources::default();
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice();
     let mut swept = Instant::now();
     loop {
@@ -367,36 +470,37 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
             () = stop.requested() => return,
             () = all.requested() => return,
             // The flows of before end once nobody can write to them.
-            _ = spec.changed() => { sources.clear(); continue; }
+            _ = spec.changed() => { sources = Sources::default(); continue; }
             received = socket.recv_from(&mut buffer) => received,
         };
         let Ok((count, address)) = received else {
             continue;
         };
         if swept.elapsed() > IDLE_MAX {
-            sources.retain(|_, source| !source.is_closed());
+            sources.sweep();
             swept = Instant::now();
         }
         let datagram = Bytes::copy_from_slice(&buffer[..count]);
-        let known = sources.get(&address).filter(|source| !source.is_closed());
-        if let Some(source) = known {
+        if let Some(source) = sources.find(address) {
             if source.try_send(datagram).is_err() {
                 serving.count_dropped();
             }
             continue;
         }
-        let Some(place) = serving.place() else {
+        let place = serving.place();
+        if place.is_none() || serving.is_short() {
+            sources.make_room();
+        }
+        let Some(place) = place else {
             serving.note(&Fault::new(Code::Busy, "too many sources of datagrams"));
             continue;
         };
-        let (mailbox, heard) = mpsc::channel(WAITING_MAX);
-        // There is room for the first.
-        let _ = mailbox.try_send(datagram);
-        sources.insert(address, mailbox);
+        let (heard, seen) = sources.add(address, datagram);
         let mut source = Source {
             socket: Arc::downgrade(&socket),
             address,
             heard,
+            seen,
         };
         let serving = serving.clone();
         tokio::spawn(async move {
@@ -420,6 +524,43 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_source_that_is_silent_longest_makes_room() {
+        let mut sources = Sources::default();
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut flows: Vec<_> = (1..=3)
+            .map(|port| sources.add(address(port), Bytes::new()))
+            .collect();
+        sources.make_room();
+        assert_eq!(sources.0.len(), 3, "none is silent for long");
+        for (port, seconds) in [(1, 30), (2, 20), (3, 10)] {
+            let (_, seen) = sources.0.get_mut(&address(port)).unwrap();
+            seen.began -= Duration::from_secs(seconds);
+        }
+        // The third asks again.
+        assert!(sources.find(address(3)).is_some());
+        // The second's flow has ended by itself.
+        flows.remove(1);
+        sources.make_room();
+        assert!(!sources.0.contains_key(&address(2)) && !sources.0.contains_key(&address(1)));
+        sources.make_room();
+        assert!(sources.0.contains_key(&address(3)));
+    }
+
+    #[test]
+    fn a_flow_that_has_its_answers_ends_soon() {
+        for (out, back, idle_max) in [
+            (0, 0, IDLE_MAX),
+            (1, 0, IDLE_MAX),
+            (1, 1, ANSWERED_IDLE_MAX),
+            (2, 2, ANSWERED_IDLE_MAX),
+            (1, 2, IDLE_MAX),
+            (3, 3, IDLE_MAX),
+        ] {
+            assert_eq!(Passed { out, back }.idle_max(), idle_max, "{out} {back}");
+        }
+    }
 
     #[test]
     fn con_5_a_datagram_reaches_its_flow_and_no_other() {

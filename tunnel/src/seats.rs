@@ -69,6 +69,12 @@ impl Seats {
             _of_open: of_open,
         }
     }
+
+    /// Whether an application would have to wait.
+    pub(crate) fn are_short(&self, leg: Leg) -> bool {
+        let row = &self.0[leg as usize];
+        row.open.available_permits() == 0 || row.all.available_permits() == 0
+    }
 }
 
 #[cfg(test)]
@@ -85,8 +91,10 @@ mod tests {
         let take = |leg, guest| timeout(SOON, seats.take(leg, guest));
         let mut held = Vec::new();
         for _ in 0..48 {
+            assert!(!seats.are_short(Leg::Urgent));
             held.push(take(Leg::Urgent, Guest::Application).await.unwrap());
         }
+        assert!(seats.are_short(Leg::Urgent) && !seats.are_short(Leg::Bulk));
         assert!(take(Leg::Urgent, Guest::Application).await.is_err());
         let moves: Vec<_> = [(); 16].map(|()| take(Leg::Urgent, Guest::Move)).into();
         let mut lanes = Vec::new();

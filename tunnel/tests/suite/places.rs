@@ -1,11 +1,12 @@
-//! How many streams each may begin: moves beside applications, and old streams beside new ones.
+//! How many streams each may begin: moves beside applications, old streams beside new ones, sources of
+//! datagrams one after the other.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, echo, name, soon, until};
+use crate::harness::{Pair, SOON, accept, echo, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::relay::Direction;
 use towpath_protocol::channel::Class;
@@ -118,4 +119,51 @@ async fn streams_that_live_go_on_before_new_ones_begin() {
     }
     let took = began.elapsed();
     assert!(took < Duration::from_secs(2), "took {took:?}");
+}
+
+async fn udp_echo() -> Endpoint {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 2048];
+        while let Ok((count, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&buffer[..count], from).await;
+        }
+    });
+    Endpoint::Udp(address)
+}
+
+/// Asks once from a port of its own.
+async fn asks(address: SocketAddr) -> bool {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(address).await.unwrap();
+    socket.send(b"question").await.unwrap();
+    let mut heard = [0; 16];
+    let answer = timeout(Duration::from_secs(3), socket.recv(&mut heard)).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|count| count == 8))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_of_datagrams_that_ask_once_leave_room_for_the_next() {
+    let target = udp_echo().await;
+    let change = |edge: &mut Config, region: &mut Config| {
+        few(edge, region);
+        joined(edge, region, &target, "udp:127.0.0.1:0");
+    };
+    let pair = Pair::start_with(change, None).await;
+    let address = address(&pair);
+    // A resolver has another port for each question.
+    for question in 0..3 * STREAMS {
+        assert!(asks(address).await, "question {question} has no answer");
+        sleep(Duration::from_millis(300)).await;
+    }
+    // And none of them holds a stream for long.
+    until("their flows end", || {
+        pair.edge.status().links[0].streams == 0
+    })
+    .await;
+    let listener = pair.echo();
+    let (opened, _) =
+        soon(async { tokio::join!(pair.open("echo", Class::App), accept(&listener)) }).await;
+    opened.unwrap();
 }
