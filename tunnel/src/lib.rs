@@ -29,6 +29,7 @@
 //! | `names` | where peers are to be found |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
+//! | `turns` | who writes next where a connection has no room for all |
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `seats` | how many streams this side has with a peer |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
@@ -96,6 +97,7 @@ mod tails;
 mod timetable;
 mod transport;
 mod trust;
+mod turns;
 mod vitals;
 mod watch;
 mod windows;

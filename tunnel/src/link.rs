@@ -25,6 +25,7 @@ use crate::peer::Peer;
 use crate::shares::{Shares, cap_text};
 use crate::standing::Papers;
 use crate::streams::Party;
+use crate::turns::Turns;
 use crate::watch::{Seen, Watch};
 use crate::windows::{self, Memory, Windows};
 use crate::wire;
@@ -101,6 +102,7 @@ pub(crate) struct Link {
     pub counters: Arc<Counters>,
     pub reports: Reports,
     pub news: News,
+    pub turns: Turns,
     /// The certificates it was made with.
     pub papers: Papers,
     urgent: Connection,
@@ -200,6 +202,7 @@ impl Link {
             counters: Arc::clone(&site.counters),
             reports: Reports::default(),
             news: News::having_told(told),
+            turns: Turns::default(),
             papers: Papers::default(),
             urgent,
             bulk,

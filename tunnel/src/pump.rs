@@ -27,7 +27,7 @@ use crate::resume::Incoming;
 use crate::streams::{Stream, Streams};
 use crate::tails::{LEAST_BYTES, Tail};
 use crate::windows::Inflow;
-use crate::wire;
+use crate::{turns, wire};
 
 /// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
 const PIECES_PER_READ: usize = 256;
@@ -342,7 +342,17 @@ impl Copy<'_> {
         Ok(())
     }
 
-    async fn write(self, send: &mut quinn::SendStream, piece: Bytes) -> Result<(), Break> {
+    async fn write(self, send: &mut quinn::SendStream, mut bytes: Bytes) -> Result<(), Break> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(turns::PIECE_BYTES));
+            // Whoever waits here is not stuck: the one whose turn it is would be.
+            let _turn = self.link.turns.wait(self.stream.class).await;
+            self.write_piece(send, piece).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_piece(self, send: &mut quinn::SendStream, piece: Bytes) -> Result<(), Break> {
         let mut writing = pin!(send.write_chunk(piece));
         let mut heard_bytes = self.stream.out().acknowledged();
         loop {

@@ -21,3 +21,4 @@ mod rotation;
 mod shaping;
 mod streams;
 mod succession;
+mod turns;
