@@ -206,9 +206,12 @@ impl Channels {
     pub(crate) async fn configure(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
         let mut late = self.late.lock().await;
         let is_configured = |name: &Name| configured.iter().any(|spec| spec.name == *name);
-        let gone = self.book.lock().await.forget(is_configured);
-        for name in gone {
-            self.stop(&name, "no longer configured").await;
+        {
+            // Held until they are closed: one that is pushed meanwhile would be closed with them.
+            let mut book = self.book.lock().await;
+            for name in book.forget(is_configured) {
+                self.stop(&name, "no longer configured").await;
+            }
         }
         for spec in configured {
             let Some(channel) = self.find(&spec.name) else {
@@ -400,10 +403,7 @@ impl Channels {
                 () = stop.requested() => break,
                 _ = ticks.tick() => {}
             }
-            let expired = self.book.lock().await.expire(now_unix());
-            for name in expired {
-                self.stop(&name, "expired").await;
-            }
+            self.end_expired().await;
             self.open_late(core).await;
             // The ticks are apart what the rest of this takes, and more on a busy machine.
             let elapsed = measured.elapsed();
@@ -417,6 +417,15 @@ impl Channels {
         }
         for channel in self.list() {
             channel.all.0.stop();
+        }
+    }
+
+    /// Ends what has expired.
+    async fn end_expired(&self) {
+        // Held until they are closed: one that is pushed again meanwhile would be closed with them.
+        let mut book = self.book.lock().await;
+        for name in book.expire(now_unix()) {
+            self.stop(&name, "expired").await;
         }
     }
 

@@ -16,6 +16,7 @@ mod page;
 mod places;
 mod probe;
 mod reload;
+mod renewals;
 mod resume;
 mod rotation;
 mod shaping;
