@@ -3,9 +3,10 @@
 mod identity;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use towpath_daemon::config::{self, Wrong};
 use towpath_daemon::{log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
@@ -15,6 +16,10 @@ use crate::commands::{bench, probe, shape};
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
 use crate::show::Format;
+
+/// How long calls that are under way may take once the tunnel has stopped. One to a name server that does not
+/// answer takes 10 s and more, and then the service manager kills what has said farewell long before.
+const LEFTOVER_WAIT: Duration = Duration::from_millis(500);
 
 /// What is to be done with the tunnel.
 #[derive(Debug, Subcommand)]
@@ -63,7 +68,7 @@ fn serve(config: &Config) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
-    runtime.block_on(async {
+    run_in(runtime, async {
         // The trigger is kept: a shutdown whose trigger is gone counts as asked for.
         let (_trigger, stop) = shutdown::on_signals()?;
         towpath_tunnel::run(config, stop).await
@@ -79,6 +84,13 @@ fn placed(file: &Path, fault: Fault) -> Fault {
     }
 }
 
+/// Runs something to its end; calls of the system's that it has left behind are not waited for.
+fn run_in<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LEFTOVER_WAIT);
+    done
+}
+
 /// Checks the text of a tunnel's configuration file, and the files it names as the daemon's start would; those
 /// that whoever asks may not open.
 pub(crate) fn check(file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
@@ -87,4 +99,28 @@ pub(crate) fn check(file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
         let wrong = Wrong::new(found.key, found.fault.detail);
         Fault::new(found.fault.code, config::place(file, text, &wrong))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    #[test]
+    fn a_name_server_that_does_not_answer_holds_no_end_up() {
+        let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+        let (answer, answered) = mpsc::channel::<()>();
+        let (asking, asked) = tokio::sync::oneshot::channel();
+        let began = Instant::now();
+        run_in(runtime, async {
+            tokio::task::spawn_blocking(move || {
+                let _ = asking.send(());
+                let _ = answered.recv_timeout(Duration::from_secs(20));
+            });
+            asked.await.unwrap();
+        });
+        assert!(began.elapsed() < Duration::from_secs(5));
+        drop(answer);
+    }
 }
