@@ -2,13 +2,16 @@
 //!
 //! What has been read from either side and not yet passed on stands in a [`Flow`], never in a future:
 //! a copy can be stopped at any await, and another one goes on where it was.
+//!
+//! A program may go before it has read all: a service that refuses an upload answers and closes. Then what
+//! comes for it is dropped, and the stream is cut off once the peer has all that the program has said.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -68,6 +71,8 @@ pub(crate) struct Settings {
 pub(crate) struct Flow {
     outward: Outward,
     inward: Inward,
+    /// The program takes no more: what comes for it is dropped.
+    is_deaf: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +87,8 @@ struct Outward {
     given: u64,
     /// What the stream's reader takes.
     taken: Inflow,
+    /// Why the program can be read no more, though it did not end: the stream ends with that.
+    failed: Option<Fault>,
 }
 
 #[derive(Debug, Default)]
@@ -139,9 +146,10 @@ pub(crate) async fn run(
         stream,
         settings,
     };
+    let is_deaf = &flow.is_deaf;
     tokio::try_join!(
-        both.outward(local.0, &mut flow.outward, send),
-        both.inward(recv, local.1, &mut flow.inward),
+        both.outward(local.0, (&mut flow.outward, is_deaf), send),
+        both.inward(recv, local.1, (&mut flow.inward, is_deaf)),
     )?;
     Ok(())
 }
@@ -169,9 +177,10 @@ pub(crate) async fn run_apart(
         stream,
         settings,
     };
+    let is_deaf = &flow.is_deaf;
     tokio::try_join!(
-        both.gather(local.0, &mut flow.outward),
-        both.finish_inward(local.1, &mut flow.inward),
+        both.gather(local.0, &mut flow.outward, is_deaf),
+        both.finish_inward(local.1, &mut flow.inward, is_deaf),
     )?;
     Ok(())
 }
@@ -195,7 +204,7 @@ impl Copy<'_> {
     async fn outward(
         self,
         local: &mut (impl AsyncRead + Unpin),
-        side: &mut Outward,
+        (side, is_deaf): (&mut Outward, &AtomicBool),
         send: &mut quinn::SendStream,
     ) -> Result<(), Break> {
         // The peer wants no more, or the link is gone: nobody else would tell us while the local program
@@ -208,7 +217,7 @@ impl Copy<'_> {
             side.again.pop_front();
             side.again_at = end;
         }
-        while !self.stream.out().is_ended() {
+        while !side.is_over(self.stream) {
             if side.read.is_empty() {
                 tokio::select! {
                     read = self.read(local, side) => read?,
@@ -226,20 +235,31 @@ impl Copy<'_> {
                 self.write(send, piece).await?;
             }
         }
-        // Fails only if the peer has stopped the stream, and then there is nothing to finish.
-        let _ = send.finish();
-        self.until_heard(stopped).await
+        if side.failed.is_none() {
+            // Fails only if the peer has stopped the stream, and then there is nothing to finish.
+            let _ = send.finish();
+        }
+        self.until_heard(side, stopped).await?;
+        Ok(side.verdict(is_deaf)?)
     }
 
-    /// Waits until the peer has reported the end.
+    /// Waits until the peer has reported all there was, and the end if there was one.
     async fn until_heard(
         self,
+        side: &Outward,
         mut stopped: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
     ) -> Result<(), Break> {
         let mut is_acknowledged = false;
-        while !self.stream.out().is_done() {
+        while !side.is_heard(self.stream) {
+            let heard = timeout(self.settings.stall, self.stream.acknowledged.notified());
             tokio::select! {
-                () = self.stream.acknowledged.notified() => {}
+                heard = heard => {
+                    // Whoever half closes may wait for as long as it likes; this stream is over already.
+                    let is_late = heard.is_err() && side.failed.is_some();
+                    if is_late && !self.link.is_ill() {
+                        return Err(stalled("the peer", self.settings.stall).into());
+                    }
+                }
                 ended = &mut stopped, if !is_acknowledged => match ended {
                     // QUIC has brought it all over; the peer's program does not have it yet.
                     Ok(None) => is_acknowledged = true,
@@ -283,10 +303,18 @@ impl Copy<'_> {
                 let count = unread.filled().len();
                 Poll::Ready(Ok(Some(buffer.fill(count))))
             });
-            let read = reading.await;
-            if let Some(read) = read.map_err(|error: io::Error| local_gone(&error))? {
-                side.read = read;
-                break;
+            let read: io::Result<Option<Bytes>> = reading.await;
+            match read {
+                Ok(None) => {}
+                Ok(Some(read)) => {
+                    side.read = read;
+                    break;
+                }
+                Err(error) => {
+                    // What it has said before is on its way still; read again it would seem to have ended well.
+                    side.failed = Some(local_gone(&error));
+                    return Ok(());
+                }
             }
             let heard = self.stream.acknowledged.notified();
             let is_late = timeout(self.settings.stall, heard).await.is_err();
@@ -376,10 +404,10 @@ impl Copy<'_> {
         self,
         recv: &mut quinn::RecvStream,
         local: &mut (impl AsyncWrite + Unpin),
-        side: &mut Inward,
+        (side, is_deaf): (&mut Inward, &AtomicBool),
     ) -> Result<(), Break> {
         loop {
-            self.hand_over(local, side).await?;
+            self.hand_over(local, side, is_deaf).await?;
             if side.offsets.is_ended() {
                 return Ok(());
             }
@@ -401,10 +429,23 @@ impl Copy<'_> {
         self,
         local: &mut (impl AsyncWrite + Unpin),
         side: &mut Inward,
+        is_deaf: &AtomicBool,
     ) -> Result<(), Fault> {
         let mut is_news = false;
         while !side.left.is_empty() {
-            let written = self.write_local(local, &side.left).await?;
+            let written = if is_deaf.load(Ordering::Relaxed) {
+                side.left.iter().map(Bytes::len).sum()
+            } else {
+                match self.write_local(local, &side.left).await {
+                    Ok(written) => written,
+                    // What it has said is on its way still.
+                    Err(fault) if fault.code == Code::Gone && !self.stream.out().is_done() => {
+                        is_deaf.store(true, Ordering::Relaxed);
+                        continue;
+                    }
+                    Err(fault) => return Err(fault),
+                }
+            };
             side.let_go(written);
             is_news = true;
         }
@@ -457,20 +498,18 @@ impl Copy<'_> {
         self,
         local: &mut (impl AsyncRead + Unpin),
         side: &mut Outward,
+        is_deaf: &AtomicBool,
     ) -> Result<(), Fault> {
         loop {
             if !side.read.is_empty() {
                 self.count(side, u64::MAX);
             }
-            let (is_full, is_ended, is_done) = {
-                let out = self.stream.out();
-                let is_full = out.held_bytes() + ROOM_BYTES_MIN > self.settings.tail_bytes;
-                (is_full, out.is_ended(), out.is_done())
-            };
-            if is_done {
-                return Ok(());
+            if side.is_heard(self.stream) {
+                return side.verdict(is_deaf);
             }
-            if is_full || is_ended {
+            let is_full =
+                self.stream.out().held_bytes() + ROOM_BYTES_MIN > self.settings.tail_bytes;
+            if is_full || side.is_over(self.stream) {
                 // The peer may say on the next link that it has everything.
                 self.stream.acknowledged.notified().await;
             } else {
@@ -483,12 +522,37 @@ impl Copy<'_> {
         self,
         local: &mut (impl AsyncWrite + Unpin),
         side: &mut Inward,
+        is_deaf: &AtomicBool,
     ) -> Result<(), Fault> {
-        self.hand_over(local, side).await?;
+        self.hand_over(local, side, is_deaf).await?;
         if side.offsets.is_ended() {
             return Ok(());
         }
         std::future::pending().await
+    }
+}
+
+impl Outward {
+    /// Whether the program is not read any more.
+    fn is_over(&self, stream: &Stream) -> bool {
+        self.failed.is_some() || stream.out().is_ended()
+    }
+
+    /// Whether the peer has all there will ever be.
+    fn is_heard(&self, stream: &Stream) -> bool {
+        let out = stream.out();
+        out.is_done() || (self.failed.is_some() && out.held_bytes() == 0)
+    }
+
+    /// How the stream ends, once all was heard.
+    fn verdict(&self, is_deaf: &AtomicBool) -> Result<(), Fault> {
+        match &self.failed {
+            Some(fault) => Err(fault.clone()),
+            None if is_deaf.load(Ordering::Relaxed) => {
+                Err(local_gone(&io::ErrorKind::BrokenPipe.into()))
+            }
+            None => Ok(()),
+        }
     }
 }
 

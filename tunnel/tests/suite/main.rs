@@ -6,6 +6,7 @@
 mod harness;
 
 mod admin;
+mod answers;
 mod bench;
 mod channels;
 mod forecast;
