@@ -241,22 +241,25 @@ impl Flow<'_> {
         let mut whole = BytesMut::with_capacity(NUMBER_BYTES + datagram.len());
         whole.put_u64_le(self.number);
         whole.extend_from_slice(&datagram);
+        let wanted = whole.len() as u64;
+        let mut backlog = self.stream.backlog(&link.pace);
+        let mut granted = 0;
         let turn = async {
-            let mut backlog = self.stream.backlog(&link.pace);
-            let mut left = whole.len() as u64;
-            while left > 0 {
-                left -= backlog.grant(left).await;
+            while granted < wanted {
+                granted += backlog.grant(wanted - granted).await;
             }
         };
-        if timeout(TURN_WAIT, turn).await.is_err() {
-            self.count_dropped();
-            return;
-        }
+        let is_in_time = timeout(TURN_WAIT, turn).await.is_ok();
         let connection = link.connection(class.leg());
-        if connection.send_datagram(whole.freeze()).is_ok() {
+        // Where there is no room QUIC would drop older ones of any flow, and tell nobody.
+        let is_room = connection.datagram_send_buffer_space() >= whole.len();
+        if is_in_time && is_room && connection.send_datagram(whole.freeze()).is_ok() {
             let bytes = datagram.len() as u64;
             self.peer.counters.add_sent(class, bytes);
             self.stream.count_sent(bytes);
+        } else {
+            backlog.give_back(granted);
+            self.count_dropped();
         }
     }
 

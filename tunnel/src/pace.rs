@@ -16,7 +16,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
 use crate::quota::Quota;
-use crate::shaper::{Shaper, Wish};
+use crate::shaper::{Shaper, Unseen, Wish};
 use crate::shares::Shares;
 
 /// How long the leader sleeps at most; whatever is missed costs no more than this.
@@ -49,7 +49,7 @@ pub(crate) struct Pace {
     /// Bytes that have left on the wire over this link, by leg.
     left: [AtomicU64; 2],
     /// Bytes that were granted for this link and that its wire has not shown yet.
-    unseen: AtomicU64,
+    unseen: Mutex<Unseen>,
 }
 
 impl Pacer {
@@ -103,7 +103,15 @@ impl Pacer {
 
     /// Takes note that so many granted bytes will never leave.
     fn forget(&self, bytes: u64) {
-        self.state().shaper.forget(bytes);
+        let now = self.now();
+        self.state().shaper.forget(bytes, now);
+    }
+
+    /// Gives back what was granted and will not be sent.
+    fn refund(&self, class: Class, bytes: u64) {
+        let now = self.now();
+        self.state().shaper.refund(class, bytes, now);
+        self.sooner.notify_one();
     }
 
     /// What so many bytes of a class come to on the wire, as far as was seen.
@@ -160,11 +168,11 @@ impl Pacer {
 
 impl Pace {
     /// Paces a new link.
-    pub(crate) const fn new(pacer: Arc<Pacer>) -> Self {
+    pub(crate) fn new(pacer: Arc<Pacer>) -> Self {
         Self {
             pacer,
-            left: [AtomicU64::new(0), AtomicU64::new(0)],
-            unseen: AtomicU64::new(0),
+            left: Default::default(),
+            unseen: Mutex::default(),
         }
     }
 
@@ -202,22 +210,24 @@ impl Pace {
             *news = news.saturating_sub(left.swap(*news, Ordering::Relaxed));
         }
         let sum = news.iter().sum();
-        let rest = |unseen: u64| Some(unseen.saturating_sub(sum));
-        // Never fails: there is always a rest.
-        let _ = self
-            .unseen
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        self.unseen().take(self.pacer.now(), sum);
         self.pacer.observe(news);
     }
 
     /// Whether the wire should be looked at soon, so that the cap holds.
     pub(crate) fn is_unobserved(&self) -> bool {
-        self.unseen.load(Ordering::Relaxed) > 0 && self.rate().is_some()
+        self.rate().is_some() && self.unseen().bytes(self.pacer.now()) > 0
     }
 
     /// The link is over: what it was granted and has not sent never goes.
     pub(crate) fn end(&self) {
-        self.pacer.forget(self.unseen.swap(0, Ordering::Relaxed));
+        let mut unseen = std::mem::take(&mut *self.unseen());
+        self.pacer.forget(unseen.bytes(self.pacer.now()));
+    }
+
+    fn unseen(&self) -> MutexGuard<'_, Unseen> {
+        // Nothing panics while it is held.
+        self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -274,7 +284,8 @@ impl Drop for Waiting {
         if state.shaper.withdraw(self.class, self.wish) {
             state.waiting.remove(&self.wish);
         } else if let Ok(bytes) = self.heard.try_recv() {
-            state.shaper.refund(self.class, bytes);
+            drop(state);
+            self.pace.refund(self.class, bytes);
         }
     }
 }
@@ -301,9 +312,18 @@ impl Backlog<'_> {
             Ok(granted) => granted,
             Err(mut waiting) => waiting.granted().await,
         };
-        self.pace.unseen.fetch_add(granted, Ordering::Relaxed);
+        let now = self.pace.pacer.now();
+        self.pace.unseen().add(now, granted);
         self.reserved -= granted;
         granted
+    }
+
+    /// Gives back what was granted and will not be sent.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        let pacer = &self.pace.pacer;
+        self.pace.unseen().take(pacer.now(), bytes);
+        pacer.refund(self.class, bytes);
+        self.quota.give_back(bytes);
     }
 }
 
@@ -359,6 +379,33 @@ mod tests {
         let most = rate.bytes_in(began.elapsed() + Duration::from_millis(20));
         assert!(sum <= most, "{sum} of {most}");
         assert!(sum >= most / 2, "{sum} of {most}");
+    }
+
+    #[tokio::test]
+    async fn a_link_whose_grants_never_left_is_looked_at_no_more() {
+        let rate = Rate::from_bytes_per_second(1_000_000).unwrap();
+        let pace = Arc::new(Pace::new(Arc::new(Pacer::new(
+            Some(rate),
+            Shares::default(),
+        ))));
+        granted(std::slice::from_ref(&pace), Duration::from_millis(20)).await;
+        assert!(pace.is_unobserved());
+        let began = Clock::now();
+        while pace.is_unobserved() {
+            assert!(
+                began.elapsed() < Duration::from_secs(5),
+                "looks without end"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            pace.observe([0, 0]);
+        }
+        // What is given back was not sent.
+        let quota = Quota::default();
+        let mut backlog = pace.backlog(Class::Bulk, &quota);
+        let bytes = backlog.grant(1000).await;
+        assert!(pace.is_unobserved());
+        backlog.give_back(bytes);
+        assert!(!pace.is_unobserved());
     }
 
     #[tokio::test]

@@ -32,6 +32,7 @@
 //! scavenger compete for the connection that both use.
 
 mod bucket;
+mod unseen;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -43,6 +44,7 @@ use towpath_protocol::time::Instant;
 use crate::shares::Shares;
 use bucket::BILLION;
 pub(crate) use bucket::Bucket;
+pub(crate) use unseen::Unseen;
 
 /// Most bytes in one grant: a piece this small holds an urgent one up by 5 ms at 100 Mbit/s at most.
 pub const PIECE_BYTES_MAX: u64 = 64 * 1024;
@@ -106,7 +108,7 @@ pub struct Shaper {
     /// Virtual time: where the class was that was served last by its weight.
     reached: i128,
     /// Bytes granted that the wire's counters have not shown yet.
-    unseen: u64,
+    unseen: Unseen,
     wires: [Wire; 2],
     wake: Option<Instant>,
 }
@@ -159,7 +161,7 @@ impl Shaper {
             queues: Default::default(),
             wish_count: 0,
             reached: 0,
-            unseen: 0,
+            unseen: Unseen::default(),
             wires: Default::default(),
             wake: None,
         };
@@ -244,12 +246,12 @@ impl Shaper {
     }
 
     /// Gives back what was granted and will not be sent.
-    pub fn refund(&mut self, class: Class, bytes: u64) {
+    pub fn refund(&mut self, class: Class, bytes: u64, now: Instant) {
         let queue = &mut self.queues[class.index()];
         for bucket in [&mut self.root, &mut queue.cap].into_iter().flatten() {
             bucket.gain(bytes);
         }
-        self.unseen = self.unseen.saturating_sub(bytes);
+        self.unseen.take(now, bytes);
     }
 
     /// The next wish that is granted, and how many bytes: at least one, at most as many as were asked
@@ -290,15 +292,14 @@ impl Shaper {
         }
         let Some(root) = &mut self.root else { return };
         root.fill(now);
-        let foreseen = left.min(self.unseen);
-        self.unseen -= foreseen;
+        let foreseen = self.unseen.take(now, left);
         let debt_max = root.earned_in(DEBT_TIME_MAX);
         root.charge(i128::from(left - foreseen) * BILLION, debt_max);
     }
 
     /// Takes note that so many bytes that were granted will never leave: no others may go for them.
-    pub const fn forget(&mut self, bytes: u64) {
-        self.unseen = self.unseen.saturating_sub(bytes);
+    pub fn forget(&mut self, bytes: u64, now: Instant) {
+        self.unseen.take(now, bytes);
     }
 
     /// What so many bytes of a leg come to on the wire, as far as was seen.
@@ -552,7 +553,7 @@ impl Shaper {
         self.wires[class.leg() as usize].granted += bytes;
         if let Some(root) = &mut self.root {
             root.spend(bytes);
-            self.unseen += bytes;
+            self.unseen.add(now, bytes);
         }
         (wish, bytes)
     }

@@ -339,6 +339,30 @@ fn a_storm_of_retransmissions_is_forgiven_after_a_second() {
     assert!(shaper.poll(then).is_some());
 }
 
+/// QUIC drops what was granted: datagrams that are too many, what a stream that was reset had not sent.
+#[test]
+fn what_was_granted_and_has_not_left_for_long_hides_nothing_that_leaves() {
+    let mut shaper = Shaper::new(Some(rate("10Mbit")), Shares::default(), at(0));
+    shaper.enter(Class::App, at(0));
+    let (mut now, mut granted) = (0, 0);
+    shaper.ask(Class::App, 64 << 10);
+    while granted < 1_000_000 {
+        now += MILLISECOND;
+        while let Some((_, bytes)) = shaper.poll(at(now)) {
+            granted += bytes;
+            shaper.ask(Class::App, 64 << 10);
+        }
+    }
+    for _ in 0..40 {
+        now += 100 * MILLISECOND;
+        shaper.observe([0, 0], at(now));
+    }
+    shaper.observe([500_000, 0], at(now));
+    assert_eq!(shaper.poll(at(now)), None);
+    let then = shaper.deadline().unwrap();
+    assert!(then >= at(now + 300 * MILLISECOND), "{then:?} of {now}");
+}
+
 #[test]
 fn what_was_withdrawn_is_not_granted_and_what_is_given_back_can_be_sent() {
     let mut shaper = Shaper::new(Some(rate("10Mbit")), Shares::default(), at(0));
@@ -354,7 +378,7 @@ fn what_was_withdrawn_is_not_granted_and_what_is_given_back_can_be_sent() {
     }
     let last = shaper.ask(Class::Bulk, 5000);
     assert_eq!(shaper.poll(at(0)), None);
-    shaper.refund(Class::Bulk, 5000);
+    shaper.refund(Class::Bulk, 5000, at(0));
     assert!(shaper.poll(at(0)).is_some());
     assert!(shaper.withdraw(Class::Bulk, last));
 }
