@@ -9,7 +9,7 @@
 //!   ask ─► Waiting ◄────────────┐
 //!             │  poll: first of │
 //!             │   1. classes whose floor is overdue      may run into debt
-//!             │   2. control, demand                     may run into debt
+//!             │   2. control, demand                     may run into debt, and have a tenth whatever it is
 //!             │   3. classes below their floor
 //!             │   4. the class furthest behind its weight
 //!             │   5. weight 0: nobody else wants anything
@@ -103,6 +103,8 @@ pub struct Shaper {
     shares: Shares,
     /// The cap of the link.
     root: Option<Bucket>,
+    /// What control and demand have of it, however deep others have run into debt.
+    ranked: Option<Bucket>,
     queues: [Queue; Class::ALL.len()],
     wish_count: u64,
     /// Virtual time: where the class was that was served last by its weight.
@@ -145,6 +147,8 @@ enum By {
     Floor,
     /// It goes ahead of all others.
     Rank,
+    /// It does, and has less than it has in any case.
+    Least,
     /// It is furthest behind its weight.
     Weight,
     /// Nobody else wants anything.
@@ -157,7 +161,8 @@ impl Shaper {
     pub fn new(rate: Option<Rate>, shares: Shares, now: Instant) -> Self {
         let mut shaper = Self {
             shares: Shares::default(),
-            root: rate.map(|rate| Bucket::new(rate, now)),
+            root: None,
+            ranked: None,
             queues: Default::default(),
             wish_count: 0,
             reached: 0,
@@ -165,6 +170,7 @@ impl Shaper {
             wires: Default::default(),
             wake: None,
         };
+        shaper.set_rate(rate, now);
         shaper.set_shares(shares, now);
         shaper
     }
@@ -197,9 +203,12 @@ impl Shaper {
 
     /// Changes the cap; credit and debt of the old one stay, within the limits of the new.
     pub fn set_rate(&mut self, rate: Option<Rate>, now: Instant) {
-        match (&mut self.root, rate) {
-            (Some(root), Some(rate)) => root.set_rate(rate, now),
-            (root, rate) => *root = rate.map(|rate| Bucket::new(rate, now)),
+        let rest = |cap: Rate| Rate::clamped(cap.bytes_per_second() - floors_max(cap));
+        for (bucket, rate) in [(&mut self.root, rate), (&mut self.ranked, rate.map(rest))] {
+            match (bucket, rate) {
+                (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
+                (bucket, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
+            }
         }
         self.set_floors(now);
     }
@@ -257,7 +266,7 @@ impl Shaper {
     /// The next wish that is granted, and how many bytes: at least one, at most as many as were asked
     /// for. To be called until there is none.
     pub fn poll(&mut self, now: Instant) -> Option<(Wish, u64)> {
-        for bucket in self.root.iter_mut() {
+        for bucket in [&mut self.root, &mut self.ranked].into_iter().flatten() {
             bucket.fill(now);
         }
         for queue in &mut self.queues {
@@ -346,7 +355,8 @@ impl Shaper {
         let queue = self.queue(class);
         let asked = queue.waiting.front().map_or(u64::MAX, |(_, bytes)| *bytes);
         let floor = queue.floor.as_ref().filter(|_| by == By::Floor);
-        let buckets = [self.root.as_ref(), queue.cap.as_ref(), floor];
+        let ranked = self.ranked.as_ref().filter(|_| by == By::Least);
+        let buckets = [self.root.as_ref(), queue.cap.as_ref(), floor, ranked];
         let pieces = buckets
             .into_iter()
             .flatten()
@@ -364,10 +374,12 @@ impl Shaper {
         if let Some(class) = first(self, |queue| {
             queue.floor.as_ref().is_some_and(Bucket::is_half_full)
         }) {
-            return self.pay(class, By::Floor, self.debt());
+            let paid = self.pay(class, By::Floor, self.debt());
+            return paid.or_else(|| self.pay_ranked(&ready));
         }
         if let Some(class) = first(self, |queue| queue.weight.is_none()) {
-            return self.pay(class, By::Rank, self.debt());
+            let paid = self.pay(class, By::Rank, self.debt());
+            return paid.or_else(|| self.pay_ranked(&ready));
         }
         if let Some(class) = self.below_floor(&ready) {
             return self.pay(class, By::Floor, 0);
@@ -436,6 +448,19 @@ impl Shaper {
         let then = root.instant_of(needed, debt);
         self.wake_at(then);
         None
+    }
+
+    /// Control or demand, if what they have of the cap in any case is not used up; else `wake` is set.
+    fn pay_ranked(&mut self, ready: &[bool]) -> Option<(Class, By)> {
+        let mut ranked = Class::ALL.into_iter().filter(|class| ready[class.index()]);
+        let class = ranked.find(|class| self.queue(*class).weight.is_none())?;
+        match self.ranked.as_ref()?.until(self.piece(class, By::Least)) {
+            None => Some((class, By::Least)),
+            Some(then) => {
+                self.wake_at(then);
+                None
+            }
+        }
     }
 
     /// How far urgent bytes may run ahead of the rate; two packets also where that is more.
@@ -541,6 +566,12 @@ impl Shaper {
             // What it gets beyond its floor is no reason to keep that from it for long.
             let debt_max = floor.earned_in(bucket::BURST_TIME);
             floor.charge(i128::from(on_wire) * BILLION, debt_max);
+        }
+        if queue.weight.is_none()
+            && let Some(ranked) = &mut self.ranked
+        {
+            let debt_max = ranked.earned_in(bucket::BURST_TIME);
+            ranked.charge(i128::from(on_wire) * BILLION, debt_max);
         }
         if by == By::Weight {
             self.reached = self.reached.max(start);

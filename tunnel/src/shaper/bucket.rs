@@ -49,9 +49,14 @@ impl Bucket {
         self.rate
     }
 
-    /// Changes the rate; credit and debt stay, within the limits of the new one.
+    /// Changes the rate; credit stays, within the limits of the new one, and a debt lasts as long as it would
+    /// have.
     pub(crate) fn set_rate(&mut self, rate: Rate, now: Instant) {
         self.fill(now);
+        if self.credit < 0 {
+            let [new, old] = [rate, self.rate].map(|rate| i128::from(rate.bytes_per_second()));
+            self.credit = self.credit.saturating_mul(new) / old;
+        }
         self.rate = rate;
         self.credit = self.credit.min(self.credit_max());
     }

@@ -339,6 +339,56 @@ fn a_storm_of_retransmissions_is_forgiven_after_a_second() {
     assert!(shaper.poll(then).is_some());
 }
 
+/// Acknowledgements of what comes in fast are charged, and may alone be more than a thin cap.
+#[test]
+fn demand_has_a_tenth_of_the_cap_whatever_else_leaves() {
+    let mut shaper = Shaper::new(Some(rate("10Mbit")), Shares::default(), at(0));
+    let (mut wire, mut granted) = (0, BTreeMap::new());
+    let mut wishes = BTreeMap::new();
+    for class in [Class::Demand, Class::Bulk] {
+        shaper.enter(class, at(0));
+        wishes.insert(shaper.ask(class, 4096), class);
+    }
+    for millis in 0..5000 {
+        let now = at(millis * MILLISECOND);
+        wire += 2500;
+        if millis % 10 == 0 {
+            shaper.observe([wire, 0], now);
+        }
+        while let Some((wish, bytes)) = shaper.poll(now) {
+            let class = wishes.remove(&wish).unwrap();
+            *granted.entry(class).or_insert(0) += bytes;
+            wishes.insert(shaper.ask(class, 4096), class);
+        }
+    }
+    let tenth = 5 * 125_000;
+    let demand = granted[&Class::Demand];
+    assert!(
+        (tenth * 9 / 10..tenth * 11 / 10 + 30_000).contains(&demand),
+        "{granted:?}"
+    );
+    assert!(
+        granted
+            .get(&Class::Bulk)
+            .is_none_or(|bytes| *bytes < 30_000)
+    );
+}
+
+#[test]
+fn a_debt_lasts_no_longer_under_a_lower_cap() {
+    let mut shaper = Shaper::new(Some(rate("1Gbit")), Shares::default(), at(0));
+    // One that may runs into debt as far as it may.
+    shaper.enter(Class::Demand, at(0));
+    shaper.ask(Class::Demand, 64 << 10);
+    while shaper.poll(at(0)).is_some() {
+        shaper.ask(Class::Demand, 64 << 10);
+    }
+    shaper.set_rate(Some(rate("10Mbit")), at(0));
+    assert_eq!(shaper.poll(at(0)), None);
+    let then = shaper.deadline().unwrap();
+    assert!(then <= at(25 * MILLISECOND), "{then:?}");
+}
+
 /// QUIC drops what was granted: datagrams that are too many, what a stream that was reset had not sent.
 #[test]
 fn what_was_granted_and_has_not_left_for_long_hides_nothing_that_leaves() {
