@@ -43,6 +43,10 @@ use crate::{probe, timetable, transport};
 /// Losses of a link that are remembered: more of them are not counted apart.
 const LOSS_COUNT_MAX: usize = 32;
 
+/// Links that are kept beside the newest for streams that have not moved (T06): each holds windows of its own, and
+/// a peer may dial as often as it likes.
+const RETIRED_COUNT_MAX: usize = 2;
+
 /// What is known about the way to a peer.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
@@ -374,10 +378,7 @@ impl Peer {
                     return false;
                 }
                 self.learn_from(current);
-                current.retire();
-                let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-                retired.retain(|link| link.strong_count() > 0);
-                retired.push(Arc::downgrade(current));
+                self.retire(current);
             }
             // The peer's wish came with the link.
             self.shape_link(link);
@@ -399,6 +400,18 @@ impl Peer {
         tracing::info!(%peer, %dialler, link = %format_args!("{:032x}", link.id.0), "link up");
         tokio::spawn(Arc::clone(self).attend(Arc::clone(link)));
         Ok(())
+    }
+
+    /// Lets a link live on beside the one that takes its place; the streams of the oldest move if there are many.
+    fn retire(&self, current: &Arc<Link>) {
+        current.retire();
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|link| link.upgrade().is_some_and(|link| !link.is_over()));
+        retired.push(Arc::downgrade(current));
+        let surplus = retired.len().saturating_sub(RETIRED_COUNT_MAX);
+        for link in retired.drain(..surplus).filter_map(|link| link.upgrade()) {
+            link.close(Code::State, "other links have taken its place");
+        }
     }
 
     /// Keeps what a link has learnt about the path, for the next one.

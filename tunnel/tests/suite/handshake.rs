@@ -272,7 +272,7 @@ async fn join(connection: &Connection, change: impl FnOnce(&mut Join)) -> (SendS
     (send, recv)
 }
 
-async fn answer(recv: &mut RecvStream) -> Preamble {
+pub(crate) async fn answer(recv: &mut RecvStream) -> Preamble {
     let mut header = [0; HEADER_BYTES];
     soon(recv.read_exact(&mut header)).await.unwrap();
     let header = Preamble::parse_header(&header).unwrap();
@@ -288,13 +288,13 @@ async fn link(door: &Door) -> (Connection, Connection) {
 }
 
 /// A link made by hand, with the streams that joined it.
-struct Joined {
-    urgent: Connection,
-    bulk: Connection,
-    control: [(SendStream, RecvStream); 2],
+pub(crate) struct Joined {
+    pub urgent: Connection,
+    pub bulk: Connection,
+    pub control: [(SendStream, RecvStream); 2],
 }
 
-async fn joined(door: &Door, link: LinkId) -> Joined {
+pub(crate) async fn joined(door: &Door, link: LinkId) -> Joined {
     joined_with(door, link, TransportConfig::default).await
 }
 
@@ -318,7 +318,7 @@ async fn joined_with(door: &Door, link: LinkId, how: fn() -> TransportConfig) ->
 }
 
 /// The first words of a stream to the region's service.
-fn begin(class: Class) -> Preamble {
+pub(crate) fn begin(class: Class) -> Preamble {
     Preamble::Begin(Begin {
         stream: StreamId(7),
         open: Open {

@@ -23,4 +23,5 @@ mod rotation;
 mod shaping;
 mod streams;
 mod succession;
+mod superseded;
 mod turns;
