@@ -9,7 +9,7 @@ use std::time::Duration;
 use quinn::{RecvStream, SendStream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use towpath_protocol::channel::{
     Cut, PATH_REPORT_VERSION, PathReport, Preamble, REPORT_COUNT_MAX, Received, Report, StreamId,
 };
@@ -34,17 +34,27 @@ const PRIORITY: i32 = 110;
 pub(crate) struct Reports {
     /// The newest of each stream that had something to report since they were last taken: as many as can live
     /// and end in the time that a word may wait to be taken by the peer.
-    waiting: Mutex<BTreeMap<StreamId, Received>>,
+    waiting: Mutex<Waiting>,
     some: Notify,
     urgent: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    newest: BTreeMap<StreamId, Received>,
+    /// When the first of them was noted: however often something else is to be said, they wait no longer.
+    since: Option<Instant>,
 }
 
 impl Reports {
     /// Notes what a program was given; an urgent report takes the others along at once.
     pub(crate) fn note(&self, stream: StreamId, received: Received, is_urgent: bool) {
         let mut waiting = self.waiting();
-        let is_first = waiting.is_empty();
-        waiting.insert(stream, received);
+        let is_first = waiting.newest.is_empty();
+        if is_first {
+            waiting.since = Some(Instant::now());
+        }
+        waiting.newest.insert(stream, received);
         drop(waiting);
         if is_first {
             self.some.notify_one();
@@ -54,20 +64,22 @@ impl Reports {
         }
     }
 
-    /// Waits for reports, and a little for more of them.
+    /// Waits for reports, and a little for more of them. May be given up and called again.
     async fn take(&self) -> Vec<Report> {
-        while self.waiting().is_empty() {
+        let since = loop {
+            if let Some(since) = self.waiting().since {
+                break since;
+            }
             self.some.notified().await;
-        }
+        };
         // Both ways out are good.
-        let _ = timeout(REPORT_DELAY, self.urgent.notified()).await;
-        std::mem::take(&mut *self.waiting())
-            .into_iter()
-            .map(|(stream, received)| Report { stream, received })
-            .collect()
+        let _ = timeout_at(since + REPORT_DELAY, self.urgent.notified()).await;
+        let waiting = std::mem::take(&mut *self.waiting());
+        let report = |(stream, received)| Report { stream, received };
+        waiting.newest.into_iter().map(report).collect()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<StreamId, Received>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Nothing panics while it is held.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -299,12 +311,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn reports_wait_no_longer_however_often_something_else_is_said() {
+        let reports = Reports::default();
+        let began = Instant::now();
+        reports.note(StreamId(1), had(1), false);
+        let taken = loop {
+            let between = timeout(REPORT_DELAY / 5, reports.take());
+            if let Ok(taken) = between.await {
+                break taken;
+            }
+            assert!(began.elapsed() < 20 * REPORT_DELAY, "never");
+        };
+        assert_eq!(taken.len(), 1);
+        assert!(began.elapsed() >= REPORT_DELAY);
+    }
+
+    #[tokio::test]
     async fn reports_are_gathered_and_an_urgent_one_takes_them_along() {
         let reports = Reports::default();
         reports.note(StreamId(1), had(1), false);
         reports.note(StreamId(2), had(5), false);
         reports.note(StreamId(1), had(3), false);
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let taken = reports.take().await;
         assert!(began.elapsed() >= REPORT_DELAY);
         let of = |stream, bytes| Report {
