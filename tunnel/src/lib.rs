@@ -294,7 +294,8 @@ impl Tunnel {
         let why = Fault::new(Code::Gone, "the tunnel stops");
         for peer in self.core.peers.values() {
             peer.streams.cut_all(&why);
-            if let Ok(link) = peer.link() {
+            // Those, too, that others have replaced: a stream that has not moved would wait for the next one.
+            for link in peer.links() {
                 link.close(why.code, &why.detail);
             }
         }

@@ -53,6 +53,10 @@ const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
 /// How old the peer's word of what its path carries may be: it has one each second.
 const FILLED_TIME: Duration = Duration::from_secs(2);
 
+/// How long a link that was replaced is kept though it carries nothing: its peer may not have heard yet that the next one
+/// is taken, and would be without any.
+const RETIREMENT_MIN: Duration = Duration::from_secs(1);
+
 /// How long a link that was replaced is kept for streams that have not moved: many round trips.
 const RETIREMENT_MAX: Duration = Duration::from_secs(10);
 
@@ -406,7 +410,12 @@ impl Link {
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let carried = self.carried.iter().map(|leg| leg.load(Ordering::Relaxed));
         let is_empty = carried.sum::<u64>() == 0;
-        if retired.is_some_and(|since| is_empty || since.elapsed() > RETIREMENT_MAX) {
+        let time = if is_empty {
+            RETIREMENT_MIN
+        } else {
+            RETIREMENT_MAX
+        };
+        if retired.is_some_and(|since| since.elapsed() > time) {
             self.close(Code::State, "another link has taken its place");
         }
     }

@@ -1,4 +1,4 @@
-//! Links whose place another one has taken: how many of them stay.
+//! Links whose place another one has taken: how long they stay, and how many of them.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use crate::handshake::{Joined, answer, begin, joined};
 use crate::harness::{Door, echo, soon};
 use quinn::{RecvStream, SendStream};
 use tokio::net::UnixListener;
+use tokio::time::sleep;
 use towpath_protocol::channel::{Class, LinkId, Preamble, StreamId};
 
 /// A stream of this number over a link; the region's service echoes.
@@ -44,4 +45,16 @@ async fn t06_a_peer_that_dials_again_and_again_has_two_links_beside_the_newest()
         assert!(link.bulk.close_reason().is_none());
     }
     echo.abort();
+}
+
+/// Its dialler may not have heard yet that the next one is taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_without_streams_is_there_for_a_while_after_the_next_one() {
+    let door = Door::open().await;
+    let first = joined(&door, LinkId(7)).await;
+    let second = joined(&door, LinkId(8)).await;
+    sleep(Duration::from_millis(500)).await;
+    assert!(first.urgent.close_reason().is_none());
+    soon(first.urgent.closed()).await;
+    assert!(second.urgent.close_reason().is_none());
 }
