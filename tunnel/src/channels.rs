@@ -2,7 +2,8 @@
 //!
 //! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an end. What
 //! is older than what is known is refused, what is known already changes nothing, and what was removed
-//! stays removed until a newer generation says otherwise. Nothing here asks the pusher again: channels
+//! stays removed until a newer generation says otherwise. What has expired is only over: a clock that jumped ahead
+//! may be put right, and then the same word opens it again. Nothing here asks the pusher again: channels
 //! live on while it is away, until they expire; and what was pushed outlives a restart (`register`).
 
 pub(crate) mod register;
@@ -71,9 +72,18 @@ impl ChannelSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
     generation: u64,
+    /// None for one that was removed.
     spec: Option<Arc<ChannelSpec>>,
+    is_expired: bool,
     /// It is to be remembered, for nobody may say it again.
     is_pushed: bool,
+}
+
+impl Known {
+    /// The channel, unless it was removed or has expired.
+    fn open(&self) -> Option<&Arc<ChannelSpec>> {
+        self.spec.as_ref().filter(|_| !self.is_expired)
+    }
 }
 
 /// Who says that a channel is to be.
@@ -118,7 +128,7 @@ impl Book {
             return Err(Fault::new(Code::State, detail));
         }
         let Some(known) = self.0.get(name) else {
-            if self.0.values().filter(|known| known.spec.is_some()).count() >= CHANNEL_COUNT_MAX {
+            if self.0.values().filter_map(Known::open).count() >= CHANNEL_COUNT_MAX {
                 let detail = format!("{CHANNEL_COUNT_MAX} channels are known");
                 return Err(Fault::new(Code::Busy, detail));
             }
@@ -129,7 +139,8 @@ impl Book {
         }
         if generation == known.generation {
             if known.spec.as_deref() == Some(spec) {
-                return Ok(Change::Same);
+                let is_open = known.open().is_some();
+                return Ok(if is_open { Change::Same } else { Change::Open });
             }
             if origin == Origin::Configured && !known.is_pushed {
                 return Ok(Change::Open);
@@ -147,12 +158,13 @@ impl Book {
         let known = Known {
             generation: spec.generation,
             spec: Some(Arc::clone(spec)),
+            is_expired: false,
             is_pushed: origin == Origin::Pushed,
         };
         self.0.insert(spec.name.clone(), known);
-        // Of those that were removed, the oldest word is the one nobody repeats any more.
+        // Of those that are over, the oldest word is the one nobody repeats any more.
         while self.0.len() > 2 * CHANNEL_COUNT_MAX {
-            let removed = self.0.iter().filter(|(_, known)| known.spec.is_none());
+            let removed = self.0.iter().filter(|(_, known)| known.open().is_none());
             let oldest = removed.min_by_key(|(_, known)| known.generation);
             let Some(name) = oldest.map(|(name, _)| name.clone()) else {
                 return;
@@ -172,9 +184,14 @@ impl Book {
         if generation < known.generation {
             return Err(older(name, generation, known));
         }
-        known.generation = generation;
-        known.is_pushed = true;
-        Ok(known.spec.take().is_some())
+        let was_open = known.open().is_some();
+        *known = Known {
+            generation,
+            spec: None,
+            is_expired: false,
+            is_pushed: true,
+        };
+        Ok(was_open)
     }
 
     /// Forgets what the configuration has said and says no more; gives its name.
@@ -193,6 +210,7 @@ impl Book {
         let known = Known {
             generation,
             spec: spec.map(Arc::new),
+            is_expired: false,
             is_pushed: true,
         };
         self.0.insert(name, known);
@@ -200,20 +218,17 @@ impl Book {
 
     /// Every channel there is to be, by name.
     pub(crate) fn specs(&self) -> Vec<Arc<ChannelSpec>> {
-        let specs = self.0.values().filter_map(|known| known.spec.clone());
-        specs.collect()
+        let specs = self.0.values().filter_map(Known::open);
+        specs.cloned().collect()
     }
 
     /// Removes what has expired.
     pub(crate) fn expire(&mut self, now_unix: u64) -> Vec<Name> {
         let mut gone = Vec::new();
         for (name, known) in &mut self.0 {
-            let end = known
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.expires_unix_seconds);
+            let end = known.open().and_then(|spec| spec.expires_unix_seconds);
             if end.is_some_and(|end| end <= now_unix) {
-                known.spec = None;
+                known.is_expired = true;
                 gone.push(name.clone());
             }
         }
@@ -223,6 +238,7 @@ impl Book {
 
 fn older(name: &Name, generation: u64, known: &Known) -> Fault {
     let (newest, is) = match &known.spec {
+        Some(_) if known.is_expired => (known.generation, "has expired"),
         Some(_) => (known.generation, "is known"),
         None => (known.generation, "was removed"),
     };
@@ -325,6 +341,25 @@ mod tests {
             Ok(Change::Open),
             "renewed"
         );
+    }
+
+    /// A wall clock may jump ahead and be put right again.
+    #[test]
+    fn con_7_what_expired_may_be_said_again_once_it_has_not() {
+        let mut book = Book::default();
+        let mut brief = spec(5);
+        brief.expires_unix_seconds = Some(200);
+        take(&mut book, brief.clone()).unwrap();
+        assert_eq!(book.expire(1000), [brief.name.clone()]);
+        assert!(book.specs().is_empty());
+        assert_eq!(take(&mut book, spec(4)), Err(Code::State));
+        assert_eq!(take(&mut book, spec(5)), Err(Code::Conflict));
+        assert_eq!(take(&mut book, brief.clone()), Ok(Change::Open));
+        assert_eq!(take(&mut book, brief.clone()), Ok(Change::Same));
+        assert_eq!(book.specs().len(), 1);
+        // One that was removed stays so.
+        assert_eq!(book.close(&brief.name, None), Ok(true));
+        assert_eq!(take(&mut book, brief), Err(Code::State));
     }
 
     #[test]

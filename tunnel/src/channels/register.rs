@@ -29,7 +29,7 @@ struct Register {
 struct Entry {
     name: Name,
     generation: u64,
-    /// Nothing for one that was removed: older generations stay refused.
+    /// Nothing for one that was removed: older generations stay refused. One that has expired is judged anew.
     spec: Option<ChannelSpec>,
 }
 
