@@ -1,7 +1,7 @@
 //! Serving an HTTP API on a Unix socket or on loopback.
 //!
 //! Whoever connects is answered within limits: so many clients, so long for a header, so large a
-//! header. Over TCP, where any local user and any web page in a browser can reach us, only `GET` is
+//! header, so long without taking any of the answer. Over TCP, where any local user and any web page in a browser can reach us, only `GET` is
 //! answered, so many times a second, and only under a loopback name, so that a rebound DNS name does not
 //! help (L05).
 
@@ -24,6 +24,7 @@ use hyper::body::Frame;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -40,6 +41,10 @@ pub const CLIENTS_MAX: usize = 32;
 
 /// How long a client may take for its request's header: a local one needs microseconds.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client over TCP may take nothing of an answer, or not be there, in milliseconds: others wait for its
+/// place.
+const UNREAD_MS_MAX: u32 = 10_000;
 
 /// Largest request header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 << 10;
@@ -122,7 +127,11 @@ pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown:
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => clients.serve(stream),
+            Ok((stream, _)) => {
+                // The system then ends it by itself; one that does not know this only has no such limit.
+                let _ = sockopt::set_tcp_user_timeout(&stream, UNREAD_MS_MAX);
+                clients.serve(stream);
+            }
             Err(error) => pause_after(&error).await,
         }
     }

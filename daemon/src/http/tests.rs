@@ -8,10 +8,12 @@ use axum::Json;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 use std::path::Path;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 fn router() -> Router {
+    // More than the system's buffers hold.
+    let large = Bytes::from(vec![7; 16 << 20]);
     Router::new()
         .route("/v", get(async || Json(json!({"a": 1}))))
         .route(
@@ -24,6 +26,7 @@ fn router() -> Router {
         )
         .route("/count", get(count))
         .route("/silent", get(silent))
+        .route("/large", get(async move || large.clone()))
         .route("/slow", get(async || std::future::pending::<()>().await))
 }
 
@@ -255,6 +258,45 @@ async fn l05_over_tcp_only_so_many_requests_a_second_are_answered() {
     while ask().await != 200 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    trigger.stop();
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn l05_clients_that_read_no_answer_give_their_places_back() {
+    let (trigger, shutdown) = shutdown::channel();
+    let listener = bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve_loopback(listener, router(), shutdown));
+    let ask = async |path: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    };
+    let mut deaf = Vec::new();
+    for _ in 0..CLIENTS_MAX {
+        let stream = ask("/large").await;
+        // Its answer is under way.
+        stream.readable().await.unwrap();
+        deaf.push(stream);
+    }
+    let status = async || {
+        let mut answer = String::new();
+        let _ = ask("/v").await.read_to_string(&mut answer).await;
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(status().await, "503");
+    let again = async {
+        while status().await != "200" {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let most = Duration::from_millis(UNREAD_MS_MAX.into()) + Duration::from_secs(20);
+    tokio::time::timeout(most, again)
+        .await
+        .expect("they keep their places");
     trigger.stop();
     server.await.unwrap();
 }
