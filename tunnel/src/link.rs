@@ -1,5 +1,7 @@
 //! A link: the two connections to one peer, while they live.
 
+mod looks;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock};
@@ -26,9 +28,9 @@ use crate::shares::{Shares, cap_text};
 use crate::standing::Papers;
 use crate::streams::Party;
 use crate::turns::Turns;
-use crate::watch::{Seen, Watch};
 use crate::windows::{self, Memory, Windows};
 use crate::wire;
+use looks::{Rounds, Totals, seen, wire_bytes};
 
 /// How often a link looks at its connections' counters.
 const TICK: Duration = Duration::from_millis(50);
@@ -43,9 +45,6 @@ const GOODPUT_TICKS: u32 = 20;
 /// The part of the path's rate that programs must get for that rate to be seen again while bulk keeps
 /// below it: less shows only that they wanted less.
 const KEPT_BELOW_PER_MILLE_MIN: u64 = 800;
-
-/// Bytes an IP packet adds to a UDP payload: IPv4 and UDP headers. IPv6 adds 20 more, 1.4 %.
-const PACKET_HEADER_BYTES: u64 = 28;
 
 /// Most an urgent connection gets to send at once on bulk's word: four pages batches of 64 KiB.
 const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
@@ -641,10 +640,10 @@ impl Link {
     /// Shows the shaper what has left on the wire.
     fn observe(&self) -> [ConnectionStats; 2] {
         let stats = [self.urgent.stats(), self.bulk.stats()];
-        let on_wire = |each: &ConnectionStats| {
-            each.udp_tx.bytes + PACKET_HEADER_BYTES * each.udp_tx.datagrams
-        };
-        self.pace.observe([on_wire(&stats[0]), on_wire(&stats[1])]);
+        // Both connections take the same way.
+        let peer = self.urgent.remote_address().ip();
+        self.pace
+            .observe([0, 1].map(|leg| wire_bytes(&stats[leg], peer)));
         stats
     }
 
@@ -735,51 +734,11 @@ impl Link {
     }
 }
 
-/// What a link remembers between two ticks.
-#[derive(Debug)]
-struct Rounds {
-    began: Clock,
-    watches: [Watch; 2],
-    ticks: u32,
-    totals: Option<Totals>,
-    /// Whether the peer has changed the cap, and the log does not say so yet.
-    is_cap_news: bool,
-}
-
-impl Default for Rounds {
-    fn default() -> Self {
-        Self {
-            began: Clock::now(),
-            watches: Default::default(),
-            ticks: 0,
-            totals: None,
-            is_cap_news: false,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Totals {
-    at: Clock,
-    /// Bytes of programs sent and received, by class.
-    bytes: [(u64, u64); Class::ALL.len()],
-    /// Packets lost and sent, by leg.
-    packets: [(u64, u64); Leg::ALL.len()],
-}
-
 /// The lower of two caps.
 fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
         (one, other) => one.or(other),
-    }
-}
-
-fn seen(stats: &ConnectionStats) -> Seen {
-    Seen {
-        received: stats.udp_rx.datagrams,
-        asked: stats.frame_tx.stream + stats.frame_tx.ping,
-        rtt: stats.path.rtt,
     }
 }
 

@@ -1,0 +1,83 @@
+//! What a link sees when it looks at its connections' counters, and remembers until it looks again.
+
+use std::net::IpAddr;
+use std::time::Instant as Clock;
+
+use quinn::ConnectionStats;
+use towpath_protocol::channel::{Class, Leg};
+
+use crate::watch::{Seen, Watch};
+
+/// Bytes an IP packet adds to a UDP payload: the headers of UDP and of IPv4, or IPv6.
+const PACKET_HEADER_BYTES: u64 = 28;
+const PACKET_HEADER_BYTES_IPV6: u64 = 48;
+
+/// What a link remembers between two ticks.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    pub(super) began: Clock,
+    pub(super) watches: [Watch; 2],
+    pub(super) ticks: u32,
+    pub(super) totals: Option<Totals>,
+    /// Whether the peer has changed the cap, and the log does not say so yet.
+    pub(super) is_cap_news: bool,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self {
+            began: Clock::now(),
+            watches: Default::default(),
+            ticks: 0,
+            totals: None,
+            is_cap_news: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Totals {
+    pub(super) at: Clock,
+    /// Bytes of programs sent and received, by class.
+    pub(super) bytes: [(u64, u64); Class::ALL.len()],
+    /// Packets lost and sent, by leg.
+    pub(super) packets: [(u64, u64); Leg::ALL.len()],
+}
+
+/// What a connection to an address has sent, as counted on the wire.
+pub(super) fn wire_bytes(stats: &ConnectionStats, peer: IpAddr) -> u64 {
+    stats.udp_tx.bytes + header_bytes(peer) * stats.udp_tx.datagrams
+}
+
+/// What packets to an address have around a UDP payload.
+fn header_bytes(peer: IpAddr) -> u64 {
+    if peer.to_canonical().is_ipv4() {
+        PACKET_HEADER_BYTES
+    } else {
+        PACKET_HEADER_BYTES_IPV6
+    }
+}
+
+pub(super) fn seen(stats: &ConnectionStats) -> Seen {
+    Seen {
+        received: stats.udp_rx.datagrams,
+        asked: stats.frame_tx.stream + stats.frame_tx.ping,
+        rtt: stats.path.rtt,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_costs_what_its_protocol_adds() {
+        for (peer, bytes) in [
+            ("192.0.2.7", 28),
+            ("::ffff:192.0.2.7", 28),
+            ("2001:db8::7", 48),
+        ] {
+            assert_eq!(header_bytes(peer.parse().unwrap()), bytes, "{peer}");
+        }
+    }
+}
