@@ -35,6 +35,10 @@ use crate::{turns, wire};
 /// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
 const PIECES_PER_READ: usize = 256;
 
+/// Of them those that are asked for together, and whose places are kept from one read to the next: most reads bring
+/// fewer, or none.
+const PIECES_PER_CALL: usize = 32;
+
 /// Least room in the tail for which the program is read: less would only make many small reads.
 const ROOM_BYTES_MIN: u64 = 32 * 1024;
 
@@ -95,7 +99,7 @@ struct Outward {
 struct Inward {
     offsets: Incoming,
     /// Pieces that the program has not been given; most streams are idle most of the time, and then it
-    /// takes no memory.
+    /// takes a kilobyte at most.
     left: VecDeque<Bytes>,
     is_shut: bool,
 }
@@ -411,15 +415,19 @@ impl Copy<'_> {
             if side.offsets.is_ended() {
                 return Ok(());
             }
-            match poll_fn(|context| take_pieces(recv, context, &mut side.left)).await {
-                Ok(Some(bytes)) => {
-                    side.offsets.take(bytes);
-                    self.link.count_received(self.stream.class, bytes);
-                    self.stream.count_received(bytes);
+            let taken = poll_fn(|context| take_pieces(recv, context, &mut side.left)).await;
+            if taken.bytes > 0 {
+                side.offsets.take(taken.bytes);
+                self.link.count_received(self.stream.class, taken.bytes);
+                self.stream.count_received(taken.bytes);
+            }
+            match taken.then {
+                Then::More => {}
+                Then::End => side.offsets.end(),
+                Then::Failed(ReadError::Reset(code)) if code != MOVED => {
+                    return Err(ended_by(code).into());
                 }
-                Ok(None) => side.offsets.end(),
-                Err(ReadError::Reset(code)) if code != MOVED => return Err(ended_by(code).into()),
-                Err(_) => return Err(Break::Lost),
+                Then::Failed(_) => return Err(Break::Lost),
             }
         }
     }
@@ -449,7 +457,7 @@ impl Copy<'_> {
             side.let_go(written);
             is_news = true;
         }
-        side.left.shrink_to(0);
+        side.left.shrink_to(PIECES_PER_CALL);
         if side.offsets.is_ended() && !side.is_shut {
             // A program that closed its side wants no more, and that is not an error of the stream.
             let _ = local.shutdown().await;
@@ -576,21 +584,48 @@ impl Inward {
     }
 }
 
-/// Takes what has arrived; gives how many bytes, or nothing at the end.
+/// What was taken of a stream, and what comes after it.
+struct Taken {
+    bytes: u64,
+    then: Then,
+}
+
+enum Then {
+    More,
+    End,
+    Failed(ReadError),
+}
+
+/// Takes what has arrived. How the stream goes on the library says once only, so that is never left for later.
 fn take_pieces(
     recv: &mut quinn::RecvStream,
     context: &mut Context<'_>,
     taken: &mut VecDeque<Bytes>,
-) -> Poll<Result<Option<u64>, ReadError>> {
-    let mut pieces: [Bytes; PIECES_PER_READ] = std::array::from_fn(|_| Bytes::new());
-    // What the library waits for it notes before it says that it waits.
-    let read = pin!(recv.read_chunks(&mut pieces)).poll(context);
-    let Some(count) = ready!(read)? else {
-        return Poll::Ready(Ok(None));
-    };
-    let bytes = pieces[..count].iter().map(|piece| piece.len() as u64).sum();
-    taken.extend(pieces.into_iter().take(count));
-    Poll::Ready(Ok(Some(bytes)))
+) -> Poll<Taken> {
+    let mut bytes = 0;
+    for _ in 0..PIECES_PER_READ / PIECES_PER_CALL {
+        let mut pieces: [Bytes; PIECES_PER_CALL] = std::array::from_fn(|_| Bytes::new());
+        // What the library waits for it notes before it says that it waits.
+        let count = match pin!(recv.read_chunks(&mut pieces)).poll(context) {
+            Poll::Ready(Ok(Some(count))) => count,
+            Poll::Ready(ended) => {
+                let then = ended.map_or_else(Then::Failed, |_| Then::End);
+                return Poll::Ready(Taken { bytes, then });
+            }
+            Poll::Pending if bytes > 0 => break,
+            Poll::Pending => return Poll::Pending,
+        };
+        bytes += pieces[..count]
+            .iter()
+            .map(|piece| piece.len() as u64)
+            .sum::<u64>();
+        taken.extend(pieces.into_iter().take(count));
+        if count < PIECES_PER_CALL {
+            break;
+        }
+    }
+    let then = Then::More;
+    Poll::Ready(Taken { bytes, then })
 }
 
 fn stalled(who: &str, stall: Duration) -> Fault {
