@@ -123,6 +123,9 @@ impl Pacer {
     pub(crate) fn ask(self: &Arc<Self>, class: Class, bytes: u64) -> Result<u64, Waiting> {
         let now = self.now();
         let mut state = self.state();
+        if state.shaper.pass(class, bytes, now) {
+            return Ok(bytes);
+        }
         let wish = state.shaper.ask(class, bytes);
         if let Some(granted) = state.settle(now, Some(wish)) {
             return Ok(granted);

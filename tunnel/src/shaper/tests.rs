@@ -314,6 +314,25 @@ fn without_a_cap_bulk_and_scavenger_share_by_weight_what_the_path_takes() {
 }
 
 #[test]
+fn without_a_cap_whoever_is_alone_on_a_connection_passes_at_once() {
+    let mut shaper = Shaper::new(None, shares(&[(Class::App, cap("10Mbit"))]), at(0));
+    for class in Class::ALL {
+        shaper.enter(class, at(0));
+    }
+    let pass = |shaper: &mut Shaper, class| shaper.pass(class, 256 << 10, at(0));
+    let passed = Class::ALL.map(|class| pass(&mut shaper, class));
+    // One has a cap of its own, and bulk and scavenger stand in each other's way.
+    assert_eq!(passed, [true, true, false, true, false, false]);
+    shaper.leave(Class::Scavenger);
+    assert!(pass(&mut shaper, Class::Bulk));
+    // Nobody overtakes one that waits.
+    shaper.ask(Class::Bulk, 5000);
+    assert!(!pass(&mut shaper, Class::Bulk));
+    shaper.set_rate(Some(rate("1Gbit")), at(0));
+    assert!(!pass(&mut shaper, Class::Demand));
+}
+
+#[test]
 fn without_a_cap_caps_of_classes_hold_and_others_never_wait() {
     let mut play = Play::new(Shaper::new(
         None,
