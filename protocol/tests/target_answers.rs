@@ -334,8 +334,8 @@ fn fault_08_a_receiving_process_that_died_is_worth_another_attempt_however_that_
     }
 }
 
-#[test]
-fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
+/// A guest that runs here and misses block 3.
+fn running() -> Target {
     let mut missing = BlockSet::empty(BLOCK_COUNT);
     missing.insert(3);
     let (mut running, root) = ready(missing);
@@ -345,6 +345,44 @@ fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
     feed(&mut running, Event::GuestRuns { at: Instant::ZERO })
         .0
         .expect("runs");
+    running
+}
+
+#[test]
+fn the_last_block_that_could_not_be_installed_is_still_missing() {
+    let mut target = running();
+    let last = Event::Chunk {
+        lane: Lane::Demand,
+        header: ChunkHeader {
+            sequence: 0,
+            generation: 1,
+            space: MEMORY,
+            codec: Codec::Raw,
+            runs: vec![BlockRun { start: 3, count: 1 }],
+            digest: [7; 16],
+        },
+        token: 9,
+    };
+    target.handle(last, Instant::ZERO).expect("the last block");
+    assert!(matches!(target.poll(), Some(Action::Install { .. })));
+    // Untouched memory would read as zeros, and the source let go of the only copy.
+    let (_, actions) = feed(
+        &mut target,
+        Event::Failed(Fault::new(Code::Io, "no memory")),
+    );
+    assert!(!actions.contains(&Action::DisarmMissing), "{actions:?}");
+    assert!(!says(&actions, |message| *message == Message::Complete));
+    let is_record = |action: &Action| matches!(action, Action::Persist(_));
+    assert!(!actions.iter().any(is_record), "{actions:?}");
+    assert!(matches!(
+        actions.last(),
+        Some(Action::Finished(Outcome::Lost(_)))
+    ));
+}
+
+#[test]
+fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
+    let running = running();
     let nonsense = || {
         let (epoch, root) = (Epoch(9), Root([9; 32]));
         [

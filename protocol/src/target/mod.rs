@@ -509,10 +509,11 @@ impl Target {
         }
     }
 
-    /// An action was not carried out. Those behind it are not either, unless the attempt is over: its last ones
-    /// need nothing of what failed before them.
+    /// An action was not carried out. Those behind it are not either, unless the guest does not come: the last
+    /// ones of such an attempt need nothing of what failed before them. One that is here whole needs every block.
     fn not_carried_out(&mut self, fault: Fault) -> Fault {
-        if matches!(self.phase, Phase::Over) {
+        let is_arrival = |action: &Action| matches!(action, Action::Finished(Outcome::Arrived));
+        if matches!(self.phase, Phase::Over) && !self.actions.iter().any(is_arrival) {
             return fault;
         }
         let is_record = |action: &Action| matches!(action, Action::Persist(_));
