@@ -8,7 +8,7 @@ use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 /// Most bytes of an encoded record: it has to fit a slot of the journal with room to grow.
 pub const RECORD_BYTES_MAX: usize = 1024;
 
-/// Most verdicts a record remembers; with three names of 63 bytes each, more would not fit the record.
+/// Most sources whose last verdict a record remembers; with three names of 63 bytes each, more would not fit the record.
 /// A host asked about an attempt it has forgotten stays silent, which is safe: see [`Record::verdicts`].
 pub const VERDICT_COUNT_MAX: usize = 3;
 
@@ -57,8 +57,8 @@ pub struct Record {
     pub decider: Decider,
     /// The durable state.
     pub state: State,
-    /// The last verdicts on attempts that were prepared here, oldest first: a `Commit` said again gets
-    /// the same answer again, however far the guest has gone since. An attempt that is neither here
+    /// The last verdict on each source's attempts that were prepared here, oldest first: a `Commit` said again
+    /// gets the same answer again, however far the guest has gone since. An attempt that is neither here
     /// nor above `high_water` is not answered at all: an `Ack` could lose the guest, a `Nack` double it.
     pub verdicts: Vec<Verdict>,
 }
@@ -287,10 +287,11 @@ impl Record {
             .find(|verdict| verdict.origin.attempt == attempt)
     }
 
-    /// Remembers a verdict and forgets the oldest where there is no room.
+    /// Remembers a verdict and forgets the oldest where there is no room. A source has one open attempt: whoever
+    /// offers the guest anew has heard what became of the one before.
     pub(super) fn decide(&mut self, origin: Origin, epoch: Epoch, is_taken: bool) {
         self.verdicts
-            .retain(|verdict| verdict.origin.attempt != origin.attempt);
+            .retain(|verdict| verdict.origin.source != origin.source);
         if self.verdicts.len() == VERDICT_COUNT_MAX {
             self.verdicts.remove(0);
         }

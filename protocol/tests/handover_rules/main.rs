@@ -2,6 +2,7 @@
 
 mod ended;
 mod epochs;
+mod verdicts;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
@@ -561,14 +562,16 @@ fn an_unsealed_guest_is_not_given_away() {
 fn a_forgotten_attempt_gets_no_answer() {
     let mut machine = Ownership::vacant(host("b"), GUEST);
     let count = u64::try_from(VERDICT_COUNT_MAX).unwrap() + 1;
+    let source = |number: u64| format!("source-{number}");
     for number in 1..=count {
-        feed(&mut machine, hear("a", u128::from(number), prepare(number)));
-        feed(&mut machine, hear("a", u128::from(number), Word::Abort));
+        let (from, attempt) = (source(number), u128::from(number));
+        feed(&mut machine, hear(&from, attempt, prepare(number)));
+        feed(&mut machine, hear(&from, attempt, Word::Abort));
     }
     assert_eq!(machine.record().verdicts.len(), VERDICT_COUNT_MAX);
-    check_ignored(&machine, &hear("a", 1, commit(1)), Code::StaleEpoch);
+    check_ignored(&machine, &hear(&source(1), 1, commit(1)), Code::StaleEpoch);
     assert_eq!(
-        words(&feed(&mut machine, hear("a", 2, commit(2)))),
+        words(&feed(&mut machine, hear(&source(2), 2, commit(2)))),
         [Word::Nack]
     );
 }
