@@ -11,7 +11,7 @@ use towpath_protocol::message::{
 };
 use towpath_protocol::ownership::{Decider, Ownership, Record, Root, State};
 use towpath_protocol::plan::Policy;
-use towpath_protocol::source::{Action, Event, Outcome, Setup, Source};
+use towpath_protocol::source::{Action, Event, Outcome, RECONNECT_DELAY_MAX, Setup, Source};
 use towpath_protocol::space::{BlockSet, MEMORY, block_count_of};
 use towpath_protocol::time::Instant;
 
@@ -105,20 +105,10 @@ fn fault_10_a_lost_image_does_not_keep_the_commit_from_being_said() {
 #[test]
 fn fault_11_blocks_that_are_lost_are_not_sent_and_the_target_is_waited_for() {
     let mut source = recovered(false);
-    feed(&mut source, Event::LinkUp);
     feed(&mut source, Event::GuestGone);
+    feed(&mut source, Event::LinkUp);
     hear(&mut source, Message::Ack(1));
-    let part = MissingPart {
-        space: MEMORY,
-        first_word: 0,
-        words: vec![u64::MAX],
-    };
-    let position = Received {
-        through_sequence: 0,
-        chain: CHAIN_START,
-    };
-    let mut actions = hear(&mut source, Message::MissingPart(part));
-    actions.extend(hear(&mut source, Message::MissingEnd(position)));
+    let mut actions = misses(&mut source, vec![u64::MAX]);
     let demand = Event::Heard(Lane::Demand, Message::Demand(MEMORY, 3));
     actions.extend(feed(&mut source, demand));
     assert!(
@@ -128,9 +118,87 @@ fn fault_11_blocks_that_are_lost_are_not_sent_and_the_target_is_waited_for() {
     );
     assert_eq!(outcome(&actions), None);
     assert!(source.is_image_lost());
+    // Once it is known what can never come: the guest's owner has to hear that nothing is to be waited for.
+    assert_eq!(releases(&actions), 1, "{actions:?}");
     // The operator boots the guest there.
     let actions = hear(&mut source, Message::Complete);
     assert_eq!(outcome(&actions), Some(&Outcome::Moved));
+}
+
+/// How often it is said that nothing is kept here any more.
+fn releases(actions: &[Action]) -> usize {
+    let said = |action: &&Action| matches!(action, Action::Send(_, Message::Released));
+    actions.iter().filter(said).count()
+}
+
+/// What a target says of the blocks that it misses.
+fn misses(source: &mut Source, words: Vec<u64>) -> Vec<Action> {
+    let part = MissingPart {
+        space: MEMORY,
+        first_word: 0,
+        words,
+    };
+    let position = Received {
+        through_sequence: 0,
+        chain: CHAIN_START,
+    };
+    let mut actions = hear(source, Message::MissingPart(part));
+    actions.extend(hear(source, Message::MissingEnd(position)));
+    actions
+}
+
+#[test]
+fn fault_11_an_image_that_is_lost_while_it_is_served_is_told_over_fresh_lanes() {
+    let mut source = recovered(false);
+    feed(&mut source, Event::LinkUp);
+    hear(&mut source, Message::Ack(1));
+    assert_eq!(releases(&misses(&mut source, vec![u64::MAX])), 0);
+    let actions = feed(&mut source, Event::GuestGone);
+    // What is on its way still counts at the target: only its next word says what can never come.
+    assert_eq!(releases(&actions), 0, "{actions:?}");
+    assert!(actions.contains(&Action::DropLink), "{actions:?}");
+    let due = source.deadline().expect("lanes are opened again");
+    source.handle(Event::Tick, due).expect("no fault");
+    feed(&mut source, Event::LinkUp);
+    hear(&mut source, Message::Ack(1));
+    assert_eq!(releases(&misses(&mut source, vec![1])), 1);
+    assert!(!source.ownership().may_run());
+}
+
+#[test]
+fn fault_11_a_target_that_misses_nothing_is_not_told_that_something_is_lost() {
+    let mut source = recovered(false);
+    feed(&mut source, Event::GuestGone);
+    feed(&mut source, Event::LinkUp);
+    hear(&mut source, Message::Ack(1));
+    assert_eq!(releases(&misses(&mut source, Vec::new())), 0);
+}
+
+#[test]
+fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
+    let mut source = recovered(false);
+    let mut now = Instant::ZERO;
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        source.handle(Event::LinkUp, now).expect("lanes open");
+        let ack = Event::Heard(Lane::Control, Message::Ack(1));
+        source.handle(ack, now).expect("said again");
+        let failed = Event::Failed(Fault::new(Code::Io, "a page cannot be read"));
+        source.handle(failed, now).expect_err("it failed");
+        let due = source.deadline().expect("lanes are opened again");
+        waits.push(due.since(now));
+        now = due;
+        source.handle(Event::Tick, now).expect("no fault");
+        while source.poll().is_some() {}
+    }
+    assert_eq!(waits[0], Duration::from_millis(100));
+    assert!(waits.is_sorted(), "{waits:?}");
+    assert_eq!(waits.last(), Some(&Duration::from_secs(5)));
+    // An outage still costs its length and no more.
+    source.handle(Event::LinkUp, now).expect("lanes open");
+    source.handle(Event::LinkDown, now).expect("lanes break");
+    let due = source.deadline().expect("lanes are opened again");
+    assert!(due.since(now) <= RECONNECT_DELAY_MAX);
 }
 
 #[test]

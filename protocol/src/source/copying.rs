@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, ChunkOrder, DecisionRecord, Phase, Source};
+use super::{Action, ChunkOrder, DecisionRecord, FAULT_DELAY_MIN, Phase, Source};
 use crate::fault::{Code, Fault};
 use crate::image::CHAIN_START;
 use crate::message::{CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, Received, ZERO_RUN_BLOCKS_MAX};
@@ -270,6 +270,9 @@ impl Source {
         }
         let settled = self.window.acknowledge(received)?;
         self.meter.acknowledged(settled, now);
+        if settled.wire_bytes > 0 {
+            self.fault_delay = FAULT_DELAY_MIN;
+        }
         if let Phase::Serving(push) = &mut self.phase {
             push.earn(settled.raw_bytes);
         }

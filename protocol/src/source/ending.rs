@@ -4,7 +4,7 @@ use crate::fault::{Blame, Code, Fault};
 use crate::ownership::{self, Word};
 use crate::time::Instant;
 
-use super::{Action, Outcome, Phase, Source};
+use super::{Action, FAULT_DELAY_MAX, Outcome, Phase, Source};
 
 impl Source {
     pub(super) fn fail(&mut self, fault: Fault, now: Instant) {
@@ -16,14 +16,21 @@ impl Source {
             self.stay(fault, now);
         } else if is_lost && fault.blame() != Blame::Peer {
             // The guest is the target's or will be: it is told so for ever, and a target that has
-            // every block needs nothing else from here.
+            // every block needs nothing else from here. What it still misses it says over fresh lanes.
             self.is_image_lost = true;
-            self.actions.push_back(Action::CancelChunks);
+            if self.link_up {
+                self.actions.push_back(Action::DropLink);
+                self.link_went_down(now);
+            } else {
+                self.actions.push_back(Action::CancelChunks);
+            }
         } else {
             // Neither what the peer says wrong nor what cannot be done here at the moment changes who owns
-            // the guest: talk again on fresh lanes.
+            // the guest: talk again on fresh lanes. Unlike an outage that is tried ever less often.
             self.actions.push_back(Action::DropLink);
             self.link_went_down(now);
+            self.reconnect_at = Some(now + self.fault_delay);
+            self.fault_delay = (self.fault_delay * 2).min(FAULT_DELAY_MAX);
         }
     }
 

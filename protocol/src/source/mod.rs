@@ -65,6 +65,14 @@ pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 /// the link is down an attempt is one message to the tunnel on this host.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(100);
 
+/// First wait behind the commit before lanes are opened again that something else than an outage ended; doubles up
+/// to [`FAULT_DELAY_MAX`] as long as nothing arrives at the target.
+const FAULT_DELAY_MIN: Duration = Duration::from_millis(100);
+
+/// Longest of these waits: what does not get better by itself costs two processes next to nothing, and what does
+/// is found out in time.
+const FAULT_DELAY_MAX: Duration = Duration::from_secs(5);
+
 /// Decisions kept in the move's record; a move has at most one a round.
 const DECISION_COUNT_MAX: usize = 64;
 
@@ -220,6 +228,7 @@ pub struct Source {
     resumed: bool,
     reconnect_at: Option<Instant>,
     reconnect_delay: Duration,
+    fault_delay: Duration,
     heard_at: Instant,
     ping_at: Instant,
     awaits_pong: bool,
@@ -309,6 +318,7 @@ impl Source {
             resumed: false,
             reconnect_at: None,
             reconnect_delay: RECONNECT_DELAY_MIN,
+            fault_delay: FAULT_DELAY_MIN,
             heard_at: now,
             ping_at: now,
             awaits_pong: false,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::copying::{Cursor, take_chunk};
 use super::{Action, ChunkOrder, Outcome, Phase, Source};
 use crate::fault::{Code, Fault};
-use crate::message::{MissingPart, Received, SpaceInfo};
+use crate::message::{Lane, Message, MissingPart, Received, SpaceInfo};
 use crate::ownership::State;
 use crate::space::{BlockRun, BlockSet, SpaceId};
 use crate::time::Instant;
@@ -154,8 +154,12 @@ impl Source {
         for (missing, answered) in push.missing.iter_mut().zip(&self.answered) {
             missing.difference_with(answered);
         }
+        let is_missing = !push.is_ordered();
         self.resumed = true;
         self.window.restart_from(received);
+        if is_missing && self.is_image_lost {
+            self.send(Lane::Control, Message::Released);
+        }
         let next = received.through_sequence.saturating_add(1);
         self.actions.push_back(Action::NumberFrom(next));
         Ok(())
