@@ -341,7 +341,7 @@ impl Pair {
         self.run_until(|pair| pair.source_outcome.is_some() && pair.to_target.is_empty());
     }
 
-    fn run_until(&mut self, is_done: impl Fn(&Self) -> bool) {
+    fn run_until(&mut self, mut is_done: impl FnMut(&Self) -> bool) {
         while let Some(action) = self.source.poll() {
             self.act_at_source(action);
         }
@@ -418,6 +418,56 @@ fn post_copy_fetches_every_block_once_and_demanded_ones_first() {
         "block 900 was known to be zero"
     );
     assert_eq!(pair.faults, []);
+}
+
+#[test]
+fn post_copy_stays_one_whatever_happens_before_the_switch() {
+    // Lanes break before the target has anything, and a freeze is given up.
+    let mut cut = Pair::new(policy(Mode::Post));
+    cut.cut_in = Some(source::Stage::Copying);
+    let mut late = Pair::new(policy(Mode::Post));
+    late.run_until(|pair| pair.source.stage() == source::Stage::Switching);
+    late.to_target.clear();
+    late.run_until(|pair| pair.source.stage() == source::Stage::Copying);
+    late.cut();
+    for mut pair in [cut, late] {
+        pair.run_until(|pair| pair.source.stage() == source::Stage::Committed);
+        let raw_bytes = pair.source.progress().raw_bytes;
+        // Names that nobody has taken in go again as blocks, which are zeros.
+        assert!(
+            raw_bytes <= 500 * 4096,
+            "touched blocks went before: {raw_bytes}"
+        );
+        pair.run();
+        pair.assert_moved();
+    }
+}
+
+#[test]
+fn what_a_move_may_use_bounds_what_is_expected_of_it() {
+    let mut pair = Pair::new(Policy {
+        bytes_per_second_max: Some(1 << 20),
+        ..policy(Mode::Auto)
+    });
+    pair.writes = vec![3, 4];
+    let mut expected_count = 0;
+    pair.run_until(|pair| {
+        let progress = pair.source.progress();
+        if let (Some(left), source::Stage::Copying) = (progress.eta, pair.source.stage()) {
+            expected_count += 1;
+            let least = towpath_protocol::plan::seconds_for(4096 * progress.blocks_left, 1 << 20);
+            // Names of blocks that were never touched are as good as nothing to carry.
+            assert!(left >= least.mul_f64(0.99), "{left:?} for {least:?}");
+        }
+        pair.source.stage() == source::Stage::Switching
+    });
+    assert!(expected_count > 10, "{expected_count}");
+    for record in pair.source.decisions() {
+        let goodput = record.facts.goodput_bytes_per_second;
+        assert!(goodput <= 1 << 20, "{record:?}");
+    }
+    pair.run();
+    pair.assert_moved();
 }
 
 #[test]

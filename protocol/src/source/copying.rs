@@ -125,7 +125,8 @@ impl Source {
             self.actions.push_back(Action::StartTracking);
             return Ok(());
         }
-        let is_fresh = received.through_sequence == 0 && received.chain == CHAIN_START;
+        let has_nothing = received.through_sequence == 0 && received.chain == CHAIN_START;
+        let is_fresh = has_nothing && self.window.acked().through_sequence > 0;
         if !is_fresh {
             self.window.acknowledge(received)?;
         }
@@ -144,6 +145,10 @@ impl Source {
                 .iter_mut()
                 .for_each(|set| *set = BlockSet::full(set.block_count()));
             round.zeros.iter_mut().for_each(BlockSet::clear);
+            // What is to go behind the switch still is.
+            for (set, held_back) in round.pending.iter_mut().zip(&self.held_back) {
+                set.difference_with(held_back);
+            }
         }
         self.actions.push_back(Action::NumberFrom(next));
         Ok(())
@@ -326,7 +331,7 @@ impl Source {
             rounds_done: self.progress.round_count,
             residual_bytes,
             round_bytes: round.raw_bytes,
-            goodput_bytes_per_second: self.meter.bytes_per_second(),
+            goodput_bytes_per_second: self.goodput(),
             dirty_bytes_per_second,
             round_trip: self.meter.round_trip_or_guess(),
         };

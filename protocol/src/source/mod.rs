@@ -756,10 +756,20 @@ impl Source {
             Phase::Over => (0, None),
         };
         self.progress.blocks_left = blocks_left;
-        let goodput = Some(self.meter.bytes_per_second()).filter(|rate| *rate > 0);
+        let goodput = Some(self.goodput()).filter(|rate| *rate > 0);
         self.progress.eta = bytes_left
             .zip(goodput)
             .map(|(bytes, goodput)| plan::seconds_for(bytes, goodput));
+    }
+
+    /// Raw bytes a second that the move gets on with: as measured, and within what it may use.
+    fn goodput(&self) -> u64 {
+        let measured = self.meter.bytes_per_second();
+        match self.setup.policy.bytes_per_second_max {
+            Some(rate) if measured == 0 => rate,
+            Some(rate) => measured.min(rate),
+            None => measured,
+        }
     }
 
     fn left(&self, pending: &[BlockSet]) -> (u64, Option<u64>) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::copying::{Cursor, take_chunk};
+use super::serving::empty_sets;
 use super::{
     Action, FREEZE_DEADLINE, OVERDUE_FREEZE_COUNT_MAX, Outcome, Phase, Push, Source,
     VOID_ROOT_COUNT_MAX,
@@ -110,7 +111,7 @@ impl Source {
     }
 
     pub(super) fn harvested_frozen(&mut self, fresh: &[BlockSet]) -> Result<(), Fault> {
-        let goodput = self.meter.bytes_per_second();
+        let goodput = self.goodput();
         let round_trip = self.meter.round_trip_or_guess();
         let policy = self.setup.policy;
         let block_bytes: Vec<u64> = self
@@ -305,7 +306,12 @@ impl Source {
             }
         }
         self.actions.push_back(Action::Thaw);
-        self.copy_again(pause.left_behind(), now);
+        let mut left = pause.left_behind();
+        if self.setup.policy.mode == Mode::Post {
+            self.held_back = std::mem::take(&mut left);
+            left = empty_sets(&self.setup.spaces);
+        }
+        self.copy_again(left, now);
     }
 }
 

@@ -98,6 +98,11 @@ impl Window {
         &self.packed
     }
 
+    /// The last chunk that the target said to have, and the transcript hash after it.
+    pub(super) const fn acked(&self) -> &Received {
+        &self.acked
+    }
+
     /// Takes an order in.
     pub(super) fn push(&mut self, space: SpaceId, runs: &[BlockRun]) {
         let position = usize::from(space.0);
