@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Record number n stands in slot n mod 2, so a write that tears hurts only the record before last.
-//! The checksums cover every byte of the slot. Opening ends with a write: what it returns is durable
-//! again, whatever the cache showed, and stands in both slots.
+//! The checksums cover every byte of the slot. Opening ends with two writes, first in place and then to the other
+//! slot: what it returns is durable again, whatever the cache showed, and stands in both slots.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -152,6 +152,7 @@ impl<S: Storage> Journal<S> {
             in_both_slots: false,
             is_poisoned: false,
         };
+        journal.make_sure(slot.incarnation)?;
         journal.settle()?;
         Ok(journal)
     }
@@ -218,6 +219,13 @@ impl<S: Storage> Journal<S> {
         !self.in_both_slots && !self.is_poisoned
     }
 
+    /// Writes the last record where it stands, as it stands: after a flush that failed the cache shows what the disk
+    /// never got, and goes on doing so. Only then may the other slot be written over.
+    fn make_sure(&mut self, incarnation: u64) -> Result<(), Fault> {
+        let slot = build(self.sequence, incarnation, &self.record);
+        self.put_slot(&slot)
+    }
+
     fn put(&mut self, record: &[u8]) -> Result<(), Fault> {
         if self.is_poisoned {
             return Err(Fault::new(
@@ -229,9 +237,16 @@ impl<S: Storage> Journal<S> {
         self.is_poisoned = true;
         self.sequence += 1;
         let slot = build(self.sequence, self.incarnation, record);
+        self.put_slot(&slot)?;
+        self.is_poisoned = false;
+        Ok(())
+    }
+
+    /// Puts the slot of the last number in its place, durably.
+    fn put_slot(&mut self, slot: &[u8; SLOT_BYTES]) -> Result<(), Fault> {
         let offset = self.sequence % 2 * SLOT_BYTES as u64;
         self.storage
-            .write_at(offset, &slot)
+            .write_at(offset, slot)
             .and_then(|()| self.storage.sync())
             .map_err(|error| {
                 let sequence = self.sequence;
@@ -239,9 +254,7 @@ impl<S: Storage> Journal<S> {
                     Code::Journal,
                     format!("record {sequence} cannot be made durable: {error}"),
                 )
-            })?;
-        self.is_poisoned = false;
-        Ok(())
+            })
     }
 }
 

@@ -24,6 +24,8 @@ struct Disk(Arc<Mutex<Platter>>);
 struct Platter {
     durable: Vec<u8>,
     cached: Vec<(usize, Vec<u8>)>,
+    /// Of a flush that failed: it is shown until it is written over or the power goes, and never flushed again.
+    forgotten: Vec<(usize, Vec<u8>)>,
     writes_until_error: Option<usize>,
     syncs_until_error: Option<usize>,
     write_count: usize,
@@ -35,6 +37,7 @@ impl Disk {
         Self(Arc::new(Mutex::new(Platter {
             durable: durable.to_vec(),
             cached: Vec::new(),
+            forgotten: Vec::new(),
             writes_until_error: None,
             syncs_until_error: None,
             write_count: 0,
@@ -87,7 +90,7 @@ impl Storage for Disk {
     fn read_at(&mut self, offset: u64, slot: &mut [u8]) -> io::Result<()> {
         let platter = self.platter();
         let mut seen = platter.durable.clone();
-        for (offset, bytes) in &platter.cached {
+        for (offset, bytes) in platter.forgotten.iter().chain(&platter.cached) {
             seen[*offset..*offset + bytes.len()].copy_from_slice(bytes);
         }
         let from = usize::try_from(offset).unwrap().min(seen.len());
@@ -110,12 +113,35 @@ impl Storage for Disk {
     fn sync(&mut self) -> io::Result<()> {
         let mut platter = self.platter();
         platter.sync_count += 1;
-        countdown(&mut platter.syncs_until_error)?;
-        for (offset, bytes) in std::mem::take(&mut platter.cached) {
+        let failed = countdown(&mut platter.syncs_until_error);
+        let dirty = std::mem::take(&mut platter.cached);
+        platter
+            .forgotten
+            .retain(|(known, _)| dirty.iter().all(|(offset, _)| offset != known));
+        if failed.is_err() {
+            platter.forgotten.extend(dirty);
+            return failed;
+        }
+        for (offset, bytes) in dirty {
             platter.durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
         }
         Ok(())
     }
+}
+
+#[test]
+fn what_a_failed_flush_left_in_the_cache_is_no_history_of_its_own() {
+    let disk = Disk::new(&EMPTY);
+    let mut journal = Journal::create(disk.clone(), 1, b"one").unwrap();
+    journal.write(b"two").unwrap();
+    disk.platter().syncs_until_error = Some(0);
+    assert_eq!(journal.write(b"three").unwrap_err().code, Code::Journal);
+    disk.platter().syncs_until_error = None;
+    // The next start sees the third record, which the disk never got.
+    let journal = Journal::open(disk.clone(), 1).unwrap();
+    let seen = journal.record().to_vec();
+    let after = disk.after_power_loss(|| false);
+    assert_eq!(Journal::open(after, 1).unwrap().record(), seen);
 }
 
 /// What the journal in these bytes says.
