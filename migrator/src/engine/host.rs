@@ -12,8 +12,8 @@ use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
 use super::ground::unix_ms;
 use super::input::{Command, Input};
 use super::lanes::{check_trust, introduce};
+use super::order::Order;
 use super::shared::{Handle, Shared, elsewhere, random_id};
-use super::source_move::Order;
 use crate::api::{
     GuestKind, GuestRequest, GuestView, Host, HostView, LinkState, MigrationRequest, MigrationView,
     Role, VerifyView,

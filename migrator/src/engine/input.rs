@@ -7,8 +7,8 @@ use towpath_protocol::identity::{HostIdentity, MigrationId};
 use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message};
 
 use super::lanes::{OpenLane, Unpacked};
+use super::order::Order;
 use super::shared::Beginning;
-use super::source_move::Order;
 use crate::api::VerifyView;
 use crate::guest::GuestProcess;
 

@@ -21,6 +21,7 @@ mod kvm;
 mod lanes;
 mod mailbox;
 mod metrics;
+mod order;
 mod outbox;
 mod quarantine;
 mod shared;

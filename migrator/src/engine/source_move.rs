@@ -6,162 +6,30 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message};
 use towpath_protocol::ownership::{Ownership, State};
-use towpath_protocol::plan::{Decision, Mode, Policy};
+use towpath_protocol::plan::Decision;
 use towpath_protocol::source::{Action, ChunkOrder, Event, Outcome, Setup, Source, Stage};
 use towpath_protocol::space::{BlockRun, BlockSet, SpaceId};
 use towpath_protocol::time::Instant;
 use towpath_protocol::version;
 use tracing::{info, warn};
 
-use super::ground::{Ground, file_name, milliseconds, now, unix_ms};
+use super::ground::{Ground, milliseconds, now};
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
+use super::order::Order;
 use super::outbox::Outbox;
 use super::target_move::spaces_of;
-use crate::api::{
-    DecisionInputs, DecisionView, ErrorView, LinkState, MigrationMode, MigrationRequest,
-    MigrationView, Phase, Role,
-};
+use crate::api::{DecisionInputs, DecisionView, ErrorView, LinkState, MigrationView, Phase};
 use crate::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use crate::guest::{GuestMemory, GuestProcess};
 use crate::lane::LaneWriter;
 
-/// The file that remembers a move, so that a restarted migrator goes on with it.
-pub(super) const MOVE_FILE: &str = "move.json";
-
-/// Attempts before a move is given up: each fails for another reason than the link, which only pauses
-/// one.
-const ATTEMPT_COUNT_MAX: u32 = 5;
-
 /// Interval at which the codec is told what the link carries.
 const LINK_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
-
-/// A move as it was ordered, and how far it got: what is on disk of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Order {
-    pub(super) id: MigrationId,
-    pub(super) target: HostIdentity,
-    pub(super) request: MigrationRequest,
-    pub(super) attempt: AttemptId,
-    pub(super) attempts: u32,
-    pub(super) started_unix_ms: u64,
-}
-
-impl Order {
-    /// Whether another attempt may end better: the operator did not end it, and the two sides can
-    /// agree.
-    const fn is_worth_another(&self, fault: &Fault) -> bool {
-        let may_pass = matches!(
-            fault.code,
-            Code::ImageLost
-                | Code::TrackingLost
-                | Code::Unreachable
-                | Code::Stalled
-                | Code::Conflict
-                | Code::RootMismatch
-                | Code::StaleEpoch
-        );
-        may_pass && self.attempts < ATTEMPT_COUNT_MAX
-    }
-
-    fn policy(&self) -> Policy {
-        Policy {
-            mode: match self.request.mode {
-                MigrationMode::Auto => Mode::Auto,
-                MigrationMode::Pre => Mode::Pre,
-                MigrationMode::Post => Mode::Post,
-            },
-            pause_max: Duration::from_millis(u64::from(self.request.max_pause_ms)),
-            bytes_per_second_max: self.request.rate.map(|bits| bits / 8),
-        }
-    }
-
-    pub(super) fn save(&self, ground: &Ground) -> Result<(), Fault> {
-        let Some(folder) = &ground.folder else {
-            return Err(Fault::new(Code::State, "the guest has no folder yet"));
-        };
-        let text = serde_json::to_vec_pretty(self).expect("plain structs always serialise");
-        folder.write(&file_name(MOVE_FILE), &text)
-    }
-
-    pub(super) fn load(ground: &Ground) -> Result<Option<Self>, Fault> {
-        let Some(folder) = &ground.folder else {
-            return Ok(None);
-        };
-        let Some(bytes) = folder.read(&file_name(MOVE_FILE))? else {
-            return Ok(None);
-        };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| Fault::new(Code::Quarantine, format!("{MOVE_FILE}: {error}")))
-    }
-
-    /// The move before anything is known of it but the order.
-    pub(super) fn view(&self, ground: &Ground, phase: Phase) -> MigrationView {
-        MigrationView {
-            id: self.id,
-            guest: self.request.guest.clone(),
-            role: Role::Source,
-            from: ground.shared.host.site.clone(),
-            to: self.target.site.clone(),
-            mode: self.request.mode,
-            max_pause_ms: self.request.max_pause_ms,
-            rate: self.request.rate,
-            phase,
-            link: LinkState::Down,
-            silent_ms: None,
-            blocked_ms: None,
-            attempts: self.attempts,
-            round: 0,
-            rounds: 0,
-            blocks_total: 0,
-            blocks_left: 0,
-            raw_bytes: 0,
-            wire_bytes: 0,
-            goodput_bytes_per_second: 0,
-            dirty_bytes_per_second: 0,
-            eta_ms: None,
-            predicted_pause_ms: None,
-            pause_reported_ms: None,
-            total_ms: unix_ms().saturating_sub(self.started_unix_ms),
-            demand_fetches: 0,
-            demand_p50_ms: None,
-            demand_p99_ms: None,
-            switch_reason: None,
-            decisions: Vec::new(),
-            error: None,
-            started_unix_ms: self.started_unix_ms,
-            finished_unix_ms: phase.is_finished().then(unix_ms),
-        }
-    }
-
-    /// The same when it is over before it came to another attempt.
-    pub(super) fn ended_view(&self, ground: &Ground, fault: &Fault) -> MigrationView {
-        let phase = if fault.code == Code::Cancelled {
-            Phase::Cancelled
-        } else {
-            Phase::Failed
-        };
-        MigrationView {
-            error: Some(ErrorView::from(fault)),
-            ..self.view(ground, phase)
-        }
-    }
-
-    pub(super) fn forget(ground: &Ground) {
-        if let Some(folder) = &ground.folder
-            && let Err(fault) = folder.remove(&file_name(MOVE_FILE))
-        {
-            warn!(%fault, "the finished move's file stays");
-        }
-    }
-}
 
 /// Guest memory as the codec reads it; none if it was lost after the commit.
 #[derive(Debug)]

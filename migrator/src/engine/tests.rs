@@ -16,8 +16,9 @@ use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
 
 use super::ground::now;
 use super::input::Command;
+use super::order::Order;
 use super::shared::quarantined;
-use super::source_move::{Order, SourceMove};
+use super::source_move::SourceMove;
 use super::*;
 use crate::api::{GuestRequest, GuestState, GuestView, MigrationRequest, MigrationView, Phase};
 use crate::config::{Limits, Quota};

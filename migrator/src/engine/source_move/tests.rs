@@ -1,9 +1,10 @@
 //! When a move is tried again, and when it ends.
 
 use serde_json::json;
-use towpath_protocol::identity::Epoch;
+use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
 
 use super::*;
+use crate::engine::order::ATTEMPT_COUNT_MAX;
 use crate::engine::tests::{ground, host, order as ordered};
 
 #[test]

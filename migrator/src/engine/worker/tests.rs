@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
+use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::{Hello, Lane};
 use towpath_protocol::ownership::{Decider, Root};
 use towpath_protocol::version;

@@ -1,0 +1,208 @@
+//! What a guest is found at when its worker begins, and what is gone on with.
+
+use std::time::Duration;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::GuestState as ProcessState;
+use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
+use towpath_protocol::ownership::{Action as LawAction, Event as LawEvent, Ownership, State};
+use towpath_protocol::target;
+use tracing::{error, info, warn};
+
+use super::{RECOVER_DELAY, Role, Worker};
+use crate::api::Phase;
+use crate::engine::adopt::{self, BUSY_WAIT};
+use crate::engine::ground::now;
+use crate::engine::order::Order;
+use crate::engine::source_move::{NotBegun, SourceMove, thaw};
+use crate::engine::target_move::TargetMove;
+use crate::guest::GuestProcess;
+
+impl Worker {
+    pub(super) fn recovered_role(&mut self) -> Role {
+        let Some(Role::Idle(ownership)) = self.role.take() else {
+            unreachable!("a worker begins idle");
+        };
+        let state = ownership.record().state.clone();
+        let adopted = self.ground.adopt_process(adopt::wait_for(&state));
+        if let Err(fault) = adopted {
+            info!(guest = %self.ground.id, %fault, "no process of the guest");
+            if matches!(state, State::Relinquished { .. }) {
+                self.ground.crash = Some(fault);
+            } else if let Err(fault) = self.ground.await_process(&fault) {
+                warn!(guest = %self.ground.id, %fault, "the guest's process is not waited for");
+            }
+        }
+        self.take_up(ownership)
+    }
+
+    /// Goes on with what the record says is under way.
+    fn take_up(&mut self, ownership: Ownership) -> Role {
+        match ownership.record().state.clone() {
+            State::Relinquished { .. } => self.recover_source(ownership),
+            State::Owned {
+                epoch,
+                missing_from: Some(origin),
+                ..
+            } => {
+                info!(guest = %self.ground.id, %epoch, "goes on receiving a guest that runs");
+                self.recover_target(ownership, origin.source, origin.attempt)
+            }
+            State::Prepared {
+                attempt, source, ..
+            } => self.recover_target(ownership, source, attempt),
+            _ => self.recover_idle(ownership),
+        }
+    }
+
+    /// Tries once more to take up what could not be.
+    pub(super) fn take_up_again(&mut self) {
+        if self.ground.check_journal().is_ok()
+            && let Some(Role::Broken(ownership, _)) =
+                self.role.take_if(|role| matches!(role, Role::Broken(..)))
+        {
+            let role = self.take_up(ownership);
+            self.role = Some(role);
+        }
+    }
+
+    /// A move behind its commit that cannot be taken up: for now, or because something of it is lost.
+    fn not_taken_up(&mut self, not_begun: NotBegun) -> Role {
+        let NotBegun { ownership, fault } = not_begun;
+        let is_waited_for = self.ground.awaited.is_some();
+        let process = self.ground.process.as_ref();
+        let is_slow = fault.code == Code::Guest && process.is_some_and(GuestProcess::is_alive);
+        if is_waited_for || is_slow || fault.code == Code::Io {
+            warn!(guest = %self.ground.id, %fault, "its move is not taken up yet");
+            self.recover_at = (!is_waited_for).then(|| now() + RECOVER_DELAY);
+        } else {
+            error!(guest = %self.ground.id, %fault, "its move is lost, or its memory is");
+            self.ground.crash = Some(fault.clone());
+        }
+        Role::Broken(ownership, fault)
+    }
+
+    fn recover_idle(&mut self, mut ownership: Ownership) -> Role {
+        if let Err(fault) = self.follow_the_law(&mut ownership) {
+            error!(guest = %self.ground.id, %fault, "guest is left alone");
+            return Role::Broken(ownership, fault);
+        }
+        if matches!(ownership.record().state, State::Owned { .. }) {
+            match Order::load(&self.ground) {
+                Ok(Some(order)) => {
+                    let view = order.view(&self.ground, Phase::Preparing);
+                    self.ground.shared.board().show_move(view);
+                    // Its memory cannot be had before its process answers, if it is waited for.
+                    let at = now()
+                        + self
+                            .ground
+                            .awaited
+                            .as_ref()
+                            .map_or(Duration::ZERO, |_| BUSY_WAIT);
+                    self.retry = Some((at, Box::new(order)));
+                }
+                Ok(None) => {}
+                Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
+            }
+        } else {
+            // A move that ended right before the restart: should the guest come back, it must not
+            // begin anew.
+            Order::forget(&self.ground);
+        }
+        Role::Idle(ownership)
+    }
+
+    fn recover_source(&mut self, ownership: Ownership) -> Role {
+        let order = Order::load(&self.ground).and_then(|order| {
+            order.ok_or_else(|| Fault::new(Code::Quarantine, "the move's file is gone"))
+        });
+        let recovered = match order {
+            Ok(order) => SourceMove::recover(&mut self.ground, ownership, order),
+            Err(fault) => Err(Box::new(NotBegun { ownership, fault })),
+        };
+        match recovered {
+            Ok(mut going) => {
+                going.carry_out(&mut self.ground);
+                Role::Source(Box::new(going))
+            }
+            Err(not_begun) => self.not_taken_up(*not_begun),
+        }
+    }
+
+    fn recover_target(
+        &mut self,
+        ownership: Ownership,
+        source: HostIdentity,
+        attempt: AttemptId,
+    ) -> Role {
+        let is_owned = matches!(ownership.record().state, State::Owned { .. });
+        let setup = target::Setup {
+            host: self.ground.shared.host.clone(),
+            source,
+            migration: self.arrival().unwrap_or(MigrationId(attempt.0)),
+            attempt,
+            guest: self.ground.id,
+        };
+        match TargetMove::recover(&mut self.ground, ownership, setup) {
+            Ok(mut going) => {
+                going.carry_out(&mut self.ground);
+                Role::Target(Box::new(going))
+            }
+            Err(not_begun) if is_owned => self.not_taken_up(*not_begun),
+            Err(not_begun) => {
+                let NotBegun {
+                    mut ownership,
+                    fault,
+                } = *not_begun;
+                info!(guest = %self.ground.id, %fault, "what was received is given up");
+                drop(ownership.handle(LawEvent::GiveUp));
+                self.recover_idle(ownership)
+            }
+        }
+    }
+
+    /// Carries out what the law wants while no move is under way.
+    pub(super) fn follow_the_law(&mut self, ownership: &mut Ownership) -> Result<(), Fault> {
+        while let Some(action) = ownership.poll() {
+            match action {
+                LawAction::Persist(record) => self.ground.persist(&record)?,
+                LawAction::Run { epoch } => self.run(epoch),
+                LawAction::Thaw => {
+                    if let Err(fault) = thaw(&mut self.ground) {
+                        self.ground.not_thawed(fault);
+                    }
+                }
+                LawAction::DiscardImage => self.ground.end_process()?,
+                LawAction::FreeImage => self.ground.free_image()?,
+                // There are no lanes; the peer asks again.
+                LawAction::Say { .. } | LawAction::Swap { .. } | LawAction::ReadRegister => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a guest over that outlived the daemon; one that is gone stays down until it is booted.
+    pub(in crate::engine) fn run(&mut self, epoch: Epoch) {
+        if self.ground.awaited.is_some() {
+            return;
+        }
+        let take_over = |process: &mut GuestProcess| {
+            let seen = process.describe()?;
+            if seen.is_armed {
+                // Its journal says that nothing is missing: nobody would answer a fault.
+                process.disarm_missing()?;
+            }
+            match seen.state {
+                ProcessState::Running => Ok(()),
+                ProcessState::Paused => process.resume().map(drop),
+                ProcessState::Created | ProcessState::Loaded => process.run(epoch).map(drop),
+                other => Err(Fault::new(Code::Guest, format!("the guest is {other}"))),
+            }
+        };
+        let result = self.ground.process().and_then(take_over);
+        if let Err(fault) = result {
+            warn!(guest = %self.ground.id, %fault, "guest does not run");
+            self.ground.crash = Some(fault);
+        }
+    }
+}
