@@ -169,6 +169,11 @@ impl<S: Storage> Journal<S> {
         self.is_poisoned
     }
 
+    /// Nothing is written any more: the file has lost its name, or may have.
+    pub const fn poison(&mut self) {
+        self.is_poisoned = true;
+    }
+
     /// The number of the last record written.
     #[must_use]
     pub const fn sequence(&self) -> u64 {

@@ -155,7 +155,14 @@ impl Ground {
             Some(record) => store.keep_refused(self.id, &record.encode())?,
             None => {}
         }
-        store.remove_guest(&name)?;
+        if let Err(fault) = store.remove_guest(&name) {
+            let is_gone = self.folder.as_ref().is_some_and(|it| !it.has_journal());
+            if let Some(journal) = self.journal.as_mut().filter(|_| is_gone) {
+                // What is still open here no start would find again.
+                journal.poison();
+            }
+            return Err(fault);
+        }
         self.journal = None;
         self.folder = None;
         Ok(())

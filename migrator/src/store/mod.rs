@@ -297,6 +297,13 @@ impl GuestFolder {
         Journal::open(file, self.incarnation)
     }
 
+    /// Whether the guest's journal has its name here, as far as can be seen.
+    #[must_use]
+    pub fn has_journal(&self) -> bool {
+        let found = rustix::fs::statat(&self.folder, JOURNAL, AtFlags::SYMLINK_NOFOLLOW);
+        found.err() != Some(Errno::NOENT)
+    }
+
     /// Whether nothing stands here but a small file of this name, or not even that.
     ///
     /// # Errors
