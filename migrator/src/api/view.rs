@@ -334,6 +334,18 @@ const fn max_pause_ms_default() -> u32 {
 }
 
 impl MigrationRequest {
+    /// A request that asks for nothing in particular.
+    #[must_use]
+    pub fn plain(guest: Name, site: Name) -> Self {
+        Self {
+            guest,
+            site,
+            mode: MigrationMode::default(),
+            max_pause_ms: max_pause_ms_default(),
+            rate: None,
+        }
+    }
+
     /// Looks at the numbers.
     ///
     /// # Errors

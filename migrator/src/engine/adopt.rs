@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::ownership::State;
+use towpath_protocol::source::Event;
 use tracing::{info, warn};
 
 use super::ground::{Ground, now};
@@ -91,9 +92,21 @@ impl Worker {
             // It was ended meanwhile.
             return;
         }
+        let is_committed =
+            matches!(&self.role, Some(Role::Source(source)) if source.is_committed());
         if let Err(fault) = found.and_then(|process| self.ground.take_found(process)) {
             warn!(guest = %self.ground.id, %fault, "the guest's process cannot be taken up");
+            if self.ground.await_process(&fault).is_ok() && self.ground.awaited.is_some() {
+                // It still says nothing.
+                return;
+            }
             self.ground.crash = Some(fault);
+            if let Some(Role::Source(source)) = self.role.as_mut().filter(|_| is_committed) {
+                drop(source.handle(&mut self.ground, Event::GuestGone));
+            }
+        } else if is_committed {
+            // Its memory is there now, and its target may miss some of it.
+            self.serve_anew();
         } else if let Some(Role::Idle(ownership)) = &self.role {
             info!(guest = %self.ground.id, "the guest's process has answered");
             if let State::Owned { epoch, .. } = ownership.record().state {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
+use towpath_protocol::ownership::State;
 use towpath_protocol::plan::{Mode, Policy};
 use tracing::warn;
 
@@ -46,7 +47,17 @@ impl Order {
                 | Code::RootMismatch
                 | Code::StaleEpoch
         );
-        may_pass && self.attempts < ATTEMPT_COUNT_MAX
+        may_pass && self.has_attempts_left()
+    }
+
+    const fn has_attempts_left(&self) -> bool {
+        self.attempts < ATTEMPT_COUNT_MAX
+    }
+
+    /// Whether another attempt follows: one may end better, or only the guest's process was too slow.
+    pub(super) fn is_tried_again(&self, ground: &Ground, fault: &Fault) -> bool {
+        let is_slow = fault.code == Code::Guest && ground.awaited.is_some();
+        self.is_worth_another(fault) || (is_slow && self.has_attempts_left())
     }
 
     pub(super) fn policy(&self) -> Policy {
@@ -79,6 +90,40 @@ impl Order {
         serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|error| Fault::new(Code::Quarantine, format!("{MOVE_FILE}: {error}")))
+    }
+
+    /// The order of a move behind its commit. The record alone says what is left of it to do: a file that is
+    /// gone or spoilt costs it its number and what was asked for.
+    pub(super) fn of_commit(ground: &Ground, state: &State) -> Result<Self, Fault> {
+        let State::Relinquished {
+            attempt, target, ..
+        } = state
+        else {
+            let detail = format!("no commit is said while {}", state.name());
+            return Err(Fault::new(Code::State, detail));
+        };
+        let known = match Self::load(ground) {
+            Err(fault) if fault.code == Code::Io => return Err(fault),
+            Err(fault) => {
+                warn!(guest = %ground.id, %fault, "only the journal speaks of the move");
+                None
+            }
+            Ok(known) => known,
+        };
+        let guest = ground.name()?.clone();
+        let order = known.unwrap_or_else(|| Self {
+            id: MigrationId(attempt.0),
+            target: target.clone(),
+            request: MigrationRequest::plain(guest, target.site.clone()),
+            attempt: *attempt,
+            attempts: 1,
+            started_unix_ms: unix_ms(),
+        });
+        Ok(Self {
+            attempt: *attempt,
+            target: target.clone(),
+            ..order
+        })
     }
 
     /// The move before anything is known of it but the order.

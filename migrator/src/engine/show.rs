@@ -238,6 +238,7 @@ impl Worker {
                     _ if crash.is_some() => GuestState::Crashed,
                     // Whatever keeps its process that busy is done to a guest that stands.
                     _ if self.ground.awaited.is_some() => GuestState::Frozen,
+                    _ if self.ground.process.is_none() => GuestState::Stopped,
                     Some(ProcessState::Crashed { reason }) => {
                         ended = Some(Fault::new(Code::Guest, reason.clone()));
                         GuestState::Crashed

@@ -31,18 +31,31 @@ use crate::lane::LaneWriter;
 /// Interval at which the codec is told what the link carries.
 const LINK_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Guest memory as the codec reads it; none if it was lost after the commit.
+/// Guest memory as the codec reads it, or why it cannot: it was lost after the commit, or its process has not handed
+/// it over yet.
 #[derive(Debug)]
-struct MemoryReader(Option<GuestMemory>);
+struct MemoryReader(Result<GuestMemory, Fault>);
+
+impl MemoryReader {
+    fn of(ground: &Ground) -> Self {
+        let memory = ground.memory.clone();
+        Self(memory.ok_or_else(|| match &ground.awaited {
+            Some(fault) => Fault::new(Code::Io, fault.detail.clone()),
+            None => Fault::new(Code::ImageLost, "the frozen guest is gone"),
+        }))
+    }
+
+    fn memory(&self) -> Result<&GuestMemory, Fault> {
+        self.0.as_ref().map_err(Clone::clone)
+    }
+}
 
 impl BlockReader for MemoryReader {
     fn read_runs(&self, space: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault> {
         if space != towpath_protocol::space::MEMORY {
             return Err(Fault::new(Code::Range, format!("no space {}", space.0)));
         }
-        let memory = self.0.as_ref();
-        let lost = || Fault::new(Code::ImageLost, "the frozen guest is gone");
-        memory.ok_or_else(lost)?.read_runs(runs, out)
+        self.memory()?.read_runs(runs, out)
     }
 }
 
@@ -111,7 +124,7 @@ impl SourceMove {
         // Its process knows since when it stands. Without one, or an answer, it counts from here on.
         let stands = ground.process.as_mut().map(GuestProcess::pause);
         going.switched_at = stands.and_then(Result::ok).or_else(|| Some(now()));
-        if ground.process.is_none() {
+        if ground.process.is_none() && ground.awaited.is_none() {
             drop(going.handle(ground, Event::GuestGone));
         }
         Ok(going)
@@ -164,7 +177,7 @@ impl SourceMove {
             .config
             .clone()
             .ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
-        let reader = Arc::new(MemoryReader(ground.memory.clone()));
+        let reader = Arc::new(MemoryReader::of(ground));
         let threads = ground.shared.config.limits.codec_threads as usize;
         let setup = Setup {
             host: ground.shared.host.clone(),
@@ -399,7 +412,7 @@ impl SourceMove {
 
     fn send_chunk(&mut self, ground: &mut Ground, order: &ChunkOrder) -> Result<(), Fault> {
         let space = order.space;
-        let block_bytes = ground.memory()?.geometry().block_bytes();
+        let block_bytes = self.reader.memory()?.geometry().block_bytes();
         if order.is_zero {
             self.outbox.push(Job::zeros(
                 space,
@@ -474,7 +487,7 @@ impl SourceMove {
             Outcome::Stuck(fault) => Ended::Stuck(self.machine.into_ownership(), fault),
             Outcome::Stayed(fault) => {
                 ground.close_link();
-                let again = self.order.is_worth_another(&fault);
+                let again = self.order.is_tried_again(ground, &fault);
                 let order = again.then(|| Box::new(self.order.clone()));
                 if !again {
                     Order::forget(ground);
@@ -487,7 +500,7 @@ impl SourceMove {
     /// The move as the API shows it.
     pub(super) fn view(&self, ground: &Ground) -> MigrationView {
         let progress = self.machine.progress();
-        let (phase, error) = self.phase();
+        let (phase, error) = self.phase(ground);
         let to_ms = |at: Instant| milliseconds(at.since(self.begun_at));
         let is_held = self.machine.stage() == Stage::Committed;
         let silence = self.machine.silence(now());
@@ -543,13 +556,13 @@ impl SourceMove {
         }
     }
 
-    fn phase(&self) -> (Phase, Option<ErrorView>) {
+    fn phase(&self, ground: &Ground) -> (Phase, Option<ErrorView>) {
         match &self.outcome {
             Some(Outcome::Moved) => (Phase::Done, None),
             Some(Outcome::Stayed(fault)) if fault.code == Code::Cancelled => {
                 (Phase::Cancelled, Some(ErrorView::from(fault)))
             }
-            Some(Outcome::Stayed(fault)) if self.order.is_worth_another(fault) => {
+            Some(Outcome::Stayed(fault)) if self.order.is_tried_again(ground, fault) => {
                 (Phase::Preparing, Some(ErrorView::from(fault)))
             }
             Some(Outcome::Stayed(fault) | Outcome::Stuck(fault)) => {

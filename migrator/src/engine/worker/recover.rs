@@ -27,10 +27,12 @@ impl Worker {
         let adopted = self.ground.adopt_process(adopt::wait_for(&state));
         if let Err(fault) = adopted {
             info!(guest = %self.ground.id, %fault, "no process of the guest");
-            if matches!(state, State::Relinquished { .. }) {
-                self.ground.crash = Some(fault);
-            } else if let Err(fault) = self.ground.await_process(&fault) {
+            if let Err(fault) = self.ground.await_process(&fault) {
                 warn!(guest = %self.ground.id, %fault, "the guest's process is not waited for");
+            }
+            // One that says nothing is not dead.
+            if matches!(state, State::Relinquished { .. }) && self.ground.awaited.is_none() {
+                self.ground.crash = Some(fault);
             }
         }
         self.take_up(ownership)
@@ -52,6 +54,18 @@ impl Worker {
                 attempt, source, ..
             } => self.recover_target(ownership, source, attempt),
             _ => self.recover_idle(ownership),
+        }
+    }
+
+    /// Takes a committed move up from its record, now that the frozen guest's memory can be had.
+    pub(in crate::engine) fn serve_anew(&mut self) {
+        if let Some(Role::Source(source)) = self.role.take() {
+            info!(guest = %self.ground.id, "the frozen guest's process has answered");
+            self.ground.close_link();
+            let record = source.ownership().record().clone();
+            let host = self.ground.shared.host.clone();
+            let role = self.take_up(Ownership::recover(host, record));
+            self.role = Some(role);
         }
     }
 
@@ -109,14 +123,19 @@ impl Worker {
             // begin anew.
             Order::forget(&self.ground);
         }
+        let is_owned = matches!(ownership.record().state, State::Owned { .. });
+        let ground = &mut self.ground;
+        if is_owned && ground.process.is_none() && ground.awaited.is_none() {
+            let detail = "the guest has no process here: it ended while no migrator was there";
+            ground
+                .crash
+                .get_or_insert_with(|| Fault::new(Code::Guest, detail));
+        }
         Role::Idle(ownership)
     }
 
     fn recover_source(&mut self, ownership: Ownership) -> Role {
-        let order = Order::load(&self.ground).and_then(|order| {
-            order.ok_or_else(|| Fault::new(Code::Quarantine, "the move's file is gone"))
-        });
-        let recovered = match order {
+        let recovered = match Order::of_commit(&self.ground, &ownership.record().state) {
             Ok(order) => SourceMove::recover(&mut self.ground, ownership, order),
             Err(fault) => Err(Box::new(NotBegun { ownership, fault })),
         };
