@@ -410,7 +410,8 @@ impl TargetMove {
         while let Some(action) = self.next_action() {
             let step = action_name(&action);
             // Nothing depends on what only cleans up.
-            let is_needed = !matches!(action, Action::DiscardImage | Action::DisarmMissing);
+            let is_disarm = matches!(action, Action::DisarmMissing);
+            let is_needed = !is_disarm && !matches!(action, Action::DiscardImage);
             let is_record = matches!(action, Action::Persist(_));
             if let Err(fault) = self.act(ground, action) {
                 warn!(%fault, step, "an action failed");
@@ -418,6 +419,9 @@ impl TargetMove {
                     self.take_in(Event::NotRecorded(fault));
                 } else if is_needed {
                     self.take_in(Event::Failed(fault));
+                } else if is_disarm {
+                    // It would wait for ever at a block that was never touched: told again once it answers.
+                    ground.not_thawed(fault);
                 }
             }
             ground.shared.failpoint("target", step);

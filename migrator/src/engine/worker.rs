@@ -37,9 +37,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
-/// Wait before a move that could not be taken up is tried again, where nothing of it is lost: mostly there were
-/// no threads or descriptors left.
+/// First wait before a move that could not be taken up is tried again, where nothing of it is lost: mostly there
+/// were no threads, descriptors or memory left. Doubles up to [`RECOVER_DELAY_MAX`].
 const RECOVER_DELAY: Duration = Duration::from_secs(2);
+
+/// Longest of these waits: by then somebody looks at the host, and finds what is mended at work again soon.
+const RECOVER_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// Wait before what is left of a refused guest is put away: its source's next attempt mostly follows at once.
 const PUT_AWAY_DELAY: Duration = Duration::from_secs(2);
@@ -78,6 +81,7 @@ pub(super) struct Worker {
     pub(super) retry: Option<(Instant, Box<Order>)>,
     /// When a move of before the start is to be taken up, which could not be yet.
     pub(super) recover_at: Option<Instant>,
+    recover_delay: Duration,
     ending: Option<link::Ending>,
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
@@ -97,6 +101,7 @@ impl Worker {
             role: Some(Role::Idle(ownership)),
             retry: None,
             recover_at: None,
+            recover_delay: RECOVER_DELAY,
             ending: None,
             visitors: Vec::new(),
             shown: Shown::default(),
@@ -546,6 +551,7 @@ impl Worker {
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");
+                self.recover_delay = RECOVER_DELAY;
                 self.see_off(setup);
                 Role::Idle(ownership)
             }
@@ -564,11 +570,7 @@ impl Worker {
                     self.ground.id,
                 ))
             }
-            target_move::Ended::Lost(ownership, fault) => {
-                error!(migration = %id, %fault, "guest is lost, or its journal is");
-                self.ground.crash = Some(fault.clone());
-                Role::Broken(ownership, fault)
-            }
+            target_move::Ended::Lost(ownership, fault) => self.not_gone_on_with(ownership, fault),
         });
     }
 }

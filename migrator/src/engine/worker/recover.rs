@@ -5,11 +5,14 @@ use std::time::Duration;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestState as ProcessState;
 use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
-use towpath_protocol::ownership::{Action as LawAction, Event as LawEvent, Ownership, State};
+use towpath_protocol::ownership::{
+    Action as LawAction, Event as LawEvent, Ownership, Record, State,
+};
 use towpath_protocol::target;
+use towpath_protocol::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{RECOVER_DELAY, Role, Worker};
+use super::{RECOVER_DELAY_MAX, Role, Worker};
 use crate::api::Phase;
 use crate::engine::adopt::{self, BUSY_WAIT};
 use crate::engine::ground::now;
@@ -39,7 +42,7 @@ impl Worker {
     }
 
     /// Goes on with what the record says is under way.
-    fn take_up(&mut self, ownership: Ownership) -> Role {
+    pub(super) fn take_up(&mut self, ownership: Ownership) -> Role {
         match ownership.record().state.clone() {
             State::Relinquished { .. } => self.recover_source(ownership),
             State::Owned {
@@ -80,6 +83,36 @@ impl Worker {
         }
     }
 
+    /// When it is tried again what could not be done: ever less often.
+    fn next_recovery(&mut self) -> Instant {
+        let delay = self.recover_delay;
+        self.recover_delay = (delay * 2).min(RECOVER_DELAY_MAX);
+        now() + delay
+    }
+
+    /// A guest that is owned here and could not be gone on with. As long as its process lives and its journal can
+    /// be believed nothing of it is lost by a fault of this host's: it is taken up again as by the next start,
+    /// from what is on disk.
+    pub(super) fn not_gone_on_with(&mut self, ownership: Ownership, fault: Fault) -> Role {
+        let process = self.ground.process.as_ref();
+        let may_pass = matches!(fault.code, Code::Guest | Code::Io)
+            && process.is_some_and(GuestProcess::is_alive)
+            && self.ground.check_journal().is_ok();
+        let journal = self.ground.journal.as_ref().filter(|_| may_pass);
+        let durable = journal.and_then(|journal| Record::decode(journal.record()).ok());
+        if let Some(record) = durable.filter(|it| matches!(it.state, State::Owned { .. })) {
+            warn!(guest = %self.ground.id, %fault, "the guest is taken up again");
+            // Its source opens new lanes, and asks again for what is missing.
+            self.ground.close_link();
+            self.recover_at = Some(self.next_recovery());
+            let host = self.ground.shared.host.clone();
+            return Role::Broken(Ownership::recover(host, record), fault);
+        }
+        error!(guest = %self.ground.id, %fault, "guest is lost, or its journal is");
+        self.ground.crash = Some(fault.clone());
+        Role::Broken(ownership, fault)
+    }
+
     /// A move behind its commit that cannot be taken up: for now, or because something of it is lost.
     fn not_taken_up(&mut self, not_begun: NotBegun) -> Role {
         let NotBegun { ownership, fault } = not_begun;
@@ -88,7 +121,7 @@ impl Worker {
         let is_slow = fault.code == Code::Guest && process.is_some_and(GuestProcess::is_alive);
         if is_waited_for || is_slow || fault.code == Code::Io {
             warn!(guest = %self.ground.id, %fault, "its move is not taken up yet");
-            self.recover_at = (!is_waited_for).then(|| now() + RECOVER_DELAY);
+            self.recover_at = (!is_waited_for).then(|| self.next_recovery());
         } else {
             error!(guest = %self.ground.id, %fault, "its move is lost, or its memory is");
             self.ground.crash = Some(fault.clone());
