@@ -15,6 +15,8 @@ mod daemons;
 mod guests;
 #[path = "faults/links.rs"]
 mod links;
+#[path = "faults/lost.rs"]
+mod lost;
 #[path = "faults/peers.rs"]
 mod peers;
 #[path = "faults/steps.rs"]

@@ -12,6 +12,8 @@
 
 mod adopt;
 mod boot;
+#[cfg(test)]
+mod fake;
 mod ground;
 mod host;
 mod incident;

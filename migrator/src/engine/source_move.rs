@@ -199,6 +199,11 @@ impl SourceMove {
     }
 
     #[cfg(test)]
+    pub(super) fn has_memory(&self) -> bool {
+        self.reader.memory().is_ok()
+    }
+
+    #[cfg(test)]
     pub(super) fn codec_buffer_count(ground: &Ground, order: &Order) -> usize {
         let (_, outbox, ..) = Self::parts(ground, order).unwrap();
         outbox.buffer_count()
@@ -577,7 +582,12 @@ impl SourceMove {
                     Stage::Serving => Phase::Serving,
                     Stage::Over => Phase::Failed,
                 };
-                (phase, None)
+                let lost = self.machine.is_image_lost().then(|| {
+                    let detail = "what the guest left here is gone: if its target misses blocks of it, it has \
+                                  to be booted there";
+                    ErrorView::from(&Fault::new(Code::ImageLost, detail))
+                });
+                (phase, lost)
             }
         }
     }

@@ -35,7 +35,8 @@ const FAULT_WAIT: Duration = Duration::from_millis(100);
 /// Demand latencies kept for the quantiles.
 const LATENCY_COUNT_MAX: usize = 65_536;
 
-/// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
+/// Without lanes for so long a guest that does not run yet is given up, and its memory is free again. One that runs
+/// may be booted anew from then on.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 
 /// An offer without data for so long, while lanes are open, loses its place, as admission counts.
@@ -121,6 +122,22 @@ impl TargetMove {
         }
     }
 
+    /// A guest that runs here and misses so many of its first blocks.
+    #[cfg(test)]
+    pub(super) fn running(ground: &Ground, ownership: Ownership, missing_count: u64) -> Self {
+        tests::running(ground, ownership, missing_count)
+    }
+
+    #[cfg(test)]
+    pub(super) fn lose(&mut self, fault: Fault) {
+        self.outcome = Some(Outcome::Lost(fault));
+    }
+
+    #[cfg(test)]
+    pub(super) const fn lose_link_at(&mut self, at: Instant) {
+        self.link_lost_at = at;
+    }
+
     /// Goes on with what an earlier migrator left; the guest's process was already adopted.
     pub(super) fn recover(
         ground: &mut Ground,
@@ -187,10 +204,12 @@ impl TargetMove {
         if is_owned && is_armed {
             target.arm(ground)?;
         }
-        // Last: an attempt that does not go on keeps no place.
-        ground
-            .shared
-            .readmit(&source, ground.id, attempt, config.memory_bytes);
+        // Last: an attempt that does not go on keeps no place, and a guest that lives here needs none.
+        if !is_owned {
+            ground
+                .shared
+                .readmit(&source, ground.id, attempt, config.memory_bytes);
+        }
         Ok(target)
     }
 
@@ -204,6 +223,29 @@ impl TargetMove {
 
     pub(super) fn stage(&self) -> Stage {
         self.machine.stage()
+    }
+
+    /// Refuses to give up what a guest that runs here misses as long as its source may well come back.
+    ///
+    /// # Errors
+    ///
+    /// `E_STATE`, with how long it is still waited for.
+    pub(super) fn check_abandoned(&self) -> Result<(), Fault> {
+        let source = &self.machine.setup().source;
+        let left = (self.link_lost_at + ABANDONED_AFTER).since(now());
+        if self.machine.is_link_up() {
+            let detail = format!("the guest is part of a move: {source} sends what is missing");
+            return Err(Fault::new(Code::State, detail));
+        }
+        if left > Duration::ZERO {
+            let detail = format!(
+                "the guest is part of a move: {source} is waited for, and what it has is given up by this \
+                 in {} s at the earliest",
+                left.as_secs() + 1
+            );
+            return Err(Fault::new(Code::State, detail));
+        }
+        Ok(())
     }
 
     /// Whether nothing was offered: it is only a last word that is missing.
@@ -488,6 +530,10 @@ impl TargetMove {
             Action::ArmMissing => self.arm(ground)?,
             Action::Run(epoch) => {
                 let at = ground.process()?.run(epoch)?;
+                // It is counted with the guests that live here from now on.
+                ground
+                    .shared
+                    .released(ground.id, self.machine.setup().attempt);
                 self.take_in(Event::GuestRuns { at });
             }
             Action::WakeFaults => {

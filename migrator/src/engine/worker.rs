@@ -385,14 +385,24 @@ impl Worker {
     /// waiting for what is missing, and its source may let go of it.
     fn boot(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
+        self.abandon_missing()?;
         let Some(Role::Idle(ownership) | Role::Broken(ownership, _)) = &self.role else {
             return Err(Fault::new(Code::State, "the guest is part of a move"));
         };
-        let State::Owned { epoch, .. } = ownership.record().state else {
+        let State::Owned {
+            epoch,
+            missing_from,
+        } = &ownership.record().state
+        else {
             let detail = format!("the guest is {} here", ownership.record().state.name());
             return Err(Fault::new(Code::State, detail));
         };
-        self.ground.expect_ended()?;
+        let epoch = *epoch;
+        // What is left of a guest whose missing blocks are lost stands at one of them for ever.
+        let is_lost = missing_from.is_some() && self.ground.crash.is_some();
+        if !is_lost || self.ground.awaited.is_some() {
+            self.ground.expect_ended()?;
+        }
         if let Some(Role::Broken(mut ownership, fault)) =
             self.role.take_if(|role| matches!(role, Role::Broken(..)))
         {
@@ -410,6 +420,22 @@ impl Worker {
         }
         self.ground.make_process(false)?;
         self.ground.process()?.run(epoch).map(drop)
+    }
+
+    /// Gives up what is missing of a guest that runs here whose source is away for so long that whoever asks for
+    /// this may know better whether it comes back.
+    fn abandon_missing(&mut self) -> Result<(), Fault> {
+        let Some(Role::Target(target)) = &mut self.role else {
+            return Ok(());
+        };
+        if target.stage() != target::Stage::Running {
+            return Ok(());
+        }
+        target.check_abandoned()?;
+        let fault = Fault::new(Code::ImageLost, "what is missing was given up");
+        target.handle(&mut self.ground, target::Event::Failed(fault));
+        self.end_target();
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), Fault> {

@@ -50,6 +50,44 @@ fn recovered(ground: &Ground, present: u64) -> Target {
     Target::recover(setup, law, remains).unwrap()
 }
 
+/// See [`TargetMove::running`].
+pub(super) fn running(ground: &Ground, ownership: Ownership, missing_count: u64) -> TargetMove {
+    let config = ground.config.as_ref().unwrap();
+    let State::Owned {
+        epoch,
+        missing_from: Some(origin),
+    } = ownership.record().state.clone()
+    else {
+        panic!("nothing of it is missing");
+    };
+    let setup = Setup {
+        host: ground.shared.host.clone(),
+        source: origin.source,
+        migration: MigrationId(9),
+        attempt: origin.attempt,
+        guest: ground.id,
+    };
+    let mut present = BlockSet::full(config.block_count());
+    for block in 0..missing_count {
+        present.remove(block);
+    }
+    let remains = Remains {
+        prepare: Prepare {
+            name: config.name.clone(),
+            epoch,
+            spaces: spaces_of(config),
+            config: config.to_bytes(),
+        },
+        present: vec![present],
+        position: Received {
+            through_sequence: 0,
+            chain: [1; 32],
+        },
+    };
+    let machine = Target::recover(setup, ownership, remains).unwrap();
+    TargetMove::with(machine, ground)
+}
+
 #[test]
 fn an_outage_of_minutes_behind_a_restart_is_no_silence_of_the_source() {
     let (_folder, shared) = host("");

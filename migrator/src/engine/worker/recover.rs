@@ -1,5 +1,8 @@
 //! What a guest is found at when its worker begins, and what is gone on with.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};

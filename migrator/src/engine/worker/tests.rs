@@ -57,7 +57,7 @@ fn lanes_without_an_offer_keep_a_guest_from_nothing() {
 }
 
 /// Works as the worker does until something holds.
-fn work_until(worker: &mut Worker, holds: impl Fn(&Worker) -> bool) {
+pub(super) fn work_until(worker: &mut Worker, holds: impl Fn(&Worker) -> bool) {
     let begun = now();
     while !holds(worker) {
         let until = to_wait_until(worker.deadline());

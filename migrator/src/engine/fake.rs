@@ -1,0 +1,146 @@
+//! A guest's process as far as a worker sees one: a thread that answers, or keeps silent.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketType,
+};
+use towpath_protocol::guest_api::{
+    Description, GuestConfig, GuestState, Request, Response, TrackingMethod, decode_request,
+};
+use towpath_protocol::identity::Epoch;
+
+use super::ground::Ground;
+
+/// What it is asked, and how it stands.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// Keeps silent from here on.
+    pub(super) is_silent: bool,
+    /// Keeps silent once it was told to run.
+    pub(super) is_silent_once_run: bool,
+    pub(super) is_armed: bool,
+    pub(super) run_count: u32,
+}
+
+/// A process that runs in a guest's folder.
+#[derive(Debug)]
+pub(super) struct Fake(Arc<Mutex<Standing>>);
+
+impl Fake {
+    /// Begins to answer in the guest's folder, which must be there.
+    pub(super) fn start(ground: &Ground, standing: Standing) -> Self {
+        let config = ground.config.clone().unwrap();
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        let address = SocketAddrUnix::new(ground.path().unwrap().join("guest.sock")).unwrap();
+        rustix::net::bind(&socket, &address).unwrap();
+        rustix::net::listen(&socket, 8).unwrap();
+        let standing = Arc::new(Mutex::new(standing));
+        let shared = Arc::clone(&standing);
+        // They end with the test.
+        std::thread::spawn(move || {
+            let memory = rustix::fs::memfd_create("fake", MemfdFlags::ALLOW_SEALING).unwrap();
+            rustix::fs::ftruncate(&memory, config.memory_bytes).unwrap();
+            let seals = SealFlags::SHRINK | SealFlags::GROW;
+            rustix::fs::fcntl_add_seals(&memory, seals).unwrap();
+            let memory = Arc::new(memory);
+            while let Ok(connection) = rustix::net::accept(&socket) {
+                let (config, memory) = (config.clone(), Arc::clone(&memory));
+                let standing = Arc::clone(&shared);
+                std::thread::spawn(move || serve(&connection, &config, &memory, &standing));
+            }
+        });
+        Self(standing)
+    }
+
+    /// Looks at how it stands, or changes it.
+    pub(super) fn standing<T>(&self, look: impl FnOnce(&mut Standing) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+}
+
+fn serve(connection: &OwnedFd, config: &GuestConfig, memory: &OwnedFd, standing: &Mutex<Standing>) {
+    let mut packet = vec![0; 1 << 16];
+    loop {
+        let received = rustix::net::recv(connection, &mut packet[..], RecvFlags::empty());
+        let Some((_, length)) = received.ok().filter(|(_, length)| *length > 0) else {
+            return;
+        };
+        while standing.lock().unwrap().is_silent {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let (number, request) = decode_request(&packet[..length]).unwrap();
+        let (response, file) = answer(&request, config, memory, &mut standing.lock().unwrap());
+        if send(connection, number, &response, file).is_err() {
+            return;
+        }
+    }
+}
+
+fn answer<'a>(
+    request: &Request,
+    config: &GuestConfig,
+    memory: &'a OwnedFd,
+    standing: &mut Standing,
+) -> (Response, Option<BorrowedFd<'a>>) {
+    let response = match request {
+        Request::Hello { .. } => Response::Welcome {
+            version: 1,
+            process_id: std::process::id(),
+        },
+        Request::Describe => Response::Described(Box::new(Description {
+            config: config.clone(),
+            state: GuestState::Running,
+            epoch: Some(Epoch(2)),
+            heartbeat_sequence: 1,
+            write_count: 0,
+            page_in_progress: None,
+            tracking_method: TrackingMethod::Unavailable,
+            is_tracking: false,
+            is_armed: standing.is_armed,
+        })),
+        Request::TakeMemory => {
+            let bytes = config.memory_bytes;
+            return (Response::Memory { bytes }, Some(memory.as_fd()));
+        }
+        Request::Pause => Response::Paused { stopped_at_ns: 1 },
+        Request::Run { .. } | Request::Resume => {
+            standing.run_count += 1;
+            standing.is_silent = standing.is_silent_once_run;
+            Response::Running {
+                epoch: Epoch(2),
+                running_since_ns: 1,
+            }
+        }
+        Request::DisarmMissing => {
+            standing.is_armed = false;
+            Response::Done
+        }
+        _ => Response::Done,
+    };
+    (response, None)
+}
+
+fn send(
+    connection: &OwnedFd,
+    number: u32,
+    response: &Response,
+    file: Option<BorrowedFd<'_>>,
+) -> rustix::io::Result<usize> {
+    let mut packet = Vec::new();
+    response.encode(number, &mut packet);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
+    if !files.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
+    }
+    let parts = [IoSlice::new(&packet)];
+    rustix::net::sendmsg(connection, &parts, &mut ancillary, SendFlags::NOSIGNAL)
+}

@@ -1,0 +1,254 @@
+//! What becomes of a guest whose migrator, process or source was away.
+
+use rustix::fs::FlockOperation;
+use towpath_protocol::ownership::{Decider, Origin, Root};
+use towpath_protocol::source::Event as SourceEvent;
+
+use super::*;
+use crate::api::GuestState;
+use crate::engine::fake::{Fake, Standing};
+use crate::engine::ground::Ground;
+use crate::engine::tests::{ground, host, order};
+use crate::engine::worker::tests::work_until;
+use crate::guest::GuestProcess;
+
+fn record(ground: &Ground, state: State) -> Record {
+    Record {
+        guest: ground.id,
+        high_water: Epoch(2),
+        decider: Decider::SourceJournal,
+        state,
+        verdicts: Vec::new(),
+    }
+}
+
+fn relinquished() -> State {
+    State::Relinquished {
+        owned: Epoch(1),
+        epoch: Epoch(2),
+        attempt: order(1).attempt,
+        target: order(1).target,
+        root: Root([1; 32]),
+        is_whole: false,
+    }
+}
+
+fn owned(is_whole: bool) -> State {
+    let (source, attempt) = (order(1).target, order(1).attempt);
+    State::Owned {
+        epoch: Epoch(2),
+        missing_from: (!is_whole).then_some(Origin { attempt, source }),
+    }
+}
+
+/// A worker whose guest's record is durable, and which has not begun.
+fn worker_of(mut ground: Ground, state: State) -> Worker {
+    let record = record(&ground, state);
+    ground.persist(&record).unwrap();
+    let ownership = Ownership::recover(ground.shared.host.clone(), record);
+    Worker::new(ground, ownership)
+}
+
+fn take_up(worker: &mut Worker) {
+    let Some(Role::Idle(ownership)) = worker.role.take() else {
+        panic!("it has begun");
+    };
+    let role = worker.take_up(ownership);
+    worker.role = Some(role);
+}
+
+/// A guest that runs here by a move, and misses its first blocks or none.
+fn running(ground: Ground, missing_count: u64) -> Worker {
+    let mut worker = worker_of(ground, owned(false));
+    let Some(Role::Idle(ownership)) = worker.role.take() else {
+        panic!("it has begun");
+    };
+    let target = TargetMove::running(&worker.ground, ownership, missing_count);
+    worker.role = Some(Role::Target(Box::new(target)));
+    worker
+}
+
+#[test]
+fn a_guest_whose_host_lost_its_power_in_the_middle_of_a_copy_is_no_guest_that_runs() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let state = State::Offering {
+        epoch: Epoch(1),
+        attempt: order(1).attempt,
+        target: order(1).target,
+    };
+    let record = record(&ground, state);
+    ground.persist(&record).unwrap();
+    let mut worker = Worker::recover(ground, record);
+    worker.publish();
+    let view = shared.board().guests[&worker.ground.id].clone();
+    assert_eq!(view.state, GuestState::Crashed);
+    assert!(view.error.is_some());
+}
+
+#[test]
+fn a_commit_is_said_whatever_became_of_the_moves_file() {
+    for content in [None, Some("{}")] {
+        let (folder, shared) = host("");
+        let mut ground = ground(&shared);
+        let record = record(&ground, relinquished());
+        ground.persist(&record).unwrap();
+        if let Some(content) = content {
+            let file = folder.path().join("state/guests/till/move.json");
+            std::fs::write(file, content).unwrap();
+        }
+        let worker = Worker::recover(ground, record);
+        let Some(Role::Source(source)) = &worker.role else {
+            panic!("nobody says the commit");
+        };
+        assert!(source.is_committed());
+        assert_eq!(source.order().attempt, order(1).attempt);
+        assert_eq!(source.order().target, order(1).target);
+    }
+}
+
+#[test]
+fn a_frozen_guest_whose_process_answers_late_is_not_lost() {
+    let (_folder, shared) = host("");
+    let mut worker = worker_of(ground(&shared), relinquished());
+    worker.ground.awaited = Some(Fault::new(Code::Guest, "it has not answered yet"));
+    take_up(&mut worker);
+    let error = |worker: &Worker| {
+        let Some(Role::Source(source)) = &worker.role else {
+            panic!("nobody says the commit");
+        };
+        source.view(&worker.ground).error
+    };
+    assert_eq!(error(&worker), None, "its memory is not lost");
+    let _fake = Fake::start(&worker.ground, Standing::default());
+    let found = GuestProcess::adopt(&worker.ground.path().unwrap());
+    worker.found(found);
+    assert!(worker.ground.memory.is_some() && worker.ground.awaited.is_none());
+    assert_eq!(error(&worker), None);
+    let Some(Role::Source(source)) = &mut worker.role else {
+        panic!("nobody says the commit");
+    };
+    assert!(source.has_memory(), "what its target misses can be read");
+    drop(source.handle(&mut worker.ground, SourceEvent::GuestGone));
+    assert!(error(&worker).is_some(), "that is lost");
+}
+
+#[test]
+fn a_process_that_lives_and_says_nothing_for_long_is_waited_for_again() {
+    let (_folder, shared) = host("");
+    let mut worker = worker_of(ground(&shared), owned(true));
+    let path = worker.ground.path().unwrap();
+    let lock = std::fs::File::create(path.join("guest.pid")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let silent = Standing {
+        is_silent: true,
+        ..Standing::default()
+    };
+    let fake = Fake::start(&worker.ground, silent);
+    worker.ground.awaited = Some(Fault::new(Code::Guest, "it has not answered yet"));
+    worker.found(Err(Fault::new(Code::Guest, "it still has not")));
+    assert!(worker.ground.awaited.is_some() && worker.ground.crash.is_none());
+    fake.standing(|standing| standing.is_silent = false);
+    work_until(&mut worker, |worker| worker.ground.process.is_some());
+    assert!(worker.ground.crash.is_none());
+}
+
+#[test]
+fn a_guest_that_is_owned_here_outlives_a_fault_of_its_hosts() {
+    let (_folder, shared) = host("");
+    let mut worker = running(ground(&shared), 0);
+    let fake = Fake::start(&worker.ground, Standing::default());
+    worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
+    // As if the last block could not be installed for want of memory.
+    let fault = Fault::new(Code::Io, "no memory");
+    if let Some(Role::Target(target)) = &mut worker.role {
+        target.lose(fault);
+    }
+    worker.end_if_over();
+    assert!(matches!(worker.role, Some(Role::Broken(..))));
+    assert!(worker.ground.crash.is_none(), "it runs and nothing is lost");
+    assert!(worker.recover_at.is_some());
+    drop(fake);
+    // What is lost for good is no such fault.
+    let mut worker = running(worker.ground, 3);
+    if let Some(Role::Target(target)) = &mut worker.role {
+        target.lose(Fault::new(Code::ImageLost, "its source has let go of it"));
+    }
+    worker.end_if_over();
+    assert!(worker.ground.crash.is_some() && worker.recover_at.is_none());
+}
+
+#[test]
+fn a_process_that_is_too_slow_to_be_disarmed_is_disarmed_later() {
+    let (_folder, shared) = host("");
+    let mut worker = running(ground(&shared), 0);
+    let path = worker.ground.path().unwrap();
+    let lock = std::fs::File::create(path.join("guest.pid")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let standing = Standing {
+        is_armed: true,
+        is_silent_once_run: true,
+        ..Standing::default()
+    };
+    let fake = Fake::start(&worker.ground, standing);
+    worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
+    if let Some(Role::Target(target)) = &mut worker.role {
+        target.carry_out(&mut worker.ground);
+    }
+    worker.end_if_over();
+    assert!(matches!(worker.role, Some(Role::Idle(_))));
+    fake.standing(|standing| {
+        assert_eq!(standing.run_count, 1);
+        standing.is_silent = false;
+    });
+    work_until(&mut worker, |_| {
+        !fake.standing(|standing| standing.is_armed)
+    });
+    assert!(worker.ground.crash.is_none());
+}
+
+#[test]
+fn a_guest_whose_source_is_away_for_long_may_be_given_up_by_its_operator() {
+    let (_folder, shared) = host("");
+    let mut worker = running(ground(&shared), 3);
+    let refused = worker.abandon_missing().unwrap_err();
+    assert_eq!(refused.code, Code::State);
+    assert!(refused.detail.contains("is waited for"), "{refused}");
+    if let Some(Role::Target(target)) = &mut worker.role {
+        target.lose_link_at(Instant::ZERO);
+    }
+    worker.abandon_missing().unwrap();
+    let Some(Role::Broken(ownership, fault)) = &worker.role else {
+        panic!("it is still waited for");
+    };
+    assert_eq!(fault.code, Code::ImageLost);
+    assert!(ownership.may_run());
+}
+
+#[test]
+fn nothing_stands_on_a_journal_that_has_lost_its_name() {
+    let (folder, shared) = host("");
+    let mut worker = worker_of(ground(&shared), owned(true));
+    // It is removed behind the journal, and cannot be.
+    let description = folder.path().join("state/guests/till/guest.json");
+    std::fs::remove_file(&description).unwrap();
+    std::fs::create_dir(&description).unwrap();
+    assert!(worker.ground.put_away(None, true).is_err());
+    let refused = worker.ground.check_journal().unwrap_err();
+    assert_eq!(refused.code, Code::Journal);
+    let record = record(&worker.ground, owned(true));
+    assert!(worker.ground.persist(&record).is_err());
+}
+
+#[test]
+fn a_move_whose_process_was_too_slow_is_tried_again() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let slow = Fault::new(Code::Guest, "it did not answer within 30s");
+    for (is_awaited, attempts, again) in [(true, 1, true), (false, 1, false), (true, 5, false)] {
+        ground.awaited = is_awaited.then(|| slow.clone());
+        let mut order = order(1);
+        order.attempts = attempts;
+        assert_eq!(order.is_tried_again(&ground, &slow), again);
+    }
+}
