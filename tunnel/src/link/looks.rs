@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Instant as Clock;
 
 use quinn::ConnectionStats;
-use towpath_protocol::channel::{Class, Leg};
 
+use super::measured::Totals;
 use crate::watch::{Seen, Watch};
 
 /// Bytes an IP packet adds to a UDP payload: the headers of UDP and of IPv4, or IPv6.
@@ -33,15 +33,6 @@ impl Default for Rounds {
             is_cap_news: false,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Totals {
-    pub(super) at: Clock,
-    /// Bytes of programs sent and received, by class.
-    pub(super) bytes: [(u64, u64); Class::ALL.len()],
-    /// Packets lost and sent, by leg.
-    pub(super) packets: [(u64, u64); Leg::ALL.len()],
 }
 
 /// What a connection to an address has sent, as counted on the wire.

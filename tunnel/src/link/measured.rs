@@ -1,0 +1,151 @@
+//! What a link measures of itself each second, and what was wrong with it of late.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant as Clock};
+
+use quinn::ConnectionStats;
+use towpath_protocol::channel::{Class, Leg};
+
+use super::Link;
+use crate::congestion::Delay;
+use crate::health;
+
+/// What a link last measured.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Measured {
+    /// Bytes of programs per second.
+    pub sent_per_second: u64,
+    /// Bytes of programs per second.
+    pub received_per_second: u64,
+    /// Bytes of programs per second sent and received, by class.
+    pub classes: [(u64, u64); Class::ALL.len()],
+    /// Packets lost per million sent, over the last second.
+    pub lost_per_million: u64,
+    /// The same of each leg.
+    pub legs_lost_per_million: [u64; Leg::ALL.len()],
+}
+
+/// How one of a link's connections stands: what its classes see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LegStanding {
+    pub leg: Leg,
+    /// Smoothed.
+    pub rtt: Duration,
+    /// Without a queue.
+    pub base_rtt: Duration,
+    /// The queue of the last round trip.
+    pub queue: Duration,
+    pub lost_per_million: u64,
+}
+
+/// What was wrong with a link of late; zeros where nothing was.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Trouble {
+    pub lost_per_million: u64,
+    pub queue: Duration,
+    lost_at: Option<Clock>,
+    queued_at: Option<Clock>,
+}
+
+/// What had been counted at a moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Totals {
+    at: Clock,
+    /// Bytes of programs sent and received, by class.
+    bytes: [(u64, u64); Class::ALL.len()],
+    /// Packets lost and sent, by leg.
+    packets: [(u64, u64); Leg::ALL.len()],
+}
+
+impl Link {
+    /// What was last measured.
+    pub(crate) fn measured(&self) -> Measured {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How its connections stand.
+    pub(crate) fn legs(&self) -> [LegStanding; Leg::ALL.len()] {
+        let lost = self.measured().legs_lost_per_million;
+        Leg::ALL.map(|leg| {
+            let connection = self.connection(leg);
+            let estimate = Delay::of(connection).map(|delay| delay.estimate());
+            let estimate = estimate.unwrap_or_default();
+            LegStanding {
+                leg,
+                rtt: connection.rtt(),
+                base_rtt: estimate.base_rtt,
+                queue: estimate.queue_delay,
+                lost_per_million: lost[leg as usize],
+            }
+        })
+    }
+
+    /// What was wrong of late.
+    pub(crate) fn trouble(&self) -> Trouble {
+        let mut trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |at: Option<Clock>| at.is_none_or(|at| at.elapsed() > health::SHOWN);
+        if is_over(trouble.lost_at) {
+            trouble.lost_per_million = 0;
+        }
+        if is_over(trouble.queued_at) {
+            trouble.queue = Duration::ZERO;
+        }
+        trouble
+    }
+
+    fn note_trouble(&self, lost_per_million: u64, packets: u64) {
+        let queue = self.estimate().queue_delay;
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if packets >= health::PACKETS_MIN && lost_per_million >= health::LOSS_PER_MILLION {
+            trouble.lost_per_million = lost_per_million;
+            trouble.lost_at = Some(Clock::now());
+        }
+        if queue >= health::QUEUE {
+            trouble.queue = queue;
+            trouble.queued_at = Some(Clock::now());
+        }
+    }
+
+    /// Measures from the counters of both connections what went since it last did.
+    pub(super) fn measure(&self, before: &mut Option<Totals>, stats: &[ConnectionStats; 2]) {
+        let counters = &self.counters;
+        let now = Totals {
+            at: Clock::now(),
+            bytes: Class::ALL.map(|class| (counters.sent(class), counters.received(class))),
+            packets: [0, 1].map(|leg| {
+                let path = &stats[leg].path;
+                (path.lost_packets, path.sent_packets)
+            }),
+        };
+        let before = before.replace(now);
+        let Some(before) = before else { return };
+        let millis = now.at.duration_since(before.at).as_millis().max(1);
+        let per_second =
+            |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / millis).unwrap_or(u64::MAX);
+        let mut measured = Measured::default();
+        for (class, rates) in measured.classes.iter_mut().enumerate() {
+            let ((sent, received), (sent_before, received_before)) =
+                (now.bytes[class], before.bytes[class]);
+            *rates = (
+                per_second(sent.saturating_sub(sent_before)),
+                per_second(received.saturating_sub(received_before)),
+            );
+            measured.sent_per_second += rates.0;
+            measured.received_per_second += rates.1;
+        }
+        let legs = [0, 1].map(|leg| {
+            let ((lost, sent), (lost_before, sent_before)) =
+                (now.packets[leg], before.packets[leg]);
+            (
+                lost.saturating_sub(lost_before),
+                sent.saturating_sub(sent_before),
+            )
+        });
+        let of_million = |(lost, sent): (u64, u64)| lost * 1_000_000 / sent.max(1);
+        measured.legs_lost_per_million = legs.map(of_million);
+        let packets_sent = legs[0].1 + legs[1].1;
+        measured.lost_per_million = of_million((legs[0].0 + legs[1].0, packets_sent));
+        self.note_trouble(measured.lost_per_million, packets_sent);
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    }
+}
