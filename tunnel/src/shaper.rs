@@ -20,7 +20,8 @@
 //! *The cap.* Credit grows at the capped rate, and a grant takes it. What really left is only known
 //! afterwards, from QUIC's own counters; [`Shaper::observe`] charges the difference. Credit and the
 //! debt that urgent bytes may run into are 16 ms of the rate together: the largest burst there is, and
-//! with what retransmissions add to it below 20 ms.
+//! with what retransmissions add to it below 20 ms. On links so thin that a few packets take longer, a grant is
+//! one packet, and urgent bytes may run two ahead.
 //!
 //! *Weights.* Each class has a virtual time, which its bytes drive ahead by their number divided by its
 //! weight; the one that is furthest back goes next (start-time fair queueing). A stream is away for a
@@ -49,8 +50,16 @@ pub(crate) use unseen::Unseen;
 /// Most bytes in one grant: a piece this small holds an urgent one up by 5 ms at 100 Mbit/s at most.
 pub const PIECE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Least bytes in one grant: two full packets, below which headers eat the link.
-const PIECE_BYTES_MIN: u64 = 2 * 1200;
+/// A packet that every path carries: less in one makes headers eat the link.
+const PACKET_BYTES: u64 = 1200;
+
+/// Packets in one grant at least, and below which rate, in bytes per second, it is one: there two take so long
+/// that, with the credit for timers that are late, they would be a burst of more than 20 ms.
+const PIECE_PACKETS_MIN: u64 = 2;
+const THIN_BYTES_PER_SECOND: u64 = 375_000;
+
+/// Packets that urgent bytes may run ahead by at least: one, behind another whose headers are to be paid.
+const DEBT_PACKETS_MIN: u64 = 2;
 
 /// What one grant lasts on the wire. Timers fire to the millisecond, so pieces of four keep the rate
 /// smooth and the wake-ups few.
@@ -483,7 +492,7 @@ impl Shaper {
 
     /// How far urgent bytes may run ahead of the rate; two packets also where that is more.
     fn debt(&self) -> i128 {
-        let packets = i128::from(PIECE_BYTES_MIN) * BILLION;
+        let packets = i128::from(DEBT_PACKETS_MIN * PACKET_BYTES) * BILLION;
         let time = self
             .root
             .as_ref()
@@ -615,8 +624,11 @@ impl Shaper {
 /// Bytes in one grant at a rate.
 #[must_use]
 pub fn piece_bytes(rate: Rate) -> u64 {
+    if rate.bytes_per_second() < THIN_BYTES_PER_SECOND {
+        return PACKET_BYTES;
+    }
     rate.bytes_in(PIECE_TIME)
-        .clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
+        .clamp(PIECE_PACKETS_MIN * PACKET_BYTES, PIECE_BYTES_MAX)
 }
 
 /// Most bytes a second that floors may promise under a cap: control and demand need the rest.
