@@ -35,6 +35,13 @@ const DOUBT_SECONDS: u32 = 3600;
 /// Outcomes a score remembers.
 const SCORE_COUNT: u64 = 1000;
 
+/// How much of a cap the path must have been seen to carry for the cap to be what a transfer gets: caps are
+/// kept within a hundredth.
+const REACHED_SHARE: f64 = 0.99;
+
+/// What the path was seen to carry of what it is believed to, for that to be a word of it.
+const TOLD_SHARE: f64 = 0.98;
+
 /// Known hours below which a forecast of hours has low confidence, and from which it has high.
 const LOW_HOURS: u64 = 48;
 const HIGH_HOURS: u64 = 336;
@@ -114,7 +121,7 @@ pub struct Prediction {
     pub band: Band,
     /// How much it is to be relied on.
     pub confidence: Confidence,
-    /// Seconds since the link's capacity was last seen.
+    /// Seconds since the link's capacity was last seen, or the cap reached.
     pub age_seconds: u64,
 }
 
@@ -146,6 +153,8 @@ pub struct Forecaster {
     doubted_seconds: u32,
     recent: Recent,
     newest_capacity: Option<Moment>,
+    /// Samples since the start in which the cap was the limit.
+    capped_count: u64,
     open: [VecDeque<Open>; 3],
     minute: Option<Open>,
     minute_sum: f64,
@@ -164,6 +173,7 @@ impl Forecaster {
             doubted_seconds: 0,
             recent: Recent::default(),
             newest_capacity: None,
+            capped_count: 0,
             open: Default::default(),
             minute: None,
             minute_sum: 0.0,
@@ -213,16 +223,77 @@ impl Forecaster {
             self.turn_hour(now);
             self.history.observe(now, sample, seconds);
         }
-        if let Sample::Capacity(rate) = sample {
-            self.newest_capacity = Some(now);
-            self.recent.observe(rate);
-            self.minute_sum += rate;
-            self.minute_count = self.minute_count.saturating_add(1);
+        match sample {
+            Sample::Capacity(rate) => {
+                self.newest_capacity = Some(now);
+                self.recent.observe(rate);
+                self.minute_sum += rate;
+                self.minute_count = self.minute_count.saturating_add(1);
+            }
+            Sample::CapLimited(rate) => self.reach(now, rate),
+            Sample::ApplicationLimited(_) | Sample::Down => {}
         }
         self.turn_minute(now);
     }
 
-    /// What is expected at a moment; `None` while the link's capacity is not known. What lies in the
+    /// The path carries the cap, or more: of a path that is known this is news only if that is as much as it
+    /// is believed to carry.
+    fn reach(&mut self, now: Moment, cap: f64) {
+        self.capped_count += 1;
+        let believed = self.forecast(now, now).map(|made| made.band.p50);
+        if let Some(believed) = believed.filter(|believed| cap >= believed * TOLD_SHARE) {
+            self.newest_capacity = Some(now);
+            self.recent.observe(believed.max(cap));
+        }
+    }
+
+    /// What a transfer is expected to get at a moment under a cap, in bytes per second: the path's rate, or
+    /// the cap where that is lower. Of a path that was never the limit only what it was seen to carry is
+    /// known; if that is the cap or more, the cap is what a transfer gets.
+    #[must_use]
+    pub fn forecast_under(&self, now: Moment, at: Moment, cap: Option<f64>) -> Option<Prediction> {
+        let path = self.forecast(now, at);
+        let Some(cap) = cap else { return path };
+        let capped = |mut made: Prediction| {
+            made.band = made.band.map(|rate| rate.min(cap));
+            made
+        };
+        path.map(capped).or_else(|| self.reached(now, at, cap))
+    }
+
+    /// The forecast of a cap that the path is known to carry, and nothing else.
+    fn reached(&self, now: Moment, at: Moment, cap: f64) -> Option<Prediction> {
+        let is_reached = |rate: f64| rate >= cap * REACHED_SHARE;
+        let newest = self.carried(now).filter(|(_, rate)| is_reached(*rate));
+        let end = newest.map(|(end, _)| end).last()?;
+        let age_seconds = now.since(end).as_secs();
+        let current = hour_of(now);
+        let hours = self
+            .history
+            .hours_carried()
+            .filter(|(number, rate)| *number < current && is_reached(*rate));
+        let ahead = at.since(now).as_secs().min(HORIZON_SECONDS_MAX);
+        Some(Prediction {
+            band: Band::new(cap, cap, cap),
+            confidence: confidence(
+                self.capped_count,
+                hours.count() as u64,
+                ahead.saturating_add(age_seconds),
+                age_seconds,
+            ),
+            age_seconds,
+        })
+    }
+
+    /// What was seen to go through in the five minutes that ended at each moment of the last week, oldest
+    /// first.
+    fn carried(&self, now: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {
+        let week_ago = now.unix_seconds().saturating_sub(HORIZON_SECONDS_MAX);
+        self.history
+            .carried_since(Moment::from_unix_seconds(week_ago))
+    }
+
+    /// What the path is expected to carry at a moment; `None` while that is not known. What lies in the
     /// past is taken as now, what lies beyond a week as a week ahead.
     #[must_use]
     pub fn forecast(&self, now: Moment, at: Moment) -> Option<Prediction> {
@@ -241,7 +312,12 @@ impl Forecaster {
         };
         Some(Prediction {
             band,
-            confidence: self.confidence(ahead, age_seconds),
+            confidence: confidence(
+                self.recent.count(),
+                self.season.known_count(),
+                stale,
+                age_seconds,
+            ),
             age_seconds,
         })
     }
@@ -252,9 +328,11 @@ impl Forecaster {
         /// Steps the rate is held for: a timetable changes on the minute.
         const STEP_SECONDS: u64 = 60;
         let mut through = Through::default();
-        if self.forecast(now, now).is_none() {
+        if self.forecast_under(now, now, cap(now)).is_none() {
             return through;
         }
+        // Where nothing else is known, what went through once goes through.
+        let carried = self.carried(now).map(|(_, rate)| rate).fold(0.0, f64::max);
         let wanted = precise(bytes);
         let (mut sent_p50, mut sent_p10) = (0.0, 0.0);
         let mut held: Option<(u64, Band)> = None;
@@ -267,7 +345,7 @@ impl Forecaster {
                 Some((held_hour, band)) if is_held && held_hour == hour => band,
                 _ => self
                     .forecast(now, begin)
-                    .map_or_else(Band::default, |p| p.band),
+                    .map_or_else(|| Band::new(carried, carried, carried), |p| p.band),
             };
             held = Some((hour, band));
             let most = cap(begin).unwrap_or(f64::INFINITY);
@@ -301,24 +379,6 @@ impl Forecaster {
                 Hour::Rate(_) | Hour::Unknown => None,
             });
         bounds.max_by(f64::total_cmp)
-    }
-
-    fn confidence(&self, ahead: u64, age_seconds: u64) -> Confidence {
-        if ahead.saturating_add(age_seconds) <= 2 * RECENT_SECONDS {
-            return match self.recent.count() {
-                0..SAMPLE_COUNT_MIN => Confidence::Low,
-                SAMPLE_COUNT_MIN..300 => Confidence::Medium,
-                _ => Confidence::High,
-            };
-        }
-        let known = self.season.known_count();
-        if known < LOW_HOURS || age_seconds > LOW_AGE_SECONDS {
-            Confidence::Low
-        } else if known < HIGH_HOURS || age_seconds > HIGH_AGE_SECONDS {
-            Confidence::Medium
-        } else {
-            Confidence::High
-        }
     }
 
     fn season_at(&self, now: Moment, at: Moment) -> Option<Band> {
@@ -438,6 +498,25 @@ impl Forecaster {
         let seconds = i64::try_from(begin.unix_seconds()).unwrap_or(i64::MAX);
         let hours = (seconds + offset).div_euclid(3600) + THURSDAY_HOURS;
         usize::try_from(hours.rem_euclid(168)).expect("an hour of the week")
+    }
+}
+
+/// How much a forecast is to be relied on that rests on so many samples and hours and is so many seconds away
+/// from the newest, which is so old.
+const fn confidence(samples: u64, hours: u64, stale: u64, age_seconds: u64) -> Confidence {
+    if stale <= 2 * RECENT_SECONDS {
+        return match samples {
+            0..SAMPLE_COUNT_MIN => Confidence::Low,
+            SAMPLE_COUNT_MIN..300 => Confidence::Medium,
+            _ => Confidence::High,
+        };
+    }
+    if hours < LOW_HOURS || age_seconds > LOW_AGE_SECONDS {
+        Confidence::Low
+    } else if hours < HIGH_HOURS || age_seconds > HIGH_AGE_SECONDS {
+        Confidence::Medium
+    } else {
+        Confidence::High
     }
 }
 

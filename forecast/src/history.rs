@@ -16,7 +16,10 @@ use crate::season::Hour;
 const MAGIC: [u8; 8] = *b"TOWPATHF";
 
 /// The version of the file's form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// The version before, whose slots end with their outages; it is read still.
+const VERSION_BEFORE: u32 = 1;
 
 /// Grains in seconds with the slots kept of each: a week, half a year, five years.
 const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1830)];
@@ -24,7 +27,7 @@ const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1
 /// Seconds of an hour.
 pub const HOUR_SECONDS: u64 = 3600;
 
-const SLOT_BYTES: usize = 20;
+const SLOT_BYTES: usize = 28;
 
 /// Largest encoded history, in bytes.
 pub const ENCODED_BYTES_MAX: usize = 256 * 1024;
@@ -45,6 +48,8 @@ pub enum Sample {
     Capacity(f64),
     /// The programs were the limit: the path carries this or more. Never counts as capacity.
     ApplicationLimited(f64),
+    /// Our own cap was the limit, and this: the path carries so much or more.
+    CapLimited(f64),
     /// There was no link.
     Down,
 }
@@ -59,6 +64,9 @@ pub struct Slot {
     seen_seconds: u32,
     bound_seconds: u32,
     down_seconds: u32,
+    /// Mean of the cap over the seconds in which it was the limit.
+    capped: f32,
+    capped_seconds: u32,
 }
 
 impl Slot {
@@ -76,6 +84,7 @@ impl Slot {
             Sample::ApplicationLimited(rate) => {
                 follow(&mut self.bound, &mut self.bound_seconds, rate);
             }
+            Sample::CapLimited(rate) => follow(&mut self.capped, &mut self.capped_seconds, rate),
             Sample::Down => self.down_seconds = self.down_seconds.saturating_add(seconds),
         }
     }
@@ -83,22 +92,45 @@ impl Slot {
     /// What the span says of the rate: outages count by the time they took.
     #[must_use]
     pub fn told(&self) -> Hour {
-        let up = f64::from(self.seen_seconds) + f64::from(self.bound_seconds);
+        let [seen, bound, capped] =
+            [self.seen_seconds, self.bound_seconds, self.capped_seconds].map(f64::from);
+        let up = seen + bound + capped;
         let down = f64::from(self.down_seconds);
         let up_share = if up + down > 0.0 {
             up / (up + down)
         } else {
             1.0
         };
+        let (capacity, reached) = (f64::from(self.capacity), f64::from(self.capped));
         if self.seen_seconds >= SEEN_SECONDS_MIN {
-            Hour::Rate(f64::from(self.capacity) * up_share)
+            // The path is seen when it is slower than the cap: those seconds alone would speak for the rest.
+            let rate = if reached > capacity {
+                (capacity * seen + reached * capped) / (seen + capped)
+            } else {
+                capacity
+            };
+            Hour::Rate(rate * up_share)
         } else if down > 0.0 && up_share <= 1.0 - OUTAGE_SHARE {
             Hour::Rate(0.0)
+        } else if self.capped_seconds >= SEEN_SECONDS_MIN {
+            Hour::AtLeast(reached.max(self.bound.into()) * up_share)
         } else if self.bound > 0.0 {
             Hour::AtLeast(f64::from(self.bound) * up_share)
         } else {
             Hour::Unknown
         }
+    }
+
+    /// The most that was seen to go through for long enough, in bytes per second.
+    fn carried(&self) -> Option<f64> {
+        let long_enough = |rate: f32, seconds: u32| (seconds >= SEEN_SECONDS_MIN).then_some(rate);
+        let known = [
+            long_enough(self.capacity, self.seen_seconds),
+            long_enough(self.capped, self.capped_seconds),
+            (self.bound > 0.0).then_some(self.bound),
+        ];
+        let known = known.into_iter().flatten().map(f64::from);
+        known.max_by(f64::total_cmp)
     }
 
     fn encode(&self, bytes: &mut Vec<u8>) {
@@ -107,21 +139,29 @@ impl Slot {
         for seconds in [self.seen_seconds, self.bound_seconds, self.down_seconds] {
             bytes.extend(seconds.to_le_bytes());
         }
+        bytes.extend(self.capped.to_le_bytes());
+        bytes.extend(self.capped_seconds.to_le_bytes());
     }
 
-    fn decode(bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
+    fn decode(version: u32, bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
         let rate = |bytes: &mut Bytes<'_>| {
             let rate = f32::from_le_bytes(bytes.take()?);
             let is_rate = rate.is_finite() && rate >= 0.0;
             is_rate.then_some(rate).ok_or_else(|| damaged("a rate"))
         };
-        Ok(Self {
+        let mut slot = Self {
             capacity: rate(bytes)?,
             bound: rate(bytes)?,
             seen_seconds: u32::from_le_bytes(bytes.take()?),
             bound_seconds: u32::from_le_bytes(bytes.take()?),
             down_seconds: u32::from_le_bytes(bytes.take()?),
-        })
+            ..Self::default()
+        };
+        if version > VERSION_BEFORE {
+            slot.capped = rate(bytes)?;
+            slot.capped_seconds = u32::from_le_bytes(bytes.take()?);
+        }
+        Ok(slot)
     }
 }
 
@@ -181,7 +221,7 @@ impl Ring {
         }
     }
 
-    fn decode(grain: (u64, usize), bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
+    fn decode(version: u32, grain: (u64, usize), bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
         let mut ring = Self::new(grain);
         let grain_seconds = u64::from_le_bytes(bytes.take()?);
         let count = u64::from_le_bytes(bytes.take()?);
@@ -192,7 +232,7 @@ impl Ring {
             return Err(damaged("a grain, a count or a time"));
         }
         for _ in 0..count {
-            ring.slots.push_back(Slot::decode(bytes)?);
+            ring.slots.push_back(Slot::decode(version, bytes)?);
         }
         Ok(ring)
     }
@@ -260,6 +300,22 @@ impl History {
             .filter(move |(at, _)| *at >= from)
     }
 
+    /// The most that was seen to go through, in bytes per second, in the five minutes that ended at each moment
+    /// after another one.
+    pub(crate) fn carried_since(&self, from: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {
+        let ring = &self.rings[0];
+        let ends = (ring.first + 1..).map(|i| Moment::from_unix_seconds(i * ring.grain_seconds));
+        let slots = ends.zip(&ring.slots).filter(move |(end, _)| *end > from);
+        slots.filter_map(|(end, slot)| Some((end, slot.carried()?)))
+    }
+
+    /// The same of the hours that are kept, each with its number since 1970.
+    pub(crate) fn hours_carried(&self) -> impl Iterator<Item = (u64, f64)> + '_ {
+        let ring = &self.rings[1];
+        let slots = (ring.first..).zip(&ring.slots);
+        slots.filter_map(|(number, slot)| Some((number, slot.carried()?)))
+    }
+
     /// Days that are known at all.
     #[must_use]
     pub fn day_count(&self) -> usize {
@@ -301,13 +357,15 @@ impl History {
             return Err(damaged("its beginning"));
         }
         let version = u32::from_le_bytes(rest.take()?);
-        if version != VERSION {
-            let detail = format!("a history of version {version}; this release knows {VERSION}");
+        if !(VERSION_BEFORE..=VERSION).contains(&version) {
+            let detail = format!(
+                "a history of version {version}; this release knows {VERSION_BEFORE} to {VERSION}"
+            );
             return Err(Fault::new(Code::Meta, detail));
         }
         let mut history = Self::default();
         for (ring, grain) in history.rings.iter_mut().zip(GRAINS) {
-            *ring = Ring::decode(grain, &mut rest)?;
+            *ring = Ring::decode(version, grain, &mut rest)?;
         }
         if !rest.0.is_empty() {
             return Err(damaged("bytes after its end"));
@@ -371,6 +429,45 @@ mod tests {
             Hour::Rate(2e6)
         );
         assert_eq!(hour_of(&[(Sample::Down, 3600)]), Hour::Rate(0.0));
+    }
+
+    #[test]
+    fn a_cap_that_was_reached_is_a_bound_beside_whatever_else_was_seen() {
+        let idle = Sample::ApplicationLimited(1e3);
+        let reached = Sample::CapLimited(2e6);
+        assert_eq!(hour_of(&[(idle, 3590), (reached, 10)]), Hour::AtLeast(2e6));
+        assert_eq!(hour_of(&[(idle, 3598), (reached, 2)]), Hour::AtLeast(1e3));
+        // A path that is slower than the cap now and then is seen only then.
+        let slow = Sample::Capacity(1e6);
+        assert_eq!(hour_of(&[(reached, 30), (slow, 10)]), Hour::Rate(1.75e6));
+        let fast = Sample::Capacity(8e6);
+        assert_eq!(hour_of(&[(reached, 30), (fast, 10)]), Hour::Rate(8e6));
+        assert_eq!(
+            hour_of(&[(reached, 900), (Sample::Down, 2700)]),
+            Hour::AtLeast(5e5)
+        );
+    }
+
+    #[test]
+    fn histories_of_the_version_before_are_read() {
+        let mut history = History::default();
+        history.observe(at(0), Sample::Capacity(1e6), 10);
+        history.observe(at(7200), Sample::ApplicationLimited(5e5), 60);
+        let bytes = history.encode();
+        // Without the last two fields of each slot it is what that version wrote.
+        let mut before = [&MAGIC[..], &VERSION_BEFORE.to_le_bytes()].concat();
+        let mut rest = &bytes[before.len()..bytes.len() - 4];
+        for ring in &history.rings {
+            let (head, slots) = rest.split_at(24);
+            let (slots, after) = slots.split_at(ring.slots.len() * SLOT_BYTES);
+            before.extend(head);
+            slots
+                .chunks(SLOT_BYTES)
+                .for_each(|slot| before.extend(&slot[..20]));
+            rest = after;
+        }
+        before.extend(crc32c::crc32c(&before).to_le_bytes());
+        assert_eq!(History::decode(&before).unwrap(), history);
     }
 
     #[test]
@@ -459,13 +556,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_kept_is_read_back(
-            samples in proptest::collection::vec((0_u64..40_000_000, 0_u8..3, 0.0..1e12_f64, 1_u32..4000), 0..60),
+            samples in proptest::collection::vec((0_u64..40_000_000, 0_u8..4, 0.0..1e12_f64, 1_u32..4000), 0..60),
         ) {
             let mut history = History::default();
             for (after, kind, rate, seconds) in samples {
                 let sample = match kind {
                     0 => Sample::Capacity(rate),
                     1 => Sample::ApplicationLimited(rate),
+                    2 => Sample::CapLimited(rate),
                     _ => Sample::Down,
                 };
                 history.observe(at(after), sample, seconds);

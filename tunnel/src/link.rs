@@ -206,8 +206,17 @@ impl Link {
         self.change_caps(|caps| caps.ours = rate)
     }
 
+    /// What the peer wants to receive at most.
+    pub(crate) fn wanted_rate(&self) -> Option<Rate> {
+        self.caps().theirs
+    }
+
+    fn caps(&self) -> MutexGuard<'_, Caps> {
+        self.caps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change_caps(&self, change: impl FnOnce(&mut Caps)) -> bool {
-        let mut caps = self.caps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut caps = self.caps();
         change(&mut caps);
         let rate = least(caps.ours, caps.theirs);
         let is_another = self.pace.rate() != rate;
@@ -553,13 +562,21 @@ impl Link {
         }
     }
 
+    /// Bytes that have come on the wire.
+    pub(crate) fn came_bytes(&self) -> u64 {
+        let of = |connection: &Connection| {
+            wire_bytes(&connection.stats().udp_rx, connection.remote_address().ip())
+        };
+        of(&self.urgent) + of(&self.bulk)
+    }
+
     /// Shows the shaper what has left on the wire.
     fn observe(&self) -> [ConnectionStats; 2] {
         let stats = [self.urgent.stats(), self.bulk.stats()];
         // Both connections take the same way.
         let peer = self.urgent.remote_address().ip();
         self.pace
-            .observe([0, 1].map(|leg| wire_bytes(&stats[leg], peer)));
+            .observe([0, 1].map(|leg| wire_bytes(&stats[leg].udp_tx, peer)));
         stats
     }
 
@@ -609,7 +626,7 @@ impl Link {
 }
 
 /// The lower of two caps.
-fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
+pub(crate) fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
         (one, other) => one.or(other),

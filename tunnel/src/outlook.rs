@@ -10,7 +10,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 use towpath_daemon::shutdown::Shutdown;
@@ -20,15 +20,17 @@ use towpath_forecast::moment::Moment;
 use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::LinkId;
 use towpath_protocol::identity::Name;
+use towpath_protocol::rate::Rate;
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::health::LOSS_PER_MILLION;
 use crate::peer::Peer;
 use crate::timetable;
 
 pub use views::{ForecastDocument, ForecastView, QuantilesView};
 
-pub(crate) use views::{Query, SCHEMA, document};
+pub(crate) use views::{Query, SCHEMA, bytes_per_second, cap_at, document};
 
 /// How often links are looked at, in seconds.
 const LOOK_SECONDS: u32 = 1;
@@ -42,6 +44,10 @@ const SAVE_SECONDS: u64 = 3600;
 
 /// How long the path must have been the limit within a look for its rate to count.
 const FILLED_MIN: Duration = Duration::from_millis(300);
+
+/// The part of a cap, per mille, that what left on the wire must come to within a look for the cap to have
+/// been the limit: the shaper uses 98 % while anybody wants it, and looks are not exact to the millisecond.
+const REACHED_PER_MILLE: u128 = 950;
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +87,16 @@ struct Known {
     probed: Option<u64>,
 }
 
-/// What the estimator had counted at the last look.
+/// What had been counted at the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     link: LinkId,
+    at: Instant,
+    /// By the estimator.
     filled_bytes: u64,
     filled_time: Duration,
+    /// Bytes on the wire by direction, and the cap that holds for them.
+    wire: [(u64, Option<Rate>); 2],
 }
 
 impl Outlook {
@@ -162,8 +172,15 @@ impl Outlook {
             send = Sample::Capacity(precise(rate));
             seconds = PROBE_SECONDS;
         }
-        if let (Sample::Capacity(rate), Ok(link)) = (send, peer.link()) {
-            link.news.filled(whole(rate));
+        if let Ok(link) = peer.link() {
+            match send {
+                Sample::Capacity(rate) => link.news.filled(whole(rate)),
+                // To who receives, our cap is what the path carries; its own it knows.
+                Sample::CapLimited(cap) if limit_of(link.wanted_rate()) > cap => {
+                    link.news.filled(whole(cap));
+                }
+                _ => {}
+            }
         }
         if let Some([sending, receiving]) = &mut known.forecasters {
             sending.observe(now, send, seconds);
@@ -187,23 +204,43 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
     let (measured, estimate) = (link.measured(), link.estimate());
     let now = Seen {
         link: link.id,
+        at: Instant::now(),
         filled_bytes: estimate.filled_bytes,
         filled_time: estimate.filled_time,
+        wire: [
+            (peer.pacer.left_bytes(), peer.pacer.rate()),
+            (link.came_bytes(), peer.receive_rate()),
+        ],
     };
-    let goodput = precise(measured.sent_per_second);
+    let before = seen.replace(now);
+    // What a path loses is not carried, however much of the cap was sent.
+    let is_lossy = measured.lost_per_million >= LOSS_PER_MILLION;
+    let [sent, received] = [measured.sent_per_second, measured.received_per_second].map(precise);
     let kept_below = link
         .capacity_shown_by(measured.sent_per_second)
         .map(precise);
-    let send = match filled(seen.replace(now), now).or(kept_below) {
-        Some(rate) => Sample::Capacity(rate.max(goodput)),
-        None => Sample::ApplicationLimited(goodput),
+    let send = match (filled(before, now).or(kept_below), reached(before, now, 0)) {
+        (Some(rate), _) => Sample::Capacity(rate.max(sent)),
+        (None, Some(cap)) if !is_lossy => Sample::CapLimited(cap),
+        (None, _) => Sample::ApplicationLimited(sent),
     };
-    let received = precise(measured.received_per_second);
-    let receive = match link.take_filled() {
-        Some(rate) => Sample::Capacity(precise(rate).max(received)),
-        None => Sample::ApplicationLimited(received),
+    let receive = match (link.take_filled(), reached(before, now, 1)) {
+        (Some(rate), _) => Sample::Capacity(precise(rate).max(received)),
+        (None, Some(cap)) => Sample::CapLimited(cap),
+        (None, None) => Sample::ApplicationLimited(received),
     };
     [send, receive]
+}
+
+/// The cap of a direction, in bytes per second, if it was the limit since the last look.
+fn reached(before: Option<Seen>, now: Seen, direction: usize) -> Option<f64> {
+    let before = before.filter(|before| before.link == now.link)?;
+    let ((bytes_before, cap_before), (bytes, cap)) = (before.wire[direction], now.wire[direction]);
+    let cap = cap.filter(|_| cap == cap_before)?;
+    let most = cap.bytes_in(now.at.saturating_duration_since(before.at));
+    let passed = bytes.checked_sub(bytes_before)?;
+    let is_reached = most > 0 && u128::from(passed) * 1000 >= u128::from(most) * REACHED_PER_MILLE;
+    is_reached.then(|| bytes_per_second(cap))
 }
 
 /// The rate since the last look, if the path was the limit for long enough.
@@ -212,6 +249,11 @@ fn filled(before: Option<Seen>, now: Seen) -> Option<f64> {
     let bytes = now.filled_bytes.checked_sub(before.filled_bytes)?;
     let time = now.filled_time.checked_sub(before.filled_time)?;
     (time >= FILLED_MIN).then(|| precise(bytes) / time.as_secs_f64())
+}
+
+/// A cap in bytes per second, or what is above every rate.
+fn limit_of(cap: Option<Rate>) -> f64 {
+    cap.map_or(f64::INFINITY, bytes_per_second)
 }
 
 /// A rate as a count.
@@ -271,9 +313,34 @@ mod tests {
     fn seen(link: u128, filled_bytes: u64, millis: u64) -> Seen {
         Seen {
             link: LinkId(link),
+            at: Instant::now(),
             filled_bytes,
             filled_time: Duration::from_millis(millis),
+            wire: [(0, None); 2],
         }
+    }
+
+    #[test]
+    fn a_cap_was_the_limit_if_it_was_used_and_stayed() {
+        let cap = Some(Rate::clamped(1_000_000));
+        let at = |bytes: u64, cap: Option<Rate>, seconds: u64| {
+            let mut seen = seen(1, 0, 0);
+            seen.wire[0] = (bytes, cap);
+            (Duration::from_secs(seconds), seen)
+        };
+        let check = |(after, mut now): (Duration, Seen), before: Option<Seen>| {
+            now.at = before.map_or(now.at, |before| before.at) + after;
+            reached(before, now, 0)
+        };
+        let before = Some(at(5_000, cap, 0).1);
+        let all = at(995_000, cap, 1);
+        assert_eq!(check(all, before), Some(1e6));
+        assert_eq!(check(all, None), None, "the first look");
+        assert_eq!(check(at(905_000, cap, 1), before), None, "too little");
+        let other = Some(Rate::clamped(900_000));
+        assert_eq!(check(at(995_000, other, 1), before), None, "another cap");
+        assert_eq!(check(at(995_000, None, 1), before), None, "no cap any more");
+        assert_eq!(check(all, Some(seen(2, 0, 0))), None, "another link");
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl Pacer {
         self.state().shaper.rate()
     }
 
+    /// Bytes that have left on the wire so far, over all links.
+    pub(crate) fn left_bytes(&self) -> u64 {
+        self.state().left.iter().sum()
+    }
+
     /// Changes the cap; those that wait are looked at anew.
     pub(crate) fn set_rate(&self, rate: Option<Rate>) {
         let now = self.now();

@@ -249,3 +249,121 @@ fn a_clock_that_was_wrong_for_long_costs_what_was_seen_under_it() {
     // What was kept meanwhile is no hindrance after a restart.
     taught(Forecaster::new(Zone::utc(), forecaster.history().clone()));
 }
+
+/// A forecaster whose link was kept to its cap for so many seconds and never was the limit.
+fn kept_to(cap: f64, seconds: u64) -> Forecaster {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for second in 0..seconds {
+        forecaster.observe(at(second), Sample::CapLimited(cap), 1);
+    }
+    forecaster
+}
+
+#[test]
+fn a_cap_that_was_reached_is_what_a_transfer_gets() {
+    let (cap, now) = (2_250_000.0, 30);
+    let forecaster = kept_to(cap, now);
+    for ahead in [1, 60, 3600, 86_400, HORIZON_SECONDS_MAX] {
+        let made = forecaster.forecast_under(at(now), at(now + ahead), Some(cap));
+        let made = made.unwrap_or_else(|| panic!("in {ahead} s"));
+        assert_eq!(made.band, Band::new(cap, cap, cap));
+        assert!(made.age_seconds <= now);
+        let is_later = made.confidence == Confidence::Low;
+        assert!(ahead <= 60 || is_later, "{ahead}: {made:?}");
+    }
+    // What is below it too, and nothing is known of what is above it, nor of the path itself.
+    let under = |cap| forecaster.forecast_under(at(now), at(now + 60), cap);
+    assert!(under(Some(cap / 2.0)).is_some_and(|made| made.band.p90 == cap / 2.0));
+    assert_eq!(under(Some(cap * 1.1)), None);
+    assert_eq!(under(None), None);
+    // A transfer beyond the next hour goes on; where the cap opens, as fast as was seen.
+    let bytes = 2_250_000 * 7200;
+    let caps = |moment| (moment < at(now + 3600)).then_some(cap);
+    let through = forecaster.through(at(now), bytes, caps);
+    assert_eq!(through.p50, Some(at(now + 7200)));
+    assert_eq!(through.p90, through.p50);
+    let unknown = forecaster.through(at(now), bytes, |_| None);
+    assert_eq!(unknown, Through::default());
+}
+
+#[test]
+fn a_few_slow_seconds_do_not_hide_that_the_cap_was_reached() {
+    let cap = 1e6;
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for second in 0..24 {
+        let sample = if second % 4 == 0 {
+            Sample::Capacity(cap / 2.0)
+        } else {
+            Sample::CapLimited(cap)
+        };
+        forecaster.observe(at(second), sample, 1);
+    }
+    let day = forecaster.forecast_under(at(24), at(86_400), Some(cap));
+    assert_eq!(day.map(|made| made.band.p50), Some(cap));
+}
+
+#[test]
+fn a_cap_that_was_reached_for_weeks_is_relied_on_and_survives_a_restart() {
+    let cap = 1e6;
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for minute in 0..20 * 1440 {
+        forecaster.observe(at(minute * 60), Sample::CapLimited(cap), 60);
+    }
+    let now = 20 * 86_400;
+    let bytes = forecaster.history().encode();
+    let kept = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
+    for forecaster in [forecaster, kept] {
+        let day = forecaster.forecast_under(at(now), at(now + 86_400), Some(cap));
+        assert_eq!(day.unwrap().confidence, Confidence::High);
+        let later = now + 9 * 86_400;
+        let old = forecaster.forecast_under(at(later), at(later + 60), Some(cap));
+        assert_eq!(old, None, "nobody has seen it for a week");
+    }
+}
+
+#[test]
+fn a_path_that_is_slower_than_the_cap_at_times_is_forecast_as_both() {
+    let (cap, slow) = (4e6, 2e6);
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for minute in 0..28 * 1440 {
+        // Only where it is slower is it seen.
+        let rate = rough(minute * 60) * slow / 2e6;
+        let sample = if rate < cap {
+            Sample::Capacity(rate)
+        } else {
+            Sample::CapLimited(cap)
+        };
+        forecaster.observe(at(minute * 60), sample, 60);
+    }
+    let now = 28 * 86_400;
+    let p50 = |ahead: u64| {
+        let made = forecaster.forecast_under(at(now), at(now + ahead), Some(cap));
+        made.unwrap().band.p50
+    };
+    assert!(
+        (p50(12 * 3600) / slow - 1.0).abs() < 0.12,
+        "{}",
+        p50(12 * 3600)
+    );
+    for hour in [2, 4, 20, 26] {
+        let night = p50(hour * 3600);
+        assert!((night / cap - 1.0).abs() < 0.05, "{hour} h: {night}");
+    }
+}
+
+#[test]
+fn the_last_seconds_at_the_cap_outdo_an_older_word_of_the_path() {
+    let mut forecaster = taught(1);
+    let now = 86_400;
+    for second in 0..60 {
+        forecaster.observe(at(now + second), Sample::Capacity(1e6), 1);
+    }
+    for second in 60..120 {
+        forecaster.observe(at(now + second), Sample::CapLimited(3e6), 1);
+    }
+    let now = now + 120;
+    let made = forecaster.forecast_under(at(now), at(now + 10), Some(3e6));
+    let made = made.unwrap();
+    assert!(made.band.p50 > 2.7e6, "{made:?}");
+    assert!(made.age_seconds < 5, "{made:?}");
+}

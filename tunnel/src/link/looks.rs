@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant as Clock;
 
-use quinn::ConnectionStats;
+use quinn::{ConnectionStats, UdpStats};
 
 use super::measured::Totals;
 use crate::watch::{Seen, Watch};
@@ -35,9 +35,9 @@ impl Default for Rounds {
     }
 }
 
-/// What a connection to an address has sent, as counted on the wire.
-pub(super) fn wire_bytes(stats: &ConnectionStats, peer: IpAddr) -> u64 {
-    stats.udp_tx.bytes + header_bytes(peer) * stats.udp_tx.datagrams
+/// What went one way between here and an address, as counted on the wire.
+pub(super) fn wire_bytes(counted: &UdpStats, peer: IpAddr) -> u64 {
+    counted.bytes + header_bytes(peer) * counted.datagrams
 }
 
 /// What packets to an address have around a UDP payload.

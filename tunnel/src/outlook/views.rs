@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::{Direction, Outlook, precise, whole};
 use crate::core::Core;
+use crate::link::least;
 use crate::peer::Peer;
 use crate::timetable;
 
@@ -35,7 +36,8 @@ pub struct ForecastView {
     pub horizon: String,
     /// The moment, in seconds since 1970.
     pub at_unix_seconds: u64,
-    /// The rate, in bits per second; nothing while the link's capacity is not known.
+    /// The rate, in bits per second; nothing while neither the link's capacity is known nor that it
+    /// carries the cap.
     pub quantiles: Option<QuantilesView>,
     /// The cap at that moment, in bits per second; the quantiles keep to it.
     pub cap_bits_per_second: Option<u64>,
@@ -52,7 +54,7 @@ pub struct QuantilesView {
     pub p90_bits_per_second: u64,
     /// How much they are to be relied on: `low`, `medium` or `high`.
     pub confidence: String,
-    /// Seconds since the link's capacity was last seen.
+    /// Seconds since the link's capacity was last seen, or its cap reached.
     pub age_seconds: u64,
 }
 
@@ -123,7 +125,7 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
     let made = core.outlook.with(&peer.site, direction, |forecaster| {
         let view = |(name, ahead)| view(forecaster, peer, direction, name, now, ahead);
         let through = query.bytes.map(|bytes| {
-            let cap = |at| cap_at(peer, direction, at).map(|rate| precise(rate.bytes_per_second()));
+            let cap = |at| cap_at(peer, direction, at).map(bytes_per_second);
             forecaster.through(now, bytes, cap)
         });
         let through = through.unwrap_or_default();
@@ -176,12 +178,12 @@ fn view(
 ) -> ForecastView {
     let at = now.plus_seconds(ahead);
     let cap = cap_at(peer, direction, at);
-    let prediction = forecaster.forecast(now, at);
+    let prediction = forecaster.forecast_under(now, at, cap.map(bytes_per_second));
     ForecastView {
         direction: direction.as_str().to_owned(),
         horizon,
         at_unix_seconds: at.unix_seconds(),
-        quantiles: prediction.map(|prediction| quantiles(&capped(prediction, cap))),
+        quantiles: prediction.as_ref().map(quantiles),
         cap_bits_per_second: cap.map(Rate::bits_per_second),
     }
 }
@@ -196,20 +198,23 @@ fn quantiles(prediction: &Prediction) -> QuantilesView {
     }
 }
 
-fn capped(mut prediction: Prediction, cap: Option<Rate>) -> Prediction {
-    if let Some(cap) = cap {
-        let most = precise(cap.bytes_per_second());
-        prediction.band = prediction.band.map(|rate| rate.min(most));
-    }
-    prediction
-}
-
-/// Most that may go a way at a moment.
-fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Rate> {
+/// Most that may go a way at a moment: what a peer wants now, it is taken to want later too.
+pub(crate) fn cap_at(peer: &Peer, direction: Direction, at: Moment) -> Option<Rate> {
     match direction {
-        Direction::Send => peer.send_rate_at(at),
+        Direction::Send => {
+            let link = peer.state().link;
+            least(
+                peer.send_rate_at(at),
+                link.and_then(|link| link.wanted_rate()),
+            )
+        }
         Direction::Receive => peer.receive_rate_at(at),
     }
+}
+
+/// A cap in bytes per second.
+pub(crate) const fn bytes_per_second(cap: Rate) -> f64 {
+    precise(cap.bytes_per_second())
 }
 
 fn bits(bytes_per_second: f64) -> u64 {
@@ -240,8 +245,9 @@ impl Outlook {
         let made = self.with(&peer.site, direction, |forecaster| {
             HORIZONS.map(|(name, ahead)| {
                 let at = now.plus_seconds(ahead);
-                let made = forecaster.forecast(now, at);
-                made.map(|made| (name, capped(made, cap_at(peer, direction, at))))
+                let cap = cap_at(peer, direction, at).map(bytes_per_second);
+                let made = forecaster.forecast_under(now, at, cap);
+                made.map(|made| (name, made))
             })
         });
         made.into_iter().flatten().flatten().collect()

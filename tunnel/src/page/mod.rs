@@ -12,7 +12,7 @@ use towpath_forecast::moment::Moment;
 use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
-use crate::outlook::Direction;
+use crate::outlook::{Direction, bytes_per_second, cap_at};
 use crate::peer::Peer;
 use crate::status::{self, CertificateStatusView, ClassView, LinkState, LinkView, StatusView};
 use crate::timetable;
@@ -49,9 +49,10 @@ pub(crate) fn render(core: &Core) -> String {
 fn chart(core: &Core, peer: &Peer, now: Moment) -> Chart {
     let ahead = |hour: u64| {
         let at = now.plus_seconds(hour * 3600);
-        let made = core
-            .outlook
-            .with(&peer.site, Direction::Send, |known| known.forecast(now, at));
+        let cap = cap_at(peer, Direction::Send, at).map(bytes_per_second);
+        let made = core.outlook.with(&peer.site, Direction::Send, |known| {
+            known.forecast_under(now, at, cap)
+        });
         made.flatten().map(|made| (hour, made.band))
     };
     Chart {

@@ -7,7 +7,8 @@ use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::status::{ForecastDocument, StatusView};
+use towpath_tunnel::config::Config;
+use towpath_tunnel::status::{ForecastDocument, QuantilesView, StatusView};
 
 const LINK_BITS_PER_SECOND: u64 = 80_000_000;
 
@@ -121,6 +122,64 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
         "seconds are not kept, and no hour is over"
     );
     again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_whose_cap_is_below_its_line_is_forecast_to_carry_the_cap() {
+    const CAP: u64 = LINK_BITS_PER_SECOND / 10 * 9;
+    let line = Direction {
+        delay: Duration::from_millis(5),
+        bits_per_second: Some(LINK_BITS_PER_SECOND),
+        ..Direction::default()
+    };
+    let capped = |edge: &mut Config, _: &mut Config| {
+        edge.peers[0].send_rate = Some(format!("{CAP}bit").parse().unwrap());
+    };
+    let pair = Pair::start_with(capped, Some(line)).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let _filling = pair.fill(Class::Bulk).await;
+    let known = until(&client, "&bytes=90000000", is_known).await;
+    for view in &known.forecasts {
+        let told = view.quantiles.as_ref();
+        let told = told.unwrap_or_else(|| panic!("in {}", view.horizon));
+        // A busy machine may be slower than the cap for some seconds.
+        let share = told.p50_bits_per_second * 100 / CAP;
+        assert!((70..=100).contains(&share), "in {}: {told:?}", view.horizon);
+        assert!(told.p90_bits_per_second <= CAP, "{told:?}");
+    }
+    assert_eq!(
+        known.forecasts.last().unwrap().quantiles.as_ref().unwrap(),
+        &QuantilesView {
+            p10_bits_per_second: CAP,
+            p50_bits_per_second: CAP,
+            p90_bits_per_second: CAP,
+            confidence: "low".to_owned(),
+            age_seconds: 0,
+        }
+    );
+    // 90 MB at 72 Mbit/s are ten seconds.
+    let took = known.through_p50_unix_seconds.unwrap() - known.now_unix_seconds;
+    assert!((10..=15).contains(&took), "{took} s");
+    assert!(!client.text("/").await.unwrap().contains("no forecast"));
+    let metrics = client.text("/metrics").await.unwrap();
+    assert!(metrics.contains("towpath_tunnel_predicted_bytes_per_second{"));
+    // To who receives, the cap is what comes.
+    let other = Client::new(&pair.region_config.admin.socket);
+    let heard = async {
+        loop {
+            let asked = other.get("/v1/forecast?peer=edge&direction=receive").await;
+            match asked {
+                Ok(document) if is_known(&document) => return document,
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    let heard: ForecastDocument = tokio::time::timeout(Duration::from_secs(60), heard)
+        .await
+        .expect("the other side does not forecast");
+    let soon = heard.forecasts[1].quantiles.as_ref().unwrap();
+    let share = soon.p50_bits_per_second * 100 / CAP;
+    assert!((90..=110).contains(&share), "{share} % as it is received");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
