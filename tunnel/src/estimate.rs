@@ -156,6 +156,8 @@ pub struct Estimate {
     pub filled_time: Duration,
     /// Whether the path's rate has been found.
     pub is_settled: bool,
+    /// Whether it ever was, by this connection or the one before; until then the rate is what was sent.
+    pub is_known: bool,
     /// Whether packets were lost of late, for whatever reason.
     pub is_losing: bool,
     /// Bytes of a full packet.
@@ -300,6 +302,8 @@ pub struct Estimator {
     /// What the startup ends at: what the path is believed to hold, if it was known.
     startup_bytes_max: u64,
     marked: [Marked; 2],
+    /// See [`Estimate::is_known`].
+    is_known: bool,
 }
 
 impl Estimator {
@@ -338,6 +342,7 @@ impl Estimator {
             interrupted_until: Instant::ZERO,
             startup_bytes_max: WINDOW_BYTES_MAX,
             marked: Default::default(),
+            is_known: false,
         }
     }
 
@@ -360,6 +365,7 @@ impl Estimator {
             filled_bytes: self.filled_bytes,
             filled_time: self.filled_time,
             is_settled: !self.is_starting(),
+            is_known: self.is_known,
             is_losing: self.losses.go_on(self.packet_bytes),
             packet_bytes: self.packet_bytes,
             marked: self.marked,
@@ -389,6 +395,7 @@ impl Estimator {
         let fitting = self.window_for(rate_bytes_per_second, base);
         if is_alike && is_new && fitting > self.window_bytes {
             self.rate_bytes_per_second = rate_bytes_per_second;
+            self.is_known = true;
             self.startup_bytes_max = fitting;
             self.window_bytes = self.window_bytes.max(fitting / 4);
         }
@@ -538,6 +545,7 @@ impl Estimator {
             Phase::Steady => self.follow(&round, rate, base, is_lossy),
         }
         if is_starting && self.phase == Phase::Steady {
+            self.is_known = true;
             // What it lost is noticed within a round trip, and makes room for a burst that finds its queue.
             self.settled_at = now + 2 * base;
         }

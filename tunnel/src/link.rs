@@ -483,13 +483,17 @@ impl Link {
         }
     }
 
-    /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing.
+    /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing, as it is
+    /// told: without what nobody knows.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
         let mut estimate = of(&self.bulk)
             .filter(|estimate| estimate.rate_bytes_per_second > 0)
             .or_else(|| of(&self.urgent))
             .unwrap_or_default();
+        if !estimate.is_known {
+            estimate.rate_bytes_per_second = 0;
+        }
         // A mean over the whole look, where a round of the estimator's is a few milliseconds.
         if let Some(rate) = self.path_bytes_per_second() {
             estimate.rate_bytes_per_second = rate;
