@@ -28,12 +28,14 @@
 //! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
 
 mod losses;
+mod told;
 
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
 use losses::Losses;
+use told::Told;
 
 /// The queue we allow ourselves at the bottleneck.
 pub const ALLOWANCE: Duration = Duration::from_millis(4);
@@ -146,6 +148,10 @@ pub struct Estimate {
     pub base_rtt: Duration,
     /// How much longer the last round's shortest round trip was.
     pub queue_delay: Duration,
+    /// The same two for operators: of rounds too small to know them they are not.
+    pub told_base_rtt: Duration,
+    /// See [`Self::told_base_rtt`].
+    pub told_queue: Duration,
     /// When that round began: all its packets were sent later.
     pub round_began: Instant,
     /// Bytes that may be in flight.
@@ -208,6 +214,7 @@ struct Round {
     /// Bytes of these that a startup sent or led to.
     overrun_bytes: u64,
     rtt_min: Duration,
+    packet_count: u32,
     /// When something arrived last, and the longest time in which nothing did.
     arrived: Instant,
     gap_max: Duration,
@@ -226,6 +233,7 @@ impl Round {
             lost_bytes: 0,
             overrun_bytes: 0,
             rtt_min: Duration::MAX,
+            packet_count: 0,
             arrived: now,
             gap_max: Duration::ZERO,
             is_app_limited: false,
@@ -302,6 +310,7 @@ pub struct Estimator {
     /// What the startup ends at: what the path is believed to hold, if it was known.
     startup_bytes_max: u64,
     marked: [Marked; 2],
+    told: Told,
     /// See [`Estimate::is_known`].
     is_known: bool,
 }
@@ -342,6 +351,7 @@ impl Estimator {
             interrupted_until: Instant::ZERO,
             startup_bytes_max: WINDOW_BYTES_MAX,
             marked: Default::default(),
+            told: Told::default(),
             is_known: false,
         }
     }
@@ -360,6 +370,8 @@ impl Estimator {
             rate_bytes_per_second: self.rate_bytes_per_second,
             base_rtt: self.known_base().unwrap_or_default(),
             queue_delay: self.queue_delay,
+            told_base_rtt: self.told.base(),
+            told_queue: self.told.queue(),
             round_began: self.round_began,
             window_bytes: self.window_bytes(),
             filled_bytes: self.filled_bytes,
@@ -415,6 +427,7 @@ impl Estimator {
     pub fn on_ack(&mut self, ack: Ack) {
         let rtt = ack.now.since(ack.sent);
         self.round.rtt_min = self.round.rtt_min.min(rtt);
+        self.round.packet_count = self.round.packet_count.saturating_add(1);
         let gap = ack.now.since(self.round.arrived);
         self.round.gap_max = self.round.gap_max.max(gap);
         self.round.arrived = ack.now;
@@ -510,6 +523,8 @@ impl Estimator {
         round.is_app_limited |= !is_telling || was_app_limited && self.phase == Phase::Steady;
         round.is_app_limited &= !is_full;
         round.is_app_limited |= round.is_interrupted(elapsed, base);
+        self.told
+            .note(round.rtt_min, round.packet_count, !round.is_app_limited);
         let rate = self.peak.with(rate, now);
         // What is lost below the path's rate is noise, however much it is.
         let is_lossy = self.note_losses(&round) && !round.is_cruising;
@@ -714,6 +729,7 @@ impl Estimator {
         if now.since(self.base.began) < BASE_TIME {
             return;
         }
+        self.told.turn();
         if self.phase == Phase::Steady && !is_cruising {
             let depth = self.allowance;
             self.drain(self.window_bytes, Drain { base, depth });

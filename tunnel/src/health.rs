@@ -10,7 +10,8 @@ pub(crate) const LOSS_PER_MILLION: u64 = 20_000;
 /// A queue at the bottleneck that is trouble: ours is a few milliseconds, so others fill the path.
 pub(crate) const QUEUE: Duration = Duration::from_millis(50);
 
-/// Packets of a second below which a loss says nothing: one of ten is no tenth.
+/// Packets of a second below which a loss says nothing, for one of ten is no tenth, and a queue little: a host
+/// that is slow to run us makes an idle link look as if it had one.
 pub(crate) const PACKETS_MIN: u64 = 100;
 
 /// How long trouble is shown after it was last seen, so that it can be read.
@@ -21,6 +22,11 @@ pub(crate) const FLAPS: usize = 3;
 
 /// How long the loss of a link is remembered.
 pub(crate) const RECENT: Duration = Duration::from_mins(10);
+
+/// Whether a second's packets show a queue that is trouble.
+pub(crate) fn is_queued(queue: Duration, packets: u64) -> bool {
+    packets >= PACKETS_MIN && queue >= QUEUE
+}
 
 /// Whose something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +199,13 @@ mod tests {
             ..up()
         };
         assert_eq!(judge(&signs).state, LinkState::Healthy);
+    }
+
+    #[test]
+    fn an_idle_link_has_no_queue() {
+        let long = QUEUE * 3;
+        assert!(is_queued(long, PACKETS_MIN) && !is_queued(long, PACKETS_MIN - 1));
+        assert!(!is_queued(QUEUE / 2, PACKETS_MIN));
     }
 
     #[test]

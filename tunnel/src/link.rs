@@ -491,6 +491,8 @@ impl Link {
             .filter(|estimate| estimate.rate_bytes_per_second > 0)
             .or_else(|| of(&self.urgent))
             .unwrap_or_default();
+        estimate.base_rtt = estimate.told_base_rtt;
+        estimate.queue_delay = estimate.told_queue;
         if !estimate.is_known {
             estimate.rate_bytes_per_second = 0;
         }

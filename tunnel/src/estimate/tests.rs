@@ -429,6 +429,36 @@ fn a_source_with_nothing_to_send_teaches_nothing() {
 }
 
 #[test]
+fn a_word_now_and_then_is_told_to_be_neither_a_queue_nor_a_longer_path() {
+    let at = Instant::from_nanos;
+    let mut estimator = Estimator::new(PACKET, 10 * PACKET, at(0));
+    let mut ack = |sent: u64, rtt_millis: u64| {
+        estimator.on_ack(Ack {
+            now: at(sent + rtt_millis * MILLI),
+            sent: at(sent),
+            bytes: 90,
+            is_app_limited: true,
+            is_cruising: false,
+        });
+        estimator.estimate()
+    };
+    ack(10 * MILLI, 1);
+    for second in 1..60 {
+        // One that is acknowledged late, for no second one comes; now and then two.
+        let after = ack(second * SECOND, 26);
+        let after = if second % 7 == 0 {
+            ack(second * SECOND + 30 * MILLI, 27)
+        } else {
+            after
+        };
+        let told = (after.told_base_rtt, after.told_queue);
+        let expected = (Duration::from_millis(1), Duration::ZERO);
+        assert_eq!(told, expected, "after {second} s");
+        assert!(!after.is_known, "nothing has filled it");
+    }
+}
+
+#[test]
 fn losing_everything_begins_again_with_less() {
     let mut simulation = Simulation::new(Path::new(100, 40, 100));
     simulation.run_until(5 * SECOND);

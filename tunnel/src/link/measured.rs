@@ -73,8 +73,8 @@ impl Link {
             LegStanding {
                 leg,
                 rtt: connection.rtt(),
-                base_rtt: estimate.base_rtt,
-                queue: estimate.queue_delay,
+                base_rtt: estimate.told_base_rtt,
+                queue: estimate.told_queue,
                 lost_per_million: lost[leg as usize],
             }
         })
@@ -100,7 +100,7 @@ impl Link {
             trouble.lost_per_million = lost_per_million;
             trouble.lost_at = Some(Clock::now());
         }
-        if queue >= health::QUEUE {
+        if health::is_queued(queue, packets) {
             trouble.queue = queue;
             trouble.queued_at = Some(Clock::now());
         }

@@ -77,13 +77,14 @@ async fn a_new_link_begins_with_what_the_last_one_has_learnt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_an_idle_link_no_rate_is_told() {
+async fn of_an_idle_link_neither_rate_nor_queue_is_told() {
     const LOOKS: usize = 31;
     let pair = Pair::start().await;
     let listener = pair.echo();
     let opened =
         soon(async { tokio::join!(pair.open("echo", Class::Bulk), accept(&listener)) }).await;
     let (mut local, (_, mut remote)) = (opened.0.unwrap(), opened.1);
+    let mut queues = Vec::new();
     for _ in 0..LOOKS {
         // A word that goes alone: its acknowledgement may wait for another one.
         soon(local.write_all(&[7; 9])).await.unwrap();
@@ -91,7 +92,11 @@ async fn of_an_idle_link_no_rate_is_told() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let link = pair.edge.status().links.remove(0);
         assert_eq!(link.path_bits_per_second, 0, "nothing has filled it");
+        queues.push(link.legs.iter().map(|leg| leg.queue_us).max().unwrap());
+        queues.push(link.queue_us);
     }
+    queues.sort_unstable();
+    assert!(queues[LOOKS] < 10_000, "{queues:?} us");
 }
 
 /// The time from the healing of a cut to the first byte of a stream; another can be opened then.
