@@ -469,7 +469,7 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         registry,
         "towpath_tunnel_predicted_bytes_per_second",
         "What the link is expected to carry, under its cap; absent while unknown.",
-        &["peer", "direction", "horizon", "quantile"],
+        &["peer", "direction", "horizon", "percentile"],
     )?;
     let scored = &["peer", "direction", "horizon"];
     let error = ratios(
@@ -494,9 +494,10 @@ fn forecasts(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         for direction in Direction::ALL {
             let (site, way) = (peer.site.as_str(), direction.as_str());
             for (horizon, made) in core.outlook.predictions(peer, direction) {
-                for (quantile, (_, rate)) in ["0.1", "0.5", "0.9"].iter().zip(made.band.quantiles())
+                let band = made.band;
+                for (percentile, rate) in [("p10", band.p10), ("p50", band.p50), ("p90", band.p90)]
                 {
-                    let labels = &[site, way, horizon, quantile];
+                    let labels = &[site, way, horizon, percentile];
                     predicted.with_label_values(labels).set(rate);
                 }
             }

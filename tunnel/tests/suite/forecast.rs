@@ -106,7 +106,7 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
     assert!((70..=110).contains(&share), "{share} % as it is received");
     let metrics = client.text("/metrics").await.unwrap();
     let series = "towpath_tunnel_predicted_bytes_per_second{direction=\"send\",\
-        horizon=\"10s\",peer=\"region\",quantile=\"0.1\"}";
+        horizon=\"10s\",peer=\"region\",percentile=\"p10\"}";
     assert!(metrics.contains(series), "{metrics}");
     drop(filling);
 
