@@ -14,9 +14,13 @@ pub(super) const HOURS_AHEAD: u64 = 24;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 168.0;
 
-/// Where the past begins and ends, and where the coming day does.
-const PAST: (f64, f64) = (84.0, 384.0);
+/// Where the past begins and ends, and where the coming day does. Before it stand the rates, which are 11 letters
+/// long at most and larger on a narrow screen.
+const PAST: (f64, f64) = (LABEL_GAP + 110.0, 384.0);
 const AHEAD: (f64, f64) = (404.0, 712.0);
+
+/// Between a rate and what is drawn.
+const LABEL_GAP: f64 = 4.0;
 
 /// Top and bottom of what is drawn.
 const TOP: f64 = 12.0;
@@ -112,7 +116,7 @@ impl Chart {
         };
         if self.ahead.len() < 2 {
             let (x, y) = (f64::midpoint(AHEAD.0, AHEAD.1), f64::midpoint(TOP, BOTTOM));
-            text(svg, (x, y), "middle", "no forecast yet");
+            text(svg, (x, y), "middle", "no forecast of hours yet");
             return;
         }
         let mut band: Vec<_> = edge(|band| band.p90).collect();
@@ -174,7 +178,7 @@ impl Scale {
             shape(svg, "polyline", "grid", &[(PAST.0, y), (AHEAD.1, y)]);
             text(
                 svg,
-                (PAST.0 - 4.0, y + 4.0),
+                (PAST.0 - LABEL_GAP, y + 4.0),
                 "end",
                 &rate_of(self.top * share),
             );
@@ -240,9 +244,29 @@ mod tests {
     }
 
     #[test]
+    fn the_rates_fit_beside_the_picture_on_a_narrow_screen() {
+        /// Of the fonts that browsers bring the widest, by letter and height, in a rate.
+        const LETTER_WIDTH: f64 = 0.58;
+        let style = include_str!("style.css");
+        let narrow = style.split_once("max-width:34rem").unwrap().1;
+        let height = narrow.split_once("svg text{font-size:").unwrap().1;
+        let height: f64 = height.split_once("px").unwrap().0.parse().unwrap();
+        for decade in 3..13 {
+            for step in [1.0, 2.0, 5.0] {
+                let scale = Scale::of(step * 10_f64.powi(decade) / 8.0);
+                for share in [0.5, 1.0] {
+                    let label = rate_of(scale.top * share);
+                    let width = precise(label.len() as u64) * LETTER_WIDTH * height;
+                    assert!(width <= PAST.0 - LABEL_GAP, "{label}: {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_link_nothing_is_known_of_is_drawn_too() {
         let svg = Chart::default().draw("region");
-        assert!(svg.contains("no forecast yet"), "{svg}");
+        assert!(svg.contains("no forecast of hours yet"), "{svg}");
         assert!(svg.contains("nothing is known of the coming day"), "{svg}");
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
     }

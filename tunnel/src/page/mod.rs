@@ -19,7 +19,7 @@ use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
 
 /// Most bytes of the page. Links beyond it are named and not shown.
-pub(crate) const PAGE_BYTES_MAX: usize = 60 * 1024;
+pub(crate) const PAGE_BYTES_MAX: usize = 60_000;
 
 /// Room for what stands behind the links.
 const REST_BYTES: usize = 12 * 1024;
@@ -229,15 +229,7 @@ fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
-    let known = link
-        .forecasts
-        .iter()
-        .find_map(|each| each.quantiles.as_ref());
-    let told = known.map_or_else(
-        || "nothing known yet".to_owned(),
-        |known| format!("{} confidence", escape(&known.confidence)),
-    );
-    facts.push(("forecast", told));
+    facts.push(("forecast", foretold(link)));
     if let Some(exchange) = &link.key_exchange {
         let kind = match link.key_exchange_is_hybrid {
             Some(true) => "hybrid",
@@ -249,6 +241,24 @@ fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
         facts.push(("its certificate ends", expiry(end, now)));
     }
     facts
+}
+
+/// How far the forecast of what is sent reaches, and how much it is to be relied on.
+fn foretold(link: &LinkView) -> String {
+    let known = |horizon: &str| {
+        let sent = link.forecasts.iter();
+        let mut sent = sent.filter(|each| each.direction == Direction::Send.as_str());
+        let found = sent.find(|each| each.horizon == horizon)?;
+        found.quantiles.as_ref()
+    };
+    match (known("24h"), known("1m")) {
+        (Some(known), _) => format!("{} confidence", escape(&known.confidence)),
+        (None, Some(known)) => format!(
+            "of the next minute only, {} confidence",
+            escape(&known.confidence)
+        ),
+        (None, None) => "nothing known yet".to_owned(),
+    }
 }
 
 fn channels(html: &mut String, status: &StatusView) {

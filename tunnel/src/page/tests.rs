@@ -4,7 +4,7 @@ use towpath_forecast::band::Band;
 
 use super::*;
 use crate::recent::Point;
-use crate::status::{ClassView, RevocationListView, ServiceView};
+use crate::status::{ClassView, ForecastView, QuantilesView, RevocationListView, ServiceView};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -144,6 +144,46 @@ fn the_page_says_how_links_are_and_what_to_do() {
     }
     assert_eq!(html.matches("look at the cable").count(), 1);
     assert!(!html.contains("<script"), "no script");
+}
+
+#[test]
+fn how_far_a_forecast_reaches_is_said_beside_it() {
+    let view = |direction: &str, horizon: &str, confidence: &str| ForecastView {
+        direction: direction.to_owned(),
+        horizon: horizon.to_owned(),
+        at_unix_seconds: NOW,
+        quantiles: Some(QuantilesView {
+            p10_bits_per_second: 1,
+            p50_bits_per_second: 2,
+            p90_bits_per_second: 3,
+            confidence: confidence.to_owned(),
+            age_seconds: 0,
+        }),
+        cap_bits_per_second: None,
+    };
+    let mut told = link("region", LinkState::Healthy);
+    assert_eq!(foretold(&told), "nothing known yet");
+    told.forecasts = vec![view("receive", "24h", "high")];
+    assert_eq!(
+        foretold(&told),
+        "nothing known yet",
+        "what is drawn is sent"
+    );
+    told.forecasts.push(view("send", "1m", "medium"));
+    assert_eq!(
+        foretold(&told),
+        "of the next minute only, medium confidence"
+    );
+    told.forecasts.push(view("send", "24h", "low"));
+    assert_eq!(foretold(&told), "low confidence");
+}
+
+#[test]
+fn a_moment_may_be_broken_where_the_column_is_narrow() {
+    let html = page_of(vec![link("region", LinkState::Healthy)]);
+    assert!(html.contains("<time>"), "{html}");
+    let rules = STYLE.split('}').filter(|rule| rule.contains("time"));
+    assert!(rules.into_iter().all(|rule| !rule.contains("nowrap")));
 }
 
 #[test]
