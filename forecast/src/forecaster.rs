@@ -42,6 +42,11 @@ const REACHED_SHARE: f64 = 0.99;
 /// What the path was seen to carry of what it is believed to, for that to be a word of it.
 const TOLD_SHARE: f64 = 0.98;
 
+/// Seconds looked at, since the start, below which a forecast of the next minute has low confidence, and from
+/// which it has high: those it is about, and as many as its errors are learnt from.
+const LOW_SAMPLES: u64 = 60;
+const HIGH_SAMPLES: u64 = 300;
+
 /// Known hours below which a forecast of hours has low confidence, and from which it has high.
 const LOW_HOURS: u64 = 48;
 const HIGH_HOURS: u64 = 336;
@@ -506,8 +511,8 @@ impl Forecaster {
 const fn confidence(samples: u64, hours: u64, stale: u64, age_seconds: u64) -> Confidence {
     if stale <= 2 * RECENT_SECONDS {
         return match samples {
-            0..SAMPLE_COUNT_MIN => Confidence::Low,
-            SAMPLE_COUNT_MIN..300 => Confidence::Medium,
+            0..LOW_SAMPLES => Confidence::Low,
+            LOW_SAMPLES..HIGH_SAMPLES => Confidence::Medium,
             _ => Confidence::High,
         };
     }

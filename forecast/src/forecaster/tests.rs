@@ -87,6 +87,24 @@ fn sch_4_the_coming_day_is_forecast_hour_by_hour() {
 }
 
 #[test]
+fn the_next_minute_is_relied_on_after_a_minute_and_fully_after_five() {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for (seconds, expected) in [
+        (59, Confidence::Low),
+        (60, Confidence::Medium),
+        (299, Confidence::Medium),
+        (300, Confidence::High),
+    ] {
+        while forecaster.recent.count() < seconds {
+            let now = at(forecaster.recent.count());
+            forecaster.observe(now, Sample::Capacity(1e6), 1);
+        }
+        let soon = forecaster.forecast(at(seconds), at(seconds + 60)).unwrap();
+        assert_eq!(soon.confidence, expected, "{seconds} s");
+    }
+}
+
+#[test]
 fn old_history_has_low_confidence() {
     let forecaster = taught(28);
     let later = (28 + 9) * 86_400;
