@@ -1,7 +1,7 @@
 //! What a cap, shares and quotas do to real streams and datagrams. How exactly they are kept is told by the
 //! shaper's own tests and by the bench `rate`; a busy machine makes these here slow, and never wrong.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::harness::{Pair, SOON, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,7 +12,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
-use towpath_tunnel::config::ServiceConfig;
+use towpath_tunnel::config::{Config, ServiceConfig};
 use towpath_tunnel::shares::Share;
 use towpath_tunnel::status::{ChannelView, LinkView};
 
@@ -80,6 +80,45 @@ async fn classes_share_a_capped_link_by_their_weights() {
     assert!(scavenger * 10 <= total, "{scavenger} of {total}");
     let shown = &link(&pair).classes[Class::Bulk.index()];
     assert_eq!(shown.weight, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_timetable_changes_the_cap_of_a_running_link_at_its_minute() {
+    const MINUTE: u64 = 60;
+    let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    // The next minute, unless that is about to begin.
+    let change = (now() + 10).div_ceil(MINUTE) * MINUTE;
+    let time_of_day = |unix: u64| format!("{:02}:{:02}", unix / 3600 % 24, unix / 60 % 60);
+    let (from, to) = (time_of_day(change), time_of_day(change + 30 * MINUTE));
+    let week = format!("8Mbit {from}-{to} daily, {CAP} otherwise");
+    let timed = |edge: &mut Config, _: &mut Config| {
+        edge.peers[0].send_timetable = Some(week.parse().unwrap());
+    };
+    let pair = Pair::start_with(timed, None).await;
+    let cap = |pair: &Pair| link(pair).cap_bits_per_second;
+    assert_eq!(cap(&pair), Some(rate(CAP).bits_per_second()));
+    assert_eq!(link(&pair).cap_changes_unix_seconds, Some(change));
+    let _filling = pair.fill(Class::Bulk).await;
+    let changing = async {
+        while cap(&pair) != Some(8_000_000) {
+            assert!(now() < change + 10, "the cap is still {:?}", cap(&pair));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    changing.await;
+    assert!(now() >= change, "before its time");
+    // What left before is counted a little later.
+    until("bulk has gone on", || {
+        link(&pair).goodput_out_bits_per_second < 9_000_000
+    })
+    .await;
+    let (began, before) = (Instant::now(), sent(&pair, Class::Bulk));
+    until("2 MB are sent", || {
+        sent(&pair, Class::Bulk) > before + 2_000_000
+    })
+    .await;
+    let (elapsed, sent) = (began.elapsed(), sent(&pair, Class::Bulk) - before);
+    assert!(sent <= most("8Mbit", elapsed), "{sent} in {elapsed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
