@@ -1,5 +1,6 @@
 //! Channels that are pushed again just as they end.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -85,6 +86,9 @@ async fn a_channel_that_is_pushed_again_while_others_expire_stays_open() {
     assert_eq!(count(), 16, "what was pushed stays");
     for channel in pair.edge.status().channels {
         let address = channel.listen.strip_prefix("tcp:").unwrap().to_owned();
-        soon(TcpStream::connect(address)).await.unwrap();
+        // Nobody is behind it, and so the connection may be over at once.
+        if let Err(error) = soon(TcpStream::connect(address)).await {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
     }
 }
