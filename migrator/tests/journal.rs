@@ -345,12 +345,10 @@ fn fault_26_opening_fails_if_what_it_read_cannot_be_made_durable() {
 
 #[test]
 fn what_opening_returns_survives_a_power_loss_even_if_only_the_cache_had_it() {
-    let disk = Disk::new(&EMPTY);
-    let mut journal = Journal::create(disk.clone(), 1, b"one").unwrap();
+    let mut disk = Disk::new(&written(&[b"one"]));
     // Killed between the write and its sync: the record is in the cache only.
-    disk.platter().syncs_until_error = Some(0);
-    assert!(journal.write(b"two").is_err());
-    disk.platter().syncs_until_error = None;
+    let second = written(&[b"one", b"two"]);
+    disk.write_at(0, &second[..SLOT_BYTES]).unwrap();
     assert!(!disk.platter().cached.is_empty());
     let reopened = Journal::open(disk.clone(), 1).unwrap();
     let after = disk.after_power_loss(|| false);
