@@ -5,20 +5,25 @@
 //!
 //! ```text
 //!  sink    bytes, end ──►            ◄── how many came, 8 bytes
+//!  count   bytes, end ──►            ◄── how many came so far, 8 bytes, again and again until all did
 //!  source  end when it is enough ──► ◄── bytes
 //!  echo    bytes ──►                 ◄── the same
-//!  usage                             ◄── processor time of the tunnel, nanoseconds, 8 bytes
+//!  usage                             ◄── what the tunnel has used and done so far: [`Usage`]
 //! ```
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use towpath_protocol::rate::Rate;
+
+use crate::link::Link;
 
 /// What stands in a service's `socket` for this one.
 pub const SOCKET: &str = "builtin:bench";
@@ -28,6 +33,9 @@ pub const STREAM_TIME_MAX: Duration = Duration::from_mins(5);
 
 /// Streams at once: a bench of 16 in parallel, its pings, and another one beside it.
 const STREAM_COUNT_MAX: usize = 40;
+
+/// Time between two counts: short beside any bench, and long beside what a count costs.
+const COUNT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Bytes copied at once, as bulk goes in pieces of that size.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -39,6 +47,8 @@ static PLACES: Semaphore = Semaphore::const_new(STREAM_COUNT_MAX);
 pub enum Wish {
     /// Swallow what comes, and say how much it was.
     Sink,
+    /// Swallow what comes, and say meanwhile how much it is so far.
+    Count,
     /// Send until the other side has ended its direction.
     Source,
     /// Send back what comes.
@@ -53,6 +63,7 @@ impl Wish {
     pub const fn byte(self) -> u8 {
         match self {
             Self::Sink => b'k',
+            Self::Count => b'c',
             Self::Source => b's',
             Self::Echo => b'e',
             Self::Usage => b'u',
@@ -64,6 +75,7 @@ impl Wish {
     pub const fn of(byte: u8) -> Option<Self> {
         match byte {
             b'k' => Some(Self::Sink),
+            b'c' => Some(Self::Count),
             b's' => Some(Self::Source),
             b'e' => Some(Self::Echo),
             b'u' => Some(Self::Usage),
@@ -72,8 +84,67 @@ impl Wish {
     }
 }
 
-/// Connects to a service's socket, or to the service in this process.
-pub(crate) async fn connect(socket: &Path) -> io::Result<UnixStream> {
+/// Bytes of a [`Usage`].
+pub const USAGE_BYTES: usize = 32;
+
+/// What a tunnel has used so far, and done on its link to whoever asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time of the tunnel in nanoseconds.
+    pub cpu_nanos: u64,
+    /// The cap on what it sends, in bytes per second on the wire; 0 without one.
+    pub cap_bytes_per_second: u64,
+    /// Packets that it has sent over the link.
+    pub sent_packets: u64,
+    /// Those of them that were lost.
+    pub lost_packets: u64,
+}
+
+impl Usage {
+    fn of(link: &Link) -> Self {
+        let (lost_packets, sent_packets) = link.packets();
+        Self {
+            cpu_nanos: used_nanos(),
+            cap_bytes_per_second: link.pace.rate().map_or(0, Rate::bytes_per_second),
+            sent_packets,
+            lost_packets,
+        }
+    }
+
+    /// As it is said: four numbers of eight bytes, the lowest first.
+    #[must_use]
+    pub fn encode(&self) -> [u8; USAGE_BYTES] {
+        let mut bytes = [0; USAGE_BYTES];
+        let figures = [
+            self.cpu_nanos,
+            self.cap_bytes_per_second,
+            self.sent_packets,
+            self.lost_packets,
+        ];
+        for (place, figure) in bytes.chunks_exact_mut(8).zip(figures) {
+            place.copy_from_slice(&figure.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// What was said.
+    #[must_use]
+    pub fn decode(bytes: &[u8; USAGE_BYTES]) -> Self {
+        let mut figures = bytes
+            .chunks_exact(8)
+            .map(|figure| u64::from_le_bytes(figure.try_into().expect("chunks of eight bytes")));
+        let mut next = || figures.next().unwrap_or_default();
+        Self {
+            cpu_nanos: next(),
+            cap_bytes_per_second: next(),
+            sent_packets: next(),
+            lost_packets: next(),
+        }
+    }
+}
+
+/// Connects to a service's socket, or to the service in this process, for who is at the link's other end.
+pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream> {
     if socket != Path::new(SOCKET) {
         return UnixStream::connect(socket).await;
     }
@@ -81,16 +152,17 @@ pub(crate) async fn connect(socket: &Path) -> io::Result<UnixStream> {
         return Err(io::Error::other("as many benches as there may be"));
     };
     let (ours, theirs) = UnixStream::pair()?;
+    let usage = Usage::of(link);
     tokio::spawn(async move {
         let _place = place;
         // Who asked sees for himself how it ended.
-        let _ = timeout(STREAM_TIME_MAX, serve(theirs)).await;
+        let _ = timeout(STREAM_TIME_MAX, serve(theirs, usage)).await;
     });
     Ok(ours)
 }
 
 /// Serves one stream. The words of the tunnel about who asks have been written into it before.
-async fn serve(mut stream: UnixStream) -> io::Result<()> {
+async fn serve(mut stream: UnixStream, usage: Usage) -> io::Result<()> {
     skip_accepted(&mut stream).await?;
     let wish = Wish::of(stream.read_u8().await?);
     match wish {
@@ -98,12 +170,13 @@ async fn serve(mut stream: UnixStream) -> io::Result<()> {
             let count = swallow(&mut stream).await?;
             stream.write_u64_le(count).await
         }
+        Some(Wish::Count) => count(&mut stream).await,
         Some(Wish::Source) => source(&mut stream).await,
         Some(Wish::Echo) => {
             let (mut read, mut write) = stream.split();
             tokio::io::copy(&mut read, &mut write).await.map(drop)
         }
-        Some(Wish::Usage) => stream.write_u64_le(used_nanos()).await,
+        Some(Wish::Usage) => stream.write_all(&usage.encode()).await,
         None => Ok(()),
     }
 }
@@ -128,6 +201,45 @@ async fn swallow(stream: &mut UnixStream) -> io::Result<u64> {
             more => count += more as u64,
         }
     }
+}
+
+/// Swallows, and says how much came: at the end, and before it as often as who asked takes note.
+async fn count(stream: &mut UnixStream) -> io::Result<()> {
+    let (mut read, write) = stream.split();
+    let came = AtomicU64::new(0);
+    let swallowing = async {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match read.read(&mut chunk).await? {
+                0 => return Ok(()),
+                more => came.fetch_add(more as u64, Ordering::Relaxed),
+            };
+        }
+    };
+    let saying = async {
+        let mut ticks = interval(COUNT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut said = 0;
+        loop {
+            ticks.tick().await;
+            let now = came.load(Ordering::Relaxed);
+            if now > said {
+                // Words are cut in two by nothing but the end of the whole: they are shorter than any buffer.
+                write.writable().await?;
+                match write.try_write(&now.to_le_bytes()) {
+                    Ok(_) => said = now,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    };
+    let ended: io::Result<()> = tokio::select! {
+        ended = swallowing => ended,
+        ended = saying => ended,
+    };
+    ended?;
+    stream.write_u64_le(came.load(Ordering::Relaxed)).await
 }
 
 async fn source(stream: &mut UnixStream) -> io::Result<()> {
@@ -157,4 +269,29 @@ pub(crate) fn used_nanos() -> u64 {
     let used = clock_gettime(ClockId::ProcessCPUTime);
     // Neither is negative.
     used.tv_sec.unsigned_abs() * 1_000_000_000 + used.tv_nsec.unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_understood() {
+        let usage = Usage {
+            cpu_nanos: 1,
+            cap_bytes_per_second: 2 << 40,
+            sent_packets: 3,
+            lost_packets: u64::MAX,
+        };
+        assert_eq!(Usage::decode(&usage.encode()), usage);
+        for wish in [
+            Wish::Sink,
+            Wish::Count,
+            Wish::Source,
+            Wish::Echo,
+            Wish::Usage,
+        ] {
+            assert_eq!(Wish::of(wish.byte()), Some(wish));
+        }
+    }
 }

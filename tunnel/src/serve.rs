@@ -308,7 +308,7 @@ async fn reach(service: &Service, link: &Link, begin: &Begin) -> Result<Program,
     let connecting = async {
         Ok::<_, std::io::Error>(match reach {
             Reach::Told(socket) => {
-                let mut local = built_in::connect(socket).await?;
+                let mut local = built_in::connect(socket, link).await?;
                 make_room(&local, open.class);
                 local.write_all(&accepted.encode()).await?;
                 Program::Unix(local)

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,12 +13,12 @@ use towpath_daemon::stream::open_stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
-use towpath_tunnel::built_in::Wish;
+use towpath_tunnel::built_in::{USAGE_BYTES, Usage, Wish};
 
 use crate::args::{OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
-use crate::show::{self, Format, bits_per_second, bytes, fields};
+use crate::show::{self, bits_per_second, bytes, fields};
 
 use super::probe::not_offered;
 
@@ -42,6 +42,10 @@ const TIME_MAX: Duration = Duration::from_mins(4);
 
 /// Bytes written or read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Bytes under way that a load begins with, and how long it waits for some of them to come.
+const UNDER_WAY_BYTES_MIN: u64 = 2 * CHUNK_BYTES as u64;
+const FEED_PAUSE: Duration = Duration::from_micros(500);
 
 /// Pings before the load, and the time between two under it.
 const IDLE_PING_COUNT: usize = 20;
@@ -100,12 +104,12 @@ struct Outcome {
     bytes: u64,
     time_ms: u64,
     goodput_bytes_per_second: u64,
-    /// The cap on what this side sends, or asks the peer to keep to, as far as it is known here.
+    /// The cap that holds for the load: this side's on what it sends, or the peer's, in bytes per second on the
+    /// wire.
     cap_bytes_per_second: Option<u64>,
     idle_ping: Pings,
     loaded_ping: Pings,
-    /// Share of the packets this side sent that were lost, in the mean of each second's; none if it is the
-    /// peer that sends, for only that knows.
+    /// Share of the packets that were lost of those that the sending side sent.
     loss_ratio: Option<f64>,
     cpu_seconds_per_gib: Cost,
 }
@@ -129,14 +133,20 @@ struct Cost {
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let before = Near::look(options)?;
-    let cap = before.cap;
-    if let Some(cap) = cap.filter(|_| options.output.format == Format::Table) {
+    let far_before = far_usage(options).map_err(|fault| not_offered(fault, &options.peer))?;
+    let cap = if options.reverse {
+        // The peer keeps to the lower one of its own and ours.
+        Some(far_before.cap_bytes_per_second).filter(|cap| *cap > 0)
+    } else {
+        before.cap
+    };
+    if let Some(cap) = cap {
         let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
+        let from = if options.reverse { "from" } else { "to" };
         show::note(&format!(
-            "note: the link to {peer} is capped at {cap}; this fills it for {time:?}"
+            "note: the link {from} {peer} is capped at {cap}; this fills it for {time:?}"
         ));
     }
-    let far_before = far_usage(options).map_err(|fault| not_offered(fault, &options.peer))?;
     let mut pinged = open(options, Class::Demand, Wish::Echo)?;
     let idle = (0..IDLE_PING_COUNT).map(|_| ping(&mut pinged));
     let idle = idle.collect::<Result<Vec<_>, _>>()?;
@@ -145,12 +155,17 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let after = Near::look(options)?;
     let gib = load.bytes as f64 / f64::from(1 << 30);
     let cost = |seconds: f64| (gib > 0.0).then(|| seconds / gib);
-    let far = Duration::from_nanos(far_after.saturating_sub(far_before));
+    let far = Duration::from_nanos(far_after.cpu_nanos.saturating_sub(far_before.cpu_nanos));
     let near = after
         .cpu
         .zip(before.cpu)
         .map(|(after, before)| after - before);
-    let losses = &load.losses;
+    let loss = if options.reverse {
+        loss_between(&far_before, &far_after)
+    } else {
+        let losses = &load.losses;
+        (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
+    };
     let outcome = Outcome {
         peer: options.peer.clone(),
         class: options.class.as_str(),
@@ -162,7 +177,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         cap_bytes_per_second: cap,
         idle_ping: Pings::of(idle),
         loaded_ping: Pings::of(load.pings),
-        loss_ratio: (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64),
+        loss_ratio: loss,
         cpu_seconds_per_gib: Cost {
             near: near.and_then(cost),
             far: cost(far.as_secs_f64()),
@@ -171,6 +186,13 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     show::show(options.output.format, "tunnel-bench", &outcome, || {
         table(&outcome)
     })
+}
+
+/// The share of packets lost of those that the peer sent meanwhile; none if another link has come.
+fn loss_between(before: &Usage, after: &Usage) -> Option<f64> {
+    let lost = after.lost_packets.checked_sub(before.lost_packets)?;
+    let sent = after.sent_packets.checked_sub(before.sent_packets)?;
+    (sent > 0).then(|| lost as f64 / sent as f64)
 }
 
 /// What the load did.
@@ -187,7 +209,7 @@ impl Load {
         let wish = if options.reverse {
             Wish::Source
         } else {
-            Wish::Sink
+            Wish::Count
         };
         let opened = (0..options.parallel).map(|_| open(options, options.class, wish));
         let streams = opened.collect::<Result<Vec<_>, _>>()?;
@@ -224,20 +246,70 @@ impl Load {
     }
 }
 
-/// Sends until it is time; what the far end says it got, and when it said so.
+/// Sends for so long that all has come when it is time; what the far end says it got, and when it said so.
 fn send(mut stream: UnixStream, until: Instant) -> Result<(u64, Instant), Fault> {
+    let counts = stream.try_clone().map_err(|error| broken(&error))?;
+    let came = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let hearing = scope.spawn(|| hear(counts, &came));
+        let sent = feed(&mut stream, &came, until).map_err(|error| broken(&error));
+        let panicked = |_| Fault::new(Code::State, "a part of the bench panicked");
+        let heard = hearing.join().map_err(panicked)?;
+        sent.and(heard)
+    })
+}
+
+/// Writes as long as what is under way comes in time, then ends the stream. No more is under way than has come
+/// already, so that what fills buffers at first does not outlast a short bench.
+fn feed(stream: &mut UnixStream, came: &AtomicU64, until: Instant) -> std::io::Result<()> {
     let chunk = vec![0; CHUNK_BYTES];
-    while Instant::now() < until {
-        stream.write_all(&chunk).map_err(|error| broken(&error))?;
+    let (begun, mut written) = (Instant::now(), 0_u64);
+    loop {
+        let now = Instant::now();
+        let came = came.load(Ordering::Relaxed);
+        let under_way = written.saturating_sub(came);
+        let more = under_way + chunk.len() as u64;
+        let comes_in_time = time_left(more, came, now - begun)
+            .is_none_or(|left| left <= until.saturating_duration_since(now));
+        if now >= until || under_way == 0 && !comes_in_time {
+            return stream.shutdown(Shutdown::Write);
+        }
+        if comes_in_time && more <= came.max(UNDER_WAY_BYTES_MIN) {
+            stream.write_all(&chunk)?;
+            written += chunk.len() as u64;
+        } else {
+            std::thread::sleep(FEED_PAUSE);
+        }
     }
-    stream
-        .shutdown(Shutdown::Write)
-        .map_err(|error| broken(&error))?;
+}
+
+/// How long what is under way takes at the rate at which so many bytes have come; none while none has.
+fn time_left(under_way: u64, came: u64, elapsed: Duration) -> Option<Duration> {
+    let nanos = elapsed.as_nanos() * u128::from(under_way)
+        / u128::from(Some(came).filter(|came| *came > 0)?);
+    Some(Duration::from_nanos(
+        u64::try_from(nanos).unwrap_or(u64::MAX),
+    ))
+}
+
+/// Hears what has come, until the far end has said it for the last time.
+fn hear(mut stream: UnixStream, came: &AtomicU64) -> Result<(u64, Instant), Fault> {
     let mut count = [0; 8];
-    stream
-        .read_exact(&mut count)
-        .map_err(|error| broken(&error))?;
-    Ok((u64::from_le_bytes(count), Instant::now()))
+    let mut last = None;
+    loop {
+        match stream.read_exact(&mut count) {
+            Ok(()) => {
+                let so_far = u64::from_le_bytes(count);
+                came.store(so_far, Ordering::Relaxed);
+                if last.is_none_or(|(before, _)| so_far > before) {
+                    last = Some((so_far, Instant::now()));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break,
+            Err(error) => return Err(broken(&error)),
+        }
+    }
+    last.ok_or_else(|| Fault::new(Code::Unreachable, "the peer does not say what came"))
 }
 
 /// Receives until it is time; how much, and when.
@@ -308,14 +380,14 @@ fn broken(error: &std::io::Error) -> Fault {
     Fault::new(Code::Unreachable, format!("the bench's stream: {error}"))
 }
 
-/// What the far tunnel's processor time is, in nanoseconds.
-fn far_usage(options: &Options) -> Result<u64, Fault> {
+/// What the far tunnel has used and done.
+fn far_usage(options: &Options) -> Result<Usage, Fault> {
     let mut stream = open(options, Class::Control, Wish::Usage)?;
-    let mut nanos = [0; 8];
+    let mut bytes = [0; USAGE_BYTES];
     stream
-        .read_exact(&mut nanos)
+        .read_exact(&mut bytes)
         .map_err(|error| broken(&error))?;
-    Ok(u64::from_le_bytes(nanos))
+    Ok(Usage::decode(&bytes))
 }
 
 /// What the near tunnel says of itself and of the link.
@@ -330,19 +402,17 @@ impl Near {
         let client = options.tunnel_socket.client();
         let text = block_on(client.text("/metrics"))??;
         let of_peer = |name: &str| format!("{name}{{peer=\"{}\"}}", options.peer);
-        let cap = if options.reverse {
-            "towpath_tunnel_receive_rate_limit_bytes_per_second"
-        } else {
-            "towpath_tunnel_rate_limit_bytes_per_second"
-        };
-        let cap = value(&text, &of_peer(cap));
+        let cap = value(
+            &text,
+            &of_peer("towpath_tunnel_rate_limit_bytes_per_second"),
+        );
         let loss = value(&text, &of_peer("towpath_tunnel_loss_ratio"));
         Ok(Self {
             cpu: value(&text, "towpath_tunnel_cpu_seconds_total"),
             // A rate is a whole number of bytes, and far below what this type holds.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             cap: cap.map(|cap| cap as u64),
-            loss: loss.filter(|_| !options.reverse),
+            loss,
         })
     }
 }
@@ -420,6 +490,31 @@ mod tests {
         assert_eq!(value(text, "a_b"), Some(3.5));
         assert_eq!(value(text, "a{peer=\"x\"}"), Some(7.0));
         assert_eq!(value(text, "a"), None);
+    }
+
+    #[test]
+    fn what_is_under_way_takes_as_long_as_what_came_did() {
+        let second = Duration::from_secs(1);
+        assert_eq!(time_left(500, 1000, second), Some(second / 2));
+        assert_eq!(time_left(0, 1000, second), Some(Duration::ZERO));
+        assert_eq!(time_left(500, 0, second), None, "nothing has come yet");
+        assert!(time_left(u64::MAX, 1, second * 1000).is_some());
+    }
+
+    #[test]
+    fn losses_are_those_of_the_time_between() {
+        let at = |sent_packets, lost_packets| Usage {
+            sent_packets,
+            lost_packets,
+            ..Usage::default()
+        };
+        assert_eq!(loss_between(&at(100, 50), &at(300, 60)), Some(0.05));
+        assert_eq!(
+            loss_between(&at(100, 50), &at(100, 50)),
+            None,
+            "nothing sent"
+        );
+        assert_eq!(loss_between(&at(100, 50), &at(30, 0)), None, "another link");
     }
 
     #[test]

@@ -566,8 +566,29 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
     assert!(ran.stderr.contains("capped at 20.0 Mbit/s"), "{ran:?}");
     assert_eq!(field(&ran.stdout, "load"), "bulk to region, 1 side by side");
     assert_eq!(field(&ran.stdout, "cap"), "20.0 Mbit/s");
-    let told = pair.edge.document(&BENCH, "tunnel-bench");
-    assert_eq!(told["cap_bytes_per_second"], 2_500_000);
+    // With JSON too, and of what the peer sends as well as the peer knows it.
+    let told = |more: &[&str]| {
+        let begin = ["tunnel", "bench", "region", "--output=json"];
+        let ran = pair.edge.run(&line(&begin, more));
+        assert_eq!(ran.status, 0, "{ran:?}");
+        let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+        (told, ran.stderr)
+    };
+    let (outcome, noted) = told(&["--time=1s"]);
+    assert_eq!(outcome["cap_bytes_per_second"], 2_500_000);
+    assert!(noted.contains("capped at 20.0 Mbit/s"), "{noted}");
+    pair.region
+        .table(&["tunnel", "shape", "edge", "--send-rate=8Mbit"]);
+    let (outcome, noted) = told(&["--time=1s", "--reverse"]);
+    assert_eq!(outcome["cap_bytes_per_second"], 1_000_000);
+    assert!(noted.contains("from region is capped at 8.0"), "{noted}");
+    assert!(outcome["loss_ratio"].as_f64().is_some(), "{outcome}");
+    // A thin link is not filled for longer than was asked for by what waits in front of it.
+    pair.edge
+        .table(&["tunnel", "shape", "region", "--send-rate=1Mbit"]);
+    let (outcome, _) = told(&["--time=2s"]);
+    let time_ms = outcome["time_ms"].as_u64().unwrap();
+    assert!((500..4500).contains(&time_ms), "{outcome}");
 
     let nobody = ["tunnel", "bench", "branch"];
     pair.edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch");

@@ -63,6 +63,14 @@ impl Link {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Packets lost and sent so far.
+    pub(crate) fn packets(&self) -> (u64, u64) {
+        let paths = Leg::ALL.map(|leg| self.connection(leg).stats().path);
+        paths.iter().fold((0, 0), |(lost, sent), path| {
+            (lost + path.lost_packets, sent + path.sent_packets)
+        })
+    }
+
     /// How its connections stand.
     pub(crate) fn legs(&self) -> [LegStanding; Leg::ALL.len()] {
         let lost = self.measured().legs_lost_per_million;

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
-use towpath_tunnel::built_in::{SOCKET, Wish};
+use towpath_tunnel::built_in::{SOCKET, USAGE_BYTES, Usage, Wish};
 use towpath_tunnel::config::{Config, ServiceConfig};
 
 fn allow(config: &mut Config, site: &str) {
@@ -32,7 +32,11 @@ async fn a_bench_is_denied_unless_the_configuration_names_the_site() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_wish_is_granted_and_counted() {
-    let pair = Pair::start_with(|_, region| allow(region, "edge"), None).await;
+    let with = |_: &mut Config, region: &mut Config| {
+        allow(region, "edge");
+        region.peers[0].send_rate = Some("1Gbit".parse().unwrap());
+    };
+    let pair = Pair::start_with(with, None).await;
     soon(async {
         let bytes = pattern(7, 3_000_000);
         let mut sink = ask(&pair, Wish::Sink, Class::Bulk).await;
@@ -53,8 +57,22 @@ async fn each_wish_is_granted_and_counted() {
         // What was under way still comes, and then it ends.
         source.read_to_end(&mut heard).await.unwrap();
 
+        let mut count = ask(&pair, Wish::Count, Class::Bulk).await;
+        count.write_all(&bytes[..1_000_000]).await.unwrap();
+        // It is told before the end, or this waits for ever.
+        while count.read_u64_le().await.unwrap() < 1_000_000 {}
+        count.write_all(&bytes[..5]).await.unwrap();
+        count.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        count.read_to_end(&mut heard).await.unwrap();
+        assert!(heard.ends_with(&1_000_005_u64.to_le_bytes()));
+
         let mut usage = ask(&pair, Wish::Usage, Class::Control).await;
-        assert!(usage.read_u64_le().await.unwrap() > 0);
+        let mut told = [0; USAGE_BYTES];
+        usage.read_exact(&mut told).await.unwrap();
+        let told = Usage::decode(&told);
+        assert!(told.cpu_nanos > 0 && told.sent_packets > 0, "{told:?}");
+        assert_eq!(told.cap_bytes_per_second, 1_000_000_000 / 8);
 
         let mut nonsense = pair.open("bench", Class::App).await.unwrap();
         nonsense.write_all(b"x").await.unwrap();
