@@ -2,16 +2,21 @@
 #![allow(clippy::print_stdout, reason = "a test says what it skipped")]
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use tokio::runtime::Builder;
+use towpath_daemon::client::Client;
+use towpath_migrator::api::MigrationMode;
 use towpath_protocol::channel::Class;
-use towpath_tests::lab::Lab;
+use towpath_tests::lab::{Guest, Lab};
 use towpath_tests::scene::LINK;
 use towpath_tests::site::Place;
 use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::shares::Shaping;
 
 /// What all names of ours begin with.
 const PREFIX: &str = "towpath_";
@@ -48,43 +53,290 @@ fn sometimes_absent(page: &str) -> BTreeSet<&str> {
     rows.flat_map(names).collect()
 }
 
-#[test]
-fn every_query_and_rule_names_metrics_that_running_daemons_have() {
+/// Pause between two looks at something that is waited for.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is sent at most: so little, and so far below what the link carries, that a guest keeps it at its cap for
+/// as long as a forecast takes.
+const CAP: &str = "20Mbit";
+
+/// How long a forecast may take, on a busy machine.
+const FORECAST_WAIT: Duration = Duration::from_secs(90);
+
+/// Labels that Prometheus adds, or that stand for the parts of a histogram.
+const OUTER_LABELS: [&str; 3] = ["instance", "job", "le"];
+
+/// Labels whose values are known: what is asked for one of them is a value that a daemon gives it.
+const FIXED_LABELS: [&str; 10] = [
+    "class",
+    "dir",
+    "direction",
+    "horizon",
+    "leg",
+    "outcome",
+    "percentile",
+    "result",
+    "role",
+    "state",
+];
+
+/// The labels of metrics, with the values that were given to each.
+#[derive(Default)]
+struct Known(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
+
+impl Known {
+    /// What daemons say.
+    fn of(scraped: &[String]) -> Self {
+        let mut known = Self::default();
+        let lines = scraped.iter().flat_map(|text| text.lines());
+        for line in lines.filter(|line| line.starts_with(PREFIX)) {
+            for (name, matchers) in selectors(line) {
+                let labels = known.0.entry(name.to_owned()).or_default();
+                for (label, _, value) in matchers {
+                    if !OUTER_LABELS.contains(&label) {
+                        let values = labels.entry(label.to_owned()).or_default();
+                        values.insert(value.to_owned());
+                    }
+                }
+            }
+        }
+        known
+    }
+
+    /// The same with what the page says of metrics that nothing is to be said of just now.
+    fn with_page(mut self, page: &str) -> Self {
+        for (name, labels) in rows(page) {
+            self.0.entry(name.to_owned()).or_insert_with(|| {
+                let labels = labels.into_iter();
+                labels
+                    .map(|label| (label.to_owned(), BTreeSet::new()))
+                    .collect()
+            });
+        }
+        self
+    }
+
+    fn has(&self, name: &str, label: &str) -> bool {
+        let labels = self.0.get(name);
+        OUTER_LABELS.contains(&label) || labels.is_some_and(|labels| labels.contains_key(label))
+    }
+
+    /// Whether a label of a metric takes a value: of one that was not seen, whether it does anywhere.
+    fn takes(&self, name: &str, label: &str, value: &str) -> bool {
+        let seen = |labels: &BTreeMap<String, BTreeSet<String>>| {
+            labels
+                .get(label)
+                .is_some_and(|values| values.contains(value))
+        };
+        match self.0.get(name).and_then(|labels| labels.get(label)) {
+            Some(values) if !values.is_empty() => values.contains(value),
+            _ => self.0.values().any(seen),
+        }
+    }
+
+    /// What is wrong with the selectors of a text, and with the labels that it groups by or shows.
+    fn faults(&self, text: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (name, matchers) in selectors(text) {
+            for (label, is_equal, value) in matchers {
+                if !self.has(name, label) {
+                    faults.push(format!("{name} has no label {label}"));
+                } else if is_equal
+                    && FIXED_LABELS.contains(&label)
+                    && !self.takes(name, label, value)
+                {
+                    faults.push(format!("{name} never has {label}={value:?}"));
+                }
+            }
+        }
+        let asked = names(text);
+        for label in shown_labels(text) {
+            if !asked.is_empty() && !asked.iter().any(|name| self.has(name, label)) {
+                faults.push(format!("none of {asked:?} has a label {label}"));
+            }
+        }
+        faults
+    }
+}
+
+/// What is said of one label: its name, whether it is to be equal, and the value.
+type Matcher<'a> = (&'a str, bool, &'a str);
+
+/// The metrics of ours in a text with what stands in braces behind each.
+fn selectors(text: &str) -> Vec<(&str, Vec<Matcher<'_>>)> {
+    let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices(PREFIX) {
+        let rest = &text[at..];
+        let end = rest.find(|c| !is_of_name(c)).unwrap_or(rest.len());
+        let (name, behind) = rest.split_at(end);
+        let inner = behind
+            .strip_prefix('{')
+            .and_then(|behind| behind.split_once('}'));
+        let matchers = inner
+            .map_or("", |(inner, _)| inner)
+            .split(',')
+            .filter_map(|one| {
+                let (label, value) = one.split_once(['=', '!'])?;
+                let is_equal = value.starts_with('"') && one.contains('=') && !one.contains('!');
+                Some((
+                    label.trim(),
+                    is_equal,
+                    value.trim_start_matches(['=', '~']).trim_matches('"'),
+                ))
+            });
+        let name = names(name).into_iter().next();
+        found.extend(name.map(|name| (name, matchers.collect())));
+    }
+    found
+}
+
+/// The labels that a query groups by, and those that are written into a text.
+fn shown_labels(text: &str) -> BTreeSet<&str> {
+    let groups = text.split("by (").skip(1);
+    let groups = groups.filter_map(|rest| rest.split_once(')'));
+    let of_groups = groups.flat_map(|(inner, _)| inner.split(','));
+    let words = text.split("{{").skip(1);
+    let words = words.filter_map(|rest| rest.split_once("}}"));
+    let of_words = words.filter_map(|(inner, _)| {
+        let word = inner.trim();
+        let word = word.strip_prefix("$labels.").unwrap_or(word);
+        (!word.starts_with('$')).then_some(word)
+    });
+    let all = of_groups.chain(of_words).map(str::trim);
+    all.filter(|label| !label.is_empty()).collect()
+}
+
+/// The metrics of the page, with their labels.
+fn rows(page: &str) -> Vec<(&str, BTreeSet<&str>)> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter(|row| row.starts_with(PREFIX))
+        .map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let labels = cells[2].split(',').map(str::trim);
+            let name = cells[0].trim_end_matches('`');
+            (name, labels.filter(|label| !label.is_empty()).collect())
+        })
+        .collect()
+}
+
+/// Sets the cap of a site's link while it runs.
+fn set_cap(site: &Path) {
+    let admin = Client::new(site.join("run/admin.sock"));
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let way = format!("/v1/shaping/{}", Place::Region.as_str());
+    let shaped = runtime.block_on(async {
+        let mut shaping: Shaping = admin.get(&way).await?;
+        shaping.send_rate = Some(CAP.parse().expect("a rate"));
+        admin.post::<_, Shaping>(&way, &shaping).await
+    });
+    shaped.expect("a cap");
+}
+
+/// A lab that has said all it can say within a minute: a channel, caps, a move, and a forecast of the link that
+/// the move fills.
+fn scrape() -> [String; 2] {
     let lab = Lab::start(LINK);
+    let edge = lab.site(Place::Edge);
     let channel = ChannelSpec::new(
         "till".parse().expect("a name"),
         "tcp:127.0.0.1:0".parse().expect("an endpoint"),
         (Place::Region.name(), "till".parse().expect("a name")),
         Class::App,
     );
-    let opened = lab.site(Place::Edge).open_channel(&channel);
+    let opened = edge.open_channel(&channel);
     opened.expect("a channel of the edge");
-    let scraped = lab
-        .site(Place::Edge)
-        .metrics()
-        .expect("both daemons answer");
+    set_cap(edge.folder());
+    let guest = Guest::new("cargo", 64);
+    lab.start_guest(Place::Edge, &guest);
+    let request = Lab::request(&guest, Place::Edge, MigrationMode::Auto);
+    edge.migrate(&request).expect("a move begins");
+    let deadline = Instant::now() + FORECAST_WAIT;
+    loop {
+        let scraped = edge.metrics().expect("both daemons answer");
+        let has_day = |line: &str| {
+            line.starts_with("towpath_tunnel_predicted_bytes_per_second{")
+                && line.contains("horizon=\"24h\"")
+        };
+        if scraped[0].lines().any(has_day) {
+            return scraped;
+        }
+        assert!(Instant::now() < deadline, "no forecast: {}", scraped[0]);
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
+#[test]
+fn every_query_and_rule_asks_for_what_running_daemons_have() {
+    let scraped = scrape();
     for text in &scraped {
         passes(&["check", "metrics"], text);
     }
     let live: BTreeSet<_> = scraped.iter().flat_map(|text| names(text)).collect();
     let page = include_str!("../../docs/metrics.md");
     let absent = sometimes_absent(page);
-    let mut missing = Vec::new();
+    let known = Known::of(&scraped);
+    let mut faults = Vec::new();
+    for (name, labels) in rows(page) {
+        let said = known.0.get(name);
+        let said = said.map(|said| said.keys().map(String::as_str).collect::<BTreeSet<_>>());
+        // Those of a histogram's parts, and of moves that are over, come with the first value.
+        if let Some(said) = said.filter(|said| !said.is_empty() && *said != labels) {
+            faults.push(format!("{name} has {said:?}, and on the page {labels:?}"));
+        }
+    }
+    let known = known.with_page(page);
     for file in ["alerts.yml", "alerts.test.yml", "grafana-dashboard.json"] {
         let text = read(file);
         let asked = names(&text);
         assert!(asked.len() > 5, "{file} asks for {asked:?}");
         for name in asked {
             if !live.contains(name) && !absent.contains(name) {
-                missing.push(format!("{file}: no daemon has {name}"));
+                faults.push(format!("{file}: no daemon has {name}"));
             }
         }
     }
-    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    let (rules, tests) = (read("alerts.yml"), read("alerts.test.yml"));
+    let parts = rules.split("- alert: ").chain(tests.lines());
+    faults.extend(parts.flat_map(|part| known.faults(part)));
+    for target in targets() {
+        let legend = target["legendFormat"].as_str().unwrap_or_default();
+        let query = target["expr"].as_str().expect("a query");
+        faults.extend(known.faults(&format!("{query} {legend}")));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
     let shown = read("grafana-dashboard.json");
     let shown = names(&shown);
     let unseen: Vec<_> = live.iter().filter(|name| !shown.contains(*name)).collect();
     println!("not on the dashboard: {unseen:?}");
+}
+
+#[test]
+fn a_query_for_what_no_daemon_has_is_found() {
+    let scraped = [
+        "towpath_moves_total{role=\"source\",outcome=\"done\"} 1\ntowpath_up{peer=\"region\"} 1\n"
+            .to_owned(),
+    ];
+    let known =
+        Known::of(&scraped).with_page("| `towpath_error` | gauge | horizon | x; absent |\n");
+    for right in [
+        "towpath_moves_total{role=\"source\", instance=~\"$instance\"} > 3",
+        "sum by (instance, outcome) (rate(towpath_moves_total[1h])) {{ $labels.outcome }}",
+        "towpath_up{peer=\"elsewhere\"} {{peer}} {{ $value }}",
+        "towpath_error{horizon!=\"done\"} up{any=\"thing\"}",
+    ] {
+        assert_eq!(known.faults(right), Vec::<String>::new(), "{right}");
+    }
+    for wrong in [
+        "towpath_moves_total{role=\"sauce\"}",
+        "towpath_moves_total{peer=\"region\"}",
+        "sum by (peer) (towpath_moves_total)",
+        "towpath_up {{quantile}}",
+        "towpath_error{horizon=\"24h\"}",
+    ] {
+        assert_eq!(known.faults(wrong).len(), 1, "{wrong}");
+    }
 }
 
 #[test]
@@ -125,6 +377,17 @@ fn the_dashboard_asks_each_panel_something() {
     }
 }
 
+/// Every query of the dashboard, with what is written beside its curve.
+fn targets() -> Vec<serde_json::Value> {
+    let text = read("grafana-dashboard.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array());
+    targets.flatten().cloned().collect()
+}
+
 /// Runs Prometheus' own checker beside the alerts; `None`, and said, where it is not installed.
 fn promtool(words: &[&str], input: &str) -> Option<Output> {
     let program = std::env::var_os("TOWPATH_PROMTOOL").unwrap_or_else(|| "promtool".into());
@@ -163,15 +426,8 @@ fn alerts_do_what_they_say() {
 
 #[test]
 fn prometheus_understands_every_query_of_the_dashboard() {
-    let text = read("grafana-dashboard.json");
-    let dashboard: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let panels = dashboard["panels"].as_array().expect("panels");
-    let targets = panels
-        .iter()
-        .filter_map(|panel| panel["targets"].as_array());
-    let queries = targets
-        .flatten()
-        .filter_map(|target| target["expr"].as_str());
+    let targets = targets();
+    let queries = targets.iter().filter_map(|target| target["expr"].as_str());
     // Names of results are all that a rule adds to a query; JSON is YAML.
     let rules: Vec<_> = queries
         .enumerate()
