@@ -4,6 +4,7 @@
 //! that for minutes. It is no dead process: it is waited for, by a thread that reports to the worker.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
@@ -26,6 +27,9 @@ const MOVE_WAIT: Duration = Duration::from_secs(60);
 
 /// Longest wait for one that fills or checks its guest's memory: as long as that may take.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(1000);
+
+/// Pause before a process that could not be taken up is tried again.
+const ANEW_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long whoever takes a guest up again waits for its process.
 pub(super) const fn wait_for(state: &State) -> Duration {
@@ -50,10 +54,17 @@ impl Ground {
         info!(guest = %self.id, "the guest's process lives: it is waited for");
         self.awaited = Some(fault.clone());
         let mailbox = Arc::clone(&self.mailbox);
-        spawn("towpath-adopt", move || {
+        let begun = spawn("towpath-adopt", move || {
+            thread::sleep(ANEW_PAUSE);
             let found = GuestProcess::adopt_within(&path, BUSY_WAIT);
             mailbox.send(Input::Found(Box::new(found)));
-        })
+        });
+        if let Err(fault) = begun {
+            // Threads come back; the guest would not if it were given up.
+            thread::sleep(ANEW_PAUSE);
+            self.mailbox.send(Input::Found(Box::new(Err(fault))));
+        }
+        Ok(())
     }
 }
 
@@ -92,6 +103,7 @@ impl Worker {
             // It was ended meanwhile.
             return;
         }
+        self.end_if_over();
         let is_committed =
             matches!(&self.role, Some(Role::Source(source)) if source.is_committed());
         if let Err(fault) = found.and_then(|process| self.ground.take_found(process)) {

@@ -133,11 +133,6 @@ impl TargetMove {
         self.outcome = Some(Outcome::Lost(fault));
     }
 
-    #[cfg(test)]
-    pub(super) const fn lose_link_at(&mut self, at: Instant) {
-        self.link_lost_at = at;
-    }
-
     /// Goes on with what an earlier migrator left; the guest's process was already adopted.
     pub(super) fn recover(
         ground: &mut Ground,
@@ -225,27 +220,9 @@ impl TargetMove {
         self.machine.stage()
     }
 
-    /// Refuses to give up what a guest that runs here misses as long as its source may well come back.
-    ///
-    /// # Errors
-    ///
-    /// `E_STATE`, with how long it is still waited for.
-    pub(super) fn check_abandoned(&self) -> Result<(), Fault> {
-        let source = &self.machine.setup().source;
-        let left = (self.link_lost_at + ABANDONED_AFTER).since(now());
-        if self.machine.is_link_up() {
-            let detail = format!("the guest is part of a move: {source} sends what is missing");
-            return Err(Fault::new(Code::State, detail));
-        }
-        if left > Duration::ZERO {
-            let detail = format!(
-                "the guest is part of a move: {source} is waited for, and what it has is given up by this \
-                 in {} s at the earliest",
-                left.as_secs() + 1
-            );
-            return Err(Fault::new(Code::State, detail));
-        }
-        Ok(())
+    /// Whether anything of the guest has come since this began.
+    pub(super) const fn has_received(&self) -> bool {
+        self.machine.progress().chunk_count > 0
     }
 
     /// Whether nothing was offered: it is only a last word that is missing.

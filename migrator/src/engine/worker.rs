@@ -277,7 +277,14 @@ impl Worker {
         error!(guest = %self.ground.id, %fault, "guest is gone");
         self.ground.process = None;
         self.ground.crash = Some(fault);
-        if matches!(&self.role, Some(Role::Source(source)) if source.is_committed()) {
+        let is_relinquished = match &self.role {
+            Some(Role::Source(source)) => source.is_committed(),
+            Some(Role::Idle(ownership) | Role::Broken(ownership, _)) => {
+                matches!(ownership.record().state, State::Relinquished { .. })
+            }
+            _ => false,
+        };
+        if is_relinquished {
             // It is the target's. Its frozen memory is held here too, and its target may still fetch from it.
             return;
         }
@@ -385,7 +392,6 @@ impl Worker {
     /// waiting for what is missing, and its source may let go of it.
     fn boot(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
-        self.abandon_missing()?;
         let Some(Role::Idle(ownership) | Role::Broken(ownership, _)) = &self.role else {
             return Err(Fault::new(Code::State, "the guest is part of a move"));
         };
@@ -399,10 +405,13 @@ impl Worker {
         };
         let epoch = *epoch;
         // What is left of a guest whose missing blocks are lost stands at one of them for ever.
-        let is_lost = missing_from.is_some() && self.ground.crash.is_some();
+        let is_lost = missing_from.is_some()
+            && matches!(&self.role, Some(Role::Broken(_, fault)) if fault.code == Code::ImageLost);
         if !is_lost || self.ground.awaited.is_some() {
             self.ground.expect_ended()?;
         }
+        // Nothing calls its memory whole while there is a process that could still run on what is missing.
+        self.ground.end_process()?;
         if let Some(Role::Broken(mut ownership, fault)) =
             self.role.take_if(|role| matches!(role, Role::Broken(..)))
         {
@@ -420,22 +429,6 @@ impl Worker {
         }
         self.ground.make_process(false)?;
         self.ground.process()?.run(epoch).map(drop)
-    }
-
-    /// Gives up what is missing of a guest that runs here whose source is away for so long that whoever asks for
-    /// this may know better whether it comes back.
-    fn abandon_missing(&mut self) -> Result<(), Fault> {
-        let Some(Role::Target(target)) = &mut self.role else {
-            return Ok(());
-        };
-        if target.stage() != target::Stage::Running {
-            return Ok(());
-        }
-        target.check_abandoned()?;
-        let fault = Fault::new(Code::ImageLost, "what is missing was given up");
-        target.handle(&mut self.ground, target::Event::Failed(fault));
-        self.end_target();
-        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), Fault> {
@@ -491,7 +484,7 @@ impl Worker {
     }
 
     /// Draws the line under an attempt that is over.
-    fn end_if_over(&mut self) {
+    pub(super) fn end_if_over(&mut self) {
         match &self.role {
             Some(Role::Source(source)) if source.is_over() => self.end_source(),
             Some(Role::Target(target)) if target.is_over() => self.end_target(),
@@ -574,10 +567,13 @@ impl Worker {
         }
         let id = target.setup().migration;
         let setup = target.setup().clone();
+        if target.has_received() {
+            // It went on for a while: what is wrong now is not what was.
+            self.recover_delay = RECOVER_DELAY;
+        }
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");
-                self.recover_delay = RECOVER_DELAY;
                 self.see_off(setup);
                 Role::Idle(ownership)
             }

@@ -122,7 +122,12 @@ impl GuestProcess {
     /// Whether a guest process lives in a folder, whoever drives it.
     #[must_use]
     pub fn lives(folder: &Path) -> bool {
-        refuse_if_running(&folder.join(PID_FILE)).is_err()
+        let path = folder.join(PID_FILE);
+        match File::open(&path) {
+            // A lack of descriptors says nothing of it.
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+            Ok(_) => refuse_if_running(&path).is_err(),
+        }
     }
 
     /// Ends the process that lives in a folder, if there is one, without asking it: nobody drives it, or it

@@ -98,18 +98,22 @@ impl Worker {
     /// from what is on disk.
     pub(super) fn not_gone_on_with(&mut self, ownership: Ownership, fault: Fault) -> Role {
         let process = self.ground.process.as_ref();
-        let may_pass = matches!(fault.code, Code::Guest | Code::Io)
+        let may_pass = matches!(fault.code, Code::Guest | Code::Io | Code::Kvm)
             && process.is_some_and(GuestProcess::is_alive)
             && self.ground.check_journal().is_ok();
-        let journal = self.ground.journal.as_ref().filter(|_| may_pass);
+        let journal = self.ground.journal.as_ref();
+        let journal = journal.filter(|_| self.ground.check_journal().is_ok());
         let durable = journal.and_then(|journal| Record::decode(journal.record()).ok());
-        if let Some(record) = durable.filter(|it| matches!(it.state, State::Owned { .. })) {
+        let is_owned = |record: &Record| matches!(record.state, State::Owned { .. });
+        // What was to be written down and is not holds for nobody.
+        let host = self.ground.shared.host.clone();
+        let ownership = durable.map_or(ownership, |record| Ownership::recover(host, record));
+        if may_pass && is_owned(ownership.record()) {
             warn!(guest = %self.ground.id, %fault, "the guest is taken up again");
             // Its source opens new lanes, and asks again for what is missing.
             self.ground.close_link();
             self.recover_at = Some(self.next_recovery());
-            let host = self.ground.shared.host.clone();
-            return Role::Broken(Ownership::recover(host, record), fault);
+            return Role::Broken(ownership, fault);
         }
         error!(guest = %self.ground.id, %fault, "guest is lost, or its journal is");
         self.ground.crash = Some(fault.clone());

@@ -208,24 +208,6 @@ fn a_process_that_is_too_slow_to_be_disarmed_is_disarmed_later() {
 }
 
 #[test]
-fn a_guest_whose_source_is_away_for_long_may_be_given_up_by_its_operator() {
-    let (_folder, shared) = host("");
-    let mut worker = running(ground(&shared), 3);
-    let refused = worker.abandon_missing().unwrap_err();
-    assert_eq!(refused.code, Code::State);
-    assert!(refused.detail.contains("is waited for"), "{refused}");
-    if let Some(Role::Target(target)) = &mut worker.role {
-        target.lose_link_at(Instant::ZERO);
-    }
-    worker.abandon_missing().unwrap();
-    let Some(Role::Broken(ownership, fault)) = &worker.role else {
-        panic!("it is still waited for");
-    };
-    assert_eq!(fault.code, Code::ImageLost);
-    assert!(ownership.may_run());
-}
-
-#[test]
 fn nothing_stands_on_a_journal_that_has_lost_its_name() {
     let (folder, shared) = host("");
     let mut worker = worker_of(ground(&shared), owned(true));
