@@ -343,10 +343,11 @@ impl Peer {
 
     /// Every link there is: the one in use, and those it has replaced that still carry something.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        let current = self.state.borrow().link.clone();
+        // Both at once, and in the order in which links change places: none is left out that does just now.
+        let state = self.state.borrow();
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let retired = retired.iter().filter_map(Weak::upgrade);
-        current.into_iter().chain(retired).collect()
+        let older = retired.iter().filter_map(Weak::upgrade);
+        state.link.iter().cloned().chain(older).collect()
     }
 
     /// Notes why the last attempt failed, while there is no link.
@@ -406,7 +407,8 @@ impl Peer {
     fn retire(&self, current: &Arc<Link>) {
         current.retire();
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.retain(|link| link.upgrade().is_some_and(|link| !link.is_over()));
+        let is_kept = |link: &Arc<Link>| !link.is_over() && !Arc::ptr_eq(link, current);
+        retired.retain(|link| link.upgrade().is_some_and(|link| is_kept(&link)));
         retired.push(Arc::downgrade(current));
         let surplus = retired.len().saturating_sub(RETIRED_COUNT_MAX);
         for link in retired.drain(..surplus).filter_map(|link| link.upgrade()) {
@@ -483,9 +485,19 @@ impl Peer {
         if lost.is_farewell() {
             return None;
         }
-        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut retired = retired.iter().rev().filter_map(Weak::upgrade);
-        let link = retired.find(|link| link.party() == lost.party() && link.reinstate())?;
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = retired
+            .iter()
+            .rev()
+            .filter_map(Weak::upgrade)
+            .find(|link| link.party() == lost.party() && link.reinstate())?;
+        // From here on it is no longer beside the newest.
+        retired.retain(|other| {
+            other
+                .upgrade()
+                .is_some_and(|other| !Arc::ptr_eq(&other, &link))
+        });
+        drop(retired);
         self.shape_link(&link);
         let peer = &link.peer;
         tracing::info!(%peer, link = %format_args!("{:032x}", link.id.0), "link back in its place");
