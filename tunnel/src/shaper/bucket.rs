@@ -49,11 +49,11 @@ impl Bucket {
         self.rate
     }
 
-    /// Changes the rate; credit stays, within the limits of the new one, and a debt lasts as long as it would
+    /// Changes the rate; credit stays, within the limits of the new one, and a debt lasts no longer than it would
     /// have.
     pub(crate) fn set_rate(&mut self, rate: Rate, now: Instant) {
         self.fill(now);
-        if self.credit < 0 {
+        if self.credit < 0 && rate < self.rate {
             let [new, old] = [rate, self.rate].map(|rate| i128::from(rate.bytes_per_second()));
             self.credit = self.credit.saturating_mul(new) / old;
         }

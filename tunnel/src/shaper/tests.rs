@@ -423,6 +423,20 @@ fn a_debt_lasts_no_longer_under_a_lower_cap() {
     assert!(then <= at(25 * MILLISECOND), "{then:?}");
 }
 
+#[test]
+fn a_debt_does_not_grow_under_a_higher_cap() {
+    let mut bucket = Bucket::new(rate("10Mbit"), at(0));
+    bucket.charge(100_000 * BILLION, i128::MAX);
+    let until = |bucket: &Bucket| bucket.until(0).unwrap();
+    let before = until(&bucket);
+    bucket.set_rate(rate("100Mbit"), at(0));
+    let after = until(&bucket);
+    // As many bytes as before, of which ten times as many leave.
+    assert_eq!(after.as_nanos(), before.as_nanos() / 10);
+    bucket.set_rate(rate("10Mbit"), at(0));
+    assert_eq!(until(&bucket), after);
+}
+
 /// QUIC drops what was granted: datagrams that are too many, what a stream that was reset had not sent.
 #[test]
 fn what_was_granted_and_has_not_left_for_long_hides_nothing_that_leaves() {
