@@ -112,7 +112,7 @@ pub struct Shaper {
     shares: Shares,
     /// The cap of the link.
     root: Option<Bucket>,
-    /// What control and demand have of it, however deep others have run into debt.
+    /// What control and demand have of it, however deep others have run into debt; none of a cap that is too thin.
     ranked: Option<Bucket>,
     queues: [Queue; Class::ALL.len()],
     wish_count: u64,
@@ -212,8 +212,13 @@ impl Shaper {
 
     /// Changes the cap; credit and debt of the old one stay, within the limits of the new.
     pub fn set_rate(&mut self, rate: Option<Rate>, now: Instant) {
-        let rest = |cap: Rate| Rate::clamped(cap.bytes_per_second() - floors_max(cap));
-        for (bucket, rate) in [(&mut self.root, rate), (&mut self.ranked, rate.map(rest))] {
+        // Where that is less than any rate there is, they have none: the least would be most of so thin a cap.
+        let rest = |cap: Rate| {
+            let bytes_per_second = cap.bytes_per_second() - floors_max(cap);
+            Rate::from_bytes_per_second(bytes_per_second).ok()
+        };
+        let ranked = rate.and_then(rest);
+        for (bucket, rate) in [(&mut self.root, rate), (&mut self.ranked, ranked)] {
             match (bucket, rate) {
                 (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
                 (bucket, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
