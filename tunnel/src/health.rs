@@ -10,9 +10,12 @@ pub(crate) const LOSS_PER_MILLION: u64 = 20_000;
 /// A queue at the bottleneck that is trouble: ours is a few milliseconds, so others fill the path.
 pub(crate) const QUEUE: Duration = Duration::from_millis(50);
 
-/// Packets of a second below which a loss says nothing, for one of ten is no tenth, and a queue little: a host
-/// that is slow to run us makes an idle link look as if it had one.
+/// Packets of a second below which a loss says nothing, for one of ten is no tenth.
 pub(crate) const PACKETS_MIN: u64 = 100;
+
+/// Packets of a second below which a queue says little: a host that is slow to run us makes an idle link look as
+/// if it had one. Thin links send few, and the queue that is told leaves out rounds of a packet or two already.
+const QUEUE_PACKETS_MIN: u64 = 10;
 
 /// How long trouble is shown after it was last seen, so that it can be read.
 pub(crate) const SHOWN: Duration = Duration::from_secs(5);
@@ -25,7 +28,7 @@ pub(crate) const RECENT: Duration = Duration::from_mins(10);
 
 /// Whether a second's packets show a queue that is trouble.
 pub(crate) fn is_queued(queue: Duration, packets: u64) -> bool {
-    packets >= PACKETS_MIN && queue >= QUEUE
+    packets >= QUEUE_PACKETS_MIN && queue >= QUEUE
 }
 
 /// Whose something is.
@@ -204,7 +207,7 @@ mod tests {
     #[test]
     fn an_idle_link_has_no_queue() {
         let long = QUEUE * 3;
-        assert!(is_queued(long, PACKETS_MIN) && !is_queued(long, PACKETS_MIN - 1));
+        assert!(is_queued(long, QUEUE_PACKETS_MIN) && !is_queued(long, QUEUE_PACKETS_MIN - 1));
         assert!(!is_queued(QUEUE / 2, PACKETS_MIN));
     }
 
