@@ -483,19 +483,21 @@ impl Link {
         }
     }
 
-    /// What the bulk connection believes about the path, or the urgent one while bulk knows nothing, as it is
-    /// told: without what nobody knows.
+    /// What the bulk connection believes about the path, or the urgent one while bulk has sent nothing, as it is
+    /// told: without what nobody knows. The rate is that of the first of the two that knows it.
     pub(crate) fn estimate(&self) -> Estimate {
         let of = |connection| Delay::of(connection).map(|delay| delay.estimate());
-        let mut estimate = of(&self.bulk)
+        let (bulk, urgent) = (of(&self.bulk), of(&self.urgent));
+        let mut both = [bulk, urgent].into_iter().flatten();
+        let known = both.find(|estimate| estimate.is_known);
+        let rate = known.map(|estimate| estimate.rate_bytes_per_second);
+        let mut estimate = bulk
             .filter(|estimate| estimate.rate_bytes_per_second > 0)
-            .or_else(|| of(&self.urgent))
+            .or(urgent)
             .unwrap_or_default();
         estimate.base_rtt = estimate.told_base_rtt;
         estimate.queue_delay = estimate.told_queue;
-        if !estimate.is_known {
-            estimate.rate_bytes_per_second = 0;
-        }
+        estimate.rate_bytes_per_second = rate.unwrap_or(0);
         // A mean over the whole look, where a round of the estimator's is a few milliseconds.
         if let Some(rate) = self.path_bytes_per_second() {
             estimate.rate_bytes_per_second = rate;
