@@ -42,8 +42,8 @@ const WAITING_MAX: usize = 256;
 /// A flow that has carried nothing for so long is over: what home routers give UDP.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// The same for one that has carried a question or two, each with its answer: whoever looks up names asks the
-/// next one from another port, and each flow holds a stream.
+/// The same for one that has carried a question or two, each with its answer, while few streams are left: whoever
+/// looks up names asks the next one from another port, and each flow holds a stream.
 const ANSWERED_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// Questions after which a flow is taken to go on: a resolver asks for addresses of both kinds at once.
@@ -177,6 +177,7 @@ impl Flow<'_> {
         let pumping = async {
             let mut turn = pin!(None);
             let mut passed = Passed::default();
+            let mut carried = Instant::now();
             loop {
                 let is_free = turn.is_none();
                 let next = tokio::select! {
@@ -184,11 +185,13 @@ impl Flow<'_> {
                         turn.set(None);
                         None
                     }
-                    next = timeout(passed.idle_max(), side.next()), if is_free => match next {
+                    next = timeout(ANSWERED_IDLE_MAX, side.next()), if is_free => match next {
                         Ok(Some(datagram)) => {
                             passed.out += 1;
                             Some(datagram)
                         }
+                        // Streams may have become few, or not yet.
+                        Err(_) if carried.elapsed() < passed.idle_max(self.is_short()) => continue,
                         _ => return,
                     },
                     Some(datagram) = registered.heard.recv() => {
@@ -203,6 +206,7 @@ impl Flow<'_> {
                         None
                     }
                 };
+                carried = Instant::now();
                 // Without a link it is lost.
                 let Some((datagram, link)) = next.zip(self.peer.link().ok()) else {
                     continue;
@@ -219,6 +223,12 @@ impl Flow<'_> {
             ended = write_framed(pipe_write, large_waiting) => ended,
             ended = read_framed(pipe_read, whole) => ended,
         }
+    }
+
+    /// Whether others may soon want the flow's stream; one that the peer began is the peer's to give back.
+    fn is_short(&self) -> bool {
+        let leg = self.stream.class.leg();
+        self.stream.is_ours && self.peer.streams.seats.are_few(leg)
     }
 
     fn hand(&self, side: &impl Side, datagram: &[u8]) {
@@ -277,10 +287,10 @@ struct Passed {
 }
 
 impl Passed {
-    /// How long the flow may carry nothing from now on.
-    fn idle_max(&self) -> Duration {
+    /// How long the flow may carry nothing, by whether streams are few.
+    fn idle_max(&self, is_short: bool) -> Duration {
         let is_answered = self.out == self.back && (1..=QUESTION_COUNT_MAX).contains(&self.out);
-        if is_answered {
+        if is_answered && is_short {
             ANSWERED_IDLE_MAX
         } else {
             IDLE_MAX
@@ -552,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_has_its_answers_ends_soon() {
+    fn a_flow_that_has_its_answers_ends_soon_where_streams_are_few() {
         for (out, back, idle_max) in [
             (0, 0, IDLE_MAX),
             (1, 0, IDLE_MAX),
@@ -561,7 +571,9 @@ mod tests {
             (1, 2, IDLE_MAX),
             (3, 3, IDLE_MAX),
         ] {
-            assert_eq!(Passed { out, back }.idle_max(), idle_max, "{out} {back}");
+            let passed = Passed { out, back };
+            assert_eq!(passed.idle_max(true), idle_max, "{out} {back}");
+            assert_eq!(passed.idle_max(false), IDLE_MAX, "{out} {back}");
         }
     }
 

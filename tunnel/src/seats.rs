@@ -15,6 +15,9 @@ const KEPT_COUNT: usize = 16;
 /// The part of a leg's seats that is kept at most, where there are few.
 const KEPT_PART: usize = 4;
 
+/// Once less than this part of a leg's seats for applications is free, they are few.
+const FEW_PART: usize = 4;
+
 /// The seats with one peer.
 #[derive(Debug)]
 pub(crate) struct Seats([Row; Leg::ALL.len()]);
@@ -24,6 +27,8 @@ struct Row {
     all: Arc<Semaphore>,
     /// Those of them that are for everybody.
     open: Arc<Semaphore>,
+    /// With less of them free they are few.
+    few: usize,
 }
 
 /// A stream's seat, until it is dropped.
@@ -49,6 +54,7 @@ impl Seats {
         Self(Leg::ALL.map(|_| Row {
             all: Arc::new(Semaphore::new(count)),
             open: Arc::new(Semaphore::new(count - kept)),
+            few: (count - kept).div_ceil(FEW_PART),
         }))
     }
 
@@ -75,6 +81,12 @@ impl Seats {
         let row = &self.0[leg as usize];
         row.open.available_permits() == 0 || row.all.available_permits() == 0
     }
+
+    /// Whether applications may soon have to wait: who does not need a seat gives it back now.
+    pub(crate) fn are_few(&self, leg: Leg) -> bool {
+        let row = &self.0[leg as usize];
+        row.open.available_permits() < row.few || row.all.available_permits() < row.few
+    }
 }
 
 #[cfg(test)]
@@ -90,11 +102,13 @@ mod tests {
         let seats = Seats::new(64);
         let take = |leg, guest| timeout(SOON, seats.take(leg, guest));
         let mut held = Vec::new();
-        for _ in 0..48 {
+        for taken in 0..48 {
             assert!(!seats.are_short(Leg::Urgent));
+            assert_eq!(seats.are_few(Leg::Urgent), taken > 36);
             held.push(take(Leg::Urgent, Guest::Application).await.unwrap());
         }
         assert!(seats.are_short(Leg::Urgent) && !seats.are_short(Leg::Bulk));
+        assert!(!seats.are_few(Leg::Bulk));
         assert!(take(Leg::Urgent, Guest::Application).await.is_err());
         let moves: Vec<_> = [(); 16].map(|()| take(Leg::Urgent, Guest::Move)).into();
         let mut lanes = Vec::new();
@@ -124,6 +138,7 @@ mod tests {
         // Who gave up waiting holds nothing.
         assert!(take(Guest::Move).await.is_ok());
         let one = Seats::new(1);
+        assert!(!one.are_few(Leg::Urgent));
         let only = timeout(SOON, one.take(Leg::Urgent, Guest::Application)).await;
         assert!(only.is_ok(), "of one seat none is kept");
     }

@@ -157,9 +157,9 @@ async fn sources_of_datagrams_that_ask_once_leave_room_for_the_next() {
         assert!(asks(address).await, "question {question} has no answer");
         sleep(Duration::from_millis(300)).await;
     }
-    // And none of them holds a stream for long.
+    // And they leave some streams to others.
     until("their flows end", || {
-        pair.edge.status().links[0].streams == 0
+        pair.edge.status().links[0].streams <= u64::from(STREAMS / 2)
     })
     .await;
     let listener = pair.echo();
