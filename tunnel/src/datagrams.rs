@@ -454,17 +454,16 @@ impl Sources {
         self.0.retain(|_, (mailbox, _)| !mailbox.is_closed());
     }
 
-    /// Lets go of the one that is silent longest, if that is long enough; its flow ends.
-    fn make_room(&mut self) {
+    /// Lets go of the one that is silent longest, if that is long enough; its flow ends. Says whether it did.
+    fn make_room(&mut self) -> bool {
         self.sweep();
         let silent = self
             .0
             .iter()
             .map(|(address, (_, seen))| (seen.silence(), *address));
-        if let Some((silence, address)) = silent.max()
-            && silence >= SILENCE_MIN
-        {
-            self.0.remove(&address);
+        match silent.max() {
+            Some((silence, address)) if silence >= SILENCE_MIN => self.0.remove(&address).is_some(),
+            _ => false,
         }
     }
 }
@@ -478,6 +477,8 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
     let mut sources = Sources::default();
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice();
     let mut swept = Instant::now();
+    // When one was let go of whose place nobody has yet.
+    let mut made_room: Option<Instant> = None;
     loop {
         let received = tokio::select! {
             () = stop.requested() => return,
@@ -501,8 +502,11 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
             continue;
         }
         let place = serving.place();
-        if place.is_none() || serving.is_short() {
-            sources.make_room();
+        // A flow takes a moment to end: until then others would be let go of for the same place.
+        made_room = made_room.filter(|at| place.is_none() && at.elapsed() < CLOSE_WAIT);
+        let is_full = place.is_none() || serving.is_short();
+        if is_full && made_room.is_none() && sources.make_room() && place.is_none() {
+            made_room = Some(Instant::now());
         }
         let Some(place) = place else {
             serving.note(&Fault::new(Code::Busy, "too many sources of datagrams"));
@@ -545,7 +549,7 @@ mod tests {
         let mut flows: Vec<_> = (1..=3)
             .map(|port| sources.add(address(port), Bytes::new()))
             .collect();
-        sources.make_room();
+        assert!(!sources.make_room());
         assert_eq!(sources.0.len(), 3, "none is silent for long");
         for (port, seconds) in [(1, 30), (2, 20), (3, 10)] {
             let (_, seen) = sources.0.get_mut(&address(port)).unwrap();
@@ -555,9 +559,9 @@ mod tests {
         assert!(sources.find(address(3)).is_some());
         // The second's flow has ended by itself.
         flows.remove(1);
-        sources.make_room();
+        assert!(sources.make_room());
         assert!(!sources.0.contains_key(&address(2)) && !sources.0.contains_key(&address(1)));
-        sources.make_room();
+        assert!(!sources.make_room());
         assert!(sources.0.contains_key(&address(3)));
     }
 
