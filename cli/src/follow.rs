@@ -61,7 +61,8 @@ pub(crate) async fn follow(
     }
 }
 
-/// Watches until the end, over restarts of the migrator; `last` is kept for whoever gives up waiting.
+/// Watches until the end, over restarts of the migrator; `last` is kept for whoever gives up waiting. While too
+/// many others watch, it asks now and then.
 pub(crate) async fn watch(
     client: &Client,
     id: MigrationId,
@@ -85,9 +86,24 @@ pub(crate) async fn watch(
             return Err(problem.into());
         }
         sleep(RETURN_PAUSE).await;
-        if client.text("/live").await.is_ok() {
-            gone_since = None;
+        if problem.known_code() != Some(Code::Busy) {
+            if client.text("/live").await.is_ok() {
+                gone_since = None;
+            }
+            continue;
         }
+        let path = format!("/v1/migrations/{id}");
+        let Ok(view) = client.get::<MigrationView>(&path).await else {
+            continue;
+        };
+        gone_since = None;
+        if last.as_ref() != Some(&view) {
+            observer.changed(&view)?;
+        }
+        if view.phase.is_finished() {
+            return Ok(view);
+        }
+        *last = Some(view);
     }
 }
 

@@ -91,7 +91,7 @@ pub trait Host: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// The routes of the API, served for `host`.
+/// The routes of the API for `host`, at one socket: who follows moves there takes places of that socket.
 pub fn router(host: Arc<dyn Host>) -> Router {
     Router::new()
         .route("/v1/status", get(routes::status))

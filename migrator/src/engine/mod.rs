@@ -120,14 +120,15 @@ async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
         Some(line(&asked.status()))
     });
     let _watching = liveness::watch(vec![http])?;
-    let router = api::router(engine);
+    // Each socket has places of its own for those who follow moves.
+    let router = || api::router(engine.clone());
     if let Some(address) = shared.config.listen {
         let listener = http::bind_loopback(address).await?;
-        tokio::spawn(http::serve_loopback(listener, router.clone(), stop.clone()));
+        tokio::spawn(http::serve_loopback(listener, router(), stop.clone()));
     }
     info!(host = %shared.host, socket = %operators.path().display(), "migrator is ready");
     towpath_daemon::notify::ready();
-    http::serve_unix(operators, router, stop).await
+    http::serve_unix(operators, router(), stop).await
 }
 
 /// The host in one line, for the service manager.
