@@ -41,6 +41,9 @@ impl Default for Watchers {
 }
 
 /// Follow a move: a `MigrationView` a line, on every change, until it is finished.
+///
+/// An empty line every two seconds stands for no change: skip it. At each socket 28 clients may follow moves at
+/// once; one more is refused with 503 (`E_BUSY`).
 #[utoipa::path(
     get,
     path = "/v1/migrations/{id}/watch",
@@ -59,7 +62,7 @@ pub(super) async fn watch(
     // An unknown move is a problem with its status, not an empty stream.
     ask(Arc::clone(&host), move |host| host.migration(id)).await??;
     let place = watchers.0.try_acquire_owned().map_err(|_| {
-        let cause = format!("{WATCHERS_MAX} clients follow moves at this host already");
+        let cause = format!("{WATCHERS_MAX} clients follow moves through this socket already");
         Problem::new(Code::Busy, cause)
             .message("too many follow moves at once")
             .remedy("end a `towpath migration watch`; the move goes on, `towpath migration show` tells how it stands")
