@@ -27,8 +27,9 @@ pub const LONG: Link = Link {
     round_trip: Duration::from_millis(200),
 };
 
-/// In the middle of a switch, on either side of its commit; for [`LONG`].
-pub const SWITCHES: [(MigrationMode, Phase); 2] = [
+/// At the begin of a move, and in the middle of a switch on either side of its commit; for [`LONG`].
+pub const BRIEF: [(MigrationMode, Phase); 3] = [
+    (MigrationMode::Auto, Phase::Preparing),
     (MigrationMode::Auto, Phase::Switching),
     (MigrationMode::Auto, Phase::Committed),
 ];
@@ -48,8 +49,8 @@ pub fn disturb(
     make: impl Fn(&str, u64) -> Guest,
     act: impl Fn(&mut Scene),
 ) -> Result<String, String> {
-    // What is copied before a switch is no matter to it.
-    let memory_mib = if is_switch(phase) { 16 } else { 32 };
+    // What is copied beside is no matter to those.
+    let memory_mib = if is_brief(phase) { 16 } else { 32 };
     let guest = make(&format!("in-{}", phase.as_str()), memory_mib);
     let mut away = Duration::ZERO;
     let silence = scene.play(|scene| {
@@ -65,15 +66,18 @@ pub fn disturb(
 /// What a long link adds: a tunnel that is killed says nothing, so it takes three round trips to be missed, two to
 /// be linked again and two for the lanes, and the commit and its answer are one.
 fn round_trips(phase: Phase) -> Duration {
-    if is_switch(phase) {
+    if is_brief(phase) {
         LONG.round_trip * 8
     } else {
         Duration::ZERO
     }
 }
 
-const fn is_switch(phase: Phase) -> bool {
-    matches!(phase, Phase::Switching | Phase::Committed)
+const fn is_brief(phase: Phase) -> bool {
+    matches!(
+        phase,
+        Phase::Preparing | Phase::Switching | Phase::Committed
+    )
 }
 
 fn disturb_once(

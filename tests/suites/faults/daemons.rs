@@ -44,17 +44,17 @@ fn an_undisturbed_move_arrives() {
 
 #[test]
 fn a_move_survives_the_end_of_either_tunnel() {
-    tunnels_end(SLOW, MIDDLES);
+    tunnels_end(SLOW, &MIDDLES);
 }
 
 #[test]
-fn a_switch_survives_the_end_of_either_tunnel() {
-    tunnels_end(away::LONG, away::SWITCHES);
+fn a_begin_and_a_switch_survive_the_end_of_either_tunnel() {
+    tunnels_end(away::LONG, &away::BRIEF);
 }
 
-fn tunnels_end(link: Link, middles: [(MigrationMode, Phase); 2]) {
+fn tunnels_end(link: Link, middles: &[(MigrationMode, Phase)]) {
     let mut scene = Scene::new(link);
-    for middle in middles {
+    for &middle in middles {
         for place in Place::ALL {
             disturb(
                 &mut scene,
@@ -85,6 +85,14 @@ fn fault_01_both_migrators_killed_at_once() {
 fn fault_44_daemons_upgraded_in_the_middle_of_a_move() {
     let mut scene = Scene::new(SLOW);
     for middle in MIDDLES {
+        disturb(&mut scene, middle, "both sites' daemons", away::upgrade);
+    }
+}
+
+#[test]
+fn fault_44_daemons_upgraded_where_a_move_begins_or_switches() {
+    let mut scene = Scene::new(away::LONG);
+    for middle in away::BRIEF {
         disturb(&mut scene, middle, "both sites' daemons", away::upgrade);
     }
 }

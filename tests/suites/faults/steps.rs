@@ -3,12 +3,16 @@
 use std::time::Instant;
 
 use towpath_migrator::api::MigrationMode;
-use towpath_tests::lab::Guest;
+use towpath_tests::lab::{Guest, check_kvm};
 use towpath_tests::scene::{LINK, Scene};
 use towpath_tests::trial::Side;
 
 /// Kills a migrator at each of some steps, in a move of each kind; both kinds side by side.
-fn kill_at_each(side: Side, steps: &[(&str, &[MigrationMode])], make: fn(&str) -> Guest) {
+fn kill_at_each(
+    side: Side,
+    steps: &[(&str, &[MigrationMode])],
+    make: fn(&str, MigrationMode) -> Guest,
+) {
     let modes = [MigrationMode::Auto, MigrationMode::Post];
     let failures: Vec<String> = std::thread::scope(|scope| {
         let of_mode = |mode| {
@@ -28,14 +32,14 @@ fn kill_in_mode<'a>(
     side: Side,
     mode: MigrationMode,
     steps: impl Iterator<Item = &'a str>,
-    make: fn(&str) -> Guest,
+    make: fn(&str, MigrationMode) -> Guest,
 ) -> Vec<String> {
     let mut failures = Vec::new();
     let mut scene = None;
     for step in steps {
         let mut now = scene.take().unwrap_or_else(|| Scene::new(LINK));
         let begun = Instant::now();
-        let guest = make(&format!("at-{step}"));
+        let guest = make(&format!("at-{step}"), mode);
         let case = format!("{} {mode:?} {step}", side.as_str());
         match now.kill_at(side, step, (mode, &guest)) {
             Ok(silence) => {
@@ -57,8 +61,14 @@ const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
 
 const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
 
-fn small(name: &str) -> Guest {
-    Guest::new(name, 16)
+/// One kind of move is of virtual machines where they can be had, the other of process guests.
+fn small(name: &str, mode: MigrationMode) -> Guest {
+    let guest = Guest::new(name, 16);
+    if mode == MigrationMode::Post && check_kvm().is_ok() {
+        guest.virtual_machine()
+    } else {
+        guest
+    }
 }
 
 #[test]
