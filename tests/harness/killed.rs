@@ -87,14 +87,13 @@ pub fn killed_in(
     console
 }
 
-/// A guest that is killed at its source while it is copied is a crash there, and is moved once it was booted.
+/// A guest that is killed at its source before the commit is a crash there, and is moved once it was booted.
 ///
 /// # Panics
 ///
 /// If that does not hold.
-pub fn at_its_source(scene: &Scene, guest: &Guest) {
-    let middle = (MigrationMode::Auto, Phase::Copying);
-    let mut console = killed_in(scene, guest, middle, SOURCE);
+pub fn at_its_source(scene: &Scene, guest: &Guest, phase: Phase) {
+    let mut console = killed_in(scene, guest, (MigrationMode::Auto, phase), SOURCE);
     let view = scene.reaches(guest, Phase::Failed).expect("it fails");
     let error = view.error.expect("a failed move says why");
     assert_eq!(error.code, Code::Guest.as_str(), "{error:?}");
@@ -132,6 +131,21 @@ pub fn while_it_receives(scene: &Scene, guest: &Guest) {
     let mut console = killed_in(scene, guest, middle, TARGET);
     let rest = scene.arrives(guest, &mut console).expect("it arrives");
     assert_eq!(rest.moves[0].attempts, 2);
+}
+
+/// What is killed while the commit is on its way has not begun to run: the source still has all of it, and it is
+/// served again. Had the commit been there before, the guest has crashed where it went.
+///
+/// # Panics
+///
+/// If that does not hold.
+pub fn in_its_commit(scene: &Scene, guest: &Guest) {
+    let middle = (MigrationMode::Auto, Phase::Committed);
+    let mut console = killed_in(scene, guest, middle, TARGET);
+    if scene.arrives(guest, &mut console).is_err() {
+        is_crashed(scene, guest, TARGET);
+        boots(scene, guest, &mut console, TARGET);
+    }
 }
 
 /// A guest that is killed where it went never runs where it came from.

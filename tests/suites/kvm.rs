@@ -83,7 +83,7 @@ fn fault_07_a_virtual_machine_killed_at_its_source() {
         return;
     }
     let scene = Scene::new(killed::SLOW);
-    killed::at_its_source(&scene, &machine("copied"));
+    killed::at_its_source(&scene, &machine("copied"), Phase::Copying);
     killed::at_its_source_behind_the_commit(&scene, &machine("handed-over"));
 }
 

@@ -34,7 +34,16 @@ const BUSY_END_WAIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn fault_07_guest_killed_at_its_source_is_a_crash_there() {
-    killed::at_its_source(&Scene::new(SLOW), &Guest::new("victim", 32));
+    killed::at_its_source(&Scene::new(SLOW), &Guest::new("victim", 32), Phase::Copying);
+}
+
+#[test]
+fn fault_07_guest_killed_at_its_source_while_it_is_frozen_is_a_crash_there() {
+    killed::at_its_source(
+        &Scene::new(LONG),
+        &Guest::new("victim", 16),
+        Phase::Switching,
+    );
 }
 
 #[test]
@@ -45,6 +54,11 @@ fn fault_08_receiving_process_killed_is_received_again() {
 #[test]
 fn fault_08_guest_killed_at_its_target_never_runs_at_its_source() {
     killed::at_its_target(&Scene::new(SLOW), &Guest::new("victim", 32));
+}
+
+#[test]
+fn fault_08_guest_killed_at_its_target_in_its_commit_is_served_again() {
+    killed::in_its_commit(&Scene::new(LONG), &Guest::new("victim", 16));
 }
 
 #[test]
