@@ -45,12 +45,12 @@ pub(super) const fn wait_for(state: &State) -> Duration {
 }
 
 impl Ground {
-    /// Goes on waiting for a process that has not answered, if there is one.
-    pub(super) fn await_process(&mut self, fault: &Fault) -> Result<(), Fault> {
-        let path = self.path()?;
-        if !GuestProcess::lives(&path) {
-            return Ok(());
-        }
+    /// Goes on waiting for a process that has not answered; false if there is none.
+    pub(super) fn await_process(&mut self, fault: &Fault) -> bool {
+        let path = self.path().ok();
+        let Some(path) = path.filter(|path| GuestProcess::lives(path)) else {
+            return false;
+        };
         info!(guest = %self.id, "the guest's process lives: it is waited for");
         self.awaited = Some(fault.clone());
         let mailbox = Arc::clone(&self.mailbox);
@@ -64,7 +64,7 @@ impl Ground {
             thread::sleep(ANEW_PAUSE);
             self.mailbox.send(Input::Found(Box::new(Err(fault))));
         }
-        Ok(())
+        true
     }
 }
 
@@ -74,7 +74,7 @@ impl Ground {
         if self.process.as_ref().is_some_and(GuestProcess::is_alive) {
             self.process = None;
             self.memory = None;
-            if self.await_process(&fault).is_ok() && self.awaited.is_some() {
+            if self.await_process(&fault) {
                 return;
             }
         }
@@ -108,7 +108,7 @@ impl Worker {
             matches!(&self.role, Some(Role::Source(source)) if source.is_committed());
         if let Err(fault) = found.and_then(|process| self.ground.take_found(process)) {
             warn!(guest = %self.ground.id, %fault, "the guest's process cannot be taken up");
-            if self.ground.await_process(&fault).is_ok() && self.ground.awaited.is_some() {
+            if self.ground.await_process(&fault) {
                 // It still says nothing.
                 return;
             }

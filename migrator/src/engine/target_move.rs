@@ -35,8 +35,7 @@ const FAULT_WAIT: Duration = Duration::from_millis(100);
 /// Demand latencies kept for the quantiles.
 const LATENCY_COUNT_MAX: usize = 65_536;
 
-/// Without lanes for so long a guest that does not run yet is given up, and its memory is free again. One that runs
-/// may be booted anew from then on.
+/// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 
 /// An offer without data for so long, while lanes are open, loses its place, as admission counts.

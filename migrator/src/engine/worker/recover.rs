@@ -33,11 +33,9 @@ impl Worker {
         let adopted = self.ground.adopt_process(adopt::wait_for(&state));
         if let Err(fault) = adopted {
             info!(guest = %self.ground.id, %fault, "no process of the guest");
-            if let Err(fault) = self.ground.await_process(&fault) {
-                warn!(guest = %self.ground.id, %fault, "the guest's process is not waited for");
-            }
             // One that says nothing is not dead.
-            if matches!(state, State::Relinquished { .. }) && self.ground.awaited.is_none() {
+            let is_awaited = self.ground.await_process(&fault);
+            if !is_awaited && matches!(state, State::Relinquished { .. }) {
                 self.ground.crash = Some(fault);
             }
         }
@@ -98,11 +96,11 @@ impl Worker {
     /// from what is on disk.
     pub(super) fn not_gone_on_with(&mut self, ownership: Ownership, fault: Fault) -> Role {
         let process = self.ground.process.as_ref();
-        let may_pass = matches!(fault.code, Code::Guest | Code::Io | Code::Kvm)
-            && process.is_some_and(GuestProcess::is_alive)
-            && self.ground.check_journal().is_ok();
-        let journal = self.ground.journal.as_ref();
-        let journal = journal.filter(|_| self.ground.check_journal().is_ok());
+        let is_believed = self.ground.check_journal().is_ok();
+        let may_pass = is_believed
+            && matches!(fault.code, Code::Guest | Code::Io | Code::Kvm)
+            && process.is_some_and(GuestProcess::is_alive);
+        let journal = self.ground.journal.as_ref().filter(|_| is_believed);
         let durable = journal.and_then(|journal| Record::decode(journal.record()).ok());
         let is_owned = |record: &Record| matches!(record.state, State::Owned { .. });
         // What was to be written down and is not holds for nobody.
