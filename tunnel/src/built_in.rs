@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -167,8 +167,9 @@ async fn serve(mut stream: UnixStream, usage: Usage) -> io::Result<()> {
     let wish = Wish::of(stream.read_u8().await?);
     match wish {
         Some(Wish::Sink) => {
-            let count = swallow(&mut stream).await?;
-            stream.write_u64_le(count).await
+            let came = AtomicU64::new(0);
+            swallow(&mut stream, &came).await?;
+            stream.write_u64_le(came.into_inner()).await
         }
         Some(Wish::Count) => count(&mut stream).await,
         Some(Wish::Source) => source(&mut stream).await,
@@ -192,14 +193,14 @@ async fn skip_accepted(stream: &mut UnixStream) -> io::Result<()> {
     stream.read_exact(&mut body).await.map(drop)
 }
 
-async fn swallow(stream: &mut UnixStream) -> io::Result<u64> {
+/// Swallows to the end; `came` tells how much it is so far.
+async fn swallow(read: &mut (impl AsyncRead + Unpin), came: &AtomicU64) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut count = 0;
     loop {
-        match stream.read(&mut chunk).await? {
-            0 => return Ok(count),
-            more => count += more as u64,
-        }
+        match read.read(&mut chunk).await? {
+            0 => return Ok(()),
+            more => came.fetch_add(more as u64, Ordering::Relaxed),
+        };
     }
 }
 
@@ -207,15 +208,7 @@ async fn swallow(stream: &mut UnixStream) -> io::Result<u64> {
 async fn count(stream: &mut UnixStream) -> io::Result<()> {
     let (mut read, write) = stream.split();
     let came = AtomicU64::new(0);
-    let swallowing = async {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            match read.read(&mut chunk).await? {
-                0 => return Ok(()),
-                more => came.fetch_add(more as u64, Ordering::Relaxed),
-            };
-        }
-    };
+    let swallowing = swallow(&mut read, &came);
     let saying = async {
         let mut ticks = interval(COUNT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
