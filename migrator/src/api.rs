@@ -49,6 +49,14 @@ pub trait Host: Send + Sync + 'static {
     /// `E_NOT_FOUND`, or `E_STATE` if it runs or is not ours.
     fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault>;
 
+    /// Boots a guest that runs here and misses blocks which its source, by all accounts, will never send: what
+    /// has not come is lost.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND`, or `E_STATE` if nothing of it is missing, or its source is connected.
+    fn give_up_missing(&self, name: &Name) -> Result<GuestView, Fault>;
+
     /// Ends a guest and forgets it.
     ///
     /// # Errors
@@ -101,6 +109,7 @@ pub fn router(host: Arc<dyn Host>) -> Router {
             get(routes::guest).delete(routes::stop_guest),
         )
         .route("/v1/guests/{name}/start", post(routes::boot_guest))
+        .route("/v1/guests/{name}/give-up", post(routes::give_up_missing))
         .route("/v1/guests/{name}/verify", post(routes::verify_guest))
         .route(
             "/v1/migrations",
@@ -140,6 +149,7 @@ pub fn document() -> String {
         routes::guest,
         routes::stop_guest,
         routes::boot_guest,
+        routes::give_up_missing,
         routes::verify_guest,
         routes::migrations,
         routes::migrate,

@@ -468,6 +468,15 @@ impl Site {
         self.post(&format!("/v1/guests/{guest}/start"), &())
     }
 
+    /// Boots a guest whose source does not come back, by all that is known.
+    ///
+    /// # Errors
+    ///
+    /// What the migrator answers.
+    pub fn give_up_missing(&self, guest: &Name) -> Result<GuestView, Problem> {
+        self.post(&format!("/v1/guests/{guest}/give-up"), &())
+    }
+
     /// Ends a guest and forgets it.
     ///
     /// # Errors

@@ -41,7 +41,8 @@ const START_EXAMPLES: &str = "\
 Examples:
   towpath guest start till-7                        256 MiB, or an old guest again
   towpath guest start till-8 --memory 1GiB --dirty-rate 2MiB/s
-  towpath guest start till-9 --kind process         without KVM";
+  towpath guest start till-9 --kind process         without KVM
+  towpath guest start till-5 --give-up              its source is gone for good, with memory it needs";
 
 /// What is to be done with guests.
 #[derive(Debug, Subcommand)]
@@ -67,6 +68,9 @@ pub(crate) struct StartOptions {
     memory: Option<Size>,
     #[command(flatten)]
     load: LoadOptions,
+    /// Boot a guest that waits for memory which its source will never send: what has not come is lost
+    #[arg(long, conflicts_with_all = ["memory", "kind", "dirty_rate", "working_set", "incompressible", "heartbeat"])]
+    give_up: bool,
     #[command(flatten)]
     socket: MigratorSocket,
     #[command(flatten)]
@@ -266,12 +270,13 @@ async fn start(options: &StartOptions) -> Result<(), Failure> {
     let what = || format!("guest {} cannot be started", options.name);
     let path = format!("/v1/guests/{}", options.name);
     let guest = match client.get::<GuestView>(&path).await {
+        Ok(_) if options.give_up => client.post(&format!("{path}/give-up"), &()).await,
         Ok(old) if can_boot(&old) => match options.differs_from(&old) {
             None => client.post(&format!("{path}/start"), &()).await,
             Some(option) => Err(is_another(&old, option)),
         },
         Ok(old) => Err(exists(&old)),
-        Err(problem) if problem.known_code() == Some(Code::NotFound) => {
+        Err(problem) if problem.known_code() == Some(Code::NotFound) && !options.give_up => {
             create(options, &client).await?
         }
         Err(problem) => Err(problem),

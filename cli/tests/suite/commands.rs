@@ -117,6 +117,21 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
 }
 
 #[test]
+fn what_is_missing_of_a_guest_is_given_up_and_no_guest_is_made_by_that() {
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().guests = vec![guest("a")];
+    let give_up = ["guest", "start", "a", "--give-up"];
+    let document = daemon.run(&[&give_up[..], &["-o", "json"]].concat());
+    assert_eq!(document.document("guest")["name"], "a");
+    daemon
+        .run(&["guest", "start", "b", "--give-up"])
+        .failed(1, "E_NOT_FOUND");
+    let ran = daemon.run(&[&give_up[..], &["--memory=8MiB"]].concat());
+    assert_eq!(ran.status, 2, "{ran:?}");
+    assert_eq!(daemon.host.notes.lock().unwrap().guests.len(), 1);
+}
+
+#[test]
 fn a_guest_that_lives_elsewhere_is_not_taken_for_another_of_its_name() {
     let daemon = Daemon::start();
     let (mut moved, mut absent) = (guest("a"), guest("b"));

@@ -115,6 +115,22 @@ pub(super) async fn boot_guest(State(host): Shared, Path(name): Path<String>) ->
     Ok(Json(ask(host, move |host| host.boot_guest(&name)).await??))
 }
 
+/// Boot an owned guest whose source will never send what is missing of it: that is lost.
+#[utoipa::path(
+    post,
+    path = "/v1/guests/{name}/give-up",
+    params(("name" = String, Path, description = "The guest's name")),
+    responses((status = 200, body = GuestView), (status = "default", body = ProblemView))
+)]
+pub(super) async fn give_up_missing(
+    State(host): Shared,
+    Path(name): Path<String>,
+) -> Answer<GuestView> {
+    let name = guest_name(&name)?;
+    let booted = ask(host, move |host| host.give_up_missing(&name)).await??;
+    Ok(Json(booted))
+}
+
 /// Check every page of a running guest against the pattern its payload writes.
 #[utoipa::path(
     post,

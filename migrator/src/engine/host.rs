@@ -206,6 +206,11 @@ impl Host for Engine {
             .or_else(|_| self.guest(name))
     }
 
+    fn give_up_missing(&self, name: &Name) -> Result<GuestView, Fault> {
+        Self::ask(&self.shared.worker(name)?, Command::GiveUp)?;
+        self.boot_guest(name)
+    }
+
     fn stop_guest(&self, name: &Name) -> Result<(), Fault> {
         Self::ask(&self.shared.worker(name)?, Command::Stop)
     }

@@ -66,6 +66,7 @@ pub(super) enum Command {
     Cancel(MigrationId, Sender<Result<(), Fault>>),
     /// With the room that is kept for it.
     Boot(Beginning, Sender<Result<(), Fault>>),
+    GiveUp(Sender<Result<(), Fault>>),
     Stop(Sender<Result<(), Fault>>),
     Verify(Sender<Result<VerifyView, Fault>>),
 }

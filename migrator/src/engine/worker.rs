@@ -312,6 +312,7 @@ impl Worker {
                 self.room = booted.is_ok().then_some(room);
                 drop(reply.send(booted));
             }
+            Command::GiveUp(reply) => drop(reply.send(self.give_up_missing())),
             Command::Stop(reply) => drop(reply.send(self.stop())),
             Command::Verify(reply) => drop(reply.send(self.verify())),
         }
@@ -429,6 +430,46 @@ impl Worker {
         }
         self.ground.make_process(false)?;
         self.ground.process()?.run(epoch).map(drop)
+    }
+
+    /// Takes what is missing of a guest for lost, as if its source had said so: an operator knows that it does
+    /// not come back.
+    fn give_up_missing(&mut self) -> Result<(), Fault> {
+        self.ground.check_journal()?;
+        let Some(State::Owned {
+            missing_from: Some(origin),
+            ..
+        }) = self
+            .role
+            .as_ref()
+            .map(|role| &role.ownership().record().state)
+        else {
+            return Err(Fault::new(
+                Code::State,
+                "nothing of the guest is missing here",
+            ));
+        };
+        let source = &origin.source;
+        if self.ground.link.is_some() {
+            let detail = format!("{source} is connected, and sends what is missing");
+            return Err(Fault::new(Code::State, detail));
+        }
+        let lost = Fault::new(
+            Code::ImageLost,
+            format!("what {source} has of the guest was given up"),
+        );
+        match &mut self.role {
+            Some(Role::Target(target)) => {
+                target.handle(&mut self.ground, target::Event::Failed(lost));
+                self.end_if_over();
+            }
+            Some(Role::Broken(_, fault)) => {
+                self.recover_at = None;
+                *fault = lost;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), Fault> {

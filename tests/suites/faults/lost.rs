@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use towpath_migrator::api::{GuestState, MigrationMode, Phase};
+use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
 use towpath_protocol::fault::Code;
 use towpath_tests::killed::{SLOW, boots};
 use towpath_tests::lab::Guest;
@@ -11,6 +11,9 @@ use towpath_tests::verdict::wait_until;
 
 /// How long it may take until a source that is back has said what it has lost.
 const SAID_WAIT: Duration = Duration::from_secs(20);
+
+/// Looks in a row at a guest that says nothing, after which it stands: two heartbeats or more lie between two looks.
+const SILENT_LOOKS: u32 = 100;
 
 #[test]
 fn fault_11_a_guest_whose_source_comes_back_without_its_memory_is_lost_and_booted() {
@@ -34,4 +37,42 @@ fn fault_11_a_guest_whose_source_comes_back_without_its_memory_is_lost_and_boote
     // What both have printed is no part of what is booted.
     console.read().expect("it ran once");
     boots(&scene, &guest, &mut console, TARGET);
+}
+
+/// A source that is away for good, by all accounts, and then is not: what it kept is nobody's by then.
+#[test]
+fn fault_11_what_a_source_that_stays_away_kept_is_given_up_by_the_operator() {
+    let mut scene = Scene::new(SLOW);
+    let guest = Guest::new("given-up", 64);
+    let mut console = scene.guest(&guest);
+    let at_target = |scene: &Scene| scene.lab.site(TARGET).give_up_missing(&guest.name);
+    scene.begin(&guest, MigrationMode::Post).unwrap();
+    scene.reaches(&guest, Phase::Serving).unwrap();
+    let refused = at_target(&scene).unwrap_err();
+    assert_eq!(refused.known_code(), Some(Code::State), "it is on its way");
+    scene.lab.site_mut(SOURCE).kill_migrator();
+    // It stands as soon as it wants a page that its source has.
+    let mut silent = 0;
+    let stands = wait_until(SAID_WAIT, || {
+        let before = console.last();
+        console.read().expect("it runs once");
+        silent = if console.last() == before {
+            silent + 1
+        } else {
+            0
+        };
+        (silent == SILENT_LOOKS).then_some(())
+    });
+    stands.expect("it waits for its source");
+    console.forget();
+    let booted = at_target(&scene).expect("it is booted without its source");
+    assert_eq!(booted.ownership, Ownership::Owned);
+    let refused = at_target(&scene).unwrap_err();
+    assert_eq!(refused.known_code(), Some(Code::State), "it is whole");
+    scene.lab.site_mut(SOURCE).start_migrator();
+    assert_eq!(scene.rest(&guest, &mut console).unwrap().place, TARGET);
+    assert!(
+        scene.lab.guest_processes(SOURCE, &guest.name).is_empty(),
+        "its source lets go of what it kept"
+    );
 }
