@@ -122,12 +122,7 @@ impl GuestProcess {
     /// Whether a guest process lives in a folder, whoever drives it.
     #[must_use]
     pub fn lives(folder: &Path) -> bool {
-        let path = folder.join(PID_FILE);
-        match File::open(&path) {
-            // A lack of descriptors says nothing of it.
-            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-            Ok(_) => refuse_if_running(&path).is_err(),
-        }
+        refuse_if_running(&folder.join(PID_FILE)).is_err()
     }
 
     /// Ends the process that lives in a folder, if there is one, without asking it: nobody drives it, or it
@@ -135,7 +130,8 @@ impl GuestProcess {
     ///
     /// # Errors
     ///
-    /// `E_ALREADY_RUNNING` if it is not known which process it is, `E_GUEST` if it does not end in time.
+    /// `E_ALREADY_RUNNING` if it is not known which process it is, `E_IO` if it is not known whether there is one,
+    /// `E_GUEST` if it does not end in time.
     pub fn end_unadopted(folder: &Path) -> Result<(), Fault> {
         let pid_file = folder.join(PID_FILE);
         let Err(lives) = refuse_if_running(&pid_file) else {
@@ -607,10 +603,17 @@ fn prepare_folder(folder: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The new process would find out itself, but only after its description was written over.
+/// Refuses where a guest process lives, or nobody can tell. A new process would find out itself, but only after
+/// its description was written over.
 fn refuse_if_running(path: &Path) -> Result<(), Fault> {
-    let Ok(file) = File::open(path) else {
-        return Ok(());
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        // A lack of descriptors, say, tells nothing of it.
+        Err(error) => {
+            let detail = format!("whether a guest process lives: {}: {error}", path.display());
+            return Err(Fault::new(Code::Io, detail));
+        }
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Fault::new(
