@@ -85,6 +85,14 @@ impl Rejection {
         }
     }
 
+    /// Whether an alert is one of those that stand for a certificate, or for what was signed with it: the verifier
+    /// has counted that.
+    #[must_use]
+    pub const fn is_by_verifier(alert: u8) -> bool {
+        // bad_certificate to certificate_unknown, unknown_ca, access_denied, decrypt_error
+        matches!(alert, 42..=46 | 48 | 49 | 51)
+    }
+
     fn from_error(error: &Error) -> Self {
         let Error::InvalidCertificate(error) = error else {
             return Self::Malformed;

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::{DefaultKeyedRateLimiter, Quota};
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
 use quinn::{
     Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
 };
@@ -51,6 +52,13 @@ const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
 /// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
 const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
 
+/// Refusals per second that have a line of the log, beside a first few: whoever knocks without end, from one
+/// address or from many that it has made up, fills no disk with them (T02). All are counted.
+const REFUSAL_LINES: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
+
+/// Refusals at once that have a line each: a peer's attempts until somebody looks why.
+const REFUSAL_LINES_BURST: NonZeroU32 = NonZeroU32::new(32).expect("not zero");
+
 /// How long a refusal may take to be heard.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
@@ -78,6 +86,7 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
             Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST),
         ),
         pending: Mutex::default(),
+        lines: Lines::default(),
     });
     loop {
         let incoming = tokio::select! {
@@ -136,11 +145,39 @@ impl Drop for Place {
     }
 }
 
+/// Which refusals have a line of the log.
+struct Lines {
+    budget: DefaultDirectRateLimiter,
+    untold: AtomicU64,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        let quota = Quota::per_second(REFUSAL_LINES).allow_burst(REFUSAL_LINES_BURST);
+        Self {
+            budget: DefaultDirectRateLimiter::direct(quota),
+            untold: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Lines {
+    /// How many refusals were not told since the last that was, if this one is to be told.
+    fn next(&self) -> Option<u64> {
+        if self.budget.check().is_err() {
+            self.untold.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.untold.swap(0, Ordering::Relaxed))
+    }
+}
+
 struct Listener {
     core: Arc<Core>,
     places: Arc<Places>,
     sources: DefaultKeyedRateLimiter<IpAddr>,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
+    lines: Lines,
 }
 
 impl Listener {
@@ -185,7 +222,9 @@ impl Listener {
             }
             Ok(Err(error)) => {
                 self.count(&error);
-                tracing::warn!(target: "audit", %source, %error, "handshake refused");
+                if let Some(untold) = self.lines.next() {
+                    tracing::warn!(target: "audit", %source, %error, untold, "handshake refused");
+                }
                 return;
             }
             Err(_) => {
@@ -200,23 +239,25 @@ impl Listener {
                 tracing::debug!(%source, %fault, "link given up by the peer");
                 return;
             }
-            tracing::warn!(target: "audit", %source, %fault, "link refused");
+            if let Some(untold) = self.lines.next() {
+                tracing::warn!(target: "audit", %source, %fault, untold, "link refused");
+            }
             close(&connection, fault.code, &fault.detail);
         }
     }
 
     /// Counts the refusals that no verifier has counted.
     fn count(&self, error: &ConnectionError) {
-        let ConnectionError::TransportError(error) = error else {
-            return;
-        };
         // RFC 9001: a TLS alert is the code 0x100 plus the alert's number.
-        let alert = u64::from(error.code).checked_sub(0x100);
-        let reason = alert
-            .and_then(|alert| u8::try_from(alert).ok())
-            .and_then(Rejection::from_alert);
-        if let Some(reason) = reason {
-            self.core.rejections.count(reason);
+        let alert = match error {
+            ConnectionError::TransportError(error) => u64::from(error.code).checked_sub(0x100),
+            _ => None,
+        };
+        let alert = alert.and_then(|alert| u8::try_from(alert).ok());
+        match (alert, alert.and_then(Rejection::from_alert)) {
+            (_, Some(reason)) => self.core.rejections.count(reason),
+            (Some(alert), _) if Rejection::is_by_verifier(alert) => {}
+            _ => self.core.dropped.count(DropReason::Failed),
         }
     }
 

@@ -35,15 +35,18 @@ pub(crate) enum DropReason {
     Late,
     /// It was no packet of QUIC.
     Malformed,
+    /// It was none that TLS or QUIC could go on with, and no certificate was at fault.
+    Failed,
 }
 
 impl DropReason {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::TooMany,
         Self::TooFast,
         Self::Retried,
         Self::Late,
         Self::Malformed,
+        Self::Failed,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -53,6 +56,7 @@ impl DropReason {
             Self::Retried => "retried",
             Self::Late => "late",
             Self::Malformed => "malformed",
+            Self::Failed => "failed",
         }
     }
 }

@@ -176,6 +176,31 @@ async fn t02_above_half_of_the_places_everybody_has_to_prove_an_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t02_strangers_who_fail_without_end_are_counted_and_fill_no_log() {
+    const KNOCKS: u16 = 400;
+    let _beside_others = MEMORY.read().await;
+    let log = Kept::log();
+    let door = Door::open().await;
+    let series = "towpath_quic_incoming_dropped_total{reason=\"failed\"}";
+    for knock in 0..KNOCKS {
+        let socket = UdpSocket::bind((address(0xf000 + knock), 0)).unwrap();
+        let hello = frame::crypto(0, &[1; 300]);
+        let datagram = raw::initial(&u64::from(knock).to_be_bytes(), &[2; 8], hello);
+        socket.send_to(&datagram, door.address()).unwrap();
+        // A few at once: more of them would have to prove their addresses.
+        if knock % 16 == 15 {
+            soon(async { while metric(&door.config, series).await <= knock.into() {} }).await;
+        }
+    }
+    let text = log.text();
+    let told = text
+        .lines()
+        .filter(|line| line.contains("handshake refused") && line.contains("127.7.24"));
+    let told = told.count();
+    assert!((1..=64).contains(&told), "{told} lines of {KNOCKS}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
     let _alone = MEMORY.write().await;
     let pair = Pair::start().await;

@@ -105,6 +105,17 @@ fn write(path: &Path, text: &str, mode: u32) {
 }
 
 #[test]
+fn l06_a_hangup_ends_no_migrator() {
+    let migrator = Migrator::start("kvm fault E_KVM there is none");
+    let id = Pid::from_child(&migrator.child);
+    kill_process(id, Signal::HUP).unwrap();
+    // The answer comes from behind the signal: a process that is to end by it runs no further.
+    let status = migrator.run(&["guest", "ls"]);
+    assert_eq!(status.status, 0, "{status:?}");
+    kill_process(id, Signal::HUP).unwrap();
+}
+
+#[test]
 fn a_kvm_that_makes_no_machine_is_said_and_not_taken() {
     let migrator = Migrator::start("kvm fault E_KVM create a machine: it opens, and that is all");
     let refused = migrator.run(&["guest", "start", "till", "--kind", "kvm"]);

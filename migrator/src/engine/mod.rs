@@ -41,6 +41,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use tokio::runtime::Handle as RuntimeHandle;
+use tokio::signal::unix::{SignalKind, signal};
 use towpath_daemon::http;
 use towpath_daemon::liveness::{self, Part};
 use towpath_daemon::shutdown;
@@ -114,6 +115,7 @@ pub fn run(config: Config) -> Result<(), Fault> {
 
 async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     let (_trigger, stop) = shutdown::on_signals()?;
+    outlive_hangups()?;
     let engine = Arc::new(Engine::new(Arc::clone(&shared)));
     let asked = Arc::clone(&engine);
     let http = Part::new("http", RuntimeHandle::current(), move || {
@@ -129,6 +131,21 @@ async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     info!(host = %shared.host, socket = %operators.path().display(), "migrator is ready");
     towpath_daemon::notify::ready();
     http::serve_unix(operators, router(), stop).await
+}
+
+/// A terminal that is closed, or a reload that is asked for, ends no migrator.
+fn outlive_hangups() -> Result<(), Fault> {
+    let hangups = signal(SignalKind::hangup());
+    let mut hangups =
+        hangups.map_err(|error| Fault::new(Code::Io, format!("cannot catch signals: {error}")))?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            warn!(
+                "SIGHUP: nothing is read again; restart the migrator, guests and moves outlive that"
+            );
+        }
+    });
+    Ok(())
 }
 
 /// The host in one line, for the service manager.
