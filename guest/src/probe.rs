@@ -32,7 +32,7 @@ pub fn probe() -> Vec<Capability> {
         },
         Capability {
             name: "missing-pages",
-            purpose: "post-copy",
+            purpose: "post-copy of guests of kind kvm",
             fault: crate::userfault::probe_missing().err(),
         },
         Capability {

@@ -4,7 +4,8 @@ use std::os::fd::BorrowedFd;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{
-    Description, GuestConfig, GuestState, Request, Response, STATE_PART_BYTES_MAX, VERSIONS,
+    Description, GuestConfig, GuestKind, GuestState, Request, Response, STATE_PART_BYTES_MAX,
+    VERSIONS,
 };
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::{Reason, STATE_BYTES_MAX};
@@ -13,7 +14,7 @@ use crate::engine::Engine;
 use crate::memory::Memory;
 use crate::runner::Outcome;
 use crate::sections::Sections;
-use crate::userfault::Registration;
+use crate::userfault::{Registration, TouchedBy};
 
 /// What a file that goes along with an answer is.
 #[derive(Debug)]
@@ -374,8 +375,12 @@ impl Service {
             // while running, when the guest may be in the middle of a page about to be missing.
             let phases = [Phase::Incoming, Phase::Loaded, Phase::Paused];
             self.expect(&phases, "take pages from")?;
-            let registration =
-                Registration::for_missing(self.memory.address(), self.memory.bytes())?;
+            let touched_by = match self.config.kind {
+                GuestKind::Kvm => TouchedBy::Kernel,
+                GuestKind::Process => TouchedBy::UserCode,
+            };
+            let range = (self.memory.address(), self.memory.bytes());
+            let registration = Registration::for_missing(range, touched_by)?;
             self.missing = Some(registration);
         }
         Ok(Answer {

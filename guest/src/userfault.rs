@@ -85,11 +85,27 @@ const UFFDIO_REGISTER: Opcode = opcode::read_write::<RegisterArgument>(0xaa, 0x0
 const UFFDIO_UNREGISTER: Opcode = opcode::read::<Range>(0xaa, 0x01);
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<ScanArgument>(b'f', 16);
 
-/// Makes a userfaultfd, from the device where there is one, else by the system call.
-///
-/// KVM touches guest memory from the kernel, so one that answers only faults of user code will not do.
-fn open() -> Result<OwnedFd, Fault> {
+/// The flag of a userfaultfd that answers the faults of user code alone, which the kernel gives to everybody
+/// (`UFFD_USER_MODE_ONLY`, since Linux 5.11).
+const USER_MODE_ONLY: i32 = 1;
+
+/// Who touches a guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TouchedBy {
+    /// Also the kernel, as for KVM.
+    Kernel,
+    /// Only a program.
+    UserCode,
+}
+
+/// Makes a userfaultfd, from the device where there is one, else by the system call. One that answers only faults
+/// of user code will do where nothing else touches the memory.
+fn open(touched_by: TouchedBy) -> Result<OwnedFd, Fault> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let by_call = |flags: i32| {
+        // SAFETY: the system call makes a file from plain flags and reads no memory of ours.
+        unsafe { libc::syscall(libc::SYS_userfaultfd, flags) }
+    };
     let from_device = File::options()
         .read(true)
         .write(true)
@@ -106,10 +122,11 @@ fn open() -> Result<OwnedFd, Fault> {
             }
             .into()
         }
-        Err(_) => {
-            // SAFETY: the system call makes a file from plain flags and reads no memory of ours.
-            unsafe { libc::syscall(libc::SYS_userfaultfd, flags) }
-        }
+        Err(_) => by_call(flags),
+    };
+    let result = match touched_by {
+        TouchedBy::UserCode if result < 0 => by_call(flags | USER_MODE_ONLY),
+        _ => result,
     };
     let Some(number) = i32::try_from(result).ok().filter(|&number| number >= 0) else {
         let error = std::io::Error::last_os_error();
@@ -119,7 +136,10 @@ fn open() -> Result<OwnedFd, Fault> {
         );
         return Err(Fault::new(
             Code::Guest,
-            format!("userfaultfd cannot be had from {device}: {error}"),
+            format!(
+                "userfaultfd cannot be had from {device}: {error}; give this user /dev/userfaultfd, or set \
+                 vm.unprivileged_userfaultfd to 1"
+            ),
         ));
     };
     // SAFETY: the kernel has just given this number to us and to nobody else.
@@ -136,18 +156,33 @@ pub(crate) struct Registration {
 
 impl Registration {
     /// Registers memory so that a touch of a missing page waits for an answer.
-    pub(crate) fn for_missing(start: u64, bytes: u64) -> Result<Self, Fault> {
-        Self::new(start, bytes, FEATURE_MISSING_SHMEM, REGISTER_MODE_MISSING)
+    pub(crate) fn for_missing(
+        (start, bytes): (u64, u64),
+        touched_by: TouchedBy,
+    ) -> Result<Self, Fault> {
+        let fd = open(touched_by)?;
+        Self::new(
+            fd,
+            (start, bytes),
+            FEATURE_MISSING_SHMEM,
+            REGISTER_MODE_MISSING,
+        )
     }
 
     /// Registers memory so that writes can be asked for afterwards, without anybody answering faults.
     fn for_writes(start: u64, bytes: u64) -> Result<Self, Fault> {
         let features = FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
-        Self::new(start, bytes, features, REGISTER_MODE_WP)
+        // The kernel notes writes by itself, also its own: nothing is answered.
+        let fd = open(TouchedBy::UserCode)?;
+        Self::new(fd, (start, bytes), features, REGISTER_MODE_WP)
     }
 
-    fn new(start: u64, bytes: u64, features: u64, mode: u64) -> Result<Self, Fault> {
-        let fd = open()?;
+    fn new(
+        fd: OwnedFd,
+        (start, bytes): (u64, u64),
+        features: u64,
+        mode: u64,
+    ) -> Result<Self, Fault> {
         let mut api = ApiArgument {
             api: UFFD_API,
             features,
@@ -360,10 +395,11 @@ fn failed(what: &str, error: Errno) -> Fault {
     Fault::new(Code::Guest, format!("userfaultfd {what}: {error}"))
 }
 
-/// Whether this process can answer missing pages, and why not.
+/// Whether this process can answer missing pages, whoever touches them, and why not.
 pub(crate) fn probe_missing() -> Result<(), Fault> {
     let memory = crate::memory::Memory::create(8 << 20, false)?;
-    Registration::for_missing(memory.address(), memory.bytes()).map(drop)
+    let range = (memory.address(), memory.bytes());
+    Registration::for_missing(range, TouchedBy::Kernel).map(drop)
 }
 
 /// Whether this process can track writes to its memory, and why not.

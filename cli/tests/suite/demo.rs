@@ -101,6 +101,42 @@ fn moves_there_and_back(guest: &str) {
     assert_eq!(processes_of(&keep), Vec::<String>::new());
 }
 
+/// The user `nobody` of every distribution.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn an_ordinary_user_needs_no_rights_for_the_demo() {
+    if !rustix::process::geteuid().is_root() {
+        // All of these tests are an ordinary user's.
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (keep, program) = (folder.path().join("kept"), folder.path().join("towpath"));
+    fs::copy(env!("CARGO_BIN_EXE_towpath"), &program).unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    // Changes too fast to be copied ahead: its pages are fetched on demand as well.
+    let words = [
+        "--guest=process",
+        "--memory=32MiB",
+        "--dirty-rate=200000",
+        "--max-pause=20ms",
+        "--rate=200Mbit",
+        "--rtt=4ms",
+        "--output=json",
+    ];
+    let mut command = Command::new(&program);
+    command.arg("demo").args(words).arg("--keep").arg(&keep);
+    command.env("TMPDIR", folder.path()).uid(NOBODY).gid(NOBODY);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = end_of(command.spawn().unwrap());
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["verified"], true, "{report}");
+    let moves = report["moves"].as_array().unwrap();
+    let fetched = |one: &Value| one["demand_fetches"].as_u64().unwrap() > 0;
+    assert!(moves.iter().any(fetched), "{report}");
+}
+
 #[test]
 fn a_demo_whose_link_loses_packets_and_is_cut_verifies_every_page() {
     let folder = tempfile::tempdir().unwrap();
