@@ -34,6 +34,9 @@ const OTHER_STYLE: &str = "{prefix}: {msg}";
 pub(crate) trait Observer {
     /// The move changed.
     fn changed(&mut self, view: &MigrationView) -> Result<(), Failure>;
+
+    /// Nothing is followed any more, and something else is about to be said.
+    fn ended(&self) {}
 }
 
 /// Follows a move until it is finished; the last view of it. Who has begun it knows how it stood then.
@@ -51,7 +54,9 @@ pub(crate) async fn follow(
     let ended = tokio::select! {
         ended = timeout(longest, watching) => ended,
         _ = tokio::signal::ctrl_c() => {
-            note(&format!("\nlet go: the move goes on. Follow it with: towpath migration watch {id}"));
+            // The terminal has shown the key on the line's last row.
+            observer.ended();
+            note(&format!("let go: the move goes on. Follow it with: towpath migration watch {id}"));
             return Err(Failure::Interrupted);
         }
     };
@@ -224,6 +229,10 @@ impl Observer for LiveLine {
         let (state, numbers) = (state(view), numbers(view));
         self.0.set_message(format!("{state}\n  {numbers}"));
         Ok(())
+    }
+
+    fn ended(&self) {
+        self.clear();
     }
 }
 

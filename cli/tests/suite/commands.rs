@@ -1,6 +1,7 @@
 //! The operator's commands against a host that only remembers: documents, tables, exit statuses.
 
-use std::process::Stdio;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use crate::support::{Daemon, Ran, failed, guest, migration, run};
 use rustix::process::{Pid, Signal, kill_process};
@@ -265,6 +266,34 @@ fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
         assert!(ran.stderr.contains(again), "{ran:?}");
     }
     assert_eq!(daemon.host.notes.lock().unwrap().cancels, 0);
+}
+
+/// On a terminal of its own, made by util-linux' `script`; skipped where that is not here.
+#[test]
+fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
+    let command = daemon.command(&["migrate", "a", "region"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-f", "-c", &line.join(" "), "/dev/null"]);
+    let told = command.get_envs();
+    script.envs(told.filter_map(|(name, value)| Some((name, value?))));
+    script.env("TERM", "xterm");
+    let spawned = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let Ok(mut child) = spawned else {
+        println!("skipped: no script(1)");
+        return;
+    };
+    daemon.host.wait_until(|notes| notes.looks >= 3);
+    let mut keys = child.stdin.take().unwrap();
+    keys.write_all(b"\x03").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let screen = String::from_utf8_lossy(&output.stdout);
+    let erased = screen.rfind("\x1b[2K").expect("a bar was drawn");
+    let said = screen.find("let go").expect("it is said");
+    assert!(erased < said, "{screen:?}");
 }
 
 #[test]
