@@ -164,6 +164,19 @@ until_held "the link is up again" is towpath-tunnel.service StatusText "1 of 1 l
 held "the guest's process has outlived it" kill -0 "$guest"
 until_held "and is found again" says running towpath guest ls
 
+echo "=== upgraded while the guest runs"
+held "a channel listens in the folder for them" towpath channel open till --peer region --service bench \
+    --listen unix:/run/towpath-channels/till.sock
+until_held "on its Unix socket" test -S /run/towpath-channels/till.sock
+before=$(property towpath-migrator.service MainPID)
+held "the package is installed over itself" dpkg -i ./towpath.deb
+until_held "the migrator is another one" is_not towpath-migrator.service MainPID "$before"
+until_held "the link is up once more" is towpath-tunnel.service StatusText "1 of 1 links up"
+held "the guest's process is the same" kill -0 "$guest"
+until_held "and runs" says running towpath guest ls
+until_held "the channel is there again" test -S /run/towpath-channels/till.sock
+held "units stay enabled" systemctl -q is-enabled towpath-tunnel.service towpath-migrator.service
+
 echo "=== removed"
 held "a package with guests stays" fails dpkg --purge towpath
 held "the guest still runs" kill -0 "$guest"
