@@ -17,6 +17,7 @@ pub mod random;
 pub mod scene;
 pub mod simulation;
 pub mod site;
+pub mod steps;
 pub mod trial;
 pub mod verdict;
 pub mod watch;

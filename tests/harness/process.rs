@@ -49,13 +49,7 @@ impl Plan {
         // The one of an earlier start.
         let _ = std::fs::remove_file(&socket);
         let notify = UnixDatagram::bind(&socket).map_err(|error| error.to_string())?;
-        let mut command = self.command();
-        command.env("NOTIFY_SOCKET", &socket);
-        if let Some(failpoint) = failpoint {
-            command.env(FAILPOINT_VARIABLE, failpoint);
-        }
-        let child = command.spawn().map_err(|error| error.to_string())?;
-        let mut daemon = Daemon { child };
+        let mut daemon = self.spawn(failpoint, Some(&socket))?;
         let deadline = Instant::now() + READY_WAIT;
         let mut message = [0; 256];
         notify
@@ -73,6 +67,23 @@ impl Plan {
             }
         }
         Err(format!("{} is not ready after {READY_WAIT:?}", self.kind))
+    }
+
+    /// Starts the daemon and waits for nothing: it may be one that ends before it is ready.
+    pub(crate) fn spawn(
+        &self,
+        failpoint: Option<&str>,
+        notify: Option<&Path>,
+    ) -> Result<Daemon, String> {
+        let mut command = self.command();
+        if let Some(socket) = notify {
+            command.env("NOTIFY_SOCKET", socket);
+        }
+        if let Some(failpoint) = failpoint {
+            command.env(FAILPOINT_VARIABLE, failpoint);
+        }
+        let child = command.spawn().map_err(|error| error.to_string())?;
+        Ok(Daemon { child })
     }
 
     /// Starts a second daemon beside the first and waits for its end.

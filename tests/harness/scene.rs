@@ -1,13 +1,12 @@
 //! A lab with a watch over it, and what every case asks of it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use towpath_migrator::api::{MigrationMode, MigrationView, Phase};
 
-use crate::console::{Console, Silence, monotonic_ns};
+use crate::console::{Console, Silence};
 use crate::lab::{Guest, Lab, Link};
 use crate::site::Place;
-use crate::trial::Side;
 use crate::verdict::{Rest, come_to_rest, wait_for_phase};
 use crate::watch::Watch;
 
@@ -19,12 +18,6 @@ pub const LINK: Link = Link {
 
 /// How long a disturbed move may take until all is at rest, on a busy machine.
 pub const REST_WAIT: Duration = Duration::from_secs(40);
-
-/// How long a migrator may live until it comes by the step at which it is to die.
-const STEP_WAIT: Duration = Duration::from_secs(20);
-
-/// Behind this step of the target its source commits: only then it matters what a target that comes back says.
-const SAY_READY: &str = "say-ready";
 
 /// How long a guest may be silent beyond the time that something was away: what was paused goes on at
 /// most two seconds after the migrator is back.
@@ -136,53 +129,5 @@ impl Scene {
             return Err(format!("{silence:?}, and alone {again:?}"));
         }
         Ok(again.longest)
-    }
-
-    /// Moves a guest while one of the migrators dies right behind a step, and is started again. Gives
-    /// the longest time the guest was silent.
-    ///
-    /// # Errors
-    ///
-    /// What does not hold.
-    pub fn kill_at(
-        &mut self,
-        side: Side,
-        step: &str,
-        case: (MigrationMode, &Guest),
-    ) -> Result<Duration, String> {
-        self.play(|scene| scene.kill_once_at(side, step, case))
-    }
-
-    fn kill_once_at(
-        &mut self,
-        side: Side,
-        step: &str,
-        (mode, guest): (MigrationMode, &Guest),
-    ) -> Result<Silence, String> {
-        let place = side.place(SOURCE);
-        let failpoint = format!("{}:{step}", side.as_str());
-        let site = self.lab.site_mut(place);
-        site.kill_migrator();
-        site.start_migrator_with(Some(&failpoint));
-        let mut console = self.guest(guest);
-        let begun_ns = monotonic_ns();
-        // A migrator that dies at once does not answer.
-        let asked = self.begin(guest, mode);
-        let site = self.lab.site_mut(place);
-        if !site.migrator_dies(STEP_WAIT)? {
-            return Err(format!("the step was not reached; the move: {asked:?}"));
-        }
-        let died = Instant::now();
-        if step == SAY_READY {
-            self.reaches(guest, Phase::Committed)?;
-        }
-        self.lab.site_mut(place).start_migrator();
-        let (away, back_ns) = (died.elapsed(), monotonic_ns());
-        self.arrives(guest, &mut console)?;
-        let silence = console
-            .check_silence((begun_ns, monotonic_ns(), back_ns), away + SILENCE_EXTRA)
-            .map_err(|why| format!("{why}; the migrator was away for {away:?}"))?;
-        self.lab.forget_guest(&guest.name);
-        Ok(silence)
     }
 }

@@ -260,6 +260,19 @@ impl Site {
         }
     }
 
+    /// Starts a migrator that may kill itself before it is ready, and does not wait for it.
+    ///
+    /// # Panics
+    ///
+    /// If the program cannot be started.
+    pub fn spawn_migrator(&mut self, failpoint: Option<&str>) {
+        if self.migrator.is_none() {
+            let started = self.migrator_plan.spawn(failpoint, None);
+            self.migrator =
+                Some(started.unwrap_or_else(|why| panic!("{}: {why}", self.place.as_str())));
+        }
+    }
+
     /// `kill -9` of the tunnel.
     pub fn kill_tunnel(&mut self) {
         if let Some(tunnel) = self.tunnel.take() {

@@ -21,6 +21,8 @@ mod lost;
 mod peers;
 #[path = "faults/steps.rs"]
 mod steps;
+#[path = "faults/strays.rs"]
+mod strays;
 #[path = "faults/trials.rs"]
 mod trials;
 #[path = "faults/trust.rs"]

@@ -11,6 +11,7 @@ use towpath_tests::killed;
 use towpath_tests::lab::{Guest, check_kvm};
 use towpath_tests::scene::{LINK, Scene};
 use towpath_tests::site::Place;
+use towpath_tests::steps::Stop;
 use towpath_tests::trial::Side;
 
 /// Whether virtual machines can be had here; says why not.
@@ -70,7 +71,7 @@ fn fault_01_to_06_a_virtual_machine_survives_the_end_of_either_migrator() {
     for (side, step, mode) in cases {
         let guest = machine(&format!("at-{step}"));
         let begun = Instant::now();
-        let silence = scene.kill_at(side, step, (mode, &guest));
+        let silence = scene.kill_at(Stop::onward(side, step), (mode, &guest));
         let silence = silence.unwrap_or_else(|why| panic!("{side:?} {mode:?} {step}: {why}"));
         let took = begun.elapsed();
         println!("{side:?} {mode:?} {step}: {took:?}, silent for {silence:?}");

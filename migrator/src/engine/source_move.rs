@@ -639,6 +639,7 @@ const fn action_name(action: &Action) -> &'static str {
         Action::Send(_, Message::FinalBegin) => "say-final-begin",
         Action::Send(_, Message::FinalEnd(_)) => "say-final-end",
         Action::Send(_, Message::Commit(..)) => "say-commit",
+        Action::Send(_, Message::Abort(_)) => "say-abort",
         Action::Send(_, Message::Released) => "say-released",
         Action::Send(..) => "send",
         Action::StartTracking => "start-tracking",

@@ -728,6 +728,7 @@ const fn action_name(action: &Action) -> &'static str {
         Action::Send(_, Message::Prepared(_)) => "say-prepared",
         Action::Send(_, Message::Ready(_)) => "say-ready",
         Action::Send(_, Message::Ack(_)) => "say-ack",
+        Action::Send(_, Message::Nack(_)) => "say-nack",
         Action::Send(_, Message::Complete) => "say-complete",
         Action::Send(..) => "send",
         Action::BuildGuest(_) => "build-guest",

@@ -586,7 +586,11 @@ fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
 
 /// Sends a guest of zeros whose state is another than the source says that it saved, and gives the root and
 /// the answer.
-fn send_with_other_state(source: &mut Peer, config: &GuestConfig, attempt: u128) -> (Root, Reason) {
+pub(crate) fn send_with_other_state(
+    source: &mut Peer,
+    config: &GuestConfig,
+    attempt: u128,
+) -> (Root, Reason) {
     source.say(Lane::Control, &offer(config, 2)).unwrap();
     let prepared = source.hear();
     assert!(

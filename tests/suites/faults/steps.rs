@@ -1,79 +1,73 @@
 //! Both migrators killed right behind every step of a move.
 
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use towpath_migrator::api::MigrationMode;
-use towpath_tests::lab::{Guest, check_kvm};
+use towpath_tests::lab::{Guest, Link, check_kvm};
 use towpath_tests::scene::{LINK, Scene};
+use towpath_tests::steps::{Stop, Way};
 use towpath_tests::trial::Side;
 
-/// Kills a migrator at each of some steps, in a move of each kind; both kinds side by side.
-fn kill_at_each(
-    side: Side,
-    steps: &[(&str, &[MigrationMode])],
-    make: fn(&str, MigrationMode) -> Guest,
-) {
-    let modes = [MigrationMode::Auto, MigrationMode::Post];
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let of_mode = |mode| {
-            let steps = steps.iter().filter(move |(_, modes)| modes.contains(&mode));
-            scope.spawn(move || kill_in_mode(side, mode, steps.map(|(step, _)| *step), make))
-        };
-        let workers = modes.map(of_mode);
-        let joined = workers.into_iter().map(|worker| worker.join());
-        joined
-            .flat_map(|failures| failures.expect("reported"))
-            .collect()
-    });
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+use crate::strays;
+
+/// A kind of move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A process guest's, all of which is copied before it is switched.
+    Copied,
+    /// A virtual machine's, which is fetched behind its switch.
+    Fetched,
+    /// A virtual machine's that is copied.
+    Machine,
 }
 
-fn kill_in_mode<'a>(
-    side: Side,
-    mode: MigrationMode,
-    steps: impl Iterator<Item = &'a str>,
-    make: fn(&str, MigrationMode) -> Guest,
-) -> Vec<String> {
-    let mut failures = Vec::new();
-    let mut scene = None;
-    for step in steps {
-        let mut now = scene.take().unwrap_or_else(|| Scene::new(LINK));
-        let begun = Instant::now();
-        let guest = make(&format!("at-{step}"), mode);
-        let case = format!("{} {mode:?} {step}", side.as_str());
-        match now.kill_at(side, step, (mode, &guest)) {
-            Ok(silence) => {
-                let (took_ms, silence_ms) = (begun.elapsed().as_millis(), silence.as_millis());
-                println!("{case}: {took_ms} ms, silent for {silence_ms} ms");
-                scene = Some(now);
-            }
-            // The lab is not to be trusted any more.
-            Err(why) => {
-                now.lab.show_logs();
-                failures.push(format!("{case}: {why}"));
-            }
+impl Kind {
+    const fn mode(self) -> MigrationMode {
+        match self {
+            Self::Copied | Self::Machine => MigrationMode::Auto,
+            Self::Fetched => MigrationMode::Post,
         }
     }
-    failures
-}
 
-const BOTH: &[MigrationMode] = &[MigrationMode::Auto, MigrationMode::Post];
-
-const FETCHED: &[MigrationMode] = &[MigrationMode::Post];
-
-/// One kind of move is of virtual machines where they can be had, the other of process guests.
-fn small(name: &str, mode: MigrationMode) -> Guest {
-    let guest = Guest::new(name, 16);
-    if mode == MigrationMode::Post && check_kvm().is_ok() {
-        guest.virtual_machine()
-    } else {
-        guest
+    /// A virtual machine where it can be had.
+    fn guest(self, name: &str) -> Guest {
+        let guest = Guest::new(name, 16);
+        if self != Self::Copied && check_kvm().is_ok() {
+            guest.virtual_machine()
+        } else {
+            guest
+        }
     }
 }
 
-#[test]
-fn fault_01_source_killed_before_the_freeze() {
-    let steps = [
+/// Steps of one side that moves come by in one way.
+#[derive(Debug)]
+struct Group {
+    side: Side,
+    way: Way,
+    link: Link,
+    steps: &'static [(&'static str, &'static [Kind])],
+}
+
+const BOTH: &[Kind] = &[Kind::Copied, Kind::Fetched];
+
+const FETCHED: &[Kind] = &[Kind::Fetched];
+
+const COPIED: &[Kind] = &[Kind::Copied, Kind::Machine];
+
+/// So long that a freeze can be met, and fast enough that what was copied before it is soon copied again.
+const LONG: Link = Link {
+    megabits_per_second: 200,
+    round_trip: Duration::from_millis(200),
+};
+
+const BEFORE_THE_FREEZE: Group = Group {
+    side: Side::Source,
+    way: Way::Onward,
+    link: LINK,
+    steps: &[
         ("offering", BOTH),
         ("connect", BOTH),
         ("send", BOTH),
@@ -81,24 +75,54 @@ fn fault_01_source_killed_before_the_freeze() {
         ("start-tracking", BOTH),
         ("send-chunk", BOTH),
         ("harvest", BOTH),
-    ];
-    kill_at_each(Side::Source, &steps, small);
-}
+    ],
+};
 
-#[test]
-fn fault_02_source_killed_while_its_guest_is_frozen() {
-    let steps = [
+const CANCELLING: Group = Group {
+    side: Side::Source,
+    way: Way::Cancelled,
+    link: LINK,
+    steps: &[
+        ("say-abort", COPIED),
+        ("thaw", COPIED),
+        ("cancel-chunks", COPIED),
+        ("stop-tracking", COPIED),
+        ("finished", COPIED),
+    ],
+};
+
+const FROZEN: Group = Group {
+    side: Side::Source,
+    way: Way::Onward,
+    link: LINK,
+    steps: &[
         ("freeze", BOTH),
         ("save-state", BOTH),
         ("say-final-begin", BOTH),
         ("say-final-end", BOTH),
-    ];
-    kill_at_each(Side::Source, &steps, small);
-}
+    ],
+};
 
-#[test]
-fn fault_03_source_killed_behind_the_commit() {
-    let steps = [
+const OVERDUE: Group = Group {
+    side: Side::Source,
+    way: Way::Overdue,
+    link: LONG,
+    steps: &[("thaw", COPIED)],
+};
+
+/// The lanes end with the target's migrator, and with them the freeze.
+const FREEZE_CUT: Group = Group {
+    side: Side::Source,
+    way: Way::Behind("load-state"),
+    link: LINK,
+    steps: &[("cancel-chunks", COPIED), ("thaw", COPIED)],
+};
+
+const COMMITTED: Group = Group {
+    side: Side::Source,
+    way: Way::Onward,
+    link: LINK,
+    steps: &[
         ("relinquished", BOTH),
         ("say-commit", BOTH),
         ("number-from", FETCHED),
@@ -106,34 +130,75 @@ fn fault_03_source_killed_behind_the_commit() {
         ("say-released", BOTH),
         ("free-image", BOTH),
         ("finished", BOTH),
-    ];
-    kill_at_each(Side::Source, &steps, small);
-}
+    ],
+};
 
-#[test]
-fn fault_04_target_killed_while_it_receives() {
-    let steps = [
+/// A target that was killed has no paused stage any more, and refuses the commit.
+const COMMIT_REFUSED: Group = Group {
+    side: Side::Source,
+    way: Way::Behind("say-ready"),
+    link: LINK,
+    steps: &[
+        ("owned", COPIED),
+        ("thaw", COPIED),
+        ("stop-tracking", COPIED),
+        ("finished", COPIED),
+    ],
+};
+
+const RECEIVING: Group = Group {
+    side: Side::Target,
+    way: Way::Onward,
+    link: LINK,
+    steps: &[
         ("prepared", BOTH),
         ("build-guest", BOTH),
         ("say-prepared", BOTH),
         ("send", BOTH),
         ("write", BOTH),
+        ("forget", BOTH),
         ("save-position", BOTH),
         ("expect", FETCHED),
         ("arm-missing", FETCHED),
         ("load-state", BOTH),
-    ];
-    kill_at_each(Side::Target, &steps, small);
-}
+    ],
+};
 
-#[test]
-fn fault_05_target_killed_before_it_owns_the_guest() {
-    kill_at_each(Side::Target, &[("say-ready", BOTH)], small);
-}
+const TAKEN_BACK: Group = Group {
+    side: Side::Target,
+    way: Way::Cancelled,
+    link: LINK,
+    steps: &[
+        ("refused", COPIED),
+        ("discard-image", COPIED),
+        ("finished", COPIED),
+    ],
+};
 
-#[test]
-fn fault_06_target_killed_when_it_owns_the_guest() {
-    let steps = [
+const READY: Group = Group {
+    side: Side::Target,
+    way: Way::Onward,
+    link: LINK,
+    steps: &[("say-ready", BOTH)],
+};
+
+const REFUSING: Group = Group {
+    side: Side::Target,
+    way: Way::Behind("say-ready"),
+    link: LINK,
+    steps: &[
+        ("refused", COPIED),
+        ("say-nack", COPIED),
+        ("discard-image", COPIED),
+        ("finished", COPIED),
+    ],
+};
+
+const OWNED: Group = Group {
+    side: Side::Target,
+    way: Way::Onward,
+    link: LINK,
+    steps: &[
         ("owned", BOTH),
         ("run", BOTH),
         ("say-ack", BOTH),
@@ -141,6 +206,200 @@ fn fault_06_target_killed_when_it_owns_the_guest() {
         ("disarm-missing", BOTH),
         ("say-complete", BOTH),
         ("finished", BOTH),
-    ];
-    kill_at_each(Side::Target, &steps, small);
+    ],
+};
+
+/// Behind the restart of a target whose guest runs and misses blocks.
+const TAKEN_UP: Group = Group {
+    side: Side::Target,
+    way: Way::Behind("install"),
+    link: LINK,
+    steps: &[("wake-faults", FETCHED)],
+};
+
+const GROUPS: [&Group; 13] = [
+    &BEFORE_THE_FREEZE,
+    &CANCELLING,
+    &FROZEN,
+    &OVERDUE,
+    &FREEZE_CUT,
+    &COMMITTED,
+    &COMMIT_REFUSED,
+    &RECEIVING,
+    &TAKEN_BACK,
+    &READY,
+    &REFUSING,
+    &OWNED,
+    &TAKEN_UP,
+];
+
+impl Group {
+    /// Kills a migrator at each step, in a move of each kind; kinds side by side.
+    fn play(&self) {
+        let kinds = [Kind::Copied, Kind::Fetched, Kind::Machine];
+        let failures: Vec<String> = std::thread::scope(|scope| {
+            let workers = kinds.map(|kind| scope.spawn(move || self.play_kind(kind)));
+            let joined = workers.into_iter().map(|worker| worker.join());
+            joined
+                .flat_map(|failures| failures.expect("reported"))
+                .collect()
+        });
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    fn play_kind(&self, kind: Kind) -> Vec<String> {
+        let (side, way) = (self.side, self.way);
+        let mut failures = Vec::new();
+        let mut scene = None;
+        let steps = self.steps.iter().filter(|(_, kinds)| kinds.contains(&kind));
+        for &(step, _) in steps {
+            let mut now = scene.take().unwrap_or_else(|| Scene::new(self.link));
+            let begun = Instant::now();
+            let guest = kind.guest(&format!("at-{step}"));
+            let case = format!("{} {kind:?} {way:?} {step}", side.as_str());
+            match now.kill_at(Stop { side, step, way }, (kind.mode(), &guest)) {
+                Ok(silence) => {
+                    let (took_ms, silence_ms) = (begun.elapsed().as_millis(), silence.as_millis());
+                    println!("{case}: {took_ms} ms, silent for {silence_ms} ms");
+                    scene = Some(now);
+                }
+                // The lab is not to be trusted any more.
+                Err(why) => {
+                    now.lab.show_logs();
+                    failures.push(format!("{case}: {why}"));
+                }
+            }
+        }
+        failures
+    }
+}
+
+#[test]
+fn fault_01_source_killed_before_the_freeze() {
+    BEFORE_THE_FREEZE.play();
+}
+
+#[test]
+fn fault_01_source_killed_while_its_move_is_cancelled() {
+    CANCELLING.play();
+}
+
+#[test]
+fn fault_02_source_killed_while_its_guest_is_frozen() {
+    FROZEN.play();
+}
+
+#[test]
+fn fault_02_source_killed_as_it_gives_a_freeze_up() {
+    OVERDUE.play();
+    FREEZE_CUT.play();
+}
+
+#[test]
+fn fault_03_source_killed_behind_the_commit() {
+    COMMITTED.play();
+}
+
+#[test]
+fn fault_03_source_killed_as_it_takes_a_refused_guest_back() {
+    COMMIT_REFUSED.play();
+}
+
+#[test]
+fn fault_04_target_killed_while_it_receives() {
+    RECEIVING.play();
+}
+
+#[test]
+fn fault_04_target_killed_as_it_lets_go_of_a_cancelled_move() {
+    TAKEN_BACK.play();
+}
+
+#[test]
+fn fault_05_target_killed_before_it_owns_the_guest() {
+    READY.play();
+}
+
+#[test]
+fn fault_05_target_killed_as_it_refuses_a_commit() {
+    REFUSING.play();
+}
+
+#[test]
+fn fault_06_target_killed_when_it_owns_the_guest() {
+    OWNED.play();
+}
+
+#[test]
+fn fault_06_target_killed_again_as_it_takes_its_guest_up() {
+    TAKEN_UP.play();
+}
+
+/// Records that a side does not write, and why.
+const NOT_WRITTEN: [(Side, &str, &str); 9] = [
+    (Side::Source, "vacant", "nobody gives away what is not here"),
+    (Side::Source, "prepared", "the target's"),
+    (Side::Source, "refused", "the target's"),
+    (Side::Source, "offered", "for a witness, and none is built"),
+    (
+        Side::Target,
+        "vacant",
+        "what a guest that was never here has",
+    ),
+    (Side::Target, "offering", "the source's"),
+    (Side::Target, "relinquished", "the source's"),
+    (Side::Target, "offered", "the source's, for a witness"),
+    (Side::Target, "released", "the source's"),
+];
+
+/// The names that a function gives, as its text has them.
+fn names(path: &str, function: &str) -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join(path)).unwrap();
+    let begin = text
+        .find(function)
+        .unwrap_or_else(|| panic!("no {function} in {path}"));
+    let indent = text[..begin].len() - text[..begin].trim_end_matches(' ').len();
+    let end = format!("\n{}}}\n", " ".repeat(indent));
+    let body = text[begin..].split(&end).next().unwrap();
+    let strings = body.split('"').skip(1).step_by(2);
+    strings.map(str::to_owned).collect()
+}
+
+/// Every step of a side: what its actions are called, and the records it writes.
+fn steps_of(side: Side) -> BTreeSet<String> {
+    let path = format!("migrator/src/engine/{}_move.rs", side.as_str());
+    let mut steps = names(&path, "const fn action_name");
+    let states = names("protocol/src/ownership/record.rs", "pub const fn name");
+    for state in states {
+        let is_his =
+            |(of, not_written, _): &(Side, &str, &str)| *of == side && *not_written == state;
+        if !NOT_WRITTEN.iter().any(is_his) {
+            steps.insert(state);
+        }
+    }
+    steps
+}
+
+#[test]
+fn every_step_of_both_sides_is_killed() {
+    for side in [Side::Source, Side::Target] {
+        let steps = steps_of(side);
+        assert!(
+            steps.len() > 20,
+            "the steps are named elsewhere now: {steps:?}"
+        );
+        let groups = GROUPS.iter().filter(|group| group.side == side);
+        let of_groups = groups.flat_map(|group| group.steps.iter().map(|(step, _)| *step));
+        let of_strays = strays::STOPS.iter().filter(|(of, _)| *of == side);
+        let killed: BTreeSet<String> = of_groups
+            .chain(of_strays.map(|(_, step)| *step))
+            .map(str::to_owned)
+            .collect();
+        let side = side.as_str();
+        assert_eq!(
+            steps, killed,
+            "{side}: its steps on the left, those with a kill on the right"
+        );
+    }
 }
