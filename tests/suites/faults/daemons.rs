@@ -1,12 +1,12 @@
 //! Daemons that are killed, upgraded, or started twice in the middle of a move.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_tests::away::{self, MIDDLES, SLOW};
 use towpath_tests::console::Console;
-use towpath_tests::lab::{Guest, Link};
+use towpath_tests::lab::{Guest, Link, check_kvm};
 use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
 use towpath_tests::verdict::wait_until;
@@ -78,6 +78,44 @@ fn fault_01_both_migrators_killed_at_once() {
                 scene.lab.site_mut(place).start_migrator();
             }
         });
+    }
+}
+
+/// How long the move of a source that was killed before the freeze may take to go on, or to be over, from the start
+/// of the next one.
+const GOES_ON_WAIT: Duration = Duration::from_secs(5);
+
+/// Kills a guest's source in a phase and says how long it takes until blocks are sent again, or the move is over.
+fn goes_on(scene: &mut Scene, guest: &Guest, phase: Phase) -> Duration {
+    let mut console = scene.guest(guest);
+    scene.begin(guest, MigrationMode::Auto).unwrap();
+    scene.reaches(guest, phase).unwrap();
+    let site = scene.lab.site_mut(SOURCE);
+    site.kill_migrator();
+    let begun = Instant::now();
+    site.spawn_migrator(None);
+    let went_on = wait_until(SHOWN_WAIT, || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        let newest = moves.first()?;
+        (newest.raw_bytes > 0 || newest.phase.is_finished()).then(|| begun.elapsed())
+    });
+    let took = went_on.expect("it neither goes on nor ends");
+    assert!(took <= GOES_ON_WAIT, "{phase:?}: {took:?}");
+    scene.arrives(guest, &mut console).unwrap();
+    scene.lab.forget_guest(&guest.name);
+    took
+}
+
+#[test]
+fn fault_01_a_killed_source_goes_on_within_five_seconds() {
+    let guest = Guest::new("killed", 16);
+    let machine = check_kvm().is_ok().then(|| guest.clone().virtual_machine());
+    for (link, phase) in [(away::LONG, Phase::Preparing), (SLOW, Phase::Copying)] {
+        let mut scene = Scene::new(link);
+        for guest in std::iter::once(&guest).chain(&machine) {
+            let took = goes_on(&mut scene, guest, phase);
+            println!("{:?} while {phase:?}: {took:?}", guest.kind);
+        }
     }
 }
 
