@@ -3,7 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use towpath_protocol::fault::Fault;
-use towpath_protocol::identity::{HostIdentity, MigrationId};
+use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message};
 
 use super::lanes::{OpenLane, Unpacked};
@@ -55,6 +55,11 @@ pub(super) enum Input {
     GuestGone { process_id: i32 },
     /// A process that was too busy answers, or has ended.
     Found(Box<Result<GuestProcess, Fault>>),
+    /// The target of an attempt that is over was told so, or was not.
+    FarewellSaid {
+        attempt: AttemptId,
+        result: Result<(), Fault>,
+    },
     /// The migrator ends; to be dropped once nothing is left to do.
     Stop(Sender<()>),
 }

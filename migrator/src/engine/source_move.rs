@@ -71,10 +71,20 @@ pub(super) struct NotBegun {
 pub(super) enum Ended {
     /// The guest is gone to the target.
     Moved(Ownership),
-    /// The guest is here; the order again, if it is worth another attempt.
-    Stayed(Ownership, Option<Box<Order>>),
+    /// The guest is here, and so is the order if something is left to do for it.
+    Stayed(Ownership, Rest),
     /// Only the next start can help.
     Stuck(Ownership, Fault),
+}
+
+/// What is left to do for a move whose guest stays for now.
+#[derive(Debug)]
+pub(super) enum Rest {
+    Nothing,
+    /// Another attempt.
+    Again(Box<Order>),
+    /// Its target was not told that it is over.
+    Farewell(Box<Order>),
 }
 
 /// One attempt and what carries it out.
@@ -211,6 +221,10 @@ impl SourceMove {
 
     pub(super) const fn order(&self) -> &Order {
         &self.order
+    }
+
+    pub(super) const fn order_mut(&mut self) -> &mut Order {
+        &mut self.order
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -480,7 +494,7 @@ impl SourceMove {
     }
 
     /// Takes a finished attempt apart.
-    pub(super) fn end(self, ground: &mut Ground) -> Ended {
+    pub(super) fn end(mut self, ground: &mut Ground) -> Ended {
         let outcome = self
             .outcome
             .unwrap_or_else(|| Outcome::Stuck(Fault::new(Code::State, "the attempt was not over")));
@@ -492,12 +506,16 @@ impl SourceMove {
             Outcome::Stuck(fault) => Ended::Stuck(self.machine.into_ownership(), fault),
             Outcome::Stayed(fault) => {
                 ground.close_link();
-                let again = self.order.is_tried_again(ground, &fault);
-                let order = again.then(|| Box::new(self.order.clone()));
-                if !again {
+                let rest = if self.order.is_tried_again(ground, &fault) {
+                    Rest::Again(Box::new(self.order))
+                } else if self.machine.is_link_up() {
                     Order::forget(ground);
-                }
-                Ended::Stayed(self.machine.into_ownership(), order)
+                    Rest::Nothing
+                } else {
+                    self.order.end(ground);
+                    Rest::Farewell(Box::new(self.order))
+                };
+                Ended::Stayed(self.machine.into_ownership(), rest)
             }
         }
     }

@@ -78,6 +78,7 @@ pub(super) fn order(number: u128) -> Order {
         attempt: AttemptId(number),
         attempts: 1,
         started_unix_ms: 0,
+        is_over: false,
     }
 }
 

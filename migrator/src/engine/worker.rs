@@ -1,6 +1,7 @@
 //! One thread per guest: everything that happens to a guest on this host passes through here, one
 //! thing after the other.
 
+mod farewell;
 mod link;
 mod recover;
 #[cfg(test)]
@@ -82,6 +83,7 @@ pub(super) struct Worker {
     /// When a move of before the start is to be taken up, which could not be yet.
     pub(super) recover_at: Option<Instant>,
     recover_delay: Duration,
+    farewell: Option<farewell::Farewell>,
     ending: Option<link::Ending>,
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
@@ -102,6 +104,7 @@ impl Worker {
             retry: None,
             recover_at: None,
             recover_delay: RECOVER_DELAY,
+            farewell: None,
             ending: None,
             visitors: Vec::new(),
             shown: Shown::default(),
@@ -181,7 +184,8 @@ impl Worker {
             _ => None,
         };
         let retry = self.retry.as_ref().map(|(at, _)| *at);
-        role.into_iter().chain(retry).chain(self.recover_at).min()
+        let others = retry.into_iter().chain(self.farewell_due());
+        role.into_iter().chain(others).chain(self.recover_at).min()
     }
 
     fn is_overdue(&self) -> bool {
@@ -202,6 +206,7 @@ impl Worker {
         if self.recover_at.take_if(|at| *at <= now()).is_some() {
             self.take_up_again();
         }
+        self.say_farewell();
         if self.retry.as_ref().is_some_and(|(at, _)| *at <= now())
             && let Some((_, order)) = self.retry.take()
             && let Err(fault) = self.begin_move((*order).clone())
@@ -259,6 +264,7 @@ impl Worker {
             }
             Input::GuestGone { process_id } => self.guest_gone(process_id),
             Input::Found(found) => self.found(*found),
+            Input::FarewellSaid { attempt, result } => self.farewell_said(attempt, result),
             Input::Stop(done) => self.leave(done),
         }
     }
@@ -352,6 +358,7 @@ impl Worker {
             self.role = Some(Role::Idle(ownership));
             return Err(fault);
         }
+        self.farewell = None;
         self.ground.close_link();
         match SourceMove::begin(&mut self.ground, ownership, order) {
             Ok(mut going) => {
@@ -373,7 +380,7 @@ impl Worker {
             Some(Role::Source(source)) if source.order().id == id => {
                 if !source.is_committed() {
                     // First of all: a restart in the middle of this must not begin it anew.
-                    Order::forget(&self.ground);
+                    source.order_mut().end(&self.ground);
                 }
                 source.handle(&mut self.ground, source::Event::Cancel)
             }
@@ -583,13 +590,20 @@ impl Worker {
                 self.ground.close_link();
                 Role::Idle(ownership)
             }
-            source_move::Ended::Stayed(ownership, order) => {
-                info!(migration = %id, again = order.is_some(), "guest stays");
-                let wait = match self.ground.awaited {
-                    Some(_) => BUSY_WAIT,
-                    None => RETRY_DELAY,
-                };
-                self.retry = order.map(|order| (now() + wait, order));
+            source_move::Ended::Stayed(ownership, rest) => {
+                let again = matches!(rest, source_move::Rest::Again(_));
+                info!(migration = %id, again, "guest stays");
+                match rest {
+                    source_move::Rest::Nothing => {}
+                    source_move::Rest::Again(order) => {
+                        let wait = match self.ground.awaited {
+                            Some(_) => BUSY_WAIT,
+                            None => RETRY_DELAY,
+                        };
+                        self.retry = Some((now() + wait, order));
+                    }
+                    source_move::Rest::Farewell(order) => self.bid_farewell(order),
+                }
                 Role::Idle(ownership)
             }
             source_move::Ended::Stuck(ownership, fault) => {

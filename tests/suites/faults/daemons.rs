@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use towpath_migrator::api::{MigrationMode, Phase};
+use towpath_migrator::api::{LinkState, MigrationMode, Phase};
 use towpath_tests::away::{self, MIDDLES, SLOW};
 use towpath_tests::console::Console;
 use towpath_tests::lab::{Guest, Link, check_kvm};
@@ -64,6 +64,24 @@ fn tunnels_end(link: Link, middles: &[(MigrationMode, Phase)]) {
             );
         }
     }
+}
+
+#[test]
+fn a_move_that_is_cancelled_while_a_tunnel_is_away_leaves_nothing_at_its_target() {
+    let mut scene = Scene::new(SLOW);
+    let (guest, mut console) = half_copied(&scene, "kept");
+    let moves = scene.lab.site(SOURCE).moves(&guest.name).unwrap();
+    scene.lab.site_mut(SOURCE).kill_tunnel();
+    let is_down = || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        (moves.first()?.link == LinkState::Down).then_some(())
+    };
+    wait_until(SHOWN_WAIT, is_down).expect("its lanes end with the tunnel");
+    scene.lab.site(SOURCE).cancel(&moves[0]).unwrap();
+    scene.lab.site_mut(SOURCE).start_tunnel();
+    let rest = scene.rest(&guest, &mut console).unwrap();
+    assert_eq!(rest.place, SOURCE);
+    assert_eq!(rest.moves[0].phase, Phase::Cancelled);
 }
 
 #[test]

@@ -83,6 +83,7 @@ const CANCELLING: Group = Group {
     way: Way::Cancelled,
     link: LINK,
     steps: &[
+        ("owned", COPIED),
         ("say-abort", COPIED),
         ("thaw", COPIED),
         ("cancel-chunks", COPIED),

@@ -124,6 +124,8 @@ impl Worker {
         let Some(index) = known else { return };
         match message {
             Message::Ping(nonce) => self.visitors[index].say(&Message::Pong(nonce)),
+            // It is told that this is heard by the end of its lanes.
+            Message::Abort(_) => drop(self.visitors.remove(index)),
             Message::Prepare(_) | Message::Commit(..) => {
                 let mut visitor = self.visitors.remove(index);
                 if let Some(answers) = self.answers(&visitor.setup, &message) {
