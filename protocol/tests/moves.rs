@@ -42,6 +42,8 @@ struct Pair {
     target_memory: Vec<Option<u64>>,
     dirty: BlockSet,
     is_frozen: bool,
+    /// Freezes for which the guest does not stop in time.
+    late_count: u32,
     target_runs: bool,
     /// Blocks the guest writes while a harvest is taken, as long as it runs here.
     writes: Vec<u64>,
@@ -97,6 +99,7 @@ impl Pair {
             target_memory: vec![None; usize::try_from(BLOCK_COUNT).unwrap()],
             dirty: BlockSet::empty(BLOCK_COUNT),
             is_frozen: false,
+            late_count: 0,
             target_runs: false,
             writes: Vec::new(),
             to_target: VecDeque::new(),
@@ -161,6 +164,12 @@ impl Pair {
                 }
                 let dirty = std::mem::replace(&mut self.dirty, BlockSet::empty(BLOCK_COUNT));
                 self.tell_source(source::Event::Harvested(vec![dirty]));
+            }
+            Action::Freeze if self.late_count > 0 => {
+                self.late_count -= 1;
+                self.now = self.now + source::FREEZE_DEADLINE;
+                let late = Fault::new(Code::Guest, "the vcpu did not stop");
+                self.tell_source(source::Event::NotFrozen(late));
             }
             Action::Freeze => {
                 self.is_frozen = true;
@@ -722,4 +731,25 @@ fn a_guest_runs_as_long_as_it_stood_and_a_target_that_is_never_ready_does_not_ge
     assert_eq!(froze_count, 5);
     assert!(!pair.is_frozen && !pair.target_runs);
     assert!(pair.source.ownership().may_run());
+}
+
+#[test]
+fn a_guest_that_does_not_stop_in_time_runs_on_and_is_frozen_again() {
+    for late_count in [4, 5] {
+        let mut pair = Pair::new(policy(Mode::Auto));
+        pair.writes = vec![5];
+        pair.late_count = late_count;
+        pair.run();
+        if late_count == 4 {
+            pair.assert_moved();
+            continue;
+        }
+        assert!(!pair.is_frozen);
+        let Some(source::Outcome::Stayed(fault)) = &pair.source_outcome else {
+            panic!("{:?}", pair.source_outcome)
+        };
+        assert_eq!(fault.code, Code::Guest);
+        assert!(fault.detail.ends_with(", 5 times"), "{fault}");
+        assert!(pair.source.ownership().may_run());
+    }
 }

@@ -11,10 +11,12 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketType,
 };
+use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::{
     Description, GuestConfig, GuestState, Request, Response, TrackingMethod, decode_request,
 };
 use towpath_protocol::identity::Epoch;
+use towpath_protocol::message::Reason;
 
 use super::ground::Ground;
 
@@ -26,6 +28,10 @@ pub(super) struct Standing {
     /// Keeps silent once it was told to run.
     pub(super) is_silent_once_run: bool,
     pub(super) is_armed: bool,
+    /// Does not stop when it is told to.
+    pub(super) stops_never: bool,
+    /// Its guest has crashed.
+    pub(super) has_crashed: bool,
     pub(super) run_count: u32,
 }
 
@@ -96,7 +102,12 @@ fn answer<'a>(
         },
         Request::Describe => Response::Described(Box::new(Description {
             config: config.clone(),
-            state: GuestState::Running,
+            state: if standing.has_crashed {
+                let reason = "as the test wants it".to_owned();
+                GuestState::Crashed { reason }
+            } else {
+                GuestState::Running
+            },
             epoch: Some(Epoch(2)),
             heartbeat_sequence: 1,
             write_count: 0,
@@ -108,6 +119,10 @@ fn answer<'a>(
         Request::TakeMemory => {
             let bytes = config.memory_bytes;
             return (Response::Memory { bytes }, Some(memory.as_fd()));
+        }
+        Request::Pause if standing.stops_never => {
+            let late = Fault::new(Code::Guest, "the vcpu did not stop within 2s");
+            Response::Failed(Reason::from(&late))
         }
         Request::Pause => Response::Paused { stopped_at_ns: 1 },
         Request::Run { .. } | Request::Resume => {

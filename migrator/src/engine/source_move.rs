@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::GuestState;
 use towpath_protocol::message::{Hello, Lane, Message};
 use towpath_protocol::ownership::{Ownership, State};
 use towpath_protocol::plan::Decision;
@@ -324,10 +325,7 @@ impl SourceMove {
                 ground.process()?.harvest(&mut dirty)?;
                 self.tell(Event::Harvested(vec![dirty]));
             }
-            Action::Freeze => {
-                let at = ground.process()?.pause()?;
-                self.tell(Event::Frozen { at });
-            }
+            Action::Freeze => self.freeze(ground)?,
             Action::SaveState => {
                 let state = ground.process()?.save_state()?;
                 self.tell(Event::StateSaved(state));
@@ -346,6 +344,23 @@ impl SourceMove {
             }
             Action::FreeImage => ground.free_image()?,
             Action::Finished(outcome) => self.outcome = Some(outcome),
+        }
+        Ok(())
+    }
+
+    /// Stops the guest. One that did not stop and answers that it runs is no fault of its process.
+    fn freeze(&mut self, ground: &mut Ground) -> Result<(), Fault> {
+        let process = ground.process()?;
+        match process.pause() {
+            Ok(at) => self.tell(Event::Frozen { at }),
+            Err(fault) => {
+                let state = process.describe().map(|seen| seen.state);
+                if state != Ok(GuestState::Running) {
+                    return Err(fault);
+                }
+                warn!(migration = %self.order.id, %fault, "the guest is not frozen");
+                self.tell(Event::NotFrozen(fault));
+            }
         }
         Ok(())
     }

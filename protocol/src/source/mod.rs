@@ -43,8 +43,8 @@ use window::Window;
 /// How long the guest may stay frozen before the commit: then it runs on here and the move goes on.
 pub const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Freezes that may last too long before the attempt ends: a target that lives and was not ready so often
-/// will not be the next time, and the guest stands still for [`FREEZE_DEADLINE`] with each.
+/// Freezes that may last too long before the attempt ends, or do not come about: a target that lives and was not
+/// ready so often will not be the next time, and the guest stands still for [`FREEZE_DEADLINE`] with each.
 const OVERDUE_FREEZE_COUNT_MAX: u32 = 5;
 
 /// Roots of given up freezes that are kept: more than an attempt may have that lasted too long; those that
@@ -120,6 +120,8 @@ pub enum Event {
         /// Since when.
         at: Instant,
     },
+    /// The guest runs on: its vCPUs did not stop in time.
+    NotFrozen(Fault),
     /// vCPU and machine state, saved while frozen.
     StateSaved(Vec<u8>),
     /// A numbered chunk was read and packed; reported in the order of the numbers, before it is sent.
@@ -172,7 +174,7 @@ pub enum Action {
     StartTracking,
     /// Read and reset the dirty log; reported by `Harvested`.
     Harvest,
-    /// Stop the vCPUs; reported by `Frozen`.
+    /// Stop the vCPUs; reported by `Frozen`, or by `NotFrozen` where they did not stop.
     Freeze,
     /// Save state; reported by `StateSaved`.
     SaveState,
@@ -491,6 +493,7 @@ impl Source {
             Event::Tracking { allocated } => self.tracking(&allocated, now),
             Event::Harvested(dirty) => self.harvested(dirty, now),
             Event::Frozen { at } => self.frozen(at),
+            Event::NotFrozen(fault) => self.not_frozen(&fault, now),
             Event::StateSaved(state) => self.state_saved(state),
             Event::Packed { header, wire_bytes } => {
                 self.progress.wire_bytes += wire_bytes;

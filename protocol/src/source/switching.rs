@@ -273,15 +273,28 @@ impl Source {
         if pause.deadline() > now {
             return Ok(());
         }
-        let span_max = pause.span_max;
+        let why = format!(
+            "the target was not ready within {:?} of the guest's freeze",
+            pause.span_max
+        );
+        self.thaw_for(&Fault::new(Code::Stalled, why), now)
+    }
+
+    /// The vCPUs did not stop in time: a host that is busy has another try, as a target that is late has.
+    pub(super) fn not_frozen(&mut self, fault: &Fault, now: Instant) -> Result<(), Fault> {
+        match self.phase {
+            Phase::Switching(_) => self.thaw_for(fault, now),
+            _ => Ok(()),
+        }
+    }
+
+    fn thaw_for(&mut self, fault: &Fault, now: Instant) -> Result<(), Fault> {
         self.thaw(now);
         self.overdue_freeze_count += 1;
         if self.overdue_freeze_count == OVERDUE_FREEZE_COUNT_MAX {
-            let detail = format!(
-                "the target was not ready within {span_max:?} of the guest's freeze, \
-                 {OVERDUE_FREEZE_COUNT_MAX} times"
-            );
-            return Err(Fault::new(Code::Stalled, detail));
+            let why = &fault.detail;
+            let detail = format!("{why}, {OVERDUE_FREEZE_COUNT_MAX} times");
+            return Err(Fault::new(fault.code, detail));
         }
         Ok(())
     }

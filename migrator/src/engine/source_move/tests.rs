@@ -4,8 +4,9 @@ use serde_json::json;
 use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
 
 use super::*;
+use crate::engine::fake::{Fake, Standing};
 use crate::engine::order::ATTEMPT_COUNT_MAX;
-use crate::engine::tests::{ground, host, order as ordered};
+use crate::engine::tests::{PATIENCE, ground, host, order as ordered};
 
 #[test]
 fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
@@ -50,5 +51,26 @@ fn a_target_without_a_version_in_common_ends_the_move() {
         let refused = Fault::new(code, "no lanes");
         going.opened(&mut ground, going.link, Err(refused));
         assert_eq!(going.is_over(), ends, "{code}");
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_stop_in_time_is_no_failure_and_one_that_crashed_is() {
+    for has_crashed in [false, true] {
+        let (_folder, shared) = host("");
+        let mut ground = ground(&shared);
+        let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+        ground.persist(&record).unwrap();
+        let standing = Standing {
+            stops_never: true,
+            has_crashed,
+            ..Standing::default()
+        };
+        let _process = Fake::start(&ground, standing);
+        ground.adopt_process(PATIENCE).unwrap();
+        let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+        let frozen = going.act(&mut ground, Action::Freeze);
+        let code = frozen.err().map(|fault| fault.code);
+        assert_eq!(code, has_crashed.then_some(Code::Guest));
     }
 }
