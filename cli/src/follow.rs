@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
-use towpath_migrator::api::{LinkState, MigrationView, Phase, Role};
+use towpath_migrator::api::{LinkState, MigrationView, Phase};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::MigrationId;
 
@@ -255,8 +255,8 @@ pub(crate) fn describe(view: &MigrationView) -> String {
 /// Where a move stands.
 fn state(view: &MigrationView) -> String {
     let mut parts = vec![view.phase.as_str().to_owned()];
-    if view.phase == Phase::Copying {
-        parts.push(format!("round {}", view.round));
+    if let (Phase::Copying, Some(round)) = (view.phase, view.round) {
+        parts.push(format!("round {round}"));
     }
     let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
     parts.push(format!("{} left", bytes(left)));
@@ -277,10 +277,11 @@ fn state(view: &MigrationView) -> String {
 /// How fast a move goes, and what is expected of it.
 fn numbers(view: &MigrationView) -> String {
     let mut parts = Vec::new();
-    if view.role == Role::Source {
-        // Only it measures them.
-        parts.push(bits_per_second(view.goodput_bytes_per_second));
-        parts.push(format!("dirty {}/s", bytes(view.dirty_bytes_per_second)));
+    if let Some(goodput) = view.goodput_bytes_per_second {
+        parts.push(bits_per_second(goodput));
+    }
+    if let Some(dirty) = view.dirty_bytes_per_second {
+        parts.push(format!("dirty {}/s", bytes(dirty)));
     }
     if let Some(eta) = view.eta_ms {
         parts.push(format!("eta {}", milliseconds(eta)));

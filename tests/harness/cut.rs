@@ -152,12 +152,12 @@ impl Cut {
         )?;
         let view = rest.moves.first().ok_or("the move is not shown")?;
         let raw_mib = view.raw_bytes >> 20;
-        let is_anew = view.attempts > 1 || raw_mib > MEMORY_MIB * 7 / 4;
+        let is_anew = view.attempts > Some(1) || raw_mib > MEMORY_MIB * 7 / 4;
         if self.phase == Phase::Copying && is_anew {
             return Err(format!("it began anew: {view:?}"));
         }
         let outage_ms = outage.as_millis();
-        let (total_ms, attempts) = (view.total_ms, view.attempts);
+        let (total_ms, attempts) = (view.total_ms, view.attempts.unwrap_or_default());
         scene.lab.forget_guest(&guest.name);
         let told = format!(
             "cut for {outage_ms} ms, done after {total_ms} ms, attempts {attempts}, {raw_mib} MiB sent"

@@ -130,7 +130,7 @@ pub fn while_it_receives(scene: &Scene, guest: &Guest) {
     let middle = (MigrationMode::Auto, Phase::Copying);
     let mut console = killed_in(scene, guest, middle, TARGET);
     let rest = scene.arrives(guest, &mut console).expect("it arrives");
-    assert_eq!(rest.moves[0].attempts, 2);
+    assert_eq!(rest.moves[0].attempts, Some(2));
 }
 
 /// What is killed while the commit is on its way has not begun to run: the source still has all of it, and it is

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
-use towpath_migrator::api::{MigrationList, MigrationView, Phase, Role};
+use towpath_migrator::api::{MigrationList, MigrationView, Phase};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::MigrationId;
 
@@ -175,8 +175,6 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
         _ => String::new(),
     };
     let error = view.error.as_ref();
-    // What only the source knows is left out at the target.
-    let of_source = |text: String| (view.role == Role::Source).then_some(text);
     vec![
         ("move", Some(view.id.to_string())),
         ("guest", Some(view.guest.to_string())),
@@ -185,9 +183,9 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
         ("phase", Some(view.phase.as_str().to_owned())),
         ("total time", Some(milliseconds(view.total_ms))),
         ("pause", view.pause_reported_ms.map(milliseconds)),
-        ("rounds", of_source(view.rounds.to_string())),
+        ("rounds", view.rounds.map(|rounds| rounds.to_string())),
         ("guest bytes", Some(bytes(view.raw_bytes))),
-        ("bytes on the link", of_source(bytes(view.wire_bytes))),
+        ("bytes on the link", view.wire_bytes.map(bytes)),
         ("demand fetches", Some(format!("{fetches}{waits}"))),
         (
             "switched because",
@@ -202,19 +200,22 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
 
 fn details(view: &MigrationView) -> String {
     let is_under_way = !view.phase.is_finished();
-    let of_source = |text: String| (view.role == Role::Source).then_some(text);
     let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
     let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);
     let mut rows = report_fields(view);
     rows.extend([
         ("role", Some(word(&view.role))),
         ("left to go", is_undone.then(|| bytes(left))),
-        ("mode", of_source(word(&view.mode))),
+        ("mode", view.mode.as_ref().map(word)),
         (
             "longest pause",
-            of_source(milliseconds(view.max_pause_ms.into())),
+            view.max_pause_ms
+                .map(|longest| milliseconds(longest.into())),
         ),
-        ("attempts", of_source(view.attempts.to_string())),
+        (
+            "attempts",
+            view.attempts.map(|attempts| attempts.to_string()),
+        ),
         ("begun", Some(time_of_day(view.started_unix_ms))),
         ("ended", view.finished_unix_ms.map(time_of_day)),
         ("now", is_under_way.then(|| describe(view))),

@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::support::{Daemon, Ran, failed, guest, migration, run};
+use crate::support::{Daemon, Ran, failed, guest, migration, migration_at_target, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase, Role};
+use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase};
 use towpath_protocol::fault::{Code, Fault};
 
 #[test]
@@ -317,7 +317,7 @@ fn a_move_whose_target_says_nothing_shows_that_and_no_eta() {
     let daemon = Daemon::start();
     let silent = MigrationView {
         silent_ms: Some(3_200),
-        goodput_bytes_per_second: 0,
+        goodput_bytes_per_second: Some(0),
         eta_ms: None,
         ..migration(Phase::Copying)
     };
@@ -338,10 +338,7 @@ fn a_move_whose_target_says_nothing_shows_that_and_no_eta() {
 #[test]
 fn a_move_at_its_target_shows_nothing_that_only_its_source_knows() {
     let daemon = Daemon::start();
-    let at_target = MigrationView {
-        role: Role::Target,
-        ..migration(Phase::Receiving)
-    };
+    let at_target = migration_at_target(Phase::Receiving);
     daemon.host.notes.lock().unwrap().migrations = vec![at_target];
     let shown = daemon.run(&["migration", "show"]).stdout;
     for name in [

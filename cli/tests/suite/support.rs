@@ -77,40 +77,47 @@ pub(crate) fn guest(name: &str) -> GuestView {
 
 /// A move in a phase.
 pub(crate) fn migration(phase: Phase) -> MigrationView {
+    let ids = (MigrationId(5), "a".parse().unwrap());
+    let sites = ("edge".parse().unwrap(), "region".parse().unwrap());
     MigrationView {
-        id: MigrationId(5),
-        guest: "a".parse().unwrap(),
-        role: Role::Source,
-        from: "edge".parse().unwrap(),
-        to: "region".parse().unwrap(),
-        mode: towpath_migrator::api::MigrationMode::Auto,
-        max_pause_ms: 200,
-        rate: None,
-        phase,
+        mode: Some(towpath_migrator::api::MigrationMode::Auto),
+        max_pause_ms: Some(200),
         link: LinkState::Up,
-        silent_ms: None,
-        blocked_ms: None,
-        attempts: 1,
-        round: 2,
-        rounds: 1,
+        attempts: Some(1),
+        round: Some(2),
+        rounds: Some(1),
+        blocks_left: 1024,
+        wire_bytes: Some(90 << 20),
+        goodput_bytes_per_second: Some(11_500_000),
+        dirty_bytes_per_second: Some(2 << 20),
+        eta_ms: Some(3100),
+        predicted_pause_ms: Some(80),
+        ..received(ids, Role::Source, sites, phase)
+    }
+}
+
+/// The same at its target.
+pub(crate) fn migration_at_target(phase: Phase) -> MigrationView {
+    let ids = (MigrationId(5), "a".parse().unwrap());
+    let sites = ("edge".parse().unwrap(), "region".parse().unwrap());
+    received(ids, Role::Target, sites, phase)
+}
+
+/// What either side knows.
+fn received(
+    ids: (MigrationId, Name),
+    role: Role,
+    sites: (Name, Name),
+    phase: Phase,
+) -> MigrationView {
+    MigrationView {
+        link: LinkState::Up,
         blocks_total: 65_536,
         blocks_left: 1024,
         raw_bytes: 300 << 20,
-        wire_bytes: 90 << 20,
-        goodput_bytes_per_second: 11_500_000,
-        dirty_bytes_per_second: 2 << 20,
-        eta_ms: Some(3100),
-        predicted_pause_ms: Some(80),
-        pause_reported_ms: None,
         total_ms: 24_000,
-        demand_fetches: 0,
-        demand_p50_ms: None,
-        demand_p99_ms: None,
-        switch_reason: None,
-        decisions: Vec::new(),
-        error: None,
         started_unix_ms: 1_700_000_000_000,
-        finished_unix_ms: None,
+        ..MigrationView::begun(ids, role, sites, phase)
     }
 }
 
@@ -199,8 +206,8 @@ impl Host for Notebook {
         let view = MigrationView {
             guest: request.guest,
             to: request.site,
-            mode: request.mode,
-            max_pause_ms: request.max_pause_ms,
+            mode: Some(request.mode),
+            max_pause_ms: Some(request.max_pause_ms),
             rate: request.rate,
             ..migration(Phase::Preparing)
         };

@@ -108,40 +108,17 @@ impl Host for Notebook {
 
     fn migrate(&self, request: MigrationRequest) -> Result<MigrationView, Fault> {
         self.guest(&request.guest)?;
+        let ids = (MigrationId(5), request.guest);
+        let sites = ("edge".parse().unwrap(), request.site);
         let view = MigrationView {
-            id: MigrationId(5),
-            guest: request.guest,
-            role: Role::Source,
-            from: "edge".parse().unwrap(),
-            to: request.site,
-            mode: request.mode,
-            max_pause_ms: request.max_pause_ms,
+            mode: Some(request.mode),
+            max_pause_ms: Some(request.max_pause_ms),
             rate: request.rate,
-            phase: Phase::Preparing,
             link: LinkState::Up,
-            silent_ms: None,
-            blocked_ms: None,
-            attempts: 1,
-            round: 0,
-            rounds: 0,
+            attempts: Some(1),
             blocks_total: 256,
             blocks_left: 256,
-            raw_bytes: 0,
-            wire_bytes: 0,
-            goodput_bytes_per_second: 0,
-            dirty_bytes_per_second: 0,
-            eta_ms: None,
-            predicted_pause_ms: None,
-            pause_reported_ms: None,
-            total_ms: 0,
-            demand_fetches: 0,
-            demand_p50_ms: None,
-            demand_p99_ms: None,
-            switch_reason: None,
-            decisions: Vec::new(),
-            error: None,
-            started_unix_ms: 0,
-            finished_unix_ms: None,
+            ..MigrationView::begun(ids, Role::Source, sites, Phase::Preparing)
         };
         self.migrations.lock().unwrap().push(view.clone());
         Ok(view)
@@ -291,7 +268,8 @@ async fn a_move_is_watched_to_its_end() {
             .unwrap();
         let body = json!({"guest": "a", "site": "region"});
         let view: MigrationView = client.post("/v1/migrations", &body).await.unwrap();
-        assert_eq!((view.max_pause_ms, view.mode), (200, MigrationMode::Auto));
+        assert_eq!(view.max_pause_ms, Some(200));
+        assert_eq!(view.mode, Some(MigrationMode::Auto));
         let path = format!("/v1/migrations/{}/watch", view.id);
         let mut stream = client.follow::<MigrationView>(&path).await.unwrap();
         assert_eq!(stream.next().await.unwrap(), Some(view.clone()));

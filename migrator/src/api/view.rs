@@ -509,10 +509,10 @@ pub struct MigrationView {
     /// The site it goes to.
     #[schema(value_type = String)]
     pub to: Name,
-    /// Which stages may be used.
-    pub mode: MigrationMode,
-    /// Longest pause that is accepted.
-    pub max_pause_ms: u32,
+    /// Which stages may be used; its source knows that.
+    pub mode: Option<MigrationMode>,
+    /// Longest pause that is accepted; its source knows that.
+    pub max_pause_ms: Option<u32>,
     /// Cap on its own rate, in bits per second.
     pub rate: Option<u64>,
     /// Where it stands.
@@ -524,24 +524,24 @@ pub struct MigrationView {
     pub silent_ms: Option<u64>,
     /// How long the guest has been held without an answer from the target, if it is.
     pub blocked_ms: Option<u64>,
-    /// Handover attempts begun.
-    pub attempts: u32,
-    /// The round that is going out, from 1.
-    pub round: u32,
-    /// Rounds finished.
-    pub rounds: u32,
+    /// Handover attempts begun; its source knows that.
+    pub attempts: Option<u32>,
+    /// The round that is going out, from 1; its source knows that.
+    pub round: Option<u32>,
+    /// Rounds finished; its source knows that.
+    pub rounds: Option<u32>,
     /// Blocks of the guest.
     pub blocks_total: u64,
     /// Blocks still to go in this round, or still missing after the switch.
     pub blocks_left: u64,
     /// Guest bytes carried, every repetition counted.
     pub raw_bytes: u64,
-    /// Bytes those took on the lanes, packed.
-    pub wire_bytes: u64,
-    /// Guest bytes carried each second.
-    pub goodput_bytes_per_second: u64,
-    /// Guest bytes dirtied each second.
-    pub dirty_bytes_per_second: u64,
+    /// Bytes those took on the lanes, packed; its source knows that.
+    pub wire_bytes: Option<u64>,
+    /// Guest bytes carried each second; its source knows that.
+    pub goodput_bytes_per_second: Option<u64>,
+    /// Guest bytes dirtied each second; its source knows that.
+    pub dirty_bytes_per_second: Option<u64>,
     /// Time until the move is done, if it goes on like this.
     pub eta_ms: Option<u64>,
     /// The pause if the guest were switched now.
@@ -566,6 +566,53 @@ pub struct MigrationView {
     pub started_unix_ms: u64,
     /// When it ended.
     pub finished_unix_ms: Option<u64>,
+}
+
+impl MigrationView {
+    /// A move of which no more is known than this.
+    #[must_use]
+    pub fn begun(
+        (id, guest): (MigrationId, Name),
+        role: Role,
+        (from, to): (Name, Name),
+        phase: Phase,
+    ) -> Self {
+        Self {
+            id,
+            guest,
+            role,
+            from,
+            to,
+            mode: None,
+            max_pause_ms: None,
+            rate: None,
+            phase,
+            link: LinkState::Down,
+            silent_ms: None,
+            blocked_ms: None,
+            attempts: None,
+            round: None,
+            rounds: None,
+            blocks_total: 0,
+            blocks_left: 0,
+            raw_bytes: 0,
+            wire_bytes: None,
+            goodput_bytes_per_second: None,
+            dirty_bytes_per_second: None,
+            eta_ms: None,
+            predicted_pause_ms: None,
+            pause_reported_ms: None,
+            total_ms: 0,
+            demand_fetches: 0,
+            demand_p50_ms: None,
+            demand_p99_ms: None,
+            switch_reason: None,
+            decisions: Vec::new(),
+            error: None,
+            started_unix_ms: 0,
+            finished_unix_ms: None,
+        }
+    }
 }
 
 /// Moves of a host.

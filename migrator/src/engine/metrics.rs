@@ -348,7 +348,7 @@ impl Metrics {
         set(&self.data_remaining_bytes, left);
         let carried = board.moves.values().map(|view| view.raw_bytes).sum();
         set(&self.data_processed_bytes, carried);
-        let dirtied = open().map(|view| view.dirty_bytes_per_second).sum();
+        let dirtied = open().filter_map(|view| view.dirty_bytes_per_second).sum();
         set(&self.dirty_bytes_per_second, dirtied);
         let fetching = open().filter(|view| view.phase == Phase::Fetching);
         set(

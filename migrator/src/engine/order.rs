@@ -11,9 +11,7 @@ use towpath_protocol::plan::{Mode, Policy};
 use tracing::warn;
 
 use super::ground::{Ground, file_name, unix_ms};
-use crate::api::{
-    ErrorView, LinkState, MigrationMode, MigrationRequest, MigrationView, Phase, Role,
-};
+use crate::api::{ErrorView, MigrationMode, MigrationRequest, MigrationView, Phase, Role};
 
 /// The file that remembers a move, so that a restarted migrator goes on with it.
 const MOVE_FILE: &str = "move.json";
@@ -132,40 +130,22 @@ impl Order {
 
     /// The move before anything is known of it but the order.
     pub(super) fn view(&self, ground: &Ground, phase: Phase) -> MigrationView {
+        let sites = (ground.shared.host.site.clone(), self.target.site.clone());
+        let guest = self.request.guest.clone();
         MigrationView {
-            id: self.id,
-            guest: self.request.guest.clone(),
-            role: Role::Source,
-            from: ground.shared.host.site.clone(),
-            to: self.target.site.clone(),
-            mode: self.request.mode,
-            max_pause_ms: self.request.max_pause_ms,
+            mode: Some(self.request.mode),
+            max_pause_ms: Some(self.request.max_pause_ms),
             rate: self.request.rate,
-            phase,
-            link: LinkState::Down,
-            silent_ms: None,
-            blocked_ms: None,
-            attempts: self.attempts,
-            round: 0,
-            rounds: 0,
-            blocks_total: 0,
-            blocks_left: 0,
-            raw_bytes: 0,
-            wire_bytes: 0,
-            goodput_bytes_per_second: 0,
-            dirty_bytes_per_second: 0,
-            eta_ms: None,
-            predicted_pause_ms: None,
-            pause_reported_ms: None,
+            attempts: Some(self.attempts),
+            round: Some(0),
+            rounds: Some(0),
+            wire_bytes: Some(0),
+            goodput_bytes_per_second: Some(0),
+            dirty_bytes_per_second: Some(0),
             total_ms: unix_ms().saturating_sub(self.started_unix_ms),
-            demand_fetches: 0,
-            demand_p50_ms: None,
-            demand_p99_ms: None,
-            switch_reason: None,
-            decisions: Vec::new(),
-            error: None,
             started_unix_ms: self.started_unix_ms,
             finished_unix_ms: phase.is_finished().then(unix_ms),
+            ..MigrationView::begun((self.id, guest), Role::Source, sites, phase)
         }
     }
 

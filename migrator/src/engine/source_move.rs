@@ -568,18 +568,18 @@ impl SourceMove {
             blocked_ms: is_held
                 .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
                 .flatten(),
-            round: progress.round_count,
-            rounds: progress.round_count,
+            round: Some(progress.round_count),
+            rounds: Some(progress.round_count),
             blocks_total: progress.block_count,
             blocks_left: progress.blocks_left,
             raw_bytes: progress.raw_bytes,
-            wire_bytes: progress.wire_bytes,
-            goodput_bytes_per_second: if is_flowing {
+            wire_bytes: Some(progress.wire_bytes),
+            goodput_bytes_per_second: Some(if is_flowing {
                 progress.goodput_bytes_per_second
             } else {
                 0
-            },
-            dirty_bytes_per_second: progress.dirty_bytes_per_second,
+            }),
+            dirty_bytes_per_second: Some(progress.dirty_bytes_per_second),
             eta_ms: progress.eta.filter(|_| is_flowing).map(milliseconds),
             predicted_pause_ms: progress.pause_predicted.map(milliseconds),
             pause_reported_ms: progress.pause_reported.map(milliseconds),

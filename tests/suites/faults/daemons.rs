@@ -38,7 +38,27 @@ fn an_undisturbed_move_arrives() {
         scene.begin(&guest, mode).unwrap();
         let rest = scene.arrives(&guest, &mut console).unwrap();
         println!("{mode:?}: {} ms", rest.moves[0].total_ms);
+        knows_only_its_own(&scene, &guest);
         scene.lab.forget_guest(&guest.name);
+    }
+}
+
+/// A target says nothing of what only a source measures.
+fn knows_only_its_own(scene: &Scene, guest: &Guest) {
+    let there = scene.lab.site(TARGET).moves(&guest.name).unwrap();
+    let shown = serde_json::to_value(&there[0]).unwrap();
+    assert!(there[0].raw_bytes > 0, "{shown}");
+    for figure in [
+        "mode",
+        "max_pause_ms",
+        "attempts",
+        "round",
+        "rounds",
+        "wire_bytes",
+        "goodput_bytes_per_second",
+        "dirty_bytes_per_second",
+    ] {
+        assert!(shown[figure].is_null(), "{figure}: {shown}");
     }
 }
 
@@ -179,7 +199,7 @@ fn fault_04_what_a_killed_target_has_received_is_not_sent_again() {
     site.start_migrator();
     let rest = scene.arrives(&guest, &mut console).unwrap();
     // Bytes are those of an attempt: begun anew within it, it would be half as much again at least.
-    assert_eq!(rest.moves[0].attempts, 1);
+    assert_eq!(rest.moves[0].attempts, Some(1));
     let (sent, whole) = (rest.moves[0].raw_bytes, guest.memory_mib << 20);
     assert!(sent * 4 < whole * 5, "{sent} bytes were sent for {whole}");
 }
@@ -202,7 +222,7 @@ fn t17_a_migrator_that_stops_reading_holds_a_move_up_and_not_its_guest() {
     assert_eq!(held.phase, Phase::Copying, "{held:?}");
     stopped.signal_migrator(Signal::CONT);
     let rest = scene.arrives(&guest, &mut console).unwrap();
-    assert_eq!(rest.moves[0].attempts, 1, "it goes on where it stood");
+    assert_eq!(rest.moves[0].attempts, Some(1), "it goes on where it stood");
 }
 
 /// So long that a switch lasts until the link is cut in the middle of it.

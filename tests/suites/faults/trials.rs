@@ -126,7 +126,7 @@ fn work(
                     tally.virtual_count += 1;
                     tally.virtual_hit_count += u64::from(outcome.has_hit);
                 }
-                let again = |view: &MigrationView| view.attempts > 1;
+                let again = |view: &MigrationView| view.attempts > Some(1);
                 let is_again = outcome.rest.moves.first().is_some_and(again);
                 tally.again_count += u64::from(is_again);
                 tally.took_ms.push(begun.elapsed().as_millis());

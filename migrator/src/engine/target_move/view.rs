@@ -4,7 +4,7 @@ use towpath_protocol::fault::Code;
 use towpath_protocol::target::{Outcome, Stage};
 
 use super::TargetMove;
-use crate::api::{ErrorView, LinkState, MigrationMode, MigrationView, Phase, Role};
+use crate::api::{ErrorView, LinkState, MigrationView, Phase, Role};
 use crate::engine::ground::{Ground, milliseconds, now, unix_ms};
 
 impl TargetMove {
@@ -15,44 +15,25 @@ impl TargetMove {
         let progress = self.machine.progress();
         let (phase, error) = self.phase();
         let total: u64 = prepare.spaces.iter().map(|space| space.block_count).sum();
+        let sites = (setup.source.site.clone(), ground.shared.host.site.clone());
+        let guest = prepare.name.clone();
         Some(MigrationView {
-            id: setup.migration,
-            guest: prepare.name.clone(),
-            role: Role::Target,
-            from: setup.source.site.clone(),
-            to: ground.shared.host.site.clone(),
-            mode: MigrationMode::Auto,
-            max_pause_ms: 0,
-            rate: None,
-            phase,
             link: if self.machine.is_link_up() {
                 LinkState::Up
             } else {
                 LinkState::Down
             },
-            silent_ms: None,
-            blocked_ms: None,
-            attempts: 1,
-            round: 0,
-            rounds: 0,
             blocks_total: total,
             blocks_left: total - self.machine.present_count().min(total),
             raw_bytes: self.raw_bytes,
-            wire_bytes: 0,
-            goodput_bytes_per_second: 0,
-            dirty_bytes_per_second: 0,
-            eta_ms: None,
-            predicted_pause_ms: None,
-            pause_reported_ms: None,
             total_ms: milliseconds(now().since(self.begun_at)),
             demand_fetches: progress.demand_count,
             demand_p50_ms: quantile_ms(&self.latencies_us, 50),
             demand_p99_ms: quantile_ms(&self.latencies_us, 99),
-            switch_reason: None,
-            decisions: Vec::new(),
             error,
             started_unix_ms: self.begun_unix_ms,
             finished_unix_ms: phase.is_finished().then(unix_ms),
+            ..MigrationView::begun((setup.migration, guest), Role::Target, sites, phase)
         })
     }
 
