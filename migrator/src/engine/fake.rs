@@ -1,8 +1,9 @@
 //! A guest's process as far as a worker sees one: a thread that answers, or keeps silent.
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(super) struct Standing {
     pub(super) is_armed: bool,
     /// Does not stop when it is told to.
     pub(super) stops_never: bool,
+    /// Its memory can be written, and not read.
+    pub(super) is_unreadable: bool,
     /// Its guest has crashed.
     pub(super) has_crashed: bool,
     pub(super) run_count: u32,
@@ -55,6 +58,12 @@ impl Fake {
             rustix::fs::ftruncate(&memory, config.memory_bytes).unwrap();
             let seals = SealFlags::SHRINK | SealFlags::GROW;
             rustix::fs::fcntl_add_seals(&memory, seals).unwrap();
+            let memory = if shared.lock().unwrap().is_unreadable {
+                let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+                OwnedFd::from(File::options().write(true).open(path).unwrap())
+            } else {
+                memory
+            };
             let memory = Arc::new(memory);
             while let Ok(connection) = rustix::net::accept(&socket) {
                 let (config, memory) = (config.clone(), Arc::clone(&memory));

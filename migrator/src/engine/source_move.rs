@@ -32,6 +32,9 @@ use crate::lane::LaneWriter;
 /// Interval at which the codec is told what the link carries.
 const LINK_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Wait before a demanded block that could not be read is read again: only who touched it waits for that.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Guest memory as the codec reads it, or why it cannot: it was lost after the commit, or its process has not handed
 /// it over yet.
 #[derive(Debug)]
@@ -98,6 +101,9 @@ pub(super) struct SourceMove {
     urgent: Encoder,
     urgent_chunk: EncodedChunk,
     urgent_frame: Vec<u8>,
+    /// Demanded blocks that could not be read; each is here once, for it is asked for once on the same lanes.
+    unread: Vec<ChunkOrder>,
+    read_again_at: Option<Instant>,
     /// Number of the lanes asked for last.
     link: u64,
     /// Why there are none, as it was logged last: an outage tries ten times a second.
@@ -169,6 +175,8 @@ impl SourceMove {
             urgent,
             urgent_chunk: EncodedChunk::new(),
             urgent_frame: Vec::new(),
+            unread: Vec::new(),
+            read_again_at: None,
             link: 0,
             no_lanes: None,
             judge: Judge::default(),
@@ -229,7 +237,8 @@ impl SourceMove {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.machine.deadline()
+        let own = [self.machine.deadline(), self.read_again_at];
+        own.into_iter().flatten().min()
     }
 
     pub(super) const fn ownership(&self) -> &Ownership {
@@ -255,6 +264,7 @@ impl SourceMove {
                 ground.shared.refused(&self.order.target, fault);
             }
         }
+        self.read_again(ground);
         self.carry_out(ground);
         let after = self.machine.stage();
         if after != before {
@@ -336,6 +346,9 @@ impl SourceMove {
             Action::CancelChunks => {
                 ground.close_link();
                 self.outbox.cancel();
+                // What is still missed is asked for anew.
+                self.unread.clear();
+                self.read_again_at = None;
             }
             Action::StopTracking => {
                 if let Some(process) = &mut ground.process {
@@ -462,7 +475,7 @@ impl SourceMove {
             return Ok(());
         }
         self.urgent_frame.clear();
-        self.urgent.encode_urgent(
+        let packed = self.urgent.encode_urgent(
             self.reader.as_ref(),
             &job,
             Level::Lz4,
@@ -471,7 +484,10 @@ impl SourceMove {
                 self.urgent_frame.extend_from_slice(chunk.frame());
                 Ok(())
             },
-        )?;
+        );
+        if let Err(fault) = packed {
+            return self.hold_back(order, fault);
+        }
         let Some(link) = &mut ground.link else {
             return Ok(());
         };
@@ -484,6 +500,32 @@ impl SourceMove {
             ground.mailbox.send(Input::LaneLost { link, lane, fault });
         }
         Ok(())
+    }
+
+    /// A block that cannot be read keeps those waiting that touched it, and no other: the lanes stay.
+    fn hold_back(&mut self, order: &ChunkOrder, fault: Fault) -> Result<(), Fault> {
+        if fault.code != Code::Io {
+            return Err(fault);
+        }
+        if self.unread.is_empty() {
+            warn!(migration = %self.order.id, %fault, "a block that is waited for is read again later");
+        }
+        self.unread.push(order.clone());
+        self.read_again_at
+            .get_or_insert_with(|| now() + READ_AGAIN_AFTER);
+        Ok(())
+    }
+
+    fn read_again(&mut self, ground: &mut Ground) {
+        if self.read_again_at.take_if(|at| *at <= now()).is_none() {
+            return;
+        }
+        for order in std::mem::take(&mut self.unread) {
+            if let Err(fault) = self.send_chunk(ground, &order) {
+                self.tell(Event::Failed(fault));
+                return;
+            }
+        }
     }
 
     fn sample_link(&mut self) {

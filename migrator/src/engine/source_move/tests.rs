@@ -74,3 +74,37 @@ fn a_guest_that_does_not_stop_in_time_is_no_failure_and_one_that_crashed_is() {
         assert_eq!(code, has_crashed.then_some(Code::Guest));
     }
 }
+
+#[test]
+fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let standing = Standing {
+        is_unreadable: true,
+        ..Standing::default()
+    };
+    let _process = Fake::start(&ground, standing);
+    ground.adopt_process(PATIENCE).unwrap();
+    let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    let demanded = ChunkOrder {
+        is_urgent: true,
+        generation: 1,
+        space: towpath_protocol::space::MEMORY,
+        runs: vec![BlockRun { start: 3, count: 1 }],
+        is_zero: false,
+    };
+    let sent = going.act(&mut ground, Action::SendChunk(demanded));
+    sent.expect("the lanes are not dropped for it");
+    let due = going.deadline().expect("it is read again");
+    for turn in 0..2 {
+        going.read_again_at = Some(now());
+        going.read_again(&mut ground);
+        assert_eq!(going.unread.len(), 1, "turn {turn}");
+    }
+    assert!(going.deadline() >= Some(due));
+    // Who asks on other lanes asks for it anew.
+    going.act(&mut ground, Action::CancelChunks).unwrap();
+    assert!(going.unread.is_empty() && going.read_again_at.is_none());
+}
