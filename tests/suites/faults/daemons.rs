@@ -48,6 +48,7 @@ fn knows_only_its_own(scene: &Scene, guest: &Guest) {
     let there = scene.lab.site(TARGET).moves(&guest.name).unwrap();
     let shown = serde_json::to_value(&there[0]).unwrap();
     assert!(there[0].raw_bytes > 0, "{shown}");
+    assert_eq!(there[0].blocks_left, 0, "{shown}");
     for figure in [
         "mode",
         "max_pause_ms",

@@ -24,7 +24,10 @@ impl TargetMove {
                 LinkState::Down
             },
             blocks_total: total,
-            blocks_left: total - self.machine.present_count().min(total),
+            blocks_left: match phase {
+                Phase::Done => 0,
+                _ => total - self.machine.present_count().min(total),
+            },
             raw_bytes: self.raw_bytes,
             total_ms: milliseconds(now().since(self.begun_at)),
             demand_fetches: progress.demand_count,
