@@ -10,12 +10,14 @@
 //! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
 //! history always gives the same forecast. An hour that cannot be like the others (an outage) pulls by
 //! at most `PULL_MAX` spreads. If the residuals stay on one side for long enough the level has
-//! shifted: it jumps to where they are, and the profile, which is relative to it, stays.
+//! shifted: it jumps to where they are, and the profile, which is relative to it, stays. Where such jumps
+//! were taken back within days, as after events and holidays, the next one takes more.
 
 pub(crate) mod errors;
 pub(crate) mod hazard;
 mod lead;
 mod profile;
+mod weeks;
 
 use std::collections::VecDeque;
 
@@ -23,6 +25,7 @@ use crate::band::Band;
 use hazard::Hazard;
 use lead::{Lead, Learnt};
 use profile::Profile;
+use weeks::Weeks;
 
 /// Hours of a week, Monday 00:00 first.
 pub const WEEK_HOURS: usize = 168;
@@ -51,7 +54,7 @@ const SPREAD_MIN: f64 = 0.005;
 /// Hours that a level which has just jumped is worth: those it was jumped for.
 const SETTLED_AT_JUMP: u64 = 6;
 
-/// An hour that carried less than this share of what was expected is an outage.
+/// An hour that carried less than this share of what was expected, and of what it mostly does, is an outage.
 const OUTAGE_SHARE: f64 = 0.1;
 
 /// Longer than this no link carries next to nothing by chance: it is what it carries now. One that is away
@@ -90,6 +93,7 @@ pub struct Season {
     shift: Shift,
     hazard: Hazard,
     leads: Vec<Lead>,
+    weeks: Weeks,
 }
 
 /// The last standardised residuals, newest first; unknown hours have none.
@@ -135,6 +139,7 @@ impl Season {
             shift: Shift::default(),
             hazard: Hazard::default(),
             leads: LEADS.map(Lead::new).into(),
+            weeks: Weeks::default(),
         }
     }
 
@@ -167,7 +172,13 @@ impl Season {
         for lead in &mut self.leads {
             lead.score(rate, &tails);
         }
-        if self.is_outage(rate / self.level, expected) {
+        // The mean of few weeks leans on other days: an hour that is always nearly empty is no outage.
+        let usual = self
+            .weeks
+            .middle(here)
+            .map_or(expected, |middle| middle / self.level);
+        self.weeks.observe(here, rate);
+        if self.is_outage(rate / self.level, expected.min(usual)) {
             self.residuals.push(None);
             self.predict_all();
             return;
@@ -235,7 +246,11 @@ impl Season {
     /// The level has shifted: the last residuals become what they are against the new one.
     fn jump(&mut self, jump: Jump) {
         self.settled_count = SETTLED_AT_JUMP;
-        self.hazard.observe(jump.factor);
+        if jump.is_undoing {
+            self.hazard.forget_newest();
+        } else {
+            self.hazard.observe(jump.factor);
+        }
         self.leads.iter_mut().for_each(Lead::cross);
         self.profile.loosen();
         self.level = (self.level * jump.factor).clamp(LEVEL_MIN, LEVEL_MAX);
@@ -295,6 +310,16 @@ pub(crate) fn hours(count: usize) -> f64 {
 #[derive(Debug, Clone, Copy, Default)]
 struct Shift {
     sides: [Side; 2],
+    newest: Option<Newest>,
+    /// Jumps that the next one took back within days; they fade.
+    undone: f64,
+}
+
+/// The newest jump: the logarithm of its factor, and how long it has held.
+#[derive(Debug, Clone, Copy)]
+struct Newest {
+    size: f64,
+    hours_ago: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -312,6 +337,8 @@ struct Jump {
     factor: f64,
     residual: f64,
     hours: usize,
+    /// It takes back the one before: neither was a shift.
+    is_undoing: bool,
 }
 
 impl Shift {
@@ -319,11 +346,22 @@ impl Shift {
     const SLACK: f64 = 2.5;
     /// Evidence in one hour at most, so that no shift is made of less than three hours.
     const HOUR_MAX: f64 = 8.0;
-    /// Evidence that makes a shift.
+    /// Evidence that makes a shift where none was undone, and how much more each that was makes it take:
+    /// after one, a day of hours like nothing before.
     const ENOUGH: f64 = 16.0;
+    const MORE_EACH: f64 = 4.0;
+    /// A jump back so soon undoes the one before.
+    const UNDONE_HOURS_MAX: u32 = 72;
+    /// How much of that is remembered an hour later: half a year.
+    const MEMORY: f64 = 1.0 - 1.0 / 4368.0;
 
     /// Takes an hour's residual, and what it carried and should have as shares of the level.
     fn observe(&mut self, residual: f64, share: f64, expected: f64) -> Option<Jump> {
+        self.undone *= Self::MEMORY;
+        if let Some(newest) = &mut self.newest {
+            newest.hours_ago = newest.hours_ago.saturating_add(1);
+        }
+        let enough = Self::ENOUGH * (1.0 + Self::MORE_EACH * self.undone);
         let mut jump = None;
         for (side, sign) in self.sides.iter_mut().zip([1.0, -1.0]) {
             let evidence = (sign * residual - Self::SLACK).min(Self::HOUR_MAX);
@@ -334,18 +372,33 @@ impl Shift {
             side.hours += 1;
             if side.evidence <= 0.0 {
                 *side = Side::default();
-            } else if side.evidence >= Self::ENOUGH {
+            } else if side.evidence >= enough {
                 jump = Some(Jump {
                     factor: (side.shares / side.expected.max(0.1)).max(0.05),
                     residual: side.residuals / hours(side.hours),
                     hours: side.hours,
+                    is_undoing: false,
                 });
             }
         }
-        if jump.is_some() {
-            *self = Self::default();
+        if let Some(jump) = &mut jump {
+            jump.is_undoing = self.note(jump.factor.ln());
         }
         jump
+    }
+
+    /// Notes a jump, begins to look for the next, and tells whether it takes most of the one before back.
+    fn note(&mut self, size: f64) -> bool {
+        let is_undone = |newest: Newest| {
+            let left = (newest.size + size).abs();
+            newest.hours_ago <= Self::UNDONE_HOURS_MAX && left < newest.size.abs() / 2.0
+        };
+        let is_undoing = self.newest.is_some_and(is_undone);
+        self.undone += f64::from(u8::from(is_undoing));
+        let hours_ago = 0;
+        self.newest = Some(Newest { size, hours_ago });
+        self.sides = [Side::default(); 2];
+        is_undoing
     }
 }
 

@@ -85,6 +85,13 @@ impl Hazard {
         self.sizes.push_front(self.newest.abs());
     }
 
+    /// The newest shift was none: the level is back where it was.
+    pub(super) fn forget_newest(&mut self) {
+        self.count = (self.count - 1.0).max(0.0);
+        self.newest = 0.0;
+        self.sizes.pop_front();
+    }
+
     /// What shifts from this level mean for an hour that is expected to carry so many spreads.
     pub(super) fn tails(&self, level: f64, expected: f64) -> Tails {
         let seen = self.sizes.iter().map(|size| (*size, 1.0));
@@ -180,6 +187,16 @@ mod tests {
         assert_eq!(parts.sizes.len(), 1);
         assert!((parts.sizes[0] + 0.35_f64.ln()).abs() < 1e-9);
         assert_eq!(seen(&[(300, 0.7), (340, 0.5)], 600).sizes.len(), 2);
+    }
+
+    #[test]
+    fn a_shift_that_was_none_is_not_counted() {
+        let mut hazard = seen(&[(300, 0.5)], 310);
+        hazard.forget_newest();
+        assert_eq!(hazard.sizes.len(), 0);
+        let never = seen(&[], 310).tails(1e6, 5.0).chance(168);
+        let forgotten = hazard.tails(1e6, 5.0).chance(168);
+        assert!((forgotten - never).abs() < 1e-3, "{forgotten} and {never}");
     }
 
     #[test]

@@ -18,8 +18,9 @@ const DAY_COUNT_MAX: f64 = 30.0;
 /// Spread before anything is known: a third of the level.
 const SPREAD_UNKNOWN: f64 = 0.33;
 
-/// Hours that this is worth beside those seen.
+/// Hours that this is worth beside those seen, and those that the mean spread is worth beside one hour's own.
 const PRIOR_COUNT_SPREAD: f64 = 4.0;
+const PRIOR_COUNT_SPREAD_KIND: f64 = 6.0;
 
 /// The largest spread: beyond twice the level there is no more to be said than that nothing is known.
 const SPREAD_MAX: f64 = 2.0;
@@ -51,7 +52,7 @@ pub(super) struct Profile {
     week: Vec<Mean>,
     kind: Vec<Mean>,
     day: Vec<Mean>,
-    spread_day: Vec<Mean>,
+    spread_kind: Vec<Mean>,
     spread: Mean,
 }
 
@@ -62,7 +63,7 @@ impl Default for Profile {
             week: means(WEEK_HOURS),
             kind: means(KIND_COUNT * DAY_HOURS),
             day: means(DAY_HOURS),
-            spread_day: means(DAY_HOURS),
+            spread_kind: means(KIND_COUNT * DAY_HOURS),
             spread: Mean::default(),
         }
     }
@@ -79,8 +80,8 @@ impl Profile {
     /// How far that hour strays from it, as a share of the level.
     pub(super) fn spread(&self, hour: usize) -> f64 {
         let all = self.spread_mean();
-        let day = self.spread_day[hour % DAY_HOURS].beside(all, 6.0);
-        day.clamp(SPREAD_MIN, SPREAD_MAX)
+        let kind = self.spread_kind[kind_of(hour)].beside(all, PRIOR_COUNT_SPREAD_KIND);
+        kind.clamp(SPREAD_MIN, SPREAD_MAX)
     }
 
     /// How far hours stray on average.
@@ -94,7 +95,7 @@ impl Profile {
         let means = self.week.iter_mut().map(|mean| (mean, 1.0));
         let means = means.chain(self.kind.iter_mut().map(|mean| (mean, 2.0)));
         let means = means.chain(self.day.iter_mut().map(|mean| (mean, 2.0)));
-        let means = means.chain(self.spread_day.iter_mut().map(|mean| (mean, 3.0)));
+        let means = means.chain(self.spread_kind.iter_mut().map(|mean| (mean, 3.0)));
         for (mean, count_max) in means {
             mean.count = mean.count.min(count_max);
         }
@@ -107,10 +108,10 @@ impl Profile {
         self.week[hour].observe(value, WEEK_COUNT_MAX);
         self.kind[kind_of(hour)].observe(value, KIND_COUNT_MAX);
         self.day[hour % DAY_HOURS].observe(value, DAY_COUNT_MAX);
-        let most = 4.0 * self.spread_mean();
+        let most = 4.0 * self.spread(hour).max(self.spread_mean());
         let strayed = strayed.abs().min(most);
         self.spread.observe(strayed, 500.0);
-        self.spread_day[hour % DAY_HOURS].observe(strayed.max(SPREAD_MIN), 40.0);
+        self.spread_kind[kind_of(hour)].observe(strayed.max(SPREAD_MIN), 40.0);
     }
 }
 

@@ -129,6 +129,40 @@ fn a_link_that_stays_all_but_dead_is_believed_in_the_end() {
 }
 
 #[test]
+fn hours_that_are_always_nearly_empty_are_no_outages() {
+    // A railway station: a thousand times as much by day on working days.
+    let empty = |hour: usize| hour % WEEK_HOURS >= 120 || !(7..19).contains(&(hour % 24));
+    let now = 8 * WEEK_HOURS;
+    let season = season(now, |hour| {
+        let rate = if empty(hour) { 4e3 } else { 4e6 };
+        Hour::Rate(rate * rough(hour))
+    });
+    for target in 0..WEEK_HOURS {
+        let band = season.forecast(target + 1, target).unwrap();
+        if empty(target) {
+            assert!(band.p50 < 0.05 * 4e6, "{target}: {band:?}");
+        } else {
+            near(band.p50, 4e6, 0.2);
+        }
+    }
+}
+
+#[test]
+fn after_jumps_that_did_not_last_the_next_takes_more() {
+    let mut shift = Shift::default();
+    let mut jumps = |residual: f64, hour_count: usize| {
+        let share = if residual > 0.0 { 3.0 } else { 0.3 };
+        let mut jump = |_: usize| shift.observe(residual, share, 1.0).is_some();
+        (0..hour_count).filter(|hour| jump(*hour)).count()
+    };
+    assert_eq!(jumps(9.0, 3), 1, "three hours like nothing before");
+    assert_eq!(jumps(0.0, 10), 0);
+    assert_eq!(jumps(-9.0, 3), 1, "and back");
+    assert_eq!(jumps(9.0, 10), 0);
+    assert_eq!(jumps(9.0, 10), 1, "it stays all the same");
+}
+
+#[test]
 fn days_without_a_link_say_nothing_of_the_days_behind_them() {
     for (away, back) in [(62, 3), (120, 1), (120, 3), (120, 48), (14 * 24, 1)] {
         let now = 6 * WEEK_HOURS + away + back;
