@@ -10,8 +10,8 @@
 //! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
 //! history always gives the same forecast. An hour that cannot be like the others (an outage) pulls by
 //! at most `PULL_MAX` spreads. If the residuals stay on one side for long enough the level has
-//! shifted: it jumps to where they are, and the profile, which is relative to it, stays. Where such jumps
-//! were taken back within days, as after events and holidays, the next one takes more.
+//! shifted: it jumps to where they are, and the profile, which is relative to it, stays. A jump whose first
+//! day is nearer to the level before is taken back, as after events and holidays, and the next one takes more.
 
 pub(crate) mod errors;
 pub(crate) mod hazard;
@@ -311,15 +311,34 @@ pub(crate) fn hours(count: usize) -> f64 {
 struct Shift {
     sides: [Side; 2],
     newest: Option<Newest>,
-    /// Jumps that the next one took back within days; they fade.
+    /// Jumps that were taken back within days; they fade.
     undone: f64,
 }
 
-/// The newest jump: the logarithm of its factor, and how long it has held.
+/// The newest jump: the logarithm of its factor, how long ago it was, and what the hours since carried and should
+/// have, as shares of the level.
 #[derive(Debug, Clone, Copy)]
 struct Newest {
     size: f64,
     hours_ago: u32,
+    shares: f64,
+    expected: f64,
+}
+
+impl Newest {
+    const fn new(size: f64) -> Self {
+        Self {
+            size,
+            hours_ago: 0,
+            shares: 0.0,
+            expected: 0.0,
+        }
+    }
+
+    /// Whether a change of the level by so much takes most of this one back.
+    fn is_undone_by(&self, size: f64) -> bool {
+        (self.size + size).abs() < self.size.abs() / 2.0
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -350,7 +369,9 @@ impl Shift {
     /// after one, a day of hours like nothing before.
     const ENOUGH: f64 = 16.0;
     const MORE_EACH: f64 = 4.0;
-    /// A jump back so soon undoes the one before.
+    /// Every jump is on trial for a day: if that is nearer to the level before, the jump is taken back.
+    const TRIAL_HOURS: u32 = 24;
+    /// A jump back so soon undoes the one before, too.
     const UNDONE_HOURS_MAX: u32 = 72;
     /// How much of that is remembered an hour later: half a year.
     const MEMORY: f64 = 1.0 - 1.0 / 4368.0;
@@ -360,6 +381,18 @@ impl Shift {
         self.undone *= Self::MEMORY;
         if let Some(newest) = &mut self.newest {
             newest.hours_ago = newest.hours_ago.saturating_add(1);
+            newest.shares += share;
+            newest.expected += expected;
+            let size = (newest.shares / newest.expected.max(0.1)).max(0.05).ln();
+            if newest.hours_ago == Self::TRIAL_HOURS && newest.is_undone_by(size) {
+                let back = -newest.size;
+                return Some(Jump {
+                    factor: back.exp(),
+                    residual: 0.0,
+                    hours: 0,
+                    is_undoing: self.note(back),
+                });
+            }
         }
         let enough = Self::ENOUGH * (1.0 + Self::MORE_EACH * self.undone);
         let mut jump = None;
@@ -390,13 +423,11 @@ impl Shift {
     /// Notes a jump, begins to look for the next, and tells whether it takes most of the one before back.
     fn note(&mut self, size: f64) -> bool {
         let is_undone = |newest: Newest| {
-            let left = (newest.size + size).abs();
-            newest.hours_ago <= Self::UNDONE_HOURS_MAX && left < newest.size.abs() / 2.0
+            newest.hours_ago <= Self::UNDONE_HOURS_MAX && newest.is_undone_by(size)
         };
         let is_undoing = self.newest.is_some_and(is_undone);
         self.undone += f64::from(u8::from(is_undoing));
-        let hours_ago = 0;
-        self.newest = Some(Newest { size, hours_ago });
+        self.newest = Some(Newest::new(size));
         self.sides = [Side::default(); 2];
         is_undoing
     }

@@ -163,6 +163,19 @@ fn after_jumps_that_did_not_last_the_next_takes_more() {
 }
 
 #[test]
+fn a_jump_whose_first_day_is_like_the_days_before_is_taken_back() {
+    let mut shift = Shift::default();
+    let up = (0..3).find_map(|_| shift.observe(9.0, 4.0, 1.0)).unwrap();
+    assert!(!up.is_undoing);
+    // Against the level it jumped to, a quarter is not so little that these hours make a shift.
+    let back = (0..24).find_map(|_| shift.observe(-2.0, 0.25, 1.0));
+    let back = back.unwrap();
+    assert!(back.is_undoing);
+    near(back.factor, 1.0 / up.factor, 1e-9);
+    assert!((0..100).all(|_| shift.observe(0.0, 1.0, 1.0).is_none()));
+}
+
+#[test]
 fn days_without_a_link_say_nothing_of_the_days_behind_them() {
     for (away, back) in [(62, 3), (120, 1), (120, 3), (120, 48), (14 * 24, 1)] {
         let now = 6 * WEEK_HOURS + away + back;
