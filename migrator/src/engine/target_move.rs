@@ -309,6 +309,7 @@ impl TargetMove {
         self.carry_out(ground);
         let arrived_count = self.machine.progress().chunk_count;
         if let Some(fault) = self.judge.lane_ended(fault, arrived_count) {
+            self.shared.refused(&self.setup().source, &fault);
             // While there still are lanes to say why.
             self.handle(ground, Event::Failed(fault));
         }
@@ -410,9 +411,13 @@ impl TargetMove {
         let before = self.machine.stage();
         let stale_before = self.machine.progress().stale_chunk_count;
         let migration = self.machine.setup().migration;
+        // What fails here is no word of the source's, whatever its code.
+        let is_said = matches!(event, Event::Heard(..) | Event::Chunk { .. });
         if let Err(fault) = self.machine.handle(event, now()) {
             warn!(%migration, %fault, "move disturbed");
-            self.shared.refused(&self.machine.setup().source, &fault);
+            if is_said {
+                self.shared.refused(&self.machine.setup().source, &fault);
+            }
         }
         let stale = self.machine.progress().stale_chunk_count - stale_before;
         self.shared.metrics.stale_chunks(stale);
