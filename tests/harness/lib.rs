@@ -1,6 +1,7 @@
 //! Whole-system tests: the harness every suite shares.
 #![forbid(unsafe_code)]
 
+pub mod answerer;
 pub mod away;
 pub mod console;
 pub mod contention;

@@ -10,6 +10,7 @@ use crate::killed::SHOWN_WAIT;
 use crate::lab::Guest;
 use crate::scene::{SILENCE_EXTRA, SOURCE, Scene, TARGET};
 use crate::trial::Side;
+use crate::verdict::check_no_alarm;
 
 /// How long a migrator may live until it comes by the step at which it is to die.
 pub const STEP_WAIT: Duration = Duration::from_secs(20);
@@ -102,6 +103,7 @@ impl Scene {
             Way::Behind(_) => self.dies_behind(stop, (mode, guest))?,
         };
         self.arrives(guest, &mut console)?;
+        check_no_alarm(&self.lab)?;
         let silence = console
             .check_silence(
                 (begun_ns, monotonic_ns(), away.back_ns),

@@ -10,7 +10,7 @@ use crate::console::Console;
 use crate::lab::{Guest, Lab};
 use crate::random::Random;
 use crate::site::{LOOK_PAUSE, Place};
-use crate::verdict::{Rest, come_to_rest};
+use crate::verdict::{Rest, check_no_alarm, come_to_rest};
 use crate::watch::Watch;
 
 /// How long a disturbed move may take until all is at rest, on a busy machine.
@@ -83,20 +83,6 @@ impl Side {
             Self::Target => from.other(),
         }
     }
-}
-
-/// Hosts that do as they should alarm nobody, whatever befalls them.
-fn check_no_alarm(lab: &Lab) -> Result<(), String> {
-    for place in Place::ALL {
-        let [_, metrics] = lab.site(place).metrics().map_err(|why| why.cause)?;
-        let mut rejected = metrics
-            .lines()
-            .filter(|line| line.starts_with("towpath_handover_rejected_total{"));
-        if let Some(line) = rejected.find(|line| !line.ends_with(" 0")) {
-            return Err(format!("{place:?} was alarmed: {line}"));
-        }
-    }
-    Ok(())
 }
 
 /// What happens to the move.

@@ -162,6 +162,24 @@ pub fn wait_for_phase(
     }
 }
 
+/// Hosts that do as they should alarm nobody, whatever befalls them.
+///
+/// # Errors
+///
+/// Who was alarmed by what.
+pub fn check_no_alarm(lab: &Lab) -> Result<(), String> {
+    for place in Place::ALL {
+        let [_, metrics] = lab.site(place).metrics().map_err(|why| why.cause)?;
+        let mut rejected = metrics
+            .lines()
+            .filter(|line| line.starts_with("towpath_handover_rejected_total{"));
+        if let Some(line) = rejected.find(|line| !line.ends_with(" 0")) {
+            return Err(format!("{place:?} was alarmed: {line}"));
+        }
+    }
+    Ok(())
+}
+
 /// Looks until something is there; nothing if it is not there in time.
 pub fn wait_until<T>(wait: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + wait;

@@ -9,6 +9,8 @@
 )]
 #![forbid(unsafe_code)]
 
+#[path = "faults/answers.rs"]
+mod answers;
 #[path = "faults/daemons.rs"]
 mod daemons;
 #[path = "faults/guests.rs"]

@@ -16,7 +16,7 @@ use crate::api::{GuestState, MigrationView, Phase, Role};
 use crate::config::MetricsOptions;
 
 /// What no honest peer makes a host refuse: guests that are not its own, or no longer, and lies about them.
-const ALARMING: [Code; 8] = [
+const ALARMING: [Code; 9] = [
     Code::StaleEpoch,
     Code::DoubleOffer,
     Code::GuestExists,
@@ -25,6 +25,7 @@ const ALARMING: [Code; 8] = [
     Code::Conflict,
     Code::Range,
     Code::Meta,
+    Code::Unexpected,
 ];
 
 /// The metrics of one migrator.

@@ -22,13 +22,13 @@ use towpath_tests::site::Site;
 use towpath_tests::verdict::wait_until;
 
 /// How long it may take until something shows.
-const SHOWN_WAIT: Duration = Duration::from_secs(20);
+pub(crate) const SHOWN_WAIT: Duration = Duration::from_secs(20);
 
 /// How long a commit that was said may take to be obeyed, before it is said again.
 const COMMIT_WAIT: Duration = Duration::from_secs(2);
 
 /// A host of the other site.
-fn host(name: &str) -> HostIdentity {
+pub(crate) fn host(name: &str) -> HostIdentity {
     HostIdentity {
         trust_domain: "lab.towpath".parse().unwrap(),
         site: "edge".parse().unwrap(),
@@ -36,7 +36,7 @@ fn host(name: &str) -> HostIdentity {
     }
 }
 
-fn open(site: &Site, from: &str, guest: GuestId, attempt: u128) -> Peer {
+pub(crate) fn open(site: &Site, from: &str, guest: GuestId, attempt: u128) -> Peer {
     Peer::open(
         &site.service_socket(),
         &host(from),
@@ -47,7 +47,7 @@ fn open(site: &Site, from: &str, guest: GuestId, attempt: u128) -> Peer {
 }
 
 /// What a peer says a guest is.
-fn described(id: GuestId, name: &str, memory_mib: u64) -> GuestConfig {
+pub(crate) fn described(id: GuestId, name: &str, memory_mib: u64) -> GuestConfig {
     GuestConfig {
         id,
         name: name.parse().unwrap(),
@@ -64,7 +64,7 @@ fn described(id: GuestId, name: &str, memory_mib: u64) -> GuestConfig {
     }
 }
 
-fn offer(config: &GuestConfig, epoch: u64) -> Message {
+pub(crate) fn offer(config: &GuestConfig, epoch: u64) -> Message {
     Message::Prepare(Prepare {
         name: config.name.clone(),
         epoch: Epoch(epoch),
@@ -82,7 +82,7 @@ fn spaces(config: &GuestConfig) -> [SpaceInfo; 1] {
 }
 
 /// Words of peers that a site refused for a reason, as an alert is made of them; at least one.
-fn alarms(site: &Site, code: Code) -> u64 {
+pub(crate) fn alarms(site: &Site, code: Code) -> u64 {
     let series = format!(
         "towpath_handover_rejected_total{{code=\"{}\"}} ",
         code.as_str()
@@ -98,11 +98,11 @@ fn alarms(site: &Site, code: Code) -> u64 {
     counted.unwrap_or_else(|| panic!("nobody is alarmed by {code:?}"))
 }
 
-fn code(reason: &Reason) -> &str {
+pub(crate) fn code(reason: &Reason) -> &str {
     &reason.code
 }
 
-fn shown(site: &Site, guest: &Guest) -> GuestView {
+pub(crate) fn shown(site: &Site, guest: &Guest) -> GuestView {
     site.guest(&guest.name).unwrap().expect("it is shown")
 }
 
@@ -211,6 +211,21 @@ fn h02_an_offer_below_the_mark_is_refused_and_alarms() {
         }
     }
     assert_eq!(alarms(site, Code::StaleEpoch), 2);
+    // Nor is a commit obeyed of what was never offered under a newer one.
+    for (attempt, epoch) in (4..).zip([5, 4]) {
+        let mut stale = open(site, "box-7", id, attempt);
+        let commit = Message::Commit(Epoch(epoch), Root([1; 32]));
+        stale.say(Lane::Control, &commit).unwrap();
+        let told = stale.hear();
+        assert!(matches!(told, Some(Message::Mark(Epoch(5)))), "{told:?}");
+        match stale.hear() {
+            Some(Message::Refused(reason) | Message::Nack(reason)) => {
+                assert_eq!(code(&reason), Code::StaleEpoch.as_str());
+            }
+            word => panic!("{word:?}"),
+        }
+    }
+    assert_eq!(alarms(site, Code::StaleEpoch), 4);
 }
 
 #[test]

@@ -132,7 +132,8 @@ impl Worker {
         }
         self.end_if_over();
         match self.bars(&setup.source) {
-            Some(fault) if !self.is_decided(&setup) => {
+            // Where the guest is only busy it matters what is said: an offer is refused, a forged answer alarms.
+            Some(fault) if fault.code != Code::Busy && !self.is_decided(&setup) => {
                 self.ground.shared.refused(&setup.source, &fault);
                 refuse(&lane, &fault);
             }

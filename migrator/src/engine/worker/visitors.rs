@@ -138,8 +138,33 @@ impl Worker {
                     self.receive_from(visitor, lane, message);
                 }
             }
-            _ => {}
+            word => {
+                if let Some(word) = answer_in(&word) {
+                    let visitor = self.visitors.remove(index);
+                    self.forged(visitor, word);
+                }
+            }
         }
+    }
+
+    /// An answer came on lanes that its host has opened (H05). Answers count on those that were opened to the target
+    /// of their attempt, and one that comes late on lanes of an older attempt of ours is dropped with them: so no
+    /// honest host is heard here, whatever was lost, doubled or said again. Nothing changes of the guest.
+    fn forged(&self, mut visitor: Visitor, word: &str) {
+        let Setup {
+            source, attempt, ..
+        } = &visitor.setup;
+        let state = self
+            .role
+            .as_ref()
+            .map(|role| role.ownership().record().state.name());
+        let detail = format!(
+            "{source} answers {word} in attempt {attempt} on lanes that it opened; the guest is {} here",
+            state.unwrap_or("busy")
+        );
+        let fault = Fault::new(Code::Denied, detail);
+        self.ground.shared.refused(source, &fault);
+        visitor.say(&Message::Refused((&fault).into()));
     }
 
     /// What is said to a source about an attempt that was decided, whatever the guest is at since.
@@ -210,5 +235,17 @@ impl Worker {
         if is_answered {
             self.end_target();
         }
+    }
+}
+
+/// The name of a word that only the target of an attempt says, about whose the guest is.
+const fn answer_in(message: &Message) -> Option<&'static str> {
+    match message {
+        Message::Prepared(_) => Some("Prepared"),
+        Message::Ready(_) => Some("Ready"),
+        Message::Ack(_) => Some("Ack"),
+        Message::Nack(_) => Some("Nack"),
+        Message::Complete => Some("Complete"),
+        _ => None,
     }
 }
