@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towpath_daemon::config::{self, Check, Wrong};
 use towpath_daemon::log;
+use towpath_daemon::units::Span;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::size::Size;
@@ -15,6 +17,12 @@ pub const STATE_DIR_DEFAULT: &str = "/var/lib/towpath/migrator";
 
 /// Where a packaged migrator's sockets are.
 pub const RUN_DIR_DEFAULT: &str = "/run/towpath";
+
+/// Shortest wait for the first data of an offer: a few round trips, and a guest whose pages are being looked for.
+const OFFER_WAIT_MIN: Duration = Duration::from_secs(1);
+
+/// Longest: by then a guest that does not run yet is given up in any case.
+const OFFER_WAIT_MAX: Duration = Duration::from_mins(10);
 
 /// The configuration of one host's migrator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +91,8 @@ pub struct Limits {
     pub outgoing: u32,
     /// Guests that one peer may send at once.
     pub incoming_per_peer: u32,
+    /// How long an offer without data keeps its place: what a peer may hold of this host by words alone.
+    pub offer_wait: Span,
     /// Threads that pack, for each move. Each has so many blocks before and behind it as it needs.
     pub codec_threads: u32,
 }
@@ -92,6 +102,7 @@ impl Default for Limits {
         Self {
             outgoing: 4,
             incoming_per_peer: 4,
+            offer_wait: Span::new(Duration::from_mins(1)),
             codec_threads: 2,
         }
     }
@@ -254,6 +265,12 @@ impl Check for Config {
             let why = format!("is {memory} and must be {min} to {max}");
             return Err(Wrong::new("quota.memory", why));
         }
+        let (wait, least, most) = (self.limits.offer_wait, OFFER_WAIT_MIN, OFFER_WAIT_MAX);
+        if !(least..=most).contains(&wait.duration()) {
+            let (least, most) = (Span::new(least), Span::new(most));
+            let why = format!("is {wait} and must be {least} to {most}");
+            return Err(Wrong::new("limits.offer_wait", why));
+        }
         self.log.check()
     }
 }
@@ -317,6 +334,10 @@ mod tests {
             (
                 "[log]\nfilter = \"bogus=bogus\"",
                 [":5:1: log.filter: ", "bogus"],
+            ),
+            (
+                "[limits]\noffer_wait = \"1h\"",
+                [":5:1: limits.offer_wait: ", "1s to 10m"],
             ),
             ("[quota]\nmemory = \"lots\"", [":5:10: ", "not a size"]),
             ("[qouta]\nguests = 1", [":4:2: ", "did you mean `quota`?"]),

@@ -11,9 +11,6 @@ use crate::time::Instant;
 /// Most guests being received at a time, over all peers: bounds the table when guests are tiny.
 pub const OPEN_MAX: usize = 256;
 
-/// How long a place is kept for an attempt that has sent no data.
-pub const NO_DATA_TTL: Duration = Duration::from_secs(60);
-
 /// How long a place is kept for an attempt that has sent data and stopped: an outage of minutes is no
 /// reason to begin again from nothing, a day's is.
 pub const IDLE_TTL: Duration = Duration::from_secs(3600);
@@ -27,6 +24,8 @@ pub struct Quota {
     pub guest_count_max: usize,
     /// Guests one peer may be sending at a time: a peer that only says `Prepare` cannot hold more places.
     pub per_peer_count_max: usize,
+    /// How long a place is kept for an attempt that has sent no data.
+    pub offer_wait: Duration,
 }
 
 /// A guest that lives on the host.
@@ -59,19 +58,19 @@ struct Place {
 }
 
 impl Place {
-    fn expires(&self) -> Option<Instant> {
+    fn expires(&self, quota: &Quota) -> Option<Instant> {
         match self.holder {
             Holder::Peer {
                 has_data,
                 used_last,
                 ..
-            } => Some(used_last + if has_data { IDLE_TTL } else { NO_DATA_TTL }),
+            } => Some(used_last + if has_data { IDLE_TTL } else { quota.offer_wait }),
             Holder::Operator => None,
         }
     }
 
-    fn is_over(&self, now: Instant) -> bool {
-        self.expires().is_some_and(|at| at <= now)
+    fn is_over(&self, quota: &Quota, now: Instant) -> bool {
+        self.expires(quota).is_some_and(|at| at <= now)
     }
 
     fn is_of(&self, other: &HostIdentity) -> bool {
@@ -156,20 +155,20 @@ impl Admission {
         Ok(())
     }
 
-    /// Takes up the place of an attempt that was admitted before a restart and has sent data. What it may
-    /// was decided then.
+    /// Takes up the place of an attempt that was admitted before a restart, and had sent data or not. What it
+    /// may was decided then.
     pub fn readmit(
         &mut self,
         peer: &HostIdentity,
-        guest: GuestId,
-        attempt: AttemptId,
+        (guest, attempt): (GuestId, AttemptId),
         memory_bytes: u64,
+        has_data: bool,
         now: Instant,
     ) {
         let holder = Holder::Peer {
             peer: peer.clone(),
             attempt,
-            has_data: true,
+            has_data,
             used_last: now,
         };
         self.put(guest, holder, memory_bytes, now);
@@ -210,14 +209,15 @@ impl Admission {
     }
 
     fn place(&self, guest: GuestId, now: Instant) -> Option<&Place> {
-        self.places.get(&guest).filter(|place| !place.is_over(now))
+        let place = self.places.get(&guest);
+        place.filter(|place| !place.is_over(&self.quota, now))
     }
 
     /// The places of all guests but one.
     fn others(&self, guest: GuestId, now: Instant) -> impl Iterator<Item = &Place> {
         let places = self.places.iter();
         places
-            .filter(move |(id, place)| **id != guest && !place.is_over(now))
+            .filter(move |(id, place)| **id != guest && !place.is_over(&self.quota, now))
             .map(|(_, place)| place)
     }
 
@@ -254,7 +254,8 @@ impl Admission {
     }
 
     fn put(&mut self, guest: GuestId, holder: Holder, memory_bytes: u64, now: Instant) {
-        self.places.retain(|_, place| !place.is_over(now));
+        self.places
+            .retain(|_, place| !place.is_over(&self.quota, now));
         let place = Place {
             holder,
             memory_bytes,
@@ -293,20 +294,22 @@ impl Admission {
     pub fn expire(&mut self, now: Instant) -> Vec<(GuestId, AttemptId)> {
         let places = self.places.iter();
         let over = places
-            .filter(|(_, place)| place.is_over(now))
+            .filter(|(_, place)| place.is_over(&self.quota, now))
             .filter_map(|(guest, place)| match place.holder {
                 Holder::Peer { attempt, .. } => Some((*guest, attempt)),
                 Holder::Operator => None,
             })
             .collect();
-        self.places.retain(|_, place| !place.is_over(now));
+        self.places
+            .retain(|_, place| !place.is_over(&self.quota, now));
         over
     }
 
     /// When [`Admission::expire`] has something to do, if nothing changes.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.places.values().filter_map(Place::expires).min()
+        let places = self.places.values();
+        places.filter_map(|place| place.expires(&self.quota)).min()
     }
 
     /// Bytes of memory kept for guests that do not live here yet.
@@ -336,6 +339,7 @@ mod tests {
             memory_bytes_max,
             guest_count_max: 1000,
             per_peer_count_max: PER_PEER_MAX,
+            offer_wait: Duration::from_secs(60),
         })
     }
 
@@ -496,6 +500,7 @@ mod tests {
             memory_bytes_max: u64::MAX,
             guest_count_max: 3,
             per_peer_count_max: PER_PEER_MAX,
+            offer_wait: Duration::from_secs(60),
         });
         let living = [lives(1, u64::MAX / 2)];
         let edge = peer("a");
@@ -526,11 +531,20 @@ mod tests {
         let mut admission = room_for(64 * MIB);
         let count = PER_PEER_MAX as u128;
         for number in 0..count {
-            admission.readmit(&peer("a"), GuestId(number), AttemptId(number), MIB, at(0));
+            let attempt = (GuestId(number), AttemptId(number));
+            admission.readmit(&peer("a"), attempt, MIB, true, at(0));
         }
         let more = |admission: &mut Admission, name| admit(admission, name, 9, MIB, at(61));
         assert_eq!(more(&mut admission, "a"), Some(Code::Busy));
         admission.release(GuestId(0), AttemptId(0));
         assert_eq!(more(&mut admission, "a"), None);
+    }
+
+    #[test]
+    fn h10_a_restart_makes_no_data_of_an_offer_without() {
+        let mut admission = room_for(64 * MIB);
+        let attempt = (GuestId(1), AttemptId(1));
+        admission.readmit(&peer("a"), attempt, MIB, false, at(0));
+        assert_eq!(admission.deadline(), Some(at(60)));
     }
 }

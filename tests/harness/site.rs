@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
@@ -285,6 +285,31 @@ impl Site {
         if let Some(migrator) = self.migrator.take() {
             migrator.kill();
         }
+    }
+
+    /// Changes the migrator's configuration and starts it with that; one that runs is killed before.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn reconfigure_migrator(&mut self, change: impl FnOnce(&mut migrator::Config)) {
+        self.kill_migrator();
+        let file = &self.migrator_plan.config;
+        let mut config = migrator::Config::load(file).expect("the migrator's configuration");
+        change(&mut config);
+        write(file, &config);
+        self.start_migrator();
+    }
+
+    /// The migrator's process.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[must_use]
+    pub fn migrator_process(&self) -> Pid {
+        let migrator = self.migrator.as_ref().expect("a migrator");
+        migrator.id()
     }
 
     /// Stops both daemons as a package upgrade does.

@@ -19,6 +19,8 @@ mod guests;
 mod links;
 #[path = "faults/lost.rs"]
 mod lost;
+#[path = "faults/offers.rs"]
+mod offers;
 #[path = "faults/peers.rs"]
 mod peers;
 #[path = "faults/steps.rs"]

@@ -127,6 +127,7 @@ impl Shared {
             memory_bytes_max: config.quota.memory.bytes(),
             guest_count_max: config.quota.guests as usize,
             per_peer_count_max: config.limits.incoming_per_peer as usize,
+            offer_wait: config.limits.offer_wait.duration(),
         };
         let metrics = Metrics::new(config.metrics)?;
         Ok(Self {
@@ -230,11 +231,11 @@ impl Shared {
     pub(super) fn readmit(
         &self,
         source: &HostIdentity,
-        guest: GuestId,
-        attempt: AttemptId,
+        attempt: (GuestId, AttemptId),
         memory_bytes: u64,
+        has_data: bool,
     ) {
-        lock(&self.room).readmit(source, guest, attempt, memory_bytes, now());
+        lock(&self.room).readmit(source, attempt, memory_bytes, has_data, now());
     }
 
     /// Finds room for a guest that begins here. It is kept until the guest is shown as living, or does not

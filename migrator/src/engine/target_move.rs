@@ -38,9 +38,6 @@ const LATENCY_COUNT_MAX: usize = 65_536;
 /// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 
-/// An offer without data for so long, while lanes are open, loses its place, as admission counts.
-const DATA_WAIT: Duration = Duration::from_secs(60);
-
 /// Chunks acknowledged together: 4 MiB, a small part of any window that is filled faster than
 /// [`ACKNOWLEDGE_WAIT`] passes.
 const ACKNOWLEDGED_COUNT_MAX: usize = 64;
@@ -86,7 +83,6 @@ pub(super) struct TargetMove {
     outcome: Option<Outcome>,
     begun_at: Instant,
     begun_unix_ms: u64,
-    link_up_at: Instant,
     link_lost_at: Instant,
 }
 
@@ -116,7 +112,6 @@ impl TargetMove {
             outcome: None,
             begun_at: now(),
             begun_unix_ms: unix_ms(),
-            link_up_at: now(),
             link_lost_at: now(),
         }
     }
@@ -200,9 +195,12 @@ impl TargetMove {
         }
         // Last: an attempt that does not go on keeps no place, and a guest that lives here needs none.
         if !is_owned {
-            ground
-                .shared
-                .readmit(&source, ground.id, attempt, config.memory_bytes);
+            ground.shared.readmit(
+                &source,
+                (ground.id, attempt),
+                config.memory_bytes,
+                target.has_data(),
+            );
         }
         Ok(target)
     }
@@ -224,6 +222,15 @@ impl TargetMove {
         self.machine.progress().chunk_count > 0
     }
 
+    /// Whether anything of the guest is here; what an earlier migrator received counts.
+    pub(super) fn has_data(&self) -> bool {
+        self.machine.present_count() > 0
+    }
+
+    fn offer_wait(&self) -> Duration {
+        self.shared.config.limits.offer_wait.duration()
+    }
+
     /// Whether nothing was offered: it is only a last word that is missing.
     pub(super) const fn is_blank(&self) -> bool {
         self.machine.prepare().is_none()
@@ -240,9 +247,9 @@ impl TargetMove {
     fn patience(&self) -> Option<Instant> {
         match self.machine.stage() {
             Stage::Running | Stage::Over => None,
+            // As admission counts: neither words nor other lanes lengthen the stay of an offer.
+            _ if !self.has_data() => Some(self.begun_at + self.offer_wait()),
             _ if !self.machine.is_link_up() => Some(self.link_lost_at + ABANDONED_AFTER),
-            // What an earlier migrator received counts.
-            _ if self.machine.present_count() == 0 => Some(self.link_up_at + DATA_WAIT),
             _ => None,
         }
     }
@@ -276,7 +283,6 @@ impl TargetMove {
         self.chunk_readers = readers;
         match self.read_chunks(ground) {
             Ok(()) => {
-                self.link_up_at = now();
                 self.handle(ground, Event::LinkUp);
             }
             Err(fault) => {

@@ -125,7 +125,7 @@ fn codec_buffers(threads: u32) -> usize {
 }
 
 /// What shows that each key does what it says. One that is not here does nothing.
-const EFFECTS: [(&str, fn()); 5] = [
+const EFFECTS: [(&str, fn()); 6] = [
     ("quota.memory", || {
         let (_folder, shared) = host("[quota]\nmemory = \"8MiB\"");
         assert_eq!(begun(&shared, 3 * MIB), (2, Code::Quota));
@@ -144,6 +144,18 @@ const EFFECTS: [(&str, fn()); 5] = [
     ("limits.incoming_per_peer", || {
         let (_folder, shared) = host("[limits]\nincoming_per_peer = 7");
         assert_eq!(sent(&shared), (7, Code::Busy));
+    }),
+    ("limits.offer_wait", || {
+        let (_folder, shared) = host("[limits]\noffer_wait = \"1s\"\nincoming_per_peer = 1");
+        assert_eq!(sent(&shared), (1, Code::Busy));
+        let begun = std::time::Instant::now();
+        while shared
+            .admit(&order(1).target, GuestId(1), AttemptId(1), 1)
+            .is_err()
+        {
+            assert!(begun.elapsed() < PATIENCE, "its place is never free again");
+            std::thread::yield_now();
+        }
     }),
     ("limits.codec_threads", || {
         assert!(codec_buffers(4) > codec_buffers(2));

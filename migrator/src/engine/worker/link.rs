@@ -39,8 +39,10 @@ impl Worker {
                 drop(source.handle(&mut self.ground, event));
             }
             Some(Role::Target(target)) => {
-                let (guest, attempt) = (self.ground.id, target.setup().attempt);
-                self.ground.shared.touched(guest, attempt);
+                if target.has_data() {
+                    let (guest, attempt) = (self.ground.id, target.setup().attempt);
+                    self.ground.shared.touched(guest, attempt);
+                }
                 target.heard(&mut self.ground, lane, message);
                 self.remember_arrival();
             }
