@@ -124,16 +124,26 @@ fn load_unchecked(cert: &Path, key: &Path) -> rustls::sign::CertifiedKey {
 
 /// Runs a handshake to its end and passes one byte; gives each side's error.
 fn shake(client: ClientConfig, server: ServerConfig) -> (Result<(), Error>, Result<(), Error>) {
+    shake_through(client, server, |_, _| ())
+}
+
+/// The same with somebody on the path who may change what the client sends, flight by flight.
+fn shake_through(
+    client: ClientConfig,
+    server: ServerConfig,
+    change: impl Fn(usize, &mut Vec<u8>),
+) -> (Result<(), Error>, Result<(), Error>) {
     let name = "towpath.invalid".try_into().unwrap();
     let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
     let (mut at_client, mut at_server) = (Ok(()), Ok(()));
     client.writer().write_all(b"x").unwrap();
-    for _flight in 0..8 {
+    for flight in 0..8 {
         let mut wire = Vec::new();
         while client.wants_write() {
             client.write_tls(&mut wire).unwrap();
         }
+        change(flight, &mut wire);
         let mut unread = wire.as_slice();
         while !unread.is_empty() && at_server.is_ok() {
             server.read_tls(&mut unread).unwrap();
@@ -362,6 +372,39 @@ fn t14_a_client_that_speaks_tls_1_2_is_told_which_versions_are_spoken() {
     server.write_tls(&mut answer).unwrap();
     // A fatal alert: protocol_version.
     assert_eq!(&answer[answer.len() - 2..], [2, 70]);
+}
+
+/// Versions are offered under TLS: the one of the link by its ALPN, which both sides' last words of the handshake
+/// cover, those within it as encrypted bytes.
+#[test]
+fn f29_whoever_is_on_the_path_lowers_no_offer() {
+    let fixture = Fixture::new();
+    let (mut client, mut server) = (fixture.client(), fixture.server());
+    let newer = b"towpath/9".to_vec();
+    client.alpn_protocols.insert(0, newer.clone());
+    // A server that speaks only the older one is spoken to in that.
+    let (at_client, at_server) = shake(client.clone(), server.clone());
+    assert_eq!((at_client, at_server), (Ok(()), Ok(())));
+    // One that speaks the newer is made to believe that nobody asked for it.
+    server.alpn_protocols.insert(0, newer.clone());
+    let lower = |_: usize, wire: &mut Vec<u8>| {
+        let at = wire.windows(newer.len()).position(|word| word == newer);
+        if let Some(at) = at {
+            wire[at..at + newer.len()].copy_from_slice(b"towpath/0");
+        }
+    };
+    let (at_client, at_server) = shake_through(client.clone(), server.clone(), lower);
+    assert!(at_client.is_err(), "it goes on with the older one");
+    drop(at_server);
+    // What is said behind the handshake cannot be read, nor changed.
+    let (client, server) = (fixture.client(), fixture.server());
+    let flip = |flight: usize, wire: &mut Vec<u8>| {
+        if let Some(last) = wire.last_mut().filter(|_| flight > 0) {
+            *last ^= 1;
+        }
+    };
+    let (_, at_server) = shake_through(client, server, flip);
+    assert_eq!(at_server, Err(Error::DecryptError));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use towpath_protocol::guest_api::{
 };
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::{Reason, STATE_BYTES_MAX};
+use towpath_protocol::version::Speaker;
 
 use crate::engine::Engine;
 use crate::memory::Memory;
@@ -130,7 +131,9 @@ impl Service {
 
     fn dispatch(&mut self, request: Request) -> Result<Answer, Fault> {
         if let Request::Hello { versions } = request {
-            let version = VERSIONS.negotiate(versions)?;
+            let speaker = |name, versions| Speaker { name, versions };
+            let ours = speaker("the guest's process", VERSIONS);
+            let version = ours.negotiate(&speaker("the migrator", versions))?;
             self.is_greeted = true;
             let process_id = std::process::id();
             let welcome = Response::Welcome {

@@ -11,7 +11,7 @@ use towpath_protocol::channel::{Accepted, Class, Preamble};
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::{AttemptId, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message};
-use towpath_protocol::version;
+use towpath_protocol::version::{self, VersionRange};
 
 /// How long the migrator may take to say something that is waited for.
 const WORD_WAIT: Duration = Duration::from_secs(20);
@@ -40,25 +40,15 @@ impl Peer {
     ) -> Result<Self, Fault> {
         let link = crate::console::monotonic_ns();
         let lanes = Lane::ALL.iter().map(|lane| {
-            let mut socket = UnixStream::connect(service).expect("the migrator's service socket");
-            let accepted = Preamble::Accepted(Accepted {
-                peer: host.clone(),
-                service: "migrator".parse().expect("a name"),
-                class: Class::Control,
-            });
-            socket.write_all(&accepted.encode()).expect("the preamble");
-            let copy = || socket.try_clone().expect("a socket");
-            let mut writer = LaneWriter::for_socket(copy(), WORD_WAIT)?;
-            writer.write_message(&Message::Hello(Hello {
+            let hello = Hello {
                 versions: version::OURS,
                 migration: MigrationId(attempt.0),
                 attempt,
                 guest,
                 lane: *lane,
                 link,
-            }))?;
-            writer.flush()?;
-            let mut reader = LaneReader::for_socket(copy(), WORD_WAIT)?;
+            };
+            let (mut reader, writer) = greet(service, host, hello)?;
             match heard(&mut reader)? {
                 Some(Message::Welcome(_)) => Ok((reader, writer)),
                 other => panic!("{other:?} in answer to a hello"),
@@ -66,6 +56,32 @@ impl Peer {
         });
         let lanes = lanes.collect::<Result<_, _>>()?;
         Ok(Self { lanes })
+    }
+
+    /// Says hello on one lane, as a host that speaks these versions; gives the answer.
+    ///
+    /// # Errors
+    ///
+    /// What ends the lane in place of an answer.
+    ///
+    /// # Panics
+    ///
+    /// If the socket cannot be used.
+    pub fn greeting(
+        service: &Path,
+        host: &HostIdentity,
+        versions: VersionRange,
+    ) -> Result<Option<Message>, Fault> {
+        let hello = Hello {
+            versions,
+            migration: MigrationId(1),
+            attempt: AttemptId(1),
+            guest: GuestId(1),
+            lane: Lane::Control,
+            link: 1,
+        };
+        let (mut reader, _writer) = greet(service, host, hello)?;
+        heard(&mut reader)
     }
 
     /// Says something on a lane.
@@ -104,6 +120,26 @@ impl Peer {
             }
         }
     }
+}
+
+/// Opens a lane and says hello on it.
+fn greet(
+    service: &Path,
+    host: &HostIdentity,
+    hello: Hello,
+) -> Result<(LaneReader<UnixStream>, LaneWriter<UnixStream>), Fault> {
+    let mut socket = UnixStream::connect(service).expect("the migrator's service socket");
+    let accepted = Preamble::Accepted(Accepted {
+        peer: host.clone(),
+        service: "migrator".parse().expect("a name"),
+        class: Class::Control,
+    });
+    socket.write_all(&accepted.encode()).expect("the preamble");
+    let copy = || socket.try_clone().expect("a socket");
+    let mut writer = LaneWriter::for_socket(copy(), WORD_WAIT)?;
+    writer.write_message(&Message::Hello(hello))?;
+    writer.flush()?;
+    Ok((LaneReader::for_socket(copy(), WORD_WAIT)?, writer))
 }
 
 fn heard(reader: &mut LaneReader<UnixStream>) -> Result<Option<Message>, Fault> {

@@ -31,3 +31,5 @@ mod strays;
 mod trials;
 #[path = "faults/trust.rs"]
 mod trust;
+#[path = "faults/versions.rs"]
+mod versions;

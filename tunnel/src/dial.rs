@@ -19,6 +19,7 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
+use towpath_protocol::version::Speaker;
 
 use crate::backoff::{self, Backoff};
 use crate::config::Limits;
@@ -26,7 +27,7 @@ use crate::core::{self, Core};
 use crate::legs::Drivers;
 use crate::link::{Link, close};
 use crate::names::Place;
-use crate::peer::{Peer, State};
+use crate::peer::{Peer, State, speaks};
 use crate::standing::{Chain, Papers};
 use crate::{serve, transport, wire};
 
@@ -222,7 +223,7 @@ async fn connect(
     if let Err(fault) = &connected
         && fault.code == Code::Denied
     {
-        peer.note_revoked(fault);
+        peer.note_barred(fault);
     }
     connected
 }
@@ -324,16 +325,20 @@ async fn join_leg(
         run: core.run,
     });
     wire::write(&mut send, &join).await?;
+    let (ours, theirs) = (
+        speaks(core.trust.host()),
+        speaks(&serve::identity_of(connection)?),
+    );
+    let ours = Speaker {
+        name: &ours,
+        versions: LINK_VERSIONS,
+    };
     match wire::read(&mut recv, core.preamble_wait()).await? {
         Preamble::Joined(joined) => {
-            let range = LINK_VERSIONS.min..=LINK_VERSIONS.max;
-            if !range.contains(&joined.version) {
-                let detail = format!("the peer chose version {}", joined.version);
-                return Err(Fault::new(Code::Version, detail));
-            }
+            ours.accept(joined.version, &theirs)?;
             Ok((joined, (send, recv)))
         }
-        Preamble::Refused(fault) => Err(fault),
+        Preamble::Refused(fault) => Err(ours.refused_by(&theirs, &fault)),
         other => {
             let detail = format!("{} in answer to Join", other.name());
             Err(Fault::new(Code::Unexpected, detail))

@@ -51,6 +51,8 @@ pub(crate) struct Signs {
     pub why_down: String,
     /// Whose certificate is revoked, if that is why.
     pub revoked: Option<Whose>,
+    /// Whether the peer has no version in common with us.
+    pub is_unspoken: bool,
     /// The worst loss of late, per million; 0 without trouble.
     pub lost_per_million: u64,
     /// The longest queue of late; zero without trouble.
@@ -142,6 +144,13 @@ fn judge_down(signs: &Signs) -> Verdict {
             );
         }
         None => {}
+    }
+    if signs.is_unspoken {
+        return Verdict::new(
+            LinkState::Down,
+            format!("no version in common: {why}"),
+            "upgrade the older side; the link comes up by itself then",
+        );
     }
     if signs.is_dialled {
         return Verdict::new(

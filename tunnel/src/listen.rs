@@ -22,11 +22,12 @@ use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamb
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::rate::Rate;
+use towpath_protocol::version::Speaker;
 
 use crate::core::Core;
 use crate::link::{Link, close};
 use crate::metrics::DropReason;
-use crate::peer::Peer;
+use crate::peer::{Peer, speaks};
 use crate::{serve, wire};
 
 /// Handshakes under way at once; each costs a signature and some kilobytes.
@@ -272,9 +273,19 @@ impl Listener {
         let first = timeout(wait, first_words(connection, wait)).await;
         let (join, mut answer, recv) =
             first.map_err(|_| Fault::new(Code::Stalled, "no words on a new connection"))??;
-        let version = match LINK_VERSIONS.negotiate(join.versions) {
+        let (ours, theirs) = (speaks(self.core.trust.host()), speaks(&host));
+        let ours = Speaker {
+            name: &ours,
+            versions: LINK_VERSIONS,
+        };
+        let negotiated = ours.negotiate(&Speaker {
+            name: &theirs,
+            versions: join.versions,
+        });
+        let version = match negotiated {
             Ok(version) => version,
             Err(fault) => {
+                peer.note_failure(&fault);
                 refuse(&mut answer, &fault).await;
                 return Err(fault);
             }

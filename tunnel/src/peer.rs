@@ -23,7 +23,7 @@ use towpath_forecast::timetable::{Timetable, Week};
 use towpath_forecast::zone::Zone;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::Name;
+use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
 
 use crate::config::{Limits, PeerConfig, ProbeConfig};
@@ -56,9 +56,15 @@ pub(crate) struct State {
     pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
     pub reason: String,
-    /// Who was refused because its certificate is revoked, until there is a link again.
-    pub revoked: Option<Fault>,
+    /// What no waiting mends, until there is a link again: who was refused because its certificate is revoked, or
+    /// has no version in common with us.
+    pub barred: Option<Fault>,
     pub since: SystemTime,
+}
+
+/// The name under which both sides know whose tunnel speaks so many versions.
+pub(crate) fn speaks(host: &HostIdentity) -> String {
+    format!("the tunnel of {host}")
 }
 
 /// Settings to dial a link with.
@@ -170,7 +176,7 @@ impl Peer {
             is_stalled: false,
             is_outdated: false,
             reason: "not reached yet".to_owned(),
-            revoked: None,
+            barred: None,
             since: SystemTime::now(),
         });
         let shaped = Shaped::new(config.shaping(), zone);
@@ -280,14 +286,14 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// `E_UNREACHABLE`, with why; `E_DENIED` if the peer was refused because its certificate is revoked, which
-    /// no waiting mends.
+    /// `E_UNREACHABLE`, with why; what no waiting mends: `E_DENIED` if the peer was refused because its certificate
+    /// is revoked, `E_VERSION` if it has no version in common with us.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Fault> {
         let state = self.state.borrow();
         state.link.clone().ok_or_else(|| {
             let (site, reason) = (&self.site, &state.reason);
-            let (code, reason) = match &state.revoked {
-                Some(revoked) => (Code::Denied, &revoked.detail),
+            let (code, reason) = match &state.barred {
+                Some(barred) => (barred.code, &barred.detail),
                 None => (Code::Unreachable, reason),
             };
             Fault::new(code, format!("no link to {site}: {reason}"))
@@ -295,9 +301,9 @@ impl Peer {
     }
 
     /// Notes that the peer is refused because its certificate is revoked.
-    pub(crate) fn note_revoked(&self, fault: &Fault) {
+    pub(crate) fn note_barred(&self, fault: &Fault) {
         self.state
-            .send_modify(|state| state.revoked = Some(fault.clone()));
+            .send_modify(|state| state.barred = Some(fault.clone()));
     }
 
     /// Waits until another link has taken this one's place.
@@ -352,13 +358,24 @@ impl Peer {
 
     /// Notes why the last attempt failed, while there is no link.
     pub(crate) fn note_failure(&self, fault: &Fault) {
-        self.state.send_if_modified(|state| {
+        let is_version = fault.code == Code::Version;
+        let is_news = self.state.send_if_modified(|state| {
             let is_news = state.link.is_none() && state.reason != fault.detail;
             if is_news {
                 state.reason.clone_from(&fault.detail);
+                let is_revoked = |barred: &Fault| barred.code != Code::Version;
+                if is_version {
+                    state.barred = Some(fault.clone());
+                } else if !state.barred.as_ref().is_some_and(is_revoked) {
+                    // It may be down to be upgraded.
+                    state.barred = None;
+                }
             }
             is_news
         });
+        if is_news && is_version {
+            tracing::warn!(site = %self.site, %fault, "no link");
+        }
     }
 
     /// Takes a new link, and ends the one it replaces; from then on the link is watched.
@@ -390,7 +407,7 @@ impl Peer {
             state.is_stalled = false;
             state.is_outdated = false;
             state.reason = "up".to_owned();
-            state.revoked = None;
+            state.barred = None;
             state.since = SystemTime::now();
             true
         });

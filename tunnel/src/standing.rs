@@ -131,7 +131,7 @@ fn look(core: &Core, peer: &Peer, link: &Arc<Link>) {
     let host = &link.peer;
     if let Err(fault) = core.trust.check_link(link) {
         tracing::warn!(target: "audit", peer = %host, "revoked: link closed");
-        peer.note_revoked(&fault);
+        peer.note_barred(&fault);
         link.close(fault.code, &fault.detail);
         peer.streams.cut_host(host, &fault);
         return;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use towpath_certs::tls;
 use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
+use towpath_protocol::fault::Code;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use utoipa::ToSchema;
@@ -55,7 +56,8 @@ const REVOKED_ALERT: &str = "handshake failed: error 44";
 /// the peer's words tell.
 fn whose_is_revoked(state: &State) -> Option<Whose> {
     let is_told = |words| state.reason.contains(words);
-    if state.revoked.is_some() {
+    let barred = state.barred.as_ref();
+    if barred.is_some_and(|barred| barred.code == Code::Denied) {
         return Some(Whose::Peers);
     }
     (is_told(trust::REVOKED) || is_told(REVOKED_ALERT)).then_some(Whose::Ours)
@@ -417,6 +419,10 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
         is_stalled: state.is_stalled,
         is_dialled: peer.address.is_some(),
         revoked: whose_is_revoked(&state),
+        is_unspoken: state
+            .barred
+            .as_ref()
+            .is_some_and(|barred| barred.code == Code::Version),
         why_down: state.reason,
         lost_per_million: trouble.lost_per_million,
         queue: trouble.queue,

@@ -15,10 +15,11 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::message::{ChunkHeader, Codec, Hello, Lane, Message};
 use towpath_protocol::source::FREEZE_DEADLINE;
 use towpath_protocol::space::Geometry;
-use towpath_protocol::version;
+use towpath_protocol::version::Speaker;
 
 use super::input::Input;
 use super::mailbox::Mailbox;
+use super::speaks;
 use crate::codec::Decoder;
 use crate::lane::{FRAME_BUFFER_BYTES, Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 
@@ -249,7 +250,7 @@ const fn class_of(lane: Lane) -> Class {
 /// What the tunnel, the peer or the greeting refuses with.
 pub(super) fn open_all(
     tunnel: &Path,
-    target: &HostIdentity,
+    (own, target): (&HostIdentity, &HostIdentity),
     hello: &Hello,
 ) -> Result<Vec<OpenLane>, Fault> {
     std::thread::scope(|scope| {
@@ -259,7 +260,7 @@ pub(super) fn open_all(
                 ..hello.clone()
             };
             std::thread::Builder::new()
-                .spawn_scoped(scope, move || open_lane(tunnel, target, hello))
+                .spawn_scoped(scope, move || open_lane(tunnel, (own, target), hello))
                 .map_err(|error| Fault::new(Code::Io, format!("no thread for a lane: {error}")))
         });
         openers
@@ -269,7 +270,11 @@ pub(super) fn open_all(
     })
 }
 
-fn open_lane(tunnel: &Path, target: &HostIdentity, hello: Hello) -> Result<OpenLane, Fault> {
+fn open_lane(
+    tunnel: &Path,
+    (own, target): (&HostIdentity, &HostIdentity),
+    hello: Hello,
+) -> Result<OpenLane, Fault> {
     let lane = hello.lane;
     let (socket, peer) = open_stream(tunnel, &open_of(&target.site, lane), OPEN_WAIT_MAX)?;
     if peer != *target {
@@ -277,7 +282,11 @@ fn open_lane(tunnel: &Path, target: &HostIdentity, hello: Hello) -> Result<OpenL
         let detail = format!("{peer} answers in place of {target}");
         return Err(Fault::new(Code::Unreachable, detail));
     }
-    let ours = hello.versions;
+    let (ours, theirs) = (speaks(own), speaks(target));
+    let ours = Speaker {
+        name: &ours,
+        versions: hello.versions,
+    };
     let mut writer = LaneWriter::for_socket(duplicate(&socket)?, WRITE_WAIT_MAX)?;
     writer.write_message(&Message::Hello(hello))?;
     writer.flush()?;
@@ -292,14 +301,10 @@ fn open_lane(tunnel: &Path, target: &HostIdentity, hello: Hello) -> Result<OpenL
         }
     };
     match answer {
-        Message::Welcome(welcome) => {
-            let chosen = version::VersionRange {
-                min: welcome.version,
-                max: welcome.version,
-            };
-            ours.negotiate(chosen)?;
+        Message::Welcome(welcome) => ours.accept(welcome.version, &theirs)?,
+        Message::Refused(reason) => {
+            return Err(ours.refused_by(&theirs, &reason.to_fault(Code::Refused)));
         }
-        Message::Refused(reason) => return Err(reason.to_fault(Code::Refused)),
         other => {
             let kind = other.kind();
             let detail = format!("message kind {kind} in place of a greeting");

@@ -52,7 +52,7 @@ use towpath_protocol::guest_api::GuestConfig;
 use towpath_protocol::identity::{GuestId, HostIdentity, Name};
 use towpath_protocol::message::{Hello, Message, Welcome};
 use towpath_protocol::ownership::{Ownership, Record};
-use towpath_protocol::version;
+use towpath_protocol::version::{self, Speaker};
 use tracing::{error, info, warn};
 
 use ground::{Ground, is_unborn};
@@ -325,15 +325,22 @@ fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
         Incoming::End => return Ok(()),
         Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said nothing")),
     };
-    let answer = match version::OURS.negotiate(hello.versions) {
-        Ok(version) => Message::Welcome(Welcome { version }),
-        Err(fault) => Message::Refused((&fault).into()),
+    let (ours, theirs) = (speaks(&shared.host), speaks(&accepted.peer));
+    let ours = Speaker {
+        name: &ours,
+        versions: version::OURS,
+    };
+    let negotiated = ours.negotiate(&Speaker {
+        name: &theirs,
+        versions: hello.versions,
+    });
+    let answer = match &negotiated {
+        Ok(version) => Message::Welcome(Welcome { version: *version }),
+        Err(fault) => Message::Refused(fault.into()),
     };
     writer.write_message(&answer)?;
     writer.flush()?;
-    if matches!(answer, Message::Refused(_)) {
-        return Ok(());
-    }
+    negotiated?;
     stream.set_read_timeout(Some(IDLE_WAIT)).map_err(io)?;
     let lane = OpenLane {
         lane: hello.lane,
@@ -345,6 +352,11 @@ fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
         let refused = writer.write_message(&Message::Refused(fault.into()));
         drop(refused.and_then(|()| writer.flush()));
     })
+}
+
+/// The name under which both sides know whose migrator speaks so many versions.
+fn speaks(host: &HostIdentity) -> String {
+    format!("the migrator of {host}")
 }
 
 fn route(

@@ -390,10 +390,10 @@ impl SourceMove {
             link,
         };
         let tunnel = ground.shared.config.tunnel_socket();
-        let target = self.order.target.clone();
+        let (own, target) = (ground.shared.host.clone(), self.order.target.clone());
         let mailbox = Arc::clone(&ground.mailbox);
         spawn("towpath-connect", move || {
-            let result = open_all(&tunnel, &target, &hello);
+            let result = open_all(&tunnel, (&own, &target), &hello);
             mailbox.send(Input::Opened { link, result });
         })
     }

@@ -10,7 +10,7 @@ use towpath_protocol::identity::{Epoch, Name};
 use towpath_protocol::message::*;
 use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BLOCK_COUNT_MAX, BlockRun, Geometry, SPACE_COUNT_MAX, SpaceId};
-use towpath_protocol::version::VersionRange;
+use towpath_protocol::version::{Speaker, VersionRange};
 
 use samples::*;
 
@@ -468,19 +468,16 @@ fn f28_names_and_enums_are_parsed_as_what_they_are() {
 
 #[test]
 fn f29_versions_without_overlap_name_both_ranges() {
-    let ours = VersionRange { min: 3, max: 4 };
-    for theirs in [
-        VersionRange { min: 1, max: 2 },
-        VersionRange { min: 5, max: 9 },
-    ] {
-        let fault = ours.negotiate(theirs).expect_err("none in common");
+    let speaker = |name, (min, max)| Speaker {
+        name,
+        versions: VersionRange { min, max },
+    };
+    let ours = speaker("edge", (3, 4));
+    for theirs in [(1, 2), (5, 9)].map(|range| speaker("region", range)) {
+        let fault = ours.negotiate(&theirs).expect_err("none in common");
         assert_eq!(fault.code, Code::Version);
-        for range in [ours, theirs] {
-            assert!(
-                fault
-                    .detail
-                    .contains(&format!("{}..={}", range.min, range.max))
-            );
+        for range in [ours.versions, theirs.versions] {
+            assert!(fault.detail.contains(&range.to_string()), "{fault}");
         }
     }
     // An offer lowered on the way is a flipped frame, or a version we speak anyway.

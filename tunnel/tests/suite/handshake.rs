@@ -33,7 +33,10 @@ use towpath_tunnel::config::Limits;
 const DAY: Duration = Duration::from_hours(24);
 
 impl Door {
-    async fn connect(&self, client: rustls::ClientConfig) -> Result<Connection, ConnectionError> {
+    pub(crate) async fn connect(
+        &self,
+        client: rustls::ClientConfig,
+    ) -> Result<Connection, ConnectionError> {
         self.connect_to(client, self.address()).await
     }
 
@@ -256,7 +259,10 @@ async fn t14_other_protocols_and_weaker_key_exchanges() {
 }
 
 /// Sends a join on a new connection's first stream.
-async fn join(connection: &Connection, change: impl FnOnce(&mut Join)) -> (SendStream, RecvStream) {
+pub(crate) async fn join(
+    connection: &Connection,
+    change: impl FnOnce(&mut Join),
+) -> (SendStream, RecvStream) {
     let mut join = Join {
         versions: LINK_VERSIONS,
         link: LinkId(7),
@@ -330,7 +336,7 @@ pub(crate) fn begin(class: Class) -> Preamble {
     })
 }
 
-async fn closed_with(connection: &Connection, word: &str) {
+pub(crate) async fn closed_with(connection: &Connection, word: &str) {
     let closed = soon(connection.closed()).await.to_string();
     assert!(closed.contains(word), "{closed}");
 }

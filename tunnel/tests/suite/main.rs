@@ -25,3 +25,4 @@ mod streams;
 mod succession;
 mod superseded;
 mod turns;
+mod versions;
