@@ -86,7 +86,7 @@ pub(crate) enum Command {
 
 impl Command {
     /// How this command's result, or its failure, is to be written.
-    pub(crate) const fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         match self {
             Self::Demo(options) => options.output.format,
             Self::Status(options) => options.output.format,
@@ -98,11 +98,10 @@ impl Command {
             Self::Channel(command) => command.format(),
             Self::Config(command) => command.format(),
             Self::Tunnel(command) => command.format(),
-            Self::Migrator(_)
-            | Self::Completions(_)
-            | Self::Man(_)
-            | Self::GuestProcess(_)
-            | Self::Relay(_) => Format::Table,
+            Self::Migrator(command) => command.format(),
+            Self::Completions(options) => options.output.format,
+            Self::Man(options) => options.output.format,
+            Self::GuestProcess(_) | Self::Relay(_) => Format::Table,
         }
     }
 }
@@ -127,21 +126,18 @@ pub(crate) struct LogOptions {
     /// Which lines are logged, such as `info,towpath_tunnel=debug`
     #[arg(long, value_name = "FILTER", env = "TOWPATH_LOG")]
     pub(crate) log: Option<String>,
-    /// How a log line looks
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) log_format: Option<LogFormat>,
-}
-
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum LogFormat {
-    // For people and for the journal.
-    Text,
-    // One JSON object a line.
-    Json,
+    /// How log lines look; json is one document a line, with a "schema" [default: what the configuration says, or
+    /// table]
+    #[arg(id = "output", short = 'o', long = "output", value_name = "FORMAT")]
+    pub(crate) output: Option<Format>,
 }
 
 impl LogOptions {
+    /// How a failure is to be written, beside the log.
+    pub(crate) fn format(&self) -> Format {
+        self.output.unwrap_or(Format::Table)
+    }
+
     /// What the configuration says, unless the command line says otherwise.
     pub(crate) fn over(
         &self,
@@ -150,9 +146,9 @@ impl LogOptions {
         if let Some(filter) = &self.log {
             configured.filter.clone_from(filter);
         }
-        match self.log_format {
-            Some(LogFormat::Text) => configured.format = towpath_daemon::log::Format::Text,
-            Some(LogFormat::Json) => configured.format = towpath_daemon::log::Format::Json,
+        match self.output {
+            Some(Format::Table) => configured.format = towpath_daemon::log::Format::Text,
+            Some(Format::Json) => configured.format = towpath_daemon::log::Format::Json,
             None => {}
         }
         configured
@@ -252,20 +248,24 @@ mod tests {
     }
 
     #[test]
-    fn every_visible_command_takes_an_output_format_or_prints_no_result() {
-        fn check(command: &clap::Command, path: &str) {
+    fn every_visible_command_takes_an_output_format() {
+        fn check(command: &clap::Command, path: &str) -> usize {
             let path = format!("{path} {}", command.get_name());
-            for inner in command.get_subcommands().filter(|c| !c.is_hide_set()) {
-                check(inner, &path);
+            let inner = command.get_subcommands().filter(|one| !one.is_hide_set());
+            let count: usize = inner.map(|inner| check(inner, &path)).sum();
+            if command.has_subcommands() {
+                return count;
             }
-            let prints_none = [" tunnel run", " migrator run", " completions", " man"];
-            if command.has_subcommands() || prints_none.iter().any(|end| path.ends_with(end)) {
-                return;
-            }
-            let has_output = command.get_arguments().any(|a| a.get_id() == "output");
-            assert!(has_output, "{path} has no --output");
+            let found = command.get_arguments().find(|one| one.get_id() == "output");
+            let output = found.unwrap_or_else(|| panic!("{path} has no --output"));
+            assert_eq!(output.get_short(), Some('o'), "{path}");
+            assert_eq!(output.get_long(), Some("output"), "{path}");
+            let formats = output.get_possible_values();
+            let formats: Vec<_> = formats.iter().map(|format| format.get_name()).collect();
+            assert_eq!(formats, ["table", "json"], "{path}");
+            1
         }
-        check(&Arguments::command(), "");
+        assert!(check(&Arguments::command(), "") > 30);
     }
 
     #[test]

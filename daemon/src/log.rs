@@ -5,13 +5,14 @@ use std::io::{self, IsTerminal};
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use tracing::Dispatch;
 use tracing::field::Field;
+use tracing::{Dispatch, Event, Subscriber};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{self, Writer};
-use tracing_subscriber::fmt::{FormatFields, MakeWriter, layer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Wrong;
@@ -23,9 +24,12 @@ pub enum Format {
     /// For people and for the journal.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON document a line, [`SCHEMA`].
     Json,
 }
+
+/// What each line says that it is where lines are documents.
+pub const SCHEMA: &str = "towpath.v1.log";
 
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,12 +114,37 @@ pub fn lines(
     let filtered = tracing_subscriber::registry().with(filter);
     let lines = layer().with_writer(writer);
     Ok(match options.format {
-        Format::Json => filtered.with(lines.json().flatten_event(true)).into(),
+        Format::Json => {
+            let lines = lines.fmt_fields(format::JsonFields::new());
+            filtered.with(lines.event_format(Document)).into()
+        }
         Format::Text => {
             let lines = lines.with_ansi(colours).fmt_fields(plain_fields());
             filtered.with(lines).into()
         }
     })
+}
+
+/// A line as a document with a schema.
+struct Document;
+
+impl<S, N> FormatEvent<S, N> for Document
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        let plain = format::format().json().flatten_event(true);
+        plain.format_event(context, Writer::new(&mut line), event)?;
+        let members = line.strip_prefix('{').ok_or(fmt::Error)?;
+        write!(writer, "{{\"schema\":\"{SCHEMA}\",{members}")
+    }
 }
 
 /// Names and values as text. Much of what is logged is a peer's words, and whoever reads a log must be able to
@@ -166,10 +195,18 @@ mod tests {
 
     /// What is logged within a call.
     fn logged(colours: bool, within: impl FnOnce()) -> String {
+        logged_as(Format::Text, colours, within)
+    }
+
+    fn logged_as(format: Format, colours: bool, within: impl FnOnce()) -> String {
         let file = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&file);
         let open = move || Shared(Arc::clone(&kept));
-        let lines = lines(&Options::default(), colours, open).expect("a log");
+        let options = Options {
+            format,
+            ..Options::default()
+        };
+        let lines = lines(&options, colours, open).expect("a log");
         tracing::dispatcher::with_default(&lines, within);
         let bytes = file.lock().expect("nobody panics with it").clone();
         String::from_utf8(bytes).expect("text")
@@ -206,6 +243,25 @@ mod tests {
         assert_eq!(coloured.lines().count(), 1, "{coloured}");
         assert!(!coloured.contains("\x1b[2J"), "{coloured:?}");
         assert!(coloured.contains("\x1b[3mreason\x1b[0m"), "{coloured:?}");
+    }
+
+    #[test]
+    fn each_line_is_a_document_with_a_schema_where_that_is_wanted() {
+        let text = logged_as(Format::Json, false, || {
+            tracing::info!(peer = %"edge/box-1", "link \"up\"\nor not");
+            tracing::warn!("down");
+        });
+        let documents: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a document"))
+            .collect();
+        assert_eq!(documents.len(), 2, "{text}");
+        for document in &documents {
+            assert_eq!(document["schema"], SCHEMA);
+        }
+        assert_eq!(documents[0]["message"], "link \"up\"\nor not");
+        assert_eq!(documents[0]["peer"], "edge/box-1");
+        assert_eq!(documents[1]["level"], "WARN");
     }
 
     #[test]

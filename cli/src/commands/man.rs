@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Command, CommandFactory};
 use clap_mangen::Man;
+use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::args::Arguments;
+use crate::args::{Arguments, OutputOption};
 use crate::failure::Failure;
+use crate::show;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,6 +45,15 @@ pub(crate) struct Options {
     /// The folder, made if it is missing; pages of the same names are replaced
     #[arg(value_name = "DIR")]
     folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputOption,
+}
+
+/// The document `towpath.v1.man`.
+#[derive(Debug, Serialize)]
+struct View {
+    /// The files that were written.
+    pages: Vec<PathBuf>,
 }
 
 /// Writes the pages.
@@ -50,19 +61,30 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let folder = &options.folder;
     let mut command = Arguments::command();
     command.build();
-    let written = fs::create_dir_all(folder).and_then(|()| write_pages(&command, None, folder));
+    let mut pages = Vec::new();
+    let written =
+        fs::create_dir_all(folder).and_then(|()| write_pages(&command, None, (folder, &mut pages)));
     written.map_err(|error| {
         let detail = format!("manual pages in {}: {error}", folder.display());
         Failure::from(Fault::new(Code::Io, detail))
-    })
+    })?;
+    // Whoever asked for pages sees them where they were to be.
+    show::show(options.output.format, "man", &View { pages }, String::new)
 }
 
-fn write_pages(command: &Command, parent: Option<&str>, folder: &Path) -> io::Result<()> {
+fn write_pages(
+    command: &Command,
+    parent: Option<&str>,
+    (folder, pages): (&Path, &mut Vec<PathBuf>),
+) -> io::Result<()> {
     let name = name(command);
     for inner in command.get_subcommands().filter(|one| !one.is_hide_set()) {
-        write_pages(inner, Some(name), folder)?;
+        write_pages(inner, Some(name), (folder, pages))?;
     }
-    fs::write(folder.join(format!("{name}.1")), page(command, parent)?)
+    let path = folder.join(format!("{name}.1"));
+    fs::write(&path, page(command, parent)?)?;
+    pages.push(path);
+    Ok(())
 }
 
 /// A page's name, as in `towpath-guest-start`.
@@ -185,12 +207,16 @@ fn escaped(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::show::Format;
 
     fn pages() -> Vec<(String, String)> {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("man1");
         run(&Options {
             folder: folder.clone(),
+            output: OutputOption {
+                format: Format::Table,
+            },
         })
         .unwrap();
         let files = fs::read_dir(&folder).unwrap().map(Result::unwrap);

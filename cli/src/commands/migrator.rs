@@ -9,12 +9,20 @@ use towpath_protocol::fault::Fault;
 
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
+use crate::show::Format;
 
 /// What is to be done with the migrator.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the migrator daemon until SIGTERM or SIGINT; its guests go on without it.
     Run(DaemonOptions),
+}
+
+impl Command {
+    pub(crate) fn format(&self) -> Format {
+        let Self::Run(options) = self;
+        options.log.format()
+    }
 }
 
 /// Does what was asked for.

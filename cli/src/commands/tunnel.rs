@@ -37,9 +37,9 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    pub(crate) const fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         match self {
-            Self::Run(_) => Format::Table,
+            Self::Run(options) => options.log.format(),
             Self::Bench(options) => options.output.format,
             Self::Probe(options) => options.output.format,
             Self::Shape(options) => options.output.format,

@@ -1,7 +1,7 @@
 //! The commands that need no host: configuration, certificates, completions, the relay, a tunnel alone.
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -316,6 +316,73 @@ fn completions_name_the_commands() {
         let ran = run(&["completions", shell]);
         assert_eq!(ran.status, 0);
         assert!(ran.stdout.contains("migrate"), "{shell}");
+    }
+}
+
+#[test]
+fn scripts_and_pages_are_had_as_documents() {
+    let script = run(&["completions", "fish"]).stdout;
+    let document = run(&["completions", "fish", "-o", "json"]).document("completions");
+    assert_eq!(document["shell"], "fish");
+    assert_eq!(document["script"], script.as_str());
+    let folder = tempfile::tempdir().unwrap();
+    let man = folder.path().join("man1");
+    let man = man.to_str().unwrap();
+    assert_eq!(run(&["man", man]).stdout, "");
+    let document = run(&["man", man, "--output=json"]).document("man");
+    let pages = document["pages"].as_array().unwrap();
+    assert_eq!(pages.len(), fs::read_dir(man).unwrap().count());
+    assert!(
+        pages
+            .iter()
+            .all(|page| fs::exists(page.as_str().unwrap()).unwrap())
+    );
+}
+
+#[test]
+fn daemons_log_documents_and_fail_with_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.toml");
+    for daemon in ["tunnel", "migrator"] {
+        let config = missing.to_str().unwrap();
+        let ran = run(&[daemon, "run", "--config", config, "-o", "json"]);
+        let document: Value = serde_json::from_str(&ran.stderr).unwrap();
+        assert_eq!(document["schema"], "towpath.v1.error", "{ran:?}");
+    }
+    // One that starts, and ends once its standard input is closed.
+    let [state, run_dir] = ["state", "run"].map(|name| folder.path().join(name));
+    let text = format!(
+        "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\nstate_dir = {state:?}\nrun_dir = {run_dir:?}\n"
+    );
+    let config = write(folder.path(), "migrator.toml", &text);
+    let config = word(&config);
+    let words = [
+        "migrator",
+        "run",
+        "--until-stdin-closes",
+        "--config",
+        config,
+        "-o",
+        "json",
+    ];
+    let mut daemon = towpath(&words)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(daemon.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("migrator is ready") {
+        assert_ne!(log.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    drop(daemon.stdin.take());
+    log.read_to_string(&mut text).unwrap();
+    assert!(daemon.wait().unwrap().success(), "{text}");
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<Value> = lines.collect();
+    assert!(!lines.is_empty());
+    for line in &lines {
+        assert_eq!(line["schema"], "towpath.v1.log", "{line}");
     }
 }
 
