@@ -9,6 +9,7 @@ mod admin;
 mod answers;
 mod bench;
 mod channels;
+mod early_data;
 mod forecast;
 mod handshake;
 mod links;
