@@ -108,10 +108,10 @@ fn say(ground: &Ground, order: &Order) -> Result<(), Fault> {
         link: number,
     };
     let tunnel = ground.shared.config.tunnel_socket();
-    let target = order.target.clone();
+    let (own, target) = (ground.shared.host.clone(), order.target.clone());
     let mailbox = Arc::clone(&ground.mailbox);
     spawn("towpath-farewell", move || {
-        let opened = open_all(&tunnel, &target, &hello);
+        let opened = open_all(&tunnel, (&own, &target), &hello);
         let result = opened.and_then(|lanes| say_on(number, lanes));
         mailbox.send(Input::FarewellSaid { attempt, result });
     })
