@@ -65,7 +65,7 @@ pub struct Policy {
     pub mode: Mode,
     /// Longest pause the operator accepts.
     pub pause_max: Duration,
-    /// Cap on this move's own rate, in bytes per second on the lane; none if only the link decides.
+    /// Cap on this move's own rate, in bytes of frames per second; none if only the link decides.
     pub bytes_per_second_max: Option<u64>,
 }
 

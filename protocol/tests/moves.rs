@@ -11,12 +11,15 @@ use towpath_protocol::message::{ChunkHeader, Codec, Lane, Message, SpaceInfo, di
 use towpath_protocol::ownership::{Ownership, Root, State};
 use towpath_protocol::plan::{Mode, Policy, Reason};
 use towpath_protocol::source::{self, Source};
-use towpath_protocol::space::{BlockSet, MEMORY, SpaceId};
+use towpath_protocol::space::{BlockSet, MEMORY, SpaceId, block_count_of};
 use towpath_protocol::target::{self, Target};
 use towpath_protocol::time::Instant;
 
 const BLOCK_COUNT: u64 = 1000;
 const ONE_WAY: Duration = Duration::from_millis(20);
+/// Bytes of a frame, but for those of its blocks: each of these packs to a quarter.
+const FRAME_BYTES: u64 = 100;
+const PACKED_BLOCK_BYTES: u64 = 4096 / 4;
 /// Turns of the driver after which a move that is not over hangs.
 const TURN_COUNT_MAX: usize = 20_000;
 
@@ -220,13 +223,17 @@ impl Pair {
         if order.is_urgent {
             let packet = Packet::Chunk(Lane::Demand, header, versions);
             self.to_target.push_back((at, packet));
-            return;
+            let wire_bytes = FRAME_BYTES + PACKED_BLOCK_BYTES;
+            return self.tell_source(source::Event::Answered { wire_bytes });
         }
         self.next_sequence += 1;
         // On the wire first: the report may lead to the next chunk before it returns.
         let packet = Packet::Chunk(Lane::Bulk, header.clone(), versions);
         self.to_target.push_back((at, packet));
-        let wire_bytes = 100;
+        let wire_bytes = match header.codec {
+            Codec::Zero => FRAME_BYTES,
+            _ => FRAME_BYTES + block_count_of(&header.runs) * PACKED_BLOCK_BYTES,
+        };
         self.tell_source(source::Event::Packed { header, wire_bytes });
     }
 
@@ -454,8 +461,11 @@ fn post_copy_stays_one_whatever_happens_before_the_switch() {
 
 #[test]
 fn what_a_move_may_use_bounds_what_is_expected_of_it() {
+    const CAP: u64 = 1 << 20;
+    /// Blocks pack to a quarter, and each frame has its head.
+    const WORTH: u64 = 4 * CAP;
     let mut pair = Pair::new(Policy {
-        bytes_per_second_max: Some(1 << 20),
+        bytes_per_second_max: Some(CAP),
         ..policy(Mode::Auto)
     });
     pair.writes = vec![3, 4];
@@ -464,19 +474,48 @@ fn what_a_move_may_use_bounds_what_is_expected_of_it() {
         let progress = pair.source.progress();
         if let (Some(left), source::Stage::Copying) = (progress.eta, pair.source.stage()) {
             expected_count += 1;
-            let least = towpath_protocol::plan::seconds_for(4096 * progress.blocks_left, 1 << 20);
+            let least = towpath_protocol::plan::seconds_for(4096 * progress.blocks_left, WORTH);
             // Names of blocks that were never touched are as good as nothing to carry.
             assert!(left >= least.mul_f64(0.99), "{left:?} for {least:?}");
         }
+        let spent = pair.now.since(Instant::ZERO).as_millis();
+        let allowed = u128::from(CAP) * spent / 1000 + (64 << 10);
+        let sent = progress.wire_bytes;
+        assert!(u128::from(sent) <= allowed, "{sent} bytes in {spent} ms");
         pair.source.stage() == source::Stage::Switching
     });
     assert!(expected_count > 10, "{expected_count}");
     for record in pair.source.decisions() {
         let goodput = record.facts.goodput_bytes_per_second;
-        assert!(goodput <= 1 << 20, "{record:?}");
+        assert!(goodput <= WORTH, "{record:?}");
     }
+    // What is capped is what goes over the wire, not what it is packed from.
+    let spent = pair.now.since(Instant::ZERO);
+    let least = towpath_protocol::plan::seconds_for(500 * PACKED_BLOCK_BYTES, CAP);
+    assert!(spent > least && spent < least.mul_f64(1.5), "{spent:?}");
     pair.run();
     pair.assert_moved();
+}
+
+#[test]
+fn what_is_asked_for_counts_against_what_a_move_may_use() {
+    const CAP: u64 = 1 << 17;
+    let mut pair = Pair::new(Policy {
+        bytes_per_second_max: Some(CAP),
+        ..policy(Mode::Post)
+    });
+    pair.touched_at_target = (100..200).collect();
+    pair.run_until(|pair| pair.source.stage() == source::Stage::Serving);
+    let (begun_at, before) = (pair.now, pair.source.progress().wire_bytes);
+    pair.run();
+    pair.assert_moved();
+    let progress = pair.source.progress();
+    assert_eq!(progress.demand_count, 100);
+    let sent = progress.wire_bytes - before;
+    assert!(sent > 500 * PACKED_BLOCK_BYTES, "{sent}");
+    let spent = pair.now.since(begun_at);
+    let least = towpath_protocol::plan::seconds_for(sent - (64 << 10), CAP);
+    assert!(spent >= least, "{sent} bytes in {spent:?}");
 }
 
 #[test]

@@ -33,3 +33,5 @@ mod trials;
 mod trust;
 #[path = "faults/versions.rs"]
 mod versions;
+#[path = "faults/wishes.rs"]
+mod wishes;

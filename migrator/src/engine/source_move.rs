@@ -488,6 +488,8 @@ impl SourceMove {
         if let Err(fault) = packed {
             return self.hold_back(order, fault);
         }
+        let wire_bytes = self.urgent_frame.len() as u64;
+        self.tell(Event::Answered { wire_bytes });
         let Some(link) = &mut ground.link else {
             return Ok(());
         };

@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::{Action, ChunkOrder, DecisionRecord, FAULT_DELAY_MIN, Phase, Source};
 use crate::fault::{Code, Fault};
 use crate::image::CHAIN_START;
-use crate::message::{CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, Received, ZERO_RUN_BLOCKS_MAX};
+use crate::message::{
+    CHUNK_RAW_BYTES_MAX, CHUNK_RUN_COUNT_MAX, ChunkHeader, Codec, Received, ZERO_RUN_BLOCKS_MAX,
+};
 use crate::plan::{self, Decision, Facts, Mode};
 use crate::rate::Rate;
 use crate::space::{BlockRun, BlockSet, SpaceId, block_count_of};
@@ -195,14 +197,15 @@ impl Source {
         let span = self.meter.round_trip_or_guess() + WINDOW_SLACK;
         let carried = Rate::clamped(self.meter.peak_wire_bytes_per_second()).bytes_in(2 * span);
         let window = carried.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        let unpacked = UNPACKED_BYTES_MIN.max(window / 4);
         self.window.wire_bytes() < window
-            && self.window.unpacked_bytes() < UNPACKED_BYTES_MIN.max(window / 4)
+            && self.window.unpacked_bytes() < unpacked.min(self.pace.unpacked_bytes_max())
             && self.window.raw_bytes() < RAW_BYTES_MAX
     }
 
     pub(super) fn order_chunks(&mut self, now: Instant) {
         self.order_zeros();
-        while self.wants_to_send() && self.next_order_at <= now {
+        while self.wants_to_send() && self.pace.next_at() <= now {
             let spaces = &self.setup.spaces;
             let blocks_max = |space: usize| CHUNK_RAW_BYTES_MAX / spaces[space].block_bytes;
             let taken = match &mut self.phase {
@@ -216,21 +219,17 @@ impl Source {
             let Some((space, runs)) = taken else {
                 return;
             };
-            self.order(space, runs, now);
+            self.order(space, runs);
         }
     }
 
-    fn order(&mut self, space: SpaceId, runs: Vec<BlockRun>, now: Instant) {
+    fn order(&mut self, space: SpaceId, runs: Vec<BlockRun>) {
         let block_bytes = u64::from(self.setup.spaces[usize::from(space.0)].block_bytes);
         let raw_bytes = block_count_of(&runs) * block_bytes;
         self.window.push(space, &runs);
         self.progress.raw_bytes += raw_bytes;
         if let Phase::Copying(round) = &mut self.phase {
             round.raw_bytes += raw_bytes;
-        }
-        if let Some(rate) = self.setup.policy.bytes_per_second_max {
-            let earliest = self.next_order_at.max(now);
-            self.next_order_at = earliest + plan::seconds_for(raw_bytes, rate.max(1));
         }
         self.actions.push_back(Action::SendChunk(ChunkOrder {
             is_urgent: false,
@@ -262,6 +261,27 @@ impl Source {
                 is_zero: true,
             }));
         }
+    }
+
+    /// A chunk was packed: only now is known what it takes of the link.
+    pub(super) fn packed(
+        &mut self,
+        header: &ChunkHeader,
+        wire_bytes: u64,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        self.spend(wire_bytes, now);
+        let bytes = self.window.packed_chunk(header, wire_bytes)?;
+        if header.codec != Codec::Zero {
+            self.pace.packed(bytes);
+        }
+        Ok(())
+    }
+
+    /// A frame of blocks is about to be sent.
+    pub(super) fn spend(&mut self, wire_bytes: u64, now: Instant) {
+        self.progress.wire_bytes += wire_bytes;
+        self.pace.spend(wire_bytes, now);
     }
 
     pub(super) fn acknowledged(&mut self, received: &Received, now: Instant) -> Result<(), Fault> {

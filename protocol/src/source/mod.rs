@@ -16,6 +16,7 @@
 mod copying;
 mod ending;
 mod meter;
+mod pace;
 mod progress;
 mod serving;
 mod switching;
@@ -36,6 +37,7 @@ pub use progress::{DecisionRecord, Progress, Stage};
 
 use copying::Round;
 use meter::Meter;
+use pace::Pace;
 use serving::Push;
 use switching::Pause;
 use window::Window;
@@ -131,6 +133,11 @@ pub enum Event {
         /// Bytes of its frame.
         wire_bytes: u64,
     },
+    /// An urgent order was packed, and is about to be sent.
+    Answered {
+        /// Bytes of its frame.
+        wire_bytes: u64,
+    },
     /// The operator does not want the move any more.
     Cancel,
     /// The guest process is gone.
@@ -182,7 +189,7 @@ pub enum Action {
     Thaw,
     /// Number chunks from here on, now that none is on its way.
     NumberFrom(u64),
-    /// Read, pack and send blocks; numbered chunks are reported by `Packed`.
+    /// Read, pack and send blocks; numbered chunks are reported by `Packed`, urgent ones by `Answered`.
     SendChunk(ChunkOrder),
     /// Forget every block ordered and not yet sent. What was packed before this is carried out is
     /// reported before anything else is; nothing is reported of it afterwards.
@@ -237,7 +244,7 @@ pub struct Source {
     window: Window,
     meter: Meter,
     generation: u32,
-    next_order_at: Instant,
+    pace: Pace,
     progress: Progress,
     decisions: Vec<DecisionRecord>,
     switch_reason: Option<plan::Reason>,
@@ -304,6 +311,7 @@ impl Source {
         for space in &setup.spaces {
             block_count += space.geometry()?.block_count();
         }
+        let pace = Pace::new(setup.policy.bytes_per_second_max, now);
         Ok(Self {
             answered: serving::empty_sets(&setup.spaces),
             meter: Meter::new(now),
@@ -325,7 +333,7 @@ impl Source {
             ping_at: now,
             awaits_pong: false,
             generation: 0,
-            next_order_at: now,
+            pace,
             decisions: Vec::new(),
             switch_reason: None,
             left_before: None,
@@ -423,7 +431,7 @@ impl Source {
             Phase::Serving(push) => push.deadline(),
             _ => self.is_round_through().then_some(self.freeze_from),
         };
-        let paced = self.wants_to_send().then_some(self.next_order_at);
+        let paced = self.wants_to_send().then_some(self.pace.next_at());
         let link = if self.link_up {
             Some(self.ping_at)
         } else {
@@ -495,9 +503,10 @@ impl Source {
             Event::Frozen { at } => self.frozen(at),
             Event::NotFrozen(fault) => self.not_frozen(&fault, now),
             Event::StateSaved(state) => self.state_saved(state),
-            Event::Packed { header, wire_bytes } => {
-                self.progress.wire_bytes += wire_bytes;
-                self.window.packed_chunk(&header, wire_bytes)
+            Event::Packed { header, wire_bytes } => self.packed(&header, wire_bytes, now),
+            Event::Answered { wire_bytes } => {
+                self.spend(wire_bytes, now);
+                Ok(())
             }
             Event::Cancel => self.cancel(now),
             Event::GuestGone => Err(Fault::new(
@@ -747,38 +756,6 @@ impl Source {
             .zip(sets)
             .map(|(space, set)| u64::from(space.block_bytes) * set.len())
             .sum()
-    }
-
-    fn estimate(&mut self) {
-        let (blocks_left, bytes_left) = match &self.phase {
-            Phase::Offering => (self.progress.block_count, None),
-            Phase::Copying(round) => self.left(round.pending()),
-            Phase::Switching(pause) => self.left(pause.carry()),
-            Phase::Committed { .. } => (self.progress.blocks_left, None),
-            Phase::Serving(push) => self.left(push.missing()),
-            Phase::Over => (0, None),
-        };
-        self.progress.blocks_left = blocks_left;
-        let goodput = Some(self.goodput()).filter(|rate| *rate > 0);
-        self.progress.eta = bytes_left
-            .zip(goodput)
-            .map(|(bytes, goodput)| plan::seconds_for(bytes, goodput));
-    }
-
-    /// Raw bytes a second that the move gets on with: as measured, and within what it may use.
-    fn goodput(&self) -> u64 {
-        let measured = self.meter.bytes_per_second();
-        match self.setup.policy.bytes_per_second_max {
-            Some(rate) if measured == 0 => rate,
-            Some(rate) => measured.min(rate),
-            None => measured,
-        }
-    }
-
-    fn left(&self, pending: &[BlockSet]) -> (u64, Option<u64>) {
-        let blocks: u64 = pending.iter().map(BlockSet::len).sum();
-        let bytes = self.raw_bytes(pending) + self.window.raw_bytes();
-        (blocks + self.window.block_count(), Some(bytes))
     }
 
     fn note(&mut self, record: DecisionRecord) {

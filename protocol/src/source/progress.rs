@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::{Phase, Source};
 use crate::plan;
+use crate::space::BlockSet;
 use crate::time::Instant;
 
 /// Where an attempt stands, as an operator sees it.
@@ -87,4 +89,39 @@ pub struct Progress {
     pub reconnect_count: u32,
     /// Round trip of the control lane.
     pub round_trip: Option<Duration>,
+}
+
+impl Source {
+    /// What is left, and how long that takes.
+    pub(super) fn estimate(&mut self) {
+        let (blocks_left, bytes_left) = match &self.phase {
+            Phase::Offering => (self.progress.block_count, None),
+            Phase::Copying(round) => self.left(round.pending()),
+            Phase::Switching(pause) => self.left(pause.carry()),
+            Phase::Committed { .. } => (self.progress.blocks_left, None),
+            Phase::Serving(push) => self.left(push.missing()),
+            Phase::Over => (0, None),
+        };
+        self.progress.blocks_left = blocks_left;
+        let goodput = Some(self.goodput()).filter(|rate| *rate > 0);
+        self.progress.eta = bytes_left
+            .zip(goodput)
+            .map(|(bytes, goodput)| plan::seconds_for(bytes, goodput));
+    }
+
+    /// Raw bytes a second that the move gets on with: as measured, and within what it may use.
+    pub(super) fn goodput(&self) -> u64 {
+        let measured = self.meter.bytes_per_second();
+        match self.pace.raw_bytes_per_second_max() {
+            Some(most) if measured == 0 => most,
+            Some(most) => measured.min(most),
+            None => measured,
+        }
+    }
+
+    fn left(&self, pending: &[BlockSet]) -> (u64, Option<u64>) {
+        let blocks: u64 = pending.iter().map(BlockSet::len).sum();
+        let bytes = self.raw_bytes(pending) + self.window.raw_bytes();
+        (blocks + self.window.block_count(), Some(bytes))
+    }
 }

@@ -118,7 +118,7 @@ impl Window {
         &mut self,
         header: &ChunkHeader,
         wire_bytes: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<Settled, Fault> {
         let position = usize::from(header.space.0);
         let expected = self.packed.through_sequence + 1;
         let is_ordered = header.sequence == expected
@@ -153,7 +153,7 @@ impl Window {
             bytes,
             position: self.packed,
         });
-        Ok(())
+        Ok(bytes)
     }
 
     /// The blocks of each chunk up to a number that is not acknowledged yet.

@@ -128,7 +128,10 @@ impl World {
         let Engine::Source(source) = &mut self.hosts[host].engine else {
             return;
         };
-        let is_quiet = matches!(event, source::Event::Tick | source::Event::Packed { .. });
+        let is_quiet = matches!(
+            event,
+            source::Event::Tick | source::Event::Packed { .. } | source::Event::Answered { .. }
+        );
         let shown = (self.is_tracing && !is_quiet).then(|| brief(&event));
         let before = source.stage();
         let result = source.handle(event, now);

@@ -5,11 +5,11 @@ use towpath_protocol::message::{
     CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, Lane, ZERO_CHUNK_DIGEST, digest_of,
 };
 use towpath_protocol::source::{Action, ChunkOrder, Event, FREEZE_DEADLINE, Outcome};
-use towpath_protocol::space::{BlockRun, BlockSet, block_count_of};
+use towpath_protocol::space::{BlockRun, BlockSet};
 
 use super::guest::{Doing, Guest, size};
 use super::link::{MILLISECOND, Nanos, SECOND};
-use super::world::{Engine, Happening, Input, World};
+use super::world::{Capped, Engine, Happening, Input, World};
 
 /// A pause before the commit may exceed its deadline by what a journal write and a tick cost.
 const FREEZE_SLACK: Nanos = 50 * MILLISECOND;
@@ -155,34 +155,55 @@ impl World {
             let runs = order.runs.clone();
             return self.pack(host, &order, runs);
         }
-        self.check_cap(host, &order);
+        self.check_order(host, &order);
         self.hosts[host].packs.push_back(order);
         if self.hosts[host].packs.len() == 1 {
             self.plan_packing(host);
         }
     }
 
-    /// The move's own rate holds from its first chunk on, but for one chunk.
-    fn check_cap(&mut self, host: usize, order: &ChunkOrder) {
-        let Engine::Source(source) = &self.hosts[host].engine else {
+    /// The cap on a move's own rate, if there is one.
+    fn cap_of(&self, host: usize) -> Option<u64> {
+        match &self.hosts[host].engine {
+            Engine::Source(source) => source.setup().policy.bytes_per_second_max,
+            _ => None,
+        }
+    }
+
+    /// Nothing is ordered before all that went is paid for, whoever asked for it.
+    fn check_order(&mut self, host: usize, order: &ChunkOrder) {
+        let Some(capped) = self.hosts[host].capped else {
             return;
         };
-        let Some(cap) = source.setup().policy.bytes_per_second_max else {
+        if !order.is_zero && capped.paid_at > self.now + MILLISECOND {
+            let early = (capped.paid_at - self.now) / MILLISECOND;
+            self.violate(&format!("blocks are ordered {early} ms before their time"));
+        }
+    }
+
+    /// The move's own rate holds on the wire, from its first chunk on: but for what was ordered before the
+    /// codec had packed what came before it.
+    fn check_cap(&mut self, host: usize, order: &ChunkOrder, wire_bytes: u64) {
+        let Some(cap) = self.cap_of(host) else {
             return;
         };
-        if order.is_zero {
+        let now = self.now;
+        let capped = self.hosts[host].capped.get_or_insert(Capped {
+            since: now,
+            bytes: 0,
+            paid_at: now,
+        });
+        capped.paid_at = capped.paid_at.max(now) + wire_bytes * SECOND / cap;
+        if order.is_urgent || order.is_zero {
             return;
         }
-        let block_bytes = u64::from(self.scenario.spaces[usize::from(order.space.0)].0);
-        let now = self.now;
-        let here = &mut self.hosts[host];
-        let (since, bytes) = here.capped.get_or_insert((now, 0));
-        *bytes += block_count_of(&order.runs) * block_bytes;
-        let allowed = cap * (now - *since) / SECOND + u64::from(CHUNK_RAW_BYTES_MAX);
-        if *bytes > allowed + cap / 1_000 {
-            let bytes = *bytes;
+        capped.bytes += wire_bytes;
+        let (since, bytes) = (capped.since, capped.bytes);
+        let ahead = cap / 20 + 2 * u64::from(CHUNK_RAW_BYTES_MAX);
+        let allowed = cap * (now - since) / SECOND + ahead;
+        if bytes > allowed {
             self.violate(&format!(
-                "{bytes} bytes were ordered where {allowed} are allowed"
+                "{bytes} bytes were sent where {allowed} are allowed"
             ));
         }
     }
@@ -260,9 +281,12 @@ impl World {
             let generation = order.generation;
             format!("chunk {sequence} on {lane:?}, round {generation}, zero {is_zero}: {runs:?}")
         });
-        if !order.is_urgent {
-            self.feed_source(host, Event::Packed { header, wire_bytes });
-        }
+        self.check_cap(host, order, wire_bytes);
+        let event = match order.is_urgent {
+            true => Event::Answered { wire_bytes },
+            false => Event::Packed { header, wire_bytes },
+        };
+        self.feed_source(host, event);
         self.send_bytes(host, lane, bytes, wire_bytes);
     }
 

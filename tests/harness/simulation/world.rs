@@ -138,12 +138,23 @@ pub(super) struct Host {
     pub(super) chunks: BTreeMap<u64, Option<Vec<Content>>>,
     pub(super) next_token: u64,
     pub(super) frozen_at: Option<Nanos>,
-    /// Under a move's own cap: since when, and how many bytes were ordered.
-    pub(super) capped: Option<(Nanos, u64)>,
+    /// What went under a move's own cap.
+    pub(super) capped: Option<Capped>,
     /// Before that, lanes are not opened again.
     pub(super) connect_again_at: Nanos,
     /// When the guest process has answered all it was asked.
     pub(super) reported_at: Nanos,
+}
+
+/// What went under a move's own cap.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capped {
+    /// Since when there is a cap to hold.
+    pub(super) since: Nanos,
+    /// Bytes of frames that nobody waited for.
+    pub(super) bytes: u64,
+    /// When all frames are paid for.
+    pub(super) paid_at: Nanos,
 }
 
 /// What a run was like, for the summary over all seeds.

@@ -1,0 +1,56 @@
+//! What was asked of a move holds: how much of the link it may take.
+
+use std::time::{Duration, Instant};
+
+use towpath_migrator::api::{MigrationMode, MigrationRequest, Phase};
+use towpath_tests::lab::{Guest, Lab};
+use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene};
+use towpath_tests::verdict::wait_until;
+
+/// A move's own rate: far below what the link carries.
+const RATE_BITS: u64 = 40_000_000;
+
+/// How long its bytes are counted.
+const SPAN: Duration = Duration::from_secs(2);
+
+fn begin(scene: &Scene, request: &MigrationRequest) {
+    let begun = scene.lab.site(SOURCE).migrate(request);
+    assert!(begun.is_ok(), "{begun:?}");
+}
+
+#[test]
+fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
+    let scene = Scene::new(LINK);
+    // Half of its pages pack well: what goes over the link is about half of what it is made from.
+    let guest = Guest::new("thrifty", 48);
+    let mut console = scene.guest(&guest);
+    begin(
+        &scene,
+        &MigrationRequest {
+            rate: Some(RATE_BITS),
+            ..Lab::request(&guest, SOURCE, MigrationMode::Auto)
+        },
+    );
+    scene.reaches(&guest, Phase::Copying).unwrap();
+    let sent = || {
+        let view = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        let view = view.into_iter().next()?;
+        let wire_bytes = view.wire_bytes.filter(|bytes| *bytes > 0)?;
+        Some((Instant::now(), wire_bytes, view.raw_bytes))
+    };
+    let first = wait_until(REST_WAIT, sent).expect("something is sent");
+    let last = wait_until(REST_WAIT, || {
+        sent().filter(|(at, ..)| at.duration_since(first.0) >= SPAN)
+    });
+    let last = last.expect("it goes on");
+    let [wire_bytes, raw_bytes] = [last.1 - first.1, last.2 - first.2];
+    assert!(
+        raw_bytes > wire_bytes + wire_bytes / 3,
+        "{raw_bytes} bytes do not pack into {wire_bytes}"
+    );
+    let allowed = RATE_BITS / 8 * u64::try_from((last.0 - first.0).as_millis()).unwrap() / 1000;
+    // More by what is under way between the two looks; less by what a busy machine does not get done.
+    let share = wire_bytes * 100 / allowed;
+    assert!((80..=105).contains(&share), "{wire_bytes} of {allowed}");
+    scene.arrives(&guest, &mut console).unwrap();
+}
