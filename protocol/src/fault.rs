@@ -96,6 +96,8 @@ codes! {
     Busy = "E_BUSY", Incompatible;
     /// The target refused the guest.
     Refused = "E_REFUSED", Incompatible;
+    /// The guest writes faster than pre-copy alone can follow within the allowed pause.
+    NotConverging = "E_NOT_CONVERGING", Incompatible;
 
     /// A file or folder could not be used.
     Io = "E_IO", Local;

@@ -153,6 +153,10 @@ const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
             "the target refused the guest",
             "the source guest runs on; the reason stands in the target's log",
         ),
+        Code::NotConverging => (
+            "the guest writes faster than pre-copy alone can follow",
+            "allow a longer `--max-pause` or a higher `--rate`, move it when it writes less, or leave `--mode pre` out",
+        ),
         _ => return None,
     })
 }

@@ -401,7 +401,7 @@ impl Source {
             }
             Decision::GiveUp(reason) => {
                 let detail = format!("the guest cannot be moved by pre-copy alone: {reason}");
-                self.stay(Fault::new(Code::Stalled, detail), now);
+                self.stay(Fault::new(Code::NotConverging, detail), now);
             }
         }
     }

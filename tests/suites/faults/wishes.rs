@@ -1,8 +1,9 @@
-//! What was asked of a move holds: how much of the link it may take.
+//! What was asked of a move holds: how much of the link it may take, and which stages it may use.
 
 use std::time::{Duration, Instant};
 
 use towpath_migrator::api::{MigrationMode, MigrationRequest, Phase};
+use towpath_protocol::fault::Code;
 use towpath_tests::lab::{Guest, Lab};
 use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene};
 use towpath_tests::verdict::wait_until;
@@ -53,4 +54,28 @@ fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
     let share = wire_bytes * 100 / allowed;
     assert!((80..=105).contains(&share), "{wire_bytes} of {allowed}");
     scene.arrives(&guest, &mut console).unwrap();
+}
+
+#[test]
+fn a_guest_that_pre_copy_alone_cannot_move_is_copied_once() {
+    let scene = Scene::new(LINK);
+    let guest = Guest {
+        dirty_pages_per_second: 200_000,
+        ..Guest::new("restless", 8)
+    };
+    let mut console = scene.guest(&guest);
+    begin(
+        &scene,
+        &MigrationRequest {
+            max_pause_ms: 20,
+            ..Lab::request(&guest, SOURCE, MigrationMode::Pre)
+        },
+    );
+    let rest = scene.rest(&guest, &mut console).unwrap();
+    assert_eq!(rest.place, SOURCE);
+    let view = rest.moves.first().expect("a move");
+    assert_eq!(view.phase, Phase::Failed, "{view:?}");
+    let code = view.error.as_ref().map(|error| &*error.code);
+    assert_eq!(code, Some(Code::NotConverging.as_str()), "{view:?}");
+    assert_eq!(view.attempts, Some(1), "{view:?}");
 }

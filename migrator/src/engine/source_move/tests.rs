@@ -27,7 +27,12 @@ fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
         );
         assert!(!order(ATTEMPT_COUNT_MAX).is_worth_another(&fault), "{code}");
     }
-    for code in [Code::Guest, Code::Cancelled, Code::Quota] {
+    for code in [
+        Code::Guest,
+        Code::Cancelled,
+        Code::Quota,
+        Code::NotConverging,
+    ] {
         let fault = Fault::new(code, "it is so");
         assert!(!order(1).is_worth_another(&fault), "{code}");
     }
