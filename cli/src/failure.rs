@@ -34,20 +34,25 @@ pub(crate) enum Exit {
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Refused => 3,
-            Exit::Timeout => 4,
-            Exit::Blocked => 5,
-            Exit::AlreadyRunning => 69,
-            Exit::Retry => 75,
-            Exit::Interrupted => 130,
-        })
+        Self::from(exit.number())
     }
 }
 
 impl Exit {
+    /// The status as a process ends with it.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::Timeout => 4,
+            Self::Blocked => 5,
+            Self::AlreadyRunning => 69,
+            Self::Retry => 75,
+            Self::Interrupted => 130,
+        }
+    }
+
     /// The status for a failure with this code.
     pub(crate) const fn of(code: Code) -> Self {
         match code {
@@ -59,6 +64,30 @@ impl Exit {
                 Blame::Incompatible => Self::Refused,
                 Blame::Peer | Blame::Local | Blame::Misuse => Self::Failed,
             },
+        }
+    }
+
+    /// The status for a move that was not begun, with this code: what a look ahead shows at either host is no
+    /// failure of either.
+    pub(crate) const fn of_move(code: Code) -> Self {
+        match code {
+            Code::StaleEpoch
+            | Code::DoubleOffer
+            | Code::Denied
+            | Code::Quarantine
+            | Code::Kvm
+            | Code::CrlStale
+            | Code::NotFound
+            | Code::State => Self::Refused,
+            code => Self::of(code),
+        }
+    }
+
+    /// The status for a move that has ended: nothing of it goes on, and its words were right.
+    pub(crate) const fn of_ended_move(code: Code) -> Self {
+        match Self::of_move(code) {
+            Self::Timeout | Self::Usage => Self::Failed,
+            exit => exit,
         }
     }
 }
@@ -81,6 +110,17 @@ impl Failure {
     /// A problem with a status of its own.
     pub(crate) const fn with(problem: Problem, exit: Exit) -> Self {
         Self::Problem { problem, exit }
+    }
+
+    /// The same failure with the status that this gives for its code.
+    pub(crate) fn exit_of(self, exit_of: impl Fn(Code) -> Exit) -> Self {
+        match self {
+            Self::Problem { problem, exit } => {
+                let exit = problem.known_code().map_or(exit, exit_of);
+                Self::with(problem, exit)
+            }
+            other => other,
+        }
     }
 
     /// The same failure under a sentence that says what was tried.
@@ -239,22 +279,92 @@ fn as_json(problem: &Problem) -> String {
 mod tests {
     use super::*;
 
+    /// The status of a command, of a move that was not begun, and of one that has ended. Every code is decided on
+    /// purpose.
+    const fn decided(code: Code) -> [u8; 3] {
+        match code {
+            Code::Truncated
+            | Code::Framing
+            | Code::TooLarge
+            | Code::UnknownKind
+            | Code::Range
+            | Code::Conflict
+            | Code::Codec
+            | Code::Unexpected
+            | Code::RootMismatch
+            | Code::Gone
+            | Code::Io
+            | Code::Journal
+            | Code::Guest
+            | Code::TrackingLost
+            | Code::ImageLost
+            | Code::Certificate
+            | Code::CrlRollback
+            | Code::Path
+            | Code::Cancelled => [1, 1, 1],
+            Code::StaleEpoch
+            | Code::DoubleOffer
+            | Code::Denied
+            | Code::Quarantine
+            | Code::Kvm
+            | Code::CrlStale
+            | Code::NotFound
+            | Code::State => [1, 3, 3],
+            Code::Version
+            | Code::Layout
+            | Code::Quota
+            | Code::CpuState
+            | Code::GuestExists
+            | Code::Refused
+            | Code::NotConverging => [3, 3, 3],
+            Code::Meta | Code::Config | Code::Name | Code::Usage => [2, 2, 1],
+            Code::Stalled => [4, 4, 1],
+            Code::AlreadyRunning => [69, 69, 69],
+            Code::Busy | Code::Unreachable => [75, 75, 75],
+        }
+    }
+
     #[test]
     fn statuses_follow_the_code() {
-        for (code, exit) in [
-            (Code::Usage, Exit::Usage),
-            (Code::Config, Exit::Usage),
-            (Code::Quota, Exit::Refused),
-            (Code::GuestExists, Exit::Refused),
-            (Code::Stalled, Exit::Timeout),
-            (Code::AlreadyRunning, Exit::AlreadyRunning),
-            (Code::Busy, Exit::Retry),
-            (Code::Unreachable, Exit::Retry),
-            (Code::NotFound, Exit::Failed),
-            (Code::Journal, Exit::Failed),
-        ] {
-            assert_eq!(Exit::of(code), exit, "{code}");
+        for &code in Code::ALL {
+            let exits = [
+                Exit::of(code),
+                Exit::of_move(code),
+                Exit::of_ended_move(code),
+            ];
+            assert_eq!(exits.map(Exit::number), decided(code), "{code}");
         }
+    }
+
+    #[test]
+    fn the_table_of_codes_is_checked_in() {
+        let mut text = "# Error codes\n\n\
+            A code is never renamed and never used for something else. With each stands the status that a command\n\
+            exits with, and in brackets that of a move, where it is another one: one that was refused has changed\n\
+            nothing, and one that has ended does not go on. The table is made from the code;\n\
+            `TOWPATH_UPDATE_DOCS=1 cargo test --workspace --bins table_of_codes` writes it again.\n\n\
+            | code | meaning | exit status | what to do |\n|---|---|---|---|\n"
+            .to_owned();
+        for &code in Code::ALL {
+            let Problem {
+                message, remedy, ..
+            } = Problem::new(code, "");
+            let exit = match decided(code) {
+                [any, refused, ended] if any == refused && any == ended => any.to_string(),
+                [any, refused, ended] if any == refused => format!("{any} (ended: {ended})"),
+                [any, refused, _] => format!("{any} (refused: {refused})"),
+            };
+            text += &format!("| `{code}` | {message} | {exit} | {remedy} |\n");
+        }
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+        if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
+            std::fs::write(file, &text).unwrap();
+        }
+        let checked_in = std::fs::read_to_string(file).unwrap_or_default();
+        assert!(
+            checked_in == text,
+            "docs/errors.md is stale: TOWPATH_UPDATE_DOCS=1"
+        );
     }
 
     #[test]

@@ -185,7 +185,24 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
     if let (Some(error), None) = (&view.error, known) {
         problem.code.clone_from(&error.code);
     }
-    Err(problem.into())
+    if let Some(remedy) = remedy_of_end(code) {
+        problem = problem.remedy(remedy);
+    }
+    Err(Failure::from(problem).exit_of(Exit::of_ended_move))
+}
+
+/// What to do about a move that has ended, where a move under way would have gone on by itself.
+const fn remedy_of_end(code: Code) -> Option<&'static str> {
+    Some(match code {
+        Code::Stalled | Code::Unreachable => {
+            "look at the link with `towpath status` and at the target's log, then move the guest again"
+        }
+        Code::RootMismatch => {
+            "check both hosts' memory, and look at what differs: the target keeps it in `incidents/` of its `state_dir`"
+        }
+        Code::TrackingLost => "move the guest again; do not change swap meanwhile",
+        _ => return None,
+    })
 }
 
 /// A live line on stderr, only where somebody watches.

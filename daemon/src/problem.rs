@@ -125,28 +125,6 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_codes_is_checked_in() {
-        let mut text = "# Error codes\n\n\
-            A code is never renamed and never used for something else. The table is made from the\n\
-            code; `TOWPATH_UPDATE_DOCS=1 cargo test -p towpath-daemon` writes it again.\n\n\
-            | code | meaning | what to do |\n|---|---|---|\n"
-            .to_owned();
-        for code in Code::ALL {
-            let advice = advice::of(*code);
-            text += &format!("| `{code}` | {} | {} |\n", advice.sentence, advice.remedy);
-        }
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
-        if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
-            std::fs::write(file, &text).unwrap();
-        }
-        let checked_in = std::fs::read_to_string(file).unwrap_or_default();
-        assert!(
-            checked_in == text,
-            "docs/errors.md is stale: TOWPATH_UPDATE_DOCS=1"
-        );
-    }
-
-    #[test]
     fn what_the_system_refuses_has_a_remedy_of_its_own() {
         let remedy = |code, kind: ErrorKind, number| {
             let error = std::io::Error::from_raw_os_error(number);

@@ -12,7 +12,7 @@ use towpath_protocol::rate::Rate;
 use super::migration::report;
 use crate::args::{OutputOption, span_within};
 use crate::connection::{MigratorSocket, block_on};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::follow::{LiveLine, follow, outcome};
 use crate::show;
 
@@ -104,6 +104,7 @@ async fn migrate(options: &Options) -> Result<(), Failure> {
             .map_err(|problem| {
                 let (guest, site) = (&options.guest, &options.site);
                 Failure::from(problem)
+                    .exit_of(Exit::of_move)
                     .while_trying(format!("guest {guest} cannot be moved to {site}"))
             })?;
     let format = options.output.format;

@@ -180,6 +180,9 @@ fn a_move_that_fails_says_why_in_its_status() {
     for (end, status, code) in [
         (failed("E_QUOTA", "the guest needs 2 GiB"), 3, "E_QUOTA"),
         (failed("E_ROOT", "roots differ"), 1, "E_ROOT"),
+        (failed("E_STALLED", "five times"), 1, "E_STALLED"),
+        (failed("E_NOT_CONVERGING", "30"), 3, "E_NOT_CONVERGING"),
+        (failed("E_KVM", "no /dev/kvm"), 3, "E_KVM"),
         (
             failed("E_FROM_THE_FUTURE", "who knows"),
             1,
@@ -196,25 +199,28 @@ fn a_move_that_fails_says_why_in_its_status() {
             "{ran:?}"
         );
         assert!(ran.stdout.contains("phase"), "{ran:?}");
+        assert!(!ran.stderr.contains("by itself"), "it is over: {ran:?}");
     }
 }
 
 #[test]
 fn refusals_have_a_code_a_cause_a_remedy_and_a_status() {
     let daemon = Daemon::start();
-    for (code, status) in [
-        (Code::Quota, 3),
-        (Code::Busy, 75),
-        (Code::Unreachable, 75),
-        (Code::State, 1),
+    for (code, of_move, of_guest) in [
+        (Code::Quota, 3, 3),
+        (Code::Busy, 75, 75),
+        (Code::Unreachable, 75, 75),
+        (Code::State, 3, 1),
+        (Code::NotFound, 3, 1),
+        (Code::CrlStale, 3, 1),
     ] {
         daemon.host.notes.lock().unwrap().refusal = Some(Fault::new(code, "told to"));
         daemon
             .run(&["migrate", "a", "region"])
-            .failed(status, code.as_str());
+            .failed(of_move, code.as_str());
         daemon
             .run(&["guest", "start", "a"])
-            .failed(status, code.as_str());
+            .failed(of_guest, code.as_str());
     }
     daemon.run(&["guest", "show", "b"]).failed(1, "E_NOT_FOUND");
     daemon.run(&["migration", "watch"]).failed(1, "E_NOT_FOUND");
