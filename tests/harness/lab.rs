@@ -273,7 +273,7 @@ impl Lab {
             site: from.other().name(),
             mode,
             max_pause_ms: 200,
-            rate: None,
+            rate_bits_per_second: None,
         }
     }
 

@@ -94,7 +94,7 @@ async fn migrate(options: &Options) -> Result<(), Failure> {
         site: options.site.clone(),
         mode: options.mode.into(),
         max_pause_ms: u32::try_from(options.max_pause.milliseconds()).unwrap_or(u32::MAX),
-        rate: options.rate.map(Rate::bits_per_second),
+        rate_bits_per_second: options.rate.map(Rate::bits_per_second),
     };
     request.check()?;
     let begun: MigrationView =

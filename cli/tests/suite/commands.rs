@@ -31,7 +31,7 @@ fn every_result_is_a_document_with_a_schema() {
         let words = [words, &["-o", "json"]].concat();
         let document = daemon.run(&words).document(kind);
         if words[0] == "migrate" {
-            assert_eq!(document["rate"], 20_000_000);
+            assert_eq!(document["rate_bits_per_second"], 20_000_000);
             assert_eq!(document["max_pause_ms"], 200);
         }
     }

@@ -208,7 +208,7 @@ impl Host for Notebook {
             to: request.site,
             mode: Some(request.mode),
             max_pause_ms: Some(request.max_pause_ms),
-            rate: request.rate,
+            rate_bits_per_second: request.rate_bits_per_second,
             ..migration(Phase::Preparing)
         };
         notes.migrations.push(view.clone());

@@ -113,7 +113,7 @@ impl Host for Notebook {
         let view = MigrationView {
             mode: Some(request.mode),
             max_pause_ms: Some(request.max_pause_ms),
-            rate: request.rate,
+            rate_bits_per_second: request.rate_bits_per_second,
             link: LinkState::Up,
             attempts: Some(1),
             blocks_total: 256,
@@ -237,7 +237,7 @@ async fn f28_wrong_requests_are_refused_before_the_host_is_asked() {
         );
         for (key, value) in [
             ("max_pause_ms", json!(0)),
-            ("rate", json!(0)),
+            ("rate_bits_per_second", json!(0)),
             ("mode", json!("x")),
         ] {
             let mut body = json!({"guest": "a", "site": "region"});
@@ -332,7 +332,7 @@ async fn a_move_is_cancelled_and_an_unknown_one_is_a_problem() {
             .post("/v1/guests", &guest_request("a"))
             .await
             .unwrap();
-        let body = json!({"guest": "a", "site": "region", "mode": "post", "rate": 1_000_000});
+        let body = json!({"guest": "a", "site": "region", "mode": "post", "rate_bits_per_second": 1_000_000});
         let view: MigrationView = client.post("/v1/migrations", &body).await.unwrap();
         let path = format!("/v1/migrations/{}/cancel", view.id);
         let cancelled: MigrationView = client.post(&path, &()).await.unwrap();

@@ -324,9 +324,10 @@ pub struct MigrationRequest {
     /// Longest pause that is accepted.
     #[serde(default = "max_pause_ms_default")]
     pub max_pause_ms: u32,
-    /// Cap on the move's own rate, in bits per second; only the link decides if absent.
-    #[serde(default)]
-    pub rate: Option<u64>,
+    /// Cap on what the move takes of the link; only the link decides if absent.
+    // Its older name stands in the files of moves that an upgrade finds under way.
+    #[serde(default, alias = "rate")]
+    pub rate_bits_per_second: Option<u64>,
 }
 
 const fn max_pause_ms_default() -> u32 {
@@ -342,7 +343,7 @@ impl MigrationRequest {
             site,
             mode: MigrationMode::default(),
             max_pause_ms: max_pause_ms_default(),
-            rate: None,
+            rate_bits_per_second: None,
         }
     }
 
@@ -358,7 +359,7 @@ impl MigrationRequest {
                 "max_pause_ms is {pause} and must be 1 to {PAUSE_MS_MAX}"
             ));
         }
-        if let Some(rate) = self.rate {
+        if let Some(rate) = self.rate_bits_per_second {
             towpath_protocol::rate::Rate::from_bytes_per_second(rate / 8)
                 .map_err(|fault| Fault::new(Code::Usage, fault.detail))?;
         }
@@ -513,8 +514,8 @@ pub struct MigrationView {
     pub mode: Option<MigrationMode>,
     /// Longest pause that is accepted; its source knows that.
     pub max_pause_ms: Option<u32>,
-    /// Cap on its own rate, in bits per second.
-    pub rate: Option<u64>,
+    /// Cap on what it takes of the link.
+    pub rate_bits_per_second: Option<u64>,
     /// Where it stands.
     pub phase: Phase,
     /// Whether the two hosts can talk now.
@@ -585,7 +586,7 @@ impl MigrationView {
             to,
             mode: None,
             max_pause_ms: None,
-            rate: None,
+            rate_bits_per_second: None,
             phase,
             link: LinkState::Down,
             silent_ms: None,

@@ -69,7 +69,7 @@ impl Order {
                 MigrationMode::Post => Mode::Post,
             },
             pause_max: Duration::from_millis(u64::from(self.request.max_pause_ms)),
-            bytes_per_second_max: self.request.rate.map(|bits| bits / 8),
+            bytes_per_second_max: self.request.rate_bits_per_second.map(|bits| bits / 8),
         }
     }
 
@@ -135,7 +135,7 @@ impl Order {
         MigrationView {
             mode: Some(self.request.mode),
             max_pause_ms: Some(self.request.max_pause_ms),
-            rate: self.request.rate,
+            rate_bits_per_second: self.request.rate_bits_per_second,
             attempts: Some(self.attempts),
             round: Some(0),
             rounds: Some(0),

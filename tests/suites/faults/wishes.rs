@@ -28,7 +28,7 @@ fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
     begin(
         &scene,
         &MigrationRequest {
-            rate: Some(RATE_BITS),
+            rate_bits_per_second: Some(RATE_BITS),
             ..Lab::request(&guest, SOURCE, MigrationMode::Auto)
         },
     );

@@ -221,7 +221,7 @@ async fn move_guest(
         site: to.name.clone(),
         mode: MigrationMode::Auto,
         max_pause_ms: u32::try_from(options.max_pause.milliseconds()).unwrap_or(u32::MAX),
-        rate: None,
+        rate_bits_per_second: None,
     };
     request.check()?;
     let begun: MigrationView = from.migrator.post("/v1/migrations", &request).await?;
