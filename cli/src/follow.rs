@@ -9,7 +9,7 @@ use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
 use towpath_migrator::api::{LinkState, MigrationView, Phase};
-use towpath_protocol::fault::Code;
+use towpath_protocol::fault::{Blame, Code};
 use towpath_protocol::identity::MigrationId;
 
 use crate::failure::{Exit, Failure};
@@ -175,7 +175,11 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
         .error
         .as_ref()
         .and_then(|error| Code::parse(&error.code));
-    let cause = view.error.as_ref().map(|error| error.message.clone());
+    let host = view.error.as_ref().and_then(|error| error.host.as_deref());
+    let cause = view.error.as_ref().map(|error| match host {
+        Some(host) => format!("{host} says: {}", error.message),
+        None => error.message.clone(),
+    });
     let code = match view.phase {
         Phase::Cancelled => Code::Cancelled,
         _ => known.unwrap_or(Code::Refused),
@@ -185,7 +189,8 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
     if let (Some(error), None) = (&view.error, known) {
         problem.code.clone_from(&error.code);
     }
-    if let Some(remedy) = remedy_of_end(code) {
+    let of_other = host.and_then(|host| remedy_at(code, host));
+    if let Some(remedy) = of_other.or_else(|| remedy_of_end(code).map(str::to_owned)) {
         problem = problem.remedy(remedy);
     }
     Err(Failure::from(problem).exit_of(Exit::of_ended_move))
@@ -203,6 +208,28 @@ const fn remedy_of_end(code: Code) -> Option<&'static str> {
         Code::TrackingLost => "move the guest again; do not change swap meanwhile",
         _ => return None,
     })
+}
+
+/// What to do about what another host says of itself, where the remedy would else be taken for this one's.
+fn remedy_at(code: Code, host: &str) -> Option<String> {
+    let is_its_own = |code: Code| code.blame() == Blame::Local;
+    Some(match code {
+        Code::GuestExists => format!(
+            "see with `towpath guest ls` at {host} what is called so there; stop that one, or choose another target"
+        ),
+        Code::Kvm => format!(
+            "check the rights on /dev/kvm and the processor's virtualization setting at {host}, or choose another target"
+        ),
+        Code::Busy => format!("try again when one of the moves at {host} has finished"),
+        Code::ImageLost | Code::TrackingLost => return None,
+        Code::State | Code::NotFound | Code::Refused => look_at(host),
+        code if is_its_own(code) => look_at(host),
+        _ => return None,
+    })
+}
+
+fn look_at(host: &str) -> String {
+    format!("look at {host}: `towpath status` there, and its migrator's log")
 }
 
 /// A live line on stderr, only where somebody watches.

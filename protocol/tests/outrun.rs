@@ -60,7 +60,9 @@ fn h02_a_source_offers_above_the_mark_that_its_target_says() {
     assert_eq!(feed(&mut source, mark), []);
     let stale = Fault::new(Code::StaleEpoch, "epoch 2 is not above 900");
     let refused = Message::Refused(Reason::from(&stale));
+    assert!(!source.is_refused());
     let actions = feed(&mut source, Event::Heard(Lane::Control, refused));
+    assert!(source.is_refused(), "it is the target's word");
     let mut records = actions.iter().filter_map(|action| match action {
         Action::Persist(record) => Some(record),
         _ => None,

@@ -283,8 +283,9 @@ async fn start(options: &StartOptions) -> Result<(), Failure> {
     };
     let guest = guest.map_err(|problem| {
         let quota = "raise `quota` in this host's migrator configuration, or stop another guest";
+        let kvm = "check the rights on /dev/kvm and the processor's virtualization setting, or leave `--kind kvm` out";
         let failure = Failure::from(problem).remedy_of(Code::Quota, quota);
-        failure.while_trying(what())
+        failure.remedy_of(Code::Kvm, kvm).while_trying(what())
     })?;
     show_guest(options.output.format, &guest)
 }

@@ -193,7 +193,11 @@ fn report_fields(view: &MigrationView) -> Vec<(&'static str, Option<String>)> {
         ),
         (
             "error",
-            error.map(|error| escape(&format!("{}: {}", error.code, error.message))),
+            error.map(|error| {
+                let by = error.host.as_ref().map(|host| format!("{host} says: "));
+                let by = by.unwrap_or_default();
+                escape(&format!("{}: {by}{}", error.code, error.message))
+            }),
         ),
     ]
 }

@@ -204,6 +204,35 @@ fn a_move_that_fails_says_why_in_its_status() {
 }
 
 #[test]
+fn what_a_target_refuses_is_said_of_the_target() {
+    for (code, remedy) in [
+        ("E_GUEST_EXISTS", "`towpath guest ls` at region/rack-1"),
+        ("E_KVM", "setting at region/rack-1"),
+        ("E_IO", "look at region/rack-1"),
+        ("E_QUOTA", "the target's migrator configuration"),
+    ] {
+        let mut end = failed(code, "so it is there");
+        let said = end.error.as_mut().unwrap();
+        said.host = Some("region/rack-1".to_owned());
+        let daemon = Daemon::start();
+        daemon.host.notes.lock().unwrap().course = vec![end];
+        let ran = daemon.run(&["migrate", "a", "region"]);
+        assert!(
+            ran.stderr.contains("region/rack-1 says: so it is there"),
+            "{ran:?}"
+        );
+        assert!(ran.stderr.contains(remedy), "{ran:?}");
+        let shown = daemon.run(&["migration", "show"]).stdout;
+        let said = format!("{code}: region/rack-1 says: so it is there");
+        assert!(shown.contains(&said), "{shown}");
+    }
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().refusal = Some(Fault::new(Code::Kvm, "no /dev/kvm"));
+    let ran = daemon.run(&["guest", "start", "a", "--kind=kvm"]);
+    assert!(ran.stderr.contains("leave `--kind kvm` out"), "{ran:?}");
+}
+
+#[test]
 fn refusals_have_a_code_a_cause_a_remedy_and_a_status() {
     let daemon = Daemon::start();
     for (code, of_move, of_guest) in [

@@ -127,6 +127,7 @@ pub(crate) fn failed(code: &str, message: &str) -> MigrationView {
         error: Some(ErrorView {
             code: code.into(),
             message: message.into(),
+            host: None,
         }),
         ..migration(Phase::Failed)
     }

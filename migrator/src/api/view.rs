@@ -7,7 +7,7 @@ use towpath_protocol::guest_api::{
     HEARTBEAT_INTERVAL_US_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MEMORY_STEP_BYTES,
     WORKING_SET_START_BYTES,
 };
-use towpath_protocol::identity::{Epoch, GuestId, MigrationId, Name};
+use towpath_protocol::identity::{Epoch, GuestId, HostIdentity, MigrationId, Name};
 use towpath_protocol::size::Size;
 use utoipa::ToSchema;
 
@@ -241,6 +241,20 @@ pub struct ErrorView {
     pub code: String,
     /// What failed, with its values.
     pub message: String,
+    /// The host that said so, as `site/host`, where it is another one than this.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+impl ErrorView {
+    /// What another host said.
+    #[must_use]
+    pub fn said_by(host: &HostIdentity, fault: &Fault) -> Self {
+        Self {
+            host: Some(host.to_string()),
+            ..Self::from(fault)
+        }
+    }
 }
 
 impl From<&Fault> for ErrorView {
@@ -248,6 +262,7 @@ impl From<&Fault> for ErrorView {
         Self {
             code: fault.code.as_str().to_owned(),
             message: fault.detail.clone(),
+            host: None,
         }
     }
 }

@@ -84,8 +84,13 @@ fn log_end(view: &MigrationView) {
     let (migration, guest, role) = (&view.id, &view.guest, view.role.as_str());
     let (from, to, phase) = (&view.from, &view.to, view.phase.as_str());
     match &view.error {
-        Some(ErrorView { code, message }) => {
-            warn!(%migration, %guest, role, %from, %to, %code, cause = %message, "move {phase}");
+        Some(ErrorView {
+            code,
+            message,
+            host,
+        }) => {
+            let by = host.as_deref().unwrap_or("this host");
+            warn!(%migration, %guest, role, %from, %to, %code, cause = %message, by, "move {phase}");
         }
         None => info!(%migration, %guest, role, %from, %to, "move {phase}"),
     }

@@ -638,6 +638,14 @@ impl SourceMove {
         }
     }
 
+    /// A fault that ended the attempt, and whose word it is.
+    fn said(&self, fault: &Fault) -> ErrorView {
+        match self.machine.is_refused() {
+            true => ErrorView::said_by(&self.order.target, fault),
+            false => ErrorView::from(fault),
+        }
+    }
+
     fn phase(&self, ground: &Ground) -> (Phase, Option<ErrorView>) {
         match &self.outcome {
             Some(Outcome::Moved) => (Phase::Done, None),
@@ -645,10 +653,10 @@ impl SourceMove {
                 (Phase::Cancelled, Some(ErrorView::from(fault)))
             }
             Some(Outcome::Stayed(fault)) if self.order.is_tried_again(ground, fault) => {
-                (Phase::Preparing, Some(ErrorView::from(fault)))
+                (Phase::Preparing, Some(self.said(fault)))
             }
             Some(Outcome::Stayed(fault) | Outcome::Stuck(fault)) => {
-                (Phase::Failed, Some(ErrorView::from(fault)))
+                (Phase::Failed, Some(self.said(fault)))
             }
             None => {
                 let phase = match self.machine.stage() {

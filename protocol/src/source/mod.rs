@@ -263,6 +263,8 @@ pub struct Source {
     freeze_from: Instant,
     overdue_freeze_count: u32,
     fault: Option<Fault>,
+    /// The end is the target's word, and its fault one of that host.
+    is_refused: bool,
     /// After the commit: the frozen guest is gone, no block of it can be read any more.
     is_image_lost: bool,
     /// Whether the guest was relinquished under this attempt, taken back or not.
@@ -344,6 +346,7 @@ impl Source {
             freeze_from: now,
             overdue_freeze_count: 0,
             fault: None,
+            is_refused: false,
             is_image_lost: false,
             was_committed: false,
             actions: VecDeque::new(),
@@ -400,6 +403,12 @@ impl Source {
     #[must_use]
     pub const fn is_image_lost(&self) -> bool {
         self.is_image_lost
+    }
+
+    /// Whether the target refused the guest: what is said of the end is said of its host.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        self.is_refused
     }
 
     /// What has been counted.
@@ -617,6 +626,7 @@ impl Source {
             Message::Mark(epoch) => self.mark = Some(epoch),
             Message::Refused(reason) if !self.is_committed() => {
                 // Said before anything was prepared: good only for an attempt that is still open.
+                self.is_refused = true;
                 self.stay(reason.to_fault(Code::Refused), now);
             }
             Message::Refused(_) => {
@@ -644,6 +654,7 @@ impl Source {
     fn refused(&mut self, reason: &Reason, now: Instant) -> Result<(), Fault> {
         self.hear(Word::Nack, now)?;
         let fault = reason.to_fault(Code::Refused);
+        self.is_refused = true;
         self.finish(Outcome::Stayed(fault));
         Ok(())
     }

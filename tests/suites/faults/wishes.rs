@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use towpath_migrator::api::{MigrationMode, MigrationRequest, Phase};
 use towpath_protocol::fault::Code;
 use towpath_tests::lab::{Guest, Lab};
-use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene};
+use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET};
 use towpath_tests::verdict::wait_until;
 
 /// A move's own rate: far below what the link carries.
@@ -75,7 +75,25 @@ fn a_guest_that_pre_copy_alone_cannot_move_is_copied_once() {
     assert_eq!(rest.place, SOURCE);
     let view = rest.moves.first().expect("a move");
     assert_eq!(view.phase, Phase::Failed, "{view:?}");
-    let code = view.error.as_ref().map(|error| &*error.code);
-    assert_eq!(code, Some(Code::NotConverging.as_str()), "{view:?}");
+    let error = view.error.as_ref().expect("why it stayed");
+    assert_eq!(error.code, Code::NotConverging.as_str(), "{view:?}");
+    assert_eq!(error.host, None, "{view:?}");
     assert_eq!(view.attempts, Some(1), "{view:?}");
+}
+
+#[test]
+fn a_move_that_its_target_refuses_says_which_host_that_was() {
+    let scene = Scene::new(LINK);
+    let guest = Guest::new("twice", 8);
+    let _console = scene.guest(&guest);
+    scene.lab.start_guest(TARGET, &guest);
+    begin(&scene, &Lab::request(&guest, SOURCE, MigrationMode::Auto));
+    let ended = wait_until(REST_WAIT, || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        moves.into_iter().find(|view| view.phase.is_finished())
+    });
+    let error = ended.expect("it ends").error.expect("why it stayed");
+    assert_eq!(error.code, Code::GuestExists.as_str(), "{error:?}");
+    let target = scene.lab.site(TARGET).identity().to_string();
+    assert_eq!(error.host, Some(target));
 }
