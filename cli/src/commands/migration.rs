@@ -4,9 +4,9 @@ use clap::{Args, Subcommand};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
-use towpath_migrator::api::{MigrationList, MigrationView, Phase};
+use towpath_migrator::api::{MigrationList, MigrationView, Phase, Role};
 use towpath_protocol::fault::Code;
-use towpath_protocol::identity::MigrationId;
+use towpath_protocol::identity::{MigrationId, Name};
 
 use super::guest::word;
 use crate::args::OutputOption;
@@ -42,8 +42,9 @@ pub(crate) struct ListOptions {
 /// One move.
 #[derive(Debug, Args)]
 pub(crate) struct OneOptions {
-    /// Its id [default: the newest]
-    id: Option<MigrationId>,
+    /// Its id, as much of that as tells it from others, or its guest [default: the one under way]
+    #[arg(value_name = "ID|GUEST")]
+    id: Option<Name>,
     #[command(flatten)]
     socket: MigratorSocket,
     #[command(flatten)]
@@ -77,7 +78,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
             Command::Ls(options) => list(&options).await,
             Command::Show(options) => {
                 let client = options.socket.client();
-                let id = id_or_newest(&client, options.id).await?;
+                let id = find(&client, options.id.as_ref(), Wish::Look).await?;
                 let view = client.get(&format!("/v1/migrations/{id}")).await?;
                 let format = options.output.format;
                 show::show(format, "migration", &view, || details(&view))
@@ -114,7 +115,7 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
 async fn watch(options: &WatchOptions) -> Result<(), Failure> {
     let one = &options.one;
     let client = one.socket.client();
-    let id = id_or_newest(&client, one.id).await?;
+    let id = find(&client, one.id.as_ref(), Wish::Look).await?;
     let view = match one.output.format {
         Format::Json => follow(&client, (id, None), options.timeout, &mut Lines).await?,
         Format::Table => {
@@ -139,7 +140,7 @@ impl Observer for Lines {
 
 async fn cancel(options: &OneOptions) -> Result<(), Failure> {
     let client = options.socket.client();
-    let id = id_or_newest(&client, options.id).await?;
+    let id = find(&client, options.id.as_ref(), Wish::End).await?;
     let path = format!("/v1/migrations/{id}/cancel");
     let view: MigrationView = client.post(&path, &()).await.map_err(|problem| {
         Failure::from(problem).while_trying(format!("move {id} cannot be cancelled"))
@@ -150,17 +151,85 @@ async fn cancel(options: &OneOptions) -> Result<(), Failure> {
     })
 }
 
-async fn id_or_newest(client: &Client, id: Option<MigrationId>) -> Result<MigrationId, Failure> {
-    if let Some(id) = id {
+/// What is wanted of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// To see it: one that is over will do.
+    Look,
+    /// To end it: nothing is guessed.
+    End,
+}
+
+async fn find(client: &Client, asked: Option<&Name>, wish: Wish) -> Result<MigrationId, Failure> {
+    if let Some(id) = asked.and_then(|word| word.as_str().parse().ok()) {
         return Ok(id);
     }
     let list: MigrationList = client.get("/v1/migrations").await?;
-    let newest = list.migrations.first().map(|view| view.id);
-    newest.ok_or_else(|| {
-        Problem::new(Code::NotFound, "this host has taken part in no move yet")
-            .remedy("begin one with `towpath migrate GUEST SITE`")
-            .into()
-    })
+    Ok(pick(&list.migrations, asked, wish)?.id)
+}
+
+/// The move that is meant, of those of a host from the newest on: the one under way, or the last one.
+fn pick<'a>(
+    moves: &'a [MigrationView],
+    asked: Option<&Name>,
+    wish: Wish,
+) -> Result<&'a MigrationView, Problem> {
+    let meant = meant(moves, asked)?;
+    let is_open = |view: &&&MigrationView| !view.phase.is_finished();
+    let is_ours = |view: &&&MigrationView| view.role == Role::Source;
+    let open: Vec<_> = meant.iter().filter(is_open).copied().collect();
+    // Others are ended where they come from, which is said of them.
+    let ours: Vec<_> = open.iter().filter(is_ours).copied().collect();
+    let open = match (wish, ours.is_empty()) {
+        (Wish::End, false) => ours,
+        _ => open,
+    };
+    match (wish, &*open) {
+        (Wish::End, [_, _, ..]) => Err(several(&open)),
+        (_, [view, ..]) => Ok(view),
+        (Wish::End, []) if asked.is_none() => {
+            let none = Problem::new(Code::NotFound, "no move is under way on this host");
+            Err(none.remedy("see what became of the last ones with `towpath migration ls`"))
+        }
+        (_, []) => meant.first().copied().ok_or_else(|| {
+            Problem::new(Code::NotFound, "this host has taken part in no move yet")
+                .remedy("begin one with `towpath migrate GUEST SITE`")
+        }),
+    }
+}
+
+/// The moves that a word may mean: those of a guest, or the one whose id begins so.
+fn meant<'a>(
+    moves: &'a [MigrationView],
+    asked: Option<&Name>,
+) -> Result<Vec<&'a MigrationView>, Problem> {
+    let Some(word) = asked else {
+        return Ok(moves.iter().collect());
+    };
+    let of_guest: Vec<_> = moves.iter().filter(|view| view.guest == *word).collect();
+    if !of_guest.is_empty() {
+        return Ok(of_guest);
+    }
+    let begins_so = |view: &&MigrationView| view.id.to_string().starts_with(word.as_str());
+    let found: Vec<_> = moves.iter().filter(begins_so).collect();
+    match &*found {
+        [_] => Ok(found),
+        [] => {
+            let cause =
+                format!("no move's id begins with {word}, and no guest of a move is called so");
+            Err(Problem::new(Code::NotFound, cause).remedy("see them with `towpath migration ls`"))
+        }
+        _ => Err(several(&found)),
+    }
+}
+
+fn several(moves: &[&MigrationView]) -> Problem {
+    let list: Vec<_> = moves
+        .iter()
+        .map(|view| format!("{} of {} to {}", view.id, view.guest, view.to))
+        .collect();
+    let cause = format!("{} moves may be meant: {}", moves.len(), list.join(", "));
+    Problem::new(Code::Usage, cause).remedy("name the id or the guest of one")
 }
 
 /// What came of a move.
@@ -246,4 +315,58 @@ fn details(view: &MigrationView) -> String {
     text.push('\n');
     text.push_str(&table.render(""));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(id: u128, guest: &str, role: Role, phase: Phase) -> MigrationView {
+        let sites = ("edge".parse().unwrap(), "region".parse().unwrap());
+        let guest = guest.parse().unwrap();
+        MigrationView::begun((MigrationId(id << 96), guest), role, sites, phase)
+    }
+
+    /// The number of the move that is picked, or the code of the refusal.
+    fn picked(moves: &[MigrationView], asked: Option<&str>, wish: Wish) -> Result<u128, Code> {
+        let asked = asked.map(|word| word.parse().unwrap());
+        let picked = pick(moves, asked.as_ref(), wish);
+        picked
+            .map(|view| view.id.0 >> 96)
+            .map_err(|problem| problem.known_code().unwrap())
+    }
+
+    #[test]
+    fn the_move_under_way_is_meant_and_none_is_ended_that_is_not() {
+        use Wish::{End, Look};
+        let (ours, theirs) = (Role::Source, Role::Target);
+        let moves = [
+            view(0xab1, "c", ours, Phase::Done),
+            view(0xab2, "b", ours, Phase::Copying),
+            view(0xcd3, "d", theirs, Phase::Receiving),
+            view(0xef4, "a", ours, Phase::Failed),
+        ];
+        for wish in [Look, End] {
+            assert_eq!(picked(&moves, None, wish), Ok(0xab2));
+            assert_eq!(picked(&moves, Some("b"), wish), Ok(0xab2));
+            assert_eq!(picked(&moves, Some("00000ef"), wish), Ok(0xef4));
+            assert_eq!(picked(&moves, Some("00000ab"), wish), Err(Code::Usage));
+            assert_eq!(picked(&moves, Some("x"), wish), Err(Code::NotFound));
+            assert_eq!(picked(&[], None, wish), Err(Code::NotFound));
+            // Its host says why it is not ended there.
+            assert_eq!(picked(&moves[2..], None, wish), Ok(0xcd3));
+            assert_eq!(picked(&moves, Some("a"), wish), Ok(0xef4));
+        }
+        assert_eq!(picked(&moves[3..], None, Look), Ok(0xef4));
+        assert_eq!(picked(&moves[3..], None, End), Err(Code::NotFound));
+        let mut two = moves.clone();
+        two[0].phase = Phase::Switching;
+        assert_eq!(picked(&two, None, Look), Ok(0xab1));
+        assert_eq!(picked(&two, None, End), Err(Code::Usage));
+        let said = pick(&two, None, End).unwrap_err().cause;
+        assert!(
+            said.contains("of c to region") && said.contains("of b"),
+            "{said}"
+        );
+    }
 }

@@ -16,7 +16,7 @@ use super::order::Order;
 use super::shared::{Handle, Shared, elsewhere, random_id};
 use crate::api::{
     GuestKind, GuestRequest, GuestView, Host, HostView, LinkState, MigrationRequest, MigrationView,
-    Role, VerifyView,
+    Phase, Role, VerifyView,
 };
 
 /// Longest wait for a worker's answer: it may be making a record durable or pausing a guest.
@@ -264,6 +264,9 @@ impl Host for Engine {
 
     fn cancel(&self, id: MigrationId) -> Result<MigrationView, Fault> {
         let view = self.migration(id)?;
+        if let Some(why) = not_cancelled(&view) {
+            return Err(Fault::new(Code::State, why));
+        }
         let handle = self.shared.worker(&view.guest)?;
         Self::ask(&handle, |reply| Command::Cancel(id, reply))?;
         self.wait_for("the end of the move", || {
@@ -286,5 +289,42 @@ impl Host for Engine {
 
     fn metrics(&self) -> String {
         self.shared.metrics.text(&self.shared.board())
+    }
+}
+
+/// Why a move cannot be cancelled from here, as far as that is known: it is over, or another host's.
+fn not_cancelled(view: &MigrationView) -> Option<String> {
+    let (id, guest, from, to) = (view.id, &view.guest, &view.from, &view.to);
+    Some(match (view.phase, view.role) {
+        (Phase::Done, _) => format!("move {id} is done: {guest} runs at {to}"),
+        (Phase::Failed, _) => format!("move {id} has failed: {guest} is where it was, at {from}"),
+        (Phase::Cancelled, _) => format!("move {id} was cancelled already: {guest} is at {from}"),
+        (_, Role::Target) => format!("only its source cancels move {id}: do so at {from}"),
+        (_, Role::Source) => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_that_is_not_cancelled_says_what_became_of_it() {
+        let view = |role, phase| {
+            let sites = ("edge".parse().unwrap(), "region".parse().unwrap());
+            let ids = (MigrationId(1), "till".parse().unwrap());
+            not_cancelled(&MigrationView::begun(ids, role, sites, phase))
+        };
+        for (role, phase, said) in [
+            (Role::Source, Phase::Done, "is done: till runs at region"),
+            (Role::Target, Phase::Done, "is done: till runs at region"),
+            (Role::Source, Phase::Failed, "at edge"),
+            (Role::Source, Phase::Cancelled, "was cancelled already"),
+            (Role::Target, Phase::Receiving, "do so at edge"),
+        ] {
+            let why = view(role, phase).unwrap();
+            assert!(why.contains(said), "{why}");
+        }
+        assert_eq!(view(Role::Source, Phase::Copying), None);
     }
 }

@@ -332,9 +332,21 @@ impl Worker {
         self.ground.shared.board().show_move(view);
     }
 
+    /// Why no move of the guest can begin, if one is under way.
+    fn other_move(&self) -> Option<Fault> {
+        let waits = self.retry.as_ref().map(|(_, order)| order.id);
+        let id = waits.or(match &self.role {
+            Some(Role::Source(source)) => Some(source.order().id),
+            Some(Role::Target(target)) => Some(target.setup().migration),
+            _ => None,
+        })?;
+        let detail = format!("the guest is part of move {id}");
+        Some(Fault::new(Code::State, detail))
+    }
+
     fn begin_move(&mut self, mut order: Order) -> Result<(), Fault> {
-        if self.retry.is_some() {
-            return Err(Fault::new(Code::State, "the guest is part of another move"));
+        if let Some(fault) = self.other_move() {
+            return Err(fault);
         }
         if let Some(fault) = &self.ground.crash {
             let detail = format!("the guest does not run: {}", fault.detail);
@@ -342,7 +354,8 @@ impl Worker {
         }
         let Some(Role::Idle(ownership)) = self.role.take_if(|role| matches!(role, Role::Idle(_)))
         else {
-            return Err(Fault::new(Code::State, "the guest is part of another move"));
+            let detail = "the guest waits for what is mended: look at it with `towpath guest show`";
+            return Err(Fault::new(Code::State, detail));
         };
         if !ownership.may_run() {
             let detail = format!("the guest is {} here", ownership.record().state.name());
@@ -390,7 +403,7 @@ impl Worker {
                     self.give_up(&order, &fault);
                     return Ok(());
                 }
-                let detail = "only the source cancels a move, while it is under way";
+                let detail = format!("move {id} is not under way here any more");
                 Err(Fault::new(Code::State, detail))
             }
         }
