@@ -269,7 +269,9 @@ async fn start(options: &StartOptions) -> Result<(), Failure> {
     let client = options.socket.client().timeout(START_WAIT);
     let what = || format!("guest {} cannot be started", options.name);
     let path = format!("/v1/guests/{}", options.name);
-    let guest = match client.get::<GuestView>(&path).await {
+    let known = client.get::<GuestView>(&path).await;
+    let made = known.is_err();
+    let guest = match known {
         Ok(_) if options.give_up => client.post(&format!("{path}/give-up"), &()).await,
         Ok(old) if can_boot(&old) => match options.differs_from(&old) {
             None => client.post(&format!("{path}/start"), &()).await,
@@ -287,7 +289,25 @@ async fn start(options: &StartOptions) -> Result<(), Failure> {
         let failure = Failure::from(problem).remedy_of(Code::Quota, quota);
         failure.remedy_of(Code::Kvm, kvm).while_trying(what())
     })?;
-    show_guest(options.output.format, &guest)
+    let started = Started { made, guest };
+    show::show(options.output.format, "guest", &started, || {
+        let (name, guest) = (&started.guest.name, &started.guest);
+        let what = if made {
+            format!("made {name}, a new guest\n")
+        } else {
+            format!("booted {name} again, with its memory anew\n")
+        };
+        what + &guest_fields(guest) + &last_words(guest).unwrap_or_default()
+    })
+}
+
+/// A guest that was started.
+#[derive(Debug, Serialize)]
+struct Started {
+    /// Whether there was none of its name before.
+    made: bool,
+    #[serde(flatten)]
+    guest: GuestView,
 }
 
 /// Whether a guest of ours lies there and could be booted again.
@@ -390,13 +410,14 @@ async fn stop(options: &OneOptions) -> Result<(), Failure> {
     let stopped: StoppedView = client.delete(&path).await.map_err(failed)?;
     show::show(options.output.format, "stopped", &stopped, || {
         let name = &stopped.name;
-        match (guest.state, &guest.moved_to) {
+        let what = match (guest.state, &guest.moved_to) {
             (GuestState::Moved, Some(host)) => {
-                format!("forgot {name}, which moved to {}\n", escape(host))
+                format!("forgot {name}, which moved to {}", escape(host))
             }
-            (GuestState::Absent, _) => format!("forgot {name}, which lives on another host\n"),
-            _ => format!("stopped {name}\n"),
-        }
+            (GuestState::Absent, _) => format!("forgot {name}, which lives on another host"),
+            _ => format!("stopped {name}, and nothing is left of it"),
+        };
+        format!("{what}; `towpath guest start {name}` makes another guest of that name\n")
     })
 }
 

@@ -85,6 +85,7 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
         .document("guest");
     assert_eq!(document["state"], "running");
     daemon
+    assert_eq!(document["made"], false);
         .run(&["guest", "start", "a"])
         .failed(3, "E_GUEST_EXISTS");
     // It is booted as it was made; who wants another guest is told so.
@@ -113,9 +114,17 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
         "--kind=auto",
         "--dirty-rate=500",
     ];
-    assert_eq!(daemon.run(&same).status, 0);
+    let booted = daemon.run(&same);
+    assert!(booted.stdout.starts_with("booted a again"), "{booted:?}");
     assert_eq!(daemon.host.notes.lock().unwrap().guests.len(), 1);
 }
+    // Once it is stopped there is none of its name, and who asks for it is told that another one was made.
+    let stopped = daemon.run(&["guest", "stop", "a"]).stdout;
+    assert!(stopped.contains("nothing is left of it"), "{stopped}");
+    let made = daemon.run(&["guest", "start", "a"]);
+    assert!(made.stdout.starts_with("made a, a new guest"), "{made:?}");
+    let typo = ["guest", "start", "aa", "-o", "json"];
+    assert_eq!(daemon.run(&typo).document("guest")["made"], true);
 
 #[test]
 fn what_is_missing_of_a_guest_is_given_up_and_no_guest_is_made_by_that() {
@@ -147,9 +156,14 @@ fn a_guest_that_lives_elsewhere_is_not_taken_for_another_of_its_name() {
         assert!(ran.stderr.contains("forget the record"), "{ran:?}");
     }
     let forgot = daemon.run(&["guest", "stop", "a"]).stdout;
-    assert_eq!(forgot, "forgot a, which moved to region/rack-1\n");
+    let again = "`towpath guest start a` makes another guest of that name";
+    let said = format!("forgot a, which moved to region/rack-1; {again}\n");
+    assert_eq!(forgot, said);
     let forgot = daemon.run(&["guest", "stop", "b"]).stdout;
-    assert_eq!(forgot, "forgot b, which lives on another host\n");
+    assert!(
+        forgot.starts_with("forgot b, which lives on another host; "),
+        "{forgot}"
+    );
 }
 
 #[test]
