@@ -13,7 +13,7 @@ use towpath_protocol::fault::{Blame, Code};
 use towpath_protocol::identity::MigrationId;
 
 use crate::failure::{Exit, Failure};
-use crate::show::{bits_per_second, bytes, escape, milliseconds, note};
+use crate::show::{bytes, escape, milliseconds, note};
 
 /// Bytes of a block of guest memory.
 pub(crate) const BLOCK_BYTES: u64 = 4096;
@@ -34,6 +34,9 @@ const OTHER_STYLE: &str = "{prefix}: {msg}";
 pub(crate) trait Observer {
     /// The move changed.
     fn changed(&mut self, view: &MigrationView) -> Result<(), Failure>;
+
+    /// The migrator does not answer; what was seen last is old.
+    fn away(&self) {}
 
     /// Nothing is followed any more, and something else is about to be said.
     fn ended(&self) {}
@@ -86,6 +89,9 @@ pub(crate) async fn watch(
             }
             Err(failure) => return Err(failure),
         };
+        if problem.known_code() != Some(Code::Busy) {
+            observer.away();
+        }
         let since = *gone_since.get_or_insert_with(Instant::now);
         if since.elapsed() > RETURN_WAIT_MAX {
             return Err(problem.into());
@@ -275,6 +281,10 @@ impl Observer for LiveLine {
         Ok(())
     }
 
+    fn away(&self) {
+        self.0.set_message("the migrator does not answer, waiting");
+    }
+
     fn ended(&self) {
         self.clear();
     }
@@ -318,14 +328,19 @@ fn state(view: &MigrationView) -> String {
     parts.join("  ")
 }
 
-/// How fast a move goes, and what is expected of it.
+/// Bytes of a guest each second.
+pub(crate) fn a_second(bytes_per_second: u64) -> String {
+    format!("{}/s", bytes(bytes_per_second))
+}
+
+/// How fast a move goes, and what is expected of it: both rates in bytes of the guest, which are what is compared.
 fn numbers(view: &MigrationView) -> String {
     let mut parts = Vec::new();
     if let Some(goodput) = view.goodput_bytes_per_second {
-        parts.push(bits_per_second(goodput));
+        parts.push(format!("copies {}", a_second(goodput)));
     }
     if let Some(dirty) = view.dirty_bytes_per_second {
-        parts.push(format!("dirty {}/s", bytes(dirty)));
+        parts.push(format!("dirties {}", a_second(dirty)));
     }
     if let Some(eta) = view.eta_ms {
         parts.push(format!("eta {}", milliseconds(eta)));

@@ -87,7 +87,7 @@ pub(crate) struct Options {
     /// What kind of machine the guest is; auto takes KVM where it can be used
     #[arg(long, value_name = "KIND", default_value = "auto")]
     guest: Kind,
-    /// Longest pause that is accepted, 1ms to 1min
+    /// Longest pause that is accepted, 1ms to 1m
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = pause)]
     max_pause: Span,
     /// Keep logs, certificates and configurations in this new folder

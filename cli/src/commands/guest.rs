@@ -44,6 +44,21 @@ Examples:
   towpath guest start till-9 --kind process         without KVM
   towpath guest start till-5 --give-up              its source is gone for good, with memory it needs";
 
+const LS_EXAMPLES: &str = "\
+Examples:
+  towpath guest ls                                  in a table
+  towpath guest ls -o json                          with all that is known of each";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  towpath guest show till-7                         where it stands, and its console
+  towpath guest show till-7 -o json                 the same for programs";
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  towpath guest stop till-7                         ends it: its memory is gone
+  towpath guest stop till-5                         or forgets the record of one that has moved";
+
 /// What is to be done with guests.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -51,10 +66,13 @@ pub(crate) enum Command {
     #[command(after_help = START_EXAMPLES)]
     Start(StartOptions),
     /// List the guests of this host.
+    #[command(after_help = LS_EXAMPLES)]
     Ls(ListOptions),
     /// Show one guest.
+    #[command(after_help = SHOW_EXAMPLES)]
     Show(OneOptions),
     /// End a guest and forget it.
+    #[command(after_help = STOP_EXAMPLES)]
     Stop(OneOptions),
 }
 

@@ -34,13 +34,14 @@ pub(crate) struct Options {
     guest: Name,
     /// The site it is to move to
     site: Name,
-    /// Which stages may be used
+    /// Which stages may be used: rounds while they help and then post-copy (auto), rounds only (pre), or
+    /// post-copy at once (post)
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: Mode,
     /// Longest pause that is accepted, 1ms to 1m
     #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = pause)]
     max_pause: Span,
-    /// Cap on the move's own rate, such as 20Mbit [default: what the link carries]
+    /// Most that the move takes of the link, such as 20Mbit [default: what it carries]
     #[arg(long, value_name = "RATE")]
     rate: Option<Rate>,
     /// Return at once; the move goes on
@@ -64,11 +65,11 @@ pub(crate) fn pause(text: &str) -> Result<Span, Fault> {
 /// Which stages a move may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
-    /// Rounds while they help, then post-copy if the rest does not fit the pause
+    // Rounds while they help, then post-copy if the rest does not fit the pause.
     Auto,
-    /// Rounds only; a guest that does not converge stays
+    // Rounds only; a guest that does not converge stays.
     Pre,
-    /// Switch at once, fetch the memory afterwards
+    // Switch at once, fetch the memory afterwards.
     Post,
 }
 

@@ -12,21 +12,45 @@ use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, block_on};
 use crate::failure::Failure;
-use crate::follow::{BLOCK_BYTES, LiveLine, Observer, describe, follow, outcome};
-use crate::show::{
-    self, Format, Table, bits_per_second, bytes, escape, fields, milliseconds, or_dash, time_of_day,
-};
+use crate::follow::{BLOCK_BYTES, LiveLine, Observer, a_second, describe, follow, outcome};
+use crate::show::{self, Format, Table, bytes, escape, fields, milliseconds, or_dash, time_of_day};
+
+const LS_EXAMPLES: &str = "\
+Examples:
+  towpath migration ls                              those under way, and the last that ended
+  towpath migration ls -o json                      with all that is known of each";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  towpath migration show                            the one under way, or the last one
+  towpath migration show till-7                     that of a guest
+  towpath migration show 3f9a                       the one whose id begins so";
+
+const WATCH_EXAMPLES: &str = "\
+Examples:
+  towpath migration watch                           the one under way
+  towpath migration watch till-7 --timeout 10m      and no longer than that
+  towpath migration watch -o json                   a document a line, with every change";
+
+const CANCEL_EXAMPLES: &str = "\
+Examples:
+  towpath migration cancel                          the only one under way
+  towpath migration cancel till-7                   that of a guest";
 
 /// What is to be done with moves.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the moves this host takes or took part in, newest first.
+    #[command(after_help = LS_EXAMPLES)]
     Ls(ListOptions),
     /// Show one move, with what the plan decided and why.
+    #[command(after_help = SHOW_EXAMPLES)]
     Show(OneOptions),
     /// Follow a move to its end; Ctrl-C lets go of it and does not stop it.
+    #[command(after_help = WATCH_EXAMPLES)]
     Watch(WatchOptions),
     /// End a move before its guest is handed over; the guest stays where it is.
+    #[command(after_help = CANCEL_EXAMPLES)]
     Cancel(OneOptions),
 }
 
@@ -298,7 +322,7 @@ fn details(view: &MigrationView) -> String {
         return text;
     }
     let mut table = Table::new([
-        ">AT", "DECISION", "REASON", ">LEFT", ">GOODPUT", ">DIRTY", ">PAUSE",
+        ">AT", "DECISION", "REASON", ">LEFT", ">COPIES", ">DIRTIES", ">PAUSE",
     ]);
     for decision in &view.decisions {
         let inputs = &decision.inputs;
@@ -307,8 +331,8 @@ fn details(view: &MigrationView) -> String {
             escape(&decision.decision),
             escape(&decision.reason),
             bytes(inputs.residual_bytes),
-            bits_per_second(inputs.goodput_bytes_per_second),
-            format!("{}/s", bytes(inputs.dirty_bytes_per_second)),
+            a_second(inputs.goodput_bytes_per_second),
+            a_second(inputs.dirty_bytes_per_second),
             milliseconds(decision.predicted_pause_ms),
         ]);
     }

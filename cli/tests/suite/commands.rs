@@ -1,13 +1,14 @@
 //! The operator's commands against a host that only remembers: documents, tables, exit statuses.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
 
 use crate::support::{Daemon, Ran, failed, guest, migration, migration_at_target, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase};
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::MigrationId;
 
 #[test]
 fn every_result_is_a_document_with_a_schema() {
@@ -84,8 +85,8 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
         .run(&["guest", "start", "a", "-o", "json"])
         .document("guest");
     assert_eq!(document["state"], "running");
-    daemon
     assert_eq!(document["made"], false);
+    daemon
         .run(&["guest", "start", "a"])
         .failed(3, "E_GUEST_EXISTS");
     // It is booted as it was made; who wants another guest is told so.
@@ -117,7 +118,6 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
     let booted = daemon.run(&same);
     assert!(booted.stdout.starts_with("booted a again"), "{booted:?}");
     assert_eq!(daemon.host.notes.lock().unwrap().guests.len(), 1);
-}
     // Once it is stopped there is none of its name, and who asks for it is told that another one was made.
     let stopped = daemon.run(&["guest", "stop", "a"]).stdout;
     assert!(stopped.contains("nothing is left of it"), "{stopped}");
@@ -125,6 +125,7 @@ fn an_old_guest_is_booted_again_and_a_running_one_is_not_replaced() {
     assert!(made.stdout.starts_with("made a, a new guest"), "{made:?}");
     let typo = ["guest", "start", "aa", "-o", "json"];
     assert_eq!(daemon.run(&typo).document("guest")["made"], true);
+}
 
 #[test]
 fn what_is_missing_of_a_guest_is_given_up_and_no_guest_is_made_by_that() {
@@ -292,6 +293,82 @@ fn refusals_have_a_code_a_cause_a_remedy_and_a_status() {
 }
 
 #[test]
+fn the_move_under_way_is_meant_and_several_are_told_apart() {
+    let daemon = Daemon::start();
+    let (mut other, mut done) = (migration(Phase::Copying), migration(Phase::Done));
+    (other.id, other.guest) = (MigrationId(6), "b".parse().unwrap());
+    done.id = MigrationId(7);
+    {
+        let mut notes = daemon.host.notes.lock().unwrap();
+        notes.migrations = vec![done, migration(Phase::Copying)];
+    }
+    let shown = |words: &[&str]| {
+        let words = [&["migration"], words, &["-o", "json"]].concat();
+        let document = daemon.run(&words).document("migration");
+        document["id"].as_str().unwrap().to_owned()
+    };
+    let [five, six] = [5, 6].map(|id| MigrationId(id).to_string());
+    assert_eq!(shown(&["show"]), five);
+    assert_eq!(shown(&["cancel"]), five);
+    daemon.host.notes.lock().unwrap().migrations.push(other);
+    assert_eq!(shown(&["cancel", "b"]), six);
+    let ran = daemon.run(&["migration", "cancel"]);
+    ran.failed(2, "E_USAGE");
+    assert!(
+        ran.stderr.contains(&five) && ran.stderr.contains(&six),
+        "{ran:?}"
+    );
+    assert_eq!(daemon.host.notes.lock().unwrap().cancels, 2);
+    let none = daemon.run(&["migration", "cancel", "x"]);
+    none.failed(1, "E_NOT_FOUND");
+}
+
+#[test]
+fn rates_of_a_move_have_one_unit_and_what_is_not_known_is_not_shown() {
+    let daemon = Daemon::start();
+    let known = migration(Phase::Copying);
+    let unknown = MigrationView {
+        goodput_bytes_per_second: None,
+        dirty_bytes_per_second: None,
+        ..known.clone()
+    };
+    daemon.host.notes.lock().unwrap().migrations = vec![known];
+    for words in [["status"].as_slice(), &["migration", "show"]] {
+        let shown = daemon.run(words).stdout;
+        let rates = "copies 10.9 MiB/s  dirties 2.0 MiB/s";
+        assert!(shown.contains(rates), "{shown}");
+    }
+    daemon.host.notes.lock().unwrap().migrations = vec![unknown];
+    let shown = daemon.run(&["status"]).stdout;
+    assert!(
+        !shown.contains("copies") && !shown.contains("dirties"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn the_help_of_migrate_is_laid_out_as_that_of_others() {
+    let [short, long] = ["-h", "--help"].map(|word| run(&["migrate", word]).stdout);
+    assert_eq!(short, long);
+    assert!(
+        short.contains("[possible values: auto, pre, post]"),
+        "{short}"
+    );
+    for words in [
+        ["guest", "ls"],
+        ["guest", "show"],
+        ["guest", "stop"],
+        ["migration", "ls"],
+        ["migration", "show"],
+        ["migration", "watch"],
+        ["migration", "cancel"],
+    ] {
+        let help = run(&[&words[..], &["--help"]].concat()).stdout;
+        assert!(help.contains("\nExamples:\n"), "{help}");
+    }
+}
+
+#[test]
 fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
     let daemon = Daemon::start();
     daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
@@ -317,12 +394,9 @@ fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
     assert_eq!(daemon.host.notes.lock().unwrap().cancels, 0);
 }
 
-/// On a terminal of its own, made by util-linux' `script`; skipped where that is not here.
-#[test]
-fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
-    let daemon = Daemon::start();
-    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
-    let command = daemon.command(&["migrate", "a", "region"]);
+/// The command on a terminal of its own, made by util-linux' `script`, where that is here.
+fn on_a_terminal(daemon: &Daemon, words: &[&str]) -> Option<Child> {
+    let command = daemon.command(words);
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
     let mut script = Command::new("script");
@@ -331,7 +405,14 @@ fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
     script.envs(told.filter_map(|(name, value)| Some((name, value?))));
     script.env("TERM", "xterm");
     let spawned = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-    let Ok(mut child) = spawned else {
+    spawned.ok()
+}
+
+#[test]
+fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
+    let Some(mut child) = on_a_terminal(&daemon, &["migrate", "a", "region"]) else {
         println!("skipped: no script(1)");
         return;
     };
@@ -343,6 +424,30 @@ fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
     let erased = screen.rfind("\x1b[2K").expect("a bar was drawn");
     let said = screen.find("let go").expect("it is said");
     assert!(erased < said, "{screen:?}");
+}
+
+/// As above, with a host that goes away.
+#[test]
+fn on_a_terminal_it_is_said_that_the_migrator_does_not_answer() {
+    let daemon = Daemon::start();
+    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
+    let Some(mut child) = on_a_terminal(&daemon, &["migrate", "a", "region"]) else {
+        println!("skipped: no script(1)");
+        return;
+    };
+    daemon.host.wait_until(|notes| notes.looks >= 3);
+    drop(daemon);
+    let (mut screen, mut piece) = (Vec::new(), [0; 4096]);
+    let mut output = child.stdout.take().unwrap();
+    while !String::from_utf8_lossy(&screen).contains("does not answer, waiting") {
+        let count = output.read(&mut piece).unwrap();
+        assert!(count > 0, "{:?}", String::from_utf8_lossy(&screen));
+        screen.extend_from_slice(&piece[..count]);
+    }
+    child.stdin.take().unwrap().write_all(b"\x03").unwrap();
+    // What it still says is of no interest, and must not keep it.
+    drop(output);
+    child.wait().unwrap();
 }
 
 #[test]
@@ -396,7 +501,7 @@ fn a_move_at_its_target_shows_nothing_that_only_its_source_knows() {
         "mode",
         "longest pause",
         "attempts",
-        "dirty",
+        "dirties",
     ] {
         assert!(!shown.contains(name), "{name}: {shown}");
     }

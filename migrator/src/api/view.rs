@@ -554,9 +554,9 @@ pub struct MigrationView {
     pub raw_bytes: u64,
     /// Bytes those took on the lanes, packed; its source knows that.
     pub wire_bytes: Option<u64>,
-    /// Guest bytes carried each second; its source knows that.
+    /// Guest bytes carried each second; its source knows that, once it was measured.
     pub goodput_bytes_per_second: Option<u64>,
-    /// Guest bytes dirtied each second; its source knows that.
+    /// Guest bytes dirtied each second; its source knows that, once a round was through.
     pub dirty_bytes_per_second: Option<u64>,
     /// Time until the move is done, if it goes on like this.
     pub eta_ms: Option<u64>,

@@ -140,8 +140,6 @@ impl Order {
             round: Some(0),
             rounds: Some(0),
             wire_bytes: Some(0),
-            goodput_bytes_per_second: Some(0),
-            dirty_bytes_per_second: Some(0),
             total_ms: unix_ms().saturating_sub(self.started_unix_ms),
             started_unix_ms: self.started_unix_ms,
             finished_unix_ms: phase.is_finished().then(unix_ms),

@@ -618,12 +618,12 @@ impl SourceMove {
             blocks_left: progress.blocks_left,
             raw_bytes: progress.raw_bytes,
             wire_bytes: Some(progress.wire_bytes),
-            goodput_bytes_per_second: Some(if is_flowing {
-                progress.goodput_bytes_per_second
-            } else {
-                0
-            }),
-            dirty_bytes_per_second: Some(progress.dirty_bytes_per_second),
+            goodput_bytes_per_second: match progress.goodput_bytes_per_second {
+                0 => None,
+                measured => Some(if is_flowing { measured } else { 0 }),
+            },
+            dirty_bytes_per_second: (!self.machine.decisions().is_empty())
+                .then_some(progress.dirty_bytes_per_second),
             eta_ms: progress.eta.filter(|_| is_flowing).map(milliseconds),
             predicted_pause_ms: progress.pause_predicted.map(milliseconds),
             pause_reported_ms: progress.pause_reported.map(milliseconds),

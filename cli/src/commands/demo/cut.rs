@@ -75,4 +75,8 @@ impl Observer for HalfWay<'_> {
         }
         self.line.changed(view)
     }
+
+    fn away(&self) {
+        self.line.away();
+    }
 }
