@@ -1,16 +1,18 @@
 //! The migrator's metrics: names and help in one place.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
+use super::ground::unix_ms;
 use super::shared::Board;
 use crate::api::{GuestState, MigrationView, Phase, Role};
 use crate::config::MetricsOptions;
@@ -28,6 +30,22 @@ const ALARMING: [Code; 9] = [
     Code::Unexpected,
 ];
 
+/// What a lane's bytes are refused for: spoilt on the way, or sent by a peer that lies. How a lane ends that was
+/// cut is neither.
+const REJECTED: [Code; 8] = [
+    Code::Codec,
+    Code::Framing,
+    Code::TooLarge,
+    Code::UnknownKind,
+    Code::Range,
+    Code::Conflict,
+    Code::Meta,
+    Code::Unexpected,
+];
+
+/// How far back moves of one guest are counted.
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
 /// The metrics of one migrator.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -35,44 +53,51 @@ pub(super) struct Metrics {
     journal_seconds: Histogram,
     journal_errors: IntCounter,
     migrations: IntGaugeVec,
-    ended: Ended,
+    moves: Moves,
+    per_guest_max: IntGauge,
+    compression_ratio: Gauge,
+    eta_seconds: Gauge,
+    fault_latency_seconds: Histogram,
+    exposure_seconds: Counter,
+    chunks_rejected: IntCounterVec,
     guests_running: IntGauge,
     guest_info: IntGaugeVec,
     each: Option<Each>,
     quarantined: IntGauge,
     data_remaining_bytes: IntGauge,
-    data_processed_bytes: IntGauge,
     dirty_bytes_per_second: IntGauge,
     missing_pages: IntGauge,
     blocked_seconds: IntGauge,
-    demand_fetches: IntGauge,
     skipped_messages: Counted,
     stale_chunks: IntCounter,
     rejected: IntCounterVec,
 }
 
-/// What moves came to, counted as each of them ends.
+/// What moves come to, counted as they are shown.
 #[derive(Debug, Clone)]
-pub(super) struct Ended {
-    total: IntCounterVec,
+pub(super) struct Moves {
+    raw_bytes: IntCounter,
+    demand_fetches: IntCounter,
+    ended: IntCounterVec,
     duration_seconds: Histogram,
     downtime_seconds: Histogram,
 }
 
-impl Ended {
+impl Moves {
     fn new(registry: &Registry) -> Result<Self, Fault> {
-        let total = IntCounterVec::new(
+        let counter = |name: &str, help: &str| register(registry, IntCounter::new(name, help));
+        let ended = IntCounterVec::new(
             Opts::new(
                 "towpath_migrations_ended_total",
                 "Moves that ended, by this host's side and what they came to; at the target every attempt counts.",
             ),
             &["role", "outcome"],
         );
-        let total = register(registry, total)?;
+        let ended = register(registry, ended)?;
         for role in [Role::Source, Role::Target] {
             for phase in Phase::ALL.into_iter().filter(|phase| phase.is_finished()) {
                 // There from the start, so that the first one is an increase.
-                total.with_label_values(&[role.as_str(), phase.as_str()]);
+                ended.with_label_values(&[role.as_str(), phase.as_str()]);
             }
         }
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
@@ -80,7 +105,15 @@ impl Ended {
             register(registry, Histogram::with_opts(options))
         };
         Ok(Self {
-            total,
+            raw_bytes: counter(
+                "towpath_migration_data_processed_bytes_total",
+                "Bytes of guests carried by moves, every repetition counted.",
+            )?,
+            demand_fetches: counter(
+                "towpath_postcopy_demand_fetches_total",
+                "Pages that running guests waited for.",
+            )?,
+            ended,
             duration_seconds: histogram(
                 "towpath_migration_duration_seconds",
                 "From the request until nothing was missing, of moves from this host.",
@@ -94,10 +127,21 @@ impl Ended {
         })
     }
 
+    /// A move is shown, and was shown so before: what came since counts. Another attempt begins at nothing.
+    pub(super) fn count(&self, before: Option<&MigrationView>, view: &MigrationView) {
+        let since = |of: fn(&MigrationView) -> u64| {
+            let known = before.map_or(0, of);
+            of(view).checked_sub(known).unwrap_or_else(|| of(view))
+        };
+        self.raw_bytes.inc_by(since(|view| view.raw_bytes));
+        self.demand_fetches
+            .inc_by(since(|view| view.demand_fetches));
+    }
+
     /// A move, or a target's attempt, has ended.
-    pub(super) fn count(&self, view: &MigrationView) {
+    pub(super) fn count_end(&self, view: &MigrationView) {
         let labels = [view.role.as_str(), view.phase.as_str()];
-        self.total.with_label_values(&labels).inc();
+        self.ended.with_label_values(&labels).inc();
         if view.role == Role::Source && view.phase == Phase::Done {
             self.duration_seconds.observe(seconds(view.total_ms));
             if let Some(pause_ms) = view.pause_reported_ms {
@@ -185,6 +229,7 @@ impl Metrics {
     pub(super) fn new(options: MetricsOptions) -> Result<Self, Fault> {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let real = |name: &str, help: &str| register(&registry, Gauge::new(name, help));
         let counter = |name: &str, help: &str| Counted::new(&registry, name, help);
         let rejected = IntCounterVec::new(
             Opts::new(
@@ -194,6 +239,17 @@ impl Metrics {
             &["code"],
         );
         let rejected = register(&registry, rejected)?;
+        let chunks_rejected = IntCounterVec::new(
+            Opts::new(
+                "towpath_chunk_rejected_total",
+                "Chunks and messages of peers that were refused for what they are, by its code.",
+            ),
+            &["reason"],
+        );
+        let chunks_rejected = register(&registry, chunks_rejected)?;
+        for code in REJECTED {
+            chunks_rejected.with_label_values(&[code.as_str()]);
+        }
         show_build(&registry)?;
         for code in ALARMING {
             // There from the start, so that the first one is an increase.
@@ -215,7 +271,39 @@ impl Metrics {
                     "Records of guests' journals that could not be made durable.",
                 ),
             )?,
-            ended: Ended::new(&registry)?,
+            moves: Moves::new(&registry)?,
+            per_guest_max: gauge(
+                "towpath_migrations_per_guest_max",
+                "Most moves of one guest to or from this host that were done in the last day.",
+            )?,
+            compression_ratio: real(
+                "towpath_migration_compression_ratio",
+                "Bytes of guests in a byte on the link, of the moves that leave this host.",
+            )?,
+            eta_seconds: real(
+                "towpath_migration_eta_seconds",
+                "Longest time until a move is done, if it goes on like this.",
+            )?,
+            fault_latency_seconds: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "towpath_postcopy_fault_latency_seconds",
+                        "How long guests that run here waited for a page of their source's.",
+                    )
+                    .buckets(vec![
+                        0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0,
+                    ]),
+                ),
+            )?,
+            exposure_seconds: register(
+                &registry,
+                Counter::new(
+                    "towpath_postcopy_exposure_seconds_total",
+                    "Time in which guests ran here and needed memory that their source had.",
+                ),
+            )?,
+            chunks_rejected,
             migrations: register(
                 &registry,
                 IntGaugeVec::new(
@@ -246,10 +334,6 @@ impl Metrics {
                 "towpath_migration_data_remaining_bytes",
                 "Bytes of guests still to go in the present stages of all moves.",
             )?,
-            data_processed_bytes: gauge(
-                "towpath_migration_data_processed_bytes",
-                "Bytes of guests carried by the moves shown, every repetition counted.",
-            )?,
             dirty_bytes_per_second: gauge(
                 "towpath_migration_dirty_bytes_per_second",
                 "Bytes that moving guests dirty each second.",
@@ -261,10 +345,6 @@ impl Metrics {
             blocked_seconds: gauge(
                 "towpath_handover_blocked_seconds",
                 "Longest time a guest has been held without the target's answer.",
-            )?,
-            demand_fetches: gauge(
-                "towpath_postcopy_demand_fetches",
-                "Pages running guests waited for, in the moves shown.",
             )?,
             rejected,
             skipped_messages: counter(
@@ -291,9 +371,28 @@ impl Metrics {
         self.journal_errors.inc();
     }
 
-    /// Where moves are counted that end.
-    pub(super) fn ended(&self) -> Ended {
-        self.ended.clone()
+    /// Where moves are counted.
+    pub(super) fn moves(&self) -> Moves {
+        self.moves.clone()
+    }
+
+    /// Counts what a lane brought and was refused.
+    pub(super) fn lane_fault(&self, code: Code) {
+        if REJECTED.contains(&code) {
+            self.chunks_rejected
+                .with_label_values(&[code.as_str()])
+                .inc();
+        }
+    }
+
+    /// A guest that runs here waited so long for a page.
+    pub(super) fn page_waited(&self, waited: Duration) {
+        self.fault_latency_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// A guest ran here so long without all of its memory.
+    pub(super) fn exposed(&self, span: Duration) {
+        self.exposure_seconds.inc_by(span.as_secs_f64());
     }
 
     /// Counts what a peer said and was refused, if that is alarming; says whether it is.
@@ -347,8 +446,6 @@ impl Metrics {
         };
         let left = open().map(|view| view.blocks_left * 4096).sum();
         set(&self.data_remaining_bytes, left);
-        let carried = board.moves.values().map(|view| view.raw_bytes).sum();
-        set(&self.data_processed_bytes, carried);
         let dirtied = open().filter_map(|view| view.dirty_bytes_per_second).sum();
         set(&self.dirty_bytes_per_second, dirtied);
         let fetching = open().filter(|view| view.phase == Phase::Fetching);
@@ -358,14 +455,39 @@ impl Metrics {
         );
         let blocked = open().filter_map(|view| view.blocked_ms).max();
         set(&self.blocked_seconds, blocked.unwrap_or(0) / 1000);
-        let demanded = board.moves.values().map(|view| view.demand_fetches).sum();
-        set(&self.demand_fetches, demanded);
+        set(&self.per_guest_max, moves_per_guest_max(board, unix_ms()));
+        let longest = open().filter_map(|view| view.eta_ms).max();
+        self.eta_seconds.set(seconds(longest.unwrap_or(0)));
+        self.compression_ratio.set(compression_ratio(open()));
         self.skipped_messages.show();
         let mut text = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             Ok(()) => String::from_utf8_lossy(&text).into_owned(),
             Err(error) => format!("# the metrics could not be written: {error}\n"),
         }
+    }
+}
+
+/// Most moves of one guest that were done within a day, of those that are still shown.
+fn moves_per_guest_max(board: &Board, now_ms: u64) -> u64 {
+    let mut counts = BTreeMap::new();
+    for view in board.moves.values() {
+        let ended = view.finished_unix_ms.filter(|_| view.phase == Phase::Done);
+        if ended.is_some_and(|at| at.saturating_add(DAY_MS) > now_ms) {
+            *counts.entry(&view.guest).or_insert(0) += 1;
+        }
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
+/// Bytes of guests in a byte on the link; 0 while nothing goes out.
+#[allow(clippy::cast_precision_loss, reason = "a ratio of estimates")]
+fn compression_ratio<'a>(moves: impl Iterator<Item = &'a MigrationView>) -> f64 {
+    let sent = moves.filter_map(|view| view.wire_bytes.map(|wire| (view.raw_bytes, wire)));
+    let (raw, wire) = sent.fold((0_u64, 0_u64), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    match wire {
+        0 => 0.0,
+        _ => raw as f64 / wire as f64,
     }
 }
 
@@ -405,7 +527,7 @@ fn register<T: prometheus::core::Collector + Clone + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use towpath_protocol::identity::GuestId;
+    use towpath_protocol::identity::{GuestId, MigrationId};
 
     use super::*;
     use crate::engine::shared::quarantined;
@@ -413,7 +535,7 @@ mod tests {
     /// What is said of a board with so many guests.
     fn text_of(guests: u128, options: MetricsOptions) -> String {
         let metrics = Metrics::new(options).unwrap();
-        let mut board = Board::new(metrics.ended());
+        let mut board = Board::new(metrics.moves());
         let fault = Fault::new(Code::Io, "a journal");
         for number in 0..guests {
             let name = format!("guest-{number}").parse().unwrap();
@@ -455,5 +577,74 @@ mod tests {
         let shown = many.lines().filter(|line| line.contains("guest=\""));
         assert_eq!(shown.count(), 2 * 3);
         assert!(many.contains("towpath_guests_beyond_cap 9997"), "{many}");
+    }
+    fn view(id: u128, phase: Phase) -> MigrationView {
+        let sites = ("edge".parse().unwrap(), "region".parse().unwrap());
+        let ids = (MigrationId(id), "till".parse().unwrap());
+        MigrationView::begun(ids, Role::Source, sites, phase)
+    }
+
+    fn board_of(metrics: &Metrics, views: impl IntoIterator<Item = MigrationView>) -> Board {
+        let mut board = Board::new(metrics.moves());
+        views.into_iter().for_each(|view| board.show_move(view));
+        board
+    }
+
+    #[test]
+    fn what_is_carried_is_counted_once_and_not_forgotten_with_its_attempt() {
+        let metrics = Metrics::new(MetricsOptions::default()).unwrap();
+        let shown = [(100, 1), (250, 3), (250, 3), (0, 0), (40, 0)];
+        let views = shown.map(|(raw_bytes, demand_fetches)| MigrationView {
+            raw_bytes,
+            demand_fetches,
+            wire_bytes: Some(raw_bytes / 4),
+            eta_ms: Some(2500),
+            ..view(1, Phase::Copying)
+        });
+        let text = metrics.text(&board_of(&metrics, views));
+        for line in [
+            "towpath_migration_data_processed_bytes_total 290",
+            "towpath_postcopy_demand_fetches_total 3",
+            "towpath_migration_compression_ratio 4",
+            "towpath_migration_eta_seconds 2.5",
+        ] {
+            assert!(text.lines().any(|said| said == line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_goes_to_and_fro_is_seen() {
+        let metrics = Metrics::new(MetricsOptions::default()).unwrap();
+        let now = 100 * DAY_MS;
+        let moves = [
+            (Phase::Done, now - 1),
+            (Phase::Done, now - DAY_MS / 2),
+            (Phase::Done, now - DAY_MS),
+            (Phase::Failed, now),
+        ];
+        let views = moves
+            .into_iter()
+            .zip(1..)
+            .map(|((phase, at), id)| MigrationView {
+                finished_unix_ms: Some(at),
+                ..view(id, phase)
+            });
+        let board = board_of(&metrics, views);
+        assert_eq!(moves_per_guest_max(&board, now), 2);
+    }
+
+    #[test]
+    fn what_a_lane_brings_and_is_refused_is_counted_and_its_end_is_not() {
+        let metrics = Metrics::new(MetricsOptions::default()).unwrap();
+        for code in [Code::Codec, Code::Codec, Code::Truncated, Code::Stalled] {
+            metrics.lane_fault(code);
+        }
+        let text = metrics.text(&Board::new(metrics.moves()));
+        let counted = |code: &str, count| {
+            let line = format!("towpath_chunk_rejected_total{{reason=\"{code}\"}} {count}");
+            text.lines().any(|said| said == line)
+        };
+        assert!(counted("E_CODEC", 2) && counted("E_FRAMING", 0), "{text}");
+        assert!(!text.contains("E_TRUNCATED"), "{text}");
     }
 }

@@ -12,7 +12,7 @@ use super::ground::{now, unix_ms};
 use super::input::Input;
 use super::kvm::Kvm;
 use super::mailbox::Mailbox;
-use super::metrics::{Ended, Metrics};
+use super::metrics::{Metrics, Moves};
 use super::quarantine::Quarantine;
 use crate::api::{
     ErrorView, GuestKind, GuestState, GuestView, MigrationView, Ownership, Phase, Role,
@@ -34,16 +34,16 @@ pub(super) struct Board {
     pub(super) guests: BTreeMap<GuestId, GuestView>,
     pub(super) moves: BTreeMap<MigrationId, MigrationView>,
     finished: VecDeque<MigrationId>,
-    ended: Ended,
+    counted: Moves,
 }
 
 impl Board {
-    pub(super) const fn new(ended: Ended) -> Self {
+    pub(super) const fn new(counted: Moves) -> Self {
         Self {
             guests: BTreeMap::new(),
             moves: BTreeMap::new(),
             finished: VecDeque::new(),
-            ended,
+            counted,
         }
     }
 
@@ -63,8 +63,9 @@ impl Board {
             view.blocks_left = known.blocks_left;
             view.blocks_total = known.blocks_total;
         }
+        self.counted.count(known, &view);
         if view.phase.is_finished() && known.is_none_or(|known| !known.phase.is_finished()) {
-            self.ended.count(&view);
+            self.counted.count_end(&view);
             log_end(&view);
         }
         if view.phase.is_finished() && !self.finished.contains(&view.id) {
@@ -138,7 +139,7 @@ impl Shared {
         Ok(Self {
             host: config.identity(),
             store,
-            board: Mutex::new(Board::new(metrics.ended())),
+            board: Mutex::new(Board::new(metrics.moves())),
             metrics,
             kvm: Kvm::default(),
             started_unix_ms: unix_ms(),

@@ -78,6 +78,8 @@ pub(super) struct TargetMove {
     judge: Judge,
     waits: BTreeMap<u64, Instant>,
     latencies_us: Vec<u32>,
+    /// Until when the time is counted in which the guest runs here and misses memory.
+    exposed_until: Option<Instant>,
     raw_bytes: u64,
     shared: Arc<Shared>,
     outcome: Option<Outcome>,
@@ -107,6 +109,7 @@ impl TargetMove {
             judge: Judge::default(),
             waits: BTreeMap::new(),
             latencies_us: Vec::new(),
+            exposed_until: None,
             raw_bytes: 0,
             shared: Arc::clone(&ground.shared),
             outcome: None,
@@ -255,6 +258,7 @@ impl TargetMove {
     }
 
     pub(super) fn tick(&mut self, ground: &mut Ground) {
+        self.count_exposure();
         if self.patience().is_none_or(|deadline| deadline > now()) {
             self.carry_out(ground);
             return;
@@ -414,6 +418,7 @@ impl TargetMove {
     }
 
     fn take_in(&mut self, event: Event) {
+        let is_chunk = matches!(event, Event::Chunk { .. });
         let before = self.machine.stage();
         let stale_before = self.machine.progress().stale_chunk_count;
         let migration = self.machine.setup().migration;
@@ -424,7 +429,11 @@ impl TargetMove {
             if is_said {
                 self.shared.refused(&self.machine.setup().source, &fault);
             }
+            if is_chunk {
+                self.shared.metrics.lane_fault(fault.code);
+            }
         }
+        self.count_exposure();
         let stale = self.machine.progress().stale_chunk_count - stale_before;
         self.shared.metrics.stale_chunks(stale);
         let after = self.machine.stage();
@@ -432,6 +441,16 @@ impl TargetMove {
             let (from, to) = (before.as_str(), after.as_str());
             info!(%migration, from, to, "move goes on");
         }
+    }
+
+    /// Counts the time in which the guest runs here and misses memory.
+    fn count_exposure(&mut self) {
+        let now = now();
+        let is_exposed = self.machine.stage() == Stage::Running;
+        if let Some(until) = self.exposed_until {
+            self.shared.metrics.exposed(now.since(until));
+        }
+        self.exposed_until = is_exposed.then_some(now);
     }
 
     /// Carries out everything that is due, in order; an action that fails drops the ones behind it.
@@ -601,12 +620,14 @@ impl TargetMove {
             return;
         }
         for block in piece.run.start..piece.run.end() {
-            if let Some(since) = self.waits.remove(&block)
-                && self.latencies_us.len() < LATENCY_COUNT_MAX
-            {
-                let waited = now().since(since).as_micros();
-                self.latencies_us
-                    .push(u32::try_from(waited).unwrap_or(u32::MAX));
+            let Some(since) = self.waits.remove(&block) else {
+                continue;
+            };
+            let waited = now().since(since);
+            self.shared.metrics.page_waited(waited);
+            if self.latencies_us.len() < LATENCY_COUNT_MAX {
+                let waited = u32::try_from(waited.as_micros());
+                self.latencies_us.push(waited.unwrap_or(u32::MAX));
             }
         }
     }

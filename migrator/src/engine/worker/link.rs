@@ -70,6 +70,7 @@ impl Worker {
             self.visitor_lost(link, lane);
             return;
         }
+        self.ground.shared.metrics.lane_fault(fault.code);
         if lane == Lane::Control {
             self.link_lost(lane, fault);
         } else if self
