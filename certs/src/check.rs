@@ -120,20 +120,28 @@ fn wrong(why: impl Into<String>) -> Seen {
     (Outcome::Wrong, why.into())
 }
 
+/// A fault with what to do about it.
+fn told(fault: &Fault) -> String {
+    match &fault.remedy {
+        Some(remedy) => format!("{}; {remedy}", fault.detail),
+        None => fault.detail.clone(),
+    }
+}
+
 fn certificate(chain: Result<&[CertificateDer<'static>], &Fault>) -> Seen {
     let named = chain
         .map_err(Clone::clone)
         .and_then(|chain| view::identity_of(&chain[0]));
     match named {
         Ok(host) => (Outcome::Good, format!("names {host}")),
-        Err(fault) => wrong(fault.detail),
+        Err(fault) => wrong(told(&fault)),
     }
 }
 
 fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
     let pem = match files::read_private(path) {
         Ok(pem) => pem,
-        Err(fault) => return wrong(fault.detail),
+        Err(fault) => return wrong(told(&fault)),
     };
     let der = match PrivateKeyDer::from_pem_slice(&pem) {
         Ok(der) => der,
@@ -157,12 +165,12 @@ fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
 fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: SystemTime) -> Seen {
     let authorities = match authorities {
         Ok(authorities) => authorities,
-        Err(fault) => return wrong(&fault.detail),
+        Err(fault) => return wrong(told(fault)),
     };
     let all: Result<Vec<_>, _> = authorities.iter().map(view::view).collect();
     let all = match all {
         Ok(all) => all,
-        Err(fault) => return wrong(fault.detail),
+        Err(fault) => return wrong(told(&fault)),
     };
     if all.iter().any(|one| !one.is_authority) {
         return wrong("holds a certificate that is no authority's");
@@ -243,7 +251,7 @@ fn revocation(
     };
     let lists = match Revocations::load(path, authorities, &Revocations::default()) {
         Ok(lists) => lists,
-        Err(fault) => return wrong(fault.detail),
+        Err(fault) => return wrong(told(&fault)),
     };
     if leaf.is_some_and(|leaf| lists.is_revoked(leaf)) {
         return wrong("this certificate has been revoked");

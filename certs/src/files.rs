@@ -39,11 +39,13 @@ impl KeyFolder {
         let shown = path.display();
         if stat.st_uid != rustix::process::geteuid().as_raw() {
             let detail = format!("{shown} belongs to user {}, not to us", stat.st_uid);
-            return Err(Fault::new(Code::Path, detail));
+            let remedy = "run it as that user, or choose another folder";
+            return Err(Fault::new(Code::Path, detail).remedy(remedy));
         }
         if stat.st_mode & 0o022 != 0 {
-            let detail = format!("others may write to {shown}; run: chmod 700 {shown}");
-            return Err(Fault::new(Code::Path, detail));
+            let detail = format!("others may write to {shown}");
+            let remedy = format!("run `chmod 700 {shown}`");
+            return Err(Fault::new(Code::Path, detail).remedy(remedy));
         }
         Ok(Self {
             handle,
@@ -195,10 +197,9 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
     let (content, mode) = read(path, FILE_BYTES_MAX)?;
     if mode & 0o077 != 0 && !is_credential(path, mode) {
         let (shown, mode) = (path.display(), mode & 0o777);
-        return Err(Fault::new(
-            Code::Certificate,
-            format!("key {shown} has mode {mode:04o}, others may use it; run: chmod 600 {shown}"),
-        ));
+        let detail = format!("key {shown} has mode {mode:04o}, others may use it");
+        let remedy = format!("run `chmod 600 {shown}`");
+        return Err(Fault::new(Code::Certificate, detail).remedy(remedy));
     }
     Ok(content)
 }

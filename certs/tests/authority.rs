@@ -88,7 +88,8 @@ fn l06_a_key_that_others_may_read_is_refused_with_the_remedy() {
         fs::set_permissions(&files.key, fs::Permissions::from_mode(open_to)).unwrap();
         let fault = load(&files).unwrap_err();
         assert_eq!(fault.code, Code::Certificate);
-        assert!(fault.detail.contains("chmod 600"), "{fault}");
+        let remedy = fault.remedy.unwrap();
+        assert!(remedy.contains("chmod 600"), "{remedy}");
     }
     fs::set_permissions(&files.key, fs::Permissions::from_mode(0o400)).unwrap();
     load(&files).unwrap();
@@ -182,7 +183,8 @@ fn folders_that_are_links_or_open_to_others_are_refused() {
     );
     fs::set_permissions(&real, fs::Permissions::from_mode(0o777)).unwrap();
     let fault = made.issue(&box_1(), now(), &real).unwrap_err();
-    assert!(fault.detail.contains("chmod 700"), "{fault}");
+    let remedy = fault.remedy.unwrap();
+    assert!(remedy.contains("chmod 700"), "{remedy}");
 }
 
 #[test]

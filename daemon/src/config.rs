@@ -146,16 +146,14 @@ pub fn read(path: &Path) -> Result<String, Fault> {
     }
     if meta.mode() & FOREIGN_WRITE != 0 {
         let mode = meta.mode() & 0o7777;
-        return Err(fault(format!(
-            "{shown}: others may write it (mode {mode:04o}); run: chmod go-w {shown}"
-        )));
+        let refused = fault(format!("{shown}: others may write it (mode {mode:04o})"));
+        return Err(refused.remedy(format!("run `chmod go-w {shown}`")));
     }
     let own = rustix::process::geteuid().as_raw();
     if meta.uid() != own && meta.uid() != 0 {
         let owner = meta.uid();
-        return Err(fault(format!(
-            "{shown}: belongs to user {owner}, not to root or user {own}; run: chown {own} {shown}"
-        )));
+        let refused = format!("{shown}: belongs to user {owner}, not to root or user {own}");
+        return Err(fault(refused).remedy(format!("run `chown {own} {shown}`")));
     }
     let mut text = String::new();
     file.take(CONFIG_BYTES_MAX + 1)
@@ -340,7 +338,9 @@ mod tests {
         std::fs::write(&path, "port = 1").unwrap();
         for mode in [0o620, 0o602, 0o666] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            assert!(detail(&path).contains("chmod go-w"), "{mode:o}");
+            let refused = load::<Sample>(&path).expect_err("open to others");
+            let remedy = refused.remedy.unwrap();
+            assert!(remedy.contains("chmod go-w"), "{mode:o}");
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(load::<Sample>(&path).unwrap().port, 1);

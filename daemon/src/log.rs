@@ -30,6 +30,9 @@ pub enum Format {
 
 /// What each line says that it is where lines are documents.
 pub const SCHEMA: &str = "towpath.v1.log";
+/// What to write in place of a filter that does not parse, wherever it was said.
+const FILTER_REMEDY: &str =
+    "say --log, TOWPATH_LOG or `log.filter` as in `info` or `info,towpath_tunnel=debug`";
 
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +112,7 @@ pub fn lines(
 ) -> Result<Dispatch, Fault> {
     let filter = options.targets().map_err(|why| {
         let detail = format!("log filter {:?}: {why}", options.filter);
-        Fault::new(Code::Config, detail)
+        Fault::new(Code::Config, detail).remedy(FILTER_REMEDY)
     })?;
     let filtered = tracing_subscriber::registry().with(filter);
     let lines = layer().with_writer(writer);

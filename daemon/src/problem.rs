@@ -2,7 +2,7 @@
 //!
 //! A [`Fault`] says what failed with its values. An operator also wants one sentence without inside
 //! knowledge, and what to do. Both stand in one table here, by code, so that every command and every
-//! route answers alike.
+//! route answers alike; a fault that brings a remedy along knows better.
 
 mod advice;
 
@@ -84,7 +84,11 @@ impl Problem {
 
 impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
-        Self::new(fault.code, fault.detail)
+        let problem = Self::new(fault.code, fault.detail);
+        match fault.remedy {
+            Some(remedy) => problem.remedy(remedy),
+            None => problem,
+        }
     }
 }
 
@@ -143,6 +147,14 @@ mod tests {
         // A peer's system is none of ours.
         let peers = remedy(Code::Refused, ErrorKind::NotFound, 2);
         assert_eq!(peers, advice::of(Code::Refused).remedy);
+    }
+
+    #[test]
+    fn what_a_fault_brings_along_stands_above_its_codes_advice() {
+        let fault = Fault::new(Code::Io, "/a: No such file or directory (os error 2)");
+        assert!(Problem::from(fault.clone()).remedy.contains("the path is"));
+        let told = Problem::from(fault.remedy("mount /a first"));
+        assert_eq!(told.remedy, "mount /a first");
     }
 
     #[test]

@@ -59,12 +59,11 @@ impl Socket {
         let shown = path.display();
         let bytes = path.as_os_str().len();
         if bytes > SOCKET_PATH_BYTES_MAX {
-            return Err(Fault::new(
-                Code::Path,
-                format!(
-                    "{shown} has {bytes} bytes and a socket's path at most {SOCKET_PATH_BYTES_MAX}"
-                ),
-            ));
+            let detail = format!(
+                "{shown} has {bytes} bytes and a socket's path at most {SOCKET_PATH_BYTES_MAX}"
+            );
+            let remedy = "choose a shorter path for it in the configuration";
+            return Err(Fault::new(Code::Path, detail).remedy(remedy));
         }
         let folder = path
             .parent()
@@ -93,12 +92,9 @@ impl Socket {
         let meta = fs::symlink_metadata(path).map_err(io)?;
         let mode = meta.mode() & 0o777;
         if mode & 0o006 != 0 {
-            return Err(Fault::new(
-                Code::Path,
-                format!(
-                    "everybody may use {shown} (mode {mode:04o}); its unit needs SocketMode=0660"
-                ),
-            ));
+            let detail = format!("everybody may use {shown} (mode {mode:04o})");
+            let remedy = "set SocketMode=0660 in its unit, and start that again";
+            return Err(Fault::new(Code::Path, detail).remedy(remedy));
         }
         let group = (mode & 0o020 != 0).then_some(meta.gid());
         Ok(Self {
@@ -188,14 +184,16 @@ pub fn private_folder(path: &Path) -> Result<(), Fault> {
     }
     if meta.uid() != own {
         let owner = meta.uid();
-        return wrong(format!(
-            "{shown} belongs to user {owner}, and we are user {own}"
-        ));
+        let detail = format!("{shown} belongs to user {owner}, and we are user {own}");
+        let remedy = format!(
+            "run it as that user, or give the folder to this one with `chown {own} {shown}`"
+        );
+        return Err(Fault::new(Code::Path, detail).remedy(remedy));
     }
     if mode & 0o077 != 0 {
-        return wrong(format!(
-            "others may enter {shown} (mode {mode:04o}); run: chmod 0700 {shown}"
-        ));
+        let detail = format!("others may enter {shown} (mode {mode:04o})");
+        let remedy = format!("run `chmod 0700 {shown}`");
+        return Err(Fault::new(Code::Path, detail).remedy(remedy));
     }
     Ok(())
 }
@@ -267,7 +265,8 @@ mod tests {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
         let fault = Socket::bind(&folder.join("b.sock")).expect_err("open to the group");
         assert_eq!(fault.code, Code::Path);
-        assert!(fault.detail.contains("chmod 0700"), "{fault}");
+        let remedy = fault.remedy.unwrap();
+        assert!(remedy.contains("chmod 0700"), "{remedy}");
     }
 
     #[test]
@@ -328,7 +327,8 @@ mod tests {
         assert!(path.exists());
         for open in [0o666, 0o602] {
             let fault = bind(open).expect_err("open to everybody");
-            assert!(fault.detail.contains("SocketMode=0660"), "{fault}");
+            let remedy = fault.remedy.unwrap();
+            assert!(remedy.contains("SocketMode=0660"), "{remedy}");
         }
     }
 

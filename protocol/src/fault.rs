@@ -153,6 +153,9 @@ pub struct Fault {
     pub code: Code,
     /// What failed, with its values; lower case, no full stop.
     pub detail: String,
+    /// What an operator of this host can do, where whoever met it knows better than the code does; it is never
+    /// sent to a peer.
+    pub remedy: Option<String>,
 }
 
 impl Fault {
@@ -161,7 +164,15 @@ impl Fault {
         Self {
             code,
             detail: detail.into(),
+            remedy: None,
         }
+    }
+
+    /// The same with what to do about it, in place of what is said of its code.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
     }
 
     /// Whose fault it is.

@@ -315,7 +315,7 @@ impl Channels {
     ///
     /// # Errors
     ///
-    /// `E_STATE`, `E_CONFLICT` and `E_BUSY` as the book says, `E_NOT_FOUND` for a peer that is none, `E_IO`
+    /// `E_STATE` and `E_BUSY` as the book says, `E_NOT_FOUND` for a peer that is none, `E_IO`
     /// if the listener cannot be had or the channel cannot be kept; then everything is as before.
     pub(crate) async fn open(&self, core: &Arc<Core>, spec: ChannelSpec) -> Result<(), Fault> {
         self.open_as(core, spec, Origin::Pushed).await

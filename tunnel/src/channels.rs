@@ -113,8 +113,8 @@ impl Book {
     ///
     /// # Errors
     ///
-    /// `E_STATE` if a newer generation is known or it has expired, `E_CONFLICT` if the same generation
-    /// says something else, `E_BUSY` if there are too many. What the configuration alone has said it may
+    /// `E_STATE` if a newer generation is known, it has expired or the same generation says something
+    /// else, `E_BUSY` if there are too many. What the configuration alone has said it may
     /// say otherwise without a new generation.
     pub(crate) fn weigh(
         &self,
@@ -125,12 +125,14 @@ impl Book {
         let (name, generation) = (&spec.name, spec.generation);
         if spec.expires_unix_seconds.is_some_and(|end| end <= now_unix) {
             let detail = format!("channel {name}: generation {generation} has expired");
-            return Err(Fault::new(Code::State, detail));
+            let remedy = "give it an end that is still to come, and look at this host's clock";
+            return Err(Fault::new(Code::State, detail).remedy(remedy));
         }
         let Some(known) = self.0.get(name) else {
             if self.0.values().filter_map(Known::open).count() >= CHANNEL_COUNT_MAX {
                 let detail = format!("{CHANNEL_COUNT_MAX} channels are known");
-                return Err(Fault::new(Code::Busy, detail));
+                let remedy = "close one of `towpath channel ls` first";
+                return Err(Fault::new(Code::Busy, detail).remedy(remedy));
             }
             return Ok(Change::Open);
         };
@@ -147,7 +149,7 @@ impl Book {
             }
             if known.spec.is_some() {
                 let detail = format!("channel {name}: generation {generation} said something else");
-                return Err(Fault::new(Code::Conflict, detail));
+                return Err(Fault::new(Code::State, detail).remedy(newer_than(generation)));
             }
         }
         Err(older(name, generation, known))
@@ -243,12 +245,20 @@ fn older(name: &Name, generation: u64, known: &Known) -> Fault {
         None => (known.generation, "was removed"),
     };
     let detail = format!("channel {name}: generation {generation} is too old, {newest} {is}");
-    Fault::new(Code::State, detail)
+    Fault::new(Code::State, detail).remedy(newer_than(newest))
+}
+
+/// What to do about a word that is not the newest one.
+fn newer_than(generation: u64) -> String {
+    format!(
+        "use a generation above {generation}, or leave it out; `towpath channel show` has the present one"
+    )
 }
 
 /// There is no channel of this name.
 pub(crate) fn not_found(name: &Name) -> Fault {
-    Fault::new(Code::NotFound, format!("no channel is called {name}"))
+    let remedy = "`towpath channel ls` lists those there are";
+    Fault::new(Code::NotFound, format!("no channel is called {name}")).remedy(remedy)
 }
 
 #[cfg(test)]
@@ -281,7 +291,10 @@ mod tests {
         assert_eq!(take(&mut book, spec(4)), Err(Code::State));
         let mut other = spec(5);
         other.peer = "elsewhere".parse().unwrap();
-        assert_eq!(take(&mut book, other), Err(Code::Conflict));
+        let fault = book.weigh(&other, Origin::Pushed, 100).unwrap_err();
+        assert_eq!(fault.code, Code::State);
+        let remedy = fault.remedy.unwrap();
+        assert!(remedy.contains("a generation above 5"), "{remedy}");
         assert_eq!(take(&mut book, spec(6)), Ok(Change::Open));
     }
 
@@ -317,7 +330,7 @@ mod tests {
         assert_eq!(configured(&book, &spec(2)), Ok(Change::Open));
         // What was pushed is not the configuration's to take back.
         take(&mut book, spec(3)).unwrap();
-        assert_eq!(configured(&book, &other), Err(Code::Conflict));
+        assert_eq!(configured(&book, &other), Err(Code::State));
         assert_eq!(book.forget(|_| false), []);
     }
 
@@ -353,7 +366,7 @@ mod tests {
         assert_eq!(book.expire(1000), [brief.name.clone()]);
         assert!(book.specs().is_empty());
         assert_eq!(take(&mut book, spec(4)), Err(Code::State));
-        assert_eq!(take(&mut book, spec(5)), Err(Code::Conflict));
+        assert_eq!(take(&mut book, spec(5)), Err(Code::State));
         assert_eq!(take(&mut book, brief.clone()), Ok(Change::Open));
         assert_eq!(take(&mut book, brief.clone()), Ok(Change::Same));
         assert_eq!(book.specs().len(), 1);

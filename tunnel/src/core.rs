@@ -126,15 +126,20 @@ impl Core {
     pub(crate) fn peer(&self, site: &Name) -> Result<&Arc<Peer>, Fault> {
         self.peers.get(site).ok_or_else(|| {
             let detail = format!("{site} is no peer of this tunnel");
-            Fault::new(Code::NotFound, detail)
+            Fault::new(Code::NotFound, detail).remedy(self.known_peers())
         })
+    }
+
+    /// What to do about a peer that is none: those there are.
+    pub(crate) fn known_peers(&self) -> String {
+        one_of("peers", self.peers.keys())
     }
 
     /// A service of ours.
     pub(crate) fn service(&self, name: &Name) -> Result<&Service, Fault> {
         self.services.get(name).ok_or_else(|| {
             let detail = format!("no service of this tunnel is called {name}");
-            Fault::new(Code::NotFound, detail)
+            Fault::new(Code::NotFound, detail).remedy(one_of("services", self.services.keys()))
         })
     }
 
@@ -147,6 +152,25 @@ impl Core {
     pub(crate) const fn preamble_wait(&self) -> Duration {
         self.limits.preamble_wait.duration()
     }
+}
+
+/// Names of the configuration that a remedy lists; it has room for them all where a person wrote it.
+const NAMED_COUNT_MAX: usize = 16;
+
+/// What to write in place of a name that is none.
+fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> String {
+    if names.len() == 0 {
+        return format!("add it to `{what}` in the tunnel's configuration, which has none");
+    }
+    let more = names.len().saturating_sub(NAMED_COUNT_MAX);
+    let named: Vec<_> = names.take(NAMED_COUNT_MAX).map(Name::as_str).collect();
+    let named = named.join(", ");
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("the {what} in the tunnel's configuration are {named}{more}")
 }
 
 /// A link's number, which nobody can guess.

@@ -157,7 +157,8 @@ pub(crate) async fn run(
     let tally = &peer.probes;
     if tally.is_running.swap(true, Ordering::Acquire) {
         let detail = format!("the way to {site} is being measured already");
-        return Err(Fault::new(Code::Busy, detail));
+        let remedy = "try again when that is done, within half a minute; `peers.probe` of the configuration measures too";
+        return Err(Fault::new(Code::Busy, detail).remedy(remedy));
     }
     let _place = Place(tally);
     let probed = probe(core, &peer, budget).await;
@@ -184,11 +185,13 @@ fn check(budget: ProbeRequest) -> Result<(), Fault> {
     if !(BYTES_MIN..=BYTES_MAX).contains(&budget.bytes) {
         let (least, most) = (Size::from_bytes(BYTES_MIN), Size::from_bytes(BYTES_MAX));
         let detail = format!("bytes is {} and must be {least} to {most}", budget.bytes);
-        return Err(Fault::new(Code::Usage, detail));
+        let remedy =
+            "choose another --bytes; what a probe is to cost is said by whoever asks for it";
+        return Err(Fault::new(Code::Usage, detail).remedy(remedy));
     }
     if time.is_zero() || time > TIME_MAX {
         let detail = format!("time_ms is {} and must be 1 to 30000", budget.time_ms);
-        return Err(Fault::new(Code::Usage, detail));
+        return Err(Fault::new(Code::Usage, detail).remedy("choose another --time, up to 30s"));
     }
     Ok(())
 }

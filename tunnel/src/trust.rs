@@ -310,7 +310,11 @@ impl Trust {
     }
 
     fn note(&self, fault: &Fault) {
-        let (mut reading, problem) = (lock(&self.reading), fault.to_string());
+        let mut reading = lock(&self.reading);
+        let problem = match &fault.remedy {
+            Some(remedy) => format!("{fault}; {remedy}"),
+            None => fault.to_string(),
+        };
         if reading.problem.as_ref() == Some(&problem) {
             return;
         }

@@ -97,7 +97,10 @@ pub(crate) fn check(file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault> {
     let config = config::check::<Config>(file, text)?;
     identity::check(&config).map_err(|found| {
         let wrong = Wrong::new(found.key, found.fault.detail);
-        Fault::new(found.fault.code, config::place(file, text, &wrong))
+        Fault {
+            detail: config::place(file, text, &wrong),
+            ..found.fault
+        }
     })
 }
 

@@ -361,7 +361,10 @@ fn what_a_channel_cannot_be_is_refused_with_a_cause_and_changes_nothing() {
     let old = line(&dns, &["--generation=6"]);
     edge.refuses(&old, (1, "E_STATE"), "generation 6 is too old");
     let other = line(&dns, &["--generation=7", "--class=bulk"]);
-    edge.refuses(&other, (1, "E_CONFLICT"), "said something else");
+    edge.refuses(&other, (1, "E_STATE"), "said something else");
+    let ran = edge.run(&other);
+    let remedy = "remedy: use a generation above 7, or leave it out";
+    assert!(ran.stderr.contains(remedy), "{ran:?}");
     let list = edge.document(&["channel", "ls"], "channels");
     let names: Vec<_> = list["channels"].as_array().unwrap().iter().collect();
     assert_eq!((names.len(), &names[0]["name"]), (1, &"dns".into()));

@@ -146,8 +146,8 @@ const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
             "choose another name, or look with `towpath guest ls`",
         ),
         Code::Busy => (
-            "too many moves are under way",
-            "try again when one of `towpath migration ls` has finished",
+            "as much is under way as may be at once",
+            "try again when some of it has finished: moves are in `towpath migration ls`, connections in `towpath channel ls`",
         ),
         Code::Refused => (
             "the target refused the guest",

@@ -4,7 +4,7 @@ mod ended;
 mod epochs;
 mod verdicts;
 
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::ownership::{
     Action, Decider, EPOCH_MAX, EPOCH_STEP_MAX, Event, Holder, Origin, Ownership, RECORD_BYTES_MAX,
@@ -48,11 +48,8 @@ fn hear(from: &str, number: u128, word: Word) -> Event {
 /// A word that must be ignored: a fault of this code, and nothing changes.
 fn check_ignored(machine: &Ownership, event: &Event, code: Code) {
     let mut after = machine.clone();
-    let Fault {
-        code: found,
-        detail,
-    } = after.handle(event.clone()).expect_err("to be ignored");
-    assert_eq!(found, code, "{event:?}: {detail}");
+    let fault = after.handle(event.clone()).expect_err("to be ignored");
+    assert_eq!(fault.code, code, "{event:?}: {fault}");
     assert_eq!(&after, machine, "{event:?} changed the machine");
 }
 

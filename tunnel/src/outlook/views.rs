@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::{Direction, Outlook, precise, whole};
 use crate::core::Core;
 use crate::link::least;
+use crate::page::clock;
 use crate::peer::Peer;
 use crate::timetable;
 
@@ -109,6 +110,7 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
             Code::NotFound,
             format!("{shown:?} is no peer of this tunnel"),
         )
+        .remedy(core.known_peers())
     };
     let found = core
         .peers
@@ -162,8 +164,16 @@ fn ahead(at: u64, now: Moment) -> Result<(String, u64), Fault> {
     match ahead.filter(|ahead| *ahead <= HORIZON_SECONDS_MAX) {
         Some(ahead) => Ok((format!("{ahead}s"), ahead)),
         None => {
-            let detail = "a forecast is made for the coming seven days; this is another time";
-            Err(Fault::new(Code::Usage, detail))
+            let is_past = at < now.unix_seconds();
+            let which = if is_past {
+                "has passed"
+            } else {
+                "is further away"
+            };
+            let asked = clock(Moment::from_unix_seconds(at));
+            let detail = format!("a forecast is made for the coming seven days; {asked} {which}");
+            let remedy = "ask --at a moment within them, as in +6h or 2026-12-01T02:00:00Z, by this host's clock";
+            Err(Fault::new(Code::Usage, detail).remedy(remedy))
         }
     }
 }

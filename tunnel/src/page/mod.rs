@@ -375,7 +375,7 @@ fn escape(word: &str) -> String {
 }
 
 /// A moment as people write it, in UTC.
-fn clock(moment: Moment) -> String {
+pub(crate) fn clock(moment: Moment) -> String {
     let since = Duration::from_secs(moment.unix_seconds());
     let told = jiff::Timestamp::UNIX_EPOCH.checked_add(since);
     told.map_or_else(
