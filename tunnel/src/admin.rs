@@ -37,6 +37,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
             "/v1/channels/{name}",
             get(read_channel).delete(close_channel),
         )
+        .route("/v1/channels/{name}/reset", post(reset_channel))
         .route("/v1/forecast", get(read_forecast))
         .route("/v1/shaping/{peer}", get(read_shaping).post(shape))
         .route("/v1/services/{name}", get(read_service).post(cap_service))
@@ -102,6 +103,17 @@ async fn close_channel(
     let name = name.parse()?;
     core.channels.close(&name, removal.generation).await?;
     Ok(Json(status::channels(&core)))
+}
+
+/// Has a channel as the configuration says, whatever was pushed under its name.
+async fn reset_channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<ChannelView>, Problem> {
+    let name = name.parse()?;
+    core.channels.reset(&core, &name).await?;
+    let channel = core.channels.channel(&name)?;
+    Ok(Json(status::channel_view(&core, &channel)))
 }
 
 async fn read_shaping(

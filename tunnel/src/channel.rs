@@ -1,5 +1,7 @@
 //! Channels: listeners of local programs, each joined to a service at a peer.
 
+mod configured;
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -23,6 +25,7 @@ use crate::core::Core;
 use crate::figures::Figures;
 use crate::local::{self, Begun, Kind};
 use crate::{datagrams, kept};
+use configured::Late;
 
 /// Connections, or sources of datagrams, of one channel at once.
 const CONNECTION_COUNT_MAX: usize = 256;
@@ -36,10 +39,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, which mostly means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Pauses between attempts to open a channel of the configuration whose address could not be had.
-const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);
-const LATE_PAUSE_LONGEST: Duration = Duration::from_secs(60);
-
 /// All channels of a tunnel.
 #[derive(Debug, Default)]
 pub(crate) struct Channels {
@@ -48,29 +47,12 @@ pub(crate) struct Channels {
     running: Mutex<BTreeMap<Name, Arc<Channel>>>,
     /// Held while the configuration's channels are opened again.
     late: tokio::sync::Mutex<Late>,
+    /// What the configuration names, as it was read last.
+    configured: Mutex<BTreeMap<Name, ChannelSpec>>,
+    /// What was pushed, as the book has it; and whether that is to be, or is not to be any more.
+    pushed: Mutex<BTreeMap<Name, bool>>,
     /// Where what was pushed is kept over a restart; nowhere without a state folder.
     kept_at: Option<PathBuf>,
-}
-
-/// What the configuration names and could not be opened yet: something else has the address.
-#[derive(Debug, Default)]
-struct Late {
-    specs: Vec<ChannelSpec>,
-    /// When they are tried again, and how long that was put off.
-    next: Option<(Instant, Duration)>,
-}
-
-impl Late {
-    /// Puts off what is there, for longer each time.
-    fn put_off(&mut self, specs: Vec<ChannelSpec>) {
-        let pause = match self.next {
-            Some((_, pause)) => (pause * 2).min(LATE_PAUSE_LONGEST),
-            None => LATE_PAUSE_FIRST,
-        };
-        let is_some = !specs.is_empty();
-        self.next = is_some.then(|| (Instant::now() + pause, pause));
-        self.specs = specs;
-    }
 }
 
 /// A channel that is ready, and takes the place of the old one once it is kept.
@@ -167,122 +149,10 @@ impl Channels {
         }
     }
 
-    /// Opens what was pushed before a restart, then what is configured. Where both name a channel the
-    /// newer generation counts, and what was pushed if neither is newer.
-    ///
-    /// # Errors
-    ///
-    /// `E_IO` if what is kept cannot be read or a configured listener cannot be had, `E_NOT_FOUND` for a
-    /// peer that is none.
-    pub(crate) async fn begin(
-        &self,
-        core: &Arc<Core>,
-        configured: &[ChannelSpec],
-    ) -> Result<(), Fault> {
-        let mut book = self.recall()?;
-        book.expire(now_unix());
-        let remembered = book.specs();
-        *self.book.lock().await = book;
-        for spec in remembered {
-            // Whoever pushed it may say it again, and it is tried again then.
-            if let Err(fault) = self.run(core, &spec).await.map(Started::keep) {
-                tracing::error!(channel = %spec.name, %fault, "a channel of before is not opened");
-            }
-        }
-        for spec in configured {
-            match self.open_as(core, spec.clone(), Origin::Configured).await {
-                Err(fault) if matches!(fault.code, Code::State | Code::Conflict | Code::Busy) => {
-                    tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
-                }
-                opened => opened?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the channels that the configuration names now in place of those it named before; those that were
-    /// pushed stay. Channels may trade their addresses: what goes or moves lets go of its own before any is
-    /// taken. What cannot be opened now is tried again.
-    pub(crate) async fn configure(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
-        let mut late = self.late.lock().await;
-        let is_configured = |name: &Name| configured.iter().any(|spec| spec.name == *name);
-        {
-            // Held until they are closed: one that is pushed meanwhile would be closed with them.
-            let mut book = self.book.lock().await;
-            for name in book.forget(is_configured) {
-                self.stop(&name, "no longer configured").await;
-            }
-        }
-        for spec in configured {
-            let Some(channel) = self.find(&spec.name) else {
-                continue;
-            };
-            let weighed = self
-                .book
-                .lock()
-                .await
-                .weigh(spec, Origin::Configured, now_unix());
-            let may_move = weighed == Ok(Change::Open) && core.peers.contains_key(&spec.peer);
-            if may_move && !channel.is_at(&spec.listen) {
-                channel.vacate().await;
-            }
-        }
-        *late = Late::default();
-        late.put_off(self.open_configured(core, configured).await);
-    }
-
-    /// Tries again what could not be opened, if it is time to.
-    async fn open_late(&self, core: &Arc<Core>) {
-        let mut late = self.late.lock().await;
-        if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
-            let specs = std::mem::take(&mut late.specs);
-            for spec in &specs {
-                let channel = self.find(&spec.name);
-                if let Some(channel) = channel.filter(|one| one.is_in_the_way_of(&spec.listen)) {
-                    channel.vacate().await;
-                }
-            }
-            late.put_off(self.open_configured(core, &specs).await);
-        }
-    }
-
-    /// Opens what the configuration names; gives what is worth another try.
-    async fn open_configured(
-        &self,
-        core: &Arc<Core>,
-        configured: &[ChannelSpec],
-    ) -> Vec<ChannelSpec> {
-        let mut late = Vec::new();
-        for spec in configured {
-            let opened = self.open_as(core, spec.clone(), Origin::Configured);
-            let Err(fault) = opened.await else { continue };
-            tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
-            if let Some(channel) = self.find(&spec.name) {
-                channel.figures.set_error(&fault);
-            }
-            if fault.code == Code::Io {
-                late.push(spec.clone());
-            }
-        }
-        // Whatever could not move stays where it was, now that all that goes there has what it can.
-        for spec in &late {
-            self.stay(core, &spec.name).await;
-        }
-        late
-    }
-
-    /// Has a channel listen again where it did, if it has let go of its address.
-    async fn stay(&self, core: &Arc<Core>, name: &Name) {
-        let _book = self.book.lock().await;
-        let Some(channel) = self.find(name).filter(|channel| !channel.is_listening()) else {
-            return;
-        };
-        match start(core, (&channel.spec(), &channel.listen), Some(&channel)).await {
-            Ok(again) => {
-                self.running().insert(name.clone(), Arc::new(again));
-            }
-            Err(fault) => channel.figures.set_error(&fault),
-        }
+    /// Has this for what is known from now on.
+    fn turn(&self, book: &mut Book, next: Book) {
+        *locked(&self.pushed) = next.pushed();
+        *book = next;
     }
 
     fn recall(&self) -> Result<Book, Fault> {
@@ -341,7 +211,7 @@ impl Channels {
             if origin == Origin::Pushed {
                 self.keep(&next).await?;
             }
-            *book = next;
+            self.turn(&mut book, next);
         }
         started.keep();
         if let Some(channel) = self.find(&spec.name) {
@@ -385,7 +255,7 @@ impl Channels {
         let was_open = next.close(name, generation)?;
         if next != *book {
             self.keep(&next).await?;
-            *book = next;
+            self.turn(&mut book, next);
         }
         if was_open {
             self.stop(name, "removed").await;
@@ -459,9 +329,13 @@ impl Channels {
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Channel>>> {
-        // Nothing panics while it is held.
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.running)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while one of them is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn now_unix() -> u64 {
@@ -722,7 +596,12 @@ impl Serving {
             is_channel: true,
             meter: Arc::clone(&self.figures.meter),
         };
-        let begun = local::begin(&self.core, &open, kind).await?;
+        let begun = local::begin(&self.core, &open, kind).await;
+        // That there is no link is the link's to tell.
+        if begun.is_ok() || self.core.peer(&spec.peer)?.link().is_ok() {
+            self.figures.note_opening(begun.as_ref().err());
+        }
+        let begun = begun?;
         let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.figures.open_us.store(waited, Ordering::Relaxed);
         Ok(begun)

@@ -196,6 +196,20 @@ impl Book {
         Ok(was_open)
     }
 
+    /// Forgets what was pushed under a name.
+    pub(crate) fn unpush(&mut self, name: &Name) {
+        if self.0.get(name).is_some_and(|known| known.is_pushed) {
+            self.0.remove(name);
+        }
+    }
+
+    /// What was pushed, and whether it is to be or was removed.
+    pub(crate) fn pushed(&self) -> BTreeMap<Name, bool> {
+        let pushed = self.0.iter().filter(|(_, known)| known.is_pushed);
+        let told = pushed.map(|(name, known)| (name.clone(), known.spec.is_some()));
+        told.collect()
+    }
+
     /// Forgets what the configuration has said and says no more; gives its name.
     pub(crate) fn forget(&mut self, is_configured: impl Fn(&Name) -> bool) -> Vec<Name> {
         let is_gone = |name: &Name, known: &Known| !known.is_pushed && !is_configured(name);

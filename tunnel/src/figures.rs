@@ -22,12 +22,26 @@ pub(crate) struct Figures {
     pub sent_per_second: AtomicU64,
     pub received_per_second: AtomicU64,
     pub last_error: Mutex<Option<String>>,
+    /// Why the last opening failed, if it did: until another one succeeds the channel is of no use.
+    failing: Mutex<Option<String>>,
 }
 
 impl Figures {
     pub(crate) fn set_error(&self, fault: &Fault) {
         let last = &self.last_error;
         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+    }
+
+    /// Notes how an opening over a link went.
+    pub(crate) fn note_opening(&self, failed: Option<&Fault>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        *failing = failed.map(ToString::to_string);
+    }
+
+    /// Why the last opening failed, if it did.
+    pub(crate) fn failing(&self) -> Option<String> {
+        let failing = self.failing.lock();
+        failing.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Works out the rates from what was counted at the look before, so long ago; gives what is counted now.

@@ -45,6 +45,9 @@ pub struct StatusView {
     pub services: Vec<ServiceView>,
     /// Listeners here that are joined to services at peers.
     pub channels: Vec<ChannelView>,
+    /// Channels that the configuration names and that somebody has closed.
+    #[serde(default)]
+    pub channels_closed_by_hand: Vec<String>,
     /// The host's certificate.
     pub certificate: CertificateStatusView,
 }
@@ -211,6 +214,69 @@ pub struct ServiceView {
     pub cap_bits_per_second: Option<u64>,
 }
 
+/// How a channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelState {
+    /// It listens, and the link to the peer is up.
+    Healthy,
+    /// Something is wrong with the link.
+    Degraded,
+    /// The last connection could not be opened, though there is a link: the service at the peer is not there, or does
+    /// not let us in.
+    Failing,
+    /// It does not listen, or there is no link.
+    Down,
+}
+
+impl ChannelState {
+    /// The state's name in tables and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Failing => "failing",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl From<LinkState> for ChannelState {
+    fn from(state: LinkState) -> Self {
+        match state {
+            LinkState::Healthy => Self::Healthy,
+            LinkState::Degraded => Self::Degraded,
+            LinkState::Down => Self::Down,
+        }
+    }
+}
+
+/// Who says what a channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelOrigin {
+    /// The configuration.
+    Configured,
+    /// Somebody who asked for it while the tunnel ran.
+    Pushed,
+    /// The same, and the configuration names it too: what it says counts again after a reset, or under a higher
+    /// generation.
+    Overriding,
+}
+
+impl ChannelOrigin {
+    /// The origin's name in tables and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Configured => "configured",
+            Self::Pushed => "pushed",
+            Self::Overriding => "overriding",
+        }
+    }
+}
+
 /// A channel: a listener here, joined to a service at a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChannelView {
@@ -228,8 +294,10 @@ pub struct ChannelView {
     pub generation: u64,
     /// When it ends by itself, in seconds since 1970.
     pub expires_unix_seconds: Option<u64>,
-    /// How the way to the peer is.
-    pub state: LinkState,
+    /// Who says so.
+    pub origin: ChannelOrigin,
+    /// How it is.
+    pub state: ChannelState,
     /// Why it is so.
     pub reason: String,
     /// Connections, or sources of datagrams, there are now.
@@ -263,6 +331,10 @@ pub struct ChannelView {
 pub struct ChannelList {
     /// By name.
     pub channels: Vec<ChannelView>,
+    /// Channels that the configuration names and that somebody has closed: they stay so until they are reset, or the
+    /// configuration names a higher generation.
+    #[serde(default)]
+    pub closed_by_hand: Vec<String>,
 }
 
 /// The host's certificate.
@@ -306,6 +378,7 @@ pub(crate) fn status(core: &Core) -> StatusView {
     let host = core.trust.host();
     let services = core.services.iter();
     let services = services.map(|(name, service)| service_view(name, service));
+    let channels = channels(core);
     StatusView {
         schema: SCHEMA.to_owned(),
         site: host.site.to_string(),
@@ -318,7 +391,8 @@ pub(crate) fn status(core: &Core) -> StatusView {
             .map(|peer| link_view(core, peer))
             .collect(),
         services: services.collect(),
-        channels: channels(core).channels,
+        channels: channels.channels,
+        channels_closed_by_hand: channels.closed_by_hand,
         certificate: certificate_view(&core.trust),
     }
 }
@@ -364,8 +438,10 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
 pub(crate) fn channels(core: &Core) -> ChannelList {
     let channels = core.channels.list();
     let views = channels.iter().map(|channel| channel_view(core, channel));
+    let closed = core.channels.closed_by_hand();
     ChannelList {
         channels: views.collect(),
+        closed_by_hand: closed.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -380,10 +456,13 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     let (state, reason) = match verdict {
         _ if !channel.is_listening() => {
             let reason = format!("does not listen at {} any more", channel.listen);
-            (LinkState::Down, reason)
+            (ChannelState::Down, reason)
         }
-        Some(verdict) => (verdict.state, verdict.reason),
-        None => (LinkState::Down, String::new()),
+        Some(verdict) => match figures.failing() {
+            Some(why) if verdict.state != LinkState::Down => (ChannelState::Failing, why),
+            _ => (verdict.state.into(), verdict.reason),
+        },
+        None => (ChannelState::Down, String::new()),
     };
     ChannelView {
         name: spec.name.to_string(),
@@ -393,6 +472,7 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
         class: spec.class.to_string(),
         generation: spec.generation,
         expires_unix_seconds: spec.expires_unix_seconds,
+        origin: core.channels.origin(&spec.name),
         state,
         reason,
         connections: of(&figures.connections),

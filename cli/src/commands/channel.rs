@@ -8,7 +8,7 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
-use towpath_tunnel::status::{ChannelList, ChannelView};
+use towpath_tunnel::status::{ChannelList, ChannelOrigin, ChannelState, ChannelView};
 
 use crate::args::{Limit, OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Cap(CapOptions),
     /// Close a channel and its connections.
     Close(CloseOptions),
+    /// Have a channel as the configuration says again, whatever was opened, capped or closed by hand.
+    Reset(OneOptions),
 }
 
 /// Whose channels are meant.
@@ -124,6 +126,8 @@ pub(crate) struct CloseOptions {
 #[derive(Debug, Serialize)]
 struct Closed<'a> {
     name: &'a Name,
+    /// Whether the configuration names it: a restart does not bring it back.
+    is_configured: bool,
 }
 
 impl Command {
@@ -135,6 +139,7 @@ impl Command {
             Self::Open(options) => options.output.format,
             Self::Cap(options) => options.output.format,
             Self::Close(options) => options.output.format,
+            Self::Reset(options) => options.output.format,
         }
     }
 }
@@ -160,13 +165,28 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
                     path.push_str(&format!("?generation={generation}"));
                 }
                 // The others are what it answers.
-                let _: ChannelList = options.socket.client().delete(&path).await?;
+                let list: ChannelList = options.socket.client().delete(&path).await?;
+                let name = &options.name;
+                let is_configured = list.closed_by_hand.iter().any(|one| one == name.as_str());
                 let closed = Closed {
-                    name: &options.name,
+                    name,
+                    is_configured,
                 };
+                if is_configured {
+                    show::note(&format!(
+                        "note: the configuration names {name}, and it stays closed even so; `towpath channel reset \
+                         {name}` opens it again"
+                    ));
+                }
                 show::show(options.output.format, "closed", &closed, || {
-                    format!("closed {}\n", options.name)
+                    format!("closed {name}\n")
                 })
+            }
+            Command::Reset(options) => {
+                let path = format!("{}/reset", path_of(&options.name));
+                let nothing = serde_json::json!({});
+                let view: ChannelView = options.socket.client().post(&path, &nothing).await?;
+                show_one(options.output.format, &view)
             }
         }
     })?
@@ -200,7 +220,19 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
         cap: options.cap,
     };
     let view: ChannelView = client.post("/v1/channels", &spec).await?;
+    note_override(&view);
     show_one(options.output.format, &view)
+}
+
+/// Says that a channel of the configuration is not as that says any more.
+fn note_override(view: &ChannelView) {
+    if view.origin == ChannelOrigin::Overriding {
+        let name = escape(&view.name);
+        show::note(&format!(
+            "note: this takes the place of what the configuration says of {name}, after a restart too; `towpath \
+             channel reset {name}` goes back to that"
+        ));
+    }
 }
 
 /// Makes the next generation of a channel, which differs in its cap alone.
@@ -218,6 +250,7 @@ async fn cap(options: &CapOptions) -> Result<(), Failure> {
         cap: options.cap.0,
     };
     let view: ChannelView = client.post("/v1/channels", &spec).await?;
+    note_override(&view);
     show_one(options.output.format, &view)
 }
 
@@ -235,13 +268,14 @@ fn now_unix_ms() -> u64 {
 fn show_list(format: Format, list: &ChannelList) -> Result<(), Failure> {
     show::show(format, "channels", list, || {
         let mut table = Table::new([
-            "CHANNEL", "LISTEN", "LEADS TO", "STATE", ">NOW", ">OUT", ">IN", ">ERRORS",
+            "CHANNEL", "LISTEN", "LEADS TO", "ORIGIN", "STATE", ">NOW", ">OUT", ">IN", ">ERRORS",
         ]);
         for view in &list.channels {
             table.row([
                 escape(&view.name),
                 escape(&view.listen),
                 escape(&format!("{} at {}", view.service, view.peer)),
+                view.origin.as_str().to_owned(),
                 view.state.as_str().to_owned(),
                 view.connections.to_string(),
                 bits_per_second(view.out_bits_per_second / 8),
@@ -249,8 +283,35 @@ fn show_list(format: Format, list: &ChannelList) -> Result<(), Failure> {
                 view.errors.to_string(),
             ]);
         }
-        table.render("no channels: towpath channel open NAME makes one")
+        let mut text = table.render("no channels: towpath channel open NAME makes one");
+        for view in list
+            .channels
+            .iter()
+            .filter(|view| view.state == ChannelState::Failing)
+        {
+            text.push_str(&format!(
+                "{}: {}\n",
+                escape(&view.name),
+                escape(&view.reason)
+            ));
+        }
+        for name in &list.closed_by_hand {
+            let name = escape(name);
+            text.push_str(&format!(
+                "{name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
+            ));
+        }
+        text
     })
+}
+
+/// Who says what a channel is, in words.
+const fn origin(origin: ChannelOrigin) -> &'static str {
+    match origin {
+        ChannelOrigin::Configured => "configured",
+        ChannelOrigin::Pushed => "pushed",
+        ChannelOrigin::Overriding => "pushed, in place of what is configured",
+    }
 }
 
 fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
@@ -266,13 +327,14 @@ fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
             ),
             ("class", Some(escape(&view.class))),
             ("generation", Some(view.generation.to_string())),
+            ("origin", Some(origin(view.origin).to_owned())),
             (
                 "expires",
                 view.expires_unix_seconds
                     .map(|end| show::time_of_day(end.saturating_mul(1000))),
             ),
             (
-                "link",
+                "state",
                 Some(format!("{}: {}", view.state.as_str(), escape(&view.reason))),
             ),
             ("round trip", Some(micros(view.rtt_us))),

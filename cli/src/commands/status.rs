@@ -8,7 +8,7 @@ use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
 use towpath_protocol::fault::Code;
-use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
+use towpath_tunnel::status::{CertificateStatusView, ChannelState, LinkView, StatusView};
 
 use super::guest::word;
 use crate::args::OutputOption;
@@ -197,6 +197,17 @@ fn tunnel_table(status: &StatusView) -> String {
             let (peer, remedy) = (escape(&link.peer), escape(remedy));
             text.push_str(&format!("{peer}: {remedy}\n"));
         }
+    }
+    for name in &status.channels_closed_by_hand {
+        let name = escape(name);
+        text.push_str(&format!(
+            "channel {name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
+        ));
+    }
+    let failing = status.channels.iter();
+    for view in failing.filter(|view| view.state == ChannelState::Failing) {
+        let (name, reason) = (escape(&view.name), escape(&view.reason));
+        text.push_str(&format!("channel {name}: failing: {reason}\n"));
     }
     let exchanges: BTreeSet<_> = status.links.iter().filter_map(key_exchange).collect();
     let exchanges: Vec<_> = exchanges.into_iter().collect();

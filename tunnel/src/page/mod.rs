@@ -14,15 +14,19 @@ use towpath_protocol::rate::Rate;
 use crate::core::Core;
 use crate::outlook::{Direction, bytes_per_second, cap_at};
 use crate::peer::Peer;
-use crate::status::{self, CertificateStatusView, ClassView, LinkState, LinkView, StatusView};
+use crate::status::{
+    self, CertificateStatusView, ChannelState, ChannelView, ClassView, LinkState, LinkView,
+    StatusView,
+};
 use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
 
 /// Most bytes of the page. Links beyond it are named and not shown.
 pub(crate) const PAGE_BYTES_MAX: usize = 60_000;
 
-/// Room for what stands behind the links.
-const REST_BYTES: usize = 12 * 1024;
+/// Room for what stands behind the links, and of that for channels.
+const REST_BYTES: usize = 20 * 1024;
+const CHANNEL_BYTES: usize = 8 * 1024;
 
 /// Channels, services, authorities and lists that are shown; `/status` has them all.
 const ROWS_MAX: usize = 16;
@@ -262,27 +266,59 @@ fn foretold(link: &LinkView) -> String {
 }
 
 fn channels(html: &mut String, status: &StatusView) {
-    if status.channels.is_empty() {
+    if status.channels.is_empty() && status.channels_closed_by_hand.is_empty() {
         return;
     }
     html.push_str(
-        "<section><h2>Channels</h2><table><tr><th>name</th><th>to</th><th>state</th><th>now</th>\
-         <th>sent</th><th>received</th></tr>",
+        "<section><h2>Channels</h2><table><tr><th>name</th><th>listens at</th><th>leads to</th>\
+         <th>state</th><th>now</th><th>errors</th><th>sent</th><th>received</th></tr>",
     );
+    let mut room = CHANNEL_BYTES;
+    let mut shown = 0;
     for channel in status.channels.iter().take(ROWS_MAX) {
-        let (name, peer) = (escape(&channel.name), escape(&channel.peer));
-        let (mark, state) = (mark(channel.state), channel.state.as_str());
-        let (sent, received) = (bytes(channel.sent_bytes), bytes(channel.received_bytes));
-        let count = channel.connections;
+        let row = channel_row(channel);
+        if row.len() > room {
+            break;
+        }
+        room -= row.len();
+        shown += 1;
+        html.push_str(&row);
+    }
+    html.push_str("</table>");
+    let more = status.channels.len() - shown;
+    if more > 0 {
+        put(
+            html,
+            format_args!("<p>{more} more: <a href=\"status\">/status</a>.</p>"),
+        );
+    }
+    for name in status.channels_closed_by_hand.iter().take(ROWS_MAX) {
         put(
             html,
             format_args!(
-                "<tr><td>{name}</td><td>{peer}</td><td class=\"{state}\">{mark} {state}</td>\
-                 <td>{count} open</td><td>{sent}</td><td>{received}</td></tr>"
+                "<p class=\"todo\">{} is configured and was closed by hand: towpath channel reset</p>",
+                escape(name)
             ),
         );
     }
-    html.push_str("</table></section>");
+    html.push_str("</section>");
+}
+
+fn channel_row(channel: &ChannelView) -> String {
+    let (name, listen) = (escape(&channel.name), escape(&channel.listen));
+    let (service, peer) = (escape(&channel.service), escape(&channel.peer));
+    let (mark, state) = (channel_mark(channel.state), channel.state.as_str());
+    let why = match channel.state {
+        ChannelState::Healthy => String::new(),
+        _ => format!(": {}", escape(&channel.reason)),
+    };
+    let (sent, received) = (bytes(channel.sent_bytes), bytes(channel.received_bytes));
+    let (count, errors) = (channel.connections, channel.errors);
+    format!(
+        "<tr><td>{name}</td><td>{listen}</td><td>{service} at {peer}</td>\
+         <td class=\"{state}\">{mark} {state}{why}</td><td>{count} open</td><td>{errors}</td>\
+         <td>{sent}</td><td>{received}</td></tr>"
+    )
 }
 
 fn services(html: &mut String, status: &StatusView) {
@@ -345,6 +381,14 @@ const fn mark(state: LinkState) -> &'static str {
         LinkState::Healthy => "\u{25cf}",
         LinkState::Degraded => "\u{25b2}",
         LinkState::Down => "\u{2715}",
+    }
+}
+
+const fn channel_mark(state: ChannelState) -> &'static str {
+    match state {
+        ChannelState::Healthy => mark(LinkState::Healthy),
+        ChannelState::Degraded | ChannelState::Failing => mark(LinkState::Degraded),
+        ChannelState::Down => mark(LinkState::Down),
     }
 }
 

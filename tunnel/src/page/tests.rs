@@ -4,7 +4,9 @@ use towpath_forecast::band::Band;
 
 use super::*;
 use crate::recent::Point;
-use crate::status::{ClassView, ForecastView, QuantilesView, RevocationListView, ServiceView};
+use crate::status::{
+    ChannelOrigin, ClassView, ForecastView, QuantilesView, RevocationListView, ServiceView,
+};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -72,6 +74,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
             cap_bits_per_second: None,
         }],
         channels: Vec::new(),
+        channels_closed_by_hand: Vec::new(),
         certificate: CertificateStatusView {
             uri: "spiffe://shop.example/site/edge/host/box-1".to_owned(),
             not_after: String::new(),
@@ -197,6 +200,53 @@ fn l05_words_from_elsewhere_stay_words() {
     assert!(!html.contains("<script") && !html.contains("<img"));
 }
 
+fn channel(name: &str, state: ChannelState, reason: &str) -> ChannelView {
+    ChannelView {
+        name: name.to_owned(),
+        listen: "tcp:127.0.0.1:7001".to_owned(),
+        peer: "region".to_owned(),
+        service: "till".to_owned(),
+        class: "app".to_owned(),
+        generation: 1,
+        expires_unix_seconds: None,
+        origin: ChannelOrigin::Configured,
+        state,
+        reason: reason.to_owned(),
+        connections: 0,
+        connections_total: 3,
+        errors: 41,
+        last_error: None,
+        open_us: 0,
+        rtt_us: 0,
+        sent_bytes: 0,
+        received_bytes: 0,
+        out_bits_per_second: 0,
+        in_bits_per_second: 0,
+        cap_bits_per_second: None,
+        datagrams_dropped: 0,
+    }
+}
+
+#[test]
+fn the_page_says_which_channels_fail_and_why() {
+    let mut all = status(vec![link("region", LinkState::Healthy)]);
+    all.channels = vec![channel(
+        "shop",
+        ChannelState::Failing,
+        "E_DENIED: not for us",
+    )];
+    all.channels_closed_by_hand = vec!["dns".to_owned()];
+    let html = page(&all, &[full_chart()], Moment::from_unix_seconds(NOW));
+    for told in [
+        "<td>tcp:127.0.0.1:7001</td><td>till at region</td>",
+        "\u{25b2} failing: E_DENIED: not for us</td>",
+        "<td>41</td>",
+        "dns is configured and was closed by hand",
+    ] {
+        assert!(html.contains(told), "{told} is missing in {html}");
+    }
+}
+
 #[test]
 fn the_page_keeps_its_size_whatever_there_is_to_tell() {
     for count in [1, 3, 300] {
@@ -207,6 +257,8 @@ fn the_page_keeps_its_size_whatever_there_is_to_tell() {
         }
         let mut all = status(links);
         all.services = vec![all.services[0].clone(); 300];
+        all.channels = vec![channel(&name, ChannelState::Failing, &"'".repeat(5000)); 300];
+        all.channels_closed_by_hand = vec!["c".repeat(63); 300];
         all.certificate.authorities = vec!["a".repeat(100); 300];
         let charts: Vec<_> = all.links.iter().map(|_| full_chart()).collect();
         let html = page(&all, &charts, Moment::from_unix_seconds(NOW));

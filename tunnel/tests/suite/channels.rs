@@ -21,7 +21,7 @@ use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
-use towpath_tunnel::status::{ChannelView, LinkState};
+use towpath_tunnel::status::{ChannelState, ChannelView};
 
 /// A site that dials others, and the sites it dials; nothing is told to the region about channels.
 struct Sites {
@@ -230,7 +230,7 @@ async fn con_1_a_declared_channel_appears_and_the_application_does_nothing() {
     let view = sites.open(&declared).await.unwrap();
     assert_eq!((view.peer.as_str(), view.generation), ("east", 7));
     assert_eq!(view.expires_unix_seconds, declared.expires_unix_seconds);
-    assert_eq!(view.state, LinkState::Healthy, "{}", view.reason);
+    assert_eq!(view.state, ChannelState::Healthy, "{}", view.reason);
     assert_eq!(&soon(application).await.unwrap(), b"east");
     assert_eq!(sites.view("till").connections_total, 1);
 }
@@ -580,7 +580,7 @@ async fn con_7_a_channel_carries_on_without_its_pusher_until_it_expires() {
     soon(socket.read_exact(&mut [0])).await.unwrap();
     control.cut_both();
     until("the cut shows", || {
-        sites.view("till").state != LinkState::Healthy
+        sites.view("till").state != ChannelState::Healthy
     })
     .await;
     socket.write_all(b"y").await.unwrap();
@@ -692,7 +692,7 @@ async fn con_10_a_lost_path_shows_and_datagrams_flow_again_after_it() {
     comes_back(&socket, b"one").await;
     control.cut_both();
     until("the cut shows", || {
-        sites.view("dns").state != LinkState::Healthy
+        sites.view("dns").state != ChannelState::Healthy
     })
     .await;
     control.heal();

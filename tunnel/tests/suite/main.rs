@@ -13,6 +13,7 @@ mod early_data;
 mod forecast;
 mod handshake;
 mod links;
+mod origins;
 mod packets;
 mod page;
 mod places;

@@ -13,7 +13,7 @@ use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::shares::{ServiceCap, Shaping, Share};
-use towpath_tunnel::status::{ChannelView, LinkState, LinkView, ServiceView};
+use towpath_tunnel::status::{ChannelState, ChannelView, LinkView, ServiceView};
 
 const CAP: &str = "20Mbit";
 
@@ -356,7 +356,10 @@ async fn l06_a_channel_that_has_no_address_left_is_shown_as_down() {
     // Another channel takes what the first one lets go of.
     reload_with(&pair, vec![channel_at("a", &two), channel_at("b", &one)]).await;
     let [a, b] = [0, 1].map(|place| pair.edge.status().channels.remove(place));
-    assert_eq!((a.state, b.state), (LinkState::Down, LinkState::Healthy));
+    assert_eq!(
+        (a.state, b.state),
+        (ChannelState::Down, ChannelState::Healthy)
+    );
     assert!(a.reason.contains("does not listen"), "{}", a.reason);
     assert_eq!(b.listen, one);
 }

@@ -1,0 +1,220 @@
+//! What the configuration says of channels, beside what was pushed: opened, changed, and had back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
+
+use super::{Channels, Started, locked, now_unix, start};
+use crate::channels::{Change, ChannelSpec, Origin};
+use crate::core::Core;
+use crate::status::ChannelOrigin;
+
+/// Pauses between attempts to open a channel of the configuration whose address could not be had.
+const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);
+const LATE_PAUSE_LONGEST: Duration = Duration::from_secs(60);
+
+/// What the configuration names and could not be opened yet: something else has the address.
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    specs: Vec<ChannelSpec>,
+    /// When they are tried again, and how long that was put off.
+    next: Option<(Instant, Duration)>,
+}
+
+impl Late {
+    /// Puts off what is there, for longer each time.
+    fn put_off(&mut self, specs: Vec<ChannelSpec>) {
+        let pause = match self.next {
+            Some((_, pause)) => (pause * 2).min(LATE_PAUSE_LONGEST),
+            None => LATE_PAUSE_FIRST,
+        };
+        let is_some = !specs.is_empty();
+        self.next = is_some.then(|| (Instant::now() + pause, pause));
+        self.specs = specs;
+    }
+}
+
+impl Channels {
+    /// Opens what was pushed before a restart, then what is configured. Where both name a channel the
+    /// newer generation counts, and what was pushed if neither is newer.
+    ///
+    /// # Errors
+    ///
+    /// `E_IO` if what is kept cannot be read or a configured listener cannot be had, `E_NOT_FOUND` for a
+    /// peer that is none.
+    pub(crate) async fn begin(
+        &self,
+        core: &Arc<Core>,
+        configured: &[ChannelSpec],
+    ) -> Result<(), Fault> {
+        let mut book = self.recall()?;
+        book.expire(now_unix());
+        let remembered = book.specs();
+        self.turn(&mut *self.book.lock().await, book);
+        for spec in remembered {
+            // Whoever pushed it may say it again, and it is tried again then.
+            if let Err(fault) = self.run(core, &spec).await.map(Started::keep) {
+                tracing::error!(channel = %spec.name, %fault, "a channel of before is not opened");
+            }
+        }
+        self.names(configured);
+        for spec in configured {
+            match self.open_as(core, spec.clone(), Origin::Configured).await {
+                Err(fault) if matches!(fault.code, Code::State | Code::Busy) => {
+                    tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
+                }
+                opened => opened?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the channels that the configuration names now in place of those it named before; those that were
+    /// pushed stay. Channels may trade their addresses: what goes or moves lets go of its own before any is
+    /// taken. What cannot be opened now is tried again.
+    pub(crate) async fn configure(&self, core: &Arc<Core>, configured: &[ChannelSpec]) {
+        let mut late = self.late.lock().await;
+        self.names(configured);
+        let is_configured = |name: &Name| configured.iter().any(|spec| spec.name == *name);
+        {
+            // Held until they are closed: one that is pushed meanwhile would be closed with them.
+            let mut book = self.book.lock().await;
+            for name in book.forget(is_configured) {
+                self.stop(&name, "no longer configured").await;
+            }
+        }
+        for spec in configured {
+            let Some(channel) = self.find(&spec.name) else {
+                continue;
+            };
+            let weighed = self
+                .book
+                .lock()
+                .await
+                .weigh(spec, Origin::Configured, now_unix());
+            let may_move = weighed == Ok(Change::Open) && core.peers.contains_key(&spec.peer);
+            if may_move && !channel.is_at(&spec.listen) {
+                channel.vacate().await;
+            }
+        }
+        *late = Late::default();
+        late.put_off(self.open_configured(core, configured).await);
+    }
+
+    /// Tries again what could not be opened, if it is time to.
+    pub(super) async fn open_late(&self, core: &Arc<Core>) {
+        let mut late = self.late.lock().await;
+        if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
+            let specs = std::mem::take(&mut late.specs);
+            for spec in &specs {
+                let channel = self.find(&spec.name);
+                if let Some(channel) = channel.filter(|one| one.is_in_the_way_of(&spec.listen)) {
+                    channel.vacate().await;
+                }
+            }
+            late.put_off(self.open_configured(core, &specs).await);
+        }
+    }
+
+    /// Opens what the configuration names; gives what is worth another try.
+    async fn open_configured(
+        &self,
+        core: &Arc<Core>,
+        configured: &[ChannelSpec],
+    ) -> Vec<ChannelSpec> {
+        let mut late = Vec::new();
+        for spec in configured {
+            let opened = self.open_as(core, spec.clone(), Origin::Configured);
+            let Err(fault) = opened.await else { continue };
+            tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
+            if let Some(channel) = self.find(&spec.name) {
+                channel.figures.set_error(&fault);
+            }
+            if fault.code == Code::Io {
+                late.push(spec.clone());
+            }
+        }
+        // Whatever could not move stays where it was, now that all that goes there has what it can.
+        for spec in &late {
+            self.stay(core, &spec.name).await;
+        }
+        late
+    }
+
+    /// Has a channel listen again where it did, if it has let go of its address.
+    async fn stay(&self, core: &Arc<Core>, name: &Name) {
+        let _book = self.book.lock().await;
+        let Some(channel) = self.find(name).filter(|channel| !channel.is_listening()) else {
+            return;
+        };
+        match start(core, (&channel.spec(), &channel.listen), Some(&channel)).await {
+            Ok(again) => {
+                self.running().insert(name.clone(), Arc::new(again));
+            }
+            Err(fault) => channel.figures.set_error(&fault),
+        }
+    }
+
+    /// Notes what the configuration names.
+    fn names(&self, configured: &[ChannelSpec]) {
+        let named = configured
+            .iter()
+            .map(|spec| (spec.name.clone(), spec.clone()));
+        *locked(&self.configured) = named.collect();
+    }
+
+    /// Who says what a channel is.
+    pub(crate) fn origin(&self, name: &Name) -> ChannelOrigin {
+        let is_pushed = locked(&self.pushed).contains_key(name);
+        let is_configured = locked(&self.configured).contains_key(name);
+        match (is_pushed, is_configured) {
+            (false, _) => ChannelOrigin::Configured,
+            (true, false) => ChannelOrigin::Pushed,
+            (true, true) => ChannelOrigin::Overriding,
+        }
+    }
+
+    /// Channels that the configuration names and somebody has closed.
+    pub(crate) fn closed_by_hand(&self) -> Vec<Name> {
+        let (pushed, configured): (BTreeMap<_, _>, _) = {
+            let pushed = locked(&self.pushed).clone();
+            (pushed, locked(&self.configured))
+        };
+        let is_closed = |name: &&Name| pushed.get(*name) == Some(&false);
+        configured.keys().filter(is_closed).cloned().collect()
+    }
+
+    /// Forgets what was pushed under a name, and has the channel as the configuration says.
+    ///
+    /// # Errors
+    ///
+    /// `E_NOT_FOUND` if the configuration does not name it, `E_STATE` if what it says has expired, `E_IO` if the
+    /// listener cannot be had or that cannot be kept; then everything is as before.
+    pub(crate) async fn reset(&self, core: &Arc<Core>, name: &Name) -> Result<(), Fault> {
+        let named = locked(&self.configured).get(name).cloned();
+        let spec = named.map(Arc::new).ok_or_else(|| {
+            let detail = format!("the configuration names no channel {name}");
+            let remedy =
+                "add it to `channels` there; one that was pushed ends with `towpath channel close`";
+            Fault::new(Code::NotFound, detail).remedy(remedy)
+        })?;
+        let mut book = self.book.lock().await;
+        let mut next = book.clone();
+        next.unpush(name);
+        next.weigh(&spec, Origin::Configured, now_unix())?;
+        let started = self.run(core, &spec).await?;
+        next.open(&spec, Origin::Configured);
+        self.keep(&next).await?;
+        self.turn(&mut book, next);
+        started.keep();
+        if let Some(channel) = self.find(name) {
+            channel.figures.meter.quota.set(spec.cap);
+        }
+        tracing::info!(channel = %name, "channel as configured again");
+        Ok(())
+    }
+}
