@@ -32,5 +32,5 @@ pub mod view;
 pub use authority::{Authority, Validity};
 pub use identity::Identity;
 pub use revocation::{Freshness, Revocations};
-pub use verify::{Rejection, Rejections};
+pub use verify::{Refusal, Rejection, Rejections};
 pub use view::{CertificateView, show};

@@ -1,7 +1,8 @@
 //! What a peer's certificate must prove: chain, time, use, and a host's name in our trust domain.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -93,6 +94,22 @@ impl Rejection {
         matches!(alert, 42..=46 | 48 | 49 | 51)
     }
 
+    /// What an alert says of what was refused, of ours or of the peer's. One alert stands for a certificate that has
+    /// expired and for one that is not valid yet.
+    #[must_use]
+    pub const fn told_by(alert: u8) -> Option<Self> {
+        Some(match alert {
+            42 => Self::Malformed,
+            43 => Self::WrongUsage,
+            44 => Self::Revoked,
+            45 => Self::Expired,
+            46 | 49 => Self::WrongName,
+            // A stranger's authority may carry our authority's name: then a signature fails.
+            48 | 51 => Self::UnknownAuthority,
+            _ => return Self::from_alert(alert),
+        })
+    }
+
     fn from_error(error: &Error) -> Self {
         let Error::InvalidCertificate(error) = error else {
             return Self::Malformed;
@@ -116,20 +133,51 @@ impl Rejection {
     }
 }
 
-/// How often each reason occurred; shared by all handshakes of a daemon.
+/// A certificate that was refused, in words: a TLS library keeps of them what its alert says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Rejection,
+    /// What was found, with its values.
+    pub detail: String,
+}
+
+/// How often each reason occurred, and what was refused last; shared by all handshakes of a daemon.
 #[derive(Debug, Default)]
-pub struct Rejections([AtomicU64; Rejection::ALL.len()]);
+pub struct Rejections {
+    counts: [AtomicU64; Rejection::ALL.len()],
+    /// By the site that was dialled; of those who dial us under none.
+    last: Mutex<BTreeMap<Option<Name>, Refusal>>,
+}
 
 impl Rejections {
     /// Counts one.
     pub fn count(&self, reason: Rejection) {
-        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// How often it occurred.
     #[must_use]
     pub fn of(&self, reason: Rejection) -> u64 {
-        self.0[reason as usize].load(Ordering::Relaxed)
+        self.counts[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The certificate that was refused last of those that answered where this site was dialled; without a site, of
+    /// those who dialled us.
+    #[must_use]
+    pub fn last(&self, site: Option<&Name>) -> Option<Refusal> {
+        self.lasts().get(&site.cloned()).cloned()
+    }
+
+    fn note(&self, site: Option<&Name>, refusal: Refusal) {
+        self.count(refusal.reason);
+        // No more of them than there are sites that we dial, and one.
+        self.lasts().insert(site.cloned(), refusal);
+    }
+
+    fn lasts(&self) -> MutexGuard<'_, BTreeMap<Option<Name>, Refusal>> {
+        // Nothing panics while it is held.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -171,12 +219,9 @@ impl PeerVerifier {
         })
     }
 
-    fn check_name(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        let refuse = |detail: String| {
-            let fault = Fault::new(Code::Certificate, detail);
-            Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(fault))))
-        };
-        let peer = view::identity_of(certificate).map_err(|fault| refuse(fault.detail))?;
+    fn check_name(&self, certificate: &CertificateDer<'_>) -> Result<(), Fault> {
+        let refuse = |detail: String| Fault::new(Code::Certificate, detail);
+        let peer = view::identity_of(certificate)?;
         if peer.trust_domain != self.trust_domain {
             let (theirs, ours) = (&peer.trust_domain, &self.trust_domain);
             return Err(refuse(format!("a host of {theirs}, and this is {ours}")));
@@ -205,18 +250,21 @@ impl PeerVerifier {
         Ok(())
     }
 
-    /// Counts what ended a check, and says it in the error.
-    fn counted<T>(&self, named: Result<(), Error>, chain: Result<T, Error>) -> Result<T, Error> {
-        let checked = chain
-            .map_err(|error| (Rejection::from_error(&error), error))
-            .and_then(|value| {
-                named.map_err(|error| (Rejection::WrongName, error))?;
-                Ok(value)
-            });
-        checked.map_err(|(reason, error)| {
-            self.rejections.count(reason);
-            error
-        })
+    /// Notes what ended a check, and says it in the error.
+    fn counted<T>(&self, named: Result<(), Fault>, chain: Result<T, Error>) -> Result<T, Error> {
+        let (reason, detail, error) = match (chain, named) {
+            (Err(error), _) => (Rejection::from_error(&error), error.to_string(), error),
+            (Ok(_), Err(fault)) => {
+                let detail = fault.detail.clone();
+                let error = CertificateError::Other(OtherError(Arc::new(fault)));
+                let error = Error::InvalidCertificate(error);
+                (Rejection::WrongName, detail, error)
+            }
+            (Ok(value), Ok(())) => return Ok(value),
+        };
+        let refusal = Refusal { reason, detail };
+        self.rejections.note(self.site.as_ref(), refusal);
+        Err(error)
     }
 }
 

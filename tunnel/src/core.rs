@@ -13,6 +13,7 @@ use towpath_protocol::identity::Name;
 
 use crate::channel::Channels;
 use crate::config::{Config, Limits};
+use crate::distrust::LastRefused;
 use crate::legs::Legs;
 use crate::metrics::Dropped;
 use crate::network::Network;
@@ -64,6 +65,7 @@ pub(crate) struct Core {
     pub window_memory: Arc<Memory>,
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
+    pub refused: LastRefused,
     pub began: Clock,
     pub outlook: Outlook,
     pub network: Network,
@@ -111,6 +113,7 @@ impl Core {
             pool: Arc::default(),
             window_memory: Memory::new(config.limits.window_memory.bytes()),
             dropped: Dropped::default(),
+            refused: LastRefused::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
             network: Network::default(),

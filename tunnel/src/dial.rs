@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportErrorCode,
-};
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use towpath_certs::Refusal;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
 use towpath_protocol::fault::{Code, Fault};
@@ -29,7 +28,7 @@ use crate::link::{Link, close};
 use crate::names::Place;
 use crate::peer::{Peer, State, speaks};
 use crate::standing::{Chain, Papers};
-use crate::{serve, transport, wire};
+use crate::{distrust, serve, transport, wire};
 
 /// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
 /// seconds once they all are, and those under way repeat their first packet only every second or two.
@@ -50,9 +49,6 @@ const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
-
-/// TLS's alert `certificate_revoked`.
-const ALERT_CERTIFICATE_REVOKED: u8 = 44;
 
 /// Why a peer is dialled now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,8 +121,12 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
 }
 
 fn note_failure(peer: &Peer, fault: &Fault) {
-    tracing::debug!(site = %peer.site, %fault, "not reached");
-    peer.note_failure(fault);
+    let site = &peer.site;
+    match (peer.note_failure(fault), &fault.remedy) {
+        (false, _) => tracing::debug!(%site, %fault, "not reached"),
+        (true, None) => tracing::warn!(%site, %fault, "not reached"),
+        (true, Some(remedy)) => tracing::warn!(%site, %fault, remedy, "not reached"),
+    }
 }
 
 /// Takes a link into its place, unless another one is to stay there: then this one is as good as not reached.
@@ -204,7 +204,8 @@ async fn connect(
     let clients = peer.clients();
     let both = async {
         let target = place.next().await?;
-        let dial = |client, leg| connect_leg(client, how, target, leg);
+        let refusals = || peer.last_refusal();
+        let dial = |client, leg| connect_leg(client, how, (target, refusals), leg);
         let bulk = dial(clients.of(Leg::Bulk), Leg::Bulk);
         let (urgent, bulk) = if is_quiet {
             (dial(clients.quiet.clone(), Leg::Urgent).await?, bulk.await?)
@@ -228,17 +229,11 @@ async fn connect(
     connected
 }
 
-/// Whether we refused what the peer showed because it is revoked; that the peer refused ours is another matter.
-fn is_revoked(error: &ConnectionError) -> bool {
-    let revoked = TransportErrorCode::crypto(ALERT_CERTIFICATE_REVOKED);
-    matches!(error, ConnectionError::TransportError(error) if error.code == revoked)
-}
-
 /// One of the connections; `E_DENIED` if the peer's certificate is revoked.
 async fn connect_leg(
     client: ClientConfig,
     (limits, drivers): (&Limits, &Drivers),
-    target: SocketAddr,
+    (target, refusals): (SocketAddr, impl Fn() -> Option<Refusal>),
     leg: Leg,
 ) -> Result<Connection, Fault> {
     let failed = |error: String| Fault::new(Code::Unreachable, format!("{target}: {error}"));
@@ -254,9 +249,13 @@ async fn connect_leg(
         .connect_with(client, target, SERVER_NAME)
         .map_err(|error| failed(error.to_string()))?
         .await
-        .map_err(|error| match is_revoked(&error) {
-            true => Fault::new(Code::Denied, format!("{target}: {error}")),
-            false => failed(error.to_string()),
+        .map_err(|error| {
+            let told = distrust::of(&error, refusals().as_ref());
+            let told = told.map(|told| Fault {
+                detail: format!("{} ({target})", told.detail),
+                ..told
+            });
+            told.unwrap_or_else(|| failed(error.to_string()))
         })
 }
 
@@ -295,13 +294,14 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
             // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
             // done before its own certificate has been looked at.
             let why = urgent.close_reason().or_else(|| bulk.close_reason());
-            let detail = match why {
-                Some(reason) if fault.code == Code::Unreachable => reason.to_string(),
-                _ => fault.detail,
+            let fault = match why {
+                Some(reason) if fault.code == Code::Unreachable => distrust::of(&reason, None)
+                    .unwrap_or_else(|| Fault::new(fault.code, reason.to_string())),
+                _ => fault,
             };
             close(&urgent, fault.code, "not joined");
             close(&bulk, fault.code, "not joined");
-            Err(Fault::new(fault.code, detail))
+            Err(fault)
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How the way to a peer is, why, and what to do about it. Pure.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::status::LinkState;
@@ -49,6 +50,8 @@ pub(crate) struct Signs {
     pub is_dialled: bool,
     /// Why there is no link, or why the last attempt failed.
     pub why_down: String,
+    /// What to do about that, where whoever met it knows.
+    pub remedy_down: Option<String>,
     /// Whose certificate is revoked, if that is why.
     pub revoked: Option<Whose>,
     /// Whether the peer has no version in common with us.
@@ -67,7 +70,7 @@ pub(crate) struct Verdict {
     pub state: LinkState,
     pub reason: String,
     /// What an operator can do; none is needed for a healthy link.
-    pub remedy: Option<&'static str>,
+    pub remedy: Option<Cow<'static, str>>,
 }
 
 impl Verdict {
@@ -75,7 +78,7 @@ impl Verdict {
         Self {
             state,
             reason: reason.into(),
-            remedy: Some(remedy),
+            remedy: Some(Cow::Borrowed(remedy)),
         }
     }
 }
@@ -151,6 +154,13 @@ fn judge_down(signs: &Signs) -> Verdict {
             format!("no version in common: {why}"),
             "upgrade the older side; the link comes up by itself then",
         );
+    }
+    if let Some(remedy) = &signs.remedy_down {
+        return Verdict {
+            state: LinkState::Down,
+            reason: why.clone(),
+            remedy: Some(Cow::Owned(remedy.clone())),
+        };
     }
     if signs.is_dialled {
         return Verdict::new(
@@ -247,6 +257,15 @@ mod tests {
                     .is_some_and(|remedy| remedy.contains("certs issue"))
             );
         }
+        // Neither does one mend what else is wrong with one.
+        let known = judge(&Signs {
+            why_down: "its certificate has expired".to_owned(),
+            remedy_down: Some("renew it there".to_owned()),
+            ..signs.clone()
+        });
+        let told = (&*known.reason, known.remedy.as_deref());
+        let expected = ("its certificate has expired", Some("renew it there"));
+        assert_eq!(told, expected);
         // A peer that is gone is not also lossy.
         signs.lost_per_million = 500_000;
         assert_eq!(judge(&signs).state, LinkState::Down);

@@ -63,6 +63,7 @@ mod counters;
 mod cruise;
 mod datagrams;
 mod dial;
+mod distrust;
 pub mod estimate;
 mod figures;
 mod health;

@@ -25,10 +25,11 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::version::Speaker;
 
 use crate::core::Core;
+use crate::distrust::Refused;
 use crate::link::{Link, close};
 use crate::metrics::DropReason;
 use crate::peer::{Peer, speaks};
-use crate::{serve, wire};
+use crate::{distrust, serve, wire};
 
 /// Handshakes under way at once; each costs a signature and some kilobytes.
 const HANDSHAKE_COUNT_MAX: usize = 64;
@@ -223,8 +224,18 @@ impl Listener {
             }
             Ok(Err(error)) => {
                 self.count(&error);
+                let refusal = distrust::refusal(&error, || self.core.rejections.last(None));
                 if let Some(untold) = self.lines.next() {
-                    tracing::warn!(target: "audit", %source, %error, untold, "handshake refused");
+                    let why = refusal.as_ref().map_or_else(
+                        || error.to_string(),
+                        |refusal| format!("{}: {}", refusal.reason.as_str(), refusal.detail),
+                    );
+                    tracing::warn!(target: "audit", %source, error = why, untold, "handshake refused");
+                }
+                let told = || Some(Refused::by_dialler(source, distrust::of(&error, None)?));
+                let refused = refusal.map(|refusal| Refused::by_verifier(source, refusal));
+                if let Some(refused) = refused.or_else(told) {
+                    self.core.refused.note(refused);
                 }
                 return;
             }
@@ -267,6 +278,8 @@ impl Listener {
         let host = serve::identity_of(connection)?;
         let peer = self.core.peers.get(&host.site).ok_or_else(|| {
             let detail = format!("site {} is no peer of this one", host.site);
+            let refused = Refused::no_peer(connection.remote_address(), detail.clone());
+            self.core.refused.note(refused);
             Fault::new(Code::Denied, detail)
         })?;
         let wait = self.core.preamble_wait();
@@ -285,7 +298,9 @@ impl Listener {
         let version = match negotiated {
             Ok(version) => version,
             Err(fault) => {
-                peer.note_failure(&fault);
+                if peer.note_failure(&fault) {
+                    tracing::warn!(site = %peer.site, %fault, "no link");
+                }
                 refuse(&mut answer, &fault).await;
                 return Err(fault);
             }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant as Clock, SystemTime};
 
 use tokio::sync::watch;
-use towpath_certs::{Identity, Rejections, tls};
+use towpath_certs::{Identity, Refusal, Rejections, tls};
 use towpath_forecast::moment::Moment;
 use towpath_forecast::timetable::{Timetable, Week};
 use towpath_forecast::zone::Zone;
@@ -31,6 +31,7 @@ use crate::congestion::Known;
 use crate::counters::Counters;
 use crate::datagrams::Flows;
 use crate::dial::Cause;
+use crate::distrust::Failures;
 use crate::health;
 use crate::link::Link;
 use crate::pace::Pacer;
@@ -38,7 +39,7 @@ use crate::recent::Recent;
 use crate::shares::Shaping;
 use crate::standing::Chain;
 use crate::streams::Streams;
-use crate::{probe, timetable, transport};
+use crate::{probe, status, timetable, transport};
 
 /// Losses of a link that are remembered: more of them are not counted apart.
 const LOSS_COUNT_MAX: usize = 32;
@@ -56,6 +57,8 @@ pub(crate) struct State {
     pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
     pub reason: String,
+    /// What to do about that, where whoever met it knows.
+    pub remedy: Option<String>,
     /// What no waiting mends, until there is a link again: who was refused because its certificate is revoked, or
     /// has no version in common with us.
     pub barred: Option<Fault>,
@@ -155,10 +158,13 @@ pub(crate) struct Peer {
     state: watch::Sender<State>,
     /// Links whose place another one has taken.
     retired: Mutex<Vec<Weak<Link>>>,
+    /// Where it is noted whose certificates were refused.
+    rejections: Arc<Rejections>,
     /// What the last link has learnt about the path.
     known: Mutex<Option<Known>>,
     /// When the link was lost, newest last.
     losses: Mutex<VecDeque<Clock>>,
+    failures: Mutex<Failures>,
 }
 
 impl Peer {
@@ -176,6 +182,7 @@ impl Peer {
             is_stalled: false,
             is_outdated: false,
             reason: "not reached yet".to_owned(),
+            remedy: None,
             barred: None,
             since: SystemTime::now(),
         });
@@ -198,8 +205,10 @@ impl Peer {
             preferred: ours.min(&config.site).clone(),
             state,
             retired: Mutex::default(),
+            rejections: Arc::clone(rejections),
             known: Mutex::default(),
             losses: Mutex::default(),
+            failures: Mutex::default(),
         })
     }
 
@@ -286,18 +295,29 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// `E_UNREACHABLE`, with why; what no waiting mends: `E_DENIED` if the peer was refused because its certificate
-    /// is revoked, `E_VERSION` if it has no version in common with us.
+    /// `E_UNREACHABLE`, with why and what to do; what no waiting mends: `E_DENIED` if the peer was refused because
+    /// its certificate is revoked, `E_VERSION` if it has no version in common with us.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Fault> {
-        let state = self.state.borrow();
-        state.link.clone().ok_or_else(|| {
-            let (site, reason) = (&self.site, &state.reason);
-            let (code, reason) = match &state.barred {
-                Some(barred) => (barred.code, &barred.detail),
-                None => (Code::Unreachable, reason),
-            };
-            Fault::new(code, format!("no link to {site}: {reason}"))
-        })
+        let link = self.state.borrow().link.clone();
+        link.ok_or_else(|| self.unlinked())
+    }
+
+    fn unlinked(&self) -> Fault {
+        let (site, state) = (&self.site, self.state());
+        let (code, reason) = match &state.barred {
+            Some(barred) => (barred.code, &barred.detail),
+            None => (Code::Unreachable, &state.reason),
+        };
+        let fault = Fault::new(code, format!("no link to {site}: {reason}"));
+        match status::verdict(self).remedy {
+            Some(remedy) => fault.remedy(remedy),
+            None => fault,
+        }
+    }
+
+    /// The certificate that was refused last where this peer was dialled.
+    pub(crate) fn last_refusal(&self) -> Option<Refusal> {
+        self.rejections.last(Some(&self.site))
     }
 
     /// Notes that the peer is refused because its certificate is revoked.
@@ -356,15 +376,21 @@ impl Peer {
         state.link.iter().cloned().chain(older).collect()
     }
 
-    /// Notes why the last attempt failed, while there is no link.
-    pub(crate) fn note_failure(&self, fault: &Fault) {
-        let is_version = fault.code == Code::Version;
-        let is_news = self.state.send_if_modified(|state| {
-            let is_news = state.link.is_none() && state.reason != fault.detail;
+    /// Notes why the last attempt failed, while there is no link; says whether that is to be told because of late
+    /// it was another reason.
+    pub(crate) fn note_failure(&self, fault: &Fault) -> bool {
+        let mut is_told = false;
+        self.state.send_if_modified(|state| {
+            if state.link.is_some() {
+                return false;
+            }
+            is_told = self.failures().is_news(fault, Clock::now());
+            let is_news = state.reason != fault.detail || state.remedy != fault.remedy;
             if is_news {
                 state.reason.clone_from(&fault.detail);
+                state.remedy.clone_from(&fault.remedy);
                 let is_revoked = |barred: &Fault| barred.code != Code::Version;
-                if is_version {
+                if fault.code == Code::Version {
                     state.barred = Some(fault.clone());
                 } else if !state.barred.as_ref().is_some_and(is_revoked) {
                     // It may be down to be upgraded.
@@ -373,9 +399,11 @@ impl Peer {
             }
             is_news
         });
-        if is_news && is_version {
-            tracing::warn!(site = %self.site, %fault, "no link");
-        }
+        is_told
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a new link, and ends the one it replaces; from then on the link is watched.
@@ -407,7 +435,9 @@ impl Peer {
             state.is_stalled = false;
             state.is_outdated = false;
             state.reason = "up".to_owned();
+            state.remedy = None;
             state.barred = None;
+            *self.failures() = Failures::default();
             state.since = SystemTime::now();
             true
         });
@@ -490,6 +520,7 @@ impl Peer {
                 } else {
                     self.note_loss();
                     state.reason.clone_from(&reason);
+                    state.remedy = None;
                 }
             }
             is_ours

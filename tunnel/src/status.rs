@@ -1,5 +1,6 @@
 //! What operators see of a tunnel: the `/status` document.
 
+use std::borrow::Cow;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -16,6 +17,7 @@ use utoipa::ToSchema;
 
 use crate::channel::Channel;
 use crate::core::{Core, Service};
+use crate::distrust::{self, Refused};
 use crate::health::{self, Signs, Verdict, Whose};
 use crate::link::{LegStanding, Link, Measured};
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
@@ -50,10 +52,25 @@ pub struct StatusView {
     pub channels_closed_by_hand: Vec<String>,
     /// The host's certificate.
     pub certificate: CertificateStatusView,
+    /// The last handshake that was refused here, for some minutes: whoever it was has proved nothing.
+    pub refused: Option<RefusedView>,
 }
 
-/// How QUIC puts TLS's alert `certificate_revoked`, which answers a dial.
-const REVOKED_ALERT: &str = "handshake failed: error 44";
+/// A handshake that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedView {
+    /// Why, as in the metric `towpath_tls_rejected_total`; `refused_by_peer` if whoever dialled refused what we
+    /// showed; or `unknown_site` for a host of our authority whose site is no peer.
+    pub reason: String,
+    /// What was found, with its values.
+    pub detail: String,
+    /// The address it came from.
+    pub from: String,
+    /// When, in seconds since 1970.
+    pub at_unix_seconds: u64,
+    /// What to do about it if a peer's host is there.
+    pub remedy: String,
+}
 
 /// Whose certificate keeps a link away because it is revoked: the peer's, which we refuse, or ours, of which only
 /// the peer's words tell.
@@ -63,7 +80,7 @@ fn whose_is_revoked(state: &State) -> Option<Whose> {
     if barred.is_some_and(|barred| barred.code == Code::Denied) {
         return Some(Whose::Peers);
     }
-    (is_told(trust::REVOKED) || is_told(REVOKED_ALERT)).then_some(Whose::Ours)
+    (is_told(trust::REVOKED) || is_told(distrust::OURS_REVOKED)).then_some(Whose::Ours)
 }
 
 /// How the way to a peer is.
@@ -394,6 +411,17 @@ pub(crate) fn status(core: &Core) -> StatusView {
         channels: channels.channels,
         channels_closed_by_hand: channels.closed_by_hand,
         certificate: certificate_view(&core.trust),
+        refused: core.refused.last().map(refused_view),
+    }
+}
+
+fn refused_view(refused: Refused) -> RefusedView {
+    RefusedView {
+        reason: refused.reason.to_owned(),
+        detail: refused.detail,
+        from: refused.from.to_string(),
+        at_unix_seconds: unix_seconds(refused.at),
+        remedy: refused.remedy,
     }
 }
 
@@ -504,6 +532,7 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
             .as_ref()
             .is_some_and(|barred| barred.code == Code::Version),
         why_down: state.reason,
+        remedy_down: state.remedy,
         lost_per_million: trouble.lost_per_million,
         queue: trouble.queue,
         lost_count: peer.recent_loss_count(),
@@ -517,6 +546,10 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let measured = link.map(Link::measured).unwrap_or_default();
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
+    // Who was refused is not known: it may be a stranger.
+    let is_waited_for = state.link.is_none() && peer.address.is_none() && state.remedy.is_none();
+    let refused = core.refused.last().filter(|_| is_waited_for);
+    let waiting = refused.map(|refused| refused.remedy_of_peer());
     let groups = link.and_then(Link::key_exchanges);
     let classes = Class::ALL
         .iter()
@@ -526,7 +559,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         host: link.map(|link| link.peer.host.to_string()),
         state: verdict.state,
         reason: verdict.reason,
-        remedy: verdict.remedy.map(str::to_owned),
+        remedy: waiting.or(verdict.remedy.map(Cow::into_owned)),
         since_unix_seconds: unix_seconds(state.since),
         rtt_us: link.map_or(0, |link| micros(link.rtt())),
         base_rtt_us: micros(estimate.base_rtt),

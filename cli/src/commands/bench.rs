@@ -14,6 +14,7 @@ use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_tunnel::built_in::{USAGE_BYTES, Usage, Wish};
+use towpath_tunnel::status::{LinkState, StatusView};
 
 use crate::args::{OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
@@ -133,7 +134,8 @@ struct Cost {
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let before = Near::look(options)?;
-    let far_before = far_usage(options).map_err(|fault| not_offered(fault, &options.peer))?;
+    let far_before =
+        far_usage(options).map_err(|fault| not_offered(of_link(fault, options), &options.peer))?;
     let cap = if options.reverse {
         // The peer keeps to the lower one of its own and ours.
         Some(far_before.cap_bytes_per_second).filter(|cap| *cap > 0)
@@ -388,6 +390,36 @@ fn far_usage(options: &Options) -> Result<Usage, Fault> {
         .read_exact(&mut bytes)
         .map_err(|error| broken(&error))?;
     Ok(Usage::decode(&bytes))
+}
+
+/// A failure of a stream with what the tunnel says is to be done about its link, if that is why: the socket for
+/// streams gives the reason alone.
+fn of_link(fault: Fault, options: &Options) -> Failure {
+    let is_of_link = matches!(fault.code, Code::Unreachable | Code::Denied);
+    let failure = Failure::from(fault);
+    let Failure::Problem { problem, exit } = failure else {
+        return failure;
+    };
+    let ask = async {
+        options
+            .tunnel_socket
+            .client()
+            .get::<StatusView>("/status")
+            .await
+    };
+    let asked = block_on(ask)
+        .ok()
+        .and_then(Result::ok)
+        .filter(|_| is_of_link);
+    let links = asked.map(|status| status.links).unwrap_or_default();
+    let down = links
+        .into_iter()
+        .find(|link| link.peer == options.peer.as_str() && link.state == LinkState::Down);
+    let problem = match down.and_then(|link| link.remedy) {
+        Some(remedy) => problem.remedy(remedy),
+        None => problem,
+    };
+    Failure::with(problem, exit)
 }
 
 /// What the near tunnel says of itself and of the link.

@@ -209,6 +209,14 @@ fn tunnel_table(status: &StatusView) -> String {
         let (name, reason) = (escape(&view.name), escape(&view.reason));
         text.push_str(&format!("channel {name}: failing: {reason}\n"));
     }
+    if let Some(refused) = &status.refused {
+        let (reason, from) = (escape(&refused.reason), escape(&refused.from));
+        let (detail, remedy) = (escape(&refused.detail), escape(&refused.remedy));
+        let at = time_of_day(refused.at_unix_seconds.saturating_mul(1000));
+        text.push_str(&format!(
+            "handshakes are refused: {reason}, last from {from} at {at}: {detail}\n  if a peer is there: {remedy}\n"
+        ));
+    }
     let exchanges: BTreeSet<_> = status.links.iter().filter_map(key_exchange).collect();
     let exchanges: Vec<_> = exchanges.into_iter().collect();
     let exchanges = (!exchanges.is_empty()).then(|| exchanges.join("; "));

@@ -16,7 +16,7 @@ use crate::outlook::{Direction, bytes_per_second, cap_at};
 use crate::peer::Peer;
 use crate::status::{
     self, CertificateStatusView, ChannelState, ChannelView, ClassView, LinkState, LinkView,
-    StatusView,
+    RefusedView, StatusView,
 };
 use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
@@ -127,6 +127,9 @@ fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
     channels(&mut html, status);
     services(&mut html, status);
     certificate(&mut html, &status.certificate, now);
+    if let Some(refused) = &status.refused {
+        html.push_str(&refusal(refused, now));
+    }
     html.push_str(
         "</main><footer><a href=\"status\">status as JSON</a> \u{b7} <a href=\"metrics\">metrics</a>\
          </footer></body></html>\n",
@@ -373,6 +376,17 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
         );
     }
     html.push_str("</section>");
+}
+
+/// A handshake that was refused, whoever it was.
+fn refusal(refused: &RefusedView, now: Moment) -> String {
+    let ago = span(now.unix_seconds().saturating_sub(refused.at_unix_seconds));
+    let (reason, detail) = (escape(&refused.reason), escape(&refused.detail));
+    let (from, remedy) = (escape(&refused.from), escape(&refused.remedy));
+    format!(
+        "<section><h2>Handshakes are refused</h2><p>{reason}, last from {from} {ago} ago: {detail}</p>\
+         <p class=\"todo\">if a peer is there: {remedy}</p></section>"
+    )
 }
 
 /// Shape beside colour, for those who do not tell red from green.

@@ -75,6 +75,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
         }],
         channels: Vec::new(),
         channels_closed_by_hand: Vec::new(),
+        refused: None,
         certificate: CertificateStatusView {
             uri: "spiffe://shop.example/site/edge/host/box-1".to_owned(),
             not_after: String::new(),
@@ -236,12 +237,21 @@ fn the_page_says_which_channels_fail_and_why() {
         "E_DENIED: not for us",
     )];
     all.channels_closed_by_hand = vec!["dns".to_owned()];
+    all.refused = Some(RefusedView {
+        reason: "unknown_authority".to_owned(),
+        detail: "UnknownIssuer".to_owned(),
+        from: "192.0.2.7:4790".to_owned(),
+        at_unix_seconds: NOW - 5,
+        remedy: "compare them".to_owned(),
+    });
     let html = page(&all, &[full_chart()], Moment::from_unix_seconds(NOW));
     for told in [
         "<td>tcp:127.0.0.1:7001</td><td>till at region</td>",
         "\u{25b2} failing: E_DENIED: not for us</td>",
         "<td>41</td>",
         "dns is configured and was closed by hand",
+        "unknown_authority, last from 192.0.2.7:4790 5 s ago",
+        "if a peer is there: compare them",
     ] {
         assert!(html.contains(told), "{told} is missing in {html}");
     }

@@ -166,6 +166,12 @@ async fn t09_from_another_authority() {
     let mut client = door.client();
     show(&mut client, &files.cert, &files.key);
     door.check_refused(client, "unknown_authority").await;
+    // It is said of the host, and never of the peer that the stranger claims to be.
+    let refused = || door.region.status().refused;
+    until("it is told", || refused().is_some()).await;
+    assert_eq!(refused().unwrap().reason, "unknown_authority");
+    let link = door.region.status().links.remove(0);
+    assert!(link.reason.starts_with("not reached yet"), "{link:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ mod admin;
 mod answers;
 mod bench;
 mod channels;
+mod distrust;
 mod early_data;
 mod forecast;
 mod handshake;

@@ -1,0 +1,341 @@
+//! Handshakes that fail over a certificate: what each is told as, and what mends it.
+//!
+//! TLS has an alert for each class of failure, and no look at the network mends any of them. The side that
+//! refuses knows more than its alert says; the other side has the alert alone. Who is refused has proved
+//! nothing, and so what a host says of those who dial it is said of the host and never of a peer.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant as Clock, SystemTime};
+
+use quinn::ConnectionError;
+use towpath_certs::{Refusal, Rejection};
+use towpath_protocol::fault::{Code, Fault};
+
+use crate::health::{RECENT, Whose};
+
+/// What a host says of itself whose peer refuses it as revoked.
+pub(crate) const OURS_REVOKED: &str = "the peer refuses it in the handshake";
+
+/// How long a reason for which a peer is not reached is not told again though others came between.
+const TOLD_AGAIN: Duration = Duration::from_mins(10);
+
+/// The number of the TLS alert that ended a handshake, and whose certificate it was about: that of the side that
+/// did not send it.
+fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
+    let (whose, code) = match error {
+        ConnectionError::TransportError(error) => (Whose::Peers, error.code),
+        ConnectionError::ConnectionClosed(close) => (Whose::Ours, close.error_code),
+        _ => return None,
+    };
+    // RFC 9001: a TLS alert is the code 0x100 plus the alert's number.
+    let alert = u64::from(code).checked_sub(0x100)?;
+    Some((whose, u8::try_from(alert).ok()?))
+}
+
+/// What is to be told of a handshake of ours that failed over a certificate; `noted` is the last one of the peer's
+/// that was refused here.
+pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Fault> {
+    let (whose, alert) = alert(error)?;
+    let told = Rejection::told_by(alert)?;
+    let noted = noted.filter(|noted| whose == Whose::Peers && is_of(noted.reason, told));
+    let reason = noted.map_or(told, |noted| noted.reason);
+    let detail = match (whose, reason, noted) {
+        (Whose::Peers, Rejection::Revoked, _) => "refused in the handshake".to_owned(),
+        (Whose::Ours, Rejection::Revoked, _) => OURS_REVOKED.to_owned(),
+        (Whose::Peers, Rejection::WrongName, Some(noted)) => {
+            format!("its certificate is another's: {}", noted.detail)
+        }
+        (Whose::Peers, reason, _) => peers(reason).to_owned(),
+        (Whose::Ours, reason, _) => ours(reason).to_owned(),
+    };
+    let code = match (whose, reason) {
+        (Whose::Peers, Rejection::Revoked) => Code::Denied,
+        _ => Code::Certificate,
+    };
+    Some(Fault::new(code, detail).remedy(remedy(whose, reason)))
+}
+
+/// Why we refused a handshake, if it was over a certificate; of those that were noted the last is taken for it if
+/// it can be.
+pub(crate) fn refusal(
+    error: &ConnectionError,
+    noted: impl Fn() -> Option<Refusal>,
+) -> Option<Refusal> {
+    let (whose, alert) = alert(error)?;
+    let reason = Rejection::told_by(alert).filter(|_| whose == Whose::Peers)?;
+    let noted = noted().filter(|noted| is_of(noted.reason, reason));
+    Some(noted.unwrap_or_else(|| Refusal {
+        reason,
+        detail: error.to_string(),
+    }))
+}
+
+/// Whether a certificate that was refused for a reason ends a handshake with the alert that tells another.
+fn is_of(reason: Rejection, told: Rejection) -> bool {
+    reason == told || (reason == Rejection::NotYetValid && told == Rejection::Expired)
+}
+
+/// What is wrong with the peer.
+const fn peers(reason: Rejection) -> &'static str {
+    match reason {
+        Rejection::NoCertificate => "it shows no certificate",
+        Rejection::UnknownAuthority => {
+            "its certificate is of an authority that this host does not trust"
+        }
+        Rejection::Expired => "its certificate has expired, by this host's clock",
+        Rejection::NotYetValid => "its certificate is not valid yet, by this host's clock",
+        Rejection::WrongName => "its certificate names no host of this domain, or another site",
+        Rejection::Revoked => "its certificate is revoked",
+        Rejection::WrongUsage | Rejection::Malformed => "its certificate cannot be used",
+        Rejection::WrongProtocol => "what answers there speaks another protocol",
+    }
+}
+
+/// What is wrong with us, as the peer says.
+const fn ours(reason: Rejection) -> &'static str {
+    match reason {
+        Rejection::NoCertificate => "the peer misses this host's certificate",
+        Rejection::UnknownAuthority => {
+            "the peer refuses this host's certificate: it does not trust its authority"
+        }
+        Rejection::Expired | Rejection::NotYetValid => {
+            "the peer refuses this host's certificate: by the peer's clock it has expired or is not valid yet"
+        }
+        Rejection::WrongName => {
+            "the peer refuses this host's certificate: it names no host of the peer's domain"
+        }
+        Rejection::Revoked => OURS_REVOKED,
+        Rejection::WrongUsage | Rejection::Malformed => {
+            "the peer refuses this host's certificate: it cannot be used"
+        }
+        Rejection::WrongProtocol => "the peer speaks another protocol",
+    }
+}
+
+/// What mends it.
+const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
+    match (reason, whose) {
+        (Rejection::UnknownAuthority, _) => {
+            "compare `ca.pem` of both hosts with `towpath certs show`; issue a certificate with `towpath certs issue` \
+             under the authority that both are to trust"
+        }
+        (Rejection::Expired | Rejection::NotYetValid, Whose::Peers) => {
+            "compare both hosts' clocks; if they agree, renew the peer's certificate with `towpath certs renew`"
+        }
+        (Rejection::Expired | Rejection::NotYetValid, Whose::Ours) => {
+            "compare both hosts' clocks; if they agree, renew this host's certificate with `towpath certs renew`"
+        }
+        (Rejection::WrongName, Whose::Peers) => {
+            "check the peer's `site` and `address` in the configuration, and its certificate with `towpath certs \
+             verify` there; one for the right site is made with `towpath certs issue`"
+        }
+        (Rejection::Revoked, _) => {
+            "if that host is to be let in, issue a new certificate to it with `towpath certs issue`"
+        }
+        (Rejection::WrongProtocol, _) => {
+            "check that the address is that of a tunnel of Towpath, and upgrade the older side"
+        }
+        (_, Whose::Peers) => {
+            "look at the peer's certificate with `towpath certs verify` there, and issue another with `towpath certs \
+             issue`"
+        }
+        (_, Whose::Ours) => {
+            "look at this host's certificate with `towpath certs verify`, and issue another with `towpath certs issue`"
+        }
+    }
+}
+
+/// A handshake that was refused here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub reason: &'static str,
+    pub detail: String,
+    pub from: SocketAddr,
+    pub at: SystemTime,
+    pub remedy: String,
+}
+
+impl Refused {
+    /// Because of what it showed.
+    pub(crate) fn by_verifier(from: SocketAddr, refusal: Refusal) -> Self {
+        Self {
+            reason: refusal.reason.as_str(),
+            detail: refusal.detail,
+            from,
+            at: SystemTime::now(),
+            remedy: remedy(Whose::Peers, refusal.reason).to_owned(),
+        }
+    }
+
+    /// By whoever dialled, because of what we showed.
+    pub(crate) fn by_dialler(from: SocketAddr, told: Fault) -> Self {
+        Self {
+            reason: "refused_by_peer",
+            detail: told.detail,
+            from,
+            at: SystemTime::now(),
+            remedy: told.remedy.unwrap_or_default(),
+        }
+    }
+
+    /// Because its site, which it has proved, is no peer.
+    pub(crate) fn no_peer(from: SocketAddr, detail: String) -> Self {
+        Self {
+            reason: "unknown_site",
+            detail,
+            from,
+            at: SystemTime::now(),
+            remedy: "add that site to `peers` in this tunnel's configuration if it is to be one"
+                .to_owned(),
+        }
+    }
+
+    /// What to do about a peer that is waited for, if this was it.
+    pub(crate) fn remedy_of_peer(&self) -> String {
+        let Self {
+            reason,
+            from,
+            remedy,
+            ..
+        } = self;
+        format!(
+            "handshakes are refused here ({reason}, last from {from}); if the peer is there: {remedy}; else check that \
+             its datagrams reach the address this one listens at"
+        )
+    }
+}
+
+/// The handshake that was refused last: one for the whole host, so that strangers fill nothing.
+#[derive(Debug, Default)]
+pub(crate) struct LastRefused(Mutex<Option<Refused>>);
+
+impl LastRefused {
+    pub(crate) fn note(&self, refused: Refused) {
+        *self.lock() = Some(refused);
+    }
+
+    /// It, if it was of late.
+    pub(crate) fn last(&self) -> Option<Refused> {
+        let is_recent = |refused: &Refused| refused.at.elapsed().unwrap_or_default() < RECENT;
+        self.lock().clone().filter(is_recent)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Refused>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a peer was not reached since there was a link, and what of that was told: each kind once, and again when it
+/// comes back after a while.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    last: Option<Kind>,
+    /// Not more than there are codes and remedies here.
+    told: Vec<(Kind, Clock)>,
+}
+
+/// What failures have in common that differ in an address or a number.
+type Kind = (Code, Option<String>);
+
+impl Failures {
+    /// Whether a failure is to be told: it is of another kind than the last one, and its kind was not told of late.
+    pub(crate) fn is_news(&mut self, fault: &Fault, now: Clock) -> bool {
+        let kind = (fault.code, fault.remedy.clone());
+        if self.last.as_ref() == Some(&kind) {
+            return false;
+        }
+        self.last = Some(kind.clone());
+        let is_old = |at: Clock| now.saturating_duration_since(at) >= TOLD_AGAIN;
+        self.told.retain(|(_, at)| !is_old(*at));
+        let is_told = self.told.iter().any(|(told, _)| *told == kind);
+        if !is_told {
+            self.told.push((kind, now));
+        }
+        !is_told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::{ConnectionClose, TransportErrorCode};
+
+    use super::*;
+
+    fn ours(alert: u8) -> ConnectionError {
+        ConnectionError::TransportError(TransportErrorCode::crypto(alert).into())
+    }
+
+    fn theirs(alert: u8) -> ConnectionError {
+        ConnectionError::ConnectionClosed(ConnectionClose {
+            error_code: TransportErrorCode::crypto(alert),
+            frame_type: None,
+            reason: "Other(OtherError(Fault { code: Certificate }))"[..]
+                .as_bytes()
+                .into(),
+        })
+    }
+
+    #[test]
+    fn each_class_of_failure_has_a_plain_reason_and_a_remedy_of_certificates() {
+        for (error, reason, remedy) in [
+            (ours(45), "has expired", "both hosts' clocks"),
+            (ours(48), "does not trust", "compare `ca.pem`"),
+            (ours(46), "another site", "`site` and `address`"),
+            (ours(44), "refused", "towpath certs issue"),
+            (ours(116), "no certificate", "towpath certs verify"),
+            (theirs(45), "the peer's clock", "this host's certificate"),
+            (theirs(48), "does not trust its", "compare `ca.pem`"),
+            (theirs(46), "the peer refuses", "towpath certs verify"),
+            (theirs(44), OURS_REVOKED, "towpath certs issue"),
+            (theirs(120), "another protocol", "upgrade"),
+        ] {
+            let told = of(&error, None).unwrap();
+            assert!(told.detail.contains(reason), "{told}");
+            assert!(!told.detail.contains("Fault"), "{told}");
+            let mends = told.remedy.unwrap();
+            assert!(mends.contains(remedy), "{mends}");
+        }
+        for other in [ConnectionError::TimedOut, ours(80), theirs(10)] {
+            assert_eq!(of(&other, None), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_here_is_said_where_it_fits_the_alert() {
+        let noted = |reason, detail: &str| Refusal {
+            reason,
+            detail: detail.to_owned(),
+        };
+        let named = noted(Rejection::WrongName, "b answered where a was dialled");
+        let told = of(&ours(46), Some(&named)).unwrap();
+        assert!(told.detail.ends_with(&named.detail), "{told}");
+        let young = noted(Rejection::NotYetValid, "too young");
+        let told = of(&ours(45), Some(&young)).unwrap();
+        assert!(told.detail.contains("not valid yet"), "{told}");
+        // Neither of an older handshake nor of what the peer refuses.
+        for error in [ours(48), theirs(46)] {
+            assert_eq!(of(&error, Some(&named)), of(&error, None));
+        }
+        assert_eq!(refusal(&ours(46), || Some(named.clone())), Some(named));
+        assert_eq!(refusal(&theirs(46), || None), None);
+    }
+
+    #[test]
+    fn a_reason_is_told_when_it_changes_and_two_in_turn_fill_no_log() {
+        let mut failures = Failures::default();
+        let begin = Clock::now();
+        let fault = |code, number: u64| Fault::new(code, format!("attempt {number}"));
+        let mut told = 0;
+        for number in 0..100 {
+            for code in [Code::Stalled, Code::Stalled, Code::Unreachable] {
+                told += usize::from(failures.is_news(&fault(code, number), begin));
+            }
+        }
+        assert_eq!(told, 2);
+        let later = begin + TOLD_AGAIN;
+        assert!(failures.is_news(&fault(Code::Stalled, 1), later));
+        assert!(!failures.is_news(&fault(Code::Stalled, 2), later));
+    }
+}
