@@ -55,6 +55,19 @@ pub enum Freshness {
 }
 
 impl Freshness {
+    /// That of a list whose next one is due at a moment, in seconds since 1970.
+    #[must_use]
+    pub fn until(due_unix_seconds: u64, now: SystemTime) -> Self {
+        // A clock before 1970 knows nothing of due dates, and no list is stale by it.
+        let now = now.duration_since(SystemTime::UNIX_EPOCH);
+        let due = Duration::from_secs(due_unix_seconds);
+        match due.checked_sub(now.unwrap_or_default()) {
+            None | Some(Duration::ZERO) => Self::Stale,
+            Some(left) if left <= AGING_TIME => Self::Aging,
+            Some(_) => Self::Fresh,
+        }
+    }
+
     /// The word for tables and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -270,15 +283,7 @@ impl Revocations {
     /// How old the oldest list is; none if there is no list.
     #[must_use]
     pub fn freshness(&self, now: SystemTime) -> Option<Freshness> {
-        let due = Duration::from_secs(self.next_update_unix_seconds()?);
-        // A clock before 1970 knows nothing of due dates, and no list is stale by it.
-        let now = now.duration_since(SystemTime::UNIX_EPOCH);
-        let left = due.checked_sub(now.unwrap_or_default());
-        Some(match left {
-            None | Some(Duration::ZERO) => Freshness::Stale,
-            Some(left) if left <= AGING_TIME => Freshness::Aging,
-            Some(_) => Freshness::Fresh,
-        })
+        Some(Freshness::until(self.next_update_unix_seconds()?, now))
     }
 }
 

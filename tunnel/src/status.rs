@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use rustls::NamedGroup;
 use serde::{Deserialize, Serialize};
-use towpath_certs::tls;
+use towpath_certs::{Freshness, tls};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
@@ -388,6 +388,10 @@ pub struct RevocationListView {
     pub next_update_unix_seconds: u64,
     /// Certificates it revokes.
     pub revoked_count: u64,
+    /// How old it is: `fresh`, `aging` in its last seven days, or `stale` once it has ended, and then new moves are
+    /// refused.
+    #[serde(default)]
+    pub state: String,
 }
 
 /// A tunnel's status now.
@@ -439,6 +443,7 @@ pub(crate) fn service_view(name: &Name, service: &Service) -> ServiceView {
 
 fn certificate_view(trust: &Trust) -> CertificateStatusView {
     let (identity, reading) = (trust.current(), trust.reading());
+    let now = SystemTime::now();
     let certificate = identity.view();
     let lists = identity
         .revocations()
@@ -449,7 +454,11 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
             next_update: list.next_update.clone(),
             next_update_unix_seconds: list.next_update_unix_seconds,
             revoked_count: list.revoked_count,
+            state: Freshness::until(list.next_update_unix_seconds, now)
+                .as_str()
+                .to_owned(),
         });
+    let lists: Vec<_> = lists.collect();
     CertificateStatusView {
         uri: trust.host().uri(),
         not_after: certificate.not_after.clone(),
@@ -458,7 +467,7 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
         authorities: identity.authorities().map(|one| one.issuer).collect(),
         since_unix_seconds: reading.since.map_or(0, unix_seconds),
         problem: reading.problem,
-        revocation_lists: lists.collect(),
+        revocation_lists: lists,
     }
 }
 

@@ -236,7 +236,11 @@ fn key_exchange(link: &LinkView) -> Option<String> {
 fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) -> String {
     let lists = certificate.revocation_lists.iter().map(|list| {
         let (number, until) = (list.number, escape(&list.next_update));
-        format!("list {number} until {until}")
+        let state = match list.state.as_str() {
+            "" | "fresh" => String::new(),
+            other => format!(" ({})", escape(other)),
+        };
+        format!("list {number} until {until}{state}")
     });
     let lists: Vec<_> = lists.collect();
     fields(&[

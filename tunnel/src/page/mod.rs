@@ -7,6 +7,8 @@ mod chart;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use towpath_certs::revocation::AGING_TIME;
+use towpath_daemon::log::is_plain;
 use towpath_daemon::units::{bits_per_second, bytes};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::rate::Rate;
@@ -37,8 +39,10 @@ const WORD_CHARS_MAX: usize = 200;
 /// Changes of the cap that are drawn.
 const CAP_CHANGES_MAX: usize = 24;
 
-/// A certificate that ends within so many seconds is called out.
+/// A certificate that ends within so many seconds is called out, as the alert `TowpathCertExpires` does; a list of
+/// revoked ones when the log and the alert begin to.
 const EXPIRY_WARNING_SECONDS: u64 = 14 * 24 * 3600;
+const LIST_WARNING_SECONDS: u64 = AGING_TIME.as_secs();
 
 const STYLE: &str = include_str!("style.css");
 
@@ -359,7 +363,7 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
         );
     }
     for list in certificate.revocation_lists.iter().take(ROWS_MAX) {
-        let next = expiry(list.next_update_unix_seconds, now);
+        let next = end(list.next_update_unix_seconds, now, LIST_WARNING_SECONDS);
         let (number, count) = (list.number, list.revoked_count);
         put(
             html,
@@ -425,7 +429,7 @@ fn escape(word: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            control if control.is_control() => out.push(' '),
+            mark if !is_plain(mark) => out.push(' '),
             other => out.push(other),
         }
     }
@@ -442,14 +446,19 @@ pub(crate) fn clock(moment: Moment) -> String {
     )
 }
 
-/// When something ends, and a mark if it is soon.
+/// When a certificate ends, and a mark if it is soon.
 fn expiry(end_unix_seconds: u64, now: Moment) -> String {
+    end(end_unix_seconds, now, EXPIRY_WARNING_SECONDS)
+}
+
+/// When something ends, and a mark if that is within so many seconds.
+fn end(end_unix_seconds: u64, now: Moment, warning_seconds: u64) -> String {
     let end = clock(Moment::from_unix_seconds(end_unix_seconds));
     let end = format!("<time>{end}</time>");
     let left = end_unix_seconds.saturating_sub(now.unix_seconds());
     match left {
         0 => format!("<strong>ended {end}</strong>"),
-        soon if soon < EXPIRY_WARNING_SECONDS => {
+        soon if soon < warning_seconds => {
             format!("<strong>in {}</strong>, {end}", span(soon))
         }
         _ => format!("in {}, {end}", span(left)),

@@ -90,6 +90,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
                 next_update: String::new(),
                 next_update_unix_seconds: NOW - 1,
                 revoked_count: 2,
+                state: "stale".to_owned(),
             }],
         },
     }
@@ -195,10 +196,13 @@ fn l05_words_from_elsewhere_stay_words() {
     let mut bad = link("region", LinkState::Degraded);
     bad.reason = "<script>alert('x')</script>\u{7}".to_owned();
     bad.host = Some("\"><img src=x>".to_owned());
+    bad.remedy = Some("a\u{202e}b\u{200b}c".to_owned());
     let html = page_of(vec![bad]);
     assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; "));
     assert!(html.contains("&quot;&gt;&lt;img src=x&gt;"));
     assert!(!html.contains("<script") && !html.contains("<img"));
+    // Nothing turns the direction of what stands beside it.
+    assert!(html.contains("<p class=\"todo\">a b c</p>"), "{html}");
 }
 
 fn channel(name: &str, state: ChannelState, reason: &str) -> ChannelView {
@@ -255,6 +259,17 @@ fn the_page_says_which_channels_fail_and_why() {
     ] {
         assert!(html.contains(told), "{told} is missing in {html}");
     }
+}
+
+#[test]
+fn lists_are_called_out_when_the_log_begins_to() {
+    let told = |seconds| {
+        let mut all = status(Vec::new());
+        let list = &mut all.certificate.revocation_lists[0];
+        list.next_update_unix_seconds = NOW + seconds;
+        page(&all, &[], Moment::from_unix_seconds(NOW)).contains("ends <strong>")
+    };
+    assert!(told(AGING_TIME.as_secs() - 1) && !told(AGING_TIME.as_secs() + 1));
 }
 
 #[test]

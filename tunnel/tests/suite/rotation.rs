@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
+use crate::harness::kept::Kept;
 use crate::harness::trust::{
     Load, carry_list, check_refused, client_of, end_all, lasting, loaded_pair, quic, says, serial,
     shake, shown, sign, uses,
@@ -13,6 +14,7 @@ use towpath_bench::relay::Direction;
 use towpath_certs::Authority;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
+use towpath_certs::revocation::AGING_TIME;
 use towpath_daemon::stream;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
@@ -347,6 +349,7 @@ async fn t11_a_start_without_lists_forgets_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way() {
+    let log = Kept::log();
     let (pair, loads, echo) = loaded_pair(None).await;
     let tunnel = pair.region_config.socket.clone();
     let asked = async || {
@@ -368,6 +371,10 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     let fault = soon(stale).await;
     assert_eq!(fault.code, Code::CrlStale);
     assert!(fault.detail.contains("list 2"), "{fault}");
+    says(&pair.region, |view| {
+        view.revocation_lists[0].state == "stale"
+    })
+    .await;
     // Streams go on, and what a move under way needs can still be opened.
     for load in &loads {
         load.flows().await;
@@ -379,6 +386,27 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     sign(&pair.world.authority, &Which::None, LIST_VALIDITY);
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.revocation_lists[0].number == 3).await;
+    asked().await.unwrap();
+    // A week before its end it is called out: in the log once, in the status as long as it is so.
+    says(&pair.region, |view| {
+        view.revocation_lists[0].state == "fresh"
+    })
+    .await;
+    sign(
+        &pair.world.authority,
+        &Which::None,
+        AGING_TIME - Duration::from_hours(1),
+    );
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| {
+        view.revocation_lists[0].state == "aging"
+    })
+    .await;
+    let is_warned = |line: &str| {
+        let words = ["WARN", "the list of revoked certificates is old", "aging"];
+        words.into_iter().all(|word| line.contains(word))
+    };
+    until("the log has it", || log.text().lines().any(is_warned)).await;
     asked().await.unwrap();
     end_all(loads).await;
     echo.abort();
