@@ -372,18 +372,12 @@ impl Forecaster {
         through
     }
 
-    /// The most that was sent over five minutes of the last day without filling the link.
+    /// The most that was seen to go through in five minutes of the last day, whatever was the limit then.
     #[must_use]
     pub fn at_least(&self, now: Moment) -> Option<f64> {
         let day_ago = Moment::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));
-        let bounds = self
-            .history
-            .fine_since(day_ago)
-            .filter_map(|(_, told)| match told {
-                Hour::AtLeast(rate) => Some(rate),
-                Hour::Rate(_) | Hour::Unknown => None,
-            });
-        bounds.max_by(f64::total_cmp)
+        let carried = self.history.carried_since(day_ago).map(|(_, rate)| rate);
+        carried.max_by(f64::total_cmp)
     }
 
     fn season_at(&self, now: Moment, at: Moment) -> Option<Band> {

@@ -138,7 +138,9 @@ fn table(document: &ForecastDocument) -> String {
     let time = |seconds: Option<u64>| match seconds {
         Some(seconds) => time_of_day(seconds.saturating_mul(1000)),
         None if is_known => "not within seven days".to_owned(),
-        None => "not known yet: nothing has filled this link or reached its cap so far".to_owned(),
+        None => {
+            "not known yet: this link has not been full, or at its cap, for long enough".to_owned()
+        }
     };
     let is_asked = document.bytes.is_some();
     let through = |seconds| is_asked.then(|| time(seconds));

@@ -56,6 +56,10 @@ fn sch_9_without_capacity_there_is_no_forecast_and_with_little_it_says_so() {
         Through::default()
     );
     assert_eq!(forecaster.at_least(at(500)), Some(5e5));
+    // What a probe has measured is carried too, though a few seconds make no forecast.
+    let mut probed = forecaster.clone();
+    probed.observe(at(500), Sample::Capacity(4e6), 5);
+    assert_eq!(probed.at_least(at(500)), Some(4e6));
     for second in 500..600 {
         forecaster.observe(at(second), Sample::Capacity(1e6), 1);
     }

@@ -70,8 +70,8 @@ pub struct ForecastDocument {
     pub now_unix_seconds: u64,
     /// Hours of the past weeks whose capacity is known.
     pub known_hours: u64,
-    /// The most that went through in five minutes of the last day without filling the link, in bits
-    /// per second: it carries this or more.
+    /// The most that went through in five minutes of the last day, in bits per second, under the cap that holds now:
+    /// the link carries this or more. Nothing beside quantiles, which say more.
     pub at_least_bits_per_second: Option<u64>,
     /// The forecasts.
     pub forecasts: Vec<ForecastView>,
@@ -131,13 +131,17 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
             forecaster.through(now, bytes, cap)
         });
         let through = through.unwrap_or_default();
+        let forecasts: Vec<_> = horizons.into_iter().map(view).collect();
+        let is_known = forecasts.iter().any(|view| view.quantiles.is_some());
+        let cap = cap_at(peer, direction, now).map_or(f64::INFINITY, bytes_per_second);
+        let at_least = forecaster.at_least(now).filter(|_| !is_known);
         ForecastDocument {
             peer: peer.site.to_string(),
             direction: direction.as_str().to_owned(),
             now_unix_seconds: now.unix_seconds(),
             known_hours: forecaster.known_hours(),
-            at_least_bits_per_second: forecaster.at_least(now).map(bits),
-            forecasts: horizons.into_iter().map(view).collect(),
+            at_least_bits_per_second: at_least.map(|rate| bits(rate.min(cap))),
+            forecasts,
             bytes: query.bytes,
             through_p50_unix_seconds: through.p50.map(Moment::unix_seconds),
             through_p90_unix_seconds: through.p90.map(Moment::unix_seconds),
