@@ -54,6 +54,9 @@ const SAMPLE_COUNT_MAX: usize = 500;
 /// path across a continent.
 const FILLED_MIN: Duration = Duration::from_millis(200);
 
+/// A rate that is within this part of the cap has been held back by it.
+const CAP_REACHED: u64 = 8;
+
 /// Bytes written at once, as bulk goes in pieces of that size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
@@ -93,6 +96,8 @@ pub struct ProbeView {
     /// Whether the path was full for long enough: then this is what it carries, and the forecasts take it
     /// so. Else it is what was sent.
     pub is_capacity: bool,
+    /// What kept the path from being full, if it was not.
+    pub limited_by: Option<ProbeLimit>,
     /// The cap on what we send, in bits per second on the wire: what a probe cannot see beyond.
     pub cap_bits_per_second: Option<u64>,
     /// Round trip without a queue, in microseconds.
@@ -105,6 +110,46 @@ pub struct ProbeView {
     pub lost_per_million: u64,
     /// How it went.
     pub samples: Vec<ProbeSample>,
+}
+
+/// What kept a probe from filling the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeLimit {
+    /// All was sent that might be.
+    Budget,
+    /// The time was over.
+    Time,
+    /// The cap on what we send.
+    Cap,
+    /// Other classes sent more meanwhile, and go first.
+    Traffic,
+}
+
+/// What is known of a probe that has not filled the path.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Bytes a second of the probe, and of all others to the peer meanwhile.
+    rates: (u64, u64),
+    cap: Option<u64>,
+    is_out_of_time: bool,
+}
+
+impl Held {
+    /// By what, most likely: what others take says more than that the rest of it was too little.
+    fn by(self) -> ProbeLimit {
+        let (probe, others) = self.rates;
+        let is_reached = |cap: u64| probe.saturating_add(others) >= cap - cap / CAP_REACHED;
+        if others > probe {
+            ProbeLimit::Traffic
+        } else if self.cap.is_some_and(is_reached) {
+            ProbeLimit::Cap
+        } else if self.is_out_of_time {
+            ProbeLimit::Time
+        } else {
+            ProbeLimit::Budget
+        }
+    }
 }
 
 /// One moment of a probe.
@@ -209,7 +254,7 @@ async fn probe(core: &Arc<Core>, peer: &Peer, budget: ProbeRequest) -> Result<Pr
         let (core, mut theirs) = (Arc::clone(core), theirs);
         tokio::spawn(async move { begun.live(&core, theirs.split()).await })
     };
-    let mut looks = Looks::begin(&link);
+    let mut looks = Looks::begin(peer, &link);
     let sent = AtomicU64::new(0);
     let exchange = exchange(ours, budget, &sent);
     let exchanged = tokio::select! {
@@ -217,7 +262,11 @@ async fn probe(core: &Arc<Core>, peer: &Peer, budget: ProbeRequest) -> Result<Pr
         () = looks.keep(&link, &sent) => Err(Fault::new(Code::State, "a probe without an end")),
     };
     match exchanged {
-        Ok((bytes, time)) => Ok(looks.end(peer, &link, (budget, bytes, time))),
+        Ok((bytes, time)) => {
+            let is_out_of_time = sent.load(Ordering::Relaxed) < budget.bytes;
+            let came = (bytes, time, is_out_of_time);
+            Ok(looks.end(peer, &link, budget, came))
+        }
         Err(fault) => {
             // Why the stream ended says more than that it did.
             let carried = timeout(Duration::from_secs(1), carrying).await;
@@ -274,12 +323,21 @@ struct Looks {
     before: Estimate,
     /// Packets lost and sent.
     packets: (u64, u64),
+    /// Bytes that other classes had sent to the peer.
+    others: u64,
     samples: Vec<ProbeSample>,
 }
 
+/// Bytes of all classes but that of probes, sent to a peer so far.
+fn others(peer: &Peer) -> u64 {
+    let (sent, _) = peer.counters.totals();
+    sent.saturating_sub(peer.counters.sent(Class::Scavenger))
+}
+
 impl Looks {
-    fn begin(link: &Link) -> Self {
+    fn begin(peer: &Peer, link: &Link) -> Self {
         Self {
+            others: others(peer),
             began: Instant::now(),
             before: link.estimate(),
             packets: packets(link),
@@ -310,7 +368,8 @@ impl Looks {
         self,
         peer: &Peer,
         link: &Link,
-        (budget, bytes, time): (ProbeRequest, u64, Duration),
+        budget: ProbeRequest,
+        (bytes, time, is_out_of_time): (u64, Duration, bool),
     ) -> ProbeView {
         let (after, packets) = (link.estimate(), packets(link));
         let lost = packets.0.saturating_sub(self.packets.0);
@@ -318,6 +377,14 @@ impl Looks {
         let goodput = per_second(bytes, time);
         let filled = filled(&self.before, &after).or_else(|| link.capacity_shown_by(goodput));
         let rate = filled.unwrap_or(goodput);
+        let held = Held {
+            rates: (
+                goodput,
+                per_second(others(peer).saturating_sub(self.others), time),
+            ),
+            cap: link.pace.rate().map(|rate| rate.bytes_per_second()),
+            is_out_of_time,
+        };
         let mut rtts: Vec<_> = self.samples.iter().map(|sample| sample.rtt_us).collect();
         rtts.sort_unstable();
         ProbeView {
@@ -327,6 +394,7 @@ impl Looks {
             time_ms: millis(time),
             bits_per_second: rate.saturating_mul(8),
             is_capacity: filled.is_some(),
+            limited_by: filled.is_none().then(|| held.by()),
             cap_bits_per_second: link.pace.rate().map(|rate| rate.bits_per_second()),
             base_rtt_us: micros(after.base_rtt),
             rtt_p50_us: rtts.get(rtts.len() / 2).copied().unwrap_or(0),
@@ -402,6 +470,37 @@ mod tests {
         assert_eq!(filled(&at(0, 0), &at(1_000_000, 500)), Some(2_000_000));
         assert_eq!(filled(&at(0, 0), &at(1_000_000, 100)), None);
         assert_eq!(filled(&at(500, 900), &at(0, 0)), None, "another connection");
+    }
+
+    #[test]
+    fn what_kept_a_probe_from_filling_the_path_is_told() {
+        let held = Held {
+            rates: (1000, 0),
+            cap: None,
+            is_out_of_time: false,
+        };
+        assert_eq!(held.by(), ProbeLimit::Budget);
+        let late = Held {
+            is_out_of_time: true,
+            ..held
+        };
+        assert_eq!(late.by(), ProbeLimit::Time);
+        let capped = |cap| Held {
+            cap: Some(cap),
+            ..late
+        };
+        assert_eq!(capped(1100).by(), ProbeLimit::Cap);
+        assert_eq!(capped(2000).by(), ProbeLimit::Time);
+        let beside = Held {
+            rates: (1000, 1001),
+            ..capped(2000)
+        };
+        assert_eq!(beside.by(), ProbeLimit::Traffic);
+        let share = Held {
+            rates: (1000, 900),
+            ..capped(2000)
+        };
+        assert_eq!(share.by(), ProbeLimit::Cap);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 use towpath_tunnel::probe::{
-    ANSWER_WAIT, BYTES_DEFAULT, ProbeRequest, ProbeView, TIME_DEFAULT, TIME_MAX,
+    ANSWER_WAIT, BYTES_DEFAULT, ProbeLimit, ProbeRequest, ProbeView, TIME_DEFAULT, TIME_MAX,
 };
 
 use crate::args::OutputOption;
@@ -44,9 +44,6 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) output: OutputOption,
 }
-
-/// A rate that is within this part of the cap has been held back by it.
-const CAP_REACHED: u64 = 8;
 
 fn time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
@@ -97,11 +94,16 @@ fn table(view: &ProbeView) -> String {
     let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
     let rate = bits_per_second(view.bits_per_second / 8);
     let cap = view.cap_bits_per_second;
-    let is_capped = cap.is_some_and(|cap| view.bits_per_second >= cap - cap / CAP_REACHED);
-    let carries = match (view.is_capacity, is_capped) {
-        (true, _) => rate,
-        (false, true) => format!("at least {rate}; the cap was the limit"),
-        (false, false) => format!("at least {rate}; the budget was too small to fill the path"),
+    let why = match view.limited_by {
+        Some(ProbeLimit::Budget) => "the budget was too small to fill the path",
+        Some(ProbeLimit::Time) => "the time was up before the path was full",
+        Some(ProbeLimit::Cap) => "the cap was the limit",
+        Some(ProbeLimit::Traffic) => "other traffic went first",
+        None => "the path was not full",
+    };
+    let carries = match view.is_capacity {
+        true => rate,
+        false => format!("at least {rate}; {why}"),
     };
     fields(&[
         ("peer", Some(show::escape(&view.peer))),
@@ -146,6 +148,7 @@ mod tests {
             time_ms: 90,
             bits_per_second: 5_825_422,
             is_capacity: false,
+            limited_by: Some(ProbeLimit::Budget),
             cap_bits_per_second: None,
             base_rtt_us: 40_100,
             rtt_p50_us: 40_300,
@@ -155,7 +158,12 @@ mod tests {
         };
         assert!(table(&view).contains("at least"), "{}", table(&view));
         assert!(table(&view).contains("the budget was too small"));
+        view.limited_by = Some(ProbeLimit::Time);
+        assert!(table(&view).contains("the time was up"));
+        view.limited_by = Some(ProbeLimit::Traffic);
+        assert!(table(&view).contains("other traffic went first"));
         view.cap_bits_per_second = Some(6_000_000);
+        view.limited_by = Some(ProbeLimit::Cap);
         assert!(table(&view).contains("the cap was the limit"));
         view.is_capacity = true;
         assert!(!table(&view).contains("at least"));
