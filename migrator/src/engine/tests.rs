@@ -492,3 +492,65 @@ fn a_record_that_cannot_be_made_durable_is_counted() {
         "{text}"
     );
 }
+
+/// A log that is kept.
+#[derive(Clone, Default)]
+struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn l01_another_user_hands_over_no_lane() {
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let (folder, shared) = host("");
+    let path = folder.path().join("run/service.sock");
+    let service = Socket::bind(&path).unwrap();
+    // Every door of the file system is opened by mistake.
+    for door in [folder.path(), path.parent().unwrap(), path.as_path()] {
+        std::fs::set_permissions(door, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let kept = Kept::default();
+    let writer = kept.clone();
+    let options = towpath_daemon::log::Options::default();
+    let log = towpath_daemon::log::lines(&options, false, move || writer.clone()).unwrap();
+    // It takes lanes for ever, and ends with this program.
+    std::thread::spawn(move || {
+        tracing::dispatcher::with_default(&log, || accept_lanes(&shared, &service));
+    });
+    // Whether the migrator has hung up: it waits for the words of a lane that it takes.
+    let is_refused = |user| {
+        let path = path.clone();
+        let asking = std::thread::spawn(move || {
+            // Of this thread alone.
+            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
+            let mut stream = UnixStream::connect(path).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(1)))
+                .unwrap();
+            stream.read(&mut [0]).is_ok_and(|count| count == 0)
+        });
+        asking.join().unwrap()
+    };
+    assert!(is_refused(65_534));
+    let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+    for word in ["audit", "local user refused", "65534", "service.sock"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(!is_refused(0), "root is let in");
+}

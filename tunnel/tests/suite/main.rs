@@ -24,6 +24,7 @@ mod renewals;
 mod resume;
 mod rotation;
 mod shaping;
+mod strangers;
 mod streams;
 mod succession;
 mod superseded;
