@@ -13,6 +13,8 @@ use harness::raw::{self, Close, Level, Raw, frame};
 use harness::{Door, Pair, accept, echo, metric, pattern, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::RwLock;
+use towpath_bench::flood::flood;
+use towpath_bench::relay::Direction;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Join, LINK_VERSIONS, Leg, LinkId, Preamble, RunId};
 use towpath_protocol::version::VersionRange;
@@ -241,6 +243,49 @@ async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
     assert!(grown <= 32 << 20, "{grown} bytes more");
     assert!(pair.edge.status().links[0].host.is_some());
     echo.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t02_a_running_transfer_keeps_nine_tenths_of_its_rate_under_a_flood() {
+    /// Long enough for a rate, and short enough for the machine to be the same in two that follow each other.
+    const WINDOW: Duration = Duration::from_millis(1500);
+    /// Ten times what the fullest link is dialled with, and far below what the processor is worth.
+    const PER_SECOND: u64 = 2000;
+    let _alone = MEMORY.write().await;
+    // The line is the limit, so that what the flood itself costs a small machine is none of it.
+    let line = Direction {
+        delay: Duration::from_millis(5),
+        bits_per_second: Some(20_000_000),
+        ..Direction::default()
+    };
+    let pair = Pair::start_with(|_, _| (), Some(line)).await;
+    let _filling = pair.fill(Class::Bulk).await;
+    let target = pair.region.listen_address().unwrap();
+    let came = || {
+        let link = pair.region.status().links.remove(0);
+        link.classes[Class::Bulk.index()].received_bytes
+    };
+    let window = async || {
+        let (before, began) = (came(), Instant::now());
+        tokio::time::sleep(WINDOW).await;
+        (came() - before) as f64 / began.elapsed().as_secs_f64()
+    };
+    until("it flows", || came() > 4 << 20).await;
+    let mut seen = Vec::new();
+    // A machine that is busy with something else in one window is not so in all of them.
+    for _ in 0..4 {
+        let calm = window().await;
+        let flooding = tokio::task::spawn_blocking(move || flood(target, PER_SECOND, WINDOW, 16));
+        let flooded = window().await;
+        let done = flooding.await.unwrap().unwrap();
+        assert!(done.count > PER_SECOND / 2, "{done:?}");
+        seen.push((calm, flooded));
+        if flooded >= 0.9 * calm {
+            println!("{seen:?}");
+            return;
+        }
+    }
+    panic!("a flood costs more than a tenth: {seen:?}");
 }
 
 /// The memory of this process, which is that of all its tests: who measures it is alone.

@@ -74,6 +74,9 @@ fn run(scale: (u64, usize, u64)) -> Result<(), Failure> {
     if scale == FULL && report.goodput_ratio < report.goal_goodput_ratio_min {
         return Err("the flood costs the transfer more than it may".into());
     }
+    if scale == FULL && report.grown_bytes > report.goal_grown_bytes_max {
+        return Err("the flood costs more memory than it may".into());
+    }
     Ok(())
 }
 
