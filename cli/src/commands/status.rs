@@ -93,6 +93,11 @@ async fn status(options: &Options) -> Result<(), Failure> {
     })
 }
 
+/// Whether a daemon took the question and gave no answer in time.
+fn hangs(problem: &Problem) -> bool {
+    problem.known_code() == Some(Code::Stalled)
+}
+
 /// Why neither daemon says anything.
 fn neither(migrator: &Problem, tunnel: &Problem) -> Problem {
     let cause = format!("{}; {}", migrator.cause, tunnel.cause);
@@ -103,12 +108,14 @@ fn neither(migrator: &Problem, tunnel: &Problem) -> Problem {
             cause,
             ..denied.clone()
         },
-        None => Problem {
-            cause,
-            ..migrator.clone()
-        }
-        .message("neither daemon answers")
-        .remedy("start them, or name their sockets with --socket and --tunnel-socket"),
+        // Whatever runs and hangs is not to be started, and may be well again later.
+        None => Problem::new(Code::Unreachable, cause)
+            .message("neither daemon answers")
+            .remedy(if [migrator, tunnel].into_iter().all(hangs) {
+                "they run and hang: look at their logs and at the load of this host, then restart them"
+            } else {
+                "start them, or name their sockets with --socket and --tunnel-socket"
+            }),
     }
 }
 
@@ -275,5 +282,11 @@ mod tests {
         assert!(both.cause.contains("m.sock") && both.cause.contains("t.sock"));
         let none = neither(&gone, &gone);
         assert!(none.remedy.contains("start them"), "{none}");
+        let hung = Problem::new(Code::Stalled, "m.sock gave no answer");
+        let both = neither(&hung, &hung);
+        assert_eq!(both.code, "E_UNREACHABLE", "it may answer later: {both}");
+        assert!(both.remedy.contains("restart them"), "{}", both.remedy);
+        let one = neither(&hung, &gone);
+        assert!(one.remedy.contains("start them"), "{}", one.remedy);
     }
 }
