@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, echo, until};
+use crate::harness::{Pair, World, echo, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_bench::relay::Direction;
@@ -154,4 +154,36 @@ async fn l05_over_tcp_only_reading_under_a_loopback_name_is_answered() {
         let status = answer.split(' ').nth(1).unwrap();
         assert_eq!(status, code, "{request}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_absent_without_a_link_the_page_of_metrics_says() {
+    let world = World::new();
+    let config = world.site("edge", "region");
+    let _alone = Tunnel::start(&config).await.unwrap();
+    let client = Client::new(&config.admin.socket);
+    let text = client.text("/metrics").await.unwrap();
+    let page = include_str!("../../../docs/metrics.md");
+    let rows = page
+        .lines()
+        .filter(|row| row.starts_with("| `towpath_tunnel_"));
+    let mut absent = 0;
+    for row in rows {
+        let name = row.split('`').nth(1).unwrap();
+        let is_there = text.lines().any(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        let is_said = row.contains("absent without a link");
+        absent += usize::from(is_said);
+        if is_said {
+            assert!(!is_there, "{name} is there");
+        } else if !row.contains("absent") {
+            assert!(
+                is_there,
+                "{name} is not there, and the page does not say so"
+            );
+        }
+    }
+    assert!(absent > 0);
 }
