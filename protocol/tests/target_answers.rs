@@ -4,8 +4,8 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::image::{CHAIN_START, Image};
 use towpath_protocol::message::{
-    ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, Received, SpaceInfo, ZERO_CHUNK_DIGEST,
-    chain_after,
+    ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, Reason, Received, SpaceInfo,
+    ZERO_CHUNK_DIGEST, chain_after,
 };
 use towpath_protocol::ownership::{self, Ownership, Root, State};
 use towpath_protocol::space::{BlockRun, BlockSet, MEMORY};
@@ -103,13 +103,10 @@ fn vacant() -> Target {
     target
 }
 
-/// A target that has the whole image, all of it zeros but for `missing` blocks, and its root.
-fn ready(missing: BlockSet) -> (Target, Root) {
-    let mut target = vacant();
-    hear(&mut target, prepare()).0.expect("admitted");
-    feed(&mut target, Event::GuestBuilt).0.expect("built");
-    let header = ChunkHeader {
-        sequence: 1,
+/// All blocks as zeros, as the chunk of that number.
+fn zeros(sequence: u64) -> ChunkHeader {
+    ChunkHeader {
+        sequence,
         generation: 1,
         space: MEMORY,
         codec: Codec::Zero,
@@ -118,15 +115,30 @@ fn ready(missing: BlockSet) -> (Target, Root) {
             count: u32::try_from(BLOCK_COUNT).expect("small"),
         }],
         digest: ZERO_CHUNK_DIGEST,
-    };
-    let chain = chain_after(&CHAIN_START, &header);
-    let (lane, token) = (Lane::Bulk, 1);
-    let chunk = Event::Chunk {
-        lane,
-        header,
-        token,
-    };
-    feed(&mut target, chunk).0.expect("a chunk");
+    }
+}
+
+/// A target to which so many chunks of zeros have come.
+fn receiving(chunk_count: u64) -> Target {
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    feed(&mut target, Event::GuestBuilt).0.expect("built");
+    for token in 1..=chunk_count {
+        let (lane, header) = (Lane::Bulk, zeros(token));
+        let chunk = Event::Chunk {
+            lane,
+            header,
+            token,
+        };
+        feed(&mut target, chunk).0.expect("a chunk");
+    }
+    target
+}
+
+/// The words of a stage that paused behind so many chunks, and the image's root then.
+fn paused(chunk_count: u64, missing: BlockSet) -> (Vec<Message>, Root) {
+    let headers = (1..=chunk_count).map(zeros);
+    let chain = headers.fold(CHAIN_START, |chain, header| chain_after(&chain, &header));
     let parts: Vec<Message> = towpath_protocol::image::missing_parts(MEMORY, &missing)
         .map(Message::MissingPart)
         .collect();
@@ -138,7 +150,7 @@ fn ready(missing: BlockSet) -> (Target, Root) {
         spaces: &spaces(),
         config: &[],
         position: Received {
-            through_sequence: 1,
+            through_sequence: chunk_count,
             chain,
         },
         missing: &missing,
@@ -146,23 +158,48 @@ fn ready(missing: BlockSet) -> (Target, Root) {
     }
     .root();
     let end = FinalEnd {
-        through_sequence: 1,
+        through_sequence: chunk_count,
         state_bytes: 1,
         missing_count: missing[0].len(),
         root,
     };
-    let paused = [Message::FinalBegin]
+    let words = [Message::FinalBegin]
         .into_iter()
         .chain(parts)
         .chain([Message::StatePart(vec![5]), Message::FinalEnd(end)]);
-    for message in paused {
+    (words.collect(), root)
+}
+
+fn hear_paused(target: &mut Target, words: Vec<Message>) {
+    for message in words {
         let event = Event::Heard(Lane::Switch, message);
-        feed(&mut target, event).0.expect("the paused stage");
+        feed(target, event).0.expect("the paused stage");
     }
+}
+
+/// A target that has the whole image, all of it zeros but for `missing` blocks, and its root.
+fn ready(missing: BlockSet) -> (Target, Root) {
+    let mut target = receiving(1);
+    let (words, root) = paused(1, missing);
+    hear_paused(&mut target, words);
     let (result, actions) = feed(&mut target, Event::StateLoaded);
     result.expect("loaded");
     assert!(says(&actions, |message| *message == Message::Ready(root)));
     (target, root)
+}
+
+#[test]
+fn what_is_said_late_of_a_freeze_that_was_given_up_ends_nothing() {
+    let mut target = receiving(2);
+    let whole = || BlockSet::empty(BLOCK_COUNT);
+    // Its lane was slow: the guest runs on, and more of it has come.
+    hear_paused(&mut target, paused(1, whole()).0);
+    assert!(feed(&mut target, Event::StateLoaded).1.is_empty());
+    let (words, root) = paused(2, whole());
+    hear_paused(&mut target, words);
+    let (result, actions) = feed(&mut target, Event::StateLoaded);
+    result.expect("loaded");
+    assert!(says(&actions, |message| *message == Message::Ready(root)));
 }
 
 /// As [`ready`], committed; the guest is ordered to run and does not yet.
@@ -391,6 +428,11 @@ fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
             Message::Commit(epoch, root),
             Message::Ack(1),
             Message::Complete,
+            Message::Pong(1),
+            Message::Abort(Reason::from(&Fault::new(
+                Code::Cancelled,
+                "changed my mind",
+            ))),
         ]
     };
     for mut target in [committed(), running] {

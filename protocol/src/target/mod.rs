@@ -555,6 +555,11 @@ impl Target {
             Message::Commit(epoch, root) => {
                 self.committed(epoch, root, now)?;
             }
+            Message::Abort(_) if self.is_taken() => {
+                // Its source gave it up to us: it ends nothing of it any more.
+                let detail = "the source ends an attempt whose guest is owned here";
+                return Err(Fault::new(Code::Unexpected, detail));
+            }
             Message::Abort(reason) => {
                 self.hear(Word::Abort)?;
                 self.finish(Outcome::Refused(reason.to_fault(Code::Cancelled)));
@@ -600,21 +605,24 @@ impl Target {
     /// A guest that runs here has crashed; one that does not yet is only an image that is lost, which
     /// another attempt brings again.
     fn guest_gone(&self) -> Fault {
-        let verdict = self.ownership.record().verdict(self.setup.attempt);
-        if verdict.is_some_and(|verdict| verdict.is_taken) {
+        if self.is_taken() {
             return Fault::new(Code::Guest, "the guest process is gone".to_owned());
         }
         let detail = "the process that was receiving the guest is gone".to_owned();
         Fault::new(Code::ImageLost, detail)
     }
 
+    /// Whether the guest is owned here by this attempt.
+    fn is_taken(&self) -> bool {
+        let verdict = self.ownership.record().verdict(self.setup.attempt);
+        verdict.is_some_and(|verdict| verdict.is_taken)
+    }
+
     fn fail(&mut self, fault: Fault) {
         if matches!(self.phase, Phase::Over) {
             return;
         }
-        let verdict = self.ownership.record().verdict(self.setup.attempt);
-        let is_taken = verdict.is_some_and(|verdict| verdict.is_taken);
-        if is_taken || matches!(self.phase, Phase::Running) {
+        if self.is_taken() || matches!(self.phase, Phase::Running) {
             return self.fail_as_owner(fault);
         }
         // A process that does not answer any more is noticed by what is asked of it, or by its end.

@@ -312,11 +312,9 @@ impl Target {
             return Ok(());
         }
         if last > end.through_sequence {
-            let detail = format!(
-                "the paused stage ends at chunk {} of {last}",
-                end.through_sequence
-            );
-            return Err(Fault::new(Code::Unexpected, detail));
+            // Of a freeze that was given up before its words came: the source has sent more since.
+            self.paused = Final::default();
+            return Ok(());
         }
         let image = Image {
             guest: self.setup.guest,
