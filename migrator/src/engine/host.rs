@@ -10,7 +10,7 @@ use towpath_protocol::guest_api::{self, GuestConfig, GuestQuota, VCPU_COUNT_MAX,
 use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
 
 use super::ground::unix_ms;
-use super::input::{Command, Input};
+use super::input::{Booting, Command, Input};
 use super::lanes::{check_trust, introduce};
 use super::order::Order;
 use super::shared::{Handle, Shared, elsewhere, random_id};
@@ -127,6 +127,22 @@ impl Engine {
         })?;
         Ok(config)
     }
+
+    /// Boots a guest, and waits until it is seen.
+    fn boot(&self, name: &Name, how: Booting) -> Result<GuestView, Fault> {
+        let handle = self.shared.worker(name)?;
+        let known = self.guest(name)?;
+        if let Some(where_it_is) = elsewhere(&known) {
+            return Err(Fault::new(Code::State, where_it_is));
+        }
+        let room = self.shared.begin(known.id, known.memory_bytes)?;
+        Self::ask(&handle, |reply| Command::Boot { room, how, reply })?;
+        let booted =
+            |guest: &GuestView| guest.process_id.is_some() && guest.process_id != known.process_id;
+        self.wait_for("the guest", || self.find_guest(name).filter(booted))
+            // One that has ended again at once is shown as that.
+            .or_else(|_| self.guest(name))
+    }
 }
 
 impl Host for Engine {
@@ -192,23 +208,11 @@ impl Host for Engine {
     }
 
     fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault> {
-        let handle = self.shared.worker(name)?;
-        let known = self.guest(name)?;
-        if let Some(where_it_is) = elsewhere(&known) {
-            return Err(Fault::new(Code::State, where_it_is));
-        }
-        let room = self.shared.begin(known.id, known.memory_bytes)?;
-        Self::ask(&handle, |reply| Command::Boot(room, reply))?;
-        let booted =
-            |guest: &GuestView| guest.process_id.is_some() && guest.process_id != known.process_id;
-        self.wait_for("the guest", || self.find_guest(name).filter(booted))
-            // One that has ended again at once is shown as that.
-            .or_else(|_| self.guest(name))
+        self.boot(name, Booting::Ended)
     }
 
     fn give_up_missing(&self, name: &Name) -> Result<GuestView, Fault> {
-        Self::ask(&self.shared.worker(name)?, Command::GiveUp)?;
-        self.boot_guest(name)
+        self.boot(name, Booting::GivenUp)
     }
 
     fn stop_guest(&self, name: &Name) -> Result<(), Fault> {
@@ -256,7 +260,6 @@ impl Host for Engine {
             attempt: AttemptId(0),
             attempts: 0,
             started_unix_ms: unix_ms(),
-            is_over: false,
         });
         Self::ask(&handle, |reply| Command::Migrate(order, reply))?;
         self.wait_for("the move", || self.migration(id).ok())

@@ -64,14 +64,26 @@ pub(super) enum Input {
     Stop(Sender<()>),
 }
 
+/// Which guests are booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Booting {
+    /// One that has ended.
+    Ended,
+    /// One that waits for what its source will never send.
+    GivenUp,
+}
+
 /// What an operator wants.
 #[derive(Debug)]
 pub(super) enum Command {
     Migrate(Box<Order>, Sender<Result<(), Fault>>),
     Cancel(MigrationId, Sender<Result<(), Fault>>),
-    /// With the room that is kept for it.
-    Boot(Beginning, Sender<Result<(), Fault>>),
-    GiveUp(Sender<Result<(), Fault>>),
+    Boot {
+        /// Kept for the guest.
+        room: Beginning,
+        how: Booting,
+        reply: Sender<Result<(), Fault>>,
+    },
     Stop(Sender<Result<(), Fault>>),
     Verify(Sender<Result<VerifyView, Fault>>),
 }

@@ -91,6 +91,13 @@ const GREETING_COUNT_MAX: usize = 64;
 ///
 /// `E_ALREADY_RUNNING` if another migrator has the state folder, `E_PATH`, `E_IO`, `E_CONFIG`.
 pub fn run(config: Config) -> Result<(), Fault> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("towpath-http")
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
+    runtime.block_on(async { outlive_hangups() })?;
     let store = Store::open(&config.state_dir)?;
     let shared = Arc::new(Shared::new(config, store)?);
     let operators = Socket::bind(&shared.config.socket())?;
@@ -100,12 +107,6 @@ pub fn run(config: Config) -> Result<(), Fault> {
     spawn("towpath-accept", move || accept_lanes(&listening, &service))?;
     // The workers are at work already: no move waits for it.
     shared.kvm.look(shared.guest_command());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("towpath-http")
-        .enable_all()
-        .build()
-        .map_err(|error| Fault::new(Code::Io, format!("the runtime: {error}")))?;
     let served = runtime.block_on(serve(Arc::clone(&shared), operators));
     stop::stop_workers(&shared);
     // Calls that still wait for a worker get no answer from it any more.
@@ -115,7 +116,6 @@ pub fn run(config: Config) -> Result<(), Fault> {
 
 async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     let (_trigger, stop) = shutdown::on_signals()?;
-    outlive_hangups()?;
     let engine = Arc::new(Engine::new(Arc::clone(&shared)));
     let asked = Arc::clone(&engine);
     let http = Part::new("http", RuntimeHandle::current(), move || {

@@ -29,9 +29,6 @@ pub(super) struct Order {
     pub(super) attempt: AttemptId,
     pub(super) attempts: u32,
     pub(super) started_unix_ms: u64,
-    /// The move is over, and its target may not have heard that: it is told, and nothing begins anew.
-    #[serde(default)]
-    pub(super) is_over: bool,
 }
 
 impl Order {
@@ -119,7 +116,6 @@ impl Order {
             attempt: *attempt,
             attempts: 1,
             started_unix_ms: unix_ms(),
-            is_over: false,
         });
         Ok(Self {
             attempt: *attempt,
@@ -157,15 +153,6 @@ impl Order {
         MigrationView {
             error: Some(ErrorView::from(fault)),
             ..self.view(ground, phase)
-        }
-    }
-
-    /// Writes down that the move is over; where that cannot be, a start from here on knows nothing of it.
-    pub(super) fn end(&mut self, ground: &Ground) {
-        self.is_over = true;
-        if let Err(fault) = self.save(ground) {
-            warn!(migration = %self.id, %fault, "its target may not hear that the move is over");
-            Self::forget(ground);
         }
     }
 

@@ -232,10 +232,6 @@ impl SourceMove {
         &self.order
     }
 
-    pub(super) const fn order_mut(&mut self) -> &mut Order {
-        &mut self.order
-    }
-
     pub(super) fn deadline(&self) -> Option<Instant> {
         let own = [self.machine.deadline(), self.read_again_at];
         own.into_iter().flatten().min()
@@ -361,14 +357,15 @@ impl SourceMove {
         Ok(())
     }
 
-    /// Stops the guest. One that did not stop and answers that it runs is no fault of its process.
+    /// Stops the guest. One that did not stop in time, and answers that it runs or stands now, is no fault of its
+    /// process: it is thawed.
     fn freeze(&mut self, ground: &mut Ground) -> Result<(), Fault> {
         let process = ground.process()?;
         match process.pause() {
             Ok(at) => self.tell(Event::Frozen { at }),
             Err(fault) => {
                 let state = process.describe().map(|seen| seen.state);
-                if state != Ok(GuestState::Running) {
+                if !matches!(state, Ok(GuestState::Running | GuestState::Paused)) {
                     return Err(fault);
                 }
                 warn!(migration = %self.order.id, %fault, "the guest is not frozen");
@@ -553,7 +550,7 @@ impl SourceMove {
     }
 
     /// Takes a finished attempt apart.
-    pub(super) fn end(mut self, ground: &mut Ground) -> Ended {
+    pub(super) fn end(self, ground: &mut Ground) -> Ended {
         let outcome = self
             .outcome
             .unwrap_or_else(|| Outcome::Stuck(Fault::new(Code::State, "the attempt was not over")));
@@ -571,7 +568,6 @@ impl SourceMove {
                     Order::forget(ground);
                     Rest::Nothing
                 } else {
-                    self.order.end(ground);
                     Rest::Farewell(Box::new(self.order))
                 };
                 Ended::Stayed(self.machine.into_ownership(), rest)

@@ -246,6 +246,14 @@ impl TargetMove {
             .min()
     }
 
+    /// For how long the source has had no lanes here, if it has none.
+    pub(super) fn source_away_for(&self, ground: &Ground) -> Option<Duration> {
+        ground
+            .link
+            .is_none()
+            .then(|| now().since(self.link_lost_at))
+    }
+
     /// When the source has been silent for too long.
     fn patience(&self) -> Option<Instant> {
         match self.machine.stage() {

@@ -15,9 +15,9 @@ use towpath_protocol::guest_api::{self, Workload};
 use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
 
 use super::ground::now;
-use super::input::Command;
+use super::input::{Booting, Command};
 use super::order::Order;
-use super::shared::quarantined;
+use super::shared::{Beginning, quarantined};
 use super::source_move::SourceMove;
 use super::*;
 use crate::api::{GuestRequest, GuestState, GuestView, MigrationRequest, MigrationView, Phase};
@@ -78,7 +78,6 @@ pub(super) fn order(number: u128) -> Order {
         attempt: AttemptId(number),
         attempts: 1,
         started_unix_ms: 0,
-        is_over: false,
     }
 }
 
@@ -209,6 +208,11 @@ fn a_guest_whose_process_does_not_answer_at_the_start_takes_its_room() {
     assert_eq!(code(shared.begin(GuestId(8), 4 * MIB)), None);
 }
 
+fn boot_command(room: Beginning, reply: Sender<Result<(), Fault>>) -> Command {
+    let how = Booting::Ended;
+    Command::Boot { room, how, reply }
+}
+
 #[test]
 fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
     let (_folder, shared) = host("[quota]\nmemory = \"16MiB\"");
@@ -218,7 +222,7 @@ fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
     let mailbox = Arc::clone(&ground.mailbox);
     let room = shared.begin(ground.id, 16 * MIB).unwrap();
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(Command::Boot(room, reply)));
+    mailbox.send(Input::Command(boot_command(room, reply)));
     // Nobody waits for the answer any more; the worker has not come to it.
     drop(answer);
     assert_eq!(code(shared.begin(GuestId(8), 1)), Some(Code::Quota));
@@ -284,7 +288,7 @@ fn a_guest_that_is_stopped_is_not_booted_by_who_asked_at_the_same_time() {
     let (ground, ownership) = ended_guest(&shared);
     let ((stop, stopped), (boot, booted)) = (channel(), channel());
     let room = shared.begin(ground.id, MIB).unwrap();
-    let commands = [Command::Stop(stop), Command::Boot(room, boot)];
+    let commands = [Command::Stop(stop), boot_command(room, boot)];
     ground.mailbox.send_all(commands.map(Input::Command));
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use super::adopt::BUSY_WAIT;
 use super::ground::{Ground, file_name, now, to_wait_until};
-use super::input::{Command, Input};
+use super::input::{Booting, Command, Input};
 use super::order::Order;
 use super::shared::{Beginning, random_id};
 use super::show::{LOOK_INTERVAL, Shown};
@@ -50,6 +50,10 @@ const PUT_AWAY_DELAY: Duration = Duration::from_secs(2);
 
 /// Wait before that is tried again where it failed: mostly the disk is full.
 const PUT_AWAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// How long a source has been away before what it has of a guest can be given up: longer than its tunnel or its
+/// migrator takes to be started again, or an upgrade of both.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// The file that remembers which move an arriving guest belongs to.
 const ARRIVAL_FILE: &str = "arrival.json";
@@ -83,7 +87,7 @@ pub(super) struct Worker {
     /// When a move of before the start is to be taken up, which could not be yet.
     pub(super) recover_at: Option<Instant>,
     recover_delay: Duration,
-    farewell: Option<farewell::Farewell>,
+    farewells: farewell::Farewells,
     ending: Option<link::Ending>,
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
@@ -104,7 +108,7 @@ impl Worker {
             retry: None,
             recover_at: None,
             recover_delay: RECOVER_DELAY,
-            farewell: None,
+            farewells: farewell::Farewells::default(),
             ending: None,
             visitors: Vec::new(),
             shown: Shown::default(),
@@ -120,6 +124,7 @@ impl Worker {
         let ownership = Ownership::recover(host, record);
         let mut worker = Self::new(ground, ownership);
         worker.show_unfound();
+        worker.recover_farewells();
         let role = worker.recovered_role();
         worker.role = Some(role);
         worker
@@ -151,6 +156,7 @@ impl Worker {
                     if let Some(Role::Target(target)) = &mut self.role {
                         target.carry_out(&mut self.ground);
                     }
+                    self.keep_place();
                     // A peer that never stops talking does not stop the clock.
                     if self.is_overdue() {
                         self.tick();
@@ -203,15 +209,26 @@ impl Worker {
             Some(Role::Target(target)) => target.tick(&mut self.ground),
             _ => {}
         }
+        self.keep_place();
         if self.recover_at.take_if(|at| *at <= now()).is_some() {
             self.take_up_again();
         }
-        self.say_farewell();
+        self.say_farewells();
         if self.retry.as_ref().is_some_and(|(at, _)| *at <= now())
             && let Some((_, order)) = self.retry.take()
             && let Err(fault) = self.begin_move((*order).clone())
         {
             self.give_up(&order, &fault);
+        }
+    }
+
+    /// An attempt of which anything has come keeps its place among those that arrive, however long it lasts.
+    fn keep_place(&self) {
+        if let Some(Role::Target(target)) = &self.role
+            && target.has_data()
+        {
+            let (guest, attempt) = (self.ground.id, target.setup().attempt);
+            self.ground.shared.touched(guest, attempt);
         }
     }
 
@@ -312,13 +329,15 @@ impl Worker {
         match command {
             Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
             Command::Cancel(id, reply) => drop(reply.send(self.cancel(id))),
-            Command::Boot(room, reply) => {
-                let booted = self.boot();
+            Command::Boot { room, how, reply } => {
+                let booted = match how {
+                    Booting::Ended => self.boot(),
+                    Booting::GivenUp => self.give_up_missing(),
+                };
                 // Kept until it is shown that the guest lives: also if whoever asked has gone away.
                 self.room = booted.is_ok().then_some(room);
                 drop(reply.send(booted));
             }
-            Command::GiveUp(reply) => drop(reply.send(self.give_up_missing())),
             Command::Stop(reply) => drop(reply.send(self.stop())),
             Command::Verify(reply) => drop(reply.send(self.verify())),
         }
@@ -327,7 +346,7 @@ impl Worker {
     /// Ends a move that waited for another attempt.
     fn give_up(&mut self, order: &Order, fault: &Fault) {
         info!(migration = %order.id, %fault, "no further attempt");
-        Order::forget(&self.ground);
+        self.bid_farewell(order);
         let view = order.ended_view(&self.ground, fault);
         self.ground.shared.board().show_move(view);
     }
@@ -371,10 +390,11 @@ impl Worker {
             self.role = Some(Role::Idle(ownership));
             return Err(fault);
         }
-        self.farewell = None;
         self.ground.close_link();
+        let target = order.target.clone();
         match SourceMove::begin(&mut self.ground, ownership, order) {
             Ok(mut going) => {
+                self.end_farewells_to(&target);
                 going.carry_out(&mut self.ground);
                 self.role = Some(Role::Source(Box::new(going)));
                 Ok(())
@@ -393,8 +413,12 @@ impl Worker {
             Some(Role::Source(source)) if source.order().id == id => {
                 if !source.is_committed() {
                     // First of all: a restart in the middle of this must not begin it anew.
-                    source.order_mut().end(&self.ground);
+                    let order = source.order().clone();
+                    self.end_order(&order);
                 }
+                let Some(Role::Source(source)) = &mut self.role else {
+                    unreachable!("nothing else has taken its place");
+                };
                 source.handle(&mut self.ground, source::Event::Cancel)
             }
             _ => {
@@ -452,44 +476,48 @@ impl Worker {
         self.ground.process()?.run(epoch).map(drop)
     }
 
-    /// Takes what is missing of a guest for lost, as if its source had said so: an operator knows that it does
-    /// not come back.
+    /// Takes what is missing of a guest for lost, as if its source had said so, and boots it: an operator knows
+    /// that the source does not come back.
     fn give_up_missing(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
+        let role = self.role.as_ref();
         let Some(State::Owned {
             missing_from: Some(origin),
             ..
-        }) = self
-            .role
-            .as_ref()
-            .map(|role| &role.ownership().record().state)
+        }) = role.map(|role| &role.ownership().record().state)
         else {
-            return Err(Fault::new(
-                Code::State,
-                "nothing of the guest is missing here",
-            ));
-        };
-        let source = &origin.source;
-        if self.ground.link.is_some() {
-            let detail = format!("{source} is connected, and sends what is missing");
+            let detail = "nothing of the guest is missing here";
             return Err(Fault::new(Code::State, detail));
-        }
+        };
+        let source = origin.source.clone();
         let lost = Fault::new(
             Code::ImageLost,
             format!("what {source} has of the guest was given up"),
         );
+        if self.recover_at.is_some() {
+            let detail = "the guest is about to be taken up again here, with all that has come";
+            return Err(
+                Fault::new(Code::State, detail).remedy("try again if it is not, in a minute")
+            );
+        }
         match &mut self.role {
             Some(Role::Target(target)) => {
+                let away = target.source_away_for(&self.ground);
+                if away.is_none_or(|span| span < GIVE_UP_AFTER) {
+                    let detail = format!("{source} is connected, or was {GIVE_UP_AFTER:?} ago");
+                    let remedy = "wait: the guest goes on by itself where its source comes back";
+                    return Err(Fault::new(Code::State, detail).remedy(remedy));
+                }
                 target.handle(&mut self.ground, target::Event::Failed(lost));
                 self.end_if_over();
             }
-            Some(Role::Broken(_, fault)) => {
-                self.recover_at = None;
-                *fault = lost;
+            Some(Role::Broken(_, fault)) => *fault = lost,
+            _ => {
+                let detail = "the guest is part of a move";
+                return Err(Fault::new(Code::State, detail));
             }
-            _ => {}
         }
-        Ok(())
+        self.boot()
     }
 
     fn stop(&mut self) -> Result<(), Fault> {
@@ -596,10 +624,11 @@ impl Worker {
             .shared
             .board()
             .show_move(source.view(&self.ground));
-        let id = source.order().id;
+        let (id, attempt) = (source.order().id, source.order().attempt);
         self.role = Some(match source.end(&mut self.ground) {
             source_move::Ended::Moved(ownership) => {
                 info!(migration = %id, "guest moved");
+                self.end_farewell(attempt);
                 self.ground.close_link();
                 Role::Idle(ownership)
             }
@@ -607,7 +636,7 @@ impl Worker {
                 let again = matches!(rest, source_move::Rest::Again(_));
                 info!(migration = %id, again, "guest stays");
                 match rest {
-                    source_move::Rest::Nothing => {}
+                    source_move::Rest::Nothing => self.end_farewell(attempt),
                     source_move::Rest::Again(order) => {
                         let wait = match self.ground.awaited {
                             Some(_) => BUSY_WAIT,
@@ -615,7 +644,7 @@ impl Worker {
                         };
                         self.retry = Some((now() + wait, order));
                     }
-                    source_move::Rest::Farewell(order) => self.bid_farewell(order),
+                    source_move::Rest::Farewell(order) => self.bid_farewell(&order),
                 }
                 Role::Idle(ownership)
             }

@@ -65,7 +65,11 @@ fn fault_11_what_a_source_that_stays_away_kept_is_given_up_by_the_operator() {
     });
     stands.expect("it waits for its source");
     console.forget();
-    let booted = at_target(&scene).expect("it is booted without its source");
+    // Not at once: it may only be that its tunnel is started again.
+    let refused = at_target(&scene).unwrap_err();
+    assert_eq!(refused.known_code(), Some(Code::State), "it was just here");
+    let booted = wait_until(SAID_WAIT, || at_target(&scene).ok());
+    let booted = booted.expect("it is booted without its source");
     assert_eq!(booted.ownership, Ownership::Owned);
     let refused = at_target(&scene).unwrap_err();
     assert_eq!(refused.known_code(), Some(Code::State), "it is whole");

@@ -17,7 +17,6 @@ fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
         attempt: AttemptId(2),
         attempts,
         started_unix_ms: 0,
-        is_over: false,
     };
     for code in [Code::TrackingLost, Code::ImageLost, Code::Stalled] {
         let fault = Fault::new(code, "it was so");

@@ -4,86 +4,192 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::AttemptId;
+use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message, Reason};
 use towpath_protocol::time::Instant;
 use towpath_protocol::version;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Worker;
-use crate::engine::ground::{Ground, now};
+use crate::engine::ground::{Ground, file_name, now};
 use crate::engine::input::Input;
 use crate::engine::lanes::{OpenLane, join, open_all, spawn};
 use crate::engine::order::Order;
 use crate::lane::Incoming;
 
+/// The file that remembers them. Not the one of the move: that begins anew with the next start.
+const FAREWELLS_FILE: &str = "farewells.json";
+
 /// Wait before it is said again to a target that could not be reached: it costs one message to the tunnel here, and
 /// the target does nothing for this guest meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// Times it is said: for as long as a target without lanes waits for them before it gives up by itself.
-const SAID_COUNT_MAX: u32 = 300;
+/// For how long it is said: a target without lanes gives up by itself then.
+const SAID_FOR: Duration = Duration::from_secs(600);
 
-/// A move whose target has not heard yet that it is over.
-pub(super) struct Farewell {
-    order: Box<Order>,
-    said_count: u32,
-    /// When it is said again; none while it is being said.
-    again_at: Option<Instant>,
+/// How long the target may take to close the lanes on which it was said.
+const CLOSED_WAIT: Duration = Duration::from_secs(10);
+
+/// Targets that are told at a time; the oldest is left to give up by itself.
+const FAREWELL_COUNT_MAX: usize = 8;
+
+/// An attempt that is over: what is on disk of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Over {
+    migration: MigrationId,
+    attempt: AttemptId,
+    target: HostIdentity,
+}
+
+/// One whose target may not have heard that yet.
+struct Farewell {
+    over: Over,
+    until: Instant,
+    /// When it is said; none while it is being said, or while the attempt still says it itself.
+    due: Option<Instant>,
+}
+
+/// All of a guest's, the oldest first.
+#[derive(Default)]
+pub(super) struct Farewells(Vec<Farewell>);
+
+impl Farewells {
+    fn load(ground: &Ground) -> Result<Vec<Over>, Fault> {
+        let Some(folder) = &ground.folder else {
+            return Ok(Vec::new());
+        };
+        let Some(bytes) = folder.read(&file_name(FAREWELLS_FILE))? else {
+            return Ok(Vec::new());
+        };
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Fault::new(Code::Quarantine, format!("{FAREWELLS_FILE}: {error}")))
+    }
+
+    /// Writes them down; where that cannot be, a start from here on knows nothing of them.
+    fn save(&self, ground: &Ground) {
+        let Some(folder) = &ground.folder else { return };
+        let name = file_name(FAREWELLS_FILE);
+        let all: Vec<&Over> = self.0.iter().map(|farewell| &farewell.over).collect();
+        let saved = if all.is_empty() {
+            folder.remove(&name)
+        } else {
+            let text = serde_json::to_vec_pretty(&all).expect("plain structs always serialise");
+            folder.write(&name, &text)
+        };
+        if let Err(fault) = saved {
+            warn!(guest = %ground.id, %fault, "a target may not hear that a move is over");
+        }
+    }
+
+    fn note(&mut self, over: Over, due: Option<Instant>) {
+        self.0.retain(|known| known.over.attempt != over.attempt);
+        if self.0.len() >= FAREWELL_COUNT_MAX {
+            self.0.remove(0);
+        }
+        let until = now() + SAID_FOR;
+        self.0.push(Farewell { over, until, due });
+    }
 }
 
 impl Worker {
-    /// Tells the target of a move that it is over, now and until it has heard it. Whatever begins meanwhile comes
-    /// first: the target of a newer attempt lets go of an older one by itself.
-    pub(super) fn bid_farewell(&mut self, order: Box<Order>) {
-        self.farewell = Some(Farewell {
-            order,
-            said_count: 0,
-            again_at: Some(now()),
-        });
-        self.say_farewell();
+    /// Takes up what an earlier migrator did not come to say. An order that is over by one of them is no order.
+    pub(super) fn recover_farewells(&mut self) {
+        let all = match Farewells::load(&self.ground) {
+            Ok(all) => all,
+            Err(fault) => {
+                warn!(guest = %self.ground.id, %fault, "a target may not hear that a move is over");
+                return;
+            }
+        };
+        let order = Order::load(&self.ground).ok().flatten();
+        if order.is_some_and(|order| all.iter().any(|over| over.migration == order.id)) {
+            Order::forget(&self.ground);
+        }
+        for over in all {
+            self.farewells.note(over, Some(now()));
+        }
+        self.say_farewells();
     }
 
-    /// When it has to be said again.
+    /// Writes down that a move is over, before anything is done about it: a start in between must not begin it
+    /// anew, and tells its target. Says it from `due` on.
+    fn note_over(&mut self, order: &Order, due: Option<Instant>) {
+        let over = Over {
+            migration: order.id,
+            attempt: order.attempt,
+            target: order.target.clone(),
+        };
+        self.farewells.note(over, due);
+        self.farewells.save(&self.ground);
+        Order::forget(&self.ground);
+    }
+
+    /// The same while the attempt is still there to say it.
+    pub(super) fn end_order(&mut self, order: &Order) {
+        self.note_over(order, None);
+    }
+
+    /// Tells the target of a move that it is over, now and until it has heard it.
+    pub(super) fn bid_farewell(&mut self, order: &Order) {
+        self.note_over(order, Some(now()));
+        self.say_farewells();
+    }
+
+    /// An attempt has said itself that it is over, or was not over after all.
+    pub(super) fn end_farewell(&mut self, attempt: AttemptId) {
+        self.end_farewells(|over| over.attempt == attempt);
+    }
+
+    /// A target lets go of an older attempt by itself where it is offered the guest under a newer one.
+    pub(super) fn end_farewells_to(&mut self, target: &HostIdentity) {
+        self.end_farewells(|over| over.target == *target);
+    }
+
+    fn end_farewells(&mut self, is_over: impl Fn(&Over) -> bool) {
+        let before = self.farewells.0.len();
+        self.farewells.0.retain(|farewell| !is_over(&farewell.over));
+        if self.farewells.0.len() < before {
+            self.farewells.save(&self.ground);
+        }
+    }
+
+    /// When the next of them has to be said.
     pub(super) fn farewell_due(&self) -> Option<Instant> {
-        self.farewell.as_ref()?.again_at
+        self.farewells.0.iter().filter_map(|one| one.due).min()
     }
 
-    pub(super) fn say_farewell(&mut self) {
-        let Some(farewell) = &mut self.farewell else {
-            return;
-        };
-        if farewell.again_at.is_none_or(|at| at > now()) {
-            return;
-        }
-        farewell.said_count += 1;
-        farewell.again_at = None;
-        if let Err(fault) = say(&self.ground, &farewell.order) {
-            farewell.again_at = Some(now() + AGAIN_AFTER);
-            info!(migration = %farewell.order.id, %fault, "the target is not told that it is over");
+    /// Says those that are due.
+    pub(super) fn say_farewells(&mut self) {
+        for farewell in &mut self.farewells.0 {
+            if farewell.due.is_none_or(|at| at > now()) {
+                continue;
+            }
+            farewell.due = None;
+            if let Err(fault) = say(&self.ground, &farewell.over) {
+                farewell.due = Some(now() + AGAIN_AFTER);
+                info!(migration = %farewell.over.migration, %fault, "the target is not told that it is over");
+            }
         }
     }
 
-    /// The target has heard it, or has not.
+    /// A target has heard it, or has not.
     pub(super) fn farewell_said(&mut self, attempt: AttemptId, result: Result<(), Fault>) {
-        let Some(farewell) = &mut self.farewell else {
+        let mut all = self.farewells.0.iter_mut();
+        let Some(farewell) = all.find(|one| one.over.attempt == attempt) else {
             return;
         };
-        if farewell.order.attempt != attempt {
-            return;
-        }
-        let id = farewell.order.id;
+        let id = farewell.over.migration;
         match result {
-            Err(fault) if may_pass(&fault) && farewell.said_count < SAID_COUNT_MAX => {
-                farewell.again_at = Some(now() + AGAIN_AFTER);
+            Err(fault) if may_pass(&fault) && now() < farewell.until => {
+                farewell.due = Some(now() + AGAIN_AFTER);
                 return;
             }
             Err(fault) => info!(migration = %id, %fault, "the target is not told that it is over"),
             Ok(()) => info!(migration = %id, "the target has heard that it is over"),
         }
-        self.farewell = None;
-        Order::forget(&self.ground);
+        self.end_farewell(attempt);
     }
 }
 
@@ -96,19 +202,19 @@ const fn may_pass(fault: &Fault) -> bool {
 }
 
 /// Opens lanes of the attempt, says that it is over, and waits until the target closes them.
-fn say(ground: &Ground, order: &Order) -> Result<(), Fault> {
+fn say(ground: &Ground, over: &Over) -> Result<(), Fault> {
     let number = ground.new_link_number();
-    let attempt = order.attempt;
+    let attempt = over.attempt;
     let hello = Hello {
         versions: version::OURS,
-        migration: order.id,
+        migration: over.migration,
         attempt,
         guest: ground.id,
         lane: Lane::Control,
         link: number,
     };
     let tunnel = ground.shared.config.tunnel_socket();
-    let (own, target) = (ground.shared.host.clone(), order.target.clone());
+    let (own, target) = (ground.shared.host.clone(), over.target.clone());
     let mailbox = Arc::clone(&ground.mailbox);
     spawn("towpath-farewell", move || {
         let opened = open_all(&tunnel, (&own, &target), &hello);
@@ -121,6 +227,7 @@ fn say_on(number: u64, lanes: Vec<OpenLane>) -> Result<(), Fault> {
     let (mut link, readers) = join(number, lanes)?;
     let over = Fault::new(Code::Cancelled, "the source ended the attempt");
     link.send(Lane::Control, &Message::Abort(Reason::from(&over)))?;
+    let deadline = now() + CLOSED_WAIT;
     let mut readers = readers.into_iter();
     let Some((_, mut control)) = readers.find(|(lane, _)| *lane == Lane::Control) else {
         return Ok(());
@@ -128,8 +235,8 @@ fn say_on(number: u64, lanes: Vec<OpenLane>) -> Result<(), Fault> {
     loop {
         match control.next_frame()? {
             Incoming::End => return Ok(()),
-            Incoming::Frame(_) => {}
-            Incoming::Idle => {
+            Incoming::Frame(_) if now() < deadline => {}
+            Incoming::Frame(_) | Incoming::Idle => {
                 let detail = "the target does not close the lanes of what is over";
                 return Err(Fault::new(Code::Stalled, detail));
             }

@@ -39,10 +39,6 @@ impl Worker {
                 drop(source.handle(&mut self.ground, event));
             }
             Some(Role::Target(target)) => {
-                if target.has_data() {
-                    let (guest, attempt) = (self.ground.id, target.setup().attempt);
-                    self.ground.shared.touched(guest, attempt);
-                }
                 target.heard(&mut self.ground, lane, message);
                 self.remember_arrival();
             }

@@ -141,7 +141,6 @@ impl Worker {
         }
         if matches!(ownership.record().state, State::Owned { .. }) {
             match Order::load(&self.ground) {
-                Ok(Some(order)) if order.is_over => self.bid_farewell(Box::new(order)),
                 Ok(Some(order)) => {
                     let view = order.view(&self.ground, Phase::Preparing);
                     self.ground.shared.board().show_move(view);
