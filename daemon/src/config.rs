@@ -282,7 +282,7 @@ mod tests {
             "port = 1\nzzzzzzz = 2\n",
             &[":2:1: ", "`zzzzzzz`", "known here: `port`"],
         );
-        refused("port = \"x\"", &[":1:8: ", "string \"x\"", "u16"]);
+        refused("port = \"x\"", &[":1:8: ", "text \"x\"", "a whole number"]);
         refused("port = 70000", &[":1:8: ", "70000"]);
         refused("port = 1\nport = 2", &[":2:1: ", "duplicate key", "twice"]);
         refused(

@@ -1,7 +1,9 @@
 //! The tunnel's configuration, as it stands in its TOML file.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -203,7 +205,7 @@ impl Default for Limits {
 }
 
 /// Payloads a packet can have: QUIC demands 1200, and a jumbo frame of 9000 bytes holds 8972 over IPv4.
-pub const UDP_PAYLOAD_BYTES: std::ops::RangeInclusive<u16> = 1200..=8972;
+pub const UDP_PAYLOAD_BYTES: RangeInclusive<u16> = 1200..=8972;
 
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
@@ -478,38 +480,45 @@ impl From<IdentityFiles> for CertificatesConfig {
 
 impl Limits {
     fn check(&self) -> Result<(), Wrong> {
-        let within = |key: &str, value: u64, range: std::ops::RangeInclusive<u64>| {
-            if range.contains(&value) {
-                return Ok(());
-            }
-            let (low, high) = (range.start(), range.end());
-            let key = format!("limits.{key}");
-            Err(Wrong::new(
-                key,
-                format!("must be {low} to {high}, not {value}"),
-            ))
-        };
-        within("local_streams", self.local_streams as u64, 1..=4096)?;
-        within("peer_streams", self.peer_streams.into(), 1..=1024)?;
-        let payload = UDP_PAYLOAD_BYTES;
+        within("local_streams", self.local_streams, 1..=4096)?;
+        within("peer_streams", self.peer_streams, 1..=1024)?;
         within(
             "udp_payload_bytes",
-            self.udp_payload_bytes.into(),
-            (*payload.start()).into()..=(*payload.end()).into(),
+            self.udp_payload_bytes,
+            UDP_PAYLOAD_BYTES,
         )?;
-        let wait = |key, span: Span| {
-            let millis = span.milliseconds();
-            within(key, millis, 100..=600_000)
-        };
-        wait("preamble_wait", self.preamble_wait)?;
-        wait("stall_wait", self.stall_wait)?;
-        let outage = self.outage_wait.milliseconds();
-        within("outage_wait", outage, 100..=86_400_000)?;
-        let tail = self.resume_tail.bytes();
-        within("resume_tail", tail, 64 << 10..=64 << 20)?;
-        let memory = self.window_memory.bytes();
-        within("window_memory", memory, 0..=16 << 30)
+        let (least, most) = (Duration::from_millis(100), Duration::from_mins(10));
+        let wait = Span::new(least)..=Span::new(most);
+        within("preamble_wait", self.preamble_wait, wait.clone())?;
+        within("stall_wait", self.stall_wait, wait)?;
+        let outage = Span::new(least)..=Span::new(Duration::from_hours(24));
+        within("outage_wait", self.outage_wait, outage)?;
+        let size = Size::from_bytes;
+        within(
+            "resume_tail",
+            self.resume_tail,
+            size(64 << 10)..=size(64 << 20),
+        )?;
+        within(
+            "window_memory",
+            self.window_memory,
+            size(0)..=size(16 << 30),
+        )
     }
+}
+
+/// Whether a limit is one that can be meant; both are told in its own unit.
+fn within<T: PartialOrd + Display + Copy>(
+    key: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<(), Wrong> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (low, high) = (range.start(), range.end());
+    let why = format!("must be {low} to {high}, not {value}");
+    Err(Wrong::new(format!("limits.{key}"), why))
 }
 
 #[cfg(test)]
@@ -575,7 +584,7 @@ mod tests {
                 "not a name",
             ),
             ("127.0.0.1:9411", "0.0.0.0:9411", "loopback"),
-            ("\"10s\"", "\"1h\"", "600000"),
+            ("\"10s\"", "\"1h\"", "100ms to 10m, not 1h"),
             ("stall_wait = \"10s\"", "udp_payload_bytes = 9001", "8972"),
             (
                 "[[services]]",

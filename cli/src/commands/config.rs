@@ -65,6 +65,12 @@ impl Command {
     }
 }
 
+/// What to do about a file that is the other daemon's: the tunnel's, the migrator's.
+const OTHERS: [&str; 2] = [
+    "its keys are those of a tunnel's configuration: check it --for tunnel, or name the other file",
+    "its keys are those of a migrator's configuration: check it --for migrator, or name the other file",
+];
+
 /// Does what was asked for.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Check(options) = command;
@@ -73,7 +79,13 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Some(daemon) => daemon,
         None => told_from(&text).ok_or_else(|| undecided(&options.file))?,
     };
-    let not_opened = check(daemon, &options.file, &text)?;
+    let not_opened = check(daemon, &options.file, &text).map_err(|fault| {
+        match told_from(&text).filter(|other| *other != daemon) {
+            Some(Daemon::Tunnel) => fault.remedy(OTHERS[0]),
+            Some(Daemon::Migrator) => fault.remedy(OTHERS[1]),
+            None => fault,
+        }
+    })?;
     let checked = Checked {
         file: &options.file,
         daemon,

@@ -48,7 +48,10 @@ fn l06_config_check_names_the_place_and_the_fix() {
             "trust_domain = \"d\"\nsite = \"edge\"\nhots = \"box\"\n",
             ":3:1: unknown key `hots`; did you mean `host`?",
         ),
-        ("trust_domain = \"d\"\nsite = 7\n", ":2:8: wrong type"),
+        (
+            "trust_domain = \"d\"\nsite = 7\n",
+            ":2:8: 7 is a number, and a text is wanted",
+        ),
         (
             "trust_domain = \"d\"\ntrust_domain = \"d\"\n",
             ":2:1: duplicate key",

@@ -26,10 +26,73 @@ pub(super) fn explain(message: &str) -> String {
     if message.starts_with("duplicate key") {
         return format!("{message}: a key may not stand twice; delete one of the two lines");
     }
-    if let Some(rest) = message.strip_prefix("invalid type: ") {
-        return format!("wrong type: this is a {rest}");
+    let complaint = message
+        .strip_prefix("invalid type: ")
+        .or_else(|| message.strip_prefix("invalid value: "));
+    match complaint.and_then(|rest| rest.split_once(", expected ")) {
+        Some((found, wanted)) => mismatch(found, wanted),
+        None => message,
     }
-    message
+}
+
+/// What stands where something else is wanted; a number where a text is has mostly lost its unit.
+fn mismatch(found: &str, wanted: &str) -> String {
+    let number = ["integer `", "floating point `"];
+    let number = number.iter().find_map(|kind| found.strip_prefix(kind));
+    if let (Some(number), "a string") = (number, wanted) {
+        let number = number.trim_end_matches('`');
+        return format!(
+            "{number} is a number, and a text is wanted: write it in quotes, a rate, a size or a time with its unit, as \
+             in \"{number}Mbit\", \"{number}MiB\" or \"{number}ms\""
+        );
+    }
+    format!(
+        "{} stands here; write {}",
+        plain(found),
+        plainly_wanted(wanted)
+    )
+}
+
+/// What was found, in plain words.
+fn plain(found: &str) -> String {
+    let kinds = [
+        ("integer `", "the number "),
+        ("floating point `", "the number "),
+        ("boolean `", ""),
+        ("string ", "the text "),
+    ];
+    let known = kinds.iter().find_map(|(kind, word)| {
+        let value = found.strip_prefix(kind)?;
+        Some(format!("{word}{}", value.trim_end_matches('`')))
+    });
+    known.unwrap_or_else(|| match found {
+        "sequence" => "a list".to_owned(),
+        "map" => "a table".to_owned(),
+        other => other.to_owned(),
+    })
+}
+
+/// What is wanted, in plain words.
+fn plainly_wanted(wanted: &str) -> String {
+    let most = match wanted {
+        "u8" => Some(u64::from(u8::MAX)),
+        "u16" => Some(u64::from(u16::MAX)),
+        "u32" => Some(u64::from(u32::MAX)),
+        _ => None,
+    };
+    if let Some(most) = most {
+        return format!("a whole number from 0 to {most}");
+    }
+    match wanted {
+        "u64" | "usize" => "a whole number".to_owned(),
+        "a string" => "a text in quotes".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a sequence" => "a list, in square brackets".to_owned(),
+        table if table.starts_with("struct ") || table == "a map" => {
+            "a table, with keys of its own".to_owned()
+        }
+        other => other.to_owned(),
+    }
 }
 
 fn unknown_key(unknown: &str, known: &[&str]) -> String {
@@ -75,6 +138,35 @@ fn distance(left: &str, right: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_there_is_said_in_plain_words_with_what_to_write() {
+        for (complaint, said) in [
+            (
+                "invalid type: integer `100`, expected a string",
+                "as in \"100Mbit\", \"100MiB\" or \"100ms\"",
+            ),
+            (
+                "invalid type: string \"x\", expected u16",
+                "the text \"x\" stands here; write a whole number from 0 to 65535",
+            ),
+            (
+                "invalid value: integer `70000`, expected u16",
+                "the number 70000 stands here; write a whole number from 0 to 65535",
+            ),
+            (
+                "invalid type: boolean `true`, expected a sequence",
+                "true stands here; write a list, in square brackets",
+            ),
+            (
+                "invalid type: sequence, expected struct Admin",
+                "a list stands here; write a table, with keys of its own",
+            ),
+            ("something else", "something else"),
+        ] {
+            assert!(explain(complaint).contains(said), "{}", explain(complaint));
+        }
+    }
 
     #[test]
     fn misspellings_are_recognised_and_strangers_are_not() {
