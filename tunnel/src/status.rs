@@ -568,7 +568,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         host: link.map(|link| link.peer.host.to_string()),
         state: verdict.state,
         reason: verdict.reason,
-        remedy: waiting.or(verdict.remedy.map(Cow::into_owned)),
+        remedy: waiting.or_else(|| verdict.remedy.map(Cow::into_owned)),
         since_unix_seconds: unix_seconds(state.since),
         rtt_us: link.map_or(0, |link| micros(link.rtt())),
         base_rtt_us: micros(estimate.base_rtt),
