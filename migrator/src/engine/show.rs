@@ -74,7 +74,7 @@ impl Worker {
     }
 
     /// The move the guest is part of, also while it waits for another attempt.
-    fn migration(&self) -> Option<MigrationId> {
+    pub(super) fn migration(&self) -> Option<MigrationId> {
         match &self.role {
             Some(Role::Source(source)) => Some(source.order().id),
             Some(Role::Target(target)) => Some(target.setup().migration),

@@ -353,12 +353,7 @@ impl Worker {
 
     /// Why no move of the guest can begin, if one is under way.
     fn other_move(&self) -> Option<Fault> {
-        let waits = self.retry.as_ref().map(|(_, order)| order.id);
-        let id = waits.or(match &self.role {
-            Some(Role::Source(source)) => Some(source.order().id),
-            Some(Role::Target(target)) => Some(target.setup().migration),
-            _ => None,
-        })?;
+        let id = self.migration()?;
         let detail = format!("the guest is part of move {id}");
         Some(Fault::new(Code::State, detail))
     }
