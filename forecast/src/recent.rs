@@ -1,26 +1,28 @@
 //! The short view: what the next seconds and minutes will carry, from the last ones.
 //!
-//! Means that forget at different speeds run side by side, each twice: one jumps when the rate seems to
-//! have changed for good, the other never does, for on some links such changes do not last. Which of them
-//! does best depends on the link and on how far ahead is asked, so each is scored at each horizon and
-//! the better it did the more it counts. What they say together is seen in four ways: as what stays or as
-//! what will in part have returned to what the link is used to, and as rough as just now or as always. Each
-//! has a band made of the errors it made, and counts at each quantile by how well it did there.
+//! Means that forget at different speeds run side by side: some jump when the rate seems to have changed
+//! for good and see errors as shares of the rate, as rough as it is just now; the others do neither, for on
+//! some links changes do not last. Each has at each horizon a band made of the errors it made there, and
+//! which of them does best depends on the link and on how far ahead is asked; so each counts, at
+//! each quantile, the more the less it lost there so far. A horizon that has passed only a few times leans
+//! on the errors of the next shorter one.
+
+mod expert;
 
 use std::collections::VecDeque;
 
+use self::expert::{Expert, Quantiles, together};
 use crate::band::Band;
-use crate::score::loss;
-use crate::season::errors::{Errors, SHARES as SHARES_BELOW};
-use crate::season::hazard::Tails;
 
-/// Shares of the newest sample in the means, from the last value to minutes.
-const SHARES: [f64; 5] = [1.0, 0.3, 0.1, 0.03, 0.01];
+/// Shares of the newest sample in the means that jump, which are of logarithms.
+const JUMPING: [f64; 4] = [1.0, 0.3, 0.1, 0.03];
 
-/// Each of them with jumps and without.
-const MEAN_COUNT: usize = 2 * SHARES.len();
+/// Shares in those that stay, which are of rates: from the last value to the last three minutes.
+const STAYING: [f64; 7] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005];
 
-/// The mean that changes are told from.
+const EXPERT_COUNT: usize = JUMPING.len() + STAYING.len();
+
+/// The jumping mean that changes are told from.
 const WATCHED: usize = 2;
 
 /// How far ahead is scored, in samples, which come each second while the link is full.
@@ -28,6 +30,10 @@ pub const HORIZONS: [usize; 4] = [1, 10, 60, 300];
 
 /// Samples kept: the longest horizon.
 const SAMPLE_COUNT_MAX: usize = HORIZONS[3];
+
+/// What is said of a horizon is noted so often while it passes, or at each sample: those between would
+/// say much the same.
+const NOTES_A_HORIZON: usize = 10;
 
 /// Samples before anything is said.
 pub const SAMPLE_COUNT_MIN: u64 = 10;
@@ -47,19 +53,11 @@ const SPREAD_MIN: f64 = 0.01;
 /// Share by which the spread follows.
 const SPREAD_SHARE: f64 = 0.02;
 
-/// Samples that losses remember, and horizons beside them: samples within one are much alike.
-const LOSS_COUNT_MIN: usize = 600;
-const LOSS_HORIZONS: usize = 10;
+/// Quantiles 10, 50 and 90 of errors before any is seen, in spreads: of a normal one of mean absolute value one.
+const ERRORS_FIRST: Quantiles = [-1.6, 0.0, 1.6];
 
-/// How much more the better means count: one whose errors are a tenth larger counts a third.
-const FAVOUR: i32 = 6;
-
-/// How much the means that never jump count beside those that do, as long as they are as good: a link that
-/// has never changed says nothing of either, and a change is to be followed at once.
-const STAYING_SHARE: f64 = 0.3;
-
-/// Mean squares of errors that are as good as none.
-const LOSS_MIN: f64 = 1e-6;
+/// How many times a horizon has to pass before its errors are believed as much as those of the shorter one.
+const PASSES: f64 = 7.0;
 
 /// Share of the newest sample in what the link is used to: of the last eight minutes, more or less.
 const USUAL_SHARE: f64 = 0.002;
@@ -70,163 +68,104 @@ const HIGHEST_SHARE: f64 = 0.0005;
 /// A second that carries next to nothing counts as a fiftieth of the usual, in logarithms.
 const FALL_MAX: f64 = 3.9;
 
-/// Ways to see what the means say: it stays or returns in part; as rough as now or as always.
-const VIEWS: [(Way, Roughness); 4] = [
-    (Way::Stays, Roughness::Now),
-    (Way::Returns, Roughness::Now),
-    (Way::Stays, Roughness::Always),
-    (Way::Returns, Roughness::Always),
-];
-const VIEW_COUNT: usize = VIEWS.len();
-
-#[derive(Debug, Clone, Copy)]
-enum Way {
-    Stays,
-    Returns,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Roughness {
-    Now,
-    Always,
-}
-
-/// Samples that the return, and the losses of the views, are learnt from.
-const VIEW_SAMPLES: f64 = 2000.0;
-
-/// Horizons that have to pass before half of the return that was seen is believed.
-const RETURN_HORIZONS: usize = 10;
-
-/// How many times as far away as it mostly was a rate may be for its return to be known.
-const AWAY_MAX: f64 = 2.0;
-
-/// How much more the better view counts, at each quantile: one whose losses are a tenth larger counts
-/// a seventh.
-const VIEW_FAVOUR: i32 = 20;
-
-/// Losses that are as good as none, in bytes per second.
-const VIEW_LOSS_MIN: f64 = 1e-3;
-
 /// A change is believed after so much evidence beyond the slack, in spreads (Page's test).
 const SLACK: f64 = 1.5;
 const EVIDENCE_MAX: f64 = 4.0;
 const ENOUGH: f64 = 9.0;
 
-type Means = [f64; MEAN_COUNT];
+/// Samples at the end of the evidence that are the change; one of them alone may be odd.
+const CHANGE_COUNT: usize = 3;
 
-/// Quantiles 10, 50 and 90, as logarithms of rates.
-type Quantiles = [f64; 3];
+/// How much the means that stay count beside those that jump, as long as they are as good, where no change was
+/// seen: such a link says nothing of either, and a change is to be followed at once.
+const STAYING_SHARE: f64 = 0.003;
+
+/// Samples that changes are remembered for; older ones fade.
+const CHANGE_MEMORY: f64 = 1000.0;
+
+/// How much of a change each error after it tells: how well a mean follows is not seen by one of them.
+const CHANGE_SHARE: f64 = 0.03;
+
+/// Quantiles for each mean: of its errors, each in its own unit, or of rates.
+type OfEach = [Quantiles; EXPERT_COUNT];
 
 /// The last samples of capacity, and what they say of the next.
 #[derive(Debug, Clone)]
 pub struct Recent {
     /// The rates, newest first.
     samples: VecDeque<f64>,
-    means: Means,
-    usual: Usual,
-    spread: f64,
+    now: Said,
+    /// Logarithm of the rate that the link is used to.
+    usual: f64,
     count: u64,
     evidence: [f64; 2],
-    horizons: Vec<Horizon>,
+    horizons: [Horizon; HORIZONS.len()],
 }
 
-/// What the link is used to: rate, highest rate and spread.
-#[derive(Debug, Clone, Copy)]
-struct Usual {
-    mean: f64,
-    highest: f64,
-    spread: f64,
-}
-
-impl Default for Usual {
-    fn default() -> Self {
-        Self {
-            mean: 0.0,
-            highest: 0.0,
-            spread: SPREAD_FIRST,
-        }
-    }
-}
-
-impl Usual {
-    fn observe(&mut self, sample: f64, spread: f64, count: u64) {
-        // At first it is the mean of all that was seen.
-        let share = USUAL_SHARE.max(1.0 / count as f64);
-        self.mean += (sample - self.mean) * share;
-        self.spread += (spread - self.spread) * share;
-        self.highest += (self.mean - self.highest) * HIGHEST_SHARE;
-        self.highest = self.highest.max(sample);
-    }
-}
-
-/// How well the means and the views did at one horizon.
-#[derive(Debug, Clone)]
-struct Horizon {
-    length: usize,
-    /// What was said and has not come, oldest first.
-    open: VecDeque<Said>,
-    /// Mean squares of the errors: medians would follow each step of what comes and goes.
-    losses: Means,
-    count: usize,
-    returns: Returns,
-    views: [View; VIEW_COUNT],
-}
-
-/// How far rates went back to what was usual, by least squares.
-#[derive(Debug, Clone, Copy, Default)]
-struct Returns {
-    squares: f64,
-    products: f64,
-    count: f64,
-}
-
-/// One way to see what the means say.
-#[derive(Debug, Clone, Default)]
-struct View {
-    errors: Errors,
-    /// Mean loss of each quantile, in bytes per second.
-    losses: Quantiles,
-}
-
-/// What was said of a horizon. Errors are taken from this and nothing that was learnt later: the spread,
+/// What the means said at one time. Errors are taken from this and nothing that was learnt later: the spread,
 /// above all, is larger after a change than it was before.
 #[derive(Debug, Clone, Copy)]
 struct Said {
-    means: Means,
-    /// The means together, and how far that is from what is usual.
-    mean: f64,
-    away: f64,
-    views: [SaidView; VIEW_COUNT],
+    /// Logarithms of rates.
+    jumping: [f64; JUMPING.len()],
+    /// Rates.
+    staying: [f64; STAYING.len()],
+    /// How rough the rate is just now: mean absolute residual of its logarithm.
+    spread: f64,
+    /// Logarithm of the most that was seen, which fades into the usual.
+    highest: f64,
+    /// Changes seen; old ones fade.
+    changes: f64,
 }
 
-/// What one view said: errors are in units of its scale.
-#[derive(Debug, Clone, Copy)]
-struct SaidView {
-    point: f64,
-    scale: f64,
-    quantiles: Quantiles,
+impl Said {
+    /// The errors to expect before any is seen.
+    fn first_errors(&self) -> OfEach {
+        std::array::from_fn(|index| match index.checked_sub(JUMPING.len()) {
+            None => ERRORS_FIRST,
+            Some(index) => ERRORS_FIRST.map(|error| error * self.spread * self.staying[index]),
+        })
+    }
+
+    /// The rates that these errors lead to. What the link has never carried is not forecast, whatever errors
+    /// and spread would say.
+    fn rates(&self, errors: &OfEach) -> OfEach {
+        let highest = self.jumping.iter().copied().fold(self.highest, f64::max);
+        let most = highest.exp();
+        std::array::from_fn(|index| match index.checked_sub(JUMPING.len()) {
+            None => errors[index].map(|error| {
+                (self.jumping[index] + error * self.spread)
+                    .min(highest)
+                    .exp()
+            }),
+            Some(staying) => {
+                errors[index].map(|error| (self.staying[staying] + error).clamp(0.0, most))
+            }
+        })
+    }
+
+    /// The error of each, given the rate that came and its logarithm: of those that jump in spreads, of those
+    /// that stay in bytes per second.
+    fn errors(&self, rate: f64, logarithm: f64) -> [f64; EXPERT_COUNT] {
+        std::array::from_fn(|index| match index.checked_sub(JUMPING.len()) {
+            None => (logarithm - self.jumping[index]) / self.spread,
+            Some(staying) => rate - self.staying[staying],
+        })
+    }
 }
 
-impl Returns {
-    fn observe(&mut self, away: f64, moved: f64) {
-        let keep = 1.0 - 1.0 / VIEW_SAMPLES;
-        self.squares = self.squares * keep + away * away;
-        self.products = self.products * keep + away * moved;
-        self.count = self.count * keep + 1.0;
-    }
-
-    /// The share of the way back that is expected: the less, the fewer horizons were seen.
-    fn share(&self, length: usize) -> f64 {
-        let believed = self.count / (self.count + count_of(RETURN_HORIZONS * length));
-        (-believed * self.products / (self.squares + LOSS_MIN)).clamp(0.0, 1.0)
-    }
-
-    /// How far it will go back from so far away. That noise comes back says nothing of a change that is
-    /// many times as large.
-    fn expected(&self, away: f64, length: usize) -> f64 {
-        let known = AWAY_MAX * (self.squares / self.count.max(1.0)).sqrt();
-        self.share(length) * away.clamp(-known, known)
-    }
+/// How well the means did at one horizon.
+#[derive(Debug, Clone)]
+struct Horizon {
+    /// In samples.
+    length: usize,
+    /// What was said and has not come, oldest first.
+    open: VecDeque<Said>,
+    experts: [Expert; EXPERT_COUNT],
+    /// Errors seen.
+    count: u64,
+    /// Changes of which the errors tell.
+    changes: f64,
 }
 
 impl Horizon {
@@ -234,79 +173,28 @@ impl Horizon {
         Self {
             length,
             open: VecDeque::new(),
-            losses: Means::default(),
+            experts: [Expert::default(); EXPERT_COUNT],
             count: 0,
-            returns: Returns::default(),
-            views: Default::default(),
+            changes: 0.0,
         }
     }
 
-    /// What the means say together.
-    fn blend(&self, means: &Means) -> f64 {
-        let least = self.losses.iter().copied().fold(f64::INFINITY, f64::min);
-        let (mut sum, mut weights) = (0.0, 0.0);
-        for (index, (loss, mean)) in self.losses.iter().zip(means).enumerate() {
-            let is_jumping = index < SHARES.len();
-            let share = if is_jumping { 1.0 } else { STAYING_SHARE };
-            let weight = share * ((least + LOSS_MIN) / (loss + LOSS_MIN)).powi(FAVOUR);
-            sum += weight * mean;
-            weights += weight;
-        }
-        sum / weights
+    /// Samples from one note to the next.
+    fn stride(&self) -> usize {
+        (self.length / NOTES_A_HORIZON).max(1)
     }
 
-    /// What is to be said, given the means, what is usual, and the spread now.
-    fn say(&self, means: &Means, usual: &Usual, spread: f64) -> Said {
-        let mean = self.blend(means);
-        let away = mean - usual.mean;
-        // What the link has never carried is not forecast, whatever errors and spread would say.
-        let highest = usual.highest.max(mean);
-        let views = std::array::from_fn(|index| {
-            let (way, roughness) = VIEWS[index];
-            let point = match way {
-                Way::Stays => mean,
-                Way::Returns => mean - self.returns.expected(away, self.length),
-            };
-            let scale = match roughness {
-                Roughness::Now => spread,
-                Roughness::Always => usual.spread,
-            };
-            let errors = &self.views[index].errors;
-            let quantiles = errors
-                .quantiles(self.length, &Tails::default())
-                .map(|error| (point + error * scale).min(highest));
-            SaidView {
-                point,
-                scale,
-                quantiles,
-            }
-        });
-        Said {
-            means: *means,
-            mean,
-            away,
-            views,
-        }
+    /// The errors to expect, given those of the next shorter horizon.
+    fn errors(&self, shorter: &OfEach) -> OfEach {
+        let passed = self.count as f64 * count_of(self.stride()) / count_of(self.length);
+        let believed = passed / (passed + PASSES);
+        std::array::from_fn(|index| self.experts[index].errors(&shorter[index], believed))
     }
 
-    /// The views together, at each quantile the more the better they did there.
-    fn quantiles(&self, said: &Said) -> Quantiles {
-        std::array::from_fn(|quantile| {
-            let losses = self.views.each_ref().map(|view| view.losses[quantile]);
-            let least = losses.iter().copied().fold(f64::INFINITY, f64::min) + VIEW_LOSS_MIN;
-            let (mut sum, mut weights) = (0.0, 0.0);
-            for (loss, view) in losses.iter().zip(&said.views) {
-                let weight = (least / (loss + VIEW_LOSS_MIN)).powi(VIEW_FAVOUR);
-                sum += weight * view.quantiles[quantile];
-                weights += weight;
-            }
-            sum / weights
-        })
-    }
-
-    /// Compares what was said a horizon ago with what came, if anything was.
-    fn score(&mut self, samples: &VecDeque<f64>, lowest: f64) {
-        if self.open.len() < self.length {
+    /// Compares what was said a horizon ago with what came, if anything was; what it lost is counted with
+    /// the errors expected by now, as if the link had been known then.
+    fn score(&mut self, errors: &OfEach, samples: &VecDeque<f64>, lowest: f64) {
+        if self.open.len() < self.length / self.stride() {
             return;
         }
         let Some(said) = self.open.pop_front() else {
@@ -314,24 +202,20 @@ impl Horizon {
         };
         let sum: f64 = samples.iter().take(self.length).sum();
         let rate = sum / count_of(self.length);
-        let outcome = rate.ln().max(lowest);
-        let step = 1.0 / (self.returns.count + 1.0);
-        for (view, said) in self.views.iter_mut().zip(&said.views) {
-            let error = (outcome - said.point) / said.scale;
-            view.errors.adapt(error, self.length, &Tails::default());
-            view.errors.observe(error);
-            let quantiles = SHARES_BELOW.iter().zip(said.quantiles);
-            for (mean, (share, quantile)) in view.losses.iter_mut().zip(quantiles) {
-                // In rates, as it is felt: too high a p90 costs more than its logarithm tells.
-                let loss = loss(*share, quantile.exp(), rate);
-                *mean += (loss - *mean) * step;
-            }
+        let rates = said.rates(errors);
+        let errors = said.errors(rate, rate.ln().max(lowest));
+        for ((expert, rates), error) in self.experts.iter_mut().zip(&rates).zip(errors) {
+            expert.observe(self.count, error, rates, rate);
         }
-        self.returns.observe(said.away, outcome - said.mean);
-        self.count = (self.count + 1).min(LOSS_COUNT_MIN + LOSS_HORIZONS * self.length);
-        for (loss, mean) in self.losses.iter_mut().zip(said.means) {
-            *loss += ((outcome - mean).powi(2) - *loss) / count_of(self.count);
-        }
+        self.count += 1;
+        self.changes += (said.changes - self.changes) * CHANGE_SHARE;
+    }
+
+    /// What the means say together that say these rates one by one.
+    fn together(&self, rates: &OfEach) -> Quantiles {
+        let staying = (self.changes + STAYING_SHARE) / (self.changes + 1.0);
+        let shares = std::array::from_fn(|index| if index < JUMPING.len() { 1.0 } else { staying });
+        together(&self.experts, &shares, rates)
     }
 }
 
@@ -339,12 +223,17 @@ impl Default for Recent {
     fn default() -> Self {
         Self {
             samples: VecDeque::new(),
-            means: Means::default(),
-            usual: Usual::default(),
-            spread: SPREAD_FIRST,
+            now: Said {
+                jumping: [0.0; JUMPING.len()],
+                staying: [0.0; STAYING.len()],
+                spread: SPREAD_FIRST,
+                highest: 0.0,
+                changes: 0.0,
+            },
+            usual: 0.0,
             count: 0,
             evidence: [0.0; 2],
-            horizons: HORIZONS.map(Horizon::new).into(),
+            horizons: HORIZONS.map(Horizon::new),
         }
     }
 }
@@ -355,36 +244,59 @@ impl Recent {
         let rate = rate.clamp(RATE_MIN, RATE_MAX);
         let mut sample = rate.ln();
         if self.count == 0 {
-            self.means = [sample; MEAN_COUNT];
-            self.usual.mean = sample;
-            self.usual.highest = sample;
+            self.now.jumping.fill(sample);
+            self.now.staying.fill(rate);
+            self.now.highest = sample;
+            self.usual = sample;
         }
-        let lowest = self.usual.mean - FALL_MAX;
+        let lowest = self.usual - FALL_MAX;
         sample = sample.max(lowest);
         self.count += 1;
         self.samples.truncate(SAMPLE_COUNT_MAX - 1);
         self.samples.push_front(rate);
+        let count = self.count;
+        let is_noted = |horizon: &Horizon| count.is_multiple_of(horizon.stride() as u64);
+        let mut errors = self.now.first_errors();
         for horizon in &mut self.horizons {
-            horizon.score(&self.samples, lowest);
+            errors = horizon.errors(&errors);
+            if is_noted(horizon) {
+                horizon.score(&errors, &self.samples, lowest);
+            }
         }
-        let residual = sample - self.means[WATCHED];
-        let strayed = residual.abs().min(4.0 * self.spread);
-        if self.has_changed(residual / self.spread) {
-            // The last three samples are the change; one of them alone may be odd.
-            let newest: Vec<f64> = self.samples.iter().take(3).map(|rate| rate.ln()).collect();
-            let mean = newest.iter().sum::<f64>() / count_of(newest.len());
-            self.means[..SHARES.len()].fill(mean);
+        self.follow(sample, rate);
+        for horizon in &mut self.horizons {
+            if is_noted(horizon) {
+                horizon.open.push_back(self.now);
+            }
         }
-        self.spread += (strayed - self.spread) * SPREAD_SHARE;
-        self.spread = self.spread.max(SPREAD_MIN);
-        for (mean, share) in self.means.iter_mut().zip(SHARES.iter().cycle()) {
+    }
+
+    /// The means, the spread and what is usual, after a sample.
+    fn follow(&mut self, sample: f64, rate: f64) {
+        let residual = sample - self.now.jumping[WATCHED];
+        let strayed = residual.abs().min(4.0 * self.now.spread);
+        self.now.changes -= self.now.changes / CHANGE_MEMORY;
+        if self.has_changed(residual / self.now.spread) {
+            self.now.changes += 1.0;
+            let newest = self.samples.iter().take(CHANGE_COUNT);
+            let count = count_of(newest.len());
+            let mean = newest.map(|rate| rate.ln()).sum::<f64>() / count;
+            self.now.jumping.fill(mean);
+        }
+        // At first what is slow is the mean of all that was seen.
+        let least = 1.0 / self.count as f64;
+        let now = &mut self.now;
+        now.spread += (strayed - now.spread) * SPREAD_SHARE;
+        now.spread = now.spread.max(SPREAD_MIN);
+        for (mean, share) in now.jumping.iter_mut().zip(JUMPING) {
             *mean += (sample - *mean) * share;
         }
-        self.usual.observe(sample, self.spread, self.count);
-        for horizon in &mut self.horizons {
-            let said = horizon.say(&self.means, &self.usual, self.spread);
-            horizon.open.push_back(said);
+        for (mean, share) in now.staying.iter_mut().zip(STAYING) {
+            *mean += (rate - *mean) * share.max(least);
         }
+        self.usual += (sample - self.usual) * USUAL_SHARE.max(least);
+        now.highest += (self.usual - now.highest) * HIGHEST_SHARE;
+        now.highest = now.highest.max(sample);
     }
 
     /// Samples taken since the start.
@@ -413,9 +325,11 @@ impl Recent {
         }
         let index = HORIZONS.partition_point(|length| (*length as u64) < seconds);
         let index = index.min(HORIZONS.len() - 1);
-        let horizon = &self.horizons[index];
-        let said = horizon.open.back()?;
-        let [p10, p50, p90] = horizon.quantiles(said).map(f64::exp);
+        let first = self.now.first_errors();
+        let known = self.horizons[..=index].iter();
+        let errors = known.fold(first, |shorter, horizon| horizon.errors(&shorter));
+        let said = self.now.rates(&errors);
+        let [p10, p50, p90] = self.horizons[index].together(&said);
         Some(Band::new(p10, p50, p90))
     }
 }
@@ -430,7 +344,9 @@ mod tests {
 
     /// Numbers that look random, from -1 to 1.
     fn noise(index: u64) -> f64 {
-        let mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44;
+        // Without the second step they would be spread more evenly than chance does.
+        let mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;
         (mixed % 2001) as f64 / 1000.0 - 1.0
     }
 
@@ -543,49 +459,6 @@ mod tests {
         // It carries some 450 kB/s then, and 770 kB/s on average in the minute that follows.
         let band = lowest.unwrap();
         assert!(band.p50 > 0.6e6, "{band:?}");
-        assert!(recent.horizons[2].returns.share(60) > 0.3);
-    }
-
-    #[test]
-    fn a_view_returns_as_far_as_rates_did_and_no_farther_than_is_known() {
-        let mut horizon = Horizon::new(1);
-        for index in 0..1000 {
-            let away = 0.1 * noise(index);
-            horizon.returns.observe(away, -0.5 * away);
-        }
-        let usual = Usual {
-            mean: 10.0,
-            highest: 12.0,
-            spread: 0.1,
-        };
-        let returned = |mean: f64| {
-            let said = horizon.say(&[mean; MEAN_COUNT], &usual, 0.1);
-            assert!((said.views[0].point - mean).abs() < 1e-9, "one view stays");
-            mean - said.views[1].point
-        };
-        assert!((returned(10.1) - 0.05).abs() < 0.005);
-        // Ten times as far away as ever, it is not known to come back.
-        assert!(returned(11.0) < 0.1);
-    }
-
-    #[test]
-    fn errors_count_in_the_spread_they_were_forecast_with() {
-        let mut horizon = Horizon::new(1);
-        let usual = Usual {
-            mean: 10.0,
-            highest: 12.0,
-            spread: 0.4,
-        };
-        // A fall by 0.2 after each quiet second, which was said with a spread of 0.1.
-        for _ in 0..500 {
-            let said = horizon.say(&[10.0; MEAN_COUNT], &usual, 0.1);
-            horizon.open.push_back(said);
-            horizon.score(&VecDeque::from([9.8_f64.exp()]), 6.0);
-        }
-        for (view, error) in horizon.views.iter().zip([-2.0, -2.0, -0.5, -0.5]) {
-            let [_, p50, _] = view.errors.quantiles(1, &Tails::default());
-            assert!((p50 - error).abs() < 0.2, "{p50} and {error}");
-        }
     }
 
     #[test]
@@ -604,6 +477,23 @@ mod tests {
     }
 
     #[test]
+    fn errors_count_in_the_spread_they_were_forecast_with() {
+        let mut said = Recent::default().now;
+        said.jumping.fill(10.0);
+        said.staying.fill(1e4);
+        said.spread = 0.1;
+        let mut horizon = Horizon::new(1);
+        let known = said.first_errors();
+        // A fall by 0.2 after each quiet second, which was said with a spread of 0.1.
+        for _ in 0..500 {
+            horizon.open.push_back(said);
+            horizon.score(&known, &VecDeque::from([9.8_f64.exp()]), 6.0);
+        }
+        let [_, p50, _] = horizon.errors(&known)[WATCHED];
+        assert!((p50 + 2.0).abs() < 0.2, "{p50}");
+    }
+
+    #[test]
     fn noise_makes_slow_means_best_and_steps_make_fast_ones_best() {
         let mut steady = Recent::default();
         let mut wandering = Recent::default();
@@ -613,10 +503,37 @@ mod tests {
             level += 0.1 * noise(index);
             wandering.observe(1e6 * f64::exp(level));
         }
-        // The slow ones far from the fast ones: whom does the blend follow?
-        let means: Means = std::array::from_fn(|index| SHARES[index % SHARES.len()]);
-        let follows = |recent: &Recent| recent.horizons[1].blend(&means);
+        // The slow ones far from the fast ones: whom do they follow together?
+        let shares: Vec<f64> = JUMPING.iter().chain(&STAYING).copied().collect();
+        let said: OfEach = std::array::from_fn(|index| [shares[index]; 3]);
+        let follows = |recent: &Recent| recent.horizons[1].together(&said)[1];
         let (slow, fast) = (follows(&steady), follows(&wandering));
         assert!(slow < 0.5 * fast, "{slow} and {fast}");
+    }
+
+    #[test]
+    fn a_line_of_a_few_minutes_has_a_band_for_the_next_one() {
+        let mut recent = Recent::default();
+        for index in 0..120 {
+            recent.observe(rough(index, 1e6));
+        }
+        for seconds in [1, 10, 60, 300] {
+            let band = recent.forecast(seconds).unwrap();
+            assert!(band.p10 > 0.85e6 && band.p10 < band.p50, "{band:?}");
+            assert!(band.p90 < 1.15e6 && band.p90 > band.p50, "{band:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_does_not_grow() {
+        let mut recent = Recent::default();
+        let kept = |recent: &Recent| {
+            let open = recent.horizons.iter().map(|horizon| horizon.open.len());
+            open.max().unwrap().max(recent.samples.len() / 30)
+        };
+        for index in 0..5000 {
+            recent.observe(rough(index, 1e6));
+            assert!(kept(&recent) <= NOTES_A_HORIZON, "{index}");
+        }
     }
 }
