@@ -303,13 +303,13 @@ impl Peer {
     }
 
     fn unlinked(&self) -> Fault {
-        let (site, state) = (&self.site, self.state());
-        let (code, reason) = match &state.barred {
-            Some(barred) => (barred.code, &barred.detail),
-            None => (Code::Unreachable, &state.reason),
-        };
-        let fault = Fault::new(code, format!("no link to {site}: {reason}"));
-        match status::verdict(self).remedy {
+        let barred = self.state.borrow().barred.as_ref().map(|fault| fault.code);
+        let verdict = status::verdict(self);
+        let fault = Fault::new(
+            barred.unwrap_or(Code::Unreachable),
+            format!("no link to {}: {}", self.site, verdict.reason),
+        );
+        match verdict.remedy {
             Some(remedy) => fault.remedy(remedy),
             None => fault,
         }

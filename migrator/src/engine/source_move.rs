@@ -108,6 +108,8 @@ pub(super) struct SourceMove {
     link: u64,
     /// Why there are none, as it was logged last: an outage tries ten times a second.
     no_lanes: Option<Fault>,
+    /// Whether the target can have heard of this attempt.
+    had_lanes: bool,
     judge: Judge,
     outcome: Option<Outcome>,
     begun_at: Instant,
@@ -179,6 +181,7 @@ impl SourceMove {
             read_again_at: None,
             link: 0,
             no_lanes: None,
+            had_lanes: false,
             judge: Judge::default(),
             outcome: None,
             begun_at: now(),
@@ -420,6 +423,7 @@ impl SourceMove {
         let event = match attached {
             Ok(()) => {
                 self.no_lanes = None;
+                self.had_lanes = true;
                 Event::LinkUp
             }
             Err(fault) => {
@@ -564,7 +568,8 @@ impl SourceMove {
                 ground.close_link();
                 let rest = if self.order.is_tried_again(ground, &fault) {
                     Rest::Again(Box::new(self.order))
-                } else if self.machine.is_link_up() {
+                } else if self.machine.is_link_up() || !self.had_lanes {
+                    // It says so itself, or the target never heard of it.
                     Order::forget(ground);
                     Rest::Nothing
                 } else {

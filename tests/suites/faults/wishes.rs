@@ -11,6 +11,9 @@ use towpath_tests::verdict::wait_until;
 /// A move's own rate: far below what the link carries.
 const RATE_BITS: u64 = 40_000_000;
 
+/// Moves that may meet a machine too busy to use their rate.
+const TRY_COUNT: usize = 4;
+
 /// How long its bytes are counted.
 const SPAN: Duration = Duration::from_secs(2);
 
@@ -19,20 +22,17 @@ fn begin(scene: &Scene, request: &MigrationRequest) {
     assert!(begun.is_ok(), "{begun:?}");
 }
 
-#[test]
-fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
-    let scene = Scene::new(LINK);
-    // Half of its pages pack well: what goes over the link is about half of what it is made from.
-    let guest = Guest::new("thrifty", 48);
-    let mut console = scene.guest(&guest);
+/// Moves a guest under its rate; the hundredths of what it may that its bytes on the link came to.
+fn share_of_rate(scene: &Scene, guest: &Guest) -> u64 {
+    let mut console = scene.guest(guest);
     begin(
-        &scene,
+        scene,
         &MigrationRequest {
             rate_bits_per_second: Some(RATE_BITS),
-            ..Lab::request(&guest, SOURCE, MigrationMode::Auto)
+            ..Lab::request(guest, SOURCE, MigrationMode::Auto)
         },
     );
-    scene.reaches(&guest, Phase::Copying).unwrap();
+    scene.reaches(guest, Phase::Copying).unwrap();
     let sent = || {
         let view = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
         let view = view.into_iter().next()?;
@@ -50,10 +50,28 @@ fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
         "{raw_bytes} bytes do not pack into {wire_bytes}"
     );
     let allowed = RATE_BITS / 8 * u64::try_from((last.0 - first.0).as_millis()).unwrap() / 1000;
-    // More by what is under way between the two looks; less by what a busy machine does not get done.
-    let share = wire_bytes * 100 / allowed;
-    assert!((80..=105).contains(&share), "{wire_bytes} of {allowed}");
-    scene.arrives(&guest, &mut console).unwrap();
+    scene.arrives(guest, &mut console).unwrap();
+    scene.lab.forget_guest(&guest.name);
+    wire_bytes * 100 / allowed
+}
+
+#[test]
+fn the_rate_of_a_move_is_that_of_its_bytes_on_the_link() {
+    let scene = Scene::new(LINK);
+    // Half of its pages pack well: what goes over the link is about half of what it is made from.
+    let guest = Guest::new("thrifty", 48);
+    let mut shares = Vec::new();
+    for _ in 0..TRY_COUNT {
+        let share = share_of_rate(&scene, &guest);
+        // More by what is under way between two looks.
+        assert!(share <= 105, "{share} hundredths of the rate");
+        shares.push(share);
+        if share >= 80 {
+            return;
+        }
+    }
+    // Less by what a busy machine does not get done.
+    panic!("hundredths of the rate: {shares:?}");
 }
 
 #[test]
