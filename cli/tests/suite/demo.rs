@@ -107,7 +107,9 @@ const NOBODY: u32 = 65534;
 #[test]
 fn an_ordinary_user_needs_no_rights_for_the_demo() {
     if !rustix::process::geteuid().is_root() {
-        // All of these tests are an ordinary user's.
+        println!(
+            "skipped: only root can become an ordinary user; as one, all of these tests are its"
+        );
         return;
     }
     let folder = tempfile::tempdir().unwrap();
