@@ -206,11 +206,9 @@ impl Ground {
     }
 
     pub(super) fn load_config(folder: &GuestFolder) -> Result<GuestConfig, Fault> {
-        let bytes = folder
-            .read(&file_name(DESCRIPTION))?
-            .ok_or_else(|| Fault::new(Code::Quarantine, "the guest's description is gone"))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Fault::new(Code::Quarantine, format!("{DESCRIPTION}: {error}")))
+        folder
+            .read_document(&file_name(DESCRIPTION))?
+            .ok_or_else(|| Fault::new(Code::Quarantine, "the guest's description is gone"))
     }
 
     /// The folder as the guest process is told it.
@@ -358,8 +356,7 @@ impl Ground {
 
 fn write_config(folder: &GuestFolder, config: Option<&GuestConfig>) -> Result<(), Fault> {
     let config = config.ok_or_else(|| Fault::new(Code::State, "the guest is not described"))?;
-    let text = serde_json::to_vec_pretty(config).expect("plain structs always serialise");
-    folder.write(&file_name(DESCRIPTION), &text)
+    folder.write_document(&file_name(DESCRIPTION), config)
 }
 
 /// Whether a folder was left by a start that ended before the guest's journal was there.

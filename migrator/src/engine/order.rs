@@ -74,20 +74,14 @@ impl Order {
         let Some(folder) = &ground.folder else {
             return Err(Fault::new(Code::State, "the guest has no folder yet"));
         };
-        let text = serde_json::to_vec_pretty(self).expect("plain structs always serialise");
-        folder.write(&file_name(MOVE_FILE), &text)
+        folder.write_document(&file_name(MOVE_FILE), self)
     }
 
     pub(super) fn load(ground: &Ground) -> Result<Option<Self>, Fault> {
-        let Some(folder) = &ground.folder else {
-            return Ok(None);
-        };
-        let Some(bytes) = folder.read(&file_name(MOVE_FILE))? else {
-            return Ok(None);
-        };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| Fault::new(Code::Quarantine, format!("{MOVE_FILE}: {error}")))
+        match &ground.folder {
+            Some(folder) => folder.read_document(&file_name(MOVE_FILE)),
+            None => Ok(None),
+        }
     }
 
     /// The order of a move behind its commit. The record alone says what is left of it to do: a file that is

@@ -408,12 +408,8 @@ impl Worker {
             Some(Role::Source(source)) if source.order().id == id => {
                 if !source.is_committed() {
                     // First of all: a restart in the middle of this must not begin it anew.
-                    let order = source.order().clone();
-                    self.end_order(&order);
+                    self.farewells.end_order(&self.ground, source.order());
                 }
-                let Some(Role::Source(source)) = &mut self.role else {
-                    unreachable!("nothing else has taken its place");
-                };
                 source.handle(&mut self.ground, source::Event::Cancel)
             }
             _ => {

@@ -28,6 +28,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, GuestId, Name};
 use towpath_protocol::space::Geometry;
@@ -368,6 +370,30 @@ impl GuestFolder {
     /// `E_IO`; the old file is there then.
     pub fn write(&self, name: &Name, content: &[u8]) -> Result<(), Fault> {
         write_file(&self.folder, name.as_str(), content)
+    }
+
+    /// Writes a document to a small file, durably.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestFolder::write`].
+    pub fn write_document(&self, name: &Name, document: &impl Serialize) -> Result<(), Fault> {
+        let text = serde_json::to_vec_pretty(document).expect("plain structs always serialise");
+        self.write(name, &text)
+    }
+
+    /// Reads a document from a small file, if that is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestFolder::read`], and `E_QUARANTINE` if it is not such a document.
+    pub fn read_document<T: DeserializeOwned>(&self, name: &Name) -> Result<Option<T>, Fault> {
+        let Some(bytes) = self.read(name)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| Fault::new(Code::Quarantine, format!("{name}: {error}")))
     }
 
     /// Reads a small file, if it is there.

@@ -60,11 +60,8 @@ impl Farewells {
         let Some(folder) = &ground.folder else {
             return Ok(Vec::new());
         };
-        let Some(bytes) = folder.read(&file_name(FAREWELLS_FILE))? else {
-            return Ok(Vec::new());
-        };
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Fault::new(Code::Quarantine, format!("{FAREWELLS_FILE}: {error}")))
+        let known = folder.read_document(&file_name(FAREWELLS_FILE))?;
+        Ok(known.unwrap_or_default())
     }
 
     /// Writes them down; where that cannot be, a start from here on knows nothing of them.
@@ -75,12 +72,28 @@ impl Farewells {
         let saved = if all.is_empty() {
             folder.remove(&name)
         } else {
-            let text = serde_json::to_vec_pretty(&all).expect("plain structs always serialise");
-            folder.write(&name, &text)
+            folder.write_document(&name, &all)
         };
         if let Err(fault) = saved {
             warn!(guest = %ground.id, %fault, "a target may not hear that a move is over");
         }
+    }
+
+    /// Writes down that a move is over, while its attempt is still there to say it: a start in between must not
+    /// begin it anew, and tells its target.
+    pub(super) fn end_order(&mut self, ground: &Ground, order: &Order) {
+        self.note_order(ground, order, None);
+    }
+
+    fn note_order(&mut self, ground: &Ground, order: &Order, due: Option<Instant>) {
+        let over = Over {
+            migration: order.id,
+            attempt: order.attempt,
+            target: order.target.clone(),
+        };
+        self.note(over, due);
+        self.save(ground);
+        Order::forget(ground);
     }
 
     fn note(&mut self, over: Over, due: Option<Instant>) {
@@ -113,27 +126,9 @@ impl Worker {
         self.say_farewells();
     }
 
-    /// Writes down that a move is over, before anything is done about it: a start in between must not begin it
-    /// anew, and tells its target. Says it from `due` on.
-    fn note_over(&mut self, order: &Order, due: Option<Instant>) {
-        let over = Over {
-            migration: order.id,
-            attempt: order.attempt,
-            target: order.target.clone(),
-        };
-        self.farewells.note(over, due);
-        self.farewells.save(&self.ground);
-        Order::forget(&self.ground);
-    }
-
-    /// The same while the attempt is still there to say it.
-    pub(super) fn end_order(&mut self, order: &Order) {
-        self.note_over(order, None);
-    }
-
     /// Tells the target of a move that it is over, now and until it has heard it.
     pub(super) fn bid_farewell(&mut self, order: &Order) {
-        self.note_over(order, Some(now()));
+        self.farewells.note_order(&self.ground, order, Some(now()));
         self.say_farewells();
     }
 
