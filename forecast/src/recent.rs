@@ -342,8 +342,8 @@ fn count_of(count: usize) -> f64 {
 mod tests {
     use super::*;
 
-    /// Numbers that look random, from -1 to 1.
-    fn noise(index: u64) -> f64 {
+    /// Numbers that look random, evenly from -1 to 1.
+    pub(super) fn noise(index: u64) -> f64 {
         // Without the second step they would be spread more evenly than chance does.
         let mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;

@@ -148,16 +148,25 @@ impl Scene {
         away
     }
 
+    /// Begins a move of which a side's migrator dies; when that was.
+    fn begin_to_die(
+        &mut self,
+        side: Side,
+        (mode, guest): (MigrationMode, &Guest),
+    ) -> Result<Instant, String> {
+        // A migrator that dies at once does not answer.
+        let asked = self.begin(guest, mode);
+        let died = self.died(side);
+        died.map_err(|why| format!("{why}; the move: {asked:?}"))?;
+        Ok(Instant::now())
+    }
+
     fn dies_onward(
         &mut self,
         stop: Stop,
         (mode, guest): (MigrationMode, &Guest),
     ) -> Result<Away, String> {
-        // A migrator that dies at once does not answer.
-        let asked = self.begin(guest, mode);
-        let died = self.died(stop.side);
-        died.map_err(|why| format!("{why}; the move: {asked:?}"))?;
-        let died = Instant::now();
+        let died = self.begin_to_die(stop.side, (mode, guest))?;
         if stop.step == SAY_READY {
             self.reaches(guest, Phase::Committed)?;
         }
@@ -234,10 +243,7 @@ impl Scene {
         stop: Stop,
         (mode, guest): (MigrationMode, &Guest),
     ) -> Result<Away, String> {
-        let asked = self.begin(guest, mode);
-        let died = self.died(Side::Target);
-        died.map_err(|why| format!("{why}; the move: {asked:?}"))?;
-        let first_died = Instant::now();
+        let first_died = self.begin_to_die(Side::Target, (mode, guest))?;
         if stop.way == Way::Behind(SAY_READY) {
             self.reaches(guest, Phase::Committed)?;
         }

@@ -408,15 +408,23 @@ fn on_a_terminal(daemon: &Daemon, words: &[&str]) -> Option<Child> {
     spawned.ok()
 }
 
-#[test]
-fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
+/// A host and a command on a terminal that follows a move there; where that cannot be, it says so.
+fn moving_on_a_terminal() -> Option<(Daemon, Child)> {
     let daemon = Daemon::start();
     daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
-    let Some(mut child) = on_a_terminal(&daemon, &["migrate", "a", "region"]) else {
+    let Some(child) = on_a_terminal(&daemon, &["migrate", "a", "region"]) else {
         println!("skipped: no script(1)");
-        return;
+        return None;
     };
     daemon.host.wait_until(|notes| notes.looks >= 3);
+    Some((daemon, child))
+}
+
+#[test]
+fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
+    let Some((_daemon, mut child)) = moving_on_a_terminal() else {
+        return;
+    };
     let mut keys = child.stdin.take().unwrap();
     keys.write_all(b"\x03").unwrap();
     let output = child.wait_with_output().unwrap();
@@ -429,13 +437,9 @@ fn on_a_terminal_what_ctrl_c_let_go_of_stays_to_be_read() {
 /// As above, with a host that goes away.
 #[test]
 fn on_a_terminal_it_is_said_that_the_migrator_does_not_answer() {
-    let daemon = Daemon::start();
-    daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
-    let Some(mut child) = on_a_terminal(&daemon, &["migrate", "a", "region"]) else {
-        println!("skipped: no script(1)");
+    let Some((daemon, mut child)) = moving_on_a_terminal() else {
         return;
     };
-    daemon.host.wait_until(|notes| notes.looks >= 3);
     drop(daemon);
     let (mut screen, mut piece) = (Vec::new(), [0; 4096]);
     let mut output = child.stdout.take().unwrap();

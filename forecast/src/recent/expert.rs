@@ -101,14 +101,7 @@ pub(super) fn together<const COUNT: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers that look random, evenly from -1 to 1.
-    fn noise(index: u64) -> f64 {
-        // Without the second step they would be spread more evenly than chance does.
-        let mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;
-        (mixed % 2001) as f64 / 1000.0 - 1.0
-    }
+    use crate::recent::tests::noise;
 
     fn seen(errors: impl Iterator<Item = f64>) -> Expert {
         let mut expert = Expert::default();

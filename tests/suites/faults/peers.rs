@@ -186,6 +186,18 @@ fn h06_a_second_source_is_told_that_it_is_the_second() {
     alarms(site, Code::DoubleOffer);
 }
 
+/// What was said is of an ownership below the fifth, and is refused with that mark.
+fn hears_of_a_newer_owner(stale: &mut Peer) {
+    let told = stale.hear();
+    assert!(matches!(told, Some(Message::Mark(Epoch(5)))), "{told:?}");
+    match stale.hear() {
+        Some(Message::Refused(reason) | Message::Nack(reason)) => {
+            assert_eq!(code(&reason), Code::StaleEpoch.as_str());
+        }
+        word => panic!("{word:?}"),
+    }
+}
+
 #[test]
 fn h02_an_offer_below_the_mark_is_refused_and_alarms() {
     let scene = Scene::new(LINK);
@@ -201,14 +213,7 @@ fn h02_an_offer_below_the_mark_is_refused_and_alarms() {
     for (attempt, epoch) in (2..).zip([5, 4]) {
         let mut stale = open(site, "box-7", id, attempt);
         stale.say(Lane::Control, &offer(&config, epoch)).unwrap();
-        let told = stale.hear();
-        assert!(matches!(told, Some(Message::Mark(Epoch(5)))), "{told:?}");
-        match stale.hear() {
-            Some(Message::Refused(reason) | Message::Nack(reason)) => {
-                assert_eq!(code(&reason), Code::StaleEpoch.as_str());
-            }
-            word => panic!("{word:?}"),
-        }
+        hears_of_a_newer_owner(&mut stale);
     }
     assert_eq!(alarms(site, Code::StaleEpoch), 2);
     // Nor is a commit obeyed of what was never offered under a newer one.
@@ -216,14 +221,7 @@ fn h02_an_offer_below_the_mark_is_refused_and_alarms() {
         let mut stale = open(site, "box-7", id, attempt);
         let commit = Message::Commit(Epoch(epoch), Root([1; 32]));
         stale.say(Lane::Control, &commit).unwrap();
-        let told = stale.hear();
-        assert!(matches!(told, Some(Message::Mark(Epoch(5)))), "{told:?}");
-        match stale.hear() {
-            Some(Message::Refused(reason) | Message::Nack(reason)) => {
-                assert_eq!(code(&reason), Code::StaleEpoch.as_str());
-            }
-            word => panic!("{word:?}"),
-        }
+        hears_of_a_newer_owner(&mut stale);
     }
     assert_eq!(alarms(site, Code::StaleEpoch), 4);
 }
