@@ -11,6 +11,7 @@ pub mod journals;
 mod keeper;
 pub mod killed;
 pub mod lab;
+pub mod meddler;
 pub mod peer;
 mod process;
 mod program;

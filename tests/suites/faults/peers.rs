@@ -16,6 +16,7 @@ use towpath_protocol::message::{
 use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BlockRun, BlockSet, MEMORY, MEMORY_BLOCK_BYTES};
 use towpath_tests::lab::Guest;
+use towpath_tests::meddler::Meddler;
 use towpath_tests::peer::Peer;
 use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 use towpath_tests::site::Site;
@@ -254,6 +255,36 @@ fn h04_a_commit_of_another_host_is_refused_and_alarms() {
     // The one that was offered goes on.
     source.say(Lane::Control, &Message::Ping(1)).unwrap();
     assert!(matches!(source.hear(), Some(Message::Pong(1))));
+}
+
+/// Whatever is committed, another image than the one that both sides agreed on.
+fn with_another_root(word: Message) -> Message {
+    match word {
+        Message::Commit(epoch, _) => Message::Commit(epoch, Root([1; 32])),
+        word => word,
+    }
+}
+
+#[test]
+fn h04_a_commit_whose_root_is_altered_on_its_way_starts_nothing_and_alarms() {
+    let scene = Scene::new(LINK);
+    let guest = Guest::new("till", 16);
+    let mut console = scene.guest(&guest);
+    let meddler = Meddler::before(scene.lab.site(TARGET).service_socket(), with_another_root);
+    scene.begin(&guest, MigrationMode::Pre).unwrap();
+    // The target refuses it for good, so that the guest goes on where it was, in each attempt.
+    let rest = scene.rest(&guest, &mut console).unwrap();
+    assert_eq!(rest.place, SOURCE);
+    let ended = rest.moves.first().expect("the move is shown");
+    assert_eq!(ended.phase, Phase::Failed);
+    let error = ended.error.as_ref().expect("it says why");
+    assert_eq!(error.code, Code::RootMismatch.as_str());
+    let target = scene.lab.site(TARGET);
+    let attempts = ended.attempts.map(u64::from);
+    assert_eq!(Some(alarms(target, Code::RootMismatch)), attempts);
+    drop(meddler);
+    scene.begin(&guest, MigrationMode::Pre).unwrap();
+    scene.arrives(&guest, &mut console).unwrap();
 }
 
 #[test]

@@ -1,0 +1,143 @@
+//! A host between two real migrators: it passes on what they say to each other, and alters what the source says.
+//! Both tunnels and both migrators believe that they talk to whom they mean.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use towpath_daemon::stream::accept_stream;
+use towpath_migrator::lane::{Incoming, LaneReader, LaneWriter};
+use towpath_protocol::channel::Preamble;
+use towpath_protocol::frame::{HEADER_BYTES, Header};
+use towpath_protocol::message::{Lane, Message, body_bytes_max};
+
+/// How long a lane may take no word before it counts as broken.
+const STALL_MAX: Duration = Duration::from_secs(20);
+
+/// What becomes of a word of the source's.
+pub type Alter = fn(Message) -> Message;
+
+/// Stands before a site's migrator until it is dropped.
+#[derive(Debug)]
+pub struct Meddler {
+    /// Where the tunnel looks for the migrator.
+    front: PathBuf,
+    /// Where the migrator is while somebody stands before it.
+    behind: PathBuf,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Meddler {
+    /// Takes the place of the migrator behind a socket: it sees new lanes, not those that are there already.
+    ///
+    /// # Panics
+    ///
+    /// If its socket cannot be had.
+    #[must_use]
+    pub fn before(service_socket: PathBuf, alter: Alter) -> Self {
+        let front = service_socket;
+        let behind = front.with_extension("behind");
+        std::fs::rename(&front, &behind).expect("the migrator's service socket");
+        let service = UnixListener::bind(&front).expect("the migrator's service socket");
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (real, ends) = (behind.clone(), Arc::clone(&is_over));
+        thread::spawn(move || {
+            for stream in service.incoming() {
+                if ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (real, ends) = (real.clone(), Arc::clone(&ends));
+                thread::spawn(move || {
+                    // A lane that breaks is what a migrator must live with.
+                    drop(stream.and_then(|source| pass_on(&source, &real, alter, &ends)));
+                });
+            }
+        });
+        Self {
+            front,
+            behind,
+            is_over,
+        }
+    }
+}
+
+impl Drop for Meddler {
+    /// The migrator is in its place again; lanes that are open pass on what is said, unaltered.
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // Wakes the thread that waits for lanes.
+        drop(UnixStream::connect(&self.front));
+        drop(std::fs::rename(&self.behind, &self.front));
+    }
+}
+
+/// Carries one lane, both ways, until it ends.
+fn pass_on(source: &UnixStream, real: &Path, alter: Alter, is_over: &AtomicBool) -> io::Result<()> {
+    let accepted = accept_stream(source).map_err(io::Error::other)?;
+    let mut target = UnixStream::connect(real)?;
+    target.write_all(&Preamble::Accepted(accepted).encode())?;
+    let (answers, asked) = (target.try_clone()?, source.try_clone()?);
+    let back = thread::spawn(move || copy(&answers, &asked));
+    let lane = pass_on_greeting(source, &target)?;
+    if lane == Lane::Control {
+        alter_words(source, &target, |word| {
+            if is_over.load(Ordering::SeqCst) {
+                word
+            } else {
+                alter(word)
+            }
+        })?;
+    } else {
+        copy(source, &target)?;
+    }
+    target.shutdown(Shutdown::Write)?;
+    back.join().expect("a thread of ours")
+}
+
+/// The first word on a lane, which says what lane it is.
+fn pass_on_greeting(mut source: &UnixStream, mut target: &UnixStream) -> io::Result<Lane> {
+    let mut frame = vec![0; HEADER_BYTES];
+    source.read_exact(&mut frame)?;
+    let head = frame.first_chunk().expect("read just now");
+    let header = Header::parse(head, body_bytes_max(head[2])).map_err(io::Error::other)?;
+    frame.resize(HEADER_BYTES + header.body_bytes as usize, 0);
+    source.read_exact(&mut frame[HEADER_BYTES..])?;
+    target.write_all(&frame)?;
+    match Message::decode(header.kind, &frame[HEADER_BYTES..]) {
+        Ok(Message::Hello(hello)) => Ok(hello.lane),
+        other => Err(io::Error::other(format!("{other:?} in place of a hello"))),
+    }
+}
+
+fn alter_words(
+    source: &UnixStream,
+    target: &UnixStream,
+    alter: impl Fn(Message) -> Message,
+) -> io::Result<()> {
+    let words = source.try_clone()?;
+    let mut reader = LaneReader::for_socket(words, STALL_MAX).map_err(io::Error::other)?;
+    let altered = target.try_clone()?;
+    let mut writer = LaneWriter::for_socket(altered, STALL_MAX).map_err(io::Error::other)?;
+    loop {
+        match reader.next_frame().map_err(io::Error::other)? {
+            Incoming::Frame(frame) => {
+                let word = alter(frame.message().map_err(io::Error::other)?);
+                let written = writer.write_message(&word).and_then(|()| writer.flush());
+                written.map_err(io::Error::other)?;
+            }
+            Incoming::Idle => {}
+            Incoming::End => return Ok(()),
+        }
+    }
+}
+
+/// Passes on what comes, and its end.
+fn copy(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
+    io::copy(&mut from, &mut to)?;
+    to.shutdown(Shutdown::Write)
+}
