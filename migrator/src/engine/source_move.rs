@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use towpath_protocol::time::Instant;
 use towpath_protocol::version;
 use tracing::{info, warn};
 
+use self::unread::Unread;
 use super::ground::{Ground, milliseconds, now};
 use super::input::Input;
 use super::judge::Judge;
@@ -31,9 +33,6 @@ use crate::lane::LaneWriter;
 
 /// Interval at which the codec is told what the link carries.
 const LINK_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Wait before a demanded block that could not be read is read again: only who touched it waits for that.
-const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Guest memory as the codec reads it, or why it cannot: it was lost after the commit, or its process has not handed
 /// it over yet.
@@ -101,9 +100,7 @@ pub(super) struct SourceMove {
     urgent: Encoder,
     urgent_chunk: EncodedChunk,
     urgent_frame: Vec<u8>,
-    /// Demanded blocks that could not be read; each is here once, for it is asked for once on the same lanes.
-    unread: Vec<ChunkOrder>,
-    read_again_at: Option<Instant>,
+    unread: Unread,
     /// Number of the lanes asked for last.
     link: u64,
     /// Why there are none, as it was logged last: an outage tries ten times a second.
@@ -177,8 +174,7 @@ impl SourceMove {
             urgent,
             urgent_chunk: EncodedChunk::new(),
             urgent_frame: Vec::new(),
-            unread: Vec::new(),
-            read_again_at: None,
+            unread: Unread::default(),
             link: 0,
             no_lanes: None,
             had_lanes: false,
@@ -236,7 +232,7 @@ impl SourceMove {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let own = [self.machine.deadline(), self.read_again_at];
+        let own = [self.machine.deadline(), self.unread.deadline()];
         own.into_iter().flatten().min()
     }
 
@@ -263,7 +259,7 @@ impl SourceMove {
                 ground.shared.refused(&self.order.target, fault);
             }
         }
-        self.read_again(ground);
+        self.read_again(ground, now());
         self.carry_out(ground);
         let after = self.machine.stage();
         if after != before {
@@ -347,7 +343,6 @@ impl SourceMove {
                 self.outbox.cancel();
                 // What is still missed is asked for anew.
                 self.unread.clear();
-                self.read_again_at = None;
             }
             Action::StopTracking => {
                 if let Some(process) = &mut ground.process {
@@ -510,24 +505,26 @@ impl SourceMove {
         if fault.code != Code::Io {
             return Err(fault);
         }
-        if self.unread.is_empty() {
-            warn!(migration = %self.order.id, %fault, "a block that is waited for is read again later");
+        let shown = fault.to_string();
+        if self.unread.hold(order.clone(), fault, now()) {
+            warn!(migration = %self.order.id, fault = shown, "a block that is waited for is read again each second");
         }
-        self.unread.push(order.clone());
-        self.read_again_at
-            .get_or_insert_with(|| now() + READ_AGAIN_AFTER);
         Ok(())
     }
 
-    fn read_again(&mut self, ground: &mut Ground) {
-        if self.read_again_at.take_if(|at| *at <= now()).is_none() {
+    fn read_again(&mut self, ground: &mut Ground, now: Instant) {
+        let due = self.unread.take_due(now);
+        if due.is_empty() {
             return;
         }
-        for order in std::mem::take(&mut self.unread) {
+        for order in due {
             if let Err(fault) = self.send_chunk(ground, &order) {
                 self.tell(Event::Failed(fault));
                 return;
             }
+        }
+        if self.unread.is_empty() {
+            self.unread.clear();
         }
     }
 
@@ -673,7 +670,8 @@ impl SourceMove {
                                   to be booted there";
                     ErrorView::from(&Fault::new(Code::ImageLost, detail))
                 });
-                (phase, lost)
+                let unread = || self.unread.fault().map(ErrorView::from);
+                (phase, lost.or_else(unread))
             }
         }
     }

@@ -103,12 +103,19 @@ fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
     sent.expect("the lanes are not dropped for it");
     let due = going.deadline().expect("it is read again");
     for turn in 0..2 {
-        going.read_again_at = Some(now());
-        going.read_again(&mut ground);
-        assert_eq!(going.unread.len(), 1, "turn {turn}");
+        let due = going.deadline().expect("it is read again");
+        going.read_again(&mut ground, due);
+        assert!(!going.unread.is_empty(), "turn {turn}");
     }
     assert!(going.deadline() >= Some(due));
+    // Whoever looks at the move sees why a guest waits.
+    let view = going.view(&ground);
+    assert_eq!(
+        view.error.map(|error| error.code),
+        Some(Code::Io.as_str().to_owned())
+    );
     // Who asks on other lanes asks for it anew.
     going.act(&mut ground, Action::CancelChunks).unwrap();
-    assert!(going.unread.is_empty() && going.read_again_at.is_none());
+    assert!(going.unread.is_empty() && going.unread.deadline().is_none());
+    assert_eq!(going.view(&ground).error, None);
 }
