@@ -86,8 +86,11 @@ pub(super) enum Rest {
     Nothing,
     /// Another attempt.
     Again(Box<Order>),
-    /// Its target was not told that it is over.
-    Farewell(Box<Order>),
+    /// Its target has to hear that it is over. Where that was said, the link may have died under the word.
+    Farewell {
+        order: Box<Order>,
+        is_said: bool,
+    },
 }
 
 /// One attempt and what carries it out.
@@ -427,9 +430,9 @@ impl SourceMove {
                     info!(migration = %self.order.id, %fault, "no lanes to the target");
                     self.no_lanes = Some(fault.clone());
                 }
-                if is_final && !self.is_committed() {
+                if is_final {
                     // The target is revoked, lets us in no more (T10), or has no version in common with us: no
-                    // waiting mends that.
+                    // waiting mends that, and behind the commit it is asked ever less often.
                     Event::Failed(fault)
                 } else {
                     Event::LinkDown
@@ -565,12 +568,15 @@ impl SourceMove {
                 ground.close_link();
                 let rest = if self.order.is_tried_again(ground, &fault) {
                     Rest::Again(Box::new(self.order))
-                } else if self.machine.is_link_up() || !self.had_lanes {
-                    // It says so itself, or the target never heard of it.
+                } else if self.had_lanes && !self.machine.is_refused() {
+                    Rest::Farewell {
+                        is_said: self.machine.is_link_up(),
+                        order: Box::new(self.order),
+                    }
+                } else {
+                    // The target has ended it itself, or never heard of it.
                     Order::forget(ground);
                     Rest::Nothing
-                } else {
-                    Rest::Farewell(Box::new(self.order))
                 };
                 Ended::Stayed(self.machine.into_ownership(), rest)
             }

@@ -346,7 +346,7 @@ impl Worker {
     /// Ends a move that waited for another attempt.
     fn give_up(&mut self, order: &Order, fault: &Fault) {
         info!(migration = %order.id, %fault, "no further attempt");
-        self.bid_farewell(order);
+        self.bid_farewell(order, false);
         let view = order.ended_view(&self.ground, fault);
         self.ground.shared.board().show_move(view);
     }
@@ -635,7 +635,9 @@ impl Worker {
                         };
                         self.retry = Some((now() + wait, order));
                     }
-                    source_move::Rest::Farewell(order) => self.bid_farewell(&order),
+                    source_move::Rest::Farewell { order, is_said } => {
+                        self.bid_farewell(&order, is_said);
+                    }
                 }
                 Role::Idle(ownership)
             }

@@ -138,6 +138,35 @@ fn h05_an_answer_before_the_question_leaves_the_guest_with_its_source() {
 }
 
 #[test]
+fn a_target_is_told_again_that_a_move_is_over_for_the_word_may_have_died_on_its_way() {
+    let mut scene = Scene::new(LINK);
+    let guest = Guest::new("till", 16);
+    let _console = scene.guest(&guest);
+    scene.lab.site_mut(TARGET).kill_migrator();
+    let deaf = Answerer::at(scene.lab.site(TARGET));
+    let view = scene.begin(&guest, MigrationMode::Pre).unwrap();
+    let welcome = Message::Welcome(Welcome {
+        version: version::OURS.max,
+    });
+    let mut asked = deaf.greet(&welcome);
+    let offered = asked.hear();
+    assert!(matches!(offered, Some(Message::Prepare(_))), "{offered:?}");
+    scene.lab.site(SOURCE).cancel(&view).unwrap();
+    // Whoever looks like a target here has heard nothing, as far as its source can know.
+    let mut again = deaf.greet(&welcome);
+    assert_eq!(again.hello.attempt, asked.hello.attempt);
+    let last = again.hear();
+    assert!(matches!(last, Some(Message::Abort(_))), "{last:?}");
+    drop((asked, again));
+    // It has closed the lanes: it has heard it.
+    let forgotten = wait_until(SHOWN_WAIT, || {
+        let folder = scene.lab.site(SOURCE).guest_folder(&guest.name);
+        (!folder.join("farewells.json").exists()).then_some(())
+    });
+    forgotten.expect("it is not said for ever");
+}
+
+#[test]
 fn h05_what_an_honest_target_says_again_alarms_nobody() {
     let mut scene = Scene::new(LINK);
     let guest = Guest::new("till", 16);

@@ -126,9 +126,11 @@ impl Worker {
         self.say_farewells();
     }
 
-    /// Tells the target of a move that it is over, now and until it has heard it.
-    pub(super) fn bid_farewell(&mut self, order: &Order) {
-        self.farewells.note_order(&self.ground, order, Some(now()));
+    /// Tells the target of a move that it is over, until it has heard it: now, or where the attempt itself has said
+    /// so, a little later, for nobody answers that.
+    pub(super) fn bid_farewell(&mut self, order: &Order, is_said: bool) {
+        let due = if is_said { now() + AGAIN_AFTER } else { now() };
+        self.farewells.note_order(&self.ground, order, Some(due));
         self.say_farewells();
     }
 
