@@ -11,9 +11,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Blame, Code, Fault};
+use utoipa::ToSchema;
 
 /// What went wrong, as JSON between a daemon and its clients and as text for an operator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ProblemView)]
 pub struct Problem {
     /// The stable code, `E_...`; a newer daemon may send one that we do not know.
     pub code: String,

@@ -17,24 +17,30 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
+use utoipa::ToSchema;
 
 /// Most channels of one tunnel: each has a listener. As many again are remembered as removed.
 pub const CHANNEL_COUNT_MAX: usize = 1024;
 
 /// A channel as it is to be: a listener here, joined to a service at a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelSpec {
     /// Its name.
+    #[schema(value_type = String, example = "till")]
     pub name: Name,
     /// Where local programs reach it.
+    #[schema(value_type = String, example = "tcp:127.0.0.1:7001")]
     pub listen: Endpoint,
     /// The site where the service is.
+    #[schema(value_type = String, example = "region")]
     pub peer: Name,
     /// The service there, which names who may reach it.
+    #[schema(value_type = String, example = "till")]
     pub service: Name,
     /// What its bytes are worth when the link is short.
     #[serde(default = "app")]
+    #[schema(value_type = String, example = "app")]
     pub class: Class,
     /// Grows with every change; what is older than what is known is refused.
     #[serde(default)]
@@ -44,6 +50,7 @@ pub struct ChannelSpec {
     pub expires_unix_seconds: Option<u64>,
     /// Most that goes out through it, counted on the wire.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "10Mbit")]
     pub cap: Option<Rate>,
 }
 

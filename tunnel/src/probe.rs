@@ -20,6 +20,7 @@ use towpath_protocol::channel::{Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
+use utoipa::ToSchema;
 
 use crate::built_in::Wish;
 use crate::core::Core;
@@ -61,7 +62,7 @@ const CAP_REACHED: u64 = 8;
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// What a probe may cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeRequest {
     /// Most bytes to send.
@@ -81,7 +82,7 @@ fn time_default() -> u64 {
 }
 
 /// What a probe found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ProbeView {
     /// The peer's site.
     pub peer: String,
@@ -113,7 +114,7 @@ pub struct ProbeView {
 }
 
 /// What kept a probe from filling the path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProbeLimit {
     /// All was sent that might be.
@@ -153,7 +154,7 @@ impl Held {
 }
 
 /// One moment of a probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProbeSample {
     /// Since the first byte, in milliseconds.
     pub at_ms: u64,

@@ -7,6 +7,7 @@ use towpath_daemon::config::Wrong;
 pub use towpath_forecast::timetable::Week;
 use towpath_protocol::channel::Class;
 use towpath_protocol::rate::Rate;
+use utoipa::ToSchema;
 
 use crate::shaper::floors_max;
 
@@ -14,7 +15,7 @@ use crate::shaper::floors_max;
 pub const WEIGHT_MAX: u32 = 1000;
 
 /// What one class gets, where the configuration says something else than the default.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Share {
     /// Its part of what is left, beside the weights of the others; 0 for what nobody else wants.
@@ -22,30 +23,37 @@ pub struct Share {
     pub weight: Option<u32>,
     /// What it gets at least while it wants it, counted on the wire.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "5Mbit")]
     pub floor: Option<Rate>,
     /// What it gets at most, counted on the wire.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "80Mbit")]
     pub cap: Option<Rate>,
 }
 
 /// How what goes to and comes from a peer is held back: all of it can be changed while the tunnel runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Shaping {
     /// Most we send, counted on the wire.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "100Mbit")]
     pub send_rate: Option<Rate>,
     /// The same by the time of the week, in place of `send_rate`.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise")]
     pub send_timetable: Option<Week>,
     /// Most we want it to send to us, counted on the wire.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "100Mbit")]
     pub receive_rate: Option<Rate>,
     /// The same by the time of the week, in place of `receive_rate`.
     #[serde(default)]
+    #[schema(value_type = Option<String>, example = "50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise")]
     pub receive_timetable: Option<Week>,
     /// What the classes get of what we send.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Share>)]
     pub shares: Shares,
 }
 
@@ -72,10 +80,11 @@ impl Shaping {
 }
 
 /// The cap that a service is to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceCap {
     /// Most it sends to all peers together, counted on the wire; nothing holds it back without one.
+    #[schema(value_type = Option<String>, example = "10Mbit")]
     pub cap: Option<Rate>,
 }
 

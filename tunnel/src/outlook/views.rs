@@ -5,7 +5,7 @@ use towpath_forecast::forecaster::{Forecaster, HORIZON_SECONDS_MAX, Prediction};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{Direction, Outlook, precise, whole};
 use crate::core::Core;
@@ -84,15 +84,19 @@ pub struct ForecastDocument {
 }
 
 /// What can be asked.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Query {
+    /// The peer's site.
     peer: String,
+    /// Which way: `send`, which is meant without it, or `receive`.
     #[serde(default)]
     direction: Option<String>,
-    /// Seconds since 1970.
+    /// One moment within seven days, in seconds since 1970; several without it.
     #[serde(default)]
     at: Option<u64>,
+    /// Bytes, to be told when so many would be through.
     #[serde(default)]
     bytes: Option<u64>,
 }

@@ -1,0 +1,297 @@
+//! One function a route.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use towpath_daemon::problem::Problem;
+use towpath_daemon::strict::Strict;
+use towpath_protocol::fault::{Code, Fault};
+use utoipa::ToSchema;
+
+use crate::channels::ChannelSpec;
+use crate::core::Core;
+use crate::outlook::{self, ForecastDocument};
+use crate::probe::{self, ProbeRequest, ProbeView};
+use crate::shares::{ServiceCap, Shaping, cap_text};
+use crate::status::{ChannelList, ChannelView, ServiceView, StatusView};
+use crate::timetable;
+
+/// Prometheus's text form, version 0.0.4.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a browser may do with the page: show it, and nothing else.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The status page, for a browser.
+#[utoipa::path(get, path = "/", responses((status = 200, body = String, content_type = "text/html")))]
+pub(super) async fn page(State(core): State<Arc<Core>>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, crate::page::render(&core)).into_response()
+}
+
+/// The tunnel, its links, channels and services.
+#[utoipa::path(get, path = "/status", responses((status = 200, body = StatusView)))]
+pub(super) async fn status(State(core): State<Arc<Core>>) -> Json<StatusView> {
+    Json(crate::status::status(&core))
+}
+
+/// The channels of this host.
+#[utoipa::path(get, path = "/v1/channels", responses((status = 200, body = ChannelList)))]
+pub(super) async fn channels(State(core): State<Arc<Core>>) -> Json<ChannelList> {
+    Json(crate::status::channels(&core))
+}
+
+/// One channel.
+#[utoipa::path(
+    get,
+    path = "/v1/channels/{name}",
+    params(("name" = String, Path, description = "The channel's name")),
+    responses((status = 200, body = ChannelView), (status = "default", body = Problem))
+)]
+pub(super) async fn channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<ChannelView>, Problem> {
+    let channel = core.channels.channel(&name.parse()?)?;
+    Ok(Json(crate::status::channel_view(&core, &channel)))
+}
+
+/// Open a channel, or change it: metadata that is older than what is known is refused; what is known already
+/// changes nothing.
+#[utoipa::path(
+    post,
+    path = "/v1/channels",
+    request_body = ChannelSpec,
+    responses((status = 200, body = ChannelView), (status = "default", body = Problem))
+)]
+pub(super) async fn open_channel(
+    State(core): State<Arc<Core>>,
+    Strict(spec): Strict<ChannelSpec>,
+) -> Result<Json<ChannelView>, Problem> {
+    let name = spec.name.clone();
+    core.channels.open(&core, spec).await?;
+    let channel = core.channels.channel(&name)?;
+    Ok(Json(crate::status::channel_view(&core, &channel)))
+}
+
+/// Which metadata is to be removed.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Removal {
+    /// Close it only if nothing newer than this generation is known.
+    generation: Option<u64>,
+}
+
+/// Close a channel and its connections; the others are the answer.
+#[utoipa::path(
+    delete,
+    path = "/v1/channels/{name}",
+    params(("name" = String, Path, description = "The channel's name"), Removal),
+    responses((status = 200, body = ChannelList), (status = "default", body = Problem))
+)]
+pub(super) async fn close_channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+    Query(removal): Query<Removal>,
+) -> Result<Json<ChannelList>, Problem> {
+    let name = name.parse()?;
+    core.channels.close(&name, removal.generation).await?;
+    Ok(Json(crate::status::channels(&core)))
+}
+
+/// Have a channel as the configuration says, whatever was pushed under its name.
+#[utoipa::path(
+    post,
+    path = "/v1/channels/{name}/reset",
+    params(("name" = String, Path, description = "The channel's name")),
+    responses((status = 200, body = ChannelView), (status = "default", body = Problem))
+)]
+pub(super) async fn reset_channel(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<ChannelView>, Problem> {
+    let name = name.parse()?;
+    core.channels.reset(&core, &name).await?;
+    let channel = core.channels.channel(&name)?;
+    Ok(Json(crate::status::channel_view(&core, &channel)))
+}
+
+/// The caps and shares of what is sent to a peer.
+#[utoipa::path(
+    get,
+    path = "/v1/shaping/{peer}",
+    params(("peer" = String, Path, description = "The peer's site")),
+    responses((status = 200, body = Shaping), (status = "default", body = Problem))
+)]
+pub(super) async fn shaping(
+    State(core): State<Arc<Core>>,
+    Path(peer): Path<String>,
+) -> Result<Json<Shaping>, Problem> {
+    let peer = core.peer(&peer.parse()?)?;
+    Ok(Json(peer.shaped().rules.clone()))
+}
+
+/// Have other caps and shares in place of those that hold, all of them, until the next start or reload.
+#[utoipa::path(
+    post,
+    path = "/v1/shaping/{peer}",
+    params(("peer" = String, Path, description = "The peer's site")),
+    request_body = Shaping,
+    responses((status = 200, body = Shaping), (status = "default", body = Problem))
+)]
+pub(super) async fn shape(
+    State(core): State<Arc<Core>>,
+    Path(peer): Path<String>,
+    Strict(shaping): Strict<Shaping>,
+) -> Result<Json<Shaping>, Problem> {
+    let peer = core.peer(&peer.parse()?)?;
+    shaping.check().map_err(|wrong| {
+        let key = wrong.key.trim_start_matches("peers.");
+        Fault::new(Code::Usage, format!("{key}: {}", wrong.why))
+    })?;
+    peer.set_shaping(shaping);
+    let site = &peer.site;
+    tracing::info!(peer = %site, cap = %cap_text(peer.send_rate()), "caps and shares changed by hand");
+    Ok(Json(peer.shaped().rules.clone()))
+}
+
+/// A service that peers may reach.
+#[utoipa::path(
+    get,
+    path = "/v1/services/{name}",
+    params(("name" = String, Path, description = "The service's name")),
+    responses((status = 200, body = ServiceView), (status = "default", body = Problem))
+)]
+pub(super) async fn service(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+) -> Result<Json<ServiceView>, Problem> {
+    let name = name.parse()?;
+    let service = core.service(&name)?;
+    Ok(Json(crate::status::service_view(&name, service)))
+}
+
+/// Change the cap of a service until the next start or reload.
+#[utoipa::path(
+    post,
+    path = "/v1/services/{name}",
+    params(("name" = String, Path, description = "The service's name")),
+    request_body = ServiceCap,
+    responses((status = 200, body = ServiceView), (status = "default", body = Problem))
+)]
+pub(super) async fn cap_service(
+    State(core): State<Arc<Core>>,
+    Path(name): Path<String>,
+    Strict(wanted): Strict<ServiceCap>,
+) -> Result<Json<ServiceView>, Problem> {
+    let name = name.parse()?;
+    let service = core.service(&name)?;
+    service.meter.quota.set(wanted.cap);
+    tracing::info!(service = %name, cap = %cap_text(wanted.cap), "cap changed by hand");
+    Ok(Json(crate::status::service_view(&name, service)))
+}
+
+/// Measure the way to a peer now; the answer comes when that is done.
+#[utoipa::path(
+    post,
+    path = "/v1/probe/{peer}",
+    params(("peer" = String, Path, description = "The peer's site")),
+    request_body = ProbeRequest,
+    responses((status = 200, body = ProbeView), (status = "default", body = Problem))
+)]
+pub(super) async fn measure(
+    State(core): State<Arc<Core>>,
+    Path(peer): Path<String>,
+    Strict(budget): Strict<ProbeRequest>,
+) -> Result<Json<ProbeView>, Problem> {
+    Ok(Json(probe::run(&core, &peer.parse()?, budget).await?))
+}
+
+/// Metrics in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(super) async fn metrics(State(core): State<Arc<Core>>) -> Result<Response, Problem> {
+    let text = crate::metrics::render(&core)?;
+    Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response())
+}
+
+/// A forecast under its schema.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ForecastAnswer {
+    /// Always `towpath.v1.forecast`.
+    schema: &'static str,
+    #[serde(flatten)]
+    document: ForecastDocument,
+}
+
+/// What the link to a peer will carry.
+#[utoipa::path(
+    get,
+    path = "/v1/forecast",
+    params(outlook::Query),
+    responses((status = 200, body = ForecastAnswer), (status = "default", body = Problem))
+)]
+pub(super) async fn forecast(
+    State(core): State<Arc<Core>>,
+    query: Result<Query<outlook::Query>, QueryRejection>,
+) -> Result<Json<ForecastAnswer>, Problem> {
+    let Query(query) = query.map_err(|error| Problem::new(Code::Usage, error.body_text()))?;
+    let document = outlook::document(&core, &query, timetable::now());
+    let answer = document.map(|document| ForecastAnswer {
+        schema: outlook::SCHEMA,
+        document,
+    });
+    answer.map(Json).map_err(|fault| match fault.code {
+        Code::State => Problem::from(fault)
+            .message("the forecast is not ready yet")
+            .remedy("ask again in a second"),
+        _ => fault.into(),
+    })
+}
+
+/// Ready once every peer is linked: only then does what is asked of this tunnel succeed.
+#[utoipa::path(
+    get,
+    path = "/ready",
+    responses(
+        (status = 200, body = String, content_type = "text/plain"),
+        (status = 503, body = Problem)
+    )
+)]
+pub(super) async fn ready(State(core): State<Arc<Core>>) -> Response {
+    let missing = core
+        .peers
+        .values()
+        .filter(|peer| !peer.state().is_usable())
+        .map(|peer| peer.site.to_string())
+        .collect::<Vec<_>>();
+    if missing.is_empty() {
+        return (StatusCode::OK, "ready\n").into_response();
+    }
+    let cause = format!("no link to {}", missing.join(", "));
+    Problem::from(Fault::new(Code::Unreachable, cause)).into_response()
+}
+
+/// Whether the process answers at all.
+#[utoipa::path(get, path = "/live", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(super) async fn live() -> &'static str {
+    "live\n"
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
+pub(super) async fn openapi() -> impl IntoResponse {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (headers, super::document())
+}

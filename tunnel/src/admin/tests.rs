@@ -1,0 +1,48 @@
+//! The API's document beside its routes.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+/// Every method of every route that the router has, as in `get /status`.
+fn routed() -> BTreeSet<String> {
+    let source = include_str!("../admin.rs");
+    let routes = source.split(".route(").skip(1);
+    routes
+        .flat_map(|rest| {
+            let path = rest.trim_start().strip_prefix('"').expect("a path");
+            let (path, rest) = path.split_once('"').expect("the path's end");
+            let handlers = rest.split(".with_state").next().unwrap_or(rest);
+            ["get(", "post(", "delete(", "put(", "patch("]
+                .into_iter()
+                .filter(|method| handlers.contains(method))
+                .map(|method| format!("{}{path}", method.replace('(', " ")))
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn the_openapi_document_has_every_route_and_is_checked_in() {
+    let document: Value = serde_json::from_str(&super::document()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let documented: BTreeSet<String> = paths
+        .iter()
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(move |method| format!("{method} {path}"))
+        })
+        .collect();
+    assert!(routed().len() >= 17, "{:?}", routed());
+    assert_eq!(routed(), documented, "routes left, document right");
+
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/tunnel-openapi.json");
+    if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
+        std::fs::write(file, super::document()).unwrap();
+    }
+    let checked_in = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(
+        checked_in == super::document(),
+        "docs/tunnel-openapi.json is stale: run the tests with TOWPATH_UPDATE_DOCS=1"
+    );
+}
