@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::rate::Rate;
 
 use crate::commands::{
@@ -187,7 +187,7 @@ pub(crate) fn span_within(text: &str, range: RangeInclusive<Duration>) -> Result
 pub(crate) fn class(text: &str) -> Result<Class, Fault> {
     let found = Class::ALL.into_iter().find(|class| class.as_str() == text);
     found.ok_or_else(|| {
-        let shown: String = text.chars().take(40).collect();
+        let shown = shown(text);
         let classes = Class::ALL.map(Class::as_str).join(", ");
         Fault::new(Code::Usage, format!("{shown:?} is none of {classes}"))
     })

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 
 /// A duration with its unit, as in `200ms` or `1m30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, Fault> {
         humantime::parse_duration(text).map(Self).map_err(|error| {
-            let shown: String = text.chars().take(40).collect();
+            let shown = shown(text);
             Fault::new(
                 Code::Usage,
                 format!("{shown:?} is not a duration such as 200ms or 1m30s: {error}"),

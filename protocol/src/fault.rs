@@ -190,9 +190,26 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// Characters of a text from outside that stand in a fault: what is meant is seen by then, and the rest would drown
+/// what is said of it.
+pub const SHOWN_CHARS_MAX: usize = 40;
+
+/// The beginning of a text that was not understood, as it is shown to whoever wrote it.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS_MAX).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_text_the_beginning_is_shown() {
+        assert_eq!(shown("fast"), "fast");
+        let long = "\u{e9}".repeat(SHOWN_CHARS_MAX + 1);
+        assert_eq!(shown(&long).chars().count(), SHOWN_CHARS_MAX);
+    }
 
     #[test]
     fn codes_are_unique_and_parse_back() {

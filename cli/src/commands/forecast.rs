@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 use towpath_tunnel::status::{ForecastDocument, ForecastView};
@@ -77,7 +77,7 @@ impl std::str::FromStr for At {
             None => humantime::parse_rfc3339(text).ok().map(Self::Moment),
         };
         read.ok_or_else(|| {
-            let shown: String = text.chars().take(40).collect();
+            let shown = shown(text);
             let detail = format!("{shown:?} is no time such as 2026-12-01T02:00:00Z or +6h");
             Fault::new(Code::Usage, detail)
         })

@@ -12,7 +12,7 @@ use towpath_daemon::units::Span;
 use towpath_migrator::api::{
     GuestKind, GuestList, GuestRequest, GuestState, GuestView, Ownership, StoppedView,
 };
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::guest_api::{
     DIRTY_PAGES_PER_SECOND_MAX, HEARTBEAT_INTERVAL_US, HEARTBEAT_INTERVAL_US_MAX,
     HEARTBEAT_INTERVAL_US_MIN, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MEMORY_STEP_BYTES,
@@ -182,7 +182,7 @@ impl FromStr for DirtyRate {
                 Err(Fault::new(Code::Usage, why))
             }
             None => {
-                let shown: String = text.chars().take(40).collect();
+                let shown = shown(text);
                 let why = "is neither pages a second nor a rate such as 2MiB/s";
                 Err(Fault::new(Code::Usage, format!("{shown:?} {why}")))
             }

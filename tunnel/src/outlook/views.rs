@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use towpath_forecast::forecaster::{Forecaster, HORIZON_SECONDS_MAX, Prediction};
 use towpath_forecast::moment::Moment;
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::rate::Rate;
 use utoipa::{IntoParams, ToSchema};
 
@@ -108,7 +108,7 @@ pub(crate) struct Query {
 /// `E_NOT_FOUND` for a site that is no peer, `E_USAGE` for a time that is not within the coming week,
 /// `E_STATE` while the history is being read.
 pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<ForecastDocument, Fault> {
-    let shown: String = query.peer.chars().take(64).collect();
+    let shown = shown(&query.peer);
     let unknown = || {
         Fault::new(
             Code::NotFound,
@@ -160,7 +160,7 @@ fn direction(asked: Option<&str>) -> Result<Direction, Fault> {
         .into_iter()
         .find(|direction| direction.as_str() == asked);
     found.ok_or_else(|| {
-        let shown: String = asked.chars().take(24).collect();
+        let shown = shown(asked);
         let detail = format!("{shown:?} is no direction: send or receive");
         Fault::new(Code::Usage, detail)
     })
