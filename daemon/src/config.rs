@@ -4,6 +4,7 @@
 //! refused like one that does not parse.
 
 mod explain;
+mod rules;
 
 use std::fs::File;
 use std::io::Read;
@@ -16,6 +17,7 @@ use toml::de::{DeTable, DeValue};
 use towpath_protocol::fault::{Code, Fault};
 
 pub use explain::nearest;
+pub use rules::{MUST_BE_ABSOLUTE, absolute, loopback, within};
 
 /// Largest configuration file, in bytes: room for a thousand peers, services and channels. What parsing costs is
 /// up to 24 times as much.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use towpath_daemon::config::{self, Check, Wrong};
+use towpath_daemon::config::{self, Check, Wrong, absolute, loopback, within};
 use towpath_daemon::log;
 use towpath_daemon::units::Span;
 use towpath_protocol::fault::{Code, Fault};
@@ -23,6 +23,25 @@ const OFFER_WAIT_MIN: Duration = Duration::from_secs(1);
 
 /// Longest: by then a guest that does not run yet is given up in any case.
 const OFFER_WAIT_MAX: Duration = Duration::from_mins(10);
+
+/// Most guests of a host: each has a process, a worker thread, a journal file and a folder.
+const GUESTS_MAX: u32 = 10_000;
+
+/// Least memory of all guests: with less there is none.
+const MEMORY_MIN: Size = Size::from_bytes(1 << 20);
+
+/// Most: 1 PiB, more than any host has, so that what is above it is a slip of the unit.
+const MEMORY_MAX: Size = Size::from_bytes(1 << 50);
+
+/// Most moves at once, out to all or in from one peer: so many would share one link in pieces of no use, and each has
+/// threads of its own.
+const MOVES_MAX: u32 = 64;
+
+/// Most threads that pack for one move: more than fill any link.
+const CODEC_THREADS_MAX: u32 = 64;
+
+/// Most guests with series of their own: a scraper's memory is not this host's to fill.
+const METRICS_GUESTS_MAX: u32 = 1000;
 
 /// The configuration of one host's migrator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +219,25 @@ impl Config {
 
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
+        self.check_paths()?;
+        self.check_sockets()?;
+        if let Some(address) = self.listen {
+            loopback("listen", address)?;
+        }
+        if self.guest_command.as_ref().is_some_and(Vec::is_empty) {
+            let why = "must name a program, or be left out";
+            return Err(Wrong::new("guest_command", why));
+        }
+        self.quota.check()?;
+        self.limits.check()?;
+        let guests = self.metrics.guests_max;
+        within("metrics.guests_max", guests, &(1..=METRICS_GUESTS_MAX))?;
+        self.log.check()
+    }
+}
+
+impl Config {
+    fn check_paths(&self) -> Result<(), Wrong> {
         let paths = [
             ("state_dir", Some(&self.state_dir)),
             ("run_dir", Some(&self.run_dir)),
@@ -208,70 +246,43 @@ impl Check for Config {
             ("service_socket", self.service_socket.as_ref()),
         ];
         for (key, path) in paths {
-            if path.is_some_and(|path| !path.is_absolute()) {
-                return Err(Wrong::new(
-                    key,
-                    "must be an absolute path, beginning with /",
-                ));
-            }
+            path.map_or(Ok(()), |path| absolute(key, path))?;
         }
+        Ok(())
+    }
+
+    /// Each socket is one of its own.
+    fn check_sockets(&self) -> Result<(), Wrong> {
         let (own, tunnels, service) = (self.socket(), self.tunnel_socket(), self.service_socket());
         let others = [("tunnel_socket", &tunnels), ("service_socket", &service)];
         if let Some((key, _)) = others.into_iter().find(|(_, path)| **path == own) {
-            return Err(Wrong::new(
-                key,
-                "is the operators' socket too; each needs its own",
-            ));
+            let why = "is the operators' socket too; each needs its own";
+            return Err(Wrong::new(key, why));
         }
         if tunnels == service {
             let why = "is the socket for new streams too; each needs its own";
             return Err(Wrong::new("service_socket", why));
         }
-        if self
-            .listen
-            .is_some_and(|address| !address.ip().is_loopback())
-        {
-            let why = "must be on loopback, such as \"127.0.0.1:9101\": it has no authentication";
-            return Err(Wrong::new("listen", why));
-        }
-        if self.guest_command.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Wrong::new(
-                "guest_command",
-                "must name a program, or be left out",
-            ));
-        }
-        let counts = [
-            ("quota.guests", self.quota.guests, 10_000),
-            ("limits.outgoing", self.limits.outgoing, 64),
-            (
-                "limits.incoming_per_peer",
-                self.limits.incoming_per_peer,
-                64,
-            ),
-            ("limits.codec_threads", self.limits.codec_threads, 64),
-            ("metrics.guests_max", self.metrics.guests_max, 1000),
-        ];
-        for (key, count, max) in counts {
-            if !(1..=max).contains(&count) {
-                return Err(Wrong::new(
-                    key,
-                    format!("is {count} and must be 1 to {max}"),
-                ));
-            }
-        }
-        let (memory, min, max) = (self.quota.memory, 1 << 20, 1 << 50);
-        if !(min..=max).contains(&memory.bytes()) {
-            let (min, max) = (Size::from_bytes(min), Size::from_bytes(max));
-            let why = format!("is {memory} and must be {min} to {max}");
-            return Err(Wrong::new("quota.memory", why));
-        }
-        let (wait, least, most) = (self.limits.offer_wait, OFFER_WAIT_MIN, OFFER_WAIT_MAX);
-        if !(least..=most).contains(&wait.duration()) {
-            let (least, most) = (Span::new(least), Span::new(most));
-            let why = format!("is {wait} and must be {least} to {most}");
-            return Err(Wrong::new("limits.offer_wait", why));
-        }
-        self.log.check()
+        Ok(())
+    }
+}
+
+impl Quota {
+    fn check(&self) -> Result<(), Wrong> {
+        within("quota.guests", self.guests, &(1..=GUESTS_MAX))?;
+        within("quota.memory", self.memory, &(MEMORY_MIN..=MEMORY_MAX))
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), Wrong> {
+        within("limits.outgoing", self.outgoing, &(1..=MOVES_MAX))?;
+        let incoming = self.incoming_per_peer;
+        within("limits.incoming_per_peer", incoming, &(1..=MOVES_MAX))?;
+        let threads = self.codec_threads;
+        within("limits.codec_threads", threads, &(1..=CODEC_THREADS_MAX))?;
+        let wait = Span::new(OFFER_WAIT_MIN)..=Span::new(OFFER_WAIT_MAX);
+        within("limits.offer_wait", self.offer_wait, &wait)
     }
 }
 
@@ -317,7 +328,7 @@ mod tests {
             ("guest_command = []", [":4:1: guest_command: ", "program"]),
             (
                 "[quota]\nguests = 0",
-                [":5:1: quota.guests: ", "1 to 10000"],
+                [":5:1: quota.guests: ", "1 to 10000, not 0"],
             ),
             (
                 "[quota]\nmemory = \"1KiB\"",

@@ -1,7 +1,6 @@
 //! The tunnel's configuration, as it stands in its TOML file.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towpath_certs::authority::IdentityFiles;
-use towpath_daemon::config::{self, Check, Wrong};
+use towpath_daemon::config::{self, Check, MUST_BE_ABSOLUTE, Wrong, absolute, loopback, within};
 use towpath_daemon::units::Span;
 use towpath_forecast::timetable::Week;
 use towpath_forecast::zone::Zone;
@@ -112,8 +111,6 @@ pub struct ProbeConfig {
     pub bytes: Size,
 }
 
-const MUST_BE_ABSOLUTE: &str = "must be an absolute path, beginning with /";
-
 /// Least time between two measurements: oftener they would be traffic of their own.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
@@ -213,8 +210,8 @@ impl Check for Config {
         self.check_peers()?;
         self.check_services()?;
         self.check_channels()?;
-        if self.admin.http.is_some_and(|http| !http.ip().is_loopback()) {
-            return Err(Wrong::new("admin.http", "is not a loopback address"));
+        if let Some(address) = self.admin.http {
+            loopback("admin.http", address)?;
         }
         self.limits.check()
     }
@@ -277,9 +274,7 @@ impl Config {
             ("certificates.crl", certificates.crl.as_ref()),
         ];
         for (key, path) in paths {
-            if path.is_some_and(|path| !path.is_absolute()) {
-                return Err(Wrong::new(key, MUST_BE_ABSOLUTE));
-            }
+            path.map_or(Ok(()), |path| absolute(key, path))?;
         }
         if self.admin.socket == self.socket {
             let why = "is the programs' socket too; each needs its own";
@@ -406,10 +401,8 @@ impl PeerConfig {
         if probe.interval.duration() < PROBE_INTERVAL_MIN {
             return Err(Wrong::new("peers.probe.interval", "must be at least 10s"));
         }
-        if !(BYTES_MIN..=BYTES_MAX).contains(&probe.bytes.bytes()) {
-            return Err(Wrong::new("peers.probe.bytes", "must be 64KiB to 1GiB"));
-        }
-        Ok(())
+        let [least, most] = [BYTES_MIN, BYTES_MAX].map(Size::from_bytes);
+        within("peers.probe.bytes", probe.bytes, &(least..=most))
     }
 
     /// A site that dials us, without a cap.
@@ -480,45 +473,22 @@ impl From<IdentityFiles> for CertificatesConfig {
 
 impl Limits {
     fn check(&self) -> Result<(), Wrong> {
-        within("local_streams", self.local_streams, 1..=4096)?;
-        within("peer_streams", self.peer_streams, 1..=1024)?;
-        within(
-            "udp_payload_bytes",
-            self.udp_payload_bytes,
-            UDP_PAYLOAD_BYTES,
-        )?;
+        within("limits.local_streams", self.local_streams, &(1..=4096))?;
+        within("limits.peer_streams", self.peer_streams, &(1..=1024))?;
+        let payload = self.udp_payload_bytes;
+        within("limits.udp_payload_bytes", payload, &UDP_PAYLOAD_BYTES)?;
         let (least, most) = (Duration::from_millis(100), Duration::from_mins(10));
         let wait = Span::new(least)..=Span::new(most);
-        within("preamble_wait", self.preamble_wait, wait.clone())?;
-        within("stall_wait", self.stall_wait, wait)?;
+        within("limits.preamble_wait", self.preamble_wait, &wait)?;
+        within("limits.stall_wait", self.stall_wait, &wait)?;
         let outage = Span::new(least)..=Span::new(Duration::from_hours(24));
-        within("outage_wait", self.outage_wait, outage)?;
+        within("limits.outage_wait", self.outage_wait, &outage)?;
         let size = Size::from_bytes;
-        within(
-            "resume_tail",
-            self.resume_tail,
-            size(64 << 10)..=size(64 << 20),
-        )?;
-        within(
-            "window_memory",
-            self.window_memory,
-            size(0)..=size(16 << 30),
-        )
+        let tail = size(64 << 10)..=size(64 << 20);
+        within("limits.resume_tail", self.resume_tail, &tail)?;
+        let memory = size(0)..=size(16 << 30);
+        within("limits.window_memory", self.window_memory, &memory)
     }
-}
-
-/// Whether a limit is one that can be meant; both are told in its own unit.
-fn within<T: PartialOrd + Display + Copy>(
-    key: &str,
-    value: T,
-    range: RangeInclusive<T>,
-) -> Result<(), Wrong> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    let (low, high) = (range.start(), range.end());
-    let why = format!("must be {low} to {high}, not {value}");
-    Err(Wrong::new(format!("limits.{key}"), why))
 }
 
 #[cfg(test)]

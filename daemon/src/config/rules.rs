@@ -1,0 +1,79 @@
+//! Rules that values of every daemon's configuration keep, told in the same words.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use super::Wrong;
+
+/// What is said of a path that could be anywhere.
+pub const MUST_BE_ABSOLUTE: &str = "must be an absolute path, beginning with /";
+
+/// Looks whether a path means the same wherever the daemon is started.
+///
+/// # Errors
+///
+/// The key, if it does not.
+pub fn absolute(key: &str, path: &Path) -> Result<(), Wrong> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(Wrong::new(key, MUST_BE_ABSOLUTE))
+}
+
+/// Looks whether an address that asks nobody who they are is reached from this host alone.
+///
+/// # Errors
+///
+/// The key, if it is reached from others.
+pub fn loopback(key: &str, address: SocketAddr) -> Result<(), Wrong> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    let why = format!(
+        "must be on loopback, such as \"127.0.0.1:9101\", not {address}: it has no authentication"
+    );
+    Err(Wrong::new(key, why))
+}
+
+/// Looks whether a value is one that can be meant; it and the bounds are told in its own unit.
+///
+/// # Errors
+///
+/// The key, if it is not.
+pub fn within<T: PartialOrd + Display + Copy>(
+    key: &str,
+    value: T,
+    range: &RangeInclusive<T>,
+) -> Result<(), Wrong> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (low, high) = (range.start(), range.end());
+    let why = format!("must be {low} to {high}, not {value}");
+    Err(Wrong::new(key, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_names_its_key_and_what_to_write_instead() {
+        assert_eq!(absolute("socket", Path::new("/run/x.sock")), Ok(()));
+        let refused = absolute("socket", Path::new("x.sock")).unwrap_err();
+        assert_eq!(refused, Wrong::new("socket", MUST_BE_ABSOLUTE));
+        for good in ["127.0.0.1:1", "[::1]:1"] {
+            assert_eq!(loopback("listen", good.parse().unwrap()), Ok(()));
+        }
+        for bad in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            let refused = loopback("listen", bad.parse().unwrap()).unwrap_err();
+            assert!(refused.why.contains(bad), "{refused:?}");
+        }
+        assert_eq!(within("n", 1, &(1..=3)), Ok(()));
+        assert_eq!(within("n", 3, &(1..=3)), Ok(()));
+        let refused = within("n", 4, &(1..=3)).unwrap_err();
+        assert_eq!(refused, Wrong::new("n", "must be 1 to 3, not 4"));
+    }
+}
