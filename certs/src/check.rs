@@ -68,6 +68,9 @@ pub struct FolderView {
     pub identity: Option<String>,
     /// Whether nothing is wrong.
     pub is_good: bool,
+    /// Whether its certificate has been revoked: then another is issued, for this one is not renewed.
+    #[serde(default)]
+    pub is_revoked: bool,
     /// One check each.
     pub checks: Vec<CheckView>,
 }
@@ -79,6 +82,9 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let authorities = read_chain(&folder.join(AUTHORITY_CERTIFICATE));
     let leaf = chain.as_ref().ok().and_then(|chain| chain.first());
     let seen = leaf.and_then(|leaf| view::view(leaf).ok());
+    let lists = lists(&folder.join(REVOCATION_LIST), authorities.as_deref().ok());
+    let revoked = |lists: &Revocations| leaf.is_some_and(|leaf| lists.is_revoked(leaf));
+    let is_revoked = lists.as_ref().is_ok_and(revoked);
     let checks = vec![
         named("certificate", certificate(chain.as_deref())),
         named("key", key(&folder.join(LEAF_KEY), chain.as_deref().ok())),
@@ -90,16 +96,17 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
         named("time", time(seen.as_ref(), now)),
         named(
             "revocation",
-            revocation(
-                &folder.join(REVOCATION_LIST),
-                (leaf, authorities.as_deref().ok()),
-                now,
-            ),
+            match lists {
+                Err(seen) => seen,
+                Ok(_) if is_revoked => wrong("this certificate has been revoked"),
+                Ok(lists) => age(&lists, now),
+            },
         ),
     ];
     FolderView {
         folder: folder.display().to_string(),
         identity: seen.and_then(|view| view.uri),
+        is_revoked,
         is_good: checks.iter().all(|check| check.outcome != Outcome::Wrong),
         checks,
     }
@@ -232,30 +239,26 @@ fn time(seen: Option<&CertificateView>, now: SystemTime) -> Seen {
     }
 }
 
-fn revocation(
+/// The folder's lists of revoked certificates, or why they are not looked at.
+fn lists(
     path: &Path,
-    (leaf, authorities): (
-        Option<&CertificateDer<'static>>,
-        Option<&[CertificateDer<'static>]>,
-    ),
-    now: SystemTime,
-) -> Seen {
+    authorities: Option<&[CertificateDer<'static>]>,
+) -> Result<Revocations, Seen> {
     if matches!(rustix::fs::lstat(path), Err(rustix::io::Errno::NOENT)) {
-        return (
+        return Err((
             Outcome::Absent,
             "there is no list of revoked certificates".to_owned(),
-        );
+        ));
     }
     let Some(authorities) = authorities else {
-        return wrong("cannot be checked without the authority");
+        return Err(wrong("cannot be checked without the authority"));
     };
-    let lists = match Revocations::load(path, authorities, &Revocations::default()) {
-        Ok(lists) => lists,
-        Err(fault) => return wrong(told(&fault)),
-    };
-    if leaf.is_some_and(|leaf| lists.is_revoked(leaf)) {
-        return wrong("this certificate has been revoked");
-    }
+    Revocations::load(path, authorities, &Revocations::default())
+        .map_err(|fault| wrong(told(&fault)))
+}
+
+/// How old lists that revoke nothing of ours are.
+fn age(lists: &Revocations, now: SystemTime) -> Seen {
     let due = lists
         .next_update_unix_seconds()
         .map_or_else(String::new, rfc3339);

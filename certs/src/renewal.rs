@@ -127,44 +127,19 @@ impl Authority {
         let folder = KeyFolder::open_or_create(host)?;
         // Two renewals of one folder at once would mix their pairs: what is there counts once it is ours.
         let _alone = folder.lock()?;
-        let old = identity::read_chain(&certificate)?;
-        let leaf = old.first().expect("a chain that was read is not empty");
         let ca = self.trusted_pem(overlap)?;
-        let roots = identity::roots(&certificates(&ca)?).map_err(|why| {
-            let detail = format!("the authority's certificate: {why}");
-            Fault::new(Code::Certificate, detail)
-        })?;
-        identity::check_signed(&old, &roots).map_err(|why| {
-            let shown = certificate.display();
-            Fault::new(Code::Certificate, format!("{shown}: {why}"))
-        })?;
-        let identity = view::identity_of(leaf)?;
+        let leaf = signed_leaf(&certificate, &ca)?;
+        let identity = view::identity_of(&leaf)?;
         self.check(&identity, validity)?;
         // Held to the end: a certificate that is revoked meanwhile must not come back.
         let mut register = self.register()?;
-        check_not_revoked(&register, &view::view(leaf)?.serial)?;
+        check_not_revoked(&register, &view::view(&leaf)?.serial)?;
         if let Some(overlap) = overlap {
-            overlap.check_not_revoked(leaf)?;
+            overlap.check_not_revoked(&leaf)?;
         }
-        let mut list = self.lists_pem(overlap)?;
-        if list.is_none() && folder.contains(REVOCATION_LIST) {
-            let now = SystemTime::now();
-            let (_, pem) = self.sign_list(&mut register, LIST_VALIDITY, now)?;
-            list = Some(pem);
-        }
-        let (certificate, new_key_pem) = match key {
-            KeyChoice::Same => {
-                let public = view::public_key_info(leaf)?;
-                let public = SubjectPublicKeyInfo::from_der(&public).map_err(|e| failed(&e))?;
-                let signed = self.sign(&mut register, &identity, validity, &public)?;
-                (signed, None)
-            }
-            KeyChoice::New => {
-                let key = new_key()?;
-                let signed = self.sign(&mut register, &identity, validity, &key)?;
-                (signed, Some(key.serialize_pem()))
-            }
-        };
+        let list = self.list_for(&folder, &mut register, overlap)?;
+        let (certificate, new_key_pem) =
+            self.sign_next(&mut register, (&leaf, &identity), validity, key)?;
         // What is trusted comes first: a certificate whose authority is not known yet is no use. A reader
         // that finds the new key beside the old certificate sees no pair, keeps what it has, and looks again.
         let files = [
@@ -183,6 +158,44 @@ impl Authority {
             cert: host.join(LEAF_CERTIFICATE),
             key: host.join(LEAF_KEY),
         })
+    }
+
+    /// The lists that a host is given: an empty one is signed where it has one and there is none.
+    fn list_for(
+        &self,
+        folder: &KeyFolder,
+        register: &mut Register,
+        overlap: Option<&Overlap>,
+    ) -> Result<Option<String>, Fault> {
+        let lists = self.lists_pem(overlap)?;
+        if lists.is_some() || !folder.contains(REVOCATION_LIST) {
+            return Ok(lists);
+        }
+        let (_, pem) = self.sign_list(register, LIST_VALIDITY, SystemTime::now())?;
+        Ok(Some(pem))
+    }
+
+    /// Signs the certificate that follows a leaf, and makes its key where there is to be a new one; both as PEM.
+    fn sign_next(
+        &self,
+        register: &mut Register,
+        (leaf, identity): (&CertificateDer<'_>, &HostIdentity),
+        validity: Validity,
+        key: KeyChoice,
+    ) -> Result<(String, Option<String>), Fault> {
+        match key {
+            KeyChoice::Same => {
+                let public = view::public_key_info(leaf)?;
+                let public = SubjectPublicKeyInfo::from_der(&public).map_err(|e| failed(&e))?;
+                let signed = self.sign(register, identity, validity, &public)?;
+                Ok((signed, None))
+            }
+            KeyChoice::New => {
+                let key = new_key()?;
+                let signed = self.sign(register, identity, validity, &key)?;
+                Ok((signed, Some(key.serialize_pem())))
+            }
+        }
     }
 
     /// Revokes certificates and signs the next list, good for `lasting`. What was revoked before and stands in
@@ -306,6 +319,20 @@ impl Authority {
             (ours, theirs) => ours.or(theirs),
         })
     }
+}
+
+/// The certificate of a file, if one of these authorities has signed it.
+fn signed_leaf(certificate: &Path, ca: &str) -> Result<CertificateDer<'static>, Fault> {
+    let mut chain = identity::read_chain(certificate)?;
+    let roots = identity::roots(&certificates(ca)?).map_err(|why| {
+        let detail = format!("the authority's certificate: {why}");
+        Fault::new(Code::Certificate, detail)
+    })?;
+    identity::check_signed(&chain, &roots).map_err(|why| {
+        let shown = certificate.display();
+        Fault::new(Code::Certificate, format!("{shown}: {why}"))
+    })?;
+    Ok(chain.swap_remove(0))
 }
 
 /// A certificate whose key is in other hands must not come back as a good one.

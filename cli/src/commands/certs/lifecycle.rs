@@ -242,13 +242,12 @@ pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
     let wrong: Vec<_> = wrong
         .map(|one| format!("{}: {}", one.check, one.detail))
         .collect();
-    let wrong = wrong.join("; ");
-    let remedy = if wrong.contains("has been revoked") {
+    let remedy = if view.is_revoked {
         ISSUE_ANEW
     } else {
         "mend what is wrong, or renew it with `towpath certs renew`"
     };
-    let problem = Problem::new(Code::Certificate, wrong);
+    let problem = Problem::new(Code::Certificate, wrong.join("; "));
     let problem = problem.message(format!("{} cannot be used", view.folder));
     Err(Failure::from(problem).remedy_of(Code::Certificate, remedy))
 }
