@@ -33,4 +33,4 @@ pub use authority::{Authority, Validity};
 pub use identity::Identity;
 pub use revocation::{Freshness, Revocations};
 pub use verify::{Refusal, Rejection, Rejections};
-pub use view::{CertificateView, show};
+pub use view::{CertificateView, show, show_chain};

@@ -29,6 +29,10 @@ pub const LIST_VALIDITY: Duration = Duration::from_hours(30 * 24);
 /// Longest validity of a list: beyond it a host could miss every revocation for a season.
 pub const LIST_VALIDITY_MAX: Duration = Duration::from_hours(90 * 24);
 
+/// Fewest digits of a certificate's number that stand for all of it: what is revoked is not called back, and a slip
+/// of a finger must not name another.
+pub const SERIAL_DIGITS_MIN: usize = 8;
+
 /// Whether a host keeps its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyChoice {
@@ -78,7 +82,7 @@ impl Overlap {
 /// Which certificates are to be revoked.
 #[derive(Debug, Clone)]
 pub enum Which {
-    /// The one of this number, in hexadecimal.
+    /// The one of this number, in hexadecimal, or of as much of it as tells it from others.
     Serial(String),
     /// All of a host that were not revoked before: those whose time is over too, for a link that was made
     /// with one may live.
@@ -365,27 +369,50 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
 /// that anything may not.
 fn choose(issued: &[IssuedView], which: &Which, is_public: bool) -> Result<Vec<IssuedView>, Fault> {
     let is_done = |view: &IssuedView| view.state == IssuedState::Revoked && is_public;
-    let not_found = |what: String| Err(Fault::new(Code::NotFound, what));
     match which {
         Which::None => Ok(Vec::new()),
         Which::Serial(serial) => {
-            let plain = serial.replace(':', "").to_ascii_lowercase();
-            match issued.iter().find(|view| view.serial == plain) {
-                None => not_found(format!("no certificate {plain} was issued here")),
-                Some(view) if is_done(view) => {
-                    let detail = format!("certificate {plain} was revoked before");
-                    Err(Fault::new(Code::State, detail))
-                }
-                Some(view) => Ok(vec![view.clone()]),
+            let view = of_number(issued, serial)?;
+            if is_done(view) {
+                let detail = format!("certificate {} was revoked before", view.serial);
+                return Err(Fault::new(Code::State, detail));
             }
+            Ok(vec![view.clone()])
         }
         Which::Host(host) => {
             let of_host = |view: &&IssuedView| view.identity == *host && !is_done(view);
             let chosen: Vec<_> = issued.iter().filter(of_host).cloned().collect();
             if chosen.is_empty() {
-                return not_found(format!("{host} has no certificate from here to revoke"));
+                let detail = format!("{host} has no certificate from here to revoke");
+                return Err(Fault::new(Code::NotFound, detail));
             }
             Ok(chosen)
+        }
+    }
+}
+
+/// The certificate of a number, or the only one whose number begins so.
+fn of_number<'a>(issued: &'a [IssuedView], number: &str) -> Result<&'a IssuedView, Fault> {
+    let plain = number.replace(':', "").to_ascii_lowercase();
+    if let Some(view) = issued.iter().find(|view| view.serial == plain) {
+        return Ok(view);
+    }
+    let begins_so = |view: &&IssuedView| view.serial.starts_with(&plain);
+    let found: Vec<_> = issued.iter().filter(begins_so).collect();
+    match &*found {
+        [] => {
+            let detail = format!("no certificate {plain} was issued here");
+            Err(Fault::new(Code::NotFound, detail))
+        }
+        _ if plain.len() < SERIAL_DIGITS_MIN => {
+            let detail = format!("{plain:?} is less than {SERIAL_DIGITS_MIN} digits of a number");
+            Err(Fault::new(Code::Usage, detail))
+        }
+        [view] => Ok(view),
+        _ => {
+            let count = found.len();
+            let detail = format!("the numbers of {count} certificates begin with {plain}");
+            Err(Fault::new(Code::Usage, detail))
         }
     }
 }

@@ -42,6 +42,37 @@ pub struct ListView {
     pub revoked_count: u64,
 }
 
+/// A list of revoked certificates, and which those are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WholeListView {
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub list: ListView,
+    /// The numbers of the certificates it revokes, in hexadecimal.
+    pub revoked: Vec<String>,
+}
+
+/// Reads the lists of a PEM file as they stand there; none if it holds no list. Whether an authority has signed them
+/// is not looked at.
+///
+/// # Errors
+///
+/// `E_CERTIFICATE` if the file cannot be read, holds too many lists, or one that does not parse.
+pub fn show(path: &Path) -> Result<Option<Vec<WholeListView>>, Fault> {
+    let pem = files::read_list(path)?;
+    if CertificateRevocationListDer::pem_slice_iter(&pem)
+        .next()
+        .is_none()
+    {
+        return Ok(None);
+    }
+    let lists = lists_in(&pem).and_then(|lists| lists.iter().map(whole_view).collect());
+    let shown = path.display();
+    lists
+        .map(Some)
+        .map_err(|why| Fault::new(Code::Certificate, format!("{shown}: {why}")))
+}
+
 /// How old our knowledge of revoked certificates is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -355,6 +386,16 @@ fn signer(
 fn trusts(authorities: &[CertificateDer<'static>], signer: &[u8]) -> bool {
     let mut keys = authorities.iter().filter_map(view::subject_and_key);
     keys.any(|(_, key)| key == signer)
+}
+
+fn whole_view(der: &CertificateRevocationListDer<'_>) -> Result<WholeListView, String> {
+    let (_, list) = CertificateRevocationList::from_der(der)
+        .map_err(|error| format!("a revocation list does not parse: {error}"))?;
+    let revoked = list.iter_revoked_certificates();
+    Ok(WholeListView {
+        list: list_view(&list)?,
+        revoked: revoked.map(|entry| view::hex(entry.raw_serial())).collect(),
+    })
 }
 
 fn list_view(list: &CertificateRevocationList<'_>) -> Result<ListView, String> {

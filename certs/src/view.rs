@@ -11,7 +11,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
-use crate::files;
+use crate::{files, identity};
 
 /// What a certificate says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,15 @@ pub fn show(path: &Path) -> Result<CertificateView, Fault> {
         Fault::new(Code::Certificate, detail)
     })?;
     view(&der)
+}
+
+/// Reads every certificate of a PEM file, in their order: a host's own comes before those that vouch for it.
+///
+/// # Errors
+///
+/// `E_CERTIFICATE` if there is none, if there are more than a host's file may hold, or if one does not parse.
+pub fn show_chain(path: &Path) -> Result<Vec<CertificateView>, Fault> {
+    identity::read_chain(path)?.iter().map(view).collect()
 }
 
 /// Reads a certificate.

@@ -11,7 +11,7 @@ use towpath_protocol::fault::Code;
 
 use crate::failure::Failure;
 
-pub(crate) use human::{escape, milliseconds, or_dash, time_of_day};
+pub(crate) use human::{escape, milliseconds, or_dash, telling_digits, time_of_day};
 pub(crate) use table::{Table, fields};
 pub(crate) use towpath_daemon::units::{bits_per_second, bytes};
 

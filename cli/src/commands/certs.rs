@@ -9,7 +9,8 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use towpath_certs::authority::IdentityFiles;
 use towpath_certs::renewal::Overlap;
-use towpath_certs::{Authority, CertificateView, Validity, show as read_certificate};
+use towpath_certs::revocation::{self, WholeListView};
+use towpath_certs::{Authority, CertificateView, Validity, show as read_certificate, show_chain};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 
@@ -29,6 +30,12 @@ Example:
 
 Then carry ./box-1 to that host, to where its tunnel's configuration names it.";
 
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  towpath certs show ./box-1/cert.pem               whom it names, and until when
+  towpath certs show ./box-1/ca.pem                 each authority that is trusted
+  towpath certs show ./authority/crl.pem            which certificates are revoked";
+
 /// What is to be done with certificates.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -46,7 +53,8 @@ pub(crate) enum Command {
     Revoke(lifecycle::RevokeOptions),
     /// List every certificate the authority has issued.
     Ls(lifecycle::LsOptions),
-    /// Show what a certificate says.
+    /// Show what a file of certificates, or of lists of revoked ones, says.
+    #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowOptions),
     /// Check a host's folder: certificate, key, authority, chain, time, revocation.
     Verify(lifecycle::VerifyOptions),
@@ -90,7 +98,7 @@ pub(crate) struct IssueOptions {
 /// The certificate to show.
 #[derive(Debug, Args)]
 pub(crate) struct ShowOptions {
-    /// The certificate's file, in PEM
+    /// The file, in PEM: certificates, all of which are shown, or lists of revoked ones
     file: PathBuf,
     #[command(flatten)]
     output: OutputOption,
@@ -138,15 +146,66 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Revoke(options) => lifecycle::revoke(&options),
         Command::Ls(options) => lifecycle::ls(&options),
         Command::Verify(options) => lifecycle::verify(&options),
-        Command::Show(options) => {
-            let view = read_certificate(&options.file).map_err(|fault| {
-                let remedy =
-                    "name a file that holds a certificate in PEM, such as cert.pem or ca.pem";
-                Failure::from(fault).remedy_of(Code::Certificate, remedy)
-            })?;
-            show::show(options.output.format, "certificate", &view, || table(&view))
-        }
+        Command::Show(options) => show_file(&options),
     }
+}
+
+/// The certificates of a file: what the first one says, and all of them.
+#[derive(Debug, Serialize)]
+struct Chain<'a> {
+    #[serde(flatten)]
+    first: &'a CertificateView,
+    chain: &'a [CertificateView],
+}
+
+/// The lists of a file.
+#[derive(Debug, Serialize)]
+struct Lists {
+    lists: Vec<WholeListView>,
+}
+
+fn show_file(options: &ShowOptions) -> Result<(), Failure> {
+    let format = options.output.format;
+    let unreadable = |fault| {
+        let remedy = "name a file that holds certificates in PEM, such as cert.pem or ca.pem, or lists of revoked \
+                      ones, such as crl.pem";
+        Failure::from(fault).remedy_of(Code::Certificate, remedy)
+    };
+    if let Some(lists) = revocation::show(&options.file).map_err(unreadable)? {
+        let lists = Lists { lists };
+        return show::show(format, "revocation-lists", &lists, || {
+            parts(lists.lists.iter().map(list_fields))
+        });
+    }
+    let chain = show_chain(&options.file).map_err(unreadable)?;
+    let [first, ..] = &*chain else {
+        unreachable!("a file without a certificate is refused");
+    };
+    let views = Chain {
+        first,
+        chain: &chain,
+    };
+    show::show(format, "certificate", &views, || {
+        parts(chain.iter().map(table))
+    })
+}
+
+/// Several things, with a line free between two.
+fn parts(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().join("\n")
+}
+
+fn list_fields(view: &WholeListView) -> String {
+    let (list, revoked) = (&view.list, &view.revoked);
+    let mut rows = vec![
+        ("issuer", Some(escape(&list.issuer))),
+        ("number", Some(list.number.to_string())),
+        ("signed", Some(escape(&list.this_update))),
+        ("next one due", Some(escape(&list.next_update))),
+        ("revokes", Some(list.revoked_count.to_string())),
+    ];
+    rows.extend(revoked.iter().map(|one| ("revoked", Some(one.clone()))));
+    fields(&rows)
 }
 
 fn init(options: &InitOptions) -> Result<(), Failure> {

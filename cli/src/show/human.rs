@@ -39,6 +39,22 @@ pub(crate) fn time_of_day(unix_ms: u64) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
+/// Fewest digits of an id that stand in a table: fewer are soon another's too.
+const ID_CHARS_MIN: usize = 8;
+
+/// How many digits tell all of these ids apart, so that a command takes them.
+pub(crate) fn telling_digits<'a>(ids: impl IntoIterator<Item = &'a str>) -> usize {
+    let mut sorted: Vec<&str> = ids.into_iter().collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let alike = |pair: &[&str]| {
+        let pairs = pair[0].chars().zip(pair[1].chars());
+        pairs.take_while(|(one, other)| one == other).count()
+    };
+    let longest = sorted.windows(2).map(alike).max();
+    longest.map_or(ID_CHARS_MIN, |alike| ID_CHARS_MIN.max(alike + 1))
+}
+
 /// A value, or a dash where there is none.
 pub(crate) fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "-".to_owned())
@@ -59,6 +75,15 @@ mod tests {
         ] {
             assert_eq!(escape(text), safe);
         }
+    }
+
+    #[test]
+    fn ids_are_as_short_as_tells_them_apart() {
+        assert_eq!(telling_digits([]), 8);
+        assert_eq!(telling_digits(["0123456789abcdef"]), 8);
+        assert_eq!(telling_digits(["0123456789", "0123456789"]), 8, "one twice");
+        let three = ["01234567ab00", "f1234567ab00", "01234567ab10"];
+        assert_eq!(telling_digits(three), 11);
     }
 
     #[test]

@@ -314,6 +314,56 @@ fn certificates_are_renewed_listed_checked_and_revoked() {
 }
 
 #[test]
+fn all_certificates_and_lists_of_a_file_are_shown_and_a_prefix_names_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (old, next, host) = (path("authority"), path("next"), path("box-1"));
+    let certs = |words: &[&str]| run(&[&["certs"], words, &["-o", "json"]].concat());
+    for authority in [&old, &next] {
+        let init = ["init", "--trust-domain=shop.example", "--dir", authority];
+        certs(&init).document("authority");
+    }
+    let box_1 = ["--site=edge", "--host=box-1"];
+    let issue = [&["issue", "--authority", &old, "--out", &host], &box_1[..]].concat();
+    let serial = certs(&issue).document("issued")["serial"].clone();
+    let serial = serial.as_str().unwrap();
+    let overlap = [
+        "renew",
+        "--authority",
+        &old,
+        "--overlap",
+        &next,
+        "--dir",
+        &host,
+    ];
+    certs(&overlap).document("issued");
+
+    let both = format!("{host}/ca.pem");
+    let shown = run(&["certs", "show", &both]).stdout;
+    assert_eq!(shown.matches("authority   yes").count(), 2, "{shown}");
+    let document = certs(&["show", &both]).document("certificate");
+    let chain = document["chain"].as_array().unwrap();
+    assert_eq!((chain.len(), &chain[0]["serial"]), (2, &document["serial"]));
+
+    let table = run(&["certs", "ls", "--authority", &old]).stdout;
+    let is_short = |word: &&str| serial.starts_with(*word);
+    let prefix = table.split_whitespace().find(is_short).expect("a prefix");
+    assert!(prefix.len() >= 8 && prefix.len() < serial.len(), "{table}");
+    let few = ["revoke", "--authority", &old, "--serial", &prefix[..7]];
+    run(&[&["certs"], &few[..]].concat()).failed(2, "E_USAGE");
+    let revoke = ["revoke", "--authority", &old, "--serial", prefix];
+    let revoked = certs(&revoke).document("revocation-list");
+    assert_eq!(revoked["revoked"][0]["serial"], serial);
+
+    let list = format!("{old}/crl.pem");
+    let shown = run(&["certs", "show", &list]);
+    assert!(shown.stdout.contains(serial), "{shown:?}");
+    let document = certs(&["show", &list]).document("revocation-lists");
+    assert_eq!(document["lists"][0]["number"], 1);
+    assert_eq!(document["lists"][0]["revoked"], serde_json::json!([serial]));
+}
+
+#[test]
 fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(&["completions", shell]);

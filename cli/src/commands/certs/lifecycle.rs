@@ -16,7 +16,7 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use super::{days_from_now, overlap_of, show_issued};
 use crate::args::OutputOption;
 use crate::failure::Failure;
-use crate::show::{self, Table, escape, fields, or_dash};
+use crate::show::{self, Table, escape, fields, or_dash, telling_digits};
 
 pub(super) const RENEW_EXAMPLES: &str = "\
 Examples:
@@ -29,7 +29,7 @@ A running tunnel takes the new files up without dropping a stream.";
 pub(super) const REVOKE_EXAMPLES: &str = "\
 Examples:
   towpath certs revoke --authority ./authority --site edge --host box-1 --reason key-compromise
-  towpath certs revoke --authority ./authority --serial 4f3a9c...
+  towpath certs revoke --authority ./authority --serial 4f3a9c51
   towpath certs revoke --authority ./authority --refresh
 
 Then carry crl.pem to every host, to where its tunnel's configuration names it.";
@@ -66,7 +66,8 @@ pub(crate) struct RevokeOptions {
     /// The authority's folder
     #[arg(long, value_name = "FOLDER")]
     authority: PathBuf,
-    /// The number of the certificate, in hexadecimal
+    /// The number of the certificate, in hexadecimal, or its first digits: 8 at least, and as many as tell it from
+    /// others
     #[arg(long, value_name = "NUMBER")]
     serial: Option<String>,
     /// The site of the host whose certificates are to be revoked, all of them, ended ones too
@@ -213,13 +214,15 @@ pub(super) fn ls(options: &LsOptions) -> Result<(), Failure> {
     let all = Certificates { certificates };
     show::show(options.output.format, "certificates", &all, || {
         let mut table = Table::new(["SITE", "HOST", "STATE", "UNTIL", "SERIAL", "REVOKED FOR"]);
+        let serials = all.certificates.iter().map(|one| one.serial.as_str());
+        let digits = telling_digits(serials);
         for one in &all.certificates {
             table.row([
                 one.identity.site.to_string(),
                 one.identity.host.to_string(),
                 one.state.as_str().to_owned(),
                 escape(&one.not_after),
-                escape(&one.serial),
+                one.serial.chars().take(digits).collect(),
                 or_dash(one.reason.map(|reason| reason.as_str().to_owned())),
             ]);
         }
