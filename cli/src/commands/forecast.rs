@@ -126,7 +126,8 @@ fn table(document: &ForecastDocument) -> String {
         ">CAP",
         "CONFIDENCE",
         "AGE",
-    ]);
+    ])
+    .least(["AGE", "AT", "CONFIDENCE"]);
     for view in &document.forecasts {
         table.row(row(view));
     }

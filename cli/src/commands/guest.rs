@@ -402,7 +402,8 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
             ">MEMORY",
             ">HEARTBEAT",
             "MOVED TO",
-        ]);
+        ])
+        .least(["EPOCH", "HEARTBEAT", "KIND"]);
         for guest in &list.guests {
             table.row([
                 guest.name.to_string(),

@@ -13,7 +13,10 @@ use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, block_on};
 use crate::failure::Failure;
 use crate::follow::{BLOCK_BYTES, LiveLine, Observer, a_second, describe, follow, outcome};
-use crate::show::{self, Format, Table, bytes, escape, fields, milliseconds, or_dash, time_of_day};
+use crate::show::{
+    self, Format, Table, bytes, escape, fields, milliseconds, or_dash, telling_digits, time_of_day,
+};
+
 
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -118,10 +121,17 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
     show::show(options.output.format, "migrations", &list, || {
         let mut table = Table::new([
             "ID", "GUEST", "FROM", "TO", "ROLE", "PHASE", ">TOTAL", ">PAUSE", "BEGUN",
-        ]);
-        for view in &list.migrations {
+        ])
+        .least(["BEGUN", "ROLE", "TOTAL", "PAUSE"]);
+        let ids: Vec<_> = list
+            .migrations
+            .iter()
+            .map(|view| view.id.to_string())
+            .collect();
+        let digits = telling_digits(ids.iter().map(String::as_str));
+        for (view, id) in list.migrations.iter().zip(ids) {
             table.row([
-                view.id.to_string(),
+                id.chars().take(digits).collect(),
                 view.guest.to_string(),
                 view.from.to_string(),
                 view.to.to_string(),
@@ -322,18 +332,18 @@ fn details(view: &MigrationView) -> String {
         return text;
     }
     let mut table = Table::new([
-        ">AT", "DECISION", "REASON", ">LEFT", ">COPIES", ">DIRTIES", ">PAUSE",
+        ">AT", "DECISION", ">LEFT", ">COPIES", ">DIRTIES", ">PAUSE", "REASON",
     ]);
     for decision in &view.decisions {
         let inputs = &decision.inputs;
         table.row([
             milliseconds(decision.at_ms),
             escape(&decision.decision),
-            escape(&decision.reason),
             bytes(inputs.residual_bytes),
             a_second(inputs.goodput_bytes_per_second),
             a_second(inputs.dirty_bytes_per_second),
             milliseconds(decision.predicted_pause_ms),
+            escape(&decision.reason),
         ]);
     }
     text.push('\n');

@@ -156,7 +156,8 @@ fn host_table(host: &HostView) -> String {
         bytes(host.memory_quota_bytes),
     );
     fields(&[
-        ("host", Some(format!("{}/{}", host.site, host.host))),
+        ("site", Some(host.site.to_string())),
+        ("host", Some(host.host.to_string())),
         ("migrator", Some(escape(&host.version))),
         ("ready", Some(ready)),
         ("tunnel", Some(word(&host.tunnel))),
@@ -172,20 +173,28 @@ fn host_table(host: &HostView) -> String {
 }
 
 fn tunnel_table(status: &StatusView) -> String {
+    let mut text = links_table(&status.links);
+    text.push_str(&troubles(status));
+    let exchanges: BTreeSet<_> = status.links.iter().filter_map(key_exchange).collect();
+    let exchanges: Vec<_> = exchanges.into_iter().collect();
+    let exchanges = (!exchanges.is_empty()).then(|| exchanges.join("; "));
+    format!("{text}\n{}", trust_fields(exchanges, &status.certificate))
+}
+
+/// The links by the site that commands take, with the host that is there beside it.
+fn links_table(links: &[LinkView]) -> String {
     let mut table = Table::new([
-        "LINK", "STATE", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP", ">STREAMS",
-        "WHY",
-    ]);
-    for link in &status.links {
-        let host = link
-            .host
-            .as_deref()
-            .map_or_else(String::new, |host| format!("/{host}"));
+        "PEER", "HOST", "STATE", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP",
+        ">STREAMS", "WHY",
+    ])
+    .least(["BASE", "QUEUE", "STREAMS", "LOSS", "HOST", "CAP", "RTT"]);
+    for link in links {
         let cap = link
             .cap_bits_per_second
             .map(|bits| bits_per_second(bits / 8));
         table.row([
-            escape(&format!("{}{host}", link.peer)),
+            escape(&link.peer),
+            or_dash(link.host.as_deref().map(escape)),
             link.state.as_str().to_owned(),
             tenths_of_ms(link.rtt_us),
             tenths_of_ms(link.base_rtt_us),
@@ -198,7 +207,12 @@ fn tunnel_table(status: &StatusView) -> String {
             escape(&link.reason),
         ]);
     }
-    let mut text = table.render("no links: the tunnel's configuration names no peers");
+    table.render("no links: the tunnel's configuration names no peers")
+}
+
+/// What is wrong, and what to do about it.
+fn troubles(status: &StatusView) -> String {
+    let mut text = String::new();
     for link in &status.links {
         if let Some(remedy) = &link.remedy {
             let (peer, remedy) = (escape(&link.peer), escape(remedy));
@@ -224,10 +238,7 @@ fn tunnel_table(status: &StatusView) -> String {
             "handshakes are refused: {reason}, last from {from} at {at}: {detail}\n  if a peer is there: {remedy}\n"
         ));
     }
-    let exchanges: BTreeSet<_> = status.links.iter().filter_map(key_exchange).collect();
-    let exchanges: Vec<_> = exchanges.into_iter().collect();
-    let exchanges = (!exchanges.is_empty()).then(|| exchanges.join("; "));
-    format!("{text}\n{}", trust_fields(exchanges, &status.certificate))
+    text
 }
 
 /// How a link's keys were agreed on, and whether a quantum computer could find them out.

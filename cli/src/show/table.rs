@@ -1,10 +1,25 @@
 //! Aligned columns of plain text.
 
+use std::io::{IsTerminal, stdout};
+
+use rustix::termios::tcgetwinsize;
+
+/// Characters between two columns.
+const GAP: usize = 2;
+
+/// Characters that the last column, which is broken into lines, keeps before another is left out for it.
+const LAST_CHARS_MIN: usize = 24;
+
 /// Rows under titles; a title that begins with `>` makes its column end at the right.
+///
+/// On a terminal it is as wide as that at most: the columns that say least are left out, and the last one is broken
+/// into lines. Elsewhere it has all of them.
 #[derive(Debug)]
 pub(crate) struct Table {
     titles: Vec<(String, bool)>,
     rows: Vec<Vec<String>>,
+    /// Columns that may be left out, those that say least first.
+    least: Vec<String>,
 }
 
 impl Table {
@@ -16,7 +31,14 @@ impl Table {
         Self {
             titles: titles.into_iter().map(title).collect(),
             rows: Vec::new(),
+            least: Vec::new(),
         }
+    }
+
+    /// The same with columns that may be left out where there is no room, those that say least first.
+    pub(crate) fn least<const N: usize>(mut self, titles: [&str; N]) -> Self {
+        self.least = titles.map(str::to_owned).into();
+        self
     }
 
     /// A table without titles of its own: the first row stands in for them.
@@ -26,6 +48,7 @@ impl Table {
         Self {
             titles: titles.into_iter().map(|title| (title, false)).collect(),
             rows: rows.collect(),
+            least: Vec::new(),
         }
     }
 
@@ -36,37 +59,103 @@ impl Table {
 
     /// The table, or `empty` if it has no rows.
     pub(crate) fn render(&self, empty: &str) -> String {
+        self.render_within(terminal_columns(), empty)
+    }
+
+    fn render_within(&self, room: Option<usize>, empty: &str) -> String {
         if self.rows.is_empty() {
             return format!("{empty}\n");
         }
         let titles: Vec<String> = self.titles.iter().map(|title| title.0.clone()).collect();
-        let widths: Vec<usize> = (0..titles.len())
+        let mut widths: Vec<usize> = (0..titles.len())
             .map(|column| {
                 let cells = self.rows.iter().chain([&titles]);
                 cells.map(|row| width(&row[column])).max().unwrap_or(0)
             })
             .collect();
-        let mut text = String::new();
-        for row in [&titles].into_iter().chain(&self.rows) {
-            let mut line = String::new();
-            for (column, cell) in row.iter().enumerate() {
-                let padding = " ".repeat(widths[column] - width(cell));
-                if column > 0 {
-                    line.push_str("  ");
-                }
-                if self.titles[column].1 {
-                    line.push_str(&padding);
-                    line.push_str(cell);
-                } else {
-                    line.push_str(cell);
-                    line.push_str(&padding);
-                }
+        let columns = self.fitting(&widths, room);
+        if let (Some(room), Some((last, before))) = (room, columns.split_last()) {
+            let taken: usize = before.iter().map(|column| widths[*column] + GAP).sum();
+            let left = room.saturating_sub(taken).max(LAST_CHARS_MIN);
+            widths[*last] = widths[*last].min(left);
+        }
+        let rows = [&titles].into_iter().chain(&self.rows);
+        rows.map(|row| self.lines(row, &columns, &widths)).collect()
+    }
+
+    /// The columns there is room for, by their places.
+    fn fitting(&self, widths: &[usize], room: Option<usize>) -> Vec<usize> {
+        let mut columns: Vec<usize> = (0..widths.len()).collect();
+        let needed = |columns: &[usize]| match columns.split_last() {
+            Some((last, before)) => {
+                let taken: usize = before.iter().map(|column| widths[*column] + GAP).sum();
+                taken + widths[*last].min(LAST_CHARS_MIN)
             }
+            None => 0,
+        };
+        for title in &self.least {
+            if room.is_none_or(|room| needed(&columns) <= room) {
+                break;
+            }
+            columns.retain(|column| self.titles[*column].0 != *title);
+        }
+        columns
+    }
+
+    /// A row's lines: one, and more where its last cell is wider than its column.
+    fn lines(&self, row: &[String], columns: &[usize], widths: &[usize]) -> String {
+        let Some((last, before)) = columns.split_last() else {
+            return String::new();
+        };
+        let mut start = String::new();
+        for column in before {
+            start.push_str(&self.aligned(*column, &row[*column], widths[*column]));
+            start.push_str(&" ".repeat(GAP));
+        }
+        let indent = " ".repeat(width(&start));
+        let mut text = String::new();
+        for piece in broken(&row[*last], widths[*last]) {
+            let begin = if text.is_empty() { &start } else { &indent };
+            let line = format!("{begin}{}", self.aligned(*last, &piece, widths[*last]));
             text.push_str(line.trim_end());
             text.push('\n');
         }
         text
     }
+
+    fn aligned(&self, column: usize, cell: &str, wide: usize) -> String {
+        let padding = " ".repeat(wide.saturating_sub(width(cell)));
+        if self.titles[column].1 {
+            padding + cell
+        } else {
+            cell.to_owned() + &padding
+        }
+    }
+}
+
+/// How many characters a line of the terminal has that the result is written to, if it is one.
+fn terminal_columns() -> Option<usize> {
+    let out = stdout();
+    let size = out.is_terminal().then(|| tcgetwinsize(&out).ok())??;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// A text in lines of so many characters, broken between words; a word that is longer stands as it is.
+fn broken(text: &str, room: usize) -> Vec<String> {
+    if width(text) <= room {
+        return vec![text.to_owned()];
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if width(line) + 1 + width(word) <= room => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// One thing as a list of its fields; those without a value are left out.
@@ -103,6 +192,30 @@ till-17  256 MiB  moved
 ";
         assert_eq!(table.render("none"), expected);
         assert_eq!(Table::new(["A"]).render("none"), "none\n");
+    }
+
+    #[test]
+    fn a_narrow_terminal_has_fewer_columns_and_breaks_the_last_one() {
+        let titles = ["LINK", ">RTT", ">LOSS", "WHY"];
+        let mut table = Table::new(titles).least(["LOSS", "RTT"]);
+        let why = "no link to region: the last one was seen twelve seconds ago";
+        table.row([
+            "region".into(),
+            "40.1 ms".into(),
+            "0.0 %".into(),
+            why.into(),
+        ]);
+        let widest = |text: &str| text.lines().map(width).max().unwrap();
+        for (room, has_loss, has_rtt) in [(48, true, true), (42, false, true), (34, false, false)] {
+            let text = table.render_within(Some(room), "");
+            assert!(widest(&text) <= room, "{text}");
+            assert_eq!(text.contains("LOSS"), has_loss, "{room}: {text}");
+            assert_eq!(text.contains("RTT"), has_rtt, "{room}: {text}");
+            let said = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(said.ends_with("seen twelve seconds ago"), "{text}");
+        }
+        assert_eq!(table.render_within(None, "").lines().count(), 2);
+        assert_eq!(table.render_within(Some(200), "").lines().count(), 2);
     }
 
     #[test]

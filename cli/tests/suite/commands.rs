@@ -1,12 +1,14 @@
 //! The operator's commands against a host that only remembers: documents, tables, exit statuses.
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use crate::support::{Daemon, Ran, failed, guest, migration, migration_at_target, run};
+use crate::support::{
+    Daemon, Ran, failed, guest, migration, migration_at_target, on_a_terminal, run, screen,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use towpath_migrator::api::{GuestState, LinkState, MigrationView, Ownership, Phase};
+use towpath_migrator::api::{GuestState, GuestView, LinkState, MigrationView, Ownership, Phase};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::MigrationId;
 
@@ -60,7 +62,14 @@ fn tables_are_plain_and_aligned_and_say_what_to_do_when_empty() {
     assert_eq!(lines[1].find("running"), lines[2].find("running"));
     assert!(!list.stdout.contains('\u{1b}') && list.stderr.is_empty());
     let status = daemon.run(&["status"]);
-    assert!(status.stdout.contains("edge/box"), "{status:?}");
+    // Commands take a site, so it stands alone.
+    assert!(!status.stdout.contains("edge/box"), "{status:?}");
+    for (title, value) in [("site", "edge"), ("host", "box")] {
+        let mut lines = status.stdout.lines().map(str::split_whitespace);
+        let is_there =
+            lines.any(|mut line| line.next() == Some(title) && line.next() == Some(value));
+        assert!(is_there, "{title}: {status:?}");
+    }
     assert!(
         status.stdout.contains("not usable: no /dev/kvm"),
         "{status:?}"
@@ -293,6 +302,49 @@ fn refusals_have_a_code_a_cause_a_remedy_and_a_status() {
 }
 
 #[test]
+fn tables_fit_a_narrow_terminal_and_their_ids_are_taken_by_commands() {
+    let daemon = Daemon::start();
+    let one = MigrationView {
+        id: MigrationId(0x0123_4567_89ab << 80),
+        pause_reported_ms: Some(1234),
+        ..migration(Phase::Done)
+    };
+    let other = MigrationView {
+        id: MigrationId(0x0123_4567_89cd << 80),
+        guest: "till-with-a-long-name".parse().unwrap(),
+        ..migration(Phase::Cancelled)
+    };
+    let moved = GuestView {
+        moved_to: Some("region/rack-1".into()),
+        ..guest("till-with-a-long-name-17")
+    };
+    {
+        let mut notes = daemon.host.notes.lock().unwrap();
+        notes.migrations = vec![one.clone(), other];
+        notes.guests = vec![guest("a"), moved];
+    }
+    for words in [["migration", "ls"], ["guest", "ls"]] {
+        let Some(shown) = screen(&daemon.command(&words), 80) else {
+            return;
+        };
+        let widest = shown.lines().map(|line| line.chars().count()).max();
+        assert!(widest.is_some_and(|widest| widest <= 80), "{shown}");
+        let narrow = shown.split_whitespace().count();
+        let wide = daemon.run(&words).stdout.split_whitespace().count();
+        assert!(narrow < wide, "all of it where nobody looks: {shown}");
+    }
+    let list = daemon.run(&["migration", "ls"]).stdout;
+    let id = list.lines().nth(1).and_then(|line| line.split(' ').next());
+    let id = id.unwrap();
+    assert_eq!(id, "0123456789a", "{list}");
+    let shown = daemon.run(&["migration", "show", id]).stdout;
+    assert!(shown.contains(&one.id.to_string()), "{shown}");
+    let document = daemon.run(&["migration", "ls", "-o", "json"]);
+    let document = document.document("migrations");
+    assert_eq!(document["migrations"][0]["id"], one.id.to_string());
+}
+
+#[test]
 fn the_move_under_way_is_meant_and_several_are_told_apart() {
     let daemon = Daemon::start();
     let (mut other, mut done) = (migration(Phase::Copying), migration(Phase::Done));
@@ -394,28 +446,11 @@ fn ctrl_c_lets_go_of_a_move_and_does_not_cancel_it() {
     assert_eq!(daemon.host.notes.lock().unwrap().cancels, 0);
 }
 
-/// The command on a terminal of its own, made by util-linux' `script`, where that is here.
-fn on_a_terminal(daemon: &Daemon, words: &[&str]) -> Option<Child> {
-    let command = daemon.command(words);
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
-    let mut script = Command::new("script");
-    script.args(["-q", "-e", "-f", "-c", &line.join(" "), "/dev/null"]);
-    let told = command.get_envs();
-    script.envs(told.filter_map(|(name, value)| Some((name, value?))));
-    script.env("TERM", "xterm");
-    let spawned = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-    spawned.ok()
-}
-
 /// A host and a command on a terminal that follows a move there; where that cannot be, it says so.
 fn moving_on_a_terminal() -> Option<(Daemon, Child)> {
     let daemon = Daemon::start();
     daemon.host.notes.lock().unwrap().course = vec![migration(Phase::Copying)];
-    let Some(child) = on_a_terminal(&daemon, &["migrate", "a", "region"]) else {
-        println!("skipped: no script(1)");
-        return None;
-    };
+    let child = on_a_terminal(&daemon.command(&["migrate", "a", "region"]), 120)?;
     daemon.host.wait_until(|notes| notes.looks >= 3);
     Some((daemon, child))
 }

@@ -1,7 +1,7 @@
 //! A host whose guests and moves are only written down, served on a socket for the command to talk to.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -349,6 +349,37 @@ pub(crate) fn towpath(words: &[&str]) -> Command {
 /// Runs the command alone.
 pub(crate) fn run(words: &[&str]) -> Ran {
     Ran::of(&towpath(words).output().unwrap())
+}
+
+/// Lines that a terminal of these tests has.
+const TERMINAL_ROWS: usize = 24;
+
+/// A command on a terminal of its own with so many columns, made by util-linux' `script`; where that is not here, it
+/// says so.
+pub(crate) fn on_a_terminal(command: &Command, columns: usize) -> Option<Child> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    let line = format!(
+        "stty cols {columns} rows {TERMINAL_ROWS}; {}",
+        line.join(" ")
+    );
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-f", "-c", &line, "/dev/null"]);
+    let told = command.get_envs();
+    script.envs(told.filter_map(|(name, value)| Some((name, value?))));
+    script.env("TERM", "xterm");
+    let spawned = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    if spawned.is_err() {
+        println!("skipped: no script(1)");
+    }
+    spawned.ok()
+}
+
+/// What a command has shown on a terminal of so many columns by its end.
+pub(crate) fn screen(command: &Command, columns: usize) -> Option<String> {
+    let child = on_a_terminal(command, columns)?;
+    let output = child.wait_with_output().unwrap();
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A path as a word of a command.
