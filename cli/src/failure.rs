@@ -123,6 +123,14 @@ impl Failure {
         }
     }
 
+    /// The code, if it is one that this release knows.
+    pub(crate) fn code(&self) -> Option<Code> {
+        match self {
+            Self::Problem { problem, .. } => problem.known_code(),
+            Self::Interrupted | Self::Unheard => None,
+        }
+    }
+
     /// The same failure under a sentence that says what was tried.
     pub(crate) fn while_trying(self, what: impl Into<String>) -> Self {
         match self {

@@ -254,6 +254,11 @@ impl LiveLine {
         Self(ProgressBar::with_draw_target(Some(1), target))
     }
 
+    /// Whether anybody sees it.
+    pub(crate) fn is_watched(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
     /// Shows something else than a move.
     pub(crate) fn say(&self, prefix: &str, text: &str) {
         self.0.set_style(style(OTHER_STYLE));

@@ -14,14 +14,14 @@ use towpath_protocol::channel::{Class, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_tunnel::built_in::{USAGE_BYTES, Usage, Wish};
-use towpath_tunnel::status::{LinkState, StatusView};
 
 use crate::args::{OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
+use crate::follow::LiveLine;
 use crate::show::{self, bits_per_second, bytes, fields};
 
-use super::probe::not_offered;
+use super::probe::{of_service, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -131,63 +131,96 @@ struct Cost {
     far: Option<f64>,
 }
 
+/// What the peer's tunnel and this one say before the load and after it.
+struct Ends {
+    near: (Near, Near),
+    far: (Usage, Usage),
+}
+
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    let before = Near::look(options)?;
-    let far_before =
-        far_usage(options).map_err(|fault| not_offered(of_link(fault, options), &options.peer))?;
-    let cap = if options.reverse {
-        // The peer keeps to the lower one of its own and ours.
-        Some(far_before.cap_bytes_per_second).filter(|cap| *cap > 0)
-    } else {
-        before.cap
-    };
+    let near = Near::look(options)?;
+    let far = far_usage(options)
+        .map_err(|fault| of_service(fault, &options.tunnel_socket, &options.peer))?;
+    let cap = cap_of_load(options, &near, &far);
     if let Some(cap) = cap {
-        let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
-        let from = if options.reverse { "from" } else { "to" };
-        show::note(&format!(
-            "note: the link {from} {peer} is capped at {cap}; this fills it for {time:?}"
-        ));
+        note_cap(options, cap);
     }
     let mut pinged = open(options, Class::Demand, Wish::Echo)?;
     let idle = (0..IDLE_PING_COUNT).map(|_| ping(&mut pinged));
     let idle = idle.collect::<Result<Vec<_>, _>>()?;
     let load = Load::run(options, pinged)?;
-    let far_after = far_usage(options)?;
-    let after = Near::look(options)?;
-    let gib = load.bytes as f64 / f64::from(1 << 30);
-    let cost = |seconds: f64| (gib > 0.0).then(|| seconds / gib);
-    let far = Duration::from_nanos(far_after.cpu_nanos.saturating_sub(far_before.cpu_nanos));
-    let near = after
-        .cpu
-        .zip(before.cpu)
-        .map(|(after, before)| after - before);
-    let loss = if options.reverse {
-        loss_between(&far_before, &far_after)
-    } else {
-        let losses = &load.losses;
-        (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
-    };
-    let outcome = Outcome {
-        peer: options.peer.clone(),
-        class: options.class.as_str(),
-        reverse: options.reverse,
-        parallel: options.parallel,
-        bytes: load.bytes,
-        time_ms: millis(load.time),
-        goodput_bytes_per_second: per_second(load.bytes, load.time),
-        cap_bytes_per_second: cap,
-        idle_ping: Pings::of(idle),
-        loaded_ping: Pings::of(load.pings),
-        loss_ratio: loss,
-        cpu_seconds_per_gib: Cost {
-            near: near.and_then(cost),
-            far: cost(far.as_secs_f64()),
-        },
-    };
+    let far = (far, far_usage(options)?);
+    let near = (near, Near::look(options)?);
+    let outcome = Outcome::of(options, cap, idle, load, &Ends { near, far });
     show::show(options.output.format, "tunnel-bench", &outcome, || {
         table(&outcome)
     })
+}
+
+/// The cap that holds for the load: the peer keeps to the lower one of its own and ours.
+fn cap_of_load(options: &Options, near: &Near, far: &Usage) -> Option<u64> {
+    if options.reverse {
+        Some(far.cap_bytes_per_second).filter(|cap| *cap > 0)
+    } else {
+        near.cap
+    }
+}
+
+fn note_cap(options: &Options, cap: u64) {
+    let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
+    let from = options.direction();
+    show::note(&format!(
+        "note: the link {from} {peer} is capped at {cap}; this fills it for {time:?}"
+    ));
+}
+
+impl Options {
+    /// Which way the load goes, as in `to region`.
+    const fn direction(&self) -> &'static str {
+        if self.reverse { "from" } else { "to" }
+    }
+}
+
+impl Outcome {
+    fn of(
+        options: &Options,
+        cap: Option<u64>,
+        idle: Vec<Duration>,
+        load: Load,
+        ends: &Ends,
+    ) -> Self {
+        let gib = load.bytes as f64 / f64::from(1 << 30);
+        let cost = |seconds: f64| (gib > 0.0).then(|| seconds / gib);
+        let (far_before, far_after) = &ends.far;
+        let far = Duration::from_nanos(far_after.cpu_nanos.saturating_sub(far_before.cpu_nanos));
+        let (near_before, near_after) = &ends.near;
+        let near = near_after.cpu.zip(near_before.cpu);
+        let near = near.map(|(after, before)| after - before);
+        let loss_ratio = if options.reverse {
+            loss_between(far_before, far_after)
+        } else {
+            let losses = &load.losses;
+            (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
+        };
+        Self {
+            peer: options.peer.clone(),
+            class: options.class.as_str(),
+            reverse: options.reverse,
+            parallel: options.parallel,
+            bytes: load.bytes,
+            time_ms: millis(load.time),
+            goodput_bytes_per_second: per_second(load.bytes, load.time),
+            cap_bytes_per_second: cap,
+            idle_ping: Pings::of(idle),
+            loaded_ping: Pings::of(load.pings),
+            loss_ratio,
+            cpu_seconds_per_gib: Cost {
+                near: near.and_then(cost),
+                far: cost(far.as_secs_f64()),
+            },
+        }
+    }
 }
 
 /// The share of packets lost of those that the peer sent meanwhile; none if another link has come.
@@ -218,13 +251,16 @@ impl Load {
         let is_over = AtomicBool::new(false);
         let begun = Instant::now();
         let until = begun + options.time;
+        let came: Vec<_> = streams.iter().map(|_| AtomicU64::new(0)).collect();
         let (counts, pings, losses) = std::thread::scope(|scope| {
             let carry = if options.reverse { receive } else { send };
             let loads: Vec<_> = streams
                 .into_iter()
-                .map(|stream| scope.spawn(move || carry(stream, until)))
+                .zip(&came)
+                .map(|(stream, came)| scope.spawn(move || carry(stream, until, came)))
                 .collect();
-            let is_over = &is_over;
+            let (is_over, came) = (&is_over, &*came);
+            scope.spawn(move || show_until(options, (begun, until), came, is_over));
             let pinging = scope.spawn(move || ping_until(&mut pinged, is_over));
             let looking = scope.spawn(move || losses_until(options, is_over));
             let counts: Vec<_> = loads.into_iter().map(|load| load.join()).collect();
@@ -249,12 +285,11 @@ impl Load {
 }
 
 /// Sends for so long that all has come when it is time; what the far end says it got, and when it said so.
-fn send(mut stream: UnixStream, until: Instant) -> Result<(u64, Instant), Fault> {
+fn send(mut stream: UnixStream, until: Instant, came: &AtomicU64) -> Result<(u64, Instant), Fault> {
     let counts = stream.try_clone().map_err(|error| broken(&error))?;
-    let came = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        let hearing = scope.spawn(|| hear(counts, &came));
-        let sent = feed(&mut stream, &came, until).map_err(|error| broken(&error));
+        let hearing = scope.spawn(|| hear(counts, came));
+        let sent = feed(&mut stream, came, until).map_err(|error| broken(&error));
         let panicked = |_| Fault::new(Code::State, "a part of the bench panicked");
         let heard = hearing.join().map_err(panicked)?;
         sent.and(heard)
@@ -315,7 +350,11 @@ fn hear(mut stream: UnixStream, came: &AtomicU64) -> Result<(u64, Instant), Faul
 }
 
 /// Receives until it is time; how much, and when.
-fn receive(mut stream: UnixStream, until: Instant) -> Result<(u64, Instant), Fault> {
+fn receive(
+    mut stream: UnixStream,
+    until: Instant,
+    came: &AtomicU64,
+) -> Result<(u64, Instant), Fault> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut count = 0;
     while Instant::now() < until {
@@ -323,8 +362,28 @@ fn receive(mut stream: UnixStream, until: Instant) -> Result<(u64, Instant), Fau
             0 => return Err(Fault::new(Code::Unreachable, "the peer stopped sending")),
             more => count += more as u64,
         }
+        came.store(count, Ordering::Relaxed);
     }
     Ok((count, Instant::now()))
+}
+
+/// Shows, where somebody watches, how long the load still lasts and what came of it so far.
+fn show_until(
+    options: &Options,
+    (begun, until): (Instant, Instant),
+    came: &[AtomicU64],
+    is_over: &AtomicBool,
+) {
+    let line = LiveLine::new();
+    let what = format!("bench {} {}", options.direction(), options.peer);
+    while line.is_watched() && !is_over.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        let bytes = came.iter().map(|came| came.load(Ordering::Relaxed)).sum();
+        let so_far = bits_per_second(per_second(bytes, now - begun));
+        let left = until.saturating_duration_since(now);
+        line.say(&what, &progress(left, &so_far));
+        std::thread::sleep(PING_INTERVAL);
+    }
 }
 
 fn ping_until(stream: &mut UnixStream, is_over: &AtomicBool) -> Result<Vec<Duration>, Fault> {
@@ -390,36 +449,6 @@ fn far_usage(options: &Options) -> Result<Usage, Fault> {
         .read_exact(&mut bytes)
         .map_err(|error| broken(&error))?;
     Ok(Usage::decode(&bytes))
-}
-
-/// A failure of a stream with what the tunnel says is to be done about its link, if that is why: the socket for
-/// streams gives the reason alone.
-fn of_link(fault: Fault, options: &Options) -> Failure {
-    let is_of_link = matches!(fault.code, Code::Unreachable | Code::Denied);
-    let failure = Failure::from(fault);
-    let Failure::Problem { problem, exit } = failure else {
-        return failure;
-    };
-    let ask = async {
-        options
-            .tunnel_socket
-            .client()
-            .get::<StatusView>("/status")
-            .await
-    };
-    let asked = block_on(ask)
-        .ok()
-        .and_then(Result::ok)
-        .filter(|_| is_of_link);
-    let links = asked.map(|status| status.links).unwrap_or_default();
-    let down = links
-        .into_iter()
-        .find(|link| link.peer == options.peer.as_str() && link.state == LinkState::Down);
-    let problem = match down.and_then(|link| link.remedy) {
-        Some(remedy) => problem.remedy(remedy),
-        None => problem,
-    };
-    Failure::with(problem, exit)
 }
 
 /// What the near tunnel says of itself and of the link.

@@ -148,48 +148,57 @@ impl Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     block_on(async move {
         match command {
-            Command::Ls(options) => {
-                let list: ChannelList = options.socket.client().get("/v1/channels").await?;
-                show_list(options.output.format, &list)
-            }
-            Command::Show(options) => {
-                let path = path_of(&options.name);
-                let view: ChannelView = options.socket.client().get(&path).await?;
-                show_one(options.output.format, &view)
-            }
+            Command::Ls(options) => list(&options).await,
+            Command::Show(options) => show(&options).await,
             Command::Open(options) => open(options).await,
             Command::Cap(options) => cap(&options).await,
-            Command::Close(options) => {
-                let mut path = path_of(&options.name);
-                if let Some(generation) = options.generation {
-                    path.push_str(&format!("?generation={generation}"));
-                }
-                // The others are what it answers.
-                let list: ChannelList = options.socket.client().delete(&path).await?;
-                let name = &options.name;
-                let is_configured = list.closed_by_hand.iter().any(|one| one == name.as_str());
-                let closed = Closed {
-                    name,
-                    is_configured,
-                };
-                if is_configured {
-                    show::note(&format!(
-                        "note: the configuration names {name}, and it stays closed even so; `towpath channel reset \
-                         {name}` opens it again"
-                    ));
-                }
-                show::show(options.output.format, "closed", &closed, || {
-                    format!("closed {name}\n")
-                })
-            }
-            Command::Reset(options) => {
-                let path = format!("{}/reset", path_of(&options.name));
-                let nothing = serde_json::json!({});
-                let view: ChannelView = options.socket.client().post(&path, &nothing).await?;
-                show_one(options.output.format, &view)
-            }
+            Command::Close(options) => close(&options).await,
+            Command::Reset(options) => reset(&options).await,
         }
     })?
+}
+
+async fn list(options: &ListOptions) -> Result<(), Failure> {
+    let list: ChannelList = options.socket.client().get("/v1/channels").await?;
+    show::show(options.output.format, "channels", &list, || {
+        list_table(&list)
+    })
+}
+
+async fn show(options: &OneOptions) -> Result<(), Failure> {
+    let view = options.socket.client().get(&path_of(&options.name)).await?;
+    show_one(options.output.format, &view)
+}
+
+async fn close(options: &CloseOptions) -> Result<(), Failure> {
+    let name = &options.name;
+    let mut path = path_of(name);
+    if let Some(generation) = options.generation {
+        path.push_str(&format!("?generation={generation}"));
+    }
+    // The others are what it answers.
+    let list: ChannelList = options.socket.client().delete(&path).await?;
+    let is_configured = list.closed_by_hand.iter().any(|one| one == name.as_str());
+    if is_configured {
+        show::note(&format!(
+            "note: the configuration names {name}, and it stays closed even so; `towpath channel reset {name}` opens \
+             it again"
+        ));
+    }
+    let closed = Closed {
+        name,
+        is_configured,
+    };
+    show::show(options.output.format, "closed", &closed, || {
+        format!("closed {name}\n")
+    })
+}
+
+async fn reset(options: &OneOptions) -> Result<(), Failure> {
+    let path = format!("{}/reset", path_of(&options.name));
+    let nothing = serde_json::json!({});
+    let view: ChannelView = options.socket.client().post(&path, &nothing).await?;
+    show_one(options.output.format, &view)
 }
 
 async fn open(options: OpenOptions) -> Result<(), Failure> {
@@ -265,44 +274,42 @@ fn now_unix_ms() -> u64 {
     })
 }
 
-fn show_list(format: Format, list: &ChannelList) -> Result<(), Failure> {
-    show::show(format, "channels", list, || {
-        let mut table = Table::new([
-            "CHANNEL", "LISTEN", "LEADS TO", "ORIGIN", "STATE", ">NOW", ">OUT", ">IN", ">ERRORS",
+fn list_table(list: &ChannelList) -> String {
+    let mut table = Table::new([
+        "CHANNEL", "LISTEN", "LEADS TO", "ORIGIN", "STATE", ">NOW", ">OUT", ">IN", ">ERRORS",
+    ])
+    .least(["NOW", "ORIGIN", "IN", "OUT", "ERRORS"]);
+    for view in &list.channels {
+        table.row([
+            escape(&view.name),
+            escape(&view.listen),
+            leads_to(view),
+            view.origin.as_str().to_owned(),
+            view.state.as_str().to_owned(),
+            view.connections.to_string(),
+            bits_per_second(view.out_bits_per_second / 8),
+            bits_per_second(view.in_bits_per_second / 8),
+            view.errors.to_string(),
         ]);
-        for view in &list.channels {
-            table.row([
-                escape(&view.name),
-                escape(&view.listen),
-                escape(&format!("{} at {}", view.service, view.peer)),
-                view.origin.as_str().to_owned(),
-                view.state.as_str().to_owned(),
-                view.connections.to_string(),
-                bits_per_second(view.out_bits_per_second / 8),
-                bits_per_second(view.in_bits_per_second / 8),
-                view.errors.to_string(),
-            ]);
-        }
-        let mut text = table.render("no channels: towpath channel open NAME makes one");
-        for view in list
-            .channels
-            .iter()
-            .filter(|view| view.state == ChannelState::Failing)
-        {
-            text.push_str(&format!(
-                "{}: {}\n",
-                escape(&view.name),
-                escape(&view.reason)
-            ));
-        }
-        for name in &list.closed_by_hand {
-            let name = escape(name);
-            text.push_str(&format!(
-                "{name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
-            ));
-        }
-        text
-    })
+    }
+    let mut text = table.render("no channels: towpath channel open NAME makes one");
+    let failing = list.channels.iter();
+    for view in failing.filter(|view| view.state == ChannelState::Failing) {
+        let (name, reason) = (escape(&view.name), escape(&view.reason));
+        text.push_str(&format!("{name}: {reason}\n"));
+    }
+    for name in &list.closed_by_hand {
+        let name = escape(name);
+        text.push_str(&format!(
+            "{name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
+        ));
+    }
+    text
+}
+
+/// The service that a channel leads to.
+fn leads_to(view: &ChannelView) -> String {
+    escape(&format!("{} at {}", view.service, view.peer))
 }
 
 /// Who says what a channel is, in words.
@@ -316,64 +323,52 @@ const fn origin(origin: ChannelOrigin) -> &'static str {
 
 fn show_one(format: Format, view: &ChannelView) -> Result<(), Failure> {
     show::show(format, "channel", view, || {
-        let micros = |us: u64| format!("{}.{} ms", us / 1000, us % 1000 / 100);
-        let rate = |bits: u64| bits_per_second(bits / 8);
-        fields(&[
-            ("channel", Some(escape(&view.name))),
-            ("listens at", Some(escape(&view.listen))),
-            (
-                "leads to",
-                Some(escape(&format!("{} at {}", view.service, view.peer))),
-            ),
-            ("class", Some(escape(&view.class))),
-            ("generation", Some(view.generation.to_string())),
-            ("origin", Some(origin(view.origin).to_owned())),
-            (
-                "expires",
-                view.expires_unix_seconds
-                    .map(|end| show::time_of_day(end.saturating_mul(1000))),
-            ),
-            (
-                "state",
-                Some(format!("{}: {}", view.state.as_str(), escape(&view.reason))),
-            ),
-            ("round trip", Some(micros(view.rtt_us))),
-            (
-                "last opening",
-                Some(view.open_us).filter(|us| *us > 0).map(micros),
-            ),
-            (
-                "connections",
-                Some(format!(
-                    "{} now, {} in all",
-                    view.connections, view.connections_total
-                )),
-            ),
-            (
-                "out",
-                Some(format!(
-                    "{}, {}",
-                    bytes(view.sent_bytes),
-                    rate(view.out_bits_per_second)
-                )),
-            ),
-            (
-                "in",
-                Some(format!(
-                    "{}, {}",
-                    bytes(view.received_bytes),
-                    rate(view.in_bits_per_second)
-                )),
-            ),
-            ("cap", view.cap_bits_per_second.map(rate)),
-            (
-                "datagrams lost",
-                Some(view.datagrams_dropped)
-                    .filter(|count| *count > 0)
-                    .map(|count| format!("{count} that were too many")),
-            ),
-            ("errors", Some(view.errors.to_string())),
-            ("last error", view.last_error.as_deref().map(escape)),
-        ])
+        let mut rows = what_it_is(view);
+        rows.extend(how_it_is(view));
+        fields(&rows)
     })
+}
+
+type Field = (&'static str, Option<String>);
+
+/// What a channel is to be.
+fn what_it_is(view: &ChannelView) -> Vec<Field> {
+    let end = view.expires_unix_seconds;
+    vec![
+        ("channel", Some(escape(&view.name))),
+        ("listens at", Some(escape(&view.listen))),
+        ("leads to", Some(leads_to(view))),
+        ("class", Some(escape(&view.class))),
+        ("generation", Some(view.generation.to_string())),
+        ("origin", Some(origin(view.origin).to_owned())),
+        (
+            "expires",
+            end.map(|end| show::time_of_day(end.saturating_mul(1000))),
+        ),
+    ]
+}
+
+/// How a channel is, and what it has carried.
+fn how_it_is(view: &ChannelView) -> Vec<Field> {
+    let micros = |us: u64| format!("{}.{} ms", us / 1000, us % 1000 / 100);
+    let rate = |bits: u64| bits_per_second(bits / 8);
+    let carried = |count, bits| Some(format!("{}, {}", bytes(count), rate(bits)));
+    let state = format!("{}: {}", view.state.as_str(), escape(&view.reason));
+    let (now, total) = (view.connections, view.connections_total);
+    let (opening, lost) = (view.open_us, view.datagrams_dropped);
+    vec![
+        ("state", Some(state)),
+        ("round trip", Some(micros(view.rtt_us))),
+        ("last opening", (opening > 0).then(|| micros(opening))),
+        ("connections", Some(format!("{now} now, {total} in all"))),
+        ("out", carried(view.sent_bytes, view.out_bits_per_second)),
+        ("in", carried(view.received_bytes, view.in_bits_per_second)),
+        ("cap", view.cap_bits_per_second.map(rate)),
+        (
+            "datagrams lost",
+            (lost > 0).then(|| format!("{lost} that were too many")),
+        ),
+        ("errors", Some(view.errors.to_string())),
+        ("last error", view.last_error.as_deref().map(escape)),
+    ]
 }

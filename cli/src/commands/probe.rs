@@ -1,18 +1,22 @@
 //! `towpath tunnel probe`: what the way to a peer carries, measured at a stated price.
 
-use std::time::Duration;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::size::Size;
 use towpath_tunnel::probe::{
     ANSWER_WAIT, BYTES_DEFAULT, ProbeLimit, ProbeRequest, ProbeView, TIME_DEFAULT, TIME_MAX,
 };
+use towpath_tunnel::status::{LinkState, StatusView};
 
 use crate::args::OutputOption;
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
+use crate::follow::LiveLine;
 use crate::show::{self, bits_per_second, bytes, fields, milliseconds};
 
 const EXAMPLES: &str = "\
@@ -26,6 +30,9 @@ The peer has to allow it, in its tunnel's configuration:
   name = \"bench\"
   socket = \"builtin:bench\"
   allow = [\"edge\"]";
+
+/// Time between two looks at how far it is.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// What is to be measured.
 #[derive(Debug, Args)]
@@ -68,26 +75,94 @@ async fn probe(options: &Options) -> Result<(), Failure> {
     let wait = options.time + 2 * ANSWER_WAIT + TIME_DEFAULT;
     let client = options.tunnel_socket.client().timeout(wait);
     let path = format!("/v1/probe/{}", options.peer);
-    let probed = client.post(&path, &budget).await;
-    let view: ProbeView = probed.map_err(|problem| not_offered(problem, &options.peer))?;
+    let probed = tokio::select! {
+        probed = client.post(&path, &budget) => probed,
+        never = show_meanwhile(options) => match never {},
+    };
+    let view: ProbeView = match probed {
+        Ok(view) => view,
+        Err(problem) => return Err(explained(problem, &options.tunnel_socket, &options.peer).await),
+    };
     show::show(options.output.format, "tunnel-probe", &view, || {
         table(&view)
     })
 }
 
-/// A failure of what asks the peer's service `bench`, which has to let this site in.
-pub(crate) fn not_offered(why: impl Into<Failure>, peer: &Name) -> Failure {
-    let remedy = format!(
+/// Shows, where somebody watches, how long it still lasts at most and at what rate bytes go.
+async fn show_meanwhile(options: &Options) -> Infallible {
+    let line = LiveLine::new();
+    if !line.is_watched() {
+        return std::future::pending().await;
+    }
+    let client = options.tunnel_socket.client();
+    let begun = Instant::now();
+    let what = format!("probe to {}", options.peer);
+    loop {
+        // Without an answer the rate is not known for once.
+        let status = client.get::<StatusView>("/status").await.ok();
+        let rate = status
+            .as_ref()
+            .and_then(|status| rate_now(status, &options.peer));
+        let rate = rate.map_or_else(|| "-".to_owned(), |bits| bits_per_second(bits / 8));
+        let left = options.time.saturating_sub(begun.elapsed());
+        line.say(&what, &progress(left, &rate));
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// What goes to a peer in the class of probes, in bits per second.
+fn rate_now(status: &StatusView, peer: &Name) -> Option<u64> {
+    let link = status
+        .links
+        .iter()
+        .find(|link| link.peer == peer.as_str())?;
+    let class = link
+        .classes
+        .iter()
+        .find(|view| view.class == Class::Scavenger.as_str())?;
+    Some(class.out_bits_per_second)
+}
+
+/// How far a measurement is: how long it lasts at most, and its rate so far.
+pub(crate) fn progress(left: Duration, rate: &str) -> String {
+    match left.as_millis().div_ceil(1000) {
+        0 => format!("waiting for the peer's word, {rate} so far"),
+        seconds => format!("{seconds} s left, {rate} so far"),
+    }
+}
+
+/// [`explained`], for whoever does not wait for anything else.
+pub(crate) fn of_service(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) -> Failure {
+    let why = why.into();
+    block_on(explained(why, socket, peer)).unwrap_or_else(|failure| failure)
+}
+
+/// A failure of what asks the peer's service `bench`, with what mends it: without a link that is what the tunnel
+/// says of the link, and with one it is the peer's service that does not let this site in.
+async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) -> Failure {
+    let failure = why.into();
+    let Some(code @ (Code::Denied | Code::Unreachable)) = failure.code() else {
+        return failure;
+    };
+    let status = socket.client().get::<StatusView>("/status").await;
+    let links = status.map(|status| status.links).unwrap_or_default();
+    let link = links.into_iter().find(|link| link.peer == peer.as_str());
+    match link {
+        Some(link) if link.state == LinkState::Down => match link.remedy {
+            Some(remedy) => failure.remedy_of(code, remedy),
+            None => failure,
+        },
+        Some(_) => failure.remedy_of(Code::Denied, offer_it(peer)),
+        None => failure,
+    }
+}
+
+/// What to do about a peer that does not offer the service.
+fn offer_it(peer: &Name) -> String {
+    format!(
         "have the tunnel of {peer} offer it: a [[services]] named bench with socket = \"builtin:bench\" and this \
          site in `allow`"
-    );
-    match why.into() {
-        // That is another matter than a host that is not let in at all.
-        Failure::Problem { problem, exit } if problem.cause.contains("bench") => {
-            Failure::with(problem, exit).remedy_of(Code::Denied, remedy)
-        }
-        other => other,
-    }
+    )
 }
 
 fn table(view: &ProbeView) -> String {
@@ -167,6 +242,13 @@ mod tests {
         assert!(table(&view).contains("the cap was the limit"));
         view.is_capacity = true;
         assert!(!table(&view).contains("at least"));
+    }
+
+    #[test]
+    fn progress_says_how_long_it_lasts_and_what_came_so_far() {
+        let at = |ms| progress(Duration::from_millis(ms), "8 Mbit/s");
+        assert_eq!(at(1500), "2 s left, 8 Mbit/s so far");
+        assert_eq!(at(0), "waiting for the peer's word, 8 Mbit/s so far");
     }
 
     #[test]

@@ -6,14 +6,14 @@ use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{DEADLINE, Ran, run, towpath, word};
+use crate::support::{DEADLINE, Ran, run, screen, towpath, word};
 
 /// Pause between two looks at something that is waited for.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
@@ -73,14 +73,24 @@ impl Tunnel {
         }
     }
 
-    /// Runs a command of an operator at this site.
-    fn run(&self, words: &[&str]) -> Ran {
+    /// A command of an operator at this site.
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = towpath(words);
         command
             .env("TOWPATH_TUNNEL_SOCKET", self.run.join("admin.sock"))
             .env("TOWPATH_STREAM_SOCKET", self.run.join("tunnel.sock"))
             .env("TOWPATH_SOCKET", self.run.join("none.sock"));
-        Ran::of(&command.output().unwrap())
+        command
+    }
+
+    /// Runs a command of an operator at this site.
+    fn run(&self, words: &[&str]) -> Ran {
+        Ran::of(&self.command(words).output().unwrap())
+    }
+
+    /// What a command of an operator shows on a terminal of so many columns, where there can be one.
+    fn screen(&self, words: &[&str], columns: usize) -> Option<String> {
+        screen(&self.command(words), columns)
     }
 
     /// Runs a command that must succeed and writes a table: nothing on stderr, and no document.
@@ -597,6 +607,49 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
     pair.edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch");
     pair.region
         .refuses(&["tunnel", "bench", "edge"], (1, "E_DENIED"), "bench");
+}
+
+#[test]
+fn measurements_show_on_a_terminal_how_far_they_are_and_tables_fit_it() {
+    let pair = Pair::start();
+    let probe = ["tunnel", "probe", "region", "--bytes=1GiB", "--time=1s"];
+    let mut opened = OPEN;
+    opened[2] = "a-channel-of-a-long-name";
+    pair.edge.table(&opened);
+    for (words, what) in [
+        (&BENCH[..], "bench to region: 1 s left, "),
+        (
+            &line(&BENCH, &["--reverse"]),
+            "bench from region: 1 s left, ",
+        ),
+        (&probe, "probe to region: 1 s left, "),
+    ] {
+        let Some(shown) = pair.edge.screen(words, 100) else {
+            return;
+        };
+        assert!(shown.contains(what), "{words:?}: {shown:?}");
+        assert!(shown.contains(" so far"), "{words:?}: {shown:?}");
+        // The line is gone when the result comes.
+        let erased = shown.rfind("\x1b[2K").expect("a line was drawn");
+        assert!(!shown[erased..].contains(" so far"), "{words:?}: {shown:?}");
+        let ran = pair.edge.run(words);
+        assert!(!ran.stderr.contains("left"), "{ran:?}");
+    }
+    for words in [&["status"][..], &["channel", "ls"], &FORECAST] {
+        let shown = pair.edge.screen(words, 80).expect("there was one before");
+        let columns = shown.lines().find(|line| line.starts_with("PEER"));
+        let table = if words == ["status"] {
+            let from = shown.find("PEER").expect("a table of links");
+            shown[from..].lines().take(3).collect()
+        } else {
+            shown.lines().collect::<Vec<_>>()
+        };
+        let widest = table.iter().map(|line| line.chars().count()).max();
+        assert!(
+            widest.is_some_and(|widest| widest <= 80),
+            "{columns:?} {shown}"
+        );
+    }
 }
 
 #[test]
