@@ -69,8 +69,8 @@ pub(crate) enum Command {
     /// Run the migrator daemon: this host's guests and their moves.
     #[command(subcommand)]
     Migrator(migrator::Command),
-    /// Check configuration files.
-    #[command(subcommand)]
+    /// Check configuration files, and show what they come to.
+    #[command(subcommand, after_help = config::EXAMPLES)]
     Config(config::Command),
     /// Print a completion script for a shell.
     Completions(completions::Options),

@@ -212,6 +212,21 @@ impl Config {
         Ok(vec![own, "guest-process".to_owned()])
     }
 
+    /// The same with everything said that else goes without saying: what `config show` prints.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::guest_command`].
+    pub fn effective(self) -> Result<Self, Fault> {
+        Ok(Self {
+            socket: Some(self.socket()),
+            tunnel_socket: Some(self.tunnel_socket()),
+            service_socket: Some(self.service_socket()),
+            guest_command: Some(self.guest_command()?),
+            ..self
+        })
+    }
+
     fn in_run_dir(&self, path: Option<&PathBuf>, name: &str) -> PathBuf {
         path.map_or_else(|| self.run_dir.join(name), Clone::clone)
     }

@@ -122,7 +122,7 @@ pub struct ServiceConfig {
     pub name: Name,
     /// The Unix socket it listens at, if it wants to be told first who opened each stream, as the
     /// migrator does.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_unset")]
     pub socket: PathBuf,
     /// Where it listens otherwise, such as `"tcp:127.0.0.1:80"`; it gets the bytes alone.
     #[serde(default)]
@@ -262,6 +262,15 @@ impl Config {
         }
     }
 
+    /// The same with everything said that else goes without saying: what `config show` prints.
+    #[must_use]
+    pub fn effective(mut self) -> Self {
+        for peer in &mut self.peers {
+            peer.shares = peer.shares.effective();
+        }
+        self
+    }
+
     fn check_paths(&self) -> Result<(), Wrong> {
         let certificates = &self.certificates;
         let paths = [
@@ -333,7 +342,7 @@ impl Config {
                 return wrong("name", format!("{} stands there twice", service.name));
             }
             let socket = &service.socket;
-            match (socket.as_os_str().is_empty(), &service.target) {
+            match (is_unset(socket), &service.target) {
                 (true, None) => {
                     return wrong(
                         "name",
@@ -377,6 +386,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether a path is one that nobody has named.
+fn is_unset(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// Whether a peer's address ends with a port.

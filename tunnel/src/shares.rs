@@ -119,6 +119,22 @@ impl Shares {
         Some(self.of(class).weight.unwrap_or(default))
     }
 
+    /// The same with the weight of every class that has one.
+    #[must_use]
+    pub fn effective(&self) -> Self {
+        let with_weight = Class::ALL.into_iter().filter_map(|class| {
+            let weight = Some(self.weight(class)?);
+            let share = Share {
+                weight,
+                ..self.of(class)
+            };
+            Some((class, share))
+        });
+        let mut all = self.0.clone();
+        all.extend(with_weight);
+        Self(all)
+    }
+
     /// Whether every class gets what it gets by default.
     #[must_use]
     pub fn is_empty(&self) -> bool {

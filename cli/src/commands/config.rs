@@ -1,4 +1,4 @@
-//! `towpath config`: check configuration files before a daemon reads them.
+//! `towpath config`: check configuration files before a daemon reads them, and show what they come to.
 
 use std::path::{Path, PathBuf};
 
@@ -12,17 +12,33 @@ use crate::args::OutputOption;
 use crate::failure::Failure;
 use crate::show::{self, Format, escape};
 
-const EXAMPLES: &str = "\
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  towpath config check /etc/towpath/tunnel.toml            what is wrong with it, and where
+  towpath config show --config /etc/towpath/tunnel.toml    what it comes to, defaults included";
+
+const CHECK_EXAMPLES: &str = "\
 Examples:
   towpath config check /etc/towpath/migrator.toml
   towpath config check --for tunnel ./edge.toml";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  towpath config show --config /etc/towpath/tunnel.toml
+  towpath config show --config /etc/towpath/migrator.toml -o json
+
+It holds paths of keys, never keys. A daemon that runs may have been told otherwise since:
+`towpath tunnel shape` and `towpath channel ls` show what holds there.";
 
 /// What is to be done with configuration files.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Check a file as its daemon would: file, line, column and what to write instead.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckOptions),
+    /// Show a file with every default filled in, as TOML.
+    #[command(after_help = SHOW_EXAMPLES)]
+    Show(ShowOptions),
 }
 
 /// The file to check.
@@ -30,6 +46,19 @@ pub(crate) enum Command {
 pub(crate) struct CheckOptions {
     /// The file
     file: PathBuf,
+    /// Whose file it is [default: told from its keys]
+    #[arg(long = "for", value_name = "DAEMON")]
+    daemon: Option<Daemon>,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// The file to show.
+#[derive(Debug, Args)]
+pub(crate) struct ShowOptions {
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
     /// Whose file it is [default: told from its keys]
     #[arg(long = "for", value_name = "DAEMON")]
     daemon: Option<Daemon>,
@@ -57,35 +86,50 @@ struct Checked<'a> {
     not_opened: Vec<PathBuf>,
 }
 
+/// A file with every default filled in.
+#[derive(Debug, Serialize)]
+struct Effective<'a> {
+    file: &'a Path,
+    daemon: Daemon,
+    config: Filled,
+}
+
+/// What a daemon is told.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Filled {
+    Tunnel(Box<towpath_tunnel::config::Config>),
+    Migrator(Box<towpath_migrator::config::Config>),
+}
+
 impl Command {
     pub(crate) const fn format(&self) -> Format {
         match self {
             Self::Check(options) => options.output.format,
+            Self::Show(options) => options.output.format,
         }
     }
 }
 
 /// What to do about a file that is the other daemon's: the tunnel's, the migrator's.
 const OTHERS: [&str; 2] = [
-    "its keys are those of a tunnel's configuration: check it --for tunnel, or name the other file",
-    "its keys are those of a migrator's configuration: check it --for migrator, or name the other file",
+    "its keys are those of a tunnel's configuration: use --for tunnel, or name the other file",
+    "its keys are those of a migrator's configuration: use --for migrator, or name the other file",
 ];
 
 /// Does what was asked for.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
-    let Command::Check(options) = command;
+    match command {
+        Command::Check(options) => run_check(&options),
+        Command::Show(options) => run_show(&options),
+    }
+}
+
+fn run_check(options: &CheckOptions) -> Result<(), Failure> {
     let text = config::read(&options.file)?;
-    let daemon = match options.daemon {
-        Some(daemon) => daemon,
-        None => told_from(&text).ok_or_else(|| undecided(&options.file))?,
-    };
-    let not_opened = check(daemon, &options.file, &text).map_err(|fault| {
-        match told_from(&text).filter(|other| *other != daemon) {
-            Some(Daemon::Tunnel) => fault.remedy(OTHERS[0]),
-            Some(Daemon::Migrator) => fault.remedy(OTHERS[1]),
-            None => fault,
-        }
-    })?;
+    let daemon = owner(&options.file, options.daemon, &text)?;
+    let not_opened =
+        check(daemon, &options.file, &text).map_err(|fault| of_other(fault, daemon, &text))?;
     let checked = Checked {
         file: &options.file,
         daemon,
@@ -93,17 +137,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         not_opened,
     };
     show::show(options.output.format, "config", &checked, || {
-        let file = escape(&options.file.display().to_string());
-        let daemon = match daemon {
-            Daemon::Tunnel => "tunnel",
-            Daemon::Migrator => "migrator",
-        };
+        let (file, daemon) = (path(&options.file), daemon.as_str());
         let mut text = format!("{file}: a right configuration of the {daemon}\n");
-        let denied = &checked.not_opened;
-        let denied: Vec<_> = denied
-            .iter()
-            .map(|path| escape(&path.display().to_string()))
-            .collect();
+        let denied: Vec<_> = checked.not_opened.iter().map(|one| path(one)).collect();
         if !denied.is_empty() {
             text.push_str(&format!(
                 "its certificates were not looked at, for want of rights to {}: ask as root\n",
@@ -111,6 +147,74 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
             ));
         }
         text
+    })
+}
+
+fn run_show(options: &ShowOptions) -> Result<(), Failure> {
+    let file = &options.config;
+    let text = config::read(file)?;
+    let daemon = owner(file, options.daemon, &text)?;
+    let config = filled(daemon, file, &text).map_err(|fault| of_other(fault, daemon, &text))?;
+    let toml = toml::to_string(&config)
+        .map_err(|error| Fault::new(Code::Config, format!("{}: {error}", file.display())))?;
+    let effective = Effective {
+        file,
+        daemon,
+        config,
+    };
+    show::show(
+        options.output.format,
+        "effective-config",
+        &effective,
+        || {
+            let (file, daemon) = (path(file), daemon.as_str());
+            format!("# {file}, the {daemon}'s, with every default filled in\n{toml}")
+        },
+    )
+}
+
+/// A path as people read it.
+fn path(path: &Path) -> String {
+    escape(&path.display().to_string())
+}
+
+impl Daemon {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Migrator => "migrator",
+        }
+    }
+}
+
+/// Whose file it is: as is said, or as its keys tell.
+fn owner(file: &Path, said: Option<Daemon>, text: &str) -> Result<Daemon, Failure> {
+    match said {
+        Some(daemon) => Ok(daemon),
+        None => told_from(text).ok_or_else(|| undecided(file)),
+    }
+}
+
+/// A fault of a file, with what to do about one that is the other daemon's.
+fn of_other(fault: Fault, daemon: Daemon, text: &str) -> Fault {
+    match told_from(text).filter(|other| *other != daemon) {
+        Some(Daemon::Tunnel) => fault.remedy(OTHERS[0]),
+        Some(Daemon::Migrator) => fault.remedy(OTHERS[1]),
+        None => fault,
+    }
+}
+
+/// What the file comes to. The files that it names are not looked at.
+fn filled(daemon: Daemon, file: &Path, text: &str) -> Result<Filled, Fault> {
+    Ok(match daemon {
+        Daemon::Tunnel => {
+            let config: towpath_tunnel::config::Config = config::check(file, text)?;
+            Filled::Tunnel(Box::new(config.effective()))
+        }
+        Daemon::Migrator => {
+            let config: towpath_migrator::config::Config = config::check(file, text)?;
+            Filled::Migrator(Box::new(config.effective()?))
+        }
     })
 }
 

@@ -364,6 +364,62 @@ fn all_certificates_and_lists_of_a_file_are_shown_and_a_prefix_names_one() {
 }
 
 #[test]
+fn config_show_fills_in_every_default_and_its_file_is_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let tunnel = tunnel_config(folder.path());
+    let text = fs::read_to_string(&tunnel).unwrap();
+    let with_peer = format!(
+        "{text}\n[[peers]]\nsite = \"region\"\nsend_rate = \"100Mbit\"\n\
+         [[services]]\nname = \"web\"\ntarget = \"tcp:127.0.0.1:80\"\nallow = [\"region\"]\n"
+    );
+    let tunnel = write(folder.path(), "tunnel.toml", &with_peer);
+    let migrator = "trust_domain = \"d\"\nsite = \"edge\"\nhost = \"box\"\n";
+    let migrator = write(folder.path(), "migrator.toml", migrator);
+    for (file, daemon, parts) in [
+        (
+            &tunnel,
+            "tunnel",
+            &[
+                "peer_streams = 64",
+                "time_zone = \"UTC\"",
+                "[peers.shares.bulk]\nweight = 1\n",
+                "send_rate = \"100Mbit\"",
+            ][..],
+        ),
+        (
+            &migrator,
+            "migrator",
+            &[
+                "socket = \"/run/towpath/migrator.sock\"",
+                "memory = \"16GiB\"",
+                "\"guest-process\"]",
+                "filter = \"info\"",
+            ],
+        ),
+    ] {
+        let show = |file: &Path| run(&["config", "show", "--config", word(file)]);
+        let shown = show(file);
+        assert_eq!((shown.status, shown.stderr.as_str()), (0, ""), "{shown:?}");
+        for part in parts {
+            assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
+        }
+        let words = ["config", "show", "--config", word(file), "-o", "json"];
+        let document = run(&words).document("effective-config");
+        assert_eq!(document["daemon"], daemon);
+        assert!(document["config"]["limits"].is_object(), "{document}");
+        // What it prints is a file of the same meaning.
+        let copy = write(folder.path(), &format!("{daemon}-copy.toml"), &shown.stdout);
+        let checked = run(&["config", "check", word(&copy)]);
+        assert_eq!(checked.status, 0, "{checked:?}");
+        let again = show(&copy).stdout;
+        let rest = |text: &str| text.split_once('\n').unwrap().1.to_owned();
+        assert_eq!(rest(&again), rest(&shown.stdout));
+    }
+    let wrong = write(folder.path(), "wrong.toml", "[quota]\nguests = 0\n");
+    run(&["config", "show", "--config", word(&wrong)]).failed(2, "E_CONFIG");
+}
+
+#[test]
 fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(&["completions", shell]);
