@@ -50,24 +50,24 @@ pub(crate) enum Command {
     /// Show what a link will carry, and when so many bytes would be through.
     Forecast(forecast::Options),
     /// Start, list, show and stop guests.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = guest::EXAMPLES)]
     Guest(guest::Command),
     /// Move a guest to another site while it runs.
     Migrate(migrate::Options),
     /// List, show, watch and cancel moves.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = migration::EXAMPLES)]
     Migration(migration::Command),
     /// Make the authority and the hosts' certificates.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = certs::EXAMPLES)]
     Certs(certs::Command),
     /// Open, list, show and close channels between applications.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = channel::EXAMPLES)]
     Channel(channel::Command),
     /// Run the tunnel daemon, this host's links to other sites; measure and shape them.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = tunnel::EXAMPLES)]
     Tunnel(tunnel::Command),
     /// Run the migrator daemon: this host's guests and their moves.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = migrator::EXAMPLES)]
     Migrator(migrator::Command),
     /// Check configuration files, and show what they come to.
     #[command(subcommand, after_help = config::EXAMPLES)]
@@ -266,6 +266,44 @@ mod tests {
             1
         }
         assert!(check(&Arguments::command(), "") > 30);
+    }
+
+    /// The words of a line of examples, without what a shell makes of the rest.
+    fn words_of(line: &str) -> Vec<String> {
+        let line = line.trim_start();
+        let ends = ["  ", " > ", " && "].map(|end| line.find(end).unwrap_or(line.len()));
+        let line = &line[..ends.into_iter().min().unwrap_or(line.len())];
+        let quoted = line.split('\'').enumerate();
+        quoted
+            .flat_map(|(index, part)| match index % 2 {
+                0 => part.split_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_visible_command_has_an_example_and_each_is_right() {
+        fn check(command: &clap::Command, path: &str) -> usize {
+            let path = format!("{path}{}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_else(|| panic!("{path} has no example"));
+            assert!(help.starts_with("Example"), "{path}: {help}");
+            let begin = format!("  {path}");
+            let lines = help.lines().filter(|line| line.starts_with("  towpath"));
+            let mut own = 0;
+            for line in lines {
+                let parsed = Arguments::try_parse_from(words_of(line));
+                assert!(parsed.is_ok(), "{path}: {line}: {}", parsed.unwrap_err());
+                own += usize::from(line.starts_with(&begin));
+            }
+            assert!(own > 0, "{path} has no example of its own");
+            let inner = command.get_subcommands().filter(|one| !one.is_hide_set());
+            1 + inner
+                .map(|inner| check(inner, &format!("{path} ")))
+                .sum::<usize>()
+        }
+        assert!(check(&Arguments::command(), "") > 35);
     }
 
     #[test]

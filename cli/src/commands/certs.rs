@@ -18,6 +18,12 @@ use crate::args::OutputOption;
 use crate::failure::Failure;
 use crate::show::{self, Format, escape, fields};
 
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  towpath certs init --dir ./authority --trust-domain shop.example
+  towpath certs issue --authority ./authority --site edge --host box-1 --out ./box-1
+  towpath certs verify ./box-1                      whether a tunnel would start with it";
+
 const INIT_EXAMPLES: &str = "\
 Example:
   towpath certs init --dir ./authority --trust-domain shop.example
@@ -52,11 +58,13 @@ pub(crate) enum Command {
     #[command(after_help = lifecycle::REVOKE_EXAMPLES)]
     Revoke(lifecycle::RevokeOptions),
     /// List every certificate the authority has issued.
+    #[command(after_help = lifecycle::LS_EXAMPLES)]
     Ls(lifecycle::LsOptions),
     /// Show what a file of certificates, or of lists of revoked ones, says.
     #[command(after_help = SHOW_EXAMPLES)]
     Show(ShowOptions),
     /// Check a host's folder: certificate, key, authority, chain, time, revocation.
+    #[command(after_help = lifecycle::VERIFY_EXAMPLES)]
     Verify(lifecycle::VerifyOptions),
 }
 

@@ -15,6 +15,12 @@ use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::show::{self, Format, Table, bits_per_second, bytes, escape, fields};
 
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  towpath channel open till --listen tcp:127.0.0.1:7001 --peer region --service till
+  towpath channel ls                                where each leads, and how it is
+  towpath channel close till";
+
 const OPEN_EXAMPLES: &str = "\
 Examples:
   towpath channel open till --listen tcp:127.0.0.1:7001 --peer region --service till
@@ -24,21 +30,50 @@ Examples:
 
 The peer's tunnel must have the service in its configuration, and allow this site.";
 
+const LS_EXAMPLES: &str = "\
+Examples:
+  towpath channel ls                                in a table
+  towpath channel ls -o json                        with all that is known of each";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  towpath channel show till                         where it leads, bytes, rates, errors
+  towpath channel show till -o json                 the same for programs";
+
+const CAP_EXAMPLES: &str = "\
+Examples:
+  towpath channel cap till 10Mbit
+  towpath channel cap till none                     no cap of its own";
+
+const CLOSE_EXAMPLES: &str = "\
+Examples:
+  towpath channel close till
+  towpath channel close till --generation 7         only if nothing newer is known";
+
+const RESET_EXAMPLES: &str = "\
+Example:
+  towpath channel reset till                        as the configuration says again";
+
 /// What is to be done with channels.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the channels of this host.
+    #[command(after_help = LS_EXAMPLES)]
     Ls(ListOptions),
     /// Show one channel.
+    #[command(after_help = SHOW_EXAMPLES)]
     Show(OneOptions),
     /// Open a channel, or lead it elsewhere.
     #[command(after_help = OPEN_EXAMPLES)]
     Open(OpenOptions),
     /// Change the cap of a channel.
+    #[command(after_help = CAP_EXAMPLES)]
     Cap(CapOptions),
     /// Close a channel and its connections.
+    #[command(after_help = CLOSE_EXAMPLES)]
     Close(CloseOptions),
     /// Have a channel as the configuration says again, whatever was opened, capped or closed by hand.
+    #[command(after_help = RESET_EXAMPLES)]
     Reset(OneOptions),
 }
 

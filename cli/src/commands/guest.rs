@@ -37,6 +37,12 @@ const INCOMPRESSIBLE_DEFAULT: u8 = 25;
 /// Longest wait for a guest to start: it fills its memory first, at about 1 GiB a second.
 pub(crate) const START_WAIT: Duration = Duration::from_secs(330);
 
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  towpath guest start till-7                        makes a guest, or boots it again
+  towpath guest ls                                  those of this host
+  towpath guest stop till-7                         ends it, and forgets it";
+
 const START_EXAMPLES: &str = "\
 Examples:
   towpath guest start till-7                        256 MiB, or an old guest again

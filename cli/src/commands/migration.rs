@@ -17,6 +17,13 @@ use crate::show::{
     self, Format, Table, bytes, escape, fields, milliseconds, or_dash, telling_digits, time_of_day,
 };
 
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  towpath migration ls                              those under way, and the last that ended
+  towpath migration watch                           follow the one under way
+  towpath migration show till-7                     what the plan decided for a guest, and why
+
+`towpath migrate` begins one.";
 
 const LS_EXAMPLES: &str = "\
 Examples:

@@ -11,10 +11,20 @@ use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
 use crate::show::Format;
 
+pub(crate) const EXAMPLES: &str = "\
+Example:
+  towpath migrator run --config /etc/towpath/migrator.toml";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  towpath migrator run --config /etc/towpath/migrator.toml
+  towpath migrator run --config ./edge.toml --log info,towpath_migrator=debug";
+
 /// What is to be done with the migrator.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the migrator daemon until SIGTERM or SIGINT; its guests go on without it.
+    #[command(after_help = RUN_EXAMPLES)]
     Run(DaemonOptions),
 }
 

@@ -17,8 +17,14 @@ use crate::failure::Failure;
 use crate::follow::describe;
 use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, time_of_day};
 
+const EXAMPLES: &str = "\
+Examples:
+  towpath status                                    this host, its links, and what is under way
+  towpath status -o json                            with all that both daemons say";
+
 /// What is to be shown.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
     #[command(flatten)]
     socket: MigratorSocket,

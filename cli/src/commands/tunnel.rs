@@ -21,10 +21,24 @@ use crate::show::Format;
 /// answer takes 10 s and more, and then the service manager kills what has said farewell long before.
 const LEFTOVER_WAIT: Duration = Duration::from_millis(500);
 
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  towpath tunnel run --config /etc/towpath/tunnel.toml
+  towpath tunnel bench region                       what the link carries, and how long others wait
+  towpath tunnel shape region --send-rate 50Mbit    another cap, at once";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  towpath tunnel run --config /etc/towpath/tunnel.toml
+  towpath tunnel run --config ./edge.toml --log info,towpath_tunnel=debug
+
+SIGHUP has the configuration and the certificates read again; no stream is dropped.";
+
 /// What is to be done with the tunnel.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the tunnel daemon until SIGTERM or SIGINT.
+    #[command(after_help = RUN_EXAMPLES)]
     Run(DaemonOptions),
     /// Measure what the link to a peer carries, and what it costs.
     Bench(bench::Options),

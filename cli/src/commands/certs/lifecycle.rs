@@ -34,6 +34,16 @@ Examples:
 
 Then carry crl.pem to every host, to where its tunnel's configuration names it.";
 
+pub(super) const LS_EXAMPLES: &str = "\
+Examples:
+  towpath certs ls --authority ./authority            as much of each number as tells it from others
+  towpath certs ls --authority ./authority -o json    whole numbers, and when each was issued";
+
+pub(super) const VERIFY_EXAMPLES: &str = "\
+Examples:
+  towpath certs verify ./box-1                      before it is carried to its host
+  towpath certs verify /etc/towpath/identity -o json";
+
 /// What to do about a certificate that is revoked.
 const ISSUE_ANEW: &str = "what is revoked is not renewed: issue another certificate with `towpath certs issue` into a new folder";
 
