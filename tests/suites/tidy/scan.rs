@@ -37,6 +37,66 @@ pub(crate) fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
+/// A function of code.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Function<'a> {
+    pub(crate) name: &'a str,
+    /// The line of its name, from 1.
+    pub(crate) line: usize,
+    /// Lines between its braces.
+    pub(crate) body_lines: usize,
+}
+
+/// The functions of code that have a body, those inside others too.
+pub(crate) fn functions(code: &str) -> Vec<Function<'_>> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("fn ") {
+        let name_at = at + "fn ".len();
+        let name_end = code[name_at..].find(|c: char| !c.is_alphanumeric() && c != '_');
+        let name = &code[name_at..name_at + name_end.unwrap_or(0)];
+        if ends_in_word(&code[..at]) || name.is_empty() {
+            continue;
+        }
+        if let Some((open, close)) = body(&code[name_at..]) {
+            found.push(Function {
+                name,
+                line: code[..at].matches('\n').count() + 1,
+                body_lines: code[name_at + open..name_at + close]
+                    .matches('\n')
+                    .count()
+                    .saturating_sub(1),
+            });
+        }
+    }
+    found
+}
+
+/// Where the braces of a function's body stand behind its name; none if it has no body.
+fn body(rest: &str) -> Option<(usize, usize)> {
+    let (mut brackets, mut braces, mut open) = (0_i32, 0_i32, None);
+    for (at, c) in rest.char_indices() {
+        match c {
+            '(' | '[' => brackets += 1,
+            ')' | ']' => brackets -= 1,
+            ';' if brackets == 0 && open.is_none() => return None,
+            '{' => {
+                if brackets == 0 {
+                    open = open.or(Some(at));
+                }
+                braces += 1;
+            }
+            '}' => {
+                braces -= 1;
+                if let Some(open) = open.filter(|_| braces == 0) {
+                    return Some((open, at));
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 fn ends_in_word(code: &str) -> bool {
     code.ends_with(|c: char| c.is_alphanumeric() || c == '_') && !code.ends_with('b')
 }
@@ -77,6 +137,19 @@ fn character_end(text: &str) -> usize {
         (Some(_), Some((at, '\''))) => at + 1,
         _ => 0,
     }
+}
+
+#[test]
+fn functions_are_as_long_as_what_stands_between_their_braces() {
+    let code = code_of(
+        "trait A {\n fn none(&self);\n fn one(&self) -> [u8; 2] {\n \"}\"\n }\n}\n\
+         fn outer() where B: C {\n fn inner() {}\n if a {\n }\n}\nlet f: fn(u8) -> u8 = g;\n",
+    );
+    let found: Vec<_> = functions(&code)
+        .iter()
+        .map(|one| (one.name, one.line, one.body_lines))
+        .collect();
+    assert_eq!(found, [("one", 3, 1), ("outer", 7, 3), ("inner", 8, 0)]);
 }
 
 #[test]
