@@ -96,6 +96,8 @@ async fn readiness_follows_the_links_and_liveness_does_not() {
     let problem = client.text("/ready").await.unwrap_err();
     assert!(problem.cause.contains("no link to region"), "{problem:?}");
     assert_eq!(client.text("/live").await.unwrap(), "live\n");
+    let document = client.text("/openapi.json").await.unwrap();
+    assert_eq!(document, include_str!("../../../docs/tunnel-openapi.json"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
