@@ -62,6 +62,25 @@ fn units_parse_and_each_hardening_has_its_reason() {
     no_complaints(&complaints);
 }
 
+/// A clock that is not set yet, an address that is still to come or a full disk outlasts the few quick starts that the
+/// manager allows if nobody says otherwise.
+#[test]
+fn a_daemon_that_fails_is_started_again_however_often() {
+    let mut restarted = 0;
+    for unit in units() {
+        if values(&unit, "Restart").is_empty() {
+            continue;
+        }
+        restarted += 1;
+        let head = unit.text.split("[Service]").next().unwrap_or_default();
+        let is_unlimited = head.lines().any(|line| line == "StartLimitIntervalSec=0");
+        assert!(is_unlimited, "{}: its starts are counted", unit.path);
+        // Without a pause it would spin.
+        assert!(!values(&unit, "RestartSec").is_empty(), "{}", unit.path);
+    }
+    assert_eq!(restarted, EXPOSURE_MAX.len());
+}
+
 #[test]
 fn sockets_and_services_know_each_other() {
     let units = units();
