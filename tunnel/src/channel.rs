@@ -68,6 +68,9 @@ impl Started<'_> {
     /// From here on new connections take the new way.
     fn keep(mut self) {
         let old = self.old.take();
+        if let Some(figures) = self.new.as_ref().or(old.as_deref()).map(|one| &one.figures) {
+            figures.meter.quota.set(self.spec.cap);
+        }
         if let Some(new) = self.new.take() {
             let name = self.spec.name.clone();
             self.channels.running().insert(name, Arc::new(new));
@@ -102,6 +105,8 @@ pub(crate) struct Channel {
     gone: Shutdown,
     /// Stops all connections too.
     all: (Trigger, Shutdown),
+    /// Why it has never listened, if it only stands in for one that will.
+    absent: Option<Fault>,
 }
 
 impl Channel {
@@ -110,8 +115,38 @@ impl Channel {
         Arc::clone(&self.spec.borrow())
     }
 
+    /// One that is to be and cannot listen yet, and why.
+    fn absent(spec: &Arc<ChannelSpec>, fault: &Fault) -> Self {
+        // Nobody will hear that it is to stop, and it is gone before it came.
+        let ((accepting, _), (_, gone)) = (shutdown::channel(), shutdown::channel());
+        let (teller, _) = watch::channel(Arc::clone(spec));
+        let channel = Self {
+            spec: teller,
+            listen: spec.listen.clone(),
+            figures: Arc::default(),
+            places: Arc::new(Semaphore::new(CONNECTION_COUNT_MAX)),
+            accepting,
+            gone,
+            all: shutdown::channel(),
+            absent: Some(fault.clone()),
+        };
+        channel.figures.meter.quota.set(spec.cap);
+        channel.figures.set_error(fault);
+        channel
+    }
+
+    /// Why programs do not reach it, if they do not: it could not have its address, or somebody else took that while it
+    /// was to move.
+    pub(crate) fn why_silent(&self) -> Option<String> {
+        match &self.absent {
+            Some(fault) => Some(format!("does not listen: {fault}")),
+            None if self.is_listening() => None,
+            None => Some(format!("does not listen at {} any more", self.listen)),
+        }
+    }
+
     /// Whether programs reach it: one whose address somebody else took while it was to move has none.
-    pub(crate) fn is_listening(&self) -> bool {
+    fn is_listening(&self) -> bool {
         !self.gone.is_requested()
     }
 
@@ -188,35 +223,31 @@ impl Channels {
     /// `E_STATE` and `E_BUSY` as the book says, `E_NOT_FOUND` for a peer that is none, `E_IO`
     /// if the listener cannot be had or the channel cannot be kept; then everything is as before.
     pub(crate) async fn open(&self, core: &Arc<Core>, spec: ChannelSpec) -> Result<(), Fault> {
-        self.open_as(core, spec, Origin::Pushed).await
+        self.open_as(core, &Arc::new(spec), Origin::Pushed).await
     }
 
     async fn open_as(
         &self,
         core: &Arc<Core>,
-        spec: ChannelSpec,
+        spec: &Arc<ChannelSpec>,
         origin: Origin,
     ) -> Result<(), Fault> {
         let mut book = self.book.lock().await;
-        let change = book.weigh(&spec, origin, now_unix())?;
+        let change = book.weigh(spec, origin, now_unix())?;
         let known = self.find(&spec.name);
         if change == Change::Same && known.is_some_and(|known| known.is_at(&spec.listen)) {
             return Ok(());
         }
-        let spec = Arc::new(spec);
-        let started = self.run(core, &spec).await?;
+        let started = self.run(core, spec).await?;
         if change == Change::Open {
             let mut next = book.clone();
-            next.open(&spec, origin);
+            next.open(spec, origin);
             if origin == Origin::Pushed {
                 self.keep(&next).await?;
             }
             self.turn(&mut book, next);
         }
         started.keep();
-        if let Some(channel) = self.find(&spec.name) {
-            channel.figures.meter.quota.set(spec.cap);
-        }
         let (name, generation) = (&spec.name, spec.generation);
         tracing::info!(channel = %name, generation, peer = %spec.peer, service = %spec.service, "channel open");
         Ok(())
@@ -233,7 +264,10 @@ impl Channels {
         let new = match &old {
             Some(old) if old.is_at(&spec.listen) => None,
             // Unless it was stopped before, the old listener goes once the new one is there.
-            old => Some(start(core, (spec, &spec.listen), old.as_deref()).await?),
+            old => {
+                let live = old.as_deref().filter(|old| old.absent.is_none());
+                Some(start(core, (spec, &spec.listen), live).await?)
+            }
         };
         Ok(Started {
             channels: self,
@@ -404,6 +438,7 @@ async fn start(
         accepting,
         gone,
         all,
+        absent: None,
     };
     let serving = Serving {
         core: Arc::clone(core),

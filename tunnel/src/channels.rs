@@ -239,6 +239,11 @@ impl Book {
         self.0.insert(name, known);
     }
 
+    /// The channel there is to be under a name.
+    pub(crate) fn find(&self, name: &Name) -> Option<&Arc<ChannelSpec>> {
+        self.0.get(name).and_then(Known::open)
+    }
+
     /// Every channel there is to be, by name.
     pub(crate) fn specs(&self) -> Vec<Arc<ChannelSpec>> {
         let specs = self.0.values().filter_map(Known::open);

@@ -134,16 +134,13 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
     let verdict = peer.map(|peer| verdict(peer));
     let link = peer.and_then(|peer| peer.state().link);
     let last_error = figures.last_error.lock();
-    let (state, reason) = match verdict {
-        _ if !channel.is_listening() => {
-            let reason = format!("does not listen at {} any more", channel.listen);
-            (ChannelState::Down, reason)
-        }
-        Some(verdict) => match figures.failing() {
+    let (state, reason) = match (channel.why_silent(), verdict) {
+        (Some(why), _) => (ChannelState::Down, why),
+        (None, Some(verdict)) => match figures.failing() {
             Some(why) if verdict.state != LinkState::Down => (ChannelState::Failing, why),
             _ => (verdict.state.into(), verdict.reason),
         },
-        None => (ChannelState::Down, String::new()),
+        (None, None) => (ChannelState::Down, String::new()),
     };
     ChannelView {
         name: spec.name.to_string(),

@@ -1,4 +1,5 @@
-//! What the configuration says of channels, beside what was pushed: opened, changed, and had back.
+//! What the configuration says of channels, beside what was pushed: opened, changed, and had back. What cannot listen
+//! yet is there, is shown as down, and is tried again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,26 +9,26 @@ use tokio::time::Instant;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-use super::{Channels, Started, locked, now_unix, start};
+use super::{Channel, Channels, Started, locked, now_unix, start};
 use crate::channels::{Change, ChannelSpec, Origin};
 use crate::core::Core;
 use crate::status::ChannelOrigin;
 
-/// Pauses between attempts to open a channel of the configuration whose address could not be had.
+/// Pauses between attempts to open a channel whose address could not be had.
 const LATE_PAUSE_FIRST: Duration = Duration::from_secs(1);
 const LATE_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
-/// What the configuration names and could not be opened yet: something else has the address.
+/// What is to be and could not be opened yet: something else has the address, or it is not there.
 #[derive(Debug, Default)]
 pub(super) struct Late {
-    specs: Vec<ChannelSpec>,
+    specs: Vec<(Arc<ChannelSpec>, Origin)>,
     /// When they are tried again, and how long that was put off.
     next: Option<(Instant, Duration)>,
 }
 
 impl Late {
     /// Puts off what is there, for longer each time.
-    fn put_off(&mut self, specs: Vec<ChannelSpec>) {
+    fn put_off(&mut self, specs: Vec<(Arc<ChannelSpec>, Origin)>) {
         let pause = match self.next {
             Some((_, pause)) => (pause * 2).min(LATE_PAUSE_LONGEST),
             None => LATE_PAUSE_FIRST,
@@ -38,38 +39,34 @@ impl Late {
     }
 }
 
+fn as_configured(specs: &[ChannelSpec]) -> Vec<(Arc<ChannelSpec>, Origin)> {
+    let specs = specs.iter().cloned().map(Arc::new);
+    specs.map(|spec| (spec, Origin::Configured)).collect()
+}
+
 impl Channels {
     /// Opens what was pushed before a restart, then what is configured. Where both name a channel the
-    /// newer generation counts, and what was pushed if neither is newer.
+    /// newer generation counts, and what was pushed if neither is newer. What cannot listen keeps nothing else from
+    /// starting: it is tried again.
     ///
     /// # Errors
     ///
-    /// `E_IO` if what is kept cannot be read or a configured listener cannot be had, `E_NOT_FOUND` for a
-    /// peer that is none.
+    /// `E_IO` if what is kept cannot be read.
     pub(crate) async fn begin(
         &self,
         core: &Arc<Core>,
         configured: &[ChannelSpec],
     ) -> Result<(), Fault> {
+        let mut late = self.late.lock().await;
         let mut book = self.recall()?;
         book.expire(now_unix());
         let remembered = book.specs();
         self.turn(&mut *self.book.lock().await, book);
-        for spec in remembered {
-            // Whoever pushed it may say it again, and it is tried again then.
-            if let Err(fault) = self.run(core, &spec).await.map(Started::keep) {
-                tracing::error!(channel = %spec.name, %fault, "a channel of before is not opened");
-            }
-        }
+        let pushed = remembered.into_iter().map(|spec| (spec, Origin::Pushed));
+        let mut specs: Vec<_> = pushed.collect();
         self.names(configured);
-        for spec in configured {
-            match self.open_as(core, spec.clone(), Origin::Configured).await {
-                Err(fault) if matches!(fault.code, Code::State | Code::Busy) => {
-                    tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
-                }
-                opened => opened?,
-            }
-        }
+        specs.extend(as_configured(configured));
+        late.put_off(self.open_all(core, specs).await);
         Ok(())
     }
 
@@ -101,8 +98,11 @@ impl Channels {
                 channel.vacate().await;
             }
         }
-        *late = Late::default();
-        late.put_off(self.open_configured(core, configured).await);
+        // What was pushed and is late is no business of the configuration's.
+        let mut specs = std::mem::take(&mut *late).specs;
+        specs.retain(|(_, origin)| *origin == Origin::Pushed);
+        specs.extend(as_configured(configured));
+        late.put_off(self.open_all(core, specs).await);
     }
 
     /// Tries again what could not be opened, if it is time to.
@@ -110,45 +110,92 @@ impl Channels {
         let mut late = self.late.lock().await;
         if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
             let specs = std::mem::take(&mut late.specs);
-            for spec in &specs {
+            for (spec, _) in &specs {
                 let channel = self.find(&spec.name);
                 if let Some(channel) = channel.filter(|one| one.is_in_the_way_of(&spec.listen)) {
                     channel.vacate().await;
                 }
             }
-            late.put_off(self.open_configured(core, &specs).await);
+            late.put_off(self.open_all(core, specs).await);
         }
     }
 
-    /// Opens what the configuration names; gives what is worth another try.
-    async fn open_configured(
+    /// Opens what is to be; gives what is worth another try.
+    async fn open_all(
         &self,
         core: &Arc<Core>,
-        configured: &[ChannelSpec],
-    ) -> Vec<ChannelSpec> {
+        specs: Vec<(Arc<ChannelSpec>, Origin)>,
+    ) -> Vec<(Arc<ChannelSpec>, Origin)> {
         let mut late = Vec::new();
-        for spec in configured {
-            let opened = self.open_as(core, spec.clone(), Origin::Configured);
-            let Err(fault) = opened.await else { continue };
-            tracing::warn!(channel = %spec.name, %fault, "not opened as configured");
-            if let Some(channel) = self.find(&spec.name) {
-                channel.figures.set_error(&fault);
+        for (spec, origin) in specs {
+            let opened = match origin {
+                Origin::Configured => self.open_as(core, &spec, origin).await,
+                Origin::Pushed => self.have_listen(core, &spec).await,
+            };
+            let Err(fault) = opened else { continue };
+            let name = &spec.name;
+            match origin {
+                Origin::Configured => {
+                    tracing::warn!(channel = %name, %fault, "not opened as configured");
+                }
+                Origin::Pushed => {
+                    tracing::error!(channel = %name, %fault, "a channel of before is not opened");
+                }
             }
+            self.stand_in((&spec, origin), &fault).await;
             if fault.code == Code::Io {
-                late.push(spec.clone());
+                late.push((spec, origin));
             }
         }
         // Whatever could not move stays where it was, now that all that goes there has what it can.
-        for spec in &late {
+        for (spec, _) in &late {
             self.stay(core, &spec.name).await;
         }
         late
     }
 
+    /// Has a channel of before listen, unless somebody has said otherwise since.
+    async fn have_listen(&self, core: &Arc<Core>, spec: &Arc<ChannelSpec>) -> Result<(), Fault> {
+        let book = self.book.lock().await;
+        let known = self.find(&spec.name);
+        let is_there = known.is_some_and(|known| known.is_at(&spec.listen));
+        if is_there || book.find(&spec.name) != Some(spec) {
+            return Ok(());
+        }
+        self.run(core, spec).await.map(Started::keep)
+    }
+
+    /// Shows why a channel does not listen: at the one that is there, or at one that stands in for it until it does.
+    async fn stand_in(&self, (spec, origin): (&Arc<ChannelSpec>, Origin), fault: &Fault) {
+        let mut book = self.book.lock().await;
+        if let Some(channel) = self.find(&spec.name).filter(|one| one.absent.is_none()) {
+            channel.figures.set_error(fault);
+            return;
+        }
+        // Unless the configuration may not say so, or somebody has said otherwise.
+        let is_to_be = match origin {
+            Origin::Configured => fault.code == Code::Io,
+            Origin::Pushed => book.find(&spec.name) == Some(spec),
+        };
+        let weighed = book.weigh(spec, origin, now_unix());
+        let Some(change) = weighed.ok().filter(|_| is_to_be) else {
+            return;
+        };
+        if change == Change::Open {
+            let mut next = book.clone();
+            next.open(spec, origin);
+            self.turn(&mut book, next);
+        }
+        let absent = Channel::absent(spec, fault);
+        self.running().insert(spec.name.clone(), Arc::new(absent));
+    }
+
     /// Has a channel listen again where it did, if it has let go of its address.
     async fn stay(&self, core: &Arc<Core>, name: &Name) {
         let _book = self.book.lock().await;
-        let Some(channel) = self.find(name).filter(|channel| !channel.is_listening()) else {
+        let is_silent =
+            |channel: &Arc<Channel>| !channel.is_listening() && channel.absent.is_none();
+        let Some(channel) = self.find(name).filter(is_silent) else {
             return;
         };
         match start(core, (&channel.spec(), &channel.listen), Some(&channel)).await {
@@ -211,9 +258,6 @@ impl Channels {
         self.keep(&next).await?;
         self.turn(&mut book, next);
         started.keep();
-        if let Some(channel) = self.find(name) {
-            channel.figures.meter.quota.set(spec.cap);
-        }
         tracing::info!(channel = %name, "channel as configured again");
         Ok(())
     }

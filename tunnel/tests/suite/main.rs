@@ -13,6 +13,7 @@ mod distrust;
 mod early_data;
 mod forecast;
 mod handshake;
+mod late;
 mod links;
 mod origins;
 mod packets;

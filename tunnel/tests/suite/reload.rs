@@ -316,9 +316,10 @@ async fn l06_a_channel_whose_address_is_taken_is_opened_once_it_is_free() {
     let pair = pair_with(Vec::new()).await;
     let taken = std::net::TcpListener::bind("127.9.1.2:7001").unwrap();
     reload_with(&pair, vec![channel_at("late", "tcp:127.9.1.2:7001")]).await;
-    assert_eq!(listening(&pair), []);
+    let state = || pair.edge.status().channels[0].state;
+    assert_eq!(state(), ChannelState::Down);
     drop(taken);
-    until("the channel is open", || !listening(&pair).is_empty()).await;
+    until("the channel is open", || state() == ChannelState::Healthy).await;
     check_answers("127.9.1.2:7001").await;
 }
 

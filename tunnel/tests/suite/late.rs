@@ -1,0 +1,135 @@
+//! Channels whose addresses are somebody else's when the tunnel starts.
+
+use std::net::TcpListener;
+
+use crate::harness::{Pair, name, until};
+use tokio::net::TcpStream;
+use towpath_daemon::client::Client;
+use towpath_protocol::channel::Class;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::Config;
+use towpath_tunnel::status::{ChannelList, ChannelOrigin, ChannelState, ChannelView};
+
+fn channel_at(label: &str, address: &str) -> ChannelSpec {
+    let (listen, way) = (format!("tcp:{address}"), (name("region"), name("echo")));
+    ChannelSpec::new(name(label), listen.parse().unwrap(), way, Class::App)
+}
+
+fn keeps_state(config: &mut Config) {
+    config.state_dir = Some(config.socket.with_file_name("state"));
+}
+
+/// A tunnel's channel of this name.
+fn find(tunnel: &Tunnel, label: &str) -> Option<ChannelView> {
+    let mut channels = tunnel.status().channels.into_iter();
+    channels.find(|channel| channel.name == label)
+}
+
+/// It is down, and says why.
+fn check_is_late(view: &ChannelView, address: &str) {
+    assert_eq!(view.state, ChannelState::Down, "{view:?}");
+    assert_eq!(view.listen, format!("tcp:{address}"));
+    let says = |word| view.reason.contains(word);
+    assert!(says("cannot listen at") && says(address), "{view:?}");
+    assert_eq!(
+        view.last_error
+            .as_ref()
+            .map(|last| view.reason.contains(last)),
+        Some(true)
+    );
+}
+
+async fn check_opens(tunnel: &Tunnel, label: &str, address: &str) -> ChannelView {
+    let listens = || find(tunnel, label).filter(|channel| channel.state == ChannelState::Healthy);
+    until("the channel listens", || listens().is_some()).await;
+    TcpStream::connect(address).await.unwrap();
+    listens().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_1_a_configured_channel_without_its_address_keeps_no_tunnel_from_starting() {
+    let (address, other) = ("127.9.2.1:7001", "127.9.2.1:7002");
+    let taken = TcpListener::bind(address).unwrap();
+    let pair = Pair::start_with(
+        |edge, _| edge.channels = vec![channel_at("late", address), channel_at("there", other)],
+        None,
+    )
+    .await;
+    check_is_late(&find(&pair.edge, "late").unwrap(), address);
+    let there = find(&pair.edge, "there").unwrap();
+    assert_eq!(there.state, ChannelState::Healthy, "{there:?}");
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let metrics = client.text("/metrics").await.unwrap();
+    let series = "towpath_channel_generation{channel=\"late\"} 0";
+    assert!(metrics.contains(series), "{metrics}");
+    drop(taken);
+    let view = check_opens(&pair.edge, "late", address).await;
+    assert_eq!(view.origin, ChannelOrigin::Configured);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_again() {
+    let address = "127.9.2.2:7001";
+    let change = |edge: &mut Config, _: &mut Config| {
+        edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+        keeps_state(edge);
+    };
+    let pair = Pair::start_with(change, None).await;
+    let config = pair.edge_config.clone();
+    let client = Client::new(&config.admin.socket);
+    let mut pushed = channel_at("pushed", address);
+    (pushed.generation, pushed.cap) = (3, Some("7Mbit".parse().unwrap()));
+    let view: ChannelView = client.post("/v1/channels", &pushed).await.unwrap();
+    pair.edge.stop().await;
+    let taken = TcpListener::bind(address).unwrap();
+    let edge = Tunnel::start(&config).await.unwrap();
+    check_is_late(&find(&edge, "pushed").unwrap(), address);
+    // It is not the configuration's, and stays when that is read again.
+    std::fs::write(
+        config.socket.with_file_name("tunnel.toml"),
+        toml::to_string(&config).unwrap(),
+    )
+    .unwrap();
+    edge.reload().await;
+    check_is_late(&find(&edge, "pushed").unwrap(), address);
+    drop(taken);
+    edge.linked(&name("region"), crate::harness::SOON)
+        .await
+        .unwrap();
+    let again = check_opens(&edge, "pushed", address).await;
+    assert_eq!((again.origin, again.generation), (ChannelOrigin::Pushed, 3));
+    assert_eq!(again.cap_bits_per_second, view.cap_bits_per_second);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_7_a_cap_that_was_pushed_holds_after_a_restart() {
+    let pair = Pair::start_with(|edge, _| keeps_state(edge), None).await;
+    let config = pair.edge_config.clone();
+    let client = Client::new(&config.admin.socket);
+    let mut pushed = channel_at("pushed", "127.0.0.1:0");
+    pushed.cap = Some("7Mbit".parse().unwrap());
+    let view: ChannelView = client.post("/v1/channels", &pushed).await.unwrap();
+    assert_eq!(view.cap_bits_per_second, Some(7_000_000));
+    pair.edge.stop().await;
+    let edge = Tunnel::start(&config).await.unwrap();
+    let again = find(&edge, "pushed").unwrap();
+    assert_eq!(again.cap_bits_per_second, view.cap_bits_per_second);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_6_a_channel_that_is_closed_before_it_listens_never_does() {
+    let [one, two] = [1, 2].map(|port| format!("127.9.2.3:700{port}"));
+    let taken = [&one, &two].map(|address| TcpListener::bind(address).unwrap());
+    let channels = vec![channel_at("closed", &one), channel_at("wanted", &two)];
+    let pair = Pair::start_with(|edge, _| edge.channels = channels, None).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let left: ChannelList = client.delete("/v1/channels/closed").await.unwrap();
+    assert_eq!(left.closed_by_hand, ["closed"]);
+    drop(taken);
+    // Both are tried at once.
+    check_opens(&pair.edge, "wanted", &two).await;
+    assert_eq!(find(&pair.edge, "closed"), None);
+}
