@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::StreamId;
@@ -38,6 +38,14 @@ const NUMBER_BYTES: usize = 8;
 
 /// Datagrams that wait in one flow and direction; more are lost, as in a full socket.
 const WAITING_MAX: usize = 256;
+
+/// Bytes of the datagrams of a program that wait in one flow: more than twice what the system gives a socket, and all of
+/// [`WAITING_MAX`] datagrams of a packet.
+const WAITING_BYTES_MAX: usize = 512 * 1024;
+
+/// The same in all flows of a listener: any local program may be as many sources as a channel has places, and could
+/// otherwise have gigabytes wait. As much as eight full flows.
+const LISTENER_BYTES_MAX: usize = 8 * WAITING_BYTES_MAX;
 
 /// A flow that has carried nothing for so long is over: what home routers give UDP.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -114,10 +122,58 @@ fn number_of(stream: StreamId) -> u64 {
     u64::try_from(stream.0 >> 64).unwrap_or(u64::MAX)
 }
 
+/// Room for the bytes of datagrams that wait.
+#[derive(Debug, Clone)]
+struct Room(Arc<Semaphore>);
+
+impl Room {
+    fn new(bytes_max: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes_max)))
+    }
+
+    /// Takes so much, if it is there, until the answer is dropped.
+    fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).ok()?;
+        Arc::clone(&self.0).try_acquire_many_owned(bytes).ok()
+    }
+}
+
+/// A program's datagram, and the room it takes while it waits.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    bytes: Bytes,
+    rooms: [Option<OwnedSemaphorePermit>; 2],
+}
+
+impl Waiting {
+    /// One that takes no room yet.
+    const fn new(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            rooms: [None, None],
+        }
+    }
+
+    /// Nothing if one of the rooms is full: then it is lost.
+    fn within(bytes: Bytes, [one, other]: [&Room; 2]) -> Option<Self> {
+        let count = bytes.len();
+        let rooms = [Some(one.take(count)?), Some(other.take(count)?)];
+        Some(Self { bytes, rooms })
+    }
+
+    /// The same in one room, unless it has come with its own.
+    fn or_within(mut self, room: &Room) -> Option<Self> {
+        if self.rooms[0].is_none() {
+            self.rooms[0] = Some(room.take(self.bytes.len())?);
+        }
+        Some(self)
+    }
+}
+
 /// Where a flow's datagrams come from and go to on this host.
 pub(crate) trait Side {
     /// The next one; none if no more will come.
-    fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+    fn next(&mut self) -> impl Future<Output = Option<Waiting>> + Send;
     /// Hands one on; lost if that would mean to wait.
     fn hand(&self, datagram: &[u8]);
 }
@@ -173,6 +229,7 @@ impl Flow<'_> {
         side: &mut impl Side,
     ) -> std::io::Result<()> {
         let (large, large_waiting) = mpsc::channel(WAITING_MAX);
+        let room = Room::new(WAITING_BYTES_MAX);
         let (whole, mut whole_heard) = mpsc::channel::<Bytes>(WAITING_MAX);
         let pumping = async {
             let mut turn = pin!(None);
@@ -186,9 +243,9 @@ impl Flow<'_> {
                         None
                     }
                     next = timeout(ANSWERED_IDLE_MAX, side.next()), if is_free => match next {
-                        Ok(Some(datagram)) => {
+                        Ok(Some(waiting)) => {
                             passed.out += 1;
-                            Some(datagram)
+                            Some(waiting)
                         }
                         // Streams may have become few, or not yet.
                         Err(_) if carried.elapsed() < passed.idle_max(self.is_short()) => continue,
@@ -208,12 +265,15 @@ impl Flow<'_> {
                 };
                 carried = Instant::now();
                 // Without a link it is lost.
-                let Some((datagram, link)) = next.zip(self.peer.link().ok()) else {
+                let Some((waiting, link)) = next.zip(self.peer.link().ok()) else {
                     continue;
                 };
-                if self.fits(&link, &datagram) {
-                    turn.set(Some(self.send(link, datagram)));
-                } else if large.try_send(datagram).is_err() {
+                if self.fits(&link, &waiting.bytes) {
+                    turn.set(Some(self.send(link, waiting.bytes)));
+                    continue;
+                }
+                let kept = waiting.or_within(&room);
+                if kept.is_none_or(|kept| large.try_send(kept).is_err()) {
                     self.count_dropped();
                 }
             }
@@ -308,13 +368,14 @@ async fn taken(turn: Pin<&mut Option<impl Future<Output = ()>>>) {
 
 async fn write_framed(
     mut pipe: WriteHalf<DuplexStream>,
-    mut waiting: mpsc::Receiver<Bytes>,
+    mut waiting: mpsc::Receiver<Waiting>,
 ) -> std::io::Result<()> {
-    while let Some(datagram) = waiting.recv().await {
+    while let Some(Waiting { bytes, rooms }) = waiting.recv().await {
         // What is longer than two bytes tell was never a datagram.
-        let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
+        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
         pipe.write_all(&length.to_le_bytes()).await?;
-        pipe.write_all(&datagram[..length.into()]).await?;
+        pipe.write_all(&bytes[..length.into()]).await?;
+        drop(rooms);
     }
     Ok(())
 }
@@ -365,11 +426,11 @@ impl Connected {
 }
 
 impl Side for Connected {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Waiting> {
         loop {
             // An error of a connected socket is a port that does not answer: the service is not up yet.
             if let Ok(count) = self.socket.recv(&mut self.buffer).await {
-                return Some(Bytes::copy_from_slice(&self.buffer[..count]));
+                return Some(Waiting::new(Bytes::copy_from_slice(&self.buffer[..count])));
             }
         }
     }
@@ -385,12 +446,12 @@ struct Source {
     /// Gone with the listener: the address may be another channel's by then.
     socket: Weak<UdpSocket>,
     address: SocketAddr,
-    heard: mpsc::Receiver<Bytes>,
+    heard: mpsc::Receiver<Waiting>,
     seen: Seen,
 }
 
 impl Side for Source {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Waiting> {
         self.heard.recv().await
     }
 
@@ -428,41 +489,80 @@ impl Seen {
     }
 }
 
+/// Where the datagrams of one source wait for its flow.
+#[derive(Debug)]
+struct Mailbox {
+    inbox: mpsc::Sender<Waiting>,
+    room: Room,
+    seen: Seen,
+}
+
+impl Mailbox {
+    /// Takes a datagram in; says whether there was room for it, here and at the listener.
+    fn put(&self, datagram: Bytes, listener: &Room) -> bool {
+        let waiting = Waiting::within(datagram, [&self.room, listener]);
+        waiting.is_some_and(|waiting| self.inbox.try_send(waiting).is_ok())
+    }
+}
+
 /// The sources of a listening socket, as many as the channel has places.
-#[derive(Debug, Default)]
-struct Sources(HashMap<SocketAddr, (mpsc::Sender<Bytes>, Seen)>);
+#[derive(Debug)]
+struct Sources {
+    mailboxes: HashMap<SocketAddr, Mailbox>,
+    /// For all of them.
+    room: Room,
+}
 
 impl Sources {
-    /// Where the datagrams of a source go, if its flow is still there.
-    fn find(&self, address: SocketAddr) -> Option<&mpsc::Sender<Bytes>> {
-        let (mailbox, seen) = self.0.get(&address)?;
-        seen.note();
-        Some(mailbox).filter(|mailbox| !mailbox.is_closed())
+    fn new() -> Self {
+        Self {
+            mailboxes: HashMap::new(),
+            room: Room::new(LISTENER_BYTES_MAX),
+        }
     }
 
-    /// Takes a source in whose first datagram this is.
-    fn add(&mut self, address: SocketAddr, first: Bytes) -> (mpsc::Receiver<Bytes>, Seen) {
-        let ((mailbox, heard), seen) = (mpsc::channel(WAITING_MAX), Seen::now());
-        // There is room for the first.
-        let _ = mailbox.try_send(first);
-        self.0.insert(address, (mailbox, seen.clone()));
-        (heard, seen)
+    /// Hands a source's datagram to its flow, if that is still there; says whether there was room for it.
+    fn hand(&self, address: SocketAddr, datagram: &Bytes) -> Option<bool> {
+        let mailbox = self.mailboxes.get(&address)?;
+        mailbox.seen.note();
+        let is_there = !mailbox.inbox.is_closed();
+        is_there.then(|| mailbox.put(datagram.clone(), &self.room))
+    }
+
+    /// Takes a source in whose first datagram this is, if there is room for that.
+    fn add(
+        &mut self,
+        address: SocketAddr,
+        first: Bytes,
+    ) -> Option<(mpsc::Receiver<Waiting>, Seen)> {
+        let ((inbox, heard), seen) = (mpsc::channel(WAITING_MAX), Seen::now());
+        let mailbox = Mailbox {
+            inbox,
+            room: Room::new(WAITING_BYTES_MAX),
+            seen: seen.clone(),
+        };
+        let is_in = mailbox.put(first, &self.room);
+        is_in.then(|| {
+            self.mailboxes.insert(address, mailbox);
+            (heard, seen)
+        })
     }
 
     /// Forgets those whose flows have ended.
     fn sweep(&mut self) {
-        self.0.retain(|_, (mailbox, _)| !mailbox.is_closed());
+        self.mailboxes
+            .retain(|_, mailbox| !mailbox.inbox.is_closed());
     }
 
     /// Lets go of the one that is silent longest, if that is long enough; its flow ends. Says whether it did.
     fn make_room(&mut self) -> bool {
         self.sweep();
-        let silent = self
-            .0
-            .iter()
-            .map(|(address, (_, seen))| (seen.silence(), *address));
+        let mailboxes = self.mailboxes.iter();
+        let silent = mailboxes.map(|(address, mailbox)| (mailbox.seen.silence(), *address));
         match silent.max() {
-            Some((silence, address)) if silence >= SILENCE_MIN => self.0.remove(&address).is_some(),
+            Some((silence, address)) if silence >= SILENCE_MIN => {
+                self.mailboxes.remove(&address).is_some()
+            }
             _ => false,
         }
     }
@@ -474,7 +574,7 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
     let socket = Arc::new(socket);
     let mut all = serving.stop.clone();
     let mut spec = serving.spec();
-    let mut sources = Sources::default();
+    let mut sources = Sources::new();
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice();
     let mut swept = Instant::now();
     // When one was let go of whose place nobody has yet.
@@ -484,7 +584,7 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
             () = stop.requested() => return,
             () = all.requested() => return,
             // The flows of before end once nobody can write to them.
-            _ = spec.changed() => { sources = Sources::default(); continue; }
+            _ = spec.changed() => { sources.mailboxes.clear(); continue; }
             received = socket.recv_from(&mut buffer) => received,
         };
         let Ok((count, address)) = received else {
@@ -495,8 +595,8 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
             swept = Instant::now();
         }
         let datagram = Bytes::copy_from_slice(&buffer[..count]);
-        if let Some(source) = sources.find(address) {
-            if source.try_send(datagram).is_err() {
+        if let Some(is_in) = sources.hand(address, &datagram) {
+            if !is_in {
                 serving.count_dropped();
             }
             continue;
@@ -512,7 +612,10 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
             serving.note(&Fault::new(Code::Busy, "too many sources of datagrams"));
             continue;
         };
-        let (heard, seen) = sources.add(address, datagram);
+        let Some((heard, seen)) = sources.add(address, datagram) else {
+            serving.count_dropped();
+            continue;
+        };
         let mut source = Source {
             socket: Arc::downgrade(&socket),
             address,
@@ -542,27 +645,77 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
 mod tests {
     use super::*;
 
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
     #[test]
     fn the_source_that_is_silent_longest_makes_room() {
-        let mut sources = Sources::default();
-        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut sources = Sources::new();
         let mut flows: Vec<_> = (1..=3)
             .map(|port| sources.add(address(port), Bytes::new()))
             .collect();
         assert!(!sources.make_room());
-        assert_eq!(sources.0.len(), 3, "none is silent for long");
+        assert_eq!(sources.mailboxes.len(), 3, "none is silent for long");
         for (port, seconds) in [(1, 30), (2, 20), (3, 10)] {
-            let (_, seen) = sources.0.get_mut(&address(port)).unwrap();
-            seen.began -= Duration::from_secs(seconds);
+            let mailbox = sources.mailboxes.get_mut(&address(port)).unwrap();
+            mailbox.seen.began -= Duration::from_secs(seconds);
         }
         // The third asks again.
-        assert!(sources.find(address(3)).is_some());
+        assert_eq!(sources.hand(address(3), &Bytes::new()), Some(true));
         // The second's flow has ended by itself.
         flows.remove(1);
         assert!(sources.make_room());
-        assert!(!sources.0.contains_key(&address(2)) && !sources.0.contains_key(&address(1)));
+        let left: Vec<_> = sources.mailboxes.keys().copied().collect();
+        assert_eq!(left, [address(3)]);
         assert!(!sources.make_room());
-        assert!(sources.0.contains_key(&address(3)));
+        assert_eq!(sources.mailboxes.len(), 1);
+    }
+
+    /// Takes whatever waits for these flows, and counts its bytes.
+    fn taken(flows: &mut [mpsc::Receiver<Waiting>]) -> usize {
+        let mut bytes = 0;
+        for flow in flows {
+            while let Ok(waiting) = flow.try_recv() {
+                bytes += waiting.bytes.len();
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn l08_what_waits_in_a_flow_and_in_all_of_a_listener_is_bounded_by_its_bytes() {
+        let mut sources = Sources::new();
+        let large = Bytes::from(vec![0; 60_000]);
+        let (mut flows, mut lost) = (Vec::new(), 0);
+        for port in 1..=256 {
+            match sources.add(address(port), large.clone()) {
+                Some((heard, _)) => flows.push(heard),
+                None => lost += 1,
+            }
+            for _ in 1..WAITING_MAX {
+                lost += usize::from(sources.hand(address(port), &large) != Some(true));
+            }
+        }
+        let all = 256 * WAITING_MAX * large.len();
+        assert!(
+            flows.len() >= 8,
+            "one source fills no listener: {}",
+            flows.len()
+        );
+        let first = taken(&mut flows[..1]);
+        assert!(
+            (WAITING_BYTES_MAX - 60_000..=WAITING_BYTES_MAX).contains(&first),
+            "{first}"
+        );
+        let rest = taken(&mut flows[1..]);
+        assert!(first + rest <= LISTENER_BYTES_MAX, "{first} + {rest}");
+        assert_eq!(first + rest, all - lost * large.len(), "the rest is lost");
+        // What was taken makes room, for as many small ones as there were before.
+        let small = Bytes::from(vec![0; 1400]);
+        for _ in 0..WAITING_MAX {
+            assert_eq!(sources.hand(address(1), &small), Some(true));
+        }
     }
 
     #[test]
