@@ -42,6 +42,14 @@ const PROBE_SECONDS: u32 = 5;
 /// How often a history is written: an hour's loss is no loss, and a flash disk lasts.
 const SAVE_SECONDS: u64 = 3600;
 
+/// Looks of which it is remembered how much came: a peer's word is of the look before, comes within one and counts for
+/// two, and its looks are not ours.
+const CAME_COUNT: usize = 4;
+
+/// How many times what came in two looks in a row a peer may say that its path carries by the second. A path counts as
+/// filled after a fifth of a second, and that may lie across a look.
+const CLAIM_MAX: u64 = 5;
+
 /// How long the path must have been the limit within a look for its rate to count.
 const FILLED_MIN: Duration = Duration::from_millis(300);
 
@@ -97,6 +105,30 @@ struct Seen {
     filled_time: Duration,
     /// Bytes on the wire by direction, and the cap that holds for them.
     wire: [(u64, Option<Rate>); 2],
+    /// Bytes that came on the wire of this link, by look, newest first.
+    came: [u64; CAME_COUNT],
+}
+
+impl Seen {
+    /// Notes what has come since the look before.
+    fn note_came(&mut self, before: Option<&Self>) {
+        if let Some(before) = before.filter(|before| before.link == self.link) {
+            self.came[1..].copy_from_slice(&before.came[..CAME_COUNT - 1]);
+            let [_, (bytes, _)] = self.wire;
+            self.came[0] = bytes.saturating_sub(before.wire[1].0);
+        }
+    }
+
+    /// Whether so much has come that a peer may have filled a path of this rate, in bytes per second.
+    fn supports(&self, claim: u64) -> bool {
+        let in_a_row = self
+            .came
+            .windows(2)
+            .map(|looks| looks[0].saturating_add(looks[1]));
+        in_a_row
+            .max()
+            .is_some_and(|most| claim <= most.saturating_mul(CLAIM_MAX))
+    }
 }
 
 impl Outlook {
@@ -202,7 +234,7 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
         return [Sample::Down; 2];
     };
     let (measured, estimate) = (link.measured(), link.estimate());
-    let now = Seen {
+    let mut now = Seen {
         link: link.id,
         at: Instant::now(),
         filled_bytes: estimate.filled_bytes,
@@ -211,7 +243,9 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
             (peer.pacer.left_bytes(), peer.pacer.rate()),
             (link.came_bytes(), peer.receive_rate()),
         ],
+        came: [0; CAME_COUNT],
     };
+    now.note_came(seen.as_ref());
     let before = seen.replace(now);
     // What a path loses is not carried, however much of the cap was sent.
     let is_lossy = measured.lost_per_million >= LOSS_PER_MILLION;
@@ -224,12 +258,19 @@ fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
         (None, Some(cap)) if !is_lossy => Sample::CapLimited(cap),
         (None, _) => Sample::ApplicationLimited(sent),
     };
-    let receive = match (link.take_filled(), reached(before, now, 1)) {
+    let receive = receiving(link.take_filled(), (before, now), received);
+    [send, receive]
+}
+
+/// What the last second was like for who receives. What the peer says of its path is a hint: it counts as far as what
+/// came bears it out, and else what came is all that is known.
+fn receiving(claim: Option<u64>, (before, now): (Option<Seen>, Seen), received: f64) -> Sample {
+    let claim = claim.filter(|claim| now.supports(*claim));
+    match (claim, reached(before, now, 1)) {
         (Some(rate), _) => Sample::Capacity(precise(rate).max(received)),
         (None, Some(cap)) => Sample::CapLimited(cap),
         (None, None) => Sample::ApplicationLimited(received),
-    };
-    [send, receive]
+    }
 }
 
 /// The cap of a direction, in bytes per second, if it was the limit since the last look.
@@ -317,7 +358,49 @@ mod tests {
             filled_bytes,
             filled_time: Duration::from_millis(millis),
             wire: [(0, None); 2],
+            came: [0; CAME_COUNT],
         }
+    }
+
+    /// Looks at a link over which so many bytes came in each second; gives the last two.
+    fn looked_at(came: &[u64]) -> (Option<Seen>, Seen) {
+        let mut all = 0;
+        let mut looks = (None, seen(1, 0, 0));
+        for bytes in came {
+            all += bytes;
+            let mut now = seen(1, 0, 0);
+            now.wire[1].0 = all;
+            now.note_came(Some(&looks.1));
+            looks = (Some(looks.1), now);
+        }
+        looks
+    }
+
+    #[test]
+    fn a_peers_word_of_its_path_counts_as_far_as_what_came_bears_it_out() {
+        let told = |came: &[u64], claim| receiving(Some(claim), looked_at(came), 700.0);
+        // A path that was full for the whole of a second, and one that was for a part of it.
+        for claim in [1_000_000, 3_000_000] {
+            let sample = told(&[1_000_000, 1_000_000], claim);
+            assert_eq!(sample, Sample::Capacity(precise(claim)));
+        }
+        // 100 Gbit/s, said over a link that carries little more than that word.
+        for came in [&[][..], &[0, 500], &[1_000_000, 0, 0, 0, 0, 500]] {
+            let sample = told(came, 12_500_000_000);
+            assert_eq!(sample, Sample::ApplicationLimited(700.0), "{came:?}");
+        }
+        // The word of a fifth of a second that lies across two looks may come two looks later.
+        let sample = told(&[0, 100_000, 100_000, 0, 0], 1_000_000);
+        assert_eq!(sample, Sample::Capacity(1e6));
+        let sample = told(&[0, 100_000, 100_000, 0, 0], 1_100_000);
+        assert_eq!(sample, Sample::ApplicationLimited(700.0));
+        // Another link has carried nothing yet.
+        let mut other = seen(2, 0, 0);
+        other.wire[1].0 = 1_000_000;
+        let (_, before) = looked_at(&[1_000_000, 1_000_000]);
+        other.note_came(Some(&before));
+        let sample = receiving(Some(1_000_000), (Some(before), other), 700.0);
+        assert_eq!(sample, Sample::ApplicationLimited(700.0));
     }
 
     #[test]
