@@ -32,6 +32,7 @@ use tokio::task::JoinSet;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::activation;
+use crate::lines::Lines;
 use crate::problem::Problem;
 use crate::shutdown::Shutdown;
 use crate::socket::Socket;
@@ -60,6 +61,9 @@ const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 
 /// Requests over TCP at once: a page that is read again by many.
 const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+
+/// Most of a foreign name that is shown: a name of DNS's is not much longer, and a header may be.
+const NAME_CHARS_SHOWN: usize = 64;
 
 /// Clients beyond [`CLIENTS_MAX`] that are told so at once; those beyond these are hung up on.
 const REFUSED_MAX: usize = 32;
@@ -117,8 +121,11 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
 /// Serves the reading half of `router` on loopback until the daemon is to stop.
 pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown: Shutdown) {
     let most = Quota::per_second(REQUESTS_PER_SECOND).allow_burst(REQUESTS_BURST);
-    let rate = Arc::new(DefaultDirectRateLimiter::direct(most));
-    let guard = middleware::from_fn_with_state(rate, guard_loopback);
+    let guard = Arc::new(Guard {
+        rate: DefaultDirectRateLimiter::direct(most),
+        foreign: Lines::default(),
+    });
+    let guard = middleware::from_fn_with_state(guard, guard_loopback);
     let router = with_problems(router).layer(guard);
     let mut clients = Clients::new(router, shutdown.clone());
     loop {
@@ -143,15 +150,15 @@ pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown:
 /// The body ends when the sender is dropped; the sender is told by a failed send when the client left.
 #[must_use]
 pub fn ndjson(lines: mpsc::Receiver<Bytes>) -> Response {
-    let mut response = Response::new(Body::new(Lines(lines)));
+    let mut response = Response::new(Body::new(Ndjson(lines)));
     let kind = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 
-struct Lines(mpsc::Receiver<Bytes>);
+struct Ndjson(mpsc::Receiver<Bytes>);
 
-impl hyper::body::Body for Lines {
+impl hyper::body::Body for Ndjson {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -276,12 +283,15 @@ fn wrong_method(method: &Method, path: &str) -> Response {
     response
 }
 
-async fn guard_loopback(
-    State(rate): State<Arc<DefaultDirectRateLimiter>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if rate.check().is_err() {
+/// What requests over TCP have to pass.
+struct Guard {
+    rate: DefaultDirectRateLimiter,
+    /// Which requests under a foreign name have a line of the log.
+    foreign: Lines,
+}
+
+async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if guard.rate.check().is_err() {
         return too_many();
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -290,7 +300,10 @@ async fn guard_loopback(
     let host = request.headers().get(header::HOST);
     let is_ours = host.is_some_and(|host| host.to_str().is_ok_and(is_loopback_name));
     if !is_ours {
-        tracing::warn!(target: "audit", ?host, "request under a foreign name refused");
+        let host = host.map(shown);
+        if let Some(untold) = guard.foreign.next() {
+            tracing::warn!(target: "audit", ?host, untold, "request under a foreign name refused");
+        }
         return Problem::new(Code::Denied, format!("host {host:?} is not this machine"))
             .into_response();
     }
@@ -305,6 +318,12 @@ fn too_many() -> Response {
     let mut response = problem.into_response();
     *response.status_mut() = axum::http::StatusCode::TOO_MANY_REQUESTS;
     response
+}
+
+/// A `Host` header as far as it is shown.
+fn shown(host: &HeaderValue) -> String {
+    let text = String::from_utf8_lossy(host.as_bytes());
+    text.chars().take(NAME_CHARS_SHOWN).collect()
 }
 
 /// Whether a `Host` header names this machine's loopback.

@@ -11,6 +11,7 @@
 //! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
 //! | [`client`] | calling such an API |
 //! | [`strict`] | request bodies with a cap on size and depth |
+//! | [`lines`] | which events that others cause have a line of the log |
 //! | [`log`] | log lines on stderr, as text or JSON |
 //! | [`notify`] | telling the service manager how the daemon is: ready, reloading, stopping |
 //! | [`liveness`] | feeding its watchdog for as long as every part of the daemon answers |
@@ -24,6 +25,7 @@ pub mod client;
 pub mod config;
 pub mod crash;
 pub mod http;
+pub mod lines;
 pub mod liveness;
 pub mod lock;
 pub mod log;

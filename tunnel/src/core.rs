@@ -20,6 +20,7 @@ use crate::network::Network;
 use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
+use crate::serve::Told;
 use crate::streams::Meter;
 use crate::trust::Trust;
 use crate::windows::Memory;
@@ -66,6 +67,7 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub refused: LastRefused,
+    pub told: Told,
     pub began: Clock,
     pub outlook: Outlook,
     pub network: Network,
@@ -114,6 +116,7 @@ impl Core {
             window_memory: Memory::new(config.limits.window_memory.bytes()),
             dropped: Dropped::default(),
             refused: LastRefused::default(),
+            told: Told::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
             network: Network::default(),

@@ -7,16 +7,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
+use governor::{DefaultKeyedRateLimiter, Quota};
 use quinn::{
     Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
 };
 use tokio::time::{sleep, timeout};
 use towpath_certs::Rejection;
+use towpath_daemon::lines::Lines;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
 use towpath_protocol::fault::{Code, Fault};
@@ -53,13 +53,6 @@ const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
 
 /// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
 const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
-
-/// Refusals per second that have a line of the log, beside a first few: whoever knocks without end, from one
-/// address or from many that it has made up, fills no disk with them (T02). All are counted.
-const REFUSAL_LINES: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
-
-/// Refusals at once that have a line each: a peer's attempts until somebody looks why.
-const REFUSAL_LINES_BURST: NonZeroU32 = NonZeroU32::new(32).expect("not zero");
 
 /// How long a refusal may take to be heard.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
@@ -147,38 +140,12 @@ impl Drop for Place {
     }
 }
 
-/// Which refusals have a line of the log.
-struct Lines {
-    budget: DefaultDirectRateLimiter,
-    untold: AtomicU64,
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        let quota = Quota::per_second(REFUSAL_LINES).allow_burst(REFUSAL_LINES_BURST);
-        Self {
-            budget: DefaultDirectRateLimiter::direct(quota),
-            untold: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Lines {
-    /// How many refusals were not told since the last that was, if this one is to be told.
-    fn next(&self) -> Option<u64> {
-        if self.budget.check().is_err() {
-            self.untold.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(self.untold.swap(0, Ordering::Relaxed))
-    }
-}
-
 struct Listener {
     core: Arc<Core>,
     places: Arc<Places>,
     sources: DefaultKeyedRateLimiter<IpAddr>,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
+    /// Which refusals have a line of the log; all are counted.
     lines: Lines,
 }
 

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use towpath_certs::view;
+use towpath_daemon::lines::Lines;
 use towpath_daemon::stream::make_room;
 use towpath_protocol::channel::{Accepted, Begin, Leg, Open, Preamble, Resume};
 use towpath_protocol::endpoint::Endpoint;
@@ -39,6 +40,13 @@ const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a local service may take to accept: it is on this host.
 const SERVICE_WAIT: Duration = Duration::from_secs(2);
+
+/// Which streams that peers open in vain have a line of the log: a peer may open 200 a second.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    denied: Lines,
+    unreached: Lines,
+}
 
 /// Who a connection's other end has proved to be.
 ///
@@ -212,7 +220,7 @@ async fn admit(
     let number = (begin.stream, link.party());
     let theirs = Beginner::Them { most };
     let entry = peer.streams.add(number, purpose, theirs)?;
-    let program = reach(service, link, begin).await?;
+    let program = reach(core, service, link, begin).await?;
     Ok((entry, program))
 }
 
@@ -271,7 +279,9 @@ async fn resume_stream(
 fn allowed<'a>(core: &'a Core, link: &Link, open: &Open) -> Result<&'a Service, Fault> {
     let (peer, service, site) = (&link.peer, &open.service, &open.peer);
     let denied = |why: &str| {
-        tracing::warn!(target: "audit", %peer, %service, why, "service denied");
+        if let Some(untold) = core.told.denied.next() {
+            tracing::warn!(target: "audit", %peer, %service, why, untold, "service denied");
+        }
         // The peer is not told whether the service exists.
         Fault::new(
             Code::Denied,
@@ -290,7 +300,12 @@ fn allowed<'a>(core: &'a Core, link: &Link, open: &Open) -> Result<&'a Service, 
 }
 
 /// Connects to a service.
-async fn reach(service: &Service, link: &Link, begin: &Begin) -> Result<Program, Fault> {
+async fn reach(
+    core: &Core,
+    service: &Service,
+    link: &Link,
+    begin: &Begin,
+) -> Result<Program, Fault> {
     let (reach, open) = (&service.reach, &begin.open);
     let takes_datagrams = matches!(reach, Reach::Plain(target) if target.is_datagrams());
     if takes_datagrams != begin.is_datagrams {
@@ -322,7 +337,9 @@ async fn reach(service: &Service, link: &Link, begin: &Begin) -> Result<Program,
     };
     let failed = |why: String| {
         let (service, site) = (&open.service, &open.peer);
-        tracing::warn!(%service, %reach, why, "service not reached");
+        if let Some(untold) = core.told.unreached.next() {
+            tracing::warn!(%service, %reach, why, untold, "service not reached");
+        }
         Fault::new(
             Code::Unreachable,
             format!("service {service} at {site}: {why}"),

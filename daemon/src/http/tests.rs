@@ -227,6 +227,59 @@ async fn l05_loopback_is_read_only_and_knows_its_name() {
     server.await.unwrap();
 }
 
+/// A log in memory.
+#[derive(Clone, Default)]
+struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn l05_requests_under_a_foreign_name_fill_no_log() {
+    let (kept, options) = (Kept::default(), crate::log::Options::default());
+    let writer = kept.clone();
+    let lines = crate::log::lines(&options, false, move || writer.clone()).unwrap();
+    // The server runs on this thread too.
+    let _logging = tracing::dispatcher::set_default(&lines);
+    let (trigger, shutdown) = shutdown::channel();
+    let listener = bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve_loopback(listener, router(), shutdown));
+    let began = tokio::time::Instant::now();
+    let name = format!("evil.example{}end", "x".repeat(HEADER_BYTES_MAX / 2));
+    let mut refused = 0;
+    while refused < 90 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /v HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(!answer.contains("end is not"), "{answer}");
+        refused += u32::from(answer.starts_with("HTTP/1.1 403"));
+    }
+    trigger.stop();
+    server.await.unwrap();
+    let log = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("evil.example"))
+        .collect();
+    let most = 33.0 + began.elapsed().as_secs_f64();
+    let count = u32::try_from(told.len()).unwrap();
+    assert!(count >= 32 && f64::from(count) <= most, "{count} of {most}");
+    for line in told {
+        assert!(line.contains("audit") && line.len() < 300, "{line}");
+    }
+}
+
 #[tokio::test]
 async fn l05_over_tcp_only_so_many_requests_a_second_are_answered() {
     let (trigger, shutdown) = shutdown::channel();

@@ -389,3 +389,32 @@ async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() 
     local.shutdown().await.unwrap();
     soon(reading).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t02_streams_that_a_peer_opens_in_vain_fill_no_log() {
+    const COUNT: u32 = 100;
+    let log = Kept::log();
+    let pair = Pair::start().await;
+    let nobody = pair.region_config.services[0].socket.display().to_string();
+    let began = Instant::now();
+    for _ in 0..COUNT {
+        for (service, code) in [("in-vain", Code::Denied), ("echo", Code::Unreachable)] {
+            let refused = pair.open(service, Class::App).await.unwrap_err();
+            assert_eq!(refused.code, code, "{refused}");
+        }
+    }
+    for (said, of) in [
+        ("service denied", "in-vain"),
+        ("service not reached", &*nobody),
+    ] {
+        let is_it = |line: &&str| line.contains(said) && line.contains(of);
+        let told = || log.text().lines().filter(is_it).count();
+        // The log is written by the time the peer hears of it.
+        let told = u32::try_from(told()).unwrap();
+        let most = 33.0 + began.elapsed().as_secs_f64();
+        assert!(
+            told >= 32 && f64::from(told) <= most,
+            "{said}: {told} of {most}"
+        );
+    }
+}
