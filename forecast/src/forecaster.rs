@@ -35,6 +35,10 @@ const DOUBT_SECONDS: u32 = 3600;
 /// Outcomes a score remembers.
 const SCORE_COUNT: u64 = 1000;
 
+/// Hours before the end of a history that are scored again at a start: as many outcomes as a score remembers, and the week
+/// that its forecasts are made ahead.
+const SCORED_HOURS_MAX: u64 = SCORE_COUNT + WEEK_HOURS as u64;
+
 /// How much of a cap the path must have been seen to carry for the cap to be what a transfer gets: caps are
 /// kept within a hundredth.
 const REACHED_SHARE: f64 = 0.99;
@@ -191,14 +195,13 @@ impl Forecaster {
         if let Some((last, earlier)) = hours.split_last() {
             for (number, hour) in earlier {
                 forecaster.begin(*number);
-                let next = forecaster.week_hour(number + 1);
-                forecaster.season.observe(*hour, next);
+                let is_scored = number + SCORED_HOURS_MAX >= last.0;
+                forecaster.close_hour(*number, *hour, is_scored);
                 if matches!(hour, Hour::Rate(rate) if *rate > 0.0) {
                     forecaster.newest_capacity = Some(begin_of(number + 1));
                 }
             }
             forecaster.begin(last.0);
-            forecaster.hour = Some(last.0);
         }
         forecaster.history = history;
         forecaster
@@ -430,9 +433,16 @@ impl Forecaster {
         }
         for number in open..current {
             let told = self.history.hour(number);
-            self.settle(number, told);
-            self.season.observe(told, self.week_hour(number + 1));
-            self.hour = Some(number + 1);
+            self.close_hour(number, told, true);
+        }
+    }
+
+    /// Hands an hour that is over to the season; if it is scored, with what was forecast of it and is of the next ones.
+    fn close_hour(&mut self, number: u64, told: Hour, is_scored: bool) {
+        self.settle(number, told);
+        self.season.observe(told, self.week_hour(number + 1));
+        self.hour = Some(number + 1);
+        if is_scored {
             self.open_forecasts(number + 1);
         }
     }

@@ -198,6 +198,42 @@ fn forecasts_are_scored_against_what_came() {
 }
 
 #[test]
+fn scores_outlive_a_restart_but_for_those_of_the_next_minute() {
+    let seen = taught(28);
+    let bytes = seen.history().encode();
+    let kept = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
+    for horizon in [Horizon::Hour, Horizon::Day, Horizon::Week] {
+        let [kept, seen] = [&kept, &seen].map(|forecaster| forecaster.score(horizon));
+        assert_eq!(kept, seen, "{}", horizon.as_str());
+    }
+    assert_eq!(kept.score(Horizon::Minute).count, 0);
+    // What was forecast before it is compared with what comes after it.
+    let [kept, seen] = [kept, seen].map(|mut forecaster| {
+        for hour in 28 * 24..29 * 24 {
+            let sample = Sample::Capacity(usual(hour * 3600));
+            forecaster.observe(at(hour * 3600), sample, 3600);
+        }
+        *forecaster.score(Horizon::Week)
+    });
+    assert_eq!(kept, seen);
+}
+
+#[test]
+fn a_start_with_years_of_history_scores_what_a_score_remembers() {
+    let mut history = History::default();
+    for hour in 0..3 * 8766 {
+        let rate = rough(hour * 3600);
+        history.observe(at(hour * 3600), Sample::Capacity(rate), 3600);
+    }
+    let forecaster = Forecaster::new(Zone::utc(), history);
+    for horizon in [Horizon::Hour, Horizon::Day, Horizon::Week] {
+        let count = forecaster.score(horizon).count;
+        let wanted = SCORE_COUNT..=SCORED_HOURS_MAX;
+        assert!(wanted.contains(&count), "{}: {count}", horizon.as_str());
+    }
+}
+
+#[test]
 fn the_days_are_those_of_the_zone() {
     let zone: Zone = "Asia/Kolkata".parse().unwrap();
     let forecaster = Forecaster::new(zone, History::default());
