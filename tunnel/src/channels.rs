@@ -91,6 +91,28 @@ impl Known {
     fn open(&self) -> Option<&Arc<ChannelSpec>> {
         self.spec.as_ref().filter(|_| !self.is_expired)
     }
+
+    /// What another word about the same channel changes.
+    fn weigh(&self, spec: &ChannelSpec, origin: Origin) -> Result<Change, Fault> {
+        let (name, generation) = (&spec.name, spec.generation);
+        if generation > self.generation {
+            return Ok(Change::Open);
+        }
+        if generation == self.generation {
+            if self.spec.as_deref() == Some(spec) {
+                let is_open = self.open().is_some();
+                return Ok(if is_open { Change::Same } else { Change::Open });
+            }
+            if origin == Origin::Configured && !self.is_pushed {
+                return Ok(Change::Open);
+            }
+            if self.spec.is_some() {
+                let detail = format!("channel {name}: generation {generation} said something else");
+                return Err(Fault::new(Code::State, detail).remedy(newer_than(generation)));
+            }
+        }
+        Err(older(name, generation, self))
+    }
 }
 
 /// Who says that a channel is to be.
@@ -135,31 +157,17 @@ impl Book {
             let remedy = "give it an end that is still to come, and look at this host's clock";
             return Err(Fault::new(Code::State, detail).remedy(remedy));
         }
-        let Some(known) = self.0.get(name) else {
-            if self.0.values().filter_map(Known::open).count() >= CHANNEL_COUNT_MAX {
-                let detail = format!("{CHANNEL_COUNT_MAX} channels are known");
-                let remedy = "close one of `towpath channel ls` first";
-                return Err(Fault::new(Code::Busy, detail).remedy(remedy));
-            }
-            return Ok(Change::Open);
-        };
-        if generation > known.generation {
-            return Ok(Change::Open);
+        let known = self.0.get(name);
+        let change = known.map_or(Ok(Change::Open), |known| known.weigh(spec, origin))?;
+        // What was closed or has expired takes a place again like any other.
+        let is_open = known.is_some_and(|known| known.open().is_some());
+        let open = self.0.values().filter_map(Known::open);
+        if !is_open && open.count() >= CHANNEL_COUNT_MAX {
+            let detail = format!("{CHANNEL_COUNT_MAX} channels are known");
+            let remedy = "close one of `towpath channel ls` first";
+            return Err(Fault::new(Code::Busy, detail).remedy(remedy));
         }
-        if generation == known.generation {
-            if known.spec.as_deref() == Some(spec) {
-                let is_open = known.open().is_some();
-                return Ok(if is_open { Change::Same } else { Change::Open });
-            }
-            if origin == Origin::Configured && !known.is_pushed {
-                return Ok(Change::Open);
-            }
-            if known.spec.is_some() {
-                let detail = format!("channel {name}: generation {generation} said something else");
-                return Err(Fault::new(Code::State, detail).remedy(newer_than(generation)));
-            }
-        }
-        Err(older(name, generation, known))
+        Ok(change)
     }
 
     /// Takes a channel in that was weighed and opened.
@@ -410,6 +418,27 @@ mod tests {
             take(&mut book, one).unwrap();
         }
         assert_eq!(take(&mut book, spec(1)), Err(Code::Busy));
+    }
+
+    #[test]
+    fn l08_what_was_closed_takes_a_place_again_only_if_there_is_one() {
+        let mut book = Book::default();
+        let named = |prefix: char, number: usize, generation| {
+            let mut one = spec(generation);
+            one.name = format!("{prefix}{number}").parse().unwrap();
+            one
+        };
+        for number in 0..CHANNEL_COUNT_MAX {
+            take(&mut book, named('a', number, 1)).unwrap();
+            assert_eq!(book.close(&named('a', number, 1).name, None), Ok(true));
+            take(&mut book, named('b', number, 1)).unwrap();
+        }
+        assert_eq!(take(&mut book, named('a', 0, 2)), Err(Code::Busy));
+        // One that is open may change, and one that makes room is enough.
+        assert_eq!(take(&mut book, named('b', 0, 2)), Ok(Change::Open));
+        assert_eq!(book.close(&named('b', 0, 1).name, None), Ok(true));
+        assert_eq!(take(&mut book, named('a', 0, 2)), Ok(Change::Open));
+        assert_eq!(book.specs().len(), CHANNEL_COUNT_MAX);
     }
 
     proptest! {
