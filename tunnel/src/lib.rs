@@ -307,6 +307,8 @@ impl Tunnel {
         }
         let all = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(FAREWELL, all).await;
+        // Peers have heard of it, and do not wait for the disk.
+        outlook::save_all(&self.core).await;
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_forecast::forecaster::Forecaster;
 use towpath_forecast::history::{History, Sample};
@@ -41,6 +41,10 @@ const PROBE_SECONDS: u32 = 5;
 
 /// How often a history is written: an hour's loss is no loss, and a flash disk lasts.
 const SAVE_SECONDS: u64 = 3600;
+
+/// How long all histories may take to be written in the end: the service manager waits ten seconds for that and for the
+/// farewell.
+const SAVE_WAIT: Duration = Duration::from_secs(5);
 
 /// Looks of which it is remembered how much came: a peer's word is of the look before, comes within one and counts for
 /// two, and its looks are not ours.
@@ -312,7 +316,7 @@ const fn precise(count: u64) -> f64 {
     count as f64
 }
 
-/// Looks at all links every second and keeps what is learnt, until the tunnel stops.
+/// Looks at all links every second, and keeps what is learnt every hour, until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     let loading = Arc::clone(&core);
     let load = move || {
@@ -320,7 +324,7 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
             loading.outlook.load(site);
         }
     };
-    let loaded = tokio::task::spawn_blocking(load);
+    tokio::task::spawn_blocking(load);
     let mut looks = interval(Duration::from_secs(LOOK_SECONDS.into()));
     looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut count = 0_u64;
@@ -340,10 +344,27 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
         }
         count += 1;
     }
-    // What has not been read yet must not be written over.
-    if loaded.is_finished() {
-        let save = move || core.peers.keys().for_each(|site| core.outlook.save(site));
-        let _ = tokio::task::spawn_blocking(save).await;
+}
+
+/// Writes what is known of all peers, once nothing more is learnt. What has not been read yet is not written over.
+pub(crate) async fn save_all(core: &Arc<Core>) {
+    let core = Arc::clone(core);
+    let save = move || {
+        let began = Instant::now();
+        let mut sites = core.peers.keys();
+        while began.elapsed() < SAVE_WAIT
+            && let Some(site) = sites.next()
+        {
+            core.outlook.save(site);
+        }
+        sites.count()
+    };
+    match timeout(SAVE_WAIT, tokio::task::spawn_blocking(save)).await {
+        Ok(Ok(0)) => {}
+        late => tracing::warn!(
+            ?late,
+            "the last hour of some links' histories is lost: the disk is too slow"
+        ),
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::harness::Pair;
+use crate::harness::{Pair, name, soon};
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::config::Config;
+use towpath_tunnel::config::{Config, PeerConfig};
 use towpath_tunnel::status::{ForecastDocument, QuantilesView, StatusView};
 
 const LINK_BITS_PER_SECOND: u64 = 80_000_000;
@@ -122,6 +122,39 @@ async fn a_full_link_is_forecast_and_its_history_outlives_the_tunnel() {
         "seconds are not kept, and no hour is over"
     );
     again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_histories_are_kept_though_the_disk_takes_longer_than_the_farewell() {
+    let change = |edge: &mut Config, _: &mut Config| {
+        edge.state_dir = Some(edge.socket.with_file_name("state"));
+        edge.peers.push(PeerConfig::new(name("away")));
+    };
+    let pair = Pair::start_with(change, None).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    // By now the histories have been read, the last of them too.
+    until(&client, "", |_| true).await;
+    let folder = pair.edge_config.state_dir.clone().unwrap();
+    let folder = folder.join("forecast");
+    std::fs::create_dir_all(&folder).unwrap();
+    // A file that is not written to until somebody reads it.
+    let slow = folder.join("away.send.new");
+    let made = std::process::Command::new("mkfifo").arg(&slow).status();
+    assert!(made.unwrap().success());
+    let mut stopping = tokio::spawn(pair.edge.stop());
+    let farewell = tokio::time::timeout(Duration::from_secs(2), &mut stopping).await;
+    // From here on the disk is as fast as any.
+    let reading = tokio::task::spawn_blocking(move || std::fs::read(slow).unwrap());
+    assert!(
+        farewell.is_err(),
+        "the tunnel has stopped, and kept nothing"
+    );
+    soon(stopping).await.unwrap();
+    assert!(!soon(reading).await.unwrap().is_empty());
+    for direction in ["send", "receive"] {
+        let kept = folder.join(format!("region.{direction}.history"));
+        assert!(kept.is_file(), "{}", kept.display());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
