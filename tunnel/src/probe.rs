@@ -207,11 +207,13 @@ pub(crate) async fn run(
         return Err(Fault::new(Code::Busy, detail).remedy(remedy));
     }
     let _place = Place(tally);
-    let probed = probe(core, &peer, budget).await;
+    let sent = AtomicU64::new(0);
+    let probed = probe(core, &peer, budget, &sent).await;
+    // One that fails has cost what it sent.
+    tally.bytes.fetch_add(sent.into_inner(), Ordering::Relaxed);
     match &probed {
         Ok(view) => {
             tally.done.fetch_add(1, Ordering::Relaxed);
-            tally.bytes.fetch_add(view.bytes, Ordering::Relaxed);
             if view.is_capacity {
                 core.outlook.note_probe(site, view.bits_per_second / 8);
             }
@@ -242,7 +244,13 @@ fn check(budget: ProbeRequest) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn probe(core: &Arc<Core>, peer: &Peer, budget: ProbeRequest) -> Result<ProbeView, Fault> {
+/// Measures once; `sent` counts what that costs, however it ends.
+async fn probe(
+    core: &Arc<Core>,
+    peer: &Peer,
+    budget: ProbeRequest,
+    sent: &AtomicU64,
+) -> Result<ProbeView, Fault> {
     let open = Open {
         peer: peer.site.clone(),
         service: "bench".parse().expect("the service's name is a name"),
@@ -256,11 +264,10 @@ async fn probe(core: &Arc<Core>, peer: &Peer, budget: ProbeRequest) -> Result<Pr
         tokio::spawn(async move { begun.live(&core, theirs.split()).await })
     };
     let mut looks = Looks::begin(peer, &link);
-    let sent = AtomicU64::new(0);
-    let exchange = exchange(ours, budget, &sent);
+    let exchange = exchange(ours, budget, sent);
     let exchanged = tokio::select! {
         exchanged = exchange => exchanged,
-        () = looks.keep(&link, &sent) => Err(Fault::new(Code::State, "a probe without an end")),
+        () = looks.keep(&link, sent) => Err(Fault::new(Code::State, "a probe without an end")),
     };
     match exchanged {
         Ok((bytes, time)) => {

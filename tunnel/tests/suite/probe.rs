@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, name, soon};
+use crate::harness::{Pair, accept, metric, name, soon};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixListener;
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
@@ -110,6 +112,30 @@ async fn a_probe_that_cannot_be_is_refused_with_its_code() {
         .post::<_, ProbeView>("/v1/probe/region", &unknown)
         .await;
     assert_eq!(refused.unwrap_err().code, Code::Usage.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_fails_has_cost_what_it_sent() {
+    let pair = Pair::start_with(
+        |_, region| {
+            let socket = region.socket.with_file_name("bench.sock");
+            let bench = ServiceConfig::told(name("bench"), socket, vec![name("edge")]);
+            region.services.push(bench);
+        },
+        None,
+    )
+    .await;
+    let bench = UnixListener::bind(&pair.region_config.services[1].socket).unwrap();
+    let gives_up = async {
+        let (_, mut stream) = accept(&bench).await;
+        stream.read_exact(&mut vec![0; 256 << 10]).await.unwrap();
+    };
+    let (probed, ()) =
+        soon(async { tokio::join!(probe(&pair, "region", budget(64 << 20)), gives_up) }).await;
+    probed.unwrap_err();
+    let series = "towpath_tunnel_probe_bytes_total{peer=\"region\"}";
+    let sent = metric(&pair.edge_config, series).await;
+    assert!((128 << 10..64 << 20).contains(&sent), "{sent}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
