@@ -22,7 +22,7 @@ use crate::peer::Peer;
 use crate::status::{self, LinkState};
 use crate::streams::Tally;
 
-/// Why a handshake was dropped before it cost a signature.
+/// Why a handshake came to nothing for which no certificate was at fault: most before it cost a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DropReason {
     /// Too many were under way.
@@ -185,7 +185,7 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let dropped = counters(
         registry,
         "towpath_quic_incoming_dropped_total",
-        "Handshakes dropped before they cost a signature.",
+        "Handshakes that were dropped, or came to nothing though no certificate was at fault.",
         &["reason"],
     )?;
     for reason in DropReason::ALL {
