@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock, SystemTime};
 
-use quinn::ConnectionError;
+use quinn::{ConnectionError, TransportErrorCode};
 use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -20,17 +20,32 @@ pub(crate) const OURS_REVOKED: &str = "the peer refuses it in the handshake";
 /// How long a reason for which a peer is not reached is not told again though others came between.
 const TOLD_AGAIN: Duration = Duration::from_mins(10);
 
+/// RFC 9001: what ends a handshake over a TLS alert is this code plus the alert's number.
+const ALERTS: u64 = 0x100;
+
+/// The alert of TLS that a code of QUIC stands for, if it does for one.
+fn alert_of(code: TransportErrorCode) -> Option<u8> {
+    let alert = u64::from(code).checked_sub(ALERTS)?;
+    u8::try_from(alert).ok()
+}
+
+/// The number of the TLS alert by which this side ended a handshake.
+pub(crate) fn alert_we_sent(error: &ConnectionError) -> Option<u8> {
+    match error {
+        ConnectionError::TransportError(error) => alert_of(error.code),
+        _ => None,
+    }
+}
+
 /// The number of the TLS alert that ended a handshake, and whose certificate it was about: that of the side that
 /// did not send it.
 fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
-    let (whose, code) = match error {
-        ConnectionError::TransportError(error) => (Whose::Peers, error.code),
-        ConnectionError::ConnectionClosed(close) => (Whose::Ours, close.error_code),
-        _ => return None,
-    };
-    // RFC 9001: a TLS alert is the code 0x100 plus the alert's number.
-    let alert = u64::from(code).checked_sub(0x100)?;
-    Some((whose, u8::try_from(alert).ok()?))
+    match error {
+        ConnectionError::ConnectionClosed(close) => {
+            Some((Whose::Ours, alert_of(close.error_code)?))
+        }
+        error => Some((Whose::Peers, alert_we_sent(error)?)),
+    }
 }
 
 /// What is to be told of a handshake of ours that failed over a certificate; `noted` is the last one of the peer's
@@ -259,7 +274,7 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
-    use quinn::{ConnectionClose, TransportErrorCode};
+    use quinn::ConnectionClose;
 
     use super::*;
 

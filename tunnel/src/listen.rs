@@ -227,12 +227,7 @@ impl Listener {
 
     /// Counts the refusals that no verifier has counted.
     fn count(&self, error: &ConnectionError) {
-        // RFC 9001: a TLS alert is the code 0x100 plus the alert's number.
-        let alert = match error {
-            ConnectionError::TransportError(error) => u64::from(error.code).checked_sub(0x100),
-            _ => None,
-        };
-        let alert = alert.and_then(|alert| u8::try_from(alert).ok());
+        let alert = distrust::alert_we_sent(error);
         match (alert, alert.and_then(Rejection::from_alert)) {
             (_, Some(reason)) => self.core.rejections.count(reason),
             (Some(alert), _) if Rejection::is_by_verifier(alert) => {}
