@@ -25,7 +25,7 @@
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `standing` | whether the certificates a link was made with still count |
-//! | `malformed` | what is no packet, counted |
+//! | `malformed`, `refusals` | what is no packet, and handshakes that come to nothing, counted |
 //! | `names` | where peers are to be found |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
 //! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
@@ -85,6 +85,7 @@ pub mod probe;
 mod pump;
 mod quota;
 mod recent;
+mod refusals;
 mod reload;
 mod resume;
 mod seats;

@@ -27,8 +27,8 @@ use towpath_protocol::version::Speaker;
 use crate::core::Core;
 use crate::distrust::Refused;
 use crate::link::{Link, close};
-use crate::metrics::DropReason;
 use crate::peer::{Peer, speaks};
+use crate::refusals::DropReason;
 use crate::{distrust, serve, wire};
 
 /// Handshakes under way at once; each costs a signature and some kilobytes.

@@ -16,7 +16,7 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Runtime as Driver, UdpPoller};
 use quinn_proto::{FixedLengthConnectionIdParser, PacketDecodeError, PartialDecode};
 
 use crate::core::Core;
-use crate::metrics::DropReason;
+use crate::refusals::DropReason;
 
 /// The version of QUIC that is spoken.
 const VERSION: u32 = 1;

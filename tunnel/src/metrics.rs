@@ -19,61 +19,9 @@ use crate::dial::Cause;
 use crate::link::Link;
 use crate::outlook::Direction;
 use crate::peer::Peer;
-use crate::status::{self, LinkState};
+use crate::refusals::DropReason;
+use crate::status::{self, ChannelView, LinkState};
 use crate::streams::Tally;
-
-/// Why a handshake came to nothing for which no certificate was at fault: most before it cost a signature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DropReason {
-    /// Too many were under way.
-    TooMany,
-    /// Too many came from one source.
-    TooFast,
-    /// The source was asked to prove its address first.
-    Retried,
-    /// It took too long.
-    Late,
-    /// It was no packet of QUIC.
-    Malformed,
-    /// It was none that TLS or QUIC could go on with, and no certificate was at fault.
-    Failed,
-}
-
-impl DropReason {
-    const ALL: [Self; 6] = [
-        Self::TooMany,
-        Self::TooFast,
-        Self::Retried,
-        Self::Late,
-        Self::Malformed,
-        Self::Failed,
-    ];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::TooMany => "too_many",
-            Self::TooFast => "too_fast",
-            Self::Retried => "retried",
-            Self::Late => "late",
-            Self::Malformed => "malformed",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// How often each reason occurred.
-#[derive(Debug, Default)]
-pub(crate) struct Dropped([AtomicU64; DropReason::ALL.len()]);
-
-impl Dropped {
-    pub(crate) fn count(&self, reason: DropReason) {
-        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn of(&self, reason: DropReason) -> u64 {
-        self.0[reason as usize].load(Ordering::Relaxed)
-    }
-}
 
 /// All metrics as text.
 ///
@@ -83,6 +31,9 @@ impl Dropped {
 pub(crate) fn render(core: &Core) -> Result<String, Fault> {
     collect(core).map_err(|error| Fault::new(Code::State, format!("metrics: {error}")))
 }
+
+/// The labels of what there is one of.
+const NONE: &[&str] = &[];
 
 /// What was sent and received is one metric with a direction.
 const BYTES: (&str, &str) = (
@@ -116,56 +67,52 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     )?;
     registry.register(Box::new(used.clone()))?;
     used.inc_by(Duration::from_nanos(built_in::used_nanos()).as_secs_f64());
-    let expiry = gauges(
-        registry,
-        "towpath_cert_expiry_timestamp_seconds",
-        "When the host's certificate ends, in seconds since 1970.",
-        &[],
-    )?;
-    let identity = core.trust.current();
-    let until = identity.view().not_after_unix_seconds;
-    let none = &[] as &[&str];
-    expiry.with_label_values(none).set(signed(until));
-    let due = gauges(
-        registry,
-        "towpath_crl_next_update_timestamp_seconds",
-        "When the list of revoked certificates ends, in seconds since 1970; absent without one.",
-        &[],
-    )?;
-    if let Some(next) = identity.revocations().next_update_unix_seconds() {
-        due.with_label_values(none).set(signed(next));
+    let (trust, identity) = (&core.trust, core.trust.current());
+    let lists = identity.revocations();
+    for (name, help, value) in [
+        (
+            "towpath_cert_expiry_timestamp_seconds",
+            "When the host's certificate ends, in seconds since 1970.",
+            Some(identity.view().not_after_unix_seconds),
+        ),
+        (
+            "towpath_crl_next_update_timestamp_seconds",
+            "When the list of revoked certificates ends, in seconds since 1970; absent without one.",
+            lists.next_update_unix_seconds(),
+        ),
+        (
+            "towpath_tunnel_window_memory_bytes",
+            "Memory taken for what is under way over long and fast paths, of what the configuration allows.",
+            Some(core.window_memory.taken_bytes()),
+        ),
+    ] {
+        let gauge = gauges(registry, name, help, &[])?;
+        if let Some(value) = value {
+            gauge.with_label_values(NONE).set(signed(value));
+        }
     }
-    let windows = gauges(
-        registry,
-        "towpath_tunnel_window_memory_bytes",
-        "Memory taken for what is under way over long and fast paths, of what the configuration allows.",
-        &[],
-    )?;
-    let taken = core.window_memory.taken_bytes();
-    windows.with_label_values(none).set(signed(taken));
-    let changes = counters(
-        registry,
-        "towpath_network_changes_total",
-        "Times the kernel said that the host's network had changed.",
-        &[],
-    )?;
-    let count = core.network.count();
-    changes.with_label_values(none).inc_by(count);
+    for (name, help, count) in [
+        (
+            "towpath_network_changes_total",
+            "Times the kernel said that the host's network had changed.",
+            core.network.count(),
+        ),
+        (
+            "towpath_crl_rollbacks_total",
+            "Lists of revoked certificates that were older than the one in use, and refused.",
+            trust.rollback_count(),
+        ),
+    ] {
+        let counter = counters(registry, name, help, &[])?;
+        counter.with_label_values(NONE).inc_by(count);
+    }
     let reloads = counters(
         registry,
         "towpath_cert_reloads_total",
         "Changed certificates, keys and lists that were taken into use, or refused.",
         &["result"],
     )?;
-    let rollbacks = counters(
-        registry,
-        "towpath_crl_rollbacks_total",
-        "Lists of revoked certificates that were older than the one in use, and refused.",
-        &[],
-    )?;
-    let count = core.trust.rollback_count();
-    rollbacks.with_label_values(none).inc_by(count);
-    let (taken, refused) = core.trust.counts();
+    let (taken, refused) = trust.counts();
     reloads.with_label_values(&["taken"]).inc_by(taken);
     reloads.with_label_values(&["refused"]).inc_by(refused);
     Ok(())
@@ -195,189 +142,219 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     Ok(())
 }
 
-fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
-    let label = &["channel"];
-    let bytes = counters(
-        registry,
-        "towpath_channel_bytes_total",
-        "Bytes of local programs through a channel.",
-        &["channel", "dir"],
-    )?;
-    let rate = gauges(
-        registry,
-        "towpath_channel_bytes_per_second",
-        "Bytes of local programs through a channel over the last second.",
-        &["channel", "dir"],
-    )?;
-    let connections = gauges(
-        registry,
-        "towpath_channel_connections",
-        "Connections, or sources of datagrams, there are now.",
-        label,
-    )?;
-    let errors = counters(
-        registry,
-        "towpath_channel_errors_total",
-        "Connections of a channel that did not end as they should.",
-        label,
-    )?;
-    let open = ratios(
-        registry,
-        "towpath_channel_open_seconds",
-        "How long the last connection waited for the service.",
-        label,
-    )?;
-    let generation = gauges(
-        registry,
-        "towpath_channel_generation",
-        "Generation of the channel's metadata.",
-        label,
-    )?;
-    let cap = gauges(
-        registry,
-        "towpath_channel_rate_limit_bytes_per_second",
-        "Cap on what goes out through the channel, counted on the wire; absent without one.",
-        label,
-    )?;
-    let dropped = counters(
-        registry,
-        "towpath_channel_datagrams_dropped_total",
-        "Datagrams that were to go out through the channel and were too many.",
-        label,
-    )?;
-    for view in status::channels(core).channels {
+/// How channels fare.
+struct Channels {
+    bytes: IntCounterVec,
+    rate: IntGaugeVec,
+    connections: IntGaugeVec,
+    errors: IntCounterVec,
+    open: GaugeVec,
+    generation: IntGaugeVec,
+    cap: IntGaugeVec,
+    dropped: IntCounterVec,
+}
+
+impl Channels {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let (each, by_way) = (&["channel"], &["channel", "dir"]);
+        let gauge = |name, help| gauges(registry, name, help, each);
+        let count = |name, help| counters(registry, name, help, each);
+        Ok(Self {
+            bytes: counters(
+                registry,
+                "towpath_channel_bytes_total",
+                "Bytes of local programs through a channel.",
+                by_way,
+            )?,
+            rate: gauges(
+                registry,
+                "towpath_channel_bytes_per_second",
+                "Bytes of local programs through a channel over the last second.",
+                by_way,
+            )?,
+            connections: gauge(
+                "towpath_channel_connections",
+                "Connections, or sources of datagrams, there are now.",
+            )?,
+            errors: count(
+                "towpath_channel_errors_total",
+                "Connections of a channel that did not end as they should.",
+            )?,
+            open: ratios(
+                registry,
+                "towpath_channel_open_seconds",
+                "How long the last connection waited for the service.",
+                each,
+            )?,
+            generation: gauge(
+                "towpath_channel_generation",
+                "Generation of the channel's metadata.",
+            )?,
+            cap: gauge(
+                "towpath_channel_rate_limit_bytes_per_second",
+                "Cap on what goes out through the channel, counted on the wire; absent without one.",
+            )?,
+            dropped: count(
+                "towpath_channel_datagrams_dropped_total",
+                "Datagrams that were to go out through the channel and were too many.",
+            )?,
+        })
+    }
+
+    fn show(&self, view: &ChannelView) {
         let name = &*view.name;
-        let of = |dir| bytes.with_label_values(&[name, dir]);
-        of("out").inc_by(view.sent_bytes);
-        of("in").inc_by(view.received_bytes);
-        let of = |dir, bits: u64| rate.with_label_values(&[name, dir]).set(signed(bits / 8));
-        of("out", view.out_bits_per_second);
-        of("in", view.in_bits_per_second);
-        let name = &[name];
-        connections
-            .with_label_values(name)
-            .set(signed(view.connections));
-        errors.with_label_values(name).inc_by(view.errors);
-        let waited = Duration::from_micros(view.open_us);
-        open.with_label_values(name).set(waited.as_secs_f64());
-        generation
-            .with_label_values(name)
-            .set(signed(view.generation));
-        if let Some(bits) = view.cap_bits_per_second {
-            cap.with_label_values(name).set(signed(bits / 8));
+        for (way, bytes, bits) in [
+            ("out", view.sent_bytes, view.out_bits_per_second),
+            ("in", view.received_bytes, view.in_bits_per_second),
+        ] {
+            let label = &[name, way];
+            self.bytes.with_label_values(label).inc_by(bytes);
+            self.rate.with_label_values(label).set(signed(bits / 8));
         }
-        dropped
-            .with_label_values(name)
-            .inc_by(view.datagrams_dropped);
+        let waited = Duration::from_micros(view.open_us).as_secs_f64();
+        self.open.with_label_values(&[name]).set(waited);
+        let cap = view.cap_bits_per_second.map(|bits| bits / 8);
+        for (metric, value) in [
+            (&self.connections, Some(view.connections)),
+            (&self.generation, Some(view.generation)),
+            (&self.cap, cap),
+        ] {
+            if let Some(value) = value {
+                metric.with_label_values(&[name]).set(signed(value));
+            }
+        }
+        for (metric, count) in [
+            (&self.errors, view.errors),
+            (&self.dropped, view.datagrams_dropped),
+        ] {
+            metric.with_label_values(&[name]).inc_by(count);
+        }
+    }
+}
+
+fn channels(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    let metrics = Channels::new(registry)?;
+    for view in &status::channels(core).channels {
+        metrics.show(view);
     }
     Ok(())
 }
 
 fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
-    let peer = &["peer"];
-    let up = gauges(
-        registry,
-        "towpath_tunnel_up",
-        "Whether the link is up.",
-        peer,
-    )?;
-    let states = gauges(
-        registry,
-        "towpath_tunnel_state",
-        "1 for the state the link is in, 0 for the others.",
-        &["peer", "state"],
-    )?;
-    let streams = gauges(
-        registry,
-        "towpath_tunnel_streams",
-        "Streams open now.",
-        peer,
-    )?;
-    let cap = gauges(
-        registry,
-        "towpath_tunnel_rate_limit_bytes_per_second",
-        "Cap on what is sent, counted on the wire; absent without one.",
-        peer,
-    )?;
-    let receive_cap = gauges(
-        registry,
-        "towpath_tunnel_receive_rate_limit_bytes_per_second",
-        "Most that we want the peer to send, counted on the wire; absent without one.",
-        peer,
-    )?;
-    let path = gauges(
-        registry,
-        "towpath_tunnel_path_bytes_per_second",
-        "What the path is believed to carry; 0 while unknown.",
-        peer,
-    )?;
-    let rtt = ratios(
-        registry,
-        "towpath_tunnel_rtt_seconds",
-        "Smoothed round trip of the urgent connection.",
-        peer,
-    )?;
-    let queue = ratios(
-        registry,
-        "towpath_tunnel_queue_seconds",
-        "Queue at the bottleneck in the last round trip.",
-        peer,
-    )?;
-    let loss = ratios(
-        registry,
-        "towpath_tunnel_loss_ratio",
-        "Share of packets lost over the last second.",
-        peer,
-    )?;
-    let legs = Legs::new(registry)?;
-    let bytes = counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?;
-    let shares = Shares::new(registry)?;
-    let fates = Fates::new(registry)?;
+    let (links, legs) = (Links::new(registry)?, Legs::new(registry)?);
+    let (shares, fates) = (Shares::new(registry)?, Fates::new(registry)?);
     for peer in core.peers.values() {
-        let site = peer.site.as_str();
+        links.show(peer);
+        for class in Class::ALL {
+            shares.show(peer, class);
+        }
+        fates.show(&[peer.site.as_str()], &peer.streams.tally);
+        if let Some(link) = peer.state().link {
+            legs.show(peer.site.as_str(), &link);
+        }
+    }
+    Ok(())
+}
+
+/// How links are, and what goes over them.
+struct Links {
+    up: IntGaugeVec,
+    states: IntGaugeVec,
+    streams: IntGaugeVec,
+    cap: IntGaugeVec,
+    receive_cap: IntGaugeVec,
+    path: IntGaugeVec,
+    rtt: GaugeVec,
+    queue: GaugeVec,
+    loss: GaugeVec,
+    bytes: IntCounterVec,
+}
+
+impl Links {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name, help| gauges(registry, name, help, &["peer"]);
+        let ratio = |name, help| ratios(registry, name, help, &["peer"]);
+        Ok(Self {
+            up: gauge("towpath_tunnel_up", "Whether the link is up.")?,
+            states: gauges(
+                registry,
+                "towpath_tunnel_state",
+                "1 for the state the link is in, 0 for the others.",
+                &["peer", "state"],
+            )?,
+            streams: gauge("towpath_tunnel_streams", "Streams open now.")?,
+            cap: gauge(
+                "towpath_tunnel_rate_limit_bytes_per_second",
+                "Cap on what is sent, counted on the wire; absent without one.",
+            )?,
+            receive_cap: gauge(
+                "towpath_tunnel_receive_rate_limit_bytes_per_second",
+                "Most that we want the peer to send, counted on the wire; absent without one.",
+            )?,
+            path: gauge(
+                "towpath_tunnel_path_bytes_per_second",
+                "What the path is believed to carry; 0 while unknown.",
+            )?,
+            rtt: ratio(
+                "towpath_tunnel_rtt_seconds",
+                "Smoothed round trip of the urgent connection.",
+            )?,
+            queue: ratio(
+                "towpath_tunnel_queue_seconds",
+                "Queue at the bottleneck in the last round trip.",
+            )?,
+            loss: ratio(
+                "towpath_tunnel_loss_ratio",
+                "Share of packets lost over the last second.",
+            )?,
+            bytes: counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?,
+        })
+    }
+
+    fn show(&self, peer: &Peer) {
+        let (site, state) = (peer.site.as_str(), peer.state());
         let label = &[site];
-        let state = peer.state();
-        up.with_label_values(label)
-            .set(i64::from(state.is_usable()));
+        let up = self.up.with_label_values(label);
+        up.set(i64::from(state.is_usable()));
         let verdict = status::verdict(peer);
         for each in LinkState::ALL {
             let is_it = i64::from(verdict.state == each);
-            states.with_label_values(&[site, each.as_str()]).set(is_it);
+            let labels = &[site, each.as_str()];
+            self.states.with_label_values(labels).set(is_it);
         }
         for class in Class::ALL {
-            let of = |dir| bytes.with_label_values(&[site, dir, class.as_str()]);
+            let of = |dir| self.bytes.with_label_values(&[site, dir, class.as_str()]);
             of("out").inc_by(peer.counters.sent(class));
             of("in").inc_by(peer.counters.received(class));
-            shares.show(peer, class);
-        }
-        let rate = state
-            .link
-            .as_ref()
-            .map_or_else(|| peer.send_rate(), |link| link.pace.rate());
-        if let Some(rate) = rate.map(Rate::bytes_per_second) {
-            cap.with_label_values(label).set(signed(rate));
-        }
-        if let Some(rate) = peer.receive_rate().map(Rate::bytes_per_second) {
-            receive_cap.with_label_values(label).set(signed(rate));
         }
         let link = state.link.as_deref();
-        streams
-            .with_label_values(label)
-            .set(signed(peer.streams.count()));
-        fates.show(label, &peer.streams.tally);
-        let Some(link) = link else { continue };
-        let estimate = link.estimate();
-        path.with_label_values(label)
-            .set(signed(estimate.rate_bytes_per_second));
-        rtt.with_label_values(label).set(link.rtt().as_secs_f64());
-        queue
-            .with_label_values(label)
-            .set(estimate.queue_delay.as_secs_f64());
-        let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
-        loss.with_label_values(label).set(f64::from(lost) / 1e6);
-        legs.show(site, link);
+        let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
+        for (metric, rate) in [(&self.cap, cap), (&self.receive_cap, peer.receive_rate())] {
+            if let Some(rate) = rate.map(Rate::bytes_per_second) {
+                metric.with_label_values(label).set(signed(rate));
+            }
+        }
+        let streams = self.streams.with_label_values(label);
+        streams.set(signed(peer.streams.count()));
+        if let Some(link) = link {
+            self.show_path(label, link);
+        }
     }
-    Ok(())
+
+    /// What is known of the path while there is a link.
+    fn show_path(&self, label: &[&str], link: &Link) {
+        let estimate = link.estimate();
+        let path = self.path.with_label_values(label);
+        path.set(signed(estimate.rate_bytes_per_second));
+        let lost = u32::try_from(link.measured().lost_per_million).unwrap_or(u32::MAX);
+        for (metric, value) in [
+            (&self.rtt, link.rtt().as_secs_f64()),
+            (&self.queue, estimate.queue_delay.as_secs_f64()),
+            (&self.loss, f64::from(lost) / 1e6),
+        ] {
+            metric.with_label_values(label).set(value);
+        }
+    }
 }
 
 /// What the classes of each of a link's connections see.
