@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::band::Band;
+use crate::count::{precise, whole};
 use crate::history::{CLOCK_SET, HOUR_SECONDS, History, Sample};
 use crate::moment::Moment;
 use crate::recent::{Recent, SAMPLE_COUNT_MIN};
@@ -549,22 +550,6 @@ const fn hour_of(at: Moment) -> u64 {
 
 const fn begin_of(number: u64) -> Moment {
     Moment::from_unix_seconds(number.saturating_mul(HOUR_SECONDS))
-}
-
-/// A count as a number with a fraction; beyond 2^53 the last digits are lost, and no matter.
-#[expect(clippy::cast_precision_loss, reason = "said above")]
-const fn precise(count: u64) -> f64 {
-    count as f64
-}
-
-/// A number as a count.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the cast ends at the bounds of the type"
-)]
-const fn whole(number: f64) -> u64 {
-    number as u64
 }
 
 #[cfg(test)]

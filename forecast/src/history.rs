@@ -291,15 +291,6 @@ impl History {
         slot.map_or(Hour::Unknown, Slot::told)
     }
 
-    /// Means of five minutes from a moment on: when each began, and what it was like.
-    pub fn fine_since(&self, from: Moment) -> impl Iterator<Item = (Moment, Hour)> + '_ {
-        let ring = &self.rings[0];
-        let moments = (ring.first..).map(|i| Moment::from_unix_seconds(i * ring.grain_seconds));
-        moments
-            .zip(ring.slots.iter().map(Slot::told))
-            .filter(move |(at, _)| *at >= from)
-    }
-
     /// The most that was seen to go through, in bytes per second, in the five minutes that ended at each moment
     /// after another one.
     pub(crate) fn carried_since(&self, from: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod band;
+pub mod count;
 pub mod forecaster;
 pub mod history;
 pub mod moment;

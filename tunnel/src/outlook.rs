@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use towpath_daemon::shutdown::Shutdown;
+use towpath_forecast::count::{precise, whole};
 use towpath_forecast::forecaster::Forecaster;
 use towpath_forecast::history::{History, Sample};
 use towpath_forecast::moment::Moment;
@@ -299,21 +300,6 @@ fn filled(before: Option<Seen>, now: Seen) -> Option<f64> {
 /// A cap in bytes per second, or what is above every rate.
 fn limit_of(cap: Option<Rate>) -> f64 {
     cap.map_or(f64::INFINITY, bytes_per_second)
-}
-
-/// A rate as a count.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the cast ends at the bounds of the type"
-)]
-const fn whole(rate: f64) -> u64 {
-    rate as u64
-}
-
-/// A count as a number with a fraction; beyond 2^53 the last digits are lost, and no matter.
-const fn precise(count: u64) -> f64 {
-    count as f64
 }
 
 /// Looks at all links every second, and keeps what is learnt every hour, until the tunnel stops.

@@ -1,13 +1,14 @@
 //! Forecasts as operators and programs read them.
 
 use serde::{Deserialize, Serialize};
+use towpath_forecast::count::{precise, whole};
 use towpath_forecast::forecaster::{Forecaster, HORIZON_SECONDS_MAX, Prediction};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::rate::Rate;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Direction, Outlook, precise, whole};
+use super::{Direction, Outlook};
 use crate::core::Core;
 use crate::link::least;
 use crate::page::clock;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use towpath_daemon::units::bits_per_second;
 use towpath_forecast::band::Band;
+use towpath_forecast::count::{precise, whole};
 
 use crate::recent::{POINT_COUNT_MAX, Point};
 
@@ -211,19 +212,9 @@ fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, words: &str) {
     );
 }
 
-/// A count as a number with a fraction; a picture has no use for the last digits.
-const fn precise(count: u64) -> f64 {
-    count as f64
-}
-
 /// A rate in bytes per second, told in bits.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the cast ends at the bounds of the type"
-)]
 fn rate_of(bytes_per_second: f64) -> String {
-    bits_per_second(bytes_per_second as u64)
+    bits_per_second(whole(bytes_per_second))
 }
 
 #[cfg(test)]
