@@ -23,7 +23,7 @@ use towpath_protocol::channel::StreamId;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carry;
-use crate::channel::Serving;
+use crate::channel::{Place, Serving};
 use crate::core::Core;
 use crate::link::Link;
 use crate::local::Begun;
@@ -223,65 +223,71 @@ struct Flow<'a> {
 impl Flow<'_> {
     async fn run(
         &self,
-        mut registered: Registered<'_>,
+        registered: Registered<'_>,
         pipe_read: ReadHalf<DuplexStream>,
         pipe_write: WriteHalf<DuplexStream>,
         side: &mut impl Side,
     ) -> std::io::Result<()> {
         let (large, large_waiting) = mpsc::channel(WAITING_MAX);
-        let room = Room::new(WAITING_BYTES_MAX);
-        let (whole, mut whole_heard) = mpsc::channel::<Bytes>(WAITING_MAX);
-        let pumping = async {
-            let mut turn = pin!(None);
-            let mut passed = Passed::default();
-            let mut carried = Instant::now();
-            loop {
-                let is_free = turn.is_none();
-                let next = tokio::select! {
-                    () = taken(turn.as_mut()) => {
-                        turn.set(None);
-                        None
-                    }
-                    next = timeout(ANSWERED_IDLE_MAX, side.next()), if is_free => match next {
-                        Ok(Some(waiting)) => {
-                            passed.out += 1;
-                            Some(waiting)
-                        }
-                        // Streams may have become few, or not yet.
-                        Err(_) if carried.elapsed() < passed.idle_max(self.is_short()) => continue,
-                        _ => return,
-                    },
-                    Some(datagram) = registered.heard.recv() => {
-                        passed.back += 1;
-                        self.hand(side, &datagram);
-                        None
-                    }
-                    Some(datagram) = whole_heard.recv() => {
-                        passed.back += 1;
-                        // It came over the stream, which has counted it.
-                        side.hand(&datagram);
-                        None
-                    }
-                };
-                carried = Instant::now();
-                // Without a link it is lost.
-                let Some((waiting, link)) = next.zip(self.peer.link().ok()) else {
-                    continue;
-                };
-                if self.fits(&link, &waiting.bytes) {
-                    turn.set(Some(self.send(link, waiting.bytes)));
-                    continue;
-                }
-                let kept = waiting.or_within(&room);
-                if kept.is_none_or(|kept| large.try_send(kept).is_err()) {
-                    self.count_dropped();
-                }
-            }
-        };
+        let (whole, whole_heard) = mpsc::channel(WAITING_MAX);
         tokio::select! {
-            () = pumping => Ok(()),
+            () = self.pump((registered, whole_heard), &large, side) => Ok(()),
             ended = write_framed(pipe_write, large_waiting) => ended,
             ended = read_framed(pipe_read, whole) => ended,
+        }
+    }
+
+    /// Carries datagrams both ways until none has come for long enough, or no more will.
+    async fn pump(
+        &self,
+        (mut registered, mut whole): (Registered<'_>, mpsc::Receiver<Bytes>),
+        large: &mpsc::Sender<Waiting>,
+        side: &mut impl Side,
+    ) {
+        let room = Room::new(WAITING_BYTES_MAX);
+        let mut turn = pin!(None);
+        let (mut passed, mut carried) = (Passed::default(), Instant::now());
+        loop {
+            let is_free = turn.is_none();
+            let next = tokio::select! {
+                () = taken(turn.as_mut()) => {
+                    turn.set(None);
+                    None
+                }
+                next = timeout(ANSWERED_IDLE_MAX, side.next()), if is_free => match next {
+                    Ok(Some(waiting)) => {
+                        passed.out += 1;
+                        Some(waiting)
+                    }
+                    // Streams may have become few, or not yet.
+                    Err(_) if carried.elapsed() < passed.idle_max(self.is_short()) => continue,
+                    _ => return,
+                },
+                Some(datagram) = registered.heard.recv() => {
+                    passed.back += 1;
+                    self.hand(side, &datagram);
+                    None
+                }
+                Some(datagram) = whole.recv() => {
+                    passed.back += 1;
+                    // It came over the stream, which has counted it.
+                    side.hand(&datagram);
+                    None
+                }
+            };
+            carried = Instant::now();
+            // Without a link it is lost.
+            let Some((waiting, link)) = next.zip(self.peer.link().ok()) else {
+                continue;
+            };
+            if self.fits(&link, &waiting.bytes) {
+                turn.set(Some(self.send(link, waiting.bytes)));
+                continue;
+            }
+            let kept = waiting.or_within(&room);
+            if kept.is_none_or(|kept| large.try_send(kept).is_err()) {
+                self.count_dropped();
+            }
         }
     }
 
@@ -571,73 +577,107 @@ impl Sources {
 /// Listens for a channel: each source of datagrams is a flow. When the channel leads elsewhere, sources
 /// take the new way with their next datagram.
 pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdown) {
-    let socket = Arc::new(socket);
-    let mut all = serving.stop.clone();
-    let mut spec = serving.spec();
-    let mut sources = Sources::new();
+    let (mut all, mut spec) = (serving.stop.clone(), serving.spec());
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice();
-    let mut swept = Instant::now();
-    // When one was let go of whose place nobody has yet.
-    let mut made_room: Option<Instant> = None;
+    let mut listening = Listening::new(serving, socket);
     loop {
         let received = tokio::select! {
             () = stop.requested() => return,
             () = all.requested() => return,
             // The flows of before end once nobody can write to them.
-            _ = spec.changed() => { sources.mailboxes.clear(); continue; }
-            received = socket.recv_from(&mut buffer) => received,
+            _ = spec.changed() => { listening.sources.mailboxes.clear(); continue; }
+            received = listening.socket.recv_from(&mut buffer) => received,
         };
-        let Ok((count, address)) = received else {
-            continue;
-        };
-        if swept.elapsed() > IDLE_MAX {
-            sources.sweep();
-            swept = Instant::now();
+        if let Ok((count, address)) = received {
+            listening.hear(address, Bytes::copy_from_slice(&buffer[..count]));
         }
-        let datagram = Bytes::copy_from_slice(&buffer[..count]);
-        if let Some(is_in) = sources.hand(address, &datagram) {
-            if !is_in {
-                serving.count_dropped();
-            }
-            continue;
+    }
+}
+
+/// A channel's socket, and its sources.
+struct Listening {
+    serving: Serving,
+    socket: Arc<UdpSocket>,
+    sources: Sources,
+    swept: Instant,
+    /// When one was let go of whose place nobody has yet.
+    made_room: Option<Instant>,
+}
+
+impl Listening {
+    fn new(serving: Serving, socket: UdpSocket) -> Self {
+        Self {
+            serving,
+            socket: Arc::new(socket),
+            sources: Sources::new(),
+            swept: Instant::now(),
+            made_room: None,
         }
-        let place = serving.place();
+    }
+
+    /// Hands a datagram to its source's flow, or begins one with it.
+    fn hear(&mut self, address: SocketAddr, datagram: Bytes) {
+        if self.swept.elapsed() > IDLE_MAX {
+            self.sources.sweep();
+            self.swept = Instant::now();
+        }
+        match self.sources.hand(address, &datagram) {
+            Some(true) => {}
+            Some(false) => self.serving.count_dropped(),
+            None => match self.admit() {
+                Some(place) => self.begin_flow(place, address, datagram),
+                None => {
+                    let fault = Fault::new(Code::Busy, "too many sources of datagrams");
+                    self.serving.note(&fault);
+                }
+            },
+        }
+    }
+
+    /// A place for another source, if there is one; else the one that is silent longest may make room for the next.
+    fn admit(&mut self) -> Option<Place> {
+        let place = self.serving.place();
         // A flow takes a moment to end: until then others would be let go of for the same place.
-        made_room = made_room.filter(|at| place.is_none() && at.elapsed() < CLOSE_WAIT);
-        let is_full = place.is_none() || serving.is_short();
-        if is_full && made_room.is_none() && sources.make_room() && place.is_none() {
-            made_room = Some(Instant::now());
+        let is_awaited = |at: &Instant| place.is_none() && at.elapsed() < CLOSE_WAIT;
+        self.made_room = self.made_room.filter(is_awaited);
+        let is_full = place.is_none() || self.serving.is_short();
+        let has_made =
+            is_full && self.made_room.is_none() && self.sources.make_room() && place.is_none();
+        if has_made {
+            self.made_room = Some(Instant::now());
         }
-        let Some(place) = place else {
-            serving.note(&Fault::new(Code::Busy, "too many sources of datagrams"));
-            continue;
+        place
+    }
+
+    /// Begins the flow of a source with its first datagram, if there is room for that.
+    fn begin_flow(&mut self, place: Place, address: SocketAddr, first: Bytes) {
+        let Some((heard, seen)) = self.sources.add(address, first) else {
+            self.serving.count_dropped();
+            return;
         };
-        let Some((heard, seen)) = sources.add(address, datagram) else {
-            serving.count_dropped();
-            continue;
-        };
-        let mut source = Source {
-            socket: Arc::downgrade(&socket),
+        let source = Source {
+            socket: Arc::downgrade(&self.socket),
             address,
             heard,
             seen,
         };
-        let serving = serving.clone();
-        tokio::spawn(async move {
-            let _place = place;
-            let mut stop = serving.stop.clone();
-            let carrying = async {
-                let begun = serving.begin().await?;
-                carry(&serving.core, begun, &mut source).await
-            };
-            let ended = tokio::select! {
-                () = stop.requested() => Ok(()),
-                ended = carrying => ended,
-            };
-            if let Err(fault) = ended {
-                serving.note(&fault);
-            }
-        });
+        tokio::spawn(carry_source(self.serving.clone(), source, place));
+    }
+}
+
+/// Carries the flow of a source to its end, or until the channel is closed.
+async fn carry_source(serving: Serving, mut source: Source, _place: Place) {
+    let mut stop = serving.stop.clone();
+    let carrying = async {
+        let begun = serving.begin().await?;
+        carry(&serving.core, begun, &mut source).await
+    };
+    let ended = tokio::select! {
+        () = stop.requested() => Ok(()),
+        ended = carrying => ended,
+    };
+    if let Err(fault) = ended {
+        serving.note(&fault);
     }
 }
 
