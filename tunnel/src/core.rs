@@ -11,7 +11,7 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-use crate::channel::Channels;
+use crate::channels::Channels;
 use crate::config::{Config, Limits};
 use crate::distrust::LastRefused;
 use crate::legs::Legs;

@@ -23,7 +23,7 @@ use towpath_protocol::channel::StreamId;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carry;
-use crate::channel::{Place, Serving};
+use crate::channels::{Place, Serving};
 use crate::core::Core;
 use crate::link::Link;
 use crate::local::Begun;

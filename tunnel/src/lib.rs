@@ -33,10 +33,9 @@
 //! | `resume` | what a stream remembers to outlive its connection; pure |
 //! | `seats` | how many streams this side has with a peer |
 //! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
-//! | [`channels`] | which channels there are to be; pure |
 //! | `kept` | files of the state folder |
 //! | `reload` | the configuration, read again |
-//! | `channel`, `datagrams` | channels' listeners, their connections, and their datagrams |
+//! | [`channels`], `datagrams` | which channels there are to be; their listeners, their connections, and their datagrams |
 //! | `outlook` | what links will carry: sampled, kept, forecast, scored |
 //! | [`probe`] | active measurements, asked for or in the background |
 //! | `timetable` | caps that change with the time of the week |
@@ -53,7 +52,6 @@ mod batch;
 pub mod built_in;
 mod carrier;
 mod carry;
-mod channel;
 pub mod channels;
 pub mod config;
 mod congestion;

@@ -20,7 +20,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
 use crate::carrier::Carrier;
-use crate::channel::Resetting;
+use crate::channels::Resetting;
 use crate::core::{Core, Reach, Service};
 use crate::datagrams::Connected;
 use crate::link::Link;

@@ -15,7 +15,7 @@ use towpath_protocol::fault::Code;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
-use crate::channel::Channel;
+use crate::channels::Channel;
 use crate::core::{Core, Service};
 use crate::distrust::{self, Refused};
 use crate::health::{self, Signs, Verdict, Whose};

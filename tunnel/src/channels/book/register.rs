@@ -99,7 +99,7 @@ mod tests {
     use towpath_protocol::channel::Class;
 
     use super::*;
-    use crate::channels::{Change, Origin};
+    use crate::channels::book::{Change, Origin};
 
     fn spec(name: &str, generation: u64, expires: Option<u64>) -> ChannelSpec {
         let listen = "tcp:127.0.0.1:7001".parse().unwrap();

@@ -6,7 +6,7 @@
 //! may be put right, and then the same word opens it again. Nothing here asks the pusher again: channels
 //! live on while it is away, until they expire; and what was pushed outlives a restart (`register`).
 
-pub(crate) mod register;
+pub(super) mod register;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

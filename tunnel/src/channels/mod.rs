@@ -1,43 +1,45 @@
 //! Channels: listeners of local programs, each joined to a service at a peer.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `book` | which channels there are to be, and what of that outlives a restart; pure |
+//! | `configured` | what the configuration says of them, and those that cannot listen yet |
+//! | `listener` | where programs reach them |
+//! | `serving` | their connections |
 
+mod book;
 mod configured;
+mod listener;
+mod serving;
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream, tcp};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use towpath_daemon::shutdown::{self, Shutdown, Trigger};
-use towpath_protocol::channel::Open;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-use crate::channels::register::TEXT_BYTES_MAX;
-use crate::channels::{Book, Change, ChannelSpec, Origin, not_found};
 use crate::core::Core;
 use crate::figures::Figures;
-use crate::local::{self, Begun, Kind};
 use crate::{datagrams, kept};
+use book::register::TEXT_BYTES_MAX;
+use book::{Book, Change, Origin, not_found};
 use configured::Late;
+use listener::{Listener, bind};
+
+pub use book::{CHANNEL_COUNT_MAX, ChannelSpec};
+pub(crate) use serving::{Place, Resetting, Serving};
 
 /// Connections, or sources of datagrams, of one channel at once.
 const CONNECTION_COUNT_MAX: usize = 256;
 
-/// How long a program that has connected waits for a link: it sees a pause, not a refusal.
-const LINK_WAIT: Duration = Duration::from_secs(10);
-
 /// Interval at which channels are looked at: what has expired ends, and the rates are measured.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Pause after a failed accept, which mostly means that descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// All channels of a tunnel.
 #[derive(Debug, Default)]
@@ -91,6 +93,20 @@ impl Drop for Started<'_> {
     }
 }
 
+/// The end of a channel with all its connections, whichever of its listeners they came through.
+#[derive(Debug, Clone)]
+struct End {
+    trigger: Trigger,
+    heard: Shutdown,
+}
+
+impl End {
+    fn new() -> Self {
+        let (trigger, heard) = shutdown::channel();
+        Self { trigger, heard }
+    }
+}
+
 /// A running channel.
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -104,7 +120,7 @@ pub(crate) struct Channel {
     /// Hears that the listener has let go of its address.
     gone: Shutdown,
     /// Stops all connections too.
-    all: (Trigger, Shutdown),
+    end: End,
     /// Why it has never listened, if it only stands in for one that will.
     absent: Option<Fault>,
 }
@@ -127,7 +143,7 @@ impl Channel {
             places: Arc::new(Semaphore::new(CONNECTION_COUNT_MAX)),
             accepting,
             gone,
-            all: shutdown::channel(),
+            end: End::new(),
             absent: Some(fault.clone()),
         };
         channel.figures.meter.quota.set(spec.cap);
@@ -320,7 +336,7 @@ impl Channels {
             before = now.collect();
         }
         for channel in self.list() {
-            channel.all.0.stop();
+            channel.end.trigger.stop();
         }
     }
 
@@ -357,7 +373,7 @@ impl Channels {
         let removed = self.running().remove(name);
         if let Some(channel) = removed {
             tracing::info!(channel = %name, why, "channel closed");
-            channel.all.0.stop();
+            channel.end.trigger.stop();
             channel.vacate().await;
         }
     }
@@ -377,44 +393,6 @@ fn now_unix() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-    Udp(UdpSocket),
-}
-
-async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Fault> {
-    let failed =
-        |error: std::io::Error| Fault::new(Code::Io, format!("cannot listen at {listen}: {error}"));
-    Ok(match listen {
-        Endpoint::Tcp(address) => {
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            let bound = listener.local_addr().map_err(failed)?;
-            (Listener::Tcp(listener), Endpoint::Tcp(bound))
-        }
-        Endpoint::Udp(address) => {
-            let socket = UdpSocket::bind(address).await.map_err(failed)?;
-            let bound = socket.local_addr().map_err(failed)?;
-            (Listener::Udp(socket), Endpoint::Udp(bound))
-        }
-        Endpoint::Unix(path) => {
-            let is_socket =
-                std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-            // One that is busy, or not ours to connect to, is somebody's.
-            let is_dead = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
-            if is_socket && UnixStream::connect(path).await.is_err_and(is_dead) {
-                // Left by a tunnel that was killed; whatever else stands there is not ours to remove.
-                std::fs::remove_file(path).map_err(failed)?;
-            }
-            let listener = UnixListener::bind(path).map_err(failed)?;
-            // Applications run as other users; who may come here the folder says.
-            let mode = std::fs::Permissions::from_mode(0o666);
-            std::fs::set_permissions(path, mode).map_err(failed)?;
-            (Listener::Unix(listener), listen.clone())
-        }
-    })
-}
-
 async fn start(
     core: &Arc<Core>,
     (spec, listen): (&Arc<ChannelSpec>, &Endpoint),
@@ -425,7 +403,7 @@ async fn start(
     // Lost with the listener.
     let (bound, gone) = shutdown::channel();
     // Connections of the old listener belong to the channel still.
-    let all = old.map_or_else(shutdown::channel, |old| old.all.clone());
+    let end = old.map_or_else(End::new, |old| old.end.clone());
     let (teller, heard) = watch::channel(Arc::clone(spec));
     let channel = Channel {
         spec: teller,
@@ -437,7 +415,7 @@ async fn start(
         ),
         accepting,
         gone,
-        all,
+        end,
         absent: None,
     };
     let serving = Serving {
@@ -445,7 +423,7 @@ async fn start(
         spec: heard,
         figures: Arc::clone(&channel.figures),
         places: Arc::clone(&channel.places),
-        stop: channel.all.1.clone(),
+        stop: channel.end.heard.clone(),
     };
     match listener {
         Listener::Udp(socket) => {
@@ -462,228 +440,4 @@ async fn start(
         }
     }
     Ok(channel)
-}
-
-/// What the connections of a channel share.
-#[derive(Debug, Clone)]
-pub(crate) struct Serving {
-    pub core: Arc<Core>,
-    spec: watch::Receiver<Arc<ChannelSpec>>,
-    figures: Arc<Figures>,
-    places: Arc<Semaphore>,
-    pub stop: Shutdown,
-}
-
-/// A connection's place, given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Place {
-    _permit: OwnedSemaphorePermit,
-    figures: Arc<Figures>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.figures.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A connection that no runtime has taken yet.
-enum Program {
-    Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
-}
-
-impl Program {
-    /// Ends it at once: a mere end would look like an answer without a byte.
-    fn reset(self) {
-        if let Self::Tcp(socket) = self {
-            // If that cannot be had, it ends like any other.
-            let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-        }
-    }
-}
-
-async fn accept_one(listener: &Listener) -> std::io::Result<Program> {
-    match listener {
-        Listener::Tcp(listener) => Ok(Program::Tcp(listener.accept().await?.0.into_std()?)),
-        Listener::Unix(listener) => Ok(Program::Unix(listener.accept().await?.0.into_std()?)),
-        Listener::Udp(_) => std::future::pending().await,
-    }
-}
-
-impl Serving {
-    /// A place for one more connection, if there is one.
-    pub(crate) fn place(&self) -> Option<Place> {
-        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        self.figures.connections.fetch_add(1, Ordering::Relaxed);
-        self.figures
-            .connections_total
-            .fetch_add(1, Ordering::Relaxed);
-        Some(Place {
-            _permit: permit,
-            figures: Arc::clone(&self.figures),
-        })
-    }
-
-    /// Whether a connection that begins now would have to wait for others to end.
-    pub(crate) fn is_short(&self) -> bool {
-        let spec = self.spec.borrow();
-        let peer = self.core.peers.get(&spec.peer);
-        peer.is_some_and(|peer| peer.streams.seats.are_short(spec.class.leg()))
-    }
-
-    /// What the channel is now, and every change of it.
-    pub(crate) fn spec(&self) -> watch::Receiver<Arc<ChannelSpec>> {
-        self.spec.clone()
-    }
-
-    /// Counts a datagram that came while too many waited.
-    pub(crate) fn count_dropped(&self) {
-        self.figures.meter.dropped.fetch_add(1, Ordering::Relaxed);
-        let spec = self.spec.borrow();
-        if let Some(peer) = self.core.peers.get(&spec.peer) {
-            peer.counters.add_dropped(spec.class);
-        }
-    }
-
-    async fn accept(self, listener: Listener, mut stop: Shutdown) {
-        let mut all = self.stop.clone();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.requested() => break,
-                () = all.requested() => break,
-                accepted = accept_one(&listener) => accepted,
-            };
-            let program = match accepted {
-                Ok(program) => program,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept for a channel");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Some(place) = self.place() else {
-                self.note(&Fault::new(Code::Busy, "too many connections"));
-                program.reset();
-                continue;
-            };
-            let leg = self.spec.borrow().class.leg();
-            let thread = self.core.legs.handle(leg).clone();
-            thread.spawn(self.clone().connection(program, place));
-        }
-        if let Listener::Unix(listener) = &listener
-            && let Ok(address) = listener.local_addr()
-            && let Some(path) = address.as_pathname()
-        {
-            // A newer listener cannot stand there: it would have found this one alive.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-
-    async fn connection(self, program: Program, _place: Place) {
-        let mut stop = self.stop.clone();
-        let ended = tokio::select! {
-            () = stop.requested() => Err(Fault::new(Code::Gone, "the channel was closed")),
-            ended = self.carry(program) => ended,
-        };
-        if let Err(fault) = ended {
-            self.note(&fault);
-        }
-    }
-
-    /// Carries one connection to its end; a fault reaches the program as a reset.
-    async fn carry(&self, program: Program) -> Result<(), Fault> {
-        let gone =
-            |error: std::io::Error| Fault::new(Code::Gone, format!("the local program: {error}"));
-        // A socket belongs to the thread that first touches it, and this is that of its leg.
-        match program {
-            Program::Unix(socket) => {
-                let mut socket = UnixStream::from_std(socket).map_err(gone)?;
-                let begun = self.begin().await?;
-                begun.live(&self.core, socket.split()).await
-            }
-            Program::Tcp(socket) => {
-                let socket = TcpStream::from_std(socket).map_err(gone)?;
-                let mut socket = Resetting::new(socket);
-                let begun = self.begin().await?;
-                begun.live(&self.core, socket.split()).await?;
-                socket.keep();
-                Ok(())
-            }
-        }
-    }
-
-    /// Begins a stream to the channel's service as it is now, once there is a link.
-    pub(crate) async fn begin(&self) -> Result<Begun, Fault> {
-        let spec = Arc::clone(&self.spec.borrow());
-        let open = Open {
-            peer: spec.peer.clone(),
-            service: spec.service.clone(),
-            class: spec.class,
-        };
-        let mut changes = self.core.peer(&spec.peer)?.subscribe();
-        // Without a link in time the answer below says why.
-        let linked = changes.wait_for(crate::peer::State::is_usable);
-        let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
-        let began = Instant::now();
-        let kind = Kind {
-            is_datagrams: spec.listen.is_datagrams(),
-            is_channel: true,
-            meter: Arc::clone(&self.figures.meter),
-        };
-        let begun = local::begin(&self.core, &open, kind).await;
-        // That there is no link is the link's to tell.
-        if begun.is_ok() || self.core.peer(&spec.peer)?.link().is_ok() {
-            self.figures.note_opening(begun.as_ref().err());
-        }
-        let begun = begun?;
-        let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.figures.open_us.store(waited, Ordering::Relaxed);
-        Ok(begun)
-    }
-
-    /// Notes why a connection failed.
-    pub(crate) fn note(&self, fault: &Fault) {
-        let channel = &self.spec.borrow().name;
-        tracing::debug!(%channel, %fault, "connection of a channel ended");
-        self.figures.errors.fetch_add(1, Ordering::Relaxed);
-        self.figures.set_error(fault);
-    }
-}
-
-/// A TCP connection that ends with a reset unless it is kept: an end in the middle must not look like
-/// the end.
-#[derive(Debug)]
-pub(crate) struct Resetting {
-    socket: TcpStream,
-    is_kept: bool,
-}
-
-impl Resetting {
-    pub(crate) fn new(socket: TcpStream) -> Self {
-        // A message of an application must not wait for the next one; if that cannot be had, it waits.
-        let _ = socket.set_nodelay(true);
-        Self {
-            socket,
-            is_kept: false,
-        }
-    }
-
-    pub(crate) fn split(&mut self) -> (tcp::ReadHalf<'_>, tcp::WriteHalf<'_>) {
-        self.socket.split()
-    }
-
-    /// It ended as it should.
-    pub(crate) const fn keep(&mut self) {
-        self.is_kept = true;
-    }
-}
-
-impl Drop for Resetting {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            // If that cannot be had, it ends like any other.
-            let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
-        }
-    }
 }

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
-use super::{Channel, Channels, Started, locked, now_unix, start};
-use crate::channels::{Change, ChannelSpec, Origin};
+use super::book::{Change, Origin};
+use super::{Channel, ChannelSpec, Channels, Started, locked, now_unix, start};
 use crate::core::Core;
 use crate::status::ChannelOrigin;
 

@@ -1,0 +1,225 @@
+//! The connections of a channel: taken in while there are places, and carried to its service.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream, tcp};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use towpath_daemon::shutdown::Shutdown;
+use towpath_protocol::channel::Open;
+use towpath_protocol::fault::{Code, Fault};
+
+use super::ChannelSpec;
+use super::listener::{Listener, Program};
+use crate::core::Core;
+use crate::figures::Figures;
+use crate::local::{self, Begun, Kind};
+
+/// How long a program that has connected waits for a link: it sees a pause, not a refusal.
+const LINK_WAIT: Duration = Duration::from_secs(10);
+
+/// Pause after a failed accept, which mostly means that descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the connections of a channel share.
+#[derive(Debug, Clone)]
+pub(crate) struct Serving {
+    pub core: Arc<Core>,
+    pub(super) spec: watch::Receiver<Arc<ChannelSpec>>,
+    pub(super) figures: Arc<Figures>,
+    pub(super) places: Arc<Semaphore>,
+    pub stop: Shutdown,
+}
+
+/// A connection's place, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    figures: Arc<Figures>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.figures.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Serving {
+    /// A place for one more connection, if there is one.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        self.figures.connections.fetch_add(1, Ordering::Relaxed);
+        self.figures
+            .connections_total
+            .fetch_add(1, Ordering::Relaxed);
+        Some(Place {
+            _permit: permit,
+            figures: Arc::clone(&self.figures),
+        })
+    }
+
+    /// Whether a connection that begins now would have to wait for others to end.
+    pub(crate) fn is_short(&self) -> bool {
+        let spec = self.spec.borrow();
+        let peer = self.core.peers.get(&spec.peer);
+        peer.is_some_and(|peer| peer.streams.seats.are_short(spec.class.leg()))
+    }
+
+    /// What the channel is now, and every change of it.
+    pub(crate) fn spec(&self) -> watch::Receiver<Arc<ChannelSpec>> {
+        self.spec.clone()
+    }
+
+    /// Counts a datagram that came while too many waited.
+    pub(crate) fn count_dropped(&self) {
+        self.figures.meter.dropped.fetch_add(1, Ordering::Relaxed);
+        let spec = self.spec.borrow();
+        if let Some(peer) = self.core.peers.get(&spec.peer) {
+            peer.counters.add_dropped(spec.class);
+        }
+    }
+
+    /// Takes connections in until the listener is to stop.
+    pub(super) async fn accept(self, listener: Listener, mut stop: Shutdown) {
+        let mut all = self.stop.clone();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.requested() => break,
+                () = all.requested() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let program = match accepted {
+                Ok(program) => program,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept for a channel");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(place) = self.place() else {
+                self.note(&Fault::new(Code::Busy, "too many connections"));
+                program.reset();
+                continue;
+            };
+            let leg = self.spec.borrow().class.leg();
+            let thread = self.core.legs.handle(leg).clone();
+            thread.spawn(self.clone().connection(program, place));
+        }
+        if let Listener::Unix(listener) = &listener
+            && let Ok(address) = listener.local_addr()
+            && let Some(path) = address.as_pathname()
+        {
+            // A newer listener cannot stand there: it would have found this one alive.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    async fn connection(self, program: Program, _place: Place) {
+        let mut stop = self.stop.clone();
+        let ended = tokio::select! {
+            () = stop.requested() => Err(Fault::new(Code::Gone, "the channel was closed")),
+            ended = self.carry(program) => ended,
+        };
+        if let Err(fault) = ended {
+            self.note(&fault);
+        }
+    }
+
+    /// Carries one connection to its end; a fault reaches the program as a reset.
+    async fn carry(&self, program: Program) -> Result<(), Fault> {
+        let gone =
+            |error: std::io::Error| Fault::new(Code::Gone, format!("the local program: {error}"));
+        // A socket belongs to the thread that first touches it, and this is that of its leg.
+        match program {
+            Program::Unix(socket) => {
+                let mut socket = UnixStream::from_std(socket).map_err(gone)?;
+                let begun = self.begin().await?;
+                begun.live(&self.core, socket.split()).await
+            }
+            Program::Tcp(socket) => {
+                let socket = TcpStream::from_std(socket).map_err(gone)?;
+                let mut socket = Resetting::new(socket);
+                let begun = self.begin().await?;
+                begun.live(&self.core, socket.split()).await?;
+                socket.keep();
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins a stream to the channel's service as it is now, once there is a link.
+    pub(crate) async fn begin(&self) -> Result<Begun, Fault> {
+        let spec = Arc::clone(&self.spec.borrow());
+        let open = Open {
+            peer: spec.peer.clone(),
+            service: spec.service.clone(),
+            class: spec.class,
+        };
+        let mut changes = self.core.peer(&spec.peer)?.subscribe();
+        // Without a link in time the answer below says why.
+        let linked = changes.wait_for(crate::peer::State::is_usable);
+        let _ = tokio::time::timeout(LINK_WAIT, async { linked.await.is_ok() }).await;
+        let began = Instant::now();
+        let kind = Kind {
+            is_datagrams: spec.listen.is_datagrams(),
+            is_channel: true,
+            meter: Arc::clone(&self.figures.meter),
+        };
+        let begun = local::begin(&self.core, &open, kind).await;
+        // That there is no link is the link's to tell.
+        if begun.is_ok() || self.core.peer(&spec.peer)?.link().is_ok() {
+            self.figures.note_opening(begun.as_ref().err());
+        }
+        let begun = begun?;
+        let waited = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.figures.open_us.store(waited, Ordering::Relaxed);
+        Ok(begun)
+    }
+
+    /// Notes why a connection failed.
+    pub(crate) fn note(&self, fault: &Fault) {
+        let channel = &self.spec.borrow().name;
+        tracing::debug!(%channel, %fault, "connection of a channel ended");
+        self.figures.errors.fetch_add(1, Ordering::Relaxed);
+        self.figures.set_error(fault);
+    }
+}
+
+/// A TCP connection that ends with a reset unless it is kept: an end in the middle must not look like
+/// the end.
+#[derive(Debug)]
+pub(crate) struct Resetting {
+    socket: TcpStream,
+    is_kept: bool,
+}
+
+impl Resetting {
+    pub(crate) fn new(socket: TcpStream) -> Self {
+        // A message of an application must not wait for the next one; if that cannot be had, it waits.
+        let _ = socket.set_nodelay(true);
+        Self {
+            socket,
+            is_kept: false,
+        }
+    }
+
+    pub(crate) fn split(&mut self) -> (tcp::ReadHalf<'_>, tcp::WriteHalf<'_>) {
+        self.socket.split()
+    }
+
+    /// It ended as it should.
+    pub(crate) const fn keep(&mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Resetting {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // If that cannot be had, it ends like any other.
+            let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
