@@ -8,6 +8,7 @@
 //! | [`season`] | the long view: hours and days |
 //! | [`window`] | the last values, and quantiles of them |
 //! | [`band`], [`score`] | a forecast's quantiles, and how good they were |
+//! | [`count`] | counts as numbers with a fraction, and back |
 //! | [`timetable`] | the weekly timetable of a cap |
 //! | [`zone`] | the time zone that times of day are meant in |
 //! | [`moment`] | the time of day, an argument everywhere |
