@@ -196,12 +196,11 @@ impl Life<'_> {
 
     /// Resumes on the next link, if that is up to us; notices a peer that has forgotten the stream.
     async fn resumed(&self, lost: &Arc<Link>, received: Received) -> Result<Next, Fault> {
-        let mut tried = Arc::clone(lost);
+        // The one that there is no use in asking. An older one may be back in its place at any time, and so this is
+        // never one that was asked before the last.
+        let mut tried = Some(Arc::clone(lost));
         loop {
-            self.peer.replaced(&tried).await;
-            let Some(link) = self.peer.state().link else {
-                continue;
-            };
+            let link = self.peer.link_beside(tried.as_ref()).await;
             if link.party() != self.stream.party {
                 let (host, site) = (&link.peer, &self.peer.site);
                 let detail =
@@ -209,20 +208,26 @@ impl Life<'_> {
                 return Err(Fault::new(Code::Gone, detail));
             }
             if !self.stream.is_ours {
-                tried = link;
+                tried = Some(link);
                 continue;
             }
             let asked = timeout(RESUME_WAIT, self.ask(&link, received));
             let asked = tokio::select! {
                 asked = asked => asked,
-                () = self.peer.replaced(&link) => continue,
+                () = self.peer.replaced(&link) => {
+                    tried = Some(link);
+                    continue;
+                }
             };
             match asked {
                 Ok(Ok(next)) => return Ok(next),
                 Ok(Err(Break::Cut(fault))) => return Err(fault),
-                Ok(Err(Break::Lost)) if link.is_over() => tried = link,
-                // The link is there, and yet it carried no answer.
-                Ok(Err(Break::Lost)) | Err(_) => tokio::time::sleep(RESUME_PAUSE).await,
+                Ok(Err(Break::Lost)) if link.is_over() => tried = Some(link),
+                // The link is there, and yet it carried no answer: whichever there is then is asked.
+                Ok(Err(Break::Lost)) | Err(_) => {
+                    tokio::time::sleep(RESUME_PAUSE).await;
+                    tried = None;
+                }
             }
         }
     }

@@ -328,12 +328,17 @@ impl Peer {
 
     /// Waits until another link has taken this one's place.
     pub(crate) async fn replaced(&self, link: &Arc<Link>) {
-        let is_other = |state: &State| {
-            let current = state.link.as_ref();
-            current.is_some_and(|current| !Arc::ptr_eq(current, link))
-        };
-        // It fails only without a sender, and that is ours.
-        let _ = self.subscribe().wait_for(is_other).await;
+        self.link_beside(Some(link)).await;
+    }
+
+    /// Waits for a link, other than this one if it is named.
+    pub(crate) async fn link_beside(&self, known: Option<&Arc<Link>>) -> Arc<Link> {
+        let is_known = |link: &Arc<Link>| known.is_some_and(|known| Arc::ptr_eq(known, link));
+        let other = |state: &State| state.link.clone().filter(|link| !is_known(link));
+        let mut changes = self.subscribe();
+        let state = changes.wait_for(|state| other(state).is_some()).await;
+        let state = state.expect("the sender of changes is ours");
+        other(&state).expect("it was waited for")
     }
 
     /// Times the link was lost of late.

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::handshake::{Joined, answer, begin, joined};
-use crate::harness::{Door, echo, soon};
-use quinn::{RecvStream, SendStream};
+use crate::harness::{Door, echo, open, soon};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::UnixListener;
 use tokio::time::sleep;
-use towpath_protocol::channel::{Class, LinkId, Preamble, StreamId};
+use towpath_protocol::channel::{Class, LinkId, Preamble, Received, StreamId};
+use towpath_protocol::identity::HostIdentity;
 
 /// A stream of this number over a link; the region's service echoes.
 async fn stream(link: &Joined, number: u128) -> (SendStream, RecvStream) {
@@ -57,4 +58,45 @@ async fn a_link_without_streams_is_there_for_a_while_after_the_next_one() {
     assert!(first.urgent.close_reason().is_none());
     soon(first.urgent.closed()).await;
     assert!(second.urgent.close_reason().is_none());
+}
+
+/// The region goes on with its stream over a connection, and asks where.
+async fn resumed(connection: &Connection) -> (SendStream, RecvStream) {
+    let (send, mut recv) = soon(connection.accept_bi()).await.unwrap();
+    let asked = answer(&mut recv).await;
+    assert!(matches!(asked, Preamble::Resume(_)), "{}", asked.name());
+    (send, recv)
+}
+
+/// Which of the two the region notices first, the end of the link it asks over or the older link in its place again,
+/// is a matter of chance: so it is tried some times, with and without an answer that says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_asks_over_a_link_whose_dialler_lets_go_of_it_goes_on_over_the_one_before() {
+    let door = Door::open().await;
+    let first = joined(&door, LinkId(1)).await;
+    let socket = door.config.socket.clone();
+    let opening = tokio::spawn(async move { open(&socket, "edge", "echo", Class::Demand).await });
+    let (mut send, mut recv) = soon(first.urgent.accept_bi()).await.unwrap();
+    let begun = answer(&mut recv).await;
+    assert!(matches!(begun, Preamble::Begin(_)), "{}", begun.name());
+    let edge = "spiffe://shop.example/site/edge/host/box-1";
+    let opened = Preamble::Opened(HostIdentity::from_uri(edge).unwrap());
+    send.write_all(&opened.encode()).await.unwrap();
+    let _local = soon(opening).await.unwrap().unwrap();
+    let mut carriers = vec![(send, recv)];
+    for number in 2..14 {
+        let second = joined(&door, LinkId(number)).await;
+        let (mut asked, _words) = resumed(&second.urgent).await;
+        if number % 2 == 0 {
+            // The link lives on for a moment, and carried no answer.
+            asked.reset(0_u32.into()).unwrap();
+        }
+        second.bulk.close(0_u32.into(), b"");
+        let (mut send, recv) = resumed(&first.urgent).await;
+        let resumed = Preamble::Resumed(Received::default());
+        send.write_all(&resumed.encode()).await.unwrap();
+        carriers.push((send, recv));
+    }
+    let link = &door.region.status().links[0];
+    assert_eq!((link.streams_lost, link.links_lost), (0, 0));
 }
