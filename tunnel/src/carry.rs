@@ -99,6 +99,24 @@ enum Step {
     Apart,
 }
 
+/// Why a stream without a carrier gets none any more.
+enum Unfound {
+    /// The outage took it.
+    Lost(Fault),
+    /// It was ended meanwhile, as it would have been over a link: by a program, or with its host.
+    Ended(Fault),
+}
+
+impl Unfound {
+    /// What the peer says that was asked to go on.
+    fn told(fault: Fault) -> Self {
+        match fault.code {
+            Code::NotFound => Self::Lost(fault),
+            _ => Self::Ended(fault),
+        }
+    }
+}
+
 struct Life<'a> {
     peer: &'a Peer,
     stream: &'a Stream,
@@ -155,12 +173,16 @@ impl Life<'_> {
         let found = found.unwrap_or_else(|_| {
             let (site, outage) = (&self.peer.site, self.outage);
             let detail = format!("no link to {site} for {outage:?}");
-            Err(Fault::new(Code::Unreachable, detail))
+            Err(Unfound::Lost(Fault::new(Code::Unreachable, detail)))
         });
-        if found.is_err() {
-            streams.tally.lost.fetch_add(1, Ordering::Relaxed);
+        match found {
+            Ok(next) => Ok(Some(next)),
+            Err(Unfound::Ended(fault)) => Err(fault),
+            Err(Unfound::Lost(fault)) => {
+                streams.tally.lost.fetch_add(1, Ordering::Relaxed);
+                Err(fault)
+            }
         }
-        found.map(Some)
     }
 
     async fn find(
@@ -168,13 +190,13 @@ impl Life<'_> {
         entry: &mut Entry,
         lost: &Arc<Link>,
         received: Received,
-    ) -> Result<Next, Fault> {
+    ) -> Result<Next, Unfound> {
         if lost.is_farewell() {
             let detail = format!("the tunnel of {} stopped", lost.peer);
-            return Err(Fault::new(Code::Gone, detail));
+            return Err(Unfound::Lost(Fault::new(Code::Gone, detail)));
         }
         tokio::select! {
-            next = self.called(entry, received) => next,
+            next = self.called(entry, received) => next.map_err(Unfound::Ended),
             next = self.resumed(lost, received) => next,
         }
     }
@@ -195,7 +217,7 @@ impl Life<'_> {
     }
 
     /// Resumes on the next link, if that is up to us; notices a peer that has forgotten the stream.
-    async fn resumed(&self, lost: &Arc<Link>, received: Received) -> Result<Next, Fault> {
+    async fn resumed(&self, lost: &Arc<Link>, received: Received) -> Result<Next, Unfound> {
         // The one that there is no use in asking. An older one may be back in its place at any time, and so this is
         // never one that was asked before the last.
         let mut tried = Some(Arc::clone(lost));
@@ -205,7 +227,7 @@ impl Life<'_> {
                 let (host, site) = (&link.peer, &self.peer.site);
                 let detail =
                     format!("{host} is the tunnel of {site} now, and knows no such stream");
-                return Err(Fault::new(Code::Gone, detail));
+                return Err(Unfound::Lost(Fault::new(Code::Gone, detail)));
             }
             if !self.stream.is_ours {
                 tried = Some(link);
@@ -221,7 +243,7 @@ impl Life<'_> {
             };
             match asked {
                 Ok(Ok(next)) => return Ok(next),
-                Ok(Err(Break::Cut(fault))) => return Err(fault),
+                Ok(Err(Break::Cut(fault))) => return Err(Unfound::told(fault)),
                 Ok(Err(Break::Lost)) if link.is_over() => tried = Some(link),
                 // The link is there, and yet it carried no answer: whichever there is then is asked.
                 Ok(Err(Break::Lost)) | Err(_) => {

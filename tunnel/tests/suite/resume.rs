@@ -174,6 +174,8 @@ async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it()
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
         for tunnel in [&pair.edge, &pair.region] {
             until("the stream is gone", || streams(tunnel) == (0, 0)).await;
+            // Its program ended it, and no outage.
+            assert_eq!(tunnel.status().links[0].streams_lost, 0);
         }
     }
 }
