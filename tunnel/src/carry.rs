@@ -23,6 +23,7 @@ use crate::core::Core;
 use crate::link::Link;
 use crate::peer::Peer;
 use crate::pump::{self, Break, Flow, Settings};
+use crate::seats::Guest;
 use crate::streams::{Call, End, Entry, Stream};
 use crate::wire;
 
@@ -51,6 +52,7 @@ pub(crate) async fn live(
         settings: Settings {
             pool: Arc::clone(&core.pool),
             stall: core.stall(),
+            is_patient: stream.guest == Guest::Application,
             tail_bytes: core.limits.resume_tail.bytes(),
         },
         outage: core.limits.outage_wait.duration(),

@@ -170,11 +170,9 @@ pub(crate) struct Kind {
 
 impl Kind {
     const fn guest(&self, class: Class) -> Guest {
-        match class {
-            Class::Control | Class::Demand | Class::Switch | Class::Bulk if !self.is_channel => {
-                Guest::Move
-            }
-            _ => Guest::Application,
+        match self.is_channel {
+            true => Guest::Application,
+            false => Guest::of(class),
         }
     }
 }
@@ -254,8 +252,9 @@ async fn begin_over(
     let site = &open.peer;
     let leg = open.class.leg();
     let gone = |why: String| Fault::new(Code::Unreachable, format!("link to {site}: {why}"));
+    let guest = kind.guest(open.class);
     let opening = async {
-        let seat = peer.streams.seats.take(leg, kind.guest(open.class)).await;
+        let seat = peer.streams.seats.take(leg, guest).await;
         (seat, link.connection(leg).open_bi().await)
     };
     let (seat, stream) = timeout(OPEN_WAIT, opening)
@@ -270,6 +269,7 @@ async fn begin_over(
     let number = (core::random_stream()?, link.party());
     let purpose = Purpose {
         class: open.class,
+        guest,
         service: open.service.clone(),
         meter: Arc::clone(&kind.meter),
     };

@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     pub pool: Arc<Pool>,
     /// How long a side may read nothing.
     pub stall: Duration,
+    /// Programs may read nothing for as long as they like, while others have their room.
+    pub is_patient: bool,
     /// Bytes kept of each stream, whatever the path holds.
     pub tail_bytes: u64,
 }
@@ -243,7 +245,7 @@ impl Copy<'_> {
             // Fails only if the peer has stopped the stream, and then there is nothing to finish.
             let _ = send.finish();
         }
-        self.until_heard(side, stopped).await?;
+        self.until_heard(side, is_deaf, stopped).await?;
         Ok(side.verdict(is_deaf)?)
     }
 
@@ -251,6 +253,7 @@ impl Copy<'_> {
     async fn until_heard(
         self,
         side: &Outward,
+        is_deaf: &AtomicBool,
         mut stopped: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
     ) -> Result<(), Break> {
         let mut is_acknowledged = false;
@@ -258,9 +261,9 @@ impl Copy<'_> {
             let heard = timeout(self.settings.stall, self.stream.acknowledged.notified());
             tokio::select! {
                 heard = heard => {
-                    // Whoever half closes may wait for as long as it likes; this stream is over already.
-                    let is_late = heard.is_err() && side.failed.is_some();
-                    if is_late && !self.link.is_ill() {
+                    // Whoever half closes may wait for as long as it likes; one that is gone waits for nothing.
+                    let is_gone = side.failed.is_some() || is_deaf.load(Ordering::Relaxed);
+                    if heard.is_err() && is_gone && !self.link.is_ill() {
                         return Err(stalled("the peer", self.settings.stall).into());
                     }
                 }
@@ -324,7 +327,7 @@ impl Copy<'_> {
             let is_late = timeout(self.settings.stall, heard).await.is_err();
             // One that keeps no more than it always may waits for others that do.
             let is_much = self.stream.out().held_bytes() >= LEAST_BYTES;
-            if is_late && is_much && !self.link.is_ill() {
+            if is_late && is_much && !self.may_wait(&mut side.taken) && !self.link.is_ill() {
                 return Err(stalled("the peer", self.settings.stall));
             }
         }
@@ -335,6 +338,11 @@ impl Copy<'_> {
             out.hold(side.read.len() as u64);
         }
         Ok(())
+    }
+
+    /// Whether the peer's program may read nothing for longer.
+    fn may_wait(self, taken: &mut Inflow) -> bool {
+        self.settings.is_patient && !self.tail(taken).is_in_the_way()
     }
 
     /// How many bytes the tail has room for, at most a buffer's; none if they are too few.
@@ -491,7 +499,11 @@ impl Copy<'_> {
             Ok(written) => Ok(written),
             Err(_) => {
                 let _waiting = self.link.wait_for_program(self.stream.class.leg());
-                timeout(self.settings.stall, writing).await
+                match self.settings.is_patient {
+                    // The side that sends knows whether others have room meanwhile.
+                    true => Ok(writing.await),
+                    false => timeout(self.settings.stall, writing).await,
+                }
             }
         };
         match written {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use towpath_protocol::channel::Leg;
+use towpath_protocol::channel::{Class, Leg};
 
 /// Seats of a leg that applications leave free: each move needs three of one leg and one of the other.
 const KEPT_COUNT: usize = 16;
@@ -38,13 +38,23 @@ pub(crate) struct Seat {
     _of_open: Option<OwnedSemaphorePermit>,
 }
 
-/// Who wants a seat.
+/// For whom a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guest {
-    /// An application: it takes those that are for everybody.
+    /// An application: it takes the seats that are for everybody, and its programs read when they like.
     Application,
-    /// A move, or what measures the path: it takes any.
+    /// A move, or what measures the path: it takes any seat, and who reads nothing for too long ends it.
     Move,
+}
+
+impl Guest {
+    /// For whom a stream of a class is, unless it is known to be an application's.
+    pub(crate) const fn of(class: Class) -> Self {
+        match class {
+            Class::Control | Class::Demand | Class::Switch | Class::Bulk => Self::Move,
+            Class::App | Class::Scavenger => Self::Application,
+        }
+    }
 }
 
 impl Seats {

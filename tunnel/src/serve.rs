@@ -26,6 +26,7 @@ use crate::datagrams::Connected;
 use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
+use crate::seats::Guest;
 use crate::streams::{Beginner, Call, End, Entry, Found, Purpose};
 use crate::{built_in, control, datagrams, wire};
 
@@ -210,8 +211,14 @@ async fn admit(
     begin: &Begin,
 ) -> Result<(Entry, Program), Fault> {
     let service = allowed(core, link, &begin.open)?;
+    let class = begin.open.class;
     let purpose = Purpose {
-        class: begin.open.class,
+        class,
+        guest: match service.reach {
+            // Moves go between programs that are told who is there.
+            Reach::Plain(_) => Guest::Application,
+            Reach::Told(_) => Guest::of(class),
+        },
         service: begin.open.service.clone(),
         meter: Arc::clone(&service.meter),
     };

@@ -17,7 +17,7 @@ use crate::carrier::Carrier;
 use crate::pace::{Backlog, Pace};
 use crate::quota::Quota;
 use crate::resume::Outgoing;
-use crate::seats::{Seat, Seats};
+use crate::seats::{Guest, Seat, Seats};
 
 /// Ends remembered for one peer: what ends within a round trip of a busy peer, many times over.
 const ENDED_COUNT_MAX: usize = 1024;
@@ -61,6 +61,7 @@ impl Meter {
 #[derive(Debug, Clone)]
 pub(crate) struct Purpose {
     pub class: Class,
+    pub guest: Guest,
     pub service: Name,
     /// Where its bytes are counted besides the link.
     pub meter: Arc<Meter>,
@@ -80,6 +81,7 @@ pub(crate) enum Beginner {
 pub(crate) struct Stream {
     pub id: StreamId,
     pub class: Class,
+    pub guest: Guest,
     pub service: Name,
     pub meter: Arc<Meter>,
     pub party: Party,
@@ -278,6 +280,7 @@ impl Streams {
         let stream = Arc::new(Stream {
             id,
             class: purpose.class,
+            guest: purpose.guest,
             service: purpose.service,
             meter: purpose.meter,
             party,
@@ -383,7 +386,6 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seats::Guest;
 
     fn party(host: &str, run: u128) -> Party {
         let uri = format!("spiffe://shop.example/site/edge/host/{host}");
@@ -397,6 +399,7 @@ mod tests {
     fn add(streams: &Arc<Streams>, id: u128, beginner: Beginner) -> Result<Entry, Fault> {
         let purpose = Purpose {
             class: Class::App,
+            guest: Guest::Application,
             service: "till".parse().unwrap(),
             meter: Arc::default(),
         };

@@ -10,7 +10,7 @@
 
 use towpath_protocol::channel::Leg;
 
-use crate::windows::KEPT_BYTES;
+use crate::windows::{KEPT_BYTES, RECEIVE_BYTES};
 
 /// What a stream is always allowed: more than what is read at once at least. With this the streams that both
 /// sides may begin, 64 each by default, fit into what an ordinary window has beside what is for whoever comes.
@@ -19,6 +19,12 @@ pub(crate) const LEAST_BYTES: u64 = 48 * 1024;
 /// What streams whose readers keep up may have together beside those whose do not. With all the rest of it an
 /// ordinary window takes that, and the link's own words.
 const KEEPING_UP_BYTES: u64 = 1 << 20;
+
+/// What streams that nobody reads may have together beside those that are read, of both sides by default: that fits
+/// into an ordinary window too. More of them would keep the others from it.
+const UNREAD_BYTES: u64 = 128 * LEAST_BYTES;
+
+const _: () = assert!(KEPT_BYTES + KEEPING_UP_BYTES + UNREAD_BYTES < RECEIVE_BYTES);
 
 /// Rounds for which a stream keeps what its reader takes in one: while a start doubles, what is reported is
 /// two rounds old, and so a quarter of what is sent.
@@ -59,6 +65,11 @@ impl Tail {
             .max(of_stream(own_bytes).min(of_leg(self.leg_bytes())))
     }
 
+    /// Whether what streams keep that nobody reads may take the leg's window at the peer from those that are read.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        self.leg_held_bytes > self.leg_bytes() + UNREAD_BYTES
+    }
+
     /// What all streams may keep in step with their readers: more than anybody may, so that those who read get
     /// on beside those who do not. The urgent connection's window at the peer never grows.
     fn leg_bytes(&self) -> u64 {
@@ -73,7 +84,6 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::windows::RECEIVE_BYTES;
 
     const MIB: u64 = 1 << 20;
     const ALONE_BYTES: u64 = MIB;
@@ -98,17 +108,20 @@ mod tests {
             self.held.iter().sum()
         }
 
+        fn tail(&self, stream: usize, taken_bytes: u64) -> Tail {
+            Tail {
+                leg: self.leg,
+                path_bytes: self.path_bytes,
+                leg_held_bytes: self.sum(),
+                held_bytes: self.held[stream],
+                taken_bytes,
+            }
+        }
+
         /// Lets a stream send until it has no room for a read.
         fn fill(&mut self, stream: usize, taken_bytes: u64) {
             loop {
-                let tail = Tail {
-                    leg: self.leg,
-                    path_bytes: self.path_bytes,
-                    leg_held_bytes: self.sum(),
-                    held_bytes: self.held[stream],
-                    taken_bytes,
-                };
-                let room = tail.room(ALONE_BYTES);
+                let room = self.tail(stream, taken_bytes).room(ALONE_BYTES);
                 if room < 32 * 1024 {
                     return;
                 }
@@ -139,6 +152,21 @@ mod tests {
                 assert!(streams.held.iter().all(|held| *held >= 32 * 1024));
                 let sum = streams.sum();
                 assert!(sum < RECEIVE_BYTES - MIB, "{count}: {sum}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_reads_nothing_may_do_so_for_as_long_as_others_have_their_room() {
+        for leg in Leg::ALL {
+            for path_bytes in [0, LONG_BYTES] {
+                let mut streams = Streams::new(leg, path_bytes, 1024);
+                // One of them was read as fast as the path allows, and all pause.
+                streams.fill(0, LONG_BYTES);
+                (1..128).for_each(|stream| streams.fill(stream, 0));
+                assert!(!streams.tail(0, 0).is_in_the_way(), "{}", streams.sum());
+                (128..1024).for_each(|stream| streams.fill(stream, 0));
+                assert!(streams.tail(0, 0).is_in_the_way());
             }
         }
     }

@@ -18,6 +18,7 @@ mod links;
 mod origins;
 mod packets;
 mod page;
+mod pauses;
 mod places;
 mod probe;
 mod reload;
