@@ -158,6 +158,8 @@ pub(crate) struct Peer {
     state: watch::Sender<State>,
     /// Links whose place another one has taken.
     retired: Mutex<Vec<Weak<Link>>>,
+    /// Links that are over, while streams that they carried wait for the next.
+    lost: Mutex<Vec<Weak<Link>>>,
     /// Where it is noted whose certificates were refused.
     rejections: Arc<Rejections>,
     /// What the last link has learnt about the path.
@@ -205,6 +207,7 @@ impl Peer {
             preferred: ours.min(&config.site).clone(),
             state,
             retired: Mutex::default(),
+            lost: Mutex::default(),
             rejections: Arc::clone(rejections),
             known: Mutex::default(),
             losses: Mutex::default(),
@@ -381,6 +384,25 @@ impl Peer {
         state.link.iter().cloned().chain(older).collect()
     }
 
+    /// Links that are over whose streams wait for another one: no more than there are streams.
+    pub(crate) fn lost_links(&self) -> Vec<Arc<Link>> {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.retain(|link| link.strong_count() > 0);
+        lost.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Lets go of a link that is over: its streams wait no longer.
+    pub(crate) fn forget(&self, link: &Arc<Link>) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(link)));
+    }
+
+    fn note_lost(&self, link: &Arc<Link>) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.retain(|link| link.strong_count() > 0);
+        lost.push(Arc::downgrade(link));
+    }
+
     /// Notes why the last attempt failed, while there is no link; says whether that is to be told because of late
     /// it was another reason.
     pub(crate) fn note_failure(&self, fault: &Fault) -> bool {
@@ -511,6 +533,7 @@ impl Peer {
         link.close(Code::Unreachable, "the link's other connection is over");
         link.settle();
         self.learn_from(&link);
+        self.note_lost(&link);
         let peer = &link.peer;
         tracing::info!(%peer, reason, "link down");
         self.state.send_if_modified(|state| {

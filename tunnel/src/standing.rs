@@ -5,7 +5,7 @@
 //!
 //! | what has become of it | what is done |
 //! |---|---|
-//! | the peer's has been revoked | the link is closed, and its streams are cut (T10) |
+//! | the peer's has been revoked | the link is closed, and its streams are cut (T10), also those that wait for the next |
 //! | the peer's is of an authority that is trusted no longer | another link takes its place; if none does soon, it is closed, and its streams wait for the next |
 //! | ours is of another authority than the one in use, or is about to end while that is not | another link takes its place |
 //!
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant as Clock, SystemTime};
 use rustls_pki_types::CertificateDer;
 use towpath_certs::{Identity, view};
 use towpath_protocol::channel::Leg;
-use towpath_protocol::fault::Code;
+use towpath_protocol::fault::{Code, Fault};
 
 use crate::core::Core;
 use crate::link::Link;
@@ -124,16 +124,32 @@ pub(crate) fn attend(core: &Core) {
                 look(core, peer, &link);
             }
         }
+        // Streams that wait for a link remember with which certificate they were carried last.
+        for link in peer.lost_links() {
+            let _ = check(core, peer, &link);
+        }
     }
+}
+
+/// Ends a link whose peer was revoked, if it is not over, and all streams with that host.
+///
+/// # Errors
+///
+/// `E_DENIED` if the peer is revoked.
+fn check(core: &Core, peer: &Peer, link: &Arc<Link>) -> Result<(), Fault> {
+    core.trust.check_link(link).inspect_err(|fault| {
+        let host = &link.peer;
+        tracing::warn!(target: "audit", peer = %host, "revoked: link closed, streams cut");
+        peer.note_barred(fault);
+        link.close(fault.code, &fault.detail);
+        peer.streams.cut_host(host, fault);
+        peer.forget(link);
+    })
 }
 
 fn look(core: &Core, peer: &Peer, link: &Arc<Link>) {
     let host = &link.peer;
-    if let Err(fault) = core.trust.check_link(link) {
-        tracing::warn!(target: "audit", peer = %host, "revoked: link closed");
-        peer.note_barred(&fault);
-        link.close(fault.code, &fault.detail);
-        peer.streams.cut_host(host, &fault);
+    if check(core, peer, link).is_err() {
         return;
     }
     let (identity, generation) = core.trust.now();

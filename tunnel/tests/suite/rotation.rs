@@ -205,6 +205,35 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
     }
 }
 
+/// A link that does not come back must not keep them for as long as an outage may last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
+    for by_dialler in [false, true] {
+        let (pair, loads, echo) = loaded_pair(Some(Direction::default())).await;
+        let (revoked, tunnel, config) = if by_dialler {
+            ("region", &pair.edge, &pair.edge_config)
+        } else {
+            ("edge", &pair.region, &pair.region_config)
+        };
+        pair.relay.as_ref().unwrap().control().cut_both();
+        let (count, link) = (loads.len() as u64, || tunnel.status().links.remove(0));
+        until("they wait", || link().streams_paused == count).await;
+        until("there is no link", || link().host.is_none()).await;
+        let uri = format!("spiffe://shop.example/site/{revoked}/host/box-1");
+        let host = HostIdentity::from_uri(&uri).unwrap();
+        sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
+        carry_list(&pair.world.path("ca"), config);
+        until("they are cut", || link().streams == 0).await;
+        assert_eq!(link().streams_lost, 0, "no outage was too long");
+        let whose = "its certificate is revoked";
+        assert!(link().reason.starts_with(whose), "{}", link().reason);
+        for load in loads {
+            load.task.abort();
+        }
+        echo.abort();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t11_an_unusable_list_changes_nothing_and_shows() {
     let (pair, loads, echo) = loaded_pair(None).await;
