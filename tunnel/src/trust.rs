@@ -182,6 +182,14 @@ impl Trust {
         (Arc::clone(&live), self.taken.load(Ordering::Relaxed))
     }
 
+    /// Has this in use from now on.
+    fn take(&self, identity: Identity) {
+        let mut live = lock(&self.live);
+        *live = Arc::new(identity);
+        // Before anybody can read the one with the number of the other.
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How reading the files went.
     pub(crate) fn reading(&self) -> Reading {
         lock(&self.reading).clone()
@@ -393,7 +401,7 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     let (until, lists) = (&identity.view().not_after, identity.revocations());
     let numbers: Vec<_> = lists.views().map(|view| view.number).collect();
     tracing::info!(target: "audit", certificate_until = until, lists = ?numbers, "certificates changed");
-    *lock(&core.trust.live) = Arc::new(identity);
+    core.trust.take(identity);
     if let Some(endpoint) = endpoint {
         endpoint.set_server_config(Some(server));
     }
@@ -404,7 +412,6 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
         problem: None,
         since: Some(SystemTime::now()),
     };
-    core.trust.taken.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
