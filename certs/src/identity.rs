@@ -156,6 +156,13 @@ impl Identity {
             .filter_map(|der| view::view(der).ok())
     }
 
+    /// Whether the time of an authority that is trusted here is over by now: loaded again, this identity trusts it no
+    /// longer.
+    #[must_use]
+    pub fn has_ended_authority(&self, now: SystemTime) -> bool {
+        self.authorities.iter().any(|der| has_ended(der, now))
+    }
+
     /// The host the certificate names.
     #[must_use]
     pub const fn host(&self) -> &HostIdentity {
@@ -175,10 +182,15 @@ fn by_time(
     authorities: Vec<CertificateDer<'static>>,
     now: SystemTime,
 ) -> (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>) {
-    let now = unix_seconds_of(now);
     authorities
         .into_iter()
-        .partition(|der| view::view(der).is_ok_and(|one| one.not_after_unix_seconds > now))
+        .partition(|der| !has_ended(der, now))
+}
+
+/// Whether a certificate's time is over. One that does not parse has none.
+fn has_ended(der: &CertificateDer<'_>, now: SystemTime) -> bool {
+    let now = unix_seconds_of(now);
+    !view::view(der).is_ok_and(|one| one.not_after_unix_seconds > now)
 }
 
 /// Certificates as roots of trust.

@@ -47,6 +47,10 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// certificate that begins in a moment, or a clock that is being set.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How soon the same files are read again that were of no use after an authority's time had ended: each time says so
+/// in the log.
+const ENDED_INTERVAL: Duration = Duration::from_mins(10);
+
 /// Where the newest lists are kept, in the state folder.
 const LISTS_FILE: &str = "revocations.pem";
 
@@ -243,23 +247,34 @@ impl Trust {
         Ok(())
     }
 
-    /// Reads the files if they have changed since the last look, or if it is a `wish`.
+    /// Reads the files if they have changed since the last look, if the time of an authority has ended since, or if
+    /// it is a `wish`.
     fn look(&self, is_wish: bool) -> Look {
         let now = prints(&self.files);
         let mut watched = lock(&self.watched);
-        let is_due = is_wish
-            || is_young(&now, SystemTime::now())
-            || watched.retry_at.is_some_and(|at| at <= Clock::now());
+        let current = self.current();
+        let time = SystemTime::now();
+        let is_ended = current.has_ended_authority(time);
+        let is_over = match watched.retry_at {
+            Some(at) => at <= Clock::now(),
+            None => is_ended,
+        };
+        let is_due = is_wish || is_young(&now, time) || is_over;
         if now == watched.prints && !is_due {
             return watched.unsettled.take().map_or(Look::Same, Look::Failed);
         }
-        let is_settled = now == watched.prints || is_wish;
+        let is_same = now == watched.prints;
+        let is_settled = is_same || is_wish;
         watched.prints = now;
-        let current = self.current();
         let read = self.read(&current);
         watched.unsettled = None;
         let is_whole = matches!(read, Ok((_, None)));
-        watched.retry_at = (!is_whole).then(|| Clock::now() + RETRY_INTERVAL);
+        // That an authority has ended and nothing is there in its place waits for somebody who changes the files.
+        let wait = match is_same && is_ended {
+            true => ENDED_INTERVAL,
+            false => RETRY_INTERVAL,
+        };
+        watched.retry_at = (!is_whole).then(|| Clock::now() + wait);
         match read {
             Ok((identity, _)) if identity.is_same(&current) => self.clear_problem(),
             Ok((identity, fault)) => {

@@ -9,6 +9,7 @@ use crate::harness::trust::{
     shake, shown, sign, uses,
 };
 use crate::harness::{Pair, SOON, World, echo, metric, name, soon, start_again, until};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
 use tokio::time::Instant;
 use towpath_bench::relay::Direction;
 use towpath_certs::Authority;
@@ -232,6 +233,41 @@ async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
         }
         echo.abort();
     }
+}
+
+/// A certificate of an authority that ends in a moment.
+fn brief_authority(ends: SystemTime) -> String {
+    let mut params = CertificateParams::default();
+    let uri = "spiffe://shop.example".try_into().unwrap();
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "an authority that ends");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.not_after = ends.into();
+    params
+        .self_signed(&KeyPair::generate().unwrap())
+        .unwrap()
+        .pem()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_whose_time_ends_while_the_tunnel_runs_is_trusted_no_longer() {
+    let world = World::new();
+    let config = world.site("region", "edge");
+    let ca = &config.certificates.ca;
+    let ours = fs::read_to_string(ca).unwrap();
+    // A certificate's time is told in whole seconds.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(now.unwrap().as_secs() + 6);
+    fs::write(ca, ours + &brief_authority(ends)).unwrap();
+    let region = Tunnel::start(&config).await.unwrap();
+    let is_over = || SystemTime::now() >= ends;
+    let trusted = || region.status().certificate.authorities.len();
+    assert!(trusted() == 2 || is_over());
+    until("it is trusted no longer", || trusted() == 1).await;
+    assert!(is_over());
+    assert_eq!(region.status().certificate.problem, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
