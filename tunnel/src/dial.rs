@@ -3,9 +3,10 @@
 //! Every attempt is a whole new link from new sockets, so nothing an outage left behind (probe timers
 //! that doubled, a NAT's forgotten mapping) delays it. While nobody answers, attempts overlap; the
 //! first that connects joins and the others are dropped. When the kernel says that the network has
-//! changed, one more begins at once.
+//! changed, one more begins at once. A link that is up is replaced then if the kernel would send from another
+//! address: the peer hears nothing from there, and to wait until that shows would take longer.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -28,7 +29,7 @@ use crate::link::{Link, close};
 use crate::names::Place;
 use crate::peer::{Peer, State, speaks};
 use crate::standing::{Chain, Papers};
-use crate::{distrust, serve, transport, wire};
+use crate::{distrust, network, serve, transport, wire};
 
 /// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
 /// seconds once they all are, and those under way repeat their first packet only every second or two.
@@ -84,17 +85,30 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
     let mut backoff = Backoff::new(seed);
     let place = Place::new(address);
     let mut changes = peer.subscribe();
+    let mut network = core.network.subscribe();
     let mut next = Instant::now();
     loop {
         let is_needed =
             |state: &State| state.link.is_none() || state.is_stalled || state.is_outdated;
-        tokio::select! {
+        let cause = tokio::select! {
             () = stop.requested() => return,
-            needed = changes.wait_for(is_needed) => if needed.is_err() { return },
-        }
+            needed = changes.wait_for(is_needed) => match needed {
+                Ok(_) => Cause::Clock,
+                Err(_) => return,
+            },
+            Ok(()) = network.changed() => match peer.state().link {
+                Some(link) if link.has_moved() => {
+                    tracing::info!(site = %peer.site, "this host's address towards the peer is another now");
+                    peer.replace(&link);
+                    next = Instant::now();
+                    Cause::Network
+                }
+                _ => continue,
+            },
+        };
         let reached = tokio::select! {
             () = stop.requested() => return,
-            connections = reach(&core, &peer, &place, (&mut backoff, next)) => Some(connections),
+            connections = reach(&core, &peer, &place, (&mut backoff, next, cause)) => Some(connections),
             // The link we have answers again: streams over it live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
@@ -150,11 +164,10 @@ async fn reach(
     core: &Core,
     peer: &Arc<Peer>,
     place: &Arc<Place>,
-    (backoff, mut next): (&mut Backoff, Instant),
+    (backoff, mut next, mut cause): (&mut Backoff, Instant, Cause),
 ) -> Connections {
     let mut began = Instant::now();
     let mut attempts = JoinSet::new();
-    let mut cause = Cause::Clock;
     let mut network = core.network.subscribe();
     loop {
         let ended = tokio::select! {
@@ -191,8 +204,15 @@ async fn reach(
     }
 }
 
-/// The urgent and the bulk connection of a link to be, and what was shown on both.
-type Connections = (Connection, Connection, Chain);
+/// The connections of a link to be.
+struct Connections {
+    urgent: Connection,
+    bulk: Connection,
+    /// What was shown on both.
+    shown: Chain,
+    /// The address that they were dialled from.
+    source: Option<IpAddr>,
+}
 
 /// Dials both connections once.
 async fn connect(
@@ -204,6 +224,8 @@ async fn connect(
     let clients = peer.clients();
     let both = async {
         let target = place.next().await?;
+        // Before anything is sent: if it changes from then on, the link is made anew once it is there.
+        let source = network::source_towards(target);
         let refusals = || peer.last_refusal();
         let dial = |client, leg| connect_leg(client, how, (target, refusals), leg);
         let bulk = dial(clients.of(Leg::Bulk), Leg::Bulk);
@@ -212,7 +234,12 @@ async fn connect(
         } else {
             tokio::try_join!(dial(clients.of(Leg::Urgent), Leg::Urgent), bulk)?
         };
-        Ok((urgent, bulk, Arc::clone(&clients.chain)))
+        Ok(Connections {
+            urgent,
+            bulk,
+            shown: Arc::clone(&clients.chain),
+            source,
+        })
     };
     let connected = timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
         let detail = match place.is_unknown() {
@@ -260,7 +287,13 @@ async fn connect_leg(
 }
 
 /// Joins two connections to a link.
-async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> Result<Link, Fault> {
+async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link, Fault> {
+    let Connections {
+        urgent,
+        bulk,
+        shown,
+        source,
+    } = connections;
     let link = core::random_link()?;
     let told = peer.receive_rate();
     let both = async {
@@ -284,7 +317,7 @@ async fn join(core: &Core, peer: &Peer, (urgent, bulk, shown): Connections) -> R
                 (peer, &core.window_memory),
             );
             link.set_control(control);
-            Ok(link.with_papers(Papers::shown(shown)))
+            Ok(link.with_papers(Papers::shown(shown)).with_source(source))
         }
         Ok(_) => {
             let detail = "two hosts answered for the two connections of one link";

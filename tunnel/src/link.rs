@@ -3,6 +3,7 @@
 mod looks;
 mod measured;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock};
@@ -29,7 +30,7 @@ use crate::standing::Papers;
 use crate::streams::Party;
 use crate::turns::Turns;
 use crate::windows::{self, Memory, Windows};
-use crate::wire;
+use crate::{network, wire};
 use looks::{Rounds, seen, wire_bytes};
 pub(crate) use measured::{LegStanding, Measured, Trouble};
 
@@ -81,6 +82,8 @@ pub(crate) struct Link {
     pub turns: Turns,
     /// The certificates it was made with.
     pub papers: Papers,
+    /// The address that it was dialled from, if we dialled.
+    source: Option<IpAddr>,
     urgent: Connection,
     bulk: Connection,
     /// The run of the peer's tunnel.
@@ -171,6 +174,7 @@ impl Link {
             news: News::having_told(told),
             turns: Turns::default(),
             papers: Papers::default(),
+            source: None,
             urgent,
             bulk,
             run,
@@ -198,6 +202,20 @@ impl Link {
     pub(crate) fn with_papers(mut self, papers: Papers) -> Self {
         self.papers = papers;
         self
+    }
+
+    /// The same link, that remembers from where we have dialled it.
+    pub(crate) const fn with_source(mut self, source: Option<IpAddr>) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// Whether the kernel sends to the peer from another address than when we dialled: the peer answers none but
+    /// that one.
+    pub(crate) fn has_moved(&self) -> bool {
+        let now = || network::source_towards(self.urgent.remote_address());
+        self.source
+            .is_some_and(|source| now().is_some_and(|now| now != source))
     }
 
     /// Changes the most that we send; the peer's wish still holds.

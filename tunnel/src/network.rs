@@ -1,10 +1,13 @@
-//! Hears from the kernel that the network has changed, so that a lost link is dialled at once.
+//! Hears from the kernel that the network has changed, so that a lost link is dialled at once, and one that would
+//! be lost is replaced.
 //!
-//! A cable that is plugged in, an address that came, a route: each is announced to whoever listens, and
+//! A cable that is plugged in, an address that came or went, a route: each is announced to whoever listens, and
 //! listening takes no privilege. What is announced is not read beyond its kind, for the dial itself finds
-//! out whether it helps. One change makes a handful of announcements; they are heard as one.
+//! out whether it helps, and the kernel says from where it would send now. One change makes a handful of
+//! announcements; they are heard as one.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -32,8 +35,9 @@ const BUFFER_BYTES: usize = 8 * 1024;
 /// Groups of the kernel's announcements (rtnetlink(7), `RTMGRP_*`): links, addresses, routes.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
-/// Kinds that can be good news (rtnetlink(7)): `RTM_NEWLINK`, `RTM_NEWADDR`, `RTM_NEWROUTE`.
-const GOOD_NEWS: [u16; 3] = [16, 20, 24];
+/// Kinds that can change whether a peer is reached, or from where (rtnetlink(7)): `RTM_NEWLINK`, `RTM_NEWADDR`,
+/// `RTM_DELADDR`, `RTM_NEWROUTE`, `RTM_DELROUTE`.
+const NEWS: [u16; 5] = [16, 20, 21, 24, 25];
 
 /// Bytes of an announcement's header: length and kind are its first six.
 const HEADER_BYTES: usize = 16;
@@ -79,7 +83,7 @@ impl Network {
             let due = calm.due.map(|due| began + due.since(Instant::ZERO));
             tokio::select! {
                 () = sleep_until(due.unwrap_or(began)), if due.is_some() => {}
-                heard = socket.recv(&mut buffer) => if is_good_news(&buffer, heard)? {
+                heard = socket.recv(&mut buffer) => if is_news(&buffer, heard)? {
                     calm.note(Instant::ZERO + began.elapsed());
                 }
             }
@@ -89,6 +93,18 @@ impl Network {
             }
         }
     }
+}
+
+/// The address from which the kernel would send to another now; none if it knows no way there.
+pub(crate) fn source_towards(target: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Nothing is sent: this asks for the way alone.
+    socket.connect(target).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Opens a socket for the kernel's announcements.
@@ -101,10 +117,10 @@ fn open() -> io::Result<UnixDatagram> {
     UnixDatagram::from_std(socket.into())
 }
 
-/// Whether what was received can be good news.
-fn is_good_news(buffer: &[u8], heard: io::Result<usize>) -> io::Result<bool> {
+/// Whether what was received may matter.
+fn is_news(buffer: &[u8], heard: io::Result<usize>) -> io::Result<bool> {
     match heard {
-        Ok(count) => Ok(kinds(&buffer[..count]).any(|kind| GOOD_NEWS.contains(&kind))),
+        Ok(count) => Ok(kinds(&buffer[..count]).any(|kind| NEWS.contains(&kind))),
         // Some were lost because there were too many: what they said is not known.
         Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(true),
         Err(error) => Err(error),

@@ -10,9 +10,10 @@ mod harness;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Pair, accept, metric, soon};
+use harness::{Pair, accept, metric, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_protocol::channel::Class;
+use towpath_tunnel::config::Config;
 
 /// Says that this process is the one inside the namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE";
@@ -108,4 +109,58 @@ async fn a_network_that_comes_back_is_dialled_into_at_once_and_streams_live_on()
     );
     assert!(metric(&pair.edge_config, "towpath_network_changes_total").await > 0);
     assert_eq!(pair.edge.status().links[0].streams_lost, 0);
+}
+
+/// Waits until a metric of the edge is above a value; gives what it is then.
+async fn above(pair: &Pair, series: &str, value: u64) -> u64 {
+    let counting = async {
+        loop {
+            let now = metric(&pair.edge_config, series).await;
+            if now > value {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(counting).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_is_replaced_when_the_host_sends_from_another_address_and_not_before() {
+    if !is_inside("a_link_is_replaced_when_the_host_sends_from_another_address_and_not_before") {
+        return;
+    }
+    ip("link set lo up");
+    ip("address add 10.9.0.1/32 dev lo");
+    ip("address add 10.9.0.2/32 dev lo");
+    let listen = |_: &mut Config, region: &mut Config| {
+        region.listen = Some("10.9.0.1:0".parse().unwrap());
+    };
+    let pair = Pair::start_with(listen, None).await;
+    let (mut local, mut remote) = pair.stream(Class::App).await;
+    let by_network = "towpath_tunnel_dials_total{cause=\"network\",peer=\"region\"}";
+    let changes = "towpath_network_changes_total";
+    let dialled = metric(&pair.edge_config, by_network).await;
+    let mut changed = metric(&pair.edge_config, changes).await;
+    // None of these changes from where the region is reached.
+    for change in [
+        "address add 10.9.0.3/32 dev lo",
+        "address del 10.9.0.3/32 dev lo",
+        "route add 10.10.0.0/16 dev lo",
+    ] {
+        ip(change);
+        changed = above(&pair, changes, changed).await;
+    }
+    ip("route change local 10.9.0.1 dev lo table local proto kernel scope host src 10.9.0.2");
+    above(&pair, by_network, dialled).await;
+    // What was under way goes on, and the link was not lost in between.
+    local.write_all(b"on").await.unwrap();
+    soon(remote.read_exact(&mut [0; 2])).await.unwrap();
+    pair.edge
+        .linked(&name("region"), harness::SOON)
+        .await
+        .unwrap();
+    assert_eq!(metric(&pair.edge_config, by_network).await, dialled + 1);
+    let link = &pair.edge.status().links[0];
+    assert_eq!((link.links_lost, link.streams_lost), (0, 0));
 }
