@@ -24,10 +24,11 @@ use towpath_protocol::version::Speaker;
 use crate::backoff::{self, Backoff};
 use crate::config::Limits;
 use crate::core::{self, Core};
+use crate::health::Whose;
 use crate::legs::Drivers;
 use crate::link::{Link, close};
 use crate::names::Place;
-use crate::peer::{Peer, State, speaks};
+use crate::peer::{Barred, Peer, State, Unreached, speaks};
 use crate::standing::{Chain, Papers};
 use crate::{distrust, network, serve, transport, wire};
 
@@ -126,17 +127,17 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         next = Instant::now();
         match joined {
             Ok(()) => backoff.note_reached(),
-            Err(fault) => {
-                note_failure(&peer, &fault);
+            Err(unreached) => {
+                note_failure(&peer, &unreached);
                 next += backoff.after_failure();
             }
         }
     }
 }
 
-fn note_failure(peer: &Peer, fault: &Fault) {
-    let site = &peer.site;
-    match (peer.note_failure(fault), &fault.remedy) {
+fn note_failure(peer: &Peer, unreached: &Unreached) {
+    let (site, fault) = (&peer.site, &unreached.fault);
+    match (peer.note_failure(unreached), &fault.remedy) {
         (false, _) => tracing::debug!(%site, %fault, "not reached"),
         (true, None) => tracing::warn!(%site, %fault, "not reached"),
         (true, Some(remedy)) => tracing::warn!(%site, %fault, remedy, "not reached"),
@@ -144,16 +145,20 @@ fn note_failure(peer: &Peer, fault: &Fault) {
 }
 
 /// Takes a link into its place, unless another one is to stay there: then this one is as good as not reached.
-fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) -> Result<(), Fault> {
-    let trusted = core.trust.check_link(link);
-    match trusted.and_then(|()| peer.adopt(link)) {
+fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) -> Result<(), Unreached> {
+    let trusted = core.trust.check_link(link).map_err(|fault| Unreached {
+        fault,
+        barred: Some(Barred::Revoked(Whose::Peers)),
+    });
+    match trusted.and_then(|()| Ok(peer.adopt(link)?)) {
         Ok(()) => {
             serve::accept(core, link);
             Ok(())
         }
-        Err(fault) => {
+        Err(unreached) => {
+            let fault = &unreached.fault;
             link.close(fault.code, &fault.detail);
-            Err(fault)
+            Err(unreached)
         }
     }
 }
@@ -192,12 +197,12 @@ async fn reach(
             }
             Some(ended) = attempts.join_next() => ended,
         };
-        let fault = match ended {
+        let unreached = match ended {
             Ok(Ok(connections)) => return connections,
-            Ok(Err(fault)) => fault,
-            Err(error) => Fault::new(Code::Unreachable, error.to_string()),
+            Ok(Err(unreached)) => unreached,
+            Err(error) => Fault::new(Code::Unreachable, error.to_string()).into(),
         };
-        note_failure(peer, &fault);
+        note_failure(peer, &unreached);
         if attempts.is_empty() {
             next = next.max(Instant::now() + backoff.after_failure());
         }
@@ -220,7 +225,7 @@ async fn connect(
     how: (&Limits, &Drivers),
     place: &Arc<Place>,
     is_quiet: bool,
-) -> Result<Connections, Fault> {
+) -> Result<Connections, Unreached> {
     let clients = peer.clients();
     let both = async {
         let target = place.next().await?;
@@ -241,28 +246,22 @@ async fn connect(
             source,
         })
     };
-    let connected = timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
+    timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
         let detail = match place.is_unknown() {
             true => format!("{}: nobody says where that is", place.name),
             false => format!("{} does not answer", place.name),
         };
-        Err(Fault::new(Code::Stalled, detail))
-    });
-    if let Err(fault) = &connected
-        && fault.code == Code::Denied
-    {
-        peer.note_barred(fault);
-    }
-    connected
+        Err(Fault::new(Code::Stalled, detail).into())
+    })
 }
 
-/// One of the connections; `E_DENIED` if the peer's certificate is revoked.
+/// One of the connections.
 async fn connect_leg(
     client: ClientConfig,
     (limits, drivers): (&Limits, &Drivers),
     (target, refusals): (SocketAddr, impl Fn() -> Option<Refusal>),
     leg: Leg,
-) -> Result<Connection, Fault> {
+) -> Result<Connection, Unreached> {
     let failed = |error: String| Fault::new(Code::Unreachable, format!("{target}: {error}"));
     let socket = transport::dialling_socket(target, leg)?;
     let endpoint = Endpoint::new(
@@ -278,16 +277,16 @@ async fn connect_leg(
         .await
         .map_err(|error| {
             let told = distrust::of(&error, refusals().as_ref());
-            let told = told.map(|told| Fault {
-                detail: format!("{} ({target})", told.detail),
-                ..told
+            let told = told.map(|mut told| {
+                told.fault.detail = format!("{} ({target})", told.fault.detail);
+                told
             });
-            told.unwrap_or_else(|| failed(error.to_string()))
+            told.unwrap_or_else(|| failed(error.to_string()).into())
         })
 }
 
 /// Joins two connections to a link.
-async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link, Fault> {
+async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link, Unreached> {
     let Connections {
         urgent,
         bulk,
@@ -321,20 +320,21 @@ async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link
         }
         Ok(_) => {
             let detail = "two hosts answered for the two connections of one link";
-            Err(Fault::new(Code::Denied, detail))
+            Err(Fault::new(Code::Denied, detail).into())
         }
         Err(fault) => {
             // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
             // done before its own certificate has been looked at.
             let why = urgent.close_reason().or_else(|| bulk.close_reason());
-            let fault = match why {
+            let unreached = match why {
                 Some(reason) if fault.code == Code::Unreachable => distrust::of(&reason, None)
-                    .unwrap_or_else(|| Fault::new(fault.code, reason.to_string())),
-                _ => fault,
+                    .unwrap_or_else(|| Fault::new(fault.code, reason.to_string()).into()),
+                _ => fault.into(),
             };
-            close(&urgent, fault.code, "not joined");
-            close(&bulk, fault.code, "not joined");
-            Err(fault)
+            for connection in [&urgent, &bulk] {
+                close(connection, unreached.fault.code, "not joined");
+            }
+            Err(unreached)
         }
     }
 }

@@ -13,9 +13,10 @@ use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::health::{RECENT, Whose};
+use crate::peer::{Barred, Unreached};
 
 /// What a host says of itself whose peer refuses it as revoked.
-pub(crate) const OURS_REVOKED: &str = "the peer refuses it in the handshake";
+const OURS_REVOKED: &str = "the peer refuses it in the handshake";
 
 /// How long a reason for which a peer is not reached is not told again though others came between.
 const TOLD_AGAIN: Duration = Duration::from_mins(10);
@@ -50,7 +51,7 @@ fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
 
 /// What is to be told of a handshake of ours that failed over a certificate; `noted` is the last one of the peer's
 /// that was refused here.
-pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Fault> {
+pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Unreached> {
     let (whose, alert) = alert(error)?;
     let told = Rejection::told_by(alert)?;
     let noted = noted.filter(|noted| whose == Whose::Peers && is_of(noted.reason, told));
@@ -68,7 +69,10 @@ pub(crate) fn of(error: &ConnectionError, noted: Option<&Refusal>) -> Option<Fau
         (Whose::Peers, Rejection::Revoked) => Code::Denied,
         _ => Code::Certificate,
     };
-    Some(Fault::new(code, detail).remedy(remedy(whose, reason)))
+    Some(Unreached {
+        fault: Fault::new(code, detail).remedy(remedy(whose, reason)),
+        barred: (reason == Rejection::Revoked).then_some(Barred::Revoked(whose)),
+    })
 }
 
 /// Why we refused a handshake, if it was over a certificate; of those that were noted the last is taken for it if
@@ -307,6 +311,13 @@ mod tests {
             (theirs(120), "another protocol", "upgrade"),
         ] {
             let told = of(&error, None).unwrap();
+            let revoked = told.barred.map(|barred| match barred {
+                Barred::Revoked(whose) => whose,
+                Barred::NoVersion => panic!("{told:?}"),
+            });
+            let whose = alert(&error).filter(|(_, alert)| *alert == 44);
+            assert_eq!(revoked, whose.map(|(whose, _)| whose));
+            let told = told.fault;
             assert!(told.detail.contains(reason), "{told}");
             assert!(!told.detail.contains("Fault"), "{told}");
             let mends = told.remedy.unwrap();
@@ -324,10 +335,10 @@ mod tests {
             detail: detail.to_owned(),
         };
         let named = noted(Rejection::WrongName, "b answered where a was dialled");
-        let told = of(&ours(46), Some(&named)).unwrap();
+        let told = of(&ours(46), Some(&named)).unwrap().fault;
         assert!(told.detail.ends_with(&named.detail), "{told}");
         let young = noted(Rejection::NotYetValid, "too young");
-        let told = of(&ours(45), Some(&young)).unwrap();
+        let told = of(&ours(45), Some(&young)).unwrap().fault;
         assert!(told.detail.contains("not valid yet"), "{told}");
         // Neither of an older handshake nor of what the peer refuses.
         for error in [ours(48), theirs(46)] {

@@ -325,13 +325,22 @@ impl Link {
 
     /// Whether one side has ended the link, and its streams with it.
     pub(crate) fn is_farewell(&self) -> bool {
-        let final_code = wire::code(Code::Gone);
-        let is_final = |connection: &Connection| {
+        self.is_given_up.load(Ordering::Relaxed) || self.is_closed_with(Code::Gone)
+    }
+
+    /// Whether the peer has ended it because our certificate is revoked: it ends a link that is up with that code for
+    /// nothing else.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.is_closed_with(Code::Denied)
+    }
+
+    /// Whether the peer has closed one of the connections with a code.
+    fn is_closed_with(&self, code: Code) -> bool {
+        let code: VarInt = wire::code(code);
+        [&self.urgent, &self.bulk].into_iter().any(|connection| {
             let reason = connection.close_reason();
-            matches!(reason, Some(ConnectionError::ApplicationClosed(close))
-                if close.error_code == final_code)
-        };
-        self.is_given_up.load(Ordering::Relaxed) || is_final(&self.urgent) || is_final(&self.bulk)
+            matches!(reason, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == code)
+        })
     }
 
     /// Who is at the other end.

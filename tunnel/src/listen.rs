@@ -199,7 +199,12 @@ impl Listener {
                     );
                     tracing::warn!(target: "audit", %source, error = why, untold, "handshake refused");
                 }
-                let told = || Some(Refused::by_dialler(source, distrust::of(&error, None)?));
+                let told = || {
+                    Some(Refused::by_dialler(
+                        source,
+                        distrust::of(&error, None)?.fault,
+                    ))
+                };
                 let refused = refusal.map(|refusal| Refused::by_verifier(source, refusal));
                 if let Some(refused) = refused.or_else(told) {
                     self.core.refused.note(refused);
@@ -260,7 +265,7 @@ impl Listener {
         let version = match negotiated {
             Ok(version) => version,
             Err(fault) => {
-                if peer.note_failure(&fault) {
+                if peer.note_failure(&fault.clone().into()) {
                     tracing::warn!(site = %peer.site, %fault, "no link");
                 }
                 refuse(&mut answer, &fault).await;

@@ -32,7 +32,7 @@ use crate::counters::Counters;
 use crate::datagrams::Flows;
 use crate::dial::Cause;
 use crate::distrust::Failures;
-use crate::health;
+use crate::health::{self, Whose};
 use crate::link::Link;
 use crate::pace::Pacer;
 use crate::recent::Recent;
@@ -59,10 +59,44 @@ pub(crate) struct State {
     pub reason: String,
     /// What to do about that, where whoever met it knows.
     pub remedy: Option<String>,
-    /// What no waiting mends, until there is a link again: who was refused because its certificate is revoked, or
-    /// has no version in common with us.
-    pub barred: Option<Fault>,
+    /// What no waiting mends, until there is a link again.
+    pub barred: Option<Barred>,
     pub since: SystemTime,
+}
+
+/// What no waiting mends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Barred {
+    /// A certificate is revoked: the peer's, which we refuse, or ours, as the peer says.
+    Revoked(Whose),
+    /// The peer has no version in common with us.
+    NoVersion,
+}
+
+impl Barred {
+    /// As what it is told to programs: those who are refused themselves are told no more than that there is no link.
+    const fn code(self) -> Code {
+        match self {
+            Self::Revoked(Whose::Peers) => Code::Denied,
+            Self::Revoked(Whose::Ours) => Code::Unreachable,
+            Self::NoVersion => Code::Version,
+        }
+    }
+}
+
+/// Why a peer was not reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unreached {
+    pub fault: Fault,
+    /// If no waiting mends it: what it is.
+    pub barred: Option<Barred>,
+}
+
+impl From<Fault> for Unreached {
+    fn from(fault: Fault) -> Self {
+        let barred = (fault.code == Code::Version).then_some(Barred::NoVersion);
+        Self { fault, barred }
+    }
 }
 
 /// The name under which both sides know whose tunnel speaks so many versions.
@@ -95,6 +129,17 @@ impl State {
     /// Whether what is asked of the link now is likely to succeed.
     pub(crate) const fn is_usable(&self) -> bool {
         self.link.is_some() && !self.is_stalled
+    }
+
+    /// Takes note of what keeps the peer away now. That we refuse it holds while nothing else is known; the others may
+    /// be over, as when it is down to be upgraded.
+    fn bar(&mut self, barred: Option<Barred>) -> bool {
+        let (before, refused) = (self.barred, Some(Barred::Revoked(Whose::Peers)));
+        self.barred = match barred {
+            None if before == refused => refused,
+            other => other,
+        };
+        self.barred != before
     }
 }
 
@@ -306,7 +351,7 @@ impl Peer {
     }
 
     fn unlinked(&self) -> Fault {
-        let barred = self.state.borrow().barred.as_ref().map(|fault| fault.code);
+        let barred = self.state.borrow().barred.map(Barred::code);
         let verdict = status::verdict(self);
         let fault = Fault::new(
             barred.unwrap_or(Code::Unreachable),
@@ -324,9 +369,9 @@ impl Peer {
     }
 
     /// Notes that the peer is refused because its certificate is revoked.
-    pub(crate) fn note_barred(&self, fault: &Fault) {
-        self.state
-            .send_modify(|state| state.barred = Some(fault.clone()));
+    pub(crate) fn note_revoked(&self) {
+        let revoked = Some(Barred::Revoked(Whose::Peers));
+        self.state.send_if_modified(|state| state.bar(revoked));
     }
 
     /// Waits until another link has taken this one's place.
@@ -405,7 +450,7 @@ impl Peer {
 
     /// Notes why the last attempt failed, while there is no link; says whether that is to be told because of late
     /// it was another reason.
-    pub(crate) fn note_failure(&self, fault: &Fault) -> bool {
+    pub(crate) fn note_failure(&self, Unreached { fault, barred }: &Unreached) -> bool {
         let mut is_told = false;
         self.state.send_if_modified(|state| {
             if state.link.is_some() {
@@ -416,15 +461,8 @@ impl Peer {
             if is_news {
                 state.reason.clone_from(&fault.detail);
                 state.remedy.clone_from(&fault.remedy);
-                let is_revoked = |barred: &Fault| barred.code != Code::Version;
-                if fault.code == Code::Version {
-                    state.barred = Some(fault.clone());
-                } else if !state.barred.as_ref().is_some_and(is_revoked) {
-                    // It may be down to be upgraded.
-                    state.barred = None;
-                }
             }
-            is_news
+            state.bar(*barred) || is_news
         });
         is_told
     }
@@ -529,6 +567,8 @@ impl Peer {
                 });
             })
             .await;
+        // What the peer said is forgotten as soon as we close what it said it on.
+        let is_denied = link.is_denied();
         // One connection is over: the other one must not live on with half of the streams.
         link.close(Code::Unreachable, "the link's other connection is over");
         link.settle();
@@ -549,6 +589,9 @@ impl Peer {
                     self.note_loss();
                     state.reason.clone_from(&reason);
                     state.remedy = None;
+                    if is_denied {
+                        state.bar(Some(Barred::Revoked(Whose::Ours)));
+                    }
                 }
             }
             is_ours

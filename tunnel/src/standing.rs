@@ -140,7 +140,7 @@ fn check(core: &Core, peer: &Peer, link: &Arc<Link>) -> Result<(), Fault> {
     core.trust.check_link(link).inspect_err(|fault| {
         let host = &link.peer;
         tracing::warn!(target: "audit", peer = %host, "revoked: link closed, streams cut");
-        peer.note_barred(fault);
+        peer.note_revoked();
         link.close(fault.code, &fault.detail);
         peer.streams.cut_host(host, fault);
         peer.forget(link);

@@ -11,32 +11,20 @@ use rustls::NamedGroup;
 use towpath_certs::{Freshness, tls};
 use towpath_forecast::moment::Moment;
 use towpath_protocol::channel::Class;
-use towpath_protocol::fault::Code;
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::channels::Channel;
 use crate::core::{Core, Service};
-use crate::distrust::{self, Refused};
-use crate::health::{self, Signs, Verdict, Whose};
+use crate::distrust::Refused;
+use crate::health::{self, Signs, Verdict};
 use crate::link::{LegStanding, Link, Measured};
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
-use crate::peer::{Peer, State};
+use crate::peer::{Barred, Peer};
 use crate::timetable;
 use crate::trust::{self, Trust};
 
 pub use view::*;
-
-/// Whose certificate keeps a link away because it is revoked: the peer's, which we refuse, or ours, of which only
-/// the peer's words tell.
-fn whose_is_revoked(state: &State) -> Option<Whose> {
-    let is_told = |words| state.reason.contains(words);
-    let barred = state.barred.as_ref();
-    if barred.is_some_and(|barred| barred.code == Code::Denied) {
-        return Some(Whose::Peers);
-    }
-    (is_told(trust::REVOKED) || is_told(distrust::OURS_REVOKED)).then_some(Whose::Ours)
-}
 
 /// A tunnel's status now.
 pub(crate) fn status(core: &Core) -> StatusView {
@@ -176,11 +164,11 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
         is_linked: state.link.is_some(),
         is_stalled: state.is_stalled,
         is_dialled: peer.address.is_some(),
-        revoked: whose_is_revoked(&state),
-        is_unspoken: state
-            .barred
-            .as_ref()
-            .is_some_and(|barred| barred.code == Code::Version),
+        revoked: match state.barred {
+            Some(Barred::Revoked(whose)) => Some(whose),
+            _ => None,
+        },
+        is_unspoken: state.barred == Some(Barred::NoVersion),
         why_down: state.reason,
         remedy_down: state.remedy,
         lost_per_million: trouble.lost_per_million,

@@ -33,7 +33,7 @@ use crate::link::Link;
 use crate::{kept, standing, transport};
 
 /// What a peer is told whose live link is closed because its certificate is revoked.
-pub(crate) const REVOKED: &str = "the certificate has been revoked";
+const REVOKED: &str = "the certificate has been revoked";
 
 /// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
 /// four calls of `stat`.
