@@ -193,7 +193,7 @@ fn links_table(links: &[LinkView]) -> String {
         "PEER", "HOST", "STATE", ">RTT", ">BASE", ">QUEUE", ">LOSS", ">OUT", ">IN", ">CAP",
         ">STREAMS", "WHY",
     ])
-    .least(["BASE", "QUEUE", "STREAMS", "LOSS", "HOST", "CAP", "RTT"]);
+    .least(["BASE", "QUEUE", "STREAMS", "LOSS", "CAP", "HOST", "RTT"]);
     for link in links {
         let cap = link
             .cap_bits_per_second
