@@ -32,6 +32,13 @@ impl Figures {
         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
     }
 
+    /// Whether the last error was this one.
+    pub(crate) fn is_last_error(&self, fault: &Fault) -> bool {
+        let last = self.last_error.lock();
+        let last = last.unwrap_or_else(PoisonError::into_inner);
+        last.as_deref() == Some(&*fault.to_string())
+    }
+
     /// Notes how an opening over a link went.
     pub(crate) fn note_opening(&self, failed: Option<&Fault>) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -133,15 +133,7 @@ impl Channels {
                 Origin::Pushed => self.have_listen(core, &spec).await,
             };
             let Err(fault) = opened else { continue };
-            let name = &spec.name;
-            match origin {
-                Origin::Configured => {
-                    tracing::warn!(channel = %name, %fault, "not opened as configured");
-                }
-                Origin::Pushed => {
-                    tracing::error!(channel = %name, %fault, "a channel of before is not opened");
-                }
-            }
+            self.tell(&spec.name, origin, &fault);
             self.stand_in((&spec, origin), &fault).await;
             if fault.code == Code::Io {
                 late.push((spec, origin));
@@ -152,6 +144,22 @@ impl Channels {
             self.stay(core, &spec.name).await;
         }
         late
+    }
+
+    /// Says why a channel is not opened, once for each reason: it is tried again for as long as it takes.
+    fn tell(&self, name: &Name, origin: Origin, fault: &Fault) {
+        let known = self.find(name);
+        if known.is_some_and(|known| known.figures.is_last_error(fault)) {
+            return;
+        }
+        match origin {
+            Origin::Configured => {
+                tracing::warn!(channel = %name, %fault, "not opened as configured");
+            }
+            Origin::Pushed => {
+                tracing::error!(channel = %name, %fault, "a channel of before is not opened");
+            }
+        }
     }
 
     /// Has a channel of before listen, unless somebody has said otherwise since.

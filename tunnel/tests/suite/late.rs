@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 
+use crate::harness::kept::Kept;
 use crate::harness::{Pair, name, until};
 use tokio::net::TcpStream;
 use towpath_daemon::client::Client;
@@ -71,6 +72,7 @@ async fn con_1_a_configured_channel_without_its_address_keeps_no_tunnel_from_sta
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_again() {
     let address = "127.9.2.2:7001";
+    let log = Kept::log();
     let change = |edge: &mut Config, _: &mut Config| {
         edge.read_from(edge.socket.with_file_name("tunnel.toml"));
         keeps_state(edge);
@@ -93,6 +95,10 @@ async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_aga
     .unwrap();
     edge.reload().await;
     check_is_late(&find(&edge, "pushed").unwrap(), address);
+    // It was tried twice by now, and told once.
+    let text = log.text();
+    let lines = text.lines().filter(|line| line.contains("not opened"));
+    assert_eq!(lines.filter(|line| line.contains(address)).count(), 1);
     drop(taken);
     edge.linked(&name("region"), crate::harness::SOON)
         .await
