@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use towpath_bench::relay::{self, Direction, Options, Relay, Side};
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
@@ -344,6 +344,16 @@ pub async fn metric(config: &Config, series: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(series));
     let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
     value.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Somebody listens there; without a service behind it, the reset may come before the connection is noticed.
+pub async fn check_answers(address: &str) {
+    let connected = TcpStream::connect(address).await;
+    let end = connected.err().map(|error| error.kind());
+    assert!(
+        matches!(end, None | Some(std::io::ErrorKind::ConnectionReset)),
+        "{end:?}"
+    );
 }
 
 /// How many handshakes a tunnel has refused for a reason.

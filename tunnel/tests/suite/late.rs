@@ -3,8 +3,7 @@
 use std::net::TcpListener;
 
 use crate::harness::kept::Kept;
-use crate::harness::{Pair, name, until};
-use tokio::net::TcpStream;
+use crate::harness::{Pair, check_answers, name, until};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
@@ -44,7 +43,7 @@ fn check_is_late(view: &ChannelView, address: &str) {
 async fn check_opens(tunnel: &Tunnel, label: &str, address: &str) -> ChannelView {
     let listens = || find(tunnel, label).filter(|channel| channel.state == ChannelState::Healthy);
     until("the channel listens", || listens().is_some()).await;
-    TcpStream::connect(address).await.unwrap();
+    check_answers(address).await;
     listens().unwrap()
 }
 

@@ -1,11 +1,10 @@
 //! Caps, shares and channels that change while streams run: by hand, and by the configuration read again.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
-use crate::harness::{Pair, name, until};
-use tokio::net::{TcpStream, UdpSocket};
+use crate::harness::{Pair, check_answers, name, until};
+use tokio::net::UdpSocket;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
@@ -220,16 +219,6 @@ fn channel_at(label: &str, listen: &str) -> ChannelSpec {
         listen: listen.parse().unwrap(),
         ..channel(label, None)
     }
-}
-
-/// Somebody listens there; without a service behind it, the reset may come before the connection is noticed.
-async fn check_answers(address: &str) {
-    let connected = TcpStream::connect(address).await;
-    let end = connected.err().map(|error| error.kind());
-    assert!(
-        matches!(end, None | Some(ErrorKind::ConnectionReset)),
-        "{end:?}"
-    );
 }
 
 /// The edge's channels by name, each with where it listens.
