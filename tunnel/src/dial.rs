@@ -26,7 +26,7 @@ use crate::config::Limits;
 use crate::core::{self, Core};
 use crate::health::Whose;
 use crate::legs::Drivers;
-use crate::link::{Link, close};
+use crate::link::{Joint, Link, close};
 use crate::names::Place;
 use crate::peer::{Barred, Peer, State, Unreached, speaks};
 use crate::standing::{Chain, Papers};
@@ -309,12 +309,17 @@ async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link
     let is_same = serve::identity_of(&bulk)? == host;
     match joined {
         Ok(((joined, control), _)) if is_same => {
-            let link = Link::new(
-                (link, joined.version, (host, joined.run), core.site.clone()),
-                (urgent, bulk),
-                (told, joined.receive_rate_max.map(Rate::clamped)),
-                (peer, &core.window_memory),
-            );
+            let joint = Joint {
+                id: link,
+                version: joined.version,
+                party: (host, joined.run),
+                dialler: core.site.clone(),
+                urgent,
+                bulk,
+                told,
+                theirs: joined.receive_rate_max.map(Rate::clamped),
+            };
+            let link = Link::new(joint, peer, &core.window_memory);
             link.set_control(control);
             Ok(link.with_papers(Papers::shown(shown)).with_source(source))
         }

@@ -2,6 +2,7 @@
 
 mod looks;
 mod measured;
+mod wishes;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant as Clock};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
-use towpath_protocol::channel::{Class, Leg, LinkId, PathReport, RunId};
+use towpath_protocol::channel::{Class, Leg, LinkId, RunId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -33,6 +34,8 @@ use crate::windows::{self, Memory, Windows};
 use crate::{network, wire};
 use looks::{Rounds, seen, wire_bytes};
 pub(crate) use measured::{LegStanding, Measured, Trouble};
+use wishes::Wishes;
+pub(crate) use wishes::least;
 
 /// How often a link looks at its connections' counters.
 const TICK: Duration = Duration::from_millis(50);
@@ -51,9 +54,6 @@ const KEPT_BELOW_PER_MILLE_MIN: u64 = 800;
 /// Most an urgent connection gets to send at once on bulk's word: four pages batches of 64 KiB.
 const URGENT_FLOOR_BYTES_MAX: u64 = 256 * 1024;
 
-/// How old the peer's word of what its path carries may be: it has one each second.
-const FILLED_TIME: Duration = Duration::from_secs(2);
-
 /// How long a link that was replaced is kept though it carries nothing: its peer may not have heard yet that the next one
 /// is taken, and would be without any.
 const RETIREMENT_MIN: Duration = Duration::from_secs(1);
@@ -71,11 +71,7 @@ pub(crate) struct Link {
     /// The version of the words that both sides speak.
     pub version: u16,
     pub pace: Arc<Pace>,
-    caps: Mutex<Caps>,
-    /// What the peer has said that it wants to receive, until it is taken note of.
-    wished: Mutex<Option<Option<Rate>>>,
-    /// See [`Self::take_filled`].
-    filled: Mutex<Option<(Clock, u64)>>,
+    wishes: Wishes,
     pub counters: Arc<Counters>,
     pub reports: Reports,
     pub news: News,
@@ -115,11 +111,22 @@ pub(crate) struct Link {
     began: Clock,
 }
 
-/// What is sent at most: as we want it, and as the peer does.
-#[derive(Debug, Default)]
-struct Caps {
-    ours: Option<Rate>,
-    theirs: Option<Rate>,
+/// Two connections that were joined to a link, and what was said meanwhile.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    pub id: LinkId,
+    /// The version of the words that both sides speak.
+    pub version: u16,
+    /// Who is at the other end.
+    pub party: Party,
+    /// The site that dialled.
+    pub dialler: Name,
+    pub urgent: Connection,
+    pub bulk: Connection,
+    /// Most that we want to be sent, as the peer was told.
+    pub told: Option<Rate>,
+    /// Most that the peer wants to be sent, as it said.
+    pub theirs: Option<Rate>,
 }
 
 /// A stream that a link carries, or whose program it waits for, until it is dropped.
@@ -140,14 +147,10 @@ impl Drop for Carrying {
 }
 
 impl Link {
-    /// A link of two joined connections that speak `version`, whose peer wants at most `theirs` and was told
-    /// that we want at most `told`.
-    pub(crate) fn new(
-        (id, version, (peer, run), dialler): (LinkId, u16, Party, Name),
-        (urgent, bulk): (Connection, Connection),
-        (told, theirs): (Option<Rate>, Option<Rate>),
-        (site, memory): (&Peer, &Arc<Memory>),
-    ) -> Self {
+    /// A link to a site.
+    pub(crate) fn new(joint: Joint, site: &Peer, memory: &Arc<Memory>) -> Self {
+        let (peer, run) = joint.party;
+        let (urgent, bulk) = (joint.urgent, joint.bulk);
         for connection in [&urgent, &bulk] {
             if connection
                 .remote_address()
@@ -161,17 +164,15 @@ impl Link {
         }
         let began = Delay::of(&bulk).map_or_else(Clock::now, |delay| delay.began());
         Self {
-            id,
+            id: joint.id,
             peer,
-            dialler,
+            dialler: joint.dialler,
             pace: Arc::new(Pace::new(Arc::clone(&site.pacer))),
-            version,
-            caps: Mutex::new(Caps { ours: None, theirs }),
-            wished: Mutex::default(),
-            filled: Mutex::default(),
+            version: joint.version,
+            wishes: Wishes::of(joint.theirs),
             counters: Arc::clone(&site.counters),
             reports: Reports::default(),
-            news: News::having_told(told),
+            news: News::having_told(joint.told),
             turns: Turns::default(),
             papers: Papers::default(),
             source: None,
@@ -216,60 +217,6 @@ impl Link {
         let now = || network::source_towards(self.urgent.remote_address());
         self.source
             .is_some_and(|source| now().is_some_and(|now| now != source))
-    }
-
-    /// Changes the most that we send; the peer's wish still holds.
-    /// Says whether that made a difference.
-    pub(crate) fn set_send_rate(&self, rate: Option<Rate>) -> bool {
-        self.change_caps(|caps| caps.ours = rate)
-    }
-
-    /// What the peer wants to receive at most.
-    pub(crate) fn wanted_rate(&self) -> Option<Rate> {
-        self.caps().theirs
-    }
-
-    fn caps(&self) -> MutexGuard<'_, Caps> {
-        self.caps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change_caps(&self, change: impl FnOnce(&mut Caps)) -> bool {
-        let mut caps = self.caps();
-        change(&mut caps);
-        let rate = least(caps.ours, caps.theirs);
-        let is_another = self.pace.rate() != rate;
-        if is_another {
-            self.pace.set_rate(rate);
-        }
-        is_another
-    }
-
-    /// The peer says what it wants to receive, and what its path to us carries. The newest word holds from the
-    /// next look on: there may be any number of them.
-    pub(crate) fn hear_of_path(&self, report: &PathReport) {
-        *self.wished() = Some(report.receive_rate_max.map(Rate::clamped));
-        if let Some(bytes) = report.filled_bytes_per_second {
-            let bytes = Rate::clamped(bytes).bytes_per_second();
-            let filled = Some((Clock::now(), bytes));
-            *self.filled.lock().unwrap_or_else(PoisonError::into_inner) = filled;
-        }
-    }
-
-    fn wished(&self) -> MutexGuard<'_, Option<Option<Rate>>> {
-        self.wished.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes note of what the peer wants to receive now, if it has said so since.
-    fn heed(&self) -> bool {
-        let wished = self.wished().take();
-        wished.is_some_and(|theirs| self.change_caps(|caps| caps.theirs = theirs))
-    }
-
-    /// What the peer's path to us carried of late, if it was the limit: who receives sees only what came.
-    pub(crate) fn take_filled(&self) -> Option<u64> {
-        let mut filled = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, bytes_per_second) = filled.take()?;
-        (at.elapsed() < FILLED_TIME).then_some(bytes_per_second)
     }
 
     /// Changes what the classes get.
@@ -657,14 +604,6 @@ impl Link {
         if let Some(bytes) = receive_bytes.and_then(|bytes| VarInt::from_u64(bytes).ok()) {
             self.bulk.set_receive_window(bytes);
         }
-    }
-}
-
-/// The lower of two caps.
-pub(crate) fn least(ours: Option<Rate>, theirs: Option<Rate>) -> Option<Rate> {
-    match (ours, theirs) {
-        (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
-        (one, other) => one.or(other),
     }
 }
 

@@ -26,7 +26,7 @@ use towpath_protocol::version::Speaker;
 
 use crate::core::Core;
 use crate::distrust::Refused;
-use crate::link::{Link, close};
+use crate::link::{Joint, Link, close};
 use crate::peer::{Peer, speaks};
 use crate::refusals::DropReason;
 use crate::{distrust, serve, wire};
@@ -329,17 +329,17 @@ impl Listener {
         (mut urgent, mut bulk): (Pending, Pending),
     ) -> Result<(), Fault> {
         let told = peer.receive_rate();
-        let link = Arc::new(Link::new(
-            (
-                join.link,
-                version,
-                (urgent.host.clone(), join.run),
-                urgent.host.site.clone(),
-            ),
-            (urgent.connection, bulk.connection),
-            (told, join.receive_rate_max.map(Rate::clamped)),
-            (peer, &self.core.window_memory),
-        ));
+        let joint = Joint {
+            id: join.link,
+            version,
+            party: (urgent.host.clone(), join.run),
+            dialler: urgent.host.site.clone(),
+            urgent: urgent.connection,
+            bulk: bulk.connection,
+            told,
+            theirs: join.receive_rate_max.map(Rate::clamped),
+        };
+        let link = Arc::new(Link::new(joint, peer, &self.core.window_memory));
         let trusted = self.core.trust.check_link(&link);
         let adopted = trusted.and_then(|()| peer.adopt(&link));
         if let Err(fault) = adopted {
