@@ -17,9 +17,9 @@ use towpath_protocol::source::FREEZE_DEADLINE;
 use towpath_protocol::space::Geometry;
 use towpath_protocol::version::Speaker;
 
+use super::greeting::speaks;
 use super::input::Input;
 use super::mailbox::Mailbox;
-use super::speaks;
 use crate::codec::Decoder;
 use crate::lane::{FRAME_BUFFER_BYTES, Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 

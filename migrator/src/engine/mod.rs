@@ -14,6 +14,7 @@ mod adopt;
 mod boot;
 #[cfg(test)]
 mod fake;
+mod greeting;
 mod ground;
 mod host;
 mod incident;
@@ -35,7 +36,6 @@ mod target_move;
 mod tests;
 mod worker;
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -46,43 +46,30 @@ use towpath_daemon::http;
 use towpath_daemon::liveness::{self, Part};
 use towpath_daemon::shutdown;
 use towpath_daemon::socket::Socket;
-use towpath_daemon::stream::accept_stream;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestConfig;
-use towpath_protocol::identity::{GuestId, HostIdentity, Name};
-use towpath_protocol::message::{Hello, Message, Welcome};
+use towpath_protocol::identity::{GuestId, Name};
 use towpath_protocol::ownership::{Ownership, Record};
-use towpath_protocol::version::{self, Speaker};
 use tracing::{error, info, warn};
 
+use greeting::accept_lanes;
 use ground::{Ground, is_unborn};
 use host::Engine;
 use input::Input;
-use lanes::{IDLE_WAIT, OpenLane, spawn};
+use lanes::spawn;
 use mailbox::Mailbox;
 use shared::{Handle, Shared};
 use worker::Worker;
 
 use crate::api::{self, Host, HostView};
 use crate::config::Config;
-use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 use crate::store::Store;
 
 pub use lanes::SERVICE;
 
-/// A lane that does not say hello within this time is closed.
-const HELLO_WAIT: Duration = Duration::from_secs(5);
-
 /// Longest wait for the guests of an earlier migrator to be found again before others are served: it
 /// takes milliseconds, unless a guest's process hangs.
 const RECOVER_WAIT: Duration = Duration::from_secs(5);
-
-/// Pause after a stream that could not be accepted: mostly there are no descriptors left, and it would wait
-/// there and fail again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Lanes that may be saying hello at once.
-const GREETING_COUNT_MAX: usize = 64;
 
 /// Runs a migrator until SIGTERM or SIGINT. Guests run on without it, also one that is held for a switch
 /// which is not committed.
@@ -271,103 +258,6 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
         return Err(fault);
     }
     start_worker(shared, ground, move |ground| Worker::new(ground, ownership))
-}
-
-/// Takes the streams the tunnel hands over, for ever.
-fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
-    let greeting = Arc::new(());
-    for stream in service.listener().incoming() {
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                warn!(%error, "a stream could not be accepted");
-                std::thread::sleep(ACCEPT_PAUSE);
-                continue;
-            }
-        };
-        if Arc::strong_count(&greeting) > GREETING_COUNT_MAX {
-            warn!("too many lanes greet at once: one is refused");
-            continue;
-        }
-        if service.check_peer(&stream).is_err() {
-            continue;
-        }
-        let (shared, greeting) = (Arc::clone(shared), Arc::clone(&greeting));
-        let greeted = spawn("towpath-greet", move || {
-            if let Err(fault) = greet(&shared, stream) {
-                info!(%fault, "a lane was not taken");
-            }
-            drop(greeting);
-        });
-        if let Err(fault) = greeted {
-            warn!(%fault, "a lane was not taken");
-        }
-    }
-}
-
-/// Reads a lane's hello, answers it, and hands the lane to the guest's worker.
-fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
-    let accepted = accept_stream(&stream)?;
-    let io = |error: std::io::Error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
-    let mut reader = LaneReader::for_socket(stream.try_clone().map_err(io)?, HELLO_WAIT)?;
-    reader.count_skipped_in(shared.metrics.skipped_messages());
-    let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
-    let hello = match reader.next_frame()? {
-        Incoming::Frame(frame) => match frame.message()? {
-            Message::Hello(hello) => hello,
-            other => {
-                let kind = other.kind();
-                let detail = format!("message kind {kind} in place of a hello");
-                return Err(Fault::new(Code::Unexpected, detail));
-            }
-        },
-        // A look whether we are there.
-        Incoming::End => return Ok(()),
-        Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said nothing")),
-    };
-    let (ours, theirs) = (speaks(&shared.host), speaks(&accepted.peer));
-    let ours = Speaker {
-        name: &ours,
-        versions: version::OURS,
-    };
-    let negotiated = ours.negotiate(&Speaker {
-        name: &theirs,
-        versions: hello.versions,
-    });
-    let answer = match &negotiated {
-        Ok(version) => Message::Welcome(Welcome { version: *version }),
-        Err(fault) => Message::Refused(fault.into()),
-    };
-    writer.write_message(&answer)?;
-    writer.flush()?;
-    negotiated?;
-    stream.set_read_timeout(Some(IDLE_WAIT)).map_err(io)?;
-    let lane = OpenLane {
-        lane: hello.lane,
-        socket: stream,
-        reader,
-    };
-    route(shared, accepted.peer, hello, lane).inspect_err(|fault| {
-        // Binds nobody, and says why: without it the source would open lanes again and again.
-        let refused = writer.write_message(&Message::Refused(fault.into()));
-        drop(refused.and_then(|()| writer.flush()));
-    })
-}
-
-/// The name under which both sides know whose migrator speaks so many versions.
-fn speaks(host: &HostIdentity) -> String {
-    format!("the migrator of {host}")
-}
-
-fn route(
-    shared: &Arc<Shared>,
-    from: HostIdentity,
-    hello: Hello,
-    lane: OpenLane,
-) -> Result<(), Fault> {
-    let mailbox = mailbox_of(shared, hello.guest)?;
-    mailbox.send_bounded([Input::Lane { from, hello, lane }]);
-    Ok(())
 }
 
 /// The worker of a guest; a new one for a guest that was never seen here, or is here no more.

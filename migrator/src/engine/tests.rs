@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -12,8 +13,10 @@ use towpath_daemon::config as file;
 use towpath_protocol::channel::{Accepted, Class, Preamble};
 use towpath_protocol::frame::write_frame;
 use towpath_protocol::guest_api::{self, Workload};
-use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
+use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
+use towpath_protocol::message::Message;
 
+use super::greeting::greet;
 use super::ground::now;
 use super::input::{Booting, Command};
 use super::order::Order;
@@ -516,7 +519,6 @@ impl Write for Kept {
 fn l01_another_user_hands_over_no_lane() {
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixStream;
 
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
