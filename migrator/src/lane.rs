@@ -131,6 +131,24 @@ impl LaneReader<UnixStream> {
         };
         self.next_frame_by(read, false)
     }
+
+    /// The next frame if it is here by `deadline`; [`Incoming::Idle`] if it is not, or not all of it. Frames that
+    /// are skipped and bytes that trickle do not lengthen that. The socket's read timeout is another afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaneReader::next_frame`].
+    pub fn next_frame_until(&mut self, deadline: Instant) -> Result<Incoming<'_>, Fault> {
+        let read = |socket: &mut UnixStream, bytes: &mut [u8]| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            socket.set_read_timeout(Some(left))?;
+            socket.read(bytes)
+        };
+        self.next_frame_by(read, false)
+    }
 }
 
 impl<R: Read> LaneReader<R> {

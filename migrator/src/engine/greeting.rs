@@ -1,8 +1,9 @@
 //! Takes the lanes that peers open here, and hands each to the worker of its guest.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::accept_stream;
@@ -18,19 +19,27 @@ use super::mailbox_of;
 use super::shared::Shared;
 use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 
-/// A lane that does not say hello within this time is closed.
+/// A lane that does not say hello within this time is closed, whatever else is said on it.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// Pause after a stream that could not be accepted: mostly there are no descriptors left, and it would wait
 /// there and fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lanes that may be saying hello at once.
-const GREETING_COUNT_MAX: usize = 64;
+/// Lanes of one peer that may be saying hello at once: those of eight moves that go on behind an outage. The
+/// lanes of others are opened again a moment later.
+const GREETINGS_PER_PEER_MAX: usize = 32;
+
+/// The same of all peers: each has a thread and up to 256 KiB of what it said. One peer alone, or a few, cannot
+/// take the places of the others.
+const GREETING_COUNT_MAX: usize = 8 * GREETINGS_PER_PEER_MAX;
+
+/// Lanes of one peer that are not taken for the same reason have one line of the log in this time.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Takes the streams the tunnel hands over, for ever.
 pub(super) fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
-    let greeting = Arc::new(());
+    let porch = Arc::new(Porch::default());
     for stream in service.listener().incoming() {
         let stream = match stream {
             Ok(stream) => stream,
@@ -40,34 +49,154 @@ pub(super) fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
                 continue;
             }
         };
-        if Arc::strong_count(&greeting) > GREETING_COUNT_MAX {
-            warn!("too many lanes greet at once: one is refused");
-            continue;
-        }
         if service.check_peer(&stream).is_err() {
             continue;
         }
-        let (shared, greeting) = (Arc::clone(shared), Arc::clone(&greeting));
-        let greeted = spawn("towpath-greet", move || {
-            if let Err(fault) = greet(&shared, stream) {
-                info!(%fault, "a lane was not taken");
+        let mut place = match Place::take(&porch) {
+            Ok(place) => place,
+            Err(fault) => {
+                porch.not_taken(None, &fault);
+                continue;
             }
-            drop(greeting);
+        };
+        let shared = Arc::clone(shared);
+        let greeted = spawn("towpath-greet", move || {
+            let greeted = accept_stream(&stream).and_then(|accepted| {
+                place.name(&accepted.peer)?;
+                greet(&shared, accepted.peer, stream)
+            });
+            if let Err(fault) = greeted {
+                place.porch.not_taken(place.peer.as_ref(), &fault);
+            }
         });
         if let Err(fault) = greeted {
-            warn!(%fault, "a lane was not taken");
+            porch.not_taken(None, &fault);
+        }
+    }
+}
+
+/// Who is saying hello, and who was turned away.
+#[derive(Debug, Default)]
+struct Porch(Mutex<Crowd>);
+
+#[derive(Debug, Default)]
+struct Crowd {
+    count: usize,
+    of_peers: BTreeMap<HostIdentity, usize>,
+    refusals: BTreeMap<(Option<HostIdentity>, &'static str), Refusals>,
+}
+
+/// Lanes that were not taken since the log has last said so.
+#[derive(Debug)]
+struct Refusals {
+    logged_at: Instant,
+    unlogged_count: u64,
+}
+
+impl Porch {
+    fn crowd(&self) -> MutexGuard<'_, Crowd> {
+        self.0.lock().expect("nothing panics on the porch")
+    }
+
+    /// A lane was not taken: a peer that opens it again and again does not fill the log.
+    fn not_taken(&self, peer: Option<&HostIdentity>, fault: &Fault) {
+        if let Some(unlogged_count) = self.is_worth_a_line(peer, fault.code, Instant::now()) {
+            let peer = peer.map_or_else(|| "unknown".to_owned(), HostIdentity::to_string);
+            info!(%peer, %fault, unlogged_count, "a lane was not taken");
+        }
+    }
+
+    /// How many lanes were not taken without a line since the last one, if it is time for another.
+    fn is_worth_a_line(
+        &self,
+        peer: Option<&HostIdentity>,
+        code: Code,
+        now: Instant,
+    ) -> Option<u64> {
+        let mut crowd = self.crowd();
+        let is_recent = |refusals: &Refusals| now < refusals.logged_at + REFUSAL_LOG_INTERVAL;
+        let key = (peer.cloned(), code.as_str());
+        if let Some(known) = crowd.refusals.get_mut(&key)
+            && is_recent(known)
+        {
+            known.unlogged_count += 1;
+            return None;
+        }
+        let known = crowd.refusals.remove(&key);
+        // Of each peer there are as many as codes; of those that are quiet nothing has to be known.
+        crowd.refusals.retain(|_, refusals| is_recent(refusals));
+        let begun = Refusals {
+            logged_at: now,
+            unlogged_count: 0,
+        };
+        crowd.refusals.insert(key, begun);
+        Some(known.map_or(0, |known| known.unlogged_count))
+    }
+}
+
+/// The place of one lane that is saying hello; it is free again once this is dropped.
+#[derive(Debug)]
+struct Place {
+    porch: Arc<Porch>,
+    peer: Option<HostIdentity>,
+}
+
+impl Place {
+    /// A place for a lane of which nobody knows yet whose it is.
+    fn take(porch: &Arc<Porch>) -> Result<Self, Fault> {
+        let mut crowd = porch.crowd();
+        if crowd.count >= GREETING_COUNT_MAX {
+            return Err(Fault::new(Code::Busy, "too many lanes greet at once"));
+        }
+        crowd.count += 1;
+        drop(crowd);
+        Ok(Self {
+            porch: Arc::clone(porch),
+            peer: None,
+        })
+    }
+
+    /// The same once it is known: each peer has a share of them.
+    fn name(&mut self, peer: &HostIdentity) -> Result<(), Fault> {
+        let mut crowd = self.porch.crowd();
+        let count = crowd.of_peers.entry(peer.clone()).or_default();
+        self.peer = Some(peer.clone());
+        *count += 1;
+        if *count > GREETINGS_PER_PEER_MAX {
+            let detail = "too many lanes of one peer greet at once";
+            return Err(Fault::new(Code::Busy, detail));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut crowd = self.porch.crowd();
+        crowd.count -= 1;
+        if let Some(peer) = &self.peer
+            && let Some(count) = crowd.of_peers.get_mut(peer)
+        {
+            *count -= 1;
+            if *count == 0 {
+                crowd.of_peers.remove(peer);
+            }
         }
     }
 }
 
 /// Reads a lane's hello, answers it, and hands the lane to the guest's worker.
-pub(super) fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Fault> {
-    let accepted = accept_stream(&stream)?;
+pub(super) fn greet(
+    shared: &Arc<Shared>,
+    peer: HostIdentity,
+    stream: UnixStream,
+) -> Result<(), Fault> {
     let io = |error: std::io::Error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
-    let mut reader = LaneReader::for_socket(stream.try_clone().map_err(io)?, HELLO_WAIT)?;
+    let deadline = Instant::now() + HELLO_WAIT;
+    let mut reader = LaneReader::new(stream.try_clone().map_err(io)?);
     reader.count_skipped_in(shared.metrics.skipped_messages());
     let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
-    let hello = match reader.next_frame()? {
+    let hello = match reader.next_frame_until(deadline)? {
         Incoming::Frame(frame) => match frame.message()? {
             Message::Hello(hello) => hello,
             other => {
@@ -78,9 +207,9 @@ pub(super) fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Faul
         },
         // A look whether we are there.
         Incoming::End => return Ok(()),
-        Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said nothing")),
+        Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said no hello")),
     };
-    let (ours, theirs) = (speaks(&shared.host), speaks(&accepted.peer));
+    let (ours, theirs) = (speaks(&shared.host), speaks(&peer));
     let ours = Speaker {
         name: &ours,
         versions: version::OURS,
@@ -102,7 +231,7 @@ pub(super) fn greet(shared: &Arc<Shared>, stream: UnixStream) -> Result<(), Faul
         socket: stream,
         reader,
     };
-    route(shared, accepted.peer, hello, lane).inspect_err(|fault| {
+    route(shared, peer, hello, lane).inspect_err(|fault| {
         // Binds nobody, and says why: without it the source would open lanes again and again.
         let refused = writer.write_message(&Message::Refused(fault.into()));
         drop(refused.and_then(|()| writer.flush()));
@@ -123,4 +252,138 @@ fn route(
     let mailbox = mailbox_of(shared, hello.guest)?;
     mailbox.send_bounded([Input::Lane { from, hello, lane }]);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use towpath_protocol::channel::{Accepted, Class, Preamble};
+    use towpath_protocol::frame::write_frame;
+    use towpath_protocol::identity::{AttemptId, GuestId, MigrationId};
+    use towpath_protocol::message::Lane;
+
+    use super::*;
+    use crate::engine::tests::{PATIENCE, host};
+
+    fn peer(name: &str) -> HostIdentity {
+        let uri = format!("spiffe://d/site/region/host/{name}");
+        HostIdentity::from_uri(&uri).unwrap()
+    }
+
+    fn hello() -> Message {
+        Message::Hello(Hello {
+            versions: version::OURS,
+            migration: MigrationId(9),
+            attempt: AttemptId(9),
+            guest: GuestId(7),
+            lane: Lane::Control,
+            link: 1,
+        })
+    }
+
+    /// A frame that every version may skip.
+    fn skipped() -> Vec<u8> {
+        let mut frame = Vec::new();
+        write_frame(200, 0, b"", &mut frame);
+        frame
+    }
+
+    #[test]
+    fn t16_what_is_skipped_does_not_lengthen_the_wait_for_a_hello() {
+        let (_folder, shared) = host("");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let begun = Instant::now();
+        let trickling = std::thread::spawn(move || {
+            // One a second, until nobody listens any more.
+            while theirs.write_all(&skipped()).is_ok() {
+                assert!(begun.elapsed() < PATIENCE, "the lane is read for ever");
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let (answer, answered) = std::sync::mpsc::channel();
+        std::thread::spawn(move || drop(answer.send(greet(&shared, peer("box"), ours))));
+        let greeted = answered.recv_timeout(PATIENCE);
+        let fault = greeted.expect("it ends").unwrap_err();
+        assert_eq!(fault.code, Code::Stalled);
+        trickling.join().unwrap();
+    }
+
+    #[test]
+    fn a_peer_that_says_no_hello_keeps_no_other_peer_out() {
+        let (folder, shared) = host("");
+        let path = folder.path().join("run/service.sock");
+        let service = Socket::bind(&path).unwrap();
+        // It takes lanes for ever, and ends with this program.
+        std::thread::spawn(move || accept_lanes(&shared, &service));
+        let open = |name: &str| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            let accepted = Accepted {
+                peer: peer(name),
+                service: super::super::SERVICE.parse().unwrap(),
+                class: Class::Control,
+            };
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let said = Preamble::Accepted(accepted).encode();
+            stream.write_all(&said).unwrap();
+            stream
+        };
+        let mut hung: Vec<UnixStream> = (0..=GREETINGS_PER_PEER_MAX).map(|_| open("bad")).collect();
+        // What is more than its share is closed at once: the others still have time to say hello.
+        let last = hung.last_mut().unwrap();
+        assert_eq!(last.read(&mut [0]).unwrap(), 0);
+        hung[0].set_nonblocking(true).unwrap();
+        assert!(hung[0].read(&mut [0]).is_err(), "its share is taken too");
+        let mut honest = open("good");
+        let mut said = Vec::new();
+        hello().encode(&mut said);
+        honest.write_all(&said).unwrap();
+        let mut answer = LaneReader::for_socket(honest, PATIENCE).unwrap();
+        let Incoming::Frame(frame) = answer.next_frame().unwrap() else {
+            panic!("an honest peer is kept out");
+        };
+        assert!(matches!(frame.message(), Ok(Message::Welcome(_))));
+    }
+
+    #[test]
+    fn each_peer_has_a_share_of_the_places_and_gives_them_back() {
+        let porch = Arc::new(Porch::default());
+        let take = |name: &str| {
+            let mut place = Place::take(&porch)?;
+            place.name(&peer(name)).map(|()| place)
+        };
+        for _ in 0..2 {
+            let taken: Vec<Place> = std::iter::from_fn(|| take("bad").ok()).collect();
+            assert_eq!(taken.len(), GREETINGS_PER_PEER_MAX);
+            assert!(take("good").is_ok());
+        }
+        let crowd = porch.crowd();
+        assert_eq!((crowd.count, crowd.of_peers.len()), (0, 0));
+    }
+
+    #[test]
+    fn lanes_that_are_not_taken_again_and_again_have_one_line_of_the_log() {
+        let porch = Porch::default();
+        let begun = Instant::now();
+        let (bad, good) = (peer("bad"), peer("good"));
+        let line = |peer, code, after| porch.is_worth_a_line(Some(peer), code, begun + after);
+        let soon = Duration::from_millis(1);
+        assert_eq!(line(&bad, Code::Quarantine, Duration::ZERO), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(line(&bad, Code::Quarantine, soon), None);
+        }
+        assert_eq!(line(&bad, Code::Busy, soon), Some(0), "another reason");
+        assert_eq!(line(&good, Code::Quarantine, soon), Some(0), "another peer");
+        assert_eq!(
+            line(&bad, Code::Quarantine, REFUSAL_LOG_INTERVAL),
+            Some(1000)
+        );
+        let long_after = 3 * REFUSAL_LOG_INTERVAL;
+        line(&good, Code::Busy, long_after);
+        assert_eq!(
+            porch.crowd().refusals.len(),
+            1,
+            "nothing is kept of the others"
+        );
+    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towpath_daemon::stream::{self, open_stream};
 use towpath_protocol::channel::{Class, Open};
@@ -290,8 +290,9 @@ fn open_lane(
     let mut writer = LaneWriter::for_socket(duplicate(&socket)?, WRITE_WAIT_MAX)?;
     writer.write_message(&Message::Hello(hello))?;
     writer.flush()?;
-    let mut reader = LaneReader::for_socket(duplicate(&socket)?, OPEN_WAIT_MAX)?;
-    let answer = match reader.next_frame()? {
+    let deadline = Instant::now() + OPEN_WAIT_MAX;
+    let mut reader = LaneReader::new(duplicate(&socket)?);
+    let answer = match reader.next_frame_until(deadline)? {
         Incoming::Frame(frame) => frame.message()?,
         Incoming::Idle => {
             return Err(Fault::new(Code::Stalled, "the target does not greet back"));
@@ -541,4 +542,46 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
     started
         .map(drop)
         .map_err(|error| Fault::new(Code::Io, format!("no thread {name}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+
+    use towpath_protocol::channel::Preamble;
+    use towpath_protocol::frame::write_frame;
+
+    use super::*;
+    use crate::engine::tests::{PATIENCE, ground, host};
+    use crate::engine::worker::tests::greeted;
+
+    /// Says something again and again until nobody listens any more.
+    fn trickle(socket: &mut UnixStream, frame: &[u8]) {
+        let begun = Instant::now();
+        while socket.write_all(frame).is_ok() {
+            assert!(begun.elapsed() < PATIENCE, "the lane is read for ever");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    #[test]
+    fn a_target_whose_words_may_be_skipped_does_not_lengthen_the_wait_for_its_welcome() {
+        let (folder, shared) = host("");
+        let (hello, ..) = greeted(&ground(&shared), Lane::Control);
+        let path = folder.path().join("tunnel.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let target = shared.host.clone();
+        let answering = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let opened = Preamble::Opened(target).encode();
+            socket.write_all(&opened).unwrap();
+            let mut skipped = Vec::new();
+            write_frame(200, 0, b"", &mut skipped);
+            trickle(&mut socket, &skipped);
+        });
+        let fault = open_lane(&path, (&shared.host, &shared.host), hello).unwrap_err();
+        assert_eq!(fault.code, Code::Stalled);
+        answering.join().unwrap();
+    }
 }

@@ -10,7 +10,6 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use towpath_daemon::config as file;
-use towpath_protocol::channel::{Accepted, Class, Preamble};
 use towpath_protocol::frame::write_frame;
 use towpath_protocol::guest_api::{self, Workload};
 use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
@@ -386,16 +385,14 @@ fn a_tunnel_that_hangs_does_not_keep_a_host_from_saying_how_it_is() {
 fn f05_messages_of_later_versions_are_counted_where_scrapers_look() {
     let (_folder, shared) = host("");
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let accepted = Accepted {
-        peer: order(1).target,
-        service: SERVICE.parse().unwrap(),
-        class: Class::Control,
-    };
-    let mut said = Preamble::Accepted(accepted).encode();
+    let mut said = Vec::new();
     write_frame(200, 0, b"from a later version", &mut said);
     Message::Ping(1).encode(&mut said);
     theirs.write_all(&said).unwrap();
-    assert_eq!(code(greet(&shared, ours)), Some(Code::Unexpected));
+    assert_eq!(
+        code(greet(&shared, order(1).target, ours)),
+        Some(Code::Unexpected)
+    );
     let text = shared.metrics.text(&shared.board());
     let counted = "\ntowpath_migration_skipped_messages_total 1\n";
     assert!(text.contains(counted), "{text}");
