@@ -174,31 +174,50 @@ fn fault_11_a_target_that_misses_nothing_is_not_told_that_something_is_lost() {
     assert_eq!(releases(&misses(&mut source, Vec::new())), 0);
 }
 
-#[test]
-fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
-    let mut source = recovered(false);
+/// How long a source waits before it opens lanes again, each time that this ends those that it has.
+fn waits_after(source: &mut Source, mut end: impl FnMut(&mut Source, Instant)) -> Vec<Duration> {
     let mut now = Instant::ZERO;
     let mut waits = Vec::new();
     for _ in 0..9 {
         source.handle(Event::LinkUp, now).expect("lanes open");
-        let ack = Event::Heard(Lane::Control, Message::Ack(1));
-        source.handle(ack, now).expect("said again");
-        let failed = Event::Failed(Fault::new(Code::Io, "a page cannot be read"));
-        source.handle(failed, now).expect_err("it failed");
+        end(source, now);
+        let actions: Vec<Action> = std::iter::from_fn(|| source.poll()).collect();
+        assert!(actions.contains(&Action::DropLink), "{actions:?}");
         let due = source.deadline().expect("lanes are opened again");
         waits.push(due.since(now));
         now = due;
         source.handle(Event::Tick, now).expect("no fault");
         while source.poll().is_some() {}
     }
-    assert_eq!(waits[0], Duration::from_millis(100));
-    assert!(waits.is_sorted(), "{waits:?}");
-    assert_eq!(waits.last(), Some(&Duration::from_secs(5)));
     // An outage still costs its length and no more.
     source.handle(Event::LinkUp, now).expect("lanes open");
     source.handle(Event::LinkDown, now).expect("lanes break");
     let due = source.deadline().expect("lanes are opened again");
     assert!(due.since(now) <= RECONNECT_DELAY_MAX);
+    waits
+}
+
+#[test]
+fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
+    let failed = waits_after(&mut recovered(false), |source, now| {
+        let ack = Event::Heard(Lane::Control, Message::Ack(1));
+        source.handle(ack, now).expect("said again");
+        let failed = Event::Failed(Fault::new(Code::Io, "a page cannot be read"));
+        source.handle(failed, now).expect_err("it failed");
+    });
+    // A target whose folder is quarantined, or whose guest's process is gone, takes no lanes for days.
+    let refused = waits_after(&mut recovered(false), |source, now| {
+        let refused = Fault::new(Code::Quarantine, "nothing is said of it");
+        for word in [Message::Pong(0), Message::Refused((&refused).into())] {
+            let event = Event::Heard(Lane::Control, word);
+            source.handle(event, now).expect("no fault");
+        }
+    });
+    for waits in [failed, refused] {
+        assert_eq!(waits[0], Duration::from_millis(100));
+        assert!(waits.is_sorted(), "{waits:?}");
+        assert_eq!(waits.last(), Some(&Duration::from_secs(5)));
+    }
 }
 
 #[test]

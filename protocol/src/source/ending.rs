@@ -27,11 +27,16 @@ impl Source {
         } else {
             // Neither what the peer says wrong nor what cannot be done here at the moment changes who owns
             // the guest: talk again on fresh lanes. Unlike an outage that is tried ever less often.
-            self.actions.push_back(Action::DropLink);
-            self.link_went_down(now);
-            self.reconnect_at = Some(now + self.fault_delay);
-            self.fault_delay = (self.fault_delay * 2).min(FAULT_DELAY_MAX);
+            self.talk_anew(now);
         }
+    }
+
+    /// Drops the lanes, and opens new ones: ever later as long as nothing arrives at the target.
+    pub(super) fn talk_anew(&mut self, now: Instant) {
+        self.actions.push_back(Action::DropLink);
+        self.link_went_down(now);
+        self.reconnect_at = Some(now + self.fault_delay);
+        self.fault_delay = (self.fault_delay * 2).min(FAULT_DELAY_MAX);
     }
 
     /// Ends the attempt before its commit: the guest runs on here.

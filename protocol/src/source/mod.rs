@@ -630,9 +630,9 @@ impl Source {
                 self.stay(reason.to_fault(Code::Refused), now);
             }
             Message::Refused(_) => {
-                // It cannot take these lanes now. Whose the guest is does not change with that.
-                self.actions.push_back(Action::DropLink);
-                self.link_went_down(now);
+                // It cannot take these lanes now. Whose the guest is does not change with that, and what keeps
+                // it from them mostly lasts.
+                self.talk_anew(now);
             }
             Message::Nack(reason) => self.refused(&reason, now)?,
             Message::MissingPart(part) => self.missing_part(&part)?,
