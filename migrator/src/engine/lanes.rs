@@ -4,8 +4,7 @@ use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use towpath_daemon::stream::{self, open_stream};
@@ -33,6 +32,10 @@ const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Interval at which an idle reader looks up whether its lane was closed meanwhile.
 pub(super) const IDLE_WAIT: Duration = Duration::from_secs(60);
 
+/// How long a peer may talk on lanes that are closed before nobody reads them any more: the last word needs a few
+/// round trips to be heard, and a peer that has heard it closes them as well.
+const CLOSED_WAIT: Duration = Duration::from_secs(5);
+
 /// Chunks that are here at the same time and wake the worker once: half of those that may wait for it,
 /// so that it has some to write while others are read.
 const CHUNKS_TOGETHER_MAX: usize = UNPACKED_CHUNKS_MAX / 2;
@@ -57,7 +60,8 @@ pub(super) struct Link {
     /// At the source the outbox takes it.
     pub(super) bulk: Option<LaneWriter<UnixStream>>,
     sockets: Vec<(Lane, UnixStream)>,
-    is_closed: Arc<AtomicBool>,
+    /// Since when they are closed, once they are.
+    closed_at: Arc<OnceLock<Instant>>,
 }
 
 impl Link {
@@ -84,7 +88,7 @@ impl Link {
     /// it is read and dropped until the peer closes as well. Closed at once, the tunnel would have to
     /// reset the stream when it finds nobody who takes what the peer says, and the word with it.
     pub(super) fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
+        self.closed_at.get_or_init(Instant::now);
         for (lane, socket) in &self.sockets {
             let how = match lane {
                 Lane::Control => Shutdown::Write,
@@ -179,7 +183,7 @@ pub(super) fn join(
             .iter()
             .map(|lane| Ok((lane.lane, duplicate(&lane.socket)?)))
             .collect::<Result<_, Fault>>()?,
-        is_closed: Arc::default(),
+        closed_at: Arc::default(),
     };
     let readers = lanes.into_iter().map(|lane| (lane.lane, lane.reader));
     Ok((link, readers.collect()))
@@ -328,11 +332,11 @@ pub(super) fn read_messages(
     mut reader: LaneReader<UnixStream>,
     mailbox: Arc<Mailbox<Input>>,
 ) -> Result<(), Fault> {
-    let is_closed = Arc::clone(&link.is_closed);
+    let closed_at = Arc::clone(&link.closed_at);
     let link = link.number;
     let read = move || {
         let fault = loop {
-            let input = match reader.next_frame() {
+            let input = match reader.next_frame_until(Instant::now() + IDLE_WAIT) {
                 Ok(Incoming::Frame(frame)) => match frame.message() {
                     Ok(message) => Input::Heard {
                         link,
@@ -341,13 +345,15 @@ pub(super) fn read_messages(
                     },
                     Err(fault) => break fault,
                 },
-                Ok(Incoming::Idle) if is_closed.load(Ordering::Acquire) => return,
+                Ok(Incoming::Idle) if closed_at.get().is_some() => return,
                 Ok(Incoming::Idle) => continue,
                 Ok(Incoming::End) => break ended(lane),
                 Err(fault) => break fault,
             };
-            if is_closed.load(Ordering::Acquire) {
-                continue;
+            match closed_at.get() {
+                Some(at) if at.elapsed() > CLOSED_WAIT => return,
+                Some(_) => continue,
+                None => {}
             }
             if !mailbox.send_bounded([input]) {
                 return;
@@ -546,7 +552,7 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 
     use towpath_protocol::channel::Preamble;
@@ -583,5 +589,27 @@ mod tests {
         let fault = open_lane(&path, (&shared.host, &shared.host), hello).unwrap_err();
         assert_eq!(fault.code, Code::Stalled);
         answering.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_reads_for_long_what_a_peer_says_on_lanes_that_are_closed() {
+        let (_folder, shared) = host("");
+        let ground = ground(&shared);
+        let mut theirs = Vec::new();
+        let lanes = Lane::ALL.map(|lane| {
+            let (_, lane, socket) = greeted(&ground, lane);
+            theirs.push(socket);
+            lane
+        });
+        let (link, readers) = join(1, lanes.into()).unwrap();
+        for (lane, reader) in readers {
+            read_messages(&link, lane, reader, Arc::clone(&ground.mailbox)).unwrap();
+        }
+        drop(link);
+        let mut control = theirs.swap_remove(0);
+        assert_eq!(control.read(&mut [0]).unwrap(), 0, "its end is said");
+        let mut ping = Vec::new();
+        Message::Ping(1).encode(&mut ping);
+        trickle(&mut control, &ping);
     }
 }
