@@ -260,6 +260,7 @@ impl Host for Engine {
             attempt: AttemptId(0),
             attempts: 0,
             started_unix_ms: unix_ms(),
+            may_be_heard: false,
         });
         Self::ask(&handle, |reply| Command::Migrate(order, reply))?;
         self.wait_for("the move", || self.migration(id).ok())

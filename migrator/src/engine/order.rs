@@ -29,6 +29,13 @@ pub(super) struct Order {
     pub(super) attempt: AttemptId,
     pub(super) attempts: u32,
     pub(super) started_unix_ms: u64,
+    /// Whether the target can have heard of the attempt. Of one of before a restart nobody knows.
+    #[serde(skip, default = "can_be")]
+    pub(super) may_be_heard: bool,
+}
+
+const fn can_be() -> bool {
+    true
 }
 
 impl Order {
@@ -110,6 +117,7 @@ impl Order {
             attempt: *attempt,
             attempts: 1,
             started_unix_ms: unix_ms(),
+            may_be_heard: true,
         });
         Ok(Self {
             attempt: *attempt,

@@ -108,8 +108,6 @@ pub(super) struct SourceMove {
     link: u64,
     /// Why there are none, as it was logged last: an outage tries ten times a second.
     no_lanes: Option<Fault>,
-    /// Whether the target can have heard of this attempt.
-    had_lanes: bool,
     judge: Judge,
     outcome: Option<Outcome>,
     begun_at: Instant,
@@ -180,7 +178,6 @@ impl SourceMove {
             unread: Unread::default(),
             link: 0,
             no_lanes: None,
-            had_lanes: false,
             judge: Judge::default(),
             outcome: None,
             begun_at: now(),
@@ -421,7 +418,7 @@ impl SourceMove {
         let event = match attached {
             Ok(()) => {
                 self.no_lanes = None;
-                self.had_lanes = true;
+                self.order.may_be_heard = true;
                 Event::LinkUp
             }
             Err(fault) => {
@@ -568,7 +565,7 @@ impl SourceMove {
                 ground.close_link();
                 let rest = if self.order.is_tried_again(ground, &fault) {
                     Rest::Again(Box::new(self.order))
-                } else if self.had_lanes && !self.machine.is_refused() {
+                } else if self.order.may_be_heard && !self.machine.is_refused() {
                     Rest::Farewell {
                         is_said: self.machine.is_link_up(),
                         order: Box::new(self.order),

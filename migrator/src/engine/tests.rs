@@ -80,6 +80,7 @@ pub(super) fn order(number: u128) -> Order {
         attempt: AttemptId(number),
         attempts: 1,
         started_unix_ms: 0,
+        may_be_heard: true,
     }
 }
 

@@ -346,7 +346,12 @@ impl Worker {
     /// Ends a move that waited for another attempt.
     fn give_up(&mut self, order: &Order, fault: &Fault) {
         info!(migration = %order.id, %fault, "no further attempt");
-        self.bid_farewell(order, false);
+        if order.may_be_heard {
+            self.bid_farewell(order, false);
+        } else {
+            Order::forget(&self.ground);
+        }
+        self.say_held_farewells();
         let view = order.ended_view(&self.ground, fault);
         self.ground.shared.board().show_move(view);
     }
@@ -376,9 +381,11 @@ impl Worker {
             self.role = Some(Role::Idle(ownership));
             return Err(Fault::new(Code::State, detail));
         }
+        let former = (order.attempts > 0 && order.may_be_heard).then(|| order.clone());
         let saved = random_id().and_then(|id| {
             order.attempt = AttemptId(id);
             order.attempts += 1;
+            order.may_be_heard = false;
             order.save(&self.ground)
         });
         if let Err(fault) = saved {
@@ -386,10 +393,11 @@ impl Worker {
             return Err(fault);
         }
         self.ground.close_link();
-        let target = order.target.clone();
+        if let Some(former) = former {
+            self.hold_farewell(&former);
+        }
         match SourceMove::begin(&mut self.ground, ownership, order) {
             Ok(mut going) => {
-                self.end_farewells_to(&target);
                 going.carry_out(&mut self.ground);
                 self.role = Some(Role::Source(Box::new(going)));
                 Ok(())
@@ -638,6 +646,9 @@ impl Worker {
                     source_move::Rest::Farewell { order, is_said } => {
                         self.bid_farewell(&order, is_said);
                     }
+                }
+                if !again {
+                    self.say_held_farewells();
                 }
                 Role::Idle(ownership)
             }

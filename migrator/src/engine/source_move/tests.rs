@@ -17,6 +17,7 @@ fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
         attempt: AttemptId(2),
         attempts,
         started_unix_ms: 0,
+        may_be_heard: true,
     };
     for code in [Code::TrackingLost, Code::ImageLost, Code::Stalled] {
         let fault = Fault::new(code, "it was so");

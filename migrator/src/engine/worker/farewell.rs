@@ -1,6 +1,9 @@
 //! The last word about a move that its source has ended: whoever has not heard it keeps what it received for a guest
 //! that does not come.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,11 +46,22 @@ struct Over {
     target: HostIdentity,
 }
 
+impl Over {
+    fn of(order: &Order) -> Self {
+        Self {
+            migration: order.id,
+            attempt: order.attempt,
+            target: order.target.clone(),
+        }
+    }
+}
+
 /// One whose target may not have heard that yet.
 struct Farewell {
     over: Over,
     until: Instant,
-    /// When it is said; none while it is being said, or while the attempt still says it itself.
+    /// When it is said; none while it is being said, while the attempt still says it itself, or while a newer
+    /// attempt may say as much.
     due: Option<Instant>,
 }
 
@@ -86,12 +100,7 @@ impl Farewells {
     }
 
     fn note_order(&mut self, ground: &Ground, order: &Order, due: Option<Instant>) {
-        let over = Over {
-            migration: order.id,
-            attempt: order.attempt,
-            target: order.target.clone(),
-        };
-        self.note(over, due);
+        self.note(Over::of(order), due);
         self.save(ground);
         Order::forget(ground);
     }
@@ -107,7 +116,8 @@ impl Farewells {
 }
 
 impl Worker {
-    /// Takes up what an earlier migrator did not come to say. An order that is over by one of them is no order.
+    /// Takes up what an earlier migrator did not come to say. An order whose attempt is over by one of them is no
+    /// order: where a newer attempt follows, the order says so first.
     pub(super) fn recover_farewells(&mut self) {
         let all = match Farewells::load(&self.ground) {
             Ok(all) => all,
@@ -117,7 +127,7 @@ impl Worker {
             }
         };
         let order = Order::load(&self.ground).ok().flatten();
-        if order.is_some_and(|order| all.iter().any(|over| over.migration == order.id)) {
+        if order.is_some_and(|order| all.iter().any(|over| over.attempt == order.attempt)) {
             Order::forget(&self.ground);
         }
         for over in all {
@@ -134,14 +144,29 @@ impl Worker {
         self.say_farewells();
     }
 
+    /// An attempt of a move that goes on is over. Its target mostly lets go of it by itself, as soon as it is offered
+    /// the guest under the newer one; if it never is, it has to be told.
+    pub(super) fn hold_farewell(&mut self, former: &Order) {
+        self.farewells.note(Over::of(former), None);
+        self.farewells.save(&self.ground);
+    }
+
+    /// The newer attempt is over as well, and the targets of those before it may not have heard of it.
+    pub(super) fn say_held_farewells(&mut self) {
+        for farewell in &mut self.farewells.0 {
+            farewell.due.get_or_insert_with(now);
+        }
+        self.say_farewells();
+    }
+
     /// An attempt has said itself that it is over, or was not over after all.
     pub(super) fn end_farewell(&mut self, attempt: AttemptId) {
         self.end_farewells(|over| over.attempt == attempt);
     }
 
-    /// A target lets go of an older attempt by itself where it is offered the guest under a newer one.
-    pub(super) fn end_farewells_to(&mut self, target: &HostIdentity) {
-        self.end_farewells(|over| over.target == *target);
+    /// A target has decided on this attempt: it has let go of all older ones.
+    pub(super) fn end_older_farewells(&mut self, order: &Order) {
+        self.end_farewells(|over| over.target == order.target && over.attempt != order.attempt);
     }
 
     fn end_farewells(&mut self, is_over: impl Fn(&Over) -> bool) {

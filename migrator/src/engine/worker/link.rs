@@ -35,8 +35,13 @@ impl Worker {
         }
         match &mut self.role {
             Some(Role::Source(source)) => {
+                let is_decided = matches!(message, Message::Prepared(_) | Message::Nack(_));
                 let event = source::Event::Heard(lane, message);
-                drop(source.handle(&mut self.ground, event));
+                let is_heard = source.handle(&mut self.ground, event).is_ok();
+                if is_heard && is_decided {
+                    let order = source.order().clone();
+                    self.end_older_farewells(&order);
+                }
             }
             Some(Role::Target(target)) => {
                 target.heard(&mut self.ground, lane, message);

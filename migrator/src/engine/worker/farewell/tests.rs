@@ -1,0 +1,144 @@
+//! Which targets hear that a move is over: all that may still keep something of it.
+
+use tempfile::TempDir;
+use towpath_protocol::identity::Epoch;
+use towpath_protocol::image::CHAIN_START;
+use towpath_protocol::message::Received;
+use towpath_protocol::ownership::Ownership;
+
+use super::*;
+use crate::engine::fake::{Fake, Standing};
+use crate::engine::tests::{PATIENCE, ground, host, order};
+use crate::engine::worker::Role;
+use crate::engine::worker::tests::{greeted, work_until};
+
+/// The worker of a guest that is owned here and runs, on a host without a tunnel.
+fn owner() -> (TempDir, Worker, Fake) {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let fake = Fake::start(&ground, Standing::default());
+    ground.adopt_process(PATIENCE).unwrap();
+    (folder, Worker::new(ground, ownership), fake)
+}
+
+/// Begins the next attempt of a move whose last one may have been heard of.
+fn begin_next(worker: &mut Worker, number: u128) -> AttemptId {
+    worker.retry = Some((now(), Box::new(order(number))));
+    worker.tick();
+    attempt(worker)
+}
+
+fn attempt(worker: &Worker) -> AttemptId {
+    let Some(Role::Source(source)) = &worker.role else {
+        panic!("no attempt is under way");
+    };
+    source.order().attempt
+}
+
+/// What the next start would say.
+fn kept(worker: &Worker) -> Vec<AttemptId> {
+    let all = Farewells::load(&worker.ground).unwrap();
+    all.iter().map(|over| over.attempt).collect()
+}
+
+fn cancel(worker: &mut Worker, number: u128) {
+    worker.cancel(MigrationId(number)).unwrap();
+    worker.end_if_over();
+}
+
+/// Lets the attempt's lanes come up that are being opened.
+fn open_lanes(worker: &mut Worker) -> u64 {
+    loop {
+        let until = std::time::Instant::now() + PATIENCE;
+        match worker.ground.mailbox.receive(Some(until)) {
+            Some(Input::Opened { link, .. }) => {
+                let lanes = Lane::ALL.map(|lane| {
+                    let (_, lane, theirs) = greeted(&worker.ground, lane);
+                    // What is said on them goes nowhere, for as long as the test lasts.
+                    std::mem::forget(theirs);
+                    lane
+                });
+                let result = Ok(lanes.into());
+                worker.take_in(Input::Opened { link, result });
+                return link;
+            }
+            Some(input) => worker.take_in(input),
+            None => panic!("no lanes are opened"),
+        }
+    }
+}
+
+fn are_all_due(worker: &Worker) -> bool {
+    let all = &worker.farewells.0;
+    !all.is_empty() && all.iter().all(|one| one.due.is_some())
+}
+
+#[test]
+fn a_target_hears_of_a_cancelled_move_that_began_anew_in_an_outage() {
+    let (_folder, mut worker, _fake) = owner();
+    let newer = begin_next(&mut worker, 1);
+    assert_ne!(newer, AttemptId(1));
+    cancel(&mut worker, 1);
+    // The newer one never had lanes: its target knows only the one before.
+    assert_eq!(kept(&worker), [AttemptId(1)]);
+    work_until(&mut worker, are_all_due);
+}
+
+#[test]
+fn a_target_hears_of_a_cancelled_move_whatever_was_ordered_and_cancelled_since() {
+    let (_folder, mut worker, _fake) = owner();
+    worker.bid_farewell(&order(1), false);
+    let mut second = order(2);
+    second.attempts = 0;
+    second.may_be_heard = false;
+    worker.begin_move(second).unwrap();
+    cancel(&mut worker, 2);
+    assert_eq!(kept(&worker), [AttemptId(1)]);
+    work_until(&mut worker, are_all_due);
+}
+
+#[test]
+fn a_target_hears_of_both_attempts_where_the_newer_one_may_not_have_reached_it() {
+    let (_folder, mut worker, _fake) = owner();
+    let newer = begin_next(&mut worker, 1);
+    open_lanes(&mut worker);
+    cancel(&mut worker, 1);
+    assert_eq!(kept(&worker), [AttemptId(1), newer]);
+    work_until(&mut worker, are_all_due);
+}
+
+#[test]
+fn a_target_that_took_the_newer_attempt_need_not_hear_of_the_older_one() {
+    let (_folder, mut worker, _fake) = owner();
+    begin_next(&mut worker, 1);
+    let link = open_lanes(&mut worker);
+    assert_eq!(kept(&worker), [AttemptId(1)]);
+    let message = Message::Prepared(Received {
+        through_sequence: 0,
+        chain: CHAIN_START,
+    });
+    let lane = Lane::Control;
+    worker.take_in(Input::Heard {
+        link,
+        lane,
+        message,
+    });
+    assert_eq!(kept(&worker), []);
+}
+
+#[test]
+fn a_move_that_goes_on_is_not_ended_by_the_farewell_to_its_older_attempt() {
+    let (_folder, mut worker, _fake) = owner();
+    let newer = begin_next(&mut worker, 1);
+    // As by a start from here.
+    worker.recover_farewells();
+    let order = Order::load(&worker.ground).unwrap().expect("the move");
+    assert_eq!(order.attempt, newer);
+    // Where the attempt itself is over, the move is.
+    worker.farewells.note_order(&worker.ground, &order, None);
+    order.save(&worker.ground).unwrap();
+    worker.recover_farewells();
+    assert_eq!(Order::load(&worker.ground).unwrap(), None);
+}
