@@ -11,7 +11,9 @@ use towpath_protocol::message::{
 };
 use towpath_protocol::ownership::{Decider, Ownership, Record, Root, State};
 use towpath_protocol::plan::Policy;
-use towpath_protocol::source::{Action, Event, Outcome, RECONNECT_DELAY_MAX, Setup, Source};
+use towpath_protocol::source::{
+    ARREARS_MAX, Action, Event, Outcome, PING_INTERVAL, RECONNECT_DELAY_MAX, Setup, Source,
+};
 use towpath_protocol::space::{BlockSet, MEMORY, block_count_of};
 use towpath_protocol::time::Instant;
 
@@ -405,6 +407,14 @@ impl Served {
         }
     }
 
+    /// The same for a word that is heard so many seconds later; what follows upon it is not carried.
+    fn feed_at(&mut self, second: u64, message: Message) {
+        let now = Instant::ZERO + Duration::from_secs(second + 1);
+        let event = Event::Heard(Lane::Control, message);
+        self.source.handle(event, now).expect("no fault");
+        while self.source.poll().is_some() {}
+    }
+
     fn ask(&mut self, block: u64) {
         self.feed(Event::Heard(Lane::Demand, Message::Demand(MEMORY, block)));
     }
@@ -546,4 +556,55 @@ fn f23_demands_of_a_guest_that_waits_for_each_go_at_once() {
         served.turn();
     }
     assert!(served.pushed_count > SERVED_BLOCK_COUNT / 4);
+}
+
+/// For how long a target that answers each ping keeps its lanes, if it gives this in each second.
+fn kept_for(served: &mut Served, mut give: impl FnMut(&mut Served, u64)) -> Option<Duration> {
+    let mut now = Instant::ZERO + Duration::from_millis(1);
+    let begun = now;
+    for second in 0..600 {
+        now = now + PING_INTERVAL;
+        give(served, second);
+        for event in [Event::Heard(Lane::Control, Message::Pong(0)), Event::Tick] {
+            served.source.handle(event, now).expect("no fault");
+        }
+        let actions: Vec<Action> = std::iter::from_fn(|| served.source.poll()).collect();
+        if actions.contains(&Action::DropLink) {
+            return Some(now.since(begun));
+        }
+    }
+    None
+}
+
+#[test]
+fn a_target_that_answers_pings_and_gives_nothing_of_what_it_owes_has_its_lanes_opened_again() {
+    let mut served = Served::new();
+    assert!(!served.pushed.is_empty(), "chunks are under way");
+    let kept = kept_for(&mut served, |_, _| {}).expect("it is not waited for for ever");
+    assert!(kept >= ARREARS_MAX && kept < 2 * ARREARS_MAX, "{kept:?}");
+    // Nor one that does not say that it took the guest.
+    let mut served = Served::new();
+    served.source = recovered(false);
+    feed(&mut served.source, Event::LinkUp);
+    assert!(kept_for(&mut served, |_, _| {}).is_some());
+}
+
+#[test]
+fn a_line_that_is_only_slow_keeps_its_lanes() {
+    let mut served = Served::new();
+    let kept = kept_for(&mut served, |served, second| {
+        // One chunk in a minute and a half is acknowledged.
+        if second % 90 == 89
+            && let Some((position, _)) = served.pushed.pop_front()
+        {
+            served.feed_at(second, Message::Received(position));
+        }
+    });
+    assert_eq!(kept, None);
+    // One that owes nothing may keep silent about it for as long as it likes.
+    let mut served = Served::new();
+    while !served.is_through() {
+        served.turn();
+    }
+    assert_eq!(kept_for(&mut served, |_, _| {}), None);
 }

@@ -296,6 +296,7 @@ impl Source {
         let settled = self.window.acknowledge(received)?;
         self.meter.acknowledged(settled, now);
         if settled.wire_bytes > 0 {
+            self.owes_since = None;
             self.fault_delay = FAULT_DELAY_MIN;
         }
         if let Phase::Serving(push) = &mut self.phase {

@@ -17,6 +17,7 @@ mod copying;
 mod ending;
 mod meter;
 mod pace;
+mod patience;
 mod progress;
 mod serving;
 mod switching;
@@ -33,6 +34,7 @@ use crate::plan::{self, Policy};
 use crate::space::{BlockRun, BlockSet, SpaceId};
 use crate::time::Instant;
 
+pub use patience::{ARREARS_MAX, PING_INTERVAL, SILENCE_MAX};
 pub use progress::{DecisionRecord, Progress, Stage};
 
 use copying::Round;
@@ -52,13 +54,6 @@ const OVERDUE_FREEZE_COUNT_MAX: u32 = 5;
 /// Roots of given up freezes that are kept: more than an attempt may have that lasted too long; those that
 /// ended with their lanes are not answered any more.
 const VOID_ROOT_COUNT_MAX: usize = 8;
-
-/// Interval of pings on the control lane: one small message a second measures the round trip and
-/// shows a peer that hangs.
-pub const PING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Without a word from the target for so long its lanes are dropped and opened again.
-pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// First wait before lanes are opened again; doubles up to [`RECONNECT_DELAY_MAX`].
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
@@ -241,6 +236,8 @@ pub struct Source {
     heard_at: Instant,
     ping_at: Instant,
     awaits_pong: bool,
+    /// Since when the target owes something and has given nothing of it.
+    owes_since: Option<Instant>,
     window: Window,
     meter: Meter,
     generation: u32,
@@ -334,6 +331,7 @@ impl Source {
             heard_at: now,
             ping_at: now,
             awaits_pong: false,
+            owes_since: None,
             generation: 0,
             pace,
             decisions: Vec::new(),
@@ -482,6 +480,7 @@ impl Source {
         {
             self.fail(fault.clone(), now);
         }
+        self.note_arrears(now);
         self.progress.goodput_bytes_per_second = self.meter.bytes_per_second();
         self.progress.round_trip = self.meter.round_trip();
         self.estimate();
@@ -550,7 +549,7 @@ impl Source {
             self.reconnect_at = None;
             self.actions.push_back(Action::Connect);
         }
-        if self.link_up && now.since(self.heard_at) >= SILENCE_MAX {
+        if self.is_of_no_use(now) {
             self.actions.push_back(Action::DropLink);
             self.link_went_down(now);
             return Ok(());
@@ -559,15 +558,6 @@ impl Source {
             self.ping(now);
         }
         self.thaw_if_overdue(now)
-    }
-
-    /// Asks for an answer, unless one is still to come: those of an outage would all come back behind it,
-    /// each with a part of it as its round trip.
-    fn ping(&mut self, now: Instant) {
-        self.ping_at = now + PING_INTERVAL;
-        if !std::mem::replace(&mut self.awaits_pong, true) {
-            self.send(Lane::Control, Message::Ping(now.as_nanos()));
-        }
     }
 
     fn link_came_up(&mut self, now: Instant) -> Result<(), Fault> {
@@ -589,6 +579,7 @@ impl Source {
         }
         self.link_up = false;
         self.resumed = false;
+        self.owes_since = None;
         self.actions.push_back(Action::CancelChunks);
         self.meter.interrupt(now);
         self.reconnect_at = Some(now + self.reconnect_delay);
@@ -610,6 +601,7 @@ impl Source {
                 self.meter.round_trip_sample(nonce, now);
             }
             Message::Prepared(received) => {
+                self.owes_since = None;
                 self.hear(Word::Prepared, now)?;
                 self.resume(&received)?;
             }
@@ -620,6 +612,7 @@ impl Source {
                 self.commit_if_relinquished(now);
             }
             Message::Ack(run_delay_us) => {
+                self.owes_since = None;
                 self.hear(Word::Ack, now)?;
                 self.acked(run_delay_us, now);
             }
