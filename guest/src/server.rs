@@ -4,8 +4,9 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -21,6 +22,10 @@ use crate::service::{Answer, Service};
 
 /// Connections that may wait to be accepted: one migrator, and one that replaces it.
 const BACKLOG: i32 = 4;
+
+/// Pause after a connection that could not be accepted: mostly there are no descriptors left, and it would wait
+/// there and fail again at once. The one that is there is served meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest wait for a peer to take an answer: it asked for it, and the buffer holds several.
 const SEND_WAIT: Duration = Duration::from_secs(5);
@@ -61,14 +66,27 @@ pub(crate) fn listen(folder: &Path, name: &str) -> Result<OwnedFd, Fault> {
 pub(crate) fn serve(listener: &OwnedFd, service: &mut Service) -> Result<(), Fault> {
     let mut connection: Option<OwnedFd> = None;
     let mut packet = vec![0; PACKET_BYTES_MAX];
+    let mut deaf_until: Option<Instant> = None;
     // Forever is right here: the process lives as long as its guest.
     loop {
-        let (has_newcomer, has_request) = wait(listener, connection.as_ref())?;
-        if has_newcomer && let Some(newcomer) = accept(listener) {
-            // The migrator was restarted, or it gave this connection up: the old one is closed.
-            service.begin_session();
-            connection = Some(newcomer);
-            continue;
+        let pause = deaf_until.map(|until| until.saturating_duration_since(Instant::now()));
+        deaf_until = deaf_until.filter(|_| pause.is_some_and(|pause| !pause.is_zero()));
+        let pause = pause.filter(|_| deaf_until.is_some());
+        let (has_newcomer, has_request) = wait(listener, connection.as_ref(), pause)?;
+        if has_newcomer {
+            match accept(listener) {
+                Ok(Some(newcomer)) => {
+                    // The migrator was restarted, or it gave this connection up: the old one is closed.
+                    service.begin_session();
+                    connection = Some(newcomer);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    deaf_until = Some(Instant::now() + ACCEPT_PAUSE);
+                }
+            }
         }
         let Some(peer) = connection.as_ref().filter(|_| has_request) else {
             continue;
@@ -91,12 +109,22 @@ enum Served {
     Gone,
 }
 
-fn wait(listener: &OwnedFd, connection: Option<&OwnedFd>) -> Result<(bool, bool), Fault> {
-    let mut polled = vec![PollFd::new(listener, PollFlags::IN)];
+/// Waits for a newcomer or a request; newcomers are not listened to in a pause, at whose end it returns.
+fn wait(
+    listener: &OwnedFd,
+    connection: Option<&OwnedFd>,
+    pause: Option<Duration>,
+) -> Result<(bool, bool), Fault> {
+    let awaited = match pause {
+        None => PollFlags::IN,
+        Some(_) => PollFlags::empty(),
+    };
+    let mut polled = vec![PollFd::new(listener, awaited)];
     if let Some(connection) = connection {
         polled.push(PollFd::new(connection, PollFlags::IN));
     }
-    match poll(&mut polled, None) {
+    let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+    match poll(&mut polled, pause.as_ref()) {
         Ok(_) => {}
         Err(Errno::INTR) => return Ok((false, false)),
         Err(error) => return Err(Fault::new(Code::Io, format!("poll: {error}"))),
@@ -105,23 +133,18 @@ fn wait(listener: &OwnedFd, connection: Option<&OwnedFd>) -> Result<(bool, bool)
     Ok((is_ready(polled.first()), is_ready(polled.get(1))))
 }
 
-fn accept(listener: &OwnedFd) -> Option<OwnedFd> {
-    let connection = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
-        .inspect_err(|error| tracing::warn!(%error, "accept"))
-        .ok()?;
-    let peer = sockopt::socket_peercred(&connection)
-        .inspect_err(|error| tracing::warn!(%error, "peer credentials"))
-        .ok()?;
+/// The next connection, if it may drive the guest.
+fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    let connection = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?;
+    let peer = sockopt::socket_peercred(&connection)?;
     let ours = rustix::process::geteuid();
     if !may_control(peer.uid.as_raw(), ours.as_raw()) {
         let (user, process) = (peer.uid.as_raw(), peer.pid.as_raw_nonzero());
         tracing::warn!(user, process, "connection of another user refused");
-        return None;
+        return Ok(None);
     }
-    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Send, Some(SEND_WAIT))
-        .inspect_err(|error| tracing::warn!(%error, "send timeout"))
-        .ok()?;
-    Some(connection)
+    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Send, Some(SEND_WAIT))?;
+    Ok(Some(connection))
 }
 
 /// Who may drive a guest: the user it belongs to, and root.

@@ -8,9 +8,11 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use harness::{EPOCH, Guest, assert_unbroken, config, differing, image};
+use harness::{EPOCH, Guest, WAIT, assert_unbroken, config, differing, image, is_usable};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use towpath_guest::layout::{LINE_END, MAILBOX, WORKING_SET, WorkingSet};
 use towpath_protocol::fault::Code;
 use towpath_protocol::guest_api::{GuestKind, GuestState};
@@ -231,7 +233,7 @@ fn state_is_read_whole_and_only_while_paused(kind: GuestKind) {
         GuestKind::Kvm => GuestKind::Process,
         GuestKind::Process => GuestKind::Kvm,
     };
-    if harness::is_usable(other) {
+    if is_usable(other) {
         let mut incoming = Guest::spawn_incoming(&config(other));
         let fault = incoming.process.load_state(&state).unwrap_err();
         assert_eq!(fault.code, Code::CpuState);
@@ -260,4 +262,39 @@ fn a_second_process_cannot_take_the_same_folder(kind: GuestKind) {
     guest.wait_for_heartbeats(3);
     let text = std::fs::read_to_string(guest.folder.join("config.json")).unwrap();
     assert!(text.contains("81985529216486895"), "{text}");
+}
+
+#[test]
+fn a_process_without_free_descriptors_is_driven_on_and_does_not_fill_its_log() {
+    if !is_usable(GuestKind::Process) {
+        return;
+    }
+    let mut guest = Guest::running(&config(GuestKind::Process));
+    let process = Pid::from_raw(guest.process.process_id()).unwrap();
+    let nothing_more = Rlimit {
+        current: Some(3),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    prlimit(Some(process), Resource::Nofile, nothing_more).unwrap();
+    let newcomer = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    let address = SocketAddrUnix::new(guest.folder.join("guest.sock")).unwrap();
+    let begun = Instant::now();
+    connect(&newcomer, &address).unwrap();
+    let log = guest.folder.join("guest.log");
+    loop {
+        // Whoever drives it is answered meanwhile.
+        guest.process.describe().unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        let count = text.lines().filter(|line| line.contains("accept")).count();
+        let turns = begun.elapsed().as_millis() / 100 + 2;
+        assert!(
+            u128::try_from(count).is_ok_and(|count| count <= turns),
+            "{count} tries in {:?}",
+            begun.elapsed()
+        );
+        if count >= 3 {
+            return;
+        }
+        assert!(begun.elapsed() < WAIT, "the newcomer is forgotten");
+    }
 }
