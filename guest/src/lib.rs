@@ -11,7 +11,7 @@
 //! | `config.json` | the guest's description, [`towpath_protocol::guest_api::GuestConfig`] |
 //! | `guest.sock` | where it is driven, [`towpath_protocol::guest_api`]; one connection at a time, own user and root only |
 //! | `guest.pid` | its process, locked as long as it lives |
-//! | `guest.log` | what the process says |
+//! | `guest.log` | what the process says; at 8 MiB it becomes `guest.log.1` |
 //! | `console.log` | what the guest says: each line begins with nanoseconds of the monotonic clock; at 8 MiB it becomes `console.log.1` |
 //!
 //! On its standard output the process says one line: `ready`, or `fault CODE detail`. Asked to probe the host
@@ -55,6 +55,7 @@ mod console;
 mod engine;
 pub mod kvm;
 pub mod layout;
+mod log;
 mod memory;
 mod pacer;
 pub mod pattern;

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Mutex;
 
 use rustix::fs::{FlockOperation, Mode};
 use towpath_protocol::fault::{Code, Fault};
@@ -16,6 +17,7 @@ use crate::GuestProcessOptions;
 use crate::console::Console;
 use crate::engine::Engine;
 use crate::kvm::KvmGuest;
+use crate::log::Log;
 use crate::memory::Memory;
 use crate::process::ProcessGuest;
 use crate::server;
@@ -30,17 +32,19 @@ const QUOTA: GuestQuota = GuestQuota {
 pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
     leave_parent();
     let folder = &options.folder;
-    let log = open_log(&folder.join("guest.log"))?;
-    rustix::stdio::dup2_stderr(&log).map_err(|error| io("guest.log", &error))?;
+    let log = Log::open(&folder.join("guest.log"), |log| {
+        // What a panic says goes where it went before, if not there.
+        let _ = rustix::stdio::dup2_stderr(log);
+    })
+    .map_err(|error| io("guest.log", &error))?;
     // The caller may have set up its own: then the lines go where it said, which is now the log.
     let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(Mutex::new(log))
         .with_ansi(false)
         .try_init();
     let prepared = prepare(options);
     say(&prepared)?;
-    rustix::stdio::dup2_stdout(&log).map_err(|error| io("guest.log", &error))?;
-    drop(log);
+    rustix::stdio::dup2_stdout(std::io::stderr()).map_err(|error| io("guest.log", &error))?;
     let mut prepared = prepared?;
     let result = server::serve(&prepared.listener, &mut prepared.service);
     prepared.service.end();
@@ -125,15 +129,6 @@ fn say(prepared: &Result<Prepared, Fault>) -> Result<(), Fault> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| io("standard output", &error)),
     }
-}
-
-fn open_log(path: &Path) -> Result<File, Fault> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| io(&path.display().to_string(), &error))
 }
 
 fn lock_pid(path: &Path) -> Result<File, Fault> {

@@ -1,0 +1,96 @@
+//! What the process says of itself, in a bounded log.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Where the log is cut: with the old one kept, it takes at most twice as much.
+const LOG_BYTES_MAX: u64 = 8 << 20;
+
+/// The log. Once it is full it is the old one, and a new one begins.
+#[derive(Debug)]
+pub(crate) struct Log {
+    path: PathBuf,
+    file: File,
+    file_bytes: u64,
+    bytes_max: u64,
+    /// Has what is said by others than the log's writer go to the file too.
+    redirect: fn(&File),
+}
+
+impl Log {
+    /// Opens a log, behind what is already in it.
+    pub(crate) fn open(path: &Path, redirect: fn(&File)) -> io::Result<Self> {
+        let file = open(path)?;
+        redirect(&file);
+        Ok(Self {
+            path: path.to_owned(),
+            file_bytes: file.metadata()?.len(),
+            file,
+            bytes_max: LOG_BYTES_MAX,
+            redirect,
+        })
+    }
+
+    fn begin_anew(&mut self) -> io::Result<()> {
+        // Where it cannot be, it is tried again after as much, and not with each line.
+        self.file_bytes = 0;
+        std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
+        self.file = open(&self.path)?;
+        (self.redirect)(&self.file);
+        Ok(())
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let bytes = line.len() as u64;
+        if self.file_bytes + bytes > self.bytes_max
+            && let Err(error) = self.begin_anew()
+        {
+            writeln!(self.file, "the log does not begin anew: {error}")?;
+        }
+        self.file_bytes += bytes;
+        self.file.write_all(line)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_a_process_that_says_something_for_ever_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.log");
+        std::fs::write(&path, "from before\n").unwrap();
+        let mut log = Log::open(&path, |_| {}).unwrap();
+        log.bytes_max = 1000;
+        for number in 0..1000 {
+            writeln!(log, "line {number}").unwrap();
+        }
+        let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let (new, old) = (text("guest.log"), text("guest.log.1"));
+        assert!(new.len() <= 1000 && old.len() <= 1000);
+        assert!(new.ends_with("line 999\n"), "{new}");
+        let (Some(last), Some(first)) = (old.lines().last(), new.lines().next()) else {
+            panic!("one is empty");
+        };
+        let number = |line: &str| line["line ".len()..].parse::<u32>().unwrap();
+        assert_eq!(number(last) + 1, number(first), "no line is lost");
+    }
+}
