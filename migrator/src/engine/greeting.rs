@@ -249,7 +249,7 @@ fn route(
     hello: Hello,
     lane: OpenLane,
 ) -> Result<(), Fault> {
-    let mailbox = mailbox_of(shared, hello.guest)?;
+    let mailbox = mailbox_of(shared, &from, hello.guest)?;
     mailbox.send_bounded([Input::Lane { from, hello, lane }]);
     Ok(())
 }

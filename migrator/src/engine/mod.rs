@@ -48,7 +48,7 @@ use towpath_daemon::shutdown;
 use towpath_daemon::socket::Socket;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestConfig;
-use towpath_protocol::identity::{GuestId, Name};
+use towpath_protocol::identity::{GuestId, HostIdentity, Name};
 use towpath_protocol::ownership::{Ownership, Record};
 use tracing::{error, info, warn};
 
@@ -70,6 +70,10 @@ pub use lanes::SERVICE;
 /// Longest wait for the guests of an earlier migrator to be found again before others are served: it
 /// takes milliseconds, unless a guest's process hangs.
 const RECOVER_WAIT: Duration = Duration::from_secs(5);
+
+/// Guests of which nothing is known here and of which one peer has lanes at once, each with a thread: more than
+/// it sends, and tells that they do not come, at once.
+const STRANGERS_PER_PEER_MAX: usize = 64;
 
 /// Runs a migrator until SIGTERM or SIGINT. Guests run on without it, also one that is held for a switch
 /// which is not committed.
@@ -219,12 +223,27 @@ fn start_worker(
     ground: Ground,
     make: impl FnOnce(Ground) -> Worker + Send + 'static,
 ) -> Result<(), Fault> {
-    let id = ground.id;
+    register(shared, &ground);
+    start_registered(shared, ground, make)
+}
+
+/// Has others reach the worker of a guest that is known here.
+fn register(shared: &Shared, ground: &Ground) {
     let handle = Handle {
         name: ground.config.as_ref().map(|config| config.name.clone()),
+        made_for: None,
         mailbox: Arc::clone(&ground.mailbox),
     };
-    shared.workers().insert(id, handle);
+    shared.workers().insert(ground.id, handle);
+}
+
+/// Starts the thread of a worker that is registered already.
+fn start_registered(
+    shared: &Arc<Shared>,
+    ground: Ground,
+    make: impl FnOnce(Ground) -> Worker + Send + 'static,
+) -> Result<(), Fault> {
+    let id = ground.id;
     let started = spawn("towpath-guest", move || make(ground).work());
     if started.is_err() {
         shared.workers().remove(&id);
@@ -261,13 +280,24 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
 }
 
 /// The worker of a guest; a new one for a guest that was never seen here, or is here no more.
-fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, Fault> {
+fn mailbox_of(
+    shared: &Arc<Shared>,
+    from: &HostIdentity,
+    id: GuestId,
+) -> Result<Arc<Mailbox<Input>>, Fault> {
     let mut workers = shared.workers();
     if let Some(handle) = workers.get(&id) {
         return Ok(Arc::clone(&handle.mailbox));
     }
     if workers.len() >= crate::store::GUEST_COUNT_MAX {
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
+    }
+    let strangers = workers
+        .values()
+        .filter(|handle| handle.is_stranger_of(from));
+    if strangers.count() >= STRANGERS_PER_PEER_MAX {
+        let detail = format!("{from} has lanes of too many guests that are not here");
+        return Err(Fault::new(Code::Busy, detail));
     }
     let ended = shared.store.ended(id)?;
     shared.check_quarantine(id, ended.is_some())?;
@@ -285,11 +315,12 @@ fn mailbox_of(shared: &Arc<Shared>, id: GuestId) -> Result<Arc<Mailbox<Input>>, 
     let mailbox = Arc::new(Mailbox::new());
     let handle = Handle {
         name: None,
+        made_for: Some(from.clone()),
         mailbox: Arc::clone(&mailbox),
     };
     workers.insert(id, handle);
     drop(workers);
     let ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), id);
-    start_worker(shared, ground, move |ground| Worker::new(ground, ownership))?;
+    start_registered(shared, ground, move |ground| Worker::new(ground, ownership))?;
     Ok(mailbox)
 }

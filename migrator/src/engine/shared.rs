@@ -101,7 +101,16 @@ fn log_end(view: &MigrationView) {
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
     pub(super) name: Option<Name>,
+    /// Whose lanes the worker was made for, where nothing was known of the guest before.
+    pub(super) made_for: Option<HostIdentity>,
     pub(super) mailbox: Arc<Mailbox<Input>>,
+}
+
+impl Handle {
+    /// Whether it is there for a peer's lanes alone: no guest was offered on them yet.
+    pub(super) fn is_stranger_of(&self, peer: &HostIdentity) -> bool {
+        self.name.is_none() && self.made_for.as_ref() == Some(peer)
+    }
 }
 
 /// What all workers share.

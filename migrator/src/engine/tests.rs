@@ -109,6 +109,7 @@ fn asked(shared: &Arc<Shared>, open: u128) -> Fault {
     let ground = ground(shared);
     let handle = Handle {
         name: ground.config.as_ref().map(|config| config.name.clone()),
+        made_for: None,
         mailbox: Arc::clone(&ground.mailbox),
     };
     shared.workers().insert(ground.id, handle);
@@ -209,6 +210,40 @@ fn a_guest_whose_process_does_not_answer_at_the_start_takes_its_room() {
     recover_guests(&shared).unwrap();
     assert_eq!(code(shared.begin(GuestId(8), 8 * MIB)), Some(Code::Quota));
     assert_eq!(code(shared.begin(GuestId(8), 4 * MIB)), None);
+}
+
+#[test]
+fn a_peer_with_lanes_of_guests_that_are_not_here_keeps_no_other_peer_out() {
+    let (_folder, shared) = host("");
+    let peer = |name: &str| {
+        let uri = format!("spiffe://d/site/region/host/{name}");
+        HostIdentity::from_uri(&uri).unwrap()
+    };
+    let (bad, good) = (peer("bad"), peer("good"));
+    let made = |number: u128, of: Option<&HostIdentity>, name: Option<&str>| {
+        let handle = Handle {
+            name: name.map(|name| name.parse().unwrap()),
+            made_for: of.cloned(),
+            mailbox: Arc::new(Mailbox::new()),
+        };
+        shared.workers().insert(GuestId(number), handle);
+    };
+    // Guests that live here or were offered are no strangers, whoever has lanes of them.
+    (0..100).for_each(|number| made(number, None, Some("till")));
+    (100..200).for_each(|number| made(number, Some(&bad), Some("till")));
+    assert!(mailbox_of(&shared, &bad, GuestId(0)).is_ok());
+    let mut number = 1000;
+    let fault = loop {
+        made(number, Some(&bad), None);
+        if let Err(fault) = mailbox_of(&shared, &bad, GuestId(number + 1)) {
+            break fault;
+        }
+        number += 1;
+        assert!(number < 2000, "one peer has a thousand threads here");
+    };
+    assert_eq!(fault.code, Code::Busy, "{fault}");
+    assert!(mailbox_of(&shared, &bad, GuestId(0)).is_ok());
+    assert!(mailbox_of(&shared, &good, GuestId(number + 1)).is_ok());
 }
 
 fn boot_command(room: Beginning, reply: Sender<Result<(), Fault>>) -> Command {
@@ -406,6 +441,7 @@ fn a_guest_that_lives_elsewhere_is_said_to_whatever_is_asked_of_it() {
     let name = ground.name().unwrap().clone();
     let handle = Handle {
         name: Some(name.clone()),
+        made_for: None,
         mailbox: Arc::clone(&ground.mailbox),
     };
     shared.workers().insert(ground.id, handle);
