@@ -2,7 +2,7 @@
 //!
 //! Such a guest may run, and a word that it does not would let its source run it too. So lanes of a guest that
 //! is quarantined are not taken, and while a folder does not even say whose it is, no lanes of any guest that
-//! is not known here otherwise.
+//! has no worker: what is remembered of one that has ended may be from before it came into that folder.
 
 use std::collections::BTreeSet;
 
@@ -33,25 +33,25 @@ impl Quarantine {
         self.folders.contains(folder)
     }
 
-    /// Whether something may be said of a guest that has no worker; `is_remembered` if it has ended here.
+    /// Whether something may be said of a guest that has no worker.
     ///
     /// # Errors
     ///
     /// `E_QUARANTINE`.
-    pub(super) fn check(&self, guest: GuestId, is_remembered: bool) -> Result<(), Fault> {
+    pub(super) fn check(&self, guest: GuestId) -> Result<(), Fault> {
         if self.guests.contains(&guest) {
             let detail = format!("guest {guest} is quarantined: nothing is said of it");
             return Err(Fault::new(Code::Quarantine, detail));
         }
         match &self.nameless {
-            Some(folder) if !is_remembered => {
+            Some(folder) => {
                 let detail = format!(
                     "nothing says whose folder {folder} is: until it is mended or taken away, nothing is said of \
-                     guests that are not known here, {guest} among them"
+                     guests that have none here, {guest} among them"
                 );
                 Err(Fault::new(Code::Quarantine, detail))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }
@@ -65,15 +65,14 @@ mod tests {
         let known = GuestId(1);
         let name = |text: &str| text.parse::<Name>().unwrap();
         let mut quarantine = Quarantine::default();
-        assert!(quarantine.check(known, false).is_ok());
+        assert!(quarantine.check(known).is_ok());
         quarantine.add(&name("till"), &[known]);
         assert!(quarantine.has(&name("till")) && !quarantine.has(&name("scale")));
-        assert!(quarantine.check(known, true).is_err());
-        assert!(quarantine.check(GuestId(2), false).is_ok());
+        assert!(quarantine.check(known).is_err());
+        assert!(quarantine.check(GuestId(2)).is_ok());
         quarantine.add(&name("rotten"), &[]);
-        let fault = quarantine.check(GuestId(2), false).unwrap_err();
+        let fault = quarantine.check(GuestId(2)).unwrap_err();
         assert_eq!(fault.code, Code::Quarantine);
         assert!(fault.detail.contains("rotten"), "{fault}");
-        assert!(quarantine.check(GuestId(2), true).is_ok());
     }
 }

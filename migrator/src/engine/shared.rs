@@ -276,8 +276,8 @@ impl Shared {
     }
 
     /// Whether something may be said of a guest that has no worker.
-    pub(super) fn check_quarantine(&self, id: GuestId, is_remembered: bool) -> Result<(), Fault> {
-        lock(&self.quarantine).check(id, is_remembered)
+    pub(super) fn check_quarantine(&self, id: GuestId) -> Result<(), Fault> {
+        lock(&self.quarantine).check(id)
     }
 
     /// A peer's words were refused. What no honest peer says, of guests that are not its own or no longer, is

@@ -213,6 +213,36 @@ fn a_guest_whose_process_does_not_answer_at_the_start_takes_its_room() {
 }
 
 #[test]
+fn a_record_from_before_a_guest_came_back_says_nothing_of_it() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let id = ground.id;
+    let (_, record) = Ownership::owner(shared.host.clone(), id, Epoch(1));
+    ground.persist(&record).unwrap();
+    drop(ground);
+    // Its end was written down, and its folder could not be removed.
+    let ended = Record {
+        state: towpath_protocol::ownership::State::Vacant,
+        ..record
+    };
+    shared.store.keep_ended(id, &ended.encode()).unwrap();
+    let peer = order(1).target;
+    // Nothing says any more whose folder that is, and what is remembered may be older than what is in it.
+    let till = folder.path().join("state/guests/till");
+    let saved = std::fs::read(till.join("guest.json")).unwrap();
+    std::fs::write(till.join("guest.json"), "{").unwrap();
+    let journal = std::fs::read(till.join("journal")).unwrap();
+    std::fs::write(till.join("journal"), vec![0; journal.len()]).unwrap();
+    recover_guests(&shared).unwrap();
+    assert_eq!(code(mailbox_of(&shared, &peer, id)), Some(Code::Quarantine));
+    // With the next start of a host that can read it, nothing old is left to be believed.
+    std::fs::write(till.join("guest.json"), saved).unwrap();
+    std::fs::write(till.join("journal"), journal).unwrap();
+    recover_guests(&shared).unwrap();
+    assert_eq!(shared.store.ended(id), Ok(None));
+}
+
+#[test]
 fn a_peer_with_lanes_of_guests_that_are_not_here_keeps_no_other_peer_out() {
     let (_folder, shared) = host("");
     let peer = |name: &str| {
