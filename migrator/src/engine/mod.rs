@@ -259,6 +259,13 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
     }
     shared.claim_name(&config.name, config.id)?;
+    // There before the guest is: a guest that runs is never without somebody who has it.
+    let (begin, begun) = channel::<(Ground, Ownership)>();
+    spawn("towpath-guest", move || {
+        if let Ok((ground, ownership)) = begun.recv() {
+            Worker::new(ground, ownership).work();
+        }
+    })?;
     let mailbox = Arc::new(Mailbox::new());
     let mut ground = Ground::new(Arc::clone(shared), mailbox, config.id);
     let name = config.name.clone();
@@ -278,7 +285,11 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
         shared.store.remove_guest(&name)?;
         return Err(fault);
     }
-    start_worker(shared, ground, move |ground| Worker::new(ground, ownership))
+    register(shared, &ground);
+    begin
+        .send((ground, ownership))
+        .expect("its thread waits for it");
+    Ok(())
 }
 
 /// The worker of a guest; a new one for a guest that was never seen here, or is here no more.
