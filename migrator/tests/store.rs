@@ -17,7 +17,8 @@ use rustix::fs::{CWD, FileType, Mode};
 use tempfile::TempDir;
 use towpath_migrator::store::{Position, ReceivedFile, Store};
 use towpath_protocol::fault::Code;
-use towpath_protocol::identity::{AttemptId, GuestId, Name};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, Name};
+use towpath_protocol::ownership::{Decider, Record, State};
 use towpath_protocol::space::{BlockRun, BlockSet, Geometry, SpaceId};
 
 const MEMORY: SpaceId = SpaceId(0);
@@ -118,6 +119,60 @@ fn what_is_kept_of_an_ended_guest_outlives_restarts_until_it_has_a_folder_again(
     store.forget_ended(guest).unwrap();
     store.forget_ended(guest).unwrap();
     assert_eq!(store.ended(guest), Ok(None));
+}
+
+/// What a host leaves that has refused a guest of this peer.
+fn refused(peer: &str, guest: GuestId) -> Vec<u8> {
+    let source = HostIdentity::from_uri(&format!("spiffe://d/site/region/host/{peer}")).unwrap();
+    let state = State::Refused {
+        epoch: Epoch(1),
+        attempt: AttemptId(1),
+        source,
+    };
+    let record = Record {
+        guest,
+        high_water: Epoch(1),
+        decider: Decider::SourceJournal,
+        state,
+        verdicts: Vec::new(),
+    };
+    record.encode()
+}
+
+#[test]
+fn a_peer_that_names_guests_without_end_fills_only_its_own_share() {
+    let (folder, store) = store_with_guest();
+    let mut number = 0;
+    let mut fill = |store: &Store| {
+        loop {
+            number += 1;
+            let guest = GuestId(number);
+            if let Err(fault) = store.keep_stranger(guest, &refused("bad", guest)) {
+                assert_eq!(fault.code, Code::Busy);
+                return number;
+            }
+        }
+    };
+    let last = fill(&store);
+    assert!(last > 100, "an honest one has more than it needs");
+    // A guest that is remembered may be said no to again.
+    store
+        .keep_stranger(GuestId(1), &refused("bad", GuestId(1)))
+        .unwrap();
+    // Who is counted outlives restarts, and a guest that was ended here counts for nobody.
+    drop(store);
+    let store = Store::open(&root(&folder)).unwrap();
+    assert_eq!(fill(&store), last + 1);
+    store.keep_ended(GuestId(1 << 64), b"taken").unwrap();
+    let good = GuestId(2 << 64);
+    store.keep_stranger(good, &refused("good", good)).unwrap();
+    let offered = GuestId(3 << 64);
+    store
+        .keep_refused(offered, &refused("good", offered))
+        .unwrap();
+    // One that comes after all makes room.
+    store.forget_ended(GuestId(1)).unwrap();
+    assert_eq!(fill(&store), last + 3);
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //!      journal                who may run the guest
 //!      received               which blocks arrived, while it is being received
 //!      <name>                 small files, replaced as a whole
-//!    ended/<id>               a journal: what is still to be answered about a guest that has no folder
+//!    ended/<id>               a journal: what is still to be answered about a guest that lived here
+//!    strangers/<id>           the same of one that did not: so many of each peer and no more
 //!    incidents/<when>-...json what is known of images that were refused, the newest few
 //! ```
 //!
@@ -17,6 +18,7 @@
 //! one name, so that a planted link, FIFO or device is refused and never written through.
 
 mod incidents;
+mod kept;
 mod received;
 mod removal;
 
@@ -24,20 +26,22 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::identity::{AttemptId, GuestId, Name};
+use towpath_protocol::identity::{AttemptId, Name};
 use towpath_protocol::space::Geometry;
 
 use crate::journal::{JOURNAL_BYTES, Journal};
 
 pub(crate) use incidents::INCIDENTS;
 pub use received::{Position, ReceivedFile};
+
+use kept::Kept;
 
 /// Most guests one host knows: far above what its memory holds. Those it had before are found again however
 /// many they are: none is left without its owner.
@@ -46,13 +50,9 @@ pub const GUEST_COUNT_MAX: usize = 4096;
 /// Most bytes of a small file.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Most guests that never had a folder here and are remembered because a peer asked for them.
-const STRANGER_COUNT_MAX: usize = 4096;
-
 const LOCK: &str = "lock";
 const INCARNATION: &str = "incarnation";
 const GUESTS: &str = "guests";
-const ENDED: &str = "ended";
 const JOURNAL: &str = "journal";
 /// The small file that says what a guest is. Where it stands alone, nobody owns anything.
 pub(crate) const DESCRIPTION: &str = "guest.json";
@@ -67,7 +67,7 @@ const UNFINISHED: &str = ".unfinished";
 pub struct Store {
     guests: OwnedFd,
     /// Of all guests, whose workers are threads of their own: one of them at a time.
-    ended: Mutex<OwnedFd>,
+    kept: Mutex<Kept>,
     /// Locked while one is written: what is not whole yet has the same name for all.
     incidents: Mutex<OwnedFd>,
     incarnation: u64,
@@ -98,12 +98,12 @@ impl Store {
         check_folder(&root, &shown)?;
         let lock = take_lock(&root, &shown)?;
         let guests = have_folder(&root, GUESTS)?;
-        let ended = have_folder(&root, ENDED)?;
+        let kept = Mutex::new(Kept::open(&root)?);
         let incidents = Mutex::new(have_folder(&root, INCIDENTS)?);
         let incarnation = count_start(&root)?;
         Ok(Self {
             guests,
-            ended: Mutex::new(ended),
+            kept,
             incidents,
             incarnation,
             _lock: lock,
@@ -176,97 +176,6 @@ impl Store {
         rustix::fs::unlinkat(&self.guests, shown, AtFlags::REMOVEDIR)
             .map_err(|errno| fault(shown, "cannot be removed", errno))?;
         sync_folder(&self.guests, GUESTS)
-    }
-}
-
-/// Guests without a folder: what is still to be answered about them.
-impl Store {
-    /// The record of a guest that was ended here, or refused and never seen.
-    ///
-    /// # Errors
-    ///
-    /// As [`GuestFolder::open_journal`], but that none is no error.
-    pub fn ended(&self, guest: GuestId) -> Result<Option<Vec<u8>>, Fault> {
-        match open_file(&self.lock_ended(), &guest.to_string(), OFlags::RDWR) {
-            Ok(file) => Ok(Some(
-                Journal::open(file, self.incarnation)?.record().to_vec(),
-            )),
-            Err(fault) if fault.code == Code::NotFound => Ok(None),
-            Err(fault) => Err(fault),
-        }
-    }
-
-    /// Keeps the record of a guest that had a folder here and is ended, durably and in both slots: nobody waits
-    /// for it, and what it said before must not come back.
-    ///
-    /// # Errors
-    ///
-    /// As [`Journal::write`], and `E_IO`.
-    pub fn keep_ended(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        self.keep(&self.lock_ended(), guest, record)
-    }
-
-    /// The same of a guest that only a peer has named: of so many and no more.
-    ///
-    /// # Errors
-    ///
-    /// `E_BUSY` beyond the limit, else as [`Store::keep_ended`].
-    pub fn keep_stranger(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        self.keep_within(STRANGER_COUNT_MAX, guest, record)
-    }
-
-    /// The same of a guest that was offered and did not come: of half as many, so that offers leave room for
-    /// those.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::keep_stranger`].
-    pub fn keep_refused(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        self.keep_within(STRANGER_COUNT_MAX / 2, guest, record)
-    }
-
-    fn keep_within(&self, count_max: usize, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        let unreadable = |errno| fault(ENDED, "cannot be read", errno);
-        let ended = self.lock_ended();
-        let name = guest.to_string();
-        let is_kept = rustix::fs::statat(&*ended, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        let entries = rustix::fs::Dir::read_from(&*ended).map_err(unreadable)?;
-        // Two of them are the folder and the one above it.
-        if !is_kept && entries.count() >= count_max + 2 {
-            let detail = "too many guests are remembered that never were here".to_owned();
-            return Err(Fault::new(Code::Busy, detail));
-        }
-        self.keep(&ended, guest, record)
-    }
-
-    /// Removes the record of a guest that has a folder again, and with it a journal.
-    ///
-    /// # Errors
-    ///
-    /// `E_IO`.
-    pub fn forget_ended(&self, guest: GuestId) -> Result<(), Fault> {
-        remove_file(&self.lock_ended(), &guest.to_string())
-    }
-
-    fn keep(&self, ended: &OwnedFd, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        let name = guest.to_string();
-        let mut journal = match open_file(ended, &name, OFlags::RDWR) {
-            Ok(file) => {
-                let mut journal = Journal::open(file, self.incarnation)?;
-                journal.write(record)?;
-                journal
-            }
-            Err(fault) if fault.code == Code::NotFound => {
-                create_journal(ended, &name, self.incarnation, record)?
-            }
-            Err(fault) => return Err(fault),
-        };
-        journal.settle()
-    }
-
-    fn lock_ended(&self) -> MutexGuard<'_, OwnedFd> {
-        // A handle is whole whatever became of who held it.
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
