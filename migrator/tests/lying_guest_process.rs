@@ -241,16 +241,16 @@ fn an_answer_to_an_earlier_question_is_not_taken_for_this_one() {
     let never = |number: u32| vec![(number + 1, Response::Done); 100];
     let mut liar = Liar::new(never, memory_file(MEMORY_BYTES, SEALS));
     let fault = liar.process().start_tracking().unwrap_err();
-    assert_eq!(fault.code, Code::Unexpected);
+    assert_eq!(fault.code, Code::Guest);
 }
 
 #[test]
 fn an_answer_to_another_kind_of_question_is_refused() {
     let mut liar = Liar::new(always(Response::Done), memory_file(MEMORY_BYTES, SEALS));
-    assert_eq!(liar.process().pause().unwrap_err().code, Code::Unexpected);
-    assert_eq!(liar.process().memory().unwrap_err().code, Code::Unexpected);
+    assert_eq!(liar.process().pause().unwrap_err().code, Code::Guest);
+    assert_eq!(liar.process().memory().unwrap_err().code, Code::Guest);
     let fault = liar.process().save_state().unwrap_err();
-    assert_eq!(fault.code, Code::Unexpected);
+    assert_eq!(fault.code, Code::Guest);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_guest_that_was_to_be_verified_goes_on_however_that_ended() {
     ] {
         let mut liar = Liar::new(always(answer), memory_file(MEMORY_BYTES, SEALS));
         let fault = liar.process().verify_running().unwrap_err();
-        assert_eq!(fault.code, Code::Unexpected);
+        assert_eq!(fault.code, Code::Guest);
         assert_eq!(*liar.asked.lock().unwrap(), asked);
     }
 }

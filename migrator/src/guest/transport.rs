@@ -105,7 +105,7 @@ impl Transport {
             }
         }
         Err(Fault::new(
-            Code::Unexpected,
+            Code::Guest,
             "the guest process answers other questions than were asked",
         ))
     }
@@ -124,7 +124,7 @@ impl Transport {
         let expected = self.process_id.as_raw_nonzero().get();
         if !is_ours || i32::try_from(process_id) != Ok(expected) {
             return Err(Fault::new(
-                Code::Unexpected,
+                Code::Guest,
                 format!("process {process_id} answers in version {version} for {expected}"),
             ));
         }
@@ -190,7 +190,7 @@ impl Transport {
 /// The fault of an answer that does not fit its question.
 pub(super) fn unexpected(response: &Response) -> Fault {
     Fault::new(
-        Code::Unexpected,
+        Code::Guest,
         format!("the guest process answers {response:.60?}"),
     )
 }
