@@ -249,16 +249,21 @@ fn say_on(number: u64, lanes: Vec<OpenLane>) -> Result<(), Fault> {
     let (mut link, readers) = join(number, lanes)?;
     let over = Fault::new(Code::Cancelled, "the source ended the attempt");
     link.send(Lane::Control, &Message::Abort(Reason::from(&over)))?;
-    let deadline = now() + CLOSED_WAIT;
+    let deadline = std::time::Instant::now() + CLOSED_WAIT;
     let mut readers = readers.into_iter();
     let Some((_, mut control)) = readers.find(|(lane, _)| *lane == Lane::Control) else {
         return Ok(());
     };
     loop {
-        match control.next_frame()? {
+        match control.next_frame_until(deadline)? {
             Incoming::End => return Ok(()),
-            Incoming::Frame(_) if now() < deadline => {}
-            Incoming::Frame(_) | Incoming::Idle => {
+            Incoming::Frame(frame) => {
+                // Whoever refuses the lanes closes them too, and has not heard what was said on them.
+                if let Message::Refused(reason) = frame.message()? {
+                    return Err(reason.to_fault(Code::Refused));
+                }
+            }
+            Incoming::Idle => {
                 let detail = "the target does not close the lanes of what is over";
                 return Err(Fault::new(Code::Stalled, detail));
             }

@@ -142,3 +142,31 @@ fn a_move_that_goes_on_is_not_ended_by_the_farewell_to_its_older_attempt() {
     worker.recover_farewells();
     assert_eq!(Order::load(&worker.ground).unwrap(), None);
 }
+
+#[test]
+fn a_target_that_refuses_the_lanes_has_not_heard_what_was_said_on_them() {
+    let refused = |code| Message::Refused((&Fault::new(code, "not now")).into());
+    for (word, heard) in [
+        (Message::Ping(1), None),
+        (refused(Code::Busy), Some(Code::Busy)),
+        (refused(Code::Quarantine), Some(Code::Quarantine)),
+    ] {
+        let (_folder, shared) = host("");
+        let ground = ground(&shared);
+        let mut theirs = Vec::new();
+        let lanes = Lane::ALL.map(|lane| {
+            let (_, lane, socket) = greeted(&ground, lane);
+            theirs.push(socket);
+            lane
+        });
+        let mut control = theirs.swap_remove(0);
+        let mut said = Vec::new();
+        word.encode(&mut said);
+        std::io::Write::write_all(&mut control, &said).unwrap();
+        control.shutdown(std::net::Shutdown::Write).unwrap();
+        let result = say_on(1, lanes.into());
+        assert_eq!(result.err().map(|fault| fault.code), heard);
+        let again = heard.is_some_and(|code| may_pass(&Fault::new(code, "")));
+        assert_eq!(again, heard == Some(Code::Busy));
+    }
+}
