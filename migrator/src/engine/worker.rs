@@ -89,6 +89,8 @@ pub(super) struct Worker {
     recover_delay: Duration,
     farewells: farewell::Farewells,
     ending: Option<link::Ending>,
+    /// The move that was written down as the one the guest comes with, or was tried to be.
+    arrival: Option<MigrationId>,
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
     pub(super) shown: Shown,
@@ -110,6 +112,7 @@ impl Worker {
             recover_delay: RECOVER_DELAY,
             farewells: farewell::Farewells::default(),
             ending: None,
+            arrival: None,
             visitors: Vec::new(),
             shown: Shown::default(),
             room: None,
@@ -130,9 +133,10 @@ impl Worker {
         worker
     }
 
+    /// Which move an earlier migrator received the guest with.
     fn arrival(&self) -> Option<MigrationId> {
-        let bytes = self.ground.folder.as_ref()?.read(&file_name(ARRIVAL_FILE));
-        serde_json::from_slice(&bytes.ok()??).ok()
+        let folder = self.ground.folder.as_ref()?;
+        folder.read_document(&file_name(ARRIVAL_FILE)).ok()?
     }
 
     /// Works until the guest is forgotten here.

@@ -51,15 +51,16 @@ impl Worker {
         }
     }
 
-    pub(super) fn remember_arrival(&self) {
+    /// Writes down which move a guest comes with, once: behind each of its source's words it is asked for.
+    pub(super) fn remember_arrival(&mut self) {
         let (Some(Role::Target(target)), Some(folder)) = (&self.role, &self.ground.folder) else {
             return;
         };
-        if self.arrival() == Some(target.setup().migration) {
+        let id = target.setup().migration;
+        if self.arrival.replace(id) == Some(id) {
             return;
         }
-        let text = serde_json::to_vec(&target.setup().migration).expect("an id always serialises");
-        if let Err(fault) = folder.write(&file_name(ARRIVAL_FILE), &text) {
+        if let Err(fault) = folder.write_document(&file_name(ARRIVAL_FILE), &id) {
             warn!(%fault, "the move's id is not remembered");
         }
     }

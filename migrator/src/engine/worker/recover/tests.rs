@@ -234,3 +234,16 @@ fn a_move_whose_process_was_too_slow_is_tried_again() {
         assert_eq!(order.is_tried_again(&ground, &slow), again);
     }
 }
+
+#[test]
+fn a_move_is_written_down_as_the_one_a_guest_comes_with_once() {
+    let (folder, shared) = host("");
+    let mut worker = running(ground(&shared), 3);
+    let file = folder.path().join("state/guests/till/arrival.json");
+    worker.remember_arrival();
+    assert_eq!(worker.arrival(), Some(MigrationId(9)));
+    // Nor is it tried again where it could not be, as on a full disk: that would be behind every word.
+    std::fs::remove_file(&file).unwrap();
+    worker.remember_arrival();
+    assert!(!file.exists());
+}
