@@ -1,5 +1,6 @@
 //! Carries out what the target's machine decides.
 
+mod admit;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::guest_api::{GuestConfig, GuestQuota, VCPU_COUNT_MAX};
+use towpath_protocol::guest_api::GuestConfig;
 use towpath_protocol::message::{ChunkHeader, Hello, Lane, Message, Prepare, SpaceInfo};
 use towpath_protocol::ownership::{Ownership, State};
 use towpath_protocol::space::{BlockRun, BlockSet, Geometry, MEMORY, SpaceId};
@@ -22,7 +23,7 @@ use super::incident;
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{
-    Gathering, Link, OpenLane, ReadingEnd, Unpacked, check_trust, read_chunks, receive_on, spawn,
+    Gathering, Link, OpenLane, ReadingEnd, Unpacked, read_chunks, receive_on, spawn,
 };
 use super::shared::Shared;
 use super::source_move::NotBegun;
@@ -359,41 +360,6 @@ impl TargetMove {
         if let Err(fault) = self.read_chunks(ground) {
             self.handle(ground, Event::Failed(fault));
         }
-    }
-
-    /// Looks at an offer before anything is built for it, and before anything changes here: whoever offers a
-    /// guest knows no more of it than its number.
-    fn admit(&self, ground: &mut Ground, prepare: &Prepare) -> Result<(), Fault> {
-        let shared = Arc::clone(&ground.shared);
-        let config = GuestConfig::from_bytes(&prepare.config)?;
-        config.check(&GuestQuota {
-            memory_bytes_max: shared.config.quota.memory.bytes(),
-            vcpu_count_max: VCPU_COUNT_MAX,
-        })?;
-        if config.id != ground.id || config.name != prepare.name {
-            let detail = format!("guest {} is described as another", prepare.name);
-            return Err(Fault::new(Code::Meta, detail));
-        }
-        config.check_spaces(&prepare.spaces)?;
-        let setup = self.machine.setup();
-        if self.ownership().lives_here() {
-            let detail = format!("{} offers a guest that lives here", setup.source);
-            return Err(Fault::new(Code::GuestExists, detail));
-        }
-        if let Some(known) = &ground.config
-            && *known != config
-        {
-            let detail = format!(
-                "guest {} is described as another than it was here",
-                known.name
-            );
-            return Err(Fault::new(Code::Meta, detail));
-        }
-        check_trust(&shared.config.tunnel_socket(), &shared.host.site)?;
-        shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
-        shared.claim_name(&config.name, ground.id)?;
-        ground.config = Some(config);
-        Ok(())
     }
 
     /// A chunk came on a current lane.

@@ -1,0 +1,48 @@
+//! Which offers a target lets send.
+
+use std::sync::Arc;
+
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::guest_api::{GuestConfig, GuestQuota, VCPU_COUNT_MAX};
+use towpath_protocol::message::Prepare;
+
+use super::TargetMove;
+use crate::engine::ground::Ground;
+use crate::engine::lanes::check_trust;
+
+impl TargetMove {
+    /// Looks at an offer before anything is built for it, and before anything changes here: whoever offers a
+    /// guest knows no more of it than its number.
+    pub(super) fn admit(&self, ground: &mut Ground, prepare: &Prepare) -> Result<(), Fault> {
+        let shared = Arc::clone(&ground.shared);
+        let config = GuestConfig::from_bytes(&prepare.config)?;
+        config.check(&GuestQuota {
+            memory_bytes_max: shared.config.quota.memory.bytes(),
+            vcpu_count_max: VCPU_COUNT_MAX,
+        })?;
+        if config.id != ground.id || config.name != prepare.name {
+            let detail = format!("guest {} is described as another", prepare.name);
+            return Err(Fault::new(Code::Meta, detail));
+        }
+        config.check_spaces(&prepare.spaces)?;
+        let setup = self.machine.setup();
+        if self.ownership().lives_here() {
+            let detail = format!("{} offers a guest that lives here", setup.source);
+            return Err(Fault::new(Code::GuestExists, detail));
+        }
+        if let Some(known) = &ground.config
+            && *known != config
+        {
+            let detail = format!(
+                "guest {} is described as another than it was here",
+                known.name
+            );
+            return Err(Fault::new(Code::Meta, detail));
+        }
+        check_trust(&shared.config.tunnel_socket(), &shared.host.site)?;
+        shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
+        shared.claim_name(&config.name, ground.id)?;
+        ground.config = Some(config);
+        Ok(())
+    }
+}
