@@ -556,7 +556,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use towpath_protocol::channel::Preamble;
-    use towpath_protocol::frame::write_frame;
+    use towpath_protocol::frame::{FLAG_CRITICAL, HEADER_BYTES, write_frame};
 
     use super::*;
     use crate::engine::tests::{PATIENCE, ground, host};
@@ -611,5 +611,44 @@ mod tests {
         let mut ping = Vec::new();
         Message::Ping(1).encode(&mut ping);
         trickle(&mut control, &ping);
+    }
+
+    #[test]
+    fn f03_what_is_glued_to_a_message_ends_its_lane() {
+        let (_folder, shared) = host("");
+        let ping = |nonce| {
+            let mut frame = Vec::new();
+            Message::Ping(nonce).encode(&mut frame);
+            frame
+        };
+        let mut glued = Vec::new();
+        let body_and_more = [&ping(3)[HEADER_BYTES..], b"more"].concat();
+        write_frame(ping(3)[2], FLAG_CRITICAL, &body_and_more, &mut glued);
+        let garbage = [b"more of it than a header has bytes".as_slice(), &ping(3)].concat();
+        for wrong in [glued, garbage] {
+            let ground = ground(&shared);
+            let mut theirs = Vec::new();
+            let lanes = Lane::ALL.map(|lane| {
+                let (_, lane, socket) = greeted(&ground, lane);
+                theirs.push(socket);
+                lane
+            });
+            let (link, readers) = join(1, lanes.into()).unwrap();
+            for (lane, reader) in readers {
+                read_messages(&link, lane, reader, Arc::clone(&ground.mailbox)).unwrap();
+            }
+            let said = [ping(1), ping(2), wrong].concat();
+            theirs[0].write_all(&said).unwrap();
+            let until = Instant::now() + PATIENCE;
+            for nonce in [1, 2] {
+                // Two whole ones in one go are two.
+                let heard = ground.mailbox.receive(Some(until));
+                let is_ping = matches!(heard, Some(Input::Heard { message: Message::Ping(said), .. }) if said == nonce);
+                assert!(is_ping, "{heard:?}");
+            }
+            let lost = ground.mailbox.receive(Some(until));
+            let is_framing = matches!(&lost, Some(Input::LaneLost { lane: Lane::Control, fault, .. }) if fault.code == Code::Framing);
+            assert!(is_framing, "{lost:?}");
+        }
     }
 }

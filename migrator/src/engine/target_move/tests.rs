@@ -1,5 +1,6 @@
 //! How long a target waits for a source.
 
+use towpath_protocol::guest_api::VCPU_COUNT_MAX;
 use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
 use towpath_protocol::message::Received;
 use towpath_protocol::ownership::{Event as LawEvent, Word};
@@ -107,4 +108,64 @@ fn h10_an_outage_of_minutes_ends_an_offer_without_data_and_no_other() {
         assert_eq!(target.patience(), None);
         drop(theirs);
     }
+}
+
+/// What an offer of a guest is refused with that is not what it should be.
+fn offered(
+    shared: &Arc<Shared>,
+    change: impl FnOnce(&mut GuestConfig, &mut Vec<SpaceInfo>),
+) -> Option<Code> {
+    let mut ground = ground(shared);
+    let mut config = ground.config.take().unwrap();
+    let mut spaces = spaces_of(&config);
+    change(&mut config, &mut spaces);
+    let setup = Setup {
+        host: shared.host.clone(),
+        source: order(9).target,
+        migration: MigrationId(9),
+        attempt: AttemptId(9),
+        guest: ground.id,
+    };
+    let law = Ownership::vacant(shared.host.clone(), ground.id);
+    let target = TargetMove::begin(&ground, law, setup);
+    let prepare = Prepare {
+        name: config.name.clone(),
+        epoch: Epoch(2),
+        spaces,
+        config: config.to_bytes(),
+    };
+    let admitted = target.admit(&mut ground, &prepare);
+    // Nothing is changed by what is refused.
+    assert_eq!(ground.config.is_some(), admitted.is_ok());
+    shared.released(ground.id, AttemptId(9));
+    admitted.err().map(|fault| fault.code)
+}
+
+#[test]
+fn f11_a_guest_that_cannot_be_is_refused_before_anything_is_built_for_it() {
+    let (_folder, shared) = host("[quota]\nmemory = \"16MiB\"");
+    assert_eq!(offered(&shared, |_, _| {}), None);
+    let too_large = |config: &mut GuestConfig, spaces: &mut Vec<SpaceInfo>| {
+        config.memory_bytes *= 2;
+        *spaces = spaces_of(config);
+    };
+    assert_eq!(offered(&shared, too_large), Some(Code::Quota));
+    let cpus = VCPU_COUNT_MAX + 1;
+    assert!(offered(&shared, |config, _| config.vcpu_count = cpus).is_some());
+    let beyond = 1 << 40;
+    assert!(
+        offered(&shared, |config, _| config.workload.working_set_bytes =
+            beyond)
+        .is_some()
+    );
+}
+
+#[test]
+fn f10_what_is_announced_is_what_the_guest_is_described_as_or_nothing_is_begun() {
+    let (_folder, shared) = host("");
+    assert_eq!(offered(&shared, |_, _| {}), None);
+    assert!(offered(&shared, |_, spaces| spaces[0].block_count += 1).is_some());
+    assert!(offered(&shared, |_, spaces| spaces[0].block_bytes *= 2).is_some());
+    assert!(offered(&shared, |_, spaces| spaces.push(spaces[0])).is_some());
+    assert!(offered(&shared, |_, spaces| spaces.clear()).is_some());
 }
