@@ -300,7 +300,7 @@ impl TargetMove {
             }
             Err(fault) => {
                 warn!(%fault, "lanes could not be used");
-                ground.close_link();
+                self.lose_link(ground);
             }
         }
     }
@@ -337,10 +337,18 @@ impl TargetMove {
 
     /// The lanes are gone.
     pub(super) fn link_down(&mut self, ground: &mut Ground) {
-        if ground.link.take().is_some() {
-            self.link_lost_at = now();
+        if self.lose_link(ground) {
             self.handle(ground, Event::LinkDown);
         }
+    }
+
+    /// Lets go of the lanes, and notes since when there are none; whether there were any.
+    fn lose_link(&mut self, ground: &mut Ground) -> bool {
+        let had_link = ground.link.take().is_some();
+        if had_link {
+            self.link_lost_at = now();
+        }
+        had_link
     }
 
     /// A message came on a current lane.
@@ -530,7 +538,9 @@ impl TargetMove {
             }
             Action::DiscardImage => self.discard(ground)?,
             Action::Report(incident) => incident::keep(ground, self.setup(), &incident),
-            Action::DropLink => ground.close_link(),
+            Action::DropLink => {
+                self.lose_link(ground);
+            }
             Action::Finished(outcome) => self.outcome = Some(outcome),
         }
         Ok(())

@@ -110,6 +110,40 @@ fn h10_an_outage_of_minutes_ends_an_offer_without_data_and_no_other() {
     }
 }
 
+/// Opens so many lanes of a number; what is returned keeps them open.
+fn open_lanes(
+    target: &mut TargetMove,
+    ground: &mut Ground,
+    number: u64,
+    lanes: &[Lane],
+) -> Vec<std::os::unix::net::UnixStream> {
+    let mut theirs = Vec::new();
+    for lane in lanes {
+        let (mut hello, lane, socket) = greeted(ground, *lane);
+        hello.link = number;
+        target.lane(ground, &hello, lane);
+        theirs.push(socket);
+    }
+    theirs
+}
+
+#[test]
+fn lanes_that_the_target_drops_itself_have_their_source_away_from_then_on() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let mut target = TargetMove::with(recovered(&ground, 3), &ground);
+    let _theirs = open_lanes(&mut target, &mut ground, 1, &Lane::ALL);
+    assert_eq!(target.source_away_for(&ground), None);
+    target.link_lost_at = Instant::ZERO;
+    let dropped_at = now();
+    target.act(&mut ground, Action::DropLink).unwrap();
+    let away = target.source_away_for(&ground).expect("no lanes");
+    assert!(
+        away <= now().since(dropped_at),
+        "{away:?} would let a guest be given up whose source is there"
+    );
+}
+
 /// What an offer of a guest is refused with that is not what it should be.
 fn offered(
     shared: &Arc<Shared>,
