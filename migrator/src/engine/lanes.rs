@@ -189,29 +189,35 @@ pub(super) fn join(
     Ok((link, readers.collect()))
 }
 
-/// Lanes of one number, until all of them are open.
+/// Numbers of which lanes are gathered at once: those that a source opens now, and one late lane of those that it
+/// gave up. Which of two is newer is not known: the numbers begin anew with the source's boot.
+const GATHERED_COUNT_MAX: usize = 2;
+
+/// Lanes by their number, the newest number last, until all of one are open.
 #[derive(Debug, Default)]
-pub(super) struct Gathering {
-    number: u64,
-    lanes: Vec<OpenLane>,
-}
+pub(super) struct Gathering(Vec<(u64, Vec<OpenLane>)>);
 
 impl Gathering {
-    /// Whether a lane is the first of others than those before it.
-    pub(super) const fn is_new(&self, number: u64) -> bool {
-        self.number != number
+    /// Whether a lane is the first of its number.
+    pub(super) fn is_new(&self, number: u64) -> bool {
+        self.0.iter().all(|(known, _)| *known != number)
     }
 
-    /// Adds a lane, and lets go of those of another number. All of them once the last one is here.
+    /// Adds a lane, and lets go of those of the oldest number beyond the limit. All of its number once the last
+    /// one is here.
     pub(super) fn add(&mut self, number: u64, lane: OpenLane) -> Option<Vec<OpenLane>> {
         if self.is_new(number) {
-            self.lanes.clear();
-            self.number = number;
+            if self.0.len() >= GATHERED_COUNT_MAX {
+                self.0.remove(0);
+            }
+            self.0.push((number, Vec::with_capacity(Lane::ALL.len())));
         }
-        if self.lanes.iter().all(|open| open.lane != lane.lane) {
-            self.lanes.push(lane);
+        let index = self.0.iter().position(|(known, _)| *known == number)?;
+        let (_, lanes) = &mut self.0[index];
+        if lanes.iter().all(|open| open.lane != lane.lane) {
+            lanes.push(lane);
         }
-        (self.lanes.len() == Lane::ALL.len()).then(|| std::mem::take(&mut self.lanes))
+        (lanes.len() == Lane::ALL.len()).then(|| self.0.remove(index).1)
     }
 }
 

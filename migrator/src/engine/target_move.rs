@@ -278,12 +278,11 @@ impl TargetMove {
 
     /// A lane of this attempt was greeted.
     pub(super) fn lane(&mut self, ground: &mut Ground, hello: &Hello, lane: OpenLane) {
-        if self.lanes.is_new(hello.link) {
-            self.link_down(ground);
-        }
         let Some(lanes) = self.lanes.add(hello.link, lane) else {
             return;
         };
+        // Only now: one that comes late, of lanes that were given up long ago, ends none that are good.
+        self.link_down(ground);
         match receive_on(ground.new_link_number(), lanes, &ground.mailbox) {
             Ok((link, chunk_readers)) => self.link_up(ground, link, chunk_readers),
             Err(fault) => warn!(%fault, "lanes could not be used"),

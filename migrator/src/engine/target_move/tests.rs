@@ -128,6 +128,27 @@ fn open_lanes(
 }
 
 #[test]
+fn a_late_lane_of_lanes_that_were_given_up_ends_none_that_are_good() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let mut target = TargetMove::with(recovered(&ground, 3), &ground);
+    let [late, others @ ..] = Lane::ALL;
+    let mut theirs = open_lanes(&mut target, &mut ground, 1, &others);
+    theirs.extend(open_lanes(&mut target, &mut ground, 2, &Lane::ALL));
+    let good = ground.link.as_ref().map(|link| link.number);
+    assert!(good.is_some());
+    theirs.extend(open_lanes(&mut target, &mut ground, 3, &[late]));
+    assert_eq!(ground.link.as_ref().map(|link| link.number), good);
+    // Nor does one keep those from coming up that are being opened.
+    theirs.extend(open_lanes(&mut target, &mut ground, 4, &others));
+    theirs.extend(open_lanes(&mut target, &mut ground, 5, &[late]));
+    theirs.extend(open_lanes(&mut target, &mut ground, 4, &[late]));
+    let newer = ground.link.as_ref().map(|link| link.number);
+    assert!(newer.is_some() && newer != good);
+    assert!(target.machine.is_link_up());
+}
+
+#[test]
 fn lanes_that_the_target_drops_itself_have_their_source_away_from_then_on() {
     let (_folder, shared) = host("");
     let mut ground = ground(&shared);

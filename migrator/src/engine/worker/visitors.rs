@@ -73,12 +73,12 @@ impl Worker {
         });
         let visitor = &mut self.visitors[index];
         if visitor.lanes.is_new(number) {
-            visitor.link = None;
             visitor.due = now() + VISIT_WAIT;
         }
         let Some(lanes) = visitor.lanes.add(number, lane) else {
             return;
         };
+        visitor.link = None;
         let link_number = self.ground.new_link_number();
         match receive_on(link_number, lanes, &self.ground.mailbox) {
             Ok((link, chunk_readers)) => {
