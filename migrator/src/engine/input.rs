@@ -51,6 +51,8 @@ pub(super) enum Input {
     },
     /// A vCPU waits for a block.
     Fault { block: u64 },
+    /// Touches are not reported any more although the guest runs.
+    FaultsLost(Fault),
     /// The guest's process ended.
     GuestGone { process_id: i32 },
     /// A process that was too busy answers, or has ended.

@@ -25,6 +25,7 @@ use super::judge::Judge;
 use super::lanes::{
     Gathering, Link, OpenLane, ReadingEnd, Unpacked, read_chunks, receive_on, spawn,
 };
+use super::mailbox::Mailbox;
 use super::shared::Shared;
 use super::source_move::NotBegun;
 use crate::guest::MissingMemory;
@@ -392,6 +393,14 @@ impl TargetMove {
         self.handle(ground, Event::Fault { space, block });
     }
 
+    /// Nobody reports touches of missing blocks any more. One that was given up is no loss.
+    pub(super) fn faults_lost(&mut self, ground: &mut Ground, fault: Fault) {
+        if self.stage() == Stage::Running {
+            warn!(%fault, "touches of missing blocks are not reported any more");
+            self.handle(ground, Event::Failed(fault));
+        }
+    }
+
     /// Takes in what happened and carries out what follows.
     pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) {
         self.take_in(event);
@@ -670,17 +679,12 @@ impl TargetMove {
         let watched = Arc::downgrade(&missing);
         self.missing = Some(missing);
         let mailbox = Arc::clone(&ground.mailbox);
+        let next_fault = move || {
+            let missing = watched.upgrade()?;
+            Some(missing.next_fault(FAULT_WAIT))
+        };
         spawn("towpath-faults", move || {
-            while let Some(missing) = watched.upgrade() {
-                match missing.next_fault(FAULT_WAIT) {
-                    Ok(Some(block)) => mailbox.send(Input::Fault { block }),
-                    Ok(None) => {}
-                    Err(fault) => {
-                        warn!(%fault, "faults are not reported any more");
-                        return;
-                    }
-                }
-            }
+            report_faults(next_fault, &mailbox);
         })
     }
 
@@ -715,6 +719,24 @@ impl TargetMove {
             Some(Outcome::Lost(fault)) => Ended::Lost(self.machine.into_ownership(), fault),
             Some(Outcome::Refused(_)) | None => Ended::Refused(self.machine.into_ownership()),
         }
+    }
+}
+
+/// Reports touches of missing blocks until nobody waits for them any more, and where that ends too early, that it
+/// does: a guest that touches one then would stand for ever.
+fn report_faults(
+    mut next_fault: impl FnMut() -> Option<Result<Option<u64>, Fault>>,
+    mailbox: &Mailbox<Input>,
+) {
+    while let Some(next) = next_fault() {
+        match next {
+            Ok(Some(block)) => mailbox.send(Input::Fault { block }),
+            Ok(None) => {}
+            Err(fault) => {
+                mailbox.send(Input::FaultsLost(fault));
+                return;
+            }
+        };
     }
 }
 

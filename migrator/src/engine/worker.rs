@@ -283,6 +283,11 @@ impl Worker {
                     target.fault(&mut self.ground, block);
                 }
             }
+            Input::FaultsLost(fault) => {
+                if let Some(Role::Target(target)) = &mut self.role {
+                    target.faults_lost(&mut self.ground, fault);
+                }
+            }
             Input::GuestGone { process_id } => self.guest_gone(process_id),
             Input::Found(found) => self.found(*found),
             Input::FarewellSaid { attempt, result } => self.farewell_said(attempt, result),

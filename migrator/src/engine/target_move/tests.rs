@@ -165,6 +165,22 @@ fn lanes_that_the_target_drops_itself_have_their_source_away_from_then_on() {
     );
 }
 
+#[test]
+fn touches_that_are_not_reported_any_more_are_no_secret() {
+    let (_folder, shared) = host("");
+    let ground = ground(&shared);
+    let lost = Fault::new(Code::Guest, "userfaultfd: not usable");
+    let mut said = [Some(Ok(Some(3))), Some(Ok(None)), Some(Err(lost.clone()))].into_iter();
+    report_faults(|| said.next().flatten(), &ground.mailbox);
+    assert!(matches!(
+        ground.mailbox.try_receive(),
+        Some(Input::Fault { block: 3 })
+    ));
+    assert!(
+        matches!(ground.mailbox.try_receive(), Some(Input::FaultsLost(fault)) if fault == lost)
+    );
+}
+
 /// What an offer of a guest is refused with that is not what it should be.
 fn offered(
     shared: &Arc<Shared>,

@@ -8,6 +8,7 @@ use super::*;
 use crate::api::GuestState;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::ground::Ground;
+use crate::engine::input::Input;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::work_until;
 use crate::guest::GuestProcess;
@@ -233,6 +234,19 @@ fn a_move_whose_process_was_too_slow_is_tried_again() {
         order.attempts = attempts;
         assert_eq!(order.is_tried_again(&ground, &slow), again);
     }
+}
+
+#[test]
+fn a_guest_whose_touches_nobody_reports_is_taken_up_again() {
+    let (_folder, shared) = host("");
+    let mut worker = running(ground(&shared), 3);
+    let _fake = Fake::start(&worker.ground, Standing::default());
+    worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
+    let lost = Fault::new(Code::Guest, "userfaultfd: not usable");
+    worker.take_in(Input::FaultsLost(lost));
+    worker.end_if_over();
+    assert!(matches!(worker.role, Some(Role::Broken(..))));
+    assert!(worker.recover_at.is_some());
 }
 
 #[test]
