@@ -200,7 +200,9 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result
     let journal = folder.open_journal()?;
     let record = Record::decode(journal.record())?;
     // Left by an end that did not come to remove the folder: what the journal says from here on is newer.
-    shared.store.forget_ended(record.guest)?;
+    if let Err(fault) = shared.store.forget_ended(record.guest) {
+        warn!(guest = %name, %fault, "an old record stays");
+    }
     let config = Ground::load_config(&folder)?;
     if config.id != record.guest || config.name != *name {
         let detail = format!("folder {name} holds guest {} of another", config.name);
