@@ -485,6 +485,7 @@ fn what_a_move_may_use_bounds_what_is_expected_of_it() {
         pair.source.stage() == source::Stage::Switching
     });
     assert!(expected_count > 10, "{expected_count}");
+    assert!(pair.source.progress().finished_round_count > 0);
     for record in pair.source.decisions() {
         let goodput = record.facts.goodput_bytes_per_second;
         assert!(goodput <= WORTH, "{record:?}");

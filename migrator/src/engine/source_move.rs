@@ -614,7 +614,7 @@ impl SourceMove {
                 .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
                 .flatten(),
             round: Some(progress.round_count),
-            rounds: Some(progress.round_count),
+            rounds: Some(progress.finished_round_count),
             blocks_total: progress.block_count,
             blocks_left: progress.blocks_left,
             raw_bytes: progress.raw_bytes,

@@ -381,6 +381,7 @@ impl Source {
             judgement,
         });
         self.progress.pause_predicted = Some(judgement.pause_predicted);
+        self.progress.finished_round_count = self.progress.round_count;
         self.left_before = Some(facts.residual_bytes);
         match judgement.decision {
             Decision::AnotherRound => {

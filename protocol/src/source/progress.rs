@@ -65,6 +65,8 @@ pub struct DecisionRecord {
 pub struct Progress {
     /// Rounds finished or under way.
     pub round_count: u32,
+    /// Those that are finished.
+    pub finished_round_count: u32,
     /// Blocks of all spaces.
     pub block_count: u64,
     /// Blocks still to go in this stage, in flight ones included.

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
+use towpath_protocol::image::CHAIN_START;
+use towpath_protocol::message::Received;
 
 use super::*;
 use crate::engine::fake::{Fake, Standing};
@@ -119,4 +121,26 @@ fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
     going.act(&mut ground, Action::CancelChunks).unwrap();
     assert!(going.unread.is_empty() && going.unread.deadline().is_none());
     assert_eq!(going.view(&ground).error, None);
+}
+
+#[test]
+fn a_round_that_is_under_way_is_not_shown_as_finished() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let _process = Fake::start(&ground, Standing::default());
+    ground.adopt_process(PATIENCE).unwrap();
+    let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    going.carry_out(&mut ground);
+    going.handle(&mut ground, Event::LinkUp).unwrap();
+    let prepared = Message::Prepared(Received {
+        through_sequence: 0,
+        chain: CHAIN_START,
+    });
+    let heard = Event::Heard(Lane::Control, prepared);
+    going.handle(&mut ground, heard).unwrap();
+    assert_eq!(going.stage(), Stage::Copying);
+    let view = going.view(&ground);
+    assert_eq!((view.round, view.rounds), (Some(1), Some(0)));
 }
