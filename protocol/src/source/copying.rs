@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::serving::empty_sets;
 use super::{Action, ChunkOrder, DecisionRecord, FAULT_DELAY_MIN, Phase, Source};
 use crate::fault::{Code, Fault};
 use crate::image::CHAIN_START;
@@ -167,10 +168,7 @@ impl Source {
         self.generation = 1;
         if self.setup.policy.mode == Mode::Post {
             // Only names go before the switch; what was touched stays for afterwards.
-            let nothing = pending
-                .iter()
-                .map(|set| BlockSet::empty(set.block_count()))
-                .collect();
+            let nothing = empty_sets(&self.setup.spaces);
             self.held_back = pending;
             self.phase = Phase::Copying(Round::new(nothing, zeros, now));
         } else {
@@ -384,16 +382,7 @@ impl Source {
         self.progress.finished_round_count = self.progress.round_count;
         self.left_before = Some(facts.residual_bytes);
         match judgement.decision {
-            Decision::AnotherRound => {
-                self.generation += 1;
-                self.progress.round_count += 1;
-                self.meter.interrupt(now);
-                let zeros = dirty
-                    .iter()
-                    .map(|set| BlockSet::empty(set.block_count()))
-                    .collect();
-                self.phase = Phase::Copying(Round::new(dirty, zeros, now));
-            }
+            Decision::AnotherRound => self.begin_round(dirty, now),
             Decision::SwitchWhole(reason) => self.freeze(dirty, u64::MAX, reason, now),
             Decision::SwitchAndFetch {
                 reason,
@@ -410,14 +399,16 @@ impl Source {
 
     /// Back to copying with everything that is not at the target, after a freeze that was given up.
     pub(super) fn copy_again(&mut self, pending: Vec<BlockSet>, now: Instant) {
+        self.left_before = None;
+        self.begin_round(pending, now);
+    }
+
+    /// Every round but the first.
+    fn begin_round(&mut self, pending: Vec<BlockSet>, now: Instant) {
         self.generation += 1;
         self.progress.round_count += 1;
-        self.left_before = None;
         self.meter.interrupt(now);
-        let zeros = pending
-            .iter()
-            .map(|set| BlockSet::empty(set.block_count()))
-            .collect();
+        let zeros = empty_sets(&self.setup.spaces);
         self.phase = Phase::Copying(Round::new(pending, zeros, now));
     }
 }

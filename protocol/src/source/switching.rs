@@ -80,10 +80,7 @@ impl Source {
         now: Instant,
     ) {
         self.switch_reason = Some(reason);
-        let nothing: Vec<BlockSet> = residual
-            .iter()
-            .map(|set| BlockSet::empty(set.block_count()))
-            .collect();
+        let nothing = empty_sets(&self.setup.spaces);
         self.phase = Phase::Switching(Pause {
             residual,
             carry_bytes_max,
