@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 mod unread;
+mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,6 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestState;
 use towpath_protocol::message::{Hello, Lane, Message};
 use towpath_protocol::ownership::{Ownership, State};
-use towpath_protocol::plan::Decision;
 use towpath_protocol::source::{Action, ChunkOrder, Event, Outcome, Setup, Source, Stage};
 use towpath_protocol::space::{BlockRun, BlockSet, SpaceId};
 use towpath_protocol::time::Instant;
@@ -19,14 +19,13 @@ use towpath_protocol::version;
 use tracing::{info, warn};
 
 use self::unread::Unread;
-use super::ground::{Ground, milliseconds, now};
+use super::ground::{Ground, now};
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
 use super::order::Order;
 use super::outbox::Outbox;
 use super::target_move::spaces_of;
-use crate::api::{DecisionInputs, DecisionView, ErrorView, LinkState, MigrationView, Phase};
 use crate::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use crate::guest::{GuestMemory, GuestProcess};
 use crate::lane::LaneWriter;
@@ -579,105 +578,6 @@ impl SourceMove {
             }
         }
     }
-
-    /// The move as the API shows it.
-    pub(super) fn view(&self, ground: &Ground) -> MigrationView {
-        let progress = self.machine.progress();
-        let (phase, error) = self.phase(ground);
-        let to_ms = |at: Instant| milliseconds(at.since(self.begun_at));
-        let is_held = self.machine.stage() == Stage::Committed;
-        let silence = self.machine.silence(now());
-        let is_flowing = self.machine.is_link_up() && silence.is_none();
-        let decisions = self.machine.decisions().iter().map(|record| DecisionView {
-            at_ms: to_ms(record.at),
-            decision: decision_text(&record.judgement.decision).to_owned(),
-            reason: reason_text(&record.judgement.decision).to_owned(),
-            predicted_pause_ms: milliseconds(record.judgement.pause_predicted),
-            inputs: DecisionInputs {
-                rounds: record.facts.rounds_done,
-                residual_bytes: record.facts.residual_bytes,
-                round_bytes: record.facts.round_bytes,
-                goodput_bytes_per_second: record.facts.goodput_bytes_per_second,
-                dirty_bytes_per_second: record.facts.dirty_bytes_per_second,
-                round_trip_us: u64::try_from(record.facts.round_trip.as_micros())
-                    .unwrap_or(u64::MAX),
-            },
-        });
-        MigrationView {
-            link: if self.machine.is_link_up() {
-                LinkState::Up
-            } else {
-                LinkState::Down
-            },
-            silent_ms: silence.map(milliseconds),
-            blocked_ms: is_held
-                .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
-                .flatten(),
-            round: Some(progress.round_count),
-            rounds: Some(progress.finished_round_count),
-            blocks_total: progress.block_count,
-            blocks_left: progress.blocks_left,
-            raw_bytes: progress.raw_bytes,
-            wire_bytes: Some(progress.wire_bytes),
-            goodput_bytes_per_second: match progress.goodput_bytes_per_second {
-                0 => None,
-                measured => Some(if is_flowing { measured } else { 0 }),
-            },
-            dirty_bytes_per_second: (!self.machine.decisions().is_empty())
-                .then_some(progress.dirty_bytes_per_second),
-            eta_ms: progress.eta.filter(|_| is_flowing).map(milliseconds),
-            predicted_pause_ms: progress.pause_predicted.map(milliseconds),
-            pause_reported_ms: progress.pause_reported.map(milliseconds),
-            demand_fetches: progress.demand_count,
-            switch_reason: self
-                .machine
-                .switch_reason()
-                .map(|reason| reason.as_str().to_owned()),
-            decisions: decisions.collect(),
-            error,
-            ..self.order.view(ground, phase)
-        }
-    }
-
-    /// A fault that ended the attempt, and whose word it is.
-    fn said(&self, fault: &Fault) -> ErrorView {
-        match self.machine.is_refused() {
-            true => ErrorView::said_by(&self.order.target, fault),
-            false => ErrorView::from(fault),
-        }
-    }
-
-    fn phase(&self, ground: &Ground) -> (Phase, Option<ErrorView>) {
-        match &self.outcome {
-            Some(Outcome::Moved) => (Phase::Done, None),
-            Some(Outcome::Stayed(fault)) if fault.code == Code::Cancelled => {
-                (Phase::Cancelled, Some(ErrorView::from(fault)))
-            }
-            Some(Outcome::Stayed(fault)) if self.order.is_tried_again(ground, fault) => {
-                (Phase::Preparing, Some(self.said(fault)))
-            }
-            Some(Outcome::Stayed(fault) | Outcome::Stuck(fault)) => {
-                (Phase::Failed, Some(self.said(fault)))
-            }
-            None => {
-                let phase = match self.machine.stage() {
-                    Stage::Preparing => Phase::Preparing,
-                    Stage::Copying => Phase::Copying,
-                    Stage::Switching => Phase::Switching,
-                    Stage::Committed => Phase::Committed,
-                    Stage::Serving => Phase::Serving,
-                    Stage::Over => Phase::Failed,
-                };
-                let lost = self.machine.is_image_lost().then(|| {
-                    let detail = "what the guest left here is gone: if its target misses blocks of it, it has \
-                                  to be booted there";
-                    ErrorView::from(&Fault::new(Code::ImageLost, detail))
-                });
-                let unread = || self.unread.fault().map(ErrorView::from);
-                (phase, lost.or_else(unread))
-            }
-        }
-    }
 }
 
 /// Lets a paused guest go on; one that is gone cannot.
@@ -697,24 +597,6 @@ fn allocated(memory: &GuestMemory) -> Result<BlockSet, Fault> {
         from = run.end();
     }
     Ok(set)
-}
-
-const fn decision_text(decision: &Decision) -> &'static str {
-    match decision {
-        Decision::AnotherRound => "another round",
-        Decision::SwitchWhole(_) => "switch whole",
-        Decision::SwitchAndFetch { .. } => "switch and fetch",
-        Decision::GiveUp(_) => "give up",
-    }
-}
-
-const fn reason_text(decision: &Decision) -> &'static str {
-    match decision {
-        Decision::AnotherRound => "the rest shrinks and does not fit the pause",
-        Decision::SwitchWhole(reason)
-        | Decision::SwitchAndFetch { reason, .. }
-        | Decision::GiveUp(reason) => reason.as_str(),
-    }
 }
 
 const fn action_name(action: &Action) -> &'static str {
