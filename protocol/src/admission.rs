@@ -58,19 +58,15 @@ struct Place {
 }
 
 impl Place {
-    fn expires(&self, quota: &Quota) -> Option<Instant> {
+    fn is_over(&self, quota: &Quota, now: Instant) -> bool {
         match self.holder {
             Holder::Peer {
                 has_data,
                 used_last,
                 ..
-            } => Some(used_last + if has_data { IDLE_TTL } else { quota.offer_wait }),
-            Holder::Operator => None,
+            } => used_last + if has_data { IDLE_TTL } else { quota.offer_wait } <= now,
+            Holder::Operator => false,
         }
-    }
-
-    fn is_over(&self, quota: &Quota, now: Instant) -> bool {
-        self.expires(quota).is_some_and(|at| at <= now)
     }
 
     fn is_of(&self, other: &HostIdentity) -> bool {
@@ -289,34 +285,6 @@ impl Admission {
             self.places.remove(&guest);
         }
     }
-
-    /// Frees the places of attempts that went silent and names them, for their owner to give up.
-    pub fn expire(&mut self, now: Instant) -> Vec<(GuestId, AttemptId)> {
-        let places = self.places.iter();
-        let over = places
-            .filter(|(_, place)| place.is_over(&self.quota, now))
-            .filter_map(|(guest, place)| match place.holder {
-                Holder::Peer { attempt, .. } => Some((*guest, attempt)),
-                Holder::Operator => None,
-            })
-            .collect();
-        self.places
-            .retain(|_, place| !place.is_over(&self.quota, now));
-        over
-    }
-
-    /// When [`Admission::expire`] has something to do, if nothing changes.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        let places = self.places.values();
-        places.filter_map(|place| place.expires(&self.quota)).min()
-    }
-
-    /// Bytes of memory kept for guests that do not live here yet.
-    #[must_use]
-    pub fn reserved_bytes(&self) -> u64 {
-        self.places.values().map(|place| place.memory_bytes).sum()
-    }
 }
 
 fn begins(guest: GuestId) -> Fault {
@@ -374,12 +342,22 @@ mod tests {
         result.err().map(|fault| fault.code)
     }
 
+    /// Exactly so many bytes are left for whoever comes next.
+    fn assert_leaves(admission: &Admission, bytes: u64, now: Instant) {
+        let comes = |memory_bytes| {
+            let mut admission = admission.clone();
+            admit(&mut admission, "next", 77_777, memory_bytes, now)
+        };
+        assert_eq!(comes(bytes), None);
+        assert_eq!(comes(bytes + 1), Some(Code::Quota));
+    }
+
     #[test]
     fn h10_a_thousand_offers_without_data_hold_four_places_for_a_minute() {
         let mut admission = room_for(64 * MIB);
         let admitted = (0..1_000).filter(|&n| admit(&mut admission, "a", n, MIB, at(0)).is_none());
         assert_eq!(admitted.count(), PER_PEER_MAX);
-        assert_eq!(admission.reserved_bytes(), 4 * MIB);
+        assert_leaves(&admission, 60 * MIB, at(0));
         assert_eq!(
             admit(&mut admission, "a", 9_999, MIB, at(59)),
             Some(Code::Busy)
@@ -387,9 +365,8 @@ mod tests {
         assert_eq!(admit(&mut admission, "b", 5_000, MIB, at(59)), None);
         // Asking again does not lengthen the stay.
         assert_eq!(admit(&mut admission, "a", 0, MIB, at(59)), None);
-        assert_eq!(admission.deadline(), Some(at(60)));
-        assert_eq!(admission.expire(at(60)).len(), 4);
-        assert_eq!(admission.reserved_bytes(), MIB);
+        assert_leaves(&admission, 59 * MIB, at(59));
+        assert_leaves(&admission, 63 * MIB, at(60));
         assert_eq!(admit(&mut admission, "a", 9_999, MIB, at(60)), None);
     }
 
@@ -400,7 +377,7 @@ mod tests {
             assert_eq!(admit(&mut admission, "a", number, MIB, at(0)), None);
         }
         assert_eq!(admit(&mut admission, "a", 9, 4 * MIB, at(60)), None);
-        assert_eq!(admission.reserved_bytes(), 4 * MIB);
+        assert_leaves(&admission, 0, at(60));
     }
 
     #[test]
@@ -415,9 +392,9 @@ mod tests {
             admit(&mut admission, "b", 2, 2 * MIB, at(0)),
             Some(Code::Quota)
         );
-        assert_eq!(admission.reserved_bytes(), 3 * MIB);
+        assert_leaves(&admission, MIB, at(0));
         admission.release(GuestId(1), AttemptId(9));
-        assert_eq!(admission.reserved_bytes(), 3 * MIB);
+        assert_leaves(&admission, MIB, at(0));
         admission.release(GuestId(1), AttemptId(1));
         assert_eq!(admit(&mut admission, "b", 2, 2 * MIB, at(0)), None);
     }
@@ -427,13 +404,11 @@ mod tests {
         let mut admission = room_for(4 * MIB);
         assert_eq!(admit(&mut admission, "a", 1, MIB, at(0)), None);
         admission.touch(GuestId(1), AttemptId(1), at(30));
-        assert_eq!(admission.expire(at(630)), []);
+        assert_leaves(&admission, 3 * MIB, at(630));
         // The lanes come back and the source offers the same attempt again.
         assert_eq!(admit(&mut admission, "a", 1, MIB, at(630)), None);
-        assert_eq!(
-            admission.expire(at(30) + IDLE_TTL),
-            [(GuestId(1), AttemptId(1))]
-        );
+        assert_leaves(&admission, 3 * MIB, at(29) + IDLE_TTL);
+        assert_leaves(&admission, 4 * MIB, at(30) + IDLE_TTL);
     }
 
     #[test]
@@ -449,7 +424,7 @@ mod tests {
         assert_eq!(admit("b", 2, at(0)), Err(Code::DoubleOffer));
         assert_eq!(admit("a", 3, at(0)), Ok(()));
         assert_eq!(admit("b", 2, at(60)), Ok(()));
-        assert_eq!(admission.reserved_bytes(), 3 * MIB);
+        assert_leaves(&admission, MIB, at(60));
     }
 
     #[test]
@@ -491,7 +466,8 @@ mod tests {
         let living = [lives(1, 3 * MIB), lives(2, 3 * MIB)];
         let result = admission.begin(GuestId(6), 2 * MIB, &living, at(0));
         assert_eq!(result, Ok(()));
-        assert_eq!(admission.reserved_bytes(), 5 * MIB);
+        let more = admission.begin(GuestId(7), 1, &living, at(0));
+        assert_eq!(more.unwrap_err().code, Code::Quota);
     }
 
     #[test]
@@ -522,8 +498,8 @@ mod tests {
         assert_eq!(admission.begin(GuestId(1), 1, &living, at(0)), Ok(()));
         // A place that is over is none; one of an operator's is never over.
         assert_eq!(admission.begin(GuestId(4), 1, &living, at(60)), Ok(()));
-        assert_eq!(admission.expire(at(999_999)), []);
-        assert_eq!(admission.deadline(), None);
+        let again = admission.begin(GuestId(4), 1, &living, at(999_999));
+        assert_eq!(again.unwrap_err().code, Code::Busy);
     }
 
     #[test]
@@ -545,6 +521,7 @@ mod tests {
         let mut admission = room_for(64 * MIB);
         let attempt = (GuestId(1), AttemptId(1));
         admission.readmit(&peer("a"), attempt, MIB, false, at(0));
-        assert_eq!(admission.deadline(), Some(at(60)));
+        assert_leaves(&admission, 63 * MIB, at(59));
+        assert_leaves(&admission, 64 * MIB, at(60));
     }
 }
