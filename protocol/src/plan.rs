@@ -202,11 +202,22 @@ pub fn seconds_for(bytes: u64, bytes_per_second: u64) -> Duration {
 }
 
 /// Decides what follows a finished round. `left_before` is what the round before left, if there was
-/// one.
+/// one. By post-copy alone the guest is switched behind the first, and nothing is carried in its pause.
 #[must_use]
 pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgement {
     let goodput = facts.goodput_bytes_per_second;
     let pause_if_whole = predicted_pause(facts.residual_bytes, goodput, facts.round_trip);
+    if policy.mode == Mode::Post {
+        let decision = Decision::SwitchAndFetch {
+            reason: Reason::PostCopyAsked,
+            carry_bytes_max: 0,
+        };
+        return Judgement {
+            decision,
+            pause_if_whole,
+            pause_predicted: predicted_pause(0, goodput, facts.round_trip),
+        };
+    }
     let carried_in = seconds_for(facts.residual_bytes, goodput);
     if carrying_time(policy, goodput, facts.round_trip).is_some_and(|room| carried_in <= room) {
         let decision = Decision::SwitchWhole(if pause_if_whole <= policy.pause_max {
@@ -245,7 +256,7 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
                 pause_predicted: pause_if_whole,
             }
         }
-        Mode::Auto | Mode::Post => {
+        _ => {
             let carry_bytes_max = carry_budget(policy, goodput, facts.round_trip);
             let carried = carry_bytes_max.min(facts.residual_bytes);
             let decision = Decision::SwitchAndFetch {
@@ -382,6 +393,28 @@ mod tests {
             judgement.decision,
             Decision::GiveUp(Reason::RoundsExhausted)
         );
+    }
+
+    #[test]
+    fn post_copy_alone_switches_at_once_and_carries_nothing() {
+        let policy = Policy {
+            mode: Mode::Post,
+            ..Policy::default()
+        };
+        // Whether all that is left fits the pause or none of it ever would.
+        for residual_bytes in [0, 1 << 40] {
+            let facts = Facts {
+                residual_bytes,
+                ..facts()
+            };
+            let judgement = judge(&policy, &facts, None);
+            let switched = Decision::SwitchAndFetch {
+                reason: Reason::PostCopyAsked,
+                carry_bytes_max: 0,
+            };
+            assert_eq!(judgement.decision, switched);
+            assert!(judgement.pause_predicted <= policy.pause_max);
+        }
     }
 
     #[test]

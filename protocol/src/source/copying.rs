@@ -363,16 +363,7 @@ impl Source {
         for (set, held_back) in dirty.iter_mut().zip(std::mem::take(&mut self.held_back)) {
             set.union_with(&held_back);
         }
-        let mut judgement = plan::judge(&self.setup.policy, &facts, self.left_before);
-        if self.setup.policy.mode == Mode::Post {
-            let reason = plan::Reason::PostCopyAsked;
-            judgement.decision = Decision::SwitchAndFetch {
-                reason,
-                carry_bytes_max: 0,
-            };
-            judgement.pause_predicted =
-                plan::predicted_pause(0, facts.goodput_bytes_per_second, facts.round_trip);
-        }
+        let judgement = plan::judge(&self.setup.policy, &facts, self.left_before);
         self.note(DecisionRecord {
             at: now,
             facts,
