@@ -252,7 +252,7 @@ impl Copy<'_> {
     /// Waits until the peer has reported all there was, and the end if there was one.
     async fn until_heard(
         self,
-        side: &Outward,
+        side: &mut Outward,
         is_deaf: &AtomicBool,
         mut stopped: Pin<&mut impl Future<Output = Result<Option<VarInt>, StoppedError>>>,
     ) -> Result<(), Break> {
@@ -263,8 +263,12 @@ impl Copy<'_> {
                 heard = heard => {
                     // Whoever half closes may wait for as long as it likes; one that is gone waits for nothing.
                     let is_gone = side.failed.is_some() || is_deaf.load(Ordering::Relaxed);
-                    if heard.is_err() && is_gone && !self.link.is_ill() {
-                        return Err(stalled("the peer", self.settings.stall).into());
+                    match heard {
+                        Err(_) if is_gone && !self.link.is_ill() => {
+                            return Err(stalled("the peer", self.settings.stall).into());
+                        }
+                        Err(_) if self.is_long() => self.check_room(side)?,
+                        _ => {}
                     }
                 }
                 ended = &mut stopped, if !is_acknowledged => match ended {
@@ -310,7 +314,20 @@ impl Copy<'_> {
                 let count = unread.filled().len();
                 Poll::Ready(Ok(Some(buffer.fill(count))))
             });
-            let read: io::Result<Option<Bytes>> = reading.await;
+            let read: io::Result<Option<Bytes>> = if self.is_long() {
+                // Its program may say nothing for ever, and what is kept may be in the way all the while.
+                let heard_bytes = self.stream.out().acknowledged();
+                match timeout(self.settings.stall, reading).await {
+                    Ok(read) => read,
+                    Err(_) if self.stream.out().acknowledged() > heard_bytes => continue,
+                    Err(_) => {
+                        self.check_room(side)?;
+                        continue;
+                    }
+                }
+            } else {
+                reading.await
+            };
             match read {
                 Ok(None) => {}
                 Ok(Some(read)) => {
@@ -327,8 +344,8 @@ impl Copy<'_> {
             let is_late = timeout(self.settings.stall, heard).await.is_err();
             // One that keeps no more than it always may waits for others that do.
             let is_much = self.stream.out().held_bytes() >= LEAST_BYTES;
-            if is_late && is_much && !self.may_wait(&mut side.taken) && !self.link.is_ill() {
-                return Err(stalled("the peer", self.settings.stall));
+            if is_late && is_much {
+                self.check_room(side)?;
             }
         }
         let mut out = self.stream.out();
@@ -340,9 +357,19 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Whether the peer's program may read nothing for longer.
-    fn may_wait(self, taken: &mut Inflow) -> bool {
-        self.settings.is_patient && !self.tail(taken).is_in_the_way()
+    /// Ends the stream if the peer's program may read nothing for longer.
+    fn check_room(self, side: &mut Outward) -> Result<(), Fault> {
+        let most = self.settings.tail_bytes;
+        let may_wait = self.settings.is_patient && !self.tail(&mut side.taken).is_in_the_way(most);
+        if may_wait || self.link.is_ill() {
+            return Ok(());
+        }
+        Err(stalled("the peer", self.settings.stall))
+    }
+
+    /// Whether it keeps so much for a program that may pause that this may come to be in the way.
+    fn is_long(self) -> bool {
+        self.settings.is_patient && self.stream.out().held_bytes() > self.settings.tail_bytes
     }
 
     /// How many bytes the tail has room for, at most a buffer's; none if they are too few.

@@ -65,9 +65,14 @@ impl Tail {
             .max(of_stream(own_bytes).min(of_leg(self.leg_bytes())))
     }
 
-    /// Whether what streams keep that nobody reads may take the leg's window at the peer from those that are read.
-    pub(crate) fn is_in_the_way(&self) -> bool {
-        self.leg_held_bytes > self.leg_bytes() + UNREAD_BYTES
+    /// Whether what streams keep that nobody reads may take the leg's window at the peer from those that are read. Of
+    /// that window no more than an ordinary one is certain, however much this side keeps for the path; where that is
+    /// not enough, those go that keep more than `most_alone_bytes`.
+    pub(crate) fn is_in_the_way(&self, most_alone_bytes: u64) -> bool {
+        let ordinary_bytes = KEPT_BYTES + KEEPING_UP_BYTES + UNREAD_BYTES;
+        let is_large = self.held_bytes > most_alone_bytes;
+        (is_large && self.leg_held_bytes > ordinary_bytes)
+            || self.leg_held_bytes > self.leg_bytes() + UNREAD_BYTES
     }
 
     /// What all streams may keep in step with their readers: more than anybody may, so that those who read get
@@ -159,16 +164,34 @@ mod tests {
     #[test]
     fn who_reads_nothing_may_do_so_for_as_long_as_others_have_their_room() {
         for leg in Leg::ALL {
-            for path_bytes in [0, LONG_BYTES] {
-                let mut streams = Streams::new(leg, path_bytes, 1024);
-                // One of them was read as fast as the path allows, and all pause.
-                streams.fill(0, LONG_BYTES);
-                (1..128).for_each(|stream| streams.fill(stream, 0));
-                assert!(!streams.tail(0, 0).is_in_the_way(), "{}", streams.sum());
-                (128..1024).for_each(|stream| streams.fill(stream, 0));
-                assert!(streams.tail(0, 0).is_in_the_way());
-            }
+            // One of them was read as fast as an ordinary path allows, and all pause.
+            let mut streams = Streams::new(leg, 0, 1024);
+            streams.fill(0, LONG_BYTES);
+            (1..128).for_each(|stream| streams.fill(stream, 0));
+            let is_in_the_way = |streams: &Streams, stream| {
+                let tail = streams.tail(stream, 0);
+                tail.is_in_the_way(ALONE_BYTES)
+            };
+            assert!(!is_in_the_way(&streams, 0), "{}", streams.sum());
+            (128..1024).for_each(|stream| streams.fill(stream, 0));
+            assert!(is_in_the_way(&streams, 0) && is_in_the_way(&streams, 1023));
         }
+    }
+
+    #[test]
+    fn who_was_fast_and_pauses_is_in_the_way_where_it_fills_an_ordinary_window() {
+        let mut streams = Streams::new(Leg::Bulk, LONG_BYTES, 2);
+        streams.fill(1, 100_000);
+        let little = streams.held[1];
+        streams.held[0] = RECEIVE_BYTES - little;
+        assert!(streams.tail(0, 0).is_in_the_way(ALONE_BYTES));
+        // What the other keeps was there for each before the path was known.
+        streams.held[1] = ALONE_BYTES;
+        assert!(!streams.tail(1, 0).is_in_the_way(ALONE_BYTES));
+        // On the urgent leg it never keeps as much.
+        let mut streams = Streams::new(Leg::Urgent, LONG_BYTES, 1);
+        streams.fill(0, LONG_BYTES);
+        assert!(!streams.tail(0, 0).is_in_the_way(ALONE_BYTES));
     }
 
     #[test]
