@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use quinn::{ReadError, StoppedError, VarInt, WriteError};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
@@ -525,12 +526,8 @@ impl Copy<'_> {
         let written = match timeout(brief, &mut writing).await {
             Ok(written) => Ok(written),
             Err(_) => {
-                let _waiting = self.link.wait_for_program(self.stream.class.leg());
-                match self.settings.is_patient {
-                    // The side that sends knows whether others have room meanwhile.
-                    true => Ok(writing.await),
-                    false => timeout(self.settings.stall, writing).await,
-                }
+                let waiting = self.link.wait_for_program(self.stream.class.leg());
+                wait_long(writing, self.settings, waiting).await
             }
         };
         match written {
@@ -667,6 +664,22 @@ fn take_pieces(
     Poll::Ready(Taken { bytes, then })
 }
 
+/// Waits for a program that takes nothing: a patient stream for as long as it likes, since the side that sends knows
+/// whether others have room meanwhile. That it waits is said for as long as any other may: then the window's memory
+/// is everybody's again.
+async fn wait_long<T>(
+    mut writing: Pin<&mut impl Future<Output = T>>,
+    settings: &Settings,
+    waiting: impl Sized,
+) -> Result<T, Elapsed> {
+    let written = timeout(settings.stall, &mut writing).await;
+    drop(waiting);
+    match written {
+        Err(_) if settings.is_patient => Ok(writing.await),
+        written => written,
+    }
+}
+
 fn stalled(who: &str, stall: Duration) -> Fault {
     Fault::new(
         Code::Stalled,
@@ -688,5 +701,38 @@ fn stop_of(stopped: &Result<Option<VarInt>, StoppedError>) -> Break {
         // The number 0 is the library's own, for a stream that was let go without a word.
         Ok(Some(code)) if *code != MOVED && code.into_inner() != 0 => Break::Cut(ended_by(*code)),
         _ => Break::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_program_that_pauses_holds_the_windows_memory_for_as_long_as_a_stream_may_be_stuck() {
+        for is_patient in [false, true] {
+            let settings = Settings {
+                pool: Arc::default(),
+                stall: Duration::from_millis(1),
+                is_patient,
+                tail_bytes: 0,
+            };
+            let waiting = Arc::new(());
+            let said = Arc::downgrade(&waiting);
+            let (go_on, pause) = oneshot::channel::<()>();
+            let program = pin!(pause);
+            let resumes = async {
+                while said.strong_count() > 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                go_on.send(())
+            };
+            let both = async { tokio::join!(wait_long(program, &settings, waiting), resumes) };
+            let (written, _) = timeout(Duration::from_secs(10), both)
+                .await
+                .expect("it says for ever that it waits");
+            assert_eq!(written.is_ok(), is_patient);
+        }
     }
 }
