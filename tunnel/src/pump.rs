@@ -447,7 +447,13 @@ impl Copy<'_> {
         (side, is_deaf): (&mut Inward, &AtomicBool),
     ) -> Result<(), Break> {
         loop {
-            self.hand_over(local, side, is_deaf).await?;
+            // A program may take nothing for as long as it likes, and the other direction may have ended: then nothing
+            // else hears of the link. What the program took by then is let go of, and what it did not is kept.
+            tokio::select! {
+                biased;
+                handed = self.hand_over(local, side, is_deaf) => handed?,
+                () = self.link.over() => return Err(Break::Lost),
+            }
             if side.offsets.is_ended() {
                 return Ok(());
             }

@@ -95,6 +95,37 @@ async fn a_connection_of_a_channel_outlives_a_pause_of_either_program() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_reader_has_half_closed_and_pauses_ends_with_the_peers_tunnel() {
+    for is_ours in [true, false] {
+        let Connected {
+            pair,
+            mut program,
+            mut service,
+        } = Connected::new(Class::App).await;
+        let (writer, reader) = match is_ours {
+            true => (&mut service, &mut program),
+            false => (&mut program, &mut service),
+        };
+        reader.shutdown().await.unwrap();
+        assert_eq!(soon(writer.read(&mut [0; 1])).await.unwrap(), 0);
+        fill(writer, &[7; 65_536]).await;
+        let Pair {
+            world: _world,
+            edge,
+            region,
+            ..
+        } = pair;
+        let (left, stopped) = match is_ours {
+            true => (edge, region),
+            false => (region, edge),
+        };
+        assert_eq!(left.status().links[0].streams, 1);
+        stopped.stop().await;
+        until("the stream is over", || left.status().links[0].streams == 0).await;
+    }
+}
+
 /// Writes until the connection is reset.
 async fn is_reset(socket: &mut TcpStream) {
     let writing = async {
