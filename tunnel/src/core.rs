@@ -20,7 +20,6 @@ use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::refusals::Dropped;
-use crate::serve::Told;
 use crate::streams::Meter;
 use crate::trust::Trust;
 use crate::windows::Memory;
@@ -67,7 +66,6 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub refused: LastRefused,
-    pub told: Told,
     pub began: Clock,
     pub outlook: Outlook,
     pub network: Network,
@@ -116,7 +114,6 @@ impl Core {
             window_memory: Memory::new(config.limits.window_memory.bytes()),
             dropped: Dropped::default(),
             refused: LastRefused::default(),
-            told: Told::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
             network: Network::default(),

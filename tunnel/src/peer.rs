@@ -36,6 +36,7 @@ use crate::health::{self, Whose};
 use crate::link::Link;
 use crate::pace::Pacer;
 use crate::recent::Recent;
+use crate::serve::Told;
 use crate::shares::Shaping;
 use crate::standing::Chain;
 use crate::streams::Streams;
@@ -194,6 +195,8 @@ pub(crate) struct Peer {
     pub recent: Recent,
     /// Attempts to reach it so far, by cause.
     pub dials: [AtomicU64; Cause::ALL.len()],
+    /// Which streams that it opens in vain are told of.
+    pub told: Told,
     pub probes: probe::Tally,
     /// How often to measure the way to it, and at what price.
     pub probe: Option<ProbeConfig>,
@@ -246,6 +249,7 @@ impl Peer {
             datagrams: Flows::default(),
             recent: Recent::default(),
             dials: Default::default(),
+            told: Told::default(),
             probes: probe::Tally::default(),
             probe: config.probe,
             clients: Mutex::new(clients),

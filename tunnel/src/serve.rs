@@ -42,7 +42,8 @@ const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 /// How long a local service may take to accept: it is on this host.
 const SERVICE_WAIT: Duration = Duration::from_secs(2);
 
-/// Which streams that peers open in vain have a line of the log: a peer may open 200 a second.
+/// Which streams that a peer opens in vain have a line of the log: it may open 200 a second. Each peer has its own, so
+/// that none keeps what others ask for out of the log.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     denied: Lines,
@@ -210,7 +211,7 @@ async fn admit(
     link: &Link,
     begin: &Begin,
 ) -> Result<(Entry, Program), Fault> {
-    let service = allowed(core, link, &begin.open)?;
+    let service = allowed(core, (peer, link), &begin.open)?;
     let class = begin.open.class;
     let purpose = Purpose {
         class,
@@ -227,7 +228,7 @@ async fn admit(
     let number = (begin.stream, link.party());
     let theirs = Beginner::Them { most };
     let entry = peer.streams.add(number, purpose, theirs)?;
-    let program = reach(core, service, link, begin).await?;
+    let program = reach(service, (peer, link), begin).await?;
     Ok((entry, program))
 }
 
@@ -283,10 +284,15 @@ async fn resume_stream(
 }
 
 /// The service a peer asks for, if it may reach it.
-fn allowed<'a>(core: &'a Core, link: &Link, open: &Open) -> Result<&'a Service, Fault> {
+fn allowed<'a>(
+    core: &'a Core,
+    (site, link): (&Peer, &Link),
+    open: &Open,
+) -> Result<&'a Service, Fault> {
+    let told = &site.told;
     let (peer, service, site) = (&link.peer, &open.service, &open.peer);
     let denied = |why: &str| {
-        if let Some(untold) = core.told.denied.next() {
+        if let Some(untold) = told.denied.next() {
             tracing::warn!(target: "audit", %peer, %service, why, untold, "service denied");
         }
         // The peer is not told whether the service exists.
@@ -308,9 +314,8 @@ fn allowed<'a>(core: &'a Core, link: &Link, open: &Open) -> Result<&'a Service, 
 
 /// Connects to a service.
 async fn reach(
-    core: &Core,
     service: &Service,
-    link: &Link,
+    (peer, link): (&Peer, &Link),
     begin: &Begin,
 ) -> Result<Program, Fault> {
     let (reach, open) = (&service.reach, &begin.open);
@@ -343,9 +348,9 @@ async fn reach(
         })
     };
     let failed = |why: String| {
-        let (service, site) = (&open.service, &open.peer);
-        if let Some(untold) = core.told.unreached.next() {
-            tracing::warn!(%service, %reach, why, untold, "service not reached");
+        let (service, site, asked) = (&open.service, &open.peer, &link.peer);
+        if let Some(untold) = peer.told.unreached.next() {
+            tracing::warn!(peer = %asked, %service, %reach, why, untold, "service not reached");
         }
         Fault::new(
             Code::Unreachable,

@@ -13,6 +13,8 @@ use towpath_bench::relay::{Direction, Side};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{Class, Preamble};
 use towpath_protocol::fault::Code;
+use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::{Config, PeerConfig};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_class_carries_bytes_both_ways() {
@@ -394,7 +396,11 @@ async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() 
 async fn t02_streams_that_a_peer_opens_in_vain_fill_no_log() {
     const COUNT: u32 = 100;
     let log = Kept::log();
-    let pair = Pair::start().await;
+    let allow = |_: &mut Config, region: &mut Config| {
+        region.peers.push(PeerConfig::new(name("branch")));
+        region.services[0].allow.push(name("branch"));
+    };
+    let pair = Pair::start_with(allow, None).await;
     let nobody = pair.region_config.services[0].socket.display().to_string();
     let began = Instant::now();
     for _ in 0..COUNT {
@@ -403,18 +409,34 @@ async fn t02_streams_that_a_peer_opens_in_vain_fill_no_log() {
             assert_eq!(refused.code, code, "{refused}");
         }
     }
+    // Another peer has lines of its own.
+    let mut branch_config = pair.world.site("branch", "region");
+    branch_config.peers[0].address = Some(pair.region.listen_address().unwrap().to_string());
+    let branch = Tunnel::start(&branch_config).await.unwrap();
+    branch.linked(&name("region"), SOON).await.unwrap();
+    for service in ["in-vain", "echo"] {
+        let asked = open(&branch_config.socket, "region", service, Class::App).await;
+        asked.unwrap_err();
+    }
     for (said, of) in [
         ("service denied", "in-vain"),
         ("service not reached", &*nobody),
     ] {
-        let is_it = |line: &&str| line.contains(said) && line.contains(of);
-        let told = || log.text().lines().filter(is_it).count();
         // The log is written by the time the peer hears of it.
-        let told = u32::try_from(told()).unwrap();
+        let text = log.text();
+        let told = |peer| {
+            let words = [said, of, peer];
+            let lines = text.lines();
+            lines
+                .filter(|line| words.iter().all(|word| line.contains(word)))
+                .count()
+        };
+        let told_of_first = u32::try_from(told("edge/box-1")).unwrap();
         let most = 33.0 + began.elapsed().as_secs_f64();
         assert!(
-            told >= 32 && f64::from(told) <= most,
-            "{said}: {told} of {most}"
+            told_of_first >= 32 && f64::from(told_of_first) <= most,
+            "{said}: {told_of_first} of {most}"
         );
+        assert_eq!(told("branch/box-1"), 1, "{said}");
     }
 }
