@@ -177,12 +177,37 @@ pub(crate) struct Tally {
     pub failed: AtomicU64,
 }
 
-/// A probe's place, given back when it is dropped: two at once would measure each other.
-struct Place<'a>(&'a Tally);
+/// A probe's place, given back when it is dropped: two at once would measure each other. Then the probe is counted:
+/// whoever asked for it may have gone meanwhile, and what it sent it has cost.
+struct Place<'a> {
+    tally: &'a Tally,
+    sent: AtomicU64,
+    is_done: bool,
+}
+
+impl<'a> Place<'a> {
+    /// The place, if it is free.
+    fn take(tally: &'a Tally) -> Option<Self> {
+        let is_taken = tally.is_running.swap(true, Ordering::Acquire);
+        (!is_taken).then(|| Self {
+            tally,
+            sent: AtomicU64::new(0),
+            is_done: false,
+        })
+    }
+}
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.is_running.store(false, Ordering::Release);
+        let (tally, sent) = (self.tally, *self.sent.get_mut());
+        tally.bytes.fetch_add(sent, Ordering::Relaxed);
+        let ended = if self.is_done {
+            &tally.done
+        } else {
+            &tally.failed
+        };
+        ended.fetch_add(1, Ordering::Relaxed);
+        tally.is_running.store(false, Ordering::Release);
     }
 }
 
@@ -200,20 +225,15 @@ pub(crate) async fn run(
 ) -> Result<ProbeView, Fault> {
     check(budget)?;
     let peer = Arc::clone(core.peer(site)?);
-    let tally = &peer.probes;
-    if tally.is_running.swap(true, Ordering::Acquire) {
+    let Some(mut place) = Place::take(&peer.probes) else {
         let detail = format!("the way to {site} is being measured already");
         let remedy = "try again when that is done, within half a minute; `peers.probe` of the configuration measures too";
         return Err(Fault::new(Code::Busy, detail).remedy(remedy));
-    }
-    let _place = Place(tally);
-    let sent = AtomicU64::new(0);
-    let probed = probe(core, &peer, budget, &sent).await;
-    // One that fails has cost what it sent.
-    tally.bytes.fetch_add(sent.into_inner(), Ordering::Relaxed);
+    };
+    let probed = probe(core, &peer, budget, &place.sent).await;
+    place.is_done = probed.is_ok();
     match &probed {
         Ok(view) => {
-            tally.done.fetch_add(1, Ordering::Relaxed);
             if view.is_capacity {
                 core.outlook.note_probe(site, view.bits_per_second / 8);
             }
@@ -221,7 +241,6 @@ pub(crate) async fn run(
             tracing::info!(peer = %site, bytes = view.bytes, bits, is_capacity, "way measured");
         }
         Err(fault) => {
-            tally.failed.fetch_add(1, Ordering::Relaxed);
             tracing::info!(peer = %site, %fault, "way not measured");
         }
     }

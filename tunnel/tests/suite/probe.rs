@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, accept, metric, name, soon};
+use crate::harness::{Pair, accept, metric, name, soon, until};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
@@ -136,6 +136,23 @@ async fn a_probe_that_fails_has_cost_what_it_sent() {
     let series = "towpath_tunnel_probe_bytes_total{peer=\"region\"}";
     let sent = metric(&pair.edge_config, series).await;
     assert!((128 << 10..64 << 20).contains(&sent), "{sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_nobody_waits_for_any_more_has_cost_what_it_sent() {
+    let pair = Pair::start_with(|_, region| allow(region), line()).await;
+    let sent = || pair.edge.status().links[0].classes[Class::Scavenger.index()].sent_bytes;
+    let asked = tokio::select! {
+        asked = probe(&pair, "region", budget(64 << 20)) => Some(asked),
+        () = until("it sends", || sent() > 256 << 10) => None,
+    };
+    assert!(asked.is_none(), "{asked:?}");
+    let failed = "towpath_tunnel_probes_total{peer=\"region\",result=\"failed\"}";
+    let counted = async { while metric(&pair.edge_config, failed).await == 0 {} };
+    soon(counted).await;
+    let series = "towpath_tunnel_probe_bytes_total{peer=\"region\"}";
+    let cost = metric(&pair.edge_config, series).await;
+    assert!((128 << 10..64 << 20).contains(&cost), "{cost}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
