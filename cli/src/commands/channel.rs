@@ -328,8 +328,10 @@ fn list_table(list: &ChannelList) -> String {
         ]);
     }
     let mut text = table.render("no channels: towpath channel open NAME makes one");
-    let failing = list.channels.iter();
-    for view in failing.filter(|view| view.state == ChannelState::Failing) {
+    let is_explained = |view: &&ChannelView| {
+        matches!(view.state, ChannelState::Failing | ChannelState::Down) && !view.reason.is_empty()
+    };
+    for view in list.channels.iter().filter(is_explained) {
         let (name, reason) = (escape(&view.name), escape(&view.reason));
         text.push_str(&format!("{name}: {reason}\n"));
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
@@ -153,7 +153,7 @@ impl Drop for Tunnel {
 struct Pair {
     edge: Tunnel,
     region: Tunnel,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Pair {
@@ -185,7 +185,7 @@ impl Pair {
         let pair = Self {
             edge,
             region,
-            _folder: folder,
+            folder,
         };
         for tunnel in [&pair.edge, &pair.region] {
             wait_until("there is no link", || tunnel.link()["state"] == "healthy");
@@ -331,6 +331,25 @@ fn a_channel_is_opened_used_led_elsewhere_capped_and_closed() {
     assert_eq!(closed["name"], "till");
     assert_eq!(program.read(&mut [0; 8]).unwrap_or_default(), 0, "it ends");
     edge.refuses(&show, (1, "E_NOT_FOUND"), "till");
+}
+
+#[test]
+fn a_channel_whose_address_is_taken_is_listed_with_why() {
+    let pair = Pair::start();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let more = format!(
+        "[[peers]]\nsite = \"region\"\n\
+         [[channels]]\nname = \"late\"\nlisten = \"tcp:{address}\"\npeer = \"region\"\nservice = \"till\"\n"
+    );
+    let branch = Tunnel::start(pair.folder.path(), "branch", &more);
+    let list = branch.table(&["channel", "ls"]);
+    let mut lines = list.lines();
+    let why = lines.find(|line| line.starts_with("late: does not listen: "));
+    assert!(
+        why.is_some_and(|why| why.contains(&address.to_string())),
+        "{list}"
+    );
 }
 
 #[test]
