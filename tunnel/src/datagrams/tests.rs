@@ -1,0 +1,137 @@
+//! Flows and their rooms.
+
+use super::*;
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+#[test]
+fn the_source_that_is_silent_longest_makes_room() {
+    let mut sources = Sources::new();
+    let mut flows: Vec<_> = (1..=3)
+        .map(|port| sources.add(address(port), Bytes::new()))
+        .collect();
+    assert!(!sources.make_room());
+    assert_eq!(sources.mailboxes.len(), 3, "none is silent for long");
+    for (port, seconds) in [(1, 30), (2, 20), (3, 10)] {
+        let mailbox = sources.mailboxes.get_mut(&address(port)).unwrap();
+        mailbox.seen.began -= Duration::from_secs(seconds);
+    }
+    // The third asks again.
+    assert_eq!(sources.hand(address(3), &Bytes::new()), Some(true));
+    // The second's flow has ended by itself.
+    flows.remove(1);
+    assert!(sources.make_room());
+    let left: Vec<_> = sources.mailboxes.keys().copied().collect();
+    assert_eq!(left, [address(3)]);
+    assert!(!sources.make_room());
+    assert_eq!(sources.mailboxes.len(), 1);
+}
+
+/// Takes whatever waits for these flows, and counts its bytes.
+fn taken(flows: &mut [mpsc::Receiver<Waiting>]) -> usize {
+    let mut bytes = 0;
+    for flow in flows {
+        while let Ok(waiting) = flow.try_recv() {
+            bytes += waiting.bytes.len();
+        }
+    }
+    bytes
+}
+
+#[test]
+fn l08_what_waits_in_a_flow_and_in_all_of_a_listener_is_bounded_by_its_bytes() {
+    let mut sources = Sources::new();
+    let large = Bytes::from(vec![0; 60_000]);
+    let (mut flows, mut lost) = (Vec::new(), 0);
+    for port in 1..=256 {
+        match sources.add(address(port), large.clone()) {
+            Some((heard, _)) => flows.push(heard),
+            None => lost += 1,
+        }
+        for _ in 1..WAITING_MAX {
+            lost += usize::from(sources.hand(address(port), &large) != Some(true));
+        }
+    }
+    let all = 256 * WAITING_MAX * large.len();
+    assert!(
+        flows.len() >= 8,
+        "one source fills no listener: {}",
+        flows.len()
+    );
+    let first = taken(&mut flows[..1]);
+    assert!(
+        (WAITING_BYTES_MAX - 60_000..=WAITING_BYTES_MAX).contains(&first),
+        "{first}"
+    );
+    let rest = taken(&mut flows[1..]);
+    let most = LISTENER_BYTES_MAX + 256 * OWN_BYTES_MAX;
+    assert!(first + rest <= most, "{first} + {rest}");
+    assert_eq!(first + rest, all - lost * large.len(), "the rest is lost");
+    // What was taken makes room, for as many small ones as there were before.
+    let small = Bytes::from(vec![0; 1400]);
+    for _ in 0..WAITING_MAX {
+        assert_eq!(sources.hand(address(1), &small), Some(true));
+    }
+}
+
+#[test]
+fn l08_a_few_full_flows_leave_the_others_room_for_what_is_small() {
+    let mut sources = Sources::new();
+    let [large, small] = [60_000, 1000].map(|bytes| Bytes::from(vec![0; bytes]));
+    let mut flows = Vec::new();
+    flows.extend(sources.add(address(1), small.clone()));
+    for port in 2..=20 {
+        flows.extend(sources.add(address(port), large.clone()));
+        while sources.hand(address(port), &large) == Some(true) {}
+    }
+    assert!(!sources.has_room(&large));
+    let rest = sources.room.0.available_permits();
+    let _rest = sources.room.take(rest).expect("nobody else takes of it");
+    assert!(sources.add(address(21), large.clone()).is_none());
+    // One that was there, and one that comes now.
+    assert!(sources.has_room(&small));
+    flows.extend(sources.add(address(22), small.clone()));
+    for port in [1, 22] {
+        for _ in 1..OWN_BYTES_MAX / small.len() {
+            assert_eq!(sources.hand(address(port), &small), Some(true), "{port}");
+        }
+        assert_eq!(sources.hand(address(port), &small), Some(false), "{port}");
+    }
+}
+
+#[test]
+fn a_flow_that_has_its_answers_ends_soon_where_streams_are_few() {
+    for (out, back, idle_max) in [
+        (0, 0, IDLE_MAX),
+        (1, 0, IDLE_MAX),
+        (1, 1, ANSWERED_IDLE_MAX),
+        (2, 2, ANSWERED_IDLE_MAX),
+        (1, 2, IDLE_MAX),
+        (3, 3, IDLE_MAX),
+    ] {
+        let passed = Passed { out, back };
+        assert_eq!(passed.idle_max(true), idle_max, "{out} {back}");
+        assert_eq!(passed.idle_max(false), IDLE_MAX, "{out} {back}");
+    }
+}
+
+#[test]
+fn con_5_a_datagram_reaches_its_flow_and_no_other() {
+    let flows = Flows::default();
+    let (mut one, mut two) = (flows.register(1), flows.register(2));
+    let datagram = |number: u64| Bytes::from([&number.to_le_bytes()[..], b"hello"].concat());
+    flows.deliver(datagram(2));
+    flows.deliver(datagram(3));
+    flows.deliver(Bytes::from_static(b"short"));
+    assert!(one.heard.try_recv().is_err());
+    assert_eq!(two.heard.try_recv().unwrap(), "hello");
+    assert!(two.heard.try_recv().is_err());
+    for _ in 0..2 * WAITING_MAX {
+        flows.deliver(datagram(1));
+    }
+    assert_eq!(one.heard.len(), WAITING_MAX, "the rest is lost");
+    drop(one);
+    assert_eq!(flows.flows().len(), 1);
+}
