@@ -47,8 +47,8 @@ const YOUNG: Duration = Duration::from_secs(2);
 /// certificate that begins in a moment, or a clock that is being set.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How soon the same files are read again that were of no use after an authority's time had ended: each time says so
-/// in the log.
+/// How soon at last, twice as late each time, the same files are read again that were of no use after an authority's
+/// time had ended: each time says so in the log.
 const ENDED_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Where the newest lists are kept, in the state folder.
@@ -89,8 +89,8 @@ struct Watched {
     /// A failure that counts only if the next look finds the files unchanged: whoever replaces two
     /// files does so one after the other.
     unsettled: Option<Fault>,
-    /// When files that could not be used are tried again.
-    retry_at: Option<Clock>,
+    /// When files that could not be used are tried again, and how long that is after they last were.
+    retry: Option<(Clock, Duration)>,
 }
 
 /// A file's mark: another file or another content has another one.
@@ -152,7 +152,7 @@ impl Trust {
             }),
             watched: Mutex::new(Watched {
                 prints,
-                retry_at: problem.as_ref().map(|_| Clock::now() + RETRY_INTERVAL),
+                retry: problem.as_ref().map(|_| retry_in(RETRY_INTERVAL)),
                 ..Watched::default()
             }),
             taken: AtomicU64::new(0),
@@ -255,8 +255,8 @@ impl Trust {
         let current = self.current();
         let time = SystemTime::now();
         let is_ended = current.has_ended_authority(time);
-        let is_over = match watched.retry_at {
-            Some(at) => at <= Clock::now(),
+        let is_over = match watched.retry {
+            Some((at, _)) => at <= Clock::now(),
             None => is_ended,
         };
         let is_due = is_wish || is_young(&now, time) || is_over;
@@ -269,12 +269,9 @@ impl Trust {
         let read = self.read(&current);
         watched.unsettled = None;
         let is_whole = matches!(read, Ok((_, None)));
-        // That an authority has ended and nothing is there in its place waits for somebody who changes the files.
-        let wait = match is_same && is_ended {
-            true => ENDED_INTERVAL,
-            false => RETRY_INTERVAL,
-        };
-        watched.retry_at = (!is_whole).then(|| Clock::now() + wait);
+        let before = watched.retry.filter(|_| is_same && is_ended && is_over);
+        let wait = next_wait(before.map(|(_, wait)| wait));
+        watched.retry = (!is_whole).then(|| retry_in(wait));
         match read {
             Ok((identity, _)) if identity.is_same(&current) => self.clear_problem(),
             Ok((identity, fault)) => {
@@ -352,6 +349,17 @@ impl Trust {
     fn clear_problem(&self) {
         lock(&self.reading).problem = None;
     }
+}
+
+/// How long files wait that could not be used, by how long they did before if an authority has ended meanwhile: what is
+/// to take its place may begin in a moment, and else it takes somebody who changes the files.
+fn next_wait(before: Option<Duration>) -> Duration {
+    before.map_or(RETRY_INTERVAL, |before| (2 * before).min(ENDED_INTERVAL))
+}
+
+/// A time from now, and how long that is.
+fn retry_in(wait: Duration) -> (Clock, Duration) {
+    (Clock::now() + wait, wait)
 }
 
 /// The lists that were in use before a restart.
@@ -515,4 +523,22 @@ fn is_young(prints: &[Print], now: SystemTime) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while it is held.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_an_ended_authority_made_useless_are_read_again_soon_and_then_seldom() {
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            waits.push(next_wait(waits.last().copied()));
+        }
+        // What begins half a minute later is in use within a minute.
+        assert!(waits[..4].iter().sum::<Duration>() < Duration::from_secs(80));
+        assert_eq!(waits[0], RETRY_INTERVAL);
+        assert_eq!(waits[9], ENDED_INTERVAL);
+        assert_eq!(next_wait(None), RETRY_INTERVAL);
+    }
 }

@@ -12,10 +12,10 @@ use crate::harness::{Pair, SOON, World, echo, metric, name, soon, start_again, u
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
 use tokio::time::Instant;
 use towpath_bench::relay::Direction;
-use towpath_certs::Authority;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
 use towpath_certs::revocation::AGING_TIME;
+use towpath_certs::{Authority, Validity};
 use towpath_daemon::stream;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
@@ -268,6 +268,31 @@ async fn an_authority_whose_time_ends_while_the_tunnel_runs_is_trusted_no_longer
     until("it is trusted no longer", || trusted() == 1).await;
     assert!(is_over());
     assert_eq!(region.status().certificate.problem, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_begins_after_an_authority_has_ended_is_in_use_soon() {
+    let world = World::new();
+    let config = world.site("region", "edge");
+    let files = &config.certificates;
+    let ours = fs::read_to_string(&files.ca).unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(now.unwrap().as_secs() + 4);
+    fs::write(&files.ca, ours + &brief_authority(ends)).unwrap();
+    let region = Tunnel::start(&config).await.unwrap();
+    // While files are young they are read at each look; the authority ends in that time.
+    let second = Duration::from_secs(1);
+    until("the end is near", || SystemTime::now() >= ends - second).await;
+    let not_before = ends + 3 * second;
+    let validity = Validity {
+        not_before,
+        not_after: not_before + LEAF_VALIDITY,
+    };
+    let next = world.issue_for("region", validity, "next");
+    fs::copy(&next.key, &files.key).unwrap();
+    fs::copy(&next.cert, &files.cert).unwrap();
+    uses(&region, &config).await;
+    assert!(SystemTime::now() >= not_before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
