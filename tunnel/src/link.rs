@@ -214,9 +214,9 @@ impl Link {
     /// Whether the kernel sends to the peer from another address than when we dialled: the peer answers none but
     /// that one.
     pub(crate) fn has_moved(&self) -> bool {
-        let now = || network::source_towards(self.urgent.remote_address());
+        let peer = self.urgent.remote_address();
         self.source
-            .is_some_and(|source| now().is_some_and(|now| now != source))
+            .is_some_and(|source| network::has_moved(source, peer))
     }
 
     /// Changes what the classes get.

@@ -95,6 +95,20 @@ impl Network {
     }
 }
 
+/// How often the kernel is asked before another address counts: where several ways are equally good it takes one by the
+/// ports, and those differ each time.
+const QUESTION_COUNT_MAX: usize = 16;
+
+/// Whether the kernel sends to another from a different address than this one.
+pub(crate) fn has_moved(source: IpAddr, target: SocketAddr) -> bool {
+    is_elsewhere(source, || source_towards(target))
+}
+
+/// Whether every answer is a different address. No way at all is not another one.
+fn is_elsewhere(source: IpAddr, mut ask: impl FnMut() -> Option<IpAddr>) -> bool {
+    (0..QUESTION_COUNT_MAX).all(|_| ask().is_some_and(|now| now != source))
+}
+
 /// The address from which the kernel would send to another now; none if it knows no way there.
 pub(crate) fn source_towards(target: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = match target {
@@ -207,6 +221,20 @@ mod tests {
         calm.note(at(5000));
         assert!(told(&mut calm, 5020));
         assert!(!told(&mut calm, 9000));
+    }
+
+    #[test]
+    fn a_host_with_several_equal_ways_has_not_moved_while_one_of_them_is_the_same() {
+        let addresses: [IpAddr; 3] = [1, 2, 3].map(|host| Ipv4Addr::new(10, 9, 0, host).into());
+        let asked = |ways: &[IpAddr]| {
+            let mut answers = ways.iter().copied().cycle();
+            is_elsewhere(addresses[0], || answers.next())
+        };
+        assert!(!asked(&addresses[..1]));
+        assert!(asked(&addresses[1..]));
+        // The one it was comes third.
+        assert!(!asked(&[addresses[1], addresses[2], addresses[0]]));
+        assert!(!asked(&[]), "no way at all");
     }
 
     proptest! {
