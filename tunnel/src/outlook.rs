@@ -9,6 +9,7 @@ mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -334,21 +335,28 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
 
 /// Writes what is known of all peers, once nothing more is learnt. What has not been read yet is not written over.
 pub(crate) async fn save_all(core: &Arc<Core>) {
-    let core = Arc::clone(core);
+    let left = Arc::new(AtomicUsize::new(core.peers.len()));
+    let (core, unsaved) = (Arc::clone(core), Arc::clone(&left));
     let save = move || {
         let began = Instant::now();
-        let mut sites = core.peers.keys();
-        while began.elapsed() < SAVE_WAIT
-            && let Some(site) = sites.next()
-        {
+        for site in core.peers.keys() {
+            if began.elapsed() >= SAVE_WAIT {
+                break;
+            }
             core.outlook.save(site);
+            unsaved.fetch_sub(1, Ordering::Relaxed);
         }
-        sites.count()
     };
-    match timeout(SAVE_WAIT, tokio::task::spawn_blocking(save)).await {
-        Ok(Ok(0)) => {}
-        late => tracing::warn!(
-            ?late,
+    let saved = timeout(SAVE_WAIT, tokio::task::spawn_blocking(save)).await;
+    match (saved, left.load(Ordering::Relaxed)) {
+        (_, 0) => {}
+        (Ok(Err(error)), sites) => tracing::error!(
+            %error,
+            sites,
+            "the last hour of some links' histories is lost: they cannot be written"
+        ),
+        (Ok(Ok(())) | Err(_), sites) => tracing::warn!(
+            sites,
             "the last hour of some links' histories is lost: the disk is too slow"
         ),
     }
