@@ -16,6 +16,14 @@ fn channel_at(label: &str, address: &str) -> ChannelSpec {
     ChannelSpec::new(name(label), listen.parse().unwrap(), way, Class::App)
 }
 
+/// An address that nobody else has, and who has it. It is let go of and taken again: nothing else here listens at this
+/// host's address.
+fn take_address() -> (TcpListener, String) {
+    let taken = TcpListener::bind("127.9.2.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    (taken, address)
+}
+
 fn keeps_state(config: &mut Config) {
     config.state_dir = Some(config.socket.with_file_name("state"));
 }
@@ -51,13 +59,13 @@ async fn check_opens(tunnel: &Tunnel, label: &str, address: &str) -> ChannelView
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_1_a_configured_channel_without_its_address_keeps_no_tunnel_from_starting() {
-    let (address, other) = ("127.9.2.1:7001", "127.9.2.1:7002");
-    let taken = TcpListener::bind(address).unwrap();
-    let pair = Pair::start_with(
-        |edge, _| edge.channels = vec![channel_at("late", address), channel_at("there", other)],
-        None,
-    )
-    .await;
+    let (taken, address) = take_address();
+    let address = &*address;
+    let channels = vec![
+        channel_at("late", address),
+        channel_at("there", "127.0.0.1:0"),
+    ];
+    let pair = Pair::start_with(|edge, _| edge.channels = channels, None).await;
     check_is_late(&find(&pair.edge, "late").unwrap(), address);
     let there = find(&pair.edge, "there").unwrap();
     assert_eq!(there.state, ChannelState::Healthy, "{there:?}");
@@ -72,7 +80,8 @@ async fn con_1_a_configured_channel_without_its_address_keeps_no_tunnel_from_sta
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_again() {
-    let address = "127.9.2.2:7001";
+    let (free, address) = take_address();
+    let address = &*address;
     let log = Kept::log();
     let change = |edge: &mut Config, _: &mut Config| {
         edge.read_from(edge.socket.with_file_name("tunnel.toml"));
@@ -82,6 +91,7 @@ async fn con_7_a_pushed_channel_without_its_address_after_a_restart_is_tried_aga
     let config = pair.edge_config.clone();
     let client = Client::new(&config.admin.socket);
     let mut pushed = channel_at("pushed", address);
+    drop(free);
     (pushed.generation, pushed.cap) = (3, Some("7Mbit".parse().unwrap()));
     let view: ChannelView = client.post("/v1/channels", &pushed).await.unwrap();
     pair.edge.stop().await;
@@ -128,14 +138,13 @@ async fn con_7_a_cap_that_was_pushed_holds_after_a_restart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_6_a_channel_that_is_closed_before_it_listens_never_does() {
-    let [one, two] = [1, 2].map(|port| format!("127.9.2.3:700{port}"));
-    let taken = [&one, &two].map(|address| TcpListener::bind(address).unwrap());
+    let [(first, one), (second, two)] = [(); 2].map(|()| take_address());
     let channels = vec![channel_at("closed", &one), channel_at("wanted", &two)];
     let pair = Pair::start_with(|edge, _| edge.channels = channels, None).await;
     let client = Client::new(&pair.edge_config.admin.socket);
     let left: ChannelList = client.delete("/v1/channels/closed").await.unwrap();
     assert_eq!(left.closed_by_hand, ["closed"]);
-    drop(taken);
+    drop((first, second));
     // Both are tried at once.
     check_opens(&pair.edge, "wanted", &two).await;
     assert_eq!(find(&pair.edge, "closed"), None);
