@@ -127,8 +127,6 @@ pub enum GuestState {
     Created,
     /// It runs here.
     Running,
-    /// It is held by an operator's wish.
-    Paused,
     /// It is being received; it does not run here yet.
     Incoming,
     /// It is held while a move is decided.
@@ -411,9 +409,7 @@ pub enum Phase {
     Preparing,
     /// Source: rounds go out while the guest runs.
     Copying,
-    /// Source: the guest is held and the rest of the image goes out.
-    Freezing,
-    /// Source: the target checks the image.
+    /// Source: the guest is held; the rest of the image goes out and the target checks it.
     Switching,
     /// Source: the guest is the target's; its answer is awaited.
     Committed,
@@ -435,10 +431,9 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, for metrics and documents.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::Preparing,
         Self::Copying,
-        Self::Freezing,
         Self::Switching,
         Self::Committed,
         Self::Serving,
@@ -456,7 +451,6 @@ impl Phase {
         match self {
             Self::Preparing => "preparing",
             Self::Copying => "copying",
-            Self::Freezing => "freezing",
             Self::Switching => "switching",
             Self::Committed => "committed",
             Self::Serving => "serving",
