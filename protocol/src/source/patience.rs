@@ -36,11 +36,12 @@ impl Source {
     }
 
     /// Whether it is the target's turn, on lanes that are open.
-    const fn is_owed(&self) -> bool {
+    fn is_owed(&self) -> bool {
         let is_awaited = match &self.phase {
             Phase::Offering | Phase::Copying(_) => !self.resumed,
             Phase::Committed { .. } => true,
-            Phase::Serving(push) => !push.is_ready(),
+            // What it misses, or where all of that was ordered, that it is complete.
+            Phase::Serving(push) => !push.is_ready() || push.is_ordered(),
             // It has a deadline of its own.
             Phase::Switching(_) | Phase::Over => return false,
         };
