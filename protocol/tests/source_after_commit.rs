@@ -215,11 +215,23 @@ fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
             source.handle(event, now).expect("no fault");
         }
     });
-    for waits in [failed, refused] {
+    for waits in [&failed, &refused] {
         assert_eq!(waits[0], Duration::from_millis(100));
         assert!(waits.is_sorted(), "{waits:?}");
         assert_eq!(waits.last(), Some(&Duration::from_secs(5)));
     }
+    // What is busy is not for long, whatever came before.
+    let mut codes = [Code::Quarantine; 9];
+    codes[7..].fill(Code::Busy);
+    let mut codes = codes.into_iter();
+    let waits = waits_after(&mut recovered(false), |source, now| {
+        let code = codes.next().expect("nine of them");
+        let busy = Fault::new(code, "not now");
+        let event = Event::Heard(Lane::Control, Message::Refused((&busy).into()));
+        source.handle(event, now).expect("no fault");
+    });
+    assert_eq!(waits[6], Duration::from_secs(5));
+    assert_eq!(waits[7..], [Duration::from_secs(1); 2]);
 }
 
 #[test]

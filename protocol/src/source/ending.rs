@@ -4,7 +4,7 @@ use crate::fault::{Blame, Code, Fault};
 use crate::ownership::{self, Word};
 use crate::time::Instant;
 
-use super::{Action, FAULT_DELAY_MAX, Outcome, Phase, Source};
+use super::{Action, BUSY_DELAY_MAX, FAULT_DELAY_MAX, Outcome, Phase, Source};
 
 impl Source {
     pub(super) fn fail(&mut self, fault: Fault, now: Instant) {
@@ -27,16 +27,21 @@ impl Source {
         } else {
             // Neither what the peer says wrong nor what cannot be done here at the moment changes who owns
             // the guest: talk again on fresh lanes. Unlike an outage that is tried ever less often.
-            self.talk_anew(now);
+            self.talk_anew(fault.code, now);
         }
     }
 
-    /// Drops the lanes, and opens new ones: ever later as long as nothing arrives at the target.
-    pub(super) fn talk_anew(&mut self, now: Instant) {
+    /// Drops the lanes because of a fault, and opens new ones: ever later as long as nothing arrives at the target.
+    pub(super) fn talk_anew(&mut self, code: Code, now: Instant) {
+        let delay_max = match code {
+            Code::Busy => BUSY_DELAY_MAX,
+            _ => FAULT_DELAY_MAX,
+        };
+        let delay = self.fault_delay.min(delay_max);
         self.actions.push_back(Action::DropLink);
         self.link_went_down(now);
-        self.reconnect_at = Some(now + self.fault_delay);
-        self.fault_delay = (self.fault_delay * 2).min(FAULT_DELAY_MAX);
+        self.reconnect_at = Some(now + delay);
+        self.fault_delay = (delay * 2).min(delay_max);
     }
 
     /// Ends the attempt before its commit: the guest runs on here.

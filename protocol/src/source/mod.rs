@@ -70,6 +70,9 @@ const FAULT_DELAY_MIN: Duration = Duration::from_millis(100);
 /// is found out in time.
 const FAULT_DELAY_MAX: Duration = Duration::from_secs(5);
 
+/// The same where the target is busy: that passes by itself, and a guest may stand meanwhile.
+const BUSY_DELAY_MAX: Duration = Duration::from_secs(1);
+
 /// Decisions kept in the move's record; a move has at most one a round.
 const DECISION_COUNT_MAX: usize = 64;
 
@@ -622,10 +625,10 @@ impl Source {
                 self.is_refused = true;
                 self.stay(reason.to_fault(Code::Refused), now);
             }
-            Message::Refused(_) => {
+            Message::Refused(reason) => {
                 // It cannot take these lanes now. Whose the guest is does not change with that, and what keeps
                 // it from them mostly lasts.
-                self.talk_anew(now);
+                self.talk_anew(reason.to_fault(Code::Refused).code, now);
             }
             Message::Nack(reason) => self.refused(&reason, now)?,
             Message::MissingPart(part) => self.missing_part(&part)?,
