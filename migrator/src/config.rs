@@ -35,7 +35,7 @@ const MEMORY_MAX: Size = Size::from_bytes(1 << 50);
 
 /// Most moves at once, out to all or in from one peer: so many would share one link in pieces of no use, and each has
 /// threads of its own.
-const MOVES_MAX: u32 = 64;
+pub(crate) const MOVES_MAX: u32 = 64;
 
 /// Most threads that pack for one move: more than fill any link.
 const CODEC_THREADS_MAX: u32 = 64;

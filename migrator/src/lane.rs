@@ -16,6 +16,10 @@ use towpath_protocol::message::{KIND_CHUNK, Message, body_bytes_max, is_skippabl
 /// than the rest of one.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 
+/// Bytes a reader for a greeting takes in at once: several times what a hello may be, and no more of a peer that says
+/// something else.
+const GREETING_BUFFER_BYTES: usize = 4 * 1024;
+
 /// Bytes a writer gathers before it writes by itself.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
@@ -31,6 +35,9 @@ pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Longest a write may make no progress at all before the lane counts as stalled.
 pub const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The kind of a hello is 1.
+const _: () = assert!(GREETING_BUFFER_BYTES >= 2 * (HEADER_BYTES + body_bytes_max(1) as usize));
 
 const _: () = assert!(READ_BUFFER_BYTES >= 2 * (HEADER_BYTES + BODY_BYTES_MAX as usize));
 
@@ -157,11 +164,29 @@ impl<R: Read> LaneReader<R> {
         Self::with_frame_wait(input, FRAME_WAIT_MAX)
     }
 
+    /// Reads what greets a lane, and takes little memory for it: a larger frame is a fault until [`LaneReader::widen`].
+    pub fn for_greeting(input: R) -> Self {
+        Self::with_buffer(input, FRAME_WAIT_MAX, GREETING_BUFFER_BYTES)
+    }
+
+    /// From here on any frame may come.
+    pub fn widen(&mut self) {
+        let mut buffer = vec![0; READ_BUFFER_BYTES].into_boxed_slice();
+        let ahead = self.end - self.start;
+        buffer[..ahead].copy_from_slice(&self.buffer[self.start..self.end]);
+        (self.start, self.end, self.body) = (0, ahead, 0..0);
+        self.buffer = buffer;
+    }
+
     /// Reads from anything, with another limit than [`FRAME_WAIT_MAX`].
     pub fn with_frame_wait(input: R, frame_wait_max: Duration) -> Self {
+        Self::with_buffer(input, frame_wait_max, READ_BUFFER_BYTES)
+    }
+
+    fn with_buffer(input: R, frame_wait_max: Duration, buffer_bytes: usize) -> Self {
         Self {
             input,
-            buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
+            buffer: vec![0; buffer_bytes].into_boxed_slice(),
             start: 0,
             end: 0,
             body: 0..0,
@@ -236,6 +261,10 @@ impl<R: Read> LaneReader<R> {
                 .expect("filled just now");
             let header = Header::parse(head, body_bytes_max(head[2]))?;
             let frame_bytes = HEADER_BYTES + header.body_bytes as usize;
+            if frame_bytes > self.buffer.len() {
+                let detail = format!("a frame of {frame_bytes} bytes before a greeting");
+                return Err(Fault::new(Code::TooLarge, detail));
+            }
             // With a header read, the stream is inside a frame: neither ended nor, if it may be waited
             // for, idle.
             match self.fill(frame_bytes, &mut read, may_wait)? {

@@ -230,6 +230,30 @@ fn f01_a_reader_takes_no_more_memory_whatever_comes() {
 }
 
 #[test]
+fn what_came_with_a_greeting_is_there_once_the_reader_is_wide() {
+    let mut stream = Vec::new();
+    Message::Ping(1).encode(&mut stream);
+    stream.extend_from_slice(&chunk_frame(65536));
+    let used = allocation_counter::measure(|| {
+        let mut reader = LaneReader::for_greeting(&stream[..]);
+        assert!(matches!(reader.next_frame(), Ok(Incoming::Frame(frame)) if !frame.is_chunk()));
+        let fault = reader.next_frame().unwrap_err();
+        assert_eq!(fault.code, Code::TooLarge);
+    });
+    assert!(used.bytes_max <= 8 * 1024, "{used:?}");
+    let mut reader = LaneReader::for_greeting(&stream[..]);
+    assert!(matches!(reader.next_frame(), Ok(Incoming::Frame(_))));
+    reader.widen();
+    let Ok(Incoming::Frame(frame)) = reader.next_frame() else {
+        panic!("the chunk behind the greeting is lost");
+    };
+    assert!(frame.is_chunk());
+    let bytes = frame.wire_bytes();
+    assert_eq!(bytes, chunk_frame(65536).len() as u64);
+    assert_eq!(reader.next_frame(), Ok(Incoming::End));
+}
+
+#[test]
 fn an_idle_lane_is_idle_and_a_closed_one_ends() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut reader = LaneReader::for_socket(ours, Duration::from_millis(5)).unwrap();

@@ -9,7 +9,7 @@ use towpath_daemon::socket::Socket;
 use towpath_daemon::stream::accept_stream;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
-use towpath_protocol::message::{Hello, Message, Welcome};
+use towpath_protocol::message::{Hello, Lane, Message, Welcome};
 use towpath_protocol::version::{self, Speaker};
 use tracing::{info, warn};
 
@@ -17,6 +17,7 @@ use super::input::Input;
 use super::lanes::{IDLE_WAIT, OpenLane, spawn};
 use super::mailbox_of;
 use super::shared::Shared;
+use crate::config::MOVES_MAX;
 use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 
 /// A lane that does not say hello within this time is closed, whatever else is said on it.
@@ -26,12 +27,13 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// there and fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lanes of one peer that may be saying hello at once: those of eight moves that go on behind an outage. The
-/// lanes of others are opened again a moment later.
-const GREETINGS_PER_PEER_MAX: usize = 32;
+/// Lanes of one peer that may be saying hello at once: all those of as many moves as a host may have. They come at
+/// once behind an outage, or where the peer starts; with one lane missing none of its move's is of use, and all would
+/// be opened again in step.
+const GREETINGS_PER_PEER_MAX: usize = Lane::ALL.len() * MOVES_MAX as usize;
 
-/// The same of all peers: each has a thread and up to 256 KiB of what it said. One peer alone, or a few, cannot
-/// take the places of the others.
+/// The same of all peers: each has a thread, two descriptors and 4 KiB of what it said, which is 4096 of the 65536
+/// descriptors that the unit allows. One peer alone, or a few, cannot take the places of the others.
 const GREETING_COUNT_MAX: usize = 8 * GREETINGS_PER_PEER_MAX;
 
 /// Lanes of one peer that are not taken for the same reason have one line of the log in this time.
@@ -39,7 +41,10 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Takes the streams the tunnel hands over, for ever.
 pub(super) fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
-    let porch = Arc::new(Porch::default());
+    accept_lanes_at(&Arc::default(), shared, service);
+}
+
+fn accept_lanes_at(porch: &Arc<Porch>, shared: &Arc<Shared>, service: &Socket) {
     for stream in service.listener().incoming() {
         let stream = match stream {
             Ok(stream) => stream,
@@ -52,7 +57,7 @@ pub(super) fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
         if service.check_peer(&stream).is_err() {
             continue;
         }
-        let mut place = match Place::take(&porch) {
+        let mut place = match Place::take(porch) {
             Ok(place) => place,
             Err(fault) => {
                 porch.not_taken(None, &fault);
@@ -193,9 +198,8 @@ pub(super) fn greet(
 ) -> Result<(), Fault> {
     let io = |error: std::io::Error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
     let deadline = Instant::now() + HELLO_WAIT;
-    let mut reader = LaneReader::new(stream.try_clone().map_err(io)?);
+    let mut reader = LaneReader::for_greeting(stream.try_clone().map_err(io)?);
     reader.count_skipped_in(shared.metrics.skipped_messages());
-    let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
     let hello = match reader.next_frame_until(deadline)? {
         Incoming::Frame(frame) => match frame.message()? {
             Message::Hello(hello) => hello,
@@ -222,9 +226,12 @@ pub(super) fn greet(
         Ok(version) => Message::Welcome(Welcome { version: *version }),
         Err(fault) => Message::Refused(fault.into()),
     };
+    // Not before: what one that says nothing costs is little.
+    let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
     writer.write_message(&answer)?;
     writer.flush()?;
     negotiated?;
+    reader.widen();
     stream.set_read_timeout(Some(IDLE_WAIT)).map_err(io)?;
     let lane = OpenLane {
         lane: hello.lane,
@@ -259,9 +266,9 @@ mod tests {
     use std::io::{Read, Write};
 
     use towpath_protocol::channel::{Accepted, Class, Preamble};
-    use towpath_protocol::frame::write_frame;
+    use towpath_protocol::frame::{FLAG_CRITICAL, write_frame};
     use towpath_protocol::identity::{AttemptId, GuestId, MigrationId};
-    use towpath_protocol::message::Lane;
+    use towpath_protocol::message::KIND_CHUNK;
 
     use super::*;
     use crate::engine::tests::{PATIENCE, host};
@@ -310,12 +317,28 @@ mod tests {
     }
 
     #[test]
+    fn a_place_takes_little_memory_whatever_is_said() {
+        let (_folder, shared) = host("");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut large = Vec::new();
+        write_frame(KIND_CHUNK, FLAG_CRITICAL, &[0; 8 << 10], &mut large);
+        // It may close in the middle of that.
+        let saying = std::thread::spawn(move || drop(theirs.write_all(&large)));
+        let fault = greet(&shared, peer("box"), ours).unwrap_err();
+        assert_eq!(fault.code, Code::TooLarge);
+        saying.join().unwrap();
+    }
+
+    #[test]
     fn a_peer_that_says_no_hello_keeps_no_other_peer_out() {
         let (folder, shared) = host("");
         let path = folder.path().join("run/service.sock");
         let service = Socket::bind(&path).unwrap();
+        let porch = Arc::new(Porch::default());
+        let taken = take_all(&porch, "bad");
+        assert_eq!(taken.len(), GREETINGS_PER_PEER_MAX);
         // It takes lanes for ever, and ends with this program.
-        std::thread::spawn(move || accept_lanes(&shared, &service));
+        std::thread::spawn(move || accept_lanes_at(&porch, &shared, &service));
         let open = |name: &str| {
             let mut stream = UnixStream::connect(&path).unwrap();
             let accepted = Accepted {
@@ -328,12 +351,8 @@ mod tests {
             stream.write_all(&said).unwrap();
             stream
         };
-        let mut hung: Vec<UnixStream> = (0..=GREETINGS_PER_PEER_MAX).map(|_| open("bad")).collect();
-        // What is more than its share is closed at once: the others still have time to say hello.
-        let last = hung.last_mut().unwrap();
-        assert_eq!(last.read(&mut [0]).unwrap(), 0);
-        hung[0].set_nonblocking(true).unwrap();
-        assert!(hung[0].read(&mut [0]).is_err(), "its share is taken too");
+        // What is more than its share is closed.
+        assert_eq!(open("bad").read(&mut [0]).unwrap(), 0);
         let mut honest = open("good");
         let mut said = Vec::new();
         hello().encode(&mut said);
@@ -345,17 +364,25 @@ mod tests {
         assert!(matches!(frame.message(), Ok(Message::Welcome(_))));
     }
 
+    fn take(porch: &Arc<Porch>, name: &str) -> Result<Place, Fault> {
+        let mut place = Place::take(porch)?;
+        place.name(&peer(name)).map(|()| place)
+    }
+
+    /// All places that a peer gets.
+    fn take_all(porch: &Arc<Porch>, name: &str) -> Vec<Place> {
+        std::iter::from_fn(|| take(porch, name).ok()).collect()
+    }
+
     #[test]
     fn each_peer_has_a_share_of_the_places_and_gives_them_back() {
         let porch = Arc::new(Porch::default());
-        let take = |name: &str| {
-            let mut place = Place::take(&porch)?;
-            place.name(&peer(name)).map(|()| place)
-        };
         for _ in 0..2 {
-            let taken: Vec<Place> = std::iter::from_fn(|| take("bad").ok()).collect();
+            let taken = take_all(&porch, "bad");
             assert_eq!(taken.len(), GREETINGS_PER_PEER_MAX);
-            assert!(take("good").is_ok());
+            // All lanes of 64 guests whose link comes back.
+            let honest = (0..4 * 64).map(|_| take(&porch, "good"));
+            assert!(honest.collect::<Result<Vec<Place>, Fault>>().is_ok());
         }
         let crowd = porch.crowd();
         assert_eq!((crowd.count, crowd.of_peers.len()), (0, 0));
