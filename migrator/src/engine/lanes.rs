@@ -193,31 +193,61 @@ pub(super) fn join(
 /// gave up. Which of two is newer is not known: the numbers begin anew with the source's boot.
 const GATHERED_COUNT_MAX: usize = 2;
 
-/// Lanes by their number, the newest number last, until all of one are open.
+/// Lanes whose others have not come in this time are of no use: their source has given them up.
+const GATHERED_WAIT: Duration = OPEN_WAIT_MAX.saturating_mul(2);
+
+/// Lanes by their number, those begun last at the end, until all of one are open.
 #[derive(Debug, Default)]
-pub(super) struct Gathering(Vec<(u64, Vec<OpenLane>)>);
+pub(super) struct Gathering(Vec<Gathered>);
+
+/// Those of one number.
+#[derive(Debug)]
+struct Gathered {
+    number: u64,
+    begun_at: Instant,
+    lanes: Vec<OpenLane>,
+}
 
 impl Gathering {
     /// Whether a lane is the first of its number.
     pub(super) fn is_new(&self, number: u64) -> bool {
-        self.0.iter().all(|(known, _)| *known != number)
+        self.0.iter().all(|gathered| gathered.number != number)
+    }
+
+    /// Lets go of lanes whose others do not come any more.
+    pub(super) fn forget_late(&mut self, now: Instant) {
+        self.0
+            .retain(|gathered| now < gathered.begun_at + GATHERED_WAIT);
     }
 
     /// Adds a lane, and lets go of those of the oldest number beyond the limit. All of its number once the last
-    /// one is here.
+    /// one is here; those that were begun before them were given up for them, and a late lane completes them no more.
     pub(super) fn add(&mut self, number: u64, lane: OpenLane) -> Option<Vec<OpenLane>> {
+        let now = Instant::now();
+        self.forget_late(now);
         if self.is_new(number) {
             if self.0.len() >= GATHERED_COUNT_MAX {
                 self.0.remove(0);
             }
-            self.0.push((number, Vec::with_capacity(Lane::ALL.len())));
+            self.0.push(Gathered {
+                number,
+                begun_at: now,
+                lanes: Vec::with_capacity(Lane::ALL.len()),
+            });
         }
-        let index = self.0.iter().position(|(known, _)| *known == number)?;
-        let (_, lanes) = &mut self.0[index];
+        let is_same = |gathered: &Gathered| gathered.number == number;
+        let index = self.0.iter().position(is_same)?;
+        let lanes = &mut self.0[index].lanes;
         if lanes.iter().all(|open| open.lane != lane.lane) {
             lanes.push(lane);
         }
-        (lanes.len() == Lane::ALL.len()).then(|| self.0.remove(index).1)
+        if lanes.len() < Lane::ALL.len() {
+            return None;
+        }
+        self.0
+            .drain(..=index)
+            .next_back()
+            .map(|gathered| gathered.lanes)
     }
 }
 
@@ -575,6 +605,26 @@ mod tests {
             assert!(begun.elapsed() < PATIENCE, "the lane is read for ever");
             std::thread::sleep(Duration::from_millis(500));
         }
+    }
+
+    #[test]
+    fn lanes_whose_others_do_not_come_are_not_kept_for_one_that_comes_late() {
+        let (_folder, shared) = host("");
+        let ground = ground(&shared);
+        let mut gathering = Gathering::default();
+        let add = |gathering: &mut Gathering, lane| {
+            let (_, lane, _theirs) = greeted(&ground, lane);
+            gathering.add(1, lane)
+        };
+        let [late, others @ ..] = Lane::ALL;
+        for lane in others {
+            assert!(add(&mut gathering, lane).is_none());
+        }
+        gathering.0[0].begun_at -= GATHERED_WAIT;
+        assert!(add(&mut gathering, late).is_none());
+        // Nor do they keep their sockets, where no other lane comes.
+        gathering.forget_late(Instant::now() + GATHERED_WAIT);
+        assert!(gathering.is_new(1));
     }
 
     #[test]

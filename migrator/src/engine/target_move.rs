@@ -269,6 +269,7 @@ impl TargetMove {
 
     pub(super) fn tick(&mut self, ground: &mut Ground) {
         self.count_exposure();
+        self.lanes.forget_late(std::time::Instant::now());
         if self.patience().is_none_or(|deadline| deadline > now()) {
             self.carry_out(ground);
             return;
