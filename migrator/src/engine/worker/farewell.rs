@@ -60,9 +60,24 @@ impl Over {
 struct Farewell {
     over: Over,
     until: Instant,
-    /// When it is said; none while it is being said, while the attempt still says it itself, or while a newer
-    /// attempt may say as much.
-    due: Option<Instant>,
+    due: Due,
+}
+
+impl Farewell {
+    /// Whether it is being said to this target.
+    fn is_told(&self, target: &HostIdentity) -> bool {
+        self.due == Due::Saying && self.over.target == *target
+    }
+}
+
+/// When a farewell is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    At(Instant),
+    /// It is being said, by a thread that reports what came of it.
+    Saying,
+    /// Not yet: the attempt still says it itself, or a newer one may say as much.
+    Held,
 }
 
 /// All of a guest's, the oldest first.
@@ -96,22 +111,58 @@ impl Farewells {
     /// Writes down that a move is over, while its attempt is still there to say it: a start in between must not
     /// begin it anew, and tells its target.
     pub(super) fn end_order(&mut self, ground: &Ground, order: &Order) {
-        self.note_order(ground, order, None);
+        self.note_order(ground, order, Due::Held);
     }
 
-    fn note_order(&mut self, ground: &Ground, order: &Order, due: Option<Instant>) {
+    fn note_order(&mut self, ground: &Ground, order: &Order, due: Due) {
         self.note(Over::of(order), due);
         self.save(ground);
         Order::forget(ground);
     }
 
-    fn note(&mut self, over: Over, due: Option<Instant>) {
+    fn note(&mut self, over: Over, due: Due) {
         self.0.retain(|known| known.over.attempt != over.attempt);
         if self.0.len() >= FAREWELL_COUNT_MAX {
             self.0.remove(0);
         }
         let until = now() + SAID_FOR;
         self.0.push(Farewell { over, until, due });
+    }
+
+    /// Those that were held are due.
+    fn release(&mut self, at: Instant) {
+        let held = self.0.iter_mut().filter(|one| one.due == Due::Held);
+        held.for_each(|one| one.due = Due::At(at));
+    }
+
+    /// Whether one waits until another is said: a target takes the lanes of few attempts at a time, and would close
+    /// those of one while it is said on them.
+    fn waits(&self, farewell: &Farewell) -> bool {
+        let target = &farewell.over.target;
+        self.0.iter().any(|other| other.is_told(target))
+    }
+
+    /// When the next of them has to be said.
+    fn next_due(&self) -> Option<Instant> {
+        let times = self.0.iter().filter_map(|one| match one.due {
+            Due::At(at) if !self.waits(one) => Some(at),
+            _ => None,
+        });
+        times.min()
+    }
+
+    /// Those to say now, which count as being said from here on: one to each target, the newest first.
+    fn take_due(&mut self, now: Instant) -> Vec<Over> {
+        let mut taken = Vec::new();
+        for index in (0..self.0.len()).rev() {
+            let one = &self.0[index];
+            let is_due = matches!(one.due, Due::At(at) if at <= now);
+            if is_due && !self.waits(one) {
+                taken.push(one.over.clone());
+                self.0[index].due = Due::Saying;
+            }
+        }
+        taken
     }
 }
 
@@ -131,7 +182,7 @@ impl Worker {
             Order::forget(&self.ground);
         }
         for over in all {
-            self.farewells.note(over, Some(now()));
+            self.farewells.note(over, Due::At(now()));
         }
         self.say_farewells();
     }
@@ -140,22 +191,20 @@ impl Worker {
     /// so, a little later, for nobody answers that.
     pub(super) fn bid_farewell(&mut self, order: &Order, is_said: bool) {
         let due = if is_said { now() + AGAIN_AFTER } else { now() };
-        self.farewells.note_order(&self.ground, order, Some(due));
+        self.farewells.note_order(&self.ground, order, Due::At(due));
         self.say_farewells();
     }
 
     /// An attempt of a move that goes on is over. Its target mostly lets go of it by itself, as soon as it is offered
     /// the guest under the newer one; if it never is, it has to be told.
     pub(super) fn hold_farewell(&mut self, former: &Order) {
-        self.farewells.note(Over::of(former), None);
+        self.farewells.note(Over::of(former), Due::Held);
         self.farewells.save(&self.ground);
     }
 
     /// The newer attempt is over as well, and the targets of those before it may not have heard of it.
     pub(super) fn say_held_farewells(&mut self) {
-        for farewell in &mut self.farewells.0 {
-            farewell.due.get_or_insert_with(now);
-        }
+        self.farewells.release(now());
         self.say_farewells();
     }
 
@@ -179,19 +228,14 @@ impl Worker {
 
     /// When the next of them has to be said.
     pub(super) fn farewell_due(&self) -> Option<Instant> {
-        self.farewells.0.iter().filter_map(|one| one.due).min()
+        self.farewells.next_due()
     }
 
     /// Says those that are due.
     pub(super) fn say_farewells(&mut self) {
-        for farewell in &mut self.farewells.0 {
-            if farewell.due.is_none_or(|at| at > now()) {
-                continue;
-            }
-            farewell.due = None;
-            if let Err(fault) = say(&self.ground, &farewell.over) {
-                farewell.due = Some(now() + AGAIN_AFTER);
-                info!(migration = %farewell.over.migration, %fault, "the target is not told that it is over");
+        for over in self.farewells.take_due(now()) {
+            if let Err(fault) = say(&self.ground, &over) {
+                self.farewell_said(over.attempt, Err(fault));
             }
         }
     }
@@ -205,7 +249,7 @@ impl Worker {
         let id = farewell.over.migration;
         match result {
             Err(fault) if may_pass(&fault) && now() < farewell.until => {
-                farewell.due = Some(now() + AGAIN_AFTER);
+                farewell.due = Due::At(now() + AGAIN_AFTER);
                 return;
             }
             Err(fault) => info!(migration = %id, %fault, "the target is not told that it is over"),

@@ -70,9 +70,56 @@ fn open_lanes(worker: &mut Worker) -> u64 {
     }
 }
 
-fn are_all_due(worker: &Worker) -> bool {
+/// Whether each was tried, and is said again.
+fn are_all_tried(worker: &Worker) -> bool {
     let all = &worker.farewells.0;
-    !all.is_empty() && all.iter().all(|one| one.due.is_some())
+    let is_tried = |one: &Farewell| matches!(one.due, Due::At(at) if at > now());
+    !all.is_empty() && all.iter().all(is_tried)
+}
+
+/// An attempt that is over, and its target.
+fn over(attempt: u128, target: &HostIdentity) -> Over {
+    Over {
+        migration: MigrationId(1),
+        attempt: AttemptId(attempt),
+        target: target.clone(),
+    }
+}
+
+#[test]
+fn a_farewell_that_is_being_said_is_not_said_a_second_time_beside_that() {
+    let mut farewells = Farewells::default();
+    let target = order(1).target;
+    let at = now();
+    farewells.note(over(1, &target), Due::At(at));
+    assert_eq!(farewells.take_due(at), [over(1, &target)]);
+    // As with each move that ends meanwhile.
+    farewells.release(at);
+    assert_eq!(farewells.take_due(at), []);
+    let mut other = target.clone();
+    other.host = "other".parse().unwrap();
+    farewells.note(over(2, &other), Due::Held);
+    assert_eq!(farewells.take_due(at), []);
+    farewells.release(at);
+    assert_eq!(farewells.take_due(at).len(), 1, "one that was held");
+}
+
+#[test]
+fn a_target_is_told_one_farewell_at_a_time_the_newest_first() {
+    let mut farewells = Farewells::default();
+    let (target, mut other) = (order(1).target, order(1).target);
+    other.host = "other".parse().unwrap();
+    let at = now();
+    farewells.note(over(1, &target), Due::At(at));
+    farewells.note(over(2, &other), Due::At(at));
+    farewells.note(over(3, &target), Due::At(at));
+    let said = farewells.take_due(at);
+    assert_eq!(said, [over(3, &target), over(2, &other)]);
+    // The one that waits for another wakes nobody.
+    assert_eq!(farewells.next_due(), None);
+    farewells.0.retain(|one| one.over.attempt != AttemptId(3));
+    assert_eq!(farewells.next_due(), Some(at));
+    assert_eq!(farewells.take_due(at), [over(1, &target)]);
 }
 
 #[test]
@@ -83,7 +130,7 @@ fn a_target_hears_of_a_cancelled_move_that_began_anew_in_an_outage() {
     cancel(&mut worker, 1);
     // The newer one never had lanes: its target knows only the one before.
     assert_eq!(kept(&worker), [AttemptId(1)]);
-    work_until(&mut worker, are_all_due);
+    work_until(&mut worker, are_all_tried);
 }
 
 #[test]
@@ -96,7 +143,7 @@ fn a_target_hears_of_a_cancelled_move_whatever_was_ordered_and_cancelled_since()
     worker.begin_move(second).unwrap();
     cancel(&mut worker, 2);
     assert_eq!(kept(&worker), [AttemptId(1)]);
-    work_until(&mut worker, are_all_due);
+    work_until(&mut worker, are_all_tried);
 }
 
 #[test]
@@ -106,7 +153,7 @@ fn a_target_hears_of_both_attempts_where_the_newer_one_may_not_have_reached_it()
     open_lanes(&mut worker);
     cancel(&mut worker, 1);
     assert_eq!(kept(&worker), [AttemptId(1), newer]);
-    work_until(&mut worker, are_all_due);
+    work_until(&mut worker, are_all_tried);
 }
 
 #[test]
@@ -137,7 +184,9 @@ fn a_move_that_goes_on_is_not_ended_by_the_farewell_to_its_older_attempt() {
     let order = Order::load(&worker.ground).unwrap().expect("the move");
     assert_eq!(order.attempt, newer);
     // Where the attempt itself is over, the move is.
-    worker.farewells.note_order(&worker.ground, &order, None);
+    worker
+        .farewells
+        .note_order(&worker.ground, &order, Due::Held);
     order.save(&worker.ground).unwrap();
     worker.recover_farewells();
     assert_eq!(Order::load(&worker.ground).unwrap(), None);
