@@ -199,15 +199,12 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result
     }
     let journal = folder.open_journal()?;
     let record = Record::decode(journal.record())?;
-    // Left by an end that did not come to remove the folder: what the journal says from here on is newer.
-    if let Err(fault) = shared.store.forget_ended(record.guest) {
-        warn!(guest = %name, %fault, "an old record stays");
-    }
     let config = Ground::load_config(&folder)?;
     if config.id != record.guest || config.name != *name {
         let detail = format!("folder {name} holds guest {} of another", config.name);
         return Err(Fault::new(Code::Quarantine, detail));
     }
+    forget_older(shared, name, &record)?;
     let mailbox = Arc::new(Mailbox::new());
     let mut ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), record.guest);
     ground.config = Some(config);
@@ -219,6 +216,38 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result
         drop(shown);
         worker
     })
+}
+
+/// Lets go of what was kept of a guest's end where its folder is there all the same: the end did not come to remove
+/// it, and what its journal says from here on is newer. Only where the folder can be trusted, for it may be taken
+/// away otherwise, and then the record is all that still answers the guest's source.
+///
+/// # Errors
+///
+/// `E_QUARANTINE` if the record is the newer one: the folder is an old copy.
+fn forget_older(shared: &Shared, name: &Name, record: &Record) -> Result<(), Fault> {
+    let forgotten = shared.store.ended(record.guest).and_then(|kept| {
+        let kept = kept.map(|kept| Record::decode(&kept)).transpose()?;
+        let Some(kept) = kept else { return Ok(None) };
+        if kept.high_water > record.high_water {
+            return Ok(Some(kept.high_water));
+        }
+        shared.store.forget_ended(record.guest).map(|()| None)
+    });
+    match forgotten {
+        Ok(None) => Ok(()),
+        Ok(Some(newer)) => {
+            let (id, known) = (record.guest, record.high_water);
+            let detail = format!(
+                "folder {name} knows guest {id} up to epoch {known}, and it was ended or refused here at {newer}"
+            );
+            Err(Fault::new(Code::Quarantine, detail))
+        }
+        Err(fault) => {
+            warn!(guest = %name, %fault, "an old record stays");
+            Ok(())
+        }
+    }
 }
 
 /// Registers a worker and starts its thread.

@@ -243,6 +243,37 @@ fn a_record_from_before_a_guest_came_back_says_nothing_of_it() {
 }
 
 #[test]
+fn what_a_guest_left_is_kept_where_its_folder_cannot_be_trusted() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let id = ground.id;
+    let (_, record) = Ownership::owner(shared.host.clone(), id, Epoch(3));
+    ground.persist(&record).unwrap();
+    drop(ground);
+    let till = folder.path().join("state/guests/till");
+    let saved = std::fs::read(till.join("guest.json")).unwrap();
+    for (description, high_water) in [
+        // Its description is spoilt: somebody looks at the folder, and may take it away.
+        ("{".as_bytes(), Epoch(3)),
+        // It is whole, and from before the guest's end.
+        (saved.as_slice(), Epoch(4)),
+    ] {
+        let left = Record {
+            high_water,
+            state: towpath_protocol::ownership::State::Vacant,
+            ..record.clone()
+        };
+        shared.store.keep_ended(id, &left.encode()).unwrap();
+        std::fs::write(till.join("guest.json"), description).unwrap();
+        recover_guests(&shared).unwrap();
+        assert_eq!(shared.store.ended(id), Ok(Some(left.encode())));
+        let state = shared.board().guests[&id].state;
+        assert_eq!(state, GuestState::Quarantined);
+        assert!(!shared.workers().contains_key(&id));
+    }
+}
+
+#[test]
 fn a_peer_with_lanes_of_guests_that_are_not_here_keeps_no_other_peer_out() {
     let (_folder, shared) = host("");
     let peer = |name: &str| {
