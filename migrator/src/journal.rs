@@ -121,29 +121,7 @@ impl<S: Storage> Journal<S> {
     /// together from two times, or a host whose own count went back. `E_JOURNAL` if the record
     /// cannot be made durable again.
     pub fn open(mut storage: S, incarnation: u64) -> Result<Self, Fault> {
-        let mut slots = [None, None];
-        for (index, found) in (0..).zip(&mut slots) {
-            let mut slot = [0; SLOT_BYTES];
-            storage
-                .read_at(index * SLOT_BYTES as u64, &mut slot)
-                .map_err(|error| quarantine(&format!("cannot be read: {error}")))?;
-            *found = parse(&slot).filter(|slot| slot.sequence % 2 == index);
-        }
-        let slot = match slots {
-            [None, None] => return Err(quarantine("has no valid record")),
-            [Some(slot), None] | [None, Some(slot)] => slot,
-            [Some(a), Some(b)] if a.sequence.abs_diff(b.sequence) != 1 => {
-                return Err(quarantine("has records of two times"));
-            }
-            [Some(a), Some(b)] if a.sequence > b.sequence => a,
-            [_, Some(b)] => b,
-        };
-        if slot.incarnation > incarnation {
-            let (theirs, ours) = (slot.incarnation, incarnation);
-            return Err(quarantine(&format!(
-                "was written by start {theirs} of this host, and this is start {ours}"
-            )));
-        }
+        let slot = newest(&mut storage, incarnation)?;
         let mut journal = Self {
             storage,
             sequence: slot.sequence,
@@ -155,6 +133,16 @@ impl<S: Storage> Journal<S> {
         journal.make_sure(slot.incarnation)?;
         journal.settle()?;
         Ok(journal)
+    }
+
+    /// Looks at what a journal says, and writes nothing. It may not be durable: nothing is said or done because of
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::open`], but for `E_JOURNAL`.
+    pub fn peek(mut storage: S, incarnation: u64) -> Result<Vec<u8>, Fault> {
+        newest(&mut storage, incarnation).map(|slot| slot.record)
     }
 
     /// The last record written.
@@ -267,6 +255,34 @@ struct Slot {
     sequence: u64,
     incarnation: u64,
     record: Vec<u8>,
+}
+
+/// The slot that counts.
+fn newest(storage: &mut impl Storage, incarnation: u64) -> Result<Slot, Fault> {
+    let mut slots = [None, None];
+    for (index, found) in (0..).zip(&mut slots) {
+        let mut slot = [0; SLOT_BYTES];
+        storage
+            .read_at(index * SLOT_BYTES as u64, &mut slot)
+            .map_err(|error| quarantine(&format!("cannot be read: {error}")))?;
+        *found = parse(&slot).filter(|slot| slot.sequence % 2 == index);
+    }
+    let slot = match slots {
+        [None, None] => return Err(quarantine("has no valid record")),
+        [Some(slot), None] | [None, Some(slot)] => slot,
+        [Some(a), Some(b)] if a.sequence.abs_diff(b.sequence) != 1 => {
+            return Err(quarantine("has records of two times"));
+        }
+        [Some(a), Some(b)] if a.sequence > b.sequence => a,
+        [_, Some(b)] => b,
+    };
+    if slot.incarnation > incarnation {
+        let (theirs, ours) = (slot.incarnation, incarnation);
+        return Err(quarantine(&format!(
+            "was written by start {theirs} of this host, and this is start {ours}"
+        )));
+    }
+    Ok(slot)
 }
 
 fn build(sequence: u64, incarnation: u64, record: &[u8]) -> [u8; SLOT_BYTES] {

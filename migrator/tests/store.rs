@@ -176,6 +176,24 @@ fn a_peer_that_names_guests_without_end_fills_only_its_own_share() {
 }
 
 #[test]
+fn guests_of_a_peer_are_counted_without_a_word_to_the_disk() {
+    let (folder, store) = store_with_guest();
+    let counted = GuestId(1);
+    let record = refused("peer", counted);
+    store.keep_stranger(counted, &record).unwrap();
+    drop(store);
+    let path = root(&folder).join("strangers").join(counted.to_string());
+    let before = fs::read(&path).unwrap();
+    let store = Store::open(&root(&folder)).unwrap();
+    let other = GuestId(2);
+    store.keep_stranger(other, &refused("peer", other)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), before);
+    // What is said because of it is made sure of first.
+    assert_eq!(store.ended(counted), Ok(Some(record)));
+    assert_ne!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
 fn guests_that_end_at_the_same_time_are_kept_each_for_itself() {
     let (_folder, store) = store_with_guest();
     std::thread::scope(|scope| {

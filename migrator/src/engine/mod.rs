@@ -276,10 +276,11 @@ fn start_registered(
     ground: Ground,
     make: impl FnOnce(Ground) -> Worker + Send + 'static,
 ) -> Result<(), Fault> {
-    let id = ground.id;
+    let (id, mailbox) = (ground.id, Arc::clone(&ground.mailbox));
     let started = spawn("towpath-guest", move || make(ground).work());
     if started.is_err() {
         shared.workers().remove(&id);
+        mailbox.close();
     }
     started
 }
@@ -344,18 +345,6 @@ fn mailbox_of(
         return Err(Fault::new(Code::Busy, detail));
     }
     shared.check_quarantine(id)?;
-    let ended = shared.store.ended(id)?;
-    let ownership = match ended {
-        Some(record) => {
-            let record = Record::decode(&record)?;
-            if record.guest != id {
-                let detail = format!("what is kept of guest {id} is of {}", record.guest);
-                return Err(Fault::new(Code::Quarantine, detail));
-            }
-            Ownership::recover(shared.host.clone(), record)
-        }
-        None => Ownership::vacant(shared.host.clone(), id),
-    };
     let mailbox = Arc::new(Mailbox::new());
     let handle = Handle {
         name: None,
@@ -363,8 +352,28 @@ fn mailbox_of(
         mailbox: Arc::clone(&mailbox),
     };
     workers.insert(id, handle);
+    // The disk may take long, and nobody's lanes wait for it but this guest's: what is kept of it is nobody else's to
+    // change from here on.
     drop(workers);
+    let ownership = remembered(shared, id).inspect_err(|_| {
+        shared.workers().remove(&id);
+        // What others have put into it goes with it.
+        mailbox.close();
+    })?;
     let ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), id);
     start_registered(shared, ground, move |ground| Worker::new(ground, ownership))?;
     Ok(mailbox)
+}
+
+/// What is known here of a guest without a folder.
+fn remembered(shared: &Shared, id: GuestId) -> Result<Ownership, Fault> {
+    let Some(record) = shared.store.ended(id)? else {
+        return Ok(Ownership::vacant(shared.host.clone(), id));
+    };
+    let record = Record::decode(&record)?;
+    if record.guest != id {
+        let detail = format!("what is kept of guest {id} is of {}", record.guest);
+        return Err(Fault::new(Code::Quarantine, detail));
+    }
+    Ok(Ownership::recover(shared.host.clone(), record))
 }

@@ -307,6 +307,43 @@ fn a_peer_with_lanes_of_guests_that_are_not_here_keeps_no_other_peer_out() {
     assert!(mailbox_of(&shared, &good, GuestId(number + 1)).is_ok());
 }
 
+#[test]
+fn a_slow_disk_keeps_no_lanes_waiting_but_those_of_the_guest_it_is_asked_about() {
+    let (_folder, shared) = host("");
+    let peer = order(1).target;
+    let (slow, other) = (GuestId(1), ground(&shared));
+    register(&shared, &other);
+    let held = shared.store.hold_kept();
+    let (asking, of) = (Arc::clone(&shared), peer.clone());
+    let asked = std::thread::spawn(move || mailbox_of(&asking, &of, slow).map(drop));
+    let (answer, answered) = channel();
+    let looking = Arc::clone(&shared);
+    std::thread::spawn(move || {
+        while !looking.workers().contains_key(&slow) {
+            std::thread::yield_now();
+        }
+        // One thread for a guest, however many lanes come meanwhile.
+        let again = mailbox_of(&looking, &peer, slow).map(drop);
+        let others = mailbox_of(&looking, &peer, other.id).map(drop);
+        drop(answer.send((again, others)));
+    });
+    let heard = answered.recv_timeout(PATIENCE);
+    drop(held);
+    assert_eq!(heard, Ok((Ok(()), Ok(()))));
+    assert_eq!(asked.join().unwrap(), Ok(()));
+}
+
+#[test]
+fn a_guest_whose_record_cannot_be_read_keeps_no_place() {
+    let (folder, shared) = host("");
+    let (id, peer) = (GuestId(1), order(1).target);
+    std::fs::write(folder.path().join(format!("state/ended/{id}")), "rotten").unwrap();
+    for _ in 0..2 {
+        assert_eq!(code(mailbox_of(&shared, &peer, id)), Some(Code::Quarantine));
+        assert!(!shared.workers().contains_key(&id));
+    }
+}
+
 fn boot_command(room: Beginning, reply: Sender<Result<(), Fault>>) -> Command {
     let how = Booting::Ended;
     Command::Boot { room, how, reply }
