@@ -15,12 +15,13 @@ use rustix::net::{
     SocketType,
 };
 use towpath_migrator::guest::GuestProcess;
-use towpath_protocol::fault::Code;
+use towpath_protocol::fault::{Blame, Code, Fault};
 use towpath_protocol::guest_api::{
     Description, GuestConfig, GuestKind, GuestState, Region, Request, Response, TrackingMethod,
     Workload, decode_request,
 };
-use towpath_protocol::identity::GuestId;
+use towpath_protocol::identity::{Epoch, GuestId};
+use towpath_protocol::message::Reason;
 use towpath_protocol::space::BlockSet;
 
 const MEMORY_BYTES: u64 = 8 << 20;
@@ -220,7 +221,7 @@ fn a_harvest_of_blocks_that_were_not_asked_for_is_refused() {
         let mut liar = Liar::new(always(wrong), memory_file(MEMORY_BYTES, SEALS));
         let mut dirty = BlockSet::empty(2048);
         let fault = liar.process().harvest(&mut dirty).unwrap_err();
-        assert_eq!(fault.code, Code::Range);
+        assert_eq!(fault.code, Code::Guest);
         assert!(dirty.is_empty());
     }
 }
@@ -251,6 +252,33 @@ fn an_answer_to_another_kind_of_question_is_refused() {
     assert_eq!(liar.process().memory().unwrap_err().code, Code::Guest);
     let fault = liar.process().save_state().unwrap_err();
     assert_eq!(fault.code, Code::Guest);
+}
+
+#[test]
+fn what_a_guest_process_says_wrongly_is_no_fault_of_a_peer() {
+    // As each peer's fault, and one that no answer is decoded from.
+    for code in Code::ALL.iter().filter(|code| code.blame() == Blame::Peer) {
+        let reason = Reason::from(&Fault::new(*code, "why"));
+        let mut liar = Liar::new(
+            always(Response::Failed(reason)),
+            memory_file(MEMORY_BYTES, SEALS),
+        );
+        let fault = liar.process().run(Epoch(2)).unwrap_err();
+        assert_eq!(fault.code, Code::Guest, "{fault}");
+        assert!(fault.detail.contains("why") && fault.detail.contains(code.as_str()));
+    }
+    let answer = Response::StateSaved { bytes: u32::MAX };
+    let mut liar = Liar::new(always(answer), memory_file(MEMORY_BYTES, SEALS));
+    let fault = liar.process().save_state().unwrap_err();
+    assert_eq!(fault.code, Code::Guest, "{fault}");
+    // What this host cannot do stays what it is.
+    let reason = Reason::from(&Fault::new(Code::CpuState, "why"));
+    let mut liar = Liar::new(
+        always(Response::Failed(reason)),
+        memory_file(MEMORY_BYTES, SEALS),
+    );
+    let fault = liar.process().run(Epoch(2)).unwrap_err();
+    assert_eq!(fault, Fault::new(Code::CpuState, "why"));
 }
 
 #[test]

@@ -23,7 +23,7 @@ use towpath_protocol::time::Instant as MonotonicInstant;
 
 use super::memory::GuestMemory;
 use super::missing::MissingMemory;
-use super::transport::{self, HELLO_WAIT, Transport, unexpected};
+use super::transport::{self, HELLO_WAIT, Transport, own, unexpected};
 
 /// Longest wait for an answer that takes no work.
 const CALL_WAIT: Duration = Duration::from_secs(5);
@@ -324,12 +324,12 @@ impl GuestProcess {
         if found_first != first_block || words.len() != block_count.div_ceil(64) as usize {
             let count = words.len();
             return Err(Fault::new(
-                Code::Range,
+                Code::Guest,
                 format!("{count} words from block {found_first} for {first_block}+{block_count}"),
             ));
         }
         for (word, bits) in (first_block / 64..).zip(words) {
-            dirty.insert_word(word, bits)?;
+            dirty.insert_word(word, bits).map_err(own)?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use rustix::net::{
     SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Blame, Code, Fault};
 use towpath_protocol::guest_api::{PACKET_BYTES_MAX, Request, Response, VERSIONS, decode_response};
 
 /// Answers to questions given up on that may still come before the one waited for.
@@ -81,6 +81,14 @@ impl Transport {
 
     /// Asks one question and waits for its answer.
     pub(super) fn call(
+        &mut self,
+        request: &Request,
+        wait: Duration,
+    ) -> Result<(Response, Option<OwnedFd>), Fault> {
+        self.ask(request, wait).map_err(own)
+    }
+
+    fn ask(
         &mut self,
         request: &Request,
         wait: Duration,
@@ -184,6 +192,15 @@ impl Transport {
     fn gone(&self, what: &str) -> Fault {
         let process = self.process_id.as_raw_nonzero();
         Fault::new(Code::Guest, format!("guest process {process} {what}"))
+    }
+}
+
+/// What a guest process says wrongly is a fault of this host: whoever is told that a peer did it would only drop the
+/// peer's lanes, and leave a guest that is owned here standing.
+pub(super) fn own(fault: Fault) -> Fault {
+    match fault.blame() {
+        Blame::Peer => Fault::new(Code::Guest, format!("the guest process: {fault}")),
+        _ => fault,
     }
 }
 
