@@ -34,9 +34,14 @@ impl Log {
     }
 
     fn begin_anew(&mut self) -> io::Result<()> {
-        // Where it cannot be, it is tried again after as much, and not with each line.
+        // Where it cannot be, the file that is there begins anew, and it is tried again after as much.
         self.file_bytes = 0;
-        std::fs::rename(&self.path, self.path.with_extension("log.1"))?;
+        match std::fs::rename(&self.path, self.path.with_extension("log.1")) {
+            Ok(()) => {}
+            // Somebody took it away, or a new one could not be opened the last time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
         self.file = open(&self.path)?;
         (self.redirect)(&self.file);
         Ok(())
@@ -49,6 +54,8 @@ impl Write for Log {
         if self.file_bytes + bytes > self.bytes_max
             && let Err(error) = self.begin_anew()
         {
+            // Nobody is helped by a disk that is full of it.
+            self.file.set_len(0)?;
             writeln!(self.file, "the log does not begin anew: {error}")?;
         }
         self.file_bytes += bytes;
@@ -92,5 +99,38 @@ mod tests {
         };
         let number = |line: &str| line["line ".len()..].parse::<u32>().unwrap();
         assert_eq!(number(last) + 1, number(first), "no line is lost");
+    }
+
+    /// The log of a process that says a thousand lines once `trouble` has befallen its folder.
+    fn said_after(trouble: impl FnOnce(&Path)) -> (u64, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.log");
+        let mut log = Log::open(&path, |_| {}).unwrap();
+        log.bytes_max = 1000;
+        trouble(&path);
+        for number in 0..1000 {
+            writeln!(log, "line {number}").unwrap();
+        }
+        (log.file.metadata().unwrap().len(), folder)
+    }
+
+    #[test]
+    fn a_log_that_has_lost_its_name_begins_anew_under_it() {
+        let old = |path: &Path| path.with_extension("log.1");
+        let (bytes, folder) = said_after(|path| std::fs::rename(path, old(path)).unwrap());
+        assert!(bytes <= 1000, "{bytes}");
+        let text = std::fs::read_to_string(folder.path().join("guest.log")).unwrap();
+        assert!(text.ends_with("line 999\n"), "{text}");
+    }
+
+    #[test]
+    fn a_log_that_cannot_begin_anew_is_bounded_too() {
+        let (bytes, folder) = said_after(|path| {
+            std::fs::create_dir(path.with_extension("log.1")).unwrap();
+        });
+        assert!(bytes <= 2000, "{bytes}");
+        let text = std::fs::read_to_string(folder.path().join("guest.log")).unwrap();
+        assert!(text.starts_with("the log does not begin anew: "), "{text}");
+        assert!(text.ends_with("line 999\n"), "{text}");
     }
 }
