@@ -121,13 +121,16 @@ fn what_is_kept_of_an_ended_guest_outlives_restarts_until_it_has_a_folder_again(
     assert_eq!(store.ended(guest), Ok(None));
 }
 
+fn peer(name: &str) -> HostIdentity {
+    HostIdentity::from_uri(&format!("spiffe://d/site/region/host/{name}")).unwrap()
+}
+
 /// What a host leaves that has refused a guest of this peer.
-fn refused(peer: &str, guest: GuestId) -> Vec<u8> {
-    let source = HostIdentity::from_uri(&format!("spiffe://d/site/region/host/{peer}")).unwrap();
+fn refused(of: &str, guest: GuestId) -> Vec<u8> {
     let state = State::Refused {
         epoch: Epoch(1),
         attempt: AttemptId(1),
-        source,
+        source: peer(of),
     };
     let record = Record {
         guest,
@@ -173,6 +176,63 @@ fn a_peer_that_names_guests_without_end_fills_only_its_own_share() {
     // One that comes after all makes room.
     store.forget_ended(GuestId(1)).unwrap();
     assert_eq!(fill(&store), last + 3);
+}
+
+#[test]
+fn peers_that_fill_their_shares_leave_another_its_own() {
+    let (folder, store) = store_with_guest();
+    let strangers = root(&folder).join("strangers");
+    for peer in 0..16_u128 {
+        let first = GuestId(peer << 64);
+        let record = refused(&format!("bad-{peer}"), first);
+        store.keep_stranger(first, &record).unwrap();
+        let path = strangers.join(first.to_string());
+        for number in 1..1024 {
+            let other = GuestId(first.0 + number);
+            fs::copy(&path, strangers.join(other.to_string())).unwrap();
+        }
+    }
+    drop(store);
+    let store = Store::open(&root(&folder)).unwrap();
+    let full = GuestId(99 << 64);
+    let fault = store.keep_stranger(full, &refused("bad-3", full));
+    assert_eq!(fault.unwrap_err().code, Code::Busy);
+    for number in 0..2 {
+        let good = GuestId(number | 1 << 100);
+        assert_eq!(store.check_share(good, &peer("good"), 0), Ok(()));
+        store.keep_stranger(good, &refused("good", good)).unwrap();
+    }
+}
+
+#[test]
+fn a_guest_is_offered_only_where_it_can_be_remembered_if_it_does_not_come() {
+    let (_folder, store) = store_with_guest();
+    let new = GuestId(1);
+    let room = || {
+        let is_full = |count: &usize| store.check_share(new, &peer("bad"), *count).is_err();
+        (0..).find(is_full).unwrap()
+    };
+    let most = room();
+    assert!(most > 100, "an honest one has more than it needs");
+    assert_eq!(store.check_share(new, &peer("good"), most - 1), Ok(()));
+    let known = GuestId(2);
+    store.keep_refused(known, &refused("bad", known)).unwrap();
+    assert_eq!(room(), most - 1);
+    // Those that are remembered as it is take no further place.
+    let ended = GuestId(3);
+    store.keep_ended(ended, b"taken").unwrap();
+    for guest in [known, ended] {
+        assert_eq!(store.check_share(guest, &peer("bad"), most), Ok(()));
+    }
+    // What was let in is kept, whatever was named meanwhile.
+    let named = (10..).map(GuestId);
+    for guest in named {
+        if store.keep_stranger(guest, &refused("bad", guest)).is_err() {
+            break;
+        }
+    }
+    assert_eq!(room(), 0);
+    store.keep_refused(new, &refused("bad", new)).unwrap();
 }
 
 #[test]

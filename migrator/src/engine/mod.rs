@@ -49,7 +49,7 @@ use towpath_daemon::socket::Socket;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestConfig;
 use towpath_protocol::identity::{GuestId, HostIdentity, Name};
-use towpath_protocol::ownership::{Ownership, Record};
+use towpath_protocol::ownership::{Ownership, Record, State};
 use tracing::{error, info, warn};
 
 use greeting::accept_lanes;
@@ -257,6 +257,14 @@ fn start_worker(
     make: impl FnOnce(Ground) -> Worker + Send + 'static,
 ) -> Result<(), Fault> {
     register(shared, &ground);
+    // What was offered before the start and did not come yet.
+    let journal = ground.journal.as_ref();
+    let record = journal.and_then(|journal| Record::decode(journal.record()).ok());
+    if let Some(State::Prepared { source, .. } | State::Refused { source, .. }) =
+        record.map(|record| record.state)
+    {
+        shared.made_for(ground.id, Some(&source));
+    }
     start_registered(shared, ground, make)
 }
 

@@ -101,7 +101,7 @@ fn log_end(view: &MigrationView) {
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
     pub(super) name: Option<Name>,
-    /// Whose lanes the worker was made for, where nothing was known of the guest before.
+    /// Whose lanes or offer the worker was made for, where the guest was not here before; none once it is.
     pub(super) made_for: Option<HostIdentity>,
     pub(super) mailbox: Arc<Mailbox<Input>>,
 }
@@ -110,6 +110,11 @@ impl Handle {
     /// Whether it is there for a peer's lanes alone: no guest was offered on them yet.
     pub(super) fn is_stranger_of(&self, peer: &HostIdentity) -> bool {
         self.name.is_none() && self.made_for.as_ref() == Some(peer)
+    }
+
+    /// Whether it is there for a guest that a peer offered, and that has not come yet.
+    fn is_offered_by(&self, peer: &HostIdentity) -> bool {
+        self.name.is_some() && self.made_for.as_ref() == Some(peer)
     }
 }
 
@@ -209,6 +214,28 @@ impl Shared {
             handle.name = Some(name.clone());
         }
         Ok(())
+    }
+
+    /// Whether a guest that is not here may be offered: one that does not come has to be remembered.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` if too many of this peer's are, or would have to be. Nothing is remembered because of that.
+    pub(super) fn check_share(&self, source: &HostIdentity, guest: GuestId) -> Result<(), Fault> {
+        let workers = self.workers();
+        let offered = workers
+            .iter()
+            .filter(|(other, handle)| **other != guest && handle.is_offered_by(source));
+        let offered_count = offered.count();
+        drop(workers);
+        self.store.check_share(guest, source, offered_count)
+    }
+
+    /// Counts a guest's worker as there because of this peer's offer, or of none.
+    pub(super) fn made_for(&self, guest: GuestId, source: Option<&HostIdentity>) {
+        if let Some(handle) = self.workers().get_mut(&guest) {
+            handle.made_for = source.cloned();
+        }
     }
 
     /// The guests that are shown as living here.

@@ -222,7 +222,7 @@ fn a_record_from_before_a_guest_came_back_says_nothing_of_it() {
     drop(ground);
     // Its end was written down, and its folder could not be removed.
     let ended = Record {
-        state: towpath_protocol::ownership::State::Vacant,
+        state: State::Vacant,
         ..record
     };
     shared.store.keep_ended(id, &ended.encode()).unwrap();
@@ -260,7 +260,7 @@ fn what_a_guest_left_is_kept_where_its_folder_cannot_be_trusted() {
     ] {
         let left = Record {
             high_water,
-            state: towpath_protocol::ownership::State::Vacant,
+            state: State::Vacant,
             ..record.clone()
         };
         shared.store.keep_ended(id, &left.encode()).unwrap();

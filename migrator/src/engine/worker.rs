@@ -684,6 +684,7 @@ impl Worker {
         self.role = Some(match target.end(&mut self.ground) {
             target_move::Ended::Arrived(ownership) => {
                 info!(migration = %id, "guest arrived");
+                self.ground.shared.made_for(self.ground.id, None);
                 self.see_off(setup);
                 Role::Idle(ownership)
             }

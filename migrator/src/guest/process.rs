@@ -281,7 +281,7 @@ impl GuestProcess {
     /// # Errors
     ///
     /// `E_STATE` without [`Self::start_tracking`] on this connection, `E_USAGE` for a set of another
-    /// space, `E_RANGE` if the process names blocks that were not asked for.
+    /// space, `E_GUEST` if the process names blocks that were not asked for.
     pub fn harvest(&mut self, dirty: &mut BlockSet) -> Result<u64, Fault> {
         let block_count = self.config.block_count();
         if dirty.block_count() != block_count {

@@ -20,12 +20,13 @@ use crate::journal::Journal;
 const ENDED: &str = "ended";
 const STRANGERS: &str = "strangers";
 
-/// Most guests of all peers that never lived here and are remembered: 64 MiB.
-const STRANGER_COUNT_MAX: usize = 8 * STRANGERS_PER_PEER_MAX;
-
-/// The same of one peer: far more than it ever sends at once, and one that fills its share is only itself not
-/// answered for good any more.
+/// Most guests of one peer that never lived here and are remembered, 8 MiB: far more than it ever sends at once, and
+/// one that fills its share is only itself not answered for good any more.
 const STRANGERS_PER_PEER_MAX: usize = 1024;
+
+/// The same where a peer goes on to offer guests: of half as many, so that offers leave room for those that were
+/// never offered.
+const OFFERED_PER_PEER_MAX: usize = STRANGERS_PER_PEER_MAX / 2;
 
 /// The folders, and who is remembered because of whom.
 #[derive(Debug)]
@@ -54,6 +55,22 @@ impl Kept {
             None => self.read_strangers(incarnation)?,
         };
         Ok(self.named_by.insert(named_by))
+    }
+
+    /// Whether the guest is remembered already, and takes no further place.
+    fn is_known(&mut self, guest: GuestId, incarnation: u64) -> Result<bool, Fault> {
+        let has_ended = match open_file(&self.ended, &guest.to_string(), OFlags::RDONLY) {
+            Ok(_) => true,
+            Err(fault) if fault.code == Code::NotFound => false,
+            Err(fault) => return Err(fault),
+        };
+        Ok(has_ended || self.named_by(incarnation)?.contains_key(&guest))
+    }
+
+    /// How many guests are remembered because of this peer.
+    fn count_of(&mut self, peer: Option<&HostIdentity>, incarnation: u64) -> Result<usize, Fault> {
+        let named_by = self.named_by(incarnation)?.values();
+        Ok(named_by.filter(|named| named.as_ref() == peer).count())
     }
 
     fn read_strangers(
@@ -113,37 +130,58 @@ impl Store {
     ///
     /// `E_BUSY` beyond the limit, else as [`Store::keep_ended`].
     pub fn keep_stranger(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        self.keep_within(1, guest, record)
+        let mut kept = self.lock_kept();
+        if !kept.is_known(guest, self.incarnation)?
+            && kept.count_of(named_in(record).as_ref(), self.incarnation)? >= STRANGERS_PER_PEER_MAX
+        {
+            return Err(too_many());
+        }
+        self.keep_unless_ended(&mut kept, guest, record)
     }
 
-    /// The same of a guest that was offered and did not come: of half as many, so that offers leave room for
-    /// those.
+    /// Whether a guest that a peer offers can be remembered if it does not come, where so many others of that peer's
+    /// were offered already and are neither here nor put away.
     ///
     /// # Errors
     ///
-    /// As [`Store::keep_stranger`].
-    pub fn keep_refused(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        self.keep_within(2, guest, record)
+    /// `E_BUSY` if not, else as [`Store::ended`].
+    pub fn check_share(
+        &self,
+        guest: GuestId,
+        peer: &HostIdentity,
+        offered_count: usize,
+    ) -> Result<(), Fault> {
+        let mut kept = self.lock_kept();
+        if !kept.is_known(guest, self.incarnation)?
+            && kept.count_of(Some(peer), self.incarnation)? + offered_count >= OFFERED_PER_PEER_MAX
+        {
+            return Err(too_many());
+        }
+        Ok(())
     }
 
-    fn keep_within(&self, part: usize, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
-        let mut kept = self.lock_kept();
+    /// The same of a guest that was offered and did not come. Room for it was found before anything was made for
+    /// it: its folder must not stay because there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::keep_ended`].
+    pub fn keep_refused(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
+        self.keep_unless_ended(&mut self.lock_kept(), guest, record)
+    }
+
+    fn keep_unless_ended(
+        &self,
+        kept: &mut Kept,
+        guest: GuestId,
+        record: &[u8],
+    ) -> Result<(), Fault> {
         if read(&kept.ended, guest, self.incarnation)?.is_some() {
             return self.keep(&kept.ended, guest, record);
         }
-        let peer = named_in(record);
-        let named_by = kept.named_by(self.incarnation)?;
-        if !named_by.contains_key(&guest) {
-            let of_peer = named_by.values().filter(|named| **named == peer).count();
-            if of_peer >= STRANGERS_PER_PEER_MAX / part
-                || named_by.len() >= STRANGER_COUNT_MAX / part
-            {
-                let detail = "too many guests are remembered that never were here";
-                return Err(Fault::new(Code::Busy, detail));
-            }
-        }
         self.keep(&kept.strangers, guest, record)?;
-        kept.named_by(self.incarnation)?.insert(guest, peer);
+        kept.named_by(self.incarnation)?
+            .insert(guest, named_in(record));
         Ok(())
     }
 
@@ -200,6 +238,11 @@ fn read(
         Err(fault) if fault.code == Code::NotFound => Ok(None),
         Err(fault) => Err(fault),
     }
+}
+
+fn too_many() -> Fault {
+    let detail = "too many guests are remembered that never were here";
+    Fault::new(Code::Busy, detail)
 }
 
 /// The peer that a record speaks of, if it is of a guest that was refused.

@@ -40,8 +40,15 @@ impl TargetMove {
             return Err(Fault::new(Code::Meta, detail));
         }
         check_trust(&shared.config.tunnel_socket(), &shared.host.site)?;
+        let is_new = ground.journal.is_none();
+        if is_new {
+            shared.check_share(&setup.source, ground.id)?;
+        }
         shared.admit(&setup.source, ground.id, setup.attempt, config.memory_bytes)?;
         shared.claim_name(&config.name, ground.id)?;
+        if is_new {
+            shared.made_for(ground.id, Some(&setup.source));
+        }
         ground.config = Some(config);
         Ok(())
     }

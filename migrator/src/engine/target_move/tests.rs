@@ -1,11 +1,12 @@
 //! How long a target waits for a source.
 
 use towpath_protocol::guest_api::VCPU_COUNT_MAX;
-use towpath_protocol::identity::{AttemptId, Epoch, MigrationId};
+use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::message::Received;
 use towpath_protocol::ownership::{Event as LawEvent, Word};
 
 use super::*;
+use crate::engine::shared::Handle;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::greeted;
 
@@ -213,6 +214,39 @@ fn offered(
     assert_eq!(ground.config.is_some(), admitted.is_ok());
     shared.released(ground.id, AttemptId(9));
     admitted.err().map(|fault| fault.code)
+}
+
+#[test]
+fn a_peer_that_offers_guests_without_end_is_told_to_wait_before_anything_is_made() {
+    let (_folder, shared) = host("");
+    let made_for = |number: u128, of: Option<&HostIdentity>, name: Option<&str>| {
+        let handle = Handle {
+            name: name.map(|name| name.parse().unwrap()),
+            made_for: of.cloned(),
+            mailbox: Arc::new(Mailbox::new()),
+        };
+        shared.workers().insert(GuestId(1000 + number), handle);
+    };
+    let (peer, other) = (order(9).target, shared.host.clone());
+    // Those of others, those that were not offered, and those that have come are not counted.
+    for number in 0..1024 {
+        let (of, name) = match number % 3 {
+            0 => (Some(&other), Some("scale")),
+            1 => (Some(&peer), None),
+            _ => (None, Some("scale")),
+        };
+        made_for(number, of, name);
+    }
+    assert_eq!(offered(&shared, |_, _| {}), None);
+    let first_too_many = (0..1024).find(|number| {
+        made_for(*number, Some(&peer), Some("scale"));
+        offered(&shared, |_, _| {}).is_some()
+    });
+    assert!(first_too_many.is_some_and(|count| count > 100));
+    assert_eq!(offered(&shared, |_, _| {}), Some(Code::Busy));
+    // One that comes makes room.
+    shared.made_for(GuestId(1000), None);
+    assert_eq!(offered(&shared, |_, _| {}), None);
 }
 
 #[test]
