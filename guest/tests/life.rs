@@ -87,7 +87,12 @@ fn only_run_starts_a_guest_and_only_under_its_epoch(kind: GuestKind) {
     assert_eq!(code(process.run(EPOCH.next())), Code::State);
     assert_eq!(code(process.run(Epoch(1))), Code::State);
     process.pause().unwrap();
-    assert_eq!(code(process.run(Epoch(1))), Code::StaleEpoch);
+    let refused = process.run(Epoch(1)).unwrap_err();
+    assert_eq!(refused.code, Code::Guest, "no peer is to blame");
+    assert!(
+        refused.detail.contains(Code::StaleEpoch.as_str()),
+        "{refused}"
+    );
     assert_eq!(process.describe().unwrap().state, GuestState::Paused);
     // A higher epoch is a new owner's word: an operator took the guest back.
     assert!(process.run(EPOCH.next()).unwrap() > since);
