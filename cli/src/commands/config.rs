@@ -14,8 +14,8 @@ use crate::show::{self, Format, escape};
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
-  towpath config check /etc/towpath/tunnel.toml            what is wrong with it, and where
-  towpath config show --config /etc/towpath/tunnel.toml    what it comes to, defaults included";
+  towpath config check /etc/towpath/tunnel.toml   what is wrong with it, and where
+  towpath config show /etc/towpath/tunnel.toml    what it comes to, defaults included";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -24,8 +24,8 @@ Examples:
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  towpath config show --config /etc/towpath/tunnel.toml
-  towpath config show --config /etc/towpath/migrator.toml -o json
+  towpath config show /etc/towpath/tunnel.toml
+  towpath config show /etc/towpath/migrator.toml -o json
 
 It holds paths of keys, never keys. A daemon that runs may have been told otherwise since:
 `towpath tunnel shape` and `towpath channel ls` show what holds there.";
@@ -35,30 +35,17 @@ It holds paths of keys, never keys. A daemon that runs may have been told otherw
 pub(crate) enum Command {
     /// Check a file as its daemon would: file, line, column and what to write instead.
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(CheckOptions),
+    Check(FileOptions),
     /// Show a file with every default filled in, as TOML.
     #[command(after_help = SHOW_EXAMPLES)]
-    Show(ShowOptions),
+    Show(FileOptions),
 }
 
-/// The file to check.
+/// A configuration file.
 #[derive(Debug, Args)]
-pub(crate) struct CheckOptions {
+pub(crate) struct FileOptions {
     /// The file
     file: PathBuf,
-    /// Whose file it is [default: told from its keys]
-    #[arg(long = "for", value_name = "DAEMON")]
-    daemon: Option<Daemon>,
-    #[command(flatten)]
-    output: OutputOption,
-}
-
-/// The file to show.
-#[derive(Debug, Args)]
-pub(crate) struct ShowOptions {
-    /// The file
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
     /// Whose file it is [default: told from its keys]
     #[arg(long = "for", value_name = "DAEMON")]
     daemon: Option<Daemon>,
@@ -125,7 +112,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn run_check(options: &CheckOptions) -> Result<(), Failure> {
+fn run_check(options: &FileOptions) -> Result<(), Failure> {
     let text = config::read(&options.file)?;
     let daemon = owner(&options.file, options.daemon, &text)?;
     let not_opened =
@@ -150,8 +137,8 @@ fn run_check(options: &CheckOptions) -> Result<(), Failure> {
     })
 }
 
-fn run_show(options: &ShowOptions) -> Result<(), Failure> {
-    let file = &options.config;
+fn run_show(options: &FileOptions) -> Result<(), Failure> {
+    let file = &options.file;
     let text = config::read(file)?;
     let daemon = owner(file, options.daemon, &text)?;
     let config = filled(daemon, file, &text).map_err(|fault| of_other(fault, daemon, &text))?;

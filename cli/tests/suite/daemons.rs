@@ -397,13 +397,13 @@ fn config_show_fills_in_every_default_and_its_file_is_right() {
             ],
         ),
     ] {
-        let show = |file: &Path| run(&["config", "show", "--config", word(file)]);
+        let show = |file: &Path| run(&["config", "show", word(file)]);
         let shown = show(file);
         assert_eq!((shown.status, shown.stderr.as_str()), (0, ""), "{shown:?}");
         for part in parts {
             assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
         }
-        let words = ["config", "show", "--config", word(file), "-o", "json"];
+        let words = ["config", "show", word(file), "-o", "json"];
         let document = run(&words).document("effective-config");
         assert_eq!(document["daemon"], daemon);
         assert!(document["config"]["limits"].is_object(), "{document}");
@@ -416,7 +416,7 @@ fn config_show_fills_in_every_default_and_its_file_is_right() {
         assert_eq!(rest(&again), rest(&shown.stdout));
     }
     let wrong = write(folder.path(), "wrong.toml", "[quota]\nguests = 0\n");
-    run(&["config", "show", "--config", word(&wrong)]).failed(2, "E_CONFIG");
+    run(&["config", "show", word(&wrong)]).failed(2, "E_CONFIG");
 }
 
 #[test]
