@@ -328,10 +328,7 @@ fn list_table(list: &ChannelList) -> String {
         ]);
     }
     let mut text = table.render("no channels: towpath channel open NAME makes one");
-    let is_explained = |view: &&ChannelView| {
-        matches!(view.state, ChannelState::Failing | ChannelState::Down) && !view.reason.is_empty()
-    };
-    for view in list.channels.iter().filter(is_explained) {
+    for view in list.channels.iter().filter(|view| is_explained(view)) {
         let (name, reason) = (escape(&view.name), escape(&view.reason));
         text.push_str(&format!("{name}: {reason}\n"));
     }
@@ -342,6 +339,11 @@ fn list_table(list: &ChannelList) -> String {
         ));
     }
     text
+}
+
+/// Whether a channel itself says what is wrong with it; for one that is down for want of a link, the link does.
+pub(crate) fn is_explained(view: &ChannelView) -> bool {
+    matches!(view.state, ChannelState::Failing | ChannelState::Down) && !view.reason.is_empty()
 }
 
 /// The service that a channel leads to.

@@ -8,8 +8,9 @@ use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
 use towpath_protocol::fault::Code;
-use towpath_tunnel::status::{CertificateStatusView, ChannelState, LinkView, StatusView};
+use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
 
+use super::channel::is_explained;
 use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, TunnelSocket, block_on};
@@ -231,10 +232,10 @@ fn troubles(status: &StatusView) -> String {
             "channel {name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
         ));
     }
-    let failing = status.channels.iter();
-    for view in failing.filter(|view| view.state == ChannelState::Failing) {
+    for view in status.channels.iter().filter(|view| is_explained(view)) {
         let (name, reason) = (escape(&view.name), escape(&view.reason));
-        text.push_str(&format!("channel {name}: failing: {reason}\n"));
+        let state = view.state.as_str();
+        text.push_str(&format!("channel {name}: {state}: {reason}\n"));
     }
     if let Some(refused) = &status.refused {
         let (reason, from) = (escape(&refused.reason), escape(&refused.from));

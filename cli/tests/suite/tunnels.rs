@@ -339,7 +339,7 @@ fn a_channel_whose_address_is_taken_is_listed_with_why() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let more = format!(
-        "[[peers]]\nsite = \"region\"\n\
+        "listen = \"127.0.0.1:0\"\n[[peers]]\nsite = \"region\"\n\
          [[channels]]\nname = \"late\"\nlisten = \"tcp:{address}\"\npeer = \"region\"\nservice = \"till\"\n"
     );
     let branch = Tunnel::start(pair.folder.path(), "branch", &more);
@@ -349,6 +349,11 @@ fn a_channel_whose_address_is_taken_is_listed_with_why() {
     assert!(
         why.is_some_and(|why| why.contains(&address.to_string())),
         "{list}"
+    );
+    let status = branch.table(&["status"]);
+    assert!(
+        status.contains("channel late: down: does not listen: "),
+        "{status}"
     );
 }
 
