@@ -1,15 +1,13 @@
 //! The guest's console: finished lines with the time they were finished, in a bounded log.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::clock::monotonic_ns;
-
-/// Where the log is cut: with the old one kept, a guest's console takes at most twice as much.
-const LOG_BYTES_MAX: u64 = 8 << 20;
+use crate::rotation;
 
 /// Longest line; what is longer is cut into several.
 pub(crate) const LINE_BYTES_MAX: usize = 256;
@@ -20,7 +18,6 @@ pub(crate) const LINE_BYTES_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Console {
     path: PathBuf,
-    path_old: PathBuf,
     file: File,
     file_bytes: u64,
     bytes_max: u64,
@@ -33,22 +30,19 @@ pub(crate) struct Console {
 impl Console {
     /// Opens the log of a guest, behind what is already in it.
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
-        Self::open_with(path, LOG_BYTES_MAX)
+        Self::open_with(path, rotation::BYTES_MAX)
     }
 
     fn open_with(path: &Path, bytes_max: u64) -> Result<Self, Fault> {
-        let file = open_log(path).map_err(|error| {
+        let file = rotation::open(path).map_err(|error| {
             Fault::new(
                 Code::Io,
                 format!("console {} cannot be opened: {error}", path.display()),
             )
         })?;
         let file_bytes = file.metadata().map_or(0, |metadata| metadata.len());
-        let mut path_old = path.as_os_str().to_owned();
-        path_old.push(".1");
         Ok(Self {
             path: path.to_owned(),
-            path_old: path_old.into(),
             file,
             file_bytes,
             bytes_max,
@@ -118,12 +112,7 @@ impl Console {
         if self.file_bytes < self.bytes_max {
             return Ok(());
         }
-        match std::fs::rename(&self.path, &self.path_old) {
-            // Somebody moved it, or it could not be opened anew the last time.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            renamed => renamed?,
-        }
-        self.file = open_log(&self.path)?;
+        self.file = rotation::begin_anew(&self.path)?;
         self.file_bytes = 0;
         self.is_torn = false;
         Ok(())
@@ -138,17 +127,10 @@ const fn plain(byte: u8) -> u8 {
     }
 }
 
-fn open_log(path: &Path) -> std::io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+
     use super::*;
 
     fn text(path: &Path) -> Vec<String> {
@@ -236,7 +218,7 @@ mod tests {
         console.file = File::open(&path).unwrap();
         console.print(b"lost\n");
         assert!(console.has_failed, "it is open for reading alone");
-        console.file = open_log(&path).unwrap();
+        console.file = rotation::open(&path).unwrap();
         console.print(b"HB 3 1\n");
         assert_eq!(text(&path), ["HB 1 1", "HB 2", "HB 3 1"]);
     }

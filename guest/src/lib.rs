@@ -61,6 +61,7 @@ mod pacer;
 pub mod pattern;
 mod probe;
 mod process;
+mod rotation;
 mod runner;
 mod sections;
 mod server;

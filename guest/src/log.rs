@@ -1,12 +1,10 @@
 //! What the process says of itself, in a bounded log.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where the log is cut: with the old one kept, it takes at most twice as much.
-const LOG_BYTES_MAX: u64 = 8 << 20;
+use crate::rotation;
 
 /// The log. Once it is full it is the old one, and a new one begins.
 #[derive(Debug)]
@@ -22,13 +20,13 @@ pub(crate) struct Log {
 impl Log {
     /// Opens a log, behind what is already in it.
     pub(crate) fn open(path: &Path, redirect: fn(&File)) -> io::Result<Self> {
-        let file = open(path)?;
+        let file = rotation::open(path)?;
         redirect(&file);
         Ok(Self {
             path: path.to_owned(),
             file_bytes: file.metadata()?.len(),
             file,
-            bytes_max: LOG_BYTES_MAX,
+            bytes_max: rotation::BYTES_MAX,
             redirect,
         })
     }
@@ -36,13 +34,7 @@ impl Log {
     fn begin_anew(&mut self) -> io::Result<()> {
         // Where it cannot be, the file that is there begins anew, and it is tried again after as much.
         self.file_bytes = 0;
-        match std::fs::rename(&self.path, self.path.with_extension("log.1")) {
-            Ok(()) => {}
-            // Somebody took it away, or a new one could not be opened the last time.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        self.file = open(&self.path)?;
+        self.file = rotation::begin_anew(&self.path)?;
         (self.redirect)(&self.file);
         Ok(())
     }
@@ -66,14 +58,6 @@ impl Write for Log {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
 }
 
 #[cfg(test)]
