@@ -9,6 +9,7 @@
 //! | [`stream`] | streams through the tunnel: open one, or be handed one |
 //! | [`lock`] | one daemon per folder |
 //! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
+//! | [`openapi`] | describing such an API |
 //! | [`client`] | calling such an API |
 //! | [`strict`] | request bodies with a cap on size and depth |
 //! | [`lines`] | which events that others cause have a line of the log |
@@ -30,6 +31,7 @@ pub mod liveness;
 pub mod lock;
 pub mod log;
 pub mod notify;
+pub mod openapi;
 pub mod problem;
 pub mod shutdown;
 pub mod socket;

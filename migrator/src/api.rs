@@ -126,16 +126,6 @@ pub fn router(host: Arc<dyn Host>) -> Router {
         .with_state(host)
 }
 
-/// The API's OpenAPI document, pretty-printed, with a newline at its end.
-#[must_use]
-pub fn document() -> String {
-    let mut text = Document::openapi()
-        .to_pretty_json()
-        .expect("the document is made of plain values");
-    text.push('\n');
-    text
-}
-
 #[derive(OpenApi)]
 #[openapi(
     info(

@@ -46,15 +46,6 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .with_state(core)
 }
 
-/// The API's OpenAPI document, pretty-printed, with a newline at its end.
-pub(crate) fn document() -> String {
-    let mut text = Document::openapi()
-        .to_pretty_json()
-        .expect("the document is made of plain values");
-    text.push('\n');
-    text
-}
-
 #[derive(OpenApi)]
 #[openapi(
     info(

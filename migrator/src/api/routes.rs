@@ -235,8 +235,5 @@ pub(super) async fn ready(State(host): Shared) -> Result<impl IntoResponse, Prob
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
 pub(super) async fn openapi() -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        super::document(),
-    )
+    towpath_daemon::openapi::answer::<super::Document>()
 }

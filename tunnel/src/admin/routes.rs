@@ -292,6 +292,5 @@ pub(super) async fn live() -> &'static str {
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
 pub(super) async fn openapi() -> impl IntoResponse {
-    let headers = [(header::CONTENT_TYPE, "application/json")];
-    (headers, super::document())
+    towpath_daemon::openapi::answer::<super::Document>()
 }
