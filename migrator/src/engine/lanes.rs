@@ -596,7 +596,7 @@ mod tests {
 
     use super::*;
     use crate::engine::tests::{PATIENCE, ground, host};
-    use crate::engine::worker::tests::greeted;
+    use crate::engine::worker::tests::{all_greeted, greeted};
 
     /// Says something again and again until nobody listens any more.
     fn trickle(socket: &mut UnixStream, frame: &[u8]) {
@@ -651,13 +651,8 @@ mod tests {
     fn nobody_reads_for_long_what_a_peer_says_on_lanes_that_are_closed() {
         let (_folder, shared) = host("");
         let ground = ground(&shared);
-        let mut theirs = Vec::new();
-        let lanes = Lane::ALL.map(|lane| {
-            let (_, lane, socket) = greeted(&ground, lane);
-            theirs.push(socket);
-            lane
-        });
-        let (link, readers) = join(1, lanes.into()).unwrap();
+        let (lanes, mut theirs) = all_greeted(&ground);
+        let (link, readers) = join(1, lanes).unwrap();
         for (lane, reader) in readers {
             read_messages(&link, lane, reader, Arc::clone(&ground.mailbox)).unwrap();
         }
@@ -683,13 +678,8 @@ mod tests {
         let garbage = [b"more of it than a header has bytes".as_slice(), &ping(3)].concat();
         for wrong in [glued, garbage] {
             let ground = ground(&shared);
-            let mut theirs = Vec::new();
-            let lanes = Lane::ALL.map(|lane| {
-                let (_, lane, socket) = greeted(&ground, lane);
-                theirs.push(socket);
-                lane
-            });
-            let (link, readers) = join(1, lanes.into()).unwrap();
+            let (lanes, mut theirs) = all_greeted(&ground);
+            let (link, readers) = join(1, lanes).unwrap();
             for (lane, reader) in readers {
                 read_messages(&link, lane, reader, Arc::clone(&ground.mailbox)).unwrap();
             }

@@ -33,6 +33,14 @@ pub(in crate::engine) fn greeted(ground: &Ground, lane: Lane) -> (Hello, OpenLan
     (hello, open, theirs)
 }
 
+/// All four lanes of one, and the peer's ends of them.
+pub(in crate::engine) fn all_greeted(ground: &Ground) -> (Vec<OpenLane>, Vec<UnixStream>) {
+    let all = Lane::ALL.map(|lane| greeted(ground, lane));
+    all.into_iter()
+        .map(|(_, lane, theirs)| (lane, theirs))
+        .unzip()
+}
+
 #[test]
 fn lanes_without_an_offer_keep_a_guest_from_nothing() {
     let (_folder, shared) = host("");

@@ -10,7 +10,7 @@ use super::*;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::engine::worker::Role;
-use crate::engine::worker::tests::{greeted, work_until};
+use crate::engine::worker::tests::{all_greeted, work_until};
 
 /// The worker of a guest that is owned here and runs, on a host without a tunnel.
 fn owner() -> (TempDir, Worker, Fake) {
@@ -54,13 +54,10 @@ fn open_lanes(worker: &mut Worker) -> u64 {
         let until = std::time::Instant::now() + PATIENCE;
         match worker.ground.mailbox.receive(Some(until)) {
             Some(Input::Opened { link, .. }) => {
-                let lanes = Lane::ALL.map(|lane| {
-                    let (_, lane, theirs) = greeted(&worker.ground, lane);
-                    // What is said on them goes nowhere, for as long as the test lasts.
-                    std::mem::forget(theirs);
-                    lane
-                });
-                let result = Ok(lanes.into());
+                let (lanes, theirs) = all_greeted(&worker.ground);
+                // What is said on them goes nowhere, for as long as the test lasts.
+                std::mem::forget(theirs);
+                let result = Ok(lanes);
                 worker.take_in(Input::Opened { link, result });
                 return link;
             }
@@ -202,18 +199,13 @@ fn a_target_that_refuses_the_lanes_has_not_heard_what_was_said_on_them() {
     ] {
         let (_folder, shared) = host("");
         let ground = ground(&shared);
-        let mut theirs = Vec::new();
-        let lanes = Lane::ALL.map(|lane| {
-            let (_, lane, socket) = greeted(&ground, lane);
-            theirs.push(socket);
-            lane
-        });
+        let (lanes, mut theirs) = all_greeted(&ground);
         let mut control = theirs.swap_remove(0);
         let mut said = Vec::new();
         word.encode(&mut said);
         std::io::Write::write_all(&mut control, &said).unwrap();
         control.shutdown(std::net::Shutdown::Write).unwrap();
-        let result = say_on(1, lanes.into());
+        let result = say_on(1, lanes);
         assert_eq!(result.err().map(|fault| fault.code), heard);
         let again = heard.is_some_and(|code| may_pass(&Fault::new(code, "")));
         assert_eq!(again, heard == Some(Code::Busy));
