@@ -236,18 +236,28 @@ fn certificates_are_made_issued_and_shown() {
     );
 }
 
+/// The first host.
+const BOX_1: [&str; 2] = ["--site=edge", "--host=box-1"];
+
+/// Runs `towpath certs` for its document.
+fn certs(words: &[&str]) -> Ran {
+    run(&[&["certs"], words, &["-o", "json"]].concat())
+}
+
+fn make_authorities(folders: &[&str]) {
+    for folder in folders {
+        let init = ["init", "--trust-domain=shop.example", "--dir", folder];
+        certs(&init).document("authority");
+    }
+}
+
 #[test]
 fn certificates_are_renewed_listed_checked_and_revoked() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (old, next, host) = (path("authority"), path("next"), path("box-1"));
-    let certs = |words: &[&str]| run(&[&["certs"], words, &["-o", "json"]].concat());
-    for authority in [&old, &next] {
-        let init = ["init", "--trust-domain=shop.example", "--dir", authority];
-        certs(&init).document("authority");
-    }
-    let box_1 = ["--site=edge", "--host=box-1"];
-    let issue = [&["issue", "--authority", &old, "--out", &host], &box_1[..]].concat();
+    make_authorities(&[&old, &next]);
+    let issue = [&["issue", "--authority", &old, "--out", &host], &BOX_1[..]].concat();
     let first = certs(&issue).document("issued");
     let renewed = certs(&["renew", "--authority", &old, "--dir", &host, "--new-key"]);
     assert_ne!(renewed.document("issued")["serial"], first["serial"]);
@@ -273,7 +283,7 @@ fn certificates_are_renewed_listed_checked_and_revoked() {
     let list = certs(&["ls", "--authority", &old]).document("certificates");
     assert_eq!(list["certificates"].as_array().unwrap().len(), 2);
     let reason = "--reason=key-compromise";
-    let revoke = [&["revoke", "--authority", &old, reason], &box_1[..]].concat();
+    let revoke = [&["revoke", "--authority", &old, reason], &BOX_1[..]].concat();
     let revoked = certs(&revoke).document("revocation-list");
     assert_eq!(
         (&revoked["number"], &revoked["revoked_count"]),
@@ -318,13 +328,8 @@ fn all_certificates_and_lists_of_a_file_are_shown_and_a_prefix_names_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (old, next, host) = (path("authority"), path("next"), path("box-1"));
-    let certs = |words: &[&str]| run(&[&["certs"], words, &["-o", "json"]].concat());
-    for authority in [&old, &next] {
-        let init = ["init", "--trust-domain=shop.example", "--dir", authority];
-        certs(&init).document("authority");
-    }
-    let box_1 = ["--site=edge", "--host=box-1"];
-    let issue = [&["issue", "--authority", &old, "--out", &host], &box_1[..]].concat();
+    make_authorities(&[&old, &next]);
+    let issue = [&["issue", "--authority", &old, "--out", &host], &BOX_1[..]].concat();
     let serial = certs(&issue).document("issued")["serial"].clone();
     let serial = serial.as_str().unwrap();
     let overlap = [
