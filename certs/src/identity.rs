@@ -30,6 +30,8 @@ pub struct Identity {
     pub(crate) roots: Arc<RootCertStore>,
     /// The certificates behind `roots`.
     authorities: Vec<CertificateDer<'static>>,
+    /// When the first of them ends.
+    first_end_unix_seconds: u64,
     /// Those of the file whose time is over: what they have signed is passed over.
     ended: Vec<CertificateDer<'static>>,
     pub(crate) revocations: Arc<Revocations>,
@@ -64,6 +66,8 @@ impl Identity {
             );
             return Err(in_file(ca, &why));
         }
+        let ends = authorities.iter().filter_map(end_of);
+        let first_end_unix_seconds = ends.min().unwrap_or(0);
         let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
             let (shown, until) = (cert.display(), &view.not_after);
@@ -84,6 +88,7 @@ impl Identity {
             key: Arc::new(key),
             roots: Arc::new(roots),
             authorities,
+            first_end_unix_seconds,
             ended,
             revocations: Arc::default(),
         })
@@ -160,7 +165,7 @@ impl Identity {
     /// longer.
     #[must_use]
     pub fn has_ended_authority(&self, now: SystemTime) -> bool {
-        self.authorities.iter().any(|der| has_ended(der, now))
+        self.first_end_unix_seconds <= unix_seconds_of(now)
     }
 
     /// The host the certificate names.
@@ -182,15 +187,15 @@ fn by_time(
     authorities: Vec<CertificateDer<'static>>,
     now: SystemTime,
 ) -> (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>) {
+    let now = unix_seconds_of(now);
     authorities
         .into_iter()
-        .partition(|der| !has_ended(der, now))
+        .partition(|der| end_of(der).is_some_and(|end| end > now))
 }
 
-/// Whether a certificate's time is over. One that does not parse has none.
-fn has_ended(der: &CertificateDer<'_>, now: SystemTime) -> bool {
-    let now = unix_seconds_of(now);
-    !view::view(der).is_ok_and(|one| one.not_after_unix_seconds > now)
+/// When a certificate's time is over, in seconds since 1970. One that does not parse has none.
+fn end_of(der: &CertificateDer<'_>) -> Option<u64> {
+    view::view(der).ok().map(|one| one.not_after_unix_seconds)
 }
 
 /// Certificates as roots of trust.
