@@ -20,10 +20,9 @@ pub(crate) const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 /// widen the band when the run is over.
 const STEP: f64 = 0.002;
 
-/// How much the tails are widened for want of errors that tell of different times: little if the rarest
-/// ones, those of shifts of the level, are not for them to tell.
-const FEW: f64 = 1.0;
-const FEW_BESIDE_TAILS: f64 = 0.25;
+/// How much the tails are widened for want of errors that tell of different times: little, for the rarest ones,
+/// those of shifts of the level, are not for them to tell.
+const FEW: f64 = 0.25;
 
 /// Halvings in the search for a quantile: to a hundredth of a spread for any errors there are.
 const HALVINGS: u32 = 24;
@@ -55,7 +54,7 @@ impl Errors {
     pub(crate) fn adapt(&mut self, error: f64, lead_hours: usize, tails: &Tails) {
         let step = STEP / super::hours(lead_hours);
         let below = self.below(error, tails.chance(lead_hours), tails);
-        let asked = self.asked_of_few(lead_hours, tails);
+        let asked = self.asked_of_few(lead_hours);
         for ((asked, share), few) in self.asked.iter_mut().zip(SHARES).zip(asked) {
             let is_below = f64::from(u8::from(below < few));
             *asked = (*asked + step * (share - is_below)).clamp(0.01, 0.99);
@@ -68,10 +67,7 @@ impl Errors {
         let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
         let chance = tails.chance(lead_hours);
         let mut quantiles = PRIOR;
-        for (quantile, asked) in quantiles
-            .iter_mut()
-            .zip(self.asked_of_few(lead_hours, tails))
-        {
+        for (quantile, asked) in quantiles.iter_mut().zip(self.asked_of_few(lead_hours)) {
             if let Some(own) = self.quantile(asked, chance, tails) {
                 *quantile += (own - *quantile) * weight;
             }
@@ -83,14 +79,9 @@ impl Errors {
     ///
     /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
     /// tails are widened as conformal prediction does for so few.
-    fn asked_of_few(&self, lead_hours: usize, tails: &Tails) -> [f64; 3] {
+    fn asked_of_few(&self, lead_hours: usize) -> [f64; 3] {
         let apart = super::hours(self.window.count()) / super::hours(lead_hours);
-        let few = if tails.is_none() {
-            FEW
-        } else {
-            FEW_BESIDE_TAILS
-        };
-        let shrink = apart / (apart + few);
+        let shrink = apart / (apart + FEW);
         let [low, middle, high] = self.asked;
         [low * shrink, middle, 1.0 - (1.0 - high) * shrink]
     }

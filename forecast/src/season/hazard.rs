@@ -126,11 +126,6 @@ pub(crate) struct Tails {
 }
 
 impl Tails {
-    /// Whether nothing is known of shifts.
-    pub(super) fn is_none(&self) -> bool {
-        self.outcomes.is_empty()
-    }
-
     /// The chance that there is a shift within so many hours.
     pub(super) fn chance(&self, lead_hours: usize) -> f64 {
         -(-self.hourly * hours(lead_hours)).exp_m1()
