@@ -59,12 +59,32 @@ impl Kept {
 
     /// Whether the guest is remembered already, and takes no further place.
     fn is_known(&mut self, guest: GuestId, incarnation: u64) -> Result<bool, Fault> {
-        let has_ended = match open_file(&self.ended, &guest.to_string(), OFlags::RDONLY) {
-            Ok(_) => true,
-            Err(fault) if fault.code == Code::NotFound => false,
-            Err(fault) => return Err(fault),
-        };
-        Ok(has_ended || self.named_by(incarnation)?.contains_key(&guest))
+        Ok(self.has_ended(guest)? || self.named_by(incarnation)?.contains_key(&guest))
+    }
+
+    /// Whether there is a record of the guest's end here.
+    fn has_ended(&self, guest: GuestId) -> Result<bool, Fault> {
+        match open_file(&self.ended, &guest.to_string(), OFlags::RDONLY) {
+            Ok(_) => Ok(true),
+            Err(fault) if fault.code == Code::NotFound => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Whether one guest more of a peer's can be remembered, beside `others` that are not remembered yet.
+    fn check_room(
+        &mut self,
+        guest: GuestId,
+        peer: Option<&HostIdentity>,
+        (others, count_max): (usize, usize),
+        incarnation: u64,
+    ) -> Result<(), Fault> {
+        if !self.is_known(guest, incarnation)?
+            && self.count_of(peer, incarnation)? + others >= count_max
+        {
+            return Err(too_many());
+        }
+        Ok(())
     }
 
     /// How many guests are remembered because of this peer.
@@ -131,11 +151,9 @@ impl Store {
     /// `E_BUSY` beyond the limit, else as [`Store::keep_ended`].
     pub fn keep_stranger(&self, guest: GuestId, record: &[u8]) -> Result<(), Fault> {
         let mut kept = self.lock_kept();
-        if !kept.is_known(guest, self.incarnation)?
-            && kept.count_of(named_in(record).as_ref(), self.incarnation)? >= STRANGERS_PER_PEER_MAX
-        {
-            return Err(too_many());
-        }
+        let limits = (0, STRANGERS_PER_PEER_MAX);
+        let peer = named_in(record);
+        kept.check_room(guest, peer.as_ref(), limits, self.incarnation)?;
         self.keep_unless_ended(&mut kept, guest, record)
     }
 
@@ -151,16 +169,12 @@ impl Store {
         peer: &HostIdentity,
         offered_count: usize,
     ) -> Result<(), Fault> {
+        let limits = (offered_count, OFFERED_PER_PEER_MAX);
         let mut kept = self.lock_kept();
-        if !kept.is_known(guest, self.incarnation)?
-            && kept.count_of(Some(peer), self.incarnation)? + offered_count >= OFFERED_PER_PEER_MAX
-        {
-            return Err(too_many());
-        }
-        Ok(())
+        kept.check_room(guest, Some(peer), limits, self.incarnation)
     }
 
-    /// The same of a guest that was offered and did not come. Room for it was found before anything was made for
+    /// As [`Store::keep_stranger`], of a guest that was offered and did not come. Room for it was found before anything was made for
     /// it: its folder must not stay because there is none.
     ///
     /// # Errors
@@ -176,12 +190,14 @@ impl Store {
         guest: GuestId,
         record: &[u8],
     ) -> Result<(), Fault> {
-        if read(&kept.ended, guest, self.incarnation)?.is_some() {
+        if kept.has_ended(guest)? {
             return self.keep(&kept.ended, guest, record);
         }
         self.keep(&kept.strangers, guest, record)?;
-        kept.named_by(self.incarnation)?
-            .insert(guest, named_in(record));
+        // Before they are counted for the first time this one is on disk, and counted then.
+        if let Some(named_by) = &mut kept.named_by {
+            named_by.insert(guest, named_in(record));
+        }
         Ok(())
     }
 
