@@ -504,10 +504,10 @@ impl SourceMove {
         if fault.code != Code::Io {
             return Err(fault);
         }
-        let shown = fault.to_string();
-        if self.unread.hold(order.clone(), fault, now()) {
-            warn!(migration = %self.order.id, fault = shown, "a block that is waited for is read again each second");
+        if self.unread.fault().is_none() {
+            warn!(migration = %self.order.id, %fault, "a block that is waited for is read again each second");
         }
+        self.unread.hold(order.clone(), fault, now());
         Ok(())
     }
 

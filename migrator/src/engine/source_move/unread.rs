@@ -20,11 +20,11 @@ pub(super) struct Unread {
 }
 
 impl Unread {
-    /// Keeps an order for later; whether it is the first one.
-    pub(super) fn hold(&mut self, order: ChunkOrder, fault: Fault, now: Instant) -> bool {
+    /// Keeps an order for later.
+    pub(super) fn hold(&mut self, order: ChunkOrder, fault: Fault, now: Instant) {
         self.orders.push(order);
         self.again_at.get_or_insert(now + READ_AGAIN_AFTER);
-        self.fault.replace(fault).is_none()
+        self.fault = Some(fault);
     }
 
     /// The orders, once their time has come; those that fail again are to be held again.
