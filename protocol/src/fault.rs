@@ -192,7 +192,7 @@ impl std::error::Error for Fault {}
 
 /// Characters of a text from outside that stand in a fault: what is meant is seen by then, and the rest would drown
 /// what is said of it.
-pub const SHOWN_CHARS_MAX: usize = 40;
+const SHOWN_CHARS_MAX: usize = 40;
 
 /// The beginning of a text that was not understood, as it is shown to whoever wrote it.
 #[must_use]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, shown};
 
 /// Longest name in bytes: what a file name with a suffix and a DNS label both allow.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -107,7 +107,7 @@ macro_rules! id128 {
                 let plain = text.len() == 32
                     && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
                 u128::from_str_radix(text, 16).ok().filter(|_| plain).map(Self).ok_or_else(|| {
-                    let shown: String = text.chars().take(40).collect();
+                    let shown = shown(text);
                     Fault::new(
                         Code::Usage,
                         format!(concat!("{:?} is not a ", $what, " id: 32 of 0-9 a-f"), shown),

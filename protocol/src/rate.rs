@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, shown};
 
 /// Smallest rate: below 64 kbit/s a handshake's certificates alone take seconds.
 pub const RATE_MIN: Rate = Rate(8_000);
@@ -68,7 +68,7 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, Fault> {
         let wrong = || {
-            let shown: String = text.chars().take(40).collect();
+            let shown = shown(text);
             Fault::new(
                 Code::Config,
                 format!(

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Code, Fault};
+use crate::fault::{Code, Fault, shown};
 
 /// Most digits of a number an operator writes; more cannot be meant and might overflow.
 const DIGITS_MAX: usize = 20;
@@ -106,7 +106,7 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, Fault> {
         parse_units(text, READ).map(Self).map_err(|wrong| {
-            let shown: String = text.chars().take(40).collect();
+            let shown = shown(text);
             let why = match wrong {
                 Wrong::Number => "it begins with no number",
                 Wrong::Unit => "the unit is none of B kB MB GB TB KiB MiB GiB TiB",

@@ -17,7 +17,7 @@ use serde::Serialize;
 use towpath_migrator::codec::{
     BlockReader, CodecPolicy, Decoder, EncodedChunk, Encoder, EncoderPool, Job, Level,
 };
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::message::digest_of;
 use towpath_protocol::space::{BlockRun, Geometry, MEMORY, MEMORY_BLOCK_BYTES, SpaceId};
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         None => false,
         Some("--smoke") => true,
         Some(other) => {
-            let shown: String = other.chars().take(40).collect();
+            let shown = shown(other);
             return complain(&format!(
                 "{shown:?} is not an option; there is only --smoke"
             ));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::message::CHUNK_RAW_BYTES_MAX;
 
 /// How hard to pack, from not at all to slowly.
@@ -79,7 +79,7 @@ impl FromStr for Level {
     fn from_str(text: &str) -> Result<Self, Fault> {
         let found = Self::ALL.into_iter().find(|level| level.as_str() == text);
         found.ok_or_else(|| {
-            let shown: String = text.chars().take(40).collect();
+            let shown = shown(text);
             let known = Self::ALL.map(Self::as_str).join(", ");
             Fault::new(
                 Code::Config,
