@@ -19,8 +19,7 @@ impl Source {
             // every block needs nothing else from here. What it still misses it says over fresh lanes.
             self.is_image_lost = true;
             if self.link_up {
-                self.actions.push_back(Action::DropLink);
-                self.link_went_down(now);
+                self.drop_link(now);
             } else {
                 self.actions.push_back(Action::CancelChunks);
             }
@@ -38,8 +37,7 @@ impl Source {
             _ => FAULT_DELAY_MAX,
         };
         let delay = self.fault_delay.min(delay_max);
-        self.actions.push_back(Action::DropLink);
-        self.link_went_down(now);
+        self.drop_link(now);
         self.reconnect_at = Some(now + delay);
         self.fault_delay = (delay * 2).min(delay_max);
     }

@@ -553,8 +553,7 @@ impl Source {
             self.actions.push_back(Action::Connect);
         }
         if self.is_of_no_use(now) {
-            self.actions.push_back(Action::DropLink);
-            self.link_went_down(now);
+            self.drop_link(now);
             return Ok(());
         }
         if self.link_up && self.ping_at <= now {
@@ -574,6 +573,12 @@ impl Source {
             *said_at = now;
         }
         self.own(ownership::Event::Repeat, now)
+    }
+
+    /// Ends the lanes from here.
+    fn drop_link(&mut self, now: Instant) {
+        self.actions.push_back(Action::DropLink);
+        self.link_went_down(now);
     }
 
     fn link_went_down(&mut self, now: Instant) {
