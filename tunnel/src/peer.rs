@@ -435,21 +435,24 @@ impl Peer {
 
     /// Links that are over whose streams wait for another one: no more than there are streams.
     pub(crate) fn lost_links(&self) -> Vec<Arc<Link>> {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.retain(|link| link.strong_count() > 0);
-        lost.iter().filter_map(Weak::upgrade).collect()
+        self.lost().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Lets go of a link that is over: its streams wait no longer.
     pub(crate) fn forget(&self, link: &Arc<Link>) {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(link)));
+        self.lost()
+            .retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(link)));
     }
 
     fn note_lost(&self, link: &Arc<Link>) {
+        self.lost().push(Arc::downgrade(link));
+    }
+
+    /// Those that somebody still holds.
+    fn lost(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         lost.retain(|link| link.strong_count() > 0);
-        lost.push(Arc::downgrade(link));
+        lost
     }
 
     /// Notes why the last attempt failed, while there is no link; says whether that is to be told because of late

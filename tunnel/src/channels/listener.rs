@@ -1,6 +1,7 @@
 //! Where local programs reach a channel: a port, or a socket of the file system.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::time::Duration;
 
@@ -36,10 +37,15 @@ impl Program {
     /// Ends it at once: a mere end would look like an answer without a byte.
     pub(super) fn reset(self) {
         if let Self::Tcp(socket) = self {
-            // If that cannot be had, it ends like any other.
-            let _ = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+            reset_at_end(&socket);
         }
     }
+}
+
+/// Has a connection end with a reset once it is let go of.
+pub(super) fn reset_at_end(socket: &impl AsFd) {
+    // If that cannot be had, it ends like any other.
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Listens, and gives where that really is.

@@ -12,7 +12,7 @@ use towpath_protocol::channel::Open;
 use towpath_protocol::fault::{Code, Fault};
 
 use super::ChannelSpec;
-use super::listener::{Listener, Program};
+use super::listener::{Listener, Program, reset_at_end};
 use crate::core::Core;
 use crate::figures::Figures;
 use crate::local::{self, Begun, Kind};
@@ -218,8 +218,7 @@ impl Resetting {
 impl Drop for Resetting {
     fn drop(&mut self) {
         if !self.is_kept {
-            // If that cannot be had, it ends like any other.
-            let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+            reset_at_end(&self.socket);
         }
     }
 }
