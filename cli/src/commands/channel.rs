@@ -333,12 +333,15 @@ fn list_table(list: &ChannelList) -> String {
         text.push_str(&format!("{name}: {reason}\n"));
     }
     for name in &list.closed_by_hand {
-        let name = escape(name);
-        text.push_str(&format!(
-            "{name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
-        ));
+        text.push_str(&closed_by_hand(name));
     }
     text
+}
+
+/// What there is to say of a channel that the configuration names and somebody has closed.
+pub(crate) fn closed_by_hand(name: &str) -> String {
+    let name = escape(name);
+    format!("{name}: configured, and closed by hand: towpath channel reset {name} opens it again\n")
 }
 
 /// Whether a channel itself says what is wrong with it; for one that is down for want of a link, the link does.

@@ -10,7 +10,7 @@ use towpath_migrator::api::{HostView, MigrationList, MigrationView};
 use towpath_protocol::fault::Code;
 use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
 
-use super::channel::is_explained;
+use super::channel::{closed_by_hand, is_explained};
 use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, TunnelSocket, block_on};
@@ -227,10 +227,8 @@ fn troubles(status: &StatusView) -> String {
         }
     }
     for name in &status.channels_closed_by_hand {
-        let name = escape(name);
-        text.push_str(&format!(
-            "channel {name}: configured, and closed by hand: towpath channel reset {name} opens it again\n"
-        ));
+        text.push_str("channel ");
+        text.push_str(&closed_by_hand(name));
     }
     for view in status.channels.iter().filter(|view| is_explained(view)) {
         let (name, reason) = (escape(&view.name), escape(&view.reason));

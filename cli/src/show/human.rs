@@ -39,8 +39,9 @@ pub(crate) fn time_of_day(unix_ms: u64) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-/// Fewest digits of an id that stand in a table: fewer are soon another's too.
-const ID_CHARS_MIN: usize = 8;
+/// Fewest digits of an id that stand in a table: fewer are soon another's too, and no command takes fewer of a
+/// certificate's.
+const ID_CHARS_MIN: usize = towpath_certs::renewal::SERIAL_DIGITS_MIN;
 
 /// How many digits tell all of these ids apart, so that a command takes them.
 pub(crate) fn telling_digits<'a>(ids: impl IntoIterator<Item = &'a str>) -> usize {
