@@ -121,6 +121,21 @@ fn what_is_kept_of_an_ended_guest_outlives_restarts_until_it_has_a_folder_again(
     assert_eq!(store.ended(guest), Ok(None));
 }
 
+#[test]
+fn what_is_said_of_an_ended_guest_later_is_what_is_known_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root(&folder);
+    let store = Store::open(&root).unwrap();
+    let guest = GuestId(7);
+    store.keep_ended(guest, b"taken").unwrap();
+    store.keep_stranger(guest, b"refused").unwrap();
+    assert_eq!(store.ended(guest).unwrap().unwrap(), b"refused");
+    store.keep_refused(guest, b"refused again").unwrap();
+    drop(store);
+    let store = Store::open(&root).unwrap();
+    assert_eq!(store.ended(guest).unwrap().unwrap(), b"refused again");
+}
+
 fn peer(name: &str) -> HostIdentity {
     HostIdentity::from_uri(&format!("spiffe://d/site/region/host/{name}")).unwrap()
 }
