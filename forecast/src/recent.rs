@@ -5,12 +5,15 @@
 //! some links changes do not last. Each has at each horizon a band made of the errors it made there, and
 //! which of them does best depends on the link and on how far ahead is asked; so each counts, at
 //! each quantile, the more the less it lost there so far. A horizon that has passed only a few times leans
-//! on the errors of the next shorter one.
+//! on the errors of the next shorter one. Bands that are each right are not when they are mixed, so the
+//! mixture's errors move it too.
 
+mod correction;
 mod expert;
 
 use std::collections::VecDeque;
 
+use self::correction::Correction;
 use self::expert::{Expert, Quantiles, together};
 use crate::band::Band;
 
@@ -127,11 +130,17 @@ impl Said {
         })
     }
 
+    /// The most that is forecast.
+    fn most(&self) -> f64 {
+        let highest = self.jumping.iter().copied().fold(self.highest, f64::max);
+        highest.exp()
+    }
+
     /// The rates that these errors lead to. What the link has never carried is not forecast, whatever errors
     /// and spread would say.
     fn rates(&self, errors: &OfEach) -> OfEach {
-        let highest = self.jumping.iter().copied().fold(self.highest, f64::max);
-        let most = highest.exp();
+        let most = self.most();
+        let highest = most.ln();
         std::array::from_fn(|index| match index.checked_sub(JUMPING.len()) {
             None => errors[index].map(|error| {
                 (self.jumping[index] + error * self.spread)
@@ -162,6 +171,8 @@ struct Horizon {
     /// What was said and has not come, oldest first.
     open: VecDeque<Said>,
     experts: [Expert; EXPERT_COUNT],
+    /// What is wrong with what they say together.
+    correction: Correction,
     /// Errors seen.
     count: u64,
     /// Changes of which the errors tell.
@@ -174,6 +185,7 @@ impl Horizon {
             length,
             open: VecDeque::new(),
             experts: [Expert::default(); EXPERT_COUNT],
+            correction: Correction::default(),
             count: 0,
             changes: 0.0,
         }
@@ -184,9 +196,14 @@ impl Horizon {
         (self.length / NOTES_A_HORIZON).max(1)
     }
 
+    /// The part of the horizon that passes from one note to the next.
+    fn passed(&self) -> f64 {
+        count_of(self.stride()) / count_of(self.length)
+    }
+
     /// The errors to expect, given those of the next shorter horizon.
     fn errors(&self, shorter: &OfEach) -> OfEach {
-        let passed = self.count as f64 * count_of(self.stride()) / count_of(self.length);
+        let passed = self.count as f64 * self.passed();
         let believed = passed / (passed + PASSES);
         std::array::from_fn(|index| self.experts[index].errors(&shorter[index], believed))
     }
@@ -203,6 +220,8 @@ impl Horizon {
         let sum: f64 = samples.iter().take(self.length).sum();
         let rate = sum / count_of(self.length);
         let rates = said.rates(errors);
+        let together = self.together(&rates);
+        self.correction.observe(&together, rate, self.passed());
         let errors = said.errors(rate, rate.ln().max(lowest));
         for ((expert, rates), error) in self.experts.iter_mut().zip(&rates).zip(errors) {
             expert.observe(self.count, error, rates, rate);
@@ -329,7 +348,9 @@ impl Recent {
         let known = self.horizons[..=index].iter();
         let errors = known.fold(first, |shorter, horizon| horizon.errors(&shorter));
         let said = self.now.rates(&errors);
-        let [p10, p50, p90] = self.horizons[index].together(&said);
+        let horizon = &self.horizons[index];
+        let together = horizon.together(&said);
+        let [p10, p50, p90] = horizon.correction.apply(&together, self.now.most());
         Some(Band::new(p10, p50, p90))
     }
 }

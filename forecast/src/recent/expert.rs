@@ -6,7 +6,7 @@ use crate::score::loss;
 pub(super) type Quantiles = [f64; 3];
 
 /// The shares of outcomes that shall lie below each quantile, by which it is scored.
-const SHARES: Quantiles = [0.1, 0.5, 0.9];
+pub(super) const SHARES: Quantiles = [0.1, 0.5, 0.9];
 
 /// The shares of one mean's errors below each. Several means together, each with its own band, are a little
 /// wider than they need be, so each is a little narrower.
