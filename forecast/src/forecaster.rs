@@ -1,14 +1,17 @@
 //! One direction of the link to one peer: samples in, forecasts out, scored against what happened.
 
+mod soon;
+
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use self::soon::Soon;
 use crate::band::Band;
 use crate::count::{precise, whole};
 use crate::history::{CLOCK_SET, HOUR_SECONDS, History, Sample};
 use crate::moment::Moment;
-use crate::recent::{Recent, SAMPLE_COUNT_MIN};
+use crate::recent::Recent;
 use crate::score::Score;
 use crate::season::{Hour, Season, WEEK_HOURS};
 use crate::zone::Zone;
@@ -63,6 +66,10 @@ const HIGH_AGE_SECONDS: u64 = 86_400;
 /// Horizons that are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Horizon {
+    /// The next second.
+    Second,
+    /// The mean of the next ten seconds.
+    TenSeconds,
     /// The mean of the next minute.
     Minute,
     /// The hour that begins next.
@@ -75,12 +82,21 @@ pub enum Horizon {
 
 impl Horizon {
     /// Every horizon.
-    pub const ALL: [Self; 4] = [Self::Minute, Self::Hour, Self::Day, Self::Week];
+    pub const ALL: [Self; 6] = [
+        Self::Second,
+        Self::TenSeconds,
+        Self::Minute,
+        Self::Hour,
+        Self::Day,
+        Self::Week,
+    ];
 
     /// The horizon's name in metrics and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Second => "1s",
+            Self::TenSeconds => "10s",
             Self::Minute => "1m",
             Self::Hour => "1h",
             Self::Day => "24h",
@@ -92,6 +108,8 @@ impl Horizon {
     #[must_use]
     pub const fn seconds(self) -> u64 {
         match self {
+            Self::Second => 1,
+            Self::TenSeconds => 10,
             Self::Minute => 60,
             Self::Hour => HOUR_SECONDS,
             Self::Day => 24 * HOUR_SECONDS,
@@ -166,9 +184,7 @@ pub struct Forecaster {
     /// Samples since the start in which the cap was the limit.
     capped_count: u64,
     open: [VecDeque<Open>; 3],
-    minute: Option<Open>,
-    minute_sum: f64,
-    minute_count: u32,
+    soon: [Soon; 3],
     scores: [Score; Horizon::ALL.len()],
 }
 
@@ -185,9 +201,7 @@ impl Forecaster {
             newest_capacity: None,
             capped_count: 0,
             open: Default::default(),
-            minute: None,
-            minute_sum: 0.0,
-            minute_count: 0,
+            soon: [Horizon::Second, Horizon::TenSeconds, Horizon::Minute].map(Soon::new),
             scores: Default::default(),
             history: History::default(),
         };
@@ -236,13 +250,15 @@ impl Forecaster {
             Sample::Capacity(rate) => {
                 self.newest_capacity = Some(now);
                 self.recent.observe(rate);
-                self.minute_sum += rate;
-                self.minute_count = self.minute_count.saturating_add(1);
+                self.soon.iter_mut().for_each(|soon| soon.add(rate));
             }
             Sample::CapLimited(rate) => self.reach(now, rate),
             Sample::ApplicationLimited(_) | Sample::Down => {}
         }
-        self.turn_minute(now);
+        for soon in &mut self.soon {
+            let score = &mut self.scores[soon.horizon() as usize];
+            soon.turn(now, &self.recent, score);
+        }
     }
 
     /// The path carries the cap, or more: of a path that is known this is news only if that is as much as it
@@ -479,24 +495,6 @@ impl Forecaster {
                 self.open[index].push_back(Open { due, band });
             }
         }
-    }
-
-    fn turn_minute(&mut self, now: Moment) {
-        let number = now.unix_seconds() / 60;
-        if self.minute.is_some_and(|open| open.due == number) {
-            return;
-        }
-        if let Some(open) = self.minute.take()
-            && open.due + 1 == number
-            && u64::from(self.minute_count) >= SAMPLE_COUNT_MIN
-        {
-            let outcome = self.minute_sum / f64::from(self.minute_count);
-            let score = &mut self.scores[Horizon::Minute as usize];
-            score.observe_within(&open.band, outcome, SCORE_COUNT);
-        }
-        (self.minute_sum, self.minute_count) = (0.0, 0);
-        let band = self.recent.forecast(Horizon::Minute.seconds());
-        self.minute = band.map(|band| Open { due: number, band });
     }
 
     /// Which hour of the week an hour is, by the zone's clocks.

@@ -198,7 +198,38 @@ fn forecasts_are_scored_against_what_came() {
 }
 
 #[test]
-fn scores_outlive_a_restart_but_for_those_of_the_next_minute() {
+fn the_next_seconds_are_scored_as_they_pass() {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    let begin = 400 * 86_400;
+    let observe = |forecaster: &mut Forecaster, seconds: std::ops::Range<u64>, rate: f64| {
+        for second in seconds {
+            forecaster.observe(at(begin + second), Sample::Capacity(rate), 1);
+        }
+    };
+    let counts = |forecaster: &Forecaster| {
+        [Horizon::Second, Horizon::TenSeconds, Horizon::Minute]
+            .map(|horizon| forecaster.score(horizon).count)
+    };
+    observe(&mut forecaster, 0..601, 1e6);
+    // After ten samples each second is forecast, and each span that begins later.
+    assert_eq!(counts(&forecaster), [591, 59, 9]);
+    let score = |forecaster: &Forecaster, horizon| *forecaster.score(horizon);
+    let still = score(&forecaster, Horizon::Second);
+    assert!(still.error_ratio().unwrap() < 1e-3, "{still:?}");
+    // A second that came otherwise was not foreseen.
+    observe(&mut forecaster, 601..602, 5e5);
+    let fallen = score(&forecaster, Horizon::Second);
+    assert!(fallen.pinball > still.pinball, "{fallen:?}");
+    // What lies behind a pause was forecast for another time, and what was hardly looked at has no mean.
+    let before = counts(&forecaster);
+    observe(&mut forecaster, 1000..1001, 1e6);
+    assert_eq!(counts(&forecaster), before);
+    observe(&mut forecaster, 1060..1061, 1e6);
+    assert_eq!(counts(&forecaster), before);
+}
+
+#[test]
+fn scores_outlive_a_restart_but_for_those_of_the_next_seconds() {
     let seen = taught(28);
     let bytes = seen.history().encode();
     let kept = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
@@ -206,7 +237,9 @@ fn scores_outlive_a_restart_but_for_those_of_the_next_minute() {
         let [kept, seen] = [&kept, &seen].map(|forecaster| forecaster.score(horizon));
         assert_eq!(kept, seen, "{}", horizon.as_str());
     }
-    assert_eq!(kept.score(Horizon::Minute).count, 0);
+    for horizon in [Horizon::Second, Horizon::TenSeconds, Horizon::Minute] {
+        assert_eq!(kept.score(horizon).count, 0);
+    }
     // What was forecast before it is compared with what comes after it.
     let [kept, seen] = [kept, seen].map(|mut forecaster| {
         for hour in 28 * 24..29 * 24 {
