@@ -49,6 +49,35 @@ fn browse(browser: &str, profile: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Whether a page fits into a frame of this width, as one is on a telephone; else how wide it is.
+fn page_fits(browser: &str, folder: &Path, page: &str, width: u32) -> Result<(), u32> {
+    let tell =
+        "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>";
+    std::fs::write(
+        folder.join("framed.html"),
+        page.replacen("</body>", tell, 1),
+    )
+    .unwrap();
+    let frame = format!(
+        "<body><script>onmessage = told => document.body.id = 'w' + told.data</script>\
+         <iframe src=\"framed.html\" width=\"{width}\" height=\"800\" frameborder=\"0\"></iframe></body>"
+    );
+    let outside = folder.join("frame.html");
+    std::fs::write(&outside, frame).unwrap();
+    let url = format!("file://{}", outside.display());
+    let shown = browse(
+        browser,
+        folder,
+        &["--virtual-time-budget=2000", "--dump-dom", &url],
+    );
+    let told = shown.split_once("<body id=\"w").expect("the frame tells");
+    let (number, _) = told.1.split_once('"').expect("a number");
+    match number.parse::<u32>().expect("a number") {
+        wide if wide > width => Err(wide),
+        _ => Ok(()),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_browser_shows_links_pictures_and_certificate() {
     let Some(browser) = browser() else {
@@ -79,9 +108,20 @@ async fn a_browser_shows_links_pictures_and_certificate() {
         "4.8 KiB",
         "ends",
         "<svg",
+        "class=\"cap\"",
     ] {
         assert!(shown.contains(told), "{told} is not shown in {shown}");
     }
+    let [telephone, _] = WIDTHS;
+    let wide = page_fits(browser, folder.path(), &shown, telephone);
+    assert!(
+        wide.is_ok(),
+        "a telephone has to be scrolled sideways: {wide:?}"
+    );
+    let narrow = "<style>main{min-width:391px}</style></head>";
+    let spoilt = shown.replacen("</head>", narrow, 1);
+    let wide = page_fits(browser, folder.path(), &spoilt, telephone);
+    assert!(wide.is_err(), "a page that is too wide is not noticed");
     for width in WIDTHS {
         let picture = folder.path().join(format!("page-{width}.png"));
         let (size, to) = (
