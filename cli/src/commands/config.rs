@@ -8,6 +8,7 @@ use towpath_daemon::config;
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::{Code, Fault};
 
+use super::tunnel::is_not_handed_over;
 use crate::args::OutputOption;
 use crate::failure::Failure;
 use crate::show::{self, Format, escape};
@@ -69,7 +70,7 @@ struct Checked<'a> {
     file: &'a Path,
     daemon: Daemon,
     valid: bool,
-    /// Files it names that whoever asks may not open: they were not looked at.
+    /// Files it names that the daemon may open and whoever asks cannot: they were not looked at.
     not_opened: Vec<PathBuf>,
 }
 
@@ -126,15 +127,33 @@ fn run_check(options: &FileOptions) -> Result<(), Failure> {
     show::show(options.output.format, "config", &checked, || {
         let (file, daemon) = (path(&options.file), daemon.as_str());
         let mut text = format!("{file}: a right configuration of the {daemon}\n");
-        let denied: Vec<_> = checked.not_opened.iter().map(|one| path(one)).collect();
-        if !denied.is_empty() {
-            text.push_str(&format!(
-                "its certificates were not looked at, for want of rights to {}: ask as root\n",
-                denied.join(", ")
-            ));
-        }
+        text.push_str(&not_looked_at(&checked.not_opened));
         text
     })
+}
+
+/// Why certificates were not looked at, if they were not.
+fn not_looked_at(not_opened: &[PathBuf]) -> String {
+    let (absent, denied): (Vec<_>, Vec<_>) =
+        not_opened.iter().partition(|file| is_not_handed_over(file));
+    let list = |files: &[&PathBuf]| {
+        let files: Vec<_> = files.iter().map(|file| path(file)).collect();
+        files.join(", ")
+    };
+    let mut text = String::new();
+    if !denied.is_empty() {
+        let files = list(&denied);
+        text.push_str(&format!(
+            "its certificates were not looked at, for want of rights to {files}: ask as root\n"
+        ));
+    }
+    if !absent.is_empty() {
+        let files = list(&absent);
+        text.push_str(&format!(
+            "its certificates were not looked at: {files} is there only while its unit runs\n"
+        ));
+    }
+    text
 }
 
 fn run_show(options: &FileOptions) -> Result<(), Failure> {

@@ -17,6 +17,8 @@ use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
 use crate::show::Format;
 
+pub(crate) use self::identity::is_not_handed_over;
+
 /// How long calls that are under way may take once the tunnel has stopped. One to a name server that does not
 /// answer takes 10 s and more, and then the service manager kills what has said farewell long before.
 const LEFTOVER_WAIT: Duration = Duration::from_millis(500);

@@ -152,6 +152,27 @@ fn config_check_says_which_files_it_may_not_open() {
 }
 
 #[test]
+fn config_check_knows_that_a_unit_which_does_not_run_has_no_credentials() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tunnel_config(folder.path());
+    let text = fs::read_to_string(&config).unwrap();
+    let at = |key: &str| {
+        let line = |line: &str| match line.starts_with("key = ") {
+            true => format!("key = \"{key}\"\n"),
+            false => format!("{line}\n"),
+        };
+        fs::write(&config, text.lines().map(line).collect::<String>()).unwrap();
+        run(&["config", "check", word(&config), "-o", "json"])
+    };
+    let credential = "/run/credentials/towpath-test-that-never-runs.service/key.pem";
+    let checked = at(credential).document("config");
+    assert_eq!(checked["not_opened"], serde_json::json!([credential]));
+    // Elsewhere what is not there is missing.
+    let missing = folder.path().join("box/nothing.pem");
+    assert_ne!(at(word(&missing)).status, 0);
+}
+
+#[test]
 fn the_configurations_in_the_documentation_are_right() {
     let folder = tempfile::tempdir().unwrap();
     let document = include_str!("../../../docs/cli.md");

@@ -12,6 +12,10 @@ use towpath_certs::revocation::Revocations;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
+/// Where systemd puts what it hands to services (`LoadCredential=`), each in a folder of its name
+/// (`systemd.exec(5)`).
+const CREDENTIALS: &str = "/run/credentials";
+
 /// What is wrong with a file, and the key that names it.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -24,14 +28,16 @@ fn of(key: &'static str) -> impl Fn(Fault) -> Found {
 }
 
 /// Opens certificate, key, authority and lists as the daemon does, and looks whether they belong together and
-/// to this host. If whoever asks may not open all of them, none is looked at: those are what is returned.
+/// to this host. If whoever asks cannot open all of them, and the daemon still may, none is looked at: those are what
+/// is returned.
 pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     let files = &config.certificates;
     let all = [&files.cert, &files.key, &files.ca];
     let all = all.into_iter().chain(&files.crl);
-    let denied: Vec<_> = all.filter(|path| is_denied(path)).cloned().collect();
-    if !denied.is_empty() {
-        return Ok(denied);
+    let shut = |path: &&PathBuf| is_denied(path) || is_not_handed_over(path);
+    let not_opened: Vec<_> = all.filter(shut).cloned().collect();
+    if !not_opened.is_empty() {
+        return Ok(not_opened);
     }
     read_public(&files.cert).map_err(of("certificates.cert"))?;
     read_private(&files.key).map_err(of("certificates.key"))?;
@@ -62,7 +68,14 @@ pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
         let lists = identity.load_revocations(crl, &Revocations::default());
         lists.map_err(of("certificates.crl"))?;
     }
-    Ok(denied)
+    Ok(not_opened)
+}
+
+/// Whether the file is one that systemd hands to a service as it starts, and does not run that service: it is nowhere
+/// then, and is not missing.
+pub(crate) fn is_not_handed_over(path: &Path) -> bool {
+    let is_missing = |error: std::io::Error| error.kind() == ErrorKind::NotFound;
+    path.starts_with(CREDENTIALS) && path.metadata().is_err_and(is_missing)
 }
 
 /// Whether whoever asks may not open the file: then the daemon, which runs as another user, still may.
