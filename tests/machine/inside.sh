@@ -46,7 +46,7 @@ region() { curl -sS --unix-socket /root/region/run/migrator.sock "$@"; }
 tunnel_of() { curl -sS --unix-socket "$1" http://localhost/status; }
 
 echo "=== installed, not configured"
-held "it installs" dpkg -i ./towpath.deb
+held "it installs" dpkg -i /root/check/towpath.deb
 held "nothing has failed" no_failed_unit
 for unit in towpath-tunnel.service towpath-migrator.service towpath-tunnel.socket; do
     held "$unit waits for an identity" is $unit ActiveState inactive
@@ -169,7 +169,7 @@ held "a channel listens in the folder for them" towpath channel open till --peer
     --listen unix:/run/towpath-channels/till.sock
 until_held "on its Unix socket" test -S /run/towpath-channels/till.sock
 before=$(property towpath-migrator.service MainPID)
-held "the package is installed over itself" dpkg -i ./towpath.deb
+held "the package is installed over itself" dpkg -i /root/check/towpath.deb
 until_held "the migrator is another one" is_not towpath-migrator.service MainPID "$before"
 until_held "the link is up once more" is towpath-tunnel.service StatusText "1 of 1 links up"
 held "the guest's process is the same" kill -0 "$guest"
