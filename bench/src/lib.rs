@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod flood;
+pub mod goals;
 pub mod lab;
 pub mod load;
 pub mod processor;

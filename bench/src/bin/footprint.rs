@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
+use towpath_bench::goals::Goals;
 use towpath_bench::program::{Process, finish, print, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_protocol::channel::Class;
@@ -22,6 +23,9 @@ use towpath_tunnel::config::Config;
 /// Channels, and connections through them.
 const FULL: usize = 500;
 const SMOKE: usize = 20;
+
+/// The two tunnels, as they are reported.
+const SIDES: [&str; 2] = ["edge", "region"];
 
 /// Goals.
 const IDLE_BYTES_MAX: u64 = 12 << 20;
@@ -100,7 +104,31 @@ fn measure(count: usize, program: &Path) -> Result<(), Failure> {
         stream_bytes: [stream_bytes(0)?, stream_bytes(1)?],
         idle: idle.to_vec(),
     };
-    print(&report)
+    print(&report)?;
+    if count == FULL {
+        report.goals().reached()?;
+    }
+    Ok(())
+}
+
+impl Report {
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        for (side, memory) in SIDES.into_iter().zip(&self.idle) {
+            let (bytes, most) = (memory.resident_bytes, self.goal_idle_bytes);
+            goals.at_most(format!("memory of {side}, idle"), bytes as f64, most as f64);
+        }
+        let most = self.goal_each_bytes as f64;
+        goals.at_most("memory of a channel", self.channel_bytes as f64, most);
+        for (side, bytes) in SIDES.into_iter().zip(self.stream_bytes) {
+            goals.at_most(
+                format!("memory of a connection, {side}"),
+                bytes as f64,
+                most,
+            );
+        }
+        goals
+    }
 }
 
 /// Two tunnels, which end when this is dropped, and the service of one of them.

@@ -14,6 +14,7 @@ use quinn::Endpoint;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::crypto::CryptoProvider;
 use serde::Serialize;
+use towpath_bench::goals::Goals;
 use towpath_bench::program::{finish, print};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
@@ -67,8 +68,22 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(Failure::from)
         .and_then(|runtime| runtime.block_on(measure(pairs)))
-        .and_then(|report| print(&report));
+        .and_then(|report| {
+            print(&report)?;
+            if pairs == FULL {
+                report.goals().reached()?;
+            }
+            Ok(())
+        });
     finish(done)
+}
+
+impl Report {
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        goals.at_most("the hybrid handshake", self.ratio, self.goal_ratio);
+        goals
+    }
 }
 
 async fn measure((pairs, warm): (usize, usize)) -> Result<Report, Failure> {

@@ -21,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use towpath_bench::goals::Goals;
 use towpath_bench::lab::{Host, Lab, report_skipped};
 use towpath_bench::program::{
     Process, finish, median, print, run_tunnel, until_ready, write_config,
@@ -50,6 +51,9 @@ const BURST_TIME: Duration = Duration::from_micros(250);
 /// Rates at which a first byte is to wait for one packet at most, and a little.
 const RATES_MBIT: [u64; 3] = [100, 10, 1];
 const GOAL_ADDED_MS: f64 = 2.0;
+
+/// Until when a thinner cable has to be noticed.
+const DOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A full packet on the cable.
 const FRAME_BITS: u32 = 1514 * 8;
@@ -159,8 +163,10 @@ struct Step {
     mbit_per_second: u64,
     /// Until the estimate is within a tenth of it; none if never.
     found_after_s: Option<f64>,
-    /// Of the time from a second after the step.
+    /// Of all of its time, which the queue that the step made is a part of; and from a second after it.
     p99_ms: f64,
+    later_p99_ms: f64,
+    most_ms: f64,
     goodput_mbit: f64,
 }
 
@@ -189,7 +195,43 @@ fn measure(size: &Size, parts: &[&str]) -> Result<(), Failure> {
     let folder = tempfile::TempDir::new()?;
     let tunnels = Tunnels::start(&lab, folder.path())?;
     let report = report(size, parts, (&lab, &services, &tunnels));
-    print(&report.map_err(|why| tunnels.explain(&why))?)
+    let report = report.map_err(|why| tunnels.explain(&why))?;
+    print(&report)?;
+    if size.time == FULL.time {
+        report.goals().reached()?;
+    }
+    Ok(())
+}
+
+impl Report {
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        let middle = |figure: fn(&Load) -> f64| median(self.towpath.iter().map(figure).collect());
+        if let Some(ratio) = self.goodput_ratio {
+            goals.at_most("the median", middle(|load| load.p50_ms), self.goal_p50_ms);
+            let what = "99 of 100";
+            goals.at_most(what, middle(|load| load.p99_ms), self.goal_p99_ms);
+            goals.at_least("goodput beside TCP's", ratio, self.goal_goodput_ratio);
+        }
+        let (mut before, goal) = (self.mbit_per_second, self.goal_step_p99_ms);
+        for step in &self.steps {
+            let to = format!("{before} to {} Mbit/s", step.mbit_per_second);
+            let most = match step.mbit_per_second < before {
+                true => self.goal_step_down_s,
+                false => self.goal_step_up_s,
+            };
+            let found = step.found_after_s.unwrap_or(f64::INFINITY);
+            goals.at_most(format!("{to}, found after"), found, most);
+            let what = format!("{to}, 99 of 100 from the time by which it has to be found");
+            goals.at_most(what, step.later_p99_ms, goal);
+            before = step.mbit_per_second;
+        }
+        for rate in &self.rates {
+            let what = format!("what bulk adds at {} Mbit/s", rate.mbit_per_second);
+            goals.at_most(what, rate.added_p99_ms, rate.goal_added_ms);
+        }
+        goals
+    }
 }
 
 fn report(
@@ -227,7 +269,7 @@ fn report(
         goodput_ratio,
         towpath,
         tcp,
-        goal_step_down_s: 1.0,
+        goal_step_down_s: DOWN_WITHIN.as_secs_f64(),
         goal_step_up_s: 3.0,
         goal_step_p99_ms: 10.0,
         steps,
@@ -398,19 +440,53 @@ fn round_trip(stream: &mut TcpStream) -> Result<f64, Failure> {
     Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Pings for some time over a cable that carries so much; gives the round trips in milliseconds, sorted.
-fn pings(lab: &Lab, door: SocketAddr, (time, mbit): (Duration, u64)) -> Result<Vec<f64>, Failure> {
+/// Pings for some time over a cable that carries so much.
+fn pings(lab: &Lab, door: SocketAddr, (time, mbit): (Duration, u64)) -> Result<Waits, Failure> {
     let pause = PING_TIME.max(Duration::from_micros(PING_BITS * PINGS_PART / mbit));
     let mut stream = lab.connect(Host::Edge, door)?;
     stream.set_nodelay(true)?;
     let began = Instant::now();
-    let mut waits = Vec::new();
+    let mut waits = Waits::default();
     while began.elapsed() < time {
-        waits.push(round_trip(&mut stream)?);
+        let asked = began.elapsed();
+        waits.add(asked, round_trip(&mut stream)?, pause);
         thread::sleep(pause);
     }
-    waits.sort_by(f64::total_cmp);
     Ok(waits)
+}
+
+/// Round trips in milliseconds, each with when it was asked for.
+#[derive(Debug, Default)]
+struct Waits(Vec<(Duration, f64)>);
+
+impl Waits {
+    /// Takes a round trip, and for those that were not asked for while it lasted what they would have taken: one
+    /// that waits long stands for all of its time, and not for one in a hundred.
+    fn add(&mut self, asked: Duration, wait_ms: f64, pause: Duration) {
+        let pause_ms = pause.as_secs_f64() * 1e3;
+        let (mut asked, mut wait_ms) = (asked, wait_ms);
+        loop {
+            self.0.push((asked, wait_ms));
+            asked += pause;
+            wait_ms -= pause_ms;
+            if wait_ms <= pause_ms {
+                return;
+            }
+        }
+    }
+
+    /// The value below which that part of them is.
+    fn part(&self, part: f64) -> f64 {
+        self.part_from(Duration::ZERO, part)
+    }
+
+    /// The same of those that were asked for from then on.
+    fn part_from(&self, from: Duration, part: f64) -> f64 {
+        let late = self.0.iter().filter(|(asked, _)| *asked >= from);
+        let mut waits: Vec<f64> = late.map(|(_, wait)| *wait).collect();
+        waits.sort_by(f64::total_cmp);
+        self::part(&waits, part)
+    }
 }
 
 fn load(
@@ -425,11 +501,11 @@ fn load(
     let (began, before) = (Instant::now(), services.sunk_bytes.load(Ordering::Relaxed));
     let waits = pings(lab, doors.ping, (size.time, mbit))?;
     Ok(Load {
-        idle_p50_ms: part(&idle, 0.5),
-        idle_p99_ms: part(&idle, 0.99),
-        p50_ms: part(&waits, 0.5),
-        p95_ms: part(&waits, 0.95),
-        p99_ms: part(&waits, 0.99),
+        idle_p50_ms: idle.part(0.5),
+        idle_p99_ms: idle.part(0.99),
+        p50_ms: waits.part(0.5),
+        p95_ms: waits.part(0.95),
+        p99_ms: waits.part(0.99),
         goodput_mbit: goodput(services, before, began),
     })
 }
@@ -456,9 +532,7 @@ fn steps(
         let is_over = AtomicBool::new(false);
         let (waits, found_after_s) = thread::scope(|scope| {
             let pinging = scope.spawn(|| {
-                thread::sleep(Duration::from_secs(1).min(size.step / 2));
-                let left = size.step.saturating_sub(began.elapsed());
-                let waits = pings(lab, tunnels.doors().ping, (left, mbit));
+                let waits = pings(lab, tunnels.doors().ping, (size.step, mbit));
                 is_over.store(true, Ordering::Relaxed);
                 waits.map_err(|error| error.to_string())
             });
@@ -480,7 +554,9 @@ fn steps(
         steps.push(Step {
             mbit_per_second: mbit,
             found_after_s,
-            p99_ms: part(&waits, 0.99),
+            p99_ms: waits.part(0.99),
+            later_p99_ms: waits.part_from(DOWN_WITHIN.min(size.step / 2), 0.99),
+            most_ms: waits.part(1.0),
             goodput_mbit: goodput(services, before, began),
         });
     }
@@ -535,5 +611,6 @@ fn part(sorted: &[f64], part: f64) -> f64 {
         reason = "an index among thousands"
     )]
     let index = (sorted.len() as f64 * part) as usize;
+    let index = index.min(sorted.len().saturating_sub(1));
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }

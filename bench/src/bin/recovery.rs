@@ -22,6 +22,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
+use towpath_bench::goals::Goals;
 use towpath_bench::load::bulk_stream;
 use towpath_bench::program::{finish, print};
 use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
@@ -34,7 +35,7 @@ const BITS_PER_SECOND: u64 = 100_000_000;
 const ROUND_TRIP_MS: u64 = 40;
 
 /// How often each outage is played, and how long its streams run beside it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Scale {
     runs: usize,
     /// Time in which the stream fills the path before the cut.
@@ -195,8 +196,34 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(Failure::from)
         .and_then(|runtime| runtime.block_on(measure(outages, scale)))
-        .and_then(|report| print(&report));
+        .and_then(|report| {
+            print(&report)?;
+            if scale == FULL {
+                report.goals().reached()?;
+            }
+            Ok(())
+        });
     finish(done)
+}
+
+impl Report {
+    /// Those of the path that goals are set for: others are measured beside them.
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        let usual =
+            |outage: &&Outage| outage.round_trip_ms == ROUND_TRIP_MS && outage.lost_per_mille == 0;
+        for outage in self.outages.iter().filter(usual) {
+            let behind = format!("behind {} s without a path", outage.seconds);
+            let slowest = outage.tunnel_ms.iter().max().copied().unwrap_or(u128::MAX);
+            let back = format!("the first byte {behind}");
+            goals.at_most(back, slowest as f64, self.goal_ms as f64);
+            let resent = outage.tunnel_resent_bytes.iter().max().copied();
+            let (resent, most) = (resent.unwrap_or(u64::MAX), self.goal_resent_bytes);
+            let again = format!("what is sent again {behind}");
+            goals.at_most(again, resent as f64, most as f64);
+        }
+        goals
+    }
 }
 
 async fn measure(cases: &[Case], scale: Scale) -> Result<Report, Failure> {

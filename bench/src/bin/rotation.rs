@@ -17,6 +17,7 @@ use quinn::{Connection, Endpoint};
 use rustls::client::Resumption;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
+use towpath_bench::goals::Goals;
 use towpath_bench::load::Loaded;
 use towpath_bench::program::{finish, print};
 use towpath_bench::sites::Failure;
@@ -82,7 +83,28 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::from);
     let measured = runtime.and_then(|runtime| runtime.block_on(measure(scale)));
-    finish(measured.and_then(|report| print(&report)))
+    finish(measured.and_then(|report| {
+        print(&report)?;
+        if scale == FULL {
+            report.goals().reached()?;
+        }
+        Ok(())
+    }))
+}
+
+impl Report {
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        for exchange in &self.exchanges {
+            let what = format!("the dip of {}", exchange.what);
+            goals.at_most(what, exchange.dip, self.goal_dip_max);
+        }
+        let most = self.goal_out_ms as f64;
+        let [closed, refused] = [self.link_closed_ms, self.session_refused_ms];
+        goals.at_most("the end of a revoked link", closed as f64, most);
+        goals.at_most("the refusal of a revoked session", refused as f64, most);
+        goals
+    }
 }
 
 /// The authority that signs now, and how many there were before it.

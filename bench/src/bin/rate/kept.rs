@@ -35,13 +35,13 @@ pub(crate) struct Sample {
 pub(crate) struct Kept {
     /// Distance from the cap over a second, as a share of it: median, and of 95 in 100.
     wire_off_p50: f64,
-    wire_off_p95: f64,
+    pub(crate) wire_off_p95: f64,
     /// Part of the cap that was used in all.
-    used: f64,
+    pub(crate) used: f64,
     /// Most that came in 20 ms, as a part of what the cap gives.
     most_in_20_ms: f64,
     /// Most that ever came beyond the cap, in milliseconds of it.
-    burst_ms: f64,
+    pub(crate) burst_ms: f64,
 }
 
 /// Looks at the counters for so many milliseconds, and writes them down.

@@ -23,6 +23,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
+use towpath_bench::goals::Goals;
 use towpath_bench::lab::{CABLE, Host, Lab, report_skipped};
 use towpath_bench::program::{
     Process, READY_WAIT, finish, print, run_tunnel, until_ready, write_config,
@@ -146,7 +147,29 @@ fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
             kernel_tbf: through_kernel(&lab, cap, time)?,
         });
     }
-    print(&report)
+    print(&report)?;
+    if time == FULL.1 {
+        report.goals().reached()?;
+    }
+    Ok(())
+}
+
+impl Report {
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        for point in &self.caps {
+            let at = format!("at {} Mbit/s", point.bits_per_second / 1_000_000);
+            for kept in [&point.tunnel, &point.tunnel_shared] {
+                let off = format!("the distance from the cap {at}");
+                goals.at_most(off, kept.wire_off_p95, self.goal_wire_off);
+                goals.at_most(format!("the burst {at}"), kept.burst_ms, self.goal_burst_ms);
+                goals.at_least(format!("what is used {at}"), kept.used, self.goal_used);
+            }
+            let off = format!("the distance from the weights {at}");
+            goals.at_most(off, point.share_off, self.goal_share_off);
+        }
+        goals
+    }
 }
 
 /// The first class's part, and the larger of the distances from what the weights say.

@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Instant;
 
 use serde::Serialize;
+use towpath_bench::goals::Goals;
 use towpath_bench::processor::seconds_of;
 use towpath_bench::program::{
     Process, READY_WAIT, finish, median, print, run_tunnel, until_ready, write_config,
@@ -31,6 +32,9 @@ use towpath_tunnel::config::Config;
 const FULL: (u64, usize) = (2 << 30, 5);
 const SMOKE: (u64, usize) = (16 << 20, 1);
 
+/// Least part of bare quinn's throughput.
+const GOAL: f64 = 0.9;
+
 /// What one run measured.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Run {
@@ -43,6 +47,7 @@ struct Run {
 struct Report {
     schema: &'static str,
     bytes_per_run: u64,
+    goal_ratio: f64,
     tunnel: Vec<Run>,
     bare_quinn: Vec<Run>,
     ratio: f64,
@@ -55,19 +60,19 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["tunnel", config] => run_tunnel(Path::new(config)),
         ["bare", side, folder] => bare::run(side, Path::new(folder)),
-        [] => measure(FULL.0, FULL.1),
-        ["--smoke"] => measure(SMOKE.0, SMOKE.1),
+        [] => measure(FULL.0, FULL.1).and_then(|report| report.goals().reached()),
+        ["--smoke"] => measure(SMOKE.0, SMOKE.1).map(drop),
         [mebibytes, runs] => mebibytes
             .parse::<u64>()
             .and_then(|mebibytes| Ok((mebibytes << 20, runs.parse::<usize>()?)))
             .map_err(Into::into)
-            .and_then(|(bytes, runs)| measure(bytes, runs.max(1))),
+            .and_then(|(bytes, runs)| measure(bytes, runs.max(1)).map(drop)),
         _ => Err("usage: tunnel_throughput [--smoke | MEBIBYTES RUNS]".into()),
     };
     finish(done)
 }
 
-fn measure(bytes: u64, runs: usize) -> Result<(), Failure> {
+fn measure(bytes: u64, runs: usize) -> Result<Report, Failure> {
     let folder = tempfile::TempDir::new()?;
     let sites = Sites::new(folder.path())?;
     let (mut tunnel, mut bare) = (Vec::new(), Vec::new());
@@ -78,6 +83,7 @@ fn measure(bytes: u64, runs: usize) -> Result<(), Failure> {
     let of = |runs: &[Run], what: fn(&Run) -> f64| median(runs.iter().map(what).collect());
     let report = Report {
         schema: "towpath.v1.bench.tunnel-throughput",
+        goal_ratio: GOAL,
         bytes_per_run: bytes,
         ratio: of(&tunnel, |run| run.gbit_per_second) / of(&bare, |run| run.gbit_per_second),
         cpu_ratio: of(&tunnel, |run| run.gbit_per_cpu_second)
@@ -85,7 +91,17 @@ fn measure(bytes: u64, runs: usize) -> Result<(), Failure> {
         tunnel,
         bare_quinn: bare,
     };
-    print(&report)
+    print(&report)?;
+    Ok(report)
+}
+
+impl Report {
+    fn goals(&self) -> Goals {
+        let mut goals = Goals::default();
+        let what = "the part of bare quinn's throughput";
+        goals.at_least(what, self.ratio, self.goal_ratio);
+        goals
+    }
 }
 
 /// Two sites with certificates in one folder.

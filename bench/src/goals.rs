@@ -1,0 +1,67 @@
+//! Goals of a full run: its figures are printed first, then what they miss ends it as a failure.
+
+use crate::sites::Failure;
+
+/// What a run's figures miss.
+#[derive(Debug, Default)]
+pub struct Goals {
+    missed: Vec<String>,
+}
+
+impl Goals {
+    /// A figure that may be as large as its goal.
+    pub fn at_most(&mut self, what: impl Into<String>, figure: f64, goal: f64) {
+        self.note(figure <= goal, || {
+            format!("{} is {figure:.4}, and may be {goal}", what.into())
+        });
+    }
+
+    /// A figure that has to be as large as its goal.
+    pub fn at_least(&mut self, what: impl Into<String>, figure: f64, goal: f64) {
+        self.note(figure >= goal, || {
+            format!("{} is {figure:.4}, and has to be {goal}", what.into())
+        });
+    }
+
+    /// What is no number reaches no goal: no comparison holds for it.
+    fn note(&mut self, is_reached: bool, miss: impl FnOnce() -> String) {
+        if !is_reached {
+            self.missed.push(miss());
+        }
+    }
+
+    /// The end of the run.
+    ///
+    /// # Errors
+    ///
+    /// If a goal was missed: each of them.
+    pub fn reached(self) -> Result<(), Failure> {
+        match self.missed.as_slice() {
+            [] => Ok(()),
+            missed => Err(format!("goals missed: {}", missed.join("; ")).into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_goal_that_is_missed_is_said() {
+        let mut goals = Goals::default();
+        goals.at_most("a wait", 2.0, 2.0);
+        goals.at_least("a share", 0.5, 0.5);
+        assert!(goals.reached().is_ok());
+        let mut goals = Goals::default();
+        goals.at_most("a wait", 2.1, 2.0);
+        goals.at_least("a share", f64::NAN, 0.5);
+        goals.at_least("a rate", 1.0, 0.5);
+        let said = goals.reached().unwrap_err().to_string();
+        assert!(
+            said.contains("a wait") && said.contains("a share"),
+            "{said}"
+        );
+        assert!(!said.contains("a rate"), "{said}");
+    }
+}
