@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::fault::Fault;
 
 use crate::clock::monotonic_ns;
-use crate::rotation;
+use crate::{plain, rotation};
 
 /// Longest line; what is longer is cut into several.
 pub(crate) const LINE_BYTES_MAX: usize = 256;
@@ -35,10 +35,8 @@ impl Console {
 
     fn open_with(path: &Path, bytes_max: u64) -> Result<Self, Fault> {
         let file = rotation::open(path).map_err(|error| {
-            Fault::new(
-                Code::Io,
-                format!("console {} cannot be opened: {error}", path.display()),
-            )
+            let what = format!("console {} cannot be opened", path.display());
+            plain::fault(&what, &error)
         })?;
         let file_bytes = file.metadata().map_or(0, |metadata| metadata.len());
         Ok(Self {

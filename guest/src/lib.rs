@@ -59,6 +59,7 @@ mod log;
 mod memory;
 mod pacer;
 pub mod pattern;
+mod plain;
 mod probe;
 mod process;
 mod rotation;
@@ -89,7 +90,8 @@ pub struct GuestProcessOptions {
 ///
 /// # Errors
 ///
-/// `E_CONFIG`, `E_LAYOUT`, `E_ALREADY_RUNNING`, `E_KVM`, `E_GUEST` or `E_IO` if the guest cannot be made.
+/// `E_CONFIG`, `E_LAYOUT`, `E_ALREADY_RUNNING`, `E_KVM`, `E_GUEST` or `E_IO` if the guest cannot be made, `E_PATH` if
+/// something else stands in the place of one of its files.
 pub fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
     startup::run(options)
 }

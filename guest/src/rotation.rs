@@ -2,19 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use crate::plain;
 
 /// Where a file makes way: with the old one kept, both take at most twice as much.
 pub(crate) const BYTES_MAX: u64 = 8 << 20;
 
 /// Opens a file for what is appended, behind what is already in it.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
+    plain::open(OpenOptions::new().create(true).append(true), path)
 }
 
 /// Makes the file that is there the old one, in place of the one before, and opens a new one.

@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -19,6 +18,7 @@ use crate::engine::Engine;
 use crate::kvm::KvmGuest;
 use crate::log::Log;
 use crate::memory::Memory;
+use crate::plain;
 use crate::process::ProcessGuest;
 use crate::server;
 use crate::service::Service;
@@ -36,14 +36,15 @@ pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
         // What a panic says goes where it went before, if not there.
         let _ = rustix::stdio::dup2_stderr(log);
     })
-    .map_err(|error| io("guest.log", &error))?;
+    .map_err(|error| plain::fault("guest.log", &error))
+    .or_else(|fault| say(Some(&fault)).and(Err(fault)))?;
     // The caller may have set up its own: then the lines go where it said, which is now the log.
     let _ = tracing_subscriber::fmt()
         .with_writer(Mutex::new(log))
         .with_ansi(false)
         .try_init();
     let prepared = prepare(options);
-    say(&prepared)?;
+    say(prepared.as_ref().err())?;
     rustix::stdio::dup2_stdout(std::io::stderr()).map_err(|error| io("guest.log", &error))?;
     let mut prepared = prepared?;
     let result = server::serve(&prepared.listener, &mut prepared.service);
@@ -111,10 +112,10 @@ fn leave_parent() {
 }
 
 /// Says how it went on the standard output, which whoever started us reads.
-fn say(prepared: &Result<Prepared, Fault>) -> Result<(), Fault> {
-    let line = match prepared {
-        Ok(_) => "ready\n".to_owned(),
-        Err(fault) => {
+fn say(fault: Option<&Fault>) -> Result<(), Fault> {
+    let line = match fault {
+        None => "ready\n".to_owned(),
+        Some(fault) => {
             tracing::error!(%fault, "guest cannot be made");
             let detail = fault.detail.replace('\n', " ");
             format!("fault {} {detail}\n", fault.code)
@@ -133,14 +134,10 @@ fn say(prepared: &Result<Prepared, Fault>) -> Result<(), Fault> {
 
 fn lock_pid(path: &Path) -> Result<File, Fault> {
     let shown = path.display();
-    let mut file = OpenOptions::new()
-        .create(true)
-        .read(true)
-        .write(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| io(&shown.to_string(), &error))?;
+    let mut options = OpenOptions::new();
+    options.create(true).read(true).write(true).truncate(false);
+    let mut file = plain::open(&mut options, path)
+        .map_err(|error| plain::fault(&shown.to_string(), &error))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
         Fault::new(
             Code::AlreadyRunning,
@@ -158,7 +155,13 @@ fn read_config(path: &Path) -> Result<GuestConfig, Fault> {
     let shown = path.display();
     let wrong =
         |error: &dyn std::fmt::Display| Fault::new(Code::Config, format!("{shown}: {error}"));
-    let file = File::open(path).map_err(|error| wrong(&error))?;
+    let file = plain::open(OpenOptions::new().read(true), path).map_err(|error| {
+        let fault = plain::fault(&shown.to_string(), &error);
+        match fault.code {
+            Code::Path => fault,
+            _ => wrong(&error),
+        }
+    })?;
     let mut text = String::new();
     let length_max = CONFIG_BYTES_MAX as u64;
     file.take(length_max + 1)

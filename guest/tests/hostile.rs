@@ -221,3 +221,71 @@ fn a_description_that_is_wrong_makes_no_guest() {
     let fault = GuestProcess::spawn(&command, &folder, &right).unwrap_err();
     assert_eq!(fault.code, Code::Guest);
 }
+
+/// Puts something else in the place of a file.
+fn plant(kind: &str, at: &Path, outside: &Path) {
+    use rustix::fs::{CWD, FileType, Mode};
+    match kind {
+        "symlink" => std::os::unix::fs::symlink(outside, at).unwrap(),
+        "dangling symlink" => std::os::unix::fs::symlink("/nonexistent/x", at).unwrap(),
+        "hard link" => std::fs::hard_link(outside, at).unwrap(),
+        "folder" => std::fs::create_dir(at).unwrap(),
+        "fifo" => rustix::fs::mknodat(CWD, at, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+        _ => unreachable!("no such kind"),
+    }
+}
+
+#[test]
+fn d02_what_is_planted_in_the_place_of_a_file_of_a_guests_process_is_never_used() {
+    use towpath_migrator::guest::GuestProcess;
+    let files = ["config.json", "console.log", "guest.log", "guest.pid"];
+    for kind in ["symlink", "dangling symlink", "hard link", "folder", "fifo"] {
+        for file in files {
+            let root = tempfile::tempdir().unwrap();
+            let outside = root.path().join("outside");
+            std::fs::write(&outside, "precious").unwrap();
+            let folder = root.path().join("guest");
+            std::fs::create_dir(&folder).unwrap();
+            let ours_alone = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(&folder, ours_alone).unwrap();
+            plant(kind, &folder.join(file), &outside);
+            let config = config(GuestKind::Process);
+            let begun = std::time::Instant::now();
+            let made = GuestProcess::spawn(&harness::command(), &folder, &config);
+            let code = made
+                .map(|mut process| process.quit())
+                .map_err(|fault| fault.code);
+            assert_eq!(code, Err(Code::Path), "{kind} in the place of {file}");
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{kind}, {file}: it hung"
+            );
+            let text = std::fs::read_to_string(&outside).unwrap();
+            assert_eq!(text, "precious", "{kind} in the place of {file}");
+        }
+    }
+}
+
+#[test]
+fn d02_a_process_is_not_led_astray_behind_its_migrators_back() {
+    for kind in ["symlink", "hard link", "fifo"] {
+        let root = tempfile::tempdir().unwrap();
+        let outside = root.path().join("outside");
+        std::fs::write(&outside, "precious").unwrap();
+        for file in ["config.json", "guest.pid"] {
+            let folder = root.path().join(format!("guest of {file}"));
+            std::fs::create_dir(&folder).unwrap();
+            plant(kind, &folder.join(file), &outside);
+            let output = Command::new(harness::command().program)
+                .arg("--dir")
+                .arg(&folder)
+                .output()
+                .unwrap();
+            let said = String::from_utf8(output.stdout).unwrap();
+            assert!(said.starts_with("fault E_PATH "), "{kind}, {file}: {said}");
+            assert_eq!(std::fs::read_to_string(&outside).unwrap(), "precious");
+            // The next kind of file has the same content to link to.
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+    }
+}

@@ -8,6 +8,7 @@
 
 mod memory;
 mod missing;
+mod plain;
 mod probe;
 mod process;
 mod transport;

@@ -1,10 +1,10 @@
 //! Starts guest processes, finds them again, and drives them.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use towpath_protocol::time::Instant as MonotonicInstant;
 
 use super::memory::GuestMemory;
 use super::missing::MissingMemory;
+use super::plain;
 use super::transport::{self, HELLO_WAIT, Transport, own, unexpected};
 
 /// Longest wait for an answer that takes no work.
@@ -606,13 +607,13 @@ fn prepare_folder(folder: &Path) -> Result<(), Fault> {
 /// Refuses where a guest process lives, or nobody can tell. A new process would find out itself, but only after
 /// its description was written over.
 fn refuse_if_running(path: &Path) -> Result<(), Fault> {
-    let file = match File::open(path) {
+    let file = match plain::open(OpenOptions::new().read(true), path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        // A lack of descriptors, say, tells nothing of it.
-        Err(error) => {
-            let detail = format!("whether a guest process lives: {}: {error}", path.display());
-            return Err(Fault::new(Code::Io, detail));
+        Err(fault) if fault.code == Code::NotFound => return Ok(()),
+        // A lack of descriptors, say, tells nothing of it; nor does what was put in the file's place.
+        Err(fault) => {
+            let detail = format!("whether a guest process lives: {}", fault.detail);
+            return Err(Fault::new(fault.code, detail));
         }
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
@@ -630,14 +631,12 @@ fn write_config(path: &Path, config: &GuestConfig) -> Result<(), Fault> {
         Fault::new(Code::Io, format!("{shown}: {error}"))
     };
     let text = serde_json::to_string_pretty(config).expect("plain structs always serialise");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(false);
+    let mut file = plain::open(&mut options, path)?;
+    file.set_len(0)
+        .and_then(|()| file.write_all(text.as_bytes()))
+        .map_err(failed)
 }
 
 /// Reads the one line a new process says: that it is ready, or why not.
