@@ -418,6 +418,68 @@ fn the_last_block_that_could_not_be_installed_is_still_missing() {
 }
 
 #[test]
+fn an_action_that_fails_behind_the_commit_is_this_hosts_fault_whatever_its_code() {
+    for code in [
+        Code::CpuState,
+        Code::Layout,
+        Code::Range,
+        Code::Guest,
+        Code::State,
+    ] {
+        // It does not run, as it is told; or goes on to miss what could not be installed.
+        for mut target in [committed(), running()] {
+            let failed = Fault::new(code, "the guest process refuses it");
+            let (_, actions) = feed(&mut target, Event::Failed(failed.clone()));
+            // New lanes would not make it right.
+            assert!(!actions.contains(&Action::DropLink), "{actions:?}");
+            assert_eq!(
+                actions.last(),
+                Some(&Action::Finished(Outcome::Lost(failed)))
+            );
+            assert!(!says(&actions, |message| matches!(
+                message,
+                Message::Nack(_)
+            )));
+            let record = target.ownership().record();
+            assert!(matches!(record.state, State::Owned { .. }), "{record:?}");
+        }
+    }
+}
+
+#[test]
+fn a_lane_that_was_judged_ends_itself_and_no_guest_that_is_owned_here() {
+    let judged = Event::Judged(Fault::new(Code::Range, "a block beyond its memory"));
+    for mut target in [committed(), running()] {
+        let (_, actions) = feed(&mut target, judged.clone());
+        assert_eq!(actions, [Action::DropLink]);
+    }
+    let mut target = vacant();
+    hear(&mut target, prepare()).0.expect("admitted");
+    let (_, actions) = feed(&mut target, judged);
+    let is_told =
+        |message: &Message| matches!(message, Message::Nack(reason) if reason.code == "E_RANGE");
+    assert!(says(&actions, is_told), "{actions:?}");
+}
+
+#[test]
+fn f26_a_source_that_lets_go_of_missing_blocks_leaves_no_guest_that_counts_as_whole() {
+    let mut target = running();
+    let (result, actions) = hear(&mut target, Message::Released);
+    let lost = result.expect_err("a block is missing");
+    assert_eq!(lost.code, Code::ImageLost);
+    // Untouched memory would read as zeros: whoever waits for the block goes on waiting.
+    assert_eq!(actions, [Action::Finished(Outcome::Lost(lost))]);
+    let record = target.ownership().record();
+    let is_missing = |state: &State| {
+        let State::Owned { missing_from, .. } = state else {
+            return false;
+        };
+        missing_from.is_some()
+    };
+    assert!(is_missing(&record.state), "{record:?}");
+}
+
+#[test]
 fn nothing_a_source_says_ends_a_guest_that_is_owned_here() {
     let running = running();
     let nonsense = || {

@@ -331,7 +331,7 @@ impl TargetMove {
         if let Some(fault) = self.judge.lane_ended(fault, arrived_count) {
             self.shared.refused(&self.setup().source, &fault);
             // While there still are lanes to say why.
-            self.handle(ground, Event::Failed(fault));
+            self.handle(ground, Event::Judged(fault));
         }
         self.link_down(ground);
     }

@@ -85,7 +85,10 @@ pub enum Event {
     },
     /// The guest process is gone.
     GuestGone,
-    /// An action other than [`Action::Persist`] could not be carried out.
+    /// What came on a lane ends the attempt, or the lanes where the guest is owned here.
+    Judged(Fault),
+    /// An action other than [`Action::Persist`] could not be carried out: whatever its code, no word of the source's
+    /// caused it.
     Failed(Fault),
     /// A record could not be made durable: which of the two is on disk shows only the next start.
     NotRecorded(Fault),
@@ -467,9 +470,19 @@ impl Target {
             }
             return self.answer_when_over(&event);
         }
+        let is_said = matches!(
+            event,
+            Event::Heard(..) | Event::Chunk { .. } | Event::Judged(_)
+        );
         let result = self.dispatch(event, now);
-        if let Err(fault) = &result {
-            self.fail(fault.clone());
+        match &result {
+            // Nothing that its old owner says ends what is owned here.
+            Err(fault) if is_said && self.is_owner() && !is_ours(fault) => {
+                self.link_up = false;
+                self.actions.push_back(Action::DropLink);
+            }
+            Err(fault) => self.fail(fault.clone()),
+            Ok(()) => {}
         }
         self.progress.missing_count = self.missing_count();
         result
@@ -505,7 +518,7 @@ impl Target {
             Event::GuestRuns { at } => self.guest_runs(at),
             Event::Fault { space, block } => self.fault(space, block),
             Event::GuestGone => Err(self.guest_gone()),
-            Event::Failed(fault) | Event::NotRecorded(fault) => Err(fault),
+            Event::Judged(fault) | Event::Failed(fault) | Event::NotRecorded(fault) => Err(fault),
         }
     }
 
@@ -618,12 +631,16 @@ impl Target {
         verdict.is_some_and(|verdict| verdict.is_taken)
     }
 
+    fn is_owner(&self) -> bool {
+        self.is_taken() || matches!(self.phase, Phase::Running)
+    }
+
     fn fail(&mut self, fault: Fault) {
         if matches!(self.phase, Phase::Over) {
             return;
         }
-        if self.is_taken() || matches!(self.phase, Phase::Running) {
-            return self.fail_as_owner(fault);
+        if self.is_owner() {
+            return self.lose(fault);
         }
         // A process that does not answer any more is noticed by what is asked of it, or by its end.
         let fault = match fault.code {
@@ -646,20 +663,12 @@ impl Target {
         self.finish(Outcome::Refused(fault));
     }
 
-    /// From the moment it is owned here nothing hands the guest back, whether it runs already or not,
-    /// and nothing its old owner says ends it.
-    fn fail_as_owner(&mut self, fault: Fault) {
-        match fault.blame() {
-            Blame::Peer | Blame::Incompatible => {
-                self.link_up = false;
-                self.actions.push_back(Action::DropLink);
-            }
-            Blame::Local | Blame::Misuse => {
-                self.awaits_run = false;
-                self.follow_the_law();
-                self.finish(Outcome::Lost(fault));
-            }
-        }
+    /// From the moment it is owned here nothing hands the guest back, whether it runs already or not: it is taken
+    /// up again from what is on disk.
+    fn lose(&mut self, fault: Fault) {
+        self.awaits_run = false;
+        self.follow_the_law();
+        self.finish(Outcome::Lost(fault));
     }
 
     fn finish(&mut self, outcome: Outcome) {
@@ -768,4 +777,9 @@ impl Target {
         }
         self.missing.iter().map(BlockSet::len).sum()
     }
+}
+
+/// Whether a fault speaks of this host, whatever it was that made it show.
+const fn is_ours(fault: &Fault) -> bool {
+    matches!(fault.blame(), Blame::Local | Blame::Misuse)
 }

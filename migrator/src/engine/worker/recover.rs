@@ -98,7 +98,7 @@ impl Worker {
         let process = self.ground.process.as_ref();
         let is_believed = self.ground.check_journal().is_ok();
         let may_pass = is_believed
-            && matches!(fault.code, Code::Guest | Code::Io | Code::Kvm)
+            && fault.code != Code::ImageLost
             && process.is_some_and(GuestProcess::is_alive);
         let journal = self.ground.journal.as_ref().filter(|_| is_believed);
         let durable = journal.and_then(|journal| Record::decode(journal.record()).ok());

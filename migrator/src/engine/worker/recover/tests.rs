@@ -160,15 +160,17 @@ fn a_guest_that_is_owned_here_outlives_a_fault_of_its_hosts() {
     let mut worker = running(ground(&shared), 0);
     let fake = Fake::start(&worker.ground, Standing::default());
     worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
-    // As if the last block could not be installed for want of memory.
-    let fault = Fault::new(Code::Io, "no memory");
-    if let Some(Role::Target(target)) = &mut worker.role {
-        target.lose(fault);
+    // As if the last block could not be installed for want of memory, or as its process refuses what it is told.
+    for code in [Code::Io, Code::CpuState, Code::Layout, Code::State] {
+        if let Some(Role::Target(target)) = &mut worker.role {
+            target.lose(Fault::new(code, "it cannot be done"));
+        }
+        worker.end_if_over();
+        assert!(matches!(worker.role, Some(Role::Broken(..))));
+        assert!(worker.ground.crash.is_none(), "{code}: nothing is lost");
+        assert!(worker.recover_at.is_some(), "{code}");
+        worker = running(worker.ground, 0);
     }
-    worker.end_if_over();
-    assert!(matches!(worker.role, Some(Role::Broken(..))));
-    assert!(worker.ground.crash.is_none(), "it runs and nothing is lost");
-    assert!(worker.recover_at.is_some());
     drop(fake);
     // What is lost for good is no such fault.
     let mut worker = running(worker.ground, 3);
