@@ -272,8 +272,14 @@ fn f11_a_guest_that_cannot_be_is_refused_before_anything_is_built_for_it() {
 fn f10_what_is_announced_is_what_the_guest_is_described_as_or_nothing_is_begun() {
     let (_folder, shared) = host("");
     assert_eq!(offered(&shared, |_, _| {}), None);
-    assert!(offered(&shared, |_, spaces| spaces[0].block_count += 1).is_some());
-    assert!(offered(&shared, |_, spaces| spaces[0].block_bytes *= 2).is_some());
-    assert!(offered(&shared, |_, spaces| spaces.push(spaces[0])).is_some());
-    assert!(offered(&shared, |_, spaces| spaces.clear()).is_some());
+    let changes: [fn(&mut Vec<SpaceInfo>); 4] = [
+        |spaces| spaces[0].block_count += 1,
+        |spaces| spaces[0].block_bytes *= 2,
+        |spaces| spaces.push(spaces[0]),
+        Vec::clear,
+    ];
+    for change in changes {
+        let refused = offered(&shared, |_, spaces| change(spaces));
+        assert_eq!(refused, Some(Code::Layout));
+    }
 }
