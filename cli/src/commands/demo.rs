@@ -214,3 +214,37 @@ impl Folders {
         self.files
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::report::tests::report;
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn a_demo_ends_well_only_if_every_page_was_right() {
+        let folder = tempfile::tempdir().unwrap();
+        for format in ["table", "json"] {
+            let Line { options } = Line::try_parse_from(["demo", "-o", format]).unwrap();
+            let ended = |verified: bool| {
+                let keep = folder.path().join(format!("{format}-{verified}"));
+                let folders = Folders::make(Some(&keep)).unwrap();
+                finish(&options, folders, &report(verified))
+            };
+            assert!(ended(true).is_ok());
+            let Err(Failure::Problem { problem, exit }) = ended(false) else {
+                panic!("{format}: a page was wrong");
+            };
+            assert_eq!(exit, Exit::Failed);
+            assert_eq!(problem.known_code(), Some(Code::RootMismatch));
+            assert!(problem.cause.contains("page 7 is wrong"), "{problem:?}");
+        }
+    }
+}

@@ -237,11 +237,11 @@ impl Report {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn report(verified: bool) -> Report {
+    pub(in crate::commands::demo) fn report(verified: bool) -> Report {
         let one = |from: &str, to: &str| MoveReport {
             id: MigrationId(1),
             from: from.parse().unwrap(),
