@@ -267,6 +267,11 @@ impl LiveLine {
         self.0.tick();
     }
 
+    /// Says something that stays, above the line.
+    pub(crate) fn note(&self, text: &str) {
+        self.0.suspend(|| note(text));
+    }
+
     /// Takes the line away.
     pub(crate) fn clear(&self) {
         self.0.finish_and_clear();
@@ -318,7 +323,11 @@ fn state(view: &MigrationView) -> String {
         parts.push(format!("round {round}"));
     }
     let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
-    parts.push(format!("{} left", bytes(left)));
+    parts.push(format!(
+        "{} left ({} blocks)",
+        bytes(left),
+        view.blocks_left
+    ));
     if let Some(blocked_ms) = view.blocked_ms {
         parts.push(format!("BLOCKED for {}", milliseconds(blocked_ms)));
     } else if view.link == LinkState::Down {
@@ -354,4 +363,28 @@ fn numbers(view: &MigrationView) -> String {
         parts.push(format!("pause ~{}", milliseconds(pause)));
     }
     parts.join("  ")
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_migrator::api::Role;
+
+    use super::*;
+
+    #[test]
+    fn a_live_line_says_how_much_is_left_in_bytes_and_in_blocks() {
+        let name = |name: &str| name.parse().unwrap();
+        let (from, to) = (name("edge"), name("region"));
+        let id = MigrationId(1);
+        let (guest, role) = ((id, name("till")), Role::Source);
+        let mut view = MigrationView::begun(guest, role, (from, to), Phase::Copying);
+        view.link = LinkState::Up;
+        view.round = Some(2);
+        view.blocks_total = 4096;
+        view.blocks_left = 512;
+        view.goodput_bytes_per_second = Some(1 << 20);
+        let line = describe(&view);
+        let expected = "copying  round 2  2.0 MiB left (512 blocks)  copies 1.0 MiB/s";
+        assert_eq!(line, expected);
+    }
 }

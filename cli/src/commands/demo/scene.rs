@@ -23,10 +23,11 @@ use super::process::Process;
 use super::report::{GuestReport, LinkReport, MoveReport, Report};
 use super::site::{Plan, Site};
 use super::{Folders, Options};
-use crate::commands::guest::START_WAIT;
+use crate::commands::guest::{Kind, START_WAIT};
 use crate::commands::relay::Ready;
 use crate::failure::Failure;
 use crate::follow::{LiveLine, outcome, watch};
+use crate::show::escape;
 
 /// Heartbeats the guest is left alone for before each move, so that it is seen to run: half a second.
 const HEARTBEATS_BEFORE_MOVE: u64 = 250;
@@ -148,6 +149,11 @@ async fn act(
     line.say("demo", "waiting for the link");
     edge.wait_for_link().await?;
     let host: HostView = edge.migrator.get("/v1/status").await?;
+    if let (Kind::Auto, Some(reason)) = (options.guest, &host.kvm_missing_reason) {
+        // Before it is waited for, and not only in the report.
+        let reason = escape(reason);
+        line.note(&format!("no KVM here: {reason}; the guest is a process"));
+    }
     line.say("demo", "starting the guest");
     let starting = edge.migrator.clone().timeout(START_WAIT);
     let guest: GuestView = starting.post("/v1/guests", &request(options)?).await?;
