@@ -1,4 +1,5 @@
-//! A host between two real migrators: it passes on what they say to each other, and alters what the source says.
+//! A host between two real migrators: it passes on what they say to each other, and alters what the source says or
+//! what its target asks for.
 //! Both tunnels and both migrators believe that they talk to whom they mean.
 
 use std::io::{self, Read, Write};
@@ -19,8 +20,17 @@ use towpath_protocol::message::{Lane, Message, body_bytes_max};
 /// How long a lane may take no word before it counts as broken.
 const STALL_MAX: Duration = Duration::from_secs(20);
 
-/// What becomes of a word of the source's.
+/// What becomes of a word.
 pub type Alter = fn(Message) -> Message;
+
+/// Whose words are altered.
+#[derive(Debug, Clone, Copy)]
+pub enum Altered {
+    /// The source's, on the control lane.
+    Said(Alter),
+    /// The target's, on the demand lane.
+    Asked(Alter),
+}
 
 /// Stands before a site's migrator until it is dropped.
 #[derive(Debug)]
@@ -39,7 +49,7 @@ impl Meddler {
     ///
     /// If its socket cannot be had.
     #[must_use]
-    pub fn before(service_socket: PathBuf, alter: Alter) -> Self {
+    pub fn before(service_socket: PathBuf, altered: Altered) -> Self {
         let front = service_socket;
         let behind = front.with_extension("behind");
         std::fs::rename(&front, &behind).expect("the migrator's service socket");
@@ -54,7 +64,7 @@ impl Meddler {
                 let (real, ends) = (real.clone(), Arc::clone(&ends));
                 thread::spawn(move || {
                     // A lane that breaks is what a migrator must live with.
-                    drop(stream.and_then(|source| pass_on(&source, &real, alter, &ends)));
+                    drop(stream.and_then(|source| pass_on(&source, &real, altered, &ends)));
                 });
             }
         });
@@ -77,26 +87,47 @@ impl Drop for Meddler {
 }
 
 /// Carries one lane, both ways, until it ends.
-fn pass_on(source: &UnixStream, real: &Path, alter: Alter, is_over: &AtomicBool) -> io::Result<()> {
+fn pass_on(
+    source: &UnixStream,
+    real: &Path,
+    altered: Altered,
+    is_over: &Arc<AtomicBool>,
+) -> io::Result<()> {
     let accepted = accept_stream(source).map_err(io::Error::other)?;
     let mut target = UnixStream::connect(real)?;
     target.write_all(&Preamble::Accepted(accepted).encode())?;
-    let (answers, asked) = (target.try_clone()?, source.try_clone()?);
-    let back = thread::spawn(move || copy(&answers, &asked));
+    let (answers, asker) = (target.try_clone()?, source.try_clone()?);
+    // Nothing is answered before it.
     let lane = pass_on_greeting(source, &target)?;
-    if lane == Lane::Control {
-        alter_words(source, &target, |word| {
-            if is_over.load(Ordering::SeqCst) {
-                word
-            } else {
-                alter(word)
-            }
-        })?;
-    } else {
-        copy(source, &target)?;
-    }
-    target.shutdown(Shutdown::Write)?;
+    let (said, asked) = match (altered, lane) {
+        (Altered::Said(alter), Lane::Control) => (Some(alter), None),
+        (Altered::Asked(alter), Lane::Demand) => (None, Some(alter)),
+        _ => (None, None),
+    };
+    let ends = Arc::clone(is_over);
+    let back = thread::spawn(move || carry(&answers, &asker, asked, &ends));
+    carry(source, &target, said, is_over)?;
     back.join().expect("a thread of ours")
+}
+
+/// Carries a lane one way, and its end.
+fn carry(
+    from: &UnixStream,
+    to: &UnixStream,
+    alter: Option<Alter>,
+    is_over: &AtomicBool,
+) -> io::Result<()> {
+    let Some(alter) = alter else {
+        return copy(from, to);
+    };
+    alter_words(from, to, |word| {
+        if is_over.load(Ordering::SeqCst) {
+            word
+        } else {
+            alter(word)
+        }
+    })?;
+    to.shutdown(Shutdown::Write)
 }
 
 /// The first word on a lane, which says what lane it is.
@@ -115,13 +146,13 @@ fn pass_on_greeting(mut source: &UnixStream, mut target: &UnixStream) -> io::Res
 }
 
 fn alter_words(
-    source: &UnixStream,
-    target: &UnixStream,
+    from: &UnixStream,
+    to: &UnixStream,
     alter: impl Fn(Message) -> Message,
 ) -> io::Result<()> {
-    let words = source.try_clone()?;
+    let words = from.try_clone()?;
     let mut reader = LaneReader::for_socket(words, STALL_MAX).map_err(io::Error::other)?;
-    let altered = target.try_clone()?;
+    let altered = to.try_clone()?;
     let mut writer = LaneWriter::for_socket(altered, STALL_MAX).map_err(io::Error::other)?;
     loop {
         match reader.next_frame().map_err(io::Error::other)? {

@@ -106,6 +106,21 @@ impl Peer {
         writer.flush()
     }
 
+    /// How many frames come on a lane before it ends.
+    ///
+    /// # Panics
+    ///
+    /// If nothing comes for a long time.
+    pub fn count_frames(&mut self, lane: Lane) -> usize {
+        let reader = &mut self.lanes[lane as usize].0;
+        let frames = std::iter::from_fn(|| match reader.next_frame() {
+            Ok(Incoming::Frame(_)) => Some(()),
+            Ok(Incoming::End) | Err(_) => None,
+            Ok(Incoming::Idle) => panic!("the lane is still open after {WORD_WAIT:?}"),
+        });
+        frames.count()
+    }
+
     /// The next word on the control lane; pings are left out. None once the lane has ended.
     ///
     /// # Panics

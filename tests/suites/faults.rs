@@ -13,6 +13,8 @@
 mod answers;
 #[path = "faults/daemons.rs"]
 mod daemons;
+#[path = "faults/demands.rs"]
+mod demands;
 #[path = "faults/guests.rs"]
 mod guests;
 #[path = "faults/links.rs"]

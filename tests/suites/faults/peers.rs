@@ -16,7 +16,7 @@ use towpath_protocol::message::{
 use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BlockRun, BlockSet, MEMORY, MEMORY_BLOCK_BYTES};
 use towpath_tests::lab::Guest;
-use towpath_tests::meddler::Meddler;
+use towpath_tests::meddler::{Altered, Meddler};
 use towpath_tests::peer::Peer;
 use towpath_tests::scene::{LINK, SOURCE, Scene, TARGET};
 use towpath_tests::site::Site;
@@ -270,7 +270,8 @@ fn h04_a_commit_whose_root_is_altered_on_its_way_starts_nothing_and_alarms() {
     let scene = Scene::new(LINK);
     let guest = Guest::new("till", 16);
     let mut console = scene.guest(&guest);
-    let meddler = Meddler::before(scene.lab.site(TARGET).service_socket(), with_another_root);
+    let service = scene.lab.site(TARGET).service_socket();
+    let meddler = Meddler::before(service, Altered::Said(with_another_root));
     scene.begin(&guest, MigrationMode::Pre).unwrap();
     // The target refuses it for good, so that the guest goes on where it was, in each attempt.
     let rest = scene.rest(&guest, &mut console).unwrap();
@@ -568,6 +569,30 @@ fn f08_f09_a_chunk_outside_of_memory_ends_the_attempt() {
     });
     failed.expect("both are shown as failed");
     assert_eq!(alarms(site, Code::Range), 2);
+}
+
+#[test]
+fn f10_spaces_other_than_the_guests_are_refused_with_what_differs() {
+    let scene = Scene::new(LINK);
+    let site = scene.lab.site(TARGET);
+    let config = described(GuestId(85), "till", 16);
+    let mut source = open(site, "box-7", config.id, 1);
+    let Message::Prepare(mut prepare) = offer(&config, 2) else {
+        unreachable!("an offer is one");
+    };
+    prepare.spaces[0].block_count += 1;
+    source
+        .say(Lane::Control, &Message::Prepare(prepare))
+        .unwrap();
+    match source.hear() {
+        Some(Message::Refused(reason)) => {
+            assert_eq!(code(&reason), Code::Layout.as_str());
+            let detail = &reason.detail;
+            assert!(detail.contains("4097 blocks instead of 4096"), "{detail}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(has_nothing(site));
 }
 
 #[test]
