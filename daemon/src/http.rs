@@ -6,6 +6,7 @@
 //! help (L05).
 
 use std::convert::Infallible;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::pin::Pin;
@@ -25,7 +26,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -46,6 +47,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client over TCP may take nothing of an answer, or not be there, in milliseconds: others wait for its
 /// place.
 const UNREAD_MS_MAX: u32 = 10_000;
+
+/// What a client is told whose request's header did not come in time.
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Largest request header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 << 10;
@@ -232,13 +237,27 @@ fn full() -> Response {
 }
 
 /// Serves one connection to its end.
-async fn converse<S>(
-    stream: S,
+async fn converse<S>(stream: S, router: Router, shutdown: Shutdown, _place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Asked::new(stream);
+    let ended = converse_over(&mut stream, router, shutdown).await;
+    let Err(error) = ended else { return };
+    tracing::debug!(%error, "a client's connection ended early");
+    if error.is_timeout() && stream.is_owed {
+        // The library says nothing of it. Whoever takes no answer gets none.
+        let _ = tokio::time::timeout(HEADER_TIMEOUT, stream.inner.write_all(TOO_SLOW)).await;
+    }
+}
+
+async fn converse_over<S>(
+    stream: &mut Asked<S>,
     router: Router,
     mut shutdown: Shutdown,
-    _place: OwnedSemaphorePermit,
-) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
 {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -246,15 +265,73 @@ async fn converse<S>(
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = connection.as_mut() => ended,
         () = shutdown.requested() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a client's connection ended early");
+    }
+}
+
+/// A client's connection, which knows whether an answer is still owed.
+struct Asked<S> {
+    inner: S,
+    /// Nothing was answered yet, or something was heard since.
+    is_owed: bool,
+}
+
+impl<S> Asked<S> {
+    const fn new(inner: S) -> Self {
+        Self {
+            inner,
+            is_owed: true,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Asked<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        self.is_owed |= buffer.filled().len() > before;
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.is_owed = false;
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.is_owed = false;
+        Pin::new(&mut self.inner).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
     }
 }
 

@@ -146,14 +146,12 @@ async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
             "y".repeat(1 << 20)
         );
         let mut stream = UnixStream::connect(client.socket()).await.unwrap();
-        // The server may close before it has read all of it.
+        // The server closes before it has read all of it, and what it answered before that is there still.
         let _ = stream.write_all(header.as_bytes()).await;
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer).await;
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
-            "{answer}"
-        );
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
         let mut crowd = Vec::new();
         for _ in 0..CLIENTS_MAX {
             let mut stream = UnixStream::connect(client.socket()).await.unwrap();
@@ -186,10 +184,8 @@ async fn l05_a_slow_header_is_cut_off() {
     with_server(async |client, _| {
         let answered = tokio::time::timeout(2 * HEADER_TIMEOUT, raw(client.socket(), "GET /v HT"));
         let answer = answered.await.expect("it is not cut off");
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
-            "{answer}"
-        );
+        let told = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(answer, told);
     })
     .await;
 }
@@ -231,13 +227,13 @@ async fn l05_loopback_is_read_only_and_knows_its_name() {
 #[derive(Clone, Default)]
 struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
 
-impl std::io::Write for Kept {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+impl io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
