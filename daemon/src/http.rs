@@ -335,7 +335,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<S> {
     }
 }
 
-async fn pause_after(error: &std::io::Error) {
+async fn pause_after(error: &io::Error) {
     tracing::warn!(%error, "cannot accept a connection");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
