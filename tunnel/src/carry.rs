@@ -21,6 +21,7 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::carrier::Carrier;
 use crate::core::Core;
 use crate::link::Link;
+use crate::local::Begun;
 use crate::peer::Peer;
 use crate::pump::{self, Break, Flow, Settings};
 use crate::seats::Guest;
@@ -38,57 +39,45 @@ const RESUME_PAUSE: Duration = Duration::from_millis(200);
 /// # Errors
 ///
 /// Why it was cut off.
-pub(crate) async fn live(
+pub(crate) fn live(
     core: &Core,
-    peer: &Peer,
-    mut entry: Entry,
-    mut carrier: Carrier,
+    begun: Begun,
     mut local: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-) -> Result<(), Fault> {
-    let stream = Arc::clone(&entry.stream);
-    let life = Life {
+) -> impl Future<Output = Result<(), Fault>> {
+    let Begun {
         peer,
-        stream: &stream,
-        settings: Settings {
-            pool: Arc::clone(&core.pool),
-            stall: core.stall(),
-            is_patient: stream.guest == Guest::Application,
-            tail_bytes: core.limits.resume_tail.bytes(),
-        },
-        outage: core.limits.outage_wait.duration(),
+        mut entry,
+        mut carrier,
+    } = begun;
+    let stream = Arc::clone(&entry.stream);
+    let settings = Settings {
+        pool: Arc::clone(&core.pool),
+        stall: core.stall(),
+        is_patient: stream.guest == Guest::Application,
+        tail_bytes: core.limits.resume_tail.bytes(),
     };
-    let mut flow = Flow::default();
-    let ended = loop {
-        let next = match life
-            .carried(&mut entry, &mut flow, &mut carrier, &mut local)
-            .await
-        {
-            Step::Ended(ended) => break ended,
-            Step::Next(next) => Ok(next),
-            Step::Apart => {
-                match life
-                    .apart(&mut entry, &mut flow, &carrier.link, &mut local)
-                    .await
-                {
-                    Ok(None) => break Ok(()),
-                    Ok(Some(next)) => Ok(next),
-                    Err(fault) => Err(fault),
-                }
-            }
+    let outage = core.limits.outage_wait.duration();
+    // What is given to an async function it has twice: as it came, and as its own.
+    async move {
+        let life = Life {
+            peer: &peer,
+            stream: &stream,
+            settings: &settings,
+            outage,
         };
-        match next.and_then(|next| life.go_on(&mut flow, next)) {
-            Ok(next) => carrier = next,
-            Err(fault) => break Err(fault),
+        let mut flow = Flow::default();
+        let ended = life
+            .to_the_end(&mut entry, &mut flow, &mut carrier, &mut local)
+            .await;
+        if let Err(fault) = &ended {
+            carrier.cut(wire::code(fault.code));
         }
-    };
-    if let Err(fault) = &ended {
-        carrier.cut(wire::code(fault.code));
+        entry.end(match &ended {
+            Ok(()) => End::Whole(flow.received()),
+            Err(fault) => End::Cut(fault.clone()),
+        });
+        ended
     }
-    entry.end(match &ended {
-        Ok(()) => End::Whole(flow.received()),
-        Err(fault) => End::Cut(fault.clone()),
-    });
-    ended
 }
 
 /// Another carrier, and what the peer had when it began.
@@ -122,12 +111,37 @@ impl Unfound {
 struct Life<'a> {
     peer: &'a Peer,
     stream: &'a Stream,
-    settings: Settings,
+    settings: &'a Settings,
     /// How long the stream may be without a carrier.
     outage: Duration,
 }
 
 impl Life<'_> {
+    /// Carries the stream over one carrier after the other.
+    async fn to_the_end(
+        &self,
+        entry: &mut Entry,
+        flow: &mut Flow,
+        carrier: &mut Carrier,
+        local: &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    ) -> Result<(), Fault> {
+        loop {
+            let next = match self.carried(entry, flow, carrier, local).await {
+                Step::Ended(ended) => return ended,
+                Step::Next(next) => next,
+                Step::Apart => {
+                    // Rare, and large: streams shall not all be as large.
+                    let apart = Box::pin(self.apart(entry, flow, &carrier.link, local));
+                    let Some(next) = apart.await? else {
+                        return Ok(());
+                    };
+                    next
+                }
+            };
+            *carrier = self.go_on(flow, next)?;
+        }
+    }
+
     /// Copies over a carrier until something else is to be done.
     async fn carried(
         &self,
@@ -137,7 +151,7 @@ impl Life<'_> {
         (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Step {
         let link = Arc::clone(&carrier.link);
-        let copying = pump::run((read, write), flow, carrier, self.stream, &self.settings);
+        let copying = pump::run((read, write), flow, carrier, self.stream, self.settings);
         let call = tokio::select! {
             ended = copying => return match ended {
                 Ok(()) => Step::Ended(Ok(())),
@@ -167,7 +181,7 @@ impl Life<'_> {
         let received = flow.received();
         let streams = &self.peer.streams;
         let around = (self.stream, &**streams, &**lost);
-        let copying = pump::run_apart((read, write), flow, around, &self.settings);
+        let copying = pump::run_apart((read, write), flow, around, self.settings);
         let found = tokio::select! {
             ended = copying => return ended.map(|()| None),
             found = timeout(self.outage, self.find(entry, lost, received)) => found,

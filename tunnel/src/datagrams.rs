@@ -22,7 +22,6 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::StreamId;
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::carry;
 use crate::channels::{Place, Serving};
 use crate::core::Core;
 use crate::link::Link;
@@ -194,12 +193,7 @@ pub(crate) trait Side {
 ///
 /// Why its stream was cut off.
 pub(crate) async fn carry(core: &Core, begun: Begun, side: &mut impl Side) -> Result<(), Fault> {
-    let Begun {
-        peer,
-        entry,
-        carrier,
-    } = begun;
-    let stream = Arc::clone(&entry.stream);
+    let (peer, stream) = (Arc::clone(&begun.peer), Arc::clone(&begun.entry.stream));
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let (pipe_read, pipe_write) = tokio::io::split(ours);
     let flow = Flow {
@@ -208,13 +202,7 @@ pub(crate) async fn carry(core: &Core, begun: Begun, side: &mut impl Side) -> Re
         number: number_of(stream.id),
     };
     let registered = peer.datagrams.register(flow.number);
-    let mut living = pin!(carry::live(
-        core,
-        &peer,
-        entry,
-        carrier,
-        tokio::io::split(theirs),
-    ));
+    let mut living = pin!(begun.live(core, tokio::io::split(theirs)));
     let ran = tokio::select! {
         ended = &mut living => return ended,
         ran = flow.run(registered, pipe_read, pipe_write, side) => ran,

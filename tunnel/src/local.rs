@@ -83,8 +83,8 @@ pub(crate) async fn serve(
             };
             if !is_admitted {
                 turn_away(&core, &mut local).await;
-            } else if let Some((open, begun)) = converse(&core, &mut local).await {
-                carry_on(core, local, (open, begun), permit);
+            } else if let Some(begun) = converse(&core, &mut local).await {
+                carry_on(core, local, begun, permit);
             }
         });
     }
@@ -100,7 +100,7 @@ async fn turn_away(core: &Core, local: &mut UnixStream) {
 }
 
 /// Hears what a program wants and answers; gives the stream if it has one.
-async fn converse(core: &Core, local: &mut UnixStream) -> Option<(Open, Begun)> {
+async fn converse(core: &Core, local: &mut UnixStream) -> Option<Begun> {
     let opened = match read_open(core, local).await {
         Ok(open) if is_about_trust(core, &open) => {
             let told = core.trust.check_fresh();
@@ -109,13 +109,11 @@ async fn converse(core: &Core, local: &mut UnixStream) -> Option<(Open, Begun)> 
             answer(local, &told).await;
             return None;
         }
-        Ok(open) => begin(core, &open, Kind::default())
-            .await
-            .map(|begun| (open, begun)),
+        Ok(open) => begin(core, &open, Kind::default()).await,
         Err(fault) => Err(fault),
     };
     let answered = match &opened {
-        Ok((_, begun)) => Preamble::Opened(begun.carrier.link.peer.clone()),
+        Ok(begun) => Preamble::Opened(begun.carrier.link.peer.clone()),
         Err(fault) => Preamble::Refused(fault.clone()),
     };
     answer(local, &answered).await;
@@ -123,26 +121,17 @@ async fn converse(core: &Core, local: &mut UnixStream) -> Option<(Open, Begun)> 
 }
 
 /// Carries a stream on the thread of its leg.
-fn carry_on(
-    core: Arc<Core>,
-    local: UnixStream,
-    (open, begun): (Open, Begun),
-    permit: OwnedSemaphorePermit,
-) {
-    let thread = core.legs.handle(open.class.leg()).clone();
+fn carry_on(core: Arc<Core>, local: UnixStream, begun: Begun, permit: OwnedSemaphorePermit) {
+    let thread = core.legs.handle(begun.entry.stream.class.leg()).clone();
     let Ok(local) = local.into_std() else { return };
     thread.spawn(async move {
         let _permit = permit;
         let Ok(mut local) = UnixStream::from_std(local) else {
             return;
         };
+        let (peer, stream) = (Arc::clone(&begun.peer), Arc::clone(&begun.entry.stream));
         if let Err(fault) = begun.live(&core, local.split()).await {
-            let Open {
-                peer,
-                service,
-                class,
-            } = &open;
-            tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
+            peer.told.cut(&stream, &fault);
         }
     });
 }
@@ -196,12 +185,12 @@ impl Begun {
     /// # Errors
     ///
     /// Why it was cut off.
-    pub(crate) async fn live(
+    pub(crate) fn live(
         self,
         core: &Core,
         local: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-    ) -> Result<(), Fault> {
-        carry::live(core, &self.peer, self.entry, self.carrier, local).await
+    ) -> impl Future<Output = Result<(), Fault>> {
+        carry::live(core, self, local)
     }
 }
 

@@ -217,12 +217,9 @@ impl Copy<'_> {
         // The peer wants no more, or the link is gone: nobody else would tell us while the local program
         // is silent.
         let mut stopped = pin!(send.stopped());
-        while let Some(piece) = side.again.front().cloned() {
-            let end = side.again_at + piece.len() as u64;
-            side.given = side.given.max(end);
-            self.put(send, piece).await?;
-            side.again.pop_front();
-            side.again_at = end;
+        if !side.again.is_empty() {
+            // Rare, and large: most streams are idle most of the time, and shall be small.
+            Box::pin(self.put_again(side, send)).await?;
         }
         while !side.is_over(self.stream) {
             if side.read.is_empty() {
@@ -399,13 +396,23 @@ impl Copy<'_> {
     }
 
     /// Sends what had been sent before.
-    async fn put(self, send: &mut quinn::SendStream, mut bytes: Bytes) -> Result<(), Break> {
-        let mut backlog = self.stream.backlog(&self.link.pace);
-        while !bytes.is_empty() {
-            let granted = backlog.grant(bytes.len() as u64).await;
-            let length = bytes.len();
-            let count = usize::try_from(granted).unwrap_or(length).min(length);
-            self.write(send, bytes.split_to(count)).await?;
+    async fn put_again(
+        self,
+        side: &mut Outward,
+        send: &mut quinn::SendStream,
+    ) -> Result<(), Break> {
+        while let Some(mut bytes) = side.again.front().cloned() {
+            let end = side.again_at + bytes.len() as u64;
+            side.given = side.given.max(end);
+            let mut backlog = self.stream.backlog(&self.link.pace);
+            while !bytes.is_empty() {
+                let granted = backlog.grant(bytes.len() as u64).await;
+                let length = bytes.len();
+                let count = usize::try_from(granted).unwrap_or(length).min(length);
+                self.write(send, bytes.split_to(count)).await?;
+            }
+            side.again.pop_front();
+            side.again_at = end;
         }
         Ok(())
     }
@@ -518,28 +525,37 @@ impl Copy<'_> {
         local: &mut (impl AsyncWrite + Unpin),
         pieces: &VecDeque<Bytes>,
     ) -> Result<usize, Fault> {
-        let writing = poll_fn(|context| {
+        let mut write = |context: &mut Context<'_>| {
             let mut slices = [IoSlice::new(&[]); PIECES_PER_READ];
             for (slice, piece) in slices.iter_mut().zip(pieces) {
                 *slice = IoSlice::new(piece);
             }
             let count = pieces.len().min(PIECES_PER_READ);
             Pin::new(&mut *local).poll_write_vectored(context, &slices[..count])
-        });
-        let mut writing = pin!(writing);
-        // One that is only slower than the path takes all that comes for it before long, and needs no more kept.
-        let brief = self.link.base_rtt().max(BRIEF_WAIT);
-        let written = match timeout(brief, &mut writing).await {
-            Ok(written) => Ok(written),
-            Err(_) => {
-                let waiting = self.link.wait_for_program(self.stream.class.leg());
-                wait_long(writing, self.settings, waiting).await
-            }
+        };
+        let written = match poll_fn(|context| Poll::Ready(write(context))).await {
+            Poll::Ready(written) => Ok(written),
+            // What waiting needs, only those that wait have.
+            Poll::Pending => Box::pin(self.wait_local(poll_fn(write))).await,
         };
         match written {
             Ok(Ok(0)) => Err(local_gone(&io::ErrorKind::WriteZero.into())),
             Ok(written) => written.map_err(|error| local_gone(&error)),
             Err(_) => Err(stalled("the local program", self.settings.stall)),
+        }
+    }
+
+    /// Waits for a program that does not take at once what is written to it.
+    async fn wait_local<T>(self, writing: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut writing = pin!(writing);
+        // One that is only slower than the path takes all that comes for it before long, and needs no more kept.
+        let brief = self.link.base_rtt().max(BRIEF_WAIT);
+        match timeout(brief, &mut writing).await {
+            Ok(written) => Ok(written),
+            Err(_) => {
+                let waiting = self.link.wait_for_program(self.stream.class.leg());
+                wait_long(writing, self.settings, waiting).await
+            }
         }
     }
 

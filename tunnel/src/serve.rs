@@ -27,7 +27,7 @@ use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
 use crate::seats::Guest;
-use crate::streams::{Beginner, Call, End, Entry, Found, Purpose};
+use crate::streams::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use crate::{built_in, control, datagrams, wire};
 
 /// New streams per second a peer may open; a move opens four, an application a few per request.
@@ -42,12 +42,26 @@ const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 /// How long a local service may take to accept: it is on this host.
 const SERVICE_WAIT: Duration = Duration::from_secs(2);
 
-/// Which streams that a peer opens in vain have a line of the log: it may open 200 a second. Each peer has its own, so
+/// Which streams that a peer opens in vain, or that end with an outage, have a line of the log: it may open 200 a second. Each peer has its own, so
 /// that none keeps what others ask for out of the log.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     denied: Lines,
     unreached: Lines,
+    pub outages: Lines,
+}
+
+impl Told {
+    /// Says that a stream with a peer was cut off: what an outage took has a line, for its program sees only that it
+    /// ended; how programs part is their own business.
+    pub(crate) fn cut(&self, stream: &Stream, fault: &Fault) {
+        let (peer, service, class) = (&stream.party.0, &stream.service, stream.class);
+        if fault.code != Code::Unreachable {
+            tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
+        } else if let Some(untold) = self.outages.next() {
+            tracing::warn!(%peer, %service, %class, %fault, untold, "stream cut off");
+        }
+    }
 }
 
 /// Who a connection's other end has proved to be.
@@ -105,7 +119,7 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
 }
 
 /// Serves a stream. It may outlive its link, and so nothing here holds that but the carrier.
-async fn serve(core: &Core, leg: Leg, mut carrier: Carrier, strikes: &AtomicU32) {
+async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &AtomicU32) {
     match read_first(core, leg, &mut carrier).await {
         Ok(First::Begin(begin)) => begin_stream(core, carrier, begin).await,
         Ok(First::Resume(resume)) => {
@@ -153,7 +167,7 @@ async fn read_first(core: &Core, leg: Leg, carrier: &mut Carrier) -> Result<Firs
 }
 
 /// Serves a stream that a peer begins.
-async fn begin_stream(core: &Core, mut carrier: Carrier, begin: Begin) {
+async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
         return;
     };
@@ -171,36 +185,39 @@ async fn begin_stream(core: &Core, mut carrier: Carrier, begin: Begin) {
     }
     // Fails only on a stream that is already over.
     let _ = carrier.send.set_priority(begin.open.class.priority());
-    let host = carrier.link.peer.clone();
     let begun = Begun {
         peer: Arc::clone(peer),
         entry,
         carrier,
     };
-    if let Err(fault) = live(core, begun, program).await {
-        let (peer, open) = (&host, &begin.open);
-        let (service, class) = (&open.service, open.class);
-        tracing::debug!(%peer, %service, %class, %fault, "stream cut off");
-    }
+    // What letting it in took ends here: a stream lives for long, and there are many.
+    tokio::spawn(live(Arc::clone(core), begun, program));
 }
 
 /// A connection to a local service.
-enum Program {
+pub(crate) enum Program {
     Unix(UnixStream),
     Tcp(Resetting),
     Udp(Connected),
 }
 
-async fn live(core: &Core, begun: Begun, program: Program) -> Result<(), Fault> {
-    match program {
-        Program::Unix(mut socket) => begun.live(core, socket.split()).await,
+/// Carries a stream that a peer began to its end.
+pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
+    let (peer, stream) = (Arc::clone(&begun.peer), Arc::clone(&begun.entry.stream));
+    let ended = match program {
+        Program::Unix(mut socket) => begun.live(&core, socket.split()).await,
         Program::Tcp(mut socket) => {
-            begun.live(core, socket.split()).await?;
-            socket.keep();
-            Ok(())
+            let ended = begun.live(&core, socket.split()).await;
+            if ended.is_ok() {
+                socket.keep();
+            }
+            ended
         }
         // The largest by far, and rare: streams shall not all be as large.
-        Program::Udp(mut socket) => Box::pin(datagrams::carry(core, begun, &mut socket)).await,
+        Program::Udp(mut socket) => Box::pin(datagrams::carry(&core, begun, &mut socket)).await,
+    };
+    if let Err(fault) = ended {
+        peer.told.cut(&stream, &fault);
     }
 }
 

@@ -116,14 +116,19 @@ impl Serving {
         }
     }
 
-    async fn connection(self, program: Program, _place: Place) {
+    /// Carries one connection, or until the channel is closed.
+    fn connection(self, program: Program, place: Place) -> impl Future<Output = ()> {
         let mut stop = self.stop.clone();
-        let ended = tokio::select! {
-            () = stop.requested() => Err(Fault::new(Code::Gone, "the channel was closed")),
-            ended = self.carry(program) => ended,
-        };
-        if let Err(fault) = ended {
-            self.note(&fault);
+        // What is given to an async function it has twice: as it came, and as its own.
+        async move {
+            let _place = place;
+            let ended = tokio::select! {
+                () = stop.requested() => Err(Fault::new(Code::Gone, "the channel was closed")),
+                ended = self.carry(program) => ended,
+            };
+            if let Err(fault) = ended {
+                self.note(&fault);
+            }
         }
     }
 
@@ -180,8 +185,13 @@ impl Serving {
 
     /// Notes why a connection failed.
     pub(crate) fn note(&self, fault: &Fault) {
-        let channel = &self.spec.borrow().name;
-        tracing::debug!(%channel, %fault, "connection of a channel ended");
+        let spec = Arc::clone(&self.spec.borrow());
+        let (channel, peer) = (&spec.name, self.core.peers.get(&spec.peer));
+        if fault.code != Code::Unreachable {
+            tracing::debug!(%channel, %fault, "connection of a channel ended");
+        } else if let Some(untold) = peer.and_then(|peer| peer.told.outages.next()) {
+            tracing::warn!(%channel, %fault, untold, "connection of a channel ended");
+        }
         self.figures.errors.fetch_add(1, Ordering::Relaxed);
         self.figures.set_error(fault);
     }
@@ -220,5 +230,28 @@ impl Drop for Resetting {
         if !self.is_kept {
             reset_at_end(&self.socket);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Most that the task of a connection may take, 3.5 KiB, which is there for as long as the connection is: beside it stand
+    /// what the library keeps of a stream and the runtime of a socket, and together they are to be 8 KiB at most.
+    const CONNECTION_BYTES_MAX: usize = 7 << 9;
+
+    fn bytes_of<T, F: Future>(_: impl FnOnce(T) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_takes_little_at_either_side() {
+        let (serving, begun) = (
+            bytes_of(|(serving, program, place)| Serving::connection(serving, program, place)),
+            bytes_of(|(core, begun, program)| crate::serve::live(core, begun, program)),
+        );
+        let most = serving.max(begun);
+        assert!(most <= CONNECTION_BYTES_MAX, "{serving} and {begun} bytes");
     }
 }

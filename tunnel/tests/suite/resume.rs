@@ -1,16 +1,20 @@
 //! Streams outlive their connections: cuts, replaced links, restarts, resets, strangers.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use crate::harness::{Pair, accept, name, pattern, soon, start_again, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use towpath_bench::relay::{Control, Direction, Queue, Side};
+use towpath_daemon::client::Client;
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::Class;
+use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::config::Config;
-use towpath_tunnel::status::LinkState;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::{Config, ServiceConfig};
+use towpath_tunnel::status::{ChannelView, LinkState};
 
 /// Most bytes that may go again after a cut: the tail.
 const TAIL_BYTES: u64 = 1 << 20;
@@ -170,8 +174,8 @@ async fn a_program_that_goes_away_during_an_outage_ends_the_other_end_after_it()
         stays.write_all(b"never read").await.unwrap();
         tokio::time::sleep(Duration::from_millis(200)).await;
         while_cut(&pair, &control, async || drop(goes)).await;
-        let ended = soon(stays.read(&mut [0])).await;
-        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        // A Unix socket knows no reset, and all that it wrote was read.
+        assert_eq!(soon(stays.read(&mut [0])).await.unwrap(), 0);
         for tunnel in [&pair.edge, &pair.region] {
             until("the stream is gone", || streams(tunnel) == (0, 0)).await;
             // Its program ended it, and no outage.
@@ -222,13 +226,54 @@ async fn a_stream_whose_outage_lasts_too_long_is_lost_and_forgotten() {
     let (mut local, mut remote) = pair.stream(Class::App).await;
     control.cut_both();
     for end in [&mut local, &mut remote] {
-        let ended = soon(end.read(&mut [0])).await;
-        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        // A Unix socket knows no reset: its end looks like any other, and the log says what it was.
+        assert_eq!(soon(end.read(&mut [0])).await.unwrap(), 0);
     }
     for tunnel in [&pair.edge, &pair.region] {
         until("it is forgotten", || streams(tunnel) == (0, 0)).await;
         assert_eq!(tunnel.status().links[0].streams_lost, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_of_a_channel_whose_outage_lasts_too_long_is_reset_and_the_channel_says_why() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Tcp(listener.local_addr().unwrap());
+    let (pair, control) = start(|edge, region| {
+        region.services = vec![ServiceConfig::plain(
+            name("till"),
+            target,
+            vec![name("edge")],
+        )];
+        for config in [edge, region] {
+            config.limits.outage_wait = Span::new(Duration::from_secs(1));
+        }
+    })
+    .await;
+    let way = (name("region"), name("till"));
+    let listen = "tcp:127.0.0.1:0".parse().unwrap();
+    let spec = ChannelSpec::new(name("till"), listen, way, Class::App);
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let view: ChannelView = client.post("/v1/channels", &spec).await.unwrap();
+    let address = view.listen.strip_prefix("tcp:").unwrap().to_owned();
+    let connecting = async { tokio::join!(TcpStream::connect(address), listener.accept()) };
+    let (program, service) = soon(connecting).await;
+    let (mut program, mut service) = (program.unwrap(), service.unwrap().0);
+    // The service has its connection before the program's side has heard of that.
+    service.write_all(b"!").await.unwrap();
+    soon(program.read_exact(&mut [0])).await.unwrap();
+    control.cut_both();
+    for end in [&mut program, &mut service] {
+        let ended = soon(end.read(&mut [0])).await.unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
+    }
+    let why = || pair.edge.status().channels[0].last_error.clone();
+    until("it says why", || why().is_some()).await;
+    let why = why().unwrap();
+    assert!(
+        why.contains("E_UNREACHABLE") && why.contains("no link to region for 1s"),
+        "{why}"
+    );
 }
 
 /// Stops the region's tunnel unheard, and starts it again.
@@ -248,8 +293,8 @@ async fn a_tunnel_that_was_started_anew_ends_its_old_streams_at_once() {
     let (pair, control) = start(|_, _| ()).await;
     let (mut local, _remote) = pair.stream(Class::Bulk).await;
     let pair = restart_region(pair, &control).await;
-    let ended = soon(local.read(&mut [0])).await;
-    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    // A Unix socket knows no reset, and it had read all that came.
+    assert_eq!(soon(local.read(&mut [0])).await.unwrap(), 0);
     until("it is gone", || streams(&pair.edge) == (0, 0)).await;
     assert_eq!(pair.edge.status().links[0].streams_lost, 1);
     // And the next one works.
