@@ -9,6 +9,8 @@ use crate::console::Console;
 use crate::lab::{Guest, Link};
 use crate::scene::{SOURCE, Scene, TARGET};
 use crate::site::Place;
+use crate::steps::failpoint;
+use crate::trial::Side;
 use crate::verdict::wait_until;
 
 /// Slow enough to be met in the middle of a move.
@@ -133,19 +135,27 @@ pub fn while_it_receives(scene: &Scene, guest: &Guest) {
     assert_eq!(rest.moves[0].attempts, Some(2));
 }
 
-/// What is killed while the commit is on its way has not begun to run: the source still has all of it, and it is
-/// served again. Had the commit been there before, the guest has crashed where it went.
+/// Behind this step of the target its source commits, and hears nothing of it before the target is back.
+const SAY_READY: &str = "say-ready";
+
+/// What is killed before the commit gets there has not begun to run: the source still has all of it, and it is
+/// served again. Its target's migrator is held dead until then, so that no commit can come first.
 ///
 /// # Panics
 ///
 /// If that does not hold.
-pub fn in_its_commit(scene: &Scene, guest: &Guest) {
-    let middle = (MigrationMode::Auto, Phase::Committed);
-    let mut console = killed_in(scene, guest, middle, TARGET);
-    if scene.arrives(guest, &mut console).is_err() {
-        is_crashed(scene, guest, TARGET);
-        boots(scene, guest, &mut console, TARGET);
-    }
+pub fn in_its_commit(scene: &mut Scene, guest: &Guest) {
+    scene.restart_to_die(Side::Target, &failpoint(Side::Target, SAY_READY));
+    let mut console = scene.guest(guest);
+    let begun = scene.begin(guest, MigrationMode::Auto).expect("it begins");
+    scene.died(Side::Target).expect("it says that it is ready");
+    let committed = scene.reaches(guest, Phase::Committed);
+    committed.expect("it is committed");
+    assert_eq!(scene.lab.kill_guest(TARGET, &guest.name), 1);
+    scene.lab.site_mut(TARGET).start_migrator();
+    let rest = scene.arrives(guest, &mut console).expect("it arrives");
+    assert_eq!(rest.moves[0].id, begun.id, "{:?}", rest.moves);
+    assert_eq!(rest.moves[0].attempts, Some(2), "{:?}", rest.moves);
 }
 
 /// A guest that is killed where it went never runs where it came from.

@@ -58,7 +58,7 @@ fn fault_08_guest_killed_at_its_target_never_runs_at_its_source() {
 
 #[test]
 fn fault_08_guest_killed_at_its_target_in_its_commit_is_served_again() {
-    killed::in_its_commit(&Scene::new(LONG), &Guest::new("victim", 16));
+    killed::in_its_commit(&mut Scene::new(LONG), &Guest::new("victim", 16));
 }
 
 #[test]
