@@ -121,6 +121,16 @@ impl Daemon {
         self.end();
     }
 
+    /// Most memory it has had.
+    pub(crate) fn peak_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.id().as_raw_nonzero());
+        let status = std::fs::read_to_string(path).expect("a daemon that runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.expect("the kernel says it").trim();
+        let kib = peak.trim_end_matches(" kB").parse();
+        kib.expect("a number of KiB")
+    }
+
     /// Asks it to end, as a package upgrade does.
     pub(crate) fn stop(mut self) -> Option<ExitStatus> {
         let _ = kill_process(self.id(), Signal::TERM);

@@ -312,6 +312,17 @@ impl Site {
         migrator.id()
     }
 
+    /// Most memory that its migrator and its tunnel have had.
+    ///
+    /// # Panics
+    ///
+    /// If one of them does not run.
+    #[must_use]
+    pub fn peaks_kib(&self) -> [u64; 2] {
+        let daemons = [&self.migrator, &self.tunnel];
+        daemons.map(|daemon| daemon.as_ref().expect("a daemon").peak_kib())
+    }
+
     /// Stops both daemons as a package upgrade does.
     ///
     /// # Panics

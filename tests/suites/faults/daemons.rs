@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use towpath_migrator::api::{LinkState, MigrationMode, Phase};
+use towpath_protocol::source::SILENCE_MAX;
 use towpath_tests::away::{self, MIDDLES, SLOW};
 use towpath_tests::console::Console;
 use towpath_tests::lab::{Guest, Link, check_kvm};
@@ -221,6 +222,39 @@ fn t17_a_migrator_that_stops_reading_holds_a_move_up_and_not_its_guest() {
     assert_eq!(beats, Ok(SOURCE));
     let held = newest().unwrap();
     assert_eq!(held.phase, Phase::Copying, "{held:?}");
+    stopped.signal_migrator(Signal::CONT);
+    let rest = scene.arrives(&guest, &mut console).unwrap();
+    assert_eq!(rest.moves[0].attempts, Some(1), "it goes on where it stood");
+}
+
+/// Until a source gives up lanes at whose other end nobody answers, and that shows.
+const GIVEN_UP_WAIT: Duration = SILENCE_MAX.saturating_add(SHOWN_WAIT);
+
+/// What a source may grow by while nobody reads what it sends: less than the guest it would else hold.
+const UNREAD_KIB_MAX: u64 = 16 << 10;
+
+#[test]
+fn t17_a_migrator_that_reads_nothing_for_longer_than_its_silence_costs_its_lanes_and_no_memory() {
+    let scene = Scene::new(SLOW);
+    let (guest, mut console) = half_copied(&scene, "unread");
+    let stopped = scene.lab.site(TARGET);
+    let peaks = || Place::ALL.map(|place| scene.lab.site(place).peaks_kib());
+    let before = peaks();
+    stopped.signal_migrator(Signal::STOP);
+    let newest = || {
+        let moves = scene.lab.site(SOURCE).moves(&guest.name).ok()?;
+        moves.into_iter().next()
+    };
+    let is_given_up = || newest().filter(|view| view.link == LinkState::Down);
+    let held = wait_until(GIVEN_UP_WAIT, is_given_up).expect("its lanes are given up");
+    assert_eq!(held.phase, Phase::Copying, "{held:?}");
+    let beats = console.wait_for_more(5, SHOWN_WAIT);
+    assert_eq!(beats, Ok(SOURCE));
+    let after = peaks();
+    println!("peaks of migrators and tunnels: {before:?} KiB, then {after:?} KiB");
+    for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
+        assert!(after - before <= UNREAD_KIB_MAX, "{before} to {after} KiB");
+    }
     stopped.signal_migrator(Signal::CONT);
     let rest = scene.arrives(&guest, &mut console).unwrap();
     assert_eq!(rest.moves[0].attempts, Some(1), "it goes on where it stood");

@@ -40,15 +40,6 @@ fn offered(site: &Site, from: &str, id: u128) -> Result<Peer, String> {
     }
 }
 
-/// Most memory the site's migrator has had.
-fn peak_kib(site: &Site) -> u64 {
-    let id = site.migrator_process().as_raw_nonzero();
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak = peak.unwrap().trim().trim_end_matches(" kB");
-    peak.parse().unwrap()
-}
-
 /// Folders of guests at a site.
 fn folder_count(site: &Site) -> usize {
     let folders = std::fs::read_dir(site.folder().join("state/guests")).unwrap();
@@ -78,7 +69,7 @@ fn h10_a_thousand_offers_without_data_hold_four_places_and_no_memory() {
     let site = scene.lab.site(TARGET);
     // The first admitted one shows what any of them costs.
     let mut admitted = vec![offered(site, "box-7", 0).unwrap()];
-    let before = peak_kib(site);
+    let before = site.peaks_kib()[0];
     for id in 1..OFFER_COUNT {
         match offered(site, "box-7", id) {
             Ok(peer) => admitted.push(peer),
@@ -87,7 +78,7 @@ fn h10_a_thousand_offers_without_data_hold_four_places_and_no_memory() {
         assert!(folder_count(site) <= PLACE_COUNT, "it makes room first");
     }
     assert_eq!(admitted.len(), PLACE_COUNT);
-    let grown = peak_kib(site).saturating_sub(before);
+    let grown = site.peaks_kib()[0].saturating_sub(before);
     println!("{OFFER_COUNT} offers: {grown} KiB more");
     assert!(grown <= GROWTH_KIB_MAX, "{grown} KiB more");
     assert_eq!(process_count(&scene, 0..OFFER_COUNT), PLACE_COUNT);
