@@ -11,6 +11,7 @@ use towpath_protocol::channel::Leg;
 use towpath_protocol::time::Instant;
 
 use crate::estimate::{Ack, Estimate, Estimator};
+use crate::gaps::Gaps;
 
 /// Packets a bulk connection begins with: what RFC 9002 allows.
 const BULK_PACKETS: u64 = 10;
@@ -31,6 +32,8 @@ pub(crate) struct Known {
 #[derive(Debug, Clone)]
 pub(crate) struct Delay {
     estimator: Estimator,
+    gaps: Gaps,
+    packet_bytes: u64,
     began: Clock,
     hints: Arc<Hints>,
 }
@@ -129,6 +132,8 @@ impl ControllerFactory for DelayFactory {
         let began = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
         let mut delay = Delay {
             estimator: Estimator::new(packet_bytes, window_bytes, Instant::ZERO),
+            gaps: Gaps::default(),
+            packet_bytes,
             began,
             hints: Arc::default(),
         };
@@ -163,6 +168,7 @@ impl Controller for Delay {
         });
         self.estimator.mark(marks);
         self.estimator.on_ack(ack);
+        self.gaps.arrived(bytes);
         let known = &self.hints.known_bytes_per_second;
         let rate = known.load(Ordering::Acquire);
         if rate > 0 {
@@ -175,15 +181,18 @@ impl Controller for Delay {
     fn on_congestion_event(&mut self, now: Clock, sent: Clock, is_all: bool, lost_bytes: u64) {
         let (now, sent) = (self.at(now), self.at(sent));
         self.estimator.on_loss(now, sent, lost_bytes, is_all);
+        self.gaps.lost(lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.estimator.set_packet_bytes(new_mtu.into());
+        self.packet_bytes = new_mtu.into();
+        self.estimator.set_packet_bytes(self.packet_bytes);
     }
 
     fn window(&self) -> u64 {
         let floor_bytes = self.hints.floor_bytes.load(Ordering::Relaxed);
-        self.estimator.window_bytes().max(floor_bytes)
+        let wanted = self.estimator.window_bytes().max(floor_bytes);
+        wanted.min(self.gaps.window_bytes_max(self.packet_bytes))
     }
 
     fn metrics(&self) -> ControllerMetrics {

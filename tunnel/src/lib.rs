@@ -19,6 +19,7 @@
 //! | `cruise` | when bulk keeps below that, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
 //! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | [`gaps`] | how much may be under way where packets are lost, pure |
 //! | `windows` | how many bytes may be under way, and what memory that takes; pure |
 //! | `legs`, `batch`, `alarm` | the threads that carry bytes, their sockets, their exact timers |
 //! | `health` | what operators are told about a link; pure |
@@ -64,6 +65,7 @@ mod dial;
 mod distrust;
 pub mod estimate;
 mod figures;
+pub mod gaps;
 mod health;
 mod kept;
 mod legs;
