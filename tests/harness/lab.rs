@@ -52,6 +52,8 @@ pub struct Guest {
     pub memory_mib: u64,
     /// How many pages it rewrites each second.
     pub dirty_pages_per_second: u64,
+    /// The part of its memory that holds anything; all of it if absent.
+    pub working_set_mib: Option<u64>,
 }
 
 impl Guest {
@@ -67,6 +69,7 @@ impl Guest {
             kind: GuestKind::Process,
             memory_mib,
             dirty_pages_per_second: 500,
+            working_set_mib: None,
         }
     }
 
@@ -89,7 +92,7 @@ impl Guest {
             kind: self.kind,
             memory_bytes: self.memory_mib << 20,
             dirty_pages_per_second: self.dirty_pages_per_second,
-            working_set_bytes: None,
+            working_set_bytes: self.working_set_mib.map(|mib| mib << 20),
             incompressible_percent: 50,
             heartbeat_interval_us: u32::try_from(HEARTBEAT_INTERVAL.as_micros()).expect("short"),
         }

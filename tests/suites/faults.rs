@@ -23,8 +23,12 @@ mod links;
 mod lost;
 #[path = "faults/offers.rs"]
 mod offers;
+#[path = "faults/pairs.rs"]
+mod pairs;
 #[path = "faults/peers.rs"]
 mod peers;
+#[path = "faults/sparse.rs"]
+mod sparse;
 #[path = "faults/steps.rs"]
 mod steps;
 #[path = "faults/strays.rs"]

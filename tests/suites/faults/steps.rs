@@ -44,7 +44,7 @@ impl Kind {
 
 /// Steps of one side that moves come by in one way.
 #[derive(Debug)]
-struct Group {
+pub(crate) struct Group {
     side: Side,
     way: Way,
     link: Link,
@@ -234,7 +234,31 @@ const GROUPS: [&Group; 13] = [
     &TAKEN_UP,
 ];
 
+/// Groups of steps at which the guest is the source's alone.
+pub(crate) const BEFORE_THE_COMMIT: [&Group; 2] = [&BEFORE_THE_FREEZE, &FROZEN];
+
+/// Likewise, of its target.
+pub(crate) const BEFORE_IT_IS_READY: [&Group; 1] = [&RECEIVING];
+
+/// Every step that a process guest which is copied comes by on its way.
+pub(crate) fn onward() -> Vec<(Side, &'static str)> {
+    let groups = GROUPS.iter().filter(|group| group.way == Way::Onward);
+    let steps = groups.flat_map(|group| {
+        let of_copied = group
+            .steps
+            .iter()
+            .filter(|(_, kinds)| kinds.contains(&Kind::Copied));
+        of_copied.map(|(step, _)| (group.side, *step))
+    });
+    steps.collect()
+}
+
 impl Group {
+    /// What its steps are called.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.steps.iter().map(|(step, _)| *step)
+    }
+
     /// Kills a migrator at each step, in a move of each kind; kinds side by side.
     fn play(&self) {
         let kinds = [Kind::Copied, Kind::Fetched, Kind::Machine];

@@ -1,0 +1,181 @@
+//! A tunnel, or the guest's own process, killed together with a migrator right behind a step of a move.
+//!
+//! Every step that moves come by on their way is met twice: once a tunnel dies with the migrator, once a process of
+//! the guest. Whose it is, the source's or the target's, changes from step to step; so each migrator dies with each
+//! of the four before the freeze, in it, and behind the commit.
+
+use std::time::Instant;
+
+use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
+use towpath_tests::away;
+use towpath_tests::console::Console;
+use towpath_tests::lab::Guest;
+use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET};
+use towpath_tests::site::Place;
+use towpath_tests::steps::failpoint;
+use towpath_tests::trial::Side;
+use towpath_tests::verdict::{check_no_alarm, wait_until};
+
+use crate::steps;
+
+/// What dies with the migrator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Tunnel,
+    Process,
+}
+
+/// What becomes of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Arrives,
+    CrashesAt(Place),
+    /// Whether the commit was there is not known.
+    ArrivesOrCrashesThere,
+}
+
+/// Steps at which the guest is the source's alone.
+fn is_before_the_commit((side, step): (Side, &str)) -> bool {
+    let steps = match side {
+        Side::Source => steps::BEFORE_THE_COMMIT.as_slice(),
+        Side::Target => steps::BEFORE_IT_IS_READY.as_slice(),
+    };
+    let mut all = steps.iter().flat_map(|group| group.names());
+    all.any(|name| name == step)
+}
+
+/// What is to become of a guest whose process dies at a side behind a step.
+fn ending(stop: (Side, &str), victim: Side) -> Ending {
+    match (victim, stop) {
+        (Side::Source, _) if is_before_the_commit(stop) => Ending::CrashesAt(SOURCE),
+        (Side::Source, _) => Ending::Arrives,
+        (Side::Target, _) if is_before_the_commit(stop) => Ending::Arrives,
+        (Side::Target, (Side::Source, "relinquished") | (Side::Target, "say-ready")) => {
+            Ending::Arrives
+        }
+        (Side::Target, (Side::Source, "say-commit") | (Side::Target, "owned")) => {
+            Ending::ArrivesOrCrashesThere
+        }
+        (Side::Target, _) => Ending::CrashesAt(TARGET),
+    }
+}
+
+/// Where the guest has crashed; nowhere if it runs where it went. Nothing while that is not decided.
+fn ended(scene: &Scene, guest: &Guest) -> Option<Option<Place>> {
+    for place in Place::ALL {
+        let view = scene.lab.site(place).guest(&guest.name).ok()?;
+        let Some(view) = view else { continue };
+        let is_owned = view.ownership == Ownership::Owned;
+        if is_owned && view.state == GuestState::Crashed && view.process_id.is_none() {
+            return Some(Some(place));
+        }
+        let has_process = !scene.lab.guest_processes(TARGET, &guest.name).is_empty();
+        if place == TARGET && is_owned && view.state == GuestState::Running && has_process {
+            return Some(None);
+        }
+    }
+    None
+}
+
+fn comes_to(
+    scene: &Scene,
+    guest: &Guest,
+    console: &mut Console,
+    expected: Ending,
+) -> Result<(), String> {
+    let found = wait_until(REST_WAIT, || ended(scene, guest));
+    let found = found.ok_or("it neither runs nor has crashed")?;
+    let is_expected = match expected {
+        Ending::Arrives => found.is_none(),
+        Ending::CrashesAt(place) => found == Some(place),
+        Ending::ArrivesOrCrashesThere => found != Some(SOURCE),
+    };
+    if !is_expected {
+        return Err(format!("{expected:?} was expected, crashed at {found:?}"));
+    }
+    let Some(place) = found else {
+        return scene.arrives(guest, console).map(drop);
+    };
+    console.read()?;
+    console.forget();
+    let booted = scene.lab.site(place).boot(&guest.name);
+    booted.map_err(|problem| format!("not booted: {problem:?}"))?;
+    let rest = scene.rest(guest, console)?;
+    match rest.place == place {
+        true => Ok(()),
+        false => Err(format!(
+            "it crashed at {place:?} and runs at the other site"
+        )),
+    }
+}
+
+/// Kills a migrator behind its step, and something else with it.
+fn kill_both(
+    scene: &mut Scene,
+    (side, step): (Side, &str),
+    (victim, of): (Victim, Side),
+) -> Result<(), String> {
+    let guest = Guest::new(&format!("at-{step}"), 16);
+    scene.restart_to_die(side, &failpoint(side, step));
+    let mut console = scene.guest(&guest);
+    // One that dies at once does not answer.
+    let asked = scene.begin(&guest, MigrationMode::Auto);
+    let died = scene.died(side);
+    died.map_err(|why| format!("{why}; the move: {asked:?}"))?;
+    if (side, step) == (Side::Target, "say-ready") {
+        scene.reaches(&guest, Phase::Committed)?;
+    }
+    let expected = match victim {
+        Victim::Tunnel => {
+            away::kill_tunnel(scene, of.place(SOURCE));
+            Ending::Arrives
+        }
+        Victim::Process => {
+            let count = scene.lab.kill_guest(of.place(SOURCE), &guest.name);
+            match count {
+                0 => Ending::Arrives,
+                _ => ending((side, step), of),
+            }
+        }
+    };
+    scene.lab.site_mut(side.place(SOURCE)).start_migrator();
+    comes_to(scene, &guest, &mut console, expected)?;
+    check_no_alarm(&scene.lab)?;
+    scene.lab.forget_guest(&guest.name);
+    Ok(())
+}
+
+/// Plays one victim beside every step.
+fn play(victim: Victim) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut scene = None;
+    for (number, stop) in steps::onward().into_iter().enumerate() {
+        let of = [Side::Source, Side::Target][number % 2];
+        let mut now = scene.take().unwrap_or_else(|| Scene::new(LINK));
+        let begun = Instant::now();
+        let case = format!("{stop:?} with the {of:?}'s {victim:?}");
+        match kill_both(&mut now, stop, (victim, of)) {
+            Ok(()) => {
+                println!("{case}: {} ms", begun.elapsed().as_millis());
+                scene = Some(now);
+            }
+            Err(why) => {
+                now.lab.show_logs();
+                failures.push(format!("{case}: {why}"));
+            }
+        }
+    }
+    failures
+}
+
+#[test]
+fn fault_01_to_06_a_tunnel_killed_with_a_migrator_at_every_step() {
+    let failures = play(Victim::Tunnel);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn fault_07_and_08_a_guest_killed_with_a_migrator_at_every_step() {
+    let failures = play(Victim::Process);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
