@@ -8,6 +8,7 @@ use crate::console::{Silence, monotonic_ns};
 use crate::lab::{Guest, Lab, Link};
 use crate::scene::{SOURCE, Scene};
 use crate::trial::Side;
+use crate::verdict::check_no_alarm;
 
 /// Slow enough that a cut finds most of the guest on one side.
 const SLOW: Link = Link {
@@ -141,6 +142,7 @@ impl Cut {
         scene.lab.heal();
         let (outage, healed_ns) = (cut.elapsed(), monotonic_ns());
         let rest = scene.arrives(&guest, &mut console)?;
+        check_no_alarm(&scene.lab)?;
         // In an outage nobody misses a processor.
         let excused_from_ns = match self.phase {
             Phase::Committed | Phase::Serving => healed_ns,
