@@ -89,6 +89,16 @@ fn fault_07_a_virtual_machine_killed_at_its_source() {
 }
 
 #[test]
+fn fault_07_and_08_a_virtual_machine_killed_while_it_is_frozen() {
+    if !has_kvm() {
+        return;
+    }
+    let mut scene = Scene::new(away::LONG);
+    killed::at_its_source(&scene, &machine_of("frozen", 16), Phase::Switching);
+    killed::in_its_commit(&mut scene, &machine_of("committed", 16));
+}
+
+#[test]
 fn fault_08_a_virtual_machine_killed_at_its_target() {
     if !has_kvm() {
         return;
@@ -110,7 +120,14 @@ fn fault_15_to_19_a_virtual_machine_survives_a_cut_link() {
         Phase::Committed,
         Phase::Serving,
     ];
-    for (side, seconds) in [(None, 1), (None, 10), (Some(Side::Target), 1)] {
+    let (source, target) = (Some(Side::Source), Some(Side::Target));
+    for (side, seconds) in [
+        (None, 1),
+        (None, 10),
+        (source, 1),
+        (source, 10),
+        (target, 1),
+    ] {
         let cuts = phases.map(|phase| Cut::new(phase, side, seconds).of_virtual_machine());
         let told = cut::check(&cuts).unwrap_or_else(|failures| panic!("{failures}"));
         println!("{}", told.join("\n"));

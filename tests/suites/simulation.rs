@@ -3,6 +3,7 @@
 //! `TOWPATH_SEED=n` runs one seed with its trace; `TOWPATH_SEEDS=n` runs so many.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use towpath_tests::simulation::{self, Failure, Summary};
 
@@ -11,6 +12,9 @@ const SEED_COUNT: u64 = 10_000;
 
 /// From so many seeds on everything must have happened.
 const ENOUGH_COUNT: u64 = 1_000;
+
+/// How long a run of that many seeds may take on a slow machine.
+const RUN_MAX: Duration = Duration::from_secs(300);
 
 /// Lines of the trace that are shown of a failure.
 const TRACE_LINES_SHOWN: usize = 4_000;
@@ -102,9 +106,15 @@ fn a_guest_arrives_whole_whatever_goes_wrong() {
         return;
     }
     let count = number("TOWPATH_SEEDS").unwrap_or(SEED_COUNT);
+    let begun = Instant::now();
     match run_all(count) {
         Ok(total) => {
-            println!("{total:?}");
+            let took = begun.elapsed();
+            println!("{total:?} in {took:?}");
+            assert!(
+                count > SEED_COUNT || took <= RUN_MAX,
+                "{count} seeds took {took:?}"
+            );
             if count >= ENOUGH_COUNT {
                 expect_variety(&total, count);
             }

@@ -108,11 +108,12 @@ fn write(path: &Path, text: &str, mode: u32) {
 fn l06_a_hangup_ends_no_migrator() {
     let migrator = Migrator::start("kvm fault E_KVM there is none");
     let id = Pid::from_child(&migrator.child);
-    kill_process(id, Signal::HUP).unwrap();
-    // The answer comes from behind the signal: a process that is to end by it runs no further.
-    let status = migrator.run(&["guest", "ls"]);
-    assert_eq!(status.status, 0, "{status:?}");
-    kill_process(id, Signal::HUP).unwrap();
+    for _ in 0..2 {
+        kill_process(id, Signal::HUP).unwrap();
+        // The answer comes from behind the signal: a process that is to end by it runs no further.
+        let status = migrator.run(&["guest", "ls"]);
+        assert_eq!(status.status, 0, "{status:?}");
+    }
 }
 
 #[test]
