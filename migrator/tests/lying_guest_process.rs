@@ -304,10 +304,10 @@ fn a_process_that_cannot_be_looked_for_is_not_taken_to_be_gone() {
     let folder = tempfile::tempdir().unwrap();
     assert!(!GuestProcess::lives(folder.path()));
     GuestProcess::end_unadopted(folder.path()).unwrap();
-    // As a lack of descriptors would, this keeps the file from being opened.
+    // As a lack of descriptors would, what was put in its place keeps the file from being opened.
     let file = folder.path().join("guest.pid");
     std::os::unix::fs::symlink(&file, &file).unwrap();
     assert!(GuestProcess::lives(folder.path()));
     let unknown = GuestProcess::end_unadopted(folder.path()).unwrap_err();
-    assert_eq!(unknown.code, Code::Io, "{unknown}");
+    assert_eq!(unknown.code, Code::Path, "{unknown}");
 }
