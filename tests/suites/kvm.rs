@@ -89,13 +89,12 @@ fn fault_07_a_virtual_machine_killed_at_its_source() {
 }
 
 #[test]
-fn fault_07_and_08_a_virtual_machine_killed_while_it_is_frozen() {
+fn fault_07_a_virtual_machine_killed_while_it_is_frozen() {
     if !has_kvm() {
         return;
     }
-    let mut scene = Scene::new(away::LONG);
+    let scene = Scene::new(away::LONG);
     killed::at_its_source(&scene, &machine_of("frozen", 16), Phase::Switching);
-    killed::in_its_commit(&mut scene, &machine_of("committed", 16));
 }
 
 #[test]
