@@ -214,3 +214,22 @@ impl Controller for Delay {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_under_way_than_leaves_the_gaps_that_the_other_side_keeps() {
+        let now = Clock::now();
+        let factory = Arc::new(Delay::factory(Some(Leg::Bulk)));
+        let mut delay = factory.build(now, 1452).into_any().downcast::<Delay>();
+        let delay = delay.as_mut().expect("one of ours");
+        delay.set_floor(128 << 20);
+        assert_eq!(delay.window(), 128 << 20);
+        // One packet in fifty.
+        delay.gaps.arrived(49_000_000);
+        delay.on_congestion_event(now, now, false, 1_000_000);
+        assert_eq!(delay.window(), 400 * 1452 * 50);
+    }
+}
