@@ -136,24 +136,15 @@ fn run_check(options: &FileOptions) -> Result<(), Failure> {
 fn not_looked_at(not_opened: &[PathBuf]) -> String {
     let (absent, denied): (Vec<_>, Vec<_>) =
         not_opened.iter().partition(|file| is_not_handed_over(file));
-    let list = |files: &[&PathBuf]| {
-        let files: Vec<_> = files.iter().map(|file| path(file)).collect();
-        files.join(", ")
+    let list = |files: Vec<&PathBuf>| {
+        let files: Vec<_> = files.into_iter().map(|file| path(file)).collect();
+        (!files.is_empty()).then(|| files.join(", "))
     };
-    let mut text = String::new();
-    if !denied.is_empty() {
-        let files = list(&denied);
-        text.push_str(&format!(
-            "its certificates were not looked at, for want of rights to {files}: ask as root\n"
-        ));
-    }
-    if !absent.is_empty() {
-        let files = list(&absent);
-        text.push_str(&format!(
-            "its certificates were not looked at: {files} is there only while its unit runs\n"
-        ));
-    }
-    text
+    let denied = list(denied).map(|files| format!(", for want of rights to {files}: ask as root"));
+    let absent = list(absent).map(|files| format!(": {files} is there only while its unit runs"));
+    let whys = [denied, absent].into_iter().flatten();
+    whys.map(|why| format!("its certificates were not looked at{why}\n"))
+        .collect()
 }
 
 fn run_show(options: &FileOptions) -> Result<(), Failure> {
