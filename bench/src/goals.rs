@@ -1,5 +1,8 @@
 //! Goals of a full run: its figures are printed first, then what they miss ends it as a failure.
 
+use serde::Serialize;
+
+use crate::program::print;
 use crate::sites::Failure;
 
 /// What a run's figures miss.
@@ -30,12 +33,17 @@ impl Goals {
         }
     }
 
-    /// The end of the run.
+    /// The end of a run: prints its report, and judges it by the goals, which a small run has none of.
     ///
     /// # Errors
     ///
-    /// If a goal was missed: each of them.
-    pub fn reached(self) -> Result<(), Failure> {
+    /// If nobody reads it, or a goal was missed: each of them.
+    pub fn judge(report: &impl Serialize, goals: Option<Self>) -> Result<(), Failure> {
+        print(report)?;
+        goals.unwrap_or_default().reached()
+    }
+
+    fn reached(self) -> Result<(), Failure> {
         match self.missed.as_slice() {
             [] => Ok(()),
             missed => Err(format!("goals missed: {}", missed.join("; ")).into()),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use lz4_flex::block::CompressTable;
 use serde::Serialize;
 use towpath_bench::goals::Goals;
-use towpath_bench::program::{finish, print};
+use towpath_bench::program::finish;
 use towpath_migrator::codec::{
     BlockReader, CodecPolicy, Decoder, EncodedChunk, Encoder, EncoderPool, Job, Level,
 };
@@ -100,13 +100,8 @@ fn main() -> ExitCode {
             round_count: 7,
         }
     };
-    finish(report(&size).map_err(Into::into).and_then(|report| {
-        print(&report)?;
-        if !is_smoke {
-            report.goals().reached()?;
-        }
-        Ok(())
-    }))
+    let judge = |report: Report| Goals::judge(&report, (!is_smoke).then(|| report.goals()));
+    finish(report(&size).map_err(Into::into).and_then(judge))
 }
 
 impl Report {

@@ -74,11 +74,7 @@ fn generate(arguments: &[String]) -> Result<(), Failure> {
 fn run(scale: (u64, usize, u64)) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
     let report = runtime.block_on(measure(scale))?;
-    print(&report)?;
-    if scale == FULL {
-        report.goals().reached()?;
-    }
-    Ok(())
+    Goals::judge(&report, (scale == FULL).then(|| report.goals()))
 }
 
 impl Report {

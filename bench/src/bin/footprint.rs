@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use towpath_bench::goals::Goals;
-use towpath_bench::program::{Process, finish, print, run_tunnel, until_ready, write_config};
+use towpath_bench::program::{Process, finish, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
@@ -104,11 +104,7 @@ fn measure(count: usize, program: &Path) -> Result<(), Failure> {
         stream_bytes: [stream_bytes(0)?, stream_bytes(1)?],
         idle: idle.to_vec(),
     };
-    print(&report)?;
-    if count == FULL {
-        report.goals().reached()?;
-    }
-    Ok(())
+    Goals::judge(&report, (count == FULL).then(|| report.goals()))
 }
 
 impl Report {

@@ -15,7 +15,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 use towpath_bench::goals::Goals;
-use towpath_bench::program::{finish, print};
+use towpath_bench::program::finish;
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 
@@ -68,13 +68,7 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(Failure::from)
         .and_then(|runtime| runtime.block_on(measure(pairs)))
-        .and_then(|report| {
-            print(&report)?;
-            if pairs == FULL {
-                report.goals().reached()?;
-            }
-            Ok(())
-        });
+        .and_then(|report| Goals::judge(&report, (pairs == FULL).then(|| report.goals())));
     finish(done)
 }
 

@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use serde_json::{Value, json};
 use towpath_bench::goals::Goals;
-use towpath_bench::program::{finish, median, print};
+use towpath_bench::program::{finish, median};
 use towpath_bench::sites::Failure;
 
 /// Rounds over loopback, of the tunnel alone and two moves.
@@ -46,13 +46,8 @@ fn main() -> ExitCode {
         ["--smoke"] => true,
         _ => return finish(Err("usage: migration [--smoke]".into())),
     };
-    finish(measure(is_smoke).and_then(|document| {
-        print(&document)?;
-        if !is_smoke {
-            goals(&document).reached()?;
-        }
-        Ok(())
-    }))
+    let judge = |document: Value| Goals::judge(&document, (!is_smoke).then(|| goals(&document)));
+    finish(measure(is_smoke).and_then(judge))
 }
 
 /// That of throughput is the demo's guest's: one of noise alone is measured beside it.

@@ -23,9 +23,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use towpath_bench::goals::Goals;
 use towpath_bench::lab::{Host, Lab, report_skipped};
-use towpath_bench::program::{
-    Process, finish, median, print, run_tunnel, until_ready, write_config,
-};
+use towpath_bench::program::{Process, finish, median, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
 use towpath_daemon::client::Client;
 use towpath_daemon::log;
@@ -196,11 +194,7 @@ fn measure(size: &Size, parts: &[&str]) -> Result<(), Failure> {
     let tunnels = Tunnels::start(&lab, folder.path())?;
     let report = report(size, parts, (&lab, &services, &tunnels));
     let report = report.map_err(|why| tunnels.explain(&why))?;
-    print(&report)?;
-    if size.time == FULL.time {
-        report.goals().reached()?;
-    }
-    Ok(())
+    Goals::judge(&report, (size.time == FULL.time).then(|| report.goals()))
 }
 
 impl Report {

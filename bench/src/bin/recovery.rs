@@ -24,7 +24,7 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 use towpath_bench::goals::Goals;
 use towpath_bench::load::bulk_stream;
-use towpath_bench::program::{finish, print};
+use towpath_bench::program::finish;
 use towpath_bench::relay::{Control, Direction, Door, Options, Relay, Side};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
@@ -196,13 +196,7 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(Failure::from)
         .and_then(|runtime| runtime.block_on(measure(outages, scale)))
-        .and_then(|report| {
-            print(&report)?;
-            if scale == FULL {
-                report.goals().reached()?;
-            }
-            Ok(())
-        });
+        .and_then(|report| Goals::judge(&report, (scale == FULL).then(|| report.goals())));
     finish(done)
 }
 

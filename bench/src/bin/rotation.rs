@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::goals::Goals;
 use towpath_bench::load::Loaded;
-use towpath_bench::program::{finish, print};
+use towpath_bench::program::finish;
 use towpath_bench::sites::Failure;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
@@ -83,13 +83,8 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::from);
     let measured = runtime.and_then(|runtime| runtime.block_on(measure(scale)));
-    finish(measured.and_then(|report| {
-        print(&report)?;
-        if scale == FULL {
-            report.goals().reached()?;
-        }
-        Ok(())
-    }))
+    let judge = |report: Report| Goals::judge(&report, (scale == FULL).then(|| report.goals()));
+    finish(measured.and_then(judge))
 }
 
 impl Report {

@@ -25,9 +25,7 @@ use std::time::Duration;
 use serde::Serialize;
 use towpath_bench::goals::Goals;
 use towpath_bench::lab::{CABLE, Host, Lab, report_skipped};
-use towpath_bench::program::{
-    Process, READY_WAIT, finish, print, run_tunnel, until_ready, write_config,
-};
+use towpath_bench::program::{Process, READY_WAIT, finish, run_tunnel, until_ready, write_config};
 use towpath_bench::sites::{Failure, sites_that_meet};
 use towpath_daemon::stream;
 use towpath_protocol::channel::{Class, Open};
@@ -147,11 +145,7 @@ fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
             kernel_tbf: through_kernel(&lab, cap, time)?,
         });
     }
-    print(&report)?;
-    if time == FULL.1 {
-        report.goals().reached()?;
-    }
-    Ok(())
+    Goals::judge(&report, (time == FULL.1).then(|| report.goals()))
 }
 
 impl Report {

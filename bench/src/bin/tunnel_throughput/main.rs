@@ -21,7 +21,7 @@ use serde::Serialize;
 use towpath_bench::goals::Goals;
 use towpath_bench::processor::seconds_of;
 use towpath_bench::program::{
-    Process, READY_WAIT, finish, median, print, run_tunnel, until_ready, write_config,
+    Process, READY_WAIT, finish, median, run_tunnel, until_ready, write_config,
 };
 use towpath_bench::sites::{Failure, sites_that_meet};
 use towpath_daemon::stream;
@@ -60,19 +60,19 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["tunnel", config] => run_tunnel(Path::new(config)),
         ["bare", side, folder] => bare::run(side, Path::new(folder)),
-        [] => measure(FULL.0, FULL.1).and_then(|report| report.goals().reached()),
-        ["--smoke"] => measure(SMOKE.0, SMOKE.1).map(drop),
+        [] => measure(FULL, true),
+        ["--smoke"] => measure(SMOKE, false),
         [mebibytes, runs] => mebibytes
             .parse::<u64>()
             .and_then(|mebibytes| Ok((mebibytes << 20, runs.parse::<usize>()?)))
             .map_err(Into::into)
-            .and_then(|(bytes, runs)| measure(bytes, runs.max(1)).map(drop)),
+            .and_then(|(bytes, runs)| measure((bytes, runs.max(1)), false)),
         _ => Err("usage: tunnel_throughput [--smoke | MEBIBYTES RUNS]".into()),
     };
     finish(done)
 }
 
-fn measure(bytes: u64, runs: usize) -> Result<Report, Failure> {
+fn measure((bytes, runs): (u64, usize), is_judged: bool) -> Result<(), Failure> {
     let folder = tempfile::TempDir::new()?;
     let sites = Sites::new(folder.path())?;
     let (mut tunnel, mut bare) = (Vec::new(), Vec::new());
@@ -91,8 +91,7 @@ fn measure(bytes: u64, runs: usize) -> Result<Report, Failure> {
         tunnel,
         bare_quinn: bare,
     };
-    print(&report)?;
-    Ok(report)
+    Goals::judge(&report, is_judged.then(|| report.goals()))
 }
 
 impl Report {
