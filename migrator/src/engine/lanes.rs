@@ -214,6 +214,11 @@ impl Gathering {
         self.0.iter().all(|gathered| gathered.number != number)
     }
 
+    /// Whether no lane is waiting for its others.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Lets go of lanes whose others do not come any more.
     pub(super) fn forget_late(&mut self, now: Instant) {
         self.0

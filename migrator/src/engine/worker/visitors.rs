@@ -15,6 +15,9 @@ use crate::engine::ground::now;
 use crate::engine::lanes::{Gathering, Link, OpenLane, ReadingEnd, receive_on};
 use crate::engine::target_move::TargetMove;
 
+#[cfg(test)]
+mod tests;
+
 /// Lanes on which nothing is begun are closed after this time: between a greeting and a word lie a few round
 /// trips.
 const VISIT_WAIT: Duration = Duration::from_secs(10);
@@ -112,9 +115,16 @@ impl Worker {
 
     /// A lane ended that is not one of the guest's move.
     pub(super) fn visitor_lost(&mut self, link: u64, lane: Lane) {
-        if lane == Lane::Control {
-            self.visitors.retain(|visitor| !visitor.has_link(link));
+        if lane != Lane::Control {
+            return;
         }
+        self.visitors.retain_mut(|visitor| {
+            if visitor.has_link(link) {
+                visitor.link = None;
+            }
+            // Its source may be opening others already.
+            visitor.link.is_some() || !visitor.lanes.is_empty()
+        });
     }
 
     /// A message came on a lane that is not one of the guest's move.

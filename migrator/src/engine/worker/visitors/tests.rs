@@ -1,0 +1,40 @@
+//! Lanes beside what a guest is at: which end with which.
+
+use towpath_protocol::identity::Epoch;
+use towpath_protocol::ownership::Ownership;
+
+use super::*;
+use crate::engine::tests::{ground, host, order};
+use crate::engine::worker::tests::{greeted, work_until};
+
+#[test]
+fn newer_lanes_of_a_visitor_outlive_its_older_ones() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let mut worker = Worker::new(ground, ownership);
+    let open = |worker: &mut Worker, number, lanes: &[Lane]| {
+        let greeted = lanes.iter().map(|lane| {
+            let (mut hello, lane, theirs) = greeted(&worker.ground, *lane);
+            hello.link = number;
+            worker.lane(order(9).target, &hello, lane);
+            theirs
+        });
+        greeted.collect::<Vec<_>>()
+    };
+    let first = |worker: &Worker| {
+        let link = worker.visitors.first()?.link.as_ref()?;
+        Some(link.number)
+    };
+    let older = open(&mut worker, 1, &Lane::ALL);
+    let older_number = first(&worker).expect("all of its lanes are open");
+    let [early, late @ ..] = Lane::ALL;
+    let _early = open(&mut worker, 2, &[early]);
+    // That the older ones have ended is found out while the newer ones are being opened.
+    drop(older);
+    work_until(&mut worker, |worker| first(worker).is_none());
+    let _late = open(&mut worker, 2, &late);
+    assert!(first(&worker).is_some_and(|newer| newer != older_number));
+    assert_eq!(worker.visitors.len(), 1);
+}
