@@ -4,7 +4,6 @@ use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
-use serde_json::error::Category;
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::problem::Problem;
@@ -32,19 +31,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Strict<T> {
 ///
 /// # Errors
 ///
-/// `E_META` if it is too large, too deep or not JSON; `E_USAGE` if it is JSON of another shape.
+/// `E_META` if it is too large, too deep, not JSON, or JSON of another shape: a key twice, a number out of range.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     if bytes.len() > BODY_BYTES_MAX {
         return Err(too_large());
     }
     check_depth(bytes)?;
-    serde_json::from_slice(bytes).map_err(|error| {
-        let code = match error.classify() {
-            Category::Data => Code::Usage,
-            Category::Syntax | Category::Eof | Category::Io => Code::Meta,
-        };
-        Fault::new(code, format!("request body: {error}"))
-    })
+    serde_json::from_slice(bytes)
+        .map_err(|error| Fault::new(Code::Meta, format!("request body: {error}")))
 }
 
 async fn collect(body: Body) -> Result<Vec<u8>, Fault> {
@@ -103,23 +97,23 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(17), "]".repeat(17));
         let deep_value = format!("{{\"name\":{deep}}}");
         let long = format!("{{\"name\":\"{}\"}}", "x".repeat(BODY_BYTES_MAX));
-        for (text, code) in [
-            (deep.as_str(), Code::Meta),
-            (deep_value.as_str(), Code::Meta),
-            (long.as_str(), Code::Meta),
-            ("", Code::Meta),
-            ("{\"name\":\"a\"", Code::Meta),
-            ("{\"name\":NaN}", Code::Meta),
-            ("{\"name\":\"a\"} {}", Code::Meta),
-            ("{\"name\":\"a\",\"name\":\"b\"}", Code::Usage),
-            ("{\"name\":\"a\",\"count\":-1}", Code::Usage),
-            ("{\"name\":\"a\",\"count\":4294967296}", Code::Usage),
-            ("{\"name\":\"a\",\"other\":1}", Code::Usage),
-            ("{\"count\":1}", Code::Usage),
-            ("[]", Code::Usage),
+        for text in [
+            deep.as_str(),
+            deep_value.as_str(),
+            long.as_str(),
+            "",
+            "{\"name\":\"a\"",
+            "{\"name\":NaN}",
+            "{\"name\":\"a\"} {}",
+            "{\"name\":\"a\",\"name\":\"b\"}",
+            "{\"name\":\"a\",\"count\":-1}",
+            "{\"name\":\"a\",\"count\":4294967296}",
+            "{\"name\":\"a\",\"other\":1}",
+            "{\"count\":1}",
+            "[]",
         ] {
             let fault = parse::<Sample>(text.as_bytes()).expect_err(text);
-            assert_eq!(fault.code, code, "{text:.60}: {fault}");
+            assert_eq!(fault.code, Code::Meta, "{text:.60}: {fault}");
         }
         assert!(parse::<Sample>(b"{\"name\":\"\xff\"}").is_err());
     }
