@@ -11,6 +11,8 @@
 
 #[path = "faults/answers.rs"]
 mod answers;
+#[path = "faults/chunks.rs"]
+mod chunks;
 #[path = "faults/daemons.rs"]
 mod daemons;
 #[path = "faults/demands.rs"]

@@ -11,7 +11,7 @@ use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::image::{CHAIN_START, Image};
 use towpath_protocol::message::{
     ChunkHeader, Codec, FinalEnd, Lane, Message, Prepare, Reason, Received, SpaceInfo,
-    ZERO_CHUNK_DIGEST, chain_after, digest_of,
+    ZERO_CHUNK_DIGEST, chain_after,
 };
 use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BlockRun, BlockSet, MEMORY, MEMORY_BLOCK_BYTES};
@@ -105,25 +105,6 @@ pub(crate) fn code(reason: &Reason) -> &str {
 
 pub(crate) fn shown(site: &Site, guest: &Guest) -> GuestView {
     site.guest(&guest.name).unwrap().expect("it is shown")
-}
-
-/// A frame of one block.
-fn chunk(sequence: u64, block: u64) -> Vec<u8> {
-    let payload = vec![7; MEMORY_BLOCK_BYTES as usize];
-    let header = ChunkHeader {
-        space: MEMORY,
-        sequence,
-        generation: 1,
-        codec: Codec::Raw,
-        runs: vec![BlockRun {
-            start: block,
-            count: 1,
-        }],
-        digest: digest_of(&payload),
-    };
-    let mut frame = Vec::new();
-    header.encode(&payload, &mut frame);
-    frame
 }
 
 #[test]
@@ -433,7 +414,7 @@ fn h06_a_source_that_was_refused_hears_it_again_beside_another_offer() {
 }
 
 /// Whether nothing is left at a site of guests that were refused: no folder, no worker, no name.
-fn has_nothing(site: &Site) -> bool {
+pub(crate) fn has_nothing(site: &Site) -> bool {
     let folders = std::fs::read_dir(site.folder().join("state/guests")).unwrap();
     folders.count() == 0 && site.guest(&"till-1000".parse().unwrap()).unwrap().is_none()
 }
@@ -556,7 +537,9 @@ fn f08_f09_a_chunk_outside_of_memory_ends_the_attempt() {
         let epoch = 1 + u64::try_from(attempt).unwrap();
         source.say(Lane::Control, &offer(&config, epoch)).unwrap();
         assert!(matches!(source.hear(), Some(Message::Prepared(_))));
-        source.put(Lane::Bulk, &chunk(1, block)).unwrap();
+        source
+            .put(Lane::Bulk, &crate::chunks::chunk(1, block))
+            .unwrap();
         match source.hear() {
             Some(Message::Nack(reason)) => assert_eq!(code(&reason), Code::Range.as_str()),
             other => panic!("block {block}: {other:?}"),
@@ -593,64 +576,6 @@ fn f10_spaces_other_than_the_guests_are_refused_with_what_differs() {
         other => panic!("{other:?}"),
     }
     assert!(has_nothing(site));
-}
-
-#[test]
-fn f02_what_a_stream_that_is_cut_off_left_behind_goes_with_its_attempt() {
-    let scene = Scene::new(LINK);
-    let site = scene.lab.site(TARGET);
-    let abort = Message::Abort(Reason::from(&Fault::new(Code::Cancelled, "it stays")));
-    let whole = chunk(1, 3);
-    for (id, length) in (1000..).zip([1, 20, whole.len() / 2, whole.len() - 1]) {
-        let config = described(GuestId(id), &format!("till-{id}"), 16);
-        let mut source = open(site, "box-7", config.id, id);
-        source.say(Lane::Control, &offer(&config, 2)).unwrap();
-        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
-        source.put(Lane::Bulk, &whole[..length]).unwrap();
-        drop(source);
-        let mut source = open(site, "box-7", config.id, id);
-        source.say(Lane::Control, &offer(&config, 2)).unwrap();
-        assert!(matches!(source.hear(), Some(Message::Prepared(_))));
-        source.say(Lane::Control, &abort).unwrap();
-        assert!(source.hear().is_none(), "the lanes end");
-    }
-    let gone = wait_until(SHOWN_WAIT, || has_nothing(site).then_some(()));
-    gone.expect("nothing is left of them");
-}
-
-#[test]
-fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
-    let scene = Scene::new(LINK);
-    let site = scene.lab.site(TARGET);
-    let id = GuestId(80);
-    let config = described(id, "till", 16);
-    let mut spoilt = chunk(1, 3);
-    *spoilt.last_mut().unwrap() ^= 1;
-    let mut tries = 0;
-    let reason = loop {
-        let mut source = open(site, "box-7", id, 1);
-        source.say(Lane::Control, &offer(&config, 2)).unwrap();
-        match source.hear() {
-            Some(Message::Prepared(_)) => {}
-            Some(Message::Nack(reason)) => break reason,
-            other => panic!("after {tries} tries: {other:?}"),
-        }
-        tries += 1;
-        assert!(tries <= 3, "it is tried without end");
-        source.put(Lane::Bulk, &spoilt).unwrap();
-        // The lanes end, with or without a last word.
-        if let Some(Message::Nack(reason)) = source.hear() {
-            break reason;
-        }
-    };
-    assert_eq!(tries, 3);
-    let said = code(&reason);
-    assert!(
-        [Code::Codec, Code::Framing]
-            .iter()
-            .any(|code| code.as_str() == said),
-        "{said}"
-    );
 }
 
 /// Sends a guest of zeros whose state is another than the source says that it saved, and gives the root and
