@@ -5,6 +5,7 @@ pub mod answerer;
 pub mod away;
 pub mod console;
 pub mod contention;
+pub mod crash;
 pub mod cut;
 pub mod hosts;
 pub mod journals;

@@ -7,6 +7,7 @@ use towpath_protocol::fault::Code;
 use towpath_protocol::plan::Reason;
 
 use crate::console::Console;
+use crate::crash;
 use crate::lab::{Guest, Lab};
 use crate::random::Random;
 use crate::site::{LOOK_PAUSE, Place};
@@ -98,6 +99,8 @@ pub enum Disturbance {
     Tunnel(Side),
     /// `kill -9` of the process that receives the guest; if there is none, or the guest is nearly there, nothing.
     ReceivingProcess,
+    /// `kill -9` of the process that the guest leaves, before the commit or behind it; once it is gone, nothing.
+    LeavingProcess,
     /// A link that carries nothing.
     Cut,
     /// A link that does not carry what this side sends.
@@ -151,7 +154,8 @@ impl Trial {
             6 => Disturbance::BothMigrators,
             7..=8 => Disturbance::Tunnel(side),
             9 => Disturbance::ReceivingProcess,
-            10..=11 => Disturbance::Cut,
+            10 => Disturbance::Cut,
+            11 => Disturbance::LeavingProcess,
             12 => Disturbance::CutFrom(side),
             13 => Disturbance::Upgrade(side),
             _ => Disturbance::Step(step_side, step),
@@ -187,11 +191,29 @@ impl Trial {
         console.wait_for_more(3, RUN_WAIT)?;
         self.ask(lab)?;
         let has_hit = self.disturb(lab)?;
-        let rest = come_to_rest(lab, &self.guest.name, &mut console, watch, REST_WAIT)?;
-        self.check_place(lab, &rest)?;
+        let rest = match self.disturbance {
+            Disturbance::LeavingProcess if has_hit => self.left((lab, watch), &mut console)?,
+            _ => {
+                let rest = come_to_rest(lab, &self.guest.name, &mut console, watch, REST_WAIT)?;
+                self.check_place(lab, &rest)?;
+                rest
+            }
+        };
         check_no_alarm(lab)?;
         lab.forget_guest(&self.guest.name);
         Ok(Outcome { rest, has_hit })
+    }
+
+    /// The process that the guest was leaving has died: it is a crash there, or the guest has no need of it any more.
+    fn left(&self, seen: (&Lab, &Watch), console: &mut Console) -> Result<Rest, String> {
+        let (lab, watch) = seen;
+        match crash::ended(lab, &self.guest, self.from.other(), REST_WAIT)? {
+            None => come_to_rest(lab, &self.guest.name, console, watch, REST_WAIT),
+            Some(place) if place == self.from => {
+                crash::boot_again(seen, &self.guest, console, place, REST_WAIT)
+            }
+            Some(place) => Err(format!("it crashed at {place:?}, where nothing was killed")),
+        }
     }
 
     /// Asks for the move; while the link recovers from an earlier trial, as an operator would: again.
@@ -286,6 +308,9 @@ impl Trial {
             }
             Disturbance::Tunnel(side) => lab.site_mut(place(side)).kill_tunnel(),
             Disturbance::ReceivingProcess => return self.kill_receiving(lab),
+            Disturbance::LeavingProcess => {
+                return lab.kill_guest(self.from, &self.guest.name) == 1;
+            }
             Disturbance::Cut => lab.cut(),
             Disturbance::CutFrom(side) => lab.cut_from(place(side)),
             Disturbance::Upgrade(side) => lab.site_mut(place(side)).stop_daemons(),

@@ -6,15 +6,16 @@
 
 use std::time::Instant;
 
-use towpath_migrator::api::{GuestState, MigrationMode, Ownership, Phase};
+use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_tests::away;
 use towpath_tests::console::Console;
+use towpath_tests::crash;
 use towpath_tests::lab::Guest;
 use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET};
 use towpath_tests::site::Place;
 use towpath_tests::steps::failpoint;
 use towpath_tests::trial::Side;
-use towpath_tests::verdict::{check_no_alarm, wait_until};
+use towpath_tests::verdict::check_no_alarm;
 
 use crate::steps;
 
@@ -60,31 +61,13 @@ fn ending(stop: (Side, &str), victim: Side) -> Ending {
     }
 }
 
-/// Where the guest has crashed; nowhere if it runs where it went. Nothing while that is not decided.
-fn ended(scene: &Scene, guest: &Guest) -> Option<Option<Place>> {
-    for place in Place::ALL {
-        let view = scene.lab.site(place).guest(&guest.name).ok()?;
-        let Some(view) = view else { continue };
-        let is_owned = view.ownership == Ownership::Owned;
-        if is_owned && view.state == GuestState::Crashed && view.process_id.is_none() {
-            return Some(Some(place));
-        }
-        let has_process = !scene.lab.guest_processes(TARGET, &guest.name).is_empty();
-        if place == TARGET && is_owned && view.state == GuestState::Running && has_process {
-            return Some(None);
-        }
-    }
-    None
-}
-
 fn comes_to(
     scene: &Scene,
     guest: &Guest,
     console: &mut Console,
     expected: Ending,
 ) -> Result<(), String> {
-    let found = wait_until(REST_WAIT, || ended(scene, guest));
-    let found = found.ok_or("it neither runs nor has crashed")?;
+    let found = crash::ended(&scene.lab, guest, TARGET, REST_WAIT)?;
     let is_expected = match expected {
         Ending::Arrives => found.is_none(),
         Ending::CrashesAt(place) => found == Some(place),
@@ -96,17 +79,8 @@ fn comes_to(
     let Some(place) = found else {
         return scene.arrives(guest, console).map(drop);
     };
-    console.read()?;
-    console.forget();
-    let booted = scene.lab.site(place).boot(&guest.name);
-    booted.map_err(|problem| format!("not booted: {problem:?}"))?;
-    let rest = scene.rest(guest, console)?;
-    match rest.place == place {
-        true => Ok(()),
-        false => Err(format!(
-            "it crashed at {place:?} and runs at the other site"
-        )),
-    }
+    let seen = (&scene.lab, &scene.watch);
+    crash::boot_again(seen, guest, console, place, REST_WAIT).map(drop)
 }
 
 /// Kills a migrator behind its step, and something else with it.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use towpath_migrator::api::{GuestKind, MigrationView};
 use towpath_tests::lab::{Lab, Link, check_kvm};
-use towpath_tests::trial::Trial;
+use towpath_tests::trial::{Disturbance, Trial};
 use towpath_tests::watch::Watch;
 
 /// Trials of a run unless told otherwise.
@@ -28,11 +28,12 @@ const VIRTUAL_PARTS_MAX: u64 = 3;
 const MOVED_PERCENT_MIN: u64 = 95;
 
 /// Ways to disturb a move, as they are counted.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "Migrator",
     "BothMigrators",
     "Tunnel",
     "ReceivingProcess",
+    "LeavingProcess",
     "Cut",
     "CutFrom",
     "Step",
@@ -62,6 +63,8 @@ fn number(name: &str) -> Option<u64> {
 struct Tally {
     count: u64,
     moved_count: u64,
+    /// Guests whose process was killed before they were handed over.
+    crashed_count: u64,
     /// Moves that were under way when they were disturbed.
     hit_count: u64,
     /// Moves that needed more than one attempt.
@@ -78,11 +81,12 @@ impl Tally {
     /// Checks that moves were disturbed, in every way: trials in which nothing happens prove nothing.
     fn expect_variety(&self, has_kvm: bool) {
         assert!(
-            self.moved_count * 100 >= self.count * MOVED_PERCENT_MIN,
+            (self.moved_count + self.crashed_count) * 100 >= self.count * MOVED_PERCENT_MIN,
             "{self:?}"
         );
         assert!(self.hit_count * HIT_PARTS_MAX >= self.count, "{self:?}");
         assert!(self.again_count > 0, "{self:?}");
+        assert!(self.crashed_count > 0, "{self:?}");
         if has_kvm {
             let enough = self.count / VIRTUAL_PARTS_MAX;
             assert!(self.virtual_count >= enough, "{self:?}");
@@ -120,7 +124,11 @@ fn work(
             Ok(outcome) => {
                 let mut tally = tally.lock().expect("nobody panics with it");
                 tally.count += 1;
-                tally.moved_count += u64::from(outcome.rest.place != trial.from);
+                let has_moved = outcome.rest.place != trial.from;
+                tally.moved_count += u64::from(has_moved);
+                let is_left = trial.disturbance == Disturbance::LeavingProcess;
+                let has_crashed = is_left && outcome.has_hit && !has_moved;
+                tally.crashed_count += u64::from(has_crashed);
                 tally.hit_count += u64::from(outcome.has_hit);
                 if trial.guest.is_virtual_machine() {
                     tally.virtual_count += 1;
@@ -173,12 +181,13 @@ fn a_guest_survives_whatever_happens_to_its_move() {
     tally.took_ms.sort_unstable();
     let median = tally.took_ms[tally.took_ms.len() / 2];
     println!(
-        "{} trials with seeds {first} to {} in {:?}: {} moved, {} met under way, {} with another \
+        "{} trials with seeds {first} to {} in {:?}: {} moved, {} crashed, {} met under way, {} with another \
          attempt, {} of virtual machines, {median} ms each (median), {:?}",
         tally.count,
         first + count - 1,
         begun.elapsed(),
         tally.moved_count,
+        tally.crashed_count,
         tally.hit_count,
         tally.again_count,
         tally.virtual_count,
