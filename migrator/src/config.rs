@@ -25,7 +25,7 @@ const OFFER_WAIT_MIN: Duration = Duration::from_secs(1);
 const OFFER_WAIT_MAX: Duration = Duration::from_mins(10);
 
 /// Most guests of a host: each has a process, a worker thread, a journal file and a folder.
-const GUESTS_MAX: u32 = 10_000;
+const GUESTS_MAX: u32 = crate::store::GUEST_COUNT_MAX;
 
 /// Least memory of all guests: with less there is none.
 const MEMORY_MIN: Size = Size::from_bytes(1 << 20);
@@ -343,7 +343,7 @@ mod tests {
             ("guest_command = []", [":4:1: guest_command: ", "program"]),
             (
                 "[quota]\nguests = 0",
-                [":5:1: quota.guests: ", "1 to 10000, not 0"],
+                [":5:1: quota.guests: ", "1 to 4096, not 0"],
             ),
             (
                 "[quota]\nmemory = \"1KiB\"",

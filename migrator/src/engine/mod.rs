@@ -295,7 +295,7 @@ fn start_registered(
 
 /// Makes a guest that is owned by this host and runs it.
 fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> {
-    if shared.workers().len() >= crate::store::GUEST_COUNT_MAX {
+    if shared.workers().len() >= crate::store::GUEST_COUNT_MAX as usize {
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
     }
     shared.claim_name(&config.name, config.id)?;
@@ -342,7 +342,7 @@ fn mailbox_of(
     if let Some(handle) = workers.get(&id) {
         return Ok(Arc::clone(&handle.mailbox));
     }
-    if workers.len() >= crate::store::GUEST_COUNT_MAX {
+    if workers.len() >= crate::store::GUEST_COUNT_MAX as usize {
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
     }
     let strangers = workers

@@ -45,7 +45,7 @@ use kept::Kept;
 
 /// Most guests one host knows: far above what its memory holds. Those it had before are found again however
 /// many they are: none is left without its owner.
-pub const GUEST_COUNT_MAX: usize = 4096;
+pub const GUEST_COUNT_MAX: u32 = 4096;
 
 /// Most bytes of a small file.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1024 * 1024;
