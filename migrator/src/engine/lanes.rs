@@ -230,7 +230,8 @@ impl Gathering {
     pub(super) fn add(&mut self, number: u64, lane: OpenLane) -> Option<Vec<OpenLane>> {
         let now = Instant::now();
         self.forget_late(now);
-        if self.is_new(number) {
+        let known = self.0.iter().position(|gathered| gathered.number == number);
+        let index = known.unwrap_or_else(|| {
             if self.0.len() >= GATHERED_COUNT_MAX {
                 self.0.remove(0);
             }
@@ -239,9 +240,8 @@ impl Gathering {
                 begun_at: now,
                 lanes: Vec::with_capacity(Lane::ALL.len()),
             });
-        }
-        let is_same = |gathered: &Gathered| gathered.number == number;
-        let index = self.0.iter().position(is_same)?;
+            self.0.len() - 1
+        });
         let lanes = &mut self.0[index].lanes;
         if lanes.iter().all(|open| open.lane != lane.lane) {
             lanes.push(lane);

@@ -210,6 +210,12 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result
     ground.config = Some(config);
     ground.folder = Some(folder);
     ground.journal = Some(journal);
+    // What was offered before the start and did not come yet.
+    let made_for = match &record.state {
+        State::Prepared { source, .. } | State::Refused { source, .. } => Some(source.clone()),
+        _ => None,
+    };
+    register(shared, &ground, made_for);
     start_worker(shared, ground, move |ground| {
         let mut worker = Worker::recover(ground, record);
         worker.publish();
@@ -250,47 +256,31 @@ fn forget_older(shared: &Shared, name: &Name, record: &Record) -> Result<(), Fau
     }
 }
 
-/// Registers a worker and starts its thread.
-fn start_worker(
-    shared: &Arc<Shared>,
-    ground: Ground,
-    make: impl FnOnce(Ground) -> Worker + Send + 'static,
-) -> Result<(), Fault> {
-    register(shared, &ground);
-    // What was offered before the start and did not come yet.
-    let journal = ground.journal.as_ref();
-    let record = journal.and_then(|journal| Record::decode(journal.record()).ok());
-    if let Some(State::Prepared { source, .. } | State::Refused { source, .. }) =
-        record.map(|record| record.state)
-    {
-        shared.made_for(ground.id, Some(&source));
-    }
-    start_registered(shared, ground, make)
-}
-
-/// Has others reach the worker of a guest that is known here.
-fn register(shared: &Shared, ground: &Ground) {
+/// Has others reach the worker of a guest that is known here, and may be there only for a peer that offers it.
+fn register(shared: &Shared, ground: &Ground, made_for: Option<HostIdentity>) {
     let handle = Handle {
         name: ground.config.as_ref().map(|config| config.name.clone()),
-        made_for: None,
+        made_for,
         mailbox: Arc::clone(&ground.mailbox),
     };
     shared.workers().insert(ground.id, handle);
 }
 
 /// Starts the thread of a worker that is registered already.
-fn start_registered(
+fn start_worker(
     shared: &Arc<Shared>,
     ground: Ground,
     make: impl FnOnce(Ground) -> Worker + Send + 'static,
 ) -> Result<(), Fault> {
     let (id, mailbox) = (ground.id, Arc::clone(&ground.mailbox));
-    let started = spawn("towpath-guest", move || make(ground).work());
-    if started.is_err() {
-        shared.workers().remove(&id);
-        mailbox.close();
-    }
-    started
+    spawn("towpath-guest", move || make(ground).work())
+        .inspect_err(|_| unregister(shared, id, &mailbox))
+}
+
+/// Nobody reaches a worker that could not be made; what others have put into its mailbox goes with it.
+fn unregister(shared: &Shared, id: GuestId, mailbox: &Mailbox<Input>) {
+    shared.workers().remove(&id);
+    mailbox.close();
 }
 
 /// Makes a guest that is owned by this host and runs it.
@@ -325,7 +315,7 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
         shared.store.remove_guest(&name)?;
         return Err(fault);
     }
-    register(shared, &ground);
+    register(shared, &ground, None);
     begin
         .send((ground, ownership))
         .expect("its thread waits for it");
@@ -363,13 +353,9 @@ fn mailbox_of(
     // The disk may take long, and nobody's lanes wait for it but this guest's: what is kept of it is nobody else's to
     // change from here on.
     drop(workers);
-    let ownership = remembered(shared, id).inspect_err(|_| {
-        shared.workers().remove(&id);
-        // What others have put into it goes with it.
-        mailbox.close();
-    })?;
+    let ownership = remembered(shared, id).inspect_err(|_| unregister(shared, id, &mailbox))?;
     let ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), id);
-    start_registered(shared, ground, move |ground| Worker::new(ground, ownership))?;
+    start_worker(shared, ground, move |ground| Worker::new(ground, ownership))?;
     Ok(mailbox)
 }
 

@@ -312,7 +312,7 @@ fn a_slow_disk_keeps_no_lanes_waiting_but_those_of_the_guest_it_is_asked_about()
     let (_folder, shared) = host("");
     let peer = order(1).target;
     let (slow, other) = (GuestId(1), ground(&shared));
-    register(&shared, &other);
+    register(&shared, &other, None);
     let held = shared.store.hold_kept();
     let (asking, of) = (Arc::clone(&shared), peer.clone());
     let asked = std::thread::spawn(move || mailbox_of(&asking, &of, slow).map(drop));
@@ -362,6 +362,7 @@ fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
     // Nobody waits for the answer any more; the worker has not come to it.
     drop(answer);
     assert_eq!(code(shared.begin(GuestId(8), 1)), Some(Code::Quota));
+    register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
     })
@@ -392,6 +393,7 @@ fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
     let [one, other] = slots();
     assert_ne!(one, other, "it was written twice while somebody waited");
     let mailbox = Arc::clone(&ground.mailbox);
+    register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
     })
@@ -426,6 +428,7 @@ fn a_guest_that_is_stopped_is_not_booted_by_who_asked_at_the_same_time() {
     let room = shared.begin(ground.id, MIB).unwrap();
     let commands = [Command::Stop(stop), boot_command(room, boot)];
     ground.mailbox.send_all(commands.map(Input::Command));
+    register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
     })
@@ -445,6 +448,7 @@ fn a_move_that_was_refused_does_not_begin_with_the_next_start() {
     let mailbox = Arc::clone(&ground.mailbox);
     let (reply, answer) = channel();
     mailbox.send(Input::Command(Command::Migrate(Box::new(order(1)), reply)));
+    register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
     })
@@ -467,6 +471,7 @@ fn a_move_whose_guest_is_stopped_before_its_next_attempt_is_over() {
         .show_move(order(1).view(&ground, Phase::Preparing));
     let (reply, answer) = channel();
     mailbox.send(Input::Command(Command::Stop(reply)));
+    register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         let mut worker = Worker::new(ground, ownership);
         worker.retry = Some((now() + PATIENCE, Box::new(order(1))));

@@ -90,7 +90,7 @@ pub(super) struct Worker {
     farewells: farewell::Farewells,
     ending: Option<link::Ending>,
     /// The move that was written down as the one the guest comes with, or was tried to be.
-    arrival: Option<MigrationId>,
+    noted_arrival: Option<MigrationId>,
     /// Sources that have lanes here beside what the guest is at.
     visitors: Vec<visitors::Visitor>,
     pub(super) shown: Shown,
@@ -112,7 +112,7 @@ impl Worker {
             recover_delay: RECOVER_DELAY,
             farewells: farewell::Farewells::default(),
             ending: None,
-            arrival: None,
+            noted_arrival: None,
             visitors: Vec::new(),
             shown: Shown::default(),
             room: None,

@@ -214,8 +214,8 @@ impl Worker {
     }
 
     /// A target has decided on this attempt: it has let go of all older ones.
-    pub(super) fn end_older_farewells(&mut self, order: &Order) {
-        self.end_farewells(|over| over.target == order.target && over.attempt != order.attempt);
+    pub(super) fn end_older_farewells(&mut self, target: &HostIdentity, attempt: AttemptId) {
+        self.end_farewells(|over| over.target == *target && over.attempt != attempt);
     }
 
     fn end_farewells(&mut self, is_over: impl Fn(&Over) -> bool) {

@@ -39,8 +39,9 @@ impl Worker {
                 let event = source::Event::Heard(lane, message);
                 let is_heard = source.handle(&mut self.ground, event).is_ok();
                 if is_heard && is_decided {
-                    let order = source.order().clone();
-                    self.end_older_farewells(&order);
+                    let order = source.order();
+                    let (target, attempt) = (order.target.clone(), order.attempt);
+                    self.end_older_farewells(&target, attempt);
                 }
             }
             Some(Role::Target(target)) => {
@@ -57,7 +58,7 @@ impl Worker {
             return;
         };
         let id = target.setup().migration;
-        if self.arrival.replace(id) == Some(id) {
+        if self.noted_arrival.replace(id) == Some(id) {
             return;
         }
         if let Err(fault) = folder.write_document(&file_name(ARRIVAL_FILE), &id) {
