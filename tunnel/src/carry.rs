@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use towpath_protocol::channel::{Preamble, Received, Resume};
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::carrier::Carrier;
+use crate::carrier::{Carrier, MOVED};
 use crate::core::Core;
 use crate::link::Link;
 use crate::local::Begun;
@@ -151,21 +151,33 @@ impl Life<'_> {
         (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Step {
         let link = Arc::clone(&carrier.link);
-        let copying = pump::run((read, write), flow, carrier, self.stream, self.settings);
-        let call = tokio::select! {
-            ended = copying => return match ended {
-                Ok(()) => Step::Ended(Ok(())),
-                Err(Break::Cut(fault)) => Step::Ended(Err(fault)),
-                Err(Break::Lost) => Step::Apart,
-            },
-            Some(call) = entry.calls.recv() => call,
-            () = self.peer.replaced(&link), if self.stream.is_ours => return Step::Apart,
+        let call = {
+            let copying = pump::run((read, write), flow, carrier, self.stream, self.settings);
+            tokio::pin!(copying);
+            loop {
+                let call = tokio::select! {
+                    ended = &mut copying => return match ended {
+                        Ok(()) => Step::Ended(Ok(())),
+                        Err(Break::Cut(fault)) => Step::Ended(Err(fault)),
+                        Err(Break::Lost) => Step::Apart,
+                    },
+                    Some(call) = entry.calls.recv() => call,
+                    () = self.peer.replaced(&link), if self.stream.is_ours => return Step::Apart,
+                };
+                if !call.is_late_beside(&link) {
+                    break call;
+                }
+            }
         };
         match *call {
             Call::Cut(fault) => Step::Ended(Err(fault)),
             Call::Resume(mut next, received) => match answer(&mut next, flow.received()).await {
                 Ok(()) => Step::Next((*next, received)),
-                Err(_) => Step::Apart,
+                Err(_) => {
+                    // Nobody reads what comes over it any more: the peer is to ask again.
+                    carrier.cut(MOVED);
+                    Step::Apart
+                }
             },
         }
     }
@@ -235,8 +247,8 @@ impl Life<'_> {
     /// Resumes on the next link, if that is up to us; notices a peer that has forgotten the stream.
     async fn resumed(&self, lost: &Arc<Link>, received: Received) -> Result<Next, Unfound> {
         // The one that there is no use in asking. An older one may be back in its place at any time, and so this is
-        // never one that was asked before the last.
-        let mut tried = Some(Arc::clone(lost));
+        // never one that was asked before the last. One that is well carries the answer: only the stream was given up.
+        let mut tried = lost.is_ill().then(|| Arc::clone(lost));
         loop {
             let link = self.peer.link_beside(tried.as_ref()).await;
             if link.party() != self.stream.party {

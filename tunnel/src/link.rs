@@ -341,6 +341,12 @@ impl Link {
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(Clock::now());
     }
 
+    /// Whether another link has its place.
+    pub(crate) fn is_retired(&self) -> bool {
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.is_some()
+    }
+
     /// Takes it back into its place, if it still works.
     pub(crate) fn reinstate(&self) -> bool {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);

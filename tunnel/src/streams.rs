@@ -14,6 +14,7 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
 
 use crate::carrier::Carrier;
+use crate::link::Link;
 use crate::pace::{Backlog, Pace};
 use crate::quota::Quota;
 use crate::resume::Outgoing;
@@ -35,6 +36,20 @@ pub(crate) enum Call {
     Resume(Box<Carrier>, Received),
     /// The stream is over.
     Cut(Fault),
+}
+
+impl Call {
+    /// Whether the peer asked over a link before it asked over this one, which is well: words on a link that has been
+    /// replaced may be slower than all that came after them.
+    pub(crate) fn is_late_beside(&self, current: &Link) -> bool {
+        match self {
+            Self::Resume(carrier, _) => {
+                let is_retired = carrier.link.is_retired();
+                is_retired && !current.is_retired() && !current.is_ill()
+            }
+            Self::Cut(_) => false,
+        }
+    }
 }
 
 /// Bytes of programs through a channel or a service.

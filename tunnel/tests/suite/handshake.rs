@@ -285,12 +285,17 @@ pub(crate) async fn join(
 }
 
 pub(crate) async fn answer(recv: &mut RecvStream) -> Preamble {
+    answer_if_any(recv).await.expect("an answer, and no reset")
+}
+
+/// None if the stream is reset in place of an answer.
+pub(crate) async fn answer_if_any(recv: &mut RecvStream) -> Option<Preamble> {
     let mut header = [0; HEADER_BYTES];
-    soon(recv.read_exact(&mut header)).await.unwrap();
+    soon(recv.read_exact(&mut header)).await.ok()?;
     let header = Preamble::parse_header(&header).unwrap();
     let mut body = vec![0; header.body_bytes as usize];
-    soon(recv.read_exact(&mut body)).await.unwrap();
-    Preamble::decode_body(&header, &body).unwrap()
+    soon(recv.read_exact(&mut body)).await.ok()?;
+    Some(Preamble::decode_body(&header, &body).unwrap())
 }
 
 /// A link made by hand: its two connections.

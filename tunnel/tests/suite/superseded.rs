@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::handshake::{Joined, answer, begin, joined};
+use crate::handshake::{Joined, answer, answer_if_any, begin, joined};
 use crate::harness::{Door, echo, open, soon};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::UnixListener;
 use tokio::time::sleep;
-use towpath_protocol::channel::{Class, LinkId, Preamble, Received, StreamId};
+use towpath_protocol::channel::{Class, LinkId, Preamble, Received, Resume, StreamId};
 use towpath_protocol::identity::HostIdentity;
 
 /// A stream of this number over a link; the region's service echoes.
@@ -99,4 +99,63 @@ async fn a_stream_that_asks_over_a_link_whose_dialler_lets_go_of_it_goes_on_over
     }
     let link = &door.region.status().links[0];
     assert_eq!((link.streams_lost, link.links_lost), (0, 0));
+}
+
+/// Goes on with a stream over a link, as who began it; the answer and how it goes on.
+async fn ask(link: &Joined, number: u128, received: Received) -> (SendStream, RecvStream) {
+    let (mut send, recv) = soon(link.urgent.open_bi()).await.unwrap();
+    let resume = Preamble::Resume(Resume {
+        stream: StreamId(number),
+        received,
+    });
+    send.write_all(&resume.encode()).await.unwrap();
+    (send, recv)
+}
+
+/// What was said over a slow path comes when the stream has gone on over a faster one for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_has_gone_on_over_a_newer_link_is_not_taken_back_by_a_late_word_on_an_older_one()
+ {
+    let door = Door::open().await;
+    let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
+    let first = joined(&door, LinkId(1)).await;
+    let _older = stream(&first, 1).await;
+    let second = joined(&door, LinkId(2)).await;
+    let (mut send, mut recv) = ask(&second, 1, Received::default()).await;
+    let went_on = answer(&mut recv).await;
+    assert!(
+        matches!(went_on, Preamble::Resumed(_)),
+        "{}",
+        went_on.name()
+    );
+    let mut heard = [0; 4];
+    for turn in 0..2 {
+        send.write_all(b"ping").await.unwrap();
+        soon(recv.read_exact(&mut heard)).await.unwrap();
+        assert_eq!(&heard, b"ping");
+        if turn == 0 {
+            let (_late, mut answered) = ask(&first, 1, Received::default()).await;
+            let reset = soon(answered.read_to_end(1000)).await;
+            assert!(reset.is_err(), "it is answered: {reset:?}");
+        }
+    }
+    // Once the newer link is lost the older one, back in its place, carries it.
+    for connection in [&second.urgent, &second.bulk] {
+        connection.close(0_u32.into(), b"");
+    }
+    let heard = Received {
+        bytes: 8,
+        is_ended: false,
+    };
+    let (mut send, mut recv) = loop {
+        let (send, mut recv) = ask(&first, 1, heard).await;
+        if let Some(Preamble::Resumed(theirs)) = answer_if_any(&mut recv).await {
+            assert_eq!(theirs, heard);
+            break (send, recv);
+        }
+        sleep(Duration::from_millis(20)).await;
+    };
+    send.write_all(b"ping").await.unwrap();
+    soon(recv.read_exact(&mut [0; 4])).await.unwrap();
+    echo.abort();
 }
