@@ -242,6 +242,8 @@ impl Forecaster {
 
     /// Takes a sample of so many seconds that ends now.
     pub fn observe(&mut self, now: Moment, sample: Sample, seconds: u32) {
+        // A clock that was put back: what was seen then was not seen later than now.
+        self.newest_capacity = self.newest_capacity.map(|at| at.min(now));
         if self.believes(now, seconds) {
             self.turn_hour(now);
             self.history.observe(now, sample, seconds);

@@ -33,6 +33,23 @@ fn taught(days: u64) -> Forecaster {
     forecaster
 }
 
+#[test]
+fn a_clock_that_is_put_back_makes_nothing_fresh() {
+    let mut forecaster = taught(7);
+    let (before, back, later) = (7 * 86_400, 7 * 86_400 - 7200, 7 * 86_400 - 3600);
+    assert_eq!(
+        forecaster
+            .forecast(at(before), at(before))
+            .unwrap()
+            .age_seconds,
+        60
+    );
+    // Nothing more fills the link.
+    forecaster.observe(at(back), Sample::ApplicationLimited(1e5), 1);
+    let made = forecaster.forecast(at(later), at(later)).unwrap();
+    assert_eq!(made.age_seconds, 3600);
+}
+
 fn p50(forecaster: &Forecaster, now: u64, ahead: u64) -> f64 {
     let prediction = forecaster.forecast(at(now), at(now + ahead));
     prediction.unwrap().band.p50
