@@ -149,11 +149,29 @@ impl Link {
                 sent.saturating_sub(sent_before),
             )
         });
-        let of_million = |(lost, sent): (u64, u64)| lost * 1_000_000 / sent.max(1);
-        measured.legs_lost_per_million = legs.map(of_million);
+        measured.legs_lost_per_million = legs.map(|(lost, sent)| per_million(lost, sent));
         let packets_sent = legs[0].1 + legs[1].1;
-        measured.lost_per_million = of_million((legs[0].0 + legs[1].0, packets_sent));
+        measured.lost_per_million = per_million(legs[0].0 + legs[1].0, packets_sent);
         self.note_trouble(measured.lost_per_million, packets_sent);
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+    }
+}
+
+/// The share of packets that are lost, in a million. That one is lost is noticed later than it is sent, perhaps while
+/// little goes out: more cannot be lost than all.
+pub(crate) fn per_million(lost: u64, sent: u64) -> u64 {
+    lost.saturating_mul(1_000_000) / sent.max(lost).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_lost_than_all() {
+        assert_eq!(per_million(0, 0), 0);
+        assert_eq!(per_million(1, 100), 10_000);
+        assert_eq!(per_million(300, 2), 1_000_000);
+        assert_eq!(per_million(3, 0), 1_000_000);
     }
 }
