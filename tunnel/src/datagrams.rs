@@ -22,7 +22,7 @@ use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::StreamId;
 use towpath_protocol::fault::{Code, Fault};
 
-use crate::channels::{Place, Serving};
+use crate::channels::{ChannelSpec, Place, Serving};
 use crate::core::Core;
 use crate::link::Link;
 use crate::local::Begun;
@@ -584,14 +584,23 @@ impl Sources {
 /// take the new way with their next datagram.
 pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdown) {
     let (mut all, mut spec) = (serving.stop.clone(), serving.spec());
+    let way = |spec: &ChannelSpec| (spec.peer.clone(), spec.service.clone(), spec.class);
+    let mut then = way(&spec.borrow_and_update());
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice();
     let mut listening = Listening::new(serving, socket);
     loop {
         let received = tokio::select! {
             () = stop.requested() => return,
             () = all.requested() => return,
-            // The flows of before end once nobody can write to them.
-            _ = spec.changed() => { listening.sources.mailboxes.clear(); continue; }
+            _ = spec.changed() => {
+                let now = way(&spec.borrow_and_update());
+                if now != then {
+                    // The flows of before end once nobody can write to them.
+                    listening.sources.mailboxes.clear();
+                    then = now;
+                }
+                continue;
+            }
             received = listening.socket.recv_from(&mut buffer) => received,
         };
         if let Ok((count, address)) = received {

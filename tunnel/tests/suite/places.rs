@@ -9,11 +9,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::relay::Direction;
+use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, ServiceConfig};
+use towpath_tunnel::status::ChannelView;
 
 /// Streams of one connection in these tests; a quarter of them is kept for moves.
 const STREAMS: u32 = 8;
@@ -131,6 +133,33 @@ async fn udp_echo() -> Endpoint {
         }
     });
     Endpoint::Udp(address)
+}
+
+/// A flow is one to its service for as long as the channel leads there, whatever else is said of the channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_8_a_cap_of_a_channel_ends_none_of_its_flows() {
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Udp(service.local_addr().unwrap());
+    let change = |edge: &mut Config, region: &mut Config| {
+        joined(edge, region, &target, "udp:127.0.0.1:0");
+    };
+    let pair = Pair::start_with(change, None).await;
+    let asking = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    asking.connect(address(&pair)).await.unwrap();
+    let mut buffer = [0; 16];
+    let mut from = Vec::new();
+    let client = Client::new(&pair.edge_config.admin.socket);
+    for cap in [None, Some("7Mbit")] {
+        if let Some(cap) = cap {
+            let mut capped = pair.edge_config.channels[0].clone();
+            (capped.generation, capped.cap) = (capped.generation + 1, Some(cap.parse().unwrap()));
+            let _: ChannelView = client.post("/v1/channels", &capped).await.unwrap();
+        }
+        asking.send(b"question").await.unwrap();
+        let (_, source) = soon(service.recv_from(&mut buffer)).await.unwrap();
+        from.push(source);
+    }
+    assert_eq!(from[0], from[1], "another flow");
 }
 
 /// Asks once from a port of its own.
