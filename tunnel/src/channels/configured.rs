@@ -10,7 +10,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
 use super::book::{Change, Origin};
-use super::{Channel, ChannelSpec, Channels, Started, locked, now_unix, start};
+use super::{Channel, ChannelSpec, Channels, Started, is_in_the_way, locked, now_unix, start};
 use crate::core::Core;
 use crate::status::ChannelOrigin;
 
@@ -110,9 +110,12 @@ impl Channels {
         let mut late = self.late.lock().await;
         if late.next.is_some_and(|(at, _)| at <= Instant::now()) {
             let specs = std::mem::take(&mut late.specs);
-            for (spec, _) in &specs {
-                let channel = self.find(&spec.name);
-                if let Some(channel) = channel.filter(|one| one.is_in_the_way_of(&spec.listen)) {
+            for (spec, origin) in &specs {
+                // Somebody may have said otherwise since, and has the listener that is there.
+                let weighed = self.book.lock().await.weigh(spec, *origin, now_unix());
+                let channel = self.find(&spec.name).filter(|_| weighed.is_ok());
+                let in_the_way = channel.filter(|one| is_in_the_way(&one.listen, &spec.listen));
+                if let Some(channel) = in_the_way {
                     channel.vacate().await;
                 }
             }
@@ -126,7 +129,7 @@ impl Channels {
         core: &Arc<Core>,
         specs: Vec<(Arc<ChannelSpec>, Origin)>,
     ) -> Vec<(Arc<ChannelSpec>, Origin)> {
-        let mut late = Vec::new();
+        let (mut failed, mut late) = (Vec::new(), Vec::new());
         for (spec, origin) in specs {
             let opened = match origin {
                 Origin::Configured => self.open_as(core, &spec, origin).await,
@@ -135,13 +138,14 @@ impl Channels {
             let Err(fault) = opened else { continue };
             self.tell(&spec.name, origin, &fault);
             self.stand_in((&spec, origin), &fault).await;
+            failed.push(spec.name.clone());
             if fault.code == Code::Io {
                 late.push((spec, origin));
             }
         }
         // Whatever could not move stays where it was, now that all that goes there has what it can.
-        for (spec, _) in &late {
-            self.stay(core, &spec.name).await;
+        for name in &failed {
+            self.stay(core, name).await;
         }
         late
     }

@@ -13,6 +13,7 @@ mod listener;
 mod serving;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -170,18 +171,6 @@ impl Channel {
     fn is_at(&self, listen: &Endpoint) -> bool {
         let is_there = [&self.spec().listen, &self.listen].contains(&listen);
         is_there && self.is_listening()
-    }
-
-    /// Whether its own listener may stand in the way of one at another address: on the same port, of which one
-    /// address is all of them.
-    fn is_in_the_way_of(&self, listen: &Endpoint) -> bool {
-        match (&self.listen, listen) {
-            (Endpoint::Tcp(here), Endpoint::Tcp(there))
-            | (Endpoint::Udp(here), Endpoint::Udp(there)) => {
-                here != there && here.port() == there.port()
-            }
-            _ => false,
-        }
     }
 
     /// Stops the listener and waits until its address is free; what is connected lives on.
@@ -393,6 +382,23 @@ fn now_unix() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
+/// Whether a listener stands in the way of one at another address: on the same port, where one of the addresses is
+/// all of them.
+fn is_in_the_way(here: &Endpoint, there: &Endpoint) -> bool {
+    // All addresses of IPv6 are those of IPv4 too.
+    let covers = |all: &SocketAddr, one: &SocketAddr| {
+        all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+    };
+    match (here, there) {
+        (Endpoint::Tcp(here), Endpoint::Tcp(there))
+        | (Endpoint::Udp(here), Endpoint::Udp(there)) => {
+            let is_one_port = here != there && here.port() == there.port();
+            is_one_port && (covers(here, there) || covers(there, here))
+        }
+        _ => false,
+    }
+}
+
 async fn start(
     core: &Arc<Core>,
     (spec, listen): (&Arc<ChannelSpec>, &Endpoint),
@@ -440,4 +446,27 @@ async fn start(
         }
     }
     Ok(channel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_collide_where_one_has_all_addresses_of_the_port() {
+        let at = |text: &str| text.parse::<Endpoint>().unwrap();
+        for (here, there, expected) in [
+            ("tcp:0.0.0.0:7001", "tcp:127.0.0.1:7001", true),
+            ("tcp:127.0.0.1:7001", "tcp:0.0.0.0:7001", true),
+            ("tcp:[::]:7001", "tcp:127.0.0.1:7001", true),
+            ("tcp:0.0.0.0:7001", "tcp:[::1]:7001", false),
+            ("tcp:127.0.0.1:7001", "tcp:127.0.0.2:7001", false),
+            ("tcp:127.0.0.1:7001", "tcp:127.0.0.1:7001", false),
+            ("tcp:0.0.0.0:7001", "tcp:127.0.0.1:7002", false),
+            ("tcp:0.0.0.0:7001", "udp:127.0.0.1:7001", false),
+        ] {
+            let found = is_in_the_way(&at(here), &at(there));
+            assert_eq!(found, expected, "{here} and {there}");
+        }
+    }
 }

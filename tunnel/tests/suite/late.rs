@@ -149,3 +149,38 @@ async fn con_6_a_channel_that_is_closed_before_it_listens_never_does() {
     check_opens(&pair.edge, "wanted", &two).await;
     assert_eq!(find(&pair.edge, "closed"), None);
 }
+
+/// A configuration that moves a channel to an address that is taken is tried again and again; whoever pushes the channel
+/// at its old address meanwhile keeps that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_8_a_channel_that_was_pushed_is_not_taken_away_by_what_could_not_be_had() {
+    let (free, address) = take_address();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let change = |edge: &mut Config, _: &mut Config| {
+        edge.read_from(edge.socket.with_file_name("tunnel.toml"));
+        edge.channels = vec![channel_at("till", &address)];
+    };
+    let pair = Pair::start_with(change, None).await;
+    let mut config = pair.edge_config.clone();
+    check_opens(&pair.edge, "till", &address).await;
+    let _taken = TcpListener::bind(("127.9.2.2", port)).unwrap();
+    config.channels = vec![channel_at("till", &format!("0.0.0.0:{port}"))];
+    let text = toml::to_string(&config).unwrap();
+    std::fs::write(config.socket.with_file_name("tunnel.toml"), text).unwrap();
+    pair.edge.reload().await;
+    let client = Client::new(&config.admin.socket);
+    let mut pushed = channel_at("till", &address);
+    pushed.generation = 1;
+    let _: ChannelView = client.post("/v1/channels", &pushed).await.unwrap();
+    // Longer than the first pauses between two tries.
+    for _ in 0..30 {
+        let view = find(&pair.edge, "till").unwrap();
+        assert_eq!(
+            (&*view.listen, view.generation),
+            (&*format!("tcp:{address}"), 1)
+        );
+        check_answers(&address).await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
