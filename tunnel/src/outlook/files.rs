@@ -9,14 +9,16 @@ use towpath_protocol::identity::Name;
 use super::Direction;
 use crate::kept;
 
-/// What is kept of one direction to a peer; nothing, with a word in the log, if it cannot be read.
+/// What is kept of one direction to a peer; nothing, with a word in the log, if it cannot be read: then the file is set
+/// aside.
 pub(super) fn load(folder: &Path, site: &Name, direction: Direction) -> History {
     let path = path_of(folder, site, direction);
     let bytes = match kept::read(&path, ENCODED_BYTES_MAX) {
         Ok(Some(bytes)) => bytes,
         Ok(None) => return History::default(),
         Err(fault) => {
-            tracing::warn!(%fault, "a history cannot be read");
+            // The next save would write over years that somebody may still be able to read.
+            kept::set_aside(&path, &fault);
             return History::default();
         }
     };
@@ -70,5 +72,18 @@ mod tests {
         assert!(!path.exists() && path.with_extension("damaged").exists());
         save(&folder, &site, Direction::Send, &history.encode()).unwrap();
         assert_eq!(load(&folder, &site, Direction::Send), history);
+    }
+
+    #[test]
+    fn a_history_that_cannot_be_read_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let site: Name = "region".parse().unwrap();
+        let path = path_of(folder.path(), &site, Direction::Send);
+        // No file, as one on a disk that fails is none.
+        fs::create_dir(&path).unwrap();
+        let nothing = load(folder.path(), &site, Direction::Send);
+        assert_eq!(nothing, History::default());
+        assert!(path.with_extension("damaged").exists());
+        save(folder.path(), &site, Direction::Send, &nothing.encode()).unwrap();
     }
 }
