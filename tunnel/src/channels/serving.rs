@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream, tcp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
@@ -197,6 +198,15 @@ impl Serving {
     }
 }
 
+/// Silence after which a program's host is asked whether it is there: far below what a channel's places take to fill.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Pause between questions that are not answered.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Questions without an answer after which its connection is over.
+const KEEPALIVE_COUNT: u32 = 6;
+
 /// A TCP connection that ends with a reset unless it is kept: an end in the middle must not look like
 /// the end.
 #[derive(Debug)]
@@ -209,6 +219,7 @@ impl Resetting {
     pub(crate) fn new(socket: TcpStream) -> Self {
         // A message of an application must not wait for the next one; if that cannot be had, it waits.
         let _ = socket.set_nodelay(true);
+        keep_alive(&socket);
         Self {
             socket,
             is_kept: false,
@@ -223,6 +234,15 @@ impl Resetting {
     pub(crate) const fn keep(&mut self) {
         self.is_kept = true;
     }
+}
+
+/// Has the system ask a program's host whether it is still there: one that lost its power says nothing, and would keep
+/// its connection's place for ever. Without it, it does.
+fn keep_alive(socket: &TcpStream) {
+    let _ = sockopt::set_socket_keepalive(socket, true)
+        .and_then(|()| sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE))
+        .and_then(|()| sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL))
+        .and_then(|()| sockopt::set_tcp_keepcnt(socket, KEEPALIVE_COUNT));
 }
 
 impl Drop for Resetting {
