@@ -590,8 +590,9 @@ impl Peer {
                 state.since = SystemTime::now();
                 state.link = self.reinstated(&link);
                 if state.link.is_some() {
-                    // What the newer one was made for is still to be had.
-                    state.is_outdated = true;
+                    // What the newer one was made for is still to be had by whoever dialled it; from the other side
+                    // it would be refused without end.
+                    state.is_outdated = link.dialler != self.site;
                 } else {
                     self.note_loss();
                     state.reason.clone_from(&reason);
