@@ -104,9 +104,10 @@ pub(super) struct Removal {
 pub(super) async fn close_channel(
     State(core): State<Arc<Core>>,
     Path(name): Path<String>,
-    Query(removal): Query<Removal>,
+    removal: Result<Query<Removal>, QueryRejection>,
 ) -> Result<Json<ChannelList>, Problem> {
     let name = name.parse()?;
+    let Query(removal) = removal.map_err(|error| Problem::new(Code::Usage, error.body_text()))?;
     core.channels.close(&name, removal.generation).await?;
     Ok(Json(crate::status::channels(&core)))
 }
