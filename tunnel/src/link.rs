@@ -527,7 +527,8 @@ impl Link {
         for (watch, stats) in rounds.watches.iter_mut().zip(&stats) {
             is_stalled |= watch.look(seen(stats), now);
         }
-        rounds.is_cap_news |= self.heed();
+        // Of a link that was replaced the last word may be old, and all of a peer's links share one pace.
+        rounds.is_cap_news |= !self.is_retired() && self.heed();
         self.share_estimate();
         self.look_on();
         self.close_if_retired();
