@@ -174,10 +174,22 @@ impl Service {
         Ok(response.into())
     }
 
-    fn verify(&self) -> Result<Response, Fault> {
-        if self.phase != Phase::Paused {
-            return Err(unexpected("only a paused guest stands still for a check"));
+    /// A guest that runs is held for it. Whoever asked may go away meanwhile: it goes on all the same.
+    fn verify(&mut self) -> Result<Response, Fault> {
+        match self.phase {
+            Phase::Paused => self.verify_paused(),
+            Phase::Running => {
+                let held = self.pause();
+                let verified = held.and_then(|_| self.verify_paused());
+                // However that ended: one that did not stop in time stops later.
+                self.resume()?;
+                verified
+            }
+            _ => Err(unexpected("only a guest that has begun can be checked")),
         }
+    }
+
+    fn verify_paused(&self) -> Result<Response, Fault> {
         match crate::verify::verify(self.memory.file(), &self.describe()) {
             Ok(verified) => Ok(Response::Verified {
                 page_count: verified.page_count,

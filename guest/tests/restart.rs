@@ -26,6 +26,7 @@ for_both_kinds! {
     kill_9_while_running;
     kill_9_while_tracking;
     kill_9_while_paused;
+    kill_9_while_verifying;
     kill_9_while_state_is_half_read;
     kill_9_while_state_is_half_written;
     kill_9_while_a_page_is_waited_for;
@@ -58,6 +59,11 @@ fn drive(folder: &Path, kind: GuestKind, state: &str) -> Vec<GuestProcess> {
     guest.run(EPOCH).unwrap();
     if state == "running" {
         return vec![guest];
+    }
+    if state == "verifying" {
+        // One after the other: whenever it is killed, the guest is most likely held for one.
+        std::thread::spawn(move || while guest.verify().is_ok() {});
+        return Vec::new();
     }
     guest.start_tracking().unwrap();
     let block_count = guest.config().block_count();
@@ -173,6 +179,22 @@ fn kill_9_while_paused(kind: GuestKind) {
     assert_eq!(guest.state(), GuestState::Paused, "nobody let it go on");
     guest.process.resume().unwrap();
     guest.wait_for_heartbeats(10);
+    guest.pause_and_verify();
+    assert_unbroken(&guest.heartbeats());
+}
+
+fn kill_9_while_verifying(kind: GuestKind) {
+    let root = Driver::kill_at("verifying", kind);
+    let folder = root.path().join("source");
+    let beats = || harness::heartbeats(&folder.join("console.log")).len();
+    let before = beats();
+    // Nobody drives it, and it goes on.
+    let began = std::time::Instant::now();
+    while beats() < before + 10 {
+        assert!(began.elapsed() < harness::WAIT, "it stands");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let mut guest = Guest::adopt(&folder);
     guest.pause_and_verify();
     assert_unbroken(&guest.heartbeats());
 }

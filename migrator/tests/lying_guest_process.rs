@@ -6,7 +6,6 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -56,8 +55,6 @@ fn description() -> Description {
 /// Plays a guest process in a thread: greets and describes itself well, and answers everything else as
 /// it is told.
 struct Liar {
-    /// What else it was asked.
-    asked: Arc<Mutex<Vec<Request>>>,
     _folder: tempfile::TempDir,
     thread: Option<JoinHandle<()>>,
     process: Option<GuestProcess>,
@@ -76,12 +73,9 @@ impl Liar {
     fn new(answers: impl Fn(u32) -> Vec<(u32, Response)> + Send + 'static, file: OwnedFd) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = listen(folder.path());
-        let asked = Arc::default();
-        let hears = Arc::clone(&asked);
-        let thread = std::thread::spawn(move || serve(&listener, answers, &file, &hears));
+        let thread = std::thread::spawn(move || serve(&listener, answers, &file));
         let process = GuestProcess::adopt(folder.path()).unwrap();
         Self {
-            asked,
             _folder: folder,
             thread: Some(thread),
             process: Some(process),
@@ -101,12 +95,7 @@ fn listen(folder: &Path) -> OwnedFd {
     socket
 }
 
-fn serve(
-    listener: &OwnedFd,
-    answers: impl Fn(u32) -> Vec<(u32, Response)>,
-    file: &OwnedFd,
-    asked: &Mutex<Vec<Request>>,
-) {
+fn serve(listener: &OwnedFd, answers: impl Fn(u32) -> Vec<(u32, Response)>, file: &OwnedFd) {
     let connection = rustix::net::accept(listener).unwrap();
     let mut packet = vec![0; 1 << 16];
     loop {
@@ -128,8 +117,7 @@ fn serve(
                 let described = Response::Described(Box::new(description()));
                 send(&connection, number, &described, None).unwrap();
             }
-            other => {
-                asked.lock().unwrap().push(other);
+            _ => {
                 for (number, response) in answers(number) {
                     // It may have heard enough before all is told, and be gone.
                     if send(&connection, number, &response, Some(file.as_fd())).is_err() {
@@ -279,24 +267,6 @@ fn what_a_guest_process_says_wrongly_is_no_fault_of_a_peer() {
     );
     let fault = liar.process().run(Epoch(2)).unwrap_err();
     assert_eq!(fault, Fault::new(Code::CpuState, "why"));
-}
-
-#[test]
-fn a_guest_that_was_to_be_verified_goes_on_however_that_ended() {
-    let paused = Response::Paused { stopped_at_ns: 1 };
-    // Who does not know whether it stands, and who knows not whether it is right.
-    for (answer, asked) in [
-        (Response::Done, vec![Request::Pause, Request::Resume]),
-        (
-            paused,
-            vec![Request::Pause, Request::Verify, Request::Resume],
-        ),
-    ] {
-        let mut liar = Liar::new(always(answer), memory_file(MEMORY_BYTES, SEALS));
-        let fault = liar.process().verify_running().unwrap_err();
-        assert_eq!(fault.code, Code::Guest);
-        assert_eq!(*liar.asked.lock().unwrap(), asked);
-    }
 }
 
 #[test]

@@ -548,7 +548,7 @@ impl Worker {
             let detail = "the guest is part of a move: its memory is in two places";
             return Err(Fault::new(Code::State, detail));
         };
-        let verified = self.ground.process()?.verify_running();
+        let verified = self.ground.process()?.verify();
         Ok(match verified? {
             Ok(pages) => VerifyView {
                 pages,

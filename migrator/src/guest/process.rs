@@ -464,12 +464,13 @@ impl GuestProcess {
         self.expect_done(&Request::DisarmMissing, WORK_WAIT)
     }
 
-    /// Checks every byte of the paused guest's working set; says how many pages were right, or what is
-    /// wrong with the first one that is.
+    /// Checks every byte of the guest's working set; says how many pages were right, or what is wrong with the first
+    /// one that is. A guest that runs is held by its own process meanwhile, so that it goes on whatever becomes of
+    /// us.
     ///
     /// # Errors
     ///
-    /// `E_UNEXPECTED` unless the guest is paused, `E_GUEST` if its process does not answer.
+    /// `E_UNEXPECTED` unless the guest runs or is paused, `E_GUEST` if its process does not answer or cannot hold it.
     pub fn verify(&mut self) -> Result<Result<u64, String>, Fault> {
         match self.transport.call(&Request::Verify, VERIFY_WAIT)? {
             (
@@ -481,20 +482,6 @@ impl GuestProcess {
             ) => Ok(mismatch.map_or(Ok(page_count), Err)),
             (response, _) => Err(unexpected(&response)),
         }
-    }
-
-    /// As [`Self::verify`], for a guest that runs: it is held meanwhile. However that ends it is told to go
-    /// on, for one that did not answer in time pauses all the same.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::pause`] and [`Self::verify`].
-    pub fn verify_running(&mut self) -> Result<Result<u64, String>, Fault> {
-        let held = self.pause();
-        let verified = held.and_then(|_| self.verify());
-        let goes_on = self.resume();
-        let verified = verified?;
-        goes_on.map(|_| verified)
     }
 
     /// Ends the guest and its process.
