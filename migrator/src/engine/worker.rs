@@ -307,7 +307,10 @@ impl Worker {
         }
         let fault = Fault::new(Code::Guest, format!("guest process {process_id} ended"));
         error!(guest = %self.ground.id, %fault, "guest is gone");
-        self.ground.process = None;
+        if let Some(process) = self.ground.process.take() {
+            // Looked at once more, it is reaped: no guest that crashes leaves a process without life behind.
+            let _ = process.is_alive();
+        }
         self.ground.crash = Some(fault);
         let is_relinquished = match &self.role {
             Some(Role::Source(source)) => source.is_committed(),
