@@ -8,6 +8,7 @@ mod recover;
 pub(super) mod tests;
 mod visitors;
 
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
@@ -97,6 +98,8 @@ pub(super) struct Worker {
     /// Room for a guest that was booted and is not shown yet.
     pub(super) room: Option<Beginning>,
     pub(super) is_done: bool,
+    /// Who has asked for the guest's end, which has come.
+    stopped: Option<Sender<Result<(), Fault>>>,
     /// When what is left of a guest that was refused is put away.
     put_away_at: Option<Instant>,
 }
@@ -117,6 +120,7 @@ impl Worker {
             shown: Shown::default(),
             room: None,
             is_done: false,
+            stopped: None,
             put_away_at: None,
         }
     }
@@ -174,8 +178,12 @@ impl Worker {
             self.publish();
         }
         self.ground.mailbox.close();
-        self.ground.shared.workers().remove(&self.ground.id);
+        // While it is registered nobody else shows the guest.
         self.ground.shared.board().guests.remove(&self.ground.id);
+        self.ground.shared.workers().remove(&self.ground.id);
+        if let Some(reply) = self.stopped {
+            drop(reply.send(Ok(())));
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -350,7 +358,11 @@ impl Worker {
                 self.room = booted.is_ok().then_some(room);
                 drop(reply.send(booted));
             }
-            Command::Stop(reply) => drop(reply.send(self.stop())),
+            // Once it is gone its name is free: that is said when it is.
+            Command::Stop(reply) => match self.stop() {
+                Ok(()) => self.stopped = Some(reply),
+                Err(fault) => drop(reply.send(Err(fault))),
+            },
             Command::Verify(reply) => drop(reply.send(self.verify())),
         }
     }
