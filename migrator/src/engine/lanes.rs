@@ -82,6 +82,29 @@ impl Link {
         writer.flush()
     }
 
+    /// As [`Link::send`], for a peer that nothing here waits for: it is not waited for longer than this.
+    pub(super) fn send_within(
+        &mut self,
+        lane: Lane,
+        message: &Message,
+        wait: Duration,
+    ) -> Result<(), Fault> {
+        let bound = |wait| {
+            let of_lane = self.sockets.iter().find(|(one, _)| *one == lane);
+            of_lane.map_or(Ok(()), |(_, socket)| socket.set_write_timeout(Some(wait)))
+        };
+        let unbound = |error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
+        bound(wait).map_err(unbound)?;
+        let sent = self.send(lane, message);
+        let of_lane = self.sockets.iter().find(|(one, _)| *one == lane);
+        of_lane
+            .map_or(Ok(()), |(_, socket)| {
+                socket.set_write_timeout(Some(FREEZE_DEADLINE))
+            })
+            .map_err(unbound)?;
+        sent
+    }
+
     /// Closes all lanes: every thread that writes them returns, and every one that reads them soon.
     ///
     /// The last word on the control lane must be heard: its end is only said, and what still comes on

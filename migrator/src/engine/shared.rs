@@ -8,6 +8,8 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
 use tracing::{info, warn};
 
+use towpath_daemon::lines::Lines;
+
 use super::ground::{now, unix_ms};
 use super::input::Input;
 use super::kvm::Kvm;
@@ -132,6 +134,10 @@ pub(super) struct Shared {
     /// Who may come or begin here: all of it is decided under this one lock.
     room: Mutex<Admission>,
     quarantine: Mutex<Quarantine>,
+    /// Moves from their request until they are shown.
+    leaving: Mutex<BTreeSet<MigrationId>>,
+    /// Whoever says wrong things without end fills no disk with them.
+    refusals: Lines,
     failpoint: Option<String>,
 }
 
@@ -160,6 +166,8 @@ impl Shared {
             workers: Mutex::default(),
             room: Mutex::new(Admission::new(quota)),
             quarantine: Mutex::default(),
+            leaving: Mutex::default(),
+            refusals: Lines::default(),
             failpoint: std::env::var(FAILPOINT_VARIABLE).ok(),
             config,
         })
@@ -310,8 +318,10 @@ impl Shared {
     /// A peer's words were refused. What no honest peer says, of guests that are not its own or no longer, is
     /// for the audit log and an alert: two hosts claim a guest, or one lies.
     pub(super) fn refused(&self, peer: &HostIdentity, fault: &Fault) {
-        if self.metrics.rejected(fault.code) {
-            warn!(target: "audit", %peer, %fault, "what a peer says of a guest is refused");
+        if self.metrics.rejected(fault.code)
+            && let Some(untold) = self.refusals.next()
+        {
+            warn!(target: "audit", %peer, %fault, untold, "what a peer says of a guest is refused");
         }
     }
 

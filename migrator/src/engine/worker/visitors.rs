@@ -22,6 +22,10 @@ mod tests;
 /// trips.
 const VISIT_WAIT: Duration = Duration::from_secs(10);
 
+/// How long a lane may take a word that nobody reads: an answer fits into an empty one at once, and nothing else is
+/// said on it.
+const VISIT_WRITE_WAIT: Duration = Duration::from_millis(5);
+
 /// Attempts of one source whose lanes stand at once: its open one's, and those of an older one that come late.
 const VISITS_PER_SOURCE_MAX: usize = 2;
 
@@ -53,13 +57,15 @@ impl Visitor {
         self.link.as_ref().is_some_and(|link| link.number == number)
     }
 
-    /// Says something; a lane that breaks is found out by whoever reads it.
-    fn say(&mut self, message: &Message) {
-        if let Some(link) = &mut self.link
-            && let Err(fault) = link.send(Lane::Control, message)
-        {
-            info!(%fault, "a source did not hear its answer");
-        }
+    /// Says something; whether it was heard. One that does not read what it asked for is seen off: the worker has
+    /// others to think of than whoever knows how to open lanes, and its log too.
+    fn hears(&mut self, message: &Message) -> bool {
+        let Some(link) = &mut self.link else {
+            return false;
+        };
+        let said = link.send_within(Lane::Control, message, VISIT_WRITE_WAIT);
+        said.inspect_err(|fault| info!(%fault, "a source did not hear its answer"))
+            .is_ok()
     }
 }
 
@@ -133,17 +139,22 @@ impl Worker {
         let known = self.visitors.iter().position(|it| it.has_link(link));
         let Some(index) = known else { return };
         match message {
-            Message::Ping(nonce) => self.visitors[index].say(&Message::Pong(nonce)),
+            Message::Ping(nonce) => {
+                if !self.visitors[index].hears(&Message::Pong(nonce)) {
+                    self.visitors.remove(index);
+                }
+            }
             // It is told that this is heard by the end of its lanes.
             Message::Abort(_) => drop(self.visitors.remove(index)),
             Message::Prepare(_) | Message::Commit(..) => {
                 let mut visitor = self.visitors.remove(index);
                 if let Some(answers) = self.answers(&visitor.setup, &message) {
-                    answers.iter().for_each(|answer| visitor.say(answer));
-                    self.visitors.push(visitor);
+                    if answers.iter().all(|answer| visitor.hears(answer)) {
+                        self.visitors.push(visitor);
+                    }
                 } else if let Err(fault) = self.make_way(&visitor.setup, &message) {
                     self.ground.shared.refused(&visitor.setup.source, &fault);
-                    visitor.say(&Message::Refused((&fault).into()));
+                    visitor.hears(&Message::Refused((&fault).into()));
                 } else {
                     self.receive_from(visitor, lane, message);
                 }
@@ -174,7 +185,7 @@ impl Worker {
         );
         let fault = Fault::new(Code::Denied, detail);
         self.ground.shared.refused(source, &fault);
-        visitor.say(&Message::Refused((&fault).into()));
+        visitor.hears(&Message::Refused((&fault).into()));
     }
 
     /// What is said to a source about an attempt that was decided, whatever the guest is at since.
@@ -223,7 +234,7 @@ impl Worker {
             return Err(Fault::new(Code::StaleEpoch, detail));
         }
         let detail = "a newer attempt took the place of this one";
-        let replaced = Event::Failed(Fault::new(Code::ImageLost, detail));
+        let replaced = Event::Failed(Fault::new(Code::Cancelled, detail));
         open.handle(&mut self.ground, replaced);
         self.end_target();
         self.bars(&setup.source).map_or(Ok(()), Err)

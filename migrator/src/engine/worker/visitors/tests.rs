@@ -6,6 +6,7 @@ use towpath_protocol::ownership::Ownership;
 use super::*;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::{greeted, work_until};
+use towpath_protocol::source::FREEZE_DEADLINE;
 
 #[test]
 fn newer_lanes_of_a_visitor_outlive_its_older_ones() {
@@ -37,4 +38,32 @@ fn newer_lanes_of_a_visitor_outlive_its_older_ones() {
     let _late = open(&mut worker, 2, &late);
     assert!(first(&worker).is_some_and(|newer| newer != older_number));
     assert_eq!(worker.visitors.len(), 1);
+}
+
+#[test]
+fn a_visitor_that_reads_nothing_holds_nobody_up_and_goes() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let mut worker = Worker::new(ground, ownership);
+    let _theirs = Lane::ALL.map(|lane| {
+        let (hello, lane, theirs) = greeted(&worker.ground, lane);
+        worker.lane(order(9).target, &hello, lane);
+        theirs
+    });
+    let link = worker.visitors[0].link.as_ref().expect("they are all open");
+    let (number, begun) = (link.number, now());
+    // As much as a socket holds, and more.
+    for nonce in 0..100_000 {
+        worker.heard(number, Lane::Control, Message::Ping(nonce));
+    }
+    assert!(
+        worker.visitors.is_empty(),
+        "it stays, and what it asks is answered for ever"
+    );
+    assert!(
+        now().since(begun) < FREEZE_DEADLINE,
+        "a frozen guest waits for it"
+    );
 }
