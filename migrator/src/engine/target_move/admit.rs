@@ -7,6 +7,7 @@ use towpath_protocol::guest_api::{GuestConfig, GuestQuota, VCPU_COUNT_MAX};
 use towpath_protocol::message::Prepare;
 
 use super::TargetMove;
+use crate::api::Role;
 use crate::engine::ground::Ground;
 use crate::engine::lanes::check_trust;
 
@@ -36,6 +37,15 @@ impl TargetMove {
             let detail = format!(
                 "guest {} is described as another than it was here",
                 known.name
+            );
+            return Err(Fault::new(Code::Meta, detail));
+        }
+        let known = shared.board().moves.get(&setup.migration).cloned();
+        if known.is_some_and(|view| view.role == Role::Source || view.guest != prepare.name) {
+            let id = setup.migration;
+            let detail = format!(
+                "{} offers a guest as move {id}, which is another",
+                setup.source
             );
             return Err(Fault::new(Code::Meta, detail));
         }

@@ -6,6 +6,7 @@ use towpath_protocol::message::Received;
 use towpath_protocol::ownership::{Event as LawEvent, Word};
 
 use super::*;
+use crate::api::{Phase, Role};
 use crate::engine::shared::Handle;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::greeted;
@@ -246,6 +247,22 @@ fn a_peer_that_offers_guests_without_end_is_told_to_wait_before_anything_is_made
     assert_eq!(offered(&shared, |_, _| {}), Some(Code::Busy));
     // One that comes makes room.
     shared.made_for(GuestId(1000), None);
+    assert_eq!(offered(&shared, |_, _| {}), None);
+}
+
+#[test]
+fn h05_a_peer_takes_no_move_of_ours_from_view_by_its_number() {
+    let (_folder, shared) = host("");
+    let mut view = order(9).view(&ground(&shared), Phase::Copying);
+    shared.board().show_move(view.clone());
+    assert_eq!(offered(&shared, |_, _| {}), Some(Code::Meta));
+    // Nor another peer's; the same one's next attempt is no other.
+    view.role = Role::Target;
+    view.guest = "scale".parse().unwrap();
+    shared.board().show_move(view.clone());
+    assert_eq!(offered(&shared, |_, _| {}), Some(Code::Meta));
+    view.guest = "till".parse().unwrap();
+    shared.board().show_move(view);
     assert_eq!(offered(&shared, |_, _| {}), None);
 }
 
