@@ -4,6 +4,7 @@
 //! that for minutes. It is no dead process: it is waited for, by a thread that reports to the worker.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -54,8 +55,14 @@ impl Ground {
         info!(guest = %self.id, "the guest's process lives: it is waited for");
         self.awaited = Some(fault.clone());
         let mailbox = Arc::clone(&self.mailbox);
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        self.adopting = Some(Arc::clone(&is_wanted));
         let begun = spawn("towpath-adopt", move || {
             thread::sleep(ANEW_PAUSE);
+            if !is_wanted.load(Ordering::Acquire) {
+                // It was ended meanwhile: what lives there now is another, and somebody drives it.
+                return;
+            }
             let found = GuestProcess::adopt_within(&path, BUSY_WAIT);
             mailbox.send(Input::Found(Box::new(found)));
         });

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -60,6 +61,8 @@ pub(super) struct Ground {
     unsettled: Option<(u64, Instant)>,
     /// Why the guest's process, which lives, is not driven yet.
     pub(super) awaited: Option<Fault>,
+    /// Whether whoever waits for it is to go on.
+    pub(super) adopting: Option<Arc<AtomicBool>>,
 }
 
 impl Ground {
@@ -78,6 +81,7 @@ impl Ground {
             crash: None,
             unsettled: None,
             awaited: None,
+            adopting: None,
         }
     }
 
@@ -294,6 +298,9 @@ impl Ground {
             GuestProcess::end_unadopted(&self.path()?)?;
         }
         self.awaited = None;
+        if let Some(is_wanted) = self.adopting.take() {
+            is_wanted.store(false, Ordering::Release);
+        }
         Ok(())
     }
 
