@@ -78,8 +78,7 @@ impl Engine {
     fn find_guest(&self, name: &Name) -> Option<GuestView> {
         let board = self.shared.board();
         board
-            .guests
-            .values()
+            .all_guests()
             .find(|guest| guest.name == *name)
             .cloned()
     }
@@ -186,7 +185,7 @@ impl Host for Engine {
     }
 
     fn guests(&self) -> Vec<GuestView> {
-        let mut guests: Vec<GuestView> = self.shared.board().guests.values().cloned().collect();
+        let mut guests: Vec<GuestView> = self.shared.board().all_guests().cloned().collect();
         guests.sort_by(|one, other| one.name.cmp(&other.name));
         guests
     }
@@ -236,23 +235,11 @@ impl Host for Engine {
             );
             return Err(Fault::new(Code::Usage, detail));
         }
-        let open = self
-            .shared
-            .board()
-            .moves
-            .values()
-            .fold(0_usize, |count, view| {
-                count + usize::from(view.role == Role::Source && !view.phase.is_finished())
-            });
-        if open >= self.shared.config.limits.outgoing as usize {
-            let detail =
-                format!("{open} guests are leaving already: wait, or raise limits.outgoing");
-            return Err(Fault::new(Code::Busy, detail));
-        }
+        let id = MigrationId(random_id()?);
+        let _leaving = self.shared.begin_to_leave(id)?;
         let tunnel = self.shared.config.tunnel_socket();
         check_trust(&tunnel, &self.shared.host.site)?;
         let target = introduce(&tunnel, &request.site)?;
-        let id = MigrationId(random_id()?);
         let order = Box::new(Order {
             id,
             target,
@@ -301,7 +288,9 @@ fn not_cancelled(view: &MigrationView) -> Option<String> {
     let (id, guest, from, to) = (view.id, &view.guest, &view.from, &view.to);
     Some(match (view.phase, view.role) {
         (Phase::Done, _) => format!("move {id} is done: {guest} runs at {to}"),
-        (Phase::Failed, _) => format!("move {id} has failed: {guest} is where it was, at {from}"),
+        (Phase::Failed, _) => format!(
+            "move {id} has failed: `towpath guest show {guest}` at {from} says how the guest stands"
+        ),
         (Phase::Cancelled, _) => format!("move {id} was cancelled already: {guest} is at {from}"),
         (_, Role::Target) => format!("only its source cancels move {id}: do so at {from}"),
         (_, Role::Source) => return None,

@@ -426,11 +426,11 @@ impl Metrics {
         }
         let guests = |state| {
             let is_so = |guest: &&crate::api::GuestView| guest.state == state;
-            board.guests.values().filter(is_so).count() as u64
+            board.all_guests().filter(is_so).count() as u64
         };
         set(&self.guests_running, guests(GuestState::Running));
         self.guest_info.reset();
-        for guest in board.guests.values() {
+        for guest in board.all_guests() {
             let label = [word(&guest.kind), word(&guest.state)];
             self.guest_info.with_label_values(&label).inc();
         }

@@ -1,6 +1,6 @@
 //! What all workers of a host share: its store, its quota, and what is shown of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use towpath_protocol::admission::{Admission, Living, Quota};
@@ -34,6 +34,8 @@ const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 #[derive(Debug)]
 pub(super) struct Board {
     pub(super) guests: BTreeMap<GuestId, GuestView>,
+    /// Folders that nothing is done with: each alone, for several may claim one guest, and it may be well here.
+    quarantined: BTreeMap<Name, GuestView>,
     pub(super) moves: BTreeMap<MigrationId, MigrationView>,
     finished: VecDeque<MigrationId>,
     counted: Moves,
@@ -43,10 +45,16 @@ impl Board {
     pub(super) const fn new(counted: Moves) -> Self {
         Self {
             guests: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
             moves: BTreeMap::new(),
             finished: VecDeque::new(),
             counted,
         }
+    }
+
+    /// All guests that are shown, those that are quarantined behind the others.
+    pub(super) fn all_guests(&self) -> impl Iterator<Item = &GuestView> {
+        self.guests.values().chain(self.quarantined.values())
     }
 
     /// Shows at once that a guest is frozen and its target's.
@@ -93,7 +101,11 @@ fn log_end(view: &MigrationView) {
             host,
         }) => {
             let by = host.as_deref().unwrap_or("this host");
-            warn!(%migration, %guest, role, %from, %to, %code, cause = %message, by, "move {phase}");
+            if view.phase == Phase::Cancelled {
+                info!(%migration, %guest, role, %from, %to, cause = %message, by, "move {phase}");
+            } else {
+                warn!(%migration, %guest, role, %from, %to, %code, cause = %message, by, "move {phase}");
+            }
         }
         None => info!(%migration, %guest, role, %from, %to, "move {phase}"),
     }
@@ -305,9 +317,35 @@ impl Shared {
     pub(super) fn quarantine(&self, name: &Name, claims: &[GuestId], fault: &Fault) {
         lock(&self.quarantine).add(name, claims);
         let mut board = self.board();
-        let unknown = GuestId(u128::from(u64::MAX) + board.guests.len() as u128);
+        let unknown = GuestId(u128::from(u64::MAX) + board.quarantined.len() as u128);
         let id = claims.first().copied().unwrap_or(unknown);
-        board.guests.insert(id, quarantined(name, id, fault));
+        board
+            .quarantined
+            .insert(name.clone(), quarantined(name, id, fault));
+    }
+
+    /// Finds a place for another guest that leaves. It is kept until the move is shown, or does not begin: for as
+    /// long as what this gives is held.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` if enough leave already.
+    pub(super) fn begin_to_leave(self: &Arc<Self>, id: MigrationId) -> Result<Leaving, Fault> {
+        let mut beginning = lock(&self.leaving);
+        let board = self.board();
+        let is_open =
+            |view: &&MigrationView| view.role == Role::Source && !view.phase.is_finished();
+        let open = board.moves.values().filter(is_open).count();
+        let unseen = beginning.iter().filter(|id| !board.moves.contains_key(id));
+        let count = open + unseen.count();
+        if count >= self.config.limits.outgoing as usize {
+            let detail =
+                format!("{count} guests are leaving already: wait, or raise limits.outgoing");
+            return Err(Fault::new(Code::Busy, detail));
+        }
+        beginning.insert(id);
+        let shared = Arc::clone(self);
+        Ok(Leaving { shared, id })
     }
 
     /// Whether something may be said of a guest that has no worker.
@@ -365,6 +403,19 @@ pub(super) struct Beginning {
 impl Drop for Beginning {
     fn drop(&mut self) {
         lock(&self.shared.room).end(self.guest);
+    }
+}
+
+/// A place among the guests that leave.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    shared: Arc<Shared>,
+    id: MigrationId,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        lock(&self.shared.leaving).remove(&self.id);
     }
 }
 

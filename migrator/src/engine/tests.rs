@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -267,8 +268,8 @@ fn what_a_guest_left_is_kept_where_its_folder_cannot_be_trusted() {
         std::fs::write(till.join("guest.json"), description).unwrap();
         recover_guests(&shared).unwrap();
         assert_eq!(shared.store.ended(id), Ok(Some(left.encode())));
-        let state = shared.board().guests[&id].state;
-        assert_eq!(state, GuestState::Quarantined);
+        let shown: Vec<_> = shared.board().all_guests().map(|view| view.state).collect();
+        assert_eq!(shown, [GuestState::Quarantined]);
         assert!(!shared.workers().contains_key(&id));
     }
 }
@@ -481,6 +482,58 @@ fn a_move_whose_guest_is_stopped_before_its_next_attempt_is_over() {
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
     let phase = shared.board().moves[&MigrationId(1)].phase;
     assert!(phase.is_finished(), "{phase:?} takes a place for ever");
+}
+
+#[test]
+fn moves_that_are_asked_for_at_once_are_counted_before_they_are_shown() {
+    let (_folder, shared) = host("[limits]\noutgoing = 2");
+    let ground = ground(&shared);
+    let first = shared.begin_to_leave(MigrationId(1)).unwrap();
+    let second = shared.begin_to_leave(MigrationId(2)).unwrap();
+    let busy = |number| code(shared.begin_to_leave(MigrationId(number)).map(drop));
+    assert_eq!(busy(3), Some(Code::Busy));
+    // One that is shown is not counted twice, and one that did not begin not at all.
+    let view = order(1).view(&ground, Phase::Copying);
+    shared.board().show_move(view);
+    assert_eq!(busy(3), Some(Code::Busy));
+    drop(second);
+    assert_eq!(busy(3), None);
+    drop(first);
+    let third = shared.begin_to_leave(MigrationId(3)).unwrap();
+    assert_eq!(busy(4), Some(Code::Busy));
+    drop(third);
+}
+
+#[test]
+fn fault_45_a_copy_of_a_folder_is_shown_beside_the_guest_that_is_well() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(3));
+    ground.persist(&record).unwrap();
+    drop(ground);
+    let guests = folder.path().join("state/guests");
+    for copy in ["one", "other"] {
+        std::fs::create_dir(guests.join(copy)).unwrap();
+        std::fs::set_permissions(guests.join(copy), std::fs::Permissions::from_mode(0o700))
+            .unwrap();
+        for file in ["journal", "guest.json"] {
+            std::fs::copy(guests.join("till").join(file), guests.join(copy).join(file)).unwrap();
+        }
+    }
+    recover_guests(&shared).unwrap();
+    let engine = Engine::new(Arc::clone(&shared));
+    let shown = || {
+        engine
+            .guests()
+            .into_iter()
+            .map(|guest| (guest.name.to_string(), guest.state))
+    };
+    let quarantined = shown().filter(|(_, state)| *state == GuestState::Quarantined);
+    let names: Vec<_> = quarantined.map(|(name, _)| name).collect();
+    assert_eq!(names, ["one", "other"]);
+    assert!(shown().any(|(name, state)| name == "till" && state != GuestState::Quarantined));
+    let text = shared.metrics.text(&shared.board());
+    assert!(text.contains("\ntowpath_quarantined_guests 2\n"), "{text}");
 }
 
 /// A socket that has as many connections as may wait, and nobody who accepts them.
