@@ -265,6 +265,9 @@ impl SourceMove {
             if after == Stage::Switching {
                 self.switched_at = Some(now());
             }
+            // What a pause or a wait for an answer carried says nothing about the link.
+            self.sampled_at = now();
+            self.sampled_bytes = self.machine.progress().wire_bytes;
             info!(
                 migration = %self.order.id, from = before.as_str(), to = after.as_str(),
                 "move goes on"
@@ -534,8 +537,13 @@ impl SourceMove {
         }
         let bytes = self.machine.progress().wire_bytes;
         let sent = bytes.saturating_sub(self.sampled_bytes);
+        let is_sending = match self.machine.stage() {
+            Stage::Copying => true,
+            Stage::Serving => self.machine.progress().blocks_left > 0,
+            _ => false,
+        };
         // Little was sent because there was little to send: that says nothing about the link.
-        if self.machine.stage() == Stage::Copying && sent > 64 * 1024 {
+        if is_sending && sent > 64 * 1024 {
             let per_second = u128::from(sent) * 1_000_000_000 / elapsed.as_nanos().max(1);
             self.outbox
                 .link_carries(u64::try_from(per_second).unwrap_or(u64::MAX));
