@@ -24,6 +24,9 @@ const OFFER_WAIT_MIN: Duration = Duration::from_secs(1);
 /// Longest: by then a guest that does not run yet is given up in any case.
 const OFFER_WAIT_MAX: Duration = Duration::from_mins(10);
 
+/// Where the system has the file of the program that runs, also once another one has its path.
+const RUNNING_PROGRAM: &str = "/proc/self/exe";
+
 /// Most guests of a host: each has a process, a worker thread, a journal file and a folder.
 const GUESTS_MAX: u32 = crate::store::GUEST_COUNT_MAX;
 
@@ -203,6 +206,12 @@ impl Config {
         }
         let own = std::env::current_exe()
             .map_err(|error| Fault::new(Code::Io, format!("own program's path: {error}")))?;
+        // Of a program that was replaced since, as by an upgrade, the file is still there for whoever runs it.
+        let own = if own.exists() {
+            own
+        } else {
+            PathBuf::from(RUNNING_PROGRAM)
+        };
         let own = own.into_os_string().into_string().map_err(|path| {
             Fault::new(
                 Code::Path,
