@@ -26,6 +26,10 @@ const CARRY_SHARE: f64 = 0.4;
 /// less than they cost.
 const LONG_PATH_SHARE: f64 = 0.25;
 
+/// Rounds after which the path is believed to be longer than the allowed pause, where pre-copy alone is allowed: by
+/// then the round trip was measured beside little.
+const LONG_PATH_ROUNDS: u32 = 3;
+
 /// What freezing, saving, loading and two journal writes cost beside the link, before it was measured
 /// once: a paused vCPU stops within a millisecond, state is tens of kilobytes.
 const FIXED_PAUSE: Duration = Duration::from_millis(8);
@@ -147,8 +151,9 @@ impl fmt::Display for Reason {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
-    /// Send what is left while the guest runs.
-    AnotherRound,
+    /// Send what is left while the guest runs: because that helps, or for this reason all the same, where nothing
+    /// but pre-copy is allowed.
+    AnotherRound(Option<Reason>),
     /// Freeze, send all that is left, switch.
     SwitchWhole(Reason),
     /// Freeze, carry at most so many raw bytes of the freshest blocks, leave the rest for post-copy.
@@ -231,8 +236,18 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
             pause_predicted: pause_if_whole,
         };
     }
+    let is_too_long = policy.mode == Mode::Pre
+        && carrying_time(policy, goodput, facts.round_trip).is_none()
+        && facts.rounds_done >= LONG_PATH_ROUNDS;
+    if is_too_long {
+        return Judgement {
+            decision: Decision::GiveUp(Reason::LongPath),
+            pause_if_whole,
+            pause_predicted: pause_if_whole,
+        };
+    }
     let Some(reason) = hopeless(facts, left_before) else {
-        let decision = Decision::AnotherRound;
+        let decision = Decision::AnotherRound(None);
         return Judgement {
             decision,
             pause_if_whole,
@@ -241,7 +256,7 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
     };
     match policy.mode {
         Mode::Pre if facts.rounds_done < ROUND_COUNT_MAX => {
-            let decision = Decision::AnotherRound;
+            let decision = Decision::AnotherRound(Some(reason));
             Judgement {
                 decision,
                 pause_if_whole,
@@ -345,7 +360,7 @@ mod tests {
     #[test]
     fn a_residual_that_shrinks_gets_another_round() {
         let judgement = judge(&Policy::default(), &facts(), Some(100 << 20));
-        assert_eq!(judgement.decision, Decision::AnotherRound);
+        assert_eq!(judgement.decision, Decision::AnotherRound(None));
         assert!(judgement.pause_if_whole > Duration::from_millis(200));
     }
 
@@ -383,7 +398,8 @@ mod tests {
             ..Policy::default()
         };
         let judgement = judge(&policy, &facts(), Some(10 << 20));
-        assert_eq!(judgement.decision, Decision::AnotherRound);
+        let again = Decision::AnotherRound(Some(Reason::NotConverging));
+        assert_eq!(judgement.decision, again, "it is said why in vain");
         let last = Facts {
             rounds_done: ROUND_COUNT_MAX,
             ..facts()
@@ -433,17 +449,23 @@ mod tests {
             residual_bytes: 2 << 20,
             ..far
         };
-        assert_eq!(decide(&policy, more), Decision::AnotherRound);
+        assert_eq!(decide(&policy, more), Decision::AnotherRound(None));
         let pre = Policy {
             mode: Mode::Pre,
             ..policy
         };
-        assert_eq!(decide(&pre, far), Decision::AnotherRound);
+        assert_eq!(decide(&pre, far), Decision::AnotherRound(None));
+        let again = Facts {
+            rounds_done: LONG_PATH_ROUNDS,
+            ..far
+        };
+        let given_up = Decision::GiveUp(Reason::LongPath);
+        assert_eq!(decide(&pre, again), given_up, "no round shortens the path");
         let near = Facts {
             round_trip: Duration::from_millis(110),
             ..far
         };
-        assert_eq!(decide(&policy, near), Decision::AnotherRound);
+        assert_eq!(decide(&policy, near), Decision::AnotherRound(None));
     }
 
     #[test]

@@ -373,7 +373,7 @@ impl Source {
         self.progress.finished_round_count = self.progress.round_count;
         self.left_before = Some(facts.residual_bytes);
         match judgement.decision {
-            Decision::AnotherRound => self.begin_round(dirty, now),
+            Decision::AnotherRound(_) => self.begin_round(dirty, now),
             Decision::SwitchWhole(reason) => self.freeze(dirty, u64::MAX, reason, now),
             Decision::SwitchAndFetch {
                 reason,
@@ -382,7 +382,10 @@ impl Source {
                 self.freeze(dirty, carry_bytes_max, reason, now);
             }
             Decision::GiveUp(reason) => {
-                let detail = format!("the guest cannot be moved by pre-copy alone: {reason}");
+                let needed_ms = judgement.pause_predicted.as_millis();
+                let detail = format!(
+                    "the guest cannot be moved by pre-copy alone: {reason}; a pause of {needed_ms} ms would do"
+                );
                 self.stay(Fault::new(Code::NotConverging, detail), now);
             }
         }

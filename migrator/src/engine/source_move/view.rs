@@ -104,7 +104,10 @@ impl SourceMove {
                     ErrorView::from(&Fault::new(Code::ImageLost, detail))
                 });
                 let unread = || self.unread.fault().map(ErrorView::from);
-                (phase, lost.or_else(unread))
+                let is_up = self.machine.is_link_up();
+                let no_lanes = || self.no_lanes.as_ref().filter(|_| !is_up);
+                let unreached = || no_lanes().map(ErrorView::from);
+                (phase, lost.or_else(unread).or_else(unreached))
             }
         }
     }
@@ -112,7 +115,7 @@ impl SourceMove {
 
 const fn decision_text(decision: &Decision) -> &'static str {
     match decision {
-        Decision::AnotherRound => "another round",
+        Decision::AnotherRound(_) => "another round",
         Decision::SwitchWhole(_) => "switch whole",
         Decision::SwitchAndFetch { .. } => "switch and fetch",
         Decision::GiveUp(_) => "give up",
@@ -121,8 +124,9 @@ const fn decision_text(decision: &Decision) -> &'static str {
 
 const fn reason_text(decision: &Decision) -> &'static str {
     match decision {
-        Decision::AnotherRound => "the rest shrinks and does not fit the pause",
-        Decision::SwitchWhole(reason)
+        Decision::AnotherRound(None) => "the rest shrinks and does not fit the pause",
+        Decision::AnotherRound(Some(reason))
+        | Decision::SwitchWhole(reason)
         | Decision::SwitchAndFetch { reason, .. }
         | Decision::GiveUp(reason) => reason.as_str(),
     }

@@ -44,7 +44,8 @@ impl TargetMove {
         match &self.outcome {
             Some(Outcome::Arrived) => (Phase::Done, None),
             Some(Outcome::Refused(fault)) if fault.code == Code::Cancelled => {
-                (Phase::Cancelled, Some(ErrorView::from(fault)))
+                let source = &self.machine.setup().source;
+                (Phase::Cancelled, Some(ErrorView::said_by(source, fault)))
             }
             Some(Outcome::Refused(fault) | Outcome::Lost(fault)) => {
                 (Phase::Failed, Some(ErrorView::from(fault)))
