@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use towpath_migrator::api::{MigrationMode, MigrationRequest, Phase};
 use towpath_protocol::fault::Code;
+use towpath_tests::killed::SLOW;
 use towpath_tests::lab::{Guest, Lab};
 use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET};
 use towpath_tests::verdict::wait_until;
@@ -115,4 +116,18 @@ fn a_move_that_its_target_refuses_says_which_host_that_was() {
     assert_eq!(error.code, Code::GuestExists.as_str(), "{error:?}");
     let target = scene.lab.site(TARGET).identity().to_string();
     assert_eq!(error.host, Some(target));
+}
+
+/// Half of a guest's pages pack well; what is pushed once it runs at its target is packed as what goes before.
+#[test]
+fn what_follows_a_guest_by_post_copy_is_packed_for_its_link() {
+    let scene = Scene::new(SLOW);
+    let guest = Guest::new("thrifty", 32);
+    let mut console = scene.guest(&guest);
+    begin(&scene, &Lab::request(&guest, SOURCE, MigrationMode::Post));
+    let rest = scene.arrives(&guest, &mut console).unwrap();
+    let view = rest.moves.first().expect("a move");
+    let wire_bytes = view.wire_bytes.expect("its source counts them");
+    let percent = wire_bytes * 100 / view.raw_bytes;
+    assert!(percent < 80, "{percent} % of the bytes: {view:?}");
 }
