@@ -249,7 +249,12 @@ impl Link {
 
     /// The smoothed round trip of the urgent connection.
     pub(crate) fn rtt(&self) -> Duration {
-        self.urgent.rtt()
+        self.rtt_of(Leg::Urgent)
+    }
+
+    /// The smoothed round trip of a leg's connection.
+    pub(crate) fn rtt_of(&self, leg: Leg) -> Duration {
+        self.connection(leg).rtt()
     }
 
     /// Whether one of the connections is over, and with it the link.

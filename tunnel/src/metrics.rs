@@ -144,6 +144,8 @@ fn refusals(core: &Core, registry: &Registry) -> prometheus::Result<()> {
 
 /// How channels fare.
 struct Channels {
+    up: IntGaugeVec,
+    rtt: GaugeVec,
     bytes: IntCounterVec,
     rate: IntGaugeVec,
     connections: IntGaugeVec,
@@ -157,9 +159,23 @@ struct Channels {
 impl Channels {
     fn new(registry: &Registry) -> prometheus::Result<Self> {
         let (each, by_way) = (&["channel"], &["channel", "dir"]);
+        // The peer, so that a rule can tell what its link explains.
+        let with_peer = &["channel", "peer"];
         let gauge = |name, help| gauges(registry, name, help, each);
         let count = |name, help| counters(registry, name, help, each);
         Ok(Self {
+            up: gauges(
+                registry,
+                "towpath_channel_up",
+                "Whether a channel listens, its link is up, and its last connection found the service.",
+                with_peer,
+            )?,
+            rtt: ratios(
+                registry,
+                "towpath_channel_rtt_seconds",
+                "Smoothed round trip of the connection that carries the channel's class.",
+                with_peer,
+            )?,
             bytes: counters(
                 registry,
                 "towpath_channel_bytes_total",
@@ -210,6 +226,13 @@ impl Channels {
             let label = &[name, way];
             self.bytes.with_label_values(label).inc_by(bytes);
             self.rate.with_label_values(label).set(signed(bits / 8));
+        }
+        let with_peer = &[name, view.peer.as_str()];
+        let up = self.up.with_label_values(with_peer);
+        up.set(i64::from(view.state.is_up()));
+        if view.rtt_us > 0 {
+            let rtt = Duration::from_micros(view.rtt_us).as_secs_f64();
+            self.rtt.with_label_values(with_peer).set(rtt);
         }
         let waited = Duration::from_micros(view.open_us).as_secs_f64();
         self.open.with_label_values(&[name]).set(waited);

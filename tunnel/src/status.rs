@@ -146,7 +146,7 @@ pub(crate) fn channel_view(core: &Core, channel: &Channel) -> ChannelView {
         errors: of(&figures.errors),
         last_error: last_error.unwrap_or_else(PoisonError::into_inner).clone(),
         open_us: of(&figures.open_us),
-        rtt_us: link.map_or(0, |link| micros(link.rtt())),
+        rtt_us: link.map_or(0, |link| micros(link.rtt_of(spec.class.leg()))),
         sent_bytes: of(&figures.meter.sent),
         received_bytes: of(&figures.meter.received),
         out_bits_per_second: of(&figures.sent_per_second).saturating_mul(8),

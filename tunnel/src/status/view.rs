@@ -226,6 +226,12 @@ impl ChannelState {
             Self::Down => "down",
         }
     }
+
+    /// Whether it is likely to carry what programs bring now.
+    #[must_use]
+    pub const fn is_up(self) -> bool {
+        matches!(self, Self::Healthy | Self::Degraded)
+    }
 }
 
 impl From<LinkState> for ChannelState {
@@ -296,7 +302,7 @@ pub struct ChannelView {
     pub last_error: Option<String>,
     /// How long the last connection waited for the service, in microseconds.
     pub open_us: u64,
-    /// Smoothed round trip to the peer, in microseconds; 0 without a link.
+    /// Smoothed round trip of the connection that carries its class, in microseconds; 0 without a link.
     pub rtt_us: u64,
     /// Bytes of local programs sent.
     pub sent_bytes: u64,

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, World, echo, until};
+use crate::harness::{Pair, World, echo, name, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_bench::relay::Direction;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
+use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::{ClassView, LinkState, SCHEMA, StatusView};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -59,7 +60,8 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
         bits_per_second: Some(40_000_000),
         ..Direction::default()
     };
-    let pair = Pair::start_with(|_, _| (), Some(path)).await;
+    let channels = vec![channel("till", Class::App), channel("stock", Class::Bulk)];
+    let pair = Pair::start_with(|edge, _| edge.channels = channels, Some(path)).await;
     let filling = pair.fill(Class::Bulk).await;
     let rate = |tunnel: &Tunnel, of: fn(&ClassView) -> u64| {
         of(&tunnel.status().links[0].classes[Class::Bulk.index()])
@@ -83,6 +85,43 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
         assert!(leg.base_rtt_us >= 20_000, "{leg:?}");
     }
     drop(filling);
+    // A channel's round trip is that of the leg that carries it, to the microsecond once all is quiet.
+    let mut round_trips = [0; 2];
+    until("each channel shows its own leg's round trip", || {
+        let mut status = pair.edge.status();
+        round_trips = [0, 1].map(|leg| status.links[0].legs[leg].rtt_us);
+        status
+            .channels
+            .sort_by_key(|channel| channel.class != "app");
+        let shown = [0, 1].map(|leg| status.channels[leg].rtt_us);
+        round_trips[0] != round_trips[1] && shown == round_trips
+    })
+    .await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let text = client.text("/metrics").await.unwrap();
+    for (channel, told_us) in ["till", "stock"].into_iter().zip(round_trips) {
+        let series =
+            format!("towpath_channel_rtt_seconds{{channel=\"{channel}\",peer=\"region\"}} ");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(&*series));
+        let seconds: f64 = lines.next().unwrap().parse().unwrap();
+        // A packet or two may have come since.
+        let told = Duration::from_micros(told_us).as_secs_f64();
+        assert!(
+            (seconds / told - 1.0).abs() < 0.5,
+            "{channel}: {seconds} s, {told} s"
+        );
+    }
+}
+
+/// A channel of the edge to a service of the region.
+fn channel(label: &str, class: Class) -> ChannelSpec {
+    let leads_to = (name("region"), name("echo"));
+    ChannelSpec::new(
+        name(label),
+        "tcp:127.0.0.1:0".parse().unwrap(),
+        leads_to,
+        class,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,14 +200,18 @@ async fn l05_over_tcp_only_reading_under_a_loopback_name_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_absent_without_a_link_the_page_of_metrics_says() {
     let world = World::new();
-    let config = world.site("edge", "region");
+    let mut config = world.site("edge", "region");
+    config.channels = vec![channel("till", Class::App)];
     let _alone = Tunnel::start(&config).await.unwrap();
     let client = Client::new(&config.admin.socket);
     let text = client.text("/metrics").await.unwrap();
+    let down = "towpath_channel_up{channel=\"till\",peer=\"region\"} 0";
+    assert!(text.contains(down), "{text}");
     let page = include_str!("../../../docs/metrics.md");
-    let rows = page
-        .lines()
-        .filter(|row| row.starts_with("| `towpath_tunnel_"));
+    let rows = page.lines().filter(|row| {
+        let ours = ["| `towpath_tunnel_", "| `towpath_channel_"];
+        ours.iter().any(|name| row.starts_with(name))
+    });
     let mut absent = 0;
     for row in rows {
         let name = row.split('`').nth(1).unwrap();

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use crate::harness::kept::Kept;
-use crate::harness::{Pair, check_answers, name, until};
+use crate::harness::{Pair, check_answers, metric, name, until};
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_tunnel::Tunnel;
@@ -69,10 +69,19 @@ async fn con_1_a_configured_channel_without_its_address_keeps_no_tunnel_from_sta
     check_is_late(&find(&pair.edge, "late").unwrap(), address);
     let there = find(&pair.edge, "there").unwrap();
     assert_eq!(there.state, ChannelState::Healthy, "{there:?}");
-    let client = Client::new(&pair.edge_config.admin.socket);
-    let metrics = client.text("/metrics").await.unwrap();
-    let series = "towpath_channel_generation{channel=\"late\"} 0";
-    assert!(metrics.contains(series), "{metrics}");
+    let figure = async |metric_name: &str, labels: &str| {
+        metric(&pair.edge_config, &format!("{metric_name}{{{labels}}}")).await
+    };
+    let generation = figure("towpath_channel_generation", "channel=\"late\"");
+    assert_eq!(generation.await, 0);
+    for (channel, is_up) in [("late", 0), ("there", 1)] {
+        let labels = format!("channel=\"{channel}\",peer=\"region\"");
+        assert_eq!(
+            figure("towpath_channel_up", &labels).await,
+            is_up,
+            "{channel}"
+        );
+    }
     drop(taken);
     let view = check_opens(&pair.edge, "late", address).await;
     assert_eq!(view.origin, ChannelOrigin::Configured);

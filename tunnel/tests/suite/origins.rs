@@ -1,6 +1,6 @@
 //! What a channel is for, whether it is of use, and who says so.
 
-use crate::harness::{Pair, check_answers, echo, name, soon, until};
+use crate::harness::{Pair, check_answers, echo, metric, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_daemon::client::Client;
@@ -43,12 +43,15 @@ async fn a_channel_that_no_connection_came_through_is_failing_until_one_does() {
     until("its error is noted", is_noted).await;
     let page = client.text("/").await.unwrap();
     assert!(page.contains("failing: E_"), "{page}");
+    let up = "towpath_channel_up{channel=\"till\",peer=\"region\"}";
+    assert_eq!(metric(&pair.edge_config, up).await, 0);
 
     let echo = echo(pair.echo());
     let mut carried = connect(&view).await.unwrap();
     carried.write_all(b"x").await.unwrap();
     soon(carried.read_exact(&mut [0])).await.unwrap();
     assert_eq!(shown().state, ChannelState::Healthy, "{:?}", shown());
+    assert_eq!(metric(&pair.edge_config, up).await, 1);
     echo.abort();
 }
 
