@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use towpath_protocol::channel::Leg;
 use towpath_protocol::rate::Rate;
 
 use crate::link::Link;
@@ -87,14 +88,14 @@ impl Wish {
 /// Bytes of a [`Usage`].
 pub const USAGE_BYTES: usize = 32;
 
-/// What a tunnel has used so far, and done on its link to whoever asks.
+/// What a tunnel has used so far, and done on its links to whoever asks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Processor time of the tunnel in nanoseconds.
     pub cpu_nanos: u64,
     /// The cap on what it sends, in bytes per second on the wire; 0 without one.
     pub cap_bytes_per_second: u64,
-    /// Packets that it has sent over the link.
+    /// Packets that it has sent over all links to whoever asks.
     pub sent_packets: u64,
     /// Those of them that were lost.
     pub lost_packets: u64,
@@ -102,7 +103,10 @@ pub struct Usage {
 
 impl Usage {
     fn of(link: &Link) -> Self {
-        let (lost_packets, sent_packets) = link.packets();
+        let packets = Leg::ALL.map(|leg| link.counters.packets(leg));
+        let [sent_packets, lost_packets] = packets
+            .iter()
+            .fold([0; 2], |[sent, lost], more| [sent + more.0, lost + more.1]);
         Self {
             cpu_nanos: used_nanos(),
             cap_bytes_per_second: link.pace.rate().map_or(0, Rate::bytes_per_second),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use towpath_protocol::channel::Class;
+use towpath_protocol::channel::{Class, Leg};
 
 /// Bytes that have gone through a link, per class.
 #[derive(Debug, Default)]
@@ -11,6 +11,14 @@ pub(crate) struct Counters {
     received: [AtomicU64; Class::ALL.len()],
     /// Datagrams that were too many.
     dropped: [AtomicU64; Class::ALL.len()],
+    packets: [Packets; Leg::ALL.len()],
+}
+
+/// Packets of all connections of a leg, whichever links they were of.
+#[derive(Debug, Default)]
+struct Packets {
+    sent: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Counters {
@@ -24,6 +32,21 @@ impl Counters {
 
     pub(crate) fn add_dropped(&self, class: Class) {
         self.dropped[class.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts packets that a connection of a leg has sent since it was looked at last, and those that were found lost.
+    pub(crate) fn add_packets(&self, leg: Leg, sent: u64, lost: u64) {
+        let packets = &self.packets[leg as usize];
+        packets.sent.fetch_add(sent, Ordering::Relaxed);
+        packets.lost.fetch_add(lost, Ordering::Relaxed);
+    }
+
+    /// Packets sent over a leg, and those of them that were lost.
+    pub(crate) fn packets(&self, leg: Leg) -> (u64, u64) {
+        let packets = &self.packets[leg as usize];
+        // Never more lost than sent.
+        let lost = packets.lost.load(Ordering::Relaxed);
+        (packets.sent.load(Ordering::Relaxed), lost)
     }
 
     pub(crate) fn dropped(&self, class: Class) -> u64 {

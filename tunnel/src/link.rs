@@ -509,7 +509,7 @@ impl Link {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut rounds = Rounds::default();
-        loop {
+        let reason = loop {
             tokio::select! {
                 reason = self.urgent.closed() => break reason.to_string(),
                 reason = self.bulk.closed() => break reason.to_string(),
@@ -521,12 +521,16 @@ impl Link {
                 }
                 _ = looks.tick(), if self.pace.is_unobserved() => drop(self.observe()),
             }
-        }
+        };
+        // Connections that are over still say what went over them.
+        self.count_packets(&mut rounds.packets, &self.observe());
+        reason
     }
 
     /// Looks at the counters once; says whether the link is stalled.
     fn tick(&self, rounds: &mut Rounds) -> bool {
         let stats = self.observe();
+        self.count_packets(&mut rounds.packets, &stats);
         let now = Instant::ZERO + rounds.began.elapsed();
         let mut is_stalled = false;
         for (watch, stats) in rounds.watches.iter_mut().zip(&stats) {

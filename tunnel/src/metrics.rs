@@ -9,7 +9,7 @@ use std::time::Duration;
 use prometheus::{Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 use towpath_certs::Rejection;
 use towpath_forecast::forecaster::{Forecaster, Horizon};
-use towpath_protocol::channel::Class;
+use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
@@ -291,6 +291,8 @@ struct Links {
     queue: GaugeVec,
     loss: GaugeVec,
     bytes: IntCounterVec,
+    packets_sent: IntCounterVec,
+    packets_lost: IntCounterVec,
 }
 
 impl Links {
@@ -331,6 +333,18 @@ impl Links {
                 "Share of packets lost over the last second.",
             )?,
             bytes: counters(registry, BYTES.0, BYTES.1, &["peer", "dir", "class"])?,
+            packets_sent: counters(
+                registry,
+                "towpath_tunnel_packets_sent_total",
+                "Packets sent over one of the connections of the links.",
+                &["peer", "leg"],
+            )?,
+            packets_lost: counters(
+                registry,
+                "towpath_tunnel_packets_lost_total",
+                "Those of the packets sent that were found lost.",
+                &["peer", "leg"],
+            )?,
         })
     }
 
@@ -349,6 +363,11 @@ impl Links {
             let of = |dir| self.bytes.with_label_values(&[site, dir, class.as_str()]);
             of("out").inc_by(peer.counters.sent(class));
             of("in").inc_by(peer.counters.received(class));
+        }
+        for leg in Leg::ALL {
+            let (labels, (sent, lost)) = (&[site, leg.as_str()], peer.counters.packets(leg));
+            self.packets_sent.with_label_values(labels).inc_by(sent);
+            self.packets_lost.with_label_values(labels).inc_by(lost);
         }
         let link = state.link.as_deref();
         let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());

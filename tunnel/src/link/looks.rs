@@ -19,6 +19,8 @@ pub(super) struct Rounds {
     pub(super) watches: [Watch; 2],
     pub(super) ticks: u32,
     pub(super) totals: Option<Totals>,
+    /// Packets sent and lost that were counted, by leg.
+    pub(super) packets: [(u64, u64); 2],
     /// Whether the peer has changed the cap, and the log does not say so yet.
     pub(super) is_cap_news: bool,
 }
@@ -30,6 +32,7 @@ impl Default for Rounds {
             watches: Default::default(),
             ticks: 0,
             totals: None,
+            packets: [(0, 0); 2],
             is_cap_news: false,
         }
     }

@@ -63,12 +63,20 @@ impl Link {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Packets lost and sent so far.
-    pub(crate) fn packets(&self) -> (u64, u64) {
-        let paths = Leg::ALL.map(|leg| self.connection(leg).stats().path);
-        paths.iter().fold((0, 0), |(lost, sent), path| {
-            (lost + path.lost_packets, sent + path.sent_packets)
-        })
+    /// Counts the packets that have gone since it last did.
+    pub(super) fn count_packets(
+        &self,
+        counted: &mut [(u64, u64); 2],
+        stats: &[ConnectionStats; 2],
+    ) {
+        for leg in Leg::ALL {
+            let path = &stats[leg as usize].path;
+            let now = (path.sent_packets, path.lost_packets);
+            let (sent, lost) = std::mem::replace(&mut counted[leg as usize], now);
+            let sent = now.0.saturating_sub(sent);
+            self.counters
+                .add_packets(leg, sent, now.1.saturating_sub(lost));
+        }
     }
 
     /// How its connections stand.

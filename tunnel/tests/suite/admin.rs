@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, World, echo, name, until};
+use crate::harness::{Pair, World, echo, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towpath_bench::relay::Direction;
@@ -113,6 +113,55 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packets_are_counted_by_leg_over_every_link() {
+    let lossy = Direction {
+        delay: Duration::from_millis(1),
+        bits_per_second: Some(100_000_000),
+        loss: 0.05,
+        ..Direction::default()
+    };
+    let pair = Pair::start_with(|_, _| (), Some(lossy)).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let packets = async || {
+        let text = client.text("/metrics").await.unwrap();
+        let of = |what: &str, leg: &str| {
+            let series =
+                format!("towpath_tunnel_packets_{what}_total{{leg=\"{leg}\",peer=\"region\"}} ");
+            let mut counts = text.lines().filter_map(|line| line.strip_prefix(&*series));
+            counts.next().unwrap().parse::<u64>().unwrap()
+        };
+        ["sent", "lost"].map(|what| ["urgent", "bulk"].map(|leg| of(what, leg)))
+    };
+    let filling = pair.fill(Class::Bulk).await;
+    let counted = async {
+        loop {
+            let counted = packets().await;
+            if counted[0][1] > 2000 {
+                break counted;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let before = soon(counted).await;
+    let [sent, lost] = before.map(|[_, bulk]| bulk);
+    assert!((sent / 40..sent / 10).contains(&lost), "{lost} of {sent}");
+    assert!(before[0][0] < sent / 2, "{before:?}");
+    drop(filling);
+    // Another link begins at nothing, and what went before it still counts.
+    pair.edge.dial_anew(&name("region")).unwrap();
+    let dialled = pair.edge.status().links[0].since_unix_seconds;
+    until("there is another link", || {
+        let link = &pair.edge.status().links[0];
+        link.since_unix_seconds > dialled && link.state != LinkState::Down
+    })
+    .await;
+    let after = packets().await;
+    for (before, after) in before.concat().iter().zip(after.concat()) {
+        assert!(after >= *before, "{before} and then {after}");
+    }
+}
+
 /// A channel of the edge to a service of the region.
 fn channel(label: &str, class: Class) -> ChannelSpec {
     let leads_to = (name("region"), name("echo"));
@@ -131,7 +180,7 @@ async fn readiness_follows_the_links_and_liveness_does_not() {
     assert_eq!(client.text("/ready").await.unwrap(), "ready\n");
     pair.region.stop().await;
     let not_ready = async { while client.text("/ready").await.is_ok() {} };
-    crate::harness::soon(not_ready).await;
+    soon(not_ready).await;
     let problem = client.text("/ready").await.unwrap_err();
     assert!(problem.cause.contains("no link to region"), "{problem:?}");
     assert_eq!(client.text("/live").await.unwrap(), "live\n");
@@ -189,9 +238,7 @@ async fn l05_over_tcp_only_reading_under_a_loopback_name_is_answered() {
         let request = format!("{request}connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        crate::harness::soon(stream.read_to_string(&mut answer))
-            .await
-            .unwrap();
+        soon(stream.read_to_string(&mut answer)).await.unwrap();
         let status = answer.split(' ').nth(1).unwrap();
         assert_eq!(status, code, "{request}");
     }
