@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use towpath_daemon::stream::open_stream;
-use towpath_protocol::channel::{Class, Open};
+use towpath_protocol::channel::{Class, Leg, Open};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_tunnel::built_in::{USAGE_BYTES, Usage, Wish};
@@ -198,10 +198,10 @@ impl Outcome {
         let near = near_after.cpu.zip(near_before.cpu);
         let near = near.map(|(after, before)| after - before);
         let loss_ratio = if options.reverse {
-            loss_between(far_before, far_after)
+            loss_between(Packets::of(far_before), Packets::of(far_after))
         } else {
-            let losses = &load.losses;
-            (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
+            let both = near_before.packets.zip(near_after.packets);
+            both.and_then(|(before, after)| loss_between(before, after))
         };
         Self {
             peer: options.peer.clone(),
@@ -223,10 +223,26 @@ impl Outcome {
     }
 }
 
-/// The share of packets lost of those that the peer sent meanwhile; none if another link has come.
-fn loss_between(before: &Usage, after: &Usage) -> Option<f64> {
-    let lost = after.lost_packets.checked_sub(before.lost_packets)?;
-    let sent = after.sent_packets.checked_sub(before.sent_packets)?;
+/// Packets that a tunnel has sent so far, and those of them that were lost.
+#[derive(Debug, Clone, Copy)]
+struct Packets {
+    sent: u64,
+    lost: u64,
+}
+
+impl Packets {
+    const fn of(usage: &Usage) -> Self {
+        Self {
+            sent: usage.sent_packets,
+            lost: usage.lost_packets,
+        }
+    }
+}
+
+/// The share of packets lost of those that were sent meanwhile; none if the tunnel was started again.
+fn loss_between(before: Packets, after: Packets) -> Option<f64> {
+    let lost = after.lost.checked_sub(before.lost)?;
+    let sent = after.sent.checked_sub(before.sent)?;
     (sent > 0).then(|| lost as f64 / sent as f64)
 }
 
@@ -235,11 +251,10 @@ struct Load {
     bytes: u64,
     time: Duration,
     pings: Vec<Duration>,
-    losses: Vec<f64>,
 }
 
 impl Load {
-    /// Loads the link, pings beside it, and looks at its losses each second.
+    /// Loads the link, and pings beside it.
     fn run(options: &Options, mut pinged: UnixStream) -> Result<Self, Failure> {
         let wish = if options.reverse {
             Wish::Source
@@ -252,7 +267,7 @@ impl Load {
         let begun = Instant::now();
         let until = begun + options.time;
         let came: Vec<_> = streams.iter().map(|_| AtomicU64::new(0)).collect();
-        let (counts, pings, losses) = std::thread::scope(|scope| {
+        let (counts, pings) = std::thread::scope(|scope| {
             let carry = if options.reverse { receive } else { send };
             let loads: Vec<_> = streams
                 .into_iter()
@@ -262,10 +277,9 @@ impl Load {
             let (is_over, came) = (&is_over, &*came);
             scope.spawn(move || show_until(options, (begun, until), came, is_over));
             let pinging = scope.spawn(move || ping_until(&mut pinged, is_over));
-            let looking = scope.spawn(move || losses_until(options, is_over));
             let counts: Vec<_> = loads.into_iter().map(|load| load.join()).collect();
             is_over.store(true, Ordering::Relaxed);
-            (counts, pinging.join(), looking.join())
+            (counts, pinging.join())
         });
         let broken = |_| Fault::new(Code::State, "a part of the bench panicked");
         let mut bytes = 0;
@@ -279,7 +293,6 @@ impl Load {
             bytes,
             time,
             pings: pings.map_err(broken)??,
-            losses: losses.map_err(broken)?,
         })
     }
 }
@@ -405,21 +418,6 @@ fn ping(stream: &mut UnixStream) -> Result<Duration, Fault> {
     Ok(begun.elapsed())
 }
 
-/// The share of packets lost in each second of the load.
-fn losses_until(options: &Options, is_over: &AtomicBool) -> Vec<f64> {
-    let mut losses = Vec::new();
-    let mut next = Instant::now() + Duration::from_secs(1);
-    while !is_over.load(Ordering::Relaxed) {
-        std::thread::sleep(PING_INTERVAL);
-        if Instant::now() >= next {
-            next += Duration::from_secs(1);
-            // Without an answer there is one value less.
-            losses.extend(Near::look(options).ok().and_then(|near| near.loss));
-        }
-    }
-    losses
-}
-
 /// Opens a stream to the peer's bench.
 fn open(options: &Options, class: Class, wish: Wish) -> Result<UnixStream, Fault> {
     let open = Open {
@@ -451,31 +449,48 @@ fn far_usage(options: &Options) -> Result<Usage, Fault> {
     Ok(Usage::decode(&bytes))
 }
 
-/// What the near tunnel says of itself and of the link.
+/// What the near tunnel says of itself and of its links to the peer.
 struct Near {
     cpu: Option<f64>,
     cap: Option<u64>,
-    loss: Option<f64>,
+    packets: Option<Packets>,
 }
 
 impl Near {
     fn look(options: &Options) -> Result<Self, Failure> {
         let client = options.tunnel_socket.client();
         let text = block_on(client.text("/metrics"))??;
-        let of_peer = |name: &str| format!("{name}{{peer=\"{}\"}}", options.peer);
-        let cap = value(
-            &text,
-            &of_peer("towpath_tunnel_rate_limit_bytes_per_second"),
-        );
-        let loss = value(&text, &of_peer("towpath_tunnel_loss_ratio"));
-        Ok(Self {
-            cpu: value(&text, "towpath_tunnel_cpu_seconds_total"),
-            // A rate is a whole number of bytes, and far below what this type holds.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            cap: cap.map(|cap| cap as u64),
-            loss,
-        })
+        Ok(Self::of(&text, &options.peer))
     }
+
+    fn of(text: &str, peer: &Name) -> Self {
+        let cap = format!("towpath_tunnel_rate_limit_bytes_per_second{{peer=\"{peer}\"}}");
+        // The urgent classes' packets too: a peer counts those of all its connections.
+        let count = |name: &str| {
+            let of_leg = |leg: &Leg| {
+                let labels = format!("{{leg=\"{}\",peer=\"{peer}\"}}", leg.as_str());
+                value(text, &format!("{name}{labels}")).map(whole)
+            };
+            Leg::ALL.iter().map(of_leg).sum::<Option<u64>>()
+        };
+        let sent = count("towpath_tunnel_packets_sent_total");
+        let lost = count("towpath_tunnel_packets_lost_total");
+        Self {
+            cpu: value(text, "towpath_tunnel_cpu_seconds_total"),
+            cap: value(text, &cap).map(whole),
+            packets: sent.zip(lost).map(|(sent, lost)| Packets { sent, lost }),
+        }
+    }
+}
+
+/// A rate or a count: a whole number, and far below what this type holds.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "see above"
+)]
+const fn whole(value: f64) -> u64 {
+    value as u64
 }
 
 /// A metric's value in Prometheus' text form.
@@ -543,7 +558,15 @@ fn table(outcome: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
 
     #[test]
     fn a_metric_is_found_by_its_whole_name() {
@@ -563,19 +586,43 @@ mod tests {
     }
 
     #[test]
-    fn losses_are_those_of_the_time_between() {
-        let at = |sent_packets, lost_packets| Usage {
+    fn losses_are_those_of_the_time_between_and_of_the_side_that_sends() {
+        let at = |sent, lost| Packets { sent, lost };
+        assert_eq!(loss_between(at(100, 50), at(300, 60)), Some(0.05));
+        assert_eq!(loss_between(at(100, 50), at(100, 50)), None, "nothing sent");
+        assert_eq!(loss_between(at(100, 50), at(30, 0)), None, "started again");
+        // The last second was far worse than the run.
+        let near = |(sent, lost): (u64, u64)| {
+            let text = format!(
+                "towpath_tunnel_loss_ratio{{peer=\"region\"}} 0.9\n\
+                 towpath_tunnel_packets_lost_total{{leg=\"bulk\",peer=\"region\"}} {lost}\n\
+                 towpath_tunnel_packets_lost_total{{leg=\"urgent\",peer=\"region\"}} 5\n\
+                 towpath_tunnel_packets_sent_total{{leg=\"bulk\",peer=\"region\"}} {sent}\n\
+                 towpath_tunnel_packets_sent_total{{leg=\"urgent\",peer=\"region\"}} 10\n"
+            );
+            Near::of(&text, &"region".parse().unwrap())
+        };
+        let far = |sent_packets, lost_packets| Usage {
             sent_packets,
             lost_packets,
             ..Usage::default()
         };
-        assert_eq!(loss_between(&at(100, 50), &at(300, 60)), Some(0.05));
-        assert_eq!(
-            loss_between(&at(100, 50), &at(100, 50)),
-            None,
-            "nothing sent"
-        );
-        assert_eq!(loss_between(&at(100, 50), &at(30, 0)), None, "another link");
+        for (reverse, loss_ratio) in [(false, 0.02), (true, 0.25)] {
+            let words = ["bench", "region", "--reverse"];
+            let words = &words[..2 + usize::from(reverse)];
+            let options = Line::try_parse_from(words).unwrap().options;
+            let load = Load {
+                bytes: 1,
+                time: Duration::from_secs(1),
+                pings: Vec::new(),
+            };
+            let ends = Ends {
+                near: (near((700, 7)), near((1700, 27))),
+                far: (far(100, 50), far(300, 100)),
+            };
+            let outcome = Outcome::of(&options, None, Vec::new(), load, &ends);
+            assert_eq!(outcome.loss_ratio, Some(loss_ratio), "{reverse}");
+        }
     }
 
     #[test]

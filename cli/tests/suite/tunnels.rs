@@ -18,6 +18,9 @@ use crate::support::{DEADLINE, Ran, run, screen, towpath, word};
 /// Pause between two looks at something that is waited for.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
+/// In which the kernel tells processor time.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// One site's tunnel.
 struct Tunnel {
     run: PathBuf,
@@ -134,6 +137,17 @@ impl Tunnel {
             let text = problem[field].as_str();
             assert!(text.is_some_and(|text| !text.is_empty()), "{problem}");
         }
+    }
+
+    /// Processor time of the tunnel's process in seconds, as the kernel counts it.
+    fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let (_, behind_name) = stat.rsplit_once(") ").unwrap();
+        let ticks = behind_name.split(' ').skip(11).take(2);
+        ticks
+            .map(|ticks| ticks.parse::<f64>().unwrap())
+            .sum::<f64>()
+            / TICKS_PER_SECOND
     }
 
     /// The way to the other site, as `towpath status` has it.
@@ -572,10 +586,30 @@ fn a_way_is_probed_within_its_budget() {
         .refuses(&["tunnel", "probe", "edge"], (1, "E_DENIED"), "bench");
 }
 
+/// Benches the link twice, for what came before is none of a bench: each tunnel has used what it is said to have.
+fn bench_twice(pair: &Pair) -> Value {
+    let mut told = Value::Null;
+    for _ in 0..2 {
+        let used = || [&pair.edge, &pair.region].map(Tunnel::cpu_seconds);
+        let before = used();
+        told = pair.edge.document(&BENCH, "tunnel-bench");
+        let (after, gib) = (used(), told["bytes"].as_f64().unwrap() / f64::from(1 << 30));
+        for (at, side) in ["near", "far"].into_iter().enumerate() {
+            let used = after[at] - before[at];
+            let cost = told["cpu_seconds_per_gib"][side].as_f64().unwrap() * gib;
+            // Most of what it did meanwhile is the load, and the kernel counts in steps of 10 ms.
+            let is_sane = cost > 0.0 && (used / 2.0 - 0.05..=used + 0.05).contains(&cost);
+            assert!(is_sane, "{side}: {cost} s of {used} s");
+        }
+    }
+    told
+}
+
 #[test]
 fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
     let pair = Pair::start();
-    let told = pair.edge.document(&BENCH, "tunnel-bench");
+    let told = bench_twice(&pair);
+    assert!(told["loss_ratio"].is_number(), "{told}");
     assert_eq!(
         (&told["class"], &told["reverse"]),
         (&"bulk".into(), &false.into())
