@@ -30,7 +30,7 @@ use crate::link::{Joint, Link, close};
 use crate::names::Place;
 use crate::peer::{Barred, Peer, State, Unreached, speaks};
 use crate::standing::{Chain, Papers};
-use crate::{distrust, network, serve, transport, wire};
+use crate::{distrust, network, serve, standing, transport, wire};
 
 /// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
 /// seconds once they all are, and those under way repeat their first packet only every second or two.
@@ -336,6 +336,9 @@ async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link
                     .unwrap_or_else(|| Fault::new(fault.code, reason.to_string()).into()),
                 _ => fault.into(),
             };
+            if [&urgent, &bulk].into_iter().any(distrust::is_told_revoked) {
+                standing::note_refused(peer, &host, &shown);
+            }
             for connection in [&urgent, &bulk] {
                 close(connection, unreached.fault.code, "not joined");
             }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock, SystemTime};
 
-use quinn::{ConnectionError, TransportErrorCode};
+use quinn::{Connection, ConnectionError, FrameStats, TransportErrorCode};
 use towpath_certs::{Refusal, Rejection};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -47,6 +47,25 @@ fn alert(error: &ConnectionError) -> Option<(Whose, u8)> {
         }
         error => Some((Whose::Peers, alert_we_sent(error)?)),
     }
+}
+
+/// Whether whoever proved to be at a connection's other end refuses our certificate as revoked.
+///
+/// An alert alone proves nothing: the keys of a handshake's first packets are known to all, and whoever stands on
+/// the way may end it with any. Once we have sent packets under later keys we take none under these any more.
+pub(crate) fn is_told_revoked(connection: &Connection) -> bool {
+    let reason = connection.close_reason();
+    reason.is_some_and(|reason| is_proven_revoked(&reason, &connection.stats().frame_tx))
+}
+
+/// The same by why a connection has ended and what had been sent over it.
+fn is_proven_revoked(reason: &ConnectionError, sent: &FrameStats) -> bool {
+    let is_revoked = alert(reason).is_some_and(|(whose, alert)| {
+        whose == Whose::Ours && Rejection::told_by(alert) == Some(Rejection::Revoked)
+    });
+    // Frames that only packets of the last level have, which are sent once the peer's part of the handshake has been
+    // checked to its end.
+    is_revoked && (sent.stream > 0 || sent.new_connection_id > 0)
 }
 
 /// What is to be told of a handshake of ours that failed over a certificate; `noted` is the last one of the peer's
@@ -325,6 +344,29 @@ mod tests {
         }
         for other in [ConnectionError::TimedOut, ours(80), theirs(10)] {
             assert_eq!(of(&other, None), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_the_peer_itself_can_say_that_we_are_revoked() {
+        let nothing = FrameStats::default();
+        let (mut joined, mut finished) = (nothing, nothing);
+        joined.stream = 1;
+        finished.new_connection_id = 7;
+        let mut handshake = nothing;
+        (handshake.crypto, handshake.acks) = (9, 9);
+        for (reason, sent, is_proven) in [
+            (theirs(44), joined, true),
+            (theirs(44), finished, true),
+            // Whoever stands on the way can say so while the handshake lasts.
+            (theirs(44), handshake, false),
+            (theirs(44), nothing, false),
+            // Another reason, and a refusal of ours.
+            (theirs(45), joined, false),
+            (ours(44), joined, false),
+            (ConnectionError::TimedOut, joined, false),
+        ] {
+            assert_eq!(is_proven_revoked(&reason, &sent), is_proven, "{reason}");
         }
     }
 

@@ -40,7 +40,7 @@ use crate::serve::Told;
 use crate::shares::Shaping;
 use crate::standing::Chain;
 use crate::streams::Streams;
-use crate::{probe, status, timetable, transport};
+use crate::{probe, standing, status, timetable, transport};
 
 /// Losses of a link that are remembered: more of them are not counted apart.
 const LOSS_COUNT_MAX: usize = 32;
@@ -583,6 +583,9 @@ impl Peer {
         self.note_lost(&link);
         let peer = &link.peer;
         tracing::info!(%peer, reason, "link down");
+        if is_denied {
+            standing::note_denied(&self, peer);
+        }
         self.state.send_if_modified(|state| {
             let is_ours = is_current(state);
             if is_ours {

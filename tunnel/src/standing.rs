@@ -7,6 +7,7 @@
 //! |---|---|
 //! | the peer's has been revoked | the link is closed, and its streams are cut (T10), also those that wait for the next |
 //! | the peer's is of an authority that is trusted no longer | another link takes its place; if none does soon, it is closed, and its streams wait for the next |
+//! | ours has been revoked, as the peer says where nobody else can | streams with it are cut, also those that wait for the next link |
 //! | ours is of another authority than the one in use, or is about to end while that is not | another link takes its place |
 //!
 //! The side that dialled makes the other link; what is on the first one moves over and sees nothing of it.
@@ -18,6 +19,7 @@ use rustls_pki_types::CertificateDer;
 use towpath_certs::{Identity, view};
 use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::HostIdentity;
 
 use crate::core::Core;
 use crate::link::Link;
@@ -74,6 +76,12 @@ impl Papers {
             ours_until: until.map(|view| view.not_after_unix_seconds),
             judged: Mutex::default(),
         }
+    }
+
+    /// Whether this may be what we have shown: who was dialled does not remember.
+    fn may_have_shown(&self, chain: &Chain) -> bool {
+        let ours = self.ours.as_ref();
+        ours.is_none_or(|ours| ours.first() == chain.first())
     }
 
     /// Judges them anew if what is in use has changed since.
@@ -145,6 +153,28 @@ fn check(core: &Core, peer: &Peer, link: &Arc<Link>) -> Result<(), Fault> {
         peer.streams.cut_host(host, fault);
         peer.forget(link);
     })
+}
+
+/// Ends the streams that wait for a host which has just refused what we show as revoked, if they were carried under
+/// the same: it has ended its ends of them. With another certificate of ours it goes on waiting, and so do we.
+pub(crate) fn note_refused(peer: &Peer, host: &HostIdentity, shown: &Chain) {
+    if peer.links().iter().any(|link| !link.is_over()) {
+        return;
+    }
+    for link in peer.lost_links() {
+        if link.peer == *host && link.papers.may_have_shown(shown) {
+            note_denied(peer, host);
+            peer.forget(&link);
+        }
+    }
+}
+
+/// Ends all streams with a host that has ended a link, or refused one, because our certificate is revoked.
+pub(crate) fn note_denied(peer: &Peer, host: &HostIdentity) {
+    tracing::warn!(target: "audit", peer = %host, "this host's certificate is revoked: streams cut");
+    let detail = format!("{host} refuses this host's certificate: it is revoked");
+    peer.streams
+        .cut_host(host, &Fault::new(Code::Denied, detail));
 }
 
 fn look(core: &Core, peer: &Peer, link: &Arc<Link>) {

@@ -80,6 +80,11 @@ pub mod frame {
         [&[0x1c, 0x0a, 0][..], &length, reason].concat()
     }
 
+    /// The end of a handshake over a TLS alert.
+    pub fn alert(number: u8) -> Vec<u8> {
+        [&[0x1c], &integer(0x100 + u64::from(number))[..], &[0, 0]].concat()
+    }
+
     pub fn path_challenge(data: u64) -> Vec<u8> {
         [&[0x1a], &data.to_be_bytes()[..]].concat()
     }
@@ -106,9 +111,36 @@ pub fn parameters(ours: &[u8], more: &[(u64, Vec<u8>)]) -> Vec<u8> {
 
 /// The keys of a connection's first packets, which anybody can compute.
 fn initial_keys(theirs: &[u8]) -> Keys {
+    initial_keys_of(Side::Client, theirs)
+}
+
+fn initial_keys_of(side: Side, theirs: &[u8]) -> Keys {
     let suite = tls::provider().cipher_suites[0];
     let suite = suite.tls13().unwrap().quic_suite().unwrap();
-    suite.keys(theirs, Side::Client, Version::V1)
+    suite.keys(theirs, side, Version::V1)
+}
+
+/// What anybody on the way can say to whoever dials with this datagram: the end of the handshake, over an alert.
+/// Nothing if it is not the first of a connection.
+pub fn forged_alert(datagram: &[u8], number: u8) -> Option<Vec<u8>> {
+    if datagram.first()? & 0xf0 != 0xc0 {
+        return None;
+    }
+    let mut reader = Reader {
+        bytes: datagram,
+        at: 5,
+    };
+    let id = |reader: &mut Reader<'_>| {
+        let length = usize::from(reader.byte()?);
+        let from = reader.at;
+        reader.skip(length)?;
+        Some(datagram[from..from + length].to_vec())
+    };
+    let (dialled, dialler) = (id(&mut reader)?, id(&mut reader)?);
+    let keys = initial_keys_of(Side::Server, &dialled);
+    let ids = (&dialler[..], &dialled[..]);
+    let frames = frame::alert(number);
+    Some(packet((Level::Initial, 0), &keys, ids, &[], 0, frames))
 }
 
 /// One packet, encrypted.

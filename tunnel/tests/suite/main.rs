@@ -12,6 +12,7 @@ mod channels;
 mod distrust;
 mod early_data;
 mod forecast;
+mod forged;
 mod handshake;
 mod late;
 mod links;

@@ -198,6 +198,13 @@ async fn t10_live_links_of_a_revoked_peer_are_closed_whoever_dialled() {
             let remedy = link.remedy.unwrap_or_default();
             assert!(remedy.contains("towpath certs issue"), "{said}: {remedy}");
         }
+        if !by_dialler {
+            // It hears of it with the link's end, or else where it dials.
+            until("none waits at the revoked host", || {
+                pair.edge.status().links[0].streams == 0
+            })
+            .await;
+        }
         assert!(metric(config, "towpath_tls_rejected_total{reason=\"revoked\"}").await > 0);
         for load in loads {
             load.task.abort();
@@ -233,6 +240,82 @@ async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
         }
         echo.abort();
     }
+}
+
+/// An outage hides why the link went; the peer says so at the next dial.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t10_a_host_that_is_refused_as_revoked_lets_no_stream_wait() {
+    let log = Kept::log();
+    let (pair, loads, echo) = loaded_pair(Some(Direction::default())).await;
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut_both();
+    let (count, link) = (loads.len() as u64, || pair.edge.status().links.remove(0));
+    until("they wait", || link().streams_paused == count).await;
+    until("there is no link", || link().host.is_none()).await;
+    let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
+    sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    let theirs = || pair.region.status().links[0].streams;
+    until("the peer has cut its ends", || theirs() == 0).await;
+    assert_eq!(link().streams, count, "nobody has told this side");
+    control.heal();
+    until("they are cut", || link().streams == 0).await;
+    assert_eq!(link().streams_lost, 0, "no outage was too long");
+    let whose = "this host's certificate is revoked";
+    assert!(link().reason.starts_with(whose), "{}", link().reason);
+    let is_told = |line: &str| line.contains(whose) && line.contains("streams cut");
+    until("the log has it", || log.text().lines().any(is_told)).await;
+    for load in loads {
+        load.task.abort();
+    }
+    echo.abort();
+}
+
+/// Streams belong to the certificate that they were carried under: the peer waits for its host too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_another() {
+    let (pair, loads, echo) = loaded_pair(Some(Direction::default())).await;
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut_both();
+    let (count, link) = (loads.len() as u64, || pair.edge.status().links.remove(0));
+    until("they wait", || link().streams_paused == count).await;
+    until("there is no link", || link().host.is_none()).await;
+    let files = &pair.edge_config.certificates;
+    let take_another = async |folder| {
+        let issued = pair.world.issue_for("edge", lasting(LEAF_VALIDITY), folder);
+        fs::copy(&issued.key, &files.key).unwrap();
+        fs::copy(&issued.cert, &files.cert).unwrap();
+        uses(&pair.edge, &pair.edge_config).await;
+    };
+    take_another("second").await;
+    let second = Which::Serial(serial(&pair.edge_config));
+    sign(&pair.world.authority, &second, LIST_VALIDITY);
+    carry_list(&pair.world.path("ca"), &pair.region_config);
+    says(&pair.region, |view| view.revocation_lists[0].number == 2).await;
+    // No attempt is under way any more that began with the first one: there are sixteen at once at most.
+    let dials = async || {
+        metric(
+            &pair.edge_config,
+            "towpath_tunnel_dials_total{cause=\"clock\"",
+        )
+        .await
+    };
+    let before = dials().await;
+    soon(async { while dials().await <= before + 16 {} }).await;
+    control.heal();
+    let whose = "this host's certificate is revoked";
+    until(whose, || link().reason.starts_with(whose)).await;
+    let refused = dials().await;
+    soon(async { while dials().await <= refused + 4 {} }).await;
+    assert_eq!((link().streams, link().streams_paused), (count, count));
+    take_another("third").await;
+    pair.linked().await;
+    for load in &loads {
+        load.flows().await;
+    }
+    assert_eq!(link().streams_lost, 0);
+    end_all(loads).await;
+    echo.abort();
 }
 
 /// A certificate of an authority that ends in a moment.
