@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant as Clock, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
@@ -23,6 +23,7 @@ use towpath_protocol::size::Size;
 use utoipa::ToSchema;
 
 use crate::built_in::Wish;
+use crate::config::ProbeConfig;
 use crate::core::Core;
 use crate::estimate::Estimate;
 use crate::link::Link;
@@ -308,7 +309,7 @@ async fn probe(
 
 /// Sends what may be sent and hears what came; how many bytes, and in what time.
 async fn exchange(
-    mut stream: UnixStream,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     budget: ProbeRequest,
     sent: &AtomicU64,
 ) -> Result<(u64, Duration), Fault> {
@@ -464,27 +465,41 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
         stop.requested().await;
         return;
     };
+    let measure = |budget| {
+        let (core, peer) = (&core, &peer);
+        async move {
+            if peer.state().is_usable() {
+                // How it went is in the log and in the metrics.
+                let _ = run(core, &peer.site, budget).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.requested() => {}
+        () = again(config, measure) => {}
+    }
+}
+
+/// Measures at each interval what the configuration lets a measurement cost, until it is dropped.
+async fn again<F: Future<Output = ()>>(config: ProbeConfig, measure: impl Fn(ProbeRequest) -> F) {
     let budget = ProbeRequest {
         bytes: config.bytes.bytes(),
         time_ms: time_default(),
     };
     loop {
-        tokio::select! {
-            () = stop.requested() => return,
-            () = sleep(config.interval.duration()) => {}
-        }
-        if peer.state().is_usable() {
-            // How it went is in the log and in the metrics.
-            let _ = tokio::select! {
-                () = stop.requested() => return,
-                probed = run(&core, &peer.site, budget) => probed,
-            };
-        }
+        sleep(config.interval.duration()).await;
+        measure(budget).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tokio::io::duplex;
+    use tokio::sync::Notify;
+    use towpath_daemon::units::Span;
+
     use super::*;
 
     #[test]
@@ -528,6 +543,73 @@ mod tests {
             ..capped(2000)
         };
         assert_eq!(share.by(), ProbeLimit::Cap);
+    }
+
+    /// A peer's service that hears a probe out: all that came, if that is no more than so much.
+    async fn hear(mut stream: impl AsyncRead + AsyncWrite + Unpin, most: usize) -> Option<u64> {
+        let (mut came, mut chunk) = (0, [0; 4096]);
+        loop {
+            match stream.read(&mut chunk).await.unwrap() {
+                0 => break,
+                more => came += more,
+            }
+            if came > most {
+                return None;
+            }
+        }
+        stream.write_u64_le(came as u64 - 1).await.unwrap();
+        Some(came as u64)
+    }
+
+    #[tokio::test]
+    async fn a_probe_in_the_background_costs_at_each_interval_what_it_may_and_no_more() {
+        let config = ProbeConfig {
+            interval: Span::new(Duration::from_millis(20)),
+            bytes: Size::from_bytes(BYTES_MIN + 1000),
+        };
+        let (costs, all) = (Mutex::new(Vec::new()), Notify::new());
+        let measure = |budget| {
+            let (costs, all) = (&costs, &all);
+            async move {
+                let (near, far) = duplex(10_000);
+                let sent = AtomicU64::new(0);
+                // A probe that knows no end is ended.
+                let hearing = hear(far, 1 << 20);
+                let (told, came) = tokio::join!(exchange(near, budget, &sent), hearing);
+                let mut costs = costs.lock().unwrap();
+                costs.push((told.ok().map(|(bytes, _)| bytes), came, sent.into_inner()));
+                if costs.len() == 5 {
+                    all.notify_one();
+                }
+            }
+        };
+        let began = Instant::now();
+        tokio::select! {
+            () = again(config, measure) => {}
+            () = all.notified() => {}
+        }
+        assert!(began.elapsed() >= 5 * config.interval.duration());
+        let budget = config.bytes.bytes();
+        // The word that says what is wanted is a byte of its own.
+        let cost = (Some(budget), Some(budget + 1), budget);
+        assert_eq!(costs.into_inner().unwrap(), [cost; 5]);
+    }
+
+    #[tokio::test]
+    async fn a_probe_over_a_path_that_takes_nothing_ends_with_its_time() {
+        let (near, far) = duplex(10_000);
+        let budget = ProbeRequest {
+            bytes: BYTES_MIN,
+            time_ms: 50,
+        };
+        let sent = AtomicU64::new(0);
+        let hearing = async {
+            sleep(2 * Duration::from_millis(budget.time_ms)).await;
+            hear(far, 1 << 20).await
+        };
+        let (told, came) = tokio::join!(exchange(near, budget, &sent), hearing);
+        assert_eq!(told.map(|(bytes, _)| bytes), Ok(9_999));
+        assert_eq!((came, sent.into_inner()), (Some(10_000), 0));
     }
 
     #[test]

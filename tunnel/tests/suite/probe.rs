@@ -187,12 +187,19 @@ async fn a_probe_in_the_background_comes_at_its_interval() {
     )
     .await;
     let sent = || pair.edge.status().links[0].classes[Class::Scavenger.index()].sent_bytes;
+    let done = "towpath_tunnel_probes_total{peer=\"region\",result=\"done\"}";
     let probed = async {
-        while sent() < 64 << 10 {
+        while metric(&pair.edge_config, done).await == 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), probed)
         .await
         .expect("no probe");
+    let cost = "towpath_tunnel_probe_bytes_total{peer=\"region\"}";
+    let cost = metric(&pair.edge_config, cost).await;
+    let probes = metric(&pair.edge_config, done).await;
+    assert!(cost <= probes * (64 << 10), "{cost} bytes, {probes} probes");
+    // The word that says what is wanted is a byte of its own.
+    assert_eq!(sent() % ((64 << 10) + 1), 0, "{}", sent());
 }
