@@ -1,7 +1,8 @@
 //! A flood of Initials: what anybody can send to a tunnel's port without being anybody.
 //!
 //! Each opens a connection of its own: a random identifier, keys from it, and a whole Initial of 1200
-//! bytes that decrypts and carries the words of a handshake. So the other side cannot drop it by a look.
+//! bytes that decrypts and carries the first half of a ClientHello. So the other side cannot drop it by a look, and
+//! whoever lets it in waits for the rest.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -100,8 +101,8 @@ fn initial(id: [u8; ID_BYTES]) -> io::Result<Vec<u8>> {
     datagram.extend(length.to_be_bytes());
     datagram.extend([0; 4]);
     let mut frames = vec![0; rest - 4 - TAG_BYTES];
-    // A CRYPTO frame from offset 0 with 300 bytes; what is behind it is padding.
-    frames[..4].copy_from_slice(&[6, 0, 0x41, 0x2c]);
+    // A CRYPTO frame from offset 0 with 300 bytes of a ClientHello of 512; what is behind it is padding.
+    frames[..8].copy_from_slice(&[6, 0, 0x41, 0x2c, 1, 0, 2, 0]);
     let tag = keys
         .local
         .packet

@@ -263,6 +263,7 @@ async fn a_timetable_sets_the_cap_and_says_when_it_changes() {
     let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let change = link.cap_changes_unix_seconds.unwrap();
     assert!(change > now && change <= now + 7 * 86_400 && change % 86_400 == 0);
+    check_wire_rate(&pair, 5_000_000).await;
 }
 
 /// Two hosts claim to be the region's tunnel: one has the link, the other is what is dialled.
