@@ -10,6 +10,7 @@
 //! | [`renewal`] | the next certificate of a host, under this authority or the next one |
 //! | [`register`] | what the authority has issued and revoked |
 //! | [`revocation`] | lists of revoked certificates: read and asked |
+//! | `list` | a list's bytes, read part by part |
 //! | [`check`] | a host's folder, looked at as its tunnel will |
 //! | [`files`] | writing and reading key files without trusting the folder |
 //! | [`identity`] | loading a host's own certificate and key |
@@ -22,6 +23,7 @@ pub mod authority;
 pub mod check;
 pub mod files;
 pub mod identity;
+mod list;
 pub mod register;
 pub mod renewal;
 pub mod revocation;

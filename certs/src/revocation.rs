@@ -12,8 +12,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, ParsedExtension};
+use x509_parser::prelude::ParsedExtension;
 
+use crate::list::Parsed;
 use crate::{files, tls, view};
 
 /// Most lists in one file: one for each authority of an overlap.
@@ -60,17 +61,28 @@ pub struct WholeListView {
 /// `E_CERTIFICATE` if the file cannot be read, holds too many lists, or one that does not parse.
 pub fn show(path: &Path) -> Result<Option<Vec<WholeListView>>, Fault> {
     let pem = files::read_list(path)?;
-    if CertificateRevocationListDer::pem_slice_iter(&pem)
+    let shown = path.display();
+    views_in(&pem).map_err(|why| Fault::new(Code::Certificate, format!("{shown}: {why}")))
+}
+
+/// The same of a file's text.
+///
+/// # Errors
+///
+/// Why it holds too many lists, or one that does not parse.
+pub fn views_in(pem: &[u8]) -> Result<Option<Vec<WholeListView>>, String> {
+    if CertificateRevocationListDer::pem_slice_iter(pem)
         .next()
         .is_none()
     {
         return Ok(None);
     }
-    let lists = lists_in(&pem).and_then(|lists| lists.iter().map(whole_view).collect());
-    let shown = path.display();
+    let lists = lists_in(pem)?;
     lists
+        .iter()
+        .map(whole_view)
+        .collect::<Result<_, _>>()
         .map(Some)
-        .map_err(|why| Fault::new(Code::Certificate, format!("{shown}: {why}")))
 }
 
 /// How old our knowledge of revoked certificates is.
@@ -156,14 +168,26 @@ impl Revocations {
         current: &Self,
     ) -> Result<Self, Fault> {
         let pem = files::read_list(path)?;
-        let in_file = |code, why| {
-            let shown = path.display();
-            Fault::new(code, format!("{shown}: {why}"))
-        };
-        let made =
-            Self::parse(&pem, authorities, ended).map_err(|why| in_file(Code::Certificate, why))?;
+        Self::from_pem(&pem, (authorities, ended), current).map_err(|mut fault| {
+            fault.detail = format!("{}: {}", path.display(), fault.detail);
+            fault
+        })
+    }
+
+    /// The same of a file's text: lists of authorities, and of those that have ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Revocations::load`].
+    pub fn from_pem(
+        pem: &[u8],
+        (authorities, ended): (&[CertificateDer<'static>], &[CertificateDer<'static>]),
+        current: &Self,
+    ) -> Result<Self, Fault> {
+        let made = Self::parse(pem, authorities, ended)
+            .map_err(|why| Fault::new(Code::Certificate, why))?;
         made.check_newer_than(current, authorities)
-            .map_err(|why| in_file(Code::CrlRollback, why))?;
+            .map_err(|why| Fault::new(Code::CrlRollback, why))?;
         Ok(made)
     }
 
@@ -180,8 +204,7 @@ impl Revocations {
             ..Self::default()
         };
         for der in lists_in(text).map_err(wrong)? {
-            let (_, list) = CertificateRevocationList::from_der(&der)
-                .map_err(|error| wrong(format!("a revocation list does not parse: {error}")))?;
+            let list = Parsed::from_der(&der).map_err(wrong)?;
             if signer(&list, authorities).is_ok() {
                 made.add(der.clone(), authorities).map_err(wrong)?;
             }
@@ -206,8 +229,8 @@ impl Revocations {
         };
         for der in lists_in(pem)? {
             made.add(der.clone(), authorities).or_else(|why| {
-                let list = CertificateRevocationList::from_der(&der);
-                let of_ended = list.is_ok_and(|(_, list)| signer(&list, ended).is_ok());
+                let list = Parsed::from_der(&der);
+                let of_ended = list.is_ok_and(|list| signer(&list, ended).is_ok());
                 if of_ended { Ok(()) } else { Err(why) }
             })?;
         }
@@ -219,24 +242,17 @@ impl Revocations {
         der: CertificateRevocationListDer<'static>,
         authorities: &[CertificateDer<'static>],
     ) -> Result<(), String> {
-        let (rest, list) = CertificateRevocationList::from_der(&der)
-            .map_err(|error| format!("a revocation list does not parse: {error}"))?;
-        if !rest.is_empty() {
-            return Err("a revocation list has bytes after its end".to_owned());
-        }
+        let list = Parsed::from_der(&der)?;
         refuse_partial(&list)?;
-        if list.tbs_cert_list.signature != list.signature_algorithm {
-            return Err("a revocation list names two algorithms for one signature".to_owned());
-        }
         let signer = signer(&list, authorities)?;
         if self.lists.iter().any(|known| known.signer == signer) {
             return Err("holds two lists of one authority".to_owned());
         }
         let view = list_view(&list)?;
-        let issuer = list.tbs_cert_list.issuer.as_raw();
-        let revoked = list.iter_revoked_certificates();
+        let issuer = list.issuer.as_raw();
+        let revoked = list.serials();
         self.revoked
-            .extend(revoked.map(|entry| (issuer.to_vec(), entry.raw_serial().to_vec())));
+            .extend(revoked.map(|serial| (issuer.to_vec(), serial.to_vec())));
         self.lists.push(List { view, signer, der });
         Ok(())
     }
@@ -331,8 +347,8 @@ fn lists_in(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, St
 }
 
 /// A list about some certificates only would pass for one about all of them.
-fn refuse_partial(list: &CertificateRevocationList<'_>) -> Result<(), String> {
-    let partial = list.extensions().iter().find(|extension| {
+fn refuse_partial(list: &Parsed<'_>) -> Result<(), String> {
+    let partial = list.extensions.iter().find(|extension| {
         let parsed = extension.parsed_extension();
         // What is critical and unknown, such as a delta's mark, changes what the list means.
         extension.critical || matches!(parsed, ParsedExtension::IssuingDistributionPoint(_))
@@ -347,12 +363,9 @@ fn refuse_partial(list: &CertificateRevocationList<'_>) -> Result<(), String> {
 }
 
 /// The public key of the authority that signed a list.
-fn signer(
-    list: &CertificateRevocationList<'_>,
-    authorities: &[CertificateDer<'static>],
-) -> Result<Vec<u8>, String> {
-    let issuer = list.tbs_cert_list.issuer.as_raw();
-    let algorithm = list.signature_algorithm.algorithm.as_bytes();
+fn signer(list: &Parsed<'_>, authorities: &[CertificateDer<'static>]) -> Result<Vec<u8>, String> {
+    let issuer = list.issuer.as_raw();
+    let algorithm = list.algorithm.algorithm.as_bytes();
     // The encoding of an algorithm's identifier begins with its object identifier.
     let length = u8::try_from(algorithm.len()).map_err(|_| "an impossible algorithm".to_owned())?;
     let wanted = [&[6, length], algorithm].concat();
@@ -369,15 +382,14 @@ fn signer(
             .iter()
             .filter(|one| one.signature_alg_id().as_ref().starts_with(&wanted))
             .any(|one| {
-                let (message, signature) =
-                    (list.tbs_cert_list.as_ref(), &list.signature_value.data);
-                one.verify_signature(&key, message, signature).is_ok()
+                one.verify_signature(&key, list.signed, list.signature)
+                    .is_ok()
             });
         if is_signed {
             return Ok(key);
         }
     }
-    let shown = view::printable(&list.tbs_cert_list.issuer.to_string());
+    let shown = view::printable(&list.issuer.to_string());
     Err(format!(
         "the list of {shown} was not signed by an authority in the CA file"
     ))
@@ -389,31 +401,24 @@ fn trusts(authorities: &[CertificateDer<'static>], signer: &[u8]) -> bool {
 }
 
 fn whole_view(der: &CertificateRevocationListDer<'_>) -> Result<WholeListView, String> {
-    let (_, list) = CertificateRevocationList::from_der(der)
-        .map_err(|error| format!("a revocation list does not parse: {error}"))?;
-    let revoked = list.iter_revoked_certificates();
+    let list = Parsed::from_der(der)?;
     Ok(WholeListView {
         list: list_view(&list)?,
-        revoked: revoked.map(|entry| view::hex(entry.raw_serial())).collect(),
+        revoked: list.serials().map(view::hex).collect(),
     })
 }
 
-fn list_view(list: &CertificateRevocationList<'_>) -> Result<ListView, String> {
-    let number = list
-        .crl_number()
-        .ok_or("a revocation list has no number")?
-        .try_into()
-        .map_err(|_| "a revocation list's number is above 2^64")?;
+fn list_view(list: &Parsed<'_>) -> Result<ListView, String> {
     let next = list
-        .next_update()
+        .next_update
         .ok_or("a revocation list does not say when the next one is due")?;
     let next = view::unix_seconds(next.timestamp());
     Ok(ListView {
-        issuer: view::printable(&list.issuer().to_string()),
-        number,
-        this_update: view::rfc3339(view::unix_seconds(list.last_update().timestamp())),
+        issuer: view::printable(&list.issuer.to_string()),
+        number: list.number()?,
+        this_update: view::rfc3339(view::unix_seconds(list.this_update.timestamp())),
         next_update: view::rfc3339(next),
         next_update_unix_seconds: next,
-        revoked_count: list.iter_revoked_certificates().count() as u64,
+        revoked_count: list.serials().count() as u64,
     })
 }
