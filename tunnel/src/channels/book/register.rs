@@ -2,7 +2,10 @@
 //!
 //! Only what was pushed is remembered: what stands in the configuration is read from there again.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 
@@ -20,6 +23,7 @@ const SCHEMA: &str = "towpath.v1.channel-register";
 #[serde(deny_unknown_fields)]
 struct Register {
     schema: String,
+    #[serde(deserialize_with = "few")]
     known: Vec<Entry>,
 }
 
@@ -31,6 +35,33 @@ struct Entry {
     generation: u64,
     /// Nothing for one that was removed: older generations stay refused. One that has expired is judged anew.
     spec: Option<ChannelSpec>,
+}
+
+/// Most names in the text: those of channels, and as many that were removed.
+const NAME_COUNT_MAX: usize = 2 * CHANNEL_COUNT_MAX;
+
+/// Reads as many names as a book may have and no more: a text of more would first take ten times its bytes.
+fn few<'de, D: Deserializer<'de>>(names: D) -> Result<Vec<Entry>, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<Entry>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {NAME_COUNT_MAX} names")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(entry) = names.next_element()? {
+                if all.len() == NAME_COUNT_MAX {
+                    return Err(Error::invalid_length(NAME_COUNT_MAX + 1, &self));
+                }
+                all.push(entry);
+            }
+            Ok(all)
+        }
+    }
+    names.deserialize_seq(Few)
 }
 
 impl Book {
@@ -70,9 +101,6 @@ impl Book {
             .map_err(|error| wrong(format!("does not parse: {error}")))?;
         if register.schema != SCHEMA {
             return Err(wrong(format!("is none but `{}`", register.schema)));
-        }
-        if register.known.len() > 2 * CHANNEL_COUNT_MAX {
-            return Err(wrong("has too many names".to_owned()));
         }
         let mut book = Self::default();
         for Entry {
@@ -175,6 +203,15 @@ mod tests {
         }
         let long = vec![b' '; TEXT_BYTES_MAX + 1];
         assert_eq!(Book::decode(&long).unwrap_err().code, Code::Meta);
+    }
+
+    #[test]
+    fn names_beyond_those_of_a_full_book_are_not_even_read() {
+        let entry = r#"{"name":"one","generation":1,"spec":null},"#;
+        let many = entry.repeat(NAME_COUNT_MAX + 1);
+        let text = format!("{{\"schema\":\"{SCHEMA}\",\"known\":[{many} no JSON any more");
+        let fault = Book::decode(text.as_bytes()).unwrap_err();
+        assert!(fault.detail.contains("at most 2048 names"), "{fault}");
     }
 
     #[test]
