@@ -52,13 +52,28 @@ impl Identity {
     /// the key is not the certificate's, if the certificate is expired, from another authority,
     /// or names no host, or if no authority's time is left. One that has ended beside another is left out.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, Fault> {
-        let chain = read_chain(cert)?;
+        let cert_pem = files::read_public(cert)?;
+        let key_pem = files::read_private(key)?;
+        let ca_pem = files::read_public(ca)?;
+        Self::from_pem([(cert, &cert_pem), (key, &key_pem), (ca, &ca_pem)])
+    }
+
+    /// The same of the texts of its certificate, its key and its authority, each with the name it is complained about
+    /// by.
+    ///
+    /// # Errors
+    ///
+    /// As [`Identity::load`].
+    pub fn from_pem(
+        [(cert, cert_pem), (key, key_pem), (ca, ca_pem)]: [(&Path, &[u8]); 3],
+    ) -> Result<Self, Fault> {
+        let chain = chain_in(cert, cert_pem)?;
         let leaf = chain.first().expect("a chain that was read is not empty");
         let host = view::identity_of(leaf).map_err(|fault| in_file(cert, &fault.detail))?;
         let view = view::view(leaf)?;
-        let key_der = PrivateKeyDer::from_pem_slice(&files::read_private(key)?)
+        let key_der = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|error| in_file(key, &format!("holds no private key: {error}")))?;
-        let (authorities, ended) = by_time(read_chain(ca)?, SystemTime::now());
+        let (authorities, ended) = by_time(chain_in(ca, ca_pem)?, SystemTime::now());
         if authorities.is_empty() {
             let clock = humantime::format_rfc3339_seconds(SystemTime::now());
             let why = format!(
@@ -209,8 +224,12 @@ pub(crate) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertS
 
 /// Reads a file of certificates; there is at least one.
 pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let pem = files::read_public(path)?;
-    let chain = CertificateDer::pem_slice_iter(&pem)
+    chain_in(path, &files::read_public(path)?)
+}
+
+/// The certificates of the file called `path`, of which this is the text.
+fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let chain = CertificateDer::pem_slice_iter(pem)
         .take(CHAIN_LENGTH_MAX + 1)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| in_file(path, &error.to_string()))?;

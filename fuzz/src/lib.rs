@@ -5,14 +5,21 @@
 //! lengths and checksums, because no fuzzer guesses a CRC and what lies behind it matters most.
 #![forbid(unsafe_code)]
 
+mod files;
+pub mod large;
 pub mod seeds;
 pub mod smoke;
+mod trust;
 
+use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use towpath_daemon::config;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use towpath_daemon::{config, strict};
+use towpath_migrator::api::{GuestRequest, MigrationRequest};
 use towpath_migrator::codec::Decoder;
 use towpath_migrator::journal::{JOURNAL_BYTES, Journal, RECORD_BYTES_MAX, Storage};
 use towpath_migrator::lane::{Incoming, LaneReader};
@@ -22,17 +29,32 @@ use towpath_protocol::guest_api::{decode_request, decode_response};
 use towpath_protocol::message::Message;
 use towpath_protocol::ownership::Record;
 use towpath_protocol::space::Geometry;
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::foreign;
+use towpath_tunnel::probe::ProbeRequest;
+use towpath_tunnel::shares::{ServiceCap, Shaping};
+
+pub use files::{channels, guest_state, history, received};
+pub use trust::{certificates, revocations};
 
 /// A parser's entry: says whether the input was good.
 pub type Entry = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Entry); 5] = [
+pub const TARGETS: [(&str, Entry); 13] = [
     ("wire", wire),
     ("preamble", preamble),
     ("guest_api", guest_api),
     ("journal", journal),
     ("config", config),
+    ("requests", requests),
+    ("packets", packets),
+    ("certificates", certificates),
+    ("revocations", revocations),
+    ("channels", channels),
+    ("history", history),
+    ("received", received),
+    ("guest_state", guest_state),
 ];
 
 /// First byte of an input that is taken as it is.
@@ -130,7 +152,7 @@ pub fn config(bytes: &[u8]) -> bool {
         return false;
     };
     if *how != AS_IT_IS {
-        return towpath_daemon::strict::parse::<serde_json::Value>(bytes).is_ok();
+        return strict::parse::<serde_json::Value>(bytes).is_ok();
     }
     let Ok(text) = std::str::from_utf8(bytes) else {
         return false;
@@ -139,6 +161,43 @@ pub fn config(bytes: &[u8]) -> bool {
     let migrator = config::check::<towpath_migrator::config::Config>(path, text);
     let tunnel = config::check::<towpath_tunnel::config::Config>(path, text);
     migrator.is_ok() || tunnel.is_ok()
+}
+
+/// The body of a request to either daemon: the second byte says which.
+pub fn requests(bytes: &[u8]) -> bool {
+    let [_, kind, body @ ..] = bytes else {
+        return false;
+    };
+    match kind % REQUEST_KINDS {
+        0 => request::<ChannelSpec>(body).is_some(),
+        1 => request::<Shaping>(body).is_some_and(|asked| asked.check().is_ok()),
+        2 => request::<ServiceCap>(body).is_some(),
+        3 => request::<ProbeRequest>(body).is_some(),
+        4 => request::<GuestRequest>(body).is_some_and(|asked| asked.check().is_ok()),
+        _ => request::<MigrationRequest>(body).is_some_and(|asked| asked.check().is_ok()),
+    }
+}
+
+/// Kinds of requests that have a body.
+pub(crate) const REQUEST_KINDS: u8 = 6;
+
+/// A request, which says the same when it is written and read again.
+fn request<T: DeserializeOwned + Serialize + PartialEq + Debug>(body: &[u8]) -> Option<T> {
+    let asked: T = strict::parse(body).ok()?;
+    let again = serde_json::to_vec(&asked).expect("plain values");
+    assert_eq!(strict::parse::<T>(&again).as_ref(), Ok(&asked));
+    Some(asked)
+}
+
+/// A datagram from anybody at the tunnel's port; and announcements of the kernel.
+pub fn packets(bytes: &[u8]) -> bool {
+    let Some((how, datagram)) = bytes.split_first() else {
+        return false;
+    };
+    if *how == AS_IT_IS {
+        return !foreign::is_malformed(datagram);
+    }
+    foreign::announcement_count(datagram) > 0
 }
 
 /// The file of a journal whose last record is this one.

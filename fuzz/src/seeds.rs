@@ -1,6 +1,11 @@
 //! Good inputs for every target, from which mutation starts: noise alone never gets past a header.
 
+use std::io::{Read, Seek, SeekFrom};
+
+use towpath_forecast::history::{History, Sample};
+use towpath_forecast::moment::Moment;
 use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
+use towpath_migrator::store::ReceivedFile;
 use towpath_protocol::channel::{
     self as link, Accepted, Begin, Class, Cut, Join, Joined, Leg, LinkId, Open, PathReport,
     Preamble, Report, Resume, RunId, StreamId,
@@ -14,10 +19,10 @@ use towpath_protocol::message::{
     FinalEnd, Hello, Lane, Message, MissingPart, Prepare, Reason, Received, SpaceInfo, Welcome,
 };
 use towpath_protocol::ownership::{Decider, Origin, Record, Root, State, Verdict};
-use towpath_protocol::space::{BlockRun, MEMORY, SpaceId};
+use towpath_protocol::space::{BlockRun, Geometry, MEMORY, SpaceId};
 use towpath_protocol::version::VersionRange;
 
-use crate::{AS_IT_IS, IN_A_FRAME};
+use crate::{AS_IT_IS, IN_A_FRAME, trust};
 
 const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
@@ -34,6 +39,14 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "guest_api" => guest_api(),
         "journal" => records(),
         "config" => configs(),
+        "requests" => requests(),
+        "packets" => packets(),
+        "certificates" => certificates(),
+        "revocations" => revocations(),
+        "channels" => channels(),
+        "history" => histories(),
+        "received" => received(),
+        "guest_state" => guest_states(),
         _ => Vec::new(),
     }
 }
@@ -380,5 +393,149 @@ fn configs() -> Vec<Vec<u8>> {
         plain(migrator.as_bytes()),
         plain(tunnel.as_bytes()),
         [&[IN_A_FRAME], &json[..]].concat(),
+    ]
+}
+
+fn requests() -> Vec<Vec<u8>> {
+    let bodies: [&[u8]; 6] = [
+        br#"{"name":"till","listen":"tcp:127.0.0.1:7001","peer":"region","service":"till","class":"demand","generation":7,"expires_unix_seconds":1900000000,"cap":"10Mbit"}"#,
+        br#"{"send_timetable":"50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise","receive_rate":"100Mbit","shares":{"app":{"weight":9,"floor":"5Mbit"},"bulk":{"cap":"80Mbit"}}}"#,
+        br#"{"cap":"10Mbit"}"#,
+        br#"{"bytes":4194304,"time_ms":2000}"#,
+        br#"{"name":"till-7","kind":"process","memory_bytes":67108864,"dirty_pages_per_second":9,"working_set_bytes":8192,"incompressible_percent":50,"heartbeat_interval_us":20000}"#,
+        br#"{"guest":"till-7","site":"region","mode":"auto","max_pause_ms":200,"rate":1000000}"#,
+    ];
+    let numbered = (0..).zip(bodies);
+    numbered
+        .map(|(kind, body)| [&[IN_A_FRAME, kind], body].concat())
+        .collect()
+}
+
+fn packets() -> Vec<Vec<u8>> {
+    // A long header of version 1: an Initial with connection ids of 8 and 0 bytes, no token, and its length.
+    let mut initial = vec![
+        0xc3, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0x44, 0x9e,
+    ];
+    initial.resize(1200, 0x5a);
+    let mut handshake = initial.clone();
+    handshake[0] = 0xe3;
+    let mut version = initial.clone();
+    version[4] = 9;
+    let short = [&[0x41][..], &[7; 40]].concat();
+    let mut announced = vec![40, 0, 0, 0, 20, 0];
+    announced.resize(40, 1);
+    announced.extend_from_slice(&[16, 0, 0, 0, 24, 0]);
+    announced.resize(56, 2);
+    let packets = [initial, handshake, version, short];
+    packets
+        .iter()
+        .map(|packet| plain(packet))
+        .chain([[&[IN_A_FRAME], &announced[..]].concat()])
+        .collect()
+}
+
+fn certificates() -> Vec<Vec<u8>> {
+    let (ders, ..) = trust::ders();
+    ders.iter()
+        .map(|der| [&[IN_A_FRAME], &der[..]].concat())
+        .chain([plain(trust::HOST_PEM.as_bytes())])
+        .collect()
+}
+
+fn revocations() -> Vec<Vec<u8>> {
+    let (_, der, _) = trust::ders();
+    let pem = trust::pem("X509 CRL", &der);
+    vec![
+        plain(trust::LIST_PEM.as_bytes()),
+        [&[IN_A_FRAME], &der[..]].concat(),
+        plain(&pem),
+    ]
+}
+
+fn channels() -> Vec<Vec<u8>> {
+    let entry = |name: &str, end: &str| {
+        format!(
+            r#"{{"name":"{name}","generation":7,"spec":{{"name":"{name}","listen":"unix:/run/{name}.sock","peer":"region","service":"till","class":"app","generation":7,"expires_unix_seconds":{end},"cap":"10Mbit"}}}}"#
+        )
+    };
+    let removed = r#"{"name":"gone","generation":18446744073709551615,"spec":null}"#.to_owned();
+    let register = |entries: &[String]| {
+        let known = entries.join(",");
+        let text = format!(r#"{{"schema":"towpath.v1.channel-register","known":[{known}]}}"#);
+        plain(text.as_bytes())
+    };
+    vec![
+        register(&[]),
+        register(&[entry("till", "null")]),
+        register(&[entry("till", "1900000000"), removed, entry("other", "1")]),
+    ]
+}
+
+/// Histories of some hours, some of them long ago, and none.
+fn histories() -> Vec<Vec<u8>> {
+    let mut history = History::default();
+    let mut histories = vec![history.encode()];
+    for (hour, sample) in [
+        (0, Sample::Capacity(1e6)),
+        (1, Sample::ApplicationLimited(2e5)),
+        (2, Sample::CapLimited(3e6)),
+        (5, Sample::Down),
+        (29, Sample::Capacity(2e6)),
+        (400, Sample::Capacity(1e9)),
+    ] {
+        let at = Moment::from_unix_seconds(1_750_000_000 + hour * 3600);
+        history.observe(at, sample, 300);
+        histories.push(history.encode());
+    }
+    let dressed = |whole: &Vec<u8>| [&[IN_A_FRAME], &whole[..whole.len() - 4]].concat();
+    let all: Vec<_> = histories.iter().map(dressed).collect();
+    histories
+        .iter()
+        .map(|whole| plain(whole))
+        .chain(all)
+        .collect()
+}
+
+fn received() -> Vec<Vec<u8>> {
+    let memory = Geometry::new(4096, 4096).expect("a geometry");
+    let volume = Geometry::new(65536, 64).expect("a geometry");
+    let files = [&[memory][..], &[memory, volume]].map(|spaces| {
+        let mut file = tempfile::tempfile().expect("a file");
+        let bytes = ReceivedFile::file_bytes(spaces).expect("spaces");
+        file.set_len(bytes).expect("it grows");
+        let marks = file.try_clone().expect("another handle");
+        let mut marks = ReceivedFile::create(marks, AttemptId(8), spaces).expect("it is made");
+        let run = |start, count| BlockRun { start, count };
+        marks.insert_run(MEMORY, run(3, 700)).expect("in range");
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).expect("it is a file");
+        file.read_to_end(&mut bytes).expect("it reads");
+        bytes
+    });
+    let dressed = files
+        .iter()
+        .map(|bytes| [&[IN_A_FRAME], &bytes[..]].concat());
+    let mut all: Vec<_> = dressed.collect();
+    all.extend(files.iter().map(|bytes| plain(bytes)));
+    all
+}
+
+fn guest_states() -> Vec<Vec<u8>> {
+    let state = |sections: &[(u16, u16, usize)]| {
+        let mut bytes = b"TPGS\x01\0".to_vec();
+        let count = u16::try_from(sections.len()).expect("few");
+        bytes.extend(count.to_le_bytes());
+        for (kind, version, length) in sections {
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(version.to_le_bytes());
+            bytes.extend(u32::try_from(*length).expect("short").to_le_bytes());
+            bytes.resize(bytes.len() + length, 7);
+        }
+        plain(&bytes)
+    };
+    vec![
+        state(&[]),
+        state(&[(1, 1, 32), (2, 1, 11)]),
+        state(&[(16, 1, 144), (17, 1, 312), (18, 1, 4096), (22, 1, 800)]),
     ]
 }

@@ -73,6 +73,7 @@ pub mod verify;
 mod workload;
 
 pub use probe::{Capability, probe};
+pub use sections::reread_state;
 
 /// How a guest's process is started.
 #[derive(Debug, Clone, PartialEq, Eq)]

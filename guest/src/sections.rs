@@ -154,6 +154,16 @@ impl Sections {
     }
 }
 
+/// Reads a state that came from elsewhere as far as its sections, and writes it again: what a fuzzer can do without a
+/// machine.
+///
+/// # Errors
+///
+/// `E_CPU_STATE` if it is none.
+pub fn reread_state(bytes: &[u8]) -> Result<Vec<u8>, Fault> {
+    Sections::from_bytes(bytes)?.to_bytes()
+}
+
 fn cut_section(rest: &mut &[u8]) -> Result<Section, Fault> {
     let kind = u16::from_le_bytes(cut(rest)?);
     let version = u16::from_le_bytes(cut(rest)?);

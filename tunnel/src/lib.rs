@@ -26,6 +26,7 @@
 //! | `network` | the kernel's word that the network has changed |
 //! | `trust` | who we are, whom we trust; exchanged while links live |
 //! | `standing` | whether the certificates a link was made with still count |
+//! | [`foreign`] | parsers of foreign bytes, for fuzzers |
 //! | `malformed`, `refusals` | what is no packet, and handshakes that come to nothing, counted |
 //! | `names` | where peers are to be found |
 //! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
@@ -65,6 +66,7 @@ mod dial;
 mod distrust;
 pub mod estimate;
 mod figures;
+pub mod foreign;
 pub mod gaps;
 mod health;
 mod kept;

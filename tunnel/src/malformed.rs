@@ -30,7 +30,7 @@ const TYPE: u8 = 0x30;
 const INITIAL_BYTES_MIN: usize = 1200;
 
 /// Whether a datagram is nothing that a handshake or a connection could take.
-fn is_malformed(datagram: &[u8]) -> bool {
+pub(crate) fn is_malformed(datagram: &[u8]) -> bool {
     let Some(first) = datagram.first() else {
         return true;
     };

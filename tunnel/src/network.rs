@@ -142,7 +142,7 @@ fn is_news(buffer: &[u8], heard: io::Result<usize>) -> io::Result<bool> {
 }
 
 /// The kinds of the announcements in a datagram, as far as they are whole.
-fn kinds(mut datagram: &[u8]) -> impl Iterator<Item = u16> {
+pub(crate) fn kinds(mut datagram: &[u8]) -> impl Iterator<Item = u16> {
     std::iter::from_fn(move || {
         let header = datagram.get(..HEADER_BYTES)?;
         let bytes = u32::from_ne_bytes(header[..4].try_into().expect("four bytes"));

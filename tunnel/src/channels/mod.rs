@@ -58,6 +58,15 @@ pub(crate) struct Channels {
     kept_at: Option<PathBuf>,
 }
 
+/// Reads the text that channels are remembered by, and writes it again.
+///
+/// # Errors
+///
+/// `E_META` if no tunnel would have written it.
+pub(crate) fn reread_register(text: &[u8]) -> Result<Vec<u8>, Fault> {
+    Book::decode(text)?.encode()
+}
+
 /// A channel that is ready, and takes the place of the old one once it is kept.
 struct Started<'a> {
     channels: &'a Channels,
