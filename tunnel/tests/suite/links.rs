@@ -104,9 +104,14 @@ async fn outage(cut: Duration) -> Duration {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
     let (mut local, mut remote) = pair.stream(Class::Control).await;
     let control = pair.relay.as_ref().unwrap().control();
+    let series = "towpath_tunnel_dials_total{cause=\"clock\"";
+    let dialled = metric(&pair.edge_config, series).await;
     control.cut_both();
-    tokio::time::sleep(cut).await;
+    // Right away: what is sent as the path comes back would find its way by itself.
     local.write_all(b"x").await.unwrap();
+    tokio::time::sleep(cut).await;
+    // Other links are tried before QUIC gives the old one up, whose own probes would come ever later.
+    assert!(metric(&pair.edge_config, series).await > dialled, "{cut:?}");
     control.heal();
     let healed = Instant::now();
     soon(remote.read_exact(&mut [0])).await.unwrap();
@@ -115,18 +120,28 @@ async fn outage(cut: Duration) -> Duration {
     back
 }
 
+/// What an outage may cost on top of itself.
+const BACK_WITHIN: Duration = Duration::from_millis(400);
+
+/// Has five links at once lose their paths for a while each. Two of them must be back at once: others may be late because
+/// the machine was busy, while who waits longer after a longer outage is late nearly always.
+async fn back_at_once(cuts_ms: [u64; 5]) {
+    let [a, b, c, d, e] = cuts_ms.map(|millis| outage(Duration::from_millis(millis)));
+    let (a, b, c, d, e) = tokio::join!(a, b, c, d, e);
+    let mut backs = [a, b, c, d, e];
+    backs.sort_unstable();
+    assert!(backs[1] <= BACK_WITHIN, "{backs:?}");
+    assert!(backs[4] < Duration::from_millis(1500), "{backs:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_15_a_link_is_back_soon_after_a_short_cut() {
-    let back = outage(Duration::from_secs(1)).await;
-    println!("back after {back:?}");
-    assert!(back < Duration::from_millis(1500), "{back:?}");
+    back_at_once([1000, 1500, 2000, 2500, 3000]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_a_link_is_back_soon_after_a_long_cut() {
-    let back = outage(Duration::from_secs(10)).await;
-    println!("back after {back:?}");
-    assert!(back < Duration::from_millis(1500), "{back:?}");
+    back_at_once([6000, 7000, 8000, 9000, 10_000]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
