@@ -1,8 +1,9 @@
-//! Links: kept up, cut, replaced, capped.
+//! Links: kept up, cut, replaced.
 
 use std::time::Duration;
 
 use crate::harness::{Pair, SOON, World, accept, metric, name, pattern, soon, start_again, until};
+use crate::wire::check_wire_rate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
@@ -214,20 +215,6 @@ async fn of_two_sites_that_dial_each_other_one_link_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_cap_holds_on_the_wire() {
-    let pair = Pair::start_with(
-        |edge, _| edge.peers[0].send_rate = Some("40Mbit".parse().unwrap()),
-        Some(Direction {
-            delay: Duration::from_millis(5),
-            bits_per_second: Some(200_000_000),
-            ..Direction::default()
-        }),
-    )
-    .await;
-    check_wire_rate(&pair, 5_000_000).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_says_how_much_it_wants_to_receive() {
     let pair = Pair::start_with(
         |_, region| region.peers[0].receive_rate = Some("16Mbit".parse().unwrap()),
@@ -325,22 +312,4 @@ async fn a_link_that_is_not_taken_is_no_peer_that_was_reached() {
     let count = dials().await - before;
     assert!((2..=20).contains(&count), "{count} dials");
     assert_eq!(edge.status().links[0].links_lost, 0);
-}
-
-/// Saturates the link from the edge; what leaves on the wire keeps to the rate within 3 %.
-async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
-    let filling = pair.fill(Class::Bulk).await;
-    let control = pair.relay.as_ref().unwrap().control();
-    // The first burst and the startup of the connection are over after a second.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let (began, before) = (Instant::now(), control.counters(Side::A).delivered_bytes);
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let sent = control.counters(Side::A).delivered_bytes - before;
-    let micros = u64::try_from(began.elapsed().as_micros()).unwrap();
-    let expected = bytes_per_second * micros / 1_000_000;
-    assert!(
-        sent.abs_diff(expected) * 100 <= expected * 3,
-        "{sent} for {expected}"
-    );
-    drop(filling);
 }

@@ -33,3 +33,4 @@ mod succession;
 mod superseded;
 mod turns;
 mod versions;
+mod wire;

@@ -1,0 +1,122 @@
+//! What a cap lets onto the wire, as the emulated link counts it: every byte of it, headers of IP and UDP included.
+
+use std::time::Duration;
+
+use crate::harness::{Pair, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep};
+use towpath_bench::relay::{Direction, Side};
+use towpath_protocol::channel::Class;
+
+/// A cap that any machine can use up, in bytes per second.
+const CAP: (&str, u64) = ("20Mbit", 2_500_000);
+
+/// How long the rate is held against its cap.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// How far it may be from it, in thousandths.
+const OFF_MAX: u64 = 10;
+
+/// Windows are tried for so long: a machine that is busy with something else sends too little in some, not in all.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Most that may go ahead of the cap.
+const BURST_MAX: Duration = Duration::from_millis(20);
+
+/// Bursts that are looked at, of which one must be good: an emulated link that slept hands on in one go what came to it
+/// in its time.
+const BURST_COUNT_MAX: usize = 10;
+
+/// The wire at a moment.
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    bytes: u64,
+}
+
+fn look(pair: &Pair) -> Look {
+    let control = pair.relay.as_ref().unwrap().control();
+    Look {
+        at: Instant::now(),
+        bytes: control.counters(Side::A).delivered_bytes,
+    }
+}
+
+/// Bytes that a rate gives in a time.
+fn given(bytes_per_second: u64, time: Duration) -> u64 {
+    bytes_per_second * u64::try_from(time.as_micros()).unwrap() / 1_000_000
+}
+
+/// Saturates the link from the edge; what leaves on the wire is the rate, to a hundredth, over ten seconds.
+pub(crate) async fn check_wire_rate(pair: &Pair, bytes_per_second: u64) {
+    let _filling = pair.fill(Class::Bulk).await;
+    // The startup of the connection is over after a second.
+    sleep(Duration::from_secs(1)).await;
+    let (began, mut looks) = (Instant::now(), vec![look(pair)]);
+    let mut least_off = u64::MAX;
+    while least_off > OFF_MAX {
+        assert!(began.elapsed() < PATIENCE, "{least_off} thousandths off");
+        sleep(Duration::from_millis(20)).await;
+        let now = look(pair);
+        looks.push(now);
+        let from = looks.iter().rfind(|look| now.at - look.at >= WINDOW);
+        if let Some(from) = from {
+            let expected = given(bytes_per_second, now.at - from.at);
+            let off = (now.bytes - from.bytes).abs_diff(expected);
+            least_off = least_off.min(off * 1000 / expected);
+        }
+    }
+}
+
+/// How far what comes after a pause runs ahead of the rate.
+async fn burst(pair: &Pair, bytes_per_second: u64) -> Duration {
+    let (mut local, mut remote) = pair.stream(Class::Bulk).await;
+    // What is left of the credit of a busy time is gone, and all that a pause gives is there.
+    sleep(Duration::from_millis(500)).await;
+    let sent = vec![5; usize::try_from(bytes_per_second / 3).unwrap()];
+    let mut heard = vec![0; sent.len()];
+    let is_through = std::cell::Cell::new(false);
+    let sending = async {
+        let (wrote, read) = tokio::join!(local.write_all(&sent), remote.read_exact(&mut heard));
+        is_through.set(true);
+        wrote.unwrap();
+        read.unwrap();
+    };
+    let looking = async {
+        let (mut before, mut ahead, mut most) = (look(pair), 0, 0);
+        while !is_through.get() {
+            sleep(Duration::from_millis(1)).await;
+            let now = look(pair);
+            ahead += now.bytes - before.bytes;
+            ahead = ahead.saturating_sub(given(bytes_per_second, now.at - before.at));
+            most = most.max(ahead);
+            before = now;
+        }
+        most
+    };
+    let ((), most) = soon(async { tokio::join!(sending, looking) }).await;
+    Duration::from_micros(most * 1_000_000 / bytes_per_second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cap_holds_on_the_wire() {
+    let pair = Pair::start_with(
+        |edge, _| edge.peers[0].send_rate = Some(CAP.0.parse().unwrap()),
+        Some(Direction {
+            delay: Duration::from_millis(5),
+            bits_per_second: Some(200_000_000),
+            ..Direction::default()
+        }),
+    )
+    .await;
+    let mut bursts = Vec::new();
+    while bursts.last().is_none_or(|burst| *burst > BURST_MAX) {
+        assert!(
+            bursts.len() < BURST_COUNT_MAX,
+            "{bursts:?} ahead of the cap"
+        );
+        bursts.push(burst(&pair, CAP.1).await);
+    }
+    println!("{bursts:?} ahead of the cap");
+    check_wire_rate(&pair, CAP.1).await;
+}
