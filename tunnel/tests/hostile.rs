@@ -545,6 +545,8 @@ async fn t05_frames_that_do_not_exist_or_do_not_parse_close_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
+    /// What may wait unread where nobody has said anything else (`docs/configuration.md`, `limits.window_memory`).
+    const WINDOW_BYTES: u64 = 24 << 20;
     let _alone = MEMORY.write().await;
     // The first words of a connection may take their time, so that it is the window that ends this.
     let patient = Span::new(Duration::from_mins(1));
@@ -552,23 +554,28 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
     let before = resident_bytes();
     let mut raw = door.shaken().await;
     let closed = blocking(move || {
-        // Every byte but the first, nearly to the end of what the connection may have.
+        // Every byte but the first, up to the last that the connection may have.
         let chunk = vec![7; 1300];
         let mut offset = 1;
-        while offset < 23 << 20 && raw.closed(Duration::ZERO).is_none() {
+        while offset + 1300 <= WINDOW_BYTES && raw.closed(Duration::ZERO).is_none() {
             raw.send(Level::Data, frame::stream(0, offset, &chunk));
             offset += chunk.len() as u64;
             while offset % 65_000 < 1300 && raw.hear(Duration::from_millis(1)) {}
         }
+        if let Some(early) = raw.closed(Duration::from_millis(50)) {
+            return (offset, Some(early));
+        }
         // A full socket drops some of it, so the last words, beyond the window, are said until heard.
         let said = (0..50).find_map(|_| {
-            raw.send(Level::Data, frame::stream(0, 25 << 20, &chunk));
+            raw.send(Level::Data, frame::stream(0, WINDOW_BYTES, &[7]));
             raw.closed(Duration::from_millis(100))
         });
-        said.or_else(|| raw.closed(CLOSED_WAIT))
+        (offset, said.or_else(|| raw.closed(CLOSED_WAIT)))
     })
     .await;
+    let (offset, closed) = closed;
     assert_eq!(closed, Some(FLOW_CONTROL_ERROR));
+    assert!(offset + 1300 > WINDOW_BYTES, "closed at {offset}");
     let grown = resident_bytes().saturating_sub(before);
     println!("{} KiB more memory", grown / 1024);
     assert!(grown <= 32 << 20, "{grown} bytes more");

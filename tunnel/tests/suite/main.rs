@@ -9,6 +9,7 @@ mod admin;
 mod answers;
 mod bench;
 mod channels;
+mod defaults;
 mod distrust;
 mod early_data;
 mod forecast;
