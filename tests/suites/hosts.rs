@@ -96,6 +96,14 @@ fn a_line_that_is_cut_moved_rewired_and_shrunk_is_a_pause_to_programs() {
     all_goes_on(&hosts, &flows, "a line that swallows large packets");
     control.lose_above(usize::MAX);
 
+    // Here it is the host itself that does not take what is too large for its cable.
+    for (mtu, what) in [(1280, "a cable of small packets"), (1500, "large packets")] {
+        for host in Host::ALL {
+            hosts.ip(host, &format!("link set {CABLE} mtu {mtu}"));
+        }
+        all_goes_on(&hosts, &flows, what);
+    }
+
     let slow = Direction {
         bits_per_second: Some(5_000_000),
         delay: Duration::from_millis(100),
