@@ -257,8 +257,8 @@ impl Tunnel {
     /// Has certificates, key and lists read again now, changed or not, and the configuration if it came
     /// from a file.
     pub async fn reload(&self) {
-        self.core.trust.look_now();
-        reload::configuration(&self.core).await;
+        let core = &self.core;
+        tokio::join!(core.trust.look_now(), reload::configuration(core));
     }
 
     /// Asks for a new link to a site, whose streams move to it; the old one works until then. Only the

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant as Clock, SystemTime};
 
 use quinn::{Connection, Endpoint};
 use rustls_pki_types::CertificateDer;
-use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use towpath_certs::revocation::LIST_BYTES_MAX;
 use towpath_certs::{Freshness, Identity, Revocations, tls, view};
 use towpath_daemon::shutdown::Shutdown;
@@ -34,6 +34,9 @@ use crate::{kept, standing, transport};
 
 /// What a peer is told whose live link is closed because its certificate is revoked.
 const REVOKED: &str = "the certificate has been revoked";
+
+/// How long whoever asked for a look waits for it: far longer than a disk takes that answers at all.
+const WISH_WAIT: Duration = Duration::from_secs(10);
 
 /// How often the files are looked at: a revoked peer is to be out within a second, and a look costs
 /// four calls of `stat`.
@@ -78,6 +81,9 @@ pub(crate) struct Trust {
     refused: AtomicU64,
     rollbacks: AtomicU64,
     wish: Notify,
+    /// How many looks somebody has asked for, and how many of those have been.
+    wishes: AtomicU64,
+    granted: watch::Sender<u64>,
     /// Where the newest lists are kept over a restart; nowhere without a state folder.
     lists_at: Option<PathBuf>,
 }
@@ -159,6 +165,8 @@ impl Trust {
             refused: AtomicU64::new(0),
             rollbacks: AtomicU64::new(0),
             wish: Notify::new(),
+            wishes: AtomicU64::new(0),
+            granted: watch::Sender::new(0),
             lists_at,
         };
         if is_news {
@@ -210,9 +218,15 @@ impl Trust {
         self.rollbacks.load(Ordering::Relaxed)
     }
 
-    /// Asks for a look at the files now.
-    pub(crate) fn look_now(&self) {
+    /// Has the files looked at now, and waits until what they say holds: not without end, for their disk may hang.
+    pub(crate) async fn look_now(&self) {
+        let wished = self.wishes.fetch_add(1, Ordering::AcqRel) + 1;
         self.wish.notify_one();
+        let mut granted = self.granted.subscribe();
+        let is_granted = granted.wait_for(|count| *count >= wished);
+        if timeout(WISH_WAIT, is_granted).await.is_err() {
+            tracing::warn!("the certificates' files have not answered for {WISH_WAIT:?}");
+        }
     }
 
     /// Refuses new moves while what has been revoked lately is not known (T12).
@@ -394,6 +408,7 @@ pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: 
             _ = ticks.tick() => false,
         };
         let looking = Arc::clone(&core);
+        let wished = core.trust.wishes.load(Ordering::Acquire);
         // Files may lie on a disk that is slow to answer.
         let look = tokio::task::spawn_blocking(move || looking.trust.look(is_wish)).await;
         match look {
@@ -407,6 +422,9 @@ pub(crate) async fn keep(core: Arc<Core>, endpoint: Option<Endpoint>, mut stop: 
             Ok(Look::Same) | Err(_) => {}
         }
         standing::attend(&core);
+        if is_wish {
+            core.trust.granted.send_replace(wished);
+        }
         remind(&core, &mut reminded);
     }
 }

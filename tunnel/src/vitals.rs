@@ -39,8 +39,7 @@ pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Faul
 /// Has configuration, certificates, keys and lists read again; links and streams stay as they are.
 async fn reload(core: &Arc<Core>) {
     notify::reloading();
-    core.trust.look_now();
-    reload::configuration(core).await;
+    tokio::join!(core.trust.look_now(), reload::configuration(core));
     notify::ready();
 }
 
