@@ -100,6 +100,10 @@ async fn of_an_idle_link_neither_rate_nor_queue_is_told() {
     assert!(queues[LOOKS] < 10_000, "{queues:?} us");
 }
 
+/// A link that does not answer is dialled beside within this, on a busy machine too; QUIC gives one up after 4 s, and
+/// has asked half a second before a cut at most.
+const DIALLED_WITHIN: Duration = Duration::from_secs(3);
+
 /// The time from the healing of a cut to the first byte of a stream; another can be opened then.
 async fn outage(cut: Duration) -> Duration {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
@@ -108,11 +112,15 @@ async fn outage(cut: Duration) -> Duration {
     let series = "towpath_tunnel_dials_total{cause=\"clock\"";
     let dialled = metric(&pair.edge_config, series).await;
     control.cut_both();
+    let began = Instant::now();
     // Right away: what is sent as the path comes back would find its way by itself.
     local.write_all(b"x").await.unwrap();
     tokio::time::sleep(cut).await;
-    // Other links are tried before QUIC gives the old one up, whose own probes would come ever later.
-    assert!(metric(&pair.edge_config, series).await > dialled, "{cut:?}");
+    // Others are tried beside a link long before QUIC gives it up.
+    while metric(&pair.edge_config, series).await == dialled {
+        assert!(began.elapsed() < DIALLED_WITHIN, "no dial in {cut:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     control.heal();
     let healed = Instant::now();
     soon(remote.read_exact(&mut [0])).await.unwrap();
