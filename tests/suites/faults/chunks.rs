@@ -82,7 +82,7 @@ fn f12_fault_29_spoilt_chunks_are_had_again_three_times_and_no_more() {
         let config = described(GuestId(id), &format!("till-{id}"), 16);
         let mut tries = 0;
         let reason = loop {
-            let mut source = open(site, "box-7", config.id, 1);
+            let mut source = open(site, "box-7", config.id, config.id.0);
             source.say(Lane::Control, &offer(&config, 2)).unwrap();
             match source.hear() {
                 Some(Message::Prepared(_)) => {}
