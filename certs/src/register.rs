@@ -13,7 +13,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::HostIdentity;
 
 use crate::files::KeyFolder;
-use crate::view::rfc3339;
+use crate::view::{LAST_SECOND_OF_9999, rfc3339};
 
 /// The register's file in the authority's folder.
 pub const REGISTER: &str = "register.jsonl";
@@ -78,6 +78,27 @@ pub(crate) enum Entry {
         at_unix_seconds: u64,
         next_update_unix_seconds: u64,
     },
+}
+
+impl Entry {
+    /// The latest moment of it, in seconds since 1970.
+    fn latest_unix_seconds(&self) -> u64 {
+        match *self {
+            Self::Issued {
+                at_unix_seconds,
+                not_after_unix_seconds: end,
+                ..
+            }
+            | Self::List {
+                at_unix_seconds,
+                next_update_unix_seconds: end,
+                ..
+            } => at_unix_seconds.max(end),
+            Self::Revoked {
+                at_unix_seconds, ..
+            } => at_unix_seconds,
+        }
+    }
 }
 
 /// A certificate as the authority remembers it.
@@ -191,6 +212,9 @@ impl Register {
     }
 
     fn apply(&mut self, entry: &Entry) -> Result<(), Fault> {
+        if entry.latest_unix_seconds() > LAST_SECOND_OF_9999 {
+            return Err(Fault::new(Code::Io, "a time beyond the year 9999"));
+        }
         match entry {
             Entry::Issued {
                 serial,

@@ -190,9 +190,11 @@ pub(crate) fn unix_seconds(timestamp: i64) -> u64 {
     u64::try_from(timestamp).unwrap_or(0)
 }
 
+/// The last moment that has a date.
+pub(crate) const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
+
 /// A moment as RFC 3339, whatever the certificate claims: the formatter stops at the year 9999.
 pub(crate) fn rfc3339(seconds: u64) -> String {
-    const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(LAST_SECOND_OF_9999));
     humantime::format_rfc3339_seconds(time).to_string()
 }

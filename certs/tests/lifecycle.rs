@@ -144,6 +144,22 @@ fn a_register_whose_last_line_was_cut_off_goes_on_and_a_damaged_one_says_where()
 }
 
 #[test]
+fn a_register_with_a_time_that_no_calendar_has_says_where() {
+    let world = World::new();
+    world.issue("edge", "edge");
+    let register = world.path("ca").join(REGISTER);
+    let text = fs::read_to_string(&register).unwrap();
+    let (key, end) = ("\"not_after_unix_seconds\":", ['}', ',']);
+    let at = text.find(key).unwrap() + key.len();
+    let length = text[at..].find(end).unwrap();
+    let never = text.replace(&text[at..at + length], &u64::MAX.to_string());
+    fs::write(&register, never).unwrap();
+    let fault = world.revoke(&Which::Host(host("edge"))).unwrap_err();
+    assert_eq!(fault.code, Code::Io);
+    assert!(fault.detail.contains("register.jsonl:1"), "{fault}");
+}
+
+#[test]
 fn renewing_keeps_the_identity_and_the_key_or_changes_the_key_alone() {
     let world = World::new();
     let files = world.issue("edge", "edge");
