@@ -111,12 +111,31 @@ pub fn place(path: &Path, text: &str, wrong: &Wrong) -> String {
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Fault> {
     check_size(path, text)?;
     toml::from_str(text).map_err(|error| {
-        let at = error
-            .span()
+        let span = error.span();
+        let at = span
+            .as_ref()
             .map_or_else(String::new, |span| position(text, span.start));
-        let what = explain::explain(without_code(error.message()));
+        let message = without_code(error.message());
+        let what = missing_table::<T>(text, message)
+            .or_else(|| explain::at(text, span?, message))
+            .unwrap_or_else(|| explain::explain(message));
         fault(format!("{}{at}: {what}", path.display()))
     })
+}
+
+/// What is missing, if it is a table with keys of its own: with its head alone added, those are what is missing.
+fn missing_table<T: DeserializeOwned>(text: &str, message: &str) -> Option<String> {
+    let name = explain::missing(message)?;
+    let with_head = format!("{text}\n[{name}]\n");
+    let next = toml::from_str::<T>(&with_head).err();
+    let Some(next) = next else {
+        return Some(explain::no_table(name, None));
+    };
+    let wanted = explain::missing(next.message()).filter(|wanted| *wanted != name)?;
+    // What is missing elsewhere is told when this is there.
+    let is_of_it = next.span().is_some_and(|span| span.start > text.len());
+    let wanted = is_of_it.then_some(wanted);
+    Some(explain::no_table(name, wanted))
 }
 
 /// What is wrong with a value, without the code that its own parser gives: the file has one for all.
@@ -215,6 +234,7 @@ fn offset_of(text: &str, wrong: &Wrong) -> Option<usize> {
 mod tests {
     use super::*;
     use serde::Deserialize;
+    use std::net::SocketAddr;
     use std::os::unix::fs::PermissionsExt;
 
     #[derive(Debug, Deserialize)]
@@ -223,9 +243,27 @@ mod tests {
         port: u16,
         #[serde(default)]
         name: String,
+        http: Option<SocketAddr>,
         limits: Option<Limits>,
         #[serde(default)]
         peers: Vec<Peer>,
+    }
+
+    /// Tables that are not to be left out: one with a key, one with keys that can be.
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "what is wanted is that they are there")]
+    struct Tables {
+        limits: Limits,
+        free: Free,
+        name: String,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(default)]
+    #[derive(Default)]
+    struct Free {
+        count: u32,
     }
 
     #[derive(Debug, Deserialize)]
@@ -289,7 +327,7 @@ mod tests {
         refused("port = 1\nport = 2", &[":2:1: ", "duplicate key", "twice"]);
         refused(
             "name = \"x\"",
-            &["/etc/t.toml:1:1: ", "`port` is missing", "add"],
+            &["/etc/t.toml:1:1: ", "`port` is missing", "add `port = ...`"],
         );
         refused(
             "port = 1\n[limits]\ngests = 3",
@@ -314,6 +352,63 @@ mod tests {
     }
 
     #[test]
+    fn l06_the_commonest_slips_are_told_with_what_to_write() {
+        for (text, parts) in [
+            (
+                "port = 1\nname = 127.0.0.1:4790",
+                [":2:", "name = \"127.0.0.1:4790\"", "quotes"],
+            ),
+            (
+                "port = 1\nname = /var/lib # where",
+                [":2:8: ", "name = \"/var/lib\"", "quotes"],
+            ),
+            ("port = 1\nname = 10s", [":2:", "name = \"10s\"", "quotes"]),
+            (
+                "port = 1\nhttp = \"0.0.0.0\"",
+                [":2:8: ", "\"0.0.0.0\" is no", "\"0.0.0.0:4790\""],
+            ),
+            (
+                "port = 1\nhttp = \"localhost:1\"",
+                [":2:8: ", "\"localhost:1\" is no", "names are not looked up"],
+            ),
+            (
+                "port = 1\n[peers]\nsite = \"a\"",
+                [":2:1: ", "write `[[peers]]`", "square brackets"],
+            ),
+            (
+                "port = 1\npeers = { site = \"a\" }",
+                [":2:9: ", "a table stands here", "square brackets"],
+            ),
+        ] {
+            refused(text, &parts);
+        }
+        let told = |text: &str| {
+            let fault = parse::<Tables>(Path::new("t.toml"), text).expect_err(text);
+            fault.detail
+        };
+        for (text, said) in [
+            (
+                "",
+                "t.toml:1:1: table `[limits]` is missing; add it, with `guests = ...` in it",
+            ),
+            (
+                "[limits]",
+                "t.toml:1:1: key `guests` is missing; add `guests = ...`",
+            ),
+            (
+                "[limits]\nguests = 1",
+                "t.toml:1:1: table `[free]` is missing; add it",
+            ),
+            (
+                "[limits]\nguests = 1\n[free]",
+                "t.toml:1:1: key `name` is missing; add `name = ...`",
+            ),
+        ] {
+            assert!(told(text).ends_with(said), "{}", told(text));
+        }
+    }
+
+    #[test]
     fn a_values_own_code_is_left_out() {
         assert_eq!(
             without_code("E_USAGE: \"x\" is not a size"),
@@ -328,6 +423,7 @@ mod tests {
     fn a_right_file_is_accepted() {
         let config: Sample = check(Path::new("x"), "port = 7\n[limits]\nguests = 2\n").unwrap();
         assert_eq!((config.port, config.limits.unwrap().guests), (7, 2));
+        assert_eq!(config.http, None);
         assert!(config.name.is_empty());
     }
 

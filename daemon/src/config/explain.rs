@@ -1,5 +1,7 @@
 //! Turns a parser's complaint into what is wrong and what to write.
 
+use std::ops::Range;
+
 /// A name that differs by more than a third of its letters is not a misspelling.
 const LETTERS_PER_MISTAKE: usize = 3;
 
@@ -33,6 +35,57 @@ pub(super) fn explain(message: &str) -> String {
         Some((found, wanted)) => mismatch(found, wanted),
         None => message,
     }
+}
+
+/// Says it with what stands at its place in the file, for complaints that say too little alone.
+pub(super) fn at(text: &str, span: Range<usize>, message: &str) -> Option<String> {
+    let (start, found) = (span.start, text.get(span)?);
+    if message.starts_with("invalid socket address") {
+        return Some(format!(
+            "{found} is no address with a port; write an IP address and a port, such as \"0.0.0.0:4790\"; names are \
+             not looked up here"
+        ));
+    }
+    if message.starts_with("invalid type: map, expected a sequence") {
+        let head = found.lines().next()?.trim().strip_prefix('[')?;
+        let name = head.split(']').next()?.trim();
+        return Some(format!(
+            "there can be more than one of these: write `[[{name}]]`, in double square brackets, above each"
+        ));
+    }
+    unquoted(line_at(text, start)?)
+}
+
+/// The line of the text in which a byte stands.
+fn line_at(text: &str, offset: usize) -> Option<&str> {
+    let start = text.get(..offset)?.rfind('\n').map_or(0, |end| end + 1);
+    text[start..].lines().next()
+}
+
+/// What to write in place of a line whose value is a text without quotes.
+fn unquoted(line: &str) -> Option<String> {
+    let (key, value) = line.split_once('=')?;
+    let (key, value) = (key.trim(), value.split(" #").next()?.trim());
+    let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && !"\"'[]{},\\".contains(c);
+    let is_value = value.parse::<f64>().is_ok() || ["true", "false", ""].contains(&value);
+    if is_value || !value.chars().all(is_plain) || key.starts_with('#') {
+        return None;
+    }
+    Some(format!(
+        "{value} is a text, and texts stand in quotes; write `{key} = \"{value}\"`"
+    ))
+}
+
+/// The key that is missing, if that is the complaint.
+pub(super) fn missing(message: &str) -> Option<&str> {
+    let key = message.trim().strip_prefix("missing field `")?;
+    key.split('`').next()
+}
+
+/// That a table is missing, and what it must hold at least.
+pub(super) fn no_table(name: &str, wanted: Option<&str>) -> String {
+    let with = wanted.map_or_else(String::new, |key| format!(", with `{key} = ...` in it"));
+    format!("table `[{name}]` is missing; add it{with}")
 }
 
 /// What stands where something else is wanted; a number where a text is has mostly lost its unit.
