@@ -212,13 +212,17 @@ fn offset_of(text: &str, wrong: &Wrong) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
     let mut offset = None;
+    // The first list is that of the entries; one further in is a value.
+    let mut entry = wrong.entry;
     for part in wrong.key.split('.') {
         let Some((found, value)) = table.get_key_value(part) else {
             break;
         };
         offset = Some(found.span().start);
         let mut value = value;
-        if let (DeValue::Array(entries), Some(entry)) = (value.get_ref(), wrong.entry) {
+        if let DeValue::Array(entries) = value.get_ref()
+            && let Some(entry) = entry.take()
+        {
             value = entries.get(entry)?;
             offset = Some(value.span().start);
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towpath_certs::authority::IdentityFiles;
-use towpath_daemon::config::{self, Check, MUST_BE_ABSOLUTE, Wrong, absolute, loopback, within};
+use towpath_daemon::config::{
+    self, Check, MUST_BE_ABSOLUTE, Wrong, absolute, loopback, nearest, within,
+};
 use towpath_daemon::units::Span;
 use towpath_forecast::timetable::Week;
 use towpath_forecast::zone::Zone;
@@ -28,6 +30,9 @@ pub const PEER_COUNT_MAX: usize = 256;
 
 /// Most services of one tunnel.
 pub const SERVICE_COUNT_MAX: usize = 1024;
+
+/// Most peers that a complaint names: a line that people read.
+const PEERS_NAMED_MAX: usize = 8;
 
 /// Everything a tunnel daemon is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -341,6 +346,9 @@ impl Config {
             if !names.insert(&service.name) {
                 return wrong("name", format!("{} stands there twice", service.name));
             }
+            if let Some(stranger) = service.allow.iter().find(|site| !self.is_peer(site)) {
+                return wrong("allow", self.no_peer(stranger));
+            }
             let socket = &service.socket;
             match (is_unset(socket), &service.target) {
                 (true, None) => {
@@ -380,11 +388,37 @@ impl Config {
                 let why = format!("{} is another channel's too", channel.listen);
                 return wrong("listen", why);
             }
-            if !self.peers.iter().any(|peer| peer.site == channel.peer) {
-                return wrong("peer", format!("{} is no peer", channel.peer));
+            if !self.is_peer(&channel.peer) {
+                return wrong("peer", self.no_peer(&channel.peer));
             }
         }
         Ok(())
+    }
+
+    fn is_peer(&self, site: &Name) -> bool {
+        self.peers.iter().any(|peer| peer.site == *site)
+    }
+
+    /// What to write in place of a site that is no peer.
+    fn no_peer(&self, site: &Name) -> String {
+        let peers: Vec<_> = self.peers.iter().map(|peer| peer.site.as_str()).collect();
+        match (nearest(site.as_str(), &peers), peers.is_empty()) {
+            (Some(peer), _) => format!("{site} is no peer; did you mean \"{peer}\"?"),
+            (None, true) => format!("{site} is no peer, and there is none; add it to [[peers]]"),
+            (None, false) => {
+                let named = peers.iter().take(PEERS_NAMED_MAX);
+                let named: Vec<_> = named.map(|peer| format!("\"{peer}\"")).collect();
+                let more = if peers.len() > named.len() {
+                    " and others"
+                } else {
+                    ""
+                };
+                let named = named.join(", ");
+                format!(
+                    "{site} is no peer; those are {named}{more}: add it to [[peers]], or write one of them"
+                )
+            }
+        }
     }
 }
 
@@ -640,7 +674,18 @@ mod tests {
             ),
             (
                 add(one.clone() + &channel("two", "udp:127.0.0.1:7001", "branch")),
-                ":37:1: channels.peer: branch is no peer",
+                ":37:1: channels.peer: branch is no peer; those are \"region\"",
+            ),
+            (
+                change("allow = [\"region\"]", "allow = [\"region\", \"regoin\"]"),
+                ":15:9: services.allow: regoin is no peer; did you mean \"region\"?",
+            ),
+            (
+                change(
+                    "send_rate = \"100Mbit\"",
+                    "shares = { app = { floor = \"1Mbit\" } }",
+                ),
+                ":10:28: peers.shares.app.floor: is a part of a cap, and there is none",
             ),
         ] {
             let error = check(&text).expect_err(place);

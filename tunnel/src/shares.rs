@@ -75,6 +75,11 @@ impl Shaping {
                 return Err(Wrong::new(format!("peers.{key}_timetable"), why));
             }
         }
+        let is_capped = self.send_rate.is_some() || self.send_timetable.is_some();
+        if !is_capped && let Some(class) = self.shares.first_with_floor() {
+            let why = "is a part of a cap, and there is none; give send_rate or send_timetable, or leave the floor out";
+            return Err(Wrong::new(format!("peers.shares.{class}.floor"), why));
+        }
         self.shares.check(self.send_rate)
     }
 }
@@ -145,6 +150,12 @@ impl Shares {
     #[must_use]
     pub fn of(&self, class: Class) -> Share {
         self.0.get(&class).copied().unwrap_or_default()
+    }
+
+    /// The first class with a floor.
+    fn first_with_floor(&self) -> Option<Class> {
+        let mut floors = self.0.iter().filter(|(_, share)| share.floor.is_some());
+        floors.next().map(|(class, _)| *class)
     }
 
     /// Looks at the numbers as a whole, under the cap of the link.

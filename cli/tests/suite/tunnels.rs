@@ -471,7 +471,16 @@ fn caps_and_shares_are_changed_and_show() {
 
     edge.table(&line(&SHAPE, &["--timetable=30Mbit otherwise"]));
     assert_eq!(edge.link()["cap_bits_per_second"], 30_000_000);
-    let lifted = edge.document(&line(&SHAPE, &["--send-rate=none"]), "shaping");
+    // A floor is a part of a cap: without one it would be shown and hold nothing.
+    let lift = line(&SHAPE, &["--send-rate=none"]);
+    edge.refuses(
+        &lift,
+        (2, "E_USAGE"),
+        "shares.app.floor: is a part of a cap",
+    );
+    assert_eq!(edge.link()["cap_bits_per_second"], 30_000_000);
+    let lift = line(&lift, &["--class=app", "--floor=none"]);
+    let lifted = edge.document(&lift, "shaping");
     assert_eq!(lifted["send_timetable"], Value::Null);
     assert_eq!(edge.link()["cap_bits_per_second"], Value::Null);
 
@@ -479,8 +488,11 @@ fn caps_and_shares_are_changed_and_show() {
     edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch is no peer");
     let silent = line(&SHAPE, &["--class=bulk"]);
     edge.refuses(&silent, (2, "E_USAGE"), "--class needs");
-    let much = line(&SHAPE, &["--send-rate=1Mbit"]);
-    edge.refuses(&much, (2, "E_USAGE"), "floor");
+    let much = line(
+        &SHAPE,
+        &["--send-rate=1Mbit", "--class=app", "--floor=5Mbit"],
+    );
+    edge.refuses(&much, (2, "E_USAGE"), "nine tenths");
     assert_eq!(edge.link()["cap_bits_per_second"], Value::Null);
 }
 

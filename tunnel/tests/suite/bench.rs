@@ -6,12 +6,16 @@ use tokio::net::UnixStream;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
 use towpath_tunnel::built_in::{SOCKET, USAGE_BYTES, Usage, Wish};
-use towpath_tunnel::config::{Config, ServiceConfig};
+use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
 fn allow(config: &mut Config, site: &str) {
     let allow = vec![name(site)];
     let service = ServiceConfig::told(name("bench"), SOCKET.into(), allow);
     config.services.push(service);
+    // Who is let in is a peer, or the configuration is wrong.
+    if config.peers.iter().all(|peer| peer.site.as_str() != site) {
+        config.peers.push(PeerConfig::new(name(site)));
+    }
 }
 
 async fn ask(pair: &Pair, wish: Wish, class: Class) -> UnixStream {

@@ -513,7 +513,10 @@ async fn con_5_a_service_that_does_not_name_us_is_not_reached() {
         vec![name("west")],
     );
     let others = [("east", tcp_service(b"").await)];
-    let knows = |config: &mut Config| config.services.push(theirs.clone());
+    let knows = |config: &mut Config| {
+        config.peers.push(PeerConfig::new(name("west")));
+        config.services.push(theirs.clone());
+    };
     let sites = Sites::start_with(&others, None, knows).await;
     let mut other = spec("till", "tcp:127.0.0.1:0", "east", 1);
     other.service = name("payroll");

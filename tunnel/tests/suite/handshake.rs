@@ -28,7 +28,7 @@ use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
-use towpath_tunnel::config::Limits;
+use towpath_tunnel::config::{Config, Limits};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -354,7 +354,11 @@ pub(crate) async fn closed_with(connection: &Connection, word: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_that_is_no_peer_is_denied() {
-    let door = Door::open_with(|config| config.peers[0].site = name("elsewhere")).await;
+    let knows_others = |config: &mut Config| {
+        config.peers[0].site = name("elsewhere");
+        config.services.clear();
+    };
+    let door = Door::open_with(knows_others).await;
     let connection = door.connect(door.client()).await.unwrap();
     closed_with(&connection, "no peer").await;
 }

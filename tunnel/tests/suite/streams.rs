@@ -129,7 +129,10 @@ async fn what_cannot_be_reached_is_refused_with_a_code() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t15_services_are_denied_to_sites_that_are_not_allowed() {
     let pair = Pair::start_with(
-        |_, region| region.services[0].allow = vec![name("elsewhere")],
+        |_, region| {
+            region.peers.push(PeerConfig::new(name("elsewhere")));
+            region.services[0].allow = vec![name("elsewhere")];
+        },
         None,
     )
     .await;
