@@ -90,7 +90,7 @@ const AHEAD_PIECES: u64 = 4;
 const BEHIND_PIECES: u64 = 2 * AHEAD_PIECES;
 
 /// Bytes on the wire for a thousand granted, before any were counted: 1452-byte packets over IPv4.
-const WIRE_BYTES_PER_THOUSAND: u64 = 1042;
+pub(crate) const WIRE_BYTES_PER_THOUSAND: u64 = 1042;
 
 /// Most bytes on the wire that caps of classes count for a thousand granted: acknowledgements of what the
 /// other direction carries are not theirs.

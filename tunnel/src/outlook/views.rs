@@ -13,6 +13,7 @@ use crate::core::Core;
 use crate::link::least;
 use crate::page::clock;
 use crate::peer::Peer;
+use crate::shaper::WIRE_BYTES_PER_THOUSAND;
 use crate::timetable;
 
 /// The schema's name beside a [`ForecastDocument`].
@@ -133,7 +134,7 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
         let view = |(name, ahead)| view(forecaster, peer, direction, name, now, ahead);
         let through = query.bytes.map(|bytes| {
             let cap = |at| cap_at(peer, direction, at).map(bytes_per_second);
-            forecaster.through(now, bytes, cap)
+            forecaster.through(now, on_wire(bytes), cap)
         });
         let through = through.unwrap_or_default();
         let forecasts: Vec<_> = horizons.into_iter().map(view).collect();
@@ -153,6 +154,12 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
         }
     });
     made.ok_or_else(|| Fault::new(Code::State, "the history is still being read"))
+}
+
+/// What so many bytes of programs come to on the wire, which is what forecasts and caps count.
+fn on_wire(bytes: u64) -> u64 {
+    let whole = u128::from(bytes) * u128::from(WIRE_BYTES_PER_THOUSAND) / 1000;
+    u64::try_from(whole).unwrap_or(u64::MAX)
 }
 
 fn direction(asked: Option<&str>) -> Result<Direction, Fault> {
@@ -270,5 +277,18 @@ impl Outlook {
             })
         });
         made.into_iter().flatten().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_programs_take_more_on_the_wire() {
+        assert_eq!(on_wire(0), 0);
+        let more = on_wire(1_000_000_000) - 1_000_000_000;
+        assert!((20_000_000..=45_000_000).contains(&more), "{more}");
+        assert_eq!(on_wire(u64::MAX), u64::MAX);
     }
 }
