@@ -190,7 +190,7 @@ const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
         ),
         Code::Unreachable => (
             "nobody answers",
-            "check that the daemon or the peer runs and that the address is right",
+            "check that the daemon or the peer runs and that the address is right; `towpath status` says why a link is down, and what mends it",
         ),
         Code::ImageLost => (
             "the guest's image is lost",
