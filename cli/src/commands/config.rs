@@ -222,6 +222,21 @@ fn check(daemon: Daemon, file: &Path, text: &str) -> Result<Vec<PathBuf>, Fault>
     }
 }
 
+/// A fault of the file that a daemon is started with, with what to do about one that is the other daemon's.
+pub(crate) fn of_started(fault: Fault, daemon: Daemon, file: &Path) -> Fault {
+    // Whoever may not read it is told that.
+    let text = config::read(file).unwrap_or_default();
+    match told_from(&text).filter(|other| *other != daemon) {
+        Some(other) => {
+            let (other, daemon) = (other.as_str(), daemon.as_str());
+            fault.remedy(format!(
+                "its keys are those of a {other}'s configuration: start the {other} with it, or name the {daemon}'s"
+            ))
+        }
+        None => fault,
+    }
+}
+
 /// Whose file it is, by the keys at the start of its lines that only one of them has. A file that does
 /// not parse has such keys too, and its owner's error is the useful one.
 fn told_from(text: &str) -> Option<Daemon> {

@@ -7,6 +7,7 @@ use towpath_daemon::config;
 use towpath_migrator::config::Config;
 use towpath_protocol::fault::Fault;
 
+use crate::commands::config::{Daemon, of_started};
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
 use crate::show::Format;
@@ -38,7 +39,8 @@ impl Command {
 /// Does what was asked for.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     let Command::Run(options) = command;
-    let config = Config::load(&options.config)?;
+    let file = &options.config;
+    let config = Config::load(file).map_err(|fault| of_started(fault, Daemon::Migrator, file))?;
     daemon::run(&options, config.log.clone(), || {
         towpath_migrator::run(config)
     })

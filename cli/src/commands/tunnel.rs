@@ -12,6 +12,7 @@ use towpath_daemon::{log, shutdown};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
 
+use crate::commands::config::{Daemon, of_started};
 use crate::commands::{bench, probe, shape};
 use crate::daemon::{self, DaemonOptions};
 use crate::failure::Failure;
@@ -73,7 +74,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Shape(options) => return shape::run(&options),
         Command::Service(options) => return shape::run_service(&options),
     };
-    let config = Config::load(&options.config)?;
+    let file = &options.config;
+    let config = Config::load(file).map_err(|fault| of_started(fault, Daemon::Tunnel, file))?;
     daemon::run(&options, log::Options::default(), || {
         serve(&config).map_err(|fault| placed(&options.config, fault))
     })

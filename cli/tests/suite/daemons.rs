@@ -484,6 +484,20 @@ fn daemons_log_documents_and_fail_with_one() {
         let document: Value = serde_json::from_str(&ran.stderr).unwrap();
         assert_eq!(document["schema"], "towpath.v1.error", "{ran:?}");
     }
+    // One that is given the other's file hears whose it is.
+    for (daemon, text, other) in [
+        (
+            "tunnel",
+            "run_dir = \"/run/x\"\n",
+            "start the migrator with it",
+        ),
+        ("migrator", "[[peers]]\n", "start the tunnel with it"),
+    ] {
+        let file = write(folder.path(), "others.toml", text);
+        let ran = run(&[daemon, "run", "--config", word(&file)]);
+        ran.failed(2, "E_CONFIG");
+        assert!(ran.stderr.contains(other), "{ran:?}");
+    }
     // One that starts, and ends once its standard input is closed.
     let [state, run_dir] = ["state", "run"].map(|name| folder.path().join(name));
     let text = format!(
