@@ -153,6 +153,14 @@ impl Identity {
         &self.revocations
     }
 
+    /// Whether the certificate that is shown to peers, or what leads from it to its authority, is revoked by the lists
+    /// that this host has itself: whoever has them too refuses it.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        let mut chain = self.chain().iter();
+        chain.any(|one| self.revocations.is_revoked(one))
+    }
+
     /// The certificate that is shown to peers, with what leads from it to its authority.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {

@@ -14,9 +14,11 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::health::{RECENT, Whose};
 use crate::peer::{Barred, Unreached};
+use crate::trust::OWN_REVOKED_REMEDY;
 
 /// What a host says of itself whose peer refuses it as revoked.
-const OURS_REVOKED: &str = "the peer refuses it in the handshake";
+pub(crate) const OURS_REVOKED: &str =
+    "this host's certificate is revoked: the peer refuses it in the handshake";
 
 /// How long a reason for which a peer is not reached is not told again though others came between.
 const TOLD_AGAIN: Duration = Duration::from_mins(10);
@@ -168,7 +170,8 @@ const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
             "check the peer's `site` and `address` in the configuration, and its certificate with `towpath certs \
              verify` there; one for the right site is made with `towpath certs issue`"
         }
-        (Rejection::Revoked, _) => {
+        (Rejection::Revoked, Whose::Ours) => OWN_REVOKED_REMEDY,
+        (Rejection::Revoked, Whose::Peers) => {
             "if that host is to be let in, issue a new certificate to it with `towpath certs issue`"
         }
         (Rejection::WrongProtocol, _) => {
@@ -326,7 +329,11 @@ mod tests {
             (theirs(45), "the peer's clock", "this host's certificate"),
             (theirs(48), "does not trust its", "compare `ca.pem`"),
             (theirs(46), "the peer refuses", "towpath certs verify"),
-            (theirs(44), OURS_REVOKED, "towpath certs issue"),
+            (
+                theirs(44),
+                "this host's certificate is revoked",
+                "issued to this host",
+            ),
             (theirs(120), "another protocol", "upgrade"),
         ] {
             let told = of(&error, None).unwrap();

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::distrust::OURS_REVOKED;
 use crate::status::LinkState;
+use crate::trust::OWN_REVOKED_REMEDY;
 
 /// Packets lost of a million that are trouble: the estimator takes less for a path's noise.
 pub(crate) const LOSS_PER_MILLION: u64 = 20_000;
@@ -139,12 +141,12 @@ fn judge_down(signs: &Signs) -> Verdict {
             );
         }
         Some(Whose::Ours) => {
-            return Verdict::new(
-                LinkState::Down,
-                format!("this host's certificate is revoked: {why}"),
-                "have a new certificate issued to this host with `towpath certs issue`, and find out why \
-                 the old one was revoked",
-            );
+            // A handshake's end says it itself; that of a link that was up does not.
+            let reason = match why.as_str() {
+                OURS_REVOKED => why.clone(),
+                other => format!("this host's certificate is revoked: {other}"),
+            };
+            return Verdict::new(LinkState::Down, reason, OWN_REVOKED_REMEDY);
         }
         None => {}
     }

@@ -22,7 +22,7 @@ use crate::link::{LegStanding, Link, Measured};
 pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::{Barred, Peer};
 use crate::timetable;
-use crate::trust::{self, Trust};
+use crate::trust::{self, Trust, with_remedy};
 
 pub use view::*;
 
@@ -98,7 +98,9 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
         serial: certificate.serial.clone(),
         authorities: identity.authorities().map(|one| one.issuer).collect(),
         since_unix_seconds: reading.since.map_or(0, unix_seconds),
-        problem: reading.problem,
+        problem: reading
+            .problem
+            .or_else(|| trust.own_problem().as_ref().map(with_remedy)),
         revocation_lists: lists,
     }
 }

@@ -54,6 +54,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// time had ended: each time says so in the log.
 const ENDED_INTERVAL: Duration = Duration::from_mins(10);
 
+/// What to do about a host whose own certificate is revoked.
+pub(crate) const OWN_REVOKED_REMEDY: &str = "have a new certificate issued to this host with `towpath certs issue`, and find out why the old one was \
+     revoked";
+
 /// Where the newest lists are kept, in the state folder.
 const LISTS_FILE: &str = "revocations.pem";
 
@@ -172,6 +176,7 @@ impl Trust {
         if is_news {
             trust.keep_lists(trust.current().revocations());
         }
+        trust.warn_of_own();
         if let Some(fault) = problem {
             trust.note(&fault);
         }
@@ -345,10 +350,7 @@ impl Trust {
 
     fn note(&self, fault: &Fault) {
         let mut reading = lock(&self.reading);
-        let problem = match &fault.remedy {
-            Some(remedy) => format!("{fault}; {remedy}"),
-            None => fault.to_string(),
-        };
+        let problem = with_remedy(fault);
         if reading.problem.as_ref() == Some(&problem) {
             return;
         }
@@ -360,8 +362,31 @@ impl Trust {
         reading.problem = Some(problem);
     }
 
+    /// What is wrong with what is in use: that this host's own certificate is revoked.
+    pub(crate) fn own_problem(&self) -> Option<Fault> {
+        self.current().is_revoked().then(|| {
+            let detail = "this host's own certificate is revoked: peers that know of it refuse it";
+            Fault::new(Code::Certificate, detail).remedy(OWN_REVOKED_REMEDY)
+        })
+    }
+
+    fn warn_of_own(&self) {
+        if let Some(fault) = self.own_problem() {
+            let remedy = OWN_REVOKED_REMEDY;
+            tracing::warn!(target: "audit", %fault, remedy, "peers will refuse this host");
+        }
+    }
+
     fn clear_problem(&self) {
         lock(&self.reading).problem = None;
+    }
+}
+
+/// A fault in one line, with what mends it.
+pub(crate) fn with_remedy(fault: &Fault) -> String {
+    match &fault.remedy {
+        Some(remedy) => format!("{fault}; {remedy}"),
+        None => fault.to_string(),
     }
 }
 
@@ -443,6 +468,7 @@ fn adopt(core: &Core, endpoint: Option<&Endpoint>, identity: Identity) -> Result
     let numbers: Vec<_> = lists.views().map(|view| view.number).collect();
     tracing::info!(target: "audit", certificate_until = until, lists = ?numbers, "certificates changed");
     core.trust.take(identity);
+    core.trust.warn_of_own();
     if let Some(endpoint) = endpoint {
         endpoint.set_server_config(Some(server));
     }

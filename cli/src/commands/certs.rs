@@ -14,6 +14,7 @@ use towpath_certs::{Authority, CertificateView, Validity, show as read_certifica
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{HostIdentity, Name};
 
+pub(crate) use self::lifecycle::ISSUE_ANEW;
 use crate::args::OutputOption;
 use crate::failure::Failure;
 use crate::show::{self, Format, escape, fields};

@@ -273,7 +273,7 @@ fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) 
             Some(format!("until {}", escape(&certificate.not_after))),
         ),
         ("revocations", (!lists.is_empty()).then(|| lists.join(", "))),
-        ("not used", certificate.problem.as_deref().map(escape)),
+        ("problem", certificate.problem.as_deref().map(escape)),
     ])
 }
 

@@ -102,6 +102,13 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
     refused(&other, ":9:1: certificates.key", "no private key");
     let lists = format!("{good}crl = \"{}/none.pem\"\n", identity.display());
     refused(&lists, ":11:1: certificates.crl", "No such file");
+    let authority = folder.path().join("authority");
+    let host = ["--site=edge", "--host=box"];
+    let revoke = [&["revoke", "--authority", word(&authority)], &host[..]].concat();
+    certs(&revoke).document("revocation-list");
+    fs::copy(authority.join("crl.pem"), identity.join("none.pem")).unwrap();
+    refused(&lists, ":8:1: certificates.cert", "is revoked by");
+    fs::remove_file(identity.join("none.pem")).unwrap();
     // Nobody will ever write to it.
     let pipe = identity.join("pipe.pem");
     mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();

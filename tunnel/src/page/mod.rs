@@ -376,7 +376,7 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
     if let Some(problem) = &certificate.problem {
         put(
             html,
-            format_args!("<p class=\"todo\">not in use: {}</p>", escape(problem)),
+            format_args!("<p class=\"todo\">problem: {}</p>", escape(problem)),
         );
     }
     html.push_str("</section>");

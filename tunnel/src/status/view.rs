@@ -344,7 +344,7 @@ pub struct CertificateStatusView {
     pub authorities: Vec<String>,
     /// Since when these files are in use, in seconds since 1970.
     pub since_unix_seconds: u64,
-    /// Why what the files hold now is not in use, if it is not.
+    /// Why what the files hold now is not in use, if it is not; else, if this host's own certificate is revoked, that.
     pub problem: Option<String>,
     /// The lists of revoked certificates, one for each authority that has signed one.
     pub revocation_lists: Vec<RevocationListView>,

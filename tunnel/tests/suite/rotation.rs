@@ -522,6 +522,35 @@ async fn t11_a_start_without_lists_forgets_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t10_a_host_whose_own_list_revokes_it_says_so_as_it_hears_of_it_and_as_it_starts() {
+    let world = World::new();
+    let log = Kept::log();
+    let mut config = world.site("region", "edge");
+    config.certificates.crl = Some(world.path("region-crl.pem"));
+    sign(&world.authority, &Which::None, LIST_VALIDITY);
+    carry_list(&world.path("ca"), &config);
+    let region = Tunnel::start(&config).await.unwrap();
+    assert_eq!(region.status().certificate.problem, None);
+    assert!(!log.text().contains("own certificate"), "{}", log.text());
+
+    let uri = "spiffe://shop.example/site/region/host/box-1";
+    let host = HostIdentity::from_uri(uri).unwrap();
+    sign(&world.authority, &Which::Host(host), LIST_VALIDITY);
+    carry_list(&world.path("ca"), &config);
+    let is_told = |view: &CertificateStatusView| {
+        let problem = view.problem.as_deref().unwrap_or_default();
+        problem.contains("own certificate is revoked") && problem.contains("towpath certs issue")
+    };
+    says(&region, is_told).await;
+    let told_count = || log.text().matches("own certificate is revoked").count();
+    assert_eq!(told_count(), 1, "{}", log.text());
+    region.stop().await;
+    let region = start_again(&config).await;
+    assert!(is_told(&region.status().certificate));
+    assert_eq!(told_count(), 2, "{}", log.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way() {
     let log = Kept::log();
     let (pair, loads, echo) = loaded_pair(None).await;

@@ -45,7 +45,7 @@ Examples:
   towpath certs verify /etc/towpath/identity -o json";
 
 /// What to do about a certificate that is revoked.
-const ISSUE_ANEW: &str = "what is revoked is not renewed: issue another certificate with `towpath certs issue` into a new folder";
+pub(crate) const ISSUE_ANEW: &str = "what is revoked is not renewed: issue another certificate with `towpath certs issue` into a new folder";
 
 /// The certificate to renew.
 #[derive(Debug, Args)]

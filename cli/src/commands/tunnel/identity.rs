@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 use towpath_certs::files::{read_private, read_public};
@@ -11,6 +12,8 @@ use towpath_certs::identity::Identity;
 use towpath_certs::revocation::Revocations;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
+
+use crate::commands::certs::ISSUE_ANEW;
 
 /// Where systemd puts what it hands to services (`LoadCredential=`), each in a folder of its name
 /// (`systemd.exec(5)`).
@@ -66,7 +69,12 @@ pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     }
     if let Some(crl) = &files.crl {
         let lists = identity.load_revocations(crl, &Revocations::default());
-        lists.map_err(of("certificates.crl"))?;
+        let lists = lists.map_err(of("certificates.crl"))?;
+        if identity.refusing(Arc::new(lists)).is_revoked() {
+            let detail = format!("is revoked by {}: peers refuse it", crl.display());
+            let fault = Fault::new(Code::Certificate, detail).remedy(ISSUE_ANEW);
+            return Err(of("certificates.cert")(fault));
+        }
     }
     Ok(not_opened)
 }
