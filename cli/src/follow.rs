@@ -313,7 +313,8 @@ impl Drop for LiveLine {
 
 /// A move's state in one line.
 pub(crate) fn describe(view: &MigrationView) -> String {
-    format!("{}  {}", state(view), numbers(view))
+    let parts = [state(view), numbers(view)];
+    parts.join("  ").trim_end().to_owned()
 }
 
 /// Where a move stands.
@@ -322,12 +323,12 @@ fn state(view: &MigrationView) -> String {
     if let (Phase::Copying, Some(round)) = (view.phase, view.round) {
         parts.push(format!("round {round}"));
     }
-    let left = view.blocks_left.saturating_mul(BLOCK_BYTES);
-    parts.push(format!(
-        "{} left ({} blocks)",
-        bytes(left),
-        view.blocks_left
-    ));
+    // A target that has all that was there once is not told how much of it has changed since.
+    let is_known = view.blocks_left > 0 || view.phase != Phase::Receiving;
+    if is_known {
+        let left = bytes(view.blocks_left.saturating_mul(BLOCK_BYTES));
+        parts.push(format!("{left} left ({} blocks)", view.blocks_left));
+    }
     if let Some(blocked_ms) = view.blocked_ms {
         parts.push(format!("BLOCKED for {}", milliseconds(blocked_ms)));
     } else if view.link == LinkState::Down {
@@ -386,5 +387,18 @@ mod tests {
         let line = describe(&view);
         let expected = "copying  round 2  2.0 MiB left (512 blocks)  copies 1.0 MiB/s";
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_target_that_does_not_know_what_is_left_says_nothing_of_it() {
+        let name = |name: &str| name.parse().unwrap();
+        let (from, to) = (name("edge"), name("region"));
+        let (guest, role) = ((MigrationId(1), name("till")), Role::Target);
+        let mut view = MigrationView::begun(guest, role, (from, to), Phase::Receiving);
+        view.link = LinkState::Up;
+        view.blocks_left = 512;
+        assert_eq!(describe(&view), "receiving  2.0 MiB left (512 blocks)");
+        view.blocks_left = 0;
+        assert_eq!(describe(&view), "receiving");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, GuestId, HostIdentity};
+use crate::size::Size;
 use crate::time::Instant;
 
 /// Most guests being received at a time, over all peers: bounds the table when guests are tiny.
@@ -240,9 +241,9 @@ impl Admission {
         let used_bytes = all.fold(0, u64::saturating_add);
         let max_bytes = self.quota.memory_bytes_max;
         if memory_bytes > max_bytes.saturating_sub(used_bytes) {
+            let [wanted, used, most] = [memory_bytes, used_bytes, max_bytes].map(Size::from_bytes);
             let detail = format!(
-                "{memory_bytes} bytes of memory wanted, {used_bytes} of {max_bytes} are used: raise \
-                 quota.memory"
+                "memory of {wanted} is wanted, {used} of {most} are used: raise quota.memory"
             );
             return Err(Fault::new(Code::Quota, detail));
         }
@@ -397,6 +398,17 @@ mod tests {
         assert_leaves(&admission, MIB, at(0));
         admission.release(GuestId(1), AttemptId(1));
         assert_eq!(admit(&mut admission, "b", 2, 2 * MIB, at(0)), None);
+    }
+
+    #[test]
+    fn memory_that_is_not_left_is_told_in_the_units_it_is_configured_in() {
+        let mut admission = room_for(16 << 30);
+        assert_eq!(admit(&mut admission, "a", 1, 3 << 29, at(0)), None);
+        let (peer, guest, attempt) = (peer("a"), GuestId(2), AttemptId(2));
+        let refused = admission.admit(&peer, guest, attempt, 64 << 30, &[], at(0));
+        let fault = refused.unwrap_err();
+        let told = "memory of 64GiB is wanted, 1.5GiB of 16GiB are used";
+        assert!(fault.detail.contains(told), "{fault}");
     }
 
     #[test]

@@ -196,6 +196,8 @@ fn links_table(links: &[LinkView]) -> String {
     ])
     .least(["BASE", "QUEUE", "STREAMS", "LOSS", "CAP", "HOST", "RTT"]);
     for link in links {
+        // What is not there has no time of its own, and loses nothing.
+        let of_link = |text: String| or_dash(link.host.is_some().then_some(text));
         let cap = link
             .cap_bits_per_second
             .map(|bits| bits_per_second(bits / 8));
@@ -203,12 +205,12 @@ fn links_table(links: &[LinkView]) -> String {
             escape(&link.peer),
             or_dash(link.host.as_deref().map(escape)),
             link.state.as_str().to_owned(),
-            tenths_of_ms(link.rtt_us),
-            tenths_of_ms(link.base_rtt_us),
-            tenths_of_ms(link.queue_us),
-            percent(link.lost_per_million),
-            bits_per_second(link.goodput_out_bits_per_second / 8),
-            bits_per_second(link.goodput_in_bits_per_second / 8),
+            of_link(tenths_of_ms(link.rtt_us)),
+            of_link(tenths_of_ms(link.base_rtt_us)),
+            of_link(tenths_of_ms(link.queue_us)),
+            of_link(percent(link.lost_per_million)),
+            of_link(bits_per_second(link.goodput_out_bits_per_second / 8)),
+            of_link(bits_per_second(link.goodput_in_bits_per_second / 8)),
             or_dash(cap),
             link.streams.to_string(),
             escape(&link.reason),

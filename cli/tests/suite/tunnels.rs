@@ -749,6 +749,11 @@ fn the_status_shows_the_link_what_it_carries_and_when_it_is_gone() {
     });
     let table = pair.edge.table(&["status"]);
     assert!(table.contains("\nregion: "), "a remedy: {table}");
+    // What is not there is not measured.
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect());
+    let is_it =
+        |line: &Vec<&str>| line.starts_with(&["region", "-", "down", "-", "-", "-", "-", "-", "-"]);
+    assert!(lines.any(|line| is_it(&line)), "{table}");
     let probe = ["tunnel", "probe", "region"];
     pair.edge.refuses(&probe, (75, "E_UNREACHABLE"), "region");
     // What was wished before holds when the link is back.

@@ -6,6 +6,7 @@ use super::take_whole;
 use crate::fault::{Code, Fault};
 use crate::identity::{GuestId, Name};
 use crate::message::{CONFIG_BYTES_MAX, SpaceInfo};
+use crate::size::Size;
 use crate::space::{MEMORY, MEMORY_BLOCK_BYTES};
 
 /// Bytes at the start of memory that belong to the machine: tables, payload, noise. The working set
@@ -109,10 +110,8 @@ impl GuestConfig {
         let mut wrong = Vec::new();
         let quota_bytes = quota.memory_bytes_max;
         if self.memory_bytes > quota_bytes {
-            let bytes = self.memory_bytes;
-            wrong.push(format!(
-                "memory of {bytes} bytes is above the quota of {quota_bytes}"
-            ));
+            let [wanted, quota] = [self.memory_bytes, quota_bytes].map(Size::from_bytes);
+            wrong.push(format!("memory of {wanted} is above the quota of {quota}"));
         }
         if self.vcpu_count > quota.vcpu_count_max {
             let (count, max) = (self.vcpu_count, quota.vcpu_count_max);

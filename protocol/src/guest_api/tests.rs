@@ -267,7 +267,7 @@ fn f11_more_than_the_quota_is_refused_before_anything_is_made() {
     let fault = absurd.check(&QUOTA).unwrap_err();
     assert_eq!(fault.code, Code::Quota);
     for part in [
-        "above the quota of 4294967296",
+        "memory of 16TiB is above the quota of 4GiB",
         "1000 vcpus are above the quota of 4",
         "in steps of",
     ] {
