@@ -195,6 +195,10 @@ pub(crate) fn report_usage(error: &clap::Error, command: &str, format: Format) {
         // Help stands in for a missing subcommand.
         (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, Format::Table) => rendered,
         (_, Format::Json) => as_json(&usage_problem(&rendered, command)) + "\n",
+        // The cause names them already.
+        (ErrorKind::MissingRequiredArgument, Format::Table) => {
+            as_text(&usage_problem(&rendered, command), is_coloured())
+        }
         (_, Format::Table) => {
             let usage = paragraphs(&rendered).find(|part| part.starts_with(USAGE));
             let usage = usage.map_or_else(String::new, |usage| format!("\n{usage}\n"));

@@ -249,7 +249,7 @@ fn issue(options: &IssueOptions) -> Result<(), Failure> {
             "name another folder with --out, or renew what is there with `towpath certs renew`";
         Failure::from(fault).remedy_of(Code::State, remedy)
     })?;
-    show_issued(options.output.format, &files)
+    show_issued(options.output.format, &files, None)
 }
 
 /// From now for so many days.
@@ -265,7 +265,7 @@ fn overlap_of(folder: Option<&Path>) -> Result<Option<Overlap>, Failure> {
 }
 
 /// Writes what a host was given.
-fn show_issued(format: Format, files: &IdentityFiles) -> Result<(), Failure> {
+fn show_issued(format: Format, files: &IdentityFiles, carry: Option<&str>) -> Result<(), Failure> {
     let view = read_certificate(&files.cert)?;
     let issued = Issued {
         identity: view.uri.clone().unwrap_or_default(),
@@ -286,6 +286,7 @@ fn show_issued(format: Format, files: &IdentityFiles) -> Result<(), Failure> {
             ("revocations", files.crl.as_deref().and_then(path)),
             ("serial", Some(escape(&issued.serial))),
             ("good until", Some(escape(&issued.not_after))),
+            ("to be carried", carry.map(str::to_owned)),
         ])
     })
 }

@@ -114,7 +114,8 @@ pub(crate) struct OpenOptions {
     /// What its bytes are worth when the link is short: control, demand, app, switch, bulk, scavenger
     #[arg(long, value_name = "CLASS", default_value = "app", value_parser = class)]
     class: Class,
-    /// The generation of this change [default: one more than the present one]
+    /// The generation of this change [default: one more than the present one; for a new channel, a number made of the
+    /// time]
     #[arg(long, value_name = "NUMBER")]
     generation: Option<u64>,
     /// After which time it ends by itself [default: never]

@@ -379,6 +379,12 @@ fn exists(guest: &GuestView) -> Problem {
                 "look at its source, choose another name, or {forget}"
             ))
         }
+        (GuestState::Incoming, _) => {
+            Problem::new(Code::GuestExists, format!("{name} is incoming here")).remedy(format!(
+                "choose another name; `towpath migration show {name}` says where its move stands, and `towpath \
+                 migration cancel {name}` at its source ends that"
+            ))
+        }
         // Nothing is to be done with it before somebody has looked.
         (GuestState::Quarantined, _) => {
             Problem::new(Code::GuestExists, format!("{name} is quarantined here"))
@@ -428,8 +434,15 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
 async fn stop(options: &OneOptions) -> Result<(), Failure> {
     let path = format!("/v1/guests/{}", options.name);
     let client = options.socket.client();
+    let name = &options.name;
+    let remedy = format!(
+        "if it is in a move, `towpath migration cancel {name}` at its source ends that until the guest is handed over; \
+         `towpath migration show {name}` says where it stands"
+    );
     let failed = |problem| {
-        Failure::from(problem).while_trying(format!("guest {} cannot be stopped", options.name))
+        Failure::from(problem)
+            .while_trying(format!("guest {name} cannot be stopped"))
+            .remedy_of(Code::State, remedy.as_str())
     };
     let guest: GuestView = client.get(&path).await.map_err(failed)?;
     let stopped: StoppedView = client.delete(&path).await.map_err(failed)?;

@@ -76,7 +76,8 @@ pub(crate) struct ListOptions {
 /// One move.
 #[derive(Debug, Args)]
 pub(crate) struct OneOptions {
-    /// Its id, as much of that as tells it from others, or its guest [default: the one under way]
+    /// Its id, as much of that as tells it from others, or its guest [default: the one under way; to show or
+    /// watch, the last one where none is]
     #[arg(value_name = "ID|GUEST")]
     id: Option<Name>,
     #[command(flatten)]

@@ -17,7 +17,7 @@ use crate::args::OutputOption;
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
 use crate::follow::LiveLine;
-use crate::show::{self, bits_per_second, bytes, fields, milliseconds};
+use crate::show::{self, bits_per_second, bytes, escape, fields, milliseconds};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -141,11 +141,20 @@ pub(crate) fn of_service(why: impl Into<Failure>, socket: &TunnelSocket, peer: &
 /// says of the link, and with one it is the peer's service that does not let this site in.
 async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) -> Failure {
     let failure = why.into();
-    let Some(code @ (Code::Denied | Code::Unreachable)) = failure.code() else {
+    let Some(code @ (Code::Denied | Code::Unreachable | Code::NotFound)) = failure.code() else {
         return failure;
     };
     let status = socket.client().get::<StatusView>("/status").await;
     let links = status.map(|status| status.links).unwrap_or_default();
+    if code == Code::NotFound {
+        let peers: Vec<_> = links.iter().map(|link| escape(&link.peer)).collect();
+        return match peers.is_empty() {
+            true => failure,
+            false => {
+                failure.remedy_of(code, format!("name one of its peers: {}", peers.join(", ")))
+            }
+        };
+    }
     let link = links.into_iter().find(|link| link.peer == peer.as_str());
     match link {
         Some(link) if link.state == LinkState::Down => match link.remedy {

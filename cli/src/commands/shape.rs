@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
 use towpath_protocol::channel::Class;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
-use towpath_tunnel::shares::{ServiceCap, Shaping, Share, Week};
+use towpath_tunnel::shares::{ServiceCap, Shaping, Share, WEIGHT_MAX, Week};
 use towpath_tunnel::status::ServiceView;
 
 use crate::args::{Limit, OutputOption, class};
@@ -59,7 +60,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "CLASS", value_parser = class)]
     class: Option<Class>,
     /// Its part of what is left, beside the weights of the others: 0 to 1000
-    #[arg(long, value_name = "NUMBER", requires = "class")]
+    #[arg(long, value_name = "NUMBER", requires = "class", value_parser = weight())]
     weight: Option<u32>,
     /// What it gets at least, as in 5Mbit; or none
     #[arg(long, value_name = "RATE", requires = "class")]
@@ -98,7 +99,11 @@ async fn shape(options: &Options) -> Result<(), Failure> {
     let path = format!("/v1/shaping/{}", options.peer);
     let mut shaping: Shaping = client.get(&path).await?;
     if options.change(&mut shaping)? {
-        shaping = client.post(&path, &shaping).await?;
+        let shaped = client.post(&path, &shaping).await;
+        // What is wrong with it only the tunnel can tell, which knows the rest.
+        let remedy = "change that value, or say it together with what it depends on: see `towpath tunnel shape --help`";
+        shaping =
+            shaped.map_err(|problem| Failure::from(problem).remedy_of(Code::Usage, remedy))?;
     }
     let shaped = Shaped {
         peer: &options.peer,
@@ -120,6 +125,11 @@ struct Shaped<'a> {
     shaping: &'a Shaping,
     /// What each class has, by default or because it is said; none for those that go first.
     weights: BTreeMap<Class, Option<u32>>,
+}
+
+/// A class's weight on the command line.
+fn weight() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(0..=u64::from(WEIGHT_MAX))
 }
 
 impl Options {
@@ -276,6 +286,7 @@ mod tests {
         for words in [
             ["--weight", "3"].as_slice(),
             &["--class", "bolk", "--weight", "3"],
+            &["--class", "bulk", "--weight", "1001"],
             &["--send-rate", "fast"],
             &["--send-rate", "1Mbit", "--timetable", "1Mbit otherwise"],
         ] {

@@ -165,6 +165,17 @@ fn a_guest_that_lives_elsewhere_is_not_taken_for_another_of_its_name() {
         assert!(ran.stderr.contains(said), "{ran:?}");
         assert!(ran.stderr.contains("forget the record"), "{ran:?}");
     }
+    // One that is being received cannot be stopped here.
+    let mut incoming = guest("c");
+    incoming.state = GuestState::Incoming;
+    daemon.host.notes.lock().unwrap().guests.push(incoming);
+    let ran = daemon.run(&["guest", "start", "c"]);
+    ran.failed(3, "E_GUEST_EXISTS");
+    assert!(
+        ran.stderr.contains("`towpath migration cancel c`"),
+        "{ran:?}"
+    );
+    assert!(!ran.stderr.contains("guest stop"), "{ran:?}");
     let forgot = daemon.run(&["guest", "stop", "a"]).stdout;
     let again = "`towpath guest start a` makes another guest of that name";
     let said = format!("forgot a, which moved to region/rack-1; {again}\n");

@@ -641,6 +641,14 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
         assert!(outcome["loaded_ping"]["count"].as_u64().unwrap() > 0);
         assert!(outcome["cpu_seconds_per_gib"]["far"].as_f64().unwrap() > 0.0);
     }
+    // What is missing on the line is named once.
+    let ran = pair.edge.run(&["tunnel", "bench"]);
+    ran.failed(2, "E_USAGE");
+    assert_eq!(ran.stderr.matches("<PEER>").count(), 1, "{ran:?}");
+    let nowhere = ["tunnel", "bench", "branch"];
+    let ran = pair.edge.run(&nowhere);
+    ran.failed(1, "E_NOT_FOUND");
+    assert!(ran.stderr.contains("its peers: region"), "{ran:?}");
     // Who fills a link that has a cap is told so, beside the result.
     pair.edge
         .table(&["tunnel", "shape", "region", "--send-rate=20Mbit"]);
