@@ -190,7 +190,7 @@ fn table(view: &ProbeView) -> String {
         false => format!("at least {rate}; {why}"),
     };
     fields(&[
-        ("peer", Some(show::escape(&view.peer))),
+        ("peer", Some(escape(&view.peer))),
         ("carries", Some(carries)),
         ("cap", cap.map(|cap| bits_per_second(cap / 8))),
         (
