@@ -13,6 +13,10 @@ mod daemons;
 mod demo;
 #[path = "suite/guests.rs"]
 mod guests;
+#[path = "suite/linked.rs"]
+mod linked;
+#[path = "suite/measures.rs"]
+mod measures;
 #[path = "suite/service_manager.rs"]
 mod service_manager;
 #[path = "suite/support.rs"]
