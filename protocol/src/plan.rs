@@ -223,68 +223,45 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
             pause_predicted: predicted_pause(0, goodput, facts.round_trip),
         };
     }
+    let whole = |decision| Judgement {
+        decision,
+        pause_if_whole,
+        pause_predicted: pause_if_whole,
+    };
+    let is_bound = policy.mode == Mode::Pre;
     let carried_in = seconds_for(facts.residual_bytes, goodput);
-    if carrying_time(policy, goodput, facts.round_trip).is_some_and(|room| carried_in <= room) {
-        let decision = Decision::SwitchWhole(if pause_if_whole <= policy.pause_max {
-            Reason::Converged
-        } else {
-            Reason::LongPath
-        });
-        return Judgement {
-            decision,
-            pause_if_whole,
-            pause_predicted: pause_if_whole,
-        };
+    let room = carrying_time(policy, goodput, facts.round_trip);
+    if room.is_some_and(|room| carried_in <= room) {
+        return whole(Decision::SwitchWhole(
+            if pause_if_whole <= policy.pause_max {
+                Reason::Converged
+            } else {
+                Reason::LongPath
+            },
+        ));
     }
-    let is_too_long = policy.mode == Mode::Pre
-        && carrying_time(policy, goodput, facts.round_trip).is_none()
-        && facts.rounds_done >= LONG_PATH_ROUNDS;
-    if is_too_long {
-        return Judgement {
-            decision: Decision::GiveUp(Reason::LongPath),
-            pause_if_whole,
-            pause_predicted: pause_if_whole,
-        };
+    if is_bound && room.is_none() && facts.rounds_done >= LONG_PATH_ROUNDS {
+        return whole(Decision::GiveUp(Reason::LongPath));
     }
     let Some(reason) = hopeless(facts, left_before) else {
-        let decision = Decision::AnotherRound(None);
-        return Judgement {
-            decision,
-            pause_if_whole,
-            pause_predicted: pause_if_whole,
-        };
+        return whole(Decision::AnotherRound(None));
     };
-    match policy.mode {
-        Mode::Pre if facts.rounds_done < ROUND_COUNT_MAX => {
-            let decision = Decision::AnotherRound(Some(reason));
-            Judgement {
-                decision,
-                pause_if_whole,
-                pause_predicted: pause_if_whole,
-            }
-        }
-        Mode::Pre => {
-            let decision = Decision::GiveUp(Reason::RoundsExhausted);
-            Judgement {
-                decision,
-                pause_if_whole,
-                pause_predicted: pause_if_whole,
-            }
-        }
-        _ => {
-            let carry_bytes_max = carry_budget(policy, goodput, facts.round_trip);
-            let carried = carry_bytes_max.min(facts.residual_bytes);
-            let decision = Decision::SwitchAndFetch {
-                reason,
-                carry_bytes_max,
-            };
-            let pause_predicted = predicted_pause(carried, goodput, facts.round_trip);
-            Judgement {
-                decision,
-                pause_if_whole,
-                pause_predicted,
-            }
-        }
+    if is_bound {
+        return whole(if facts.rounds_done < ROUND_COUNT_MAX {
+            Decision::AnotherRound(Some(reason))
+        } else {
+            Decision::GiveUp(Reason::RoundsExhausted)
+        });
+    }
+    let carry_bytes_max = carry_budget(policy, goodput, facts.round_trip);
+    let carried = carry_bytes_max.min(facts.residual_bytes);
+    Judgement {
+        decision: Decision::SwitchAndFetch {
+            reason,
+            carry_bytes_max,
+        },
+        pause_if_whole,
+        pause_predicted: predicted_pause(carried, goodput, facts.round_trip),
     }
 }
 
