@@ -111,7 +111,7 @@ async fn a_probe_that_cannot_be_is_refused_with_its_code() {
     let refused = client
         .post::<_, ProbeView>("/v1/probe/region", &unknown)
         .await;
-    assert_eq!(refused.unwrap_err().code, Code::Usage.as_str());
+    assert_eq!(refused.unwrap_err().code, Code::Meta.as_str());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
