@@ -89,20 +89,17 @@ impl Link {
         message: &Message,
         wait: Duration,
     ) -> Result<(), Fault> {
-        let bound = |wait| {
-            let of_lane = self.sockets.iter().find(|(one, _)| *one == lane);
-            of_lane.map_or(Ok(()), |(_, socket)| socket.set_write_timeout(Some(wait)))
-        };
-        let unbound = |error| Fault::new(Code::Io, format!("a lane's socket: {error}"));
-        bound(wait).map_err(unbound)?;
+        self.bound(lane, wait)?;
         let sent = self.send(lane, message);
-        let of_lane = self.sockets.iter().find(|(one, _)| *one == lane);
-        of_lane
-            .map_or(Ok(()), |(_, socket)| {
-                socket.set_write_timeout(Some(FREEZE_DEADLINE))
-            })
-            .map_err(unbound)?;
+        self.bound(lane, FREEZE_DEADLINE)?;
         sent
+    }
+
+    /// Has a lane's writes take so long at most from here on.
+    fn bound(&self, lane: Lane, wait: Duration) -> Result<(), Fault> {
+        let socket = self.sockets.iter().find(|(one, _)| *one == lane);
+        let bound = socket.map_or(Ok(()), |(_, socket)| socket.set_write_timeout(Some(wait)));
+        bound.map_err(|error| Fault::new(Code::Io, format!("a lane's socket: {error}")))
     }
 
     /// Closes all lanes: every thread that writes them returns, and every one that reads them soon.

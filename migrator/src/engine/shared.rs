@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use towpath_daemon::lines::Lines;
 use towpath_protocol::admission::{Admission, Living, Quota};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
 use tracing::{info, warn};
-
-use towpath_daemon::lines::Lines;
 
 use super::ground::{now, unix_ms};
 use super::input::Input;
