@@ -1,6 +1,7 @@
 //! What a guest's worker goes on with, whoever else wants something of it.
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::message::{Hello, Lane};
@@ -9,6 +10,7 @@ use towpath_protocol::version;
 
 use super::*;
 use crate::engine::lanes::{IDLE_WAIT, OpenLane};
+use crate::engine::shared::Shared;
 use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::lane::LaneReader;
 
@@ -41,13 +43,18 @@ pub(in crate::engine) fn all_greeted(ground: &Ground) -> (Vec<OpenLane>, Vec<Uni
         .unzip()
 }
 
+/// A worker of a guest that is this host's.
+pub(in crate::engine) fn owning(shared: &Arc<Shared>) -> Worker {
+    let mut ground = ground(shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    Worker::new(ground, ownership)
+}
+
 #[test]
 fn lanes_without_an_offer_keep_a_guest_from_nothing() {
     let (_folder, shared) = host("");
-    let mut ground = ground(&shared);
-    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    ground.persist(&record).unwrap();
-    let mut worker = Worker::new(ground, ownership);
+    let mut worker = owning(&shared);
     let _theirs = Lane::ALL.map(|lane| {
         let (hello, lane, theirs) = greeted(&worker.ground, lane);
         let from = order(9).target;

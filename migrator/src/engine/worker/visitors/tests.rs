@@ -1,20 +1,14 @@
 //! Lanes beside what a guest is at: which end with which.
 
-use towpath_protocol::identity::Epoch;
-use towpath_protocol::ownership::Ownership;
-
 use super::*;
-use crate::engine::tests::{ground, host, order};
-use crate::engine::worker::tests::{greeted, work_until};
+use crate::engine::tests::{host, order};
+use crate::engine::worker::tests::{greeted, owning, work_until};
 use towpath_protocol::source::FREEZE_DEADLINE;
 
 #[test]
 fn newer_lanes_of_a_visitor_outlive_its_older_ones() {
     let (_folder, shared) = host("");
-    let mut ground = ground(&shared);
-    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    ground.persist(&record).unwrap();
-    let mut worker = Worker::new(ground, ownership);
+    let mut worker = owning(&shared);
     let open = |worker: &mut Worker, number, lanes: &[Lane]| {
         let greeted = lanes.iter().map(|lane| {
             let (mut hello, lane, theirs) = greeted(&worker.ground, *lane);
@@ -43,10 +37,7 @@ fn newer_lanes_of_a_visitor_outlive_its_older_ones() {
 #[test]
 fn a_visitor_that_reads_nothing_holds_nobody_up_and_goes() {
     let (_folder, shared) = host("");
-    let mut ground = ground(&shared);
-    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    ground.persist(&record).unwrap();
-    let mut worker = Worker::new(ground, ownership);
+    let mut worker = owning(&shared);
     let _theirs = Lane::ALL.map(|lane| {
         let (hello, lane, theirs) = greeted(&worker.ground, lane);
         worker.lane(order(9).target, &hello, lane);
