@@ -11,6 +11,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::runtime::{Builder, Runtime};
 use towpath_bench::relay::{Control, Door, Options, Relay, Side};
 use towpath_certs::Authority;
@@ -25,6 +27,12 @@ use crate::keeper::{Folder, processes_with};
 use crate::process::show_log;
 use crate::program::towpath;
 use crate::site::{Place, Reach, Site};
+
+/// How long a process that is killed may take to end on a busy machine.
+const KILLED_WAIT: Timespec = Timespec {
+    tv_sec: 20,
+    tv_nsec: 0,
+};
 
 /// How long the first link may take.
 const LINK_WAIT: Duration = Duration::from_secs(30);
@@ -306,12 +314,22 @@ impl Lab {
             .collect()
     }
 
-    /// `kill -9` of a guest's process at a site; how many there were.
+    /// `kill -9` of a guest's process at a site, and its end; how many there were.
+    ///
+    /// # Panics
+    ///
+    /// If one does not end.
     pub fn kill_guest(&self, place: Place, guest: &Name) -> usize {
         let processes = self.guest_processes(place, guest);
         for process in &processes {
             // It may have ended by itself.
-            let _ = rustix::process::kill_process(*process, rustix::process::Signal::KILL);
+            let Ok(held) = pidfd_open(*process, PidfdFlags::empty()) else {
+                continue;
+            };
+            let _ = pidfd_send_signal(&held, Signal::KILL);
+            let mut ended = [PollFd::new(&held, PollFlags::IN)];
+            let count = poll(&mut ended, Some(&KILLED_WAIT));
+            assert_eq!(count, Ok(1), "a killed process does not end");
         }
         processes.len()
     }

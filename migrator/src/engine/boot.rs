@@ -4,6 +4,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestState as ProcessState;
 
 use super::ground::Ground;
+use crate::guest::GuestProcess;
 
 impl Ground {
     /// Refuses to boot a guest beside a process in which it may run. One whose guest has ended in it is
@@ -14,7 +15,12 @@ impl Ground {
     /// `E_ALREADY_RUNNING` for a process that does not answer, `E_STATE` for a guest that has not ended.
     pub(super) fn expect_ended(&mut self) -> Result<(), Fault> {
         if let Some(fault) = &self.awaited {
-            return Err(Fault::new(Code::AlreadyRunning, fault.detail.clone()));
+            let path = self.path();
+            if path.is_ok_and(|path| GuestProcess::lives(&path)) {
+                return Err(Fault::new(Code::AlreadyRunning, fault.detail.clone()));
+            }
+            // It was on its way out when it was looked for, and has ended since.
+            self.wait_no_more();
         }
         let Some(process) = self.process.as_mut().filter(|process| process.is_alive()) else {
             return Ok(());

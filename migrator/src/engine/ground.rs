@@ -297,11 +297,16 @@ impl Ground {
         if self.folder.is_some() {
             GuestProcess::end_unadopted(&self.path()?)?;
         }
+        self.wait_no_more();
+        Ok(())
+    }
+
+    /// Nobody waits for the guest's process any more, and whoever does takes no other one's connection.
+    pub(super) fn wait_no_more(&mut self) {
         self.awaited = None;
         if let Some(is_wanted) = self.adopting.take() {
             is_wanted.store(false, Ordering::Release);
         }
-        Ok(())
     }
 
     /// Ends the guest's process, if there is one, and waits for nothing: a large memory takes seconds to be

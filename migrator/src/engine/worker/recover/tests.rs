@@ -109,6 +109,24 @@ fn a_commit_is_said_whatever_became_of_the_moves_file() {
 }
 
 #[test]
+fn a_process_that_has_ended_while_it_was_waited_for_keeps_no_guest_from_booting() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    ground.awaited = Some(Fault::new(Code::Guest, "connect: connection refused"));
+    // What is killed holds its lock until it is gone.
+    let lock = std::fs::File::create(folder.path().join("state/guests/till/guest.pid")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let fault = ground.expect_ended().unwrap_err();
+    assert_eq!(fault.code, Code::AlreadyRunning);
+    assert!(ground.awaited.is_some());
+    drop(lock);
+    ground.expect_ended().unwrap();
+    assert_eq!(ground.awaited, None);
+}
+
+#[test]
 fn a_frozen_guest_whose_process_answers_late_is_not_lost() {
     let (_folder, shared) = host("");
     let mut worker = worker_of(ground(&shared), relinquished());
