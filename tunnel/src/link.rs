@@ -33,7 +33,7 @@ use crate::turns::Turns;
 use crate::windows::{self, Memory, Windows};
 use crate::{network, wire};
 use looks::{Rounds, seen, wire_bytes};
-pub(crate) use measured::{LegStanding, Measured, Trouble};
+pub(crate) use measured::{LegStanding, Measured, Trouble, per_million};
 use wishes::Wishes;
 pub(crate) use wishes::least;
 

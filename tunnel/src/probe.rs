@@ -26,7 +26,7 @@ use crate::built_in::Wish;
 use crate::config::ProbeConfig;
 use crate::core::Core;
 use crate::estimate::Estimate;
-use crate::link::Link;
+use crate::link::{Link, per_million};
 use crate::local;
 use crate::peer::Peer;
 
@@ -427,7 +427,7 @@ impl Looks {
             base_rtt_us: micros(after.base_rtt),
             rtt_p50_us: rtts.get(rtts.len() / 2).copied().unwrap_or(0),
             rtt_max_us: rtts.last().copied().unwrap_or(0),
-            lost_per_million: lost * 1_000_000 / sent.max(1),
+            lost_per_million: per_million(lost, sent),
             samples: self.samples,
         }
     }
