@@ -7,7 +7,7 @@ use towpath_protocol::guest_api::{GuestConfig, GuestQuota, VCPU_COUNT_MAX};
 use towpath_protocol::message::Prepare;
 
 use super::TargetMove;
-use crate::api::Role;
+use crate::api::{MigrationView, Role};
 use crate::engine::ground::Ground;
 use crate::engine::lanes::check_trust;
 
@@ -40,8 +40,14 @@ impl TargetMove {
             );
             return Err(Fault::new(Code::Meta, detail));
         }
-        let known = shared.board().moves.get(&setup.migration).cloned();
-        if known.is_some_and(|view| view.role == Role::Source || view.guest != prepare.name) {
+        let is_another =
+            |view: &MigrationView| view.role == Role::Source || view.guest != prepare.name;
+        if shared
+            .board()
+            .moves
+            .get(&setup.migration)
+            .is_some_and(is_another)
+        {
             let id = setup.migration;
             let detail = format!(
                 "{} offers a guest as move {id}, which is another",
