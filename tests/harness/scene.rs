@@ -1,6 +1,6 @@
 //! A lab with a watch over it, and what every case asks of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towpath_migrator::api::{MigrationMode, MigrationView, Phase};
 
@@ -36,6 +36,32 @@ pub struct Scene {
     pub watch: Watch,
     /// The lab.
     pub lab: Lab,
+}
+
+/// Plays cases one after the other, in the same lab for as long as none fails: then it is not to be trusted any more.
+/// Says how long each took, and what else it tells; gives what did not hold.
+pub fn play_each<C>(
+    link: Link,
+    cases: impl IntoIterator<Item = (String, C)>,
+    play: impl Fn(&mut Scene, C) -> Result<String, String>,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut scene = None;
+    for (name, case) in cases {
+        let mut now = scene.take().unwrap_or_else(|| Scene::new(link));
+        let begun = Instant::now();
+        match play(&mut now, case) {
+            Ok(told) => {
+                eprintln!("{name}: {} ms{told}", begun.elapsed().as_millis());
+                scene = Some(now);
+            }
+            Err(why) => {
+                now.lab.show_logs();
+                failures.push(format!("{name}: {why}"));
+            }
+        }
+    }
+    failures
 }
 
 impl Scene {

@@ -4,14 +4,12 @@
 //! the guest. Whose it is, the source's or the target's, changes from step to step; so each migrator dies with each
 //! of the four before the freeze, in it, and behind the commit.
 
-use std::time::Instant;
-
 use towpath_migrator::api::{MigrationMode, Phase};
 use towpath_tests::away;
 use towpath_tests::console::Console;
 use towpath_tests::crash;
 use towpath_tests::lab::Guest;
-use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET};
+use towpath_tests::scene::{LINK, REST_WAIT, SOURCE, Scene, TARGET, play_each};
 use towpath_tests::site::Place;
 use towpath_tests::steps::failpoint;
 use towpath_tests::trial::Side;
@@ -127,29 +125,14 @@ fn is_open(stop: (Side, &str)) -> bool {
 
 /// Plays one victim beside every step.
 fn play(victim: Victim) -> Vec<String> {
-    let mut failures = Vec::new();
-    let mut scene = None;
-    for (number, stop) in steps::onward().into_iter().enumerate() {
-        let of = [Side::Source, Side::Target][number % 2];
-        let mut now = scene.take().unwrap_or_else(|| Scene::new(LINK));
-        let begun = Instant::now();
-        if is_open(stop) && matches!((victim, of), (Victim::Process, Side::Target)) {
-            scene = Some(now);
-            continue;
-        }
-        let case = format!("{stop:?} with the {of:?}'s {victim:?}");
-        match kill_both(&mut now, stop, (victim, of)) {
-            Ok(()) => {
-                println!("{case}: {} ms", begun.elapsed().as_millis());
-                scene = Some(now);
-            }
-            Err(why) => {
-                now.lab.show_logs();
-                failures.push(format!("{case}: {why}"));
-            }
-        }
-    }
-    failures
+    let sides = [Side::Source, Side::Target].into_iter().cycle();
+    let stops = steps::onward().into_iter().zip(sides);
+    let cases = stops
+        .filter(|(stop, of)| !(is_open(*stop) && (victim, *of) == (Victim::Process, Side::Target)))
+        .map(|(stop, of)| (format!("{stop:?} with the {of:?}'s {victim:?}"), (stop, of)));
+    play_each(LINK, cases, |scene, (stop, of)| {
+        kill_both(scene, stop, (victim, of)).map(|()| String::new())
+    })
 }
 
 #[test]

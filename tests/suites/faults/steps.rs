@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use towpath_migrator::api::MigrationMode;
 use towpath_tests::lab::{Guest, Link, check_kvm};
-use towpath_tests::scene::{LINK, Scene};
+use towpath_tests::scene::{LINK, play_each};
 use towpath_tests::steps::{Stop, Way};
 use towpath_tests::trial::Side;
 
@@ -274,28 +274,16 @@ impl Group {
 
     fn play_kind(&self, kind: Kind) -> Vec<String> {
         let (side, way) = (self.side, self.way);
-        let mut failures = Vec::new();
-        let mut scene = None;
         let steps = self.steps.iter().filter(|(_, kinds)| kinds.contains(&kind));
-        for &(step, _) in steps {
-            let mut now = scene.take().unwrap_or_else(|| Scene::new(self.link));
-            let begun = Instant::now();
+        let cases = steps.map(|(step, _)| {
+            let name = format!("{} {kind:?} {way:?} {step}", side.as_str());
+            (name, *step)
+        });
+        play_each(self.link, cases, |scene, step| {
             let guest = kind.guest(&format!("at-{step}"));
-            let case = format!("{} {kind:?} {way:?} {step}", side.as_str());
-            match now.kill_at(Stop { side, step, way }, (kind.mode(), &guest)) {
-                Ok(silence) => {
-                    let (took_ms, silence_ms) = (begun.elapsed().as_millis(), silence.as_millis());
-                    println!("{case}: {took_ms} ms, silent for {silence_ms} ms");
-                    scene = Some(now);
-                }
-                // The lab is not to be trusted any more.
-                Err(why) => {
-                    now.lab.show_logs();
-                    failures.push(format!("{case}: {why}"));
-                }
-            }
-        }
-        failures
+            let silence = scene.kill_at(Stop { side, step, way }, (kind.mode(), &guest))?;
+            Ok(format!(", silent for {} ms", silence.as_millis()))
+        })
     }
 }
 
