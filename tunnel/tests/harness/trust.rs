@@ -21,7 +21,7 @@ use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::CertificateStatusView;
 
-use super::{Pair, SOON, client, counts_refusal, echo, pattern, rejected, soon};
+use super::{Pair, SOON, client, counts_refusal, echo, pattern, rejected, soon, until};
 
 /// A stream that carries a pattern to the echo and checks every byte that comes back.
 pub struct Load {
@@ -100,6 +100,21 @@ pub async fn end_all(loads: Vec<Load>) {
     for load in loads {
         load.end().await;
     }
+}
+
+/// Waits until some more of each has come back.
+pub async fn all_flow(loads: &[Load]) {
+    for load in loads {
+        load.flows().await;
+    }
+}
+
+/// Cuts the path of two sites; until a tunnel of theirs has no link, and all of its streams wait.
+pub async fn cut_apart(pair: &Pair, tunnel: &Tunnel, loads: &[Load]) {
+    pair.relay.as_ref().unwrap().control().cut_both();
+    let (count, link) = (loads.len() as u64, || tunnel.status().links.remove(0));
+    until("they wait", || link().streams_paused == count).await;
+    until("there is no link", || link().host.is_none()).await;
 }
 
 /// Two linked sites that know the list of revoked certificates, and loads over their link.

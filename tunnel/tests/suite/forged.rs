@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::harness::raw::forged_alert;
-use crate::harness::trust::{end_all, loaded_pair};
+use crate::harness::trust::{all_flow, end_all, loaded_pair};
 use crate::harness::until;
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 
@@ -87,9 +87,7 @@ async fn t10_a_forged_word_of_our_being_revoked_costs_no_stream() {
     };
     pair.relay = Some(Relay::start(&options).unwrap());
     pair.linked().await;
-    for load in &loads {
-        load.flows().await;
-    }
+    all_flow(&loads).await;
     assert_eq!(link().streams_lost, 0);
     end_all(loads).await;
     echo.abort();

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::harness::kept::Kept;
 use crate::harness::trust::{
-    Load, carry_list, check_refused, client_of, end_all, lasting, loaded_pair, quic, says, serial,
-    shake, shown, sign, uses,
+    Load, all_flow, carry_list, check_refused, client_of, cut_apart, end_all, lasting, loaded_pair,
+    quic, says, serial, shake, shown, sign, uses,
 };
 use crate::harness::{Pair, SOON, World, echo, metric, name, soon, start_again, until};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
@@ -46,9 +46,7 @@ async fn certificates_and_keys_are_rotated_under_load_and_no_stream_is_dropped()
                 .renew(&folder, key, lasting(LEAF_VALIDITY), None);
             renewed.unwrap();
             uses(tunnel, config).await;
-            for load in &loads {
-                load.flows().await;
-            }
+            all_flow(&loads).await;
         }
     }
     // New handshakes see the new certificate, on both sides.
@@ -102,9 +100,7 @@ async fn the_authority_is_exchanged_under_load_through_an_overlap_of_two() {
             // Hosts that were moved and hosts that were not yet still find each other.
             let connection = shake_as_edge().await;
             assert_eq!(shown(&connection), serial(&pair.region_config));
-            for load in &loads {
-                load.flows().await;
-            }
+            all_flow(&loads).await;
         }
         let trusted = 1 + usize::from(overlap.is_some());
         for (_, tunnel, _) in sites {
@@ -223,10 +219,8 @@ async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
         } else {
             ("edge", &pair.region, &pair.region_config)
         };
-        pair.relay.as_ref().unwrap().control().cut_both();
-        let (count, link) = (loads.len() as u64, || tunnel.status().links.remove(0));
-        until("they wait", || link().streams_paused == count).await;
-        until("there is no link", || link().host.is_none()).await;
+        cut_apart(&pair, tunnel, &loads).await;
+        let link = || tunnel.status().links.remove(0);
         let uri = format!("spiffe://shop.example/site/{revoked}/host/box-1");
         let host = HostIdentity::from_uri(&uri).unwrap();
         sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
@@ -247,18 +241,15 @@ async fn t10_streams_that_wait_for_a_link_are_cut_when_their_host_is_revoked() {
 async fn t10_a_host_that_is_refused_as_revoked_lets_no_stream_wait() {
     let log = Kept::log();
     let (pair, loads, echo) = loaded_pair(Some(Direction::default())).await;
-    let control = pair.relay.as_ref().unwrap().control();
-    control.cut_both();
+    cut_apart(&pair, &pair.edge, &loads).await;
     let (count, link) = (loads.len() as u64, || pair.edge.status().links.remove(0));
-    until("they wait", || link().streams_paused == count).await;
-    until("there is no link", || link().host.is_none()).await;
     let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
     sign(&pair.world.authority, &Which::Host(host), LIST_VALIDITY);
     carry_list(&pair.world.path("ca"), &pair.region_config);
     let theirs = || pair.region.status().links[0].streams;
     until("the peer has cut its ends", || theirs() == 0).await;
     assert_eq!(link().streams, count, "nobody has told this side");
-    control.heal();
+    pair.relay.as_ref().unwrap().control().heal();
     until("they are cut", || link().streams == 0).await;
     assert_eq!(link().streams_lost, 0, "no outage was too long");
     let whose = "this host's certificate is revoked";
@@ -275,11 +266,8 @@ async fn t10_a_host_that_is_refused_as_revoked_lets_no_stream_wait() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_another() {
     let (pair, loads, echo) = loaded_pair(Some(Direction::default())).await;
-    let control = pair.relay.as_ref().unwrap().control();
-    control.cut_both();
+    cut_apart(&pair, &pair.edge, &loads).await;
     let (count, link) = (loads.len() as u64, || pair.edge.status().links.remove(0));
-    until("they wait", || link().streams_paused == count).await;
-    until("there is no link", || link().host.is_none()).await;
     let files = &pair.edge_config.certificates;
     let take_another = async |folder| {
         let issued = pair.world.issue_for("edge", lasting(LEAF_VALIDITY), folder);
@@ -302,7 +290,7 @@ async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_anothe
     };
     let before = dials().await;
     soon(async { while dials().await <= before + 16 {} }).await;
-    control.heal();
+    pair.relay.as_ref().unwrap().control().heal();
     let whose = "this host's certificate is revoked";
     until(whose, || link().reason.starts_with(whose)).await;
     let refused = dials().await;
@@ -310,9 +298,7 @@ async fn t10_a_revoked_certificate_costs_no_stream_that_was_carried_under_anothe
     assert_eq!((link().streams, link().streams_paused), (count, count));
     take_another("third").await;
     pair.linked().await;
-    for load in &loads {
-        load.flows().await;
-    }
+    all_flow(&loads).await;
     assert_eq!(link().streams_lost, 0);
     end_all(loads).await;
     echo.abort();
@@ -579,9 +565,7 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     })
     .await;
     // Streams go on, and what a move under way needs can still be opened.
-    for load in &loads {
-        load.flows().await;
-    }
+    all_flow(&loads).await;
     let again = Load::start(pair.open("echo", Class::Demand).await.unwrap());
     again.flows().await;
     again.end().await;
