@@ -265,6 +265,20 @@ mod tests {
         size_of::<F>()
     }
 
+    #[tokio::test]
+    async fn the_system_asks_whether_a_silent_programs_host_is_there() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let program = Resetting::new(connecting.await.unwrap());
+        assert_eq!(sockopt::socket_keepalive(&program.socket), Ok(true));
+        assert_eq!(sockopt::tcp_keepidle(&program.socket), Ok(KEEPALIVE_IDLE));
+        assert_eq!(
+            sockopt::tcp_keepintvl(&program.socket),
+            Ok(KEEPALIVE_INTERVAL)
+        );
+        assert_eq!(sockopt::tcp_keepcnt(&program.socket), Ok(KEEPALIVE_COUNT));
+    }
+
     #[test]
     fn an_idle_connection_takes_little_at_either_side() {
         let (serving, begun) = (

@@ -5,10 +5,13 @@ use std::time::Duration;
 use crate::handshake::{Joined, answer, answer_if_any, begin, joined};
 use crate::harness::{Door, echo, open, soon};
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::net::UnixListener;
-use tokio::time::sleep;
+use tokio::net::{UdpSocket, UnixListener};
+use tokio::time::{sleep, timeout};
 use towpath_protocol::channel::{Class, LinkId, Preamble, Received, Resume, StreamId};
 use towpath_protocol::identity::HostIdentity;
+
+/// Longer than a tunnel takes to dial once it has a reason to.
+const QUIET: Duration = Duration::from_millis(1500);
 
 /// A stream of this number over a link; the region's service echoes.
 async fn stream(link: &Joined, number: u128) -> (SendStream, RecvStream) {
@@ -35,7 +38,7 @@ async fn t06_a_peer_that_dials_again_and_again_has_two_links_beside_the_newest()
         links.push((link, stream));
     }
     for (link, _) in &links[..2] {
-        let closed = tokio::time::timeout(Duration::from_secs(3), link.urgent.closed()).await;
+        let closed = timeout(Duration::from_secs(3), link.urgent.closed()).await;
         let closed = closed.expect("the oldest go").to_string();
         assert!(closed.contains("taken its place"), "{closed}");
     }
@@ -157,5 +160,28 @@ async fn a_stream_that_has_gone_on_over_a_newer_link_is_not_taken_back_by_a_late
     };
     send.write_all(b"ping").await.unwrap();
     soon(recv.read_exact(&mut [0; 4])).await.unwrap();
+    echo.abort();
+}
+
+/// What the newer one was made for is its dialler's to have again: from this side it would be refused without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_back_in_its_place_is_not_dialled_anew_by_the_side_that_did_not_dial() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let door = Door::open_with(|config| config.peers[0].address = Some(address)).await;
+    let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
+    let first = joined(&door, LinkId(1)).await;
+    // While it carries something it stays.
+    let _carried = stream(&first, 1).await;
+    let second = joined(&door, LinkId(2)).await;
+    // Attempts of before the first link end with it.
+    while timeout(QUIET, silent.recv(&mut [0; 2000])).await.is_ok() {}
+    for connection in [&second.urgent, &second.bulk] {
+        connection.close(0_u32.into(), b"");
+    }
+    let dialled = timeout(QUIET, silent.recv(&mut [0; 2000])).await;
+    assert!(dialled.is_err(), "it dials beside a link that is well");
+    assert!(first.urgent.close_reason().is_none());
+    assert_eq!(door.region.status().links[0].links_lost, 0);
     echo.abort();
 }
