@@ -30,7 +30,7 @@ const MOVE_WAIT: Duration = Duration::from_secs(60);
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(1000);
 
 /// Pause before a process that could not be taken up is tried again.
-const ANEW_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const ANEW_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long whoever takes a guest up again waits for its process.
 pub(super) const fn wait_for(state: &State) -> Duration {

@@ -6,8 +6,9 @@ use towpath_protocol::source::Event as SourceEvent;
 
 use super::*;
 use crate::api::GuestState;
+use crate::engine::adopt::ANEW_PAUSE;
 use crate::engine::fake::{Fake, Standing};
-use crate::engine::ground::Ground;
+use crate::engine::ground::{Ground, to_wait_until};
 use crate::engine::input::Input;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::work_until;
@@ -124,6 +125,24 @@ fn a_process_that_has_ended_while_it_was_waited_for_keeps_no_guest_from_booting(
     drop(lock);
     ground.expect_ended().unwrap();
     assert_eq!(ground.awaited, None);
+}
+
+#[test]
+fn a_process_that_is_not_waited_for_any_more_takes_no_newer_ones_place() {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let lock = std::fs::File::create(folder.path().join("state/guests/till/guest.pid")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let busy = Fault::new(Code::Guest, "it has not answered yet");
+    assert!(ground.await_process(&busy));
+    // It is ended, and another one is made in its place.
+    ground.wait_no_more();
+    let _newer = Fake::start(&ground, Standing::default());
+    let until = now() + ANEW_PAUSE * 2;
+    let found = ground.mailbox.receive(Some(to_wait_until(until)));
+    assert!(found.is_none(), "somebody else drives it: {found:?}");
 }
 
 #[test]
