@@ -89,6 +89,10 @@ const URGENT_TIME: Duration = Duration::from_millis(100);
 const QUEUED_ROUNDS_URGENT: u32 = 24;
 const CRUISE_TIME_URGENT: Duration = Duration::from_secs(15);
 
+/// Of so many parts of what a path is believed to carry one less is another rate: it takes no more than one round
+/// to end a cruise.
+const THINNER_PARTS: u64 = 4;
+
 /// The shortest queue that a pause lets run empty: shorter ones go by themselves.
 const PAUSE_TIME_MIN: Duration = Duration::from_millis(1);
 
@@ -395,7 +399,8 @@ impl Cruise {
         } else {
             was.until
         };
-        if now >= until.min(was.until_max) || !estimate.is_settled {
+        let is_over = now >= until.min(was.until_max) || self.is_thinner(estimate);
+        if is_over || !estimate.is_settled {
             return None;
         }
         match was.push {
@@ -421,6 +426,14 @@ impl Cruise {
             }
         }
         Some(cruising)
+    }
+
+    /// Whether a round that was full behind a long queue shows a far lower rate than is believed. Beside many
+    /// urgent bytes it is rather their part that is missing.
+    fn is_thinner(&self, estimate: &Estimate) -> bool {
+        let most = self.path_bytes_per_second / THINNER_PARTS * (THINNER_PARTS - 1);
+        let has_queue = queue_of(estimate, self.path_bytes_per_second) > 2 * ALLOWANCE;
+        has_queue && estimate.rate_bytes_per_second < most && !self.is_urgent
     }
 
     /// Finds out now and then whether urgent bytes take a large part of the path; none if more of them have

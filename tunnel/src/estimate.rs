@@ -28,6 +28,7 @@
 //! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
 
 mod losses;
+mod round;
 mod told;
 
 use std::time::Duration;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use towpath_protocol::time::Instant;
 
 use losses::Losses;
+use round::Round;
 use told::Told;
 
 /// The queue we allow ourselves at the bottleneck.
@@ -77,8 +79,8 @@ const RECENT_COUNT: usize = 8;
 /// held back for.
 const GAP_MIN: Duration = Duration::from_millis(50);
 
-/// How long the highest rate counts. On a path shorter than this, rounds are so short that a process
-/// which was not scheduled looks like a slow path; longer ones are not touched by it.
+/// How long the highest rate counts, and longer than one round. On a path shorter than this, rounds are so short
+/// that a process which was not scheduled looks like a slow path.
 const PEAK_TIME: Duration = Duration::from_millis(20);
 
 /// How long a base round trip is believed, twice: it is the least of this time and of the one before.
@@ -203,48 +205,6 @@ impl Marked {
             self.packet_count += 1;
         }
         self.is_over |= sent >= self.until;
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Round {
-    began: Instant,
-    delivered_bytes: u64,
-    lost_bytes: u64,
-    /// Bytes of these that a startup sent or led to.
-    overrun_bytes: u64,
-    rtt_min: Duration,
-    packet_count: u32,
-    /// When something arrived last, and the longest time in which nothing did.
-    arrived: Instant,
-    gap_max: Duration,
-    is_app_limited: bool,
-    is_cruising: bool,
-    /// The window when it began.
-    window_bytes: u64,
-}
-
-impl Round {
-    const fn beginning(now: Instant, window_bytes: u64) -> Self {
-        Self {
-            began: now,
-            window_bytes,
-            delivered_bytes: 0,
-            lost_bytes: 0,
-            overrun_bytes: 0,
-            rtt_min: Duration::MAX,
-            packet_count: 0,
-            arrived: now,
-            gap_max: Duration::ZERO,
-            is_app_limited: false,
-            is_cruising: false,
-        }
-    }
-
-    /// Whether nothing arrived for most of it, and longer than the path explains: it was interrupted, in one
-    /// direction at least, and says nothing of what it carries.
-    fn is_interrupted(&self, elapsed: Duration, base: Duration) -> bool {
-        self.gap_max > elapsed / 2 && is_long(self.gap_max, base)
     }
 }
 
@@ -427,6 +387,7 @@ impl Estimator {
     pub fn on_ack(&mut self, ack: Ack) {
         let rtt = ack.now.since(ack.sent);
         self.round.rtt_min = self.round.rtt_min.min(rtt);
+        self.round.rtt_sum += rtt;
         self.round.packet_count = self.round.packet_count.saturating_add(1);
         let gap = ack.now.since(self.round.arrived);
         self.round.gap_max = self.round.gap_max.max(gap);
@@ -505,9 +466,10 @@ impl Estimator {
         self.round_began = round.began;
         // A pause of the sender is none if the window was in flight all the same; and half of it is more
         // than the path holds, if there is a queue.
-        let in_flight = bytes_in(rate, round.rtt_min);
+        let in_flight_min = bytes_in(rate, round.rtt_min);
+        let in_flight = bytes_in(rate, round.rtt_sum / round.packet_count.max(1));
         let has_queue = self.queue_delay > self.allowance / 2;
-        let is_full = !round.is_cruising && in_flight >= round.window_bytes / 8 * 7
+        let is_full = !round.is_cruising && in_flight_min >= round.window_bytes / 8 * 7
             || has_queue && in_flight >= round.window_bytes / 2;
         // Whether the sender had more to send is known of the time of the acknowledgement, not of the packet:
         // a few bytes that are acknowledged late, when the window is full at last, would be the path's rate.
@@ -557,7 +519,7 @@ impl Estimator {
                 }
             }
             Phase::Filling => self.phase = Phase::Steady,
-            Phase::Steady => self.follow(&round, rate, base, is_lossy),
+            Phase::Steady => self.follow((&round, elapsed), rate, base, is_lossy),
         }
         if is_starting && self.phase == Phase::Steady {
             self.is_known = true;
@@ -615,7 +577,14 @@ impl Estimator {
 
     /// Moves half way to the formula's window, so that one odd round does little, or all the way if
     /// the queue is long.
-    fn follow(&mut self, round: &Round, rate: u64, base: Duration, is_lossy: bool) {
+    fn follow(
+        &mut self,
+        (round, elapsed): (&Round, Duration),
+        rate: u64,
+        base: Duration,
+        is_lossy: bool,
+    ) {
+        let round_rate = per_second(round.delivered_bytes, elapsed);
         // A sender that had nothing to send says nothing about the path, unless it got more through. But a
         // window beyond what the path holds serves nobody while a queue stands there. Nor does it say so that it
         // got more through than the rate that it keeps below: a round of two packets on a thin link may have
@@ -626,6 +595,14 @@ impl Estimator {
                 let fitting = self.window_for(self.rate_bytes_per_second, base);
                 self.window_bytes = self.window_bytes.min(fitting);
             }
+            return;
+        }
+        if self.queue_delay > 2 * self.allowance.max(ALLOWANCE) && round.is_steady(elapsed) {
+            // All of it arrived behind a queue that stood all the time: so much the path carries, and no more.
+            self.rate_bytes_per_second = round_rate;
+            self.empty_rounds = 0;
+            self.empty_rounds_max = EMPTY_ROUNDS;
+            self.window_bytes = self.window_bytes.min(self.window_for(round_rate, base));
             return;
         }
         self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);

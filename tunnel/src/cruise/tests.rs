@@ -721,9 +721,10 @@ fn beside_a_token_bucket_nobody_waits_and_bulk_gets_its_part() {
 #[test]
 fn steps_of_the_path_are_found_from_any_moment_of_a_cruise() {
     for (rtt_micros, down, up) in [
-        (300, SECOND, 2 * SECOND),
-        (10_000, SECOND, 2 * SECOND),
-        (40_000, 3 * SECOND / 2, 3 * SECOND),
+        (300, SECOND / 2, 2 * SECOND),
+        (10_000, SECOND / 2, 2 * SECOND),
+        (40_000, 3 * SECOND / 4, 3 * SECOND),
+        (100_000, 3 * SECOND / 2, 4 * SECOND),
     ] {
         for phase in 0..9 {
             let mut simulation = Simulation::new(Path {
