@@ -36,8 +36,9 @@ mkdir -p "$made"
 # The disk: made once, and never written to by a run.
 if [ ! -s "$made/disk.img" ]; then
     scratch=$(mktemp -d "$made/root.XXXXXX")
-    trap 'rm -rf "$scratch"' EXIT
-    if ! mmdebstrap --quiet --variant=minbase --mode=root \
+    trap 'rm -rf --one-file-system "$scratch"' EXIT
+    # What it mounts goes with its namespace: a /proc that was busy at its end would be packed, and removed.
+    if ! unshare --mount mmdebstrap --quiet --variant=minbase --mode=root \
         --include=systemd-sysv,dbus,udev,kmod,linux-image-amd64,initramfs-tools,curl,procps \
         --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$scratch/root" "$MIRROR"; then
         skip "no Debian to be had from $MIRROR"
