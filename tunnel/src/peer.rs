@@ -12,10 +12,12 @@
 //! before, the older is back in its place.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant as Clock, SystemTime};
 
+use governor::{DefaultDirectRateLimiter, Quota};
 use tokio::sync::watch;
 use towpath_certs::{Identity, Refusal, Rejections, tls};
 use towpath_forecast::moment::Moment;
@@ -41,6 +43,9 @@ use crate::shares::Shaping;
 use crate::standing::Chain;
 use crate::streams::Streams;
 use crate::{probe, standing, status, timetable, transport};
+
+/// New streams per second a peer may begin; a move begins four, an application a few per request.
+const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
 
 /// Losses of a link that are remembered: more of them are not counted apart.
 const LOSS_COUNT_MAX: usize = 32;
@@ -191,6 +196,8 @@ pub(crate) struct Peer {
     pub pacer: Arc<Pacer>,
     pub counters: Arc<Counters>,
     pub streams: Arc<Streams>,
+    /// How soon the peer's next stream may begin, whatever link it comes over.
+    pub begins: DefaultDirectRateLimiter,
     pub datagrams: Flows,
     pub recent: Recent,
     /// Attempts to reach it so far, by cause.
@@ -246,6 +253,7 @@ impl Peer {
             zone: zone.clone(),
             counters: Arc::default(),
             streams: Arc::new(Streams::new(limits.peer_streams as usize)),
+            begins: DefaultDirectRateLimiter::direct(Quota::per_second(STREAMS_PER_SECOND)),
             datagrams: Flows::default(),
             recent: Recent::default(),
             dials: Default::default(),

@@ -1,11 +1,9 @@
 //! Streams that peers open: checked, handed to the local service, copied.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use governor::{DefaultDirectRateLimiter, Quota};
 use quinn::{Connection, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
@@ -29,9 +27,6 @@ use crate::peer::Peer;
 use crate::seats::Guest;
 use crate::streams::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use crate::{built_in, control, datagrams, wire};
-
-/// New streams per second a peer may open; a move opens four, an application a few per request.
-const STREAMS_PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
 
 /// Streams without whole first words after which a peer loses its link (T16).
 const STRIKE_COUNT_MAX: u32 = 3;
@@ -81,9 +76,6 @@ pub(crate) fn identity_of(connection: &Connection) -> Result<HostIdentity, Fault
 /// Accepts a link's streams until it is over.
 pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
     let strikes = Arc::new(AtomicU32::new(0));
-    let rate = Arc::new(DefaultDirectRateLimiter::direct(Quota::per_second(
-        STREAMS_PER_SECOND,
-    )));
     let peer = core.peers.get(&link.peer.site);
     if let (Some(peer), Some(control)) = (peer, link.take_control()) {
         let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
@@ -99,11 +91,9 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
             });
         }
         let (core, link) = (Arc::clone(core), Arc::clone(link));
-        let (strikes, rate) = (Arc::clone(&strikes), Arc::clone(&rate));
+        let strikes = Arc::clone(&strikes);
         tokio::spawn(async move {
             while let Ok((send, recv)) = link.connection(leg).accept_bi().await {
-                // Waiting here holds the peer's next streams back, at its own expense.
-                rate.until_ready().await;
                 let (core, link) = (Arc::clone(&core), Arc::clone(&link));
                 let strikes = Arc::clone(&strikes);
                 let is_dialled = link.dialler == core.site;
@@ -171,6 +161,8 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
     let Some(peer) = core.peers.get(&carrier.link.peer.site) else {
         return;
     };
+    // It keeps its place meanwhile, which holds the peer's next streams back. Those that resume wait for nothing.
+    peer.begins.until_ready().await;
     let (entry, program) = match admit(core, peer, &carrier.link, &begin).await {
         Ok(admitted) => admitted,
         Err(fault) => {
