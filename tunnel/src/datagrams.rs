@@ -69,6 +69,9 @@ const TURN_WAIT: Duration = Duration::from_millis(50);
 /// How long the end of a flow may take to be heard.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
+/// How long answers may come the way that a channel led before.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
+
 /// Bytes of large datagrams that wait for the stream.
 const PIPE_BYTES: usize = 256 * 1024;
 
@@ -511,10 +514,18 @@ impl Mailbox {
     }
 }
 
+/// Flows of the way that a channel led before: nothing is sent over them any more, and answers still come.
+#[derive(Debug)]
+struct Leaving {
+    flows: HashMap<SocketAddr, Mailbox>,
+    until: Instant,
+}
+
 /// The sources of a listening socket, as many as the channel has places.
 #[derive(Debug)]
 struct Sources {
     mailboxes: HashMap<SocketAddr, Mailbox>,
+    leaving: Option<Leaving>,
     /// For all of them, beside what each has of its own.
     room: Room,
 }
@@ -523,6 +534,7 @@ impl Sources {
     fn new() -> Self {
         Self {
             mailboxes: HashMap::new(),
+            leaving: None,
             room: Room::new(LISTENER_BYTES_MAX),
         }
     }
@@ -560,15 +572,37 @@ impl Sources {
         })
     }
 
+    /// From here on every source takes the new way. Those of the way before that are still leaving end.
+    fn take_leave(&mut self) {
+        self.leaving = Some(Leaving {
+            flows: std::mem::take(&mut self.mailboxes),
+            until: Instant::now() + LEAVE_WAIT,
+        });
+    }
+
+    /// Waits until what is leaving is to be gone, and has it end.
+    async fn have_left(&mut self) {
+        match &self.leaving {
+            Some(leaving) => tokio::time::sleep_until(leaving.until).await,
+            None => std::future::pending().await,
+        }
+        self.leaving = None;
+    }
+
     /// Forgets those whose flows have ended.
     fn sweep(&mut self) {
         self.mailboxes
             .retain(|_, mailbox| !mailbox.inbox.is_closed());
     }
 
-    /// Lets go of the one that is silent longest, if that is long enough; its flow ends. Says whether it did.
+    /// Lets go of what is leaving, or of the one that is silent longest, if that is long enough; its flow ends. Says
+    /// whether it did.
     fn make_room(&mut self) -> bool {
         self.sweep();
+        let leaving = self.leaving.take();
+        if leaving.is_some_and(|leaving| leaving.flows.values().any(|one| !one.inbox.is_closed())) {
+            return true;
+        }
         let mailboxes = self.mailboxes.iter();
         let silent = mailboxes.map(|(address, mailbox)| (mailbox.seen.silence(), *address));
         match silent.max() {
@@ -581,7 +615,7 @@ impl Sources {
 }
 
 /// Listens for a channel: each source of datagrams is a flow. When the channel leads elsewhere, sources
-/// take the new way with their next datagram.
+/// take the new way with their next datagram, and what was asked before is answered still.
 pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdown) {
     let (mut all, mut spec) = (serving.stop.clone(), serving.spec());
     let way = |spec: &ChannelSpec| (spec.peer.clone(), spec.service.clone(), spec.class);
@@ -595,12 +629,12 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
             _ = spec.changed() => {
                 let now = way(&spec.borrow_and_update());
                 if now != then {
-                    // The flows of before end once nobody can write to them.
-                    listening.sources.mailboxes.clear();
+                    listening.sources.take_leave();
                     then = now;
                 }
                 continue;
             }
+            () = listening.sources.have_left() => continue,
             received = listening.socket.recv_from(&mut buffer) => received,
         };
         if let Ok((count, address)) = received {

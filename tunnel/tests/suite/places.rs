@@ -123,6 +123,42 @@ async fn streams_that_live_go_on_before_new_ones_begin() {
     assert!(took < Duration::from_secs(2), "took {took:?}");
 }
 
+/// Streams that begin wait for their turn, 200 a second; those that live do not, though they may be many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_live_go_on_at_once_however_many_they_are() {
+    const MANY: u32 = 700;
+    let change = |edge: &mut Config, region: &mut Config| {
+        for site in [edge, region] {
+            site.limits.peer_streams = 1024;
+            site.limits.local_streams = MANY as usize;
+        }
+    };
+    let pair = Pair::start_with(change, Some(Direction::default())).await;
+    let _echo = echo(pair.echo());
+    let began = Instant::now();
+    let mut streams = Vec::new();
+    for _ in 0..MANY {
+        streams.push(pair.open("echo", Class::App).await.unwrap());
+    }
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(2), "begun in {took:?}");
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut_both();
+    until("no link", || pair.edge.status().links[0].host.is_none()).await;
+    control.heal();
+    pair.linked().await;
+    let linked = Instant::now();
+    for stream in &mut streams {
+        stream.write_all(b"word").await.unwrap();
+    }
+    for stream in &mut streams {
+        soon(stream.read_exact(&mut [0; 4])).await.unwrap();
+    }
+    // If they waited for a turn, it would be as long as when they began.
+    let took = linked.elapsed();
+    assert!(took < Duration::from_secs(2), "went on in {took:?}");
+}
+
 async fn udp_echo() -> Endpoint {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
@@ -160,6 +196,43 @@ async fn con_8_a_cap_of_a_channel_ends_none_of_its_flows() {
         from.push(source);
     }
     assert_eq!(from[0], from[1], "another flow");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_8_what_was_asked_before_a_new_generation_is_answered() {
+    let sockets = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let [old, new] = sockets.map(|socket| {
+        socket.set_nonblocking(true).unwrap();
+        UdpSocket::from_std(socket).unwrap()
+    });
+    let target = Endpoint::Udp(old.local_addr().unwrap());
+    let other = Endpoint::Udp(new.local_addr().unwrap());
+    let change = |edge: &mut Config, region: &mut Config| {
+        joined(edge, region, &target, "udp:127.0.0.1:0");
+        let service = ServiceConfig::plain(name("next"), other.clone(), vec![name("edge")]);
+        region.services.push(service);
+    };
+    let pair = Pair::start_with(change, None).await;
+    let asking = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    asking.connect(address(&pair)).await.unwrap();
+    let mut buffer = [0; 16];
+    asking.send(b"first").await.unwrap();
+    let (_, first) = soon(old.recv_from(&mut buffer)).await.unwrap();
+    let mut moved = pair.edge_config.channels[0].clone();
+    (moved.generation, moved.service) = (moved.generation + 1, name("next"));
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let _: ChannelView = client.post("/v1/channels", &moved).await.unwrap();
+    asking.send(b"second").await.unwrap();
+    let (_, second) = soon(new.recv_from(&mut buffer)).await.unwrap();
+    // The slow answer of the old service, and the new one's.
+    for (service, to, answer) in [(&old, first, b"old"), (&new, second, b"new")] {
+        service.send_to(answer, to).await.unwrap();
+        let count = soon(asking.recv(&mut buffer)).await.unwrap();
+        assert_eq!(&buffer[..count], answer);
+    }
+    // The old flow ends, and gives its stream back.
+    let is_one = || pair.edge.status().links[0].streams == 1;
+    until("one flow is left", is_one).await;
 }
 
 /// Asks once from a port of its own.
