@@ -25,6 +25,52 @@ impl Listener {
             Self::Udp(_) => std::future::pending().await,
         }
     }
+
+    /// Lets go of its address. Gives the connections that have come and were not accepted yet; those that nobody takes
+    /// are reset.
+    pub(super) fn close(self) -> Waiting {
+        match self {
+            Self::Tcp(listener) => listener.into_std().map_or(Waiting::None, Waiting::Tcp),
+            Self::Unix(listener) => {
+                if let Ok(address) = listener.local_addr()
+                    && let Some(path) = address.as_pathname()
+                {
+                    // A newer listener cannot stand there: it would have found this one alive.
+                    let _ = std::fs::remove_file(path);
+                }
+                listener.into_std().map_or(Waiting::None, Waiting::Unix)
+            }
+            Self::Udp(_) => Waiting::None,
+        }
+    }
+}
+
+/// Connections that came to a listener which is over, and were not accepted yet.
+pub(super) enum Waiting {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+    None,
+}
+
+impl Iterator for Waiting {
+    type Item = Program;
+
+    fn next(&mut self) -> Option<Program> {
+        // The listener does not block.
+        match self {
+            Self::Tcp(listener) => {
+                let (socket, _) = listener.accept().ok()?;
+                socket.set_nonblocking(true).ok()?;
+                Some(Program::Tcp(socket))
+            }
+            Self::Unix(listener) => {
+                let (socket, _) = listener.accept().ok()?;
+                socket.set_nonblocking(true).ok()?;
+                Some(Program::Unix(socket))
+            }
+            Self::None => None,
+        }
+    }
 }
 
 /// A connection that no runtime has taken yet.
@@ -83,4 +129,48 @@ pub(super) async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Faul
             (Listener::Unix(listener), listen.clone())
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_come_to_a_listener_that_ends_is_not_reset() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        let (tcp, bound) = bind(&"tcp:127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let Endpoint::Tcp(address) = bound else {
+            panic!("{bound:?}")
+        };
+        let (unix, _) = bind(&Endpoint::Unix(path.clone())).await.unwrap();
+        let mut programs: Vec<Box<dyn Write>> = Vec::new();
+        for _ in 0..3 {
+            programs.push(Box::new(std::net::TcpStream::connect(address).unwrap()));
+            let socket = std::os::unix::net::UnixStream::connect(&path).unwrap();
+            programs.push(Box::new(socket));
+        }
+        let (tcp, unix) = (tcp.close(), unix.close());
+        let taken: Vec<Program> = tcp.chain(unix).collect();
+        assert_eq!(taken.len(), programs.len());
+        for program in &mut programs {
+            program.write_all(b"word").unwrap();
+        }
+        assert!(!path.exists());
+        for program in taken {
+            // A runtime takes them.
+            match program {
+                Program::Tcp(socket) => {
+                    let socket = tokio::net::TcpStream::from_std(socket).unwrap();
+                    socket.readable().await.unwrap();
+                }
+                Program::Unix(socket) => {
+                    let socket = UnixStream::from_std(socket).unwrap();
+                    socket.readable().await.unwrap();
+                }
+            }
+        }
+    }
 }

@@ -99,22 +99,25 @@ impl Serving {
                     continue;
                 }
             };
-            let Some(place) = self.place() else {
-                self.note(&Fault::new(Code::Busy, "too many connections"));
-                program.reset();
-                continue;
-            };
-            let leg = self.spec.borrow().class.leg();
-            let thread = self.core.legs.handle(leg).clone();
-            thread.spawn(self.clone().connection(program, place));
+            self.admit(program);
         }
-        if let Listener::Unix(listener) = &listener
-            && let Ok(address) = listener.local_addr()
-            && let Some(path) = address.as_pathname()
-        {
-            // A newer listener cannot stand there: it would have found this one alive.
-            let _ = std::fs::remove_file(path);
+        let waiting = listener.close();
+        // Where another listener takes over nobody is let go of; a channel that is closed has none.
+        if !all.is_requested() {
+            waiting.for_each(|program| self.admit(program));
         }
+    }
+
+    /// Begins to carry a connection, if there is a place for it.
+    fn admit(&self, program: Program) {
+        let Some(place) = self.place() else {
+            self.note(&Fault::new(Code::Busy, "too many connections"));
+            program.reset();
+            return;
+        };
+        let leg = self.spec.borrow().class.leg();
+        let thread = self.core.legs.handle(leg).clone();
+        thread.spawn(self.clone().connection(program, place));
     }
 
     /// Carries one connection, or until the channel is closed.
