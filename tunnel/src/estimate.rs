@@ -519,7 +519,10 @@ impl Estimator {
                 }
             }
             Phase::Filling => self.phase = Phase::Steady,
-            Phase::Steady => self.follow((&round, elapsed), rate, base, is_lossy),
+            Phase::Steady if self.is_told(&round, elapsed) => {
+                self.believe(per_second(round.delivered_bytes, elapsed), base);
+            }
+            Phase::Steady => self.follow(&round, rate, base, is_lossy),
         }
         if is_starting && self.phase == Phase::Steady {
             self.is_known = true;
@@ -575,16 +578,23 @@ impl Estimator {
         }
     }
 
+    /// Whether all of a round arrived behind a queue that stood all the time.
+    fn is_told(&self, round: &Round, elapsed: Duration) -> bool {
+        let has_queue = self.queue_delay > 2 * self.allowance.max(ALLOWANCE);
+        has_queue && !round.is_app_limited && round.is_steady(elapsed)
+    }
+
+    /// So much the path carries, and no more.
+    fn believe(&mut self, rate: u64, base: Duration) {
+        self.rate_bytes_per_second = rate;
+        self.empty_rounds = 0;
+        self.empty_rounds_max = EMPTY_ROUNDS;
+        self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
+    }
+
     /// Moves half way to the formula's window, so that one odd round does little, or all the way if
     /// the queue is long.
-    fn follow(
-        &mut self,
-        (round, elapsed): (&Round, Duration),
-        rate: u64,
-        base: Duration,
-        is_lossy: bool,
-    ) {
-        let round_rate = per_second(round.delivered_bytes, elapsed);
+    fn follow(&mut self, round: &Round, rate: u64, base: Duration, is_lossy: bool) {
         // A sender that had nothing to send says nothing about the path, unless it got more through. But a
         // window beyond what the path holds serves nobody while a queue stands there. Nor does it say so that it
         // got more through than the rate that it keeps below: a round of two packets on a thin link may have
@@ -595,14 +605,6 @@ impl Estimator {
                 let fitting = self.window_for(self.rate_bytes_per_second, base);
                 self.window_bytes = self.window_bytes.min(fitting);
             }
-            return;
-        }
-        if self.queue_delay > 2 * self.allowance.max(ALLOWANCE) && round.is_steady(elapsed) {
-            // All of it arrived behind a queue that stood all the time: so much the path carries, and no more.
-            self.rate_bytes_per_second = round_rate;
-            self.empty_rounds = 0;
-            self.empty_rounds_max = EMPTY_ROUNDS;
-            self.window_bytes = self.window_bytes.min(self.window_for(round_rate, base));
             return;
         }
         self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
