@@ -91,6 +91,15 @@ pub enum Which {
     None,
 }
 
+/// A host's folder with its next certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewed {
+    /// Where its files are.
+    pub files: IdentityFiles,
+    /// The names of those that are not what they were, and have to be carried to the host.
+    pub changed: Vec<&'static str>,
+}
+
 /// A list that was signed.
 #[derive(Debug, Clone)]
 pub struct Signed {
@@ -124,7 +133,7 @@ impl Authority {
         key: KeyChoice,
         validity: Validity,
         overlap: Option<&Overlap>,
-    ) -> Result<IdentityFiles, Fault> {
+    ) -> Result<Renewed, Fault> {
         let certificate = host.join(LEAF_CERTIFICATE);
         // Before anything is made of a name that was mistyped.
         identity::read_chain(&certificate)?;
@@ -155,13 +164,21 @@ impl Authority {
         let present = files
             .iter()
             .filter_map(|(name, pem)| Some((*name, (*pem)?.as_str())));
-        folder.replace_all(&present.collect::<Vec<_>>())?;
-        Ok(IdentityFiles {
+        let present = present.collect::<Vec<_>>();
+        let is_new = |(name, pem): &&(&'static str, &str)| {
+            let before = std::fs::read(host.join(name));
+            !before.is_ok_and(|before| before == pem.as_bytes())
+        };
+        let changed = present.iter().filter(is_new).map(|(name, _)| *name);
+        let changed = changed.collect();
+        folder.replace_all(&present)?;
+        let files = IdentityFiles {
             ca: host.join(AUTHORITY_CERTIFICATE),
             crl: list.map(|_| host.join(REVOCATION_LIST)),
             cert: host.join(LEAF_CERTIFICATE),
             key: host.join(LEAF_KEY),
-        })
+        };
+        Ok(Renewed { files, changed })
     }
 
     /// The lists that a host is given: an empty one is signed where it has one and there is none.
@@ -311,6 +328,12 @@ impl Authority {
         if ours != theirs {
             let detail =
                 "an overlap is of two authorities of one trust domain, and these are of two";
+            return Err(Fault::new(Code::Usage, detail));
+        }
+        let [one, other] = [&self.certificate_pem, &overlap.certificate_pem]
+            .map(|pem| certificates(pem).and_then(|all| view::public_key_info(&all[0])));
+        if one? == other? {
+            let detail = "an overlap is of two authorities, and these are one";
             return Err(Fault::new(Code::Usage, detail));
         }
         Ok(joined(&self.certificate_pem, &overlap.certificate_pem))

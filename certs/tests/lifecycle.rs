@@ -166,7 +166,7 @@ fn renewing_keeps_the_identity_and_the_key_or_changes_the_key_alone() {
     let (first, key) = (show(&files.cert).unwrap(), fs::read(&files.key).unwrap());
     let renew = |key| {
         let renewed = world.authority.renew(&world.path("edge"), key, now(), None);
-        load(&renewed.unwrap()).unwrap()
+        load(&renewed.unwrap().files).unwrap()
     };
     let same = renew(KeyChoice::Same);
     assert_eq!(*same.host(), host("edge"));
@@ -191,7 +191,7 @@ fn an_expired_certificate_is_renewed_and_a_revoked_or_foreign_one_is_not() {
     let folder = world.path("edge");
     world.authority.issue(&host("edge"), old, &folder).unwrap();
     let renew = |authority: &Authority| authority.renew(&folder, KeyChoice::Same, now(), None);
-    load(&renew(&world.authority).unwrap()).unwrap();
+    load(&renew(&world.authority).unwrap().files).unwrap();
 
     let stranger = World::new();
     let fault = renew(&stranger.authority).unwrap_err();
@@ -364,7 +364,8 @@ fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
     assert_eq!(load(&files).unwrap().authorities().count(), 1);
     let renew = |authority: &Authority, overlap: Option<&Overlap>| {
         let folder = world.path("edge");
-        authority.renew(&folder, KeyChoice::Same, now(), overlap)
+        let renewed = authority.renew(&folder, KeyChoice::Same, now(), overlap);
+        renewed.map(|renewed| renewed.files)
     };
     let files = renew(&world.authority, Some(&after_lists)).unwrap();
     let identity = load(&files).unwrap();
@@ -505,13 +506,30 @@ fn a_host_that_is_led_to_an_authority_without_a_list_gets_one() {
     let [before, after] = ["ca", "next"].map(|name| Overlap::open(&world.path(name)).unwrap());
     let folder = world.path("edge");
     let renew = |authority: &Authority, overlap: Option<&Overlap>| {
-        let files = authority
+        let read = || {
+            ["ca.pem", "crl.pem", "key.pem", "cert.pem"]
+                .map(|name| (name, fs::read(folder.join(name)).ok()))
+        };
+        let before = read();
+        let renewed = authority
             .renew(&folder, KeyChoice::Same, now(), overlap)
             .unwrap();
         let view = check::folder(&folder, SystemTime::now());
         assert!(view.is_good, "{view:?}");
-        files
+        let differ = read()
+            .into_iter()
+            .zip(before)
+            .filter(|(now, before)| now != before);
+        let differ: Vec<_> = differ.map(|((name, _), _)| name).collect();
+        assert_eq!(renewed.changed, differ, "what has to be carried");
+        renewed.files
     };
+    let one = Overlap::open(&world.path("ca")).unwrap();
+    let fault = world
+        .authority
+        .renew(&folder, KeyChoice::Same, now(), Some(&one))
+        .unwrap_err();
+    assert_eq!(fault.code, Code::Usage, "{fault}");
     renew(&world.authority, Some(&after));
     renew(&next, Some(&before));
     let files = renew(&next, None);

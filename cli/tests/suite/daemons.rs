@@ -370,7 +370,7 @@ fn all_certificates_and_lists_of_a_file_are_shown_and_a_prefix_names_one() {
         &host,
     ];
     let renewed = run(&[&["certs"], &overlap[..]].concat()).stdout;
-    let carried = "to be carried  cert.pem, ca.pem to the host; the rest is as it was\n";
+    let carried = "to be carried  ca.pem, cert.pem to the host; the rest is as it was\n";
     assert!(renewed.ends_with(carried), "{renewed}");
 
     let both = format!("{host}/ca.pem");

@@ -173,15 +173,11 @@ pub(super) fn renew(options: &RenewOptions) -> Result<(), Failure> {
     };
     let validity = days_from_now(options.days);
     let renewed = authority.renew(&options.dir, key, validity, overlap.as_ref());
-    let files = renewed.map_err(|fault| Failure::from(fault).remedy_of(Code::State, ISSUE_ANEW))?;
-    let mut changed = vec!["cert.pem"];
-    changed.extend(options.new_key.then_some("key.pem"));
-    if overlap.is_some() {
-        changed.push("ca.pem");
-        changed.extend(files.crl.is_some().then_some("crl.pem"));
-    }
-    let carry = format!("{} to the host; the rest is as it was", changed.join(", "));
-    show_issued(options.output.format, &files, Some(&carry))
+    let renewed =
+        renewed.map_err(|fault| Failure::from(fault).remedy_of(Code::State, ISSUE_ANEW))?;
+    let changed = renewed.changed.join(", ");
+    let carry = format!("{changed} to the host; the rest is as it was");
+    show_issued(options.output.format, &renewed.files, Some(&carry))
 }
 
 pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
