@@ -82,17 +82,16 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let authorities = read_chain(&folder.join(AUTHORITY_CERTIFICATE));
     let leaf = chain.as_ref().ok().and_then(|chain| chain.first());
     let seen = leaf.and_then(|leaf| view::view(leaf).ok());
-    let lists = lists(&folder.join(REVOCATION_LIST), authorities.as_deref().ok());
+    // What a tunnel trusts of them, and what it passes over.
+    let parted = authorities.clone().map(|all| identity::by_time(all, now));
+    let lists = lists(&folder.join(REVOCATION_LIST), parted.as_ref().ok());
     let revoked = |lists: &Revocations| leaf.is_some_and(|leaf| lists.is_revoked(leaf));
     let is_revoked = lists.as_ref().is_ok_and(revoked);
     let checks = vec![
         named("certificate", certificate(chain.as_deref())),
         named("key", key(&folder.join(LEAF_KEY), chain.as_deref().ok())),
-        named("authority", authority(authorities.as_deref(), now)),
-        named(
-            "chain",
-            signed(chain.as_deref().ok(), authorities.as_deref().ok()),
-        ),
+        named("authority", authority(parted.as_ref(), now)),
+        named("chain", signed(chain.as_deref().ok(), parted.as_ref().ok())),
         named("time", time(seen.as_ref(), now)),
         named(
             "revocation",
@@ -114,6 +113,9 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
 
 /// What came of a check, and what was seen.
 type Seen = (Outcome, String);
+
+/// Authorities whose time is not over, and those whose is.
+type Parted = (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>);
 
 fn named(check: &str, (outcome, detail): Seen) -> CheckView {
     CheckView {
@@ -169,46 +171,54 @@ fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
     }
 }
 
-fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: SystemTime) -> Seen {
-    let authorities = match authorities {
-        Ok(authorities) => authorities,
-        Err(fault) => return wrong(told(fault)),
-    };
-    let all: Result<Vec<_>, _> = authorities.iter().map(view::view).collect();
-    let all = match all {
-        Ok(all) => all,
+fn authority(parted: Result<&Parted, &Fault>, now: SystemTime) -> Seen {
+    let views = |all: &[CertificateDer<'static>]| all.iter().map(view::view).collect();
+    let read = parted.map_err(Clone::clone).and_then(|(trusted, ended)| {
+        let (trusted, ended): (Result<Vec<_>, _>, Result<Vec<_>, _>) =
+            (views(trusted), views(ended));
+        Ok((trusted?, ended?))
+    });
+    let (trusted, ended) = match read {
+        Ok(read) => read,
         Err(fault) => return wrong(told(&fault)),
     };
-    if all.iter().any(|one| !one.is_authority) {
+    if trusted.iter().chain(&ended).any(|one| !one.is_authority) {
         return wrong("holds a certificate that is no authority's");
     }
-    let first = all.iter().min_by_key(|one| one.not_after_unix_seconds);
+    if let Some(CertificateView {
+        issuer, not_after, ..
+    }) = ended.first()
+    {
+        let seen = format!("{issuer} ended {not_after}; leave it out");
+        return if trusted.is_empty() {
+            wrong(seen)
+        } else {
+            (Outcome::Warning, seen)
+        };
+    }
+    let first = trusted.iter().min_by_key(|one| one.not_after_unix_seconds);
     let Some(first) = first else {
         return wrong("holds no certificate");
     };
     let (who, until) = (&first.issuer, &first.not_after);
     let clock = crate::register::unix_seconds_of(now);
-    match first.not_after_unix_seconds.checked_sub(clock) {
-        None | Some(0) => wrong(format!("{who} ended {until}; leave it out")),
-        Some(left) if left <= AUTHORITY_WARNING.as_secs() => (
+    match first.not_after_unix_seconds.saturating_sub(clock) {
+        left if left <= AUTHORITY_WARNING.as_secs() => (
             Outcome::Warning,
             format!("{who} ends {until}; begin the next authority"),
         ),
-        Some(_) => {
-            let names: Vec<_> = all.iter().map(|one| one.issuer.as_str()).collect();
+        _ => {
+            let names: Vec<_> = trusted.iter().map(|one| one.issuer.as_str()).collect();
             (Outcome::Good, format!("trusts {}", names.join(" and ")))
         }
     }
 }
 
-fn signed(
-    chain: Option<&[CertificateDer<'static>]>,
-    authorities: Option<&[CertificateDer<'static>]>,
-) -> Seen {
-    let (Some(chain), Some(authorities)) = (chain, authorities) else {
+fn signed(chain: Option<&[CertificateDer<'static>]>, parted: Option<&Parted>) -> Seen {
+    let (Some(chain), Some((trusted, _))) = (chain, parted) else {
         return wrong("cannot be checked without both files");
     };
-    let checked = identity::roots(authorities).and_then(|roots| check_signed(chain, &roots));
+    let checked = identity::roots(trusted).and_then(|roots| check_signed(chain, &roots));
     match checked {
         Ok(()) => (
             Outcome::Good,
@@ -240,20 +250,17 @@ fn time(seen: Option<&CertificateView>, now: SystemTime) -> Seen {
 }
 
 /// The folder's lists of revoked certificates, or why they are not looked at.
-fn lists(
-    path: &Path,
-    authorities: Option<&[CertificateDer<'static>]>,
-) -> Result<Revocations, Seen> {
+fn lists(path: &Path, parted: Option<&Parted>) -> Result<Revocations, Seen> {
     if matches!(rustix::fs::lstat(path), Err(rustix::io::Errno::NOENT)) {
         return Err((
             Outcome::Absent,
             "there is no list of revoked certificates".to_owned(),
         ));
     }
-    let Some(authorities) = authorities else {
+    let Some((trusted, ended)) = parted else {
         return Err(wrong("cannot be checked without the authority"));
     };
-    Revocations::load(path, authorities, &Revocations::default())
+    Revocations::load_beside(path, (trusted, ended), &Revocations::default())
         .map_err(|fault| wrong(told(&fault)))
 }
 

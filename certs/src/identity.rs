@@ -206,7 +206,7 @@ impl Identity {
 
 /// Those authorities whose time is not over, and those whose is. As a root of trust a certificate has no end, and
 /// its key would name hosts for ever.
-fn by_time(
+pub(crate) fn by_time(
     authorities: Vec<CertificateDer<'static>>,
     now: SystemTime,
 ) -> (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>) {
