@@ -15,6 +15,7 @@ use towpath_protocol::fault::{Code, Fault};
 use x509_parser::prelude::ParsedExtension;
 
 use crate::list::Parsed;
+use crate::renewal::LIST_VALIDITY_MAX;
 use crate::{files, tls, view};
 
 /// Most lists in one file: one for each authority of an overlap.
@@ -85,13 +86,17 @@ pub fn views_in(pem: &[u8]) -> Result<Option<Vec<WholeListView>>, String> {
         .map(Some)
 }
 
+/// How far ahead the next list may be due: clocks differ by a day at most.
+const DUE_MAX: Duration = LIST_VALIDITY_MAX.saturating_add(Duration::from_hours(24));
+
 /// How old our knowledge of revoked certificates is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Freshness {
     /// The next list is not due yet.
     Fresh,
-    /// The next list is due within [`AGING_TIME`].
+    /// The next list is due within [`AGING_TIME`]; or later than any list lasts, for who signed this one had a clock
+    /// that was ahead, and it says nothing of how old our knowledge is.
     Aging,
     /// The next list is overdue: what was revoked since is not known here.
     Stale,
@@ -106,7 +111,7 @@ impl Freshness {
         let due = Duration::from_secs(due_unix_seconds);
         match due.checked_sub(now.unwrap_or_default()) {
             None | Some(Duration::ZERO) => Self::Stale,
-            Some(left) if left <= AGING_TIME => Self::Aging,
+            Some(left) if left <= AGING_TIME || left > DUE_MAX => Self::Aging,
             Some(_) => Self::Fresh,
         }
     }

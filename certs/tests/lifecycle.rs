@@ -343,6 +343,8 @@ fn a_list_is_fresh_then_aging_then_stale() {
             "{days}"
         );
     }
+    // Signed under a clock that was years ahead, it would be fresh for as long.
+    assert_eq!(list.freshness(start - 200 * DAY), Some(Freshness::Aging));
     assert_eq!(Revocations::default().freshness(start), None);
 }
 
