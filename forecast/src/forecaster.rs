@@ -244,7 +244,13 @@ impl Forecaster {
     pub fn observe(&mut self, now: Moment, sample: Sample, seconds: u32) {
         // A clock that was put back: what was seen then was not seen later than now.
         self.newest_capacity = self.newest_capacity.map(|at| at.min(now));
-        if self.believes(now, seconds) {
+        // A link was made with certificates whose time the clock was held against; without one nothing was.
+        let checked = if matches!(sample, Sample::Down) {
+            0
+        } else {
+            seconds
+        };
+        if self.believes(now, checked) {
             self.turn_hour(now);
             self.history.observe(now, sample, seconds);
         }
@@ -411,7 +417,8 @@ impl Forecaster {
     }
 
     /// Whether the clock is right, as far as one can tell: one look under a wrong one must cost neither the years
-    /// that are kept nor those to come. If it keeps to an earlier time, what lies ahead of that never was.
+    /// that are kept nor those to come, and no hours without a link do. If it keeps to an earlier time, what lies ahead
+    /// of that never was.
     fn believes(&mut self, now: Moment, seconds: u32) -> bool {
         if now < CLOCK_SET {
             return false;
@@ -427,12 +434,18 @@ impl Forecaster {
             return false;
         }
         self.doubted_seconds = 0;
-        if current < open {
-            let mut history = std::mem::take(&mut self.history);
-            history.forget_after(now);
-            *self = Self::new(self.zone.clone(), history);
-        }
         true
+    }
+
+    /// The clock was put back: what lies ahead of it never was, and its hours are still to come.
+    fn go_back(&mut self, now: Moment) {
+        let mut history = std::mem::take(&mut self.history);
+        history.forget_after(now);
+        let again = Self::new(self.zone.clone(), history);
+        self.season = again.season;
+        self.hour = again.hour;
+        self.open = again.open;
+        self.history = again.history;
     }
 
     /// Hands the hours that are over to the season.
@@ -443,6 +456,10 @@ impl Forecaster {
             self.hour = Some(current);
             return;
         };
+        if current < open {
+            self.go_back(now);
+            return;
+        }
         if current.saturating_sub(open) > GAP_HOURS_MAX {
             let history = std::mem::take(&mut self.history);
             *self = Self::new(self.zone.clone(), History::default());

@@ -509,15 +509,7 @@ impl Estimator {
             Phase::Draining {
                 window_bytes,
                 drain,
-            } => {
-                if base + self.allowance / 2 < drain.base {
-                    let depth = drain.depth * 2;
-                    self.drain(window_bytes, Drain { base, depth });
-                } else {
-                    self.window_bytes = window_bytes;
-                    self.phase = Phase::Filling;
-                }
-            }
+            } => self.end_drain(window_bytes, drain, base),
             Phase::Filling => self.phase = Phase::Steady,
             Phase::Steady if self.is_told(&round, elapsed) => {
                 self.believe(per_second(round.delivered_bytes, elapsed), base);
@@ -718,6 +710,17 @@ impl Estimator {
             current: Duration::MAX,
             previous: self.base.current,
         };
+    }
+
+    /// A drain's round is over: if the queue was not empty yet, a deeper one follows.
+    fn end_drain(&mut self, window_bytes: u64, drain: Drain, base: Duration) {
+        if base + self.allowance / 2 < drain.base {
+            let depth = drain.depth * 2;
+            self.drain(window_bytes, Drain { base, depth });
+        } else {
+            self.window_bytes = window_bytes;
+            self.phase = Phase::Filling;
+        }
     }
 
     /// Lets the queue run empty for a round; the window is `window_bytes` again afterwards.

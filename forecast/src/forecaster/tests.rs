@@ -358,6 +358,39 @@ fn a_clock_that_was_wrong_for_long_costs_what_was_seen_under_it() {
     taught(Forecaster::new(Zone::utc(), forecaster.history().clone()));
 }
 
+#[test]
+fn a_clock_that_is_wrong_while_there_is_no_link_costs_nothing() {
+    let week = 7 * 86_400;
+    let taught = taught(7);
+    let kept: Vec<_> = taught.history().hours().collect();
+    let mut right = taught.clone();
+    right.observe(at(week), Sample::Down, 1);
+    for wrong in [week - 5 * 86_400, week + 400 * 86_400] {
+        let mut forecaster = taught.clone();
+        for second in 0..7200 {
+            forecaster.observe(at(wrong + second), Sample::Down, 1);
+        }
+        forecaster.observe(at(week), Sample::Down, 1);
+        let hours: Vec<_> = forecaster.history().hours().take(kept.len()).collect();
+        assert_eq!(hours, kept, "{wrong}");
+        assert_eq!(forecaster.known_hours(), right.known_hours());
+    }
+}
+
+#[test]
+fn hours_that_a_clock_ran_through_too_early_are_learnt_when_they_come() {
+    let week = 7 * 86_400;
+    let mut forecaster = taught(7);
+    let known = forecaster.known_hours();
+    forecaster.observe(at(week + 20 * 3600), Sample::Capacity(1e6), 1);
+    for minute in 0..1440 {
+        let second = week + minute * 60;
+        forecaster.observe(at(second), Sample::Capacity(rough(second)), 60);
+    }
+    let learnt = forecaster.known_hours() - known;
+    assert!((23..=24).contains(&learnt), "{learnt} hours");
+}
+
 /// A forecaster whose link was kept to its cap for so many seconds and never was the limit.
 fn kept_to(cap: f64, seconds: u64) -> Forecaster {
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
