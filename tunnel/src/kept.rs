@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use towpath_protocol::fault::{Code, Fault};
 
@@ -27,6 +28,9 @@ pub(crate) fn read(path: &Path, bytes_max: usize) -> Result<Option<Vec<u8>>, Fau
     }
 }
 
+/// Held while a file is replaced: two who replace one would share what becomes it.
+static REPLACING: Mutex<()> = Mutex::new(());
+
 /// Puts a file in the place of another, or of none: after a crash the old one or the new one is there,
 /// and whole.
 ///
@@ -34,6 +38,7 @@ pub(crate) fn read(path: &Path, bytes_max: usize) -> Result<Option<Vec<u8>>, Fau
 ///
 /// `E_IO`; the old file is then still there.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let _alone = REPLACING.lock().unwrap_or_else(PoisonError::into_inner);
     let write = || -> io::Result<()> {
         let folder = path.parent().unwrap_or_else(|| Path::new("/"));
         fs::DirBuilder::new()

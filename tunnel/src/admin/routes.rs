@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use towpath_daemon::problem::Problem;
 use towpath_daemon::strict::Strict;
 use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::Name;
 use utoipa::ToSchema;
 
 use crate::channels::ChannelSpec;
@@ -67,6 +68,14 @@ pub(super) async fn channel(
     Ok(Json(crate::status::channel_view(&core, &channel)))
 }
 
+/// Makes a change to its end, though whoever asked for it may be gone: half of one would meet the next.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Fault>> + Send + 'static,
+) -> Result<T, Fault> {
+    let made = tokio::spawn(change).await;
+    made.map_err(|error| Fault::new(Code::State, error.to_string()))?
+}
+
 /// Open a channel, or change it: metadata that is older than what is known is refused; what is known already
 /// changes nothing.
 #[utoipa::path(
@@ -80,7 +89,8 @@ pub(super) async fn open_channel(
     Strict(spec): Strict<ChannelSpec>,
 ) -> Result<Json<ChannelView>, Problem> {
     let name = spec.name.clone();
-    core.channels.open(&core, spec).await?;
+    let changed = Arc::clone(&core);
+    to_its_end(async move { changed.channels.open(&changed, spec).await }).await?;
     let channel = core.channels.channel(&name)?;
     Ok(Json(crate::status::channel_view(&core, &channel)))
 }
@@ -108,7 +118,8 @@ pub(super) async fn close_channel(
 ) -> Result<Json<ChannelList>, Problem> {
     let name = name.parse()?;
     let Query(removal) = removal.map_err(|error| Problem::new(Code::Usage, error.body_text()))?;
-    core.channels.close(&name, removal.generation).await?;
+    let changed = Arc::clone(&core);
+    to_its_end(async move { changed.channels.close(&name, removal.generation).await }).await?;
     Ok(Json(crate::status::channels(&core)))
 }
 
@@ -123,8 +134,9 @@ pub(super) async fn reset_channel(
     State(core): State<Arc<Core>>,
     Path(name): Path<String>,
 ) -> Result<Json<ChannelView>, Problem> {
-    let name = name.parse()?;
-    core.channels.reset(&core, &name).await?;
+    let name: Name = name.parse()?;
+    let (changed, called) = (Arc::clone(&core), name.clone());
+    to_its_end(async move { changed.channels.reset(&changed, &called).await }).await?;
     let channel = core.channels.channel(&name)?;
     Ok(Json(crate::status::channel_view(&core, &channel)))
 }
@@ -294,4 +306,27 @@ pub(super) async fn live() -> &'static str {
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
 pub(super) async fn openapi() -> impl IntoResponse {
     towpath_daemon::openapi::answer::<super::Document>()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_goes_on_though_nobody_waits_for_it() {
+        let ((begin, begun), (end, ended)) = (oneshot::channel(), oneshot::channel());
+        let change = async move {
+            begun.await.ok();
+            end.send(())
+                .map_err(|()| Fault::new(Code::State, "nobody hears"))
+        };
+        let asked = tokio::time::timeout(Duration::from_millis(1), to_its_end(change));
+        assert!(asked.await.is_err());
+        begin.send(()).unwrap();
+        ended.await.unwrap();
+    }
 }
