@@ -1,6 +1,7 @@
 //! What has gone through the links to a peer, by class.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use towpath_protocol::channel::{Class, Leg};
 
@@ -11,7 +12,15 @@ pub(crate) struct Counters {
     received: [AtomicU64; Class::ALL.len()],
     /// Datagrams that were too many.
     dropped: [AtomicU64; Class::ALL.len()],
+    waits: [Waits; Class::ALL.len()],
     packets: [Packets; Leg::ALL.len()],
+}
+
+/// What waited here before QUIC was given it: for a cap, a share, a turn, or room on the path.
+#[derive(Debug, Default)]
+struct Waits {
+    count: AtomicU64,
+    micros: AtomicU64,
 }
 
 /// Packets of all connections of a leg, whichever links they were of.
@@ -32,6 +41,22 @@ impl Counters {
 
     pub(crate) fn add_dropped(&self, class: Class) {
         self.dropped[class.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a piece of a stream, or a datagram, and how long it waited since its program had written it.
+    pub(crate) fn add_wait(&self, class: Class, wait: Duration) {
+        let waits = &self.waits[class.index()];
+        let micros = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
+        waits.micros.fetch_add(micros, Ordering::Relaxed);
+        waits.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many pieces and datagrams waited, and how long all of them together.
+    pub(crate) fn waits(&self, class: Class) -> (u64, Duration) {
+        let waits = &self.waits[class.index()];
+        let micros = waits.micros.load(Ordering::Relaxed);
+        let count = waits.count.load(Ordering::Relaxed);
+        (count, Duration::from_micros(micros))
     }
 
     /// Counts packets that a connection of a leg has sent since it was looked at last, and those that were found lost.

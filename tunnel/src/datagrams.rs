@@ -319,6 +319,7 @@ impl Flow<'_> {
         whole.put_u64_le(self.number);
         whole.extend_from_slice(&datagram);
         let wanted = whole.len() as u64;
+        let since = Instant::now();
         let mut backlog = self.stream.backlog(&link.pace);
         let mut granted = 0;
         let turn = async {
@@ -333,6 +334,7 @@ impl Flow<'_> {
         if is_in_time && is_room && connection.send_datagram(whole.freeze()).is_ok() {
             let bytes = datagram.len() as u64;
             self.peer.counters.add_sent(class, bytes);
+            self.peer.counters.add_wait(class, since.elapsed());
             self.stream.count_sent(bytes);
         } else {
             backlog.give_back(granted);

@@ -6,7 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus::{Counter, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Counter, CounterVec, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 use towpath_certs::Rejection;
 use towpath_forecast::forecaster::{Forecaster, Horizon};
 use towpath_protocol::channel::{Class, Leg};
@@ -547,6 +549,8 @@ struct Shares {
     floor: IntGaugeVec,
     cap: IntGaugeVec,
     dropped: IntCounterVec,
+    waits: IntCounterVec,
+    wait_seconds: CounterVec,
 }
 
 impl Shares {
@@ -577,6 +581,18 @@ impl Shares {
                 "Datagrams that were to be sent and were too many.",
                 label,
             )?,
+            waits: counters(
+                registry,
+                "towpath_tunnel_class_waits_total",
+                "Pieces of streams and datagrams that were sent.",
+                label,
+            )?,
+            wait_seconds: seconds(
+                registry,
+                "towpath_tunnel_class_wait_seconds_total",
+                "How long they waited in the tunnel before, for caps, shares and room on the path, all together.",
+                label,
+            )?,
         })
     }
 
@@ -595,6 +611,10 @@ impl Shares {
         }
         let dropped = self.dropped.with_label_values(label);
         dropped.inc_by(peer.counters.dropped(class));
+        let (count, time) = peer.counters.waits(class);
+        self.waits.with_label_values(label).inc_by(count);
+        let seconds = self.wait_seconds.with_label_values(label);
+        seconds.inc_by(time.as_secs_f64());
     }
 }
 
@@ -680,6 +700,17 @@ fn counters(
     labels: &[&str],
 ) -> prometheus::Result<IntCounterVec> {
     let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn seconds(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<CounterVec> {
+    let made = CounterVec::new(Opts::new(name, help), labels)?;
     registry.register(Box::new(made.clone()))?;
     Ok(made)
 }

@@ -13,7 +13,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use quinn::{ReadError, StoppedError, VarInt, WriteError};
@@ -229,6 +229,7 @@ impl Copy<'_> {
                 }
             }
             let mut backlog = self.stream.backlog(&self.link.pace);
+            let since = Instant::now();
             while !side.read.is_empty() {
                 let leg = self.stream.class.leg();
                 let wish = self.link.piece_bytes(leg).min(side.read.len() as u64);
@@ -237,6 +238,8 @@ impl Copy<'_> {
                 let piece = self.count(side, granted);
                 side.given = self.stream.out().sent();
                 self.write(send, piece).await?;
+                let class = self.stream.class;
+                self.link.counters.add_wait(class, since.elapsed());
             }
         }
         if side.failed.is_none() {

@@ -264,6 +264,7 @@ fn class_view(peer: &Peer, class: Class, measured: &Measured) -> ClassView {
         floor_bits_per_second: share.floor.map(Rate::bits_per_second),
         cap_bits_per_second: share.cap.map(Rate::bits_per_second),
         datagrams_dropped: peer.counters.dropped(class),
+        wait_us: micros(measured.waits[class.index()]),
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) struct Measured {
     pub received_per_second: u64,
     /// Bytes of programs per second sent and received, by class.
     pub classes: [(u64, u64); Class::ALL.len()],
+    /// How long what was sent waited here, in the mean of the last second, by class.
+    pub waits: [Duration; Class::ALL.len()],
     /// Packets lost per million sent, over the last second.
     pub lost_per_million: u64,
     /// The same of each leg.
@@ -53,6 +55,8 @@ pub(super) struct Totals {
     at: Clock,
     /// Bytes of programs sent and received, by class.
     bytes: [(u64, u64); Class::ALL.len()],
+    /// What waited here, and how long together, by class.
+    waits: [(u64, Duration); Class::ALL.len()],
     /// Packets lost and sent, by leg.
     packets: [(u64, u64); Leg::ALL.len()],
 }
@@ -128,6 +132,7 @@ impl Link {
         let now = Totals {
             at: Clock::now(),
             bytes: Class::ALL.map(|class| (counters.sent(class), counters.received(class))),
+            waits: Class::ALL.map(|class| counters.waits(class)),
             packets: [0, 1].map(|leg| {
                 let path = &stats[leg].path;
                 (path.lost_packets, path.sent_packets)
@@ -149,6 +154,13 @@ impl Link {
             measured.sent_per_second += rates.0;
             measured.received_per_second += rates.1;
         }
+        measured.waits = std::array::from_fn(|class| {
+            let ((count, time), (count_before, time_before)) =
+                (now.waits[class], before.waits[class]);
+            let count = count.saturating_sub(count_before).max(1);
+            let nanos = time.saturating_sub(time_before).as_nanos() / u128::from(count);
+            Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        });
         let legs = [0, 1].map(|leg| {
             let ((lost, sent), (lost_before, sent_before)) =
                 (now.packets[leg], before.packets[leg]);

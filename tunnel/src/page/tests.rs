@@ -21,6 +21,7 @@ fn link(peer: &str, state: LinkState) -> LinkView {
         floor_bits_per_second: (name == "bulk").then_some(5_000_000),
         cap_bits_per_second: (name == "bulk").then_some(80_000_000),
         datagrams_dropped: 0,
+        wait_us: 0,
     };
     LinkView {
         peer: peer.to_owned(),

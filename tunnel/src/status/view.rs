@@ -181,6 +181,10 @@ pub struct ClassView {
     pub cap_bits_per_second: Option<u64>,
     /// Datagrams that were to be sent and were too many.
     pub datagrams_dropped: u64,
+    /// How long what was sent waited in the tunnel before, for caps, shares and room on the path, in microseconds: the
+    /// mean of the last second.
+    #[serde(default)]
+    pub wait_us: u64,
 }
 
 /// A service that peers may reach here.
