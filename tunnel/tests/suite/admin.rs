@@ -1,6 +1,6 @@
 //! The admin API: what operators and scrapers see.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::harness::{Pair, World, echo, name, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -71,11 +71,12 @@ async fn what_a_class_sees_is_told_by_class_and_by_leg() {
             && rate(&pair.region, |class| class.in_bits_per_second) > 20_000_000
     })
     .await;
+    // What goes out waits for room on the path; nothing of another class does.
+    let wait = |class: &ClassView| class.wait_us;
+    until("bulk is seen to wait", || rate(&pair.edge, wait) >= 1000).await;
     let link = &pair.edge.status().links[0];
-    assert_eq!(
-        link.classes[Class::Scavenger.index()].out_bits_per_second,
-        0
-    );
+    let scavenger = &link.classes[Class::Scavenger.index()];
+    assert_eq!((scavenger.out_bits_per_second, scavenger.wait_us), (0, 0));
     let [urgent, bulk] = link.legs.as_slice() else {
         panic!("{:?}", link.legs);
     };
@@ -149,11 +150,13 @@ async fn packets_are_counted_by_leg_over_every_link() {
     assert!(before[0][0] < sent / 2, "{before:?}");
     drop(filling);
     // Another link begins at nothing, and what went before it still counts.
+    let began = pair.edge.status().links[0].since_unix_seconds;
+    let is_later = || SystemTime::UNIX_EPOCH + Duration::from_secs(began + 1) <= SystemTime::now();
+    until("another link begins in another second", is_later).await;
     pair.edge.dial_anew(&name("region")).unwrap();
-    let dialled = pair.edge.status().links[0].since_unix_seconds;
     until("there is another link", || {
         let link = &pair.edge.status().links[0];
-        link.since_unix_seconds > dialled && link.state != LinkState::Down
+        link.since_unix_seconds > began && link.state != LinkState::Down
     })
     .await;
     let after = packets().await;
