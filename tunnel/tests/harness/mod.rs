@@ -373,6 +373,17 @@ pub async fn counts_refusal(config: &Config, reason: &str, before: u64) {
     assert_eq!(rejected(config, reason).await, before + 1, "{reason}");
 }
 
+/// What all threads of this process have waited for a processor; nothing where the kernel does not tell.
+pub fn waited() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let told = tasks.filter_map(|task| {
+        let path = task.ok()?.path().join("schedstat");
+        let text = std::fs::read_to_string(path).ok()?;
+        text.split(' ').nth(1)?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(told.sum())
+}
+
 /// Bytes that repeat only after a long while, and differ per seed.
 pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed | 1;

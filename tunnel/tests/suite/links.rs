@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, SOON, World, accept, metric, name, pattern, soon, start_again, until};
+use crate::harness::{
+    Pair, SOON, World, accept, metric, name, pattern, soon, start_again, until, waited,
+};
 use crate::wire::check_wire_rate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -104,7 +106,8 @@ async fn of_an_idle_link_neither_rate_nor_queue_is_told() {
 /// has asked half a second before a cut at most.
 const DIALLED_WITHIN: Duration = Duration::from_secs(3);
 
-/// The time from the healing of a cut to the first byte of a stream; another can be opened then.
+/// The time from the healing of a cut to the first byte of a stream, without what our threads waited meanwhile for a
+/// processor; another stream can be opened then.
 async fn outage(cut: Duration) -> Duration {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
     let (mut local, mut remote) = pair.stream(Class::Control).await;
@@ -122,9 +125,10 @@ async fn outage(cut: Duration) -> Duration {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     control.heal();
-    let healed = Instant::now();
+    let (healed, before) = (Instant::now(), waited());
     soon(remote.read_exact(&mut [0])).await.unwrap();
     let back = healed.elapsed();
+    let back = back.saturating_sub(waited().saturating_sub(before));
     let _another = pair.stream(Class::Control).await;
     back
 }
@@ -132,14 +136,14 @@ async fn outage(cut: Duration) -> Duration {
 /// What an outage may cost on top of itself.
 const BACK_WITHIN: Duration = Duration::from_millis(400);
 
-/// Has five links at once lose their paths for a while each. Two of them must be back at once: others may be late because
-/// the machine was busy, while who waits longer after a longer outage is late nearly always.
+/// Has five links at once lose their paths for a while each. All but one must be back at once: that one may be late where
+/// this machine itself had to wait for its host, which nobody tells.
 async fn back_at_once(cuts_ms: [u64; 5]) {
     let [a, b, c, d, e] = cuts_ms.map(|millis| outage(Duration::from_millis(millis)));
     let (a, b, c, d, e) = tokio::join!(a, b, c, d, e);
     let mut backs = [a, b, c, d, e];
     backs.sort_unstable();
-    assert!(backs[1] <= BACK_WITHIN, "{backs:?}");
+    assert!(backs[3] <= BACK_WITHIN, "{backs:?}");
     assert!(backs[4] < Duration::from_millis(1500), "{backs:?}");
 }
 

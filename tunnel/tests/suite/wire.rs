@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Pair, soon};
+use crate::harness::{Pair, soon, waited};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 use towpath_bench::relay::{Direction, Side};
@@ -49,17 +49,6 @@ fn look(pair: &Pair) -> Look {
         bytes: control.counters(Side::A).delivered_bytes,
         waited: Duration::ZERO,
     }
-}
-
-/// What all threads of this process have waited for a processor; nothing where the kernel does not tell.
-fn waited() -> Duration {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let told = tasks.filter_map(|task| {
-        let path = task.ok()?.path().join("schedstat");
-        let text = std::fs::read_to_string(path).ok()?;
-        text.split(' ').nth(1)?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(told.sum())
 }
 
 /// Bytes that a rate gives in a time.
