@@ -25,6 +25,7 @@ mod places;
 mod probe;
 mod reload;
 mod renewals;
+mod resets;
 mod resume;
 mod rotation;
 mod shaping;

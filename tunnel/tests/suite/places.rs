@@ -49,7 +49,7 @@ async fn applications_leave_a_move_its_streams() {
 }
 
 /// A channel of the edge's to a service of the region's.
-fn joined(edge: &mut Config, region: &mut Config, target: &Endpoint, listen: &str) {
+pub(crate) fn joined(edge: &mut Config, region: &mut Config, target: &Endpoint, listen: &str) {
     let service = ServiceConfig::plain(name("app"), target.clone(), vec![name("edge")]);
     region.services.push(service);
     let way = (name("region"), name("app"));
@@ -57,7 +57,7 @@ fn joined(edge: &mut Config, region: &mut Config, target: &Endpoint, listen: &st
     edge.channels = vec![ChannelSpec::new(name("till"), listen, way, Class::App)];
 }
 
-fn address(pair: &Pair) -> SocketAddr {
+pub(crate) fn address(pair: &Pair) -> SocketAddr {
     let status = pair.edge.status();
     match status.channels[0].listen.parse().unwrap() {
         Endpoint::Tcp(address) | Endpoint::Udp(address) => address,
