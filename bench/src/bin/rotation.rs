@@ -10,11 +10,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, Endpoint};
-use rustls::client::Resumption;
+use rustls::NamedGroup;
+use rustls::client::{
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::goals::Goals;
@@ -57,8 +63,8 @@ struct Report {
     link_closed_ms: u128,
     /// From the list's arrival until a host with a session to resume was refused.
     session_refused_ms: u128,
-    /// Whether any session could be resumed before that: none is ever handed out.
-    was_resumed: bool,
+    /// Tickets that host was handed, with any of which it could have resumed a session.
+    ticket_count: usize,
 }
 
 /// One kind of exchange.
@@ -98,6 +104,8 @@ impl Report {
         let [closed, refused] = [self.link_closed_ms, self.session_refused_ms];
         goals.at_most("the end of a revoked link", closed as f64, most);
         goals.at_most("the refusal of a revoked session", refused as f64, most);
+        let tickets = self.ticket_count as f64;
+        goals.at_most("tickets to resume sessions with", tickets, 0.0);
         goals
     }
 }
@@ -156,7 +164,7 @@ async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure>
             dip,
         });
     }
-    let (session_refused, was_resumed) = refuse_session(&loaded, &signer).await?;
+    let (session_refused, ticket_count) = refuse_session(&loaded, &signer).await?;
     let streams = loaded.stream_count();
     loaded.stop().await?;
     let (loaded, signer) = start().await?;
@@ -170,7 +178,7 @@ async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure>
         streams,
         link_closed_ms: link_closed.as_millis(),
         session_refused_ms: session_refused.as_millis(),
-        was_resumed,
+        ticket_count,
     })
 }
 
@@ -258,8 +266,8 @@ fn bring(signer: &Signer, folder: &Path) -> Result<(), Failure> {
 }
 
 /// A second host with all that a session could be resumed with is revoked: in what time it is refused,
-/// and whether it was ever spared the whole handshake.
-async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, bool), Failure> {
+/// and how many tickets it was handed.
+async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, usize), Failure> {
     let thief = HostIdentity::from_uri("spiffe://bench.example/site/edge/host/box-9")?;
     let folder = loaded.folder.path().join("thief");
     let validity = Validity::lasting(LEAF_VALIDITY, SystemTime::now());
@@ -267,20 +275,18 @@ async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, b
     let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
     let rejections = Arc::new(Rejections::default());
     let mut client = tls::client_config(&identity, &"region".parse()?, &rejections)?;
-    client.resumption = Resumption::in_memory_sessions(64);
+    let tickets = Arc::new(Tickets::default());
+    client.resumption = Resumption::store(Arc::clone(&tickets) as _);
     client.enable_early_data = true;
     let client = Arc::new(QuicClientConfig::try_from(client)?);
     let target = loaded.region.listen_address().ok_or("the region listens")?;
     let endpoint = Endpoint::client("127.0.0.1:0".parse()?)?;
-    let mut was_resumed = false;
     for _ in 0..3 {
         let config = quinn::ClientConfig::new(Arc::clone(&client) as _);
         let connecting = endpoint.connect_with(config, target, "towpath.invalid")?;
-        match connecting.into_0rtt() {
-            Ok(_) => was_resumed = true,
-            Err(connecting) => is_let_in(&connecting.await?).await?,
-        }
+        is_let_in(&connecting.await?).await?;
     }
+    let ticket_count = tickets.count.load(Ordering::Relaxed);
     sign(&signer.authority, &Which::Host(thief))?;
     bring(signer, &loaded.folder.path().join("region"))?;
     let began = Instant::now();
@@ -293,11 +299,58 @@ async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, b
             Err(_) => false,
         };
         if !is_in {
-            return Ok((began.elapsed(), was_resumed));
+            return Ok((began.elapsed(), ticket_count));
         }
         if began.elapsed() > WAIT {
             return Err("a revoked host is let in".into());
         }
+    }
+}
+
+/// What a client keeps of its sessions, and how many tickets it was handed.
+#[derive(Debug)]
+struct Tickets {
+    kept: ClientSessionMemoryCache,
+    count: AtomicUsize,
+}
+
+impl Default for Tickets {
+    fn default() -> Self {
+        Self {
+            kept: ClientSessionMemoryCache::new(64),
+            count: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl ClientSessionStore for Tickets {
+    fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
+        self.kept.set_kx_hint(server, group);
+    }
+
+    fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
+        self.kept.kx_hint(server)
+    }
+
+    fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
+        self.kept.set_tls12_session(server, session);
+    }
+
+    fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.kept.tls12_session(server)
+    }
+
+    fn remove_tls12_session(&self, server: &ServerName<'static>) {
+        self.kept.remove_tls12_session(server);
+    }
+
+    fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.kept.insert_tls13_ticket(server, ticket);
+    }
+
+    fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.kept.take_tls13_ticket(server)
     }
 }
 
