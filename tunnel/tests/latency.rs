@@ -21,14 +21,12 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::ServiceConfig;
 
-/// Most that bulk may add to half of the demand fetches. A byte that waits behind bulk waits for the
-/// bottleneck's queue, 100 ms; what else the machine does makes some of them late and not half.
-const WAIT_ADDED_MAX: Duration = Duration::from_millis(20);
+/// Most that bulk may add to half of the demand fetches: the queue that the rate is looked for with. A byte that waits
+/// behind bulk waits for the bottleneck's, 100 ms; what else the machine does makes some of them late and not half.
+const WAIT_ADDED_MAX: Duration = Duration::from_millis(5);
 
-/// How many times as long as half of them without bulk 99 of 100 may wait (CON-9), and what else the machine may
-/// add to these: behind bulk it would be six times.
+/// How many times as long as half of them without bulk 99 of 100 may wait (CON-9): behind bulk it would be six times.
 const TAIL_FACTOR_MAX: u32 = 2;
-const TAIL_ADDED_MAX: Duration = Duration::from_millis(20);
 
 /// Least that bulk gets meanwhile, of 100 Mbit/s; else there is nothing to wait behind.
 const BULK_MBIT_MIN: u64 = 50;
@@ -44,7 +42,8 @@ const BOTTLENECK: Direction = Direction {
     loss: 0.0,
 };
 
-/// Rounds, and those of them that must be good: what else the machine does only ever adds to a wait.
+/// Rounds, and those of them that must be good: what this machine waits for its host nobody tells, and only ever adds
+/// to a wait.
 const ROUNDS: usize = 3;
 const GOOD_ROUNDS_MIN: usize = 2;
 
@@ -134,9 +133,7 @@ async fn check_beside_bulk(pair: &Pair, what: &str, asker: &mut UnixStream, idle
 }
 
 fn is_good(([half, tail], mbit): ([Duration; 2], u64), idle: Duration) -> bool {
-    half <= idle + WAIT_ADDED_MAX
-        && tail <= idle * TAIL_FACTOR_MAX + TAIL_ADDED_MAX
-        && mbit >= BULK_MBIT_MIN
+    half <= idle + WAIT_ADDED_MAX && tail <= idle * TAIL_FACTOR_MAX && mbit >= BULK_MBIT_MIN
 }
 
 /// The p50 and p99 of a hundred fetches, one after the other.
