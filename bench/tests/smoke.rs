@@ -181,7 +181,7 @@ fn the_forecast_bench_takes_a_trace() {
 #[test]
 fn the_forward_bench_reports_every_tunnel_or_why_not() {
     // Not every rival has a goal, and not every one is missing.
-    let lacks = ["goal", "skipped", "ratios"];
+    let lacks = ["goal", "skipped", "measured"];
     let Some(report) = smoked(env!("CARGO_BIN_EXE_forward"), &lacks) else {
         return;
     };

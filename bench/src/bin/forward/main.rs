@@ -8,7 +8,8 @@
 //! The figure is gigabits per processor second, user and system, of all the tunnel's processes; it says
 //! more about the tunnel and less about the machine than gigabits per second. All take turns, so that
 //! a noisy machine is noisy for all; a ratio is that of medians. A rival that is not installed is named
-//! as skipped, and without root everything is. `--smoke` sends little, to show that it runs.
+//! as skipped, and its goal as not measured; without root everything is. A full run that misses a goal
+//! fails. `--smoke` sends little, to show that it runs.
 //! `forward MTU NAME...` measures only those tunnels, `forward MTU` all of them; `earlier` is the build of
 //! this bench that `TOWPATH_EARLIER` names.
 
@@ -23,9 +24,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use towpath_bench::goals::Goals;
 use towpath_bench::lab::{Host, Lab, report_skipped};
 use towpath_bench::processor::seconds_of;
-use towpath_bench::program::{Process, finish, median, print, run_tunnel, until_ready};
+use towpath_bench::program::{Process, finish, median, run_tunnel, until_ready};
 use towpath_bench::sites::Failure;
 
 use contenders::{Contender, OURS, Place};
@@ -86,7 +88,8 @@ struct Figures {
 struct Ratio {
     rival: &'static str,
     goal: Option<f64>,
-    measured: f64,
+    /// Nothing of a rival that has a goal and was not measured.
+    measured: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,7 +124,7 @@ fn main() -> ExitCode {
 fn measure(
     mtus: &[u16],
     names: &[&str],
-    (time, warm, rounds): (Duration, Duration, usize),
+    scale: (Duration, Duration, usize),
 ) -> Result<(), Failure> {
     if let Err(why) = Lab::new(1500) {
         return Ok(report_skipped(SCHEMA, &why.to_string())?);
@@ -129,15 +132,29 @@ fn measure(
     let mut report = Report {
         schema: SCHEMA,
         is_debug_build: cfg!(debug_assertions),
-        seconds_per_run: time.as_secs_f64(),
+        seconds_per_run: scale.0.as_secs_f64(),
         cables: Vec::new(),
     };
     for mtu in mtus {
-        report
-            .cables
-            .push(cable(*mtu, names, (time, warm, rounds))?);
+        report.cables.push(cable(*mtu, names, scale)?);
     }
-    print(&report)
+    Goals::judge(&report, (scale == FULL).then(|| goals(&report.cables)))
+}
+
+/// Every ratio that has a goal; of one that has no figure, why not.
+fn goals(cables: &[Cable]) -> Goals {
+    let mut goals = Goals::default();
+    for cable in cables {
+        for ratio in &cable.ratios {
+            let Some(goal) = ratio.goal else { continue };
+            let what = format!("part of {}'s, packets of {} bytes", ratio.rival, cable.mtu);
+            match ratio.measured {
+                Some(measured) => goals.at_least(what, measured, goal),
+                None => goals.not_measured(what, cable.why_not(ratio.rival)),
+            }
+        }
+    }
+    goals
 }
 
 fn cable(
@@ -185,24 +202,36 @@ fn cable(
     })
 }
 
-/// Our figure by that of every other.
+impl Cable {
+    /// Why there is no ratio to a rival.
+    fn why_not(&self, rival: &str) -> &str {
+        let skipped = self.skipped.iter();
+        let mut lacking = skipped.filter(|one| one.name == rival || one.name == OURS);
+        lacking.next().map_or("not asked for", |one| &one.why)
+    }
+}
+
+/// Our figure by that of every other, and every goal, whether its rival was measured or not.
 fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
-    // Not there if others alone were asked for.
-    let Some(ours) = tunnels.iter().find(|tunnel| tunnel.name == OURS) else {
-        return Vec::new();
-    };
     let goals = GOALS.iter().find(|(of, _)| *of == mtu);
     let goals = goals.map_or(&[][..], |(_, goals)| goals);
-    let ratio = |rival: &Figures| Ratio {
-        rival: rival.name,
-        goal: goals
-            .iter()
-            .find(|(name, _)| *name == rival.name)
-            .map(|(_, goal)| *goal),
-        measured: ours.gbit_per_cpu_second / rival.gbit_per_cpu_second,
+    let goal = |name| {
+        let mut of = goals.iter().filter(|(rival, _)| *rival == name);
+        of.next().map(|(_, goal)| *goal)
     };
-    let rivals = tunnels.iter().filter(|tunnel| tunnel.name != OURS);
-    rivals.map(ratio).collect()
+    let figure = |name| {
+        let tunnel = tunnels.iter().find(|tunnel| tunnel.name == name);
+        tunnel.map(|tunnel| tunnel.gbit_per_cpu_second)
+    };
+    let rivals = contenders::ALL.into_iter().map(|rival| rival.name);
+    let ratio = |rival| Ratio {
+        rival,
+        goal: goal(rival),
+        measured: figure(OURS).zip(figure(rival)).map(|(our, its)| our / its),
+    };
+    let ratios = rivals.filter(|name| *name != OURS).map(ratio);
+    let has_something = |ratio: &Ratio| ratio.goal.is_some() || ratio.measured.is_some();
+    ratios.filter(has_something).collect()
 }
 
 /// A way from one program to another through a tunnel, whose processes end when it is dropped.
