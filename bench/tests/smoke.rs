@@ -155,6 +155,15 @@ fn the_forecast_bench_reports_every_set_lead_and_rival() {
     check_forecasts(&report["short_sets"], &seconds, 5);
 }
 
+/// A third of the full run's seeds: a model that has become a tenth worse is told.
+#[test]
+fn forecasts_beat_every_rival_and_their_bands_hold() {
+    let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+    let program = env!("CARGO_BIN_EXE_forecast");
+    let report = reported(program, &["--few"], &[]).expect("it runs anywhere");
+    assert_eq!(report["seeds"].as_array().map(Vec::len), Some(16));
+}
+
 #[test]
 fn the_forecast_bench_takes_a_trace() {
     let program = env!("CARGO_BIN_EXE_forecast");

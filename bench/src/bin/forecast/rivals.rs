@@ -14,6 +14,9 @@ const ERROR_COUNT: usize = 12 * WEEK_HOURS;
 /// Share of the newest value in the EWMA.
 const EWMA_SHARE: f64 = 0.2;
 
+/// What the seasonal naives are called: of a day and of a week.
+pub(crate) const NAIVES: [&str; 2] = ["seasonal naive 24 h", "seasonal naive 168 h"];
+
 /// A rival.
 pub(crate) enum Rival {
     Last,
@@ -29,8 +32,8 @@ impl Rival {
         let mut rivals = vec![
             ("last value", Self::Last),
             ("ewma", Self::Ewma(ewma(series))),
-            ("seasonal naive 24 h", Self::Naive(DAY_HOURS)),
-            ("seasonal naive 168 h", Self::Naive(WEEK_HOURS)),
+            (NAIVES[0], Self::Naive(DAY_HOURS)),
+            (NAIVES[1], Self::Naive(WEEK_HOURS)),
         ];
         for (name, period) in [
             ("holt-winters 24 h", DAY_HOURS),
