@@ -18,7 +18,7 @@
 //! | [`estimate`] | what the path carries, pure |
 //! | `cruise` | when bulk keeps below that, pure |
 //! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
-//! | `transport`, `congestion` | QUIC's settings and its congestion controller |
+//! | [`transport`], `congestion` | QUIC's settings and its congestion controller |
 //! | [`gaps`] | how much may be under way where packets are lost, pure |
 //! | `windows` | how many bytes may be under way, and what memory that takes; pure |
 //! | `legs`, `batch`, `alarm` | the threads that carry bytes, their sockets, their exact timers |
@@ -99,7 +99,7 @@ pub mod status;
 mod streams;
 mod tails;
 mod timetable;
-mod transport;
+pub mod transport;
 mod trust;
 mod turns;
 mod vitals;

@@ -116,7 +116,11 @@ pub(crate) fn endpoint(limits: &Limits) -> EndpointConfig {
 }
 
 /// Settings of the side that is dialled.
-pub(crate) fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig, Fault> {
+///
+/// # Errors
+///
+/// `E_CONFIG` if the TLS settings are none that QUIC can use.
+pub fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig, Fault> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config
@@ -131,11 +135,11 @@ pub(crate) fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<Serve
 }
 
 /// Settings of the side that dials.
-pub(crate) fn client(
-    tls: rustls::ClientConfig,
-    limits: &Limits,
-    leg: Leg,
-) -> Result<ClientConfig, Fault> {
+///
+/// # Errors
+///
+/// `E_CONFIG` if the TLS settings are none that QUIC can use.
+pub fn client(tls: rustls::ClientConfig, limits: &Limits, leg: Leg) -> Result<ClientConfig, Fault> {
     dialling(tls, transport(limits, Some(leg)))
 }
 

@@ -1,9 +1,11 @@
 //! Whether a connection with large windows outlives loss: many transfers, none may end in an error.
 //!
-//! Each run sends through windows of 128 MiB, the largest that the tunnel gives by default, over a path of 200 ms that loses 0.1 to 2 % of all packets,
-//! thrice as much as they hold, by a controller that never slows down, but for what the tunnel allows where
-//! packets are lost ([`Gaps`]): so as many gaps as there can be stand in the target's buffer. Protocol alone, without a
-//! socket and in virtual time; the seed of every run is its number. `loss RUNS MEBIBYTES` or `--smoke`.
+//! Each run sends through windows of 128 MiB, the largest that the tunnel gives by default, over a path of
+//! 200 ms that loses 0.1 to 2 % of all packets, thrice as much as they hold. Half of the runs have the
+//! tunnel's own settings of QUIC and its controller; the other half one that never slows down, but for what
+//! the tunnel allows where packets are lost ([`Gaps`]): so as many gaps as there can be stand in the target's
+//! buffer. Protocol alone, without a socket and in virtual time; the seed of every run is its number.
+//! `loss RUNS MEBIBYTES` or `--smoke`.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -23,14 +25,20 @@ use serde::Serialize;
 use towpath_bench::program::{finish, print};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
+use towpath_protocol::channel::Leg;
+use towpath_tunnel::config::Limits;
 use towpath_tunnel::gaps::Gaps;
+use towpath_tunnel::transport;
 
 /// Runs, and mebibytes of each.
 const FULL: (usize, usize) = (1000, 384);
-const SMOKE: (usize, usize) = (4, 2);
+const SMOKE: (usize, usize) = (8, 2);
 
 /// Windows of stream, connection and sender, and bytes in flight.
 const WINDOW_BYTES: u32 = 128 << 20;
+
+/// The smallest packets that QUIC allows: they leave the most gaps.
+const PACKET_BYTES: u16 = 1200;
 
 /// What is sent at first.
 const FIRST_BYTES: u64 = 1 << 20;
@@ -59,9 +67,10 @@ struct Report {
     runs: Vec<Runs>,
 }
 
-/// What became of the runs at one loss.
+/// What became of the runs with one controller at one loss.
 #[derive(Debug, Serialize)]
 struct Runs {
+    controller: &'static str,
     loss_per_mille: u64,
     count: usize,
     errors: Vec<String>,
@@ -86,18 +95,22 @@ fn main() -> ExitCode {
 }
 
 fn measure((runs, mebibytes): (usize, usize)) -> Result<(), Failure> {
-    let sites = Sites::new()?;
+    let settings = settings()?;
+    let cases = LOSSES_PER_MILLE.iter();
+    let cases = cases.flat_map(|loss| settings.iter().map(move |settings| (*loss, settings)));
+    let cases: Vec<_> = cases.collect();
     let mut all = Vec::new();
-    for (index, loss_per_mille) in LOSSES_PER_MILLE.into_iter().enumerate() {
+    for (index, (loss_per_mille, settings)) in cases.iter().enumerate() {
         let mut at = Runs {
-            loss_per_mille,
+            controller: settings.controller,
+            loss_per_mille: *loss_per_mille,
             count: 0,
             errors: Vec::new(),
             slowest_seconds: 0.0,
         };
-        for run in (index..runs).step_by(LOSSES_PER_MILLE.len()) {
+        for run in (index..runs).step_by(cases.len()) {
             at.count += 1;
-            let mut path = Path::new(&sites, run as u64, loss_per_mille)?;
+            let mut path = Path::new(settings, run as u64, *loss_per_mille)?;
             match path.carry(mebibytes << 20) {
                 Ok(time) => at.slowest_seconds = at.slowest_seconds.max(time.as_secs_f64()),
                 Err(error) => at.errors.push(format!("run {run}: {error}")),
@@ -170,46 +183,71 @@ impl ControllerFactory for Unmoved {
 }
 
 /// Settings of both ends.
-struct Sites {
+struct Settings {
+    controller: &'static str,
     client: ClientConfig,
     server: Arc<ServerConfig>,
 }
 
-impl Sites {
-    fn new() -> Result<Self, Failure> {
-        let folder = tempfile::TempDir::new()?;
-        let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
-        let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
-            let files = site(&authority, folder.path(), own, peer)?.certificates;
-            Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
-        };
-        let rejections = Arc::new(Rejections::default());
-        let mut transport = TransportConfig::default();
-        transport
-            .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
-            .receive_window(VarInt::from_u32(WINDOW_BYTES))
-            .send_window(WINDOW_BYTES.into())
-            // The smallest packets that QUIC allows leave the most gaps.
-            .mtu_discovery_config(None)
-            .congestion_controller_factory(Arc::new(Unmoved {
-                window_bytes: FIRST_BYTES,
-                packet_bytes: 1200,
-                gaps: Gaps::default(),
-            }));
-        let transport = Arc::new(transport);
-        let (edge, region) = (identity("edge", "region")?, identity("region", "edge")?);
-        let tls = tls::server_config(&region, &rejections)?;
-        let crypto = Arc::new(QuicServerConfig::try_from(tls)?);
-        let mut server = ServerConfig::with_crypto(crypto);
-        server.transport_config(Arc::clone(&transport));
-        let tls = tls::client_config(&edge, &"region".parse()?, &rejections)?;
-        let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-        client.transport_config(transport);
-        Ok(Self {
-            client,
-            server: Arc::new(server),
-        })
-    }
+/// The tunnel's own, and the hardest there can be.
+fn settings() -> Result<[Settings; 2], Failure> {
+    let folder = tempfile::TempDir::new()?;
+    let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
+    let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
+        let files = site(&authority, folder.path(), own, peer)?.certificates;
+        Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
+    };
+    let (edge, region) = (identity("edge", "region")?, identity("region", "edge")?);
+    let rejections = Arc::new(Rejections::default());
+    let server = tls::server_config(&region, &rejections)?;
+    let client = tls::client_config(&edge, &"region".parse()?, &rejections)?;
+    Ok([
+        own(client.clone(), server.clone())?,
+        hardest(client, server)?,
+    ])
+}
+
+fn own(client: rustls::ClientConfig, server: rustls::ServerConfig) -> Result<Settings, Failure> {
+    let limits = Limits {
+        udp_payload_bytes: PACKET_BYTES,
+        ..Limits::default()
+    };
+    Ok(Settings {
+        controller: "tunnel",
+        client: transport::client(client, &limits, Leg::Bulk)?,
+        server: Arc::new(transport::server(server, &limits)?),
+    })
+}
+
+fn hardest(
+    client: rustls::ClientConfig,
+    server: rustls::ServerConfig,
+) -> Result<Settings, Failure> {
+    let mut transport = TransportConfig::default();
+    transport
+        .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
+        .mtu_discovery_config(None)
+        .congestion_controller_factory(Arc::new(Unmoved {
+            window_bytes: FIRST_BYTES,
+            packet_bytes: PACKET_BYTES.into(),
+            gaps: Gaps::default(),
+        }));
+    let transport = Arc::new(transport);
+    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
+    server.transport_config(Arc::clone(&transport));
+    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
+    client.transport_config(transport);
+    Ok(Settings {
+        controller: "unmoved",
+        client,
+        server: Arc::new(server),
+    })
+}
+
+/// Windows as the tunnel's links set them while they live, where a path holds so much.
+fn widen(connection: &mut Connection) {
+    connection.set_send_window(WINDOW_BYTES.into());
+    connection.set_receive_window(VarInt::from_u32(WINDOW_BYTES));
 }
 
 /// One end of the path.
@@ -237,7 +275,7 @@ const fn address(end: usize) -> SocketAddr {
 }
 
 impl Path {
-    fn new(sites: &Sites, seed: u64, loss_per_mille: u64) -> Result<Self, Failure> {
+    fn new(settings: &Settings, seed: u64, loss_per_mille: u64) -> Result<Self, Failure> {
         let now = Instant::now();
         let end = |server: Option<Arc<ServerConfig>>| {
             let mut bytes = [0; 32];
@@ -250,15 +288,17 @@ impl Path {
             }
         };
         let mut source = end(None);
-        let config = sites.client.clone();
-        let connected = source
-            .endpoint
-            .connect(now, config, address(1), "towpath.invalid")?;
-        source.connection = Some(connected);
+        let config = settings.client.clone();
+        let (handle, mut connection) =
+            source
+                .endpoint
+                .connect(now, config, address(1), "towpath.invalid")?;
+        widen(&mut connection);
+        source.connection = Some((handle, connection));
         Ok(Self {
             now,
             began: now,
-            ends: [source, end(Some(Arc::clone(&sites.server)))],
+            ends: [source, end(Some(Arc::clone(&settings.server)))],
             loss_per_mille,
             chance: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             buffer: Vec::new(),
@@ -362,7 +402,9 @@ impl Path {
                 }
                 Some(DatagramEvent::NewConnection(incoming)) => {
                     let accepted = end.endpoint.accept(incoming, now, buffer, None);
-                    end.connection = Some(accepted.map_err(|error| error.cause)?);
+                    let (handle, mut connection) = accepted.map_err(|error| error.cause)?;
+                    widen(&mut connection);
+                    end.connection = Some((handle, connection));
                 }
                 Some(DatagramEvent::Response(_)) | None => {}
             }
@@ -393,7 +435,7 @@ fn write(
         return Ok(());
     }
     if stream.is_none() {
-        *stream = source.streams().open(Dir::Uni);
+        *stream = source.streams().open(Dir::Bi);
     }
     let Some(stream) = *stream else { return Ok(()) };
     while *unsent > 0 {
@@ -410,7 +452,7 @@ fn write(
 /// Reads all there is; gives how many bytes.
 fn read(target: &mut Connection, stream: &mut Option<StreamId>) -> Result<usize, Failure> {
     if stream.is_none() {
-        *stream = target.streams().accept(Dir::Uni);
+        *stream = target.streams().accept(Dir::Bi);
     }
     let Some(stream) = *stream else { return Ok(0) };
     let mut stream = target.recv_stream(stream);
