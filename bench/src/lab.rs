@@ -1,4 +1,4 @@
-//! Two hosts on one machine: network namespaces joined by a virtual cable.
+//! Hosts on one machine: network namespaces joined by a virtual cable, or by one each to a line between them.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,28 +13,50 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::program::Process;
 use crate::sites::Failure;
 
-/// The cable's name at both hosts.
+/// The cable's name at every host.
 pub const CABLE: &str = "cable";
 
-/// One of the two hosts.
+/// What is between the hosts of some labs, and has a cable to each: it is called there as the host is.
+const LINE: &str = "line";
+
+/// Milliseconds after which a host asks again who has an address on its cable.
+const ASK_MS: &str = "20";
+
+/// One of the hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
     /// Where programs connect.
     Edge,
     /// Where their service is.
     Region,
+    /// A second edge, where there is a line between the hosts.
+    Other,
 }
 
 impl Host {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Edge, Self::Region];
+    /// The two that every lab has.
+    pub const PAIR: [Self; 2] = [Self::Edge, Self::Region];
+
+    /// All that there are around a line.
+    pub const ALL: [Self; 3] = [Self::Edge, Self::Region, Self::Other];
 
     /// Its address on the cable.
     #[must_use]
     pub const fn address(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.network(), 1)
+    }
+
+    /// The line's address on its cable.
+    #[must_use]
+    pub const fn line_address(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.network(), 254)
+    }
+
+    const fn network(self) -> u8 {
         match self {
-            Self::Edge => Ipv4Addr::new(10, 77, 0, 1),
-            Self::Region => Ipv4Addr::new(10, 77, 0, 2),
+            Self::Edge => 0,
+            Self::Region => 1,
+            Self::Other => 2,
         }
     }
 
@@ -44,58 +66,109 @@ impl Host {
         match self {
             Self::Edge => "edge",
             Self::Region => "region",
+            Self::Other => "other",
         }
     }
 }
 
-/// The two hosts, until they are dropped.
+/// The hosts, until they are dropped.
 #[derive(Debug)]
 pub struct Lab {
-    /// Names of the namespaces.
-    names: [String; 2],
+    /// What the names of all namespaces begin with, and each of them.
+    prefix: String,
+    names: Vec<String>,
+    /// The ends of the cables: where, and what they are called there.
+    ends: Vec<(&'static str, &'static str)>,
 }
 
 impl Lab {
-    /// Makes the hosts and a cable that carries packets of `mtu` bytes.
+    /// Makes two hosts and a cable that carries packets of `mtu` bytes.
     ///
     /// # Errors
     ///
     /// Why they cannot be had: that needs root, and `ip`.
     pub fn new(mtu: u16) -> Result<Self, Failure> {
-        if !rustix::process::geteuid().is_root() {
-            return Err("network namespaces need root".into());
+        let mut lab = Self::empty()?;
+        for host in Host::PAIR {
+            lab.add(host.name())?;
         }
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let (id, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let names = Host::ALL.map(|host| format!("towpath-{id}-{count}-{}", host.name()));
-        let lab = Self { names };
-        for name in &lab.names {
-            run("ip", &["netns", "add", name])?;
-        }
-        let [edge, region] = &lab.names;
-        let cable = ["-n", edge, "link", "add", CABLE, "type", "veth"];
-        run(
-            "ip",
-            &[&cable[..], &["peer", "name", CABLE, "netns", region]].concat(),
-        )?;
-        for (host, name) in Host::ALL.into_iter().zip(&lab.names) {
-            let address = format!("{}/24", host.address());
-            run("ip", &["-n", name, "addr", "add", &address, "dev", CABLE])?;
-            run("ip", &["-n", name, "link", "set", "lo", "up"])?;
-            run("ip", &["-n", name, "link", "set", CABLE, "up"])?;
+        let [edge, region] = Host::PAIR.map(Host::name);
+        lab.join([(edge, CABLE), (region, CABLE)])?;
+        for host in Host::PAIR {
+            // Wide enough for both.
+            lab.plug((host.name(), CABLE), &format!("{}/16", host.address()))?;
         }
         lab.set_mtu(mtu)?;
         Ok(lab)
     }
 
-    /// Changes the size of the packets that the cable carries.
+    /// Makes all hosts, with a line between them: nothing comes from one to another but what it carries.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::new`].
+    pub fn with_line(mtu: u16) -> Result<Self, Failure> {
+        let mut lab = Self::empty()?;
+        lab.add(LINE)?;
+        for host in Host::ALL {
+            let (near, far) = ((host.name(), CABLE), (LINE, host.name()));
+            lab.add(host.name())?;
+            lab.join([near, far])?;
+            lab.plug(near, &format!("{}/24", host.address()))?;
+            lab.plug(far, &format!("{}/24", host.line_address()))?;
+        }
+        lab.set_mtu(mtu)?;
+        Ok(lab)
+    }
+
+    fn empty() -> Result<Self, Failure> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("network namespaces need root".into());
+        }
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (id, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Ok(Self {
+            prefix: format!("towpath-{id}-{count}"),
+            names: Vec::new(),
+            ends: Vec::new(),
+        })
+    }
+
+    fn add(&mut self, place: &str) -> Result<(), Failure> {
+        let name = self.name(place);
+        run("ip", &["netns", "add", &name])?;
+        self.names.push(name);
+        self.ip_at(place, &["link", "set", "lo", "up"])
+    }
+
+    /// Lays a cable between two places, each with a name for its end.
+    fn join(&mut self, ends: [(&'static str, &'static str); 2]) -> Result<(), Failure> {
+        let [(place, name), (peer_place, peer_name)] = ends;
+        let peer_place = self.name(peer_place);
+        let cable = ["link", "add", name, "type", "veth"];
+        let peer = ["peer", "name", peer_name, "netns", &peer_place];
+        self.ip_at(place, &[&cable[..], &peer].concat())?;
+        self.ends.extend(ends);
+        Ok(())
+    }
+
+    /// Gives the end of a cable its address, and uses it.
+    fn plug(&self, (place, name): (&str, &str), address: &str) -> Result<(), Failure> {
+        self.ip_at(place, &["addr", "add", address, "dev", name])?;
+        // Behind a cable that was pulled the kernel asks for its neighbour once a second, whatever is to be sent.
+        let table = ["ntable", "change", "name", "arp_cache", "dev", name];
+        self.ip_at(place, &[&table[..], &["retrans", ASK_MS]].concat())?;
+        self.ip_at(place, &["link", "set", name, "up"])
+    }
+
+    /// Changes the size of the packets that cables carry.
     ///
     /// # Errors
     ///
     /// What `ip` says.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), Failure> {
-        for host in Host::ALL {
-            self.ip(host, &["link", "set", CABLE, "mtu", &mtu.to_string()])?;
+        for (place, name) in &self.ends {
+            self.ip_at(place, &["link", "set", name, "mtu", &mtu.to_string()])?;
         }
         Ok(())
     }
@@ -106,7 +179,20 @@ impl Lab {
     ///
     /// What it says.
     pub fn ip(&self, host: Host, arguments: &[&str]) -> Result<(), Failure> {
-        run("ip", &[&["-n", self.name(host)], arguments].concat())
+        self.ip_at(host.name(), arguments)
+    }
+
+    /// Runs `ip` about the line, where a host's cable is called as the host is.
+    ///
+    /// # Errors
+    ///
+    /// What it says.
+    pub fn ip_of_line(&self, arguments: &[&str]) -> Result<(), Failure> {
+        self.ip_at(LINE, arguments)
+    }
+
+    fn ip_at(&self, place: &str, arguments: &[&str]) -> Result<(), Failure> {
+        run("ip", &[&["-n", &self.name(place)], arguments].concat())
     }
 
     /// Runs `tc` about one host.
@@ -115,7 +201,10 @@ impl Lab {
     ///
     /// What it says.
     pub fn tc(&self, host: Host, arguments: &[&str]) -> Result<(), Failure> {
-        run("tc", &[&["-n", self.name(host)], arguments].concat())
+        run(
+            "tc",
+            &[&["-n", &self.name(host.name())], arguments].concat(),
+        )
     }
 
     /// Runs something with one host's network: what it opens and starts belongs there.
@@ -128,7 +217,27 @@ impl Lab {
         host: Host,
         what: impl FnOnce() -> Result<T, Failure> + Send,
     ) -> Result<T, Failure> {
-        let space = File::open(format!("/run/netns/{}", self.name(host)))?;
+        self.at_place(host.name(), what)
+    }
+
+    /// Runs something with the line's network.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::at`].
+    pub fn at_line<T: Send>(
+        &self,
+        what: impl FnOnce() -> Result<T, Failure> + Send,
+    ) -> Result<T, Failure> {
+        self.at_place(LINE, what)
+    }
+
+    fn at_place<T: Send>(
+        &self,
+        place: &str,
+        what: impl FnOnce() -> Result<T, Failure> + Send,
+    ) -> Result<T, Failure> {
+        let space = File::open(format!("/run/netns/{}", self.name(place)))?;
         thread::scope(|scope| {
             // A thread of its own, for it stays there.
             let inside = scope.spawn(move || {
@@ -167,18 +276,16 @@ impl Lab {
         self.at(host, || Ok(TcpListener::bind(at)?))
     }
 
-    fn name(&self, host: Host) -> &str {
-        match host {
-            Host::Edge => &self.names[0],
-            Host::Region => &self.names[1],
-        }
+    /// The namespace of a place.
+    fn name(&self, place: &str) -> String {
+        format!("{}-{place}", self.prefix)
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
         for name in &self.names {
-            // One that was never made cannot be removed, and that is as well.
+            // One that somebody else has removed cannot be, and that is as well.
             let _ = Command::new("ip").args(["netns", "del", name]).output();
         }
     }

@@ -411,7 +411,7 @@ fn prepare_nebula(place: &Place<'_>) -> Result<(), Failure> {
     find("nebula")?;
     let certs = |arguments: &[&str]| place.run("nebula-cert", arguments).map(drop);
     certs(&["ca", "-name", "bench"])?;
-    for (host, address) in Host::ALL.into_iter().zip(NEBULA) {
+    for (host, address) in Host::PAIR.into_iter().zip(NEBULA) {
         let name = host.name();
         certs(&["sign", "-name", name, "-ip", &format!("{address}/24")])?;
         let (ca, cert, key) = (
@@ -419,7 +419,7 @@ fn prepare_nebula(place: &Place<'_>) -> Result<(), Failure> {
             place.path(&format!("{name}.crt")),
             place.path(&format!("{name}.key")),
         );
-        let map = Host::ALL.into_iter().zip(NEBULA).map(|(host, address)| {
+        let map = Host::PAIR.into_iter().zip(NEBULA).map(|(host, address)| {
             format!("  \"{address}\": [\"{}:{MEETING}\"]\n", host.address())
         });
         place.write(
@@ -442,7 +442,7 @@ fn start_nebula(
     said: &File,
     processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
-    for host in Host::ALL {
+    for host in Host::PAIR {
         let config = place.path(&format!("{}.yml", host.name()));
         place.start(host, ("nebula", &["-config", &config]), said, processes)?;
     }
@@ -451,7 +451,7 @@ fn start_nebula(
 
 fn prepare_boringtun(place: &Place<'_>) -> Result<(), Failure> {
     find("boringtun-cli")?;
-    for host in Host::ALL {
+    for host in Host::PAIR {
         let name = host.name();
         let key = place.run("wg", &["genkey"])?;
         place.write(&format!("{name}.key"), &key)?;
@@ -467,7 +467,7 @@ fn start_boringtun(
     processes: &mut Vec<Process>,
 ) -> Result<(), Failure> {
     let id = std::process::id() % 100_000;
-    for (index, host) in Host::ALL.into_iter().enumerate() {
+    for (index, host) in Host::PAIR.into_iter().enumerate() {
         // Its socket lies in a folder that both hosts share.
         let interface = format!("tow{id}-{index}");
         let arguments = ["--foreground", "--disable-drop-privileges", &interface];
@@ -478,7 +478,7 @@ fn start_boringtun(
             || UnixStream::connect(&socket).is_ok(),
             "boringtun-cli makes no interface",
         )?;
-        let peer = Host::ALL[1 - index];
+        let peer = Host::PAIR[1 - index];
         let public = fs::read_to_string(place.path(&format!("{}.pub", peer.name())))?;
         let (key, port) = (
             place.path(&format!("{}.key", host.name())),
