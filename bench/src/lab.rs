@@ -1,9 +1,10 @@
 //! Hosts on one machine: network namespaces joined by a virtual cable, or by one each to a line between them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -246,6 +247,16 @@ impl Lab {
             });
             inside.join().map_err(|_| "a thread panicked")?
         })
+    }
+
+    /// The inodes of the network namespaces.
+    ///
+    /// # Errors
+    ///
+    /// If one is not there any more.
+    pub fn spaces(&self) -> io::Result<Vec<u64>> {
+        let inode = |name: &String| Ok(fs::metadata(format!("/run/netns/{name}"))?.ino());
+        self.names.iter().map(inode).collect()
     }
 
     /// Starts a program at one host.

@@ -1,16 +1,18 @@
-//! Two hosts with networks of their own, a tunnel daemon on each, and a line between them that can be bad.
+//! Hosts with networks of their own, a tunnel daemon on each, and a line between them that can be bad.
 //!
 //! ```text
-//!  host "edge"                                host "region"
-//!  programs ─TCP, UDP─► towpath ══ cable ══► relay (rate, delay, loss, cut) ══► towpath ─► services
+//!  host "edge"                         line                                     host "region"
+//!  programs ─TCP, UDP─► towpath ══ cable ══► relay (rate, delay, loss, cut) ══ cable ══► towpath ─► services
 //! ```
+//!
+//! The line has a network of its own, so that a cable can be pulled at either end of either one.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -31,13 +33,14 @@ use towpath_tunnel::status::{LinkView, StatusView};
 
 use crate::process::show_log;
 use crate::program::towpath;
+use crate::stolen::Watch;
 
 /// Where programs connect at the edge: to send, to be sent to, and for datagrams.
 const UP_DOOR: u16 = 7001;
 const DOWN_DOOR: u16 = 7002;
 const DATAGRAM_DOOR: u16 = 7003;
 
-/// Where the tunnel of the region listens, and where the line to it begins.
+/// Where a tunnel listens, and where the line to it begins.
 const MEETING: u16 = 7010;
 const LINE: u16 = 7011;
 
@@ -55,8 +58,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a program waits for its datagram to come back before it sends another.
 const DATAGRAM_WAIT: Duration = Duration::from_secs(3);
 
-/// Time between two looks.
+/// Time between two looks, and between those that measure a time.
 const LOOK: Duration = Duration::from_millis(10);
+const CLOSE_LOOK: Duration = Duration::from_millis(1);
 
 /// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
 const PERIOD: usize = 1_000_003;
@@ -64,11 +68,15 @@ const PERIOD: usize = 1_000_003;
 /// Bytes that must have come for a flow to go on.
 pub const SOME_BYTES: u64 = 200_000;
 
+/// More than is on its way of a flow over any line whose pauses are measured: a queue and a round trip of
+/// 50 Mbit/s, and what of a stream goes again over another link.
+const ON_ITS_WAY_BYTES: u64 = 2_000_000;
+
 /// The two hosts. Dropping them ends all that runs there.
 #[derive(Debug)]
 pub struct Hosts {
-    daemons: [Process; 2],
-    configs: [Config; 2],
+    daemons: Vec<Process>,
+    configs: Vec<Config>,
     control: Control,
     _relay: Relay,
     runtime: Runtime,
@@ -86,7 +94,7 @@ impl Hosts {
     #[must_use]
     #[allow(clippy::print_stdout, reason = "a test says what it skipped")]
     pub fn start(line: Direction, change: impl FnOnce(&mut [Config; 2])) -> Option<Self> {
-        match Lab::new(MTU) {
+        match Lab::with_line(MTU) {
             Ok(lab) => Some(Self::build(lab, line, change).expect("two hosts")),
             Err(why) => {
                 println!("skipped: {why}");
@@ -101,9 +109,10 @@ impl Hosts {
         change: impl FnOnce(&mut [Config; 2]),
     ) -> Result<Self, Failure> {
         let folder = TempDir::new()?;
-        let region = |port| SocketAddr::from((Host::Region.address(), port));
-        let mut configs = sites_that_meet(folder.path(), region(MEETING))?;
-        configs[0].peers[0].address = Some(region(LINE).to_string());
+        let meeting = SocketAddr::from((Host::Region.address(), MEETING));
+        let line_begins = SocketAddr::from((Host::Edge.line_address(), LINE));
+        let mut configs = sites_that_meet(folder.path(), meeting)?;
+        configs[0].peers[0].address = Some(line_begins.to_string());
         for (name, door, service) in [("up", UP_DOOR, SINK), ("down", DOWN_DOOR, SOURCE)] {
             let way = [door, service].map(loopback).map(Endpoint::Tcp);
             add_channel(&mut configs, (name, Class::Bulk), way)?;
@@ -114,22 +123,22 @@ impl Hosts {
         let options = Options {
             doors: vec![Door {
                 from: Side::A,
-                listen: region(LINE),
-                to: region(MEETING),
+                listen: line_begins,
+                to: meeting,
             }],
             from_a: line,
             from_b: line,
             seed: 1,
         };
-        let relay = lab.at(Host::Region, || Ok(Relay::start(&options)?))?;
+        let relay = lab.at_line(|| Ok(Relay::start(&options)?))?;
         lab.at(Host::Region, || echo(UdpSocket::bind(loopback(ECHO))?))?;
-        let daemons = [
+        let daemons = vec![
             daemon(&lab, Host::Edge, folder.path(), &configs[0])?,
             daemon(&lab, Host::Region, folder.path(), &configs[1])?,
         ];
         let hosts = Self {
             daemons,
-            configs,
+            configs: configs.into(),
             control: relay.control(),
             _relay: relay,
             runtime: Builder::new_current_thread().enable_all().build()?,
@@ -171,6 +180,76 @@ impl Hosts {
     pub fn ip(&self, host: Host, words: &str) {
         let words: Vec<&str> = words.split(' ').collect();
         self.lab.ip(host, &words).expect("ip does what it is told");
+    }
+
+    /// Runs `ip` about the line, where a host's cable is called as the host is.
+    ///
+    /// # Panics
+    ///
+    /// With what it says, if it fails.
+    pub fn ip_of_line(&self, words: &str) {
+        let words: Vec<&str> = words.split(' ').collect();
+        let done = self.lab.ip_of_line(&words);
+        done.expect("ip does what it is told");
+    }
+
+    /// Changes the size of the packets that the cables carry.
+    ///
+    /// # Panics
+    ///
+    /// With what `ip` says, if it fails.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.lab.set_mtu(mtu).expect("a size that cables can have");
+    }
+
+    /// Begins to measure a time.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        let mut processes: Vec<u32> = self.daemons.iter().map(Process::id).collect();
+        // Programs and line are threads of this one.
+        processes.push(std::process::id());
+        let spaces = self.lab.spaces().expect("namespaces that are there");
+        Watch::start(processes, spaces)
+    }
+
+    /// Has something done, after which each flow goes on within a time.
+    ///
+    /// # Panics
+    ///
+    /// If one does not, or breaks.
+    pub fn back_within(&self, most: Duration, flows: &[Flow], what: &str, mend: impl FnOnce()) {
+        let before: Vec<u64> = flows.iter().map(Flow::received).collect();
+        let mut watch = self.watch();
+        mend();
+        for (flow, before) in flows.iter().zip(before) {
+            flow.wait(what, CLOSE_LOOK, || flow.received() > before);
+        }
+        watch.at_most(most, &format!("a first byte after {what}"));
+    }
+
+    /// Has something done in spite of which no flow stands still for longer than a time.
+    ///
+    /// # Panics
+    ///
+    /// If one does, or breaks.
+    pub fn pauses_within(&self, most: Duration, flows: &[Flow], what: &str, change: impl FnOnce()) {
+        let mut watch = self.watch();
+        for flow in flows {
+            flow.pause().restart();
+        }
+        change();
+        for flow in flows {
+            // What was on its way comes still.
+            let wanted = flow.received() + ON_ITS_WAY_BYTES;
+            flow.wait(what, LOOK, || {
+                watch.look();
+                flow.received() >= wanted
+            });
+        }
+        for flow in flows {
+            let pause = flow.pause().longest;
+            watch.check(pause, most, &format!("the pause at {what}"));
+        }
     }
 
     /// The link as one host sees it.
@@ -247,7 +326,9 @@ impl Hosts {
             Ok(roles(near, far))
         };
         let (from, to) = ends().expect("a connection through the tunnels");
-        Flow::start(from, to)
+        // As programs at the host are, so that a time counts what they wait for a processor.
+        let flow = self.lab.at(Host::Edge, || Ok(Flow::start(from, to)));
+        flow.expect("threads")
     }
 
     /// Sends a datagram of so many bytes until one comes back, as programs do.
@@ -281,7 +362,7 @@ impl Drop for Hosts {
         if !thread::panicking() {
             return;
         }
-        for host in Host::ALL {
+        for host in Host::PAIR {
             let log = self.folder().join(format!("{}.log", host.name()));
             show_log(&log);
         }
@@ -293,10 +374,41 @@ impl Drop for Hosts {
 pub struct Flow {
     is_over: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
+    pause: Arc<Mutex<Pause>>,
     /// What the programs were told at their ends.
     told: Arc<Mutex<Vec<String>>>,
     writing: JoinHandle<std::io::Result<u64>>,
     reading: JoinHandle<std::io::Result<u64>>,
+}
+
+/// How long nothing came.
+#[derive(Debug)]
+struct Pause {
+    last: Instant,
+    longest: (Instant, Instant),
+}
+
+impl Pause {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            last: now,
+            longest: (now, now),
+        }
+    }
+
+    fn restart(&mut self) {
+        self.longest = (self.last, self.last);
+    }
+
+    fn end(&mut self) {
+        let now = Instant::now();
+        let (from, to) = self.longest;
+        if now - self.last > to - from {
+            self.longest = (self.last, now);
+        }
+        self.last = now;
+    }
 }
 
 /// Remembers how a program ended.
@@ -314,6 +426,8 @@ impl Flow {
     fn start(mut from: TcpStream, mut to: TcpStream) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
+        let pause = Arc::new(Mutex::new(Pause::new()));
+        let pausing = Arc::clone(&pause);
         let (ending, counted) = (Arc::clone(&is_over), Arc::clone(&received));
         let told = Arc::default();
         let told_writing = Told("the one that writes", Arc::clone(&told));
@@ -335,6 +449,7 @@ impl Flow {
             let (bytes, mut chunk, mut total) = (pattern(PERIOD), vec![0; 64 * 1024], 0);
             loop {
                 let count = to.read(&mut chunk)?;
+                pausing.lock().expect("nothing panics there").end();
                 if count == 0 {
                     return Ok(total as u64);
                 }
@@ -348,10 +463,15 @@ impl Flow {
         Self {
             is_over,
             received,
+            pause,
             told,
             writing: thread::spawn(move || told_writing.what(write())),
             reading: thread::spawn(move || told_reading.what(read())),
         }
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().expect("nothing panics there")
     }
 
     /// Bytes that have come so far.
@@ -373,11 +493,17 @@ impl Flow {
     /// If none do, or the flow broke.
     pub fn goes_on(&self, whatever_happened: &str) {
         let wanted = self.received() + SOME_BYTES;
-        until(&format!("bytes after {whatever_happened}"), || {
+        self.wait(whatever_happened, LOOK, || self.received() >= wanted);
+    }
+
+    /// Waits until something is so of a flow that does not break.
+    fn wait(&self, whatever_happened: &str, look: Duration, mut is_so: impl FnMut() -> bool) {
+        let what = format!("bytes after {whatever_happened}");
+        until_looking(look, &what, || {
             // What fails below fails without the lock.
             let told = self.told.lock().expect("nothing panics there").clone();
             assert!(!self.is_broken(), "{whatever_happened}: {told:?}");
-            self.received() >= wanted
+            is_so()
         });
     }
 
@@ -402,11 +528,15 @@ impl Flow {
 /// # Panics
 ///
 /// If it never is.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, is_so: impl FnMut() -> bool) {
+    until_looking(LOOK, what, is_so);
+}
+
+fn until_looking(look: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "never: {what}");
-        thread::sleep(LOOK);
+        thread::sleep(look);
     }
 }
 
@@ -414,6 +544,7 @@ const fn index(host: Host) -> usize {
     match host {
         Host::Edge => 0,
         Host::Region => 1,
+        Host::Other => 2,
     }
 }
 

@@ -21,6 +21,7 @@ pub mod scene;
 pub mod simulation;
 pub mod site;
 pub mod steps;
+pub mod stolen;
 pub mod trial;
 pub mod verdict;
 pub mod watch;
