@@ -238,8 +238,8 @@ impl Report {
                 let back = format!("the first byte {behind}");
                 goals.at_most(back, outage.tunnel_median_ms, most as f64);
             }
-            // A path that holds more has more to be sent again.
-            if outage.round_trip_ms == ROUND_TRIP_MS {
+            // A path that holds more has more to be sent again, and so has one where what was lost holds up the rest.
+            if outage.round_trip_ms == ROUND_TRIP_MS && outage.lost_per_mille == 0 {
                 let resent = outage.tunnel_resent_bytes.iter().max().copied();
                 let (resent, most) = (resent.unwrap_or(u64::MAX), self.goal_resent_bytes);
                 let again = format!("what is sent again {behind}");
