@@ -158,6 +158,9 @@ pub struct CertificatesConfig {
     pub cert: PathBuf,
     /// Its private key, which nobody else may be able to read.
     pub key: PathBuf,
+    /// Where its key may be as well: used if this, and not `key`, is the certificate's. Need not be there.
+    #[serde(default)]
+    pub next_key: Option<PathBuf>,
     /// The authority's certificate, or those of two while one follows the other.
     pub ca: PathBuf,
     /// The authority's list of revoked certificates, of both while there are two; without it none
@@ -284,6 +287,7 @@ impl Config {
             ("admin.socket", Some(&self.admin.socket)),
             ("certificates.cert", Some(&certificates.cert)),
             ("certificates.key", Some(&certificates.key)),
+            ("certificates.next_key", certificates.next_key.as_ref()),
             ("certificates.ca", Some(&certificates.ca)),
             ("certificates.crl", certificates.crl.as_ref()),
         ];
@@ -513,6 +517,7 @@ impl From<IdentityFiles> for CertificatesConfig {
         Self {
             cert: files.cert,
             key: files.key,
+            next_key: None,
             ca: files.ca,
             crl: None,
         }

@@ -134,7 +134,7 @@ impl Trust {
         state_dir: Option<&Path>,
     ) -> Result<Self, Fault> {
         let prints = prints(files);
-        let identity = Identity::load(&files.cert, &files.key, &files.ca)?;
+        let identity = files.identity()?;
         let lists_at = state_dir.map(|folder| folder.join(LISTS_FILE));
         let known = recall(&identity, lists_at.as_deref())?;
         let mut problem = None;
@@ -308,7 +308,7 @@ impl Trust {
     /// What the files hold that can be used: all of it, or the lists alone.
     fn read(&self, current: &Identity) -> Result<(Identity, Option<Fault>), Fault> {
         let files = &self.files;
-        let identity = Identity::load(&files.cert, &files.key, &files.ca).and_then(|new| {
+        let identity = files.identity().and_then(|new| {
             let (now, ours) = (new.host(), &self.host);
             if now == ours {
                 return Ok(new);
@@ -379,6 +379,32 @@ impl Trust {
 
     fn clear_problem(&self) {
         lock(&self.reading).problem = None;
+    }
+}
+
+impl CertificatesConfig {
+    /// What the files hold, with whichever key is the certificate's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Identity::load`]; of two keys that are both there and of no use it names both.
+    pub fn identity(&self) -> Result<Identity, Fault> {
+        let with = |key| Identity::load(&self.cert, key, &self.ca);
+        let first = match (with(&self.key), &self.next_key) {
+            (Err(fault), Some(_)) => fault,
+            (loaded, _) => return loaded,
+        };
+        match self.next_key.as_deref().map(|next| (with(next), next)) {
+            Some((Err(second), next)) if next.exists() && second.detail != first.detail => {
+                Err(Fault {
+                    detail: format!("{}; {}", first.detail, second.detail),
+                    remedy: first.remedy.or(second.remedy),
+                    ..first
+                })
+            }
+            Some((Ok(identity), _)) => Ok(identity),
+            _ => Err(first),
+        }
     }
 }
 
@@ -527,6 +553,7 @@ fn prints(files: &CertificatesConfig) -> Vec<Print> {
     let paths = [
         Some(&files.cert),
         Some(&files.key),
+        files.next_key.as_ref(),
         Some(&files.ca),
         files.crl.as_ref(),
     ];

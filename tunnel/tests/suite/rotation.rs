@@ -21,6 +21,7 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
+use towpath_tunnel::config::Config;
 use towpath_tunnel::status::CertificateStatusView;
 
 /// How soon a revoked peer is refused, and how soon its links are closed (T10).
@@ -733,4 +734,61 @@ async fn a_tunnel_that_is_to_refuse_revoked_peers_does_not_start_without_the_lis
     let fault = Tunnel::start(&config).await.unwrap_err();
     assert_eq!(fault.code, Code::Certificate);
     assert!(fault.detail.contains("none.pem"), "{fault}");
+}
+
+/// What a service manager hands over as a daemon starts stays as it is until the daemon ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_key_beside_one_that_cannot_be_exchanged_is_taken_up_with_its_certificate() {
+    let place = |config: &Config, name| config.certificates.ca.with_file_name(name);
+    let pair = Pair::start_with(
+        |edge, _| {
+            let names = ["handed.pem", "shown.pem", "next.pem"];
+            let [key, cert, next] = names.map(|name| place(edge, name));
+            let files = &mut edge.certificates;
+            fs::copy(&files.key, &key).unwrap();
+            fs::copy(&files.cert, &cert).unwrap();
+            (files.key, files.cert) = (key, cert);
+            files.next_key = Some(next);
+        },
+        None,
+    )
+    .await;
+    let (echo, config) = (echo(pair.echo()), &pair.edge_config);
+    let load = Load::start(pair.open("echo", Class::Bulk).await.unwrap());
+    let folder = pair.world.path("edge-certs");
+    for is_first in [true, false] {
+        let authority = &pair.world.authority;
+        let renewed = authority.renew(&folder, KeyChoice::New, lasting(LEAF_VALIDITY), None);
+        renewed.unwrap();
+        for (from, to) in [("key.pem", "next.pem"), ("cert.pem", "shown.pem")] {
+            let (new, to) = (place(config, "new.pem"), place(config, to));
+            fs::copy(folder.join(from), &new).unwrap();
+            fs::rename(&new, &to).unwrap();
+            pair.edge.reload().await;
+            // The first one's certificate still has its key, and there is nothing to complain of.
+            let problem = pair.edge.status().certificate.problem;
+            assert_eq!(
+                problem.is_some(),
+                !is_first && from == "key.pem",
+                "{problem:?}"
+            );
+        }
+        let renewed = towpath_certs::show(&folder.join("cert.pem")).unwrap();
+        assert_eq!(pair.edge.status().certificate.serial, renewed.serial);
+        load.flows().await;
+    }
+    // A stranger's key beside one that is of no use any more: both are named.
+    fs::copy(
+        &pair.region_config.certificates.key,
+        place(config, "next.pem"),
+    )
+    .unwrap();
+    says(&pair.edge, |view| {
+        let problem = view.problem.as_deref().unwrap_or_default();
+        problem.contains("handed.pem: ") && problem.contains("next.pem: ")
+    })
+    .await;
+    load.flows().await;
+    load.end().await;
+    echo.abort();
 }

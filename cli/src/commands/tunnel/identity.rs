@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 use towpath_certs::files::{read_private, read_public};
-use towpath_certs::identity::Identity;
 use towpath_certs::revocation::Revocations;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_tunnel::config::Config;
@@ -36,7 +35,9 @@ fn of(key: &'static str) -> impl Fn(Fault) -> Found {
 pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     let files = &config.certificates;
     let all = [&files.cert, &files.key, &files.ca];
-    let all = all.into_iter().chain(&files.crl);
+    // Another key that is not there is not missed.
+    let next_key = files.next_key.iter().filter(|path| path.exists());
+    let all = all.into_iter().chain(next_key.clone()).chain(&files.crl);
     let shut = |path: &&PathBuf| is_denied(path) || is_not_handed_over(path);
     let not_opened: Vec<_> = all.filter(shut).cloned().collect();
     if !not_opened.is_empty() {
@@ -44,8 +45,11 @@ pub(super) fn check(config: &Config) -> Result<Vec<PathBuf>, Found> {
     }
     read_public(&files.cert).map_err(of("certificates.cert"))?;
     read_private(&files.key).map_err(of("certificates.key"))?;
+    for next_key in next_key {
+        read_private(next_key).map_err(of("certificates.next_key"))?;
+    }
     read_public(&files.ca).map_err(of("certificates.ca"))?;
-    let identity = Identity::load(&files.cert, &files.key, &files.ca).map_err(|fault| {
+    let identity = files.identity().map_err(|fault| {
         // It says which file it means; what is wrong with the certificate it says of none.
         let names = |path: &Path| fault.detail.starts_with(&format!("{}: ", path.display()));
         let key = if names(&files.key) {
