@@ -39,27 +39,39 @@ fn has_judge() -> bool {
     asked.is_ok()
 }
 
+/// The keys of a unit's own section that do not stand right under a reason.
+fn without_reason(text: &str) -> Vec<&str> {
+    let is_section = |line: &&str| ["[Service]", "[Socket]"].contains(line);
+    let keys = text.lines().skip_while(|line| !is_section(line)).skip(1);
+    let keys = keys.take_while(|line| *line != "[Install]");
+    let mut missing = Vec::new();
+    let mut has_reason = false;
+    for line in keys {
+        let is_reason = line.starts_with("# ");
+        if !is_reason && !line.is_empty() && !has_reason {
+            missing.push(line);
+        }
+        has_reason = is_reason;
+    }
+    missing
+}
+
 #[test]
-fn units_parse_and_each_hardening_has_its_reason() {
+fn each_key_of_a_unit_has_a_reason_of_its_own() {
     let mut complaints = Vec::new();
     for unit in &units() {
-        let lines: Vec<_> = unit.text.lines().collect();
-        let is_section = |line: &&str| ["[Service]", "[Socket]"].contains(line);
-        let section = lines.iter().position(is_section);
+        let section = unit.text.split_once("\n[S").map(|(_, rest)| rest);
         let section = section.unwrap_or_else(|| panic!("{}: no section", unit.path));
-        let end = lines.iter().position(|line| *line == "[Install]");
-        let keys = lines[section + 1..end.unwrap_or(lines.len())].iter();
-        let mut has_reason = false;
-        for line in keys {
-            match line.chars().next() {
-                Some('#') => has_reason = true,
-                None => has_reason = false,
-                Some(_) if has_reason => {}
-                Some(_) => complaints.push(format!("{}: no reason above {line}", unit.path)),
-            }
-        }
+        assert!(section.contains("\n# "), "{}: no reasons", unit.path);
+        let missing = without_reason(&unit.text);
+        let complain = |line| format!("{}: no reason right above {line}", unit.path);
+        complaints.extend(missing.into_iter().map(complain));
     }
     no_complaints(&complaints);
+    // One reason is not taken for the key below the next one.
+    let shared =
+        "[Service]\n# Why.\nUser=one\nGroup=one\n\n# Why.\n\nUMask=0077\n[Install]\nAlso=x\n";
+    assert_eq!(without_reason(shared), ["Group=one", "UMask=0077"]);
 }
 
 /// A clock that is not set yet, an address that is still to come or a full disk outlasts the few quick starts that the
