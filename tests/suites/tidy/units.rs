@@ -74,6 +74,42 @@ fn each_key_of_a_unit_has_a_reason_of_its_own() {
     assert_eq!(without_reason(shared), ["Group=one", "UMask=0077"]);
 }
 
+/// A credential stays as it was when its unit started: a renewed key comes by the reload, to where the package's
+/// configuration has it.
+#[test]
+fn a_reload_hands_over_the_key_where_the_tunnel_looks_for_it() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let read = |path: &str| fs::read_to_string(format!("{root}/{path}")).unwrap();
+    let units = units();
+    let unit = units.iter().find(|unit| name(unit) == EXPOSURE_MAX[0].0);
+    let unit = unit.expect("the tunnel has a unit");
+    let config: toml::Table = toml::from_str(&read("packaging/etc/tunnel.toml")).unwrap();
+    let named = |key: &str| config["certificates"][key].as_str().unwrap().to_owned();
+
+    let credential = values(unit, "LoadCredential")[0];
+    let (credential, source) = credential.split_once(':').expect("a name and a file");
+    let handed = format!("/run/credentials/{}/{credential}", name(unit));
+    assert_eq!(named("key"), handed);
+    let place = named("next_key");
+    let user = values(unit, "User")[0];
+    // The key is there before the tunnel is told to look. A second line would exchange the credential in some versions.
+    let reload = format!(
+        "+/bin/sh -c '/usr/bin/install -T -m 0600 -o {user} -g {user} {source} {place} && kill -HUP \"$$MAINPID\"'"
+    );
+    let of = |key: &str| {
+        let lines = unit.text.lines().filter_map(|line| line.split_once('='));
+        let found = lines.filter(|(name, _)| *name == key);
+        found.map(|(_, value)| value).collect::<Vec<_>>()
+    };
+    assert_eq!(of("ExecReload"), [reload]);
+    assert_eq!(of("ExecStopPost"), [format!("+/usr/bin/rm -f {place}")]);
+    // What root does there no other user can lead elsewhere.
+    let folder = place.rsplit_once('/').expect("an absolute path").0;
+    let made = format!("d {folder} 0755 root root -");
+    let folders = read("systemd/tmpfiles.d/towpath.conf");
+    assert!(folders.lines().any(|line| line == made), "{made}");
+}
+
 /// A clock that is not set yet, an address that is still to come or a full disk outlasts the few quick starts that the
 /// manager allows if nobody says otherwise.
 #[test]
