@@ -92,6 +92,10 @@ allow = ["edge"]
 name = "bench"
 socket = "builtin:bench"
 allow = ["edge"]
+[[services]]
+name = "echo"
+target = "unix:/run/echo.sock"
+allow = ["edge"]
 [admin]
 socket = "/root/region/run/tunnel-admin.sock"
 [certificates]
@@ -106,6 +110,20 @@ host = "rack"
 state_dir = "/root/region/state"
 run_dir = "/root/region/run"
 END
+# A program that says again what it hears.
+cat >/run/systemd/system/echo.socket <<END
+[Socket]
+ListenStream=/run/echo.sock
+SocketMode=0600
+Accept=yes
+END
+cat >/run/systemd/system/echo@.service <<END
+[Service]
+ExecStart=/bin/cat
+StandardInput=socket
+END
+systemctl daemon-reload
+systemctl start echo.socket
 systemd-run --quiet --unit=region-tunnel towpath tunnel run --config /root/region/tunnel.toml
 systemd-run --quiet --unit=region-migrator towpath migrator run --config /root/region/migrator.toml
 systemctl start towpath-tunnel.socket towpath-tunnel-admin.socket towpath-migrator.socket \
@@ -137,17 +155,61 @@ held "the link can be measured" says '"goodput_bytes_per_second"' \
     towpath tunnel bench region --time 3s -o json
 held "and is capped" says 'capped at 40' towpath tunnel bench region --time 1s
 
+echo "=== a connection is held from here on"
+held "a channel is opened" towpath channel open echo --peer region --service echo --listen tcp:127.0.0.1:7007
+# A connection that is gone shows in what is heard, and ends nothing here.
+trap '' PIPE
+until_held "and listens" bash -c 'exec 3<>/dev/tcp/127.0.0.1/7007'
+mkfifo said
+bash -c 'exec 3<>/dev/tcp/127.0.0.1/7007 && { cat <&3 >heard & cat said >&3; }' &
+# Both ways, for nothing here may wait for a reader that never comes.
+exec 9<>said
+answered() {
+    echo "$1" >&9
+    until_held "the connection goes on ($1)" grep -qx "$1" heard
+}
+answered "before all else"
+
 echo "=== a guest moves while the tunnel is reloaded"
+metrics_of() { curl -sS --unix-socket "$1" http://localhost/metrics; }
+capped_at() { says "^towpath_tunnel_rate_limit_bytes_per_second{peer=\"region\"} $1\$" \
+    metrics_of /run/towpath/tunnel-admin.sock; }
 held "a guest starts" towpath guest start moved --memory 64MiB
 before=$(property towpath-tunnel.service MainPID)
+held "the cap is the configuration's" capped_at 5000000
 towpath migrate moved region --detach
+sed -i 's/^send_rate = .*/send_rate = "20Mbit"/' /etc/towpath/tunnel.toml
 held "a reload is accepted" systemctl reload towpath-tunnel.service
-held "the tunnel is ready again" is towpath-tunnel.service ActiveState active
+held "what was changed holds at once" capped_at 2500000
+held "the guest still moves" says '"phase": *"copying"' towpath migration show -o json
+answered "while a guest moves"
 held "the move arrives" sh -c "towpath migration watch -o json >/dev/null"
 held "on its first attempt" says '"attempts": *1' towpath migration show -o json
 held "by the same tunnel" is towpath-tunnel.service MainPID "$before"
 held "every page is right" says '"verified": *true' \
     region -X POST http://localhost/v1/guests/moved/verify
+answered "after the move"
+
+echo "=== the key is exchanged under that connection"
+key=/run/towpath/tunnel-key.pem
+in_use() { says "\"serial\":\"$1\"" tunnel_of /run/towpath/tunnel-admin.sock; }
+no_problem() { fails says '"problem":"' tunnel_of /run/towpath/tunnel-admin.sock; }
+serial_of() { towpath certs show "$1" -o json | grep -o '"serial": *"[0-9a-f]*"' | head -n 1 | cut -d'"' -f4; }
+first=$(serial_of box/cert.pem)
+held "the first certificate is in use" in_use "$first"
+towpath certs renew --authority authority --dir box --new-key >/dev/null
+next=$(serial_of box/cert.pem)
+install -m 0600 box/key.pem -t $identity
+held "it is another one" [ "$first" != "$next" ]
+held "another reload is accepted" systemctl reload towpath-tunnel.service
+held "the key is handed over" cmp box/key.pem $key
+held "to the tunnel's user alone" [ "$(stat -c '%U %a' $key)" = "towpath-tunnel 600" ]
+held "its certificate is still to come, and nothing is wrong" no_problem
+install -m 0644 box/cert.pem -t $identity
+until_held "the new certificate is in use" in_use "$next"
+held "and nothing is wrong" no_problem
+held "in the same tunnel" is towpath-tunnel.service MainPID "$before"
+answered "with a new key"
 
 echo "=== hung daemons are killed"
 held "another guest starts" towpath guest start kept --memory 32MiB
@@ -160,6 +222,9 @@ for daemon in tunnel migrator; do
     until_held "another $daemon is ready" is $unit ActiveState active
     held "it is another process" is_not $unit MainPID "$before"
 done
+held "the new key is its credential" fails test -e $key
+held "with its certificate" in_use "$next"
+exec 9>&-
 until_held "the link is up again" is towpath-tunnel.service StatusText "1 of 1 links up"
 held "the guest's process has outlived it" kill -0 "$guest"
 until_held "and is found again" says running towpath guest ls
