@@ -50,7 +50,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
 #[openapi(
     info(
         title = "Towpath tunnel",
-        description = "The links of one host to its peers, and what they carry, on the tunnel's admin socket."
+        description = "The links of one host to its peers, and what they carry, on the tunnel's admin socket. \
+            Of requests that change something 100 at once and 20 a second are answered; one more is refused with 429 \
+            (`E_BUSY`), and `Retry-After` says when to come back."
     ),
     paths(
         routes::page,

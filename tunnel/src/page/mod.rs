@@ -33,6 +33,19 @@ const CHANNEL_BYTES: usize = 8 * 1024;
 /// Channels, services, authorities and lists that are shown; `/status` has them all.
 const ROWS_MAX: usize = 16;
 
+/// What the columns of channels and of services hold.
+const CHANNEL_COLUMNS: [&str; 8] = [
+    "name",
+    "listens at",
+    "leads to",
+    "state",
+    "now",
+    "errors",
+    "sent",
+    "received",
+];
+const SERVICE_COLUMNS: [&str; 3] = ["name", "at", "for"];
+
 /// Bytes of a word from a peer or a file that are shown.
 const WORD_CHARS_MAX: usize = 200;
 
@@ -157,8 +170,8 @@ fn link_section(link: &LinkView, chart: &Chart, now: Moment) -> String {
     }
     html.push_str(&chart.draw(&name));
     html.push_str(
-        "<p class=\"key\"><i class=\"k-out\"></i>sent <i class=\"k-in\"></i>received \
-         <i class=\"k-band\"></i>expected, 8 chances in 10 <i class=\"k-cap\"></i>cap</p><dl>",
+        "<p class=\"key\"><span><i class=\"k-out\"></i>sent</span> <span><i class=\"k-in\"></i>received</span> \
+         <span><i class=\"k-band\"></i>expected, 8 chances in 10</span> <span><i class=\"k-cap\"></i>cap</span></p><dl>",
     );
     for (term, told) in facts(link, now) {
         put(
@@ -276,10 +289,8 @@ fn channels(html: &mut String, status: &StatusView) {
     if status.channels.is_empty() && status.channels_closed_by_hand.is_empty() {
         return;
     }
-    html.push_str(
-        "<section><h2>Channels</h2><table><tr><th>name</th><th>listens at</th><th>leads to</th>\
-         <th>state</th><th>now</th><th>errors</th><th>sent</th><th>received</th></tr>",
-    );
+    html.push_str("<section><h2>Channels</h2><table class=\"list channels\">");
+    html.push_str(&list_head(&CHANNEL_COLUMNS));
     let mut room = CHANNEL_BYTES;
     let mut shown = 0;
     for channel in status.channels.iter().take(ROWS_MAX) {
@@ -319,27 +330,54 @@ fn channel_row(channel: &ChannelView) -> String {
         ChannelState::Healthy => String::new(),
         _ => format!(": {}", escape(&channel.reason)),
     };
-    let (sent, received) = (bytes(channel.sent_bytes), bytes(channel.received_bytes));
-    let (count, errors) = (channel.connections, channel.errors);
-    format!(
-        "<tr><td>{name}</td><td>{listen}</td><td>{service} at {peer}</td>\
-         <td class=\"{state}\">{mark} {state}{why}</td><td>{count} open</td><td>{errors}</td>\
-         <td>{sent}</td><td>{received}</td></tr>"
+    list_row(
+        &CHANNEL_COLUMNS,
+        [
+            name,
+            listen,
+            format!("{service} at {peer}"),
+            format!("<span class=\"{state}\">{mark} {state}{why}</span>"),
+            format!("{} open", channel.connections),
+            channel.errors.to_string(),
+            bytes(channel.sent_bytes),
+            bytes(channel.received_bytes),
+        ],
     )
+}
+
+/// The first line of a list, which a narrow page leaves out.
+fn list_head(columns: &[&str]) -> String {
+    let columns: String = columns
+        .iter()
+        .map(|column| format!("<th>{column}</th>"))
+        .collect();
+    format!("<tr>{columns}</tr>")
+}
+
+/// A line of a list. Where a page is narrow each cell is a line of its own behind its column's name, and the first
+/// one, whose name goes without saying, is their title.
+fn list_row<const COUNT: usize>(columns: &[&str; COUNT], cells: [String; COUNT]) -> String {
+    let mut row = String::from("<tr>");
+    for (place, (column, cell)) in columns.iter().zip(cells).enumerate() {
+        let what = match place {
+            0 => format_args!("<td>{cell}</td>"),
+            _ => format_args!("<td data-label=\"{column}\">{cell}</td>"),
+        };
+        put(&mut row, what);
+    }
+    row + "</tr>"
 }
 
 fn services(html: &mut String, status: &StatusView) {
     if status.services.is_empty() {
         return;
     }
-    html.push_str("<section><h2>Services</h2><table><tr><th>name</th><th>at</th><th>for</th></tr>");
+    html.push_str("<section><h2>Services</h2><table class=\"list\">");
+    html.push_str(&list_head(&SERVICE_COLUMNS));
     for service in status.services.iter().take(ROWS_MAX) {
         let (name, socket) = (escape(&service.name), escape(&service.socket));
         let allow = escape(&service.allow.join(", "));
-        put(
-            html,
-            format_args!("<tr><td>{name}</td><td>{socket}</td><td>{allow}</td></tr>"),
-        );
+        html.push_str(&list_row(&SERVICE_COLUMNS, [name, socket, allow]));
     }
     html.push_str("</table></section>");
 }

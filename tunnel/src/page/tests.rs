@@ -251,9 +251,10 @@ fn the_page_says_which_channels_fail_and_why() {
     });
     let html = page(&all, &[full_chart()], Moment::from_unix_seconds(NOW));
     for told in [
-        "<td>tcp:127.0.0.1:7001</td><td>till at region</td>",
-        "\u{25b2} failing: E_DENIED: not for us</td>",
-        "<td>41</td>",
+        "<td>shop</td><td data-label=\"listens at\">tcp:127.0.0.1:7001</td>",
+        "<td data-label=\"leads to\">till at region</td>",
+        "\u{25b2} failing: E_DENIED: not for us</span></td>",
+        "<td data-label=\"errors\">41</td>",
         "dns is configured and was closed by hand",
         "unknown_authority, last from 192.0.2.7:4790 5 s ago",
         "if a peer is there: compare them",

@@ -4,9 +4,14 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Pair, echo};
+use crate::harness::trust::sign;
+use crate::harness::{Pair, echo, name};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towpath_certs::Authority;
+use towpath_certs::renewal::{LIST_VALIDITY, Which};
 use towpath_protocol::channel::Class;
+use towpath_protocol::identity::Name;
+use towpath_tunnel::config::{Config, PeerConfig};
 
 /// Names under which distributions install it.
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
@@ -49,13 +54,20 @@ fn browse(browser: &str, profile: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether a page fits into a frame of this width, as one is on a telephone; else how wide it is.
+/// How far to the right anything of a page reaches, in pixels, also what a part of it would have to be scrolled for; a
+/// cell of a list that is too narrow for a word counts as out of reach.
+const REACH: &str = "<script>\
+    const all = what => [...document.querySelectorAll(what)];\
+    const right = part => part.getBoundingClientRect().right;\
+    const narrow = cell => cell.clientWidth < 100 ? 9999 : 0;\
+    const reach = [document.documentElement.scrollWidth, ...all('body *').map(right), ...all('.list td').map(narrow)];\
+    parent.postMessage(Math.ceil(Math.max(...reach)), '*')</script></body>";
+
+/// Whether all of a page fits into a frame of this width, as one is on a telephone; else how wide it is.
 fn page_fits(browser: &str, folder: &Path, page: &str, width: u32) -> Result<(), u32> {
-    let tell =
-        "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>";
     std::fs::write(
         folder.join("framed.html"),
-        page.replacen("</body>", tell, 1),
+        page.replacen("</body>", REACH, 1),
     )
     .unwrap();
     let frame = format!(
@@ -78,20 +90,70 @@ fn page_fits(browser: &str, folder: &Path, page: &str, width: u32) -> Result<(),
     }
 }
 
+/// A host with all that a page may have to show: links that are down, channels with long names and places, and a list
+/// of revoked certificates.
+fn crowd(edge: &mut Config) {
+    edge.peers[0].send_rate = Some("100Mbit".parse().unwrap());
+    edge.admin.http = Some("127.0.0.1:0".parse().unwrap());
+    let long = "a-site-of-a-long-name-as-they-are-where-a-fleet-has-many-of-them";
+    let absent = [&long[..63], "depot"].map(name);
+    edge.peers.extend(absent.clone().map(PeerConfig::new));
+    let certs = edge.certificates.ca.parent().unwrap().to_owned();
+    let channel = |title: &str, peer: &Name| {
+        let place = certs.join(format!(
+            "a-program-that-has-a-rather-long-name-of-its-own-{title}"
+        ));
+        let listen = format!("unix:{}", place.display());
+        serde_json::from_value(serde_json::json!({
+            "name": title, "listen": listen, "peer": peer, "service": &long[..40],
+        }))
+        .unwrap()
+    };
+    edge.channels = vec![
+        channel("till", &edge.peers[0].site),
+        channel("stock-of-all-that-is-kept", &absent[0]),
+        channel("dns", &absent[1]),
+    ];
+    let authority = certs.with_file_name("ca");
+    sign(
+        &Authority::open(&authority).unwrap(),
+        &Which::None,
+        LIST_VALIDITY,
+    );
+    let crl = certs.join("crl.pem");
+    std::fs::copy(authority.join("crl.pem"), &crl).unwrap();
+    edge.certificates.crl = Some(crl);
+}
+
+/// Draws the page as wide as a telephone and a desk; keeps the pictures where it is told to.
+fn draw(browser: &str, folder: &Path, url: &str) {
+    for width in WIDTHS {
+        let picture = folder.join(format!("page-{width}.png"));
+        let (size, to) = (
+            format!("--window-size={width},4000"),
+            format!("--screenshot={}", picture.display()),
+        );
+        browse(browser, folder, &[&size, &to, url]);
+        let png = std::fs::read(&picture).unwrap();
+        assert!(
+            png.starts_with(b"\x89PNG") && png.len() > 10_000,
+            "{} bytes",
+            png.len()
+        );
+        if let Some(kept) = std::env::var_os("TOWPATH_PAGES") {
+            let kept = Path::new(&kept).join(picture.file_name().unwrap());
+            std::fs::copy(&picture, kept).unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_browser_shows_links_pictures_and_certificate() {
     let Some(browser) = browser() else {
         println!("skipped: no browser, one of {}", BROWSERS.join(", "));
         return;
     };
-    let pair = Pair::start_with(
-        |edge, _| {
-            edge.peers[0].send_rate = Some("100Mbit".parse().unwrap());
-            edge.admin.http = Some("127.0.0.1:0".parse().unwrap());
-        },
-        None,
-    )
-    .await;
+    let pair = Pair::start_with(|edge, _| crowd(edge), None).await;
     let echo = echo(pair.echo());
     let mut local = pair.open("echo", Class::App).await.unwrap();
     local.write_all(&[1; 5000]).await.unwrap();
@@ -102,13 +164,15 @@ async fn a_browser_shows_links_pictures_and_certificate() {
 
     let shown = browse(browser, folder.path(), &["--dump-dom", &url]);
     for told in [
-        "1 of 1 links healthy",
+        "1 of 3 links healthy",
         "\u{25cf} healthy",
         "100 Mbit/s",
         "4.8 KiB",
         "ends",
         "<svg",
         "class=\"cap\"",
+        "stock-of-all-that-is-kept",
+        "list 1, 0 revoked",
     ] {
         assert!(shown.contains(told), "{told} is not shown in {shown}");
     }
@@ -118,30 +182,15 @@ async fn a_browser_shows_links_pictures_and_certificate() {
         wide.is_ok(),
         "a telephone has to be scrolled sideways: {wide:?}"
     );
-    let narrow = "<style>main{min-width:391px}</style></head>";
-    let spoilt = shown.replacen("</head>", narrow, 1);
-    let wide = page_fits(browser, folder.path(), &spoilt, telephone);
-    assert!(wide.is_err(), "a page that is too wide is not noticed");
-    for width in WIDTHS {
-        let picture = folder.path().join(format!("page-{width}.png"));
-        let (size, to) = (
-            format!("--window-size={width},1400"),
-            format!("--screenshot={}", picture.display()),
-        );
-        browse(browser, folder.path(), &[&size, &to, &url]);
-        let png = std::fs::read(&picture).unwrap();
-        assert!(
-            png.starts_with(b"\x89PNG") && png.len() > 10_000,
-            "{} bytes",
-            png.len()
-        );
-        if let Some(kept) = std::env::var_os("TOWPATH_PAGES") {
-            std::fs::copy(
-                &picture,
-                Path::new(&kept).join(picture.file_name().unwrap()),
-            )
-            .unwrap();
-        }
+    for too_wide in [
+        "main{min-width:391px}",
+        "section{overflow-x:auto}.channels{min-width:391px}",
+    ] {
+        let style = format!("<style>{too_wide}</style></head>");
+        let spoilt = shown.replacen("</head>", &style, 1);
+        let wide = page_fits(browser, folder.path(), &spoilt, telephone);
+        assert!(wide.is_err(), "{too_wide} is not noticed");
     }
+    draw(browser, folder.path(), &url);
     echo.abort();
 }
