@@ -105,14 +105,33 @@ struct Outcome {
     bytes: u64,
     time_ms: u64,
     goodput_bytes_per_second: u64,
-    /// The cap that holds for the load: this side's on what it sends, or the peer's, in bytes per second on the
-    /// wire.
+    /// The cap that holds for the load, in bytes per second on the wire: the lowest of this side's on what it sends,
+    /// or the peer's.
     cap_bytes_per_second: Option<u64>,
+    /// Whose cap that is.
+    cap_of: Option<CapOf>,
     idle_ping: Pings,
     loaded_ping: Pings,
     /// Share of the packets that were lost of those that the sending side sent.
     loss_ratio: Option<f64>,
     cpu_seconds_per_gib: Cost,
+}
+
+/// A cap that holds for a load.
+#[derive(Debug, Clone, Copy)]
+struct Cap {
+    of: CapOf,
+    bytes_per_second: u64,
+}
+
+/// What a cap is set for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum CapOf {
+    /// All that is sent to the peer.
+    Link,
+    /// What is sent to it in the load's class.
+    Class,
 }
 
 /// Round trips of small questions in the class of what somebody waits for.
@@ -158,20 +177,35 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     })
 }
 
-/// The cap that holds for the load: the peer keeps to the lower one of its own and ours.
-fn cap_of_load(options: &Options, near: &Near, far: &Usage) -> Option<u64> {
+/// The cap that holds for the load. A peer keeps to the lower one of its own and ours; what it grants its classes it does
+/// not say.
+fn cap_of_load(options: &Options, near: &Near, far: &Usage) -> Option<Cap> {
+    let of = |of, rate: Option<u64>| {
+        rate.map(|bytes_per_second| Cap {
+            of,
+            bytes_per_second,
+        })
+    };
     if options.reverse {
-        Some(far.cap_bytes_per_second).filter(|cap| *cap > 0)
-    } else {
-        near.cap
+        let link = Some(far.cap_bytes_per_second).filter(|cap| *cap > 0);
+        return of(CapOf::Link, link);
     }
+    let class = near.class_caps[options.class.index()];
+    let caps = [of(CapOf::Link, near.cap), of(CapOf::Class, class)];
+    caps.into_iter()
+        .flatten()
+        .min_by_key(|cap| cap.bytes_per_second)
 }
 
-fn note_cap(options: &Options, cap: u64) {
-    let (cap, peer, time) = (bits_per_second(cap), &options.peer, options.time);
-    let from = options.direction();
+fn note_cap(options: &Options, cap: Cap) {
+    let (peer, time, class) = (&options.peer, options.time, options.class.as_str());
+    let (direction, rate) = (options.direction(), bits_per_second(cap.bytes_per_second));
+    let what = match cap.of {
+        CapOf::Link => "the link".to_owned(),
+        CapOf::Class => format!("the class {class}"),
+    };
     show::note(&format!(
-        "note: the link {from} {peer} is capped at {cap}; this fills it for {time:?}"
+        "note: {what} {direction} {peer} is capped at {rate}; this fills it for {time:?}"
     ));
 }
 
@@ -185,7 +219,7 @@ impl Options {
 impl Outcome {
     fn of(
         options: &Options,
-        cap: Option<u64>,
+        cap: Option<Cap>,
         idle: Vec<Duration>,
         load: Load,
         ends: &Ends,
@@ -211,7 +245,8 @@ impl Outcome {
             bytes: load.bytes,
             time_ms: millis(load.time),
             goodput_bytes_per_second: per_second(load.bytes, load.time),
-            cap_bytes_per_second: cap,
+            cap_bytes_per_second: cap.map(|cap| cap.bytes_per_second),
+            cap_of: cap.map(|cap| cap.of),
             idle_ping: Pings::of(idle),
             loaded_ping: Pings::of(load.pings),
             loss_ratio,
@@ -453,6 +488,8 @@ fn far_usage(options: &Options) -> Result<Usage, Fault> {
 struct Near {
     cpu: Option<f64>,
     cap: Option<u64>,
+    /// Of the classes, in their order.
+    class_caps: [Option<u64>; Class::ALL.len()],
     packets: Option<Packets>,
 }
 
@@ -465,6 +502,11 @@ impl Near {
 
     fn of(text: &str, peer: &Name) -> Self {
         let cap = format!("towpath_tunnel_rate_limit_bytes_per_second{{peer=\"{peer}\"}}");
+        let class_cap = |class: Class| {
+            let name = "towpath_tunnel_class_rate_limit_bytes_per_second";
+            let labels = format!("{{class=\"{}\",peer=\"{peer}\"}}", class.as_str());
+            value(text, &format!("{name}{labels}")).map(whole)
+        };
         // The urgent classes' packets too: a peer counts those of all its connections.
         let count = |name: &str| {
             let of_leg = |leg: &Leg| {
@@ -478,6 +520,7 @@ impl Near {
         Self {
             cpu: value(text, "towpath_tunnel_cpu_seconds_total"),
             cap: value(text, &cap).map(whole),
+            class_caps: Class::ALL.map(class_cap),
             packets: sent.zip(lost).map(|(sent, lost)| Packets { sent, lost }),
         }
     }
@@ -539,6 +582,11 @@ fn table(outcome: &Outcome) -> String {
         outcome.class, outcome.peer, outcome.parallel
     );
     let loss = outcome.loss_ratio;
+    let capped = outcome.cap_bytes_per_second.map(bits_per_second);
+    let capped = capped.map(|rate| match outcome.cap_of {
+        Some(CapOf::Class) => format!("{rate}, of the class {}", outcome.class),
+        _ => rate,
+    });
     fields(&[
         ("load", Some(what)),
         ("carried", Some(bytes(outcome.bytes))),
@@ -547,7 +595,7 @@ fn table(outcome: &Outcome) -> String {
             "goodput",
             Some(bits_per_second(outcome.goodput_bytes_per_second)),
         ),
-        ("cap", outcome.cap_bytes_per_second.map(bits_per_second)),
+        ("cap", capped),
         ("ping, idle", pings(&outcome.idle_ping)),
         ("ping, loaded", pings(&outcome.loaded_ping)),
         ("loss", loss.map(|loss| format!("{:.2} %", loss * 100.0))),

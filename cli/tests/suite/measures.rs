@@ -136,6 +136,15 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
     let ran = pair.edge.run(&nowhere);
     ran.failed(1, "E_NOT_FOUND");
     assert!(ran.stderr.contains("its peers: region"), "{ran:?}");
+    let nobody = ["tunnel", "bench", "branch"];
+    pair.edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch");
+    pair.region
+        .refuses(&["tunnel", "bench", "edge"], (1, "E_DENIED"), "bench");
+}
+
+#[test]
+fn who_fills_a_link_or_a_class_that_has_a_cap_is_told_so_before() {
+    let pair = Pair::start();
     // Who fills a link that has a cap is told so, beside the result.
     pair.edge
         .table(&["tunnel", "shape", "region", "--send-rate=20Mbit"]);
@@ -161,17 +170,43 @@ fn a_link_is_benched_either_way_in_a_class_and_side_by_side() {
     assert_eq!(outcome["cap_bytes_per_second"], 1_000_000);
     assert!(noted.contains("from region is capped at 8.0"), "{noted}");
     assert!(outcome["loss_ratio"].as_f64().is_some(), "{outcome}");
+    // A class may have less than its link.
+    let shape = ["tunnel", "shape", "region", "--class=bulk", "--cap=4Mbit"];
+    pair.edge.table(&shape);
+    let (outcome, noted) = told(&["--time=1s"]);
+    assert_eq!(outcome["cap_bytes_per_second"], 500_000);
+    assert_eq!(outcome["cap_of"], "class");
+    assert!(
+        noted.contains("class bulk to region is capped at 4.0"),
+        "{noted}"
+    );
+    let (outcome, _) = told(&["--time=1s", "--class=app"]);
+    assert_eq!(
+        (&outcome["cap_bytes_per_second"], &outcome["cap_of"]),
+        (&2_500_000.into(), &"link".into())
+    );
+    // Whoever starts it hears of the cap before the link is filled, and may still end it.
+    if let Some(shown) = pair.edge.screen(&BENCH, 100) {
+        let at = |what: &str| {
+            shown
+                .find(what)
+                .unwrap_or_else(|| panic!("{what}: {shown:?}"))
+        };
+        assert!(
+            at("is capped at 4.0") < at("bench to region: 1 s left"),
+            "{shown:?}"
+        );
+        assert!(
+            at("4.0 Mbit/s, of the class bulk") > at(" so far"),
+            "{shown:?}"
+        );
+    }
     // A thin link is not filled for longer than was asked for by what waits in front of it.
     pair.edge
         .table(&["tunnel", "shape", "region", "--send-rate=1Mbit"]);
     let (outcome, _) = told(&["--time=2s"]);
     let time_ms = outcome["time_ms"].as_u64().unwrap();
     assert!((500..4500).contains(&time_ms), "{outcome}");
-
-    let nobody = ["tunnel", "bench", "branch"];
-    pair.edge.refuses(&nobody, (1, "E_NOT_FOUND"), "branch");
-    pair.region
-        .refuses(&["tunnel", "bench", "edge"], (1, "E_DENIED"), "bench");
 }
 
 #[test]
