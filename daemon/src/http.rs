@@ -1,9 +1,9 @@
 //! Serving an HTTP API on a Unix socket or on loopback.
 //!
 //! Whoever connects is answered within limits: so many clients, so long for a header, so large a
-//! header, so long without taking any of the answer. Over TCP, where any local user and any web page in a browser can reach us, only `GET` is
-//! answered, so many times a second, and only under a loopback name, so that a rebound DNS name does not
-//! help (L05).
+//! header, so long without taking any of the answer, so many changes a second. Over TCP, where any local user and any
+//! web page in a browser can reach us, only `GET` is answered, so many times a second, and only under a loopback name,
+//! so that a rebound DNS name does not help (L05).
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -20,7 +20,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use governor::{DefaultDirectRateLimiter, Quota};
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, NotUntil, Quota};
 use hyper::body::Frame;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -67,6 +68,13 @@ const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 /// Requests over TCP at once: a page that is read again by many.
 const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
+/// Requests a second over a Unix socket that change something. Each is written down before it is answered, and what
+/// follows a script that has run wild is a disk that does nothing else; an operator is far below it.
+const CHANGES_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+
+/// Changes at once: all channels or guests of a host that is set up by a program.
+const CHANGES_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+
 /// Most of a foreign name that is shown: a name of DNS's is not much longer, and a header may be.
 const NAME_CHARS_SHOWN: usize = 64;
 
@@ -84,7 +92,9 @@ pub async fn serve_unix(
     mut shutdown: Shutdown,
 ) -> Result<(), Fault> {
     let listener = socket.for_tokio()?;
-    let mut clients = Clients::new(with_problems(router), shutdown.clone());
+    let changes = Arc::new(limited(CHANGES_PER_SECOND, CHANGES_BURST));
+    let changes = middleware::from_fn_with_state(changes, guard_changes);
+    let mut clients = Clients::new(with_problems(router).layer(changes), shutdown.clone());
     loop {
         let accepted = tokio::select! {
             () = shutdown.requested() => break,
@@ -125,9 +135,8 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
 
 /// Serves the reading half of `router` on loopback until the daemon is to stop.
 pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown: Shutdown) {
-    let most = Quota::per_second(REQUESTS_PER_SECOND).allow_burst(REQUESTS_BURST);
     let guard = Arc::new(Guard {
-        rate: DefaultDirectRateLimiter::direct(most),
+        rate: limited(REQUESTS_PER_SECOND, REQUESTS_BURST),
         foreign: Lines::default(),
     });
     let guard = middleware::from_fn_with_state(guard, guard_loopback);
@@ -360,6 +369,29 @@ fn wrong_method(method: &Method, path: &str) -> Response {
     response
 }
 
+fn limited(per_second: NonZeroU32, burst: NonZeroU32) -> DefaultDirectRateLimiter {
+    DefaultDirectRateLimiter::direct(Quota::per_second(per_second).allow_burst(burst))
+}
+
+/// Whether a request only reads.
+fn is_reading(request: &Request) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+}
+
+async fn guard_changes(
+    State(changes): State<Arc<DefaultDirectRateLimiter>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !is_reading(&request)
+        && let Err(until) = changes.check()
+    {
+        let cause = format!("more than {CHANGES_PER_SECOND} changes a second");
+        return too_many(cause, "wait, and ask for it again", &until);
+    }
+    next.run(request).await
+}
+
 /// What requests over TCP have to pass.
 struct Guard {
     rate: DefaultDirectRateLimiter,
@@ -368,10 +400,11 @@ struct Guard {
 }
 
 async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    if guard.rate.check().is_err() {
-        return too_many();
+    if let Err(until) = guard.rate.check() {
+        let cause = format!("more than {REQUESTS_PER_SECOND} requests a second");
+        return too_many(cause, "ask less often, or over the Unix socket", &until);
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    if !is_reading(&request) {
         return wrong_method(request.method(), request.uri().path());
     }
     let host = request.headers().get(header::HOST);
@@ -387,13 +420,17 @@ async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next:
     next.run(request).await
 }
 
-fn too_many() -> Response {
-    let cause = format!("more than {REQUESTS_PER_SECOND} requests a second");
+/// What a request beyond its limit is told, once, and when to come back.
+fn too_many(cause: String, remedy: &str, until: &NotUntil<Instant>) -> Response {
     let problem = Problem::new(Code::Busy, cause)
         .message("too many requests")
-        .remedy("ask less often, or over the Unix socket");
+        .remedy(remedy);
     let mut response = problem.into_response();
     *response.status_mut() = axum::http::StatusCode::TOO_MANY_REQUESTS;
+    let wait = until.wait_time_from(DefaultClock::default().now());
+    // The header knows whole seconds only.
+    let seconds = HeaderValue::from(wait.as_secs() + 1);
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
     response
 }
 

@@ -130,7 +130,9 @@ pub fn router(host: Arc<dyn Host>) -> Router {
 #[openapi(
     info(
         title = "Towpath migrator",
-        description = "Guests of one host and their moves, on the migrator's Unix socket."
+        description = "Guests of one host and their moves, on the migrator's Unix socket. \
+            Of requests that change something 100 at once and 20 a second are answered; one more is refused with 429 \
+            (`E_BUSY`), and `Retry-After` says when to come back."
     ),
     paths(
         routes::status,

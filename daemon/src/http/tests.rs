@@ -312,6 +312,44 @@ async fn l05_over_tcp_only_so_many_requests_a_second_are_answered() {
 }
 
 #[tokio::test]
+async fn l05_only_so_many_changes_a_second_are_made_and_reading_goes_on() {
+    with_server(async |client, _| {
+        let began = tokio::time::Instant::now();
+        let mut made = 0;
+        // However slow the machine: in the end somebody asks too often.
+        let problem = loop {
+            match client.post::<_, Value>("/echo", &json!(1)).await {
+                Ok(_) => made += 1,
+                Err(problem) => break problem,
+            }
+            assert!(made < 100_000, "nobody is ever held back");
+        };
+        let most = 100.0 + 20.0 * began.elapsed().as_secs_f64() + 1.0;
+        assert!(made >= 100 && f64::from(made) <= most, "{made} of {most}");
+        assert_eq!(problem.known_code(), Some(Code::Busy), "{problem:?}");
+        assert_eq!(problem.cause, "more than 20 changes a second");
+        for _ in 0..200 {
+            client.get::<Value>("/v").await.unwrap();
+        }
+        // What would be refused anyway counts too: it is asked for.
+        let body = "POST /v HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let refused = loop {
+            let answer = raw(client.socket(), body).await;
+            if !answer.starts_with("HTTP/1.1 405") {
+                break answer;
+            }
+        };
+        assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+        assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
+        // And changes are made again as time goes by.
+        while client.post::<_, Value>("/echo", &json!(1)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn l05_clients_that_read_no_answer_give_their_places_back() {
     let (trigger, shutdown) = shutdown::channel();
     let listener = bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
