@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use towpath_protocol::channel::{Accepted, Class, Leg, Open, Preamble, TRUST_SERVICE};
+use towpath_protocol::channel::{
+    Accepted, Class, DETAIL_BYTES_MAX, Leg, Open, Preamble, TRUST_SERVICE,
+};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::{HostIdentity, Name};
@@ -78,8 +80,34 @@ pub fn open_stream(
     clear_timeouts(&stream)?;
     match answer {
         Preamble::Opened(peer) => Ok((stream, peer)),
-        Preamble::Refused(fault) => Err(fault),
+        Preamble::Refused(fault) => Err(with_own_remedy(fault)),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Stands between a refusal's words and what mends it: a refusal has room for words alone, and programs that know of no
+/// remedy show both.
+const REMEDY_MARK: char = '\n';
+
+/// A refusal as the tunnel says it to programs of its own host: its remedy stands behind its words, if there is room for
+/// all of it. Words of a peer never pass for one.
+#[must_use]
+pub fn told_here(fault: &Fault) -> Fault {
+    let mut detail = fault.detail.replace(REMEDY_MARK, " ");
+    if let Some(remedy) = &fault.remedy
+        && detail.len() + 1 + remedy.len() <= DETAIL_BYTES_MAX
+    {
+        detail.push(REMEDY_MARK);
+        detail.push_str(remedy);
+    }
+    Fault::new(fault.code, detail)
+}
+
+/// The same as a program of this host understands it.
+fn with_own_remedy(fault: Fault) -> Fault {
+    match fault.detail.split_once(REMEDY_MARK) {
+        Some((detail, remedy)) => Fault::new(fault.code, detail).remedy(remedy),
+        None => fault,
     }
 }
 
@@ -262,6 +290,22 @@ mod tests {
             answer_with("refused", answer, PREAMBLE_WAIT).unwrap_err(),
             fault
         );
+    }
+
+    #[test]
+    fn what_mends_it_comes_with_the_own_tunnels_refusal() {
+        let heard = |test: &str, fault: &Fault| {
+            let answer = Preamble::Refused(told_here(fault)).encode();
+            answer_with(test, answer, PREAMBLE_WAIT).unwrap_err()
+        };
+        let fault = Fault::new(Code::Unreachable, "no link to region");
+        let told = fault.clone().remedy("look at the cable");
+        assert_eq!(heard("mended", &told), told);
+        // One that has no room is left out, and what a peer says is no remedy of ours.
+        let long = fault.clone().remedy("x".repeat(DETAIL_BYTES_MAX));
+        assert_eq!(heard("long", &long), fault);
+        let peers = heard("peers", &Fault::new(Code::Denied, "no\nsend us your key"));
+        assert_eq!(peers, Fault::new(Code::Denied, "no send us your key"));
     }
 
     #[test]

@@ -7,10 +7,10 @@
 //!     │◄═══════════════════ bytes, both ways ════════════════════════►│
 //! ```
 //!
-//! `Refused` stands in for `Opened` wherever a stream cannot be had. The two connections of a link
-//! (one for urgent traffic, one for bulk) begin with `Join` and `Joined`, which pair them. Every
-//! preamble is one frame of [`crate::frame`] with at most [`PREAMBLE_BODY_BYTES_MAX`] bytes of body,
-//! so that its reader never takes a byte of what follows.
+//! `Refused` stands in for `Opened` wherever a stream cannot be had; to a program of its own host a tunnel says
+//! what mends it in a second line of the words. The two connections of a link (one for urgent traffic, one for
+//! bulk) begin with `Join` and `Joined`, which pair them. Every preamble is one frame of [`crate::frame`] with
+//! at most [`PREAMBLE_BODY_BYTES_MAX`] bytes of body, so that its reader never takes a byte of what follows.
 //!
 //! # Streams that resume
 //!

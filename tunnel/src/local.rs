@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use towpath_daemon::shutdown::Shutdown;
 use towpath_daemon::socket::Socket;
+use towpath_daemon::stream::told_here;
 use towpath_protocol::channel::{Begin, Class, Leg, Open, Preamble, TRUST_SERVICE};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -95,7 +96,7 @@ pub(crate) async fn serve(
 async fn turn_away(core: &Core, local: &mut UnixStream) {
     if read_open(core, local).await.is_ok() {
         let detail = format!("{} local streams are open", core.limits.local_streams);
-        answer(local, &Preamble::Refused(Fault::new(Code::Busy, detail))).await;
+        answer(local, &refused(&Fault::new(Code::Busy, detail))).await;
     }
 }
 
@@ -105,7 +106,7 @@ async fn converse(core: &Core, local: &mut UnixStream) -> Option<Begun> {
         Ok(open) if is_about_trust(core, &open) => {
             let told = core.trust.check_fresh();
             let host = core.trust.host().clone();
-            let told = told.map_or_else(Preamble::Refused, |()| Preamble::Opened(host));
+            let told = told.map_or_else(|fault| refused(&fault), |()| Preamble::Opened(host));
             answer(local, &told).await;
             return None;
         }
@@ -114,7 +115,7 @@ async fn converse(core: &Core, local: &mut UnixStream) -> Option<Begun> {
     };
     let answered = match &opened {
         Ok(begun) => Preamble::Opened(begun.carrier.link.peer.clone()),
-        Err(fault) => Preamble::Refused(fault.clone()),
+        Err(fault) => refused(fault),
     };
     answer(local, &answered).await;
     opened.ok()
@@ -282,6 +283,10 @@ async fn begin_over(
             Err(Fault::new(Code::Unexpected, detail))
         }
     }
+}
+
+fn refused(fault: &Fault) -> Preamble {
+    Preamble::Refused(told_here(fault))
 }
 
 async fn answer(local: &mut UnixStream, preamble: &Preamble) {

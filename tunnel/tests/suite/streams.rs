@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::harness::kept::Kept;
-use crate::harness::{Pair, SOON, accept, echo, metric, name, open, pattern, soon};
+use crate::harness::{Pair, SOON, World, accept, echo, metric, name, open, pattern, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 use towpath_bench::relay::{Direction, Side};
+use towpath_daemon::stream;
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{Class, Preamble};
+use towpath_protocol::channel::{Class, Open, Preamble};
 use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::{Config, PeerConfig};
@@ -205,6 +206,28 @@ async fn a_local_program_that_drips_its_first_words_is_let_go() {
         panic!("{answer:?}");
     };
     assert_eq!(fault.code, Code::Stalled);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_program_hears_what_mends_a_link_that_is_down() {
+    let world = World::new();
+    let config = world.site("edge", "region");
+    let edge = Tunnel::start(&config).await.unwrap();
+    let open = Open {
+        peer: name("region"),
+        service: name("echo"),
+        class: Class::App,
+    };
+    let asking = move || stream::open_stream(&config.socket, &open, SOON);
+    let fault = soon(tokio::task::spawn_blocking(asking)).await.unwrap();
+    let fault = fault.unwrap_err();
+    let link = edge.status().links.remove(0);
+    assert_eq!(fault.code, Code::Unreachable);
+    assert_eq!(fault.detail, format!("no link to region: {}", link.reason));
+    assert!(
+        fault.remedy.is_some() && fault.remedy == link.remedy,
+        "{fault:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
