@@ -127,6 +127,27 @@ fn l06_config_check_opens_the_files_that_the_start_will() {
 }
 
 #[test]
+fn config_check_takes_whichever_key_is_the_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tunnel_config(folder.path());
+    let [key, next] = ["key.pem", "next.pem"].map(|name| folder.path().join("box").join(name));
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text + &format!("next_key = \"{}\"\n", next.display());
+    fs::write(&config, text).unwrap();
+    let check = || run(&["config", "check", word(&config)]);
+    // One that is not there is not missed.
+    assert_eq!(check().status, 0);
+    fs::copy(&key, &next).unwrap();
+    fs::write(&key, "the one before").unwrap();
+    assert_eq!(check().status, 0);
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o644)).unwrap();
+    let open = check();
+    for part in [": certificates.next_key: ", "chmod 600"] {
+        assert!(open.status != 0 && open.stderr.contains(part), "{open:?}");
+    }
+}
+
+#[test]
 fn config_check_says_which_files_it_may_not_open() {
     let folder = tempfile::tempdir().unwrap();
     let config = tunnel_config(folder.path());
