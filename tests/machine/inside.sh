@@ -246,7 +246,12 @@ echo "=== removed"
 held "a package with guests stays" fails dpkg --purge towpath
 held "the guest still runs" kill -0 "$guest"
 held "the guest stops" towpath guest stop kept
-held "then it goes" dpkg --purge towpath
+held "the socket for metrics is wanted" systemctl -q enable towpath-migrator-metrics.socket
+held "then it goes" dpkg --remove towpath
+held "and comes again" dpkg -i /root/check/towpath.deb
+until_held "the migrator is there" is towpath-migrator.service ActiveState active
+held "its port is open" says towpath_guests_running curl -sS http://127.0.0.1:9101/metrics
+held "it goes for good" dpkg --purge towpath
 left() { find /etc /usr /var /run /lib -xdev -iname '*towpath*' 2>/dev/null; }
 nothing_left() { [ -z "$(left)" ]; }
 held "no file is left: $(left | tr '\n' ' ')" nothing_left

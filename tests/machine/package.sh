@@ -61,7 +61,8 @@ cp tests/machine/inside.sh "$payload/"
 tar -C "$payload" -cf "$made/payload.tar" .
 
 log=$made/console.log
-timeout "$RUN_SECONDS" qemu-system-x86_64 -accel tcg,thread=multi -smp 2 -cpu max,+svm,+npt -m 3072 \
+# One thread for both processors: with one each, QEMU loses guests of the machine's KVM now and then.
+timeout "$RUN_SECONDS" qemu-system-x86_64 -accel tcg,thread=single -smp 2 -cpu max,+svm,+npt -m 3072 \
     -nographic -no-reboot -nodefaults -serial stdio -snapshot \
     -kernel "$made/vmlinuz" -initrd "$made/initrd" \
     -drive "file=$made/disk.img,format=raw,if=virtio" \
