@@ -72,8 +72,8 @@ const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 /// follows a script that has run wild is a disk that does nothing else; an operator is far below it.
 const CHANGES_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 
-/// Changes at once: all channels or guests of a host that is set up by a program.
-const CHANGES_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+/// Changes at once: all channels that a host may have, opened by a program.
+const CHANGES_BURST: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
 
 /// Most of a foreign name that is shown: a name of DNS's is not much longer, and a header may be.
 const NAME_CHARS_SHOWN: usize = 64;

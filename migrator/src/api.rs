@@ -131,7 +131,7 @@ pub fn router(host: Arc<dyn Host>) -> Router {
     info(
         title = "Towpath migrator",
         description = "Guests of one host and their moves, on the migrator's Unix socket. \
-            Of requests that change something 100 at once and 20 a second are answered; one more is refused with 429 \
+            Of requests that change something 1024 at once and 20 a second are answered; one more is refused with 429 \
             (`E_BUSY`), and `Retry-After` says when to come back."
     ),
     paths(

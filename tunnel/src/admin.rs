@@ -51,7 +51,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
     info(
         title = "Towpath tunnel",
         description = "The links of one host to its peers, and what they carry, on the tunnel's admin socket. \
-            Of requests that change something 100 at once and 20 a second are answered; one more is refused with 429 \
+            Of requests that change something 1024 at once and 20 a second are answered; one more is refused with 429 \
             (`E_BUSY`), and `Retry-After` says when to come back."
     ),
     paths(
