@@ -24,12 +24,15 @@ pub use towpath_bench::lab::{CABLE, Host};
 use towpath_bench::program::{Process, until_ready, write_config};
 pub use towpath_bench::relay::{Control, Direction, Queue, Side};
 use towpath_bench::relay::{Door, Options, Relay};
-use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
+use towpath_bench::sites::{Failure, add_channel, site, sites_that_meet};
+use towpath_certs::Authority;
 use towpath_daemon::client::Client;
+use towpath_daemon::problem::Problem;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
-use towpath_tunnel::config::Config;
-use towpath_tunnel::status::{LinkView, StatusView};
+use towpath_tunnel::channels::ChannelSpec;
+use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
+use towpath_tunnel::status::{ChannelView, LinkView, StatusView};
 
 use crate::process::show_log;
 use crate::program::towpath;
@@ -40,9 +43,10 @@ const UP_DOOR: u16 = 7001;
 const DOWN_DOOR: u16 = 7002;
 const DATAGRAM_DOOR: u16 = 7003;
 
-/// Where a tunnel listens, and where the line to it begins.
+/// Where a tunnel listens, and where the line to it begins, at the region and at the other edge.
 const MEETING: u16 = 7010;
 const LINE: u16 = 7011;
+const OTHER_LINE: u16 = 7012;
 
 /// Where the services are.
 const SINK: u16 = 7021;
@@ -57,6 +61,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a program waits for its datagram to come back before it sends another.
 const DATAGRAM_WAIT: Duration = Duration::from_secs(3);
+
+/// Bytes of an Ethernet header.
+const FRAME_HEADER_BYTES: u64 = 14;
 
 /// Time between two looks, and between those that measure a time.
 const LOOK: Duration = Duration::from_millis(10);
@@ -110,9 +117,8 @@ impl Hosts {
     ) -> Result<Self, Failure> {
         let folder = TempDir::new()?;
         let meeting = SocketAddr::from((Host::Region.address(), MEETING));
-        let line_begins = SocketAddr::from((Host::Edge.line_address(), LINE));
         let mut configs = sites_that_meet(folder.path(), meeting)?;
-        configs[0].peers[0].address = Some(line_begins.to_string());
+        configs[0].peers[0].address = Some(line_begins(LINE).to_string());
         for (name, door, service) in [("up", UP_DOOR, SINK), ("down", DOWN_DOOR, SOURCE)] {
             let way = [door, service].map(loopback).map(Endpoint::Tcp);
             add_channel(&mut configs, (name, Class::Bulk), way)?;
@@ -120,12 +126,17 @@ impl Hosts {
         let way = [DATAGRAM_DOOR, ECHO].map(loopback).map(Endpoint::Udp);
         add_channel(&mut configs, ("datagrams", Class::Demand), way)?;
         change(&mut configs);
+        let door = |listen, to| Door {
+            from: Side::A,
+            listen,
+            to,
+        };
+        let other = SocketAddr::from((Host::Other.address(), MEETING));
         let options = Options {
-            doors: vec![Door {
-                from: Side::A,
-                listen: line_begins,
-                to: meeting,
-            }],
+            doors: vec![
+                door(line_begins(LINE), meeting),
+                door(line_begins(OTHER_LINE), other),
+            ],
             from_a: line,
             from_b: line,
             seed: 1,
@@ -252,6 +263,11 @@ impl Hosts {
         }
     }
 
+    fn status(&self, host: Host) -> Result<StatusView, Problem> {
+        let client = Client::new(&self.configs[index(host)].admin.socket);
+        self.runtime.block_on(client.get("/status"))
+    }
+
     /// The link as one host sees it.
     ///
     /// # Panics
@@ -259,12 +275,115 @@ impl Hosts {
     /// If its tunnel does not answer.
     #[must_use]
     pub fn link(&self, host: Host) -> LinkView {
-        let client = Client::new(&self.configs[index(host)].admin.socket);
-        let status: StatusView = self
-            .runtime
-            .block_on(client.get("/status"))
-            .expect("a tunnel says how it is");
-        status.links.into_iter().next().expect("it has one peer")
+        let status = self.status(host).expect("a tunnel says how it is");
+        let mut links = status.links.into_iter();
+        let link = links.find(|link| link.peer != Host::Other.name());
+        link.expect("the two are peers")
+    }
+
+    /// Starts the tunnel of the other edge, which ours has to be told of: [`other_is_peer`]. It has a service `up`
+    /// where the region has one.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub fn start_other(&mut self) {
+        let started = || -> Result<_, Failure> {
+            let authority = Authority::open(&self.folder().join("ca"))?;
+            let (own, peer) = (Host::Other.name(), Host::Edge.name());
+            let mut config = site(&authority, self.folder(), own, peer)?;
+            config.listen = Some((Host::Other.address(), MEETING).into());
+            let service = Endpoint::Tcp(loopback(SINK));
+            let allow = vec![peer.parse()?];
+            let service = ServiceConfig::plain("up".parse()?, service, allow);
+            config.services.push(service);
+            let daemon = daemon(&self.lab, Host::Other, self.folder(), &config)?;
+            Ok((config, daemon))
+        };
+        let (config, daemon) = started().expect("another edge");
+        self.configs.push(config);
+        self.daemons.push(daemon);
+        until("the other edge answers", || {
+            self.status(Host::Other).is_ok()
+        });
+    }
+
+    /// Pushes a channel to the edge.
+    ///
+    /// # Errors
+    ///
+    /// What its tunnel says.
+    pub fn open(&self, spec: &ChannelSpec) -> Result<ChannelView, Problem> {
+        let client = Client::new(&self.configs[0].admin.socket);
+        self.runtime.block_on(client.post("/v1/channels", spec))
+    }
+
+    /// Takes a channel back from the edge.
+    ///
+    /// # Errors
+    ///
+    /// What its tunnel says.
+    pub fn close(&self, channel: &str, generation: u64) -> Result<(), Problem> {
+        let client = Client::new(&self.configs[0].admin.socket);
+        let path = format!("/v1/channels/{channel}?generation={generation}");
+        let closed = client.delete::<serde_json::Value>(&path);
+        self.runtime.block_on(closed).map(|_| ())
+    }
+
+    /// Connects at the edge.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn connect(&self, door: u16) -> Result<TcpStream, Failure> {
+        let socket = self.lab.connect(Host::Edge, loopback(door))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+
+    /// Listens where the service `up` of a host is.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot.
+    #[must_use]
+    pub fn listen(&self, host: Host) -> TcpListener {
+        let listener = self.lab.listen(host, loopback(SINK));
+        listener.expect("a port that is free")
+    }
+
+    /// Is the service `up` of a host, for as long as the test's process lives: it says its word to whoever connects,
+    /// and then what it hears.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot.
+    pub fn serve(&self, host: Host, word: &'static [u8]) {
+        let listener = self.listen(host);
+        thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                // Whoever has gone does not hear it.
+                thread::spawn(move || answer(socket, word));
+            }
+        });
+    }
+
+    /// Bytes of IP that a host has sent and received on its cable.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not tell.
+    #[must_use]
+    pub fn wire_bytes(&self, host: Host) -> [u64; 2] {
+        let read = || Ok(std::fs::read_to_string("/proc/thread-self/net/dev")?);
+        let text = self.lab.at(host, read).expect("counters");
+        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+        let cable = lines.find(|(name, _)| name.trim() == CABLE);
+        let (_, counts) = cable.expect("a cable");
+        let counts = counts.split_ascii_whitespace().map(str::parse);
+        let counts: Vec<u64> = counts.collect::<Result<_, _>>().expect("numbers");
+        // Received bytes and packets first, and eight fields later those that were sent.
+        [8, 0].map(|at| counts[at] - counts[at + 1] * FRAME_HEADER_BYTES)
     }
 
     /// Has a host's tunnel read its files again.
@@ -311,6 +430,16 @@ impl Hosts {
     #[must_use]
     pub fn flow_down(&self) -> Flow {
         self.flow(DOWN_DOOR, SOURCE, |near, far| (far, near))
+    }
+
+    /// Begins a flow from the edge to the service `up`, through a channel that was pushed.
+    ///
+    /// # Panics
+    ///
+    /// If there is no connection.
+    #[must_use]
+    pub fn flow_through(&self, door: u16) -> Flow {
+        self.flow(door, SINK, |near, far| (near, far))
     }
 
     fn flow(
@@ -538,6 +667,29 @@ fn until_looking(look: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE, "never: {what}");
         thread::sleep(look);
     }
+}
+
+/// The other edge is a peer of ours.
+///
+/// # Panics
+///
+/// Never: its name is one.
+pub fn other_is_peer(configs: &mut [Config; 2]) {
+    let mut peer = PeerConfig::new(Host::Other.name().parse().expect("a name"));
+    peer.address = Some(line_begins(OTHER_LINE).to_string());
+    configs[0].peers.push(peer);
+}
+
+/// Says a word and then what it hears, to the end.
+fn answer(mut socket: TcpStream, word: &[u8]) -> std::io::Result<()> {
+    socket.write_all(word)?;
+    std::io::copy(&mut socket.try_clone()?, &mut socket)?;
+    socket.shutdown(std::net::Shutdown::Write)
+}
+
+/// Where the line begins for the edge.
+const fn line_begins(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(Host::Edge.line_address()), port)
 }
 
 const fn index(host: Host) -> usize {

@@ -61,6 +61,14 @@ impl Watch {
         assert!(took <= most + stolen, "{told}");
     }
 
+    /// What was waited from the beginning until now.
+    #[must_use]
+    pub fn stolen_so_far(&self) -> Duration {
+        self.waited()
+            .saturating_sub(self.looks[0].1)
+            .min(STOLEN_MAX)
+    }
+
     /// What was waited from the last look before one moment to the first one behind another.
     fn stolen(&self, from: Instant, to: Instant) -> Duration {
         let before = self.looks.iter().rfind(|(at, _)| *at <= from);

