@@ -6,6 +6,8 @@
 
 #[path = "hosts/caps.rs"]
 mod caps;
+#[path = "hosts/channels.rs"]
+mod channels;
 
 use std::fs;
 use std::path::Path;
