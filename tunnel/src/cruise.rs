@@ -430,7 +430,7 @@ impl Cruise {
 
     /// Whether a round that was full behind a long queue shows a far lower rate than is believed. Beside many
     /// urgent bytes it is rather their part that is missing.
-    fn is_thinner(&self, estimate: &Estimate) -> bool {
+    pub(crate) fn is_thinner(&self, estimate: &Estimate) -> bool {
         let most = self.path_bytes_per_second / THINNER_PARTS * (THINNER_PARTS - 1);
         let has_queue = queue_of(estimate, self.path_bytes_per_second) > 2 * ALLOWANCE;
         has_queue && estimate.rate_bytes_per_second < most && !self.is_urgent

@@ -112,8 +112,9 @@ enum Phase {
     Steady,
     /// The queue is let run empty for one round trip, to see the base; then the window is this again.
     Draining { window_bytes: u64, drain: Drain },
-    /// The path fills again after a drain: a round that says nothing about the window.
-    Filling,
+    /// The path fills again after a drain, or after a far smaller window: so many rounds say nothing about it, unless
+    /// a long queue is still there.
+    Filling { round_count: u32 },
 }
 
 /// One round trip with less in flight than the path holds.
@@ -492,7 +493,8 @@ impl Estimator {
         let is_lossy = self.note_losses(&round) && !round.is_cruising;
         let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
         self.adapt_allowance(is_short, base, rate);
-        if self.phase == Phase::Steady && !round.is_app_limited {
+        let is_told = self.is_told(&round, elapsed);
+        if is_told || self.phase == Phase::Steady && !round.is_app_limited {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
         }
@@ -510,10 +512,11 @@ impl Estimator {
                 window_bytes,
                 drain,
             } => self.end_drain(window_bytes, drain, base),
-            Phase::Filling => self.phase = Phase::Steady,
-            Phase::Steady if self.is_told(&round, elapsed) => {
-                self.believe(per_second(round.delivered_bytes, elapsed), base);
+            Phase::Steady | Phase::Filling { .. } if is_told => {
+                self.believe(per_second(round.delivered_bytes, elapsed), now, base);
             }
+            Phase::Filling { round_count: 2.. } => self.phase = Phase::Filling { round_count: 1 },
+            Phase::Filling { .. } => self.phase = Phase::Steady,
             Phase::Steady => self.follow(&round, rate, base, is_lossy),
         }
         if is_starting && self.phase == Phase::Steady {
@@ -572,12 +575,17 @@ impl Estimator {
 
     /// Whether all of a round arrived behind a queue that stood all the time.
     fn is_told(&self, round: &Round, elapsed: Duration) -> bool {
-        let has_queue = self.queue_delay > 2 * self.allowance.max(ALLOWANCE);
-        has_queue && !round.is_app_limited && round.is_steady(elapsed)
+        let is_open = matches!(self.phase, Phase::Steady | Phase::Filling { .. });
+        let rate = per_second(round.delivered_bytes, elapsed);
+        let has_queue = self.queue_delay > 2 * self.allowance_at(rate).max(ALLOWANCE);
+        is_open && has_queue && !round.is_app_limited && round.is_steady(elapsed)
     }
 
-    /// So much the path carries, and no more.
-    fn believe(&mut self, rate: u64, base: Duration) {
+    /// So much the path carries, and no more. What was sent before and is lost exceeded it; and the pacer keeps the
+    /// queue's round trip in mind for a while, so that the next rounds may not fill the path.
+    fn believe(&mut self, rate: u64, now: Instant, base: Duration) {
+        self.settled_at = self.settled_at.max(now);
+        self.phase = Phase::Filling { round_count: 2 };
         self.rate_bytes_per_second = rate;
         self.empty_rounds = 0;
         self.empty_rounds_max = EMPTY_ROUNDS;
@@ -719,7 +727,7 @@ impl Estimator {
             self.drain(window_bytes, Drain { base, depth });
         } else {
             self.window_bytes = window_bytes;
-            self.phase = Phase::Filling;
+            self.phase = Phase::Filling { round_count: 1 };
         }
     }
 

@@ -552,10 +552,12 @@ impl Link {
         is_stalled
     }
 
-    /// Looks although no program asks: one whose last piece was long waits long on a thin link.
+    /// Looks although no program asks: one whose last piece was long waits long on a thin link, and one whose path
+    /// became thinner has no room for the next piece while that shows.
     fn look_on(&self) {
         let mut cruise = self.cruise();
-        if !cruise.is_cruising() {
+        let estimate = Delay::of(&self.bulk).map(|delay| delay.estimate());
+        if !cruise.is_cruising() || estimate.is_some_and(|seen| cruise.is_thinner(&seen)) {
             self.look(&mut cruise, self.now());
         }
     }

@@ -314,6 +314,8 @@ struct Path {
     burst_bytes: u64,
     /// Most that the program's thread is late, once in so many pieces.
     late: (u64, u64),
+    /// The longest queue; what comes beyond it is lost.
+    buffer_micros: u64,
     /// An urgent message of so many bytes so many times a second, and what goes beside that nobody passed.
     urgent: (u64, u64, u64),
 }
@@ -323,11 +325,13 @@ const SHORT: Path = Path {
     rtt_micros: 300,
     burst_bytes: 16_384,
     late: (200, 3),
+    buffer_micros: u64::MAX / MICRO,
     urgent: (0, 0, 0),
 };
 
 enum Event {
     Arrival { sent: u64 },
+    Loss { sent: u64 },
     Held { number: u64 },
     Acks { sent: Vec<u64> },
 }
@@ -436,7 +440,8 @@ impl Simulation {
                 // It is sent at the begin of the next turn.
             } else if next == tick {
                 // The link's, which looks although the program waits.
-                if !self.cruise.is_cruising() {
+                let seen = self.estimator.estimate();
+                if !self.cruise.is_cruising() || self.cruise.is_thinner(&seen) {
                     self.look();
                 }
                 tick += 50 * MILLI;
@@ -523,6 +528,13 @@ impl Simulation {
             let rtt = nanos(estimate.base_rtt + estimate.queue_delay).max(MICRO);
             let gap = rtt * PACKET * 4 / (estimate.window_bytes * 5);
             self.paced = self.paced.max(self.now.saturating_sub(10 * gap)) + gap;
+            if self.wait() > self.path.buffer_micros * MICRO {
+                // It is missed once those behind it have arrived, and sent again.
+                let noticed = self.link_free + self.path.rtt_micros * MICRO;
+                let sent = self.now;
+                self.push(noticed, Event::Loss { sent });
+                continue;
+            }
             let credit = self.serialised(self.path.burst_bytes);
             let free = self.link_free.max(self.now.saturating_sub(credit));
             self.link_free = free + self.serialised(FRAME);
@@ -556,6 +568,12 @@ impl Simulation {
                     self.held = None;
                     self.push(back, Event::Acks { sent: vec![sent] });
                 }
+            }
+            Event::Loss { sent } => {
+                self.in_flight -= PACKET;
+                self.unsent += PACKET - PACKET_HEAD_BYTES;
+                let [now, sent] = [self.now, sent].map(Instant::from_nanos);
+                self.estimator.on_loss(now, sent, PACKET, false);
             }
             Event::Acks { sent } => {
                 for sent in sent {
@@ -720,31 +738,42 @@ fn beside_a_token_bucket_nobody_waits_and_bulk_gets_its_part() {
 
 #[test]
 fn steps_of_the_path_are_found_from_any_moment_of_a_cruise() {
-    for (rtt_micros, down, up) in [
-        (300, SECOND / 2, 2 * SECOND),
-        (10_000, SECOND / 2, 2 * SECOND),
-        (40_000, 3 * SECOND / 4, 3 * SECOND),
-        (100_000, 3 * SECOND / 2, 4 * SECOND),
+    const ENDLESS: u64 = SHORT.buffer_micros;
+    for (rtt_micros, buffer_micros, down, up) in [
+        (300, ENDLESS, SECOND / 2, 2 * SECOND),
+        (300, 100_000, SECOND / 2, 2 * SECOND),
+        (10_000, ENDLESS, SECOND / 2, 2 * SECOND),
+        (40_000, ENDLESS, 3 * SECOND / 4, 3 * SECOND),
+        (40_000, 100_000, SECOND / 2, 3 * SECOND),
+        (100_000, ENDLESS, 3 * SECOND / 2, 4 * SECOND),
+        (100_000, 100_000, 3 * SECOND, 4 * SECOND),
     ] {
         for phase in 0..9 {
-            let mut simulation = Simulation::new(Path {
+            let path = Path {
                 rtt_micros,
+                buffer_micros,
                 ..SHORT
-            });
-            simulation.run_until(8 * SECOND + phase * 310 * MILLI);
-            for (mbit, most) in [(50, down), (200, up), (50, down), (200, up)] {
-                simulation.path.mbit = mbit;
-                let what = format!("{rtt_micros} us, {phase}: to {mbit} Mbit/s");
-                let found = simulation.found_within(most + SECOND / 2);
-                assert!(
-                    found.is_some_and(|after| after <= most),
-                    "{what}: {found:?}"
-                );
-                simulation.run_until(simulation.now + SECOND);
-                let ([_, _, all], _) = simulation.measure(SECOND + phase * 310 * MILLI);
-                assert!(all <= 25_000, "{what}: {all} us");
-            }
+            };
+            check_steps(path, phase, (down, up));
         }
+    }
+}
+
+fn check_steps(path: Path, phase: u64, (down, up): (u64, u64)) {
+    let mut simulation = Simulation::new(path);
+    simulation.run_until(8 * SECOND + phase * 310 * MILLI);
+    for (mbit, most) in [(50, down), (200, up), (50, down), (200, up)] {
+        simulation.path.mbit = mbit;
+        let (rtt, buffer) = (path.rtt_micros, path.buffer_micros);
+        let what = format!("{rtt} us, {buffer} us, {phase}: to {mbit} Mbit/s");
+        let found = simulation.found_within(most + SECOND / 2);
+        assert!(
+            found.is_some_and(|after| after <= most),
+            "{what}: {found:?}"
+        );
+        simulation.run_until(simulation.now + SECOND);
+        let ([_, _, all], _) = simulation.measure(SECOND + phase * 310 * MILLI);
+        assert!(all <= 25_000, "{what}: {all} us");
     }
 }
 
