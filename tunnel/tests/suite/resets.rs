@@ -13,6 +13,17 @@ use towpath_daemon::client::Client;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 
+/// Two sites, and the service that their channel leads to.
+async fn start() -> (Pair, TcpListener) {
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Tcp(service.local_addr().unwrap());
+    let change = |edge: &mut Config, region: &mut Config| {
+        joined(edge, region, &target, "tcp:127.0.0.1:0");
+    };
+    let pair = Pair::start_with(change, None).await;
+    (pair, service)
+}
+
 /// A program's connection and what the service got, with a word gone each way.
 async fn carried(pair: &Pair, service: &TcpListener) -> (TcpStream, TcpStream) {
     let mut program = TcpStream::connect(address(pair)).await.unwrap();
@@ -39,12 +50,7 @@ async fn is_reset(mut socket: TcpStream) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_2_a_reset_passes_whichever_side_it_comes_from() {
-    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let target = Endpoint::Tcp(service.local_addr().unwrap());
-    let change = |edge: &mut Config, region: &mut Config| {
-        joined(edge, region, &target, "tcp:127.0.0.1:0");
-    };
-    let pair = Pair::start_with(change, None).await;
+    let (pair, service) = start().await;
     let (program, served) = carried(&pair, &service).await;
     reset(program);
     is_reset(served).await;
@@ -63,12 +69,7 @@ async fn con_2_a_reset_passes_whichever_side_it_comes_from() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn con_6_a_channel_that_is_removed_resets_both_sides() {
-    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let target = Endpoint::Tcp(service.local_addr().unwrap());
-    let change = |edge: &mut Config, region: &mut Config| {
-        joined(edge, region, &target, "tcp:127.0.0.1:0");
-    };
-    let pair = Pair::start_with(change, None).await;
+    let (pair, service) = start().await;
     let (program, served) = carried(&pair, &service).await;
     let client = Client::new(&pair.edge_config.admin.socket);
     let left: serde_json::Value = client.delete("/v1/channels/till").await.unwrap();
