@@ -90,7 +90,7 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let checks = vec![
         named("certificate", certificate(chain.as_deref())),
         named("key", key(&folder.join(LEAF_KEY), chain.as_deref().ok())),
-        named("authority", authority(parted.as_ref(), now)),
+        named("authority", authority(authorities.as_deref(), now)),
         named("chain", signed(chain.as_deref().ok(), parted.as_ref().ok())),
         named("time", time(seen.as_ref(), now)),
         named(
@@ -171,25 +171,22 @@ fn key(path: &Path, chain: Option<&[CertificateDer<'static>]>) -> Seen {
     }
 }
 
-fn authority(parted: Result<&Parted, &Fault>, now: SystemTime) -> Seen {
+fn authority(authorities: Result<&[CertificateDer<'static>], &Fault>, now: SystemTime) -> Seen {
     let views = |all: &[CertificateDer<'static>]| all.iter().map(view::view).collect();
-    let read = parted.map_err(Clone::clone).and_then(|(trusted, ended)| {
-        let (trusted, ended): (Result<Vec<_>, _>, Result<Vec<_>, _>) =
-            (views(trusted), views(ended));
-        Ok((trusted?, ended?))
-    });
-    let (trusted, ended) = match read {
-        Ok(read) => read,
+    let read = authorities.map_err(Clone::clone).and_then(views);
+    let all: Vec<CertificateView> = match read {
+        Ok(all) => all,
         Err(fault) => return wrong(told(&fault)),
     };
-    if trusted.iter().chain(&ended).any(|one| !one.is_authority) {
+    if all.iter().any(|one| !one.is_authority) {
         return wrong("holds a certificate that is no authority's");
     }
-    if let Some(CertificateView {
-        issuer, not_after, ..
-    }) = ended.first()
-    {
-        let seen = format!("{issuer} ended {not_after}; leave it out");
+    let clock = crate::register::unix_seconds_of(now);
+    let (trusted, ended): (Vec<_>, Vec<_>) = all
+        .iter()
+        .partition(|one| one.not_after_unix_seconds > clock);
+    if let Some(one) = ended.first() {
+        let seen = format!("{} ended {}; leave it out", one.issuer, one.not_after);
         return if trusted.is_empty() {
             wrong(seen)
         } else {
@@ -200,18 +197,13 @@ fn authority(parted: Result<&Parted, &Fault>, now: SystemTime) -> Seen {
     let Some(first) = first else {
         return wrong("holds no certificate");
     };
-    let (who, until) = (&first.issuer, &first.not_after);
-    let clock = crate::register::unix_seconds_of(now);
-    match first.not_after_unix_seconds.saturating_sub(clock) {
-        left if left <= AUTHORITY_WARNING.as_secs() => (
-            Outcome::Warning,
-            format!("{who} ends {until}; begin the next authority"),
-        ),
-        _ => {
-            let names: Vec<_> = trusted.iter().map(|one| one.issuer.as_str()).collect();
-            (Outcome::Good, format!("trusts {}", names.join(" and ")))
-        }
+    if first.not_after_unix_seconds - clock <= AUTHORITY_WARNING.as_secs() {
+        let (who, until) = (&first.issuer, &first.not_after);
+        let seen = format!("{who} ends {until}; begin the next authority");
+        return (Outcome::Warning, seen);
     }
+    let names: Vec<_> = trusted.iter().map(|one| one.issuer.as_str()).collect();
+    (Outcome::Good, format!("trusts {}", names.join(" and ")))
 }
 
 fn signed(chain: Option<&[CertificateDer<'static>]>, parted: Option<&Parted>) -> Seen {
