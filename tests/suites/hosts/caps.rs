@@ -5,14 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use towpath_protocol::channel::Class;
-use towpath_protocol::endpoint::Endpoint;
 use towpath_protocol::rate::Rate;
 use towpath_tests::hosts::{CABLE, Flow, Host, Hosts, until};
-use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::shares::Share;
 
 use super::GOOD;
+use super::channels::spec;
 
 /// A cap that any machine can use up, and a lower one.
 const CAP: &str = "20Mbit";
@@ -115,9 +114,7 @@ fn caps_and_weights_hold_on_the_cable_and_a_cap_is_another_at_its_minute() {
         return;
     };
     count_packets(&hosts);
-    let [name, peer, service] = ["app", "region", "up"].map(|name| name.parse().expect("a name"));
-    let listen = Endpoint::Tcp(([127, 0, 0, 1], APP_DOOR).into());
-    let app = ChannelSpec::new(name, listen, (peer, service), Class::App);
+    let app = spec("app", APP_DOOR, Host::Region, 1);
     hosts.open(&app).expect("a channel");
     let flows = [hosts.flow_through(APP_DOOR), hosts.flow_up()];
     until("the start is over", || {

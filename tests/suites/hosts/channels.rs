@@ -19,12 +19,22 @@ use super::{PLAIN, until_paused};
 const DOORS: [u16; 2] = [7101, 7102];
 
 /// A channel to the service `up` of a site.
-fn spec(name: &str, door: u16, peer: Host, generation: u64) -> ChannelSpec {
+pub(super) fn spec(name: &str, door: u16, peer: Host, generation: u64) -> ChannelSpec {
     let listen = Endpoint::Tcp(([127, 0, 0, 1], door).into());
     let [name, peer, service] = [name, peer.name(), "up"].map(|name| name.parse().expect("a name"));
     let mut spec = ChannelSpec::new(name, listen, (peer, service), Class::App);
     spec.generation = generation;
     spec
+}
+
+/// Hosts of two edges that are linked, beside the region.
+fn linked_edges() -> Option<Hosts> {
+    let mut hosts = Hosts::start(PLAIN, other_is_peer)?;
+    hosts.start_other();
+    until("the edges are linked", || {
+        hosts.link(Host::Other).state == LinkState::Healthy
+    });
+    Some(hosts)
 }
 
 /// Sends bytes and waits until they have come back.
@@ -49,16 +59,12 @@ const KEPT_BYTES: u64 = 100_000;
 
 #[test]
 fn con_3_edges_talk_directly_and_the_region_carries_nothing() {
-    let Some(mut hosts) = Hosts::start(PLAIN, other_is_peer) else {
+    let Some(hosts) = linked_edges() else {
         return;
     };
-    hosts.start_other();
     hosts.serve(Host::Other, b"");
     let till = spec("till", DOORS[0], Host::Other, 1);
     hosts.open(&till).expect("a channel");
-    until("the edges are linked", || {
-        hosts.link(Host::Other).state == LinkState::Healthy
-    });
     let mut socket = hosts.connect(DOORS[0]).expect("a connection");
     echo(&mut socket, 1);
     let before = hosts.wire_bytes(Host::Region);
@@ -187,15 +193,11 @@ fn call(hosts: &Hosts) -> String {
 
 #[test]
 fn con_8_a_new_generation_moves_traffic_to_another_host_without_a_gap() {
-    let Some(mut hosts) = Hosts::start(PLAIN, other_is_peer) else {
+    let Some(hosts) = linked_edges() else {
         return;
     };
-    hosts.start_other();
     hosts.serve(Host::Region, b"first");
     hosts.serve(Host::Other, b"other");
-    until("the edges are linked", || {
-        hosts.link(Host::Other).state == LinkState::Healthy
-    });
     let at = |peer, generation| hosts.open(&spec("till", DOORS[0], peer, generation));
     at(Host::Region, 1).expect("a channel");
     assert_eq!(call(&hosts), "first");
