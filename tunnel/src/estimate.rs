@@ -13,6 +13,9 @@
 //!      └───── everything in flight lost, or long no queue ──────┘  └─ Filling ◄─ base seen ─┘
 //! ```
 //!
+//! A round that was full behind a long queue, with something arriving all the time, says at once what the path
+//! carries: its rate is believed as it is, and the next rounds are left to fill the path again.
+//!
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
 //! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
 //! long path that share is small, so a window that has filled the path for some rounds without any queue
@@ -462,13 +465,13 @@ impl Estimator {
         let next = Round::beginning(now, self.window_bytes);
         let mut round = std::mem::replace(&mut self.round, next);
         let elapsed = now.since(round.began);
-        let rate = per_second(round.delivered_bytes, elapsed);
+        let round_rate = per_second(round.delivered_bytes, elapsed);
         self.queue_delay = round.rtt_min.saturating_sub(base);
         self.round_began = round.began;
         // A pause of the sender is none if the window was in flight all the same; and half of it is more
         // than the path holds, if there is a queue.
-        let in_flight_min = bytes_in(rate, round.rtt_min);
-        let in_flight = bytes_in(rate, round.rtt_sum / round.packet_count.max(1));
+        let in_flight_min = bytes_in(round_rate, round.rtt_min);
+        let in_flight = bytes_in(round_rate, round.rtt_sum / round.packet_count.max(1));
         let has_queue = self.queue_delay > self.allowance / 2;
         let is_full = !round.is_cruising && in_flight_min >= round.window_bytes / 8 * 7
             || has_queue && in_flight >= round.window_bytes / 2;
@@ -488,12 +491,12 @@ impl Estimator {
         round.is_app_limited |= round.is_interrupted(elapsed, base);
         self.told
             .note(round.rtt_min, round.packet_count, !round.is_app_limited);
-        let rate = self.peak.with(rate, now);
+        let rate = self.peak.with(round_rate, now);
         // What is lost below the path's rate is noise, however much it is.
         let is_lossy = self.note_losses(&round) && !round.is_cruising;
         let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
         self.adapt_allowance(is_short, base, rate);
-        let is_told = self.is_told(&round, elapsed);
+        let is_told = self.is_told(&round, elapsed, round_rate);
         if is_told || self.phase == Phase::Steady && !round.is_app_limited {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
@@ -513,7 +516,7 @@ impl Estimator {
                 drain,
             } => self.end_drain(window_bytes, drain, base),
             Phase::Steady | Phase::Filling { .. } if is_told => {
-                self.believe(per_second(round.delivered_bytes, elapsed), now, base);
+                self.believe(round_rate, now, base);
             }
             Phase::Filling { round_count: 2.. } => self.phase = Phase::Filling { round_count: 1 },
             Phase::Filling { .. } => self.phase = Phase::Steady,
@@ -574,9 +577,8 @@ impl Estimator {
     }
 
     /// Whether all of a round arrived behind a queue that stood all the time.
-    fn is_told(&self, round: &Round, elapsed: Duration) -> bool {
+    fn is_told(&self, round: &Round, elapsed: Duration, rate: u64) -> bool {
         let is_open = matches!(self.phase, Phase::Steady | Phase::Filling { .. });
-        let rate = per_second(round.delivered_bytes, elapsed);
         let has_queue = self.queue_delay > 2 * self.allowance_at(rate).max(ALLOWANCE);
         is_open && has_queue && !round.is_app_limited && round.is_steady(elapsed)
     }

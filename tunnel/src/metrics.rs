@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{
     Counter, CounterVec, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -67,7 +68,7 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         "towpath_tunnel_cpu_seconds_total",
         "Processor time the tunnel has used since it was started.",
     )?;
-    registry.register(Box::new(used.clone()))?;
+    let used = registered(registry, used)?;
     used.inc_by(Duration::from_nanos(built_in::used_nanos()).as_secs_f64());
     let (trust, identity) = (&core.trust, core.trust.current());
     let lists = identity.revocations();
@@ -671,15 +672,21 @@ impl Fates {
     }
 }
 
+fn registered<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: M,
+) -> prometheus::Result<M> {
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
 fn gauges(
     registry: &Registry,
     name: &str,
     help: &str,
     labels: &[&str],
 ) -> prometheus::Result<IntGaugeVec> {
-    let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(made.clone()))?;
-    Ok(made)
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
 fn ratios(
@@ -688,9 +695,7 @@ fn ratios(
     help: &str,
     labels: &[&str],
 ) -> prometheus::Result<GaugeVec> {
-    let made = GaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(made.clone()))?;
-    Ok(made)
+    registered(registry, GaugeVec::new(Opts::new(name, help), labels)?)
 }
 
 fn counters(
@@ -699,9 +704,7 @@ fn counters(
     help: &str,
     labels: &[&str],
 ) -> prometheus::Result<IntCounterVec> {
-    let made = IntCounterVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(made.clone()))?;
-    Ok(made)
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
 fn seconds(
@@ -710,9 +713,7 @@ fn seconds(
     help: &str,
     labels: &[&str],
 ) -> prometheus::Result<CounterVec> {
-    let made = CounterVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(made.clone()))?;
-    Ok(made)
+    registered(registry, CounterVec::new(Opts::new(name, help), labels)?)
 }
 
 fn signed(value: u64) -> i64 {

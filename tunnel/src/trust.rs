@@ -390,21 +390,22 @@ impl CertificatesConfig {
     /// As [`Identity::load`]; of two keys that are both there and of no use it names both.
     pub fn identity(&self) -> Result<Identity, Fault> {
         let with = |key| Identity::load(&self.cert, key, &self.ca);
-        let first = match (with(&self.key), &self.next_key) {
-            (Err(fault), Some(_)) => fault,
-            (loaded, _) => return loaded,
+        let loaded = with(&self.key);
+        let Some(next) = self.next_key.as_deref().filter(|next| next.exists()) else {
+            return loaded;
         };
-        match self.next_key.as_deref().map(|next| (with(next), next)) {
-            Some((Err(second), next)) if next.exists() && second.detail != first.detail => {
-                Err(Fault {
+        loaded.or_else(|first| {
+            with(next).map_err(|second| {
+                if second.detail == first.detail {
+                    return first;
+                }
+                Fault {
                     detail: format!("{}; {}", first.detail, second.detail),
                     remedy: first.remedy.or(second.remedy),
                     ..first
-                })
-            }
-            Some((Ok(identity), _)) => Ok(identity),
-            _ => Err(first),
-        }
+                }
+            })
+        })
     }
 }
 
