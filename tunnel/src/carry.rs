@@ -300,6 +300,8 @@ impl Life<'_> {
         let answer = wire::read(&mut carrier.recv, RESUME_WAIT).await;
         match answer.map_err(lost)? {
             Preamble::Resumed(theirs) => Ok((carrier, theirs)),
+            // It was asked as somebody else.
+            Preamble::Refused(_) if !link.is_joined() => Err(Break::Lost),
             Preamble::Refused(fault) => Err(Break::Cut(fault)),
             other => {
                 let detail = format!("{} in answer to Resume", other.name());

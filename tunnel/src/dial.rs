@@ -6,31 +6,27 @@
 //! changed, one more begins at once. A link that is up is replaced then if the kernel would send from another
 //! address: the peer hears nothing from there, and to wait until that shows would take longer.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, Endpoint};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use towpath_certs::Refusal;
 use towpath_daemon::shutdown::Shutdown;
-use towpath_protocol::channel::{Join, Joined, LINK_VERSIONS, Leg, LinkId, Preamble};
+use towpath_protocol::channel::Leg;
 use towpath_protocol::fault::{Code, Fault};
-use towpath_protocol::rate::Rate;
-use towpath_protocol::version::Speaker;
 
 use crate::backoff::{self, Backoff};
 use crate::config::Limits;
 use crate::core::{self, Core};
-use crate::health::Whose;
+use crate::join::{self, Connections};
 use crate::legs::Drivers;
-use crate::link::{Joint, Link, close};
 use crate::names::Place;
-use crate::peer::{Barred, Peer, State, Unreached, speaks};
-use crate::standing::{Chain, Papers};
-use crate::{distrust, network, serve, standing, transport, wire};
+use crate::peer::{Peer, State, Unreached};
+use crate::{distrust, network, transport};
 
 /// Attempts under way at once: as many as begin in the time that one may take. With fewer, none begins for
 /// seconds once they all are, and those under way repeat their first packet only every second or two.
@@ -47,7 +43,7 @@ const NETWORK_ATTEMPT_COUNT_MAX: usize = 2;
 
 /// How long an attempt may take while nothing is known about the path: a handshake of three round
 /// trips over a satellite, with one packet lost.
-const ATTEMPT_TIME: Duration = Duration::from_secs(3);
+pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
@@ -119,9 +115,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
             None => Ok(()),
             Some(connections) => tokio::select! {
                 () = stop.requested() => return,
-                joined = join(&core, &peer, connections) => {
-                    joined.and_then(|link| adopt(&core, &peer, &Arc::new(link)))
-                }
+                joined = join::join(&core, &peer, connections) => joined,
             },
         };
         next = Instant::now();
@@ -141,25 +135,6 @@ fn note_failure(peer: &Peer, unreached: &Unreached) {
         (false, _) => tracing::debug!(%site, %fault, "not reached"),
         (true, None) => tracing::warn!(%site, %fault, "not reached"),
         (true, Some(remedy)) => tracing::warn!(%site, %fault, remedy, "not reached"),
-    }
-}
-
-/// Takes a link into its place, unless another one is to stay there: then this one is as good as not reached.
-fn adopt(core: &Arc<Core>, peer: &Arc<Peer>, link: &Arc<Link>) -> Result<(), Unreached> {
-    let trusted = core.trust.check_link(link).map_err(|fault| Unreached {
-        fault,
-        barred: Some(Barred::Revoked(Whose::Peers)),
-    });
-    match trusted.and_then(|()| Ok(peer.adopt(link)?)) {
-        Ok(()) => {
-            serve::accept(core, link);
-            Ok(())
-        }
-        Err(unreached) => {
-            let fault = &unreached.fault;
-            link.close(fault.code, &fault.detail);
-            Err(unreached)
-        }
     }
 }
 
@@ -207,16 +182,6 @@ async fn reach(
             next = next.max(Instant::now() + backoff.after_failure());
         }
     }
-}
-
-/// The connections of a link to be.
-struct Connections {
-    urgent: Connection,
-    bulk: Connection,
-    /// What was shown on both.
-    shown: Chain,
-    /// The address that they were dialled from.
-    source: Option<IpAddr>,
 }
 
 /// Dials both connections once.
@@ -283,106 +248,4 @@ async fn connect_leg(
             });
             told.unwrap_or_else(|| failed(error.to_string()).into())
         })
-}
-
-/// Joins two connections to a link.
-async fn join(core: &Core, peer: &Peer, connections: Connections) -> Result<Link, Unreached> {
-    let Connections {
-        urgent,
-        bulk,
-        shown,
-        source,
-    } = connections;
-    let link = core::random_link()?;
-    let told = peer.receive_rate();
-    let both = async {
-        tokio::try_join!(
-            join_leg(core, told, &urgent, (link, Leg::Urgent)),
-            join_leg(core, told, &bulk, (link, Leg::Bulk)),
-        )
-    };
-    let joined = timeout(ATTEMPT_TIME, both).await.unwrap_or_else(|_| {
-        let detail = format!("{} does not join", peer.site);
-        Err(Fault::new(Code::Stalled, detail))
-    });
-    let host = serve::identity_of(&urgent)?;
-    let is_same = serve::identity_of(&bulk)? == host;
-    match joined {
-        Ok(((joined, control), _)) if is_same => {
-            let joint = Joint {
-                id: link,
-                version: joined.version,
-                party: (host, joined.run),
-                dialler: core.site.clone(),
-                urgent,
-                bulk,
-                told,
-                theirs: joined.receive_rate_max.map(Rate::clamped),
-            };
-            let link = Link::new(joint, peer, &core.window_memory);
-            link.set_control(control);
-            Ok(link.with_papers(Papers::shown(shown)).with_source(source))
-        }
-        Ok(_) => {
-            let detail = "two hosts answered for the two connections of one link";
-            Err(Fault::new(Code::Denied, detail).into())
-        }
-        Err(fault) => {
-            // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
-            // done before its own certificate has been looked at.
-            let why = urgent.close_reason().or_else(|| bulk.close_reason());
-            let unreached = match why {
-                Some(reason) if fault.code == Code::Unreachable => distrust::of(&reason, None)
-                    .unwrap_or_else(|| Fault::new(fault.code, reason.to_string()).into()),
-                _ => fault.into(),
-            };
-            if [&urgent, &bulk].into_iter().any(distrust::is_told_revoked) {
-                standing::note_refused(peer, &host, &shown);
-            }
-            for connection in [&urgent, &bulk] {
-                close(connection, unreached.fault.code, "not joined");
-            }
-            Err(unreached)
-        }
-    }
-}
-
-/// Joins one connection; gives the peer's answer, and the stream for the link's own words.
-async fn join_leg(
-    core: &Core,
-    wish: Option<Rate>,
-    connection: &Connection,
-    (link, leg): (LinkId, Leg),
-) -> Result<(Joined, (SendStream, RecvStream)), Fault> {
-    let (mut send, mut recv) = connection
-        .open_bi()
-        .await
-        .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
-    let join = Preamble::Join(Join {
-        versions: LINK_VERSIONS,
-        link,
-        leg,
-        receive_rate_max: wish.map(Rate::bytes_per_second),
-        run: core.run,
-    });
-    wire::write(&mut send, &join).await?;
-    let (ours, theirs) = (
-        speaks(core.trust.host()),
-        speaks(&serve::identity_of(connection)?),
-    );
-    let ours = Speaker {
-        name: &ours,
-        versions: LINK_VERSIONS,
-    };
-    match wire::read(&mut recv, core.preamble_wait()).await? {
-        Preamble::Joined(joined) => {
-            ours.accept(joined.version, &theirs)?;
-            Ok((joined, (send, recv)))
-        }
-        Preamble::Refused(fault) => Err(ours.refused_by(&theirs, &fault)),
-        other => {
-            let detail = format!("{} in answer to Join", other.name());
-            Err(Fault::new(Code::Unexpected, detail))
-        }
-    }
 }

@@ -69,6 +69,7 @@ mod figures;
 pub mod foreign;
 pub mod gaps;
 mod health;
+mod join;
 mod kept;
 mod legs;
 mod link;

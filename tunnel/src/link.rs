@@ -24,6 +24,7 @@ use crate::control::{News, Reports};
 use crate::counters::Counters;
 use crate::cruise::Cruise;
 use crate::estimate::Estimate;
+use crate::join::Terms;
 use crate::pace::Pace;
 use crate::peer::Peer;
 use crate::shares::{Shares, cap_text};
@@ -92,6 +93,8 @@ pub(crate) struct Link {
     retired: Mutex<Option<Clock>>,
     /// We have ended it, and its streams with it.
     is_given_up: AtomicBool,
+    /// Whether the peer has said that it takes part.
+    is_joined: AtomicBool,
     windows: Mutex<Windows>,
     /// Bytes of streams taken from the bulk connection.
     received_bulk: AtomicU64,
@@ -184,6 +187,7 @@ impl Link {
             waiting: Default::default(),
             retired: Mutex::default(),
             is_given_up: AtomicBool::new(false),
+            is_joined: AtomicBool::new(true),
             windows: Mutex::new(Windows::new(memory)),
             received_bulk: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),
@@ -209,6 +213,31 @@ impl Link {
     pub(crate) const fn with_source(mut self, source: Option<IpAddr>) -> Self {
         self.source = source;
         self
+    }
+
+    /// The same link, whose peer has not said yet that it takes part.
+    pub(crate) fn presumed(self) -> Self {
+        self.is_joined.store(false, Ordering::Relaxed);
+        self
+    }
+
+    /// Notes that the peer has said so.
+    pub(crate) fn note_joined(&self) {
+        self.is_joined.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub(crate) fn is_joined(&self) -> bool {
+        self.is_joined.load(Ordering::Relaxed)
+    }
+
+    /// What was agreed on with the peer.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            version: self.version,
+            run: self.run,
+            receive_rate_max: self.wanted_rate(),
+        }
     }
 
     /// Whether the kernel sends to the peer from another address than when we dialled: the peer answers none but
@@ -283,7 +312,7 @@ impl Link {
     /// Whether the peer has ended it because our certificate is revoked: it ends a link that is up with that code for
     /// nothing else.
     pub(crate) fn is_denied(&self) -> bool {
-        self.is_closed_with(Code::Denied)
+        self.is_joined() && self.is_closed_with(Code::Denied)
     }
 
     /// Whether the peer has closed one of the connections with a code.

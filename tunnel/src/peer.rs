@@ -35,6 +35,7 @@ use crate::datagrams::Flows;
 use crate::dial::Cause;
 use crate::distrust::Failures;
 use crate::health::{self, Whose};
+use crate::join::Terms;
 use crate::link::Link;
 use crate::pace::Pacer;
 use crate::recent::Recent;
@@ -219,6 +220,8 @@ pub(crate) struct Peer {
     rejections: Arc<Rejections>,
     /// What the last link has learnt about the path.
     known: Mutex<Option<Known>>,
+    /// What was agreed on with it when an outage took the last link.
+    presumed: Mutex<Option<(HostIdentity, Terms)>>,
     /// When the link was lost, newest last.
     losses: Mutex<VecDeque<Clock>>,
     failures: Mutex<Failures>,
@@ -267,6 +270,7 @@ impl Peer {
             lost: Mutex::default(),
             rejections: Arc::clone(rejections),
             known: Mutex::default(),
+            presumed: Mutex::default(),
             losses: Mutex::default(),
             failures: Mutex::default(),
         })
@@ -399,6 +403,37 @@ impl Peer {
         let state = changes.wait_for(|state| other(state).is_some()).await;
         let state = state.expect("the sender of changes is ours");
         other(&state).expect("it was waited for")
+    }
+
+    /// Waits until a link is not the one in use.
+    pub(crate) async fn without(&self, link: &Arc<Link>) {
+        let is_in_use = |state: &State| {
+            let current = state.link.as_ref();
+            current.is_some_and(|current| Arc::ptr_eq(current, link))
+        };
+        let mut changes = self.subscribe();
+        // The sender of changes is ours.
+        let _ = changes.wait_for(|state| !is_in_use(state)).await;
+    }
+
+    /// What a host is presumed to agree on that has just been reached: what it did before an outage, once for each
+    /// link that was joined since.
+    pub(crate) fn presume(&self, host: &HostIdentity) -> Option<Terms> {
+        let state = self.state.borrow();
+        let link = state.link.as_ref();
+        // One that works is let go of only for one that is sure.
+        if link.is_some() && !state.is_stalled {
+            return None;
+        }
+        let stalled = link.filter(|link| link.is_joined());
+        let last = self.presumed().take();
+        let stalled = stalled.map(|link| (link.peer.clone(), link.terms()));
+        let (before, terms) = stalled.or(last)?;
+        (before == *host).then_some(terms)
+    }
+
+    fn presumed(&self) -> MutexGuard<'_, Option<(HostIdentity, Terms)>> {
+        self.presumed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Times the link was lost of late.
@@ -584,6 +619,7 @@ impl Peer {
             .await;
         // What the peer said is forgotten as soon as we close what it said it on.
         let is_denied = link.is_denied();
+        let is_outage = link.is_joined() && !is_denied && !link.is_farewell();
         // One connection is over: the other one must not live on with half of the streams.
         link.close(Code::Unreachable, "the link's other connection is over");
         link.settle();
@@ -600,12 +636,15 @@ impl Peer {
                 state.is_stalled = false;
                 state.since = SystemTime::now();
                 state.link = self.reinstated(&link);
+                *self.presumed() = is_outage.then(|| (link.peer.clone(), link.terms()));
                 if state.link.is_some() {
                     // What the newer one was made for is still to be had by whoever dialled it; from the other side
                     // it would be refused without end.
                     state.is_outdated = link.dialler != self.site;
                 } else {
-                    self.note_loss();
+                    if link.is_joined() {
+                        self.note_loss();
+                    }
                     state.reason.clone_from(&reason);
                     state.remedy = None;
                     if is_denied {

@@ -46,7 +46,7 @@ const USUAL_GOAL_MS: u64 = 400;
 const DIAL_INTERVAL_MS: u64 = 250;
 
 /// Halves of a round trip from the attempt that comes through to the first byte of a stream that goes on.
-const HALF_ROUND_TRIPS: u64 = 7;
+const HALF_ROUND_TRIPS: u64 = 5;
 
 /// How often each outage is played, and how long its streams run beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

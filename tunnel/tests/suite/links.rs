@@ -18,12 +18,17 @@ use towpath_tunnel::Tunnel;
 use towpath_tunnel::shares::Shaping;
 use towpath_tunnel::status::LinkState;
 
-/// A path of 40 ms without a bottleneck.
-fn forty_milliseconds() -> Direction {
+/// A path of such a round trip without a bottleneck.
+fn far(round_trip: Duration) -> Direction {
     Direction {
-        delay: Duration::from_millis(20),
+        delay: round_trip / 2,
         ..Direction::default()
     }
+}
+
+/// One of 40 ms.
+fn forty_milliseconds() -> Direction {
+    far(Duration::from_millis(40))
 }
 
 /// Waits until the edge's link is in a state.
@@ -108,8 +113,8 @@ const DIALLED_WITHIN: Duration = Duration::from_secs(3);
 
 /// The time from the healing of a cut to the first byte of a stream, without what our threads waited meanwhile for a
 /// processor; another stream can be opened then.
-async fn outage(cut: Duration) -> Duration {
-    let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
+async fn outage(path: Direction, cut: Duration) -> Duration {
+    let pair = Pair::start_with(|_, _| (), Some(path)).await;
     let (mut local, mut remote) = pair.stream(Class::Control).await;
     let control = pair.relay.as_ref().unwrap().control();
     let series = "towpath_tunnel_dials_total{cause=\"clock\"";
@@ -139,7 +144,8 @@ const BACK_WITHIN: Duration = Duration::from_millis(400);
 /// Has five links at once lose their paths for a while each. All but one must be back at once: that one may be late where
 /// this machine itself had to wait for its host, which nobody tells.
 async fn back_at_once(cuts_ms: [u64; 5]) {
-    let [a, b, c, d, e] = cuts_ms.map(|millis| outage(Duration::from_millis(millis)));
+    let [a, b, c, d, e] =
+        cuts_ms.map(|millis| outage(forty_milliseconds(), Duration::from_millis(millis)));
     let (a, b, c, d, e) = tokio::join!(a, b, c, d, e);
     let mut backs = [a, b, c, d, e];
     backs.sort_unstable();
@@ -155,6 +161,18 @@ async fn fault_15_a_link_is_back_soon_after_a_short_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_a_link_is_back_soon_after_a_long_cut() {
     back_at_once([6000, 7000, 8000, 9000, 10_000]).await;
+}
+
+/// It takes a round trip to reach the peer, another for its word on where a stream goes on, and half a one for what
+/// follows; to hear first that it takes the link would be one more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_16_streams_go_on_before_the_peer_has_said_that_it_takes_the_link() {
+    const ROUND_TRIP: Duration = Duration::from_millis(800);
+    let [a, b, c] =
+        [6000, 6100, 6200].map(|millis| outage(far(ROUND_TRIP), Duration::from_millis(millis)));
+    let backs = tokio::join!(a, b, c);
+    let soonest = backs.0.min(backs.1).min(backs.2);
+    assert!(soonest < ROUND_TRIP * 11 / 4, "{backs:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,279 @@
+//! Makes a link of the two connections that an attempt to dial has reached.
+//!
+//! ```text
+//!   connected ─► Join on both ─┬──────────────────────► Joined on both ─► taken into its place
+//!                              └─► presumed: taken ───► Joined on both ─► attended to
+//! ```
+//!
+//! A link that an outage took was one with a known run of the peer's tunnel. The one that answers next from the same
+//! host is presumed to be that run still, and its link is taken into its place before it has said so: streams ask it
+//! to go on a round trip sooner. It answers them only once it has taken the link itself, so one that turns out to be
+//! another run, or to take no link, has lost nothing of them; and then nothing is presumed until a link was joined.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::time::timeout;
+use towpath_protocol::channel::{
+    Join, Joined, LINK_VERSIONS, Leg, LinkId, PathReport, Preamble, RunId,
+};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::rate::Rate;
+use towpath_protocol::version::Speaker;
+
+use crate::core::{self, Core};
+use crate::dial::ATTEMPT_TIME;
+use crate::health::Whose;
+use crate::link::{Joint, Link, close};
+use crate::peer::{Barred, Peer, Unreached, speaks};
+use crate::standing::{Chain, Papers};
+use crate::{distrust, serve, standing, wire};
+
+/// The connections of a link to be.
+pub(crate) struct Connections {
+    pub urgent: Connection,
+    pub bulk: Connection,
+    /// What was shown on both.
+    pub shown: Chain,
+    /// The address that they were dialled from.
+    pub source: Option<IpAddr>,
+}
+
+/// What a peer says of its part of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// The version of the words that both sides speak.
+    pub version: u16,
+    /// The run of the peer's tunnel.
+    pub run: RunId,
+    /// Most that it wants to be sent.
+    pub receive_rate_max: Option<Rate>,
+}
+
+impl From<Joined> for Terms {
+    fn from(joined: Joined) -> Self {
+        Self {
+            version: joined.version,
+            run: joined.run,
+            receive_rate_max: joined.receive_rate_max.map(Rate::clamped),
+        }
+    }
+}
+
+impl Terms {
+    /// Whether a link that was made with these is the same with others: what the peer wants to be sent may change.
+    fn fit(self, others: Self) -> bool {
+        (self.version, self.run) == (others.version, others.run)
+    }
+}
+
+/// The stream of a connection on which it joins.
+type Words = (SendStream, RecvStream);
+
+/// Joins two connections to a link, and takes that into its place.
+///
+/// # Errors
+///
+/// Why there is no link; one that was taken already is given up.
+pub(crate) async fn join(
+    core: &Arc<Core>,
+    peer: &Arc<Peer>,
+    connections: Connections,
+) -> Result<(), Unreached> {
+    let host = serve::identity_of(&connections.urgent)?;
+    let is_same = serve::identity_of(&connections.bulk)? == host;
+    let joining = Joining {
+        core,
+        peer,
+        host,
+        id: core::random_link()?,
+        told: peer.receive_rate(),
+        connections,
+    };
+    if !is_same {
+        let detail = "two hosts answered for the two connections of one link";
+        return Err(joining.refused(Fault::new(Code::Denied, detail)));
+    }
+    match joining.peer.presume(&joining.host) {
+        Some(terms) => joining.presuming(terms).await,
+        None => joining.asking().await,
+    }
+}
+
+/// Two connections that are joined.
+struct Joining<'a> {
+    core: &'a Arc<Core>,
+    peer: &'a Arc<Peer>,
+    host: HostIdentity,
+    id: LinkId,
+    /// Most that the peer is told we want to be sent.
+    told: Option<Rate>,
+    connections: Connections,
+}
+
+impl Joining<'_> {
+    /// Takes the link once the peer has said that there is one.
+    async fn asking(self) -> Result<(), Unreached> {
+        let asked = async {
+            let mut words = self.ask().await?;
+            let terms = self.hear(&mut words).await?;
+            Ok((terms, words))
+        };
+        let (terms, words) = in_time(&self.peer.site, asked)
+            .await
+            .map_err(|fault| self.refused(fault))?;
+        let link = Arc::new(self.link(terms));
+        self.take(&link)?;
+        self.attend(&link, words);
+        Ok(())
+    }
+
+    /// Takes the link at once, and gives it up if the peer does not say what was presumed.
+    async fn presuming(self, presumed: Terms) -> Result<(), Unreached> {
+        let mut words = in_time(&self.peer.site, self.ask())
+            .await
+            .map_err(|fault| self.refused(fault))?;
+        let link = Arc::new(self.link(presumed).presumed());
+        self.take(&link)?;
+        let joined = in_time(&self.peer.site, self.hear(&mut words)).await;
+        let wrong = match joined {
+            Ok(terms) if terms.fit(presumed) => {
+                link.hear_of_path(&PathReport {
+                    receive_rate_max: terms.receive_rate_max.map(Rate::bytes_per_second),
+                    filled_bytes_per_second: None,
+                });
+                link.note_joined();
+                self.attend(&link, words);
+                return Ok(());
+            }
+            Ok(_) => {
+                let detail = format!("the tunnel of {} was started anew", self.host);
+                Fault::new(Code::State, detail)
+            }
+            Err(fault) => fault,
+        };
+        let unreached = self.refused(wrong);
+        // What it says of the end of a link that was none is not why there is none.
+        self.peer.without(&link).await;
+        Err(unreached)
+    }
+
+    /// Asks on both connections.
+    async fn ask(&self) -> Result<[Words; 2], Fault> {
+        let connections = &self.connections;
+        let (urgent, bulk) = tokio::try_join!(
+            self.ask_on(&connections.urgent, Leg::Urgent),
+            self.ask_on(&connections.bulk, Leg::Bulk),
+        )?;
+        Ok([urgent, bulk])
+    }
+
+    async fn ask_on(&self, connection: &Connection, leg: Leg) -> Result<Words, Fault> {
+        let opened = connection.open_bi().await;
+        let (mut send, recv) =
+            opened.map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+        let join = Preamble::Join(Join {
+            versions: LINK_VERSIONS,
+            link: self.id,
+            leg,
+            receive_rate_max: self.told.map(Rate::bytes_per_second),
+            run: self.core.run,
+        });
+        wire::write(&mut send, &join).await?;
+        Ok((send, recv))
+    }
+
+    /// Waits for the peer's answers on both.
+    async fn hear(&self, [urgent, bulk]: &mut [Words; 2]) -> Result<Terms, Fault> {
+        let (terms, _) = tokio::try_join!(self.hear_on(urgent), self.hear_on(bulk))?;
+        Ok(terms)
+    }
+
+    async fn hear_on(&self, (_, recv): &mut Words) -> Result<Terms, Fault> {
+        let (ours, theirs) = (speaks(self.core.trust.host()), speaks(&self.host));
+        let ours = Speaker {
+            name: &ours,
+            versions: LINK_VERSIONS,
+        };
+        match wire::read(recv, self.core.preamble_wait()).await? {
+            Preamble::Joined(joined) => {
+                ours.accept(joined.version, &theirs)?;
+                Ok(joined.into())
+            }
+            Preamble::Refused(fault) => Err(ours.refused_by(&theirs, &fault)),
+            other => {
+                let detail = format!("{} in answer to Join", other.name());
+                Err(Fault::new(Code::Unexpected, detail))
+            }
+        }
+    }
+
+    fn link(&self, terms: Terms) -> Link {
+        let connections = &self.connections;
+        let joint = Joint {
+            id: self.id,
+            version: terms.version,
+            party: (self.host.clone(), terms.run),
+            dialler: self.core.site.clone(),
+            urgent: connections.urgent.clone(),
+            bulk: connections.bulk.clone(),
+            told: self.told,
+            theirs: terms.receive_rate_max,
+        };
+        Link::new(joint, self.peer, &self.core.window_memory)
+            .with_papers(Papers::shown(Arc::clone(&connections.shown)))
+            .with_source(connections.source)
+    }
+
+    /// Takes a link into its place, unless another one is to stay there: then this one is as good as not reached.
+    fn take(&self, link: &Arc<Link>) -> Result<(), Unreached> {
+        let trusted = self.core.trust.check_link(link);
+        let trusted = trusted.map_err(|fault| Unreached {
+            fault,
+            barred: Some(Barred::Revoked(Whose::Peers)),
+        });
+        let taken = trusted.and_then(|()| Ok(self.peer.adopt(link)?));
+        if let Err(unreached) = &taken {
+            let fault = &unreached.fault;
+            link.close(fault.code, &fault.detail);
+        }
+        taken
+    }
+
+    /// Listens to what comes over a link that both sides have taken.
+    fn attend(&self, link: &Arc<Link>, [control, _]: [Words; 2]) {
+        link.set_control(control);
+        serve::accept(self.core, link);
+    }
+
+    /// Lets go of connections that come to no link.
+    fn refused(&self, fault: Fault) -> Unreached {
+        let Connections { urgent, bulk, .. } = &self.connections;
+        // A certificate that the peer refuses shows only now: in TLS 1.3 the dialling side is
+        // done before its own certificate has been looked at.
+        let why = urgent.close_reason().or_else(|| bulk.close_reason());
+        let unreached = match why {
+            Some(reason) if fault.code == Code::Unreachable => distrust::of(&reason, None)
+                .unwrap_or_else(|| Fault::new(fault.code, reason.to_string()).into()),
+            _ => fault.into(),
+        };
+        if [urgent, bulk].into_iter().any(distrust::is_told_revoked) {
+            standing::note_refused(self.peer, &self.host, &self.connections.shown);
+        }
+        for connection in [urgent, bulk] {
+            close(connection, unreached.fault.code, "not joined");
+        }
+        unreached
+    }
+}
+
+/// What an attempt may take, and not longer.
+async fn in_time<T>(
+    site: &Name,
+    joining: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let joined = timeout(ATTEMPT_TIME, joining).await;
+    joined.unwrap_or_else(|_| Err(Fault::new(Code::Stalled, format!("{site} does not join"))))
+}
