@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A round that was full behind a long queue, with something arriving all the time, says at once what the path
-//! carries: its rate is believed as it is, and the next rounds are left to fill the path again.
+//! carries: its rate is believed as it is, and the next rounds are left to fill the path again. If what is sent
+//! with less in flight takes as long, there was no queue: the path is longer, and carries what it did ([`Belief`]).
 //!
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
 //! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
@@ -30,16 +31,22 @@
 //! keeps close to what gets through. In a startup rounds are of a few packets, so only a large part of one
 //! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
 
+mod belief;
 mod losses;
+mod marked;
 mod round;
+mod spans;
 mod told;
 
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
+use belief::Belief;
 use losses::Losses;
+pub use marked::Marked;
 use round::Round;
+use spans::{Base, Peak};
 use told::Told;
 
 /// The queue we allow ourselves at the bottleneck.
@@ -81,10 +88,6 @@ const RECENT_COUNT: usize = 8;
 /// Time without any acknowledgement, beyond two round trips, that is no interruption: twice what they may be
 /// held back for.
 const GAP_MIN: Duration = Duration::from_millis(50);
-
-/// How long the highest rate counts, and longer than one round. On a path shorter than this, rounds are so short
-/// that a process which was not scheduled looks like a slow path.
-const PEAK_TIME: Duration = Duration::from_millis(20);
 
 /// How long a base round trip is believed, twice: it is the least of this time and of the one before.
 const BASE_TIME: Duration = Duration::from_secs(10);
@@ -186,61 +189,6 @@ impl Estimate {
     }
 }
 
-/// Packets that were sent between two moments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Marked {
-    /// The first moment.
-    pub from: Instant,
-    /// The second; without one after the first there are none.
-    pub until: Instant,
-    /// How many have arrived.
-    pub packet_count: u32,
-    /// The least round trip of them; zero if there are none.
-    pub rtt_min: Duration,
-    /// Whether one has arrived that was sent later, so that no more are to be expected.
-    pub is_over: bool,
-}
-
-impl Marked {
-    fn note(&mut self, sent: Instant, rtt: Duration) {
-        if (self.from..self.until).contains(&sent) {
-            let is_first = self.packet_count == 0;
-            self.rtt_min = if is_first { rtt } else { self.rtt_min.min(rtt) };
-            self.packet_count += 1;
-        }
-        self.is_over |= sent >= self.until;
-    }
-}
-
-/// The shortest round trips of two spans of time.
-#[derive(Debug, Clone, Copy)]
-struct Base {
-    began: Instant,
-    current: Duration,
-    previous: Duration,
-}
-
-/// The highest rate of the last few milliseconds: of two spans, so that it always covers one whole.
-#[derive(Debug, Clone, Copy, Default)]
-struct Peak {
-    began: Instant,
-    current: u64,
-    previous: u64,
-}
-
-impl Peak {
-    /// The peak with one more sample.
-    fn with(&mut self, rate: u64, now: Instant) -> u64 {
-        if now.since(self.began) >= PEAK_TIME {
-            self.began = now;
-            self.previous = self.current;
-            self.current = 0;
-        }
-        self.current = self.current.max(rate);
-        self.current.max(self.previous)
-    }
-}
-
 /// Follows one connection.
 #[derive(Debug, Clone)]
 pub struct Estimator {
@@ -262,6 +210,8 @@ pub struct Estimator {
     losses: Losses,
     /// When what the last startup sent was through.
     settled_at: Instant,
+    /// What was believed of late that what is sent since has yet to bear out.
+    belief: Option<Belief>,
     /// Whether the sender paused in the last round, which sent what this one sees arrive.
     was_app_limited: bool,
     is_local: bool,
@@ -306,6 +256,7 @@ impl Estimator {
             empty_rounds_max: EMPTY_ROUNDS,
             losses: Losses::default(),
             settled_at: Instant::ZERO,
+            belief: None,
             was_app_limited: false,
             is_local: false,
             recent: [Duration::ZERO; RECENT_COUNT],
@@ -452,13 +403,18 @@ impl Estimator {
         if let Some(base) = self.known_base().filter(|_| is_known) {
             self.startup_bytes_max = self.window_for(self.rate_bytes_per_second, base);
         }
+        self.start_from(now, (self.window_bytes / 4).min(self.startup_bytes_max));
+        self.allowance = ALLOWANCE;
+    }
+
+    fn start_from(&mut self, now: Instant, window_bytes: u64) {
         self.phase = Phase::Startup {
             best_rate: 0,
             plateau_rounds: 0,
         };
-        self.window_bytes = (self.window_bytes / 4).min(self.startup_bytes_max);
-        self.allowance = ALLOWANCE;
-        self.round = Round::beginning(now, self.window_bytes);
+        self.belief = None;
+        self.window_bytes = window_bytes;
+        self.round = Round::beginning(now, window_bytes);
     }
 
     fn finish_round(&mut self, now: Instant, base: Duration) {
@@ -501,6 +457,7 @@ impl Estimator {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
         }
+        let refuted = self.refuted(&round, is_told);
         match self.phase {
             Phase::Startup {
                 best_rate,
@@ -515,12 +472,15 @@ impl Estimator {
                 window_bytes,
                 drain,
             } => self.end_drain(window_bytes, drain, base),
+            Phase::Steady | Phase::Filling { .. } if refuted.is_some() => {
+                self.lengthen(now, round.rtt_min, refuted.unwrap_or(rate));
+            }
             Phase::Steady | Phase::Filling { .. } if is_told => {
-                self.believe(round_rate, now, base);
+                self.believe(&round, round_rate, now, base);
             }
             Phase::Filling { round_count: 2.. } => self.phase = Phase::Filling { round_count: 1 },
             Phase::Filling { .. } => self.phase = Phase::Steady,
-            Phase::Steady => self.follow(&round, rate, base, is_lossy),
+            Phase::Steady => self.follow(&round, rate, (now, base), is_lossy),
         }
         if is_starting && self.phase == Phase::Steady {
             self.is_known = true;
@@ -585,18 +545,73 @@ impl Estimator {
 
     /// So much the path carries, and no more. What was sent before and is lost exceeded it; and the pacer keeps the
     /// queue's round trip in mind for a while, so that the next rounds may not fill the path.
-    fn believe(&mut self, rate: u64, now: Instant, base: Duration) {
+    fn believe(&mut self, round: &Round, rate: u64, now: Instant, base: Duration) {
         self.settled_at = self.settled_at.max(now);
         self.phase = Phase::Filling { round_count: 2 };
+        let fitting = self.window_for(rate, base);
+        let is_less = fitting < self.window_bytes - self.window_bytes / 8;
+        self.suspect(round, now, base + self.allowance_at(rate), is_less);
         self.rate_bytes_per_second = rate;
         self.empty_rounds = 0;
         self.empty_rounds_max = EMPTY_ROUNDS;
-        self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
+        self.window_bytes = self.window_bytes.min(fitting);
+    }
+
+    /// Has less in flight from now on, so that round trips take `allowed`; `is_anew` if what was sent before says nothing
+    /// of that.
+    fn suspect(&mut self, round: &Round, now: Instant, allowed: Duration, is_anew: bool) {
+        let belief = Belief {
+            since: now,
+            rtt_before: round.rtt_min,
+            rtt_allowed: allowed,
+            window_before: self.window_bytes,
+            rate_before: self.rate_bytes_per_second,
+            round_count: 0,
+        };
+        let known = self.belief.filter(|known| !known.is_old(now));
+        self.belief = match known {
+            Some(known) if is_anew || !known.is_alike(round.rtt_min) => Some(belief.after(known)),
+            None => Some(belief),
+            known => known,
+        };
+    }
+
+    /// The rate that the path has still, if less in flight has not shortened its round trips: at once if a round tells
+    /// of a queue, else if two do.
+    fn refuted(&mut self, round: &Round, is_told: bool) -> Option<u64> {
+        let belief = self.belief.as_mut()?;
+        if round.is_app_limited || !belief.is_tested_by(round) {
+            return None;
+        }
+        if !belief.note(round) {
+            self.belief = None;
+            return None;
+        }
+        (is_told || belief.round_count > 1).then_some(belief.rate_before)
+    }
+
+    /// The path is longer, and has no queue: it is filled again at the rate it had.
+    fn lengthen(&mut self, now: Instant, base: Duration, rate: u64) {
+        self.base = Base {
+            began: now,
+            current: base,
+            previous: Duration::MAX,
+        };
+        self.told = Told::default();
+        self.rate_bytes_per_second = rate;
+        self.startup_bytes_max = self.window_for(rate, base);
+        self.start_from(now, self.window_bytes.max(self.startup_bytes_max / 4));
     }
 
     /// Moves half way to the formula's window, so that one odd round does little, or all the way if
     /// the queue is long.
-    fn follow(&mut self, round: &Round, rate: u64, base: Duration, is_lossy: bool) {
+    fn follow(
+        &mut self,
+        round: &Round,
+        rate: u64,
+        (now, base): (Instant, Duration),
+        is_lossy: bool,
+    ) {
         // A sender that had nothing to send says nothing about the path, unless it got more through. But a
         // window beyond what the path holds serves nobody while a queue stands there. Nor does it say so that it
         // got more through than the rate that it keeps below: a round of two packets on a thin link may have
@@ -657,6 +672,7 @@ impl Estimator {
         let most = fitting.saturating_add(more);
         let is_congested = self.queue_delay > 2 * self.allowance;
         self.window_bytes = if is_congested {
+            self.suspect(round, now, allowed, false);
             wanted.clamp(self.window_bytes / 2, self.window_bytes)
         } else {
             let grown_most = self.window_bytes + self.window_bytes / 4;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-use super::{PEAK_TIME, is_long};
+use super::is_long;
+use super::spans::PEAK_TIME;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Round {

@@ -409,6 +409,39 @@ fn a_longer_path_is_believed_after_the_old_base_is_forgotten() {
 }
 
 #[test]
+fn a_path_that_becomes_longer_is_filled_again_soon() {
+    // Mbit/s, milliseconds before and after.
+    let paths = [
+        (100, 20, 120),
+        (100, 40, 60),
+        (100, 20, 300),
+        (10, 20, 100),
+        (2, 20, 200),
+        (500, 5, 40),
+        (1000, 1, 10),
+        (20, 100, 300),
+    ];
+    for (mbit, before, after) in paths {
+        let mut simulation = Simulation::new(Path::new(mbit, before, 200));
+        simulation.run_until(15 * SECOND);
+        simulation.path.rtt_nanos = after * MILLI;
+        simulation.run_until(simulation.now + 16 * after * MILLI);
+        let (share, queue) = simulation.measure(4 * SECOND);
+        let base = simulation.estimator.estimate().base_rtt;
+        let what = format!("{mbit} Mbit/s, {before} to {after} ms");
+        assert!(share >= 930, "{what}: {share} per mille");
+        // Some 15 packets, where that is longer.
+        let queue_max = 30_000.max(15 * PACKET * 8 / mbit);
+        assert!(queue <= queue_max, "{what}: {queue} us");
+        let exact = Duration::from_millis(after);
+        assert!(
+            (exact..exact + exact / 8).contains(&base),
+            "{what}: {base:?}"
+        );
+    }
+}
+
+#[test]
 fn a_source_with_nothing_to_send_teaches_nothing() {
     let mut simulation = Simulation::new(Path::new(100, 40, 100));
     simulation.run_until(5 * SECOND);
