@@ -238,7 +238,8 @@ pub struct Source {
     fault_delay: Duration,
     heard_at: Instant,
     ping_at: Instant,
-    awaits_pong: bool,
+    /// The number of the ping whose answer is to come.
+    awaited_pong: Option<u64>,
     /// Since when the target owes something and has given nothing of it.
     owes_since: Option<Instant>,
     window: Window,
@@ -333,7 +334,7 @@ impl Source {
             fault_delay: FAULT_DELAY_MIN,
             heard_at: now,
             ping_at: now,
-            awaits_pong: false,
+            awaited_pong: None,
             owes_since: None,
             generation: 0,
             pace,
@@ -567,7 +568,7 @@ impl Source {
         self.resumed = false;
         self.reconnect_at = None;
         self.heard_at = now;
-        self.awaits_pong = false;
+        self.awaited_pong = None;
         self.ping(now);
         if let Phase::Committed { said_at, .. } = &mut self.phase {
             *said_at = now;
@@ -604,10 +605,7 @@ impl Source {
         }
         match message {
             Message::Ping(nonce) => self.send(Lane::Control, Message::Pong(nonce)),
-            Message::Pong(nonce) => {
-                self.awaits_pong = false;
-                self.meter.round_trip_sample(nonce, now);
-            }
+            Message::Pong(nonce) => self.ping_came_back(nonce, now),
             Message::Prepared(received) => {
                 self.owes_since = None;
                 self.hear(Word::Prepared, now)?;

@@ -52,8 +52,17 @@ impl Source {
     /// each with a part of it as its round trip.
     pub(super) fn ping(&mut self, now: Instant) {
         self.ping_at = now + PING_INTERVAL;
-        if !std::mem::replace(&mut self.awaits_pong, true) {
-            self.send(Lane::Control, Message::Ping(now.as_nanos()));
+        if self.awaited_pong.is_none() {
+            let nonce = now.as_nanos();
+            self.awaited_pong = Some(nonce);
+            self.send(Lane::Control, Message::Ping(nonce));
+        }
+    }
+
+    /// Takes in an answer to a ping: to the one that was asked and not to another, which the target has made up.
+    pub(super) fn ping_came_back(&mut self, nonce: u64, now: Instant) {
+        if self.awaited_pong.take_if(|asked| *asked == nonce).is_some() {
+            self.meter.round_trip_sample(nonce, now);
         }
     }
 }
