@@ -9,7 +9,7 @@ use towpath_protocol::message::{
 };
 use towpath_protocol::ownership::{self, Ownership, Root, State};
 use towpath_protocol::space::{BlockRun, BlockSet, MEMORY};
-use towpath_protocol::target::{Action, Event, Outcome, Setup, Target};
+use towpath_protocol::target::{Action, Event, Outcome, Remains, Setup, Target};
 use towpath_protocol::time::Instant;
 
 const GUEST: GuestId = GuestId(7);
@@ -284,10 +284,9 @@ fn a_target_that_refused_before_it_prepared_does_not_begin_to_prepare_later() {
 fn fault_08_a_guest_that_dies_between_commit_and_first_instruction_is_lost_and_not_refused() {
     let mut target = committed();
     let (_, actions) = feed(&mut target, Event::GuestGone);
-    assert!(says(&actions, |message| matches!(message, Message::Ack(_))));
     assert!(!says(&actions, |message| matches!(
         message,
-        Message::Nack(_)
+        Message::Ack(_) | Message::Nack(_)
     )));
     assert!(matches!(
         actions.last(),
@@ -443,6 +442,50 @@ fn an_action_that_fails_behind_the_commit_is_this_hosts_fault_whatever_its_code(
             let record = target.ownership().record();
             assert!(matches!(record.state, State::Owned { .. }), "{record:?}");
         }
+    }
+}
+
+#[test]
+fn a_guest_that_was_not_started_is_acknowledged_once_it_is() {
+    let mut missing = BlockSet::empty(BLOCK_COUNT);
+    missing.insert(3);
+    let of_an_answer = |message: &Message| {
+        matches!(
+            message,
+            Message::Ack(_) | Message::MissingEnd(_) | Message::Complete
+        )
+    };
+    for missing in [BlockSet::empty(BLOCK_COUNT), missing] {
+        let (mut target, root) = ready(missing.clone());
+        let commit = || Message::Commit(Epoch(2), root);
+        hear(&mut target, commit()).0.expect("taken");
+        let not_run = Fault::new(Code::Guest, "the vcpus do not start");
+        let (_, mut actions) = feed(&mut target, Event::Failed(not_run));
+        // Its source lets go of its image at that word, also when it has to ask again.
+        actions.extend(hear(&mut target, commit()).1);
+        assert!(!says(&actions, of_an_answer), "{actions:?}");
+        // It is taken up again from what is on disk.
+        let law = Ownership::recover(host("b"), target.ownership().record().clone());
+        let Message::Prepare(prepare) = prepare() else {
+            unreachable!("it is an offer");
+        };
+        let remains = Remains {
+            prepare,
+            present: vec![missing.complement()],
+            position: Received {
+                through_sequence: 1,
+                chain: CHAIN_START,
+            },
+        };
+        let mut target = Target::recover(setup(), law, remains).expect("it goes on");
+        assert_eq!(target.poll(), Some(Action::Run(Epoch(2))));
+        feed(&mut target, Event::GuestRuns { at: Instant::ZERO })
+            .0
+            .expect("runs");
+        feed(&mut target, Event::LinkUp).0.expect("lanes back");
+        let (_, actions) = hear(&mut target, commit());
+        let is_ack = |message: &Message| matches!(message, Message::Ack(_));
+        assert!(says(&actions, is_ack), "{actions:?}");
     }
 }
 

@@ -281,7 +281,7 @@ pub struct Target {
     paused: Final,
     commit_heard_at: Instant,
     run_delay_us: u64,
-    /// The law's actions behind a `Run` wait until the guest runs.
+    /// The law's actions behind a `Run` wait until the guest runs; where it does not, for ever.
     awaits_run: bool,
     is_completed: bool,
     /// The law's record may not be on disk: nothing is said any more that stands on it.
@@ -664,10 +664,10 @@ impl Target {
     }
 
     /// From the moment it is owned here nothing hands the guest back, whether it runs already or not: it is taken
-    /// up again from what is on disk.
+    /// up again from what is on disk. Where no instruction of it ran, what stands behind its run is not said, nor
+    /// said again: at that word its source lets go of its image.
     fn lose(&mut self, fault: Fault) {
-        self.awaits_run = false;
-        self.follow_the_law();
+        while self.ownership.poll().is_some() {}
         self.finish(Outcome::Lost(fault));
     }
 
