@@ -265,6 +265,21 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
     }
 }
 
+/// Decides in the middle of a round what no round changes: whether the path alone is longer than the allowed pause,
+/// where pre-copy alone was asked for. The round trip is the shortest that was seen.
+#[must_use]
+pub fn judge_path(policy: &Policy, facts: &Facts) -> Option<Judgement> {
+    let goodput = facts.goodput_bytes_per_second;
+    if carrying_time(policy, goodput, facts.round_trip).is_some() {
+        return None;
+    }
+    Some(Judgement {
+        decision: Decision::GiveUp(Reason::LongPath),
+        pause_if_whole: predicted_pause(facts.residual_bytes, goodput, facts.round_trip),
+        pause_predicted: predicted_pause(0, goodput, facts.round_trip),
+    })
+}
+
 /// What the pause may spend on carrying blocks; none where the path alone is longer than the allowed pause
 /// and pre-copy alone was asked for: who does has said what the pause may be.
 fn carrying_time(

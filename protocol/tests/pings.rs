@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
-use towpath_protocol::message::{Lane, Message, SpaceInfo};
+use towpath_protocol::image::CHAIN_START;
+use towpath_protocol::message::{Lane, Message, Received, SpaceInfo};
 use towpath_protocol::ownership::Ownership;
-use towpath_protocol::plan::Policy;
-use towpath_protocol::source::{Action, Event, Setup, Source};
-use towpath_protocol::space::MEMORY;
+use towpath_protocol::plan::{Decision, Mode, Policy, Reason};
+use towpath_protocol::source::{Action, Event, Outcome, PING_INTERVAL, Setup, Source, Stage};
+use towpath_protocol::space::{BlockSet, MEMORY};
 use towpath_protocol::time::Instant;
 
 const BLOCK_COUNT: u64 = 64;
@@ -64,6 +66,22 @@ impl Scene {
     fn pong(&mut self, nonce: u64) -> Vec<Action> {
         self.feed(Event::Heard(Lane::Control, Message::Pong(nonce)))
     }
+
+    fn copies(&mut self) {
+        let nothing = Received {
+            through_sequence: 0,
+            chain: CHAIN_START,
+        };
+        self.feed(Event::Heard(Lane::Control, Message::Prepared(nothing)));
+        let mut all = BlockSet::empty(BLOCK_COUNT);
+        (0..BLOCK_COUNT).for_each(|block| {
+            all.insert(block);
+        });
+        self.feed(Event::Tracking {
+            allocated: vec![all],
+        });
+        assert_eq!(self.source.stage(), Stage::Copying);
+    }
 }
 
 fn ping_in(actions: &[Action]) -> Option<u64> {
@@ -88,4 +106,60 @@ fn a_target_sets_no_round_trip_with_answers_that_it_makes_up() {
         scene.pong(nonce);
     }
     assert_eq!(scene.source.progress().round_trip, Some(ROUND_TRIP));
+}
+
+/// What becomes of a copy by pre-copy alone with this pause, and after how many pings.
+fn copied_within(pause_max: Duration) -> (Scene, Option<(usize, Outcome)>) {
+    let policy = Policy {
+        mode: Mode::Pre,
+        pause_max,
+        ..Policy::default()
+    };
+    let (mut scene, mut nonce) = Scene::new(policy);
+    scene.copies();
+    for count in 1..=9 {
+        scene.now = scene.now + ROUND_TRIP;
+        let ended = scene
+            .pong(nonce)
+            .into_iter()
+            .find_map(|action| match action {
+                Action::Finished(outcome) => Some(outcome),
+                _ => None,
+            });
+        if let Some(outcome) = ended {
+            return (scene, Some((count, outcome)));
+        }
+        scene.now = scene.now + PING_INTERVAL;
+        nonce = ping_in(&scene.feed(Event::Tick)).expect("the next one");
+    }
+    (scene, None)
+}
+
+#[test]
+fn pre_copy_alone_is_given_up_at_once_where_the_path_is_longer_than_the_pause() {
+    let (scene, ended) = copied_within(Duration::from_millis(1));
+    let (count, outcome) = ended.expect("it needs no round to know");
+    assert_eq!(count, 3, "one that was held up is no path");
+    let Outcome::Stayed(fault) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(fault.code, Code::NotConverging);
+    assert_eq!(
+        fault.detail,
+        "the guest cannot be moved by pre-copy alone within 1 ms: the path is longer than the pause; none on it is \
+         shorter than 68 ms"
+    );
+    let [record] = scene.source.decisions() else {
+        panic!("{:?}", scene.source.decisions());
+    };
+    let given_up = Decision::GiveUp(Reason::LongPath);
+    assert_eq!(record.judgement.decision, given_up);
+    assert_eq!(record.facts.round_trip, ROUND_TRIP);
+}
+
+#[test]
+fn a_path_that_fits_the_pause_ends_no_copy() {
+    let (scene, ended) = copied_within(Duration::from_millis(70));
+    assert_eq!(ended, None);
+    assert_eq!(scene.source.stage(), Stage::Copying);
 }

@@ -382,13 +382,47 @@ impl Source {
                 self.freeze(dirty, carry_bytes_max, reason, now);
             }
             Decision::GiveUp(reason) => {
-                let needed_ms = judgement.pause_predicted.as_millis();
+                let needed = spelt(judgement.pause_predicted);
                 let detail = format!(
-                    "the guest cannot be moved by pre-copy alone: {reason}; a pause of {needed_ms} ms would do"
+                    "the guest cannot be moved by pre-copy alone: {reason}; a pause of {needed} would do"
                 );
                 self.stay(Fault::new(Code::NotConverging, detail), now);
             }
         }
+    }
+
+    /// Ends a copy by pre-copy alone as soon as it shows that no pause on this path is as short as allowed: no
+    /// round shortens it, and the first may take hours.
+    pub(super) fn give_up_on_a_long_path(&mut self, now: Instant) {
+        let (Phase::Copying(round), Some(round_trip)) =
+            (&self.phase, self.meter.round_trip_at_least())
+        else {
+            return;
+        };
+        let facts = Facts {
+            rounds_done: self.progress.finished_round_count,
+            residual_bytes: self.raw_bytes(round.pending()),
+            round_bytes: round.raw_bytes,
+            goodput_bytes_per_second: self.goodput(),
+            dirty_bytes_per_second: self.progress.dirty_bytes_per_second,
+            round_trip,
+        };
+        let Some(judgement) = plan::judge_path(&self.setup.policy, &facts) else {
+            return;
+        };
+        self.note(DecisionRecord {
+            at: now,
+            facts,
+            judgement,
+        });
+        self.progress.pause_predicted = Some(judgement.pause_predicted);
+        let detail = format!(
+            "the guest cannot be moved by pre-copy alone within {}: {}; none on it is shorter than {}",
+            spelt(self.setup.policy.pause_max),
+            plan::Reason::LongPath,
+            spelt(judgement.pause_predicted)
+        );
+        self.stay(Fault::new(Code::NotConverging, detail), now);
     }
 
     /// Back to copying with everything that is not at the target, after a freeze that was given up.
@@ -404,6 +438,16 @@ impl Source {
         self.meter.interrupt(now);
         let zeros = empty_sets(&self.setup.spaces);
         self.phase = Phase::Copying(Round::new(pending, zeros, now));
+    }
+}
+
+/// A pause as operators read it: milliseconds below ten seconds, whole seconds above, and never less than it is.
+fn spelt(pause: Duration) -> String {
+    let ms = pause.as_micros().div_ceil(1000);
+    if ms < 10_000 {
+        format!("{ms} ms")
+    } else {
+        format!("{} s", ms.div_ceil(1000))
     }
 }
 

@@ -20,6 +20,9 @@ const GOODPUT_WEIGHT: f64 = 0.4;
 /// the guest would be switched early for the pause that it foretells.
 const ROUND_TRIP_COUNT: usize = 5;
 
+/// Round trips of which the shortest is taken for the path's own.
+const SHORTEST_COUNT_MIN: usize = 3;
+
 /// The round trip assumed before the first sample.
 const ROUND_TRIP_UNKNOWN: Duration = Duration::from_millis(50);
 
@@ -100,7 +103,7 @@ impl Meter {
         self.peak_span = Span::beginning(now);
     }
 
-    /// A ping came back.
+    /// The ping that was sent then came back.
     pub(super) fn round_trip_sample(&mut self, nonce: u64, now: Instant) {
         let sample = now.since(Instant::from_nanos(nonce));
         if self.round_trips.len() == ROUND_TRIP_COUNT {
@@ -138,6 +141,12 @@ impl Meter {
     /// The median of the last few.
     pub(super) const fn round_trip(&self) -> Option<Duration> {
         self.round_trip
+    }
+
+    /// The shortest of the last few, once there are enough of them that not all were held up.
+    pub(super) fn round_trip_at_least(&self) -> Option<Duration> {
+        let is_known = self.round_trips.len() >= SHORTEST_COUNT_MIN;
+        self.round_trips.iter().min().filter(|_| is_known).copied()
     }
 
     pub(super) fn round_trip_or_guess(&self) -> Duration {

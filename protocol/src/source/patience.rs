@@ -63,6 +63,7 @@ impl Source {
     pub(super) fn ping_came_back(&mut self, nonce: u64, now: Instant) {
         if self.awaited_pong.take_if(|asked| *asked == nonce).is_some() {
             self.meter.round_trip_sample(nonce, now);
+            self.give_up_on_a_long_path(now);
         }
     }
 }
