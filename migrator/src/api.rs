@@ -6,6 +6,7 @@
 
 mod routes;
 mod view;
+pub mod waits;
 mod watch;
 
 use std::sync::Arc;

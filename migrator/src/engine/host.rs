@@ -1,7 +1,7 @@
 //! The host as its API shows and commands it.
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use towpath_daemon::stream::connect_within;
@@ -10,17 +10,15 @@ use towpath_protocol::guest_api::{self, GuestConfig, GuestQuota, VCPU_COUNT_MAX,
 use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
 
 use super::ground::unix_ms;
-use super::input::{Booting, Command, Input};
+use super::input::{Booting, Claim, Command, Input};
 use super::lanes::{check_trust, introduce};
 use super::order::Order;
 use super::shared::{Handle, Shared, elsewhere, random_id};
+use crate::api::waits;
 use crate::api::{
     GuestKind, GuestRequest, GuestView, Host, HostView, LinkState, MigrationRequest, MigrationView,
     Phase, Role, VerifyView,
 };
-
-/// Longest wait for a worker's answer: it may be making a record durable or pausing a guest.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Longest wait until what was ordered is shown.
 const SHOWN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -40,25 +38,17 @@ impl Engine {
         Self { shared }
     }
 
+    /// Has a guest's worker do something that takes as long as `work_wait` at most once it has begun.
     fn ask<T>(
         handle: &Handle,
+        work_wait: Duration,
         command: impl FnOnce(Sender<Result<T, Fault>>) -> Command,
     ) -> Result<T, Fault> {
         let (reply, answer) = channel();
-        handle.mailbox.send(Input::Command(command(reply)));
-        answer
-            .recv_timeout(ANSWER_WAIT_MAX)
-            .unwrap_or_else(|error| {
-                Err(match error {
-                    RecvTimeoutError::Timeout => Fault::new(
-                        Code::Busy,
-                        "the guest's worker does not answer; look at it again in a moment",
-                    ),
-                    RecvTimeoutError::Disconnected => {
-                        Fault::new(Code::NotFound, "the guest was stopped meanwhile")
-                    }
-                })
-            })
+        let claim = Claim::default();
+        let told = Input::Command(command(reply), claim.clone());
+        handle.mailbox.send(told);
+        answered(&answer, &claim, [waits::TAKEN, work_wait])
     }
 
     /// Waits until the board shows what was ordered.
@@ -135,7 +125,8 @@ impl Engine {
             return Err(Fault::new(Code::State, where_it_is));
         }
         let room = self.shared.begin(known.id, known.memory_bytes)?;
-        Self::ask(&handle, |reply| Command::Boot { room, how, reply })?;
+        let command = |reply| Command::Boot { room, how, reply };
+        Self::ask(&handle, waits::BOOT, command)?;
         let booted =
             |guest: &GuestView| guest.process_id.is_some() && guest.process_id != known.process_id;
         self.wait_for("the guest", || self.find_guest(name).filter(booted))
@@ -215,11 +206,11 @@ impl Host for Engine {
     }
 
     fn stop_guest(&self, name: &Name) -> Result<(), Fault> {
-        Self::ask(&self.shared.worker(name)?, Command::Stop)
+        Self::ask(&self.shared.worker(name)?, waits::STOP, Command::Stop)
     }
 
     fn verify_guest(&self, name: &Name) -> Result<VerifyView, Fault> {
-        Self::ask(&self.shared.worker(name)?, Command::Verify)
+        Self::ask(&self.shared.worker(name)?, waits::VERIFY, Command::Verify)
     }
 
     fn migrate(&self, request: MigrationRequest) -> Result<MigrationView, Fault> {
@@ -249,7 +240,8 @@ impl Host for Engine {
             started_unix_ms: unix_ms(),
             may_be_heard: false,
         });
-        Self::ask(&handle, |reply| Command::Migrate(order, reply))?;
+        let command = |reply| Command::Migrate(order, reply);
+        Self::ask(&handle, waits::MOVE, command)?;
         self.wait_for("the move", || self.migration(id).ok())
     }
 
@@ -259,7 +251,7 @@ impl Host for Engine {
             return Err(Fault::new(Code::State, why));
         }
         let handle = self.shared.worker(&view.guest)?;
-        Self::ask(&handle, |reply| Command::Cancel(id, reply))?;
+        Self::ask(&handle, waits::MOVE, |reply| Command::Cancel(id, reply))?;
         self.wait_for("the end of the move", || {
             self.migration(id)
                 .ok()
@@ -283,6 +275,38 @@ impl Host for Engine {
     }
 }
 
+/// What a worker answers that takes a command up within the first of these waits, and is done with it within the
+/// second. What it has not begun by then it does not do any more: whoever asked goes by what is said here.
+fn answered<T>(
+    answer: &Receiver<Result<T, Fault>>,
+    claim: &Claim,
+    [taken_wait, work_wait]: [Duration; 2],
+) -> Result<T, Fault> {
+    let answered = match answer.recv_timeout(taken_wait) {
+        Err(RecvTimeoutError::Timeout) if claim.give_up() => {
+            let detail = format!(
+                "the guest's worker is at something else for {taken_wait:?}: nothing was done"
+            );
+            let remedy = "try again in a moment; `towpath guest show` says how the guest stands";
+            return Err(Fault::new(Code::Busy, detail).remedy(remedy));
+        }
+        Err(RecvTimeoutError::Timeout) => answer.recv_timeout(work_wait),
+        answered => answered,
+    };
+    answered.unwrap_or_else(|error| {
+        Err(match error {
+            RecvTimeoutError::Timeout => {
+                let detail = format!("the guest's worker is still at it after {work_wait:?}");
+                let remedy = "it goes on: look at the guest with `towpath guest show`";
+                Fault::new(Code::Busy, detail).remedy(remedy)
+            }
+            RecvTimeoutError::Disconnected => {
+                Fault::new(Code::NotFound, "the guest was stopped meanwhile")
+            }
+        })
+    })
+}
+
 /// Why a move cannot be cancelled from here, as far as that is known: it is over, or another host's.
 fn not_cancelled(view: &MigrationView) -> Option<String> {
     let (id, guest, from, to) = (view.id, &view.guest, &view.from, &view.to);
@@ -300,6 +324,30 @@ fn not_cancelled(view: &MigrationView) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_told_that_nothing_was_done_is_told_the_truth() {
+        let longest = Duration::from_secs(20);
+        // Its worker has begun by then: it is waited for.
+        let (reply, answer) = channel();
+        let claim = Claim::default();
+        assert!(claim.take());
+        let working = std::thread::spawn(move || reply.send(Ok(7)).unwrap());
+        let done = answered(&answer, &claim, [Duration::ZERO, longest]);
+        assert_eq!(done, Ok(7));
+        working.join().unwrap();
+        // It has not begun: it never does.
+        let (reply, answer) = channel::<Result<(), Fault>>();
+        let claim = Claim::default();
+        let busy = answered(&answer, &claim, [Duration::ZERO, longest]).unwrap_err();
+        assert_eq!(busy.code, Code::Busy, "{busy}");
+        assert!(!claim.take());
+        drop(reply);
+        // It is gone.
+        let (_, answer) = channel::<Result<(), Fault>>();
+        let gone = answered(&answer, &Claim::default(), [longest; 2]).unwrap_err();
+        assert_eq!(gone.code, Code::NotFound, "{gone}");
+    }
 
     #[test]
     fn a_move_that_is_not_cancelled_says_what_became_of_it() {

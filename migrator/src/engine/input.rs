@@ -1,6 +1,7 @@
 //! Everything a guest's worker can hear of.
 
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
@@ -15,8 +16,8 @@ use crate::guest::GuestProcess;
 /// What a worker is told.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// An operator wants something of the guest.
-    Command(Command),
+    /// An operator wants something of the guest, if it is not too late for that.
+    Command(Command, Claim),
     /// A source opened a lane.
     Lane {
         /// Who: proved by the tunnel.
@@ -64,6 +65,28 @@ pub(super) enum Input {
     },
     /// The migrator ends; to be dropped once nothing is left to do.
     Stop(Sender<()>),
+}
+
+/// Whether a command is carried out: its worker takes it, or whoever asked gives it up. The first of the two holds.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Claim(Arc<OnceLock<Claimant>>);
+
+#[derive(Debug)]
+enum Claimant {
+    Worker,
+    Asker,
+}
+
+impl Claim {
+    /// Whether the worker may carry the command out: nobody has been told that it is not.
+    pub(super) fn take(&self) -> bool {
+        self.0.set(Claimant::Worker).is_ok()
+    }
+
+    /// Whether whoever asked may say that the command is not carried out: its worker has not begun.
+    pub(super) fn give_up(&self) -> bool {
+        self.0.set(Claimant::Asker).is_ok()
+    }
 }
 
 /// Which guests are booted.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::TryRecvError;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use towpath_protocol::message::Message;
 
 use super::greeting::greet;
 use super::ground::now;
-use super::input::{Booting, Command};
+use super::input::{Booting, Claim, Command};
 use super::order::Order;
 use super::shared::{Beginning, quarantined};
 use super::source_move::SourceMove;
@@ -345,6 +346,11 @@ fn a_guest_whose_record_cannot_be_read_keeps_no_place() {
     }
 }
 
+/// A command that nobody has given up.
+fn told(command: Command) -> Input {
+    Input::Command(command, Claim::default())
+}
+
 fn boot_command(room: Beginning, reply: Sender<Result<(), Fault>>) -> Command {
     let how = Booting::Ended;
     Command::Boot { room, how, reply }
@@ -359,7 +365,7 @@ fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
     let mailbox = Arc::clone(&ground.mailbox);
     let room = shared.begin(ground.id, 16 * MIB).unwrap();
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(boot_command(room, reply)));
+    mailbox.send(told(boot_command(room, reply)));
     // Nobody waits for the answer any more; the worker has not come to it.
     drop(answer);
     assert_eq!(code(shared.begin(GuestId(8), 1)), Some(Code::Quota));
@@ -375,7 +381,7 @@ fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
         std::thread::yield_now();
     }
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(Command::Stop(reply)));
+    mailbox.send(told(Command::Stop(reply)));
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
 }
 
@@ -409,7 +415,7 @@ fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
         std::thread::yield_now();
     }
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(Command::Stop(reply)));
+    mailbox.send(told(Command::Stop(reply)));
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
 }
 
@@ -428,7 +434,7 @@ fn a_guest_that_is_stopped_is_not_booted_by_who_asked_at_the_same_time() {
     let ((stop, stopped), (boot, booted)) = (channel(), channel());
     let room = shared.begin(ground.id, MIB).unwrap();
     let commands = [Command::Stop(stop), boot_command(room, boot)];
-    ground.mailbox.send_all(commands.map(Input::Command));
+    ground.mailbox.send_all(commands.map(told));
     register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
@@ -443,12 +449,36 @@ fn a_guest_that_is_stopped_is_not_booted_by_who_asked_at_the_same_time() {
 }
 
 #[test]
+fn what_was_given_up_before_its_worker_came_to_it_is_not_done() {
+    let (folder, shared) = host("");
+    let (ground, ownership) = ended_guest(&shared);
+    let mailbox = Arc::clone(&ground.mailbox);
+    let ((stop, stopped), (verify, verified)) = (channel(), channel());
+    let given_up = Claim::default();
+    assert!(given_up.give_up());
+    mailbox.send(Input::Command(Command::Stop(stop), given_up));
+    mailbox.send(told(Command::Verify(verify)));
+    register(&shared, &ground, None);
+    start_worker(&shared, ground, move |ground| {
+        Worker::new(ground, ownership)
+    })
+    .unwrap();
+    // There still is a worker that answers, for a guest without a process.
+    verified.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    assert_eq!(stopped.try_recv(), Err(TryRecvError::Disconnected));
+    assert!(folder.path().join("state/guests/till").exists());
+    let (reply, answer) = channel();
+    mailbox.send(told(Command::Stop(reply)));
+    answer.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+#[test]
 fn a_move_that_was_refused_does_not_begin_with_the_next_start() {
     let (folder, shared) = host("");
     let (ground, ownership) = ended_guest(&shared);
     let mailbox = Arc::clone(&ground.mailbox);
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(Command::Migrate(Box::new(order(1)), reply)));
+    mailbox.send(told(Command::Migrate(Box::new(order(1)), reply)));
     register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         Worker::new(ground, ownership)
@@ -458,7 +488,7 @@ fn a_move_that_was_refused_does_not_begin_with_the_next_start() {
     answer.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert!(!folder.path().join("state/guests/till/move.json").exists());
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(Command::Stop(reply)));
+    mailbox.send(told(Command::Stop(reply)));
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
 }
 
@@ -471,7 +501,7 @@ fn a_move_whose_guest_is_stopped_before_its_next_attempt_is_over() {
         .board()
         .show_move(order(1).view(&ground, Phase::Preparing));
     let (reply, answer) = channel();
-    mailbox.send(Input::Command(Command::Stop(reply)));
+    mailbox.send(told(Command::Stop(reply)));
     register(&shared, &ground, None);
     start_worker(&shared, ground, move |ground| {
         let mut worker = Worker::new(ground, ownership);

@@ -255,7 +255,10 @@ impl Worker {
 
     fn take_in(&mut self, input: Input) {
         match input {
-            Input::Command(command) => self.command(command),
+            Input::Command(command, claim) if claim.take() => self.command(command),
+            Input::Command(..) => {
+                info!(guest = %self.ground.id, "whoever asked for something was told that it is not done");
+            }
             Input::Lane { from, hello, lane } => self.lane(from, &hello, lane),
             Input::Opened { link, result } => {
                 if let Some(Role::Source(source)) = &mut self.role {

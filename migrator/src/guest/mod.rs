@@ -16,4 +16,5 @@ mod transport;
 pub use memory::GuestMemory;
 pub use missing::{Installed, MissingMemory};
 pub use probe::probe_kvm;
+pub(crate) use process::{END_WAIT, READY_WAIT, RUN_WAIT, VERIFY_WAIT, WORK_WAIT};
 pub use process::{GuestCommand, GuestProcess};

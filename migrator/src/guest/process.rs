@@ -30,18 +30,18 @@ use super::transport::{self, HELLO_WAIT, Transport, own, unexpected};
 const CALL_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for work on all of a guest's memory or state short of filling it: page tables of
 /// hundreds of GiB are walked in a second or two.
-const WORK_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const WORK_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for a check of every page: a terabyte at a gigabyte a second.
-const VERIFY_WAIT: Duration = Duration::from_secs(1000);
+pub(crate) const VERIFY_WAIT: Duration = Duration::from_secs(1000);
 
 /// Longest wait for a guest to run: a first start fills its working set, 256 GiB at most, at about
 /// 0.4 GiB a second.
-const RUN_WAIT: Duration = Duration::from_secs(900);
+pub(crate) const RUN_WAIT: Duration = Duration::from_secs(900);
 /// Longest wait for a new process to be ready: it makes an empty machine.
-const READY_WAIT: Duration = Duration::from_secs(20);
+pub(crate) const READY_WAIT: Duration = Duration::from_secs(20);
 /// Longest wait for a process to end that was asked or made to: its memory is given back on the way, 256 GiB
 /// at the most at some 5 GiB a second.
-const END_WAIT: Duration = Duration::from_secs(100);
+pub(crate) const END_WAIT: Duration = Duration::from_secs(100);
 /// Most bytes a new process may say before it is ready.
 const READY_BYTES_MAX: u64 = 4096;
 
