@@ -10,7 +10,7 @@ use serde::Serialize;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
 use towpath_migrator::api::{
-    GuestKind, GuestList, GuestRequest, GuestState, GuestView, Ownership, StoppedView,
+    GuestKind, GuestList, GuestRequest, GuestState, GuestView, Ownership, StoppedView, waits,
 };
 use towpath_protocol::fault::{Code, Fault, shown};
 use towpath_protocol::guest_api::{
@@ -33,9 +33,6 @@ const DIRTY_RATE_DEFAULT: u64 = 500;
 
 /// Share of a guest's pages that do not compress, in percent.
 const INCOMPRESSIBLE_DEFAULT: u8 = 25;
-
-/// Longest wait for a guest to start: it fills its memory first, at about 1 GiB a second.
-pub(crate) const START_WAIT: Duration = Duration::from_secs(330);
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -290,7 +287,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
 }
 
 async fn start(options: &StartOptions) -> Result<(), Failure> {
-    let client = options.socket.client().timeout(START_WAIT);
+    let client = options.socket.client().timeout(waits::START_ANSWER);
     let what = || format!("guest {} cannot be started", options.name);
     let path = format!("/v1/guests/{}", options.name);
     let known = client.get::<GuestView>(&path).await;
@@ -433,7 +430,7 @@ async fn list(options: &ListOptions) -> Result<(), Failure> {
 
 async fn stop(options: &OneOptions) -> Result<(), Failure> {
     let path = format!("/v1/guests/{}", options.name);
-    let client = options.socket.client();
+    let client = options.socket.client().timeout(waits::STOP_ANSWER);
     let name = &options.name;
     let remedy = format!(
         "if it is in a move, `towpath migration cancel {name}` at its source ends that until the guest is handed over; \

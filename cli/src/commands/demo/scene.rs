@@ -10,7 +10,7 @@ use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
 use towpath_migrator::api::{
     GuestRequest, GuestView, HostView, MigrationMode, MigrationRequest, MigrationView, StoppedView,
-    VerifyView,
+    VerifyView, waits,
 };
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::HEARTBEAT_INTERVAL_US;
@@ -23,7 +23,7 @@ use super::process::Process;
 use super::report::{GuestReport, LinkReport, MoveReport, Report};
 use super::site::{Plan, Site};
 use super::{Folders, Options};
-use crate::commands::guest::{Kind, START_WAIT};
+use crate::commands::guest::Kind;
 use crate::commands::relay::Ready;
 use crate::failure::Failure;
 use crate::follow::{LiveLine, outcome, watch};
@@ -37,9 +37,6 @@ const HEARTBEAT_WAIT: Duration = Duration::from_secs(30);
 
 /// Pause between two looks at the consoles.
 const HEARTBEAT_PAUSE: Duration = Duration::from_millis(20);
-
-/// How long looking at every page may take: as long as the migrator waits for the guest's answer, and more.
-const VERIFY_WAIT: Duration = Duration::from_secs(1030);
 
 /// Times the guest's memory a move may carry before the demo gives up on it.
 const COPIES_MAX: u32 = 20;
@@ -155,7 +152,7 @@ async fn act(
         line.note(&format!("no KVM here: {reason}; the guest is a process"));
     }
     line.say("demo", "starting the guest");
-    let starting = edge.migrator.clone().timeout(START_WAIT);
+    let starting = edge.migrator.clone().timeout(waits::START_ANSWER);
     let guest: GuestView = starting.post("/v1/guests", &request(options)?).await?;
     let mut consoles = Consoles::default();
     consoles.add(&guest);
@@ -169,7 +166,7 @@ async fn act(
         let path = format!("/v1/guests/{}", guest.name);
         consoles.add(&to.migrator.get(&path).await?);
         let pause = consoles.wait_for_pause(number).await?;
-        let verifying = to.migrator.clone().timeout(VERIFY_WAIT);
+        let verifying = to.migrator.clone().timeout(waits::VERIFY_ANSWER);
         let verify: VerifyView = verifying.post(&format!("{path}/verify"), &()).await?;
         let path = format!("/v1/migrations/{}", view.id);
         let at_target: MigrationView = to.migrator.get(&path).await?;
