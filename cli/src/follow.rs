@@ -144,8 +144,10 @@ async fn watch_once(
 
 fn timed_out(id: MigrationId, last: Option<&MigrationView>) -> Failure {
     let again = format!("follow it with `towpath migration watch {id}`");
-    let blocked = last.and_then(|view| view.blocked_ms);
-    if let Some(blocked_ms) = blocked {
+    if let Some((view, blocked_ms)) = last.and_then(|view| Some((view, view.blocked_ms?))) {
+        if let Some(failure) = held_by_journal(view) {
+            return failure;
+        }
         let cause = format!(
             "move {id} has waited {} for the target's answer; the guest is held",
             milliseconds(blocked_ms)
@@ -162,6 +164,19 @@ fn timed_out(id: MigrationId, last: Option<&MigrationView>) -> Failure {
         .message("the move takes longer than --timeout allows")
         .remedy(format!("it goes on; {again}"));
     Failure::with(problem, Exit::Timeout)
+}
+
+/// A move that its own source keeps from going on: the target may have answered long ago.
+fn held_by_journal(view: &MigrationView) -> Option<Failure> {
+    let error = view.error.as_ref()?;
+    let code = Code::parse(&error.code).filter(|code| *code == Code::Journal)?;
+    let (id, from) = (view.id, &view.from);
+    let problem = Problem::new(code, error.message.as_str())
+        .message(format!("move {id} is blocked: the journal at {from} cannot be written"))
+        .remedy(format!(
+            "mend the disk of {from}'s `state_dir`, then restart the migrator there, and the move goes on by itself"
+        ));
+    Some(Failure::with(problem, Exit::Blocked))
 }
 
 /// The end of a move as a result: an error unless the guest has arrived.
@@ -368,9 +383,33 @@ fn numbers(view: &MigrationView) -> String {
 
 #[cfg(test)]
 mod tests {
-    use towpath_migrator::api::Role;
+    use towpath_migrator::api::{ErrorView, Role};
+    use towpath_protocol::fault::Fault;
 
     use super::*;
+
+    #[test]
+    fn a_move_that_is_blocked_says_what_keeps_it() {
+        let name = |name: &str| name.parse().unwrap();
+        let (from, to) = (name("edge"), name("region"));
+        let guest = (MigrationId(1), name("till"));
+        let mut view = MigrationView::begun(guest, Role::Source, (from, to), Phase::Committed);
+        view.blocked_ms = Some(9000);
+        let journal = ErrorView::from(&Fault::new(Code::Journal, "fsync failed"));
+        let lanes = ErrorView::from(&Fault::new(Code::Unreachable, "no lanes"));
+        for (error, said) in [
+            (None, "mend the link"),
+            (Some(lanes), "mend the link"),
+            (Some(journal), "restart the migrator"),
+        ] {
+            view.error = error;
+            let Failure::Problem { problem, exit } = timed_out(view.id, Some(&view)) else {
+                panic!("it is blocked");
+            };
+            assert_eq!(exit, Exit::Blocked);
+            assert!(problem.remedy.contains(said), "{}", problem.remedy);
+        }
+    }
 
     #[test]
     fn a_live_line_says_how_much_is_left_in_bytes_and_in_blocks() {

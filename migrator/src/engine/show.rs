@@ -10,6 +10,7 @@ use towpath_protocol::ownership::{Ownership, State};
 use towpath_protocol::time::Instant;
 
 use super::ground::now;
+use super::source_move::Stuck;
 use super::worker::{Role, Worker};
 use crate::api::{self, ErrorView, GuestKind, GuestState, GuestView};
 use crate::guest::GuestProcess;
@@ -73,12 +74,15 @@ impl Worker {
         })
     }
 
-    /// The move the guest is part of, also while it waits for another attempt.
+    /// The move the guest is part of, also while it waits for another attempt or the next start.
     pub(super) fn migration(&self) -> Option<MigrationId> {
         match &self.role {
             Some(Role::Source(source)) => Some(source.order().id),
             Some(Role::Target(target)) => Some(target.setup().migration),
-            _ => self.retry.as_ref().map(|(_, order)| order.id),
+            _ => {
+                let retry = self.retry.as_ref().map(|(_, order)| order.id);
+                retry.or_else(|| self.stuck.as_ref().map(Stuck::id))
+            }
         }
     }
 
@@ -108,7 +112,7 @@ impl Worker {
         let view = match &self.role {
             Some(Role::Source(source)) => Some(source.view(&self.ground)),
             Some(Role::Target(target)) => target.view(&self.ground),
-            _ => None,
+            _ => self.stuck.as_ref().map(Stuck::view),
         };
         let guest = self.guest_view(self.migration());
         let mut board = shared.board();

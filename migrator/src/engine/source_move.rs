@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::guest_api::GuestState;
+use towpath_protocol::identity::MigrationId;
 use towpath_protocol::message::{Hello, Lane, Message};
 use towpath_protocol::ownership::{Ownership, State};
 use towpath_protocol::source::{Action, ChunkOrder, Event, Outcome, Setup, Source, Stage};
@@ -19,13 +20,14 @@ use towpath_protocol::version;
 use tracing::{info, warn};
 
 use self::unread::Unread;
-use super::ground::{Ground, now};
+use super::ground::{Ground, milliseconds, now, unix_ms};
 use super::input::Input;
 use super::judge::Judge;
 use super::lanes::{OpenLane, join, open_all, read_messages, spawn};
 use super::order::Order;
 use super::outbox::Outbox;
 use super::target_move::spaces_of;
+use crate::api::{LinkState, MigrationView};
 use crate::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use crate::guest::{GuestMemory, GuestProcess};
 use crate::lane::LaneWriter;
@@ -79,6 +81,28 @@ pub(super) enum Ended {
     Stuck(Ownership, Fault),
 }
 
+/// A move behind its commit that is gone on with only after the next start.
+#[derive(Debug)]
+pub(super) struct Stuck {
+    view: MigrationView,
+    /// Since when the guest is held.
+    since: Instant,
+}
+
+impl Stuck {
+    pub(super) const fn id(&self) -> MigrationId {
+        self.view.id
+    }
+
+    pub(super) fn view(&self) -> MigrationView {
+        MigrationView {
+            blocked_ms: Some(milliseconds(now().since(self.since))),
+            total_ms: unix_ms().saturating_sub(self.view.started_unix_ms),
+            ..self.view.clone()
+        }
+    }
+}
+
 /// What is left to do for a move whose guest stays for now.
 #[derive(Debug)]
 pub(super) enum Rest {
@@ -109,6 +133,8 @@ pub(super) struct SourceMove {
     no_lanes: Option<Fault>,
     judge: Judge,
     outcome: Option<Outcome>,
+    /// The commit was said, or may have been by an earlier migrator: the guest is the target's.
+    is_commit_said: bool,
     begun_at: Instant,
     sampled_at: Instant,
     sampled_bytes: u64,
@@ -137,6 +163,7 @@ impl SourceMove {
         order: Order,
     ) -> Result<Self, Box<NotBegun>> {
         let mut going = Self::make(ground, ownership, order, Source::recover)?;
+        going.is_commit_said = true;
         // Its process knows since when it stands. Without one, or an answer, it counts from here on.
         let stands = ground.process.as_mut().map(GuestProcess::pause);
         going.switched_at = stands.and_then(Result::ok).or_else(|| Some(now()));
@@ -179,6 +206,7 @@ impl SourceMove {
             no_lanes: None,
             judge: Judge::default(),
             outcome: None,
+            is_commit_said: false,
             begun_at: now(),
             sampled_at: now(),
             sampled_bytes: 0,
@@ -319,7 +347,10 @@ impl SourceMove {
             }
             Action::Connect => self.connect(ground)?,
             Action::DropLink => ground.close_link(),
-            Action::Send(lane, message) => ground.send(lane, &message),
+            Action::Send(lane, message) => {
+                self.is_commit_said |= matches!(message, Message::Commit(..));
+                ground.send(lane, &message);
+            }
             Action::StartTracking => {
                 ground.process()?.start_tracking()?;
                 let allocated = allocated(ground.memory()?)?;
@@ -550,6 +581,21 @@ impl SourceMove {
         }
         self.sampled_at = now();
         self.sampled_bytes = bytes;
+    }
+
+    /// The move as it is shown from here on, if it is not over although this host can do no more for it.
+    pub(super) fn stuck(&self, ground: &Ground) -> Option<Stuck> {
+        let is_stuck = self.is_commit_said && matches!(self.outcome, Some(Outcome::Stuck(_)));
+        is_stuck.then(|| Stuck {
+            view: MigrationView {
+                link: LinkState::Down,
+                silent_ms: None,
+                goodput_bytes_per_second: None,
+                eta_ms: None,
+                ..self.view(ground)
+            },
+            since: self.switched_at.unwrap_or(self.begun_at),
+        })
     }
 
     /// Whether the attempt is over.

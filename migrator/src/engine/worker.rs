@@ -83,6 +83,8 @@ pub(super) struct Worker {
     pub(super) ground: Ground,
     /// Always there between two inputs.
     pub(super) role: Option<Role>,
+    /// A move behind its commit that is gone on with only after the next start.
+    pub(super) stuck: Option<source_move::Stuck>,
     /// A move that waits for another attempt.
     pub(super) retry: Option<(Instant, Box<Order>)>,
     /// When a move of before the start is to be taken up, which could not be yet.
@@ -110,6 +112,7 @@ impl Worker {
         Self {
             ground,
             role: Some(Role::Idle(ownership)),
+            stuck: None,
             retry: None,
             recover_at: None,
             recover_delay: RECOVER_DELAY,
@@ -650,6 +653,7 @@ impl Worker {
             .shared
             .board()
             .show_move(source.view(&self.ground));
+        self.stuck = source.stuck(&self.ground);
         let (id, attempt) = (source.order().id, source.order().attempt);
         self.role = Some(match source.end(&mut self.ground) {
             source_move::Ended::Moved(ownership) => {

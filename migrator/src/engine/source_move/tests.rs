@@ -6,6 +6,7 @@ use towpath_protocol::image::CHAIN_START;
 use towpath_protocol::message::Received;
 
 use super::*;
+use crate::api::Phase;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::order::ATTEMPT_COUNT_MAX;
 use crate::engine::tests::{PATIENCE, ground, host, order as ordered};
@@ -80,6 +81,22 @@ fn a_guest_that_does_not_stop_in_time_is_no_failure_and_one_that_crashed_is() {
         let code = frozen.err().map(|fault| fault.code);
         assert_eq!(code, has_crashed.then_some(Code::Guest));
     }
+}
+
+#[test]
+fn fault_26_a_move_whose_journal_fails_before_its_commit_is_over() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let _process = Fake::start(&ground, Standing::default());
+    ground.adopt_process(PATIENCE).unwrap();
+    let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    ground.journal.as_mut().unwrap().poison();
+    going.carry_out(&mut ground);
+    assert!(matches!(going.outcome, Some(Outcome::Stuck(_))));
+    assert_eq!(going.view(&ground).phase, Phase::Failed);
+    assert!(going.stuck(&ground).is_none());
 }
 
 #[test]

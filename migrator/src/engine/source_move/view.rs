@@ -15,7 +15,7 @@ impl SourceMove {
         let progress = self.machine.progress();
         let (phase, error) = self.phase(ground);
         let to_ms = |at: Instant| milliseconds(at.since(self.begun_at));
-        let is_held = self.machine.stage() == Stage::Committed;
+        let is_held = phase == Phase::Committed;
         let silence = self.machine.silence(now());
         let is_flowing = self.machine.is_link_up() && silence.is_none();
         let decisions = self.machine.decisions().iter().map(|record| DecisionView {
@@ -82,6 +82,9 @@ impl SourceMove {
             Some(Outcome::Moved) => (Phase::Done, None),
             Some(Outcome::Stayed(fault)) if fault.code == Code::Cancelled => {
                 (Phase::Cancelled, Some(ErrorView::from(fault)))
+            }
+            Some(Outcome::Stuck(fault)) if self.is_commit_said => {
+                (Phase::Committed, Some(ErrorView::from(fault)))
             }
             Some(Outcome::Stayed(fault)) if self.order.is_tried_again(ground, fault) => {
                 (Phase::Preparing, Some(self.said(fault)))

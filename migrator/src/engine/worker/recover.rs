@@ -79,6 +79,7 @@ impl Worker {
             && let Some(Role::Broken(ownership, _)) =
                 self.role.take_if(|role| matches!(role, Role::Broken(..)))
         {
+            self.stuck = None;
             let role = self.take_up(ownership);
             self.role = Some(role);
         }

@@ -1,6 +1,7 @@
 //! What becomes of a guest whose migrator, process or source was away.
 
 use rustix::fs::FlockOperation;
+use towpath_protocol::message::{Lane, Message};
 use towpath_protocol::ownership::{Decider, Origin, Root};
 use towpath_protocol::source::Event as SourceEvent;
 
@@ -107,6 +108,37 @@ fn a_commit_is_said_whatever_became_of_the_moves_file() {
         assert_eq!(source.order().attempt, order(1).attempt);
         assert_eq!(source.order().target, order(1).target);
     }
+}
+
+#[test]
+fn fault_26_a_move_whose_journal_fails_behind_its_commit_is_blocked_and_not_over() {
+    let (_folder, shared) = host("");
+    let mut worker = worker_of(ground(&shared), relinquished());
+    take_up(&mut worker);
+    let Some(Role::Source(source)) = &mut worker.role else {
+        panic!("nobody says the commit");
+    };
+    let ground = &mut worker.ground;
+    source.handle(ground, SourceEvent::LinkUp).unwrap();
+    ground.journal.as_mut().unwrap().poison();
+    for word in [Message::Ack(1), Message::Complete] {
+        drop(source.handle(ground, SourceEvent::Heard(Lane::Control, word)));
+    }
+    worker.end_if_over();
+    assert!(matches!(worker.role, Some(Role::Broken(..))));
+    // It is shown for as long as it is so.
+    shared.board().moves.clear();
+    worker.publish();
+    let view = shared.board().moves[&MigrationId(1)].clone();
+    assert_eq!(
+        (view.phase, view.finished_unix_ms),
+        (Phase::Committed, None)
+    );
+    assert!(view.blocked_ms.is_some());
+    let error = view.error.map(|error| error.code);
+    assert_eq!(error.as_deref(), Some(Code::Journal.as_str()));
+    let guest = shared.board().guests[&worker.ground.id].clone();
+    assert_eq!(guest.migration, Some(MigrationId(1)));
 }
 
 #[test]
