@@ -1,5 +1,8 @@
 //! What all workers of a host share: its store, its quota, and what is shown of it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -77,7 +80,10 @@ impl Board {
             self.counted.count_end(&view);
             log_end(&view);
         }
-        if view.phase.is_finished() && !self.finished.contains(&view.id) {
+        if !view.phase.is_finished() {
+            // Another attempt of it has come: the oldest of those that ended is one that has.
+            self.finished.retain(|id| *id != view.id);
+        } else if !self.finished.contains(&view.id) {
             self.finished.push_back(view.id);
         }
         self.moves.insert(view.id, view);

@@ -2,7 +2,7 @@
 
 mod admit;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod view;
 
 use std::collections::BTreeMap;

@@ -53,6 +53,11 @@ fn recovered(ground: &Ground, present: u64) -> Target {
     Target::recover(setup, law, remains).unwrap()
 }
 
+/// A guest that is on its way here, of which so many blocks have come.
+pub(in crate::engine) fn receiving(ground: &Ground, present: u64) -> TargetMove {
+    TargetMove::with(recovered(ground, present), ground)
+}
+
 /// See [`TargetMove::running`].
 pub(super) fn running(ground: &Ground, ownership: Ownership, missing_count: u64) -> TargetMove {
     let config = ground.config.as_ref().unwrap();
@@ -96,7 +101,7 @@ fn h10_an_outage_of_minutes_ends_an_offer_without_data_and_no_other() {
     let (_folder, shared) = host("");
     for present in [0, 3] {
         let mut ground = ground(&shared);
-        let mut target = TargetMove::with(recovered(&ground, present), &ground);
+        let mut target = receiving(&ground, present);
         target.begun_at = Instant::ZERO;
         assert_eq!(target.patience() <= Some(now()), present == 0);
         let theirs = Lane::ALL.map(|lane| {

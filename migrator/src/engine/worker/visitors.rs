@@ -234,7 +234,7 @@ impl Worker {
             return Err(Fault::new(Code::StaleEpoch, detail));
         }
         let detail = "a newer attempt took the place of this one";
-        let replaced = Event::Failed(Fault::new(Code::Cancelled, detail));
+        let replaced = Event::Failed(Fault::new(Code::StaleEpoch, detail));
         open.handle(&mut self.ground, replaced);
         self.end_target();
         self.bars(&setup.source).map_or(Ok(()), Err)

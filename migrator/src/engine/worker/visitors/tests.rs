@@ -1,8 +1,13 @@
 //! Lanes beside what a guest is at: which end with which.
 
 use super::*;
-use crate::engine::tests::{host, order};
+use crate::api::Phase;
+use crate::engine::target_move::tests::receiving;
+use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::{greeted, owning, work_until};
+use towpath_protocol::identity::{AttemptId, Epoch};
+use towpath_protocol::message::Prepare;
+use towpath_protocol::ownership::Ownership;
 use towpath_protocol::source::FREEZE_DEADLINE;
 
 #[test]
@@ -57,4 +62,29 @@ fn a_visitor_that_reads_nothing_holds_nobody_up_and_goes() {
         now().since(begun) < FREEZE_DEADLINE,
         "a frozen guest waits for it"
     );
+}
+
+#[test]
+fn an_attempt_whose_place_a_newer_one_takes_was_cancelled_by_nobody() {
+    let (_folder, shared) = host("");
+    let ground = ground(&shared);
+    let open = receiving(&ground, 3);
+    let newer = Setup {
+        attempt: AttemptId(10),
+        ..open.setup().clone()
+    };
+    let vacant = Ownership::vacant(shared.host.clone(), ground.id);
+    let mut worker = Worker::new(ground, vacant);
+    worker.role = Some(Role::Target(Box::new(open)));
+    let offer = Message::Prepare(Prepare {
+        name: "till".parse().unwrap(),
+        epoch: Epoch(3),
+        spaces: Vec::new(),
+        config: Vec::new(),
+    });
+    worker.make_way(&newer, &offer).expect("it makes way");
+    let view = shared.board().moves[&newer.migration].clone();
+    let error = view.error.expect("why it ended");
+    assert_eq!((view.phase, error.host), (Phase::Failed, None));
+    assert_eq!(error.code, Code::StaleEpoch.as_str());
 }
