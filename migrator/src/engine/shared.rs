@@ -36,6 +36,8 @@ const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 #[derive(Debug)]
 pub(super) struct Board {
     pub(super) guests: BTreeMap<GuestId, GuestView>,
+    /// Those of them that stand and have left nothing here that takes memory.
+    without_memory: BTreeSet<GuestId>,
     /// Folders that nothing is done with: each alone, for several may claim one guest, and it may be well here.
     quarantined: BTreeMap<Name, GuestView>,
     pub(super) moves: BTreeMap<MigrationId, MigrationView>,
@@ -47,6 +49,7 @@ impl Board {
     pub(super) const fn new(counted: Moves) -> Self {
         Self {
             guests: BTreeMap::new(),
+            without_memory: BTreeSet::new(),
             quarantined: BTreeMap::new(),
             moves: BTreeMap::new(),
             finished: VecDeque::new(),
@@ -57,6 +60,29 @@ impl Board {
     /// All guests that are shown, those that are quarantined behind the others.
     pub(super) fn all_guests(&self) -> impl Iterator<Item = &GuestView> {
         self.guests.values().chain(self.quarantined.values())
+    }
+
+    /// Shows a guest, of which something here takes memory or not.
+    pub(super) fn show_guest(&mut self, view: GuestView, has_memory: bool) {
+        if has_memory {
+            self.without_memory.remove(&view.id);
+        } else {
+            self.without_memory.insert(view.id);
+        }
+        self.guests.insert(view.id, view);
+    }
+
+    /// Shows a guest no more.
+    pub(super) fn forget_guest(&mut self, id: GuestId) {
+        self.guests.remove(&id);
+        self.without_memory.remove(&id);
+    }
+
+    /// Whether a guest takes memory here: one that comes has a process, also while that is too busy to be driven, and
+    /// so has one that stands, or its memory is held for its target.
+    fn has_memory(&self, guest: &GuestView) -> bool {
+        let is_held = guest.state == GuestState::Frozen && !self.without_memory.contains(&guest.id);
+        is_held || guest.state == GuestState::Incoming || guest.process_id.is_some()
     }
 
     /// Shows at once that a guest is frozen and its target's.
@@ -268,7 +294,7 @@ impl Shared {
         let board = self.board();
         let guests = board.guests.values();
         guests
-            .filter(|guest| has_memory(guest))
+            .filter(|guest| board.has_memory(guest))
             .map(|guest| Living {
                 guest: guest.id,
                 memory_bytes: guest.memory_bytes,
@@ -389,13 +415,6 @@ impl Shared {
             let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
         }
     }
-}
-
-/// Whether a guest takes memory here: one that stands, or comes, has a process, also while that is too busy to
-/// be driven.
-fn has_memory(guest: &GuestView) -> bool {
-    let has_process = matches!(guest.state, GuestState::Frozen | GuestState::Incoming);
-    has_process || guest.process_id.is_some()
 }
 
 /// Room for a guest that is about to live here.

@@ -115,12 +115,15 @@ impl Worker {
             _ => self.stuck.as_ref().map(Stuck::view),
         };
         let guest = self.guest_view(self.migration());
+        let ground = &self.ground;
+        let has_memory =
+            ground.process.is_some() || ground.memory.is_some() || ground.awaited.is_some();
         let mut board = shared.board();
         if let Some(view) = view {
             board.show_move(view);
         }
         if let Some(guest) = guest {
-            board.guests.insert(self.ground.id, guest);
+            board.show_guest(guest, has_memory);
         }
         drop(board);
         self.room = None;

@@ -182,7 +182,7 @@ impl Worker {
         }
         self.ground.mailbox.close();
         // While it is registered nobody else shows the guest.
-        self.ground.shared.board().guests.remove(&self.ground.id);
+        self.ground.shared.board().forget_guest(self.ground.id);
         self.ground.shared.workers().remove(&self.ground.id);
         if let Some(reply) = self.stopped {
             drop(reply.send(Ok(())));

@@ -142,6 +142,34 @@ fn fault_26_a_move_whose_journal_fails_behind_its_commit_is_blocked_and_not_over
 }
 
 #[test]
+fn a_guest_of_which_nothing_is_left_here_takes_no_memory() {
+    let (folder, shared) = host("");
+    let memory_bytes = || shared.memory_used_bytes();
+    let mut worker = worker_of(ground(&shared), relinquished());
+    let _fake = Fake::start(&worker.ground, Standing::default());
+    worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
+    take_up(&mut worker);
+    worker.publish();
+    assert_eq!(memory_bytes(), 16 << 20);
+    // Its process ends, and what it left is still held.
+    let process_id = worker.ground.process.as_ref().unwrap().process_id();
+    worker.take_in(Input::GuestGone { process_id });
+    worker.publish();
+    assert_eq!(memory_bytes(), 16 << 20);
+    // After the next start there is none of it.
+    drop(worker);
+    std::fs::remove_dir_all(folder.path().join("state/guests/till")).unwrap();
+    let mut worker = worker_of(ground(&shared), relinquished());
+    take_up(&mut worker);
+    worker.publish();
+    assert_eq!(
+        shared.board().guests[&worker.ground.id].state,
+        GuestState::Frozen
+    );
+    assert_eq!(memory_bytes(), 0, "no room for others");
+}
+
+#[test]
 fn a_process_that_has_ended_while_it_was_waited_for_keeps_no_guest_from_booting() {
     let (folder, shared) = host("");
     let mut ground = ground(&shared);
