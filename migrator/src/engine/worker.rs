@@ -529,7 +529,7 @@ impl Worker {
                 Fault::new(Code::State, detail).remedy("try again if it is not, in a minute")
             );
         }
-        match &mut self.role {
+        let former = match &mut self.role {
             Some(Role::Target(target)) => {
                 let away = target.source_away_for(&self.ground);
                 if away.is_none_or(|span| span < GIVE_UP_AFTER) {
@@ -537,16 +537,25 @@ impl Worker {
                     let remedy = "wait: the guest goes on by itself where its source comes back";
                     return Err(Fault::new(Code::State, detail).remedy(remedy));
                 }
-                target.handle(&mut self.ground, target::Event::Failed(lost));
+                target.handle(&mut self.ground, target::Event::Failed(lost.clone()));
                 self.end_if_over();
+                None
             }
-            Some(Role::Broken(_, fault)) => *fault = lost,
+            Some(Role::Broken(_, fault)) => Some(std::mem::replace(fault, lost.clone())),
             _ => {
                 let detail = "the guest is part of a move";
                 return Err(Fault::new(Code::State, detail));
             }
+        };
+        let booted = self.boot();
+        if booted.is_err()
+            && let (Some(former), Some(Role::Broken(_, fault))) = (former, &mut self.role)
+            && *fault == lost
+        {
+            // Nothing was given up, and what is wrong with it is what was.
+            *fault = former;
         }
-        self.boot()
+        booted
     }
 
     fn stop(&mut self) -> Result<(), Fault> {

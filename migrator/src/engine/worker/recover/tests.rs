@@ -170,6 +170,27 @@ fn a_guest_of_which_nothing_is_left_here_takes_no_memory() {
 }
 
 #[test]
+fn what_is_wrong_with_a_guest_stands_where_giving_it_up_is_refused() {
+    let (_folder, shared) = host("");
+    let mut worker = worker_of(ground(&shared), owned(false));
+    let busy = Fault::new(Code::Guest, "it has not answered yet");
+    worker.ground.awaited = Some(busy.clone());
+    let path = worker.ground.path().unwrap();
+    let lock = std::fs::File::create(path.join("guest.pid")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let Some(Role::Idle(ownership)) = worker.role.take() else {
+        panic!("it has begun");
+    };
+    worker.role = Some(Role::Broken(ownership, busy.clone()));
+    let refused = worker.give_up_missing().unwrap_err();
+    assert_eq!(refused.code, Code::AlreadyRunning, "{refused}");
+    let Some(Role::Broken(_, fault)) = &worker.role else {
+        panic!("it was booted");
+    };
+    assert_eq!(*fault, busy);
+}
+
+#[test]
 fn a_process_that_has_ended_while_it_was_waited_for_keeps_no_guest_from_booting() {
     let (folder, shared) = host("");
     let mut ground = ground(&shared);
