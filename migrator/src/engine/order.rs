@@ -10,6 +10,7 @@ use towpath_protocol::ownership::State;
 use towpath_protocol::plan::{Mode, Policy};
 use tracing::warn;
 
+use super::adopt::BUSY_WAIT;
 use super::ground::{Ground, file_name, unix_ms};
 use crate::api::{ErrorView, MigrationMode, MigrationRequest, MigrationView, Phase, Role};
 
@@ -19,6 +20,13 @@ const MOVE_FILE: &str = "move.json";
 /// Attempts before a move is given up: each fails for another reason than the link, which only pauses
 /// one.
 pub(super) const ATTEMPT_COUNT_MAX: u32 = 5;
+
+/// Wait before another attempt of a move.
+const RETRY_DELAY: Duration = Duration::from_millis(300);
+
+/// The same where its target had something else to do, as to hear that the guest which comes back has arrived
+/// here: a few times that is over the path between them.
+const BUSY_TARGET_WAIT: Duration = Duration::from_secs(1);
 
 /// A move as it was ordered, and how far it got: what is on disk of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +59,18 @@ impl Order {
                 | Code::Conflict
                 | Code::RootMismatch
                 | Code::StaleEpoch
+                | Code::Busy
         );
         may_pass && self.has_attempts_left()
+    }
+
+    /// Wait before the attempt that follows this fault.
+    pub(super) fn wait_after(ground: &Ground, fault: &Fault) -> Duration {
+        match fault.code {
+            _ if ground.awaited.is_some() => BUSY_WAIT,
+            Code::Busy => BUSY_TARGET_WAIT,
+            _ => RETRY_DELAY,
+        }
     }
 
     const fn has_attempts_left(&self) -> bool {

@@ -107,8 +107,8 @@ impl Stuck {
 #[derive(Debug)]
 pub(super) enum Rest {
     Nothing,
-    /// Another attempt.
-    Again(Box<Order>),
+    /// Another attempt, after this time.
+    Again(Box<Order>, Duration),
     /// Its target has to hear that it is over. Where that was said, the link may have died under the word.
     Farewell {
         order: Box<Order>,
@@ -617,7 +617,7 @@ impl SourceMove {
             Outcome::Stayed(fault) => {
                 ground.close_link();
                 let rest = if self.order.is_tried_again(ground, &fault) {
-                    Rest::Again(Box::new(self.order))
+                    Rest::Again(Box::new(self.order), Order::wait_after(ground, &fault))
                 } else if self.order.may_be_heard && !self.machine.is_refused() {
                     Rest::Farewell {
                         is_said: self.machine.is_link_up(),

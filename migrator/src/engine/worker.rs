@@ -19,7 +19,6 @@ use towpath_protocol::target;
 use towpath_protocol::time::Instant;
 use tracing::{error, info, warn};
 
-use super::adopt::BUSY_WAIT;
 use super::ground::{Ground, file_name, now, to_wait_until};
 use super::input::{Booting, Command, Input};
 use super::order::Order;
@@ -35,9 +34,6 @@ const BATCH_COUNT_MAX: usize = 32;
 /// How long a process that receives a guest may say nothing: as long as any work on all of its memory may take.
 /// Nothing runs in it, so one that is only slow costs its attempt, and none that lives is left waiting for ever.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-
-/// Wait before another attempt of a move.
-const RETRY_DELAY: Duration = Duration::from_millis(300);
 
 /// First wait before a move that could not be taken up is tried again, where nothing of it is lost: mostly there
 /// were no threads, descriptors or memory left. Doubles up to [`RECOVER_DELAY_MAX`].
@@ -672,15 +668,11 @@ impl Worker {
                 Role::Idle(ownership)
             }
             source_move::Ended::Stayed(ownership, rest) => {
-                let again = matches!(rest, source_move::Rest::Again(_));
+                let again = matches!(rest, source_move::Rest::Again(..));
                 info!(migration = %id, again, "guest stays");
                 match rest {
                     source_move::Rest::Nothing => self.end_farewell(attempt),
-                    source_move::Rest::Again(order) => {
-                        let wait = match self.ground.awaited {
-                            Some(_) => BUSY_WAIT,
-                            None => RETRY_DELAY,
-                        };
+                    source_move::Rest::Again(order, wait) => {
                         self.retry = Some((now() + wait, order));
                     }
                     source_move::Rest::Farewell { order, is_said } => {

@@ -22,7 +22,12 @@ fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
         started_unix_ms: 0,
         may_be_heard: true,
     };
-    for code in [Code::TrackingLost, Code::ImageLost, Code::Stalled] {
+    for code in [
+        Code::TrackingLost,
+        Code::ImageLost,
+        Code::Stalled,
+        Code::Busy,
+    ] {
         let fault = Fault::new(code, "it was so");
         assert!(
             order(ATTEMPT_COUNT_MAX - 1).is_worth_another(&fault),
@@ -39,6 +44,27 @@ fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
         let fault = Fault::new(code, "it is so");
         assert!(!order(1).is_worth_another(&fault), "{code}");
     }
+}
+
+#[test]
+fn a_guest_that_goes_back_before_its_old_source_knows_that_it_has_come_is_offered_again() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let begun = SourceMove::make(&mut ground, ownership, ordered(1), Source::begin);
+    let mut going = begun.unwrap();
+    going.carry_out(&mut ground);
+    going.handle(&mut ground, Event::LinkUp).unwrap();
+    let busy = Fault::new(Code::Busy, "the guest is busy with another move here");
+    let refused = Event::Heard(Lane::Control, Message::Refused((&busy).into()));
+    going.handle(&mut ground, refused).unwrap();
+    assert_eq!(going.view(&ground).phase, Phase::Preparing);
+    let Ended::Stayed(_, Rest::Again(_, wait)) = going.end(&mut ground) else {
+        panic!("it is not tried again");
+    };
+    // Four more times: for longer than what it does takes over any path.
+    assert!(wait * 4 >= Duration::from_secs(4), "{wait:?}");
 }
 
 #[test]
