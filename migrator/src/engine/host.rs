@@ -12,7 +12,7 @@ use towpath_protocol::identity::{AttemptId, GuestId, MigrationId, Name};
 use super::ground::unix_ms;
 use super::input::{Booting, Claim, Command, Input};
 use super::lanes::{check_trust, introduce};
-use super::order::Order;
+use super::order::{Order, Spent};
 use super::shared::{Handle, Shared, elsewhere, random_id};
 use crate::api::waits;
 use crate::api::{
@@ -238,6 +238,7 @@ impl Host for Engine {
             attempt: AttemptId(0),
             attempts: 0,
             started_unix_ms: unix_ms(),
+            spent: Spent::default(),
             may_be_heard: false,
         });
         let command = |reply| Command::Migrate(order, reply);

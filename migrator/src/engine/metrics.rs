@@ -127,7 +127,8 @@ impl Moves {
         })
     }
 
-    /// A move is shown, and was shown so before: what came since counts. Another attempt begins at nothing.
+    /// A move is shown, and was shown so before: what came since counts. At its target another attempt begins at
+    /// nothing.
     pub(super) fn count(&self, before: Option<&MigrationView>, view: &MigrationView) {
         let since = |of: fn(&MigrationView) -> u64| {
             let known = before.map_or(0, of);

@@ -8,6 +8,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, HostIdentity, MigrationId};
 use towpath_protocol::ownership::State;
 use towpath_protocol::plan::{Mode, Policy};
+use towpath_protocol::source::Progress;
 use tracing::warn;
 
 use super::adopt::BUSY_WAIT;
@@ -37,9 +38,35 @@ pub(super) struct Order {
     pub(super) attempt: AttemptId,
     pub(super) attempts: u32,
     pub(super) started_unix_ms: u64,
+    /// What its attempts that are over came to.
+    #[serde(default)]
+    pub(super) spent: Spent,
     /// Whether the target can have heard of the attempt. Of one of before a restart nobody knows.
     #[serde(skip, default = "can_be")]
     pub(super) may_be_heard: bool,
+}
+
+/// What attempts of a move came to: it is shown of the move, whichever attempt ends it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spent {
+    pub(super) raw_bytes: u64,
+    pub(super) wire_bytes: u64,
+    pub(super) demand_count: u64,
+    pub(super) round_count: u32,
+}
+
+impl Spent {
+    /// The same with another attempt.
+    pub(super) const fn with(self, attempt: &Progress) -> Self {
+        Self {
+            raw_bytes: self.raw_bytes.saturating_add(attempt.raw_bytes),
+            wire_bytes: self.wire_bytes.saturating_add(attempt.wire_bytes),
+            demand_count: self.demand_count.saturating_add(attempt.demand_count),
+            round_count: self
+                .round_count
+                .saturating_add(attempt.finished_round_count),
+        }
+    }
 }
 
 const fn can_be() -> bool {
@@ -135,6 +162,7 @@ impl Order {
             attempt: *attempt,
             attempts: 1,
             started_unix_ms: unix_ms(),
+            spent: Spent::default(),
             may_be_heard: true,
         });
         Ok(Self {
@@ -153,9 +181,11 @@ impl Order {
             max_pause_ms: Some(self.request.max_pause_ms),
             rate_bits_per_second: self.request.rate_bits_per_second,
             attempts: Some(self.attempts),
-            round: Some(0),
-            rounds: Some(0),
-            wire_bytes: Some(0),
+            round: Some(self.spent.round_count),
+            rounds: Some(self.spent.round_count),
+            raw_bytes: self.spent.raw_bytes,
+            wire_bytes: Some(self.spent.wire_bytes),
+            demand_fetches: self.spent.demand_count,
             total_ms: unix_ms().saturating_sub(self.started_unix_ms),
             started_unix_ms: self.started_unix_ms,
             finished_unix_ms: phase.is_finished().then(unix_ms),

@@ -93,6 +93,11 @@ impl Board {
         }
     }
 
+    /// Shows a move of before the start. What it came to by then was counted there.
+    pub(super) fn show_known_move(&mut self, view: MigrationView) {
+        self.moves.insert(view.id, view);
+    }
+
     pub(super) fn show_move(&mut self, mut view: MigrationView) {
         let known = self.moves.get(&view.id);
         let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);

@@ -136,6 +136,8 @@ pub(super) struct SourceMove {
     /// The commit was said, or may have been by an earlier migrator: the guest is the target's.
     is_commit_said: bool,
     begun_at: Instant,
+    /// The same as a time of the move, which earlier attempts may have begun.
+    begun_after_ms: u64,
     sampled_at: Instant,
     sampled_bytes: u64,
     /// Since when the guest is held, or was when an earlier migrator relinquished it.
@@ -193,6 +195,7 @@ impl SourceMove {
             }
         };
         info!(migration = %order.id, attempt = %order.attempt, target = %order.target, "move begins");
+        let begun_after_ms = unix_ms().saturating_sub(order.started_unix_ms);
         Ok(Self {
             order,
             machine,
@@ -208,6 +211,7 @@ impl SourceMove {
             outcome: None,
             is_commit_said: false,
             begun_at: now(),
+            begun_after_ms,
             sampled_at: now(),
             sampled_bytes: 0,
             switched_at: None,
@@ -604,7 +608,8 @@ impl SourceMove {
     }
 
     /// Takes a finished attempt apart.
-    pub(super) fn end(self, ground: &mut Ground) -> Ended {
+    pub(super) fn end(mut self, ground: &mut Ground) -> Ended {
+        self.order.spent = self.order.spent.with(self.machine.progress());
         let outcome = self
             .outcome
             .unwrap_or_else(|| Outcome::Stuck(Fault::new(Code::State, "the attempt was not over")));

@@ -20,7 +20,7 @@ use towpath_protocol::message::Message;
 use super::greeting::greet;
 use super::ground::now;
 use super::input::{Booting, Claim, Command};
-use super::order::Order;
+use super::order::{Order, Spent};
 use super::shared::{Beginning, quarantined};
 use super::source_move::SourceMove;
 use super::*;
@@ -82,6 +82,7 @@ pub(super) fn order(number: u128) -> Order {
         attempt: AttemptId(number),
         attempts: 1,
         started_unix_ms: 0,
+        spent: Spent::default(),
         may_be_heard: true,
     }
 }

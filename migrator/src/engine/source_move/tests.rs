@@ -1,9 +1,9 @@
 //! When a move is tried again, and when it ends.
 
-use serde_json::json;
-use towpath_protocol::identity::{AttemptId, Epoch, HostIdentity, MigrationId};
+use towpath_protocol::identity::Epoch;
 use towpath_protocol::image::CHAIN_START;
 use towpath_protocol::message::Received;
+use towpath_protocol::source::Progress;
 
 use super::*;
 use crate::api::Phase;
@@ -14,13 +14,8 @@ use crate::engine::tests::{PATIENCE, ground, host, order as ordered};
 #[test]
 fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
     let order = |attempts: u32| Order {
-        id: MigrationId(1),
-        target: HostIdentity::from_uri("spiffe://shop.example/site/region/host/box-1").unwrap(),
-        request: serde_json::from_value(json!({"guest": "till", "site": "region"})).unwrap(),
-        attempt: AttemptId(2),
         attempts,
-        started_unix_ms: 0,
-        may_be_heard: true,
+        ..ordered(1)
     };
     for code in [
         Code::TrackingLost,
@@ -186,4 +181,45 @@ fn a_round_that_is_under_way_is_not_shown_as_finished() {
     assert_eq!(going.stage(), Stage::Copying);
     let view = going.view(&ground);
     assert_eq!((view.round, view.rounds), (Some(1), Some(0)));
+}
+
+#[test]
+fn what_a_move_came_to_is_that_of_all_its_attempts() {
+    let (_folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let mut order = ordered(1);
+    let former = Progress {
+        raw_bytes: 4096,
+        wire_bytes: 1000,
+        demand_count: 2,
+        round_count: 4,
+        finished_round_count: 3,
+        ..Progress::default()
+    };
+    order.spent = order.spent.with(&former).with(&former);
+    order.save(&ground).unwrap();
+    assert_eq!(
+        Order::load(&ground),
+        Ok(Some(order.clone())),
+        "a start knows it"
+    );
+    let sums = |view: MigrationView| {
+        let link = (view.raw_bytes, view.wire_bytes, view.demand_fetches);
+        (link, view.rounds)
+    };
+    let spent = ((8192, Some(2000), 4), Some(6));
+    let begun = SourceMove::make(&mut ground, ownership, order, Source::begin);
+    let mut going = begun.unwrap();
+    assert_eq!(sums(going.view(&ground)), spent);
+    going.carry_out(&mut ground);
+    let stalled = Fault::new(Code::Stalled, "no word");
+    going.tell(Event::Failed(stalled));
+    going.carry_out(&mut ground);
+    assert_eq!(sums(going.view(&ground)), spent);
+    let Ended::Stayed(_, Rest::Again(order, _)) = going.end(&mut ground) else {
+        panic!("it is not tried again");
+    };
+    assert_eq!(sums(order.view(&ground, Phase::Preparing)), spent);
 }

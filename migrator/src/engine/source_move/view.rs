@@ -13,8 +13,10 @@ impl SourceMove {
     /// The move as the API shows it.
     pub(in crate::engine) fn view(&self, ground: &Ground) -> MigrationView {
         let progress = self.machine.progress();
+        let before = &self.order.spent;
+        let spent = before.with(progress);
         let (phase, error) = self.phase(ground);
-        let to_ms = |at: Instant| milliseconds(at.since(self.begun_at));
+        let to_ms = |at: Instant| self.begun_after_ms + milliseconds(at.since(self.begun_at));
         let is_held = phase == Phase::Committed;
         let silence = self.machine.silence(now());
         let is_flowing = self.machine.is_link_up() && silence.is_none();
@@ -43,12 +45,12 @@ impl SourceMove {
             blocked_ms: is_held
                 .then(|| self.switched_at.map(|at| milliseconds(now().since(at))))
                 .flatten(),
-            round: Some(progress.round_count),
-            rounds: Some(progress.finished_round_count),
+            round: Some(before.round_count + progress.round_count),
+            rounds: Some(spent.round_count),
             blocks_total: progress.block_count,
             blocks_left: progress.blocks_left,
-            raw_bytes: progress.raw_bytes,
-            wire_bytes: Some(progress.wire_bytes),
+            raw_bytes: spent.raw_bytes,
+            wire_bytes: Some(spent.wire_bytes),
             goodput_bytes_per_second: match progress.goodput_bytes_per_second {
                 0 => None,
                 measured => Some(if is_flowing { measured } else { 0 }),
@@ -58,7 +60,7 @@ impl SourceMove {
             eta_ms: progress.eta.filter(|_| is_flowing).map(milliseconds),
             predicted_pause_ms: progress.pause_predicted.map(milliseconds),
             pause_reported_ms: progress.pause_reported.map(milliseconds),
-            demand_fetches: progress.demand_count,
+            demand_fetches: spent.demand_count,
             switch_reason: self
                 .machine
                 .switch_reason()

@@ -144,7 +144,7 @@ impl Worker {
             match Order::load(&self.ground) {
                 Ok(Some(order)) => {
                     let view = order.view(&self.ground, Phase::Preparing);
-                    self.ground.shared.board().show_move(view);
+                    self.ground.shared.board().show_known_move(view);
                     // Its memory cannot be had before its process answers, if it is waited for.
                     let at = now()
                         + self
@@ -180,6 +180,8 @@ impl Worker {
         };
         match recovered {
             Ok(mut going) => {
+                let known = going.order().view(&self.ground, Phase::Committed);
+                self.ground.shared.board().show_known_move(known);
                 going.carry_out(&mut self.ground);
                 Role::Source(Box::new(going))
             }
