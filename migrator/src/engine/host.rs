@@ -238,6 +238,7 @@ impl Host for Engine {
             attempt: AttemptId(0),
             attempts: 0,
             started_unix_ms: unix_ms(),
+            starts: 0,
             spent: Spent::default(),
             may_be_heard: false,
         });

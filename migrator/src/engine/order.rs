@@ -22,6 +22,10 @@ const MOVE_FILE: &str = "move.json";
 /// one.
 pub(super) const ATTEMPT_COUNT_MAX: u32 = 5;
 
+/// Starts in the middle of an attempt before a move is given up: each finds it as it was, and what ends a migrator in
+/// it once, as a bug does or the memory that it takes, mostly ends the next one too, and every other move with it.
+pub(super) const START_COUNT_MAX: u32 = 8;
+
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
@@ -38,6 +42,9 @@ pub(super) struct Order {
     pub(super) attempt: AttemptId,
     pub(super) attempts: u32,
     pub(super) started_unix_ms: u64,
+    /// Starts of the migrator in the middle of an attempt, since one last came to its end.
+    #[serde(default)]
+    pub(super) starts: u32,
     /// What its attempts that are over came to.
     #[serde(default)]
     pub(super) spent: Spent,
@@ -98,6 +105,18 @@ impl Order {
             Code::Busy => BUSY_TARGET_WAIT,
             _ => RETRY_DELAY,
         }
+    }
+
+    /// Why a move that was found in the middle of an attempt is not begun again, if so many have ended there.
+    pub(super) fn has_ended_starts(&self) -> Option<Fault> {
+        (self.starts > START_COUNT_MAX).then(|| {
+            let detail = format!(
+                "{} migrators ended in the middle of this move, one after the other: their log says why; the guest \
+                 stays, and can be moved again",
+                self.starts
+            );
+            Fault::new(Code::State, detail)
+        })
     }
 
     const fn has_attempts_left(&self) -> bool {
@@ -162,6 +181,7 @@ impl Order {
             attempt: *attempt,
             attempts: 1,
             started_unix_ms: unix_ms(),
+            starts: 0,
             spent: Spent::default(),
             may_be_heard: true,
         });

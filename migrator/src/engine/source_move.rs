@@ -610,6 +610,7 @@ impl SourceMove {
     /// Takes a finished attempt apart.
     pub(super) fn end(mut self, ground: &mut Ground) -> Ended {
         self.order.spent = self.order.spent.with(self.machine.progress());
+        self.order.starts = 0;
         let outcome = self
             .outcome
             .unwrap_or_else(|| Outcome::Stuck(Fault::new(Code::State, "the attempt was not over")));

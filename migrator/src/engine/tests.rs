@@ -82,6 +82,7 @@ pub(super) fn order(number: u128) -> Order {
         attempt: AttemptId(number),
         attempts: 1,
         started_unix_ms: 0,
+        starts: 0,
         spent: Spent::default(),
         may_be_heard: true,
     }

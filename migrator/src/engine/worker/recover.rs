@@ -15,7 +15,7 @@ use towpath_protocol::target;
 use towpath_protocol::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{RECOVER_DELAY_MAX, Role, Worker};
+use super::{RECOVER_DELAY, RECOVER_DELAY_MAX, Role, Worker};
 use crate::api::Phase;
 use crate::engine::adopt::{self, BUSY_WAIT};
 use crate::engine::ground::now;
@@ -23,6 +23,16 @@ use crate::engine::order::Order;
 use crate::engine::source_move::{NotBegun, SourceMove, thaw};
 use crate::engine::target_move::TargetMove;
 use crate::guest::GuestProcess;
+
+/// How long a move waits that is begun again by so many starts: the first loses no time.
+fn wait_at_start(starts: u32) -> Duration {
+    match starts.checked_sub(2) {
+        Some(doublings) => RECOVER_DELAY
+            .saturating_mul(1 << doublings.min(16))
+            .min(RECOVER_DELAY_MAX),
+        None => Duration::ZERO,
+    }
+}
 
 impl Worker {
     pub(super) fn recovered_role(&mut self) -> Role {
@@ -142,18 +152,7 @@ impl Worker {
         }
         if matches!(ownership.record().state, State::Owned { .. }) {
             match Order::load(&self.ground) {
-                Ok(Some(order)) => {
-                    let view = order.view(&self.ground, Phase::Preparing);
-                    self.ground.shared.board().show_known_move(view);
-                    // Its memory cannot be had before its process answers, if it is waited for.
-                    let at = now()
-                        + self
-                            .ground
-                            .awaited
-                            .as_ref()
-                            .map_or(Duration::ZERO, |_| BUSY_WAIT);
-                    self.retry = Some((at, Box::new(order)));
-                }
+                Ok(Some(order)) => self.recover_order(order),
                 Ok(None) => {}
                 Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
             }
@@ -171,6 +170,27 @@ impl Worker {
                 .get_or_insert_with(|| Fault::new(Code::Guest, detail));
         }
         Role::Idle(ownership)
+    }
+
+    /// A move that an earlier migrator ended in the middle of begins again, ever later: what has ended that may be
+    /// the move.
+    fn recover_order(&mut self, mut order: Order) {
+        let view = order.view(&self.ground, Phase::Preparing);
+        self.ground.shared.board().show_known_move(view);
+        order.starts += 1;
+        if let Some(fault) = order.has_ended_starts() {
+            self.give_up(&order, &fault);
+            return;
+        }
+        if let Err(fault) = order.save(&self.ground) {
+            warn!(guest = %self.ground.id, %fault, "how often its move was begun is not written down");
+        }
+        // Its memory cannot be had before its process answers, if it is waited for.
+        let wait = match self.ground.awaited {
+            Some(_) => BUSY_WAIT,
+            None => wait_at_start(order.starts),
+        };
+        self.retry = Some((now() + wait, Box::new(order)));
     }
 
     fn recover_source(&mut self, ownership: Ownership) -> Role {

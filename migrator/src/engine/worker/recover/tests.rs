@@ -11,6 +11,7 @@ use crate::engine::adopt::ANEW_PAUSE;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::ground::{Ground, to_wait_until};
 use crate::engine::input::Input;
+use crate::engine::order::START_COUNT_MAX;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::work_until;
 use crate::guest::GuestProcess;
@@ -188,6 +189,41 @@ fn what_is_wrong_with_a_guest_stands_where_giving_it_up_is_refused() {
         panic!("it was booted");
     };
     assert_eq!(*fault, busy);
+}
+
+#[test]
+fn a_move_that_ends_each_migrator_is_not_begun_for_ever() {
+    let (folder, shared) = host("");
+    let mut starting = ground(&shared);
+    let (_, record) = Ownership::owner(shared.host.clone(), starting.id, Epoch(1));
+    starting.persist(&record).unwrap();
+    order(1).save(&starting).unwrap();
+    drop(starting);
+    let file = folder.path().join("state/guests/till/move.json");
+    let start = || {
+        let mut ground = ground(&shared);
+        ground.folder = Some(shared.store.guest(ground.name().unwrap()).unwrap());
+        let worker = Worker::recover(ground, record.clone());
+        worker.retry.is_some()
+    };
+    for number in 1..=START_COUNT_MAX {
+        assert!(start() && file.exists(), "start {number}");
+    }
+    assert!(!start(), "it is begun for ever");
+    assert!(!file.exists());
+    let farewells = folder.path().join("state/guests/till/farewells.json");
+    assert!(farewells.exists(), "its target keeps what it has");
+    let view = shared.board().moves[&MigrationId(1)].clone();
+    assert_eq!(view.phase, Phase::Failed);
+    let error = view.error.map(|error| error.code);
+    assert_eq!(error.as_deref(), Some(Code::State.as_str()));
+}
+
+#[test]
+fn a_move_that_was_ended_with_its_migrator_waits_ever_longer() {
+    let waits = (1..=START_COUNT_MAX).map(|starts| wait_at_start(starts).as_secs());
+    assert_eq!(waits.collect::<Vec<_>>(), [0, 2, 4, 8, 16, 32, 60, 60]);
+    assert_eq!(wait_at_start(u32::MAX), RECOVER_DELAY_MAX);
 }
 
 #[test]
