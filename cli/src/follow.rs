@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use towpath_daemon::client::Client;
 use towpath_daemon::problem::Problem;
 use towpath_daemon::units::Span;
-use towpath_migrator::api::{LinkState, MigrationView, Phase};
+use towpath_migrator::api::{LinkState, MigrationView, PAUSE_MS_MAX, Phase};
 use towpath_protocol::fault::{Blame, Code};
 use towpath_protocol::identity::MigrationId;
 
@@ -211,15 +211,20 @@ pub(crate) fn outcome(view: &MigrationView) -> Result<(), Failure> {
         problem.code.clone_from(&error.code);
     }
     let of_other = host.and_then(|host| remedy_at(code, host));
-    if let Some(remedy) = of_other.or_else(|| remedy_of_end(code).map(str::to_owned)) {
+    if let Some(remedy) = of_other.or_else(|| remedy_of_end(code, view).map(str::to_owned)) {
         problem = problem.remedy(remedy);
     }
     Err(Failure::from(problem).exit_of(Exit::of_ended_move))
 }
 
 /// What to do about a move that has ended, where a move under way would have gone on by itself.
-const fn remedy_of_end(code: Code) -> Option<&'static str> {
+fn remedy_of_end(code: Code, view: &MigrationView) -> Option<&'static str> {
+    let pause_ms = view.predicted_pause_ms.unwrap_or_default();
     Some(match code {
+        // No pause that can be asked for would do.
+        Code::NotConverging if pause_ms > PAUSE_MS_MAX.into() => {
+            "leave `--mode pre` out, allow a higher `--rate`, or move it when it writes less"
+        }
         Code::Stalled | Code::Unreachable => {
             "look at the link with `towpath status` and at the target's log, then move the guest again"
         }
@@ -387,6 +392,28 @@ mod tests {
     use towpath_protocol::fault::Fault;
 
     use super::*;
+
+    #[test]
+    fn no_longer_pause_is_advised_than_can_be_asked_for() {
+        let name = |name: &str| name.parse().unwrap();
+        let (from, to) = (name("edge"), name("region"));
+        let guest = (MigrationId(1), name("till"));
+        let mut view = MigrationView::begun(guest, Role::Source, (from, to), Phase::Failed);
+        let gone_on = "the path is longer than the pause";
+        view.error = Some(ErrorView::from(&Fault::new(Code::NotConverging, gone_on)));
+        let remedy = |view: &MigrationView| {
+            let Err(Failure::Problem { problem, .. }) = outcome(view) else {
+                panic!("it has failed");
+            };
+            problem.remedy
+        };
+        for (pause_ms, is_longer) in [(68, true), (60_000, true), (139_686, false)] {
+            view.predicted_pause_ms = Some(pause_ms);
+            let remedy = remedy(&view);
+            assert_eq!(remedy.contains("--max-pause"), is_longer, "{remedy}");
+            assert!(remedy.contains("`--mode pre` out"), "{remedy}");
+        }
+    }
 
     #[test]
     fn a_move_that_is_blocked_says_what_keeps_it() {

@@ -323,7 +323,7 @@ fn details(view: &MigrationView) -> String {
         ("left to go", is_undone.then(|| bytes(left))),
         ("mode", view.mode.as_ref().map(word)),
         (
-            "longest pause",
+            "pause allowed",
             view.max_pause_ms
                 .map(|longest| milliseconds(longest.into())),
         ),

@@ -549,7 +549,7 @@ fn a_move_at_its_target_shows_nothing_that_only_its_source_knows() {
         "rounds",
         "bytes on the link",
         "mode",
-        "longest pause",
+        "pause allowed",
         "attempts",
         "dirties",
     ] {
@@ -559,7 +559,7 @@ fn a_move_at_its_target_shows_nothing_that_only_its_source_knows() {
     daemon.host.notes.lock().unwrap().migrations = vec![failed("E_ROOT", "roots differ")];
     let shown = daemon.run(&["migration", "show"]).stdout;
     assert!(
-        shown.contains("longest pause") && shown.contains("left to go"),
+        shown.contains("pause allowed") && shown.contains("left to go"),
         "{shown}"
     );
 }

@@ -386,7 +386,10 @@ impl Worker {
     fn other_move(&self) -> Option<Fault> {
         let id = self.migration()?;
         let detail = format!("the guest is part of move {id}");
-        Some(Fault::new(Code::State, detail))
+        let remedy = format!(
+            "follow that with `towpath migration watch {id}`, or end it with `towpath migration cancel {id}`"
+        );
+        Some(Fault::new(Code::State, detail).remedy(remedy))
     }
 
     fn begin_move(&mut self, mut order: Order) -> Result<(), Fault> {

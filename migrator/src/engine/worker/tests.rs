@@ -71,6 +71,18 @@ fn lanes_without_an_offer_keep_a_guest_from_nothing() {
     assert_eq!(error.code, Code::Guest.as_str(), "{error:?}");
 }
 
+#[test]
+fn who_moves_a_guest_that_moves_hears_how_to_follow_that() {
+    let (_folder, shared) = host("");
+    let mut worker = owning(&shared);
+    worker.retry = Some((now() + PATIENCE, Box::new(order(1))));
+    let refused = worker.begin_move(order(2)).unwrap_err();
+    assert_eq!(refused.code, Code::State, "{refused}");
+    let watch = format!("`towpath migration watch {}`", MigrationId(1));
+    let remedy = refused.remedy.unwrap_or_default();
+    assert!(remedy.contains(&watch), "{remedy}");
+}
+
 /// Works as the worker does until something holds.
 pub(super) fn work_until(worker: &mut Worker, holds: impl Fn(&Worker) -> bool) {
     let begun = now();
