@@ -56,7 +56,12 @@ impl Goals {
         goals.unwrap_or_default().reached()
     }
 
-    fn reached(self) -> Result<(), Failure> {
+    /// Says what was not measured, and fails with what was missed.
+    ///
+    /// # Errors
+    ///
+    /// If a goal was missed: each of them.
+    pub fn reached(self) -> Result<(), Failure> {
         for what in &self.unmeasured {
             eprintln!("not measured: {what}");
         }
