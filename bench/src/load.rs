@@ -1,7 +1,7 @@
 //! Two tunnels and streams of bulk between them that check every byte, for benches of what disturbs them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -61,6 +61,34 @@ pub async fn bulk_stream(
     ))
 }
 
+/// How long nothing came of a stream.
+#[derive(Debug)]
+struct Stall {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Stall {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            longest: Duration::ZERO,
+        }
+    }
+
+    fn end(&mut self) {
+        let now = Instant::now();
+        self.longest = self.longest.max(now - self.last);
+        self.last = now;
+    }
+
+    /// The longest since this was asked before, and one that lasts still.
+    fn take(&mut self) -> Duration {
+        let lasting = self.last.elapsed();
+        std::mem::take(&mut self.longest).max(lasting)
+    }
+}
+
 /// Two linked tunnels with streams that run.
 #[derive(Debug)]
 pub struct Loaded {
@@ -75,6 +103,8 @@ pub struct Loaded {
     /// Their configurations.
     pub configs: [Config; 2],
     received: Arc<AtomicU64>,
+    /// One of each stream.
+    stalls: Vec<Arc<Mutex<Stall>>>,
     is_over: Arc<AtomicBool>,
     streams: Vec<JoinHandle<Result<(), Failure>>>,
 }
@@ -108,6 +138,7 @@ impl Loaded {
             edge,
             region,
             received: Arc::default(),
+            stalls: Vec::new(),
             is_over: Arc::default(),
             streams: Vec::new(),
             configs: [edge_config, region_config],
@@ -122,7 +153,9 @@ impl Loaded {
         let (source, sink) = bulk_stream(&self.configs[0], listener).await?;
         let sending = tokio::spawn(send(source, Arc::clone(&self.is_over)));
         self.streams.push(sending);
-        let receiving = tokio::spawn(receive(sink, Arc::clone(&self.received)));
+        let stall = Arc::new(Mutex::new(Stall::new()));
+        self.stalls.push(Arc::clone(&stall));
+        let receiving = tokio::spawn(receive(sink, Arc::clone(&self.received), stall));
         self.streams.push(receiving);
         Ok(())
     }
@@ -131,6 +164,15 @@ impl Loaded {
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// The longest time between two reads of any one stream since this was asked before.
+    #[must_use]
+    pub fn longest_stall(&self) -> Duration {
+        let stalls = self.stalls.iter();
+        let stalls =
+            stalls.map(|stall| stall.lock().unwrap_or_else(PoisonError::into_inner).take());
+        stalls.max().unwrap_or_default()
     }
 
     /// Bytes a second since `began`, when so many had come.
@@ -194,11 +236,16 @@ async fn send(mut source: UnixStream, is_over: Arc<AtomicBool>) -> Result<(), Fa
     Ok(())
 }
 
-async fn receive(mut sink: UnixStream, received: Arc<AtomicU64>) -> Result<(), Failure> {
+async fn receive(
+    mut sink: UnixStream,
+    received: Arc<AtomicU64>,
+    stall: Arc<Mutex<Stall>>,
+) -> Result<(), Failure> {
     let (bytes, mut at) = (pattern(), 0);
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let count = sink.read(&mut chunk).await?;
+        stall.lock().unwrap_or_else(PoisonError::into_inner).end();
         if count == 0 {
             return if at == 0 {
                 Ok(())
@@ -229,4 +276,20 @@ pub fn resident_bytes() -> Result<u64, Failure> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.ok_or("no VmRSS")?.trim().trim_end_matches(" kB");
     Ok(kib.parse::<u64>()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_told_once_and_while_it_lasts() {
+        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+        let mut stall = Stall::new();
+        stall.last = ago(5);
+        assert!(stall.take() >= Duration::from_secs(5), "it lasts");
+        stall.end();
+        assert!(stall.take() >= Duration::from_secs(5), "it has ended");
+        assert!(stall.take() < Duration::from_secs(5), "it was told");
+    }
 }

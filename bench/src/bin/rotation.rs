@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint, TransportErrorCode};
 use rustls::NamedGroup;
 use rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
@@ -47,6 +47,9 @@ const WAIT: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// The alert of TLS that says so (RFC 8446, 6).
+const CERTIFICATE_REVOKED: u8 = 44;
+
 /// The trust domain of the benches.
 const DOMAIN: &str = "bench.example";
 
@@ -76,6 +79,9 @@ struct Exchange {
     exchanging_bytes_per_second: Vec<u64>,
     /// What the median with it lacks of the median without, as a share.
     dip: f64,
+    /// The longest time between two reads of any one stream, in each of those windows.
+    calm_stall_ms: Vec<u128>,
+    exchanging_stall_ms: Vec<u128>,
 }
 
 fn main() -> ExitCode {
@@ -145,8 +151,12 @@ async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure>
     let mut exchanges = Vec::new();
     for what in ["identity", "authority", "list"] {
         let (mut calm, mut exchanging) = (Vec::new(), Vec::new());
+        let (mut calm_stall_ms, mut exchanging_stall_ms) = (Vec::new(), Vec::new());
+        let stall_ms = || loaded.longest_stall().as_millis();
         for _ in 0..rounds {
+            stall_ms();
             calm.push(loaded.goodput(window).await?);
+            calm_stall_ms.push(stall_ms());
             let (before, began) = (loaded.received(), Instant::now());
             match what {
                 "identity" => renew(&loaded, &signer.authority, KeyChoice::New, None).await?,
@@ -155,6 +165,7 @@ async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure>
             }
             sleep(window.saturating_sub(began.elapsed())).await;
             exchanging.push(loaded.rate_since(before, began)?);
+            exchanging_stall_ms.push(stall_ms());
         }
         let dip = 1.0 - median(&exchanging) / median(&calm).max(1.0);
         exchanges.push(Exchange {
@@ -162,6 +173,8 @@ async fn measure((window, rounds): (Duration, usize)) -> Result<Report, Failure>
             calm_bytes_per_second: calm,
             exchanging_bytes_per_second: exchanging,
             dip,
+            calm_stall_ms,
+            exchanging_stall_ms,
         });
     }
     let (session_refused, ticket_count) = refuse_session(&loaded, &signer).await?;
@@ -293,13 +306,14 @@ async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, u
     loop {
         let config = quinn::ClientConfig::new(Arc::clone(&client) as _);
         let connecting = endpoint.connect_with(config, target, "towpath.invalid")?;
-        let connected = timeout(WAIT, connecting).await?;
-        let is_in = match connected {
-            Ok(connection) => is_let_in(&connection).await.is_ok(),
-            Err(_) => false,
+        let let_in = match timeout(WAIT, connecting).await? {
+            Ok(connection) => is_let_in(&connection).await,
+            Err(error) => Err(error),
         };
-        if !is_in {
-            return Ok((began.elapsed(), ticket_count));
+        match let_in {
+            Ok(()) => {}
+            Err(error) if is_revocation(&error) => return Ok((began.elapsed(), ticket_count)),
+            Err(error) => return Err(format!("kept out, but not as revoked: {error}").into()),
         }
         if began.elapsed() > WAIT {
             return Err("a revoked host is let in".into());
@@ -356,13 +370,20 @@ impl ClientSessionStore for Tickets {
 
 /// Whether a handshake was accepted by the other side too: in TLS 1.3 the dialling side is done before
 /// its certificate has been looked at.
-async fn is_let_in(connection: &Connection) -> Result<(), Failure> {
+async fn is_let_in(connection: &Connection) -> Result<(), ConnectionError> {
     let closed = timeout(Duration::from_millis(100), connection.closed()).await;
     connection.close(0_u32.into(), b"");
     match closed {
         Err(_) => Ok(()),
-        Ok(reason) => Err(reason.into()),
+        Ok(reason) => Err(reason),
     }
+}
+
+/// Whether it was the certificate that the other side refused, as one that has been revoked: a host that is kept out
+/// for whatever else was not refused.
+fn is_revocation(error: &ConnectionError) -> bool {
+    let alert = TransportErrorCode::crypto(CERTIFICATE_REVOKED);
+    matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == alert)
 }
 
 /// The sending host is revoked: in what time its live link is closed.
