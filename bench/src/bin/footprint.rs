@@ -2,7 +2,8 @@
 //!
 //! Two tunnels are linked over loopback. The edge's memory is read while it only keeps the link, then with
 //! many channels (listeners), then with many connections through them that carried a byte and are silent.
-//! `--smoke` opens few, to show that it runs. `footprint PROGRAM` measures that `towpath`.
+//! `--smoke` opens few, to show that it runs. `footprint PROGRAM` measures that `towpath`, and how large it is as a
+//! file without its symbols, as it is installed.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -21,7 +22,7 @@ use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 
 /// Channels, and connections through them.
-const FULL: usize = 500;
+const FULL: usize = 1000;
 const SMOKE: usize = 20;
 
 /// The two tunnels, as they are reported.
@@ -30,6 +31,7 @@ const SIDES: [&str; 2] = ["edge", "region"];
 /// Goals.
 const IDLE_BYTES_MAX: u64 = 12 << 20;
 const EACH_BYTES_MAX: u64 = 8 << 10;
+const FILE_BYTES_MAX: u64 = 8_000_000;
 
 /// Time in which everything comes to rest.
 const REST: Duration = Duration::from_secs(2);
@@ -47,6 +49,10 @@ struct Report {
     channel_bytes: i64,
     /// Bytes more for each idle connection, edge and region.
     stream_bytes: [i64; 2],
+    goal_file_bytes: u64,
+    /// The program's file without its symbols; nothing of this one, which nobody installs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_bytes: Option<u64>,
 }
 
 /// Memory of a process that is in use.
@@ -64,17 +70,31 @@ fn main() -> ExitCode {
         ["tunnel", "run", "--config", config] => run_tunnel(Path::new(config)),
         [] => std::env::current_exe()
             .map_err(Into::into)
-            .and_then(|own| measure(FULL, &own)),
+            .and_then(|own| measure(FULL, &own, None)),
         ["--smoke"] => std::env::current_exe()
             .map_err(Into::into)
-            .and_then(|own| measure(SMOKE, &own)),
-        [program] => measure(FULL, Path::new(program)),
+            .and_then(|own| measure(SMOKE, &own, None)),
+        [program] => stripped_bytes(Path::new(program))
+            .and_then(|bytes| measure(FULL, Path::new(program), Some(bytes))),
         _ => Err("usage: footprint [--smoke | PROGRAM]".into()),
     };
     finish(done)
 }
 
-fn measure(count: usize, program: &Path) -> Result<(), Failure> {
+/// Bytes of a program's file without its symbols.
+fn stripped_bytes(program: &Path) -> Result<u64, Failure> {
+    let folder = tempfile::TempDir::new()?;
+    let stripped = folder.path().join("stripped");
+    let mut strip = Command::new("strip");
+    let done = strip.arg("-o").arg(&stripped).arg(program).status();
+    let done = done.map_err(|error| format!("strip, of binutils: {error}"))?;
+    if !done.success() {
+        return Err(format!("strip {}: {done}", program.display()).into());
+    }
+    Ok(fs::metadata(&stripped)?.len())
+}
+
+fn measure(count: usize, program: &Path, file_bytes: Option<u64>) -> Result<(), Failure> {
     let few = Pair::start(1, program)?;
     drop(few.connect(1)?);
     thread::sleep(REST);
@@ -103,6 +123,8 @@ fn measure(count: usize, program: &Path) -> Result<(), Failure> {
         channel_bytes: each(channels[0], idle[0], count - 1)?,
         stream_bytes: [stream_bytes(0)?, stream_bytes(1)?],
         idle: idle.to_vec(),
+        goal_file_bytes: FILE_BYTES_MAX,
+        file_bytes,
     };
     Goals::judge(&report, (count == FULL).then(|| report.goals()))
 }
@@ -122,6 +144,11 @@ impl Report {
                 bytes as f64,
                 most,
             );
+        }
+        let (what, most) = ("the program's file", self.goal_file_bytes as f64);
+        match self.file_bytes {
+            Some(bytes) => goals.at_most(what, bytes as f64, most),
+            None => goals.not_measured(what, "name the program that is installed"),
         }
         goals
     }

@@ -4,8 +4,9 @@
 //! 200 ms that loses 0.1 to 2 % of all packets, thrice as much as they hold. Half of the runs have the
 //! tunnel's own settings of QUIC and its controller; the other half one that never slows down, but for what
 //! the tunnel allows where packets are lost ([`Gaps`]): so as many gaps as there can be stand in the target's
-//! buffer. Protocol alone, without a socket and in virtual time; the seed of every run is its number.
-//! `loss RUNS MEBIBYTES` or `--smoke`.
+//! buffer. Every byte is checked. Protocol alone, without a socket and in virtual time; the path has no rate and no
+//! queue, and the seed of every run is its number. Beside them CUBIC, the library's own controller, carries as much as the
+//! tunnel's over a path that loses 1 %. `loss RUNS MEBIBYTES` or `--smoke`.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -15,14 +16,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::congestion::{Controller, ControllerFactory};
+use quinn_proto::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
     Event, RttEstimator, ServerConfig, StreamId, TransportConfig, VarInt,
 };
 use serde::Serialize;
-use towpath_bench::program::{finish, print};
+use towpath_bench::goals::Goals;
+use towpath_bench::program::{finish, median};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 use towpath_protocol::channel::Leg;
@@ -33,6 +35,14 @@ use towpath_tunnel::transport;
 /// Runs, and mebibytes of each.
 const FULL: (usize, usize) = (1000, 384);
 const SMOKE: (usize, usize) = (8, 2);
+
+/// Runs of each controller that are compared, and mebibytes of each: CUBIC takes a minute for so many.
+const FULL_BESIDE: (usize, usize) = (5, 8);
+const SMOKE_BESIDE: (usize, usize) = (1, 1);
+
+/// Packets lost of a thousand then, and how many times as much as CUBIC the tunnel is to carry.
+const BESIDE_PER_MILLE: u64 = 10;
+const BESIDE_RATIO: f64 = 3.0;
 
 /// Windows of stream, connection and sender, and bytes in flight.
 const WINDOW_BYTES: u32 = 128 << 20;
@@ -52,8 +62,9 @@ const LOSSES_PER_MILLE: [u64; 4] = [1, 5, 10, 20];
 /// Virtual time after which a transfer counts as stuck.
 const TIME_MAX: Duration = Duration::from_secs(300);
 
-/// Bytes handed to the library at once.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Bytes handed to the library at once: a prime, so that bytes lost or said twice are never hidden by the period of
+/// what is sent.
+const PIECE_BYTES: usize = 65_521;
 
 /// Packets the library builds at once, as over a real socket.
 const BATCH_COUNT: usize = 10;
@@ -65,6 +76,18 @@ struct Report {
     window_bytes: u32,
     round_trip_ms: u128,
     runs: Vec<Runs>,
+    beside_cubic: Beside,
+}
+
+/// The middle runs of the tunnel's controller and of CUBIC with the same windows, over the same path.
+#[derive(Debug, Serialize)]
+struct Beside {
+    loss_per_mille: u64,
+    mebibytes_per_run: usize,
+    goal_ratio: f64,
+    ratio: f64,
+    tunnel_bytes_per_second: f64,
+    cubic_bytes_per_second: f64,
 }
 
 /// What became of the runs with one controller at one loss.
@@ -81,23 +104,26 @@ struct Runs {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let numbers = match words.as_slice() {
-        [] => Some(FULL),
-        ["--smoke"] => Some(SMOKE),
-        [runs, mebibytes] => runs.parse().ok().zip(mebibytes.parse().ok()),
+    let scale = match words.as_slice() {
+        [] => Some((FULL, FULL_BESIDE)),
+        ["--smoke"] => Some((SMOKE, SMOKE_BESIDE)),
+        [runs, mebibytes] => {
+            let numbers = runs.parse().ok().zip(mebibytes.parse().ok());
+            numbers.map(|numbers| (numbers, FULL_BESIDE))
+        }
         _ => None,
     };
-    let Some(numbers) = numbers else {
+    let Some((numbers, beside)) = scale else {
         eprintln!("usage: loss [--smoke | RUNS MEBIBYTES]");
         return ExitCode::FAILURE;
     };
-    finish(measure(numbers))
+    finish(measure(numbers, beside))
 }
 
-fn measure((runs, mebibytes): (usize, usize)) -> Result<(), Failure> {
-    let settings = settings()?;
+fn measure((runs, mebibytes): (usize, usize), beside: (usize, usize)) -> Result<(), Failure> {
+    let [own, hardest, cubic] = settings()?;
     let cases = LOSSES_PER_MILLE.iter();
-    let cases = cases.flat_map(|loss| settings.iter().map(move |settings| (*loss, settings)));
+    let cases = cases.flat_map(|loss| [(*loss, &own), (*loss, &hardest)]);
     let cases: Vec<_> = cases.collect();
     let mut all = Vec::new();
     for (index, (loss_per_mille, settings)) in cases.iter().enumerate() {
@@ -118,19 +144,60 @@ fn measure((runs, mebibytes): (usize, usize)) -> Result<(), Failure> {
         }
         all.push(at);
     }
-    let has_failed = all.iter().any(|runs| !runs.errors.is_empty());
     let report = Report {
         schema: "towpath.v1.bench.loss",
         mebibytes_per_run: mebibytes,
         window_bytes: WINDOW_BYTES,
         round_trip_ms: 2 * ONE_WAY.as_millis(),
         runs: all,
+        beside_cubic: beside_cubic(&own, &cubic, beside)?,
     };
-    print(&report)?;
-    if has_failed {
-        return Err("connections ended in errors".into());
+    Goals::judge(&report, Some(report.goals(beside == FULL_BESIDE)))
+}
+
+impl Report {
+    /// No run may end in an error, be it ever so small.
+    fn goals(&self, is_full: bool) -> Goals {
+        let mut goals = Goals::default();
+        for runs in &self.runs {
+            let what = format!(
+                "runs of {} at {} of 1000 that ended in an error",
+                runs.controller, runs.loss_per_mille
+            );
+            goals.at_most(what, runs.errors.len() as f64, 0.0);
+        }
+        if is_full {
+            let beside = &self.beside_cubic;
+            goals.at_least("times CUBIC's goodput", beside.ratio, beside.goal_ratio);
+        }
+        goals
     }
-    Ok(())
+}
+
+/// Over the same paths, each of the two as much as the other.
+fn beside_cubic(
+    own: &Settings,
+    cubic: &Settings,
+    (runs, mebibytes): (usize, usize),
+) -> Result<Beside, Failure> {
+    let bytes = mebibytes << 20;
+    let carried = |settings: &Settings| -> Result<f64, Failure> {
+        let mut rates = Vec::new();
+        for run in 0..runs {
+            let mut path = Path::new(settings, run as u64, BESIDE_PER_MILLE)?;
+            rates.push(bytes as f64 / path.carry(bytes)?.as_secs_f64());
+        }
+        Ok(median(rates).round())
+    };
+    let [tunnel, cubic] = [carried(own)?, carried(cubic)?];
+    Ok(Beside {
+        loss_per_mille: BESIDE_PER_MILLE,
+        mebibytes_per_run: mebibytes,
+        goal_ratio: BESIDE_RATIO,
+        ratio: tunnel / cubic,
+        tunnel_bytes_per_second: tunnel,
+        cubic_bytes_per_second: cubic,
+    })
 }
 
 /// Sends twice as much in each round trip, up to what the window holds, whatever is lost.
@@ -189,8 +256,8 @@ struct Settings {
     server: Arc<ServerConfig>,
 }
 
-/// The tunnel's own, and the hardest there can be.
-fn settings() -> Result<[Settings; 2], Failure> {
+/// The tunnel's own, the hardest there can be, and the library's CUBIC.
+fn settings() -> Result<[Settings; 3], Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
     let identity = |own: &str, peer: &str| -> Result<Identity, Failure> {
@@ -198,12 +265,18 @@ fn settings() -> Result<[Settings; 2], Failure> {
         Ok(Identity::load(&files.cert, &files.key, &files.ca)?)
     };
     let (edge, region) = (identity("edge", "region")?, identity("region", "edge")?);
+    let unmoved = Arc::new(Unmoved {
+        window_bytes: FIRST_BYTES,
+        packet_bytes: PACKET_BYTES.into(),
+        gaps: Gaps::default(),
+    });
     let rejections = Arc::new(Rejections::default());
     let server = tls::server_config(&region, &rejections)?;
     let client = tls::client_config(&edge, &"region".parse()?, &rejections)?;
     Ok([
         own(client.clone(), server.clone())?,
-        hardest(client, server)?,
+        wide("unmoved", (client.clone(), server.clone()), unmoved)?,
+        wide("cubic", (client, server), Arc::new(CubicConfig::default()))?,
     ])
 }
 
@@ -219,26 +292,24 @@ fn own(client: rustls::ClientConfig, server: rustls::ServerConfig) -> Result<Set
     })
 }
 
-fn hardest(
-    client: rustls::ClientConfig,
-    server: rustls::ServerConfig,
+/// The library's settings with the same windows, and another controller.
+fn wide(
+    controller: &'static str,
+    (client, server): (rustls::ClientConfig, rustls::ServerConfig),
+    factory: Arc<dyn ControllerFactory + Send + Sync>,
 ) -> Result<Settings, Failure> {
     let mut transport = TransportConfig::default();
     transport
         .stream_receive_window(VarInt::from_u32(WINDOW_BYTES))
         .mtu_discovery_config(None)
-        .congestion_controller_factory(Arc::new(Unmoved {
-            window_bytes: FIRST_BYTES,
-            packet_bytes: PACKET_BYTES.into(),
-            gaps: Gaps::default(),
-        }));
+        .congestion_controller_factory(factory);
     let transport = Arc::new(transport);
     let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
     server.transport_config(Arc::clone(&transport));
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
     client.transport_config(transport);
     Ok(Settings {
-        controller: "unmoved",
+        controller,
         client,
         server: Arc::new(server),
     })
@@ -307,20 +378,20 @@ impl Path {
 
     /// Sends so many bytes; gives the virtual time until the last one was read.
     fn carry(&mut self, bytes: usize) -> Result<Duration, Failure> {
-        let piece = Bytes::from(vec![0x5a; PIECE_BYTES]);
-        let (mut unsent, mut unread) = (bytes, bytes);
+        let piece = Bytes::from(pattern());
+        let (mut written_bytes, mut read_bytes) = (0, 0);
         let (mut outgoing, mut incoming) = (None, None);
         loop {
             for end in 0..2 {
                 self.look_for_loss(end)?;
             }
             if let Some((_, source)) = &mut self.ends[0].connection {
-                write(source, &mut outgoing, &mut unsent, &piece)?;
+                write(source, &mut outgoing, (&mut written_bytes, bytes), &piece)?;
             }
             if let Some((_, target)) = &mut self.ends[1].connection {
-                unread -= read(target, &mut incoming)?;
+                read(target, &mut incoming, &mut read_bytes, &piece)?;
             }
-            if unread == 0 {
+            if read_bytes == bytes {
                 return Ok(self.now - self.began);
             }
             for end in 0..2 {
@@ -424,11 +495,11 @@ impl Path {
     }
 }
 
-/// Writes until the window is full.
+/// Writes up to the last of so many bytes, until the window is full.
 fn write(
     source: &mut Connection,
     stream: &mut Option<StreamId>,
-    unsent: &mut usize,
+    (written_bytes, bytes): (&mut usize, usize),
     piece: &Bytes,
 ) -> Result<(), Failure> {
     if source.is_handshaking() {
@@ -438,10 +509,12 @@ fn write(
         *stream = source.streams().open(Dir::Bi);
     }
     let Some(stream) = *stream else { return Ok(()) };
-    while *unsent > 0 {
-        let mut next = [piece.slice(..(*unsent).min(PIECE_BYTES))];
+    while *written_bytes < bytes {
+        let at = *written_bytes % PIECE_BYTES;
+        let until = PIECE_BYTES.min(at + bytes - *written_bytes);
+        let mut next = [piece.slice(at..until)];
         match source.send_stream(stream).write_chunks(&mut next) {
-            Ok(written) => *unsent -= written.bytes,
+            Ok(written) => *written_bytes += written.bytes,
             Err(quinn_proto::WriteError::Blocked) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -449,23 +522,51 @@ fn write(
     Ok(())
 }
 
-/// Reads all there is; gives how many bytes.
-fn read(target: &mut Connection, stream: &mut Option<StreamId>) -> Result<usize, Failure> {
+/// Reads all there is, and looks whether it is what was written.
+fn read(
+    target: &mut Connection,
+    stream: &mut Option<StreamId>,
+    read_bytes: &mut usize,
+    piece: &[u8],
+) -> Result<(), Failure> {
     if stream.is_none() {
         *stream = target.streams().accept(Dir::Bi);
     }
-    let Some(stream) = *stream else { return Ok(0) };
+    let Some(stream) = *stream else { return Ok(()) };
     let mut stream = target.recv_stream(stream);
     let mut chunks = stream.read(true)?;
-    let mut bytes = 0;
     loop {
-        match chunks.next(usize::MAX) {
-            Ok(Some(chunk)) => bytes += chunk.bytes.len(),
+        let chunk = match chunks.next(usize::MAX) {
+            Ok(Some(chunk)) => chunk.bytes,
             Ok(None) | Err(quinn_proto::ReadError::Blocked) => break,
             Err(error) => return Err(error.into()),
+        };
+        if !stands_at(piece, *read_bytes, &chunk) {
+            return Err(format!("a wrong byte came behind {read_bytes}").into());
         }
+        *read_bytes += chunk.len();
     }
     // What it wants sent goes with the next packet anyway.
     let _ = chunks.finalize();
-    Ok(bytes)
+    Ok(())
+}
+
+/// What is sent again and again: each byte tells where it stands.
+fn pattern() -> Vec<u8> {
+    let byte = |at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7];
+    (0..).take(PIECE_BYTES).map(byte).collect()
+}
+
+/// Whether these are the bytes from there on.
+fn stands_at(piece: &[u8], mut at: usize, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        let rest = &piece[at % PIECE_BYTES..];
+        let (head, tail) = bytes.split_at(bytes.len().min(rest.len()));
+        if head != &rest[..head.len()] {
+            return false;
+        }
+        at += head.len();
+        bytes = tail;
+    }
+    true
 }

@@ -46,12 +46,15 @@ const GOALS: [(u16, &[(&str, f64)]); 2] = [
         &[
             ("stunnel", 1.0),
             ("rathole", 1.7),
-            ("nebula", 5.0),
+            ("nebula", 5.5),
             ("boringtun", 7.0),
         ],
     ),
     (9000, &[("stunnel", 2.0), ("ssh", 1.4)]),
 ];
+
+/// What the tunnel itself has to carry with packets of so many bytes, in gigabits for each second of a processor.
+const OWN_GOALS: [(u16, f64); 1] = [(9000, 12.0)];
 
 /// How long one try for that may take.
 const TRY_WAIT: Duration = Duration::from_secs(2);
@@ -141,7 +144,7 @@ fn measure(
     Goals::judge(&report, (scale == FULL).then(|| goals(&report.cables)))
 }
 
-/// Every ratio that has a goal; of one that has no figure, why not.
+/// Every ratio that has a goal, and our own figure where it has one; of one that has no figure, why not.
 fn goals(cables: &[Cable]) -> Goals {
     let mut goals = Goals::default();
     for cable in cables {
@@ -151,6 +154,13 @@ fn goals(cables: &[Cable]) -> Goals {
             match ratio.measured {
                 Some(measured) => goals.at_least(what, measured, goal),
                 None => goals.not_measured(what, cable.why_not(ratio.rival)),
+            }
+        }
+        for (_, goal) in OWN_GOALS.iter().filter(|(mtu, _)| *mtu == cable.mtu) {
+            let what = format!("Gb per processor second, packets of {} bytes", cable.mtu);
+            match cable.tunnels.iter().find(|tunnel| tunnel.name == OURS) {
+                Some(ours) => goals.at_least(what, ours.gbit_per_cpu_second, *goal),
+                None => goals.not_measured(what, cable.why_not(OURS)),
             }
         }
     }
