@@ -11,4 +11,5 @@ pub mod random;
 pub mod relay;
 pub mod seconds;
 pub mod sites;
+pub mod waits;
 pub mod weeks;

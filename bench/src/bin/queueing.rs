@@ -26,6 +26,7 @@ use towpath_bench::lab::{Host, Lab, report_skipped};
 use towpath_bench::program::{Process, finish, median, run_tunnel, until_ready, write_config};
 use towpath_bench::relay::{Direction, Door, Options, Relay, Side};
 use towpath_bench::sites::{Failure, add_channel, sites_that_meet};
+use towpath_bench::waits::Waits;
 use towpath_daemon::client::Client;
 use towpath_daemon::log;
 use towpath_protocol::channel::Class;
@@ -134,6 +135,8 @@ struct Report {
     goal_p99_ms: f64,
     goal_goodput_ratio: f64,
     goodput_ratio: Option<f64>,
+    /// How many times as long 99 of 100 wait beside bulk over the cable alone.
+    tcp_wait_ratio: Option<f64>,
     towpath: Vec<Load>,
     tcp: Vec<Load>,
     goal_step_down_s: f64,
@@ -273,6 +276,8 @@ fn report(
     }
     let goodput = |loads: &[Load]| median(loads.iter().map(|load| load.goodput_mbit).collect());
     let goodput_ratio = (rounds > 0).then(|| goodput(&towpath) / goodput(&tcp));
+    let wait = |loads: &[Load]| median(loads.iter().map(|load| load.p99_ms).collect());
+    let tcp_wait_ratio = (rounds > 0).then(|| wait(&tcp) / wait(&towpath));
     let steps = match parts.contains(&STEPS) {
         true => steps(lab, services, tunnels, size)?,
         false => Vec::new(),
@@ -293,6 +298,7 @@ fn report(
         goal_p99_ms: 2.0,
         goal_goodput_ratio: 0.95,
         goodput_ratio,
+        tcp_wait_ratio,
         towpath,
         tcp,
         goal_step_down_s: DOWN_WITHIN.as_secs_f64(),
@@ -532,8 +538,7 @@ fn tunnel_pings(lab: &Lab, tunnels: &Tunnels, how: (Duration, u64)) -> Result<Wa
         });
         let mut all = Waits::default();
         for one in pinging {
-            all.0
-                .extend(one.join().map_err(|_| "a thread panicked")??.0);
+            all.join(one.join().map_err(|_| "a thread panicked")??);
         }
         Ok(all)
     })
@@ -555,40 +560,6 @@ fn pings_each(
         thread::sleep(pause);
     }
     Ok(waits)
-}
-
-/// Round trips in milliseconds, each with when it was asked for.
-#[derive(Debug, Default)]
-struct Waits(Vec<(Duration, f64)>);
-
-impl Waits {
-    /// Takes a round trip, and for those that were not asked for while it lasted what they would have taken: one
-    /// that waits long stands for all of its time, and not for one in a hundred.
-    fn add(&mut self, asked: Duration, wait_ms: f64, pause: Duration) {
-        let pause_ms = pause.as_secs_f64() * 1e3;
-        let (mut asked, mut wait_ms) = (asked, wait_ms);
-        loop {
-            self.0.push((asked, wait_ms));
-            asked += pause;
-            wait_ms -= pause_ms;
-            if wait_ms <= pause_ms {
-                return;
-            }
-        }
-    }
-
-    /// The value below which that part of them is.
-    fn part(&self, part: f64) -> f64 {
-        self.part_from(Duration::ZERO, part)
-    }
-
-    /// The same of those that were asked for from then on.
-    fn part_from(&self, from: Duration, part: f64) -> f64 {
-        let late = self.0.iter().filter(|(asked, _)| *asked >= from);
-        let mut waits: Vec<f64> = late.map(|(_, wait)| *wait).collect();
-        waits.sort_by(f64::total_cmp);
-        self::part(&waits, part)
-    }
 }
 
 fn load(
@@ -704,17 +675,4 @@ fn rates(
 fn burst_bytes(mbit: u64) -> u64 {
     let timers = u64::from(BURST_TIME.subsec_micros()) * mbit / 8;
     timers.max(BURST_BYTES_MIN)
-}
-
-/// The value below which that part of the sorted ones is.
-fn part(sorted: &[f64], part: f64) -> f64 {
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_precision_loss,
-        clippy::cast_sign_loss,
-        reason = "an index among thousands"
-    )]
-    let index = (sorted.len() as f64 * part) as usize;
-    let index = index.min(sorted.len().saturating_sub(1));
-    sorted.get(index).copied().unwrap_or(f64::NAN)
 }
