@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use towpath_bench::relay::{self, Direction, Options, Relay, Side};
 use towpath_certs::authority::{IdentityFiles, LEAF_VALIDITY};
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
@@ -371,6 +372,42 @@ pub async fn counts_refusal(config: &Config, reason: &str, before: u64) {
     };
     soon(counting).await;
     assert_eq!(rejected(config, reason).await, before + 1, "{reason}");
+}
+
+/// Most that is excused: the sum of what many threads waited can be any number where a time is long.
+const EXCUSED_MAX: Duration = Duration::from_secs(2);
+
+/// Times by the clock, less what this process waited for a processor that others had.
+#[derive(Clone, Copy)]
+pub struct Stopwatch {
+    began: Instant,
+    waited: Duration,
+}
+
+impl Stopwatch {
+    pub fn start() -> Self {
+        Self {
+            began: Instant::now(),
+            waited: waited(),
+        }
+    }
+
+    /// What is excused so far.
+    fn excused(&self) -> Duration {
+        waited().saturating_sub(self.waited).min(EXCUSED_MAX)
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed().saturating_sub(self.excused())
+    }
+
+    /// Fails the test if it has been longer.
+    pub fn at_most(&self, most: Duration, what: &str) {
+        let (took, excused) = (self.began.elapsed(), self.excused());
+        let told = format!("{what}: {took:.3?} of {most:?}, {excused:.3?} without a processor");
+        println!("{told}");
+        assert!(took <= most + excused, "{told}");
+    }
 }
 
 /// What all threads of this process have waited for a processor; nothing where the kernel does not tell.

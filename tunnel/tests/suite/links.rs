@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Pair, SOON, World, accept, metric, name, pattern, soon, start_again, until, waited,
+    Pair, SOON, Stopwatch, World, accept, metric, name, pattern, soon, start_again, until,
 };
 use crate::wire::check_wire_rate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -130,10 +130,9 @@ async fn outage(path: Direction, cut: Duration) -> Duration {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     control.heal();
-    let (healed, before) = (Instant::now(), waited());
+    let healed = Stopwatch::start();
     soon(remote.read_exact(&mut [0])).await.unwrap();
     let back = healed.elapsed();
-    let back = back.saturating_sub(waited().saturating_sub(before));
     let _another = pair.stream(Class::Control).await;
     back
 }

@@ -9,6 +9,7 @@ mod admin;
 mod answers;
 mod bench;
 mod channels;
+mod datagrams;
 mod defaults;
 mod distrust;
 mod early_data;
