@@ -239,6 +239,7 @@ impl Host for Engine {
             attempts: 0,
             started_unix_ms: unix_ms(),
             starts: 0,
+            last_start_unix_ms: 0,
             spent: Spent::default(),
             may_be_heard: false,
         });

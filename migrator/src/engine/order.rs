@@ -26,6 +26,10 @@ pub(super) const ATTEMPT_COUNT_MAX: u32 = 5;
 /// it once, as a bug does or the memory that it takes, mostly ends the next one too, and every other move with it.
 pub(super) const START_COUNT_MAX: u32 = 8;
 
+/// How far apart such starts are of which one has nothing to do with the next: a host may be updated many times while a
+/// large guest crosses a thin link.
+const STARTS_APART: Duration = Duration::from_hours(1);
+
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
@@ -45,6 +49,9 @@ pub(super) struct Order {
     /// Starts of the migrator in the middle of an attempt, since one last came to its end.
     #[serde(default)]
     pub(super) starts: u32,
+    /// When the last of them was.
+    #[serde(default)]
+    pub(super) last_start_unix_ms: u64,
     /// What its attempts that are over came to.
     #[serde(default)]
     pub(super) spent: Spent,
@@ -105,6 +112,14 @@ impl Order {
             Code::Busy => BUSY_TARGET_WAIT,
             _ => RETRY_DELAY,
         }
+    }
+
+    /// Notes a start that found the move in the middle of an attempt.
+    pub(super) fn note_start(&mut self, now_unix_ms: u64) {
+        let since_ms = now_unix_ms.saturating_sub(self.last_start_unix_ms);
+        let is_apart = u128::from(since_ms) > STARTS_APART.as_millis();
+        self.starts = if is_apart { 1 } else { self.starts + 1 };
+        self.last_start_unix_ms = now_unix_ms;
     }
 
     /// Why a move that was found in the middle of an attempt is not begun again, if so many have ended there.
@@ -182,6 +197,7 @@ impl Order {
             attempts: 1,
             started_unix_ms: unix_ms(),
             starts: 0,
+            last_start_unix_ms: 0,
             spent: Spent::default(),
             may_be_heard: true,
         });

@@ -83,6 +83,7 @@ pub(super) fn order(number: u128) -> Order {
         attempts: 1,
         started_unix_ms: 0,
         starts: 0,
+        last_start_unix_ms: 0,
         spent: Spent::default(),
         may_be_heard: true,
     }

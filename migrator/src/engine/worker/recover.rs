@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::{RECOVER_DELAY, RECOVER_DELAY_MAX, Role, Worker};
 use crate::api::Phase;
 use crate::engine::adopt::{self, BUSY_WAIT};
-use crate::engine::ground::now;
+use crate::engine::ground::{now, unix_ms};
 use crate::engine::order::Order;
 use crate::engine::source_move::{NotBegun, SourceMove, thaw};
 use crate::engine::target_move::TargetMove;
@@ -177,7 +177,7 @@ impl Worker {
     fn recover_order(&mut self, mut order: Order) {
         let view = order.view(&self.ground, Phase::Preparing);
         self.ground.shared.board().show_known_move(view);
-        order.starts += 1;
+        order.note_start(unix_ms());
         if let Some(fault) = order.has_ended_starts() {
             self.give_up(&order, &fault);
             return;

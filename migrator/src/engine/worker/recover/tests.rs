@@ -220,6 +220,17 @@ fn a_move_that_ends_each_migrator_is_not_begun_for_ever() {
 }
 
 #[test]
+fn starts_that_are_far_apart_have_nothing_to_do_with_each_other() {
+    let mut order = order(1);
+    let mut starts = |at_minutes: u64| {
+        order.note_start(at_minutes * 60_000 + 1);
+        order.starts
+    };
+    let minutes = [100_000, 100_001, 100_030, 100_091, 100_092];
+    assert_eq!(minutes.map(&mut starts), [1, 2, 3, 1, 2]);
+}
+
+#[test]
 fn a_move_that_was_ended_with_its_migrator_waits_ever_longer() {
     let waits = (1..=START_COUNT_MAX).map(|starts| wait_at_start(starts).as_secs());
     assert_eq!(waits.collect::<Vec<_>>(), [0, 2, 4, 8, 16, 32, 60, 60]);
