@@ -7,6 +7,7 @@
 )]
 
 pub mod kept;
+pub mod peer;
 pub mod raw;
 pub mod trust;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::handshake::{Joined, answer, joined};
+use crate::harness::peer::{Joined, answer, joined};
 use crate::harness::{Door, accept, echo, name, soon};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::UnixListener;

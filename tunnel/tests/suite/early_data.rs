@@ -12,7 +12,8 @@ use towpath_certs::{Identity, Rejections, tls};
 use towpath_protocol::channel::{Class, Leg, LinkId, Preamble};
 use towpath_protocol::version::VersionRange;
 
-use crate::handshake::{answer, begin, join, joined};
+use crate::handshake::begin;
+use crate::harness::peer::{answer, join, joined};
 use crate::harness::{Door, metric, soon, until};
 
 /// How long the answer to a replay may take until it is said again.

@@ -1,17 +1,18 @@
 //! Who gets in: hostile datagrams, certificates, protocols and first words, over real sockets.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::harness::kept::Kept;
+use crate::harness::peer::{Joined, answer, closed_with, join, joined, joined_with};
 use crate::harness::{
     Door, Pair, SOON, World, counts_refusal, echo, metric, name, open, pattern, rejected, soon,
     until,
 };
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
+use quinn::{ConnectionError, Endpoint, TransportConfig};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,12 +20,10 @@ use tokio::net::UnixListener;
 use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_daemon::units::Span;
 use towpath_protocol::channel::{
-    Begin, Class, Join, LINK_VERSIONS, Leg, LinkId, Open, PathReport, Preamble, Received, Resume,
-    RunId, StreamId,
+    Begin, Class, LinkId, Open, PathReport, Preamble, Received, Resume, StreamId,
 };
 use towpath_protocol::endpoint::Endpoint as Place;
 use towpath_protocol::fault::Code;
-use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
@@ -33,38 +32,6 @@ use towpath_tunnel::config::{Config, Limits};
 const DAY: Duration = Duration::from_hours(24);
 
 impl Door {
-    pub(crate) async fn connect(
-        &self,
-        client: rustls::ClientConfig,
-    ) -> Result<Connection, ConnectionError> {
-        self.connect_to(client, self.address()).await
-    }
-
-    async fn connect_to(
-        &self,
-        client: rustls::ClientConfig,
-        address: SocketAddr,
-    ) -> Result<Connection, ConnectionError> {
-        self.connect_with(client, address, TransportConfig::default())
-            .await
-    }
-
-    async fn connect_with(
-        &self,
-        client: rustls::ClientConfig,
-        address: SocketAddr,
-        transport: TransportConfig,
-    ) -> Result<Connection, ConnectionError> {
-        let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-        let crypto = QuicClientConfig::try_from(client).unwrap();
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport));
-        let connecting = endpoint
-            .connect_with(config, address, "towpath.invalid")
-            .unwrap();
-        soon(connecting).await
-    }
-
     /// The region refuses this client, for this reason, before anything of a link is said.
     async fn check_refused(&self, client: rustls::ClientConfig, reason: &str) {
         let before = rejected(&self.config, reason).await;
@@ -264,76 +231,6 @@ async fn t14_other_protocols_and_weaker_key_exchanges() {
     door.check_refused(weak, "wrong_protocol").await;
 }
 
-/// Sends a join on a new connection's first stream.
-pub(crate) async fn join(
-    connection: &Connection,
-    change: impl FnOnce(&mut Join),
-) -> (SendStream, RecvStream) {
-    let mut join = Join {
-        versions: LINK_VERSIONS,
-        link: LinkId(7),
-        leg: Leg::Urgent,
-        receive_rate_max: None,
-        run: RunId(7),
-    };
-    change(&mut join);
-    let (mut send, recv) = soon(connection.open_bi()).await.unwrap();
-    send.write_all(&Preamble::Join(join).encode())
-        .await
-        .unwrap();
-    (send, recv)
-}
-
-pub(crate) async fn answer(recv: &mut RecvStream) -> Preamble {
-    answer_if_any(recv).await.expect("an answer, and no reset")
-}
-
-/// None if the stream is reset in place of an answer.
-pub(crate) async fn answer_if_any(recv: &mut RecvStream) -> Option<Preamble> {
-    let mut header = [0; HEADER_BYTES];
-    soon(recv.read_exact(&mut header)).await.ok()?;
-    let header = Preamble::parse_header(&header).unwrap();
-    let mut body = vec![0; header.body_bytes as usize];
-    soon(recv.read_exact(&mut body)).await.ok()?;
-    Some(Preamble::decode_body(&header, &body).unwrap())
-}
-
-/// A link made by hand: its two connections.
-async fn link(door: &Door) -> (Connection, Connection) {
-    let Joined { urgent, bulk, .. } = joined(door, LinkId(7)).await;
-    (urgent, bulk)
-}
-
-/// A link made by hand, with the streams that joined it.
-pub(crate) struct Joined {
-    pub urgent: Connection,
-    pub bulk: Connection,
-    pub control: [(SendStream, RecvStream); 2],
-}
-
-pub(crate) async fn joined(door: &Door, link: LinkId) -> Joined {
-    joined_with(door, link, TransportConfig::default).await
-}
-
-async fn joined_with(door: &Door, link: LinkId, how: fn() -> TransportConfig) -> Joined {
-    let connect = || door.connect_with(door.client(), door.address(), how());
-    let urgent = connect().await.unwrap();
-    let bulk = connect().await.unwrap();
-    let join = |connection, leg| join(connection, move |join| (join.link, join.leg) = (link, leg));
-    let mut control = [
-        join(&urgent, Leg::Urgent).await,
-        join(&bulk, Leg::Bulk).await,
-    ];
-    for (_, recv) in &mut control {
-        assert!(matches!(answer(recv).await, Preamble::Joined(_)));
-    }
-    Joined {
-        urgent,
-        bulk,
-        control,
-    }
-}
-
 /// The first words of a stream to the region's service.
 pub(crate) fn begin(class: Class) -> Preamble {
     Preamble::Begin(Begin {
@@ -345,11 +242,6 @@ pub(crate) fn begin(class: Class) -> Preamble {
         },
         is_datagrams: false,
     })
-}
-
-pub(crate) async fn closed_with(connection: &Connection, word: &str) {
-    let closed = soon(connection.closed()).await.to_string();
-    assert!(closed.contains(word), "{closed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -505,31 +397,31 @@ async fn t16_three_streams_without_whole_first_words_end_the_link() {
     assert_eq!(usual.preamble_wait, Span::new(Duration::from_secs(5)));
     let brief = Span::new(Duration::from_millis(300));
     let door = Door::open_with(|config| config.limits.preamble_wait = brief).await;
-    let (urgent, bulk) = link(&door).await;
+    let link = joined(&door, LinkId(7)).await;
     let mut kept = Vec::new();
     for _ in 0..3 {
-        let (mut send, recv) = urgent.open_bi().await.unwrap();
+        let (mut send, recv) = link.urgent.open_bi().await.unwrap();
         // One byte of many, and then never another.
         send.write_all(b"T").await.unwrap();
         kept.push((send, recv));
     }
-    closed_with(&urgent, "first words").await;
-    soon(bulk.closed()).await;
+    closed_with(&link.urgent, "first words").await;
+    soon(link.bulk.closed()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t16_streams_that_are_taken_back_end_no_link() {
     let door = Door::open().await;
     let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
-    let (urgent, _bulk) = link(&door).await;
+    let link = joined(&door, LinkId(7)).await;
     for _ in 0..10 {
-        let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+        let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
         send.write_all(b"T").await.unwrap();
         send.reset(0_u32.into()).unwrap();
         // Its end was seen at the other side.
         let _ = soon(recv.read_to_end(1000)).await;
     }
-    let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+    let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
     send.write_all(&begin(Class::Demand).encode())
         .await
         .unwrap();
@@ -541,13 +433,13 @@ async fn t16_streams_that_are_taken_back_end_no_link() {
 async fn t15_a_stream_resumes_on_the_leg_of_its_class_only() {
     let door = Door::open().await;
     let echo = echo(UnixListener::bind(&door.config.services[0].socket).unwrap());
-    let (urgent, bulk) = link(&door).await;
-    let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+    let link = joined(&door, LinkId(7)).await;
+    let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
     send.write_all(&begin(Class::Demand).encode())
         .await
         .unwrap();
     assert!(matches!(answer(&mut recv).await, Preamble::Opened(_)));
-    let (mut moving, mut moved) = bulk.open_bi().await.unwrap();
+    let (mut moving, mut moved) = link.bulk.open_bi().await.unwrap();
     let resume = Preamble::Resume(Resume {
         stream: StreamId(7),
         received: Received::default(),
@@ -566,29 +458,29 @@ async fn t15_a_stream_resumes_on_the_leg_of_its_class_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t16_streams_beyond_the_limit_cannot_be_opened() {
     let door = Door::open_with(|config| config.limits.peer_streams = 4).await;
-    let (urgent, _bulk) = link(&door).await;
+    let link = joined(&door, LinkId(7)).await;
     let mut kept = Vec::new();
     let opening = async {
         loop {
-            kept.push(urgent.open_bi().await.unwrap());
+            kept.push(link.urgent.open_bi().await.unwrap());
         }
     };
     let full = tokio::time::timeout(Duration::from_millis(300), opening).await;
     assert!(full.is_err());
     assert!(kept.len() <= 5, "{} streams", kept.len());
-    let uni = tokio::time::timeout(Duration::from_millis(100), urgent.open_uni()).await;
+    let uni = tokio::time::timeout(Duration::from_millis(100), link.urgent.open_uni()).await;
     assert!(uni.is_err(), "a stream in one direction has no use");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t15_a_class_on_the_wrong_leg_is_refused() {
     let door = Door::open().await;
-    let (urgent, _bulk) = link(&door).await;
-    let (mut send, mut recv) = urgent.open_bi().await.unwrap();
+    let link = joined(&door, LinkId(7)).await;
+    let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
     send.write_all(&begin(Class::Bulk).encode()).await.unwrap();
     let reset = soon(recv.read_to_end(1000)).await.unwrap_err().to_string();
     assert!(reset.contains("reset"), "{reset}");
-    assert!(urgent.close_reason().is_none());
+    assert!(link.urgent.close_reason().is_none());
 }
 
 /// Whoever dials lets go of a link that is just being made if the one before answers again, or loses it.

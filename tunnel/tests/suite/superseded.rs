@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::handshake::{Joined, answer, answer_if_any, begin, joined};
+use crate::handshake::begin;
+use crate::harness::peer::{Joined, answer, answer_if_any, joined};
 use crate::harness::{Door, echo, open, soon};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::net::{UdpSocket, UnixListener};

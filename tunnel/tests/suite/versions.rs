@@ -13,7 +13,7 @@ use towpath_tunnel::Tunnel;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::status::{LinkState, StatusView};
 
-use crate::handshake::{answer, closed_with, join};
+use crate::harness::peer::{answer, closed_with, join};
 use crate::harness::{Door, World, open, soon, until};
 
 /// What a release speaks that is two ahead of this one.
@@ -73,7 +73,7 @@ async fn f29_a_peer_that_dials_and_speaks_no_version_of_ours_is_told_both_ranges
         assert_eq!(door.region.status().links[0].host, None);
     }
     // With a version in common there is a link, and nothing of that is said any more.
-    let link = crate::handshake::joined(&door, towpath_protocol::channel::LinkId(8)).await;
+    let link = crate::harness::peer::joined(&door, towpath_protocol::channel::LinkId(8)).await;
     until("it is up", || door.region.status().links[0].reason == "up").await;
     drop(link);
 }
