@@ -1,11 +1,13 @@
 //! A UDP socket whose batches fit the kernel: many packets go and come in one call, but no more than a
-//! datagram's 64 KiB.
+//! datagram's 64 KiB. What comes is handed on packet by packet (`arrivals`).
 //!
 //! The library sends ten packets at once whatever their size. Ten of a jumbo path's are more than a
 //! datagram can hold, the kernel refuses them, and to the library that looks like a path that carries
 //! nothing. Ten of a usual path's are a quarter of one, and at both sides a batch costs the kernel more
 //! than its packets do. So ten full packets are *held* for those that are likely to follow, until a
 //! datagram is full, a smaller packet ends it, or the thread has nothing more to add.
+
+mod arrivals;
 
 use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
@@ -17,6 +19,8 @@ use std::task::{Context, Poll, Waker, ready};
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
+
+use arrivals::Arrivals;
 
 /// Most bytes of one batch: a datagram of IPv6 with all its headers.
 const BATCH_BYTES_MAX: usize = 65_535 - 40 - 8;
@@ -37,6 +41,7 @@ struct Shared {
     /// Bytes of each packet of the last batch.
     packet_bytes: AtomicUsize,
     held: Mutex<Held>,
+    arrivals: Mutex<Arrivals>,
 }
 
 /// Packets that wait for others of their size that go the same way.
@@ -66,6 +71,7 @@ impl Batched {
             socket,
             packet_bytes: AtomicUsize::new(PACKET_BYTES_MIN),
             held: Mutex::default(),
+            arrivals: Mutex::default(),
         });
         let seen = Arc::downgrade(&shared);
         let sweep = poll_fn(move |context| sweep(&seen, &mut poller, context));
@@ -249,7 +255,10 @@ impl AsyncUdpSocket for Batched {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.0.socket.poll_recv(context, buffers, meta)
+        let arrivals = &self.0.arrivals;
+        // Nothing panics while it is held, and nobody else takes it.
+        let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.poll(&*self.0.socket, context, (buffers, meta))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -262,7 +271,7 @@ impl AsyncUdpSocket for Batched {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.0.socket.max_receive_segments()
+        1
     }
 
     fn may_fragment(&self) -> bool {

@@ -617,6 +617,42 @@ async fn t06_a_stream_that_nobody_reads_takes_no_more_than_its_window() {
     assert!(taken >= 1 << 20, "{taken} bytes fill no window");
 }
 
+/// The kernel hands on many packets at once, and one of them that waits must not keep the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
+    /// Batches with a packet each of a stream whose first byte is missing: fewer than the library puts together.
+    const BATCHES: u64 = 1500;
+    const PACKETS: usize = 40;
+    let _alone = MEMORY.write().await;
+    let patient = Span::new(Duration::from_mins(1));
+    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let mut raw = door.shaken().await;
+    let chunk = [7; 1300];
+    let send = move |raw: &mut Raw, batches: std::ops::Range<u64>| {
+        for batch in batches {
+            let offset = 1 + batch * chunk.len() as u64;
+            let mut packets = vec![frame::stream(0, offset, &chunk)];
+            // Two to be acknowledged are so at once, and then the batch is there.
+            packets.push(vec![frame::PING]);
+            packets.resize(PACKETS, vec![frame::PADDING]);
+            raw.send_at_once(packets);
+            raw.hear(Duration::from_millis(20));
+        }
+    };
+    let grown = blocking(move || {
+        // Buffers have been in use by then.
+        send(&mut raw, 0..50);
+        let before = resident_bytes();
+        send(&mut raw, 50..BATCHES);
+        is_answered(&mut raw);
+        resident_bytes().saturating_sub(before)
+    })
+    .await;
+    println!("{} KiB more memory", grown / 1024);
+    assert!(grown <= 16 << 20, "{grown} bytes more");
+    door.lets_in().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     /// What fills packets of 1200 bytes: all of them kept, a few words each, would be more than may be taken.

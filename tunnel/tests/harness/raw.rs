@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quinn::udp::{Transmit, UdpSockRef, UdpSocketState};
 use rustls::Side;
 use rustls::quic::{ClientConnection, KeyChange, Keys, Secrets, Version};
 use towpath_certs::tls;
@@ -286,7 +287,37 @@ impl Raw {
     }
 
     /// Sends one packet with these frames, in a datagram of at least 1200 bytes.
-    pub fn send(&mut self, level: Level, mut frames: Vec<u8>) {
+    pub fn send(&mut self, level: Level, frames: Vec<u8>) {
+        let out = self.seal(level, frames);
+        // A server that has gone is noticed when nothing comes back.
+        let _ = self.socket.send(&out);
+    }
+
+    /// Sends a packet for each of these frames in one call of the system, which the other side hears of in one as well.
+    pub fn send_at_once(&mut self, all: Vec<Vec<u8>>) {
+        let most = all.iter().map(Vec::len).max().unwrap();
+        let (mut contents, mut packet_bytes) = (Vec::new(), 0);
+        for mut frames in all {
+            frames.resize(most, frame::PADDING);
+            let sealed = self.seal(Level::Data, frames);
+            packet_bytes = sealed.len();
+            contents.extend(sealed);
+        }
+        let socket = UdpSockRef::from(&self.socket);
+        let state = UdpSocketState::new(socket).unwrap();
+        self.socket.set_nonblocking(false).unwrap();
+        let transmit = Transmit {
+            destination: self.socket.peer_addr().unwrap(),
+            ecn: None,
+            contents: &contents,
+            segment_size: Some(packet_bytes),
+            src_ip: None,
+        };
+        state.send((&self.socket).into(), &transmit).unwrap();
+    }
+
+    /// One packet with these frames, at least 1200 bytes of them where the handshake wants that.
+    fn seal(&mut self, level: Level, mut frames: Vec<u8>) -> Vec<u8> {
         if level != Level::Data {
             frames.resize(frames.len().max(1160), frame::PADDING);
         }
@@ -295,9 +326,7 @@ impl Raw {
         let number = self.numbers[at];
         self.numbers[at] += 1;
         let ids = (&self.theirs[..], &self.ours[..]);
-        let out = packet((level, self.phase), keys, ids, &self.token, number, frames);
-        // A server that has gone is noticed when nothing comes back.
-        let _ = self.socket.send(&out);
+        packet((level, self.phase), keys, ids, &self.token, number, frames)
     }
 
     /// Says that all of the handshake so far has arrived, so that the rest is sent without a wait.

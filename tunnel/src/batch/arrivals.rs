@@ -1,0 +1,183 @@
+//! Batches of packets that have come, handed on one by one.
+//!
+//! The kernel gathers packets to batches of up to 64 KiB, and the library keeps a batch in one piece of memory for as
+//! long as a byte of it waits: a packet whose program does not read would keep all that came with it, forty times
+//! what any limit counts. So each is handed on as if it had come alone. That copies it once more, while it is in the
+//! processor's cache.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::task::{Context, Poll, ready};
+
+use quinn::AsyncUdpSocket;
+use quinn::udp::{BATCH_SIZE, RecvMeta};
+
+/// Bytes of a batch that the kernel hands on at most.
+const BYTES_MAX: usize = 64 * 1024;
+
+/// Batches of one call of the kernel, and how far they have been handed on.
+pub(super) struct Arrivals {
+    buffers: Box<[u8]>,
+    batches: [RecvMeta; BATCH_SIZE],
+    count: usize,
+    /// The batch whose packets are next.
+    next: usize,
+    /// Bytes of it that have been handed on.
+    done_bytes: usize,
+}
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self {
+            // What no batch reaches the system never has to find.
+            buffers: vec![0; BATCH_SIZE * BYTES_MAX].into_boxed_slice(),
+            batches: [RecvMeta::default(); BATCH_SIZE],
+            count: 0,
+            next: 0,
+            done_bytes: 0,
+        }
+    }
+}
+
+impl fmt::Debug for Arrivals {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Arrivals");
+        shown.field("count", &self.count).field("next", &self.next);
+        shown.finish_non_exhaustive()
+    }
+}
+
+impl Arrivals {
+    /// Hands on as many packets as there are places for, each with its own word on where it came from.
+    pub(super) fn poll(
+        &mut self,
+        socket: &dyn AsyncUdpSocket,
+        context: &mut Context<'_>,
+        (places, words): (&mut [IoSliceMut<'_>], &mut [RecvMeta]),
+    ) -> Poll<io::Result<usize>> {
+        if self.next == self.count {
+            (self.count, self.next) = (0, 0);
+            let mut parts = self.buffers.chunks_mut(BYTES_MAX).map(IoSliceMut::new);
+            let mut parts: [_; BATCH_SIZE] =
+                std::array::from_fn(|_| parts.next().expect("one part for each batch"));
+            self.count = ready!(socket.poll_recv(context, &mut parts, &mut self.batches))?;
+        }
+        let mut filled = 0;
+        for (place, word) in places.iter_mut().zip(words) {
+            if self.next == self.count {
+                break;
+            }
+            let batch = self.batches[self.next];
+            let from = self.next * BYTES_MAX + self.done_bytes;
+            let bytes = batch.stride.min(batch.len - self.done_bytes);
+            // What is larger than a peer was told to send is cut short, and no packet any more.
+            let kept = bytes.min(place.len());
+            place[..kept].copy_from_slice(&self.buffers[from..from + kept]);
+            *word = batch;
+            (word.len, word.stride) = (kept, kept);
+            filled += 1;
+            self.done_bytes += bytes;
+            if self.done_bytes == batch.len {
+                self.next += 1;
+                self.done_bytes = 0;
+            }
+        }
+        Poll::Ready(Ok(filled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::pin::Pin;
+    use std::sync::{Arc, Mutex};
+    use std::task::Waker;
+
+    use quinn::UdpPoller;
+    use quinn::udp::Transmit;
+
+    /// A socket to which these batches have come: where from, what, and in packets of how many bytes.
+    #[derive(Debug, Default)]
+    struct Came(Mutex<Vec<(u16, Vec<u8>, usize)>>);
+
+    impl AsyncUdpSocket for Came {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            unreachable!("nothing is sent")
+        }
+
+        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+            unreachable!("nothing is sent")
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            places: &mut [IoSliceMut<'_>],
+            words: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            let batches = std::mem::take(&mut *self.0.lock().unwrap());
+            if batches.is_empty() {
+                return Poll::Pending;
+            }
+            let count = batches.len();
+            for ((place, word), (port, bytes, stride)) in places.iter_mut().zip(words).zip(batches)
+            {
+                place[..bytes.len()].copy_from_slice(&bytes);
+                word.addr = SocketAddr::from(([127, 0, 0, 1], port));
+                (word.len, word.stride) = (bytes.len(), stride);
+            }
+            Poll::Ready(Ok(count))
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
+        }
+    }
+
+    /// What is handed on at once where there are so many places: each packet's port and bytes.
+    fn handed(arrivals: &mut Arrivals, socket: &Came, places: usize) -> Vec<(u16, Vec<u8>)> {
+        let mut memory = vec![[0; 5]; places];
+        let mut slices: Vec<_> = memory.iter_mut().map(|one| IoSliceMut::new(one)).collect();
+        let mut words = vec![RecvMeta::default(); places];
+        let mut context = Context::from_waker(Waker::noop());
+        let both = (&mut slices[..], &mut words[..]);
+        let count = match arrivals.poll(socket, &mut context, both) {
+            Poll::Ready(count) => count.unwrap(),
+            Poll::Pending => 0,
+        };
+        let packets = memory.iter().zip(&words).take(count);
+        let shown = packets.map(|(bytes, word)| {
+            assert_eq!(word.stride, word.len, "one packet");
+            (word.addr.port(), bytes[..word.len].to_vec())
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn each_packet_comes_alone_in_order_and_once() {
+        let socket = Came::default();
+        let came = [
+            (2, b"aaaabbbbcc".to_vec(), 4),
+            (3, Vec::new(), 0),
+            (4, b"d".to_vec(), 1),
+            // Larger than its place.
+            (5, b"eeeeeeee".to_vec(), 8),
+        ];
+        socket.0.lock().unwrap().extend(came);
+        let mut arrivals = Arrivals::default();
+        let packet = |port, bytes: &[u8]| (port, bytes.to_vec());
+        let first = [packet(2, b"aaaa"), packet(2, b"bbbb")];
+        assert_eq!(handed(&mut arrivals, &socket, 2), first);
+        let rest = [
+            packet(2, b"cc"),
+            packet(3, b""),
+            packet(4, b"d"),
+            packet(5, b"eeeee"),
+        ];
+        assert_eq!(handed(&mut arrivals, &socket, 32), rest);
+        assert_eq!(handed(&mut arrivals, &socket, 32), []);
+        socket.0.lock().unwrap().push((2, b"ff".to_vec(), 2));
+        assert_eq!(handed(&mut arrivals, &socket, 32), [packet(2, b"ff")]);
+    }
+}
