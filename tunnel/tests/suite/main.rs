@@ -35,5 +35,6 @@ mod streams;
 mod succession;
 mod superseded;
 mod turns;
+mod unwilling;
 mod versions;
 mod wire;

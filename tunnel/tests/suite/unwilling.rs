@@ -1,0 +1,143 @@
+//! Peers that have a link, and take no part in it: they refuse its words, end what they go on with, or take nothing.
+
+use std::time::Duration;
+
+use crate::handshake::begin;
+use crate::harness::peer::{answer, closed_with, joined, joined_with};
+use crate::harness::{Door, open, soon, waited};
+use quinn::{Connection, ReadError, RecvStream, SendStream, TransportConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep};
+use towpath_daemon::units::Span;
+use towpath_protocol::channel::{Class, LinkId, Preamble};
+use towpath_protocol::fault::Code;
+use towpath_protocol::identity::HostIdentity;
+
+/// What a peer answers that takes a stream.
+fn opened() -> Preamble {
+    Preamble::Opened(HostIdentity {
+        trust_domain: "shop.example".parse().unwrap(),
+        site: "edge".parse().unwrap(),
+        host: "box-1".parse().unwrap(),
+    })
+}
+
+/// The next stream that the region begins, which has said its first words.
+async fn begun(connection: &Connection) -> (SendStream, RecvStream, Preamble) {
+    let (send, mut recv) = soon(connection.accept_bi()).await.unwrap();
+    let said = answer(&mut recv).await;
+    (send, recv, said)
+}
+
+/// A stream that a program of the region's has to a service of the peer, which this is.
+async fn asked(
+    door: &Door,
+    connection: &Connection,
+    class: Class,
+) -> (UnixStream, (SendStream, RecvStream)) {
+    let taking = async {
+        let (mut send, recv, said) = begun(connection).await;
+        assert!(matches!(said, Preamble::Begin(_)), "{}", said.name());
+        send.write_all(&opened().encode()).await.unwrap();
+        (send, recv)
+    };
+    let opening = open(&door.config.socket, "edge", "till", class);
+    let (local, taken) = tokio::join!(opening, taking);
+    (local.unwrap(), taken)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t05_first_words_that_drip_end_the_link_before_they_are_whole() {
+    const WAIT: Duration = Duration::from_millis(600);
+    let door = Door::open_with(|config| config.limits.preamble_wait = Span::new(WAIT)).await;
+    let link = joined(&door, LinkId(7)).await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(link.urgent.open_bi().await.unwrap());
+    }
+    // Never done: at this pace its words take half a minute.
+    let dripping = async {
+        for byte in begin(Class::App).encode() {
+            for (send, _) in &mut streams {
+                // One that is refused already is heard of below.
+                let _ = send.write_all(&[byte]).await;
+            }
+            sleep(WAIT / 3).await;
+        }
+    };
+    tokio::select! {
+        () = dripping => panic!("the words may take for ever"),
+        () = closed_with(&link.urgent, "first words") => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t05_a_program_that_drips_its_first_words_is_refused_before_they_are_whole() {
+    const WAIT: Duration = Duration::from_millis(600);
+    let door = Door::open_with(|config| config.limits.preamble_wait = Span::new(WAIT)).await;
+    let local = UnixStream::connect(&door.config.socket).await.unwrap();
+    let (mut read, mut write) = local.into_split();
+    let Preamble::Begin(words) = begin(Class::App) else {
+        panic!("no Begin");
+    };
+    let dripping = async {
+        for byte in Preamble::Open(words.open).encode() {
+            let _ = write.write_all(&[byte]).await;
+            sleep(WAIT / 3).await;
+        }
+    };
+    let mut answer = Vec::new();
+    tokio::select! {
+        () = dripping => panic!("the words may take for ever"),
+        read = soon(read.read_to_end(&mut answer)) => drop(read.unwrap()),
+    }
+    let Ok(Preamble::Refused(fault)) = Preamble::decode(&answer) else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(fault.code, Code::Stalled);
+}
+
+/// Here the peer has no clock at all: it is the side that sends whose patience ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t17_a_stream_that_a_peer_never_reads_ends_at_the_side_that_sends() {
+    const STALL: Duration = Duration::from_secs(1);
+    let door = Door::open_with(|config| config.limits.stall_wait = Span::new(STALL)).await;
+    let how = || {
+        let mut transport = TransportConfig::default();
+        // Room for first words.
+        transport.stream_receive_window(400_u32.into());
+        transport
+    };
+    let link = joined_with(&door, LinkId(7), how).await;
+    let (mut local, (_send, mut recv)) = asked(&door, &link.bulk, Class::Bulk).await;
+    let (began, waited_before) = (Instant::now(), waited());
+    let mut taken = 0;
+    let writing = async {
+        let chunk = [7; 64 * 1024];
+        while local.write_all(&chunk).await.is_ok() {
+            taken += chunk.len();
+        }
+    };
+    soon(writing).await;
+    let took = began.elapsed();
+    // It never reads, but to hear how the stream ended.
+    let ended = async {
+        loop {
+            match recv.read(&mut [0; 1000]).await {
+                Ok(Some(_)) => {}
+                ended => break ended,
+            }
+        }
+    };
+    let Err(ReadError::Reset(code)) = soon(ended).await else {
+        panic!("it looks whole");
+    };
+    // 3 is `E_STALLED`.
+    assert_eq!(code.into_inner(), 3);
+    assert!(taken <= 48 << 20, "{taken} bytes were taken");
+    let busy = waited().saturating_sub(waited_before);
+    assert!(took >= STALL && took <= 3 * STALL + busy, "{took:?}");
+    // The link itself lives on.
+    assert_eq!(link.urgent.close_reason(), None);
+}
