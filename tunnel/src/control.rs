@@ -3,6 +3,7 @@
 //! They go over the stream that joined the urgent connection, ahead of every class.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -161,25 +162,33 @@ pub(crate) fn attend(
     let (talker, listener) = (Arc::clone(link), Arc::clone(link));
     let (told, heard) = (Arc::clone(streams), Arc::clone(streams));
     thread.spawn(async move {
-        let talked = talk(&told, &talker, send, stall).await;
-        // A link that is over ends both, and says so itself.
-        if let Err(fault) = talked
-            && fault.code == Code::Stalled
-        {
-            let peer = &talker.peer;
-            tracing::warn!(target: "audit", %peer, %fault, "link ended");
-            talker.close(fault.code, &fault.detail);
+        if let Err(fault) = talk(&told, &talker, send, stall).await {
+            end(&talker, fault);
         }
     });
     thread.spawn(async move {
         let fault = listen(&heard, &listener, recv).await;
-        // A peer that says no more of its own will wait for no answer either.
-        if !matches!(fault.code, Code::Unreachable | Code::Truncated) {
-            let peer = &listener.peer;
-            tracing::warn!(target: "audit", %peer, %fault, "link ended");
-            listener.close(fault.code, &fault.detail);
-        }
+        end(&listener, fault);
     });
+}
+
+/// Ends a link whose own words have come to an end in one direction, for none of the two does without the other: what
+/// is to be said would be kept for ever, or never be heard. Its streams go on over the next one.
+fn end(link: &Link, fault: Fault) {
+    // One that is over says so itself.
+    if link.is_over() {
+        return;
+    }
+    let fault = match fault.code {
+        Code::Unreachable | Code::Truncated => {
+            let detail = format!("the peer has ended the link's own words: {}", fault.detail);
+            Fault::new(Code::State, detail)
+        }
+        _ => fault,
+    };
+    let peer = &link.peer;
+    tracing::warn!(target: "audit", %peer, %fault, "link ended");
+    link.close(fault.code, &fault.detail);
 }
 
 async fn talk(
@@ -190,6 +199,8 @@ async fn talk(
 ) -> Result<(), Fault> {
     // Fails only on a stream that is gone, as does what follows.
     let _ = send.set_priority(PRIORITY);
+    // A peer that takes no more is heard of even if nothing is to be said.
+    let mut stopped = pin!(send.stopped());
     let party = link.party();
     let mut cuts = streams.cuts();
     let mut told = 0;
@@ -218,6 +229,9 @@ async fn talk(
                 say(&mut send, &Preamble::Path(report), stall).await?;
             }
             _ = cuts.changed() => {}
+            _ = &mut stopped => {
+                return Err(Fault::new(Code::Unreachable, "the peer takes none of them"));
+            }
             () = link.over() => return Ok(()),
         }
     }

@@ -48,6 +48,30 @@ async fn asked(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_a_peer_that_refuses_the_links_own_words_loses_it() {
+    let door = Door::open().await;
+    let mut link = joined(&door, LinkId(7)).await;
+    link.control[0].1.stop(0_u32.into()).unwrap();
+    closed_with(&link.urgent, "own words").await;
+    soon(link.bulk.closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_a_peer_that_ends_its_own_words_loses_the_link() {
+    let door = Door::open().await;
+    let ways: [fn(&mut SendStream); 2] = [
+        |send| send.finish().unwrap(),
+        |send| send.reset(0_u32.into()).unwrap(),
+    ];
+    for (number, end) in (7..).zip(ways) {
+        let mut link = joined(&door, LinkId(number)).await;
+        end(&mut link.control[0].0);
+        closed_with(&link.urgent, "own words").await;
+        soon(link.bulk.closed()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t05_first_words_that_drip_end_the_link_before_they_are_whole() {
     const WAIT: Duration = Duration::from_millis(600);
     let door = Door::open_with(|config| config.limits.preamble_wait = Span::new(WAIT)).await;
