@@ -9,12 +9,14 @@
 //!    └──────────── a program or the peer ends it, or has forgotten it ──────┘
 //! ```
 
+mod vain;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use towpath_protocol::channel::{Preamble, Received, Resume};
 use towpath_protocol::fault::{Code, Fault};
 
@@ -27,6 +29,7 @@ use crate::pump::{self, Break, Flow, Settings};
 use crate::seats::Guest;
 use crate::streams::{Call, End, Entry, Stream};
 use crate::wire;
+use vain::Vain;
 
 /// How long a peer may take to say where a stream goes on: a few round trips, with losses.
 const RESUME_WAIT: Duration = Duration::from_secs(10);
@@ -86,7 +89,8 @@ type Next = (Carrier, Received);
 /// How carrying came to a stop.
 enum Step {
     Ended(Result<(), Fault>),
-    Next(Next),
+    /// The peer goes on over another one.
+    Called(Next),
     Apart,
 }
 
@@ -125,13 +129,29 @@ impl Life<'_> {
         carrier: &mut Carrier,
         local: &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Result<(), Fault> {
+        let mut vain = Vain::new(Instant::now());
         loop {
-            let next = match self.carried(entry, flow, carrier, local).await {
+            vain.begin(Instant::now(), self.carried_bytes(flow));
+            let step = self.carried(entry, flow, carrier, local).await;
+            let is_link_well = !carrier.link.is_retired() && !carrier.link.is_ill();
+            vain.end(Instant::now(), self.carried_bytes(flow), is_link_well);
+            let answered = match step {
                 Step::Ended(ended) => return ended,
-                Step::Next(next) => next,
-                Step::Apart => {
+                Step::Called(next) => {
+                    let answered = Box::pin(self.answered(flow, &vain, next)).await;
+                    if answered.is_none() {
+                        // Nobody reads what comes over it any more: the peer is to ask again.
+                        carrier.cut(MOVED);
+                    }
+                    answered
+                }
+                Step::Apart => None,
+            };
+            let next = match answered {
+                Some(next) => next,
+                None => {
                     // Rare, and large: streams shall not all be as large.
-                    let apart = Box::pin(self.apart(entry, flow, &carrier.link, local));
+                    let apart = Box::pin(self.apart(entry, flow, (&carrier.link, &vain), local));
                     let Some(next) = apart.await? else {
                         return Ok(());
                     };
@@ -140,6 +160,20 @@ impl Life<'_> {
             };
             *carrier = self.go_on(flow, next)?;
         }
+    }
+
+    /// How much has gone either way, and was heard of.
+    fn carried_bytes(&self, flow: &Flow) -> u64 {
+        self.stream.out().acknowledged() + flow.received().bytes
+    }
+
+    /// Takes the carrier that the peer offers, unless that is gone by the time it is answered.
+    async fn answered(&self, flow: &Flow, vain: &Vain, (mut next, theirs): Next) -> Option<Next> {
+        if let Some(pause) = vain.pause() {
+            sleep(pause).await;
+        }
+        let answered = answer(&mut next, flow.received()).await;
+        answered.ok().map(|()| (next, theirs))
     }
 
     /// Copies over a carrier until something else is to be done.
@@ -171,14 +205,7 @@ impl Life<'_> {
         };
         match *call {
             Call::Cut(fault) => Step::Ended(Err(fault)),
-            Call::Resume(mut next, received) => match answer(&mut next, flow.received()).await {
-                Ok(()) => Step::Next((*next, received)),
-                Err(_) => {
-                    // Nobody reads what comes over it any more: the peer is to ask again.
-                    carrier.cut(MOVED);
-                    Step::Apart
-                }
-            },
+            Call::Resume(next, theirs) => Step::Called((*next, theirs)),
         }
     }
 
@@ -187,20 +214,30 @@ impl Life<'_> {
         &self,
         entry: &mut Entry,
         flow: &mut Flow,
-        lost: &Arc<Link>,
+        (lost, vain): (&Arc<Link>, &Vain),
         (read, write): &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
     ) -> Result<Option<Next>, Fault> {
         let received = flow.received();
         let streams = &self.peer.streams;
         let around = (self.stream, &**streams, &**lost);
         let copying = pump::run_apart((read, write), flow, around, self.settings);
+        let finding = async {
+            if let Some(pause) = vain.pause() {
+                sleep(pause).await;
+            }
+            self.find(entry, lost, received).await
+        };
+        let left = self.outage.saturating_sub(vain.lasts(Instant::now()));
         let found = tokio::select! {
             ended = copying => return ended.map(|()| None),
-            found = timeout(self.outage, self.find(entry, lost, received)) => found,
+            found = timeout(left, finding) => found,
         };
         let found = found.unwrap_or_else(|_| {
             let (site, outage) = (&self.peer.site, self.outage);
-            let detail = format!("no link to {site} for {outage:?}");
+            let detail = match vain.pause() {
+                Some(_) => format!("{site} has carried nothing of the stream for {outage:?}"),
+                None => format!("no link to {site} for {outage:?}"),
+            };
             Err(Unfound::Lost(Fault::new(Code::Unreachable, detail)))
         });
         match found {
@@ -275,7 +312,7 @@ impl Life<'_> {
                 Ok(Err(Break::Lost)) if link.is_over() => tried = Some(link),
                 // The link is there, and yet it carried no answer: whichever there is then is asked.
                 Ok(Err(Break::Lost)) | Err(_) => {
-                    tokio::time::sleep(RESUME_PAUSE).await;
+                    sleep(RESUME_PAUSE).await;
                     tried = None;
                 }
             }

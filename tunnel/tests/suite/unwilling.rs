@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::handshake::begin;
-use crate::harness::peer::{answer, closed_with, joined, joined_with};
-use crate::harness::{Door, open, soon, waited};
+use crate::harness::peer::{Joined, answer, closed_with, joined, joined_with};
+use crate::harness::{Door, accept, open, soon, waited};
 use quinn::{Connection, ReadError, RecvStream, SendStream, TransportConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep, timeout_at};
 use towpath_daemon::units::Span;
-use towpath_protocol::channel::{Class, LinkId, Preamble};
+use towpath_protocol::channel::{Class, LinkId, Preamble, Received, Resume, StreamId};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::HostIdentity;
 
@@ -69,6 +69,81 @@ async fn t16_a_peer_that_ends_its_own_words_loses_the_link() {
         closed_with(&link.urgent, "own words").await;
         soon(link.bulk.closed()).await;
     }
+}
+
+/// How often a stream is asked to go on in two seconds by a side that is told each time to stop.
+async fn resumes(link: &Joined) -> u32 {
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut count = 0;
+    while let Ok(asking) = timeout_at(until, begun(&link.urgent)).await {
+        let (mut send, mut recv, said) = asking;
+        let Preamble::Resume(_) = said else {
+            panic!("{}", said.name());
+        };
+        let goes_on = Preamble::Resumed(Received::default());
+        send.write_all(&goes_on.encode()).await.unwrap();
+        recv.stop(0_u32.into()).unwrap();
+        // What goes on elsewhere.
+        send.reset(64_u32.into()).unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_a_peer_that_ends_each_carrier_of_a_stream_is_asked_less_and_less_often() {
+    let door = Door::open().await;
+    let link = joined(&door, LinkId(7)).await;
+    let (mut local, (_send, mut recv)) = asked(&door, &link.urgent, Class::App).await;
+    local.write_all(&[7; 100_000]).await.unwrap();
+    recv.stop(0_u32.into()).unwrap();
+    let count = resumes(&link).await;
+    assert!((1..=10).contains(&count), "{count} times");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_a_stream_whose_carriers_carry_nothing_ends_with_the_outage() {
+    let brief = Span::new(Duration::from_secs(1));
+    let door = Door::open_with(|config| config.limits.outage_wait = brief).await;
+    let link = joined(&door, LinkId(7)).await;
+    let (mut local, (_send, mut recv)) = asked(&door, &link.urgent, Class::App).await;
+    local.write_all(&[7; 100_000]).await.unwrap();
+    recv.stop(0_u32.into()).unwrap();
+    let ended = async { while local.read(&mut [0; 100]).await.is_ok_and(|count| count > 0) {} };
+    let asking = async { while resumes(&link).await > 0 {} };
+    soon(async { tokio::join!(ended, asking) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t16_a_peer_that_goes_on_again_and_again_is_answered_less_and_less_often() {
+    let door = Door::open().await;
+    let service = UnixListener::bind(&door.config.services[0].socket).unwrap();
+    let link = joined(&door, LinkId(7)).await;
+    let (mut send, mut recv) = link.urgent.open_bi().await.unwrap();
+    let words = begin(Class::App).encode();
+    send.write_all(&words).await.unwrap();
+    let opening = async { tokio::join!(answer(&mut recv), accept(&service)) };
+    let (said, (_, mut remote)) = soon(opening).await;
+    assert!(matches!(said, Preamble::Opened(_)), "{}", said.name());
+    remote.write_all(&[7; 100_000]).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut count = 0;
+    let asking = async {
+        loop {
+            let resume = Resume {
+                stream: StreamId(7),
+                received: Received::default(),
+            };
+            (send, recv) = link.urgent.open_bi().await.unwrap();
+            let words = Preamble::Resume(resume).encode();
+            send.write_all(&words).await.unwrap();
+            let said = answer(&mut recv).await;
+            assert!(matches!(said, Preamble::Resumed(_)), "{}", said.name());
+            count += 1;
+        }
+    };
+    timeout_at(until, asking).await.unwrap_err();
+    assert!((1..=10).contains(&count), "{count} times");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
