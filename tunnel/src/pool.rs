@@ -1,48 +1,69 @@
 //! Read buffers that are used again, so that bulk costs no allocation and no fresh pages.
+//!
+//! A read stays in its buffer until all of it is acknowledged, and its bytes are what is counted: so there are small
+//! buffers too, for a tail that has little room, and what does not fill half of one is copied out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// Bytes of one buffer: a Unix socket holds about 200 KiB, which one read then takes.
+use crate::turns::PIECE_BYTES;
+
+/// Bytes of a large buffer: a Unix socket holds about 200 KiB, which one read then takes.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Buffers kept for later: two windows of one fast link.
-const KEPT_MAX: usize = 128;
+/// Bytes of a small one: what is written at once.
+const SMALL_BYTES: usize = PIECE_BYTES;
 
-/// Reads below this are copied out instead of keeping a whole buffer until they are acknowledged.
-const COPIED_BELOW_BYTES: usize = BUFFER_BYTES / 4;
+/// Bytes kept for later in buffers of each size: two windows of one fast link.
+const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// Buffers that nobody uses now.
+/// Which part of its buffer a read fills at least that keeps it; others are copied out.
+const FILLED_PART: usize = 2;
+
+/// Buffers that nobody uses now, small and large.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<Vec<Box<[u8]>>>);
+pub(crate) struct Pool([Mutex<Vec<Box<[u8]>>>; 2]);
 
 /// A buffer to read into; goes back to its pool when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: Box<[u8]>,
+    room_bytes: usize,
     pool: Arc<Pool>,
 }
 
 impl Pool {
-    pub(crate) fn take(self: &Arc<Self>) -> Buffer {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    /// A buffer for a read of so many bytes at most: as large as they fill, or the smallest.
+    pub(crate) fn take(self: &Arc<Self>, room_bytes: usize) -> Buffer {
+        let size_bytes = match room_bytes < BUFFER_BYTES {
+            true => SMALL_BYTES,
+            false => BUFFER_BYTES,
+        };
+        let kept = self.kept(size_bytes).pop();
         Buffer {
-            bytes: kept.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice()),
+            bytes: kept.unwrap_or_else(|| vec![0; size_bytes].into_boxed_slice()),
+            room_bytes: room_bytes.min(size_bytes),
             pool: Arc::clone(self),
         }
+    }
+
+    fn kept(&self, size_bytes: usize) -> MutexGuard<'_, Vec<Box<[u8]>>> {
+        let kept = &self.0[usize::from(size_bytes == BUFFER_BYTES)];
+        // Nothing panics while it is held.
+        kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Buffer {
     /// Where to read to.
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        &mut self.bytes[..self.room_bytes]
     }
 
     /// Hands on the first `count` bytes; if they are few, the buffer goes back at once.
     pub(crate) fn fill(self, count: usize) -> Bytes {
-        if count < COPIED_BELOW_BYTES {
+        if count < self.bytes.len() / FILLED_PART {
             return Bytes::copy_from_slice(&self.bytes[..count]);
         }
         let filled = Filled {
@@ -56,8 +77,9 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let mut kept = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT_MAX {
+        let size_bytes = bytes.len();
+        let mut kept = self.pool.kept(size_bytes);
+        if kept.len() < KEPT_BYTES_MAX / size_bytes {
             kept.push(bytes);
         }
     }
@@ -81,20 +103,39 @@ mod tests {
     #[test]
     fn buffers_come_back_once_their_last_byte_is_let_go() {
         let pool = Arc::new(Pool::default());
-        let kept = || pool.0.lock().unwrap().len();
-        let mut buffer = pool.take();
+        let kept = || pool.kept(BUFFER_BYTES).len();
+        let mut buffer = pool.take(BUFFER_BYTES);
         buffer.as_mut()[..4].copy_from_slice(b"abcd");
         let few = buffer.fill(4);
         assert_eq!(&few[..], b"abcd");
         assert_eq!(kept(), 1);
-        let mut many = pool.take().fill(BUFFER_BYTES);
+        let mut many = pool.take(BUFFER_BYTES).fill(BUFFER_BYTES);
         let half = many.split_to(BUFFER_BYTES / 2);
         assert_eq!(&half[..4], b"abcd");
         drop(many);
         assert_eq!(kept(), 0);
         drop(half);
         assert_eq!(kept(), 1);
-        let address = pool.take().bytes.as_ptr();
-        assert_eq!(pool.take().bytes.as_ptr(), address);
+        let address = pool.take(BUFFER_BYTES).bytes.as_ptr();
+        assert_eq!(pool.take(BUFFER_BYTES).bytes.as_ptr(), address);
+    }
+
+    #[test]
+    fn what_is_kept_takes_at_most_twice_what_it_is_and_full_reads_are_not_copied() {
+        const KIB: usize = 1024;
+        for room in [32, 48, 64, 65, 100, 128, 200, 255, 256].map(|kib| kib * KIB) {
+            for part in 1..=8 {
+                let pool = Arc::new(Pool::default());
+                let mut buffer = pool.take(room);
+                let (size, most) = (buffer.bytes.len(), buffer.as_mut().len());
+                assert!(most <= room && 2 * most >= room.min(SMALL_BYTES));
+                let address = buffer.bytes.as_ptr();
+                let filled = buffer.fill(most * part / 8);
+                let is_copied = filled.as_ptr() != address;
+                let taken = if is_copied { filled.len() } else { size };
+                assert!(taken <= 2 * filled.len(), "{taken} for {}", filled.len());
+                assert!(!is_copied || part < 8, "{room} full bytes were copied");
+            }
+        }
     }
 }

@@ -309,8 +309,8 @@ impl Copy<'_> {
                 let Some(room) = self.room(&mut side.taken) else {
                     return Poll::Ready(Ok(None));
                 };
-                let mut buffer = self.settings.pool.take();
-                let mut unread = ReadBuf::new(&mut buffer.as_mut()[..room]);
+                let mut buffer = self.settings.pool.take(room);
+                let mut unread = ReadBuf::new(buffer.as_mut());
                 ready!(Pin::new(&mut *local).poll_read(context, &mut unread))?;
                 let count = unread.filled().len();
                 Poll::Ready(Ok(Some(buffer.fill(count))))
