@@ -1,8 +1,9 @@
 //! Streams that peers open: checked, handed to the local service, copied.
 
+mod strikes;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, SendStream};
 use rustls_pki_types::CertificateDer;
@@ -27,9 +28,7 @@ use crate::peer::Peer;
 use crate::seats::Guest;
 use crate::streams::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use crate::{built_in, control, datagrams, wire};
-
-/// Streams without whole first words after which a peer loses its link (T16).
-const STRIKE_COUNT_MAX: u32 = 3;
+use strikes::Strikes;
 
 /// How long a refusal may take to be heard.
 const REFUSAL_WAIT: Duration = Duration::from_secs(5);
@@ -75,7 +74,7 @@ pub(crate) fn identity_of(connection: &Connection) -> Result<HostIdentity, Fault
 
 /// Accepts a link's streams until it is over.
 pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
-    let strikes = Arc::new(AtomicU32::new(0));
+    let strikes = Arc::new(Strikes::default());
     let peer = core.peers.get(&link.peer.site);
     if let (Some(peer), Some(control)) = (peer, link.take_control()) {
         let thread = core.legs.driving(Leg::Urgent, link.dialler == core.site);
@@ -109,7 +108,7 @@ pub(crate) fn accept(core: &Arc<Core>, link: &Arc<Link>) {
 }
 
 /// Serves a stream. It may outlive its link, and so nothing here holds that but the carrier.
-async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &AtomicU32) {
+async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Strikes) {
     match read_first(core, leg, &mut carrier).await {
         Ok(First::Begin(begin)) => begin_stream(core, carrier, begin).await,
         Ok(First::Resume(resume)) => {
@@ -125,16 +124,16 @@ async fn serve(core: &Arc<Core>, leg: Leg, mut carrier: Carrier, strikes: &Atomi
     }
 }
 
-/// Counts a stream whose first words were none; a peer with many of them loses its link.
-fn strike(link: &Link, fault: &Fault, strikes: &AtomicU32) {
+/// Notes a stream whose first words were none; a peer with several of them at a time loses its link.
+fn strike(link: &Link, fault: &Fault, strikes: &Strikes) {
     // A program that gives up at once, or a link that goes, takes a stream back before its first words.
     if fault.code == Code::Unreachable {
         tracing::debug!(peer = %link.peer, %fault, "stream taken back");
         return;
     }
-    let count = strikes.fetch_add(1, Ordering::Relaxed) + 1;
-    tracing::warn!(target: "audit", peer = %link.peer, %fault, count, "stream refused");
-    if count >= STRIKE_COUNT_MAX {
+    let is_last = strikes.add(Instant::now());
+    tracing::warn!(target: "audit", peer = %link.peer, %fault, is_last, "stream refused");
+    if is_last {
         link.close(fault.code, "too many streams without whole first words");
     }
 }

@@ -1,0 +1,47 @@
+//! Streams of a peer's without whole first words: so many of them at a time end its link. Pure.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Streams without whole first words after which a peer loses its link (T16).
+const COUNT_MAX: usize = 3;
+
+/// How long each of them counts: a link lives for months, and a program of the peer's may fail now and then.
+const COUNTED_TIME: Duration = Duration::from_secs(60);
+
+/// The last of them on a link.
+#[derive(Debug, Default)]
+pub(super) struct Strikes(Mutex<[Option<Instant>; COUNT_MAX]>);
+
+impl Strikes {
+    /// Adds one; says whether the link is to end.
+    pub(super) fn add(&self, now: Instant) -> bool {
+        // Nothing panics while it is held.
+        let mut strikes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        strikes.rotate_right(1);
+        strikes[0] = Some(now);
+        let is_fresh = |at: &Option<Instant>| {
+            at.is_some_and(|at| now.saturating_duration_since(at) < COUNTED_TIME)
+        };
+        strikes.iter().all(is_fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_those_of_the_last_minute_end_a_link() {
+        let (strikes, began) = (Strikes::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        for hour in 0..100 {
+            assert!(!strikes.add(at(3600 * hour)), "in hour {hour}");
+            assert!(!strikes.add(at(3600 * hour + 1)), "in hour {hour}");
+        }
+        let last = 3600 * 99 + 60;
+        assert!(!strikes.add(at(last)), "the first is a minute old");
+        assert!(strikes.add(at(last)));
+        assert!(strikes.add(at(last + 1)), "and so is each that follows");
+    }
+}
