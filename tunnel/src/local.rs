@@ -251,7 +251,7 @@ async fn begin_over(
         .await
         .map_err(|_| Fault::new(Code::Busy, format!("{site} takes no more streams for now")))?;
     let stream = stream.map_err(|error| gone(error.to_string()))?;
-    let mut carrier = Carrier::new(link, leg, stream);
+    let mut carrier = Carrier::untaken(link, leg, stream);
     carrier
         .send
         .set_priority(open.class.priority())
@@ -272,11 +272,14 @@ async fn begin_over(
     wire::write(&mut carrier.send, &begin).await?;
     match wire::read(&mut carrier.recv, ANSWER_WAIT).await? {
         // Who it is the certificate says, not the answer.
-        Preamble::Opened(_) => Ok(Begun {
-            peer: Arc::clone(peer),
-            entry,
-            carrier,
-        }),
+        Preamble::Opened(_) => {
+            carrier.note_taken();
+            Ok(Begun {
+                peer: Arc::clone(peer),
+                entry,
+                carrier,
+            })
+        }
         Preamble::Refused(fault) => Err(fault),
         other => {
             let detail = format!("{} in answer to Begin", other.name());

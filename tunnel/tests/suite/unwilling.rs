@@ -146,6 +146,27 @@ async fn t16_a_peer_that_goes_on_again_and_again_is_answered_less_and_less_often
     assert!((1..=10).contains(&count), "{count} times");
 }
 
+/// The cut of a stream may come before its first words, for it goes another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_was_never_opened_is_given_up_for_good() {
+    let door = Door::open().await;
+    let first = joined(&door, LinkId(7)).await;
+    let socket = door.config.socket.clone();
+    let asking = tokio::spawn(async move { open(&socket, "edge", "till", Class::Bulk).await });
+    let (_send, mut recv, said) = begun(&first.bulk).await;
+    assert!(matches!(said, Preamble::Begin(_)), "{}", said.name());
+    // It is asked for over the next link, and what was asked before is not.
+    let second = joined(&door, LinkId(8)).await;
+    let (mut taking, _recv, _) = begun(&second.bulk).await;
+    let Err(ReadError::Reset(code)) = soon(recv.read(&mut [0; 8])).await else {
+        panic!("it is not given up");
+    };
+    // 1 is `E_GONE`; with 64 the stream would go on elsewhere.
+    assert_eq!(code.into_inner(), 1);
+    taking.write_all(&opened().encode()).await.unwrap();
+    soon(asking).await.unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t05_first_words_that_drip_end_the_link_before_they_are_whole() {
     const WAIT: Duration = Duration::from_millis(600);
