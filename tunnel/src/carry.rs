@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
-use towpath_protocol::channel::{Preamble, Received, Resume};
+use towpath_protocol::channel::{LinkId, Preamble, Received, Resume};
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::carrier::{Carrier, MOVED};
@@ -75,11 +75,11 @@ pub(crate) fn live(
         if let Err(fault) = &ended {
             carrier.cut(wire::code(fault.code));
         }
-        entry.end(match &ended {
-            Ok(()) => End::Whole(flow.received()),
-            Err(fault) => End::Cut(fault.clone()),
-        });
-        ended
+        match &ended {
+            Ok(heard_over) => entry.end(End::Whole(flow.received()), *heard_over),
+            Err(fault) => entry.end(End::Cut(fault.clone()), None),
+        }
+        ended.map(drop)
     }
 }
 
@@ -121,14 +121,15 @@ struct Life<'a> {
 }
 
 impl Life<'_> {
-    /// Carries the stream over one carrier after the other.
+    /// Carries the stream over one carrier after the other; gives the link over which the peer has heard of the end, if
+    /// one will have carried that.
     async fn to_the_end(
         &self,
         entry: &mut Entry,
         flow: &mut Flow,
         carrier: &mut Carrier,
         local: &mut (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-    ) -> Result<(), Fault> {
+    ) -> Result<Option<LinkId>, Fault> {
         let mut vain = Vain::new(Instant::now());
         loop {
             vain.begin(Instant::now(), self.carried_bytes(flow));
@@ -136,7 +137,9 @@ impl Life<'_> {
             let is_link_well = !carrier.link.is_retired() && !carrier.link.is_ill();
             vain.end(Instant::now(), self.carried_bytes(flow), is_link_well);
             let answered = match step {
-                Step::Ended(ended) => return ended,
+                Step::Ended(ended) => {
+                    return ended.map(|()| is_link_well.then_some(carrier.link.id));
+                }
                 Step::Called(next) => {
                     let answered = Box::pin(self.answered(flow, &vain, next)).await;
                     if answered.is_none() {
@@ -153,7 +156,7 @@ impl Life<'_> {
                     // Rare, and large: streams shall not all be as large.
                     let apart = Box::pin(self.apart(entry, flow, (&carrier.link, &vain), local));
                     let Some(next) = apart.await? else {
-                        return Ok(());
+                        return Ok(None);
                     };
                     next
                 }

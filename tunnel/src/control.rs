@@ -202,18 +202,15 @@ async fn talk(
     // A peer that takes no more is heard of even if nothing is to be said.
     let mut stopped = pin!(send.stopped());
     let party = link.party();
-    let mut cuts = streams.cuts();
+    let mut unheard = streams.unheard();
     let mut told = 0;
     loop {
-        cuts.mark_unchanged();
+        unheard.mark_unchanged();
         let (ended, newest) = streams.ended_after(told, &party);
-        let is_first = told == 0;
         told = newest;
-        for ended in ended {
+        for ended in ended.into_iter().filter(|one| one.is_news_over(link.id)) {
             let stream = ended.id;
             let word = match ended.end {
-                // Heard on the link where it ended, unless that was lost just then.
-                End::Whole(_) if !is_first => continue,
                 End::Whole(received) => Preamble::Reports(vec![Report { stream, received }]),
                 End::Cut(fault) => Preamble::Cut(Cut { stream, fault }),
             };
@@ -228,7 +225,7 @@ async fn talk(
             report = link.news.take(), if link.version >= PATH_REPORT_VERSION => {
                 say(&mut send, &Preamble::Path(report), stall).await?;
             }
-            _ = cuts.changed() => {}
+            _ = unheard.changed() => {}
             _ = &mut stopped => {
                 return Err(Fault::new(Code::Unreachable, "the peer takes none of them"));
             }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
-use towpath_protocol::channel::{Class, Leg, Received, RunId, StreamId};
+use towpath_protocol::channel::{Class, Leg, LinkId, Received, RunId, StreamId};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::rate::Rate;
@@ -170,6 +170,16 @@ pub(crate) struct Ended {
     pub id: StreamId,
     pub party: Party,
     pub end: End,
+    /// The link over which the peer has heard of it, if one has carried that.
+    heard_over: Option<LinkId>,
+}
+
+impl Ended {
+    /// Whether the peer is to be told of it over this link. That it was cut off is told over every one; that it reached
+    /// its end the peer knows from the link that carried that.
+    pub(crate) fn is_news_over(&self, link: LinkId) -> bool {
+        matches!(self.end, End::Cut(_)) || self.heard_over != Some(link)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -221,7 +231,7 @@ pub(crate) enum Found {
 #[derive(Debug)]
 pub(crate) struct Streams {
     inner: Mutex<Inner>,
-    cuts: watch::Sender<u64>,
+    unheard: watch::Sender<u64>,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
     held_bytes: [Arc<AtomicU64>; Leg::ALL.len()],
     /// Those that we begin, with a connection or without.
@@ -236,20 +246,23 @@ pub(crate) struct Entry {
     pub calls: mpsc::Receiver<Box<Call>>,
     streams: Arc<Streams>,
     end: End,
+    heard_over: Option<LinkId>,
     _seat: Option<Seat>,
 }
 
 impl Entry {
-    /// Says how the stream ended; without a word it was cut off.
-    pub(crate) fn end(mut self, end: End) {
+    /// Says how the stream ended, and over which link the peer has heard of that, if it has; without a word it was cut
+    /// off.
+    pub(crate) fn end(mut self, end: End, heard_over: Option<LinkId>) {
         self.end = end;
+        self.heard_over = heard_over;
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let end = self.end.clone();
-        self.streams.end(&self.stream, end);
+        self.streams.end(&self.stream, end, self.heard_over);
     }
 }
 
@@ -258,7 +271,7 @@ impl Streams {
     pub(crate) fn new(ours_max: usize) -> Self {
         Self {
             inner: Mutex::default(),
-            cuts: watch::channel(0).0,
+            unheard: watch::channel(0).0,
             held_bytes: Default::default(),
             seats: Seats::new(ours_max),
             tally: Tally::default(),
@@ -310,12 +323,14 @@ impl Streams {
             calls: heard,
             streams: Arc::clone(self),
             end: End::Cut(Fault::new(Code::Gone, "the stream was given up")),
+            heard_over: None,
             _seat: seat,
         })
     }
 
-    fn end(&self, stream: &Stream, end: End) {
-        let is_cut = matches!(end, End::Cut(_));
+    fn end(&self, stream: &Stream, end: End, heard_over: Option<LinkId>) {
+        // All others the peer has heard of, and only the next link says them again.
+        let is_unheard = heard_over.is_none();
         let mut inner = self.inner();
         inner.live.remove(&stream.id);
         if inner.ended.len() == ENDED_COUNT_MAX
@@ -330,14 +345,15 @@ impl Streams {
             id: stream.id,
             party: stream.party.clone(),
             end,
+            heard_over,
         };
         let key = (ended.id, ended.party.1, ended.number);
         inner.ended_by_id.insert(key);
         inner.ended.push_back(ended);
         let count = inner.ended_count;
         drop(inner);
-        if is_cut {
-            self.cuts.send_replace(count);
+        if is_unheard {
+            self.unheard.send_replace(count);
         }
     }
 
@@ -359,9 +375,9 @@ impl Streams {
         (theirs.cloned().collect(), inner.ended_count)
     }
 
-    /// Hears of every stream that is cut off.
-    pub(crate) fn cuts(&self) -> watch::Receiver<u64> {
-        self.cuts.subscribe()
+    /// Hears of every end of a stream that the peer has to be told of.
+    pub(crate) fn unheard(&self) -> watch::Receiver<u64> {
+        self.unheard.subscribe()
     }
 
     /// Bytes kept of all streams of a leg.
@@ -429,7 +445,7 @@ mod tests {
         assert!(matches!(find(&party("box-1", 1)), Some(Found::Live(_))));
         assert!(find(&party("box-2", 1)).is_none(), "another host");
         assert!(find(&party("box-1", 2)).is_none(), "another run");
-        one.end(End::Whole(Received::default()));
+        one.end(End::Whole(Received::default()), None);
         assert!(matches!(find(&party("box-1", 1)), Some(Found::Ended(_))));
         assert!(find(&party("box-2", 1)).is_none());
         assert!(find(&party("box-1", 2)).is_none());
@@ -465,5 +481,31 @@ mod tests {
         assert_eq!(ends[0].id, StreamId(2000 - ENDED_COUNT_MAX as u128));
         assert!(streams.ended_after(newest, &party("box-1", 1)).0.is_empty());
         assert!(streams.ended_after(0, &party("box-1", 2)).0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_end_that_no_link_carried_is_told_over_every_link_and_others_over_all_but_theirs() {
+        let streams = Arc::new(Streams::new(64));
+        let mut unheard = streams.unheard();
+        let end = async |id, end, heard_over| {
+            let entry = add(&streams, id, ours(&streams).await).unwrap();
+            entry.end(end, heard_over);
+        };
+        let whole = || End::Whole(Received::default());
+        end(1, whole(), Some(LinkId(7))).await;
+        assert!(!unheard.has_changed().unwrap(), "it is known");
+        end(2, whole(), None).await;
+        assert!(unheard.has_changed().unwrap(), "it waits for the next link");
+        unheard.mark_unchanged();
+        let fault = Fault::new(Code::Gone, "a test");
+        end(3, End::Cut(fault), None).await;
+        assert!(unheard.has_changed().unwrap());
+        let (ends, _) = streams.ended_after(0, &party("box-1", 1));
+        let told = |link| {
+            let news = ends.iter().filter(|ended| ended.is_news_over(link));
+            news.map(|ended| ended.id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(told(LinkId(7)), [2, 3]);
+        assert_eq!(told(LinkId(8)), [1, 2, 3]);
     }
 }
