@@ -83,14 +83,18 @@ impl Started<'_> {
         if let Some(figures) = self.new.as_ref().or(old.as_deref()).map(|one| &one.figures) {
             figures.meter.quota.set(self.spec.cap);
         }
+        if let Some(old) = &old
+            && old.spec().listen.is_datagrams() == self.spec.listen.is_datagrams()
+        {
+            // Those that still wait at a listener that goes take the new way too.
+            old.spec.send_replace(Arc::clone(&self.spec));
+        }
         if let Some(new) = self.new.take() {
             let name = self.spec.name.clone();
             self.channels.running().insert(name, Arc::new(new));
             if let Some(old) = old {
                 old.accepting.stop();
             }
-        } else if let Some(old) = old {
-            old.spec.send_replace(Arc::clone(&self.spec));
         }
     }
 }
@@ -460,6 +464,39 @@ async fn start(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use towpath_protocol::channel::Class;
+
+    /// A channel that has listened there and led to this service, and what its connections know of it.
+    fn led_to(service: &str, listen: &str) -> (Channel, watch::Receiver<Arc<ChannelSpec>>) {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let (listen, way) = (listen.parse().unwrap(), (name("region"), name(service)));
+        let spec = ChannelSpec::new(name("till"), listen, way, Class::App);
+        let channel = Channel::absent(&Arc::new(spec), &Fault::new(Code::Io, "a test"));
+        let heard = channel.spec.subscribe();
+        (channel, heard)
+    }
+
+    #[test]
+    fn what_waits_at_a_listener_that_moves_takes_the_new_way() {
+        let channels = Channels::default();
+        let move_to = |(old, heard): (Channel, watch::Receiver<Arc<ChannelSpec>>), listen| {
+            let (new, _) = led_to("new", listen);
+            let started = Started {
+                channels: &channels,
+                spec: new.spec(),
+                old: Some(Arc::new(old)),
+                new: Some(new),
+            };
+            started.keep();
+            heard.borrow().service.clone()
+        };
+        let old = || led_to("old", "tcp:127.0.0.1:7001");
+        let moved = move_to(old(), "tcp:127.0.0.1:7002");
+        assert_eq!(moved.as_str(), "new");
+        // What was a connection is never carried as datagrams.
+        let changed = move_to(old(), "udp:127.0.0.1:7002");
+        assert_eq!(changed.as_str(), "old");
+    }
 
     #[test]
     fn listeners_collide_where_one_has_all_addresses_of_the_port() {
