@@ -582,6 +582,16 @@ impl Sources {
         });
     }
 
+    /// The same where no source is heard any more; says whether some may still be answered.
+    fn take_leave_for_good(&mut self) -> bool {
+        self.sweep();
+        // Those that took leave a moment ago have not been answered either.
+        if !self.mailboxes.is_empty() {
+            self.take_leave();
+        }
+        self.leaving.is_some()
+    }
+
     /// Waits until what is leaving is to be gone, and has it end.
     async fn have_left(&mut self) {
         match &self.leaving {
@@ -617,8 +627,13 @@ impl Sources {
 }
 
 /// Listens for a channel: each source of datagrams is a flow. When the channel leads elsewhere, sources
-/// take the new way with their next datagram, and what was asked before is answered still.
-pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdown) {
+/// take the new way with their next datagram, and what was asked before is answered still: from here, if it only
+/// listens elsewhere, until the second of the wishes to stop.
+pub(crate) async fn listen(
+    serving: Serving,
+    socket: UdpSocket,
+    (mut stop, mut leave): (Shutdown, Shutdown),
+) {
     let (mut all, mut spec) = (serving.stop.clone(), serving.spec());
     let way = |spec: &ChannelSpec| (spec.peer.clone(), spec.service.clone(), spec.class);
     let mut then = way(&spec.borrow_and_update());
@@ -626,7 +641,7 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
     let mut listening = Listening::new(serving, socket);
     loop {
         let received = tokio::select! {
-            () = stop.requested() => return,
+            () = stop.requested() => break,
             () = all.requested() => return,
             _ = spec.changed() => {
                 let now = way(&spec.borrow_and_update());
@@ -641,6 +656,14 @@ pub(crate) async fn listen(serving: Serving, socket: UdpSocket, mut stop: Shutdo
         };
         if let Ok((count, address)) = received {
             listening.hear(address, Bytes::copy_from_slice(&buffer[..count]));
+        }
+    }
+    let sources = &mut listening.sources;
+    if sources.take_leave_for_good() {
+        tokio::select! {
+            () = leave.requested() => {}
+            () = all.requested() => {}
+            () = sources.have_left() => {}
         }
     }
 }

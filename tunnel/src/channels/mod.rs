@@ -48,6 +48,8 @@ pub(crate) struct Channels {
     /// Held while a channel is opened or closed, so that these happen one after the other.
     book: tokio::sync::Mutex<Book>,
     running: Mutex<BTreeMap<Name, Arc<Channel>>>,
+    /// Those that listen elsewhere now, and whose answers under way may still go out from where they did.
+    leaving: Mutex<Vec<Arc<Channel>>>,
     /// Held while the configuration's channels are opened again.
     late: tokio::sync::Mutex<Late>,
     /// What the configuration names, as it was read last.
@@ -94,6 +96,7 @@ impl Started<'_> {
             self.channels.running().insert(name, Arc::new(new));
             if let Some(old) = old {
                 old.accepting.stop();
+                locked(&self.channels.leaving).push(old);
             }
         }
     }
@@ -131,6 +134,8 @@ pub(crate) struct Channel {
     places: Arc<Semaphore>,
     /// Stops the listener.
     accepting: Trigger,
+    /// Has it wait for no answers either.
+    answering: Trigger,
     /// Hears that the listener has let go of its address.
     gone: Shutdown,
     /// Stops all connections too.
@@ -149,6 +154,7 @@ impl Channel {
     fn absent(spec: &Arc<ChannelSpec>, fault: &Fault) -> Self {
         // Nobody will hear that it is to stop, and it is gone before it came.
         let ((accepting, _), (_, gone)) = (shutdown::channel(), shutdown::channel());
+        let (answering, _) = shutdown::channel();
         let (teller, _) = watch::channel(Arc::clone(spec));
         let channel = Self {
             spec: teller,
@@ -156,6 +162,7 @@ impl Channel {
             figures: Arc::default(),
             places: Arc::new(Semaphore::new(CONNECTION_COUNT_MAX)),
             accepting,
+            answering,
             gone,
             end: End::new(),
             absent: Some(fault.clone()),
@@ -189,6 +196,7 @@ impl Channel {
     /// Stops the listener and waits until its address is free; what is connected lives on.
     async fn vacate(&self) {
         self.accepting.stop();
+        self.answering.stop();
         self.gone.clone().requested().await;
     }
 }
@@ -284,6 +292,7 @@ impl Channels {
             // Unless it was stopped before, the old listener goes once the new one is there.
             old => {
                 let live = old.as_deref().filter(|old| old.absent.is_none());
+                self.clear(&spec.listen).await;
                 Some(start(core, (spec, &spec.listen), live).await?)
             }
         };
@@ -293,6 +302,18 @@ impl Channels {
             old,
             new,
         })
+    }
+
+    /// Has an address free that channels have left.
+    async fn clear(&self, listen: &Endpoint) {
+        let leaving = std::mem::take(&mut *locked(&self.leaving));
+        for channel in leaving {
+            if channel.listen == *listen || is_in_the_way(&channel.listen, listen) {
+                channel.vacate().await;
+            } else if channel.is_listening() {
+                locked(&self.leaving).push(channel);
+            }
+        }
     }
 
     /// Closes a channel and its connections.
@@ -327,6 +348,7 @@ impl Channels {
             }
             self.end_expired().await;
             self.open_late(core).await;
+            locked(&self.leaving).retain(|channel| channel.is_listening());
             // The ticks are apart what the rest of this takes, and more on a busy machine.
             let elapsed = measured.elapsed();
             measured = Instant::now();
@@ -419,6 +441,7 @@ async fn start(
 ) -> Result<Channel, Fault> {
     let (listener, listen) = bind(listen).await?;
     let (accepting, accept_stop) = shutdown::channel();
+    let (answering, answer_stop) = shutdown::channel();
     // Lost with the listener.
     let (bound, gone) = shutdown::channel();
     // Connections of the old listener belong to the channel still.
@@ -433,6 +456,7 @@ async fn start(
             |old| Arc::clone(&old.places),
         ),
         accepting,
+        answering,
         gone,
         end,
         absent: None,
@@ -447,7 +471,7 @@ async fn start(
     match listener {
         Listener::Udp(socket) => {
             tokio::spawn(async move {
-                datagrams::listen(serving, socket, accept_stop).await;
+                datagrams::listen(serving, socket, (accept_stop, answer_stop)).await;
                 drop(bound);
             });
         }

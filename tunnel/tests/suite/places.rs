@@ -235,6 +235,38 @@ async fn con_8_what_was_asked_before_a_new_generation_is_answered() {
     until("one flow is left", is_one).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_8_what_was_asked_where_a_channel_listened_before_is_answered_from_there() {
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let target = Endpoint::Udp(service.local_addr().unwrap());
+    let change = |edge: &mut Config, region: &mut Config| {
+        joined(edge, region, &target, "udp:127.0.0.1:0");
+    };
+    let pair = Pair::start_with(change, None).await;
+    let (before, mut buffer) = (address(&pair), [0; 16]);
+    let asking = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    asking.connect(before).await.unwrap();
+    asking.send(b"question").await.unwrap();
+    let (_, from) = soon(service.recv_from(&mut buffer)).await.unwrap();
+    let mut moved = pair.edge_config.channels[0].clone();
+    moved.generation += 1;
+    moved.listen = "udp:127.0.0.2:0".parse().unwrap();
+    let client = Client::new(&pair.edge_config.admin.socket);
+    let _: ChannelView = client.post("/v1/channels", &moved).await.unwrap();
+    assert_ne!(address(&pair), before);
+    service.send_to(b"late", from).await.unwrap();
+    let count = soon(asking.recv(&mut buffer)).await.unwrap();
+    assert_eq!(&buffer[..count], b"late");
+    // It is asked where it listens now.
+    asking.connect(address(&pair)).await.unwrap();
+    asking.send(b"again").await.unwrap();
+    let (count, _) = soon(service.recv_from(&mut buffer)).await.unwrap();
+    assert_eq!(&buffer[..count], b"again");
+    // The flow from before ends, and gives its stream back.
+    let is_one = || pair.edge.status().links[0].streams == 1;
+    until("one flow is left", is_one).await;
+}
+
 /// Asks once from a port of its own.
 async fn asks(address: SocketAddr) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
