@@ -313,6 +313,12 @@ impl Revocations {
             .eq(other.lists.iter().map(bytes))
     }
 
+    /// Whether there is no list at all, and so nothing that is revoked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+
     /// What the lists say of themselves.
     pub fn views(&self) -> impl Iterator<Item = &ListView> {
         self.lists.iter().map(|list| &list.view)

@@ -258,8 +258,7 @@ impl Tunnel {
     /// Has certificates, key and lists read again now, changed or not, and the configuration if it came
     /// from a file.
     pub async fn reload(&self) {
-        let core = &self.core;
-        tokio::join!(core.trust.look_now(), reload::configuration(core));
+        reload::all(&self.core).await;
     }
 
     /// Asks for a new link to a site, whose streams move to it; the old one works until then. Only the

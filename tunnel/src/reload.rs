@@ -1,8 +1,8 @@
 //! The configuration, read again while the tunnel runs: what can change takes effect, a file with a mistake
 //! changes nothing.
 //!
-//! Caps, timetables, shares and channels change at once. The rest waits for the next start, and the log
-//! says what that is. What was changed by hand meanwhile is as in the file again; channels that were pushed
+//! Caps, timetables, shares and channels change at once, and so does which files hold certificates, key and lists.
+//! The rest waits for the next start, and the log says what that is. What was changed by hand meanwhile is as in the file again; channels that were pushed
 //! are not the file's to change.
 
 use std::collections::BTreeSet;
@@ -13,8 +13,13 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::config::Config;
 use crate::core::Core;
 
+/// Has configuration, certificates, key and lists read again; links and streams stay as they are.
+pub(crate) async fn all(core: &Arc<Core>) {
+    tokio::join!(core.trust.look_now(), configuration(core));
+}
+
 /// Reads the configuration's file again, if it came from one, and brings what can change into use.
-pub(crate) async fn configuration(core: &Arc<Core>) {
+async fn configuration(core: &Arc<Core>) {
     let Some(file) = core.config.file.clone() else {
         return;
     };
@@ -39,6 +44,9 @@ async fn apply(core: &Arc<Core>, config: &Config) {
         }
     }
     core.channels.configure(core, &config.channels).await;
+    if core.trust.follow(&config.certificates) {
+        core.trust.look_now().await;
+    }
     let waiting = waiting(&core.config, config);
     if !waiting.is_empty() {
         let keys = waiting.join(", ");
@@ -67,7 +75,10 @@ fn waiting(old: &Config, new: &Config) -> Vec<String> {
         }
         // A configuration came from text, and can be text again.
         match serde_json::to_value(config) {
-            Ok(serde_json::Value::Object(keys)) => keys,
+            Ok(serde_json::Value::Object(mut keys)) => {
+                keys.remove("certificates");
+                keys
+            }
             _ => serde_json::Map::new(),
         }
     };

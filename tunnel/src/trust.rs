@@ -9,6 +9,8 @@
 //! Certificate, key and authorities are one thing and change together or not at all. The lists of
 //! revoked certificates are another: a host whose own certificate has ended still hears of them. The
 //! newest ones are kept in the state folder, so that an older one is known as such after a restart too.
+//! Which files those are may change as well: a list that the configuration names from now on is in use
+//! without a restart, for the first host is stolen on a day when nobody has named one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -76,7 +78,7 @@ pub(crate) struct Reading {
 /// Who we are and whom we trust.
 #[derive(Debug)]
 pub(crate) struct Trust {
-    files: CertificatesConfig,
+    files: Mutex<CertificatesConfig>,
     host: HostIdentity,
     live: Mutex<Arc<Identity>>,
     reading: Mutex<Reading>,
@@ -84,6 +86,8 @@ pub(crate) struct Trust {
     taken: AtomicU64,
     refused: AtomicU64,
     rollbacks: AtomicU64,
+    /// The newest lists there were, in use or not: none that is older is taken.
+    newest: Mutex<Arc<Revocations>>,
     wish: Notify,
     /// How many looks somebody has asked for, and how many of those have been.
     wishes: AtomicU64,
@@ -138,22 +142,22 @@ impl Trust {
         let lists_at = state_dir.map(|folder| folder.join(LISTS_FILE));
         let known = recall(&identity, lists_at.as_deref())?;
         let mut problem = None;
+        let known = Arc::new(known);
         let revocations = match &files.crl {
-            None => Revocations::default(),
+            None => Arc::default(),
             Some(crl) => match identity.load_revocations(crl, &known) {
-                Ok(lists) => lists,
-                Err(fault) if known.views().next().is_none() => return Err(fault),
+                Ok(lists) => Arc::new(lists),
+                Err(fault) if known.is_empty() => return Err(fault),
                 Err(fault) => {
                     problem = Some(fault);
-                    known.clone()
+                    Arc::clone(&known)
                 }
             },
         };
-        // A start without lists makes none of them older: what is known of them is kept for the next one.
-        let is_news = files.crl.is_some() && !revocations.is_same(&known);
-        let identity = identity.refusing(Arc::new(revocations));
+        let is_news = is_news(&revocations, &known);
+        let identity = identity.refusing(Arc::clone(&revocations));
         let trust = Self {
-            files: files.clone(),
+            files: Mutex::new(files.clone()),
             host: identity.host().clone(),
             live: Mutex::new(Arc::new(identity)),
             reading: Mutex::new(Reading {
@@ -168,13 +172,14 @@ impl Trust {
             taken: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             rollbacks: AtomicU64::new(0),
+            newest: Mutex::new(known),
             wish: Notify::new(),
             wishes: AtomicU64::new(0),
             granted: watch::Sender::new(0),
             lists_at,
         };
         if is_news {
-            trust.keep_lists(trust.current().revocations());
+            trust.keep_lists(&revocations);
         }
         trust.warn_of_own();
         if let Some(fault) = problem {
@@ -223,6 +228,14 @@ impl Trust {
         self.rollbacks.load(Ordering::Relaxed)
     }
 
+    /// Has the files of this configuration used from the next look on; whether they are others than before.
+    pub(crate) fn follow(&self, files: &CertificatesConfig) -> bool {
+        let mut ours = lock(&self.files);
+        let is_other = *ours != *files;
+        ours.clone_from(files);
+        is_other
+    }
+
     /// Has the files looked at now, and waits until what they say holds: not without end, for their disk may hang.
     pub(crate) async fn look_now(&self) {
         let wished = self.wishes.fetch_add(1, Ordering::AcqRel) + 1;
@@ -269,7 +282,8 @@ impl Trust {
     /// Reads the files if they have changed since the last look, if the time of an authority has ended since, or if
     /// it is a `wish`.
     fn look(&self, is_wish: bool) -> Look {
-        let now = prints(&self.files);
+        let files = lock(&self.files).clone();
+        let now = prints(&files);
         let mut watched = lock(&self.watched);
         let current = self.current();
         let time = SystemTime::now();
@@ -285,7 +299,7 @@ impl Trust {
         let is_same = now == watched.prints;
         let is_settled = is_same || is_wish;
         watched.prints = now;
-        let read = self.read(&current);
+        let read = self.read(&files, &current);
         watched.unsettled = None;
         let is_whole = matches!(read, Ok((_, None)));
         let before = watched.retry.filter(|_| is_same && is_ended && is_over);
@@ -294,8 +308,9 @@ impl Trust {
         match read {
             Ok((identity, _)) if identity.is_same(&current) => self.clear_problem(),
             Ok((identity, fault)) => {
-                if !identity.revocations().is_same(current.revocations()) {
-                    self.keep_lists(identity.revocations());
+                let lists = identity.revocations();
+                if is_news(lists, current.revocations()) {
+                    self.keep_lists(lists);
                 }
                 return Look::New(Box::new(identity), fault);
             }
@@ -306,8 +321,11 @@ impl Trust {
     }
 
     /// What the files hold that can be used: all of it, or the lists alone.
-    fn read(&self, current: &Identity) -> Result<(Identity, Option<Fault>), Fault> {
-        let files = &self.files;
+    fn read(
+        &self,
+        files: &CertificatesConfig,
+        current: &Identity,
+    ) -> Result<(Identity, Option<Fault>), Fault> {
         let identity = files.identity().and_then(|new| {
             let (now, ours) = (new.host(), &self.host);
             if now == ours {
@@ -316,10 +334,10 @@ impl Trust {
             let detail = format!("the certificate names {now}, and this host is {ours}");
             Err(Fault::new(Code::Certificate, detail))
         });
-        let known = current.revocations();
+        let known = Arc::clone(&lock(&self.newest));
         let lists = |of: &Identity| match &files.crl {
-            Some(crl) => of.load_revocations(crl, known).map(Arc::new),
-            None => Ok(Arc::clone(known)),
+            Some(crl) => of.load_revocations(crl, &known).map(Arc::new),
+            None => Ok(Arc::default()),
         };
         match identity {
             Ok(new) => {
@@ -338,8 +356,9 @@ impl Trust {
         }
     }
 
-    /// Writes down which lists are the newest, for the next start.
-    fn keep_lists(&self, lists: &Revocations) {
+    /// Remembers that these lists are the newest, and writes them down for the next start.
+    fn keep_lists(&self, lists: &Arc<Revocations>) {
+        *lock(&self.newest) = Arc::clone(lists);
         if let Some(path) = &self.lists_at
             && let Err(fault) = kept::replace(path, lists.text())
         {
@@ -407,6 +426,11 @@ impl CertificatesConfig {
             })
         })
     }
+}
+
+/// Whether lists are to be remembered as the newest: no list at all makes none of those before older.
+fn is_news(lists: &Revocations, before: &Revocations) -> bool {
+    !lists.is_empty() && !lists.is_same(before)
 }
 
 /// A fault in one line, with what mends it.

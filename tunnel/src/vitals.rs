@@ -36,10 +36,10 @@ pub(crate) async fn tell(core: Arc<Core>, mut stop: Shutdown) -> Result<(), Faul
     }
 }
 
-/// Has configuration, certificates, keys and lists read again; links and streams stay as they are.
+/// Has all read again, and tells the service manager when that is done.
 async fn reload(core: &Arc<Core>) {
     notify::reloading();
-    tokio::join!(core.trust.look_now(), reload::configuration(core));
+    reload::all(core).await;
     notify::ready();
 }
 

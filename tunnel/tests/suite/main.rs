@@ -13,6 +13,7 @@ mod datagrams;
 mod defaults;
 mod distrust;
 mod early_data;
+mod first_theft;
 mod forecast;
 mod forged;
 mod handshake;
