@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use self::soon::Soon;
 use crate::band::Band;
 use crate::count::{precise, whole};
-use crate::history::{CLOCK_SET, HOUR_SECONDS, History, Sample};
+use crate::history::{CLOCK_SET, HOUR_SECONDS, History, SEEN_SECONDS_MIN, Sample};
 use crate::moment::Moment;
 use crate::recent::Recent;
 use crate::score::Score;
@@ -182,6 +182,8 @@ pub struct Forecaster {
     recent: Recent,
     newest_capacity: Option<Moment>,
     /// Samples since the start in which the cap was the limit.
+    /// The caps that the last seconds had reached, while the cap was the limit.
+    caps: VecDeque<f64>,
     capped_count: u64,
     open: [VecDeque<Open>; 3],
     soon: [Soon; 3],
@@ -199,6 +201,7 @@ impl Forecaster {
             doubted_seconds: 0,
             recent: Recent::default(),
             newest_capacity: None,
+            caps: VecDeque::new(),
             capped_count: 0,
             open: Default::default(),
             soon: [Horizon::Second, Horizon::TenSeconds, Horizon::Minute].map(Soon::new),
@@ -253,6 +256,11 @@ impl Forecaster {
         if self.believes(now, checked) {
             self.turn_hour(now);
             self.history.observe(now, sample, seconds);
+            if let Sample::CapLimited(cap) = sample
+                && let Some(held) = self.hold(cap, seconds)
+            {
+                self.history.hold(now, held);
+            }
         }
         match sample {
             Sample::Capacity(rate) => {
@@ -267,6 +275,18 @@ impl Forecaster {
             let score = &mut self.scores[soon.horizon() as usize];
             soon.turn(now, &self.recent, score);
         }
+    }
+
+    /// The highest cap that each of the last seconds had reached, if they are enough.
+    fn hold(&mut self, cap: f64, seconds: u32) -> Option<f64> {
+        let enough = SEEN_SECONDS_MIN as usize;
+        for _ in 0..seconds.min(SEEN_SECONDS_MIN) {
+            self.caps.push_back(cap);
+        }
+        let more = self.caps.len().saturating_sub(enough);
+        self.caps.drain(..more);
+        let lowest = self.caps.iter().copied().min_by(f64::total_cmp);
+        lowest.filter(|_| self.caps.len() == enough)
     }
 
     /// The path carries the cap, or more: of a path that is known this is news only if that is as much as it
@@ -318,7 +338,7 @@ impl Forecaster {
         })
     }
 
-    /// What was seen to go through in the five minutes that ended at each moment of the last week, oldest
+    /// What was seen to go through for long enough in the five minutes that ended at each moment of the last week, oldest
     /// first.
     fn carried(&self, now: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {
         let week_ago = now.unix_seconds().saturating_sub(HORIZON_SECONDS_MAX);
@@ -404,8 +424,7 @@ impl Forecaster {
     #[must_use]
     pub fn at_least(&self, now: Moment) -> Option<f64> {
         let day_ago = Moment::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));
-        let carried = self.history.carried_since(day_ago).map(|(_, rate)| rate);
-        carried.max_by(f64::total_cmp)
+        self.history.peak_since(day_ago)
     }
 
     fn season_at(&self, now: Moment, at: Moment) -> Option<Band> {

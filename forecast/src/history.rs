@@ -16,10 +16,13 @@ use crate::season::Hour;
 const MAGIC: [u8; 8] = *b"TOWPATHF";
 
 /// The version of the file's form.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
-/// The version before, whose slots end with their outages; it is read still.
-const VERSION_BEFORE: u32 = 1;
+/// Whose slots end with their outages; it is read still.
+const VERSION_WITHOUT_CAPS: u32 = 1;
+
+/// Whose slots end with the mean of their caps; it is read still.
+const VERSION_OF_MEANS: u32 = 2;
 
 /// Grains in seconds with the slots kept of each: a week, half a year, five years.
 const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1830)];
@@ -27,16 +30,16 @@ const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1
 /// Seconds of an hour.
 pub const HOUR_SECONDS: u64 = 3600;
 
-const SLOT_BYTES: usize = 28;
+const SLOT_BYTES: usize = 36;
 
 /// Largest encoded history, in bytes.
-pub const ENCODED_BYTES_MAX: usize = 256 * 1024;
+pub const ENCODED_BYTES_MAX: usize = 320 * 1024;
 
 /// Samples from before 2024 were stamped by a clock that nobody had set.
 pub(crate) const CLOCK_SET: Moment = Moment::from_unix_seconds(1_704_067_200);
 
 /// Seconds of capacity that speak for a whole slot.
-const SEEN_SECONDS_MIN: u32 = 5;
+pub(crate) const SEEN_SECONDS_MIN: u32 = 5;
 
 /// Share of the seconds looked at that make a slot one of outage.
 const OUTAGE_SHARE: f64 = 0.9;
@@ -67,6 +70,10 @@ pub struct Slot {
     /// Mean of the cap over the seconds in which it was the limit.
     capped: f32,
     capped_seconds: u32,
+    /// The most that went through in any of its samples.
+    peak: f32,
+    /// The highest cap that was the limit for long enough, without a lower one between.
+    held: f32,
 }
 
 impl Slot {
@@ -75,10 +82,14 @@ impl Slot {
             *count = count.saturating_add(seconds);
             let share = f64::from(seconds) / f64::from((*count).max(1));
             let new = f64::from(*mean) + (sane(rate) - f64::from(*mean)) * share;
-            #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
-            let new = new as f32;
-            *mean = new;
+            *mean = short(new);
         };
+        if let Sample::Capacity(rate)
+        | Sample::ApplicationLimited(rate)
+        | Sample::CapLimited(rate) = sample
+        {
+            self.peak = self.peak.max(short(rate));
+        }
         match sample {
             Sample::Capacity(rate) => follow(&mut self.capacity, &mut self.seen_seconds, rate),
             Sample::ApplicationLimited(rate) => {
@@ -121,16 +132,21 @@ impl Slot {
         }
     }
 
-    /// The most that was seen to go through for long enough, in bytes per second.
+    /// What was seen to go through for long enough, in bytes per second.
     fn carried(&self) -> Option<f64> {
         let long_enough = |rate: f32, seconds: u32| (seconds >= SEEN_SECONDS_MIN).then_some(rate);
         let known = [
             long_enough(self.capacity, self.seen_seconds),
-            long_enough(self.capped, self.capped_seconds),
+            (self.held > 0.0).then_some(self.held),
             (self.bound > 0.0).then_some(self.bound),
         ];
         let known = known.into_iter().flatten().map(f64::from);
         known.max_by(f64::total_cmp)
+    }
+
+    /// The most that was seen to go through, however briefly, in bytes per second.
+    fn peak(&self) -> Option<f64> {
+        (self.peak > 0.0).then_some(self.peak.into())
     }
 
     fn encode(&self, bytes: &mut Vec<u8>) {
@@ -141,6 +157,8 @@ impl Slot {
         }
         bytes.extend(self.capped.to_le_bytes());
         bytes.extend(self.capped_seconds.to_le_bytes());
+        bytes.extend(self.peak.to_le_bytes());
+        bytes.extend(self.held.to_le_bytes());
     }
 
     fn decode(version: u32, bytes: &mut Bytes<'_>) -> Result<Self, Fault> {
@@ -157,9 +175,19 @@ impl Slot {
             down_seconds: u32::from_le_bytes(bytes.take()?),
             ..Self::default()
         };
-        if version > VERSION_BEFORE {
+        if version > VERSION_WITHOUT_CAPS {
             slot.capped = rate(bytes)?;
             slot.capped_seconds = u32::from_le_bytes(bytes.take()?);
+        }
+        if version > VERSION_OF_MEANS {
+            slot.peak = rate(bytes)?;
+            slot.held = rate(bytes)?;
+        } else {
+            // The means are the best that is known of both.
+            if slot.capped_seconds >= SEEN_SECONDS_MIN {
+                slot.held = slot.capped;
+            }
+            slot.peak = slot.carried().map_or(0.0, short);
         }
         Ok(slot)
     }
@@ -172,6 +200,12 @@ fn sane(rate: f64) -> f64 {
     } else {
         rate.clamp(0.0, 1e14)
     }
+}
+
+/// A rate as a slot keeps it.
+#[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
+fn short(rate: f64) -> f32 {
+    sane(rate) as f32
 }
 
 /// The slots of one grain, the oldest first, without gaps.
@@ -265,6 +299,18 @@ impl History {
         }
     }
 
+    /// Takes note of a cap that was the limit for long enough.
+    pub(crate) fn hold(&mut self, at: Moment, cap: f64) {
+        if at < CLOCK_SET {
+            return;
+        }
+        for ring in &mut self.rings {
+            if let Some(slot) = ring.slot(at) {
+                slot.held = slot.held.max(short(cap));
+            }
+        }
+    }
+
     /// Forgets what lies ahead of a moment: it was stamped by a clock that was wrong.
     pub fn forget_after(&mut self, at: Moment) {
         for ring in &mut self.rings {
@@ -291,16 +337,28 @@ impl History {
         slot.map_or(Hour::Unknown, Slot::told)
     }
 
-    /// The most that was seen to go through, in bytes per second, in the five minutes that ended at each moment
-    /// after another one.
+    /// What was seen to go through for long enough, in bytes per second, in the five minutes that ended at each
+    /// moment after another one.
     pub(crate) fn carried_since(&self, from: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {
-        let ring = &self.rings[0];
-        let ends = (ring.first + 1..).map(|i| Moment::from_unix_seconds(i * ring.grain_seconds));
-        let slots = ends.zip(&ring.slots).filter(move |(end, _)| *end > from);
+        let slots = self.slots_since(from);
         slots.filter_map(|(end, slot)| Some((end, slot.carried()?)))
     }
 
-    /// The same of the hours that are kept, each with its number since 1970.
+    /// The most that was seen to go through, however briefly, in bytes per second, in the five minutes that ended at
+    /// any moment after another one.
+    pub(crate) fn peak_since(&self, from: Moment) -> Option<f64> {
+        let peaks = self.slots_since(from).filter_map(|(_, slot)| slot.peak());
+        peaks.max_by(f64::total_cmp)
+    }
+
+    /// The slots of five minutes that end after a moment.
+    fn slots_since(&self, from: Moment) -> impl Iterator<Item = (Moment, &Slot)> + '_ {
+        let ring = &self.rings[0];
+        let ends = (ring.first + 1..).map(|i| Moment::from_unix_seconds(i * ring.grain_seconds));
+        ends.zip(&ring.slots).filter(move |(end, _)| *end > from)
+    }
+
+    /// What was seen to go through for long enough in the hours that are kept, each with its number since 1970.
     pub(crate) fn hours_carried(&self) -> impl Iterator<Item = (u64, f64)> + '_ {
         let ring = &self.rings[1];
         let slots = (ring.first..).zip(&ring.slots);
@@ -348,9 +406,9 @@ impl History {
             return Err(damaged("its beginning"));
         }
         let version = u32::from_le_bytes(rest.take()?);
-        if !(VERSION_BEFORE..=VERSION).contains(&version) {
+        if !(VERSION_WITHOUT_CAPS..=VERSION).contains(&version) {
             let detail = format!(
-                "a history of version {version}; this release knows {VERSION_BEFORE} to {VERSION}"
+                "a history of version {version}; this release knows {VERSION_WITHOUT_CAPS} to {VERSION}"
             );
             return Err(Fault::new(Code::Meta, detail));
         }
@@ -440,25 +498,27 @@ mod tests {
     }
 
     #[test]
-    fn histories_of_the_version_before_are_read() {
+    fn histories_of_the_versions_before_are_read() {
         let mut history = History::default();
         history.observe(at(0), Sample::Capacity(1e6), 10);
         history.observe(at(7200), Sample::ApplicationLimited(5e5), 60);
         let bytes = history.encode();
-        // Without the last two fields of each slot it is what that version wrote.
-        let mut before = [&MAGIC[..], &VERSION_BEFORE.to_le_bytes()].concat();
-        let mut rest = &bytes[before.len()..bytes.len() - 4];
-        for ring in &history.rings {
-            let (head, slots) = rest.split_at(24);
-            let (slots, after) = slots.split_at(ring.slots.len() * SLOT_BYTES);
-            before.extend(head);
-            slots
-                .chunks(SLOT_BYTES)
-                .for_each(|slot| before.extend(&slot[..20]));
-            rest = after;
+        // Without the last fields of each slot it is what that version wrote.
+        for (version, slot_bytes) in [(VERSION_WITHOUT_CAPS, 20), (VERSION_OF_MEANS, 28)] {
+            let mut before = [&MAGIC[..], &version.to_le_bytes()].concat();
+            let mut rest = &bytes[before.len()..bytes.len() - 4];
+            for ring in &history.rings {
+                let (head, slots) = rest.split_at(24);
+                let (slots, after) = slots.split_at(ring.slots.len() * SLOT_BYTES);
+                before.extend(head);
+                slots
+                    .chunks(SLOT_BYTES)
+                    .for_each(|slot| before.extend(&slot[..slot_bytes]));
+                rest = after;
+            }
+            before.extend(crc32c::crc32c(&before).to_le_bytes());
+            assert_eq!(History::decode(&before).unwrap(), history);
         }
-        before.extend(crc32c::crc32c(&before).to_le_bytes());
-        assert_eq!(History::decode(&before).unwrap(), history);
     }
 
     #[test]

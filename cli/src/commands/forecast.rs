@@ -151,7 +151,7 @@ fn table(document: &ForecastDocument) -> String {
         ("through, p90", through(document.through_p90_unix_seconds)),
         (
             "carries at least",
-            at_least.map(|bits| bits_per_second(bits / 8)),
+            at_least.map(|bits| or_dash((bits >= 8).then(|| bits_per_second(bits / 8)))),
         ),
         ("hours known", Some(document.known_hours.to_string())),
     ]);
@@ -235,6 +235,9 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("carries at least  8.0 Mbit/s"), "{text}");
+        document.at_least_bits_per_second = Some(0);
+        let idle = table(&document);
+        assert!(idle.contains("carries at least  -"), "{idle}");
         assert!(text.contains("not known yet"), "{text}");
         document.forecasts[0].quantiles = Some(QuantilesView {
             p10_bits_per_second: 8,

@@ -428,6 +428,46 @@ fn a_cap_that_was_reached_is_what_a_transfer_gets() {
 }
 
 #[test]
+fn a_lower_cap_before_or_after_does_not_hide_that_a_higher_one_was_reached() {
+    let (low, high) = (250_000.0, 2_500_000.0);
+    let mut forecaster = kept_to(low, 60);
+    let mut second = 60;
+    let mut reach = |cap: f64, seconds: u64| {
+        for _ in 0..seconds {
+            forecaster.observe(at(second), Sample::CapLimited(cap), 1);
+            second += 1;
+        }
+        let made = forecaster.forecast_under(at(second), at(second + 60), Some(high));
+        made.map(|made| made.band.p50)
+    };
+    assert_eq!(reach(high, 4), None, "not for long enough");
+    assert_eq!(reach(high, 1), Some(high));
+    assert_eq!(reach(low, 60), Some(high));
+    // Not even a restart does.
+    let bytes = forecaster.history().encode();
+    let kept = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
+    let made = kept.forecast_under(at(200), at(260), Some(high));
+    assert_eq!(made.map(|made| made.band.p50), Some(high));
+}
+
+#[test]
+fn the_most_that_went_through_is_told_and_not_what_did_on_the_average() {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    assert_eq!(forecaster.at_least(at(0)), None);
+    for second in 0..200 {
+        forecaster.observe(at(second), Sample::ApplicationLimited(0.0), 1);
+    }
+    assert_eq!(forecaster.at_least(at(200)), None, "nothing has");
+    // A probe of two seconds.
+    for second in 200..202 {
+        forecaster.observe(at(second), Sample::Capacity(1e7), 1);
+    }
+    forecaster.observe(at(202), Sample::ApplicationLimited(1e3), 1);
+    assert_eq!(forecaster.at_least(at(203)), Some(1e7));
+    assert_eq!(forecaster.at_least(at(90_000)), None, "a day ago");
+}
+
+#[test]
 fn a_few_slow_seconds_do_not_hide_that_the_cap_was_reached() {
     let cap = 1e6;
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
