@@ -61,6 +61,9 @@ impl<T> From<Result<T, Problem>> for Answer<T> {
     }
 }
 
+/// What is said of the lists of revoked certificates where there is none.
+const NO_LISTS: &str = "none: revoked hosts are let in";
+
 /// How long a daemon may take to tell how it is: one that needs longer hangs.
 const STATUS_WAIT: Duration = Duration::from_secs(10);
 
@@ -268,13 +271,17 @@ fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) 
         format!("list {number} until {until}{state}")
     });
     let lists: Vec<_> = lists.collect();
+    let revocations = match lists.as_slice() {
+        [] => NO_LISTS.to_owned(),
+        lists => lists.join(", "),
+    };
     fields(&[
         ("key exchange", exchanges),
         (
             "certificate",
             Some(format!("until {}", escape(&certificate.not_after))),
         ),
-        ("revocations", (!lists.is_empty()).then(|| lists.join(", "))),
+        ("revocations", Some(revocations)),
         ("problem", certificate.problem.as_deref().map(escape)),
     ])
 }

@@ -410,6 +410,9 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
             ),
         );
     }
+    if certificate.revocation_lists.is_empty() {
+        html.push_str("<div><dt>revocations</dt><dd>none: revoked hosts are let in</dd></div>");
+    }
     html.push_str("</dl>");
     if let Some(problem) = &certificate.problem {
         put(

@@ -32,7 +32,8 @@ Examples:
   towpath certs revoke --authority ./authority --serial 4f3a9c51
   towpath certs revoke --authority ./authority --refresh
 
-Then carry crl.pem to every host, to where its tunnel's configuration names it.";
+Then carry crl.pem to every host, to where its tunnel's configuration names it as certificates.crl. A tunnel whose
+configuration names none lets revoked hosts in: name it there, and reload the tunnel; no stream is dropped.";
 
 pub(super) const LS_EXAMPLES: &str = "\
 Examples:
@@ -46,6 +47,10 @@ Examples:
 
 /// What to do about a certificate that is revoked.
 pub(crate) const ISSUE_ANEW: &str = "what is revoked is not renewed: issue another certificate with `towpath certs issue` into a new folder";
+
+/// Where a list has to go before it refuses anybody.
+const CARRY_LIST: &str = "to each host, to the file that `certificates.crl` of its tunnel names; where none is named, name \
+     it and reload the tunnel";
 
 /// The certificate to renew.
 #[derive(Debug, Args)]
@@ -218,6 +223,7 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
             ("number", Some(list.number.to_string())),
             ("revokes in all", Some(list.revoked_count.to_string())),
             ("next one due", Some(list.next_update.clone())),
+            ("to be carried", Some(CARRY_LIST.to_owned())),
         ])
     })
 }
