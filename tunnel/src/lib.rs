@@ -119,6 +119,7 @@ use tokio::task::{JoinError, JoinSet};
 use towpath_certs::tls;
 use towpath_daemon::config::Check;
 use towpath_daemon::http;
+use towpath_daemon::lock::Lock;
 use towpath_daemon::shutdown::{self, Shutdown, Trigger};
 use towpath_daemon::socket::Socket;
 use towpath_protocol::fault::{Code, Fault};
@@ -142,6 +143,8 @@ pub struct Tunnel {
     http_address: Option<SocketAddr>,
     trigger: Trigger,
     tasks: JoinSet<Result<(), Fault>>,
+    /// Keeps other tunnels out of the state folder for as long as this one writes there.
+    _state_lock: Option<Lock>,
 }
 
 impl Tunnel {
@@ -155,6 +158,7 @@ impl Tunnel {
             let detail = format!("{}: {}", wrong.key, wrong.why);
             Fault::new(Code::Config, detail)
         })?;
+        let state_lock = config.state_dir.as_deref().map(kept::lock).transpose()?;
         let core = Arc::new(Core::new(config)?);
         let (trigger, stop) = shutdown::channel();
         // Their locks first: whoever starts a second tunnel is to hear of the first one, not of its address.
@@ -173,6 +177,7 @@ impl Tunnel {
             endpoint,
             trigger,
             tasks: JoinSet::new(),
+            _state_lock: state_lock.flatten(),
         };
         tunnel.spawn(socket, admin, http, &stop);
         let host = tunnel.core.trust.host();

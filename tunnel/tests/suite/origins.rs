@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
+use towpath_protocol::fault::Code;
 use towpath_tunnel::Tunnel;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::status::{ChannelList, ChannelOrigin, ChannelState, ChannelView};
@@ -103,4 +104,34 @@ async fn con_6_what_was_closed_or_capped_by_hand_says_so_and_can_be_had_back() {
     let again = Tunnel::start(&config).await.unwrap();
     assert!(again.status().channels_closed_by_hand.is_empty());
     assert_eq!(origin().await, ChannelOrigin::Configured);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_46_a_second_tunnel_leaves_the_state_folder_of_the_first_alone() {
+    let pair = Pair::start_with(
+        |edge, _| edge.state_dir = Some(edge.socket.with_file_name("state")),
+        None,
+    )
+    .await;
+    let config = pair.edge_config.clone();
+    let client = Client::new(&config.admin.socket);
+    let _: ChannelView = client.post("/v1/channels", &till()).await.unwrap();
+
+    let mut other = config.clone();
+    other.listen = None;
+    other.socket = pair.world.path("other-run/tunnel.sock");
+    other.admin.socket = pair.world.path("other-run/admin.sock");
+    let fault = Tunnel::start(&other).await.unwrap_err();
+    assert_eq!(fault.code, Code::AlreadyRunning, "{fault}");
+    let (folder, id) = (config.state_dir.clone().unwrap(), std::process::id());
+    assert!(
+        fault.detail.contains(&folder.display().to_string()),
+        "{fault}"
+    );
+    assert!(fault.detail.contains(&format!("process {id}")), "{fault}");
+    // Not even under another's socket is it there, and what was pushed is.
+    assert!(!other.socket.exists());
+    pair.edge.stop().await;
+    let again = Tunnel::start(&config).await.unwrap();
+    assert_eq!(again.status().channels.len(), 1);
 }
