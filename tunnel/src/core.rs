@@ -20,6 +20,7 @@ use crate::outlook::Outlook;
 use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::refusals::Dropped;
+use crate::reload::Reloads;
 use crate::streams::Meter;
 use crate::trust::Trust;
 use crate::windows::Memory;
@@ -66,6 +67,7 @@ pub(crate) struct Core {
     pub rejections: Arc<Rejections>,
     pub dropped: Dropped,
     pub refused: LastRefused,
+    pub reloads: Reloads,
     pub began: Clock,
     pub outlook: Outlook,
     pub network: Network,
@@ -114,6 +116,7 @@ impl Core {
             window_memory: Memory::new(config.limits.window_memory.bytes()),
             dropped: Dropped::default(),
             refused: LastRefused::default(),
+            reloads: Reloads::default(),
             began: Clock::now(),
             outlook: Outlook::new(config),
             network: Network::default(),
@@ -163,7 +166,9 @@ const NAMED_COUNT_MAX: usize = 16;
 /// What to write in place of a name that is none.
 fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> String {
     if names.len() == 0 {
-        return format!("add it to `{what}` in the tunnel's configuration, which has none");
+        return format!(
+            "add it to `{what}` in the tunnel's configuration, which has none, and start the tunnel again"
+        );
     }
     let more = names.len().saturating_sub(NAMED_COUNT_MAX);
     let named: Vec<_> = names.take(NAMED_COUNT_MAX).map(Name::as_str).collect();
@@ -173,7 +178,7 @@ fn one_of<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a Name>) -> Str
     } else {
         String::new()
     };
-    format!("the {what} in the tunnel's configuration are {named}{more}")
+    format!("{what} in use: {named}{more}; ones added to the file wait for the next start")
 }
 
 /// A link's number, which nobody can guess.

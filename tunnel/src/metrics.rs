@@ -109,15 +109,28 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         let counter = counters(registry, name, help, &[])?;
         counter.with_label_values(NONE).inc_by(count);
     }
+    reloads(core, registry)
+}
+
+fn reloads(core: &Core, registry: &Registry) -> prometheus::Result<()> {
     let reloads = counters(
         registry,
         "towpath_cert_reloads_total",
         "Changed certificates, keys and lists that were taken into use, or refused.",
         &["result"],
     )?;
-    let (taken, refused) = trust.counts();
+    let (taken, refused) = core.trust.counts();
     reloads.with_label_values(&["taken"]).inc_by(taken);
     reloads.with_label_values(&["refused"]).inc_by(refused);
+    let reloads = counters(
+        registry,
+        "towpath_config_reloads_total",
+        "Times the configuration was read again, and taken into use, in part, or refused.",
+        &["result"],
+    )?;
+    for (result, count) in core.reloads.counts() {
+        reloads.with_label_values(&[result]).inc_by(count);
+    }
     Ok(())
 }
 

@@ -2,16 +2,70 @@
 //! changes nothing.
 //!
 //! Caps, timetables, shares and channels change at once, and so does which files hold certificates, key and lists.
-//! The rest waits for the next start, and the log says what that is. What was changed by hand meanwhile is as in the file again; channels that were pushed
+//! The rest waits for the next start; the log and `/status` say what that is, and why a file is not in use. What was changed by hand meanwhile is as in the file again; channels that were pushed
 //! are not the file's to change.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towpath_protocol::fault::{Code, Fault};
 
 use crate::config::Config;
 use crate::core::Core;
+use crate::status::ConfigurationView;
+use crate::trust::with_remedy;
+
+/// How reading the configuration again went, the last time and in all.
+#[derive(Debug, Default)]
+pub(crate) struct Reloads {
+    last: Mutex<ConfigurationView>,
+    taken: AtomicU64,
+    partly: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Reloads {
+    /// How it went the last time.
+    pub(crate) fn view(&self) -> ConfigurationView {
+        self.last().clone()
+    }
+
+    /// How often it went how, by the word for it.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 3] {
+        [
+            ("taken", &self.taken),
+            ("partly", &self.partly),
+            ("refused", &self.refused),
+        ]
+        .map(|(result, count)| (result, count.load(Ordering::Relaxed)))
+    }
+
+    /// All of the file is in use but these keys, which wait for the next start.
+    fn note_taken(&self, waiting_keys: Vec<String>) {
+        let count = if waiting_keys.is_empty() {
+            &self.taken
+        } else {
+            &self.partly
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        *self.last() = ConfigurationView {
+            problem: None,
+            waiting_keys,
+        };
+    }
+
+    /// Nothing of the file is in use; what waited before waits still.
+    fn note_refused(&self, fault: &Fault) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.last().problem = Some(with_remedy(fault));
+    }
+
+    fn last(&self) -> MutexGuard<'_, ConfigurationView> {
+        // Nothing panics while it is held.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Has configuration, certificates, key and lists read again; links and streams stay as they are.
 pub(crate) async fn all(core: &Arc<Core>) {
@@ -28,7 +82,10 @@ async fn configuration(core: &Arc<Core>) {
     let read = read.unwrap_or_else(|error| Err(Fault::new(Code::State, error.to_string())));
     match read {
         Ok(config) => apply(core, &config).await,
-        Err(fault) => tracing::error!(%fault, "the changed configuration is not used"),
+        Err(fault) => {
+            tracing::error!(%fault, "the changed configuration is not used");
+            core.reloads.note_refused(&fault);
+        }
     }
 }
 
@@ -55,6 +112,7 @@ async fn apply(core: &Arc<Core>, config: &Config) {
             "changed in the configuration, and used from the next start on"
         );
     }
+    core.reloads.note_taken(waiting);
     tracing::info!("configuration read again");
 }
 

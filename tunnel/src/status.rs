@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustls::NamedGroup;
 use towpath_certs::{Freshness, tls};
 use towpath_forecast::moment::Moment;
-use towpath_protocol::channel::Class;
+use towpath_protocol::channel::{Class, Leg};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
@@ -47,8 +47,24 @@ pub(crate) fn status(core: &Core) -> StatusView {
         channels: channels.channels,
         channels_closed_by_hand: channels.closed_by_hand,
         certificate: certificate_view(&core.trust),
-        refused: core.refused.last().map(refused_view),
+        configuration: core.reloads.view(),
+        refused: core
+            .refused
+            .last()
+            .filter(|refused| !is_over(core, refused))
+            .map(refused_view),
     }
+}
+
+/// Whether a peer has made a link from that address since: whatever was refused is mended.
+fn is_over(core: &Core, refused: &Refused) -> bool {
+    core.peers.values().any(|peer| {
+        let state = peer.state();
+        let from = state
+            .link
+            .map(|link| link.connection(Leg::Urgent).remote_address().ip());
+        from == Some(refused.from.ip()) && state.since >= refused.at
+    })
 }
 
 fn refused_view(refused: Refused) -> RefusedView {

@@ -240,12 +240,24 @@ fn troubles(status: &StatusView) -> String {
         let state = view.state.as_str();
         text.push_str(&format!("channel {name}: {state}: {reason}\n"));
     }
+    if let Some(problem) = &status.configuration.problem {
+        let problem = escape(problem);
+        text.push_str(&format!(
+            "configuration: the file as it is now is not in use: {problem}\n"
+        ));
+    }
+    if !status.configuration.waiting_keys.is_empty() {
+        let keys = escape(&status.configuration.waiting_keys.join(", "));
+        text.push_str(&format!(
+            "configuration: changed in the file, and used from the next start on: {keys}\n"
+        ));
+    }
     if let Some(refused) = &status.refused {
         let (reason, from) = (escape(&refused.reason), escape(&refused.from));
         let (detail, remedy) = (escape(&refused.detail), escape(&refused.remedy));
         let at = time_of_day(refused.at_unix_seconds.saturating_mul(1000));
         text.push_str(&format!(
-            "handshakes are refused: {reason}, last from {from} at {at}: {detail}\n  if a peer is there: {remedy}\n"
+            "handshakes were refused: {reason}, last from {from} at {at}: {detail}\n  if a peer is there: {remedy}\n"
         ));
     }
     text

@@ -17,8 +17,8 @@ use crate::core::Core;
 use crate::outlook::{Direction, bytes_per_second, cap_at};
 use crate::peer::Peer;
 use crate::status::{
-    self, CertificateStatusView, ChannelState, ChannelView, ClassView, LinkState, LinkView,
-    RefusedView, StatusView,
+    self, CertificateStatusView, ChannelState, ChannelView, ClassView, ConfigurationView,
+    LinkState, LinkView, RefusedView, StatusView,
 };
 use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
@@ -144,6 +144,7 @@ fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
     channels(&mut html, status);
     services(&mut html, status);
     certificate(&mut html, &status.certificate, now);
+    configuration(&mut html, &status.configuration);
     if let Some(refused) = &status.refused {
         html.push_str(&refusal(refused, now));
     }
@@ -423,13 +424,38 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
     html.push_str("</section>");
 }
 
+/// What of the configuration's file is not in use, if anything.
+fn configuration(html: &mut String, view: &ConfigurationView) {
+    if *view == ConfigurationView::default() {
+        return;
+    }
+    html.push_str("<section><h2>Configuration</h2>");
+    if let Some(problem) = &view.problem {
+        put(
+            html,
+            format_args!(
+                "<p class=\"todo\">the file as it is now is not in use: {}</p>",
+                escape(problem)
+            ),
+        );
+    }
+    if !view.waiting_keys.is_empty() {
+        let keys = escape(&view.waiting_keys.join(", "));
+        put(
+            html,
+            format_args!("<p>changed in the file, and used from the next start on: {keys}</p>"),
+        );
+    }
+    html.push_str("</section>");
+}
+
 /// A handshake that was refused, whoever it was.
 fn refusal(refused: &RefusedView, now: Moment) -> String {
     let ago = span(now.unix_seconds().saturating_sub(refused.at_unix_seconds));
     let (reason, detail) = (escape(&refused.reason), escape(&refused.detail));
     let (from, remedy) = (escape(&refused.from), escape(&refused.remedy));
     format!(
-        "<section><h2>Handshakes are refused</h2><p>{reason}, last from {from} {ago} ago: {detail}</p>\
+        "<section><h2>Handshakes were refused</h2><p>{reason}, last from {from} {ago} ago: {detail}</p>\
          <p class=\"todo\">if a peer is there: {remedy}</p></section>"
     )
 }

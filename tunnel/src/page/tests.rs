@@ -77,6 +77,7 @@ fn status(links: Vec<LinkView>) -> StatusView {
         channels: Vec::new(),
         channels_closed_by_hand: Vec::new(),
         refused: None,
+        configuration: ConfigurationView::default(),
         certificate: CertificateStatusView {
             uri: "spiffe://shop.example/site/edge/host/box-1".to_owned(),
             not_after: String::new(),
@@ -230,6 +231,24 @@ fn channel(name: &str, state: ChannelState, reason: &str) -> ChannelView {
         in_bits_per_second: 0,
         cap_bits_per_second: None,
         datagrams_dropped: 0,
+    }
+}
+
+#[test]
+fn the_page_says_what_of_the_configuration_is_not_in_use() {
+    let mut all = status(vec![link("region", LinkState::Healthy)]);
+    let shown = |all: &StatusView| page(all, &[], Moment::from_unix_seconds(NOW));
+    assert!(!shown(&all).contains("<h2>Configuration</h2>"));
+    all.configuration.problem = Some("E_CONFIG: line 3".to_owned());
+    all.configuration.waiting_keys = vec!["limits".to_owned(), "listen".to_owned()];
+    all.certificate.revocation_lists.clear();
+    let html = shown(&all);
+    for told in [
+        "the file as it is now is not in use: E_CONFIG: line 3",
+        "used from the next start on: limits, listen",
+        "none: revoked hosts are let in",
+    ] {
+        assert!(html.contains(told), "{told} not in {html}");
     }
 }
 

@@ -32,8 +32,20 @@ pub struct StatusView {
     pub channels_closed_by_hand: Vec<String>,
     /// The host's certificate.
     pub certificate: CertificateStatusView,
+    /// How the configuration was read again.
+    #[serde(default)]
+    pub configuration: ConfigurationView,
     /// The last handshake that was refused here, for some minutes: whoever it was has proved nothing.
     pub refused: Option<RefusedView>,
+}
+
+/// The configuration's file, as it was read again last.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct ConfigurationView {
+    /// Why nothing of what the file says now is in use, if so; with what mends it.
+    pub problem: Option<String>,
+    /// Keys that have changed in the file and wait for the next start.
+    pub waiting_keys: Vec<String>,
 }
 
 /// A handshake that was refused.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::harness::{Pair, check_answers, name, until};
+use crate::harness::{Pair, check_answers, metric, name, until};
 use tokio::net::UdpSocket;
 use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
@@ -12,7 +12,7 @@ use towpath_protocol::rate::Rate;
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::Config;
 use towpath_tunnel::shares::{ServiceCap, Shaping, Share};
-use towpath_tunnel::status::{ChannelState, ChannelView, LinkView, ServiceView};
+use towpath_tunnel::status::{ChannelState, ChannelView, ConfigurationView, LinkView, ServiceView};
 
 const CAP: &str = "20Mbit";
 
@@ -185,6 +185,9 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
         assert_eq!(link.classes[Class::Bulk.index()].weight, Some(5));
     };
     changed(&pair);
+    let view = pair.edge.status().configuration;
+    assert_eq!(view.problem, None);
+    assert_eq!(view.waiting_keys, ["limits"]);
 
     let text = fs::read_to_string(&file).unwrap();
     for wrong in [
@@ -196,10 +199,17 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
         fs::write(&file, wrong).unwrap();
         pair.edge.reload().await;
         changed(&pair);
+        let view = pair.edge.status().configuration;
+        assert!(view.problem.unwrap().starts_with("E_CONFIG: "));
+        assert_eq!(view.waiting_keys, ["limits"], "as before");
     }
     fs::remove_file(&file).unwrap();
     pair.edge.reload().await;
     changed(&pair);
+    for (result, count) in [("taken", 0), ("partly", 1), ("refused", 4)] {
+        let series = format!("towpath_config_reloads_total{{result=\"{result}\"}}");
+        assert_eq!(metric(&pair.edge_config, &series).await, count, "{result}");
+    }
 
     // What was changed by hand is as in the file again.
     let by_hand = weights(&[(Class::Bulk, 9)]);
@@ -207,9 +217,14 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
     let cap = ServiceCap { cap: None };
     let view: ServiceView = client.post("/v1/services/echo", &cap).await.unwrap();
     assert_eq!(view.cap_bits_per_second, None);
+    next.limits = pair.edge_config.limits.clone();
     write(&next, &file);
     pair.edge.reload().await;
     changed(&pair);
+    assert_eq!(
+        pair.edge.status().configuration,
+        ConfigurationView::default()
+    );
     pair.linked().await;
 }
 
