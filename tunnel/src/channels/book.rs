@@ -44,6 +44,7 @@ pub struct ChannelSpec {
     pub class: Class,
     /// Grows with every change; what is older than what is known is refused.
     #[serde(default)]
+    #[schema(default = 0)]
     pub generation: u64,
     /// When it ends by itself, in seconds since 1970; without it, never.
     #[serde(default)]
@@ -284,15 +285,20 @@ fn older(name: &Name, generation: u64, known: &Known) -> Fault {
 
 /// What to do about a word that is not the newest one.
 fn newer_than(generation: u64) -> String {
-    format!(
-        "use a generation above {generation}, or leave it out; `towpath channel show` has the present one"
-    )
+    format!("use a generation above {generation}")
 }
 
 /// There is no channel of this name.
 pub(crate) fn not_found(name: &Name) -> Fault {
     let remedy = "`towpath channel ls` lists those there are";
     Fault::new(Code::NotFound, format!("no channel is called {name}")).remedy(remedy)
+}
+
+/// There is none now, for somebody has closed it.
+pub(crate) fn closed_by_hand(name: &Name) -> Fault {
+    let detail = format!("channel {name} is configured, and was closed by hand");
+    let remedy = format!("`towpath channel reset {name}` opens it again");
+    Fault::new(Code::NotFound, detail).remedy(remedy)
 }
 
 #[cfg(test)]

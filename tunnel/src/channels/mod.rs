@@ -29,7 +29,7 @@ use crate::core::Core;
 use crate::figures::Figures;
 use crate::{datagrams, kept};
 use book::register::TEXT_BYTES_MAX;
-use book::{Book, Change, Origin, not_found};
+use book::{Book, Change, Origin, closed_by_hand, not_found};
 use configured::Late;
 use listener::{Listener, bind};
 
@@ -389,7 +389,13 @@ impl Channels {
     ///
     /// `E_NOT_FOUND` if there is none of this name.
     pub(crate) fn channel(&self, name: &Name) -> Result<Arc<Channel>, Fault> {
-        self.find(name).ok_or_else(|| not_found(name))
+        self.find(name).ok_or_else(|| {
+            if self.closed_by_hand().contains(name) {
+                closed_by_hand(name)
+            } else {
+                not_found(name)
+            }
+        })
     }
 
     /// Ends a channel with its connections, and waits until its address is free.

@@ -315,7 +315,8 @@ fn channels(html: &mut String, status: &StatusView) {
         put(
             html,
             format_args!(
-                "<p class=\"todo\">{} is configured and was closed by hand: towpath channel reset</p>",
+                "<p class=\"todo\">{} is configured and was closed by hand: towpath channel reset {} opens it again</p>",
+                escape(name),
                 escape(name)
             ),
         );

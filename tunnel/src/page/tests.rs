@@ -274,7 +274,7 @@ fn the_page_says_which_channels_fail_and_why() {
         "<td data-label=\"leads to\">till at region</td>",
         "\u{25b2} failing: E_DENIED: not for us</span></td>",
         "<td data-label=\"errors\">41</td>",
-        "dns is configured and was closed by hand",
+        "dns is configured and was closed by hand: towpath channel reset dns opens it again",
         "unknown_authority, last from 192.0.2.7:4790 5 s ago",
         "if a peer is there: compare them",
     ] {

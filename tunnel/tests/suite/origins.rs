@@ -86,7 +86,10 @@ async fn con_6_what_was_closed_or_capped_by_hand_says_so_and_can_be_had_back() {
     pair.edge.stop().await;
     let again = Tunnel::start(&config).await.unwrap();
     assert_eq!(again.status().channels_closed_by_hand, ["till"]);
-    assert!(show().await.is_err());
+    let closed = show().await.unwrap_err();
+    assert_eq!(closed.code, "E_NOT_FOUND", "{closed:?}");
+    assert!(closed.cause.contains("closed by hand"), "{closed:?}");
+    assert!(closed.remedy.contains("reset till"), "{closed:?}");
     let reset = async |name: &str| {
         let path = format!("/v1/channels/{name}/reset");
         let nothing = serde_json::json!({});
