@@ -306,7 +306,10 @@ fn allowed<'a>(
         // The peer is not told whether the service exists.
         Fault::new(
             Code::Denied,
-            format!("{peer} may not use {service} at {site}"),
+            format!(
+                "{site} offers {peer} no service {service}: check the name, and `allow` in its [[services]]; its log \
+                 says which"
+            ),
         )
     };
     if *site != core.site {
