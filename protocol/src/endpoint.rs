@@ -30,6 +30,15 @@ impl Endpoint {
     pub const fn is_datagrams(&self) -> bool {
         matches!(self, Self::Udp(_))
     }
+
+    /// Whether a program that listens there can be reached at every address of its host.
+    #[must_use]
+    pub const fn is_everywhere(&self) -> bool {
+        match self {
+            Self::Tcp(address) | Self::Udp(address) => address.ip().is_unspecified(),
+            Self::Unix(_) => false,
+        }
+    }
 }
 
 impl FromStr for Endpoint {
@@ -38,8 +47,10 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Fault> {
         let wrong = || {
             let shown: String = text.chars().take(120).collect();
-            let detail =
-                format!("{shown:?} is not tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH");
+            let detail = format!(
+                "{shown:?} is not tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; ADDRESS is an IP address, for \
+                 names are not looked up here"
+            );
             Fault::new(Code::Config, detail)
         };
         let (kind, rest) = text.split_once(':').ok_or_else(wrong)?;
@@ -91,6 +102,19 @@ mod tests {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         assert!("udp:[::1]:53".parse::<Endpoint>().unwrap().is_datagrams());
+    }
+
+    #[test]
+    fn an_address_of_every_interface_is_known_as_such() {
+        for (text, is_everywhere) in [
+            ("tcp:0.0.0.0:80", true),
+            ("udp:[::]:53", true),
+            ("tcp:127.0.0.1:80", false),
+            ("unix:/run/till.sock", false),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.is_everywhere(), is_everywhere, "{text}");
+        }
     }
 
     #[test]

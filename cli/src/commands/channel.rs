@@ -102,7 +102,8 @@ pub(crate) struct OneOptions {
 pub(crate) struct OpenOptions {
     /// Its name
     name: Name,
-    /// Where local programs reach it: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH
+    /// Where local programs reach it: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; at 0.0.0.0 or [::] whoever
+    /// reaches this host does too
     #[arg(long, value_name = "ENDPOINT")]
     listen: Endpoint,
     /// The site where the service is
@@ -266,6 +267,12 @@ async fn open(options: OpenOptions) -> Result<(), Failure> {
     };
     let view: ChannelView = client.post("/v1/channels", &spec).await?;
     note_override(&view);
+    if spec.listen.is_everywhere() {
+        let listen = escape(&view.listen);
+        show::note(&format!(
+            "note: {listen} is every interface of this host: whoever reaches the host reaches the service"
+        ));
+    }
     show_one(options.output.format, &view)
 }
 

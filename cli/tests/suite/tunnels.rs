@@ -171,6 +171,11 @@ fn what_a_channel_cannot_be_is_refused_with_a_cause_and_changes_nothing() {
     let list = edge.document(&["channel", "ls"], "channels");
     let names: Vec<_> = list["channels"].as_array().unwrap().iter().collect();
     assert_eq!((names.len(), &names[0]["name"]), (1, &"dns".into()));
+    // One that everybody may reach is opened, and not without a word.
+    let wide = ["channel", "open", "wide", "--listen=udp:0.0.0.0:0"];
+    let ran = edge.run(&line(&wide, &to_dns));
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(ran.stderr.contains("every interface"), "{ran:?}");
 }
 
 #[test]

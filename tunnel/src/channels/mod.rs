@@ -276,6 +276,10 @@ impl Channels {
         started.keep();
         let (name, generation) = (&spec.name, spec.generation);
         tracing::info!(channel = %name, generation, peer = %spec.peer, service = %spec.service, "channel open");
+        if spec.listen.is_everywhere() {
+            let listen = &spec.listen;
+            tracing::warn!(channel = %name, %listen, "it listens on every interface: whoever reaches this host reaches it");
+        }
         Ok(())
     }
 
