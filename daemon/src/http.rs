@@ -358,12 +358,12 @@ fn with_problems(router: Router) -> Router {
         })
         .method_not_allowed_fallback(async |request: Request| {
             let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-            wrong_method(&method, &path)
+            let cause = format!("{path:?} does not take {method} here");
+            wrong_method(Problem::new(Code::Usage, cause))
         })
 }
 
-fn wrong_method(method: &Method, path: &str) -> Response {
-    let problem = Problem::new(Code::Usage, format!("{path:?} does not take {method} here"));
+fn wrong_method(problem: Problem) -> Response {
     let mut response = problem.into_response();
     *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
     response
@@ -405,17 +405,24 @@ async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next:
         return too_many(cause, "ask less often, or over the Unix socket", &until);
     }
     if !is_reading(&request) {
-        return wrong_method(request.method(), request.uri().path());
+        let (method, path) = (request.method(), request.uri().path());
+        let problem = Problem::new(Code::Usage, format!("{path:?} takes no {method} at a port"))
+            .remedy("the port only reads: use the Unix socket of the API");
+        return wrong_method(problem);
     }
     let host = request.headers().get(header::HOST);
     let is_ours = host.is_some_and(|host| host.to_str().is_ok_and(is_loopback_name));
     if !is_ours {
         let host = host.map(shown);
         if let Some(untold) = guard.foreign.next() {
-            tracing::warn!(target: "audit", ?host, untold, "request under a foreign name refused");
+            let host = host.as_deref();
+            tracing::warn!(target: "audit", host, untold, "request under a foreign name refused");
         }
-        return Problem::new(Code::Denied, format!("host {host:?} is not this machine"))
-            .into_response();
+        let cause = match host {
+            Some(host) => format!("host {host:?} is not this machine"),
+            None => "the request names no host".to_owned(),
+        };
+        return Problem::new(Code::Denied, cause).into_response();
     }
     next.run(request).await
 }

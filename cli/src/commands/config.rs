@@ -116,8 +116,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
 fn run_check(options: &FileOptions) -> Result<(), Failure> {
     let text = config::read(&options.file)?;
     let daemon = owner(&options.file, options.daemon, &text)?;
-    let not_opened =
-        check(daemon, &options.file, &text).map_err(|fault| of_other(fault, daemon, &text))?;
+    let not_opened = check(daemon, &options.file, &text)
+        .map_err(|fault| of_other(fault, daemon, (&options.file, &text)))?;
     let checked = Checked {
         file: &options.file,
         daemon,
@@ -151,7 +151,8 @@ fn run_show(options: &FileOptions) -> Result<(), Failure> {
     let file = &options.file;
     let text = config::read(file)?;
     let daemon = owner(file, options.daemon, &text)?;
-    let config = filled(daemon, file, &text).map_err(|fault| of_other(fault, daemon, &text))?;
+    let config =
+        filled(daemon, file, &text).map_err(|fault| of_other(fault, daemon, (file, &text)))?;
     let toml = toml::to_string(&config)
         .map_err(|error| Fault::new(Code::Config, format!("{}: {error}", file.display())))?;
     let effective = Effective {
@@ -188,17 +189,28 @@ impl Daemon {
 fn owner(file: &Path, said: Option<Daemon>, text: &str) -> Result<Daemon, Failure> {
     match said {
         Some(daemon) => Ok(daemon),
-        None => told_from(text).ok_or_else(|| undecided(file)),
+        None => told_from(text).ok_or_else(|| undecided(file, text)),
     }
 }
 
 /// A fault of a file, with what to do about one that is the other daemon's.
-fn of_other(fault: Fault, daemon: Daemon, text: &str) -> Fault {
+fn of_other(fault: Fault, daemon: Daemon, (file, text): (&Path, &str)) -> Fault {
     match told_from(text).filter(|other| *other != daemon) {
         Some(Daemon::Tunnel) => fault.remedy(OTHERS[0]),
         Some(Daemon::Migrator) => fault.remedy(OTHERS[1]),
-        None => fault,
+        None => of_line(fault, file),
     }
+}
+
+/// A fault of a line, with what to do about it.
+fn of_line(fault: Fault, file: &Path) -> Fault {
+    if fault.code != Code::Config || fault.remedy.is_some() {
+        return fault;
+    }
+    let file = file.display();
+    fault.remedy(format!(
+        "correct the line, then try `towpath config check {file}`"
+    ))
 }
 
 /// What the file comes to. The files that it names are not looked at.
@@ -233,7 +245,7 @@ pub(crate) fn of_started(fault: Fault, daemon: Daemon, file: &Path) -> Fault {
                 "its keys are those of a {other}'s configuration: start the {other} with it, or name the {daemon}'s"
             ))
         }
-        None => fault,
+        None => of_line(fault, file),
     }
 }
 
@@ -256,7 +268,15 @@ fn told_from(text: &str) -> Option<Daemon> {
     }
 }
 
-fn undecided(file: &Path) -> Failure {
+fn undecided(file: &Path, text: &str) -> Failure {
+    let is_comment = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    if text.lines().all(is_comment) {
+        let cause = format!("{} says nothing: every line is a comment", file.display());
+        return Problem::new(Code::Config, cause)
+            .message("nothing is configured yet")
+            .remedy("fill in what is commented out there")
+            .into();
+    }
     let cause = format!(
         "the keys of {} are of no daemon, or of both",
         file.display()
@@ -270,6 +290,16 @@ fn undecided(file: &Path) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_comments_alone_is_to_be_filled_in() {
+        let of = |text: &str| match undecided(Path::new("m.toml"), text) {
+            Failure::Problem { problem, .. } => problem.remedy,
+            other => panic!("{other:?}"),
+        };
+        assert!(of("# site = \"a\"\n\n  # [quota]\n").contains("fill in"));
+        assert!(of("site = \"a\"\n").contains("--for"));
+    }
 
     #[test]
     fn a_files_owner_is_told_from_its_keys_even_if_it_does_not_parse() {

@@ -165,7 +165,8 @@ impl Options {
         let is_said = self.weight.is_some() || self.floor.is_some() || self.cap.is_some();
         if !is_said && *share == before {
             let detail = "--class needs --weight, --floor or --cap beside it";
-            return Err(Fault::new(Code::Usage, detail).into());
+            let remedy = "see `towpath tunnel shape --help`";
+            return Err(Fault::new(Code::Usage, detail).remedy(remedy).into());
         }
         shaping
             .shares

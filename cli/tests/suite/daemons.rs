@@ -406,7 +406,12 @@ fn all_certificates_and_lists_of_a_file_are_shown_and_a_prefix_names_one() {
     let prefix = table.split_whitespace().find(is_short).expect("a prefix");
     assert!(prefix.len() >= 8 && prefix.len() < serial.len(), "{table}");
     let few = ["revoke", "--authority", &old, "--serial", &prefix[..7]];
-    run(&[&["certs"], &few[..]].concat()).failed(2, "E_USAGE");
+    let ran = run(&[&["certs"], &few[..]].concat());
+    ran.failed(2, "E_USAGE");
+    assert!(
+        ran.stderr.contains("towpath certs revoke --help"),
+        "{ran:?}"
+    );
     let revoke = ["revoke", "--authority", &old, "--serial", prefix];
     let revoked = certs(&revoke).document("revocation-list");
     assert_eq!(revoked["revoked"][0]["serial"], serial);

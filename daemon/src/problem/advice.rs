@@ -232,7 +232,10 @@ const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
             "that does not fit the state of things",
             "look with `towpath guest show`, `towpath migration show` or `towpath channel show`, and try again when it fits",
         ),
-        Code::Usage => ("the request is malformed", "see `towpath --help`"),
+        Code::Usage => (
+            "the request is malformed",
+            "see `--help` of the command; over HTTP, `/openapi.json` on the same socket says what is taken",
+        ),
         Code::Cancelled => (
             "the move was cancelled",
             "nothing to do: the guest runs where it was",

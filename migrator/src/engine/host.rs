@@ -224,7 +224,8 @@ impl Host for Engine {
                 "guest {} is at site {} already",
                 request.guest, request.site
             );
-            return Err(Fault::new(Code::Usage, detail));
+            let remedy = "name another site; `towpath status` lists the peers";
+            return Err(Fault::new(Code::Usage, detail).remedy(remedy));
         }
         let id = MigrationId(random_id()?);
         let _leaving = self.shared.begin_to_leave(id)?;

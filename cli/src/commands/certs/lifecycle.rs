@@ -204,7 +204,12 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
             let remedy =
                 format!("see what was issued with `towpath certs ls --authority {folder}`");
             let failure = Failure::from(fault).remedy_of(Code::NotFound, remedy.as_str());
-            failure.remedy_of(Code::State, remedy)
+            failure
+                .remedy_of(
+                    Code::Usage,
+                    format!("{remedy}, and of `towpath certs revoke --help` what it takes"),
+                )
+                .remedy_of(Code::State, remedy)
         })?;
     let since = signed.next_update.duration_since(SystemTime::UNIX_EPOCH);
     let list = SignedList {
