@@ -10,12 +10,12 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 use towpath_tunnel::shares::{ServiceCap, Shaping, Share, WEIGHT_MAX, Week};
-use towpath_tunnel::status::ServiceView;
+use towpath_tunnel::status::{ServiceView, StatusView};
 
 use crate::args::{Limit, OutputOption, class};
 use crate::connection::{TunnelSocket, block_on};
 use crate::failure::Failure;
-use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash};
+use crate::show::{self, Table, bits_per_second, bytes, escape, fields, or_dash, time_of_day};
 
 const SHAPE_EXAMPLES: &str = "\
 Examples:
@@ -105,16 +105,51 @@ async fn shape(options: &Options) -> Result<(), Failure> {
         shaping =
             shaped.map_err(|problem| Failure::from(problem).remedy_of(Code::Usage, remedy))?;
     }
+    let now = match &shaping.send_timetable {
+        Some(_) => cap_now(&client.get("/status").await?, &options.peer),
+        None => None,
+    };
     let shaped = Shaped {
         peer: &options.peer,
         shaping: &shaping,
+        now,
         weights: Class::ALL
             .map(|class| (class, shaping.shares.weight(class)))
             .into(),
     };
     show::show(options.output.format, "shaping", &shaped, || {
-        table(&options.peer, &shaping)
+        table(&options.peer, &shaping, now)
     })
+}
+
+/// What of a timetable holds now.
+fn cap_now(status: &StatusView, peer: &Name) -> Option<CapNow> {
+    let mut links = status.links.iter();
+    let link = links.find(|link| link.peer == peer.as_str())?;
+    Some(CapNow {
+        cap_bits_per_second: link.cap_bits_per_second,
+        cap_changes_unix_seconds: link.cap_changes_unix_seconds,
+    })
+}
+
+/// The cap of a timetable, and when it is another one.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct CapNow {
+    cap_bits_per_second: Option<u64>,
+    cap_changes_unix_seconds: Option<u64>,
+}
+
+impl std::fmt::Display for CapNow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.cap_bits_per_second {
+            Some(bits) => f.write_str(&bits_per_second(bits / 8))?,
+            None => f.write_str("none")?,
+        }
+        match self.cap_changes_unix_seconds {
+            Some(at) => write!(f, " until {}", time_of_day(at.saturating_mul(1000))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What holds for a peer.
@@ -123,6 +158,9 @@ struct Shaped<'a> {
     peer: &'a Name,
     #[serde(flatten)]
     shaping: &'a Shaping,
+    /// What of the timetable holds now, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    now: Option<CapNow>,
     /// What each class has, by default or because it is said; none for those that go first.
     weights: BTreeMap<Class, Option<u32>>,
 }
@@ -176,7 +214,7 @@ impl Options {
     }
 }
 
-fn table(peer: &Name, shaping: &Shaping) -> String {
+fn table(peer: &Name, shaping: &Shaping, now: Option<CapNow>) -> String {
     let rate = |rate: Rate| bits_per_second(rate.bytes_per_second());
     let cap = |week: &Option<Week>, cap: Option<Rate>| match (week, cap) {
         (Some(week), _) => escape(&week.to_string()),
@@ -188,6 +226,7 @@ fn table(peer: &Name, shaping: &Shaping) -> String {
     let mut text = fields(&[
         ("peer", Some(peer.to_string())),
         ("cap", Some(sent)),
+        ("now", now.map(|now| now.to_string())),
         ("asked of it", Some(received)),
     ]);
     let mut table = Table::new(["CLASS", ">WEIGHT", ">FLOOR", ">CAP"]);
@@ -280,6 +319,19 @@ mod tests {
         assert_eq!(third.shares, second.shares);
         let none = ["--class", "bulk", "--floor", "none", "--cap", "none"];
         assert_eq!(changed(&none, &third).shares.of(Class::Bulk).cap, None);
+    }
+
+    #[test]
+    fn a_timetable_says_what_holds_now() {
+        let mut now = CapNow {
+            cap_bits_per_second: Some(8_000_000),
+            cap_changes_unix_seconds: Some(86_400),
+        };
+        let text = table(&"region".parse().unwrap(), &Shaping::default(), Some(now));
+        let line = "8.0 Mbit/s until 1970-01-02T00:00:00Z";
+        assert!(text.contains(line), "{text}");
+        (now.cap_bits_per_second, now.cap_changes_unix_seconds) = (None, None);
+        assert_eq!(now.to_string(), "none");
     }
 
     #[test]

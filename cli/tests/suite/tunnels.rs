@@ -229,7 +229,8 @@ fn caps_and_shares_are_changed_and_show() {
     let shown = edge.table(&["status"]);
     assert!(shown.contains("50.0 Mbit/s"), "{shown}");
 
-    edge.table(&line(&SHAPE, &["--timetable=30Mbit otherwise"]));
+    let table = edge.table(&line(&SHAPE, &["--timetable=30Mbit otherwise"]));
+    assert_eq!(field(&table, "now"), "30.0 Mbit/s");
     assert_eq!(edge.link()["cap_bits_per_second"], 30_000_000);
     // A floor is a part of a cap: without one it would be shown and hold nothing.
     let lift = line(&SHAPE, &["--send-rate=none"]);
