@@ -181,10 +181,10 @@ impl Tunnel {
         };
         tunnel.spawn(socket, admin, http, &stop);
         let host = tunnel.core.trust.host();
-        let listen = tunnel.listen_address;
+        let listen = tunnel.listen_address.map(tracing::field::display);
         let identity = tunnel.core.trust.current();
         let until = &identity.view().not_after;
-        tracing::info!(%host, ?listen, certificate_until = until, "tunnel started");
+        tracing::info!(%host, listen, certificate_until = until, "tunnel started");
         Ok(tunnel)
     }
 

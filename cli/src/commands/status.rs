@@ -208,9 +208,11 @@ fn links_table(links: &[LinkView]) -> String {
             escape(&link.peer),
             or_dash(link.host.as_deref().map(escape)),
             link.state.as_str().to_owned(),
-            of_link(tenths_of_ms(link.rtt_us)),
-            of_link(tenths_of_ms(link.base_rtt_us)),
-            of_link(tenths_of_ms(link.queue_us)),
+            of_link(millis(link.rtt_us)),
+            of_link(or_dash(
+                (link.base_rtt_us > 0).then(|| millis(link.base_rtt_us)),
+            )),
+            of_link(millis(link.queue_us)),
             of_link(percent(link.lost_per_million)),
             of_link(bits_per_second(link.goodput_out_bits_per_second / 8)),
             of_link(bits_per_second(link.goodput_in_bits_per_second / 8)),
@@ -302,13 +304,26 @@ fn percent(per_million: u64) -> String {
     format!("{}.{} %", per_million / 10_000, per_million % 10_000 / 1000)
 }
 
-fn tenths_of_ms(microseconds: u64) -> String {
-    format!("{}.{} ms", microseconds / 1000, microseconds % 1000 / 100)
+/// A time to three digits below a millisecond, where a tenth of one would hide it, and else to a tenth.
+fn millis(microseconds: u64) -> String {
+    match microseconds {
+        1..1000 => format!("0.{microseconds:03} ms"),
+        _ => format!("{}.{} ms", microseconds / 1000, microseconds % 1000 / 100),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_times_are_not_shown_as_none() {
+        let shown = [0, 40, 999, 1000, 40_250].map(millis);
+        assert_eq!(
+            shown,
+            ["0.0 ms", "0.040 ms", "0.999 ms", "1.0 ms", "40.2 ms"]
+        );
+    }
 
     #[test]
     fn a_daemon_that_shuts_us_out_is_not_to_be_started() {
