@@ -123,7 +123,7 @@ pub(crate) struct OutputOption {
 /// How a daemon logs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogOptions {
-    /// Which lines are logged, such as `info,towpath_tunnel=debug`
+    /// Which lines are logged, as in `debug`, or `info,CRATE=debug` of one crate: towpath_tunnel, towpath_migrator
     #[arg(long, value_name = "FILTER", env = "TOWPATH_LOG")]
     pub(crate) log: Option<String>,
     /// How log lines look; json is one document a line, with a "schema" [default: what the configuration says, or

@@ -70,7 +70,7 @@ pub(crate) struct Options {
     /// Have the peer send
     #[arg(long)]
     reverse: bool,
-    /// Streams side by side
+    /// Streams side by side, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     parallel: u16,
     /// The tunnel's socket for streams

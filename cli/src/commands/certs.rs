@@ -97,7 +97,7 @@ pub(crate) struct IssueOptions {
     /// The folder for the key and the certificates
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Days it is good for
+    /// Days it is good for, 1 to 825
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=825))]
     days: u32,
     #[command(flatten)]

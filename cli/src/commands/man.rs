@@ -112,6 +112,7 @@ fn page(command: &Command, parent: Option<&str>) -> io::Result<Vec<u8>> {
     page.extend(after_help(&help.unwrap_or_default()).as_bytes());
     page.extend(exit_statuses().as_bytes());
     page.extend(environment(command).as_bytes());
+    page.extend(files(command).as_bytes());
     if let Some(parent) = parent {
         page.extend(see_also(parent).as_bytes());
     }
@@ -175,6 +176,24 @@ fn environment(command: &Command) -> String {
     }
     text.push_str(&item("NO_COLOR", "no colours, if it is set to anything"));
     text
+}
+
+/// The files that a command reaches for if nobody names others.
+fn files(command: &Command) -> String {
+    let mut text = String::new();
+    for option in command.get_arguments().filter(|one| !one.is_hide_set()) {
+        let named = option.get_default_values().iter();
+        let named = named.map(|value| value.to_string_lossy());
+        for file in named.filter(|value| value.starts_with('/')) {
+            let long = option.get_long().unwrap_or_default();
+            text.push_str(&item(&file, &format!("unless --{long} names another")));
+        }
+    }
+    if text.is_empty() {
+        text
+    } else {
+        format!(".SH FILES\n{text}")
+    }
 }
 
 fn see_also(parent: &str) -> String {
@@ -244,6 +263,10 @@ mod tests {
                 );
             }
             assert!(!page.contains(".SH EXTRA"), "{name}");
+            if name == "towpath-channel-ls.1" {
+                let files = page.split(".SH FILES\n").nth(1).unwrap();
+                assert!(files.contains("fB/run/towpath/"), "{files}");
+            }
             let is_first = name == "towpath.1";
             assert_eq!(page.contains(".SH SEE ALSO"), !is_first, "{name}");
         }

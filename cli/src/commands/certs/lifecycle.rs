@@ -67,7 +67,7 @@ pub(crate) struct RenewOptions {
     /// The folder of an authority that the host is to trust as well: the one before, or the next
     #[arg(long, value_name = "FOLDER")]
     overlap: Option<PathBuf>,
-    /// Days it is good for
+    /// Days it is good for, 1 to 825
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=825))]
     days: u32,
     #[command(flatten)]
@@ -97,7 +97,7 @@ pub(crate) struct RevokeOptions {
     /// Why
     #[arg(long, value_name = "REASON", default_value = "unspecified")]
     reason: ReasonWord,
-    /// Days the list is good for
+    /// Days the list is good for, 1 to 90
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=90))]
     days: u32,
     #[command(flatten)]
