@@ -331,6 +331,8 @@ fn certificates_are_renewed_listed_checked_and_revoked() {
 
     let list = certs(&["ls", "--authority", &old]).document("certificates");
     assert_eq!(list["certificates"].as_array().unwrap().len(), 2);
+    let table = run(&["certs", "ls", "--authority", &old]).stdout;
+    assert_eq!(table.matches("superseded").count(), 1, "{table}");
     let reason = "--reason=key-compromise";
     let revoke = [&["revoke", "--authority", &old, reason], &BOX_1[..]].concat();
     let revoked = certs(&revoke).document("revocation-list");

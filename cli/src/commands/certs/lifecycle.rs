@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use serde::Serialize;
 use towpath_certs::Authority;
 use towpath_certs::check::{self, FolderView};
-use towpath_certs::register::{IssuedView, Reason};
+use towpath_certs::register::{IssuedState, IssuedView, Reason};
 use towpath_certs::renewal::{KeyChoice, Which};
 use towpath_daemon::problem::Problem;
 use towpath_protocol::fault::Code;
@@ -240,11 +240,15 @@ pub(super) fn ls(options: &LsOptions) -> Result<(), Failure> {
         let mut table = Table::new(["SITE", "HOST", "STATE", "UNTIL", "SERIAL", "REVOKED FOR"]);
         let serials = all.certificates.iter().map(|one| one.serial.as_str());
         let digits = telling_digits(serials);
-        for one in &all.certificates {
+        for (place, one) in all.certificates.iter().enumerate() {
+            let mut state = one.state.as_str().to_owned();
+            if is_superseded(one, &all.certificates[place + 1..]) {
+                state.push_str(", superseded");
+            }
             table.row([
                 one.identity.site.to_string(),
                 one.identity.host.to_string(),
-                one.state.as_str().to_owned(),
+                state,
                 escape(&one.not_after),
                 one.serial.chars().take(digits).collect(),
                 or_dash(one.reason.map(|reason| reason.as_str().to_owned())),
@@ -252,6 +256,13 @@ pub(super) fn ls(options: &LsOptions) -> Result<(), Failure> {
         }
         table.render("none: issue one with `towpath certs issue`")
     })
+}
+
+/// Whether a certificate that may still be shown has a younger one in its place.
+fn is_superseded(one: &IssuedView, younger: &[IssuedView]) -> bool {
+    let takes_its_place =
+        |next: &IssuedView| next.identity == one.identity && next.state != IssuedState::Revoked;
+    one.state == IssuedState::Good && younger.iter().any(takes_its_place)
 }
 
 pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
