@@ -209,11 +209,14 @@ fn the_configurations_in_the_documentation_are_right() {
         .skip(1)
         .filter_map(|rest| rest.split("```").next())
         .collect();
-    assert_eq!(examples.len(), 2);
-    // The files that the example names are those of no host; here they are of one.
-    let identity = tunnel_identity(folder.path(), "box-1");
+    assert_eq!(examples.len(), 3);
+    // The files that the examples name are those of no host; here they are of one.
+    let identities = [("edge", "box-1"), ("region", "rack-1")];
+    let identities = identities.map(|host| (host.1, identity_of(folder.path(), host)));
     for example in examples {
-        let example = example.replace("/etc/towpath/identity", word(&identity));
+        let host = |(name, _): &&(&str, PathBuf)| example.contains(&format!("host = \"{name}\""));
+        let (_, identity) = identities.iter().find(host).unwrap();
+        let example = example.replace("/etc/towpath/identity", word(identity));
         let ran = run(&[
             "config",
             "check",
@@ -619,6 +622,10 @@ pub(crate) fn tunnel_config(folder: &Path) -> PathBuf {
 
 /// An identity of a host at the edge, issued by an authority of its own.
 fn tunnel_identity(folder: &Path, name: &str) -> PathBuf {
+    identity_of(folder, ("edge", name))
+}
+
+fn identity_of(folder: &Path, (site, name): (&str, &str)) -> PathBuf {
     let (authority, host) = (folder.join("authority"), folder.join(name));
     run(&[
         "certs",
@@ -632,7 +639,7 @@ fn tunnel_identity(folder: &Path, name: &str) -> PathBuf {
         "issue",
         "--authority",
         word(&authority),
-        "--site=edge",
+        &format!("--site={site}"),
         &format!("--host={name}"),
         "--out",
         word(&host),
