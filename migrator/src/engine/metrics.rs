@@ -563,7 +563,7 @@ mod tests {
             "towpath_quarantined_guests 5000",
             "towpath_guest_info{kind=\"auto\",state=\"quarantined\"} 5000",
             "towpath_guest_info{kind=\"auto\",state=\"running\"} 5000",
-            "towpath_migrations{phase=\"copying\"} 5000",
+            "towpath_migrations{state=\"copying\"} 5000",
         ] {
             assert!(many.lines().any(|said| said == line), "{line}: {many}");
         }
