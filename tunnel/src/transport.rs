@@ -230,35 +230,7 @@ fn unusable(error: &quinn::crypto::rustls::NoInitialCipherSuite) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
-    use towpath_certs::{Authority, Identity, Validity, tls};
-    use towpath_protocol::identity::HostIdentity;
-
     use super::*;
-
-    /// The library says of them by its settings alone: a flood that fills them would be one of gigabytes.
-    #[test]
-    fn t03_what_waits_to_be_looked_at_is_bounded_in_number_and_in_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let domain = "shop.example".parse().unwrap();
-        let authority = Authority::init(&folder.path().join("ca"), &domain).unwrap();
-        let host = HostIdentity::from_uri("spiffe://shop.example/site/edge/host/box-1").unwrap();
-        let validity = Validity::lasting(Duration::from_hours(1), SystemTime::now());
-        let files = authority.issue(&host, validity, &folder.path().join("box"));
-        let files = files.unwrap();
-        let identity = Identity::load(&files.cert, &files.key, &files.ca).unwrap();
-        let tls = tls::server_config(&identity, &Arc::default()).unwrap();
-        let told = format!("{:?}", server(tls, &Limits::default()).unwrap());
-        for bound in [
-            "max_incoming: 256,",
-            "incoming_buffer_size: 32768,",
-            "incoming_buffer_size_total: 4194304,",
-            "migration: false,",
-        ] {
-            assert!(told.contains(bound), "{bound} is not in {told}");
-        }
-    }
 
     #[test]
     fn so_many_streams_may_be_open_whatever_the_peer_has_not_heard_yet() {

@@ -17,6 +17,7 @@ mod first_theft;
 mod forecast;
 mod forged;
 mod handshake;
+mod incoming;
 mod late;
 mod links;
 mod origins;

@@ -13,7 +13,6 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType}
 use towpath_bench::relay::Direction;
 use towpath_certs::authority::LEAF_VALIDITY;
 use towpath_certs::renewal::{KeyChoice, LIST_VALIDITY, Overlap, Which};
-use towpath_certs::revocation::AGING_TIME;
 use towpath_certs::{Authority, Validity};
 use towpath_daemon::stream;
 use towpath_protocol::channel::Class;
@@ -572,20 +571,16 @@ async fn t12_a_list_that_has_ended_stops_new_moves_and_nothing_that_is_under_way
     says(&pair.region, |view| view.revocation_lists[0].number == 3).await;
     asked().await.unwrap();
     // A week before its end it is called out: in the log once, in the status as long as it is so.
-    says(&pair.region, |view| {
-        view.revocation_lists[0].state == "fresh"
-    })
-    .await;
-    sign(
-        &pair.world.authority,
-        &Which::None,
-        AGING_TIME - Duration::from_hours(1),
-    );
-    carry_list(&pair.world.path("ca"), &pair.region_config);
-    says(&pair.region, |view| {
-        view.revocation_lists[0].state == "aging"
-    })
-    .await;
+    for (number, hours, state) in [(4, 7 * 24 + 1, "fresh"), (5, 7 * 24 - 1, "aging")] {
+        let validity = Duration::from_hours(hours);
+        sign(&pair.world.authority, &Which::None, validity);
+        carry_list(&pair.world.path("ca"), &pair.region_config);
+        says(&pair.region, |view| {
+            view.revocation_lists[0].number == number
+        })
+        .await;
+        says(&pair.region, |view| view.revocation_lists[0].state == state).await;
+    }
     let is_warned = |line: &str| {
         let words = ["WARN", "the list of revoked certificates is old", "aging"];
         words.into_iter().all(|word| line.contains(word))
