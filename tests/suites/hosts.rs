@@ -106,6 +106,13 @@ fn bytes_flow_again_as_soon_as_a_line_or_a_cable_is_back() {
     control.cut_both();
     until_paused(&hosts);
     hosts.back_within(BACK, &flows, "a cut", || control.heal());
+    for host in Host::PAIR {
+        let link = hosts.link(host);
+        assert!(
+            link.resent_bytes > 0,
+            "bytes were on their way: {host:?}: {link:?}"
+        );
+    }
 
     control.cut(Side::B);
     until_paused(&hosts);
