@@ -21,6 +21,7 @@ use towpath_protocol::version::VersionRange;
 use towpath_tunnel::Tunnel;
 
 // RFC 9000, 20.1.
+const INTERNAL_ERROR: Close = Close::Transport(0x01);
 const FLOW_CONTROL_ERROR: Close = Close::Transport(0x03);
 const FRAME_ENCODING_ERROR: Close = Close::Transport(0x07);
 const TRANSPORT_PARAMETER_ERROR: Close = Close::Transport(0x08);
@@ -234,7 +235,9 @@ async fn t02_a_flood_leaves_a_running_stream_and_the_memory_alone() {
         "{flooded:?}, {rounds} MiB, {} KiB more memory",
         grown / 1024
     );
-    assert!(flooded.count > PER_SECOND, "{flooded:?} was no flood");
+    // Four fifths of it, whatever else the machine does.
+    let least = PER_SECOND * LASTING.as_secs() * 4 / 5;
+    assert!(flooded.count >= least, "{flooded:?} was no flood");
     assert!(grown <= 32 << 20, "{grown} bytes more");
     assert!(pair.edge.status().links[0].host.is_some());
     echo.abort();
@@ -246,6 +249,8 @@ async fn t02_a_running_transfer_keeps_nine_tenths_of_its_rate_under_a_flood() {
     const WINDOW: Duration = Duration::from_millis(1500);
     /// Ten times what the fullest link is dialled with, and far below what the processor is worth.
     const PER_SECOND: u64 = 2000;
+    /// Pairs of windows, of which the middle one is judged.
+    const PAIRS: usize = 5;
     let _alone = MEMORY.write().await;
     // The line is the limit, so that what the flood itself costs a small machine is none of it.
     let line = Direction {
@@ -266,21 +271,22 @@ async fn t02_a_running_transfer_keeps_nine_tenths_of_its_rate_under_a_flood() {
         (came() - before) as f64 / began.elapsed().as_secs_f64()
     };
     until("it flows", || came() > 4 << 20).await;
-    let mut seen = Vec::new();
-    // A machine that is busy with something else in one window is not so in all of them.
-    for _ in 0..4 {
+    let mut kept = Vec::new();
+    // A machine that is busy with something else in one window is not so in most of them.
+    for _ in 0..PAIRS {
         let calm = window().await;
         let flooding = tokio::task::spawn_blocking(move || flood(target, PER_SECOND, WINDOW, 16));
         let flooded = window().await;
         let done = flooding.await.unwrap().unwrap();
         assert!(done.count > PER_SECOND / 2, "{done:?}");
-        seen.push((calm, flooded));
-        if flooded >= 0.9 * calm {
-            println!("{seen:?}");
-            return;
-        }
+        kept.push(flooded / calm);
     }
-    panic!("a flood costs more than a tenth: {seen:?}");
+    kept.sort_by(f64::total_cmp);
+    println!("{kept:?} of the rate");
+    assert!(
+        kept[PAIRS / 2] >= 0.9,
+        "a flood costs more than a tenth: {kept:?}"
+    );
 }
 
 /// The memory of this process, which is that of all its tests: who measures it is alone.
@@ -553,32 +559,63 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
     let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
     let before = resident_bytes();
     let mut raw = door.shaken().await;
-    let closed = blocking(move || {
+    let (offset, closed, most) = blocking(move || {
         // Every byte but the first, up to the last that the connection may have.
         let chunk = vec![7; 1300];
-        let mut offset = 1;
+        let (mut offset, mut most) = (1, 0);
         while offset + 1300 <= WINDOW_BYTES && raw.closed(Duration::ZERO).is_none() {
             raw.send(Level::Data, frame::stream(0, offset, &chunk));
             offset += chunk.len() as u64;
-            while offset % 65_000 < 1300 && raw.hear(Duration::from_millis(1)) {}
+            if offset % 65_000 < 1300 {
+                while raw.hear(Duration::from_millis(1)) {}
+                // While the connection lives: what it holds goes with it.
+                most = resident_bytes().max(most);
+            }
         }
         if let Some(early) = raw.closed(Duration::from_millis(50)) {
-            return (offset, Some(early));
+            return (offset, Some(early), most);
         }
+        most = resident_bytes().max(most);
         // A full socket drops some of it, so the last words, beyond the window, are said until heard.
         let said = (0..50).find_map(|_| {
             raw.send(Level::Data, frame::stream(0, WINDOW_BYTES, &[7]));
             raw.closed(Duration::from_millis(100))
         });
-        (offset, said.or_else(|| raw.closed(CLOSED_WAIT)))
+        (offset, said.or_else(|| raw.closed(CLOSED_WAIT)), most)
     })
     .await;
-    let (offset, closed) = closed;
     assert_eq!(closed, Some(FLOW_CONTROL_ERROR));
     assert!(offset + 1300 > WINDOW_BYTES, "closed at {offset}");
-    let grown = resident_bytes().saturating_sub(before);
+    let grown = most.saturating_sub(before);
     println!("{} KiB more memory", grown / 1024);
     assert!(grown <= 32 << 20, "{grown} bytes more");
+    door.lets_in().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t06_single_bytes_with_gaps_between_them_are_not_kept_without_end() {
+    /// So many that they would be more than may be taken, with a hundred bytes of bookkeeping each.
+    const PIECES: u64 = 400_000;
+    const PIECES_PER_PACKET: u64 = 100;
+    let _alone = MEMORY.write().await;
+    let patient = Span::new(Duration::from_mins(1));
+    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let before = resident_bytes();
+    let mut raw = door.shaken().await;
+    let (closed, arrived) = blocking(move || {
+        let packets = (0..PIECES / PIECES_PER_PACKET).map(|packet| {
+            let pieces = (0..PIECES_PER_PACKET).map(|piece| packet * PIECES_PER_PACKET + piece);
+            pieces
+                .flat_map(|at| frame::stream(0, 1 + 2 * at, &[7]))
+                .collect()
+        });
+        let arrived = raw.pour(packets);
+        check_memory(before);
+        (raw.closed(CLOSED_WAIT), arrived)
+    })
+    .await;
+    // The library keeps a thousand pieces of a stream, and no connection that makes it keep more.
+    assert_eq!(closed, Some(INTERNAL_ERROR), "{arrived} packets arrived");
     door.lets_in().await;
 }
 
@@ -657,7 +694,9 @@ async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
 async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     /// What fills packets of 1200 bytes: all of them kept, a few words each, would be more than may be taken.
     const IDS_PER_PACKET: u64 = 30;
+    const ID_PACKETS: u64 = 40_000;
     const CHALLENGES_PER_PACKET: u64 = 120;
+    const CHALLENGE_PACKETS: u64 = 20_000;
     let _alone = MEMORY.write().await;
     let door = Door::open().await;
     let mut raw = door.shaken().await;
@@ -670,36 +709,52 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     .await;
     assert_eq!(closed, Some(CONNECTION_ID_LIMIT_ERROR));
 
+    // One id retires all before it, those come after it, and nothing is acknowledged: that all are retired piles up.
     let before = resident_bytes();
-    // One id retires all before it, those come after it, and nothing is acknowledged. How much of what is to be said of
-    // that piles up is the pace's affair: a tunnel that is fast enough says it at once.
     let mut raw = door.shaken().await;
-    blocking(move || {
-        raw.send(Level::Data, frame::new_connection_id(1 << 24, 1 << 24));
-        for packet in 0..120_000 {
+    let (mut raw, arrived) = blocking(move || {
+        let retire = frame::new_connection_id(1 << 24, 1 << 24);
+        let ids = (0..ID_PACKETS).map(|packet| {
             let first = 10 + packet * IDS_PER_PACKET;
             let ids = first..first + IDS_PER_PACKET;
-            let frames = ids.flat_map(|id| frame::new_connection_id(id, 0));
-            raw.send(Level::Data, frames.collect());
-        }
+            ids.flat_map(|id| frame::new_connection_id(id, 0)).collect()
+        });
+        let arrived = raw.pour(std::iter::once(retire).chain(ids));
+        (raw, arrived)
     })
     .await;
+    check_memory(before);
+    match raw.closed(Duration::ZERO) {
+        None => {
+            assert_eq!(arrived, 1 + ID_PACKETS, "some got lost on the way");
+            blocking(move || is_answered(&mut raw)).await;
+        }
+        closed => assert_eq!(closed, Some(CONNECTION_ID_LIMIT_ERROR), "after {arrived}"),
+    }
 
     // Challenges are lawful at any number: most of them go without an answer.
+    let before = resident_bytes();
     let mut raw = door.shaken().await;
-    blocking(move || {
-        for packet in 0..20_000 {
+    let arrived = blocking(move || {
+        let arrived = raw.pour((0..CHALLENGE_PACKETS).map(|packet| {
             let challenges = (0..CHALLENGES_PER_PACKET).map(|count| packet << 8 | count);
-            let frames = challenges.flat_map(frame::path_challenge);
-            raw.send(Level::Data, frames.collect());
-        }
+            challenges.flat_map(frame::path_challenge).collect()
+        }));
+        // While the connection lives.
+        check_memory(before);
         is_answered(&mut raw);
+        arrived
     })
     .await;
+    assert_eq!(arrived, CHALLENGE_PACKETS, "some got lost on the way");
+    door.lets_in().await;
+}
+
+/// A flood has cost little memory, by what there was before it.
+fn check_memory(before: u64) {
     let grown = resident_bytes().saturating_sub(before);
     println!("{} KiB more memory", grown / 1024);
     assert!(grown <= 16 << 20, "{grown} bytes more");
-    door.lets_in().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

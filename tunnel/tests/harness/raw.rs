@@ -215,6 +215,29 @@ pub enum Close {
     Tunnel(u64),
 }
 
+/// What the kernel holds for a UDP port of this host, and what it had no room for.
+struct PortQueue {
+    waiting_bytes: u64,
+    dropped: u64,
+}
+
+fn queue_of(port: u16) -> PortQueue {
+    let text = std::fs::read_to_string("/proc/net/udp").unwrap();
+    let wanted = format!(":{port:04X}");
+    let lines = text
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let fields = lines
+        .into_iter()
+        .find(|fields| fields[1].ends_with(&wanted));
+    let fields = fields.expect("a port that is open");
+    let (_, waiting) = fields[4].split_once(':').unwrap();
+    PortQueue {
+        waiting_bytes: u64::from_str_radix(waiting, 16).unwrap(),
+        dropped: fields.last().unwrap().parse().unwrap(),
+    }
+}
+
 /// The client.
 pub struct Raw {
     pub socket: UdpSocket,
@@ -327,6 +350,31 @@ impl Raw {
         self.numbers[at] += 1;
         let ids = (&self.theirs[..], &self.ours[..]);
         packet((level, self.phase), keys, ids, &self.token, number, frames)
+    }
+
+    /// Sends packets of data, no more at once than the other side's socket holds, until the connection is closed; how
+    /// many were taken in there. Nothing that comes back is acknowledged.
+    pub fn pour(&mut self, packets: impl IntoIterator<Item = Vec<u8>>) -> u64 {
+        const AT_ONCE: usize = 32;
+        let port = self.socket.peer_addr().unwrap().port();
+        let (mut packets, mut sent) = (packets.into_iter(), 0);
+        let dropped_before = queue_of(port).dropped;
+        loop {
+            let before = sent;
+            for frames in packets.by_ref().take(AT_ONCE) {
+                self.send(Level::Data, frames);
+                sent += 1;
+            }
+            let until = Instant::now() + Duration::from_secs(10);
+            while queue_of(port).waiting_bytes > 0 {
+                assert!(Instant::now() < until, "port {port} takes nothing in");
+                std::thread::yield_now();
+            }
+            while self.hear(Duration::from_millis(1)) {}
+            if sent == before || self.closed.is_some() {
+                return sent - (queue_of(port).dropped - dropped_before);
+            }
+        }
     }
 
     /// Says that all of the handshake so far has arrived, so that the rest is sent without a wait.
