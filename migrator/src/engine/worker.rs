@@ -455,6 +455,11 @@ impl Worker {
                     self.give_up(&order, &fault);
                     return Ok(());
                 }
+                if self.stuck.as_ref().is_some_and(|stuck| stuck.id() == id) {
+                    let detail = format!("the guest was handed over in move {id} already");
+                    let remedy = "move it back instead, once it is seen at its target";
+                    return Err(Fault::new(Code::State, detail).remedy(remedy));
+                }
                 let detail = format!("move {id} is not under way here any more");
                 Err(Fault::new(Code::State, detail))
             }

@@ -140,6 +140,8 @@ fn fault_26_a_move_whose_journal_fails_behind_its_commit_is_blocked_and_not_over
     assert_eq!(error.as_deref(), Some(Code::Journal.as_str()));
     let guest = shared.board().guests[&worker.ground.id].clone();
     assert_eq!(guest.migration, Some(MigrationId(1)));
+    let refused = worker.cancel(MigrationId(1)).unwrap_err();
+    assert!(refused.detail.contains("handed over"), "{refused}");
 }
 
 #[test]
