@@ -753,7 +753,7 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
 /// A flood has cost little memory, by what there was before it.
 fn check_memory(before: u64) {
     let grown = resident_bytes().saturating_sub(before);
-    println!("{} KiB more memory", grown / 1024);
+    eprintln!("{} KiB more memory", grown / 1024);
     assert!(grown <= 16 << 20, "{grown} bytes more");
 }
 

@@ -406,7 +406,7 @@ impl Stopwatch {
     pub fn at_most(&self, most: Duration, what: &str) {
         let (took, excused) = (self.began.elapsed(), self.excused());
         let told = format!("{what}: {took:.3?} of {most:?}, {excused:.3?} without a processor");
-        println!("{told}");
+        eprintln!("{told}");
         assert!(took <= most + excused, "{told}");
     }
 }

@@ -96,7 +96,7 @@ async fn check_cut(outage: Duration, lost_from: &[Side]) {
         let (again, most) = (link.resent_bytes, 2 * TAIL_BYTES);
         assert!(again <= most, "{again} bytes again");
         let counters = control.counters(side);
-        println!("{side:?}: {again} bytes again, {counters:?}");
+        eprintln!("{side:?}: {again} bytes again, {counters:?}");
         // What was delivered beyond the streams' own bytes is no more than went again, and a tenth for packets.
         let carried = SENT_BYTES..=SENT_BYTES * 11 / 10 + again;
         assert!(carried.contains(&counters.delivered_bytes), "{counters:?}");
