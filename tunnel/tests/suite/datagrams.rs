@@ -200,7 +200,7 @@ async fn con_8_a_new_generation_costs_few_datagrams() {
 }
 
 /// How soon a path that carries nothing shows, and datagrams flow once it carries again.
-const SHOWN_WITHIN: Duration = Duration::from_secs(3);
+const SHOWN_WITHIN: Duration = Duration::from_secs(2);
 const BACK_WITHIN: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
