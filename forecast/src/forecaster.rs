@@ -181,9 +181,9 @@ pub struct Forecaster {
     doubted_seconds: u32,
     recent: Recent,
     newest_capacity: Option<Moment>,
-    /// Samples since the start in which the cap was the limit.
     /// The caps that the last seconds had reached, while the cap was the limit.
     caps: VecDeque<f64>,
+    /// Samples since the start in which the cap was the limit.
     capped_count: u64,
     open: [VecDeque<Open>; 3],
     soon: [Soon; 3],
