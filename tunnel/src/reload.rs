@@ -2,8 +2,8 @@
 //! changes nothing.
 //!
 //! Caps, timetables, shares and channels change at once, and so does which files hold certificates, key and lists.
-//! The rest waits for the next start; the log and `/status` say what that is, and why a file is not in use. What was changed by hand meanwhile is as in the file again; channels that were pushed
-//! are not the file's to change.
+//! The rest waits for the next start; the log and `/status` say what that is, and why a file is not in use. What was
+//! changed by hand meanwhile is as in the file again; channels that were pushed are not the file's to change.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
