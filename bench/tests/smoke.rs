@@ -210,10 +210,14 @@ fn the_forward_bench_reports_every_tunnel_or_why_not() {
 }
 
 #[test]
-fn the_handshake_bench_reports_a_ratio() {
+fn the_handshake_bench_reports_ratios() {
     let report = smoked(env!("CARGO_BIN_EXE_handshake"), &[]).expect("it runs anywhere");
-    let ratio = figure(&report["ratio"]);
-    assert!(ratio > 0.1 && ratio < 10.0, "{ratio}");
+    for place in ["here", "over_5_ms"] {
+        let ratio = figure(&report[place]["ratio"]);
+        assert!(ratio > 0.1 && ratio < 10.0, "{place}: {ratio}");
+    }
+    let over_path_us = figure(&report["over_5_ms"]["classical_median_us"]);
+    assert!(over_path_us > 5_000.0, "{over_path_us}");
 }
 
 #[test]
