@@ -624,7 +624,10 @@ impl Peer {
         link.close(Code::Unreachable, "the link's other connection is over");
         link.settle();
         self.learn_from(&link);
-        self.note_lost(&link);
+        // One that the peer has never taken carried nothing that could wait for the next.
+        if link.is_joined() {
+            self.note_lost(&link);
+        }
         let peer = &link.peer;
         tracing::info!(%peer, reason, "link down");
         if is_denied {
