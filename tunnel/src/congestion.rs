@@ -44,6 +44,8 @@ struct Hints {
     floor_bytes: AtomicU64,
     is_local: AtomicBool,
     is_cruising: AtomicBool,
+    /// See [`Delay::part`].
+    is_parting: AtomicBool,
     /// See [`Delay::resume`]; zero once it was taken over.
     known_bytes_per_second: AtomicU64,
     known_rtt_nanos: AtomicU64,
@@ -96,6 +98,12 @@ impl Delay {
     /// Bulk keeps below the rate from now on, or no more.
     pub(crate) fn set_cruising(&self, is_cruising: bool) {
         self.hints.is_cruising.store(is_cruising, Ordering::Relaxed);
+    }
+
+    /// The connection is about to be closed: QUIC would keep its goodbye back while the window is full and more waits to
+    /// be sent, and then for ever, for it hears no acknowledgement any more. It sends nothing but that.
+    pub(crate) fn part(&self) {
+        self.hints.is_parting.store(true, Ordering::Relaxed);
     }
 
     /// Packets sent between these moments of the controller's time are to be looked at for themselves.
@@ -190,6 +198,9 @@ impl Controller for Delay {
     }
 
     fn window(&self) -> u64 {
+        if self.hints.is_parting.load(Ordering::Relaxed) {
+            return u64::MAX;
+        }
         let floor_bytes = self.hints.floor_bytes.load(Ordering::Relaxed);
         let wanted = self.estimator.window_bytes().max(floor_bytes);
         wanted.min(self.gaps.window_bytes_max(self.packet_bytes))

@@ -413,7 +413,7 @@ impl Link {
         let is_final = !is_passing || self.is_farewell();
         self.is_given_up.fetch_or(is_final, Ordering::Relaxed);
         for connection in [&self.urgent, &self.bulk] {
-            connection.close(wire::code(why), words.as_bytes());
+            close(connection, why, words);
         }
     }
 
@@ -654,8 +654,11 @@ impl Link {
     }
 }
 
-/// Closes connections that do not belong to a link.
+/// Closes a connection; the peer is told why, however full the path is.
 pub(crate) fn close(connection: &Connection, why: Code, words: &str) {
     let code: VarInt = wire::code(why);
+    if let Some(delay) = Delay::of(connection) {
+        delay.part();
+    }
     connection.close(code, words.as_bytes());
 }

@@ -174,6 +174,42 @@ async fn fault_16_streams_go_on_before_the_peer_has_said_that_it_takes_the_link(
     assert!(soonest < ROUND_TRIP * 11 / 4, "{backs:?}");
 }
 
+/// What waits to be sent behind a full window would keep it back: the peer would have to miss the link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_goodbye_goes_out_however_full_the_path_is() {
+    let mut pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
+    let mut streams = Vec::new();
+    for class in [Class::Control, Class::Bulk] {
+        let (mut local, remote) = pair.stream(class).await;
+        let writing = async move { while local.write_all(&[7; 65_536]).await.is_ok() {} };
+        streams.push((tokio::spawn(writing), remote));
+    }
+    let control = pair.relay.as_ref().unwrap().control();
+    control.cut(Side::B);
+    // Once both windows are full nothing goes to the region any more but words of new links.
+    let (mut heard, mut since) = (0, Instant::now());
+    soon(async {
+        while since.elapsed() < Duration::from_millis(150) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let link = pair.region.status().links.remove(0);
+            let received = link.classes.iter().map(|class| class.received_bytes).sum();
+            if received != heard {
+                (heard, since) = (received, Instant::now());
+            }
+        }
+    })
+    .await;
+    pair.edge.stop().await;
+    until("the region has heard it", || {
+        pair.region.status().links[0].reason.contains("stops")
+    })
+    .await;
+    for (writing, _) in streams {
+        writing.abort();
+    }
+    pair.edge = start_again(&pair.edge_config).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_survives_a_hiccup_shorter_than_a_replacement_takes() {
     let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
