@@ -15,7 +15,7 @@
 //!
 //! A round that was full behind a long queue, with something arriving all the time, says at once what the path
 //! carries: its rate is believed as it is, and the next rounds are left to fill the path again. If what is sent
-//! with less in flight takes as long, there was no queue: the path is longer, and carries what it did ([`Belief`]).
+//! with less in flight takes as long, there was no queue: the path is longer, and carries what it did (`belief`).
 //!
 //! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
 //! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
