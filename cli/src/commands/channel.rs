@@ -102,7 +102,7 @@ pub(crate) struct OneOptions {
 pub(crate) struct OpenOptions {
     /// Its name
     name: Name,
-    /// Where local programs reach it: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; at 0.0.0.0 or [::] whoever
+    /// Where local programs reach it: tcp:ADDRESS:PORT, udp:ADDRESS:PORT or unix:/PATH; at `0.0.0.0` or `[::]` whoever
     /// reaches this host does too
     #[arg(long, value_name = "ENDPOINT")]
     listen: Endpoint,
