@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
+use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
 use rustls::NamedGroup;
@@ -546,6 +547,9 @@ impl Link {
                     let is_stalled = self.tick(&mut rounds);
                     if self.is_stalled.swap(is_stalled, Ordering::Relaxed) != is_stalled {
                         on_stall(is_stalled);
+                        if !is_stalled {
+                            self.poke();
+                        }
                     }
                 }
                 _ = looks.tick(), if self.pace.is_unobserved() => drop(self.observe()),
@@ -554,6 +558,15 @@ impl Link {
         // Connections that are over still say what went over them.
         self.count_packets(&mut rounds.packets, &self.observe());
         reason
+    }
+
+    /// Has the peer acknowledge something at once: what the interruption took is repeated as soon as that shows it, and
+    /// not when QUIC's own probe is due, whose pauses have doubled meanwhile.
+    fn poke(&self) {
+        for connection in [&self.urgent, &self.bulk] {
+            // No flow has a datagram of no bytes; a connection that is over needs none.
+            let _ = connection.send_datagram(Bytes::new());
+        }
     }
 
     /// Looks at the counters once; says whether the link is stalled.
