@@ -138,6 +138,12 @@ impl State {
         self.link.is_some() && !self.is_stalled
     }
 
+    /// Whether this is the link in use.
+    fn uses(&self, link: &Arc<Link>) -> bool {
+        let current = self.link.as_ref();
+        current.is_some_and(|current| Arc::ptr_eq(current, link))
+    }
+
     /// Takes note of what keeps the peer away now. That we refuse it holds while nothing else is known; the others may
     /// be over, as when it is down to be upgraded.
     fn bar(&mut self, barred: Option<Barred>) -> bool {
@@ -407,13 +413,9 @@ impl Peer {
 
     /// Waits until a link is not the one in use.
     pub(crate) async fn without(&self, link: &Arc<Link>) {
-        let is_in_use = |state: &State| {
-            let current = state.link.as_ref();
-            current.is_some_and(|current| Arc::ptr_eq(current, link))
-        };
         let mut changes = self.subscribe();
         // The sender of changes is ours.
-        let _ = changes.wait_for(|state| !is_in_use(state)).await;
+        let _ = changes.wait_for(|state| !state.uses(link)).await;
     }
 
     /// What a host is presumed to agree on that has just been reached: what it did before an outage, once for each
@@ -461,9 +463,7 @@ impl Peer {
     /// Asks for a new link in place of this one, if another has not taken that already.
     pub(crate) fn replace(&self, link: &Arc<Link>) {
         self.state.send_if_modified(|state| {
-            let current = state.link.as_ref();
-            let is_current = current.is_some_and(|current| Arc::ptr_eq(current, link));
-            is_current && !std::mem::replace(&mut state.is_outdated, true)
+            state.uses(link) && !std::mem::replace(&mut state.is_outdated, true)
         });
     }
 
@@ -600,16 +600,12 @@ impl Peer {
 
     /// Watches a link to its end.
     async fn attend(self: Arc<Self>, link: Arc<Link>) {
-        let is_current = |state: &State| {
-            let current = state.link.as_ref();
-            current.is_some_and(|current| Arc::ptr_eq(current, &link))
-        };
         let reason = link
             .watch(|is_stalled| {
                 let peer = &link.peer;
                 tracing::info!(%peer, is_stalled, "link changed");
                 self.state.send_if_modified(|state| {
-                    let is_ours = is_current(state);
+                    let is_ours = state.uses(&link);
                     if is_ours {
                         state.is_stalled = is_stalled;
                     }
@@ -634,7 +630,7 @@ impl Peer {
             standing::note_denied(&self, peer);
         }
         self.state.send_if_modified(|state| {
-            let is_ours = is_current(state);
+            let is_ours = state.uses(&link);
             if is_ours {
                 state.is_stalled = false;
                 state.since = SystemTime::now();
