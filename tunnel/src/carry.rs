@@ -75,10 +75,10 @@ pub(crate) fn live(
         if let Err(fault) = &ended {
             carrier.cut(wire::code(fault.code));
         }
-        match &ended {
-            Ok(heard_over) => entry.end(End::Whole(flow.received()), *heard_over),
-            Err(fault) => entry.end(End::Cut(fault.clone()), None),
-        }
+        entry.end(match &ended {
+            Ok(heard_over) => End::Whole(flow.received(), *heard_over),
+            Err(fault) => End::Cut(fault.clone()),
+        });
         ended.map(drop)
     }
 }

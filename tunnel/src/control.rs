@@ -211,7 +211,7 @@ async fn talk(
         for ended in ended.into_iter().filter(|one| one.is_news_over(link.id)) {
             let stream = ended.id;
             let word = match ended.end {
-                End::Whole(received) => Preamble::Reports(vec![Report { stream, received }]),
+                End::Whole(received, _) => Preamble::Reports(vec![Report { stream, received }]),
                 End::Cut(fault) => Preamble::Cut(Cut { stream, fault }),
             };
             say(&mut send, &word, stall).await?;

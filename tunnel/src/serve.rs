@@ -273,7 +273,7 @@ async fn resume_stream(
             let _ = stream.call(Call::Resume(Box::new(carrier), resume.received));
             return Ok(());
         }
-        Some(Found::Ended(End::Whole(received))) => {
+        Some(Found::Ended(End::Whole(received, _))) => {
             // It has everything; only the word of that was lost.
             if wire::write(&mut carrier.send, &Preamble::Resumed(received))
                 .await

@@ -157,10 +157,21 @@ impl Stream {
 /// How a stream ended.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
-    /// Both directions reached their ends, and the peer's had so much.
-    Whole(Received),
+    /// Both directions reached their ends, and the peer's had so much; over which link the peer has heard of that, if one
+    /// has carried it.
+    Whole(Received, Option<LinkId>),
     /// It was cut off.
     Cut(Fault),
+}
+
+impl End {
+    /// The link over which the peer has heard of it: that a stream was cut off is told over every one.
+    const fn heard_over(&self) -> Option<LinkId> {
+        match self {
+            Self::Whole(_, heard_over) => *heard_over,
+            Self::Cut(_) => None,
+        }
+    }
 }
 
 /// A stream that is over.
@@ -170,15 +181,12 @@ pub(crate) struct Ended {
     pub id: StreamId,
     pub party: Party,
     pub end: End,
-    /// The link over which the peer has heard of it, if one has carried that.
-    heard_over: Option<LinkId>,
 }
 
 impl Ended {
-    /// Whether the peer is to be told of it over this link. That it was cut off is told over every one; that it reached
-    /// its end the peer knows from the link that carried that.
+    /// Whether the peer is to be told of it over this link: not over the one that has carried it.
     pub(crate) fn is_news_over(&self, link: LinkId) -> bool {
-        matches!(self.end, End::Cut(_)) || self.heard_over != Some(link)
+        self.end.heard_over() != Some(link)
     }
 }
 
@@ -246,23 +254,20 @@ pub(crate) struct Entry {
     pub calls: mpsc::Receiver<Box<Call>>,
     streams: Arc<Streams>,
     end: End,
-    heard_over: Option<LinkId>,
     _seat: Option<Seat>,
 }
 
 impl Entry {
-    /// Says how the stream ended, and over which link the peer has heard of that, if it has; without a word it was cut
-    /// off.
-    pub(crate) fn end(mut self, end: End, heard_over: Option<LinkId>) {
+    /// Says how the stream ended; without a word it was cut off.
+    pub(crate) fn end(mut self, end: End) {
         self.end = end;
-        self.heard_over = heard_over;
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let end = self.end.clone();
-        self.streams.end(&self.stream, end, self.heard_over);
+        self.streams.end(&self.stream, end);
     }
 }
 
@@ -323,14 +328,13 @@ impl Streams {
             calls: heard,
             streams: Arc::clone(self),
             end: End::Cut(Fault::new(Code::Gone, "the stream was given up")),
-            heard_over: None,
             _seat: seat,
         })
     }
 
-    fn end(&self, stream: &Stream, end: End, heard_over: Option<LinkId>) {
+    fn end(&self, stream: &Stream, end: End) {
         // All others the peer has heard of, and only the next link says them again.
-        let is_unheard = heard_over.is_none();
+        let is_unheard = end.heard_over().is_none();
         let mut inner = self.inner();
         inner.live.remove(&stream.id);
         if inner.ended.len() == ENDED_COUNT_MAX
@@ -345,7 +349,6 @@ impl Streams {
             id: stream.id,
             party: stream.party.clone(),
             end,
-            heard_over,
         };
         let key = (ended.id, ended.party.1, ended.number);
         inner.ended_by_id.insert(key);
@@ -445,7 +448,7 @@ mod tests {
         assert!(matches!(find(&party("box-1", 1)), Some(Found::Live(_))));
         assert!(find(&party("box-2", 1)).is_none(), "another host");
         assert!(find(&party("box-1", 2)).is_none(), "another run");
-        one.end(End::Whole(Received::default()), None);
+        one.end(End::Whole(Received::default(), None));
         assert!(matches!(find(&party("box-1", 1)), Some(Found::Ended(_))));
         assert!(find(&party("box-2", 1)).is_none());
         assert!(find(&party("box-1", 2)).is_none());
@@ -487,18 +490,18 @@ mod tests {
     async fn an_end_that_no_link_carried_is_told_over_every_link_and_others_over_all_but_theirs() {
         let streams = Arc::new(Streams::new(64));
         let mut unheard = streams.unheard();
-        let end = async |id, end, heard_over| {
+        let end = async |id, end| {
             let entry = add(&streams, id, ours(&streams).await).unwrap();
-            entry.end(end, heard_over);
+            entry.end(end);
         };
-        let whole = || End::Whole(Received::default());
-        end(1, whole(), Some(LinkId(7))).await;
+        let whole = |heard_over| End::Whole(Received::default(), heard_over);
+        end(1, whole(Some(LinkId(7)))).await;
         assert!(!unheard.has_changed().unwrap(), "it is known");
-        end(2, whole(), None).await;
+        end(2, whole(None)).await;
         assert!(unheard.has_changed().unwrap(), "it waits for the next link");
         unheard.mark_unchanged();
         let fault = Fault::new(Code::Gone, "a test");
-        end(3, End::Cut(fault), None).await;
+        end(3, End::Cut(fault)).await;
         assert!(unheard.has_changed().unwrap());
         let (ends, _) = streams.ended_after(0, &party("box-1", 1));
         let told = |link| {
