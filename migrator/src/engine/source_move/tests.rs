@@ -1,5 +1,6 @@
 //! When a move is tried again, and when it ends.
 
+use tempfile::TempDir;
 use towpath_protocol::identity::Epoch;
 use towpath_protocol::image::CHAIN_START;
 use towpath_protocol::message::Received;
@@ -10,6 +11,18 @@ use crate::api::Phase;
 use crate::engine::fake::{Fake, Standing};
 use crate::engine::order::ATTEMPT_COUNT_MAX;
 use crate::engine::tests::{PATIENCE, ground, host, order as ordered};
+
+/// A move that begins, with its folder, its ground, and the guest's process that stands so.
+fn begun(standing: Standing) -> (TempDir, Ground, Fake, SourceMove) {
+    let (folder, shared) = host("");
+    let mut ground = ground(&shared);
+    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
+    ground.persist(&record).unwrap();
+    let process = Fake::start(&ground, standing);
+    ground.adopt_process(PATIENCE).unwrap();
+    let going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    (folder, ground, process, going)
+}
 
 #[test]
 fn what_another_attempt_may_mend_is_tried_again_a_few_times() {
@@ -86,18 +99,11 @@ fn a_target_without_a_version_in_common_ends_the_move() {
 #[test]
 fn a_guest_that_does_not_stop_in_time_is_no_failure_and_one_that_crashed_is() {
     for has_crashed in [false, true] {
-        let (_folder, shared) = host("");
-        let mut ground = ground(&shared);
-        let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-        ground.persist(&record).unwrap();
-        let standing = Standing {
+        let (_folder, mut ground, _process, mut going) = begun(Standing {
             stops_never: true,
             has_crashed,
             ..Standing::default()
-        };
-        let _process = Fake::start(&ground, standing);
-        ground.adopt_process(PATIENCE).unwrap();
-        let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+        });
         let frozen = going.act(&mut ground, Action::Freeze);
         let code = frozen.err().map(|fault| fault.code);
         assert_eq!(code, has_crashed.then_some(Code::Guest));
@@ -106,13 +112,7 @@ fn a_guest_that_does_not_stop_in_time_is_no_failure_and_one_that_crashed_is() {
 
 #[test]
 fn fault_26_a_move_whose_journal_fails_before_its_commit_is_over() {
-    let (_folder, shared) = host("");
-    let mut ground = ground(&shared);
-    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    ground.persist(&record).unwrap();
-    let _process = Fake::start(&ground, Standing::default());
-    ground.adopt_process(PATIENCE).unwrap();
-    let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    let (_folder, mut ground, _process, mut going) = begun(Standing::default());
     ground.journal.as_mut().unwrap().poison();
     going.carry_out(&mut ground);
     assert!(matches!(going.outcome, Some(Outcome::Stuck(_))));
@@ -122,17 +122,10 @@ fn fault_26_a_move_whose_journal_fails_before_its_commit_is_over() {
 
 #[test]
 fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
-    let (_folder, shared) = host("");
-    let mut ground = ground(&shared);
-    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    ground.persist(&record).unwrap();
-    let standing = Standing {
+    let (_folder, mut ground, _process, mut going) = begun(Standing {
         is_unreadable: true,
         ..Standing::default()
-    };
-    let _process = Fake::start(&ground, standing);
-    ground.adopt_process(PATIENCE).unwrap();
-    let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    });
     let demanded = ChunkOrder {
         is_urgent: true,
         generation: 1,
@@ -163,13 +156,7 @@ fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
 
 #[test]
 fn a_round_that_is_under_way_is_not_shown_as_finished() {
-    let (_folder, shared) = host("");
-    let mut ground = ground(&shared);
-    let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    ground.persist(&record).unwrap();
-    let _process = Fake::start(&ground, Standing::default());
-    ground.adopt_process(PATIENCE).unwrap();
-    let mut going = SourceMove::begin(&mut ground, ownership, ordered(1)).unwrap();
+    let (_folder, mut ground, _process, mut going) = begun(Standing::default());
     going.carry_out(&mut ground);
     going.handle(&mut ground, Event::LinkUp).unwrap();
     let prepared = Message::Prepared(Received {
