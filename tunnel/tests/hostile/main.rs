@@ -35,6 +35,12 @@ const CRYPTO_BUFFER_EXCEEDED: Close = Close::Transport(0x0d);
 const CLOSED_WAIT: Duration = Duration::from_secs(10);
 
 impl Door {
+    /// One that lets a connection stand for as long as a test takes, though it never says what it is for.
+    async fn patient() -> Self {
+        let patience = Span::new(Duration::from_mins(1));
+        Self::open_with(|config| config.limits.preamble_wait = patience).await
+    }
+
     /// A raw client at an address of its own.
     fn raw(&self, from: IpAddr, change: &[(u64, Vec<u8>)]) -> Raw {
         Raw::new(from, self.address(), self.client(), change)
@@ -374,8 +380,7 @@ async fn t03_one_address_that_ends_no_handshake_leaves_places_to_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t03_who_has_shaken_hands_takes_no_place_any_more() {
     let _beside_others = MEMORY.read().await;
-    let patient = Span::new(Duration::from_mins(1));
-    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let door = Door::patient().await;
     let new = |number| door.raw(address(530 + number % 4), &[]);
     let mut all: Vec<_> = (0_u16..80).map(new).collect();
     let shaken = blocking(move || {
@@ -479,8 +484,7 @@ async fn t06_a_stream_without_its_first_byte_is_held_in_the_window_alone() {
     const WINDOW_BYTES: u64 = 24 << 20;
     let _alone = MEMORY.write().await;
     // The first words of a connection may take their time, so that it is the window that ends this.
-    let patient = Span::new(Duration::from_mins(1));
-    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let door = Door::patient().await;
     let before = resident_bytes();
     let mut raw = door.shaken().await;
     let (offset, closed, most) = blocking(move || {
@@ -522,8 +526,7 @@ async fn t06_single_bytes_with_gaps_between_them_are_not_kept_without_end() {
     const PIECES: u64 = 400_000;
     const PIECES_PER_PACKET: u64 = 100;
     let _alone = MEMORY.write().await;
-    let patient = Span::new(Duration::from_mins(1));
-    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let door = Door::patient().await;
     let before = resident_bytes();
     let mut raw = door.shaken().await;
     let (closed, arrived) = blocking(move || {
@@ -585,8 +588,7 @@ async fn t06_a_packet_that_waits_keeps_none_of_those_that_came_with_it() {
     const BATCHES: u64 = 1500;
     const PACKETS: usize = 40;
     let _alone = MEMORY.write().await;
-    let patient = Span::new(Duration::from_mins(1));
-    let door = Door::open_with(|config| config.limits.preamble_wait = patient).await;
+    let door = Door::patient().await;
     let mut raw = door.shaken().await;
     let chunk = [7; 1300];
     let send = move |raw: &mut Raw, batches: std::ops::Range<u64>| {
@@ -622,7 +624,7 @@ async fn t07_floods_of_connection_ids_and_path_challenges_are_bounded() {
     const CHALLENGES_PER_PACKET: u64 = 120;
     const CHALLENGE_PACKETS: u64 = 20_000;
     let _alone = MEMORY.write().await;
-    let door = Door::open().await;
+    let door = Door::patient().await;
     let mut raw = door.shaken().await;
     let closed = blocking(move || {
         for sequence in 1..2000 {
