@@ -230,7 +230,9 @@ impl Life<'_> {
             }
             self.find(entry, lost, received).await
         };
-        let left = self.outage.saturating_sub(vain.lasts(Instant::now()));
+        let silence = lost.silence().unwrap_or_default();
+        let waited = vain.lasts(Instant::now()).max(silence);
+        let left = self.outage.saturating_sub(waited);
         let found = tokio::select! {
             ended = copying => return ended.map(|()| None),
             found = timeout(left, finding) => found,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant as Clock};
 
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use tokio::sync::Notify;
 use towpath_protocol::channel::Leg;
 use towpath_protocol::time::Instant;
 
@@ -35,6 +36,11 @@ pub(crate) struct Delay {
     gaps: Gaps,
     packet_bytes: u64,
     began: Clock,
+    /// What has been sent and neither arrived nor was lost, and perhaps a little more: with packets that nobody
+    /// acknowledges.
+    in_flight_bytes: u64,
+    /// Questions that went out, of those that [`Delay::ask`] has counted.
+    asked: u64,
     hints: Arc<Hints>,
 }
 
@@ -46,6 +52,10 @@ struct Hints {
     is_cruising: AtomicBool,
     /// See [`Delay::part`].
     is_parting: AtomicBool,
+    /// See [`Delay::ask`].
+    questions: AtomicU64,
+    is_unanswered: AtomicBool,
+    answered: Notify,
     /// See [`Delay::resume`]; zero once it was taken over.
     known_bytes_per_second: AtomicU64,
     known_rtt_nanos: AtomicU64,
@@ -106,6 +116,18 @@ impl Delay {
         self.hints.is_parting.store(true, Ordering::Relaxed);
     }
 
+    /// One more packet may go, however full the window is: of what fills it nothing may have arrived, and only what is
+    /// sent now can tell.
+    pub(crate) fn ask(&self) {
+        self.hints.questions.fetch_add(1, Ordering::Relaxed);
+        self.hints.is_unanswered.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until something has arrived behind a question.
+    pub(crate) async fn answered(&self) {
+        self.hints.answered.notified().await;
+    }
+
     /// Packets sent between these moments of the controller's time are to be looked at for themselves.
     pub(crate) fn mark(&self, marks: [(Instant, Instant); 2]) {
         for ((from, until), hints) in marks.into_iter().zip(&self.hints.marked_nanos) {
@@ -143,6 +165,8 @@ impl ControllerFactory for DelayFactory {
             gaps: Gaps::default(),
             packet_bytes,
             began,
+            in_flight_bytes: 0,
+            asked: 0,
             hints: Arc::default(),
         };
         delay.estimator = Estimator::new(packet_bytes, window_bytes, delay.at(now));
@@ -151,6 +175,11 @@ impl ControllerFactory for DelayFactory {
 }
 
 impl Controller for Delay {
+    fn on_sent(&mut self, _now: Clock, bytes: u64, _last_packet_number: u64) {
+        self.in_flight_bytes += bytes;
+        self.asked = self.hints.questions.load(Ordering::Relaxed);
+    }
+
     fn on_ack(
         &mut self,
         now: Clock,
@@ -177,6 +206,10 @@ impl Controller for Delay {
         self.estimator.mark(marks);
         self.estimator.on_ack(ack);
         self.gaps.arrived(bytes);
+        let is_unanswered = &self.hints.is_unanswered;
+        if is_unanswered.load(Ordering::Relaxed) && is_unanswered.swap(false, Ordering::Relaxed) {
+            self.hints.answered.notify_one();
+        }
         let known = &self.hints.known_bytes_per_second;
         let rate = known.load(Ordering::Acquire);
         if rate > 0 {
@@ -186,8 +219,19 @@ impl Controller for Delay {
         }
     }
 
+    fn on_end_acks(
+        &mut self,
+        _now: Clock,
+        in_flight: u64,
+        _app_limited: bool,
+        _largest: Option<u64>,
+    ) {
+        self.in_flight_bytes = in_flight;
+    }
+
     fn on_congestion_event(&mut self, now: Clock, sent: Clock, is_all: bool, lost_bytes: u64) {
         let (now, sent) = (self.at(now), self.at(sent));
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(lost_bytes);
         self.estimator.on_loss(now, sent, lost_bytes, is_all);
         self.gaps.lost(lost_bytes);
     }
@@ -203,7 +247,12 @@ impl Controller for Delay {
         }
         let floor_bytes = self.hints.floor_bytes.load(Ordering::Relaxed);
         let wanted = self.estimator.window_bytes().max(floor_bytes);
-        wanted.min(self.gaps.window_bytes_max(self.packet_bytes))
+        let window = wanted.min(self.gaps.window_bytes_max(self.packet_bytes));
+        if self.asked == self.hints.questions.load(Ordering::Relaxed) {
+            return window;
+        }
+        // QUIC sends only what leaves some of the window free.
+        window.max(self.in_flight_bytes + 2 * self.packet_bytes)
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -229,6 +278,22 @@ impl Controller for Delay {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_question_goes_out_behind_a_full_window_and_takes_no_second_packet_along() {
+        let now = Clock::now();
+        let mut delay = Arc::new(Delay::factory(Some(Leg::Bulk))).build(now, 1452);
+        let window = delay.window();
+        delay.on_sent(now, window + 1000, 10);
+        let full = window + 1000;
+        let asking = delay.clone_box().into_any().downcast::<Delay>();
+        asking.expect("one of ours").ask();
+        // QUIC's own condition, for one packet and for two.
+        assert!(full + 1452 < delay.window());
+        assert!(full + 2 * 1452 >= delay.window());
+        delay.on_sent(now, 1452, 11);
+        assert_eq!(delay.window(), window);
+    }
 
     #[test]
     fn no_more_is_under_way_than_leaves_the_gaps_that_the_other_side_keeps() {

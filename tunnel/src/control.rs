@@ -214,16 +214,17 @@ async fn talk(
                 End::Whole(received, _) => Preamble::Reports(vec![Report { stream, received }]),
                 End::Cut(fault) => Preamble::Cut(Cut { stream, fault }),
             };
-            say(&mut send, &word, stall).await?;
+            say(link, &mut send, &word, stall).await?;
         }
         tokio::select! {
             reports = link.reports.take() => {
                 for some in reports.chunks(REPORT_COUNT_MAX) {
-                    say(&mut send, &Preamble::Reports(some.to_vec()), stall).await?;
+                    let word = Preamble::Reports(some.to_vec());
+                    say(link, &mut send, &word, stall).await?;
                 }
             }
             report = link.news.take(), if link.version >= PATH_REPORT_VERSION => {
-                say(&mut send, &Preamble::Path(report), stall).await?;
+                say(link, &mut send, &Preamble::Path(report), stall).await?;
             }
             _ = unheard.changed() => {}
             _ = &mut stopped => {
@@ -234,13 +235,24 @@ async fn talk(
     }
 }
 
-/// Says a word. A peer that takes none while its link lives would have more and more of them kept for it.
-async fn say(send: &mut SendStream, word: &Preamble, stall: Duration) -> Result<(), Fault> {
-    let said = timeout(stall, wire::write(send, word)).await;
-    said.unwrap_or_else(|_| {
-        let detail = format!("the peer takes none of the link's own words for {stall:?}");
-        Err(Fault::new(Code::Stalled, detail))
-    })
+/// Says a word. A peer that answers and takes none would have more and more of them kept for it.
+async fn say(
+    link: &Link,
+    send: &mut SendStream,
+    word: &Preamble,
+    stall: Duration,
+) -> Result<(), Fault> {
+    let mut saying = pin!(wire::write(send, word));
+    loop {
+        match timeout(stall, &mut saying).await {
+            Ok(said) => return said,
+            Err(_) if link.is_ill() => {}
+            Err(_) => {
+                let detail = format!("the peer takes none of the link's own words for {stall:?}");
+                return Err(Fault::new(Code::Stalled, detail));
+            }
+        }
+    }
 }
 
 /// Listens until the link is over or the peer says what it must not.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use towpath_certs::Refusal;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::Leg;
@@ -44,6 +44,10 @@ const NETWORK_ATTEMPT_COUNT_MAX: usize = 2;
 /// How long an attempt may take while nothing is known about the path: a handshake of three round
 /// trips over a satellite, with one packet lost.
 pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(3);
+
+/// How long a link that does not answer is waited for once an attempt beside it has connected: it was asked when that
+/// began, and its streams go on over it two round trips sooner than over another.
+const ANSWER_WAIT: Duration = Duration::from_millis(25);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
@@ -85,8 +89,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
     let mut network = core.network.subscribe();
     let mut next = Instant::now();
     loop {
-        let is_needed =
-            |state: &State| state.link.is_none() || state.is_stalled || state.is_outdated;
+        let is_needed = |state: &State| !state.is_usable() || state.is_outdated;
         let cause = tokio::select! {
             () = stop.requested() => return,
             needed = changes.wait_for(is_needed) => match needed {
@@ -103,9 +106,16 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
                 _ => continue,
             },
         };
+        let found = async {
+            let connections = reach(&core, &peer, &place, (&mut backoff, next, cause)).await;
+            if peer.state().is_waiting() {
+                sleep(ANSWER_WAIT).await;
+            }
+            connections
+        };
         let reached = tokio::select! {
             () = stop.requested() => return,
-            connections = reach(&core, &peer, &place, (&mut backoff, next, cause)) => Some(connections),
+            connections = found => Some(connections),
             // The link we have answers again: streams over it live on, and nothing is replaced.
             _ = changes.wait_for(|state| !is_needed(state)) => None,
         };
@@ -160,6 +170,10 @@ async fn reach(
             }
             () = sleep_until(next), if attempts.len() < cause.room() => {
                 peer.dials[cause as usize].fetch_add(1, Ordering::Relaxed);
+                if let Some(link) = peer.state().link {
+                    // Where the way is back it answers first.
+                    link.ask();
+                }
                 cause = Cause::Clock;
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
                 let (place, drivers) = (Arc::clone(place), core.legs.drivers());

@@ -20,6 +20,7 @@ use towpath_protocol::rate::Rate;
 use towpath_protocol::time::Instant;
 
 use crate::alarm::Alarms;
+use crate::backoff::PATIENCE;
 use crate::congestion::{Delay, Known};
 use crate::control::{News, Reports};
 use crate::counters::Counters;
@@ -32,6 +33,7 @@ use crate::shares::{Shares, cap_text};
 use crate::standing::Papers;
 use crate::streams::Party;
 use crate::turns::Turns;
+use crate::watch::Hearing;
 use crate::windows::{self, Memory, Windows};
 use crate::{network, wire};
 use looks::{Rounds, seen, wire_bytes};
@@ -45,6 +47,12 @@ const TICK: Duration = Duration::from_millis(50);
 /// How often a link under a cap looks at what has left while it sends: what headers and repeats cost
 /// is charged before it can become a burst.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Ticks between two questions to a peer that has stopped answering: 100 ms, which the end of an outage may cost
+/// the streams on the link, on top of itself and one and a half round trips. Where the peer has been silent for long
+/// they are as rare as attempts to dial it.
+const ASK_TICKS: u32 = 2;
+const PATIENT_ASK_TICKS: u32 = 5;
 
 /// Ticks over which the goodput shown to operators is measured.
 const GOODPUT_TICKS: u32 = 20;
@@ -106,7 +114,8 @@ pub(crate) struct Link {
     base_rtt_us: AtomicU64,
     /// See [`Self::learnt`]; kept while an interruption makes bulk begin again.
     learnt: Mutex<Option<Known>>,
-    is_stalled: AtomicBool,
+    /// Since when the peer has not answered.
+    silent_since: Mutex<Option<Clock>>,
     measured: Mutex<Measured>,
     trouble: Mutex<Trouble>,
     cruise: Mutex<Cruise>,
@@ -195,7 +204,7 @@ impl Link {
             held_bulk: Arc::clone(site.streams.held_bytes(Leg::Bulk)),
             base_rtt_us: AtomicU64::new(0),
             learnt: Mutex::default(),
-            is_stalled: AtomicBool::new(false),
+            silent_since: Mutex::default(),
             measured: Mutex::default(),
             trouble: Mutex::default(),
             cruise: Mutex::default(),
@@ -274,7 +283,18 @@ impl Link {
 
     /// Whether the peer has stopped answering on one of the connections.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.is_stalled.load(Ordering::Relaxed)
+        self.silent_since().is_some()
+    }
+
+    /// For how long the peer has not answered; a link that is over was heard last when that began.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        self.silent_since().map(|since| since.elapsed())
+    }
+
+    fn silent_since(&self) -> MutexGuard<'_, Option<Clock>> {
+        self.silent_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The smoothed round trip of the urgent connection.
@@ -348,6 +368,12 @@ impl Link {
         Carrying::one_of(&self.carried[leg as usize])
     }
 
+    /// Streams that it carries.
+    pub(crate) fn carried_count(&self) -> u64 {
+        let carried = self.carried.iter();
+        carried.map(|leg| leg.load(Ordering::Relaxed)).sum()
+    }
+
     /// Counts bytes taken from a stream.
     pub(crate) fn count_received(&self, class: Class, bytes: u64) {
         self.counters.add_received(class, bytes);
@@ -395,9 +421,7 @@ impl Link {
     fn close_if_retired(&self) {
         // Until it is closed, so that it is not reinstated meanwhile.
         let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let carried = self.carried.iter().map(|leg| leg.load(Ordering::Relaxed));
-        let is_empty = carried.sum::<u64>() == 0;
-        let time = if is_empty {
+        let time = if self.carried_count() == 0 {
             RETIREMENT_MIN
         } else {
             RETIREMENT_MAX
@@ -532,8 +556,8 @@ impl Link {
         (goodput_per_second >= rate / 1000 * KEPT_BELOW_PER_MILLE_MIN).then_some(rate)
     }
 
-    /// Watches both connections until one is over; gives why. `on_stall` hears of every change.
-    pub(crate) async fn watch(&self, on_stall: impl Fn(bool)) -> String {
+    /// Watches both connections until one is over; gives why. `on_change` hears whether the peer is heard.
+    pub(crate) async fn watch(&self, on_change: impl Fn(Hearing)) -> String {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut looks = tokio::time::interval(LOOK);
@@ -543,15 +567,8 @@ impl Link {
             tokio::select! {
                 reason = self.urgent.closed() => break reason.to_string(),
                 reason = self.bulk.closed() => break reason.to_string(),
-                _ = ticks.tick() => {
-                    let is_stalled = self.tick(&mut rounds);
-                    if self.is_stalled.swap(is_stalled, Ordering::Relaxed) != is_stalled {
-                        on_stall(is_stalled);
-                        if !is_stalled {
-                            self.poke();
-                        }
-                    }
-                }
+                _ = ticks.tick() => self.listen(&mut rounds, &on_change),
+                () = self.answered(), if self.is_stalled() => self.listen(&mut rounds, &on_change),
                 _ = looks.tick(), if self.pace.is_unobserved() => drop(self.observe()),
             }
         };
@@ -560,12 +577,65 @@ impl Link {
         reason
     }
 
-    /// Has the peer acknowledge something at once: what the interruption took is repeated as soon as that shows it, and
+    /// Looks at the counters, and asks on if they show that the peer does not answer.
+    fn listen(&self, rounds: &mut Rounds, on_change: impl Fn(Hearing)) {
+        let is_stalled = self.tick(rounds);
+        let hearing = {
+            let mut since = self.silent_since();
+            *since = is_stalled.then(|| since.unwrap_or_else(Clock::now));
+            Hearing::after(since.map(|since| since.elapsed()))
+        };
+        let is_news = std::mem::replace(&mut rounds.hearing, hearing) != hearing;
+        if is_news {
+            on_change(hearing);
+        }
+        if !is_stalled {
+            rounds.silent_ticks = 0;
+            if is_news {
+                // What the interruption took of the other connection, and of what the peer has sent.
+                self.ask();
+            }
+            return;
+        }
+        let is_long = TICK * rounds.silent_ticks > PATIENCE;
+        let between = if is_long {
+            PATIENT_ASK_TICKS
+        } else {
+            ASK_TICKS
+        };
+        if rounds.silent_ticks.is_multiple_of(between) {
+            self.ask();
+        }
+        rounds.silent_ticks = rounds.silent_ticks.saturating_add(1);
+    }
+
+    /// Has the peer acknowledge something at once: what an interruption took is repeated as soon as that shows it, and
     /// not when QUIC's own probe is due, whose pauses have doubled meanwhile.
-    fn poke(&self) {
-        for connection in [&self.urgent, &self.bulk] {
-            // No flow has a datagram of no bytes; a connection that is over needs none.
-            let _ = connection.send_datagram(Bytes::new());
+    pub(crate) fn ask(&self) {
+        let is_dialled = self.dialler != self.peer.site;
+        for leg in Leg::ALL {
+            // A region whose edges are all away does not call after those that have nothing on the way.
+            let is_used = self.carried[leg as usize].load(Ordering::Relaxed) > 0;
+            if !self.is_retired() && (is_dialled || is_used) {
+                let connection = self.connection(leg);
+                if let Some(delay) = Delay::of(connection) {
+                    delay.ask();
+                }
+                // No flow has a datagram of no bytes; a connection that is over needs none.
+                let _ = connection.send_datagram(Bytes::new());
+            }
+        }
+    }
+
+    /// Waits until the peer has acknowledged something behind a question.
+    async fn answered(&self) {
+        let [urgent, bulk] = [&self.urgent, &self.bulk].map(Delay::of);
+        let (Some(urgent), Some(bulk)) = (urgent, bulk) else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            () = urgent.answered() => {}
+            () = bulk.answered() => {}
         }
     }
 

@@ -209,7 +209,7 @@ pub(crate) async fn begin(core: &Core, open: &Open, kind: Kind) -> Result<Begun,
         let link = peer.link()?;
         let asked = tokio::select! {
             asked = timeout_at(until, begin_over(peer, &link, open, &kind)) => Some(asked),
-            () = peer.replaced(&link) => None,
+            () = peer.left(&link) => None,
         };
         match asked {
             Some(Ok(Err(fault))) if fault.code == Code::Unreachable && link.is_over() => {

@@ -24,7 +24,6 @@ use crate::outlook::Direction;
 use crate::peer::Peer;
 use crate::refusals::DropReason;
 use crate::status::{self, ChannelView, LinkState};
-use crate::streams::Tally;
 
 /// All metrics as text.
 ///
@@ -287,9 +286,9 @@ fn links(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         for class in Class::ALL {
             shares.show(peer, class);
         }
-        fates.show(&[peer.site.as_str()], &peer.streams.tally);
-        if let Some(link) = peer.state().link {
-            legs.show(peer.site.as_str(), &link);
+        fates.show(peer);
+        if let Some(link) = peer.state().up() {
+            legs.show(peer.site.as_str(), link);
         }
     }
     Ok(())
@@ -385,7 +384,7 @@ impl Links {
             self.packets_sent.with_label_values(labels).inc_by(sent);
             self.packets_lost.with_label_values(labels).inc_by(lost);
         }
-        let link = state.link.as_deref();
+        let link = state.up().map(|link| &**link);
         let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         for (metric, rate) in [(&self.cap, cap), (&self.receive_cap, peer.receive_rate())] {
             if let Some(rate) = rate.map(Rate::bytes_per_second) {
@@ -648,7 +647,7 @@ impl Fates {
             paused: gauges(
                 registry,
                 "towpath_tunnel_streams_paused",
-                "Streams that wait for the next link.",
+                "Streams that wait for their peer.",
                 &["peer"],
             )?,
             resumed: count(
@@ -670,17 +669,18 @@ impl Fates {
         })
     }
 
-    fn show(&self, peer: &[&str], tally: &Tally) {
+    fn show(&self, peer: &Peer) {
+        let (label, tally) = (&[peer.site.as_str()], &peer.streams.tally);
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let paused = self.paused.with_label_values(peer);
-        paused.set(signed(of(&tally.paused)));
+        let paused = self.paused.with_label_values(label);
+        paused.set(signed(peer.paused_count()));
         for (metric, counter) in [
             (&self.resumed, &tally.resumed),
             (&self.lost, &tally.lost),
             (&self.resent, &tally.resent_bytes),
             (&self.links_lost, &tally.links_lost),
         ] {
-            metric.with_label_values(peer).inc_by(of(counter));
+            metric.with_label_values(label).inc_by(of(counter));
         }
     }
 }

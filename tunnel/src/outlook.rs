@@ -235,7 +235,7 @@ fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
 /// What the last second was like, by direction.
 fn sample(peer: &Peer, seen: &mut Option<Seen>) -> [Sample; 2] {
     let state = peer.state();
-    let Some(link) = state.link.filter(|_| !state.is_stalled) else {
+    let Some(link) = state.link.clone().filter(|_| state.is_usable()) else {
         *seen = None;
         return [Sample::Down; 2];
     };

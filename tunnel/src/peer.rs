@@ -43,6 +43,7 @@ use crate::serve::Told;
 use crate::shares::Shaping;
 use crate::standing::Chain;
 use crate::streams::Streams;
+use crate::watch::Hearing;
 use crate::{probe, standing, status, timetable, transport};
 
 /// New streams per second a peer may begin; a move begins four, an application a few per request.
@@ -59,7 +60,8 @@ const RETIRED_COUNT_MAX: usize = 2;
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub link: Option<Arc<Link>>,
-    pub is_stalled: bool,
+    /// Whether the peer is heard over it.
+    pub hearing: Hearing,
     /// A new link is wanted although this one works.
     pub is_outdated: bool,
     /// Why there is no link, or why the one before ended.
@@ -135,7 +137,17 @@ impl Clients {
 impl State {
     /// Whether what is asked of the link now is likely to succeed.
     pub(crate) const fn is_usable(&self) -> bool {
-        self.link.is_some() && !self.is_stalled
+        self.link.is_some() && matches!(self.hearing, Hearing::Heard)
+    }
+
+    /// Whether the link in use may answer again, and is to be used on then.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.link.is_some() && !self.is_usable() && !self.is_outdated
+    }
+
+    /// The link, unless it is down.
+    pub(crate) fn up(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref().filter(|_| self.hearing != Hearing::Lost)
     }
 
     /// Whether this is the link in use.
@@ -245,7 +257,7 @@ impl Peer {
         let clients = clients(&config.site, identity, rejections, limits)?;
         let (state, _) = watch::channel(State {
             link: None,
-            is_stalled: false,
+            hearing: Hearing::Heard,
             is_outdated: false,
             reason: "not reached yet".to_owned(),
             remedy: None,
@@ -368,7 +380,7 @@ impl Peer {
     /// `E_UNREACHABLE`, with why and what to do; what no waiting mends: `E_DENIED` if the peer was refused because
     /// its certificate is revoked, `E_VERSION` if it has no version in common with us.
     pub(crate) fn link(&self) -> Result<Arc<Link>, Fault> {
-        let link = self.state.borrow().link.clone();
+        let link = self.state.borrow().up().cloned();
         link.ok_or_else(|| self.unlinked())
     }
 
@@ -411,6 +423,16 @@ impl Peer {
         other(&state).expect("it was waited for")
     }
 
+    /// Waits until nothing is to be begun over a link any more: the peer has not answered on it for long, or another
+    /// one has its place. One that is over says so itself.
+    pub(crate) async fn left(&self, link: &Arc<Link>) {
+        let mut changes = self.subscribe();
+        let is_left =
+            |state: &State| state.link.is_some() && (!state.uses(link) || state.up().is_none());
+        // The sender of changes is ours.
+        let _ = changes.wait_for(is_left).await;
+    }
+
     /// Waits until a link is not the one in use.
     pub(crate) async fn without(&self, link: &Arc<Link>) {
         let mut changes = self.subscribe();
@@ -424,7 +446,7 @@ impl Peer {
         let state = self.state.borrow();
         let link = state.link.as_ref();
         // One that works is let go of only for one that is sure.
-        if link.is_some() && !state.is_stalled {
+        if state.is_usable() {
             return None;
         }
         let stalled = link.filter(|link| link.is_joined());
@@ -436,6 +458,14 @@ impl Peer {
 
     fn presumed(&self) -> MutexGuard<'_, Option<(HostIdentity, Terms)>> {
         self.presumed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Streams that wait for the peer: without a carrier, or on a link over which it is not heard.
+    pub(crate) fn paused_count(&self) -> u64 {
+        let state = self.state.borrow();
+        let silent = state.link.as_ref().filter(|_| state.up().is_none());
+        let waiting = silent.map_or(0, |link| link.carried_count());
+        waiting + self.streams.tally.paused.load(Ordering::Relaxed)
     }
 
     /// Times the link was lost of late.
@@ -488,6 +518,7 @@ impl Peer {
     }
 
     fn note_lost(&self, link: &Arc<Link>) {
+        self.forget(link);
         self.lost().push(Arc::downgrade(link));
     }
 
@@ -503,7 +534,7 @@ impl Peer {
     pub(crate) fn note_failure(&self, Unreached { fault, barred }: &Unreached) -> bool {
         let mut is_told = false;
         self.state.send_if_modified(|state| {
-            if state.link.is_some() {
+            if state.up().is_some() {
                 return false;
             }
             is_told = self.failures().is_news(fault, Clock::now());
@@ -540,6 +571,10 @@ impl Peer {
                 }
                 self.learn_from(current);
                 self.retire(current);
+                if current.peer == link.peer && current.party() != link.party() {
+                    // Whoever it was a link with is no more.
+                    current.close(Code::State, "the peer's tunnel was started anew");
+                }
             }
             // The peer's wish came with the link.
             self.shape_link(link);
@@ -547,13 +582,8 @@ impl Peer {
                 link.resume(known);
             }
             state.link = Some(Arc::clone(link));
-            state.is_stalled = false;
             state.is_outdated = false;
-            state.reason = "up".to_owned();
-            state.remedy = None;
-            state.barred = None;
-            *self.failures() = Failures::default();
-            state.since = SystemTime::now();
+            self.note_up(state);
             true
         });
         if let Some(fault) = refused {
@@ -590,7 +620,7 @@ impl Peer {
     }
 
     fn is_replaced(&self, current: &Link, new: &Link) -> bool {
-        let is_ill = current.is_over() || current.is_stalled();
+        let is_ill = current.is_ill();
         if current.peer.host != new.peer.host {
             // Two hosts that both claim to be the site's tunnel would push each other out for ever.
             return is_ill;
@@ -601,15 +631,11 @@ impl Peer {
     /// Watches a link to its end.
     async fn attend(self: Arc<Self>, link: Arc<Link>) {
         let reason = link
-            .watch(|is_stalled| {
+            .watch(|hearing| {
                 let peer = &link.peer;
-                tracing::info!(%peer, is_stalled, "link changed");
+                tracing::info!(%peer, ?hearing, "link changed");
                 self.state.send_if_modified(|state| {
-                    let is_ours = state.uses(&link);
-                    if is_ours {
-                        state.is_stalled = is_stalled;
-                    }
-                    is_ours
+                    state.uses(&link) && self.note_hearing(state, hearing)
                 });
             })
             .await;
@@ -632,20 +658,21 @@ impl Peer {
         self.state.send_if_modified(|state| {
             let is_ours = state.uses(&link);
             if is_ours {
-                state.is_stalled = false;
-                state.since = SystemTime::now();
+                let was_up = std::mem::take(&mut state.hearing) != Hearing::Lost;
                 state.link = self.reinstated(&link);
                 *self.presumed() = is_outage.then(|| (link.peer.clone(), link.terms()));
                 if state.link.is_some() {
                     // What the newer one was made for is still to be had by whoever dialled it; from the other side
                     // it would be refused without end.
                     state.is_outdated = link.dialler != self.site;
+                    state.since = SystemTime::now();
                 } else {
-                    if link.is_joined() {
-                        self.note_loss();
+                    if was_up {
+                        if link.is_joined() {
+                            self.note_loss();
+                        }
+                        note_down(state, reason.clone());
                     }
-                    state.reason.clone_from(&reason);
-                    state.remedy = None;
                     if is_denied {
                         state.bar(Some(Barred::Revoked(Whose::Ours)));
                     }
@@ -653,6 +680,30 @@ impl Peer {
             }
             is_ours
         });
+    }
+
+    fn note_up(&self, state: &mut State) {
+        state.hearing = Hearing::Heard;
+        state.reason = "up".to_owned();
+        state.remedy = None;
+        state.barred = None;
+        *self.failures() = Failures::default();
+        state.since = SystemTime::now();
+    }
+
+    /// Notes whether the peer is heard over the link in use; says that this is news.
+    fn note_hearing(&self, state: &mut State, hearing: Hearing) -> bool {
+        let before = std::mem::replace(&mut state.hearing, hearing);
+        let link = state.link.clone();
+        if hearing == Hearing::Lost {
+            self.note_loss();
+            link.iter().for_each(|link| self.note_lost(link));
+            note_down(state, "the peer has stopped answering".to_owned());
+        } else if before == Hearing::Lost {
+            link.iter().for_each(|link| self.forget(link));
+            self.note_up(state);
+        }
+        true
     }
 
     /// The link that this one has replaced, if it still works: whoever dialled this one may have let go of it
@@ -679,6 +730,12 @@ impl Peer {
         tracing::info!(%peer, link = %format_args!("{:032x}", link.id.0), "link back in its place");
         Some(link)
     }
+}
+
+fn note_down(state: &mut State, reason: String) {
+    state.reason = reason;
+    state.remedy = None;
+    state.since = SystemTime::now();
 }
 
 fn clients(

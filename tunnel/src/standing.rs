@@ -158,7 +158,7 @@ fn check(core: &Core, peer: &Peer, link: &Arc<Link>) -> Result<(), Fault> {
 /// Ends the streams that wait for a host which has just refused what we show as revoked, if they were carried under
 /// the same: it has ended its ends of them. With another certificate of ours it goes on waiting, and so do we.
 pub(crate) fn note_refused(peer: &Peer, host: &HostIdentity, shown: &Chain) {
-    if peer.links().iter().any(|link| !link.is_over()) {
+    if peer.links().iter().any(|link| !link.is_ill()) {
         return;
     }
     for link in peer.lost_links() {

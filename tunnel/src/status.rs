@@ -23,6 +23,7 @@ pub use crate::outlook::{ForecastDocument, ForecastView, QuantilesView};
 use crate::peer::{Barred, Peer};
 use crate::timetable;
 use crate::trust::{self, Trust, with_remedy};
+use crate::watch::Hearing;
 
 pub use view::*;
 
@@ -179,8 +180,8 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
     let state = peer.state();
     let trouble = state.link.as_deref().map(Link::trouble).unwrap_or_default();
     health::judge(&Signs {
-        is_linked: state.link.is_some(),
-        is_stalled: state.is_stalled,
+        is_linked: state.up().is_some(),
+        is_stalled: state.hearing != Hearing::Heard,
         is_dialled: peer.address.is_some(),
         revoked: match state.barred {
             Some(Barred::Revoked(whose)) => Some(whose),
@@ -197,13 +198,13 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
 
 fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let state = peer.state();
-    let link = state.link.as_deref();
+    let link = state.up().map(|link| &**link);
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
     let (verdict, tally) = (verdict(peer), &peer.streams.tally);
     // Who was refused is not known: it may be a stranger.
-    let is_waited_for = state.link.is_none() && peer.address.is_none() && state.remedy.is_none();
+    let is_waited_for = link.is_none() && peer.address.is_none() && state.remedy.is_none();
     let refused = core.refused.last().filter(|_| is_waited_for);
     let waiting = refused.map(|refused| refused.remedy_of_peer());
     let groups = link.and_then(Link::key_exchanges);
@@ -229,7 +230,7 @@ fn link_view(core: &Core, peer: &Peer) -> LinkView {
         forecasts: core.outlook.views(peer, timetable::now()),
         lost_per_million: measured.lost_per_million,
         streams: peer.streams.count(),
-        streams_paused: tally.paused.load(Ordering::Relaxed),
+        streams_paused: peer.paused_count(),
         streams_resumed: tally.resumed.load(Ordering::Relaxed),
         streams_lost: tally.lost.load(Ordering::Relaxed),
         resent_bytes: tally.resent_bytes.load(Ordering::Relaxed),

@@ -18,13 +18,16 @@ use crate::config::Limits;
 use crate::congestion::Delay;
 use crate::windows;
 
-/// A connection that has heard nothing for this long is dead: a cut shows within it at both sides,
-/// and a peer that vanished does not hold memory for longer.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long QUIC keeps a connection that hears nothing: as long as streams wait for their peer, for they go on
+/// soonest over what they have. That a path is down shows long before, see [`crate::watch`]; a stranger whose
+/// handshake has no end and a link that was replaced are let go of sooner. Whatever it asks meanwhile is kept with it,
+/// and a peer that has gone for good may hold no more of that.
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_mins(10);
+const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 
-/// Silence after which a connection asks whether the peer is there: eight chances before it is given
-/// up, and small against the least rate we allow.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// Silence after which a connection asks whether the peer is there: soon enough for a cut to show, and small against
+/// the least rate we allow.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
 /// Bytes of datagrams that wait to be sent, and to be read: the oldest are lost beyond it. A tenth of a
 /// second at 20 Mbit/s; what is older is late.
@@ -66,7 +69,9 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
         .upper_bound(limits.udp_payload_bytes)
         .interval(MTU_INTERVAL)
         .black_hole_cooldown(MTU_COOLDOWN);
-    let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("a few seconds fit");
+    let outage = limits.outage_wait.duration();
+    let idle = outage.clamp(IDLE_TIMEOUT_MIN, IDLE_TIMEOUT_MAX);
+    let idle = IdleTimeout::try_from(idle).expect("a few minutes fit");
     let mut config = TransportConfig::default();
     config
         // The first stream is the one that joins the link; uni streams have no use.

@@ -3,7 +3,7 @@
 //! Pure. After an outage QUIC's own probes come ever more rarely (each waits twice as long as the one
 //! before), so a path that is back after ten seconds is tried again only seconds later. Whoever dials
 //! does not wait for that: once something sent has stayed unanswered for longer than any healthy path
-//! takes, a second connection is dialled beside the first.
+//! takes, a second connection is dialled beside the first, and the first asks again and again.
 
 use std::time::Duration;
 
@@ -17,6 +17,33 @@ const ACK_DELAY_MAX: Duration = Duration::from_millis(25);
 
 /// A look that comes this much later than the one before says that *we* slept, not the peer.
 const OVERSLEPT: Duration = Duration::from_millis(150);
+
+/// How long a peer that has stopped answering passes for one that is there: then its link is down for all who ask, and
+/// kept for the streams on it.
+const LOST_AFTER: Duration = Duration::from_secs(3);
+
+/// Whether a peer is heard over its link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Hearing {
+    /// It answers.
+    #[default]
+    Heard,
+    /// It has stopped answering just now.
+    Stalled,
+    /// It has not answered for long.
+    Lost,
+}
+
+impl Hearing {
+    /// What is made of a peer that has not answered for so long, if it has not.
+    pub(crate) fn after(silence: Option<Duration>) -> Self {
+        match silence {
+            None => Self::Heard,
+            Some(silence) if silence < LOST_AFTER => Self::Stalled,
+            Some(_) => Self::Lost,
+        }
+    }
+}
 
 /// What a connection's counters say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,7 +6,7 @@ use std::time::Instant as Clock;
 use quinn::{ConnectionStats, UdpStats};
 
 use super::measured::Totals;
-use crate::watch::{Seen, Watch};
+use crate::watch::{Hearing, Seen, Watch};
 
 /// Bytes an IP packet adds to a UDP payload: the headers of UDP and of IPv4, or IPv6.
 const PACKET_HEADER_BYTES: u64 = 28;
@@ -17,6 +17,9 @@ const PACKET_HEADER_BYTES_IPV6: u64 = 48;
 pub(super) struct Rounds {
     pub(super) began: Clock,
     pub(super) watches: [Watch; 2],
+    pub(super) hearing: Hearing,
+    /// Ticks for which the peer has not answered.
+    pub(super) silent_ticks: u32,
     pub(super) ticks: u32,
     pub(super) totals: Option<Totals>,
     /// Packets sent and lost that were counted, by leg.
@@ -30,6 +33,8 @@ impl Default for Rounds {
         Self {
             began: Clock::now(),
             watches: Default::default(),
+            hearing: Hearing::default(),
+            silent_ticks: 0,
             ticks: 0,
             totals: None,
             packets: [(0, 0); 2],

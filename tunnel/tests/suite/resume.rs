@@ -57,9 +57,18 @@ fn streams(tunnel: &Tunnel) -> (u64, u64) {
     (link.streams, link.streams_paused)
 }
 
+/// What is there behind a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    /// The same path: the link that there was answers again.
+    Same,
+    /// A router that has forgotten it: only another link finds a way.
+    Another,
+}
+
 /// Bytes flow both ways over each class while the link is cut one way or both; all arrive, in order, and no more went
 /// again than the tails. What the cut took did: it was on its way.
-async fn check_cut(outage: Duration, lost_from: &[Side]) {
+async fn check_cut(outage: Duration, lost_from: &[Side], behind: Behind) {
     let (pair, control) = start(|_, _| ()).await;
     let classes = [Class::Demand, Class::Bulk];
     let mut ends = Vec::new();
@@ -74,6 +83,9 @@ async fn check_cut(outage: Duration, lost_from: &[Side]) {
             control.cut(*side);
         }
         tokio::time::sleep(outage).await;
+        if behind == Behind::Another {
+            control.change_addresses();
+        }
         control.heal();
     };
     let (two, one) = (ends.pop().unwrap(), ends.pop().unwrap());
@@ -102,7 +114,8 @@ async fn check_cut(outage: Duration, lost_from: &[Side]) {
         assert!(carried.contains(&counters.delivered_bytes), "{counters:?}");
         if lost_from.contains(&side) {
             // In the middle of a flow each lost datagram had bytes of a stream in it, and these came by another one.
-            assert!(counters.cut_count > 0 && again > 0, "{counters:?}");
+            assert!(counters.cut_count > 0, "{counters:?}");
+            assert!(again > 0 || behind == Behind::Same, "{counters:?}");
         }
         assert_eq!(link.streams_lost, 0);
         for class in classes {
@@ -116,17 +129,23 @@ async fn check_cut(outage: Duration, lost_from: &[Side]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_a_cut_of_three_seconds() {
-    check_cut(Duration::from_secs(3), &[Side::A, Side::B]).await;
+    check_cut(Duration::from_secs(3), &[Side::A, Side::B], Behind::Another).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_a_cut_of_ten_seconds() {
-    check_cut(Duration::from_secs(10), &[Side::A, Side::B]).await;
+    let both = &[Side::A, Side::B];
+    let (same, another) = (Behind::Same, Behind::Another);
+    let outage = Duration::from_secs(10);
+    tokio::join!(
+        check_cut(outage, both, same),
+        check_cut(outage, both, another)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_the_loss_of_one_direction() {
-    check_cut(Duration::from_secs(3), &[Side::B]).await;
+    check_cut(Duration::from_secs(3), &[Side::B], Behind::Another).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -159,7 +178,7 @@ async fn a_path_that_is_slow_is_not_a_program_that_reads_nothing() {
     assert!(heard == sent);
 }
 
-/// Cuts the link, changes something, heals it.
+/// Cuts the link, changes something, and heals it where no link that there was finds a way.
 async fn while_cut(pair: &Pair, control: &Control, change: impl AsyncFnOnce()) {
     control.cut_both();
     for tunnel in [&pair.edge, &pair.region] {
@@ -167,6 +186,7 @@ async fn while_cut(pair: &Pair, control: &Control, change: impl AsyncFnOnce()) {
         until("the stream waits", || streams(tunnel) == (1, 1)).await;
     }
     change().await;
+    control.change_addresses();
     control.heal();
 }
 
@@ -220,7 +240,7 @@ async fn what_is_written_and_ended_during_an_outage_arrives_after_it() {
         assert_eq!(heard, b"thanks", "the other direction lives on");
         for tunnel in [&pair.edge, &pair.region] {
             let again = tunnel.status().links[0].resent_bytes;
-            assert_eq!(again, 0, "no link was given anything before");
+            assert!(again <= sent.len() as u64, "{again} bytes again");
         }
     }
 }
@@ -342,6 +362,7 @@ async fn streams_are_bounded_while_they_have_no_connection() {
     let _second = pair.stream(Class::Bulk).await;
     control.cut_both();
     until("no link", || pair.region.status().links[0].host.is_none()).await;
+    control.change_addresses();
     control.heal();
     until("both go on", || streams(&pair.region) == (2, 0)).await;
     let listener = pair.echo();
