@@ -20,8 +20,8 @@ use crate::windows;
 
 /// How long QUIC keeps a connection that hears nothing: as long as streams wait for their peer, for they go on
 /// soonest over what they have. That a path is down shows long before, see [`crate::watch`]; a stranger whose
-/// handshake has no end and a link that was replaced are let go of sooner. Whatever it asks meanwhile is kept with it,
-/// and a peer that has gone for good may hold no more of that.
+/// handshake has no end and a link that was replaced are let go of sooner. What it asks meanwhile is kept with it, some
+/// thousand packets' numbers: more a peer that has gone for good is not worth.
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_mins(10);
 const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 

@@ -5,9 +5,10 @@
 //! time from there to the first new byte at the other end is the result, and for the tunnel whether all
 //! bytes were the right ones and how many of them went twice; and for both which part of the path's rate
 //! arrived in the first seconds, of the connection and behind the outage. One of the paths also loses one
-//! packet of a hundred. The two take turns, five times, and it is the middle that is judged: by one goal for all
-//! paths, by what quinn took in the same run, and over the far path also by what our own design takes there, which
-//! tells a run that has become worse from a goal that is out of reach. `--smoke` cuts for a second, once.
+//! packet of a hundred, and behind two outages a router has forgotten what there was, so that only a new connection
+//! finds a way: quinn alone makes none. The two take turns, five times, and it is the middle that is judged: by one
+//! goal for all paths, by what quinn took in the same run, and over the far path also by what our own design takes
+//! there, which tells a run that has become worse from a goal that is out of reach. `--smoke` cuts for a second, once.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -43,11 +44,14 @@ const LOST_PER_MILLE: u32 = 10;
 /// How soon the first byte has to be there, whatever the path.
 const GOAL_MS: u64 = 400;
 
-/// What no path spares: attempts to dial stand so far apart while nobody answers.
+/// What no path spares while nobody answers: questions over the link that there is stand so far apart, and attempts to
+/// dial another.
+const ASK_INTERVAL_MS: u64 = 100;
 const DIAL_INTERVAL_MS: u64 = 250;
 
-/// Halves of a round trip from the attempt that comes through to the first byte of a stream that goes on.
-const HALF_ROUND_TRIPS: u64 = 5;
+/// Halves of a round trip from the one that comes through to the first byte of a stream that goes on.
+const ASK_HALF_ROUND_TRIPS: u64 = 3;
+const DIAL_HALF_ROUND_TRIPS: u64 = 5;
 
 /// Most bytes that may be sent again where the path holds fewer.
 const RESENT_BYTES: u64 = 1 << 20;
@@ -88,6 +92,8 @@ struct Case {
     seconds: u64,
     round_trip_ms: u64,
     lost_per_mille: u32,
+    /// Whether only a new connection finds a way behind it.
+    is_forgotten: bool,
 }
 
 impl Case {
@@ -96,6 +102,7 @@ impl Case {
             seconds,
             round_trip_ms: ROUND_TRIP_MS,
             lost_per_mille: 0,
+            is_forgotten: false,
         }
     }
 
@@ -110,6 +117,13 @@ impl Case {
         Self {
             lost_per_mille: LOST_PER_MILLE,
             ..Self::new(seconds)
+        }
+    }
+
+    const fn forgotten(self) -> Self {
+        Self {
+            is_forgotten: true,
+            ..self
         }
     }
 
@@ -128,7 +142,12 @@ impl Case {
 
     /// When it is there by our design, where that is later.
     fn design_ms(self) -> Option<u64> {
-        let takes = DIAL_INTERVAL_MS + HALF_ROUND_TRIPS * self.round_trip_ms / 2;
+        let (interval_ms, half_round_trips) = if self.is_forgotten {
+            (DIAL_INTERVAL_MS, DIAL_HALF_ROUND_TRIPS)
+        } else {
+            (ASK_INTERVAL_MS, ASK_HALF_ROUND_TRIPS)
+        };
+        let takes = interval_ms + half_round_trips * self.round_trip_ms / 2;
         (self.is_judged() && takes > GOAL_MS).then_some(takes)
     }
 
@@ -147,6 +166,8 @@ impl FromStr for Case {
     type Err = ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let kept = text.strip_suffix('*');
+        let (is_forgotten, text) = (kept.is_some(), kept.unwrap_or(text));
         let (path, lost) = text.split_once('/').unzip();
         let path = path.unwrap_or(text);
         let (seconds, round_trip) = path.split_once('@').unzip();
@@ -154,14 +175,17 @@ impl FromStr for Case {
             seconds: seconds.unwrap_or(path).parse()?,
             round_trip_ms: round_trip.map_or(Ok(ROUND_TRIP_MS), str::parse)?,
             lost_per_mille: lost.map_or(Ok(0), str::parse)?,
+            is_forgotten,
         })
     }
 }
 
 /// The outages.
-const CASES: [Case; 6] = [
+const CASES: [Case; 8] = [
     Case::new(3),
+    Case::new(3).forgotten(),
     Case::far(3),
+    Case::far(3).forgotten(),
     Case::lossy(3),
     Case::new(10),
     Case::new(30),
@@ -181,6 +205,8 @@ struct Outage {
     seconds: u64,
     round_trip_ms: u64,
     lost_per_mille: u32,
+    /// Whether only a new connection finds a way behind it.
+    is_forgotten: bool,
     /// What the middle of the tunnel's times may be; nothing where it is only measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     goal_ms: Option<u64>,
@@ -241,7 +267,7 @@ fn main() -> ExitCode {
         (_, Ok(cases)) => (cases.as_slice(), FULL),
         _ => {
             return finish(Err(
-                "usage: recovery [--smoke | SECONDS[@ROUND_TRIP_MS][/LOST_PER_MILLE]...]".into(),
+                "usage: recovery [--smoke | SECONDS[@ROUND_TRIP_MS][/LOST_PER_MILLE][*]...]".into(),
             ));
         }
     };
@@ -270,6 +296,7 @@ impl Outage {
             seconds: case.seconds,
             round_trip_ms: case.round_trip_ms,
             lost_per_mille: case.lost_per_mille,
+            is_forgotten: case.is_forgotten,
             goal_ms: case.goal_ms(),
             design_ms: case.design_ms(),
             goal_resent_bytes: case.goal_resent_bytes(),
@@ -298,8 +325,13 @@ impl Outage {
 
     /// Which one it is, for people.
     fn behind(&self) -> String {
+        let forgotten = if self.is_forgotten {
+            ", and is another one then"
+        } else {
+            ""
+        };
         format!(
-            "behind {} s without a path of {} ms that loses {} of 1000",
+            "behind {} s without a path of {} ms that loses {} of 1000{forgotten}",
             self.seconds, self.round_trip_ms, self.lost_per_mille
         )
     }
@@ -322,6 +354,10 @@ async fn measure(cases: &[Case], scale: Scale) -> Result<Report, Failure> {
             outage.tunnel_resent_bytes.push(resent);
             outage.tunnel_start_shares.push(played.start_share);
             outage.tunnel_after_shares.push(played.after_share);
+            if case.is_forgotten {
+                outage.bare_quinn_ms.push(None);
+                continue;
+            }
             let played = through_quinn(*case, scale).await?;
             outage.bare_quinn_ms.push(played.back_ms());
             outage.bare_quinn_start_shares.push(played.start_share);
@@ -469,6 +505,9 @@ async fn play(
         // Before the path can carry anything, so that no byte of the outage's end is missed.
         let (began, before) = (Instant::now(), read_bytes.get());
         mended.set(Some(began));
+        if case.is_forgotten {
+            control.change_addresses();
+        }
         control.heal();
         sleep(scale.after).await;
         let after_share = share(read_bytes.get() - before, scale.after);
@@ -514,7 +553,12 @@ mod tests {
 
     #[test]
     fn every_path_is_judged_by_the_goal_and_by_bare_quinn() {
-        for case in [Case::new(3), Case::lossy(3), Case::far(3)] {
+        for case in [
+            Case::new(3),
+            Case::new(3).forgotten(),
+            Case::lossy(3),
+            Case::far(3),
+        ] {
             assert_eq!(missed(case, 390.0, None, 1 << 20), "");
             assert!(missed(case, 410.0, None, 0).contains("may be 400"));
             assert!(missed(case, 390.0, Some(380.0), 0).contains("bare quinn's"));
@@ -528,9 +572,10 @@ mod tests {
 
     #[test]
     fn what_a_far_path_takes_by_design_is_told_from_what_is_worse() {
-        let far = |ms| missed(Case::far(3), ms, None, 0);
+        let far = |ms| missed(Case::far(3).forgotten(), ms, None, 0);
         assert!(!far(740.0).contains("design"), "{}", far(740.0));
         assert!(far(760.0).contains("may be 750"), "{}", far(760.0));
+        assert_eq!(missed(Case::far(3), 400.0, None, 0), "");
     }
 
     #[test]
