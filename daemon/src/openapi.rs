@@ -1,4 +1,5 @@
-//! A daemon's API as an OpenAPI document: made from the very types it answers with, and served beside them.
+//! A daemon's API as an OpenAPI document: made from the very types it answers with by a test that holds it against the
+//! one that is checked in, which is served.
 
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -19,7 +20,6 @@ pub fn document<D: OpenApi>() -> String {
 }
 
 /// The answer of the route that serves it.
-pub fn answer<D: OpenApi>() -> impl IntoResponse + use<D> {
-    let headers = [(header::CONTENT_TYPE, "application/json")];
-    (headers, document::<D>())
+pub fn answer(document: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], document)
 }

@@ -15,7 +15,6 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use towpath_protocol::fault::Fault;
 use towpath_protocol::identity::{MigrationId, Name};
-use utoipa::OpenApi;
 
 pub use view::*;
 
@@ -127,7 +126,9 @@ pub fn router(host: Arc<dyn Host>) -> Router {
         .with_state(host)
 }
 
-#[derive(OpenApi)]
+/// Made where it is held against the one that is served: to make it takes more code than all that the daemon's own routes do.
+#[cfg(test)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Towpath migrator",

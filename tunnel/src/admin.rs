@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
-use utoipa::OpenApi;
 
 use crate::core::Core;
 
@@ -46,7 +45,9 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .with_state(core)
 }
 
-#[derive(OpenApi)]
+/// Made where it is held against the one that is served: to make it takes more code than all that the daemon's own routes do.
+#[cfg(test)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Towpath tunnel",
