@@ -1,11 +1,10 @@
 //! Keeps the link to a peer that we dial.
 //!
-//! Every attempt is a whole new link from new sockets, so nothing an outage left behind (probe timers
-//! that doubled, a NAT's forgotten mapping) delays it. While nobody answers, attempts overlap; the
-//! first that connects joins and the others are dropped, unless the link that there is answers as soon: its streams
-//! go on over that. When the kernel says that the network has
-//! changed, one more begins at once. A link that is up is replaced then if the kernel would send from another
-//! address: the peer hears nothing from there, and to wait until that shows would take longer.
+//! Every attempt is a whole new link from new sockets, so nothing an outage left behind (probe timers that doubled, a
+//! NAT's forgotten mapping) delays it. While nobody answers, attempts overlap; the first that connects joins and the
+//! others are dropped, unless the link that there is answers as soon: its streams go on over that. When the kernel says
+//! that the network has changed, one more begins at once. A link that is up is replaced then if the kernel would send
+//! from another address: the peer hears nothing from there, and to wait until that shows would take longer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
