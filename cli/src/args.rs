@@ -17,6 +17,7 @@ use crate::commands::{
     certs, channel, completions, config, demo, forecast, guest, guest_process, man, migrate,
     migration, migrator, relay, status, tunnel,
 };
+use crate::daemon::DaemonOptions;
 use crate::failure::{self, Exit};
 use crate::show::Format;
 
@@ -104,6 +105,21 @@ impl Command {
             Self::GuestProcess(_) | Self::Relay(_) => Format::Table,
         }
     }
+}
+
+const TUNNEL_EXAMPLES: &str = "\
+Example:
+  towpath-tunnel --config /etc/towpath/tunnel.toml
+
+SIGHUP has the configuration and the certificates read again; no stream is dropped.";
+
+/// Keeps this host's links to other sites: `towpath tunnel run`, and nothing else of `towpath`.
+#[derive(Debug, Parser)]
+#[command(name = "towpath-tunnel", version)]
+#[command(after_help = TUNNEL_EXAMPLES)]
+struct TunnelArguments {
+    #[command(flatten)]
+    options: DaemonOptions,
 }
 
 /// How a result is written.
@@ -207,22 +223,30 @@ fn command_of(words: impl IntoIterator<Item = OsString>) -> String {
     name
 }
 
-/// The command line, or the status to exit with: after help was shown, or a mistake.
+/// The command line of `towpath`, or the status to exit with: after help was shown, or a mistake.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
-    Arguments::try_parse().map_err(|error| {
-        let is_wish = matches!(
-            error.kind(),
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-        );
-        if is_wish {
-            // A closed pipe behind `towpath --help | head` is nobody's mistake.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        let format = failure::format_of_words(std::env::args_os());
-        failure::report_usage(&error, &command_of(std::env::args_os()), format);
-        Exit::Usage.into()
-    })
+    Arguments::try_parse().map_err(|error| end(&error, || command_of(std::env::args_os())))
+}
+
+/// The same of `towpath-tunnel`.
+pub(crate) fn parse_tunnel() -> Result<DaemonOptions, ExitCode> {
+    let parsed = TunnelArguments::try_parse().map(|arguments| arguments.options);
+    parsed.map_err(|error| end(&error, || "towpath-tunnel".to_owned()))
+}
+
+fn end(error: &clap::Error, command: impl Fn() -> String) -> ExitCode {
+    let is_wish = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if is_wish {
+        // A closed pipe behind `towpath --help | head` is nobody's mistake.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let format = failure::format_of_words(std::env::args_os());
+    failure::report_usage(error, &command(), format);
+    Exit::Usage.into()
 }
 
 #[cfg(test)]
@@ -232,6 +256,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+        TunnelArguments::command().debug_assert();
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Two tunnels are linked over loopback. The edge's memory is read while it only keeps the link, then with
 //! many channels (listeners), then with many connections through them that carried a byte and are silent.
-//! `--smoke` opens few, to show that it runs. `footprint PROGRAM` measures that `towpath`, and how large it is as a
-//! file without its symbols, as it is installed.
+//! `--smoke` opens few, to show that it runs. `footprint PROGRAM [WORD...]` measures what is installed, as in
+//! `footprint target/release/towpath-tunnel` or `footprint target/release/towpath tunnel run`, and how large it is as a
+//! file without its symbols.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -66,17 +67,18 @@ struct Memory {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let own = |count| {
+        let own = std::env::current_exe()?;
+        measure(count, (&own, &[]), None)
+    };
     let done = match words.as_slice() {
-        ["tunnel", "run", "--config", config] => run_tunnel(Path::new(config)),
-        [] => std::env::current_exe()
-            .map_err(Into::into)
-            .and_then(|own| measure(FULL, &own, None)),
-        ["--smoke"] => std::env::current_exe()
-            .map_err(Into::into)
-            .and_then(|own| measure(SMOKE, &own, None)),
-        [program] => stripped_bytes(Path::new(program))
-            .and_then(|bytes| measure(FULL, Path::new(program), Some(bytes))),
-        _ => Err("usage: footprint [--smoke | PROGRAM]".into()),
+        ["--config", config] => run_tunnel(Path::new(config)),
+        [] => own(FULL),
+        ["--smoke"] => own(SMOKE),
+        [program, words @ ..] => {
+            let program = Path::new(program);
+            stripped_bytes(program).and_then(|bytes| measure(FULL, (program, words), Some(bytes)))
+        }
     };
     finish(done)
 }
@@ -94,7 +96,10 @@ fn stripped_bytes(program: &Path) -> Result<u64, Failure> {
     Ok(fs::metadata(&stripped)?.len())
 }
 
-fn measure(count: usize, program: &Path, file_bytes: Option<u64>) -> Result<(), Failure> {
+/// A program, and the words with which it is a tunnel.
+type Program<'a> = (&'a Path, &'a [&'a str]);
+
+fn measure(count: usize, program: Program<'_>, file_bytes: Option<u64>) -> Result<(), Failure> {
     let few = Pair::start(1, program)?;
     drop(few.connect(1)?);
     thread::sleep(REST);
@@ -164,7 +169,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(channels: usize, program: &Path) -> Result<Self, Failure> {
+    fn start(channels: usize, (program, words): Program<'_>) -> Result<Self, Failure> {
         let folder = tempfile::TempDir::new()?;
         let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let meeting = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
@@ -182,7 +187,7 @@ impl Pair {
         let start = |config: &Config| -> Result<Process, Failure> {
             let path = write_config(folder.path(), config)?;
             let mut command = Command::new(program);
-            command.args(["tunnel", "run", "--config"]).arg(path);
+            command.args(words).arg("--config").arg(path);
             Process::start(command.stdin(Stdio::null()).stderr(Stdio::null()))
         };
         let processes = [start(&edge)?, start(&region)?];

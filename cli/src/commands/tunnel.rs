@@ -67,16 +67,20 @@ impl Command {
 
 /// Does what was asked for.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
-    let options = match command {
-        Command::Run(options) => options,
-        Command::Bench(options) => return bench::run(&options),
-        Command::Probe(options) => return probe::run(&options),
-        Command::Shape(options) => return shape::run(&options),
-        Command::Service(options) => return shape::run_service(&options),
-    };
+    match command {
+        Command::Run(options) => run_daemon(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Probe(options) => probe::run(&options),
+        Command::Shape(options) => shape::run(&options),
+        Command::Service(options) => shape::run_service(&options),
+    }
+}
+
+/// Runs the daemon until it is asked to stop.
+pub(crate) fn run_daemon(options: &DaemonOptions) -> Result<(), Failure> {
     let file = &options.config;
     let config = Config::load(file).map_err(|fault| of_started(fault, Daemon::Tunnel, file))?;
-    daemon::run(&options, log::Options::default(), || {
+    daemon::run(options, log::Options::default(), || {
         serve(&config).map_err(|fault| placed(&options.config, fault))
     })
 }
