@@ -335,7 +335,9 @@ impl Cruise {
                 if queue_of(estimate, estimate.rate_bytes_per_second) < ALLOWANCE / 4 {
                     // The path is not full yet, and what went through it says nothing.
                     self.begin_look(now, estimate);
-                } else if let Some(rate) = self.learn(looking, now, estimate) {
+                } else if !estimate.is_doubtful
+                    && let Some(rate) = self.learn(looking, now, estimate)
+                {
                     self.begin_cruise(now, rate, estimate);
                 }
             }

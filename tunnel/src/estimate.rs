@@ -31,6 +31,7 @@
 //! keeps close to what gets through. In a startup rounds are of a few packets, so only a large part of one
 //! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
 
+mod amounts;
 mod belief;
 mod losses;
 mod marked;
@@ -42,6 +43,8 @@ use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
+pub(crate) use amounts::scaled;
+use amounts::{bytes_in, per_second};
 use belief::Belief;
 use losses::Losses;
 pub use marked::Marked;
@@ -173,6 +176,8 @@ pub struct Estimate {
     pub is_settled: bool,
     /// Whether it ever was, by this connection or the one before; until then the rate is what was sent.
     pub is_known: bool,
+    /// Whether it is being found out if the path has become longer, with less in flight than it holds.
+    pub is_doubtful: bool,
     /// Whether packets were lost of late, for whatever reason.
     pub is_losing: bool,
     /// Bytes of a full packet.
@@ -293,6 +298,9 @@ impl Estimator {
             filled_time: self.filled_time,
             is_settled: !self.is_starting(),
             is_known: self.is_known,
+            is_doubtful: self
+                .belief
+                .is_some_and(|belief| belief.is_much_more_than(self.window_bytes())),
             is_losing: self.losses.go_on(self.packet_bytes),
             packet_bytes: self.packet_bytes,
             marked: self.marked,
@@ -444,7 +452,11 @@ impl Estimator {
         let was_app_limited = std::mem::replace(&mut self.was_app_limited, round.is_app_limited);
         round.is_app_limited |= !is_telling || was_app_limited && self.phase == Phase::Steady;
         round.is_app_limited &= !is_full;
-        round.is_app_limited |= round.is_interrupted(elapsed, base);
+        // What a path explains that is perhaps longer is no interruption.
+        let longest = self
+            .belief
+            .map_or(base, |belief| belief.rtt_before.max(base));
+        round.is_app_limited |= round.is_interrupted(elapsed, longest);
         self.told
             .note(round.rtt_min, round.packet_count, !round.is_app_limited);
         let rate = self.peak.with(round_rate, now);
@@ -457,7 +469,7 @@ impl Estimator {
             self.filled_bytes += round.delivered_bytes;
             self.filled_time += elapsed;
         }
-        let refuted = self.refuted(&round, is_told);
+        let refuted = self.refuted(&round, is_told, now);
         match self.phase {
             Phase::Startup {
                 best_rate,
@@ -568,8 +580,7 @@ impl Estimator {
             rate_before: self.rate_bytes_per_second,
             round_count: 0,
         };
-        let known = self.belief.filter(|known| !known.is_old(now));
-        self.belief = match known {
+        self.belief = match self.belief {
             Some(known) if is_anew || !known.is_alike(round.rtt_min) => Some(belief.after(known)),
             None => Some(belief),
             known => known,
@@ -578,7 +589,8 @@ impl Estimator {
 
     /// The rate that the path has still, if less in flight has not shortened its round trips: at once if a round tells
     /// of a queue, else if two do.
-    fn refuted(&mut self, round: &Round, is_told: bool) -> Option<u64> {
+    fn refuted(&mut self, round: &Round, is_told: bool, now: Instant) -> Option<u64> {
+        self.belief = self.belief.filter(|belief| !belief.is_old(now));
         let belief = self.belief.as_mut()?;
         if round.is_app_limited || !belief.is_tested_by(round) {
             return None;
@@ -624,8 +636,11 @@ impl Estimator {
             }
             return;
         }
-        self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
         let allowed = base + self.allowance_at(rate);
+        if round.rtt_min > allowed {
+            self.suspect(round, now, allowed, false);
+        }
+        self.rate_bytes_per_second = self.rate_bytes_per_second.midpoint(rate);
         let is_empty = self.queue_delay < self.allowance / 4 && !is_lossy;
         let empty_rounds = if !is_empty || round.is_app_limited {
             0
@@ -672,7 +687,6 @@ impl Estimator {
         let most = fitting.saturating_add(more);
         let is_congested = self.queue_delay > 2 * self.allowance;
         self.window_bytes = if is_congested {
-            self.suspect(round, now, allowed, false);
             wanted.clamp(self.window_bytes / 2, self.window_bytes)
         } else {
             let grown_most = self.window_bytes + self.window_bytes / 4;
@@ -772,22 +786,6 @@ impl Estimator {
 /// Whether so long without any acknowledgement is more than a path with such a base explains.
 fn is_long(gap: Duration, base: Duration) -> bool {
     gap > 2 * base + GAP_MIN
-}
-
-fn per_second(bytes: u64, elapsed: Duration) -> u64 {
-    let nanos = elapsed.as_nanos().max(1);
-    u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
-}
-
-/// `bytes × part / whole`.
-pub(crate) fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
-    let scaled = u128::from(bytes) * part.as_nanos() / whole.as_nanos().max(1);
-    u64::try_from(scaled).unwrap_or(u64::MAX)
-}
-
-fn bytes_in(rate: u64, time: Duration) -> u64 {
-    let bytes = u128::from(rate) * time.as_nanos() / 1_000_000_000;
-    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

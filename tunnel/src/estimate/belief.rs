@@ -1,4 +1,4 @@
-//! What is believed of a round behind a long queue, and what shows that there was none.
+//! What is believed of a round behind a queue that should not be there, and what shows that there was none.
 //!
 //! A path that became thinner and one that became longer look alike at first: as much as before is in flight, and takes
 //! longer. What is sent once less is in flight tells them apart: behind a queue of ours it takes less time. If it takes as long, the
@@ -9,9 +9,11 @@ use std::time::Duration;
 use towpath_protocol::time::Instant;
 
 use super::Round;
+use super::amounts::scaled_time;
 
-/// Round trips in which a belief is borne out, refuted, or forgotten.
-const ROUND_COUNT_MAX: u32 = 8;
+/// Round trips in which a belief is borne out, refuted, or forgotten: behind a short queue so many pass before much less
+/// is in flight.
+const ROUND_COUNT_MAX: u32 = 32;
 
 /// That a path carries less than it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +42,14 @@ impl Belief {
         }
     }
 
+    /// Whether so much less is in flight that the next rounds test it.
+    pub(super) const fn is_much_more_than(&self, window_bytes: u64) -> bool {
+        window_bytes <= self.window_before / 4 * 3
+    }
+
     /// Whether all packets of a round were sent since, and much less was in flight.
     pub(super) fn is_tested_by(&self, round: &Round) -> bool {
-        let is_less = round.window_bytes <= self.window_before / 4 * 3;
-        is_less && round.began >= self.since + self.rtt_before
+        self.is_much_more_than(round.window_bytes) && round.began >= self.since + self.rtt_before
     }
 
     /// Takes note of a round of such packets; says whether they took about as long as those before. More is a queue that
@@ -64,9 +70,4 @@ impl Belief {
     pub(super) fn is_alike(&self, rtt: Duration) -> bool {
         rtt < self.rtt_before + self.rtt_before / 8
     }
-}
-
-fn scaled_time(time: Duration, part: u64, whole: u64) -> Duration {
-    let nanos = time.as_nanos() * u128::from(part) / u128::from(whole.max(1));
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

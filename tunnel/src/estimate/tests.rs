@@ -420,12 +420,16 @@ fn a_path_that_becomes_longer_is_filled_again_soon() {
         (500, 5, 40),
         (1000, 1, 10),
         (20, 100, 300),
+        // By less than a queue that shows for itself.
+        (200, 20, 25),
+        (100, 20, 26),
+        (1000, 10, 15),
     ];
     for (mbit, before, after) in paths {
         let mut simulation = Simulation::new(Path::new(mbit, before, 200));
         simulation.run_until(15 * SECOND);
         simulation.path.rtt_nanos = after * MILLI;
-        simulation.run_until(simulation.now + 16 * after * MILLI);
+        simulation.run_until(simulation.now + 20 * after * MILLI);
         let (share, queue) = simulation.measure(4 * SECOND);
         let base = simulation.estimator.estimate().base_rtt;
         let what = format!("{mbit} Mbit/s, {before} to {after} ms");
