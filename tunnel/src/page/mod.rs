@@ -23,15 +23,17 @@ use crate::status::{
 use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
 
-/// Most bytes of the page. Links beyond it are named and not shown.
+/// Most bytes of the page. Links beyond it are counted and not shown.
 pub(crate) const PAGE_BYTES_MAX: usize = 60_000;
 
-/// Room for what stands behind the links, and of that for channels.
-const REST_BYTES: usize = 20 * 1024;
-const CHANNEL_BYTES: usize = 8 * 1024;
-
-/// Channels, services, authorities and lists that are shown; `/status` has them all.
+/// Rows of a list that are shown, and their bytes; `/status` has them all. Channels say most in a row. All lists
+/// together take less than half of the page, and so links have room whatever stands behind them.
 const ROWS_MAX: usize = 16;
+const CHANNEL_BYTES_MAX: usize = 8 * 1024;
+const LIST_BYTES_MAX: usize = 4 * 1024;
+
+/// Room for saying how many links are not shown.
+const MORE_BYTES: usize = 100;
 
 /// What the columns of channels and of services hold.
 const CHANNEL_COLUMNS: [&str; 8] = [
@@ -46,8 +48,8 @@ const CHANNEL_COLUMNS: [&str; 8] = [
 ];
 const SERVICE_COLUMNS: [&str; 3] = ["name", "at", "for"];
 
-/// Bytes of a word from a peer or a file that are shown.
-const WORD_CHARS_MAX: usize = 200;
+/// Bytes that a word from a peer or a file takes on the page.
+const WORD_BYTES_MAX: usize = 200;
 
 /// Changes of the cap that are drawn.
 const CAP_CHANGES_MAX: usize = 24;
@@ -125,22 +127,25 @@ fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
         span(status.uptime_seconds),
         clock(now),
     );
+    let rest = behind_links(status, now);
+    let room = PAGE_BYTES_MAX.saturating_sub(rest.len() + MORE_BYTES);
     let mut left_out = 0;
     for (place, link) in status.links.iter().enumerate() {
         let nothing = Chart::default();
         let section = link_section(link, charts.get(place).unwrap_or(&nothing), now);
-        if html.len() + section.len() > PAGE_BYTES_MAX - REST_BYTES {
+        if html.len() + section.len() > room {
             left_out += 1;
         } else {
             html.push_str(&section);
         }
     }
-    if left_out > 0 {
-        put(
-            &mut html,
-            format_args!("<p>{left_out} more links: <a href=\"status\">/status</a>.</p>"),
-        );
-    }
+    more(&mut html, left_out, "links");
+    html + &rest
+}
+
+/// What stands behind the links. Each part of it has its limit, and so has the whole.
+fn behind_links(status: &StatusView, now: Moment) -> String {
+    let mut html = String::new();
     channels(&mut html, status);
     services(&mut html, status);
     certificate(&mut html, &status.certificate, now);
@@ -153,6 +158,31 @@ fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
          </footer></body></html>\n",
     );
     html
+}
+
+/// Writes rows as long as there is room for them; how many are left out.
+fn list(html: &mut String, bytes_max: usize, rows: impl ExactSizeIterator<Item = String>) -> usize {
+    let mut left_out = rows.len();
+    let mut room = bytes_max;
+    for row in rows.take(ROWS_MAX) {
+        let Some(left) = room.checked_sub(row.len()) else {
+            break;
+        };
+        room = left;
+        left_out -= 1;
+        html.push_str(&row);
+    }
+    left_out
+}
+
+/// Says how many of something are not shown, and where they are.
+fn more(html: &mut String, count: usize, what: &str) {
+    if count > 0 {
+        put(
+            html,
+            format_args!("<p>{count} more {what}: <a href=\"status\">/status</a>.</p>"),
+        );
+    }
 }
 
 fn link_section(link: &LinkView, chart: &Chart, now: Moment) -> String {
@@ -292,35 +322,19 @@ fn channels(html: &mut String, status: &StatusView) {
     }
     html.push_str("<section><h2>Channels</h2><table class=\"list channels\">");
     html.push_str(&list_head(&CHANNEL_COLUMNS));
-    let mut room = CHANNEL_BYTES;
-    let mut shown = 0;
-    for channel in status.channels.iter().take(ROWS_MAX) {
-        let row = channel_row(channel);
-        if row.len() > room {
-            break;
-        }
-        room -= row.len();
-        shown += 1;
-        html.push_str(&row);
-    }
+    let rows = status.channels.iter().map(channel_row);
+    let left_out = list(html, CHANNEL_BYTES_MAX, rows);
     html.push_str("</table>");
-    let more = status.channels.len() - shown;
-    if more > 0 {
-        put(
-            html,
-            format_args!("<p>{more} more: <a href=\"status\">/status</a>.</p>"),
-        );
-    }
-    for name in status.channels_closed_by_hand.iter().take(ROWS_MAX) {
-        put(
-            html,
-            format_args!(
-                "<p class=\"todo\">{} is configured and was closed by hand: towpath channel reset {} opens it again</p>",
-                escape(name),
-                escape(name)
-            ),
-        );
-    }
+    more(html, left_out, "channels");
+    let rows = status.channels_closed_by_hand.iter().map(|name| {
+        let name = escape(name);
+        format!(
+            "<p class=\"todo\">{name} is configured and was closed by hand: towpath channel reset {name} opens it \
+             again</p>"
+        )
+    });
+    let left_out = list(html, LIST_BYTES_MAX, rows);
+    more(html, left_out, "channels that were closed by hand");
     html.push_str("</section>");
 }
 
@@ -376,12 +390,24 @@ fn services(html: &mut String, status: &StatusView) {
     }
     html.push_str("<section><h2>Services</h2><table class=\"list\">");
     html.push_str(&list_head(&SERVICE_COLUMNS));
-    for service in status.services.iter().take(ROWS_MAX) {
+    let rows = status.services.iter().map(|service| {
         let (name, socket) = (escape(&service.name), escape(&service.socket));
-        let allow = escape(&service.allow.join(", "));
-        html.push_str(&list_row(&SERVICE_COLUMNS, [name, socket, allow]));
+        list_row(&SERVICE_COLUMNS, [name, socket, joined(&service.allow)])
+    });
+    let left_out = list(html, LIST_BYTES_MAX, rows);
+    html.push_str("</table>");
+    more(html, left_out, "services");
+    html.push_str("</section>");
+}
+
+/// Names in one line, and how many more there are.
+fn joined(names: &[String]) -> String {
+    let shown = names.iter().take(ROWS_MAX).map(|name| escape(name));
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(ROWS_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
-    html.push_str("</table></section>");
 }
 
 fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Moment) {
@@ -393,29 +419,25 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
             expiry(certificate.not_after_unix_seconds, now)
         ),
     );
-    for authority in certificate.authorities.iter().take(ROWS_MAX) {
-        put(
-            html,
-            format_args!(
-                "<div><dt>authority</dt><dd>{}</dd></div>",
-                escape(authority)
-            ),
-        );
-    }
-    for list in certificate.revocation_lists.iter().take(ROWS_MAX) {
+    let rows = certificate.authorities.iter().map(|authority| {
+        let authority = escape(authority);
+        format!("<div><dt>authority</dt><dd>{authority}</dd></div>")
+    });
+    let authorities_left_out = list(html, LIST_BYTES_MAX, rows);
+    let rows = certificate.revocation_lists.iter().map(|list| {
         let next = end(list.next_update_unix_seconds, now, LIST_WARNING_SECONDS);
         let (number, count) = (list.number, list.revoked_count);
-        put(
-            html,
-            format_args!(
-                "<div><dt>revocations</dt><dd>list {number}, {count} revoked; ends {next}</dd></div>"
-            ),
-        );
-    }
+        format!(
+            "<div><dt>revocations</dt><dd>list {number}, {count} revoked; ends {next}</dd></div>"
+        )
+    });
+    let lists_left_out = list(html, LIST_BYTES_MAX, rows);
     if certificate.revocation_lists.is_empty() {
         html.push_str("<div><dt>revocations</dt><dd>none: revoked hosts are let in</dd></div>");
     }
     html.push_str("</dl>");
+    more(html, authorities_left_out, "authorities");
+    more(html, lists_left_out, "lists of revoked certificates");
     if let Some(problem) = &certificate.problem {
         put(
             html,
@@ -441,7 +463,7 @@ fn configuration(html: &mut String, view: &ConfigurationView) {
         );
     }
     if !view.waiting_keys.is_empty() {
-        let keys = escape(&view.waiting_keys.join(", "));
+        let keys = joined(&view.waiting_keys);
         put(
             html,
             format_args!("<p>changed in the file, and used from the next start on: {keys}</p>"),
@@ -483,23 +505,25 @@ fn put(html: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = html.write_fmt(what);
 }
 
-/// A word from elsewhere, cut and made harmless.
+/// A word from elsewhere, made harmless, and cut where it would take more bytes than these on the page.
 fn escape(word: &str) -> String {
-    let mut out = String::with_capacity(word.len());
-    for (place, letter) in word.chars().enumerate() {
-        if place == WORD_CHARS_MAX {
+    let mut out = String::with_capacity(word.len().min(WORD_BYTES_MAX));
+    for letter in word.chars() {
+        let mut bytes = [0; 4];
+        let written = match letter {
+            '&' => "&amp;",
+            '<' => "&lt;",
+            '>' => "&gt;",
+            '"' => "&quot;",
+            '\'' => "&#39;",
+            mark if !is_plain(mark) => " ",
+            other => &*other.encode_utf8(&mut bytes),
+        };
+        if out.len() + written.len() > WORD_BYTES_MAX {
             out.push('\u{2026}');
             break;
         }
-        match letter {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            mark if !is_plain(mark) => out.push(' '),
-            other => out.push(other),
-        }
+        out.push_str(written);
     }
     out
 }

@@ -293,24 +293,83 @@ fn lists_are_called_out_when_the_log_begins_to() {
     assert!(told(AGING_TIME.as_secs() - 1) && !told(AGING_TIME.as_secs() + 1));
 }
 
+/// A host of which all that can be said is as long as it gets, and made of letters that take most room.
+fn hostile(links: Vec<LinkView>, letter: &str) -> StatusView {
+    let (word, words) = (letter.repeat(300), letter.repeat(5000));
+    let mut all = status(links);
+    all.site = word.clone();
+    all.host = word.clone();
+    all.version = word.clone();
+    for each in &mut all.links {
+        each.peer = word.clone();
+        each.host = Some(word.clone());
+        each.reason = words.clone();
+        each.remedy = Some(words.clone());
+        each.key_exchange = Some(word.clone());
+        for class in &mut each.classes {
+            class.class = word.clone();
+        }
+    }
+    all.services[0].socket = word.clone();
+    all.services[0].allow = vec![word.clone(); 300];
+    all.services[0].name = "n".repeat(63);
+    all.services = vec![all.services[0].clone(); 300];
+    all.channels = vec![channel(&word, ChannelState::Failing, &words); 300];
+    all.channels_closed_by_hand = vec![word.clone(); 300];
+    all.certificate.uri = word.clone();
+    all.certificate.authorities = vec![word.clone(); 300];
+    all.certificate.problem = Some(words.clone());
+    let list = all.certificate.revocation_lists[0].clone();
+    all.certificate.revocation_lists = vec![list; 300];
+    all.configuration.problem = Some(words.clone());
+    all.configuration.waiting_keys = vec![word.clone(); 300];
+    all.refused = Some(RefusedView {
+        reason: word.clone(),
+        detail: words.clone(),
+        from: word,
+        at_unix_seconds: NOW - 5,
+        remedy: words,
+    });
+    all
+}
+
 #[test]
 fn the_page_keeps_its_size_whatever_there_is_to_tell() {
-    for count in [1, 3, 300] {
-        let name = "n".repeat(300);
-        let mut links: Vec<_> = (0..count).map(|_| link(&name, LinkState::Down)).collect();
-        for each in &mut links {
-            each.reason = "&".repeat(5000);
+    for letter in ["n", "&", "'", "\"", "\u{7}", "\u{20ac}", "\u{1f6a2}"] {
+        for count in [0, 1, 3, 300] {
+            let links = vec![link("region", LinkState::Down); count];
+            let all = hostile(links, letter);
+            let charts: Vec<_> = all.links.iter().map(|_| full_chart()).collect();
+            let html = page(&all, &charts, Moment::from_unix_seconds(NOW));
+            assert!(html.len() <= PAGE_BYTES_MAX, "{} bytes", html.len());
+            let has_link = html.contains("<svg");
+            assert_eq!(has_link, count > 0, "links have room in any case");
+            assert!(count < 300 || html.contains("more links: "));
+            assert!(html.ends_with("</html>\n"));
         }
-        let mut all = status(links);
-        all.services = vec![all.services[0].clone(); 300];
-        all.channels = vec![channel(&name, ChannelState::Failing, &"'".repeat(5000)); 300];
-        all.channels_closed_by_hand = vec!["c".repeat(63); 300];
-        all.certificate.authorities = vec!["a".repeat(100); 300];
-        let charts: Vec<_> = all.links.iter().map(|_| full_chart()).collect();
-        let html = page(&all, &charts, Moment::from_unix_seconds(NOW));
-        assert!(html.len() <= PAGE_BYTES_MAX, "{} bytes", html.len());
-        assert_eq!(html.contains("more links"), count == 300);
-        assert!(html.ends_with("</html>\n"));
+    }
+}
+
+#[test]
+fn what_is_left_out_of_a_list_is_counted() {
+    let mut all = status(vec![link("region", LinkState::Healthy)]);
+    all.services = vec![all.services[0].clone(); 20];
+    all.services[0].allow = (0..18).map(|number| format!("site-{number}")).collect();
+    all.channels = vec![channel("shop", ChannelState::Healthy, ""); 21];
+    all.channels_closed_by_hand = vec!["dns".to_owned(); 18];
+    all.certificate.authorities = vec!["CN=towpath".to_owned(); 19];
+    let list = all.certificate.revocation_lists[0].clone();
+    all.certificate.revocation_lists = vec![list; 17];
+    let html = page(&all, &[full_chart()], Moment::from_unix_seconds(NOW));
+    for told in [
+        "<p>4 more services: <a href=\"status\">",
+        "site-14, site-15 and 2 more</td>",
+        "<p>5 more channels: <a href=\"status\">",
+        "<p>2 more channels that were closed by hand: <a",
+        "<p>3 more authorities: <a",
+        "<p>1 more lists of revoked certificates: <a",
+    ] {
+        assert!(html.contains(told), "{told} is missing in {html}");
     }
 }
 
