@@ -154,7 +154,7 @@ const fn ours(reason: Rejection) -> &'static str {
 }
 
 /// What mends it.
-const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
+pub(crate) const fn remedy(whose: Whose, reason: Rejection) -> &'static str {
     match (reason, whose) {
         (Rejection::UnknownAuthority, _) => {
             "compare `ca.pem` of both hosts with `towpath certs show`; issue a certificate with `towpath certs issue` \

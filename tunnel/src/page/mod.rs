@@ -48,8 +48,10 @@ const CHANNEL_COLUMNS: [&str; 8] = [
 ];
 const SERVICE_COLUMNS: [&str; 3] = ["name", "at", "for"];
 
-/// Bytes that a word from a peer or a file takes on the page.
+/// Bytes on the page of a name from a peer or a file, and of a sentence: a reason, a problem or what to do, which
+/// is of use only whole.
 const WORD_BYTES_MAX: usize = 200;
+const SENTENCE_BYTES_MAX: usize = 1000;
 
 /// Changes of the cap that are drawn.
 const CAP_CHANGES_MAX: usize = 24;
@@ -191,12 +193,12 @@ fn link_section(link: &LinkView, chart: &Chart, now: Moment) -> String {
     let mut html = format!(
         "<section><h2>{name} <span class=\"state {state}\">{} {state}</span></h2><p>{}</p>",
         mark(link.state),
-        escape(&link.reason),
+        sentence(&link.reason),
     );
     if let Some(remedy) = &link.remedy {
         put(
             &mut html,
-            format_args!("<p class=\"todo\">{}</p>", escape(remedy)),
+            format_args!("<p class=\"todo\">{}</p>", sentence(remedy)),
         );
     }
     html.push_str(&chart.draw(&name));
@@ -344,7 +346,7 @@ fn channel_row(channel: &ChannelView) -> String {
     let (mark, state) = (channel_mark(channel.state), channel.state.as_str());
     let why = match channel.state {
         ChannelState::Healthy => String::new(),
-        _ => format!(": {}", escape(&channel.reason)),
+        _ => format!(": {}", sentence(&channel.reason)),
     };
     list_row(
         &CHANNEL_COLUMNS,
@@ -441,7 +443,7 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
     if let Some(problem) = &certificate.problem {
         put(
             html,
-            format_args!("<p class=\"todo\">problem: {}</p>", escape(problem)),
+            format_args!("<p class=\"todo\">problem: {}</p>", sentence(problem)),
         );
     }
     html.push_str("</section>");
@@ -458,7 +460,7 @@ fn configuration(html: &mut String, view: &ConfigurationView) {
             html,
             format_args!(
                 "<p class=\"todo\">the file as it is now is not in use: {}</p>",
-                escape(problem)
+                sentence(problem)
             ),
         );
     }
@@ -475,8 +477,8 @@ fn configuration(html: &mut String, view: &ConfigurationView) {
 /// A handshake that was refused, whoever it was.
 fn refusal(refused: &RefusedView, now: Moment) -> String {
     let ago = span(now.unix_seconds().saturating_sub(refused.at_unix_seconds));
-    let (reason, detail) = (escape(&refused.reason), escape(&refused.detail));
-    let (from, remedy) = (escape(&refused.from), escape(&refused.remedy));
+    let (reason, detail) = (escape(&refused.reason), sentence(&refused.detail));
+    let (from, remedy) = (escape(&refused.from), sentence(&refused.remedy));
     format!(
         "<section><h2>Handshakes were refused</h2><p>{reason}, last from {from} {ago} ago: {detail}</p>\
          <p class=\"todo\">if a peer is there: {remedy}</p></section>"
@@ -505,10 +507,20 @@ fn put(html: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = html.write_fmt(what);
 }
 
-/// A word from elsewhere, made harmless, and cut where it would take more bytes than these on the page.
+/// A name from elsewhere, cut and made harmless.
 fn escape(word: &str) -> String {
-    let mut out = String::with_capacity(word.len().min(WORD_BYTES_MAX));
-    for letter in word.chars() {
+    harmless(word, WORD_BYTES_MAX)
+}
+
+/// A sentence from elsewhere: more is shown of it than of a name.
+fn sentence(words: &str) -> String {
+    harmless(words, SENTENCE_BYTES_MAX)
+}
+
+/// A text as it stands on the page, cut where it would take more bytes than these there.
+fn harmless(text: &str, bytes_max: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(bytes_max));
+    for letter in text.chars() {
         let mut bytes = [0; 4];
         let written = match letter {
             '&' => "&amp;",
@@ -519,7 +531,7 @@ fn escape(word: &str) -> String {
             mark if !is_plain(mark) => " ",
             other => &*other.encode_utf8(&mut bytes),
         };
-        if out.len() + written.len() > WORD_BYTES_MAX {
+        if out.len() + written.len() > bytes_max {
             out.push('\u{2026}');
             break;
         }

@@ -1,8 +1,13 @@
 //! The page with made-up links: what it says, that words stay words, and its size.
 
+use std::time::SystemTime;
+
+use towpath_certs::Rejection;
 use towpath_forecast::band::Band;
 
 use super::*;
+use crate::distrust::{Refused, remedy};
+use crate::health::{self, Signs, Whose};
 use crate::recent::Point;
 use crate::status::{
     ChannelOrigin, ClassView, ForecastView, QuantilesView, RevocationListView, ServiceView,
@@ -370,6 +375,90 @@ fn what_is_left_out_of_a_list_is_counted() {
         "<p>1 more lists of revoked certificates: <a",
     ] {
         assert!(html.contains(told), "{told} is missing in {html}");
+    }
+}
+
+#[test]
+fn what_is_to_be_done_and_why_are_said_whole() {
+    let text = |number| format!("{number}: {} `towpath certs issue`", "why ".repeat(150));
+    let mut bad = link("region", LinkState::Down);
+    bad.reason = text(1);
+    bad.remedy = Some(text(2));
+    let mut all = status(vec![bad]);
+    all.channels = vec![channel("shop", ChannelState::Failing, &text(3))];
+    all.certificate.problem = Some(text(4));
+    all.configuration.problem = Some(text(5));
+    all.refused = Some(RefusedView {
+        reason: "unknown_authority".to_owned(),
+        detail: text(6),
+        from: "192.0.2.7:4790".to_owned(),
+        at_unix_seconds: NOW - 5,
+        remedy: text(7),
+    });
+    let html = page(&all, &[full_chart()], Moment::from_unix_seconds(NOW));
+    for number in 1..=7 {
+        assert!(html.contains(&text(number)), "{number} is cut in {html}");
+    }
+    let name = "n".repeat(300);
+    assert_eq!(escape(&name), format!("{}\u{2026}", &name[..200]));
+}
+
+#[test]
+fn no_remedy_is_cut() {
+    let reasons = Rejection::ALL.into_iter();
+    let of_certificates = reasons.flat_map(|reason| {
+        let from = "[2001:db8:1234:5678:9abc:def0:1234:5678]:47900".parse();
+        let refused = |whose| Refused {
+            reason: reason.as_str(),
+            detail: String::new(),
+            from: from.clone().unwrap(),
+            at: SystemTime::UNIX_EPOCH,
+            remedy: remedy(whose, reason).to_owned(),
+        };
+        [Whose::Ours, Whose::Peers].map(|whose| refused(whose).remedy_of_peer())
+    });
+    let signs = [true, false].into_iter().flat_map(|is_linked| {
+        let signs = Signs {
+            is_linked,
+            ..Signs::default()
+        };
+        let lost_count = health::FLAPS;
+        let revoked = Some(Whose::Peers);
+        [
+            Signs {
+                lost_count,
+                ..signs.clone()
+            },
+            Signs {
+                revoked,
+                ..signs.clone()
+            },
+            Signs {
+                is_dialled: true,
+                ..signs.clone()
+            },
+            Signs {
+                is_unspoken: true,
+                ..signs.clone()
+            },
+            Signs {
+                is_stalled: true,
+                ..signs.clone()
+            },
+            Signs {
+                lost_per_million: health::LOSS_PER_MILLION,
+                ..signs.clone()
+            },
+            Signs {
+                queue: health::QUEUE,
+                ..signs
+            },
+        ]
+    });
+    let of_links = signs.filter_map(|signs| health::judge(&signs).remedy);
+    let of_links = of_links.map(|remedy| remedy.into_owned());
+    for told in of_certificates.chain(of_links) {
+        assert!(!sentence(&told).ends_with('\u{2026}'), "{told}");
     }
 }
 
