@@ -11,7 +11,6 @@ use towpath_certs::revocation::AGING_TIME;
 use towpath_daemon::log::is_plain;
 use towpath_daemon::units::{bits_per_second, bytes};
 use towpath_forecast::moment::Moment;
-use towpath_protocol::rate::Rate;
 
 use crate::core::Core;
 use crate::outlook::{Direction, bytes_per_second, cap_at};
@@ -87,12 +86,9 @@ fn chart(core: &Core, peer: &Peer, now: Moment) -> Chart {
     }
 }
 
-/// The cap of the coming day, by when it changes.
+/// The cap of the coming day, by when it changes: the one that what is expected keeps to.
 fn caps(peer: &Peer, now: Moment) -> Vec<(u64, Option<f64>)> {
-    let cap = |at: Moment| {
-        let rate = peer.send_rate_at(at).map(Rate::bytes_per_second);
-        rate.map(|rate| rate as f64)
-    };
+    let cap = |at: Moment| cap_at(peer, Direction::Send, at).map(bytes_per_second);
     let mut caps = vec![(0, cap(now))];
     let mut at = now;
     let shaped = peer.shaped();

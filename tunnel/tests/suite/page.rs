@@ -3,12 +3,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::harness::trust::sign;
-use crate::harness::{Pair, echo, name};
+use crate::harness::{Pair, echo, name, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towpath_certs::Authority;
 use towpath_certs::renewal::{LIST_VALIDITY, Which};
+use towpath_daemon::client::Client;
 use towpath_protocol::channel::Class;
 use towpath_protocol::identity::Name;
 use towpath_tunnel::config::{Config, PeerConfig};
@@ -145,6 +147,21 @@ fn draw(browser: &str, folder: &Path, url: &str) {
             std::fs::copy(&picture, kept).unwrap();
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cap_that_is_drawn_is_the_peers_where_that_is_the_one_that_holds() {
+    let wish = |_: &mut Config, region: &mut Config| {
+        region.peers[0].receive_rate = Some("8Mbit".parse().unwrap());
+    };
+    let pair = Pair::start_with(wish, None).await;
+    let client = Client::new(&pair.edge_config.admin.socket);
+    soon(async {
+        while !client.text("/").await.unwrap().contains("class=\"cap\"") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
