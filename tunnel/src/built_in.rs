@@ -11,17 +11,19 @@
 //!  usage                             ◄── what the tunnel has used and done so far: [`Usage`]
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use towpath_protocol::channel::Leg;
+use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::link::Link;
@@ -32,8 +34,12 @@ pub const SOCKET: &str = "builtin:bench";
 /// Longest life of a stream: an hour's bench would be an outage.
 pub const STREAM_TIME_MAX: Duration = Duration::from_mins(5);
 
-/// Streams at once: a bench of 16 in parallel, its pings, and another one beside it.
-const STREAM_COUNT_MAX: usize = 40;
+/// Streams of a site at once: a bench of 16 in parallel, its pings, and another one beside it. One site that holds all
+/// of its own keeps no other from its benches and probes.
+const SITE_STREAM_COUNT_MAX: usize = 20;
+
+/// Streams of all sites at once.
+const STREAM_COUNT_MAX: usize = 2 * SITE_STREAM_COUNT_MAX;
 
 /// Time between two counts: short beside any bench, and long beside what a count costs.
 const COUNT_INTERVAL: Duration = Duration::from_millis(10);
@@ -41,7 +47,50 @@ const COUNT_INTERVAL: Duration = Duration::from_millis(10);
 /// Bytes copied at once, as bulk goes in pieces of that size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-static PLACES: Semaphore = Semaphore::const_new(STREAM_COUNT_MAX);
+static PLACES: Places = Places(Mutex::new(BTreeMap::new()));
+
+/// How many streams each site has.
+#[derive(Debug)]
+struct Places(Mutex<BTreeMap<Name, usize>>);
+
+impl Places {
+    /// A place for a stream of a site, if there is one left for it.
+    fn take(&self, site: &Name) -> io::Result<Place<'_>> {
+        let mut taken = self.lock();
+        let count = taken.get(site).copied().unwrap_or(0);
+        if count >= SITE_STREAM_COUNT_MAX {
+            return Err(io::Error::other("as many benches as a site may have"));
+        }
+        if taken.values().sum::<usize>() >= STREAM_COUNT_MAX {
+            return Err(io::Error::other("as many benches as there may be"));
+        }
+        taken.insert(site.clone(), count + 1);
+        let (places, site) = (self, site.clone());
+        Ok(Place { places, site })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, usize>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream's place, which is free again when this is dropped.
+#[derive(Debug)]
+struct Place<'a> {
+    places: &'a Places,
+    site: Name,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        match taken.get_mut(&self.site) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(taken.remove(&self.site)),
+        }
+    }
+}
 
 /// What a stream to this service is for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,9 +201,7 @@ pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream
     if socket != Path::new(SOCKET) {
         return UnixStream::connect(socket).await;
     }
-    let Ok(place) = PLACES.try_acquire() else {
-        return Err(io::Error::other("as many benches as there may be"));
-    };
+    let place = PLACES.take(&link.peer.site)?;
     let (ours, theirs) = UnixStream::pair()?;
     let usage = Usage::of(link);
     tokio::spawn(async move {
@@ -271,6 +318,25 @@ pub(crate) fn used_nanos() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_site_that_holds_all_of_its_places_keeps_no_other_from_its_own() {
+        let places = Places(Mutex::default());
+        let [greedy, modest, third] = ["depot", "edge", "shop"].map(|site| site.parse().unwrap());
+        let take = |site: &Name, count: usize| -> Vec<_> {
+            (0..count).map_while(|_| places.take(site).ok()).collect()
+        };
+        let held = take(&greedy, STREAM_COUNT_MAX);
+        assert_eq!(held.len(), STREAM_COUNT_MAX / 2);
+        let others = take(&modest, STREAM_COUNT_MAX);
+        assert_eq!(others.len(), STREAM_COUNT_MAX / 2);
+        assert!(places.take(&third).is_err(), "there are no more at all");
+        drop(others);
+        let again = take(&third, 3);
+        assert_eq!(again.len(), 3);
+        drop((held, again));
+        assert!(places.lock().is_empty(), "nothing is kept of who has gone");
+    }
 
     #[test]
     fn what_is_said_is_understood() {
