@@ -46,6 +46,7 @@ const BYTES: (&str, &str) = (
 fn collect(core: &Core) -> prometheus::Result<String> {
     let registry = Registry::new();
     host(core, &registry)?;
+    problems(core, &registry)?;
     refusals(core, &registry)?;
     links(core, &registry)?;
     efforts(core, &registry)?;
@@ -109,6 +110,31 @@ fn host(core: &Core, registry: &Registry) -> prometheus::Result<()> {
         counter.with_label_values(NONE).inc_by(count);
     }
     reloads(core, registry)
+}
+
+/// What is wrong as long as it is, for a count of refusals does not say when they are mended.
+fn problems(core: &Core, registry: &Registry) -> prometheus::Result<()> {
+    for (name, help, is_so) in [
+        (
+            "towpath_cert_problem",
+            "Whether something is wrong with the host's certificates or their files.",
+            core.trust.problem().is_some(),
+        ),
+        (
+            "towpath_crl_rollback",
+            "Whether the list of revoked certificates in the files is older than the newest, which stays in use.",
+            core.trust.is_rolled_back(),
+        ),
+        (
+            "towpath_config_problem",
+            "Whether the configuration's file as it is now cannot be used.",
+            core.reloads.view().problem.is_some(),
+        ),
+    ] {
+        let gauge = gauges(registry, name, help, &[])?;
+        gauge.with_label_values(NONE).set(i64::from(is_so));
+    }
+    Ok(())
 }
 
 fn reloads(core: &Core, registry: &Registry) -> prometheus::Result<()> {

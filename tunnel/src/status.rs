@@ -115,9 +115,7 @@ fn certificate_view(trust: &Trust) -> CertificateStatusView {
         serial: certificate.serial.clone(),
         authorities: identity.authorities().map(|one| one.issuer).collect(),
         since_unix_seconds: reading.since.map_or(0, unix_seconds),
-        problem: reading
-            .problem
-            .or_else(|| trust.own_problem().as_ref().map(with_remedy)),
+        problem: trust.problem().as_ref().map(with_remedy),
         revocation_lists: lists,
     }
 }

@@ -70,7 +70,7 @@ const REMINDER_INTERVAL: Duration = Duration::from_hours(24);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reading {
     /// Why what the files hold now is not in use, if it is not.
-    pub problem: Option<String>,
+    pub problem: Option<Fault>,
     /// Since when what is in use is in use.
     pub since: Option<SystemTime>,
 }
@@ -369,8 +369,7 @@ impl Trust {
 
     fn note(&self, fault: &Fault) {
         let mut reading = lock(&self.reading);
-        let problem = with_remedy(fault);
-        if reading.problem.as_ref() == Some(&problem) {
+        if reading.problem.as_ref() == Some(fault) {
             return;
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
@@ -378,7 +377,21 @@ impl Trust {
             self.rollbacks.fetch_add(1, Ordering::Relaxed);
         }
         tracing::error!(target: "audit", %fault, "changed certificates are not used");
-        reading.problem = Some(problem);
+        reading.problem = Some(fault.clone());
+    }
+
+    /// What is wrong with the files, or else with what is in use of them.
+    pub(crate) fn problem(&self) -> Option<Fault> {
+        let of_files = self.reading().problem;
+        of_files.or_else(|| self.own_problem())
+    }
+
+    /// Whether the files hold a list that goes back behind the newest one, which stays in use.
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        let problem = &lock(&self.reading).problem;
+        problem
+            .as_ref()
+            .is_some_and(|fault| fault.code == Code::CrlRollback)
     }
 
     /// What is wrong with what is in use: that this host's own certificate is revoked.

@@ -210,6 +210,8 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
         let series = format!("towpath_config_reloads_total{{result=\"{result}\"}}");
         assert_eq!(metric(&pair.edge_config, &series).await, count, "{result}");
     }
+    let problem = "towpath_config_problem ";
+    assert_eq!(metric(&pair.edge_config, problem).await, 1);
 
     // What was changed by hand is as in the file again.
     let by_hand = weights(&[(Class::Bulk, 9)]);
@@ -220,6 +222,7 @@ async fn l06_the_configuration_is_read_again_and_one_with_a_mistake_changes_noth
     next.limits = pair.edge_config.limits.clone();
     write(&next, &file);
     pair.edge.reload().await;
+    assert_eq!(metric(&pair.edge_config, problem).await, 0);
     changed(&pair);
     assert_eq!(
         pair.edge.status().configuration,

@@ -453,6 +453,9 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     assert!(problem.contains("holds list 1"), "{problem}");
     assert_eq!(view.revocation_lists[0].number, 2);
     assert_eq!(metric(config, "towpath_crl_rollbacks_total").await, 1);
+    for gauge in ["towpath_crl_rollback ", "towpath_cert_problem "] {
+        assert_eq!(metric(config, gauge).await, 1, "{gauge}");
+    }
     let client = quic(client_of(&folder, false));
     check_refused(&pair, &client, "revoked").await;
     // No list at all is no way round it either.
@@ -467,6 +470,9 @@ async fn t11_an_older_list_is_known_as_such_after_a_restart_too() {
     // The newest one ends the trouble.
     carry_list(&pair.world.path("ca"), &pair.region_config);
     says(&pair.region, |view| view.problem.is_none()).await;
+    for gauge in ["towpath_crl_rollback ", "towpath_cert_problem "] {
+        assert_eq!(metric(&pair.region_config, gauge).await, 0, "{gauge}");
+    }
     // What is kept and cannot be read is set aside: then the file alone counts.
     pair.region.stop().await;
     fs::write(state.join("revocations.pem"), b"nothing").unwrap();
