@@ -12,7 +12,7 @@ use prometheus::{
 use serde::Serialize;
 use towpath_protocol::fault::{Code, Fault};
 
-use super::ground::unix_ms;
+use super::ground::{now, unix_ms};
 use super::shared::Board;
 use crate::api::{GuestState, MigrationView, Phase, Role};
 use crate::config::MetricsOptions;
@@ -68,6 +68,7 @@ pub(super) struct Metrics {
     dirty_bytes_per_second: IntGauge,
     missing_pages: IntGauge,
     blocked_seconds: IntGauge,
+    stalled_seconds: IntGauge,
     skipped_messages: Counted,
     stale_chunks: IntCounter,
     rejected: IntCounterVec,
@@ -347,6 +348,10 @@ impl Metrics {
                 "towpath_handover_blocked_seconds",
                 "Longest time a guest has been held without the target's answer.",
             )?,
+            stalled_seconds: gauge(
+                "towpath_migration_stalled_seconds",
+                "Longest time in which a move that is under way has carried nothing.",
+            )?,
             rejected,
             skipped_messages: counter(
                 "towpath_migration_skipped_messages_total",
@@ -456,6 +461,7 @@ impl Metrics {
         );
         let blocked = open().filter_map(|view| view.blocked_ms).max();
         set(&self.blocked_seconds, blocked.unwrap_or(0) / 1000);
+        set(&self.stalled_seconds, board.stalled(now()).as_secs());
         set(&self.per_guest_max, moves_per_guest_max(board, unix_ms()));
         let longest = open().filter_map(|view| view.eta_ms).max();
         self.eta_seconds.set(seconds(longest.unwrap_or(0)));
@@ -529,6 +535,7 @@ fn register<T: prometheus::core::Collector + Clone + 'static>(
 #[cfg(test)]
 mod tests {
     use towpath_protocol::identity::{GuestId, MigrationId};
+    use towpath_protocol::time::Instant;
 
     use super::*;
     use crate::engine::shared::quarantined;
@@ -626,6 +633,48 @@ mod tests {
         ] {
             assert!(text.lines().any(|said| said == line), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn a_move_that_stands_is_seen_beside_one_that_goes_on() {
+        let metrics = Metrics::new(MetricsOptions::default()).unwrap();
+        let mut board = Board::new(metrics.moves());
+        let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
+        let has_carried = |id, raw_bytes, phase| MigrationView {
+            raw_bytes,
+            ..view(id, phase)
+        };
+        assert_eq!(board.stalled(at(9)), Duration::ZERO, "there is no move");
+        for seconds in 0..=400 {
+            board.note_carried(&has_carried(1, 50, Phase::Copying), at(seconds));
+            board.note_carried(&has_carried(2, seconds, Phase::Serving), at(seconds));
+        }
+        assert_eq!(board.stalled(at(400)).as_secs(), 400);
+        assert_eq!(board.stalled(at(430)).as_secs(), 430, "not shown for long");
+        // At its target another attempt begins at nothing.
+        board.note_carried(&has_carried(1, 0, Phase::Receiving), at(440));
+        assert_eq!(board.stalled(at(440)).as_secs(), 40);
+        board.note_carried(&has_carried(2, 400, Phase::Done), at(450));
+        assert_eq!(board.stalled(at(450)).as_secs(), 10);
+
+        // What is shown is what is noted, and told.
+        let told = |board: &Board| {
+            let text = metrics.text(board);
+            let name = "towpath_migration_stalled_seconds ";
+            let said = text.lines().find_map(|line| line.strip_prefix(name));
+            said.unwrap().parse::<u64>().unwrap()
+        };
+        let long_ago = Instant::from_nanos(0);
+        let mut board = Board::new(metrics.moves());
+        board.note_carried(&has_carried(3, 7, Phase::Copying), long_ago);
+        board.show_move(has_carried(3, 7, Phase::Copying));
+        // Since the boot, or nearly.
+        assert!(told(&board) + 1 >= now().since(long_ago).as_secs());
+        board.show_move(has_carried(3, 8, Phase::Copying));
+        assert!(told(&board) < 60);
+        board.note_carried(&has_carried(4, 0, Phase::Copying), long_ago);
+        board.show_move(has_carried(4, 0, Phase::Failed));
+        assert!(told(&board) < 60, "it has ended");
     }
 
     #[test]

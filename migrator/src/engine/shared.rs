@@ -5,11 +5,13 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use towpath_daemon::lines::Lines;
 use towpath_protocol::admission::{Admission, Living, Quota};
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId, Name};
+use towpath_protocol::time::Instant;
 use tracing::{info, warn};
 
 use super::ground::{now, unix_ms};
@@ -42,6 +44,8 @@ pub(super) struct Board {
     quarantined: BTreeMap<Name, GuestView>,
     pub(super) moves: BTreeMap<MigrationId, MigrationView>,
     finished: VecDeque<MigrationId>,
+    /// What each move under way had carried when it last carried anything, in bytes of its guest, and when that was.
+    carried: BTreeMap<MigrationId, (u64, Instant)>,
     counted: Moves,
 }
 
@@ -53,6 +57,7 @@ impl Board {
             quarantined: BTreeMap::new(),
             moves: BTreeMap::new(),
             finished: VecDeque::new(),
+            carried: BTreeMap::new(),
             counted,
         }
     }
@@ -95,10 +100,12 @@ impl Board {
 
     /// Shows a move of before the start. What it came to by then was counted there.
     pub(super) fn show_known_move(&mut self, view: MigrationView) {
+        self.note_carried(&view, now());
         self.moves.insert(view.id, view);
     }
 
     pub(super) fn show_move(&mut self, mut view: MigrationView) {
+        self.note_carried(&view, now());
         let known = self.moves.get(&view.id);
         let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);
         if let Some(known) = known.filter(|_| is_undone && view.role == Role::Source) {
@@ -123,6 +130,24 @@ impl Board {
         {
             self.moves.remove(&oldest);
         }
+    }
+
+    /// Notes whether a move has carried anything since it was last shown.
+    pub(super) fn note_carried(&mut self, view: &MigrationView, at: Instant) {
+        if view.phase.is_finished() {
+            self.carried.remove(&view.id);
+            return;
+        }
+        let known = self.carried.get(&view.id);
+        if known.is_none_or(|(bytes, _)| *bytes != view.raw_bytes) {
+            self.carried.insert(view.id, (view.raw_bytes, at));
+        }
+    }
+
+    /// The longest time in which a move that is under way has carried nothing.
+    pub(super) fn stalled(&self, now: Instant) -> Duration {
+        let times = self.carried.values().map(|(_, at)| now.since(*at));
+        times.max().unwrap_or_default()
     }
 }
 
