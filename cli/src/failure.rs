@@ -152,6 +152,17 @@ impl Failure {
         }
     }
 
+    /// The same with more of why.
+    pub(crate) fn because(self, why: &str) -> Self {
+        match self {
+            Self::Problem { problem, exit } => {
+                let cause = format!("{}: {why}", problem.cause);
+                Self::with(Problem { cause, ..problem }, exit)
+            }
+            other => other,
+        }
+    }
+
     /// Writes it to stderr; the status to exit with.
     pub(crate) fn report(&self, format: Format) -> ExitCode {
         let (problem, exit) = match self {

@@ -158,9 +158,16 @@ struct Ends {
 
 /// Does what was asked for.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let outcome =
+        measure(options).map_err(|why| of_service(why, &options.tunnel_socket, &options.peer))?;
+    show::show(options.output.format, "tunnel-bench", &outcome, || {
+        table(&outcome)
+    })
+}
+
+fn measure(options: &Options) -> Result<Outcome, Failure> {
     let near = Near::look(options)?;
-    let far = far_usage(options)
-        .map_err(|fault| of_service(fault, &options.tunnel_socket, &options.peer))?;
+    let far = far_usage(options)?;
     let cap = cap_of_load(options, &near, &far);
     if let Some(cap) = cap {
         note_cap(options, cap);
@@ -171,10 +178,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let load = Load::run(options, pinged)?;
     let far = (far, far_usage(options)?);
     let near = (near, Near::look(options)?);
-    let outcome = Outcome::of(options, cap, idle, load, &Ends { near, far });
-    show::show(options.output.format, "tunnel-bench", &outcome, || {
-        table(&outcome)
-    })
+    let ends = Ends { near, far };
+    Ok(Outcome::of(options, cap, idle, load, &ends))
 }
 
 /// The cap that holds for the load. A peer keeps to the lower one of its own and ours; what it grants its classes it does
@@ -470,8 +475,16 @@ fn open(options: &Options, class: Class, wish: Wish) -> Result<UnixStream, Fault
     Ok(stream)
 }
 
+/// What has become of a stream. One over which nothing moves for [`ANSWER_WAIT`] is not told apart from one that would
+/// block.
 fn broken(error: &std::io::Error) -> Fault {
-    Fault::new(Code::Unreachable, format!("the bench's stream: {error}"))
+    match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            let seconds = ANSWER_WAIT.as_secs();
+            Fault::new(Code::Stalled, format!("nothing came for {seconds} s"))
+        }
+        _ => Fault::new(Code::Unreachable, format!("the bench's stream: {error}")),
+    }
 }
 
 /// What the far tunnel has used and done.
@@ -671,6 +684,20 @@ mod tests {
             let outcome = Outcome::of(&options, None, Vec::new(), load, &ends);
             assert_eq!(outcome.loss_ratio, Some(loss_ratio), "{reverse}");
         }
+    }
+
+    #[test]
+    fn a_stream_over_which_nothing_comes_is_stalled() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let wait = Some(Duration::from_millis(1));
+        near.set_read_timeout(wait).unwrap();
+        let fault = ping(&mut near).unwrap_err();
+        assert_eq!(
+            (fault.code, &*fault.detail),
+            (Code::Stalled, "nothing came for 30 s")
+        );
+        drop(far);
+        assert_eq!(ping(&mut near).unwrap_err().code, Code::Unreachable);
     }
 
     #[test]

@@ -138,10 +138,12 @@ pub(crate) fn of_service(why: impl Into<Failure>, socket: &TunnelSocket, peer: &
 }
 
 /// A failure of what asks the peer's service `bench`, with what mends it: without a link that is what the tunnel
-/// says of the link, and with one it is the peer's service that does not let this site in.
+/// says of the link, and with one it is the peer's service that does not let this site in, or from which nothing came.
 async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) -> Failure {
     let failure = why.into();
-    let Some(code @ (Code::Denied | Code::Unreachable | Code::NotFound)) = failure.code() else {
+    let Some(code @ (Code::Denied | Code::Unreachable | Code::NotFound | Code::Stalled)) =
+        failure.code()
+    else {
         return failure;
     };
     let status = socket.client().get::<StatusView>("/status").await;
@@ -157,6 +159,10 @@ async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) 
     }
     let link = links.into_iter().find(|link| link.peer == peer.as_str());
     match link {
+        Some(link) if code == Code::Stalled => {
+            let why = (link.state, &*link.reason, link.remedy.as_deref());
+            stalled(failure, peer, why)
+        }
         Some(link) if link.state == LinkState::Down => match link.remedy {
             Some(remedy) => failure.remedy_of(code, remedy),
             None => failure,
@@ -164,6 +170,23 @@ async fn explained(why: impl Into<Failure>, socket: &TunnelSocket, peer: &Name) 
         Some(_) => failure.remedy_of(Code::Denied, offer_it(peer)),
         None => failure,
     }
+}
+
+/// What the link says of a peer from which nothing came in time: how it is, why, and what to do.
+fn stalled(
+    failure: Failure,
+    peer: &Name,
+    (state, reason, remedy): (LinkState, &str, Option<&str>),
+) -> Failure {
+    let failure = match state {
+        LinkState::Healthy => failure.because(&format!("the link to {peer} is healthy now")),
+        LinkState::Degraded | LinkState::Down => {
+            let state = state.as_str();
+            failure.because(&format!("the link to {peer} is {state}: {reason}"))
+        }
+    };
+    let again = "ask again; the tunnel's log says when the link was lost and why";
+    failure.remedy_of(Code::Stalled, remedy.unwrap_or(again))
 }
 
 /// What to do about a peer that does not offer the service.
@@ -222,6 +245,32 @@ fn table(view: &ProbeView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_from_which_nothing_came_is_told_with_what_its_link_says() {
+        let peer = "region".parse().unwrap();
+        let told = |why| {
+            let late = Failure::from(Fault::new(Code::Stalled, "nothing came for 30 s"));
+            match stalled(late, &peer, why) {
+                Failure::Problem { problem, .. } => (problem.code, problem.cause, problem.remedy),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (code, cause, remedy) = told((
+            LinkState::Down,
+            "the peer does not answer",
+            Some("check that its tunnel runs"),
+        ));
+        assert_eq!(code, "E_STALLED");
+        assert_eq!(
+            cause,
+            "nothing came for 30 s: the link to region is down: the peer does not answer"
+        );
+        assert_eq!(remedy, "check that its tunnel runs");
+        let (_, cause, remedy) = told((LinkState::Healthy, "up", None));
+        assert!(cause.ends_with("is healthy now"), "{cause}");
+        assert!(remedy.starts_with("ask again"), "{remedy}");
+    }
 
     #[test]
     fn a_budget_that_was_too_small_is_said_to_be() {
