@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use towpath_certs::check::EXPIRY_WARNING;
 use towpath_daemon::problem::Problem;
 use towpath_migrator::api::{HostView, MigrationList, MigrationView};
 use towpath_protocol::fault::Code;
 use towpath_tunnel::status::{CertificateStatusView, LinkView, StatusView};
 
-use super::channel::{closed_by_hand, is_explained};
+use super::channel::{closed_by_hand, is_explained, now_unix_ms};
 use super::guest::word;
 use crate::args::OutputOption;
 use crate::connection::{MigratorSocket, TunnelSocket, block_on};
@@ -183,12 +184,25 @@ fn host_table(host: &HostView) -> String {
 }
 
 fn tunnel_table(status: &StatusView) -> String {
+    let now = now_unix_ms() / 1000;
     let mut text = links_table(&status.links);
     text.push_str(&troubles(status));
+    let peers = status
+        .links
+        .iter()
+        .filter_map(|link| Some((&*link.peer, link.peer_certificate_not_after_unix_seconds?)));
+    text.push_str(&endings(
+        status.certificate.not_after_unix_seconds,
+        peers,
+        now,
+    ));
     let exchanges: BTreeSet<_> = status.links.iter().filter_map(key_exchange).collect();
     let exchanges: Vec<_> = exchanges.into_iter().collect();
     let exchanges = (!exchanges.is_empty()).then(|| exchanges.join("; "));
-    format!("{text}\n{}", trust_fields(exchanges, &status.certificate))
+    format!(
+        "{text}\n{}",
+        trust_fields(exchanges, &status.certificate, now)
+    )
 }
 
 /// The links by the site that commands take, with the host that is there beside it.
@@ -265,6 +279,37 @@ fn troubles(status: &StatusView) -> String {
     text
 }
 
+/// Certificates that end soon or have ended, this host's and those of peers by their sites, and what to do about them.
+fn endings<'a>(own: u64, peers: impl Iterator<Item = (&'a str, u64)>, now: u64) -> String {
+    let mut text = String::new();
+    if let Some(when) = ending(own, now) {
+        text.push_str(&format!(
+            "certificate: {when}: renew it with `towpath certs renew`, and carry the files here\n"
+        ));
+    }
+    for (peer, end) in peers {
+        if let Some(when) = ending(end, now) {
+            let peer = escape(peer);
+            text.push_str(&format!(
+                "{peer}: its certificate {when}: renew it with `towpath certs renew`, and carry the files there\n"
+            ));
+        }
+    }
+    text
+}
+
+/// When a certificate ends, where that is soon, as the status page calls it out.
+fn ending(end_unix_seconds: u64, now_unix_seconds: u64) -> Option<String> {
+    let left = end_unix_seconds.saturating_sub(now_unix_seconds);
+    match left {
+        0 => Some("has ended".to_owned()),
+        1..7200 => Some(format!("ends in {} min", left / 60)),
+        7200..172_800 => Some(format!("ends in {} h", left / 3600)),
+        _ if left < EXPIRY_WARNING.as_secs() => Some(format!("ends in {} days", left / 86_400)),
+        _ => None,
+    }
+}
+
 /// How a link's keys were agreed on, and whether a quantum computer could find them out.
 fn key_exchange(link: &LinkView) -> Option<String> {
     let name = escape(link.key_exchange.as_deref()?);
@@ -275,7 +320,11 @@ fn key_exchange(link: &LinkView) -> Option<String> {
     Some(format!("{name}, {kind}"))
 }
 
-fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) -> String {
+fn trust_fields(
+    exchanges: Option<String>,
+    certificate: &CertificateStatusView,
+    now: u64,
+) -> String {
     let lists = certificate.revocation_lists.iter().map(|list| {
         let (number, until) = (list.number, escape(&list.next_update));
         let state = match list.state.as_str() {
@@ -289,12 +338,13 @@ fn trust_fields(exchanges: Option<String>, certificate: &CertificateStatusView) 
         [] => NO_LISTS.to_owned(),
         lists => lists.join(", "),
     };
+    let mut until = format!("until {}", escape(&certificate.not_after));
+    if let Some(when) = ending(certificate.not_after_unix_seconds, now) {
+        until.push_str(&format!(" ({when})"));
+    }
     fields(&[
         ("key exchange", exchanges),
-        (
-            "certificate",
-            Some(format!("until {}", escape(&certificate.not_after))),
-        ),
+        ("certificate", Some(until)),
         ("revocations", Some(revocations)),
         ("problem", certificate.problem.as_deref().map(escape)),
     ])
@@ -322,6 +372,51 @@ mod tests {
         assert_eq!(
             shown,
             ["0.0 ms", "0.040 ms", "0.999 ms", "1.0 ms", "40.2 ms"]
+        );
+    }
+
+    #[test]
+    fn certificates_that_end_soon_are_among_the_troubles() {
+        let (now, day) = (1_800_000_000, 86_400);
+        let told = |end| ending(end, now);
+        assert_eq!(told(now + 14 * day), None);
+        assert_eq!(told(now + 14 * day - 1).as_deref(), Some("ends in 13 days"));
+        assert_eq!(told(now + 2 * day - 1).as_deref(), Some("ends in 47 h"));
+        assert_eq!(told(now + 119).as_deref(), Some("ends in 1 min"));
+        for end in [now, now - 1, 0] {
+            assert_eq!(told(end).as_deref(), Some("has ended"));
+        }
+        let peers = [
+            ("region", now - 1),
+            ("depot", now + 90 * day),
+            ("shop", now + 3 * day),
+        ];
+        let troubles = endings(now + 90 * day, peers.into_iter(), now);
+        let lines: Vec<_> = troubles.lines().collect();
+        let [region, shop] = lines[..] else {
+            panic!("{troubles}");
+        };
+        assert!(region.starts_with("region: its certificate has ended: renew"));
+        assert!(shop.starts_with("shop: its certificate ends in 3 days: renew"));
+        let own = endings(now + day, std::iter::empty(), now);
+        assert!(
+            own.starts_with("certificate: ends in 24 h: renew it"),
+            "{own}"
+        );
+        let certificate = CertificateStatusView {
+            uri: String::new(),
+            not_after: "2027-01-16T08:00:00Z".to_owned(),
+            not_after_unix_seconds: now + 3 * day,
+            serial: String::new(),
+            authorities: Vec::new(),
+            since_unix_seconds: 0,
+            problem: None,
+            revocation_lists: Vec::new(),
+        };
+        let shown = trust_fields(None, &certificate, now);
+        assert!(
+            shown.contains("until 2027-01-16T08:00:00Z (ends in 3 days)"),
+            "{shown}"
         );
     }
 
