@@ -7,12 +7,16 @@
 //!                          and of what a shift of the level would make of them
 //! ```
 //!
+//! Hours without a link are none of these: how likely they are in each hour of the week is learnt apart, and the band
+//! is that of both together, nothing with that chance and the quantiles above else.
+//!
 //! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
 //! history always gives the same forecast. An hour that cannot be like the others (an outage) pulls by
 //! at most `PULL_MAX` spreads. If the residuals stay on one side for long enough the level has
 //! shifted: it jumps to where they are, and the profile, which is relative to it, stays. A jump whose first
 //! day is nearer to the level before is taken back, as after events and holidays, and the next one takes more.
 
+mod downtime;
 pub(crate) mod errors;
 pub(crate) mod hazard;
 mod lead;
@@ -22,6 +26,8 @@ mod weeks;
 use std::collections::VecDeque;
 
 use crate::band::Band;
+use downtime::Downtime;
+use errors::SHARES;
 use hazard::Hazard;
 use lead::{Lead, Learnt};
 use profile::Profile;
@@ -94,6 +100,7 @@ pub struct Season {
     hazard: Hazard,
     leads: Vec<Lead>,
     weeks: Weeks,
+    downtime: Downtime,
 }
 
 /// The last standardised residuals, newest first; unknown hours have none.
@@ -140,6 +147,7 @@ impl Season {
             hazard: Hazard::default(),
             leads: LEADS.map(Lead::new).into(),
             weeks: Weeks::default(),
+            downtime: Downtime::default(),
         }
     }
 
@@ -155,7 +163,14 @@ impl Season {
         let here = self.next;
         let rate = self.told(hour, here);
         self.next = then % WEEK_HOURS;
-        let Some(rate) = rate else {
+        if self.known_count > 0 && hour != Hour::Unknown {
+            self.downtime.observe(here, self.away_hours);
+        }
+        // How often there is no link is known apart: such hours are no errors of what one with a link carries.
+        if rate == Some(0.0) {
+            self.hazard.pass(self.level);
+        }
+        let Some(rate) = rate.filter(|rate| *rate > 0.0) else {
             self.residuals.push(None);
             self.leads.iter_mut().for_each(Lead::miss);
             self.predict_all();
@@ -164,7 +179,7 @@ impl Season {
         if self.known_count == 0 {
             self.level = rate.clamp(LEVEL_MIN, LEVEL_MAX);
         }
-        self.known_count += u64::from(rate > 0.0);
+        self.known_count += 1;
         let expected = self.profile.mean(here);
         let spread = self.profile.spread(here);
         self.hazard.pass(self.level);
@@ -215,9 +230,6 @@ impl Season {
     /// An hour that carried next to nothing says how often that happens and nothing about the others,
     /// unless it goes on for days.
     fn is_outage(&mut self, share: f64, expected: f64) -> bool {
-        if share <= 0.0 {
-            return true;
-        }
         let is_outage = share < OUTAGE_SHARE * expected && self.outage_hours < OUTAGE_HOURS_MAX;
         self.outage_hours = if share < OUTAGE_SHARE * expected {
             self.outage_hours + 1
@@ -282,7 +294,10 @@ impl Season {
         let after = LEADS.partition_point(|hours| *hours < lead);
         let mean = self.profile.mean(target) / self.profile.spread(target);
         let tails = self.hazard.tails(self.level, mean);
-        let learnt = |index: usize| self.leads[index].learnt(&tails);
+        // Of the hours, so many are without a link; the quantiles are those of all of them.
+        let down = self.downtime.chance(target);
+        let shares = SHARES.map(|share| (share - down) / (1.0 - down).max(f64::EPSILON));
+        let learnt = |index: usize| self.leads[index].learnt(shares, &tails);
         let high = learnt(after);
         let learnt = if LEADS[after] == lead {
             high
@@ -294,11 +309,14 @@ impl Season {
         let scale = self.level * self.profile.spread(target);
         let point =
             self.level * self.profile.mean(target) + scale * learnt.residual(&self.residuals, lead);
-        Some(Band::new(
-            point + scale * learnt.errors[0],
-            point + scale * learnt.errors[1],
-            point + scale * learnt.errors[2],
-        ))
+        let rate = |index: usize| {
+            if shares[index] > 0.0 {
+                point + scale * learnt.errors[index]
+            } else {
+                0.0
+            }
+        };
+        Some(Band::new(rate(0), rate(1), rate(2)))
     }
 }
 

@@ -181,6 +181,40 @@ fn sch_10_bytes_are_through_when_the_rates_have_carried_them() {
 }
 
 #[test]
+fn bytes_wait_for_the_morning_where_the_peer_is_off_at_night() {
+    // There from nine to eighteen, and from six to twenty-two.
+    for (opens, closes) in [(9, 18), (6, 22)] {
+        let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+        let (days, now) = (56, 56 * 86_400 + 23 * 3600);
+        for minute in 0..now / 60 {
+            let sample = if (opens..closes).contains(&(minute / 60 % 24)) {
+                Sample::Capacity(8e6)
+            } else {
+                Sample::Down
+            };
+            forecaster.observe(at(minute * 60), sample, 60);
+        }
+        let morning = at((days + 1) * 86_400 + opens * 3600);
+        let through = forecaster.through(at(now), 8_000_000 * 1800, |_| None);
+        for done in [through.p50, through.p90] {
+            let seconds = done.unwrap().since(morning).as_secs();
+            assert!((1700..3600).contains(&seconds), "{opens}: {seconds}");
+        }
+        for hour in 2..HORIZON_SECONDS_MAX / 3600 {
+            let then = now + hour * 3600;
+            let band = forecaster.forecast(at(now), at(then)).unwrap().band;
+            if (opens..closes).contains(&(then / 3600 % 24)) {
+                let share = band.p50 / 8e6;
+                assert!((share - 1.0).abs() < 0.1, "{opens} {hour} {band:?}");
+                assert!(band.p10 > 0.0, "{opens} {hour} {band:?}");
+            } else {
+                assert_eq!(band.p90, 0.0, "{opens} {hour}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_cap_that_opens_later_is_waited_for() {
     let forecaster = taught(28);
     let now = 28 * 86_400;

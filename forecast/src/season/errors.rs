@@ -12,6 +12,9 @@ const PRIOR_COUNT: usize = 24;
 /// Quantiles 10, 50 and 90 of a normal spread of mean absolute value one.
 const PRIOR: [f64; 3] = [-1.6, 0.0, 1.6];
 
+/// Where the lines between them end, at shares of nothing and of all.
+const PRIOR_ENDS: [f64; 2] = [-2.0, 2.0];
+
 /// The shares of errors that shall lie below each quantile.
 pub(crate) const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 
@@ -61,18 +64,17 @@ impl Errors {
         }
     }
 
-    /// Quantiles 10, 50 and 90.
-    pub(crate) fn quantiles(&self, lead_hours: usize, tails: &Tails) -> [f64; 3] {
+    /// The errors that such shares lie below.
+    pub(crate) fn quantiles(&self, shares: [f64; 3], lead_hours: usize, tails: &Tails) -> [f64; 3] {
         let count = self.window.count();
         let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
         let chance = tails.chance(lead_hours);
-        let mut quantiles = PRIOR;
-        for (quantile, asked) in quantiles.iter_mut().zip(self.asked_of_few(lead_hours)) {
-            if let Some(own) = self.quantile(asked, chance, tails) {
-                *quantile += (own - *quantile) * weight;
-            }
-        }
-        quantiles
+        let asked = self.asked_of_few(lead_hours);
+        shares.map(|share| {
+            let normal = at(share, PRIOR_ENDS, PRIOR);
+            let own = self.quantile(at(share, [0.0, 1.0], asked), chance, tails);
+            own.map_or(normal, |own| normal + (own - normal) * weight)
+        })
     }
 
     /// What is asked of the window.
@@ -109,4 +111,18 @@ impl Errors {
         }
         Some(f64::midpoint(low, high))
     }
+}
+
+/// A share's place on the lines between what belongs to [`SHARES`] and to nothing and all.
+fn at(share: f64, [first, last]: [f64; 2], [low, middle, high]: [f64; 3]) -> f64 {
+    let [low_share, middle_share, high_share] = SHARES;
+    let ends = [
+        ((0.0, first), (low_share, low)),
+        ((low_share, low), (middle_share, middle)),
+        ((middle_share, middle), (high_share, high)),
+        ((high_share, high), (1.0, last)),
+    ];
+    let line = ends.into_iter().find(|(_, (end, _))| share <= *end);
+    let ((from, value), (to, next)) = line.unwrap_or(ends[3]);
+    value + (next - value) * (share.clamp(from, to) - from) / (to - from)
 }

@@ -45,7 +45,7 @@ pub(super) struct Lead {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Learnt {
     weights: Vector,
-    /// Quantiles 10, 50 and 90 of the errors, in spreads.
+    /// The errors that the shares asked for lie below, in spreads.
     pub(super) errors: [f64; 3],
 }
 
@@ -152,10 +152,11 @@ impl Lead {
         solve(matrix, right)
     }
 
-    pub(super) fn learnt(&self, tails: &Tails) -> Learnt {
+    /// What is known of this lead, with the errors that such shares lie below.
+    pub(super) fn learnt(&self, shares: [f64; 3], tails: &Tails) -> Learnt {
         Learnt {
             weights: self.weights,
-            errors: self.errors.quantiles(self.hours, tails),
+            errors: self.errors.quantiles(shares, self.hours, tails),
         }
     }
 

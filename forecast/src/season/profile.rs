@@ -2,18 +2,18 @@
 
 use super::{SPREAD_MIN, WEEK_HOURS};
 
-const DAY_HOURS: usize = 24;
+pub(super) const DAY_HOURS: usize = 24;
 
 /// Working days, Saturday, Sunday.
-const KIND_COUNT: usize = 3;
+pub(super) const KIND_COUNT: usize = 3;
 
 /// Hours that what the wider group says is worth beside the narrower one's own.
 const PRIOR_COUNT: f64 = 2.0;
 
 /// Most hours a mean remembers: of an hour of the week so many weeks.
-const WEEK_COUNT_MAX: f64 = 6.0;
-const KIND_COUNT_MAX: f64 = 20.0;
-const DAY_COUNT_MAX: f64 = 30.0;
+pub(super) const WEEK_COUNT_MAX: f64 = 6.0;
+pub(super) const KIND_COUNT_MAX: f64 = 20.0;
+pub(super) const DAY_COUNT_MAX: f64 = 30.0;
 
 /// Spread before anything is known: a third of the level.
 const SPREAD_UNKNOWN: f64 = 0.33;
@@ -27,13 +27,13 @@ const SPREAD_MAX: f64 = 2.0;
 
 /// A mean that forgets.
 #[derive(Debug, Clone, Copy, Default)]
-struct Mean {
+pub(super) struct Mean {
     value: f64,
     count: f64,
 }
 
 impl Mean {
-    fn observe(&mut self, value: f64, count_max: f64) {
+    pub(super) fn observe(&mut self, value: f64, count_max: f64) {
         self.count = (self.count + 1.0).min(count_max);
         // The newer counts half as much again: the first ones were measured against a level that was
         // still to be found.
@@ -41,7 +41,7 @@ impl Mean {
     }
 
     /// The mean beside `prior`, which is worth `weight` values.
-    fn beside(self, prior: f64, weight: f64) -> f64 {
+    pub(super) fn beside(self, prior: f64, weight: f64) -> f64 {
         (self.value * self.count + prior * weight) / (self.count + weight)
     }
 }
@@ -116,7 +116,7 @@ impl Profile {
 }
 
 /// Which working-day, Saturday's or Sunday's hour an hour of the week is.
-const fn kind_of(hour: usize) -> usize {
+pub(super) const fn kind_of(hour: usize) -> usize {
     let kind = match hour / DAY_HOURS {
         5 => 1,
         6 => 2,

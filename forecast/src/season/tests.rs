@@ -175,6 +175,79 @@ fn a_jump_whose_first_day_is_like_the_days_before_is_taken_back() {
     assert!((0..100).all(|_| shift.observe(0.0, 1.0, 1.0).is_none()));
 }
 
+/// Weeks of a peer that is there in such hours of the day only.
+fn away_outside(there: std::ops::Range<usize>, hour_count: usize) -> Season {
+    season(hour_count, |hour| {
+        if there.contains(&(hour % 24)) {
+            Hour::Rate(8e6 * rough(hour))
+        } else {
+            Hour::Rate(0.0)
+        }
+    })
+}
+
+#[test]
+fn a_peer_that_is_off_at_night_is_forecast_to_be_and_its_working_hours_are_left_alone() {
+    // Nights of fifteen hours and of eight, for eight weeks and for nine days; asked at noon, in the night and at its end.
+    for there in [9..18, 6..22] {
+        for days in [9, 8 * 7] {
+            for asked in [12, 23, 5] {
+                let now = days * 24 + asked;
+                let season = away_outside(there.clone(), now);
+                for lead in 1..=72 {
+                    let target = (now + lead - 1) % WEEK_HOURS;
+                    let band = season.forecast(lead, target).unwrap();
+                    if there.contains(&(target % 24)) {
+                        near(band.p50, 8e6, 0.1);
+                        assert!(band.p10 > 0.5 * 8e6, "{days} {now} {lead} {band:?}");
+                    } else {
+                        assert_eq!(band, Band::default(), "{days} {now} {lead}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weekends_without_a_link_are_expected_to_come_again() {
+    // From Friday, 18:00, to Monday, 09:00, and the nights.
+    let there = |hour: usize| hour % WEEK_HOURS < 120 && (9..18).contains(&(hour % 24));
+    let now = 6 * WEEK_HOURS + 100;
+    let season = season(now, |hour| {
+        Hour::Rate(if there(hour) { 8e6 * rough(hour) } else { 0.0 })
+    });
+    for lead in 1..=WEEK_HOURS {
+        let target = (now + lead - 1) % WEEK_HOURS;
+        let band = season.forecast(lead, target).unwrap();
+        if there(target) {
+            near(band.p50, 8e6, 0.1);
+            assert!(band.p10 > 0.5 * 8e6, "{lead} {band:?}");
+        } else {
+            assert_eq!(band.p50, 0.0, "{lead} {band:?}");
+        }
+    }
+}
+
+#[test]
+fn one_outage_is_no_reason_to_expect_the_next_at_its_time_of_the_week() {
+    let now = 7 * WEEK_HOURS + 30;
+    let outage = now - WEEK_HOURS - 4..now - WEEK_HOURS + 4;
+    let season = season(now, |hour| {
+        Hour::Rate(if outage.contains(&hour) {
+            0.0
+        } else {
+            8e6 * rough(hour)
+        })
+    });
+    for lead in 1..=WEEK_HOURS {
+        let band = season
+            .forecast(lead, (now + lead - 1) % WEEK_HOURS)
+            .unwrap();
+        assert!(band.p10 > 0.8 * 8e6, "{lead} {band:?}");
+    }
+}
+
 #[test]
 fn days_without_a_link_say_nothing_of_the_days_behind_them() {
     for (away, back) in [(62, 3), (120, 1), (120, 3), (120, 48), (14 * 24, 1)] {
