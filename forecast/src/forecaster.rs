@@ -375,15 +375,19 @@ impl Forecaster {
         })
     }
 
-    /// When `bytes` would be through if sending began now, under a cap that changes with time.
+    /// When `bytes` would be through if sending began now, under a cap that changes with time; `None` while what the
+    /// link carries now is not known.
     #[must_use]
-    pub fn through(&self, now: Moment, bytes: u64, cap: impl Fn(Moment) -> Option<f64>) -> Through {
+    pub fn through(
+        &self,
+        now: Moment,
+        bytes: u64,
+        cap: impl Fn(Moment) -> Option<f64>,
+    ) -> Option<Through> {
         /// Steps the rate is held for: a timetable changes on the minute.
         const STEP_SECONDS: u64 = 60;
+        self.forecast_under(now, now, cap(now))?;
         let mut through = Through::default();
-        if self.forecast_under(now, now, cap(now)).is_none() {
-            return through;
-        }
         // Where nothing else is known, what went through once goes through.
         let carried = self.carried(now).map(|(_, rate)| rate).fold(0.0, f64::max);
         let wanted = precise(bytes);
@@ -417,7 +421,7 @@ impl Forecaster {
                 break;
             }
         }
-        through
+        Some(through)
     }
 
     /// The most that was seen to go through in five minutes of the last day, whatever was the limit then.

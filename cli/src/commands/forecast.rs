@@ -132,19 +132,14 @@ fn table(document: &ForecastDocument) -> String {
         table.row(row(view));
     }
     let mut text = table.render("no forecasts");
-    let is_known = document
-        .forecasts
-        .iter()
-        .any(|view| view.quantiles.is_some());
-    let time = |seconds: Option<u64>| match seconds {
-        Some(seconds) => time_of_day(seconds.saturating_mul(1000)),
-        None if is_known => "not within seven days".to_owned(),
-        None => {
-            "not known yet: this link has not been full, or at its cap, for long enough".to_owned()
-        }
+    let through = |seconds: Option<u64>| {
+        document.through_is_known.map(|is_known| match seconds {
+            Some(seconds) => time_of_day(seconds.saturating_mul(1000)),
+            None if is_known => "not within seven days".to_owned(),
+            None => "not known yet: this link has not been full, or at its cap, for long enough"
+                .to_owned(),
+        })
     };
-    let is_asked = document.bytes.is_some();
-    let through = |seconds| is_asked.then(|| time(seconds));
     let at_least = document.at_least_bits_per_second;
     let more = fields(&[
         ("through, p50", through(document.through_p50_unix_seconds)),
@@ -226,6 +221,7 @@ mod tests {
                 cap_bits_per_second: None,
             }],
             bytes: Some(5),
+            through_is_known: Some(false),
             through_p50_unix_seconds: None,
             through_p90_unix_seconds: None,
         };
@@ -246,8 +242,14 @@ mod tests {
             confidence: "low".to_owned(),
             age_seconds: 1,
         });
+        // What is known under another cap says nothing of the one that holds now.
+        let text = table(&document);
+        assert!(text.contains("not known yet"), "{text}");
+        document.through_is_known = Some(true);
         let text = table(&document);
         assert!(text.contains("not within seven days"), "{text}");
         assert!(!text.contains("not known"), "{text}");
+        document.through_is_known = None;
+        assert!(!table(&document).contains("through"));
     }
 }

@@ -68,10 +68,7 @@ fn sch_9_without_capacity_there_is_no_forecast_and_with_little_it_says_so() {
         None,
         "nobody filled the link"
     );
-    assert_eq!(
-        forecaster.through(at(500), 1000, |_| None),
-        Through::default()
-    );
+    assert_eq!(forecaster.through(at(500), 1000, |_| None), None);
     assert_eq!(forecaster.at_least(at(500)), Some(5e5));
     // What a probe has measured is carried too, though a few seconds make no forecast.
     let mut probed = forecaster.clone();
@@ -167,16 +164,17 @@ fn sch_10_bytes_are_through_when_the_rates_have_carried_them() {
     // Midnight: nine hours at 8 MB/s, then eight at 2 MB/s.
     let now = 28 * 86_400;
     let night = 8_000_000 * 9 * 3600;
-    let through = forecaster.through(at(now), night + 2_000_000 * 3600, |_| None);
+    let through = |bytes, cap: Option<f64>| forecaster.through(at(now), bytes, |_| cap).unwrap();
+    let capped = through(3_600_000_000, Some(1e6));
+    let never = through(u64::MAX, None);
+    let nothing = through(0, None);
+    let through = through(night + 2_000_000 * 3600, None);
     let p50 = through.p50.unwrap().since(at(now)).as_secs();
     assert!((9 * 3600..11 * 3600).contains(&p50), "{p50}");
     assert!(through.p90 >= through.p50);
-    let capped = forecaster.through(at(now), 3_600_000_000, |_| Some(1e6));
     let p50 = capped.p50.unwrap().since(at(now)).as_secs();
     assert!((3600..3700).contains(&p50), "{p50}");
-    let never = forecaster.through(at(now), u64::MAX, |_| None);
     assert_eq!(never, Through::default());
-    let nothing = forecaster.through(at(now), 0, |_| None);
     assert_eq!(nothing.p50, Some(at(now)));
 }
 
@@ -196,6 +194,7 @@ fn bytes_wait_for_the_morning_where_the_peer_is_off_at_night() {
         }
         let morning = at((days + 1) * 86_400 + opens * 3600);
         let through = forecaster.through(at(now), 8_000_000 * 1800, |_| None);
+        let through = through.unwrap();
         for done in [through.p50, through.p90] {
             let seconds = done.unwrap().since(morning).as_secs();
             assert!((1700..3600).contains(&seconds), "{opens}: {seconds}");
@@ -220,7 +219,7 @@ fn a_cap_that_opens_later_is_waited_for() {
     let now = 28 * 86_400;
     let opens = at(now + 7200);
     let cap = |moment: Moment| Some(if moment < opens { 0.0 } else { 1e6 });
-    let through = forecaster.through(at(now), 60_000_000, cap);
+    let through = forecaster.through(at(now), 60_000_000, cap).unwrap();
     assert_eq!(through.p50, Some(opens.plus_seconds(60)));
 }
 
@@ -454,11 +453,11 @@ fn a_cap_that_was_reached_is_what_a_transfer_gets() {
     // A transfer beyond the next hour goes on; where the cap opens, as fast as was seen.
     let bytes = 2_250_000 * 7200;
     let caps = |moment| (moment < at(now + 3600)).then_some(cap);
-    let through = forecaster.through(at(now), bytes, caps);
+    let through = forecaster.through(at(now), bytes, caps).unwrap();
     assert_eq!(through.p50, Some(at(now + 7200)));
     assert_eq!(through.p90, through.p50);
     let unknown = forecaster.through(at(now), bytes, |_| None);
-    assert_eq!(unknown, Through::default());
+    assert_eq!(unknown, None);
 }
 
 #[test]

@@ -79,7 +79,11 @@ pub struct ForecastDocument {
     pub forecasts: Vec<ForecastView>,
     /// The bytes that were asked for.
     pub bytes: Option<u64>,
-    /// When they would be through as likely as not, in seconds since 1970; nothing if not within a week.
+    /// Whether what the link carries is known, under the cap that holds as they would begin: if it is not, nor is when
+    /// they would be through. Nothing if no bytes were asked for.
+    pub through_is_known: Option<bool>,
+    /// When they would be through as likely as not, in seconds since 1970; nothing if not within a week,
+    /// or not known.
     pub through_p50_unix_seconds: Option<u64>,
     /// When they would be through if every hour were as slow as one in ten is.
     pub through_p90_unix_seconds: Option<u64>,
@@ -136,7 +140,8 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
             let cap = |at| cap_at(peer, direction, at).map(bytes_per_second);
             forecaster.through(now, on_wire(bytes), cap)
         });
-        let through = through.unwrap_or_default();
+        let through_is_known = through.map(|through| through.is_some());
+        let through = through.flatten().unwrap_or_default();
         let forecasts: Vec<_> = horizons.into_iter().map(view).collect();
         let is_known = forecasts.iter().any(|view| view.quantiles.is_some());
         let cap = cap_at(peer, direction, now).map_or(f64::INFINITY, bytes_per_second);
@@ -149,6 +154,7 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
             at_least_bits_per_second: at_least.map(|rate| bits(rate.min(cap))),
             forecasts,
             bytes: query.bytes,
+            through_is_known,
             through_p50_unix_seconds: through.p50.map(Moment::unix_seconds),
             through_p90_unix_seconds: through.p90.map(Moment::unix_seconds),
         }
