@@ -32,6 +32,10 @@ const GAP_HOURS_MAX: u64 = 4368;
 /// set by a little.
 const JUMP_HOURS_MAX: u64 = 24;
 
+/// Most hours by which it may jump ahead and be believed at once where there is a link, whose certificates it was held
+/// against: sixty days, for hosts are off over weekends and holidays.
+const AHEAD_HOURS_MAX: u64 = 60 * 24;
+
 /// How long a clock that has jumped further has to keep to it, in seconds: a host that boots with a wrong time
 /// mostly has the right one within minutes.
 const DOUBT_SECONDS: u32 = 3600;
@@ -439,16 +443,22 @@ impl Forecaster {
         self.season.forecast(lead, self.week_hour(hour_of(at)))
     }
 
-    /// Whether the clock is right, as far as one can tell: one look under a wrong one must cost neither the years
-    /// that are kept nor those to come, and no hours without a link do. If it keeps to an earlier time, what lies ahead
-    /// of that never was.
+    /// Whether the clock is right, as far as one can tell after so many more seconds with a link: one look under a
+    /// wrong one must cost neither the years that are kept nor those to come, and no hours without a link do. If it
+    /// keeps to an earlier time, what lies ahead of that never was.
     fn believes(&mut self, now: Moment, seconds: u32) -> bool {
         if now < CLOCK_SET {
             return false;
         }
         let current = hour_of(now);
         let Some(open) = self.hour else { return true };
-        if current.abs_diff(open) <= JUMP_HOURS_MAX {
+        let is_ahead = current > open && seconds > 0;
+        let most = if is_ahead {
+            AHEAD_HOURS_MAX
+        } else {
+            JUMP_HOURS_MAX
+        };
+        if current.abs_diff(open) <= most {
             self.doubted_seconds = 0;
             return true;
         }

@@ -368,6 +368,41 @@ fn a_look_under_a_wrong_clock_costs_nothing() {
 }
 
 #[test]
+fn the_first_hour_after_a_weekend_without_this_host_counts() {
+    let mut forecaster = taught(5);
+    // From Friday, 24:00, to Monday, 08:00: first there is no link yet, then it is full.
+    let monday = 7 * 86_400 + 8 * 3600;
+    let known = forecaster.known_hours();
+    for second in 0..3660 {
+        let sample = if second < 20 {
+            Sample::Down
+        } else {
+            Sample::Capacity(8e6)
+        };
+        forecaster.observe(at(monday + second), sample, 1);
+    }
+    // Friday's last hour and Monday's first.
+    assert_eq!(forecaster.known_hours(), known + 2);
+    let hour = forecaster.history().hour((MONDAY + monday) / 3600);
+    assert!(matches!(hour, Hour::Rate(rate) if rate > 7.9e6), "{hour:?}");
+}
+
+#[test]
+fn a_host_that_is_up_for_half_an_hour_every_three_days_learns() {
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    for day in (0..30).step_by(3) {
+        for second in 0..1800 {
+            let now = at(day * 86_400 + second);
+            forecaster.observe(now, Sample::Capacity(8e6), 1);
+        }
+        let bytes = forecaster.history().encode();
+        forecaster = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
+    }
+    // The last one is not over.
+    assert_eq!(forecaster.known_hours(), 9);
+}
+
+#[test]
 fn a_clock_that_was_wrong_for_long_costs_what_was_seen_under_it() {
     let week = 7 * 86_400;
     let mut forecaster = taught(7);
