@@ -225,6 +225,8 @@ impl Forecaster {
             }
             forecaster.begin(last.0);
         }
+        // Of the last week it is known to five minutes, those of the hour that is not over among them.
+        forecaster.newest_capacity = history.newest_capacity().or(forecaster.newest_capacity);
         forecaster.history = history;
         forecaster
     }

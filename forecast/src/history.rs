@@ -337,6 +337,13 @@ impl History {
         slot.map_or(Hour::Unknown, Slot::told)
     }
 
+    /// The end of the newest five minutes in which the path was the limit for long enough.
+    pub(crate) fn newest_capacity(&self) -> Option<Moment> {
+        let slots = self.slots_since(Moment::default());
+        let full = slots.filter(|(_, slot)| matches!(slot.told(), Hour::Rate(rate) if rate > 0.0));
+        full.map(|(end, _)| end).last()
+    }
+
     /// What was seen to go through for long enough, in bytes per second, in the five minutes that ended at each
     /// moment after another one.
     pub(crate) fn carried_since(&self, from: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {

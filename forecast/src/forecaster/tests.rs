@@ -459,6 +459,25 @@ fn hours_that_a_clock_ran_through_too_early_are_learnt_when_they_come() {
     assert!((23..=24).contains(&learnt), "{learnt} hours");
 }
 
+#[test]
+fn an_hour_that_a_restart_fell_into_is_known_once_it_is_over() {
+    let mut seen = Forecaster::new(Zone::utc(), History::default());
+    for second in 0..2400 {
+        seen.observe(at(second), Sample::Capacity(1e6), 1);
+    }
+    let mut read = Forecaster::new(Zone::utc(), seen.history().clone());
+    let now = 3700;
+    for forecaster in [&mut seen, &mut read] {
+        for second in 2400..now {
+            forecaster.observe(at(second), Sample::ApplicationLimited(1e3), 1);
+        }
+        let day = forecaster.forecast(at(now), at(now + 86_400)).unwrap();
+        assert!((day.band.p50 / 1e6 - 1.0).abs() < 0.1, "{day:?}");
+        // It is kept by five minutes.
+        assert!((1000..=1301).contains(&day.age_seconds), "{day:?}");
+    }
+}
+
 /// A forecaster whose link was kept to its cap for so many seconds and never was the limit.
 fn kept_to(cap: f64, seconds: u64) -> Forecaster {
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
