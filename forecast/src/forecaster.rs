@@ -36,6 +36,10 @@ const JUMP_HOURS_MAX: u64 = 24;
 /// against: sixty days, for hosts are off over weekends and holidays.
 const AHEAD_HOURS_MAX: u64 = 60 * 24;
 
+/// Most seconds by which a clock may be put back behind the beginning of the open hour for that one to stay open: more
+/// than clocks that run too fast are set by.
+const BACK_SECONDS_MAX: u64 = 900;
+
 /// How long a clock that has jumped further has to keep to it, in seconds: a host that boots with a wrong time
 /// mostly has the right one within minutes.
 const DOUBT_SECONDS: u32 = 3600;
@@ -260,12 +264,13 @@ impl Forecaster {
             seconds
         };
         if self.believes(now, checked) {
-            self.turn_hour(now);
-            self.history.observe(now, sample, seconds);
+            let filed = self.filed_at(now);
+            self.turn_hour(filed);
+            self.history.observe(filed, sample, seconds);
             if let Sample::CapLimited(cap) = sample
                 && let Some(held) = self.hold(cap, seconds)
             {
-                self.history.hold(now, held);
+                self.history.hold(filed, held);
             }
         }
         match sample {
@@ -470,6 +475,17 @@ impl Forecaster {
         }
         self.doubted_seconds = 0;
         true
+    }
+
+    /// The moment that what is seen now is kept under: a clock that was put back by a little goes on with the open hour,
+    /// for the one before is learnt.
+    fn filed_at(&self, now: Moment) -> Moment {
+        let begin = self.hour.map_or(now, begin_of);
+        if begin.since(now).as_secs() <= BACK_SECONDS_MAX {
+            now.max(begin)
+        } else {
+            now
+        }
     }
 
     /// The clock was put back: what lies ahead of it never was, and its hours are still to come.

@@ -478,6 +478,26 @@ fn an_hour_that_a_restart_fell_into_is_known_once_it_is_over() {
     }
 }
 
+#[test]
+fn a_clock_that_is_put_back_by_a_little_goes_on_with_the_open_hour() {
+    let week = 7 * 86_400;
+    let mut forecaster = taught(7);
+    forecaster.observe(at(week + 60), Sample::Capacity(8e6), 60);
+    let (known, score) = (forecaster.known_hours(), *forecaster.score(Horizon::Hour));
+    let before = forecaster.history().hour((MONDAY + week) / 3600 - 1);
+    for second in 0..900 {
+        let now = at(week - 800 + second);
+        forecaster.observe(now, Sample::Capacity(1e6), 1);
+        assert_eq!(forecaster.hour, Some((MONDAY + week) / 3600));
+    }
+    assert_eq!(forecaster.known_hours(), known);
+    assert_eq!(*forecaster.score(Horizon::Hour), score);
+    let hour = |number| forecaster.history().hour(number);
+    assert_eq!(hour((MONDAY + week) / 3600 - 1), before);
+    let open = hour((MONDAY + week) / 3600);
+    assert!(matches!(open, Hour::Rate(rate) if rate < 2e6), "{open:?}");
+}
+
 /// A forecaster whose link was kept to its cap for so many seconds and never was the limit.
 fn kept_to(cap: f64, seconds: u64) -> Forecaster {
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
