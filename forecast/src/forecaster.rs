@@ -185,6 +185,8 @@ pub struct Forecaster {
     season: Season,
     /// The hour that is not over, by its number since 1970; everything before is in the season.
     hour: Option<u64>,
+    /// The season has learnt hours that are still to come.
+    is_astray: bool,
     /// Seconds looked at since the clock jumped.
     doubted_seconds: u32,
     recent: Recent,
@@ -206,6 +208,7 @@ impl Forecaster {
             zone,
             season: Season::new(0),
             hour: None,
+            is_astray: false,
             doubted_seconds: 0,
             recent: Recent::default(),
             newest_capacity: None,
@@ -489,14 +492,26 @@ impl Forecaster {
     }
 
     /// The clock was put back: what lies ahead of it never was, and its hours are still to come.
-    fn go_back(&mut self, now: Moment) {
-        let mut history = std::mem::take(&mut self.history);
-        history.forget_after(now);
-        let again = Self::new(self.zone.clone(), history);
+    fn go_back(&mut self, current: u64, now: Moment) {
+        self.history.forget_after(now);
+        self.hour = Some(current);
+        self.open = Default::default();
+        self.is_astray = true;
+    }
+
+    /// Whether the season has learnt hours that are still to come, for the clock was put back: until [`Self::follow`]
+    /// it learns no more.
+    #[must_use]
+    pub const fn is_astray(&self) -> bool {
+        self.is_astray
+    }
+
+    /// Goes on with what another forecaster has learnt of this one's history.
+    pub fn follow(&mut self, again: Self) {
         self.season = again.season;
         self.hour = again.hour;
         self.open = again.open;
-        self.history = again.history;
+        self.is_astray = false;
     }
 
     /// Hands the hours that are over to the season.
@@ -508,7 +523,7 @@ impl Forecaster {
             return;
         };
         if current < open {
-            self.go_back(now);
+            self.go_back(current, now);
             return;
         }
         if current.saturating_sub(open) > GAP_HOURS_MAX {
@@ -516,6 +531,10 @@ impl Forecaster {
             *self = Self::new(self.zone.clone(), History::default());
             self.history = history;
             self.begin(current);
+            return;
+        }
+        if self.is_astray {
+            self.hour = Some(current);
             return;
         }
         for number in open..current {

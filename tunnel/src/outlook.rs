@@ -96,6 +96,8 @@ pub(crate) struct Outlook {
 struct Known {
     /// By direction; none until the history has been read.
     forecasters: Option<[Forecaster; 2]>,
+    /// They are being learnt anew.
+    is_learning: bool,
     seen: Option<Seen>,
     /// What a probe found since the last look, in bytes per second.
     probed: Option<u64>,
@@ -184,6 +186,27 @@ impl Outlook {
         }
     }
 
+    /// Learns anew what a clock that was put back has led astray; this takes as long as reading it.
+    fn learn_anew(&self, site: &Name) {
+        let Some(known) = self.peers.get(site) else {
+            return;
+        };
+        for direction in Direction::ALL {
+            let history = |forecaster: &Forecaster| {
+                let is_astray = forecaster.is_astray();
+                is_astray.then(|| forecaster.history().clone())
+            };
+            let Some(history) = self.with(site, direction, history).flatten() else {
+                continue;
+            };
+            let again = Forecaster::new(self.zone.clone(), history);
+            if let Some(forecasters) = &mut lock(known).forecasters {
+                forecasters[direction as usize].follow(again);
+            }
+        }
+        lock(known).is_learning = false;
+    }
+
     /// Writes what is known of a peer.
     fn save(&self, site: &Name) {
         let Some(folder) = &self.folder else { return };
@@ -198,10 +221,11 @@ impl Outlook {
         }
     }
 
-    /// Looks at one peer's link.
-    fn look(&self, peer: &Peer, now: Moment) {
+    /// Looks at one peer's link; tells whether its forecasts have to be learnt anew.
+    #[must_use]
+    fn look(&self, peer: &Peer, now: Moment) -> bool {
         let Some(known) = self.peers.get(&peer.site) else {
-            return;
+            return false;
         };
         let known = &mut *lock(known);
         let [mut send, receive] = sample(peer, &mut known.seen);
@@ -224,6 +248,18 @@ impl Outlook {
             sending.observe(now, send, seconds);
             receiving.observe(now, receive, LOOK_SECONDS);
         }
+        known.has_to_learn()
+    }
+}
+
+impl Known {
+    /// Whether something has to be learnt anew and is not yet.
+    fn has_to_learn(&mut self) -> bool {
+        let is_astray =
+            |forecasters: &[Forecaster; 2]| forecasters.iter().any(Forecaster::is_astray);
+        let has_to = !self.is_learning && self.forecasters.as_ref().is_some_and(is_astray);
+        self.is_learning |= has_to;
+        has_to
     }
 }
 
@@ -323,7 +359,10 @@ pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
         let now = timetable::now();
         // Each peer has its own second of the hour to be written in.
         for (place, peer) in (0_u64..).zip(core.peers.values()) {
-            core.outlook.look(peer, now);
+            if core.outlook.look(peer, now) {
+                let (core, site) = (Arc::clone(&core), peer.site.clone());
+                tokio::task::spawn_blocking(move || core.outlook.learn_anew(&site));
+            }
             if count % SAVE_SECONDS == (SAVE_SECONDS / 2 + place) % SAVE_SECONDS {
                 let (core, site) = (Arc::clone(&core), peer.site.clone());
                 tokio::task::spawn_blocking(move || core.outlook.save(&site));
@@ -439,6 +478,37 @@ mod tests {
         assert_eq!(check(at(995_000, other, 1), before), None, "another cap");
         assert_eq!(check(at(995_000, None, 1), before), None, "no cap any more");
         assert_eq!(check(all, Some(seen(2, 0, 0))), None, "another link");
+    }
+
+    #[test]
+    fn after_a_clock_that_was_put_back_both_ways_are_learnt_anew_once() {
+        let site: Name = "region".parse().unwrap();
+        let outlook = Outlook {
+            zone: Zone::utc(),
+            folder: None,
+            peers: BTreeMap::from([(site.clone(), Mutex::default())]),
+        };
+        outlook.load(&site);
+        let has_to_learn = |now: u64| {
+            let known = &mut *lock(&outlook.peers[&site]);
+            for forecaster in known.forecasters.iter_mut().flatten() {
+                let now = Moment::from_unix_seconds(1_780_272_000 + now);
+                forecaster.observe(now, Sample::Capacity(1e6), 60);
+            }
+            known.has_to_learn()
+        };
+        for hour in 0..12 {
+            assert!(!has_to_learn(hour * 3600));
+        }
+        assert!(has_to_learn(6 * 3600), "five hours back");
+        assert!(!has_to_learn(6 * 3600 + 60), "it is under way");
+        outlook.learn_anew(&site);
+        assert!(!has_to_learn(7 * 3600));
+        for direction in Direction::ALL {
+            let known = outlook.with(&site, direction, Forecaster::known_hours);
+            assert_eq!(known, Some(7));
+        }
+        assert!(has_to_learn(0), "and again");
     }
 
     #[test]

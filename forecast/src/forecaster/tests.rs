@@ -33,6 +33,15 @@ fn taught(days: u64) -> Forecaster {
     forecaster
 }
 
+/// Takes a sample as a daemon does: after a clock that was put back all is learnt anew.
+fn look(forecaster: &mut Forecaster, now: u64, sample: Sample, seconds: u32) {
+    forecaster.observe(at(now), sample, seconds);
+    if forecaster.is_astray() {
+        let again = Forecaster::new(Zone::utc(), forecaster.history().clone());
+        forecaster.follow(again);
+    }
+}
+
 #[test]
 fn a_clock_that_is_put_back_makes_nothing_fresh() {
     let mut forecaster = taught(7);
@@ -414,7 +423,8 @@ fn a_clock_that_was_wrong_for_long_costs_what_was_seen_under_it() {
     let taught = |mut forecaster: Forecaster| {
         for minute in 0..3 * 1440 {
             let second = week + minute * 60;
-            forecaster.observe(at(second), Sample::Capacity(rough(second)), 60);
+            let sample = Sample::Capacity(rough(second));
+            look(&mut forecaster, second, sample, 60);
         }
         // Up to an hour went by in doubt, and the last one is not over.
         let known = forecaster.known_hours();
@@ -436,9 +446,9 @@ fn a_clock_that_is_wrong_while_there_is_no_link_costs_nothing() {
     for wrong in [week - 5 * 86_400, week + 400 * 86_400] {
         let mut forecaster = taught.clone();
         for second in 0..7200 {
-            forecaster.observe(at(wrong + second), Sample::Down, 1);
+            look(&mut forecaster, wrong + second, Sample::Down, 1);
         }
-        forecaster.observe(at(week), Sample::Down, 1);
+        look(&mut forecaster, week, Sample::Down, 1);
         let hours: Vec<_> = forecaster.history().hours().take(kept.len()).collect();
         assert_eq!(hours, kept, "{wrong}");
         assert_eq!(forecaster.known_hours(), right.known_hours());
@@ -453,7 +463,8 @@ fn hours_that_a_clock_ran_through_too_early_are_learnt_when_they_come() {
     forecaster.observe(at(week + 20 * 3600), Sample::Capacity(1e6), 1);
     for minute in 0..1440 {
         let second = week + minute * 60;
-        forecaster.observe(at(second), Sample::Capacity(rough(second)), 60);
+        let sample = Sample::Capacity(rough(second));
+        look(&mut forecaster, second, sample, 60);
     }
     let learnt = forecaster.known_hours() - known;
     assert!((23..=24).contains(&learnt), "{learnt} hours");
@@ -476,6 +487,29 @@ fn an_hour_that_a_restart_fell_into_is_known_once_it_is_over() {
         // It is kept by five minutes.
         assert!((1000..=1301).contains(&day.age_seconds), "{day:?}");
     }
+}
+
+#[test]
+fn a_clock_that_is_put_back_costs_no_more_than_a_look_until_all_is_learnt_anew() {
+    let week = 7 * 86_400;
+    let mut forecaster = taught(7);
+    let known = forecaster.known_hours();
+    // Meanwhile what is seen is kept, whichever way the clock goes, and no hour is learnt twice.
+    for now in [week - 7200, week - 3000, week - 20_000, week - 10_000] {
+        forecaster.observe(at(now), Sample::Capacity(1e6), 60);
+        assert!(forecaster.is_astray());
+        assert_eq!(forecaster.known_hours(), known);
+        assert!(forecaster.forecast(at(now), at(now + 86_400)).is_some());
+    }
+    let again = Forecaster::new(Zone::utc(), forecaster.history().clone());
+    // An hour that ends while it is learnt is learnt behind it.
+    forecaster.observe(at(week - 6000), Sample::Capacity(1e6), 60);
+    forecaster.follow(again);
+    forecaster.observe(at(week - 5900), Sample::Capacity(1e6), 60);
+    assert!(!forecaster.is_astray());
+    let read = Forecaster::new(Zone::utc(), forecaster.history().clone());
+    assert_eq!(forecaster.known_hours(), read.known_hours());
+    assert_eq!(forecaster.hour, read.hour);
 }
 
 #[test]
