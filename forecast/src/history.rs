@@ -123,25 +123,28 @@ impl Slot {
             Hour::Rate(rate * up_share)
         } else if down > 0.0 && up_share <= 1.0 - OUTAGE_SHARE {
             Hour::Rate(0.0)
-        } else if self.capped_seconds >= SEEN_SECONDS_MIN {
-            Hour::AtLeast(reached.max(self.bound.into()) * up_share)
-        } else if self.bound > 0.0 {
-            Hour::AtLeast(f64::from(self.bound) * up_share)
         } else {
-            Hour::Unknown
+            let reached = (self.capped_seconds >= SEEN_SECONDS_MIN).then_some(reached);
+            let most = [reached, self.bound()].into_iter().flatten();
+            let most = most.max_by(f64::total_cmp);
+            most.map_or(Hour::Unknown, |most| Hour::AtLeast(most * up_share))
         }
+    }
+
+    /// What programs sent for long enough, if they sent anything, in bytes per second.
+    fn bound(&self) -> Option<f64> {
+        let is_bound = self.bound > 0.0 && self.bound_seconds >= SEEN_SECONDS_MIN;
+        is_bound.then_some(self.bound.into())
     }
 
     /// What was seen to go through for long enough, in bytes per second.
     fn carried(&self) -> Option<f64> {
-        let long_enough = |rate: f32, seconds: u32| (seconds >= SEEN_SECONDS_MIN).then_some(rate);
         let known = [
-            long_enough(self.capacity, self.seen_seconds),
-            (self.held > 0.0).then_some(self.held),
-            (self.bound > 0.0).then_some(self.bound),
+            (self.seen_seconds >= SEEN_SECONDS_MIN).then_some(self.capacity.into()),
+            (self.held > 0.0).then_some(self.held.into()),
+            self.bound(),
         ];
-        let known = known.into_iter().flatten().map(f64::from);
-        known.max_by(f64::total_cmp)
+        known.into_iter().flatten().max_by(f64::total_cmp)
     }
 
     /// The most that was seen to go through, however briefly, in bytes per second.
@@ -474,6 +477,8 @@ mod tests {
         assert_eq!(hour_of(&[(idle, 3590), (full, 10)]), Hour::Rate(8e6));
         assert_eq!(hour_of(&[(idle, 3600)]), Hour::AtLeast(1e3));
         assert_eq!(hour_of(&[(idle, 3598), (full, 2)]), Hour::AtLeast(1e3));
+        assert_eq!(hour_of(&[(idle, 4)]), Hour::Unknown, "too short to tell");
+        assert_eq!(hour_of(&[(full, 4), (idle, 4)]), Hour::Unknown);
         assert_eq!(hour_of(&[]), Hour::Unknown);
     }
 

@@ -569,6 +569,21 @@ fn a_cap_that_was_reached_is_what_a_transfer_gets() {
 }
 
 #[test]
+fn a_second_above_the_cap_is_not_what_the_path_carries() {
+    let cap = 1e6;
+    let mut forecaster = Forecaster::new(Zone::utc(), History::default());
+    let mut sent = |seconds: std::ops::Range<u64>| {
+        for second in seconds {
+            forecaster.observe(at(second), Sample::ApplicationLimited(2e6), 1);
+        }
+        forecaster.forecast_under(at(5), at(60), Some(cap))
+    };
+    // It may have gone into a queue.
+    assert_eq!(sent(0..4), None);
+    assert_eq!(sent(4..5).map(|made| made.band.p50), Some(cap));
+}
+
+#[test]
 fn a_lower_cap_before_or_after_does_not_hide_that_a_higher_one_was_reached() {
     let (low, high) = (250_000.0, 2_500_000.0);
     let mut forecaster = kept_to(low, 60);
