@@ -170,6 +170,26 @@ pub struct Through {
     pub p90: Option<Moment>,
 }
 
+/// The rates of the last seconds, as many as speak for a whole slot.
+#[derive(Debug, Clone, Default)]
+struct LastSeconds(VecDeque<f64>);
+
+impl LastSeconds {
+    const COUNT: usize = SEEN_SECONDS_MIN as usize;
+
+    fn push(&mut self, rate: f64, seconds: u32) {
+        for _ in 0..seconds.min(SEEN_SECONDS_MIN) {
+            self.0.truncate(Self::COUNT - 1);
+            self.0.push_front(rate);
+        }
+    }
+
+    /// All of them, once they are enough.
+    fn all(&self) -> Option<&VecDeque<f64>> {
+        (self.0.len() == Self::COUNT).then_some(&self.0)
+    }
+}
+
 /// A forecast whose hour has not come.
 #[derive(Debug, Clone, Copy)]
 struct Open {
@@ -191,8 +211,10 @@ pub struct Forecaster {
     doubted_seconds: u32,
     recent: Recent,
     newest_capacity: Option<Moment>,
-    /// The caps that the last seconds had reached, while the cap was the limit.
-    caps: VecDeque<f64>,
+    /// What went through while there was a link.
+    passed: LastSeconds,
+    /// The caps that were reached while the cap was the limit.
+    caps: LastSeconds,
     /// Samples since the start in which the cap was the limit.
     capped_count: u64,
     open: [VecDeque<Open>; 3],
@@ -212,7 +234,8 @@ impl Forecaster {
             doubted_seconds: 0,
             recent: Recent::default(),
             newest_capacity: None,
-            caps: VecDeque::new(),
+            passed: LastSeconds::default(),
+            caps: LastSeconds::default(),
             capped_count: 0,
             open: Default::default(),
             soon: [Horizon::Second, Horizon::TenSeconds, Horizon::Minute].map(Soon::new),
@@ -270,11 +293,7 @@ impl Forecaster {
             let filed = self.filed_at(now);
             self.turn_hour(filed);
             self.history.observe(filed, sample, seconds);
-            if let Sample::CapLimited(cap) = sample
-                && let Some(held) = self.hold(cap, seconds)
-            {
-                self.history.hold(filed, held);
-            }
+            self.note(filed, sample, seconds);
         }
         match sample {
             Sample::Capacity(rate) => {
@@ -291,16 +310,25 @@ impl Forecaster {
         }
     }
 
-    /// The highest cap that each of the last seconds had reached, if they are enough.
-    fn hold(&mut self, cap: f64, seconds: u32) -> Option<f64> {
-        let enough = SEEN_SECONDS_MIN as usize;
-        for _ in 0..seconds.min(SEEN_SECONDS_MIN) {
-            self.caps.push_back(cap);
+    /// Notes what the last seconds have in common: what went through, and the highest cap that each of them had reached.
+    fn note(&mut self, filed: Moment, sample: Sample, seconds: u32) {
+        match sample {
+            Sample::Capacity(rate)
+            | Sample::ApplicationLimited(rate)
+            | Sample::CapLimited(rate) => self.passed.push(rate, seconds),
+            Sample::Down => self.passed = LastSeconds::default(),
         }
-        let more = self.caps.len().saturating_sub(enough);
-        self.caps.drain(..more);
-        let lowest = self.caps.iter().copied().min_by(f64::total_cmp);
-        lowest.filter(|_| self.caps.len() == enough)
+        if let Some(rates) = self.passed.all() {
+            let mean = rates.iter().sum::<f64>() / f64::from(SEEN_SECONDS_MIN);
+            self.history.peak(filed, mean);
+        }
+        if let Sample::CapLimited(cap) = sample {
+            self.caps.push(cap, seconds);
+            if let Some(caps) = self.caps.all() {
+                let held = caps.iter().copied().fold(f64::INFINITY, f64::min);
+                self.history.hold(filed, held);
+            }
+        }
     }
 
     /// The path carries the cap, or more: of a path that is known this is news only if that is as much as it
@@ -438,7 +466,8 @@ impl Forecaster {
         Some(through)
     }
 
-    /// The most that was seen to go through in five minutes of the last day, whatever was the limit then.
+    /// The most that was seen to go through in five seconds of the last day, whatever was the limit then: what fits into
+    /// less may have gone into a queue.
     #[must_use]
     pub fn at_least(&self, now: Moment) -> Option<f64> {
         let day_ago = Moment::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));

@@ -70,7 +70,7 @@ pub struct Slot {
     /// Mean of the cap over the seconds in which it was the limit.
     capped: f32,
     capped_seconds: u32,
-    /// The most that went through in any of its samples.
+    /// The most that went through on the average of seconds that are enough.
     peak: f32,
     /// The highest cap that was the limit for long enough, without a lower one between.
     held: f32,
@@ -84,12 +84,6 @@ impl Slot {
             let new = f64::from(*mean) + (sane(rate) - f64::from(*mean)) * share;
             *mean = short(new);
         };
-        if let Sample::Capacity(rate)
-        | Sample::ApplicationLimited(rate)
-        | Sample::CapLimited(rate) = sample
-        {
-            self.peak = self.peak.max(short(rate));
-        }
         match sample {
             Sample::Capacity(rate) => follow(&mut self.capacity, &mut self.seen_seconds, rate),
             Sample::ApplicationLimited(rate) => {
@@ -147,7 +141,7 @@ impl Slot {
         known.into_iter().flatten().max_by(f64::total_cmp)
     }
 
-    /// The most that was seen to go through, however briefly, in bytes per second.
+    /// The most that was seen to go through for long enough at a time, in bytes per second.
     fn peak(&self) -> Option<f64> {
         (self.peak > 0.0).then_some(self.peak.into())
     }
@@ -314,6 +308,18 @@ impl History {
         }
     }
 
+    /// Takes note of what went through on the average of seconds that are enough, in bytes per second.
+    pub(crate) fn peak(&mut self, at: Moment, rate: f64) {
+        if at < CLOCK_SET {
+            return;
+        }
+        for ring in &mut self.rings {
+            if let Some(slot) = ring.slot(at) {
+                slot.peak = slot.peak.max(short(rate));
+            }
+        }
+    }
+
     /// Forgets what lies ahead of a moment: it was stamped by a clock that was wrong.
     pub fn forget_after(&mut self, at: Moment) {
         for ring in &mut self.rings {
@@ -354,8 +360,8 @@ impl History {
         slots.filter_map(|(end, slot)| Some((end, slot.carried()?)))
     }
 
-    /// The most that was seen to go through, however briefly, in bytes per second, in the five minutes that ended at
-    /// any moment after another one.
+    /// The most that was seen to go through for long enough at a time, in bytes per second, in the five minutes that
+    /// ended at any moment after another one.
     pub(crate) fn peak_since(&self, from: Moment) -> Option<f64> {
         let peaks = self.slots_since(from).filter_map(|(_, slot)| slot.peak());
         peaks.max_by(f64::total_cmp)
@@ -513,7 +519,9 @@ mod tests {
     fn histories_of_the_versions_before_are_read() {
         let mut history = History::default();
         history.observe(at(0), Sample::Capacity(1e6), 10);
+        history.peak(at(0), 1e6);
         history.observe(at(7200), Sample::ApplicationLimited(5e5), 60);
+        history.peak(at(7200), 5e5);
         let bytes = history.encode();
         // Without the last fields of each slot it is what that version wrote.
         for (version, slot_bytes) in [(VERSION_WITHOUT_CAPS, 20), (VERSION_OF_MEANS, 28)] {

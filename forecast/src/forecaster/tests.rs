@@ -614,12 +614,24 @@ fn the_most_that_went_through_is_told_and_not_what_did_on_the_average() {
         forecaster.observe(at(second), Sample::ApplicationLimited(0.0), 1);
     }
     assert_eq!(forecaster.at_least(at(200)), None, "nothing has");
-    // A probe of two seconds.
-    for second in 200..202 {
-        forecaster.observe(at(second), Sample::Capacity(1e7), 1);
-    }
+    // A burst of a second, which a queue may have taken.
+    forecaster.observe(at(200), Sample::ApplicationLimited(1e7), 1);
+    assert_eq!(forecaster.at_least(at(201)), Some(2e6));
+    // A probe speaks for five.
+    forecaster.observe(at(201), Sample::Capacity(1e7), 5);
     forecaster.observe(at(202), Sample::ApplicationLimited(1e3), 1);
     assert_eq!(forecaster.at_least(at(203)), Some(1e7));
+    // What went before there was no link, and what after it, was never together.
+    let mut cut = Forecaster::new(Zone::utc(), History::default());
+    for second in 0..9 {
+        let sample = if second == 4 {
+            Sample::Down
+        } else {
+            Sample::ApplicationLimited(1e7)
+        };
+        cut.observe(at(second), sample, 1);
+    }
+    assert_eq!(cut.at_least(at(9)), None);
     assert_eq!(forecaster.at_least(at(90_000)), None, "a day ago");
 }
 

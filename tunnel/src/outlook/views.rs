@@ -72,7 +72,7 @@ pub struct ForecastDocument {
     pub now_unix_seconds: u64,
     /// Hours of the past weeks whose capacity is known.
     pub known_hours: u64,
-    /// The most that went through in five minutes of the last day, in bits per second, under the cap that holds now:
+    /// The most that went through in five seconds of the last day, in bits per second, under the cap that holds now:
     /// the link carries this or more. Nothing beside quantiles, which say more.
     pub at_least_bits_per_second: Option<u64>,
     /// The forecasts.
