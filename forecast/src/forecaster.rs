@@ -417,29 +417,32 @@ impl Forecaster {
         })
     }
 
-    /// When `bytes` would be through if sending began now, under a cap that changes with time; `None` while what the
-    /// link carries now is not known.
+    /// When `bytes` would be through if sending began at a moment, under a cap that changes with time; `None` while what
+    /// the link carries then is not known. What lies in the past is taken as now.
     #[must_use]
     pub fn through(
         &self,
         now: Moment,
+        from: Moment,
         bytes: u64,
         cap: impl Fn(Moment) -> Option<f64>,
     ) -> Option<Through> {
         /// Steps the rate is held for: a timetable changes on the minute.
         const STEP_SECONDS: u64 = 60;
-        self.forecast_under(now, now, cap(now))?;
+        let from = from.max(now);
+        self.forecast_under(now, from, cap(from))?;
         let mut through = Through::default();
         // Where nothing else is known, what went through once goes through.
         let carried = self.carried(now).map(|(_, rate)| rate).fold(0.0, f64::max);
         let wanted = precise(bytes);
         let (mut sent_p50, mut sent_p10) = (0.0, 0.0);
         let mut held: Option<(u64, Band)> = None;
-        for step in 0..HORIZON_SECONDS_MAX / STEP_SECONDS {
-            let begin = now.plus_seconds(step * STEP_SECONDS);
+        let left = HORIZON_SECONDS_MAX.saturating_sub(from.since(now).as_secs());
+        for step in 0..left / STEP_SECONDS {
+            let begin = from.plus_seconds(step * STEP_SECONDS);
             let hour = hour_of(begin);
             // The first hour changes from minute to minute, later ones are one number.
-            let is_held = step * STEP_SECONDS > SEASON_SECONDS;
+            let is_held = begin.since(now).as_secs() > SEASON_SECONDS;
             let band = match held {
                 Some((held_hour, band)) if is_held && held_hour == hour => band,
                 _ => self

@@ -62,7 +62,7 @@ fn forecast_from(history: History) {
                 assert!(rate >= 0.0 && rate.is_finite(), "a rate of {rate}");
             }
         }
-        let _ = forecaster.through(now, 1 << 30, |_| Some(1e7));
+        let _ = forecaster.through(now, now, 1 << 30, |_| Some(1e7));
         let _ = forecaster.at_least(now);
     }
     let _ = History::decode(&forecaster.history().encode()).expect("what is kept reads back");

@@ -20,6 +20,7 @@ Examples:
   towpath forecast region                       the coming seconds, hours and days
   towpath forecast region --bytes 40GiB         when 40 GiB would be through
   towpath forecast region --at 2026-12-01T02:00:00Z
+  towpath forecast region --at +6h --bytes 40GiB
   towpath forecast region --direction receive   what it will be able to send to us";
 
 /// Of what.
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     /// For one moment: RFC 3339 as in 2026-12-01T02:00:00Z, or from now as in +6h
     #[arg(long, value_name = "TIME")]
     at: Option<At>,
-    /// When so many bytes would be through if sending began now, as in 40GiB
+    /// When so many bytes would be through if sending began now, or at --at, as in 40GiB
     #[arg(long, value_name = "SIZE")]
     bytes: Option<Size>,
     /// Which way

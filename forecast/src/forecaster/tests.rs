@@ -77,7 +77,7 @@ fn sch_9_without_capacity_there_is_no_forecast_and_with_little_it_says_so() {
         None,
         "nobody filled the link"
     );
-    assert_eq!(forecaster.through(at(500), 1000, |_| None), None);
+    assert_eq!(forecaster.through(at(500), at(500), 1000, |_| None), None);
     assert_eq!(forecaster.at_least(at(500)), Some(5e5));
     // What a probe has measured is carried too, though a few seconds make no forecast.
     let mut probed = forecaster.clone();
@@ -173,7 +173,11 @@ fn sch_10_bytes_are_through_when_the_rates_have_carried_them() {
     // Midnight: nine hours at 8 MB/s, then eight at 2 MB/s.
     let now = 28 * 86_400;
     let night = 8_000_000 * 9 * 3600;
-    let through = |bytes, cap: Option<f64>| forecaster.through(at(now), bytes, |_| cap).unwrap();
+    let through = |bytes, cap: Option<f64>| {
+        forecaster
+            .through(at(now), at(now), bytes, |_| cap)
+            .unwrap()
+    };
     let capped = through(3_600_000_000, Some(1e6));
     let never = through(u64::MAX, None);
     let nothing = through(0, None);
@@ -202,7 +206,7 @@ fn bytes_wait_for_the_morning_where_the_peer_is_off_at_night() {
             forecaster.observe(at(minute * 60), sample, 60);
         }
         let morning = at((days + 1) * 86_400 + opens * 3600);
-        let through = forecaster.through(at(now), 8_000_000 * 1800, |_| None);
+        let through = forecaster.through(at(now), at(now), 8_000_000 * 1800, |_| None);
         let through = through.unwrap();
         for done in [through.p50, through.p90] {
             let seconds = done.unwrap().since(morning).as_secs();
@@ -223,12 +227,40 @@ fn bytes_wait_for_the_morning_where_the_peer_is_off_at_night() {
 }
 
 #[test]
+fn bytes_whose_sending_begins_later_are_through_later() {
+    let forecaster = taught(28);
+    // Midnight: by day 2 MB/s are carried, else 8.
+    let now = 28 * 86_400;
+    let through = |from: u64, bytes| forecaster.through(at(now), at(from), bytes, |_| None);
+    for (hour, rate) in [(0, 8), (10, 2), (20, 8)] {
+        let from = now + hour * 3600;
+        let done = through(from, rate * 1_000_000 * 1800).unwrap().p50.unwrap();
+        let seconds = done.since(at(from)).as_secs();
+        assert!((1600..2000).contains(&seconds), "{hour}: {seconds}");
+    }
+    assert_eq!(through(now - 86_400, 8_000_000), through(now, 8_000_000));
+    // The week that is forecast begins now.
+    let end = now + HORIZON_SECONDS_MAX;
+    let hour = 8_000_000 * 3600;
+    assert!(through(end - 2 * 3600, hour).unwrap().p50.is_some());
+    assert_eq!(through(end - 1800, hour), Some(Through::default()));
+    // What is known under the cap of then says nothing of the one that holds now, and the other way round.
+    let kept = kept_to(1e6, 30);
+    let caps = |moment| Some(if moment < at(3600) { 2e6 } else { 1e6 });
+    assert_eq!(kept.through(at(30), at(30), 1_000_000, caps), None);
+    let later = kept.through(at(30), at(3600), 1_000_000, caps).unwrap();
+    assert_eq!(later.p50, Some(at(3601)));
+}
+
+#[test]
 fn a_cap_that_opens_later_is_waited_for() {
     let forecaster = taught(28);
     let now = 28 * 86_400;
     let opens = at(now + 7200);
     let cap = |moment: Moment| Some(if moment < opens { 0.0 } else { 1e6 });
-    let through = forecaster.through(at(now), 60_000_000, cap).unwrap();
+    let through = forecaster
+        .through(at(now), at(now), 60_000_000, cap)
+        .unwrap();
     assert_eq!(through.p50, Some(opens.plus_seconds(60)));
 }
 
@@ -561,10 +593,10 @@ fn a_cap_that_was_reached_is_what_a_transfer_gets() {
     // A transfer beyond the next hour goes on; where the cap opens, as fast as was seen.
     let bytes = 2_250_000 * 7200;
     let caps = |moment| (moment < at(now + 3600)).then_some(cap);
-    let through = forecaster.through(at(now), bytes, caps).unwrap();
+    let through = forecaster.through(at(now), at(now), bytes, caps).unwrap();
     assert_eq!(through.p50, Some(at(now + 7200)));
     assert_eq!(through.p90, through.p50);
-    let unknown = forecaster.through(at(now), bytes, |_| None);
+    let unknown = forecaster.through(at(now), at(now), bytes, |_| None);
     assert_eq!(unknown, None);
 }
 

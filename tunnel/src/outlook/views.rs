@@ -102,7 +102,7 @@ pub(crate) struct Query {
     /// One moment within seven days, in seconds since 1970; several without it.
     #[serde(default)]
     at: Option<u64>,
-    /// Bytes, to be told when so many would be through.
+    /// Bytes, to be told when so many would be through if sending began at the moment asked for, or now.
     #[serde(default)]
     bytes: Option<u64>,
 }
@@ -138,7 +138,8 @@ pub(crate) fn document(core: &Core, query: &Query, now: Moment) -> Result<Foreca
         let view = |(name, ahead)| view(forecaster, peer, direction, name, now, ahead);
         let through = query.bytes.map(|bytes| {
             let cap = |at| cap_at(peer, direction, at).map(bytes_per_second);
-            forecaster.through(now, on_wire(bytes), cap)
+            let from = query.at.map_or(now, Moment::from_unix_seconds);
+            forecaster.through(now, from, on_wire(bytes), cap)
         });
         let through_is_known = through.map(|through| through.is_some());
         let through = through.flatten().unwrap_or_default();
