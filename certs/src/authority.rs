@@ -10,7 +10,7 @@ use rcgen::{
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 
-use crate::files::{self, KeyFolder};
+use crate::files::{self, KeyFolder, Readers};
 use crate::register::{Entry, IssuedView, Register, unix_seconds_of};
 use crate::tls;
 use crate::view;
@@ -111,8 +111,8 @@ impl Authority {
         let key = new_key()?;
         let certificate = params.self_signed(&key).map_err(|error| failed(&error))?;
         // The key first: a certificate without its key would look like an authority and be none.
-        keys.write_new(AUTHORITY_KEY, &key.serialize_pem())?;
-        keys.write_new(AUTHORITY_CERTIFICATE, &certificate.pem())?;
+        keys.write_new(AUTHORITY_KEY, &key.serialize_pem(), Readers::Owner)?;
+        keys.write_new(AUTHORITY_CERTIFICATE, &certificate.pem(), Readers::All)?;
         Self::open(folder)
     }
 
@@ -176,7 +176,6 @@ impl Authority {
         into: &Path,
     ) -> Result<IdentityFiles, Fault> {
         self.check(identity, validity)?;
-        let list = self.list_pem()?;
         let folder = KeyFolder::open_or_create(into)?;
         for name in [
             LEAF_KEY,
@@ -193,14 +192,15 @@ impl Authority {
             }
         }
         let key = new_key()?;
-        let certificate = self.sign(&mut self.register()?, identity, validity, &key)?;
+        let mut register = self.register()?;
+        let list = self.list_pem()?;
+        let certificate = self.sign(&mut register, identity, validity, &key)?;
+        let write = |name, pem: &str| folder.write_new(name, pem, Readers::All);
         Ok(IdentityFiles {
-            key: folder.write_new(LEAF_KEY, &key.serialize_pem())?,
-            cert: folder.write_new(LEAF_CERTIFICATE, &certificate)?,
-            ca: folder.write_new(AUTHORITY_CERTIFICATE, &self.certificate_pem)?,
-            crl: list
-                .map(|list| folder.write_new(REVOCATION_LIST, &list))
-                .transpose()?,
+            key: folder.write_new(LEAF_KEY, &key.serialize_pem(), Readers::Owner)?,
+            cert: write(LEAF_CERTIFICATE, &certificate)?,
+            ca: write(AUTHORITY_CERTIFICATE, &self.certificate_pem)?,
+            crl: list.map(|list| write(REVOCATION_LIST, &list)).transpose()?,
         })
     }
 

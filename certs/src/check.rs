@@ -1,6 +1,7 @@
 //! A host's folder, looked at as its tunnel will: every check on its own, so that all that is wrong
 //! shows at once.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +28,7 @@ pub const AUTHORITY_WARNING: Duration = Duration::from_hours(180 * 24);
 pub enum Outcome {
     /// As it must be.
     Good,
-    /// As it must be, and not for long.
+    /// A tunnel starts with it, but not for long, or not as whichever user.
     Warning,
     /// A tunnel will not start with it, or peers will refuse it.
     Wrong,
@@ -101,6 +102,7 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
                 Ok(lists) => age(&lists, now),
             },
         ),
+        named("readers", readers(folder)),
     ];
     FolderView {
         folder: folder.display().to_string(),
@@ -273,5 +275,49 @@ fn age(lists: &Revocations, now: SystemTime) -> Seen {
             Outcome::Good,
             format!("list {numbers}, the next one due {due}"),
         ),
+    }
+}
+
+/// Whether whoever runs the tunnel can read what is public.
+fn readers(folder: &Path) -> Seen {
+    let names = [LEAF_CERTIFICATE, AUTHORITY_CERTIFICATE, REVOCATION_LIST];
+    let is_closed = |name: &&str| {
+        let seen = std::fs::metadata(folder.join(name));
+        seen.is_ok_and(|seen| is_for_root((seen.uid(), seen.gid()), seen.mode()))
+    };
+    let closed: Vec<_> = names.into_iter().filter(is_closed).collect();
+    if closed.is_empty() {
+        let seen = "what is public can be read by others than root".to_owned();
+        return (Outcome::Good, seen);
+    }
+    let (all, shown) = (closed.join(", "), folder.display());
+    let seen = format!(
+        "only root can read {all}, and a tunnel runs as another user; in {shown} run: chmod 644 {}",
+        closed.join(" ")
+    );
+    (Outcome::Warning, seen)
+}
+
+/// Whether a file is one that nobody but root can read.
+const fn is_for_root((owner, group): (u32, u32), mode: u32) -> bool {
+    owner == 0 && mode & 0o004 == 0 && (group == 0 || mode & 0o040 == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_for_root_if_root_has_it_and_lets_nobody_else_in() {
+        for (ids, mode, expected) in [
+            ((0, 0), 0o100_600, true),
+            ((0, 0), 0o100_640, true),
+            ((0, 990), 0o100_600, true),
+            ((0, 990), 0o100_640, false),
+            ((0, 0), 0o100_644, false),
+            ((990, 990), 0o100_600, false),
+        ] {
+            assert_eq!(is_for_root(ids, mode), expected, "{ids:?} {mode:o}");
+        }
     }
 }

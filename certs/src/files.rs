@@ -1,11 +1,12 @@
-//! Key files: written once, for their owner only, and read only if nobody else can.
+//! Key files: written once, for their owner only, and read only if nobody else can. What is public lies beside them,
+//! and everybody may read it: a tunnel runs as another user than the one that carries its certificate.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use towpath_protocol::fault::{Code, Fault};
 
@@ -13,6 +14,24 @@ use crate::revocation::LIST_BYTES_MAX;
 
 /// Most bytes read from any certificate or key file: a chain of a few certificates is below 8 KiB.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Who may read a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// Its owner alone: a key, or what only the authority needs.
+    Owner,
+    /// Everybody: a certificate, or a list.
+    All,
+}
+
+impl Readers {
+    fn mode(self) -> Mode {
+        match self {
+            Self::Owner => Mode::RUSR | Mode::WUSR,
+            Self::All => Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH,
+        }
+    }
+}
 
 /// A folder of keys, held open so that every file is created in this one and no other.
 #[derive(Debug)]
@@ -53,17 +72,31 @@ impl KeyFolder {
         })
     }
 
-    /// Writes a new file that only its owner may read, and makes it durable.
+    /// Writes a new file and makes it durable.
     ///
     /// # Errors
     ///
     /// `E_STATE` if anything of that name is already there, `E_IO` if it cannot be written.
-    pub fn write_new(&self, name: &str, content: &str) -> Result<PathBuf, Fault> {
+    pub fn write_new(&self, name: &str, content: &str, readers: Readers) -> Result<PathBuf, Fault> {
+        let path = self.path.join(name);
+        self.write(name, content, |file| {
+            rustix::fs::fchmod(file, readers.mode())
+        })?;
+        Ok(path)
+    }
+
+    /// Writes a new file that is its owner's alone until `share` says whose else it is.
+    fn write(
+        &self,
+        name: &str,
+        content: &str,
+        share: impl FnOnce(&File) -> Result<(), Errno>,
+    ) -> Result<(), Fault> {
         let path = self.path.join(name);
         let shown = path.display();
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.handle, name, flags, Mode::RUSR | Mode::WUSR).map_err(
+        let file = rustix::fs::openat(&self.handle, name, flags, Readers::Owner.mode()).map_err(
             |error| match error {
                 Errno::EXIST | Errno::LOOP => Fault::new(
                     Code::State,
@@ -73,22 +106,22 @@ impl KeyFolder {
             },
         )?;
         let mut file = File::from(file);
-        file.write_all(content.as_bytes())
+        share(&file)
+            .map_err(std::io::Error::from)
+            .and_then(|()| file.write_all(content.as_bytes()))
             .and_then(|()| file.sync_all())
             .map_err(|error| Fault::new(Code::Io, format!("writing {shown}: {error}")))?;
-        rustix::fs::fsync(&self.handle)
-            .map_err(|error| Fault::new(Code::Io, format!("writing {shown}: {error}")))?;
-        Ok(path)
+        self.sync()
     }
 
     /// Puts a file in the place of another, or of none, in one step: whoever reads the name gets the
-    /// whole old file or the whole new one. Only its owner may read it.
+    /// whole old file or the whole new one. Whoever could read the old one can read the new one, but for a key.
     ///
     /// # Errors
     ///
     /// `E_IO` or `E_PATH` if it cannot be written; the old file is then still there.
-    pub fn replace(&self, name: &str, content: &str) -> Result<PathBuf, Fault> {
-        self.replace_all(&[(name, content)])?;
+    pub fn replace(&self, name: &str, content: &str, readers: Readers) -> Result<PathBuf, Fault> {
+        self.replace_all(&[(name, content, readers)])?;
         Ok(self.path.join(name))
     }
 
@@ -97,24 +130,41 @@ impl KeyFolder {
     /// # Errors
     ///
     /// `E_IO` or `E_PATH` if one cannot be written; all old files are then still there.
-    pub(crate) fn replace_all(&self, files: &[(&str, &str)]) -> Result<(), Fault> {
+    pub(crate) fn replace_all(&self, files: &[(&str, &str, Readers)]) -> Result<(), Fault> {
         let new = |name: &str| format!(".{name}.new");
         let remove = |name: &str| {
             let _ = rustix::fs::unlinkat(&self.handle, new(name), AtFlags::empty());
         };
-        for (at, (name, content)) in files.iter().enumerate() {
+        for (at, (name, content, readers)) in files.iter().enumerate() {
             // Left behind by one that was killed, and of no use.
             remove(name);
-            self.write_new(&new(name), content).inspect_err(|_| {
-                files[..=at].iter().for_each(|(name, _)| remove(name));
+            let share = |file: &File| self.share_as_before(name, file, *readers);
+            self.write(&new(name), content, share).inspect_err(|_| {
+                files[..=at].iter().for_each(|(name, ..)| remove(name));
             })?;
         }
-        for (name, _) in files {
+        for (name, ..) in files {
             let path = self.path.join(name);
             rustix::fs::renameat(&self.handle, new(name), &self.handle, *name)
                 .map_err(|error| unusable(&path, &error))?;
         }
         self.sync()
+    }
+
+    /// Gives a file the owner, the group and, unless it is its owner's alone, the mode of the one it replaces.
+    fn share_as_before(&self, name: &str, file: &File, readers: Readers) -> Result<(), Errno> {
+        let before = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+        let before = before.filter(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+        let mut mode = readers.mode();
+        if let Some(before) = before {
+            let (owner, group) = (Uid::from_raw(before.st_uid), Gid::from_raw(before.st_gid));
+            let is_given = rustix::fs::fchown(file, Some(owner), Some(group)).is_ok();
+            // Those of another group are others.
+            if readers == Readers::All && is_given {
+                mode = Mode::from_raw_mode(before.st_mode);
+            }
+        }
+        rustix::fs::fchmod(file, mode)
     }
 
     /// Waits until nobody else holds this folder so; for as long as what this gives lives.

@@ -16,7 +16,7 @@ use crate::authority::{
     AUTHORITY_CERTIFICATE, Authority, IdentityFiles, LEAF_CERTIFICATE, LEAF_KEY, LEAF_VALIDITY_MAX,
     REVOCATION_LIST, Validity, failed, list_in, new_key, text,
 };
-use crate::files::{self, KeyFolder};
+use crate::files::{self, KeyFolder, Readers};
 use crate::identity;
 use crate::register::{Entry, IssuedState, IssuedView, Reason, Register, unix_seconds_of};
 use crate::revocation::{LIST_BYTES_MAX, Revocations};
@@ -156,20 +156,20 @@ impl Authority {
         // What is trusted comes first: a certificate whose authority is not known yet is no use. A reader
         // that finds the new key beside the old certificate sees no pair, keeps what it has, and looks again.
         let files = [
-            (AUTHORITY_CERTIFICATE, Some(&ca)),
-            (REVOCATION_LIST, list.as_ref()),
-            (LEAF_KEY, new_key_pem.as_ref()),
-            (LEAF_CERTIFICATE, Some(&certificate)),
+            (AUTHORITY_CERTIFICATE, Some(&ca), Readers::All),
+            (REVOCATION_LIST, list.as_ref(), Readers::All),
+            (LEAF_KEY, new_key_pem.as_ref(), Readers::Owner),
+            (LEAF_CERTIFICATE, Some(&certificate), Readers::All),
         ];
         let present = files
             .iter()
-            .filter_map(|(name, pem)| Some((*name, (*pem)?.as_str())));
+            .filter_map(|(name, pem, readers)| Some((*name, (*pem)?.as_str(), *readers)));
         let present = present.collect::<Vec<_>>();
-        let is_new = |(name, pem): &&(&'static str, &str)| {
+        let is_new = |(name, pem, _): &&(&'static str, &str, Readers)| {
             let before = std::fs::read(host.join(name));
             !before.is_ok_and(|before| before == pem.as_bytes())
         };
-        let changed = present.iter().filter(is_new).map(|(name, _)| *name);
+        let changed = present.iter().filter(is_new).map(|(name, ..)| *name);
         let changed = changed.collect();
         folder.replace_all(&present)?;
         let files = IdentityFiles {
@@ -188,12 +188,16 @@ impl Authority {
         register: &mut Register,
         overlap: Option<&Overlap>,
     ) -> Result<Option<String>, Fault> {
-        let lists = self.lists_pem(overlap)?;
-        if lists.is_some() || !folder.contains(REVOCATION_LIST) {
-            return Ok(lists);
-        }
-        let (_, pem) = self.sign_list(register, LIST_VALIDITY, SystemTime::now())?;
-        Ok(Some(pem))
+        let now = SystemTime::now();
+        let theirs = overlap.and_then(|overlap| overlap.list_pem.clone());
+        Ok(match (self.list_pem()?, theirs) {
+            (Some(ours), Some(theirs)) => Some(joined(&ours, &theirs)),
+            (None, None) if folder.contains(REVOCATION_LIST) => {
+                let (_, pem) = self.sign_list(register, LIST_VALIDITY, now)?;
+                Some(pem)
+            }
+            (ours, theirs) => ours.or(theirs),
+        })
     }
 
     /// Signs the certificate that follows a leaf, and makes its key where there is to be a new one; both as PEM.
@@ -297,7 +301,9 @@ impl Authority {
             next_update_unix_seconds: unix_seconds_of(next_update),
         })?;
         let signed = Signed {
-            file: self.folder()?.replace(REVOCATION_LIST, &pem)?,
+            file: self
+                .folder()?
+                .replace(REVOCATION_LIST, &pem, Readers::All)?,
             number,
             next_update,
             revoked: Vec::new(),
@@ -337,14 +343,6 @@ impl Authority {
             return Err(Fault::new(Code::Usage, detail));
         }
         Ok(joined(&self.certificate_pem, &overlap.certificate_pem))
-    }
-
-    fn lists_pem(&self, overlap: Option<&Overlap>) -> Result<Option<String>, Fault> {
-        let theirs = overlap.and_then(|overlap| overlap.list_pem.clone());
-        Ok(match (self.list_pem()?, theirs) {
-            (Some(ours), Some(theirs)) => Some(joined(&ours, &theirs)),
-            (ours, theirs) => ours.or(theirs),
-        })
     }
 }
 

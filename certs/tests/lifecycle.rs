@@ -699,3 +699,28 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
     let fault = load(&files).unwrap_err();
     assert!(fault.detail.contains("has ended"), "{fault}");
 }
+
+#[test]
+fn whoever_could_read_what_is_replaced_can_read_what_takes_its_place() {
+    let world = World::new();
+    let files = world.issue("edge", "edge");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let renew = |key| {
+        let renewed = world.authority.renew(&world.path("edge"), key, now(), None);
+        renewed.unwrap()
+    };
+    assert_eq!(mode(&files.cert), 0o644);
+    assert_eq!(mode(&files.ca), 0o644);
+    let of_group = fs::Permissions::from_mode(0o640);
+    fs::set_permissions(&files.cert, of_group.clone()).unwrap();
+    renew(KeyChoice::Same);
+    assert_eq!(mode(&files.cert), 0o640);
+    assert_eq!(mode(&files.ca), 0o644);
+    // A key stays its owner's alone, whatever the one before was.
+    fs::set_permissions(&files.key, of_group).unwrap();
+    renew(KeyChoice::New);
+    assert_eq!(mode(&files.key), 0o600);
+    world.revoke(&Which::None).unwrap();
+    let listed = renew(KeyChoice::Same).files;
+    assert_eq!(mode(&listed.crl.unwrap()), 0o644);
+}
