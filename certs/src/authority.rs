@@ -163,7 +163,8 @@ impl Authority {
     }
 
     /// Issues a certificate and a new key to a host, into a folder of that host's own: `cert.pem`,
-    /// `key.pem`, `ca.pem`, and `crl.pem` if there is a list of revoked certificates.
+    /// `key.pem`, `ca.pem`, and `crl.pem` if there is a list of revoked certificates: the next one, signed for it, if that
+    /// one has ended or is about to.
     ///
     /// # Errors
     ///
@@ -193,7 +194,7 @@ impl Authority {
         }
         let key = new_key()?;
         let mut register = self.register()?;
-        let list = self.list_pem()?;
+        let list = self.list_in_time(&mut register, SystemTime::now())?;
         let certificate = self.sign(&mut register, identity, validity, &key)?;
         let write = |name, pem: &str| folder.write_new(name, pem, Readers::All);
         Ok(IdentityFiles {

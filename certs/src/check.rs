@@ -28,7 +28,7 @@ pub const AUTHORITY_WARNING: Duration = Duration::from_hours(180 * 24);
 pub enum Outcome {
     /// As it must be.
     Good,
-    /// A tunnel starts with it, but not for long, or not as whichever user.
+    /// A tunnel starts with it, but not for long, or not as whichever user, or it begins no move.
     Warning,
     /// A tunnel will not start with it, or peers will refuse it.
     Wrong,
@@ -265,11 +265,15 @@ fn age(lists: &Revocations, now: SystemTime) -> Seen {
         .map_or_else(String::new, rfc3339);
     let numbers: Vec<_> = lists.views().map(|view| view.number.to_string()).collect();
     let numbers = numbers.join(" and ");
+    let next = "sign the next one with `towpath certs revoke --refresh` where the authority is, and carry its crl.pem here";
     match lists.freshness(now) {
-        Some(Freshness::Stale) => wrong(format!("list {numbers} ended {due}; get the next one")),
+        Some(Freshness::Stale) => (
+            Outcome::Warning,
+            format!("list {numbers} ended {due}, and no move begins with it; {next}"),
+        ),
         Some(Freshness::Aging) => (
             Outcome::Warning,
-            format!("list {numbers} ends {due}; get the next one"),
+            format!("list {numbers} ends {due}; {next}"),
         ),
         _ => (
             Outcome::Good,

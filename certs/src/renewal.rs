@@ -19,7 +19,7 @@ use crate::authority::{
 use crate::files::{self, KeyFolder, Readers};
 use crate::identity;
 use crate::register::{Entry, IssuedState, IssuedView, Reason, Register, unix_seconds_of};
-use crate::revocation::{LIST_BYTES_MAX, Revocations};
+use crate::revocation::{Freshness, LIST_BYTES_MAX, Revocations};
 use crate::view;
 
 /// How long a list of revoked certificates is good for unless the operator says otherwise: a month,
@@ -121,7 +121,8 @@ impl Authority {
     ///
     /// A tunnel that reads the folder takes the new files up without dropping a stream. A folder that has a
     /// list of revoked certificates gets one that the new authorities have signed, if need be an empty one
-    /// that is signed for it: with a list of others alone a tunnel would not start.
+    /// that is signed for it: with a list of others alone a tunnel would not start. Where this authority's own list has
+    /// ended or is about to, the next one is signed.
     ///
     /// # Errors
     ///
@@ -190,7 +191,7 @@ impl Authority {
     ) -> Result<Option<String>, Fault> {
         let now = SystemTime::now();
         let theirs = overlap.and_then(|overlap| overlap.list_pem.clone());
-        Ok(match (self.list_pem()?, theirs) {
+        Ok(match (self.list_in_time(register, now)?, theirs) {
             (Some(ours), Some(theirs)) => Some(joined(&ours, &theirs)),
             (None, None) if folder.contains(REVOCATION_LIST) => {
                 let (_, pem) = self.sign_list(register, LIST_VALIDITY, now)?;
@@ -198,6 +199,26 @@ impl Authority {
             }
             (ours, theirs) => ours.or(theirs),
         })
+    }
+
+    /// The list that was signed last, or the next one, signed now, if that has ended or is about to: with a list that
+    /// has ended a host begins no move. None if none was ever signed.
+    pub(crate) fn list_in_time(
+        &self,
+        register: &mut Register,
+        now: SystemTime,
+    ) -> Result<Option<String>, Fault> {
+        let Some(pem) = self.list_pem()? else {
+            return Ok(None);
+        };
+        let authorities = certificates(&self.certificate_pem)?;
+        let lists = Revocations::recall(pem.as_bytes(), &authorities).ok();
+        let freshness = lists.and_then(|lists| lists.freshness(now));
+        if freshness == Some(Freshness::Fresh) {
+            return Ok(Some(pem));
+        }
+        let (_, next) = self.sign_list(register, LIST_VALIDITY, now)?;
+        Ok(Some(next))
     }
 
     /// Signs the certificate that follows a leaf, and makes its key where there is to be a new one; both as PEM.

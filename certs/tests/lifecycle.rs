@@ -436,7 +436,9 @@ fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
     assert_eq!(outcome("time", start + 91 * DAY), Outcome::Wrong);
     assert_eq!(outcome("time", start - DAY), Outcome::Wrong);
     assert_eq!(outcome("revocation", start + 24 * DAY), Outcome::Warning);
-    assert_eq!(outcome("revocation", start + 31 * DAY), Outcome::Wrong);
+    // A tunnel starts with a list that has ended, and only begins no move.
+    assert_eq!(outcome("revocation", start + 31 * DAY), Outcome::Warning);
+    assert!(of(start + 31 * DAY).is_good);
 
     let list = files.crl.clone().unwrap();
     let revoked = world.revoke(&Which::Host(host("edge"))).unwrap();
@@ -698,6 +700,46 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
     fs::write(&files.ca, ended).unwrap();
     let fault = load(&files).unwrap_err();
     assert!(fault.detail.contains("has ended"), "{fault}");
+}
+
+#[test]
+fn no_host_is_handed_a_list_that_has_ended_or_is_about_to() {
+    let world = World::new();
+    let sign = |lasting, when| {
+        let signed = world
+            .authority
+            .revoke(&Which::None, Reason::Unspecified, lasting, when);
+        signed.unwrap().number
+    };
+    let handed = |files: &IdentityFiles| {
+        let lists = world.read(files.crl.as_ref().unwrap(), &Revocations::default());
+        lists.unwrap()
+    };
+    let is_next = |lists: &Revocations, last: u64| {
+        let number = lists.views().next().unwrap().number;
+        let is_fresh = lists.freshness(SystemTime::now()) == Some(Freshness::Fresh);
+        (number, is_fresh) == (last + 1, true)
+    };
+    // What is revoked stands in the one that is signed for a host, too.
+    let thief = world.issue("thief", "thief");
+    world.revoke(&Which::Host(host("thief"))).unwrap();
+    let ended = sign(DAY, SystemTime::now() - 2 * DAY);
+    let lists = handed(&world.issue("edge", "edge"));
+    assert!(is_next(&lists, ended), "{lists:?}");
+    assert!(lists.is_revoked(&leaf(&thief)));
+    // One that is good for long is handed on as it is.
+    let lists = handed(&world.issue("region", "region"));
+    assert!(is_next(&lists, ended), "{lists:?}");
+
+    let brief = sign(3 * DAY, SystemTime::now());
+    let folder = world.path("edge");
+    let renewed = world
+        .authority
+        .renew(&folder, KeyChoice::Same, now(), None)
+        .unwrap();
+    let lists = handed(&renewed.files);
+    assert!(is_next(&lists, brief), "{lists:?}");
+    assert!(renewed.changed.contains(&"crl.pem"));
 }
 
 #[test]
