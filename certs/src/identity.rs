@@ -34,6 +34,8 @@ pub struct Identity {
     first_end_unix_seconds: u64,
     /// Those of the file whose time is over: what they have signed is passed over.
     ended: Vec<CertificateDer<'static>>,
+    /// When the last of them has ended.
+    last_end_unix_seconds: u64,
     pub(crate) revocations: Arc<Revocations>,
 }
 
@@ -83,6 +85,7 @@ impl Identity {
         }
         let ends = authorities.iter().filter_map(end_of);
         let first_end_unix_seconds = ends.min().unwrap_or(0);
+        let last_end_unix_seconds = ended.iter().filter_map(end_of).max().unwrap_or(0);
         let roots = roots(&authorities).map_err(|why| in_file(ca, &why))?;
         check_chain(&chain, &roots, SystemTime::now()).map_err(|why| {
             let (shown, until) = (cert.display(), &view.not_after);
@@ -105,6 +108,7 @@ impl Identity {
             authorities,
             first_end_unix_seconds,
             ended,
+            last_end_unix_seconds,
             revocations: Arc::default(),
         })
     }
@@ -184,11 +188,12 @@ impl Identity {
             .filter_map(|der| view::view(der).ok())
     }
 
-    /// Whether the time of an authority that is trusted here is over by now: loaded again, this identity trusts it no
-    /// longer.
+    /// Whether this identity, loaded again now, would trust other authorities: the time of one is over by now, or that
+    /// of one that was left out is not, for the clock was ahead.
     #[must_use]
-    pub fn has_ended_authority(&self, now: SystemTime) -> bool {
-        self.first_end_unix_seconds <= unix_seconds_of(now)
+    pub fn has_other_authorities(&self, now: SystemTime) -> bool {
+        let now = unix_seconds_of(now);
+        self.first_end_unix_seconds <= now || self.last_end_unix_seconds > now
     }
 
     /// The host the certificate names.

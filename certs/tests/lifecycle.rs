@@ -667,8 +667,13 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
     assert_eq!(outcome(start + 3651 * DAY), Outcome::Wrong);
     let good = fs::read_to_string(&files.ca).unwrap();
     fs::write(&files.ca, format!("{good}{ended}")).unwrap();
-    assert_eq!(load(&files).unwrap().authorities().count(), 1);
+    let identity = load(&files).unwrap();
+    assert_eq!(identity.authorities().count(), 1);
     assert_eq!(outcome(start), Outcome::Warning);
+    // A clock that was ahead and is right again has the one back, one that was behind loses the other.
+    assert!(!identity.has_other_authorities(start));
+    assert!(identity.has_other_authorities(start - 2 * DAY));
+    assert!(identity.has_other_authorities(start + 3651 * DAY));
     // A list of the one that has ended, beside that of the one that lasts.
     let listed = |number: u64, issuer: &Issuer<'_, KeyPair>| {
         let list = CertificateRevocationListParams {

@@ -279,15 +279,15 @@ impl Trust {
         Ok(())
     }
 
-    /// Reads the files if they have changed since the last look, if the time of an authority has ended since, or if
-    /// it is a `wish`.
+    /// Reads the files if they have changed since the last look, if by now the time of other authorities is over, or
+    /// if it is a `wish`.
     fn look(&self, is_wish: bool) -> Look {
         let files = lock(&self.files).clone();
         let now = prints(&files);
         let mut watched = lock(&self.watched);
         let current = self.current();
         let time = SystemTime::now();
-        let is_ended = current.has_ended_authority(time);
+        let is_ended = current.has_other_authorities(time);
         let is_over = match watched.retry {
             Some((at, _)) => at <= Clock::now(),
             None => is_ended,
