@@ -48,8 +48,8 @@ pub(crate) struct Pace {
     pacer: Arc<Pacer>,
     /// Bytes that have left on the wire over this link, by leg.
     left: [AtomicU64; 2],
-    /// Bytes that were granted for this link and that its wire has not shown yet.
-    unseen: Mutex<Unseen>,
+    /// Bytes that were granted for this link and that its wire has not shown yet, by leg.
+    unseen: Mutex<[Unseen; 2]>,
 }
 
 impl Pacer {
@@ -106,8 +106,8 @@ impl Pacer {
         state.shaper.observe(left, now);
     }
 
-    /// Takes note that so many granted bytes will never leave.
-    fn forget(&self, bytes: u64) {
+    /// Takes note that so many granted bytes, by leg, will never leave.
+    fn forget(&self, bytes: [u64; 2]) {
         let now = self.now();
         self.state().shaper.forget(bytes, now);
     }
@@ -217,23 +217,28 @@ impl Pace {
         for (news, left) in news.iter_mut().zip(&self.left) {
             *news = news.saturating_sub(left.swap(*news, Ordering::Relaxed));
         }
-        let sum = news.iter().sum();
-        self.unseen().take(self.pacer.now(), sum);
+        let now = self.pacer.now();
+        for (unseen, news) in self.unseen().iter_mut().zip(news) {
+            unseen.take(now, news);
+        }
         self.pacer.observe(news);
     }
 
     /// Whether the wire should be looked at soon, so that the cap holds.
     pub(crate) fn is_unobserved(&self) -> bool {
-        self.rate().is_some() && self.unseen().bytes(self.pacer.now()) > 0
+        let now = self.pacer.now();
+        self.rate().is_some() && self.unseen().iter_mut().any(|unseen| unseen.bytes(now) > 0)
     }
 
     /// The link is over: what it was granted and has not sent never goes.
     pub(crate) fn end(&self) {
-        let mut unseen = std::mem::take(&mut *self.unseen());
-        self.pacer.forget(unseen.bytes(self.pacer.now()));
+        let now = self.pacer.now();
+        let unseen = std::mem::take(&mut *self.unseen());
+        self.pacer
+            .forget(unseen.map(|mut unseen| unseen.bytes(now)));
     }
 
-    fn unseen(&self) -> MutexGuard<'_, Unseen> {
+    fn unseen(&self) -> MutexGuard<'_, [Unseen; 2]> {
         // Nothing panics while it is held.
         self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -321,7 +326,7 @@ impl Backlog<'_> {
             Err(mut waiting) => waiting.granted().await,
         };
         let now = self.pace.pacer.now();
-        self.pace.unseen().add(now, granted);
+        self.pace.unseen()[self.class.leg() as usize].add(now, granted);
         self.reserved -= granted;
         granted
     }
@@ -329,15 +334,21 @@ impl Backlog<'_> {
     /// Gives back what was granted and will not be sent.
     pub(crate) fn give_back(&mut self, bytes: u64) {
         let pacer = &self.pace.pacer;
-        self.pace.unseen().take(pacer.now(), bytes);
+        self.pace.unseen()[self.class.leg() as usize].take(pacer.now(), bytes);
+        self.unspend(bytes);
         pacer.refund(self.class, bytes);
-        self.quota.give_back(bytes);
+    }
+
+    /// Gives back to the quota what it let go.
+    fn unspend(&self, bytes: u64) {
+        let on_wire = |bytes| self.pace.pacer.on_wire(self.class, bytes);
+        self.quota.give_back(bytes, on_wire);
     }
 }
 
 impl Drop for Backlog<'_> {
     fn drop(&mut self) {
-        self.quota.give_back(self.reserved);
+        self.unspend(self.reserved);
         let pacer = &self.pace.pacer;
         let mut state = pacer.state();
         state.shaper.leave(self.class);

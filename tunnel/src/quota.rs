@@ -106,12 +106,12 @@ impl Quota {
         Ok(piece)
     }
 
-    /// Gives back what was taken and not sent.
-    pub(crate) fn give_back(&self, bytes: u64) {
+    /// Gives back what was taken and not sent; `on_wire` says what it came to there.
+    pub(crate) fn give_back(&self, bytes: u64, on_wire: impl Fn(u64) -> u64) {
         if bytes > 0
             && let Some(capped) = &mut *self.state()
         {
-            capped.bucket.gain(bytes);
+            capped.bucket.gain(on_wire(bytes));
         }
     }
 

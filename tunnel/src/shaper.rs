@@ -149,6 +149,13 @@ struct Wire {
     left: u64,
 }
 
+impl Wire {
+    /// So many of the bytes granted never leave: what left is compared with the others.
+    const fn take_back(&mut self, bytes: u64) {
+        self.granted = self.granted.saturating_sub(bytes);
+    }
+}
+
 /// Why a class goes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum By {
@@ -288,10 +295,14 @@ impl Shaper {
 
     /// Gives back what was granted and will not be sent.
     pub fn refund(&mut self, class: Class, bytes: u64, now: Instant) {
-        let queue = &mut self.queues[class.index()];
-        for bucket in [&mut self.root, &mut queue.cap].into_iter().flatten() {
-            bucket.gain(bytes);
+        let on_wire = self.on_wire(class.leg(), bytes);
+        if let Some(root) = &mut self.root {
+            root.gain(bytes);
         }
+        if let Some(cap) = &mut self.queues[class.index()].cap {
+            cap.gain(on_wire);
+        }
+        self.wires[class.leg() as usize].take_back(bytes);
         self.unseen.take(now, bytes);
     }
 
@@ -338,9 +349,12 @@ impl Shaper {
         root.charge(i128::from(left - foreseen) * BILLION, debt_max);
     }
 
-    /// Takes note that so many bytes that were granted will never leave: no others may go for them.
-    pub fn forget(&mut self, bytes: u64, now: Instant) {
-        self.unseen.take(now, bytes);
+    /// Takes note that so many bytes that were granted, by leg, will never leave: no others may go for them.
+    pub fn forget(&mut self, bytes: [u64; 2], now: Instant) {
+        for (wire, bytes) in self.wires.iter_mut().zip(bytes) {
+            wire.take_back(bytes);
+        }
+        self.unseen.take(now, bytes.iter().sum());
     }
 
     /// What so many bytes of a leg come to on the wire, as far as was seen.

@@ -659,3 +659,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_granted_and_never_sent_hides_no_headers() {
+    let mut shaper = Shaper::new(None, Shares::default(), at(0));
+    let (class, leg) = (Class::App, Class::App.leg());
+    let mut wire = [0; 2];
+    let mut send = |shaper: &mut Shaper, bytes: u64| {
+        assert!(shaper.pass(class, bytes, at(0)));
+        wire[leg as usize] += bytes * 11 / 10;
+        shaper.observe(wire, at(0));
+    };
+    send(&mut shaper, 1 << 20);
+    assert_eq!(shaper.on_wire(leg, 1000), 1099);
+    // Datagrams that were dropped behind their grant, and a link that ended.
+    for _ in 0..4 {
+        assert!(shaper.pass(class, 1 << 20, at(0)));
+        shaper.refund(class, 1 << 20, at(0));
+        assert!(shaper.pass(class, 1 << 20, at(0)));
+        let mut lost = [0; 2];
+        lost[leg as usize] = 1 << 20;
+        shaper.forget(lost, at(0));
+    }
+    assert_eq!(shaper.on_wire(leg, 1000), 1099);
+}
+
+#[test]
+fn a_cap_has_back_all_that_a_grant_took_of_it() {
+    let capped = shares(&[(Class::App, cap("10Mbit"))]);
+    let mut shaper = Shaper::new(None, capped, at(0));
+    let mut granted = 0;
+    for _ in 0..1000 {
+        shaper.ask(Class::App, 1000);
+        let Some((_, bytes)) = shaper.poll(at(0)) else {
+            break;
+        };
+        granted += 1;
+        shaper.refund(Class::App, bytes, at(0));
+    }
+    assert_eq!(granted, 1000);
+}
