@@ -3,7 +3,7 @@
 //! A channel is *metadata*: a name, a generation that grows with every change, and perhaps an end. What
 //! is older than what is known is refused, what is known already changes nothing, and what was removed
 //! stays removed until a newer generation says otherwise. What has expired is only over: a clock that jumped ahead
-//! may be put right, and then the same word opens it again. Nothing here asks the pusher again: channels
+//! may be put right, and then it is to be again, and the same word is heard. Nothing here asks the pusher again: channels
 //! live on while it is away, until they expire; and what was pushed outlives a restart (`register`).
 
 pub(super) mod register;
@@ -271,6 +271,29 @@ impl Book {
         }
         gone
     }
+
+    /// Has back what had expired by a clock that was ahead and has not by the one of now, where there is a place for
+    /// it; gives those channels.
+    pub(crate) fn have_back(&mut self, now_unix: u64) -> Vec<(Arc<ChannelSpec>, Origin)> {
+        let open_count = self.0.values().filter_map(Known::open).count();
+        let is_to_be = |spec: &&Arc<ChannelSpec>| {
+            let end = spec.expires_unix_seconds;
+            end.is_none_or(|end| end > now_unix)
+        };
+        let over = self.0.values_mut().filter(|known| known.is_expired);
+        let back = over.filter_map(|known| {
+            let spec = Arc::clone(known.spec.as_ref().filter(is_to_be)?);
+            known.is_expired = false;
+            let origin = if known.is_pushed {
+                Origin::Pushed
+            } else {
+                Origin::Configured
+            };
+            Some((spec, origin))
+        });
+        back.take(CHANNEL_COUNT_MAX.saturating_sub(open_count))
+            .collect()
+    }
 }
 
 fn older(name: &Name, generation: u64, known: &Known) -> Fault {
@@ -413,6 +436,34 @@ mod tests {
         // One that was removed stays so.
         assert_eq!(book.close(&brief.name, None), Ok(true));
         assert_eq!(take(&mut book, brief), Err(Code::State));
+    }
+
+    #[test]
+    fn con_7_what_expired_by_a_clock_that_was_ahead_is_had_back_once_it_is_right() {
+        let mut book = Book::default();
+        let mut brief = spec(5);
+        brief.expires_unix_seconds = Some(200);
+        take(&mut book, brief.clone()).unwrap();
+        assert_eq!(book.expire(1000), [brief.name.clone()]);
+        assert_eq!(book.have_back(200), []);
+        let back = (Arc::new(brief.clone()), Origin::Pushed);
+        assert_eq!(book.have_back(199), [back]);
+        assert_eq!(book.have_back(199), [], "it is there");
+        assert_eq!(take(&mut book, brief.clone()), Ok(Change::Same));
+        // One that was closed meanwhile stays so.
+        assert_eq!(book.expire(1000), [brief.name.clone()]);
+        assert_eq!(book.close(&brief.name, None), Ok(false));
+        assert_eq!(book.have_back(199), []);
+        // Others may have all the places by then.
+        brief.generation = 6;
+        take(&mut book, brief.clone()).unwrap();
+        assert_eq!(book.expire(1000), [brief.name]);
+        for number in 0..CHANNEL_COUNT_MAX {
+            let mut other = spec(1);
+            other.name = format!("c{number}").parse().unwrap();
+            take(&mut book, other).unwrap();
+        }
+        assert_eq!(book.have_back(199), []);
     }
 
     #[test]

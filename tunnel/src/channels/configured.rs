@@ -105,6 +105,22 @@ impl Channels {
         late.put_off(self.open_all(core, specs).await);
     }
 
+    /// Opens again what had expired by a clock that was ahead, now that it is right.
+    pub(super) async fn have_back(&self, core: &Arc<Core>) {
+        let mut late = self.late.lock().await;
+        let back = self.book.lock().await.have_back(now_unix());
+        if back.is_empty() {
+            return;
+        }
+        tracing::info!(
+            count = back.len(),
+            "channels that had expired have not by now: was the clock ahead?"
+        );
+        let mut specs = std::mem::take(&mut late.specs);
+        specs.extend(back);
+        late.put_off(self.open_all(core, specs).await);
+    }
+
     /// Tries again what could not be opened, if it is time to.
     pub(super) async fn open_late(&self, core: &Arc<Core>) {
         let mut late = self.late.lock().await;

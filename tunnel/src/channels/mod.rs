@@ -340,7 +340,7 @@ impl Channels {
         Ok(())
     }
 
-    /// Ends what has expired, opens what could not be opened and measures the rest, until the tunnel stops.
+    /// Ends what has expired, opens what could not be opened or has not expired after all, and measures the rest, until the tunnel stops.
     pub(crate) async fn attend(&self, core: &Arc<Core>, mut stop: Shutdown) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -351,6 +351,7 @@ impl Channels {
                 _ = ticks.tick() => {}
             }
             self.end_expired().await;
+            self.have_back(core).await;
             self.open_late(core).await;
             locked(&self.leaving).retain(|channel| channel.is_listening());
             // The ticks are apart what the rest of this takes, and more on a busy machine.
