@@ -2,7 +2,8 @@
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UdpSocket, UnixListener, UnixStream};
@@ -12,8 +13,19 @@ use towpath_protocol::fault::{Code, Fault};
 /// Where local programs come to.
 pub(super) enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix(UnixListener, Place),
     Udp(UdpSocket),
+}
+
+/// A socket's file: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place(u64, u64);
+
+impl Place {
+    fn of(path: &Path) -> std::io::Result<Self> {
+        let seen = std::fs::symlink_metadata(path)?;
+        Ok(Self(seen.dev(), seen.ino()))
+    }
 }
 
 impl Listener {
@@ -21,7 +33,7 @@ impl Listener {
     pub(super) async fn accept(&self) -> std::io::Result<Program> {
         match self {
             Self::Tcp(listener) => Ok(Program::Tcp(listener.accept().await?.0.into_std()?)),
-            Self::Unix(listener) => Ok(Program::Unix(listener.accept().await?.0.into_std()?)),
+            Self::Unix(listener, _) => Ok(Program::Unix(listener.accept().await?.0.into_std()?)),
             Self::Udp(_) => std::future::pending().await,
         }
     }
@@ -31,11 +43,12 @@ impl Listener {
     pub(super) fn close(self) -> Waiting {
         match self {
             Self::Tcp(listener) => listener.into_std().map_or(Waiting::None, Waiting::Tcp),
-            Self::Unix(listener) => {
+            Self::Unix(listener, place) => {
                 if let Ok(address) = listener.local_addr()
                     && let Some(path) = address.as_pathname()
+                    && Place::of(path).is_ok_and(|found| found == place)
                 {
-                    // A newer listener cannot stand there: it would have found this one alive.
+                    // Whatever else stands there by now is somebody's.
                     let _ = std::fs::remove_file(path);
                 }
                 listener.into_std().map_or(Waiting::None, Waiting::Unix)
@@ -126,7 +139,8 @@ pub(super) async fn bind(listen: &Endpoint) -> Result<(Listener, Endpoint), Faul
             // Applications run as other users; who may come here the folder says.
             let mode = std::fs::Permissions::from_mode(0o666);
             std::fs::set_permissions(path, mode).map_err(failed)?;
-            (Listener::Unix(listener), listen.clone())
+            let place = Place::of(path).map_err(failed)?;
+            (Listener::Unix(listener, place), listen.clone())
         }
     })
 }
@@ -136,6 +150,17 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_ends_leaves_what_somebody_else_put_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        let (listener, _) = bind(&Endpoint::Unix(path.clone())).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        listener.close();
+        assert!(path.exists());
+    }
 
     #[tokio::test]
     async fn who_has_come_to_a_listener_that_ends_is_not_reset() {
