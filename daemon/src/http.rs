@@ -95,6 +95,7 @@ pub async fn serve_unix(
     let changes = Arc::new(limited(CHANGES_PER_SECOND, CHANGES_BURST));
     let changes = middleware::from_fn_with_state(changes, guard_changes);
     let mut clients = Clients::new(with_problems(router).layer(changes), shutdown.clone());
+    let failures = Lines::default();
     loop {
         let accepted = tokio::select! {
             () = shutdown.requested() => break,
@@ -105,7 +106,7 @@ pub async fn serve_unix(
                 Ok(_) => clients.serve(stream),
                 Err(fault) => tracing::debug!(%fault, "connection refused"),
             },
-            Err(error) => pause_after(&error).await,
+            Err(error) => pause_after(&error, &failures).await,
         }
     }
     clients.drain().await;
@@ -142,6 +143,7 @@ pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown:
     let guard = middleware::from_fn_with_state(guard, guard_loopback);
     let router = with_problems(router).layer(guard);
     let mut clients = Clients::new(router, shutdown.clone());
+    let failures = Lines::default();
     loop {
         let accepted = tokio::select! {
             () = shutdown.requested() => break,
@@ -153,7 +155,7 @@ pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown:
                 let _ = sockopt::set_tcp_user_timeout(&stream, UNREAD_MS_MAX);
                 clients.serve(stream);
             }
-            Err(error) => pause_after(&error).await,
+            Err(error) => pause_after(&error, &failures).await,
         }
     }
     clients.drain().await;
@@ -344,8 +346,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<S> {
     }
 }
 
-async fn pause_after(error: &io::Error) {
-    tracing::warn!(%error, "cannot accept a connection");
+/// Waits a moment after a failed accept; descriptors that ran out may stay so for long.
+async fn pause_after(error: &io::Error, failures: &Lines) {
+    if let Some(untold) = failures.next() {
+        tracing::warn!(%error, untold, "cannot accept a connection");
+    }
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 

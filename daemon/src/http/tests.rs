@@ -389,3 +389,25 @@ async fn l05_clients_that_read_no_answer_give_their_places_back() {
     trigger.stop();
     server.await.unwrap();
 }
+
+#[tokio::test]
+async fn l05_connections_that_cannot_be_accepted_fill_no_log() {
+    let (kept, options) = (Kept::default(), crate::log::Options::default());
+    let writer = kept.clone();
+    let lines = crate::log::lines(&options, false, move || writer.clone()).unwrap();
+    let _logging = tracing::dispatcher::set_default(&lines);
+    let (failures, began) = (Arc::new(Lines::default()), tokio::time::Instant::now());
+    let mut pauses = JoinSet::new();
+    for _ in 0..200 {
+        let failures = Arc::clone(&failures);
+        pauses.spawn(async move {
+            let error = io::Error::other("too many open files");
+            pause_after(&error, &failures).await;
+        });
+    }
+    pauses.join_all().await;
+    let log = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+    let count = u32::try_from(log.lines().count()).unwrap();
+    let most = 33.0 + began.elapsed().as_secs_f64();
+    assert!(count >= 32 && f64::from(count) <= most, "{count} of {most}");
+}

@@ -8,6 +8,7 @@ use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream, tcp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
+use towpath_daemon::lines::Lines;
 use towpath_daemon::shutdown::Shutdown;
 use towpath_protocol::channel::Open;
 use towpath_protocol::fault::{Code, Fault};
@@ -84,7 +85,7 @@ impl Serving {
 
     /// Takes connections in until the listener is to stop.
     pub(super) async fn accept(self, listener: Listener, mut stop: Shutdown) {
-        let mut all = self.stop.clone();
+        let (mut all, failures) = (self.stop.clone(), Lines::default());
         loop {
             let accepted = tokio::select! {
                 () = stop.requested() => break,
@@ -94,7 +95,9 @@ impl Serving {
             let program = match accepted {
                 Ok(program) => program,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept for a channel");
+                    if let Some(untold) = failures.next() {
+                        tracing::warn!(%error, untold, "cannot accept for a channel");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
