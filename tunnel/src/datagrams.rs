@@ -76,23 +76,25 @@ const LEAVE_WAIT: Duration = Duration::from_secs(5);
 const PIPE_BYTES: usize = 256 * 1024;
 
 /// The flows with one peer, by number.
-#[derive(Debug, Default)]
-pub(crate) struct Flows(Mutex<BTreeMap<u64, mpsc::Sender<Bytes>>>);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Flows(Arc<Mutex<BTreeMap<u64, mpsc::Sender<Bytes>>>>);
 
-/// A flow that is there until it is dropped.
+/// A flow that is there until it is dropped: what comes for it waits here.
 #[derive(Debug)]
-struct Registered<'a> {
-    flows: &'a Flows,
+pub(crate) struct Registered {
+    flows: Flows,
     number: u64,
     heard: mpsc::Receiver<Bytes>,
 }
 
 impl Flows {
-    fn register(&self, number: u64) -> Registered<'_> {
+    /// Has the datagrams of a stream's flow heard from now on: its first may come right behind the word that it is open.
+    pub(crate) fn register(&self, stream: StreamId) -> Registered {
         let (mailbox, heard) = mpsc::channel(WAITING_MAX);
+        let number = number_of(stream);
         self.flows().insert(number, mailbox);
         Registered {
-            flows: self,
+            flows: self.clone(),
             number,
             heard,
         }
@@ -117,7 +119,7 @@ impl Flows {
     }
 }
 
-impl Drop for Registered<'_> {
+impl Drop for Registered {
     fn drop(&mut self) {
         self.flows.flows().remove(&self.number);
     }
@@ -195,16 +197,20 @@ pub(crate) trait Side {
 /// # Errors
 ///
 /// Why its stream was cut off.
-pub(crate) async fn carry(core: &Core, begun: Begun, side: &mut impl Side) -> Result<(), Fault> {
+pub(crate) async fn carry(
+    core: &Core,
+    begun: Begun,
+    registered: Registered,
+    side: &mut impl Side,
+) -> Result<(), Fault> {
     let (peer, stream) = (Arc::clone(&begun.peer), Arc::clone(&begun.entry.stream));
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let (pipe_read, pipe_write) = tokio::io::split(ours);
     let flow = Flow {
         peer: &peer,
         stream: &stream,
-        number: number_of(stream.id),
+        number: registered.number,
     };
-    let registered = peer.datagrams.register(flow.number);
     let mut living = pin!(begun.live(core, tokio::io::split(theirs)));
     let ran = tokio::select! {
         ended = &mut living => return ended,
@@ -224,7 +230,7 @@ struct Flow<'a> {
 impl Flow<'_> {
     async fn run(
         &self,
-        registered: Registered<'_>,
+        registered: Registered,
         pipe_read: ReadHalf<DuplexStream>,
         pipe_write: WriteHalf<DuplexStream>,
         side: &mut impl Side,
@@ -241,7 +247,7 @@ impl Flow<'_> {
     /// Carries datagrams both ways until none has come for long enough, or no more will.
     async fn pump(
         &self,
-        (mut registered, mut whole): (Registered<'_>, mpsc::Receiver<Bytes>),
+        (mut registered, mut whole): (Registered, mpsc::Receiver<Bytes>),
         large: &mpsc::Sender<Waiting>,
         side: &mut impl Side,
     ) {
@@ -427,6 +433,8 @@ impl Connected {
         };
         let socket = UdpSocket::bind(own).await?;
         socket.connect(address).await?;
+        // Until the runtime has seen that it can be written to, it seems to be full, and loses the first datagram.
+        socket.writable().await?;
         Ok(Self {
             socket,
             buffer: vec![0; DATAGRAM_BYTES_MAX].into_boxed_slice(),
@@ -746,7 +754,9 @@ async fn carry_source(serving: Serving, mut source: Source, _place: Place) {
     let mut stop = serving.stop.clone();
     let carrying = async {
         let begun = serving.begin().await?;
-        carry(&serving.core, begun, &mut source).await
+        // Nobody answers before something is sent.
+        let registered = begun.peer.datagrams.register(begun.entry.stream.id);
+        carry(&serving.core, begun, registered, &mut source).await
     };
     let ended = tokio::select! {
         () = stop.requested() => Ok(()),

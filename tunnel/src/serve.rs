@@ -21,7 +21,7 @@ use towpath_protocol::identity::HostIdentity;
 use crate::carrier::Carrier;
 use crate::channels::Resetting;
 use crate::core::{Core, Reach, Service};
-use crate::datagrams::Connected;
+use crate::datagrams::{Connected, Registered};
 use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
@@ -189,7 +189,7 @@ async fn begin_stream(core: &Arc<Core>, mut carrier: Carrier, begin: Begin) {
 pub(crate) enum Program {
     Unix(UnixStream),
     Tcp(Resetting),
-    Udp(Connected),
+    Udp(Connected, Registered),
 }
 
 /// Carries a stream that a peer began to its end.
@@ -205,7 +205,9 @@ pub(crate) async fn live(core: Arc<Core>, begun: Begun, program: Program) {
             ended
         }
         // The largest by far, and rare: streams shall not all be as large.
-        Program::Udp(mut socket) => Box::pin(datagrams::carry(&core, begun, &mut socket)).await,
+        Program::Udp(mut socket, registered) => {
+            Box::pin(datagrams::carry(&core, begun, registered, &mut socket)).await
+        }
     };
     if let Err(fault) = ended {
         peer.told.cut(&stream, &fault);
@@ -355,7 +357,10 @@ async fn reach(
             Reach::Plain(Endpoint::Tcp(address)) => {
                 Program::Tcp(Resetting::new(TcpStream::connect(address).await?))
             }
-            Reach::Plain(Endpoint::Udp(address)) => Program::Udp(Connected::to(*address).await?),
+            Reach::Plain(Endpoint::Udp(address)) => {
+                let socket = Connected::to(*address).await?;
+                Program::Udp(socket, peer.datagrams.register(begin.stream))
+            }
         })
     };
     let failed = |why: String| {

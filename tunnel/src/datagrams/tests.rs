@@ -120,7 +120,8 @@ fn a_flow_that_has_its_answers_ends_soon_where_streams_are_few() {
 #[test]
 fn con_5_a_datagram_reaches_its_flow_and_no_other() {
     let flows = Flows::default();
-    let (mut one, mut two) = (flows.register(1), flows.register(2));
+    let flow = |number: u128| flows.register(StreamId(number << 64));
+    let (mut one, mut two) = (flow(1), flow(2));
     let datagram = |number: u64| Bytes::from([&number.to_le_bytes()[..], b"hello"].concat());
     flows.deliver(datagram(2));
     flows.deliver(datagram(3));

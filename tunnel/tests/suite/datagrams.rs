@@ -72,6 +72,29 @@ async fn con_2_datagrams_of_every_size_come_back_to_whom_they_belong() {
     assert_eq!((view.connections, view.errors), (3, 0), "{view:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn con_5_the_first_datagram_of_a_flow_finds_it() {
+    let sites = Sites::start(&[("east", udp_service().await)], None).await;
+    let listen = sites
+        .address(&spec("dns", "udp:127.0.0.1:0", "east", 1))
+        .await;
+    // Few enough for each to have a stream at once.
+    let mut sockets = Vec::new();
+    for _ in 0..40 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(listen).await.unwrap();
+        sockets.push(socket);
+    }
+    for socket in &sockets {
+        socket.send(b"first").await.unwrap();
+    }
+    for socket in &sockets {
+        let mut heard = [0; 8];
+        let count = soon(socket.recv(&mut heard)).await.unwrap();
+        assert_eq!(&heard[..count], b"first");
+    }
+}
+
 /// Datagrams of a series, and how many of them may be lost where nothing is in their way.
 const SERIES: usize = 500;
 const LOST_MAX: usize = SERIES / 100;
