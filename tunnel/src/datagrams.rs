@@ -240,7 +240,7 @@ impl Flow<'_> {
         tokio::select! {
             () = self.pump((registered, whole_heard), &large, side) => Ok(()),
             ended = write_framed(pipe_write, large_waiting) => ended,
-            ended = read_framed(pipe_read, whole) => ended,
+            () = read_framed(pipe_read, whole) => Ok(()),
         }
     }
 
@@ -395,18 +395,17 @@ async fn write_framed(
     Ok(())
 }
 
-async fn read_framed(
-    mut pipe: ReadHalf<DuplexStream>,
-    whole: mpsc::Sender<Bytes>,
-) -> std::io::Result<()> {
+/// Reads datagrams until the other side's flow has ended, which may be within one.
+async fn read_framed(mut pipe: ReadHalf<DuplexStream>, whole: mpsc::Sender<Bytes>) {
     loop {
         let mut length = [0; 2];
         if pipe.read_exact(&mut length).await.is_err() {
-            // The other side's flow has ended.
-            return Ok(());
+            return;
         }
         let mut datagram = vec![0; u16::from_le_bytes(length).into()];
-        pipe.read_exact(&mut datagram).await?;
+        if pipe.read_exact(&mut datagram).await.is_err() {
+            return;
+        }
         // A full queue loses it.
         let _ = whole.try_send(datagram.into());
     }

@@ -136,3 +136,15 @@ fn con_5_a_datagram_reaches_its_flow_and_no_other() {
     drop(one);
     assert_eq!(flows.flows().len(), 1);
 }
+
+#[tokio::test]
+async fn a_flow_may_end_within_a_datagram() {
+    let (ours, mut theirs) = tokio::io::duplex(PIPE_BYTES);
+    let (read, _write) = tokio::io::split(ours);
+    theirs.write_all(&[3, 0, 1, 2, 3, 100, 0, 1]).await.unwrap();
+    drop(theirs);
+    let (whole, mut heard) = mpsc::channel(WAITING_MAX);
+    read_framed(read, whole).await;
+    assert_eq!(heard.recv().await.unwrap(), &[1, 2, 3][..]);
+    assert_eq!(heard.recv().await, None);
+}
