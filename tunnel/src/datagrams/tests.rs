@@ -148,3 +148,24 @@ async fn a_flow_may_end_within_a_datagram() {
     assert_eq!(heard.recv().await.unwrap(), &[1, 2, 3][..]);
     assert_eq!(heard.recv().await, None);
 }
+
+#[tokio::test]
+async fn the_largest_datagram_of_ipv6_is_heard_whole() {
+    // A host without IPv6 has none.
+    let Ok(service) = UdpSocket::bind("[::1]:0").await else {
+        return;
+    };
+    let address = service.local_addr().unwrap();
+    let mut side = Connected::to(address).await.unwrap();
+    side.hand(b"question");
+    let mut question = [0; 8];
+    let (_, from) = service.recv_from(&mut question).await.unwrap();
+    let answer: Vec<u8> = (0..=250).cycle().take(65_527).collect();
+    assert_eq!(
+        service.send_to(&answer, from).await.unwrap(),
+        answer.len(),
+        "IPv6 carries it"
+    );
+    let heard = side.next().await.unwrap().bytes;
+    assert!(heard == answer, "{} of {}", heard.len(), answer.len());
+}
