@@ -299,7 +299,7 @@ impl Trust {
         let is_same = now == watched.prints;
         let is_settled = is_same || is_wish;
         watched.prints = now;
-        let read = self.read(&files, &current);
+        let read = self.read(&files, &current, is_settled);
         watched.unsettled = None;
         let is_whole = matches!(read, Ok((_, None)));
         let before = watched.retry.filter(|_| is_same && is_ended && is_over);
@@ -320,11 +320,12 @@ impl Trust {
         Look::Same
     }
 
-    /// What the files hold that can be used: all of it, or the lists alone.
+    /// What the files hold that can be used: all of it, the lists alone, or all but the lists once that is settled.
     fn read(
         &self,
         files: &CertificatesConfig,
         current: &Identity,
+        is_settled: bool,
     ) -> Result<(Identity, Option<Fault>), Fault> {
         let identity = files.identity().and_then(|new| {
             let (now, ours) = (new.host(), &self.host);
@@ -339,21 +340,25 @@ impl Trust {
             Some(crl) => of.load_revocations(crl, &known).map(Arc::new),
             None => Ok(Arc::default()),
         };
-        match identity {
-            Ok(new) => {
-                let lists = lists(&new)?;
-                Ok((new.refusing(lists), None))
-            }
-            Err(fault) => {
-                // A newer list counts whatever else is wrong.
-                let lists = lists(current)?;
-                let same = current.clone().refusing(lists);
-                if same.is_same(current) {
-                    return Err(fault);
+        let (usable, fault) = match identity {
+            Ok(new) => match lists(&new) {
+                Ok(lists) => return Ok((new.refusing(lists), None)),
+                // A new certificate counts whatever is wrong with the lists, beside those that were the newest.
+                Err(fault) if is_settled => {
+                    let kept = new.recall_revocations(known.text());
+                    let kept = kept.ok().filter(|kept| !kept.is_empty());
+                    let Some(kept) = kept else { return Err(fault) };
+                    (new.refusing(Arc::new(kept)), fault)
                 }
-                Ok((same, Some(fault)))
-            }
+                Err(fault) => return Err(fault),
+            },
+            // A newer list counts whatever else is wrong.
+            Err(fault) => (current.clone().refusing(lists(current)?), fault),
+        };
+        if usable.is_same(current) {
+            return Err(fault);
         }
+        Ok((usable, Some(fault)))
     }
 
     /// Remembers that these lists are the newest, and writes them down for the next start.

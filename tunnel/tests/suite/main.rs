@@ -20,6 +20,7 @@ mod handshake;
 mod incoming;
 mod late;
 mod links;
+mod lists;
 mod origins;
 mod packets;
 mod page;
