@@ -261,12 +261,14 @@ impl Life<'_> {
         lost: &Arc<Link>,
         received: Received,
     ) -> Result<Next, Unfound> {
-        if lost.is_farewell() {
-            let detail = format!("the tunnel of {} stopped", lost.peer);
-            return Err(Unfound::Lost(Fault::new(Code::Gone, detail)));
-        }
         tokio::select! {
+            // A word that has come says more of the end than the link's.
+            biased;
             next = self.called(entry, received) => next.map_err(Unfound::Ended),
+            () = std::future::ready(()), if lost.is_farewell() => {
+                let detail = format!("the tunnel of {} stopped", lost.peer);
+                Err(Unfound::Lost(Fault::new(Code::Gone, detail)))
+            }
             next = self.resumed(lost, received) => next,
         }
     }

@@ -149,8 +149,9 @@ fn check(core: &Core, peer: &Peer, link: &Arc<Link>) -> Result<(), Fault> {
         let host = &link.peer;
         tracing::warn!(target: "audit", peer = %host, "revoked: link closed, streams cut");
         peer.note_revoked();
-        link.close(fault.code, &fault.detail);
+        // First, so that they do not see a link that is over.
         peer.streams.cut_host(host, fault);
+        link.close(fault.code, &fault.detail);
         peer.forget(link);
     })
 }
