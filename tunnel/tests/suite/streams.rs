@@ -403,6 +403,7 @@ async fn a_link_that_is_over_takes_no_memory_for_the_streams_that_began_on_it() 
         }
     };
     soon(lost).await;
+    control.change_addresses();
     control.heal();
     pair.linked().await;
     let returned = async {
