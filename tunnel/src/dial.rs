@@ -45,9 +45,10 @@ const NETWORK_ATTEMPT_COUNT_MAX: usize = 2;
 /// trips over a satellite, with one packet lost.
 pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
-/// How long a link that does not answer is waited for once an attempt beside it has connected: it was asked when that
-/// began, and its streams go on over it two round trips sooner than over another.
-const ANSWER_WAIT: Duration = Duration::from_millis(25);
+/// How long a link that does not answer is waited for once an attempt beside it has connected. It is asked twenty times a
+/// second and then too, so it answers by now where the path is the same, and its streams go on over it sooner, without
+/// anything that is sent again.
+const ANSWER_WAIT: Duration = Duration::from_millis(60);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
@@ -108,7 +109,9 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         };
         let found = async {
             let connections = reach(&core, &peer, &place, (&mut backoff, next, cause)).await;
-            if peer.state().is_waiting() {
+            let state = peer.state();
+            if let Some(link) = state.link.as_ref().filter(|_| state.is_waiting()) {
+                link.ask();
                 sleep(ANSWER_WAIT).await;
             }
             connections
@@ -170,10 +173,6 @@ async fn reach(
             }
             () = sleep_until(next), if attempts.len() < cause.room() => {
                 peer.dials[cause as usize].fetch_add(1, Ordering::Relaxed);
-                if let Some(link) = peer.state().link {
-                    // Where the way is back it answers first.
-                    link.ask();
-                }
                 cause = Cause::Clock;
                 let (peer, limits) = (Arc::clone(peer), core.limits.clone());
                 let (place, drivers) = (Arc::clone(place), core.legs.drivers());

@@ -48,10 +48,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// is charged before it can become a burst.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Ticks between two questions to a peer that has stopped answering: 100 ms, which the end of an outage may cost
+/// Ticks between two questions to a peer that has stopped answering: 50 ms, which the end of an outage may cost
 /// the streams on the link, on top of itself and one and a half round trips. Where the peer has been silent for long
 /// they are as rare as attempts to dial it.
-const ASK_TICKS: u32 = 2;
+const ASK_TICKS: u32 = 1;
 const PATIENT_ASK_TICKS: u32 = 5;
 
 /// Ticks over which the goodput shown to operators is measured.

@@ -46,7 +46,7 @@ const GOAL_MS: u64 = 400;
 
 /// What no path spares while nobody answers: questions over the link that there is stand so far apart, and attempts to
 /// dial another.
-const ASK_INTERVAL_MS: u64 = 100;
+const ASK_INTERVAL_MS: u64 = 50;
 const DIAL_INTERVAL_MS: u64 = 250;
 
 /// Halves of a round trip from the one that comes through to the first byte of a stream that goes on.
@@ -575,7 +575,7 @@ mod tests {
         let far = |ms| missed(Case::far(3).forgotten(), ms, None, 0);
         assert!(!far(740.0).contains("design"), "{}", far(740.0));
         assert!(far(760.0).contains("may be 750"), "{}", far(760.0));
-        assert_eq!(missed(Case::far(3), 400.0, None, 0), "");
+        assert_eq!(missed(Case::far(3), 350.0, None, 0), "");
     }
 
     #[test]
