@@ -45,10 +45,11 @@ const NETWORK_ATTEMPT_COUNT_MAX: usize = 2;
 /// trips over a satellite, with one packet lost.
 pub(crate) const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
-/// How long a link that does not answer is waited for once an attempt beside it has connected. It is asked twenty times a
-/// second and then too, so it answers by now where the path is the same, and its streams go on over it sooner, without
-/// anything that is sent again.
-const ANSWER_WAIT: Duration = Duration::from_millis(60);
+/// How long a link that does not answer is waited for once an attempt beside it has connected: a round trip, for it is
+/// asked then, or twice the time between two questions, of which the first that got through is answered by then; and what
+/// a busy host takes. Where the path is the same its streams go on over it sooner, without anything that is sent again.
+const ANSWER_WAIT_MAX: Duration = Duration::from_millis(100);
+const ANSWER_SLACK: Duration = Duration::from_millis(20);
 
 /// The name in the handshake; it is neither sent nor checked, for identities are URIs.
 const SERVER_NAME: &str = "towpath.invalid";
@@ -112,7 +113,8 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
             let state = peer.state();
             if let Some(link) = state.link.as_ref().filter(|_| state.is_waiting()) {
                 link.ask();
-                sleep(ANSWER_WAIT).await;
+                let round_trip = connections.urgent.rtt();
+                sleep(round_trip.min(ANSWER_WAIT_MAX) + ANSWER_SLACK).await;
             }
             connections
         };

@@ -411,7 +411,10 @@ impl Estimator {
         if let Some(base) = self.known_base().filter(|_| is_known) {
             self.startup_bytes_max = self.window_for(self.rate_bytes_per_second, base);
         }
-        self.start_from(now, (self.window_bytes / 4).min(self.startup_bytes_max));
+        // What it took is noticed piece by piece, and begins again each time.
+        let known = Some(self.startup_bytes_max).filter(|bytes| *bytes < WINDOW_BYTES_MAX);
+        let window_bytes = self.window_bytes.max(known.unwrap_or(0)) / 4;
+        self.start_from(now, window_bytes.min(self.startup_bytes_max));
         self.allowance = ALLOWANCE;
     }
 

@@ -340,7 +340,8 @@ impl Channels {
         Ok(())
     }
 
-    /// Ends what has expired, opens what could not be opened or has not expired after all, and measures the rest, until the tunnel stops.
+    /// Ends what has expired, opens what could not be opened or has not expired after all, and measures the rest, until
+    /// the tunnel stops.
     pub(crate) async fn attend(&self, core: &Arc<Core>, mut stop: Shutdown) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

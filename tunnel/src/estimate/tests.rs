@@ -446,6 +446,20 @@ fn a_path_that_becomes_longer_is_filled_again_soon() {
 }
 
 #[test]
+fn an_interruption_that_is_noticed_piece_by_piece_leaves_a_quarter_of_what_the_path_holds() {
+    let mut simulation = Simulation::new(Path::new(100, 40, 100));
+    simulation.run_until(10 * SECOND);
+    let before = simulation.estimator.window_bytes();
+    for _ in 0..4 {
+        let now = Instant::from_nanos(simulation.now);
+        simulation.estimator.on_loss(now, now, before / 4, true);
+    }
+    let after = simulation.estimator.window_bytes();
+    assert!(after >= before / 5, "{after} of {before}");
+    assert!(after <= before / 3, "{after} of {before}");
+}
+
+#[test]
 fn a_source_with_nothing_to_send_teaches_nothing() {
     let mut simulation = Simulation::new(Path::new(100, 40, 100));
     simulation.run_until(5 * SECOND);
