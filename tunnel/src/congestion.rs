@@ -39,6 +39,8 @@ pub(crate) struct Delay {
     /// What has been sent and neither arrived nor was lost, and perhaps a little more: with packets that nobody
     /// acknowledges.
     in_flight_bytes: u64,
+    /// Packets that have arrived.
+    arrived: u64,
     /// Questions that went out, of those that [`Delay::ask`] has counted.
     asked: u64,
     hints: Arc<Hints>,
@@ -123,6 +125,11 @@ impl Delay {
         self.hints.is_unanswered.store(true, Ordering::Relaxed);
     }
 
+    /// Packets of ours that have arrived, as the peer says.
+    pub(crate) const fn arrived(&self) -> u64 {
+        self.arrived
+    }
+
     /// Waits until something has arrived behind a question.
     pub(crate) async fn answered(&self) {
         self.hints.answered.notified().await;
@@ -166,6 +173,7 @@ impl ControllerFactory for DelayFactory {
             packet_bytes,
             began,
             in_flight_bytes: 0,
+            arrived: 0,
             asked: 0,
             hints: Arc::default(),
         };
@@ -206,6 +214,7 @@ impl Controller for Delay {
         self.estimator.mark(marks);
         self.estimator.on_ack(ack);
         self.gaps.arrived(bytes);
+        self.arrived += 1;
         let is_unanswered = &self.hints.is_unanswered;
         if is_unanswered.load(Ordering::Relaxed) && is_unanswered.swap(false, Ordering::Relaxed) {
             self.hints.answered.notify_one();

@@ -645,8 +645,9 @@ impl Link {
         self.count_packets(&mut rounds.packets, &stats);
         let now = Instant::ZERO + rounds.began.elapsed();
         let mut is_stalled = false;
-        for (watch, stats) in rounds.watches.iter_mut().zip(&stats) {
-            is_stalled |= watch.look(seen(stats), now);
+        for leg in Leg::ALL {
+            let seen = seen(self.connection(leg), &stats[leg as usize]);
+            is_stalled |= rounds.watches[leg as usize].look(seen, now);
         }
         // Of a link that was replaced the last word may be old, and all of a peer's links share one pace.
         rounds.is_cap_news |= !self.is_retired() && self.heed();

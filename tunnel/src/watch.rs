@@ -1,4 +1,4 @@
-//! The watchdog of one connection: notices that a peer no longer answers, long before QUIC gives up.
+//! The watchdog of one connection: notices that a peer no longer arrived, long before QUIC gives up.
 //!
 //! Pure. After an outage QUIC's own probes come ever more rarely (each waits twice as long as the one
 //! before), so a path that is back after ten seconds is tried again only seconds later. Whoever dials
@@ -25,7 +25,7 @@ const LOST_AFTER: Duration = Duration::from_secs(3);
 /// Whether a peer is heard over its link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Hearing {
-    /// It answers.
+    /// It arrived.
     #[default]
     Heard,
     /// It has stopped answering just now.
@@ -48,8 +48,9 @@ impl Hearing {
 /// What a connection's counters say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Seen {
-    /// Datagrams received.
-    pub received: u64,
+    /// Packets of ours that have arrived, as the peer says. What else comes from it tells nothing of that: where one
+    /// direction is lost, it asks on and on, and says again what it had before.
+    pub arrived: u64,
     /// Frames sent that the peer has to answer.
     pub asked: u64,
     /// The smoothed round trip.
@@ -59,7 +60,7 @@ pub(crate) struct Seen {
 /// Watches one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
-    received: u64,
+    arrived: u64,
     asked: u64,
     /// When something was first sent that nothing has answered since.
     unanswered_since: Option<Instant>,
@@ -71,8 +72,8 @@ impl Watch {
     pub(crate) fn look(&mut self, seen: Seen, now: Instant) -> bool {
         let slept = now.since(self.looked);
         self.looked = now;
-        if seen.received != self.received {
-            self.received = seen.received;
+        if seen.arrived != self.arrived {
+            self.arrived = seen.arrived;
             self.asked = seen.asked;
             self.unanswered_since = None;
             return false;
@@ -104,9 +105,9 @@ mod tests {
     const TICK: u64 = 50;
     const TICK_STEP: usize = 50;
 
-    fn seen(received: u64, asked: u64) -> Seen {
+    fn seen(arrived: u64, asked: u64) -> Seen {
         Seen {
-            received,
+            arrived,
             asked,
             rtt: RTT,
         }
@@ -116,7 +117,7 @@ mod tests {
         Instant::from_nanos(millis * 1_000_000)
     }
 
-    /// Looks every tick while nothing is received; gives when the stall showed.
+    /// Looks every tick while nothing is acknowledged; gives when the stall showed.
     fn stalled_at(watch: &mut Watch, from: u64, until: u64, asked: u64) -> Option<u64> {
         (from..until)
             .step_by(TICK_STEP)
@@ -155,7 +156,7 @@ mod tests {
     fn a_long_path_gets_longer() {
         let mut watch = Watch::default();
         let seen = |asked| Seen {
-            received: 1,
+            arrived: 1,
             asked,
             rtt: Duration::from_millis(600),
         };

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::time::Instant as Clock;
 
-use quinn::{ConnectionStats, UdpStats};
+use quinn::{Connection, ConnectionStats, FrameStats, UdpStats};
 
 use super::measured::Totals;
+use crate::congestion::Delay;
 use crate::watch::{Hearing, Seen, Watch};
 
 /// Bytes an IP packet adds to a UDP payload: the headers of UDP and of IPv4, or IPv6.
@@ -57,10 +58,20 @@ fn header_bytes(peer: IpAddr) -> u64 {
     }
 }
 
-pub(super) fn seen(stats: &ConnectionStats) -> Seen {
+/// Frames that the peer has to acknowledge: a probe of QUIC's is any of them, and mostly none of a stream.
+const fn asked(sent: &FrameStats) -> u64 {
+    let kept_up =
+        sent.ping + sent.immediate_ack + sent.datagram + sent.crypto + sent.new_connection_id;
+    let streams = sent.stream + sent.reset_stream + sent.stop_sending;
+    let windows = sent.max_data + sent.max_stream_data + sent.max_streams_bidi;
+    let blocked = sent.data_blocked + sent.stream_data_blocked + sent.streams_blocked_bidi;
+    kept_up + streams + windows + blocked
+}
+
+pub(super) fn seen(connection: &Connection, stats: &ConnectionStats) -> Seen {
     Seen {
-        received: stats.udp_rx.datagrams,
-        asked: stats.frame_tx.stream + stats.frame_tx.ping,
+        arrived: Delay::of(connection).map_or(0, |delay| delay.arrived()),
+        asked: asked(&stats.frame_tx),
         rtt: stats.path.rtt,
     }
 }

@@ -217,6 +217,28 @@ async fn fault_16_streams_go_on_over_the_link_they_have_where_the_path_is_the_sa
     }
 }
 
+/// What comes from a peer tells nothing of whether our own words arrive: it asks on and on itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fault_16_words_that_are_lost_one_way_alone_are_missed_and_follow_soon() {
+    for lost in [Side::A, Side::B] {
+        let pair = Pair::start_with(|_, _| (), Some(forty_milliseconds())).await;
+        let (local, remote) = pair.stream(Class::Bulk).await;
+        let (tunnel, mut writes, mut reads) = match lost {
+            Side::A => (&pair.edge, local, remote),
+            Side::B => (&pair.region, remote, local),
+        };
+        let control = pair.relay.as_ref().unwrap().control();
+        control.cut(lost);
+        writes.write_all(b"x").await.unwrap();
+        becomes(tunnel, LinkState::Down).await;
+        control.heal();
+        let healed = Stopwatch::start();
+        soon(reads.read_exact(&mut [0])).await.unwrap();
+        let back = healed.elapsed();
+        assert!(back < Duration::from_secs(1), "{lost:?}: {back:?}");
+    }
+}
+
 /// What does not answer for long is down for whoever asks, and there again without another link.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_16_a_link_that_does_not_answer_for_long_is_down_until_it_does() {
