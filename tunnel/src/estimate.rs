@@ -455,11 +455,7 @@ impl Estimator {
         let was_app_limited = std::mem::replace(&mut self.was_app_limited, round.is_app_limited);
         round.is_app_limited |= !is_telling || was_app_limited && self.phase == Phase::Steady;
         round.is_app_limited &= !is_full;
-        // What a path explains that is perhaps longer is no interruption.
-        let longest = self
-            .belief
-            .map_or(base, |belief| belief.rtt_before.max(base));
-        round.is_app_limited |= round.is_interrupted(elapsed, longest);
+        round.is_app_limited |= self.is_interrupted(&round, elapsed, base);
         self.told
             .note(round.rtt_min, round.packet_count, !round.is_app_limited);
         let rate = self.peak.with(round_rate, now);
@@ -503,6 +499,12 @@ impl Estimator {
             self.settled_at = now + 2 * base;
         }
         self.turn_base(now, base, round.is_cruising);
+    }
+
+    /// Whether nothing arrived for most of a round; what a path explains that is perhaps longer is no interruption.
+    fn is_interrupted(&self, round: &Round, elapsed: Duration, base: Duration) -> bool {
+        let longer = self.belief.map_or(base, |belief| belief.rtt_before);
+        round.is_interrupted(elapsed, longer.max(base))
     }
 
     /// Takes note of what a round lost; says whether a path loses so much only if it is full.
