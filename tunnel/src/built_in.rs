@@ -11,11 +11,10 @@
 //!  usage                             ◄── what the tunnel has used and done so far: [`Usage`]
 //! ```
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +26,7 @@ use towpath_protocol::identity::Name;
 use towpath_protocol::rate::Rate;
 
 use crate::link::Link;
+use crate::places::{Place, Places};
 
 /// What stands in a service's `socket` for this one.
 pub const SOCKET: &str = "builtin:bench";
@@ -47,49 +47,21 @@ const COUNT_INTERVAL: Duration = Duration::from_millis(10);
 /// Bytes copied at once, as bulk goes in pieces of that size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-static PLACES: Places = Places(Mutex::new(BTreeMap::new()));
+/// The streams that each site has.
+static PLACES: LazyLock<Arc<Places<Name>>> = LazyLock::new(Arc::default);
 
-/// How many streams each site has.
-#[derive(Debug)]
-struct Places(Mutex<BTreeMap<Name, usize>>);
-
-impl Places {
-    /// A place for a stream of a site, if there is one left for it.
-    fn take(&self, site: &Name) -> io::Result<Place<'_>> {
-        let mut taken = self.lock();
-        let count = taken.get(site).copied().unwrap_or(0);
-        if count >= SITE_STREAM_COUNT_MAX {
-            return Err(io::Error::other("as many benches as a site may have"));
+/// A place for a stream of a site, if there is one left for it.
+fn take_place(places: &Arc<Places<Name>>, site: &Name) -> io::Result<Place<Name>> {
+    places.take_if(site, |all, theirs| {
+        let full = |why: &str| Err(io::Error::other(why));
+        if theirs >= SITE_STREAM_COUNT_MAX {
+            return full("as many benches as a site may have");
         }
-        if taken.values().sum::<usize>() >= STREAM_COUNT_MAX {
-            return Err(io::Error::other("as many benches as there may be"));
+        if all >= STREAM_COUNT_MAX {
+            return full("as many benches as there may be");
         }
-        taken.insert(site.clone(), count + 1);
-        let (places, site) = (self, site.clone());
-        Ok(Place { places, site })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, usize>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A stream's place, which is free again when this is dropped.
-#[derive(Debug)]
-struct Place<'a> {
-    places: &'a Places,
-    site: Name,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        match taken.get_mut(&self.site) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(taken.remove(&self.site)),
-        }
-    }
+        Ok(())
+    })
 }
 
 /// What a stream to this service is for: its first byte.
@@ -201,7 +173,7 @@ pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream
     if socket != Path::new(SOCKET) {
         return UnixStream::connect(socket).await;
     }
-    let place = PLACES.take(&link.peer.site)?;
+    let place = take_place(&PLACES, &link.peer.site)?;
     let (ours, theirs) = UnixStream::pair()?;
     let usage = Usage::of(link);
     tokio::spawn(async move {
@@ -321,21 +293,26 @@ mod tests {
 
     #[test]
     fn a_site_that_holds_all_of_its_places_keeps_no_other_from_its_own() {
-        let places = Places(Mutex::default());
+        let places = Arc::default();
         let [greedy, modest, third] = ["depot", "edge", "shop"].map(|site| site.parse().unwrap());
         let take = |site: &Name, count: usize| -> Vec<_> {
-            (0..count).map_while(|_| places.take(site).ok()).collect()
+            (0..count)
+                .map_while(|_| take_place(&places, site).ok())
+                .collect()
         };
         let held = take(&greedy, STREAM_COUNT_MAX);
         assert_eq!(held.len(), STREAM_COUNT_MAX / 2);
         let others = take(&modest, STREAM_COUNT_MAX);
         assert_eq!(others.len(), STREAM_COUNT_MAX / 2);
-        assert!(places.take(&third).is_err(), "there are no more at all");
+        assert!(
+            take_place(&places, &third).is_err(),
+            "there are no more at all"
+        );
         drop(others);
         let again = take(&third, 3);
         assert_eq!(again.len(), 3);
         drop((held, again));
-        assert!(places.lock().is_empty(), "nothing is kept of who has gone");
+        assert!(places.is_empty(), "nothing is kept of who has gone");
     }
 
     #[test]

@@ -83,6 +83,7 @@ mod outlook;
 mod pace;
 mod page;
 mod peer;
+mod places;
 mod pool;
 pub mod probe;
 mod pump;

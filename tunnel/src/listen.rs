@@ -4,7 +4,7 @@
 //!  datagram ─► rate per source ─► (flood: address proved) ─► handshake ─► known site ─► Join ─► link
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +28,7 @@ use crate::core::Core;
 use crate::distrust::Refused;
 use crate::link::{Joint, Link, close};
 use crate::peer::{Peer, speaks};
+use crate::places::{Place, Places};
 use crate::refusals::DropReason;
 use crate::{distrust, serve, wire};
 
@@ -95,54 +96,10 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
     }
 }
 
-/// The handshakes under way, by source.
-#[derive(Debug, Default)]
-struct Places(Mutex<HashMap<IpAddr, usize>>);
-
-impl Places {
-    /// How many are under way, and how many of them from this source.
-    fn taken(&self, source: IpAddr) -> (usize, usize) {
-        let places = self.places();
-        let here = places.get(&source).copied().unwrap_or(0);
-        (places.values().sum(), here)
-    }
-
-    fn take(self: &Arc<Self>, source: IpAddr) -> Place {
-        *self.places().entry(source).or_default() += 1;
-        Place {
-            places: Arc::clone(self),
-            source,
-        }
-    }
-
-    fn places(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A handshake's place, given back when it is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    source: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut places = self.places.places();
-        if let Some(count) = places.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                places.remove(&self.source);
-            }
-        }
-    }
-}
-
 struct Listener {
     core: Arc<Core>,
-    places: Arc<Places>,
+    /// The handshakes under way, by source.
+    places: Arc<Places<IpAddr>>,
     sources: DefaultKeyedRateLimiter<IpAddr>,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
     /// Which refusals have a line of the log; all are counted.
@@ -152,9 +109,9 @@ struct Listener {
 impl Listener {
     /// Drops what is too much, before it costs a signature; what is not has its place from here on,
     /// so that a flood cannot outrun the count.
-    fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place)> {
+    fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place<IpAddr>)> {
         let source = bucket(incoming.remote_address().ip());
-        let (all, here) = self.places.taken(source);
+        let (all, here) = self.places.taken(&source);
         if all >= HANDSHAKE_COUNT_MAX || here >= PER_SOURCE_COUNT_MAX {
             self.core.dropped.count(DropReason::TooMany);
             incoming.ignore();
@@ -175,10 +132,10 @@ impl Listener {
             incoming.ignore();
             return None;
         }
-        Some((incoming, self.places.take(source)))
+        Some((incoming, self.places.take(&source)))
     }
 
-    async fn welcome(self: Arc<Self>, incoming: Incoming, place: Place) {
+    async fn welcome(self: Arc<Self>, incoming: Incoming, place: Place<IpAddr>) {
         let source = incoming.remote_address();
         let shaken = timeout(HANDSHAKE_WAIT, incoming).await;
         // Whoever has proved an identity takes nothing from strangers any more.

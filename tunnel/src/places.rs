@@ -1,0 +1,83 @@
+//! How many of something each of many has at once. A place is given back when it is dropped, and nothing is kept of
+//! who has none.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The places that are taken, by who has them.
+#[derive(Debug)]
+pub(crate) struct Places<K: Ord>(Mutex<BTreeMap<K, usize>>);
+
+impl<K: Ord> Default for Places<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Ord + Clone> Places<K> {
+    /// How many are taken, and how many of them by this one.
+    pub(crate) fn taken(&self, who: &K) -> (usize, usize) {
+        taken_of(&self.lock(), who)
+    }
+
+    /// Takes one more.
+    pub(crate) fn take(self: &Arc<Self>, who: &K) -> Place<K> {
+        let Ok(place) = self.take_if(who, |_, _| Ok::<_, Infallible>(()));
+        place
+    }
+
+    /// Takes one more if nothing is wrong with that, by how many are taken and how many of them by this one.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub(crate) fn take_if<E>(
+        self: &Arc<Self>,
+        who: &K,
+        check: impl FnOnce(usize, usize) -> Result<(), E>,
+    ) -> Result<Place<K>, E> {
+        let mut places = self.lock();
+        let (all, theirs) = taken_of(&places, who);
+        check(all, theirs)?;
+        places.insert(who.clone(), theirs + 1);
+        Ok(Place {
+            places: Arc::clone(self),
+            who: who.clone(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+}
+
+impl<K: Ord> Places<K> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<K, usize>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn taken_of<K: Ord>(places: &BTreeMap<K, usize>, who: &K) -> (usize, usize) {
+    let theirs = places.get(who).copied().unwrap_or(0);
+    (places.values().sum(), theirs)
+}
+
+/// A place, which is free again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place<K: Ord> {
+    places: Arc<Places<K>>,
+    who: K,
+}
+
+impl<K: Ord> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut places = self.places.lock();
+        match places.get_mut(&self.who) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(places.remove(&self.who)),
+        }
+    }
+}
