@@ -1,4 +1,4 @@
-//! The watchdog of one connection: notices that a peer no longer arrived, long before QUIC gives up.
+//! The watchdog of one connection: notices that a peer no longer answers, long before QUIC gives up.
 //!
 //! Pure. After an outage QUIC's own probes come ever more rarely (each waits twice as long as the one
 //! before), so a path that is back after ten seconds is tried again only seconds later. Whoever dials
@@ -25,7 +25,7 @@ const LOST_AFTER: Duration = Duration::from_secs(3);
 /// Whether a peer is heard over its link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Hearing {
-    /// It arrived.
+    /// It answers.
     #[default]
     Heard,
     /// It has stopped answering just now.
