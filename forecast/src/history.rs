@@ -286,36 +286,27 @@ impl Default for History {
 impl History {
     /// Takes a sample that ended at a moment and lasted so many seconds.
     pub fn observe(&mut self, at: Moment, sample: Sample, seconds: u32) {
-        if at < CLOCK_SET {
-            return;
-        }
-        for ring in &mut self.rings {
-            if let Some(slot) = ring.slot(at) {
-                slot.observe(sample, seconds);
-            }
-        }
+        self.note(at, |slot| slot.observe(sample, seconds));
     }
 
     /// Takes note of a cap that was the limit for long enough.
     pub(crate) fn hold(&mut self, at: Moment, cap: f64) {
-        if at < CLOCK_SET {
-            return;
-        }
-        for ring in &mut self.rings {
-            if let Some(slot) = ring.slot(at) {
-                slot.held = slot.held.max(short(cap));
-            }
-        }
+        self.note(at, |slot| slot.held = slot.held.max(short(cap)));
     }
 
     /// Takes note of what went through on the average of seconds that are enough, in bytes per second.
     pub(crate) fn peak(&mut self, at: Moment, rate: f64) {
+        self.note(at, |slot| slot.peak = slot.peak.max(short(rate)));
+    }
+
+    /// Takes note of something in each slot of a moment, if the clock has been set by then.
+    fn note(&mut self, at: Moment, change: impl Fn(&mut Slot)) {
         if at < CLOCK_SET {
             return;
         }
         for ring in &mut self.rings {
             if let Some(slot) = ring.slot(at) {
-                slot.peak = slot.peak.max(short(rate));
+                change(slot);
             }
         }
     }
