@@ -75,10 +75,11 @@ fn main() -> ExitCode {
         ["--config", config] => run_tunnel(Path::new(config)),
         [] => own(FULL),
         ["--smoke"] => own(SMOKE),
-        [program, words @ ..] => {
+        [program, words @ ..] if !program.starts_with('-') => {
             let program = Path::new(program);
             stripped_bytes(program).and_then(|bytes| measure(FULL, (program, words), Some(bytes)))
         }
+        _ => Err("usage: footprint [--smoke | PROGRAM [WORD...]]".into()),
     };
     finish(done)
 }
