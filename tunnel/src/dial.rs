@@ -110,8 +110,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, address: String, mut 
         };
         let found = async {
             let connections = reach(&core, &peer, &place, (&mut backoff, next, cause)).await;
-            let state = peer.state();
-            if let Some(link) = state.link.as_ref().filter(|_| state.is_waiting()) {
+            if let Some(link) = peer.state().waited_for() {
                 link.ask();
                 let round_trip = connections.urgent.rtt();
                 sleep(round_trip.min(ANSWER_WAIT_MAX) + ANSWER_SLACK).await;

@@ -3,6 +3,7 @@
 //! The numbers live where they arise, and a scrape collects them into a registry of its own: nothing
 //! has to be kept in step, and no global state exists.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -410,7 +411,7 @@ impl Links {
             self.packets_sent.with_label_values(labels).inc_by(sent);
             self.packets_lost.with_label_values(labels).inc_by(lost);
         }
-        let link = state.up().map(|link| &**link);
+        let link = state.up().map(Arc::as_ref);
         let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
         for (metric, rate) in [(&self.cap, cap), (&self.receive_cap, peer.receive_rate())] {
             if let Some(rate) = rate.map(Rate::bytes_per_second) {

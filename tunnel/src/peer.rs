@@ -140,9 +140,10 @@ impl State {
         self.link.is_some() && matches!(self.hearing, Hearing::Heard)
     }
 
-    /// Whether the link in use may answer again, and is to be used on then.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.link.is_some() && !self.is_usable() && !self.is_outdated
+    /// The link in use, if it does not answer, and is to be used on once it does.
+    pub(crate) fn waited_for(&self) -> Option<&Arc<Link>> {
+        let is_waited_for = !self.is_usable() && !self.is_outdated;
+        self.link.as_ref().filter(|_| is_waited_for)
     }
 
     /// The link, unless it is down.
@@ -635,7 +636,11 @@ impl Peer {
                 let peer = &link.peer;
                 tracing::info!(%peer, ?hearing, "link changed");
                 self.state.send_if_modified(|state| {
-                    state.uses(&link) && self.note_hearing(state, hearing)
+                    let is_ours = state.uses(&link);
+                    if is_ours {
+                        self.note_hearing(state, &link, hearing);
+                    }
+                    is_ours
                 });
             })
             .await;
@@ -691,19 +696,17 @@ impl Peer {
         state.since = SystemTime::now();
     }
 
-    /// Notes whether the peer is heard over the link in use; says that this is news.
-    fn note_hearing(&self, state: &mut State, hearing: Hearing) -> bool {
+    /// Notes whether the peer is heard over the link in use.
+    fn note_hearing(&self, state: &mut State, link: &Arc<Link>, hearing: Hearing) {
         let before = std::mem::replace(&mut state.hearing, hearing);
-        let link = state.link.clone();
         if hearing == Hearing::Lost {
             self.note_loss();
-            link.iter().for_each(|link| self.note_lost(link));
+            self.note_lost(link);
             note_down(state, "the peer has stopped answering".to_owned());
         } else if before == Hearing::Lost {
-            link.iter().for_each(|link| self.forget(link));
+            self.forget(link);
             self.note_up(state);
         }
-        true
     }
 
     /// The link that this one has replaced, if it still works: whoever dialled this one may have let go of it

@@ -3,8 +3,8 @@
 mod view;
 
 use std::borrow::Cow;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use rustls::NamedGroup;
@@ -196,7 +196,7 @@ pub(crate) fn verdict(peer: &Peer) -> Verdict {
 
 fn link_view(core: &Core, peer: &Peer) -> LinkView {
     let state = peer.state();
-    let link = state.up().map(|link| &**link);
+    let link = state.up().map(Arc::as_ref);
     let estimate = link.map(Link::estimate).unwrap_or_default();
     let measured = link.map(Link::measured).unwrap_or_default();
     let cap = link.map_or_else(|| peer.send_rate(), |link| link.pace.rate());
