@@ -644,15 +644,19 @@ impl Link {
         let stats = self.observe();
         self.count_packets(&mut rounds.packets, &stats);
         let now = Instant::ZERO + rounds.began.elapsed();
+        // Each is a copy of all that its connection has learnt: once a tick is enough.
+        let delays = [&self.urgent, &self.bulk].map(Delay::of);
         let mut is_stalled = false;
-        for leg in Leg::ALL {
-            let seen = seen(self.connection(leg), &stats[leg as usize]);
-            is_stalled |= rounds.watches[leg as usize].look(seen, now);
+        for ((watch, stats), delay) in rounds.watches.iter_mut().zip(&stats).zip(&delays) {
+            is_stalled |= watch.look(seen(delay.as_ref(), stats), now);
         }
         // Of a link that was replaced the last word may be old, and all of a peer's links share one pace.
         rounds.is_cap_news |= !self.is_retired() && self.heed();
-        self.share_estimate();
-        self.look_on();
+        if let [Some(urgent), Some(bulk)] = &delays {
+            let bulk = bulk.estimate();
+            self.share_estimate(urgent, &bulk);
+            self.look_on(&bulk);
+        }
         self.close_if_retired();
         rounds.ticks += 1;
         if rounds.ticks.is_multiple_of(GOODPUT_TICKS) {
@@ -667,10 +671,9 @@ impl Link {
 
     /// Looks although no program asks: one whose last piece was long waits long on a thin link, and one whose path
     /// became thinner has no room for the next piece while that shows.
-    fn look_on(&self) {
+    fn look_on(&self, bulk: &Estimate) {
         let mut cruise = self.cruise();
-        let estimate = Delay::of(&self.bulk).map(|delay| delay.estimate());
-        if !cruise.is_cruising() || estimate.is_some_and(|seen| cruise.is_thinner(&seen)) {
+        if !cruise.is_cruising() || cruise.is_thinner(bulk) {
             self.look(&mut cruise, self.now());
         }
     }
@@ -694,10 +697,7 @@ impl Link {
     }
 
     /// Tells the urgent connection what bulk knows about the path, and both how much to buffer.
-    fn share_estimate(&self) {
-        let Some(bulk) = Delay::of(&self.bulk).map(|delay| delay.estimate()) else {
-            return;
-        };
+    fn share_estimate(&self, urgent: &Delay, bulk: &Estimate) {
         if bulk.is_settled {
             let mut learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
             *learnt = Some(Known {
@@ -705,10 +705,8 @@ impl Link {
                 rtt: bulk.base_rtt,
             });
         }
-        let in_flight = windows::in_flight_bytes(&bulk);
-        if bulk.rate_bytes_per_second > 0
-            && let Some(urgent) = Delay::of(&self.urgent)
-        {
+        let in_flight = windows::in_flight_bytes(bulk);
+        if bulk.rate_bytes_per_second > 0 {
             urgent.set_floor((in_flight / 2).min(URGENT_FLOOR_BYTES_MAX));
         }
         let rtt = if bulk.base_rtt.is_zero() {
@@ -723,14 +721,14 @@ impl Link {
             let is_waiting = self.waiting[Leg::Bulk as usize].load(Ordering::Relaxed) > 0;
             let now = self.now();
             (
-                windows.kept_bytes(now, held, &bulk),
+                windows.kept_bytes(now, held, bulk),
                 windows.receive(now, (received, is_waiting), rtt),
             )
         };
         self.tail_bytes.store(kept_bytes, Ordering::Relaxed);
         let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
         self.base_rtt_us.store(rtt_us, Ordering::Relaxed);
-        let send_bytes = windows::send_bytes(&bulk, kept_bytes);
+        let send_bytes = windows::send_bytes(bulk, kept_bytes);
         self.bulk.set_send_window(send_bytes);
         if let Some(bytes) = receive_bytes.and_then(|bytes| VarInt::from_u64(bytes).ok()) {
             self.bulk.set_receive_window(bytes);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant as Clock;
 
-use quinn::{Connection, ConnectionStats, FrameStats, UdpStats};
+use quinn::{ConnectionStats, FrameStats, UdpStats};
 
 use super::measured::Totals;
 use crate::congestion::Delay;
@@ -68,9 +68,9 @@ const fn asked(sent: &FrameStats) -> u64 {
     kept_up + streams + windows + blocked
 }
 
-pub(super) fn seen(connection: &Connection, stats: &ConnectionStats) -> Seen {
+pub(super) fn seen(delay: Option<&Delay>, stats: &ConnectionStats) -> Seen {
     Seen {
-        arrived: Delay::of(connection).map_or(0, |delay| delay.arrived()),
+        arrived: delay.map_or(0, Delay::arrived),
         asked: asked(&stats.frame_tx),
         rtt: stats.path.rtt,
     }
