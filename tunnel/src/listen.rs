@@ -4,13 +4,13 @@
 //!  datagram ─► rate per source ─► (flood: address proved) ─► handshake ─► known site ─► Join ─► link
 //! ```
 
+mod gate;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant as Clock};
 
-use governor::{DefaultKeyedRateLimiter, Quota};
 use quinn::{
     Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TransportErrorCode,
 };
@@ -24,42 +24,20 @@ use towpath_protocol::identity::HostIdentity;
 use towpath_protocol::rate::Rate;
 use towpath_protocol::version::Speaker;
 
+use self::gate::{Gate, Verdict};
 use crate::core::Core;
 use crate::distrust::Refused;
 use crate::link::{Joint, Link, close};
 use crate::peer::{Peer, speaks};
-use crate::places::{Place, Places};
+use crate::places::Place;
 use crate::refusals::DropReason;
 use crate::{distrust, serve, wire};
-
-/// Handshakes under way at once; each costs a signature and some kilobytes.
-const HANDSHAKE_COUNT_MAX: usize = 64;
-
-/// Handshakes under way above which a source has to prove its address first (T02).
-const RETRY_ABOVE: usize = HANDSHAKE_COUNT_MAX / 2;
-
-/// Handshakes under way from one source, so that a stranger who begins many and ends none leaves room for
-/// others (T03); a peer's overlapping attempts over a slow link are as many.
-const PER_SOURCE_COUNT_MAX: usize = HANDSHAKE_COUNT_MAX / 4;
-
-/// Handshakes under way above which this source has to prove its address first: nobody takes all of the
-/// places of an address that is another's.
-const PER_SOURCE_RETRY_ABOVE: usize = PER_SOURCE_COUNT_MAX / 2;
 
 /// How long a handshake may take: a few round trips over the slowest link, with a loss.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 
-/// Handshakes per second from one address (T03); a peer dials two connections, four times a second.
-const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
-
-/// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
-const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
-
 /// How long a refusal may take to be heard.
 const REFUSAL_WAIT: Duration = Duration::from_secs(1);
-
-/// Addresses remembered before the idle ones are forgotten.
-const SOURCE_COUNT_MAX: usize = 4096;
 
 /// First connections that wait for their second, of one peer: its overlapping attempts.
 const PENDING_COUNT_MAX: usize = 8;
@@ -77,10 +55,7 @@ struct Pending {
 pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdown) {
     let listener = Arc::new(Listener {
         core,
-        places: Arc::default(),
-        sources: DefaultKeyedRateLimiter::keyed(
-            Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST),
-        ),
+        gate: Gate::new(Clock::now()),
         pending: Mutex::default(),
         lines: Lines::default(),
     });
@@ -98,9 +73,7 @@ pub(crate) async fn accept(core: Arc<Core>, endpoint: Endpoint, mut stop: Shutdo
 
 struct Listener {
     core: Arc<Core>,
-    /// The handshakes under way, by source.
-    places: Arc<Places<IpAddr>>,
-    sources: DefaultKeyedRateLimiter<IpAddr>,
+    gate: Gate,
     pending: Mutex<BTreeMap<(HostIdentity, LinkId), Pending>>,
     /// Which refusals have a line of the log; all are counted.
     lines: Lines,
@@ -110,29 +83,25 @@ impl Listener {
     /// Drops what is too much, before it costs a signature; what is not has its place from here on,
     /// so that a flood cannot outrun the count.
     fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place<IpAddr>)> {
-        let source = bucket(incoming.remote_address().ip());
-        let (all, here) = self.places.taken(&source);
-        if all >= HANDSHAKE_COUNT_MAX || here >= PER_SOURCE_COUNT_MAX {
-            self.core.dropped.count(DropReason::TooMany);
-            incoming.ignore();
-            return None;
+        let address = incoming.remote_address().ip();
+        let missing = || {
+            let peers = self.core.peers.values();
+            peers.filter(|peer| peer.state().up().is_none()).count()
+        };
+        let is_proved = !incoming.may_retry();
+        match self.gate.admit(address, is_proved, Clock::now(), missing) {
+            Verdict::Begin(place) => return Some((incoming, place)),
+            Verdict::Prove => {
+                self.core.dropped.count(DropReason::Retried);
+                // Fails only for a source that has already proved its address.
+                let _ = incoming.retry();
+            }
+            Verdict::Drop(reason) => {
+                self.core.dropped.count(reason);
+                incoming.ignore();
+            }
         }
-        let is_flood = all >= RETRY_ABOVE || here >= PER_SOURCE_RETRY_ABOVE;
-        if is_flood && incoming.may_retry() {
-            self.core.dropped.count(DropReason::Retried);
-            // Fails only for a source that has already proved its address.
-            let _ = incoming.retry();
-            return None;
-        }
-        if self.sources.len() > SOURCE_COUNT_MAX {
-            self.sources.retain_recent();
-        }
-        if self.sources.check_key(&source).is_err() {
-            self.core.dropped.count(DropReason::TooFast);
-            incoming.ignore();
-            return None;
-        }
-        Some((incoming, self.places.take(&source)))
+        None
     }
 
     async fn welcome(self: Arc<Self>, incoming: Incoming, place: Place<IpAddr>) {
@@ -373,32 +342,4 @@ async fn refuse(answer: &mut SendStream, fault: &Fault) {
     };
     // Whoever gives no room to be answered in need not know.
     let _ = timeout(REFUSAL_WAIT, refusing).await;
-}
-
-/// What counts as one source: an IPv4 address, or the /64 that one IPv6 host is usually given whole.
-fn bucket(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => match address.to_ipv4_mapped() {
-            Some(mapped) => mapped.into(),
-            None => {
-                let bits = u128::from(address) & !u128::from(u64::MAX);
-                IpAddr::V6(bits.into())
-            }
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn t03_sources_are_counted_by_what_one_host_is_given() {
-        let of = |text: &str| bucket(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
-    }
 }

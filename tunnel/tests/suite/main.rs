@@ -7,6 +7,7 @@ mod harness;
 
 mod admin;
 mod answers;
+mod behind;
 mod bench;
 mod channels;
 mod datagrams;

@@ -1,0 +1,258 @@
+//! Which handshakes may begin: what strangers may cost, and room for peers that come back together. Pure.
+//!
+//! Whoever has proved nothing yet may be anybody, so handshakes are limited by their source. A region that starts anew
+//! hears all its peers at once, many of them behind one address. What they may have beyond that goes by the peers that
+//! are missing: nobody else is waited for, and once they are there it is gone.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant as Clock};
+
+use governor::{DefaultKeyedRateLimiter, Quota};
+
+use crate::places::{Place, Places};
+use crate::refusals::DropReason;
+
+/// Handshakes under way at once; each costs a signature and some kilobytes.
+const COUNT_MAX: usize = 64;
+
+/// Handshakes under way above which a source has to prove its address first (T02).
+const RETRY_ABOVE: usize = COUNT_MAX / 2;
+
+/// Handshakes under way from one source, so that a stranger who begins many and ends none leaves room for
+/// others (T03); a peer's overlapping attempts over a slow link are as many.
+const PER_SOURCE_COUNT_MAX: usize = COUNT_MAX / 4;
+
+/// The same where peers are missing, who may all be behind one address.
+const MISSING_COUNT_MAX: usize = COUNT_MAX * 3 / 4;
+
+/// Handshakes under way above which this source has to prove its address first: nobody takes all of the
+/// places of an address that is another's.
+const PER_SOURCE_RETRY_ABOVE: usize = PER_SOURCE_COUNT_MAX / 2;
+
+/// Handshakes per second from one address (T03): a peer dials two connections, four times a second. Beyond that as
+/// many for each peer that is missing, whoever they come from.
+const PER_SOURCE: NonZeroU32 = NonZeroU32::new(16).expect("not zero");
+const PER_MISSING: u32 = 8;
+
+/// Handshakes from one address at once: four overlapping attempts, and several peers behind one NAT.
+const PER_SOURCE_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
+
+/// How often it is looked at how many peers are missing, under a flood too.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Addresses remembered before the idle ones are forgotten.
+const SOURCE_COUNT_MAX: usize = 4096;
+
+/// What becomes of a handshake.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It has this place until it is over.
+    Begin(Place<IpAddr>),
+    /// Its source is to prove its address first.
+    Prove,
+    /// It is not answered.
+    Drop(DropReason),
+}
+
+/// The handshakes that have begun.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// Those under way, by source.
+    places: Arc<Places<IpAddr>>,
+    sources: DefaultKeyedRateLimiter<IpAddr>,
+    spare: Mutex<Spare>,
+}
+
+impl Gate {
+    pub(super) fn new(now: Clock) -> Self {
+        let per_source = Quota::per_second(PER_SOURCE).allow_burst(PER_SOURCE_BURST);
+        Self {
+            places: Arc::default(),
+            sources: DefaultKeyedRateLimiter::keyed(per_source),
+            spare: Mutex::new(Spare::new(now)),
+        }
+    }
+
+    /// Says what becomes of a handshake from an address, which has proved it or may be asked to; `missing` says how
+    /// many peers have no link.
+    pub(super) fn admit(
+        &self,
+        address: IpAddr,
+        is_proved: bool,
+        now: Clock,
+        missing: impl FnOnce() -> usize,
+    ) -> Verdict {
+        let source = source_of(address);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.look(now, missing);
+        let (all, here) = self.places.taken(&source);
+        if all >= COUNT_MAX || here >= spare.per_source() {
+            return Verdict::Drop(DropReason::TooMany);
+        }
+        let is_flood = all >= RETRY_ABOVE || here >= PER_SOURCE_RETRY_ABOVE;
+        if is_flood && !is_proved {
+            return Verdict::Prove;
+        }
+        if self.sources.len() > SOURCE_COUNT_MAX {
+            self.sources.retain_recent();
+        }
+        if self.sources.check_key(&source).is_err() && !spare.take() {
+            return Verdict::Drop(DropReason::TooFast);
+        }
+        Verdict::Begin(self.places.take(&source))
+    }
+}
+
+/// What may begin beyond each source's own share.
+#[derive(Debug)]
+struct Spare {
+    missing: usize,
+    /// Thousandths of a handshake.
+    credit: u64,
+    looked: Clock,
+}
+
+impl Spare {
+    const fn new(now: Clock) -> Self {
+        Self {
+            missing: 0,
+            credit: 0,
+            looked: now,
+        }
+    }
+
+    /// Counts the missing peers again, if it is time to; the credit of a second is kept at most.
+    fn look(&mut self, now: Clock, missing: impl FnOnce() -> usize) {
+        let passed = now.saturating_duration_since(self.looked);
+        if passed < LOOK {
+            return;
+        }
+        self.looked = now;
+        self.missing = missing();
+        let count = u32::try_from(self.missing).unwrap_or(u32::MAX);
+        let per_second = u64::from(count) * u64::from(PER_MISSING) * 1000;
+        let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        let earned = (per_second / 1000).saturating_mul(millis);
+        self.credit = self.credit.saturating_add(earned).min(per_second);
+    }
+
+    /// Handshakes that may be under way from one source.
+    fn per_source(&self) -> usize {
+        let two_each = PER_SOURCE_COUNT_MAX.saturating_add(self.missing.saturating_mul(2));
+        two_each.min(MISSING_COUNT_MAX)
+    }
+
+    /// Takes one, if there is one.
+    const fn take(&mut self) -> bool {
+        let left = self.credit.checked_sub(1000);
+        if let Some(left) = left {
+            self.credit = left;
+        }
+        left.is_some()
+    }
+}
+
+/// What counts as one source: an IPv4 address, or the /64 that one IPv6 host is usually given whole.
+fn source_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => match address.to_ipv4_mapped() {
+            Some(mapped) => mapped.into(),
+            None => {
+                let bits = u128::from(address) & !u128::from(u64::MAX);
+                IpAddr::V6(bits.into())
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t03_sources_are_counted_by_what_one_host_is_given() {
+        let of = |text: &str| source_of(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Handshakes that end at once and begin in a second, of so many a millisecond.
+    fn begun(gate: &Gate, source: IpAddr, began: Clock, missing: usize) -> usize {
+        let admitted = (0..4000_u64).filter(|nth| {
+            let now = began + Duration::from_millis(nth / 4);
+            matches!(gate.admit(source, true, now, || missing), Verdict::Begin(_))
+        });
+        admitted.count()
+    }
+
+    #[test]
+    fn t03_a_stranger_begins_few_where_nobody_is_missing() {
+        let began = Clock::now();
+        let gate = Gate::new(began);
+        let count = begun(&gate, address("192.0.2.1"), began, 0);
+        let own = usize::try_from(PER_SOURCE_BURST.get()).unwrap();
+        assert!((own..own + 32).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn peers_behind_one_address_come_back_together() {
+        let began = Clock::now();
+        let gate = Gate::new(began);
+        // Each with attempts of two connections, four times a second.
+        let count = begun(&gate, address("192.0.2.1"), began, 220);
+        assert!(count > 8 * 200, "{count} handshakes for 220 peers");
+        // Who is there again has no part in it any more.
+        let later = began + Duration::from_secs(2);
+        let count = begun(&gate, address("192.0.2.2"), later, 0);
+        let own = usize::try_from(PER_SOURCE_BURST.get()).unwrap();
+        assert!((own..own + 32).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn t03_who_begins_and_ends_none_leaves_room_for_others() {
+        let began = Clock::now();
+        for missing in [0, 4, 1000] {
+            let gate = Gate::new(began);
+            let now = began + LOOK;
+            let mut places = Vec::new();
+            loop {
+                match gate.admit(address("192.0.2.1"), true, now, || missing) {
+                    Verdict::Begin(place) => places.push(place),
+                    Verdict::Prove => panic!("it is proved"),
+                    Verdict::Drop(_) => break,
+                }
+            }
+            let own = PER_SOURCE_COUNT_MAX + 2 * missing;
+            assert_eq!(
+                places.len(),
+                own.min(MISSING_COUNT_MAX),
+                "{missing} missing"
+            );
+            let other = gate.admit(address("192.0.2.2"), true, now, || missing);
+            assert!(matches!(other, Verdict::Begin(_)), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn t02_many_under_way_have_to_prove_their_address() {
+        let now = Clock::now();
+        let gate = Gate::new(now);
+        let mut places = Vec::new();
+        while let Verdict::Begin(place) = gate.admit(address("192.0.2.1"), false, now, || 0) {
+            places.push(place);
+        }
+        assert_eq!(places.len(), PER_SOURCE_RETRY_ABOVE);
+        let next = |is_proved| gate.admit(address("192.0.2.1"), is_proved, now, || 0);
+        assert!(matches!(next(false), Verdict::Prove));
+        assert!(matches!(next(true), Verdict::Begin(_)));
+    }
+}
