@@ -21,7 +21,7 @@ use crate::peer::Peer;
 use crate::pool::Pool;
 use crate::refusals::Dropped;
 use crate::reload::Reloads;
-use crate::streams::Meter;
+use crate::streams::table::Meter;
 use crate::trust::Trust;
 use crate::windows::Memory;
 

@@ -12,102 +12,37 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`config`] | the configuration file |
-//! | [`status`] | the `/status` document |
-//! | [`shaper`], [`shares`] | the cap on the wire, and who gets what of it; pure |
-//! | [`estimate`] | what the path carries, pure |
-//! | `cruise` | when bulk keeps below that, pure |
-//! | `watch`, `backoff` | when a peer counts as silent, when to dial again; pure |
-//! | [`transport`], `congestion` | QUIC's settings and its congestion controller |
-//! | [`gaps`] | how much may be under way where packets are lost, pure |
-//! | `windows` | how many bytes may be under way, and what memory that takes; pure |
-//! | `legs`, `batch`, `alarm` | the threads that carry bytes, their sockets, their exact timers |
-//! | `health` | what operators are told about a link; pure |
-//! | `network` | the kernel's word that the network has changed |
-//! | `trust` | who we are, whom we trust; exchanged while links live |
-//! | `standing` | whether the certificates a link was made with still count |
+//! | [`config`], `reload` | the configuration file, and reading it again |
+//! | `core` | what all parts of a running tunnel share |
+//! | `links` | links to peers: dialled, accepted, watched, replaced |
+//! | `trust` | who we are, whom we trust; certificates exchanged while links live |
+//! | `quic` | the QUIC library's settings, sockets, threads and timers |
+//! | `path` | what a path carries, and how much may be under way; pure |
+//! | `shaping` | caps on the wire, and whose bytes go next |
+//! | `streams` | streams: opened, accepted, copied, resumed over the next link |
+//! | [`channels`] | listeners that are joined to a peer's services |
+//! | `measuring` | forecasts, probes, the bench service |
+//! | `operators` | the HTTP API, status, the status page, metrics, the service manager |
+//! | `state_files` | files of the state folder |
+//! | `places` | how many of something each of many has; pure |
 //! | [`foreign`] | parsers of foreign bytes, for fuzzers |
-//! | `malformed`, `refusals` | what is no packet, and handshakes that come to nothing, counted |
-//! | `names` | where peers are to be found |
-//! | `dial`, `listen`, `peer`, `link` | links: made, chosen between, watched |
-//! | `local`, `serve`, `pump`, `pace`, `quota`, `pool`, `wire` | streams: opened, accepted, copied |
-//! | `turns` | who writes next where a connection has no room for all |
-//! | `resume` | what a stream remembers to outlive its connection; pure |
-//! | `seats` | how many streams this side has with a peer |
-//! | `carry`, `carrier`, `streams`, `control` | streams that go on over the next link |
-//! | `kept` | files of the state folder |
-//! | `reload` | the configuration, read again |
-//! | [`channels`], `datagrams` | which channels there are to be; their listeners, their connections, and their datagrams |
-//! | `outlook` | what links will carry: sampled, kept, forecast, scored |
-//! | [`probe`] | active measurements, asked for or in the background |
-//! | `timetable` | caps that change with the time of the week |
-//! | [`built_in`] | the tunnel's own service, for benches |
-//! | `admin`, `metrics` | what operators and scrapers ask |
-//! | `page`, `recent` | the status page, and the last hour it draws |
-//! | `vitals` | what the service manager is told |
 #![forbid(unsafe_code)]
 
-mod admin;
-mod alarm;
-mod backoff;
-mod batch;
-pub mod built_in;
-mod carrier;
-mod carry;
 pub mod channels;
 pub mod config;
-mod congestion;
-mod control;
 mod core;
-mod counters;
-mod cruise;
-mod datagrams;
-mod dial;
-mod distrust;
-pub mod estimate;
-mod figures;
 pub mod foreign;
-pub mod gaps;
-mod health;
-mod join;
-mod kept;
-mod legs;
-mod link;
-mod listen;
-mod local;
-mod malformed;
-mod metrics;
-mod names;
-mod network;
-mod outlook;
-mod pace;
-mod page;
-mod peer;
+mod links;
+mod measuring;
+mod operators;
+mod path;
 mod places;
-mod pool;
-pub mod probe;
-mod pump;
-mod quota;
-mod recent;
-mod refusals;
+mod quic;
 mod reload;
-mod resume;
-mod seats;
-mod serve;
-pub mod shaper;
-pub mod shares;
-mod standing;
-pub mod status;
+mod shaping;
+mod state_files;
 mod streams;
-mod tails;
-mod timetable;
-pub mod transport;
 mod trust;
-mod turns;
-mod vitals;
-mod watch;
-mod windows;
-mod wire;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -125,6 +60,26 @@ use towpath_daemon::shutdown::{self, Shutdown, Trigger};
 use towpath_daemon::socket::Socket;
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Name;
+
+pub use measuring::{bench_service as built_in, probe};
+pub use operators::status;
+pub use path::{estimate, loss_gaps as gaps};
+pub use quic::transport;
+pub use shaping::{shaper, shares};
+
+use channels::figures;
+use links::{
+    addresses as names, backoff, control, counters, dial, join, link, listen, network, peer,
+    watchdog as watch,
+};
+use measuring::outlook;
+use operators::{admin, health, last_hour as recent, metrics, page, service_manager as vitals};
+use path::{cruise, windows};
+use quic::{alarm, batch, congestion, malformed, threads as legs, wire};
+use shaping::{pace, quota, timetable, turns};
+use state_files as kept;
+use streams::{carrier, datagrams, life as carry, local, pool, pump, resume, seats, serve, tails};
+use trust::{dropped as refusals, failures as distrust, standing};
 
 use crate::config::Config;
 use crate::core::Core;

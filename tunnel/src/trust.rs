@@ -12,6 +12,10 @@
 //! Which files those are may change as well: a list that the configuration names from now on is in use
 //! without a restart, for the first host is stolen on a day when nobody has named one.
 
+pub(crate) mod dropped;
+pub(crate) mod failures;
+pub(crate) mod standing;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +36,7 @@ use towpath_protocol::identity::HostIdentity;
 use crate::config::CertificatesConfig;
 use crate::core::Core;
 use crate::link::Link;
-use crate::{kept, standing, transport};
+use crate::{kept, transport};
 
 /// What a peer is told whose live link is closed because its certificate is revoked.
 const REVOKED: &str = "the certificate has been revoked";

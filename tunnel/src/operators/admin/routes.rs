@@ -305,7 +305,7 @@ pub(super) async fn live() -> &'static str {
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, body = Object)))]
 pub(super) async fn openapi() -> impl IntoResponse {
-    towpath_daemon::openapi::answer(include_str!("../../../docs/tunnel-openapi.json"))
+    towpath_daemon::openapi::answer(include_str!("../../../../docs/tunnel-openapi.json"))
 }
 
 #[cfg(test)]

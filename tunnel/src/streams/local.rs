@@ -18,7 +18,7 @@ use crate::core::{self, Core};
 use crate::link::Link;
 use crate::peer::Peer;
 use crate::seats::Guest;
-use crate::streams::{Beginner, Entry, Meter, Purpose};
+use crate::streams::table::{Beginner, Entry, Meter, Purpose};
 use crate::{carry, wire};
 
 /// Pause after a failed accept, which mostly means that descriptors ran out.

@@ -18,7 +18,7 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::rate::Rate;
 
 use crate::link::Link;
-use crate::streams::{Call, End, Found, Streams};
+use crate::streams::table::{Call, End, Found, Streams};
 use crate::wire;
 
 /// How long a report may wait for others.

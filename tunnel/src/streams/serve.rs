@@ -26,7 +26,7 @@ use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
 use crate::seats::Guest;
-use crate::streams::{Beginner, Call, End, Entry, Found, Purpose, Stream};
+use crate::streams::table::{Beginner, Call, End, Entry, Found, Purpose, Stream};
 use crate::{built_in, control, datagrams, wire};
 use strikes::Strikes;
 

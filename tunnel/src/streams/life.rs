@@ -27,7 +27,7 @@ use crate::local::Begun;
 use crate::peer::Peer;
 use crate::pump::{self, Break, Flow, Settings};
 use crate::seats::Guest;
-use crate::streams::{Call, End, Entry, Stream};
+use crate::streams::table::{Call, End, Entry, Stream};
 use crate::wire;
 use vain::Vain;
 

@@ -9,6 +9,7 @@
 
 mod book;
 mod configured;
+pub(crate) mod figures;
 mod listener;
 mod serving;
 

@@ -28,7 +28,7 @@ use crate::control::REPORT_DELAY;
 use crate::link::Link;
 use crate::pool::{BUFFER_BYTES, Pool};
 use crate::resume::Incoming;
-use crate::streams::{Stream, Streams};
+use crate::streams::table::{Stream, Streams};
 use crate::tails::{LEAST_BYTES, Tail};
 use crate::windows::Inflow;
 use crate::{turns, wire};

@@ -42,7 +42,7 @@ use crate::recent::Recent;
 use crate::serve::Told;
 use crate::shares::Shaping;
 use crate::standing::Chain;
-use crate::streams::Streams;
+use crate::streams::table::Streams;
 use crate::watch::Hearing;
 use crate::{probe, standing, status, timetable, transport};
 

@@ -31,7 +31,7 @@ use crate::pace::Pace;
 use crate::peer::Peer;
 use crate::shares::{Shares, cap_text};
 use crate::standing::Papers;
-use crate::streams::Party;
+use crate::streams::table::Party;
 use crate::turns::Turns;
 use crate::watch::Hearing;
 use crate::windows::{self, Memory, Windows};

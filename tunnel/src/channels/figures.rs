@@ -7,7 +7,7 @@ use std::time::Duration;
 use towpath_protocol::fault::Fault;
 
 use crate::estimate::scaled;
-use crate::streams::Meter;
+use crate::streams::table::Meter;
 
 /// How a channel fares.
 #[derive(Debug, Default)]

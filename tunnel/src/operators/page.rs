@@ -60,7 +60,7 @@ const CAP_CHANGES_MAX: usize = 24;
 const EXPIRY_WARNING_SECONDS: u64 = 14 * 24 * 3600;
 const LIST_WARNING_SECONDS: u64 = AGING_TIME.as_secs();
 
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str = include_str!("page/style.css");
 
 /// The page as it is now.
 pub(crate) fn render(core: &Core) -> String {

@@ -27,7 +27,7 @@ use crate::core::Core;
 use crate::link::Link;
 use crate::local::Begun;
 use crate::peer::Peer;
-use crate::streams::Stream;
+use crate::streams::table::Stream;
 
 /// Largest datagram: what UDP over IPv6 carries, and 20 bytes more than over IPv4.
 const DATAGRAM_BYTES_MAX: usize = 65_527;

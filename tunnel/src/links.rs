@@ -1,0 +1,25 @@
+//! Links to peers: dialled or accepted, joined from two connections, watched, replaced, ended.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `peer` | one peer: its link, and the choice between two links |
+//! | `link` | one link: two QUIC connections and what was measured over them |
+//! | `dial`, `backoff`, `addresses` | keeping the link of a peer that we dial; pauses between attempts; the peer's addresses |
+//! | `listen` | accepting links: admission, handshake, the pairing of two connections |
+//! | `join` | the dialling side's half of making a link of two connections |
+//! | `control` | the control stream of a link: acknowledgements, ends of streams, caps |
+//! | `watchdog` | when a peer counts as silent; pure |
+//! | `network` | the kernel's notices that the network has changed |
+//! | `counters` | bytes and packets of a peer, over all its links |
+
+pub(crate) mod addresses;
+pub(crate) mod backoff;
+pub(crate) mod control;
+pub(crate) mod counters;
+pub(crate) mod dial;
+pub(crate) mod join;
+pub(crate) mod link;
+pub(crate) mod listen;
+pub(crate) mod network;
+pub(crate) mod peer;
+pub(crate) mod watchdog;

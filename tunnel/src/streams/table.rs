@@ -1,0 +1,514 @@
+//! The streams with one peer: those that live, with or without a connection, and those that ended lately.
+//!
+//! An end can be lost with the link that carried it, and then the other side would wait for a stream
+//! that is over. So ends are remembered for a while and told again on every new link.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, mpsc, watch};
+use towpath_protocol::channel::{Class, Leg, LinkId, Received, RunId, StreamId};
+use towpath_protocol::fault::{Code, Fault};
+use towpath_protocol::identity::{HostIdentity, Name};
+use towpath_protocol::rate::Rate;
+
+use crate::carrier::Carrier;
+use crate::link::Link;
+use crate::pace::{Backlog, Pace};
+use crate::quota::Quota;
+use crate::resume::Outgoing;
+use crate::seats::{Guest, Seat, Seats};
+
+/// Ends remembered for one peer: what ends within a round trip of a busy peer, many times over.
+const ENDED_COUNT_MAX: usize = 1024;
+
+/// Calls that wait for one stream: a peer that resumes faster than we answer is refused.
+const CALL_COUNT_MAX: usize = 4;
+
+/// Who is at the other end: this host, and this run of its tunnel.
+pub(crate) type Party = (HostIdentity, RunId);
+
+/// What a stream's task is told.
+#[derive(Debug)]
+pub(crate) enum Call {
+    /// The peer goes on over another connection, and has so much.
+    Resume(Box<Carrier>, Received),
+    /// The stream is over.
+    Cut(Fault),
+}
+
+impl Call {
+    /// Whether the peer asked over a link before it asked over this one, which is well: words on a link that has been
+    /// replaced may be slower than all that came after them.
+    pub(crate) fn is_late_beside(&self, current: &Link) -> bool {
+        match self {
+            Self::Resume(carrier, _) => {
+                let is_retired = carrier.link.is_retired();
+                is_retired && !current.is_retired() && !current.is_ill()
+            }
+            Self::Cut(_) => false,
+        }
+    }
+}
+
+/// Bytes of programs through a channel or a service.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    pub sent: AtomicU64,
+    pub received: AtomicU64,
+    /// Datagrams that were to be sent and were too many.
+    pub dropped: AtomicU64,
+    pub quota: Quota,
+}
+
+impl Meter {
+    /// A meter whose streams send at most so much.
+    pub(crate) fn capped(cap: Option<Rate>) -> Self {
+        Self {
+            quota: Quota::new(cap),
+            ..Self::default()
+        }
+    }
+}
+
+/// What a stream is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Purpose {
+    pub class: Class,
+    pub guest: Guest,
+    pub service: Name,
+    /// Where its bytes are counted besides the link.
+    pub meter: Arc<Meter>,
+}
+
+/// Who begins a stream.
+#[derive(Debug)]
+pub(crate) enum Beginner {
+    /// We do, and so it has one of our seats at the peer until it ends.
+    Us(Seat),
+    /// The peer, which may have so many with us.
+    Them { most: usize },
+}
+
+/// What all parts know of one stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub id: StreamId,
+    pub class: Class,
+    pub guest: Guest,
+    pub service: Name,
+    pub meter: Arc<Meter>,
+    pub party: Party,
+    /// Whether this side began it, and so resumes it.
+    pub is_ours: bool,
+    out: Mutex<Outgoing>,
+    /// The tail got shorter.
+    pub acknowledged: Notify,
+    /// A queue has room for many from its begin, so each is small.
+    calls: mpsc::Sender<Box<Call>>,
+}
+
+impl Stream {
+    pub(crate) fn out(&self) -> MutexGuard<'_, Outgoing> {
+        // Nothing panics while it is held.
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that it has bytes to send over a link, until the answer is dropped.
+    pub(crate) fn backlog<'a>(&'a self, pace: &'a Arc<Pace>) -> Backlog<'a> {
+        pace.backlog(self.class, &self.meter.quota)
+    }
+
+    /// Counts bytes read from the program.
+    pub(crate) fn count_sent(&self, bytes: u64) {
+        self.meter.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes for the program.
+    pub(crate) fn count_received(&self, bytes: u64) {
+        self.meter.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes note of what the peer reports.
+    ///
+    /// # Errors
+    ///
+    /// `E_RANGE` for what was never sent.
+    pub(crate) fn acknowledge(&self, received: Received) -> Result<(), Fault> {
+        if self.out().acknowledge(received)? {
+            self.acknowledged.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Tells the stream's task.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` if it is not done with earlier calls.
+    pub(crate) fn call(&self, call: Call) -> Result<(), Fault> {
+        self.calls
+            .try_send(Box::new(call))
+            .map_err(|_| Fault::new(Code::Busy, "the stream resumes already"))
+    }
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone)]
+pub(crate) enum End {
+    /// Both directions reached their ends, and the peer's had so much; over which link the peer has heard of that, if one
+    /// has carried it.
+    Whole(Received, Option<LinkId>),
+    /// It was cut off.
+    Cut(Fault),
+}
+
+impl End {
+    /// The link over which the peer has heard of it: that a stream was cut off is told over every one.
+    const fn heard_over(&self) -> Option<LinkId> {
+        match self {
+            Self::Whole(_, heard_over) => *heard_over,
+            Self::Cut(_) => None,
+        }
+    }
+}
+
+/// A stream that is over.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    number: u64,
+    pub id: StreamId,
+    pub party: Party,
+    pub end: End,
+}
+
+impl Ended {
+    /// Whether the peer is to be told of it over this link: not over the one that has carried it.
+    pub(crate) fn is_news_over(&self, link: LinkId) -> bool {
+        self.end.heard_over() != Some(link)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: BTreeMap<StreamId, Arc<Stream>>,
+    ended: VecDeque<Ended>,
+    ended_count: u64,
+    /// Those that ended, by what a peer says of them, with their numbers. It may ask for any number of them.
+    ended_by_id: BTreeSet<(StreamId, RunId, u64)>,
+}
+
+impl Inner {
+    /// The newest end of a stream of this number with this party.
+    fn end_of(&self, id: StreamId, party: &Party) -> Option<&Ended> {
+        let first = self.ended.front()?.number;
+        let same = (id, party.1, 0)..=(id, party.1, u64::MAX);
+        let numbers = self.ended_by_id.range(same).rev();
+        let ended = numbers.filter_map(|(_, _, number)| {
+            let place = usize::try_from(number - first).ok()?;
+            self.ended.get(place)
+        });
+        ended.into_iter().find(|ended| ended.party == *party)
+    }
+}
+
+/// How the link's streams fared, since the tunnel started.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Streams that have no connection now.
+    pub paused: AtomicU64,
+    /// Times a stream went on over another connection.
+    pub resumed: AtomicU64,
+    /// Bytes that were sent again for it.
+    pub resent_bytes: AtomicU64,
+    /// Streams that were cut off because no connection came in time, or the peer had forgotten them.
+    pub lost: AtomicU64,
+    /// Times the link ended without another in its place.
+    pub links_lost: AtomicU64,
+}
+
+/// What was found under a stream's number.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Live(Arc<Stream>),
+    Ended(End),
+}
+
+/// The streams with one peer.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    inner: Mutex<Inner>,
+    unheard: watch::Sender<u64>,
+    /// Bytes kept of all streams of a leg until the peer has handed them on.
+    held_bytes: [Arc<AtomicU64>; Leg::ALL.len()],
+    /// Those that we begin, with a connection or without.
+    pub seats: Seats,
+    pub tally: Tally,
+}
+
+/// A stream that is there until it is dropped; then its end is remembered.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub stream: Arc<Stream>,
+    pub calls: mpsc::Receiver<Box<Call>>,
+    streams: Arc<Streams>,
+    end: End,
+    _seat: Option<Seat>,
+}
+
+impl Entry {
+    /// Says how the stream ended; without a word it was cut off.
+    pub(crate) fn end(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let end = self.end.clone();
+        self.streams.end(&self.stream, end);
+    }
+}
+
+impl Streams {
+    /// No streams yet; we begin so many on each leg at most.
+    pub(crate) fn new(ours_max: usize) -> Self {
+        Self {
+            inner: Mutex::default(),
+            unheard: watch::channel(0).0,
+            held_bytes: Default::default(),
+            seats: Seats::new(ours_max),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Takes a stream in.
+    ///
+    /// # Errors
+    ///
+    /// `E_BUSY` if the peer has as many as it may, `E_STATE` if the number is in use.
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        (id, party): (StreamId, Party),
+        purpose: Purpose,
+        beginner: Beginner,
+    ) -> Result<Entry, Fault> {
+        let mut inner = self.inner();
+        if let Beginner::Them { most } = beginner {
+            let theirs = inner.live.values().filter(|stream| !stream.is_ours);
+            if theirs.count() >= most {
+                let detail = format!("{most} streams are open, with or without a connection");
+                return Err(Fault::new(Code::Busy, detail));
+            }
+        }
+        if inner.live.contains_key(&id) {
+            return Err(Fault::new(Code::State, "the stream's number is in use"));
+        }
+        let seat = match beginner {
+            Beginner::Us(seat) => Some(seat),
+            Beginner::Them { .. } => None,
+        };
+        let (calls, heard) = mpsc::channel(CALL_COUNT_MAX);
+        let stream = Arc::new(Stream {
+            id,
+            class: purpose.class,
+            guest: purpose.guest,
+            service: purpose.service,
+            meter: purpose.meter,
+            party,
+            is_ours: seat.is_some(),
+            out: Mutex::new(Outgoing::beside(self.held_bytes(purpose.class.leg()))),
+            acknowledged: Notify::new(),
+            calls,
+        });
+        inner.live.insert(id, Arc::clone(&stream));
+        Ok(Entry {
+            stream,
+            calls: heard,
+            streams: Arc::clone(self),
+            end: End::Cut(Fault::new(Code::Gone, "the stream was given up")),
+            _seat: seat,
+        })
+    }
+
+    fn end(&self, stream: &Stream, end: End) {
+        // All others the peer has heard of, and only the next link says them again.
+        let is_unheard = end.heard_over().is_none();
+        let mut inner = self.inner();
+        inner.live.remove(&stream.id);
+        if inner.ended.len() == ENDED_COUNT_MAX
+            && let Some(oldest) = inner.ended.pop_front()
+        {
+            let key = (oldest.id, oldest.party.1, oldest.number);
+            inner.ended_by_id.remove(&key);
+        }
+        inner.ended_count += 1;
+        let ended = Ended {
+            number: inner.ended_count,
+            id: stream.id,
+            party: stream.party.clone(),
+            end,
+        };
+        let key = (ended.id, ended.party.1, ended.number);
+        inner.ended_by_id.insert(key);
+        inner.ended.push_back(ended);
+        let count = inner.ended_count;
+        drop(inner);
+        if is_unheard {
+            self.unheard.send_replace(count);
+        }
+    }
+
+    /// The stream of a number, if it is with this party.
+    pub(crate) fn find(&self, id: StreamId, party: &Party) -> Option<Found> {
+        let inner = self.inner();
+        if let Some(stream) = inner.live.get(&id) {
+            return (stream.party == *party).then(|| Found::Live(Arc::clone(stream)));
+        }
+        let ended = inner.end_of(id, party);
+        ended.map(|ended| Found::Ended(ended.end.clone()))
+    }
+
+    /// Ends with this party behind the one numbered `after`, and the newest one's number.
+    pub(crate) fn ended_after(&self, after: u64, party: &Party) -> (Vec<Ended>, u64) {
+        let inner = self.inner();
+        let news = inner.ended.iter().filter(|ended| ended.number > after);
+        let theirs = news.filter(|ended| ended.party == *party);
+        (theirs.cloned().collect(), inner.ended_count)
+    }
+
+    /// Hears of every end of a stream that the peer has to be told of.
+    pub(crate) fn unheard(&self) -> watch::Receiver<u64> {
+        self.unheard.subscribe()
+    }
+
+    /// Bytes kept of all streams of a leg.
+    pub(crate) const fn held_bytes(&self, leg: Leg) -> &Arc<AtomicU64> {
+        &self.held_bytes[leg as usize]
+    }
+
+    /// Streams that live.
+    pub(crate) fn count(&self) -> u64 {
+        self.inner().live.len() as u64
+    }
+
+    /// Ends every stream.
+    pub(crate) fn cut_all(&self, fault: &Fault) {
+        self.cut_where(fault, |_| true);
+    }
+
+    /// Ends every stream with a host: none shall wait for a link that must not come.
+    pub(crate) fn cut_host(&self, host: &HostIdentity, fault: &Fault) {
+        self.cut_where(fault, |stream| stream.party.0 == *host);
+    }
+
+    fn cut_where(&self, fault: &Fault, is_meant: impl Fn(&Stream) -> bool) {
+        let inner = self.inner();
+        for stream in inner.live.values().filter(|stream| is_meant(stream)) {
+            // One that is busy with four calls ends with its link.
+            let _ = stream.call(Call::Cut(fault.clone()));
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn party(host: &str, run: u128) -> Party {
+        let uri = format!("spiffe://shop.example/site/edge/host/{host}");
+        (HostIdentity::from_uri(&uri).unwrap(), RunId(run))
+    }
+
+    async fn ours(streams: &Arc<Streams>) -> Beginner {
+        Beginner::Us(streams.seats.take(Leg::Urgent, Guest::Move).await)
+    }
+
+    fn add(streams: &Arc<Streams>, id: u128, beginner: Beginner) -> Result<Entry, Fault> {
+        let purpose = Purpose {
+            class: Class::App,
+            guest: Guest::Application,
+            service: "till".parse().unwrap(),
+            meter: Arc::default(),
+        };
+        streams.add((StreamId(id), party("box-1", 1)), purpose, beginner)
+    }
+
+    #[tokio::test]
+    async fn a_stranger_who_knows_a_number_finds_nothing() {
+        let streams = Arc::new(Streams::new(64));
+        let one = add(&streams, 7, ours(&streams).await).unwrap();
+        let find = |party: &Party| streams.find(StreamId(7), party);
+        assert!(matches!(find(&party("box-1", 1)), Some(Found::Live(_))));
+        assert!(find(&party("box-2", 1)).is_none(), "another host");
+        assert!(find(&party("box-1", 2)).is_none(), "another run");
+        one.end(End::Whole(Received::default(), None));
+        assert!(matches!(find(&party("box-1", 1)), Some(Found::Ended(_))));
+        assert!(find(&party("box-2", 1)).is_none());
+        assert!(find(&party("box-1", 2)).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_peers_streams_are_bounded_and_ours_have_their_own_limit() {
+        let streams = Arc::new(Streams::new(64));
+        let theirs = || Beginner::Them { most: 3 };
+        let kept: Vec<_> = (0..3)
+            .map(|id| add(&streams, id, theirs()).unwrap())
+            .collect();
+        assert_eq!(add(&streams, 9, theirs()).unwrap_err().code, Code::Busy);
+        assert!(add(&streams, 9, ours(&streams).await).is_ok());
+        let again = add(&streams, 1, ours(&streams).await);
+        assert_eq!(again.unwrap_err().code, Code::State);
+        drop(kept);
+        assert!(add(&streams, 9, theirs()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn ends_are_told_to_whom_they_concern_and_are_bounded() {
+        let streams = Arc::new(Streams::new(1));
+        for id in 0..2000 {
+            drop(add(&streams, id, ours(&streams).await).unwrap());
+        }
+        let (ends, newest) = streams.ended_after(0, &party("box-1", 1));
+        assert_eq!((ends.len(), newest), (ENDED_COUNT_MAX, 2000));
+        let is_known = |id| streams.find(StreamId(id), &party("box-1", 1)).is_some();
+        assert_eq!((0..2000).filter(|id| is_known(*id)).count(), ends.len());
+        assert!(is_known(1999) && !is_known(0));
+        assert_eq!(streams.inner().ended_by_id.len(), ENDED_COUNT_MAX);
+        assert_eq!(ends[0].id, StreamId(2000 - ENDED_COUNT_MAX as u128));
+        assert!(streams.ended_after(newest, &party("box-1", 1)).0.is_empty());
+        assert!(streams.ended_after(0, &party("box-1", 2)).0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_end_that_no_link_carried_is_told_over_every_link_and_others_over_all_but_theirs() {
+        let streams = Arc::new(Streams::new(64));
+        let mut unheard = streams.unheard();
+        let end = async |id, end| {
+            let entry = add(&streams, id, ours(&streams).await).unwrap();
+            entry.end(end);
+        };
+        let whole = |heard_over| End::Whole(Received::default(), heard_over);
+        end(1, whole(Some(LinkId(7)))).await;
+        assert!(!unheard.has_changed().unwrap(), "it is known");
+        end(2, whole(None)).await;
+        assert!(unheard.has_changed().unwrap(), "it waits for the next link");
+        unheard.mark_unchanged();
+        let fault = Fault::new(Code::Gone, "a test");
+        end(3, End::Cut(fault)).await;
+        assert!(unheard.has_changed().unwrap());
+        let (ends, _) = streams.ended_after(0, &party("box-1", 1));
+        let told = |link| {
+            let news = ends.iter().filter(|ended| ended.is_news_over(link));
+            news.map(|ended| ended.id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(told(LinkId(7)), [2, 3]);
+        assert_eq!(told(LinkId(8)), [1, 2, 3]);
+    }
+}
