@@ -8,7 +8,8 @@
 //!   guest ──► faults ───┘
 //! ```
 //!
-//! A worker waits for nothing but its mailbox; what takes long is done by threads that report to it.
+//! A worker blocks on nothing but its mailbox. Anything slow runs on another thread that reports
+//! back to it.
 
 mod adopt;
 mod boot;
@@ -67,16 +68,16 @@ use crate::store::Store;
 
 pub use lanes::SERVICE;
 
-/// Longest wait for the guests of an earlier migrator to be found again before others are served: it
-/// takes milliseconds, unless a guest's process hangs.
+/// Longest wait at startup for the guests of the previous run to be recovered before the API is
+/// served. Recovery takes milliseconds unless a guest's process hangs.
 const RECOVER_WAIT: Duration = Duration::from_secs(5);
 
-/// Guests of which nothing is known here and of which one peer has lanes at once, each with a thread: more than
-/// it sends, and tells that they do not come, at once.
+/// Most guests unknown to this host for which one peer may hold lanes at once; each costs a thread.
+/// A peer never sends, or announces as not coming, this many at once.
 const STRANGERS_PER_PEER_MAX: usize = 64;
 
-/// Runs a migrator until SIGTERM or SIGINT. Guests run on without it, also one that is held for a switch
-/// which is not committed.
+/// Runs a migrator until SIGTERM or SIGINT. Guests keep running without it. A guest paused for a
+/// switch that is not committed is resumed.
 ///
 /// # Errors
 ///
@@ -96,11 +97,11 @@ pub fn run(config: Config) -> Result<(), Fault> {
     recover_guests(&shared)?;
     let listening = Arc::clone(&shared);
     spawn("towpath-accept", move || accept_lanes(&listening, &service))?;
-    // The workers are at work already: no move waits for it.
+    // The workers already run, so no move waits for this probe.
     shared.kvm.look(shared.guest_command());
     let served = runtime.block_on(serve(Arc::clone(&shared), operators));
     stop::stop_workers(&shared);
-    // Calls that still wait for a worker get no answer from it any more.
+    // Calls still waiting for a worker get no answer.
     runtime.shutdown_background();
     served
 }
@@ -113,7 +114,7 @@ async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
         Some(line(&asked.status()))
     });
     let _watching = liveness::watch(vec![http])?;
-    // Each socket has places of its own for those who follow moves.
+    // Each socket gets a router, and so its own limit on clients that follow moves.
     let router = || api::router(engine.clone());
     if let Some(address) = shared.config.listen {
         let listener = http::bind_loopback(address).await?;
@@ -124,7 +125,7 @@ async fn serve(shared: Arc<Shared>, operators: Socket) -> Result<(), Fault> {
     http::serve_unix(operators, router(), stop).await
 }
 
-/// A terminal that is closed, or a reload that is asked for, ends no migrator.
+/// Ignores SIGHUP, so that closing a terminal or asking for a reload does not end the migrator.
 fn outlive_hangups() -> Result<(), Fault> {
     let hangups = signal(SignalKind::hangup());
     let mut hangups =
@@ -139,7 +140,7 @@ fn outlive_hangups() -> Result<(), Fault> {
     Ok(())
 }
 
-/// The host in one line, for the service manager.
+/// The host's state in one line, for the service manager.
 fn line(host: &HostView) -> String {
     let plural = |count: u64, what: &str| {
         let ending = if count == 1 { "" } else { "s" };
@@ -157,13 +158,13 @@ fn line(host: &HostView) -> String {
     line
 }
 
-/// Starts a worker for every guest whose folder is there, and waits until they are shown: an answer
-/// of a migrator that is ready must not leave out a guest that runs here.
+/// Starts a worker for every guest that has a folder and waits until all are on the board: once the
+/// migrator is ready, its answers must not leave out a guest that runs here.
 fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
     let (shown, all_shown) = channel();
     for name in shared.store.guests()? {
         if let Err(fault) = recover_guest(shared, &name, shown.clone()) {
-            // One guest's trouble must not keep the others from their owner.
+            // A fault of one guest must not keep the others from being recovered.
             error!(guest = %name, %fault, "guest is quarantined: its folder is left alone");
             shared.quarantine(&name, &claims_of(shared, &name), &fault);
         }
@@ -175,7 +176,8 @@ fn recover_guests(shared: &Arc<Shared>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The guests that a folder's files speak of: each file alone, for one of them may be spoilt.
+/// The guest ids named by a folder's files. Each file is read on its own, because one may be
+/// corrupt.
 fn claims_of(shared: &Shared, name: &Name) -> Vec<GuestId> {
     let Ok(folder) = shared.store.guest(name) else {
         return Vec::new();
@@ -190,7 +192,8 @@ fn claims_of(shared: &Shared, name: &Name) -> Vec<GuestId> {
     ids.into_iter().flatten().collect()
 }
 
-/// Nothing is ever put into `shown`: it is dropped once the guest is shown.
+/// Recovers one guest. Nothing is ever sent on `shown`; it is dropped once the guest is on the
+/// board.
 fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result<(), Fault> {
     let folder = shared.store.guest(name)?;
     if is_unborn(&folder)? {
@@ -210,7 +213,7 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result
     ground.config = Some(config);
     ground.folder = Some(folder);
     ground.journal = Some(journal);
-    // What was offered before the start and did not come yet.
+    // A guest offered before the restart that has not arrived yet.
     let made_for = match &record.state {
         State::Prepared { source, .. } | State::Refused { source, .. } => Some(source.clone()),
         _ => None,
@@ -224,9 +227,10 @@ fn recover_guest(shared: &Arc<Shared>, name: &Name, shown: Sender<()>) -> Result
     })
 }
 
-/// Lets go of what was kept of a guest's end where its folder is there all the same: the end did not come to remove
-/// it, and what its journal says from here on is newer. Only where the folder can be trusted, for it may be taken
-/// away otherwise, and then the record is all that still answers the guest's source.
+/// Removes the kept record of a guest's end if the guest's folder still exists: the end did not get
+/// as far as removing the folder, and the folder's journal is newer from here on. Call this only
+/// for a folder that can be trusted. A folder that cannot may be removed, and then the kept record
+/// is all that still answers the guest's source.
 ///
 /// # Errors
 ///
@@ -256,7 +260,8 @@ fn forget_older(shared: &Shared, name: &Name, record: &Record) -> Result<(), Fau
     }
 }
 
-/// Has others reach the worker of a guest that is known here, and may be there only for a peer that offers it.
+/// Registers the worker of a guest known here. `made_for` is the peer that offers the guest, if the
+/// guest is here only because of that offer.
 fn register(shared: &Shared, ground: &Ground, made_for: Option<HostIdentity>) {
     let handle = Handle {
         name: ground.config.as_ref().map(|config| config.name.clone()),
@@ -266,7 +271,7 @@ fn register(shared: &Shared, ground: &Ground, made_for: Option<HostIdentity>) {
     shared.workers().insert(ground.id, handle);
 }
 
-/// Starts the thread of a worker that is registered already.
+/// Starts the thread of a worker that is already registered.
 fn start_worker(
     shared: &Arc<Shared>,
     ground: Ground,
@@ -277,19 +282,19 @@ fn start_worker(
         .inspect_err(|_| unregister(shared, id, &mailbox))
 }
 
-/// Nobody reaches a worker that could not be made; what others have put into its mailbox goes with it.
+/// Unregisters a worker that could not be started. Inputs already in its mailbox are dropped.
 fn unregister(shared: &Shared, id: GuestId, mailbox: &Mailbox<Input>) {
     shared.workers().remove(&id);
     mailbox.close();
 }
 
-/// Makes a guest that is owned by this host and runs it.
+/// Creates a guest owned by this host and runs it.
 fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> {
     if shared.workers().len() >= crate::store::GUEST_COUNT_MAX as usize {
         return Err(Fault::new(Code::Busy, "too many guests are known here"));
     }
     shared.claim_name(&config.name, config.id)?;
-    // There before the guest is: a guest that runs is never without somebody who has it.
+    // The thread starts before the guest exists, so that a running guest always has a worker.
     let (begin, begun) = channel::<(Ground, Ownership)>();
     spawn("towpath-guest", move || {
         if let Ok((ground, ownership)) = begun.recv() {
@@ -322,7 +327,8 @@ fn create_guest(shared: &Arc<Shared>, config: GuestConfig) -> Result<(), Fault> 
     Ok(())
 }
 
-/// The worker of a guest; a new one for a guest that was never seen here, or is here no more.
+/// The mailbox of a guest's worker. Starts a worker for a guest that this host never had or no
+/// longer has.
 fn mailbox_of(
     shared: &Arc<Shared>,
     from: &HostIdentity,
@@ -350,8 +356,8 @@ fn mailbox_of(
         mailbox: Arc::clone(&mailbox),
     };
     workers.insert(id, handle);
-    // The disk may take long, and nobody's lanes wait for it but this guest's: what is kept of it is nobody else's to
-    // change from here on.
+    // Reading the disk may take long, and only this guest's lanes should wait for it. Now that the
+    // worker is registered, nobody else changes the guest's kept record.
     drop(workers);
     let ownership = remembered(shared, id).inspect_err(|_| unregister(shared, id, &mailbox))?;
     let ground = Ground::new(Arc::clone(shared), Arc::clone(&mailbox), id);
@@ -359,7 +365,7 @@ fn mailbox_of(
     Ok(mailbox)
 }
 
-/// What is known here of a guest without a folder.
+/// The ownership state of a guest that has no folder here.
 fn remembered(shared: &Shared, id: GuestId) -> Result<Ownership, Fault> {
     let Some(record) = shared.store.ended(id)? else {
         return Ok(Ownership::vacant(shared.host.clone(), id));

@@ -1,7 +1,7 @@
-//! Finding the processes of an earlier migrator's guests again, also those that are too busy to answer.
+//! Finds the processes of a previous migrator's guests again, even if they are too busy to answer.
 //!
-//! A guest's process has one thread that answers, and a large guest's first start or check keeps it from
-//! that for minutes. It is no dead process: it is waited for, by a thread that reports to the worker.
+//! A guest's process answers from one thread, and filling or checking a large memory occupies that
+//! thread for minutes. Such a process is not dead: a thread waits for it and reports to the worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,20 +19,20 @@ use super::lanes::spawn;
 use super::worker::{Role, Worker};
 use crate::guest::GuestProcess;
 
-/// Wait for a process that most likely does nothing: others have their guests shown meanwhile.
+/// Wait for a process that is most likely idle. Other guests are recovered meanwhile.
 const QUICK_WAIT: Duration = Duration::from_secs(10);
 
-/// Longest wait for one in the middle of a move, without which the move cannot go on: twice of what is the
-/// longest work it is asked for then.
+/// Longest wait for a process in the middle of a move, which cannot continue without it: twice the
+/// longest operation it is asked for then.
 const MOVE_WAIT: Duration = Duration::from_secs(60);
 
-/// Longest wait for one that fills or checks its guest's memory: as long as that may take.
+/// Longest wait for a process that fills or checks its guest's memory: as long as that may take.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(1000);
 
-/// Pause before a process that could not be taken up is tried again.
+/// Pause before adopting a process is tried again.
 pub(super) const ANEW_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long whoever takes a guest up again waits for its process.
+/// How long recovery waits for the process of a guest in this state.
 pub(super) const fn wait_for(state: &State) -> Duration {
     match state {
         State::Relinquished { .. }
@@ -46,7 +46,7 @@ pub(super) const fn wait_for(state: &State) -> Duration {
 }
 
 impl Ground {
-    /// Goes on waiting for a process that has not answered; false if there is none.
+    /// Keeps waiting for a process that has not answered. `false` if there is none.
     pub(super) fn await_process(&mut self, fault: &Fault) -> bool {
         let path = self.path().ok();
         let Some(path) = path.filter(|path| GuestProcess::lives(path)) else {
@@ -60,14 +60,15 @@ impl Ground {
         let begun = spawn("towpath-adopt", move || {
             thread::sleep(ANEW_PAUSE);
             if !is_wanted.load(Ordering::Acquire) {
-                // It was ended meanwhile: what lives there now is another, and somebody drives it.
+                // The process was ended meanwhile. The one that lives there now is another, driven
+                // by someone else.
                 return;
             }
             let found = GuestProcess::adopt_within(&path, BUSY_WAIT);
             mailbox.send(Input::Found(Box::new(found)));
         });
         if let Err(fault) = begun {
-            // Threads come back; the guest would not if it were given up.
+            // Threads become available again; a guest that is given up would not.
             thread::sleep(ANEW_PAUSE);
             self.mailbox.send(Input::Found(Box::new(Err(fault))));
         }
@@ -76,7 +77,8 @@ impl Ground {
 }
 
 impl Ground {
-    /// A guest that may run was not let go on: its process is gone, or so slow to answer that it is waited for.
+    /// A guest that may run could not be resumed. Its process is gone, or so slow to answer that it
+    /// is waited for.
     pub(super) fn not_thawed(&mut self, fault: Fault) {
         if self.process.as_ref().is_some_and(GuestProcess::is_alive) {
             self.process = None;
@@ -90,7 +92,8 @@ impl Ground {
 }
 
 impl Worker {
-    /// Shows a guest whose process lives before that is asked anything: its memory counts from the start on.
+    /// Shows a guest whose process lives before asking the process anything, so that its memory
+    /// counts from startup on.
     pub(super) fn show_unfound(&mut self) {
         if self
             .ground
@@ -104,10 +107,10 @@ impl Worker {
         }
     }
 
-    /// A process that was waited for has answered, or has ended.
+    /// A process that was waited for has answered or ended.
     pub(super) fn found(&mut self, found: Result<GuestProcess, Fault>) {
         if self.ground.awaited.take().is_none() {
-            // It was ended meanwhile.
+            // The process was ended meanwhile.
             return;
         }
         self.end_if_over();
@@ -116,7 +119,7 @@ impl Worker {
         if let Err(fault) = found.and_then(|process| self.ground.take_found(process)) {
             warn!(guest = %self.ground.id, %fault, "the guest's process cannot be taken up");
             if self.ground.await_process(&fault) {
-                // It still says nothing.
+                // It still does not answer.
                 return;
             }
             self.ground.crash = Some(fault);
@@ -124,7 +127,7 @@ impl Worker {
                 drop(source.handle(&mut self.ground, Event::GuestGone));
             }
         } else if is_committed {
-            // Its memory is there now, and its target may miss some of it.
+            // The guest's memory is available now, and its target may need blocks from it.
             self.serve_anew();
         } else if let Some(Role::Idle(ownership)) = &self.role {
             info!(guest = %self.ground.id, "the guest's process has answered");
@@ -134,7 +137,7 @@ impl Worker {
                 warn!(guest = %self.ground.id, %fault, "the guest's process stays");
             }
         } else {
-            // What was received into it goes on.
+            // The guest that is being received into it is recovered.
             self.recover_at = Some(now());
         }
         if let Some((at, _)) = &mut self.retry {

@@ -1,4 +1,4 @@
-//! A guest's process as far as a worker sees one: a thread that answers, or keeps silent.
+//! A stand-in for a guest's process in tests: a thread that answers or stays silent.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -21,29 +21,29 @@ use towpath_protocol::message::Reason;
 
 use super::ground::Ground;
 
-/// What it is asked, and how it stands.
+/// How the fake behaves, and what it was told.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// Keeps silent from here on.
+    /// Answers nothing from here on.
     pub(super) is_silent: bool,
-    /// Keeps silent once it was told to run.
+    /// Answers nothing once it was told to run.
     pub(super) is_silent_once_run: bool,
     pub(super) is_armed: bool,
-    /// Does not stop when it is told to.
+    /// Does not stop when told to.
     pub(super) stops_never: bool,
-    /// Its memory can be written, and not read.
+    /// Its memory can be written but not read.
     pub(super) is_unreadable: bool,
     /// Its guest has crashed.
     pub(super) has_crashed: bool,
     pub(super) run_count: u32,
 }
 
-/// A process that runs in a guest's folder.
+/// A fake process in a guest's folder.
 #[derive(Debug)]
 pub(super) struct Fake(Arc<Mutex<Standing>>);
 
 impl Fake {
-    /// Begins to answer in the guest's folder, which must be there.
+    /// Starts answering in the guest's folder, which must exist.
     pub(super) fn start(ground: &Ground, standing: Standing) -> Self {
         let config = ground.config.clone().unwrap();
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
@@ -52,7 +52,7 @@ impl Fake {
         rustix::net::listen(&socket, 8).unwrap();
         let standing = Arc::new(Mutex::new(standing));
         let shared = Arc::clone(&standing);
-        // They end with the test.
+        // The thread ends with the test.
         std::thread::spawn(move || {
             let memory = rustix::fs::memfd_create("fake", MemfdFlags::ALLOW_SEALING).unwrap();
             rustix::fs::ftruncate(&memory, config.memory_bytes).unwrap();
@@ -74,7 +74,7 @@ impl Fake {
         Self(standing)
     }
 
-    /// Looks at how it stands, or changes it.
+    /// Reads or changes the fake's behaviour.
     pub(super) fn standing<T>(&self, look: impl FnOnce(&mut Standing) -> T) -> T {
         look(&mut self.0.lock().unwrap())
     }

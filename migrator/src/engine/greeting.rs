@@ -1,4 +1,4 @@
-//! Takes the lanes that peers open here, and hands each to the worker of its guest.
+//! Accepts the lanes that peers open and hands each to the worker of its guest.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -20,26 +20,27 @@ use super::shared::Shared;
 use crate::config::MOVES_MAX;
 use crate::lane::{Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 
-/// A lane that does not say hello within this time is closed, whatever else is said on it.
+/// A lane that has not sent its hello by then is closed, whatever else it sends.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
 
-/// Pause after a stream that could not be accepted: mostly there are no descriptors left, and it would wait
-/// there and fail again at once.
+/// Pause after a failed accept. Usually descriptors have run out; the stream stays queued, so
+/// another accept would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lanes of one peer that may be saying hello at once: all those of as many moves as a host may have. They come at
-/// once behind an outage, or where the peer starts; with one lane missing none of its move's is of use, and all would
-/// be opened again in step.
+/// Lanes of one peer that may greet at the same time: the lanes of as many moves as a host may
+/// have. They all come at once after an outage or a restart of the peer. A move needs all its
+/// lanes, so if one were refused, all would be reopened, in step with those of the other moves.
 const GREETINGS_PER_PEER_MAX: usize = Lane::ALL.len() * MOVES_MAX as usize;
 
-/// The same of all peers: each has a thread, two descriptors and 4 KiB of what it said, which is 4096 of the 65536
-/// descriptors that the unit allows. One peer alone, or a few, cannot take the places of the others.
+/// Lanes of all peers that may greet at the same time. Each takes a thread, two descriptors and up
+/// to 4 KiB of received bytes; together 4096 of the 65536 descriptors that the unit allows. One
+/// peer, or a few, cannot take the places of the others.
 const GREETING_COUNT_MAX: usize = 8 * GREETINGS_PER_PEER_MAX;
 
-/// Lanes of one peer that are not taken for the same reason have one line of the log in this time.
+/// Lanes of one peer refused for the same reason share one log line per this interval.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Takes the streams the tunnel hands over, for ever.
+/// Accepts the streams that the tunnel hands over, for ever.
 pub(super) fn accept_lanes(shared: &Arc<Shared>, service: &Socket) {
     accept_lanes_at(&Arc::default(), shared, service);
 }
@@ -80,7 +81,7 @@ fn accept_lanes_at(porch: &Arc<Porch>, shared: &Arc<Shared>, service: &Socket) {
     }
 }
 
-/// Who is saying hello, and who was turned away.
+/// Counts lanes that are greeting, and lanes that were refused.
 #[derive(Debug, Default)]
 struct Porch(Mutex<Crowd>);
 
@@ -91,7 +92,7 @@ struct Crowd {
     refusals: BTreeMap<(Option<HostIdentity>, &'static str), Refusals>,
 }
 
-/// Lanes that were not taken since the log has last said so.
+/// Lanes refused since the last log line about them.
 #[derive(Debug)]
 struct Refusals {
     logged_at: Instant,
@@ -103,7 +104,7 @@ impl Porch {
         self.0.lock().expect("nothing panics on the porch")
     }
 
-    /// A lane was not taken: a peer that opens it again and again does not fill the log.
+    /// Reports a refused lane. A peer that opens lanes again and again does not fill the log.
     fn not_taken(&self, peer: Option<&HostIdentity>, fault: &Fault) {
         if let Some(unlogged_count) = self.is_worth_a_line(peer, fault.code, Instant::now()) {
             let peer = peer.map_or_else(|| "unknown".to_owned(), HostIdentity::to_string);
@@ -111,7 +112,7 @@ impl Porch {
         }
     }
 
-    /// How many lanes were not taken without a line since the last one, if it is time for another.
+    /// Refused lanes that went unlogged since the last line, if another line is due.
     fn is_worth_a_line(
         &self,
         peer: Option<&HostIdentity>,
@@ -128,7 +129,7 @@ impl Porch {
             return None;
         }
         let known = crowd.refusals.remove(&key);
-        // Of each peer there are as many as codes; of those that are quiet nothing has to be known.
+        // Each peer has at most one entry per code; entries older than the interval are dropped.
         crowd.refusals.retain(|_, refusals| is_recent(refusals));
         let begun = Refusals {
             logged_at: now,
@@ -139,7 +140,7 @@ impl Porch {
     }
 }
 
-/// The place of one lane that is saying hello; it is free again once this is dropped.
+/// The place of one greeting lane; freed on drop.
 #[derive(Debug)]
 struct Place {
     porch: Arc<Porch>,
@@ -147,7 +148,7 @@ struct Place {
 }
 
 impl Place {
-    /// A place for a lane of which nobody knows yet whose it is.
+    /// Takes a place for a lane whose peer is not known yet.
     fn take(porch: &Arc<Porch>) -> Result<Self, Fault> {
         let mut crowd = porch.crowd();
         if crowd.count >= GREETING_COUNT_MAX {
@@ -161,7 +162,7 @@ impl Place {
         })
     }
 
-    /// The same once it is known: each peer has a share of them.
+    /// Counts the place against the share of its peer, now known.
     fn name(&mut self, peer: &HostIdentity) -> Result<(), Fault> {
         let mut crowd = self.porch.crowd();
         let count = crowd.of_peers.entry(peer.clone()).or_default();
@@ -190,7 +191,7 @@ impl Drop for Place {
     }
 }
 
-/// Reads a lane's hello, answers it, and hands the lane to the guest's worker.
+/// Reads a lane's hello, answers it and hands the lane to the guest's worker.
 pub(super) fn greet(
     shared: &Arc<Shared>,
     peer: HostIdentity,
@@ -209,7 +210,7 @@ pub(super) fn greet(
                 return Err(Fault::new(Code::Unexpected, detail));
             }
         },
-        // A look whether we are there.
+        // A probe for whether a migrator is here.
         Incoming::End => return Ok(()),
         Incoming::Idle => return Err(Fault::new(Code::Stalled, "a lane said no hello")),
     };
@@ -226,7 +227,7 @@ pub(super) fn greet(
         Ok(version) => Message::Welcome(Welcome { version: *version }),
         Err(fault) => Message::Refused(fault.into()),
     };
-    // Not before: what one that says nothing costs is little.
+    // Buffers are only allocated now, so that a lane that never says hello costs little.
     let mut writer = LaneWriter::for_socket(stream.try_clone().map_err(io)?, WRITE_WAIT_MAX)?;
     writer.write_message(&answer)?;
     writer.flush()?;
@@ -239,13 +240,14 @@ pub(super) fn greet(
         reader,
     };
     route(shared, peer, hello, lane).inspect_err(|fault| {
-        // Binds nobody, and says why: without it the source would open lanes again and again.
+        // Not part of the protocol's state, but gives the reason: without it the source would keep
+        // reopening lanes.
         let refused = writer.write_message(&Message::Refused(fault.into()));
         drop(refused.and_then(|()| writer.flush()));
     })
 }
 
-/// The name under which both sides know whose migrator speaks so many versions.
+/// How error messages about versions name the migrator of a host.
 pub(super) fn speaks(host: &HostIdentity) -> String {
     format!("the migrator of {host}")
 }
@@ -302,7 +304,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let begun = Instant::now();
         let trickling = std::thread::spawn(move || {
-            // One a second, until nobody listens any more.
+            // One frame a second until the other end is closed.
             while theirs.write_all(&skipped()).is_ok() {
                 assert!(begun.elapsed() < PATIENCE, "the lane is read for ever");
                 std::thread::sleep(Duration::from_secs(1));
@@ -322,7 +324,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut large = Vec::new();
         write_frame(KIND_CHUNK, FLAG_CRITICAL, &[0; 8 << 10], &mut large);
-        // It may close in the middle of that.
+        // The other end may close in the middle of the write.
         let saying = std::thread::spawn(move || drop(theirs.write_all(&large)));
         let fault = greet(&shared, peer("box"), ours).unwrap_err();
         assert_eq!(fault.code, Code::TooLarge);
@@ -337,7 +339,7 @@ mod tests {
         let porch = Arc::new(Porch::default());
         let taken = take_all(&porch, "bad");
         assert_eq!(taken.len(), GREETINGS_PER_PEER_MAX);
-        // It takes lanes for ever, and ends with this program.
+        // This thread never returns; it ends with the test program.
         std::thread::spawn(move || accept_lanes_at(&porch, &shared, &service));
         let open = |name: &str| {
             let mut stream = UnixStream::connect(&path).unwrap();
@@ -351,7 +353,7 @@ mod tests {
             stream.write_all(&said).unwrap();
             stream
         };
-        // What is more than its share is closed.
+        // A lane beyond the peer's share is closed.
         assert_eq!(open("bad").read(&mut [0]).unwrap(), 0);
         let mut honest = open("good");
         let mut said = Vec::new();
@@ -369,7 +371,7 @@ mod tests {
         place.name(&peer(name)).map(|()| place)
     }
 
-    /// All places that a peer gets.
+    /// Takes all places of one peer.
     fn take_all(porch: &Arc<Porch>, name: &str) -> Vec<Place> {
         std::iter::from_fn(|| take(porch, name).ok()).collect()
     }

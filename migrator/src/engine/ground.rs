@@ -1,4 +1,5 @@
-//! What both sides of a move stand on: a guest's folder, journal, process, memory and lanes.
+//! The belongings of a guest on this host, used by both sides of a move: its folder, journal,
+//! process, memory and lanes.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -24,11 +25,11 @@ use crate::guest::{GuestMemory, GuestProcess};
 use crate::journal::Journal;
 use crate::store::{DESCRIPTION, GuestFolder};
 
-/// How long a record is the last one until it is written to the other slot too: most are followed by another
-/// one at once.
+/// How long a record must have been the last one before it is written to the journal's other slot
+/// too. Most records are followed by another at once.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
 
-/// The monotonic clock, as the machines of the protocol read it.
+/// Reads the monotonic clock in the type that the protocol's machines use.
 pub(super) fn now() -> Instant {
     let time = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(time.tv_sec).expect("the monotonic clock begins at the boot");
@@ -36,7 +37,7 @@ pub(super) fn now() -> Instant {
     Instant::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
-/// The same instant on the standard library's clock, for waits.
+/// Converts an instant to the standard library's clock, for waits.
 pub(super) fn to_wait_until(deadline: Instant) -> std::time::Instant {
     std::time::Instant::now() + deadline.since(now())
 }
@@ -52,16 +53,16 @@ pub(super) struct Ground {
     pub(super) journal: Option<Journal<File>>,
     pub(super) process: Option<GuestProcess>,
     pub(super) memory: Option<GuestMemory>,
-    /// A process whose guest is not ours any more, while it gives its memory back.
+    /// A process whose guest is no longer ours, while it frees its memory.
     ending: Option<GuestProcess>,
     pub(super) link: Option<Link>,
-    /// Why the guest's process is not there although it should be.
+    /// Why the guest has no process although it should.
     pub(super) crash: Option<Fault>,
-    /// The last record's number, and since when it is known to stand in one slot only.
+    /// The number of the last record if it stands in only one slot, and since when that is known.
     unsettled: Option<(u64, Instant)>,
     /// Why the guest's process, which lives, is not driven yet.
     pub(super) awaited: Option<Fault>,
-    /// Whether whoever waits for it is to go on.
+    /// Cleared to make the thread that waits for the process give up.
     pub(super) adopting: Option<Arc<AtomicBool>>,
 }
 
@@ -92,13 +93,14 @@ impl Ground {
             .ok_or_else(|| Fault::new(Code::State, "the guest has no name here yet"))
     }
 
-    /// Makes the record durable; the guest's folder is made with the first one. What the guest is
-    /// stands there before its journal does: a folder without a journal holds nothing anybody owns.
+    /// Makes the record durable. The first record also creates the guest's folder. The guest's
+    /// description is written there before its journal, so that a folder without a journal holds
+    /// nothing that anyone owns.
     pub(super) fn persist(&mut self, record: &Record) -> Result<(), Fault> {
         let begun = now();
         let metrics = &Arc::clone(&self.shared).metrics;
         self.write(&record.encode()).inspect_err(|fault| {
-            // A name that is taken, or a guest too many, is no trouble of the disk's.
+            // A name that is taken, or one guest too many, is not a disk error.
             if fault.blame() != Blame::Incompatible {
                 metrics.journal_failed();
             }
@@ -113,12 +115,13 @@ impl Ground {
         } else if self.config.is_some() {
             self.create_folder(record)
         } else {
-            // A refusal of what was never offered: the source lets the guest run on because of it.
+            // A refusal of a guest that was never offered: the source resumes the guest because of
+            // it.
             self.shared.store.keep_stranger(self.id, record)
         }
     }
 
-    /// Makes the guest's folder and its journal, both or neither.
+    /// Creates the guest's folder and its journal, both or neither.
     fn create_folder(&mut self, record: &[u8]) -> Result<(), Fault> {
         let name = self.name()?;
         let folder = self.shared.store.create_guest(name)?;
@@ -128,7 +131,8 @@ impl Ground {
             Ok(journal) => {
                 self.folder = Some(folder);
                 self.journal = Some(journal);
-                // The journal says it all now, and is what counts as long as it is there.
+                // From here on the journal is what counts, and it says everything the kept record
+                // did.
                 if let Err(fault) = self.shared.store.forget_ended(self.id) {
                     warn!(guest = %self.id, %fault, "an old record stays");
                 }
@@ -143,8 +147,9 @@ impl Ground {
         }
     }
 
-    /// Lets go of all that is here of a guest, but for what is still to be answered about it. One that a peer only
-    /// offered is put away too, or each would leave a folder, a name and a thread; but not without a limit.
+    /// Removes everything of a guest except the record that still answers questions about it.
+    /// Guests that a peer only offered are put away too, because each would otherwise leave a
+    /// folder, a name and a thread; the records kept of those are limited in number.
     pub(super) fn put_away(
         &mut self,
         remainder: Option<&Record>,
@@ -162,7 +167,7 @@ impl Ground {
         if let Err(fault) = store.remove_guest(&name) {
             let is_gone = self.folder.as_ref().is_some_and(|it| !it.has_journal());
             if let Some(journal) = self.journal.as_mut().filter(|_| is_gone) {
-                // What is still open here no start would find again.
+                // No restart would find the journal that is still open here.
                 journal.poison();
             }
             return Err(fault);
@@ -172,7 +177,7 @@ impl Ground {
         Ok(())
     }
 
-    /// Refuses whatever stands on the journal once a write to it has failed.
+    /// Fails once a write to the journal has failed: nothing may rely on it any more.
     pub(super) fn check_journal(&self) -> Result<(), Fault> {
         if self.journal.as_ref().is_some_and(Journal::is_poisoned) {
             let detail = "the guest's journal could not be written, and what it says now shows only the next \
@@ -182,8 +187,8 @@ impl Ground {
         Ok(())
     }
 
-    /// Has the last record stand in both slots of the journal, once it has been the last for a while. To be
-    /// called when nobody waits.
+    /// Writes the last record to both slots of the journal once it has been the last for
+    /// [`SETTLE_AFTER`]. Call this when nobody waits.
     pub(super) fn settle_journal(&mut self) {
         let Some(journal) = self.journal.as_mut().filter(|it| it.is_unsettled()) else {
             return;
@@ -201,7 +206,7 @@ impl Ground {
         }
     }
 
-    /// Writes down what the guest is.
+    /// Writes the guest's description to its folder.
     pub(super) fn save_config(&self) -> Result<(), Fault> {
         let folder = self.folder.as_ref();
         let folder =
@@ -215,7 +220,7 @@ impl Ground {
             .ok_or_else(|| Fault::new(Code::Quarantine, "the guest's description is gone"))
     }
 
-    /// The folder as the guest process is told it.
+    /// The folder path that is passed to the guest process.
     pub(super) fn path(&self) -> Result<PathBuf, Fault> {
         Ok(self
             .shared
@@ -225,7 +230,7 @@ impl Ground {
             .join(self.name()?.as_str()))
     }
 
-    /// Makes the guest's process: to start afresh, or empty to receive a guest.
+    /// Starts the guest's process, either to boot or empty to receive a guest.
     pub(super) fn make_process(&mut self, is_incoming: bool) -> Result<(), Fault> {
         if self.journal.is_none() {
             let detail = "nothing runs that no journal speaks of";
@@ -246,13 +251,13 @@ impl Ground {
         self.take_process(process)
     }
 
-    /// Finds the process of an earlier migrator again.
+    /// Reconnects to a process that a previous migrator started.
     pub(super) fn adopt_process(&mut self, wait: Duration) -> Result<(), Fault> {
         let process = GuestProcess::adopt_within(&self.path()?, wait)?;
         self.take_found(process)
     }
 
-    /// Takes a process that was found, if it is this guest's.
+    /// Takes a process that was found, if its configuration is this guest's.
     pub(super) fn take_found(&mut self, process: GuestProcess) -> Result<(), Fault> {
         if Some(process.config()) != self.config.as_ref() {
             let detail = "the guest's process is not what its description says";
@@ -269,7 +274,7 @@ impl Ground {
         Ok(())
     }
 
-    /// Tells the worker when the process ends.
+    /// Starts a thread that tells the worker when the process ends.
     fn watch(&self, process: &GuestProcess) -> Result<(), Fault> {
         let process_id = process.process_id();
         let end = process
@@ -284,16 +289,16 @@ impl Ground {
         })
     }
 
-    /// Ends the guest's process, if there is one, and waits until it is gone: also one that answers nobody,
-    /// which would run on and be known to nobody.
+    /// Ends the guest's process, if there is one, and waits until it is gone. This includes a
+    /// process that answers nobody, which would otherwise run on unnoticed.
     pub(super) fn end_process(&mut self) -> Result<(), Fault> {
         self.free_image()?;
         if let Some(process) = &self.ending {
             process.expect_end()?;
         }
         self.ending = None;
-        // Without a folder of its own it has none there: one of that name is another's, as of a guest that is
-        // quarantined or just begins.
+        // Without its own folder the guest has no process there: a folder of that name belongs to
+        // another guest, for example one that is quarantined or just starting.
         if self.folder.is_some() {
             GuestProcess::end_unadopted(&self.path()?)?;
         }
@@ -301,7 +306,8 @@ impl Ground {
         Ok(())
     }
 
-    /// Nobody waits for the guest's process any more, and whoever does takes no other one's connection.
+    /// Stops waiting for the guest's process. The waiting thread will not adopt the process of
+    /// another guest either.
     pub(super) fn wait_no_more(&mut self) {
         self.awaited = None;
         if let Some(is_wanted) = self.adopting.take() {
@@ -309,8 +315,8 @@ impl Ground {
         }
     }
 
-    /// Ends the guest's process, if there is one, and waits for nothing: a large memory takes seconds to be
-    /// given back, and a move is over before.
+    /// Tells the guest's process, if there is one, to end, without waiting. A large memory takes
+    /// seconds to be freed, and a move should be over before that.
     pub(super) fn free_image(&mut self) -> Result<(), Fault> {
         self.memory = None;
         if let Some(process) = &mut self.process
@@ -324,7 +330,7 @@ impl Ground {
         Ok(())
     }
 
-    /// A process of this guest has ended: one that was told to is let go of.
+    /// Releases a process that was told to end and has ended.
     pub(super) fn let_go_of_ended(&mut self) {
         self.ending.take_if(|process| !process.is_alive());
     }
@@ -341,7 +347,7 @@ impl Ground {
             .ok_or_else(|| Fault::new(Code::Guest, "the guest has no memory here"))
     }
 
-    /// Sends a message; a lane that breaks is reported through the mailbox, like any other loss.
+    /// Sends a message. A lane that breaks is reported through the mailbox, like any other loss.
     pub(super) fn send(&mut self, lane: Lane, message: &Message) {
         let Some(link) = &mut self.link else { return };
         if let Err(fault) = link.send(lane, message) {
@@ -350,13 +356,13 @@ impl Ground {
         }
     }
 
-    /// A number for a new set of lanes: never used before, also by an earlier migrator since the host
-    /// started.
+    /// A link number that was never used before, not even by a previous migrator since the host
+    /// booted.
     pub(super) fn new_link_number(&self) -> u64 {
         now().as_nanos()
     }
 
-    /// Whether a report speaks of the lanes that are open now.
+    /// Whether a report concerns the lanes that are open now.
     pub(super) fn is_current(&self, number: u64) -> bool {
         self.link.as_ref().is_some_and(|link| link.number == number)
     }
@@ -371,22 +377,22 @@ fn write_config(folder: &GuestFolder, config: Option<&GuestConfig>) -> Result<()
     folder.write_document(&file_name(DESCRIPTION), config)
 }
 
-/// Whether a folder was left by a start that ended before the guest's journal was there.
+/// Whether a folder was left by a start that ended before the guest's journal was made.
 pub(super) fn is_unborn(folder: &GuestFolder) -> Result<bool, Fault> {
     folder.holds_only(&file_name(DESCRIPTION))
 }
 
-/// A small file's name.
+/// The [`Name`] of one of our own files.
 pub(super) fn file_name(name: &str) -> Name {
     name.parse().expect("our own file names are names")
 }
 
-/// A time as the API shows it.
+/// A duration in milliseconds, as the API shows it.
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The time of day, for the API only: nothing is decided by it.
+/// The time of day in Unix milliseconds. For display only: no decision depends on it.
 pub(super) fn unix_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

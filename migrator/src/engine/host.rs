@@ -1,4 +1,4 @@
-//! The host as its API shows and commands it.
+//! The host as its API shows it and commands it.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -20,14 +20,14 @@ use crate::api::{
     Phase, Role, VerifyView,
 };
 
-/// Longest wait until what was ordered is shown.
+/// Longest wait for the result of a command to appear on the board.
 const SHOWN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Longest wait for the tunnel to accept a look whether it is there: whoever asks how this host is must not
-/// wait for one that hangs, and the watchdog asks too.
+/// Longest wait for the tunnel to accept a connection when its health is checked. A status request
+/// must not wait for a hung tunnel, and the watchdog uses it too.
 const TUNNEL_WAIT: Duration = Duration::from_millis(100);
 
-/// One host's guests and moves.
+/// The guests and moves of one host.
 #[derive(Debug)]
 pub(super) struct Engine {
     shared: Arc<Shared>,
@@ -38,7 +38,7 @@ impl Engine {
         Self { shared }
     }
 
-    /// Has a guest's worker do something that takes as long as `work_wait` at most once it has begun.
+    /// Sends a command to a guest's worker. Once begun, the command takes at most `work_wait`.
     fn ask<T>(
         handle: &Handle,
         work_wait: Duration,
@@ -51,7 +51,7 @@ impl Engine {
         answered(&answer, &claim, [waits::TAKEN, work_wait])
     }
 
-    /// Waits until the board shows what was ordered.
+    /// Waits until `look` finds the result on the board.
     fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Fault> {
         let begun = std::time::Instant::now();
         loop {
@@ -73,14 +73,14 @@ impl Engine {
             .cloned()
     }
 
-    /// The kind of machine a guest becomes.
+    /// The guest kind to create for the kind that was requested.
     fn kind_of(&self, wanted: GuestKind) -> Result<guest_api::GuestKind, Fault> {
         if wanted == GuestKind::Process {
             return Ok(guest_api::GuestKind::Process);
         }
         let kvm = &self.shared.kvm;
         if kvm.missing_reason().is_some() {
-            // It may have come to be usable since: its module is loaded, its device was opened to us.
+            // KVM may have become usable since: its module loaded, or its device opened to us.
             kvm.look(self.shared.guest_command());
         }
         match kvm.missing_reason() {
@@ -117,7 +117,7 @@ impl Engine {
         Ok(config)
     }
 
-    /// Boots a guest, and waits until it is seen.
+    /// Boots a guest and waits until the board shows it.
     fn boot(&self, name: &Name, how: Booting) -> Result<GuestView, Fault> {
         let handle = self.shared.worker(name)?;
         let known = self.guest(name)?;
@@ -130,7 +130,7 @@ impl Engine {
         let booted =
             |guest: &GuestView| guest.process_id.is_some() && guest.process_id != known.process_id;
         self.wait_for("the guest", || self.find_guest(name).filter(booted))
-            // One that has ended again at once is shown as that.
+            // A guest that ended again at once is shown as ended.
             .or_else(|_| self.guest(name))
     }
 }
@@ -279,8 +279,9 @@ impl Host for Engine {
     }
 }
 
-/// What a worker answers that takes a command up within the first of these waits, and is done with it within the
-/// second. What it has not begun by then it does not do any more: whoever asked goes by what is said here.
+/// Waits for a worker's answer: `taken_wait` for it to take the command up, then `work_wait` for it
+/// to finish. A command that is not taken up in time is never carried out, so the asker can rely on
+/// the error.
 fn answered<T>(
     answer: &Receiver<Result<T, Fault>>,
     claim: &Claim,
@@ -311,7 +312,8 @@ fn answered<T>(
     })
 }
 
-/// Why a move cannot be cancelled from here, as far as that is known: it is over, or another host's.
+/// Why a move cannot be cancelled from here, as far as known: it is over, or its source is another
+/// host.
 fn not_cancelled(view: &MigrationView) -> Option<String> {
     let (id, guest, from, to) = (view.id, &view.guest, &view.from, &view.to);
     Some(match (view.phase, view.role) {
@@ -332,7 +334,7 @@ mod tests {
     #[test]
     fn who_is_told_that_nothing_was_done_is_told_the_truth() {
         let longest = Duration::from_secs(20);
-        // Its worker has begun by then: it is waited for.
+        // The worker has begun, so its answer is waited for.
         let (reply, answer) = channel();
         let claim = Claim::default();
         assert!(claim.take());
@@ -340,14 +342,14 @@ mod tests {
         let done = answered(&answer, &claim, [Duration::ZERO, longest]);
         assert_eq!(done, Ok(7));
         working.join().unwrap();
-        // It has not begun: it never does.
+        // The worker has not begun, and now never will.
         let (reply, answer) = channel::<Result<(), Fault>>();
         let claim = Claim::default();
         let busy = answered(&answer, &claim, [Duration::ZERO, longest]).unwrap_err();
         assert_eq!(busy.code, Code::Busy, "{busy}");
         assert!(!claim.take());
         drop(reply);
-        // It is gone.
+        // The worker is gone.
         let (_, answer) = channel::<Result<(), Fault>>();
         let gone = answered(&answer, &Claim::default(), [longest; 2]).unwrap_err();
         assert_eq!(gone.code, Code::NotFound, "{gone}");

@@ -1,4 +1,5 @@
-//! The file about an image that was refused because the two sides do not agree about it.
+//! Writes the incident file about an image that was refused because the two sides disagree about
+//! it.
 
 use serde::Serialize;
 use towpath_protocol::identity::{AttemptId, GuestId, HostIdentity, MigrationId, Name};
@@ -30,7 +31,7 @@ struct Document<'a> {
     theirs: Option<Side>,
 }
 
-/// An image as one side has it; digests are BLAKE3.
+/// An image as one side has it. Digests are BLAKE3.
 #[derive(Debug, Serialize)]
 struct Side {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,7 +46,7 @@ struct Side {
     geometry_digest: String,
 }
 
-/// The source's last word about it.
+/// The image as the source last announced it.
 #[derive(Debug, Serialize)]
 struct Announced {
     root: String,
@@ -70,7 +71,7 @@ impl Side {
     }
 }
 
-/// Writes down what is known of an image that was refused. The refusal stands, whether that works or not.
+/// Writes the incident file of a refused image. The refusal stands even if the write fails.
 pub(super) fn keep(ground: &Ground, setup: &Setup, incident: &Incident) {
     let at_unix_ms = unix_ms();
     let (migration, attempt, guest) = (setup.migration, setup.attempt, setup.guest);

@@ -1,4 +1,4 @@
-//! Everything a guest's worker can hear of.
+//! Every event that a guest's worker receives.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
@@ -13,24 +13,24 @@ use super::shared::Beginning;
 use crate::api::VerifyView;
 use crate::guest::GuestProcess;
 
-/// What a worker is told.
+/// An event for a worker.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// An operator wants something of the guest, if it is not too late for that.
+    /// An operator's command. It is carried out only if the claim can still be taken.
     Command(Command, Claim),
     /// A source opened a lane.
     Lane {
-        /// Who: proved by the tunnel.
+        /// The peer, as proved by the tunnel.
         from: HostIdentity,
         hello: Hello,
         lane: OpenLane,
     },
-    /// The lanes this worker asked for.
+    /// The lanes this worker asked for were opened, or could not be.
     Opened {
         link: u64,
         result: Result<Vec<OpenLane>, Fault>,
     },
-    /// A message came.
+    /// A message arrived.
     Heard {
         link: u64,
         lane: Lane,
@@ -38,12 +38,12 @@ pub(super) enum Input {
     },
     /// A lane ended.
     LaneLost { link: u64, lane: Lane, fault: Fault },
-    /// A chunk was packed, and is about to be written.
+    /// A chunk was packed and is about to be written.
     Packed {
         header: ChunkHeader,
         wire_bytes: u64,
     },
-    /// A chunk came and was unpacked.
+    /// A chunk arrived and was unpacked.
     Chunk {
         link: u64,
         lane: Lane,
@@ -52,22 +52,23 @@ pub(super) enum Input {
     },
     /// A vCPU waits for a block.
     Fault { block: u64 },
-    /// Touches are not reported any more although the guest runs.
+    /// Page faults are no longer reported although the guest runs.
     FaultsLost(Fault),
     /// The guest's process ended.
     GuestGone { process_id: i32 },
-    /// A process that was too busy answers, or has ended.
+    /// A process that was too busy to answer now does, or has ended.
     Found(Box<Result<GuestProcess, Fault>>),
-    /// The target of an attempt that is over was told so, or was not.
+    /// The target of an ended attempt was told of its end, or could not be.
     FarewellSaid {
         attempt: AttemptId,
         result: Result<(), Fault>,
     },
-    /// The migrator ends; to be dropped once nothing is left to do.
+    /// The migrator shuts down. The sender is dropped once nothing is left to do.
     Stop(Sender<()>),
 }
 
-/// Whether a command is carried out: its worker takes it, or whoever asked gives it up. The first of the two holds.
+/// Decides whether a command is carried out: either the worker takes it or the asker gives it up,
+/// whichever comes first.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Claim(Arc<OnceLock<Claimant>>);
 
@@ -78,33 +79,34 @@ enum Claimant {
 }
 
 impl Claim {
-    /// Whether the worker may carry the command out: nobody has been told that it is not.
+    /// Takes the command for the worker. `false` if the asker has already been told that it is not
+    /// carried out.
     pub(super) fn take(&self) -> bool {
         self.0.set(Claimant::Worker).is_ok()
     }
 
-    /// Whether whoever asked may say that the command is not carried out: its worker has not begun.
+    /// Gives the command up for the asker. `false` if the worker has already begun.
     pub(super) fn give_up(&self) -> bool {
         self.0.set(Claimant::Asker).is_ok()
     }
 }
 
-/// Which guests are booted.
+/// Which guest a boot is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Booting {
-    /// One that has ended.
+    /// A guest that has ended.
     Ended,
-    /// One that waits for what its source will never send.
+    /// A guest that waits for blocks its source will never send.
     GivenUp,
 }
 
-/// What an operator wants.
+/// A command of an operator.
 #[derive(Debug)]
 pub(super) enum Command {
     Migrate(Box<Order>, Sender<Result<(), Fault>>),
     Cancel(MigrationId, Sender<Result<(), Fault>>),
     Boot {
-        /// Kept for the guest.
+        /// Held until the guest is on the board.
         room: Beginning,
         how: Booting,
         reply: Sender<Result<(), Fault>>,

@@ -1,28 +1,28 @@
-//! What the end of a lane says of the peer: an outage, bytes that were spoilt on the way, or a lie. Pure.
+//! Judges what the end of a lane says about the peer: an outage, corrupt bytes, or a lie. Pure.
 //!
-//! An outage says nothing, however often it comes. Spoilt bytes are had again over new lanes, a few times in a
-//! row: what spoils every try does not get better by trying. What can only have been sent on purpose ends the
-//! attempt at once.
+//! An outage says nothing, however often it comes. Corrupt bytes are fetched again over new lanes,
+//! a few times in a row; a cause that corrupts every try will not go away. What can only have been
+//! sent on purpose ends the attempt at once.
 
 use towpath_protocol::fault::{Blame, Code, Fault};
 
-/// Lanes in a row that may end by spoilt bytes without anything new arriving (fault 29).
+/// Lanes in a row that may end with corrupt bytes while nothing new arrives (fault 29).
 const SPOILT_COUNT_MAX: u32 = 3;
 
 /// Judges the lanes of one attempt.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     spoilt_count: u32,
-    /// What had arrived when lanes ended so the last time.
+    /// Items that had arrived when a lane last ended with corrupt bytes.
     arrived_count: u64,
 }
 
 impl Judge {
-    /// A lane ended with a fault, after so much has arrived in this attempt. Gives the fault that the attempt
-    /// ends with because of it, if it does.
+    /// Judges a lane that ended with `fault` when `arrived_count` items had arrived in this
+    /// attempt. Returns the fault that ends the attempt, if it must end.
     pub(super) fn lane_ended(&mut self, fault: &Fault, arrived_count: u64) -> Option<Fault> {
         match fault.code {
-            // How a lane ends that was cut, or whose peer is gone.
+            // A lane that was cut or whose peer is gone ends with these.
             Code::Truncated | Code::Stalled => None,
             Code::Codec | Code::Framing => self.spoilt(fault, arrived_count),
             _ if fault.blame() == Blame::Peer => Some(fault.clone()),

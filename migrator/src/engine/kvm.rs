@@ -1,4 +1,4 @@
-//! Whether guests of kind kvm can be made on this host.
+//! Finds out whether guests of kind `kvm` can be created on this host.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,16 +7,18 @@ use tracing::warn;
 
 use crate::guest::{GuestCommand, probe_kvm};
 
-/// What is known of KVM here. Its device may open and still make no machine, as in a virtual machine that lacks
-/// what it takes: so a machine is made once, by the program that would make the guests.
+/// The state of KVM here. `/dev/kvm` may open and still make no machine, for example inside a
+/// virtual machine without the needed features. So the guest program, which would make the guests,
+/// is asked to make a machine once.
 #[derive(Debug, Default)]
 pub(super) struct Kvm {
-    /// Why no machine can be made, as the program of guests said when it was asked last.
+    /// Why no machine can be made, by the guest program's last answer.
     fault: Mutex<Option<Fault>>,
 }
 
 impl Kvm {
-    /// Asks. A program that does not say is taken for one that can: a guest's start says the rest.
+    /// Asks the guest program. If it gives no answer, KVM counts as usable: starting a guest will
+    /// show.
     pub(super) fn look(&self, command: Result<GuestCommand, Fault>) {
         let fault = match command.and_then(|command| probe_kvm(&command)) {
             Ok(found) => found,

@@ -1,4 +1,4 @@
-//! Opening the lanes of a move, and the threads that read them.
+//! Opens the lanes of a move and runs the threads that read them.
 
 use std::net::Shutdown;
 use std::ops::Range;
@@ -22,45 +22,46 @@ use super::mailbox::Mailbox;
 use crate::codec::Decoder;
 use crate::lane::{FRAME_BUFFER_BYTES, Incoming, LaneReader, LaneWriter, WRITE_WAIT_MAX};
 
-/// The name under which migrators find each other.
+/// The service name under which migrators reach each other.
 pub const SERVICE: &str = "migrator";
 
-/// Longest wait for a lane: the tunnel answers at once if the peer is away, else within a few round
-/// trips.
+/// Longest wait for a lane to open. The tunnel answers at once if the peer is away, else within a
+/// few round trips.
 const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Interval at which an idle reader looks up whether its lane was closed meanwhile.
+/// Interval at which an idle reader checks whether its lane was closed.
 pub(super) const IDLE_WAIT: Duration = Duration::from_secs(60);
 
-/// How long a peer may talk on lanes that are closed before nobody reads them any more: the last word needs a few
-/// round trips to be heard, and a peer that has heard it closes them as well.
+/// How long closed lanes are still read while the peer keeps sending. The last message takes a few
+/// round trips to arrive, and a peer that received it closes the lanes too.
 const CLOSED_WAIT: Duration = Duration::from_secs(5);
 
-/// Chunks that are here at the same time and wake the worker once: half of those that may wait for it,
-/// so that it has some to write while others are read.
+/// Chunks that may collect before the worker is woken for all of them. Half of
+/// [`UNPACKED_CHUNKS_MAX`], so that the worker can install some while others are read.
 const CHUNKS_TOGETHER_MAX: usize = UNPACKED_CHUNKS_MAX / 2;
 
-/// Chunks unpacked and not yet installed, for each lane: 3 MiB of buffers, each with room for a frame.
+/// Chunks per lane that are unpacked and not yet installed: 3 MiB of buffers, each large enough for
+/// a frame.
 const UNPACKED_CHUNKS_MAX: usize = 32;
 
-/// Buffers that are free when a reader that found none is woken: woken for each, it would go back to
-/// sleep as often. While it sleeps it holds fewer chunks than [`CHUNKS_TOGETHER_MAX`], so that the worker
-/// has at least this many to give.
+/// Free buffers needed before a reader waiting for one is woken; woken for every buffer, it would
+/// go back to sleep as often. A sleeping reader holds fewer than [`CHUNKS_TOGETHER_MAX`] chunks
+/// itself, so the worker holds at least this many buffers and will free them.
 const FREE_BUFFERS_MIN: usize = UNPACKED_CHUNKS_MAX / 4;
 
 const _: () = assert!(FREE_BUFFERS_MIN <= UNPACKED_CHUNKS_MAX - CHUNKS_TOGETHER_MAX);
 
-/// The writing ends of one set of lanes, and what closes them all.
+/// The writing ends of one set of lanes, and the sockets to close them all.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) number: u64,
     pub(super) control: LaneWriter<UnixStream>,
     pub(super) switch: LaneWriter<UnixStream>,
     pub(super) demand: LaneWriter<UnixStream>,
-    /// At the source the outbox takes it.
+    /// At the source, the outbox takes this lane.
     pub(super) bulk: Option<LaneWriter<UnixStream>>,
     sockets: Vec<(Lane, UnixStream)>,
-    /// Since when they are closed, once they are.
+    /// When the lanes were closed, if they were.
     closed_at: Arc<OnceLock<Instant>>,
 }
 
@@ -82,7 +83,7 @@ impl Link {
         writer.flush()
     }
 
-    /// As [`Link::send`], for a peer that nothing here waits for: it is not waited for longer than this.
+    /// As [`Link::send`], but waits at most `wait`: for a peer that nothing here depends on.
     pub(super) fn send_within(
         &mut self,
         lane: Lane,
@@ -95,18 +96,20 @@ impl Link {
         sent
     }
 
-    /// Has a lane's writes take so long at most from here on.
+    /// Sets the longest time that writes to a lane may take.
     fn bound(&self, lane: Lane, wait: Duration) -> Result<(), Fault> {
         let socket = self.sockets.iter().find(|(one, _)| *one == lane);
         let bound = socket.map_or(Ok(()), |(_, socket)| socket.set_write_timeout(Some(wait)));
         bound.map_err(|error| Fault::new(Code::Io, format!("a lane's socket: {error}")))
     }
 
-    /// Closes all lanes: every thread that writes them returns, and every one that reads them soon.
+    /// Closes all lanes. Every thread that writes to them returns at once, and every thread that
+    /// reads them returns soon.
     ///
-    /// The last word on the control lane must be heard: its end is only said, and what still comes on
-    /// it is read and dropped until the peer closes as well. Closed at once, the tunnel would have to
-    /// reset the stream when it finds nobody who takes what the peer says, and the word with it.
+    /// The last message on the control lane must still arrive, so only its writing side is shut
+    /// down; what comes in is read and dropped until the peer closes as well. If both sides were
+    /// shut down, the tunnel would find nobody to take the peer's bytes and would reset the stream,
+    /// losing that message.
     pub(super) fn close(&self) {
         self.closed_at.get_or_init(Instant::now);
         for (lane, socket) in &self.sockets {
@@ -114,7 +117,7 @@ impl Link {
                 Lane::Control => Shutdown::Write,
                 Lane::Bulk | Lane::Switch | Lane::Demand => Shutdown::Both,
             };
-            // A socket that is already closed is what is wanted.
+            // A socket that is already closed needs nothing more.
             drop(socket.shutdown(how));
         }
     }
@@ -126,13 +129,13 @@ impl Drop for Link {
     }
 }
 
-/// How long the tunnel of this host may take to say whether new work may begin.
+/// Longest wait for this host's tunnel to say whether new work may begin.
 const TRUST_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Refuses a new move while the tunnel does not know what has been revoked lately (T12). Moves under
-/// way are not asked about: they finish.
+/// Refuses a new move while the tunnel's revocation lists are stale (T12). Moves under way are not
+/// checked: they finish.
 ///
-/// A tunnel that does not answer is no reason: nothing reaches a peer without it.
+/// A tunnel that does not answer is no reason to refuse: without it nothing reaches a peer anyway.
 ///
 /// # Errors
 ///
@@ -144,11 +147,11 @@ pub(super) fn check_trust(tunnel: &Path, site: &Name) -> Result<(), Fault> {
     }
 }
 
-/// The host at the other end of streams to a site's migrator.
+/// Asks the tunnel which host answers for a site's migrator.
 ///
 /// # Errors
 ///
-/// What the tunnel refuses with: `E_UNREACHABLE`, `E_DENIED`, `E_NOT_FOUND`.
+/// The tunnel's refusal: `E_UNREACHABLE`, `E_DENIED`, `E_NOT_FOUND`.
 pub(super) fn introduce(tunnel: &Path, site: &Name) -> Result<HostIdentity, Fault> {
     let open = open_of(site, Lane::Control);
     open_stream(tunnel, &open, OPEN_WAIT_MAX).map(|(_, peer)| peer)
@@ -162,7 +165,7 @@ fn open_of(site: &Name, lane: Lane) -> Open {
     }
 }
 
-/// A lane whose greeting was exchanged.
+/// A lane whose greeting is complete.
 #[derive(Debug)]
 pub(super) struct OpenLane {
     pub(super) lane: Lane,
@@ -172,7 +175,7 @@ pub(super) struct OpenLane {
 
 impl OpenLane {
     fn writer(&self) -> Result<LaneWriter<UnixStream>, Fault> {
-        // All but bulk's are written by the worker, which has a frozen guest to think of.
+        // The worker writes all lanes but bulk, and must not be delayed while a guest is frozen.
         let wait = match self.lane {
             Lane::Bulk => WRITE_WAIT_MAX,
             Lane::Control | Lane::Switch | Lane::Demand => FREEZE_DEADLINE,
@@ -184,7 +187,7 @@ impl OpenLane {
 /// The reading end of a lane.
 pub(super) type ReadingEnd = (Lane, LaneReader<UnixStream>);
 
-/// Joins four lanes into a link; the readers are given back, in the order of [`Lane::ALL`].
+/// Joins four lanes into a link. Returns the readers in the order of [`Lane::ALL`].
 pub(super) fn join(
     number: u64,
     mut lanes: Vec<OpenLane>,
@@ -209,18 +212,19 @@ pub(super) fn join(
     Ok((link, readers.collect()))
 }
 
-/// Numbers of which lanes are gathered at once: those that a source opens now, and one late lane of those that it
-/// gave up. Which of two is newer is not known: the numbers begin anew with the source's boot.
+/// Link numbers whose lanes are gathered at the same time: one that the source opens now, and one
+/// it gave up with a lane still arriving. Numbers do not tell which is newer, because they restart
+/// when the source reboots.
 const GATHERED_COUNT_MAX: usize = 2;
 
-/// Lanes whose others have not come in this time are of no use: their source has given them up.
+/// Lanes still incomplete after this time are dropped: their source has given them up.
 const GATHERED_WAIT: Duration = OPEN_WAIT_MAX.saturating_mul(2);
 
-/// Lanes by their number, those begun last at the end, until all of one are open.
+/// Incomplete sets of lanes by link number, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Gathering(Vec<Gathered>);
 
-/// Those of one number.
+/// The lanes of one link number.
 #[derive(Debug)]
 struct Gathered {
     number: u64,
@@ -229,24 +233,25 @@ struct Gathered {
 }
 
 impl Gathering {
-    /// Whether a lane is the first of its number.
+    /// Whether no lane of this number is here yet.
     pub(super) fn is_new(&self, number: u64) -> bool {
         self.0.iter().all(|gathered| gathered.number != number)
     }
 
-    /// Whether no lane is waiting for its others.
+    /// Whether no incomplete set is here.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Lets go of lanes whose others do not come any more.
+    /// Drops sets that were not completed in time.
     pub(super) fn forget_late(&mut self, now: Instant) {
         self.0
             .retain(|gathered| now < gathered.begun_at + GATHERED_WAIT);
     }
 
-    /// Adds a lane, and lets go of those of the oldest number beyond the limit. All of its number once the last
-    /// one is here; those that were begun before them were given up for them, and a late lane completes them no more.
+    /// Adds a lane, dropping the oldest set beyond the limit. Returns all lanes of `number` once
+    /// the set is complete; sets begun earlier are dropped then, because the source gave them up
+    /// for this one.
     pub(super) fn add(&mut self, number: u64, lane: OpenLane) -> Option<Vec<OpenLane>> {
         let now = Instant::now();
         self.forget_late(now);
@@ -276,8 +281,8 @@ impl Gathering {
     }
 }
 
-/// Joins the lanes that a source opened: its messages are read from here on, its chunks once it is known what
-/// they may be.
+/// Joins the lanes that a source opened. Starts reading their messages; chunks are read only once
+/// their address spaces are known, from the readers that are returned.
 pub(super) fn receive_on(
     number: u64,
     lanes: Vec<OpenLane>,
@@ -308,11 +313,11 @@ const fn class_of(lane: Lane) -> Class {
     }
 }
 
-/// Opens all lanes of a link, side by side.
+/// Opens all lanes of a link in parallel.
 ///
 /// # Errors
 ///
-/// What the tunnel, the peer or the greeting refuses with.
+/// The refusal of the tunnel, the peer or the greeting.
 pub(super) fn open_all(
     tunnel: &Path,
     (own, target): (&HostIdentity, &HostIdentity),
@@ -343,7 +348,7 @@ fn open_lane(
     let lane = hello.lane;
     let (socket, peer) = open_stream(tunnel, &open_of(&target.site, lane), OPEN_WAIT_MAX)?;
     if peer != *target {
-        // A site may have another host answer for a while; the one that is meant may come back.
+        // Another host may answer for the site for a while; the intended target may come back.
         let detail = format!("{peer} answers in place of {target}");
         return Err(Fault::new(Code::Unreachable, detail));
     }
@@ -425,17 +430,17 @@ pub(super) fn read_messages(
     spawn(&format!("towpath-{}", name_of(lane)), read)
 }
 
-/// The unpacked bytes of a chunk, in a buffer that goes back to its pool.
+/// The unpacked bytes of a chunk, in a buffer that returns to its pool on drop.
 #[derive(Debug)]
 pub(super) struct Unpacked {
-    /// None for a chunk of zeros.
+    /// `None` for a chunk of zeros.
     buffer: Option<Box<[u8]>>,
     range: Range<usize>,
     pool: Arc<BufferPool>,
 }
 
 impl Unpacked {
-    /// The blocks of all runs, one after the other; empty for a chunk of zeros.
+    /// The blocks of all runs, concatenated; empty for a chunk of zeros.
     pub(super) fn bytes(&self) -> &[u8] {
         let buffer = self.buffer.as_deref().unwrap_or_default();
         &buffer[self.range.clone()]
@@ -450,7 +455,8 @@ impl Drop for Unpacked {
     }
 }
 
-/// Buffers for unpacked chunks: a reader that has none left waits until some were installed.
+/// A pool of buffers for unpacked chunks. A reader that finds none free waits until chunks are
+/// installed.
 #[derive(Debug, Default)]
 struct BufferPool {
     state: Mutex<Buffers>,
@@ -517,7 +523,7 @@ pub(super) fn read_chunks(
                     });
                     together.len() >= CHUNKS_TOGETHER_MAX
                 }
-                // What has come does not wait for what has not.
+                // Nothing more to read right now: deliver what has arrived.
                 Ok(Next::Later) => !together.is_empty(),
                 Ok(Next::End) => break ended(lane),
                 Err(fault) => break fault,
@@ -532,10 +538,10 @@ pub(super) fn read_chunks(
     spawn(&format!("towpath-{}", name_of(lane)), read)
 }
 
-/// What a lane of chunks brings.
+/// The next item on a lane of chunks.
 enum Next {
     Chunk(ChunkHeader, Unpacked),
-    /// Nothing yet.
+    /// Nothing available yet.
     Later,
     End,
 }
@@ -567,7 +573,8 @@ fn next_chunk(
     let (buffer, range) = match header.codec {
         Codec::Zero => (None, 0..0),
         Codec::Raw => {
-            // As they came: the blocks are the end of the frame's body.
+            // Raw: the blocks are the end of the frame's body, so the body's buffer is used as it
+            // is.
             let (buffer, body) = reader.take_body(pool.take());
             (Some(buffer), body.end - length..body.end)
         }
@@ -623,7 +630,7 @@ mod tests {
     use crate::engine::tests::{PATIENCE, ground, host};
     use crate::engine::worker::tests::{all_greeted, greeted};
 
-    /// Says something again and again until nobody listens any more.
+    /// Writes a frame again and again until the other end is closed.
     fn trickle(socket: &mut UnixStream, frame: &[u8]) {
         let begun = Instant::now();
         while socket.write_all(frame).is_ok() {
@@ -647,7 +654,7 @@ mod tests {
         }
         gathering.0[0].begun_at -= GATHERED_WAIT;
         assert!(add(&mut gathering, late).is_none());
-        // Nor do they keep their sockets, where no other lane comes.
+        // Their sockets are also closed if no other lane ever comes.
         gathering.forget_late(Instant::now() + GATHERED_WAIT);
         assert!(gathering.is_new(1));
     }
@@ -712,7 +719,7 @@ mod tests {
             theirs[0].write_all(&said).unwrap();
             let until = Instant::now() + PATIENCE;
             for nonce in [1, 2] {
-                // Two whole ones in one go are two.
+                // Two whole messages received together are both delivered.
                 let heard = ground.mailbox.receive(Some(until));
                 let is_ping = matches!(heard, Some(Input::Heard { message: Message::Ping(said), .. }) if said == nonce);
                 assert!(is_ping, "{heard:?}");

@@ -1,20 +1,20 @@
-//! The queue in front of a worker: what happened, in the order it was heard of.
+//! The queue in front of a worker: inputs in the order they arrived.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Inputs from outside that may wait at once: beyond it whoever hears of more has to wait, so that a
-/// peer that talks too much waits for itself.
+/// Most inputs from outside that may be queued. Beyond it the sending thread waits, so that a peer
+/// that sends too much only delays itself.
 const BOUNDED_INPUTS_MAX: usize = 1024;
 
 /// A queue of inputs for one thread.
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
     state: Mutex<State<T>>,
-    /// There is an input, or the mailbox closes.
+    /// Signalled when there is an input or the mailbox closes.
     filled: Condvar,
-    /// There is room, or the mailbox closes.
+    /// Signalled when there is room or the mailbox closes.
     emptied: Condvar,
 }
 
@@ -22,9 +22,9 @@ pub(super) struct Mailbox<T> {
 struct State<T> {
     inputs: VecDeque<T>,
     is_closed: bool,
-    /// The worker sleeps. Waking nobody is a system call all the same.
+    /// Whether the worker sleeps. Notifying nobody would still cost a system call.
     is_awaited: bool,
-    /// Somebody waits for room.
+    /// Whether a sender waits for room.
     is_crowded: bool,
 }
 
@@ -49,12 +49,13 @@ impl<T> Mailbox<T> {
             .expect("nothing panics while it holds a mailbox")
     }
 
-    /// Puts in what is bounded by its nature: the worker's own doings.
+    /// Queues an input whose number is bounded by its nature, such as one that the worker itself
+    /// causes.
     pub(super) fn send(&self, input: T) {
         self.send_all([input]);
     }
 
-    /// As [`Mailbox::send`]; the worker wakes once for all.
+    /// As [`Mailbox::send`], waking the worker once for all inputs.
     pub(super) fn send_all(&self, inputs: impl IntoIterator<Item = T>) {
         let mut state = self.lock();
         if !state.is_closed {
@@ -63,7 +64,8 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Puts in what a peer causes: waits while there is too much already. Says no once nobody reads.
+    /// Queues inputs caused by a peer, waiting while the mailbox is full. Returns `false` once it
+    /// is closed.
     pub(super) fn send_bounded(&self, inputs: impl IntoIterator<Item = T>) -> bool {
         let mut state = self.lock();
         while state.inputs.len() >= BOUNDED_INPUTS_MAX && !state.is_closed {
@@ -81,7 +83,8 @@ impl<T> Mailbox<T> {
         true
     }
 
-    /// Wakes the worker if it sleeps; the lock is free by then, or it would go back to sleep for it.
+    /// Wakes the worker if it sleeps. The lock is released first, or the worker would wake only to
+    /// wait for it.
     fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
         let is_awaited = std::mem::take(&mut state.is_awaited);
         drop(state);
@@ -90,7 +93,7 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// The next input; waits for one until `until`, or for ever.
+    /// Waits for the next input until `until`; for ever if `None`.
     pub(super) fn receive(&self, until: Option<Instant>) -> Option<T> {
         let mut state = self.lock();
         loop {
@@ -111,7 +114,7 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// The next input if there is one.
+    /// The next input, if one is queued.
     pub(super) fn try_receive(&self) -> Option<T> {
         self.take(&mut self.lock())
     }
@@ -124,7 +127,7 @@ impl<T> Mailbox<T> {
         input
     }
 
-    /// Nobody reads any more.
+    /// Closes the mailbox: queued inputs are dropped, and senders stop waiting.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
@@ -140,7 +143,7 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
-    /// Longest any wait of these tests may take.
+    /// Longest that any wait in these tests may take.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn soon() -> Option<Instant> {

@@ -1,4 +1,4 @@
-//! The migrator's metrics: names and help in one place.
+//! The migrator's metrics, with all names and help texts in one place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use super::shared::Board;
 use crate::api::{GuestState, MigrationView, Phase, Role};
 use crate::config::MetricsOptions;
 
-/// What no honest peer makes a host refuse: guests that are not its own, or no longer, and lies about them.
+/// Refusals that no honest peer causes: claims about guests that are not its own, or no longer, and
+/// lies about them.
 const ALARMING: [Code; 9] = [
     Code::StaleEpoch,
     Code::DoubleOffer,
@@ -30,8 +31,8 @@ const ALARMING: [Code; 9] = [
     Code::Unexpected,
 ];
 
-/// What a lane's bytes are refused for: spoilt on the way, or sent by a peer that lies. How a lane ends that was
-/// cut is neither.
+/// Codes for refused bytes on a lane: corrupted in transit, or sent by a peer that lies. A lane
+/// that was cut ends with other codes.
 const REJECTED: [Code; 8] = [
     Code::Codec,
     Code::Framing,
@@ -43,7 +44,7 @@ const REJECTED: [Code; 8] = [
     Code::Unexpected,
 ];
 
-/// How far back moves of one guest are counted.
+/// The time over which the moves of one guest are counted.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The metrics of one migrator.
@@ -74,7 +75,7 @@ pub(super) struct Metrics {
     rejected: IntCounterVec,
 }
 
-/// What moves come to, counted as they are shown.
+/// Totals over moves, updated as moves are shown.
 #[derive(Debug, Clone)]
 pub(super) struct Moves {
     raw_bytes: IntCounter,
@@ -97,7 +98,7 @@ impl Moves {
         let ended = register(registry, ended)?;
         for role in [Role::Source, Role::Target] {
             for phase in Phase::ALL.into_iter().filter(|phase| phase.is_finished()) {
-                // There from the start, so that the first one is an increase.
+                // Create every series at the start, so that its first event is an increase.
                 ended.with_label_values(&[role.as_str(), phase.as_str()]);
             }
         }
@@ -128,8 +129,8 @@ impl Moves {
         })
     }
 
-    /// A move is shown, and was shown so before: what came since counts. At its target another attempt begins at
-    /// nothing.
+    /// Adds a move's progress since it was last shown. At its target, another attempt starts from
+    /// zero.
     pub(super) fn count(&self, before: Option<&MigrationView>, view: &MigrationView) {
         let since = |of: fn(&MigrationView) -> u64| {
             let known = before.map_or(0, of);
@@ -140,7 +141,7 @@ impl Moves {
             .inc_by(since(|view| view.demand_fetches));
     }
 
-    /// A move, or a target's attempt, has ended.
+    /// Counts the end of a move, or of a target's attempt.
     pub(super) fn count_end(&self, view: &MigrationView) {
         let labels = [view.role.as_str(), view.phase.as_str()];
         self.ended.with_label_values(&labels).inc();
@@ -157,7 +158,7 @@ fn seconds(milliseconds: u64) -> f64 {
     Duration::from_millis(milliseconds).as_secs_f64()
 }
 
-/// What is counted where it happens, by those who know of no metrics.
+/// A counter for code that does not depend on the metrics: it increments `total`.
 #[derive(Debug)]
 struct Counted {
     total: Arc<AtomicU64>,
@@ -178,13 +179,13 @@ impl Counted {
     }
 }
 
-/// Series of each guest: only for those who ask for them, since each guest is a few more in every scrape.
+/// Per-guest series. Optional, because each guest adds a few to every scrape.
 #[derive(Debug)]
 struct Each {
     running: IntGaugeVec,
     memory_bytes: IntGaugeVec,
     beyond: IntGauge,
-    /// Most guests that have series.
+    /// Most guests that get series.
     guests_max: usize,
 }
 
@@ -209,7 +210,8 @@ impl Each {
         })
     }
 
-    /// The guests in the order of their ids, which no move changes: the same ones are shown every time.
+    /// Updates the series of the first `guests_max` guests by id. Moves do not change ids, so the
+    /// same guests are shown every time.
     fn show(&self, board: &Board) {
         self.running.reset();
         self.memory_bytes.reset();
@@ -254,7 +256,7 @@ impl Metrics {
         }
         show_build(&registry)?;
         for code in ALARMING {
-            // There from the start, so that the first one is an increase.
+            // Create every series at the start, so that its first event is an increase.
             rejected.with_label_values(&[code.as_str()]).inc_by(0);
         }
         let journal = HistogramOpts::new(
@@ -377,12 +379,12 @@ impl Metrics {
         self.journal_errors.inc();
     }
 
-    /// Where moves are counted.
+    /// The counters for moves.
     pub(super) fn moves(&self) -> Moves {
         self.moves.clone()
     }
 
-    /// Counts what a lane brought and was refused.
+    /// Counts received lane bytes that were refused.
     pub(super) fn lane_fault(&self, code: Code) {
         if REJECTED.contains(&code) {
             self.chunks_rejected
@@ -391,17 +393,17 @@ impl Metrics {
         }
     }
 
-    /// A guest that runs here waited so long for a page.
+    /// Records how long a guest that runs here waited for a page.
     pub(super) fn page_waited(&self, waited: Duration) {
         self.fault_latency_seconds.observe(waited.as_secs_f64());
     }
 
-    /// A guest ran here so long without all of its memory.
+    /// Adds the time that a guest ran here without all of its memory.
     pub(super) fn exposed(&self, span: Duration) {
         self.exposure_seconds.inc_by(span.as_secs_f64());
     }
 
-    /// Counts what a peer said and was refused, if that is alarming; says whether it is.
+    /// Counts a refused message if its code is alarming, and returns whether it is.
     pub(super) fn rejected(&self, code: Code) -> bool {
         let is_alarming = ALARMING.contains(&code);
         if is_alarming {
@@ -410,7 +412,7 @@ impl Metrics {
         is_alarming
     }
 
-    /// Where messages that are skipped are counted.
+    /// The counter for skipped messages.
     pub(super) fn skipped_messages(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.skipped_messages.total)
     }
@@ -475,7 +477,7 @@ impl Metrics {
     }
 }
 
-/// Most moves of one guest that were done within a day, of those that are still shown.
+/// The most moves of any one guest completed within a day, among the moves still shown.
 fn moves_per_guest_max(board: &Board, now_ms: u64) -> u64 {
     let mut counts = BTreeMap::new();
     for view in board.moves.values() {
@@ -487,7 +489,7 @@ fn moves_per_guest_max(board: &Board, now_ms: u64) -> u64 {
     counts.into_values().max().unwrap_or(0)
 }
 
-/// Bytes of guests in a byte on the link; 0 while nothing goes out.
+/// Guest bytes per byte on the link; 0 while nothing is sent.
 #[allow(clippy::cast_precision_loss, reason = "a ratio of estimates")]
 fn compression_ratio<'a>(moves: impl Iterator<Item = &'a MigrationView>) -> f64 {
     let sent = moves.filter_map(|view| view.wire_bytes.map(|wire| (view.raw_bytes, wire)));
@@ -498,7 +500,7 @@ fn compression_ratio<'a>(moves: impl Iterator<Item = &'a MigrationView>) -> f64 
     }
 }
 
-/// The release, as a label.
+/// Registers the release as a label.
 fn show_build(registry: &Registry) -> Result<(), Fault> {
     let build = IntGaugeVec::new(
         Opts::new("towpath_build_info", "Always 1; the release is a label."),
@@ -509,7 +511,7 @@ fn show_build(registry: &Registry) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A kind or a state as documents write it.
+/// A kind or a state as it is spelt in documents.
 fn word(of: &impl Serialize) -> String {
     let written = serde_json::to_value(of).ok();
     let word = written.as_ref().and_then(serde_json::Value::as_str);
@@ -540,7 +542,7 @@ mod tests {
     use super::*;
     use crate::engine::shared::quarantined;
 
-    /// What is said of a board with so many guests, of which every second one runs and is on the move.
+    /// The metrics text for a board of `guests` guests, every second one running and moving.
     fn text_of(guests: u128, options: MetricsOptions) -> String {
         let metrics = Metrics::new(options).unwrap();
         let mut board = Board::new(metrics.moves());
@@ -651,13 +653,13 @@ mod tests {
         }
         assert_eq!(board.stalled(at(400)).as_secs(), 400);
         assert_eq!(board.stalled(at(430)).as_secs(), 430, "not shown for long");
-        // At its target another attempt begins at nothing.
+        // At its target, another attempt starts from zero.
         board.note_carried(&has_carried(1, 0, Phase::Receiving), at(440));
         assert_eq!(board.stalled(at(440)).as_secs(), 40);
         board.note_carried(&has_carried(2, 400, Phase::Done), at(450));
         assert_eq!(board.stalled(at(450)).as_secs(), 10);
 
-        // What is shown is what is noted, and told.
+        // The metric shows what was noted.
         let told = |board: &Board| {
             let text = metrics.text(board);
             let name = "towpath_migration_stalled_seconds ";
@@ -668,7 +670,7 @@ mod tests {
         let mut board = Board::new(metrics.moves());
         board.note_carried(&has_carried(3, 7, Phase::Copying), long_ago);
         board.show_move(has_carried(3, 7, Phase::Copying));
-        // Since the boot, or nearly.
+        // The time since boot, or nearly.
         assert!(told(&board) + 1 >= now().since(long_ago).as_secs());
         board.show_move(has_carried(3, 8, Phase::Copying));
         assert!(told(&board) < 60);

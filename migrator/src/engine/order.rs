@@ -1,5 +1,5 @@
-//! A move as it was ordered, as a file that outlives the migrator, and as the API shows it before anything is
-//! known of it.
+//! A move as it was ordered: the file that outlives the migrator, and the move's view before its
+//! first progress.
 
 use std::time::Duration;
 
@@ -15,29 +15,29 @@ use super::adopt::BUSY_WAIT;
 use super::ground::{Ground, file_name, unix_ms};
 use crate::api::{ErrorView, MigrationMode, MigrationRequest, MigrationView, Phase, Role};
 
-/// The file that remembers a move, so that a restarted migrator goes on with it.
+/// The file that holds an order, so that a restarted migrator resumes the move.
 const MOVE_FILE: &str = "move.json";
 
-/// Attempts before a move is given up: each fails for another reason than the link, which only pauses
-/// one.
+/// Attempts before a move is given up. Link outages do not use any up: they only pause an attempt.
 pub(super) const ATTEMPT_COUNT_MAX: u32 = 5;
 
-/// Starts in the middle of an attempt before a move is given up: each finds it as it was, and what ends a migrator in
-/// it once, as a bug does or the memory that it takes, mostly ends the next one too, and every other move with it.
+/// Restarts in the middle of an attempt before a move is given up. Each restart finds the same
+/// state, so whatever ended the migrator during the attempt (a bug, or memory use) is likely to end
+/// the next one too, along with every other move of the host.
 pub(super) const START_COUNT_MAX: u32 = 8;
 
-/// How far apart such starts are of which one has nothing to do with the next: a host may be updated many times while a
-/// large guest crosses a thin link.
+/// Restarts further apart than this are unrelated and do not add up: a host may be updated many
+/// times while a large guest crosses a thin link.
 const STARTS_APART: Duration = Duration::from_hours(1);
 
 /// Wait before another attempt of a move.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
-/// The same where its target had something else to do, as to hear that the guest which comes back has arrived
-/// here: a few times that is over the path between them.
+/// Wait before another attempt if the target was busy, for example because it has yet to hear that
+/// a guest now coming back has arrived here. A few round trips between the two are enough.
 const BUSY_TARGET_WAIT: Duration = Duration::from_secs(1);
 
-/// A move as it was ordered, and how far it got: what is on disk of it.
+/// A move as it was ordered, and its progress; stored on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) id: MigrationId,
@@ -46,21 +46,21 @@ pub(super) struct Order {
     pub(super) attempt: AttemptId,
     pub(super) attempts: u32,
     pub(super) started_unix_ms: u64,
-    /// Starts of the migrator in the middle of an attempt, since one last came to its end.
+    /// Restarts of the migrator in the middle of an attempt since an attempt last ended.
     #[serde(default)]
     pub(super) starts: u32,
-    /// When the last of them was.
+    /// When the last of these restarts was.
     #[serde(default)]
     pub(super) last_start_unix_ms: u64,
-    /// What its attempts that are over came to.
+    /// Totals of the attempts that are over.
     #[serde(default)]
     pub(super) spent: Spent,
-    /// Whether the target can have heard of the attempt. Of one of before a restart nobody knows.
+    /// Whether the target can have heard of the attempt. Assumed so after a restart.
     #[serde(skip, default = "can_be")]
     pub(super) may_be_heard: bool,
 }
 
-/// What attempts of a move came to: it is shown of the move, whichever attempt ends it.
+/// Totals over attempts of a move, shown with the move whichever attempt ends it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Spent {
     pub(super) raw_bytes: u64,
@@ -70,7 +70,7 @@ pub(super) struct Spent {
 }
 
 impl Spent {
-    /// The same with another attempt.
+    /// The totals with another attempt added.
     pub(super) const fn with(self, attempt: &Progress) -> Self {
         Self {
             raw_bytes: self.raw_bytes.saturating_add(attempt.raw_bytes),
@@ -88,8 +88,8 @@ const fn can_be() -> bool {
 }
 
 impl Order {
-    /// Whether another attempt may end better: the operator did not end it, and the two sides can
-    /// agree.
+    /// Whether another attempt may end better: the operator did not end the move, and the two sides
+    /// can agree.
     pub(super) const fn is_worth_another(&self, fault: &Fault) -> bool {
         let may_pass = matches!(
             fault.code,
@@ -105,7 +105,7 @@ impl Order {
         may_pass && self.has_attempts_left()
     }
 
-    /// Wait before the attempt that follows this fault.
+    /// Wait before the attempt that follows `fault`.
     pub(super) fn wait_after(ground: &Ground, fault: &Fault) -> Duration {
         match fault.code {
             _ if ground.awaited.is_some() => BUSY_WAIT,
@@ -114,7 +114,7 @@ impl Order {
         }
     }
 
-    /// Notes a start that found the move in the middle of an attempt.
+    /// Notes a restart that found the move in the middle of an attempt.
     pub(super) fn note_start(&mut self, now_unix_ms: u64) {
         let since_ms = now_unix_ms.saturating_sub(self.last_start_unix_ms);
         let is_apart = u128::from(since_ms) > STARTS_APART.as_millis();
@@ -122,7 +122,7 @@ impl Order {
         self.last_start_unix_ms = now_unix_ms;
     }
 
-    /// Why a move that was found in the middle of an attempt is not begun again, if so many have ended there.
+    /// The fault that ends the move if too many migrators have ended in the middle of it.
     pub(super) fn has_ended_starts(&self) -> Option<Fault> {
         (self.starts > START_COUNT_MAX).then(|| {
             let detail = format!(
@@ -138,7 +138,8 @@ impl Order {
         self.attempts < ATTEMPT_COUNT_MAX
     }
 
-    /// Whether another attempt follows: one may end better, or only the guest's process was too slow.
+    /// Whether another attempt follows: one may end better, or the guest's process was only too
+    /// slow.
     pub(super) fn is_tried_again(&self, ground: &Ground, fault: &Fault) -> bool {
         let is_slow = fault.code == Code::Guest && ground.awaited.is_some();
         self.is_worth_another(fault) || (is_slow && self.has_attempts_left())
@@ -170,8 +171,8 @@ impl Order {
         }
     }
 
-    /// The order of a move behind its commit. The record alone says what is left of it to do: a file that is
-    /// gone or spoilt costs it its number and what was asked for.
+    /// The order of a committed move. The record alone says what is left to do; if the file is
+    /// missing or corrupt, only the move's id and its request are lost.
     pub(super) fn of_commit(ground: &Ground, state: &State) -> Result<Self, Fault> {
         let State::Relinquished {
             attempt, target, ..
@@ -208,7 +209,7 @@ impl Order {
         })
     }
 
-    /// The move before anything is known of it but the order.
+    /// The move's view when nothing but the order is known.
     pub(super) fn view(&self, ground: &Ground, phase: Phase) -> MigrationView {
         let sites = (ground.shared.host.site.clone(), self.target.site.clone());
         let guest = self.request.guest.clone();
@@ -229,7 +230,7 @@ impl Order {
         }
     }
 
-    /// The same when it is over before it came to another attempt.
+    /// The view of a move that ended before another attempt began.
     pub(super) fn ended_view(&self, ground: &Ground, fault: &Fault) -> MigrationView {
         let phase = if fault.code == Code::Cancelled {
             Phase::Cancelled

@@ -1,4 +1,4 @@
-//! From orders to the bulk lane: feeds the codec's threads and writes what they pack, in order.
+//! Carries orders to the bulk lane: feeds the codec threads and writes the packed chunks in order.
 //!
 //! ```text
 //!  worker ── push ──► [orders] ──► codec threads ──► writer ──► bulk lane
@@ -6,8 +6,8 @@
 //!     └────────── Packed, before the frame is written ──┘
 //! ```
 //!
-//! Whoever makes room feeds: the worker with an order, the writer with a chunk it takes out. Nobody is
-//! woken only to hand a job on.
+//! Whoever makes room feeds the codec: the worker when it pushes an order, the writer when it takes
+//! a chunk out. No thread is woken only to hand a job on.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -23,13 +23,13 @@ use super::mailbox::Mailbox;
 use crate::codec::{BlockReader, CodecPolicy, EncodedChunk, EncoderPool, Job};
 use crate::lane::LaneWriter;
 
-/// How long the writer waits for a chunk before it looks whether it was told to stop.
+/// How long the writer waits for a chunk before it checks whether it was told to stop.
 const TURN: Duration = Duration::from_millis(20);
 
-/// Chunks taken at once, if so many are ready: a write and a wake-up for all of them.
+/// Most chunks taken together when several are ready, so that they share one write and one wake-up.
 const BATCH_COUNT_MAX: usize = 4;
 
-/// Orders, codec and bulk lane of one move.
+/// The orders, codec threads and bulk lane of one move.
 #[derive(Debug)]
 pub(super) struct Outbox {
     shared: Arc<Shared>,
@@ -48,9 +48,9 @@ struct State {
     orders: VecDeque<Job>,
     lane: Option<(u64, LaneWriter<UnixStream>)>,
     is_writing: bool,
-    /// Somebody sleeps until something moves. Waking nobody is a system call all the same.
+    /// Whether a thread sleeps on `moved`. Notifying nobody would still cost a system call.
     is_awaited: bool,
-    /// Counts cancellations: whoever works for an older one stops.
+    /// Number of cancellations so far. A writer that works for an older turn stops.
     turn: u64,
     is_closed: bool,
 }
@@ -81,7 +81,7 @@ impl Outbox {
         self.shared.pool.stats().buffer_count
     }
 
-    /// Lanes are open: what is packed goes here.
+    /// Sets the bulk lane that packed chunks are written to.
     pub(super) fn attach(&self, link: u64, lane: LaneWriter<UnixStream>) {
         self.shared.lock().lane = Some((link, lane));
         self.shared.moved.notify_all();
@@ -93,8 +93,8 @@ impl Outbox {
         self.shared.feed(&mut state);
     }
 
-    /// Drops everything that was not written. When it returns, every chunk that was packed is in the
-    /// mailbox and nothing more will be. The lane must be closed, so that no write hangs.
+    /// Drops everything that was not written. On return, every chunk that was packed is in the
+    /// mailbox and no more will follow. The lane must be closed first, so that no write hangs.
     pub(super) fn cancel(&self) {
         let mut state = self.shared.lock();
         state.orders.clear();
@@ -105,16 +105,16 @@ impl Outbox {
             state = self.shared.wait(state);
         }
         drop(state);
-        // Its blocks are known to the machine as ordered.
+        // The machine still counts their blocks as ordered.
         drop(self.shared.pool.cancel());
     }
 
-    /// Numbers chunks from here on; nothing may be on its way.
+    /// Sets the next chunk's sequence number. No chunk may be in progress.
     pub(super) fn number_from(&self, sequence: u64) -> Result<(), Fault> {
         self.shared.pool.continue_from(sequence)
     }
 
-    /// What the link carries, for the choice of levels.
+    /// Tells the codec the link's rate, from which it chooses levels.
     pub(super) fn link_carries(&self, link_bytes_per_s: u64) {
         self.shared
             .pool
@@ -184,7 +184,7 @@ impl Shared {
         }
     }
 
-    /// Writes the next chunks, if there are any soon; flushes once nothing follows.
+    /// Writes the next chunks if any come soon. Flushes when none is ready.
     fn write_next(
         &self,
         chunks: &mut [EncodedChunk; BATCH_COUNT_MAX],
@@ -194,7 +194,7 @@ impl Shared {
         while count < BATCH_COUNT_MAX {
             match self.pool.next_chunk(&mut chunks[count], Duration::ZERO) {
                 Ok(true) => count += 1,
-                // A fault comes again at the next call; what came before it is sent first.
+                // The next call reports the fault again; chunks before it are sent first.
                 Err(fault) if count == 0 => return Err(fault),
                 Ok(false) | Err(_) => break,
             }

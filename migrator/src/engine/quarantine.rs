@@ -1,25 +1,27 @@
-//! Guests whose folder here cannot be used: nothing is done with them, and nothing said of them.
+//! Guests whose folder here cannot be used: nothing is done with them, and nothing is said about
+//! them.
 //!
-//! Such a guest may run, and a word that it does not would let its source run it too. So lanes of a guest that
-//! is quarantined are not taken, and while a folder does not even say whose it is, no lanes of any guest that
-//! has no worker: what is remembered of one that has ended may be from before it came into that folder.
+//! Such a guest may be running, and an answer that it is not would let its source run it too. So
+//! lanes of a quarantined guest are refused. While a folder does not even say which guest it holds,
+//! lanes of every guest without a worker are refused: a kept record of an ended guest may be older
+//! than that folder.
 
 use std::collections::BTreeSet;
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{GuestId, Name};
 
-/// What is known of the folders that are left alone.
+/// The quarantined folders and the guests they name.
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {
     guests: BTreeSet<GuestId>,
     folders: BTreeSet<Name>,
-    /// A folder that says nothing: it may be any guest's.
+    /// A folder that names no guest, so it may hold any.
     nameless: Option<Name>,
 }
 
 impl Quarantine {
-    /// Leaves a folder alone; `claims` are the guests that its files speak of.
+    /// Quarantines a folder; `claims` are the guests that its files name.
     pub(super) fn add(&mut self, folder: &Name, claims: &[GuestId]) {
         if claims.is_empty() {
             self.nameless = Some(folder.clone());
@@ -28,12 +30,12 @@ impl Quarantine {
         self.folders.insert(folder.clone());
     }
 
-    /// Whether a folder of this name is left alone.
+    /// Whether the folder of this name is quarantined.
     pub(super) fn has(&self, folder: &Name) -> bool {
         self.folders.contains(folder)
     }
 
-    /// Whether something may be said of a guest that has no worker.
+    /// Checks that this host may answer about a guest that has no worker.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What all workers of a host share: its store, its quota, and what is shown of it.
+//! State that all workers of a host share: its store, its quota, and its view of guests and moves.
 
 #[cfg(test)]
 mod tests;
@@ -27,24 +27,25 @@ use crate::config::Config;
 use crate::guest::GuestCommand;
 use crate::store::Store;
 
-/// Finished moves that are still shown.
+/// Finished moves that stay visible.
 const FINISHED_COUNT_MAX: usize = 256;
 
-/// The environment variable that names a step at which this process kills itself: for tests of what
-/// holds when a daemon dies there.
+/// The environment variable that names a step at which this process kills itself. Tests use it to
+/// check that nothing is lost if a daemon dies there.
 const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 
-/// What is shown of guests and moves.
+/// The guests and moves that the API shows.
 #[derive(Debug)]
 pub(super) struct Board {
     pub(super) guests: BTreeMap<GuestId, GuestView>,
-    /// Those of them that stand and have left nothing here that takes memory.
+    /// Frozen guests that hold no memory on this host.
     without_memory: BTreeSet<GuestId>,
-    /// Folders that nothing is done with: each alone, for several may claim one guest, and it may be well here.
+    /// Quarantined folders. Keyed by folder, because several may claim the same guest, and that
+    /// guest may also be healthy here.
     quarantined: BTreeMap<Name, GuestView>,
     pub(super) moves: BTreeMap<MigrationId, MigrationView>,
     finished: VecDeque<MigrationId>,
-    /// What each move under way had carried when it last carried anything, in bytes of its guest, and when that was.
+    /// Per open move: guest bytes carried so far, and when that number last changed.
     carried: BTreeMap<MigrationId, (u64, Instant)>,
     counted: Moves,
 }
@@ -62,12 +63,12 @@ impl Board {
         }
     }
 
-    /// All guests that are shown, those that are quarantined behind the others.
+    /// All visible guests, quarantined ones last.
     pub(super) fn all_guests(&self) -> impl Iterator<Item = &GuestView> {
         self.guests.values().chain(self.quarantined.values())
     }
 
-    /// Shows a guest, of which something here takes memory or not.
+    /// Shows a guest and whether it holds memory here.
     pub(super) fn show_guest(&mut self, view: GuestView, has_memory: bool) {
         if has_memory {
             self.without_memory.remove(&view.id);
@@ -77,20 +78,21 @@ impl Board {
         self.guests.insert(view.id, view);
     }
 
-    /// Shows a guest no more.
+    /// Stops showing a guest.
     pub(super) fn forget_guest(&mut self, id: GuestId) {
         self.guests.remove(&id);
         self.without_memory.remove(&id);
     }
 
-    /// Whether a guest takes memory here: one that comes has a process, also while that is too busy to be driven, and
-    /// so has one that stands, or its memory is held for its target.
+    /// Whether a guest takes memory here. True for an arriving guest, whose process exists even
+    /// while it is too busy to be driven; for a guest with a process; and for a frozen guest whose
+    /// memory is held for its target.
     fn has_memory(&self, guest: &GuestView) -> bool {
         let is_held = guest.state == GuestState::Frozen && !self.without_memory.contains(&guest.id);
         is_held || guest.state == GuestState::Incoming || guest.process_id.is_some()
     }
 
-    /// Shows at once that a guest is frozen and its target's.
+    /// Shows a guest as frozen and its target's, without waiting for its worker to publish.
     pub(super) fn show_relinquished(&mut self, guest: GuestId) {
         if let Some(view) = self.guests.get_mut(&guest) {
             view.state = GuestState::Frozen;
@@ -98,7 +100,7 @@ impl Board {
         }
     }
 
-    /// Shows a move of before the start. What it came to by then was counted there.
+    /// Shows a move that began before the restart. Its progress up to then is already counted.
     pub(super) fn show_known_move(&mut self, view: MigrationView) {
         self.note_carried(&view, now());
         self.moves.insert(view.id, view);
@@ -109,7 +111,8 @@ impl Board {
         let known = self.moves.get(&view.id);
         let is_undone = matches!(view.phase, Phase::Failed | Phase::Cancelled);
         if let Some(known) = known.filter(|_| is_undone && view.role == Role::Source) {
-            // What was still to go says how far it came; its attempt has let go of it.
+            // Keep the last known blocks left: they say how far the move came, and its attempt no
+            // longer knows them.
             view.blocks_left = known.blocks_left;
             view.blocks_total = known.blocks_total;
         }
@@ -119,7 +122,7 @@ impl Board {
             log_end(&view);
         }
         if !view.phase.is_finished() {
-            // Another attempt of it has come: the oldest of those that ended is one that has.
+            // The move began another attempt, so it no longer counts among the finished ones.
             self.finished.retain(|id| *id != view.id);
         } else if !self.finished.contains(&view.id) {
             self.finished.push_back(view.id);
@@ -132,7 +135,7 @@ impl Board {
         }
     }
 
-    /// Notes whether a move has carried anything since it was last shown.
+    /// Notes the time if a move has carried bytes since it was last shown.
     pub(super) fn note_carried(&mut self, view: &MigrationView, at: Instant) {
         if view.phase.is_finished() {
             self.carried.remove(&view.id);
@@ -144,14 +147,14 @@ impl Board {
         }
     }
 
-    /// The longest time in which a move that is under way has carried nothing.
+    /// The longest time for which any open move has carried nothing.
     pub(super) fn stalled(&self, now: Instant) -> Duration {
         let times = self.carried.values().map(|(_, at)| now.since(*at));
         times.max().unwrap_or_default()
     }
 }
 
-/// A line for whoever reads the log of what moved and what did not, and why.
+/// Logs how a move ended, and why if it failed.
 fn log_end(view: &MigrationView) {
     let (migration, guest, role) = (&view.id, &view.guest, view.role.as_str());
     let (from, to, phase) = (&view.from, &view.to, view.phase.as_str());
@@ -172,28 +175,29 @@ fn log_end(view: &MigrationView) {
     }
 }
 
-/// A worker as others reach it.
+/// How other threads reach a worker.
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
     pub(super) name: Option<Name>,
-    /// Whose lanes or offer the worker was made for, where the guest was not here before; none once it is.
+    /// The peer whose lanes or offer the worker was started for. `None` once the guest is here.
     pub(super) made_for: Option<HostIdentity>,
     pub(super) mailbox: Arc<Mailbox<Input>>,
 }
 
 impl Handle {
-    /// Whether it is there for a peer's lanes alone: no guest was offered on them yet.
+    /// Whether the worker exists only because `peer` opened lanes; no guest has been offered on
+    /// them yet.
     pub(super) fn is_stranger_of(&self, peer: &HostIdentity) -> bool {
         self.name.is_none() && self.made_for.as_ref() == Some(peer)
     }
 
-    /// Whether it is there for a guest that a peer offered, and that has not come yet.
+    /// Whether the worker exists for a guest that `peer` offered and that has not arrived yet.
     fn is_offered_by(&self, peer: &HostIdentity) -> bool {
         self.name.is_some() && self.made_for.as_ref() == Some(peer)
     }
 }
 
-/// What all workers share.
+/// State that all workers share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: Config,
@@ -204,12 +208,13 @@ pub(super) struct Shared {
     pub(super) started_unix_ms: u64,
     board: Mutex<Board>,
     workers: Mutex<BTreeMap<GuestId, Handle>>,
-    /// Who may come or begin here: all of it is decided under this one lock.
+    /// Admission control. All decisions about who may arrive or start here are made under this one
+    /// lock.
     room: Mutex<Admission>,
     quarantine: Mutex<Quarantine>,
-    /// Moves from their request until they are shown.
+    /// Requested moves of this host's guests that are not on the board yet.
     leaving: Mutex<BTreeSet<MigrationId>>,
-    /// Whoever says wrong things without end fills no disk with them.
+    /// Limits audit lines, so that a misbehaving peer cannot fill the disk with them.
     refusals: Lines,
     failpoint: Option<String>,
 }
@@ -246,7 +251,7 @@ impl Shared {
         })
     }
 
-    /// How guests' processes are started.
+    /// The command line that starts a guest's process.
     pub(super) fn guest_command(&self) -> Result<GuestCommand, Fault> {
         let mut words = self.config.guest_command()?.into_iter();
         let program = words
@@ -266,7 +271,7 @@ impl Shared {
         lock(&self.workers)
     }
 
-    /// The worker of a guest by name.
+    /// Finds the worker of a guest by name.
     pub(super) fn worker(&self, name: &Name) -> Result<Handle, Fault> {
         let workers = self.workers();
         let found = workers
@@ -277,7 +282,7 @@ impl Shared {
             .ok_or_else(|| Fault::new(Code::NotFound, format!("no guest {name} on this host")))
     }
 
-    /// Gives a name to a guest, if no other has it.
+    /// Gives a name to a guest, unless another guest has it.
     pub(super) fn claim_name(&self, name: &Name, id: GuestId) -> Result<(), Fault> {
         if lock(&self.quarantine).has(name) {
             let detail = format!("a guest called {name} is quarantined on this host");
@@ -297,11 +302,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether a guest that is not here may be offered: one that does not come has to be remembered.
+    /// Checks that `source` may offer a guest that is not here. Each such guest needs a record that
+    /// outlives the attempt, in case it does not arrive.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if too many of this peer's are, or would have to be. Nothing is remembered because of that.
+    /// `E_BUSY` if this peer has too many of them on offer or on record. No record is made in that
+    /// case.
     pub(super) fn check_share(&self, source: &HostIdentity, guest: GuestId) -> Result<(), Fault> {
         let workers = self.workers();
         let offered = workers
@@ -312,14 +319,14 @@ impl Shared {
         self.store.check_share(guest, source, offered_count)
     }
 
-    /// Counts a guest's worker as there because of this peer's offer, or of none.
+    /// Sets the peer on whose offer a guest's worker depends; `None` if it depends on no offer.
     pub(super) fn made_for(&self, guest: GuestId, source: Option<&HostIdentity>) {
         if let Some(handle) = self.workers().get_mut(&guest) {
             handle.made_for = source.cloned();
         }
     }
 
-    /// The guests that are shown as living here.
+    /// The guests that count as taking memory here.
     fn living(&self) -> Vec<Living> {
         let board = self.board();
         let guests = board.guests.values();
@@ -332,12 +339,12 @@ impl Shared {
             .collect()
     }
 
-    /// Memory of the guests that are shown as living here.
+    /// Memory of those guests, in bytes.
     pub(super) fn memory_used_bytes(&self) -> u64 {
         self.living().iter().map(|guest| guest.memory_bytes).sum()
     }
 
-    /// Finds room for a guest that a peer sends.
+    /// Reserves room for a guest that a peer sends.
     pub(super) fn admit(
         &self,
         source: &HostIdentity,
@@ -350,7 +357,7 @@ impl Shared {
         room.admit(source, guest, attempt, memory_bytes, &living, now())
     }
 
-    /// An attempt of before a restart goes on.
+    /// Reserves room again for an attempt that began before a restart.
     pub(super) fn readmit(
         &self,
         source: &HostIdentity,
@@ -361,8 +368,8 @@ impl Shared {
         lock(&self.room).readmit(source, attempt, memory_bytes, has_data, now());
     }
 
-    /// Finds room for a guest that begins here. It is kept until the guest is shown as living, or does not
-    /// come to live: for as long as what this gives is held.
+    /// Reserves room for a guest that starts here. The room is reserved while the returned value is
+    /// held, which must be until the guest is on the board or has failed to start.
     pub(super) fn begin(self: &Arc<Self>, guest: GuestId, memory: u64) -> Result<Beginning, Fault> {
         let mut room = lock(&self.room);
         let living = self.living();
@@ -373,8 +380,8 @@ impl Shared {
         })
     }
 
-    /// Shows a guest whose folder cannot be trusted; nothing is done with it, and nothing said of those guests
-    /// that its files speak of.
+    /// Shows a guest whose folder cannot be trusted. Nothing is done with the folder, and no answer
+    /// is given about the guests that its files name (`claims`).
     pub(super) fn quarantine(&self, name: &Name, claims: &[GuestId], fault: &Fault) {
         lock(&self.quarantine).add(name, claims);
         let mut board = self.board();
@@ -385,12 +392,12 @@ impl Shared {
             .insert(name.clone(), quarantined(name, id, fault));
     }
 
-    /// Finds a place for another guest that leaves. It is kept until the move is shown, or does not begin: for as
-    /// long as what this gives is held.
+    /// Reserves a place for another outgoing move. It is reserved while the returned value is held,
+    /// which must be until the move is on the board or has failed to begin.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if enough leave already.
+    /// `E_BUSY` if `limits.outgoing` moves are already open.
     pub(super) fn begin_to_leave(self: &Arc<Self>, id: MigrationId) -> Result<Leaving, Fault> {
         let mut beginning = lock(&self.leaving);
         let board = self.board();
@@ -409,13 +416,14 @@ impl Shared {
         Ok(Leaving { shared, id })
     }
 
-    /// Whether something may be said of a guest that has no worker.
+    /// Fails if a guest that has no worker is claimed by a quarantined folder.
     pub(super) fn check_quarantine(&self, id: GuestId) -> Result<(), Fault> {
         lock(&self.quarantine).check(id)
     }
 
-    /// A peer's words were refused. What no honest peer says, of guests that are not its own or no longer, is
-    /// for the audit log and an alert: two hosts claim a guest, or one lies.
+    /// Counts a refused message of a peer. Codes that no honest peer causes (claims about guests
+    /// that are not its own, or no longer) also go to the audit log and raise an alert: either two
+    /// hosts claim the same guest, or one lies.
     pub(super) fn refused(&self, peer: &HostIdentity, fault: &Fault) {
         if self.metrics.rejected(fault.code)
             && let Some(untold) = self.refusals.next()
@@ -424,30 +432,31 @@ impl Shared {
         }
     }
 
-    /// Data came for an attempt: its place is kept.
+    /// Keeps the place of an attempt for which data came.
     pub(super) fn touched(&self, guest: GuestId, attempt: AttemptId) {
         lock(&self.room).touch(guest, attempt, now());
     }
 
-    /// An attempt is over.
+    /// Frees the place of an attempt that is over.
     pub(super) fn released(&self, guest: GuestId, attempt: AttemptId) {
         lock(&self.room).release(guest, attempt);
     }
 
-    /// Dies here if a test wants it: as if by `kill -9`, with nothing written or said any more.
+    /// Kills this process if a test asks for that at this step: as by `kill -9`, so nothing more is
+    /// written or sent.
     pub(super) fn failpoint(&self, side: &str, step: &str) {
         let Some(wanted) = &self.failpoint else {
             return;
         };
         if wanted.split_once(':') == Some((side, step)) {
             let own = rustix::process::getpid();
-            // It does not return; if it could not be sent, the test that wanted it fails.
+            // Does not return. If the signal could not be sent, the test that asked for it fails.
             let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
         }
     }
 }
 
-/// Room for a guest that is about to live here.
+/// Room reserved for a guest that is about to start here.
 #[derive(Debug)]
 pub(super) struct Beginning {
     shared: Arc<Shared>,
@@ -460,7 +469,7 @@ impl Drop for Beginning {
     }
 }
 
-/// A place among the guests that leave.
+/// A reserved place among the outgoing moves.
 #[derive(Debug)]
 pub(super) struct Leaving {
     shared: Arc<Shared>,
@@ -473,7 +482,7 @@ impl Drop for Leaving {
     }
 }
 
-/// Where a guest lives that is known here and lives elsewhere.
+/// Says where a guest lives that is known here but lives on another host.
 pub(super) fn elsewhere(guest: &GuestView) -> Option<String> {
     let name = &guest.name;
     match (guest.state, &guest.moved_to) {
@@ -507,7 +516,7 @@ pub(super) fn quarantined(name: &Name, id: GuestId, fault: &Fault) -> GuestView 
     }
 }
 
-/// A random 128-bit number for an id.
+/// A random 128-bit number for use as an id.
 pub(super) fn random_id() -> Result<u128, Fault> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

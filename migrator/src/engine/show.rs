@@ -1,4 +1,4 @@
-//! What is shown of a guest and its move.
+//! Publishes the state of a guest and its move to the board.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use super::worker::{Role, Worker};
 use crate::api::{self, ErrorView, GuestKind, GuestState, GuestView};
 use crate::guest::GuestProcess;
 
-/// Interval at which a guest that does nothing else is looked at.
+/// Interval at which an otherwise idle guest is checked.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest wait for what a process says of itself: whatever else happens to its guest waits behind it.
+/// Longest wait for a process to describe itself: all other work for its guest waits meanwhile.
 const LOOK_WAIT: Duration = Duration::from_millis(250);
 
-/// Interval at which a process that does not answer is asked again: each question is answered late, and only
-/// so many answers may be.
+/// Interval at which a process that does not answer is asked again. Every question is answered
+/// late, and only so many answers may be outstanding.
 const SILENT_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Shortest interval between two publications of the same standing.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is shown of a guest at once when it changes: nobody must be told that it runs here while it
-/// already runs elsewhere.
+/// The part of a guest's state whose changes are shown at once: nobody may be told that it runs
+/// here while it already runs elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Standing {
     role: &'static str,
@@ -41,14 +41,14 @@ struct Standing {
     migration: Option<MigrationId>,
 }
 
-/// What was shown last, and from what.
+/// What was last shown and what it was based on.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     description: Option<guest_api::Description>,
     described_at: Option<Instant>,
-    /// A process that does not answer, and since when.
+    /// The id of a process that does not answer, and since when.
     silent: Option<(i32, Instant)>,
-    /// How often the process had said something when it was looked at.
+    /// The process's answer count when it was last asked.
     heard_count: u64,
     published: Option<(Instant, Standing)>,
 }
@@ -74,7 +74,7 @@ impl Worker {
         })
     }
 
-    /// The move the guest is part of, also while it waits for another attempt or the next start.
+    /// The move the guest is part of, including one that waits for its next attempt or a restart.
     pub(super) fn migration(&self) -> Option<MigrationId> {
         match &self.role {
             Some(Role::Source(source)) => Some(source.order().id),
@@ -86,7 +86,7 @@ impl Worker {
         }
     }
 
-    /// Shows how the guest stands: at once if that has changed, else now and then.
+    /// Publishes the guest's state: at once if its standing changed, else at intervals.
     pub(super) fn publish(&mut self) {
         let Some(standing) = self.standing().filter(|_| !self.is_done) else {
             return;
@@ -104,7 +104,7 @@ impl Worker {
         }
         self.shown.published = Some((now(), standing));
         if has_changed && standing.role == "idle" {
-            // What was seen of the process in the middle of a move says nothing any more.
+            // The description from the middle of the move is out of date.
             self.shown.described_at = None;
         }
         self.look();
@@ -129,8 +129,8 @@ impl Worker {
         self.room = None;
     }
 
-    /// Asks the guest's process how it stands, now and then. Of one that is too busy to say it is shown what
-    /// it said last.
+    /// Asks the guest's process for its state at intervals. While it is too busy to answer, its
+    /// last answer is shown.
     fn look(&mut self) {
         let interval = match self.silent_for() {
             Some(_) => SILENT_LOOK_INTERVAL,
@@ -152,7 +152,7 @@ impl Worker {
         };
         let process_id = process.process_id();
         let described = process.describe_within(LOOK_WAIT);
-        // What was asked before and answered since: it is slow, and not silent.
+        // It answered an earlier question meanwhile, so it is slow but not silent.
         let has_spoken = process.heard_count() != shown.heard_count;
         shown.heard_count = process.heard_count();
         match described {
@@ -165,7 +165,7 @@ impl Worker {
         }
     }
 
-    /// For how long the guest's process has not answered, if it does not.
+    /// For how long the guest's process has not answered, if it is silent.
     pub(super) fn silent_for(&self) -> Option<Duration> {
         let process = self.ground.process.as_ref()?;
         let (process_id, since) = self.shown.silent?;
@@ -218,7 +218,7 @@ impl Worker {
         })
     }
 
-    /// The guest's console, also that of one which has crashed: what it said last stands there.
+    /// The path of the guest's console, also for a crashed guest, whose last output is there.
     fn console(&self) -> Option<String> {
         let path = GuestProcess::console_in(&self.ground.path().ok()?);
         path.exists().then(|| path.display().to_string())
@@ -243,7 +243,7 @@ impl Worker {
             State::Owned { .. } | State::Offering { .. } | State::Offered { .. } => {
                 match self.shown.description.as_ref().map(|seen| &seen.state) {
                     _ if crash.is_some() => GuestState::Crashed,
-                    // Whatever keeps its process that busy is done to a guest that stands.
+                    // Anything that keeps its process this busy is done while the guest is paused.
                     _ if self.ground.awaited.is_some() => GuestState::Frozen,
                     _ if self.ground.process.is_none() => GuestState::Stopped,
                     Some(ProcessState::Crashed { reason }) => {

@@ -1,5 +1,5 @@
-//! One thread per guest: everything that happens to a guest on this host passes through here, one
-//! thing after the other.
+//! One thread per guest. Everything that happens to a guest on this host passes through its worker,
+//! one event at a time.
 
 mod farewell;
 mod link;
@@ -28,39 +28,42 @@ use super::source_move::{self, SourceMove};
 use super::target_move::{self, TargetMove};
 use crate::api::VerifyView;
 
-/// Chunks taken in before what follows from them is carried out and acknowledged together.
+/// Most inputs taken in before the resulting actions are carried out and acknowledged together.
 const BATCH_COUNT_MAX: usize = 32;
 
-/// How long a process that receives a guest may say nothing: as long as any work on all of its memory may take.
-/// Nothing runs in it, so one that is only slow costs its attempt, and none that lives is left waiting for ever.
+/// How long a process that receives a guest may stay silent: the longest that any operation on all
+/// of its memory may take. No guest runs in it yet, so a process that is merely slow costs one
+/// attempt, and one that hangs is not waited for for ever.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// First wait before a move that could not be taken up is tried again, where nothing of it is lost: mostly there
-/// were no threads, descriptors or memory left. Doubles up to [`RECOVER_DELAY_MAX`].
+/// First wait before recovery of a move is tried again when nothing of the move is lost; usually
+/// threads, descriptors or memory had run out. Doubles up to [`RECOVER_DELAY_MAX`].
 const RECOVER_DELAY: Duration = Duration::from_secs(2);
 
-/// Longest of these waits: by then somebody looks at the host, and finds what is mended at work again soon.
+/// Longest of these waits. By then an operator is likely to look at the host, and the move should
+/// resume soon after the cause is fixed.
 const RECOVER_DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// Wait before what is left of a refused guest is put away: its source's next attempt mostly follows at once.
+/// Wait before the remainder of a refused guest is put away: usually the source's next attempt
+/// follows at once.
 const PUT_AWAY_DELAY: Duration = Duration::from_secs(2);
 
-/// Wait before that is tried again where it failed: mostly the disk is full.
+/// Wait before putting away is tried again after it failed, usually because the disk is full.
 const PUT_AWAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// How long a source has been away before what it has of a guest can be given up: longer than its tunnel or its
-/// migrator takes to be started again, or an upgrade of both.
+/// How long a source must have been away before its missing blocks can be given up: longer than a
+/// restart or an upgrade of its tunnel and its migrator takes.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// The file that remembers which move an arriving guest belongs to.
+/// The file that names the move an arriving guest belongs to.
 const ARRIVAL_FILE: &str = "arrival.json";
 
-/// What a worker is at.
+/// What a worker is currently doing.
 pub(super) enum Role {
     Idle(Ownership),
     Source(Box<SourceMove>),
     Target(Box<TargetMove>),
-    /// Nothing is done with the guest any more before an operator looks.
+    /// An operator has to look at the guest before anything more is done with it.
     Broken(Ownership, Fault),
 }
 
@@ -77,33 +80,34 @@ impl Role {
 /// The thread's state.
 pub(super) struct Worker {
     pub(super) ground: Ground,
-    /// Always there between two inputs.
+    /// `Some` whenever no input is being handled.
     pub(super) role: Option<Role>,
-    /// A move behind its commit that is gone on with only after the next start.
+    /// A committed move that can continue only after a restart.
     pub(super) stuck: Option<source_move::Stuck>,
-    /// A move that waits for another attempt.
+    /// A move that waits for its next attempt, and when that is due.
     pub(super) retry: Option<(Instant, Box<Order>)>,
-    /// When a move of before the start is to be taken up, which could not be yet.
+    /// When recovery of a move from before the restart is tried again.
     pub(super) recover_at: Option<Instant>,
     recover_delay: Duration,
     farewells: farewell::Farewells,
     ending: Option<link::Ending>,
-    /// The move that was written down as the one the guest comes with, or was tried to be.
+    /// The move last written to [`ARRIVAL_FILE`], even if the write failed.
     noted_arrival: Option<MigrationId>,
-    /// Sources that have lanes here beside what the guest is at.
+    /// Sources that have lanes here for something other than this worker's current role.
     visitors: Vec<visitors::Visitor>,
     pub(super) shown: Shown,
-    /// Room for a guest that was booted and is not shown yet.
+    /// Room for a guest that was booted and is not on the board yet.
     pub(super) room: Option<Beginning>,
     pub(super) is_done: bool,
-    /// Who has asked for the guest's end, which has come.
+    /// Who asked for the guest to be stopped. Set once it has stopped; they get their answer when
+    /// the worker ends.
     stopped: Option<Sender<Result<(), Fault>>>,
-    /// When what is left of a guest that was refused is put away.
+    /// When the remainder of a refused guest is put away.
     put_away_at: Option<Instant>,
 }
 
 impl Worker {
-    /// A worker for a guest this host has never seen, or has just made.
+    /// A worker for a guest that has no folder here or was just created.
     pub(super) fn new(ground: Ground, ownership: Ownership) -> Self {
         Self {
             ground,
@@ -124,7 +128,7 @@ impl Worker {
         }
     }
 
-    /// A worker for a guest whose folder was found at the start.
+    /// A worker for a guest whose folder was found at startup.
     pub(super) fn recover(ground: Ground, record: Record) -> Self {
         let host = ground.shared.host.clone();
         let ownership = Ownership::recover(host, record);
@@ -136,13 +140,13 @@ impl Worker {
         worker
     }
 
-    /// Which move an earlier migrator received the guest with.
+    /// The move with which a previous run received the guest.
     fn arrival(&self) -> Option<MigrationId> {
         let folder = self.ground.folder.as_ref()?;
         folder.read_document(&file_name(ARRIVAL_FILE)).ok()?
     }
 
-    /// Works until the guest is forgotten here.
+    /// Handles inputs until the guest is gone from this host.
     pub(super) fn work(mut self) {
         self.publish();
         while !self.is_done {
@@ -152,7 +156,7 @@ impl Worker {
                     self.take_in(input);
                     self.publish();
                     for _ in 0..BATCH_COUNT_MAX {
-                        // Of a guest that was stopped nothing may come to life again.
+                        // A stopped guest must not be brought back by later inputs.
                         let next = (!self.is_done).then(|| self.ground.mailbox.try_receive());
                         let Some(input) = next.flatten() else {
                             break;
@@ -164,7 +168,7 @@ impl Worker {
                         target.carry_out(&mut self.ground);
                     }
                     self.keep_place();
-                    // A peer that never stops talking does not stop the clock.
+                    // Timers must fire even if a peer never stops sending.
                     if self.is_overdue() {
                         self.tick();
                     }
@@ -177,7 +181,8 @@ impl Worker {
             self.publish();
         }
         self.ground.mailbox.close();
-        // While it is registered nobody else shows the guest.
+        // While the worker is registered nobody else shows the guest, so remove it from the board
+        // first.
         self.ground.shared.board().forget_guest(self.ground.id);
         self.ground.shared.workers().remove(&self.ground.id);
         if let Some(reply) = self.stopped {
@@ -193,7 +198,7 @@ impl Worker {
             .fold(look, Instant::min)
     }
 
-    /// When there is something to do although nothing happens.
+    /// When a timer is due.
     fn timer(&self) -> Option<Instant> {
         let role = match &self.role {
             Some(Role::Source(source)) => source.deadline(),
@@ -233,7 +238,7 @@ impl Worker {
         }
     }
 
-    /// An attempt of which anything has come keeps its place among those that arrive, however long it lasts.
+    /// Keeps the place of an arriving attempt for which anything has come, however long it takes.
     fn keep_place(&self) {
         if let Some(Role::Target(target)) = &self.role
             && target.has_data()
@@ -243,7 +248,8 @@ impl Worker {
         }
     }
 
-    /// Whether a guest stands, or may, until this worker does its next.
+    /// Whether the guest is paused, or may be waiting for a block, so that slow housekeeping must
+    /// wait.
     fn is_waited_for(&self) -> bool {
         match &self.role {
             Some(Role::Source(source)) => source.stage() == source::Stage::Switching,
@@ -318,7 +324,7 @@ impl Worker {
         let fault = Fault::new(Code::Guest, format!("guest process {process_id} ended"));
         error!(guest = %self.ground.id, %fault, "guest is gone");
         if let Some(process) = self.ground.process.take() {
-            // Looked at once more, it is reaped: no guest that crashes leaves a process without life behind.
+            // Checking once more reaps it, so that a guest that crashes leaves no zombie.
             let _ = process.is_alive();
         }
         self.ground.crash = Some(fault);
@@ -330,7 +336,8 @@ impl Worker {
             _ => false,
         };
         if is_relinquished {
-            // It is the target's. Its frozen memory is held here too, and its target may still fetch from it.
+            // The guest is its target's. Its frozen memory is held here too, and the target may
+            // still fetch from it.
             return;
         }
         self.ground.memory = None;
@@ -347,7 +354,7 @@ impl Worker {
 
     fn command(&mut self, command: Command) {
         self.end_if_over();
-        // Whoever asked may have gone away; that changes nothing.
+        // A reply is dropped if the asker has gone away.
         match command {
             Command::Migrate(order, reply) => drop(reply.send(self.begin_move(*order))),
             Command::Cancel(id, reply) => drop(reply.send(self.cancel(id))),
@@ -356,11 +363,11 @@ impl Worker {
                     Booting::Ended => self.boot(),
                     Booting::GivenUp => self.give_up_missing(),
                 };
-                // Kept until it is shown that the guest lives: also if whoever asked has gone away.
+                // Held until the guest is on the board, even if the asker has gone away.
                 self.room = booted.is_ok().then_some(room);
                 drop(reply.send(booted));
             }
-            // Once it is gone its name is free: that is said when it is.
+            // Answered when the worker ends: only then is the guest's name free.
             Command::Stop(reply) => match self.stop() {
                 Ok(()) => self.stopped = Some(reply),
                 Err(fault) => drop(reply.send(Err(fault))),
@@ -369,7 +376,7 @@ impl Worker {
         }
     }
 
-    /// Ends a move that waited for another attempt.
+    /// Ends a move that waited for its next attempt.
     fn give_up(&mut self, order: &Order, fault: &Fault) {
         info!(migration = %order.id, %fault, "no further attempt");
         if order.may_be_heard {
@@ -382,7 +389,7 @@ impl Worker {
         self.ground.shared.board().show_move(view);
     }
 
-    /// Why no move of the guest can begin, if one is under way.
+    /// The fault for a request that needs no move under way, if there is one.
     fn other_move(&self) -> Option<Fault> {
         let id = self.migration()?;
         let detail = format!("the guest is part of move {id}");
@@ -432,7 +439,7 @@ impl Worker {
                 Ok(())
             }
             Err(not_begun) => {
-                // It was refused, and must not begin with the next start.
+                // It was refused, so a restart must not begin it again.
                 Order::forget(&self.ground);
                 self.role = Some(Role::Idle(not_begun.ownership));
                 Err(not_begun.fault)
@@ -444,7 +451,8 @@ impl Worker {
         match &mut self.role {
             Some(Role::Source(source)) if source.order().id == id => {
                 if !source.is_committed() {
-                    // First of all: a restart in the middle of this must not begin it anew.
+                    // Done first, so that a restart in the middle of the cancellation does not
+                    // begin the move again.
                     self.farewells.end_order(&self.ground, source.order());
                 }
                 source.handle(&mut self.ground, source::Event::Cancel)
@@ -466,8 +474,8 @@ impl Worker {
         }
     }
 
-    /// Boots a guest that has ended: its memory begins anew. One that was lost on its way stops
-    /// waiting for what is missing, and its source may let go of it.
+    /// Boots a guest that has ended, with fresh memory. A guest with missing blocks that are lost
+    /// stops waiting for them, and its source may release what it holds.
     fn boot(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
         let Some(Role::Idle(ownership) | Role::Broken(ownership, _)) = &self.role else {
@@ -482,13 +490,15 @@ impl Worker {
             return Err(Fault::new(Code::State, detail));
         };
         let epoch = *epoch;
-        // What is left of a guest whose missing blocks are lost stands at one of them for ever.
+        // A guest whose missing blocks are lost stays blocked on one of them, so its process need
+        // not have ended.
         let is_lost = missing_from.is_some()
             && matches!(&self.role, Some(Role::Broken(_, fault)) if fault.code == Code::ImageLost);
         if !is_lost || self.ground.awaited.is_some() {
             self.ground.expect_ended()?;
         }
-        // Nothing calls its memory whole while there is a process that could still run on what is missing.
+        // The record must not call the memory complete while a process could still run on missing
+        // blocks.
         self.ground.end_process()?;
         if let Some(Role::Broken(mut ownership, fault)) =
             self.role.take_if(|role| matches!(role, Role::Broken(..)))
@@ -509,8 +519,8 @@ impl Worker {
         self.ground.process()?.run(epoch).map(drop)
     }
 
-    /// Takes what is missing of a guest for lost, as if its source had said so, and boots it: an operator knows
-    /// that the source does not come back.
+    /// Treats the missing blocks of a guest as lost, as if the source had said so, and boots the
+    /// guest. For an operator who knows that the source will not come back.
     fn give_up_missing(&mut self) -> Result<(), Fault> {
         self.ground.check_journal()?;
         let role = self.role.as_ref();
@@ -556,7 +566,7 @@ impl Worker {
             && let (Some(former), Some(Role::Broken(_, fault))) = (former, &mut self.role)
             && *fault == lost
         {
-            // Nothing was given up, and what is wrong with it is what was.
+            // Nothing was given up, so the former fault still stands.
             *fault = former;
         }
         booted
@@ -597,7 +607,7 @@ impl Worker {
         })
     }
 
-    /// Ends an attempt whose receiving process does not answer any more.
+    /// Ends an attempt whose receiving process no longer answers.
     fn give_up_silent_process(&mut self) {
         let is_silent = self.silent_for().is_some_and(|span| span >= SILENCE_MAX);
         if is_silent
@@ -614,7 +624,7 @@ impl Worker {
         }
     }
 
-    /// Draws the line under an attempt that is over.
+    /// Leaves the source or target role if its move is over.
     pub(super) fn end_if_over(&mut self) {
         match &self.role {
             Some(Role::Source(source)) if source.is_over() => self.end_source(),
@@ -623,14 +633,14 @@ impl Worker {
         }
     }
 
-    /// The same, and the end of a worker that has nothing to work for.
+    /// As [`Self::end_if_over`]; also ends the worker if it has nothing left to do.
     fn settle(&mut self) {
         self.end_if_over();
         match &self.role {
             Some(Role::Idle(ownership)) if self.visitors.is_empty() => {
                 let is_refused = matches!(ownership.record().state, State::Refused { .. });
                 if self.ground.journal.is_none() {
-                    // A guest that never came: nothing is kept of it.
+                    // The guest never came, so nothing of it is kept.
                     self.is_done = true;
                 } else if is_refused {
                     let remainder = ownership.remainder();
@@ -641,7 +651,8 @@ impl Worker {
         }
     }
 
-    /// Puts away what is left of a guest that was refused, once no other attempt follows.
+    /// Puts away the remainder of a refused guest once [`PUT_AWAY_DELAY`] has passed without
+    /// another attempt.
     fn put_away(&mut self, remainder: Result<Option<Record>, Fault>) {
         let due = *self
             .put_away_at
@@ -709,7 +720,7 @@ impl Worker {
         let id = target.setup().migration;
         let setup = target.setup().clone();
         if target.has_received() {
-            // It went on for a while: what is wrong now is not what was.
+            // The move made progress, so the next fault is a new one.
             self.recover_delay = RECOVER_DELAY;
         }
         self.role = Some(match target.end(&mut self.ground) {
@@ -724,10 +735,11 @@ impl Worker {
                 Role::Idle(ownership)
             }
             target_move::Ended::Lost(_, fault) if self.ground.journal.is_none() => {
-                // Not even that it was offered could be written down: nothing is left of it.
+                // Not even the offer could be written down, so nothing of the guest is left here.
                 info!(migration = %id, %fault, "guest did not come");
                 self.ground.close_link();
-                // What may be remembered of it from before is not known to this worker any more.
+                // This worker does not know what the store may still hold about the guest from
+                // earlier.
                 self.is_done = true;
                 Role::Idle(Ownership::vacant(
                     self.ground.shared.host.clone(),
