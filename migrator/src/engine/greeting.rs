@@ -240,7 +240,7 @@ pub(super) fn greet(
         reader,
     };
     route(shared, peer, hello, lane).inspect_err(|fault| {
-        // Not part of the protocol's state, but gives the reason: without it the source would keep
+        // Commits nobody to anything, but gives the reason: without it the source would keep
         // reopening lanes.
         let refused = writer.write_message(&Message::Refused(fault.into()));
         drop(refused.and_then(|()| writer.flush()));

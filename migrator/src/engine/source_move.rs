@@ -1,4 +1,4 @@
-//! Carries out what the source's machine decides.
+//! Carries out the actions that the source's machine decides on.
 
 #[cfg(test)]
 mod tests;
@@ -32,11 +32,11 @@ use crate::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
 use crate::guest::{GuestMemory, GuestProcess};
 use crate::lane::LaneWriter;
 
-/// Interval at which the codec is told what the link carries.
+/// Interval at which the codec is told the link's rate.
 const LINK_SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Guest memory as the codec reads it, or why it cannot: it was lost after the commit, or its process has not handed
-/// it over yet.
+/// Guest memory as the codec reads it, or the reason why it cannot be read: it was lost after the
+/// commit, or its process has not handed it over yet.
 #[derive(Debug)]
 struct MemoryReader(Result<GuestMemory, Fault>);
 
@@ -63,29 +63,29 @@ impl BlockReader for MemoryReader {
     }
 }
 
-/// A move that could not be begun: the ownership goes back to whoever holds the guest.
+/// A move that could not begin. Hands the ownership back.
 #[derive(Debug)]
 pub(super) struct NotBegun {
     pub(super) ownership: Ownership,
     pub(super) fault: Fault,
 }
 
-/// What a finished attempt leaves.
+/// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The guest is gone to the target.
+    /// The guest has moved to the target.
     Moved(Ownership),
-    /// The guest is here, and so is the order if something is left to do for it.
+    /// The guest stays here. `Rest` says what is left to do for the order.
     Stayed(Ownership, Rest),
-    /// Only the next start can help.
+    /// The move can continue only after a restart.
     Stuck(Ownership, Fault),
 }
 
-/// A move behind its commit that is gone on with only after the next start.
+/// A committed move that can continue only after a restart.
 #[derive(Debug)]
 pub(super) struct Stuck {
     view: MigrationView,
-    /// Since when the guest is held.
+    /// Since when the guest is frozen.
     since: Instant,
 }
 
@@ -107,16 +107,17 @@ impl Stuck {
 #[derive(Debug)]
 pub(super) enum Rest {
     Nothing,
-    /// Another attempt, after this time.
+    /// Another attempt, after this wait.
     Again(Box<Order>, Duration),
-    /// Its target has to hear that it is over. Where that was said, the link may have died under the word.
+    /// The target must be told that the move is over. With `is_said` the attempt has already sent
+    /// that, but the link may have died before it arrived.
     Farewell {
         order: Box<Order>,
         is_said: bool,
     },
 }
 
-/// One attempt and what carries it out.
+/// One attempt and the resources that carry it out.
 #[derive(Debug)]
 pub(super) struct SourceMove {
     order: Order,
@@ -127,20 +128,22 @@ pub(super) struct SourceMove {
     urgent_chunk: EncodedChunk,
     urgent_frame: Vec<u8>,
     unread: Unread,
-    /// Number of the lanes asked for last.
+    /// Number of the link requested last.
     link: u64,
-    /// Why there are none, as it was logged last: an outage tries ten times a second.
+    /// Why there are no lanes, as last logged. Kept so that an outage, with ten tries a second, is
+    /// logged once.
     no_lanes: Option<Fault>,
     judge: Judge,
     outcome: Option<Outcome>,
-    /// The commit was said, or may have been by an earlier migrator: the guest is the target's.
+    /// Whether the commit was sent, or may have been by a previous migrator: the guest is the
+    /// target's.
     is_commit_said: bool,
     begun_at: Instant,
-    /// The same as a time of the move, which earlier attempts may have begun.
+    /// When this attempt began, as milliseconds since the move began.
     begun_after_ms: u64,
     sampled_at: Instant,
     sampled_bytes: u64,
-    /// Since when the guest is held, or was when an earlier migrator relinquished it.
+    /// Since when the guest is frozen, or was when a previous migrator relinquished it.
     switched_at: Option<Instant>,
 }
 
@@ -157,8 +160,8 @@ impl SourceMove {
         Self::make(ground, ownership, order, Source::begin)
     }
 
-    /// Takes up an attempt whose guest was already relinquished. Where the frozen guest is gone, its
-    /// target still has to hear of the commit: it may have every block.
+    /// Resumes an attempt whose guest was already relinquished. Even if the frozen guest is gone,
+    /// the target must still be sent the commit: it may have every block.
     pub(super) fn recover(
         ground: &mut Ground,
         ownership: Ownership,
@@ -166,7 +169,8 @@ impl SourceMove {
     ) -> Result<Self, Box<NotBegun>> {
         let mut going = Self::make(ground, ownership, order, Source::recover)?;
         going.is_commit_said = true;
-        // Its process knows since when it stands. Without one, or an answer, it counts from here on.
+        // The guest's process knows since when it is paused. Without a process, or an answer, count
+        // from now.
         let stands = ground.process.as_mut().map(GuestProcess::pause);
         going.switched_at = stands.and_then(Result::ok).or_else(|| Some(now()));
         if ground.process.is_none() && ground.awaited.is_none() {
@@ -279,7 +283,7 @@ impl SourceMove {
         self.machine.is_committed()
     }
 
-    /// Takes in what happened and carries out what follows.
+    /// Takes in an event and carries out the resulting actions.
     pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) -> Result<(), Fault> {
         let before = self.machine.stage();
         let is_said = matches!(event, Event::Heard(..));
@@ -297,7 +301,7 @@ impl SourceMove {
             if after == Stage::Switching {
                 self.switched_at = Some(now());
             }
-            // What a pause or a wait for an answer carried says nothing about the link.
+            // Bytes sent during a pause or a wait for an answer say nothing about the link's rate.
             self.sampled_at = now();
             self.sampled_bytes = self.machine.progress().wire_bytes;
             info!(
@@ -309,11 +313,11 @@ impl SourceMove {
         result
     }
 
-    /// Carries out everything that is due, in order; an action that fails drops the ones behind it.
+    /// Carries out all due actions in order. If one fails, those behind it are dropped.
     pub(super) fn carry_out(&mut self, ground: &mut Ground) {
         while let Some(action) = self.machine.poll() {
             let step = action_name(&action);
-            // Nothing depends on what only cleans up, nor on a guest that runs on when its move is over.
+            // Nothing depends on cleaning up, nor on resuming the guest of a move that is over.
             let is_thaw = matches!(action, Action::Thaw) && self.stage() == Stage::Over;
             let is_needed = !is_thaw && !matches!(action, Action::StopTracking | Action::FreeImage);
             let is_record = matches!(action, Action::Persist(_));
@@ -345,7 +349,8 @@ impl SourceMove {
             Action::Persist(record) => {
                 ground.persist(&record)?;
                 if matches!(record.state, State::Relinquished { .. }) {
-                    // Before the target hears of it: nobody must be told that the guest runs at both.
+                    // Before the target learns of it, so that the guest is never shown as running
+                    // on both hosts.
                     ground.shared.board().show_relinquished(ground.id);
                 }
             }
@@ -378,7 +383,7 @@ impl SourceMove {
             Action::CancelChunks => {
                 ground.close_link();
                 self.outbox.cancel();
-                // What is still missed is asked for anew.
+                // The target asks again for blocks it still misses.
                 self.unread.clear();
             }
             Action::StopTracking => {
@@ -392,8 +397,8 @@ impl SourceMove {
         Ok(())
     }
 
-    /// Stops the guest. One that did not stop in time, and answers that it runs or stands now, is no fault of its
-    /// process: it is thawed.
+    /// Pauses the guest. If it did not pause in time but its process answers that it runs or is
+    /// paused, that is not the process's fault: the guest is thawed.
     fn freeze(&mut self, ground: &mut Ground) -> Result<(), Fault> {
         let process = ground.process()?;
         match process.pause() {
@@ -430,9 +435,9 @@ impl SourceMove {
         })
     }
 
-    /// A lane ended, and the others are of no use without it.
+    /// A lane ended. The other lanes are useless without it.
     pub(super) fn lane_ended(&mut self, ground: &mut Ground, fault: &Fault) {
-        // A target's words are few: none of them counts as more that has arrived.
+        // Targets send little, so nothing they send counts as progress here.
         let event = match self.judge.lane_ended(fault, 0) {
             Some(fault) => Event::Failed(fault),
             None => Event::LinkDown,
@@ -441,7 +446,7 @@ impl SourceMove {
         drop(self.handle(ground, event));
     }
 
-    /// The lanes asked for are open, or are not.
+    /// The requested lanes are open, or could not be opened.
     pub(super) fn opened(
         &mut self,
         ground: &mut Ground,
@@ -465,8 +470,9 @@ impl SourceMove {
                     self.no_lanes = Some(fault.clone());
                 }
                 if is_final {
-                    // The target is revoked, lets us in no more (T10), or has no version in common with us: no
-                    // waiting mends that, and behind the commit it is asked ever less often.
+                    // The target is revoked, refuses us (T10), or shares no version with us.
+                    // Waiting helps with none of these; after the commit the target is retried at
+                    // growing intervals.
                     Event::Failed(fault)
                 } else {
                     Event::LinkDown
@@ -537,7 +543,7 @@ impl SourceMove {
         Ok(())
     }
 
-    /// A block that cannot be read keeps those waiting that touched it, and no other: the lanes stay.
+    /// A block that cannot be read blocks only those who touch it, so the lanes stay open.
     fn hold_back(&mut self, order: &ChunkOrder, fault: Fault) -> Result<(), Fault> {
         if fault.code != Code::Io {
             return Err(fault);
@@ -577,7 +583,7 @@ impl SourceMove {
             Stage::Serving => self.machine.progress().blocks_left > 0,
             _ => false,
         };
-        // Little was sent because there was little to send: that says nothing about the link.
+        // If there was little to send, a small total says nothing about the link.
         if is_sending && sent > 64 * 1024 {
             let per_second = u128::from(sent) * 1_000_000_000 / elapsed.as_nanos().max(1);
             self.outbox
@@ -587,7 +593,7 @@ impl SourceMove {
         self.sampled_bytes = bytes;
     }
 
-    /// The move as it is shown from here on, if it is not over although this host can do no more for it.
+    /// The move's view from here on, if the move is not over but this host cannot continue it.
     pub(super) fn stuck(&self, ground: &Ground) -> Option<Stuck> {
         let is_stuck = self.is_commit_said && matches!(self.outcome, Some(Outcome::Stuck(_)));
         is_stuck.then(|| Stuck {
@@ -607,7 +613,7 @@ impl SourceMove {
         self.outcome.is_some()
     }
 
-    /// Takes a finished attempt apart.
+    /// Consumes a finished attempt.
     pub(super) fn end(mut self, ground: &mut Ground) -> Ended {
         self.order.spent = self.order.spent.with(self.machine.progress());
         self.order.starts = 0;
@@ -630,7 +636,7 @@ impl SourceMove {
                         order: Box::new(self.order),
                     }
                 } else {
-                    // The target has ended it itself, or never heard of it.
+                    // The target has ended the attempt itself, or never heard of it.
                     Order::forget(ground);
                     Rest::Nothing
                 };
@@ -640,7 +646,7 @@ impl SourceMove {
     }
 }
 
-/// Lets a paused guest go on; one that is gone cannot.
+/// Resumes a paused guest. Does nothing if its process is gone.
 pub(super) fn thaw(ground: &mut Ground) -> Result<(), Fault> {
     match &mut ground.process {
         Some(process) if process.is_alive() => process.resume().map(drop),
@@ -648,7 +654,7 @@ pub(super) fn thaw(ground: &mut Ground) -> Result<(), Fault> {
     }
 }
 
-/// Blocks of memory that were ever touched.
+/// The blocks of memory that were ever touched.
 fn allocated(memory: &GuestMemory) -> Result<BlockSet, Fault> {
     let mut set = BlockSet::empty(memory.geometry().block_count());
     let mut from = 0;

@@ -1,4 +1,4 @@
-//! Carries out what the target's machine decides.
+//! Carries out the actions that the target's machine decides on.
 
 mod admit;
 #[cfg(test)]
@@ -31,56 +31,56 @@ use super::source_move::NotBegun;
 use crate::guest::MissingMemory;
 use crate::store::{Position, ReceivedFile};
 
-/// How long the fault thread waits before it looks whether it is still wanted.
+/// How long the fault thread waits before it checks whether it is still needed.
 const FAULT_WAIT: Duration = Duration::from_millis(100);
 
-/// Demand latencies kept for the quantiles.
+/// Most demand latencies kept for the quantiles.
 const LATENCY_COUNT_MAX: usize = 65_536;
 
-/// Without lanes for so long a guest that does not run yet is given up, and its memory is free again.
+/// A guest that does not run yet is given up after this time without lanes, which frees its memory.
 const ABANDONED_AFTER: Duration = Duration::from_secs(600);
 
-/// Chunks acknowledged together: 4 MiB, a small part of any window that is filled faster than
+/// Chunks acknowledged together: 4 MiB, a small part of any window that fills faster than
 /// [`ACKNOWLEDGE_WAIT`] passes.
 const ACKNOWLEDGED_COUNT_MAX: usize = 64;
 
-/// Longest a chunk waits for others to be acknowledged with it: a twentieth of the time that the source
-/// lets chunks be under way beside the round trip.
+/// Longest a chunk waits to be acknowledged with others: a twentieth of the time that the source
+/// allows chunks to be in flight on top of the round trip.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_millis(5);
 
-/// What a finished attempt leaves.
+/// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The guest is here, whole.
+    /// The guest is here and complete.
     Arrived(Ownership),
-    /// The guest did not come.
+    /// The guest did not arrive.
     Refused(Ownership),
-    /// The guest is owned here and its memory is lost.
+    /// The guest is owned here, but its memory is lost.
     Lost(Ownership, Fault),
 }
 
-/// One attempt and what carries it out.
+/// One attempt and the resources that carry it out.
 #[derive(Debug)]
 pub(super) struct TargetMove {
     machine: Target,
-    /// Unpacked chunks the machine has not decided on yet.
+    /// Unpacked chunks on which the machine has not decided yet.
     chunks: BTreeMap<u64, Unpacked>,
     next_token: u64,
     unacknowledged_count: usize,
     acknowledge_at: Option<Instant>,
     received: Option<ReceivedFile>,
-    /// Installed and not yet marked in there: as long as the guest does not run, chunks that follow each
-    /// other are marked together, at the latest when nothing more is to be done, and before what says that
-    /// they are.
+    /// Blocks that are installed but not yet marked in `received`. While the guest does not run,
+    /// consecutive chunks are marked together: at the latest when no action is left, and before any
+    /// action that relies on the marks.
     unmarked: Option<(SpaceId, BlockRun)>,
     missing: Option<Arc<MissingMemory>>,
     lanes: Gathering,
-    /// Readers of chunks, to be started once the geometry is known.
+    /// Readers of chunks, started once the geometry is known.
     chunk_readers: Vec<ReadingEnd>,
     judge: Judge,
     waits: BTreeMap<u64, Instant>,
     latencies_us: Vec<u32>,
-    /// Until when the time is counted in which the guest runs here and misses memory.
+    /// Up to when the exposure time (the guest runs here with memory missing) has been counted.
     exposed_until: Option<Instant>,
     raw_bytes: u64,
     shared: Arc<Shared>,
@@ -91,7 +91,7 @@ pub(super) struct TargetMove {
 }
 
 impl TargetMove {
-    /// Begins an attempt whose lanes are open, and on which something was said.
+    /// Begins an attempt whose lanes are open and whose source has sent something.
     pub(super) fn begin(ground: &Ground, ownership: Ownership, setup: Setup) -> Self {
         Self::with(Target::begin(setup, ownership), ground)
     }
@@ -121,7 +121,7 @@ impl TargetMove {
         }
     }
 
-    /// A guest that runs here and misses so many of its first blocks.
+    /// A guest that runs here and misses its first `missing_count` blocks.
     #[cfg(test)]
     pub(super) fn running(ground: &Ground, ownership: Ownership, missing_count: u64) -> Self {
         tests::running(ground, ownership, missing_count)
@@ -132,7 +132,7 @@ impl TargetMove {
         self.outcome = Some(Outcome::Lost(fault));
     }
 
-    /// Goes on with what an earlier migrator left; the guest's process was already adopted.
+    /// Resumes an attempt of a previous migrator. The guest's process must already be adopted.
     pub(super) fn recover(
         ground: &mut Ground,
         ownership: Ownership,
@@ -198,7 +198,8 @@ impl TargetMove {
         if is_owned && is_armed {
             target.arm(ground)?;
         }
-        // Last: an attempt that does not go on keeps no place, and a guest that lives here needs none.
+        // Done last: an attempt that does not continue keeps no place, and a guest owned here needs
+        // none.
         if !is_owned {
             ground.shared.readmit(
                 &source,
@@ -222,12 +223,12 @@ impl TargetMove {
         self.machine.stage()
     }
 
-    /// Whether anything of the guest has come since this began.
+    /// Whether any chunk has arrived since this value was made.
     pub(super) const fn has_received(&self) -> bool {
         self.machine.progress().chunk_count > 0
     }
 
-    /// Whether anything of the guest is here; what an earlier migrator received counts.
+    /// Whether any block of the guest is here, including those that a previous migrator received.
     pub(super) fn has_data(&self) -> bool {
         self.machine.present_count() > 0
     }
@@ -236,7 +237,7 @@ impl TargetMove {
         self.shared.config.limits.offer_wait.duration()
     }
 
-    /// Whether nothing was offered: it is only a last word that is missing.
+    /// Whether nothing was offered yet, in which case only a final message is outstanding.
     pub(super) const fn is_blank(&self) -> bool {
         self.machine.prepare().is_none()
     }
@@ -248,7 +249,7 @@ impl TargetMove {
             .min()
     }
 
-    /// For how long the source has had no lanes here, if it has none.
+    /// For how long the source has had no lanes here; `None` if it has some.
     pub(super) fn source_away_for(&self, ground: &Ground) -> Option<Duration> {
         ground
             .link
@@ -256,11 +257,12 @@ impl TargetMove {
             .then(|| now().since(self.link_lost_at))
     }
 
-    /// When the source has been silent for too long.
+    /// When the source counts as silent for too long.
     fn patience(&self) -> Option<Instant> {
         match self.machine.stage() {
             Stage::Running | Stage::Over => None,
-            // As admission counts: neither words nor other lanes lengthen the stay of an offer.
+            // The same limit as in admission: neither messages nor new lanes extend an offer's
+            // stay.
             _ if !self.has_data() => Some(self.begun_at + self.offer_wait()),
             _ if !self.machine.is_link_up() => Some(self.link_lost_at + ABANDONED_AFTER),
             _ => None,
@@ -283,7 +285,8 @@ impl TargetMove {
         let Some(lanes) = self.lanes.add(hello.link, lane) else {
             return;
         };
-        // Only now: one that comes late, of lanes that were given up long ago, ends none that are good.
+        // Only now that the set is complete: a late lane of an abandoned set must not end a working
+        // link.
         self.link_down(ground);
         match receive_on(ground.new_link_number(), lanes, &ground.mailbox) {
             Ok((link, chunk_readers)) => self.link_up(ground, link, chunk_readers),
@@ -306,7 +309,7 @@ impl TargetMove {
         }
     }
 
-    /// Starts the readers of chunks once it is known what a chunk may be.
+    /// Starts the chunk readers once the address spaces are known.
     fn read_chunks(&mut self, ground: &Ground) -> Result<(), Fault> {
         let (Some(prepare), Some(link)) = (self.machine.prepare(), &ground.link) else {
             return Ok(());
@@ -323,14 +326,14 @@ impl TargetMove {
         Ok(())
     }
 
-    /// A lane ended, and the others are of no use without it.
+    /// A lane ended. The other lanes are useless without it.
     pub(super) fn lane_ended(&mut self, ground: &mut Ground, fault: &Fault) {
-        // What came before the lane's end counts, and is not undone by it.
+        // Chunks that arrived before the lane ended still count.
         self.carry_out(ground);
         let arrived_count = self.machine.progress().chunk_count;
         if let Some(fault) = self.judge.lane_ended(fault, arrived_count) {
             self.shared.refused(&self.setup().source, &fault);
-            // While there still are lanes to say why.
+            // While there are still lanes on which to say why.
             self.handle(ground, Event::Judged(fault));
         }
         self.link_down(ground);
@@ -343,7 +346,7 @@ impl TargetMove {
         }
     }
 
-    /// Lets go of the lanes, and notes since when there are none; whether there were any.
+    /// Drops the lanes and notes the time. Returns whether there were any.
     fn lose_link(&mut self, ground: &mut Ground) -> bool {
         let had_link = ground.link.take().is_some();
         if had_link {
@@ -352,7 +355,7 @@ impl TargetMove {
         had_link
     }
 
-    /// A message came on a current lane.
+    /// A message arrived on a current lane.
     pub(super) fn heard(&mut self, ground: &mut Ground, lane: Lane, message: Message) {
         if let Message::Prepare(prepare) = &message
             && self.is_blank()
@@ -371,7 +374,7 @@ impl TargetMove {
         }
     }
 
-    /// A chunk came on a current lane.
+    /// A chunk arrived on a current lane.
     pub(super) fn chunk(&mut self, lane: Lane, header: ChunkHeader, unpacked: Unpacked) {
         let token = self.next_token;
         self.next_token += 1;
@@ -387,14 +390,15 @@ impl TargetMove {
         });
     }
 
-    /// A vCPU waits.
+    /// A vCPU waits for a block.
     pub(super) fn fault(&mut self, ground: &mut Ground, block: u64) {
         self.waits.entry(block).or_insert_with(now);
         let space = MEMORY;
         self.handle(ground, Event::Fault { space, block });
     }
 
-    /// Nobody reports touches of missing blocks any more. One that was given up is no loss.
+    /// Page faults on missing blocks are no longer reported. That matters only while the guest
+    /// runs.
     pub(super) fn faults_lost(&mut self, ground: &mut Ground, fault: Fault) {
         if self.stage() == Stage::Running {
             warn!(%fault, "touches of missing blocks are not reported any more");
@@ -402,7 +406,7 @@ impl TargetMove {
         }
     }
 
-    /// Takes in what happened and carries out what follows.
+    /// Takes in an event and carries out the resulting actions.
     pub(super) fn handle(&mut self, ground: &mut Ground, event: Event) {
         self.take_in(event);
         self.carry_out(ground);
@@ -413,7 +417,7 @@ impl TargetMove {
         let before = self.machine.stage();
         let stale_before = self.machine.progress().stale_chunk_count;
         let migration = self.machine.setup().migration;
-        // What fails here is no word of the source's, whatever its code.
+        // Other faults here are not about a message of the source, whatever their code.
         let is_said = matches!(event, Event::Heard(..) | Event::Chunk { .. });
         if let Err(fault) = self.machine.handle(event, now()) {
             warn!(%migration, %fault, "move disturbed");
@@ -434,7 +438,7 @@ impl TargetMove {
         }
     }
 
-    /// Counts the time in which the guest runs here and misses memory.
+    /// Counts the time in which the guest runs here with memory missing.
     fn count_exposure(&mut self) {
         let now = now();
         let is_exposed = self.machine.stage() == Stage::Running;
@@ -444,11 +448,11 @@ impl TargetMove {
         self.exposed_until = is_exposed.then_some(now);
     }
 
-    /// Carries out everything that is due, in order; an action that fails drops the ones behind it.
+    /// Carries out all due actions in order. If one fails, those behind it are dropped.
     pub(super) fn carry_out(&mut self, ground: &mut Ground) {
         while let Some(action) = self.next_action() {
             let step = action_name(&action);
-            // Nothing depends on what only cleans up.
+            // Nothing depends on cleaning up.
             let is_disarm = matches!(action, Action::DisarmMissing);
             let is_needed = !is_disarm && !matches!(action, Action::DiscardImage);
             let is_record = matches!(action, Action::Persist(_));
@@ -459,7 +463,8 @@ impl TargetMove {
                 } else if is_needed {
                     self.take_in(Event::Failed(fault));
                 } else if is_disarm {
-                    // It would wait for ever at a block that was never touched: told again once it answers.
+                    // The guest would wait for ever at a block that was never touched, so disarming
+                    // is repeated once its process answers.
                     ground.not_thawed(fault);
                 }
             }
@@ -527,7 +532,7 @@ impl TargetMove {
             Action::ArmMissing => self.arm(ground)?,
             Action::Run(epoch) => {
                 let at = ground.process()?.run(epoch)?;
-                // It is counted with the guests that live here from now on.
+                // From now on the guest counts as one that lives here, not as an arriving one.
                 ground
                     .shared
                     .released(ground.id, self.machine.setup().attempt);
@@ -581,7 +586,7 @@ impl TargetMove {
         for piece in pieces {
             match &unpacked {
                 Some(unpacked) => memory.write_runs(&[piece.run], part(unpacked, piece)?)?,
-                // A hole reads as zero.
+                // A hole reads as zeros.
                 None => memory.punch(piece.run)?,
             }
         }
@@ -607,7 +612,7 @@ impl TargetMove {
         self.mark(space, pieces)
     }
 
-    /// Notes how long vCPUs waited for what was just installed.
+    /// Records how long vCPUs waited for the blocks just installed.
     fn answered(&mut self, piece: &Piece) {
         if self.waits.is_empty() {
             return;
@@ -646,7 +651,7 @@ impl TargetMove {
             }
         }
         match self.missing {
-            // A guest that runs changes its blocks: they are never to be fetched again.
+            // A running guest changes its blocks, so they must never be fetched again.
             Some(_) => self.write_marks(),
             None => Ok(()),
         }
@@ -674,7 +679,7 @@ impl TargetMove {
         Ok(())
     }
 
-    /// Has touches of missing blocks reported, until nothing is missing.
+    /// Turns on reporting of page faults on missing blocks, until nothing is missing.
     fn arm(&mut self, ground: &mut Ground) -> Result<(), Fault> {
         let missing = Arc::new(ground.process()?.arm_missing()?);
         let watched = Arc::downgrade(&missing);
@@ -705,7 +710,7 @@ impl TargetMove {
         self.outcome.is_some()
     }
 
-    /// Takes a finished attempt apart; the lanes stay, so that last words arrive.
+    /// Consumes a finished attempt. The lanes stay open, so that final messages arrive.
     pub(super) fn end(self, ground: &mut Ground) -> Ended {
         let setup = self.machine.setup();
         ground.shared.released(ground.id, setup.attempt);
@@ -723,8 +728,8 @@ impl TargetMove {
     }
 }
 
-/// Reports touches of missing blocks until nobody waits for them any more, and where that ends too early, that it
-/// does: a guest that touches one then would stand for ever.
+/// Reports page faults on missing blocks until nobody needs them any more. If reporting ends
+/// earlier, reports that instead: a guest that touched a missing block would then wait for ever.
 fn report_faults(
     mut next_fault: impl FnMut() -> Option<Result<Option<u64>, Fault>>,
     mailbox: &Mailbox<Input>,
@@ -741,7 +746,7 @@ fn report_faults(
     }
 }
 
-/// The spaces a guest of this description has.
+/// The address spaces of a guest with this configuration.
 pub(super) fn spaces_of(config: &GuestConfig) -> Vec<SpaceInfo> {
     vec![SpaceInfo {
         id: MEMORY,

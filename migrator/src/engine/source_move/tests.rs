@@ -1,4 +1,4 @@
-//! When a move is tried again, and when it ends.
+//! Tests of when a move is tried again and when it ends.
 
 use tempfile::TempDir;
 use towpath_protocol::identity::Epoch;
@@ -12,7 +12,7 @@ use crate::engine::fake::{Fake, Standing};
 use crate::engine::order::ATTEMPT_COUNT_MAX;
 use crate::engine::tests::{PATIENCE, ground, host, order as ordered};
 
-/// A move that begins, with its folder, its ground, and the guest's process that stands so.
+/// A move that begins, with its folder, its ground, and a fake process in the given standing.
 fn begun(standing: Standing) -> (TempDir, Ground, Fake, SourceMove) {
     let (folder, shared) = host("");
     let mut ground = ground(&shared);
@@ -71,7 +71,7 @@ fn a_guest_that_goes_back_before_its_old_source_knows_that_it_has_come_is_offere
     let Ended::Stayed(_, Rest::Again(_, wait)) = going.end(&mut ground) else {
         panic!("it is not tried again");
     };
-    // Four more times: for longer than what it does takes over any path.
+    // Four more attempts cover more time than the target's other work takes over any path.
     assert!(wait * 4 >= Duration::from_secs(4), "{wait:?}");
 }
 
@@ -142,13 +142,13 @@ fn a_demanded_block_that_cannot_be_read_holds_back_only_itself() {
         assert!(!going.unread.is_empty(), "turn {turn}");
     }
     assert!(going.deadline() >= Some(due));
-    // Whoever looks at the move sees why a guest waits.
+    // The view says why the guest waits.
     let view = going.view(&ground);
     assert_eq!(
         view.error.map(|error| error.code),
         Some(Code::Io.as_str().to_owned())
     );
-    // Who asks on other lanes asks for it anew.
+    // On new lanes the target asks for the block again.
     going.act(&mut ground, Action::CancelChunks).unwrap();
     assert!(going.unread.is_empty() && going.unread.deadline().is_none());
     assert_eq!(going.view(&ground).error, None);

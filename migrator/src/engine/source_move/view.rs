@@ -71,7 +71,7 @@ impl SourceMove {
         }
     }
 
-    /// A fault that ended the attempt, and whose word it is.
+    /// A fault that ended the attempt, attributed to the side that reported it.
     fn said(&self, fault: &Fault) -> ErrorView {
         match self.machine.is_refused() {
             true => ErrorView::said_by(&self.order.target, fault),

@@ -1,4 +1,4 @@
-//! Which offers a target lets send.
+//! Decides which offers a target accepts.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::engine::ground::Ground;
 use crate::engine::lanes::check_trust;
 
 impl TargetMove {
-    /// Looks at an offer before anything is built for it, and before anything changes here: whoever offers a
-    /// guest knows no more of it than its number.
+    /// Checks an offer before anything is built for it and before any state changes: up to here the
+    /// peer has shown no more than that it knows the guest's id.
     pub(super) fn admit(&self, ground: &mut Ground, prepare: &Prepare) -> Result<(), Fault> {
         let shared = Arc::clone(&ground.shared);
         let config = GuestConfig::from_bytes(&prepare.config)?;

@@ -1,4 +1,4 @@
-//! How long a target waits for a source.
+//! Tests of how long a target waits for a source, which lanes it uses and which offers it takes.
 
 use towpath_protocol::guest_api::VCPU_COUNT_MAX;
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
@@ -11,7 +11,7 @@ use crate::engine::shared::Handle;
 use crate::engine::tests::{ground, host, order};
 use crate::engine::worker::tests::greeted;
 
-/// What an earlier migrator left of an attempt of which so many blocks had come.
+/// The state a previous migrator left of an attempt for which `present` blocks had arrived.
 fn recovered(ground: &Ground, present: u64) -> Target {
     let config = ground.config.as_ref().unwrap();
     let (source, attempt) = (order(9).target, AttemptId(9));
@@ -53,7 +53,7 @@ fn recovered(ground: &Ground, present: u64) -> Target {
     Target::recover(setup, law, remains).unwrap()
 }
 
-/// A guest that is on its way here, of which so many blocks have come.
+/// An arriving guest of which `present` blocks are here.
 pub(in crate::engine) fn receiving(ground: &Ground, present: u64) -> TargetMove {
     TargetMove::with(recovered(ground, present), ground)
 }
@@ -109,7 +109,8 @@ fn h10_an_outage_of_minutes_ends_an_offer_without_data_and_no_other() {
             target.lane(&mut ground, &hello, lane);
             theirs
         });
-        // Nor do other lanes lengthen its stay: whoever knows how to open them could hold its place for ever.
+        // New lanes do not extend its stay either, or anyone able to open them could hold its place
+        // for ever.
         target.tick(&mut ground);
         assert_eq!(target.stage() == Stage::Over, present == 0);
         assert_eq!(target.patience(), None);
@@ -117,7 +118,7 @@ fn h10_an_outage_of_minutes_ends_an_offer_without_data_and_no_other() {
     }
 }
 
-/// Opens so many lanes of a number; what is returned keeps them open.
+/// Opens these lanes of a link. The returned sockets keep them open.
 fn open_lanes(
     target: &mut TargetMove,
     ground: &mut Ground,
@@ -144,12 +145,12 @@ fn a_late_lane_of_lanes_that_were_given_up_ends_none_that_are_good() {
     theirs.extend(open_lanes(&mut target, &mut ground, 2, &Lane::ALL));
     let good = ground.link.as_ref().map(|link| link.number);
     assert!(good.is_some());
-    // The last one of those, or one of others.
+    // A late lane: the last of the abandoned set, or one of another set.
     for number in [1, 3] {
         theirs.extend(open_lanes(&mut target, &mut ground, number, &[late]));
         assert_eq!(ground.link.as_ref().map(|link| link.number), good);
     }
-    // Nor does one keep those from coming up that are being opened.
+    // A late lane does not stop a set that is being opened either.
     theirs.extend(open_lanes(&mut target, &mut ground, 4, &others));
     theirs.extend(open_lanes(&mut target, &mut ground, 5, &[late]));
     theirs.extend(open_lanes(&mut target, &mut ground, 4, &[late]));
@@ -191,7 +192,7 @@ fn touches_that_are_not_reported_any_more_are_no_secret() {
     );
 }
 
-/// What an offer of a guest is refused with that is not what it should be.
+/// The code with which an offer changed by `change` is refused, if it is.
 fn offered(
     shared: &Arc<Shared>,
     change: impl FnOnce(&mut GuestConfig, &mut Vec<SpaceInfo>),
@@ -216,7 +217,7 @@ fn offered(
         config: config.to_bytes(),
     };
     let admitted = target.admit(&mut ground, &prepare);
-    // Nothing is changed by what is refused.
+    // A refused offer changes nothing.
     assert_eq!(ground.config.is_some(), admitted.is_ok());
     shared.released(ground.id, AttemptId(9));
     admitted.err().map(|fault| fault.code)
@@ -234,7 +235,7 @@ fn a_peer_that_offers_guests_without_end_is_told_to_wait_before_anything_is_made
         shared.workers().insert(GuestId(1000 + number), handle);
     };
     let (peer, other) = (order(9).target, shared.host.clone());
-    // Those of others, those that were not offered, and those that have come are not counted.
+    // Not counted: offers of other peers, guests not offered yet, and guests that have arrived.
     for number in 0..1024 {
         let (of, name) = match number % 3 {
             0 => (Some(&other), Some("scale")),
@@ -250,7 +251,7 @@ fn a_peer_that_offers_guests_without_end_is_told_to_wait_before_anything_is_made
     });
     assert!(first_too_many.is_some_and(|count| count > 100));
     assert_eq!(offered(&shared, |_, _| {}), Some(Code::Busy));
-    // One that comes makes room.
+    // A guest that arrives makes room.
     shared.made_for(GuestId(1000), None);
     assert_eq!(offered(&shared, |_, _| {}), None);
 }
@@ -261,7 +262,7 @@ fn h05_a_peer_takes_no_move_of_ours_from_view_by_its_number() {
     let mut view = order(9).view(&ground(&shared), Phase::Copying);
     shared.board().show_move(view.clone());
     assert_eq!(offered(&shared, |_, _| {}), Some(Code::Meta));
-    // Nor another peer's; the same one's next attempt is no other.
+    // Nor a move of another peer. The same peer's next attempt is the same move.
     view.role = Role::Target;
     view.guest = "scale".parse().unwrap();
     shared.board().show_move(view.clone());

@@ -1,4 +1,4 @@
-//! A move as its target's API shows it.
+//! A move as its target shows it.
 
 use towpath_protocol::fault::Code;
 use towpath_protocol::target::{Outcome, Stage};
@@ -8,7 +8,7 @@ use crate::api::{ErrorView, LinkState, MigrationView, Phase, Role};
 use crate::engine::ground::{Ground, milliseconds, now, unix_ms};
 
 impl TargetMove {
-    /// The move as the API shows it, once it is known what moves.
+    /// The move as the API shows it; `None` until the source has said what moves.
     pub(in crate::engine) fn view(&self, ground: &Ground) -> Option<MigrationView> {
         let prepare = self.machine.prepare()?;
         let setup = self.machine.setup();
@@ -64,7 +64,7 @@ impl TargetMove {
     }
 }
 
-/// The latency that so many of a hundred were within, rounded up to a millisecond.
+/// The latency within which `percent` of the demands were answered, in milliseconds, rounded up.
 fn quantile_ms(latencies_us: &[u32], percent: usize) -> Option<u64> {
     if latencies_us.is_empty() {
         return None;

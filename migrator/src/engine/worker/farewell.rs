@@ -1,5 +1,5 @@
-//! The last word about a move that its source has ended: whoever has not heard it keeps what it received for a guest
-//! that does not come.
+//! Farewells: telling a target that its source has ended the move. A target that was not told keeps
+//! what it received for a guest that will not come.
 
 #[cfg(test)]
 mod tests;
@@ -22,23 +22,24 @@ use crate::engine::lanes::{OpenLane, join, open_all, spawn};
 use crate::engine::order::Order;
 use crate::lane::Incoming;
 
-/// The file that remembers them. Not the one of the move: that begins anew with the next start.
+/// The file that stores pending farewells. Not the move's own file, because a move found there
+/// begins again after a restart.
 const FAREWELLS_FILE: &str = "farewells.json";
 
-/// Wait before it is said again to a target that could not be reached: it costs one message to the tunnel here, and
-/// the target does nothing for this guest meanwhile.
+/// Wait before another try if the target could not be reached. A try costs one message to the local
+/// tunnel, and the target does nothing for this guest meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// For how long it is said: a target without lanes gives up by itself then.
+/// For how long a farewell is tried; a target without lanes gives up by itself after that time.
 const SAID_FOR: Duration = Duration::from_secs(600);
 
-/// How long the target may take to close the lanes on which it was said.
+/// How long the target may take to close the lanes on which the farewell was sent.
 const CLOSED_WAIT: Duration = Duration::from_secs(10);
 
-/// Targets that are told at a time; the oldest is left to give up by itself.
+/// Most farewells pending. The oldest beyond that is dropped; its target gives up by itself.
 const FAREWELL_COUNT_MAX: usize = 8;
 
-/// An attempt that is over: what is on disk of it.
+/// An attempt that is over, as stored on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Over {
     migration: MigrationId,
@@ -56,7 +57,7 @@ impl Over {
     }
 }
 
-/// One whose target may not have heard that yet.
+/// An ended attempt whose target may not know that yet.
 struct Farewell {
     over: Over,
     until: Instant,
@@ -64,23 +65,23 @@ struct Farewell {
 }
 
 impl Farewell {
-    /// Whether it is being said to this target.
+    /// Whether a farewell is being sent to this target.
     fn is_told(&self, target: &HostIdentity) -> bool {
         self.due == Due::Saying && self.over.target == *target
     }
 }
 
-/// When a farewell is said.
+/// When a farewell is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
     At(Instant),
-    /// It is being said, by a thread that reports what came of it.
+    /// Being sent by a thread, which reports the result.
     Saying,
-    /// Not yet: the attempt still says it itself, or a newer one may say as much.
+    /// Not yet: the attempt may still say it itself, or a newer attempt may make it unnecessary.
     Held,
 }
 
-/// All of a guest's, the oldest first.
+/// All pending farewells of a guest, oldest first.
 #[derive(Default)]
 pub(super) struct Farewells(Vec<Farewell>);
 
@@ -93,7 +94,7 @@ impl Farewells {
         Ok(known.unwrap_or_default())
     }
 
-    /// Writes them down; where that cannot be, a start from here on knows nothing of them.
+    /// Writes the farewells to disk. If that fails, they are lost with the next restart.
     fn save(&self, ground: &Ground) {
         let Some(folder) = &ground.folder else { return };
         let name = file_name(FAREWELLS_FILE);
@@ -108,8 +109,8 @@ impl Farewells {
         }
     }
 
-    /// Writes down that a move is over, while its attempt is still there to say it: a start in between must not
-    /// begin it anew, and tells its target.
+    /// Writes down that a move is over while its attempt can still say so itself. A restart in
+    /// between then tells the target instead of beginning the move again.
     pub(super) fn end_order(&mut self, ground: &Ground, order: &Order) {
         self.note_order(ground, order, Due::Held);
     }
@@ -129,20 +130,20 @@ impl Farewells {
         self.0.push(Farewell { over, until, due });
     }
 
-    /// Those that were held are due.
+    /// Makes held farewells due.
     fn release(&mut self, at: Instant) {
         let held = self.0.iter_mut().filter(|one| one.due == Due::Held);
         held.for_each(|one| one.due = Due::At(at));
     }
 
-    /// Whether one waits until another is said: a target takes the lanes of few attempts at a time, and would close
-    /// those of one while it is said on them.
+    /// Whether `farewell` must wait for another to the same target. A target accepts the lanes of
+    /// few attempts at a time and would close those of one farewell to take those of the next.
     fn waits(&self, farewell: &Farewell) -> bool {
         let target = &farewell.over.target;
         self.0.iter().any(|other| other.is_told(target))
     }
 
-    /// When the next of them has to be said.
+    /// When the next farewell is due.
     fn next_due(&self) -> Option<Instant> {
         let times = self.0.iter().filter_map(|one| match one.due {
             Due::At(at) if !self.waits(one) => Some(at),
@@ -151,7 +152,7 @@ impl Farewells {
         times.min()
     }
 
-    /// Those to say now, which count as being said from here on: one to each target, the newest first.
+    /// Takes the due farewells and marks them as being sent: one per target, newest first.
     fn take_due(&mut self, now: Instant) -> Vec<Over> {
         let mut taken = Vec::new();
         for index in (0..self.0.len()).rev() {
@@ -167,8 +168,9 @@ impl Farewells {
 }
 
 impl Worker {
-    /// Takes up what an earlier migrator did not come to say. An order whose attempt is over by one of them is no
-    /// order: where a newer attempt follows, the order says so first.
+    /// Loads the farewells that a previous migrator did not get to send. An order whose attempt is
+    /// among them is dropped: an order that continues was saved with its newer attempt before the
+    /// farewell was.
     pub(super) fn recover_farewells(&mut self) {
         let all = match Farewells::load(&self.ground) {
             Ok(all) => all,
@@ -187,33 +189,34 @@ impl Worker {
         self.say_farewells();
     }
 
-    /// Tells the target of a move that it is over, until it has heard it: now, or where the attempt itself has said
-    /// so, a little later, for nobody answers that.
+    /// Tells the target that the move is over, until it has heard. Starts now, or a little later if
+    /// the attempt itself has sent it, because that message is not acknowledged.
     pub(super) fn bid_farewell(&mut self, order: &Order, is_said: bool) {
         let due = if is_said { now() + AGAIN_AFTER } else { now() };
         self.farewells.note_order(&self.ground, order, Due::At(due));
         self.say_farewells();
     }
 
-    /// An attempt of a move that goes on is over. Its target mostly lets go of it by itself, as soon as it is offered
-    /// the guest under the newer one; if it never is, it has to be told.
+    /// The former attempt of a move that continues is over. Its target usually drops it when it is
+    /// offered the guest under the newer attempt; if that never happens, it must be told.
     pub(super) fn hold_farewell(&mut self, former: &Order) {
         self.farewells.note(Over::of(former), Due::Held);
         self.farewells.save(&self.ground);
     }
 
-    /// The newer attempt is over as well, and the targets of those before it may not have heard of it.
+    /// The newer attempt is over too, and the targets of earlier attempts may not have heard of it,
+    /// so tell them.
     pub(super) fn say_held_farewells(&mut self) {
         self.farewells.release(now());
         self.say_farewells();
     }
 
-    /// An attempt has said itself that it is over, or was not over after all.
+    /// The attempt itself told its target, or was not over after all.
     pub(super) fn end_farewell(&mut self, attempt: AttemptId) {
         self.end_farewells(|over| over.attempt == attempt);
     }
 
-    /// A target has decided on this attempt: it has let go of all older ones.
+    /// The target has answered this attempt, so it has dropped all older ones.
     pub(super) fn end_older_farewells(&mut self, target: &HostIdentity, attempt: AttemptId) {
         self.end_farewells(|over| over.target == *target && over.attempt != attempt);
     }
@@ -226,12 +229,12 @@ impl Worker {
         }
     }
 
-    /// When the next of them has to be said.
+    /// When the next farewell is due.
     pub(super) fn farewell_due(&self) -> Option<Instant> {
         self.farewells.next_due()
     }
 
-    /// Says those that are due.
+    /// Sends the due farewells.
     pub(super) fn say_farewells(&mut self) {
         for over in self.farewells.take_due(now()) {
             if let Err(fault) = say(&self.ground, &over) {
@@ -240,7 +243,7 @@ impl Worker {
         }
     }
 
-    /// A target has heard it, or has not.
+    /// The target has heard a farewell, or has not.
     pub(super) fn farewell_said(&mut self, attempt: AttemptId, result: Result<(), Fault>) {
         let mut all = self.farewells.0.iter_mut();
         let Some(farewell) = all.find(|one| one.over.attempt == attempt) else {
@@ -259,7 +262,7 @@ impl Worker {
     }
 }
 
-/// Whether the target may be there later.
+/// Whether the target may be reachable later.
 const fn may_pass(fault: &Fault) -> bool {
     matches!(
         fault.code,
@@ -267,7 +270,7 @@ const fn may_pass(fault: &Fault) -> bool {
     )
 }
 
-/// Opens lanes of the attempt, says that it is over, and waits until the target closes them.
+/// Opens lanes of the attempt, sends an `Abort` and waits until the target closes the lanes.
 fn say(ground: &Ground, over: &Over) -> Result<(), Fault> {
     let number = ground.new_link_number();
     let attempt = over.attempt;
@@ -302,7 +305,7 @@ fn say_on(number: u64, lanes: Vec<OpenLane>) -> Result<(), Fault> {
         match control.next_frame_until(deadline)? {
             Incoming::End => return Ok(()),
             Incoming::Frame(frame) => {
-                // Whoever refuses the lanes closes them too, and has not heard what was said on them.
+                // A target that refuses the lanes closes them too, without having read the `Abort`.
                 if let Message::Refused(reason) = frame.message()? {
                     return Err(reason.to_fault(Code::Refused));
                 }

@@ -1,4 +1,4 @@
-//! What reaches a guest's worker over lanes: greetings, messages, and their ends.
+//! Handles what arrives over lanes: greetings, messages, and the end of a lane.
 
 use std::time::Duration;
 
@@ -15,15 +15,16 @@ use crate::engine::ground::{file_name, now};
 use crate::engine::lanes::OpenLane;
 use crate::lane::{LaneWriter, WRITE_WAIT_MAX};
 
-/// Wait for the control lane's last word once another lane has ended: they left together.
+/// Wait for the control lane's last message once another lane has ended: both were sent at the same
+/// time.
 const LAST_WORD_WAIT: Duration = Duration::from_millis(100);
 
-/// Lanes of which one has ended.
+/// A link of which one lane has ended.
 pub(super) struct Ending {
     link: u64,
     lane: Lane,
     fault: Fault,
-    /// When they are given up.
+    /// When the link is given up.
     pub(super) due: Instant,
 }
 
@@ -52,7 +53,8 @@ impl Worker {
         }
     }
 
-    /// Writes down which move a guest comes with, once: behind each of its source's words it is asked for.
+    /// Writes down which move the guest arrives with. Called after every message of the source, but
+    /// writes once.
     pub(super) fn remember_arrival(&mut self) {
         let (Some(Role::Target(target)), Some(folder)) = (&self.role, &self.ground.folder) else {
             return;
@@ -66,8 +68,8 @@ impl Worker {
         }
     }
 
-    /// A lane ended. The lanes are closed together, and the peer's last word on the control lane may
-    /// still be on its way when another one ends.
+    /// A lane ended. All lanes are closed together, so the peer's last message on the control lane
+    /// may still be on its way when another lane ends.
     pub(super) fn lane_lost(&mut self, link: u64, lane: Lane, fault: &Fault) {
         if !self.ground.is_current(link) {
             self.visitor_lost(link, lane);
@@ -90,14 +92,14 @@ impl Worker {
         }
     }
 
-    /// When lanes are given up on which nothing more happens.
+    /// When the next idle or ending link must be closed.
     pub(super) fn lanes_due(&self) -> Option<Instant> {
         let ending = self.ending.as_ref().map(|ending| ending.due);
         let visitors = self.visitors.iter().map(|visitor| visitor.due);
         visitors.chain(ending).min()
     }
 
-    /// Gives lanes up whose control lane has nothing more to say.
+    /// Drops links whose control lane stayed silent for long enough.
     pub(super) fn end_lanes_if_due(&mut self) {
         self.visitors.retain(|visitor| visitor.due > now());
         let ended = self.ending.take_if(|ending| ending.due <= now());
@@ -138,7 +140,8 @@ impl Worker {
         }
         self.end_if_over();
         match self.bars(&setup.source) {
-            // Where the guest is only busy it matters what is said: an offer is refused, a forged answer alarms.
+            // If the guest is only busy, the message decides: an offer is refused, a forged answer
+            // raises an alarm.
             Some(fault) if fault.code != Code::Busy && !self.is_decided(&setup) => {
                 self.ground.shared.refused(&setup.source, &fault);
                 refuse(&lane, &fault);

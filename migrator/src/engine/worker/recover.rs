@@ -1,4 +1,4 @@
-//! What a guest is found at when its worker begins, and what is gone on with.
+//! Recovers a guest when its worker starts: finds its process and resumes its move.
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ use crate::engine::source_move::{NotBegun, SourceMove, thaw};
 use crate::engine::target_move::TargetMove;
 use crate::guest::GuestProcess;
 
-/// How long a move waits that is begun again by so many starts: the first loses no time.
+/// How long a move waits when it begins again after this many restarts. The first loses no time.
 fn wait_at_start(starts: u32) -> Duration {
     match starts.checked_sub(2) {
         Some(doublings) => RECOVER_DELAY
@@ -43,7 +43,7 @@ impl Worker {
         let adopted = self.ground.adopt_process(adopt::wait_for(&state));
         if let Err(fault) = adopted {
             info!(guest = %self.ground.id, %fault, "no process of the guest");
-            // One that says nothing is not dead.
+            // A process that does not answer may still live.
             let is_awaited = self.ground.await_process(&fault);
             if !is_awaited && matches!(state, State::Relinquished { .. }) {
                 self.ground.crash = Some(fault);
@@ -52,7 +52,7 @@ impl Worker {
         self.take_up(ownership)
     }
 
-    /// Goes on with what the record says is under way.
+    /// Resumes what the record says is under way.
     pub(super) fn take_up(&mut self, ownership: Ownership) -> Role {
         match ownership.record().state.clone() {
             State::Relinquished { .. } => self.recover_source(ownership),
@@ -71,7 +71,7 @@ impl Worker {
         }
     }
 
-    /// Takes a committed move up from its record, now that the frozen guest's memory can be had.
+    /// Resumes a committed move from its record, now that the frozen guest's memory is accessible.
     pub(in crate::engine) fn serve_anew(&mut self) {
         if let Some(Role::Source(source)) = self.role.take() {
             info!(guest = %self.ground.id, "the frozen guest's process has answered");
@@ -83,7 +83,7 @@ impl Worker {
         }
     }
 
-    /// Tries once more to take up what could not be.
+    /// Tries again to recover a move that could not be recovered.
     pub(super) fn take_up_again(&mut self) {
         if self.ground.check_journal().is_ok()
             && let Some(Role::Broken(ownership, _)) =
@@ -95,16 +95,16 @@ impl Worker {
         }
     }
 
-    /// When it is tried again what could not be done: ever less often.
+    /// When recovery is tried next; the delay doubles each time.
     fn next_recovery(&mut self) -> Instant {
         let delay = self.recover_delay;
         self.recover_delay = (delay * 2).min(RECOVER_DELAY_MAX);
         now() + delay
     }
 
-    /// A guest that is owned here and could not be gone on with. As long as its process lives and its journal can
-    /// be believed nothing of it is lost by a fault of this host's: it is taken up again as by the next start,
-    /// from what is on disk.
+    /// Handles a guest that is owned here but could not continue. While its process lives and its
+    /// journal can be trusted, a fault of this host loses nothing: the guest is recovered from
+    /// disk, as after a restart.
     pub(super) fn not_gone_on_with(&mut self, ownership: Ownership, fault: Fault) -> Role {
         let process = self.ground.process.as_ref();
         let is_believed = self.ground.check_journal().is_ok();
@@ -114,12 +114,12 @@ impl Worker {
         let journal = self.ground.journal.as_ref().filter(|_| is_believed);
         let durable = journal.and_then(|journal| Record::decode(journal.record()).ok());
         let is_owned = |record: &Record| matches!(record.state, State::Owned { .. });
-        // What was to be written down and is not holds for nobody.
+        // A record that could not be written binds nobody.
         let host = self.ground.shared.host.clone();
         let ownership = durable.map_or(ownership, |record| Ownership::recover(host, record));
         if may_pass && is_owned(ownership.record()) {
             warn!(guest = %self.ground.id, %fault, "the guest is taken up again");
-            // Its source opens new lanes, and asks again for what is missing.
+            // The source opens new lanes, and the missing blocks are requested again.
             self.ground.close_link();
             self.recover_at = Some(self.next_recovery());
             return Role::Broken(ownership, fault);
@@ -129,7 +129,8 @@ impl Worker {
         Role::Broken(ownership, fault)
     }
 
-    /// A move behind its commit that cannot be taken up: for now, or because something of it is lost.
+    /// Handles a committed move that cannot be recovered, either for now or because part of it is
+    /// lost.
     fn not_taken_up(&mut self, not_begun: NotBegun) -> Role {
         let NotBegun { ownership, fault } = not_begun;
         let is_waited_for = self.ground.awaited.is_some();
@@ -157,8 +158,8 @@ impl Worker {
                 Err(fault) => warn!(guest = %self.ground.id, %fault, "the move is forgotten"),
             }
         } else {
-            // A move that ended right before the restart: should the guest come back, it must not
-            // begin anew.
+            // The move ended just before the restart. If the guest comes back, the move must not
+            // begin again.
             Order::forget(&self.ground);
         }
         let is_owned = matches!(ownership.record().state, State::Owned { .. });
@@ -172,8 +173,8 @@ impl Worker {
         Role::Idle(ownership)
     }
 
-    /// A move that an earlier migrator ended in the middle of begins again, ever later: what has ended that may be
-    /// the move.
+    /// Begins a move again that a previous migrator was in the middle of. Each time waits longer,
+    /// because the move may be what ended that migrator.
     fn recover_order(&mut self, mut order: Order) {
         let view = order.view(&self.ground, Phase::Preparing);
         self.ground.shared.board().show_known_move(view);
@@ -185,7 +186,7 @@ impl Worker {
         if let Err(fault) = order.save(&self.ground) {
             warn!(guest = %self.ground.id, %fault, "how often its move was begun is not written down");
         }
-        // Its memory cannot be had before its process answers, if it is waited for.
+        // If the process is still being waited for, its memory is not accessible before it answers.
         let wait = match self.ground.awaited {
             Some(_) => BUSY_WAIT,
             None => wait_at_start(order.starts),
@@ -241,7 +242,7 @@ impl Worker {
         }
     }
 
-    /// Carries out what the law wants while no move is under way.
+    /// Carries out the actions of the ownership law while no move is under way.
     pub(super) fn follow_the_law(&mut self, ownership: &mut Ownership) -> Result<(), Fault> {
         while let Some(action) = ownership.poll() {
             match action {
@@ -254,14 +255,15 @@ impl Worker {
                 }
                 LawAction::DiscardImage => self.ground.end_process()?,
                 LawAction::FreeImage => self.ground.free_image()?,
-                // There are no lanes; the peer asks again.
+                // There are no lanes; the peer will ask again.
                 LawAction::Say { .. } | LawAction::Swap { .. } | LawAction::ReadRegister => {}
             }
         }
         Ok(())
     }
 
-    /// Takes a guest over that outlived the daemon; one that is gone stays down until it is booted.
+    /// Takes over a guest that outlived the previous migrator. A guest whose process is gone stays
+    /// down until it is booted.
     pub(in crate::engine) fn run(&mut self, epoch: Epoch) {
         if self.ground.awaited.is_some() {
             return;
@@ -269,7 +271,7 @@ impl Worker {
         let take_over = |process: &mut GuestProcess| {
             let seen = process.describe()?;
             if seen.is_armed {
-                // Its journal says that nothing is missing: nobody would answer a fault.
+                // The journal says that nothing is missing, so nobody would answer a fault.
                 process.disarm_missing()?;
             }
             match seen.state {

@@ -1,4 +1,4 @@
-//! What a guest's worker goes on with, whoever else wants something of it.
+//! Tests that a guest's worker keeps working whatever else is asked of it.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::engine::shared::Shared;
 use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::lane::LaneReader;
 
-/// A lane of a peer that says nothing on it.
+/// A greeted lane whose peer sends nothing.
 pub(in crate::engine) fn greeted(ground: &Ground, lane: Lane) -> (Hello, OpenLane, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let hello = Hello {
@@ -35,7 +35,7 @@ pub(in crate::engine) fn greeted(ground: &Ground, lane: Lane) -> (Hello, OpenLan
     (hello, open, theirs)
 }
 
-/// All four lanes of one, and the peer's ends of them.
+/// All four lanes of a link, greeted, and the peer's ends.
 pub(in crate::engine) fn all_greeted(ground: &Ground) -> (Vec<OpenLane>, Vec<UnixStream>) {
     let all = Lane::ALL.map(|lane| greeted(ground, lane));
     all.into_iter()
@@ -43,7 +43,7 @@ pub(in crate::engine) fn all_greeted(ground: &Ground) -> (Vec<OpenLane>, Vec<Uni
         .unzip()
 }
 
-/// A worker of a guest that is this host's.
+/// The worker of a guest that this host owns.
 pub(in crate::engine) fn owning(shared: &Arc<Shared>) -> Worker {
     let mut ground = ground(shared);
     let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
@@ -61,13 +61,13 @@ fn lanes_without_an_offer_keep_a_guest_from_nothing() {
         worker.take_in(Input::Lane { from, hello, lane });
         theirs
     });
-    // What its process is told when that is found again is told to an idle guest's.
+    // When its process is found again, the worker treats the guest as idle.
     assert!(matches!(worker.role, Some(Role::Idle(_))));
     worker.retry = Some((now(), Box::new(order(1))));
     worker.tick();
     let board = shared.board();
     let error = board.moves[&MigrationId(1)].error.as_ref().unwrap();
-    // It came as far as to look for the guest's memory, which no test has.
+    // The move got as far as looking for the guest's memory, which tests do not have.
     assert_eq!(error.code, Code::Guest.as_str(), "{error:?}");
 }
 
@@ -83,7 +83,7 @@ fn who_moves_a_guest_that_moves_hears_how_to_follow_that() {
     assert!(remedy.contains(&watch), "{remedy}");
 }
 
-/// Works as the worker does until something holds.
+/// Runs the worker's loop until `holds` is true.
 pub(super) fn work_until(worker: &mut Worker, holds: impl Fn(&Worker) -> bool) {
     let begun = now();
     while !holds(worker) {

@@ -1,5 +1,6 @@
-//! Sources that have opened lanes and said nothing yet, or ask again about an attempt that is over: they stand
-//! beside what the guest is at, and change nothing of it before they offer a guest that may come.
+//! Visitors: sources that have opened lanes but not sent anything yet, or that ask again about an
+//! attempt that is over. They stand beside the worker's current role and change nothing until they
+//! offer a guest that may come.
 
 use std::time::Duration;
 
@@ -18,22 +19,23 @@ use crate::engine::target_move::TargetMove;
 #[cfg(test)]
 mod tests;
 
-/// Lanes on which nothing is begun are closed after this time: between a greeting and a word lie a few round
-/// trips.
+/// Lanes on which nothing begins are closed after this time; the first message follows the greeting
+/// within a few round trips.
 const VISIT_WAIT: Duration = Duration::from_secs(10);
 
-/// How long a lane may take a word that nobody reads: an answer fits into an empty one at once, and nothing else is
-/// said on it.
+/// How long a write to a visitor may block. An answer fits into an empty socket buffer at once, and
+/// nothing else is sent to visitors.
 const VISIT_WRITE_WAIT: Duration = Duration::from_millis(5);
 
-/// Attempts of one source whose lanes stand at once: its open one's, and those of an older one that come late.
+/// Most attempts of one source that visit at once: its open one, and an older one whose lanes
+/// arrive late.
 const VISITS_PER_SOURCE_MAX: usize = 2;
 
-/// The same of all sources: each has four sockets and two threads. The oldest has to go, so that no stranger
-/// keeps a source out whose guest stands.
+/// Most visitors in all. Each has four sockets and two threads. The oldest is dropped for a new
+/// one, so that no stranger can keep out a source whose guest is paused.
 const VISIT_COUNT_MAX: usize = 8;
 
-/// An attempt that has lanes here and is not what the guest is at.
+/// An attempt that has lanes here but is not the worker's current role.
 pub(super) struct Visitor {
     setup: Setup,
     lanes: Gathering,
@@ -57,8 +59,8 @@ impl Visitor {
         self.link.as_ref().is_some_and(|link| link.number == number)
     }
 
-    /// Says something; whether it was heard. One that does not read what it asked for is seen off: the worker has
-    /// others to think of than whoever knows how to open lanes, and its log too.
+    /// Sends a message and returns whether it was taken. A visitor that does not read its answer is
+    /// dropped: the worker and its log must not be held up by anyone able to open lanes.
     fn hears(&mut self, message: &Message) -> bool {
         let Some(link) = &mut self.link else {
             return false;
@@ -70,7 +72,7 @@ impl Visitor {
 }
 
 impl Worker {
-    /// A lane of an attempt that is not what the guest is at.
+    /// A lane of an attempt that is not the worker's current role.
     pub(super) fn visit(&mut self, setup: Setup, number: u64, lane: OpenLane) {
         let is_same = |visitor: &Visitor| {
             visitor.setup.attempt == setup.attempt && visitor.setup.source == setup.source
@@ -111,7 +113,8 @@ impl Worker {
         }
     }
 
-    /// The lanes of an attempt that is over stay for a while: its source may have missed the last word.
+    /// Keeps the lanes of an ended attempt for a while, because its source may have missed the last
+    /// message.
     pub(super) fn see_off(&mut self, setup: Setup) {
         if let Some(link) = self.ground.link.take() {
             self.make_room_for(&setup.source);
@@ -119,7 +122,7 @@ impl Worker {
         }
     }
 
-    /// A lane ended that is not one of the guest's move.
+    /// A lane ended that is not part of the guest's move.
     pub(super) fn visitor_lost(&mut self, link: u64, lane: Lane) {
         if lane != Lane::Control {
             return;
@@ -128,12 +131,12 @@ impl Worker {
             if visitor.has_link(link) {
                 visitor.link = None;
             }
-            // Its source may be opening others already.
+            // The source may already be opening new lanes.
             visitor.link.is_some() || !visitor.lanes.is_empty()
         });
     }
 
-    /// A message came on a lane that is not one of the guest's move.
+    /// A message arrived on a lane that is not part of the guest's move.
     pub(super) fn visitor_heard(&mut self, link: u64, lane: Lane, message: Message) {
         self.end_if_over();
         let known = self.visitors.iter().position(|it| it.has_link(link));
@@ -144,7 +147,7 @@ impl Worker {
                     self.visitors.remove(index);
                 }
             }
-            // It is told that this is heard by the end of its lanes.
+            // Closing its lanes tells the source that the `Abort` arrived.
             Message::Abort(_) => drop(self.visitors.remove(index)),
             Message::Prepare(_) | Message::Commit(..) => {
                 let mut visitor = self.visitors.remove(index);
@@ -168,9 +171,10 @@ impl Worker {
         }
     }
 
-    /// An answer came on lanes that its host has opened (H05). Answers count on those that were opened to the target
-    /// of their attempt, and one that comes late on lanes of an older attempt of ours is dropped with them: so no
-    /// honest host is heard here, whatever was lost, doubled or said again. Nothing changes of the guest.
+    /// Handles an answer that came on lanes which its sender opened (H05). Valid answers arrive on
+    /// lanes that we opened to the target of their attempt, and a late one for an older attempt of
+    /// ours is dropped with those lanes. So no honest host gets here, whatever was lost, duplicated
+    /// or repeated. The guest's state does not change.
     fn forged(&self, mut visitor: Visitor, word: &str) {
         let Setup {
             source, attempt, ..
@@ -188,13 +192,13 @@ impl Worker {
         visitor.hears(&Message::Refused((&fault).into()));
     }
 
-    /// What is said to a source about an attempt that was decided, whatever the guest is at since.
+    /// The answer to a source about an attempt that was decided, whatever the guest has done since.
     fn answers(&self, setup: &Setup, message: &Message) -> Option<Vec<Message>> {
         self.ground.check_journal().ok()?;
         target::answer(setup, self.role.as_ref()?.ownership(), message)
     }
 
-    /// Whether a record here says what became of an attempt.
+    /// Whether a record here says how an attempt ended.
     pub(super) fn is_decided(&self, setup: &Setup) -> bool {
         let role = self.role.as_ref();
         role.is_some_and(|role| {
@@ -203,7 +207,7 @@ impl Worker {
         })
     }
 
-    /// Why no attempt of this source but what the guest is at can be heard now, if it cannot.
+    /// Why this source's other attempts cannot be heard now, if they cannot.
     pub(super) fn bars(&self, source: &HostIdentity) -> Option<Fault> {
         match &self.role {
             Some(Role::Idle(_)) => None,
@@ -220,7 +224,7 @@ impl Worker {
         }
     }
 
-    /// Ends the open attempt of a source that offers the guest under a newer one.
+    /// Ends a source's open attempt because it offers the guest under a newer one.
     fn make_way(&mut self, setup: &Setup, message: &Message) -> Result<(), Fault> {
         if let Some(fault) = self.bars(&setup.source) {
             return Err(fault);
@@ -240,7 +244,7 @@ impl Worker {
         self.bars(&setup.source).map_or(Ok(()), Err)
     }
 
-    /// Gives a source the place of what the guest is at, which is nothing.
+    /// Turns a visitor into the worker's role. The worker must be idle.
     fn receive_from(&mut self, visitor: Visitor, lane: Lane, message: Message) {
         let Some(link) = visitor.link else { return };
         let Some(Role::Idle(ownership)) = self.role.take_if(|role| matches!(role, Role::Idle(_)))
@@ -259,7 +263,7 @@ impl Worker {
     }
 }
 
-/// The name of a word that only the target of an attempt says, about whose the guest is.
+/// The name of a message that only the target of an attempt sends, about who has the guest.
 const fn answer_in(message: &Message) -> Option<&'static str> {
     match message {
         Message::Prepared(_) => Some("Prepared"),
