@@ -1,7 +1,7 @@
 //! The migrator's HTTP API on its Unix socket: guests and moves as JSON.
 //!
-//! The API knows nothing of how a guest moves: it parses requests into types, asks a [`Host`], and
-//! shows what that says. Its document is made from these very types and is checked in as
+//! The API does not know how a guest moves. It parses requests into types, asks a [`Host`] and
+//! shows the answer. Its OpenAPI document is generated from these types and checked in as
 //! `docs/migrator-openapi.json`.
 
 mod routes;
@@ -18,14 +18,15 @@ use towpath_protocol::identity::{MigrationId, Name};
 
 pub use view::*;
 
-/// What the API shows and commands: one host's guests and moves.
+/// The guests and moves of one host, as the API shows and commands them.
 ///
-/// Every method may block (on a journal, on a guest process); the API calls them on threads that may.
+/// Every method may block (on a journal, on a guest process), so the API calls them on threads that
+/// may block.
 pub trait Host: Send + Sync + 'static {
-    /// The host itself.
+    /// The state of the host.
     fn status(&self) -> HostView;
 
-    /// Every guest this host knows of, those that have left included, by name.
+    /// Every guest this host knows of, including those that have left, by name.
     fn guests(&self) -> Vec<GuestView>;
 
     /// One guest.
@@ -35,29 +36,29 @@ pub trait Host: Send + Sync + 'static {
     /// `E_NOT_FOUND`.
     fn guest(&self, name: &Name) -> Result<GuestView, Fault>;
 
-    /// Makes a guest, owned by this host, and runs it.
+    /// Creates a guest, owned by this host, and runs it.
     ///
     /// # Errors
     ///
-    /// `E_GUEST_EXISTS`, `E_QUOTA`, `E_KVM`, or what else keeps it from running.
+    /// `E_GUEST_EXISTS`, `E_QUOTA`, `E_KVM`, or the fault that keeps the guest from running.
     fn start_guest(&self, request: GuestRequest) -> Result<GuestView, Fault>;
 
-    /// Boots an owned guest that stopped or crashed, from nothing.
+    /// Boots an owned guest that stopped or crashed, with fresh memory.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND`, or `E_STATE` if it runs or is not ours.
+    /// `E_NOT_FOUND`, or `E_STATE` if it runs or is not owned here.
     fn boot_guest(&self, name: &Name) -> Result<GuestView, Fault>;
 
-    /// Boots a guest that runs here and misses blocks which its source, by all accounts, will never send: what
-    /// has not come is lost.
+    /// Boots a guest that runs here and misses blocks that its source, as far as the operator
+    /// knows, will never send. The missing blocks are lost.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND`, or `E_STATE` if nothing of it is missing, or its source is connected.
+    /// `E_NOT_FOUND`, or `E_STATE` if no block is missing or the source is connected.
     fn give_up_missing(&self, name: &Name) -> Result<GuestView, Fault>;
 
-    /// Ends a guest and forgets it.
+    /// Stops a guest and removes it.
     ///
     /// # Errors
     ///
@@ -71,14 +72,15 @@ pub trait Host: Send + Sync + 'static {
     /// `E_NOT_FOUND`, or `E_STATE` if it does not run here.
     fn verify_guest(&self, name: &Name) -> Result<VerifyView, Fault>;
 
-    /// Begins to move a guest.
+    /// Begins a move.
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND`, `E_STATE`, `E_BUSY`, or what a first look at the target refuses.
+    /// `E_NOT_FOUND`, `E_STATE`, `E_BUSY`, or the fault with which a first check of the target
+    /// fails.
     fn migrate(&self, request: MigrationRequest) -> Result<MigrationView, Fault>;
 
-    /// Ends a move, if it has not been committed yet.
+    /// Ends a move that is not committed yet.
     ///
     /// # Errors
     ///
@@ -99,7 +101,8 @@ pub trait Host: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// The routes of the API for `host`, at one socket: who follows moves there takes places of that socket.
+/// Builds the API's routes for one socket. Each socket has its own limit on clients that follow
+/// moves.
 pub fn router(host: Arc<dyn Host>) -> Router {
     Router::new()
         .route("/v1/status", get(routes::status))
@@ -126,7 +129,8 @@ pub fn router(host: Arc<dyn Host>) -> Router {
         .with_state(host)
 }
 
-/// Made where it is held against the one that is served: to make it takes more code than all that the daemon's own routes do.
+/// Built only in the test that compares it with the served document: building it takes more code
+/// than all of the daemon's routes.
 #[cfg(test)]
 #[derive(utoipa::OpenApi)]
 #[openapi(

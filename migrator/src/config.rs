@@ -12,38 +12,39 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_protocol::size::Size;
 
-/// Where a packaged migrator keeps what must survive a restart.
+/// The packaged migrator's folder for state that survives a restart.
 pub const STATE_DIR_DEFAULT: &str = "/var/lib/towpath/migrator";
 
-/// Where a packaged migrator's sockets are.
+/// The packaged migrator's folder for sockets.
 pub const RUN_DIR_DEFAULT: &str = "/run/towpath";
 
-/// Shortest wait for the first data of an offer: a few round trips, and a guest whose pages are being looked for.
+/// Shortest `offer_wait`: a few round trips, and time for the source to look for the guest's pages.
 const OFFER_WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// Longest: by then a guest that does not run yet is given up in any case.
+/// Longest `offer_wait`: after this time a guest that does not run yet is given up in any case.
 const OFFER_WAIT_MAX: Duration = Duration::from_mins(10);
 
-/// Where the system has the file of the program that runs, also once another one has its path.
+/// The running program's file, which stays reachable here even if its path now names another file.
 const RUNNING_PROGRAM: &str = "/proc/self/exe";
 
-/// Most guests of a host: each has a process, a worker thread, a journal file and a folder.
+/// Most guests of a host. Each has a process, a worker thread, a journal file and a folder.
 const GUESTS_MAX: u32 = crate::store::GUEST_COUNT_MAX;
 
-/// Least memory of all guests: with less there is none.
+/// Smallest memory quota: with less, no guest fits.
 const MEMORY_MIN: Size = Size::from_bytes(1 << 20);
 
-/// Most: 1 PiB, more than any host has, so that what is above it is a slip of the unit.
+/// Largest memory quota: 1 PiB is more than any host has, so a larger value is a mistake in the
+/// unit.
 const MEMORY_MAX: Size = Size::from_bytes(1 << 50);
 
-/// Most moves at once, out to all or in from one peer: so many would share one link in pieces of no use, and each has
-/// threads of its own.
+/// Most moves at once, outgoing to all peers or incoming from one. More would divide one link into
+/// useless shares, and each move has its own threads.
 pub(crate) const MOVES_MAX: u32 = 64;
 
-/// Most threads that pack for one move: more than fill any link.
+/// Most packing threads per move: more than any link needs.
 const CODEC_THREADS_MAX: u32 = 64;
 
-/// Most guests with series of their own: a scraper's memory is not this host's to fill.
+/// Most guests with their own metrics series, to protect the scraper's memory.
 const METRICS_GUESTS_MAX: u32 = 1000;
 
 /// The configuration of one host's migrator.
@@ -52,45 +53,46 @@ const METRICS_GUESTS_MAX: u32 = 1000;
 pub struct Config {
     /// The authority's domain, as in this host's certificate.
     pub trust_domain: Name,
-    /// The site this host stands at.
+    /// The site this host is at.
     pub site: Name,
     /// This host's name within the site.
     pub host: Name,
-    /// What must survive a restart: journals, consoles, received blocks' lists.
+    /// The folder for state that survives a restart: journals, consoles, lists of received blocks.
     #[serde(default = "state_dir_default")]
     pub state_dir: PathBuf,
-    /// The folder of the sockets that are not named one by one.
+    /// The folder of all sockets whose paths are not set below.
     #[serde(default = "run_dir_default")]
     pub run_dir: PathBuf,
     /// The operators' socket; `<run_dir>/migrator.sock` if absent.
     pub socket: Option<PathBuf>,
     /// The tunnel's socket for new streams; `<run_dir>/tunnel.sock` if absent.
     pub tunnel_socket: Option<PathBuf>,
-    /// Where the tunnel hands incoming streams to; `<run_dir>/migrator-service.sock` if absent.
+    /// The socket to which the tunnel hands incoming streams; `<run_dir>/migrator-service.sock` if
+    /// absent.
     pub service_socket: Option<PathBuf>,
     /// A loopback address for reading status and metrics over TCP; none if absent.
     pub listen: Option<SocketAddr>,
-    /// The program of a guest with its arguments; this program's `guest-process` if absent.
+    /// The command that starts a guest; this program's `guest-process` if absent.
     pub guest_command: Option<Vec<String>>,
-    /// What guests may use of this host.
+    /// Limits on what guests may use of this host.
     #[serde(default)]
     pub quota: Quota,
-    /// What moves may use of this host.
+    /// Limits on what moves may use of this host.
     #[serde(default)]
     pub limits: Limits,
-    /// What scrapers are told.
+    /// Options of the metrics.
     #[serde(default)]
     pub metrics: MetricsOptions,
-    /// What is logged, and how.
+    /// Options of the log.
     #[serde(default)]
     pub log: log::Options,
 }
 
-/// What guests may use of this host.
+/// Limits on what guests may use of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quota {
-    /// Memory of all guests together, those being received included.
+    /// Memory of all guests together, including those being received.
     pub memory: Size,
     /// Number of guests.
     pub guests: u32,
@@ -105,17 +107,18 @@ impl Default for Quota {
     }
 }
 
-/// What moves may use of this host.
+/// Limits on what moves may use of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Guests that leave at once: more would only share one link.
+    /// Guests that may leave at the same time; more would only share one link.
     pub outgoing: u32,
-    /// Guests that one peer may send at once.
+    /// Guests that one peer may send at the same time.
     pub incoming_per_peer: u32,
-    /// How long an offer without data keeps its place: what a peer may hold of this host by words alone.
+    /// How long an offer without data keeps its place, and so how long a peer can hold resources
+    /// here by messages alone.
     pub offer_wait: Span,
-    /// Threads that pack, for each move. Each has so many blocks before and behind it as it needs.
+    /// Packing threads per move. Each has a bounded queue of blocks before and after it.
     pub codec_threads: u32,
 }
 
@@ -130,13 +133,13 @@ impl Default for Limits {
     }
 }
 
-/// What scrapers are told.
+/// Options of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsOptions {
-    /// Whether each guest has series of its own.
+    /// Whether each guest has its own series.
     pub per_guest: bool,
-    /// Most guests that have.
+    /// Most guests that have their own series.
     pub guests_max: u32,
 }
 
@@ -167,7 +170,7 @@ impl Config {
         config::load_checked(path)
     }
 
-    /// This host as its certificate names it.
+    /// This host's identity, as in its certificate.
     #[must_use]
     pub fn identity(&self) -> HostIdentity {
         HostIdentity {
@@ -189,24 +192,25 @@ impl Config {
         self.in_run_dir(self.tunnel_socket.as_ref(), "tunnel.sock")
     }
 
-    /// Where the tunnel hands incoming streams to.
+    /// The socket to which the tunnel hands incoming streams.
     #[must_use]
     pub fn service_socket(&self) -> PathBuf {
         self.in_run_dir(self.service_socket.as_ref(), "migrator-service.sock")
     }
 
-    /// The program of a guest with its arguments.
+    /// The command that starts a guest.
     ///
     /// # Errors
     ///
-    /// `E_IO` if this program's own path cannot be found out.
+    /// `E_IO` if this program's own path cannot be determined.
     pub fn guest_command(&self) -> Result<Vec<String>, Fault> {
         if let Some(command) = &self.guest_command {
             return Ok(command.clone());
         }
         let own = std::env::current_exe()
             .map_err(|error| Fault::new(Code::Io, format!("own program's path: {error}")))?;
-        // Of a program that was replaced since, as by an upgrade, the file is still there for whoever runs it.
+        // If the program was replaced since, for example by an upgrade, its old file is still
+        // reachable through `/proc`.
         let own = if own.exists() {
             own
         } else {
@@ -221,7 +225,7 @@ impl Config {
         Ok(vec![own, "guest-process".to_owned()])
     }
 
-    /// The same with everything said that else goes without saying: what `config show` prints.
+    /// Fills in all defaults, as `config show` prints them.
     ///
     /// # Errors
     ///
@@ -275,7 +279,7 @@ impl Config {
         Ok(())
     }
 
-    /// Each socket is one of its own.
+    /// Checks that no two sockets have the same path.
     fn check_sockets(&self) -> Result<(), Wrong> {
         let (own, tunnels, service) = (self.socket(), self.tunnel_socket(), self.service_socket());
         let others = [("tunnel_socket", &tunnels), ("service_socket", &service)];

@@ -1,4 +1,5 @@
-//! The two-slot journal of a guest: what it says survives a power loss, or it says nothing.
+//! The two-slot journal of a guest: its record survives a power loss, or the journal counts as
+//! invalid.
 //!
 //! ```text
 //!  0        8         12       16         24            32                           4060     4092   4096
@@ -7,9 +8,10 @@
 //!  +--------+---------+--------+----------+-------------+----------------+-----------+--------+--------+
 //! ```
 //!
-//! Record number n stands in slot n mod 2, so a write that tears hurts only the record before last.
-//! The checksums cover every byte of the slot. Opening ends with two writes, first in place and then to the other
-//! slot: what it returns is durable again, whatever the cache showed, and stands in both slots.
+//! Record number n is in slot n mod 2, so a torn write damages only the record before last. The
+//! checksums cover every byte of the slot. Opening ends with two writes, first in place and then to
+//! the other slot: afterwards the record is durable even if the page cache showed more than the
+//! disk had, and it is in both slots.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -20,7 +22,7 @@ use towpath_protocol::fault::{Code, Fault};
 /// Most bytes of a record.
 pub const RECORD_BYTES_MAX: usize = 2048;
 
-/// Bytes of a slot: what disks write as one, mostly.
+/// Bytes of a slot: the size that most disks write atomically.
 pub const SLOT_BYTES: usize = 4096;
 
 /// Bytes of a journal's file.
@@ -34,9 +36,9 @@ const CRC_AT: usize = SLOT_BYTES - 4;
 
 const _: () = assert!(HEADER_BYTES + RECORD_BYTES_MAX <= HASH_AT);
 
-/// Where a journal's bytes are. Tests put one here that tears writes and fails.
+/// The medium of a journal. Tests use one that tears writes and fails.
 pub trait Storage: Send {
-    /// Reads into all of `slot`; bytes behind the end of the file are zero.
+    /// Reads all of `slot`; bytes past the end of the file are zero.
     ///
     /// # Errors
     ///
@@ -50,11 +52,12 @@ pub trait Storage: Send {
     /// If not all of it could be written.
     fn write_at(&mut self, offset: u64, slot: &[u8]) -> io::Result<()>;
 
-    /// Makes what was written durable.
+    /// Makes all earlier writes durable.
     ///
     /// # Errors
     ///
-    /// If it may not be durable. Asking again would not help: the system forgets which pages failed.
+    /// If they may not be durable. Repeating the call does not help: the kernel forgets which pages
+    /// failed.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -112,14 +115,14 @@ impl<S: Storage> Journal<S> {
         Ok(journal)
     }
 
-    /// Opens a journal; [`Journal::record`] is then what it says. `incarnation` counts this host's
-    /// starts and stands in every record written from now on.
+    /// Opens a journal; [`Journal::record`] then returns its newest record. `incarnation` counts
+    /// this host's starts and is part of every record written from now on.
     ///
     /// # Errors
     ///
-    /// `E_QUARANTINE` if no slot is valid, or if the slots are not from one history: a file put
-    /// together from two times, or a host whose own count went back. `E_JOURNAL` if the record
-    /// cannot be made durable again.
+    /// `E_QUARANTINE` if no slot is valid, or if the slots do not share one history: the file was
+    /// assembled from two points in time, or the host's own start count went back. `E_JOURNAL` if
+    /// the record cannot be made durable again.
     pub fn open(mut storage: S, incarnation: u64) -> Result<Self, Fault> {
         let slot = newest(&mut storage, incarnation)?;
         let mut journal = Self {
@@ -135,12 +138,12 @@ impl<S: Storage> Journal<S> {
         Ok(journal)
     }
 
-    /// Looks at what a journal says, and writes nothing. It may not be durable: nothing is said or done because of
-    /// it.
+    /// Reads the newest record without writing. The record may not be durable, so nothing may be
+    /// done or answered because of it.
     ///
     /// # Errors
     ///
-    /// As [`Journal::open`], but for `E_JOURNAL`.
+    /// As [`Journal::open`], except `E_JOURNAL`.
     pub fn peek(mut storage: S, incarnation: u64) -> Result<Vec<u8>, Fault> {
         newest(&mut storage, incarnation).map(|slot| slot.record)
     }
@@ -151,13 +154,13 @@ impl<S: Storage> Journal<S> {
         &self.record
     }
 
-    /// Whether a write has failed: until the next start nobody knows which record is the last one.
+    /// Whether a write has failed. Until the next start it is unknown which record is the last one.
     #[must_use]
     pub const fn is_poisoned(&self) -> bool {
         self.is_poisoned
     }
 
-    /// Nothing is written any more: the file has lost its name, or may have.
+    /// Refuses all further writes, because the file has lost its name, or may have.
     pub const fn poison(&mut self) {
         self.is_poisoned = true;
     }
@@ -168,12 +171,12 @@ impl<S: Storage> Journal<S> {
         self.sequence
     }
 
-    /// Makes a record durable: when this returns, it is what the journal says after a power loss.
+    /// Makes a record durable. Once this returns, a power loss cannot bring back an earlier record.
     ///
     /// # Errors
     ///
-    /// `E_JOURNAL`: it may or may not be durable, and nobody will know before the host starts again.
-    /// Every later call fails as well.
+    /// `E_JOURNAL`: the record may or may not be durable, which stays unknown until the host agent
+    /// starts again. Every later call fails as well.
     pub fn write(&mut self, record: &[u8]) -> Result<(), Fault> {
         let length = record.len();
         if length > RECORD_BYTES_MAX {
@@ -189,8 +192,8 @@ impl<S: Storage> Journal<S> {
         Ok(())
     }
 
-    /// Writes the last record to the other slot too, if it does not stand there, so that one rotten
-    /// slot cannot bring back the record before it. To be called when nobody waits.
+    /// Writes the last record to the other slot too, unless it is there already, so that one
+    /// corrupt slot cannot bring back the record before it. Call this when nobody waits.
     ///
     /// # Errors
     ///
@@ -212,8 +215,9 @@ impl<S: Storage> Journal<S> {
         !self.in_both_slots && !self.is_poisoned
     }
 
-    /// Writes the last record where it stands, as it stands: after a flush that failed the cache shows what the disk
-    /// never got, and goes on doing so. Only then may the other slot be written over.
+    /// Rewrites the last record in place. After a failed flush the page cache shows data that the
+    /// disk never got, and keeps doing so; only after this rewrite may the other slot be
+    /// overwritten.
     fn make_sure(&mut self, incarnation: u64) -> Result<(), Fault> {
         let slot = build(self.sequence, incarnation, &self.record);
         self.put_slot(&slot)
@@ -226,7 +230,7 @@ impl<S: Storage> Journal<S> {
                 "the journal failed before; nothing is written until the host agent starts again",
             ));
         }
-        // Until the write is known to be good, it is not: also if this returns early or panics.
+        // Poisoned until the write has succeeded, even if this returns early or panics.
         self.is_poisoned = true;
         self.sequence += 1;
         let slot = build(self.sequence, self.incarnation, record);
@@ -235,7 +239,7 @@ impl<S: Storage> Journal<S> {
         Ok(())
     }
 
-    /// Puts the slot of the last number in its place, durably.
+    /// Writes a slot durably to the place of the current sequence number.
     fn put_slot(&mut self, slot: &[u8; SLOT_BYTES]) -> Result<(), Fault> {
         let offset = self.sequence % 2 * SLOT_BYTES as u64;
         self.storage
@@ -257,7 +261,7 @@ struct Slot {
     record: Vec<u8>,
 }
 
-/// The slot that counts.
+/// The valid slot with the highest sequence number, if the slots share one history.
 fn newest(storage: &mut impl Storage, incarnation: u64) -> Result<Slot, Fault> {
     let mut slots = [None, None];
     for (index, found) in (0..).zip(&mut slots) {

@@ -1,4 +1,4 @@
-//! Framed messages over a blocking stream, every number checked before it is believed.
+//! Framed messages over a blocking stream. Every number is checked before it is used.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::ops::Range;
@@ -12,25 +12,25 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{BODY_BYTES_MAX, HEADER_BYTES, Header};
 use towpath_protocol::message::{KIND_CHUNK, Message, body_bytes_max, is_skippable};
 
-/// Bytes a reader takes in at once: three of the largest frames, so that a read never brings less
-/// than the rest of one.
+/// Bytes a reader reads at once: room for three of the largest frames, so that one read can always
+/// bring the whole rest of a frame.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Bytes a reader for a greeting takes in at once: several times what a hello may be, and no more of a peer that says
-/// something else.
+/// Bytes a reader for a greeting reads at once: several times the largest hello, and no more from a
+/// peer that sends something else.
 const GREETING_BUFFER_BYTES: usize = 4 * 1024;
 
-/// Bytes a writer gathers before it writes by itself.
+/// Bytes a writer collects before it flushes by itself.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
-/// From this size on a frame is written from where it lies, not copied first.
+/// Frames larger than this are written from where they are, not copied first.
 const COPY_BYTES_MAX: usize = 8 * 1024;
 
-/// Frames written in one go: what the codec packs while the one before is written.
+/// Frames written with one system call: as many as the codec packs while the previous write runs.
 const FRAMES_PER_WRITE: usize = 4;
 
-/// Longest a frame may take from its first byte to its last: nobody holds a reader with one byte a
-/// second, and 96 KiB in this time is 3 KiB/s.
+/// Longest a frame may take from its first byte to its last, so that nobody can hold a reader with
+/// one byte a second. 96 KiB in this time is 3 KiB/s.
 pub const FRAME_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Longest a write may make no progress at all before the lane counts as stalled.
@@ -41,26 +41,26 @@ const _: () = assert!(GREETING_BUFFER_BYTES >= 2 * (HEADER_BYTES + body_bytes_ma
 
 const _: () = assert!(READ_BUFFER_BYTES >= 2 * (HEADER_BYTES + BODY_BYTES_MAX as usize));
 
-/// Bytes of a buffer that takes one frame and the next one's header, for [`LaneReader::take_body`].
+/// Bytes of a buffer that holds one frame and the next one's header, for [`LaneReader::take_body`].
 pub const FRAME_BUFFER_BYTES: usize = 2 * HEADER_BYTES + BODY_BYTES_MAX as usize;
 
-/// What came in.
+/// The result of reading from a lane.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// A frame whose header and checksum hold.
+    /// A frame with a valid header and checksum.
     Frame(Frame<'a>),
-    /// Nothing within the stream's read timeout; the lane is well.
+    /// Nothing arrived within the stream's read timeout; the lane is healthy.
     Idle,
-    /// The other side closed the lane, between frames.
+    /// The peer closed the lane between frames.
     End,
 }
 
-/// A frame whose header and checksum hold.
+/// A frame with a valid header and checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What the body is.
+    /// The kind of the body.
     pub kind: u8,
-    /// The body, to be parsed by what its kind says.
+    /// The body, to be parsed according to its kind.
     pub body: &'a [u8],
 }
 
@@ -71,7 +71,7 @@ impl Frame<'_> {
         self.kind == KIND_CHUNK
     }
 
-    /// The message the body is.
+    /// Decodes the body as a message.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Frame<'_> {
         Message::decode(self.kind, self.body)
     }
 
-    /// Bytes of the whole frame.
+    /// Bytes of the whole frame on the wire.
     #[must_use]
     pub const fn wire_bytes(&self) -> u64 {
         (HEADER_BYTES + self.body.len()) as u64
@@ -94,19 +94,19 @@ pub struct LaneReader<R> {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Where the body of the frame that came last is.
+    /// The range of the last frame's body.
     body: Range<usize>,
     /// Whether a read stops at the header of the next frame.
     is_framewise: bool,
-    /// When the first byte of the frame at `start` was waited on for more.
+    /// When the reader first had to wait for the rest of the frame at `start`.
     frame_begun: Option<Instant>,
     frame_wait_max: Duration,
     skipped_count: u64,
-    /// Where skipped frames of all lanes are counted.
+    /// Counts the skipped frames of all lanes.
     skipped_total: Option<Arc<AtomicU64>>,
 }
 
-/// Whether enough bytes are there.
+/// Whether enough bytes are in the buffer.
 enum Filled {
     Yes,
     Idle,
@@ -126,7 +126,8 @@ impl LaneReader<UnixStream> {
         Ok(Self::new(socket))
     }
 
-    /// The next frame if it is here; [`Incoming::Idle`] at once if it is not, or not all of it.
+    /// The next frame if it has arrived. Returns [`Incoming::Idle`] at once if it has not arrived
+    /// completely.
     ///
     /// # Errors
     ///
@@ -139,8 +140,8 @@ impl LaneReader<UnixStream> {
         self.next_frame_by(read, false)
     }
 
-    /// The next frame if it is here by `deadline`; [`Incoming::Idle`] if it is not, or not all of it. Frames that
-    /// are skipped and bytes that trickle do not lengthen that. The socket's read timeout is another afterwards.
+    /// The next frame if it arrives by `deadline`, else [`Incoming::Idle`]. Skipped frames and
+    /// bytes that trickle in do not extend the deadline. Changes the socket's read timeout.
     ///
     /// # Errors
     ///
@@ -164,12 +165,13 @@ impl<R: Read> LaneReader<R> {
         Self::with_frame_wait(input, FRAME_WAIT_MAX)
     }
 
-    /// Reads what greets a lane, and takes little memory for it: a larger frame is a fault until [`LaneReader::widen`].
+    /// Reads the greeting of a lane with a small buffer. A larger frame is a fault until
+    /// [`LaneReader::widen`].
     pub fn for_greeting(input: R) -> Self {
         Self::with_buffer(input, FRAME_WAIT_MAX, GREETING_BUFFER_BYTES)
     }
 
-    /// From here on any frame may come.
+    /// Enlarges the buffer, so that frames of any size may follow.
     pub fn widen(&mut self) {
         let mut buffer = vec![0; READ_BUFFER_BYTES].into_boxed_slice();
         let ahead = self.end - self.start;
@@ -178,7 +180,7 @@ impl<R: Read> LaneReader<R> {
         self.buffer = buffer;
     }
 
-    /// Reads from anything, with another limit than [`FRAME_WAIT_MAX`].
+    /// Reads from anything, with `frame_wait_max` in place of [`FRAME_WAIT_MAX`].
     pub fn with_frame_wait(input: R, frame_wait_max: Duration) -> Self {
         Self::with_buffer(input, frame_wait_max, READ_BUFFER_BYTES)
     }
@@ -198,24 +200,24 @@ impl<R: Read> LaneReader<R> {
         }
     }
 
-    /// Counts frames skipped from here on in a counter of all lanes too.
+    /// Also counts skipped frames in `total`, from here on.
     pub fn count_skipped_in(&mut self, total: Arc<AtomicU64>) {
         self.skipped_total = Some(total);
     }
 
-    /// Frames skipped so far: of a kind this version does not know, and not critical.
+    /// Frames skipped so far: those of an unknown kind that are not critical.
     pub const fn skipped_count(&self) -> u64 {
         self.skipped_count
     }
 
-    /// From here on no more is read at once than a frame and the header of the next one, so that
-    /// [`LaneReader::take_body`] has next to nothing to copy.
+    /// From here on reads at most one frame and the next frame's header at once, so that
+    /// [`LaneReader::take_body`] has almost nothing to copy.
     pub fn read_framewise(&mut self) {
         self.is_framewise = true;
     }
 
-    /// Gives away the buffer that holds the body of the frame that came last, and where in it the body
-    /// is; `spare` takes its place.
+    /// Hands out the buffer that holds the last frame's body, and the body's range in it. `spare`
+    /// becomes the reader's buffer.
     ///
     /// # Panics
     ///
@@ -225,7 +227,7 @@ impl<R: Read> LaneReader<R> {
         let body = std::mem::take(&mut self.body);
         let ahead = self.end - self.start;
         if ahead > HEADER_BYTES {
-            // Read before anybody wanted it frame by frame.
+            // More was read before reading became framewise, so the body must be copied.
             spare[..body.len()].copy_from_slice(&self.buffer[body.clone()]);
             return (spare, 0..body.len());
         }
@@ -240,7 +242,8 @@ impl<R: Read> LaneReader<R> {
     ///
     /// `E_TRUNCATED` if the stream ends inside a frame, `E_FRAMING` or `E_TOO_LARGE` for a bad one,
     /// `E_UNKNOWN_KIND` for a critical kind this version does not know, `E_STALLED` if a frame that
-    /// began does not end in time, `E_UNREACHABLE` if the stream breaks. The lane is of no use then.
+    /// began does not end in time, `E_UNREACHABLE` if the stream breaks. The lane is unusable after
+    /// an error.
     pub fn next_frame(&mut self) -> Result<Incoming<'_>, Fault> {
         self.next_frame_by(R::read, true)
     }
@@ -265,8 +268,8 @@ impl<R: Read> LaneReader<R> {
                 let detail = format!("a frame of {frame_bytes} bytes before a greeting");
                 return Err(Fault::new(Code::TooLarge, detail));
             }
-            // With a header read, the stream is inside a frame: neither ended nor, if it may be waited
-            // for, idle.
+            // The header has been read, so the stream is inside a frame: it cannot have ended
+            // cleanly, and it is idle only if the caller does not want to wait.
             match self.fill(frame_bytes, &mut read, may_wait)? {
                 Filled::Yes => {}
                 Filled::Idle => return Ok(Incoming::Idle),
@@ -291,7 +294,7 @@ impl<R: Read> LaneReader<R> {
         }))
     }
 
-    /// Brings at least `count` bytes into the buffer from `start` on.
+    /// Reads until at least `count` bytes are in the buffer from `start` on.
     fn fill(
         &mut self,
         count: usize,
@@ -327,7 +330,8 @@ impl<R: Read> LaneReader<R> {
         Ok(Filled::Yes)
     }
 
-    /// Notes when a frame began of which more has to be waited for; a fault if that takes too long.
+    /// Notes when the current frame began, if more of it must be waited for. A fault if that takes
+    /// too long.
     fn check_patience(&mut self, count: usize) -> Result<(), Fault> {
         let have = self.end - self.start;
         if have == 0 {
@@ -350,8 +354,8 @@ fn cut_inside() -> Fault {
     Fault::new(Code::Truncated, "the stream ends inside a frame")
 }
 
-/// The writing half of a lane. Messages gather until [`LaneWriter::flush`]; a chunk is written at
-/// once, together with what gathered before it.
+/// The writing half of a lane. Messages are collected until [`LaneWriter::flush`]; a large chunk is
+/// written at once, together with the messages before it.
 #[derive(Debug)]
 pub struct LaneWriter<W> {
     output: W,
@@ -361,7 +365,7 @@ pub struct LaneWriter<W> {
 }
 
 impl LaneWriter<UnixStream> {
-    /// Writes to a socket, with a fault after `stall_max` without progress.
+    /// Writes to a socket. Fails after `stall_max` without progress.
     ///
     /// # Errors
     ///
@@ -385,12 +389,12 @@ impl<W: Write> LaneWriter<W> {
         }
     }
 
-    /// Bytes written so far, not counting what waits to be flushed.
+    /// Bytes written so far, without those waiting for a flush.
     pub const fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
 
-    /// Adds a message; it leaves with the next flush or chunk.
+    /// Adds a message. It is written with the next flush or large chunk.
     ///
     /// # Errors
     ///
@@ -403,7 +407,7 @@ impl<W: Write> LaneWriter<W> {
         Ok(())
     }
 
-    /// Adds a chunk's frame, as [`crate::codec::EncodedChunk::frame`] gives it.
+    /// Adds a chunk's frame, as returned by [`crate::codec::EncodedChunk::frame`].
     ///
     /// # Errors
     ///
@@ -412,7 +416,8 @@ impl<W: Write> LaneWriter<W> {
         self.write_chunk_frames(&[frame])
     }
 
-    /// Adds the frames of some chunks: large ones leave in one go, straight from where they lie.
+    /// Adds the frames of several chunks. If they are large, they are written at once, without
+    /// copying.
     ///
     /// # Errors
     ///
@@ -431,17 +436,17 @@ impl<W: Write> LaneWriter<W> {
         Ok(())
     }
 
-    /// Writes all that gathered.
+    /// Writes everything collected.
     ///
     /// # Errors
     ///
     /// `E_STALLED` without progress for too long, `E_UNREACHABLE` if the stream broke. Part of a
-    /// frame may have left then, so every later call fails as well.
+    /// frame may have been written, so every later call fails as well.
     pub fn flush(&mut self) -> Result<(), Fault> {
         self.write_out(&[&[]])
     }
 
-    /// Writes what gathered and then `frames`, as few as the system lets us at a time.
+    /// Writes the collected bytes and then `frames`, in as few system calls as possible.
     fn write_out(&mut self, frames: &[&[u8]]) -> Result<(), Fault> {
         if self.is_broken {
             return Err(Fault::new(Code::Unreachable, "the lane broke before"));
@@ -472,7 +477,7 @@ impl<W: Write> LaneWriter<W> {
 }
 
 fn write_all(output: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-    // Takes away the empty ones in front, and all if there is nothing to write.
+    // Skips leading empty slices; all of them if there is nothing to write.
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         match output.write_vectored(slices) {
@@ -485,7 +490,7 @@ fn write_all(output: &mut impl Write, mut slices: &mut [IoSlice<'_>]) -> io::Res
     Ok(())
 }
 
-/// A socket's timeout shows as either of these, by system.
+/// A socket timeout appears as either kind, depending on the system.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

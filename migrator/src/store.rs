@@ -1,21 +1,22 @@
-//! The state folder: every path below it is opened so that nothing planted there leads outside.
+//! The state folder. Every path below it is opened so that nothing planted there leads outside.
 //!
 //! ```text
 //!  /var/lib/towpath/          0700, ours
 //!    lock                     held while a migrator runs
-//!    incarnation              how often one started, a journal of its own
+//!    incarnation              number of starts so far, in a journal
 //!    guests/<name>/           0700
 //!      journal                who may run the guest
 //!      received               which blocks arrived, while it is being received
 //!      <name>                 small files, replaced as a whole
-//!    ended/<id>               a journal: what is still to be answered about a guest that lived here
-//!    strangers/<id>           the same of one that did not: so many of each peer and no more
-//!    incidents/<when>-...json what is known of images that were refused, the newest few
+//!    ended/<id>               a journal: the last record of a guest that lived here
+//!    strangers/<id>           the same for a guest that did not; limited per peer
+//!    incidents/<when>-...json reports about refused images, the newest few
 //! ```
 //!
-//! Names are [`Name`]s, so they are no paths. Folders and files are opened by `openat2` beneath the
-//! root without links and without other file systems; a file must be a regular one of our own with
-//! one name, so that a planted link, FIFO or device is refused and never written through.
+//! Names are [`Name`]s, so they cannot be paths. Folders and files are opened with `openat2`
+//! beneath the root, without following links or crossing file systems. A file must be a regular one
+//! of our own with one name, so a planted link, FIFO or device is refused and never written
+//! through.
 
 mod incidents;
 mod kept;
@@ -43,8 +44,8 @@ pub use received::{Position, ReceivedFile};
 
 use kept::Kept;
 
-/// Most guests one host knows: far above what its memory holds. Those it had before are found again however
-/// many they are: none is left without its owner.
+/// Most guests that one host knows: far more than fit in its memory. Applies to new guests only.
+/// Guests that were here before are always recovered, so that none is left without its owner.
 pub const GUEST_COUNT_MAX: u32 = 4096;
 
 /// Most bytes of a small file.
@@ -54,21 +55,21 @@ const LOCK: &str = "lock";
 const INCARNATION: &str = "incarnation";
 const GUESTS: &str = "guests";
 const JOURNAL: &str = "journal";
-/// The small file that says what a guest is. Where it stands alone, nobody owns anything.
+/// The small file with a guest's description. A folder that holds only this file has no owner.
 pub(crate) const DESCRIPTION: &str = "guest.json";
 
 const RECEIVED: &str = "received";
 
-/// What a file is called until it is whole: no [`Name`] begins with a dot.
+/// The name of a file until it is complete: no [`Name`] begins with a dot.
 const UNFINISHED: &str = ".unfinished";
 
 /// The state folder of this host's migrator, locked for this process.
 #[derive(Debug)]
 pub struct Store {
     guests: OwnedFd,
-    /// Of all guests, whose workers are threads of their own: one of them at a time.
+    /// Shared by all workers' threads, so one of them at a time.
     kept: Mutex<Kept>,
-    /// Locked while one is written: what is not whole yet has the same name for all.
+    /// Locked while a file is written, because every unfinished file has the same name.
     incidents: Mutex<OwnedFd>,
     incarnation: u64,
     /// Closing it would let another migrator in.
@@ -76,16 +77,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the state folder, makes it if it is not there, and takes its lock for as long as the
-    /// store lives.
+    /// Opens the state folder, creating it if needed, and holds its lock for as long as the store
+    /// lives.
     ///
-    /// The lock is `flock`'s, which like an OFD lock belongs to the open file and not to the
-    /// process: no other descriptor that is closed here gives it up.
+    /// The lock is an `flock`, which like an OFD lock belongs to the open file and not to the
+    /// process: closing another descriptor does not release it.
     ///
     /// # Errors
     ///
-    /// `E_ALREADY_RUNNING` if another process has the lock, `E_PATH` if the folder is not ours alone
-    /// or holds what it must not, `E_QUARANTINE` if the count of starts is unreadable, `E_IO`.
+    /// `E_ALREADY_RUNNING` if another process has the lock, `E_PATH` if the folder is not ours
+    /// alone or holds something unexpected, `E_QUARANTINE` if the start count is unreadable,
+    /// `E_IO`.
     pub fn open(path: &Path) -> Result<Self, Fault> {
         let shown = path.display().to_string();
         match rustix::fs::mkdir(path, Mode::RWXU) {
@@ -110,13 +112,14 @@ impl Store {
         })
     }
 
-    /// How often a migrator has started with this folder, this time included.
+    /// How many migrators have started with this folder, including this one.
     #[must_use]
     pub const fn incarnation(&self) -> u64 {
         self.incarnation
     }
 
-    /// The guests that have a folder, in the order of their names. What is no name is left alone.
+    /// The guests that have a folder, sorted by name. Entries that are no valid [`Name`] are
+    /// ignored.
     ///
     /// # Errors
     ///
@@ -141,7 +144,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `E_NOT_FOUND` if there is none, `E_PATH` if it is something else.
+    /// `E_NOT_FOUND` if there is none, `E_PATH` if it is not a folder of ours.
     pub fn guest(&self, name: &Name) -> Result<GuestFolder, Fault> {
         let folder = open_folder(&self.guests, name.as_str())?;
         Ok(GuestFolder {
@@ -150,7 +153,7 @@ impl Store {
         })
     }
 
-    /// Makes the folder of a new guest.
+    /// Creates the folder of a new guest.
     ///
     /// # Errors
     ///
@@ -163,10 +166,10 @@ impl Store {
         })
     }
 
-    /// Removes a guest's folder with all files in it. A crash in the middle of it leaves a guest that is
-    /// whole, or one that is taken for unborn at the next start.
+    /// Removes a guest's folder with all files in it. A crash in the middle leaves either a
+    /// complete guest or one that the next start treats as never born.
     ///
-    /// # Errors
+    /// `E_NOT_FOUND` if there is none, `E_PATH` if it contains a folder, `E_IO`.
     ///
     /// `E_NOT_FOUND` if there is none, `E_PATH` if it holds a folder, `E_IO`.
     pub fn remove_guest(&self, name: &Name) -> Result<(), Fault> {
@@ -187,8 +190,8 @@ pub struct GuestFolder {
 }
 
 impl GuestFolder {
-    /// Makes the guest's journal with its first record. It is there whole or not at all, whenever
-    /// the power goes.
+    /// Creates the guest's journal with its first record. After a power loss it exists either
+    /// completely or not at all.
     ///
     /// # Errors
     ///
@@ -208,14 +211,14 @@ impl GuestFolder {
         Journal::open(file, self.incarnation)
     }
 
-    /// Whether the guest's journal has its name here, as far as can be seen.
+    /// Whether the guest's journal has its name here. An unclear answer counts as yes.
     #[must_use]
     pub fn has_journal(&self) -> bool {
         let found = rustix::fs::statat(&self.folder, JOURNAL, AtFlags::SYMLINK_NOFOLLOW);
         found.err() != Some(Errno::NOENT)
     }
 
-    /// Whether nothing stands here but a small file of this name, or not even that.
+    /// Whether the folder holds nothing except, possibly, a small file of this name.
     ///
     /// # Errors
     ///
@@ -235,11 +238,11 @@ impl GuestFolder {
         Ok(true)
     }
 
-    /// Makes the file of what has arrived, for a new attempt; an older one is gone then.
+    /// Creates the file of received blocks for a new attempt, replacing an older one.
     ///
     /// # Errors
     ///
-    /// `E_IO`, also if the disk is full: all space is taken now.
+    /// `E_IO`, also if the disk is full: all space is allocated now.
     pub fn create_received(
         &self,
         attempt: AttemptId,
@@ -253,7 +256,7 @@ impl GuestFolder {
         Ok(received)
     }
 
-    /// Opens the file of what has arrived.
+    /// Opens the file of received blocks.
     ///
     /// # Errors
     ///
@@ -263,7 +266,7 @@ impl GuestFolder {
         ReceivedFile::open(open_file(&self.folder, RECEIVED, OFlags::RDWR)?)
     }
 
-    /// Removes the file of what has arrived, if there is one.
+    /// Removes the file of received blocks, if there is one.
     ///
     /// # Errors
     ///
@@ -276,7 +279,7 @@ impl GuestFolder {
     ///
     /// # Errors
     ///
-    /// `E_IO`; the old file is there then.
+    /// `E_IO`; the old file is still there then.
     pub fn write(&self, name: &Name, content: &[u8]) -> Result<(), Fault> {
         write_file(&self.folder, name.as_str(), content)
     }
@@ -291,7 +294,7 @@ impl GuestFolder {
         self.write(name, &text)
     }
 
-    /// Reads a document from a small file, if that is there.
+    /// Reads a document from a small file. `None` if there is no file.
     ///
     /// # Errors
     ///
@@ -305,7 +308,7 @@ impl GuestFolder {
             .map_err(|error| Fault::new(Code::Quarantine, format!("{name}: {error}")))
     }
 
-    /// Reads a small file, if it is there.
+    /// Reads a small file. `None` if there is none.
     ///
     /// # Errors
     ///
@@ -329,7 +332,7 @@ impl GuestFolder {
         Ok(Some(content))
     }
 
-    /// Removes a small file, if it is there, durably.
+    /// Removes a small file durably, if it is there.
     ///
     /// # Errors
     ///
@@ -346,7 +349,7 @@ fn take_lock(root: &OwnedFd, shown: &str) -> Result<File, Fault> {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             let mut holder = String::new();
-            // Only for the message: without it the message still says enough.
+            // Only used in the message, which is clear enough without it.
             drop((&lock).take(20).read_to_string(&mut holder));
             return Err(Fault::new(
                 Code::AlreadyRunning,
@@ -356,7 +359,7 @@ fn take_lock(root: &OwnedFd, shown: &str) -> Result<File, Fault> {
         Err(errno) => return Err(fault(LOCK, "cannot be locked", errno)),
     }
     let process = std::process::id();
-    // A courtesy too: the disk may be full, and the lock is ours all the same.
+    // Informational: the disk may be full, but the lock is held all the same.
     let told = lock.set_len(0);
     drop(told.and_then(|()| lock.write_all(format!("{process}\n").as_bytes())));
     Ok(lock)
@@ -389,7 +392,8 @@ fn create_journal(
     record: &[u8],
 ) -> Result<Journal<File>, Fault> {
     let file = create_file(folder, UNFINISHED, JOURNAL_BYTES)?;
-    // All of it, so that no later write needs the file's size or place to become durable as well.
+    // Data and metadata, so that no later write depends on the file's size or blocks becoming
+    // durable.
     file.sync_all()
         .map_err(|error| Fault::new(Code::Journal, format!("{name} is not durable: {error}")))?;
     let journal = Journal::create(file, incarnation, record)?;
@@ -397,7 +401,7 @@ fn create_journal(
     Ok(journal)
 }
 
-/// How every path below the root is opened.
+/// How every path below the root is resolved.
 fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH
         | ResolveFlags::NO_SYMLINKS
@@ -416,9 +420,9 @@ fn open_beneath(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, 
         .map_err(|errno| fault(name, "cannot be opened", errno))
 }
 
-/// Opens a plain file of ours.
+/// Opens a regular file of ours.
 fn open_file(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<File, Fault> {
-    // Not to hang on a FIFO nobody writes to; on a regular file it means nothing.
+    // Avoids hanging on a FIFO without a writer; has no effect on a regular file.
     let file = open_beneath(folder, name, flags | OFlags::NONBLOCK)?;
     let stat =
         rustix::fs::fstat(&file).map_err(|errno| fault(name, "cannot be looked at", errno))?;
@@ -433,7 +437,7 @@ fn open_file(folder: &OwnedFd, name: &str, flags: OFlags) -> Result<File, Fault>
     Ok(File::from(file))
 }
 
-/// Makes a file that was not there, with its space taken; what an earlier try left is removed.
+/// Creates a new file with its space allocated. Removes what an earlier try left.
 fn create_file(folder: &OwnedFd, name: &str, bytes: u64) -> Result<File, Fault> {
     remove_file(folder, name)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
@@ -456,7 +460,7 @@ fn write_file(folder: &OwnedFd, name: &str, content: &[u8]) -> Result<(), Fault>
     sync_folder(folder, name)
 }
 
-/// Gives the unfinished file its name, which must be free, durably.
+/// Renames the unfinished file to `name`, which must be free, durably.
 fn finish_file(folder: &OwnedFd, name: &str) -> Result<(), Fault> {
     let flags = rustix::fs::RenameFlags::NOREPLACE;
     rustix::fs::renameat_with(folder, UNFINISHED, folder, name, flags)
@@ -505,12 +509,13 @@ fn check_folder(folder: &OwnedFd, name: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes a folder's names durable.
+/// Makes the names in a folder durable.
 fn sync_folder(folder: impl AsFd, name: &str) -> Result<(), Fault> {
     rustix::fs::fsync(folder).map_err(|errno| fault(name, "cannot be made durable", errno))
 }
 
-/// The fault an error of the system is: something else in the place of ours, or trouble with it.
+/// Converts a system error to a fault: something else is in our file's place, or the file has a
+/// problem.
 fn fault(name: &str, what: &str, errno: Errno) -> Fault {
     let code = match errno {
         Errno::LOOP | Errno::XDEV | Errno::NOTDIR | Errno::ISDIR | Errno::NXIO | Errno::PERM => {

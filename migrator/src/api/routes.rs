@@ -1,4 +1,4 @@
-//! One function a route.
+//! The API's routes, one function each.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use super::{
     MigrationView, ProblemView, StoppedView, VerifyView,
 };
 
-/// The host as every route gets it.
+/// The host, as every route receives it.
 pub(super) type Shared = State<Arc<dyn Host>>;
 
-/// What a route answers.
+/// The result of a route.
 type Answer<T> = Result<Json<T>, Problem>;
 
 /// Asks the host on a thread that may block.
@@ -41,7 +41,7 @@ fn guest_name(text: &str) -> Result<Name, Problem> {
     Ok(text.parse::<Name>()?)
 }
 
-/// The id in a path.
+/// Parses the id in a path.
 pub(super) fn migration_id(text: &str) -> Result<MigrationId, Problem> {
     Ok(text.parse::<MigrationId>()?)
 }

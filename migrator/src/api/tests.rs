@@ -1,4 +1,4 @@
-//! The API against a host that only remembers, over a real socket.
+//! Tests the API over a real socket, against a host that only remembers what it was told.
 
 use super::*;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use towpath_daemon::{http, openapi, shutdown, socket::Socket};
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::{Epoch, GuestId};
 
-/// A host whose guests and moves are only written down.
+/// A host that keeps its guests and moves in memory only.
 #[derive(Default)]
 struct Notebook {
     guests: Mutex<Vec<GuestView>>,
@@ -284,7 +284,7 @@ async fn a_move_is_watched_to_its_end() {
         host.change(|view| view.phase = Phase::Copying);
         let next = stream.next().await.unwrap().expect("a change");
         assert_eq!(next.phase, Phase::Copying);
-        // Nothing changes, so nothing is said.
+        // Nothing changes, so no line is sent.
         let silence = tokio::time::timeout(Duration::from_millis(500), stream.next()).await;
         assert!(silence.is_err());
         host.change(|view| view.phase = Phase::Done);
@@ -322,7 +322,7 @@ async fn who_follows_a_move_hears_that_the_migrator_is_there() {
         let mut stream = loop {
             match impatient.follow::<MigrationView>(&path).await {
                 Ok(stream) => break stream,
-                // Those who left give their places back in a moment.
+                // The places of clients that left are freed after a moment.
                 Err(problem) => assert_eq!(problem.known_code(), Some(Code::Busy)),
             }
         };

@@ -1,4 +1,4 @@
-//! What the API shows and takes. Units stand at the end of each name.
+//! The types that the API shows and takes. The unit is the last part of each name.
 
 use serde::{Deserialize, Serialize};
 use towpath_protocol::fault::{Code, Fault};
@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
 
-/// Longest pause that can be asked for, in milliseconds: beyond it, stop and start the guest.
+/// Longest pause that can be requested, in milliseconds. For a longer one, stop and start the
+/// guest.
 pub const PAUSE_MS_MAX: u32 = 60_000;
 
 /// What kind of machine a guest is.
@@ -61,7 +62,7 @@ const fn heartbeat_interval_us_default() -> u32 {
 }
 
 impl GuestRequest {
-    /// Looks at the numbers; what this host allows is asked of the host.
+    /// Checks the values that do not depend on the host.
     ///
     /// # Errors
     ///
@@ -245,7 +246,7 @@ pub struct ErrorView {
 }
 
 impl ErrorView {
-    /// What another host said.
+    /// A fault that another host reported.
     #[must_use]
     pub fn said_by(host: &HostIdentity, fault: &Fault) -> Self {
         Self {
@@ -338,7 +339,8 @@ pub struct MigrationRequest {
     #[serde(default = "max_pause_ms_default")]
     pub max_pause_ms: u32,
     /// Cap on what the move takes of the link; only the link decides if absent.
-    // Its older name stands in the files of moves that an upgrade finds under way.
+    // The alias is the field's older name, found in the files of moves that were under way before
+    // an upgrade.
     #[serde(default, alias = "rate")]
     pub rate_bits_per_second: Option<u64>,
 }
@@ -348,7 +350,7 @@ const fn max_pause_ms_default() -> u32 {
 }
 
 impl MigrationRequest {
-    /// A request that asks for nothing in particular.
+    /// A request with the default options.
     #[must_use]
     pub fn plain(guest: Name, site: Name) -> Self {
         Self {
@@ -360,7 +362,7 @@ impl MigrationRequest {
         }
     }
 
-    /// Looks at the numbers.
+    /// Checks the values.
     ///
     /// # Errors
     ///
@@ -391,7 +393,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The side as documents, tables and metrics write it.
+    /// The side as documents, tables and metrics spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -445,7 +447,7 @@ impl Phase {
         Self::Cancelled,
     ];
 
-    /// The phase as documents, tables and metrics write it.
+    /// The phase as documents, tables and metrics spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -463,7 +465,7 @@ impl Phase {
         }
     }
 
-    /// Whether nothing will change any more.
+    /// Whether the move can no longer change.
     #[must_use]
     pub const fn is_finished(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
@@ -579,7 +581,7 @@ pub struct MigrationView {
 }
 
 impl MigrationView {
-    /// A move of which no more is known than this.
+    /// A move with only the given facts known.
     #[must_use]
     pub fn begun(
         (id, guest): (MigrationId, Name),

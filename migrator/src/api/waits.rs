@@ -1,35 +1,36 @@
-//! How long a host may take to do what it is asked for: whoever asks waits for as long, and a little more.
+//! How long a host may take to answer a request. Clients wait that long, and a little longer.
 
 use std::time::Duration;
 
 use crate::guest::{END_WAIT, READY_WAIT, RUN_WAIT, VERIFY_WAIT, WORK_WAIT};
 
-/// Longest wait until a guest's worker comes to what it is asked for: it may be making a record durable, pausing a
-/// guest, or looking at every page of it. Shorter than a client waits for an answer to anything.
+/// Longest wait for a guest's worker to take up a request. It may be making a record durable,
+/// pausing the guest or checking every page. Shorter than the time a client waits for any answer.
 pub(crate) const TAKEN: Duration = Duration::from_secs(50);
 
-/// Longest that a worker takes to begin a move or to end one.
+/// Longest that a worker takes to begin or end a move.
 pub(crate) const MOVE: Duration = WORK_WAIT;
 
-/// Longest that a worker takes to boot a guest: what is left of it is ended, and another process made and run.
+/// Longest that a worker takes to boot a guest: it ends the old process, then starts and runs a new
+/// one.
 pub(crate) const BOOT: Duration = sum(&[WORK_WAIT, END_WAIT, READY_WAIT, RUN_WAIT]);
 
-/// Longest that a worker takes to end a guest.
+/// Longest that a worker takes to stop a guest.
 pub(crate) const STOP: Duration = sum(&[WORK_WAIT, END_WAIT]);
 
-/// Longest that a worker takes to look at every page of a guest.
+/// Longest that a worker takes to check every page of a guest.
 pub(crate) const VERIFY: Duration = VERIFY_WAIT;
 
-/// What shows an answer, and carries it, beside what was asked for.
+/// Allowance for publishing and delivering an answer.
 const REST: Duration = Duration::from_secs(10);
 
-/// Longest wait for a host that starts a guest or boots it.
+/// Longest wait for a host to start or boot a guest.
 pub const START_ANSWER: Duration = sum(&[TAKEN, BOOT, REST]);
 
-/// Longest wait for a host that stops a guest.
+/// Longest wait for a host to stop a guest.
 pub const STOP_ANSWER: Duration = sum(&[TAKEN, STOP, REST]);
 
-/// Longest wait for a host that looks at every page of a guest.
+/// Longest wait for a host to check every page of a guest.
 pub const VERIFY_ANSWER: Duration = sum(&[TAKEN, VERIFY, REST]);
 
 const fn sum(waits: &[Duration]) -> Duration {

@@ -1,5 +1,5 @@
-//! Following a move: one line on every change, at most five a second, until it is finished. While nothing
-//! changes an empty line every two seconds says that somebody is still there.
+//! Streams a move to a client: one line per change, at most five a second, until the move is
+//! finished. While nothing changes, an empty line every two seconds shows that the daemon is alive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,19 +18,21 @@ use towpath_protocol::identity::MigrationId;
 use super::routes::{Shared, ask, migration_id};
 use super::{Host, MigrationView, ProblemView};
 
-/// Least time between two lines: five a second are more than an eye can follow.
+/// Least time between two lines: five a second are more than a person can follow.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Lines a slow client may lag behind before it misses changes.
+/// Lines that a slow client may lag behind before it misses changes.
 const LINES_MAX: usize = 4;
 
-/// Time after which an empty line stands for no change: clients take a long silence for a daemon that hangs.
+/// Time without a change after which an empty line is sent: clients treat a long silence as a hung
+/// daemon.
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
-/// Streams at once: an eighth of a socket's clients keeps the ways open by which a move is cancelled.
+/// Most streams at once. Keeps an eighth of a socket's clients free, so that a move can still be
+/// cancelled.
 const WATCHERS_MAX: usize = CLIENTS_MAX - CLIENTS_MAX / 8;
 
-/// The places of those who follow moves.
+/// The places for clients that follow moves.
 #[derive(Debug, Clone)]
 pub(super) struct Watchers(Arc<Semaphore>);
 
@@ -59,7 +61,7 @@ pub(super) async fn watch(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let id = migration_id(&id)?;
-    // An unknown move is a problem with its status, not an empty stream.
+    // An unknown move is answered with an error status, not with an empty stream.
     ask(Arc::clone(&host), move |host| host.migration(id)).await??;
     let place = watchers.0.try_acquire_owned().map_err(|_| {
         let cause = format!("{WATCHERS_MAX} clients follow moves through this socket already");
@@ -78,7 +80,7 @@ pub(super) async fn watch(
     Ok(ndjson(body))
 }
 
-/// Sends every change until the move is finished or forgotten, or the client has left.
+/// Sends every change until the move is finished or forgotten, or the client is gone.
 async fn report(host: Arc<dyn Host>, id: MigrationId, lines: &mpsc::Sender<Bytes>) {
     let mut clock = interval(INTERVAL);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! What is known of images that were refused: for an operator, and read by nothing here.
+//! Incident files about refused images. They are for operators; nothing here reads them.
 
 use std::os::fd::OwnedFd;
 
@@ -6,18 +6,18 @@ use towpath_protocol::fault::Fault;
 
 use super::{Store, fault, remove_file, write_file};
 
-/// Their folder.
+/// The folder of the incident files.
 pub(crate) const INCIDENTS: &str = "incidents";
 
-/// Most files of that kind, of a few KiB each: what a peer causes must not fill the disk.
+/// Most incident files, of a few KiB each, so that a peer cannot fill the disk by causing them.
 const INCIDENT_COUNT_MAX: usize = 16;
 
-/// What the name of each ends with.
+/// The ending of every incident file's name.
 const ENDING: &str = ".json";
 
 impl Store {
-    /// Keeps a file about an incident, durably. The oldest by name make room for it, so names begin with when
-    /// it was.
+    /// Stores an incident file, durably. The first ones in order of name are removed to make room,
+    /// so names should begin with the time.
     ///
     /// # Errors
     ///
@@ -25,7 +25,7 @@ impl Store {
     ///
     /// # Panics
     ///
-    /// If the name does not end with `.json`: the file would never make room.
+    /// If the name does not end with `.json`: such a file would never be removed.
     pub fn keep_incident(&self, name: &str, content: &[u8]) -> Result<(), Fault> {
         assert!(name.ends_with(ENDING), "{name} is no incident's name");
         let folder = self
@@ -41,7 +41,7 @@ impl Store {
     }
 }
 
-/// The files that are kept, the oldest first.
+/// The names of the stored files, oldest first.
 fn kept(folder: &OwnedFd) -> Result<Vec<String>, Fault> {
     let unreadable = |errno| fault(INCIDENTS, "cannot be read", errno);
     let mut names = Vec::new();

@@ -1,8 +1,9 @@
-//! Guests without a folder: what is still to be answered about them.
+//! Records of guests without a folder, from which questions about those guests are still answered.
 //!
-//! What a guest leaves that lived here is kept without a limit: an operator has ended each. Of others a peer may
-//! name as many as it likes, so they stand in a folder of their own, and each peer fills its share and no other's.
-//! None of them is ever dropped to make room: an attempt that was refused must not be taken later.
+//! Records of guests that lived here are kept without a limit, because an operator ended each of
+//! them. A peer may name any number of other guests ("strangers"), so their records are in a
+//! separate folder where each peer fills its own share only. No record is ever dropped to make
+//! room: an attempt that was refused must not be accepted later.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,20 +21,20 @@ use crate::journal::Journal;
 const ENDED: &str = "ended";
 const STRANGERS: &str = "strangers";
 
-/// Most guests of one peer that never lived here and are remembered, 8 MiB: far more than it ever sends at once, and
-/// one that fills its share is only itself not answered for good any more.
+/// Most strangers remembered per peer, 8 MiB: far more than a peer ever sends at once. A peer that
+/// fills its share only harms itself, because its further guests get no final answer.
 const STRANGERS_PER_PEER_MAX: usize = 1024;
 
-/// The same where a peer goes on to offer guests: of half as many, so that offers leave room for those that were
-/// never offered.
+/// Most strangers remembered per peer before its offers are refused: half as many, so that offers
+/// leave room for guests that were never offered.
 const OFFERED_PER_PEER_MAX: usize = STRANGERS_PER_PEER_MAX / 2;
 
-/// The folders, and who is remembered because of whom.
+/// The folders of the records, and which peer named each stranger.
 #[derive(Debug)]
 pub(super) struct Kept {
     ended: OwnedFd,
     strangers: OwnedFd,
-    /// Who named each stranger, where its record says so; read when it is first needed.
+    /// The peer that named each stranger, where its record says so. Read on first use.
     named_by: Option<BTreeMap<GuestId, Option<HostIdentity>>>,
 }
 
@@ -57,12 +58,12 @@ impl Kept {
         Ok(self.named_by.insert(named_by))
     }
 
-    /// Whether the guest is remembered already, and takes no further place.
+    /// Whether the guest is remembered already and so needs no further place.
     fn is_known(&mut self, guest: GuestId, incarnation: u64) -> Result<bool, Fault> {
         Ok(self.has_ended(guest)? || self.named_by(incarnation)?.contains_key(&guest))
     }
 
-    /// Whether there is a record of the guest's end here.
+    /// Whether there is a record of the guest's end.
     fn has_ended(&self, guest: GuestId) -> Result<bool, Fault> {
         match open_file(&self.ended, &guest.to_string(), OFlags::RDONLY) {
             Ok(_) => Ok(true),
@@ -71,7 +72,8 @@ impl Kept {
         }
     }
 
-    /// Whether one guest more of a peer's can be remembered, beside `others` that are not remembered yet.
+    /// Checks that one more guest of a peer can be remembered, in addition to `others` that are not
+    /// remembered yet.
     fn check_room(
         &mut self,
         guest: GuestId,
@@ -105,8 +107,9 @@ impl Kept {
             let Some(guest) = name.and_then(|name| name.parse::<GuestId>().ok()) else {
                 continue;
             };
-            // One that cannot be read is remembered all the same, and answers nobody. It is only counted here, with
-            // all others: none of them is written, as one is that is opened.
+            // A record that cannot be read still takes a place, though it answers nobody. It is
+            // only peeked at here, because opening a journal writes to it, and all of them are
+            // read.
             let file = open_file(&self.strangers, &guest.to_string(), OFlags::RDONLY);
             let record = file.and_then(|file| Journal::peek(file, incarnation));
             let peer = record.ok().and_then(|record| named_in(&record));
@@ -117,14 +120,14 @@ impl Kept {
 }
 
 impl Store {
-    /// The record of a guest that was ended here, or refused and never seen.
+    /// The record of a guest that was ended here, or was refused and never arrived.
     ///
     /// # Errors
     ///
-    /// As [`super::GuestFolder::open_journal`], but that none is no error.
+    /// As [`super::GuestFolder::open_journal`], except that a missing record is no error.
     pub fn ended(&self, guest: GuestId) -> Result<Option<Vec<u8>>, Fault> {
         let kept = self.lock_kept();
-        // What it left when it was ended is newer than what was said of it before it came.
+        // The record of the guest's end is newer than one from before it arrived.
         let journal = match read(&kept.ended, guest, self.incarnation)? {
             Some(journal) => Some(journal),
             None => read(&kept.strangers, guest, self.incarnation)?,
@@ -132,8 +135,8 @@ impl Store {
         Ok(journal.map(|journal| journal.record().to_vec()))
     }
 
-    /// Keeps the record of a guest that had a folder here and is ended, durably and in both slots: nobody waits
-    /// for it, and what it said before must not come back.
+    /// Keeps the record of a guest that had a folder here and has ended. Written durably to both
+    /// slots at once: nobody waits for it, and no earlier record may come back.
     ///
     /// # Errors
     ///
@@ -144,7 +147,7 @@ impl Store {
         forget_stranger(&mut kept, guest)
     }
 
-    /// The same of a guest that only a peer has named: of so many of each peer and no more.
+    /// Keeps the record of a guest that only a peer has named, within that peer's share.
     ///
     /// # Errors
     ///
@@ -157,12 +160,13 @@ impl Store {
         self.keep_unless_ended(&mut kept, guest, record)
     }
 
-    /// Whether a guest that a peer offers can be remembered if it does not come, where so many others of that peer's
-    /// were offered already and are neither here nor put away.
+    /// Checks that a guest offered by `peer` can be remembered if it does not arrive.
+    /// `offered_count` counts the peer's other guests that were offered and are neither here nor
+    /// put away.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if not, else as [`Store::ended`].
+    /// `E_BUSY` if it cannot, else as [`Store::ended`].
     pub fn check_share(
         &self,
         guest: GuestId,
@@ -174,8 +178,9 @@ impl Store {
         kept.check_room(guest, Some(peer), limits, self.incarnation)
     }
 
-    /// As [`Store::keep_stranger`], of a guest that was offered and did not come. Room for it was found before anything was made for
-    /// it: its folder must not stay because there is none.
+    /// As [`Store::keep_stranger`], for a guest that was offered and did not arrive. There is no
+    /// limit here: [`Store::check_share`] found room before anything was made, and the guest's
+    /// folder must not have to stay for lack of room.
     ///
     /// # Errors
     ///
@@ -194,21 +199,21 @@ impl Store {
             return self.keep(&kept.ended, guest, record);
         }
         self.keep(&kept.strangers, guest, record)?;
-        // Before they are counted for the first time this one is on disk, and counted then.
+        // If the map was not read yet, it will find this record on disk.
         if let Some(named_by) = &mut kept.named_by {
             named_by.insert(guest, named_in(record));
         }
         Ok(())
     }
 
-    /// Removes the record of a guest that has a folder again, and with it a journal.
+    /// Removes the records of a guest that has a folder, and so a journal, again.
     ///
     /// # Errors
     ///
     /// `E_IO`.
     pub fn forget_ended(&self, guest: GuestId) -> Result<(), Fault> {
         let mut kept = self.lock_kept();
-        // First the older one: alone it would count.
+        // The older record first: it must never be left alone, because it would then count.
         forget_stranger(&mut kept, guest)?;
         remove_file(&kept.ended, &guest.to_string())
     }
@@ -224,14 +229,14 @@ impl Store {
         journal.settle()
     }
 
-    /// Has all wait who want something of what is kept, as for a slow disk.
+    /// Makes everyone who needs the records wait, as if the disk were slow.
     #[cfg(test)]
     pub(crate) fn hold_kept(&self) -> impl Drop + '_ {
         self.lock_kept()
     }
 
     fn lock_kept(&self) -> MutexGuard<'_, Kept> {
-        // A handle is whole whatever became of who held it.
+        // The folder handles stay valid even if a holder of the lock panicked.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -261,7 +266,7 @@ fn too_many() -> Fault {
     Fault::new(Code::Busy, detail)
 }
 
-/// The peer that a record speaks of, if it is of a guest that was refused.
+/// The peer named by the record of a refused guest.
 fn named_in(record: &[u8]) -> Option<HostIdentity> {
     match Record::decode(record).ok()?.state {
         State::Refused { source, .. } => Some(source),

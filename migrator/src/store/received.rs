@@ -1,4 +1,5 @@
-//! Which blocks of a guest have arrived, in a file that outlives a kill of the migrator.
+//! The file of received blocks: which blocks of a guest have arrived. It survives a kill of the
+//! migrator.
 //!
 //! ```text
 //!  0            4096                8192
@@ -9,11 +10,11 @@
 //!  a line of 64 bytes:  | 7 words of 64 blocks | 0 (4) | CRC32C of its offset and the rest (4) |
 //! ```
 //!
-//! A line never crosses a page, so the kernel writes it whole or not at all when the process is
-//! killed. A line of zeros is one that was never written: nothing of it has arrived. Nothing is
-//! flushed to the disk: a power loss takes the blocks themselves, which are in memory, and the owner
-//! of the file throws it away then. What arrived is marked *after* it is installed, and what became
-//! stale is unmarked *before* anything builds on it, so the file never promises too much.
+//! A line never crosses a page, so the kernel writes it completely or not at all if the process is
+//! killed. A line of zeros was never written: none of its blocks has arrived. Nothing is flushed to
+//! disk: a power loss destroys the blocks themselves, which are in memory, and the owner of the
+//! file then discards it. Blocks are marked *after* they are installed, and unmarked *before*
+//! anything relies on their being stale, so the file never promises too much.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -36,7 +37,7 @@ const LINE_CRC_AT: usize = LINE_BYTES - 4;
 
 const _: () = assert!(GEOMETRIES_AT + SPACE_COUNT_MAX * GEOMETRY_BYTES <= HEADER_CRC_AT);
 
-/// Where the stream of chunks stands at the target.
+/// How far the target has taken in the stream of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position {
     /// Every chunk up to this number is installed and marked.
@@ -45,7 +46,7 @@ pub struct Position {
     pub chain: [u8; 32],
 }
 
-/// The file, and what it says in memory.
+/// The file and a copy of its contents in memory.
 #[derive(Debug)]
 pub struct ReceivedFile {
     file: File,
@@ -63,7 +64,7 @@ struct SpaceMarks {
 }
 
 impl ReceivedFile {
-    /// Bytes of the file for a guest of these spaces.
+    /// Bytes of the file for a guest with these spaces.
     ///
     /// # Errors
     ///
@@ -79,7 +80,7 @@ impl ReceivedFile {
         Ok(LINES_AT + spaces.iter().map(|space| region_bytes(*space)).sum::<u64>())
     }
 
-    /// Begins a file of [`ReceivedFile::file_bytes`] zero bytes: nothing has arrived.
+    /// Initializes a file of [`ReceivedFile::file_bytes`] zero bytes, with no block marked.
     ///
     /// # Errors
     ///
@@ -92,11 +93,11 @@ impl ReceivedFile {
         Ok(Self::empty(file, attempt, spaces))
     }
 
-    /// Reads a file as it was left.
+    /// Reads an existing file.
     ///
     /// # Errors
     ///
-    /// `E_IMAGE_LOST` if any byte of it is not as it was written, `E_IO`.
+    /// `E_IMAGE_LOST` if any byte of it is corrupt, `E_IO`.
     pub fn open(file: File) -> Result<Self, Fault> {
         let unreadable = |error: std::io::Error| {
             Fault::new(Code::Io, format!("the marks of what arrived: {error}"))
@@ -148,7 +149,7 @@ impl ReceivedFile {
         }
     }
 
-    /// The attempt the blocks arrived under.
+    /// The attempt in which the blocks arrived.
     #[must_use]
     pub const fn attempt(&self) -> AttemptId {
         self.attempt
@@ -160,7 +161,7 @@ impl ReceivedFile {
         self.spaces.iter().map(|marks| marks.geometry).collect()
     }
 
-    /// Where the stream of chunks stands.
+    /// How far the stream of chunks has been taken in.
     #[must_use]
     pub const fn position(&self) -> Position {
         self.position
@@ -192,12 +193,12 @@ impl ReceivedFile {
         self.write_lines(space, run)
     }
 
-    /// Unmarks blocks that became stale: their newest bytes are yet to come.
+    /// Unmarks blocks that became stale: their newest contents are yet to come.
     ///
     /// # Errors
     ///
-    /// `E_RANGE` if they lie outside the space. `E_IO`: the file may then promise blocks that are
-    /// stale, so the image must be given up.
+    /// `E_RANGE` if they lie outside the space. `E_IO`: the file may then promise stale blocks, so
+    /// the image must be given up.
     pub fn remove_run(&mut self, space: SpaceId, run: BlockRun) -> Result<(), Fault> {
         let marks = self.checked(space, run)?;
         if marks.received.count_in(run) == 0 {
@@ -207,7 +208,8 @@ impl ReceivedFile {
         self.write_lines(space, run)
     }
 
-    /// Notes where the stream of chunks stands; its chunks are installed and marked.
+    /// Notes how far the stream of chunks has been taken in. Its chunks must be installed and
+    /// marked.
     ///
     /// # Errors
     ///
@@ -230,7 +232,7 @@ impl ReceivedFile {
         Ok(marks)
     }
 
-    /// Writes the lines that hold the blocks of a checked run, a page at a time.
+    /// Writes the lines that hold the blocks of a checked run, one page at a time.
     fn write_lines(&mut self, space: SpaceId, run: BlockRun) -> Result<(), Fault> {
         let marks = &self.spaces[usize::from(space.0)];
         let mut line = run.start / 64 / LINE_WORDS;
@@ -282,7 +284,7 @@ impl SpaceMarks {
     }
 }
 
-/// Bytes of a space's lines, in whole pages.
+/// Bytes of a space's lines, rounded up to whole pages.
 fn region_bytes(geometry: Geometry) -> u64 {
     let lines = geometry.block_count().div_ceil(64 * LINE_WORDS);
     (lines * LINE_BYTES as u64).next_multiple_of(PAGE_BYTES as u64)

@@ -1,4 +1,4 @@
-//! Removing a guest's folder, so that what a crash leaves of it is whole or nothing.
+//! Removes a guest's folder so that a crash leaves either the whole guest or nothing.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -8,10 +8,10 @@ use towpath_protocol::fault::Fault;
 
 use super::{DESCRIPTION, JOURNAL, fault, sync_folder};
 
-/// Empties a guest's folder. What is left at any moment, also after a power loss, is a guest with its journal
-/// and description, or none at all: a description without a journal, or not even that.
+/// Empties a guest's folder. At any moment, even after a power loss, what remains is either a guest
+/// with its journal and description, or no guest: a description without a journal, or less.
 ///
-/// `before` is told each name before it goes.
+/// `before` is called with each name before it is removed.
 pub(super) fn empty(
     folder: &OwnedFd,
     shown: &str,
@@ -64,7 +64,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A guest with everything that may be in its folder.
+    /// A guest with every file that may be in its folder.
     fn guest(store: &Store, guest: &Name) -> GuestFolder {
         let folder = store.create_guest(guest).unwrap();
         folder.write(&name(DESCRIPTION), b"{}").unwrap();
@@ -101,7 +101,7 @@ mod tests {
                 assert!(folder.read(&name(DESCRIPTION)).unwrap().is_some());
             }
             drop(folder);
-            // Whatever it was, it can be removed.
+            // In either state it can be removed.
             store.remove_guest(&name_of_guest).unwrap();
             if emptied.is_ok() {
                 break;
