@@ -1,4 +1,4 @@
-//! Packing blocks into chunks and unpacking them: zero, raw, lz4 or zstd, checked by AEGIS.
+//! Packs blocks into chunks and unpacks them: zero, raw, lz4 or zstd, with an AEGIS digest.
 //!
 //! ```text
 //!            submit                 one of N threads                        next_chunk
@@ -6,12 +6,13 @@
 //!                      queue                                              in order
 //! ```
 //!
-//! A job names up to 64 KiB of blocks. Its zero blocks are split off here, by the encoder, because
-//! only it has the bytes at hand: they become runs of a chunk of zeros, and neighbouring jobs of
-//! zeros become one such chunk, so that an empty gigabyte costs 64 KiB or less. The other blocks become
-//! one chunk. Numbers are given out at the end, when it is known how many chunks there are.
+//! A job names up to 64 KiB of blocks. The encoder splits off its zero blocks, because only the
+//! encoder has the bytes at hand. Zero blocks become runs of a chunk of zeros, and neighbouring
+//! jobs of zeros share one such chunk, so that an empty gigabyte costs 64 KiB or less. The other
+//! blocks become one chunk. Sequence numbers are assigned last, when it is known how many chunks
+//! there are.
 //!
-//! Nothing is allocated per chunk: every thread keeps its contexts, and the buffers go round.
+//! Nothing is allocated per chunk: every thread keeps its contexts, and the buffers are recycled.
 
 mod pack;
 mod policy;
@@ -33,24 +34,24 @@ pub use unpack::{DecodedChunk, Decoder};
 /// Most raw bytes in a job and in a chunk.
 const RAW_BYTES_MAX: usize = CHUNK_RAW_BYTES_MAX as usize;
 
-/// Where a chunk's payload begins in its buffer: the head, whose length is known last, ends there.
+/// Where a chunk's payload begins in its buffer. The head, whose length is known last, ends there.
 const PAYLOAD_AT: usize = CHUNK_HEAD_BYTES_MAX;
 
-/// Bytes of a buffer for one frame: the longest head, and what lz4 demands to have at hand.
+/// Bytes of a buffer for one frame: the longest head, and the space that lz4 requires.
 const FRAME_BUFFER_BYTES: usize =
     PAYLOAD_AT + lz4_flex::block::get_maximum_output_size(RAW_BYTES_MAX);
 
-/// Where an encoder gets the bytes of blocks from; called on the codec's threads.
+/// The source of block contents for an encoder. Called on the codec's threads.
 pub trait BlockReader: Send + Sync {
-    /// Copies the blocks of `runs`, one after the other, into `out`, which has exactly their size.
+    /// Copies the blocks of `runs`, concatenated, into `out`, which has exactly their size.
     ///
     /// # Errors
     ///
-    /// Whatever keeps the blocks from being read; the pipeline then stops until it is cancelled.
+    /// If the blocks cannot be read. The pipeline then stops until it is cancelled.
     fn read_runs(&self, space: SpaceId, runs: &[BlockRun], out: &mut [u8]) -> Result<(), Fault>;
 }
 
-/// Up to [`CHUNK_RUN_COUNT_MAX`] rising, disjoint runs, without memory of their own.
+/// Up to [`CHUNK_RUN_COUNT_MAX`] rising, disjoint runs, stored without heap memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Runs {
     runs: [BlockRun; CHUNK_RUN_COUNT_MAX],
@@ -64,9 +65,9 @@ impl Runs {
         count: 0,
     };
 
-    /// Adds a run behind the others, joined to the last one if it touches it. Says no, and changes
-    /// nothing, if it is empty, does not lie behind them, would make one too many, or would make a
-    /// run of more than `run_blocks_max` blocks.
+    /// Appends a run, merging it with the last one if the two touch. Returns `false` and changes
+    /// nothing if the run is empty, is not behind the others, would exceed the number of runs, or
+    /// would make a run of more than `run_blocks_max` blocks.
     pub fn push(&mut self, run: BlockRun, run_blocks_max: u32) -> bool {
         if run.count == 0 || run.count > run_blocks_max {
             return false;
@@ -98,7 +99,7 @@ impl std::ops::Deref for Runs {
     }
 }
 
-/// Blocks to be packed.
+/// Blocks to pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Job {
     space: SpaceId,
@@ -114,7 +115,7 @@ impl Job {
     /// # Errors
     ///
     /// `E_STATE` if there are no blocks, more than 64 KiB of them, or runs that are not rising and
-    /// disjoint: the planner made a mistake.
+    /// disjoint: a bug in the planner.
     pub fn new(
         space: SpaceId,
         block_bytes: u32,
@@ -141,8 +142,8 @@ impl Job {
         Ok(job)
     }
 
-    /// A job for blocks that are known to be zero because they were never touched: nothing is read,
-    /// and runs may be as long as a chunk of zeros allows.
+    /// A job for blocks known to be zero because they were never touched. Nothing is read, and runs
+    /// may be as long as a chunk of zeros allows.
     ///
     /// # Errors
     ///
@@ -188,7 +189,7 @@ impl Job {
     }
 }
 
-/// A chunk as a frame, in a buffer that is used again and again.
+/// A chunk as a frame, in a reusable buffer.
 #[derive(Debug)]
 pub struct EncodedChunk {
     header: ChunkHeader,
@@ -211,7 +212,7 @@ impl EncodedChunk {
         }
     }
 
-    /// The chunk's header, for the transcript and the accounts.
+    /// The chunk's header, for the transcript and the statistics.
     #[must_use]
     pub const fn header(&self) -> &ChunkHeader {
         &self.header
@@ -224,12 +225,12 @@ impl EncodedChunk {
     }
 
     const fn frame_range(&self) -> std::ops::Range<usize> {
-        // Nothing but the head stands before the payload.
+        // The payload is preceded by the head only.
         let start = PAYLOAD_AT - ChunkHeader::head_bytes(self.header.runs.len());
         start..start + self.frame_bytes
     }
 
-    /// Bytes of the blocks it stands for.
+    /// Bytes of the blocks that the chunk stands for.
     #[must_use]
     pub const fn raw_bytes(&self) -> u64 {
         self.raw_bytes
@@ -243,7 +244,7 @@ impl EncodedChunk {
         self.raw_bytes = self.header.raw_bytes(job.block_bytes);
     }
 
-    /// Writes the head before a payload that is already in place.
+    /// Writes the head in front of a payload that is already in place.
     fn finish(&mut self, payload_bytes: usize) {
         self.frame_bytes = ChunkHeader::head_bytes(self.header.runs.len()) + payload_bytes;
         let range = self.frame_range();

@@ -1,10 +1,10 @@
-//! A guest process, seen from the migrator: start it, find it again, drive it, and reach its memory.
+//! The migrator's side of a guest process: starts it, finds it again, drives it, accesses its memory.
 //!
 //! | type | what it is |
 //! |---|---|
 //! | [`GuestProcess`] | the controlling connection: typed calls, each with a deadline |
-//! | [`GuestMemory`] | the memory file, read and written by position and never mapped: the migrator stays small whatever the guest's size |
-//! | [`MissingMemory`] | the userfaultfd: which page a vCPU waits for, and its answer |
+//! | [`GuestMemory`] | the memory file, read and written by offset and never mapped, so the migrator stays small whatever the guest's size |
+//! | [`MissingMemory`] | the userfaultfd: reports which page a vCPU waits for and installs it |
 
 mod memory;
 mod missing;

@@ -1,4 +1,4 @@
-//! One thread's encoder: reads blocks, splits off the zeros, hashes and packs the rest.
+//! The encoder of one thread: reads blocks, splits off zeros, hashes and packs the rest.
 
 use lz4_flex::block::{CompressTable, compress_into_with_table};
 use towpath_protocol::fault::{Code, Fault};
@@ -8,24 +8,24 @@ use towpath_protocol::space::BlockRun;
 use super::policy::Level;
 use super::{BlockReader, EncodedChunk, FRAME_BUFFER_BYTES, Job, PAYLOAD_AT, RAW_BYTES_MAX, Runs};
 
-/// Comparing with these is a call of memcmp, the fastest check for zeros there is without unsafe.
+/// Comparing with this array compiles to `memcmp`, the fastest check for zeros without unsafe code.
 static ZEROS: [u8; RAW_BYTES_MAX] = [0; RAW_BYTES_MAX];
 
-/// Windows the entropy probe looks at, spread over the chunk.
+/// Number of windows that the entropy probe samples, spread over the chunk.
 const PROBE_WINDOWS: usize = 16;
 
-/// Bytes in each window: 1 KiB in all tells 7.7 bits a byte from 8 with 14 standard deviations, and
-/// costs a hundredth of packing the chunk.
+/// Bytes per window. 1 KiB in all distinguishes 7.7 bits per byte from 8 by 14 standard deviations,
+/// and costs a hundredth of packing the chunk.
 const PROBE_WINDOW_BYTES: usize = 64;
 
-/// A packed chunk must be smaller than the raw one by this part of it, else it goes raw: unpacking
-/// costs the target more than the bytes are worth.
+/// A packed chunk must be smaller than the raw one by one part in this many, else it is sent raw:
+/// unpacking would cost the target more than the saved bytes are worth.
 const SAVING_MIN_DIVISOR: usize = 16;
 
 /// The contexts and the buffer of one thread.
 pub struct Encoder {
-    /// Blocks are read to where a raw chunk has its payload: what does not shrink is handed out as it
-    /// is, against the chunk's own buffer, and never copied.
+    /// Blocks are read to the position of a raw chunk's payload. If they do not shrink, this buffer
+    /// is swapped with the chunk's, so that they are never copied.
     buffer: Box<[u8]>,
     zstd: zstd::bulk::Compressor<'static>,
     zstd_level: i32,
@@ -43,7 +43,7 @@ impl Encoder {
     ///
     /// # Errors
     ///
-    /// `E_IO` if zstd cannot have its memory.
+    /// `E_IO` if zstd cannot allocate its memory.
     pub fn new() -> Result<Self, Fault> {
         let zstd_level = 1;
         let zstd =
@@ -56,12 +56,12 @@ impl Encoder {
         })
     }
 
-    /// Packs a job at once and hands the one or two chunks it becomes to `take`, numbered 0: for the
-    /// demand lane, whose chunks stand outside the bulk lane's order.
+    /// Packs a job at once and passes the one or two resulting chunks to `take`, numbered 0. For
+    /// the demand lane, whose chunks are outside the bulk lane's sequence.
     ///
     /// # Errors
     ///
-    /// What `reader` or `take` says.
+    /// The faults of `reader` and `take`.
     pub fn encode_urgent(
         &mut self,
         reader: &dyn BlockReader,
@@ -83,8 +83,8 @@ impl Encoder {
         Ok(())
     }
 
-    /// Packs a job: returns its zero blocks and leaves the chunk of the others in `chunk`, not yet
-    /// numbered, or nothing there if all are zero.
+    /// Packs a job. Returns its zero blocks and leaves the chunk of the others in `chunk`, not yet
+    /// numbered; `chunk` is empty if all blocks are zero.
     pub(super) fn encode(
         &mut self,
         reader: &dyn BlockReader,
@@ -110,12 +110,12 @@ impl Encoder {
         Ok(zeros)
     }
 
-    /// Where blocks are read to.
+    /// The part of the buffer that blocks are read to.
     fn raw(&mut self) -> &mut [u8] {
         &mut self.buffer[PAYLOAD_AT..]
     }
 
-    /// Separates zero blocks from others and closes the gaps between the others.
+    /// Separates zero blocks from the others and closes the gaps between the others.
     fn split(&mut self, job: &Job) -> (Runs, Runs) {
         let block_bytes = job.block_bytes as usize;
         let raw = self.raw();
@@ -161,8 +161,8 @@ impl Encoder {
                     set.expect("every level of the ladder is one of zstd's");
                     self.zstd_level = level;
                 }
-                // With room for the worst case: a context that ran out of room is left in the middle
-                // of its work, and takes no other level before it is reset.
+                // The buffer has room for the worst case: a zstd context that runs out of space is
+                // left mid-frame and accepts no other level before it is reset.
                 self.zstd
                     .compress_to_buffer(raw, payload)
                     .ok()
@@ -179,7 +179,7 @@ impl Encoder {
     }
 }
 
-/// Makes `chunk` the chunk of the zero blocks of a job.
+/// Makes `chunk` the chunk of a job's zero blocks.
 pub(super) fn write_zeros(job: &Job, zeros: &Runs, chunk: &mut EncodedChunk) {
     assert!(
         zeros.iter().all(|run| run.count <= ZERO_RUN_BLOCKS_MAX),
@@ -191,8 +191,8 @@ pub(super) fn write_zeros(job: &Job, zeros: &Runs, chunk: &mut EncodedChunk) {
     chunk.finish(0);
 }
 
-/// Whether packing is in vain: the bytes in the windows are spread as evenly as chance spreads
-/// them, and no two windows begin alike (as copies of one page would).
+/// Whether packing is useless: the sampled bytes are distributed as evenly as random ones, and no
+/// two windows begin alike (as copies of one page would).
 fn looks_random(raw: &[u8]) -> bool {
     let stride = raw.len() / PROBE_WINDOWS;
     let mut counts = [0_u32; 256];
@@ -205,7 +205,7 @@ fn looks_random(raw: &[u8]) -> bool {
         }
     }
     let squares: u32 = counts.iter().map(|count| count * count).sum();
-    // Of n bytes drawn evenly, the squares of the counts add up to n + n(n-1)/256 on average.
+    // For n uniformly random bytes, the squares of the counts sum to n + n(n-1)/256 on average.
     const N: u32 = 1024;
     const _: () = assert!(N as usize == PROBE_WINDOWS * PROBE_WINDOW_BYTES);
     let by_chance = N + N * (N - 1) / 256;

@@ -1,4 +1,4 @@
-//! Which level packs a chunk: chosen by what is scarce now, the link or the processor.
+//! Chooses the level that packs each chunk, by what is scarce now: the link or the processor.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use towpath_protocol::message::CHUNK_RAW_BYTES_MAX;
 /// How hard to pack, from not at all to slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
-    /// The bytes as they are.
+    /// Not packed.
     Raw,
     /// LZ4.
     Lz4,
@@ -50,7 +50,7 @@ impl Level {
         }
     }
 
-    /// Zstd's own number for it, if zstd does it.
+    /// Zstd's number for the level, if it is a zstd level.
     #[must_use]
     pub const fn zstd_level(self) -> Option<i32> {
         match self {
@@ -89,56 +89,56 @@ impl FromStr for Level {
     }
 }
 
-/// How the level of each chunk is found.
+/// How the level of each chunk is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CodecPolicy {
-    /// The level that brings most raw bytes a second to the other side.
+    /// The level that delivers the most raw bytes per second.
     Auto {
-        /// What the link carries for us, in bytes a second, as we measured it; `u64::MAX` if it is
-        /// never the bottleneck.
+        /// The measured rate at which the link carries our bytes, in bytes per second; `u64::MAX`
+        /// if it is never the bottleneck.
         link_bytes_per_s: u64,
     },
-    /// Always this one. Chunks that do not shrink still go raw.
+    /// Always this level. Chunks that do not shrink are still sent raw.
     Fixed(Level),
 }
 
 /// Raw bytes of a full chunk.
 const CHUNK_BYTES: f64 = CHUNK_RAW_BYTES_MAX as f64;
 
-/// One in so many chunks is packed with a neighbouring level, to learn what it would do now.
+/// One in this many chunks is packed with a neighbouring level, to learn how that level does now.
 const PROBE_EVERY_CHUNKS: u64 = 64;
 
-/// What probes may take of the time in which chunks come out: on a fast link, where nothing packs, they
-/// would otherwise be a fifth of the codec's work.
+/// Share of the codec's time that probes may take. On a fast link, where chunks are sent raw,
+/// probes would otherwise be a fifth of the codec's work.
 const PROBE_TIME_SHARE: f64 = 0.01;
 
-/// A neighbour is worth a probe if it is expected to reach this part of the best goodput.
+/// A neighbour is probed only if its expected goodput is at least this part of the present one.
 const PROBE_WORTH_MIN: f64 = 0.8;
 
-/// Weight of a new sample: half of an estimate is from the last eleven chunks.
+/// Weight of a new sample: half of an estimate comes from the last eleven chunks.
 const SAMPLE_WEIGHT: f64 = 1.0 / 16.0;
 
-/// Weight of a sample whose level was not used for some time.
+/// Weight of a new sample for a level that was not used for some time.
 const OLD_WEIGHT: f64 = 0.5;
 
-/// A higher level must promise this much more than the present one.
+/// A higher level must promise this many times the goodput of the present one.
 const GAIN_MIN: f64 = 1.08;
 
-/// Levels are as good as each other up to here; the cheapest of them is taken. Less than [`GAIN_MIN`], so
-/// that there is no flapping.
+/// Goodputs within this factor count as equal, and the cheapest such level is taken. Less than
+/// [`GAIN_MIN`], so that levels do not alternate.
 const EVEN_UP_TO: f64 = 1.05;
 
-/// What one level does to one chunk.
+/// What one level costs and achieves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Estimate {
-    /// Nanoseconds a thread spends on one raw byte, reading and hashing included.
+    /// Nanoseconds per raw byte on one thread, including reading and hashing.
     nanos_per_byte: f64,
-    /// Bytes on the wire for one raw byte.
+    /// Wire bytes per raw byte.
     fraction: f64,
 }
 
-/// What each level does to machine code (`bench codec`): only the proportions matter, and only until
-/// the first chunks are measured.
+/// Estimates for machine code (`bench codec`). Only their proportions matter, and only until the
+/// first chunks are measured.
 const PRIORS: [Estimate; LEVEL_COUNT] = [
     prior(0.2, 1.0),
     prior(2.2, 0.58),
@@ -155,29 +155,30 @@ const fn prior(nanos_per_byte: f64, fraction: f64) -> Estimate {
     }
 }
 
-/// What came of a level of late.
+/// The latest estimate of a level.
 #[derive(Debug, Clone, Copy)]
 struct Learnt {
     estimate: Estimate,
     at_chunk: u64,
 }
 
-/// Chooses a level for each chunk and learns from what came of it. Pure: told times, asks no clock.
+/// Chooses a level for each chunk and learns from the results. Pure: it is given durations and
+/// reads no clock.
 #[derive(Debug)]
 pub struct Chooser {
     threads: f64,
     level: Level,
-    /// It is not forgotten: probes find what has changed.
+    /// Estimates are never dropped: probes find what has changed.
     learnt: [Option<Learnt>; LEVEL_COUNT],
     chunk_count: u64,
-    /// Turns a probe has had, up and down in turn.
+    /// Probe turns so far; they go up and down alternately.
     probe_turns: u64,
-    /// What probes may take now, in nanoseconds; below zero they wait.
+    /// Time budget left for probes, in nanoseconds. While it is negative, no probe is made.
     probe_nanos_left: f64,
 }
 
 impl Chooser {
-    /// A chooser for an encoder of so many threads.
+    /// A chooser for an encoder with `thread_count` threads.
     #[must_use]
     pub fn new(thread_count: usize) -> Self {
         Self {
@@ -207,7 +208,7 @@ impl Chooser {
             CodecPolicy::Auto { link_bytes_per_s } => bytes_as_f64(link_bytes_per_s),
         };
         let goodput = |level: Level| self.goodput(self.estimate(level), link_bytes_per_s);
-        // Of raw there is nothing to learn but its speed.
+        // For raw, only the speed could be learnt.
         let is_known = |level: &Level| *level == Level::Raw || self.learnt_of(*level).is_some();
         let known = cheapest_of_the_best(Level::ALL.into_iter().filter(is_known), goodput);
         let best = match known {
@@ -215,14 +216,14 @@ impl Chooser {
             Some(known) if goodput(known) > goodput(self.level) * GAIN_MIN => known,
             _ => self.level,
         };
-        // What was never tried is tried if it promises more, and then known.
+        // A level that was never tried is tried if it promises more, and is known from then on.
         let unknown = Level::ALL.into_iter().filter(|level| !is_known(level));
         let promising = unknown.filter(|level| goodput(*level) > goodput(best) * GAIN_MIN);
         self.level = cheapest_of_the_best(promising, goodput).unwrap_or(best);
         self.probe(link_bytes_per_s).unwrap_or(self.level)
     }
 
-    /// Tells what became of a chunk packed with `level`.
+    /// Records the result of a chunk packed with `level`.
     pub fn learn(&mut self, level: Level, raw_bytes: u64, wire_bytes: u64, spent: Duration) {
         if raw_bytes == 0 {
             return;
@@ -233,7 +234,7 @@ impl Chooser {
             fraction: bytes_as_f64(wire_bytes) / raw,
         };
         let estimate = self.learnt[level.index()].map_or(sample, |known| {
-            // The older, the less it says of the guest's memory as it looks now.
+            // The older an estimate, the less it says about the guest's memory now.
             let age_chunks = u32::try_from(self.chunk_count - known.at_chunk).unwrap_or(u32::MAX);
             let weight = (SAMPLE_WEIGHT * f64::from(age_chunks)).clamp(SAMPLE_WEIGHT, OLD_WEIGHT);
             mix(known.estimate, sample, weight)
@@ -244,13 +245,13 @@ impl Chooser {
         });
     }
 
-    /// Every so often, the level above or below, if it may be better than what we think of it, and if
-    /// probes have not taken too much time already.
+    /// At intervals, picks the level above or below the present one, if it may be better and if
+    /// probes have not used up their time budget.
     fn probe(&mut self, link_bytes_per_s: f64) -> Option<Level> {
         let present = self.goodput(self.estimate(self.level), link_bytes_per_s);
         let chunk_nanos = CHUNK_BYTES * 1e9 / present;
         let earned = self.probe_nanos_left + chunk_nanos * PROBE_TIME_SHARE;
-        // Nothing is saved up: what was not probed then is probed now.
+        // Unused budget is not saved up.
         self.probe_nanos_left = earned.min(0.0);
         if !self.chunk_count.is_multiple_of(PROBE_EVERY_CHUNKS) || self.probe_nanos_left < 0.0 {
             return None;
@@ -262,7 +263,8 @@ impl Chooser {
             self.level.index().checked_sub(1)?
         };
         let level = *Level::ALL.get(index)?;
-        // Judged by its neighbour's present results, so that one bad sample is no life sentence.
+        // Predicted from the present level's results, so that one bad sample does not rule a level
+        // out for ever.
         let expected = self.goodput(self.derived(level, self.level), link_bytes_per_s);
         if expected <= present * PROBE_WORTH_MIN {
             return None;
@@ -271,7 +273,7 @@ impl Chooser {
         Some(level)
     }
 
-    /// Raw bytes a second that reach the other side: what the threads pack or what the link takes.
+    /// Raw bytes per second that get through: limited by packing on the threads or by the link.
     fn goodput(&self, estimate: Estimate, link_bytes_per_s: f64) -> f64 {
         let packed = self.threads * 1e9 / estimate.nanos_per_byte.max(1e-3);
         let carried = link_bytes_per_s / estimate.fraction.max(1e-3);
@@ -292,7 +294,7 @@ impl Chooser {
             .unwrap_or_else(|| self.derived(level, nearest.unwrap_or(level)))
     }
 
-    /// What `level` should do, from what `known` does and the proportions of the priors.
+    /// Predicts `level` from the results of `known` and the proportions of the priors.
     fn derived(&self, level: Level, known: Level) -> Estimate {
         let prior = PRIORS[level.index()];
         let Some(learnt) = self.learnt_of(known) else {
@@ -302,7 +304,7 @@ impl Chooser {
         let slowness = learnt.nanos_per_byte / base.nanos_per_byte;
         let fraction = match (level, known) {
             (Level::Raw, _) => 1.0,
-            // Raw says nothing about how well anything packs.
+            // Raw results do not show how well the data packs.
             (_, Level::Raw) => prior.fraction,
             _ => (learnt.fraction * prior.fraction / base.fraction).min(1.0),
         };
@@ -313,7 +315,8 @@ impl Chooser {
     }
 }
 
-/// Where the link is not the bottleneck, cheaper is better even if no faster.
+/// The cheapest level whose goodput counts as equal to the best: if the link is not the bottleneck,
+/// cheaper is better even if not faster.
 fn cheapest_of_the_best(
     mut levels: impl Iterator<Item = Level> + Clone,
     goodput: impl Fn(Level) -> f64,
@@ -342,7 +345,7 @@ const fn bytes_as_f64(bytes: u64) -> f64 {
 mod tests {
     use super::*;
 
-    /// What a level truly does in a test: MB/s a thread, wire bytes per 1000 raw bytes.
+    /// The true behaviour of each level in a test: MB/s per thread, wire bytes per 1000 raw bytes.
     type Truth = [(f64, u64); LEVEL_COUNT];
 
     const CODE: Truth = [
@@ -468,7 +471,7 @@ mod tests {
 
     #[test]
     fn levels_that_are_nearly_even_do_not_take_turns() {
-        // What was seen of a guest of noise: a little of it packs, and speeds vary.
+        // As measured with a guest full of noise: a little of it packs, and speeds vary.
         let mut nearly = NOISE;
         nearly[Level::Lz4.index()].1 = 980;
         let auto = CodecPolicy::Auto {

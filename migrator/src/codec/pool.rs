@@ -1,4 +1,4 @@
-//! Many threads that pack, one order in which it comes out.
+//! Packs jobs on many threads and returns the chunks in the order of the jobs.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -14,35 +14,37 @@ use super::pack::{Encoder, write_zeros};
 use super::policy::{Chooser, CodecPolicy, Level};
 use super::{BlockReader, EncodedChunk, Job, Runs};
 
-/// Jobs a thread may have before and behind it: enough that none waits for the lane's next write,
-/// little enough that bytes are not stale by the time they are sent (1 MiB for two threads).
+/// Jobs queued per thread, before and after packing. Enough that no thread waits for the lane's
+/// next write, and few enough that the bytes are not stale by the time they are sent (1 MiB for two
+/// threads).
 const JOBS_PER_THREAD: usize = 8;
 
-/// Most threads: beyond it the lock would be the work.
+/// Most threads: beyond this the lock would dominate.
 const THREAD_COUNT_MAX: usize = 64;
 
-/// Most zero blocks joined into one chunk: 64 MiB of memory, so that the target acknowledges now and
-/// then and one message never keeps it busy for long.
+/// Most zero blocks joined into one chunk: 64 MiB of memory, so that the target acknowledges
+/// regularly and one message never occupies it for long.
 const JOINED_ZEROS_MAX: u32 = 1 << 14;
 
-/// A job that took as long is worth another thread for those that wait: to wake it costs some microseconds
-/// here and there. Blocks that go as they are take a few each, and one thread packs them all the sooner.
+/// A job that takes at least this long justifies waking another thread for the waiting jobs; waking
+/// costs some microseconds on both sides. Raw chunks take a few microseconds each, and one thread
+/// alone packs them faster.
 const WORTH_WAKING: Duration = Duration::from_micros(40);
 
-/// What an encoder did so far.
+/// Statistics of an encoder pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CodecStats {
-    /// Bytes of the blocks of all chunks that came out, zeros included.
+    /// Block bytes of all finished chunks, including zeros.
     pub raw_bytes: u64,
     /// Bytes of their frames.
     pub wire_bytes: u64,
-    /// Blocks of zeros.
+    /// Zero blocks.
     pub zero_blocks: u64,
-    /// Chunks that came out, by [`Codec`]: zero, raw, lz4, zstd.
+    /// Finished chunks by [`Codec`]: zero, raw, lz4, zstd.
     pub chunk_counts: [u64; 4],
-    /// Buffers there are: fixed when the pool is made.
+    /// Number of buffers, fixed when the pool is made.
     pub buffer_count: usize,
-    /// Times a buffer was used.
+    /// How often a buffer was used.
     pub buffer_uses: u64,
 }
 
@@ -55,9 +57,9 @@ pub struct EncoderPool {
 
 struct Shared {
     state: Mutex<State>,
-    /// There is a job, or the pool closes.
+    /// Signalled when there is a job or the pool closes.
     work: Condvar,
-    /// What those who are counted in [`State::waiting`] wait for may have come.
+    /// Signalled when a caller counted in [`State::waiting`] may have what it waits for.
     moved: Condvar,
     reader: Arc<dyn BlockReader>,
 }
@@ -69,20 +71,20 @@ impl std::fmt::Debug for Shared {
 }
 
 struct State {
-    /// Jobs in the order they came; those before `started` are with a thread or done.
+    /// Jobs in order of arrival. Those before `started` are being packed or done.
     slots: VecDeque<Slot>,
     started: usize,
     slot_count_max: usize,
-    /// Number of the first slot since the beginning: threads know their slot by number.
+    /// Sequence number of the first slot. Threads identify their slot by such a number.
     first_slot: u64,
     /// Threads that are packing.
     busy: usize,
-    /// Threads that sleep until there is a job. Waking nobody is a system call all the same.
+    /// Threads that wait for a job. Notifying nobody would still cost a system call.
     idle: usize,
-    /// Callers that sleep until there is a chunk, or room, or no thread is packing.
+    /// Callers that wait for a chunk, for room, or for all threads to stop packing.
     waiting: usize,
     free: Vec<EncodedChunk>,
-    /// Zeros of jobs already taken out, not yet a chunk.
+    /// Zero blocks of jobs already taken out that are not in a chunk yet.
     joined: Option<(Job, Runs)>,
     next_sequence: u64,
     policy: CodecPolicy,
@@ -93,7 +95,7 @@ struct State {
 
 struct Slot {
     job: Job,
-    /// Once done: the zero blocks that are not among the joined ones yet.
+    /// Once packed: the job's zero blocks that are not in `joined` yet.
     zeros: Runs,
     progress: Progress,
 }
@@ -116,12 +118,12 @@ enum Progress {
 }
 
 impl EncoderPool {
-    /// Starts `thread_count` threads that read blocks through `reader`. The first chunk that comes
-    /// out has number `first_sequence`.
+    /// Starts `thread_count` threads that read blocks through `reader`. The first chunk is numbered
+    /// `first_sequence`.
     ///
     /// # Errors
     ///
-    /// `E_IO` if a thread or its memory cannot be had.
+    /// `E_IO` if a thread cannot be started or its memory allocated.
     pub fn new(
         reader: Arc<dyn BlockReader>,
         thread_count: usize,
@@ -171,8 +173,8 @@ impl EncoderPool {
         Ok(pool)
     }
 
-    /// Puts in as many jobs as there is room for, and returns how many. Threads that sleep are woken
-    /// once for all of them.
+    /// Queues as many jobs as there is room for and returns their number. Sleeping threads are
+    /// woken once for all of them.
     #[must_use]
     pub fn submit_all(&self, jobs: impl IntoIterator<Item = Job>) -> usize {
         let mut state = self.shared.lock();
@@ -186,7 +188,7 @@ impl EncoderPool {
         count
     }
 
-    /// Puts a job in; waits for room at most `wait_max`. Says no if there was none.
+    /// Queues a job, waiting for room for at most `wait_max`. Returns `false` if there was none.
     #[must_use]
     pub fn submit(&self, job: Job, wait_max: Duration) -> bool {
         let has_room = |state: &mut State| state.slots.len() < state.slot_count_max;
@@ -198,26 +200,26 @@ impl EncoderPool {
         true
     }
 
-    /// How many jobs fit in now without waiting.
+    /// How many jobs fit in without waiting.
     #[must_use]
     pub fn room(&self) -> usize {
         let state = self.shared.lock();
         state.slot_count_max - state.slots.len()
     }
 
-    /// Whether everything that was put in has come out.
+    /// Whether every queued job has come out.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let state = self.shared.lock();
         state.slots.is_empty() && state.joined.is_none()
     }
 
-    /// Takes the next chunk, in the order of the jobs, into `chunk`; waits for one at most
-    /// `wait_max`. Says no if there was none.
+    /// Moves the next chunk, in the order of the jobs, into `chunk`. Waits at most `wait_max` and
+    /// returns `false` if none came.
     ///
     /// # Errors
     ///
-    /// What the reader said of the job whose turn it is; again at every call, until
+    /// The reader's fault for the job whose turn it is. Every call returns it until
     /// [`EncoderPool::cancel`].
     pub fn next_chunk(&self, chunk: &mut EncodedChunk, wait_max: Duration) -> Result<bool, Fault> {
         let mut result = Ok(());
@@ -240,8 +242,8 @@ impl EncoderPool {
         Ok(true)
     }
 
-    /// Drops everything that has not come out and returns its blocks, so that they are marked again.
-    /// When it returns no thread reads blocks any more, and the pool can be used again.
+    /// Drops everything that has not come out and returns its blocks, so that they can be marked
+    /// again. On return no thread reads blocks any more, and the pool can be used again.
     #[must_use]
     pub fn cancel(&self) -> Vec<(SpaceId, BlockRun)> {
         let mut state = self.shared.lock();
@@ -280,7 +282,7 @@ impl EncoderPool {
         self.shared.lock().next_sequence
     }
 
-    /// Numbers go on from here: after the target said where the stream stands.
+    /// Continues numbering from here, after the target said how far it has taken in the stream.
     ///
     /// # Errors
     ///
@@ -297,7 +299,7 @@ impl EncoderPool {
         Ok(())
     }
 
-    /// Changes how levels are found, from the next job on.
+    /// Changes how levels are chosen, from the next job on.
     pub fn set_policy(&self, policy: CodecPolicy) {
         self.shared.lock().policy = policy;
     }
@@ -308,7 +310,7 @@ impl EncoderPool {
         self.shared.lock().chooser.level()
     }
 
-    /// What came out so far.
+    /// The statistics so far.
     #[must_use]
     pub fn stats(&self) -> CodecStats {
         self.shared.lock().stats
@@ -320,7 +322,7 @@ impl Drop for EncoderPool {
         self.shared.lock().is_closed = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has already said so.
+            // A panic has already been reported by the thread itself.
             drop(thread.join());
         }
     }
@@ -332,7 +334,7 @@ impl Shared {
         locked.expect("nothing panics while it holds the pool's lock")
     }
 
-    /// Waits until `is_there`, at most `wait_max`.
+    /// Waits until `is_there` is true, for at most `wait_max`.
     fn wait_for(
         &self,
         wait_max: Duration,
@@ -363,8 +365,8 @@ impl Shared {
             };
             drop(state);
             let begun = Instant::now();
-            // A reader that panics must not leave its slot for ever in work: whoever waits for
-            // it, or cancels, would hang.
+            // A panicking reader must not leave its slot in the packing state for ever: anyone who
+            // waits for it, or cancels, would hang.
             let encode = || encoder.encode(self.reader.as_ref(), &job, level, &mut chunk);
             let result = std::panic::catch_unwind(AssertUnwindSafe(encode))
                 .unwrap_or_else(|_| Err(Fault::new(Code::Guest, "reading blocks panicked")));
@@ -381,7 +383,7 @@ impl Shared {
         }
     }
 
-    /// Wakes a thread that sleeps, if there is a job for it; the lock is free by then.
+    /// Wakes a sleeping thread if a job waits for it. The lock is released first.
     fn wake_thread(&self, state: MutexGuard<'_, State>) {
         let is_awaited = state.idle > 0 && state.has_job();
         drop(state);
@@ -390,7 +392,7 @@ impl Shared {
         }
     }
 
-    /// Wakes those who wait, with the lock free by then, or they would go back to sleep for it.
+    /// Wakes waiting callers. The lock is released first, or they would wake only to wait for it.
     fn wake_waiting(&self, state: MutexGuard<'_, State>) {
         let is_awaited = state.waiting > 0;
         drop(state);
@@ -406,7 +408,7 @@ fn wait<'a>(condvar: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, S
 }
 
 impl State {
-    /// The next job for a thread. There is always a buffer: one for each slot.
+    /// The next job for a thread. A free buffer always exists: there is one per slot.
     fn start_next(&mut self) -> Option<(u64, Job, Level, EncodedChunk)> {
         let slot = self.slots.get_mut(self.started)?;
         let chunk = self.free.pop()?;
@@ -425,7 +427,8 @@ impl State {
         self.started < self.slots.len()
     }
 
-    /// Whether a finished job can be of use to anyone who waits: its turn has come, or nobody packs.
+    /// Whether a waiting caller can use what has finished: the next job in order is packed, or no
+    /// thread is packing.
     fn is_next_ready(&self) -> bool {
         let next = self.slots.front().map(|slot| &slot.progress);
         self.busy == 0 || !matches!(next, Some(Progress::Waiting | Progress::Packing))
@@ -444,7 +447,7 @@ impl State {
         let slot = position
             .and_then(|position| usize::try_from(position).ok())
             .and_then(|position| self.slots.get_mut(position));
-        // Cancelled meanwhile: nobody waits for it.
+        // Cancelled meanwhile: nobody waits for the result.
         let Some(slot) = slot else {
             self.free.push(chunk);
             return;
@@ -463,11 +466,11 @@ impl State {
         }
     }
 
-    /// Puts the next chunk of the order into `out`, not yet numbered, if there is one.
+    /// Moves the next chunk in order into `out`, not yet numbered, if there is one.
     fn take(&mut self, out: &mut EncodedChunk) -> Result<bool, Fault> {
         loop {
             let Some(slot) = self.slots.front_mut() else {
-                // Nothing is on its way that could join the zeros.
+                // No queued job could still add to the joined zeros.
                 return Ok(self.take_joined(out));
             };
             let chunk = match &mut slot.progress {
@@ -532,8 +535,8 @@ impl State {
     }
 }
 
-/// Joins a job's zeros to those before it, all or none: only in rising order, within one space and
-/// generation, and only up to the cap.
+/// Adds a job's zeros to the joined ones, all or none. Only in rising order, within one space and
+/// generation, and up to the cap.
 fn join(joined: &mut Option<(Job, Runs)>, job: &Job, zeros: &Runs) -> bool {
     let Some((before, runs)) = joined else {
         *joined = Some((*job, *zeros));

@@ -1,4 +1,4 @@
-//! The decoder: a peer's chunk becomes blocks only if every number and every byte is right.
+//! The decoder: a peer's chunk is turned into blocks only if every number and every byte is right.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::message::{CHUNK_RAW_BYTES_MAX, ChunkHeader, Codec, digest_of};
@@ -7,8 +7,8 @@ use zstd::zstd_safe;
 
 use super::RAW_BYTES_MAX;
 
-/// Largest window a zstd frame may ask for. Ours ask for 64 KiB; the rest is room for a later
-/// version's larger chunks, far below what a bomb wants.
+/// Largest window a zstd frame may ask for. Ours ask for 64 KiB; the rest is for larger chunks of
+/// later versions, and far below what a decompression bomb needs.
 const WINDOW_LOG_MAX: u32 = 21;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -18,17 +18,17 @@ const SINGLE_SEGMENT: u8 = 1 << 5;
 const RESERVED: u8 = 1 << 3;
 const DICTIONARY: u8 = 0b11;
 
-/// A chunk that is what its header says.
+/// A chunk that has been checked against its header.
 #[derive(Debug, PartialEq, Eq)]
 pub struct DecodedChunk<'a> {
-    /// Its header; the runs lie inside the space.
+    /// The header; its runs lie inside the space.
     pub header: &'a ChunkHeader,
-    /// The blocks of all runs, one after the other; empty for a chunk of zeros, which may name
-    /// far more than fits in memory.
+    /// The blocks of all runs, concatenated. Empty for a chunk of zeros, which may name far more
+    /// than fits in memory.
     pub raw: &'a [u8],
 }
 
-/// The contexts and the one buffer of a thread that decodes.
+/// The contexts and the one buffer of a decoding thread.
 pub struct Decoder {
     header: ChunkHeader,
     raw: Box<[u8]>,
@@ -46,7 +46,7 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// `E_IO` if zstd cannot have its memory.
+    /// `E_IO` if zstd cannot allocate its memory.
     pub fn new() -> Result<Self, Fault> {
         let setup = || {
             let mut zstd = zstd::bulk::Decompressor::new()?;
@@ -63,12 +63,12 @@ impl Decoder {
         })
     }
 
-    /// Decodes the body of a chunk's frame for a guest with these spaces, in the order of their
-    /// numbers.
+    /// Decodes the body of a chunk's frame. `spaces` are the guest's spaces in the order of their
+    /// ids.
     ///
     /// # Errors
     ///
-    /// `E_TRUNCATED`, `E_RANGE` or `E_CODEC`: the peer's fault, and nothing came out.
+    /// `E_TRUNCATED`, `E_RANGE` or `E_CODEC`: the peer's fault; no blocks are returned.
     pub fn decode<'a>(
         &'a mut self,
         body: &'a [u8],
@@ -87,7 +87,7 @@ impl Decoder {
             Codec::Raw => return Err(wrong_size(&self.header, payload.len(), raw_bytes)),
             Codec::Lz4 => {
                 let raw = &mut self.raw[..raw_bytes];
-                // So that a bad offset can never bring back what the last chunk left here.
+                // Cleared so that a bad offset can never return bytes of the previous chunk.
                 raw.fill(0);
                 let bytes = lz4_flex::block::decompress_into(payload, raw)
                     .map_err(|error| does_not_unpack(&self.header, &error))?;
@@ -123,7 +123,7 @@ impl Decoder {
     }
 }
 
-/// Checks that the runs lie in their space; returns the raw bytes of a chunk that carries any.
+/// Checks that the runs lie in their space. Returns the raw bytes of a chunk that carries any.
 fn check_ranges(header: &ChunkHeader, spaces: &[Geometry]) -> Result<usize, Fault> {
     let space = header.space.0;
     let geometry = spaces.get(usize::from(space)).ok_or_else(|| {
@@ -143,12 +143,12 @@ fn check_ranges(header: &ChunkHeader, spaces: &[Geometry]) -> Result<usize, Faul
             format!("a chunk of {raw_bytes} bytes of blocks"),
         ));
     }
-    // A chunk of zeros has no bytes to count.
+    // The result is unused for a chunk of zeros.
     Ok(usize::try_from(raw_bytes).unwrap_or(usize::MAX))
 }
 
-/// Refuses all that zstd allows and we never send: skippable and concatenated frames, dictionaries,
-/// large windows, and frames that do not say their size or say another one.
+/// Refuses what zstd allows but we never send: skippable and concatenated frames, dictionaries,
+/// large windows, and frames whose stated size is missing or wrong.
 fn check_zstd_frame(payload: &[u8], raw_bytes: usize) -> Result<(), Fault> {
     let refuse = |what: &str| Err(Fault::new(Code::Codec, format!("a zstd frame with {what}")));
     let [a, b, c, d, descriptor, next, ..] = *payload else {

@@ -10,7 +10,7 @@ use towpath_protocol::space::{BlockRun, Geometry, MEMORY_BLOCK_BYTES};
 
 const BLOCK_BYTES: usize = MEMORY_BLOCK_BYTES as usize;
 
-/// The memory file of a guest; a clone is the same file.
+/// The memory file of a guest. Clones share the file.
 #[derive(Debug, Clone)]
 pub struct GuestMemory {
     file: Arc<OwnedFd>,
@@ -24,12 +24,12 @@ impl AsFd for GuestMemory {
 }
 
 impl GuestMemory {
-    /// Takes a file handed over as the memory of a guest with `memory_bytes`.
+    /// Takes a file that was handed over as the memory of a guest with `memory_bytes`.
     ///
     /// # Errors
     ///
-    /// `E_LAYOUT` if it is not a memory file of exactly that length, fixed for good: reading and
-    /// writing by block number would reach into something else.
+    /// `E_LAYOUT` if it is not a memory file of exactly that length, sealed against resizing.
+    /// Otherwise block numbers would address something else.
     pub(super) fn new(file: OwnedFd, memory_bytes: u64) -> Result<Self, Fault> {
         let wrong = |what: String| Fault::new(Code::Layout, format!("guest memory: {what}"));
         let status = rustix::fs::fstat(&file).map_err(|error| wrong(error.to_string()))?;
@@ -56,7 +56,7 @@ impl GuestMemory {
         self.geometry
     }
 
-    /// Reads the blocks of all runs, one behind the other.
+    /// Reads the blocks of all runs, concatenated.
     ///
     /// # Errors
     ///
@@ -83,10 +83,10 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Writes the blocks of all runs, one behind the other.
+    /// Writes the blocks of all runs, concatenated.
     ///
-    /// Not for a guest whose vCPU may be waiting for one of them: this wakes nobody. That is what
-    /// [`super::MissingMemory::install`] is for.
+    /// Does not wake vCPUs that wait for one of them; for a guest that may be waiting, use
+    /// [`super::MissingMemory::install`].
     ///
     /// # Errors
     ///
@@ -113,12 +113,12 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Takes blocks out of memory: they read as zeros, and once armed a touch of them waits. For
-    /// blocks that were sent early and are stale at the switch.
+    /// Removes blocks from memory: they read as zeros, and once the guest is armed a touch of them
+    /// waits. For blocks that were sent early and are stale at the switch.
     ///
     /// # Errors
     ///
-    /// `E_RANGE` for a run outside memory, `E_IO` if the file refuses.
+    /// `E_RANGE` for a run outside memory, `E_IO` if the file cannot be changed.
     pub fn punch(&self, run: BlockRun) -> Result<(), Fault> {
         self.geometry.check(run)?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -130,21 +130,21 @@ impl GuestMemory {
             .map_err(|error| failed("punch", run, error))
     }
 
-    /// The first block at or after `from` that was ever touched: everything before it is zeros and
+    /// The first block at or after `from` that was ever touched. Every block before it is zero and
     /// takes no memory.
     ///
     /// # Errors
     ///
-    /// `E_IO` if the file cannot be asked.
+    /// `E_IO` if the file cannot be searched.
     pub fn next_data_from(&self, from: u64) -> Result<Option<u64>, Fault> {
         self.seek(from, SeekFrom::Data)
     }
 
-    /// The run of blocks that were ever touched which begins at or after `from`, cut at `count_max`.
+    /// The first run of ever-touched blocks that begins at or after `from`, cut to `count_max`.
     ///
     /// # Errors
     ///
-    /// `E_IO` if the file cannot be asked.
+    /// `E_IO` if the file cannot be searched.
     pub fn data_run_from(&self, from: u64, count_max: u32) -> Result<Option<BlockRun>, Fault> {
         let Some(start) = self.next_data_from(from)? else {
             return Ok(None);

@@ -1,7 +1,7 @@
-//! Answers a vCPU that waits for a missing page, through the guest's userfaultfd.
+//! Answers vCPUs that wait for missing pages, through the guest's userfaultfd.
 //!
-//! Our own bindings, because the kernel's structures are few and stable, and the crates at hand need a
-//! C header parser to build. Numbers are those of `linux/userfaultfd.h`.
+//! The bindings are our own: the kernel's structures are few and stable, and the available crates
+//! need a C header parser to build. The numbers are those of `linux/userfaultfd.h`.
 
 #![allow(
     unsafe_code,
@@ -22,11 +22,11 @@ const BLOCK_BYTES: u64 = MEMORY_BLOCK_BYTES as u64;
 
 /// Bytes of one event.
 const EVENT_BYTES: usize = 32;
-/// The event of a touch of a missing page; its address is in the third word.
+/// The event for a touch of a missing page. Its third word is the address.
 const EVENT_PAGEFAULT: u8 = 0x12;
 
-/// Times in a row the kernel may ask to be asked again, while the guest's memory map changes, before
-/// that counts as a fault: each takes microseconds.
+/// How often in a row the kernel may answer `EAGAIN`, which it does while the guest's memory map
+/// changes, before that is a fault. Each time takes microseconds.
 const AGAIN_COUNT_MAX: u32 = 10_000;
 
 #[repr(C)]
@@ -58,16 +58,16 @@ const UFFDIO_WAKE: Opcode = opcode::read::<Range>(0xaa, 0x02);
 const UFFDIO_COPY: Opcode = opcode::read_write::<CopyArgument>(0xaa, 0x03);
 const UFFDIO_ZEROPAGE: Opcode = opcode::read_write::<ZeroArgument>(0xaa, 0x04);
 
-/// What became of blocks handed in.
+/// Outcome of installing blocks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Installed {
-    /// They were missing and are there now.
+    /// Blocks that were missing and are installed now.
     pub installed_count: u32,
-    /// They were there already; what is there was kept, since the guest may have written to it.
+    /// Blocks that were there already and were kept, because the guest may have written to them.
     pub present_count: u32,
 }
 
-/// Missing pages of a guest's memory.
+/// The missing pages of a guest's memory.
 #[derive(Debug)]
 pub struct MissingMemory {
     fd: OwnedFd,
@@ -76,7 +76,7 @@ pub struct MissingMemory {
 }
 
 impl MissingMemory {
-    /// Takes a userfaultfd handed over with a map of what lies where.
+    /// Takes a userfaultfd and the map of the guest's memory that were handed over.
     ///
     /// # Errors
     ///
@@ -92,8 +92,9 @@ impl MissingMemory {
         })
     }
 
-    /// The next block a vCPU waits for; none if none came within `wait`. Each wait is told once: after
-    /// a restart [`Self::wake_all`] makes whoever still waits say so again.
+    /// The next block a vCPU waits for; `None` if no fault came within `wait`. Each fault is
+    /// reported once. After a restart, [`Self::wake_all`] makes the vCPUs that still wait fault
+    /// again.
     ///
     /// # Errors
     ///
@@ -118,8 +119,8 @@ impl MissingMemory {
         address.map(|address| self.block_at(address)).transpose()
     }
 
-    /// Installs blocks, each at once as a whole, and wakes whoever waits for them. A block that is
-    /// there already is kept as it is (F25).
+    /// Installs blocks, each atomically, and wakes the vCPUs that wait for them. A block that is
+    /// there already is kept (F25).
     ///
     /// # Errors
     ///
@@ -178,8 +179,8 @@ impl MissingMemory {
         })
     }
 
-    /// Wakes whoever waits for any page: those whose page is there go on, the others say again which
-    /// they wait for. What a restarted migrator does first.
+    /// Wakes all waiting vCPUs: those whose page is present continue, the others fault again. A
+    /// restarted migrator calls this first.
     ///
     /// # Errors
     ///
@@ -203,7 +204,7 @@ impl MissingMemory {
             let offset = self.geometry.bytes_of(run.start) + done;
             let (target, left) = self.place(offset, length - done);
             let (outcome, filled) = fill(target, done, left);
-            // Even a call that fails may have filled some pages before: it then says how many bytes.
+            // Even a failed call may have filled some pages first; it then returns how many bytes.
             let filled = u64::try_from(filled).unwrap_or(0).min(left) / BLOCK_BYTES * BLOCK_BYTES;
             done += filled;
             result.installed_count += u32::try_from(filled / BLOCK_BYTES).expect("within a run");
@@ -212,7 +213,7 @@ impl MissingMemory {
                 Ok(()) => return Err(Fault::new(Code::Guest, "userfaultfd fills nothing")),
                 Err(Errno::AGAIN) if again_count < AGAIN_COUNT_MAX => again_count += 1,
                 Err(Errno::EXIST) => {
-                    // It may have come by a write to the file, which wakes nobody.
+                    // The page may have come by a write to the file, which wakes nobody.
                     self.wake(target, BLOCK_BYTES)?;
                     done += BLOCK_BYTES;
                     result.present_count += 1;
@@ -223,8 +224,8 @@ impl MissingMemory {
         Ok(result)
     }
 
-    /// Where an offset of memory lies in the guest process, and how much of `length` lies there in one
-    /// piece.
+    /// The address of a memory offset in the guest process, and how much of `length` is contiguous
+    /// there.
     fn place(&self, offset: u64, length: u64) -> (u64, u64) {
         let region = self
             .regions
@@ -251,7 +252,7 @@ impl MissingMemory {
         )
     }
 
-    /// Address of the next touch of a missing page that nobody read yet; other events are none of ours.
+    /// The address of the next unread fault on a missing page. Skips other events.
     fn read_fault(&self) -> Result<Option<u64>, Errno> {
         loop {
             let mut event = [0; EVENT_BYTES];

@@ -1,4 +1,4 @@
-//! Files that a guest process and its migrator share: plain ones of ours with one name.
+//! Opens files that a guest process and its migrator share: regular files of ours with one name.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,10 +9,10 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Opens a file, which is made for us alone where the options say so. They never cut it off: that is for whoever
-/// has it open, and knows by then what it is.
+/// Opens a file. If the options create it, only we may access it. The options must not truncate:
+/// that is for the caller to do once the file is open and known to be ours.
 ///
-/// `E_NOT_FOUND` if it is not there, `E_PATH` if something else is, else `E_IO`.
+/// `E_NOT_FOUND` if it does not exist, `E_PATH` if something else has its name, else `E_IO`.
 pub(super) fn open(options: &mut OpenOptions, path: &Path) -> Result<File, Fault> {
     let shown = path.display();
     let failed = |error: io::Error| {
@@ -23,7 +23,7 @@ pub(super) fn open(options: &mut OpenOptions, path: &Path) -> Result<File, Fault
         };
         Fault::new(code, format!("{shown}: {error}"))
     };
-    // Not to hang on a FIFO that nobody else has open; on a regular file it means nothing.
+    // Avoids hanging on a FIFO that nobody else has open; has no effect on a regular file.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = options
         .mode(0o600)

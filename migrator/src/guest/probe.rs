@@ -1,4 +1,4 @@
-//! Asks the program of guests what this host offers them.
+//! Asks the guest program what this host supports.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -11,17 +11,18 @@ use towpath_protocol::fault::{Code, Fault};
 use super::GuestCommand;
 use super::process::parse_ready;
 
-/// Longest wait for the answer: it makes a machine and drops it again.
+/// Longest wait for the answer: the program makes a machine and drops it again.
 const PROBE_WAIT: Duration = Duration::from_secs(5);
 
-/// Most bytes of the answer: a few lines.
+/// Most bytes of the answer, which has a few lines.
 const ANSWER_BYTES_MAX: usize = 8192;
 
-/// Asks whether guests of kind kvm can be made here: none if so, else why not.
+/// Asks whether guests of kind `kvm` can be made here. Returns `None` if so, else the reason why
+/// not.
 ///
 /// # Errors
 ///
-/// `E_GUEST` if the program does not say, `E_IO` if it cannot be started.
+/// `E_GUEST` if the program gives no answer, `E_IO` if it cannot be started.
 pub fn probe_kvm(command: &GuestCommand) -> Result<Option<Fault>, Fault> {
     let program = command.program.display();
     let failed = |error: std::io::Error| Fault::new(Code::Io, format!("start {program}: {error}"));
@@ -34,7 +35,7 @@ pub fn probe_kvm(command: &GuestCommand) -> Result<Option<Fault>, Fault> {
         .spawn()
         .map_err(failed)?;
     let said = read_all(&mut child);
-    // It has said all that is wanted, or never will.
+    // The answer is complete or will never be.
     let _ = child.kill();
     let _ = child.wait();
     let said = said?;
@@ -46,14 +47,14 @@ pub fn probe_kvm(command: &GuestCommand) -> Result<Option<Fault>, Fault> {
     Ok(parse_ready(answer).err())
 }
 
-/// What the program says until it closes its output.
+/// Reads the program's output until it is closed.
 fn read_all(child: &mut Child) -> Result<String, Fault> {
     let io = |error: std::io::Error| Fault::new(Code::Io, format!("guest process: {error}"));
     let mut output = child.stdout.take().expect("the output is a pipe");
     let deadline = Instant::now() + PROBE_WAIT;
     let mut said = Vec::new();
     let mut part = [0; 1024];
-    // Each turn takes at least one byte of few, or ends.
+    // Each iteration reads at least one byte of a bounded number, or ends the loop.
     while said.len() < ANSWER_BYTES_MAX {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or_default();

@@ -26,34 +26,34 @@ use super::missing::MissingMemory;
 use super::plain;
 use super::transport::{self, HELLO_WAIT, Transport, own, unexpected};
 
-/// Longest wait for an answer that takes no work.
+/// Longest wait for an answer that needs no work.
 const CALL_WAIT: Duration = Duration::from_secs(5);
-/// Longest wait for work on all of a guest's memory or state short of filling it: page tables of
-/// hundreds of GiB are walked in a second or two.
+/// Longest wait for work on all of a guest's memory or state, except filling it: walking the page
+/// tables of hundreds of GiB takes a second or two.
 pub(crate) const WORK_WAIT: Duration = Duration::from_secs(30);
-/// Longest wait for a check of every page: a terabyte at a gigabyte a second.
+/// Longest wait for a check of every page: a terabyte at a gigabyte per second.
 pub(crate) const VERIFY_WAIT: Duration = Duration::from_secs(1000);
 
-/// Longest wait for a guest to run: a first start fills its working set, 256 GiB at most, at about
+/// Longest wait for a guest to run: a first start fills its working set, at most 256 GiB, at about
 /// 0.4 GiB a second.
 pub(crate) const RUN_WAIT: Duration = Duration::from_secs(900);
 /// Longest wait for a new process to be ready: it makes an empty machine.
 pub(crate) const READY_WAIT: Duration = Duration::from_secs(20);
-/// Longest wait for a process to end that was asked or made to: its memory is given back on the way, 256 GiB
-/// at the most at some 5 GiB a second.
+/// Longest wait for a process to end that was told to or killed. It frees its memory first: at most
+/// 256 GiB, at about 5 GiB a second.
 pub(crate) const END_WAIT: Duration = Duration::from_secs(100);
-/// Most bytes a new process may say before it is ready.
+/// Most bytes a new process may print before it is ready.
 const READY_BYTES_MAX: u64 = 4096;
 
-/// The file that a guest process has locked as long as it lives.
+/// The file that a guest process keeps locked while it lives.
 const PID_FILE: &str = "guest.pid";
 
-/// How guest processes are started: the program and what comes before the folder.
+/// How guest processes are started: the program and its leading arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestCommand {
     /// The program.
     pub program: PathBuf,
-    /// Its first arguments; `--dir DIR` and, for an incoming guest, `--incoming` come behind them.
+    /// Its first arguments. `--dir DIR` and, for an incoming guest, `--incoming` follow them.
     pub arguments: Vec<OsString>,
 }
 
@@ -66,11 +66,11 @@ pub struct GuestProcess {
 }
 
 impl GuestProcess {
-    /// Starts the process of a new guest. It does not run before [`Self::run`].
+    /// Starts the process of a new guest. The guest does not run before [`Self::run`].
     ///
     /// # Errors
     ///
-    /// `E_PATH` for a folder that is not ours alone, `E_IO`, or what the process says it cannot do.
+    /// `E_PATH` for a folder that is not ours alone, `E_IO`, or the fault that the process reports.
     pub fn spawn(
         command: &GuestCommand,
         folder: &Path,
@@ -80,8 +80,8 @@ impl GuestProcess {
         Self::adopt(folder)
     }
 
-    /// Starts the process of a guest that comes from elsewhere: its memory is empty, and it refuses to
-    /// run before state was loaded into it.
+    /// Starts the process of a guest that comes from another host. Its memory is empty, and it
+    /// refuses to run before state has been loaded into it.
     ///
     /// # Errors
     ///
@@ -95,8 +95,8 @@ impl GuestProcess {
         Self::adopt(folder)
     }
 
-    /// Finds the guest process of a folder again. Whoever drove it before is cut off; the guest goes
-    /// on as it is.
+    /// Connects to the guest process of a folder. Cuts off any earlier connection; the guest
+    /// continues unchanged.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl GuestProcess {
         Self::adopt_within(folder, HELLO_WAIT)
     }
 
-    /// As [`Self::adopt`], and waits so long for a process that is busy.
+    /// As [`Self::adopt`], waiting up to `wait` for a busy process.
     ///
     /// # Errors
     ///
@@ -120,19 +120,19 @@ impl GuestProcess {
         })
     }
 
-    /// Whether a guest process lives in a folder, whoever drives it.
+    /// Whether a guest process lives in a folder, connected or not.
     #[must_use]
     pub fn lives(folder: &Path) -> bool {
         refuse_if_running(&folder.join(PID_FILE)).is_err()
     }
 
-    /// Ends the process that lives in a folder, if there is one, without asking it: nobody drives it, or it
-    /// does not answer. Waits until it is gone.
+    /// Kills the process that lives in a folder, if there is one, without a request: nobody drives
+    /// it, or it does not answer. Waits until it is gone.
     ///
     /// # Errors
     ///
-    /// `E_ALREADY_RUNNING` if it is not known which process it is, `E_IO` if it is not known whether there is one,
-    /// `E_GUEST` if it does not end in time.
+    /// `E_ALREADY_RUNNING` if the process cannot be identified, `E_IO` if it is unknown whether
+    /// there is one, `E_GUEST` if it does not end in time.
     pub fn end_unadopted(folder: &Path) -> Result<(), Fault> {
         let pid_file = folder.join(PID_FILE);
         let Err(lives) = refuse_if_running(&pid_file) else {
@@ -141,7 +141,8 @@ impl GuestProcess {
         let Ok(process) = transport::owner(folder) else {
             return Err(lives);
         };
-        // Looked at again: whoever listened there lives, so it is this one that is held now.
+        // Check the lock again: if it is still held, the listener found above is alive and is the
+        // process that this handle refers to.
         if refuse_if_running(&pid_file).is_ok() {
             return Ok(());
         }
@@ -166,25 +167,25 @@ impl GuestProcess {
         &self.folder
     }
 
-    /// Where the guest's console is written.
+    /// The path of the guest's console.
     #[must_use]
     pub fn console_path(&self) -> PathBuf {
         Self::console_in(&self.folder)
     }
 
-    /// Where the console of a guest is written that has this folder, also once its process is gone.
+    /// The path of the console of the guest with this folder, even after its process is gone.
     #[must_use]
     pub fn console_in(folder: &Path) -> PathBuf {
         folder.join("console.log")
     }
 
-    /// What the guest is.
+    /// The guest's configuration.
     #[must_use]
     pub const fn config(&self) -> &GuestConfig {
         &self.config
     }
 
-    /// The guest's spaces, as they are announced to a peer.
+    /// The guest's spaces, as announced to a peer.
     #[must_use]
     pub fn spaces(&self) -> Vec<SpaceInfo> {
         vec![SpaceInfo {
@@ -194,13 +195,13 @@ impl GuestProcess {
         }]
     }
 
-    /// Number of the guest process.
+    /// The guest process's id.
     #[must_use]
     pub const fn process_id(&self) -> i32 {
         self.transport.process_id().as_raw_nonzero().get()
     }
 
-    /// A file that becomes readable when the guest process ends, to wait for with others.
+    /// A descriptor that becomes readable when the guest process ends, for polling.
     #[must_use]
     pub fn end_signal(&self) -> BorrowedFd<'_> {
         std::os::fd::AsFd::as_fd(self.transport.process())
@@ -212,13 +213,13 @@ impl GuestProcess {
         self.transport.is_alive()
     }
 
-    /// Waits for the end of the guest process; false if it outlives the wait.
+    /// Waits for the guest process to end. Returns `false` if it outlives the wait.
     #[must_use]
     pub fn wait_for_end(&self, wait: Duration) -> bool {
         self.transport.wait_for_end(wait)
     }
 
-    /// How the guest stands.
+    /// Asks for the guest's state.
     ///
     /// # Errors
     ///
@@ -227,7 +228,7 @@ impl GuestProcess {
         describe(&mut self.transport, CALL_WAIT)
     }
 
-    /// As [`Self::describe`], for whoever has better to do than to wait for long.
+    /// As [`Self::describe`], with a shorter wait.
     ///
     /// # Errors
     ///
@@ -236,7 +237,8 @@ impl GuestProcess {
         describe(&mut self.transport, wait)
     }
 
-    /// How often the process has said something, also too late: one that does is slow and not silent.
+    /// How many packets the process has sent, including answers that came too late. A growing count
+    /// means that it is slow, not silent.
     #[must_use]
     pub const fn heard_count(&self) -> u64 {
         self.transport.heard_count()
@@ -246,7 +248,7 @@ impl GuestProcess {
     ///
     /// # Errors
     ///
-    /// `E_LAYOUT` if what the process hands over is not exactly the guest's memory.
+    /// `E_LAYOUT` if the file handed over is not exactly the guest's memory.
     pub fn memory(&mut self) -> Result<GuestMemory, Fault> {
         match self.transport.call(&Request::TakeMemory, CALL_WAIT)? {
             (Response::Memory { .. }, Some(file)) => {
@@ -256,7 +258,7 @@ impl GuestProcess {
         }
     }
 
-    /// Notes writes from now on. From the caller's point of view every block is dirty now.
+    /// Starts tracking writes. The caller must treat every block as dirty at this point.
     ///
     /// # Errors
     ///
@@ -265,7 +267,7 @@ impl GuestProcess {
         self.expect_done(&Request::StartTracking, WORK_WAIT)
     }
 
-    /// Stops noting writes.
+    /// Stops tracking writes.
     ///
     /// # Errors
     ///
@@ -274,15 +276,16 @@ impl GuestProcess {
         self.expect_done(&Request::StopTracking, WORK_WAIT)
     }
 
-    /// Adds to `dirty` every block written since it was last harvested, and forgets it: what is read
-    /// from memory after this holds at least those writes. Says how many were new to `dirty`.
+    /// Adds every block written since the last harvest to `dirty` and resets the tracking. Memory
+    /// read after this call contains at least those writes. Returns how many blocks were new to
+    /// `dirty`.
     ///
-    /// After a fault an unknown part was forgotten without being told: take every block for dirty.
+    /// After a fault, an unknown part was reset without being reported: treat every block as dirty.
     ///
     /// # Errors
     ///
-    /// `E_STATE` without [`Self::start_tracking`] on this connection, `E_USAGE` for a set of another
-    /// space, `E_GUEST` if the process names blocks that were not asked for.
+    /// `E_STATE` without [`Self::start_tracking`] on this connection, `E_USAGE` for a set of
+    /// another size, `E_GUEST` if the process names blocks that were not asked for.
     pub fn harvest(&mut self, dirty: &mut BlockSet) -> Result<u64, Fault> {
         let block_count = self.config.block_count();
         if dirty.block_count() != block_count {
@@ -335,12 +338,12 @@ impl GuestProcess {
         Ok(())
     }
 
-    /// Stops the guest; says since when it stands.
+    /// Pauses the guest and returns since when it is paused.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if it never ran, `E_GUEST` if it waits for a missing page and so cannot stop: it then
-    /// goes on as it was.
+    /// `E_STATE` if it never ran, `E_GUEST` if it waits for a missing page and so cannot be paused:
+    /// it then continues as before.
     pub fn pause(&mut self) -> Result<MonotonicInstant, Fault> {
         match self.transport.call(&Request::Pause, CALL_WAIT)? {
             (Response::Paused { stopped_at_ns }, _) => {
@@ -350,7 +353,7 @@ impl GuestProcess {
         }
     }
 
-    /// Lets a paused guest go on under its epoch; says since when it runs. Harmless if it runs.
+    /// Resumes a paused guest under its epoch and returns since when it runs. No effect if it runs.
     ///
     /// # Errors
     ///
@@ -359,13 +362,13 @@ impl GuestProcess {
         self.start(&Request::Resume, CALL_WAIT)
     }
 
-    /// Makes sure that the guest runs under this epoch, which its owner holds durably; says since when
-    /// it runs. The same epoch again changes nothing.
+    /// Makes sure that the guest runs under this epoch, which its owner must hold durably, and
+    /// returns since when it runs. Repeating the same epoch changes nothing.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if it runs under another epoch or is incoming and has no state, `E_STALE_EPOCH` if it
-    /// was run under a higher one.
+    /// `E_STATE` if it runs under another epoch or is incoming and has no state, `E_STALE_EPOCH` if
+    /// it has run under a higher one.
     pub fn run(&mut self, epoch: Epoch) -> Result<MonotonicInstant, Fault> {
         self.start(&Request::Run { epoch }, RUN_WAIT)
     }
@@ -382,11 +385,11 @@ impl GuestProcess {
         }
     }
 
-    /// Takes the vCPU and machine state of a paused guest.
+    /// Saves the vCPU and machine state of a paused guest.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if it is not paused, `E_CPU_STATE` if its state cannot be taken.
+    /// `E_STATE` if it is not paused, `E_CPU_STATE` if its state cannot be saved.
     pub fn save_state(&mut self) -> Result<Vec<u8>, Fault> {
         let (response, _) = self.transport.call(&Request::SaveState, WORK_WAIT)?;
         let Response::StateSaved { bytes: length } = response else {
@@ -394,7 +397,7 @@ impl GuestProcess {
         };
         let length = length as usize;
         let mut state = Vec::with_capacity(length.min(STATE_BYTES_MAX));
-        // Each part has at least one byte, and the whole is capped.
+        // Each part has at least one byte, and the total is capped.
         while state.len() < length {
             let offset = u32::try_from(state.len()).expect("a state is at most 1 MiB");
             let request = Request::ReadState { offset };
@@ -412,12 +415,12 @@ impl GuestProcess {
         Ok(state)
     }
 
-    /// Loads state saved elsewhere into an incoming guest; it may run then.
+    /// Loads saved state into an incoming guest, which may run afterwards.
     ///
     /// # Errors
     ///
-    /// `E_CPU_STATE` if this host cannot take it, naming everything that is missing; `E_STATE` if the
-    /// guest is not incoming; `E_RANGE` if the state is empty or above its cap.
+    /// `E_CPU_STATE` if this host cannot take the state, naming everything that is missing;
+    /// `E_STATE` if the guest is not incoming; `E_RANGE` if the state is empty or above its cap.
     pub fn load_state(&mut self, state: &[u8]) -> Result<(), Fault> {
         if state.is_empty() || state.len() > STATE_BYTES_MAX {
             let length = state.len();
@@ -438,13 +441,13 @@ impl GuestProcess {
         self.expect_done(&Request::LoadState, WORK_WAIT)
     }
 
-    /// Makes the guest wait at pages that are missing, and hands over what answers it. Asked again, the
-    /// same is handed over again: then [`MissingMemory::wake_all`] comes first.
+    /// Makes the guest wait at missing pages and returns the handle that answers it. A repeated
+    /// call returns the same userfaultfd again; then call [`MissingMemory::wake_all`] first.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if the guest runs or its writes are tracked, `E_LAYOUT` if what the process hands over
-    /// is not exactly the guest's memory, `E_GUEST` if this host cannot do it.
+    /// `E_STATE` if the guest runs or its writes are tracked, `E_LAYOUT` if the map handed over is
+    /// not exactly the guest's memory, `E_GUEST` if this host does not support it.
     pub fn arm_missing(&mut self) -> Result<MissingMemory, Fault> {
         match self.transport.call(&Request::ArmMissing, CALL_WAIT)? {
             (Response::Armed { regions }, Some(file)) => {
@@ -454,8 +457,8 @@ impl GuestProcess {
         }
     }
 
-    /// Nothing is missing any more. Only to be said when that is so: what is not there then reads as
-    /// zeros for ever.
+    /// Stops waiting at missing pages. Call this only when nothing is missing: absent pages read as
+    /// zeros from then on.
     ///
     /// # Errors
     ///
@@ -464,13 +467,14 @@ impl GuestProcess {
         self.expect_done(&Request::DisarmMissing, WORK_WAIT)
     }
 
-    /// Checks every byte of the guest's working set; says how many pages were right, or what is wrong with the first
-    /// one that is. A guest that runs is held by its own process meanwhile, so that it goes on whatever becomes of
-    /// us.
+    /// Checks every byte of the guest's working set. Returns how many pages were right, or what is
+    /// wrong with the first bad one. The guest's own process pauses a running guest meanwhile, so
+    /// that it resumes whatever happens to the migrator.
     ///
     /// # Errors
     ///
-    /// `E_UNEXPECTED` unless the guest runs or is paused, `E_GUEST` if its process does not answer or cannot hold it.
+    /// `E_UNEXPECTED` unless the guest runs or is paused, `E_GUEST` if its process does not answer
+    /// or cannot pause it.
     pub fn verify(&mut self) -> Result<Result<u64, String>, Fault> {
         match self.transport.call(&Request::Verify, VERIFY_WAIT)? {
             (
@@ -494,12 +498,12 @@ impl GuestProcess {
         self.expect_end()
     }
 
-    /// Asks the process to end, and makes it where it does not answer: from here on it does nothing more
-    /// but give its memory back.
+    /// Asks the process to end, and kills it if it does not answer. From here on it does nothing
+    /// but free its memory.
     ///
     /// # Errors
     ///
-    /// `E_GUEST` if it can neither be asked nor be made to.
+    /// `E_GUEST` if it can neither be asked nor killed.
     pub fn begin_end(&mut self) -> Result<(), Fault> {
         if self.expect_done(&Request::Quit, CALL_WAIT).is_ok() {
             return Ok(());
@@ -513,7 +517,7 @@ impl GuestProcess {
         }
     }
 
-    /// Waits until the process is gone, and its memory with it.
+    /// Waits until the process is gone and its memory is freed.
     ///
     /// # Errors
     ///
@@ -565,13 +569,13 @@ fn spawn_process(
         .stderr(Stdio::null());
     let mut child = process.spawn().map_err(failed)?;
     wait_until_ready(&mut child).inspect_err(|_| {
-        // It is not ready and never will be: no half-made guest stays behind.
+        // It will never be ready, so no half-made guest may stay behind.
         let _ = child.kill();
         let _ = child.wait();
     })
 }
 
-/// Makes the guest's folder, or takes one that is ours alone.
+/// Creates the guest's folder, or accepts one that is ours alone.
 fn prepare_folder(folder: &Path) -> Result<(), Fault> {
     let shown = folder.display();
     match DirBuilder::new().mode(0o700).create(folder) {
@@ -591,13 +595,14 @@ fn prepare_folder(folder: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Refuses where a guest process lives, or nobody can tell. A new process would find out itself, but only after
-/// its description was written over.
+/// Fails if a guest process lives or if that cannot be determined. A new process would find out by
+/// itself, but only after its configuration had been overwritten.
 fn refuse_if_running(path: &Path) -> Result<(), Fault> {
     let file = match plain::open(OpenOptions::new().read(true), path) {
         Ok(file) => file,
         Err(fault) if fault.code == Code::NotFound => return Ok(()),
-        // A lack of descriptors, say, tells nothing of it; nor does what was put in the file's place.
+        // A lack of descriptors, for example, does not tell; nor does something else in the file's
+        // place.
         Err(fault) => {
             let detail = format!("whether a guest process lives: {}", fault.detail);
             return Err(Fault::new(fault.code, detail));
@@ -626,12 +631,12 @@ fn write_config(path: &Path, config: &GuestConfig) -> Result<(), Fault> {
         .map_err(failed)
 }
 
-/// Reads the one line a new process says: that it is ready, or why not.
+/// Reads the one line that a new process prints: that it is ready, or why not.
 fn wait_until_ready(child: &mut Child) -> Result<(), Fault> {
     let output = OwnedFd::from(child.stdout.take().expect("the output is a pipe"));
     let deadline = Instant::now() + READY_WAIT;
     let mut said = Vec::new();
-    // Each turn takes at least one byte of few, or ends.
+    // Each iteration reads at least one byte of a bounded number, or ends the loop.
     while !said.ends_with(b"\n") && (said.len() as u64) < READY_BYTES_MAX {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or_default();
@@ -657,7 +662,7 @@ fn wait_until_ready(child: &mut Child) -> Result<(), Fault> {
     parse_ready(&String::from_utf8_lossy(&said))
 }
 
-/// Understands `ready`, or `fault CODE detail`.
+/// Parses `ready`, or `fault CODE detail`.
 pub(super) fn parse_ready(line: &str) -> Result<(), Fault> {
     let line = line.trim_end();
     if line == "ready" {

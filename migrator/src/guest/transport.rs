@@ -1,4 +1,4 @@
-//! Packets to and from a guest process: one question, one answer, a deadline.
+//! Packets to and from a guest process: one request, one response, a deadline.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -17,13 +17,13 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use towpath_protocol::fault::{Blame, Code, Fault};
 use towpath_protocol::guest_api::{PACKET_BYTES_MAX, Request, Response, VERSIONS, decode_response};
 
-/// Answers to questions given up on that may still come before the one waited for.
+/// Most late answers to abandoned requests that may precede the awaited one.
 const LATE_COUNT_MAX: u32 = 64;
 
-/// Longest wait to hand a question over: the buffer is empty unless the process hangs.
+/// Longest wait to send a request: the socket buffer is empty unless the process hangs.
 const SEND_WAIT: Duration = Duration::from_secs(5);
 
-/// Longest wait for the first answer on a connection, unless told otherwise.
+/// Longest wait for the first answer on a connection, unless specified otherwise.
 pub(super) const HELLO_WAIT: Duration = Duration::from_secs(10);
 
 /// A connection to a guest process.
@@ -54,32 +54,32 @@ impl Transport {
         Ok(transport)
     }
 
-    /// The guest process.
+    /// The id of the guest process.
     pub(super) const fn process_id(&self) -> Pid {
         self.process_id
     }
 
-    /// A file that becomes readable when the guest process ends.
+    /// A pidfd, which becomes readable when the guest process ends.
     pub(super) const fn process(&self) -> &OwnedFd {
         &self.process
     }
 
-    /// How many packets came from the process, also answers that came too late to be taken.
+    /// How many packets the process has sent, including answers that came too late.
     pub(super) const fn heard_count(&self) -> u64 {
         self.heard_count
     }
 
-    /// Whether the guest process lives; reaps it if it was our child and does not.
+    /// Whether the guest process lives. Reaps it if it has ended and was our child.
     pub(super) fn is_alive(&self) -> bool {
         !self.wait_for_end(Duration::ZERO)
     }
 
-    /// Waits for the end of the guest process.
+    /// Waits for the guest process to end.
     pub(super) fn wait_for_end(&self, wait: Duration) -> bool {
         wait_for_end(&self.process, wait)
     }
 
-    /// Asks one question and waits for its answer.
+    /// Sends a request and waits for its response.
     pub(super) fn call(
         &mut self,
         request: &Request,
@@ -150,7 +150,7 @@ impl Transport {
             PollFd::new(&self.process, PollFlags::IN),
         ];
         match poll_until(&mut polled, deadline) {
-            // An answer given before the end is still an answer.
+            // An answer sent before the process ended still counts.
             Ok(true) if polled[0].revents().contains(PollFlags::IN) => Ok(()),
             Ok(true) => Err(self.gone("ended")),
             Ok(false) => Err(Fault::new(
@@ -195,8 +195,8 @@ impl Transport {
     }
 }
 
-/// What a guest process says wrongly is a fault of this host: whoever is told that a peer did it would only drop the
-/// peer's lanes, and leave a guest that is owned here standing.
+/// Converts a bad answer of a guest process to a fault of this host. If the peer were blamed, only
+/// its lanes would be dropped, and a guest that is owned here would stay stopped.
 pub(super) fn own(fault: Fault) -> Fault {
     match fault.blame() {
         Blame::Peer => Fault::new(Code::Guest, format!("the guest process: {fault}")),
@@ -204,7 +204,7 @@ pub(super) fn own(fault: Fault) -> Fault {
     }
 }
 
-/// The fault of an answer that does not fit its question.
+/// The fault for a response that does not fit its request.
 pub(super) fn unexpected(response: &Response) -> Fault {
     Fault::new(
         Code::Guest,
@@ -212,12 +212,12 @@ pub(super) fn unexpected(response: &Response) -> Fault {
     )
 }
 
-/// Waits for the end of a process, and reaps it if it was our child.
+/// Waits for a process to end, and reaps it if it was our child.
 pub(super) fn wait_for_end(process: &OwnedFd, wait: Duration) -> bool {
     let mut polled = [PollFd::new(process, PollFlags::IN)];
     let has_ended = poll_until(&mut polled, Instant::now() + wait) == Ok(true);
     if has_ended {
-        // Its end is known; that it is no child of ours, or was reaped before, does not matter.
+        // Fails if it is no child of ours or was reaped before, which does not matter.
         let which = WaitId::PidFd(std::os::fd::AsFd::as_fd(process));
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let _ = rustix::process::waitid(which, options);
@@ -225,7 +225,7 @@ pub(super) fn wait_for_end(process: &OwnedFd, wait: Duration) -> bool {
     has_ended
 }
 
-/// The process that listens in a guest's folder; it need not answer.
+/// The process that listens in a guest's folder. It need not answer.
 pub(super) fn owner(folder: &Path) -> Result<OwnedFd, Fault> {
     let connection = connect(folder)?;
     owner_of(&connection, folder).map(|(_, process)| process)
@@ -256,7 +256,7 @@ fn connect(folder: &Path) -> Result<OwnedFd, Fault> {
             format!("guest process of {shown}: {what}: {error}"),
         )
     };
-    // A socket's address holds 107 bytes; a folder's open file makes any path short.
+    // A socket address holds 107 bytes; going through the folder's descriptor makes any path short.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open_folder =
         rustix::fs::open(folder, flags, Mode::empty()).map_err(|error| failed("folder", error))?;
@@ -270,7 +270,8 @@ fn connect(folder: &Path) -> Result<OwnedFd, Fault> {
         None,
     )
     .map_err(|error| failed("socket", error))?;
-    // Also for the connection itself: it waits while too many others wait to be accepted.
+    // This also bounds connecting, which waits while too many other connections wait to be
+    // accepted.
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(SEND_WAIT))
         .map_err(|error| failed("send timeout", error))?;
     rustix::net::connect(&socket, &address).map_err(|error| failed("connect", error))?;
