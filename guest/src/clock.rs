@@ -1,4 +1,4 @@
-//! The monotonic clock, read in one place.
+//! Reads the monotonic clock, in one place.
 
 /// Nanoseconds on `CLOCK_MONOTONIC`: the same clock in every process of this machine.
 pub(crate) fn monotonic_ns() -> u64 {

@@ -1,4 +1,4 @@
-//! The guest's console: finished lines with the time they were finished, in a bounded log.
+//! The guest's console: complete lines with the time they were completed, in a bounded log.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,12 +9,13 @@ use towpath_protocol::fault::Fault;
 use crate::clock::monotonic_ns;
 use crate::{plain, rotation};
 
-/// Longest line; what is longer is cut into several.
+/// Longest line. Longer ones are split.
 pub(crate) const LINE_BYTES_MAX: usize = 256;
 
-/// Gathers the bytes a guest prints into lines and appends them to its log.
+/// Collects the bytes a guest prints into lines and appends the lines to its log.
 ///
-/// The unfinished line belongs to the guest's state: it is finished, and printed, where the guest runs.
+/// The unfinished line is part of the guest's state: it is completed, and logged, where the guest
+/// runs.
 #[derive(Debug)]
 pub(crate) struct Console {
     path: PathBuf,
@@ -23,12 +24,12 @@ pub(crate) struct Console {
     bytes_max: u64,
     line: Vec<u8>,
     has_failed: bool,
-    /// The file ends within a line.
+    /// Whether the file ends in the middle of a line.
     is_torn: bool,
 }
 
 impl Console {
-    /// Opens the log of a guest, behind what is already in it.
+    /// Opens the log of a guest and appends to it.
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         Self::open_with(path, rotation::BYTES_MAX)
     }
@@ -55,14 +56,14 @@ impl Console {
         &self.line
     }
 
-    /// Takes over a line begun elsewhere.
+    /// Takes over an unfinished line from another host.
     pub(crate) fn restore_unfinished(&mut self, line: &[u8]) {
         self.line.clear();
         let length = line.len().min(LINE_BYTES_MAX - 1);
         self.line.extend(line[..length].iter().copied().map(plain));
     }
 
-    /// Takes what the guest printed.
+    /// Takes bytes that the guest printed.
     pub(crate) fn print(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             match byte {
@@ -81,8 +82,8 @@ impl Console {
         let mut entry = format!("{begin}{} ", monotonic_ns()).into_bytes();
         entry.append(&mut self.line);
         entry.push(b'\n');
-        // One write a line, so that a reader never sees half of one. A full disk must not stop the
-        // guest: the lines are lost, the guest goes on, and the log of the process says so once.
+        // One write per line, so that readers never see half a line. A full disk must not stop the
+        // guest: the lines are lost, the guest continues, and the log of the process says so once.
         let written = self.rotate_if_full().and_then(|()| {
             self.file.write_all(&entry)?;
             self.file_bytes += entry.len() as u64;
@@ -92,7 +93,7 @@ impl Console {
         if written.is_err()
             && let Ok(metadata) = self.file.metadata()
         {
-            // A disk that was full took what it could.
+            // A full disk may have taken part of the line.
             self.is_torn |= metadata.len() > self.file_bytes;
             self.file_bytes = metadata.len();
         }
@@ -117,7 +118,8 @@ impl Console {
     }
 }
 
-/// A guest may print anything, and a peer send it as printed; the log holds plain text only.
+/// The log holds plain text only, although a guest may print any bytes and a peer may send any as
+/// printed.
 const fn plain(byte: u8) -> u8 {
     match byte {
         0x20..=0x7e => byte,
@@ -206,7 +208,7 @@ mod tests {
         let path = folder.path().join("console.log");
         let mut console = Console::open(&path).unwrap();
         console.print(b"HB 1 1\n");
-        // As if a part of the next line had still been taken.
+        // Simulates that part of the next line was still written.
         OpenOptions::new()
             .append(true)
             .open(&path)

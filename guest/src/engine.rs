@@ -1,4 +1,4 @@
-//! What a guest must be able to do, whatever it is made of.
+//! The interface that every kind of guest implements.
 
 use std::time::Duration;
 
@@ -8,45 +8,46 @@ use towpath_protocol::guest_api::TrackingMethod;
 use crate::runner::{Outcome, Progress};
 use crate::sections::Sections;
 
-/// Longest wait for the guest's thread to stop or to start. A vCPU that runs stops within a
-/// millisecond; one that waits for a missing page does not stop at all, and the asker must hear that
-/// before it gives up on us.
+/// Longest wait for the guest's thread to stop or start. A running vCPU stops within a millisecond.
+/// One that waits for a missing page does not stop at all, and the client must hear that before its
+/// own wait ends.
 pub(crate) const STOP_WAIT: Duration = Duration::from_secs(2);
 
-/// A guest in its process. The service asks only what the guest's state allows.
+/// A guest in its process. The service only calls what the guest's state allows.
 pub(crate) trait Engine {
     /// Fills memory and registers for a first start.
     fn boot(&mut self) -> Result<(), Fault>;
 
-    /// Lets the guest run under an epoch; says since when.
+    /// Runs the guest under an epoch and returns since when it runs.
     fn start(&mut self, epoch: u64) -> Result<u64, Fault>;
 
-    /// Stops the guest between two instructions; says since when.
+    /// Stops the guest between two instructions and returns since when it is stopped.
     fn stop(&mut self) -> Result<u64, Fault>;
 
-    /// Takes all state that is not in memory; the guest stands.
+    /// Saves all state that is not in memory. The guest must be stopped.
     fn save(&mut self) -> Result<Sections, Fault>;
 
-    /// Takes over state saved elsewhere; the guest never ran here.
+    /// Loads state that was saved elsewhere. The guest must never have run here.
     fn load(&mut self, sections: Sections) -> Result<(), Fault>;
 
-    /// How far the workload is: exact while it stands.
+    /// The progress of the workload; exact while the guest is stopped.
     fn progress(&self) -> Progress;
 
-    /// How the guest ended, if it did.
+    /// How the guest ended, if it has.
     fn outcome(&self) -> Option<Outcome>;
 
-    /// How written pages are found here.
+    /// The method that finds written pages.
     fn tracking_method(&self) -> TrackingMethod;
 
-    /// Notes writes from now on.
+    /// Starts tracking writes.
     fn start_tracking(&mut self) -> Result<(), Fault>;
 
-    /// Writes of `block_count` blocks from a multiple of 64 on, as bits; forgets them. The bits are
-    /// cleared before this returns, so a write after it is seen by the next harvest.
+    /// Returns the written blocks among `block_count` blocks from `first_block`, a multiple of 64,
+    /// as a bitmap, and clears them. They are cleared before this returns, so the next harvest sees
+    /// any later write.
     fn harvest(&mut self, first_block: u64, block_count: u32) -> Result<Vec<u64>, Fault>;
 
-    /// Stops noting writes.
+    /// Stops tracking writes.
     fn stop_tracking(&mut self) -> Result<(), Fault>;
 
     /// Ends the guest's thread.

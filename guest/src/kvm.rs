@@ -1,4 +1,4 @@
-//! The KVM machine: one vCPU, interrupt controllers and timer in the kernel, a serial console, and our
+//! The KVM machine: one vCPU, in-kernel interrupt controllers and timer, a serial console, and our
 //! own payload.
 
 use std::os::unix::thread::JoinHandleExt;
@@ -30,9 +30,9 @@ mod serial;
 mod state;
 mod vcpu;
 
-/// Three pages that processors without unrestricted guests need, in the hole below 4 GiB.
+/// Three pages required by processors without unrestricted guest mode, in the hole below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One page more of that kind.
+/// One more page for the same purpose.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// The controlling side of a KVM guest.
@@ -48,7 +48,7 @@ pub(crate) struct KvmGuest {
     config: GuestConfig,
 }
 
-/// The fault of a KVM call.
+/// Converts the error of a KVM call to a fault.
 fn kvm_fault(what: &str, error: impl std::fmt::Display) -> Fault {
     Fault::new(Code::Kvm, format!("{what}: {error}"))
 }
@@ -82,7 +82,7 @@ fn open() -> Result<Kvm, Fault> {
     }
 }
 
-/// Whether this process can make KVM guests, and why not.
+/// Whether this process can make KVM guests, or why not.
 pub(crate) fn probe() -> Result<(), Fault> {
     let vm = open()?
         .create_vm()
@@ -95,7 +95,7 @@ pub(crate) fn probe() -> Result<(), Fault> {
 }
 
 impl KvmGuest {
-    /// Makes the machine; it stands.
+    /// Creates the machine, stopped.
     pub(crate) fn create(
         config: &GuestConfig,
         memory: Memory,

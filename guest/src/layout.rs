@@ -1,7 +1,7 @@
-//! Where things lie in guest memory, in bytes from the start of the memory file.
+//! The layout of guest memory, as byte offsets from the start of the memory file.
 //!
-//! The machine's virtual addresses are the same numbers: its page tables hide the hole below 4 GiB, so
-//! the payload sees one piece of memory, and `address / 4096` is the block number everywhere.
+//! The machine's virtual addresses equal these offsets: its page tables hide the hole below 4 GiB,
+//! so the payload sees one contiguous memory, and `address / 4096` is the block number everywhere.
 
 use towpath_protocol::guest_api::{GuestConfig, WORKING_SET_START_BYTES};
 
@@ -15,10 +15,10 @@ pub const TSS: u64 = 0x1800;
 pub const PML4: u64 = 0x2000;
 /// One entry for each GiB of memory.
 pub const PDPT: u64 = 0x3000;
-/// What the payload has to know, see [`crate::kvm`].
+/// The payload's parameters, see [`crate::kvm`].
 pub const PARAMETERS: u64 = 0x4000;
-/// Where the machine writes the number of each tick, word after word and round again: a device that
-/// writes guest memory.
+/// The mailbox: at each tick the machine writes the tick's number to the next word, as a ring.
+/// Stands for a device that writes guest memory.
 pub const MAILBOX: u64 = 0x5000;
 /// Words of the mailbox: one page.
 pub const MAILBOX_WORDS: u64 = 512;
@@ -26,13 +26,13 @@ pub const MAILBOX_WORDS: u64 = 512;
 pub const LINE_END: u64 = 0x7000;
 /// The payload.
 pub const CODE: u64 = 0x8000;
-/// Bytes the payload may have.
+/// Most bytes of the payload.
 pub const CODE_BYTES_MAX: u64 = 0x1000;
-/// The 2 MiB entries of the devices' window.
+/// The 2 MiB entries of the device window.
 pub const DEVICE_DIRECTORY: u64 = 0x9000;
-/// One page of 2 MiB entries for each GiB of memory, 256 at most.
+/// One page of 2 MiB entries per GiB of memory, 256 pages at most.
 pub const PAGE_DIRECTORIES: u64 = 0x10_0000;
-/// The pool of noise, alone in its 2 MiB: the payload only reads it.
+/// The pool of noise, alone in its 2 MiB. The payload only reads it.
 pub const POOL: u64 = 0x20_0000;
 /// The working set.
 pub const WORKING_SET: u64 = WORKING_SET_START_BYTES;
@@ -40,15 +40,15 @@ pub const WORKING_SET: u64 = WORKING_SET_START_BYTES;
 const _: () = assert!(POOL.is_multiple_of(2 << 20));
 const _: () = assert!(POOL + POOL_WORDS as u64 * 8 <= WORKING_SET);
 
-/// The pages a workload writes to, and the order it does it in.
+/// The pages a workload writes to, and the order of the writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkingSet {
     /// First page.
     pub first_page: u64,
     /// Number of pages.
     pub page_count: u64,
-    /// Distance from one page written to the next, modulo the number of pages; it has no divisor in
-    /// common with it, so every page gets its turn.
+    /// Distance between consecutive writes, in pages, modulo the number of pages. The two are
+    /// coprime, so every page gets its turn.
     pub stride: u64,
 }
 
@@ -64,7 +64,7 @@ impl WorkingSet {
         }
     }
 
-    /// The position after this one.
+    /// The position of the next write.
     #[must_use]
     pub const fn next(&self, position: u64) -> u64 {
         let next = position + self.stride;
@@ -75,15 +75,15 @@ impl WorkingSet {
         }
     }
 
-    /// All its pages.
+    /// All pages of the set.
     #[must_use]
     pub const fn pages(&self) -> std::ops::Range<u64> {
         self.first_page..self.first_page + self.page_count
     }
 }
 
-/// The number nearest below 0.618 times the count that shares no divisor with it: writes jump about,
-/// as those of a real program do, instead of sweeping.
+/// The largest number at or below 0.618 times the count that is coprime to it. Writes then jump
+/// about like those of a real program instead of sweeping through memory.
 const fn stride(page_count: u64) -> u64 {
     let mut stride = page_count / 1000 * 618 + page_count % 1000 * 618 / 1000;
     while stride > 1 && greatest_common_divisor(stride, page_count) != 1 {

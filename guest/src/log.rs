@@ -1,4 +1,4 @@
-//! What the process says of itself, in a bounded log.
+//! The bounded log of the process.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use crate::rotation;
 
-/// The log. Once it is full it is the old one, and a new one begins.
+/// The log file. When it is full it is renamed, replacing the older one, and a new file begins.
 #[derive(Debug)]
 pub(crate) struct Log {
     path: PathBuf,
     file: File,
     file_bytes: u64,
     bytes_max: u64,
-    /// Has what is said by others than the log's writer go to the file too.
+    /// Redirects output that bypasses the log's writer to the file.
     redirect: fn(&File),
 }
 
 impl Log {
-    /// Opens a log, behind what is already in it.
+    /// Opens a log and appends to it.
     pub(crate) fn open(path: &Path, redirect: fn(&File)) -> io::Result<Self> {
         let file = rotation::open(path)?;
         redirect(&file);
@@ -32,7 +32,8 @@ impl Log {
     }
 
     fn begin_anew(&mut self) -> io::Result<()> {
-        // Where it cannot be, the file that is there begins anew, and it is tried again after as much.
+        // If that fails, writing continues in the present file, and rotation is tried again after
+        // as many bytes.
         self.file_bytes = 0;
         self.file = rotation::begin_anew(&self.path)?;
         (self.redirect)(&self.file);
@@ -46,7 +47,7 @@ impl Write for Log {
         if self.file_bytes + bytes > self.bytes_max
             && let Err(error) = self.begin_anew()
         {
-            // Nobody is helped by a disk that is full of it.
+            // Better an empty log than a disk filled by it.
             self.file.set_len(0)?;
             writeln!(self.file, "the log does not begin anew: {error}")?;
         }
@@ -85,7 +86,8 @@ mod tests {
         assert_eq!(number(last) + 1, number(first), "no line is lost");
     }
 
-    /// The log of a process that says a thousand lines once `trouble` has befallen its folder.
+    /// The log of a process that writes a thousand lines after `trouble` has happened to its
+    /// folder.
     fn said_after(trouble: impl FnOnce(&Path)) -> (u64, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest.log");

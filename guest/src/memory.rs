@@ -1,4 +1,4 @@
-//! Guest memory: a memory file, mapped once, and the marks of who wrote to it outside the guest.
+//! Guest memory: a memory file, mapped once, and marks of the pages that the machine itself wrote.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,15 +15,15 @@ use zerocopy::IntoBytes;
 
 use crate::pattern::PAGE_BYTES;
 
-/// One bit for each page that the machine itself wrote: its devices, its loader.
+/// One bit per page that the machine itself wrote: its devices and its loader.
 ///
-/// KVM's dirty log knows only what the guest wrote. Every write through vm-memory lands here, so that
-/// no device can forget to say so.
+/// KVM's dirty log only knows the guest's writes. Every write through vm-memory is marked here, so
+/// that no device can forget to report its own.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyMarks(Vec<AtomicU64>);
 
 impl DirtyMarks {
-    /// Takes the marks of 64 pages and forgets them.
+    /// Returns the marks of 64 pages and clears them.
     pub(crate) fn take_word(&self, word: usize) -> u64 {
         self.0
             .get(word)
@@ -75,7 +75,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Makes empty memory. It takes no room until it is written to.
+    /// Creates empty memory. It takes no space until it is written to.
     pub(crate) fn create(bytes: u64, marks_writes: bool) -> Result<Self, Fault> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Fault::new(
@@ -88,7 +88,8 @@ impl Memory {
         let fd = rustix::fs::memfd_create("towpath-guest", flags)
             .map_err(|error| failed("memfd_create", &error))?;
         rustix::fs::ftruncate(&fd, bytes).map_err(|error| failed("ftruncate", &error))?;
-        // Others write to this file, too: none of them can change its length under the guest.
+        // Others write to this file too; the seals keep its length from being changed under the
+        // guest.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&fd, seals).map_err(|error| failed("seal", &error))?;
         let file = Arc::new(File::from(fd));
@@ -121,12 +122,12 @@ impl Memory {
         self.bytes() / PAGE_BYTES as u64
     }
 
-    /// Where the memory is mapped; it stays there as long as this or a clone of it lives.
+    /// The address of the mapping. Valid while this value or a clone of it lives.
     pub(crate) fn address(&self) -> u64 {
         self.region.as_ptr() as u64
     }
 
-    /// The memory as a migrator has to know it.
+    /// The regions of memory, as a migrator needs them.
     pub(crate) fn regions(&self) -> Vec<Region> {
         vec![Region {
             address: self.address(),
@@ -139,7 +140,7 @@ impl Memory {
         self.region.bitmap()
     }
 
-    /// Writes to guest memory; the offset is ours and inside.
+    /// Writes to guest memory. The offset must be our own and inside it.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
         let offset = usize::try_from(offset).expect("an offset in memory that is mapped");
         self.region
@@ -150,7 +151,7 @@ impl Memory {
 
     /// Writes words to guest memory.
     pub(crate) fn write_words(&self, offset: u64, words: &[u64]) {
-        // As bytes: word by word vm-memory is several times slower.
+        // As bytes, because vm-memory is several times slower word by word.
         self.write(offset, words.as_bytes());
     }
 

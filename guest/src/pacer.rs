@@ -1,20 +1,22 @@
-//! How many pages a workload writes between two heartbeats.
+//! Decides how many pages a workload writes between two heartbeats.
 //!
-//! The rate asked for is met on average; but no tick gets more than fits before the next heartbeat, so
-//! a processor that is slower than the rate (or waits for missing pages) still keeps its heartbeat.
+//! The requested rate is met on average, but no tick gets more pages than fit before the next
+//! heartbeat. So a processor that is too slow for the rate, or that waits for missing pages, still
+//! keeps its heartbeat.
 
 use std::time::Duration;
 
-/// Share of the interval a tick's pages may take, in percent; the rest is for the heartbeat itself.
+/// Share of the interval that a tick's pages may take, in percent. The rest is for the heartbeat
+/// itself.
 const WORK_PERCENT_MAX: u64 = 70;
 
-/// First guess of what one page costs: a slow machine; the first ticks correct it.
+/// First estimate of the time per page: that of a slow machine. The first ticks correct it.
 const PAGE_COST_NS_START: u64 = 50_000;
 
 /// A million: rates are per second and intervals in microseconds.
 const MICRO: u64 = 1_000_000;
 
-/// Deals out pages tick by tick.
+/// Distributes pages over ticks.
 #[derive(Debug, Clone)]
 pub(crate) struct Pacer {
     pages_per_second: u64,
@@ -38,24 +40,24 @@ impl Pacer {
         self.interval_us * 1000
     }
 
-    /// What is left over from the ticks so far: moves with the guest.
+    /// Fractional pages left over from past ticks. Moves with the guest.
     pub(crate) const fn credit_micropages(&self) -> u64 {
         self.credit_micropages
     }
 
-    /// Takes over what was left elsewhere; never more than one page.
+    /// Takes over the credit from another host; at most one page.
     pub(crate) fn restore_credit(&mut self, credit_micropages: u64) {
         self.credit_micropages = credit_micropages.min(MICRO);
     }
 
-    /// The pages of the next tick.
+    /// Returns the number of pages for the next tick.
     pub(crate) fn deal(&mut self) -> u32 {
         self.credit_micropages += self.pages_per_second * self.interval_us;
         let work_ns_max = self.interval_ns() * WORK_PERCENT_MAX / 100;
         let fits = (work_ns_max / self.page_cost_ns.max(1)).max(1);
         let pages = self.credit_micropages / MICRO;
         if pages > fits {
-            // What does not fit is dropped: a debt would only make later heartbeats late.
+            // Pages that do not fit are dropped: a debt would only delay later heartbeats.
             self.credit_micropages = 0;
         } else {
             self.credit_micropages -= pages * MICRO;
@@ -63,12 +65,13 @@ impl Pacer {
         u32::try_from(pages.min(fits)).unwrap_or(u32::MAX)
     }
 
-    /// Learns from the last tick: so many pages took so long.
+    /// Learns from the last tick: how long this many pages took.
     pub(crate) fn learn(&mut self, pages: u32, took: Duration) {
         if pages > 0 {
             let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             let cost_ns = took_ns / u64::from(pages);
-            // A missing page may take seconds; it must not stop the workload for minutes after.
+            // A missing page may take seconds, which must not slow the workload for minutes
+            // afterwards.
             let cost_ns = cost_ns.min(self.interval_ns());
             self.page_cost_ns = (self.page_cost_ns * 3 + cost_ns) / 4;
         }

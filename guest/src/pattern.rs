@@ -1,4 +1,5 @@
-//! What every byte of the working set must be: a function of page number, version and key.
+//! The required contents of every byte of the working set: a function of page number, version and
+//! key.
 //!
 //! ```text
 //!   0       8      16        24      32         40      48      56       64                    4096
@@ -7,11 +8,12 @@
 //!   +-------+------+---------+-------+----------+-------+-------+--------+---------- ... ---------+
 //! ```
 //!
-//! `mix` is a hash of page, version and key. The body of a compressible page repeats `mix`; that of an
-//! incompressible one is 504 words of a pool of noise made from the key, at a place given by `mix`. So
-//! the payload writes a page with a handful of instructions and one string instruction, and anybody
-//! who has the description can check each byte from outside. Versions only grow, and each write adds
-//! one: the sum of all versions is the number of writes, and a single lost write breaks it.
+//! `mix` is a hash of page, version and key. The body of a compressible page repeats `mix`. The
+//! body of an incompressible page is 504 words from a pool of noise, which is generated from the
+//! key, at a position given by `mix`. So the payload writes a page with a handful of instructions
+//! and one string instruction, and each byte can be checked from outside with the guest's
+//! description alone. Versions only grow, and each write adds one: the sum of all versions is the
+//! number of writes, and a single lost write breaks it.
 
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -28,14 +30,15 @@ pub const HEADER_WORDS: usize = 8;
 /// Words of the body.
 pub const BODY_WORDS: usize = PAGE_WORDS - HEADER_WORDS;
 
-/// Words of the pool where a body may begin: 1 MiB, so that the pages of one 64 KiB chunk rarely
-/// share any and the noise stays noise to a compressor.
+/// Number of possible start positions of a body in the pool, in words: 1 MiB, so that the pages of
+/// one 64 KiB chunk rarely overlap and a compressor cannot shrink them.
 pub const POOL_START_WORDS: usize = 1 << 17;
 
 /// Words of the pool.
 pub const POOL_WORDS: usize = POOL_START_WORDS + BODY_WORDS;
 
-/// Multiplies the page number. Odd, near the golden ratio: consecutive pages spread evenly.
+/// Multiplies the page number. Odd, and near the golden ratio, so that consecutive pages spread
+/// evenly.
 pub const PAGE_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Multiplies the version.
@@ -44,7 +47,7 @@ pub const VERSION_FACTOR: u64 = 0xc2b2_ae3d_27d4_eb4f;
 /// Multiplies the folded sum.
 pub const FOLD_FACTOR: u64 = 0xff51_afd7_ed55_8ccd;
 
-/// The hash of page, version and key that every word of a page comes from.
+/// The hash of page, version and key from which every word of a page is derived.
 #[must_use]
 pub const fn mix(page: u64, version: u64, key: u64) -> u64 {
     let mut x = page.wrapping_mul(PAGE_FACTOR) ^ version.wrapping_mul(VERSION_FACTOR) ^ key;
@@ -53,13 +56,13 @@ pub const fn mix(page: u64, version: u64, key: u64) -> u64 {
     x ^ (x >> 29)
 }
 
-/// A page whose hash of 32 bits lies below this is incompressible.
+/// A page is incompressible if its 32-bit hash is below this.
 #[must_use]
 pub const fn incompressible_threshold(percent: u8) -> u64 {
     ((percent as u64) << 32) / 100
 }
 
-/// Where in the pool a body begins, in words.
+/// The start of a body in the pool, in words.
 #[must_use]
 #[allow(
     clippy::cast_possible_truncation,
@@ -69,38 +72,38 @@ pub const fn pool_start(mix: u64) -> usize {
     (mix & (POOL_START_WORDS as u64 - 1)) as usize
 }
 
-/// A byte that is not what it must be.
+/// A byte with wrong contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
-    /// The header does not name this page under this key.
+    /// The header is not the one of this page under this key.
     #[error("page {page}: header word {word} is {found:#x}, not {expected:#x}")]
     Header {
-        /// The page looked at.
+        /// The page that was checked.
         page: u64,
-        /// Which word of it.
+        /// Index of the wrong word in the page.
         word: usize,
-        /// What stands there.
+        /// The value that was found.
         found: u64,
-        /// What should.
+        /// The value that was expected.
         expected: u64,
     },
-    /// The body is not that of the version the header names.
+    /// The body does not match the version in the header.
     #[error("page {page} version {version}: word {word} is {found:#x}, not {expected:#x}")]
     Body {
-        /// The page looked at.
+        /// The page that was checked.
         page: u64,
-        /// The version its header names.
+        /// The version in its header.
         version: u64,
-        /// Which word of the page.
+        /// Index of the wrong word in the page.
         word: usize,
-        /// What stands there.
+        /// The value that was found.
         found: u64,
-        /// What should.
+        /// The value that was expected.
         expected: u64,
     },
 }
 
-/// The pattern of one guest: its key, its share of incompressible pages, its pool of noise.
+/// The pattern of one guest: its key, its share of incompressible pages, and its pool of noise.
 pub struct Pattern {
     key: u64,
     threshold: u64,
@@ -133,13 +136,13 @@ impl Pattern {
         }
     }
 
-    /// The pool of noise, as it stands in the machine's memory.
+    /// The pool of noise, as it is in the machine's memory.
     #[must_use]
     pub fn pool(&self) -> &[u64] {
         &self.pool
     }
 
-    /// Whether a page's body is noise, in all its versions.
+    /// Whether a page's body is noise. The same for all versions of the page.
     #[must_use]
     pub const fn is_incompressible(&self, page: u64) -> bool {
         page.wrapping_mul(PAGE_FACTOR) >> 32 < self.threshold
@@ -168,11 +171,11 @@ impl Pattern {
         }
     }
 
-    /// Checks every byte of a page and says which version it holds.
+    /// Checks every byte of a page and returns the version it holds.
     ///
     /// # Errors
     ///
-    /// The first word that is not what it must be.
+    /// The first word that is wrong.
     pub fn check(&self, page: u64, bytes: &[u8; PAGE_BYTES]) -> Result<u64, Mismatch> {
         let found = to_words(bytes);
         let version = found[2];
@@ -200,11 +203,12 @@ impl Pattern {
         })
     }
 
-    /// Checks a page that is being rewritten: every word is that of `version` or of the one before.
+    /// Checks a page that is being rewritten: every word must be that of `version` or of the
+    /// version before.
     ///
     /// # Errors
     ///
-    /// The first word that is neither.
+    /// The first word that matches neither.
     pub fn check_in_progress(
         &self,
         page: u64,

@@ -1,4 +1,5 @@
-//! Files in a guest's folder: plain ones of ours with one name, and nothing that was put in their place.
+//! Opens files in a guest's folder: regular files of ours with one name, and nothing planted in
+//! their place.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,13 +9,14 @@ use std::path::Path;
 use rustix::io::Errno;
 use towpath_protocol::fault::{Code, Fault};
 
-/// What is not one is told by its kind: the system gives this one for nothing that is opened here.
+/// The error kind for files that are not regular ones of ours. The system returns it for no file
+/// that is opened here.
 const PLANTED: io::ErrorKind = io::ErrorKind::InvalidInput;
 
-/// Opens a file, which is made for us alone where the options say so. They never cut it off: that is for whoever
-/// has it open, and knows by then what it is.
+/// Opens a file. If the options create it, only we may access it. The options must not truncate:
+/// that is for the caller to do once the file is open and known to be ours.
 pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // Not to hang on a FIFO that nobody else has open; on a regular file it means nothing.
+    // Avoids hanging on a FIFO that nobody else has open; has no effect on a regular file.
     let file = options
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -28,7 +30,7 @@ pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     Err(io::Error::new(PLANTED, what))
 }
 
-/// The fault it is that a file cannot be opened or used.
+/// Converts an error of opening or using a file to a fault.
 pub(crate) fn fault(what: &str, error: &io::Error) -> Fault {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     let is_planted =

@@ -1,15 +1,15 @@
-//! What this host offers to guests, and why not.
+//! Checks what this host supports for guests, and why not.
 
 use towpath_protocol::fault::Fault;
 
-/// One thing a guest may need of its host.
+/// One feature of the host that a guest may need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capability {
-    /// What it is: `kvm`, `missing-pages` or `write-tracking`.
+    /// Its name: `kvm`, `missing-pages` or `write-tracking`.
     pub name: &'static str,
-    /// What it is for.
+    /// What guests need it for.
     pub purpose: &'static str,
-    /// Why it cannot be used, if it cannot.
+    /// Why it cannot be used; `None` if it can.
     pub fault: Option<Fault>,
 }
 
@@ -21,7 +21,7 @@ impl Capability {
     }
 }
 
-/// Tries everything guests may need of this host.
+/// Tries every feature that guests may need.
 #[must_use]
 pub fn probe() -> Vec<Capability> {
     vec![

@@ -1,7 +1,7 @@
 //! The process guest: a native thread that writes the same pattern and prints the same heartbeat.
 //!
-//! It stands in where /dev/kvm cannot be used, and in benchmarks, since it dirties memory as fast as
-//! the host can copy. It is stopped between two pages only, so it never has a page in progress.
+//! Used where /dev/kvm is not available, and in benchmarks, since it dirties memory as fast as the
+//! host can copy. It stops only between two pages, so it never has a page in progress.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -31,7 +31,7 @@ pub(crate) struct ProcessGuest {
     tracking_method: TrackingMethod,
 }
 
-/// All that the guest's thread works with; whoever holds the lock knows that it stands.
+/// Everything the guest's thread works with. The lock is free only while the thread is parked.
 #[derive(Debug)]
 struct Worker {
     memory: Memory,
@@ -44,7 +44,7 @@ struct Worker {
 }
 
 impl ProcessGuest {
-    /// Makes the guest; it stands.
+    /// Creates the guest, stopped.
     pub(crate) fn create(
         config: &GuestConfig,
         memory: Memory,
@@ -191,7 +191,8 @@ fn run(runner: &Runner, worker: &Mutex<Worker>) {
         let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = worker.run_until_stopped(runner);
         let progress = progress_of(&worker.counters);
-        // Before the report: whoever hears that the guest stands may take the lock at once.
+        // Release the lock before the report: whoever learns that the guest is parked may take the
+        // lock at once.
         drop(worker);
         match outcome {
             Ok(()) => runner.report_parked(progress),

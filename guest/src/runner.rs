@@ -1,8 +1,8 @@
-//! Starting, stopping and watching the thread that is the guest.
+//! Starts, stops and watches the thread that is the guest.
 //!
-//! The controlling side says what it wants; the thread looks at that between two steps and says where
-//! it stands. Both are under one lock, so that a stop asked for and a stop reached never miss each
-//! other.
+//! The controlling side sets the wanted state. The thread checks it between two steps and reports
+//! its own state. Both are under one lock, so that a requested stop and a completed stop cannot
+//! miss each other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,13 +17,13 @@ use crate::clock::monotonic_ns;
 /// How a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// By itself.
+    /// It ended by itself.
     Stopped,
-    /// With this complaint.
+    /// It crashed for this reason.
     Crashed(String),
 }
 
-/// How far the workload is.
+/// The progress of the workload.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) heartbeat_sequence: u64,
@@ -34,9 +34,9 @@ pub(crate) struct Progress {
 /// Why a wait for the next tick ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// It is time.
+    /// The tick is due.
     Due,
-    /// The thread is to stop.
+    /// The thread has to stop.
     Interrupted,
 }
 
@@ -61,7 +61,7 @@ struct Control {
     progress: Progress,
 }
 
-/// What the controlling side and the guest's thread share.
+/// State shared by the controlling side and the guest's thread.
 #[derive(Debug)]
 pub(crate) struct Runner {
     control: Mutex<Control>,
@@ -84,7 +84,7 @@ impl Runner {
         }
     }
 
-    /// The epoch the guest runs under, as it is told.
+    /// The epoch under which the guest runs, as the guest is told it.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -101,7 +101,7 @@ impl Runner {
         self.lock().progress = progress;
     }
 
-    /// How the guest ended, if it did.
+    /// How the guest ended, if it has.
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         match &self.lock().standing {
             Standing::Ended(outcome) => Some(outcome.clone()),
@@ -109,7 +109,7 @@ impl Runner {
         }
     }
 
-    /// Lets the thread go; says since when it runs.
+    /// Starts the thread and returns since when it runs.
     pub(crate) fn start(&self, wait: Duration) -> Result<u64, Fault> {
         let mut control = self.lock();
         control.wanted = Wanted::Running;
@@ -128,10 +128,12 @@ impl Runner {
         }
     }
 
-    /// Stops the thread and says since when it stands. `kick` gets it out of whatever it is in.
+    /// Stops the thread and returns since when it is stopped. `kick` interrupts whatever it is
+    /// doing.
     ///
-    /// If it does not come within `wait` it is left running: a guest that waits for a missing page
-    /// cannot be stopped between two instructions, and saying that it was would be a lie.
+    /// If the thread does not stop within `wait`, it is left running: a guest that waits for a
+    /// missing page cannot be stopped between two instructions, and must not be reported as
+    /// stopped.
     pub(crate) fn stop(&self, kick: impl Fn(), wait: Duration) -> Result<u64, Fault> {
         let mut control = self.lock();
         control.wanted = Wanted::Parked;
@@ -157,7 +159,7 @@ impl Runner {
         }
     }
 
-    /// Ends the thread as soon as it looks.
+    /// Ends the thread as soon as it checks the wanted state.
     pub(crate) fn end(&self, kick: impl Fn()) {
         let mut control = self.lock();
         control.wanted = Wanted::Gone;
@@ -168,10 +170,11 @@ impl Runner {
         }
     }
 
-    /// The thread's side: waits until it may run; false if it is to end.
+    /// For the thread: waits until it may run. `false` if it has to end.
     pub(crate) fn wait_for_start(&self) -> bool {
         let mut control = self.lock();
-        // Forever is right here: a guest waits as long as nobody runs it, and the process can end.
+        // An unbounded wait is right: a guest waits for as long as nobody runs it, and the process
+        // can still end.
         while control.wanted == Wanted::Parked {
             control = self
                 .changed
@@ -188,12 +191,12 @@ impl Runner {
         true
     }
 
-    /// The thread's side: whether it is to stop.
+    /// For the thread: whether it has to stop.
     pub(crate) fn is_stop_wanted(&self) -> bool {
         self.is_stop_wanted.load(Ordering::Acquire)
     }
 
-    /// The thread's side: sleeps until the clock shows this, or until it is to stop.
+    /// For the thread: sleeps until `due_ns` on the monotonic clock, or until it has to stop.
     pub(crate) fn sleep_until(&self, due_ns: u64) -> Woken {
         let mut control = self.lock();
         loop {
@@ -212,7 +215,7 @@ impl Runner {
         }
     }
 
-    /// The thread's side: it stands, and is exactly this far.
+    /// For the thread: reports that it is stopped, with its exact progress.
     pub(crate) fn report_parked(&self, progress: Progress) {
         let mut control = self.lock();
         control.progress = progress;
@@ -222,7 +225,7 @@ impl Runner {
         self.changed.notify_all();
     }
 
-    /// The thread's side: the guest ended.
+    /// For the thread: reports that the guest has ended.
     pub(crate) fn report_end(&self, outcome: Outcome) {
         match &outcome {
             Outcome::Stopped => tracing::info!("guest ended"),
@@ -232,10 +235,10 @@ impl Runner {
         self.changed.notify_all();
     }
 
-    /// Does all that the thread does. Should it panic, the guest has crashed, and that shows: nobody must wait
-    /// for a thread that is not there.
+    /// Runs the thread's work. If it panics, that is reported as a crash of the guest, so that
+    /// nobody waits for a thread that is gone.
     pub(crate) fn guard(&self, work: impl FnOnce(&Self)) {
-        // What the thread shares is behind locks, and every lock is taken as it was left.
+        // The thread's shared state is behind locks, and locks are taken even if poisoned.
         let ended = catch_unwind(AssertUnwindSafe(|| work(self)));
         if let Err(panic) = ended {
             let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -248,7 +251,7 @@ impl Runner {
     }
 
     fn lock(&self) -> MutexGuard<'_, Control> {
-        // Every change under the lock is one assignment: a panic elsewhere leaves nothing half done.
+        // Every change under the lock is a single assignment, so a panic leaves nothing half done.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -273,7 +276,7 @@ impl Runner {
     }
 }
 
-/// The fault of asking a guest that ended to do anything.
+/// The fault for requests to a guest that has ended.
 pub(crate) fn ended(outcome: &Outcome) -> Fault {
     let detail = match outcome {
         Outcome::Stopped => "the guest has ended".to_owned(),
@@ -325,7 +328,7 @@ mod tests {
                 panic!("by design");
             });
         });
-        // It may be seen running before.
+        // Whether it is still seen running does not matter.
         drop(runner.start(WAIT));
         thread.join().unwrap();
         let Some(Outcome::Crashed(why)) = runner.outcome() else {

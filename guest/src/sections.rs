@@ -4,8 +4,9 @@
 //!   magic "TPGS" | format u16 | section count u16 | { kind u16 | version u16 | bytes u32 | payload }*
 //! ```
 //!
-//! All numbers little-endian. Loading takes sections out one by one and fails if one is missing, of a
-//! version this release does not know, or left over: state that nobody looked at is state lost.
+//! All numbers are little-endian. Loading takes sections out one by one and fails if one is
+//! missing, has a version this release does not know, or is left over: a section that was not
+//! looked at would be state lost.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::message::STATE_BYTES_MAX;
@@ -15,10 +16,10 @@ const MAGIC: [u8; 4] = *b"TPGS";
 /// Version of the envelope.
 const FORMAT: u16 = 1;
 
-/// Most sections a state may have: three times what ours has.
+/// Most sections that a state may have: three times as many as ours has.
 const SECTION_COUNT_MAX: usize = 64;
 
-/// What a section holds. The numbers are on the wire and never change their meaning.
+/// The kinds of sections. The numbers are on the wire and never change their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(crate) enum Kind {
@@ -55,7 +56,7 @@ struct Section {
 pub(crate) struct Sections(Vec<Section>);
 
 impl Sections {
-    /// Adds a section; each kind comes once.
+    /// Adds a section. Each kind may appear once.
     pub(crate) fn put(&mut self, kind: Kind, version: u16, payload: impl Into<Vec<u8>>) {
         let kind = kind as u16;
         assert!(
@@ -69,7 +70,7 @@ impl Sections {
         });
     }
 
-    /// Takes a section out.
+    /// Removes and returns a section's payload.
     pub(crate) fn take(&mut self, kind: Kind, version: u16) -> Result<Vec<u8>, Fault> {
         let wanted = kind as u16;
         let Some(position) = self.0.iter().position(|section| section.kind == wanted) else {
@@ -85,7 +86,7 @@ impl Sections {
         Ok(section.payload)
     }
 
-    /// Fails if anything was not taken.
+    /// Fails if any section was not taken.
     pub(crate) fn finish(self) -> Result<(), Fault> {
         if self.0.is_empty() {
             return Ok(());
@@ -154,12 +155,12 @@ impl Sections {
     }
 }
 
-/// Reads a state that came from elsewhere as far as its sections, and writes it again: what a fuzzer can do without a
+/// Decodes a state as far as its sections and encodes it again. For fuzzing, because it needs no
 /// machine.
 ///
 /// # Errors
 ///
-/// `E_CPU_STATE` if it is none.
+/// `E_CPU_STATE` if the bytes are not a state.
 pub fn reread_state(bytes: &[u8]) -> Result<Vec<u8>, Fault> {
     Sections::from_bytes(bytes)?.to_bytes()
 }
@@ -187,12 +188,12 @@ fn cut<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Fault> {
     Ok(*bytes)
 }
 
-/// The fault of a state that this host cannot take.
+/// The fault for a state that this host cannot load.
 pub(crate) fn refused(detail: impl Into<String>) -> Fault {
     Fault::new(Code::CpuState, detail)
 }
 
-/// A reader of the fixed fields of a section.
+/// Reads the fixed-size fields of a section.
 #[derive(Debug)]
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 

@@ -1,4 +1,5 @@
-//! The socket of a guest process: one controlling connection at a time, and only for our own user.
+//! The socket of a guest process: one controlling connection at a time, only for our own user and
+//! root.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -20,23 +21,24 @@ use towpath_protocol::message::Reason;
 
 use crate::service::{Answer, Service};
 
-/// Connections that may wait to be accepted: one migrator, and one that replaces it.
+/// Connections that may wait to be accepted: one migrator and its replacement.
 const BACKLOG: i32 = 4;
 
-/// Pause after a connection that could not be accepted: mostly there are no descriptors left, and it would wait
-/// there and fail again at once. The one that is there is served meanwhile.
+/// Pause after a failed accept. Usually descriptors have run out; the connection stays queued, so
+/// another accept would fail again at once. The present connection is served meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Longest wait for a peer to take an answer: it asked for it, and the buffer holds several.
+/// Longest wait for a peer to take an answer. It asked for the answer, and the socket buffer holds
+/// several.
 const SEND_WAIT: Duration = Duration::from_secs(5);
 
-/// Listens at a path, however long the path is.
+/// Listens at a path of any length.
 pub(crate) fn listen(folder: &Path, name: &str) -> Result<OwnedFd, Fault> {
     let failed = |what: &str, error: Errno| {
         let folder = folder.display();
         Fault::new(Code::Io, format!("{folder}/{name}: {what}: {error}"))
     };
-    // A socket's address holds 107 bytes; a folder's open file makes any path short.
+    // A socket address holds 107 bytes; going through the folder's descriptor makes any path short.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open_folder =
         rustix::fs::open(folder, flags, Mode::empty()).map_err(|error| failed("open", error))?;
@@ -67,7 +69,7 @@ pub(crate) fn serve(listener: &OwnedFd, service: &mut Service) -> Result<(), Fau
     let mut connection: Option<OwnedFd> = None;
     let mut packet = vec![0; PACKET_BYTES_MAX];
     let mut deaf_until: Option<Instant> = None;
-    // Forever is right here: the process lives as long as its guest.
+    // An endless loop is right: the process lives as long as its guest.
     loop {
         let pause = deaf_until.map(|until| until.saturating_duration_since(Instant::now()));
         deaf_until = deaf_until.filter(|_| pause.is_some_and(|pause| !pause.is_zero()));
@@ -76,7 +78,7 @@ pub(crate) fn serve(listener: &OwnedFd, service: &mut Service) -> Result<(), Fau
         if has_newcomer {
             match accept(listener) {
                 Ok(Some(newcomer)) => {
-                    // The migrator was restarted, or it gave this connection up: the old one is closed.
+                    // The migrator was restarted or gave up the old connection, which is closed.
                     service.begin_session();
                     connection = Some(newcomer);
                     continue;
@@ -109,7 +111,8 @@ enum Served {
     Gone,
 }
 
-/// Waits for a newcomer or a request; newcomers are not listened to in a pause, at whose end it returns.
+/// Waits for a new connection or a request. During a pause new connections are ignored, and the
+/// wait returns at the pause's end.
 fn wait(
     listener: &OwnedFd,
     connection: Option<&OwnedFd>,
@@ -133,7 +136,7 @@ fn wait(
     Ok((is_ready(polled.first()), is_ready(polled.get(1))))
 }
 
-/// The next connection, if it may drive the guest.
+/// Accepts the next connection. `None` if its user may not drive the guest.
 fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     let connection = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?;
     let peer = sockopt::socket_peercred(&connection)?;
@@ -147,7 +150,7 @@ fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     Ok(Some(connection))
 }
 
-/// Who may drive a guest: the user it belongs to, and root.
+/// Whether a user may drive the guest: its own user and root may.
 const fn may_control(peer_user: u32, our_user: u32) -> bool {
     peer_user == our_user || peer_user == 0
 }
@@ -174,7 +177,7 @@ fn serve_one(peer: &OwnedFd, service: &mut Service, packet: &mut [u8]) -> Served
         Err(fault) => {
             tracing::warn!(%fault, "connection closed for a packet that does not parse");
             let response = Response::Failed(Reason::from(&fault));
-            // It is closed anyway: whether it hears why does not matter.
+            // The connection is closed anyway, so it does not matter whether the answer arrives.
             let _ = send(peer, 0, &response, None);
             return Served::Gone;
         }

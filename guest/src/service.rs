@@ -1,4 +1,4 @@
-//! Decides what a guest process answers: which request fits which state.
+//! Decides how a guest process answers: which request is valid in which state.
 
 use std::os::fd::BorrowedFd;
 
@@ -17,14 +17,14 @@ use crate::runner::Outcome;
 use crate::sections::Sections;
 use crate::userfault::{Registration, TouchedBy};
 
-/// What a file that goes along with an answer is.
+/// The file that is attached to an answer.
 #[derive(Debug)]
 pub(crate) enum Attachment {
     Memory,
     Missing,
 }
 
-/// An answer and what goes along with it.
+/// An answer and its attachment.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) response: Response,
@@ -49,7 +49,7 @@ enum Phase {
     Paused,
 }
 
-/// The guest and what its process was told about it.
+/// The guest and the state of its process.
 pub(crate) struct Service {
     config: GuestConfig,
     engine: Box<dyn Engine>,
@@ -96,8 +96,8 @@ impl Service {
         }
     }
 
-    /// A new connection begins: what the one before had asked for and not finished is forgotten. The
-    /// guest goes on as it is.
+    /// Starts a new connection: unfinished requests of the previous one are dropped. The guest
+    /// continues unchanged.
     pub(crate) fn begin_session(&mut self) {
         self.is_greeted = false;
         self.state_written.clear();
@@ -108,7 +108,7 @@ impl Service {
         }
     }
 
-    /// The file that goes along with an answer.
+    /// The file for an answer's attachment.
     pub(crate) fn attached(&self, attachment: &Attachment) -> Option<BorrowedFd<'_>> {
         match attachment {
             Attachment::Memory => Some(self.memory.file()),
@@ -121,7 +121,7 @@ impl Service {
         self.engine.end();
     }
 
-    /// Answers one request. A request that does not fit the guest's state changes nothing.
+    /// Answers one request. A request that is invalid in the guest's state changes nothing.
     pub(crate) fn answer(&mut self, request: Request) -> Answer {
         self.dispatch(request).unwrap_or_else(|fault| {
             tracing::warn!(%fault, "refused");
@@ -167,21 +167,22 @@ impl Service {
                 Response::Done
             }
             Request::Run { epoch } => self.run(epoch)?,
-            // The server ends the process once the answer is out.
+            // The server ends the process once the answer has been sent.
             Request::Quit => Response::Done,
             Request::Verify => self.verify()?,
         };
         Ok(response.into())
     }
 
-    /// A guest that runs is held for it. Whoever asked may go away meanwhile: it goes on all the same.
+    /// Checks the guest's memory, pausing it if it runs. It is resumed even if the client goes away
+    /// meanwhile.
     fn verify(&mut self) -> Result<Response, Fault> {
         match self.phase {
             Phase::Paused => self.verify_paused(),
             Phase::Running => {
                 let held = self.pause();
                 let verified = held.and_then(|_| self.verify_paused());
-                // However that ended: one that did not stop in time stops later.
+                // Even after a failure: a guest that did not stop in time would stop later.
                 self.resume()?;
                 verified
             }
@@ -306,7 +307,8 @@ impl Service {
                     format!("the guest was run under epoch {now}, {epoch} is older"),
                 ));
             }
-            // Once: a second try after a failed start must not boot over a guest that has begun.
+            // Boot only once: a retry after a failed start must not boot over a guest that has
+            // begun.
             (Phase::Created, _) if !self.is_booted => {
                 self.engine.boot()?;
                 self.is_booted = true;
@@ -316,12 +318,12 @@ impl Service {
         self.start(epoch)
     }
 
-    /// Runs the guest under an epoch it may run under; the same again changes nothing.
+    /// Runs the guest under an epoch that was checked. Repeating the same epoch changes nothing.
     fn start(&mut self, epoch: Epoch) -> Result<Response, Fault> {
         if self.phase != Phase::Running {
             tracing::info!(%epoch, "guest runs");
         }
-        // Before it is tried: whatever comes back, from here on the guest may have run under it.
+        // Set before the attempt: whatever it returns, the guest may have run under this epoch.
         self.epoch = Some(epoch);
         self.phase = Phase::Running;
         self.state_saved.clear();
@@ -371,7 +373,7 @@ impl Service {
 
     fn load_state(&mut self) -> Result<Response, Fault> {
         self.expect(&[Phase::Incoming, Phase::Loaded], "load the state of")?;
-        // Until this succeeds the guest has no whole state.
+        // Until loading succeeds the guest has no complete state.
         self.phase = Phase::Incoming;
         self.engine
             .load(Sections::from_bytes(&self.state_written)?)?;
@@ -386,8 +388,9 @@ impl Service {
             ));
         }
         if self.missing.is_none() {
-            // Not before a first start, which fills memory from the thread that answers here; and not
-            // while running, when the guest may be in the middle of a page about to be missing.
+            // Not before a first start, because that fills memory from this very thread, which
+            // would also have to answer; and not while running, when the guest may be in the middle
+            // of a page that is about to be missing.
             let phases = [Phase::Incoming, Phase::Loaded, Phase::Paused];
             self.expect(&phases, "take pages from")?;
             let touched_by = match self.config.kind {

@@ -1,4 +1,4 @@
-//! From a folder with a description to a guest that can be driven.
+//! Starts a guest process: from a folder with a description to a guest that can be driven.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ use crate::process::ProcessGuest;
 use crate::server;
 use crate::service::Service;
 
-/// The process itself bounds nothing more than the format does: quotas are its migrator's.
+/// The process enforces only the limits of the format; quotas are enforced by its migrator.
 const QUOTA: GuestQuota = GuestQuota {
     memory_bytes_max: MEMORY_BYTES_MAX,
     vcpu_count_max: VCPU_COUNT_MAX,
@@ -33,12 +33,13 @@ pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
     leave_parent();
     let folder = &options.folder;
     let log = Log::open(&folder.join("guest.log"), |log| {
-        // What a panic says goes where it went before, if not there.
+        // Panic messages go to the log, or to where they went before if that fails.
         let _ = rustix::stdio::dup2_stderr(log);
     })
     .map_err(|error| plain::fault("guest.log", &error))
     .or_else(|fault| say(Some(&fault)).and(Err(fault)))?;
-    // The caller may have set up its own: then the lines go where it said, which is now the log.
+    // The caller may have set up its own subscriber. Lines then go to its writer, in effect the
+    // log.
     let _ = tracing_subscriber::fmt()
         .with_writer(Mutex::new(log))
         .with_ansi(false)
@@ -49,15 +50,17 @@ pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
     let mut prepared = prepared?;
     let result = server::serve(&prepared.listener, &mut prepared.service);
     prepared.service.end();
-    // The folder belongs to the migrator; what only a living process has goes with it.
+    // The folder belongs to the migrator. These two files only have a meaning while the process
+    // lives.
     for name in ["guest.sock", "guest.pid"] {
         if let Err(error) = std::fs::remove_file(folder.join(name)) {
             tracing::warn!(%error, name, "left behind");
         }
     }
     tracing::info!("guest process ends");
-    // With its process all of it goes at once. Taken apart before that, page by page, a guest of a gigabyte
-    // keeps whoever waits for its end a tenth of a second longer.
+    // Exiting frees everything at once. Dropping the service first would free memory page by page,
+    // which for a guest of a gigabyte keeps anyone who waits for the end a tenth of a second
+    // longer.
     std::mem::forget(prepared.service);
     result
 }
@@ -65,7 +68,7 @@ pub(crate) fn run(options: &GuestProcessOptions) -> Result<(), Fault> {
 struct Prepared {
     listener: std::os::fd::OwnedFd,
     service: Service,
-    /// Locked as long as the process lives.
+    /// Locked while the process lives.
     _pid: File,
 }
 
@@ -74,7 +77,7 @@ fn prepare(options: &GuestProcessOptions) -> Result<Prepared, Fault> {
     let pid = lock_pid(&folder.join("guest.pid"))?;
     let config = read_config(&folder.join("config.json"))?;
     config.check(&QUOTA)?;
-    // Only a machine has devices that write memory; a process's writes are all seen by its tracker.
+    // Only a machine has devices that write memory; a process guest's tracker sees all writes.
     let memory = Memory::create(config.memory_bytes, config.kind == GuestKind::Kvm)?;
     let console = Console::open(&folder.join("console.log"))?;
     let engine: Box<dyn Engine> = match config.kind {
@@ -91,7 +94,7 @@ fn prepare(options: &GuestProcessOptions) -> Result<Prepared, Fault> {
     })
 }
 
-/// Lets go of everything that ties the process to who started it.
+/// Detaches the process from its parent.
 fn leave_parent() {
     let mode = Mode::from_raw_mode(0o077);
     rustix::process::umask(mode);
@@ -103,7 +106,7 @@ fn leave_parent() {
         tracing::warn!(%error, "inherited files stay open");
     }
     if let Err(error) = rustix::process::setsid() {
-        // It already leads a session: then nobody's end takes it along either.
+        // It leads a session already, which serves the same purpose.
         tracing::debug!(%error, "no new session");
     }
     if let Ok(null) = File::open("/dev/null") {
@@ -111,7 +114,7 @@ fn leave_parent() {
     }
 }
 
-/// Says how it went on the standard output, which whoever started us reads.
+/// Reports the result of the start on standard output, which the parent reads.
 fn say(fault: Option<&Fault>) -> Result<(), Fault> {
     let line = match fault {
         None => "ready\n".to_owned(),
@@ -126,7 +129,7 @@ fn say(fault: Option<&Fault>) -> Result<(), Fault> {
         .write_all(line.as_bytes())
         .and_then(|()| output.flush());
     match said {
-        // Whoever started us died: the guest is there for the one that comes after.
+        // The parent died. The guest is ready for the next migrator.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|error| io("standard output", &error)),
     }

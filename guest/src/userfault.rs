@@ -1,8 +1,8 @@
-//! The guest's side of userfaultfd: memory registered for missing pages or for tracked writes.
+//! The guest's side of userfaultfd: registers memory for missing pages or for tracking writes.
 //!
-//! Our own bindings, because the kernel's structures are few and stable, and the crates at hand need a
-//! C header parser to build. Numbers are those of `linux/userfaultfd.h` and `linux/fs.h`; their sizes
-//! are asserted below, since the ioctl numbers are made of them.
+//! The bindings are our own: the kernel's structures are few and stable, and the available crates
+//! need a C header parser to build. The numbers are those of `linux/userfaultfd.h` and
+//! `linux/fs.h`. Structure sizes are asserted below, since the ioctl numbers contain them.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -28,7 +28,7 @@ const PAGE_IS_WRITTEN: u64 = 2;
 const PM_SCAN_WP_MATCHING: u64 = 1;
 const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 
-/// Regions of written pages taken from the kernel at a time: 24 KiB, on the heap once.
+/// Regions of written pages read from the kernel at a time: 24 KiB, allocated once.
 const REGION_COUNT: usize = 1024;
 
 #[repr(C)]
@@ -85,21 +85,21 @@ const UFFDIO_REGISTER: Opcode = opcode::read_write::<RegisterArgument>(0xaa, 0x0
 const UFFDIO_UNREGISTER: Opcode = opcode::read::<Range>(0xaa, 0x01);
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<ScanArgument>(b'f', 16);
 
-/// The flag of a userfaultfd that answers the faults of user code alone, which the kernel gives to everybody
+/// The flag for a userfaultfd that handles only faults of user code, which every user may create
 /// (`UFFD_USER_MODE_ONLY`, since Linux 5.11).
 const USER_MODE_ONLY: i32 = 1;
 
-/// Who touches a guest's memory.
+/// Who accesses a guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TouchedBy {
-    /// Also the kernel, as for KVM.
+    /// User code and the kernel, as with KVM.
     Kernel,
-    /// Only a program.
+    /// User code only.
     UserCode,
 }
 
-/// Makes a userfaultfd, from the device where there is one, else by the system call. One that answers only faults
-/// of user code will do where nothing else touches the memory.
+/// Creates a userfaultfd, through the device if there is one, else by the system call. If only user
+/// code touches the memory, one that handles only faults of user code is enough.
 fn open(touched_by: TouchedBy) -> Result<OwnedFd, Fault> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     let by_call = |flags: i32| {
@@ -155,7 +155,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Registers memory so that a touch of a missing page waits for an answer.
+    /// Registers memory so that an access to a missing page waits for an answer.
     pub(crate) fn for_missing(
         (start, bytes): (u64, u64),
         touched_by: TouchedBy,
@@ -169,10 +169,10 @@ impl Registration {
         )
     }
 
-    /// Registers memory so that writes can be asked for afterwards, without anybody answering faults.
+    /// Registers memory so that writes can be queried afterwards, without anyone answering faults.
     fn for_writes(start: u64, bytes: u64) -> Result<Self, Fault> {
         let features = FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC;
-        // The kernel notes writes by itself, also its own: nothing is answered.
+        // The kernel records all writes itself, including its own, so no fault is answered.
         let fd = open(TouchedBy::UserCode)?;
         Self::new(fd, (start, bytes), features, REGISTER_MODE_WP)
     }
@@ -212,8 +212,8 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // The file may live on in a migrator: unregister, so that nobody waits for it any more. The
-        // kernel wakes whoever waits now.
+        // The descriptor may live on in a migrator. Unregistering wakes all waiting threads and
+        // keeps any from waiting again.
         let mut range = Range {
             start: self.start,
             bytes: self.bytes,
@@ -227,8 +227,8 @@ impl Drop for Registration {
     }
 }
 
-/// Finds written pages by asynchronous write-protection: the kernel notes the first write to each
-/// protected page by itself, and one system call reads and protects again.
+/// Finds written pages by asynchronous write-protection: the kernel records the first write to each
+/// protected page, and one system call reads the records and protects the pages again.
 #[derive(Debug)]
 pub(crate) struct WriteTracker {
     registration: Registration,
@@ -238,7 +238,7 @@ pub(crate) struct WriteTracker {
 }
 
 impl WriteTracker {
-    /// Tracks writes to mapped memory from now on.
+    /// Starts tracking writes to mapped memory.
     pub(crate) fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
         let swap = SwapGuard::start(start, bytes)?;
         let page_map = File::open("/proc/self/pagemap")
@@ -258,7 +258,7 @@ impl WriteTracker {
         Ok(tracker)
     }
 
-    /// Names the pages of a range written since they were last named, and forgets them.
+    /// Reports the pages of a range written since they were last reported, and resets them.
     pub(crate) fn harvest(
         &mut self,
         first_page: u64,
@@ -269,7 +269,7 @@ impl WriteTracker {
         let page = PAGE_BYTES as u64;
         let end = base + (first_page + page_count) * page;
         let mut at = base + first_page * page;
-        // Each turn ends behind at least one page, so there are at most as many turns as pages.
+        // Each iteration advances by at least one page, which bounds the loop.
         while at < end {
             let mut scan = ScanArgument {
                 size: size_of::<ScanArgument>() as u64,
@@ -310,22 +310,22 @@ fn scan_pages(page_map: &File, scan: &mut ScanArgument) -> Result<usize, Fault> 
     })
 }
 
-/// What keeps written pages in their page tables: one that is swapped out loses its entry, and with it
-/// the note that it was written.
+/// Ensures that written pages stay in the page tables. A page that is swapped out loses its entry,
+/// and with it the record that it was written.
 #[derive(Debug)]
 enum SwapGuard {
-    /// This host swaps; the pages are locked.
+    /// This host swaps, so the pages are locked.
     Locked { start: u64, bytes: u64 },
-    /// There was no swap; this file, `/proc/swaps`, says when that changes.
+    /// There was no swap at the start. This file, `/proc/swaps`, reports when that changes.
     Watched(OwnedFd),
-    /// It has changed.
+    /// Swap was turned on meanwhile, so records may be lost.
     Spoilt,
-    /// This kernel knows no swap.
+    /// This kernel has no swap.
     Needless,
 }
 
 impl SwapGuard {
-    /// Begins before the first page is tracked. Locking takes 50 ms a gibibyte, so it is done only where
+    /// Starts before the first page is tracked. Locking takes 50 ms per GiB, so it is only done if
     /// there is swap.
     fn start(start: u64, bytes: u64) -> Result<Self, Fault> {
         let lock = |why: &str| match lock(start, bytes) {
@@ -336,7 +336,7 @@ impl SwapGuard {
             )),
         };
         match File::open("/proc/swaps") {
-            // Read behind the opening: what changes after that is told.
+            // Read after opening: any later change is reported.
             Ok(mut file) => match std::io::read_to_string(&mut file) {
                 Ok(swaps) if swaps.lines().count() <= 1 => Ok(Self::Watched(file.into())),
                 Ok(_) => lock("this host swaps"),
@@ -347,7 +347,7 @@ impl SwapGuard {
         }
     }
 
-    /// Whether every page written until now was noted.
+    /// Fails unless every page written so far was recorded.
     fn check(&mut self) -> Result<(), Fault> {
         if let Self::Watched(swaps) = self {
             let mut polled = [PollFd::new(swaps, PollFlags::PRI)];
@@ -395,14 +395,14 @@ fn failed(what: &str, error: Errno) -> Fault {
     Fault::new(Code::Guest, format!("userfaultfd {what}: {error}"))
 }
 
-/// Whether this process can answer missing pages, whoever touches them, and why not.
+/// Whether this process can answer missing pages whoever touches them, or why not.
 pub(crate) fn probe_missing() -> Result<(), Fault> {
     let memory = crate::memory::Memory::create(8 << 20, false)?;
     let range = (memory.address(), memory.bytes());
     Registration::for_missing(range, TouchedBy::Kernel).map(drop)
 }
 
-/// Whether this process can track writes to its memory, and why not.
+/// Whether this process can track writes to its memory, or why not.
 pub(crate) fn probe_writes() -> Result<(), Fault> {
     let memory = crate::memory::Memory::create(8 << 20, false)?;
     WriteTracker::start(memory.address(), memory.bytes()).map(drop)
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
     use crate::memory::Memory;
 
-    /// None where writes cannot be tracked, and says so.
+    /// A tracker for `memory`. Prints that the test is skipped if writes cannot be tracked here.
     fn tracker_of(memory: &Memory) -> Option<WriteTracker> {
         WriteTracker::start(memory.address(), memory.bytes())
             .inspect_err(|fault| println!("skipped: {fault}"))
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(harvested(&mut tracker, 0, 64), [5, 6, 63]);
         assert_eq!(harvested(&mut tracker, 0, 4096), [64, 4095]);
         assert!(harvested(&mut tracker, 0, 4096).is_empty());
-        // More scattered pages than one call of the kernel returns.
+        // More scattered pages than one system call returns.
         let scattered: Vec<u64> = (0..4096).step_by(2).collect();
         for page in &scattered {
             memory.write(page * 4096, &[3]);
@@ -455,7 +455,7 @@ mod tests {
         let Some(mut tracker) = tracker_of(&memory) else {
             return;
         };
-        // A byte out of band is told as /proc/swaps tells its changes.
+        // An out-of-band byte is reported by `poll` in the same way as a change of /proc/swaps.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let watched = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (peer, _) = listener.accept().unwrap();

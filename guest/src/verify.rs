@@ -1,4 +1,5 @@
-//! Checks a paused guest's whole working set from outside: every byte, and that no write was lost.
+//! Checks a paused guest's whole working set from outside: that every byte is right and no write
+//! was lost.
 
 use std::os::fd::AsFd;
 
@@ -8,12 +9,12 @@ use towpath_protocol::guest_api::Description;
 use crate::layout::WorkingSet;
 use crate::pattern::{PAGE_BYTES, Pattern};
 
-/// What a check found right.
+/// Result of a successful check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
-    /// Pages checked, every byte of each.
+    /// Pages checked, each completely.
     pub page_count: u64,
-    /// Sum of their versions, which is the number of writes the guest counted.
+    /// Sum of their versions, which equals the number of writes the guest counted.
     pub write_count: u64,
 }
 
@@ -21,8 +22,8 @@ pub struct Verified {
 ///
 /// # Errors
 ///
-/// `E_ROOT` for the first page that is wrong, or if the versions do not add up to the writes the guest
-/// counted: then a page is older than it should be. `E_IO` if memory cannot be read.
+/// `E_ROOT` for the first page that is wrong, or if the versions do not add up to the writes the
+/// guest counted, because then some page is too old. `E_IO` if memory cannot be read.
 pub fn verify(memory: impl AsFd, description: &Description) -> Result<Verified, Fault> {
     let workload = &description.config.workload;
     let pattern = Pattern::new(workload.key, workload.incompressible_percent);
@@ -35,7 +36,7 @@ pub fn verify(memory: impl AsFd, description: &Description) -> Result<Verified, 
             .page_in_progress
             .filter(|in_progress| in_progress.block == page);
         let checked = match in_progress {
-            // Not counted yet: the version before is.
+            // The write in progress is not counted yet, so count the version before.
             Some(new) => pattern
                 .check_in_progress(page, new.version, &bytes)
                 .map(|()| new.version.wrapping_sub(1)),

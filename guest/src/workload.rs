@@ -11,19 +11,19 @@ use crate::sections::{Fields, Kind, Sections, refused};
 /// Version of the workload's section.
 const VERSION: u16 = 1;
 
-/// Most ticks and writes that a guest can have behind it: at a billion a second those of a century.
+/// Most ticks and writes that a guest can have done: a billion a second for a century.
 const COUNT_MAX: u64 = 1 << 62;
 
-/// What the machine knows of its workload beyond what the payload keeps in its registers.
+/// The workload state that the machine keeps in addition to the payload's registers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Ticks given so far: the number of the last heartbeat.
+    /// Ticks so far, which is the number of the last heartbeat.
     pub(crate) tick_count: u64,
-    /// Pages written or given to be written so far, the first fill included.
+    /// Pages written or assigned so far, including the initial fill.
     pub(crate) write_count: u64,
-    /// Where the next write goes, within the working set. A KVM payload keeps its own.
+    /// Position of the next write in the working set. A KVM payload keeps its own.
     pub(crate) position: u64,
-    /// What the pacer has left over.
+    /// The pacer's remaining credit.
     pub(crate) credit_micropages: u64,
 }
 
@@ -77,7 +77,8 @@ impl Counters {
     }
 }
 
-/// Writes version 1 of every page of the working set, as a loader fills memory before a first start.
+/// Writes version 1 of every page of the working set, like a loader that fills memory before a
+/// first start.
 pub(crate) fn fill_memory(memory: &Memory, set: &WorkingSet, pattern: &Pattern) {
     let mut words = [0; PAGE_WORDS];
     for page in set.pages() {

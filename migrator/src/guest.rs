@@ -1,4 +1,4 @@
-//! The migrator's side of a guest process: starts it, finds it again, drives it, accesses its memory.
+//! The migrator's side of a guest process: starts it, finds it again, drives it, reads its memory.
 //!
 //! | type | what it is |
 //! |---|---|

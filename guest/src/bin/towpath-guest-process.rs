@@ -1,4 +1,4 @@
-//! A guest process without the command line around it: what tests and benchmarks start.
+//! A guest process without the rest of the command line. Started by tests and benchmarks.
 
 use std::ffi::OsStr;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! What a firmware and a boot loader would do: tables, segments, the payload, the first registers.
+//! Does the work of firmware and boot loader: tables, segments, the payload, the first registers.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
@@ -12,19 +12,20 @@ use crate::pattern::Pattern;
 const GIB: u64 = 1 << 30;
 /// Bytes mapped by one entry of a page directory.
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
-/// Guest memory behind this lies above 4 GiB: between them are the places of interrupt controllers.
+/// Guest memory from this offset on is mapped above 4 GiB. The hole below holds the interrupt
+/// controllers.
 const HOLE_START: u64 = 3 * GIB;
 const HOLE_BYTES: u64 = GIB;
 
-/// Present, writable, for user code, accessed, dirty. The last two are set beforehand so that the
-/// processor does not write to the tables while it runs.
+/// Present, writable, user, accessed, dirty. The last two are set in advance so that the processor
+/// does not write to the tables while it runs.
 const TABLE_ENTRY: u64 = 0x67;
 const WRITABLE: u64 = 0x2;
-/// The same and large.
+/// The same for a large page.
 const PAGE_ENTRY: u64 = TABLE_ENTRY | 0x80;
 
-/// Privilege level the payload runs at. Hosts that emulate a guest's kernel mode run user mode at full
-/// speed, and on all others it makes no difference.
+/// Privilege level of the payload. Hosts that emulate a guest's kernel mode run user mode at full
+/// speed; on other hosts it makes no difference.
 const LEVEL: u8 = 3;
 
 const CODE_SELECTOR: u16 = 0x10 | LEVEL as u16;
@@ -52,7 +53,7 @@ pub(super) const fn physical(offset: u64) -> u64 {
     }
 }
 
-/// Writes everything but the working set into memory.
+/// Writes everything except the working set to memory.
 pub(super) fn load_memory(
     memory: &Memory,
     set: &WorkingSet,
@@ -94,7 +95,8 @@ fn write_page_tables(memory: &Memory) {
     memory.write_words(DEVICE_DIRECTORY, &[devices]);
 }
 
-/// Noise is only read. Said so in the tables, a KVM that shadows them does not take it for written.
+/// The noise is only read. It is mapped read-only, so that a KVM that shadows the tables does not
+/// report it as written.
 const fn page_entry(offset: u64) -> u64 {
     let entry = physical(offset) | PAGE_ENTRY;
     if offset == POOL {
@@ -104,7 +106,7 @@ const fn page_entry(offset: u64) -> u64 {
     }
 }
 
-/// The general registers the payload begins with: the first fill counts as one write a page.
+/// The payload's initial general registers. The initial fill counts as one write per page.
 pub(super) fn first_registers(set: &WorkingSet) -> kvm_regs {
     kvm_regs {
         rip: CODE,
@@ -114,7 +116,7 @@ pub(super) fn first_registers(set: &WorkingSet) -> kvm_regs {
     }
 }
 
-/// Puts the processor into long mode on our tables.
+/// Puts the processor into long mode with our tables.
 pub(super) fn enter_long_mode(registers: &mut kvm_sregs) {
     registers.cs = code_segment();
     let data = data_segment();
@@ -129,7 +131,7 @@ pub(super) fn enter_long_mode(registers: &mut kvm_sregs) {
         limit: 6 * 8 - 1,
         ..kvm_dtable::default()
     };
-    // No interrupt descriptors: whatever goes wrong in the payload ends the machine at once.
+    // No interrupt descriptors: any exception in the payload ends the machine at once.
     registers.idt = kvm_dtable::default();
     registers.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
     registers.cr3 = PML4;
@@ -171,14 +173,14 @@ fn task_segment() -> kvm_segment {
         selector: TASK_SELECTOR,
         base: TSS,
         limit: 0x67,
-        // Busy: a processor that starts in long mode must already be in a task.
+        // Busy, because a processor that starts in long mode must already be in a task.
         type_: 0xb,
         present: 1,
         ..kvm_segment::default()
     }
 }
 
-/// A segment as eight bytes of the descriptor table.
+/// Encodes a segment as an eight-byte descriptor.
 fn descriptor(segment: &kvm_segment) -> u64 {
     let limit = if segment.g == 1 {
         u64::from(segment.limit >> 12)

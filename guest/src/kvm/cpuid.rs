@@ -1,4 +1,4 @@
-//! What the guest's processor offers, and whether this host's can stand in for it.
+//! Compares the guest's processor features with those of this host.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -22,14 +22,14 @@ impl Register {
     }
 }
 
-/// Registers in which each bit is a feature, with the bits that are none: they follow the state of the
-/// processor or belong to the machine.
+/// Registers whose bits are features, each with a mask of bits to ignore because they follow the
+/// state of the processor or belong to the machine.
 const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
-    // Without: TSC deadline (offered apart), OSXSAVE (follows CR4), hypervisor present.
+    // Ignored: TSC deadline (offered separately), OSXSAVE (follows CR4), hypervisor present.
     (0x1, 0, Register::Ecx, 1 << 24 | 1 << 27 | 1 << 31),
     (0x1, 0, Register::Edx, 0),
     (0x7, 0, Register::Ebx, 0),
-    // Without OSPKE, which follows CR4.
+    // Ignored: OSPKE, which follows CR4.
     (0x7, 0, Register::Ecx, 1 << 4),
     (0x7, 0, Register::Edx, 0),
     (0x7, 1, Register::Eax, 0),
@@ -48,7 +48,7 @@ const FEATURE_WORDS: &[(u32, u32, Register, u32)] = &[
     (0x8000_0021, 0, Register::Eax, 0),
 ];
 
-/// Names of the features operators know; the others are named by their place.
+/// Names of well-known features. Others are named by their position.
 const NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (0x1, 0, Register::Ecx, 0, "sse3"),
     (0x1, 0, Register::Ecx, 1, "pclmulqdq"),
@@ -82,7 +82,8 @@ const NAMES: &[(u32, u32, Register, u32, &str)] = &[
     (0x8000_0001, 0, Register::Edx, 27, "rdtscp"),
 ];
 
-/// The entries that KVM takes for a leaf: an index counts only where the entry says that it does.
+/// The entries that KVM uses for a leaf. The index is compared only if the entry says that it is
+/// significant.
 fn leaf(
     entries: &[kvm_cpuid_entry2],
     function: u32,
@@ -94,7 +95,7 @@ fn leaf(
     })
 }
 
-/// Everything the guest's processor has and this host's KVM cannot give.
+/// Every feature that the guest's processor has and this host's KVM cannot provide.
 pub(super) fn missing_features(
     guest: &[kvm_cpuid_entry2],
     host: &[kvm_cpuid_entry2],
@@ -107,7 +108,8 @@ pub(super) fn missing_features(
         missing.push(format!("a {wanted} processor (this is {have})"));
     }
     for &(function, index, register, ignored) in FEATURE_WORDS {
-        // Of a leaf that a peer names twice nobody knows which one counts: both have to be there.
+        // If a peer lists a leaf twice, it is unknown which entry counts, so the features of both
+        // are required.
         let wanted = leaf(guest, function, index).fold(0, |all, entry| all | register.of(entry));
         let have = leaf(host, function, index).next();
         let have = have.map_or(0, |entry| register.of(entry));
@@ -133,7 +135,7 @@ fn vendor(entry: &kvm_cpuid_entry2) -> String {
         .iter()
         .flat_map(|word| word.to_le_bytes())
         .collect();
-    // Bytes of a peer: shown, so nothing but plain text.
+    // These bytes come from a peer and are displayed, so only plain text may pass.
     let plain = |byte: u8| {
         if byte.is_ascii_graphic() {
             byte as char
@@ -144,12 +146,12 @@ fn vendor(entry: &kvm_cpuid_entry2) -> String {
     bytes.into_iter().map(plain).collect()
 }
 
-/// Makes the entries KVM supports those of vCPU 0 of this machine.
+/// Adapts the entries that KVM supports to vCPU 0 of this machine.
 pub(super) fn personalise(entries: &mut [kvm_cpuid_entry2]) {
     for entry in entries {
         match entry.function {
             0x1 => {
-                // Says that there is a hypervisor; number 0 in the upper byte.
+                // Sets "hypervisor present", and the APIC id in the upper byte to 0.
                 entry.ecx |= 1 << 31;
                 entry.ebx &= 0x00ff_ffff;
             }
@@ -200,7 +202,7 @@ mod tests {
             ]
         );
         assert!(missing_features(&guest, &guest).is_empty());
-        // An index that does not count, and a leaf that comes twice.
+        // An index that is not significant, and a leaf listed twice.
         let hidden = entry(1, 1, [0, 0, 1 << 25, 0]);
         assert_eq!(missing_features(&[hidden], &host), ["aes"]);
         assert_eq!(missing_features(&[host[1], hidden], &host), ["aes"]);

@@ -1,4 +1,4 @@
-//! KVM's dirty log of the machine's memory slots.
+//! KVM's dirty log over the machine's memory slots.
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log,
@@ -15,8 +15,8 @@ use super::kvm_fault;
 use crate::memory::Memory;
 use crate::pattern::PAGE_BYTES;
 
-/// Pages of one slot: 1 GiB, as much as one harvest asks for, so that reading the log of a large guest
-/// does not copy all of it for each harvest; and the hole below 4 GiB falls between two slots.
+/// Pages per slot: 1 GiB, as much as one harvest covers, so that reading the log of a large guest
+/// does not copy all of it for each harvest. Also keeps the hole below 4 GiB between two slots.
 const SLOT_PAGES: u64 = 1 << 18;
 
 const KVM_CLEAR_DIRTY_LOG: Opcode = opcode::read_write::<kvm_clear_dirty_log>(0xae, 0xc0);
@@ -26,12 +26,13 @@ const KVM_CLEAR_DIRTY_LOG: Opcode = opcode::read_write::<kvm_clear_dirty_log>(0x
 pub(super) struct DirtyLog {
     memory: Memory,
     method: TrackingMethod,
-    /// Writes read from the kernel and not asked for yet; used only where reading clears.
+    /// Writes read from the kernel but not harvested yet, such as those outside the requested range
+    /// if reading clears the log.
     unasked: Vec<u64>,
 }
 
 impl DirtyLog {
-    /// Gives memory to the machine.
+    /// Registers the memory with the machine.
     pub(super) fn create(vm: &VmFd, memory: Memory) -> Result<Self, Fault> {
         let protect = kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
@@ -59,7 +60,7 @@ impl DirtyLog {
         self.method
     }
 
-    /// Notes writes from now on.
+    /// Starts tracking writes.
     pub(super) fn start(&mut self, vm: &VmFd) -> Result<(), Fault> {
         self.set_slots(vm, 0)?;
         self.unasked.fill(0);
@@ -69,13 +70,13 @@ impl DirtyLog {
         self.set_slots(vm, KVM_MEM_LOG_DIRTY_PAGES)
     }
 
-    /// Stops noting writes.
+    /// Stops tracking writes.
     pub(super) fn stop(&self, vm: &VmFd) -> Result<(), Fault> {
         self.set_slots(vm, 0)
     }
 
-    /// Takes the writes to a range that begins at a multiple of 64: the guest's from KVM's log, the
-    /// machine's from our marks.
+    /// Harvests the writes to a range that begins at a multiple of 64: the guest's from KVM's log,
+    /// the machine's from our marks.
     pub(super) fn harvest(&mut self, vm: &VmFd, first: u64, count: u32) -> Result<Vec<u64>, Fault> {
         let mut words = vec![0_u64; count.div_ceil(64) as usize];
         let first_word = index(first / 64);
@@ -95,7 +96,8 @@ impl DirtyLog {
             let mut bits: Vec<u64> = (index(from / 64)..index(to.div_ceil(64)))
                 .map(|word| log[word - slot_word] & mask(word, to))
                 .collect();
-            // KVM clears, and protects again, what the bits name: from here on a write is noted anew.
+            // KVM clears the named bits and write-protects those pages again, so later writes are
+            // logged anew.
             clear_slot(vm, slot, from - slot_first, &mut bits)?;
             let at = index(from / 64) - first_word;
             words[at..at + bits.len()].copy_from_slice(&bits);
@@ -140,7 +142,7 @@ impl DirtyLog {
     }
 }
 
-/// The bits of a word that lie before `end`.
+/// The bits of a word that are before page `end`.
 fn mask(word: usize, end: u64) -> u64 {
     match end.saturating_sub(word as u64 * 64) {
         count @ 0..64 => (1 << count) - 1,
@@ -202,7 +204,7 @@ mod tests {
         memory.write(130 * 4096, &[1]);
         let none: u64 = log.harvest(&vm, 0, 64).unwrap().iter().sum();
         assert_eq!(none, 0, "marks from before tracking");
-        // A part of a word leaves the rest of it for the next harvest.
+        // Harvesting part of a word leaves the rest for the next harvest.
         assert_eq!(log.harvest(&vm, 64, 6).unwrap(), [0]);
         assert_eq!(log.harvest(&vm, 64, 128).unwrap(), [1 << 6, 1 << 2]);
         assert_eq!(log.harvest(&vm, 0, 2048).unwrap(), [0; 32]);

@@ -1,9 +1,9 @@
-//! The program inside the machine: a few dozen instructions, assembled with this crate.
+//! The program inside the machine: a few dozen instructions, assembled together with this crate.
 //!
-//! It is position-independent, uses no stack and takes no interrupts. All it must keep from one
-//! instruction to the next is in registers, so it moves with the vCPU's state; all it must know is in
-//! the parameters. Few instructions a page and string instructions for the bulk, because some hosts
-//! emulate a guest's instructions one by one.
+//! It is position-independent, uses no stack and takes no interrupts. All its state between two
+//! instructions is in registers, so it moves with the vCPU's state; all its configuration is in the
+//! parameters. It uses few instructions per page and string instructions for the bulk, because some
+//! hosts emulate a guest's instructions one by one.
 
 use crate::layout::{LINE_END, MAILBOX, MAILBOX_WORDS, PARAMETERS, POOL, WORKING_SET, WorkingSet};
 use crate::pattern::{
@@ -11,22 +11,22 @@ use crate::pattern::{
     incompressible_threshold,
 };
 
-/// Where the devices lie in guest-physical memory: in the hole below 4 GiB.
+/// Guest-physical address of the devices: in the hole below 4 GiB.
 pub const DEVICES_PHYSICAL: u64 = 0xd000_0000;
-/// Where the payload sees them: behind the largest memory there is.
+/// Virtual address of the devices: beyond the largest possible memory.
 pub const DEVICES_VIRTUAL: u64 = 256 << 30;
 /// The serial console's first register.
 pub const SERIAL: u64 = 0x000;
 /// Reading waits for the next tick.
 pub const TICK: u64 = 0x100;
-/// Reading gives the epoch the guest runs under.
+/// Reading returns the epoch under which the guest runs.
 pub const EPOCH: u64 = 0x108;
 /// Writing reports the payload's end.
 pub const REPORT: u64 = 0x110;
 /// Answer of the tick register: nothing happened, ask again.
 pub const TICK_AGAIN: u32 = u32::MAX;
 
-/// What the payload found wrong, in words.
+/// The text for a code that the payload reports.
 #[must_use]
 pub const fn report_text(code: u32) -> &'static str {
     match code {
@@ -37,7 +37,7 @@ pub const fn report_text(code: u32) -> &'static str {
     }
 }
 
-/// The parameters as the payload reads them, by position.
+/// The payload's parameters, in the order in which it reads them.
 pub(super) fn parameters(set: &WorkingSet, key: u64, incompressible_percent: u8) -> [u64; 14] {
     [
         WORKING_SET,
@@ -65,7 +65,7 @@ std::arch::global_asm!(
     ".hidden towpath_payload_end",
     "towpath_payload_start:",
     "    mov ebp, {parameters}",
-    // Wait for a tick. The machine answers -1 when it was stopped meanwhile: then nothing happened.
+    // Wait for a tick. The machine answers -1 if it was stopped meanwhile: then nothing happened.
     ".Ltowpath_tick:",
     "    mov rdx, [rbp + 8 * 13]",
     "    mov eax, [rdx + {tick}]",
@@ -74,8 +74,8 @@ std::arch::global_asm!(
     "    mov r11d, eax",
     "    inc r13",
     "    mov rdi, [rbp + 8 * 7]",
-    // The device's word of this tick, and that of the tick before: after a move the first is new, the
-    // second came along with the memory.
+    // Check the device's words for this tick and the one before. After a move the former is new,
+    // and the latter came with the memory.
     "    mov eax, r13d",
     "    and eax, {mailbox_words} - 1",
     "    cmp [rdi + rax * 8], r13",
@@ -85,7 +85,8 @@ std::arch::global_asm!(
     "    and eax, {mailbox_words} - 1",
     "    cmp [rdi + rax * 8], rcx",
     "    jne .Ltowpath_bad_mailbox",
-    // Build "HB <sequence> <epoch>\n" backwards and print it eight bytes at a time, zeros in front.
+    // Build "HB <sequence> <epoch>\n" backwards and print it eight bytes at a time, padded with
+    // leading zeros.
     "    mov rax, [rdx + {epoch}]",
     "    mov rdi, [rbp + 8 * 8]",
     "    dec rdi",
@@ -137,7 +138,7 @@ std::arch::global_asm!(
     ".Ltowpath_old_mixed:",
     "    cmp [r15 + 24], rax",
     "    jne .Ltowpath_bad_header",
-    // The last word stands for the body here; the whole of it is checked from outside.
+    // Only the last word of the body is checked here; the whole body is checked from outside.
     "    mov r8, r9",
     "    imul r8, [rbp + 8 * 9]",
     "    shr r8, 32",
@@ -153,8 +154,8 @@ std::arch::global_asm!(
     "    lea rsi, [rip + .Ltowpath_new_mixed]",
     "    jmp .Ltowpath_mix",
     ".Ltowpath_new_mixed:",
-    // r12 is odd from here on until every byte is written: one register says both how many writes
-    // are done and whether one is under way, so no stop can fall between the two.
+    // From here on r12 is odd until every byte is written. One register thus holds both the number
+    // of writes done and whether one is in progress, so no stop can fall between the two.
     "    inc r12",
     "    mov rdx, [rbp + 8 * 12]",
     "    mov [r15], rdx",
@@ -187,7 +188,7 @@ std::arch::global_asm!(
     "    jb .Ltowpath_next",
     "    sub r14, [rbp + 8]",
     "    jmp .Ltowpath_next",
-    // rax = hash of page r9, version rbx and the key; goes on at rsi, spoils rdx.
+    // rax = hash of page r9, version rbx and the key; continues at rsi, clobbers rdx.
     ".Ltowpath_mix:",
     "    mov rax, r9",
     "    imul rax, [rbp + 8 * 9]",
@@ -203,7 +204,7 @@ std::arch::global_asm!(
     "    shr rdx, 29",
     "    xor rax, rdx",
     "    jmp rsi",
-    // Decimal digits of rax, downwards from rdi; goes on at rsi, spoils rdx.
+    // Decimal digits of rax, downwards from rdi; continues at rsi, clobbers rdx.
     ".Ltowpath_digits:",
     "    xor edx, edx",
     "    div r10",

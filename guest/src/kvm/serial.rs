@@ -1,23 +1,23 @@
-//! A 16550 serial port, memory-mapped, whose output is the console. Nothing ever arrives, and it raises
-//! no interrupt.
+//! A memory-mapped 16550 serial port whose output is the console. It never receives anything and
+//! raises no interrupt.
 //!
-//! One thing is our own: a wide write to the transmitter prints each of its bytes that is not zero, so
-//! that a line takes a few exits instead of one for each byte.
+//! One extension: a wide write to the transmitter prints each of its bytes that is not zero, so
+//! that a line takes a few exits instead of one per byte.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::console::Console;
 
-/// Line status: the transmitter is empty, always.
+/// Line status: the transmitter is always empty.
 const LINE_STATUS: u8 = 0x60;
-/// Modem status: somebody listens.
+/// Modem status: a receiver is connected.
 const MODEM_STATUS: u8 = 0xb0;
 /// Interrupt identification: none pending.
 const NO_INTERRUPT: u8 = 0x01;
 /// Line control: the first two registers are the divisor.
 const DIVISOR_LATCH: u8 = 0x80;
 
-/// The registers, all of its state.
+/// The registers, which are all of the port's state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub(super) struct Serial {

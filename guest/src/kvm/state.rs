@@ -1,4 +1,4 @@
-//! The whole state of the machine and its vCPU, taken and put back.
+//! Saves and loads the whole state of the machine and its vCPU.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_bindings::{
@@ -12,16 +12,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::cpuid::missing_features;
 use crate::sections::{Kind, Sections, refused};
 
-/// Version of every section here: a change in one of KVM's structures makes a new one.
+/// Version of every section here. A change in one of KVM's structures needs a new version.
 const VERSION: u16 = 1;
 
 /// Bytes of extended processor state that one structure holds.
 const XSAVE_BYTES: i32 = 4096;
 
-/// Clock difference, in parts of a million, that a guest does not notice: what KVM tolerates itself.
+/// TSC rate difference, in parts per million, that a guest does not notice. KVM tolerates the same.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// Time stamp counter: the one register that never stands still, so it is always put back.
+/// The time stamp counter: the one register that always advances, so it is always written.
 const MSR_TSC: u32 = 0x10;
 
 const CHIPS: [(Kind, u32); 3] = [
@@ -34,16 +34,16 @@ fn failed(what: &str) -> impl Fn(kvm_ioctls::Error) -> Fault {
     move |error| refused(format!("{what}: {error}"))
 }
 
-/// Takes the vCPU's state; it stands and has no device access half done.
+/// Saves the vCPU's state. The vCPU must be stopped with no device access half done.
 ///
-/// `cpuid` is what the vCPU was given: what KVM shows of it afterwards may be more, and is not ours.
+/// `cpuid` is what the vCPU was configured with: what KVM returns for it later may include more.
 pub(super) fn save_vcpu(
     kvm: &Kvm,
     vcpu: &VcpuFd,
     cpuid: &CpuId,
     sections: &mut Sections,
 ) -> Result<(), Fault> {
-    // First, because KVM finishes pending events of the local APIC when it is asked.
+    // First, because KVM processes pending events of the local APIC when asked for this.
     let mp_state = vcpu.get_mp_state().map_err(failed("save mp state"))?;
     put(sections, Kind::MpState, &mp_state);
     let registers = vcpu.get_regs().map_err(failed("save registers"))?;
@@ -78,7 +78,7 @@ pub(super) fn save_vcpu(
     Ok(())
 }
 
-/// Puts a vCPU's state into one that never ran; says what its processor is.
+/// Loads state into a vCPU that never ran, and returns its CPUID.
 pub(super) fn load_vcpu(kvm: &Kvm, vcpu: &VcpuFd, sections: &mut Sections) -> Result<CpuId, Fault> {
     let cpuid = load_cpuid(kvm, vcpu, &sections.take(Kind::Cpuid, VERSION)?)?;
     load_tsc_rate(vcpu, take(sections, Kind::TscKhz)?)?;
@@ -98,14 +98,14 @@ pub(super) fn load_vcpu(kvm: &Kvm, vcpu: &VcpuFd, sections: &mut Sections) -> Re
         .map_err(failed("load debug registers"))?;
     vcpu.set_lapic(&take(sections, Kind::LocalApic)?)
         .map_err(failed("load local apic"))?;
-    // Behind the local APIC, whose timer some of them arm.
+    // After the local APIC, whose timer some of these registers arm.
     load_msrs(vcpu, &sections.take(Kind::Msrs, VERSION)?)?;
     vcpu.set_vcpu_events(&take(sections, Kind::VcpuEvents)?)
         .map_err(failed("load pending events"))?;
     Ok(cpuid)
 }
 
-/// Takes the state of what all vCPUs share.
+/// Saves the state that all vCPUs share.
 pub(super) fn save_machine(vm: &VmFd, sections: &mut Sections) -> Result<(), Fault> {
     for (kind, chip_id) in CHIPS {
         let mut chip = kvm_irqchip {
@@ -123,7 +123,7 @@ pub(super) fn save_machine(vm: &VmFd, sections: &mut Sections) -> Result<(), Fau
     Ok(())
 }
 
-/// Puts back the state of what all vCPUs share.
+/// Loads the state that all vCPUs share.
 pub(super) fn load_machine(vm: &VmFd, sections: &mut Sections) -> Result<(), Fault> {
     for (kind, chip_id) in CHIPS {
         let chip: kvm_irqchip = take(sections, kind)?;
@@ -204,14 +204,16 @@ fn load_tsc_rate(vcpu: &VcpuFd, wanted_khz: u32) -> Result<(), Fault> {
     })
 }
 
-/// Reads every model-specific register KVM lists; those it then does not read are none of this vCPU.
+/// Reads every model-specific register that KVM lists. Those that cannot be read do not exist on
+/// this vCPU.
 fn read_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>, Fault> {
     let list = kvm
         .get_msr_index_list()
         .map_err(failed("list of registers"))?;
     let mut left: Vec<u32> = list.as_slice().to_vec();
     let mut read = Vec::with_capacity(left.len());
-    // KVM stops at the first it cannot read: each turn takes at least one from the list.
+    // KVM stops at the first register it cannot read. Each iteration removes at least one from the
+    // list.
     while !left.is_empty() {
         let entry = |&index: &u32| kvm_msr_entry {
             index,
@@ -236,7 +238,7 @@ fn read_msr(vcpu: &VcpuFd, index: u32) -> Option<u64> {
     (vcpu.get_msrs(&mut msrs).ok()? == 1).then(|| msrs.as_slice()[0].data)
 }
 
-/// Writes every register that differs here; one that cannot be written is a reason to refuse.
+/// Writes every register that differs here. One that cannot be written makes the load fail.
 fn load_msrs(vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), Fault> {
     let (entries, rest) = bytes.as_chunks::<16>();
     if !rest.is_empty() {
@@ -247,7 +249,7 @@ fn load_msrs(vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), Fault> {
         let index = u64::from_le_bytes(index.try_into().expect("eight bytes"));
         let data = u64::from_le_bytes(data.try_into().expect("eight bytes"));
         let index = u32::try_from(index).map_err(|_| refused(format!("a register {index:#x}")))?;
-        // Many are constants of the processor that may be read and never written.
+        // Many are constants of the processor, readable but not writable.
         if index != MSR_TSC && read_msr(vcpu, index) == Some(data) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The machine moved at every point where it can be stopped, without a process around it.
+//! Tests that move the machine at every point where it can be stopped, without a process around it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,21 +34,21 @@ fn guest(console: &Path) -> KvmGuest {
     KvmGuest::create(&config(), memory, Console::open(console).unwrap()).unwrap()
 }
 
-/// A runner whose thread is the test itself.
+/// A runner for tests in which the test's own thread runs the guest.
 fn running() -> Runner {
     let runner = Runner::new();
     runner.set_epoch(EPOCH);
-    // Nobody starts: only the wish counts.
+    // No thread starts; only the wanted state matters.
     assert!(runner.start(Duration::ZERO).is_err());
     runner
 }
 
-/// Lets the vCPU come to its next device access and stops it there.
+/// Runs the vCPU to its next device access and stops it there.
 fn run_to_next_access(guest: &KvmGuest) {
     let runner = running();
     let mut vcpu = guest.vcpu.lock().unwrap();
     assert!(vcpu.step_once(&runner), "the payload failed");
-    // From here on as when a stop was asked for.
+    // From here on, behave as if a stop was requested.
     runner.end(|| ());
     vcpu.finish_device_access(&runner).unwrap();
 }
@@ -143,7 +143,7 @@ fn f21_state_this_processor_cannot_take_is_refused_by_name() {
     let mut source = guest(&path);
     source.boot().unwrap();
     run_to_next_access(&source);
-    // A register no processor has.
+    // A register that no processor has.
     let mut sections = source.save().unwrap();
     let mut msrs = sections.take(Kind::Msrs, 1).unwrap();
     msrs.extend_from_slice(&0x1234_5678_u64.to_le_bytes());
@@ -152,7 +152,7 @@ fn f21_state_this_processor_cannot_take_is_refused_by_name() {
     let fault = guest(&path).load(sections).unwrap_err();
     assert_eq!(fault.code, Code::CpuState);
     assert!(fault.detail.contains("0x12345678"), "{fault}");
-    // Features nobody has: every bit of leaf 7.
+    // Features that no processor has: every bit of leaf 7.
     let mut sections = source.save().unwrap();
     let mut cpuid = sections.take(Kind::Cpuid, 1).unwrap();
     for entry in cpuid.chunks_exact_mut(40) {

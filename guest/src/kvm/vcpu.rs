@@ -1,4 +1,4 @@
-//! The vCPU's thread and the devices it can reach.
+//! The vCPU's thread and the devices it accesses.
 
 use std::cell::Cell;
 use std::sync::{Mutex, PoisonError};
@@ -18,21 +18,21 @@ use crate::pacer::Pacer;
 use crate::runner::{Outcome, Progress, Runner, Woken};
 use crate::workload::Counters;
 
-/// Device accesses that may still come out of KVM when it is only asked to finish the last one: an
-/// access across pages has two, a string instruction one for each of its steps.
+/// Device accesses that may still occur when KVM is only asked to finish the last one: an access
+/// across pages has two, a string instruction has one per step.
 const PENDING_COUNT_MAX: u32 = 4096;
 
 /// Registers of the serial console.
 const SERIAL_REGISTERS: std::ops::Range<u64> = SERIAL..SERIAL + 8;
 
-/// Exits in a row that KVM may ask to be repeated before the guest counts as stuck.
+/// Times in a row that KVM may ask for a repeat before the guest counts as stuck.
 const AGAIN_COUNT_MAX: u32 = 1_000;
 
-/// A vCPU and everything it can reach.
+/// A vCPU and everything it accesses.
 #[derive(Debug)]
 pub(super) struct Vcpu {
     pub(super) fd: VcpuFd,
-    /// What its processor is; none before a first start or a load.
+    /// The processor's CPUID; `None` before a first start or a load.
     pub(super) cpuid: Option<CpuId>,
     pub(super) devices: Devices,
 }
@@ -50,7 +50,7 @@ pub(super) struct Devices {
     dealt: Option<(u32, Instant)>,
 }
 
-/// What one exit of the vCPU leads to.
+/// The result of one exit of the vCPU.
 enum Step {
     Go,
     Interrupted,
@@ -73,8 +73,8 @@ impl Devices {
         }
     }
 
-    /// The vCPU goes on after it stood: the next heartbeat is due now, and the time it stood does not
-    /// count as time it worked.
+    /// Called when the vCPU continues after a stop. The next heartbeat is due now, and the stop
+    /// does not count as working time.
     fn resume(&mut self) {
         self.due_ns = monotonic_ns();
         self.dealt = None;
@@ -111,11 +111,11 @@ impl Devices {
         Step::Go
     }
 
-    /// Waits for the next tick and deals its pages.
+    /// Waits for the next tick and returns its number of pages.
     fn tick(&mut self, runner: &Runner) -> u32 {
         if let Some((pages, begun)) = self.dealt.take() {
             self.pacer.learn(pages, begun.elapsed());
-            // The payload asks for the next tick only when all pages of the last are written.
+            // The payload only asks for the next tick when all pages of the last are written.
             self.counters.write_count += u64::from(pages);
             runner.set_progress(Progress {
                 heartbeat_sequence: self.counters.tick_count,
@@ -142,7 +142,7 @@ impl Devices {
 }
 
 impl Vcpu {
-    /// Runs until the guest is to stop; then no device access is half done.
+    /// Runs until the guest has to stop. On return no device access is half done.
     fn run_until_stopped(&mut self, runner: &Runner) -> Result<(), Outcome> {
         self.devices.resume();
         let mut again_count = 0;
@@ -158,8 +158,8 @@ impl Vcpu {
         self.finish_device_access(runner)
     }
 
-    /// Lets KVM finish the device access it last came out for, without running the guest on: until then
-    /// the answer is in neither the registers nor the devices.
+    /// Lets KVM finish the device access of the last exit without running the guest further. Before
+    /// that, the access's result is in neither the registers nor the devices.
     pub(super) fn finish_device_access(&mut self, runner: &Runner) -> Result<(), Outcome> {
         for _ in 0..PENDING_COUNT_MAX {
             self.fd.set_kvm_immediate_exit(1);
@@ -183,7 +183,7 @@ impl Vcpu {
                 Step::Go
             }
             Ok(VcpuExit::MmioWrite(address, bytes)) => self.devices.write(address, bytes),
-            // There are no ports of ours; the bus floats.
+            // We have no I/O ports: the bus floats.
             Ok(VcpuExit::IoIn(_, bytes)) => {
                 bytes.fill(0xff);
                 Step::Go
@@ -197,12 +197,13 @@ impl Vcpu {
                 _ => Step::Failed(format!("KVM_RUN: {error}")),
             },
         };
-        // A kick that comes before this line is not lost: the stop it announces was asked for before.
+        // A kick that arrives before this line is not lost, because its stop was requested before
+        // it.
         self.fd.set_kvm_immediate_exit(0);
         step
     }
 
-    /// Runs to the next device access; false if the guest ended there.
+    /// Runs to the next device access. `false` if the guest ended there.
     #[cfg(test)]
     pub(super) fn step_once(&mut self, runner: &Runner) -> bool {
         matches!(self.step(runner), Step::Go)
@@ -220,7 +221,7 @@ impl Vcpu {
         ))
     }
 
-    /// How far the payload is, from its registers; and corrects what the devices only guessed.
+    /// The payload's progress, from its registers. Also corrects the devices' estimate.
     pub(super) fn progress(&mut self) -> Progress {
         let registers = self.fd.get_regs().unwrap_or_default();
         let write_count = registers.r12 / 2;
@@ -238,17 +239,17 @@ impl Vcpu {
 }
 
 thread_local! {
-    /// Where this thread's vCPU looks for a wish to come out, for the signal handler.
+    /// For the signal handler: the flag of this thread's vCPU that requests an exit.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
 }
 
-/// The signal that gets a vCPU out of KVM.
+/// The signal that makes a vCPU exit from KVM.
 pub(super) fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
 extern "C" fn on_kick(_: libc::c_int) {
-    // A signal that comes just before KVM_RUN would be over when it begins: the flag is not.
+    // A signal that arrives just before `KVM_RUN` would have no effect on it, but the flag does.
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
         // SAFETY: the thread set the pointer to a byte of its vCPU's shared page and clears it before
@@ -257,7 +258,7 @@ extern "C" fn on_kick(_: libc::c_int) {
     }
 }
 
-/// Makes the kick signal come out of system calls instead of ending the process.
+/// Makes the kick signal interrupt system calls instead of ending the process.
 pub(super) fn install_kick() -> std::io::Result<()> {
     // SAFETY: all zeros is a valid action: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -279,7 +280,8 @@ pub(super) fn run(runner: &Runner, vcpu: &Mutex<Vcpu>) {
         let result = vcpu.run_until_stopped(runner);
         IMMEDIATE_EXIT.set(std::ptr::null_mut());
         let progress = vcpu.progress();
-        // Before the report: whoever hears that the guest stands may take the lock at once.
+        // Release the lock before the report: whoever learns that the guest is parked may take the
+        // lock at once.
         drop(vcpu);
         match result {
             Ok(()) => runner.report_parked(progress),
