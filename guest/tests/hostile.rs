@@ -1,4 +1,4 @@
-//! Whoever else finds a guest's socket: another user, noise, questions nobody may ask.
+//! Tests of hostile clients of a guest's socket: another user, noise, invalid requests.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ use towpath_protocol::version::VersionRange;
 const ENV_FOLDER: &str = "TOWPATH_TEST_STRANGER_FOLDER";
 const NOBODY: u32 = 65_534;
 
-/// Not a test by itself: what [`l01_another_user_is_refused`] starts as another user.
+/// Not a test of its own: [`l01_another_user_is_refused`] runs it as another user.
 #[test]
 fn stranger_to_be_refused() {
     let Ok(folder) = std::env::var(ENV_FOLDER) else {
@@ -45,14 +45,14 @@ fn l01_another_user_is_refused() {
         return;
     }
     let mut guest = Guest::running(&config(GuestKind::Process));
-    // Every door open but the last.
+    // All folders and the socket are open to everyone; only the last check is left.
     let open = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     open(guest.folder.parent().unwrap(), 0o755);
     open(&guest.folder, 0o755);
     open(&guest.folder.join("guest.sock"), 0o666);
-    // A copy, because the build's folders may be closed to others.
+    // A copy, because other users may not be able to enter the build folder.
     let program = guest.folder.parent().unwrap().join("stranger");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let output = Command::new(&program)
@@ -66,7 +66,7 @@ fn l01_another_user_is_refused() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("\nconnected"), "{said}");
     assert!(said.contains("\nanswer: false"), "{said}");
-    // The one who may drive it was not cut off, and the attempt is on record.
+    // The rightful client was not cut off, and the attempt was logged.
     guest.wait_for_heartbeats(3);
     let log = std::fs::read_to_string(guest.folder.join("guest.log")).unwrap();
     let line = log.lines().find(|line| line.contains("refused")).unwrap();
@@ -88,7 +88,7 @@ fn ask(connection: &OwnedFd, request: &Request) -> Option<(u32, Response)> {
     ask_bytes(connection, &packet)
 }
 
-/// The answer to a packet; none if the connection is closed instead.
+/// The answer to a packet; `None` if the connection is closed instead.
 fn ask_bytes(connection: &OwnedFd, packet: &[u8]) -> Option<(u32, Response)> {
     rustix::net::send(connection, packet, SendFlags::NOSIGNAL).ok()?;
     let mut answer = vec![0; PACKET_BYTES_MAX];
@@ -216,13 +216,13 @@ fn a_description_that_is_wrong_makes_no_guest() {
     let right = config(GuestKind::Process);
     let fault = GuestProcess::spawn(&command, &folder, &right).unwrap_err();
     assert_eq!(fault.code, Code::Io);
-    // A program that is something else.
+    // A program that is not a guest process.
     command.program = "/bin/true".into();
     let fault = GuestProcess::spawn(&command, &folder, &right).unwrap_err();
     assert_eq!(fault.code, Code::Guest);
 }
 
-/// Puts something else in the place of a file.
+/// Replaces a file with something else.
 fn plant(kind: &str, at: &Path, outside: &Path) {
     use rustix::fs::{CWD, FileType, Mode};
     match kind {

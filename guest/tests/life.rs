@@ -1,4 +1,4 @@
-//! A guest's life in its process: it runs, stops, goes on, and only ever when it may.
+//! Tests of a guest's life in its process: it runs, stops and continues, and only when it may.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,7 +40,7 @@ fn the_heartbeat_goes_on_and_every_page_is_right(kind: GuestKind) {
     let heartbeats = guest.heartbeats();
     assert_unbroken(&heartbeats);
     let last = heartbeats.last().unwrap();
-    // Between two instructions the last line may be counted and not yet printed.
+    // The last heartbeat may be counted but not printed yet.
     assert!(description.heartbeat_sequence - last.sequence <= 1);
     assert!(
         heartbeats
@@ -94,7 +94,7 @@ fn only_run_starts_a_guest_and_only_under_its_epoch(kind: GuestKind) {
         "{refused}"
     );
     assert_eq!(process.describe().unwrap().state, GuestState::Paused);
-    // A higher epoch is a new owner's word: an operator took the guest back.
+    // A higher epoch comes from a new owner: an operator took the guest back.
     assert!(process.run(EPOCH.next()).unwrap() > since);
     assert_eq!(process.describe().unwrap().epoch, Some(EPOCH.next()));
 
@@ -124,7 +124,7 @@ fn a_paused_guest_stands_still_and_goes_on_where_it_stood(kind: GuestKind) {
     assert_unbroken(&guest.heartbeats());
 }
 
-/// Pages the machine itself writes at each tick, or the payload in its buffer.
+/// Pages outside the working set that are written at each tick, by the machine or by the payload.
 fn machine_pages(kind: GuestKind) -> Vec<u64> {
     match kind {
         GuestKind::Kvm => vec![MAILBOX / 4096, (LINE_END - 1) / 4096],
@@ -155,8 +155,9 @@ fn a_harvest_names_exactly_the_pages_that_changed(kind: GuestKind) {
         let mut missed = changed.clone();
         missed.difference_with(&found);
         assert!(missed.is_empty(), "{:?}", missed.iter().collect::<Vec<_>>());
-        // A processor may take its own tables for written when it walks them, and KVM a page of the
-        // machine when it is first read; the working set is exact, but for the page in hand.
+        // The processor may mark its page tables as written when it walks them, and KVM a page of
+        // the machine when it is first read. The working set is exact, except for the page in
+        // progress.
         found.difference_with(&changed);
         let extra: Vec<u64> = found
             .iter()
@@ -223,7 +224,7 @@ fn state_is_read_whole_and_only_while_paused(kind: GuestKind) {
     assert_eq!(guest.process.save_state().unwrap_err().code, Code::State);
     guest.process.pause().unwrap();
     let state = guest.process.save_state().unwrap();
-    // Clocks go on; all the rest stands.
+    // Clocks advance; everything else is unchanged.
     assert_eq!(guest.process.save_state().unwrap().len(), state.len());
     let mut incoming = Guest::spawn_incoming(&config(kind));
     for cut in [1, state.len() / 2, state.len() - 1] {
@@ -233,7 +234,7 @@ fn state_is_read_whole_and_only_while_paused(kind: GuestKind) {
     }
     incoming.process.load_state(&state).unwrap();
     assert_eq!(incoming.state(), GuestState::Loaded);
-    // State of the other kind is complete, and wrong.
+    // State of the other guest kind is complete but wrong.
     let other = match kind {
         GuestKind::Kvm => GuestKind::Process,
         GuestKind::Process => GuestKind::Kvm,
@@ -287,7 +288,7 @@ fn a_process_without_free_descriptors_is_driven_on_and_does_not_fill_its_log() {
     connect(&newcomer, &address).unwrap();
     let log = guest.folder.join("guest.log");
     loop {
-        // Whoever drives it is answered meanwhile.
+        // The connected client is still served.
         guest.process.describe().unwrap();
         let text = std::fs::read_to_string(&log).unwrap();
         let count = text.lines().filter(|line| line.contains("accept")).count();

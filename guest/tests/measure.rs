@@ -1,6 +1,6 @@
-//! What a guest costs, printed; and loose bounds that no working machine misses.
+//! Measures what a guest costs and prints it, with loose bounds that any working machine meets.
 //!
-//! Run alone with `--nocapture` for numbers worth reading.
+//! For meaningful numbers run it alone, with `--nocapture`.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! A guest goes on in another process: all memory first, or page by page as it asks for them.
+//! Tests moving a guest to another process: with all memory first, or page by page on demand.
 
 #![allow(
     clippy::unwrap_used,
@@ -49,7 +49,7 @@ fn assert_moved_well(source: &mut Guest, target: &mut Guest) {
     let mut heartbeats = source.heartbeats();
     assert!(heartbeats.iter().all(|beat| beat.epoch == EPOCH.0));
     let here = target.heartbeats();
-    // At most one line was begun under the old epoch and finished here.
+    // At most one line was begun under the old epoch and completed here.
     assert!(here[1..].iter().all(|beat| beat.epoch == EPOCH.next().0));
     heartbeats.extend(here);
     assert_unbroken(&heartbeats);
@@ -66,7 +66,7 @@ fn with_all_memory_copied_the_guest_goes_on_without_gap_or_repeat(kind: GuestKin
     );
     target.process.run(EPOCH.next()).unwrap();
     assert_moved_well(&mut source, &mut target);
-    // And on to a third, from the second: what moved once is as good as new.
+    // Move again, to a third process: a guest that has moved can move again.
     let state = target.process.save_state().unwrap();
     let mut third = Guest::spawn_incoming(target.process.config());
     third.process.load_state(&state).unwrap();
@@ -86,7 +86,7 @@ fn many_moves_under_heavy_writing_lose_nothing(kind: GuestKind) {
     let mut torn_count = 0;
     for hop in 0..16 {
         here.wait_for_heartbeats(25);
-        // Each time at another point of the tick, so that some stops fall into a page.
+        // Stop at a different point of the tick each time, so that some stops fall into a page.
         let until = Instant::now() + Duration::from_micros(130 * hop);
         while Instant::now() < until {
             std::hint::spin_loop();
@@ -108,7 +108,7 @@ fn many_moves_under_heavy_writing_lose_nothing(kind: GuestKind) {
     println!("{kind}: stopped in the middle of a page {torn_count} times of 16");
 }
 
-/// The other side of a post-copy: answers faults, and pushes the rest when asked to.
+/// The source's side of a post-copy: answers faults, and pushes the rest when asked to.
 struct Server<'a> {
     source: &'a GuestMemory,
     missing: &'a MissingMemory,
@@ -147,7 +147,7 @@ impl<'a> Server<'a> {
         Some(block)
     }
 
-    /// Answers until so many pages of the working set were asked for.
+    /// Answers until `count` pages of the working set were asked for.
     fn answer_many(&mut self, count: usize) {
         let deadline = Instant::now() + WAIT;
         let in_set = |block: &&u64| **block * 4096 >= WORKING_SET;
@@ -179,7 +179,7 @@ fn with_no_memory_copied_every_page_comes_when_it_is_asked_for(kind: GuestKind) 
     server.answer_many(100);
     server.push_rest();
     if kind == GuestKind::Kvm {
-        // A page that only the machine's device touches comes like all others.
+        // A page that only the machine's device touches is requested like any other.
         assert!(
             server.asked.contains(&(MAILBOX / 4096)),
             "{:?}",
@@ -188,7 +188,7 @@ fn with_no_memory_copied_every_page_comes_when_it_is_asked_for(kind: GuestKind) 
     }
     target.process.disarm_missing().unwrap();
     assert_moved_well(&mut source, &mut target);
-    // Complete, so it can be the source of the next move.
+    // The guest is complete, so it can be the source of the next move.
     target.process.start_tracking().unwrap();
 }
 
@@ -198,7 +198,7 @@ fn stale_pages_are_punched_and_come_again(kind: GuestKind) {
     source.process.start_tracking().unwrap();
     let mut target = Guest::spawn_incoming(source.process.config());
     let received = target.process.memory().unwrap();
-    // Sent once, while the guest went on: what it wrote since is stale at the target.
+    // Copied once while the guest ran, so pages written since are stale at the target.
     copy_memory(&memory, &received, &touched(&memory));
     source.wait_for_heartbeats(20);
     source.process.pause().unwrap();
@@ -229,7 +229,8 @@ fn f25_a_page_that_is_there_is_never_overwritten(kind: GuestKind) {
     let mut server = Server::new(&memory, &missing, touched(&memory));
     server.answer_many(100);
     server.push_rest();
-    // Everything once more, as after a restart that forgot what had arrived: all of it old by now.
+    // Install everything once more, as after a restart that lost the record: all contents are old
+    // by now.
     target.wait_for_heartbeats(10);
     let mut present = 0;
     for run in touched(&memory).runs() {
@@ -240,7 +241,7 @@ fn f25_a_page_that_is_there_is_never_overwritten(kind: GuestKind) {
         present += u64::from(again.present_count);
     }
     assert_eq!(present, touched(&memory).len());
-    // A block never touched is installed as zeros, once.
+    // A block that was never touched is installed as zeros, once.
     let last = BlockRun {
         start: memory.geometry().block_count() - 2,
         count: 2,
@@ -265,7 +266,8 @@ fn a_guest_that_waits_for_a_page_is_not_reported_as_stopped(kind: GuestKind) {
     target.process.run(EPOCH.next()).unwrap();
     let memory = source.process.memory().unwrap();
     let block = missing.next_fault(WAIT).unwrap().expect("the first touch");
-    // It stands in the middle of an instruction. Either it cannot stop, or it stops before it.
+    // The guest waits within an instruction. Either it cannot stop, or it stops before that
+    // instruction.
     match target.process.pause() {
         Err(fault) => {
             assert_eq!(fault.code, Code::Guest);
@@ -293,7 +295,7 @@ fn whoever_waits_says_so_again_when_woken(kind: GuestKind) {
     target.process.run(EPOCH.next()).unwrap();
     let block = first.next_fault(WAIT).unwrap();
     assert!(block.is_some());
-    // The one who read it dies without answering; the next one gets the same file back.
+    // The first reader dies without answering; the next one gets the same descriptor.
     drop(first);
     let second = target.process.arm_missing().unwrap();
     assert_eq!(second.next_fault(Duration::from_millis(50)).unwrap(), None);
@@ -323,7 +325,7 @@ fn a_page_that_came_past_the_userfaultfd_still_wakes_who_waits(kind: GuestKind) 
         .write_runs(&[run], &bytes)
         .unwrap();
     assert_eq!(missing.install(run, &bytes).unwrap().present_count, 1);
-    // It goes on, to the next page that is missing.
+    // The guest continues to the next missing page.
     let next = missing.next_fault(WAIT).unwrap();
     assert!(next.is_some_and(|next| next != start), "{next:?}");
     let mut server = Server::new(&memory, &missing, touched(&memory));
@@ -333,7 +335,7 @@ fn a_page_that_came_past_the_userfaultfd_still_wakes_who_waits(kind: GuestKind) 
     assert_moved_well(&mut source, &mut target);
 }
 
-/// The checks themselves can fail: one page of the past among thousands is noticed from outside.
+/// Checks that the checks can fail: one stale page among thousands is found from outside.
 fn a_single_stale_page_is_found(kind: GuestKind) {
     let mut source = Guest::running(&config(kind));
     let memory = source.process.memory().unwrap();
@@ -350,7 +352,7 @@ fn a_single_stale_page_is_found(kind: GuestKind) {
     assert_eq!(fault.code, Code::RootMismatch);
 }
 
-/// A page that only the machine's device wrote is lost: the guest itself notices.
+/// If a page that only the machine's device wrote is lost, the guest itself notices.
 #[test]
 fn a_lost_write_of_a_device_is_found() {
     if !harness::is_usable(GuestKind::Kvm) {
@@ -364,7 +366,7 @@ fn a_lost_write_of_a_device_is_found() {
     let received = target.process.memory().unwrap();
     copy_memory(&memory, &received, &touched(&memory));
     harness::put_back(&early, &received, MAILBOX / 4096);
-    // It may be over before the answer comes.
+    // The guest may have crashed before the answer arrives.
     let _ = target.process.run(EPOCH.next());
     let deadline = Instant::now() + WAIT;
     let reason = loop {

@@ -1,4 +1,5 @@
-//! The one who drives a guest is killed in every state; whoever comes next finds the guest and goes on.
+//! Kills the client that drives a guest, in every state. The next client finds the guest and
+//! continues.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +34,7 @@ for_both_kinds! {
     a_new_connection_replaces_the_old;
 }
 
-/// Not a test by itself: what [`Driver`] starts as a process of its own, to be killed.
+/// Not a test of its own: [`Driver`] runs it as a separate process, to be killed.
 #[test]
 fn driver_to_be_killed() {
     let Ok(folder) = std::env::var(ENV_FOLDER) else {
@@ -46,11 +47,11 @@ fn driver_to_be_killed() {
     let state = std::env::var(ENV_STATE).unwrap();
     let _held = drive(&PathBuf::from(folder), kind, &state);
     println!("\nat {state}");
-    // Until it is killed: the other side holds this open.
+    // Blocks until the process is killed: the other side keeps its standard input open.
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-/// Brings a guest into a state and stays there with all that belongs to it.
+/// Brings a guest into a state and keeps everything that belongs to it.
 fn drive(folder: &Path, kind: GuestKind, state: &str) -> Vec<GuestProcess> {
     let mut guest = GuestProcess::spawn(&command(), &folder.join("source"), &config(kind)).unwrap();
     if state == "created" {
@@ -61,7 +62,8 @@ fn drive(folder: &Path, kind: GuestKind, state: &str) -> Vec<GuestProcess> {
         return vec![guest];
     }
     if state == "verifying" {
-        // One after the other: whenever it is killed, the guest is most likely held for one.
+        // Verify in a loop, so that the guest is most likely paused for it when this process is
+        // killed.
         std::thread::spawn(move || while guest.verify().is_ok() {});
         return Vec::new();
     }
@@ -88,7 +90,7 @@ fn drive(folder: &Path, kind: GuestKind, state: &str) -> Vec<GuestProcess> {
     target.load_state(&saved).unwrap();
     let missing = target.arm_missing().unwrap();
     target.run(EPOCH.next()).unwrap();
-    // The wait for this page is told to nobody but the one who is about to be killed.
+    // Only the process about to be killed learns of the wait for this page.
     assert!(missing.next_fault(harness::WAIT).unwrap().is_some());
     vec![guest, target]
 }
@@ -118,7 +120,7 @@ impl Driver {
             .map_while(Result::ok)
             .any(|line| line == format!("at {state}"));
         if !arrived {
-            // Guests outlive whoever drives them, and so they would outlive this test.
+            // Guests outlive the client that drives them, so they would outlive this test.
             for name in ["source", "target"] {
                 if let Ok(mut guest) = GuestProcess::adopt(&driver.root.path().join(name)) {
                     let _ = guest.quit();
@@ -159,8 +161,8 @@ fn kill_9_while_tracking(kind: GuestKind) {
     let mut guest = Guest::adopt(&root.path().join("source"));
     let block_count = guest.process.config().block_count();
     let mut dirty = BlockSet::empty(block_count);
-    // What the killed one had harvested is unknown: tracking has to be asked for anew, and with it
-    // everything is dirty.
+    // What the killed client had harvested is unknown. Tracking must be started again, which makes
+    // every block dirty.
     assert!(guest.process.harvest(&mut dirty).is_err());
     assert!(!guest.process.describe().unwrap().is_tracking);
     guest.process.start_tracking().unwrap();
@@ -188,7 +190,7 @@ fn kill_9_while_verifying(kind: GuestKind) {
     let folder = root.path().join("source");
     let beats = || harness::heartbeats(&folder.join("console.log")).len();
     let before = beats();
-    // Nobody drives it, and it goes on.
+    // The guest continues although nobody drives it.
     let began = std::time::Instant::now();
     while beats() < before + 10 {
         assert!(began.elapsed() < harness::WAIT, "it stands");

@@ -1,4 +1,4 @@
-//! Chunks that lie, chunks that are true, and the order in which many threads make them.
+//! Tests of the codec: false chunks, true chunks, and their order with many threads.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -22,10 +22,10 @@ use towpath_protocol::space::{BlockRun, Geometry, SpaceId};
 const PAGE: usize = 4096;
 const MEMORY: SpaceId = SpaceId(0);
 
-/// Longest any wait of these tests may take.
+/// Longest that any wait in these tests may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A memory of pages, each zero, text-like or random by its number.
+/// A memory of pages that are zero, text-like or random, depending on their number.
 struct Pages {
     bytes: Vec<u8>,
     is_broken: AtomicBool,
@@ -41,7 +41,7 @@ fn random(seed: u64, out: &mut [u8]) {
     }
 }
 
-/// Bytes as program code has them: repetitive, but not all the same.
+/// Bytes like those of program code: repetitive, but not all the same.
 fn plain(seed: u64, out: &mut [u8]) {
     let mut noise = vec![0; out.len()];
     random(seed, &mut noise);
@@ -116,7 +116,7 @@ fn run(start: u64, count: u32) -> BlockRun {
     BlockRun { start, count }
 }
 
-/// Installs a chunk's frame in a memory, as a target would.
+/// Installs the chunk in a frame into a memory, as a target would.
 fn install(frame: &[u8], decoder: &mut Decoder, geometry: Geometry, memory: &mut [u8]) -> u64 {
     let chunk = decoder
         .decode(&frame[HEADER_BYTES..], &[geometry])
@@ -314,7 +314,7 @@ fn submitting_and_taking_allocates_nothing_either() {
     assert_eq!(used.count_total, 0, "{used:?}");
 }
 
-/// A reader that lets blocks through only when told, and counts who is inside.
+/// A reader that blocks until it is opened, and counts the readers inside.
 #[derive(Default)]
 struct Gate {
     is_open: Mutex<bool>,
@@ -369,7 +369,7 @@ fn cancel_gives_every_unsent_block_back_and_leaves_no_reader_inside() {
         assert_eq!(unsent, expected);
     });
     assert!(pool.is_idle());
-    // And it goes on, from where the target stands.
+    // The pool continues from the target's position.
     pool.continue_from(100).unwrap();
     assert!(pool.submit(job(&[run(3, 1)]), PATIENCE));
     assert!(pool.next_chunk(&mut chunk, PATIENCE).unwrap());
@@ -472,7 +472,7 @@ fn jobs_that_are_no_chunk_are_refused() {
     assert!(Job::new(SpaceId(1), 65536, 1, &[run(9, 1)]).is_ok());
 }
 
-/// The decoder's verdict on a payload that claims to be these pages.
+/// The decoder's result for a payload that claims to be these pages.
 fn verdict(codec: Codec, payload: &[u8], raw: &[u8]) -> Result<Vec<u8>, Code> {
     let digest = digest_of(raw);
     let count = u32::try_from(raw.len() / PAGE).unwrap();
@@ -551,7 +551,8 @@ fn f08_a_chunk_outside_its_space_or_of_no_space_is_refused() {
             .expect_err("outside");
         assert_eq!(fault.code, Code::Range, "{header:?}");
     }
-    // Sixteen blocks are a chunk of memory but not of a volume, whose blocks are larger.
+    // Sixteen blocks fit in one chunk of memory, but not in one of a volume, whose blocks are
+    // larger.
     let volume = Geometry::new(65536, 100).unwrap();
     let header = ChunkHeader {
         runs: vec![run(0, 2)],
@@ -625,7 +626,7 @@ fn f13_a_zstd_bomb_is_refused_before_it_is_unpacked() {
     assert!(took <= Duration::from_millis(50), "{took:?}");
 }
 
-/// What this thread has used of a processor: a machine that is busy with something else takes none of it.
+/// Processor time used by this thread, which other load on the machine does not affect.
 fn processor_time() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::try_from(used).unwrap()
@@ -633,7 +634,7 @@ fn processor_time() -> Duration {
 
 #[test]
 fn f13_a_bomb_that_lies_about_its_size_stops_at_the_buffer() {
-    // A whole frame's blocks behind a header that declares 64 KiB.
+    // The blocks of a whole large frame behind a header that declares 64 KiB.
     let bomb = zstd_of(&vec![7; 1 << 20]);
     let honest = zstd_of(&vec![7; 16 * PAGE]);
     let header_bytes = |frame: &[u8]| {
@@ -653,7 +654,8 @@ fn f13_a_bomb_that_lies_about_its_size_stops_at_the_buffer() {
 fn f13_a_window_above_the_cap_is_refused() {
     let raw = two_pages();
     let framed = |window_log: u8| {
-        // Not a single segment: descriptor with an 8-byte size, window byte, size, one raw block.
+        // Not a single segment: a descriptor with an 8-byte size, a window byte, the size, one raw
+        // block.
         let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0b1100_0000, (window_log - 10) << 3];
         frame.extend_from_slice(&(raw.len() as u64).to_le_bytes());
         let block = u32::try_from(raw.len()).unwrap() << 3 | 1;
@@ -715,9 +717,9 @@ fn f14_skippable_concatenated_dictionary_and_sizeless_frames_are_refused() {
 #[test]
 fn f15_lz4_offsets_outside_the_output_are_refused_and_never_show_old_bytes() {
     let raw = two_pages();
-    // One literal, then a match that begins 1000 bytes before the output's beginning.
+    // One literal, then a match that begins 1000 bytes before the start of the output.
     let before_the_start = [0x1f, b'x', 0xe8, 0x03, 0xff, 0xff, 0x00];
-    // A match of offset zero: what leaked old memory in RUSTSEC-2026-0041.
+    // A match with offset zero, which leaked old memory in RUSTSEC-2026-0041.
     let offset_zero = [0x1f, b'x', 0x00, 0x00, 0xff, 0xff, 0x00];
     let endless_literals = [0xf0, 0xff, 0xff, 0xff];
     for payload in [&before_the_start[..], &offset_zero, &endless_literals, &[0]] {
@@ -743,7 +745,8 @@ fn f15_a_short_lz4_block_does_not_show_what_the_last_chunk_left() {
     };
     header(&raw).encode(&lz4_flex::block::compress(&raw), &mut frame);
     assert!(decoder.decode(&frame[HEADER_BYTES..], &[geometry]).is_ok());
-    // The first half only, with the digest the whole would have if the buffer still held the rest.
+    // Only the first half, with the digest that the whole would have if the buffer still held the
+    // rest.
     frame.clear();
     header(&raw).encode(&lz4_flex::block::compress(&raw[..PAGE]), &mut frame);
     let fault = decoder

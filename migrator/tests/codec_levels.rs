@@ -1,4 +1,4 @@
-//! One encoder at one level after the other.
+//! Tests one encoder at different levels in turn.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use towpath_migrator::codec::{BlockReader, EncodedChunk, Encoder, Job, Level};
@@ -6,8 +6,8 @@ use towpath_protocol::fault::Fault;
 use towpath_protocol::message::Codec;
 use towpath_protocol::space::{BlockRun, MEMORY, SpaceId};
 
-/// Bytes of 200 values: they shrink by a twentieth, which is too little to be worth unpacking, and the
-/// probe does not take them for random.
+/// Bytes with 200 different values. They shrink by a twentieth, too little to be worth unpacking,
+/// and the probe does not consider them random.
 struct HardlyShrinks;
 
 impl BlockReader for HardlyShrinks {

@@ -1,4 +1,4 @@
-//! How many of the codec's threads take part.
+//! Tests how many of the codec's threads take part.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -14,14 +14,14 @@ use towpath_protocol::space::{BlockRun, SpaceId};
 
 const MEMORY: SpaceId = SpaceId(0);
 
-/// Longest any wait of these tests may take.
+/// Longest that any wait in these tests may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn job(start: u64) -> Job {
     Job::new(MEMORY, 4096, 1, &[BlockRun { start, count: 1 }]).unwrap()
 }
 
-/// A reader that takes its time, and from the second job on waits for another to come beside it.
+/// A slow reader that, from the second job on, waits until another thread reads too.
 #[derive(Default)]
 struct Pair {
     inside: Mutex<u64>,
@@ -52,7 +52,7 @@ impl BlockReader for Pair {
 fn jobs_put_in_together_are_as_many_as_fit_and_wake_as_many_threads_as_they_are_worth() {
     let policy = CodecPolicy::Fixed(Level::Raw);
     let pool = EncoderPool::new(Arc::new(Pair::default()), 2, policy, 1).unwrap();
-    // Both sleep by then, or take a job as soon as they look.
+    // By now both threads sleep, or take a job as soon as they check.
     std::thread::sleep(Duration::from_millis(20));
     let mut jobs = (0..40).map(job);
     assert_eq!(pool.submit_all(&mut jobs), 16, "a bounded queue");

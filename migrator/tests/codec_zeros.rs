@@ -1,4 +1,4 @@
-//! Blocks known to be zero: never read, never hashed, named by the gigabyte.
+//! Tests of blocks known to be zero: never read, never hashed, named by the gigabyte.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -16,10 +16,10 @@ use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::message::{Codec, ZERO_RUN_BLOCKS_MAX};
 use towpath_protocol::space::{BlockRun, Geometry, MEMORY, MEMORY_BLOCK_BYTES, SpaceId};
 
-/// Longest any wait of these tests may take.
+/// Longest that any wait in these tests may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A memory nobody may read.
+/// A memory that must not be read.
 struct Untouched;
 
 impl BlockReader for Untouched {

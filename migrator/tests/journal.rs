@@ -1,4 +1,4 @@
-//! The journal under torn writes, lost writes, rotten bytes and a disk that says no.
+//! Tests the journal with torn writes, lost writes, corrupt bytes and a failing disk.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,8 @@ use towpath_protocol::fault::Code;
 const SECTOR: usize = 512;
 const EMPTY: [u8; JOURNAL_BYTES as usize] = [0; JOURNAL_BYTES as usize];
 
-/// A disk with a cache: what was not synced may be there after a power loss, or not, or in part.
+/// A disk with a cache: after a power loss, unsynced data may be there completely, partly or not at
+/// all.
 #[derive(Debug, Clone)]
 struct Disk(Arc<Mutex<Platter>>);
 
@@ -24,7 +25,8 @@ struct Disk(Arc<Mutex<Platter>>);
 struct Platter {
     durable: Vec<u8>,
     cached: Vec<(usize, Vec<u8>)>,
-    /// Of a flush that failed: it is shown until it is written over or the power goes, and never flushed again.
+    /// Data of a failed flush. Reads return it until it is overwritten or the power fails, but it
+    /// is never flushed again.
     forgotten: Vec<(usize, Vec<u8>)>,
     writes_until_error: Option<usize>,
     syncs_until_error: Option<usize>,
@@ -59,7 +61,7 @@ impl Disk {
         self.platter().durable.clone()
     }
 
-    /// What is on the disk after a power loss that keeps the cached sectors `keep` says.
+    /// The disk after a power loss. `keep` decides for each cached sector whether it was written.
     fn after_power_loss(&self, mut keep: impl FnMut() -> bool) -> Self {
         let mut platter = self.platter();
         let mut durable = platter.durable.clone();
@@ -144,7 +146,7 @@ fn what_a_failed_flush_left_in_the_cache_is_no_history_of_its_own() {
     assert_eq!(Journal::open(after, 1).unwrap().record(), seen);
 }
 
-/// What the journal in these bytes says.
+/// The record in the journal with these bytes.
 fn read(bytes: &[u8]) -> Result<Vec<u8>, Code> {
     Journal::open(Disk::new(bytes), 1)
         .map(|journal| journal.record().to_vec())
@@ -206,7 +208,7 @@ fn fault_27_a_write_torn_at_any_byte_leaves_the_old_record_or_the_new() {
     let after = written(&[b"the first", b"the second, longer record", b"the third"]);
     let slot = changed_slot(&before, &after) * SLOT_BYTES;
     for cut in 0..=SLOT_BYTES {
-        // The beginning made it, or the end did.
+        // Either the beginning or the end of the slot was written.
         let mut beginning = before.clone();
         beginning[slot..slot + cut].copy_from_slice(&after[slot..slot + cut]);
         let mut end = after.clone();
@@ -317,7 +319,7 @@ fn fault_26_an_error_of_the_disk_poisons_the_journal() {
         }
         assert_eq!(journal.write(b"two").expect_err("EIO").code, Code::Journal);
         assert_eq!(journal.record(), b"one");
-        // The disk is well again, but what it holds of the failed write nobody knows.
+        // The disk works again, but whether it holds the failed write is unknown.
         disk.platter().syncs_until_error = None;
         disk.platter().writes_until_error = None;
         let counts = disk.counts();
@@ -346,7 +348,7 @@ fn fault_26_opening_fails_if_what_it_read_cannot_be_made_durable() {
 #[test]
 fn what_opening_returns_survives_a_power_loss_even_if_only_the_cache_had_it() {
     let mut disk = Disk::new(&written(&[b"one"]));
-    // Killed between the write and its sync: the record is in the cache only.
+    // Killed between the write and its sync: the record is only in the cache.
     let second = written(&[b"one", b"two"]);
     disk.write_at(0, &second[..SLOT_BYTES]).unwrap();
     assert!(!disk.platter().cached.is_empty());
@@ -408,8 +410,8 @@ fn any_step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever happens in between: after a power loss the journal says the last record it
-    /// acknowledged, or the one it was just writing, and never an older one.
+    /// Whatever happens in between, after a power loss the journal holds the last acknowledged
+    /// record or the one being written, and never an older one.
     #[test]
     fn an_acknowledged_record_is_never_lost(steps in prop::collection::vec(any_step(), 1..40)) {
         let mut disk = Disk::new(&EMPTY);

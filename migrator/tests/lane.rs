@@ -1,4 +1,5 @@
-//! Lanes: whole frames come out whatever the sizes of reads and writes, and nothing else does.
+//! Tests of lanes: whole frames come out whatever the sizes of reads and writes, and nothing else
+//! does.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +17,7 @@ use towpath_protocol::frame::{FLAG_CRITICAL, write_frame};
 use towpath_protocol::message::{ChunkHeader, Codec, KIND_CHUNK, Message, STATE_PART_BYTES_MAX};
 use towpath_protocol::space::BlockRun;
 
-/// Gives bytes in pieces of these sizes, over and over.
+/// Returns bytes in pieces of these sizes, cyclically.
 struct Pieces<'a> {
     bytes: &'a [u8],
     sizes: Vec<usize>,
@@ -38,10 +39,11 @@ impl Read for Pieces<'_> {
     }
 }
 
-/// Kinds and bodies that came out of a stream.
+/// The kinds and bodies of the frames in a stream.
 type Frames = Vec<(u8, Vec<u8>)>;
 
-/// Everything that comes out of a stream, then how it ended: with so many frames skipped, or badly.
+/// Reads all frames of a stream. The result is the number of skipped frames, or the fault at its
+/// end.
 fn read_all(input: impl Read) -> (Frames, Result<u64, Code>) {
     let mut reader = LaneReader::new(input);
     let mut frames = Vec::new();
@@ -104,7 +106,7 @@ fn bodies_are_given_away_whole_in_the_buffers_they_were_read_to() {
     for body in &bodies {
         stream.extend_from_slice(&chunk_frame(*body));
     }
-    // The reader may have read ahead before anybody wanted its buffers.
+    // The reader may have read ahead before its buffers were asked for.
     for (is_ahead, sizes) in [
         (false, vec![1 << 20]),
         (true, vec![1 << 20]),
@@ -128,7 +130,7 @@ fn bodies_are_given_away_whole_in_the_buffers_they_were_read_to() {
             let (buffer, body) = reader.take_body(spare);
             assert!(buffer[body.clone()] == expected[..], "frame {number}");
             assert!(body.end - bytes > body.start, "behind the chunk's header");
-            // What is done with it is nothing to the reader.
+            // The reader must not depend on what happens to a buffer it gave away.
             spare = buffer;
             spare.fill(0xee);
         }
@@ -183,7 +185,8 @@ fn f02_a_stream_cut_inside_a_frame_is_truncated_and_between_frames_ends() {
 fn f04_no_frame_behind_a_flipped_bit_comes_out() {
     let mut stream = Vec::new();
     Message::Ping(1).encode(&mut stream);
-    // A chunk that its frame's checksum covers whole; behind it the decoder finds flips (`f04` there).
+    // The frame's checksum covers this chunk completely. Bytes beyond that are protected by the
+    // decoder (see `f04` there).
     stream.extend_from_slice(&chunk_frame(128));
     let frames_before = |bit: usize| usize::from(bit / 8 >= 17);
     for bit in 0..stream.len() * 8 {
@@ -289,7 +292,7 @@ fn half_a_frame_is_waited_for_over_many_read_timeouts() {
                 other => panic!("{other:?}"),
             })
         });
-        // The reader has run into its timeout when it has used some of it.
+        // After this long the reader has run into its timeout.
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(20) {
             std::thread::yield_now();
@@ -309,7 +312,7 @@ fn t17_a_peer_that_reads_nothing_stalls_the_writer_for_good() {
         .find_map(|_| writer.write_chunk_frame(&frame).err())
         .expect("a socket's buffer has an end");
     assert_eq!(fault.code, Code::Stalled);
-    // Part of a frame has left: even if the peer reads again, nothing may follow it.
+    // Part of a frame has been sent, so nothing may follow even if the peer reads again.
     drop(theirs);
     assert_eq!(writer.write_message(&Message::Ping(1)), Ok(()));
     assert_eq!(writer.flush().expect_err("broken").code, Code::Unreachable);
@@ -326,7 +329,7 @@ fn a_lane_the_peer_closed_is_unreachable() {
     assert_eq!(fault.code, Code::Unreachable);
 }
 
-/// Takes bytes in pieces of one size.
+/// Accepts bytes in pieces of one size.
 struct Sink {
     bytes: Vec<u8>,
     piece: usize,
@@ -401,7 +404,7 @@ proptest! {
 
 #[test]
 fn a_frame_that_never_ends_is_stalled() {
-    /// One byte of a frame, then nothing but timeouts.
+    /// Returns one byte of a frame, then only timeouts.
     struct Dribble(bool);
     impl Read for Dribble {
         fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {

@@ -1,4 +1,4 @@
-//! A guest process that says or hands over something else than it was asked for is refused.
+//! Tests that wrong answers and wrong files from a guest process are refused.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
@@ -52,8 +52,8 @@ fn description() -> Description {
     }
 }
 
-/// Plays a guest process in a thread: greets and describes itself well, and answers everything else as
-/// it is told.
+/// Plays a guest process in a thread: greets and describes itself correctly, and answers everything
+/// else as it is told.
 struct Liar {
     _folder: tempfile::TempDir,
     thread: Option<JoinHandle<()>>,
@@ -99,7 +99,7 @@ fn serve(listener: &OwnedFd, answers: impl Fn(u32) -> Vec<(u32, Response)>, file
     let connection = rustix::net::accept(listener).unwrap();
     let mut packet = vec![0; 1 << 16];
     loop {
-        // Zero, or a reset where answers were left unread: the other side has what it wanted.
+        // Zero, or a reset if answers were left unread: the client is done.
         let received = rustix::net::recv(&connection, &mut packet[..], RecvFlags::empty());
         let Some((_, length)) = received.ok().filter(|(_, length)| *length > 0) else {
             return;
@@ -119,7 +119,7 @@ fn serve(listener: &OwnedFd, answers: impl Fn(u32) -> Vec<(u32, Response)>, file
             }
             _ => {
                 for (number, response) in answers(number) {
-                    // It may have heard enough before all is told, and be gone.
+                    // The client may have enough answers and be gone before all are sent.
                     if send(&connection, number, &response, Some(file.as_fd())).is_err() {
                         return;
                     }
@@ -225,7 +225,7 @@ fn an_answer_to_an_earlier_question_is_not_taken_for_this_one() {
     let mut liar = Liar::new(late, memory_file(MEMORY_BYTES, SEALS));
     let before = liar.process().heard_count();
     assert_eq!(liar.process().pause().unwrap().as_nanos(), 2);
-    // A process that answers late says something all the same.
+    // Late answers still count as heard.
     assert_eq!(liar.process().heard_count(), before + 2);
     let never = |number: u32| vec![(number + 1, Response::Done); 100];
     let mut liar = Liar::new(never, memory_file(MEMORY_BYTES, SEALS));
@@ -244,7 +244,7 @@ fn an_answer_to_another_kind_of_question_is_refused() {
 
 #[test]
 fn what_a_guest_process_says_wrongly_is_no_fault_of_a_peer() {
-    // As each peer's fault, and one that no answer is decoded from.
+    // Every code that blames the peer, and one that cannot be decoded as an answer.
     for code in Code::ALL.iter().filter(|code| code.blame() == Blame::Peer) {
         let reason = Reason::from(&Fault::new(*code, "why"));
         let mut liar = Liar::new(
@@ -259,7 +259,7 @@ fn what_a_guest_process_says_wrongly_is_no_fault_of_a_peer() {
     let mut liar = Liar::new(always(answer), memory_file(MEMORY_BYTES, SEALS));
     let fault = liar.process().save_state().unwrap_err();
     assert_eq!(fault.code, Code::Guest, "{fault}");
-    // What this host cannot do stays what it is.
+    // Faults of this host keep their code.
     let reason = Reason::from(&Fault::new(Code::CpuState, "why"));
     let mut liar = Liar::new(
         always(Response::Failed(reason)),
@@ -274,7 +274,7 @@ fn a_process_that_cannot_be_looked_for_is_not_taken_to_be_gone() {
     let folder = tempfile::tempdir().unwrap();
     assert!(!GuestProcess::lives(folder.path()));
     GuestProcess::end_unadopted(folder.path()).unwrap();
-    // As a lack of descriptors would, what was put in its place keeps the file from being opened.
+    // A self-referencing link keeps the file from being opened, as a lack of descriptors would.
     let file = folder.path().join("guest.pid");
     std::os::unix::fs::symlink(&file, &file).unwrap();
     assert!(GuestProcess::lives(folder.path()));

@@ -1,4 +1,5 @@
-//! The state folder: nothing planted there is followed, and what arrived is remembered.
+//! Tests of the state folder: nothing planted there is followed, and received blocks are
+//! remembered.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -77,7 +78,7 @@ fn folders_and_files_are_ours_alone() {
 fn f27_the_newest_incidents_are_kept_and_no_more() {
     let (folder, store) = store_with_guest();
     let incidents = root(&folder).join("incidents");
-    // What is no incident stays, and does not count.
+    // A file that is no incident stays and does not count.
     fs::write(incidents.join("note"), "mine").unwrap();
     for number in 0..40_u64 {
         store
@@ -96,7 +97,7 @@ fn f27_the_newest_incidents_are_kept_and_no_more() {
     assert_eq!(fs::read(&last).unwrap(), 39_u64.to_le_bytes());
     let mode = fs::metadata(&last).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
-    // The one that is kept now is never the one that goes, whatever the clock says.
+    // The newest file is never the one removed, whatever the clock says.
     store
         .keep_incident("0000000000000-early.json", b"x")
         .unwrap();
@@ -140,7 +141,7 @@ fn peer(name: &str) -> HostIdentity {
     HostIdentity::from_uri(&format!("spiffe://d/site/region/host/{name}")).unwrap()
 }
 
-/// What a host leaves that has refused a guest of this peer.
+/// The record a host keeps after refusing a guest of this peer.
 fn refused(of: &str, guest: GuestId) -> Vec<u8> {
     let state = State::Refused {
         epoch: Epoch(1),
@@ -173,11 +174,11 @@ fn a_peer_that_names_guests_without_end_fills_only_its_own_share() {
     };
     let last = fill(&store);
     assert!(last > 100, "an honest one has more than it needs");
-    // A guest that is remembered may be said no to again.
+    // A guest that has a record may be refused again.
     store
         .keep_stranger(GuestId(1), &refused("bad", GuestId(1)))
         .unwrap();
-    // Who is counted outlives restarts, and a guest that was ended here counts for nobody.
+    // The counts survive restarts, and a guest that was ended here counts for no peer.
     drop(store);
     let store = Store::open(&root(&folder)).unwrap();
     assert_eq!(fill(&store), last + 1);
@@ -188,7 +189,7 @@ fn a_peer_that_names_guests_without_end_fills_only_its_own_share() {
     store
         .keep_refused(offered, &refused("good", offered))
         .unwrap();
-    // One that comes after all makes room.
+    // A guest that does arrive makes room.
     store.forget_ended(GuestId(1)).unwrap();
     assert_eq!(fill(&store), last + 3);
 }
@@ -233,13 +234,13 @@ fn a_guest_is_offered_only_where_it_can_be_remembered_if_it_does_not_come() {
     let known = GuestId(2);
     store.keep_refused(known, &refused("bad", known)).unwrap();
     assert_eq!(room(), most - 1);
-    // Those that are remembered as it is take no further place.
+    // Guests that have a record already take no further place.
     let ended = GuestId(3);
     store.keep_ended(ended, b"taken").unwrap();
     for guest in [known, ended] {
         assert_eq!(store.check_share(guest, &peer("bad"), most), Ok(()));
     }
-    // What was let in is kept, whatever was named meanwhile.
+    // A guest that was admitted is kept, whatever was named meanwhile.
     let named = (10..).map(GuestId);
     for guest in named {
         if store.keep_stranger(guest, &refused("bad", guest)).is_err() {
@@ -263,7 +264,7 @@ fn guests_of_a_peer_are_counted_without_a_word_to_the_disk() {
     let other = GuestId(2);
     store.keep_stranger(other, &refused("peer", other)).unwrap();
     assert_eq!(fs::read(&path).unwrap(), before);
-    // What is said because of it is made sure of first.
+    // The record is made durable before anything is answered because of it.
     assert_eq!(store.ended(counted), Ok(Some(record)));
     assert_ne!(fs::read(&path).unwrap(), before);
 }
@@ -376,7 +377,7 @@ fn a_journal_is_made_once_and_reopened_by_later_starts() {
 fn a_journal_that_was_not_finished_is_as_if_it_never_was() {
     let (folder, store) = store_with_guest();
     let guest = store.guest(&name("till-7")).unwrap();
-    // The power went before the journal got its name.
+    // The power failed before the journal got its name.
     fs::write(root(&folder).join("guests/till-7/.unfinished"), b"torn").unwrap();
     assert_eq!(code(guest.open_journal()), Some(Code::NotFound));
     guest.create_journal(b"one").unwrap();
@@ -418,7 +419,8 @@ fn fault_46_only_one_store_at_a_time() {
 
 #[test]
 fn fault_46_the_lock_is_given_up_when_the_process_dies() {
-    // A killed process closes its files; the lock goes with the last of them, not before.
+    // The lock is released when the store's own file is closed, as by a kill, not when another
+    // descriptor of the lock file is closed.
     let (folder, store) = store_with_guest();
     let other = fs::File::open(root(&folder).join("lock")).unwrap();
     drop(other);
@@ -430,13 +432,13 @@ fn fault_46_the_lock_is_given_up_when_the_process_dies() {
     assert!(Store::open(&root(&folder)).is_ok());
 }
 
-/// What an attacker, or a careless restore, may have put in the place of a file.
+/// Replaces a file with something that an attacker, or a careless restore, may have put there.
 fn plant(kind: &str, at: &Path, outside: &Path) -> bool {
     drop(fs::remove_file(at));
     match kind {
         "symlink" => symlink(outside, at).unwrap(),
         "symlink beneath" => {
-            // It stays in our own folder and leads to a file that is quite in order.
+            // The link stays in our own folder and leads to a valid file.
             fs::write(at.with_file_name("decoy"), vec![0; 8192]).unwrap();
             symlink("decoy", at).unwrap();
         }
@@ -588,7 +590,7 @@ fn d02_the_lock_and_the_count_of_starts_are_plain_files_too() {
 
 #[test]
 fn d01_there_is_no_way_to_name_a_path() {
-    // The only names the store takes are `Name`s; these are not.
+    // The store takes only `Name`s; these are none.
     for bad in [
         "../till-7",
         "/etc",
@@ -603,7 +605,7 @@ fn d01_there_is_no_way_to_name_a_path() {
     }
 }
 
-/// A file of marks in a folder of its own, and how to open it again as a new process would.
+/// A file of received blocks in its own folder.
 fn marks() -> (TempDir, Store, ReceivedFile) {
     let (folder, store) = store_with_guest();
     let guest = store.guest(&name("till-7")).unwrap();
@@ -633,7 +635,7 @@ fn what_arrived_survives_a_kill() {
         chain: [3; 32],
     };
     received.set_position(position).unwrap();
-    // No call says goodbye: a killed process makes none.
+    // Reopened without closing, because a killed process closes nothing explicitly.
     let again = reopen(&store).unwrap();
     assert_eq!(again.attempt(), AttemptId(9));
     assert_eq!(again.geometries(), spaces());
@@ -697,7 +699,7 @@ fn damaged_marks_lose_the_image_and_never_promise_a_block() {
         file.write_all_at(&good[at..=at], at as u64).unwrap();
     }
     assert!(reopen(&store).is_ok());
-    // A line from another place of the file has a right checksum, but not here.
+    // A line from another place in the file has a valid checksum, but not for this place.
     file.write_all_at(&good[8192..8256], 8256).unwrap();
     assert_eq!(reopen(&store).unwrap_err(), Code::ImageLost);
     file.write_all_at(&good, 0).unwrap();

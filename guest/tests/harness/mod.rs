@@ -1,4 +1,5 @@
-//! Real guest processes for tests: made, watched through their consoles, and ended with the test.
+//! Real guest processes for tests: started, watched through their consoles, and ended with the
+//! test.
 
 #![allow(
     dead_code,
@@ -20,12 +21,12 @@ use towpath_protocol::guest_api::{Description, GuestConfig, GuestKind, GuestStat
 use towpath_protocol::identity::{Epoch, GuestId};
 use towpath_protocol::space::{BlockRun, BlockSet};
 
-/// Longest wait for anything a test waits for; the machine may be busy.
+/// Longest wait in any test; the machine may be busy.
 pub const WAIT: Duration = Duration::from_secs(60);
 
 pub const EPOCH: Epoch = Epoch(5);
 
-/// A run of 64 KiB, as the migrator reads them.
+/// Blocks per run: 64 KiB, as the migrator reads them.
 pub const RUN_BLOCKS: u32 = 16;
 
 pub fn command() -> GuestCommand {
@@ -35,7 +36,7 @@ pub fn command() -> GuestCommand {
     }
 }
 
-/// Whether guests of this kind can be had here; says why a test is skipped if not.
+/// Whether guests of this kind work here. If not, prints why the test is skipped.
 pub fn is_usable(kind: GuestKind) -> bool {
     let needed = match kind {
         GuestKind::Kvm => "kvm",
@@ -68,7 +69,7 @@ pub fn config(kind: GuestKind) -> GuestConfig {
     }
 }
 
-/// A guest in a folder of its own; both end with it.
+/// A guest in its own temporary folder. Both end when this is dropped.
 pub struct Guest {
     pub process: GuestProcess,
     pub folder: PathBuf,
@@ -116,7 +117,7 @@ impl Guest {
         }
     }
 
-    /// A guest that runs and has written some pages.
+    /// A running guest that has written some pages.
     pub fn running(config: &GuestConfig) -> Self {
         let mut guest = Self::spawn(config);
         guest.process.run(EPOCH).unwrap();
@@ -129,7 +130,7 @@ impl Guest {
         self.wait_until(|now| now.heartbeat_sequence >= until)
     }
 
-    /// Waits until a description fits, looking whenever the guest prints.
+    /// Waits until a description fits, checking whenever the guest prints.
     pub fn wait_until(&mut self, fits: impl Fn(&Description) -> bool) -> Description {
         let watch = ConsoleWatch::new(&self.process.console_path());
         let deadline = Instant::now() + WAIT;
@@ -149,7 +150,7 @@ impl Guest {
         self.process.describe().unwrap().state
     }
 
-    /// Every heartbeat the guest printed here.
+    /// Every heartbeat that the guest printed here.
     pub fn heartbeats(&self) -> Vec<Heartbeat> {
         heartbeats(&self.process.console_path())
     }
@@ -165,7 +166,7 @@ impl Guest {
     }
 }
 
-/// One line of a console.
+/// One heartbeat line of a console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat {
     pub at_ns: u64,
@@ -196,7 +197,8 @@ fn parse_heartbeat(line: &str) -> Heartbeat {
     }
 }
 
-/// The sequence goes up by one from 1 on, across all consoles, and time never goes back.
+/// Checks that the sequence rises by one from 1, across all consoles, and that time never goes
+/// back.
 pub fn assert_unbroken(heartbeats: &[Heartbeat]) {
     assert!(!heartbeats.is_empty());
     for (expected, heartbeat) in (1..).zip(heartbeats) {
@@ -206,7 +208,7 @@ pub fn assert_unbroken(heartbeats: &[Heartbeat]) {
     assert!(heartbeats.is_sorted_by_key(|heartbeat| heartbeat.epoch));
 }
 
-/// Tells when a console grows.
+/// Notices when a console grows.
 struct ConsoleWatch(OwnedFd);
 
 impl ConsoleWatch {
@@ -227,7 +229,7 @@ impl ConsoleWatch {
     }
 }
 
-/// All of a guest's memory.
+/// A copy of all of a guest's memory.
 pub fn image(memory: &GuestMemory) -> Vec<u8> {
     let block_count = memory.geometry().block_count();
     let mut bytes = vec![0; usize::try_from(memory.geometry().bytes()).unwrap()];
@@ -239,7 +241,7 @@ pub fn image(memory: &GuestMemory) -> Vec<u8> {
     bytes
 }
 
-/// Blocks in which two images differ.
+/// The blocks in which two images differ.
 pub fn differing(a: &[u8], b: &[u8]) -> BlockSet {
     let mut set = BlockSet::empty(a.len() as u64 / 4096);
     let blocks = a.chunks(4096).zip(b.chunks(4096));
@@ -260,7 +262,7 @@ pub fn copy_into_image(memory: &GuestMemory, set: &BlockSet, image: &mut [u8]) {
     }
 }
 
-/// Copies blocks from one guest's memory to another's, leaving out what was never touched.
+/// Copies the blocks of `set` from one guest's memory to another's.
 pub fn copy_memory(source: &GuestMemory, target: &GuestMemory, set: &BlockSet) {
     let mut bytes = vec![0; RUN_BLOCKS as usize * 4096];
     let mut from = 0;
@@ -272,7 +274,7 @@ pub fn copy_memory(source: &GuestMemory, target: &GuestMemory, set: &BlockSet) {
     }
 }
 
-/// Puts one block of an earlier image back.
+/// Restores one block from an earlier image.
 pub fn put_back(early: &[u8], memory: &GuestMemory, block: u64) {
     let start = usize::try_from(block).unwrap() * 4096;
     let run = BlockRun {
@@ -284,7 +286,7 @@ pub fn put_back(early: &[u8], memory: &GuestMemory, block: u64) {
         .unwrap();
 }
 
-/// Every block a guest ever touched.
+/// Every block that a guest ever touched.
 pub fn touched(memory: &GuestMemory) -> BlockSet {
     let mut set = BlockSet::empty(memory.geometry().block_count());
     let mut from = 0;

@@ -1,4 +1,4 @@
-//! What the configuration says is what happens.
+//! Tests that the engine does what its configuration says, and that hosts recover their guests.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -30,10 +30,10 @@ use crate::journal::{RECORD_BYTES_MAX, SLOT_BYTES};
 
 const MIB: u64 = 1 << 20;
 
-/// Longest any wait of these tests may take.
+/// Longest that any wait in these tests may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A host of this configuration on which nothing lives yet.
+/// A host with `more` in its configuration and no guests.
 pub(super) fn host(more: &str) -> (TempDir, Arc<Shared>) {
     let folder = tempfile::tempdir().unwrap();
     let (state, run) = (folder.path().join("state"), folder.path().join("run"));
@@ -49,7 +49,7 @@ fn code<T>(result: Result<T, Fault>) -> Option<Code> {
     result.err().map(|fault| fault.code)
 }
 
-/// Begins guests until one may not: how many there are, and why not.
+/// Reserves room for guests until one is refused. Returns how many fit and the refusal's code.
 fn begun(shared: &Arc<Shared>, memory_bytes: u64) -> (usize, Code) {
     let mut rooms = Vec::new();
     for number in 0..100 {
@@ -61,7 +61,8 @@ fn begun(shared: &Arc<Shared>, memory_bytes: u64) -> (usize, Code) {
     panic!("100 guests found room");
 }
 
-/// Lets one peer send guests until it may not: how many there are, and why not.
+/// Admits guests of one peer until one is refused. Returns how many were admitted and the refusal's
+/// code.
 fn sent(shared: &Arc<Shared>) -> (u128, Code) {
     let peer = HostIdentity::from_uri("spiffe://d/site/region/host/box").unwrap();
     for number in 0..100 {
@@ -89,7 +90,7 @@ pub(super) fn order(number: u128) -> Order {
     }
 }
 
-/// A guest that is described and has nothing else.
+/// A guest that has a description and nothing else.
 pub(super) fn ground(shared: &Arc<Shared>) -> Ground {
     let mut ground = Ground::new(Arc::clone(shared), Arc::new(Mailbox::new()), GuestId(7));
     ground.config = Some(GuestConfig {
@@ -109,7 +110,7 @@ pub(super) fn ground(shared: &Arc<Shared>) -> Ground {
     ground
 }
 
-/// Asks for a move from a host where so many are under way.
+/// Requests a move from a host with `open` moves under way. Returns the fault.
 fn asked(shared: &Arc<Shared>, open: u128) -> Fault {
     let ground = ground(shared);
     let handle = Handle {
@@ -126,13 +127,13 @@ fn asked(shared: &Arc<Shared>, open: u128) -> Fault {
     engine.migrate(order(99).request).unwrap_err()
 }
 
-/// Buffers of the codec of a move, which is so many for each thread.
+/// Number of buffers of a move's codec, which is proportional to its threads.
 fn codec_buffers(threads: u32) -> usize {
     let (_folder, shared) = host(&format!("[limits]\ncodec_threads = {threads}"));
     SourceMove::codec_buffer_count(&ground(&shared), &order(1))
 }
 
-/// What shows that each key does what it says. One that is not here does nothing.
+/// Tests, by configuration key, that each key has its effect. A key that is missing here has none.
 const EFFECTS: [(&str, fn()); 6] = [
     ("quota.memory", || {
         let (_folder, shared) = host("[quota]\nmemory = \"8MiB\"");
@@ -205,7 +206,7 @@ fn a_guest_whose_process_does_not_answer_at_the_start_takes_its_room() {
     ground.persist(&record).unwrap();
     drop(ground);
     let till = folder.path().join("state/guests/till");
-    // It lives, and answers nobody.
+    // The process lives but answers nobody.
     let process = std::fs::File::create(till.join("guest.pid")).unwrap();
     rustix::fs::flock(&process, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
@@ -225,14 +226,15 @@ fn a_record_from_before_a_guest_came_back_says_nothing_of_it() {
     let (_, record) = Ownership::owner(shared.host.clone(), id, Epoch(1));
     ground.persist(&record).unwrap();
     drop(ground);
-    // Its end was written down, and its folder could not be removed.
+    // Its end was recorded, but its folder could not be removed.
     let ended = Record {
         state: State::Vacant,
         ..record
     };
     shared.store.keep_ended(id, &ended.encode()).unwrap();
     let peer = order(1).target;
-    // Nothing says any more whose folder that is, and what is remembered may be older than what is in it.
+    // Now nothing says which guest the folder holds, and the kept record may be older than the
+    // folder.
     let till = folder.path().join("state/guests/till");
     let saved = std::fs::read(till.join("guest.json")).unwrap();
     std::fs::write(till.join("guest.json"), "{").unwrap();
@@ -240,7 +242,7 @@ fn a_record_from_before_a_guest_came_back_says_nothing_of_it() {
     std::fs::write(till.join("journal"), vec![0; journal.len()]).unwrap();
     recover_guests(&shared).unwrap();
     assert_eq!(code(mailbox_of(&shared, &peer, id)), Some(Code::Quarantine));
-    // With the next start of a host that can read it, nothing old is left to be believed.
+    // After a restart of a host that can read the folder, no old record is left.
     std::fs::write(till.join("guest.json"), saved).unwrap();
     std::fs::write(till.join("journal"), journal).unwrap();
     recover_guests(&shared).unwrap();
@@ -258,9 +260,9 @@ fn what_a_guest_left_is_kept_where_its_folder_cannot_be_trusted() {
     let till = folder.path().join("state/guests/till");
     let saved = std::fs::read(till.join("guest.json")).unwrap();
     for (description, high_water) in [
-        // Its description is spoilt: somebody looks at the folder, and may take it away.
+        // The description is corrupt: an operator will look at the folder and may remove it.
         ("{".as_bytes(), Epoch(3)),
-        // It is whole, and from before the guest's end.
+        // The folder is intact, but older than the guest's end.
         (saved.as_slice(), Epoch(4)),
     ] {
         let left = Record {
@@ -294,7 +296,7 @@ fn a_peer_with_lanes_of_guests_that_are_not_here_keeps_no_other_peer_out() {
         };
         shared.workers().insert(GuestId(number), handle);
     };
-    // Guests that live here or were offered are no strangers, whoever has lanes of them.
+    // Guests that live here or were offered do not count as strangers, whoever has lanes for them.
     (0..100).for_each(|number| made(number, None, Some("till")));
     (100..200).for_each(|number| made(number, Some(&bad), Some("till")));
     assert!(mailbox_of(&shared, &bad, GuestId(0)).is_ok());
@@ -327,7 +329,7 @@ fn a_slow_disk_keeps_no_lanes_waiting_but_those_of_the_guest_it_is_asked_about()
         while !looking.workers().contains_key(&slow) {
             std::thread::yield_now();
         }
-        // One thread for a guest, however many lanes come meanwhile.
+        // One thread per guest, however many lanes arrive meanwhile.
         let again = mailbox_of(&looking, &peer, slow).map(drop);
         let others = mailbox_of(&looking, &peer, other.id).map(drop);
         drop(answer.send((again, others)));
@@ -349,7 +351,7 @@ fn a_guest_whose_record_cannot_be_read_keeps_no_place() {
     }
 }
 
-/// A command that nobody has given up.
+/// A command that nobody has given up on.
 fn told(command: Command) -> Input {
     Input::Command(command, Claim::default())
 }
@@ -369,7 +371,7 @@ fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
     let room = shared.begin(ground.id, 16 * MIB).unwrap();
     let (reply, answer) = channel();
     mailbox.send(told(boot_command(room, reply)));
-    // Nobody waits for the answer any more; the worker has not come to it.
+    // Nobody waits for the answer any more, and the worker has not taken the command up.
     drop(answer);
     assert_eq!(code(shared.begin(GuestId(8), 1)), Some(Code::Quota));
     register(&shared, &ground, None);
@@ -377,7 +379,7 @@ fn room_for_a_boot_is_kept_until_its_guest_is_shown() {
         Worker::new(ground, ownership)
     })
     .unwrap();
-    // No test has a program for guests: it does not boot, and its room is free.
+    // There is no guest program in these tests, so the boot fails and its room is freed.
     let begun = std::time::Instant::now();
     while shared.begin(GuestId(8), 16 * MIB).is_err() {
         assert!(begun.elapsed() < PATIENCE, "its room is never free again");
@@ -397,7 +399,7 @@ fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
     let slots = || {
         let journal = folder.path().join("state/guests/till/journal");
         let bytes = std::fs::read(journal).unwrap();
-        // What is between its numbers and its checksums.
+        // The record area, between the numbers and the checksums.
         [0, 1].map(|slot| bytes[slot * SLOT_BYTES..][32..][..RECORD_BYTES_MAX].to_vec())
     };
     let [one, other] = slots();
@@ -422,7 +424,7 @@ fn the_last_record_stands_in_both_slots_soon_after_it_was_written() {
     answer.recv_timeout(PATIENCE).unwrap().unwrap();
 }
 
-/// A guest that is owned here and has ended, as its worker has it.
+/// The belongings of a guest that is owned here and has ended.
 fn ended_guest(shared: &Arc<Shared>) -> (Ground, Ownership) {
     let mut ground = ground(shared);
     let (ownership, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
@@ -466,7 +468,7 @@ fn what_was_given_up_before_its_worker_came_to_it_is_not_done() {
         Worker::new(ground, ownership)
     })
     .unwrap();
-    // There still is a worker that answers, for a guest without a process.
+    // A worker still answers, for a guest without a process.
     verified.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert_eq!(stopped.try_recv(), Err(TryRecvError::Disconnected));
     assert!(folder.path().join("state/guests/till").exists());
@@ -487,7 +489,7 @@ fn a_move_that_was_refused_does_not_begin_with_the_next_start() {
         Worker::new(ground, ownership)
     })
     .unwrap();
-    // It has no process, and so no memory that could be sent.
+    // The guest has no process, and so no memory to send.
     answer.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert!(!folder.path().join("state/guests/till/move.json").exists());
     let (reply, answer) = channel();
@@ -525,7 +527,7 @@ fn moves_that_are_asked_for_at_once_are_counted_before_they_are_shown() {
     let second = shared.begin_to_leave(MigrationId(2)).unwrap();
     let busy = |number| code(shared.begin_to_leave(MigrationId(number)).map(drop));
     assert_eq!(busy(3), Some(Code::Busy));
-    // One that is shown is not counted twice, and one that did not begin not at all.
+    // A move on the board is not counted twice, and one that did not begin is not counted.
     let view = order(1).view(&ground, Phase::Copying);
     shared.board().show_move(view);
     assert_eq!(busy(3), Some(Code::Busy));
@@ -569,7 +571,7 @@ fn fault_45_a_copy_of_a_folder_is_shown_beside_the_guest_that_is_well() {
     assert!(text.contains("\ntowpath_quarantined_guests 2\n"), "{text}");
 }
 
-/// A socket that has as many connections as may wait, and nobody who accepts them.
+/// A socket whose accept queue is full and that nobody accepts from.
 fn hung(path: &Path) -> (OwnedFd, Vec<OwnedFd>) {
     let socket = || {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::NONBLOCK);
@@ -601,7 +603,7 @@ fn a_tunnel_that_hangs_does_not_keep_a_host_from_saying_how_it_is() {
     let status = answered.recv_timeout(PATIENCE).unwrap();
     assert!(!status.ready);
     assert!(status.not_ready_reason.unwrap().contains("tunnel.sock"));
-    // Nor does it keep a worker.
+    // It does not block a worker either.
     let fault = asked(&shared, 0);
     assert_eq!(fault.code, Code::Stalled, "{fault}");
 }
@@ -711,7 +713,7 @@ fn a_record_that_cannot_be_made_durable_is_counted() {
     let (folder, shared) = host("");
     let mut ground = ground(&shared);
     let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
-    // What stands in the place of the guests' folder can hold none.
+    // The guests' folder is replaced by a file, so no guest folder can be made.
     let guests = folder.path().join("state/guests");
     std::fs::remove_dir(&guests).unwrap();
     std::fs::write(&guests, "").unwrap();
@@ -723,7 +725,7 @@ fn a_record_that_cannot_be_made_durable_is_counted() {
     );
 }
 
-/// A log that is kept.
+/// A log writer that keeps what is written.
 #[derive(Clone, Default)]
 struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -750,7 +752,7 @@ fn l01_another_user_hands_over_no_lane() {
     let (folder, shared) = host("");
     let path = folder.path().join("run/service.sock");
     let service = Socket::bind(&path).unwrap();
-    // Every door of the file system is opened by mistake.
+    // Make every file permission too open.
     for door in [folder.path(), path.parent().unwrap(), path.as_path()] {
         std::fs::set_permissions(door, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
@@ -758,15 +760,16 @@ fn l01_another_user_hands_over_no_lane() {
     let writer = kept.clone();
     let options = towpath_daemon::log::Options::default();
     let log = towpath_daemon::log::lines(&options, false, move || writer.clone()).unwrap();
-    // It takes lanes for ever, and ends with this program.
+    // This thread never returns; it ends with the test program.
     std::thread::spawn(move || {
         tracing::dispatcher::with_default(&log, || accept_lanes(&shared, &service));
     });
-    // Whether the migrator has hung up: it waits for the words of a lane that it takes.
+    // Whether the migrator hangs up on a user. It does not on a lane that it accepts: it waits for
+    // the hello.
     let is_refused = |user| {
         let path = path.clone();
         let asking = std::thread::spawn(move || {
-            // Of this thread alone.
+            // Affects this thread only.
             rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
             let mut stream = UnixStream::connect(path).unwrap();
             stream

@@ -1,4 +1,4 @@
-//! What is shown, and for how long.
+//! Tests of what the board shows and for how long.
 
 use super::*;
 use crate::engine::tests::{ground, host, order};
@@ -36,7 +36,7 @@ fn a_move_that_goes_on_behind_an_attempt_that_ended_stays_shown() {
         let view = order(number as u128).view(&ground, phase);
         shared.board().show_move(view);
     };
-    // As at its target, where each attempt ends.
+    // As at the target, where every attempt ends on its own.
     for phase in [Phase::Failed, Phase::Copying] {
         show(0, phase);
     }

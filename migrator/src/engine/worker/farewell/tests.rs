@@ -1,4 +1,4 @@
-//! Which targets hear that a move is over: all that may still keep something of it.
+//! Tests of which targets are told that a move is over: every one that may still keep part of it.
 
 use tempfile::TempDir;
 use towpath_protocol::identity::Epoch;
@@ -12,7 +12,7 @@ use crate::engine::tests::{PATIENCE, ground, host, order};
 use crate::engine::worker::Role;
 use crate::engine::worker::tests::{all_greeted, work_until};
 
-/// The worker of a guest that is owned here and runs, on a host without a tunnel.
+/// The worker of a running guest that is owned here, on a host without a tunnel.
 fn owner() -> (TempDir, Worker, Fake) {
     let (folder, shared) = host("");
     let mut ground = ground(&shared);
@@ -23,7 +23,7 @@ fn owner() -> (TempDir, Worker, Fake) {
     (folder, Worker::new(ground, ownership), fake)
 }
 
-/// Begins the next attempt of a move whose last one may have been heard of.
+/// Begins the next attempt of a move whose target may have heard of the last one.
 fn begin_next(worker: &mut Worker, number: u128) -> AttemptId {
     worker.retry = Some((now(), Box::new(order(number))));
     worker.tick();
@@ -37,7 +37,7 @@ fn attempt(worker: &Worker) -> AttemptId {
     source.order().attempt
 }
 
-/// What the next start would say.
+/// The attempts whose farewells a restart would find.
 fn kept(worker: &Worker) -> Vec<AttemptId> {
     let all = Farewells::load(&worker.ground).unwrap();
     all.iter().map(|over| over.attempt).collect()
@@ -48,14 +48,14 @@ fn cancel(worker: &mut Worker, number: u128) {
     worker.end_if_over();
 }
 
-/// Lets the attempt's lanes come up that are being opened.
+/// Brings up the lanes that the current attempt is opening.
 fn open_lanes(worker: &mut Worker) -> u64 {
     loop {
         let until = std::time::Instant::now() + PATIENCE;
         match worker.ground.mailbox.receive(Some(until)) {
             Some(Input::Opened { link, .. }) => {
                 let (lanes, theirs) = all_greeted(&worker.ground);
-                // What is said on them goes nowhere, for as long as the test lasts.
+                // Kept open for the whole test; what is sent on them is not read.
                 std::mem::forget(theirs);
                 let result = Ok(lanes);
                 worker.take_in(Input::Opened { link, result });
@@ -67,14 +67,14 @@ fn open_lanes(worker: &mut Worker) -> u64 {
     }
 }
 
-/// Whether each was tried, and is said again.
+/// Whether every farewell was tried and will be tried again.
 fn are_all_tried(worker: &Worker) -> bool {
     let all = &worker.farewells.0;
     let is_tried = |one: &Farewell| matches!(one.due, Due::At(at) if at > now());
     !all.is_empty() && all.iter().all(is_tried)
 }
 
-/// An attempt that is over, and its target.
+/// An ended attempt with its target.
 fn over(attempt: u128, target: &HostIdentity) -> Over {
     Over {
         migration: MigrationId(1),
@@ -90,7 +90,7 @@ fn a_farewell_that_is_being_said_is_not_said_a_second_time_beside_that() {
     let at = now();
     farewells.note(over(1, &target), Due::At(at));
     assert_eq!(farewells.take_due(at), [over(1, &target)]);
-    // As with each move that ends meanwhile.
+    // This happens whenever a move ends meanwhile.
     farewells.release(at);
     assert_eq!(farewells.take_due(at), []);
     let mut other = target.clone();
@@ -112,7 +112,7 @@ fn a_target_is_told_one_farewell_at_a_time_the_newest_first() {
     farewells.note(over(3, &target), Due::At(at));
     let said = farewells.take_due(at);
     assert_eq!(said, [over(3, &target), over(2, &other)]);
-    // The one that waits for another wakes nobody.
+    // A farewell that waits for another sets no timer.
     assert_eq!(farewells.next_due(), None);
     farewells.0.retain(|one| one.over.attempt != AttemptId(3));
     assert_eq!(farewells.next_due(), Some(at));
@@ -125,7 +125,7 @@ fn a_target_hears_of_a_cancelled_move_that_began_anew_in_an_outage() {
     let newer = begin_next(&mut worker, 1);
     assert_ne!(newer, AttemptId(1));
     cancel(&mut worker, 1);
-    // The newer one never had lanes: its target knows only the one before.
+    // The newer attempt never had lanes, so the target only knows the one before.
     assert_eq!(kept(&worker), [AttemptId(1)]);
     work_until(&mut worker, are_all_tried);
 }
@@ -176,11 +176,11 @@ fn a_target_that_took_the_newer_attempt_need_not_hear_of_the_older_one() {
 fn a_move_that_goes_on_is_not_ended_by_the_farewell_to_its_older_attempt() {
     let (_folder, mut worker, _fake) = owner();
     let newer = begin_next(&mut worker, 1);
-    // As by a start from here.
+    // Simulates a restart at this point.
     worker.recover_farewells();
     let order = Order::load(&worker.ground).unwrap().expect("the move");
     assert_eq!(order.attempt, newer);
-    // Where the attempt itself is over, the move is.
+    // If the current attempt itself is over, so is the move.
     worker
         .farewells
         .note_order(&worker.ground, &order, Due::Held);

@@ -1,4 +1,4 @@
-//! What becomes of a guest whose migrator, process or source was away.
+//! Tests of what happens to a guest after its migrator, process or source was away.
 
 use rustix::fs::FlockOperation;
 use towpath_protocol::message::{Lane, Message};
@@ -45,7 +45,7 @@ fn owned(is_whole: bool) -> State {
     }
 }
 
-/// A worker whose guest's record is durable, and which has not begun.
+/// A worker that has done nothing yet, for a guest whose record is durable.
 fn worker_of(mut ground: Ground, state: State) -> Worker {
     let record = record(&ground, state);
     ground.persist(&record).unwrap();
@@ -61,7 +61,7 @@ fn take_up(worker: &mut Worker) {
     worker.role = Some(role);
 }
 
-/// A guest that runs here by a move, and misses its first blocks or none.
+/// A guest that runs here after a move and misses its first `missing_count` blocks.
 fn running(ground: Ground, missing_count: u64) -> Worker {
     let mut worker = worker_of(ground, owned(false));
     let Some(Role::Idle(ownership)) = worker.role.take() else {
@@ -127,7 +127,7 @@ fn fault_26_a_move_whose_journal_fails_behind_its_commit_is_blocked_and_not_over
     }
     worker.end_if_over();
     assert!(matches!(worker.role, Some(Role::Broken(..))));
-    // It is shown for as long as it is so.
+    // The move is shown for as long as it is stuck.
     shared.board().moves.clear();
     worker.publish();
     let view = shared.board().moves[&MigrationId(1)].clone();
@@ -154,12 +154,12 @@ fn a_guest_of_which_nothing_is_left_here_takes_no_memory() {
     take_up(&mut worker);
     worker.publish();
     assert_eq!(memory_bytes(), 16 << 20);
-    // Its process ends, and what it left is still held.
+    // The process ends, but its memory is still held.
     let process_id = worker.ground.process.as_ref().unwrap().process_id();
     worker.take_in(Input::GuestGone { process_id });
     worker.publish();
     assert_eq!(memory_bytes(), 16 << 20);
-    // After the next start there is none of it.
+    // After a restart that memory is gone.
     drop(worker);
     std::fs::remove_dir_all(folder.path().join("state/guests/till")).unwrap();
     let mut worker = worker_of(ground(&shared), relinquished());
@@ -246,7 +246,7 @@ fn a_process_that_has_ended_while_it_was_waited_for_keeps_no_guest_from_booting(
     let (_, record) = Ownership::owner(shared.host.clone(), ground.id, Epoch(1));
     ground.persist(&record).unwrap();
     ground.awaited = Some(Fault::new(Code::Guest, "connect: connection refused"));
-    // What is killed holds its lock until it is gone.
+    // A killed process keeps its lock until it is gone.
     let lock = std::fs::File::create(folder.path().join("state/guests/till/guest.pid")).unwrap();
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let fault = ground.expect_ended().unwrap_err();
@@ -267,7 +267,7 @@ fn a_process_that_is_not_waited_for_any_more_takes_no_newer_ones_place() {
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let busy = Fault::new(Code::Guest, "it has not answered yet");
     assert!(ground.await_process(&busy));
-    // It is ended, and another one is made in its place.
+    // The process is ended and replaced by another.
     ground.wait_no_more();
     let _newer = Fake::start(&ground, Standing::default());
     let until = now() + ANEW_PAUSE * 2;
@@ -327,7 +327,8 @@ fn a_guest_that_is_owned_here_outlives_a_fault_of_its_hosts() {
     let mut worker = running(ground(&shared), 0);
     let fake = Fake::start(&worker.ground, Standing::default());
     worker.ground.adopt_process(Duration::from_secs(5)).unwrap();
-    // As if the last block could not be installed for want of memory, or as its process refuses what it is told.
+    // As if the last block could not be installed for lack of memory, or the process refused a
+    // request.
     for code in [Code::Io, Code::CpuState, Code::Layout, Code::State] {
         if let Some(Role::Target(target)) = &mut worker.role {
             target.lose(Fault::new(code, "it cannot be done"));
@@ -339,7 +340,7 @@ fn a_guest_that_is_owned_here_outlives_a_fault_of_its_hosts() {
         worker = running(worker.ground, 0);
     }
     drop(fake);
-    // What is lost for good is no such fault.
+    // A permanent loss is a different case.
     let mut worker = running(worker.ground, 3);
     if let Some(Role::Target(target)) = &mut worker.role {
         target.lose(Fault::new(Code::ImageLost, "its source has let go of it"));
@@ -381,7 +382,7 @@ fn a_process_that_is_too_slow_to_be_disarmed_is_disarmed_later() {
 fn nothing_stands_on_a_journal_that_has_lost_its_name() {
     let (folder, shared) = host("");
     let mut worker = worker_of(ground(&shared), owned(true));
-    // It is removed behind the journal, and cannot be.
+    // The description is removed after the journal, and here that fails.
     let description = folder.path().join("state/guests/till/guest.json");
     std::fs::remove_file(&description).unwrap();
     std::fs::create_dir(&description).unwrap();
@@ -425,7 +426,7 @@ fn a_move_is_written_down_as_the_one_a_guest_comes_with_once() {
     let file = folder.path().join("state/guests/till/arrival.json");
     worker.remember_arrival();
     assert_eq!(worker.arrival(), Some(MigrationId(9)));
-    // Nor is it tried again where it could not be, as on a full disk: that would be behind every word.
+    // A failed write, as on a full disk, is not retried: that would happen after every message.
     std::fs::remove_file(&file).unwrap();
     worker.remember_arrival();
     assert!(!file.exists());

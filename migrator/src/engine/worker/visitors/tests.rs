@@ -1,4 +1,4 @@
-//! Lanes beside what a guest is at: which end with which.
+//! Tests of lanes beside the worker's current role: which of them end together.
 
 use super::*;
 use crate::api::Phase;
@@ -31,7 +31,7 @@ fn newer_lanes_of_a_visitor_outlive_its_older_ones() {
     let older_number = first(&worker).expect("all of its lanes are open");
     let [early, late @ ..] = Lane::ALL;
     let _early = open(&mut worker, 2, &[early]);
-    // That the older ones have ended is found out while the newer ones are being opened.
+    // The end of the older lanes is noticed while the newer ones are being opened.
     drop(older);
     work_until(&mut worker, |worker| first(worker).is_none());
     let _late = open(&mut worker, 2, &late);
@@ -50,7 +50,7 @@ fn a_visitor_that_reads_nothing_holds_nobody_up_and_goes() {
     });
     let link = worker.visitors[0].link.as_ref().expect("they are all open");
     let (number, begun) = (link.number, now());
-    // As much as a socket holds, and more.
+    // More than a socket buffer holds.
     for nonce in 0..100_000 {
         worker.heard(number, Lane::Control, Message::Ping(nonce));
     }
