@@ -32,8 +32,8 @@ impl Log {
     }
 
     fn begin_anew(&mut self) -> io::Result<()> {
-        // If that fails, writing continues in the present file, and rotation is tried again after
-        // as many bytes.
+        // If that fails, the caller empties the present file, and rotation is tried again after as
+        // many bytes.
         self.file_bytes = 0;
         self.file = rotation::begin_anew(&self.path)?;
         (self.redirect)(&self.file);

@@ -68,8 +68,8 @@ use crate::store::Store;
 
 pub use lanes::SERVICE;
 
-/// Longest wait at startup for the guests of the previous run to be recovered before the API is
-/// served. Recovery takes milliseconds unless a guest's process hangs.
+/// Longest wait at startup for the guests of the previous migrator to be recovered before the API
+/// is served. Recovery takes milliseconds unless a guest's process hangs.
 const RECOVER_WAIT: Duration = Duration::from_secs(5);
 
 /// Most guests unknown to this host for which one peer may hold lanes at once; each costs a thread.

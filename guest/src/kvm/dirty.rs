@@ -26,8 +26,8 @@ const KVM_CLEAR_DIRTY_LOG: Opcode = opcode::read_write::<kvm_clear_dirty_log>(0x
 pub(super) struct DirtyLog {
     memory: Memory,
     method: TrackingMethod,
-    /// Writes read from the kernel but not harvested yet, such as those outside the requested range
-    /// if reading clears the log.
+    /// Writes taken from the kernel's log or from our marks but not harvested yet. The kernel's are
+    /// only kept here if reading its log clears it.
     unasked: Vec<u64>,
 }
 

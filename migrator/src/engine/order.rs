@@ -34,7 +34,8 @@ const STARTS_APART: Duration = Duration::from_hours(1);
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
 /// Wait before another attempt if the target was busy, for example because it has yet to hear that
-/// a guest now coming back has arrived here. A few round trips between the two are enough.
+/// a guest now coming back has arrived here. A few such waits are longer than that takes over the
+/// path between them.
 const BUSY_TARGET_WAIT: Duration = Duration::from_secs(1);
 
 /// A move as it was ordered, and its progress; stored on disk.

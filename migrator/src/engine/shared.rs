@@ -38,7 +38,7 @@ const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 #[derive(Debug)]
 pub(super) struct Board {
     pub(super) guests: BTreeMap<GuestId, GuestView>,
-    /// Frozen guests that hold no memory on this host.
+    /// Guests without memory on this host: no process, no memory file, and no process waited for.
     without_memory: BTreeSet<GuestId>,
     /// Quarantined folders. Keyed by folder, because several may claim the same guest, and that
     /// guest may also be healthy here.

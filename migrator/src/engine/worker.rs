@@ -140,7 +140,7 @@ impl Worker {
         worker
     }
 
-    /// The move with which a previous run received the guest.
+    /// The move with which a previous migrator received the guest.
     fn arrival(&self) -> Option<MigrationId> {
         let folder = self.ground.folder.as_ref()?;
         folder.read_document(&file_name(ARRIVAL_FILE)).ok()?
