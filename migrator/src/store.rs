@@ -169,9 +169,9 @@ impl Store {
     /// Removes a guest's folder with all files in it. A crash in the middle leaves either a
     /// complete guest or one that the next start treats as never born.
     ///
-    /// `E_NOT_FOUND` if there is none, `E_PATH` if it contains a folder, `E_IO`.
+    /// # Errors
     ///
-    /// `E_NOT_FOUND` if there is none, `E_PATH` if it holds a folder, `E_IO`.
+    /// `E_NOT_FOUND` if there is none, `E_PATH` if it contains a folder, `E_IO`.
     pub fn remove_guest(&self, name: &Name) -> Result<(), Fault> {
         let shown = name.as_str();
         let folder = open_folder(&self.guests, shown)?;
