@@ -237,7 +237,8 @@ impl TargetMove {
         self.shared.config.limits.offer_wait.duration()
     }
 
-    /// Whether nothing was offered yet, in which case only a final message is outstanding.
+    /// Whether the source has offered nothing in this attempt; it may only be missing a final
+    /// message.
     pub(super) const fn is_blank(&self) -> bool {
         self.machine.prepare().is_none()
     }
