@@ -115,7 +115,7 @@ pub(super) async fn boot_guest(State(host): Shared, Path(name): Path<String>) ->
     Ok(Json(ask(host, move |host| host.boot_guest(&name)).await??))
 }
 
-/// Boot an owned guest whose source will never send what is missing of it: that is lost.
+/// Boot an owned guest whose source will not come back. Its missing blocks are lost.
 #[utoipa::path(
     post,
     path = "/v1/guests/{name}/give-up",
@@ -148,7 +148,7 @@ pub(super) async fn verify_guest(
     ))
 }
 
-/// The moves this host takes or took part in.
+/// The moves this host takes part in, or took part in.
 #[utoipa::path(get, path = "/v1/migrations", responses((status = 200, body = MigrationList)))]
 pub(super) async fn migrations(State(host): Shared) -> Answer<MigrationList> {
     let migrations = ask(host, |host| host.migrations()).await?;

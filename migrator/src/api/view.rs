@@ -120,17 +120,17 @@ fn usage(detail: String) -> Result<(), Fault> {
     Err(Fault::new(Code::Usage, detail))
 }
 
-/// Where a guest stands on this host.
+/// State of a guest on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestState {
-    /// Made, and not yet run.
+    /// Created, not yet run.
     Created,
     /// It runs here.
     Running,
     /// It is being received; it does not run here yet.
     Incoming,
-    /// It is held while a move is decided.
+    /// It is held for the switch of a move.
     Frozen,
     /// It has left for another host.
     Moved,
@@ -138,13 +138,13 @@ pub enum GuestState {
     Crashed,
     /// It was ended.
     Stopped,
-    /// It was on its way here and did not come: it lives on another host.
+    /// It was being received but did not arrive; it lives on another host.
     Absent,
     /// Its journal cannot be trusted: nothing runs it.
     Quarantined,
 }
 
-/// What this host's journal says of a guest.
+/// Ownership of a guest according to this host's journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Ownership {
@@ -175,9 +175,9 @@ pub struct GuestView {
     pub id: GuestId,
     /// What kind of machine it is.
     pub kind: GuestKind,
-    /// Where it stands.
+    /// Its state.
     pub state: GuestState,
-    /// What the journal says of it.
+    /// Its ownership according to the journal.
     pub ownership: Ownership,
     /// The epoch of its newest ownership known here.
     #[schema(value_type = u64)]
@@ -214,7 +214,7 @@ pub struct GuestList {
     pub guests: Vec<GuestView>,
 }
 
-/// A guest that is no more.
+/// A guest that was ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoppedView {
     /// Its name.
@@ -222,10 +222,10 @@ pub struct StoppedView {
     pub name: Name,
 }
 
-/// The result of looking at every page of a guest.
+/// The result of checking every page of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VerifyView {
-    /// Pages looked at.
+    /// Pages checked.
     pub pages: u64,
     /// Whether every byte was right.
     pub verified: bool,
@@ -240,7 +240,7 @@ pub struct ErrorView {
     pub code: String,
     /// What failed, with its values.
     pub message: String,
-    /// The host that said so, as `site/host`, where it is another one than this.
+    /// The host that reported the fault, as `site/host`, if not this one.
     #[serde(default)]
     pub host: Option<String>,
 }
@@ -287,11 +287,11 @@ pub struct HostView {
     pub kvm_missing_reason: Option<String>,
     /// Guests that live here.
     pub guest_count: u32,
-    /// Most guests allowed.
+    /// Largest number of guests allowed.
     pub guest_count_max: u32,
     /// Memory of the guests that live here or are being received.
     pub memory_used_bytes: u64,
-    /// Most memory allowed for guests.
+    /// Largest amount of memory allowed for guests.
     pub memory_quota_bytes: u64,
     /// Moves under way.
     pub migration_count: u32,
@@ -338,7 +338,7 @@ pub struct MigrationRequest {
     /// Longest pause that is accepted.
     #[serde(default = "max_pause_ms_default")]
     pub max_pause_ms: u32,
-    /// Cap on what the move takes of the link; only the link decides if absent.
+    /// Cap on the bytes per second of this move. If absent, only the link limits it.
     // The alias is the field's older name, found in the files of moves that were under way before
     // an upgrade.
     #[serde(default, alias = "rate")]
@@ -403,7 +403,7 @@ impl Role {
     }
 }
 
-/// Where a move stands.
+/// Phase of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -413,21 +413,21 @@ pub enum Phase {
     Copying,
     /// Source: the guest is held; the rest of the image goes out and the target checks it.
     Switching,
-    /// Source: the guest is the target's; its answer is awaited.
+    /// Source: the guest belongs to the target, whose answer is awaited.
     Committed,
     /// Source: the guest runs at the target and fetches what is missing.
     Serving,
     /// Target: the image comes in.
     Receiving,
-    /// Target: the image is whole; the source's word is awaited.
+    /// Target: the image is complete; the source's commit is awaited.
     Ready,
     /// Target: the guest runs here and fetches what is missing.
     Fetching,
     /// The guest runs at the target and nothing is missing.
     Done,
-    /// The move ended and the guest is where it was.
+    /// The move failed; the guest is still at the source.
     Failed,
-    /// An operator ended the move and the guest is where it was.
+    /// An operator cancelled the move; the guest is still at the source.
     Cancelled,
 }
 
@@ -472,22 +472,22 @@ impl Phase {
     }
 }
 
-/// Something the plan decided, with what it was decided from.
+/// A decision of the plan, with its inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DecisionView {
     /// When, since the move began.
     pub at_ms: u64,
-    /// What: another round, switch, give up.
+    /// The decision: another round, switch, give up.
     pub decision: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
     /// The pause that was predicted for it.
     pub predicted_pause_ms: u64,
-    /// What was measured.
+    /// The measurements it rests on.
     pub inputs: DecisionInputs,
 }
 
-/// What a decision was made from.
+/// The measurements behind a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DecisionInputs {
     /// Rounds finished.
@@ -521,40 +521,40 @@ pub struct MigrationView {
     /// The site it goes to.
     #[schema(value_type = String)]
     pub to: Name,
-    /// Which stages may be used; its source knows that.
+    /// Which stages may be used; known only at the source.
     pub mode: Option<MigrationMode>,
-    /// Longest pause that is accepted; its source knows that.
+    /// Longest pause that is accepted; known only at the source.
     pub max_pause_ms: Option<u32>,
-    /// Cap on what it takes of the link.
+    /// Cap on its bytes per second.
     pub rate_bits_per_second: Option<u64>,
     /// Where it stands.
     pub phase: Phase,
     /// Whether the two hosts can talk now.
     pub link: LinkState,
-    /// How long its source has heard nothing over lanes that are open, if that is longer than the path
-    /// explains; there is no goodput and no ETA meanwhile.
+    /// How long the source has heard nothing over open lanes, if that is longer than the path
+    /// explains. Goodput and ETA are absent meanwhile.
     pub silent_ms: Option<u64>,
     /// How long the guest has been held without an answer from the target, if it is.
     pub blocked_ms: Option<u64>,
-    /// Handover attempts begun; its source knows that.
+    /// Handover attempts begun; known only at the source.
     pub attempts: Option<u32>,
-    /// The round that is going out, from 1; its source knows that.
+    /// The round that is going out, from 1; known only at the source.
     pub round: Option<u32>,
-    /// Rounds finished; its source knows that.
+    /// Rounds finished; known only at the source.
     pub rounds: Option<u32>,
     /// Blocks of the guest.
     pub blocks_total: u64,
     /// Blocks still to go in this round, or still missing after the switch.
     pub blocks_left: u64,
-    /// Guest bytes carried, every repetition counted.
+    /// Guest bytes carried, including repetitions.
     pub raw_bytes: u64,
-    /// Bytes those took on the lanes, packed; its source knows that.
+    /// Packed bytes on the lanes for them; known only at the source.
     pub wire_bytes: Option<u64>,
-    /// Guest bytes carried each second; its source knows that, once it was measured.
+    /// Guest bytes carried each second; known only at the source, once measured.
     pub goodput_bytes_per_second: Option<u64>,
-    /// Guest bytes dirtied each second; its source knows that, once a round was through.
+    /// Guest bytes dirtied each second; known only at the source, after the first round.
     pub dirty_bytes_per_second: Option<u64>,
-    /// Time until the move is done, if it goes on like this.
+    /// Time until the move is done at the current rate.
     pub eta_ms: Option<u64>,
     /// The pause if the guest were switched now.
     pub predicted_pause_ms: Option<u64>,
@@ -564,13 +564,13 @@ pub struct MigrationView {
     pub total_ms: u64,
     /// Blocks that a running guest waited for.
     pub demand_fetches: u64,
-    /// Half of them were there within this time.
+    /// Half of these blocks arrived within this time.
     pub demand_p50_ms: Option<u64>,
-    /// 99 of 100 of them were there within this time.
+    /// 99 of 100 of these blocks arrived within this time.
     pub demand_p99_ms: Option<u64>,
-    /// Why the guest was switched when it was.
+    /// Why the guest was switched at that moment.
     pub switch_reason: Option<String>,
-    /// What the plan decided, oldest first.
+    /// Decisions of the plan, oldest first.
     pub decisions: Vec<DecisionView>,
     /// Why it failed.
     pub error: Option<ErrorView>,

@@ -44,8 +44,8 @@ impl Default for Watchers {
 
 /// Follow a move: a `MigrationView` a line, on every change, until it is finished.
 ///
-/// An empty line every two seconds stands for no change: skip it. At each socket 28 clients may follow moves at
-/// once; one more is refused with 503 (`E_BUSY`).
+/// An empty line every two seconds means no change: skip it. At most 28 clients of each socket may follow
+/// moves at once; one more is refused with 503 (`E_BUSY`).
 #[utoipa::path(
     get,
     path = "/v1/migrations/{id}/watch",
