@@ -1,8 +1,8 @@
 //! Sockets that the service manager opened for the daemon (systemd's `LISTEN_FDS` protocol).
 //!
-//! Who may connect is then decided by the manager's units, and what connects while a daemon is being
-//! started again waits in the socket's queue. The configuration stays the one place that says where a
-//! daemon listens: a socket is taken by its address, and one that nobody asks for is named in the log.
+//! The manager's units decide who may connect, and connections made while a daemon restarts wait in
+//! the socket's queue. The configuration alone says where a daemon listens: a passed socket is
+//! taken by its address, and a passed socket that the configuration does not name is logged.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
@@ -12,12 +12,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use listenfd::ListenFd;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Most sockets a manager may pass: each daemon has use for four.
+/// Most sockets a manager may pass. Each daemon uses at most four.
 pub const SOCKET_COUNT_MAX: usize = 16;
 
 static RECEIVED: Mutex<Vec<Passed>> = Mutex::new(Vec::new());
 
-/// A socket as it was passed.
+/// A socket that the service manager passed.
 #[derive(Debug)]
 enum Passed {
     Unix(UnixListener),
@@ -26,7 +26,7 @@ enum Passed {
 }
 
 impl Passed {
-    /// Where it listens, as a configuration would name it.
+    /// The address it listens at, written as in a configuration.
     fn address(&self) -> String {
         let shown = |address: std::io::Result<SocketAddr>| {
             address.map_or_else(|error| error.to_string(), |address| address.to_string())
@@ -44,12 +44,12 @@ fn path_of(listener: &UnixListener) -> Option<String> {
     Some(address.as_pathname()?.display().to_string())
 }
 
-/// Receives what the service manager passed to this process, if it passed anything; to be called once,
-/// before any thread is started, as it takes the variables out of the environment.
+/// Receives the sockets that the service manager passed to this process, if any. Call it once,
+/// before any thread is started, because it removes the variables from the environment.
 ///
 /// # Errors
 ///
-/// `E_CONFIG` if a socket is none of a kind that a daemon listens at, or if there are too many.
+/// `E_CONFIG` if a socket is of a kind that no daemon listens at, or if there are too many.
 pub fn receive() -> Result<(), Fault> {
     let mut passed = ListenFd::from_env();
     let count = passed.len();
@@ -71,7 +71,7 @@ pub fn receive() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Each kind is tried: a descriptor that is not of it is left where it is.
+/// Takes one socket. Each kind is tried in turn; a descriptor of another kind is left in place.
 fn take(passed: &mut ListenFd, index: usize) -> Option<Passed> {
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
         return Some(Passed::Unix(listener));
@@ -83,7 +83,7 @@ fn take(passed: &mut ListenFd, index: usize) -> Option<Passed> {
     socket.map(Passed::Udp)
 }
 
-/// The Unix listener that was passed for a path.
+/// Takes the Unix listener that was passed for a path.
 #[must_use]
 pub fn take_unix(path: &Path) -> Option<UnixListener> {
     let is_it = |passed: &Passed| match passed {
@@ -99,7 +99,7 @@ pub fn take_unix(path: &Path) -> Option<UnixListener> {
     }
 }
 
-/// The TCP listener that was passed for an address.
+/// Takes the TCP listener that was passed for an address.
 #[must_use]
 pub fn take_tcp(address: SocketAddr) -> Option<TcpListener> {
     let is_it = |passed: &Passed| match passed {
@@ -112,7 +112,7 @@ pub fn take_tcp(address: SocketAddr) -> Option<TcpListener> {
     }
 }
 
-/// The UDP socket that was passed for an address.
+/// Takes the UDP socket that was passed for an address.
 #[must_use]
 pub fn take_udp(address: SocketAddr) -> Option<UdpSocket> {
     let is_it = |passed: &Passed| match passed {
@@ -125,8 +125,8 @@ pub fn take_udp(address: SocketAddr) -> Option<UdpSocket> {
     }
 }
 
-/// Names the sockets that were passed and that the configuration has no use for: whoever connects to
-/// one of them would wait for ever.
+/// Logs a warning for each passed socket that the configuration does not use: a client that
+/// connects to one would wait for ever.
 pub fn warn_of_unused() {
     for passed in received().iter() {
         let address = passed.address();
@@ -144,7 +144,7 @@ fn take_where(is_it: impl Fn(&Passed) -> bool) -> Option<Passed> {
 }
 
 fn received() -> MutexGuard<'static, Vec<Passed>> {
-    // Nothing panics while it is held.
+    // Nothing panics while the lock is held.
     RECEIVED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -167,7 +167,7 @@ mod tests {
         assert!(take_unix(&folder.path().join("b.sock")).is_none());
         assert!(take_unix(&path).is_some());
         assert!(take_unix(&path).is_none());
-        // A port of one protocol is no port of the other.
+        // A TCP port is not a UDP port.
         assert!(take_udp(at.0).is_none() || at.0 == at.1);
         assert!(take_tcp(at.0).is_some());
         assert!(take_udp(at.1).is_some());

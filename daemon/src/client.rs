@@ -19,27 +19,27 @@ use towpath_protocol::fault::Code;
 
 use crate::problem::Problem;
 
-/// How long a daemon may take to answer, and how long a stream may be silent; callers of what takes longer,
-/// such as starting a guest, say so.
+/// How long a daemon may take to answer, and how long a stream may be silent. Callers whose
+/// requests take longer, such as starting a guest, set a limit of their own.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Largest answer, in bytes: ten thousand guests in a list.
+/// Largest answer, in bytes. Ten thousand guests in a list fit in it.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Longest line of a stream, in bytes.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// A daemon's API behind its socket. Every call is a connection of its own.
+/// A daemon's API behind its socket. Every call uses a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
     timeout: Duration,
-    /// How an operator says where the socket is.
+    /// How an operator names the socket; shown in remedies.
     named_by: &'static str,
 }
 
 impl Client {
-    /// The API at a socket; nothing is connected yet.
+    /// A client for the API at a socket. Nothing is connected yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
@@ -48,21 +48,21 @@ impl Client {
         }
     }
 
-    /// The same with another limit on how long an answer may take.
+    /// Sets another limit on how long an answer may take.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The same at a socket that an operator names in another way.
+    /// Sets how an operator names this socket, for remedies.
     #[must_use]
     pub const fn named_by(mut self, named_by: &'static str) -> Self {
         self.named_by = named_by;
         self
     }
 
-    /// Where the daemon listens.
+    /// The path of the daemon's socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -72,7 +72,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The daemon's problem, or `E_UNREACHABLE`, `E_STALLED`, `E_META` if it gives no right answer.
+    /// The problem that the daemon answered with, or `E_UNREACHABLE`, `E_STALLED` or `E_META` if
+    /// there is no valid answer.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
         let response = self.call(Method::GET, path, Bytes::new()).await?;
         self.document(response).await
@@ -104,7 +105,7 @@ impl Client {
         self.document(response).await
     }
 
-    /// Deletes a thing and fetches the answer.
+    /// Deletes a resource and fetches the answer.
     ///
     /// # Errors
     ///
@@ -114,7 +115,7 @@ impl Client {
         self.document(response).await
     }
 
-    /// Follows a stream of JSON values, one a line.
+    /// Follows a stream of JSON values, one per line.
     ///
     /// # Errors
     ///
@@ -130,7 +131,7 @@ impl Client {
         })
     }
 
-    /// Makes one request; an answer that is a problem becomes an error.
+    /// Makes one request. An answer with an error status becomes a [`Problem`].
     async fn call(
         &self,
         method: Method,
@@ -173,7 +174,7 @@ impl Client {
         let (mut requests, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
-        // The task ends with the connection; what went wrong with it shows in the answer.
+        // The task ends with the connection. Errors of the connection show up in the answer.
         tokio::spawn(async move { drop(connection.await) });
         let request = Request::builder()
             .method(method)
@@ -238,7 +239,7 @@ impl Client {
     }
 }
 
-/// JSON values that come one a line; empty lines stand for no news.
+/// JSON values that arrive one per line. Empty lines are keep-alives.
 #[derive(Debug)]
 pub struct Stream<T> {
     client: Client,
@@ -249,11 +250,13 @@ pub struct Stream<T> {
 }
 
 impl<T: DeserializeOwned> Stream<T> {
-    /// The next value; none at the end. May be dropped and called again without losing a value.
+    /// The next value, or `None` at the end. Cancel safe: no value is lost if the future is
+    /// dropped.
     ///
     /// # Errors
     ///
-    /// As [`Client::get`], `E_STALLED` if nothing came for as long as an answer may take, not even an empty line.
+    /// As [`Client::get`]; `E_STALLED` if nothing, not even an empty line, came within the time
+    /// limit of an answer.
     pub async fn next(&mut self) -> Result<Option<T>, Problem> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {

@@ -1,7 +1,7 @@
-//! Configuration files: TOML, refused with file, line, column and what to do.
+//! Configuration files: TOML, with errors that name file, line, column and the fix.
 //!
-//! A configuration decides what a root daemon does, so a file that another user could have written is
-//! refused like one that does not parse.
+//! A configuration decides what a root daemon does, so a file that another user could have written
+//! is refused, like one that does not parse.
 
 mod explain;
 mod rules;
@@ -19,21 +19,22 @@ use towpath_protocol::fault::{Code, Fault};
 pub use explain::nearest;
 pub use rules::{MUST_BE_ABSOLUTE, absolute, loopback, within};
 
-/// Largest configuration file, in bytes: room for a thousand channels and as many services. What parsing costs is
-/// up to 95 times as much for a key of nothing but dots; but nobody can write the file who could not end the daemon.
+/// Largest configuration file, in bytes: room for a thousand channels and as many services. Parsing
+/// takes up to 95 times as much memory, for a key made only of dots. That is acceptable: whoever
+/// can write the file can stop the daemon anyway.
 pub const CONFIG_BYTES_MAX: u64 = 512 << 10;
 
-/// Permission bits that let somebody else write the file.
+/// Permission bits that let other users write the file.
 const FOREIGN_WRITE: u32 = 0o022;
 
-/// A value that parses but cannot be meant.
+/// A value that parses but makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
-    /// The key with the tables it stands in, as in `limits.guests`.
+    /// The key with its tables, as in `limits.guests`.
     pub key: String,
-    /// What is wrong with it and what to write instead.
+    /// What is wrong with it, and what to write instead.
     pub why: String,
-    /// Which entry it is of, if the key begins with one that stands there more than once; from 0.
+    /// Index of the entry, from 0, if the key begins with an array of tables.
     entry: Option<usize>,
 }
 
@@ -47,7 +48,8 @@ impl Wrong {
         }
     }
 
-    /// The same about this entry of several, counted from 0: the second `[[peers]]` is 1.
+    /// Says that the complaint is about this entry of an array, counted from 0: the second
+    /// `[[peers]]` is 1.
     #[must_use]
     pub fn in_entry(mut self, entry: usize) -> Self {
         self.entry = Some(entry);
@@ -57,11 +59,11 @@ impl Wrong {
 
 /// A configuration with rules that its types cannot express.
 pub trait Check {
-    /// Looks at the values as a whole.
+    /// Checks the values as a whole.
     ///
     /// # Errors
     ///
-    /// The first key whose value cannot be meant.
+    /// The first key whose value makes no sense.
     fn check(&self) -> Result<(), Wrong>;
 }
 
@@ -96,7 +98,8 @@ pub fn check<T: DeserializeOwned + Check>(path: &Path, text: &str) -> Result<T, 
     Ok(config)
 }
 
-/// A complaint about a key of the file called `path`, behind the place where the key stands in it.
+/// Formats a complaint about a key of the file called `path`, with the position of the key in
+/// front.
 #[must_use]
 pub fn place(path: &Path, text: &str, wrong: &Wrong) -> String {
     let at = offset_of(text, wrong).map_or_else(String::new, |at| position(text, at));
@@ -123,7 +126,8 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Fault> {
     })
 }
 
-/// What is missing, if it is a table with keys of its own: with its head alone added, those are what is missing.
+/// The message for a missing table, or `None` if no table is missing. The text is parsed again with
+/// the table's head added; the next error then names the first key that the table needs.
 fn missing_table<T: DeserializeOwned>(text: &str, message: &str) -> Option<String> {
     let name = explain::missing(message)?;
     let with_head = format!("{text}\n[{name}]\n");
@@ -132,27 +136,28 @@ fn missing_table<T: DeserializeOwned>(text: &str, message: &str) -> Option<Strin
         return Some(explain::no_table(name, None));
     };
     let wanted = explain::missing(next.message()).filter(|wanted| *wanted != name)?;
-    // What is missing elsewhere is told when this is there.
+    // If the next missing key belongs elsewhere, it is reported once this table is there.
     let is_of_it = next.span().is_some_and(|span| span.start > text.len());
     let wanted = is_of_it.then_some(wanted);
     Some(explain::no_table(name, wanted))
 }
 
-/// What is wrong with a value, without the code that its own parser gives: the file has one for all.
+/// Removes the error code that a value's own parser put in front. All faults of the file have one
+/// code.
 fn without_code(message: &str) -> &str {
     let parts = message.split_once(": ");
     let coded = parts.filter(|(code, _)| Code::parse(code).is_some());
     coded.map_or(message, |(_, detail)| detail)
 }
 
-/// Reads a configuration file if nobody else could have written it.
+/// Reads a configuration file, if no other user could have written it.
 ///
 /// # Errors
 ///
-/// `E_CONFIG` if it is missing, too large, not a plain file, not UTF-8, or open to other writers.
+/// `E_CONFIG` if it is missing, too large, not a plain file, not UTF-8, or writable by others.
 pub fn read(path: &Path) -> Result<String, Fault> {
     let shown = path.display();
-    // Without O_NONBLOCK a named pipe in the file's place would hang the daemon.
+    // Without O_NONBLOCK, a named pipe in the file's place would hang the daemon.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("flags are small positive numbers");
     let file = File::options()
         .read(true)
@@ -198,7 +203,7 @@ fn fault(detail: String) -> Fault {
     Fault::new(Code::Config, detail)
 }
 
-/// `:line:column` of a byte offset, both from 1, columns in characters.
+/// `:line:column` of a byte offset. Both count from 1, columns in characters.
 fn position(text: &str, offset: usize) -> String {
     let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
@@ -207,12 +212,12 @@ fn position(text: &str, offset: usize) -> String {
     format!(":{line}:{column}")
 }
 
-/// Where a dotted key stands, or the innermost table of it that is there.
+/// The byte offset of a dotted key, or of its innermost table that exists.
 fn offset_of(text: &str, wrong: &Wrong) -> Option<usize> {
     let document = DeTable::parse(text).ok()?;
     let mut table = document.get_ref();
     let mut offset = None;
-    // The first list is that of the entries; one further in is a value.
+    // The entry index is for the outermost array; an array further in is a plain value.
     let mut entry = wrong.entry;
     for part in wrong.key.split('.') {
         let Some((found, value)) = table.get_key_value(part) else {
@@ -253,7 +258,7 @@ mod tests {
         peers: Vec<Peer>,
     }
 
-    /// Tables that are not to be left out: one with a key, one with keys that can be.
+    /// Required tables: one with a required key, one whose keys are all optional.
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "what is wanted is that they are there")]

@@ -5,9 +5,9 @@ use std::panic;
 
 /// Logs a panic of any thread and aborts the process.
 ///
-/// A half-dead daemon is worse than a dead one: a migrator whose journal thread is gone could go on
-/// telling its peer that all is well. The service manager starts it again, and it recovers from its
-/// journal as after a power loss.
+/// A daemon that lost a thread is worse than a dead one: a migrator without its journal thread
+/// could go on telling its peer that all is well. The service manager restarts the daemon, which
+/// recovers from its journal as after a power loss.
 pub fn abort_on_panic() {
     panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();

@@ -1,9 +1,10 @@
-//! Serving an HTTP API on a Unix socket or on loopback.
+//! Serves an HTTP API on a Unix socket or on loopback.
 //!
-//! Whoever connects is answered within limits: so many clients, so long for a header, so large a
-//! header, so long without taking any of the answer, so many changes a second. Over TCP, where any local user and any
-//! web page in a browser can reach us, only `GET` is answered, so many times a second, and only under a loopback name,
-//! so that a rebound DNS name does not help (L05).
+//! Every client is served within limits: the number of clients, the time for and the size of a
+//! request header, the time without taking any of an answer, and the number of changes per second.
+//! TCP can be reached by any local user and by any web page in a browser. So over TCP only `GET`
+//! and `HEAD` are answered, a limited number of times per second, and only under a loopback name,
+//! which defeats DNS rebinding (L05).
 
 use std::convert::Infallible;
 use std::io;
@@ -39,49 +40,52 @@ use crate::problem::Problem;
 use crate::shutdown::Shutdown;
 use crate::socket::Socket;
 
-/// Clients served at once on one socket; operators and a scraper need a handful.
+/// Clients served at once on one socket. Operators and a scraper need a handful.
 pub const CLIENTS_MAX: usize = 32;
 
-/// How long a client may take for its request's header: a local one needs microseconds.
+/// How long a client may take to send a request header. A local one needs microseconds.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client over TCP may take nothing of an answer, or not be there, in milliseconds: others wait for its
-/// place.
+/// How long, in milliseconds, a TCP client may take no bytes of an answer or be unreachable. Other
+/// clients wait for its place.
 const UNREAD_MS_MAX: u32 = 10_000;
 
-/// What a client is told whose request's header did not come in time.
+/// The answer to a client whose request header did not arrive in time.
 const TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Largest request header, in bytes.
 const HEADER_BYTES_MAX: usize = 16 << 10;
 
-/// Pause after a failed accept, which mostly means that descriptors ran out.
+/// Pause after a failed accept. Mostly the process has run out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long open requests may take to end once the daemon is to stop.
+/// How long open requests may take to end once the daemon is asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Requests a second over TCP; scrapers and browsers make one in some seconds.
+/// Requests per second over TCP. Scrapers and browsers make one every few seconds.
 const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 
-/// Requests over TCP at once: a page that is read again by many.
+/// Burst of requests over TCP: many browsers that reload a page at once.
 const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
-/// Requests a second over a Unix socket that change something. Each is written down before it is answered, and what
-/// follows a script that has run wild is a disk that does nothing else; an operator is far below it.
+/// Changing requests per second over a Unix socket. Each change is written to disk before it is
+/// answered, so a script that has run wild would keep the disk busy. An operator stays far below
+/// this rate.
 const CHANGES_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 
-/// Changes at once: all channels that a host may have, opened by a program.
+/// Burst of changes: a program may open all channels that a host can have.
 const CHANGES_BURST: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
 
-/// Most of a foreign name that is shown: a name of DNS's is not much longer, and a header may be.
+/// Most characters of a foreign host name that are shown. DNS names are not much longer, but a
+/// header may be.
 const NAME_CHARS_SHOWN: usize = 64;
 
-/// Clients beyond [`CLIENTS_MAX`] that are told so at once; those beyond these are hung up on.
+/// Clients beyond [`CLIENTS_MAX`] that still get an answer saying so. Further connections are
+/// closed.
 const REFUSED_MAX: usize = 32;
 
-/// Serves `router` to this user and root until the daemon is to stop.
+/// Serves `router` to this user and root until the daemon is asked to stop.
 ///
 /// # Errors
 ///
@@ -113,7 +117,8 @@ pub async fn serve_unix(
     Ok(())
 }
 
-/// A loopback TCP socket for a read-only API: the service manager's if it passed one for the address.
+/// Binds a loopback TCP socket for a read-only API, or takes the service manager's if it passed one
+/// for the address.
 ///
 /// # Errors
 ///
@@ -134,7 +139,7 @@ pub async fn bind_loopback(address: SocketAddr) -> Result<TcpListener, Fault> {
     bound.map_err(|error| Fault::new(Code::Io, format!("cannot listen at {address}: {error}")))
 }
 
-/// Serves the reading half of `router` on loopback until the daemon is to stop.
+/// Serves the read-only part of `router` on loopback until the daemon is asked to stop.
 pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown: Shutdown) {
     let guard = Arc::new(Guard {
         rate: limited(REQUESTS_PER_SECOND, REQUESTS_BURST),
@@ -151,7 +156,8 @@ pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown:
         };
         match accepted {
             Ok((stream, _)) => {
-                // The system then ends it by itself; one that does not know this only has no such limit.
+                // The kernel then ends the connection by itself. If it does not know the option,
+                // there is no such limit.
                 let _ = sockopt::set_tcp_user_timeout(&stream, UNREAD_MS_MAX);
                 clients.serve(stream);
             }
@@ -161,9 +167,10 @@ pub async fn serve_loopback(listener: TcpListener, router: Router, mut shutdown:
     clients.drain().await;
 }
 
-/// A response whose body is made line by line: JSON values, one a line.
+/// A response whose body is made line by line: JSON values, one per line.
 ///
-/// The body ends when the sender is dropped; the sender is told by a failed send when the client left.
+/// The body ends when the channel's other half is dropped. A failed send on that half means that
+/// the client has left.
 #[must_use]
 pub fn ndjson(lines: mpsc::Receiver<Bytes>) -> Response {
     let mut response = Response::new(Body::new(Ndjson(lines)));
@@ -193,7 +200,7 @@ struct Clients {
     router: Router,
     shutdown: Shutdown,
     places: Arc<Semaphore>,
-    /// Answers everything with what clients beyond those places are told.
+    /// Answers every request by saying that there are too many clients.
     refusal: Router,
     refusal_places: Arc<Semaphore>,
     tasks: JoinSet<()>,
@@ -235,7 +242,7 @@ impl Clients {
     }
 }
 
-/// What a client beyond [`CLIENTS_MAX`] is told, once.
+/// The answer to a client beyond [`CLIENTS_MAX`].
 fn full() -> Response {
     let cause = format!("{CLIENTS_MAX} clients talk to this daemon already");
     let problem = Problem::new(Code::Busy, cause)
@@ -257,7 +264,7 @@ where
     let Err(error) = ended else { return };
     tracing::debug!(%error, "a client's connection ended early");
     if error.is_timeout() && stream.is_owed {
-        // The library says nothing of it. Whoever takes no answer gets none.
+        // hyper sends nothing on this timeout. A client that does not take the answer goes without.
         let _ = tokio::time::timeout(HEADER_TIMEOUT, stream.inner.write_all(TOO_SLOW)).await;
     }
 }
@@ -285,10 +292,10 @@ where
     }
 }
 
-/// A client's connection, which knows whether an answer is still owed.
+/// A client's connection that tracks whether an answer is owed.
 struct Asked<S> {
     inner: S,
-    /// Nothing was answered yet, or something was heard since.
+    /// Whether nothing was written yet, or bytes were read since the last write.
     is_owed: bool,
 }
 
@@ -346,7 +353,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<S> {
     }
 }
 
-/// Waits a moment after a failed accept; descriptors that ran out may stay so for long.
+/// Waits a moment after a failed accept. A shortage of descriptors may last long.
 async fn pause_after(error: &io::Error, failures: &Lines) {
     if let Some(untold) = failures.next() {
         tracing::warn!(%error, untold, "cannot accept a connection");
@@ -354,7 +361,7 @@ async fn pause_after(error: &io::Error, failures: &Lines) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// Answers unknown paths and methods like everything else: with a problem.
+/// Answers unknown paths and methods with a problem, like all other errors.
 fn with_problems(router: Router) -> Router {
     router
         .fallback(async |request: Request| {
@@ -397,10 +404,10 @@ async fn guard_changes(
     next.run(request).await
 }
 
-/// What requests over TCP have to pass.
+/// The limits on requests over TCP.
 struct Guard {
     rate: DefaultDirectRateLimiter,
-    /// Which requests under a foreign name have a line of the log.
+    /// Rate limit on log lines about requests under a foreign name.
     foreign: Lines,
 }
 
@@ -432,7 +439,7 @@ async fn guard_loopback(State(guard): State<Arc<Guard>>, request: Request, next:
     next.run(request).await
 }
 
-/// What a request beyond its limit is told, once, and when to come back.
+/// The answer to a request beyond its rate limit, with the time to wait.
 fn too_many(cause: String, remedy: &str, until: &NotUntil<Instant>) -> Response {
     let problem = Problem::new(Code::Busy, cause)
         .message("too many requests")
@@ -440,13 +447,13 @@ fn too_many(cause: String, remedy: &str, until: &NotUntil<Instant>) -> Response 
     let mut response = problem.into_response();
     *response.status_mut() = axum::http::StatusCode::TOO_MANY_REQUESTS;
     let wait = until.wait_time_from(DefaultClock::default().now());
-    // The header knows whole seconds only.
+    // `Retry-After` counts whole seconds.
     let seconds = HeaderValue::from(wait.as_secs() + 1);
     response.headers_mut().insert(header::RETRY_AFTER, seconds);
     response
 }
 
-/// A `Host` header as far as it is shown.
+/// A `Host` header, shortened for display.
 fn shown(host: &HeaderValue) -> String {
     let text = String::from_utf8_lossy(host.as_bytes());
     text.chars().take(NAME_CHARS_SHOWN).collect()

@@ -1,22 +1,22 @@
-//! What every Towpath daemon does alike: configuration, coded errors, sockets, logs.
+//! What all Towpath daemons share: configuration, coded errors, sockets, logs.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`config`] | TOML files, refused with file, line, column and what to do |
+//! | [`config`] | TOML files, with errors that name file, line, column and the fix |
 //! | [`problem`] | a fault as an operator or an API client sees it: code, sentence, cause, remedy |
-//! | [`socket`] | Unix sockets for this user and root, or a group more if the service manager says so |
+//! | [`socket`] | Unix sockets for this user and root, and for one group if the service manager says so |
 //! | [`activation`] | sockets that the service manager opened |
-//! | [`stream`] | streams through the tunnel: open one, or be handed one |
+//! | [`stream`] | streams through the tunnel: open one, or accept one |
 //! | [`lock`] | one daemon per folder |
 //! | [`http`] | serving an HTTP API on a Unix socket or on loopback |
 //! | [`openapi`] | describing such an API |
 //! | [`client`] | calling such an API |
 //! | [`strict`] | request bodies with a cap on size and depth |
-//! | [`lines`] | which events that others cause have a line of the log |
+//! | [`lines`] | a rate limit on log lines that others cause |
 //! | [`log`] | log lines on stderr, as text or JSON |
-//! | [`notify`] | telling the service manager how the daemon is: ready, reloading, stopping |
-//! | [`liveness`] | feeding its watchdog for as long as every part of the daemon answers |
-//! | [`shutdown`] | one wish to stop, heard everywhere |
+//! | [`notify`] | telling the service manager the daemon's state: ready, reloading, stopping |
+//! | [`liveness`] | feeding the manager's watchdog while every part of the daemon answers |
+//! | [`shutdown`] | a request to stop that reaches all tasks |
 //! | [`crash`] | a panic anywhere ends the whole daemon |
 //! | [`units`] | durations as operators write them, sizes and rates as they read them |
 #![forbid(unsafe_code)]

@@ -1,18 +1,18 @@
-//! Lines of the log that others cause: some at once, then one a second, and the rest are counted.
+//! A rate limit on log lines that others cause: a burst, then one per second; the rest are counted.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use governor::{DefaultDirectRateLimiter, Quota};
 
-/// Lines of one kind per second, beside a first few: whoever asks without end, from one address or from many that it
-/// has made up, fills no disk with them (T02).
+/// Lines of one kind per second, after the burst. So a flood of requests, from one address or from
+/// many spoofed ones, does not fill the disk (T02).
 const LINES_PER_SECOND: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 
-/// Lines of one kind at once: one for each of a host's attempts until somebody looks why.
+/// Burst of lines of one kind: one for each attempt of a host until an operator looks.
 const LINES_BURST: NonZeroU32 = NonZeroU32::new(32).expect("not zero");
 
-/// Which events of one kind have a line of the log.
+/// Decides which events of one kind are logged.
 #[derive(Debug)]
 pub struct Lines {
     budget: DefaultDirectRateLimiter,
@@ -30,7 +30,8 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// How many were not told since the last that was, if this one is to be told.
+    /// `None` if this event is not to be logged; else the number of events left out since the last
+    /// logged one.
     pub fn next(&self) -> Option<u64> {
         if self.budget.check().is_err() {
             self.untold.fetch_add(1, Ordering::Relaxed);
@@ -48,7 +49,7 @@ mod tests {
     fn t02_a_few_have_a_line_each_and_the_next_line_says_how_many_had_none() {
         let (lines, began) = (Lines::default(), std::time::Instant::now());
         let (mut told, mut untold) = (0, 0);
-        // However slow the machine: in the end one comes too soon.
+        // However slow the machine is, the limit is reached in the end.
         while lines.next().is_some() {
             told += 1;
             assert!(told < 1_000_000, "each has its line");

@@ -1,9 +1,10 @@
 //! Feeds the service manager's watchdog for as long as every part of the daemon answers.
 //!
-//! A thread of its own asks each part a question in turn and waits for the answers. A part is a runtime:
-//! the question is a task on it, which takes the locks that serving takes. So a runtime whose threads
-//! all hang, and a lock that is never given back, end in silence, and the manager kills the daemon and
-//! starts another one. A timer of its own that feeds the watchdog would prove nothing but itself.
+//! A separate thread asks each part in turn and waits for the answers. A part is a runtime, and
+//! asking it means running a task on it that takes the locks which serving takes. So the watchdog
+//! starves if all threads of a runtime hang or if a lock is never released, and the manager then
+//! kills and restarts the daemon. An independent timer that feeds the watchdog would only prove
+//! that the timer runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::notify::Manager;
 
-/// Signs of life in each wait of the watchdog: two may be late before it bites.
+/// Signs of life per watchdog timeout: two may be late before the manager acts.
 const SIGNS_PER_WAIT: u32 = 4;
 
-/// Time between two looks where there is no watchdog, for the status text alone.
+/// Time between two rounds without a watchdog, only to update the status text.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What a part answers: how it is, in a line, if it has something to say.
+/// What a part runs to answer. Returns a line of status, if it has one.
 type Look = dyn Fn() -> Option<String> + Send + Sync;
 
 /// A part of a daemon that must answer.
@@ -39,8 +40,9 @@ impl fmt::Debug for Part {
 }
 
 impl Part {
-    /// A part that is asked on its runtime by `look`, which takes what serving takes and nothing that
-    /// may be held for long. Its line, if it has one, is shown as the daemon's status.
+    /// A part that is asked by running `look` on its runtime. `look` should take the locks that
+    /// serving takes, and none that may be held for long. The line it returns, if any, becomes the
+    /// daemon's status.
     pub fn new(
         name: &'static str,
         runtime: Handle,
@@ -62,17 +64,17 @@ pub struct Watching(Option<Sender<Heard>>);
 impl Drop for Watching {
     fn drop(&mut self) {
         if let Some(word) = self.0.take() {
-            // A thread that has ended needs no word.
+            // If the thread has ended there is nothing to stop.
             let _ = word.send(Heard::Enough);
         }
     }
 }
 
-/// Watches over the parts of this daemon, if a service manager wants to know.
+/// Watches over the parts of this daemon, if a service manager asked for it.
 ///
 /// # Errors
 ///
-/// `E_IO` if no thread can be had.
+/// `E_IO` if the thread cannot be started.
 pub fn watch(parts: Vec<Part>) -> Result<Watching, Fault> {
     match Manager::from_env() {
         Some(manager) => watch_for(manager, parts),
@@ -80,11 +82,11 @@ pub fn watch(parts: Vec<Part>) -> Result<Watching, Fault> {
     }
 }
 
-/// Watches over parts for a manager.
+/// Watches over parts on behalf of a manager.
 ///
 /// # Errors
 ///
-/// `E_IO` if no thread can be had.
+/// `E_IO` if the thread cannot be started.
 pub fn watch_for(manager: Manager, parts: Vec<Part>) -> Result<Watching, Fault> {
     let (word, heard) = channel();
     let answers = word.clone();
@@ -105,7 +107,7 @@ enum Heard {
 struct Watcher {
     manager: Manager,
     parts: Vec<Part>,
-    /// When each part was asked what it has not answered yet.
+    /// Per part, the time of the question that it has not answered yet.
     asked: Vec<Option<Instant>>,
     answers: Sender<Heard>,
     status: String,
@@ -140,7 +142,7 @@ impl Watcher {
         }
     }
 
-    /// Asks each part that owes no answer: one that hangs is not buried in questions.
+    /// Asks each part that owes no answer. A part that hangs does not collect questions.
     fn ask(&mut self) {
         for (index, part) in self.parts.iter().enumerate() {
             if self.asked[index].is_some() {
@@ -166,7 +168,7 @@ impl Watcher {
         }
     }
 
-    /// Feeds the watchdog if nobody owes an answer, and else says who does.
+    /// Feeds the watchdog if no answer is missing; otherwise logs which parts do not answer.
     fn judge(&self) {
         let mut is_alive = true;
         for (part, asked) in self.parts.iter().zip(&self.asked) {
@@ -218,12 +220,12 @@ mod tests {
             while self.hear().expect("in time") != wanted {}
         }
 
-        /// Whether nothing is heard for a whole wait of the watchdog, from its last sign on.
+        /// Whether no sign comes for a whole watchdog timeout.
         fn is_silent(&self) -> bool {
             self.socket.set_nonblocking(true).unwrap();
             while self.hear().is_ok() {}
             self.socket.set_nonblocking(false).unwrap();
-            // The round that was under way may still end well.
+            // The round that was under way may still succeed.
             self.socket.set_read_timeout(Some(WAIT)).unwrap();
             let _ = self.hear();
             let heard = self.hear();
@@ -248,7 +250,7 @@ mod tests {
         }
         let (let_go, held) = channel::<()>();
         other.spawn(async move {
-            // This blocks the runtime's only thread, as a mistake would.
+            // Blocks the runtime's only thread, as a bug would.
             let _ = held.recv();
         });
         assert!(fake.is_silent(), "fed although a runtime hangs");

@@ -1,4 +1,4 @@
-//! One daemon per folder: an exclusive lock that the kernel lets go of when its holder is gone.
+//! One daemon per folder: an exclusive lock that the kernel releases when its holder dies.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Longest text read from a lock file: a process id.
+/// Most bytes read from a lock file, which holds a process id.
 const HOLDER_BYTES_MAX: u64 = 20;
 
 /// An exclusive lock on a file, held until this value is dropped or the process ends.
 ///
-/// The lock belongs to the open file (`flock`), so a second attempt is refused within the same process
-/// too. The file stays behind on purpose: deleting it would let two holders lock two files of one name.
+/// The lock belongs to the open file (`flock`), so a second attempt is refused within the same
+/// process too. The file stays behind on purpose: if it were deleted, two holders could lock two
+/// files of the same name.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -22,12 +23,12 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, or says who has it.
+    /// Takes the lock, or reports its holder.
     ///
     /// # Errors
     ///
-    /// `E_ALREADY_RUNNING` if it is taken, `E_PATH` if the file is a symbolic link or not plain, else
-    /// `E_IO`.
+    /// `E_ALREADY_RUNNING` if it is taken, `E_PATH` if the file is a symbolic link or not plain,
+    /// else `E_IO`.
     pub fn take(path: &Path) -> Result<Self, Fault> {
         let shown = path.display();
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -57,7 +58,8 @@ impl Lock {
             Err(TryLockError::Error(error)) => return Err(io(error)),
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // Who holds it is a courtesy: an unreadable or half-written id is left out.
+                // The holder's id is only informative: an unreadable or half-written one is left
+                // out.
                 let _ = file.take(HOLDER_BYTES_MAX).read_to_string(&mut holder);
                 let holder = holder
                     .trim()
@@ -69,7 +71,7 @@ impl Lock {
                 ));
             }
         }
-        // A courtesy too: the disk may be full, and the lock is ours all the same.
+        // Writing the id is best effort: the disk may be full, and the lock is held all the same.
         let told = file.set_len(0).and_then(|()| file.rewind());
         let _ = told.and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self {

@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Wrong;
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -28,9 +28,9 @@ pub enum Format {
     Json,
 }
 
-/// What each line says that it is where lines are documents.
+/// The schema that each JSON log line names.
 pub const SCHEMA: &str = "towpath.v1.log";
-/// What to write in place of a filter that does not parse, wherever it was said.
+/// What to write instead of a filter that does not parse, wherever it was given.
 const FILTER_REMEDY: &str =
     "say --log, TOWPATH_LOG or `log.filter` as in `info` or `info,towpath_tunnel=debug`";
 
@@ -40,7 +40,7 @@ const FILTER_REMEDY: &str =
 pub struct Options {
     /// How a log line looks.
     pub format: Format,
-    /// Which lines, by level and module, as in `info,towpath_tunnel=debug`.
+    /// Filter by level and module, as in `info,towpath_tunnel=debug`.
     pub filter: String,
 }
 
@@ -54,11 +54,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Looks whether the filter can be used.
+    /// Checks that the filter can be used.
     ///
     /// # Errors
     ///
-    /// `log.filter`, with why not.
+    /// `log.filter`, with the reason.
     pub fn check(&self) -> Result<(), Wrong> {
         let wrong = |why| Wrong::new("log.filter", format!("{:?}: {why}", self.filter));
         self.targets().map(drop).map_err(wrong)
@@ -66,7 +66,7 @@ impl Options {
 
     fn targets(&self) -> Result<Targets, String> {
         if self.filter.contains('[') {
-            // Taken as a module's name it would be obeyed, and nothing would be logged by it.
+            // It would be taken as a module name that matches nothing, so nothing would be logged.
             return Err("lines are chosen by level and module, not by span".to_owned());
         }
         let parsed: Result<Targets, _> = self.filter.parse();
@@ -74,11 +74,11 @@ impl Options {
     }
 }
 
-/// Warns for each socket that a packet could not be sent. In an outage every dial has sockets of its own, and
-/// what there is to say is said of the link.
+/// The target that warns, for each socket, that a packet could not be sent. In an outage every dial
+/// has sockets of its own, and the state of the link is logged elsewhere.
 const CHATTY: &str = "quinn_udp";
 
-/// The filter without the lines that say nothing more, unless it names them.
+/// Raises [`CHATTY`] to errors only, unless the filter names it.
 fn quietened(filter: Targets) -> Targets {
     let is_named = filter.iter().any(|(target, _)| target == CHATTY);
     if is_named || filter.default_level() <= Some(LevelFilter::ERROR) {
@@ -95,12 +95,12 @@ fn quietened(filter: Targets) -> Targets {
 pub fn start(options: &Options) -> Result<(), Fault> {
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colours = !is_plain && io::stderr().is_terminal();
-    // An error means that a log is already there, as in a test that runs two daemons.
+    // An error means that a log is already set up, as in a test that runs two daemons.
     let _ = lines(options, colours, io::stderr)?.try_init();
     Ok(())
 }
 
-/// What makes log lines and hands them to a writer.
+/// Formats log lines and hands them to a writer.
 ///
 /// # Errors
 ///
@@ -128,7 +128,7 @@ pub fn lines(
     })
 }
 
-/// A line as a document with a schema.
+/// Formats a line as a JSON document with a schema.
 struct Document;
 
 impl<S, N> FormatEvent<S, N> for Document
@@ -150,8 +150,8 @@ where
     }
 }
 
-/// Names and values as text. Much of what is logged is a peer's words, and whoever reads a log must be able to
-/// tell which lines are ours.
+/// Formats names and values as text. Much of it comes from peers, so control characters are
+/// escaped: a reader must be able to tell which lines are the daemon's own.
 fn plain_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
         match field.name() {
@@ -166,15 +166,15 @@ fn plain_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     format::debug_fn(field).delimited(" ")
 }
 
-/// Whether a character of a text from outside can be shown as it is: it is no control character, and none of the
-/// marks that turn the direction of writing or have no width.
+/// Whether a character of a foreign text can be shown as it is. Control characters, marks that
+/// change the writing direction, and characters without width cannot.
 #[must_use]
 pub fn is_plain(c: char) -> bool {
     let is_mark = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     !is_mark && !c.is_control()
 }
 
-/// Writes text so that it stays on its line and moves no cursor.
+/// Escapes text so that it stays on its line and moves no cursor.
 struct Plain<'a, 'w>(&'a mut Writer<'w>);
 
 impl Write for Plain<'_, '_> {
@@ -196,7 +196,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use tracing::Level;
 
-    /// What is logged within a call.
+    /// The log lines written during a call.
     fn logged(colours: bool, within: impl FnOnce()) -> String {
         logged_as(Format::Text, colours, within)
     }

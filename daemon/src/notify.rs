@@ -1,7 +1,7 @@
-//! Telling the service manager how the daemon is (systemd's `sd_notify` protocol).
+//! Tells the service manager the daemon's state (systemd's `sd_notify` protocol).
 //!
-//! Without a service manager nothing happens. What cannot be told is logged and has no other
-//! consequence: the manager notices by itself what matters.
+//! Without a service manager nothing happens. A message that cannot be sent is logged and has no
+//! other consequence: the manager notices by itself what matters.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Longest status text, in bytes: it is one line of `systemctl status`.
+/// Longest status text, in bytes. It is shown as one line of `systemctl status`.
 pub const STATUS_BYTES_MAX: usize = 400;
 
-/// Whether the service manager did not take what it was told last.
+/// Whether the last message could not be sent to the service manager.
 static IS_DEAF: AtomicBool = AtomicBool::new(false);
 
 /// The service manager of this process.
@@ -27,7 +27,7 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// The service manager that started this process, if one did and wants to be told.
+    /// The service manager that started this process, if there is one and it wants notifications.
     #[must_use]
     pub fn from_env() -> Option<Self> {
         let word = |name| env::var(name).ok();
@@ -38,7 +38,7 @@ impl Manager {
         })
     }
 
-    /// A service manager at a socket, with the wait of its watchdog if it has one.
+    /// A service manager at a socket, with the timeout of its watchdog if it has one.
     #[must_use]
     pub const fn at(socket: OsString, watchdog: Option<Duration>) -> Self {
         Self { socket, watchdog }
@@ -50,12 +50,12 @@ impl Manager {
         self.watchdog
     }
 
-    /// Gives the watchdog its sign of life.
+    /// Tells the watchdog that the daemon is alive.
     pub fn alive(&self) {
         self.say("WATCHDOG=1\n");
     }
 
-    /// Says in one line how the daemon is.
+    /// Reports the daemon's state in one line.
     pub fn status(&self, text: &str) {
         self.say(&format!("STATUS={}\n", one_line(text)));
     }
@@ -64,7 +64,8 @@ impl Manager {
         let (socket, word) = (&self.socket, state.trim());
         match send(socket, state) {
             Ok(()) => IS_DEAF.store(false, Ordering::Relaxed),
-            // One that went away, as a demo's does once all are ready, is not complained of for ever.
+            // A manager may go away, as a demo's does once all are ready. Only the first failure is
+            // a warning.
             Err(error) if IS_DEAF.swap(true, Ordering::Relaxed) => {
                 tracing::debug!(?socket, %error, "the service manager cannot be told {word}");
             }
@@ -75,21 +76,21 @@ impl Manager {
     }
 }
 
-/// Says that the daemon serves.
+/// Reports that the daemon is ready.
 pub fn ready() {
     crate::activation::warn_of_unused();
     say("READY=1\n");
 }
 
-/// Says that the daemon reads again what can change while it runs; [`ready`] ends it.
+/// Reports that the daemon reloads its configuration. Ended by [`ready`].
 pub fn reloading() {
     let now = clock_gettime(ClockId::Monotonic);
-    // Seconds and nanoseconds since the machine was started are never negative.
+    // Seconds and nanoseconds since boot are never negative.
     let micros = now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000;
     say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\n"));
 }
 
-/// Says that the daemon is going away as it was asked to.
+/// Reports that the daemon is stopping as requested.
 pub fn stopping() {
     say("STOPPING=1\n");
 }
@@ -100,14 +101,15 @@ fn say(state: &str) {
     }
 }
 
-/// The watchdog's wait, if it is there and meant for this process.
+/// The watchdog's timeout, if it is set and meant for this process.
 fn watchdog(wait: Option<&str>, process: Option<&str>, own: u32) -> Option<Duration> {
     let is_ours = process.is_none_or(|process| process.parse() == Ok(own));
     let micros: u64 = wait?.parse().ok()?;
     (is_ours && micros > 0).then(|| Duration::from_micros(micros))
 }
 
-/// Text without what would begin another assignment, cut to what a line holds.
+/// Replaces control characters, which could begin another assignment, and cuts to the longest
+/// status text.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(STATUS_BYTES_MAX));
     for c in text.chars() {

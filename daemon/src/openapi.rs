@@ -1,15 +1,15 @@
-//! A daemon's API as an OpenAPI document: made from the very types it answers with by a test that holds it against the
-//! one that is checked in, which is served.
+//! A daemon's API as an OpenAPI document. A test generates it from the API's own types and compares
+//! it with the file in the repository, which is what the daemon serves.
 
 use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-/// The document, pretty-printed, with a newline at its end, as it is checked in.
+/// The document as it is checked in: pretty-printed, with a final newline.
 ///
 /// # Panics
 ///
-/// Never: it is made of plain values.
+/// Never: it consists of plain values.
 #[must_use]
 pub fn document<D: OpenApi>() -> String {
     let mut text = D::openapi()
@@ -19,7 +19,7 @@ pub fn document<D: OpenApi>() -> String {
     text
 }
 
-/// The answer of the route that serves it.
+/// The response of the route that serves the document.
 pub fn answer(document: &'static str) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], document)
 }

@@ -1,8 +1,8 @@
 //! A fault as an operator or an API client sees it: code, sentence, cause, remedy.
 //!
-//! A [`Fault`] says what failed with its values. An operator also wants one sentence without inside
-//! knowledge, and what to do. Both stand in one table here, by code, so that every command and every
-//! route answers alike; a fault that brings a remedy along knows better.
+//! A [`Fault`] says what failed, with its values. An operator also needs a sentence without jargon
+//! and something to do. Both come from one table here, by code, so that every command and route
+//! answers alike. A remedy that comes with the fault takes precedence.
 
 mod advice;
 
@@ -28,7 +28,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem with the table's sentence and remedy for its code, or the remedy for what the system refused.
+    /// A problem with the table's sentence and remedy for its code. If the cause quotes a known
+    /// system error, the remedy is for that error.
     pub fn new(code: Code, cause: impl Into<String>) -> Self {
         let (advice, cause) = (advice::of(code), cause.into());
         let of_system = advice::of_system(code, &cause);
@@ -40,14 +41,14 @@ impl Problem {
         }
     }
 
-    /// The same with a sentence that fits the occasion better.
+    /// Replaces the sentence by one that fits the occasion better.
     #[must_use]
     pub fn message(mut self, message: impl Into<String>) -> Self {
         self.message = message.into();
         self
     }
 
-    /// The same with a remedy that fits the occasion better.
+    /// Replaces the remedy by one that fits the occasion better.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = remedy.into();
@@ -60,7 +61,7 @@ impl Problem {
         Code::parse(&self.code)
     }
 
-    /// The HTTP status that carries it.
+    /// The HTTP status to answer with.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         let Some(code) = self.known_code() else {
@@ -146,7 +147,7 @@ mod tests {
         let cause = "cannot listen at tcp:[::]:80: Permission denied (os error 13)";
         let listening = Problem::new(Code::Io, cause).remedy;
         assert!(listening.contains("1024"), "{listening}");
-        // A peer's system is none of ours.
+        // A system error of the peer gets no advice about this host.
         let peers = remedy(Code::Refused, ErrorKind::NotFound, 2);
         assert_eq!(peers, advice::of(Code::Refused).remedy);
     }

@@ -1,4 +1,4 @@
-//! One wish to stop, heard everywhere.
+//! A request to stop that reaches all tasks of the daemon.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Says "stop" to every [`Shutdown`] made from it.
+/// Asks every [`Shutdown`] made from it to stop.
 #[derive(Debug, Clone)]
 pub struct Trigger(Arc<watch::Sender<bool>>);
 
-/// Hears that the daemon is to stop.
+/// Learns that the daemon is asked to stop.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
-/// A trigger and what hears it.
+/// A trigger with the shutdown that it controls.
 #[must_use]
 pub fn channel() -> (Trigger, Shutdown) {
     let (wish, heard) = watch::channel(false);
@@ -29,24 +29,26 @@ impl Trigger {
 }
 
 impl Shutdown {
-    /// Waits until the daemon is to stop; a lost trigger counts as a wish to stop.
+    /// Waits until the daemon is asked to stop. If all triggers are dropped, that counts as a
+    /// request.
     pub async fn requested(&mut self) {
-        // An error means that every trigger is gone, and with it whoever could keep us running.
+        // An error means that every trigger was dropped, so nothing else could ask for a stop.
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 
-    /// Whether the daemon is to stop.
+    /// Whether the daemon has been asked to stop.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }
 }
 
-/// A shutdown that SIGTERM and SIGINT ask for, with its trigger for other reasons to stop.
+/// A shutdown requested by SIGTERM or SIGINT, with its trigger for other reasons to stop. Must be
+/// called inside a tokio runtime.
 ///
 /// # Errors
 ///
-/// `E_IO` if the signals cannot be caught. Must be called inside a tokio runtime.
+/// `E_IO` if the signals cannot be caught.
 pub fn on_signals() -> Result<(Trigger, Shutdown), Fault> {
     let io = |error| Fault::new(Code::Io, format!("cannot catch signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(io)?;

@@ -1,12 +1,12 @@
-//! Unix sockets for this user and root alone, or for one group more where the service manager says so.
+//! Unix sockets for this user and root, and for one group if the service manager says so.
 //!
-//! Two doors stand between another local user and a daemon (L01): the folder has mode 0700, and every
-//! connection's user is asked of the kernel. Either alone would do; a folder's mode can be changed by
-//! mistake, and a check alone would let others fill the backlog.
+//! Two checks keep other local users away from a daemon (L01): the folder has mode 0700, and the
+//! kernel is asked for every connection's user. Either would be enough, but a folder's mode can be
+//! changed by mistake, and the check alone would let others fill the backlog.
 //!
-//! A socket that the service manager opened (see [`crate::activation`]) stands in an open folder, and
-//! its own mode is the first door. If that lets in the socket's group, so does the second: this is how
-//! two daemons with users of their own meet.
+//! A socket that the service manager opened (see [`crate::activation`]) is in an open folder, and
+//! its own mode is the first check. If its mode lets in the socket's group, so does the second
+//! check. Daemons that run as different users meet this way.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -20,11 +20,11 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::activation;
 use crate::lock::Lock;
 
-/// Longest path of a Unix socket, in bytes: `sun_path` less its closing zero.
+/// Longest path of a Unix socket, in bytes: `sun_path` without its terminating zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// A listening socket that nobody else can take over; the file goes when this value is dropped, unless
-/// it is the service manager's.
+/// A listening socket that no other daemon can take over. Dropping it removes the file, unless the
+/// service manager owns it.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -32,26 +32,26 @@ pub struct Socket {
     door: Door,
 }
 
-/// Who stands at a socket's door.
+/// Who controls access to a socket.
 #[derive(Debug)]
 enum Door {
-    /// We do, in a private folder; the lock keeps other daemons from its path.
+    /// This daemon, with a private folder. The lock keeps other daemons from the path.
     Ours { _lock: Lock },
-    /// The service manager does, and lets in this group as well.
+    /// The service manager, which may also let in this group.
     Managers { group: Option<u32> },
 }
 
 impl Socket {
-    /// Listens at `path`: with the service manager's socket if it passed one for it, else in a folder
-    /// that only this user may enter (made if it is missing).
+    /// Listens at `path`: with the service manager's socket if it passed one for the path, else
+    /// with a new socket in a folder that only this user may enter (made if it is missing).
     ///
-    /// A socket that a dead daemon left behind is removed; the lock beside it proves that the daemon
-    /// is dead.
+    /// A socket left behind by a dead daemon is removed. Holding the lock beside it proves that the
+    /// daemon is dead.
     ///
     /// # Errors
     ///
-    /// `E_ALREADY_RUNNING` if a living daemon has it, `E_PATH` if the path is too long, the folder is
-    /// open to others, or something that is no socket is in the way, else `E_IO`.
+    /// `E_ALREADY_RUNNING` if a running daemon has it, `E_PATH` if the path is too long, the folder
+    /// is open to others, or something that is not a socket is in the way, else `E_IO`.
     pub fn bind(path: &Path) -> Result<Self, Fault> {
         if let Some(listener) = activation::take_unix(path) {
             return Self::of_manager(listener, path);
@@ -83,11 +83,11 @@ impl Socket {
         })
     }
 
-    /// A socket that was passed; its file's mode says who may connect.
+    /// A socket that the service manager passed. The mode of its file says who may connect.
     fn of_manager(listener: UnixListener, path: &Path) -> Result<Self, Fault> {
         let shown = path.display();
         let io = |error: io::Error| Fault::new(Code::Io, format!("socket {shown}: {error}"));
-        // Managers pass listeners that do not block, and the listener is for blocking use.
+        // The manager's listeners do not block, but this one is for blocking use.
         listener.set_nonblocking(false).map_err(io)?;
         let meta = fs::symlink_metadata(path).map_err(io)?;
         let mode = meta.mode() & 0o777;
@@ -104,12 +104,12 @@ impl Socket {
         })
     }
 
-    /// Lets this user, root and the socket's group in and nobody else; a refusal is written to the
+    /// Lets in this user, root and the socket's group, and nobody else. A refusal is written to the
     /// audit log.
     ///
     /// # Errors
     ///
-    /// `E_DENIED` for others, `E_IO` if the kernel does not say who it is.
+    /// `E_DENIED` for others, `E_IO` if the kernel does not report the peer's credentials.
     pub fn check_peer(&self, stream: impl AsFd) -> Result<Peer, Fault> {
         let group = match self.door {
             Door::Ours { .. } => None,
@@ -118,13 +118,14 @@ impl Socket {
         check_peer(stream, &self.path, group)
     }
 
-    /// The listener, for blocking use; each accepted stream goes through [`Socket::check_peer`].
+    /// The listener, for blocking use. Check each accepted stream with [`Socket::check_peer`].
     #[must_use]
     pub const fn listener(&self) -> &UnixListener {
         &self.listener
     }
 
-    /// The same listener for tokio; `self` must outlive it, as dropping `self` removes the file.
+    /// The same listener for tokio. `self` must outlive it, because dropping `self` removes the
+    /// file.
     ///
     /// # Errors
     ///
@@ -140,7 +141,7 @@ impl Socket {
         })
     }
 
-    /// Where it listens.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -150,7 +151,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if matches!(self.door, Door::Ours { .. }) {
-            // The next daemon removes what is left here, so a failure has no consequence.
+            // The next daemon removes a leftover file, so a failure does not matter.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -160,8 +161,8 @@ impl Drop for Socket {
 ///
 /// # Errors
 ///
-/// `E_PATH` if it is no folder, belongs to somebody else or is open to others; `E_IO` if it cannot be
-/// made.
+/// `E_PATH` if it is not a folder, belongs to another user or is open to others; `E_IO` if it
+/// cannot be made.
 pub fn private_folder(path: &Path) -> Result<(), Fault> {
     let shown = path.display();
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
@@ -205,7 +206,7 @@ pub struct Peer {
     pub uid: u32,
     /// Its effective group when it connected.
     pub gid: u32,
-    /// Its process id; it may be gone by now.
+    /// Its process id. The process may be gone by now.
     pub pid: i32,
 }
 
@@ -234,7 +235,7 @@ const fn is_allowed(uid: u32, own: u32) -> bool {
     uid == own || uid == 0
 }
 
-/// Removes a dead daemon's socket; its lock must be held.
+/// Removes a dead daemon's socket. The caller must hold its lock.
 fn remove_stale(path: &Path) -> Result<(), Fault> {
     let shown = path.display();
     let io = |error: io::Error| Fault::new(Code::Io, format!("socket {shown}: {error}"));
@@ -278,7 +279,7 @@ mod tests {
         assert_eq!(fault.code, Code::AlreadyRunning);
         drop(first);
         assert!(!path.exists());
-        // What a killed daemon leaves: the file without its lock.
+        // What a killed daemon leaves: the file without a held lock.
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let second = Socket::bind(&path).unwrap();
@@ -341,7 +342,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("run/a.sock");
         let socket = Socket::bind(&path).unwrap();
-        // Both doors of the folder are opened by mistake; the kernel's word is the last one.
+        // The folder and the socket are opened by mistake. The check of the kernel's credentials
+        // remains.
         for open in [root.path(), path.parent().unwrap(), path.as_path()] {
             fs::set_permissions(open, fs::Permissions::from_mode(0o777)).unwrap();
         }
@@ -355,7 +357,7 @@ mod tests {
         let fault = socket.check_peer(&stream).expect_err("nobody");
         assert_eq!(fault.code, Code::Denied);
         assert!(fault.detail.contains("user 65534"), "{fault}");
-        // The stranger's group is still root's: a group that is let in is no other one.
+        // The stranger's group is still root's. Only the group that is let in may connect.
         assert!(check_peer(&stream, &path, Some(0)).is_ok());
         assert!(check_peer(&stream, &path, Some(65_534)).is_err());
         drop(stranger.join().unwrap());

@@ -1,4 +1,4 @@
-//! Streams through the tunnel for programs with plain blocking sockets: open one, or be handed one.
+//! Streams through the tunnel for programs with plain blocking sockets: open one, or accept one.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -14,28 +14,29 @@ use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::HEADER_BYTES;
 use towpath_protocol::identity::{HostIdentity, Name};
 
-/// How long a preamble may take to arrive on a connection that has just been accepted: the tunnel
-/// sends it with its first write, so a longer wait means that someone else has connected.
+/// How long the preamble of a freshly accepted connection may take. The tunnel sends it with its
+/// first write, so a longer wait means that the peer is not the tunnel.
 pub const PREAMBLE_WAIT: Duration = Duration::from_secs(5);
 
-/// Bytes a local socket holds for a reader that is busy, where the class fills the link: the writer
-/// then sleeps once for a mebibyte and not for each chunk. The system may give less.
+/// Send buffer of a local socket, in bytes, for classes that fill the link: a writer then sleeps
+/// once per mebibyte and not for each chunk. The system may grant less.
 const BULK_BUFFER_BYTES: usize = 1 << 20;
 
-/// Gives a local socket that carries a class the room to send that the class needs.
+/// Gives a local socket the send buffer that its class needs.
 pub fn make_room(socket: impl AsFd, class: Class) {
     if class.leg() == Leg::Bulk {
-        // With less room the stream is slower, and nothing else.
+        // With a smaller buffer the stream is slower, and nothing else.
         let _ = sockopt::set_socket_send_buffer_size(socket, BULK_BUFFER_BYTES);
     }
 }
 
-/// Connects to a daemon's socket; where too many wait to be accepted, as by a daemon that hangs, for at most
-/// `wait`, which must not be zero. Writes on the connection wait for as long, unless told otherwise.
+/// Connects to a daemon's socket, within `wait`. Connecting takes time only while the backlog is
+/// full, as with a daemon that hangs. `wait` must not be zero. It also stays the socket's write
+/// timeout until that is set anew.
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::WouldBlock`] if that was too long, or what else the system says.
+/// [`io::ErrorKind::WouldBlock`] if it took too long; any other error of the system.
 pub fn connect_within(path: &Path, wait: Duration) -> io::Result<UnixStream> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
@@ -44,15 +45,15 @@ pub fn connect_within(path: &Path, wait: Duration) -> io::Result<UnixStream> {
     Ok(UnixStream::from(socket))
 }
 
-/// Opens a stream to a service at a peer; returns it once the service has it.
+/// Opens a stream to a service at a peer. Returns once the service has accepted it.
 ///
 /// The returned socket has no timeouts set, and none of the stream's bytes have been read.
 ///
 /// # Errors
 ///
 /// `E_UNREACHABLE` if the tunnel's socket cannot be used, `E_STALLED` if there is no answer within
-/// `wait`, and whatever the tunnel or its peer refuses with: `E_DENIED`, `E_NOT_FOUND`,
-/// `E_UNREACHABLE`, `E_BUSY`.
+/// `wait`, and the refusals of the tunnel and its peer: `E_DENIED`, `E_NOT_FOUND`, `E_UNREACHABLE`,
+/// `E_BUSY`.
 pub fn open_stream(
     tunnel: &Path,
     open: &Open,
@@ -85,12 +86,12 @@ pub fn open_stream(
     }
 }
 
-/// Stands between a refusal's words and what mends it: a refusal has room for words alone, and programs that know of no
-/// remedy show both.
+/// Separates a refusal's text from its remedy. A refusal on the wire is one text; programs that do
+/// not know the mark show both parts.
 const REMEDY_MARK: char = '\n';
 
-/// A refusal as the tunnel says it to programs of its own host: its remedy stands behind its words, if there is room for
-/// all of it. Words of a peer never pass for one.
+/// A refusal as the tunnel sends it to programs of its own host: the remedy follows the text, if
+/// all of it fits. The mark is removed from the text itself, so a peer cannot forge a remedy.
 #[must_use]
 pub fn told_here(fault: &Fault) -> Fault {
     let mut detail = fault.detail.replace(REMEDY_MARK, " ");
@@ -103,7 +104,7 @@ pub fn told_here(fault: &Fault) -> Fault {
     Fault::new(fault.code, detail)
 }
 
-/// The same as a program of this host understands it.
+/// Splits the remedy off a refusal made by [`told_here`].
 fn with_own_remedy(fault: Fault) -> Fault {
     match fault.detail.split_once(REMEDY_MARK) {
         Some((detail, remedy)) => Fault::new(fault.code, detail).remedy(remedy),
@@ -111,12 +112,12 @@ fn with_own_remedy(fault: Fault) -> Fault {
     }
 }
 
-/// Asks the tunnel of this host's own site whether new work may begin.
+/// Asks this host's tunnel whether new work may begin.
 ///
 /// # Errors
 ///
-/// `E_CRL_STALE` while the tunnel does not know what has been revoked lately, `E_UNREACHABLE` if its
-/// socket cannot be used, `E_STALLED` if there is no answer within `wait`.
+/// `E_CRL_STALE` while the tunnel's revocation lists are out of date, `E_UNREACHABLE` if its socket
+/// cannot be used, `E_STALLED` if there is no answer within `wait`.
 pub fn check_trust(tunnel: &Path, site: &Name, wait: Duration) -> Result<(), Fault> {
     let open = Open {
         peer: site.clone(),
@@ -124,7 +125,7 @@ pub fn check_trust(tunnel: &Path, site: &Name, wait: Duration) -> Result<(), Fau
         class: Class::Control,
     };
     match open_stream(tunnel, &open, wait) {
-        // A tunnel of an earlier release has no such service, and no lists either.
+        // A tunnel of an earlier release has neither this service nor revocation lists.
         Err(fault) if fault.code == Code::NotFound => Ok(()),
         asked => asked.map(|_| ()),
     }
@@ -136,7 +137,8 @@ pub fn check_trust(tunnel: &Path, site: &Name, wait: Duration) -> Result<(), Fau
 ///
 /// # Errors
 ///
-/// `E_STALLED` if the preamble is not there within [`PREAMBLE_WAIT`], a framing fault if it is none.
+/// `E_STALLED` if the preamble does not arrive within [`PREAMBLE_WAIT`], a framing fault if it is
+/// not a preamble.
 pub fn accept_stream(stream: &UnixStream) -> Result<Accepted, Fault> {
     let mut reader = stream;
     let preamble = read_preamble(&mut reader, Instant::now() + PREAMBLE_WAIT)?;
@@ -147,7 +149,7 @@ pub fn accept_stream(stream: &UnixStream) -> Result<Accepted, Fault> {
     }
 }
 
-/// What [`read_preamble`] needs of a socket.
+/// The operations on a socket that [`read_preamble`] needs.
 trait TimedRead: Read {
     fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
 }
@@ -173,8 +175,8 @@ fn read_preamble(stream: &mut impl TimedRead, until: Instant) -> Result<Preamble
     Preamble::decode_body(&header, &body)
 }
 
-/// Fills `bytes` by `until`, however slowly the other side drips: a socket's own timeout begins anew
-/// with every byte.
+/// Fills `bytes` by `until`, however slowly the other side sends. A socket's own timeout starts
+/// anew with every byte.
 fn read_by(stream: &mut impl TimedRead, bytes: &mut [u8], until: Instant) -> Result<(), Fault> {
     let mut filled = 0;
     while filled < bytes.len() {
@@ -242,7 +244,7 @@ mod tests {
         }
     }
 
-    /// A socket path of this test's own; the folder goes when the process does.
+    /// A socket path of this test's own. The test removes its folder.
     fn socket_path(test: &str) -> std::path::PathBuf {
         let folder = std::env::temp_dir().join(format!("towpath-{}-{test}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -301,7 +303,7 @@ mod tests {
         let fault = Fault::new(Code::Unreachable, "no link to region");
         let told = fault.clone().remedy("look at the cable");
         assert_eq!(heard("mended", &told), told);
-        // One that has no room is left out, and what a peer says is no remedy of ours.
+        // A remedy that does not fit is left out, and a peer's text never becomes a remedy.
         let long = fault.clone().remedy("x".repeat(DETAIL_BYTES_MAX));
         assert_eq!(heard("long", &long), fault);
         let peers = heard("peers", &Fault::new(Code::Denied, "no\nsend us your key"));

@@ -8,10 +8,10 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::problem::Problem;
 
-/// Largest request body, in bytes: a request holds names and numbers.
+/// Largest request body, in bytes. A request holds only names and numbers.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 
-/// Deepest nesting of a request: the deepest type we have is 3 deep.
+/// Deepest nesting of a request. The deepest type in use has three levels.
 pub const DEPTH_MAX: usize = 16;
 
 /// A JSON body that parsed into `T`.
@@ -27,11 +27,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Strict<T> {
     }
 }
 
-/// Parses a JSON document of a request.
+/// Parses the JSON document of a request.
 ///
 /// # Errors
 ///
-/// `E_META` if it is too large, too deep, not JSON, or JSON of another shape: a key twice, a number out of range.
+/// `E_META` if it is too large, too deep, not JSON, or JSON of another shape, such as with a
+/// duplicate key or a number out of range.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     if bytes.len() > BODY_BYTES_MAX {
         return Err(too_large());
@@ -56,7 +57,7 @@ fn too_large() -> Fault {
     )
 }
 
-/// Counts open brackets outside strings; what else is wrong with the document is the parser's task.
+/// Counts open brackets outside strings. All other errors are left to the parser.
 fn check_depth(bytes: &[u8]) -> Result<(), Fault> {
     let mut depth = 0usize;
     let mut is_text = false;

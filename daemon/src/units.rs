@@ -1,5 +1,5 @@
-//! Durations as operators write them, sizes and rates as they read them; how those are written is in the
-//! protocol.
+//! Durations as operators write them, and sizes and rates as they read them. The protocol crate
+//! parses sizes and rates.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,7 +26,7 @@ impl Span {
         self.0
     }
 
-    /// Whole milliseconds.
+    /// The span in whole milliseconds.
     #[must_use]
     pub fn milliseconds(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
@@ -67,13 +67,13 @@ impl fmt::Display for Span {
     }
 }
 
-/// Bytes with a binary unit.
+/// Formats bytes with a binary unit.
 #[must_use]
 pub fn bytes(bytes: u64) -> String {
     scaled(bytes, 1024, &["B", "KiB", "MiB", "GiB", "TiB"])
 }
 
-/// Bytes per second as the bits per second of a line.
+/// Formats bytes per second as bits per second.
 #[must_use]
 pub fn bits_per_second(bytes_per_second: u64) -> String {
     let units = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"];

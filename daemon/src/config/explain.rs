@@ -1,11 +1,11 @@
-//! Turns a parser's complaint into what is wrong and what to write.
+//! Turns a parser's error into a sentence that says what is wrong and what to write.
 
 use std::ops::Range;
 
-/// A name that differs by more than a third of its letters is not a misspelling.
+/// A name that differs in more than about a third of its letters is not taken for a misspelling.
 const LETTERS_PER_MISTAKE: usize = 3;
 
-/// Says a parser's complaint as one sentence with its fix.
+/// Rewrites a parser's error as one sentence with its fix.
 pub(super) fn explain(message: &str) -> String {
     let message = message.trim().replace('\n', ", ");
     let mut quoted = message.split('`').skip(1).step_by(2);
@@ -37,7 +37,7 @@ pub(super) fn explain(message: &str) -> String {
     }
 }
 
-/// Says it with what stands at its place in the file, for complaints that say too little alone.
+/// Explains errors whose message says too little without the text at their position.
 pub(super) fn at(text: &str, span: Range<usize>, message: &str) -> Option<String> {
     let (start, found) = (span.start, text.get(span)?);
     if message.starts_with("invalid socket address") {
@@ -56,13 +56,13 @@ pub(super) fn at(text: &str, span: Range<usize>, message: &str) -> Option<String
     unquoted(line_at(text, start)?)
 }
 
-/// The line of the text in which a byte stands.
+/// The line that contains a byte offset.
 fn line_at(text: &str, offset: usize) -> Option<&str> {
     let start = text.get(..offset)?.rfind('\n').map_or(0, |end| end + 1);
     text[start..].lines().next()
 }
 
-/// What to write in place of a line whose value is a text without quotes.
+/// What to write instead of a line whose value is a text without quotes.
 fn unquoted(line: &str) -> Option<String> {
     let (key, value) = line.split_once('=')?;
     let (key, value) = (key.trim(), value.split(" #").next()?.trim());
@@ -76,19 +76,20 @@ fn unquoted(line: &str) -> Option<String> {
     ))
 }
 
-/// The key that is missing, if that is the complaint.
+/// The key that is missing, if that is the error.
 pub(super) fn missing(message: &str) -> Option<&str> {
     let key = message.trim().strip_prefix("missing field `")?;
     key.split('`').next()
 }
 
-/// That a table is missing, and what it must hold at least.
+/// The message for a missing table, with the first key that it needs.
 pub(super) fn no_table(name: &str, wanted: Option<&str>) -> String {
     let with = wanted.map_or_else(String::new, |key| format!(", with `{key} = ...` in it"));
     format!("table `[{name}]` is missing; add it{with}")
 }
 
-/// What stands where something else is wanted; a number where a text is has mostly lost its unit.
+/// The message for a value of the wrong type. A number where a text is expected has mostly lost its
+/// unit.
 fn mismatch(found: &str, wanted: &str) -> String {
     let number = ["integer `", "floating point `"];
     let number = number.iter().find_map(|kind| found.strip_prefix(kind));
@@ -106,7 +107,7 @@ fn mismatch(found: &str, wanted: &str) -> String {
     )
 }
 
-/// What was found, in plain words.
+/// Describes the value that was found, in plain words.
 fn plain(found: &str) -> String {
     let kinds = [
         ("integer `", "the number "),
@@ -125,7 +126,7 @@ fn plain(found: &str) -> String {
     })
 }
 
-/// What is wanted, in plain words.
+/// Describes the type that was expected, in plain words.
 fn plainly_wanted(wanted: &str) -> String {
     let most = match wanted {
         "u8" => Some(u64::from(u8::MAX)),
@@ -160,7 +161,7 @@ fn unknown_key(unknown: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known name that `word` is most likely a misspelling of.
+/// The known name of which `word` is most likely a misspelling.
 #[must_use]
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let mistakes_max = (word.chars().count() / LETTERS_PER_MISTAKE).max(1) + 1;
@@ -172,7 +173,7 @@ pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// Letters to insert, delete or replace to make one word of the other (Levenshtein).
+/// The Levenshtein distance: letters to insert, delete or replace to turn one word into the other.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();

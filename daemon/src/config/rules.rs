@@ -1,4 +1,4 @@
-//! Rules that values of every daemon's configuration keep, told in the same words.
+//! Checks that the configurations of all daemons share, with the same messages.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -7,14 +7,14 @@ use std::path::Path;
 
 use super::Wrong;
 
-/// What is said of a path that could be anywhere.
+/// The message for a path that is not absolute.
 pub const MUST_BE_ABSOLUTE: &str = "must be an absolute path, beginning with /";
 
-/// Looks whether a path means the same wherever the daemon is started.
+/// Checks that a path is absolute, so that it does not depend on where the daemon is started.
 ///
 /// # Errors
 ///
-/// The key, if it does not.
+/// The key, if the path is relative.
 pub fn absolute(key: &str, path: &Path) -> Result<(), Wrong> {
     if path.is_absolute() {
         return Ok(());
@@ -22,11 +22,11 @@ pub fn absolute(key: &str, path: &Path) -> Result<(), Wrong> {
     Err(Wrong::new(key, MUST_BE_ABSOLUTE))
 }
 
-/// Looks whether an address that asks nobody who they are is reached from this host alone.
+/// Checks that an address without authentication can only be reached from this host.
 ///
 /// # Errors
 ///
-/// The key, if it is reached from others.
+/// The key, if the address is not on loopback.
 pub fn loopback(key: &str, address: SocketAddr) -> Result<(), Wrong> {
     if address.ip().is_loopback() {
         return Ok(());
@@ -37,11 +37,11 @@ pub fn loopback(key: &str, address: SocketAddr) -> Result<(), Wrong> {
     Err(Wrong::new(key, why))
 }
 
-/// Looks whether a value is one that can be meant; it and the bounds are told in its own unit.
+/// Checks that a value is within a range. Value and bounds are shown in the key's own unit.
 ///
 /// # Errors
 ///
-/// The key, if it is not.
+/// The key, if the value is outside.
 pub fn within<T: PartialOrd + Display + Copy>(
     key: &str,
     value: T,

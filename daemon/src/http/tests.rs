@@ -1,4 +1,4 @@
-//! The server and the client against each other and against rude clients.
+//! The server and the client against each other, and against rude clients.
 
 use super::*;
 use crate::client::Client;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 fn router() -> Router {
-    // More than the system's buffers hold.
+    // More than the kernel's socket buffers hold.
     let large = Bytes::from(vec![7; 16 << 20]);
     Router::new()
         .route("/v", get(async || Json(json!({"a": 1}))))
@@ -44,7 +44,7 @@ async fn count() -> Response {
     ndjson(body)
 }
 
-/// A stream that never says anything and does not end.
+/// A stream that sends nothing and does not end.
 async fn silent() -> Response {
     let (lines, body) = mpsc::channel(1);
     tokio::spawn(async move { lines.closed().await });
@@ -146,7 +146,7 @@ async fn l05_a_huge_header_and_a_crowd_are_refused_and_others_are_served() {
             "y".repeat(1 << 20)
         );
         let mut stream = UnixStream::connect(client.socket()).await.unwrap();
-        // The server closes before it has read all of it, and what it answered before that is there still.
+        // The server closes before it has read the whole header. Its answer can still be read.
         let _ = stream.write_all(header.as_bytes()).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -243,7 +243,7 @@ async fn l05_requests_under_a_foreign_name_fill_no_log() {
     let (kept, options) = (Kept::default(), crate::log::Options::default());
     let writer = kept.clone();
     let lines = crate::log::lines(&options, false, move || writer.clone()).unwrap();
-    // The server runs on this thread too.
+    // The server runs on this thread too, so its log lines are captured.
     let _logging = tracing::dispatcher::set_default(&lines);
     let (trigger, shutdown) = shutdown::channel();
     let listener = bind_loopback("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -292,7 +292,7 @@ async fn l05_over_tcp_only_so_many_requests_a_second_are_answered() {
     };
     let began = tokio::time::Instant::now();
     let mut answered = 0;
-    // However slow the machine: in the end somebody asks too often.
+    // However slow the machine is, the rate limit is reached in the end.
     let refused = loop {
         match ask().await {
             200 => answered += 1,
@@ -303,7 +303,7 @@ async fn l05_over_tcp_only_so_many_requests_a_second_are_answered() {
     let most = 100.0 + 50.0 * began.elapsed().as_secs_f64() + 1.0;
     assert_eq!(refused, 429);
     assert!(f64::from(answered) <= most, "{answered} of {most}");
-    // And it is answered again as time goes by.
+    // Requests are answered again as time goes by.
     while ask().await != 200 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -316,7 +316,7 @@ async fn l05_only_so_many_changes_a_second_are_made_and_reading_goes_on() {
     with_server(async |client, _| {
         let began = tokio::time::Instant::now();
         let mut made = 0;
-        // However slow the machine: in the end somebody asks too often.
+        // However slow the machine is, the rate limit is reached in the end.
         let problem = loop {
             match client.post::<_, Value>("/echo", &json!(1)).await {
                 Ok(_) => made += 1,
@@ -331,7 +331,7 @@ async fn l05_only_so_many_changes_a_second_are_made_and_reading_goes_on() {
         for _ in 0..200 {
             client.get::<Value>("/v").await.unwrap();
         }
-        // What would be refused anyway counts too: it is asked for.
+        // Requests that would be refused anyway count against the limit too.
         let body = "POST /v HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let refused = loop {
             let answer = raw(client.socket(), body).await;
@@ -341,7 +341,7 @@ async fn l05_only_so_many_changes_a_second_are_made_and_reading_goes_on() {
         };
         assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
         assert!(refused.contains("\r\nretry-after: 1\r\n"), "{refused}");
-        // And changes are made again as time goes by.
+        // Changes are made again as time goes by.
         while client.post::<_, Value>("/echo", &json!(1)).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -365,13 +365,13 @@ async fn l05_clients_that_read_no_answer_give_their_places_back() {
     let mut deaf = Vec::new();
     for _ in 0..CLIENTS_MAX {
         let stream = ask("/large").await;
-        // Its answer is under way.
+        // The answer has begun to arrive.
         stream.readable().await.unwrap();
         deaf.push(stream);
     }
     let status = async || {
         let mut answer = Vec::new();
-        // One for whom there is no place may be reset.
+        // A client without a place may be reset.
         let _ = ask("/v").await.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer);
         answer.split(' ').nth(1).unwrap_or_default().to_owned()

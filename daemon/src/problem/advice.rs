@@ -9,7 +9,7 @@ pub(super) struct Advice {
     pub(super) remedy: &'static str,
 }
 
-/// For a code the table does not name; a test keeps it from ever being used.
+/// The advice for a code that the table lacks. A test makes sure that there is none.
 pub(super) const UNKNOWN: Advice = Advice {
     sentence: "something went wrong",
     remedy: "look at the daemon's log",
@@ -29,7 +29,7 @@ pub(super) const fn of(code: Code) -> Advice {
     Advice { sentence, remedy }
 }
 
-/// What the system says of a file or an address, and what to do about it whatever the code.
+/// System errors about files and addresses, with the remedy for each whatever the code.
 const OF_SYSTEM: [(&str, &str); 5] = [
     (
         DENIED,
@@ -55,10 +55,10 @@ const OF_SYSTEM: [(&str, &str); 5] = [
 
 const DENIED: &str = "Permission denied (os error 13)";
 
-/// How a daemon begins what it says of an address that it may not have, whoever asked it to.
+/// How a daemon's fault begins when it cannot listen at an address.
 const LISTENS: &str = "cannot listen at";
 
-/// What to do about what the system said, if a cause tells it of this host's own things.
+/// The remedy for a system error that the cause quotes, if it is about this host's own resources.
 pub(super) fn of_system(code: Code, cause: &str) -> Option<&'static str> {
     let is_ours = matches!(
         code,
@@ -74,7 +74,7 @@ pub(super) fn of_system(code: Code, cause: &str) -> Option<&'static str> {
     found.map(|(_, remedy)| *remedy)
 }
 
-/// Codes that speak of the other side.
+/// Codes for faults of the other side.
 const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
     Some(match code {
         Code::Truncated => ("the peer's message ended too early", PEER_SPOKE_NONSENSE),
@@ -161,7 +161,7 @@ const fn peers(code: Code) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// Codes that speak of this host or of the caller.
+/// Codes for faults of this host or of the caller.
 const fn ours(code: Code) -> Option<(&'static str, &'static str)> {
     Some(match code {
         Code::Io => (
