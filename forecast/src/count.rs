@@ -1,13 +1,14 @@
-//! Counts as numbers with a fraction, and back.
+//! Conversions between counts and floating point numbers.
 
-/// A count as a number with a fraction; beyond 2^53 the last digits are lost, and no matter.
+/// Converts a count to floating point. Beyond 2^53 the last digits are lost, which does not matter
+/// here.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "said above")]
 pub const fn precise(count: u64) -> f64 {
     count as f64
 }
 
-/// A number as a count.
+/// Converts a number to a count, rounding down and saturating.
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,

@@ -1,4 +1,5 @@
-//! One direction of the link to one peer: samples in, forecasts out, scored against what happened.
+//! One direction of the link to one peer: takes samples, makes forecasts, and scores them against
+//! what happened.
 
 mod soon;
 
@@ -16,62 +17,66 @@ use crate::score::Score;
 use crate::season::{Hour, Season, WEEK_HOURS};
 use crate::zone::Zone;
 
-/// The furthest that is forecast: a week.
+/// The furthest horizon of a forecast: one week.
 pub const HORIZON_SECONDS_MAX: u64 = WEEK_HOURS as u64 * HOUR_SECONDS;
 
-/// Up to here the last seconds alone answer.
+/// Up to this horizon a forecast uses the short view alone.
 const RECENT_SECONDS: u64 = 60;
 
-/// From here on the last weeks alone answer.
+/// From this horizon on a forecast uses the long view alone.
 const SEASON_SECONDS: u64 = HOUR_SECONDS;
 
-/// Most hours without a look that are noted one by one; after more the weeks are learnt anew.
+/// Most hours without samples that are handed to the season one by one: half a year. After a longer
+/// gap the season is learnt anew.
 const GAP_HOURS_MAX: u64 = 4368;
 
-/// Most hours by which the clock may jump and be believed at once: hosts are off for a while, and clocks are
-/// set by a little.
+/// Most hours by which the clock may jump and be believed at once. Hosts are switched off for a
+/// while, and clocks are adjusted by a little.
 const JUMP_HOURS_MAX: u64 = 24;
 
-/// Most hours by which it may jump ahead and be believed at once where there is a link, whose certificates it was held
-/// against: sixty days, for hosts are off over weekends and holidays.
+/// The same limit for a jump ahead while there is a link, because the clock was checked against the
+/// link's certificates. Sixty days: hosts are switched off over weekends and holidays.
 const AHEAD_HOURS_MAX: u64 = 60 * 24;
 
-/// Most seconds by which a clock may be put back behind the beginning of the open hour for that one to stay open: more
-/// than clocks that run too fast are set by.
+/// Most seconds before the beginning of the open hour to which a clock may be put back while that
+/// hour stays open. Clocks that run fast are corrected by less.
 const BACK_SECONDS_MAX: u64 = 900;
 
-/// How long a clock that has jumped further has to keep to it, in seconds: a host that boots with a wrong time
-/// mostly has the right one within minutes.
+/// How many seconds a clock must keep to a larger jump before it is believed. A host that boots
+/// with a wrong time mostly has the right one within minutes.
 const DOUBT_SECONDS: u32 = 3600;
 
-/// Outcomes a score remembers.
+/// Outcomes that a score remembers.
 const SCORE_COUNT: u64 = 1000;
 
-/// Hours before the end of a history that are scored again at a start: as many outcomes as a score remembers, and the week
-/// that its forecasts are made ahead.
+/// Hours at the end of a history that are scored again at a start: the outcomes that a score
+/// remembers, plus the week by which its longest forecasts are made ahead.
 const SCORED_HOURS_MAX: u64 = SCORE_COUNT + WEEK_HOURS as u64;
 
-/// How much of a cap the path must have been seen to carry for the cap to be what a transfer gets: caps are
-/// kept within a hundredth.
+/// Share of a cap that the path must have been seen to carry for the cap to be what a transfer
+/// gets. Caps are kept to within one percent.
 const REACHED_SHARE: f64 = 0.99;
 
-/// What the path was seen to carry of what it is believed to, for that to be a word of it.
+/// Share of the path's believed rate that a reached cap must have to be news about the path.
 const TOLD_SHARE: f64 = 0.98;
 
-/// Seconds looked at, since the start, below which a forecast of the next minute has low confidence, and from
-/// which it has high: those it is about, and as many as its errors are learnt from.
+/// Samples, one per second, since the start: below `LOW_SAMPLES` a forecast of the next minute has
+/// low confidence, from `HIGH_SAMPLES` on high. The first is the minute that is forecast, the
+/// second the number of errors that are learnt from.
 const LOW_SAMPLES: u64 = 60;
 const HIGH_SAMPLES: u64 = 300;
 
-/// Known hours below which a forecast of hours has low confidence, and from which it has high.
+/// Known hours: below `LOW_HOURS` a forecast of hours has low confidence, from `HIGH_HOURS` on
+/// high.
 const LOW_HOURS: u64 = 48;
 const HIGH_HOURS: u64 = 336;
 
-/// Age of the newest capacity above which confidence is low, and above which it is not high.
+/// Age of the newest capacity sample: above `LOW_AGE_SECONDS` confidence is low, above
+/// `HIGH_AGE_SECONDS` it is not high.
 const LOW_AGE_SECONDS: u64 = 7 * 86_400;
 const HIGH_AGE_SECONDS: u64 = 86_400;
 
-/// Horizons that are scored.
+/// A horizon that is scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Horizon {
     /// The next second.
@@ -112,7 +117,7 @@ impl Horizon {
         }
     }
 
-    /// How far ahead it is.
+    /// The horizon in seconds.
     #[must_use]
     pub const fn seconds(self) -> u64 {
         match self {
@@ -126,20 +131,20 @@ impl Horizon {
     }
 }
 
-/// How much a forecast is to be relied on.
+/// How reliable a forecast is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Confidence {
-    /// Little or old history: the band is a guess from what little there is.
+    /// Little or old history: the band is a rough guess.
     Low,
     /// Days of history.
     Medium,
-    /// Weeks of history, and fresh.
+    /// Weeks of history, and recent.
     High,
 }
 
 impl Confidence {
-    /// The word in tables and JSON.
+    /// The name in tables and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -150,27 +155,28 @@ impl Confidence {
     }
 }
 
-/// What is expected of a moment.
+/// The forecast for one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
     /// The rate, in bytes per second.
     pub band: Band,
-    /// How much it is to be relied on.
+    /// How reliable it is.
     pub confidence: Confidence,
-    /// Seconds since the link's capacity was last seen, or the cap reached.
+    /// Seconds since the path's capacity was last seen, or the cap was last reached.
     pub age_seconds: u64,
 }
 
-/// When so many bytes would be through; `None` if not within [`HORIZON_SECONDS_MAX`].
+/// When a number of bytes will have been sent. `None` means not within [`HORIZON_SECONDS_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Through {
-    /// As likely before as after.
+    /// The bytes are through by this moment with a probability of one half.
     pub p50: Option<Moment>,
-    /// If every hour is as slow as one in ten is; so it is a little later than nine chances in ten.
+    /// The same if every hour is as slow as the slowest tenth of hours. This is a little later
+    /// than the 90 % quantile.
     pub p90: Option<Moment>,
 }
 
-/// The rates of the last seconds, as many as speak for a whole slot.
+/// The rates of the last seconds: as many as count for a whole slot.
 #[derive(Debug, Clone, Default)]
 struct LastSeconds(VecDeque<f64>);
 
@@ -184,13 +190,13 @@ impl LastSeconds {
         }
     }
 
-    /// All of them, once they are enough.
+    /// The rates, once there are enough.
     fn all(&self) -> Option<&VecDeque<f64>> {
         (self.0.len() == Self::COUNT).then_some(&self.0)
     }
 }
 
-/// A forecast whose hour has not come.
+/// A forecast whose hour has not passed yet.
 #[derive(Debug, Clone, Copy)]
 struct Open {
     due: u64,
@@ -203,15 +209,15 @@ pub struct Forecaster {
     zone: Zone,
     history: History,
     season: Season,
-    /// The hour that is not over, by its number since 1970; everything before is in the season.
+    /// The hour that is not over, by its number since 1970. All hours before it are in the season.
     hour: Option<u64>,
-    /// The season has learnt hours that are still to come.
+    /// Whether the season has learnt hours that are now in the future again.
     is_astray: bool,
-    /// Seconds looked at since the clock jumped.
+    /// Seconds with a link since the clock jumped.
     doubted_seconds: u32,
     recent: Recent,
     newest_capacity: Option<Moment>,
-    /// What went through while there was a link.
+    /// The rates while there was a link.
     passed: LastSeconds,
     /// The caps that were reached while the cap was the limit.
     caps: LastSeconds,
@@ -223,7 +229,7 @@ pub struct Forecaster {
 }
 
 impl Forecaster {
-    /// A forecaster that goes on where a history ends; times of day are those of the zone.
+    /// A forecaster that continues a history. Times of day are in the zone.
     #[must_use]
     pub fn new(zone: Zone, history: History) -> Self {
         let mut forecaster = Self {
@@ -243,7 +249,7 @@ impl Forecaster {
             history: History::default(),
         };
         let hours: Vec<(u64, Hour)> = history.hours().collect();
-        // The last one may not be over: it is taken when the next one begins.
+        // The last hour may not be over. It is handed over when the next one begins.
         if let Some((last, earlier)) = hours.split_last() {
             for (number, hour) in earlier {
                 forecaster.begin(*number);
@@ -255,13 +261,13 @@ impl Forecaster {
             }
             forecaster.begin(last.0);
         }
-        // Of the last week it is known to five minutes, those of the hour that is not over among them.
+        // The last week is kept at five minutes, which also covers the hour that is not over.
         forecaster.newest_capacity = history.newest_capacity().or(forecaster.newest_capacity);
         forecaster.history = history;
         forecaster
     }
 
-    /// What is kept.
+    /// The history, as it should be saved.
     #[must_use]
     pub const fn history(&self) -> &History {
         &self.history
@@ -273,17 +279,17 @@ impl Forecaster {
         self.season.known_count()
     }
 
-    /// How good the forecasts of a horizon were.
+    /// The score of a horizon's forecasts.
     #[must_use]
     pub const fn score(&self, horizon: Horizon) -> &Score {
         &self.scores[horizon as usize]
     }
 
-    /// Takes a sample of so many seconds that ends now.
+    /// Takes a sample that ends now and covers this many seconds.
     pub fn observe(&mut self, now: Moment, sample: Sample, seconds: u32) {
-        // A clock that was put back: what was seen then was not seen later than now.
+        // If the clock was put back, samples from then must not lie in the future.
         self.newest_capacity = self.newest_capacity.map(|at| at.min(now));
-        // A link was made with certificates whose time the clock was held against; without one nothing was.
+        // With a link, its certificates prove the time roughly right. Without one nothing does.
         let checked = if matches!(sample, Sample::Down) {
             0
         } else {
@@ -310,7 +316,8 @@ impl Forecaster {
         }
     }
 
-    /// Notes what the last seconds have in common: what went through, and the highest cap that each of them had reached.
+    /// Notes the mean rate of the last seconds, and the highest cap that all of the last capped
+    /// seconds reached.
     fn note(&mut self, filed: Moment, sample: Sample, seconds: u32) {
         match sample {
             Sample::Capacity(rate)
@@ -331,8 +338,8 @@ impl Forecaster {
         }
     }
 
-    /// The path carries the cap, or more: of a path that is known this is news only if that is as much as it
-    /// is believed to carry.
+    /// Takes a reached cap: the path carries the cap or more. If the path's rate is known, this is
+    /// news only where the cap is nearly that rate.
     fn reach(&mut self, now: Moment, cap: f64) {
         self.capped_count += 1;
         let believed = self.forecast(now, now).map(|made| made.band.p50);
@@ -342,9 +349,9 @@ impl Forecaster {
         }
     }
 
-    /// What a transfer is expected to get at a moment under a cap, in bytes per second: the path's rate, or
-    /// the cap where that is lower. Of a path that was never the limit only what it was seen to carry is
-    /// known; if that is the cap or more, the cap is what a transfer gets.
+    /// What a transfer is expected to get at a moment under a cap, in bytes per second: the path's
+    /// rate, or the cap where that is lower. If the path was never the limit, only the rates it was
+    /// seen to carry are known; if they reach the cap, the cap is what a transfer gets.
     #[must_use]
     pub fn forecast_under(&self, now: Moment, at: Moment, cap: Option<f64>) -> Option<Prediction> {
         let path = self.forecast(now, at);
@@ -356,7 +363,7 @@ impl Forecaster {
         path.map(capped).or_else(|| self.reached(now, at, cap))
     }
 
-    /// The forecast of a cap that the path is known to carry, and nothing else.
+    /// The forecast from a cap alone, if the path is known to carry it.
     fn reached(&self, now: Moment, at: Moment, cap: f64) -> Option<Prediction> {
         let is_reached = |rate: f64| rate >= cap * REACHED_SHARE;
         let newest = self.carried(now).filter(|(_, rate)| is_reached(*rate));
@@ -380,16 +387,16 @@ impl Forecaster {
         })
     }
 
-    /// What was seen to go through for long enough in the five minutes that ended at each moment of the last week, oldest
-    /// first.
+    /// The rates carried for long enough in each slot of five minutes of the last week, with the
+    /// end of the slot, oldest first.
     fn carried(&self, now: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {
         let week_ago = now.unix_seconds().saturating_sub(HORIZON_SECONDS_MAX);
         self.history
             .carried_since(Moment::from_unix_seconds(week_ago))
     }
 
-    /// What the path is expected to carry at a moment; `None` while that is not known. What lies in the
-    /// past is taken as now, what lies beyond a week as a week ahead.
+    /// What the path is expected to carry at a moment; `None` while that is not known. A moment in
+    /// the past counts as now, one beyond a week as a week ahead.
     #[must_use]
     pub fn forecast(&self, now: Moment, at: Moment) -> Option<Prediction> {
         let newest = self.newest_capacity?;
@@ -417,8 +424,9 @@ impl Forecaster {
         })
     }
 
-    /// When `bytes` would be through if sending began at a moment, under a cap that changes with time; `None` while what
-    /// the link carries then is not known. What lies in the past is taken as now.
+    /// When `bytes` will have been sent if sending begins at `from`, under a cap that changes with
+    /// time; `None` while the link's rate at `from` is not known. A moment in the past counts as
+    /// now.
     #[must_use]
     pub fn through(
         &self,
@@ -427,12 +435,12 @@ impl Forecaster {
         bytes: u64,
         cap: impl Fn(Moment) -> Option<f64>,
     ) -> Option<Through> {
-        /// Steps the rate is held for: a timetable changes on the minute.
+        /// Seconds per step, in which the rate is constant. A timetable changes on the minute.
         const STEP_SECONDS: u64 = 60;
         let from = from.max(now);
         self.forecast_under(now, from, cap(from))?;
         let mut through = Through::default();
-        // Where nothing else is known, what went through once goes through.
+        // Where no forecast exists, the highest rate carried so far is assumed.
         let carried = self.carried(now).map(|(_, rate)| rate).fold(0.0, f64::max);
         let wanted = precise(bytes);
         let (mut sent_p50, mut sent_p10) = (0.0, 0.0);
@@ -441,7 +449,8 @@ impl Forecaster {
         for step in 0..left / STEP_SECONDS {
             let begin = from.plus_seconds(step * STEP_SECONDS);
             let hour = hour_of(begin);
-            // The first hour changes from minute to minute, later ones are one number.
+            // In the first hour the forecast changes from minute to minute, later it is constant
+            // per hour.
             let is_held = begin.since(now).as_secs() > SEASON_SECONDS;
             let band = match held {
                 Some((held_hour, band)) if is_held && held_hour == hour => band,
@@ -469,8 +478,8 @@ impl Forecaster {
         Some(through)
     }
 
-    /// The most that was seen to go through in five seconds of the last day, whatever was the limit then: what fits into
-    /// less may have gone into a queue.
+    /// The highest mean rate over five seconds that was seen in the last day, whatever was the
+    /// limit. Shorter bursts may have gone into a queue.
     #[must_use]
     pub fn at_least(&self, now: Moment) -> Option<f64> {
         let day_ago = Moment::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));
@@ -478,16 +487,16 @@ impl Forecaster {
     }
 
     fn season_at(&self, now: Moment, at: Moment) -> Option<Band> {
-        // Between the last sample and now hours may have passed that nobody has noted yet.
+        // Hours may have passed since the last sample that the season has not taken yet.
         let open = self.hour?.min(hour_of(now));
         let lead = hour_of(at).saturating_sub(open) + 1;
         let lead = usize::try_from(lead).unwrap_or(WEEK_HOURS);
         self.season.forecast(lead, self.week_hour(hour_of(at)))
     }
 
-    /// Whether the clock is right, as far as one can tell after so many more seconds with a link: one look under a
-    /// wrong one must cost neither the years that are kept nor those to come, and no hours without a link do. If it
-    /// keeps to an earlier time, what lies ahead of that never was.
+    /// Whether to believe the clock, after `seconds` more with a link. One sample under a wrong
+    /// clock must not cost the history or block the years to come, and time without a link proves
+    /// nothing. If the clock stays at an earlier time, samples stamped later are dropped as wrong.
     fn believes(&mut self, now: Moment, seconds: u32) -> bool {
         if now < CLOCK_SET {
             return false;
@@ -512,8 +521,8 @@ impl Forecaster {
         true
     }
 
-    /// The moment that what is seen now is kept under: a clock that was put back by a little goes on with the open hour,
-    /// for the one before is learnt.
+    /// The moment under which samples of `now` are filed. If the clock was put back by a little,
+    /// the open hour goes on, because the season has learnt the hour before.
     fn filed_at(&self, now: Moment) -> Moment {
         let begin = self.hour.map_or(now, begin_of);
         if begin.since(now).as_secs() <= BACK_SECONDS_MAX {
@@ -523,7 +532,8 @@ impl Forecaster {
         }
     }
 
-    /// The clock was put back: what lies ahead of it never was, and its hours are still to come.
+    /// Handles a clock that was put back: drops samples stamped later, and lets their hours come
+    /// again.
     fn go_back(&mut self, current: u64, now: Moment) {
         self.history.forget_after(now);
         self.hour = Some(current);
@@ -531,14 +541,14 @@ impl Forecaster {
         self.is_astray = true;
     }
 
-    /// Whether the season has learnt hours that are still to come, for the clock was put back: until [`Self::follow`]
-    /// it learns no more.
+    /// Whether the season has learnt hours that are now in the future, because the clock was put
+    /// back. It learns nothing more until [`Self::follow`].
     #[must_use]
     pub const fn is_astray(&self) -> bool {
         self.is_astray
     }
 
-    /// Goes on with what another forecaster has learnt of this one's history.
+    /// Takes over what another forecaster has learnt from this one's history.
     pub fn follow(&mut self, again: Self) {
         self.season = again.season;
         self.hour = again.hour;
@@ -575,7 +585,8 @@ impl Forecaster {
         }
     }
 
-    /// Hands an hour that is over to the season; if it is scored, with what was forecast of it and is of the next ones.
+    /// Closes an hour: scores the forecasts made for it and hands it to the season. If `is_scored`,
+    /// also records new forecasts to be scored later.
     fn close_hour(&mut self, number: u64, told: Hour, is_scored: bool) {
         self.settle(number, told);
         self.season.observe(told, self.week_hour(number + 1));
@@ -585,7 +596,7 @@ impl Forecaster {
         }
     }
 
-    /// The season begins with the first hour there is.
+    /// Starts the season with its first hour, unless it has started.
     fn begin(&mut self, number: u64) {
         if self.hour.is_none() {
             self.season = Season::new(self.week_hour(number));
@@ -608,7 +619,7 @@ impl Forecaster {
         }
     }
 
-    /// Notes what is forecast at the beginning of an hour, for the scores.
+    /// Records the forecasts made at the beginning of an hour, to be scored later.
     fn open_forecasts(&mut self, number: u64) {
         for (index, lead) in [1, 24, WEEK_HOURS].into_iter().enumerate() {
             let due = number + lead as u64 - 1;
@@ -618,7 +629,7 @@ impl Forecaster {
         }
     }
 
-    /// Which hour of the week an hour is, by the zone's clocks.
+    /// The hour of the week, from Monday 00:00, of an hour by its number, in the zone's local time.
     fn week_hour(&self, number: u64) -> usize {
         // 1970 began on a Thursday.
         const THURSDAY_HOURS: i64 = 3 * 24;
@@ -630,8 +641,9 @@ impl Forecaster {
     }
 }
 
-/// How much a forecast is to be relied on that rests on so many samples and hours and is so many seconds away
-/// from the newest, which is so old.
+/// The confidence of a forecast that rests on so many samples and known hours. `stale` is the time
+/// in seconds from the newest capacity sample to the moment that is forecast, `age_seconds` the age
+/// of that sample.
 const fn confidence(samples: u64, hours: u64, stale: u64, age_seconds: u64) -> Confidence {
     if stale <= 2 * RECENT_SECONDS {
         return match samples {
@@ -649,7 +661,7 @@ const fn confidence(samples: u64, hours: u64, stale: u64, age_seconds: u64) -> C
     }
 }
 
-/// From the last seconds' word to the last weeks', by the logarithm of the time.
+/// Mixes the short view and the long view, by the logarithm of the time ahead.
 fn between(recent: &Band, season: &Band, seconds: u64) -> Band {
     let from = precise(RECENT_SECONDS).ln();
     let to = precise(SEASON_SECONDS).ln();

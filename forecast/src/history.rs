@@ -1,5 +1,5 @@
-//! What a link carried, kept for years in a bounded space: five minutes for a week, hours for half a
-//! year, days for five years.
+//! The measurements of a link, kept for years in bounded space: slots of five minutes for a week,
+//! of an hour for half a year, of a day for five years.
 //!
 //! ```text
 //!  "TOWPATHF" | version | 3 x (grain, count, first index, count x slot) | crc32c of all before
@@ -12,19 +12,19 @@ use towpath_protocol::fault::{Code, Fault};
 use crate::moment::Moment;
 use crate::season::Hour;
 
-/// What a file of history begins with.
+/// The first bytes of a history file.
 const MAGIC: [u8; 8] = *b"TOWPATHF";
 
-/// The version of the file's form.
+/// The version of the file format.
 const VERSION: u32 = 3;
 
-/// Whose slots end with their outages; it is read still.
+/// Version 1: slots end after `down_seconds`. Still readable.
 const VERSION_WITHOUT_CAPS: u32 = 1;
 
-/// Whose slots end with the mean of their caps; it is read still.
+/// Version 2: slots end after `capped_seconds`, so of caps only the mean is known. Still readable.
 const VERSION_OF_MEANS: u32 = 2;
 
-/// Grains in seconds with the slots kept of each: a week, half a year, five years.
+/// Grains: seconds per slot, and the number of slots kept, for a week, half a year and five years.
 const GRAINS: [(u64, usize); 3] = [(300, 2016), (HOUR_SECONDS, 4368), (86_400, 1830)];
 
 /// Seconds of an hour.
@@ -35,44 +35,44 @@ const SLOT_BYTES: usize = 36;
 /// Largest encoded history, in bytes.
 pub const ENCODED_BYTES_MAX: usize = 320 * 1024;
 
-/// Samples from before 2024 were stamped by a clock that nobody had set.
+/// Samples stamped before 2024 come from a clock that was not set.
 pub(crate) const CLOCK_SET: Moment = Moment::from_unix_seconds(1_704_067_200);
 
-/// Seconds of capacity that speak for a whole slot.
+/// Seconds of samples that are enough to count for a whole slot.
 pub(crate) const SEEN_SECONDS_MIN: u32 = 5;
 
-/// Share of the seconds looked at that make a slot one of outage.
+/// Share of the observed seconds without a link from which on a slot counts as an outage.
 const OUTAGE_SHARE: f64 = 0.9;
 
-/// What a short interval was like, by our own measurement.
+/// What one measurement of a short interval found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Sample {
-    /// The path was the limit: it carries so much, in bytes per second.
+    /// The path was the limit: it carries this rate, in bytes per second.
     Capacity(f64),
-    /// The programs were the limit: the path carries this or more. Never counts as capacity.
+    /// The programs were the limit: the path carries this rate or more. Never counts as capacity.
     ApplicationLimited(f64),
-    /// Our own cap was the limit, and this: the path carries so much or more.
+    /// Our own cap, of this rate, was the limit: the path carries this rate or more.
     CapLimited(f64),
     /// There was no link.
     Down,
 }
 
-/// What is kept of one span of time.
+/// What is kept of one span of time. Rates are in bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Slot {
-    /// Mean capacity over the seconds in which the path was the limit, in bytes per second.
+    /// Mean rate over the seconds in which the path was the limit.
     capacity: f32,
-    /// Mean of what was sent over the seconds in which it was not.
+    /// Mean rate over the seconds in which the programs were the limit.
     bound: f32,
     seen_seconds: u32,
     bound_seconds: u32,
     down_seconds: u32,
-    /// Mean of the cap over the seconds in which it was the limit.
+    /// Mean cap over the seconds in which the cap was the limit.
     capped: f32,
     capped_seconds: u32,
-    /// The most that went through on the average of seconds that are enough.
+    /// The highest mean rate over [`SEEN_SECONDS_MIN`] seconds.
     peak: f32,
-    /// The highest cap that was the limit for long enough, without a lower one between.
+    /// The highest cap that [`SEEN_SECONDS_MIN`] capped seconds in a row all reached.
     held: f32,
 }
 
@@ -94,7 +94,7 @@ impl Slot {
         }
     }
 
-    /// What the span says of the rate: outages count by the time they took.
+    /// The rate of the span. Time without a link counts as zero.
     #[must_use]
     pub fn told(&self) -> Hour {
         let [seen, bound, capped] =
@@ -108,7 +108,8 @@ impl Slot {
         };
         let (capacity, reached) = (f64::from(self.capacity), f64::from(self.capped));
         if self.seen_seconds >= SEEN_SECONDS_MIN {
-            // The path is seen when it is slower than the cap: those seconds alone would speak for the rest.
+            // The path is the limit only while it is slower than the cap. Those seconds alone would
+            // not be representative.
             let rate = if reached > capacity {
                 (capacity * seen + reached * capped) / (seen + capped)
             } else {
@@ -125,13 +126,13 @@ impl Slot {
         }
     }
 
-    /// What programs sent for long enough, if they sent anything, in bytes per second.
+    /// The mean rate that programs sent at, in bytes per second, if they sent for long enough.
     fn bound(&self) -> Option<f64> {
         let is_bound = self.bound > 0.0 && self.bound_seconds >= SEEN_SECONDS_MIN;
         is_bound.then_some(self.bound.into())
     }
 
-    /// What was seen to go through for long enough, in bytes per second.
+    /// The highest rate that the path was seen to carry for long enough, in bytes per second.
     fn carried(&self) -> Option<f64> {
         let known = [
             (self.seen_seconds >= SEEN_SECONDS_MIN).then_some(self.capacity.into()),
@@ -141,7 +142,7 @@ impl Slot {
         known.into_iter().flatten().max_by(f64::total_cmp)
     }
 
-    /// The most that was seen to go through for long enough at a time, in bytes per second.
+    /// The highest mean rate over a few seconds, in bytes per second.
     fn peak(&self) -> Option<f64> {
         (self.peak > 0.0).then_some(self.peak.into())
     }
@@ -180,7 +181,7 @@ impl Slot {
             slot.peak = rate(bytes)?;
             slot.held = rate(bytes)?;
         } else {
-            // The means are the best that is known of both.
+            // Older versions kept only the means, which are the best estimates of both.
             if slot.capped_seconds >= SEEN_SECONDS_MIN {
                 slot.held = slot.capped;
             }
@@ -190,7 +191,7 @@ impl Slot {
     }
 }
 
-/// A rate as it may be kept: a number from zero to a thousand times the fastest link.
+/// Limits a rate to what may be kept: from zero to a thousand times the fastest link.
 fn sane(rate: f64) -> f64 {
     if rate.is_nan() {
         0.0
@@ -199,13 +200,13 @@ fn sane(rate: f64) -> f64 {
     }
 }
 
-/// A rate as a slot keeps it.
+/// A rate in the precision of a slot.
 #[expect(clippy::cast_possible_truncation, reason = "seven digits are enough")]
 fn short(rate: f64) -> f32 {
     sane(rate) as f32
 }
 
-/// The slots of one grain, the oldest first, without gaps.
+/// The slots of one grain, oldest first, without gaps.
 #[derive(Debug, Clone, PartialEq)]
 struct Ring {
     grain_seconds: u64,
@@ -224,7 +225,7 @@ impl Ring {
         }
     }
 
-    /// The slot of a moment, made if it is new; `None` if it is too old to be kept.
+    /// The slot of a moment, made if it is new; `None` if the moment is too old to be kept.
     fn slot(&mut self, at: Moment) -> Option<&mut Slot> {
         let index = at.unix_seconds() / self.grain_seconds;
         let end = self.first + self.slots.len() as u64;
@@ -269,7 +270,7 @@ impl Ring {
     }
 }
 
-/// One direction of a link to one peer.
+/// The history of one direction of a link to one peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     rings: [Ring; 3],
@@ -284,22 +285,23 @@ impl Default for History {
 }
 
 impl History {
-    /// Takes a sample that ended at a moment and lasted so many seconds.
+    /// Takes a sample that ended at a moment and covers this many seconds.
     pub fn observe(&mut self, at: Moment, sample: Sample, seconds: u32) {
         self.note(at, |slot| slot.observe(sample, seconds));
     }
 
-    /// Takes note of a cap that was the limit for long enough.
+    /// Notes a cap that was the limit for long enough.
     pub(crate) fn hold(&mut self, at: Moment, cap: f64) {
         self.note(at, |slot| slot.held = slot.held.max(short(cap)));
     }
 
-    /// Takes note of what went through on the average of seconds that are enough, in bytes per second.
+    /// Notes a mean rate over enough seconds, in bytes per second.
     pub(crate) fn peak(&mut self, at: Moment, rate: f64) {
         self.note(at, |slot| slot.peak = slot.peak.max(short(rate)));
     }
 
-    /// Takes note of something in each slot of a moment, if the clock has been set by then.
+    /// Changes the slot of a moment in each ring, unless the moment is from a clock that was not
+    /// set.
     fn note(&mut self, at: Moment, change: impl Fn(&mut Slot)) {
         if at < CLOCK_SET {
             return;
@@ -311,7 +313,7 @@ impl History {
         }
     }
 
-    /// Forgets what lies ahead of a moment: it was stamped by a clock that was wrong.
+    /// Drops the slots after a moment: they were stamped by a wrong clock.
     pub fn forget_after(&mut self, at: Moment) {
         for ring in &mut self.rings {
             let index = at.unix_seconds() / ring.grain_seconds;
@@ -321,13 +323,13 @@ impl History {
         }
     }
 
-    /// The hours that are kept, oldest first, each with its number since 1970.
+    /// The kept hours, oldest first, each with its number since 1970.
     pub fn hours(&self) -> impl Iterator<Item = (u64, Hour)> + '_ {
         let ring = &self.rings[1];
         (ring.first..).zip(ring.slots.iter().map(Slot::told))
     }
 
-    /// What an hour, by its number since 1970, was like.
+    /// The rate of an hour, by its number since 1970.
     #[must_use]
     pub fn hour(&self, number: u64) -> Hour {
         let ring = &self.rings[1];
@@ -337,49 +339,49 @@ impl History {
         slot.map_or(Hour::Unknown, Slot::told)
     }
 
-    /// The end of the newest five minutes in which the path was the limit for long enough.
+    /// The end of the newest slot of five minutes in which the path was the limit for long enough.
     pub(crate) fn newest_capacity(&self) -> Option<Moment> {
         let slots = self.slots_since(Moment::default());
         let full = slots.filter(|(_, slot)| matches!(slot.told(), Hour::Rate(rate) if rate > 0.0));
         full.map(|(end, _)| end).last()
     }
 
-    /// What was seen to go through for long enough, in bytes per second, in the five minutes that ended at each
-    /// moment after another one.
+    /// The rates carried for long enough, in bytes per second, of the slots of five minutes that
+    /// end after a moment, each with its end.
     pub(crate) fn carried_since(&self, from: Moment) -> impl Iterator<Item = (Moment, f64)> + '_ {
         let slots = self.slots_since(from);
         slots.filter_map(|(end, slot)| Some((end, slot.carried()?)))
     }
 
-    /// The most that was seen to go through for long enough at a time, in bytes per second, in the five minutes that
-    /// ended at any moment after another one.
+    /// The highest rate of a few seconds, in bytes per second, in the slots of five minutes that
+    /// end after a moment.
     pub(crate) fn peak_since(&self, from: Moment) -> Option<f64> {
         let peaks = self.slots_since(from).filter_map(|(_, slot)| slot.peak());
         peaks.max_by(f64::total_cmp)
     }
 
-    /// The slots of five minutes that end after a moment.
+    /// The slots of five minutes that end after a moment, each with its end.
     fn slots_since(&self, from: Moment) -> impl Iterator<Item = (Moment, &Slot)> + '_ {
         let ring = &self.rings[0];
         let ends = (ring.first + 1..).map(|i| Moment::from_unix_seconds(i * ring.grain_seconds));
         ends.zip(&ring.slots).filter(move |(end, _)| *end > from)
     }
 
-    /// What was seen to go through for long enough in the hours that are kept, each with its number since 1970.
+    /// The rates carried for long enough in the kept hours, each with the hour's number since 1970.
     pub(crate) fn hours_carried(&self) -> impl Iterator<Item = (u64, f64)> + '_ {
         let ring = &self.rings[1];
         let slots = (ring.first..).zip(&ring.slots);
         slots.filter_map(|(number, slot)| Some((number, slot.carried()?)))
     }
 
-    /// Days that are known at all.
+    /// Number of days of which anything is known.
     #[must_use]
     pub fn day_count(&self) -> usize {
         let told = self.rings[2].slots.iter().map(Slot::told);
         told.filter(|day| *day != Hour::Unknown).count()
     }
 
-    /// The history as bytes, with a version and a checksum.
+    /// Encodes the history, with a version and a checksum.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let slot_count: usize = self.rings.iter().map(|ring| ring.slots.len()).sum();
@@ -393,7 +395,7 @@ impl History {
         bytes
     }
 
-    /// The history that bytes hold.
+    /// Decodes a history.
     ///
     /// # Errors
     ///
@@ -434,7 +436,7 @@ fn damaged(what: &str) -> Fault {
     Fault::new(Code::Meta, format!("a damaged history: {what}"))
 }
 
-/// Bytes not read yet.
+/// The bytes that are not read yet.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -495,7 +497,7 @@ mod tests {
         let reached = Sample::CapLimited(2e6);
         assert_eq!(hour_of(&[(idle, 3590), (reached, 10)]), Hour::AtLeast(2e6));
         assert_eq!(hour_of(&[(idle, 3598), (reached, 2)]), Hour::AtLeast(1e3));
-        // A path that is slower than the cap now and then is seen only then.
+        // A path that is slower than the cap only at times is seen only then.
         let slow = Sample::Capacity(1e6);
         assert_eq!(hour_of(&[(reached, 30), (slow, 10)]), Hour::Rate(1.75e6));
         let fast = Sample::Capacity(8e6);
@@ -514,7 +516,7 @@ mod tests {
         history.observe(at(7200), Sample::ApplicationLimited(5e5), 60);
         history.peak(at(7200), 5e5);
         let bytes = history.encode();
-        // Without the last fields of each slot it is what that version wrote.
+        // Without the last fields of each slot, the bytes are those of the older version.
         for (version, slot_bytes) in [(VERSION_WITHOUT_CAPS, 20), (VERSION_OF_MEANS, 28)] {
             let mut before = [&MAGIC[..], &version.to_le_bytes()].concat();
             let mut rest = &bytes[before.len()..bytes.len() - 4];

@@ -1,14 +1,14 @@
-//! The time of day a forecast is asked for: seconds since 1970, given by the caller.
+//! The time of day, in seconds since 1970. The caller always passes it in.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The last moment there is, the end of the year 9999: later ones have no date.
+/// The last moment, at the end of the year 9999. Later ones have no date.
 pub const MOMENT_MAX: Moment = Moment(253_402_207_200);
 
-/// Whole seconds since 1970 in UTC, within [`MOMENT_MAX`].
+/// Whole seconds since 1970 in UTC, at most [`MOMENT_MAX`].
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -16,7 +16,7 @@ pub const MOMENT_MAX: Moment = Moment(253_402_207_200);
 pub struct Moment(u64);
 
 impl Moment {
-    /// So many seconds after the beginning of 1970.
+    /// The moment this many seconds after the beginning of 1970.
     #[must_use]
     pub const fn from_unix_seconds(seconds: u64) -> Self {
         if seconds > MOMENT_MAX.0 {
@@ -31,13 +31,13 @@ impl Moment {
         self.0
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time since `earlier`; zero if that lies ahead.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_secs(self.0.saturating_sub(earlier.0))
     }
 
-    /// So many seconds later.
+    /// The moment this many seconds later.
     #[must_use]
     pub const fn plus_seconds(self, seconds: u64) -> Self {
         Self::from_unix_seconds(self.0.saturating_add(seconds))

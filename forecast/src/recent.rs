@@ -1,12 +1,14 @@
-//! The short view: what the next seconds and minutes will carry, from the last ones.
+//! The short view: forecasts the next seconds and minutes from the last ones.
 //!
-//! Means that forget at different speeds run side by side: some jump when the rate seems to have changed
-//! for good and see errors as shares of the rate, as rough as it is just now; the others do neither, for on
-//! some links changes do not last. Each has at each horizon a band made of the errors it made there, and
-//! which of them does best depends on the link and on how far ahead is asked; so each counts, at
-//! each quantile, the more the less it lost there so far. A horizon that has passed only a few times leans
-//! on the errors of the next shorter one. Bands that are each right are not when they are mixed, so the
-//! mixture's errors move it too.
+//! Several exponential means with different memories run side by side. The jumping means are of
+//! logarithms of the rate: they jump when the rate seems to have changed for good, and their errors
+//! are measured in the current spread. The staying means are of the rate itself: they never jump,
+//! because on some links changes do not last, and their errors are in bytes per second. At each
+//! horizon, every mean has a band made of its own past errors there. Which mean is best depends on
+//! the link and on the horizon, so the bands are combined per quantile, weighted by how little each
+//! mean lost there so far. A horizon that has passed only a few times borrows the errors of the
+//! next shorter one. A mixture of well-calibrated bands is not well calibrated itself, so the
+//! mixture's own errors correct it.
 
 mod correction;
 mod expert;
@@ -17,107 +19,117 @@ use self::correction::Correction;
 use self::expert::{Expert, Quantiles, together};
 use crate::band::Band;
 
-/// Shares of the newest sample in the means that jump, which are of logarithms.
+/// Shares of the newest sample in the jumping means, which are of logarithms.
 const JUMPING: [f64; 4] = [1.0, 0.3, 0.1, 0.03];
 
-/// Shares in those that stay, which are of rates: from the last value to the last three minutes.
+/// Shares of the newest sample in the staying means, which are of rates: from the last value alone
+/// to the last three minutes.
 const STAYING: [f64; 7] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005];
 
 const EXPERT_COUNT: usize = JUMPING.len() + STAYING.len();
 
-/// The jumping mean that changes are told from.
+/// Index of the jumping mean whose residuals are tested for changes.
 const WATCHED: usize = 2;
 
-/// How far ahead is scored, in samples, which come each second while the link is full.
+/// Horizons that are scored, in samples. While the link is full there is one sample per second.
 pub const HORIZONS: [usize; 4] = [1, 10, 60, 300];
 
-/// Samples kept: the longest horizon.
+/// Samples kept: those of the longest horizon.
 const SAMPLE_COUNT_MAX: usize = HORIZONS[3];
 
-/// What is said of a horizon is noted so often while it passes, or at each sample: those between would
-/// say much the same.
+/// Forecasts that are recorded for scoring while a horizon passes, but at most one per sample.
+/// Those between would be much the same.
 const NOTES_A_HORIZON: usize = 10;
 
-/// Samples before anything is said.
+/// Samples needed before a forecast is made.
 pub const SAMPLE_COUNT_MIN: u64 = 10;
 
-/// Least rate that is looked at, in bytes per second: logarithms need one.
+/// Lowest rate, in bytes per second; slower samples are raised to it, as logarithms need one above
+/// zero.
 const RATE_MIN: f64 = 1.0;
 
-/// Most that is looked at, in bytes per second.
+/// Highest rate, in bytes per second.
 const RATE_MAX: f64 = 1e14;
 
-/// The spread before any is seen.
+/// The spread before any sample.
 const SPREAD_FIRST: f64 = 0.1;
 
-/// Least spread: no link is steadier within a second.
+/// Lowest spread: no link is steadier from second to second.
 const SPREAD_MIN: f64 = 0.01;
 
-/// Share by which the spread follows.
+/// Share of the newest sample in the spread.
 const SPREAD_SHARE: f64 = 0.02;
 
-/// Quantiles 10, 50 and 90 of errors before any is seen, in spreads: of a normal one of mean absolute value one.
+/// Quantiles 10, 50 and 90 of the errors before any is seen, in spreads: those of a normal
+/// distribution with a mean absolute value of one.
 const ERRORS_FIRST: Quantiles = [-1.6, 0.0, 1.6];
 
-/// How many times a horizon has to pass before its errors are believed as much as those of the shorter one.
+/// How many times a horizon must pass before its own errors weigh as much as those of the next
+/// shorter one.
 const PASSES: f64 = 7.0;
 
-/// Share of the newest sample in what the link is used to: of the last eight minutes, more or less.
+/// Share of the newest sample in the usual rate, which covers about the last eight minutes.
 const USUAL_SHARE: f64 = 0.002;
 
-/// Share by which the highest rate seen fades into the usual one: half of it in twenty minutes.
+/// Share by which the highest rate fades towards the usual one: half of the way in twenty minutes.
 const HIGHEST_SHARE: f64 = 0.0005;
 
-/// A second that carries next to nothing counts as a fiftieth of the usual, in logarithms.
+/// Largest fall below the usual rate, in logarithms: a second that carries next to nothing counts
+/// as a fiftieth of the usual.
 const FALL_MAX: f64 = 3.9;
 
-/// A change is believed after so much evidence beyond the slack, in spreads (Page's test).
+/// Page's test for changes, in spreads: a residual beyond `SLACK` adds at most `EVIDENCE_MAX` of
+/// evidence, and a change is believed at `ENOUGH`.
 const SLACK: f64 = 1.5;
 const EVIDENCE_MAX: f64 = 4.0;
 const ENOUGH: f64 = 9.0;
 
-/// Samples at the end of the evidence that are the change; one of them alone may be odd.
+/// Number of newest samples whose mean is the new level after a change. One sample alone may be
+/// odd.
 const CHANGE_COUNT: usize = 3;
 
-/// How much the means that stay count beside those that jump, as long as they are as good, where no change was
-/// seen: such a link says nothing of either, and a change is to be followed at once.
+/// Weight of the staying means relative to jumping ones with the same losses while no change has
+/// been seen. It is small because such a link does not show which kind is better, and its first
+/// change must be followed at once.
 const STAYING_SHARE: f64 = 0.003;
 
-/// Samples that changes are remembered for; older ones fade.
+/// Samples over which changes are remembered; older ones fade.
 const CHANGE_MEMORY: f64 = 1000.0;
 
-/// How much of a change each error after it tells: how well a mean follows is not seen by one of them.
+/// Share by which each error moves a horizon's count of changes. One error after a change does not
+/// show how well a mean follows.
 const CHANGE_SHARE: f64 = 0.03;
 
-/// Quantiles for each mean: of its errors, each in its own unit, or of rates.
+/// Three quantiles for each mean: of its errors, each in its own unit, or of rates.
 type OfEach = [Quantiles; EXPERT_COUNT];
 
-/// The last samples of capacity, and what they say of the next.
+/// The last samples of capacity, and the state that forecasts are made from.
 #[derive(Debug, Clone)]
 pub struct Recent {
     /// The rates, newest first.
     samples: VecDeque<f64>,
     now: Said,
-    /// Logarithm of the rate that the link is used to.
+    /// Logarithm of the link's usual rate.
     usual: f64,
     count: u64,
     evidence: [f64; 2],
     horizons: [Horizon; HORIZONS.len()],
 }
 
-/// What the means said at one time. Errors are taken from this and nothing that was learnt later: the spread,
-/// above all, is larger after a change than it was before.
+/// The state of the means at one time. Errors are computed with the state from when the forecast
+/// was made, not with what was learnt later: above all, the spread is larger after a change than
+/// before it.
 #[derive(Debug, Clone, Copy)]
 struct Said {
-    /// Logarithms of rates.
+    /// Means of logarithms of the rate.
     jumping: [f64; JUMPING.len()],
-    /// Rates.
+    /// Means of the rate, in bytes per second.
     staying: [f64; STAYING.len()],
-    /// How rough the rate is just now: mean absolute residual of its logarithm.
+    /// The current spread: mean absolute residual of the rate's logarithm.
     spread: f64,
-    /// Logarithm of the most that was seen, which fades into the usual.
+    /// Logarithm of the highest rate seen, which fades towards the usual one.
     highest: f64,
-    /// Changes seen; old ones fade.
+    /// Number of changes seen; old ones fade.
     changes: f64,
 }
 
@@ -130,14 +142,14 @@ impl Said {
         })
     }
 
-    /// The most that is forecast.
+    /// The highest rate that is forecast, in bytes per second.
     fn most(&self) -> f64 {
         let highest = self.jumping.iter().copied().fold(self.highest, f64::max);
         highest.exp()
     }
 
-    /// The rates that these errors lead to. What the link has never carried is not forecast, whatever errors
-    /// and spread would say.
+    /// Turns quantiles of errors into quantiles of rates. A rate that the link has never carried is
+    /// not forecast, whatever the errors and the spread are.
     fn rates(&self, errors: &OfEach) -> OfEach {
         let most = self.most();
         let highest = most.ln();
@@ -153,8 +165,8 @@ impl Said {
         })
     }
 
-    /// The error of each, given the rate that came and its logarithm: of those that jump in spreads, of those
-    /// that stay in bytes per second.
+    /// The error of each mean, given the outcome and its logarithm: in spreads for the jumping
+    /// means, in bytes per second for the staying ones.
     fn errors(&self, rate: f64, logarithm: f64) -> [f64; EXPERT_COUNT] {
         std::array::from_fn(|index| match index.checked_sub(JUMPING.len()) {
             None => (logarithm - self.jumping[index]) / self.spread,
@@ -163,19 +175,19 @@ impl Said {
     }
 }
 
-/// How well the means did at one horizon.
+/// How well each mean did at one horizon.
 #[derive(Debug, Clone)]
 struct Horizon {
-    /// In samples.
+    /// The horizon in samples.
     length: usize,
-    /// What was said and has not come, oldest first.
+    /// The states that forecasts were made from and whose outcomes are not known yet, oldest first.
     open: VecDeque<Said>,
     experts: [Expert; EXPERT_COUNT],
-    /// What is wrong with what they say together.
+    /// Moves the ends of the combined band.
     correction: Correction,
-    /// Errors seen.
+    /// Number of errors seen.
     count: u64,
-    /// Changes of which the errors tell.
+    /// Number of changes that the errors seen so far reflect.
     changes: f64,
 }
 
@@ -191,12 +203,12 @@ impl Horizon {
         }
     }
 
-    /// Samples from one note to the next.
+    /// Samples between two recorded forecasts.
     fn stride(&self) -> usize {
         (self.length / NOTES_A_HORIZON).max(1)
     }
 
-    /// The part of the horizon that passes from one note to the next.
+    /// The part of the horizon that passes between two recorded forecasts.
     fn passed(&self) -> f64 {
         count_of(self.stride()) / count_of(self.length)
     }
@@ -208,8 +220,8 @@ impl Horizon {
         std::array::from_fn(|index| self.experts[index].errors(&shorter[index], believed))
     }
 
-    /// Compares what was said a horizon ago with what came, if anything was; what it lost is counted with
-    /// the errors expected by now, as if the link had been known then.
+    /// Compares the forecast made one horizon ago with the outcome, if there is one. Losses are
+    /// counted with the errors as they are expected now, as if the link had been known then.
     fn score(&mut self, errors: &OfEach, samples: &VecDeque<f64>, lowest: f64) {
         if self.open.len() < self.length / self.stride() {
             return;
@@ -230,7 +242,7 @@ impl Horizon {
         self.changes += (said.changes - self.changes) * CHANGE_SHARE;
     }
 
-    /// What the means say together that say these rates one by one.
+    /// Combines the bands of all means into one.
     fn together(&self, rates: &OfEach) -> Quantiles {
         let staying = (self.changes + STAYING_SHARE) / (self.changes + 1.0);
         let shares = std::array::from_fn(|index| if index < JUMPING.len() { 1.0 } else { staying });
@@ -290,7 +302,7 @@ impl Recent {
         }
     }
 
-    /// The means, the spread and what is usual, after a sample.
+    /// Updates the means, the spread and the usual rate with a sample.
     fn follow(&mut self, sample: f64, rate: f64) {
         let residual = sample - self.now.jumping[WATCHED];
         let strayed = residual.abs().min(4.0 * self.now.spread);
@@ -302,7 +314,7 @@ impl Recent {
             let mean = newest.map(|rate| rate.ln()).sum::<f64>() / count;
             self.now.jumping.fill(mean);
         }
-        // At first what is slow is the mean of all that was seen.
+        // At first a slow mean is the plain mean of all samples.
         let least = 1.0 / self.count as f64;
         let now = &mut self.now;
         now.spread += (strayed - now.spread) * SPREAD_SHARE;
@@ -336,7 +348,7 @@ impl Recent {
         has_changed
     }
 
-    /// The mean rate over so many seconds to come; `None` while too little is known.
+    /// The mean rate over the next `seconds`; `None` while too little is known.
     #[must_use]
     pub fn forecast(&self, seconds: u64) -> Option<Band> {
         if self.count < SAMPLE_COUNT_MIN {
@@ -363,9 +375,9 @@ fn count_of(count: usize) -> f64 {
 mod tests {
     use super::*;
 
-    /// Numbers that look random, evenly from -1 to 1.
+    /// Pseudo-random numbers, evenly distributed from -1 to 1.
     pub(super) fn noise(index: u64) -> f64 {
-        // Without the second step they would be spread more evenly than chance does.
+        // Without the second step they would be more evenly spread than random numbers are.
         let mixed = (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40;
         (mixed % 2001) as f64 / 1000.0 - 1.0
@@ -422,7 +434,7 @@ mod tests {
         }
     }
 
-    /// A link that for a quarter of the time, now and then, carries half as much for half a minute.
+    /// A link that for a quarter of the time, in runs of half a minute, carries half as much.
     fn with_drops(index: u64) -> f64 {
         let is_low = noise(index / 30) > 0.5;
         rough(index, if is_low { 0.5e6 } else { 1e6 }) * (1.0 + 0.01 * noise(index / 30 + 7))
@@ -451,7 +463,8 @@ mod tests {
         let mut recent = Recent::default();
         let mut most = 0.0_f64;
         for index in 0..3000 {
-            // Quiet, with steps that are many spreads wide, and then rough: spreads times spreads.
+            // First quiet, with steps of many spreads, then rough, so that large spreads meet large
+            // errors.
             let level = 1e6 * (1.5 * noise(index / 100)).exp();
             let rough = if index < 2000 { 0.01 } else { 1.0 };
             let rate = level * (rough * noise(index)).exp();
@@ -469,7 +482,7 @@ mod tests {
         let mut recent = Recent::default();
         let mut lowest = None;
         for index in 0..6000 {
-            // Every two minutes it falls to a third and comes back within a minute.
+            // Every two minutes the rate falls to a third and recovers within a minute.
             let since = (index % 120) as f64;
             let down = 1.0 - 0.67 * (-since / 20.0).exp();
             recent.observe(rough(index, 1e6) * down);
@@ -477,7 +490,8 @@ mod tests {
                 lowest = recent.forecast(60);
             }
         }
-        // It carries some 450 kB/s then, and 770 kB/s on average in the minute that follows.
+        // At that time it carries some 450 kB/s, and 770 kB/s on average in the minute that
+        // follows.
         let band = lowest.unwrap();
         assert!(band.p50 > 0.6e6, "{band:?}");
     }
@@ -486,7 +500,7 @@ mod tests {
     fn what_stays_for_good_is_not_expected_back() {
         let mut recent = Recent::default();
         for index in 0..6000 {
-            // Another rate every five minutes, anywhere between.
+            // Another rate every five minutes.
             let level = 1e6 * noise(index / 300).exp();
             recent.observe(level * (0.02 * noise(index)).exp());
             if index > 3000 && index % 300 == 100 {
@@ -505,7 +519,7 @@ mod tests {
         said.spread = 0.1;
         let mut horizon = Horizon::new(1);
         let known = said.first_errors();
-        // A fall by 0.2 after each quiet second, which was said with a spread of 0.1.
+        // A fall by 0.2 after each quiet second, forecast with a spread of 0.1.
         for _ in 0..500 {
             horizon.open.push_back(said);
             horizon.score(&known, &VecDeque::from([9.8_f64.exp()]), 6.0);
@@ -524,7 +538,7 @@ mod tests {
             level += 0.1 * noise(index);
             wandering.observe(1e6 * f64::exp(level));
         }
-        // The slow ones far from the fast ones: whom do they follow together?
+        // Each mean forecasts its own share, so the result shows which means have the weight.
         let shares: Vec<f64> = JUMPING.iter().chain(&STAYING).copied().collect();
         let said: OfEach = std::array::from_fn(|index| [shares[index]; 3]);
         let follows = |recent: &Recent| recent.horizons[1].together(&said)[1];

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::band::Band;
 
-/// What came of the forecasts scored so far.
+/// The running score of a series of forecasts.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Score {
     /// Forecasts that were compared with what happened.
@@ -21,17 +21,17 @@ pub struct Score {
     pub within: f64,
 }
 
-/// Outcomes that a score remembers: beyond it, old ones fade.
+/// Outcomes that a score remembers; older ones fade.
 pub const COUNT_MAX: u64 = 100_000;
 
 impl Score {
-    /// The mean distance of p50 as a share of the mean outcome; `None` while there is nothing to say.
+    /// The mean distance of p50 as a share of the mean outcome; `None` without outcomes above zero.
     #[must_use]
     pub fn error_ratio(&self) -> Option<f64> {
         (self.outcome > 0.0).then(|| self.error / self.outcome)
     }
 
-    /// The mean pinball loss as a share of the mean outcome; `None` while there is nothing to say.
+    /// The mean pinball loss as a share of the mean outcome; `None` without outcomes above zero.
     #[must_use]
     pub fn pinball_ratio(&self) -> Option<f64> {
         (self.outcome > 0.0).then(|| self.pinball / self.outcome)
@@ -42,7 +42,7 @@ impl Score {
         self.observe_within(band, outcome, COUNT_MAX);
     }
 
-    /// The same with another memory.
+    /// Takes one outcome, with a memory of `count_max` outcomes.
     pub fn observe_within(&mut self, band: &Band, outcome: f64, count_max: u64) {
         self.count = self.count.saturating_add(1);
         let count = self.count.min(count_max).max(1);
@@ -58,8 +58,8 @@ impl Score {
     }
 }
 
-/// The mean pinball loss of a band's quantiles: what being wrong costs if too high a forecast and too
-/// low a one cost as the quantile says.
+/// The mean pinball loss of a band's quantiles. A quantile for share `q` costs `q` per unit that
+/// the outcome is above it, and `1 - q` per unit that it is below.
 #[must_use]
 pub fn pinball(band: &Band, outcome: f64) -> f64 {
     band.quantiles()
@@ -69,7 +69,7 @@ pub fn pinball(band: &Band, outcome: f64) -> f64 {
         / 3.0
 }
 
-/// What one quantile costs that this share of outcomes shall lie below.
+/// The pinball loss of one quantile that this share of outcomes should lie below.
 pub(crate) fn loss(share: f64, quantile: f64, outcome: f64) -> f64 {
     let over = outcome - quantile;
     if over >= 0.0 {

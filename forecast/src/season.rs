@@ -1,20 +1,21 @@
-//! The long view: what the hours of the coming week will carry, from the hours of the past weeks.
+//! The long view: forecasts the hours of the coming week from the hours of past weeks.
 //!
 //! ```text
 //!  hour's rate / level  =  profile of the hour of the week  +  spread x residual
-//!  residual in h hours  =  what residuals like today's were followed by, learnt per lead
-//!  band                 =  quantiles of the errors made so far at that lead, kept to their coverage,
-//!                          and of what a shift of the level would make of them
+//!  residual in h hours  =  linear regression on recent residuals, learnt per lead
+//!  band                 =  quantiles of the errors made so far at that lead, adapted to their
+//!                          coverage, mixed with the errors that a shift of the level would cause
 //! ```
 //!
-//! Hours without a link are none of these: how likely they are in each hour of the week is learnt apart, and the band
-//! is that of both together, nothing with that chance and the quantiles above else.
+//! Hours without a link are left out of all this. How likely they are in each hour of the week is
+//! learnt apart, and the band combines both: zero with that probability, else the quantiles above.
 //!
-//! It is recursive: every hour is looked at once, so that years replay in milliseconds and the same
-//! history always gives the same forecast. An hour that cannot be like the others (an outage) pulls by
-//! at most `PULL_MAX` spreads. If the residuals stay on one side for long enough the level has
-//! shifted: it jumps to where they are, and the profile, which is relative to it, stays. A jump whose first
-//! day is nearer to the level before is taken back, as after events and holidays, and the next one takes more.
+//! The model is recursive: every hour is taken once, so years replay in milliseconds, and the same
+//! history always gives the same forecast. An exceptional hour, such as an outage, pulls by at most
+//! `PULL_MAX` spreads. If the residuals stay on one side for long enough, the level has shifted: it
+//! jumps to where they are, and the profile, which is relative to it, stays. If the first day after
+//! a jump is nearer to the level before, as after events and holidays, the jump is taken back, and
+//! the next one needs more evidence.
 
 mod downtime;
 pub(crate) mod errors;
@@ -33,55 +34,56 @@ use lead::{Lead, Learnt};
 use profile::Profile;
 use weeks::Weeks;
 
-/// Hours of a week, Monday 00:00 first.
+/// Hours of a week, which begins on Monday at 00:00.
 pub const WEEK_HOURS: usize = 168;
 
-/// Leads whose own regressions and errors are kept; those between are interpolated.
+/// Leads, in hours, that have regressions and errors of their own. Those between are interpolated.
 const LEADS: [usize; 16] = [
     1, 2, 3, 4, 6, 8, 12, 18, 24, 36, 48, 72, 96, 120, 144, WEEK_HOURS,
 ];
 
-/// Most spreads by which one hour pulls at what is learnt.
+/// Most spreads by which one hour moves the model.
 const PULL_MAX: f64 = 3.0;
 
-/// Most spreads a residual is remembered with.
+/// Largest residual that is kept, in spreads.
 const STRAYED_MAX: f64 = 8.0;
 
-/// Share of a residual by which the level follows: it forgets in four days.
+/// Share of a residual by which the level follows it: a memory of about four days.
 const LEVEL_STEP: f64 = 0.01;
 
-/// Levels there are, in bytes per second.
+/// Range of the level, in bytes per second.
 const LEVEL_MIN: f64 = 1.0;
 const LEVEL_MAX: f64 = 1e13;
 
-/// The least spread, as a share of the level: no link is steadier, and nothing is divided by zero.
+/// Lowest spread, as a share of the level. No link is steadier, and it avoids division by zero.
 const SPREAD_MIN: f64 = 0.005;
 
-/// Hours that a level which has just jumped is worth: those it was jumped for.
+/// Hours that the level counts as settled for right after a jump: about those that caused the jump.
 const SETTLED_AT_JUMP: u64 = 6;
 
-/// An hour that carried less than this share of what was expected, and of what it mostly does, is an outage.
+/// An hour that carried less than this share of both the expected and the usual rate is an outage.
 const OUTAGE_SHARE: f64 = 0.1;
 
-/// Longer than this no link carries next to nothing by chance: it is what it carries now. One that is away
-/// altogether has had its say of outages by then, and says no more of the hours in which it is there.
+/// Hours in a row after which next to nothing is no longer taken for an outage but for what the
+/// link carries now. After so many hours without any link the outage has been counted, and further
+/// hours say nothing about the hours with a link.
 const OUTAGE_HOURS_MAX: u32 = 36;
 
-/// Residuals kept: a week and a lead of a week, and what their means look back.
+/// Residuals kept: a week, plus a lead of a week, plus the hours that their means look back.
 const RESIDUAL_COUNT: usize = 2 * WEEK_HOURS + 24;
 
-/// What an hour was like.
+/// What is known of an hour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Hour {
-    /// It carried so much, in bytes per second.
+    /// It carried this rate, in bytes per second.
     Rate(f64),
-    /// It would have carried this or more: nobody sent more.
+    /// It would have carried this rate or more: programs sent no more.
     AtLeast(f64),
-    /// Nobody looked.
+    /// There were no samples.
     Unknown,
 }
 
-/// The model; it is fed hour by hour.
+/// The model of one direction of a link, fed hour by hour.
 #[derive(Debug, Clone)]
 pub struct Season {
     level: f64,
@@ -90,7 +92,7 @@ pub struct Season {
     outage_hours: u32,
     /// Hours in a row without a link.
     away_hours: u32,
-    /// Hours since the level jumped.
+    /// Hours that the level has settled for; set back when it jumps.
     settled_count: u64,
     /// The hour of the week that comes next.
     next: usize,
@@ -103,7 +105,7 @@ pub struct Season {
     downtime: Downtime,
 }
 
-/// The last standardised residuals, newest first; unknown hours have none.
+/// The last standardised residuals, newest first; `None` for unknown hours.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Residuals(VecDeque<Option<f64>>);
 
@@ -117,7 +119,7 @@ impl Residuals {
         self.0.get(hours_ago).copied().flatten()
     }
 
-    /// The mean of `count` hours that end `hours_ago`; zero if none is known.
+    /// The mean of the `count` hours that end `hours_ago`; zero if none is known.
     fn mean(&self, hours_ago: usize, count: usize) -> f64 {
         let known = (hours_ago..hours_ago + count).filter_map(|ago| self.get(ago));
         let (sum, count) = known.fold((0.0, 0.0), |(sum, count), r| (sum + r, count + 1.0));
@@ -126,11 +128,11 @@ impl Residuals {
 }
 
 impl Season {
-    /// A model that knows nothing; the first hour it is fed is this one of the week.
+    /// An empty model. `first` is the hour of the week of the first hour it will take.
     ///
     /// # Panics
     ///
-    /// If there is no such hour.
+    /// If `first` is not below [`WEEK_HOURS`].
     #[must_use]
     pub fn new(first: usize) -> Self {
         assert!(first < WEEK_HOURS, "a week has no hour {first}");
@@ -151,14 +153,14 @@ impl Season {
         }
     }
 
-    /// Hours whose rate is known; those without a link are not among them.
+    /// Hours whose rate is known, without those that had no link.
     #[must_use]
     pub const fn known_count(&self) -> u64 {
         self.known_count
     }
 
-    /// Takes the next hour; `then` is the hour of the week that follows, which is not always the next
-    /// one: clocks are changed.
+    /// Takes the next hour. `then` is the hour of the week that follows it, which is not always the
+    /// next one because clocks change.
     pub fn observe(&mut self, hour: Hour, then: usize) {
         let here = self.next;
         let rate = self.told(hour, here);
@@ -166,7 +168,8 @@ impl Season {
         if self.known_count > 0 && hour != Hour::Unknown {
             self.downtime.observe(here, self.away_hours);
         }
-        // How often there is no link is known apart: such hours are no errors of what one with a link carries.
+        // Outages are learnt apart: an hour without a link is not an error of the forecast for
+        // hours with one.
         if rate == Some(0.0) {
             self.hazard.pass(self.level);
         }
@@ -187,7 +190,8 @@ impl Season {
         for lead in &mut self.leads {
             lead.score(rate, &tails);
         }
-        // The mean of few weeks leans on other days: an hour that is always nearly empty is no outage.
+        // The mean of few weeks leans on other days. An hour that is always nearly empty is not an
+        // outage.
         let usual = self
             .weeks
             .middle(here)
@@ -209,7 +213,8 @@ impl Season {
         self.predict_all();
     }
 
-    /// What an hour says of the rate: a bound says something only if it lies above what is expected.
+    /// The rate that an hour tells, if any. A lower bound counts only if it is above the expected
+    /// rate.
     fn told(&mut self, hour: Hour, here: usize) -> Option<f64> {
         let expected = self.level * self.profile.mean(here);
         match hour {
@@ -227,8 +232,8 @@ impl Season {
         }
     }
 
-    /// An hour that carried next to nothing says how often that happens and nothing about the others,
-    /// unless it goes on for days.
+    /// Whether an hour that carried next to nothing is an outage, which tells nothing about other
+    /// hours. After days of it, it no longer is.
     fn is_outage(&mut self, share: f64, expected: f64) -> bool {
         let is_outage = share < OUTAGE_SHARE * expected && self.outage_hours < OUTAGE_HOURS_MAX;
         self.outage_hours = if share < OUTAGE_SHARE * expected {
@@ -239,7 +244,7 @@ impl Season {
         is_outage
     }
 
-    /// Lets level, profile and spread follow an hour.
+    /// Updates level, profile and spread with an hour.
     fn follow(&mut self, residual: f64, spread: f64, here: usize, share: f64) {
         let expected = self.profile.mean(here);
         let pulled = residual.clamp(-PULL_MAX, PULL_MAX);
@@ -255,7 +260,7 @@ impl Season {
         }
     }
 
-    /// The level has shifted: the last residuals become what they are against the new one.
+    /// Shifts the level, and restates the last residuals relative to the new one.
     fn jump(&mut self, jump: Jump) {
         self.settled_count = SETTLED_AT_JUMP;
         if jump.is_undoing {
@@ -273,7 +278,8 @@ impl Season {
 
     fn predict_all(&mut self) {
         for (lead, hours) in self.leads.iter_mut().zip(LEADS) {
-            // A change of the clocks in between is not known here, and once in half a year no matter.
+            // Ignores clock changes in between, which are not known here and happen only twice a
+            // year.
             let target = (self.next + hours - 1) % WEEK_HOURS;
             let scale = self.level * self.profile.spread(target);
             let point = self.level * self.profile.mean(target);
@@ -282,8 +288,8 @@ impl Season {
         }
     }
 
-    /// What the hour `lead` hours from now will carry (1 is the one that has begun), given which hour
-    /// of the week it is; `None` while nothing is known.
+    /// The forecast for the hour that is `lead` hours ahead (1 is the one that has begun); `target`
+    /// is its hour of the week. `None` while nothing is known.
     #[must_use]
     pub fn forecast(&self, lead: usize, target: usize) -> Option<Band> {
         if self.known_count == 0 {
@@ -294,7 +300,8 @@ impl Season {
         let after = LEADS.partition_point(|hours| *hours < lead);
         let mean = self.profile.mean(target) / self.profile.spread(target);
         let tails = self.hazard.tails(self.level, mean);
-        // Of the hours, so many are without a link; the quantiles are those of all of them.
+        // The share `down` of all hours has no link. The shares are restated for the hours with
+        // one.
         let down = self.downtime.chance(target);
         let shares = SHARES.map(|share| (share - down) / (1.0 - down).max(f64::EPSILON));
         let learnt = |index: usize| self.leads[index].learnt(shares, &tails);
@@ -324,17 +331,17 @@ pub(crate) fn hours(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Finds out that the level has shifted: residuals that stay on one side (Page's test).
+/// Detects shifts of the level: residuals that stay on one side (Page's test).
 #[derive(Debug, Clone, Copy, Default)]
 struct Shift {
     sides: [Side; 2],
     newest: Option<Newest>,
-    /// Jumps that were taken back within days; they fade.
+    /// Number of jumps that were taken back within days; they fade.
     undone: f64,
 }
 
-/// The newest jump: the logarithm of its factor, how long ago it was, and what the hours since carried and should
-/// have, as shares of the level.
+/// The newest jump: the logarithm of its factor, its age, and the sums of the actual and the
+/// expected rates since, as shares of the level.
 #[derive(Debug, Clone, Copy)]
 struct Newest {
     size: f64,
@@ -353,7 +360,7 @@ impl Newest {
         }
     }
 
-    /// Whether a change of the level by so much takes most of this one back.
+    /// Whether changing the level by `size` takes most of this jump back.
     fn is_undone_by(&self, size: f64) -> bool {
         (self.size + size).abs() < self.size.abs() / 2.0
     }
@@ -368,33 +375,35 @@ struct Side {
     hours: usize,
 }
 
-/// A shift of the level by a factor, which moved residuals by so many spreads, some hours ago.
+/// A shift of the level by `factor`. `residual` is the mean residual of the last `hours` hours, in
+/// spreads.
 #[derive(Debug, Clone, Copy)]
 struct Jump {
     factor: f64,
     residual: f64,
     hours: usize,
-    /// It takes back the one before: neither was a shift.
+    /// Whether it takes back the jump before: then neither was a shift.
     is_undoing: bool,
 }
 
 impl Shift {
-    /// Residuals up to this many spreads are nobody's evidence.
+    /// Residuals up to this many spreads are no evidence.
     const SLACK: f64 = 2.5;
-    /// Evidence in one hour at most, so that no shift is made of less than three hours.
+    /// Most evidence of one hour, so that a shift takes at least two hours.
     const HOUR_MAX: f64 = 8.0;
-    /// Evidence that makes a shift where none was undone, and how much more each that was makes it take:
-    /// after one, a day of hours like nothing before.
+    /// Evidence needed for a shift while no jump has been undone, and how much more each undone
+    /// jump demands, as a multiple: after one, ten hours of the most evidence.
     const ENOUGH: f64 = 16.0;
     const MORE_EACH: f64 = 4.0;
-    /// Every jump is on trial for a day: if that is nearer to the level before, the jump is taken back.
+    /// A jump is on trial for a day. If that day is nearer to the level before, the jump is taken
+    /// back.
     const TRIAL_HOURS: u32 = 24;
-    /// A jump back so soon undoes the one before, too.
+    /// A jump back within this time undoes the one before, too.
     const UNDONE_HOURS_MAX: u32 = 72;
-    /// How much of that is remembered an hour later: half a year.
+    /// Factor by which undone jumps fade per hour: a memory of half a year.
     const MEMORY: f64 = 1.0 - 1.0 / 4368.0;
 
-    /// Takes an hour's residual, and what it carried and should have as shares of the level.
+    /// Takes an hour's residual, and its actual and expected rate as shares of the level.
     fn observe(&mut self, residual: f64, share: f64, expected: f64) -> Option<Jump> {
         self.undone *= Self::MEMORY;
         if let Some(newest) = &mut self.newest {
@@ -438,7 +447,8 @@ impl Shift {
         jump
     }
 
-    /// Notes a jump, begins to look for the next, and tells whether it takes most of the one before back.
+    /// Records a jump, restarts the test, and returns whether this takes most of the previous jump
+    /// back.
     fn note(&mut self, size: f64) -> bool {
         let is_undone = |newest: Newest| {
             newest.hours_ago <= Self::UNDONE_HOURS_MAX && newest.is_undone_by(size)

@@ -1,8 +1,8 @@
 //! The weekly timetable of a cap: `50Mbit 09:00-17:00 mon-fri, 200Mbit otherwise`.
 //!
-//! Pure. A [`Week`] is what the text says; a [`Timetable`] is that week in a time zone. Times are the
-//! zone's wall clock, so a day on which the clocks are changed has its hours as people there see them:
-//! what is skipped in spring never comes, what is repeated in autumn holds twice.
+//! A [`Week`] is the parsed text; a [`Timetable`] is that week in a time zone. Times are on the
+//! zone's wall clock. So when the clocks change, times that are skipped in spring do not occur, and
+//! times that are repeated in autumn occur twice.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,29 +16,29 @@ use towpath_protocol::rate::Rate;
 use crate::moment::Moment;
 use crate::zone::{Zone, moment, timestamp};
 
-/// Longest text of a timetable, in bytes: sixty-four entries and their spaces.
+/// Longest text of a timetable, in bytes: sixty-four entries with their spaces.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
-/// Most entries: more than one an hour of two days is a program, not a timetable.
+/// Most entries. More than one for each hour of two days is a program, not a timetable.
 pub const ENTRY_COUNT_MAX: usize = 64;
 
 const DAY_MINUTES: u16 = 24 * 60;
 const WEEK_MINUTES: u16 = 7 * DAY_MINUTES;
 
-/// How many days ahead the next change is looked for: one that a clock's change swallows comes again
-/// a week later.
+/// Days ahead in which the next change is searched for. A change that falls into a skipped hour
+/// comes again a week later.
 const SEARCH_DAYS: i64 = 15;
 
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 
-/// The cap over the minutes of a week: a rate, or none.
+/// A cap: a rate, or none.
 type Cap = Option<Rate>;
 
-/// What a timetable's text says, in no zone yet.
+/// A parsed timetable, without a zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Week {
     text: String,
-    /// The minutes of the week, from Monday 00:00, at which the cap becomes another; the first is 0.
+    /// Minutes of the week, from Monday 00:00, at which the cap changes. The first is 0.
     spans: Vec<(u16, Cap)>,
 }
 
@@ -50,7 +50,7 @@ pub struct Timetable {
 }
 
 impl Timetable {
-    /// A week as the clocks of a zone show it.
+    /// A week on the wall clock of a zone.
     #[must_use]
     pub const fn new(week: Week, zone: Zone) -> Self {
         Self { week, zone }
@@ -62,7 +62,7 @@ impl Timetable {
         self.rate_at_time(timestamp(at))
     }
 
-    /// The first moment after `at` at which the cap is another; `None` if it never changes.
+    /// The first moment after `at` with another cap; `None` if the cap never changes.
     #[must_use]
     pub fn next_change_after(&self, at: Moment) -> Option<Moment> {
         if self.week.spans.len() == 1 {
@@ -107,8 +107,8 @@ impl Timetable {
         times
     }
 
-    /// When a minute of the week comes on a date: not at all on another weekday, twice where the
-    /// clock is set back over it.
+    /// When a minute of the week occurs on a date: never on another weekday, twice where the clock
+    /// is set back over it.
     fn times_of(&self, date: Date, minute: u16) -> Vec<Timestamp> {
         let day = u16::from(date.weekday().to_monday_zero_offset().unsigned_abs());
         if minute / DAY_MINUTES != day {
@@ -132,7 +132,7 @@ impl Week {
         self.spans[after - 1].1
     }
 
-    /// The text it was made of.
+    /// The text it was parsed from.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
@@ -170,7 +170,7 @@ impl<'de> Deserialize<'de> for Week {
     }
 }
 
-/// What is wrong with a text, and where, in characters from 1.
+/// What is wrong with a text, and where: in characters, from 1.
 struct Wrong {
     column: usize,
     why: String,
@@ -195,7 +195,7 @@ impl Word<'_> {
     }
 }
 
-/// The words of each entry; entries are parted by commas.
+/// The words of each entry. Entries are separated by commas.
 fn entries(text: &str) -> Vec<Vec<Word<'_>>> {
     let mut entries = vec![Vec::new()];
     let mut begin: Option<(usize, usize)> = None;
@@ -275,7 +275,8 @@ fn parse_cap(word: &Word<'_>) -> Result<Cap, Wrong> {
     }
 }
 
-/// The minutes of the week an entry speaks of; those after Sunday's end belong to Monday.
+/// The minutes of the week that an entry covers. Minutes beyond Sunday wrap to Monday, which the
+/// caller does.
 fn parse_when(rate: &Word<'_>, words: &[Word<'_>]) -> Result<Vec<u16>, Wrong> {
     let (time, days) = match words {
         [] => return wrong(rate.column, "say when: HH:MM-HH:MM, days, or `otherwise`"),
@@ -299,7 +300,7 @@ fn parse_when(rate: &Word<'_>, words: &[Word<'_>]) -> Result<Vec<u16>, Wrong> {
     Ok(begins.flat_map(|begin| begin..begin + length).collect())
 }
 
-/// `HH:MM-HH:MM`; an end before the begin lies on the next day.
+/// Parses `HH:MM-HH:MM`. An end before the begin is on the next day.
 fn parse_times(word: &Word<'_>) -> Result<(u16, u16), Wrong> {
     let Some((from, to)) = word.text.split_once('-') else {
         let shown = word.shown();
@@ -329,7 +330,7 @@ fn parse_times(word: &Word<'_>) -> Result<(u16, u16), Wrong> {
     Ok((from, to))
 }
 
-/// `HH:MM`, with 24:00 for the end of a day.
+/// Parses `HH:MM`; 24:00 is the end of a day.
 fn parse_time(word: Word<'_>) -> Result<u16, Wrong> {
     let parts = word.text.split_once(':');
     let number = |text: &str| {
@@ -350,7 +351,7 @@ fn parse_time(word: Word<'_>) -> Result<u16, Wrong> {
     }
 }
 
-/// `mon`, `mon-fri`, `sat-mon` or `daily`.
+/// Parses `mon`, `mon-fri`, `sat-mon` or `daily`.
 fn parse_days(word: &Word<'_>) -> Result<Vec<usize>, Wrong> {
     if word.text == "daily" {
         return Ok((0..DAYS.len()).collect());

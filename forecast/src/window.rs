@@ -1,10 +1,11 @@
-//! The last values of something, kept in the order they came in and in the order of size.
+//! A window of the last values, kept both in arrival order and sorted.
 
 use std::collections::VecDeque;
 
-/// A window of values that knows its quantiles.
+/// A window of values with quantiles.
 ///
-/// A value costs one search and one move of the values above it: for windows of thousands.
+/// Adding a value costs one search and moving the values above it, which suits windows of
+/// thousands.
 #[derive(Debug, Clone)]
 pub struct Window {
     count_max: usize,
@@ -13,7 +14,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// A window of so many values, at least one.
+    /// A window of this many values, at least one.
     #[must_use]
     pub fn new(count_max: usize) -> Self {
         Self {
@@ -23,8 +24,8 @@ impl Window {
         }
     }
 
-    /// Takes a value; the oldest goes if there are too many. What is no number has no place in an
-    /// order and is left out.
+    /// Takes a value and drops the oldest one if the window is full. NaN cannot be sorted and is
+    /// ignored.
     pub fn observe(&mut self, value: f64) {
         if value.is_nan() {
             return;
@@ -38,14 +39,14 @@ impl Window {
         self.sorted.insert(self.place(value), value);
     }
 
-    /// Values there are.
+    /// Number of values in the window.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.sorted.len()
     }
 
-    /// The value that this share of the others lie below, between the two nearest; `None` if there
-    /// are none.
+    /// The value below which this share of the window lies, interpolated between the two nearest;
+    /// `None` if the window is empty.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let last = self.sorted.len().checked_sub(1)?;
@@ -61,14 +62,14 @@ impl Window {
         Some(self.sorted[below] + (self.sorted[above] - self.sorted[below]) * part)
     }
 
-    /// Share of the values that lie below one.
+    /// Share of the values below this one.
     #[must_use]
     pub fn below(&self, value: f64) -> f64 {
         let n = self.sorted.len();
         crate::season::hours(self.place(value)) / crate::season::hours(n.max(1))
     }
 
-    /// Where a value stands in the order, or would.
+    /// The position of a value in the sorted order.
     fn place(&self, value: f64) -> usize {
         self.sorted.partition_point(|other| *other < value)
     }

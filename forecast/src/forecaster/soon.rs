@@ -1,4 +1,5 @@
-//! Scores of the next seconds: what was forecast of a span of the clock as it began, beside what came in it.
+//! Scores of the next seconds: compares the forecast made at the beginning of a span with the
+//! span's mean rate.
 
 use super::{Horizon, SCORE_COUNT};
 use crate::band::Band;
@@ -6,16 +7,16 @@ use crate::moment::Moment;
 use crate::recent::Recent;
 use crate::score::Score;
 
-/// The part of a span that has to be seen for its mean to be an outcome: one second of so many.
+/// A span's mean counts if at least one in this many seconds was measured.
 const SEEN_SECONDS: u64 = 6;
 
-/// One horizon's forecast whose span is not over.
+/// One horizon's forecast for the current span.
 #[derive(Debug, Clone)]
 pub(super) struct Soon {
     horizon: Horizon,
     /// The number of the span since 1970.
     number: u64,
-    /// What was forecast of it as it began.
+    /// The forecast made when the span began.
     band: Option<Band>,
     sum: f64,
     count: u32,
@@ -36,13 +37,13 @@ impl Soon {
         self.horizon
     }
 
-    /// Takes the capacity of a second of the span.
+    /// Takes the capacity measured in one second of the span.
     pub(super) fn add(&mut self, rate: f64) {
         self.sum += rate;
         self.count = self.count.saturating_add(1);
     }
 
-    /// Scores the forecast if its span is over, and forecasts the next.
+    /// If the span is over, scores its forecast and makes the next one.
     pub(super) fn turn(&mut self, now: Moment, recent: &Recent, score: &mut Score) {
         let seconds = self.horizon.seconds();
         let number = now.unix_seconds() / seconds;

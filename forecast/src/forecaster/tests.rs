@@ -1,4 +1,4 @@
-//! Samples of a link whose days are known, and what is made of them.
+//! Tests of the forecaster with samples of links whose days are known.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn at(seconds: u64) -> Moment {
     Moment::from_unix_seconds(MONDAY + seconds)
 }
 
-/// By day a link carries less than at night.
+/// A link that carries less by day than at night.
 fn usual(seconds: u64) -> f64 {
     if (9..17).contains(&(seconds / 3600 % 24)) {
         2e6
@@ -23,7 +23,7 @@ fn rough(seconds: u64) -> f64 {
     usual(seconds) * (0.95 + (mixed % 101) as f64 / 1000.0)
 }
 
-/// A forecaster that saw a sample each minute for so many days.
+/// A forecaster that saw one sample per minute for so many days.
 fn taught(days: u64) -> Forecaster {
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
     for minute in 0..days * 1440 {
@@ -33,7 +33,7 @@ fn taught(days: u64) -> Forecaster {
     forecaster
 }
 
-/// Takes a sample as a daemon does: after a clock that was put back all is learnt anew.
+/// Takes a sample as the daemon does: if the clock was put back, everything is learnt anew.
 fn look(forecaster: &mut Forecaster, now: u64, sample: Sample, seconds: u32) {
     forecaster.observe(at(now), sample, seconds);
     if forecaster.is_astray() {
@@ -53,7 +53,7 @@ fn a_clock_that_is_put_back_makes_nothing_fresh() {
             .age_seconds,
         60
     );
-    // Nothing more fills the link.
+    // From here on nothing fills the link.
     forecaster.observe(at(back), Sample::ApplicationLimited(1e5), 1);
     let made = forecaster.forecast(at(later), at(later)).unwrap();
     assert_eq!(made.age_seconds, 3600);
@@ -79,7 +79,7 @@ fn sch_9_without_capacity_there_is_no_forecast_and_with_little_it_says_so() {
     );
     assert_eq!(forecaster.through(at(500), at(500), 1000, |_| None), None);
     assert_eq!(forecaster.at_least(at(500)), Some(5e5));
-    // What a probe has measured is carried too, though a few seconds make no forecast.
+    // A probe's rate counts as carried, although five seconds are too few for a forecast.
     let mut probed = forecaster.clone();
     probed.observe(at(500), Sample::Capacity(4e6), 5);
     assert_eq!(probed.at_least(at(500)), Some(4e6));
@@ -193,7 +193,7 @@ fn sch_10_bytes_are_through_when_the_rates_have_carried_them() {
 
 #[test]
 fn bytes_wait_for_the_morning_where_the_peer_is_off_at_night() {
-    // There from nine to eighteen, and from six to twenty-two.
+    // The peer is there from 09:00 to 18:00, and from 06:00 to 22:00.
     for (opens, closes) in [(9, 18), (6, 22)] {
         let mut forecaster = Forecaster::new(Zone::utc(), History::default());
         let (days, now) = (56, 56 * 86_400 + 23 * 3600);
@@ -229,7 +229,7 @@ fn bytes_wait_for_the_morning_where_the_peer_is_off_at_night() {
 #[test]
 fn bytes_whose_sending_begins_later_are_through_later() {
     let forecaster = taught(28);
-    // Midnight: by day 2 MB/s are carried, else 8.
+    // Midnight. By day 2 MB/s are carried, else 8.
     let now = 28 * 86_400;
     let through = |from: u64, bytes| forecaster.through(at(now), at(from), bytes, |_| None);
     for (hour, rate) in [(0, 8), (10, 2), (20, 8)] {
@@ -239,12 +239,12 @@ fn bytes_whose_sending_begins_later_are_through_later() {
         assert!((1600..2000).contains(&seconds), "{hour}: {seconds}");
     }
     assert_eq!(through(now - 86_400, 8_000_000), through(now, 8_000_000));
-    // The week that is forecast begins now.
+    // The forecast week begins now.
     let end = now + HORIZON_SECONDS_MAX;
     let hour = 8_000_000 * 3600;
     assert!(through(end - 2 * 3600, hour).unwrap().p50.is_some());
     assert_eq!(through(end - 1800, hour), Some(Through::default()));
-    // What is known under the cap of then says nothing of the one that holds now, and the other way round.
+    // Only the cap at the moment when sending begins decides whether the rate is known.
     let kept = kept_to(1e6, 30);
     let caps = |moment| Some(if moment < at(3600) { 2e6 } else { 1e6 });
     assert_eq!(kept.through(at(30), at(30), 1_000_000, caps), None);
@@ -302,16 +302,16 @@ fn the_next_seconds_are_scored_as_they_pass() {
             .map(|horizon| forecaster.score(horizon).count)
     };
     observe(&mut forecaster, 0..601, 1e6);
-    // After ten samples each second is forecast, and each span that begins later.
+    // Each second is forecast after ten samples, and so is each longer span that begins later.
     assert_eq!(counts(&forecaster), [591, 59, 9]);
     let score = |forecaster: &Forecaster, horizon| *forecaster.score(horizon);
     let still = score(&forecaster, Horizon::Second);
     assert!(still.error_ratio().unwrap() < 1e-3, "{still:?}");
-    // A second that came otherwise was not foreseen.
+    // The forecast did not foresee this second.
     observe(&mut forecaster, 601..602, 5e5);
     let fallen = score(&forecaster, Horizon::Second);
     assert!(fallen.pinball > still.pinball, "{fallen:?}");
-    // What lies behind a pause was forecast for another time, and what was hardly looked at has no mean.
+    // Forecasts from before a pause are not scored, nor are spans with too few samples.
     let before = counts(&forecaster);
     observe(&mut forecaster, 1000..1001, 1e6);
     assert_eq!(counts(&forecaster), before);
@@ -331,7 +331,7 @@ fn scores_outlive_a_restart_but_for_those_of_the_next_seconds() {
     for horizon in [Horizon::Second, Horizon::TenSeconds, Horizon::Minute] {
         assert_eq!(kept.score(horizon).count, 0);
     }
-    // What was forecast before it is compared with what comes after it.
+    // Forecasts from before the restart are compared with outcomes after it.
     let [kept, seen] = [kept, seen].map(|mut forecaster| {
         for hour in 28 * 24..29 * 24 {
             let sample = Sample::Capacity(usual(hour * 3600));
@@ -411,7 +411,7 @@ fn a_look_under_a_wrong_clock_costs_nothing() {
 #[test]
 fn the_first_hour_after_a_weekend_without_this_host_counts() {
     let mut forecaster = taught(5);
-    // From Friday, 24:00, to Monday, 08:00: first there is no link yet, then it is full.
+    // From Friday 24:00 to Monday 08:00. At first there is no link, then it is full.
     let monday = 7 * 86_400 + 8 * 3600;
     let known = forecaster.known_hours();
     for second in 0..3660 {
@@ -439,7 +439,7 @@ fn a_host_that_is_up_for_half_an_hour_every_three_days_learns() {
         let bytes = forecaster.history().encode();
         forecaster = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
     }
-    // The last one is not over.
+    // The last hour is not over.
     assert_eq!(forecaster.known_hours(), 9);
 }
 
@@ -458,13 +458,13 @@ fn a_clock_that_was_wrong_for_long_costs_what_was_seen_under_it() {
             let sample = Sample::Capacity(rough(second));
             look(&mut forecaster, second, sample, 60);
         }
-        // Up to an hour went by in doubt, and the last one is not over.
+        // Up to an hour passed while the clock was doubted, and the last hour is not over.
         let known = forecaster.known_hours();
         assert!((70..=72).contains(&known), "{known} hours");
         assert_eq!(forecaster.history().day_count(), days + 3);
     };
     taught(forecaster.clone());
-    // What was kept meanwhile is no hindrance after a restart.
+    // Samples kept under the wrong clock do no harm after a restart either.
     taught(Forecaster::new(Zone::utc(), forecaster.history().clone()));
 }
 
@@ -516,7 +516,7 @@ fn an_hour_that_a_restart_fell_into_is_known_once_it_is_over() {
         }
         let day = forecaster.forecast(at(now), at(now + 86_400)).unwrap();
         assert!((day.band.p50 / 1e6 - 1.0).abs() < 0.1, "{day:?}");
-        // It is kept by five minutes.
+        // The age is known to five minutes.
         assert!((1000..=1301).contains(&day.age_seconds), "{day:?}");
     }
 }
@@ -526,7 +526,7 @@ fn a_clock_that_is_put_back_costs_no_more_than_a_look_until_all_is_learnt_anew()
     let week = 7 * 86_400;
     let mut forecaster = taught(7);
     let known = forecaster.known_hours();
-    // Meanwhile what is seen is kept, whichever way the clock goes, and no hour is learnt twice.
+    // Samples are kept meanwhile, whichever way the clock goes, and no hour is learnt twice.
     for now in [week - 7200, week - 3000, week - 20_000, week - 10_000] {
         forecaster.observe(at(now), Sample::Capacity(1e6), 60);
         assert!(forecaster.is_astray());
@@ -534,7 +534,7 @@ fn a_clock_that_is_put_back_costs_no_more_than_a_look_until_all_is_learnt_anew()
         assert!(forecaster.forecast(at(now), at(now + 86_400)).is_some());
     }
     let again = Forecaster::new(Zone::utc(), forecaster.history().clone());
-    // An hour that ends while it is learnt is learnt behind it.
+    // An hour that ends while the other forecaster learns is learnt afterwards.
     forecaster.observe(at(week - 6000), Sample::Capacity(1e6), 60);
     forecaster.follow(again);
     forecaster.observe(at(week - 5900), Sample::Capacity(1e6), 60);
@@ -564,7 +564,7 @@ fn a_clock_that_is_put_back_by_a_little_goes_on_with_the_open_hour() {
     assert!(matches!(open, Hour::Rate(rate) if rate < 2e6), "{open:?}");
 }
 
-/// A forecaster whose link was kept to its cap for so many seconds and never was the limit.
+/// A forecaster whose link was at its cap for so many seconds, and whose path was never the limit.
 fn kept_to(cap: f64, seconds: u64) -> Forecaster {
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
     for second in 0..seconds {
@@ -585,12 +585,14 @@ fn a_cap_that_was_reached_is_what_a_transfer_gets() {
         let is_later = made.confidence == Confidence::Low;
         assert!(ahead <= 60 || is_later, "{ahead}: {made:?}");
     }
-    // What is below it too, and nothing is known of what is above it, nor of the path itself.
+    // Lower caps are known to be carried too. Nothing is known of higher ones or of the path
+    // itself.
     let under = |cap| forecaster.forecast_under(at(now), at(now + 60), cap);
     assert!(under(Some(cap / 2.0)).is_some_and(|made| made.band.p90 == cap / 2.0));
     assert_eq!(under(Some(cap * 1.1)), None);
     assert_eq!(under(None), None);
-    // A transfer beyond the next hour goes on; where the cap opens, as fast as was seen.
+    // A transfer goes on beyond the next hour. Where the cap ends, it goes on at the highest rate
+    // seen.
     let bytes = 2_250_000 * 7200;
     let caps = |moment| (moment < at(now + 3600)).then_some(cap);
     let through = forecaster.through(at(now), at(now), bytes, caps).unwrap();
@@ -610,7 +612,7 @@ fn a_second_above_the_cap_is_not_what_the_path_carries() {
         }
         forecaster.forecast_under(at(5), at(60), Some(cap))
     };
-    // It may have gone into a queue.
+    // Four seconds may have gone into a queue.
     assert_eq!(sent(0..4), None);
     assert_eq!(sent(4..5).map(|made| made.band.p50), Some(cap));
 }
@@ -631,7 +633,7 @@ fn a_lower_cap_before_or_after_does_not_hide_that_a_higher_one_was_reached() {
     assert_eq!(reach(high, 4), None, "not for long enough");
     assert_eq!(reach(high, 1), Some(high));
     assert_eq!(reach(low, 60), Some(high));
-    // Not even a restart does.
+    // A restart does not hide it either.
     let bytes = forecaster.history().encode();
     let kept = Forecaster::new(Zone::utc(), History::decode(&bytes).unwrap());
     let made = kept.forecast_under(at(200), at(260), Some(high));
@@ -646,14 +648,14 @@ fn the_most_that_went_through_is_told_and_not_what_did_on_the_average() {
         forecaster.observe(at(second), Sample::ApplicationLimited(0.0), 1);
     }
     assert_eq!(forecaster.at_least(at(200)), None, "nothing has");
-    // A burst of a second, which a queue may have taken.
+    // A burst of one second, which a queue may have taken.
     forecaster.observe(at(200), Sample::ApplicationLimited(1e7), 1);
     assert_eq!(forecaster.at_least(at(201)), Some(2e6));
-    // A probe speaks for five.
+    // A probe counts for five seconds.
     forecaster.observe(at(201), Sample::Capacity(1e7), 5);
     forecaster.observe(at(202), Sample::ApplicationLimited(1e3), 1);
     assert_eq!(forecaster.at_least(at(203)), Some(1e7));
-    // What went before there was no link, and what after it, was never together.
+    // Rates before and after an outage are not averaged together.
     let mut cut = Forecaster::new(Zone::utc(), History::default());
     for second in 0..9 {
         let sample = if second == 4 {
@@ -707,7 +709,7 @@ fn a_path_that_is_slower_than_the_cap_at_times_is_forecast_as_both() {
     let (cap, slow) = (4e6, 2e6);
     let mut forecaster = Forecaster::new(Zone::utc(), History::default());
     for minute in 0..28 * 1440 {
-        // Only where it is slower is it seen.
+        // The path is the limit only while it is slower than the cap.
         let rate = rough(minute * 60) * slow / 2e6;
         let sample = if rate < cap {
             Sample::Capacity(rate)

@@ -1,16 +1,16 @@
-//! What is wrong with a band that several made together at one horizon: how far its ends have to move so that as many
-//! outcomes lie below them as should.
+//! Corrects the band that several means made together at one horizon: moves its ends until the
+//! right share of outcomes lies below each.
 
 use super::expert::{Quantiles, SHARES};
 
-/// How far one outcome moves an end, in mean errors, where a whole horizon has passed since the last one. Outcomes
-/// that overlap tell much the same, and move it less.
+/// How far one outcome moves an end, in mean errors, if a whole horizon has passed since the last
+/// outcome. Overlapping outcomes are much the same and move it less.
 const GAIN: f64 = 0.02;
 
-/// Errors that are remembered for their mean size; older ones fade.
+/// Errors over which their mean size is remembered; older ones fade.
 const MEMORY: f64 = 1000.0;
 
-/// How far the ends of a band are moved, in bytes per second.
+/// How far the ends of a band are moved.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Correction {
     low: f64,
@@ -21,12 +21,12 @@ pub(super) struct Correction {
 }
 
 impl Correction {
-    /// Takes what was said, uncorrected, and the rate that came; `passed` is the part of the horizon since the
-    /// outcome before.
+    /// Takes an uncorrected band and the rate that came. `passed` is the part of the horizon that
+    /// has passed since the last outcome.
     ///
-    /// The ends take steps along the gradient of their pinball loss, all of the same size: over time the share below
-    /// comes out right, however the band was made (Gibbs and Candes, 2021). The median stays, for moving it cost
-    /// more on most links than it brought.
+    /// The ends take steps along the gradient of their pinball loss, all of the same size. Over
+    /// time the share of outcomes below comes out right, however the band was made (Gibbs and
+    /// Candes, 2021). The median stays, because moving it cost more on most links than it gained.
     pub(super) fn observe(&mut self, said: &Quantiles, rate: f64, passed: f64) {
         let [low, middle, high] = *said;
         self.count += 1.0;
@@ -38,7 +38,7 @@ impl Correction {
         self.high += step * (high_share - is_below(rate, high + self.high));
     }
 
-    /// What was said, its ends moved, but not beyond the most that is forecast.
+    /// Moves the ends of a band, but not beyond `most`, the highest rate that is forecast.
     pub(super) fn apply(&self, said: &Quantiles, most: f64) -> Quantiles {
         let [low, middle, high] = *said;
         [low + self.low, middle, (high + self.high).min(most)]
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_band_that_is_always_wrong_is_put_right() {
-        // Evenly from 900 to 1100: four of five lie between 920 and 1080.
+        // Outcomes are uniform from 900 to 1100, so four of five lie between 920 and 1080.
         for said in [[990.0, 1000.0, 1010.0], [500.0, 1000.0, 1500.0]] {
             let mut correction = Correction::default();
             for index in 0..20_000 {

@@ -1,36 +1,35 @@
-//! One mean's errors at one horizon: their quantiles, and how much it lost by them.
+//! One mean at one horizon: the quantiles of its errors, and how much it lost by them.
 
 use crate::score::loss;
 
 /// Quantiles 10, 50 and 90.
 pub(super) type Quantiles = [f64; 3];
 
-/// The shares of outcomes that shall lie below each quantile, by which it is scored.
+/// The share of outcomes that should lie below each quantile, used for scoring.
 pub(super) const SHARES: Quantiles = [0.1, 0.5, 0.9];
 
-/// The shares of one mean's errors below each. Several means together, each with its own band, are a little
-/// wider than they need be, so each is a little narrower.
+/// The share of one mean's errors below each of its quantiles. The combined band of several means
+/// is a little too wide, so each is a little narrower.
 const SHARES_OF_ONE: Quantiles = [0.11, 0.5, 0.89];
 
-/// How far an error moves a quantile at first, in mean errors: about what one over the density is there,
-/// for errors that have no tails and for such as have.
+/// How far an error moves a quantile at first, in mean errors. About one over the density there,
+/// for errors with and without heavy tails.
 const STEPS: Quantiles = [10.0, 3.0, 10.0];
 
-/// Errors over which the steps are as if there had been more: without them the first ones would throw
-/// quantiles far off.
+/// Errors that are assumed to have been seen already when the step size is computed. Without them
+/// the first errors would throw the quantiles far off.
 const CALM: f64 = 5.0;
 
 /// Errors that are remembered; older ones fade.
 const MEMORY: f64 = 1000.0;
 
-/// Losses that are as good as none, in bytes per second.
+/// Loss that counts as none, in bytes per second.
 const LOSS_MIN: f64 = 1e-3;
 
-/// How much more the better mean counts, at each quantile: one whose losses are a tenth larger counts
-/// a third.
+/// Exponent of the weights, per quantile: a mean whose losses are a tenth larger weighs a third.
 const FAVOUR: i32 = 12;
 
-/// What one mean's errors at one horizon were like. Nothing is kept of any one of them.
+/// Statistics of one mean's errors at one horizon. The errors themselves are not kept.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Expert {
     /// Quantiles of the errors, in the mean's own unit.
@@ -42,8 +41,8 @@ pub(super) struct Expert {
 }
 
 impl Expert {
-    /// The quantiles of its errors where they are believed by so much, from 0 to 1, and for the rest what is
-    /// known from elsewhere.
+    /// The quantiles of its errors with a weight of `believed`, from 0 to 1, and `elsewhere` for
+    /// the rest.
     pub(super) fn errors(&self, elsewhere: &Quantiles, believed: f64) -> Quantiles {
         std::array::from_fn(|quantile| {
             let other = elsewhere[quantile];
@@ -51,11 +50,13 @@ impl Expert {
         })
     }
 
-    /// Takes an error after so many, and the rate that came where these quantiles would have been said.
+    /// Takes an error, after `count` earlier ones, with the quantiles that would have been forecast
+    /// and the rate that came.
     ///
-    /// Each quantile takes steps along the gradient of its pinball loss, which get smaller as errors come in
-    /// (Robbins and Monro, 1951), down to a size by which it goes on following: over time the share below
-    /// comes out right whatever the errors do (Angelopoulos, Candes and Tibshirani, 2023).
+    /// Each quantile takes steps along the gradient of its pinball loss. The steps get smaller as
+    /// errors come in (Robbins and Monro, 1951), down to a size that still follows changes. Over
+    /// time the share below comes out right whatever the errors do (Angelopoulos, Candes and
+    /// Tibshirani, 2023).
     pub(super) fn observe(&mut self, count: u64, error: f64, said: &Quantiles, rate: f64) {
         let count = count as f64;
         let share = (1.0 / (count + 1.0)).max(1.0 / MEMORY);
@@ -78,8 +79,8 @@ impl Expert {
     }
 }
 
-/// What several say together: at each quantile a mean that counts each by its share, and by a power of how
-/// little it lost there (Stock and Watson, 2004; for quantiles one by one Berrisch and Ziel, 2023).
+/// Combines several forecasts: at each quantile a mean, weighted by each one's share and by a power
+/// of how little it lost there (Stock and Watson, 2004; per quantile Berrisch and Ziel, 2023).
 pub(super) fn together<const COUNT: usize>(
     experts: &[Expert; COUNT],
     shares: &[f64; COUNT],

@@ -1,47 +1,48 @@
-//! How likely there is no link at all in an hour of the week.
+//! The probability that an hour of the week has no link at all.
 //!
 //! ```text
-//!  three rates that forget   of all hours | of an hour of the kind of day | of an hour of the week
-//!  the chance                 their mean, by how well each foretold the outages so far (Bayes)
+//!  three fading rates   of all hours | of the hour of the kind of day | of the hour of the week
+//!  the probability      their mean, weighted by how well each predicted the outages (Bayes)
 //! ```
 //!
-//! A peer that is off at night teaches within days that the hour tells; a line that fails at random, that no hour does:
-//! then one outage is no reason to expect the next a week later.
+//! A peer that is off at night shows within days that the hour matters. A line that fails at random
+//! shows that it does not: then one outage is no reason to expect another a week later.
 
 use super::profile::{
     DAY_COUNT_MAX, DAY_HOURS, KIND_COUNT, KIND_COUNT_MAX, Mean, WEEK_COUNT_MAX, kind_of,
 };
 use super::{OUTAGE_HOURS_MAX, WEEK_HOURS};
 
-/// Hours that the rate of all hours remembers at most: twelve weeks.
+/// Hours that the rate of all hours remembers: twelve weeks.
 const ALL_COUNT_MAX: f64 = 2016.0;
 
 /// Hours with a link that are assumed before anything is known.
 const ASSUMED_HOURS: f64 = 24.0;
 
-/// Hours that what the wider group says is worth beside the narrower one's own.
+/// Weight of the wider group's rate beside the narrower one's own, in hours.
 const PRIOR_COUNT: f64 = 0.5;
 
-/// How much what was foretold still counts an hour later: twelve weeks.
+/// Factor by which the evidence fades per hour: a memory of twelve weeks.
 const MEMORY: f64 = 1.0 - 1.0 / 2016.0;
 
-/// Hours of one outage that tell which rate foretells: what repeats within it says nothing of the time of day.
+/// Hours of one outage that count as evidence. Later ones repeat and say nothing about the time of
+/// day.
 const TELLING_HOURS_MAX: u32 = 24;
 
-/// The smallest chance that a rate is held to have given: one surprise shall not undo weeks.
+/// Lowest probability that a prediction counts with: one surprise must not undo weeks of evidence.
 const CHANCE_MIN: f64 = 0.002;
 
-/// Rates that are asked.
+/// Number of rates that are combined.
 const RATE_COUNT: usize = 3;
 
-/// What is known of hours without a link.
+/// Statistics of hours without a link.
 #[derive(Debug, Clone)]
 pub(super) struct Downtime {
     all: Mean,
     day: Vec<Mean>,
     kind: Vec<Mean>,
     week: Vec<Mean>,
-    /// The logarithm of how well each rate foretold, the widest group first.
+    /// The logarithm of how well each rate predicted, the widest group first.
     evidence: [f64; RATE_COUNT],
 }
 
@@ -58,7 +59,8 @@ impl Default for Downtime {
 }
 
 impl Downtime {
-    /// Takes an hour: the last of so many in a row without a link, or of none.
+    /// Takes an hour of the week. `away_hours` is the number of hours in a row without a link that
+    /// end with it; 0 if there was one.
     pub(super) fn observe(&mut self, hour: usize, away_hours: u32) {
         let is_down = away_hours > 0;
         if away_hours <= TELLING_HOURS_MAX {
@@ -70,7 +72,8 @@ impl Downtime {
             }
         }
         let value = f64::from(u8::from(is_down));
-        // A link that is away for days says no more of the days in which it is there; weekends come again.
+        // A link that is away for days says no more about the days when it is there. Weekends do
+        // come again.
         if away_hours <= OUTAGE_HOURS_MAX {
             self.all.observe(value, ALL_COUNT_MAX);
             self.day[hour % DAY_HOURS].observe(value, DAY_COUNT_MAX);
@@ -81,7 +84,7 @@ impl Downtime {
         }
     }
 
-    /// The chance that there is no link in an hour of the week.
+    /// The probability that an hour of the week has no link.
     pub(super) fn chance(&self, hour: usize) -> f64 {
         let best = self.evidence.into_iter().fold(f64::NEG_INFINITY, f64::max);
         let mut sums = (0.0, 0.0);
@@ -92,7 +95,7 @@ impl Downtime {
         sums.0 / sums.1
     }
 
-    /// What each rate gives for an hour of the week, the widest group first.
+    /// The rates for an hour of the week, the widest group first.
     fn rates(&self, hour: usize) -> [f64; RATE_COUNT] {
         let all = self.all.beside(0.0, ASSUMED_HOURS);
         let day = self.day[hour % DAY_HOURS].beside(all, PRIOR_COUNT);

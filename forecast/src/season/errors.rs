@@ -1,4 +1,4 @@
-//! The errors made so far at one lead, and quantiles of them that keep to their coverage.
+//! The errors made so far at one lead, and quantiles of them that are adapted to their coverage.
 
 use super::hazard::Tails;
 use crate::window::Window;
@@ -6,35 +6,36 @@ use crate::window::Window;
 /// Errors kept: twelve weeks of hours.
 const COUNT_MAX: usize = 2016;
 
-/// Errors below which the quantiles lean on a normal spread.
+/// Number of errors below which the quantiles lean on a normal distribution.
 const PRIOR_COUNT: usize = 24;
 
-/// Quantiles 10, 50 and 90 of a normal spread of mean absolute value one.
+/// Quantiles 10, 50 and 90 of a normal distribution with a mean absolute value of one.
 const PRIOR: [f64; 3] = [-1.6, 0.0, 1.6];
 
-/// Where the lines between them end, at shares of nothing and of all.
+/// The values at shares 0 and 1, where the lines between the prior quantiles end.
 const PRIOR_ENDS: [f64; 2] = [-2.0, 2.0];
 
-/// The shares of errors that shall lie below each quantile.
+/// The share of errors that should lie below each quantile.
 pub(crate) const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
 
-/// How far one miss moves the share that is asked of the window (adaptive conformal inference), at a lead
-/// of one hour. At longer leads misses come in runs as long as the lead: to follow them would be to
-/// widen the band when the run is over.
+/// How far one miss moves the share that is asked of the window (adaptive conformal inference), at
+/// a lead of one hour. At longer leads misses come in runs as long as the lead, and following them
+/// would widen the band when the run is over.
 const STEP: f64 = 0.002;
 
-/// How much the tails are widened for want of errors that tell of different times: little, for the rarest ones,
-/// those of shifts of the level, are not for them to tell.
+/// How much the tails are widened because few errors are independent. It is small because the
+/// rarest errors, those of level shifts, are modelled apart.
 const FEW: f64 = 0.25;
 
-/// Halvings in the search for a quantile: to a hundredth of a spread for any errors there are.
+/// Halvings in the search for a quantile: precise to a hundredth of a spread for any error that
+/// occurs.
 const HALVINGS: u32 = 24;
 
 /// A window of errors, in spreads.
 #[derive(Debug, Clone)]
 pub(crate) struct Errors {
     window: Window,
-    /// What is asked of the window so that the shares come out right.
+    /// The shares asked of the window so that the coverage comes out right.
     asked: [f64; 3],
 }
 
@@ -48,12 +49,12 @@ impl Default for Errors {
 }
 
 impl Errors {
-    /// Takes an error that no shift of the level is to blame for.
+    /// Takes an error that was not caused by a shift of the level.
     pub(crate) fn observe(&mut self, error: f64) {
         self.window.observe(error);
     }
 
-    /// Learns from an error how much is to be asked of the window.
+    /// Adapts the asked shares to an error.
     pub(crate) fn adapt(&mut self, error: f64, lead_hours: usize, tails: &Tails) {
         let step = STEP / super::hours(lead_hours);
         let below = self.below(error, tails.chance(lead_hours), tails);
@@ -64,7 +65,7 @@ impl Errors {
         }
     }
 
-    /// The errors that such shares lie below.
+    /// The errors below which these shares lie.
     pub(crate) fn quantiles(&self, shares: [f64; 3], lead_hours: usize, tails: &Tails) -> [f64; 3] {
         let count = self.window.count();
         let weight = super::hours(count) / super::hours(count + PRIOR_COUNT);
@@ -77,10 +78,10 @@ impl Errors {
         })
     }
 
-    /// What is asked of the window.
+    /// The shares to ask of the window.
     ///
-    /// Errors at a long lead come in runs, so that a window holds few that tell of each other; the
-    /// tails are widened as conformal prediction does for so few.
+    /// Errors at a long lead come in runs, so few in the window are independent. The tails are
+    /// widened as conformal prediction does for so few.
     fn asked_of_few(&self, lead_hours: usize) -> [f64; 3] {
         let apart = super::hours(self.window.count()) / super::hours(lead_hours);
         let shrink = apart / (apart + FEW);
@@ -88,12 +89,12 @@ impl Errors {
         [low * shrink, middle, 1.0 - (1.0 - high) * shrink]
     }
 
-    /// Share of errors below one, given the chance of a shift.
+    /// Share of errors below this one, given the probability of a shift.
     fn below(&self, error: f64, chance: f64, tails: &Tails) -> f64 {
         (1.0 - chance) * self.window.below(error) + chance * tails.below(error)
     }
 
-    /// The error that this share lie below.
+    /// The error below which this share lies.
     fn quantile(&self, share: f64, chance: f64, tails: &Tails) -> Option<f64> {
         if chance <= 0.0 {
             return self.window.quantile(share);
@@ -113,7 +114,7 @@ impl Errors {
     }
 }
 
-/// A share's place on the lines between what belongs to [`SHARES`] and to nothing and all.
+/// Interpolates linearly between the values at [`SHARES`] and those at shares 0 and 1.
 fn at(share: f64, [first, last]: [f64; 2], [low, middle, high]: [f64; 3]) -> f64 {
     let [low_share, middle_share, high_share] = SHARES;
     let ends = [

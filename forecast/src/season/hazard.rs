@@ -1,54 +1,56 @@
-//! How likely it is that the level will have shifted before an hour comes, and by how much.
+//! How likely the level is to shift before an hour comes, and by how much.
 //!
-//! Shifts are rare and make lumps: one of them spoils 168 of the errors at a lead of a week, and whether
-//! that reaches the outer tenth of twelve weeks is luck. So the errors of forecasts that a shift came
-//! between are left out, and made up for by what all shifts have in common: how often they come, and
-//! how large they are, up and down alike.
+//! Shifts are rare and spoil many errors at once: one shift spoils 168 errors at a lead of a week,
+//! and it is luck whether twelve weeks of errors show that in their outer tenths. So errors of
+//! forecasts that a shift came between are left out. Instead, the band takes into account what all
+//! shifts have in common: how often they come and how large they are, up and down alike.
 
 use std::collections::VecDeque;
 
 use super::hours;
 
-/// Shifts whose sizes are remembered.
+/// Number of shifts whose sizes are remembered.
 const SIZE_COUNT: usize = 8;
 
-/// Shifts that follow sooner are one that was found in parts.
+/// Shifts within this time are parts of one shift.
 const APART_HOURS: u64 = 24;
 
-/// How much the past still counts an hour later: half a year.
+/// Factor by which the past fades per hour: a memory of half a year.
 const MEMORY: f64 = 1.0 - 1.0 / 4368.0;
 
-/// Known hours after which the level is believed to be one that the link has had.
+/// Known hours after which the level counts as one that the link has had.
 const SETTLING_HOURS: f64 = 48.0;
 
-/// Before any is seen there is taken to be one in eighteen weeks, which is worth this many hours.
+/// The prior rate of shifts: one in eighteen weeks, with the weight of `ASSUMED_HOURS` hours.
 const ASSUMED_HOURS: f64 = 150.0;
 const ASSUMED_COUNT: f64 = 0.05;
 
-/// Share of shifts that are found: smaller ones pass for moods of the hours.
+/// Share of shifts that are detected. Smaller ones pass for ordinary variation.
 const FOUND_SHARE: f64 = 0.8;
 
-/// Sizes before any is seen, as logarithms of the factor, and what each is worth beside one seen.
+/// Sizes assumed before any is seen, as logarithms of the factor, and the weight of each beside one
+/// that was seen.
 const ASSUMED_SIZES: [f64; 4] = [0.3, 0.5, 0.7, 0.9];
 const ASSUMED_WORTH: f64 = 0.25;
 
-/// The largest size: twenty times. More is an outage, or the end of one.
+/// The largest size, a factor of twenty. More is an outage, or the end of one.
 const SIZE_MAX: f64 = 3.0;
 
-/// How likely a shift is to lead where the link has never been, beside one to where it has.
+/// Likelihood of a shift to a level that the link has never had, relative to one that it has had.
 const NEW_SHARE: f64 = 0.75;
 
-/// How far beyond the lowest and the highest level so far is still known ground.
+/// Factor beyond the lowest and the highest level so far within which a level still counts as
+/// known.
 const KNOWN_MARGIN: f64 = 1.1;
 
-/// What is known of shifts.
+/// Statistics of the shifts of the level.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hazard {
-    /// Shifts, and hours in which there could have been one; both fade.
+    /// Number of shifts, and of hours in which there could have been one. Both fade.
     count: f64,
     hours: f64,
     quiet_hours: u64,
-    /// The size of the newest shift, with its sign.
+    /// The size of the newest shift, as a logarithm with its sign.
     newest: f64,
     /// Sizes without sign, newest first.
     sizes: VecDeque<f64>,
@@ -57,7 +59,7 @@ pub(super) struct Hazard {
 }
 
 impl Hazard {
-    /// A known hour has passed at this level.
+    /// Takes a known hour at this level.
     pub(super) fn pass(&mut self, level: f64) {
         self.count *= MEMORY;
         self.hours = self.hours * MEMORY + 1.0;
@@ -69,7 +71,7 @@ impl Hazard {
         self.high = self.high.max(level);
     }
 
-    /// The level has shifted by a factor.
+    /// Takes a shift of the level by a factor.
     pub(super) fn observe(&mut self, factor: f64) {
         let size = factor.ln();
         if self.quiet_hours < APART_HOURS && !self.sizes.is_empty() {
@@ -85,14 +87,15 @@ impl Hazard {
         self.sizes.push_front(self.newest.abs());
     }
 
-    /// The newest shift was none: the level is back where it was.
+    /// Drops the newest shift, which was none: the level is back where it was.
     pub(super) fn forget_newest(&mut self) {
         self.count = (self.count - 1.0).max(0.0);
         self.newest = 0.0;
         self.sizes.pop_front();
     }
 
-    /// What shifts from this level mean for an hour that is expected to carry so many spreads.
+    /// The errors that shifts from this level would cause, for an hour that is expected to carry
+    /// this many spreads.
     pub(super) fn tails(&self, level: f64, expected: f64) -> Tails {
         let seen = self.sizes.iter().map(|size| (*size, 1.0));
         let sizes = seen.chain(ASSUMED_SIZES.map(|size| (size, ASSUMED_WORTH)));
@@ -116,22 +119,23 @@ impl Hazard {
     }
 }
 
-/// What a shift before an hour comes would make of the error of its forecast.
+/// The forecast errors that a shift before the hour would cause.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tails {
-    /// Shifts to expect in an hour.
+    /// Expected shifts per hour.
     hourly: f64,
     /// Errors in spreads, each with its share.
     outcomes: Vec<(f64, f64)>,
 }
 
 impl Tails {
-    /// The chance that there is a shift within so many hours.
+    /// The probability of a shift within this many hours.
     pub(super) fn chance(&self, lead_hours: usize) -> f64 {
         -(-self.hourly * hours(lead_hours)).exp_m1()
     }
 
-    /// Share of errors below one, if there is a shift: hours stray by a spread about their outcome.
+    /// Share of errors below this one, given a shift. Hours deviate from their outcome by up to a
+    /// spread.
     pub(super) fn below(&self, error: f64) -> f64 {
         let below = |(outcome, share): &(f64, f64)| {
             let beyond = (error - outcome).clamp(-1.0, 1.0);
@@ -140,7 +144,7 @@ impl Tails {
         self.outcomes.iter().map(below).sum()
     }
 
-    /// Errors that all outcomes lie between.
+    /// Bounds between which all errors lie.
     pub(super) fn bounds(&self) -> (f64, f64) {
         let errors = self.outcomes.iter().map(|(error, _)| *error);
         errors.fold((0.0, 0.0), |(low, high), error| {

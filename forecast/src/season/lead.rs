@@ -1,4 +1,5 @@
-//! One lead: how residuals now go on in so many hours, and how wrong forecasts at this lead were.
+//! The model of one lead: the residual to expect in so many hours, and the errors of forecasts made
+//! that far ahead.
 
 use std::collections::VecDeque;
 
@@ -6,34 +7,34 @@ use super::errors::Errors;
 use super::hazard::Tails;
 use super::{Residuals, WEEK_HOURS};
 
-/// What a residual to come is made from.
+/// Number of inputs from which a future residual is predicted.
 const FEATURE_COUNT: usize = 6;
 
 type Vector = [f64; FEATURE_COUNT];
 
-/// How much the past still counts an hour later: four weeks.
+/// Factor by which the past fades per hour: a memory of four weeks.
 const MEMORY: f64 = 1.0 - 1.0 / 672.0;
 
-/// Hours that the weights assumed at first are worth.
+/// Hours of evidence that the initial weights count for.
 const PRIOR_HOURS: f64 = 60.0;
 
-/// Features and targets are believed up to so many spreads.
+/// Features and targets are limited to this many spreads.
 const BELIEVED_MAX: f64 = 3.5;
 
-/// What was expected of an hour to come.
+/// The forecast of a future hour.
 #[derive(Debug, Clone, Copy)]
 struct Expected {
     point: f64,
     scale: f64,
-    /// The level has shifted since.
+    /// Whether the level has shifted since.
     is_crossed: bool,
 }
 
-/// One lead.
+/// The regression and the errors of one lead.
 #[derive(Debug, Clone)]
 pub(super) struct Lead {
     hours: usize,
-    /// Forecasts whose hours have not come, oldest first.
+    /// Forecasts whose hours have not passed yet, oldest first.
     open: VecDeque<Expected>,
     products: [Vector; FEATURE_COUNT],
     targets: Vector,
@@ -41,11 +42,11 @@ pub(super) struct Lead {
     errors: Errors,
 }
 
-/// What is known for one lead, or between two.
+/// What was learnt for one lead, or interpolated between two.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Learnt {
     weights: Vector,
-    /// The errors that the shares asked for lie below, in spreads.
+    /// The errors below which the requested shares lie, in spreads.
     pub(super) errors: [f64; 3],
 }
 
@@ -80,7 +81,7 @@ impl Lead {
         }
     }
 
-    /// Notes what is expected of the hour that comes in so many hours.
+    /// Records the forecast for the hour that is this lead ahead.
     pub(super) fn expect(&mut self, point: f64, scale: f64) {
         self.open.push_back(Expected {
             point,
@@ -100,14 +101,15 @@ impl Lead {
         }
     }
 
-    /// The level has shifted: what was expected until now says nothing of other errors.
+    /// Marks the open forecasts: the level has shifted, so their errors say nothing about other
+    /// errors.
     pub(super) fn cross(&mut self) {
         for expected in &mut self.open {
             expected.is_crossed = true;
         }
     }
 
-    /// Nothing is known of the hour that has just ended.
+    /// Drops the forecast for the hour that has just ended, of which nothing is known.
     pub(super) fn miss(&mut self) {
         self.due();
     }
@@ -122,7 +124,7 @@ impl Lead {
             .filter(|expected| expected.scale > 0.0)
     }
 
-    /// Learns from the newest residual what those of so many hours before it led to.
+    /// Learns from the newest residual how those this lead before it continue.
     pub(super) fn learn(&mut self, residuals: &Residuals) {
         let Some(target) = residuals.get(0) else {
             return;
@@ -140,7 +142,7 @@ impl Lead {
         self.weights = self.solve();
     }
 
-    /// Least squares, with the assumed weights as so many hours of evidence.
+    /// Least squares, with the initial weights counted as `PRIOR_HOURS` of evidence.
     fn solve(&self) -> Vector {
         let prior = assumed(self.hours);
         let mut matrix = self.products;
@@ -152,7 +154,7 @@ impl Lead {
         solve(matrix, right)
     }
 
-    /// What is known of this lead, with the errors that such shares lie below.
+    /// What was learnt at this lead, with the errors below which these shares lie.
     pub(super) fn learnt(&self, shares: [f64; 3], tails: &Tails) -> Learnt {
         Learnt {
             weights: self.weights,
@@ -171,7 +173,7 @@ fn weigh(weights: &Vector, residuals: &Residuals, hours: usize) -> f64 {
     features.iter().zip(weights).map(|(x, w)| x * w).sum()
 }
 
-/// What is known of residuals at an origin `ago` hours back about the hour `lead` after it.
+/// The features known at an origin `ago` hours back, for predicting the hour `lead` hours after it.
 fn features(residuals: &Residuals, lead: usize, ago: usize) -> Vector {
     let at = |hours_ago| residuals.get(hours_ago).unwrap_or(0.0);
     // The same hour of the last day that has passed, and of the last week.
@@ -188,7 +190,7 @@ fn features(residuals: &Residuals, lead: usize, ago: usize) -> Vector {
     raw.map(|x| x.clamp(-BELIEVED_MAX, BELIEVED_MAX))
 }
 
-/// Weights before anything is learnt: what is now lasts a few hours, what lasted a day lasts longer.
+/// The initial weights: the current residual lasts a few hours, one that lasted a day lasts longer.
 fn assumed(lead: usize) -> Vector {
     let lead = super::hours(lead);
     let now = 0.6 * (-lead / 4.0).exp();
@@ -202,7 +204,7 @@ fn assumed(lead: usize) -> Vector {
     ]
 }
 
-/// Solves a positive definite system by Cholesky's decomposition.
+/// Solves a positive definite system by Cholesky decomposition.
 fn solve(mut matrix: [Vector; FEATURE_COUNT], mut right: Vector) -> Vector {
     for i in 0..FEATURE_COUNT {
         for j in 0..=i {
@@ -211,7 +213,8 @@ fn solve(mut matrix: [Vector; FEATURE_COUNT], mut right: Vector) -> Vector {
                 sum -= a * b;
             }
             matrix[i][j] = if i == j {
-                // Positive, for the prior is on the diagonal; rounding shall not make a root of less.
+                // Positive, because the prior is on the diagonal. The lower bound guards against
+                // rounding.
                 sum.max(1e-9).sqrt()
             } else {
                 sum / matrix[j][j]

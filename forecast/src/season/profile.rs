@@ -1,4 +1,5 @@
-//! What each hour of the week is like beside the level, and how far hours stray from it.
+//! The profile of the week: the rate of each hour relative to the level, and how far hours deviate
+//! from it.
 
 use super::{SPREAD_MIN, WEEK_HOURS};
 
@@ -7,25 +8,26 @@ pub(super) const DAY_HOURS: usize = 24;
 /// Working days, Saturday, Sunday.
 pub(super) const KIND_COUNT: usize = 3;
 
-/// Hours that what the wider group says is worth beside the narrower one's own.
+/// Weight of the wider group's mean beside the narrower one's own, in hours.
 const PRIOR_COUNT: f64 = 2.0;
 
-/// Most hours a mean remembers: of an hour of the week so many weeks.
+/// Most hours that a mean remembers; for an hour of the week that is so many weeks.
 pub(super) const WEEK_COUNT_MAX: f64 = 6.0;
 pub(super) const KIND_COUNT_MAX: f64 = 20.0;
 pub(super) const DAY_COUNT_MAX: f64 = 30.0;
 
-/// Spread before anything is known: a third of the level.
+/// The spread before anything is known: a third of the level.
 const SPREAD_UNKNOWN: f64 = 0.33;
 
-/// Hours that this is worth beside those seen, and those that the mean spread is worth beside one hour's own.
+/// Weight, in hours, of the unknown spread beside the mean spread, and of the mean spread beside
+/// that of one kind of hour.
 const PRIOR_COUNT_SPREAD: f64 = 4.0;
 const PRIOR_COUNT_SPREAD_KIND: f64 = 6.0;
 
-/// The largest spread: beyond twice the level there is no more to be said than that nothing is known.
+/// The largest spread. Beyond twice the level nothing is known anyway.
 const SPREAD_MAX: f64 = 2.0;
 
-/// A mean that forgets.
+/// A mean that fades.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Mean {
     value: f64,
@@ -35,18 +37,18 @@ pub(super) struct Mean {
 impl Mean {
     pub(super) fn observe(&mut self, value: f64, count_max: f64) {
         self.count = (self.count + 1.0).min(count_max);
-        // The newer counts half as much again: the first ones were measured against a level that was
-        // still to be found.
+        // The newer value counts half as much again, because the first ones were measured against a
+        // level that was still being found.
         self.value += (value - self.value) * 1.5 / (self.count + 0.5);
     }
 
-    /// The mean beside `prior`, which is worth `weight` values.
+    /// The mean combined with `prior`, which counts as `weight` values.
     pub(super) fn beside(self, prior: f64, weight: f64) -> f64 {
         (self.value * self.count + prior * weight) / (self.count + weight)
     }
 }
 
-/// The hours of the week: means of the rate as a share of the level, and spreads.
+/// The profile: means of the rate as a share of the level, and spreads.
 #[derive(Debug, Clone)]
 pub(super) struct Profile {
     week: Vec<Mean>,
@@ -70,27 +72,27 @@ impl Default for Profile {
 }
 
 impl Profile {
-    /// What the hour carries, as a share of the level.
+    /// The expected rate of the hour, as a share of the level.
     pub(super) fn mean(&self, hour: usize) -> f64 {
         let day = self.day[hour % DAY_HOURS].beside(1.0, PRIOR_COUNT);
         let kind = self.kind[kind_of(hour)].beside(day, PRIOR_COUNT);
         self.week[hour].beside(kind, PRIOR_COUNT).max(0.0)
     }
 
-    /// How far that hour strays from it, as a share of the level.
+    /// How far that hour deviates from its mean, as a share of the level.
     pub(super) fn spread(&self, hour: usize) -> f64 {
         let all = self.spread_mean();
         let kind = self.spread_kind[kind_of(hour)].beside(all, PRIOR_COUNT_SPREAD_KIND);
         kind.clamp(SPREAD_MIN, SPREAD_MAX)
     }
 
-    /// How far hours stray on average.
+    /// How far hours deviate on average.
     pub(super) fn spread_mean(&self) -> f64 {
         let mean = self.spread.beside(SPREAD_UNKNOWN, PRIOR_COUNT_SPREAD);
         mean.clamp(SPREAD_MIN, SPREAD_MAX)
     }
 
-    /// Lets all that is remembered count less, for the link is another than it was.
+    /// Makes everything remembered count less, because the link has changed.
     pub(super) fn loosen(&mut self) {
         let means = self.week.iter_mut().map(|mean| (mean, 1.0));
         let means = means.chain(self.kind.iter_mut().map(|mean| (mean, 2.0)));
@@ -102,7 +104,8 @@ impl Profile {
         self.spread.count = self.spread.count.min(48.0);
     }
 
-    /// Takes an hour that was `pulled` above the mean, if it is not believed whole, and `strayed` in truth.
+    /// Takes an hour. `strayed` is its deviation from the mean and `pulled` the same after
+    /// limiting; both as shares of the level.
     pub(super) fn observe(&mut self, hour: usize, pulled: f64, strayed: f64) {
         let value = self.mean(hour) + pulled;
         self.week[hour].observe(value, WEEK_COUNT_MAX);
@@ -115,7 +118,7 @@ impl Profile {
     }
 }
 
-/// Which working-day, Saturday's or Sunday's hour an hour of the week is.
+/// The index of an hour of the week by kind of day: working day, Saturday or Sunday.
 pub(super) const fn kind_of(hour: usize) -> usize {
     let kind = match hour / DAY_HOURS {
         5 => 1,

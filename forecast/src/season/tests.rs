@@ -1,16 +1,16 @@
-//! What the long view makes of weeks that are simple enough to know the answer.
+//! Tests of the long view with weeks simple enough to know the answer.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// A day: little at night's end, much in the morning.
+/// A link that carries less in office hours on working days.
 fn usual(hour: usize) -> f64 {
     let is_busy = (9..17).contains(&(hour % 24)) && hour % WEEK_HOURS < 120;
     if is_busy { 4e6 } else { 10e6 }
 }
 
-/// Roughness that is the same in every run.
+/// Pseudo-random variation that is the same in every run.
 fn rough(hour: usize) -> f64 {
     let mixed = (hour as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     0.95 + 0.1 * (mixed % 1000) as f64 / 1000.0
@@ -130,7 +130,7 @@ fn a_link_that_stays_all_but_dead_is_believed_in_the_end() {
 
 #[test]
 fn hours_that_are_always_nearly_empty_are_no_outages() {
-    // A railway station: a thousand times as much by day on working days.
+    // Like a railway station: a thousand times as much by day on working days.
     let empty = |hour: usize| hour % WEEK_HOURS >= 120 || !(7..19).contains(&(hour % 24));
     let now = 8 * WEEK_HOURS;
     let season = season(now, |hour| {
@@ -167,7 +167,7 @@ fn a_jump_whose_first_day_is_like_the_days_before_is_taken_back() {
     let mut shift = Shift::default();
     let up = (0..3).find_map(|_| shift.observe(9.0, 4.0, 1.0)).unwrap();
     assert!(!up.is_undoing);
-    // Against the level it jumped to, a quarter is not so little that these hours make a shift.
+    // Relative to the level after the jump, a quarter is too little deviation to make a shift.
     let back = (0..24).find_map(|_| shift.observe(-2.0, 0.25, 1.0));
     let back = back.unwrap();
     assert!(back.is_undoing);
@@ -175,7 +175,7 @@ fn a_jump_whose_first_day_is_like_the_days_before_is_taken_back() {
     assert!((0..100).all(|_| shift.observe(0.0, 1.0, 1.0).is_none()));
 }
 
-/// Weeks of a peer that is there in such hours of the day only.
+/// Weeks of a peer that is there only in these hours of the day.
 fn away_outside(there: std::ops::Range<usize>, hour_count: usize) -> Season {
     season(hour_count, |hour| {
         if there.contains(&(hour % 24)) {
@@ -188,7 +188,8 @@ fn away_outside(there: std::ops::Range<usize>, hour_count: usize) -> Season {
 
 #[test]
 fn a_peer_that_is_off_at_night_is_forecast_to_be_and_its_working_hours_are_left_alone() {
-    // Nights of fifteen hours and of eight, for eight weeks and for nine days; asked at noon, in the night and at its end.
+    // Nights of fifteen hours and of eight, for eight weeks and for nine days, asked at noon, in
+    // the night and at its end.
     for there in [9..18, 6..22] {
         for days in [9, 8 * 7] {
             for asked in [12, 23, 5] {
@@ -211,7 +212,7 @@ fn a_peer_that_is_off_at_night_is_forecast_to_be_and_its_working_hours_are_left_
 
 #[test]
 fn weekends_without_a_link_are_expected_to_come_again() {
-    // From Friday, 18:00, to Monday, 09:00, and the nights.
+    // Away from Friday 18:00 to Monday 09:00, and at night.
     let there = |hour: usize| hour % WEEK_HOURS < 120 && (9..18).contains(&(hour % 24));
     let now = 6 * WEEK_HOURS + 100;
     let season = season(now, |hour| {

@@ -1,14 +1,15 @@
-//! What the same hour of the last weeks carried, as it was.
+//! The rates of the same hour in the last weeks, unmodified.
 
 use super::WEEK_HOURS;
 
 /// Weeks that are kept.
 const WEEK_COUNT: usize = 5;
 
-/// The last weeks, hour by hour.
+/// The last weeks, by hour of the week.
 #[derive(Debug, Clone)]
 pub(super) struct Weeks {
-    /// Rates of each hour of the week in bytes per second, newest first; hours without a link are left out.
+    /// Rates of each hour of the week in bytes per second, newest first, without hours that had no
+    /// link.
     rates: Vec<Vec<f64>>,
 }
 
@@ -21,7 +22,7 @@ impl Default for Weeks {
 }
 
 impl Weeks {
-    /// What an hour of the week mostly carried: the median of the last weeks, in bytes per second.
+    /// The usual rate of an hour of the week: the median of the last weeks, in bytes per second.
     pub(super) fn middle(&self, hour: usize) -> Option<f64> {
         let mut sorted = self.rates[hour].clone();
         sorted.sort_by(f64::total_cmp);
@@ -29,7 +30,7 @@ impl Weeks {
         Some(f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)]))
     }
 
-    /// Takes what an hour of the week carried.
+    /// Takes the rate of an hour of the week.
     pub(super) fn observe(&mut self, hour: usize, rate: f64) {
         if rate > 0.0 {
             let rates = &mut self.rates[hour];

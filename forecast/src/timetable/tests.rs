@@ -1,4 +1,4 @@
-//! What a timetable's text means, minute by minute, also when the clocks are changed.
+//! What a timetable's text means, minute by minute, also when the clocks change.
 
 use proptest::prelude::*;
 
@@ -176,7 +176,7 @@ const ZONES: [&str; 5] = [
 ];
 
 proptest! {
-    /// Between a moment and the next change the cap is the same, and there it is another.
+    /// The cap stays the same from a moment to the next change, and is another from there on.
     #[test]
     fn the_next_change_is_the_first_one(
         zone in 0..ZONES.len(),
