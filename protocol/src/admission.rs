@@ -1,5 +1,5 @@
-//! What guests get of a host, those that live there, begin there and are on their way together, and whom a
-//! target lets begin to send one: nothing is reserved before this says yes.
+//! Admission of guests to a host: the quota shared by guests that live there, start there and are
+//! on their way, and the limits on peers that send guests. Nothing is reserved before admission.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,21 +9,22 @@ use crate::identity::{AttemptId, GuestId, HostIdentity};
 use crate::size::Size;
 use crate::time::Instant;
 
-/// Most guests being received at a time, over all peers: bounds the table when guests are tiny.
+/// Most guests being received at a time, over all peers. Bounds the table when guests are tiny.
 pub const OPEN_MAX: usize = 256;
 
-/// How long a place is kept for an attempt that has sent data and stopped: an outage of minutes is no
-/// reason to begin again from nothing, a day's is.
+/// How long a place is kept for an attempt that has sent data and then stopped. An outage of
+/// minutes must not force a move to start over; an outage of a day may.
 pub const IDLE_TTL: Duration = Duration::from_secs(3600);
 
-/// What guests may use of a host.
+/// The resources that guests may use on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Memory of all guests together.
+    /// Memory of all guests together, in bytes.
     pub memory_bytes_max: u64,
-    /// Guests.
+    /// Number of guests.
     pub guest_count_max: usize,
-    /// Guests one peer may be sending at a time: a peer that only says `Prepare` cannot hold more places.
+    /// Guests that one peer may be sending at a time. Bounds the places of a peer that only sends
+    /// `Prepare`.
     pub per_peer_count_max: usize,
     /// How long a place is kept for an attempt that has sent no data.
     pub offer_wait: Duration,
@@ -32,13 +33,13 @@ pub struct Quota {
 /// A guest that lives on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Living {
-    /// Which.
+    /// Its id.
     pub guest: GuestId,
-    /// Its memory.
+    /// Its memory, in bytes.
     pub memory_bytes: u64,
 }
 
-/// For whom a place is kept.
+/// Whom a place is kept for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Holder {
     /// A peer that sends the guest.
@@ -48,7 +49,7 @@ enum Holder {
         has_data: bool,
         used_last: Instant,
     },
-    /// An operator who has it begin here: until that ended, well or not.
+    /// An operator who starts the guest here. Kept until the start has succeeded or failed.
     Operator,
 }
 
@@ -79,10 +80,10 @@ impl Place {
     }
 }
 
-/// The guests that are about to live on a host, and what may be taken of it.
+/// The guests that will soon live on a host, and the quota of the host.
 ///
-/// Who decides hands in the guests that live there, as they are now: a guest that has a place and lives
-/// already counts once.
+/// The caller passes in the guests that live on the host now. A guest that both lives there and has
+/// a place counts once.
 #[derive(Debug, Clone)]
 pub struct Admission {
     quota: Quota,
@@ -90,7 +91,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// A host that has this for guests.
+    /// A host with this quota and no places.
     #[must_use]
     pub const fn new(quota: Quota) -> Self {
         Self {
@@ -99,14 +100,14 @@ impl Admission {
         }
     }
 
-    /// Gives an attempt its place; again for the same attempt is harmless, a newer attempt of the same
-    /// peer takes the place of the older.
+    /// Gives an attempt a place. Repeating the call for the same attempt is harmless; a newer
+    /// attempt of the same peer replaces the older.
     ///
     /// # Errors
     ///
-    /// `E_DOUBLE_OFFER` if another peer is sending the guest, `E_BUSY` if the peer or all peers
-    /// together send as many as they may, or the guest begins here; `E_QUOTA` if there is no room for it.
-    /// Nothing changes then.
+    /// `E_DOUBLE_OFFER` if another peer is sending the guest; `E_BUSY` if the peer, or all peers
+    /// together, are at their limit, or if the guest starts here; `E_QUOTA` if there is no room.
+    /// Nothing changes on an error.
     pub fn admit(
         &mut self,
         peer: &HostIdentity,
@@ -123,7 +124,7 @@ impl Admission {
                 let detail = format!("{peer} offers a guest that {other} is sending");
                 return Err(Fault::new(Code::DoubleOffer, detail));
             }
-            // Asking again is not data: it does not lengthen the stay.
+            // Asking again is not data: it does not extend the time.
             Some(Holder::Peer {
                 attempt: known,
                 has_data,
@@ -152,8 +153,8 @@ impl Admission {
         Ok(())
     }
 
-    /// Takes up the place of an attempt that was admitted before a restart, and had sent data or not. What it
-    /// may was decided then.
+    /// Restores the place of an attempt that was admitted before a restart, without checking the
+    /// quota again. `has_data` says whether the attempt had sent data.
     pub fn readmit(
         &mut self,
         peer: &HostIdentity,
@@ -171,12 +172,12 @@ impl Admission {
         self.put(guest, holder, memory_bytes, now);
     }
 
-    /// Gives a guest that begins here a place until [`Admission::end`].
+    /// Gives a guest that starts here a place until [`Admission::end`].
     ///
     /// # Errors
     ///
-    /// `E_QUOTA` if there is no room for it, `E_BUSY` if it is on its way to this host or begins already.
-    /// Nothing changes then.
+    /// `E_QUOTA` if there is no room, `E_BUSY` if the guest is on its way to this host or starts
+    /// already. Nothing changes on an error.
     pub fn begin(
         &mut self,
         guest: GuestId,
@@ -197,7 +198,8 @@ impl Admission {
         Ok(())
     }
 
-    /// A guest that began here lives and is counted with those, or it failed to: its place is free.
+    /// Frees the place of a guest that started here. It now lives and is counted as living, or it
+    /// failed to start.
     pub fn end(&mut self, guest: GuestId) {
         let place = self.places.get(&guest);
         if place.is_some_and(|place| place.holder == Holder::Operator) {
@@ -210,7 +212,7 @@ impl Admission {
         place.filter(|place| !place.is_over(&self.quota, now))
     }
 
-    /// The places of all guests but one.
+    /// The places of all guests but this one.
     fn others(&self, guest: GuestId, now: Instant) -> impl Iterator<Item = &Place> {
         let places = self.places.iter();
         places
@@ -218,7 +220,7 @@ impl Admission {
             .map(|(_, place)| place)
     }
 
-    /// Checks the quota for one more guest.
+    /// Checks that the quota has room for one more guest.
     fn check_room(
         &self,
         guest: GuestId,
@@ -260,7 +262,7 @@ impl Admission {
         self.places.insert(guest, place);
     }
 
-    /// Data of an attempt came: its place is kept on.
+    /// Notes that data of an attempt came, which extends the time its place is kept.
     pub fn touch(&mut self, guest: GuestId, attempt: AttemptId, now: Instant) {
         if let Some(place) = self.places.get_mut(&guest)
             && let Holder::Peer {
@@ -276,7 +278,7 @@ impl Admission {
         }
     }
 
-    /// An attempt is over, or its guest runs here now and is counted with those: its place is free.
+    /// Frees the place of an attempt: it is over, or its guest runs here and is counted as living.
     pub fn release(&mut self, guest: GuestId, attempt: AttemptId) {
         if self
             .places
@@ -343,7 +345,7 @@ mod tests {
         result.err().map(|fault| fault.code)
     }
 
-    /// Exactly so many bytes are left for whoever comes next.
+    /// Asserts that exactly this many bytes are left for the next guest.
     fn assert_leaves(admission: &Admission, bytes: u64, now: Instant) {
         let comes = |memory_bytes| {
             let mut admission = admission.clone();
@@ -364,7 +366,7 @@ mod tests {
             Some(Code::Busy)
         );
         assert_eq!(admit(&mut admission, "b", 5_000, MIB, at(59)), None);
-        // Asking again does not lengthen the stay.
+        // Asking again does not extend the time.
         assert_eq!(admit(&mut admission, "a", 0, MIB, at(59)), None);
         assert_leaves(&admission, 59 * MIB, at(59));
         assert_leaves(&admission, 63 * MIB, at(60));
@@ -467,13 +469,13 @@ mod tests {
             result.map_err(|fault| fault.code)
         };
         assert_eq!(arrive(&mut admission, 2, 3 * MIB), Ok(()));
-        // Each alone fits beside the guest that lives here, and both do not.
+        // Each alone fits beside the guest that lives here; both together do not.
         assert_eq!(arrive(&mut admission, 3, 3 * MIB), Err(Code::Quota));
         assert_eq!(begin(&mut admission, 4, 3 * MIB), Err(Code::Quota));
         assert_eq!(begin(&mut admission, 4, 2 * MIB), Ok(()));
         assert_eq!(arrive(&mut admission, 5, 1), Err(Code::Quota));
         assert_eq!(begin(&mut admission, 4, 1), Err(Code::Busy));
-        // One that has its memory already is no second one.
+        // A guest that has a place and lives already counts once.
         admission.end(GuestId(4));
         let living = [lives(1, 3 * MIB), lives(2, 3 * MIB)];
         let result = admission.begin(GuestId(6), 2 * MIB, &living, at(0));
@@ -502,13 +504,14 @@ mod tests {
         assert_eq!(arrived.unwrap_err().code, Code::Quota);
         let begun = admission.begin(GuestId(4), 1, &living, at(0));
         assert!(begun.unwrap_err().detail.contains("quota.guests"));
-        // The same ones again are no others, and one that is booted here counted before.
+        // Repeating an offer counts nothing twice, and neither does booting a guest that lives
+        // here.
         assert_eq!(
             admission.admit(&edge, guest, attempt, 1, &living, at(0)),
             Ok(())
         );
         assert_eq!(admission.begin(GuestId(1), 1, &living, at(0)), Ok(()));
-        // A place that is over is none; one of an operator's is never over.
+        // An expired place does not count. An operator's place never expires.
         assert_eq!(admission.begin(GuestId(4), 1, &living, at(60)), Ok(()));
         let again = admission.begin(GuestId(4), 1, &living, at(999_999));
         assert_eq!(again.unwrap_err().code, Code::Busy);

@@ -7,18 +7,20 @@
 //!     │◄═══════════════════ bytes, both ways ════════════════════════►│
 //! ```
 //!
-//! `Refused` stands in for `Opened` wherever a stream cannot be had; to a program of its own host a tunnel says
-//! what mends it in a second line of the words. The two connections of a link (one for urgent traffic, one for
-//! bulk) begin with `Join` and `Joined`, which pair them. Every preamble is one frame of [`crate::frame`] with
-//! at most [`PREAMBLE_BODY_BYTES_MAX`] bytes of body, so that its reader never takes a byte of what follows.
+//! `Refused` replaces `Opened` if the stream cannot be opened. A tunnel that refuses a program of
+//! its own host puts the remedy on a second line of the text. The two connections of a link (one
+//! for urgent traffic, one for bulk) begin with `Join` and `Joined`, which pair them. Every
+//! preamble is one frame of [`crate::frame`] with a body of at most [`PREAMBLE_BODY_BYTES_MAX`]
+//! bytes, so that its reader never reads beyond it.
 //!
 //! # Streams that resume
 //!
-//! Between tunnels a stream begins with `Begin`: what was asked for, and the stream's number. The bytes
-//! that follow are the program's own, without framing. Each side counts them, and says in `Reports` how
-//! many it has handed on; these go over the stream that joined the urgent connection, which stays open
-//! for them. Of what it has sent, a side keeps what was not reported. When the connection is lost, both
-//! keep the stream, and on the next link the side that began it goes on:
+//! A stream between tunnels begins with `Begin`, which holds the request and the stream's number.
+//! After it come the program's own bytes, without framing. Each side counts the bytes and reports
+//! in `Reports` how many it has delivered to its program. The reports travel on the QUIC stream
+//! that joined the urgent connection, which stays open for them. Each side keeps the sent bytes
+//! that are not reported yet. When the connection is lost both sides keep the stream, and on the
+//! next link the side that began it resumes it:
 //!
 //! ```text
 //!  tunnel                                   peer's tunnel
@@ -27,8 +29,9 @@
 //!     │═ bytes from 1200 ═►   ◄═ bytes from 700 │
 //! ```
 //!
-//! A stream that ended for good while there was no connection is told with `Cut`. `Join` and `Joined`
-//! carry the number of each tunnel's run: a tunnel that was started anew knows none of its streams.
+//! `Cut` tells the peer that a stream ended for good while there was no connection. `Join` and
+//! `Joined` carry the number of each tunnel's run, because a tunnel that was restarted knows none
+//! of its streams.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,30 +40,31 @@ use crate::frame::{self, FLAG_CRITICAL, HEADER_BYTES, Header};
 use crate::identity::{HostIdentity, Name};
 use crate::version::VersionRange;
 
-/// Most bytes of a preamble's body: with its header 1 KiB, and what an unauthenticated local program
-/// can make the tunnel hold before it has said whom it wants.
+/// Most bytes of a preamble's body, which is 1 KiB with the header. It bounds what an
+/// unauthenticated local program can make the tunnel hold before it has named its peer.
 pub const PREAMBLE_BODY_BYTES_MAX: u32 = 1008;
 
-/// Most bytes of a refusal's words.
+/// Most bytes of a refusal's text.
 pub const DETAIL_BYTES_MAX: usize = 512;
 
-/// The service at its own site by which a tunnel answers whether new work may begin: `Opened` if it
-/// may, `Refused` with `E_CRL_STALE` while what has been revoked lately is not known.
+/// The service at its own site by which a tunnel tells whether new work may begin: `Opened` if it
+/// may, `Refused` with `E_CRL_STALE` while the revocation lists are out of date.
 pub const TRUST_SERVICE: &str = "trust";
 
-/// What this release speaks between tunnels.
+/// The versions of the link protocol that this release speaks.
 ///
-/// Version 1, whose streams died with their connection, was never released. Version 3 has
+/// Version 1, whose streams died with their connection, was never released. Version 3 adds
 /// [`Preamble::Path`].
 pub const LINK_VERSIONS: VersionRange = VersionRange { min: 2, max: 3 };
 
 /// The version from which a tunnel understands [`Preamble::Path`].
 pub const PATH_REPORT_VERSION: u16 = 3;
 
-/// Most reports in one preamble: each is at most 30 bytes long.
+/// Most reports in one preamble. Each is at most 30 bytes long.
 pub const REPORT_COUNT_MAX: usize = 32;
 
-// Kinds begin at 64, so that a preamble and a migrator's message are never taken for one another.
+// Kinds begin at 64, so that a preamble is never taken for a migrator's message or the other way
+// round.
 const KIND_OPEN: u8 = 64;
 const KIND_OPENED: u8 = 65;
 const KIND_REFUSED: u8 = 66;
@@ -74,21 +78,21 @@ const KIND_REPORTS: u8 = 73;
 const KIND_CUT: u8 = 74;
 const KIND_PATH: u8 = 75;
 
-/// What a stream's bytes are worth when the link is short.
+/// Class of a stream's bytes, which decides their priority when the link is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// The handover's words; a few bytes that decide everything.
+    /// Messages of the handover: few bytes that decide everything.
     Control,
-    /// A guest's processor is stopped until these blocks arrive.
+    /// Blocks that a stopped guest processor waits for.
     Demand,
     /// Messages between portions of a distributed application.
     App,
     /// State that is sent while a guest is paused.
     Switch,
-    /// Pre-copy, push, synchronisation: fills what is left.
+    /// Pre-copy, push and synchronisation. Fills the rest of the link.
     Bulk,
-    /// Snapshots with slack, preload: what bulk leaves.
+    /// Snapshots without a deadline, and preload. Uses what bulk leaves.
     Scavenger,
 }
 
@@ -116,7 +120,7 @@ impl Class {
         }
     }
 
-    /// The class's place in [`Class::ALL`], for tables with one entry a class.
+    /// The class's position in [`Class::ALL`], for tables with one entry per class.
     #[must_use]
     pub const fn index(self) -> usize {
         self as usize
@@ -131,14 +135,14 @@ impl Class {
         }
     }
 
-    /// Priority inside its connection; higher goes first, and strictly so.
+    /// Priority inside its connection. Higher goes first, strictly.
     #[must_use]
     pub const fn priority(self) -> i32 {
         match self {
             Self::Control => 100,
             Self::Demand => 90,
-            // A paused guest waits for all of `switch`, an application for each message of its own:
-            // both wait, but a message is short.
+            // An application waits for each of its messages, a paused guest for the whole of
+            // `switch`. Both wait, but messages are short.
             Self::App => 10,
             Self::Switch => 5,
             Self::Bulk => 0,
@@ -157,9 +161,9 @@ impl std::fmt::Display for Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Leg {
-    /// Carries what someone waits for.
+    /// For traffic that someone waits for.
     Urgent,
-    /// Carries what fills the link.
+    /// For traffic that fills the link.
     Bulk,
 }
 
@@ -177,15 +181,16 @@ impl Leg {
     }
 }
 
-/// A link's number, drawn at random by the side that dials; pairs its two connections.
+/// A link's number, drawn at random by the dialling side. Pairs the two connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LinkId(pub u128);
 
-/// A run of a tunnel, drawn at random when it starts: streams do not outlive it.
+/// The number of one run of a tunnel, drawn at random when it starts. Streams do not outlive the
+/// run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RunId(pub u128);
 
-/// A stream between two tunnels, drawn at random by the side that begins it.
+/// The number of a stream between two tunnels, drawn at random by the side that begins it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StreamId(pub u128);
 
@@ -195,53 +200,53 @@ impl std::fmt::Display for StreamId {
     }
 }
 
-/// How much of one direction of a stream a side has.
+/// How much of one direction of a stream a side has received.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Received {
-    /// Bytes since the stream's begin.
+    /// Bytes since the stream began.
     pub bytes: u64,
-    /// Whether these are all, and the end has been heard.
+    /// Whether these are all bytes and the end has been received.
     pub is_ended: bool,
 }
 
-/// Begins a stream between two tunnels; what was asked for, and its number from now on.
+/// Begins a stream between two tunnels.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Begin {
     /// The stream's number.
     pub stream: StreamId,
-    /// What was asked for.
+    /// The request of the program.
     pub open: Open,
-    /// Whether the stream stands beside datagrams: its bytes are then those that were too large for one,
-    /// each behind its length in two bytes, the lower one first.
+    /// Whether the stream accompanies datagrams. Its bytes are then the datagrams that were too
+    /// large for QUIC, each preceded by its length in two bytes, little-endian.
     pub is_datagrams: bool,
 }
 
-/// Goes on with a stream whose connection is lost or about to be.
+/// Continues a stream whose connection is lost or about to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resume {
     /// The stream.
     pub stream: StreamId,
-    /// What the side that resumes has.
+    /// How much the resuming side has received.
     pub received: Received,
 }
 
-/// Says how much of a stream was handed on.
+/// Reports how much of a stream was delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Report {
     /// The stream.
     pub stream: StreamId,
-    /// What the local program was given.
+    /// How much the local program was given.
     pub received: Received,
 }
 
-/// A stream is over before its end.
+/// Says that a stream ended before its regular end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
     /// The stream.
     pub stream: StreamId,
-    /// Why.
+    /// The reason.
     pub fault: Fault,
 }
 
@@ -256,7 +261,7 @@ pub struct Open {
     pub class: Class,
 }
 
-/// Tells a service who opened the stream it has just been handed.
+/// Tells a service who opened the stream it was handed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Accepted {
     /// The host at the other end, proved by its certificate.
@@ -267,16 +272,16 @@ pub struct Accepted {
     pub class: Class,
 }
 
-/// First words of the side that dials, on each of a link's connections.
+/// The first preamble of the dialling side, on each of a link's connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Join {
-    /// Versions of the link's words the dialling side speaks.
+    /// Versions of the link protocol that the dialling side speaks.
     pub versions: VersionRange,
     /// The link this connection belongs to.
     pub link: LinkId,
     /// Which of the link's connections this is.
     pub leg: Leg,
-    /// Most bytes per second, counted on the wire, the dialling side wants to receive.
+    /// Most bytes per second, counted on the wire, that the dialling side wants to receive.
     pub receive_rate_max: Option<u64>,
     /// The dialling tunnel's run.
     pub run: RunId,
@@ -287,19 +292,19 @@ pub struct Join {
 pub struct Joined {
     /// The version both use from here on.
     pub version: u16,
-    /// Most bytes per second, counted on the wire, the accepting side wants to receive.
+    /// Most bytes per second, counted on the wire, that the accepting side wants to receive.
     pub receive_rate_max: Option<u64>,
     /// The accepting tunnel's run.
     pub run: RunId,
 }
 
-/// What one side of a link tells the other of the way between them, while the link lives.
+/// What one side of a live link tells the other about the path between them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PathReport {
-    /// Most bytes per second, counted on the wire, this side wants to receive from now on.
+    /// Most bytes per second, counted on the wire, that this side wants to receive from now on.
     pub receive_rate_max: Option<u64>,
-    /// Bytes of programs per second that the path to the other side carried of late, if it was the path
-    /// that was the limit: only who sends knows that.
+    /// Program bytes per second that the path to the other side carried lately, if the path was the
+    /// limit. Only the sending side knows this.
     pub filled_bytes_per_second: Option<u64>,
 }
 
@@ -308,11 +313,11 @@ pub struct PathReport {
 pub enum Preamble {
     /// Asks for a stream.
     Open(Open),
-    /// The stream is there, and this is the host at its other end, proved by its certificate.
+    /// The stream is open; this is the host at its other end, proved by its certificate.
     Opened(HostIdentity),
-    /// The stream or the link cannot be had, and why.
+    /// The stream or the link is refused, with the reason.
     Refused(Fault),
-    /// A stream handed to a service.
+    /// A stream is handed to a service.
     Accepted(Accepted),
     /// A connection joins a link.
     Join(Join),
@@ -320,15 +325,15 @@ pub enum Preamble {
     Joined(Joined),
     /// Begins a stream between two tunnels.
     Begin(Begin),
-    /// Goes on with a stream.
+    /// Continues a stream.
     Resume(Resume),
-    /// The answer: what the other side has, and that bytes follow from there.
+    /// The answer to `Resume`: how much the other side has received. Bytes follow from there.
     Resumed(Received),
-    /// What was handed on of some streams, at most [`REPORT_COUNT_MAX`] of them.
+    /// How much of some streams was delivered, for at most [`REPORT_COUNT_MAX`] of them.
     Reports(Vec<Report>),
-    /// A stream is over before its end.
+    /// A stream ended before its regular end.
     Cut(Cut),
-    /// News of the path, from [`PATH_REPORT_VERSION`] on.
+    /// News of the path. From [`PATH_REPORT_VERSION`] on.
     Path(PathReport),
 }
 
@@ -361,7 +366,7 @@ impl Preamble {
         out
     }
 
-    /// Parses a header of a preamble, so that its reader knows how many bytes follow.
+    /// Parses the header of a preamble, which says how many bytes follow.
     ///
     /// # Errors
     ///
@@ -374,8 +379,8 @@ impl Preamble {
     ///
     /// # Errors
     ///
-    /// `E_FRAMING` or `E_TRUNCATED` if it does not fit the header, `E_UNKNOWN_KIND` for what is not a
-    /// preamble, `E_META` for a body that does not parse.
+    /// `E_FRAMING` or `E_TRUNCATED` if it does not fit the header, `E_UNKNOWN_KIND` if it is not a
+    /// preamble, `E_META` if the body does not parse.
     pub fn decode_body(header: &Header, body: &[u8]) -> Result<Self, Fault> {
         header.check_body(body)?;
         match header.kind {
@@ -418,7 +423,7 @@ impl Preamble {
         Self::decode_body(&Self::parse_header(header)?, body)
     }
 
-    /// What the preamble is, for messages about one that was not expected.
+    /// The preamble's name, for messages about an unexpected one.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -488,7 +493,7 @@ fn reason(fault: &Fault) -> Reason {
     }
 }
 
-/// The fault a peer names. A code we do not know comes from a newer release: it is kept in words.
+/// The fault that a peer named. An unknown code, from a newer release, is kept in the text.
 fn refusal(reason: Reason) -> Result<Fault, Fault> {
     if reason.detail.len() > DETAIL_BYTES_MAX || reason.code.len() > 64 {
         return Err(Fault::new(Code::Meta, "a refusal above its cap"));
@@ -532,7 +537,7 @@ mod tests {
             let bytes = Preamble::Reports(vec![REPORT; count]).encode();
             assert!(Preamble::decode(&bytes).is_err(), "{count}");
         }
-        // A count that the bytes cannot hold costs no memory.
+        // A count that the bytes cannot hold allocates no memory.
         let mut bytes = Vec::new();
         let body = [0xff, 0xff, 0xff, 0xff, 0x0f];
         frame::write_frame(KIND_REPORTS, FLAG_CRITICAL, &body, &mut bytes);

@@ -1,4 +1,5 @@
-//! Where a program listens on its own host: `tcp:127.0.0.1:80`, `udp:[::1]:53`, `unix:/run/till.sock`.
+//! The address where a program listens on its own host: `tcp:127.0.0.1:80`, `udp:[::1]:53`,
+//! `unix:/run/till.sock`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault};
 
-/// Longest path of a Unix socket that the kernel takes, without its final zero.
+/// Longest path of a Unix socket that the kernel accepts, in bytes without the final zero.
 const PATH_BYTES_MAX: usize = 107;
 
-/// Where a program listens.
+/// The address where a program listens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Endpoint {
@@ -25,7 +26,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Whether what goes there are datagrams, not a stream of bytes.
+    /// Whether it receives datagrams instead of a byte stream.
     #[must_use]
     pub const fn is_datagrams(&self) -> bool {
         matches!(self, Self::Udp(_))

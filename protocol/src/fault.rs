@@ -1,21 +1,22 @@
-//! Errors sorted by whose fault they are, with stable codes.
+//! Errors with stable codes, grouped by who is to blame.
 //!
-//! The sort decides the reaction: a peer's fault closes the connection and leaves the source guest
-//! running, an incompatibility refuses before data moves, a local fault is retried or reported to the
-//! operator, misuse is our own bug or the caller's.
+//! The blame decides the reaction: a peer's fault closes the connection and leaves the source guest
+//! running, an incompatibility refuses before data moves, a local fault is retried or reported to
+//! the operator, and misuse is a bug of ours or of the caller.
 
 use std::fmt;
 
-/// Who is to blame, and so what happens next.
+/// Who is to blame for a fault, which decides the reaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Blame {
-    /// The peer sent nonsense: the attempt ends, the source guest keeps running.
+    /// The peer broke the protocol: the attempt ends, the source guest keeps running.
     Peer,
-    /// The peer is honest but the two sides cannot do this together: refused before data moves.
+    /// The peer is honest, but the two sides cannot do this together: refused before data moves.
     Incompatible,
-    /// Our disk, our KVM, our memory: retried where that is safe, else told to the operator.
+    /// Our disk, our KVM or our memory failed: retried where that is safe, else reported to the
+    /// operator.
     Local,
-    /// The caller asked for something that cannot be: nothing was changed.
+    /// The caller asked for something impossible: nothing was changed.
     Misuse,
 }
 
@@ -26,7 +27,7 @@ macro_rules! codes {
         pub enum Code { $($(#[$doc])* $variant,)* }
 
         impl Code {
-            /// Every code there is, for the documentation's table and its test.
+            /// Every code, for the table in the documentation and its test.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             /// The code as operators and peers see it, `E_...`.
@@ -35,13 +36,13 @@ macro_rules! codes {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// Whose fault this code speaks of.
+            /// Who is to blame for this code.
             #[must_use]
             pub const fn blame(self) -> Blame {
                 match self { $(Self::$variant => Blame::$blame,)* }
             }
 
-            /// The code a peer or a file named, if it is one of ours.
+            /// Parses a code that a peer or a file named, if it is one of ours.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|code| code.as_str() == text)
@@ -57,7 +58,7 @@ codes! {
     Framing = "E_FRAMING", Peer;
     /// An announced length is above the cap for its kind.
     TooLarge = "E_TOO_LARGE", Peer;
-    /// A critical message kind this version does not know.
+    /// A critical message kind that this version does not know.
     UnknownKind = "E_UNKNOWN_KIND", Peer;
     /// A block or a range lies outside its space, is empty, unsorted, or overlaps.
     Range = "E_RANGE", Peer;
@@ -75,16 +76,16 @@ codes! {
     StaleEpoch = "E_STALE_EPOCH", Peer;
     /// A second source offers a guest that is already being received.
     DoubleOffer = "E_DOUBLE_OFFER", Peer;
-    /// Blocks were asked for after the source let go of the guest.
+    /// Blocks were requested after the source had let go of the guest.
     Gone = "E_GONE", Peer;
     /// The peer's identity does not allow this.
     Denied = "E_DENIED", Peer;
-    /// The peer did not do what it had to in time.
+    /// The peer did not act in time.
     Stalled = "E_STALLED", Peer;
 
     /// No version in common.
     Version = "E_VERSION", Incompatible;
-    /// The guest's layout cannot be had here.
+    /// This host cannot provide the guest's layout.
     Layout = "E_LAYOUT", Incompatible;
     /// The guest is larger than this host's quota allows.
     Quota = "E_QUOTA", Incompatible;
@@ -101,27 +102,28 @@ codes! {
 
     /// A file or folder could not be used.
     Io = "E_IO", Local;
-    /// The journal could not be written; nothing about this guest changes until it is looked at.
+    /// The journal could not be written. Nothing about this guest changes until an operator has
+    /// looked.
     Journal = "E_JOURNAL", Local;
-    /// The journal is unreadable or from another time: the guest is quarantined.
+    /// The journal is unreadable or outdated: the guest is quarantined.
     Quarantine = "E_QUARANTINE", Local;
     /// The guest process failed or is gone.
     Guest = "E_GUEST", Local;
-    /// Not every write of the guest was noted: what was copied counts for nothing.
+    /// Not every write of the guest was tracked, so the copied blocks cannot be trusted.
     TrackingLost = "E_TRACKING_LOST", Local;
     /// KVM cannot be used.
     Kvm = "E_KVM", Local;
     /// The tunnel, the peer or the network cannot be reached.
     Unreachable = "E_UNREACHABLE", Local;
-    /// The image that had to be here is lost.
+    /// The image that should be here is lost.
     ImageLost = "E_IMAGE_LOST", Local;
     /// Another daemon already runs with the same state folder.
     AlreadyRunning = "E_ALREADY_RUNNING", Local;
     /// A certificate or key cannot be used.
     Certificate = "E_CERTIFICATE", Local;
-    /// The list of revoked certificates has ended: nothing new begins before the next one is here.
+    /// The list of revoked certificates has expired. No new work begins until the next one is here.
     CrlStale = "E_CRL_STALE", Local;
-    /// A list of revoked certificates goes back behind the one that was in use.
+    /// A list of revoked certificates is older than the one that was in use.
     CrlRollback = "E_CRL_ROLLBACK", Local;
     /// A path that must be a plain file or folder of ours is something else.
     Path = "E_PATH", Local;
@@ -132,7 +134,7 @@ codes! {
     Name = "E_NAME", Misuse;
     /// No such guest, move, peer or service.
     NotFound = "E_NOT_FOUND", Misuse;
-    /// The request does not fit the state of things.
+    /// The request does not fit the current state.
     State = "E_STATE", Misuse;
     /// The request is malformed.
     Usage = "E_USAGE", Misuse;
@@ -146,15 +148,15 @@ impl fmt::Display for Code {
     }
 }
 
-/// What went wrong: a stable code and one sentence with the values that matter.
+/// A fault: a stable code, and one sentence with the relevant values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// The stable code.
     pub code: Code,
-    /// What failed, with its values; lower case, no full stop.
+    /// What failed, with its values. Lower case, no full stop.
     pub detail: String,
-    /// What an operator of this host can do, where whoever met it knows better than the code does; it is never
-    /// sent to a peer.
+    /// What an operator of this host can do, if the place that found the fault knows better than
+    /// the code's general advice. Never sent to a peer.
     pub remedy: Option<String>,
 }
 
@@ -168,14 +170,14 @@ impl Fault {
         }
     }
 
-    /// The same with what to do about it, in place of what is said of its code.
+    /// Sets a remedy that replaces the general advice for the code.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
 
-    /// Whose fault it is.
+    /// Who is to blame.
     #[must_use]
     pub const fn blame(&self) -> Blame {
         self.code.blame()
@@ -190,11 +192,11 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// Characters of a text from outside that stand in a fault: what is meant is seen by then, and the rest would drown
-/// what is said of it.
+/// Most characters of a foreign text that a fault shows. They are enough to recognise the text
+/// without burying the message.
 const SHOWN_CHARS_MAX: usize = 40;
 
-/// The beginning of a text that was not understood, as it is shown to whoever wrote it.
+/// The beginning of a text that did not parse, for showing it to its author.
 #[must_use]
 pub fn shown(text: &str) -> String {
     text.chars().take(SHOWN_CHARS_MAX).collect()

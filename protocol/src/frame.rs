@@ -7,9 +7,10 @@
 //!  +-------+------+-------+--------------+--------------+--------------+------ ... ------+
 //! ```
 //!
-//! The body's checksum covers all of it, or, for a body that carries a digest of its own
-//! ([`FLAG_DIGESTED`]), only its beginning. All numbers are little-endian. The header's own checksum is checked before its length is believed,
-//! so a flipped bit in the length neither allocates nor waits for bytes that never come.
+//! The body's checksum covers all of it, or only its beginning if the body carries a digest of its
+//! own ([`FLAG_DIGESTED`]). All numbers are little-endian. The header has a checksum of its own,
+//! which is checked before the length is believed. So a flipped bit in the length neither allocates
+//! nor waits for bytes that never come.
 
 use crate::fault::{Code, Fault};
 
@@ -22,22 +23,23 @@ pub const MAGIC: [u8; 2] = *b"TP";
 /// Flag: a side that does not know the kind must end the connection instead of skipping the frame.
 pub const FLAG_CRITICAL: u8 = 1;
 
-/// Flag: what lies behind the first [`DIGESTED_HEAD_BYTES`] of the body has a digest there, which its
-/// reader checks; the body's checksum covers only these. Bytes that are hashed anyway are not read
-/// once more.
+/// Flag: the body holds, within its first [`DIGESTED_HEAD_BYTES`], a digest of the rest, which its
+/// reader checks. The frame's checksum covers only that beginning, so that bytes which are hashed
+/// anyway are not read twice.
 pub const FLAG_DIGESTED: u8 = 2;
 
-/// Bytes at the beginning of a [`FLAG_DIGESTED`] body that its checksum covers: the longest head of a
-/// chunk, and a little of its payload.
+/// Bytes at the beginning of a [`FLAG_DIGESTED`] body that the frame's checksum covers: the longest
+/// head of a chunk, and a little of its payload.
 pub const DIGESTED_HEAD_BYTES: usize = 256;
 
-/// Largest body of any frame: one chunk of 64 KiB of raw blocks with its runs, and room to spare.
+/// Largest body of any frame, in bytes: one chunk of 64 KiB of raw blocks with its runs, and some
+/// reserve.
 pub const BODY_BYTES_MAX: u32 = 96 * 1024;
 
 /// A header whose checksum has been verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What the body is.
+    /// The kind of the body.
     pub kind: u8,
     /// Any of [`FLAG_CRITICAL`] and [`FLAG_DIGESTED`].
     pub flags: u8,
@@ -110,14 +112,14 @@ impl Header {
 ///
 /// # Panics
 ///
-/// If the body is above [`BODY_BYTES_MAX`]: our own encoders keep below it.
+/// If the body is above [`BODY_BYTES_MAX`]. Our own encoders stay below it.
 pub fn write_frame(kind: u8, flags: u8, body: &[u8], out: &mut Vec<u8>) {
     let start = begin_frame(out);
     out.extend_from_slice(body);
     finish_frame(kind, flags, start, out);
 }
 
-/// Leaves room for a header at the end of `out`, so that a body can be written in place; returns
+/// Reserves room for a header at the end of `out`, so that a body can be written in place. Returns
 /// where the frame begins, for [`finish_frame`].
 pub fn begin_frame(out: &mut Vec<u8>) -> usize {
     let start = out.len();
@@ -129,7 +131,7 @@ pub fn begin_frame(out: &mut Vec<u8>) -> usize {
 ///
 /// # Panics
 ///
-/// If the body is above [`BODY_BYTES_MAX`]: our own encoders keep below it.
+/// If the body is above [`BODY_BYTES_MAX`]. Our own encoders stay below it.
 pub fn finish_frame(kind: u8, flags: u8, start: usize, out: &mut [u8]) {
     let (header, body) = out[start..].split_at_mut(HEADER_BYTES);
     let body_bytes = u32::try_from(body.len()).expect("bodies are below 4 GiB");

@@ -1,9 +1,9 @@
-//! Every message between a migrator and a guest process, with its bytes.
+//! The messages between a migrator and a guest process, and their encoding.
 //!
-//! They meet at a Unix `SOCK_SEQPACKET` socket: one packet is one message is one frame of
-//! [`crate::frame`], at most [`PACKET_BYTES_MAX`]. The migrator asks, the guest process answers each
-//! question once and in order; a number ties the two together, so that an answer that came too late
-//! is never taken for the next one. The first question is [`Request::Hello`].
+//! They talk over a Unix `SOCK_SEQPACKET` socket: one packet is one message is one frame of
+//! [`crate::frame`], at most [`PACKET_BYTES_MAX`]. The migrator asks, and the guest process answers
+//! each request once and in order. Request and answer carry the same number, so that a late answer
+//! is never taken for the answer to the next request. The first request is [`Request::Hello`].
 //!
 //! ```text
 //!              Run                  Pause               SaveState
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! A guest process never starts its guest by itself: only [`Request::Run`] does, and that needs an
-//! epoch. One made for an incoming guest refuses to run before state was loaded into it.
+//! epoch. A process made for an incoming guest refuses to run before state was loaded into it.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,22 +32,22 @@ pub use config::*;
 /// Versions of this interface that this release speaks.
 pub const VERSIONS: VersionRange = VersionRange { min: 1, max: 1 };
 
-/// Most bytes of one packet: below the default send buffer of a Unix socket, so none is refused.
+/// Most bytes of one packet. Below the default send buffer of a Unix socket, so none is refused.
 pub const PACKET_BYTES_MAX: usize = 64 * 1024;
 
-/// Most blocks one harvest covers: 1 GiB of memory, whose bits take half a packet.
+/// Most blocks that one harvest covers: 1 GiB of memory, whose bits take half a packet.
 pub const HARVEST_BLOCKS_MAX: u32 = 1 << 18;
 
 /// Most bytes of state in one packet.
 pub const STATE_PART_BYTES_MAX: usize = 60 * 1024;
 
-/// Most regions of memory a guest process may announce; ours has one.
+/// Most memory regions that a guest process may announce. Ours has one.
 pub const REGION_COUNT_MAX: usize = 64;
 
-/// Where a guest stands.
+/// The state of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum GuestState {
-    /// Made to start afresh; never ran.
+    /// Made for a new guest; has never run.
     Created,
     /// Made to receive a guest; refuses to run until state was loaded.
     Incoming,
@@ -55,7 +55,7 @@ pub enum GuestState {
     Loaded,
     /// Runs.
     Running,
-    /// Stopped between two instructions; memory and state stand still.
+    /// Stopped between two instructions. Memory and state do not change.
     Paused,
     /// The guest ended by itself.
     Stopped,
@@ -80,16 +80,16 @@ impl std::fmt::Display for GuestState {
     }
 }
 
-/// How written pages are found.
+/// How written pages are tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TrackingMethod {
-    /// KVM's dirty log with manual protection, and the machine's own marks.
+    /// KVM's dirty log with manual protection, plus marks for writes of the machine itself.
     KvmManualProtect,
-    /// KVM's dirty log, cleared as it is read, and the machine's own marks.
+    /// KVM's dirty log, cleared when it is read, plus marks for writes of the machine itself.
     KvmDirtyLog,
     /// Asynchronous userfaultfd write-protection read by `PAGEMAP_SCAN`.
     AsyncWriteProtect,
-    /// This host offers none.
+    /// This host offers no method.
     Unavailable,
 }
 
@@ -98,26 +98,26 @@ pub enum TrackingMethod {
 pub struct PageInProgress {
     /// Its block.
     pub block: u64,
-    /// The version being written; every word is still that of the version before, or already this.
+    /// The version being written. Every word has either the version before or already this one.
     pub version: u64,
 }
 
-/// What a guest process says of its guest.
+/// What a guest process reports about its guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Description {
     /// The guest's description.
     pub config: GuestConfig,
-    /// Where it stands.
+    /// Its state.
     pub state: GuestState,
     /// The epoch it was last told to run under.
     pub epoch: Option<Epoch>,
     /// Number of the last heartbeat.
     pub heartbeat_sequence: u64,
-    /// Pages written so far, the first fill of each page included; exact only while paused.
+    /// Pages written so far, including the first fill of each page. Exact only while paused.
     pub write_count: u64,
-    /// While paused: the page it was in the middle of writing.
+    /// While paused, the page that the guest was in the middle of writing.
     pub page_in_progress: Option<PageInProgress>,
-    /// How written pages are found here.
+    /// How written pages are tracked here.
     pub tracking_method: TrackingMethod,
     /// Whether writes are being tracked for this connection.
     pub is_tracking: bool,
@@ -128,11 +128,11 @@ pub struct Description {
 /// A part of guest memory as the guest process has mapped it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Region {
-    /// Where it begins in the guest process.
+    /// Its address in the guest process.
     pub address: u64,
     /// Its length.
     pub bytes: u64,
-    /// Where it begins in the memory file: block 0 is at 0.
+    /// Its offset in the memory file; block 0 is at 0.
     pub memory_offset: u64,
 }
 
@@ -140,7 +140,7 @@ pub struct Region {
 ///
 /// # Errors
 ///
-/// `E_LAYOUT` with what is wrong: installing blocks by such a map would write into something else.
+/// `E_LAYOUT` with the reason. Installing blocks by a wrong map would write into other memory.
 pub fn check_regions(regions: &[Region], memory_bytes: u64) -> Result<(), Fault> {
     let wrong = |what: String| Err(Fault::new(Code::Layout, what));
     let page = u64::from(MEMORY_BLOCK_BYTES);
@@ -180,91 +180,93 @@ pub fn check_regions(regions: &[Region], memory_bytes: u64) -> Result<(), Fault>
     Ok(())
 }
 
-/// What a migrator asks of a guest process.
+/// A request of a migrator to a guest process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// First on every connection; it replaces the connection before.
+    /// First request on every connection. The connection replaces the one before.
     Hello {
         /// Versions the migrator speaks.
         versions: VersionRange,
     },
-    /// How does the guest stand?
+    /// Report the guest's description and state.
     Describe,
     /// Hand over the memory file.
     TakeMemory,
-    /// Note writes from now on; the asker takes every block for dirty.
+    /// Track writes from now on. The migrator takes every block for dirty at first.
     StartTracking,
-    /// Which of these blocks were written since they were last harvested? Reads and forgets.
+    /// Report which of these blocks were written since their last harvest, and clear their marks.
     Harvest {
         /// First block, a multiple of 64.
         first_block: u64,
         /// Number of blocks, 1 to [`HARVEST_BLOCKS_MAX`].
         block_count: u32,
     },
-    /// Stop noting writes.
+    /// Stop tracking writes.
     StopTracking,
     /// Stop every vCPU between two instructions.
     Pause,
-    /// Let a paused guest go on under its epoch.
+    /// Let a paused guest continue under its epoch.
     Resume,
-    /// Take a paused guest's vCPU and machine state; read it in parts.
+    /// Save a paused guest's vCPU and machine state, to be read in parts.
     SaveState,
-    /// Bytes of the state taken, from this offset on.
+    /// Read bytes of the saved state, from this offset on.
     ReadState {
         /// Offset of the first byte.
         offset: u32,
     },
-    /// Bytes of state to load.
+    /// Write bytes of state to load.
     WriteState {
-        /// Offset of the first byte: where the part before ended, or 0 to begin again.
+        /// Offset of the first byte: the end of the part before, or 0 to start over.
         offset: u32,
         /// The bytes, at most [`STATE_PART_BYTES_MAX`].
         bytes: Vec<u8>,
     },
-    /// Load the state written.
+    /// Load the state that was written.
     LoadState,
-    /// Stop the guest at pages that are missing; hand over what answers them.
+    /// Stop the guest whenever it touches a missing page, and hand over the userfaultfd that
+    /// resolves these faults.
     ArmMissing,
-    /// Nothing is missing any more.
+    /// Stop catching missing pages: there are none any more.
     DisarmMissing,
-    /// Run under this epoch: the only way a guest ever starts.
+    /// Run under this epoch. This is the only way a guest ever starts.
     Run {
         /// The epoch its owner holds durably.
         epoch: Epoch,
     },
     /// End the guest and its process.
     Quit,
-    /// Check every byte of a paused guest's working set against what its payload writes there.
+    /// Check every byte of a paused guest's working set against what its payload should have
+    /// written.
     Verify,
 }
 
-/// What a guest process answers.
+/// An answer of a guest process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
     /// To `Hello`.
     Welcome {
         /// The version both use from here on.
         version: u16,
-        /// The guest process.
+        /// The guest process's id.
         process_id: u32,
     },
     /// To `Describe`.
     Described(Box<Description>),
-    /// To `TakeMemory`; the memory file comes beside it.
+    /// To `TakeMemory`. The memory file is passed along with the packet.
     Memory {
         /// Its length.
         bytes: u64,
     },
-    /// To everything that only succeeds.
+    /// To requests that return nothing.
     Done,
-    /// To `Harvest`: one bit a block, lowest block in the lowest bit.
+    /// To `Harvest`: one bit per block, the lowest block in the lowest bit.
     Harvested {
         /// First block.
         first_block: u64,
-        /// The bits, as many words as cover the blocks asked for.
+        /// The bits, in as many words as cover the requested blocks.
         words: Vec<u64>,
     },
-    /// To `Pause`: since when every vCPU stands, on the monotonic clock.
+    /// To `Pause`: when every vCPU had stopped, on the monotonic clock.
     Paused {
         /// Nanoseconds.
         stopped_at_ns: u64,
@@ -281,26 +283,26 @@ pub enum Response {
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// To `ArmMissing`; the userfaultfd comes beside it.
+    /// To `ArmMissing`. The userfaultfd is passed along with the packet.
     Armed {
         /// Where guest memory lies in the guest process.
         regions: Vec<Region>,
     },
     /// To `Run` and `Resume`: since when the guest runs, on the monotonic clock.
     Running {
-        /// Under which epoch.
+        /// The epoch it runs under.
         epoch: Epoch,
         /// Nanoseconds.
         running_since_ns: u64,
     },
     /// To `Verify`.
     Verified {
-        /// Pages whose every byte is right; all of them, if nothing is wrong.
+        /// Pages of which every byte is right: all of them, if nothing is wrong.
         page_count: u64,
-        /// What is wrong with the first page that is.
+        /// What is wrong with the first wrong page.
         mismatch: Option<String>,
     },
-    /// It could not be done. Nothing changed, but that a guest may run whose `Run` failed.
+    /// The request failed. Nothing changed, except that a guest whose `Run` failed may be running.
     Failed(Reason),
 }
 

@@ -1,4 +1,4 @@
-//! Names, ids and identities, parsed once at the edge.
+//! Names, ids and identities. They are parsed once, at the edge.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault, shown};
 
-/// Longest name in bytes: what a file name with a suffix and a DNS label both allow.
+/// Longest name in bytes: both a file name with a suffix and a DNS label allow it.
 pub const NAME_BYTES_MAX: usize = 63;
 
 /// A name of a guest, a site, a host or a service: `[a-z0-9][a-z0-9._-]{0,62}`.
 ///
-/// The alphabet has no path separators, no upper case and no look-alikes, so a name can stand in a
-/// file name, a URI and a table without escaping.
+/// The alphabet has no path separators, no upper case and no look-alikes, so a name can be used in
+/// a file name, a URI and a table without escaping.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -140,22 +140,22 @@ macro_rules! id128 {
 }
 
 id128!(
-    /// A guest's identity, the same wherever it runs; a clone gets a new one.
+    /// A guest's identity, the same wherever it runs. A clone gets a new one.
     GuestId,
     "guest"
 );
 id128!(
-    /// One attempt to hand a guest over: random, durable before it is used, never used twice.
+    /// One attempt to hand a guest over. Random, durable before it is used, never reused.
     AttemptId,
     "attempt"
 );
 id128!(
-    /// One move as the operator sees it; it may take several attempts.
+    /// One move as the operator sees it. It may take several attempts.
     MigrationId,
     "migration"
 );
 
-/// Number of an ownership of a guest: grows by one with every handover.
+/// Number of an ownership of a guest. Grows by one with every handover.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -176,12 +176,13 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Who a host is: proved by its certificate's URI `spiffe://<trust domain>/site/<site>/host/<host>`.
+/// The identity of a host, proved by its certificate's URI `spiffe://<trust
+/// domain>/site/<site>/host/<host>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HostIdentity {
     /// The authority's domain.
     pub trust_domain: Name,
-    /// The site the host stands at.
+    /// The site of the host.
     pub site: Name,
     /// The host within its site.
     pub host: Name,
@@ -197,7 +198,7 @@ impl HostIdentity {
         )
     }
 
-    /// The identity a URI names.
+    /// Parses the identity from a URI.
     ///
     /// # Errors
     ///

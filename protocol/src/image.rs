@@ -1,4 +1,4 @@
-//! What both sides hash to be sure that they speak of the same image.
+//! The image of a guest: what both sides hash to be sure that they have the same one.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,11 +10,11 @@ use crate::space::{BlockSet, SpaceId};
 /// The chain before the first chunk.
 pub const CHAIN_START: [u8; 32] = [0; 32];
 
-/// Bytes of a block set that are hashed at once: the hash is several times as fast on pieces of this size as
-/// word by word.
+/// Bytes of a block set that are hashed at once. Hashing pieces of this size is several times as
+/// fast as hashing word by word.
 const HASHED_TOGETHER_BYTES: usize = 16 * 1024;
 
-/// Cuts a set of blocks into messages, leaving out slices without members.
+/// Cuts a set of blocks into messages. Slices without members are left out.
 pub fn missing_parts(space: SpaceId, set: &BlockSet) -> impl Iterator<Item = MissingPart> + '_ {
     let step = MISSING_PART_WORDS_MAX as u64;
     (0..set.word_count().div_ceil(step)).filter_map(move |slice| {
@@ -31,14 +31,14 @@ pub fn missing_parts(space: SpaceId, set: &BlockSet) -> impl Iterator<Item = Mis
     })
 }
 
-/// Everything a root covers.
+/// Everything that a root covers.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
     /// The guest.
     pub guest: GuestId,
     /// The attempt.
     pub attempt: AttemptId,
-    /// The epoch the target gets.
+    /// The epoch that the target gets.
     pub epoch: Epoch,
     /// Its spaces as announced.
     pub spaces: &'a [SpaceInfo],
@@ -46,14 +46,14 @@ pub struct Image<'a> {
     pub config: &'a [u8],
     /// The transcript of all chunks up to the switch.
     pub position: Received,
-    /// What is not there yet, space by space.
+    /// The missing blocks of each space.
     pub missing: &'a [BlockSet],
     /// vCPU and machine state.
     pub state: &'a [u8],
 }
 
 impl Image<'_> {
-    /// The root: equal at both sides only if every part is.
+    /// The root hash, equal at both sides only if every part is.
     #[must_use]
     pub fn root(&self) -> Root {
         let mut hasher = blake3::Hasher::new_derive_key("towpath 2026 handover root v1");
@@ -68,7 +68,7 @@ impl Image<'_> {
         Root(*hasher.finalize().as_bytes())
     }
 
-    /// The same part by part.
+    /// The hashes of the parts.
     #[must_use]
     pub fn manifest(&self) -> Manifest {
         let mut spaces = blake3::Hasher::new();
@@ -87,11 +87,11 @@ impl Image<'_> {
     }
 }
 
-/// What an image is made of, part by part: two roots that differ do not say where, two of these do. Nothing
-/// is decided by it.
+/// The parts of an image. Two roots that differ do not tell where; two manifests do. Used only for
+/// diagnosis, never for a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The last chunk up to the switch, and the transcript of all.
+    /// The last chunk before the switch, and the transcript of all chunks.
     pub position: Received,
     /// Number of missing blocks over all spaces.
     pub missing_count: u64,
@@ -108,7 +108,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// The parts in which another one differs, as an operator reads them.
+    /// The names of the parts that differ from another manifest, for an operator.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         let missing = |it: &Self| (it.missing_count, it.missing_digest);
@@ -125,10 +125,10 @@ impl Manifest {
     }
 }
 
-/// The blocks to be fetched behind the switch, as a part of an image.
+/// Name of an image's part: the blocks to be fetched after the switch.
 pub(crate) const MISSING_BLOCKS: &str = "missing blocks";
 
-/// The vCPU and machine state, as a part of an image.
+/// Name of an image's part: the vCPU and machine state.
 pub(crate) const STATE: &str = "state";
 
 fn update_spaces(hasher: &mut blake3::Hasher, spaces: &[SpaceInfo]) {

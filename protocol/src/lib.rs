@@ -1,26 +1,26 @@
-//! What Towpath's sides say to each other and how they decide. Pure: no I/O, no clock, no randomness.
+//! The protocol and the decisions of Towpath's two sides. Pure: no I/O, no clock, no randomness.
 //!
-//! Every machine here has one shape, taken from quinn-proto's contract: `handle(event, now)` takes
-//! what happened, `poll()` gives the next thing to do, `deadline()` says when to come back if nothing
-//! happens. Time is an argument, random numbers are arguments, and a machine that is given the same
-//! events at the same times does the same things.
+//! Every state machine here has the shape of quinn-proto's: `handle(event, now)` takes an event,
+//! `poll()` returns the next action, `deadline()` says when to call again if nothing happens. Time
+//! and random numbers are arguments, so a machine that gets the same events at the same times does
+//! the same things.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`identity`] | names, ids and identities, parsed once at the edge |
-//! | [`time`] | the monotonic instant every machine is handed |
-//! | [`endpoint`] | where a program listens on its own host |
-//! | [`fault`] | errors sorted by whose fault they are, with stable codes |
+//! | [`time`] | the monotonic instant that every machine is passed |
+//! | [`endpoint`] | the address where a program listens on its own host |
+//! | [`fault`] | errors with stable codes, grouped by who is to blame |
 //! | [`size`] | a number of bytes as operators write it |
 //! | [`space`] | geometry of a space, block runs, block sets |
 //! | [`frame`] | the checked envelope around every message |
 //! | [`channel`] | how a local program asks the tunnel for a stream, and the classes |
 //! | [`version`] | version ranges and their negotiation |
-//! | [`message`] | every message between two migrators, with its bytes |
-//! | [`guest_api`] | every message between a migrator and a guest process |
-//! | [`admission`] | whom a target lets begin to send a guest |
-//! | [`ownership`] | who may run: epochs, attempts, the journal's states |
-//! | [`image`] | what both sides hash to be sure of the same image |
+//! | [`message`] | the messages between two migrators |
+//! | [`guest_api`] | the messages between a migrator and a guest process |
+//! | [`admission`] | quota and places for guests that come to a host |
+//! | [`ownership`] | who may run a guest: epochs, attempts, the journal's states |
+//! | [`image`] | what both sides hash to be sure that they have the same image |
 //! | [`plan`] | which blocks go in which stage, and when to switch |
 //! | [`rate`] | a rate of bytes, as operators write it |
 //! | [`source`], [`target`] | the two sides of a move |

@@ -1,8 +1,9 @@
-//! Every message between two migrators, with its bytes.
+//! The messages between two migrators, and their encoding.
 //!
-//! A move uses four streams, its *lanes*, all opened by the source, so that each gets its own class in
-//! the tunnel. Each lane begins with [`Hello`] and [`Welcome`]. Metadata is postcard under a cap per
-//! kind; chunks have a fixed binary header. Every number is checked before anything is allocated.
+//! A move uses four streams, its *lanes*. The source opens all of them, so that each has its own
+//! class in the tunnel. Each lane begins with [`Hello`] and [`Welcome`]. Metadata is postcard under
+//! a cap per kind; chunks have a fixed binary header. Every number is checked before anything is
+//! allocated.
 //!
 //! ```text
 //!            control                         bulk             switch            demand
@@ -24,7 +25,7 @@ use crate::ownership::Root;
 use crate::space::{BLOCK_COUNT_MAX, BlockRun, Geometry, SPACE_COUNT_MAX, SpaceId};
 use crate::version::VersionRange;
 
-/// Most raw bytes of blocks in one chunk: bulk travels in pieces this small so that an urgent stream
+/// Most raw bytes of blocks in one chunk. Bulk travels in small pieces so that an urgent stream
 /// never waits long behind one (256 KiB cost 5 ms at 200 Mbit/s, measured).
 pub const CHUNK_RAW_BYTES_MAX: u32 = 64 * 1024;
 
@@ -34,11 +35,11 @@ pub const CHUNK_RUN_COUNT_MAX: usize = 16;
 /// Most blocks in one chunk that carries bytes: [`CHUNK_RAW_BYTES_MAX`] of the smallest blocks.
 pub const CHUNK_BLOCKS_MAX: u64 = 16;
 
-/// The digest of a chunk of zeros. It may name gigabytes, which nobody should have to hash: the runs
-/// say all there is to know.
+/// The digest of a chunk of zeros. Such a chunk may name gigabytes, which need not be hashed
+/// because the runs say everything.
 pub const ZERO_CHUNK_DIGEST: [u8; 16] = [0; 16];
 
-/// The key of [`digest_of`]: nothing is secret about it.
+/// The key of [`digest_of`]. It is not a secret.
 const DIGEST_KEY: &[u8; 16] = b"towpath chunk v1";
 
 /// Most blocks a chunk of zeros may name in one run.
@@ -59,16 +60,16 @@ pub const MISSING_PART_WORDS_MAX: usize = 4096;
 /// Most bytes of a reason in words.
 pub const DETAIL_BYTES_MAX: usize = 512;
 
-/// What a stream is for; each maps to a class of the tunnel.
+/// The purpose of a stream. Each lane has its class in the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lane {
-    /// The handover's words, acknowledgements, pings.
+    /// Messages of the handover, acknowledgements, pings.
     Control,
-    /// Chunks in bulk: pre-copy and push.
+    /// Chunks of pre-copy and push.
     Bulk,
     /// Device state and the manifest while the guest is paused.
     Switch,
-    /// Blocks a stopped vCPU waits for.
+    /// Blocks that a stopped vCPU waits for.
     Demand,
 }
 
@@ -117,10 +118,10 @@ pub struct Hello {
     pub attempt: AttemptId,
     /// The guest that moves.
     pub guest: GuestId,
-    /// What the lane is for.
+    /// The purpose of the lane.
     pub lane: Lane,
-    /// Number of this set of lanes: lanes of one number belong together, and a new number takes the
-    /// place of the one before.
+    /// Number of this set of lanes. Lanes with the same number belong together, and a new number
+    /// replaces the set before.
     pub link: u64,
 }
 
@@ -153,25 +154,26 @@ impl SpaceInfo {
     }
 }
 
-/// The source offers a guest: says all the target needs to admit and build it.
+/// The source's offer of a guest: everything the target needs to admit and build it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepare {
-    /// Operator's name of the guest.
+    /// The operator's name for the guest.
     pub name: Name,
-    /// The epoch the target would own it with.
+    /// The epoch that the target would own it with.
     pub epoch: Epoch,
     /// Its spaces.
     pub spaces: Vec<SpaceInfo>,
-    /// The guest's description, opaque here; the guest process checks it.
+    /// The guest's description. Opaque here; the guest process checks it.
     pub config: Vec<u8>,
 }
 
-/// Where the stream of chunks stands at the target.
+/// How far the target has installed the stream of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Received {
     /// Every chunk up to this number is installed.
     pub through_sequence: u64,
-    /// The transcript hash after that chunk ([`crate::source`] and [`crate::target`] compute it alike).
+    /// The transcript hash after that chunk. [`crate::source`] and [`crate::target`] compute it
+    /// alike.
     pub chain: [u8; 32],
 }
 
@@ -186,7 +188,7 @@ pub struct MissingPart {
     pub words: Vec<u64>,
 }
 
-/// End of the paused stage: all that must be there before the guest may run.
+/// End of the paused stage. Lists all that must arrive before the guest may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FinalEnd {
     /// The last chunk sent before the switch.
@@ -202,7 +204,7 @@ pub struct FinalEnd {
 /// Why a side ends an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reason {
-    /// A stable code's text.
+    /// The text of a stable code.
     pub code: String,
     /// One sentence.
     pub detail: String,
@@ -222,7 +224,7 @@ impl From<&Fault> for Reason {
 }
 
 impl Reason {
-    /// The reason as a fault of ours: the peer's own code where we know it, `otherwise` where not.
+    /// Converts the reason to a fault: with the peer's code if it is known, else with `otherwise`.
     #[must_use]
     pub fn to_fault(&self, otherwise: Code) -> Fault {
         let code = Code::parse(&self.code).unwrap_or(otherwise);
@@ -235,13 +237,13 @@ impl Reason {
 pub struct ChunkHeader {
     /// Its number on the bulk lane, from 1 and without gaps; 0 on the demand lane.
     pub sequence: u64,
-    /// The round it was read in; never falls.
+    /// The round it was read in. Never decreases.
     pub generation: u32,
     /// The space.
     pub space: SpaceId,
     /// How the payload is packed.
     pub codec: Codec,
-    /// Which blocks, rising and disjoint.
+    /// The blocks, in ascending order and disjoint.
     pub runs: Vec<BlockRun>,
     /// [`digest_of`] the unpacked bytes; [`ZERO_CHUNK_DIGEST`] for zeros.
     pub digest: [u8; 16],
@@ -268,55 +270,57 @@ pub enum Message {
     Hello(Hello),
     /// Answer to `Hello`.
     Welcome(Welcome),
-    /// Source: will you take this guest?
+    /// Source: offers a guest.
     Prepare(Prepare),
-    /// Target: yes; and where the stream of chunks stands.
+    /// Target: accepts the offer, and says how far it has installed the stream of chunks.
     Prepared(Received),
-    /// Target: no, for this attempt for ever.
+    /// Target: refuses the offer, for this attempt for ever.
     Refused(Reason),
-    /// Target: chunks installed.
+    /// Target: chunks were installed.
     Received(Received),
-    /// Source: a paused stage begins; parts of an earlier one are void.
+    /// Source: a paused stage begins. Parts of an earlier one are void.
     FinalBegin,
     /// Part of the vCPU and machine state.
     StatePart(Vec<u8>),
-    /// Part of a missing set: the source's at the switch, the target's when lanes come back.
+    /// Part of a missing set: the source's at the switch, or the target's when lanes come back.
     MissingPart(MissingPart),
-    /// Target: the missing set sent in parts is whole; where the stream of chunks stands.
+    /// Target: the missing set that was sent in parts is complete. Also says how far the stream of
+    /// chunks is installed.
     MissingEnd(Received),
-    /// Source: what the image of this paused stage is made of, for the record of a target that refuses it. A
-    /// side that does not know it skips it.
+    /// Source: the parts of this paused stage's image, for the log of a target that refuses the
+    /// image. A side that does not know this message skips it.
     Manifest(Manifest),
     /// Source: the paused stage is over.
     FinalEnd(FinalEnd),
-    /// Target: image whole and verified.
+    /// Target: the image is complete and verified.
     Ready(Root),
-    /// Source: the guest is yours.
+    /// Source: hands the guest over.
     Commit(Epoch, Root),
-    /// Target: I run it; microseconds from hearing `Commit` to running.
+    /// Target: runs the guest. Holds the microseconds from receiving `Commit` to running.
     Ack(u64),
-    /// Target: I never will.
+    /// Target: will never run the guest.
     Nack(Reason),
-    /// Source: forget this attempt.
+    /// Source: ends this attempt.
     Abort(Reason),
     /// Target: nothing is missing any more.
     Complete,
-    /// Source: let go.
+    /// Source: has let go of the guest.
     Released,
     /// Target: a vCPU waits for this block.
     Demand(SpaceId, u64),
-    /// Either side: are you there?
+    /// Either side: asks whether the other is alive.
     Ping(u64),
-    /// Either side: yes.
+    /// Either side: answers `Ping`.
     Pong(u64),
-    /// Target: the highest epoch it has seen of a guest; ahead of the refusal of one that is not above it.
+    /// Target: the highest epoch it has seen of a guest. Precedes the refusal of an offer whose
+    /// epoch is not above it.
     Mark(Epoch),
 }
 
 /// Kind byte of a chunk's frame.
 pub const KIND_CHUNK: u8 = 16;
 
-/// Highest kind byte this version knows; they begin at 1.
+/// Highest kind byte that this version knows. Kinds begin at 1.
 pub const KIND_MAX: u8 = 24;
 
 const CHUNK_FIXED_BYTES: usize = 8 + 4 + 2 + 1 + 1 + 16;
@@ -326,7 +330,7 @@ const RUN_BYTES: usize = 8 + 4;
 pub const CHUNK_HEAD_BYTES_MAX: usize =
     HEADER_BYTES + CHUNK_FIXED_BYTES + CHUNK_RUN_COUNT_MAX * RUN_BYTES;
 
-/// A chunk's payload has its digest; its head is what the frame's checksum covers.
+/// A chunk's payload has a digest of its own; the frame's checksum covers its head.
 const CHUNK_FLAGS: u8 = FLAG_CRITICAL | FLAG_DIGESTED;
 
 const _: () = assert!(CHUNK_HEAD_BYTES_MAX - HEADER_BYTES <= DIGESTED_HEAD_BYTES);
@@ -394,7 +398,8 @@ impl Message {
             Self::Demand(space, block) => put(&(space, block), out),
             Self::Mark(epoch) => put(epoch, out),
         }
-        // Whoever does not know a manifest finds the difference without it, and a mark the refusal behind it.
+        // A side that does not know a manifest finds the difference without it, and one that does
+        // not know a mark gets the refusal after it.
         let flags = match self {
             Self::Manifest(_) | Self::Mark(_) => 0,
             _ => FLAG_CRITICAL,
@@ -402,12 +407,13 @@ impl Message {
         frame::finish_frame(self.kind(), flags, start, out);
     }
 
-    /// Parses the body of a frame whose header and checksum hold.
+    /// Parses the body of a frame whose header and checksum are valid.
     ///
     /// # Errors
     ///
-    /// `E_UNKNOWN_KIND` for a kind this version does not know, `E_META` for a body that does not
-    /// parse, has bytes left over or impossible values.
+    /// `E_UNKNOWN_KIND` for a kind that this version does not know, `E_META` if the body does not
+    /// parse or has impossible values, `E_RANGE` for a part of a block set that is out of range,
+    /// `E_FRAMING` if bytes are left over.
     pub fn decode(kind: u8, body: &[u8]) -> Result<Self, Fault> {
         let message = match kind {
             1 => Self::Hello(get(kind, body)?),
@@ -450,7 +456,7 @@ impl Message {
     }
 }
 
-/// Whether a header's kind is one this version can skip: unknown, and not marked critical.
+/// Whether this version may skip a header's kind: it is unknown and not marked critical.
 #[must_use]
 pub const fn is_skippable(header: &Header) -> bool {
     let known = header.kind >= 1 && header.kind <= KIND_MAX;
@@ -458,8 +464,8 @@ pub const fn is_skippable(header: &Header) -> bool {
 }
 
 impl ChunkHeader {
-    /// Raw bytes the chunk unpacks to, for blocks of `block_bytes`; zero chunks may name far more
-    /// than [`CHUNK_RAW_BYTES_MAX`] because they carry nothing.
+    /// Raw bytes that the chunk unpacks to, for blocks of `block_bytes`. Zero chunks may name far
+    /// more than [`CHUNK_RAW_BYTES_MAX`], because they have no payload.
     #[must_use]
     pub fn raw_bytes(&self, block_bytes: u32) -> u64 {
         crate::space::block_count_of(&self.runs) * u64::from(block_bytes)
@@ -469,7 +475,7 @@ impl ChunkHeader {
     ///
     /// # Panics
     ///
-    /// If there are more than [`CHUNK_RUN_COUNT_MAX`] runs: our own planner keeps below it.
+    /// If there are more than [`CHUNK_RUN_COUNT_MAX`] runs. Our own planner stays below it.
     pub fn encode(&self, payload: &[u8], out: &mut Vec<u8>) {
         let start = frame::begin_frame(out);
         out.resize(start + Self::head_bytes(self.runs.len()), 0);
@@ -478,14 +484,14 @@ impl ChunkHeader {
         frame::finish_frame(KIND_CHUNK, CHUNK_FLAGS, start, out);
     }
 
-    /// Where the payload begins in the frame of a chunk of `run_count` runs.
+    /// The offset of the payload in the frame of a chunk of `run_count` runs.
     #[must_use]
     pub const fn head_bytes(run_count: usize) -> usize {
         HEADER_BYTES + CHUNK_FIXED_BYTES + run_count * RUN_BYTES
     }
 
-    /// Writes all that stands before the payload to the start of `frame`, for an encoder that packs
-    /// in place; [`seal_chunk`] makes it a frame.
+    /// Writes everything before the payload to the start of `frame`, for an encoder that packs in
+    /// place. [`seal_chunk`] then completes the frame.
     ///
     /// # Panics
     ///
@@ -522,13 +528,14 @@ impl ChunkHeader {
         Ok((header, payload))
     }
 
-    /// Parses the body of a chunk's frame into this header, whose memory is used again, and its
+    /// Parses the body of a chunk's frame into this header, reusing its memory, and returns the
     /// packed payload.
     ///
     /// # Errors
     ///
-    /// `E_TRUNCATED`, `E_CODEC` or `E_RANGE`; the header is then meaningless. The runs are rising,
-    /// disjoint, not empty and not too many; whether they lie in the space only the receiver knows.
+    /// `E_TRUNCATED`, `E_CODEC` or `E_RANGE`; the header is then meaningless. Checks that the runs
+    /// are ascending, disjoint, not empty and not too many. Whether they lie in the space the
+    /// caller has to check.
     pub fn decode_into<'a>(&mut self, body: &'a [u8]) -> Result<&'a [u8], Fault> {
         let short = || Fault::new(Code::Truncated, format!("a chunk of {} bytes", body.len()));
         let (fixed, rest) = body.split_at_checked(CHUNK_FIXED_BYTES).ok_or_else(short)?;
@@ -603,13 +610,13 @@ impl ChunkHeader {
 }
 
 /// The digest of a chunk's unpacked bytes: the tag of AEGIS-128X4 used as a MAC
-/// (draft-irtf-cfrg-aegis-aead), under a key that everybody knows.
+/// (draft-irtf-cfrg-aegis-aead), under a public key.
 ///
-/// It finds what went wrong by accident: in a codec, in memory, in a queue. Against malice it need not
-/// stand, and with a known key it does not: the link authenticates every byte, and a source that lies has
-/// better ways than a collision, for the bytes are its own. A chunk that does not shrink is only copied
-/// and hashed, so the hash must read as fast as a copy writes; one that stands against malice takes
-/// several times as long.
+/// It detects accidental damage: in a codec, in memory, in a queue. It does not resist attacks,
+/// because the key is known, and need not: the link authenticates every byte, and a malicious
+/// source has no use for a collision, as the bytes are its own anyway. A chunk that does not
+/// compress is only copied and hashed, so hashing must be about as fast as copying; a
+/// collision-resistant hash takes several times as long.
 #[must_use]
 pub fn digest_of(raw: &[u8]) -> [u8; 16] {
     let mut state = Aegis128X4Mac::<16>::new(DIGEST_KEY);
@@ -617,8 +624,8 @@ pub fn digest_of(raw: &[u8]) -> [u8; 16] {
     state.finalize()
 }
 
-/// Gives the chunk that fills `frame` its number and its checksums. Separate from
-/// [`ChunkHeader::write_head`] because chunks are packed by many threads and numbered by one.
+/// Sets the number and the checksums of the chunk that fills `frame`. Separate from
+/// [`ChunkHeader::write_head`] because many threads pack chunks and one numbers them.
 ///
 /// # Panics
 ///
@@ -628,8 +635,8 @@ pub fn seal_chunk(sequence: u64, frame: &mut [u8]) {
     frame::finish_frame(KIND_CHUNK, CHUNK_FLAGS, 0, frame);
 }
 
-/// The transcript hash after a chunk: both sides fold every chunk in the order of its number, so equal
-/// hashes mean that the same bytes went to the same blocks in the same order.
+/// The transcript hash after a chunk. Both sides fold in every chunk in the order of its number, so
+/// equal hashes mean that the same bytes went to the same blocks in the same order.
 #[must_use]
 pub fn chain_after(chain: &[u8; 32], header: &ChunkHeader) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
@@ -727,5 +734,5 @@ fn checked_final_end(end: FinalEnd) -> Result<FinalEnd, Fault> {
     Ok(end)
 }
 
-/// Bytes a lane's reader needs before it can parse a header.
+/// Bytes that a lane's reader needs before it can parse a header.
 pub const LANE_HEADER_BYTES: usize = HEADER_BYTES;

@@ -1,9 +1,9 @@
 //! Who may run a guest: epochs, attempts, and the journal's states.
 //!
-//! This is the law of the handover and nothing else: it knows no blocks and no streams. A shell feeds
-//! it [`Event`]s and carries out [`Action`]s *in the order they come*: an action that fails stops the
-//! ones behind it. A crash forgets everything but the last [`Record`] whose `Persist` was carried out;
-//! [`Ownership::recover`] starts again from it.
+//! This module holds the rules of the handover and nothing else: it knows no blocks and no streams.
+//! A shell passes it [`Event`]s and carries out [`Action`]s *in the order they come*: if an action
+//! fails, the ones after it must not happen. A crash loses everything except the last [`Record`]
+//! whose `Persist` was carried out; [`Ownership::recover`] starts again from it.
 //!
 //! ```text
 //!   source                                        target
@@ -16,15 +16,18 @@
 //!   Released(e')                                  Owned(e'), nothing missing: may be offered again
 //! ```
 //!
-//! In mode B ([`Decider::Witness`]) the source's journal says `Offered` in place of `Relinquished`, and
-//! a register at a witness decides: the target swaps the owner in it before it takes the guest, the
-//! source swaps it back before it runs on. One of the two swaps fails, see `witness.rs`.
+//! In mode B ([`Decider::Witness`]) the source's journal holds `Offered` instead of `Relinquished`,
+//! and a register at a witness decides. The target swaps the owner in the register before it takes
+//! the guest; the source swaps it back before it resumes the guest. One of the two swaps fails, see
+//! `witness.rs`.
 //!
-//! What the shell owes the machine:
-//! - it carries actions out in order, and drops the machine if one fails;
-//! - an image belongs to one attempt: what survives a restart under another attempt is not this one's;
-//! - after a restart in `Prepared` it says `ImageReady` if the image survived whole, else `GiveUp`;
-//! - attempts are random numbers, drawn afresh for every `Offer`.
+//! The shell's duties:
+//! - It carries actions out in order, and drops the machine if one fails.
+//! - An image belongs to one attempt. An image that survived a restart under another attempt does
+//!   not count.
+//! - After a restart in `Prepared` it sends `ImageReady` if the image survived whole, else
+//!   `GiveUp`.
+//! - Attempts are random numbers, drawn afresh for every `Offer`.
 
 mod record;
 mod source_side;
@@ -41,80 +44,82 @@ pub use record::{
     RECORD_BYTES_MAX, Record, Root, State, VERDICT_COUNT_MAX, Verdict,
 };
 
-/// Most actions that wait for [`Ownership::poll`]: an event makes at most five, so a shell that polls
-/// after each event never sees the limit, and one that does not cannot be filled by a peer.
+/// Most actions that wait for [`Ownership::poll`]. An event makes at most five, so a shell that
+/// polls after each event never reaches the limit. With a shell that does not poll, the limit keeps
+/// a peer from filling memory.
 pub const ACTION_COUNT_MAX: usize = 64;
 
 const EVENT_ACTION_COUNT_MAX: usize = 5;
 
-/// What two hosts say to each other about a guest's ownership; [`crate::message`] dresses it.
+/// A message between two hosts about a guest's ownership. [`crate::message`] encodes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Word {
-    /// Source: will you take epoch so-and-so?
+    /// Source: offers the guest under this epoch.
     Prepare {
         /// The epoch the target would get.
         epoch: Epoch,
     },
-    /// Target: yes.
+    /// Target: accepts the offer.
     Prepared,
-    /// Target: the image is whole, this is its root.
+    /// Target: the image is complete.
     Ready {
-        /// What the target has.
+        /// The root of the target's image.
         root: Root,
     },
-    /// Source: it is yours; durable at the source before it is said.
+    /// Source: hands the guest over. Durable at the source before it is sent.
     Commit {
         /// The epoch the target gets.
         epoch: Epoch,
-        /// What the target must have.
+        /// The root that the target's image must have.
         root: Root,
     },
-    /// Source, mode B: take it at the witness; durable at the source before it is said.
+    /// Source, mode B: lets the target take the guest at the witness. Durable at the source before
+    /// it is sent.
     Offer {
-        /// The epoch the register shows for the source.
+        /// The epoch that the register shows for the source.
         owned: Epoch,
         /// The epoch the target gets.
         epoch: Epoch,
-        /// What the target must have.
+        /// The root that the target's image must have.
         root: Root,
     },
-    /// Target: I own it, durably, and run it.
+    /// Target: owns the guest, durably, and runs it.
     Ack,
-    /// Target: I never will under this attempt; durable before it is said.
+    /// Target: will never take the guest under this attempt. Durable before it is sent.
     Nack,
-    /// Source: forget this attempt.
+    /// Source: ends this attempt.
     Abort,
     /// Target: nothing of the image is missing any more.
     Complete,
-    /// Source: let go, durably.
+    /// Source: has let go of the guest, durably.
     Released,
 }
 
-/// What happened at this host, or was heard.
+/// An event at this host, or a message that was received.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// Source: an operator wants the guest to move; `attempt` is random and was never used.
+    /// Source: an operator wants the guest to move. `attempt` is random and was never used.
     Offer {
         /// The new attempt.
         attempt: AttemptId,
-        /// Who is to get it.
+        /// The target.
         target: HostIdentity,
     },
-    /// Source: the guest is frozen and all the target needs to run it was sent.
+    /// Source: the guest is frozen, and everything the target needs to run it was sent.
     Sealed {
         /// The root computed here.
         root: Root,
-        /// Whether all blocks went with it; if not, the target fetches the rest while it runs and the
-        /// guest is released only when it says `Complete`.
+        /// Whether all blocks were sent. If not, the target fetches the rest while it runs, and the
+        /// guest is released only after `Complete`.
         is_whole: bool,
     },
-    /// Source: the freeze was given up before the commit; the attempt goes on with a running guest.
+    /// Source: the freeze was ended before the commit. The attempt goes on while the guest runs.
     Unsealed,
     /// Source: end this attempt before its commit (cancel, wrong bytes, deadline).
     Withdraw,
-    /// Source: a target has seen this epoch; the next attempt is to get one above it.
+    /// Source: a target has seen this epoch, so the next attempt needs one above it.
     Outrun {
-        /// The target's mark.
+        /// The highest epoch that the target has seen.
         mark: Epoch,
     },
     /// Target: the image is whole and verified.
@@ -122,90 +127,92 @@ pub enum Event {
         /// The root computed here.
         root: Root,
     },
-    /// Target: nothing is missing any more. Before the switch: behind the `ImageReady` it belongs to.
-    /// Also after a cold boot, when there is nothing left to wait for.
+    /// Target: nothing is missing any more. Before the switch it comes after the `ImageReady` it
+    /// belongs to. Also sent after a cold boot, when nothing is left to fetch.
     ImageComplete,
-    /// Target: the image cannot be had any more, or the attempt is given up before its commit.
+    /// Target: the image cannot be completed, or the attempt is given up before its commit.
     GiveUp,
-    /// The lanes are back, or it is time to say again what the other side may have missed.
+    /// The lanes are back, or it is time to repeat what the other side may have missed.
     Repeat,
-    /// Source, mode B: the target is silent for too long, take the guest back at the witness.
+    /// Source, mode B: the target has been silent for too long; take the guest back at the witness.
     Reclaim,
-    /// Mode B: the register, as the answer to a swap or a read says.
+    /// Mode B: the register's content, as the answer to a swap or a read.
     Register {
-        /// Who holds the guest.
+        /// The holder of the guest.
         holder: Holder,
     },
-    /// The peer said something about `attempt`.
+    /// The peer sent a message about `attempt`.
     Heard {
-        /// Who said it: proved by the tunnel.
+        /// The sender, proved by the tunnel.
         from: HostIdentity,
-        /// The attempt it speaks of.
+        /// The attempt that the message is about.
         attempt: AttemptId,
-        /// What was said.
+        /// The message.
         word: Word,
     },
 }
 
-/// What the shell must do, in order.
+/// An action for the shell, to be done in order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Write this record durably; nothing behind it may happen before that.
+    /// Write this record durably. No later action may happen before that.
     Persist(Record),
-    /// Say this to the peer of the attempt; it may be lost.
+    /// Send this to the peer of the attempt. It may be lost.
     Say {
-        /// To whom.
+        /// The receiver.
         to: HostIdentity,
-        /// About which attempt.
+        /// The attempt.
         attempt: AttemptId,
-        /// What.
+        /// The message.
         word: Word,
     },
-    /// Start the vCPUs under this epoch: behind the `Persist` that allows it, and after a restart of
-    /// an owner, where it means: take the running guest over, or thaw it, or boot it. Never a second
+    /// Start the vCPUs under this epoch. Comes after the `Persist` that allows it. After a restart
+    /// of an owner it means: take over the running guest, or thaw it, or boot it. Never a second
     /// start of a guest that runs.
     Run {
         /// The epoch this host now owns the guest with.
         epoch: Epoch,
     },
-    /// Mode B: if the register shows `expected`, make it show `new`; either way report what it shows
-    /// then as [`Event::Register`].
+    /// Mode B: if the register shows `expected`, set it to `new`. Either way report its content
+    /// afterwards as [`Event::Register`].
     Swap {
-        /// What it must show.
+        /// The holder that the register must show.
         expected: Holder,
-        /// What it is to show.
+        /// The holder to set.
         new: Holder,
     },
-    /// Mode B: report the register as [`Event::Register`].
+    /// Mode B: report the register's content as [`Event::Register`].
     ReadRegister,
-    /// Source: let the frozen guest run on, or boot it if its memory is lost; harmless if it runs.
+    /// Source: let the frozen guest continue, or boot it if its memory is lost. Harmless if it
+    /// runs.
     Thaw,
-    /// Target: throw the image and the guest process of any earlier attempt away; harmless if none.
+    /// Target: discard the image and the guest process of any earlier attempt. Harmless if there is
+    /// none.
     DiscardImage,
-    /// Source: the image is no longer needed by anybody: free it; harmless if it is gone.
+    /// Source: free the image, which nobody needs any more. Harmless if it is gone.
     FreeImage,
 }
 
-/// What is known beyond the record; a restart forgets it.
+/// State that is not in the record. A restart forgets it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Progress {
     /// Nothing.
     None,
-    /// Source, offering: frozen, and this was sent.
+    /// Source, offering: the guest is frozen and the image with this root was sent.
     Sealed { root: Root, is_whole: bool },
-    /// Source, relinquished: the target said that it runs.
+    /// Source, relinquished: the target has acknowledged that it runs the guest.
     Acknowledged,
-    /// Target, prepared, after a restart: only the shell can tell whether the image survived.
+    /// Target, prepared, after a restart: only the shell knows whether the image survived.
     ImageUnknown,
-    /// Target, prepared: the image is coming.
+    /// Target, prepared: the image is being received.
     Receiving,
-    /// Target, prepared: the image is here.
+    /// Target, prepared: the image is complete.
     ImageReady { root: Root, is_whole: bool },
-    /// Target, mode B: the image is here and the witness is asked for the guest.
+    /// Target, mode B: the image is complete, and the witness has been asked for the guest.
     Taking { root: Root, is_whole: bool },
 }
 
-/// Who may run one guest, as one host sees it.
+/// The ownership of one guest, as one host sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ownership {
     host: HostIdentity,
@@ -215,7 +222,7 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// A guest that is created here, and the record to persist before it is started.
+    /// A guest that is created here, with the record to persist before it is started.
     #[must_use]
     pub fn owner(host: HostIdentity, guest: GuestId, epoch: Epoch) -> (Self, Record) {
         let record = Record {
@@ -231,7 +238,7 @@ impl Ownership {
         (Self::new(host, record.clone()), record)
     }
 
-    /// A guest this host has never seen.
+    /// A guest that this host has never seen.
     #[must_use]
     pub fn vacant(host: HostIdentity, guest: GuestId) -> Self {
         let record = Record {
@@ -244,14 +251,15 @@ impl Ownership {
         Self::new(host, record)
     }
 
-    /// The same new machine with another decider; hosts that do not agree on it refuse each other.
+    /// Sets another decider for a new machine. Hosts that do not agree on the decider refuse each
+    /// other.
     #[must_use]
     pub const fn decided_by(mut self, decider: Decider) -> Self {
         self.record.decider = decider;
         self
     }
 
-    /// The machine after a restart of this host: it decides from the durable record alone, and its
+    /// The machine after a restart of this host. It decides from the durable record alone, and its
     /// first actions carry the decision out.
     #[must_use]
     pub fn recover(host: HostIdentity, record: Record) -> Self {
@@ -277,13 +285,13 @@ impl Ownership {
         }
     }
 
-    /// Which host this is.
+    /// The host that this machine runs on.
     #[must_use]
     pub const fn host(&self) -> &HostIdentity {
         &self.host
     }
 
-    /// The record as decided: durable once every action polled so far has been carried out and none waits.
+    /// The current record. It is durable once every action has been polled and carried out.
     #[must_use]
     pub const fn record(&self) -> &Record {
         &self.record
@@ -298,8 +306,8 @@ impl Ownership {
         )
     }
 
-    /// Whether this host owns the guest, or has given it away and was not told that it is taken: then no offer of
-    /// it can be right.
+    /// Whether this host owns the guest, or has given it away without hearing yet that it was
+    /// taken. An offer of the guest to this host cannot be right then.
     #[must_use]
     pub const fn lives_here(&self) -> bool {
         match self.record.state {
@@ -314,7 +322,7 @@ impl Ownership {
         }
     }
 
-    /// What was decided here about an attempt of a source, if that is remembered: whether the guest was taken.
+    /// Whether the guest was taken in an attempt of a source; `None` if no decision is remembered.
     #[must_use]
     pub fn decision(&self, source: &HostIdentity, attempt: AttemptId) -> Option<bool> {
         match (self.record.verdict(attempt), &self.record.state) {
@@ -331,9 +339,9 @@ impl Ownership {
         }
     }
 
-    /// What has to be kept of a guest that is ended here for good, so that this host goes on answering as it has
-    /// answered: a source that missed our last word must neither let its guest run on nor wait for ever. Nothing
-    /// for a guest that was never handed over.
+    /// The record to keep for a guest that is ended here for good, so that this host goes on
+    /// answering as before: a source that missed our last message must neither resume its guest nor
+    /// wait for ever. `None` for a guest that was never handed over.
     ///
     /// # Errors
     ///
@@ -348,7 +356,7 @@ impl Ownership {
                 State::Vacant
             }
             State::Vacant | State::Released { .. } => State::Vacant,
-            // Says no to its attempt, which no verdict does.
+            // Refuses its own attempt, which may have no verdict.
             refused @ State::Refused { .. } => refused.clone(),
             State::Offering { .. }
             | State::Relinquished { .. }
@@ -361,7 +369,7 @@ impl Ownership {
         }))
     }
 
-    /// Whether no handover is under way here and nothing waits to be done.
+    /// Whether no handover is under way here and no action waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let is_open = match &self.record.state {
@@ -375,14 +383,14 @@ impl Ownership {
         !is_open && self.actions.is_empty()
     }
 
-    /// Takes in what happened.
+    /// Takes an event.
     ///
     /// # Errors
     ///
-    /// A fault to report; nothing was changed then, and nothing has to be done about it here. The
-    /// codes: `E_STATE` for a request that does not fit, `E_UNEXPECTED`, `E_DENIED`, `E_ROOT`,
-    /// `E_CONFLICT`, `E_META` and `E_STALE_EPOCH` for a peer's words that are ignored, `E_GUEST_EXISTS` and
-    /// `E_DOUBLE_OFFER` for an offer that is refused, `E_BUSY` while too many actions wait.
+    /// A fault to report. Nothing was changed, and nothing has to be done about it here. `E_STATE`
+    /// for a request that does not fit; `E_UNEXPECTED`, `E_DENIED`, `E_ROOT`, `E_CONFLICT`,
+    /// `E_META` and `E_STALE_EPOCH` for a peer's message that is ignored; `E_GUEST_EXISTS` and
+    /// `E_DOUBLE_OFFER` for an offer that is refused; `E_BUSY` while too many actions wait.
     pub fn handle(&mut self, event: Event) -> Result<(), Fault> {
         if self.actions.len() + EVENT_ACTION_COUNT_MAX > ACTION_COUNT_MAX {
             let waiting = self.actions.len();
@@ -411,7 +419,7 @@ impl Ownership {
         }
     }
 
-    /// The next thing to do, in order.
+    /// The next action, in order.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -432,8 +440,8 @@ impl Ownership {
         }
     }
 
-    /// Says again what the other side may have missed. What a source repeats draws the target's answer,
-    /// so the two need no memory of what arrived.
+    /// Repeats what the other side may have missed. What a source repeats makes the target answer
+    /// again, so neither needs to remember what arrived.
     fn repeat(&mut self) {
         match self.record.state.clone() {
             State::Vacant | State::Refused { .. } => {}
@@ -488,7 +496,7 @@ impl Ownership {
         self.act(Action::Say { to, attempt, word });
     }
 
-    /// Changes the durable state: nothing queued behind this happens before it is on disk.
+    /// Changes the durable state. No action queued after this happens before it is on disk.
     fn persist(&mut self, state: State, progress: Progress) {
         self.record.state = state;
         self.progress = progress;

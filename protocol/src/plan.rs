@@ -1,57 +1,58 @@
 //! Which blocks go in which stage, and when to switch.
 //!
-//! The first plan: whole rounds until what is left fits the allowed pause; if it will not, because the
-//! guest dirties faster than the link carries or a round did not shrink the rest, switch to post-copy.
-//! Each [`Judgement`] carries the numbers it was made from, so that a move's record can say why.
+//! Pre-copy runs in whole rounds until the rest fits the allowed pause. If it never will, because
+//! the guest dirties faster than the link carries or a round did not shrink the rest, the guest is
+//! switched to post-copy. Each [`Judgement`] carries the numbers it is based on, so that a move's
+//! record can explain it.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Rounds after which a guest that did not converge is switched or given up: QEMU users report
-/// nothing gained after a few dozen, and every round costs link time.
+/// Rounds after which a guest that did not converge is switched or given up. QEMU users report no
+/// gain after a few dozen, and every round costs link time.
 pub const ROUND_COUNT_MAX: u32 = 30;
 
-/// A round that leaves more than this share of what the round before left has not converged.
+/// A round that leaves at least this share of what the round before left has not converged.
 const SHRINK_RATIO_MIN: f64 = 0.85;
 
 /// Dirtying at this share of the goodput cannot converge in useful time.
 const DIRTY_RATIO_MAX: f64 = 0.8;
 
-/// Share of the pause budget that may be spent carrying the hottest blocks of a residual that is
-/// otherwise left for post-copy; the rest is kept for what was predicted wrong.
+/// Share of the pause budget for carrying the freshest blocks when the rest is left for post-copy.
+/// The remainder is a reserve for wrong predictions.
 const CARRY_SHARE: f64 = 0.4;
 
-/// Where the path alone takes longer than the allowed pause, this share more is spent on carrying: what is
-/// left for post-copy is waited for a round trip at a time, and once all that is left fits, more rounds gain
-/// less than they cost.
+/// If the path alone takes longer than the allowed pause, this share of the fixed pause is spent on
+/// carrying blocks as well. Every block left for post-copy costs the guest a round trip, and once
+/// the whole rest fits, more rounds gain less than they cost.
 const LONG_PATH_SHARE: f64 = 0.25;
 
-/// Rounds after which the path is believed to be longer than the allowed pause, where pre-copy alone is allowed: by
-/// then the round trip was measured beside little.
+/// In mode `pre`, rounds after which the path is believed to be longer than the allowed pause. By
+/// then the round trip has been measured with little other traffic.
 const LONG_PATH_ROUNDS: u32 = 3;
 
-/// What freezing, saving, loading and two journal writes cost beside the link, before it was measured
-/// once: a paused vCPU stops within a millisecond, state is tens of kilobytes.
+/// Assumed pause for freezing, saving, loading and two journal writes, without the link. A paused
+/// vCPU stops within a millisecond, and state is tens of kilobytes.
 const FIXED_PAUSE: Duration = Duration::from_millis(8);
 
-/// Round trips between the last byte of the source and the first instruction at the target: state
-/// one way, `Ready` back, `Commit` one way.
+/// Round trips from the last byte of the source to the first instruction at the target: state one
+/// way, `Ready` back, `Commit` one way.
 const PAUSE_ROUND_TRIPS: f64 = 1.5;
 
 /// How the operator wants the guest to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mode {
-    /// Rounds while they help, then post-copy if the rest does not fit the pause.
+    /// Pre-copy rounds while they help, then post-copy if the rest does not fit the pause.
     #[default]
     Auto,
-    /// Never post-copy; a guest that does not converge stays where it is.
+    /// Pre-copy only. A guest that does not converge stays where it is.
     Pre,
-    /// Switch at once and fetch everything afterwards.
+    /// Switch at once, and fetch everything afterwards.
     Post,
 }
 
 impl Mode {
-    /// The mode as commands and documents write it.
+    /// The mode's name in commands and documents.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,14 +63,14 @@ impl Mode {
     }
 }
 
-/// What the operator asked for.
+/// The operator's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// Which stages are allowed.
+    /// The stages that are allowed.
     pub mode: Mode,
-    /// Longest pause the operator accepts.
+    /// Longest pause that the operator accepts.
     pub pause_max: Duration,
-    /// Cap on this move's own rate, in bytes of frames per second; none if only the link decides.
+    /// Cap on this move's own rate, in bytes of frames per second; `None` leaves it to the link.
     pub bytes_per_second_max: Option<u64>,
 }
 
@@ -83,18 +84,19 @@ impl Default for Policy {
     }
 }
 
-/// What was measured when a round ended.
+/// Measurements at the end of a round.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Facts {
-    /// Rounds finished, the first full copy included.
+    /// Rounds finished, including the first full copy.
     pub rounds_done: u32,
-    /// Raw bytes dirtied since the round began: what is left.
+    /// Raw bytes dirtied since the round began, which are left to send.
     pub residual_bytes: u64,
-    /// Raw bytes the round itself carried.
+    /// Raw bytes that the round itself carried.
     pub round_bytes: u64,
-    /// Raw bytes per second the link carried, acknowledged, compression included.
+    /// Raw bytes per second that were carried and acknowledged. With compression this exceeds the
+    /// link's rate.
     pub goodput_bytes_per_second: u64,
-    /// Raw bytes per second the guest dirtied in the round.
+    /// Raw bytes per second that the guest dirtied in the round.
     pub dirty_bytes_per_second: u64,
     /// Round-trip time of the control lane.
     pub round_trip: Duration,
@@ -103,7 +105,7 @@ pub struct Facts {
 /// Why the guest was switched, or given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// What is left fits the allowed pause.
+    /// The rest fits the allowed pause.
     Converged,
     /// The last round left nearly as much as the one before.
     NotConverging,
@@ -113,7 +115,7 @@ pub enum Reason {
     RoundsExhausted,
     /// The operator asked for post-copy.
     PostCopyAsked,
-    /// No pause is as short as allowed on this path, and what is left adds little to it.
+    /// The path alone takes longer than the allowed pause, and the rest adds little to it.
     LongPath,
 }
 
@@ -128,7 +130,7 @@ impl Reason {
         Self::LongPath,
     ];
 
-    /// The reason as records and metrics write it.
+    /// The reason's name in records and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -151,34 +153,35 @@ impl fmt::Display for Reason {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
-    /// Send what is left while the guest runs: because that helps, or for this reason all the same, where nothing
-    /// but pre-copy is allowed.
+    /// Send the rest while the guest runs. With a reason, rounds do not help any more but only
+    /// pre-copy is allowed.
     AnotherRound(Option<Reason>),
-    /// Freeze, send all that is left, switch.
+    /// Freeze, send the whole rest, switch.
     SwitchWhole(Reason),
-    /// Freeze, carry at most so many raw bytes of the freshest blocks, leave the rest for post-copy.
+    /// Freeze, carry at most this many raw bytes of the freshest blocks, and leave the rest for
+    /// post-copy.
     SwitchAndFetch {
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// Raw bytes the pause has room for.
+        /// Raw bytes that fit the pause.
         carry_bytes_max: u64,
     },
     /// Leave the guest where it is.
     GiveUp(Reason),
 }
 
-/// A decision with the prediction it rests on.
+/// A decision with the predictions it is based on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judgement {
-    /// What to do.
+    /// The decision.
     pub decision: Decision,
-    /// The pause if all that is left were sent in it.
+    /// The predicted pause if the whole rest were sent in it.
     pub pause_if_whole: Duration,
-    /// The pause of what was decided; for another round, as if switched now.
+    /// The predicted pause of the decision; for another round, as if switched now.
     pub pause_predicted: Duration,
 }
 
-/// The pause for carrying so many raw bytes at so many raw bytes per second.
+/// The predicted pause for carrying `bytes` raw bytes at the goodput, in raw bytes per second.
 #[must_use]
 pub fn predicted_pause(
     bytes: u64,
@@ -189,7 +192,7 @@ pub fn predicted_pause(
     FIXED_PAUSE + round_trip.mul_f64(PAUSE_ROUND_TRIPS) + carry
 }
 
-/// Time to carry `bytes` at a rate; an hour where the rate is not known to be above zero.
+/// The time to carry `bytes` at a rate; an hour if the rate is zero.
 #[must_use]
 #[allow(
     clippy::cast_precision_loss,
@@ -207,7 +210,7 @@ pub fn seconds_for(bytes: u64, bytes_per_second: u64) -> Duration {
 }
 
 /// Decides what follows a finished round. `left_before` is what the round before left, if there was
-/// one. By post-copy alone the guest is switched behind the first, and nothing is carried in its pause.
+/// one. In mode `post` the guest is switched after the first, and nothing is carried in its pause.
 #[must_use]
 pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgement {
     let goodput = facts.goodput_bytes_per_second;
@@ -265,8 +268,9 @@ pub fn judge(policy: &Policy, facts: &Facts, left_before: Option<u64>) -> Judgem
     }
 }
 
-/// Decides in the middle of a round what no round changes: whether the path alone is longer than the allowed pause,
-/// where pre-copy alone was asked for. The round trip is the shortest that was seen.
+/// Decides in the middle of a round, in mode `pre`, whether to give up because the path alone takes
+/// longer than the allowed pause, which no round changes. The round trip is the shortest one
+/// measured.
 #[must_use]
 pub fn judge_path(policy: &Policy, facts: &Facts) -> Option<Judgement> {
     let goodput = facts.goodput_bytes_per_second;
@@ -280,8 +284,8 @@ pub fn judge_path(policy: &Policy, facts: &Facts) -> Option<Judgement> {
     })
 }
 
-/// What the pause may spend on carrying blocks; none where the path alone is longer than the allowed pause
-/// and pre-copy alone was asked for: who does has said what the pause may be.
+/// The part of the pause for carrying blocks. `None` in mode `pre` if the path alone takes longer
+/// than the allowed pause: the operator has set a strict limit.
 fn carrying_time(
     policy: &Policy,
     goodput_bytes_per_second: u64,
@@ -293,7 +297,7 @@ fn carrying_time(
     policy.pause_max.checked_sub(fixed).or_else(beyond)
 }
 
-/// Raw bytes of the freshest blocks that the pause has room for.
+/// Raw bytes of the freshest blocks that fit the pause.
 #[must_use]
 #[allow(
     clippy::cast_precision_loss,
@@ -409,7 +413,7 @@ mod tests {
             mode: Mode::Post,
             ..Policy::default()
         };
-        // Whether all that is left fits the pause or none of it ever would.
+        // Whether the whole rest fits the pause or never would.
         for residual_bytes in [0, 1 << 40] {
             let facts = Facts {
                 residual_bytes,
@@ -436,7 +440,7 @@ mod tests {
         let policy = Policy::default();
         let switched = Decision::SwitchWhole(Reason::LongPath);
         assert_eq!(decide(&policy, far), switched);
-        // More than that is worth another round, and so is the pause where it can be kept.
+        // A larger rest is worth another round, and so is a pause that can be kept.
         let more = Facts {
             residual_bytes: 2 << 20,
             ..far
@@ -465,7 +469,7 @@ mod tests {
         let budget = |goodput| carry_budget(&Policy::default(), goodput, Duration::from_millis(40));
         assert!(budget(1 << 20) < budget(10 << 20));
         assert_eq!(budget(0), 0);
-        // Where no pause is short enough, a little longer one spares the guest round trips.
+        // If no pause is short enough, a slightly longer one saves the guest round trips.
         assert!(carry_budget(&Policy::default(), 10 << 20, Duration::from_millis(200)) > 100 << 10);
     }
 }

@@ -8,16 +8,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fault::{Code, Fault, shown};
 
-/// Smallest rate: below 64 kbit/s a handshake's certificates alone take seconds.
+/// Smallest rate. Below 64 kbit/s the certificates of a handshake alone take seconds.
 pub const RATE_MIN: Rate = Rate(8_000);
 
-/// Largest rate: 1 Tbit/s, so that a rate times an hour in nanoseconds stays far within `u128`.
+/// Largest rate: 1 Tbit/s. A rate times an hour in nanoseconds stays far within `u128`.
 pub const RATE_MAX: Rate = Rate(125_000_000_000);
 
 /// Bytes per second; never zero.
 ///
-/// Written with a unit: `bit`, `kbit`, `Mbit`, `Gbit` count bits, `B`, `kB`, `MB`, `GB` count bytes,
-/// all decimal and all per second; `/s` or `ps` may follow.
+/// Written with a unit: `bit`, `kbit`, `Mbit` and `Gbit` count bits, `B`, `kB`, `MB` and `GB` count
+/// bytes. All are decimal and per second; `/s` or `ps` may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate(u64);
 
@@ -37,7 +37,7 @@ impl Rate {
         Ok(Self(bytes))
     }
 
-    /// A rate in bytes per second, brought within [`RATE_MIN`] to [`RATE_MAX`].
+    /// A rate in bytes per second, clamped to [`RATE_MIN`] to [`RATE_MAX`].
     #[must_use]
     pub fn clamped(bytes_per_second: u64) -> Self {
         Self(bytes_per_second.clamp(RATE_MIN.0, RATE_MAX.0))
@@ -55,7 +55,7 @@ impl Rate {
         self.0 * 8
     }
 
-    /// Whole bytes the rate gives in a time.
+    /// Whole bytes that are carried at this rate in a time.
     #[must_use]
     pub fn bytes_in(self, time: Duration) -> u64 {
         let bytes = u128::from(self.0) * time.as_nanos() / 1_000_000_000;
@@ -104,7 +104,7 @@ impl FromStr for Rate {
     }
 }
 
-/// A plain decimal number in thousandths; more than three decimals are refused, not rounded.
+/// Parses a plain decimal number in thousandths. More than three decimals are refused, not rounded.
 fn thousandths(number: &str) -> Option<u64> {
     let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
     if decimals.is_empty() || decimals.len() > 3 {

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault, shown};
 
-/// Most digits of a number an operator writes; more cannot be meant and might overflow.
+/// Most digits of a number. More are certainly a mistake and might overflow.
 const DIGITS_MAX: usize = 20;
 
-/// Digits behind the point that are shown before a smaller unit is taken instead.
+/// Most digits after the point; beyond that a smaller unit is used.
 const FRACTION_DIGITS_MAX: u32 = 3;
 
 /// A unit's name and how many base units it stands for.
@@ -21,7 +21,7 @@ type Unit = (&'static str, u64);
 enum Wrong {
     /// It does not begin with a decimal number.
     Number,
-    /// The unit is none of ours, or is missing.
+    /// The unit is unknown or missing.
     Unit,
     /// It is not a whole number of base units.
     Fraction,
@@ -29,7 +29,7 @@ enum Wrong {
     Overflow,
 }
 
-/// What is accepted; a bare number is bytes.
+/// The units that are read. A bare number is bytes.
 const READ: &[Unit] = &[
     ("", 1),
     ("B", 1),
@@ -43,7 +43,7 @@ const READ: &[Unit] = &[
     ("TiB", 1 << 40),
 ];
 
-/// What is written.
+/// The units that are written.
 const WRITTEN: &[Unit] = &[
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -73,7 +73,7 @@ impl Size {
     }
 }
 
-/// How a size may stand in a file: a text with a unit, or plain bytes.
+/// A size in a file: a text with a unit, or a number of bytes.
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -127,7 +127,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// The number of base units that `text` names. Units are matched exactly, as `m` is not `M`.
+/// Parses `text` to a number of base units. Units are matched exactly, because `m` is not `M`.
 fn parse_units(text: &str, units: &[Unit]) -> Result<u64, Wrong> {
     let text = text.trim();
     let split = text
@@ -162,9 +162,9 @@ fn parse_units(text: &str, units: &[Unit]) -> Result<u64, Wrong> {
     u64::try_from(product / divisor).map_err(|_| Wrong::Overflow)
 }
 
-/// The shortest exact text: the largest unit that needs at most three digits behind the point.
+/// The shortest exact text, in the largest unit that needs at most three digits after the point.
 ///
-/// `units` go from large to small and end with the base unit.
+/// `units` are ordered from large to small and end with the base unit.
 fn format_units(value: u64, units: &[Unit]) -> String {
     for (name, scale) in units {
         if value < *scale && *scale > 1 {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault};
 
-/// Bytes of a block of guest memory: the page of the processor.
+/// Bytes of a block of guest memory: the processor's page.
 pub const MEMORY_BLOCK_BYTES: u32 = 4096;
 
 /// The space that is the guest's memory.
@@ -19,7 +19,7 @@ pub const MEMORY: SpaceId = SpaceId(0);
 /// Most spaces a guest may have: its memory and a handful of volumes.
 pub const SPACE_COUNT_MAX: usize = 16;
 
-/// Most blocks in one space: 64 TiB of memory, far above any quota, and small enough that a block
+/// Most blocks in one space: 64 TiB of memory. Far above any quota, and small enough that a block
 /// number times its size never overflows 64 bits.
 pub const BLOCK_COUNT_MAX: u64 = 1 << 34;
 
@@ -29,7 +29,7 @@ pub const BLOCK_COUNT_MAX: u64 = 1 << 34;
 )]
 pub struct SpaceId(pub u16);
 
-/// Size of a space: fixed for its life.
+/// The size of a space, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Geometry {
     block_bytes: u32,
@@ -57,7 +57,7 @@ impl Geometry {
         })
     }
 
-    /// The geometry of guest memory of so many bytes.
+    /// The geometry of guest memory of this many bytes.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Geometry {
         self.block_bytes as u64 * self.block_count
     }
 
-    /// Bytes that a number of blocks takes.
+    /// Bytes that this many blocks take.
     #[must_use]
     pub const fn bytes_of(self, block_count: u64) -> u64 {
         self.block_bytes as u64 * block_count
@@ -138,13 +138,13 @@ impl fmt::Display for BlockRun {
     }
 }
 
-/// Blocks in a list of runs.
+/// Number of blocks in a list of runs.
 #[must_use]
 pub fn block_count_of(runs: &[BlockRun]) -> u64 {
     runs.iter().map(|run| u64::from(run.count)).sum()
 }
 
-/// A set of blocks of one space: one bit a block.
+/// A set of blocks of one space, with one bit per block.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct BlockSet {
     bits: FixedBitSet,
@@ -180,7 +180,7 @@ impl BlockSet {
         set
     }
 
-    /// Blocks in the space, members or not.
+    /// Number of blocks in the space, members or not.
     #[must_use]
     pub const fn block_count(&self) -> u64 {
         self.block_count
@@ -204,11 +204,11 @@ impl BlockSet {
         block < self.block_count && self.bits.contains(index(block))
     }
 
-    /// Adds a block of the space; says whether it was new.
+    /// Adds a block of the space. Returns whether it was new.
     ///
     /// # Panics
     ///
-    /// If the block lies outside the space: the caller has checked it.
+    /// If the block lies outside the space, which the caller must have checked.
     pub fn insert(&mut self, block: u64) -> bool {
         assert!(
             block < self.block_count,
@@ -220,7 +220,7 @@ impl BlockSet {
         is_new
     }
 
-    /// Takes a block out; says whether it was a member.
+    /// Removes a block. Returns whether it was a member.
     pub fn remove(&mut self, block: u64) -> bool {
         let was_member = self.contains(block);
         if was_member {
@@ -243,7 +243,7 @@ impl BlockSet {
         self.member_count += u64::from(run.count) - present as u64;
     }
 
-    /// Takes a run out.
+    /// Removes a run.
     pub fn remove_run(&mut self, run: BlockRun) {
         let range = index(run.start)..index(run.end().min(self.block_count));
         let present = self.bits.count_ones(range.clone());
@@ -265,7 +265,7 @@ impl BlockSet {
         self.recount();
     }
 
-    /// Takes out every member of another set of the same space.
+    /// Removes every member of another set of the same space.
     pub fn difference_with(&mut self, other: &Self) {
         assert_eq!(self.block_count, other.block_count, "sets of two spaces");
         self.bits.difference_with(&other.bits);
@@ -312,7 +312,8 @@ impl BlockSet {
         Some(word * 64 + u64::from(bits.trailing_zeros()))
     }
 
-    /// The run of members that begins with the first one at or after `from`, cut at `count_max`.
+    /// The run of members that begins with the first one at or after `from`, at most `count_max`
+    /// long.
     #[must_use]
     pub fn run_from(&self, from: u64, count_max: u32) -> Option<BlockRun> {
         let start = self.next_from(from)?;
@@ -323,7 +324,7 @@ impl BlockSet {
         Some(BlockRun { start, count })
     }
 
-    /// All members as runs in rising order.
+    /// All members as runs in ascending order.
     pub fn runs(&self) -> impl Iterator<Item = BlockRun> + '_ {
         let mut from = 0;
         std::iter::from_fn(move || {
@@ -333,18 +334,18 @@ impl BlockSet {
         })
     }
 
-    /// All members in rising order.
+    /// All members in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         self.bits.ones().map(|block| block as u64)
     }
 
-    /// The 64 blocks from `64 * word` on as bits, lowest block in the lowest bit.
+    /// The 64 blocks from `64 * word` on as bits, the lowest block in the lowest bit.
     #[must_use]
     pub fn word(&self, word: u64) -> u64 {
         self.bits.as_slice().get(index(word)).copied().unwrap_or(0) as u64
     }
 
-    /// Adds the members given as a word of 64 bits from block `64 * word` on.
+    /// Adds the members in a word of 64 bits that begins at block `64 * word`.
     ///
     /// # Errors
     ///

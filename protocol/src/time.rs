@@ -1,10 +1,10 @@
-//! The monotonic instant every machine is handed.
+//! The monotonic instant that every state machine is passed.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Nanoseconds since an arbitrary start, never going back. The shell makes it from the monotonic
-/// clock, the simulator from its virtual one; it has no relation to the time of day.
+/// Nanoseconds since an arbitrary start, never decreasing. The shell takes it from the monotonic
+/// clock, the simulator from its virtual one. Unrelated to the time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 
@@ -24,7 +24,7 @@ impl Instant {
         self.0
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time since `earlier`; zero if that lies ahead.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -1,7 +1,7 @@
-//! Version ranges and their negotiation: the highest version both sides speak wins.
+//! Version ranges and their negotiation: the highest version that both sides speak wins.
 //!
 //! A side speaks its own version and the one before (as cloud-hypervisor does), never more, so that
-//! each release tests every pair it claims.
+//! each release tests every pair it claims to support.
 
 use std::fmt;
 
@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault};
 
-/// Versions a side speaks, both ends included.
+/// The versions that a side speaks, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VersionRange {
-    /// Oldest.
+    /// The oldest version.
     pub min: u16,
-    /// Newest.
+    /// The newest version.
     pub max: u16,
 }
 
-/// What this release speaks between migrators.
+/// The versions that this release speaks between migrators.
 pub const OURS: VersionRange = VersionRange { min: 1, max: 1 };
 
 impl fmt::Display for VersionRange {
@@ -27,22 +27,23 @@ impl fmt::Display for VersionRange {
     }
 }
 
-/// One of two sides, as an operator knows it, and what it speaks. Both sides name both, so that a refusal reads the
-/// same wherever it is shown.
+/// One of two sides, by the name an operator knows it by, with its versions. Both sides name both,
+/// so that a refusal reads the same wherever it is shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Speaker<'a> {
-    /// Who, as in `the tunnel of edge/box-1`.
+    /// Its name, as in `the tunnel of edge/box-1`.
     pub name: &'a str,
-    /// What it speaks.
+    /// The versions it speaks.
     pub versions: VersionRange,
 }
 
 impl Speaker<'_> {
-    /// The version two sides use.
+    /// Chooses the version for two sides.
     ///
     /// # Errors
     ///
-    /// `E_VERSION`, with both ranges and whom to upgrade, if there is none in common or a range is empty.
+    /// `E_VERSION`, with both ranges and which side to upgrade, if they have no version in common
+    /// or a range is empty.
     pub fn negotiate(&self, peer: &Speaker<'_>) -> Result<u16, Fault> {
         let (ours, theirs) = (self.versions, peer.versions);
         let version = ours.max.min(theirs.max);
@@ -58,11 +59,11 @@ impl Speaker<'_> {
         Err(Fault::new(Code::Version, detail))
     }
 
-    /// Looks at the version that a peer has chosen.
+    /// Checks the version that a peer has chosen.
     ///
     /// # Errors
     ///
-    /// `E_VERSION` if it is none that is spoken here.
+    /// `E_VERSION` if this side does not speak it.
     pub fn accept(&self, chosen: u16, peer: &str) -> Result<(), Fault> {
         let ours = self.versions;
         if (ours.min..=ours.max).contains(&chosen) {
@@ -76,8 +77,8 @@ impl Speaker<'_> {
         Err(Fault::new(Code::Version, detail))
     }
 
-    /// A peer's refusal as it is shown here. Its words are its release's: an old one says `we`, and need not say
-    /// what is spoken here.
+    /// Rewords a peer's refusal for showing it here. Its text comes from the peer's release: an old
+    /// one says `we`, and may not name the versions of this side.
     #[must_use]
     pub fn refused_by(&self, peer: &str, said: &Fault) -> Fault {
         if said.code != Code::Version {

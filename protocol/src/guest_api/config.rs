@@ -1,4 +1,4 @@
-//! What a guest is: its description, the limits it is checked against, its bytes.
+//! The description of a guest: its limits, its checks and its encoding.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,34 +10,34 @@ use crate::size::Size;
 use crate::space::{MEMORY, MEMORY_BLOCK_BYTES};
 
 /// Bytes at the start of memory that belong to the machine: tables, payload, noise. The working set
-/// begins behind them.
+/// begins after them.
 pub const WORKING_SET_START_BYTES: u64 = 4 << 20;
 
-/// Smallest memory a guest may have: the machine's part and as much again.
+/// Smallest memory of a guest, in bytes: the machine's part and as much again.
 pub const MEMORY_BYTES_MIN: u64 = 8 << 20;
 
 /// Guest memory comes in steps of the machine's 2 MiB page-table entries.
 pub const MEMORY_STEP_BYTES: u64 = 2 << 20;
 
-/// Largest memory a guest may have: as much as the machine's page tables can map.
+/// Largest memory of a guest, in bytes: as much as the machine's page tables can map.
 pub const MEMORY_BYTES_MAX: u64 = 256 << 30;
 
-/// Most virtual processors: one is what the test payload uses.
+/// Most virtual processors. The test payload uses one.
 pub const VCPU_COUNT_MAX: u32 = 1;
 
-/// Shortest heartbeat: below it the printing is the workload.
+/// Shortest heartbeat interval. Below it, printing would be the workload.
 pub const HEARTBEAT_INTERVAL_US_MIN: u32 = 500;
 
-/// Longest heartbeat: one a second still shows that a guest lives.
+/// Longest heartbeat interval. One heartbeat per second still shows that a guest is alive.
 pub const HEARTBEAT_INTERVAL_US_MAX: u32 = 1_000_000;
 
-/// The heartbeat where nothing else is asked for.
+/// The default heartbeat interval.
 pub const HEARTBEAT_INTERVAL_US: u32 = 2_000;
 
-/// Most pages a second a workload may ask to dirty: above what one processor can write.
+/// Most pages per second that a workload may ask to dirty: more than one processor can write.
 pub const DIRTY_PAGES_PER_SECOND_MAX: u32 = 10_000_000;
 
-/// What a guest is made of.
+/// The kind of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestKind {
@@ -60,19 +60,19 @@ impl std::fmt::Display for GuestKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
-    /// Pages it writes a second.
+    /// Pages it writes per second.
     pub dirty_pages_per_second: u32,
-    /// Bytes it writes to, in whole pages, from [`WORKING_SET_START_BYTES`] on.
+    /// Bytes of memory it writes to, in whole pages, from [`WORKING_SET_START_BYTES`] on.
     pub working_set_bytes: u64,
-    /// How many of a hundred pages hold noise; the others compress to almost nothing.
+    /// Percentage of pages that hold noise. The others compress to almost nothing.
     pub incompressible_percent: u8,
-    /// Goes into every byte, so that pages of two guests are never alike.
+    /// Affects every byte, so that pages of two guests are never alike.
     pub key: u64,
     /// Microseconds between two heartbeats on the console.
     pub heartbeat_interval_us: u32,
 }
 
-/// All that describes a guest. It never changes while the guest lives, and travels with it.
+/// The description of a guest. It never changes while the guest lives, and travels with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestConfig {
@@ -80,7 +80,7 @@ pub struct GuestConfig {
     pub id: GuestId,
     /// What operators call it.
     pub name: Name,
-    /// What it is made of.
+    /// Its kind.
     pub kind: GuestKind,
     /// Bytes of memory.
     pub memory_bytes: u64,
@@ -90,7 +90,7 @@ pub struct GuestConfig {
     pub workload: Workload,
 }
 
-/// What a host gives to one guest at most.
+/// The most that a host gives to one guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestQuota {
     /// Bytes of memory.
@@ -104,8 +104,8 @@ impl GuestConfig {
     ///
     /// # Errors
     ///
-    /// `E_QUOTA` if the guest wants more than the quota gives, else `E_LAYOUT`; the detail lists every
-    /// difference, not just the first.
+    /// `E_QUOTA` if the guest wants more than the quota allows, else `E_LAYOUT`. The detail lists
+    /// every difference, not just the first.
     pub fn check(&self, quota: &GuestQuota) -> Result<(), Fault> {
         let mut wrong = Vec::new();
         let quota_bytes = quota.memory_bytes_max;
@@ -156,24 +156,25 @@ impl GuestConfig {
         refuse_unless_empty(Code::Layout, &wrong)
     }
 
-    /// Blocks of memory.
+    /// The number of blocks of its memory.
     #[must_use]
     pub const fn block_count(&self) -> u64 {
         self.memory_bytes / MEMORY_BLOCK_BYTES as u64
     }
 
-    /// The description as bytes, as they travel in [`crate::message::Prepare`].
+    /// Encodes the description as in [`crate::message::Prepare`].
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         postcard::to_allocvec(self).expect("plain structs always serialise")
     }
 
-    /// The description from bytes of a peer.
+    /// Decodes the description from bytes of a peer. Does not check what it describes; see
+    /// [`GuestConfig::check`].
     ///
     /// # Errors
     ///
-    /// `E_TOO_LARGE` above [`CONFIG_BYTES_MAX`], `E_META` if it does not parse, `E_FRAMING` for
-    /// bytes left over. What it describes still has to be checked.
+    /// `E_TOO_LARGE` above [`CONFIG_BYTES_MAX`], `E_META` if it does not parse, `E_FRAMING` if
+    /// bytes are left over.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Fault> {
         if bytes.len() > CONFIG_BYTES_MAX {
             let length = bytes.len();

@@ -138,7 +138,7 @@ fn packets() -> Vec<Vec<u8>> {
     packets
 }
 
-/// A packet with a right envelope around a body of our choice.
+/// A packet with a valid envelope around any body.
 fn forge(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     let start = begin_packet(1, &mut packet);

@@ -1,30 +1,34 @@
-//! What a host's journal says of a guest, and its bytes.
+//! The journal record of a guest at one host, and its encoding.
 
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 
-/// Most bytes of an encoded record: it has to fit a slot of the journal with room to grow.
+/// Most bytes of an encoded record. It must fit a slot of the journal, with room to grow.
 pub const RECORD_BYTES_MAX: usize = 1024;
 
-/// Most sources whose last verdict a record remembers; with three names of 63 bytes each, more would not fit the record.
-/// A host asked about an attempt it has forgotten stays silent, which is safe: see [`Record::verdicts`].
+/// Most sources whose last verdict a record remembers. More would not fit the record, with three
+/// names of 63 bytes each. A host asked about an attempt that it has forgotten stays silent, which
+/// is safe: see [`Record::verdicts`].
 pub const VERDICT_COUNT_MAX: usize = 3;
 
-/// Highest epoch a peer may name: half of all numbers stay free for an operator's forced resolution.
+/// Highest epoch that a peer may name. Half of all numbers stay free for resolutions forced by an
+/// operator.
 pub const EPOCH_MAX: Epoch = Epoch(1 << 63);
 
-/// How far an epoch may be above the mark of a host that has not seen the ones between: far more handovers than a guest has in its life, some of them forced, which
-/// takes 2^32 numbers each, and few enough that nobody who offers a guest takes all numbers from it.
+/// How far an epoch may be above the mark of a host that has not seen the ones between. Far more
+/// than the handovers in a guest's life, some of them forced, which take 2^32 numbers each. Yet
+/// small enough that nobody who offers a guest can use up all its numbers.
 pub const EPOCH_STEP_MAX: u64 = 1 << 40;
 
-/// How far a source follows its target's mark at once. A target may say what it likes, and each lie brings the
-/// guest closer to what hosts that remember it refuse: this many times 256.
+/// How far a source follows its target's mark at once. A target may lie about its mark, and each
+/// lie brings the guest closer to epochs that hosts which remember it refuse: 256 lies reach
+/// [`EPOCH_STEP_MAX`].
 pub const EPOCH_FOLLOW_MAX: u64 = 1 << 32;
 
-/// Highest epoch a host takes that has never heard of the guest: where that comes from, it may have had to go
-/// above what others said of it, again and again.
+/// Highest epoch accepted by a host that has never heard of the guest. Its source may have had to
+/// go above the marks of other hosts, again and again.
 pub const EPOCH_FIRST_MAX: Epoch = Epoch(1 << 62);
 
 const _: () = assert!(EPOCH_STEP_MAX > 1 << 32, "a forced handover is taken");
@@ -32,7 +36,8 @@ const _: () = assert!(EPOCH_STEP_MAX > 1 << 32, "a forced handover is taken");
 const MAGIC: [u8; 4] = *b"TPow";
 const VERSION: u8 = 1;
 
-/// A hash over everything the target must have before it may run: chunks, manifest, device state.
+/// A hash of everything the target must have before it may run the guest: chunks, manifest, device
+/// state.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Root(pub [u8; 32]);
 
@@ -45,34 +50,36 @@ impl std::fmt::Debug for Root {
     }
 }
 
-/// What the journal of one host says of one guest. The only thing that survives a power loss.
+/// The journal record of one guest at one host. The only state that survives a power loss.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Record {
-    /// Which guest.
+    /// The guest.
     pub guest: GuestId,
-    /// Highest epoch this host has ever seen for the guest; it never falls. Every attempt has an epoch
-    /// of its own, one above the source's mark, so that whatever is older than a mark is dead for ever.
+    /// Highest epoch that this host has ever seen for the guest. It never falls. Every attempt has
+    /// an epoch of its own, one above the source's mark, so that anything older than a mark is dead
+    /// for ever.
     pub high_water: Epoch,
-    /// Whose durable write is the commit point of this guest's handovers; it never changes on its own.
+    /// Whose durable write is the commit point of this guest's handovers. Never changes on its own.
     pub decider: Decider,
     /// The durable state.
     pub state: State,
-    /// The last verdict on each source's attempts that were prepared here, oldest first: a `Commit` said again
-    /// gets the same answer again, however far the guest has gone since. An attempt that is neither here
-    /// nor above `high_water` is not answered at all: an `Ack` could lose the guest, a `Nack` double it.
+    /// The last verdict on each source's attempts that were prepared here, oldest first. A repeated
+    /// `Commit` gets the same answer again, however far the guest has gone since. An attempt that
+    /// is neither here nor above `high_water` is not answered at all: an `Ack` could lose the
+    /// guest, a `Nack` could duplicate it.
     pub verdicts: Vec<Verdict>,
 }
 
-/// Where the commit point lies.
+/// Where the commit point of a handover is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Decider {
     /// Mode A: the source's journal.
     SourceJournal,
-    /// Mode B: a register at a witness, changed by compare-and-swap only.
+    /// Mode B: a register at a witness, changed only by compare-and-swap.
     Witness,
 }
 
-/// Who owns a guest, as the witness's register says it.
+/// The owner of a guest, as in the witness's register.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     /// The owner.
@@ -81,18 +88,18 @@ pub struct Holder {
     pub epoch: Epoch,
 }
 
-/// What this host decided as the target of an attempt.
+/// The decision of this host as the target of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The attempt and who offered it.
+    /// The attempt and its source.
     pub origin: Origin,
     /// The epoch it was offered with.
     pub epoch: Epoch,
-    /// Whether the guest was taken; if not, it never will be under this attempt.
+    /// Whether the guest was taken. If not, it never will be under this attempt.
     pub is_taken: bool,
 }
 
-/// Where a guest comes from: an attempt and the host that offers it.
+/// The origin of a guest: an attempt and the host that offers it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Origin {
     /// The attempt.
@@ -101,7 +108,7 @@ pub struct Origin {
     pub source: HostIdentity,
 }
 
-/// The durable states of `spec/handover.md`.
+/// The durable states of `docs/handover.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum State {
     /// The guest does not live here.
@@ -113,64 +120,67 @@ pub enum State {
         /// The source that still holds blocks of it; `None` once nothing is missing.
         missing_from: Option<Origin>,
     },
-    /// The guest lives here and may run while it is being copied to a target, which would get
+    /// The guest lives here and may run, while it is copied to a target, which would get
     /// `high_water` as its epoch.
     Offering {
         /// The epoch of this ownership.
         epoch: Epoch,
         /// The attempt.
         attempt: AttemptId,
-        /// Who is to get it.
+        /// The target.
         target: HostIdentity,
     },
-    /// The commit point of mode A: the guest is the target's unless the target refuses.
+    /// The commit point of mode A: the guest is the target's, unless the target refuses it.
     Relinquished {
-        /// The epoch of the ownership that ends, or goes on if the target refuses.
+        /// The epoch of the ownership that ends, or continues if the target refuses.
         owned: Epoch,
-        /// The epoch the target gets.
+        /// The epoch that the target gets.
         epoch: Epoch,
         /// The attempt.
         attempt: AttemptId,
-        /// Who gets it.
+        /// The target.
         target: HostIdentity,
-        /// What the target must have to run.
+        /// The root that the target's image must have.
         root: Root,
-        /// Whether the target had every block at the switch; if not, only `Complete` releases.
+        /// Whether the target had every block at the switch. If not, only `Complete` releases the
+        /// guest.
         is_whole: bool,
     },
-    /// Mode B: whether the guest is the target's says the register; it may not run here until the
-    /// register says that it is not.
+    /// Mode B: the register decides whether the guest is the target's. It may not run here until
+    /// the register says that it is not.
     Offered {
-        /// The epoch of this ownership, which the register shows until somebody wins.
+        /// The epoch of this ownership, which the register shows until one side wins.
         owned: Epoch,
-        /// The epoch the winner gets.
+        /// The epoch that the winner gets.
         epoch: Epoch,
         /// The attempt.
         attempt: AttemptId,
-        /// Who may take it.
+        /// The target.
         target: HostIdentity,
-        /// What the target must have to run.
+        /// The root that the target's image must have.
         root: Root,
-        /// Whether the target had every block at the switch; if not, only `Complete` releases.
+        /// Whether the target had every block at the switch. If not, only `Complete` releases the
+        /// guest.
         is_whole: bool,
     },
     /// The guest has left for good.
     Released {
-        /// The epoch the target has.
+        /// The epoch of the target.
         epoch: Epoch,
-        /// The attempt, to answer late messages.
+        /// The attempt, for answering late messages.
         attempt: AttemptId,
-        /// Who has it.
+        /// The target.
         target: HostIdentity,
     },
-    /// The guest is being received; it may not run. In mode B also while the register names this host:
-    /// won there and not yet owned here means that it never ran, so it can be handed back.
+    /// The guest is being received and may not run. In mode B this is also the state while the
+    /// register already names this host. A guest won there and not yet owned here has never run, so
+    /// it can be handed back.
     Prepared {
         /// The epoch this host would get.
         epoch: Epoch,
         /// The attempt.
         attempt: AttemptId,
-        /// Who offers it.
+        /// The source.
         source: HostIdentity,
     },
     /// This attempt is refused for ever.
@@ -179,7 +189,7 @@ pub enum State {
         epoch: Epoch,
         /// The refused attempt.
         attempt: AttemptId,
-        /// Who offered it.
+        /// The source.
         source: HostIdentity,
     },
 }
@@ -200,7 +210,7 @@ impl State {
         }
     }
 
-    /// The highest epoch the state speaks of.
+    /// The epoch in the state.
     const fn epoch(&self) -> Epoch {
         match self {
             Self::Vacant => Epoch(0),
@@ -216,7 +226,7 @@ impl State {
 }
 
 impl Record {
-    /// The record's bytes.
+    /// Encodes the record.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
@@ -230,11 +240,12 @@ impl Record {
         bytes
     }
 
-    /// The record some bytes hold.
+    /// Decodes a record.
     ///
     /// # Errors
     ///
-    /// `E_QUARANTINE` unless the bytes are exactly what [`Record::encode`] makes of a possible record.
+    /// `E_QUARANTINE` unless the bytes are exactly what [`Record::encode`] makes of a possible
+    /// record.
     pub fn decode(bytes: &[u8]) -> Result<Self, Fault> {
         let wrong = |why: String| Fault::new(Code::Quarantine, format!("journal record: {why}"));
         if bytes.len() > RECORD_BYTES_MAX {
@@ -254,14 +265,14 @@ impl Record {
             return Err(wrong(format!("{} bytes left", rest.len())));
         }
         record.check().map_err(wrong)?;
-        // One record has one encoding: padded numbers, for example, are somebody's forgery.
+        // A record has exactly one encoding. Padded numbers, for example, are a forgery.
         if record.encode() != bytes {
             return Err(wrong("not in its shortest form".to_owned()));
         }
         Ok(record)
     }
 
-    /// What no host ever writes.
+    /// Refuses records that no host ever writes.
     fn check(&self) -> Result<(), String> {
         let (high_water, state_epoch) = (self.high_water, self.state.epoch());
         if state_epoch > high_water {
@@ -279,7 +290,7 @@ impl Record {
         Ok(())
     }
 
-    /// What was decided about an attempt that was prepared here, if that is still remembered.
+    /// The verdict on an attempt that was prepared here, if it is still remembered.
     #[must_use]
     pub fn verdict(&self, attempt: AttemptId) -> Option<&Verdict> {
         self.verdicts
@@ -287,8 +298,8 @@ impl Record {
             .find(|verdict| verdict.origin.attempt == attempt)
     }
 
-    /// Remembers a verdict and forgets the oldest where there is no room. A source has one open attempt: whoever
-    /// offers the guest anew has heard what became of the one before.
+    /// Remembers a verdict, and forgets the oldest if there is no room. A source has only one open
+    /// attempt: if it offers the guest anew, it knows how its previous attempt ended.
     pub(super) fn decide(&mut self, origin: Origin, epoch: Epoch, is_taken: bool) {
         self.verdicts
             .retain(|verdict| verdict.origin.source != origin.source);

@@ -1,4 +1,4 @@
-//! The side that gives a guest away.
+//! The source's side of the ownership: giving a guest away.
 
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, HostIdentity};
@@ -6,8 +6,8 @@ use crate::identity::{AttemptId, Epoch, HostIdentity};
 use super::{Action, Decider, EPOCH_FOLLOW_MAX, EPOCH_MAX, Ownership, Progress, Root, State, Word};
 
 impl Ownership {
-    /// Opens an attempt. Its epoch is durable before anybody hears of it, so that no later attempt can
-    /// carry the same one, whatever crashes.
+    /// Opens an attempt. Its epoch is durable before any peer hears of it, so no later attempt can
+    /// have the same one, whatever crashes.
     pub(super) fn offer(&mut self, attempt: AttemptId, target: HostIdentity) -> Result<(), Fault> {
         let State::Owned {
             epoch,
@@ -74,8 +74,8 @@ impl Ownership {
         }
     }
 
-    /// Raises the mark to what a target has seen. An owner may at any time, as if it had made attempts that came to
-    /// nothing; not beyond a bound, for the target may say what it likes.
+    /// Raises the mark to the highest epoch that a target has seen. An owner may do so at any time,
+    /// as if it had made attempts that failed. There is a bound, because the target may lie.
     pub(super) fn outrun(&mut self, mark: Epoch) -> Result<(), Fault> {
         let state = self.record.state.clone();
         if !matches!(state, State::Owned { .. }) {
@@ -93,7 +93,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// A word only the target of the open or last attempt may say (H05).
+    /// Handles a message that only the target of the open or last attempt may send (H05).
     pub(super) fn heard_from_target(
         &mut self,
         from: &HostIdentity,
@@ -155,7 +155,7 @@ impl Ownership {
                     let detail = format!("the target has {root:?}, the guest is {ours:?}");
                     Err(Fault::new(Code::RootMismatch, detail))
                 }
-                // The answer to a seal that was given up.
+                // The answer to a seal that has been undone.
                 _ => Ok(()),
             },
             Word::Nack => {
@@ -185,8 +185,8 @@ impl Ownership {
                 self.release();
                 Ok(())
             }
-            // A target that runs the guest and refuses it lies in one of the two; the guest must not
-            // run twice because of that.
+            // A target that acknowledged the guest and then refuses it lied in one of the two. The
+            // guest must not run twice because of that.
             Word::Nack if self.progress == Progress::Acknowledged => {
                 let detail = "the target refuses what it has acknowledged".to_owned();
                 Err(Fault::new(Code::Conflict, detail))
@@ -198,7 +198,7 @@ impl Ownership {
                 }
                 Decider::Witness => self.reclaim(),
             },
-            // The target found its image again after a restart: it waits for the commit.
+            // The target found its image again after a restart and waits for the commit.
             Word::Ready { root: theirs } if *theirs == root => {
                 self.repeat();
                 Ok(())
@@ -226,7 +226,7 @@ impl Ownership {
         }
     }
 
-    /// The commit point: durable before the target hears of it.
+    /// The commit point. Durable before the target hears of it.
     fn relinquish(&mut self, root: Root, is_whole: bool) {
         let State::Offering {
             epoch: owned,
@@ -285,8 +285,8 @@ impl Ownership {
         self.act(Action::FreeImage);
     }
 
-    /// Ends an attempt that did not come to be. The mark stays: the next attempt gets an epoch above
-    /// it, so that every token of this one is stale.
+    /// Ends an attempt without a handover. The mark stays: the next attempt gets an epoch above it,
+    /// so all messages of this one are stale.
     pub(super) fn return_to_owned(&mut self, says_abort: bool) {
         let (State::Offering {
             epoch,
@@ -299,7 +299,7 @@ impl Ownership {
             target,
             ..
         }
-        // Won back at the witness, under the epoch the register shows now.
+        // Won back at the witness, under the epoch that the register shows now.
         | State::Offered {
             epoch,
             attempt,

@@ -1,4 +1,4 @@
-//! The side that takes a guest.
+//! The target's side of the ownership: taking a guest.
 
 use crate::fault::{Code, Fault};
 use crate::identity::Epoch;
@@ -48,7 +48,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// Opens the target's half of an attempt; an older one of the same source ends refused.
+    /// Opens the target's half of an attempt. An older one of the same source is refused.
     fn prepare(&mut self, origin: Origin, epoch: Epoch) {
         self.record.high_water = epoch;
         let is_replacing = self.refuse_prepared();
@@ -65,7 +65,8 @@ impl Ownership {
         self.say(source, attempt, Word::Prepared);
     }
 
-    /// `Commit`, or in mode B `Offer`, which also says what the register shows for the source.
+    /// Handles `Commit`, or in mode B `Offer`, which also names the epoch that the register shows
+    /// for the source.
     pub(super) fn heard_commit(
         &mut self,
         origin: Origin,
@@ -113,8 +114,8 @@ impl Ownership {
             }
             _ if self.lives_here() => {
                 self.check_epoch(epoch)?;
-                // Two hosts own the guest, or one of them lies. A refusal would not end that, and it
-                // could not be kept once the guest has left here.
+                // Two hosts own the guest, or one of them lies. A refusal would not resolve that,
+                // and it could not be remembered once the guest has left here.
                 let source = &origin.source;
                 let detail = format!("{source} commits a guest that lives here, epoch {epoch}");
                 return Err(Fault::new(Code::GuestExists, detail));
@@ -126,7 +127,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// The open attempt's commit: the guest is ours if its image is here.
+    /// Handles the commit of the open attempt: takes the guest if its image is complete.
     fn commit(
         &mut self,
         origin: Origin,
@@ -148,19 +149,21 @@ impl Ownership {
                         self.progress = Progress::Taking { root, is_whole };
                         self.swap_to_take(origin.source, owned, epoch);
                     }
-                    // The hosts do not agree on who decides: neither word is enough for the other.
+                    // The hosts disagree on the decider: neither message is enough for the other's
+                    // mode.
                     _ => self.refuse(origin, epoch, true),
                 }
             }
-            // The shell still looks for the image. The source says it again, and at once when it
-            // hears `Ready`.
+            // The shell still looks for the image. The source repeats its message, and does so at
+            // once when it receives `Ready`.
             Progress::ImageUnknown => {}
             _ => self.refuse(origin, epoch, true),
         }
         Ok(())
     }
 
-    /// Owned is durable before the first instruction, the first instruction comes before the answer.
+    /// Takes the guest. The ownership is durable before the guest runs, and the guest runs before
+    /// the answer is sent.
     pub(super) fn take(&mut self, origin: Origin, epoch: Epoch, is_whole: bool) {
         self.record.decide(origin.clone(), epoch, true);
         let state = State::Owned {
@@ -172,8 +175,8 @@ impl Ownership {
         self.answer(origin, true);
     }
 
-    /// Refuses an attempt for ever: durable before it is said. The mark rises with it, so that the
-    /// attempt stays dead when its verdict is forgotten.
+    /// Refuses an attempt for ever, durably before it says so. The mark rises with it, so that the
+    /// attempt stays dead even when its verdict is forgotten.
     pub(super) fn refuse(&mut self, origin: Origin, epoch: Epoch, says_nack: bool) {
         self.record.high_water = self.record.high_water.max(epoch);
         let had_image = self.refuse_prepared();
@@ -193,7 +196,7 @@ impl Ownership {
         }
     }
 
-    /// Notes the verdict on the open attempt, if there is one.
+    /// Records a refusal of the open attempt, if there is one. Returns whether there was one.
     fn refuse_prepared(&mut self) -> bool {
         let State::Prepared {
             epoch,
@@ -207,7 +210,7 @@ impl Ownership {
         true
     }
 
-    /// Says a verdict, for the first time or again.
+    /// Sends the answer for a verdict, for the first time or again.
     fn answer(&mut self, origin: Origin, is_taken: bool) {
         let is_missing = matches!(
             &self.record.state,
@@ -227,7 +230,7 @@ impl Ownership {
     pub(super) fn heard_abort(&mut self, origin: &Origin) -> Result<(), Fault> {
         let open = match self.prepared_origin() {
             Some(open) if open.attempt == origin.attempt => open,
-            // An attempt that is over, or whose `Prepare` never came.
+            // The attempt is over, or its `Prepare` never arrived.
             _ => return Ok(()),
         };
         if open != *origin {
@@ -236,7 +239,7 @@ impl Ownership {
         self.end_prepared(false)
     }
 
-    /// The source keeps nothing of this attempt any more.
+    /// The source keeps no blocks of this attempt any more.
     pub(super) fn heard_released(&self, origin: &Origin) -> Result<(), Fault> {
         match &self.record.state {
             State::Owned {
@@ -322,7 +325,7 @@ impl Ownership {
         }
     }
 
-    /// Only what is above the mark can be new (H02).
+    /// Only an epoch above the mark can be new (H02).
     fn check_epoch(&self, epoch: Epoch) -> Result<(), Fault> {
         let high_water = self.record.high_water;
         if epoch <= high_water {

@@ -1,8 +1,9 @@
 //! Mode B: a register at a witness, changed by compare-and-swap, is the commit point.
 //!
-//! The register shows the source at epoch `e`. The target swaps itself in at `e'` before it owns the
-//! guest, the silent target's source swaps itself in at `e'` before it runs on; one of the swaps fails.
-//! A target that won and refuses after all (its image is lost) never ran: it hands the guest back.
+//! The register shows the source at epoch `e`. The target swaps itself in at `e'` before it owns
+//! the guest. If the target stays silent, the source swaps itself in at `e'` before it resumes the
+//! guest. One of the two swaps fails. A target that won and refuses after all, because its image is
+//! lost, never ran the guest: it hands it back.
 
 use crate::fault::{Code, Fault};
 use crate::identity::{AttemptId, Epoch, HostIdentity};
@@ -32,8 +33,9 @@ impl Ownership {
         self.act(Action::Swap { expected, new });
     }
 
-    /// Target: gives up at the witness what it refuses, in case it had won it. Said behind the durable
-    /// refusal, and again with every repetition of it: a swap may have been on its way for long.
+    /// Target: gives a refused guest back at the witness, in case this host had won it. Done after
+    /// the refusal is durable and again with every repetition of it, because a swap may have been
+    /// under way for long.
     pub(super) fn hand_back(&mut self, attempt: AttemptId) {
         if self.record.decider != Decider::Witness {
             return;
@@ -51,7 +53,7 @@ impl Ownership {
         self.act(Action::Swap { expected, new });
     }
 
-    /// Either side: the register shows `holder`.
+    /// Either side: takes the content of the register.
     pub(super) fn read_register(&mut self, holder: &Holder) -> Result<(), Fault> {
         if self.record.decider != Decider::Witness {
             return Err(self.unfit("no witness decides"));
@@ -64,10 +66,10 @@ impl Ownership {
                     let detail = format!("the witness names {} at {}", holder.host, holder.epoch);
                     return Err(Fault::new(Code::Conflict, detail));
                 }
-                // Else undecided, or the target's: it is served until it says so.
+                // Otherwise undecided, or the target's: it is served until it says so.
             }
             State::Prepared { epoch, .. } => self.read_while_prepared(holder, epoch),
-            // The answer came after the question was settled.
+            // A late answer: the question is settled.
             _ => {}
         }
         Ok(())
