@@ -1,4 +1,4 @@
-//! The side of a move that has the guest.
+//! The source's side of a move: the host that has the guest.
 //!
 //! ```text
 //!              Prepared            round done, rest fits          Ready == own root
@@ -9,9 +9,9 @@
 //!                                                                     Complete  (demand and push)
 //! ```
 //!
-//! The machine decides; its shell owns lanes, guest, codec and journal, and carries out [`Action`]s in
-//! order. One machine serves one attempt. Before the commit every failure leaves the guest running
-//! here; after it nothing but the target's refusal does.
+//! The machine decides. Its shell owns lanes, guest, codec and journal, and carries out [`Action`]s
+//! in order. One machine serves one attempt. Before the commit, every failure leaves the guest
+//! running here; after it, only the target's refusal does.
 
 mod copying;
 mod ending;
@@ -44,48 +44,49 @@ use serving::Push;
 use switching::Pause;
 use window::Window;
 
-/// How long the guest may stay frozen before the commit: then it runs on here and the move goes on.
+/// How long the guest may stay frozen before the commit. Then it is thawed and the move goes on.
 pub const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Freezes that may last too long before the attempt ends, or do not come about: a target that lives and was not
-/// ready so often will not be the next time, and the guest stands still for [`FREEZE_DEADLINE`] with each.
+/// Freezes that may take too long or fail before the attempt ends. A target that is alive but was
+/// late so often will be late again, and each time the guest stands still for [`FREEZE_DEADLINE`].
 const OVERDUE_FREEZE_COUNT_MAX: u32 = 5;
 
-/// Roots of given up freezes that are kept: more than an attempt may have that lasted too long; those that
-/// ended with their lanes are not answered any more.
+/// Roots of undone freezes that are kept. More than the late freezes of an attempt; freezes that
+/// ended with their lanes get no more answers.
 const VOID_ROOT_COUNT_MAX: usize = 8;
 
-/// First wait before lanes are opened again; doubles up to [`RECONNECT_DELAY_MAX`].
+/// First wait before lanes are opened again. Doubles up to [`RECONNECT_DELAY_MAX`].
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait before lanes are opened again: an outage costs its length and at most this much. While
-/// the link is down an attempt is one message to the tunnel on this host.
+/// Longest wait before lanes are opened again: recovery takes at most this much longer than the
+/// outage. While the link is down, each attempt is only one message to the tunnel on this host.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(100);
 
-/// First wait behind the commit before lanes are opened again that something else than an outage ended; doubles up
-/// to [`FAULT_DELAY_MAX`] as long as nothing arrives at the target.
+/// First wait, after the commit, before lanes that a fault closed are opened again. Doubles up to
+/// [`FAULT_DELAY_MAX`] as long as nothing arrives at the target.
 const FAULT_DELAY_MIN: Duration = Duration::from_millis(100);
 
-/// Longest of these waits: what does not get better by itself costs two processes next to nothing, and what does
-/// is found out in time.
+/// Longest of these waits. A fault that stays costs both processes next to nothing, and one that
+/// passes is noticed soon.
 const FAULT_DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// The same where the target is busy: that passes by itself, and a guest may stand meanwhile.
+/// The same limit while the target is busy, which passes by itself, and a guest may be paused
+/// meanwhile.
 const BUSY_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// Decisions kept in the move's record; a move has at most one a round.
+/// Decisions kept in the move's record. A move makes at most one per round.
 const DECISION_COUNT_MAX: usize = 64;
 
-/// Everything that is fixed for an attempt.
+/// The fixed data of an attempt.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// This host.
     pub host: HostIdentity,
-    /// Who is to get the guest.
+    /// The target.
     pub target: HostIdentity,
     /// The move.
     pub migration: MigrationId,
-    /// This attempt: random, never used before.
+    /// This attempt. Random, never used before.
     pub attempt: AttemptId,
     /// The guest.
     pub guest: GuestId,
@@ -95,119 +96,122 @@ pub struct Setup {
     pub spaces: Vec<SpaceInfo>,
     /// Its description for the target.
     pub config: Vec<u8>,
-    /// What the operator asked for.
+    /// The operator's request.
     pub policy: Policy,
 }
 
-/// What happened.
+/// An event for the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// All lanes are open and greeted.
     LinkUp,
-    /// A lane broke, or could not be opened.
+    /// A lane broke or could not be opened.
     LinkDown,
-    /// A message came from the target.
+    /// A message from the target arrived.
     Heard(Lane, Message),
-    /// Dirty tracking is on; blocks that were never touched are not in these sets.
+    /// Dirty tracking is on. Blocks that were never touched are not in these sets.
     Tracking {
-        /// Touched blocks, space by space.
+        /// The touched blocks of each space.
         allocated: Vec<BlockSet>,
     },
-    /// The blocks dirtied since tracking began or the last harvest, space by space.
+    /// The blocks of each space that were dirtied since tracking began or since the last harvest.
     Harvested(Vec<BlockSet>),
-    /// The vCPUs are stopped.
+    /// The vCPUs have stopped.
     Frozen {
-        /// Since when.
+        /// The time they stopped.
         at: Instant,
     },
-    /// The guest runs on: its vCPUs did not stop in time.
+    /// The guest continues: its vCPUs did not stop in time.
     NotFrozen(Fault),
-    /// vCPU and machine state, saved while frozen.
+    /// The vCPU and machine state, saved while frozen.
     StateSaved(Vec<u8>),
-    /// A numbered chunk was read and packed; reported in the order of the numbers, before it is sent.
+    /// A numbered chunk was read and packed. Reported in the order of the numbers, before it is
+    /// sent.
     Packed {
-        /// Its header: which blocks, and their digest.
+        /// Its header, with its blocks and their digest.
         header: ChunkHeader,
         /// Bytes of its frame.
         wire_bytes: u64,
     },
-    /// An urgent order was packed, and is about to be sent.
+    /// An urgent order was packed and is about to be sent.
     Answered {
         /// Bytes of its frame.
         wire_bytes: u64,
     },
-    /// The operator does not want the move any more.
+    /// The operator cancels the move.
     Cancel,
     /// The guest process is gone.
     GuestGone,
     /// An action other than [`Action::Persist`] could not be carried out.
     Failed(Fault),
-    /// A record could not be made durable: which of the two is on disk shows only the next start.
+    /// A record could not be made durable. Whether the old or the new one is on disk is known only
+    /// after a restart.
     NotRecorded(Fault),
     /// A deadline has passed.
     Tick,
 }
 
-/// Blocks to read, pack and send. The codec may split and join them into chunks as it sees fit, and
-/// numbers the chunks of the bulk lane in the order it is given them.
+/// Blocks to read, pack and send. The codec may split and join orders into chunks, and numbers the
+/// chunks of the bulk lane in the order of their orders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkOrder {
-    /// A vCPU waits: on the demand lane, ahead of everything, without a number.
+    /// Whether a vCPU waits: sent on the demand lane, ahead of everything else, without a number.
     pub is_urgent: bool,
     /// The round.
     pub generation: u32,
     /// The space.
     pub space: SpaceId,
-    /// Which blocks, at most 64 KiB of them unless they are known to be zero.
+    /// The blocks, at most 64 KiB of them unless they are known to be zero.
     pub runs: Vec<BlockRun>,
-    /// The blocks were never touched: nothing is read.
+    /// Whether the blocks were never touched: nothing is read.
     pub is_zero: bool,
 }
 
-/// What the shell must do, in order.
+/// An action for the shell, to be done in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Write this record durably; nothing behind it may happen before that.
+    /// Write this record durably. No later action may happen before that.
     Persist(Record),
-    /// Open the lanes; reported by `LinkUp` or `LinkDown`.
+    /// Open the lanes. Reported by `LinkUp` or `LinkDown`.
     Connect,
-    /// Close the lanes; no report is needed.
+    /// Close the lanes. No report is needed.
     DropLink,
-    /// Send a message; if the lane is gone, drop it.
+    /// Send a message. If the lane is gone, drop it.
     Send(Lane, Message),
-    /// Begin dirty tracking; reported by `Tracking`.
+    /// Begin dirty tracking. Reported by `Tracking`.
     StartTracking,
-    /// Read and reset the dirty log; reported by `Harvested`.
+    /// Read and reset the dirty log. Reported by `Harvested`.
     Harvest,
-    /// Stop the vCPUs; reported by `Frozen`, or by `NotFrozen` where they did not stop.
+    /// Stop the vCPUs. Reported by `Frozen`, or by `NotFrozen` if they did not stop.
     Freeze,
-    /// Save state; reported by `StateSaved`.
+    /// Save the state. Reported by `StateSaved`.
     SaveState,
-    /// Let the vCPUs run on; harmless if they do.
+    /// Let the vCPUs continue. Harmless if they run.
     Thaw,
-    /// Number chunks from here on, now that none is on its way.
+    /// Number chunks from here on. None is under way now.
     NumberFrom(u64),
-    /// Read, pack and send blocks; numbered chunks are reported by `Packed`, urgent ones by `Answered`.
+    /// Read, pack and send blocks. Numbered chunks are reported by `Packed`, urgent ones by
+    /// `Answered`.
     SendChunk(ChunkOrder),
-    /// Forget every block ordered and not yet sent. What was packed before this is carried out is
-    /// reported before anything else is; nothing is reported of it afterwards.
+    /// Forget every block that was ordered and not sent yet. Chunks packed before this is carried
+    /// out are reported before anything else; none is reported afterwards.
     CancelChunks,
     /// End dirty tracking.
     StopTracking,
-    /// The guest lives elsewhere: end its process and free its memory.
+    /// End the guest's process and free its memory: the guest lives elsewhere.
     FreeImage,
-    /// The attempt is over; nothing follows.
+    /// The attempt is over. No action follows.
     Finished(Outcome),
 }
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The guest runs at the target and everything is there.
+    /// The guest runs at the target, and every block is there.
     Moved,
     /// The guest stays here.
     Stayed(Fault),
-    /// This side cannot go on: what its journal says shows only the next start.
+    /// This side cannot go on. Only a restart shows what its journal holds.
     Stuck(Fault),
 }
 
@@ -224,13 +228,14 @@ enum Phase {
     Over,
 }
 
-/// The machine.
+/// The source's state machine for one attempt.
 #[derive(Debug)]
 pub struct Source {
     setup: Setup,
     ownership: Ownership,
     phase: Phase,
-    /// Lanes are open; in `Copying` also: the target said where the stream of chunks stands.
+    /// Whether the lanes are open. `resumed` says in addition that the target has reported its
+    /// position in the stream of chunks.
     link_up: bool,
     resumed: bool,
     reconnect_at: Option<Instant>,
@@ -238,9 +243,9 @@ pub struct Source {
     fault_delay: Duration,
     heard_at: Instant,
     ping_at: Instant,
-    /// The number of the ping whose answer is to come.
+    /// The number of the ping whose answer has not come yet.
     awaited_pong: Option<u64>,
-    /// Since when the target owes something and has given nothing of it.
+    /// Since when the target owes something and has delivered none of it.
     owes_since: Option<Instant>,
     window: Window,
     meter: Meter,
@@ -251,30 +256,32 @@ pub struct Source {
     switch_reason: Option<plan::Reason>,
     left_before: Option<u64>,
     epoch_offered: Option<Epoch>,
-    /// The highest epoch that the target has seen, where it said so.
+    /// The highest epoch that the target has seen, if it said so.
     mark: Option<Epoch>,
-    /// Touched blocks that a move by post-copy alone leaves for after the switch.
+    /// Touched blocks that a move in mode `post` leaves for after the switch.
     held_back: Vec<BlockSet>,
-    /// Blocks sent on the demand lane of these lanes.
+    /// Blocks sent on the demand lane since these lanes were opened.
     answered: Vec<BlockSet>,
-    /// Roots of paused stages that were given up, the newest last: what the target still says of them is
-    /// about an image that is void.
+    /// Roots of paused stages that were undone, the newest last. What the target still says about
+    /// them is about an image that is void.
     void_roots: VecDeque<Root>,
-    /// The guest is not frozen before: it runs at least as long as it stood.
+    /// Earliest time of the next freeze. Between freezes the guest runs at least as long as it was
+    /// frozen.
     freeze_from: Instant,
     overdue_freeze_count: u32,
     fault: Option<Fault>,
-    /// The end is the target's word, and its fault one of that host.
+    /// Whether the target ended the attempt, so that the fault is about that host.
     is_refused: bool,
-    /// After the commit: the frozen guest is gone, no block of it can be read any more.
+    /// After the commit: whether the frozen guest is gone, so that none of its blocks can be read
+    /// any more.
     is_image_lost: bool,
-    /// Whether the guest was relinquished under this attempt, taken back or not.
+    /// Whether the guest was relinquished under this attempt, even if it was taken back.
     was_committed: bool,
     actions: VecDeque<Action>,
 }
 
 impl Source {
-    /// Begins an attempt for a guest that `ownership` says is owned here.
+    /// Begins an attempt for a guest that is owned here according to `ownership`.
     ///
     /// # Errors
     ///
@@ -287,9 +294,9 @@ impl Source {
         Ok(source)
     }
 
-    /// Goes on after a restart with an attempt whose journal says that the guest was relinquished: the
-    /// commit is repeated until the target answers. If the frozen guest did not survive, `GuestGone`
-    /// says so.
+    /// Continues an attempt after a restart, if the journal says that the guest was relinquished.
+    /// The commit is repeated until the target answers. If the frozen guest did not survive, the
+    /// shell reports `GuestGone`.
     ///
     /// # Errors
     ///
@@ -361,19 +368,19 @@ impl Source {
         &self.ownership
     }
 
-    /// Gives the ownership back when the attempt is over.
+    /// Returns the ownership, when the attempt is over.
     #[must_use]
     pub fn into_ownership(self) -> Ownership {
         self.ownership
     }
 
-    /// What is fixed for this attempt.
+    /// The fixed data of this attempt.
     #[must_use]
     pub const fn setup(&self) -> &Setup {
         &self.setup
     }
 
-    /// Where the attempt stands.
+    /// The stage of the attempt.
     #[must_use]
     pub const fn stage(&self) -> Stage {
         match self.phase {
@@ -392,7 +399,7 @@ impl Source {
         self.link_up
     }
 
-    /// How long nothing was heard over lanes that are open, if that is longer than the path explains.
+    /// How long nothing has arrived over open lanes, if that is longer than the path explains.
     #[must_use]
     pub fn silence(&self, now: Instant) -> Option<Duration> {
         let silence = now.since(self.heard_at);
@@ -400,20 +407,20 @@ impl Source {
         (self.link_up && silence > explained).then_some(silence)
     }
 
-    /// Whether the guest was handed over and its image is gone from here: if the target misses blocks,
-    /// only booting it there helps.
+    /// Whether the guest was handed over and its image is gone from here. If the target misses
+    /// blocks, the guest must be booted there.
     #[must_use]
     pub const fn is_image_lost(&self) -> bool {
         self.is_image_lost
     }
 
-    /// Whether the target refused the guest: what is said of the end is said of its host.
+    /// Whether the target refused the guest, so that the fault is about its host.
     #[must_use]
     pub const fn is_refused(&self) -> bool {
         self.is_refused
     }
 
-    /// What has been counted.
+    /// The counters of the attempt.
     #[must_use]
     pub const fn progress(&self) -> &Progress {
         &self.progress
@@ -425,13 +432,13 @@ impl Source {
         &self.decisions
     }
 
-    /// Why the guest was switched, once it was.
+    /// The reason for the switch, once there was one.
     #[must_use]
     pub const fn switch_reason(&self) -> Option<plan::Reason> {
         self.switch_reason
     }
 
-    /// When to come back with `Tick` if nothing happens.
+    /// When to call again with `Tick` if nothing happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         if matches!(self.phase, Phase::Over) {
@@ -451,23 +458,23 @@ impl Source {
         [own, paced, link].into_iter().flatten().min()
     }
 
-    /// The next thing to do.
+    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Takes in what happened.
+    /// Takes an event.
     ///
     /// # Errors
     ///
-    /// The fault that ended the attempt or the link, for the log; the machine has already decided what
-    /// follows from it. `E_STATE` for a cancel that comes too late changes nothing.
+    /// The fault that ended the attempt or the link, for the log; the machine has already decided
+    /// what follows from it. `E_STATE` for a cancel that comes too late, which changes nothing.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
         if let Event::NotRecorded(fault) = event {
             return Err(self.not_recorded(fault, now));
         }
         if matches!(self.phase, Phase::Over) {
-            // Its last actions need nothing of what failed before them.
+            // The last actions of an attempt do not depend on the ones that failed before them.
             return self.answer_when_over(&event);
         }
         let is_record = |action: &Action| matches!(action, Action::Persist(_));
@@ -476,7 +483,8 @@ impl Source {
         {
             return Err(self.not_recorded(fault.clone(), now));
         }
-        // What was asked wrongly changes nothing; what we failed to carry out does, whoever is to blame.
+        // A misuse by the caller changes nothing. An action that could not be carried out does,
+        // whoever is to blame.
         let is_failed = matches!(event, Event::Failed(_));
         let result = self.dispatch(event, now).and_then(|()| self.advance(now));
         if let Err(fault) = &result
@@ -491,8 +499,8 @@ impl Source {
         result
     }
 
-    /// Blocks of a guest that was let go are gone: whoever still asks for them is told so by the end
-    /// of the lanes.
+    /// Answers after the end: a demand for a block of a guest that was let go is answered by
+    /// closing the lanes.
     fn answer_when_over(&mut self, event: &Event) -> Result<(), Fault> {
         let Event::Heard(Lane::Demand, Message::Demand(space, block)) = event else {
             return Ok(());
@@ -534,7 +542,7 @@ impl Source {
         }
     }
 
-    /// Whatever can be done now without another event.
+    /// Does everything that is possible now without another event.
     fn advance(&mut self, now: Instant) -> Result<(), Fault> {
         self.answer_waiting(now);
         self.order_chunks(now);
@@ -576,7 +584,7 @@ impl Source {
         self.own(ownership::Event::Repeat, now)
     }
 
-    /// Ends the lanes from here.
+    /// Closes the lanes from this side.
     fn drop_link(&mut self, now: Instant) {
         self.actions.push_back(Action::DropLink);
         self.link_went_down(now);
@@ -600,7 +608,7 @@ impl Source {
     fn heard(&mut self, lane: Lane, message: Message, now: Instant) -> Result<(), Fault> {
         self.heard_at = now;
         if !matches!(message, Message::Refused(_)) {
-            // Lanes that are opened and refused at once are no sign that the outage is over.
+            // Lanes that are opened and refused at once do not show that the outage is over.
             self.reconnect_delay = RECONNECT_DELAY_MIN;
         }
         match message {
@@ -624,13 +632,14 @@ impl Source {
             }
             Message::Mark(epoch) => self.mark = Some(epoch),
             Message::Refused(reason) if !self.is_committed() => {
-                // Said before anything was prepared: good only for an attempt that is still open.
+                // Sent before anything was prepared, so it is valid only for an attempt that is
+                // still open.
                 self.is_refused = true;
                 self.stay(reason.to_fault(Code::Refused), now);
             }
             Message::Refused(reason) => {
-                // It cannot take these lanes now. Whose the guest is does not change with that, and what keeps
-                // it from them mostly lasts.
+                // The target cannot take these lanes now. That does not change who owns the guest,
+                // and the cause mostly lasts.
                 self.talk_anew(reason.to_fault(Code::Refused).code, now);
             }
             Message::Nack(reason) => self.refused(&reason, now)?,
@@ -670,7 +679,7 @@ impl Source {
         Ok(())
     }
 
-    /// Whether the commit point was passed.
+    /// Whether the commit point has been passed.
     #[must_use]
     pub const fn is_committed(&self) -> bool {
         matches!(self.phase, Phase::Committed { .. } | Phase::Serving(_))
@@ -694,7 +703,7 @@ impl Source {
         )
     }
 
-    /// Feeds the law and dresses what it says.
+    /// Passes an event to the ownership machine, and translates its actions into this machine's.
     fn own(&mut self, event: ownership::Event, now: Instant) -> Result<(), Fault> {
         let result = self.ownership.handle(event);
         while let Some(action) = self.ownership.poll() {

@@ -1,4 +1,4 @@
-//! The side of a move that gets the guest.
+//! The target's side of a move: the host that gets the guest.
 //!
 //! ```text
 //!             admitted, built          FinalEnd, verified       Commit, OWNED durable
@@ -8,9 +8,9 @@
 //!     └────────────► Over ◄───────┴── Abort, wrong bytes (durable refusal)
 //! ```
 //!
-//! A block is missing until it was installed; a missing block is installed once and never again, so
-//! what the running guest wrote is never overwritten. The move is complete when nothing is missing,
-//! never because a cursor reached an end. Nothing a source says is believed: every number is checked
+//! A block is missing until it is installed. A missing block is installed once and never again, so
+//! writes of the running guest are never overwritten. The move is complete when nothing is missing,
+//! never because a cursor reached an end. Nothing a source says is trusted: every number is checked
 //! against the geometry that was admitted.
 
 mod again;
@@ -34,12 +34,12 @@ pub use incident::Incident;
 /// Chunk digests remembered, to tell a repeated chunk from a changed one.
 const REMEMBERED_CHUNK_COUNT: usize = 1024;
 
-/// Everything that is fixed for an attempt at its target.
+/// The fixed data of an attempt at its target.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// This host.
     pub host: HostIdentity,
-    /// Who offers the guest: proved by the tunnel.
+    /// The host that offers the guest, proved by the tunnel.
     pub source: HostIdentity,
     /// The move.
     pub migration: MigrationId,
@@ -49,16 +49,16 @@ pub struct Setup {
     pub guest: GuestId,
 }
 
-/// What happened.
+/// An event for the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// All lanes of this attempt are open.
     LinkUp,
     /// A lane broke.
     LinkDown,
-    /// A message came from the source.
+    /// A message from the source arrived.
     Heard(Lane, Message),
-    /// A chunk came, unpacked and checked against its own digest; `token` names its bytes.
+    /// A chunk arrived, was unpacked and checked against its own digest.
     Chunk {
         /// The lane it came on.
         lane: Lane,
@@ -76,7 +76,7 @@ pub enum Event {
         /// Since when.
         at: Instant,
     },
-    /// A vCPU waits for a block that is not there.
+    /// A vCPU waits for a missing block.
     Fault {
         /// The space.
         space: SpaceId,
@@ -85,82 +85,83 @@ pub enum Event {
     },
     /// The guest process is gone.
     GuestGone,
-    /// What came on a lane ends the attempt, or the lanes where the guest is owned here.
+    /// A lane brought something that ends the attempt, or the lanes if the guest is owned here.
     Judged(Fault),
-    /// An action other than [`Action::Persist`] could not be carried out: whatever its code, no word of the source's
-    /// caused it.
+    /// An action other than [`Action::Persist`] could not be carried out. Whatever its code, the
+    /// source did not cause it.
     Failed(Fault),
-    /// A record could not be made durable: which of the two is on disk shows only the next start.
+    /// A record could not be made durable. Whether the old or the new one is on disk is known only
+    /// after a restart.
     NotRecorded(Fault),
 }
 
-/// Part of a chunk that is wanted: where its bytes stand in the chunk, and where they go.
+/// A part of a chunk that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it goes.
+    /// The blocks it goes to.
     pub run: BlockRun,
     /// Where its bytes begin in the unpacked chunk.
     pub offset_bytes: u64,
 }
 
-/// What the shell must do, in order.
+/// An action for the shell, to be done in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Write this record durably; nothing behind it may happen before that.
+    /// Write this record durably. No later action may happen before that.
     Persist(Record),
-    /// Send a message; if the lane is gone, drop it.
+    /// Send a message. If the lane is gone, drop it.
     Send(Lane, Message),
-    /// Build an empty guest; reported by `GuestBuilt`.
+    /// Build an empty guest. Reported by `GuestBuilt`.
     BuildGuest(Prepare),
-    /// Write blocks into the guest that does not run yet, and mark them present on disk.
+    /// Write blocks into the guest, which does not run yet, and mark them present on disk.
     Write {
         /// The bytes; `None` for zeros.
         token: Option<u64>,
         /// The space.
         space: SpaceId,
-        /// What goes where.
+        /// The parts of the chunk, and where they go.
         pieces: Vec<Piece>,
     },
-    /// Install missing blocks atomically under the running guest, wake who waits for them, and mark
-    /// them present on disk.
+    /// Install missing blocks atomically under the running guest, wake the vCPUs that wait for
+    /// them, and mark them present on disk.
     Install {
         /// The bytes; `None` for zeros.
         token: Option<u64>,
         /// The space.
         space: SpaceId,
-        /// What goes where.
+        /// The parts of the chunk, and where they go.
         pieces: Vec<Piece>,
     },
-    /// The bytes of this chunk are not needed (any more).
+    /// The bytes of this chunk are not needed any more.
     Forget {
         /// The shell's name for them.
         token: u64,
     },
-    /// Note where the stream of chunks stands, so that a restarted daemon knows.
+    /// Save the position in the stream of chunks, for a restarted daemon.
     SavePosition(Received),
-    /// Take these blocks out of the guest's memory, so that touching them waits, and mark exactly the
-    /// others as present on disk.
+    /// Take these blocks out of the guest's memory, so that touching one waits. Mark all others,
+    /// and only those, as present on disk.
     Expect {
-        /// The missing blocks, space by space.
+        /// The missing blocks of each space.
         missing: Vec<BlockSet>,
     },
-    /// Load vCPU and machine state; reported by `StateLoaded`.
+    /// Load the vCPU and machine state. Reported by `StateLoaded`.
     LoadState(Vec<u8>),
-    /// Have touches of missing blocks reported as `Fault`.
+    /// Report touches of missing blocks as `Fault`.
     ArmMissing,
-    /// Start the vCPUs under this epoch; reported by `GuestRuns`.
+    /// Start the vCPUs under this epoch. Reported by `GuestRuns`.
     Run(Epoch),
     /// Let every waiting vCPU touch its block again, so that its fault is reported anew.
     WakeFaults,
-    /// Nothing is missing: untouched memory reads as zero from here on.
+    /// Nothing is missing: from here on untouched memory reads as zero.
     DisarmMissing,
     /// End the guest process of this attempt and free what was received.
     DiscardImage,
-    /// Keep what is known of an image that was just refused; nothing depends on it.
+    /// Store what is known of an image that was just refused. Nothing depends on it.
     Report(Box<Incident>),
-    /// Close the lanes; the source opens new ones.
+    /// Close the lanes. The source opens new ones.
     DropLink,
-    /// The attempt is over; nothing follows.
+    /// The attempt is over. No action follows.
     Finished(Outcome),
 }
 
@@ -171,18 +172,18 @@ pub enum Outcome {
     Arrived,
     /// The guest did not come.
     Refused(Fault),
-    /// The guest is owned here and cannot go on: what is missing cannot come any more.
+    /// The guest is owned here but cannot go on: missing blocks cannot arrive any more.
     Lost(Fault),
 }
 
-/// Where an attempt stands, as an operator sees it.
+/// The stage of an attempt, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// The guest is being built.
     Admitting,
     /// Chunks arrive.
     Receiving,
-    /// Whole and verified; waiting for the commit.
+    /// The image is complete and verified; the commit is awaited.
     Ready,
     /// The guest runs here; some blocks are missing.
     Running,
@@ -200,7 +201,7 @@ impl Stage {
         Self::Over,
     ];
 
-    /// The stage as records, metrics and logs write it.
+    /// The stage's name in records, metrics and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -213,14 +214,14 @@ impl Stage {
     }
 }
 
-/// What has been counted so far.
+/// Counters of an attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Chunks installed, demanded ones included.
+    /// Chunks installed, including demanded ones.
     pub chunk_count: u64,
-    /// Chunks of an older round than one already installed: dropped.
+    /// Chunks dropped because they were from an older round than one already installed.
     pub stale_chunk_count: u64,
-    /// Chunks that came again unchanged: dropped.
+    /// Chunks dropped because they were unchanged repetitions.
     pub repeated_chunk_count: u64,
     /// Blocks whose vCPU waited for the source.
     pub demand_count: u64,
@@ -228,14 +229,14 @@ pub struct Progress {
     pub missing_count: u64,
 }
 
-/// What a restarted daemon finds on disk of an attempt.
+/// The data of an attempt that a restarted daemon finds on disk.
 #[derive(Debug, Clone)]
 pub struct Remains {
     /// The guest as it was announced.
     pub prepare: Prepare,
-    /// Blocks that are present, space by space.
+    /// The blocks of each space that are present.
     pub present: Vec<BlockSet>,
-    /// Where the stream of chunks stood.
+    /// The saved position in the stream of chunks.
     pub position: Received,
 }
 
@@ -243,7 +244,7 @@ pub struct Remains {
 enum Phase {
     Admitting,
     Receiving,
-    /// The paused stage is verified; state is being loaded or the commit is awaited.
+    /// The paused stage is verified. State is being loaded, or the commit is awaited.
     Ready,
     Running,
     Over,
@@ -259,7 +260,7 @@ struct Final {
     end: Option<FinalEnd>,
 }
 
-/// The machine.
+/// The target's state machine for one attempt.
 #[derive(Debug)]
 pub struct Target {
     setup: Setup,
@@ -268,11 +269,11 @@ pub struct Target {
     prepare: Option<Prepare>,
     geometries: Vec<Geometry>,
     link_up: bool,
-    /// Before the switch: what was received. While running: unused.
+    /// Before the switch, the blocks received. Unused while running.
     present: Vec<BlockSet>,
-    /// While running: what was not installed yet.
+    /// While running, the blocks not installed yet.
     missing: Vec<BlockSet>,
-    /// Missing blocks a vCPU waits for, asked for on these lanes.
+    /// Missing blocks that a vCPU waits for, demanded on these lanes.
     demanded: Vec<BlockSet>,
     position: Received,
     is_position_due: bool,
@@ -281,20 +282,22 @@ pub struct Target {
     paused: Final,
     commit_heard_at: Instant,
     run_delay_us: u64,
-    /// The law's actions behind a `Run` wait until the guest runs; where it does not, for ever.
+    /// Whether a `Run` is under way. Later actions of the ownership machine wait until the guest
+    /// runs; if it never does, they never happen.
     awaits_run: bool,
     is_completed: bool,
-    /// The law's record may not be on disk: nothing is said any more that stands on it.
+    /// Whether the ownership's record may be missing on disk. Then nothing is sent that depends on
+    /// it.
     is_unrecorded: bool,
     progress: Progress,
     fault: Option<Fault>,
-    /// What is to be reported of the image that is being refused.
+    /// The incident to report about the image that is being refused.
     incident: Option<Box<Incident>>,
     actions: VecDeque<Action>,
 }
 
 impl Target {
-    /// Begins an attempt; the offer itself follows as the first message heard.
+    /// Begins an attempt. The offer itself follows as the first message.
     #[must_use]
     pub fn begin(setup: Setup, ownership: Ownership) -> Self {
         Self {
@@ -327,11 +330,12 @@ impl Target {
         }
     }
 
-    /// Goes on after a restart with what is on disk; the guest process outlived the daemon.
+    /// Continues an attempt after a restart with the data on disk. The guest process outlived the
+    /// daemon.
     ///
     /// # Errors
     ///
-    /// `E_STATE` if the journal speaks of no attempt under way, `E_IMAGE_LOST` if what is on disk does
+    /// `E_STATE` if the journal has no attempt under way, `E_IMAGE_LOST` if the data on disk does
     /// not fit the guest.
     pub fn recover(setup: Setup, ownership: Ownership, remains: Remains) -> Result<Self, Fault> {
         let is_running = match &ownership.record().state {
@@ -356,7 +360,8 @@ impl Target {
         }
         target.prepare = Some(remains.prepare);
         target.position = remains.position;
-        // The guest process outlived the daemon: the law's order to run it is one to take it over.
+        // The guest process outlived the daemon, so the ownership's order to run it means to take
+        // it over.
         target.follow_the_law();
         target.awaits_run = false;
         if is_running {
@@ -377,13 +382,13 @@ impl Target {
         &self.ownership
     }
 
-    /// Gives the ownership back when the attempt is over.
+    /// Returns the ownership, when the attempt is over.
     #[must_use]
     pub fn into_ownership(self) -> Ownership {
         self.ownership
     }
 
-    /// What is fixed for this attempt.
+    /// The fixed data of this attempt.
     #[must_use]
     pub const fn setup(&self) -> &Setup {
         &self.setup
@@ -395,7 +400,7 @@ impl Target {
         self.prepare.as_ref()
     }
 
-    /// Where the attempt stands.
+    /// The stage of the attempt.
     #[must_use]
     pub const fn stage(&self) -> Stage {
         match self.phase {
@@ -413,13 +418,13 @@ impl Target {
         self.link_up
     }
 
-    /// What has been counted.
+    /// The counters of the attempt.
     #[must_use]
     pub const fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// Blocks that are there: received before the switch, or installed after it.
+    /// Number of blocks that are here: received before the switch, or installed after it.
     #[must_use]
     pub fn present_count(&self) -> u64 {
         if matches!(self.phase, Phase::Running) {
@@ -433,8 +438,8 @@ impl Target {
         self.present.iter().map(BlockSet::len).sum()
     }
 
-    /// The next thing to do. Acknowledgements of chunks are given when nothing else is to be done, so
-    /// that a shell that takes in several events before it polls acknowledges them together.
+    /// The next action. Chunks are acknowledged when no other action is left, so that a shell which
+    /// takes several events before it polls acknowledges them together.
     pub fn poll(&mut self) -> Option<Action> {
         if let Some(action) = self.poll_unacknowledging() {
             return Some(action);
@@ -446,18 +451,18 @@ impl Target {
         Some(Action::SavePosition(self.position))
     }
 
-    /// As [`Target::poll`], but chunks stay unacknowledged: for a shell that waits a little for more of
-    /// them. Every acknowledgement is a packet each way and wakes six threads.
+    /// As [`Target::poll`], but without acknowledging chunks, for a shell that waits a little for
+    /// more of them. Every acknowledgement is a packet each way and wakes six threads.
     pub fn poll_unacknowledging(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Takes in what happened.
+    /// Takes an event.
     ///
     /// # Errors
     ///
-    /// The fault that ended the attempt or the link, for the log; the machine has already decided what
-    /// follows from it.
+    /// The fault that ended the attempt or the link, for the log; the machine has already decided
+    /// what follows from it.
     pub fn handle(&mut self, event: Event, now: Instant) -> Result<(), Fault> {
         let event = match event {
             Event::Failed(fault) => return Err(self.not_carried_out(fault)),
@@ -476,7 +481,7 @@ impl Target {
         );
         let result = self.dispatch(event, now);
         match &result {
-            // Nothing that its old owner says ends what is owned here.
+            // Nothing that the previous owner sends ends a guest that is owned here.
             Err(fault) if is_said && self.is_owner() && !is_ours(fault) => {
                 self.link_up = false;
                 self.actions.push_back(Action::DropLink);
@@ -522,8 +527,9 @@ impl Target {
         }
     }
 
-    /// An action was not carried out. Those behind it are not either, unless the guest does not come: the last
-    /// ones of such an attempt need nothing of what failed before them. One that is here whole needs every block.
+    /// Handles an action that failed. The actions after it are dropped too. The exception is an
+    /// attempt that ended without the guest: its last actions do not depend on the failed one. If
+    /// the guest was already complete here, it is not after all, because it needs every block.
     fn not_carried_out(&mut self, fault: Fault) -> Fault {
         let is_arrival = |action: &Action| matches!(action, Action::Finished(Outcome::Arrived));
         if matches!(self.phase, Phase::Over) && !self.actions.iter().any(is_arrival) {
@@ -538,15 +544,16 @@ impl Target {
         fault
     }
 
-    /// What the law believes may not be on disk. So it is not asked any more: a word of ours that a restart
-    /// takes back would leave the guest to nobody, or to two.
+    /// Ends the attempt because the ownership's record may not be on disk. The ownership machine is
+    /// not asked any more: a message that a restart takes back would leave the guest to nobody, or
+    /// to both.
     fn not_recorded(&mut self, fault: Fault) -> Fault {
         self.actions.clear();
         while self.ownership.poll().is_some() {}
         self.is_unrecorded = true;
         let verdict = self.ownership.record().verdict(self.setup.attempt);
         if !verdict.is_some_and(|verdict| verdict.is_taken) {
-            // Binds nobody: it only spares the source the wait.
+            // Not binding: it only spares the source the wait.
             self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
             self.actions.push_back(Action::DiscardImage);
         }
@@ -569,7 +576,7 @@ impl Target {
                 self.committed(epoch, root, now)?;
             }
             Message::Abort(_) if self.is_taken() => {
-                // Its source gave it up to us: it ends nothing of it any more.
+                // The source has given the guest to this host, so it cannot end it any more.
                 let detail = "the source ends an attempt whose guest is owned here";
                 return Err(Fault::new(Code::Unexpected, detail));
             }
@@ -587,7 +594,7 @@ impl Target {
         Ok(())
     }
 
-    /// A source that missed our last word asks again.
+    /// Answers a source that missed the last message and asks again.
     fn answer_when_over(&mut self, event: &Event) -> Result<(), Fault> {
         match event {
             Event::LinkUp => self.link_up = true,
@@ -605,8 +612,8 @@ impl Target {
                 if self.ownership.record().verdict(attempt).is_some() {
                     self.hear(Word::Prepare { epoch })?;
                 } else if let Some(fault) = self.fault.clone() {
-                    // Refused before anything was prepared: the law knows nothing of it, and must not
-                    // begin to prepare now.
+                    // Refused before anything was prepared. The ownership machine knows nothing of
+                    // the attempt and must not prepare it now.
                     self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
                 }
             }
@@ -615,8 +622,8 @@ impl Target {
         Ok(())
     }
 
-    /// A guest that runs here has crashed; one that does not yet is only an image that is lost, which
-    /// another attempt brings again.
+    /// The fault for a guest process that is gone. A guest that runs here has crashed; one that
+    /// does not run yet is only a lost image, which another attempt sends again.
     fn guest_gone(&self) -> Fault {
         if self.is_taken() {
             return Fault::new(Code::Guest, "the guest process is gone".to_owned());
@@ -625,7 +632,7 @@ impl Target {
         Fault::new(Code::ImageLost, detail)
     }
 
-    /// Whether the guest is owned here by this attempt.
+    /// Whether the guest is owned here under this attempt.
     fn is_taken(&self) -> bool {
         let verdict = self.ownership.record().verdict(self.setup.attempt);
         verdict.is_some_and(|verdict| verdict.is_taken)
@@ -642,12 +649,13 @@ impl Target {
         if self.is_owner() {
             return self.lose(fault);
         }
-        // A process that does not answer any more is noticed by what is asked of it, or by its end.
+        // A process that does not answer any more is noticed by requests to it, or by its end.
         let fault = match fault.code {
             Code::Guest => Fault::new(Code::ImageLost, fault.detail),
             _ => fault,
         };
-        // Durable first, then said: the source may run on only because this attempt never will.
+        // First durable, then sent: the source may resume its guest only because this attempt will
+        // never take it.
         self.fault = Some(fault.clone());
         if self.own(ownership::Event::GiveUp).is_err() {
             // Nothing was prepared, so nothing has to be remembered.
@@ -657,15 +665,16 @@ impl Target {
             }
             self.send(Lane::Control, Message::Refused(Reason::from(&fault)));
         }
-        // Behind the word that the source waits for: its guest stands.
+        // After the message that the source waits for, because its guest is paused.
         let report = self.incident.take().map(Action::Report);
         self.actions.extend(report);
         self.finish(Outcome::Refused(fault));
     }
 
-    /// From the moment it is owned here nothing hands the guest back, whether it runs already or not: it is taken
-    /// up again from what is on disk. Where no instruction of it ran, what stands behind its run is not said, nor
-    /// said again: at that word its source lets go of its image.
+    /// Ends the attempt of a guest that is owned here. From that point on nothing hands it back,
+    /// whether it runs already or not: it is taken up again from disk. If it never ran, the
+    /// messages after its `Run` are not sent, now or later, because on receiving them the source
+    /// frees its image.
     fn lose(&mut self, fault: Fault) {
         while self.ownership.poll().is_some() {}
         self.finish(Outcome::Lost(fault));
@@ -725,7 +734,7 @@ impl Target {
 
     fn say(&mut self, word: &Word) {
         let message = match word {
-            // Said once the guest is built.
+            // Sent once the guest is built.
             Word::Prepared if matches!(self.phase, Phase::Admitting) => return,
             Word::Prepared => Message::Prepared(self.position),
             Word::Ready { root } => Message::Ready(*root),
@@ -735,7 +744,7 @@ impl Target {
                 return;
             }
             Word::Nack => {
-                // Why was forgotten with a restart: another attempt may end better.
+                // The reason was lost with a restart. Another attempt may succeed.
                 let given_up = Fault::new(Code::ImageLost, "the target has no image".to_owned());
                 Message::Nack(Reason::from(self.fault.as_ref().unwrap_or(&given_up)))
             }
@@ -779,7 +788,7 @@ impl Target {
     }
 }
 
-/// Whether a fault speaks of this host, whatever it was that made it show.
+/// Whether a fault is about this host, whatever revealed it.
 const fn is_ours(fault: &Fault) -> bool {
     matches!(fault.blame(), Blame::Local | Blame::Misuse)
 }

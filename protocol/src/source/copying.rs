@@ -14,31 +14,33 @@ use crate::rate::Rate;
 use crate::space::{BlockRun, BlockSet, SpaceId, block_count_of};
 use crate::time::Instant;
 
-/// Bytes of frames under way at the least: more than a connection that starts sends in its first round trip,
-/// and a fifth of a second at 10 Mbit/s.
+/// Least window of frames under way, in bytes: more than a new connection sends in its first round
+/// trip, and a fifth of a second at 10 Mbit/s.
 const WINDOW_BYTES_MIN: u64 = 256 << 10;
 
-/// Bytes of frames under way at the most: 10 Gbit/s over 50 ms.
+/// Largest window of frames under way, in bytes: 10 Gbit/s over 50 ms.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 
-/// Raw bytes ordered and not yet packed at the least: enough to keep the codec's threads busy.
+/// Raw bytes that may always be ordered and not packed yet: enough to keep the codec's threads
+/// busy.
 const UNPACKED_BYTES_MIN: u64 = 2 << 20;
 
-/// Raw bytes ordered and not yet acknowledged at the most: 4096 chunks to remember, and to read again where
+/// Most raw bytes ordered and not acknowledged yet: 4096 chunks to remember, and to read again if
 /// the link breaks.
 const RAW_BYTES_MAX: u64 = 256 << 20;
 
-/// Time beyond the round trip that frames under way may cover: sockets, the tunnel's own queue, the target's
-/// work. Twice this and the round trip is the window: a connection that starts has up to 1.5 round trips of
-/// what arrives now under way, for it doubles in each.
+/// Time beyond the round trip that frames under way may cover: sockets, the tunnel's own queue, the
+/// target's work. The window covers twice the sum of this and the round trip. A starting connection
+/// doubles its rate every round trip, so it has up to 1.5 round trips of the rate that arrives now
+/// under way.
 const WINDOW_SLACK: Duration = Duration::from_millis(50);
 
-/// One pass over what has to go.
+/// One pass over the blocks that must be sent.
 #[derive(Debug)]
 pub(super) struct Round {
-    /// Still to be ordered, space by space.
+    /// The blocks of each space that are still to be ordered.
     pending: Vec<BlockSet>,
-    /// Never touched at the start: sent as names.
+    /// The blocks that were never touched at the start: sent as names, without bytes.
     zeros: Vec<BlockSet>,
     cursor: Cursor,
     started_at: Instant,
@@ -46,7 +48,7 @@ pub(super) struct Round {
     awaits_harvest: bool,
 }
 
-/// Where the next chunk is looked for.
+/// Where the search for the next chunk starts.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cursor {
     pub(super) space: usize,
@@ -69,7 +71,7 @@ impl Round {
         &self.pending
     }
 
-    /// Adds blocks that were not acknowledged.
+    /// Puts back blocks that were not acknowledged.
     pub(super) fn put_back(&mut self, blocks: &[BlockSet]) {
         for (set, blocks) in self.pending.iter_mut().zip(blocks) {
             set.union_with(blocks);
@@ -84,7 +86,7 @@ impl Round {
     }
 }
 
-/// Takes the next chunk's runs out of the sets, beginning at the cursor and going round once.
+/// Takes the next chunk's runs out of the sets. Begins at the cursor and goes round once.
 pub(super) fn take_chunk(
     sets: &mut [BlockSet],
     cursor: &mut Cursor,
@@ -96,7 +98,7 @@ pub(super) fn take_chunk(
         let from = if step == 0 { cursor.block } else { 0 };
         let set = &mut sets[space];
         if set.is_empty() {
-            // Looking for a member would go through all of it.
+            // Searching an empty set would scan all of it.
             continue;
         }
         let mut room = blocks_max(space);
@@ -121,7 +123,7 @@ pub(super) fn take_chunk(
 }
 
 impl Source {
-    /// The target says where its stream of chunks stands: everything after that goes again.
+    /// Takes the target's position in the stream of chunks: everything after it is sent again.
     pub(super) fn resume(&mut self, received: &Received) -> Result<(), Fault> {
         self.resumed = true;
         if matches!(self.phase, Phase::Offering) {
@@ -141,14 +143,14 @@ impl Source {
         let mut next = self.window.packed().through_sequence + 1;
         if is_fresh {
             next = 1;
-            // The target lost everything it had: begin again, and nothing that was harvested is lost.
+            // The target lost everything it had: start over. No harvested block is lost.
             self.window.restart_from(received);
             round
                 .pending
                 .iter_mut()
                 .for_each(|set| *set = BlockSet::full(set.block_count()));
             round.zeros.iter_mut().for_each(BlockSet::clear);
-            // What is to go behind the switch still is.
+            // Blocks held back for after the switch stay held back.
             for (set, held_back) in round.pending.iter_mut().zip(&self.held_back) {
                 set.difference_with(held_back);
             }
@@ -157,7 +159,7 @@ impl Source {
         Ok(())
     }
 
-    /// Dirty tracking is on: the first round is everything.
+    /// Dirty tracking is on: the first round has all blocks.
     pub(super) fn tracking(&mut self, allocated: &[BlockSet], now: Instant) -> Result<(), Fault> {
         if !matches!(self.phase, Phase::Offering) {
             return Err(Fault::new(Code::State, "tracking began twice".to_owned()));
@@ -167,7 +169,7 @@ impl Source {
         self.meter.interrupt(now);
         self.generation = 1;
         if self.setup.policy.mode == Mode::Post {
-            // Only names go before the switch; what was touched stays for afterwards.
+            // Before the switch only names are sent. Touched blocks stay for afterwards.
             let nothing = empty_sets(&self.setup.spaces);
             self.held_back = pending;
             self.phase = Phase::Copying(Round::new(nothing, zeros, now));
@@ -178,7 +180,7 @@ impl Source {
         Ok(())
     }
 
-    /// Whether chunks wait only for their turn under the move's own rate.
+    /// Whether chunks wait only for the move's own rate limit.
     pub(super) fn wants_to_send(&self) -> bool {
         let has_more = match &self.phase {
             Phase::Copying(round) => self.resumed && !round.is_ordered(),
@@ -189,8 +191,8 @@ impl Source {
         has_more && self.link_up && self.has_room()
     }
 
-    /// Whether more may be ordered. What the link holds is counted as it was packed: noise follows upon text,
-    /// and a window of raw bytes would be a long queue of the one and leave the link idle with the other.
+    /// Whether more may be ordered. The window counts packed bytes: noise may follow text, and a
+    /// window of raw bytes would be a long queue of the one or leave the link idle with the other.
     fn has_room(&self) -> bool {
         let span = self.meter.round_trip_or_guess() + WINDOW_SLACK;
         let carried = Rate::clamped(self.meter.peak_wire_bytes_per_second()).bytes_in(2 * span);
@@ -238,7 +240,7 @@ impl Source {
         }));
     }
 
-    /// Blocks that were never touched go as names, before everything else.
+    /// Orders blocks that were never touched: as names, before everything else.
     fn order_zeros(&mut self) {
         let Phase::Copying(round) = &mut self.phase else {
             return;
@@ -261,7 +263,7 @@ impl Source {
         }
     }
 
-    /// A chunk was packed: only now is known what it takes of the link.
+    /// Takes a packed chunk. Only now its size on the link is known.
     pub(super) fn packed(
         &mut self,
         header: &ChunkHeader,
@@ -276,7 +278,7 @@ impl Source {
         Ok(())
     }
 
-    /// A frame of blocks is about to be sent.
+    /// Counts a frame of blocks that is about to be sent.
     pub(super) fn spend(&mut self, wire_bytes: u64, now: Instant) {
         self.progress.wire_bytes += wire_bytes;
         self.pace.spend(wire_bytes, now);
@@ -303,7 +305,7 @@ impl Source {
         Ok(())
     }
 
-    /// A round is through when all of it was acknowledged: then nothing of it sits in a queue that a
+    /// Whether all blocks of the round were acknowledged. Then none of them is in a queue that a
     /// pause would have to wait for.
     pub(super) fn is_round_through(&self) -> bool {
         let Phase::Copying(round) = &self.phase else {
@@ -336,7 +338,7 @@ impl Source {
         };
         let was_awaited = std::mem::replace(&mut round.awaits_harvest, false);
         if !self.link_up || !was_awaited {
-            // Put aside for when the lanes are back: a harvested block is a promise to send it.
+            // Kept for when the lanes are back: a harvested block must be sent.
             round
                 .pending
                 .iter_mut()
@@ -391,8 +393,8 @@ impl Source {
         }
     }
 
-    /// Ends a copy by pre-copy alone as soon as it shows that no pause on this path is as short as allowed: no
-    /// round shortens it, and the first may take hours.
+    /// Ends a copy in mode `pre` as soon as no pause on this path can be as short as allowed. No
+    /// round shortens the path, and the first may take hours.
     pub(super) fn give_up_on_a_long_path(&mut self, now: Instant) {
         let (Phase::Copying(round), Some(round_trip)) =
             (&self.phase, self.meter.round_trip_at_least())
@@ -425,13 +427,13 @@ impl Source {
         self.stay(Fault::new(Code::NotConverging, detail), now);
     }
 
-    /// Back to copying with everything that is not at the target, after a freeze that was given up.
+    /// Returns to copying, with every block that the target lacks, after a freeze was undone.
     pub(super) fn copy_again(&mut self, pending: Vec<BlockSet>, now: Instant) {
         self.left_before = None;
         self.begin_round(pending, now);
     }
 
-    /// Every round but the first.
+    /// Begins a round other than the first.
     fn begin_round(&mut self, pending: Vec<BlockSet>, now: Instant) {
         self.generation += 1;
         self.progress.round_count += 1;
@@ -441,7 +443,8 @@ impl Source {
     }
 }
 
-/// A pause as operators read it: milliseconds below ten seconds, whole seconds above, and never less than it is.
+/// A pause as operators read it: milliseconds below ten seconds, whole seconds above, always
+/// rounded up.
 fn spelt(pause: Duration) -> String {
     let ms = pause.as_micros().div_ceil(1000);
     if ms < 10_000 {

@@ -1,4 +1,4 @@
-//! How an attempt ends: the guest stays, has moved, or is stuck because of its journal.
+//! The end of an attempt: the guest stays, has moved, or is stuck because of its journal.
 
 use crate::fault::{Blame, Code, Fault};
 use crate::ownership::{self, Word};
@@ -15,8 +15,9 @@ impl Source {
         if !self.is_committed() {
             self.stay(fault, now);
         } else if is_lost && fault.blame() != Blame::Peer {
-            // The guest is the target's or will be: it is told so for ever, and a target that has
-            // every block needs nothing else from here. What it still misses it says over fresh lanes.
+            // The guest is the target's or will be, and the commit is repeated for ever. A target
+            // that has every block needs nothing else from here. It reports over fresh lanes what
+            // it still misses.
             self.is_image_lost = true;
             if self.link_up {
                 self.drop_link(now);
@@ -24,13 +25,14 @@ impl Source {
                 self.actions.push_back(Action::CancelChunks);
             }
         } else {
-            // Neither what the peer says wrong nor what cannot be done here at the moment changes who owns
-            // the guest: talk again on fresh lanes. Unlike an outage that is tried ever less often.
+            // Neither a peer's error nor a temporary failure here changes who owns the guest: try
+            // again on fresh lanes. Unlike after an outage, the waits grow.
             self.talk_anew(fault.code, now);
         }
     }
 
-    /// Drops the lanes because of a fault, and opens new ones: ever later as long as nothing arrives at the target.
+    /// Drops the lanes because of a fault, and opens new ones. The waits grow as long as nothing
+    /// arrives at the target.
     pub(super) fn talk_anew(&mut self, code: Code, now: Instant) {
         let delay_max = match code {
             Code::Busy => BUSY_DELAY_MAX,
@@ -42,7 +44,7 @@ impl Source {
         self.fault_delay = (delay * 2).min(delay_max);
     }
 
-    /// Ends the attempt before its commit: the guest runs on here.
+    /// Ends the attempt before its commit. The guest continues here.
     pub(super) fn stay(&mut self, fault: Fault, now: Instant) {
         self.fault = Some(fault.clone());
         if self.own(ownership::Event::Withdraw, now).is_err() {
@@ -52,10 +54,10 @@ impl Source {
         if fault.code == Code::StaleEpoch
             && let Some(mark) = self.mark
         {
-            // One that is too far is not outrun: then the target does not get the guest.
+            // A mark that is too far away is not followed; the target then does not get the guest.
             drop(self.own(ownership::Event::Outrun { mark }, now));
         }
-        // Behind the word that ends the attempt: this closes the lanes.
+        // After the message that ends the attempt, because this closes the lanes.
         self.actions.push_back(Action::CancelChunks);
         self.finish(Outcome::Stayed(fault));
     }
@@ -68,8 +70,9 @@ impl Source {
         self.actions.push_back(Action::Finished(outcome));
     }
 
-    /// What the law believes may not be on disk, so nothing stands on it any more. Before the commit the guest
-    /// may run whichever record is there; behind it only the next start knows.
+    /// Ends the attempt because the ownership's record may not be on disk, so nothing may depend on
+    /// it any more. Before the commit the guest may run under either record; after it only a
+    /// restart shows which one is there.
     pub(super) fn not_recorded(&mut self, fault: Fault, now: Instant) -> Fault {
         self.actions.clear();
         self.fault = Some(fault.clone());

@@ -1,4 +1,4 @@
-//! Goodput and round trip as the source measures them.
+//! Measures the goodput and the round trip at the source.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,27 +6,27 @@ use std::time::Duration;
 use super::window::Settled;
 use crate::time::Instant;
 
-/// Shortest span a goodput sample is taken over: shorter ones measure bursts of acknowledgements.
+/// Shortest span of a goodput sample. Shorter ones measure bursts of acknowledgements.
 const SAMPLE_SPAN_MIN: Duration = Duration::from_millis(100);
 
-/// Shortest span of a sample for [`Meter::peak_wire_bytes_per_second`]: a few groups of acknowledgements, and less
-/// than a path of 20 ms takes to double what it carries.
+/// Shortest span of a sample for [`Meter::peak_wire_bytes_per_second`]: a few groups of
+/// acknowledgements, and less than a path of 20 ms takes to double its rate.
 const PEAK_SPAN_MIN: Duration = Duration::from_millis(25);
 
-/// Weight of a new goodput sample; KubeVirt's study of live migrations settled on the same.
+/// Weight of a new goodput sample. KubeVirt's study of live migrations settled on the same.
 const GOODPUT_WEIGHT: f64 = 0.4;
 
-/// Round trips whose median counts: a mean would carry one that an outage made long for half a minute, and
-/// the guest would be switched early for the pause that it foretells.
+/// Round trips whose median is used. A mean would carry one that an outage made long for half a
+/// minute, and the longer pause predicted from it would switch the guest too early.
 const ROUND_TRIP_COUNT: usize = 5;
 
-/// Round trips of which the shortest is taken for the path's own.
+/// Round trips needed before the shortest is taken for the path's own.
 const SHORTEST_COUNT_MIN: usize = 3;
 
 /// The round trip assumed before the first sample.
 const ROUND_TRIP_UNKNOWN: Duration = Duration::from_millis(50);
 
-/// What was acknowledged since a moment.
+/// Bytes acknowledged since a moment.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     start: Instant,
@@ -54,12 +54,13 @@ impl Span {
 pub(super) struct Meter {
     span: Span,
     goodput: Option<f64>,
-    /// What the running span shows, until a first one is full.
+    /// The rate of the running span, used until the first one is full.
     provisional: f64,
     peak_span: Span,
-    /// The last two short samples, of frames, the newest first.
+    /// The last two short samples, in bytes of frames per second, the newest first.
     peaks: [f64; 2],
-    /// The last ones, the oldest first, and their median: it is asked for with every chunk.
+    /// The last round trips, the oldest first. Their median is kept beside them because it is
+    /// needed with every chunk.
     round_trips: VecDeque<Duration>,
     round_trip: Option<Duration>,
 }
@@ -77,7 +78,7 @@ impl Meter {
         }
     }
 
-    /// Bytes were acknowledged.
+    /// Counts acknowledged bytes.
     pub(super) fn acknowledged(&mut self, settled: Settled, now: Instant) {
         self.peak_span.bytes += settled.wire_bytes;
         if now.since(self.peak_span.start) >= PEAK_SPAN_MIN {
@@ -97,13 +98,13 @@ impl Meter {
         self.span = Span::beginning(now);
     }
 
-    /// Time from here on counts again: there was nothing to send, or nothing could be sent.
+    /// Restarts the measurement: there was nothing to send, or nothing could be sent.
     pub(super) const fn interrupt(&mut self, now: Instant) {
         self.span = Span::beginning(now);
         self.peak_span = Span::beginning(now);
     }
 
-    /// The ping that was sent then came back.
+    /// Takes the answer to a ping. Its number is the time it was sent, in nanoseconds.
     pub(super) fn round_trip_sample(&mut self, nonce: u64, now: Instant) {
         let sample = now.since(Instant::from_nanos(nonce));
         if self.round_trips.len() == ROUND_TRIP_COUNT {
@@ -112,11 +113,11 @@ impl Meter {
         self.round_trips.push_back(sample);
         let mut sorted: Vec<Duration> = self.round_trips.iter().copied().collect();
         sorted.sort_unstable();
-        // Of two, the shorter one.
+        // Of two, this is the shorter one.
         self.round_trip = Some(sorted[(sorted.len() - 1) / 2]);
     }
 
-    /// Raw bytes a second; before the first full span, what the running one shows.
+    /// Raw bytes per second; before the first full span, the rate of the running one.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -126,8 +127,9 @@ impl Meter {
         self.goodput.unwrap_or(self.provisional) as u64
     }
 
-    /// The most bytes of frames a second that the last moments show. A smoothed figure is several round trips
-    /// behind a connection that starts and doubles in each; a window made from it would hold that back.
+    /// The highest rate of the last two short spans, in bytes of frames per second. A smoothed rate
+    /// lags several round trips behind a starting connection, which doubles in each; a window made
+    /// from it would slow the connection down.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -138,12 +140,13 @@ impl Meter {
         newest.max(before) as u64
     }
 
-    /// The median of the last few.
+    /// The median of the last few round trips.
     pub(super) const fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
 
-    /// The shortest of the last few, once there are enough of them that not all were held up.
+    /// The shortest of the last few round trips, once there are enough that not all of them were
+    /// delayed.
     pub(super) fn round_trip_at_least(&self) -> Option<Duration> {
         let is_known = self.round_trips.len() >= SHORTEST_COUNT_MIN;
         self.round_trips.iter().min().filter(|_| is_known).copied()
@@ -158,7 +161,8 @@ impl Meter {
 mod tests {
     use super::*;
 
-    /// Acknowledged every 5 ms over 40 ms and over 200 ms, at a rate that doubles each round trip.
+    /// Acknowledgements every 5 ms, with round trips of 40 ms and of 200 ms, at a rate that doubles
+    /// in each round trip.
     #[test]
     fn the_peak_keeps_up_with_a_connection_that_starts() {
         for round_trip_ms in [40_u32, 200] {
@@ -208,7 +212,7 @@ mod tests {
         assert_eq!(sample(5000), Some(40));
         assert_eq!(sample(41), Some(41));
         assert_eq!(sample(3000), Some(41));
-        // A path that is longer from now on.
+        // The path is longer from now on.
         assert_eq!([120, 120, 120].map(&mut sample), [Some(120); 3]);
     }
 

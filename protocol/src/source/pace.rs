@@ -1,4 +1,4 @@
-//! The cap on a move's own rate: what its frames may take of the link, and what blocks that is worth.
+//! The cap on a move's own rate: paces its frames, and converts the cap to raw bytes.
 
 use std::time::Duration;
 
@@ -8,18 +8,20 @@ use crate::plan;
 use crate::rate::Rate;
 use crate::time::Instant;
 
-/// Time of the cap that blocks may be ordered ahead of being packed: what they take of the link is known only
-/// then. Two chunks at 20 Mbit/s: enough to keep the codec at work while a frame is paid for.
+/// Time of the cap for which blocks may be ordered before they are packed. Only packing shows their
+/// size on the link. Two chunks at 20 Mbit/s: enough to keep the codec busy while a frame waits for
+/// its time.
 const AHEAD: Duration = Duration::from_millis(50);
 
-/// What was sent under the cap, and when that is paid for.
+/// The pacing of frames under the cap.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Bytes of frames a second; none if only the link decides.
+    /// Bytes of frames per second; `None` if only the link limits.
     cap: Option<u64>,
-    /// Nothing more is ordered before.
+    /// When the frames sent so far are paid for. Nothing more is ordered before.
     paid_at: Instant,
-    /// Blocks that were packed, and their frames. Those of zeros take nothing, and say nothing of the others.
+    /// Blocks that were packed, and their frames. Zeros do not count: they take nothing and say
+    /// nothing about other blocks.
     packed: Settled,
 }
 
@@ -40,21 +42,21 @@ impl Pace {
         self.paid_at
     }
 
-    /// A frame is about to be sent, whoever asked for it.
+    /// Counts a frame that is about to be sent, on any lane.
     pub(super) fn spend(&mut self, wire_bytes: u64, now: Instant) {
         if let Some(cap) = self.cap {
             self.paid_at = self.paid_at.max(now) + plan::seconds_for(wire_bytes, cap.max(1));
         }
     }
 
-    /// Blocks that are not zeros were packed.
+    /// Counts packed blocks that are not zeros.
     pub(super) const fn packed(&mut self, bytes: Settled) {
         self.packed.raw_bytes += bytes.raw_bytes;
         self.packed.wire_bytes += bytes.wire_bytes;
     }
 
-    /// Bytes of blocks that may be ordered and not yet packed: should they not pack at all, this is what goes
-    /// beyond the cap at once.
+    /// Most raw bytes that may be ordered and not packed yet. If they do not compress at all, this
+    /// is the amount that exceeds the cap at once.
     pub(super) fn unpacked_bytes_max(&self) -> u64 {
         let ahead = |cap| Rate::clamped(cap).bytes_in(AHEAD);
         self.cap.map_or(u64::MAX, |cap| {
@@ -62,7 +64,7 @@ impl Pace {
         })
     }
 
-    /// Bytes of blocks a second that the cap has room for, as they were packed so far.
+    /// Raw bytes per second that the cap has room for, at the compression seen so far.
     pub(super) fn raw_bytes_per_second_max(&self) -> Option<u64> {
         let Settled {
             raw_bytes,

@@ -1,4 +1,4 @@
-//! How long a target is waited for that hangs, or talks and does not do what it owes.
+//! How long the source waits for a target that hangs, or that talks without doing what it owes.
 
 use std::time::Duration;
 
@@ -6,20 +6,22 @@ use super::{Phase, Source};
 use crate::message::{Lane, Message};
 use crate::time::Instant;
 
-/// Interval of pings on the control lane: one small message a second measures the round trip and
-/// shows a peer that hangs.
+/// Interval of pings on the control lane. One small message per second measures the round trip and
+/// detects a peer that hangs.
 pub const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Without a word from the target for so long its lanes are dropped and opened again.
+/// If nothing arrives from the target for this long, its lanes are dropped and opened again.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Without what it owes, as an acknowledgement of chunks, for so long the lanes of a target are dropped and opened
-/// again, although it talks. It acknowledges each few chunks as they come, so a line that is only slow, and ten times
-/// slower than any that a guest is moved over, does not come near it.
+/// If the target delivers nothing of what it owes, such as an acknowledgement of chunks, for this
+/// long, its lanes are dropped and opened again although it talks. It acknowledges every few chunks
+/// as they come, so even a line ten times slower than any that a guest is moved over stays well
+/// within this.
 pub const ARREARS_MAX: Duration = Duration::from_secs(120);
 
 impl Source {
-    /// Whether lanes are open of which nothing can be hoped for any more.
+    /// Whether open lanes have become useless: the target is silent, or has owed something for too
+    /// long.
     pub(super) fn is_of_no_use(&self, now: Instant) -> bool {
         let is_silent = now.since(self.heard_at) >= SILENCE_MAX;
         let arrears = self.owes_since.map(|at| now.since(at));
@@ -35,21 +37,21 @@ impl Source {
         }
     }
 
-    /// Whether it is the target's turn, on lanes that are open.
+    /// Whether the target owes something, on open lanes.
     fn is_owed(&self) -> bool {
         let is_awaited = match &self.phase {
             Phase::Offering | Phase::Copying(_) => !self.resumed,
             Phase::Committed { .. } => true,
-            // What it misses, or where all of that was ordered, that it is complete.
+            // It owes the list of missing blocks, or, once all of them were ordered, `Complete`.
             Phase::Serving(push) => !push.is_ready() || push.is_ordered(),
-            // It has a deadline of its own.
+            // The switch has a deadline of its own.
             Phase::Switching(_) | Phase::Over => return false,
         };
         self.link_up && (is_awaited || self.window.wire_bytes() > 0)
     }
 
-    /// Asks for an answer, unless one is still to come: those of an outage would all come back behind it,
-    /// each with a part of it as its round trip.
+    /// Sends a ping, unless an answer is still awaited. Otherwise all pings sent during an outage
+    /// would be answered after it, each with a part of the outage as its round trip.
     pub(super) fn ping(&mut self, now: Instant) {
         self.ping_at = now + PING_INTERVAL;
         if self.awaited_pong.is_none() {
@@ -59,7 +61,8 @@ impl Source {
         }
     }
 
-    /// Takes in an answer to a ping: to the one that was asked and not to another, which the target has made up.
+    /// Takes an answer to a ping. Only the awaited number counts; a target may have made up any
+    /// other.
     pub(super) fn ping_came_back(&mut self, nonce: u64, now: Instant) {
         if self.awaited_pong.take_if(|asked| *asked == nonce).is_some() {
             self.meter.round_trip_sample(nonce, now);

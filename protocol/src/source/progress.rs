@@ -1,4 +1,4 @@
-//! What an operator sees of an attempt at its source.
+//! The progress of an attempt at its source, for operators.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use crate::plan;
 use crate::space::BlockSet;
 use crate::time::Instant;
 
-/// Where an attempt stands, as an operator sees it.
+/// The stage of an attempt, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Waiting for the target's admission.
     Preparing,
-    /// Rounds while the guest runs here.
+    /// Pre-copy rounds, while the guest runs here.
     Copying,
     /// The guest is frozen.
     Switching,
-    /// The guest is the target's; waiting for its word.
+    /// The guest is the target's; its answer is awaited.
     Committed,
     /// The guest runs at the target; the rest follows.
     Serving,
@@ -35,7 +35,7 @@ impl Stage {
         Self::Over,
     ];
 
-    /// The stage as records, metrics and logs write it.
+    /// The stage's name in records, metrics and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -49,10 +49,10 @@ impl Stage {
     }
 }
 
-/// A decision and the numbers it was made from.
+/// A decision with the numbers it is based on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecisionRecord {
-    /// When.
+    /// When it was made.
     pub at: Instant,
     /// The numbers.
     pub facts: plan::Facts,
@@ -60,41 +60,41 @@ pub struct DecisionRecord {
     pub judgement: plan::Judgement,
 }
 
-/// What has been counted so far.
+/// Counters of an attempt.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
     /// Rounds finished or under way.
     pub round_count: u32,
-    /// Those that are finished.
+    /// Rounds finished.
     pub finished_round_count: u32,
-    /// Blocks of all spaces.
+    /// Number of blocks in all spaces.
     pub block_count: u64,
-    /// Blocks still to go in this stage, in flight ones included.
+    /// Blocks left to send in this stage, including those in flight.
     pub blocks_left: u64,
-    /// Unpacked bytes of blocks sent.
+    /// Raw bytes of blocks sent.
     pub raw_bytes: u64,
-    /// Bytes of their frames.
+    /// Bytes of the frames of these blocks.
     pub wire_bytes: u64,
-    /// Unpacked bytes a second, acknowledged.
+    /// Raw bytes per second that were acknowledged.
     pub goodput_bytes_per_second: u64,
-    /// Unpacked bytes a second dirtied in the last round.
+    /// Raw bytes per second that the guest dirtied in the last round.
     pub dirty_bytes_per_second: u64,
-    /// Time until this stage is through at the present goodput, if there is any.
+    /// Time until this stage is finished at the present goodput, if there is any.
     pub eta: Option<Duration>,
     /// The pause predicted by the last decision.
     pub pause_predicted: Option<Duration>,
     /// The pause as computed from both sides' clocks.
     pub pause_reported: Option<Duration>,
-    /// Blocks the target asked for.
+    /// Blocks that the target demanded.
     pub demand_count: u64,
-    /// Times the lanes were opened again.
+    /// Times the lanes were lost and opened again.
     pub reconnect_count: u32,
     /// Round trip of the control lane.
     pub round_trip: Option<Duration>,
 }
 
 impl Source {
-    /// What is left, and how long that takes.
+    /// Updates the blocks left and the time they take.
     pub(super) fn estimate(&mut self) {
         let (blocks_left, bytes_left) = match &self.phase {
             Phase::Offering => (self.progress.block_count, None),
@@ -111,7 +111,7 @@ impl Source {
             .map(|(bytes, goodput)| plan::seconds_for(bytes, goodput));
     }
 
-    /// Raw bytes a second that the move gets on with: as measured, and within what it may use.
+    /// Raw bytes per second that the move makes: as measured, within its cap.
     pub(super) fn goodput(&self) -> u64 {
         let measured = self.meter.bytes_per_second();
         match self.pace.raw_bytes_per_second_max() {

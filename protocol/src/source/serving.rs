@@ -1,4 +1,4 @@
-//! Post-copy: the guest runs at the target; blocks it waits for go first, the rest follows.
+//! Post-copy: the guest runs at the target. Blocks that it waits for are sent first, then the rest.
 
 use std::time::Duration;
 
@@ -10,26 +10,29 @@ use crate::ownership::State;
 use crate::space::{BlockRun, BlockSet, SpaceId};
 use crate::time::Instant;
 
-/// Highest number of a chunk that a target may say it has: far above what any move sends, and the numbers
-/// behind it never run out.
+/// Highest chunk number that a target may claim to have. Far above what any move sends, and the
+/// numbers after it never run out.
 const SEQUENCE_MAX: u64 = 1 << 48;
 
-/// Bytes of demanded blocks that may go before the push has earned them: far more than the vCPUs of a guest wait
-/// for at once. Only a target whose demands take more than three quarters of the link for long gets here.
+/// Bytes of demanded blocks that may be sent before the push has earned them: far more than the
+/// vCPUs of a guest wait for at once. Only a target whose demands take more than three quarters of
+/// the link for long reaches this.
 const DEMAND_AHEAD_BYTES: u64 = 1 << 20;
 
-/// Bytes of demanded blocks that the push earns with each byte that arrived: it keeps a quarter. What arrived
-/// counts, and not what was ordered, because the tunnel lets demanded blocks go ahead of all others.
+/// Bytes of demanded blocks that the push earns with each byte that arrived, which keeps a quarter
+/// of the link for the push. Arrived bytes count and not ordered ones, because the tunnel sends
+/// demanded blocks ahead of all others.
 const DEMAND_BYTES_PER_PUSHED: u64 = 3;
 
-/// Demanded blocks that go in each round, whatever the push has earned: as many as the vCPUs of a guest wait for. It
-/// does not stand still where other traffic leaves the push nothing.
+/// Demanded blocks sent per round whatever the push has earned: as many as the vCPUs of a guest
+/// wait for. So the guest does not stand still when other traffic leaves the push nothing.
 const DEMANDS_PER_ROUND: usize = 4;
 
-/// Least length of such a round; else it is a round trip. So even a flood takes 6.6 Mbit/s at most by this.
+/// Shortest such round; otherwise a round is a round trip. This limits a flood of demands to 6.6
+/// Mbit/s.
 const ROUND_MIN: Duration = Duration::from_millis(20);
 
-/// What the target still misses, and where the push stands.
+/// The blocks that the target still misses, and the state of the push.
 #[derive(Debug)]
 pub(super) struct Push {
     missing: Vec<BlockSet>,
@@ -37,15 +40,15 @@ pub(super) struct Push {
     /// Demanded blocks that wait until the push has earned them.
     waiting: Vec<BlockSet>,
     waiting_cursor: Cursor,
-    /// Demanded blocks that are on their way with the push, which may be slow.
+    /// Demanded blocks that are under way with the push, which may be slow.
     under_way: Vec<BlockSet>,
     under_way_cursor: Cursor,
-    /// Bytes of demanded blocks that were sent, and how many may have been.
+    /// Bytes of demanded blocks that were sent, and the bytes that may have been sent.
     demanded_bytes: u64,
     earned_bytes: u64,
-    /// When the next round of them begins.
+    /// When the next round of demanded blocks begins.
     round_at: Instant,
-    /// The target's word on what it misses is whole.
+    /// Whether the target's list of missing blocks is complete.
     is_known: bool,
 }
 
@@ -91,25 +94,25 @@ impl Push {
         Some((space, runs))
     }
 
-    /// Blocks of the push arrived.
+    /// Notes blocks of the push that arrived.
     pub(super) fn arrived(&mut self, space: SpaceId, runs: &[BlockRun]) {
         let under_way = &mut self.under_way[usize::from(space.0)];
         runs.iter().for_each(|run| under_way.remove_run(*run));
     }
 
-    /// Chunks of the push arrived.
+    /// Lets the push earn demanded bytes with chunks that arrived.
     pub(super) fn earn(&mut self, bytes: u64) {
         let earned_bytes = self.earned_bytes + DEMAND_BYTES_PER_PUSHED * bytes;
         self.earned_bytes = earned_bytes.min(self.demanded_bytes + DEMAND_AHEAD_BYTES);
     }
 
-    /// When a demanded block that waits goes at the latest.
+    /// The latest time at which a waiting demanded block is sent.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let mut sets = self.waiting.iter().chain(&self.under_way);
         sets.any(|set| !set.is_empty()).then_some(self.round_at)
     }
 
-    /// Whether a demanded block may go now: always where no push waits for the link beside it.
+    /// Whether a demanded block may be sent now. Always, if no push competes for the link.
     fn may_answer(&self, is_under_way: bool) -> bool {
         let is_waiting = self.is_known && (is_under_way || !self.is_ordered());
         !is_waiting || self.demanded_bytes < self.earned_bytes
@@ -124,7 +127,7 @@ pub(super) fn empty_sets(spaces: &[SpaceInfo]) -> Vec<BlockSet> {
 }
 
 impl Source {
-    /// Part of what the target misses: its word alone decides what is pushed.
+    /// Takes a part of the target's list of missing blocks. Only this list decides what is pushed.
     pub(super) fn missing_part(&mut self, part: &MissingPart) -> Result<(), Fault> {
         self.geometry(part.space)?;
         let Phase::Serving(push) = &mut self.phase else {
@@ -150,7 +153,7 @@ impl Source {
             return Err(Fault::new(Code::Range, detail));
         }
         push.is_known = true;
-        // What was answered on these lanes is on its way.
+        // Blocks answered on these lanes are under way.
         for (missing, answered) in push.missing.iter_mut().zip(&self.answered) {
             missing.difference_with(answered);
         }
@@ -165,9 +168,9 @@ impl Source {
         Ok(())
     }
 
-    /// A vCPU waits for a block: it goes first. A block asked for again on the same lanes is already on its
-    /// way, or waits for its turn: a target that asks for everything at once gets no more than three quarters
-    /// of the link for that.
+    /// Takes a demand: a vCPU waits for a block, which is sent first. A block demanded again on the
+    /// same lanes is already under way or waits for its turn. A target that demands everything at
+    /// once gets no more than three quarters of the link for that.
     pub(super) fn demanded(&mut self, space: SpaceId, block: u64) -> Result<(), Fault> {
         let run = BlockRun {
             start: block,
@@ -202,8 +205,8 @@ impl Source {
         Ok(())
     }
 
-    /// Sends demanded blocks that had to wait, as far as the push has earned them; and a few in each round,
-    /// of those too that are on their way with the push.
+    /// Sends waiting demanded blocks, as far as the push has earned them. In each round it also
+    /// sends a few more, including ones that are under way with the push.
     pub(super) fn answer_waiting(&mut self, now: Instant) {
         let is_under_way = !self.window.is_empty();
         let round = self.meter.round_trip_or_guess().max(ROUND_MIN);
@@ -232,7 +235,7 @@ impl Source {
         }
     }
 
-    /// Sends a demanded block ahead of everything, and has the push go on from there.
+    /// Sends a demanded block ahead of everything, and lets the push continue after it.
     fn answer(&mut self, space: SpaceId, run: BlockRun) {
         let position = usize::from(space.0);
         let bytes = u64::from(self.setup.spaces[position].block_bytes);
@@ -254,13 +257,14 @@ impl Source {
         }));
     }
 
-    /// Lanes broke: what the target misses will be told anew, and may be asked for anew.
+    /// Handles lanes that broke: the target will report anew what it misses, and may demand it
+    /// anew.
     pub(super) fn forget_what_is_missing(&mut self) {
         self.answered = empty_sets(&self.setup.spaces);
         if let Phase::Serving(push) = &mut self.phase {
             *push = Push {
                 cursor: push.cursor,
-                // Whoever cuts the lanes earns nothing by it.
+                // Cutting the lanes must not earn the target anything.
                 demanded_bytes: push.demanded_bytes,
                 earned_bytes: push.earned_bytes,
                 round_at: push.round_at,

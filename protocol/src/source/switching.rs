@@ -1,4 +1,4 @@
-//! The switch: freeze, carry what fits, say what is missing, commit.
+//! The switch: freeze, carry what fits, name what is missing, commit.
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ use crate::plan::{self, Mode};
 use crate::space::{BlockRun, BlockSet, SpaceId};
 use crate::time::Instant;
 
-/// What is known of a freeze that is under way.
+/// The state of a freeze.
 #[derive(Debug)]
 pub(super) struct Pause {
-    /// Harvested before the freeze and not sent since.
+    /// Blocks harvested before the freeze and not sent since.
     residual: Vec<BlockSet>,
     carry_bytes_max: u64,
     ordered_at: Instant,
     frozen_at: Option<Instant>,
     span_max: Duration,
-    /// To be sent while frozen.
+    /// Blocks to be sent while frozen.
     carry: Vec<BlockSet>,
     cursor: Cursor,
-    /// To be fetched after the switch.
+    /// Blocks to be fetched after the switch.
     missing: Vec<BlockSet>,
     is_harvested: bool,
     state: Option<Vec<u8>>,
-    /// The image's root, once all of it was sent.
+    /// The image's root, once all of the image was sent.
     sealed: Option<Root>,
 }
 
@@ -60,7 +60,7 @@ impl Pause {
         take_chunk(&mut self.carry, &mut self.cursor, blocks_max)
     }
 
-    /// Everything that the target does not have and no chunk in flight carries.
+    /// Every block that the target does not have and no chunk in flight carries.
     fn left_behind(self) -> Vec<BlockSet> {
         let mut left = self.residual;
         for (set, (carry, missing)) in left.iter_mut().zip(self.carry.iter().zip(&self.missing)) {
@@ -98,7 +98,7 @@ impl Source {
     }
 
     pub(super) fn frozen(&mut self, at: Instant) -> Result<(), Fault> {
-        // A freeze that was given up in the meantime is already being thawed.
+        // A freeze that was undone in the meantime is already being thawed.
         if let Phase::Switching(pause) = &mut self.phase {
             pause.frozen_at = Some(at);
             self.actions.push_back(Action::Harvest);
@@ -137,7 +137,7 @@ impl Source {
             residual.clear();
         }
         if pause.carry_bytes_max == u64::MAX {
-            // Between the decision and the freeze the guest may have written more than was foreseen.
+            // Between the decision and the freeze the guest may have written more than predicted.
             let predicted = plan::predicted_pause(fresh_bytes, goodput, round_trip);
             if policy.mode != Mode::Pre && predicted > policy.pause_max * 2 {
                 pause.carry_bytes_max = plan::carry_budget(&policy, goodput, round_trip);
@@ -189,7 +189,8 @@ impl Source {
         Ok(())
     }
 
-    /// Once all is sent, says so and lets the law wait for the target's root.
+    /// Once everything was sent, says so, and lets the ownership machine wait for the target's
+    /// root.
     pub(super) fn seal_if_through(&mut self, now: Instant) -> Result<(), Fault> {
         let is_packed = self.window.is_packed();
         let packed = *self.window.packed();
@@ -216,7 +217,7 @@ impl Source {
         };
         let (root, manifest) = (image.root(), image.manifest());
         pause.sealed = Some(root);
-        // An image that did not change since is not void any more.
+        // An image that has not changed since is not void any more.
         self.void_roots.retain(|void| *void != root);
         let end = FinalEnd {
             through_sequence: packed.through_sequence,
@@ -231,7 +232,7 @@ impl Source {
         Ok(())
     }
 
-    /// The law has written down that the guest is the target's.
+    /// Enters the committed phase, once the ownership's record says that the guest is the target's.
     pub(super) fn commit_if_relinquished(&mut self, now: Instant) {
         let is_relinquished = matches!(self.ownership.record().state, State::Relinquished { .. });
         if let Phase::Switching(pause) = &self.phase
@@ -245,13 +246,13 @@ impl Source {
         }
     }
 
-    /// The target runs the guest.
+    /// Takes the target's message that it runs the guest.
     pub(super) fn acked(&mut self, run_delay_us: u64, now: Instant) {
         let Phase::Committed { frozen_at, said_at } = self.phase else {
             return;
         };
         if let Some(frozen_at) = frozen_at {
-            // Half of what the exchange took beyond the target's own delay was the way back.
+            // Of the exchange's time beyond the target's own delay, half was the way back.
             let run_delay = Duration::from_micros(run_delay_us);
             let way_back = now.since(said_at).saturating_sub(run_delay) / 2;
             self.progress.pause_reported = Some(now.since(frozen_at).saturating_sub(way_back));
@@ -277,7 +278,8 @@ impl Source {
         self.thaw_for(&Fault::new(Code::Stalled, why), now)
     }
 
-    /// The vCPUs did not stop in time: a host that is busy has another try, as a target that is late has.
+    /// Handles vCPUs that did not stop in time: a busy host gets another try, as a late target
+    /// does.
     pub(super) fn not_frozen(&mut self, fault: &Fault, now: Instant) -> Result<(), Fault> {
         match self.phase {
             Phase::Switching(_) => self.thaw_for(fault, now),
@@ -296,9 +298,10 @@ impl Source {
         Ok(())
     }
 
-    /// Gives a freeze up before the commit: the guest runs on here and what was taken out of its dirty
-    /// log goes back into the round. It runs at least as long as it stood: neither a target that is late nor
-    /// one that cuts the lanes in every freeze makes it stand for more than half of the time.
+    /// Undoes a freeze before the commit: the guest continues here, and the blocks taken out of its
+    /// dirty log go back into the round. It then runs at least as long as it was frozen. So neither
+    /// a late target nor one that cuts the lanes in every freeze stops the guest for more than half
+    /// of the time.
     pub(super) fn thaw(&mut self, now: Instant) {
         let before = std::mem::replace(&mut self.phase, Phase::Over);
         let Phase::Switching(pause) = before else {
@@ -325,7 +328,7 @@ impl Source {
     }
 }
 
-/// The freshest blocks up to a budget: what was written last is what the guest is at work on.
+/// The freshest blocks, up to a budget. The guest is working on the blocks it wrote last.
 fn freshest(
     fresh: &[BlockSet],
     everything: &[BlockSet],

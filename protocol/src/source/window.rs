@@ -1,7 +1,8 @@
-//! Blocks ordered, chunks packed and not yet acknowledged, and the transcript hash after each.
+//! The window of blocks and chunks that are not acknowledged yet, with the transcript hash after
+//! each chunk.
 //!
-//! The codec splits and joins what is ordered, and numbers what comes out; so an order is only a promise
-//! about blocks, and a chunk exists once it was packed.
+//! The codec splits and joins orders, and numbers the resulting chunks. So an order only promises
+//! blocks, and a chunk exists once it was packed.
 
 use std::collections::VecDeque;
 
@@ -20,10 +21,10 @@ struct InFlight {
     position: Received,
 }
 
-/// Bytes of chunks, as an acknowledgement settles them.
+/// Bytes of chunks that an acknowledgement settles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Settled {
-    /// Bytes of blocks.
+    /// Raw bytes of blocks.
     pub(super) raw_bytes: u64,
     /// Bytes of the frames that carried them.
     pub(super) wire_bytes: u64,
@@ -34,9 +35,9 @@ pub(super) struct Window {
     block_bytes: Vec<u64>,
     ordered: Vec<BlockSet>,
     chunks: VecDeque<InFlight>,
-    /// Raw bytes ordered that are in no chunk yet.
+    /// Raw bytes ordered that are not in a chunk yet.
     unpacked_bytes: u64,
-    /// What an acknowledgement of all chunks would settle.
+    /// Bytes that an acknowledgement of all chunks would settle.
     under_way: Settled,
     block_count: u64,
     acked: Received,
@@ -73,37 +74,37 @@ impl Window {
         self.ordered.iter().all(BlockSet::is_empty)
     }
 
-    /// Raw bytes ordered and not yet acknowledged.
+    /// Raw bytes ordered and not acknowledged yet.
     pub(super) const fn raw_bytes(&self) -> u64 {
         self.unpacked_bytes + self.under_way.raw_bytes
     }
 
-    /// Raw bytes ordered that are in no chunk yet.
+    /// Raw bytes ordered that are not in a chunk yet.
     pub(super) const fn unpacked_bytes(&self) -> u64 {
         self.unpacked_bytes
     }
 
-    /// Bytes of the frames that were packed and not yet acknowledged.
+    /// Bytes of frames packed and not acknowledged yet.
     pub(super) const fn wire_bytes(&self) -> u64 {
         self.under_way.wire_bytes
     }
 
-    /// Blocks ordered and not yet acknowledged.
+    /// Blocks ordered and not acknowledged yet.
     pub(super) const fn block_count(&self) -> u64 {
         self.block_count
     }
 
-    /// The last chunk packed and the transcript hash after it.
+    /// The last packed chunk, and the transcript hash after it.
     pub(super) const fn packed(&self) -> &Received {
         &self.packed
     }
 
-    /// The last chunk that the target said to have, and the transcript hash after it.
+    /// The last acknowledged chunk, and the transcript hash after it.
     pub(super) const fn acked(&self) -> &Received {
         &self.acked
     }
 
-    /// Takes an order in.
+    /// Takes an order.
     pub(super) fn push(&mut self, space: SpaceId, runs: &[BlockRun]) {
         let position = usize::from(space.0);
         let block_count = block_count_of(runs);
@@ -113,7 +114,7 @@ impl Window {
             .for_each(|run| self.ordered[position].insert_run(*run));
     }
 
-    /// A chunk was packed, in a frame of so many bytes: it extends the transcript.
+    /// Takes a packed chunk, with the bytes of its frame, and extends the transcript.
     pub(super) fn packed_chunk(
         &mut self,
         header: &ChunkHeader,
@@ -156,14 +157,14 @@ impl Window {
         Ok(bytes)
     }
 
-    /// The blocks of each chunk up to a number that is not acknowledged yet.
+    /// The blocks of each unacknowledged chunk up to a number.
     pub(super) fn up_to(&self, number: u64) -> impl Iterator<Item = (SpaceId, &[BlockRun])> {
         let chunks = self.chunks.iter();
         let chunks = chunks.take_while(move |chunk| chunk.position.through_sequence <= number);
         chunks.map(|chunk| (chunk.space, &*chunk.runs))
     }
 
-    /// The target installed everything up to a number.
+    /// Takes an acknowledgement: the target has installed everything up to a number.
     pub(super) fn acknowledge(&mut self, received: &Received) -> Result<Settled, Fault> {
         let number = received.through_sequence;
         if number < self.acked.through_sequence {
@@ -195,8 +196,8 @@ impl Window {
         Ok(settled)
     }
 
-    /// Takes every block back that was not acknowledged: it is ordered anew, in chunks numbered from
-    /// what the target has.
+    /// Takes back every block that was not acknowledged. They are ordered anew, in chunks numbered
+    /// from the target's position.
     pub(super) fn take_back(&mut self) -> Vec<BlockSet> {
         self.unpacked_bytes = 0;
         self.under_way = Settled::default();
@@ -217,7 +218,7 @@ impl Window {
         sets
     }
 
-    /// Starts over from where the target says its stream of chunks stands.
+    /// Starts over from the target's position in the stream of chunks.
     pub(super) fn restart_from(&mut self, received: &Received) {
         self.take_back();
         self.acked = *received;

@@ -1,11 +1,13 @@
-//! What a target says of an attempt that it has decided about, whatever it does with the guest since.
+//! A target's answers about attempts that it has already decided, whatever it does with the guest
+//! since.
 
 use super::{Action, Setup, Target};
 use crate::message::{Lane, Message};
 use crate::ownership::{Origin, Ownership, State, Word};
 
-/// What a source hears that asks again about an attempt which was decided here: it needs no machine of that
-/// attempt, changes nothing, and disturbs no other. None if nothing was, or if the guest still comes by it.
+/// The answers to a source that asks again about an attempt that was decided here. Needs no machine
+/// of that attempt, changes nothing, and disturbs no other attempt. `None` if nothing was decided,
+/// or if blocks of the guest are still fetched under this attempt.
 #[must_use]
 pub fn answer(setup: &Setup, ownership: &Ownership, message: &Message) -> Option<Vec<Message>> {
     let origin = Origin {

@@ -1,24 +1,24 @@
-//! What is known of an image that the two sides do not agree about.
+//! What is known of an image that the two sides disagree about.
 
 use crate::fault::{Code, Fault};
 use crate::image::{Image, MISSING_BLOCKS, Manifest, STATE};
 use crate::message::FinalEnd;
 use crate::ownership::Root;
 
-/// An image that is refused because it is not the one that was sent.
+/// An image that is refused because it differs from the one that was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incident {
-    /// Why it is refused.
+    /// The reason of the refusal.
     pub fault: Fault,
-    /// What is here.
+    /// The manifest of the image here.
     pub ours: Manifest,
-    /// Its root.
+    /// The root of the image here.
     pub root: Root,
-    /// What the source says that it sent; none from one that does not say it.
+    /// The source's manifest; `None` if the source did not send one.
     pub theirs: Option<Manifest>,
-    /// How the source ended the paused stage.
+    /// The source's end of the paused stage.
     pub end: FinalEnd,
-    /// The parts that differ, as far as that is known.
+    /// The parts that differ, as far as known.
     pub differs: Vec<&'static str>,
 }
 
@@ -31,7 +31,8 @@ impl Incident {
     ) -> Self {
         let ours = image.manifest();
         let mut differs = theirs.map_or_else(Vec::new, |theirs| ours.differences(&theirs));
-        // Its last word has two of the figures too, also from a source that says no more, or says another here.
+        // The end of the paused stage repeats two of the figures. They count too, even if the
+        // source sent no manifest or a contradicting one.
         let figures = [
             (MISSING_BLOCKS, ours.missing_count == end.missing_count),
             (STATE, ours.state_bytes == u64::from(end.state_bytes)),

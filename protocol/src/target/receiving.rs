@@ -13,7 +13,7 @@ use crate::space::BlockSet;
 use crate::time::Instant;
 
 impl Target {
-    /// The source offers the guest, for the first time or because lanes are back.
+    /// Takes the source's offer, for the first time or because lanes are back.
     pub(super) fn offered(&mut self, prepare: Prepare) -> Result<(), Fault> {
         let epoch = prepare.epoch;
         match (&self.prepare, &self.phase) {
@@ -22,12 +22,13 @@ impl Target {
                 self.prepare = Some(prepare.clone());
                 self.hear(Word::Prepare { epoch })?;
                 if !self.is_prepared() {
-                    // The law said again that this attempt is over.
+                    // The ownership machine repeated that this attempt is over.
                     let detail = "this attempt was refused before".to_owned();
                     self.finish(Outcome::Refused(Fault::new(Code::Refused, detail)));
                     return Ok(());
                 }
-                // `Prepared` promises that there is room for the guest: it is said once it is built.
+                // `Prepared` promises that there is room for the guest, so it is sent once the
+                // guest is built.
                 self.actions.push_back(Action::BuildGuest(prepare));
                 Ok(())
             }
@@ -58,7 +59,7 @@ impl Target {
         Ok(())
     }
 
-    /// Whether the law lets this attempt go on.
+    /// Whether the ownership's record lets this attempt go on.
     fn is_prepared(&self) -> bool {
         matches!(
             &self.ownership.record().state,
@@ -66,7 +67,8 @@ impl Target {
         )
     }
 
-    /// The guest is committed to this host: an image that is not whole is refused, durably.
+    /// Takes the commit of the guest to this host. If the image is not complete, it is refused,
+    /// durably.
     pub(super) fn committed(
         &mut self,
         epoch: Epoch,
@@ -81,7 +83,7 @@ impl Target {
         self.hear(Word::Commit { epoch, root })
     }
 
-    /// A chunk whose bytes match its digest: is it wanted, and where does it go?
+    /// Takes a chunk whose bytes match its digest: decides whether it is wanted and where it goes.
     pub(super) fn chunk(
         &mut self,
         lane: Lane,
@@ -126,7 +128,7 @@ impl Target {
         Ok(())
     }
 
-    /// Whether this is the chunk that follows; a repeated one is not, and must be unchanged.
+    /// Whether this is the next chunk. A repeated one is not, and must be unchanged.
     fn is_next(&mut self, header: &ChunkHeader) -> Result<bool, Fault> {
         let last = self.position.through_sequence;
         if header.sequence == last.saturating_add(1) {
@@ -179,13 +181,14 @@ impl Target {
             return Ok(());
         }
         if matches!(self.phase, Phase::Ready) {
-            // Chunks after the end of a paused stage: the source thawed and copies on.
+            // A chunk after the end of a paused stage means that the source thawed and continues to
+            // copy.
             self.phase = Phase::Receiving;
             self.paused = Final::default();
         }
         self.step_position(header);
         if header.generation < self.generation {
-            // Newest wins: a block of an older round never replaces one of a newer.
+            // A block of an older round never replaces one of a newer.
             self.progress.stale_chunk_count += 1;
             self.actions.push_back(Action::Forget { token });
             return Ok(());
@@ -212,7 +215,7 @@ impl Target {
         Ok(())
     }
 
-    /// Orders an action on a chunk's bytes; zeros need none.
+    /// Orders an action on a chunk's bytes. Zeros need no bytes.
     pub(super) fn act_on_chunk(
         &mut self,
         header: &ChunkHeader,
@@ -299,8 +302,8 @@ impl Target {
         self.verify_if_whole()
     }
 
-    /// Once the last chunk of the paused stage is in: nothing may be uncovered, and the roots must
-    /// agree. Then, and only then, state is loaded.
+    /// Once the last chunk of the paused stage is here, checks that every block is covered and that
+    /// the roots agree. Only then the state is loaded.
     pub(super) fn verify_if_whole(&mut self) -> Result<(), Fault> {
         let (Phase::Receiving, Some(end), Some(prepare)) =
             (&self.phase, self.paused.end, &self.prepare)
@@ -312,7 +315,8 @@ impl Target {
             return Ok(());
         }
         if last > end.through_sequence {
-            // Of a freeze that was given up before its words came: the source has sent more since.
+            // From a freeze that was undone before its messages arrived: the source has sent more
+            // since.
             self.paused = Final::default();
             return Ok(());
         }
@@ -347,7 +351,7 @@ impl Target {
         Ok(())
     }
 
-    /// What the two sides do not agree about, if anything.
+    /// What the two sides disagree about, if anything.
     fn disagreement(&self, image: &Image<'_>, end: &FinalEnd) -> Option<String> {
         let missing_count: u64 = image.missing.iter().map(BlockSet::len).sum();
         if missing_count != end.missing_count || image.state.len() != end.state_bytes as usize {
@@ -373,7 +377,7 @@ impl Target {
     }
 
     pub(super) fn state_loaded(&mut self) -> Result<(), Fault> {
-        // A source that thawed meanwhile made the image void: nothing is said of it.
+        // If the source thawed meanwhile, the image is void and nothing is sent about it.
         let (Phase::Ready, Some(end)) = (&self.phase, self.paused.end) else {
             return Ok(());
         };

@@ -1,4 +1,4 @@
-//! After the switch: faults, demanded and pushed blocks, until nothing is missing.
+//! After the switch: page faults, demanded and pushed blocks, until nothing is missing.
 
 use super::{Action, Phase, Piece, Target};
 use crate::fault::Fault;
@@ -51,7 +51,7 @@ impl Target {
         });
     }
 
-    /// A vCPU touched a block that is not in memory.
+    /// Takes a page fault: a vCPU touched a block that is not in memory.
     pub(super) fn fault(&mut self, space: SpaceId, block: u64) -> Result<(), Fault> {
         let run = BlockRun {
             start: block,
@@ -68,7 +68,7 @@ impl Target {
                 .is_some_and(|set| set.contains(block)),
         };
         if !is_missing {
-            // Received as zero and never written: zero is what it holds.
+            // Received as zero and never written, so it holds zeros.
             let pieces = vec![Piece {
                 run,
                 offset_bytes: 0,
@@ -87,7 +87,7 @@ impl Target {
         Ok(())
     }
 
-    /// Lanes are back: what vCPUs wait for is asked for again.
+    /// Repeats the demands for blocks that vCPUs wait for, when the lanes are back.
     pub(super) fn ask_again(&mut self) {
         let waiting: Vec<Message> = self
             .demanded
@@ -101,7 +101,7 @@ impl Target {
             .for_each(|demand| self.send(Lane::Demand, demand));
     }
 
-    /// Behind every `Ack`: what is missing, so that the source pushes just that.
+    /// Reports the missing blocks after every `Ack`, so that the source pushes only those.
     pub(super) fn tell_what_is_missing(&mut self) {
         let parts: Vec<Message> = self
             .missing
