@@ -1,4 +1,5 @@
-//! Every interleaving of the handover, on the real machines, and nine mistakes that must be caught.
+//! Explores every interleaving of the handover on the real machines, and nine bugs that must be
+//! detected.
 
 mod exploration;
 
@@ -34,7 +35,7 @@ fn report(name: &str, found: &Found) {
     println!("{line}");
 }
 
-/// A right shell: nothing bad, nothing stuck, and the guest does move.
+/// Checks a correct shell: no violation, nothing stuck, and the guest does move.
 fn check(name: &str, bounds: Bounds) {
     let found = explore(bounds);
     report(name, &found);
@@ -44,7 +45,7 @@ fn check(name: &str, bounds: Bounds) {
     assert_eq!(found.returned_count > 0, bounds.has_return, "{name}");
 }
 
-/// A wrong shell: these properties catch it.
+/// Checks a faulty shell: these violations reveal it.
 fn catch(decider: Decider, mistake: Mistake, caught_by: &[Violation]) {
     let mut bounds = Bounds::new(decider, 2, 1);
     bounds.mistake = Some(mistake);
@@ -195,7 +196,7 @@ fn mistake_5_an_attempt_is_used_again() {
     catch(A, Mistake::AttemptReused, &[Violation::StaleImage]);
 }
 
-/// What catches mistake 5 in a right shell: the root speaks of the image, not of the attempt.
+/// What stops mistake 5 in a correct shell: the root identifies the image, not the attempt.
 #[test]
 fn an_attempt_that_is_used_again_is_stopped_by_the_root() {
     let mut bounds = Bounds::new(A, 2, 1);

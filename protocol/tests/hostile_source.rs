@@ -1,4 +1,4 @@
-//! A target and a source that lies to it: nothing is believed, and nothing goes back in time.
+//! A target and a source that lies to it: nothing is trusted, and nothing goes back in time.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use towpath_protocol::fault::Code;
@@ -83,7 +83,7 @@ impl Victim {
         self.actions.iter().filter(is_write).count()
     }
 
-    /// Refused for ever, and nothing of it is left.
+    /// Asserts that the attempt is refused for ever, and that nothing of it is left.
     fn assert_refused(&self, code: Code) {
         assert!(matches!(
             self.target.ownership().record().state,
@@ -228,7 +228,7 @@ fn f27_an_image_with_a_block_neither_sent_nor_named_is_refused() {
     let heard = victim.hears(Lane::Switch, Message::FinalEnd(end));
     assert_eq!(heard, Err(Code::RootMismatch));
     victim.assert_refused(Code::RootMismatch);
-    // The refusal is durable and said before anything is written about it.
+    // The refusal is durable, and sent before the incident is reported.
     let is_at = |wanted: fn(&Action) -> bool| victim.actions.iter().position(wanted);
     let refused = is_at(|action| {
         matches!(
@@ -271,7 +271,7 @@ fn f27_a_manifest_belongs_to_one_paused_stage_and_comes_once() {
         assert_eq!(victim.hears(lane, manifest()), Err(Code::Unexpected));
         victim.assert_refused(Code::Unexpected);
     }
-    // Each paused stage has its own.
+    // Each paused stage has a manifest of its own.
     let mut victim = Victim::receiving();
     for message in [begin.clone(), manifest(), begin.clone(), manifest(), begin] {
         victim.hears(Lane::Switch, message).unwrap();

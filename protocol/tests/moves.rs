@@ -17,10 +17,10 @@ use towpath_protocol::time::Instant;
 
 const BLOCK_COUNT: u64 = 1000;
 const ONE_WAY: Duration = Duration::from_millis(20);
-/// Bytes of a frame, but for those of its blocks: each of these packs to a quarter.
+/// Bytes of a frame without its blocks. Each block is packed to a quarter.
 const FRAME_BYTES: u64 = 100;
 const PACKED_BLOCK_BYTES: u64 = 4096 / 4;
-/// Turns of the driver after which a move that is not over hangs.
+/// Turns of the driver after which an unfinished move counts as hanging.
 const TURN_COUNT_MAX: usize = 20_000;
 
 fn host(site: &str) -> HostIdentity {
@@ -36,7 +36,7 @@ enum Packet {
     Chunk(Lane, ChunkHeader, Vec<u64>),
 }
 
-/// Memory is one version number a block; a chunk's bytes are its blocks' versions.
+/// Memory is one version number per block. A chunk's bytes are the versions of its blocks.
 struct Pair {
     now: Instant,
     source: Source,
@@ -45,10 +45,10 @@ struct Pair {
     target_memory: Vec<Option<u64>>,
     dirty: BlockSet,
     is_frozen: bool,
-    /// Freezes for which the guest does not stop in time.
+    /// Number of freezes for which the guest does not stop in time.
     late_count: u32,
     target_runs: bool,
-    /// Blocks the guest writes while a harvest is taken, as long as it runs here.
+    /// Blocks that the guest writes during each harvest, while it runs here.
     writes: Vec<u64>,
     to_target: VecDeque<(Instant, Packet)>,
     to_source: VecDeque<(Instant, Message, Lane)>,
@@ -57,9 +57,9 @@ struct Pair {
     source_outcome: Option<source::Outcome>,
     target_outcome: Option<target::Outcome>,
     faults: Vec<Fault>,
-    /// Drops the lanes once, when the source is in this stage.
+    /// Drops the lanes once, when the source reaches this stage.
     cut_in: Option<source::Stage>,
-    /// Nothing arrives before.
+    /// No packet arrives before this time.
     silent_until: Instant,
     touched_at_target: Vec<u64>,
     incidents: Vec<target::Incident>,
@@ -438,7 +438,7 @@ fn post_copy_fetches_every_block_once_and_demanded_ones_first() {
 
 #[test]
 fn post_copy_stays_one_whatever_happens_before_the_switch() {
-    // Lanes break before the target has anything, and a freeze is given up.
+    // One with lanes that break before the target has anything, one with a freeze that is undone.
     let mut cut = Pair::new(policy(Mode::Post));
     cut.cut_in = Some(source::Stage::Copying);
     let mut late = Pair::new(policy(Mode::Post));
@@ -449,7 +449,7 @@ fn post_copy_stays_one_whatever_happens_before_the_switch() {
     for mut pair in [cut, late] {
         pair.run_until(|pair| pair.source.stage() == source::Stage::Committed);
         let raw_bytes = pair.source.progress().raw_bytes;
-        // Names that nobody has taken in go again as blocks, which are zeros.
+        // Names that the target has not taken are sent again as blocks, which are zeros.
         assert!(
             raw_bytes <= 500 * 4096,
             "touched blocks went before: {raw_bytes}"
@@ -462,7 +462,7 @@ fn post_copy_stays_one_whatever_happens_before_the_switch() {
 #[test]
 fn what_a_move_may_use_bounds_what_is_expected_of_it() {
     const CAP: u64 = 1 << 20;
-    /// Blocks pack to a quarter, and each frame has its head.
+    /// Blocks are packed to a quarter, and each frame has a head.
     const WORTH: u64 = 4 * CAP;
     let mut pair = Pair::new(Policy {
         bytes_per_second_max: Some(CAP),
@@ -475,7 +475,7 @@ fn what_a_move_may_use_bounds_what_is_expected_of_it() {
         if let (Some(left), source::Stage::Copying) = (progress.eta, pair.source.stage()) {
             expected_count += 1;
             let least = towpath_protocol::plan::seconds_for(4096 * progress.blocks_left, WORTH);
-            // Names of blocks that were never touched are as good as nothing to carry.
+            // Names of blocks that were never touched take next to no bytes.
             assert!(left >= least.mul_f64(0.99), "{left:?} for {least:?}");
         }
         let spent = pair.now.since(Instant::ZERO).as_millis();
@@ -490,7 +490,7 @@ fn what_a_move_may_use_bounds_what_is_expected_of_it() {
         let goodput = record.facts.goodput_bytes_per_second;
         assert!(goodput <= WORTH, "{record:?}");
     }
-    // What is capped is what goes over the wire, not what it is packed from.
+    // The cap is on packed bytes, not on raw ones.
     let spent = pair.now.since(Instant::ZERO);
     let least = towpath_protocol::plan::seconds_for(500 * PACKED_BLOCK_BYTES, CAP);
     assert!(spent > least && spent < least.mul_f64(1.5), "{spent:?}");
@@ -538,7 +538,8 @@ fn pc8_a_cut_in_any_stage_costs_nothing_but_time() {
 fn an_outage_does_not_make_the_path_longer() {
     let mut pair = Pair::new(policy(Mode::Auto));
     pair.run_until(|pair| pair.source.stage() == source::Stage::Copying);
-    // Less than what drops the lanes; all that is under way waits, and so do the pings of each second.
+    // Shorter than what drops the lanes. Everything under way waits, and so do the pings of each
+    // second.
     let began = pair.now;
     pair.silent_until = began + Duration::from_secs(8);
     assert_eq!(pair.source.silence(pair.now), None);
@@ -590,7 +591,7 @@ fn f22_a_demand_outside_the_guest_drops_the_lanes_and_nothing_else() {
             pair.faults.last().map(|fault| fault.code),
             Some(Code::Range)
         );
-        // Nothing is read for it, and nothing is said.
+        // No block is read or sent for it.
         let is_answer = |packet: &Packet| matches!(packet, Packet::Chunk(Lane::Demand, ..));
         assert!(!pair.to_target.iter().any(|(_, packet)| is_answer(packet)));
         assert_eq!(pair.source.progress().reconnect_count, 1);
@@ -624,13 +625,13 @@ fn f26_a_target_believes_only_its_own_count_of_missing_blocks() {
     let told = pair.faults.last().map(|fault| fault.code);
     assert_eq!(told, Some(Code::Unexpected));
     assert_eq!(pair.target.stage(), target::Stage::Running);
-    // It asks again over new lanes, and is whole in the end.
+    // The target asks again over new lanes, and is complete in the end.
     pair.run();
     pair.assert_moved();
     assert_eq!(pair.source.progress().reconnect_count, 1);
 }
 
-/// Moves a guest while something on the way changes what its source says, and gives what the target reports.
+/// Moves a guest while its source's messages are altered on the way. Returns the target's incident.
 fn spoilt(spoil: impl Fn(&mut Message)) -> target::Incident {
     let mut pair = Pair::new(policy(Mode::Auto));
     for _ in 0..TURN_COUNT_MAX {
@@ -686,7 +687,7 @@ fn f27_what_differs_is_named() {
     assert_eq!(incident.differs, ["state"]);
     let detail = &incident.fault.detail;
     assert!(detail.ends_with("; what differs: state"), "{detail}");
-    // A source that says no more than its last word: its figures say what they can.
+    // If the source sends no manifest, the figures in its last message tell what they can.
     let incident = spoilt(|message| match message {
         Message::Manifest(_) => *message = Message::Pong(0),
         Message::FinalEnd(end) => end.missing_count = 1,
@@ -713,12 +714,12 @@ fn a_freeze_that_lasts_too_long_is_thawed_and_the_move_goes_on() {
     let mut pair = Pair::new(policy(Mode::Auto));
     pair.writes = vec![5];
     pair.run_until(|pair| pair.source.stage() == source::Stage::Switching);
-    // What the target would need to be ready never arrives.
+    // The messages that the target needs to become ready never arrive.
     pair.to_target.clear();
     pair.run_until(|pair| pair.source.stage() == source::Stage::Copying);
     assert!(!pair.is_frozen);
     assert!(pair.now.since(Instant::ZERO) >= source::FREEZE_DEADLINE);
-    // The lanes lost packets, which real ones do not: they are opened again.
+    // Messages were lost, which does not happen on real lanes, so the lanes are opened again.
     pair.cut();
     pair.run();
     pair.assert_moved();
@@ -733,7 +734,7 @@ fn a_target_that_is_ready_for_a_freeze_that_was_given_up_disturbs_nothing() {
     pair.run_until(|pair| pair.to_source.iter().any(is_ready));
     let at = pair.to_source.iter().position(is_ready).unwrap();
     let (_, late, lane) = pair.to_source.remove(at).unwrap();
-    // It is thawed and frozen again.
+    // The guest is thawed and frozen again.
     let is_sealed = |(_, packet): &(Instant, Packet)| {
         matches!(packet, Packet::Message(_, Message::FinalEnd(_)))
     };

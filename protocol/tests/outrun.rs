@@ -1,4 +1,4 @@
-//! What a source does whose target has seen higher epochs of the guest than it has itself.
+//! A source whose target has seen higher epochs of the guest than the source has.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
@@ -19,7 +19,7 @@ fn host(name: &str) -> HostIdentity {
     }
 }
 
-/// The next attempt of a guest's owner, on open lanes, and the epoch it offers.
+/// The next attempt of a guest's owner, on open lanes, and the epoch that it offers.
 fn attempt(law: Ownership, number: u128) -> (Source, Epoch) {
     let setup = Setup {
         host: host("a"),
@@ -55,7 +55,7 @@ fn h02_a_source_offers_above_the_mark_that_its_target_says() {
     let (law, _) = Ownership::owner(host("a"), GUEST, Epoch(1));
     let (mut source, offered) = attempt(law, 1);
     assert_eq!(offered, Epoch(2));
-    // By itself it is no reason for anything.
+    // A mark alone has no effect.
     let mark = Event::Heard(Lane::Control, Message::Mark(Epoch(900)));
     assert_eq!(feed(&mut source, mark), []);
     let stale = Fault::new(Code::StaleEpoch, "epoch 2 is not above 900");

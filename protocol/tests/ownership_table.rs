@@ -1,4 +1,5 @@
-//! Every state of the ownership machine with every event, printed and compared with what was reviewed.
+//! Prints every state of the ownership machine with every event, and compares the result with the
+//! reviewed table.
 //!
 //! `TOWPATH_BLESS=1 cargo test -p towpath-protocol --test ownership_table` writes the table anew.
 
@@ -69,7 +70,8 @@ const fn ready(root: Root) -> Event {
     Event::ImageReady { root }
 }
 
-/// Ways of a source to its states: it begins as the owner at epoch 4, attempt 1 has epoch 5.
+/// Events that lead a source to each state. It begins as the owner at epoch 4; attempt 1 has epoch
+/// 5.
 fn ways_of_a_source() -> Vec<(&'static str, Decider, Vec<Event>)> {
     let journal = Decider::SourceJournal;
     let says = |word| hear("peer", 1, word);
@@ -94,7 +96,7 @@ fn ways_of_a_source() -> Vec<(&'static str, Decider, Vec<Event>)> {
     ]
 }
 
-/// Ways of a target to its states: it begins without any knowledge of the guest.
+/// Events that lead a target to each state. It begins without any knowledge of the guest.
 fn ways_of_a_target() -> Vec<(&'static str, Decider, Vec<Event>)> {
     let journal = Decider::SourceJournal;
     let prepared = || hear("peer", 1, prepare(5));
@@ -118,7 +120,7 @@ fn ways_of_a_target() -> Vec<(&'static str, Decider, Vec<Event>)> {
     ]
 }
 
-/// Every state with what can be known beyond it.
+/// A machine in every state, also with different knowledge outside the record.
 fn machines() -> Vec<(String, Ownership)> {
     let mut machines = Vec::new();
     for (name, decider, events) in ways_of_a_source() {

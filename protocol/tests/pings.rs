@@ -1,4 +1,4 @@
-//! What a source makes of the answers to its pings.
+//! How a source uses the answers to its pings.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use towpath_protocol::time::Instant;
 
 const BLOCK_COUNT: u64 = 64;
 
-/// A path's round trip.
+/// The round trip of the path.
 const ROUND_TRIP: Duration = Duration::from_millis(40);
 
 fn host(name: &str) -> HostIdentity {
@@ -108,7 +108,8 @@ fn a_target_sets_no_round_trip_with_answers_that_it_makes_up() {
     assert_eq!(scene.source.progress().round_trip, Some(ROUND_TRIP));
 }
 
-/// What becomes of a copy by pre-copy alone with this pause, and after how many pings.
+/// Copies in mode `pre` with this longest pause. Returns the outcome, and after how many pings it
+/// came.
 fn copied_within(pause_max: Duration) -> (Scene, Option<(usize, Outcome)>) {
     let policy = Policy {
         mode: Mode::Pre,

@@ -1,4 +1,5 @@
-//! What a source does once the guest is the target's: it says so for ever, whatever else is lost, and serves it.
+//! A source after the commit: it repeats the commit for ever, whatever else is lost, and serves the
+//! target.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,7 +30,7 @@ fn host(name: &str) -> HostIdentity {
     }
 }
 
-/// A source whose daemon restarts behind the commit.
+/// A source whose daemon was restarted after the commit.
 fn recovered(is_whole: bool) -> Source {
     recovered_with(is_whole, 64)
 }
@@ -70,7 +71,7 @@ fn recovered_with(is_whole: bool, block_count: u64) -> Source {
 
 fn feed(source: &mut Source, event: Event) -> Vec<Action> {
     let now = Instant::ZERO + Duration::from_millis(1);
-    // What the machine makes of a fault shows in its actions.
+    // The test looks at the resulting actions, not at the fault.
     drop(source.handle(event, now));
     std::iter::from_fn(|| source.poll()).collect()
 }
@@ -120,20 +121,21 @@ fn fault_11_blocks_that_are_lost_are_not_sent_and_the_target_is_waited_for() {
     );
     assert_eq!(outcome(&actions), None);
     assert!(source.is_image_lost());
-    // Once it is known what can never come: the guest's owner has to hear that nothing is to be waited for.
+    // Now it is known which blocks can never arrive: the guest's owner must hear that waiting is
+    // useless.
     assert_eq!(releases(&actions), 1, "{actions:?}");
     // The operator boots the guest there.
     let actions = hear(&mut source, Message::Complete);
     assert_eq!(outcome(&actions), Some(&Outcome::Moved));
 }
 
-/// How often it is said that nothing is kept here any more.
+/// Number of messages saying that no block is kept here any more.
 fn releases(actions: &[Action]) -> usize {
     let said = |action: &&Action| matches!(action, Action::Send(_, Message::Released));
     actions.iter().filter(said).count()
 }
 
-/// What a target says of the blocks that it misses.
+/// Sends the target's list of missing blocks.
 fn misses(source: &mut Source, words: Vec<u64>) -> Vec<Action> {
     let part = MissingPart {
         space: MEMORY,
@@ -156,7 +158,7 @@ fn fault_11_an_image_that_is_lost_while_it_is_served_is_told_over_fresh_lanes() 
     hear(&mut source, Message::Ack(1));
     assert_eq!(releases(&misses(&mut source, vec![u64::MAX])), 0);
     let actions = feed(&mut source, Event::GuestGone);
-    // What is on its way still counts at the target: only its next word says what can never come.
+    // Blocks under way still count at the target. Only its next list tells which can never arrive.
     assert_eq!(releases(&actions), 0, "{actions:?}");
     assert!(actions.contains(&Action::DropLink), "{actions:?}");
     let due = source.deadline().expect("lanes are opened again");
@@ -176,7 +178,7 @@ fn fault_11_a_target_that_misses_nothing_is_not_told_that_something_is_lost() {
     assert_eq!(releases(&misses(&mut source, Vec::new())), 0);
 }
 
-/// How long a source waits before it opens lanes again, each time that this ends those that it has.
+/// How long a source waits before it opens lanes again, each time `end` has ended its lanes.
 fn waits_after(source: &mut Source, mut end: impl FnMut(&mut Source, Instant)) -> Vec<Duration> {
     let mut now = Instant::ZERO;
     let mut waits = Vec::new();
@@ -191,7 +193,7 @@ fn waits_after(source: &mut Source, mut end: impl FnMut(&mut Source, Instant)) -
         source.handle(Event::Tick, now).expect("no fault");
         while source.poll().is_some() {}
     }
-    // An outage still costs its length and no more.
+    // After an outage the lanes are still opened again at once.
     source.handle(Event::LinkUp, now).expect("lanes open");
     source.handle(Event::LinkDown, now).expect("lanes break");
     let due = source.deadline().expect("lanes are opened again");
@@ -207,7 +209,7 @@ fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
         let failed = Event::Failed(Fault::new(Code::Io, "a page cannot be read"));
         source.handle(failed, now).expect_err("it failed");
     });
-    // A target whose folder is quarantined, or whose guest's process is gone, takes no lanes for days.
+    // A target whose folder is quarantined, or whose guest process is gone, refuses lanes for days.
     let refused = waits_after(&mut recovered(false), |source, now| {
         let refused = Fault::new(Code::Quarantine, "nothing is said of it");
         for word in [Message::Pong(0), Message::Refused((&refused).into())] {
@@ -220,7 +222,7 @@ fn what_fails_behind_the_commit_again_and_again_is_tried_ever_less_often() {
         assert!(waits.is_sorted(), "{waits:?}");
         assert_eq!(waits.last(), Some(&Duration::from_secs(5)));
     }
-    // What is busy is not for long, whatever came before.
+    // A busy target recovers soon, so the waits are short whatever came before.
     let mut codes = [Code::Quarantine; 9];
     codes[7..].fill(Code::Busy);
     let mut codes = codes.into_iter();
@@ -315,27 +317,27 @@ fn fault_03_a_refusal_is_the_only_way_back() {
 /// Blocks of a guest that is served.
 const SERVED_BLOCK_COUNT: u64 = 16_384;
 
-/// Blocks the line carries in one turn.
+/// Blocks that the line carries in one turn.
 const TURN_BLOCK_COUNT: u64 = 16;
 
-/// Demanded blocks that may go ahead of what the push has earned.
+/// Demanded blocks that may be sent ahead of what the push has earned.
 const AHEAD_COUNT: u64 = 256;
 
-/// Those that go in a round whatever it has earned.
+/// Demanded blocks sent per round whatever the push has earned.
 const ROUND_COUNT: u64 = 4;
 
-/// A source that serves a target over a line that lets demanded blocks go first, whatever else waits.
+/// A source that serves a target over a line which always sends demanded blocks first.
 struct Served {
     source: Source,
     demanded: VecDeque<u64>,
     pushed: VecDeque<(Received, u64)>,
     position: Received,
-    /// Blocks of a chunk that the line has carried a part of.
+    /// Blocks of the next chunk that the line has carried already.
     begun_count: u64,
     /// Blocks that arrived on either lane.
     demanded_count: u64,
     pushed_count: u64,
-    /// How often each block was sent as a demanded one.
+    /// How often each block was sent on demand.
     answers: Vec<u32>,
     arrived: BlockSet,
 }
@@ -361,7 +363,7 @@ impl Served {
         served
     }
 
-    /// Lanes are open, and the target says that it misses everything.
+    /// Opens the lanes; the target misses everything.
     fn link_up(&mut self) {
         self.feed(Event::LinkUp);
         hear(&mut self.source, Message::Ack(1));
@@ -376,12 +378,12 @@ impl Served {
         self.feed(Event::Heard(Lane::Control, end));
     }
 
-    /// Whether only what may go ahead has been answered, and what one round gives at most.
+    /// Whether only the blocks that may go ahead, and at most one round more, have been answered.
     fn is_ahead_alone(&self) -> bool {
         (AHEAD_COUNT..=AHEAD_COUNT + ROUND_COUNT).contains(&(self.demanded.len() as u64))
     }
 
-    /// Blocks that the line has carried.
+    /// Number of blocks that the line has carried.
     const fn count(&self) -> u64 {
         self.demanded_count + self.pushed_count
     }
@@ -419,7 +421,7 @@ impl Served {
         }
     }
 
-    /// The same for a word that is heard so many seconds later; what follows upon it is not carried.
+    /// Feeds a message that arrives so many seconds later. The resulting actions are dropped.
     fn feed_at(&mut self, second: u64, message: Message) {
         let now = Instant::ZERO + Duration::from_secs(second + 1);
         let event = Event::Heard(Lane::Control, message);
@@ -431,7 +433,7 @@ impl Served {
         self.feed(Event::Heard(Lane::Demand, Message::Demand(MEMORY, block)));
     }
 
-    /// What the line carries until it is the target's turn again.
+    /// Carries one turn's worth of blocks, and then acknowledges them.
     fn turn(&mut self) {
         let mut room = TURN_BLOCK_COUNT;
         while room > 0
@@ -470,14 +472,14 @@ impl Served {
 
 #[test]
 fn f23_a_flood_of_demands_leaves_the_push_a_quarter() {
-    // At once, and when the push could have saved up for it.
+    // At the start, and when the push could have saved up earnings.
     for pushed_before in [0, SERVED_BLOCK_COUNT / 4] {
         let mut served = Served::new();
         while served.pushed_count < pushed_before {
             served.turn();
         }
         let pushed_before = served.pushed_count;
-        // Everything, and a second time.
+        // Everything is demanded, and then once more.
         for _ in 0..2 {
             (0..SERVED_BLOCK_COUNT).for_each(|block| served.ask(block * 7919 % SERVED_BLOCK_COUNT));
         }
@@ -490,7 +492,7 @@ fn f23_a_flood_of_demands_leaves_the_push_a_quarter() {
             }
             let demanded = served.demanded_count - before.0;
             let pushed = served.pushed_count - before.1;
-            // Less one chunk that is under way, and what may go ahead once.
+            // Apart from one chunk that is under way, and what may go ahead once.
             let is_flooded = before.0 >= AHEAD_COUNT + ROUND_COUNT && !served.pushed.is_empty();
             assert!(
                 !is_flooded || (pushed + 16) * 4 >= demanded + pushed,
@@ -502,7 +504,7 @@ fn f23_a_flood_of_demands_leaves_the_push_a_quarter() {
         let earned = 3 * (served.pushed_count - pushed_before) + AHEAD_COUNT + ROUND_COUNT;
         let is_used = demanded <= earned && demanded > earned * 9 / 10;
         assert!(is_used, "{demanded} demanded and {earned} earned");
-        // Nothing goes twice but what may go ahead.
+        // Nothing is sent twice, except what may go ahead.
         assert!(served.count() <= SERVED_BLOCK_COUNT + AHEAD_COUNT + ROUND_COUNT);
     }
 }
@@ -551,7 +553,7 @@ fn a_guest_goes_on_where_other_traffic_leaves_the_push_nothing() {
 #[test]
 fn f23_demands_of_a_guest_that_waits_for_each_go_at_once() {
     let mut served = Served::new();
-    // Nearly two of three bytes that the line carries, for as long as there is anything to push.
+    // Demands for nearly two of three bytes that the line carries, while there is anything to push.
     let mut asked = 0;
     while !served.is_through() && asked < SERVED_BLOCK_COUNT {
         for _ in 0..TURN_BLOCK_COUNT * 5 / 8 {
@@ -570,7 +572,7 @@ fn f23_demands_of_a_guest_that_waits_for_each_go_at_once() {
     assert!(served.pushed_count > SERVED_BLOCK_COUNT / 4);
 }
 
-/// For how long a target that answers each ping keeps its lanes, if it gives this in each second.
+/// How long a target that answers each ping keeps its lanes, if it does `give` every second.
 fn kept_for(served: &mut Served, mut give: impl FnMut(&mut Served, u64)) -> Option<Duration> {
     let mut now = Instant::ZERO + Duration::from_millis(1);
     let begun = now;
@@ -594,7 +596,7 @@ fn a_target_that_answers_pings_and_gives_nothing_of_what_it_owes_has_its_lanes_o
     assert!(!served.pushed.is_empty(), "chunks are under way");
     let kept = kept_for(&mut served, |_, _| {}).expect("it is not waited for for ever");
     assert!(kept >= ARREARS_MAX && kept < 2 * ARREARS_MAX, "{kept:?}");
-    // Nor one that does not say that it took the guest.
+    // The same for a target that does not acknowledge that it took the guest.
     let mut served = Served::new();
     served.source = recovered(false);
     feed(&mut served.source, Event::LinkUp);
@@ -605,7 +607,7 @@ fn a_target_that_answers_pings_and_gives_nothing_of_what_it_owes_has_its_lanes_o
 fn a_line_that_is_only_slow_keeps_its_lanes() {
     let mut served = Served::new();
     let kept = kept_for(&mut served, |served, second| {
-        // One chunk in a minute and a half is acknowledged.
+        // One chunk is acknowledged every minute and a half.
         if second % 90 == 89
             && let Some((position, _)) = served.pushed.pop_front()
         {
@@ -613,7 +615,7 @@ fn a_line_that_is_only_slow_keeps_its_lanes() {
         }
     });
     assert_eq!(kept, None);
-    // One that has all owes the word that it is complete.
+    // A target that has every block still owes `Complete`.
     let mut served = Served::new();
     while !served.is_through() {
         served.turn();

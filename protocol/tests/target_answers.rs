@@ -1,4 +1,5 @@
-//! What a target answers when it is asked again, asked too late, or asked for what it cannot do.
+//! The answers of a target that is asked again, asked too late, or asked for something it cannot
+//! do.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity, MigrationId};
@@ -51,7 +52,7 @@ fn prepare() -> Message {
     })
 }
 
-/// Feeds an event and gives what is to be done about it.
+/// Handles an event and returns the actions.
 fn feed(target: &mut Target, event: Event) -> (Result<(), Fault>, Vec<Action>) {
     let result = target.handle(event, Instant::ZERO);
     (result, std::iter::from_fn(|| target.poll()).collect())
@@ -103,7 +104,7 @@ fn vacant() -> Target {
     target
 }
 
-/// All blocks as zeros, as the chunk of that number.
+/// The chunk of this number: all blocks, as zeros.
 fn zeros(sequence: u64) -> ChunkHeader {
     ChunkHeader {
         sequence,
@@ -118,7 +119,7 @@ fn zeros(sequence: u64) -> ChunkHeader {
     }
 }
 
-/// A target to which so many chunks of zeros have come.
+/// A target that has received this many chunks of zeros.
 fn receiving(chunk_count: u64) -> Target {
     let mut target = vacant();
     hear(&mut target, prepare()).0.expect("admitted");
@@ -135,7 +136,7 @@ fn receiving(chunk_count: u64) -> Target {
     target
 }
 
-/// The words of a stage that paused behind so many chunks, and the image's root then.
+/// The messages of a stage that paused after this many chunks, and the root of its image.
 fn paused(chunk_count: u64, missing: BlockSet) -> (Vec<Message>, Root) {
     let headers = (1..=chunk_count).map(zeros);
     let chain = headers.fold(CHAIN_START, |chain, header| chain_after(&chain, &header));
@@ -177,7 +178,8 @@ fn hear_paused(target: &mut Target, words: Vec<Message>) {
     }
 }
 
-/// A target that has the whole image, all of it zeros but for `missing` blocks, and its root.
+/// A target that has the whole image, with its root. All blocks are zeros, except the `missing`
+/// ones.
 fn ready(missing: BlockSet) -> (Target, Root) {
     let mut target = receiving(1);
     let (words, root) = paused(1, missing);
@@ -192,7 +194,7 @@ fn ready(missing: BlockSet) -> (Target, Root) {
 fn what_is_said_late_of_a_freeze_that_was_given_up_ends_nothing() {
     let mut target = receiving(2);
     let whole = || BlockSet::empty(BLOCK_COUNT);
-    // Its lane was slow: the guest runs on, and more of it has come.
+    // The switch lane was slow: the guest runs again, and more chunks have arrived.
     hear_paused(&mut target, paused(1, whole()).0);
     assert!(feed(&mut target, Event::StateLoaded).1.is_empty());
     let (words, root) = paused(2, whole());
@@ -202,7 +204,7 @@ fn what_is_said_late_of_a_freeze_that_was_given_up_ends_nothing() {
     assert!(says(&actions, |message| *message == Message::Ready(root)));
 }
 
-/// As [`ready`], committed; the guest is ordered to run and does not yet.
+/// As [`ready`], and committed. The guest was ordered to run and does not run yet.
 fn committed() -> Target {
     let (mut target, root) = ready(BlockSet::empty(BLOCK_COUNT));
     let (result, actions) = hear(&mut target, Message::Commit(Epoch(2), root));
@@ -221,7 +223,7 @@ fn a_refused_attempt_that_is_offered_again_is_refused_again_and_nothing_is_built
     hear(&mut target, prepare()).0.expect("admitted");
     let mut law = target.into_ownership();
     law.handle(ownership::Event::GiveUp).expect("prepared");
-    // The daemon restarts, the source's lanes come back.
+    // The daemon restarts, and the source's lanes come back.
     let law = Ownership::recover(host("b"), law.record().clone());
     let mut target = Target::begin(setup(), law);
     feed(&mut target, Event::LinkUp).0.expect("lanes open");
@@ -308,7 +310,7 @@ fn fault_26_nothing_is_said_of_a_commit_that_could_not_be_written_down() {
         actions.last(),
         Some(&Action::Finished(Outcome::Lost(poisoned)))
     );
-    // The source asks again, over these lanes or others: only the next start knows.
+    // The source asks again, over these lanes or others. Only a restart shows what is on disk.
     for event in [
         Event::Heard(Lane::Control, Message::Commit(Epoch(2), Root([1; 32]))),
         Event::LinkDown,
@@ -343,7 +345,7 @@ fn fault_08_what_was_to_be_done_with_a_dead_image_does_not_keep_the_refusal_back
     let mut target = vacant();
     hear(&mut target, prepare()).0.expect("admitted");
     feed(&mut target, Event::GuestBuilt).0.expect("built");
-    // The process dies, and that is heard of while chunks still wait to be written into it.
+    // The process dies, and this is reported while chunks still wait to be written into it.
     assert!(target.handle(Event::GuestGone, Instant::ZERO).is_err());
     let failed = Fault::new(Code::Guest, "the guest has no memory here");
     let (_, actions) = feed(&mut target, Event::Failed(failed));
@@ -401,7 +403,7 @@ fn the_last_block_that_could_not_be_installed_is_still_missing() {
     };
     target.handle(last, Instant::ZERO).expect("the last block");
     assert!(matches!(target.poll(), Some(Action::Install { .. })));
-    // Untouched memory would read as zeros, and the source let go of the only copy.
+    // Untouched memory would read as zeros, and the source has freed the only copy.
     let (_, actions) = feed(
         &mut target,
         Event::Failed(Fault::new(Code::Io, "no memory")),
@@ -425,11 +427,11 @@ fn an_action_that_fails_behind_the_commit_is_this_hosts_fault_whatever_its_code(
         Code::Guest,
         Code::State,
     ] {
-        // It does not run, as it is told; or goes on to miss what could not be installed.
+        // The guest does not run as ordered, or a missing block could not be installed.
         for mut target in [committed(), running()] {
             let failed = Fault::new(code, "the guest process refuses it");
             let (_, actions) = feed(&mut target, Event::Failed(failed.clone()));
-            // New lanes would not make it right.
+            // New lanes would not help.
             assert!(!actions.contains(&Action::DropLink), "{actions:?}");
             assert_eq!(
                 actions.last(),
@@ -461,10 +463,10 @@ fn a_guest_that_was_not_started_is_acknowledged_once_it_is() {
         hear(&mut target, commit()).0.expect("taken");
         let not_run = Fault::new(Code::Guest, "the vcpus do not start");
         let (_, mut actions) = feed(&mut target, Event::Failed(not_run));
-        // Its source lets go of its image at that word, also when it has to ask again.
+        // On these messages the source would free its image, also if it has to ask again.
         actions.extend(hear(&mut target, commit()).1);
         assert!(!says(&actions, of_an_answer), "{actions:?}");
-        // It is taken up again from what is on disk.
+        // The guest is taken up again from disk.
         let law = Ownership::recover(host("b"), target.ownership().record().clone());
         let Message::Prepare(prepare) = prepare() else {
             unreachable!("it is an offer");
@@ -510,7 +512,7 @@ fn f26_a_source_that_lets_go_of_missing_blocks_leaves_no_guest_that_counts_as_wh
     let (result, actions) = hear(&mut target, Message::Released);
     let lost = result.expect_err("a block is missing");
     assert_eq!(lost.code, Code::ImageLost);
-    // Untouched memory would read as zeros: whoever waits for the block goes on waiting.
+    // Untouched memory would read as zeros, so vCPUs that wait for the block go on waiting.
     assert_eq!(actions, [Action::Finished(Outcome::Lost(lost))]);
     let record = target.ownership().record();
     let is_missing = |state: &State| {

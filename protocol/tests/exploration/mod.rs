@@ -1,9 +1,9 @@
 //! Breadth-first search over worlds of two hosts that run the real ownership machines.
 //!
-//! The network is the set of everything ever said: each word is deliverable for ever, in any order, any
-//! number of times, which covers loss, delay, duplication and reordering. Either host may lose power
-//! (memory and pending actions gone, journal and disk kept) or have its daemon killed (the guest
-//! process survives with its memory) between any two actions.
+//! The network is the set of all messages ever sent: each can be delivered for ever, in any order,
+//! any number of times, which covers loss, delay, duplication and reordering. Between any two
+//! actions either host may lose power (memory and pending actions gone, journal and disk kept) or
+//! have its daemon killed (the guest process survives with its memory).
 
 pub(crate) mod search;
 pub(crate) mod shell;
@@ -13,21 +13,21 @@ use towpath_protocol::ownership::{Decider, State};
 
 use tables::Tables;
 
-/// What must never happen; a set of bits.
+/// A violation of the handover's rules. Used as bits of a set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub(crate) enum Violation {
     /// Both hosts run the guest.
     TwoRunners = 1,
-    /// A host runs on from before what the other has executed.
+    /// A host resumes a guest from a state older than what the other has executed.
     Rollback = 2,
     /// A host starts an image that is not the newest.
     StaleImage = 4,
     /// No journal makes any host responsible for the guest, and nobody runs it.
     Lost = 8,
-    /// The source frees blocks that the target has not got.
+    /// The source frees blocks that the target does not have.
     BlocksLost = 16,
-    /// A guest is started that the host's journal does not let run.
+    /// A host starts a guest that its journal does not let run.
     WithoutRight = 32,
 }
 
@@ -42,24 +42,24 @@ impl Violation {
     ];
 }
 
-/// A shell that does one thing wrong.
+/// A bug of the shell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mistake {
     /// The source takes silence for a refusal.
     ResumeOnTimeout,
-    /// `Commit` leaves before the journal is written.
+    /// `Commit` is sent before the journal is written.
     CommitBeforeFsync,
-    /// The target runs, and says so, before its journal is written.
+    /// The target runs the guest, and says so, before its journal is written.
     RunBeforeFsync,
-    /// The refusal leaves before it is durable.
+    /// The refusal is sent before it is durable.
     RefusalNotDurable,
-    /// The source forgets the attempts it began, and draws the same numbers again.
+    /// The source forgets the attempts it began, and uses the same numbers again.
     AttemptReused,
     /// The target takes the end of the data for the commit.
     TargetStartsAtEnd,
-    /// Mode B: the source takes silence for a lost race of the target.
+    /// Mode B: the source takes silence for a race that the target has lost.
     WitnessResumeOnTimeout,
-    /// Mode B: the offer leaves before the journal is written.
+    /// Mode B: the offer is sent before the journal is written.
     OfferBeforeFsync,
 }
 
@@ -67,23 +67,23 @@ pub(crate) enum Mistake {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) decider: Decider,
-    /// Attempts over both hosts.
+    /// Attempts of both hosts together.
     pub(crate) attempts: u8,
     /// Power losses of each host.
     pub(crate) power_losses: u8,
     /// Kills of each host's daemon.
     pub(crate) kills: u8,
-    /// Freezes that are given up within an attempt.
+    /// Freezes that are undone within an attempt.
     pub(crate) unseals: u8,
-    /// Most actions that may wait while a host hears something new.
+    /// Most actions that may wait while a host receives another message.
     pub(crate) waiting: usize,
     /// Whether guests are switched with blocks missing.
     pub(crate) has_post_copy: bool,
     /// Whether the guest goes back.
     pub(crate) has_return: bool,
-    /// Whether a third host says what it likes.
+    /// Whether a third host sends lies.
     pub(crate) has_liar: bool,
-    /// Whether the root tells images apart, as it does.
+    /// Whether roots of different images differ, as they really do.
     pub(crate) root_tells: bool,
     pub(crate) mistake: Option<Mistake>,
 }
@@ -106,8 +106,8 @@ impl Bounds {
     }
 }
 
-/// The guest's process at one host. Versions of its memory count starts: whatever ran since an image
-/// was made makes that image old.
+/// The guest's process at one host. Versions count the starts of the guest: an image becomes
+/// outdated when the guest runs after the image was made.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Guest {
     None,
@@ -127,30 +127,30 @@ pub(crate) enum Guest {
 /// One host.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Host {
-    /// The real machine, by number.
+    /// The number of the real machine.
     pub(crate) machine: u32,
-    /// What is on disk, by number.
+    /// The number of the record on disk.
     pub(crate) journal: u32,
     /// A write that a faulty shell delays.
     pub(crate) held: Option<u32>,
-    /// The register's answer that has not been heard yet.
+    /// The register's answer that has not been received yet.
     pub(crate) answer: Option<u8>,
     pub(crate) guest: Guest,
-    /// The version of the guest's disk that is here.
+    /// The version of the guest's disk at this host.
     pub(crate) disk: u8,
     pub(crate) power_losses: u8,
     pub(crate) kills: u8,
 }
 
-/// Everything.
+/// The state of everything: network, hosts and witness.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct World {
-    /// Everything ever said, by number.
+    /// All messages ever sent, one bit per number.
     pub(crate) packets: u128,
     pub(crate) hosts: [Host; 2],
-    /// The witness's register, by number.
+    /// The number of the witness's register content.
     pub(crate) register: u8,
-    /// The version of the guest that has executed last.
+    /// The version of the guest that executed last.
     pub(crate) newest: u8,
     pub(crate) attempts: u8,
     pub(crate) unseals: u8,
@@ -165,7 +165,7 @@ impl World {
         (0..2).filter(|&host| self.is_running(host)).count()
     }
 
-    /// What is wrong with this world, whatever led to it.
+    /// The violations in this world, whatever led to it.
     pub(crate) fn violations(&self, tables: &Tables) -> u8 {
         let mut violations = 0;
         if self.runner_count() == 2 {

@@ -1,4 +1,4 @@
-//! The search itself, and what it says of all the worlds it found.
+//! The search itself, and its results over all worlds.
 
 use std::hash::{BuildHasher, BuildHasherDefault};
 
@@ -6,10 +6,11 @@ use super::shell::Shell;
 use super::tables::{QuickHasher, Tables};
 use super::{Bounds, Violation, World};
 
-/// More worlds than this mean that a bound is missing.
+/// More worlds than this mean that the search is not bounded.
 const WORLD_COUNT_MAX: usize = 30_000_000;
 
-/// Worlds of a search by number, found again by an open-addressing table: two words a world beside it.
+/// The numbered worlds of a search, found by an open-addressing table of at least two slots per
+/// world.
 struct Worlds {
     worlds: Vec<World>,
     slots: Vec<u32>,
@@ -64,7 +65,7 @@ impl Worlds {
     }
 }
 
-/// A step between two worlds that is not a fault, and whose doing it is.
+/// A step between two worlds that is not a fault, with the host that does it.
 #[derive(Clone, Copy)]
 struct Edge {
     from: u32,
@@ -72,16 +73,16 @@ struct Edge {
     host: u8,
 }
 
-/// What a search found.
+/// The results of a search.
 pub(crate) struct Found {
     pub(crate) world_count: usize,
-    /// Worlds or steps of each violation.
+    /// Number of worlds or steps with each violation.
     pub(crate) violations: [usize; Violation::ALL.len()],
-    /// The shortest way to the first of each violation.
+    /// The shortest path to the first of each violation.
     pub(crate) ways: [Option<Vec<String>>; Violation::ALL.len()],
-    /// Worlds from which no way without a fault leads to exactly one runner.
+    /// Worlds from which no path without a fault leads to exactly one runner.
     pub(crate) stuck_count: usize,
-    /// Worlds in which the source waits as long as the target is silent.
+    /// Worlds in which the source waits for as long as the target is silent.
     pub(crate) blocked_count: usize,
     /// Worlds in which the guest has moved and runs.
     pub(crate) moved_count: usize,
@@ -94,7 +95,7 @@ impl Found {
         self.violations[position(violation)]
     }
 
-    /// Violations of any kind.
+    /// Number of violations of any kind.
     pub(crate) fn violation_count(&self) -> usize {
         self.violations.iter().sum()
     }
@@ -183,14 +184,14 @@ fn way(parents: &[(u32, &'static str, u8)], from: u32, last: (&str, u8)) -> Vec<
     way
 }
 
-/// Worlds from which no way without a fault leads to exactly one runner.
+/// Counts worlds from which no path without a fault leads to exactly one runner.
 fn stuck_count(worlds: &[World], edges: &[Edge]) -> usize {
     let is_good = |world: &World| world.runner_count() == 1;
     let reached = reach_back(worlds, edges, is_good);
     reached.iter().filter(|reached| !**reached).count()
 }
 
-/// Worlds in which nobody runs and host a, alone, cannot change that.
+/// Counts worlds in which no host runs the guest and host a alone cannot change that.
 fn blocked_count(worlds: &[World], edges: &[Edge]) -> usize {
     let own: Vec<Edge> = edges
         .iter()
@@ -201,7 +202,7 @@ fn blocked_count(worlds: &[World], edges: &[Edge]) -> usize {
     reached.iter().filter(|reached| !**reached).count()
 }
 
-/// For each world whether some way along the edges leads to a good one.
+/// For each world, whether some path along the edges leads to a good one.
 fn reach_back(worlds: &[World], edges: &[Edge], is_good: impl Fn(&World) -> bool) -> Vec<bool> {
     let mut ends = vec![0_u32; worlds.len() + 1];
     for edge in edges {

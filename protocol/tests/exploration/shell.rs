@@ -1,4 +1,4 @@
-//! What two hosts, their guests, their operator and their bad luck can do next.
+//! The possible next steps of two hosts, their guests and their operator, including faults.
 
 use towpath_protocol::identity::{AttemptId, Epoch};
 use towpath_protocol::ownership::{Event, Holder, Ownership, Record, State, Word};
@@ -6,19 +6,19 @@ use towpath_protocol::ownership::{Event, Holder, Ownership, Record, State, Word}
 use super::tables::{Act, Packet, Tables, root};
 use super::{Bounds, Guest, Host, Mistake, Violation, World};
 
-/// One thing that can happen.
+/// One possible step.
 pub(crate) struct Step {
     pub(crate) world: World,
     pub(crate) label: &'static str,
-    /// Whose doing.
+    /// The host that does it.
     pub(crate) host: usize,
-    /// Power losses and kills: nothing good may depend on them.
+    /// Whether it is a power loss or a kill. Progress must not depend on such steps.
     pub(crate) is_fault: bool,
-    /// What went wrong in doing it.
+    /// The violations of the step itself.
     pub(crate) violations: u8,
 }
 
-/// Collects what can happen next.
+/// Collects the possible next steps.
 pub(crate) struct Shell<'a> {
     pub(crate) tables: &'a mut Tables,
     pub(crate) bounds: Bounds,
@@ -26,7 +26,7 @@ pub(crate) struct Shell<'a> {
 }
 
 impl Shell<'_> {
-    /// The beginning: host a runs the guest, host b knows nothing of it.
+    /// The first world: host a runs the guest, host b knows nothing of it.
     pub(crate) fn first_world(&mut self) -> World {
         let decider = self.bounds.decider;
         let machines = [
@@ -63,7 +63,7 @@ impl Shell<'_> {
         world
     }
 
-    /// Everything a third host may say to confuse the two.
+    /// Adds every message that a third host may send to confuse the two.
     fn add_lies(&mut self, world: &mut World) {
         let root = root(1, true);
         let mut lie = |to, attempt, word| {
@@ -96,7 +96,7 @@ impl Shell<'_> {
         }
     }
 
-    /// Fills `steps` with all that can happen next.
+    /// Fills `steps` with all possible next steps.
     pub(crate) fn expand(&mut self, world: &World) {
         self.steps.clear();
         for host in 0..2 {
@@ -132,7 +132,8 @@ impl Shell<'_> {
         count
     }
 
-    /// Carries out the next actions that change nothing: saying again what is deliverable for ever.
+    /// Carries out the next actions that change nothing, such as sending a message that is already
+    /// in the network.
     fn settle(&mut self, mut world: World, host: usize) -> World {
         while let Some((act, rest)) = self.tables.poll(world.hosts[host].machine) {
             match act {
@@ -145,7 +146,7 @@ impl Shell<'_> {
         world
     }
 
-    /// An event for a machine, unless it changes nothing.
+    /// Adds the step of an event at a machine, unless it changes nothing.
     fn feed(&mut self, label: &'static str, world: World, host: usize, event: &Event) {
         let event = self.tables.number_of_event(event);
         self.feed_number(label, world, host, event);
@@ -164,11 +165,12 @@ impl Shell<'_> {
         }
     }
 
-    /// The first waiting action, alone: a crash may come before the next one.
+    /// Adds the step of the first waiting action alone, because a crash may come before the next
+    /// one.
     fn carry_out_next(&mut self, world: &World, host: usize) {
         let mut next = *world;
         let Some((act, rest)) = self.tables.poll(world.hosts[host].machine) else {
-            // A faulty shell gets round to its delayed write at last.
+            // A faulty shell carries out its delayed write at last.
             if let Some(record) = world.hosts[host].held {
                 next.hosts[host].journal = record;
                 next.hosts[host].held = None;
@@ -252,8 +254,8 @@ impl Shell<'_> {
         }
     }
 
-    /// The guest executes from `version` on. Right is only the newest, and only with a journal that
-    /// says so.
+    /// Starts the guest from `version`. Only the newest version is right, and only if the journal
+    /// allows it.
     fn start(&self, world: &mut World, host: usize, version: u8, missing: Option<u8>) -> u8 {
         let mut violations = 0;
         if version != world.newest {
@@ -269,7 +271,7 @@ impl Shell<'_> {
         if !matches!(journal, State::Owned { .. } | State::Offering { .. }) {
             violations |= Violation::WithoutRight as u8;
         }
-        // Only what an image was made of has to be told apart from what runs on.
+        // A new version is needed only if an image was made of the current one.
         if self.is_imaged(world) {
             world.newest += 1;
         }
@@ -331,7 +333,7 @@ impl Shell<'_> {
         }
     }
 
-    /// Data of the open attempt is installed; older data never overwrites newer.
+    /// Installs data of the open attempt. Older data never overwrites newer.
     fn receive(&mut self, world: &World, host: usize, attempt: u8, version: u8, is_whole: bool) {
         let machine = world.hosts[host].machine;
         let is_open = matches!(
@@ -359,7 +361,7 @@ impl Shell<'_> {
         self.push("receives", host, next, 0);
     }
 
-    /// What the shell and its operator may decide by themselves.
+    /// Adds the steps that the shell and its operator may decide on by themselves.
     fn decide(&mut self, world: &World, host: usize) {
         let record = self
             .tables
@@ -405,7 +407,7 @@ impl Shell<'_> {
             Guest::Running {
                 missing: Some(version),
             } => {
-                // The source serves what is missing; if it cannot any more, the guest boots anew.
+                // The source serves the missing blocks. If it cannot any more, the guest is booted.
                 if world.hosts[1 - host].guest == (Guest::Frozen { version }) {
                     next.hosts[host].guest = Guest::Running { missing: None };
                     self.push("fetches the rest", host, next, 0);
@@ -471,7 +473,7 @@ impl Shell<'_> {
         }
     }
 
-    /// The mistakes that are inventions.
+    /// Adds the steps of bugs in which the shell makes up an event.
     fn err(&mut self, world: &World, host: usize) {
         let state = self
             .tables

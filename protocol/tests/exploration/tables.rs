@@ -1,11 +1,11 @@
-//! Machines, records and words by number, and the real machine's answers, each asked for once.
+//! Numbers for machines, records and messages, and a cache of the real machine's answers.
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, HostIdentity};
 use towpath_protocol::ownership::{Action, Event, Holder, Ownership, Record, Root, Word};
 
-/// A multiplicative hash: the keys are small numbers and nobody attacks them.
+/// A multiplicative hash. The keys are small numbers and not under attack.
 #[derive(Default)]
 pub(crate) struct QuickHasher(u64);
 
@@ -66,17 +66,17 @@ impl<T: Clone + Eq + Hash> Interner<T> {
     }
 }
 
-/// What travels between the hosts.
+/// A packet between the hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Packet {
-    /// A word of the handover.
+    /// A message of the handover.
     Said {
         to: usize,
         from: usize,
         attempt: AttemptId,
         word: Word,
     },
-    /// All the target needs to run, sent while the guest was frozen.
+    /// Everything the target needs to run, sent while the guest was frozen.
     Image {
         to: usize,
         attempt: u8,
@@ -85,7 +85,7 @@ pub(crate) enum Packet {
     },
 }
 
-/// An action with numbers in place of what it carries.
+/// An action with numbers instead of its contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Act {
     Persist(u32),
@@ -105,7 +105,7 @@ pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
 
 const GUEST: GuestId = GuestId(7);
 
-/// Everything by number.
+/// The tables of everything that has a number.
 pub(crate) struct Tables {
     identities: Vec<HostIdentity>,
     machines: Interner<Ownership>,
@@ -211,7 +211,7 @@ impl Tables {
         number
     }
 
-    /// The event of hearing a packet that is a word.
+    /// The event of receiving a packet that is a message.
     pub(crate) fn hearing(&self, packet: u32) -> u32 {
         self.heard[packet as usize]
     }
@@ -228,7 +228,7 @@ impl Tables {
         u8::try_from(self.holders.number(holder)).expect("few holders")
     }
 
-    /// The machine after an event; the same number if it ignores it.
+    /// The machine after an event; the same number if the machine ignores the event.
     pub(crate) fn handle(&mut self, machine: u32, event: u32) -> u32 {
         if let Some(after) = self.handled.get(&(machine, event)) {
             return *after;
@@ -245,7 +245,7 @@ impl Tables {
         after
     }
 
-    /// The machine's next action and the machine without it.
+    /// The machine's next action, with the machine after it.
     pub(crate) fn poll(&mut self, machine: u32) -> Option<(Act, u32)> {
         let position = machine as usize;
         if position >= self.polled.len() {
@@ -308,7 +308,7 @@ impl Tables {
     }
 }
 
-/// The root of an image: it tells versions apart unless a search takes that away.
+/// The root of an image. Differs between versions, unless a search disables that.
 pub(crate) const fn root(version: u8, tells: bool) -> Root {
     Root([if tells { version } else { 0 }; 32])
 }

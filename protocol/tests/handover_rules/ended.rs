@@ -1,4 +1,4 @@
-//! What a host goes on answering about a guest that was ended there.
+//! The answers of a host about a guest that was ended there.
 
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::Epoch;
@@ -9,7 +9,7 @@ use super::{
     ready, relinquished, taken, words,
 };
 
-/// What is kept of a machine whose guest was ended, started again from.
+/// Restarts a machine from the record that remains after its guest was ended.
 fn ended(machine: &Ownership, name: &str) -> Ownership {
     let kept = machine.remainder().expect("at rest").expect("handed over");
     let kept = Record::decode(&kept.encode()).expect("our own record");
@@ -24,7 +24,8 @@ fn h03_a_guest_that_was_taken_and_ended_is_neither_refused_nor_taken_again() {
     feed(&mut taken, Event::ImageComplete);
     let mut machine = ended(&taken, "b");
     assert!(!machine.may_run());
-    // Its source has not heard of it: it lets go, and does not run what the target has changed since.
+    // Its source has not heard of it. It lets go, and does not resume the guest, which the target
+    // has changed since.
     assert_eq!(
         words(&feed(&mut machine, hear("a", 1, commit(2)))),
         [Word::Ack, Word::Complete]
@@ -57,7 +58,7 @@ fn a_guest_between_two_hosts_is_not_ended_and_one_that_never_moved_leaves_nothin
         assert_eq!(refused.code, Code::State);
     }
     assert_eq!(owner().remainder(), Ok(None));
-    // One that was offered keeps its mark: the attempt's number is used.
+    // A guest that was offered keeps its mark, because the attempt's number is used.
     let mut stayed = offering();
     feed(&mut stayed, Event::Withdraw);
     let kept = stayed.remainder().expect("at rest").expect("handed over");

@@ -1,4 +1,4 @@
-//! How a guest comes to a host that has seen higher epochs of it than its owner.
+//! How a guest can be moved to a host that has seen higher epochs of it than its owner.
 
 use towpath_protocol::fault::Code;
 use towpath_protocol::identity::Epoch;
@@ -11,7 +11,7 @@ use super::{
     words,
 };
 
-/// What an owner says when it offers the guest.
+/// Offers the guest, and returns the offered epoch.
 fn offers(machine: &mut Ownership, number: u128) -> u64 {
     let (attempt, target) = (attempt(number), host("b"));
     match words(&feed(machine, Event::Offer { attempt, target }))[..] {
@@ -24,10 +24,10 @@ fn offers(machine: &mut Ownership, number: u128) -> u64 {
 fn h02_offers_of_another_do_not_bar_a_guest_from_a_host() {
     let mut target = taken();
     feed(&mut target, Event::ImageComplete);
-    // It went back to its source, and nobody else may say how far its numbers are.
+    // The guest went back to its source. Host "c" now makes false offers with ever higher epochs.
     let mut target = Ownership::recover(host("b"), target.remainder().unwrap().unwrap());
     let mut source = owner();
-    // Another host, that the guest was at once.
+    // A third host that once had the guest.
     let remembered = Ownership::recover(host("e"), target.record().clone());
     for number in (10..40).step_by(2) {
         let far = target.record().high_water.0 + EPOCH_FOLLOW_MAX;
@@ -45,11 +45,11 @@ fn h02_offers_of_another_do_not_bar_a_guest_from_a_host() {
         let actions = feed(&mut target, hear("a", number + 1, prepare(offered)));
         assert_eq!(words(&actions), [Word::Prepared]);
         feed(&mut target, hear("a", number + 1, Word::Abort));
-        // Nor from one that has never heard of it.
+        // A host that has never heard of the guest accepts the offer too.
         let mut other = Ownership::vacant(host("d"), GUEST);
         let actions = feed(&mut other, hear("a", number + 1, prepare(offered)));
         assert_eq!(words(&actions), [Word::Prepared]);
-        // Nor, by many such steps, from one that remembers it as it was.
+        // After many such steps, so does a host that remembers the guest's old epoch.
         let mut other = remembered.clone();
         let actions = feed(&mut other, hear("a", number + 1, prepare(offered)));
         assert_eq!(words(&actions), [Word::Prepared]);

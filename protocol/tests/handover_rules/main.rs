@@ -1,4 +1,4 @@
-//! The rules of `spec/handover.md`, one by one, on the real machine.
+//! The rules of `docs/handover.md`, one by one, on the real machine.
 
 mod ended;
 mod epochs;
@@ -31,7 +31,7 @@ fn drain(machine: &mut Ownership) -> Vec<Action> {
     std::iter::from_fn(|| machine.poll()).collect()
 }
 
-/// Feeds an event and gives what is to be done about it.
+/// Handles an event and returns the actions.
 fn feed(machine: &mut Ownership, event: Event) -> Vec<Action> {
     machine.handle(event).expect("the event fits");
     drain(machine)
@@ -45,7 +45,7 @@ fn hear(from: &str, number: u128, word: Word) -> Event {
     }
 }
 
-/// A word that must be ignored: a fault of this code, and nothing changes.
+/// Asserts that an event is ignored: a fault with this code, and no change.
 fn check_ignored(machine: &Ownership, event: &Event, code: Code) {
     let mut after = machine.clone();
     let fault = after.handle(event.clone()).expect_err("to be ignored");
@@ -115,7 +115,7 @@ fn ready() -> Ownership {
     machine
 }
 
-/// Host "b" runs it; blocks are missing.
+/// Host "b" runs the guest; blocks are missing.
 fn taken() -> Ownership {
     let mut machine = ready();
     feed(&mut machine, hear("a", 1, commit(2)));
@@ -204,14 +204,14 @@ fn a_guest_comes_back_with_higher_epochs() {
     );
 
     let mut a = relinquished(true);
-    // While it waits for the answer it cannot take the guest back; the answer lets it.
+    // While it waits for the answer it cannot take the guest back; after the answer it can.
     check_ignored(&a, &hear("b", 2, prepare(3)), Code::GuestExists);
     feed(&mut a, hear("b", 1, Word::Ack));
     feed(&mut a, hear("b", 2, prepare(3)));
     feed(&mut a, Event::ImageReady { root: ROOT });
     let actions = feed(&mut a, hear("b", 2, commit(3)));
     assert!(actions.contains(&Action::Run { epoch: Epoch(3) }));
-    // What was said about the first move is dead.
+    // Messages about the first move have no effect any more.
     check_ignored(&a, &hear("b", 1, Word::Ack), Code::Unexpected);
     check_ignored(&a, &hear("b", 1, Word::Nack), Code::Unexpected);
 }
@@ -236,7 +236,7 @@ fn h01_a_commit_said_again_is_answered_again_and_never_starts_twice() {
     assert_eq!(actions, [Action::Run { epoch: Epoch(2) }]);
     assert_eq!(again(&mut machine), [Word::Ack, Word::Complete]);
 
-    // It leaves again, to a third host: the first source still gets its answer.
+    // It leaves again, for a third host. The first source still gets its answer.
     let (second, target) = (attempt(2), host("c"));
     let attempt = second;
     feed(&mut machine, Event::Offer { attempt, target });
@@ -271,7 +271,7 @@ fn h02_an_epoch_at_or_below_the_mark_is_stale() {
     for word in [prepare(above), commit(above), prepare(u64::MAX)] {
         check_ignored(&machine, &hear("a", 2, word), Code::Meta);
     }
-    // Nor does one offer take all numbers from a guest.
+    // A single offer cannot use up all epochs of a guest.
     let far = 5 + EPOCH_STEP_MAX;
     check_ignored(&machine, &hear("a", 2, prepare(far + 1)), Code::Meta);
     feed(&mut machine, hear("a", 2, prepare(far)));
@@ -308,7 +308,7 @@ fn h03_a_commit_without_an_image_is_refused_durably() {
         words(&feed(&mut machine, hear("a", 1, prepare(2)))),
         [Word::Nack]
     );
-    // Another attempt of the same source may come; the first one stays refused under it.
+    // Another attempt of the same source is possible; the first one stays refused meanwhile.
     feed(&mut machine, hear("a", 2, prepare(3)));
     feed(&mut machine, Event::ImageReady { root: ROOT });
     assert_eq!(
@@ -350,7 +350,7 @@ fn h05_forged_and_replayed_answers_are_ignored() {
             check_ignored(&owner(), &hear("b", 1, word), Code::Unexpected);
         }
     }
-    // The target cannot run before the commit, and cannot refuse what it runs.
+    // The target cannot run the guest before the commit, and cannot refuse it once it runs.
     check_ignored(&offering(), &hear("b", 1, Word::Ack), Code::Unexpected);
     check_ignored(&offering(), &hear("b", 1, Word::Complete), Code::Unexpected);
     let mut machine = relinquished(false);
@@ -414,7 +414,7 @@ fn post_copy_releases_only_what_is_complete() {
     let actions = feed(&mut machine, hear("b", 1, Word::Complete));
     assert!(actions.contains(&Action::FreeImage));
 
-    // The target cannot offer on what it has not got whole, restart or not.
+    // A target cannot offer a guest that it does not have whole, even after a restart.
     let event = Event::Offer {
         attempt: attempt(2),
         target: host("c"),
@@ -467,7 +467,7 @@ fn nothing_but_the_target_undoes_a_commit() {
     assert_eq!(actions, []);
     assert!(!after.may_run());
     assert_eq!(words(&feed(&mut after, Event::Repeat)), [commit(2)]);
-    // A target that finds its image again is told at once.
+    // A target that finds its image again gets the commit at once.
     assert_eq!(
         words(&feed(&mut after, hear("b", 1, Word::Ready { root: ROOT }))),
         [commit(2)]
@@ -678,7 +678,7 @@ fn offer_word() -> Word {
     }
 }
 
-/// Host "a" said in mode B that "b" may take the guest.
+/// Host "a" in mode B, after telling "b" that it may take the guest.
 fn offered() -> Ownership {
     let (machine, _) = Ownership::owner(host("a"), GUEST, Epoch(1));
     let mut machine = machine.decided_by(Decider::Witness);
@@ -698,7 +698,7 @@ fn offered() -> Ownership {
     machine
 }
 
-/// Host "b" has the image in mode B and was told that it may take the guest.
+/// Host "b" in mode B, with the image, after it was told that it may take the guest.
 fn taking() -> Ownership {
     let mut machine = Ownership::vacant(host("b"), GUEST).decided_by(Decider::Witness);
     feed(&mut machine, hear("a", 1, prepare(2)));
@@ -767,7 +767,7 @@ fn mode_b_a_target_that_won_and_lost_its_image_hands_the_guest_back() {
     let actions = feed(&mut machine, Event::GiveUp);
     assert!(matches!(actions[0], Action::Persist(_)));
     assert_eq!(actions[1], swap(holder("b", 2), holder("a", 2)));
-    // And again, should the first swap have come late.
+    // And again, in case the first swap came late.
     let actions = feed(&mut machine, hear("a", 1, offer_word()));
     assert_eq!(actions[0], swap(holder("b", 2), holder("a", 2)));
 

@@ -1,4 +1,4 @@
-//! What a host remembers of the attempts that it decided about, however often the guest has moved since.
+//! What a host remembers of attempts that it has decided, however often the guest has moved since.
 
 use towpath_protocol::ownership::{Event, VERDICT_COUNT_MAX, Word};
 
@@ -8,7 +8,7 @@ use super::{attempt, commit, feed, hear, host, prepare, taken, words};
 fn h01_a_source_that_was_away_for_long_hears_what_became_of_its_commit() {
     let mut machine = taken();
     feed(&mut machine, Event::ImageComplete);
-    // Its answer is lost, and meanwhile the guest goes to another host and comes back, again and again.
+    // Its answer is lost. Meanwhile the guest goes to another host and comes back, again and again.
     for number in (10..).step_by(10).take(2 * VERDICT_COUNT_MAX) {
         let (there, target) = (attempt(number), host("c"));
         feed(
@@ -39,7 +39,7 @@ fn h01_a_source_that_was_away_for_long_hears_what_became_of_its_commit() {
         feed(&mut machine, hear("c", number + 1, Word::Ready { root }));
         feed(&mut machine, hear("c", number + 1, Word::Ack));
         let mark = machine.record().high_water.0;
-        // The first offer back comes to nothing.
+        // The first offer back fails.
         feed(&mut machine, hear("c", number + 2, prepare(mark + 1)));
         feed(&mut machine, Event::GiveUp);
         feed(&mut machine, hear("c", number + 3, prepare(mark + 2)));

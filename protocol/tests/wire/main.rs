@@ -1,4 +1,4 @@
-//! Proofs about the wire: what a peer's bytes can and cannot do before anything is installed.
+//! The wire format: what a peer's bytes can and cannot do before anything is installed.
 #![forbid(unsafe_code)]
 
 mod properties;
@@ -54,7 +54,8 @@ fn f01_a_length_above_the_cap_is_refused_from_the_header_alone() {
     }
 }
 
-/// Postcard's encoding of 2^63 and of 2^30: lengths a hostile peer would announce inside a body.
+/// Postcard's encoding of 2^63 and of 2^30: lengths that a hostile peer would announce inside a
+/// body.
 const ABSURD_COUNTS: [&[u8]; 2] = [
     &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01],
     &[0x80, 0x80, 0x80, 0x80, 0x04],
@@ -64,7 +65,7 @@ const ABSURD_COUNTS: [&[u8]; 2] = [
 fn f01_a_count_of_2_to_the_63_inside_a_body_allocates_next_to_nothing() {
     for kind in (0..=255).filter(|kind| *kind != KIND_CHUNK) {
         for count in ABSURD_COUNTS {
-            // The count at every place where a length may stand.
+            // Puts the count at every place where a length may be.
             for before in 0..80 {
                 let mut body = vec![1; before];
                 body.extend_from_slice(count);
@@ -100,7 +101,7 @@ fn f02_a_body_cut_inside_an_honest_frame_is_refused() {
     for message in messages() {
         let bytes = encoded(&message);
         let body = &bytes[HEADER_BYTES..];
-        // State is opaque here: its length is checked against the announced total at the end.
+        // State is opaque here. Its length is checked against the announced total at the end.
         if matches!(message, Message::StatePart(_)) {
             continue;
         }
@@ -199,7 +200,8 @@ fn f04_every_single_bit_flip_of_every_frame_is_refused() {
             damaged[bit / 8] ^= 1 << (bit % 8);
             let is_found = match read_one(&damaged) {
                 Err(_) => true,
-                // Behind its head a chunk has only its digest, which whoever unpacks it checks.
+                // After its head a chunk is protected only by its digest, which is checked when it
+                // is unpacked.
                 Ok((Content::Chunk(header, payload), _)) => digest_of(&payload) != header.digest,
                 Ok(_) => false,
             };
@@ -238,7 +240,7 @@ fn f27_a_side_that_does_not_know_a_manifest_or_a_mark_skips_it() {
         let may_be_skipped = matches!(message, Message::Manifest(_) | Message::Mark(_));
         assert_eq!(is_critical, !may_be_skipped);
         if !is_critical {
-            // As that side sees it: of a kind it does not know, whose cap is that of all such.
+            // Seen by a side that does not know the kind, the cap is that of all unknown kinds.
             let body = bytes.split_off(HEADER_BYTES);
             let mut unknown_frame = Vec::new();
             write_frame(unknown, header.flags, &body, &mut unknown_frame);
@@ -281,7 +283,7 @@ fn f08_a_chunk_outside_every_space_or_wrapping_is_refused() {
         }
         assert!(read_one(&chunk(codec, &[run(BLOCK_COUNT_MAX - 1, 1)], payload)).is_ok());
     }
-    // Inside the largest space but outside this one: the receiver's own check.
+    // Inside the largest space but outside this one: the receiver's own check finds it.
     let geometry = Geometry::new(4096, 100).expect("a geometry");
     assert_eq!(
         geometry.check(run(99, 2)).expect_err("outside").code,
@@ -346,7 +348,7 @@ fn f09_more_blocks_or_runs_than_a_chunk_can_hold_are_refused() {
     }
     let zeros = [run(0, ZERO_RUN_BLOCKS_MAX + 1)];
     assert_eq!(code_of(&chunk(Codec::Zero, &zeros, &[])), Code::Range);
-    // Seventeen runs: our encoder refuses to make them, so the count is patched in.
+    // Our encoder refuses to make seventeen runs, so the count is patched in.
     let mut body = chunk(Codec::Zero, &many, &[])[HEADER_BYTES..].to_vec();
     body[15] = 17;
     body.extend_from_slice(&[1; 12]);
@@ -460,7 +462,7 @@ fn f28_names_and_enums_are_parsed_as_what_they_are() {
     }
     let hello = encoded(&messages()[0]);
     let mut body = hello[HEADER_BYTES..].to_vec();
-    // The lane, before the one byte of the number of its set.
+    // The byte of the lane, before the one byte of the link number.
     let lane = body.len() - 2;
     body[lane] = 4;
     assert_eq!(code_of(&framed(1, &body)), Code::Meta);
@@ -480,7 +482,7 @@ fn f29_versions_without_overlap_name_both_ranges() {
             assert!(fault.detail.contains(&range.to_string()), "{fault}");
         }
     }
-    // An offer lowered on the way is a flipped frame, or a version we speak anyway.
+    // An offer that was lowered on the way is a damaged frame, or a version that we speak anyway.
     let mut hello = encoded(&messages()[0]);
     hello[HEADER_BYTES + 1] = 1;
     assert_eq!(code_of(&hello), Code::Framing);

@@ -1,4 +1,4 @@
-//! Properties of every message and chunk, good and damaged.
+//! Properties of every message and chunk, valid and damaged.
 
 use proptest::prelude::*;
 use towpath_protocol::identity::{AttemptId, Epoch, GuestId, MigrationId};

@@ -11,7 +11,7 @@ use towpath_protocol::ownership::Root;
 use towpath_protocol::space::{BLOCK_COUNT_MAX, BlockRun, SpaceId};
 use towpath_protocol::version::VersionRange;
 
-/// What came out of one frame.
+/// The content of one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     Message(Message),
@@ -19,7 +19,7 @@ pub(crate) enum Content {
     Skipped(u8),
 }
 
-/// Reads one frame as a lane does: header, cap of its kind, checksum, then the body's own checks.
+/// Reads one frame as a lane does: header, cap of the kind, checksum, then the checks of the body.
 pub(crate) fn read_one(bytes: &[u8]) -> Result<(Content, &[u8]), Fault> {
     let incomplete = || Fault::new(Code::Truncated, "the stream ends inside a frame");
     let (head, rest) = bytes.split_first_chunk().ok_or_else(incomplete)?;
@@ -87,8 +87,8 @@ pub(crate) fn chunk(codec: Codec, runs: &[BlockRun], payload: &[u8]) -> Vec<u8> 
     bytes
 }
 
-/// One chunk of each codec; what stands in the payload does not matter to the wire, and the digests are
-/// of the packed bytes.
+/// One chunk of each codec. The content of the payload does not matter to the wire format, and the
+/// digests are of the packed bytes.
 pub(crate) fn chunks() -> Vec<Vec<u8>> {
     let payload: Vec<u8> = (0..9000_u32).map(|i| (i * 7 % 251) as u8).collect();
     vec![
@@ -185,7 +185,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
     messages().iter().map(encoded).chain(chunks()).collect()
 }
 
-/// A header with a right checksum that announces any length.
+/// A header with a valid checksum that announces any length.
 pub(crate) fn header_announcing(kind: u8, body_bytes: u32) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..2].copy_from_slice(&MAGIC);
