@@ -116,9 +116,8 @@ pub struct Recent {
     horizons: [Horizon; HORIZONS.len()],
 }
 
-/// The state of the means at one time. Errors are computed with the state from when the forecast
-/// was made, not with what was learnt later: above all, the spread is larger after a change than
-/// before it.
+/// The state of the means at one time. Errors are computed with the state at the time of the
+/// forecast, not with a later one: above all, the spread is larger after a change than before it.
 #[derive(Debug, Clone, Copy)]
 struct Said {
     /// Means of logarithms of the rate.

@@ -64,9 +64,9 @@ const SETTLED_AT_JUMP: u64 = 6;
 /// An hour that carried less than this share of both the expected and the usual rate is an outage.
 const OUTAGE_SHARE: f64 = 0.1;
 
-/// Hours in a row after which next to nothing is no longer taken for an outage but for what the
-/// link carries now. After so many hours without any link the outage has been counted, and further
-/// hours say nothing about the hours with a link.
+/// Longest outage, in hours. A link that carries next to nothing for longer is taken to carry just
+/// that now. After so many hours without any link the outage has been counted, and further hours
+/// say nothing about the hours with a link.
 const OUTAGE_HOURS_MAX: u32 = 36;
 
 /// Residuals kept: a week, plus a lead of a week, plus the hours that their means look back.

@@ -176,8 +176,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The identity of a host, proved by its certificate's URI `spiffe://<trust
-/// domain>/site/<site>/host/<host>`.
+/// The identity of a host, proved by its certificate's URI
+/// `spiffe://<trust domain>/site/<site>/host/<host>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HostIdentity {
     /// The authority's domain.

@@ -93,8 +93,8 @@ pub struct Facts {
     pub residual_bytes: u64,
     /// Raw bytes that the round itself carried.
     pub round_bytes: u64,
-    /// Raw bytes per second that were carried and acknowledged. With compression this exceeds the
-    /// link's rate.
+    /// Raw bytes per second that were carried and acknowledged. With compression this may exceed
+    /// the link's rate.
     pub goodput_bytes_per_second: u64,
     /// Raw bytes per second that the guest dirtied in the round.
     pub dirty_bytes_per_second: u64,

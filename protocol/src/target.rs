@@ -528,8 +528,8 @@ impl Target {
     }
 
     /// Handles an action that failed. The actions after it are dropped too. The exception is an
-    /// attempt that ended without the guest: its last actions do not depend on the failed one. If
-    /// the guest was already complete here, it is not after all, because it needs every block.
+    /// attempt that ended without the guest: its last actions do not depend on the failed one. A
+    /// guest that was about to be reported as arrived has not arrived: it needs every block.
     fn not_carried_out(&mut self, fault: Fault) -> Fault {
         let is_arrival = |action: &Action| matches!(action, Action::Finished(Outcome::Arrived));
         if matches!(self.phase, Phase::Over) && !self.actions.iter().any(is_arrival) {

@@ -124,7 +124,7 @@ impl Lead {
             .filter(|expected| expected.scale > 0.0)
     }
 
-    /// Learns from the newest residual how those this lead before it continue.
+    /// Updates the regression: the newest residual is the outcome of those this lead before it.
     pub(super) fn learn(&mut self, residuals: &Residuals) {
         let Some(target) = residuals.get(0) else {
             return;

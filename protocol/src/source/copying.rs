@@ -21,8 +21,8 @@ const WINDOW_BYTES_MIN: u64 = 256 << 10;
 /// Largest window of frames under way, in bytes: 10 Gbit/s over 50 ms.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 
-/// Raw bytes that may always be ordered and not packed yet: enough to keep the codec's threads
-/// busy.
+/// Least limit on raw bytes ordered and not packed yet: enough to keep the codec's threads busy. A
+/// cap on the move's rate may lower it.
 const UNPACKED_BYTES_MIN: u64 = 2 << 20;
 
 /// Most raw bytes ordered and not acknowledged yet: 4096 chunks to remember, and to read again if

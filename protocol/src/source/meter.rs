@@ -16,8 +16,8 @@ const PEAK_SPAN_MIN: Duration = Duration::from_millis(25);
 /// Weight of a new goodput sample. KubeVirt's study of live migrations settled on the same.
 const GOODPUT_WEIGHT: f64 = 0.4;
 
-/// Round trips whose median is used. A mean would carry one that an outage made long for half a
-/// minute, and the longer pause predicted from it would switch the guest too early.
+/// Round trips whose median is used. After an outage a mean would be too long for half a minute,
+/// and the pause predicted from it would switch the guest too early.
 const ROUND_TRIP_COUNT: usize = 5;
 
 /// Round trips needed before the shortest is taken for the path's own.
