@@ -1,9 +1,9 @@
 //! The estimator: what the path carries, and how many bytes in flight keep its queue short.
 //!
-//! A full queue at the bottleneck decides how long an urgent byte waits; no priority of ours reaches
-//! into it. So a connection keeps as many bytes in flight as the path itself holds, plus an
-//! *allowance*: a queue of a few milliseconds, short enough for a guest to wait behind and long enough
-//! to notice when the path gets faster.
+//! A full queue at the bottleneck decides how long an urgent byte waits; no priority of ours
+//! reaches into it. So a connection keeps as many bytes in flight as the path itself holds, plus an
+//! *allowance*: a queue of a few milliseconds. That is short enough for a guest to wait behind, and
+//! long enough to notice when the path gets faster.
 //!
 //! ```text
 //!   window' = window × (base round trip + allowance) / (least round trip of the last round)
@@ -13,23 +13,29 @@
 //!      └───── everything in flight lost, or long no queue ──────┘  └─ Filling ◄─ base seen ─┘
 //! ```
 //!
-//! A round that was full behind a long queue, with something arriving all the time, says at once what the path
-//! carries: its rate is believed as it is, and the next rounds are left to fill the path again. If what is sent
-//! with less in flight takes as long, there was no queue: the path is longer, and carries what it did (`belief`).
+//! A round that is full, stands behind a long queue and has no gaps in its arrivals shows at once
+//! what the path carries. Its rate is taken as it is, and the rounds after it only refill the path.
+//! If packets sent later, with less in flight, take as long, there was no queue: the path became
+//! longer and still carries its old rate (`belief`).
 //!
-//! The formula is its own probe: below the path's capacity no queue forms, so the window grows by the
-//! allowance's share; at capacity a queue of the allowance's length stands, and the window with it. On a
-//! long path that share is small, so a window that has filled the path for some rounds without any queue
-//! grows by larger steps, and if there is still none then and more gets through, the startup begins again.
-//! If no more does, the next such try waits twice as long.
-//! Only the *least* round trip of a round speaks, because only a standing queue delays every packet:
-//! radio links and busy processors delay many, and must not look like a full path. The base is the
-//! least round trip of the last twenty seconds, and a drain every ten shows it even if we fill the link.
-//! A round in which the sender paused teaches nothing, unless the window was in flight all the same.
-//! Loss alone does not slow us down below what counts as noise: wireless edges lose packets
-//! without being full. Above it the buffer is smaller than the allowance, which then shrinks, and the window
-//! keeps close to what gets through. In a startup rounds are of a few packets, so only a large part of one
-//! counts: that is lost when the window exceeds what the path holds, and no buffer shows it by a queue.
+//! The formula is its own probe. Below the path's capacity no queue forms, so the window grows by
+//! the allowance's share; at capacity a queue as long as the allowance stands, and the window
+//! stays. On a long path that share is small. So a window that has filled the path for some rounds
+//! without any queue grows by larger steps. If there is still no queue then and the delivered rate
+//! has grown, the startup begins again. If the rate has not grown, the next such attempt waits
+//! twice as long.
+//!
+//! Only the *least* round trip of a round counts, because only a standing queue delays every
+//! packet: radio links and busy processors delay many packets, and must not look like a full path.
+//! The base is the least round trip of the last twenty seconds. A drain every ten seconds reveals
+//! it even while we fill the link. A round in which the sender paused teaches nothing, unless the
+//! whole window was in flight all the same.
+//!
+//! Loss alone does not slow us down while it is low enough to be noise: wireless edges lose packets
+//! without being full. More loss means that the buffer is smaller than the allowance; the allowance
+//! then shrinks, and the window keeps close to what is delivered. Rounds of a startup have few
+//! packets, so only a large share of lost packets counts there: that happens when the window
+//! exceeds what the path holds and the buffer is too small to show a queue.
 
 mod amounts;
 mod belief;
@@ -55,62 +61,69 @@ use told::Told;
 /// The queue we allow ourselves at the bottleneck.
 pub const ALLOWANCE: Duration = Duration::from_millis(4);
 
-/// The same on a path within this host: there the queue is for the processors, which no pacing of ours
-/// shortens, and a pipeline of four processes on busy processors runs dry with less.
+/// The allowance on a path within this host. There the queue is for the processors, which no pacing
+/// of ours shortens, and a pipeline of four processes on busy processors runs dry with less.
 const ALLOWANCE_LOCAL: Duration = Duration::from_millis(25);
 
-/// What a path within this host looks like; a link emulator on it is slower or longer.
+/// Longest round trip of a path within this host; a link emulator on the host is slower or longer.
 const LOCAL_RTT_MAX: Duration = Duration::from_millis(1);
+/// Least rate of a path within this host.
 const LOCAL_BYTES_PER_SECOND_MIN: u64 = 125_000_000;
 
 /// The least allowance, for buffers of a few packets.
 const ALLOWANCE_MIN: Duration = Duration::from_micros(500);
 
-/// Round trips for which more is kept while packets are being lost: what has arrived behind one waits until
-/// it was repeated, or repeated once more.
+/// Extra round trips of data to keep while packets are being lost: bytes behind a lost packet wait
+/// until it has been retransmitted, perhaps twice.
 const HOLE_ROUNDS: u64 = 2;
 
-/// By which part a window may exceed what gets through a path that loses more than is tolerated. It is then
-/// lost, if the path has no buffer; and a path that loses as much by itself would shrink the window for ever
-/// with less.
+/// The part (a twentieth) by which a window may exceed what is delivered on a path that loses more
+/// than is tolerated. If the path has no buffer, that part is lost. With less, a path that always
+/// loses as much would shrink the window for ever.
 const LOSSY_PART: u64 = 20;
 
-/// Least time of a round: on a short path a round trip is too short to measure a rate in, and a process
-/// that was not scheduled would look like a queue. Startup looks more often, for it grows faster.
+/// Least duration of a round. On a short path a round trip is too short to measure a rate in, and a
+/// process that was not scheduled would look like a queue.
 const ROUND_MIN: Duration = Duration::from_millis(10);
+/// The same in a startup, which grows faster.
 const ROUND_MIN_STARTUP: Duration = Duration::from_millis(1);
 
-/// The part of the window that a round brings at least if the window was the limit: all of it, but rounds of
-/// paths within a host may be shorter than their queues.
+/// The least part of the window (a sixteenth) that a round must bring for the window to count as
+/// its limit. It would be all of it, but rounds on paths within a host may be shorter than their
+/// queues.
 const FULL_PART: u64 = 16;
+/// The same in a startup.
 const FULL_PART_STARTUP: u64 = 4;
 
-/// Acknowledgements whose least round trip shows a queue to the startup.
+/// Number of recent acknowledgements whose least round trip shows the startup a queue.
 const RECENT_COUNT: usize = 8;
 
-/// Time without any acknowledgement, beyond two round trips, that is no interruption: twice what they may be
-/// held back for.
+/// The longest time without any acknowledgement, beyond two round trips, that is not an
+/// interruption. Twice the longest time a peer may hold an acknowledgement back.
 const GAP_MIN: Duration = Duration::from_millis(50);
 
-/// How long a base round trip is believed, twice: it is the least of this time and of the one before.
+/// Length of one span of the base round trip. The base is the least of the current span and the one
+/// before.
 const BASE_TIME: Duration = Duration::from_secs(10);
 
-/// Packets in flight below which nothing is ever learnt.
+/// The least window, in packets: with fewer in flight nothing is ever learnt.
 const WINDOW_PACKETS_MIN: u64 = 4;
 
-/// Packets of queue that the allowance is worth at least, on links so thin that it is none.
+/// The least allowance in packets. On a thin link 4 ms are less than one packet.
 const ALLOWANCE_PACKETS_MIN: u64 = 4;
 
-/// Bytes in flight above which nothing is tried: 5 Gbit/s over 200 ms.
+/// The largest window: 5 Gbit/s over 200 ms.
 const WINDOW_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
-/// Rounds without a quarter more delivered that end the startup.
+/// Rounds in a row whose rate grew by no more than a quarter that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;
 
-/// Rounds without a queue after which the window is too small, not the queue too short to see; how many more
-/// it takes to grow by half; and how long it waits at most after it grew and nothing more got through.
+/// Rounds without a queue after which the window counts as too small. Fewer may mean that the queue
+/// is too short to see.
 const EMPTY_ROUNDS: u32 = 3;
+/// Rounds after [`EMPTY_ROUNDS`] in which the window grows by half.
 const GROWTH_ROUNDS: u32 = 4;
+/// The most empty rounds to wait before the next attempt, when growing brought no higher rate.
 const EMPTY_ROUNDS_MAX: u32 = 96;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,82 +132,85 @@ enum Phase {
     Startup { best_rate: u64, plateau_rounds: u32 },
     /// The window follows the formula.
     Steady,
-    /// The queue is let run empty for one round trip, to see the base; then the window is this again.
+    /// The window is reduced for one round trip, so that the queue runs empty and shows the base;
+    /// `window_bytes` is the window to restore.
     Draining { window_bytes: u64, drain: Drain },
-    /// The path fills again after a drain, or after a far smaller window: so many rounds say nothing about it, unless
-    /// a long queue is still there.
+    /// The path fills again after a drain, or after the window was much smaller. The next
+    /// `round_count` rounds say nothing about it, unless a long queue is still there.
     Filling { round_count: u32 },
 }
 
 /// One round trip with less in flight than the path holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Drain {
-    /// The base it was made for. If a shorter one shows, the queue was not empty yet.
+    /// The base when the drain began. If a shorter one shows, the queue was not empty yet.
     base: Duration,
-    /// By how much less, in time. Little, for what is missing comes back as a burst; twice as much each
-    /// time that a shorter base shows.
+    /// How much less is in flight, as a time. Small, because the missing part comes back as a
+    /// burst; doubled each time a shorter base shows.
     depth: Duration,
 }
 
-/// What an acknowledgement says.
+/// One acknowledged packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ack {
-    /// When it came.
+    /// When the acknowledgement arrived.
     pub now: Instant,
-    /// When its packet had been sent.
+    /// When the packet had been sent.
     pub sent: Instant,
-    /// Bytes of the packet.
+    /// Size of the packet.
     pub bytes: u64,
-    /// Whether the sender had nothing more to send for a while before.
+    /// Whether the sender had run out of data before it.
     pub is_app_limited: bool,
-    /// Whether the sender keeps below the rate that is believed.
+    /// Whether the sender was keeping below the estimated rate.
     pub is_cruising: bool,
 }
 
-/// What the estimator believes.
+/// The estimator's current view of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Estimate {
-    /// Bytes per second delivered when the path, not the sender, was the limit.
+    /// Bytes per second delivered while the path, not the sender, was the limit.
     pub rate_bytes_per_second: u64,
     /// Round trip without a queue.
     pub base_rtt: Duration,
-    /// How much longer the last round's shortest round trip was.
+    /// By how much the last round's shortest round trip exceeded the base.
     pub queue_delay: Duration,
-    /// The same two for operators: of rounds too small to know them they are not.
+    /// `base_rtt` as shown to operators: it skips rounds with too few packets to know.
     pub told_base_rtt: Duration,
-    /// See [`Self::told_base_rtt`].
+    /// `queue_delay` as shown to operators; see [`Self::told_base_rtt`].
     pub told_queue: Duration,
-    /// When that round began: all its packets were sent later.
+    /// When the last round began; all its packets were sent later.
     pub round_began: Instant,
     /// Bytes that may be in flight.
     pub window_bytes: u64,
-    /// Bytes delivered so far while the path was the limit and the window had settled.
+    /// Total bytes delivered while the path was the limit and the window had settled.
     pub filled_bytes: u64,
-    /// How long that was.
+    /// Total time in which [`Self::filled_bytes`] were delivered.
     pub filled_time: Duration,
     /// Whether the path's rate has been found.
     pub is_settled: bool,
-    /// Whether it ever was, by this connection or the one before; until then the rate is what was sent.
+    /// Whether the rate was ever found, by this connection or the one before. Until then the rate
+    /// is only what was sent.
     pub is_known: bool,
-    /// Whether it is being found out if the path has become longer, with less in flight than it holds.
+    /// Whether it is being tested, with less in flight than the path held, if the path has become
+    /// longer.
     pub is_doubtful: bool,
-    /// Whether packets were lost of late, for whatever reason.
+    /// Whether packets were lost recently, for whatever reason.
     pub is_losing: bool,
     /// Bytes of a full packet.
     pub packet_bytes: u64,
-    /// What packets say that were sent at certain times.
+    /// What the packets of each marked period showed; see [`Estimator::mark`].
     pub marked: [Marked; 2],
 }
 
 impl Estimate {
-    /// Round trips for which what arrives behind a lost packet is kept, beside those of a path without loss.
+    /// Extra round trips of data to keep while packets are being lost; 0 on a path without loss.
     #[must_use]
     pub const fn hole_rounds(&self) -> u64 {
         if self.is_losing { HOLE_ROUNDS } else { 0 }
     }
 }
 
-/// Follows one connection.
+/// Estimates the path of one connection.
 #[derive(Debug, Clone)]
 pub struct Estimator {
     phase: Phase,
@@ -207,26 +223,27 @@ pub struct Estimator {
     queue_delay: Duration,
     round_began: Instant,
     allowance: Duration,
-    /// Rounds in a row that filled the window and left no queue, and the rate when they began.
+    /// Rounds in a row that filled the window and left no queue, and the rate in the first of them.
     empty_rounds: u32,
     empty_rate: u64,
-    /// How many of them make the window grow.
+    /// Number of such rounds after which the window grows.
     empty_rounds_max: u32,
     losses: Losses,
-    /// When what the last startup sent was through.
+    /// End of the time in which packets of the last startup may still be lost or leave a queue.
     settled_at: Instant,
-    /// What was believed of late that what is sent since has yet to bear out.
+    /// A lower rate that was adopted recently and is not confirmed yet.
     belief: Option<Belief>,
-    /// Whether the sender paused in the last round, which sent what this one sees arrive.
+    /// Whether the sender paused in the round before. What it sent then arrives in this one.
     was_app_limited: bool,
     is_local: bool,
     recent: [Duration; RECENT_COUNT],
     ack_count: usize,
     filled_bytes: u64,
     filled_time: Duration,
-    /// What was sent before this and is lost, the last interruption took.
+    /// Lost packets sent before this were lost to the last interruption.
     interrupted_until: Instant,
-    /// What the startup ends at: what the path is believed to hold, if it was known.
+    /// The window at which the startup ends: what the path is believed to hold, if its rate was
+    /// known.
     startup_bytes_max: u64,
     marked: [Marked; 2],
     told: Told,
@@ -307,8 +324,7 @@ impl Estimator {
         }
     }
 
-    /// Packets sent between these moments are to be looked at for themselves; those of earlier marks no
-    /// longer.
+    /// Marks two periods: packets sent in them are observed separately. Replaces the earlier marks.
     pub fn mark(&mut self, marks: [(Instant, Instant); 2]) {
         for (marked, (from, until)) in self.marked.iter_mut().zip(marks) {
             if (marked.from, marked.until) != (from, until) {
@@ -321,8 +337,9 @@ impl Estimator {
         }
     }
 
-    /// Takes over what an earlier connection has learnt about a path to the same peer, if this one is as long:
-    /// the startup begins and ends as behind an interruption. To be told once a round trip is known.
+    /// Takes over the rate that an earlier connection to the same peer has learnt, if this path is
+    /// as long. The startup then begins and ends as it does after an interruption. Call it once a
+    /// round trip is known.
     pub fn resume(&mut self, rate_bytes_per_second: u64, rtt: Duration) {
         let base = self.known_base().unwrap_or_default();
         let is_alike = base * 3 / 4 <= rtt && rtt * 3 / 4 <= base;
@@ -336,17 +353,17 @@ impl Estimator {
         }
     }
 
-    /// The other end is an address of this host.
+    /// States that the other end is an address of this host.
     pub const fn set_local(&mut self) {
         self.is_local = true;
     }
 
-    /// Packets have this size from now on.
+    /// Sets the size of packets from now on.
     pub const fn set_packet_bytes(&mut self, bytes: u64) {
         self.packet_bytes = bytes;
     }
 
-    /// A packet has arrived.
+    /// Records that a packet was acknowledged.
     pub fn on_ack(&mut self, ack: Ack) {
         let rtt = ack.now.since(ack.sent);
         self.round.rtt_min = self.round.rtt_min.min(rtt);
@@ -364,8 +381,8 @@ impl Estimator {
         }
         let base = self.base.current.min(self.base.previous);
         if is_long(gap, base) {
-            // What was sent a round trip before the first word that is heard again, or earlier, and is lost,
-            // the interruption took. A burst behind an idle time is not: its first packet is this one.
+            // Packets sent up to one round trip before the peer is heard again, and lost, were lost
+            // to the interruption. A burst after an idle time is not: its first packet is this one.
             let heard = ack.now.since(Instant::ZERO);
             let before = Instant::ZERO + heard.saturating_sub(base + ROUND_MIN);
             self.interrupted_until = before.max(ack.sent);
@@ -391,27 +408,29 @@ impl Estimator {
         }
     }
 
-    /// Packets were lost, the last of them sent at `sent`; `is_all` if nothing that was in flight for a long
-    /// time arrived.
+    /// Records that packets were lost, the last of them sent at `sent`. `is_all` means that nothing
+    /// in flight arrived for a long time.
     pub fn on_loss(&mut self, now: Instant, sent: Instant, bytes: u64, is_all: bool) {
         let is_interruption = sent < self.interrupted_until;
         if is_all || is_interruption && bytes >= self.window_bytes / 4 {
             self.begin_again(now);
         } else if !is_interruption {
             self.round.lost_bytes += bytes;
-            // It fills more than the path holds, and what that loses says nothing of the time after it.
+            // The startup sends more than the path holds; those losses say nothing about the time
+            // after it.
             let is_overrun = sent < self.settled_at;
             self.round.overrun_bytes += if is_overrun { bytes } else { 0 };
         }
     }
 
-    /// The path was interrupted, and is perhaps another one now. Its rate is believed until another is seen.
+    /// Starts again after an interruption: the path may be another one now. The old rate is
+    /// believed until another is seen.
     fn begin_again(&mut self, now: Instant) {
         let is_known = !self.is_starting();
         if let Some(base) = self.known_base().filter(|_| is_known) {
             self.startup_bytes_max = self.window_for(self.rate_bytes_per_second, base);
         }
-        // What it took is noticed piece by piece, and begins again each time.
+        // The losses of an interruption are noticed piece by piece, and each piece comes here.
         let known = Some(self.startup_bytes_max).filter(|bytes| *bytes < WINDOW_BYTES_MAX);
         let window_bytes = self.window_bytes.max(known.unwrap_or(0)) / 4;
         self.start_from(now, window_bytes.min(self.startup_bytes_max));
@@ -435,15 +454,16 @@ impl Estimator {
         let round_rate = per_second(round.delivered_bytes, elapsed);
         self.queue_delay = round.rtt_min.saturating_sub(base);
         self.round_began = round.began;
-        // A pause of the sender is none if the window was in flight all the same; and half of it is more
-        // than the path holds, if there is a queue.
+        // A sender's pause does not count if the whole window was in flight all the same. If there
+        // is a queue, half of the window is already more than the path holds.
         let in_flight_min = bytes_in(round_rate, round.rtt_min);
         let in_flight = bytes_in(round_rate, round.rtt_sum / round.packet_count.max(1));
         let has_queue = self.queue_delay > self.allowance / 2;
         let is_full = !round.is_cruising && in_flight_min >= round.window_bytes / 8 * 7
             || has_queue && in_flight >= round.window_bytes / 2;
-        // Whether the sender had more to send is known of the time of the acknowledgement, not of the packet:
-        // a few bytes that are acknowledged late, when the window is full at last, would be the path's rate.
+        // Whether the sender had more to send is known for the time of the acknowledgement, not of
+        // the packet. Without this, a few bytes acknowledged late, when the window is full at last,
+        // would set the rate.
         let seen_bytes = round.delivered_bytes + round.lost_bytes;
         let is_starting = self.is_starting();
         let least_part = if is_starting {
@@ -459,7 +479,7 @@ impl Estimator {
         self.told
             .note(round.rtt_min, round.packet_count, !round.is_app_limited);
         let rate = self.peak.with(round_rate, now);
-        // What is lost below the path's rate is noise, however much it is.
+        // Losses below the path's rate are noise, however many they are.
         let is_lossy = self.note_losses(&round) && !round.is_cruising;
         let is_short = is_lossy && is_telling && self.phase == Phase::Steady;
         self.adapt_allowance(is_short, base, rate);
@@ -474,8 +494,8 @@ impl Estimator {
                 best_rate,
                 plateau_rounds,
             } => {
-                // The queue and the losses of a sender with nothing to send are somebody else's: one lost
-                // packet of three says nothing about what the path carries.
+                // The queue and the losses seen by a sender with nothing to send are not its own:
+                // one lost packet of three says nothing about what the path carries.
                 let is_full = (is_lossy || has_queue) && !round.is_app_limited;
                 self.start(&round, rate, base, is_full, best_rate, plateau_rounds);
             }
@@ -495,19 +515,21 @@ impl Estimator {
         }
         if is_starting && self.phase == Phase::Steady {
             self.is_known = true;
-            // What it lost is noticed within a round trip, and makes room for a burst that finds its queue.
+            // The losses of the startup are noticed within a round trip; the retransmissions then
+            // make a burst that still finds its queue.
             self.settled_at = now + 2 * base;
         }
         self.turn_base(now, base, round.is_cruising);
     }
 
-    /// Whether nothing arrived for most of a round; what a path explains that is perhaps longer is no interruption.
+    /// Whether the path was interrupted for most of a round. A path that may have become longer
+    /// explains a longer gap.
     fn is_interrupted(&self, round: &Round, elapsed: Duration, base: Duration) -> bool {
         let longer = self.belief.map_or(base, |belief| belief.rtt_before);
         round.is_interrupted(elapsed, longer.max(base))
     }
 
-    /// Takes note of what a round lost; says whether a path loses so much only if it is full.
+    /// Records the losses of a round. Returns whether a path loses that much only when it is full.
     fn note_losses(&mut self, round: &Round) -> bool {
         let lost_bytes = round.lost_bytes - round.overrun_bytes;
         let seen_bytes = round.delivered_bytes + lost_bytes;
@@ -539,7 +561,7 @@ impl Estimator {
         if is_full || plateau_rounds >= PLATEAU_ROUNDS {
             self.rate_bytes_per_second = rate.max(best_rate);
             let fitting = self.window_for(self.rate_bytes_per_second, base);
-            // Without a queue, the rate may only look as if it no longer grew.
+            // Without a queue, the rate may only seem to have stopped growing.
             let most = if is_full { fitting } else { 2 * fitting };
             self.window_bytes = self.window_bytes.min(most);
             self.phase = Phase::Steady;
@@ -553,15 +575,16 @@ impl Estimator {
         }
     }
 
-    /// Whether all of a round arrived behind a queue that stood all the time.
+    /// Whether a round shows the path's rate directly: all of it arrived behind a long queue.
     fn is_told(&self, round: &Round, elapsed: Duration, rate: u64) -> bool {
         let is_open = matches!(self.phase, Phase::Steady | Phase::Filling { .. });
         let has_queue = self.queue_delay > 2 * self.allowance_at(rate).max(ALLOWANCE);
         is_open && has_queue && !round.is_app_limited && round.is_steady(elapsed)
     }
 
-    /// So much the path carries, and no more. What was sent before and is lost exceeded it; and the pacer keeps the
-    /// queue's round trip in mind for a while, so that the next rounds may not fill the path.
+    /// Takes the rate of a round as what the path carries. Earlier packets that are lost exceeded
+    /// it. The next rounds may not fill the path, because the pacer still uses the queue's round
+    /// trip for a while.
     fn believe(&mut self, round: &Round, rate: u64, now: Instant, base: Duration) {
         self.settled_at = self.settled_at.max(now);
         self.phase = Phase::Filling { round_count: 2 };
@@ -574,8 +597,8 @@ impl Estimator {
         self.window_bytes = self.window_bytes.min(fitting);
     }
 
-    /// Has less in flight from now on, so that round trips take `allowed`; `is_anew` if what was sent before says nothing
-    /// of that.
+    /// Has less in flight from now on, which should shorten round trips to `allowed`. `is_anew`
+    /// means that the test of an earlier belief no longer counts.
     fn suspect(&mut self, round: &Round, now: Instant, allowed: Duration, is_anew: bool) {
         let belief = Belief {
             since: now,
@@ -592,8 +615,8 @@ impl Estimator {
         };
     }
 
-    /// The rate that the path has still, if less in flight has not shortened its round trips: at once if a round tells
-    /// of a queue, else if two do.
+    /// Returns the old rate if having less in flight has not shortened the round trips. One such
+    /// round is enough if it shows a queue, else it takes two.
     fn refuted(&mut self, round: &Round, is_told: bool, now: Instant) -> Option<u64> {
         self.belief = self.belief.filter(|belief| !belief.is_old(now));
         let belief = self.belief.as_mut()?;
@@ -607,7 +630,7 @@ impl Estimator {
         (is_told || belief.round_count > 1).then_some(belief.rate_before)
     }
 
-    /// The path is longer, and has no queue: it is filled again at the rate it had.
+    /// Takes the path as longer and free of a queue, and fills it again at `rate`.
     fn lengthen(&mut self, now: Instant, base: Duration, rate: u64) {
         self.base = Base {
             began: now,
@@ -620,7 +643,7 @@ impl Estimator {
         self.start_from(now, self.window_bytes.max(self.startup_bytes_max / 4));
     }
 
-    /// Moves half way to the formula's window, so that one odd round does little, or all the way if
+    /// Moves half way to the formula's window, so that one odd round does little; all the way if
     /// the queue is long.
     fn follow(
         &mut self,
@@ -629,10 +652,10 @@ impl Estimator {
         (now, base): (Instant, Duration),
         is_lossy: bool,
     ) {
-        // A sender that had nothing to send says nothing about the path, unless it got more through. But a
-        // window beyond what the path holds serves nobody while a queue stands there. Nor does it say so that it
-        // got more through than the rate that it keeps below: a round of two packets on a thin link may have
-        // seen three arrive.
+        // A sender that had nothing to send says nothing about the path, unless it delivered more
+        // than the rate. (But while a queue stands, a window beyond what the path holds serves
+        // nobody.) While cruising, even a higher rate says nothing: a round of two packets on a
+        // thin link may have seen three arrive.
         let is_more = rate > self.rate_bytes_per_second && !round.is_cruising;
         if round.is_app_limited && !is_more {
             if self.queue_delay > 2 * self.allowance {
@@ -656,7 +679,7 @@ impl Estimator {
             self.empty_rate = rate;
         }
         if self.queue_delay >= self.allowance / 2 {
-            // The path is full, and shows it.
+            // The path is full and shows a queue.
             self.empty_rounds_max = EMPTY_ROUNDS;
         }
         let is_lost = is_lossy && self.empty_rounds > self.empty_rounds_max;
@@ -664,12 +687,14 @@ impl Estimator {
         if is_lost || empty_rounds > self.empty_rounds_max + GROWTH_ROUNDS {
             self.empty_rounds = 0;
             if is_lost || rate < self.empty_rate + self.empty_rate / 4 {
-                // It grew and nothing came of that: something else is the limit, or what is beyond it is lost.
+                // The window grew in vain: something else is the limit, or everything beyond it is
+                // lost.
                 self.empty_rounds_max = (self.empty_rounds_max * 2).min(EMPTY_ROUNDS_MAX);
                 self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
                 return;
             }
-            // Far too small: the startup grows faster, and watches for the queue packet by packet.
+            // The window is far too small. The startup grows faster, and looks for a queue at every
+            // packet.
             self.empty_rounds_max = EMPTY_ROUNDS;
             self.startup_bytes_max = WINDOW_BYTES_MAX;
             self.phase = Phase::Startup {
@@ -682,7 +707,7 @@ impl Estimator {
             Some(growth) => self.window_bytes + 2 * growth,
             None => scaled(self.window_bytes, allowed, round.rtt_min),
         };
-        // Something else than the window may be the limit; then no queue forms, however large it is.
+        // If something other than the window is the limit, no queue forms however large it is.
         let fitting = self.window_for(rate, base);
         let more = if is_lossy {
             fitting / LOSSY_PART
@@ -700,8 +725,9 @@ impl Estimator {
         .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, most);
     }
 
-    /// What a window grows by that was too small for so long: every other round, for what it does shows
-    /// only a round later, and little the first time, for jitter may hide a queue.
+    /// How much the window grows after too many empty rounds. It grows every other round, because
+    /// the effect shows one round later; and little the first time, because jitter may hide a
+    /// queue.
     fn growth_bytes(&self) -> Option<u64> {
         let rounds = self.empty_rounds.checked_sub(self.empty_rounds_max + 1)?;
         match rounds {
@@ -711,14 +737,14 @@ impl Estimator {
         }
     }
 
-    /// The allowance, worth a few packets at least.
+    /// The allowance, but not less than a few packets.
     fn allowance_at(&self, rate: u64) -> Duration {
         let packets = ALLOWANCE_PACKETS_MIN * self.packet_bytes;
         let nanos = packets * 1_000_000_000 / rate.max(1);
         self.allowance.max(Duration::from_nanos(nanos))
     }
 
-    /// What the path holds at a rate, with the allowance.
+    /// The bytes that a path of this rate and base holds, with the allowance.
     fn window_for(&self, rate: u64, base: Duration) -> u64 {
         bytes_in(rate, base + self.allowance_at(rate))
             .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, WINDOW_BYTES_MAX)
@@ -739,8 +765,8 @@ impl Estimator {
         };
     }
 
-    /// Begins a new span for the base, with a drain: our own queue may hide it, whatever we believe. A
-    /// sender that keeps below the rate has none, and what a drain holds back would come at once.
+    /// Begins a new span for the base, with a drain, because our own queue may hide the base. A
+    /// sender that keeps below the rate has no queue, and a drain would only cause a burst.
     fn turn_base(&mut self, now: Instant, base: Duration, is_cruising: bool) {
         if now.since(self.base.began) < BASE_TIME {
             return;
@@ -757,7 +783,7 @@ impl Estimator {
         };
     }
 
-    /// A drain's round is over: if the queue was not empty yet, a deeper one follows.
+    /// Ends a drain's round. If the queue was not empty yet, a deeper drain follows.
     fn end_drain(&mut self, window_bytes: u64, drain: Drain, base: Duration) {
         if base + self.allowance / 2 < drain.base {
             let depth = drain.depth * 2;
@@ -768,7 +794,8 @@ impl Estimator {
         }
     }
 
-    /// Lets the queue run empty for a round; the window is `window_bytes` again afterwards.
+    /// Reduces the window for one round so that the queue runs empty; it is `window_bytes` again
+    /// afterwards.
     fn drain(&mut self, window_bytes: u64, drain: Drain) {
         self.phase = Phase::Draining {
             window_bytes,
@@ -788,7 +815,7 @@ impl Estimator {
     }
 }
 
-/// Whether so long without any acknowledgement is more than a path with such a base explains.
+/// Whether a gap between acknowledgements is longer than a path with this base explains.
 fn is_long(gap: Duration, base: Duration) -> bool {
     gap > 2 * base + GAP_MIN
 }

@@ -1,22 +1,26 @@
-//! How much may be under way where packets are lost: what arrives behind lost packets waits at the other side in
-//! pieces, and of more pieces than it keeps of a stream the library ends the connection.
+//! The limit on bytes in flight where packets are lost.
 //!
-//! Pure. It matters only on paths that are fast, long and lossy at once: of 64 MiB in packets of 1452 bytes one in
-//! fifty lost leaves 924 gaps.
+//! Data behind lost packets waits at the receiver in pieces. If a stream has more pieces than the
+//! library keeps, the library closes the connection.
+//!
+//! Pure. It matters only on paths that are fast, long and lossy at once: 64 MiB in packets of 1452
+//! bytes, with one in fifty lost, leave 924 gaps.
 
-/// Gaps that one window may leave behind. The library keeps 1024 pieces of a stream (`MAX_CHUNKS` of quinn-proto
-/// 0.11); until what was lost has come again, a second window's gaps stand beside the first one's.
+/// The most gaps that one window may leave. The library keeps 1024 pieces of a stream (`MAX_CHUNKS`
+/// of quinn-proto 0.11). Until lost packets are retransmitted, a second window's gaps add to the
+/// first one's.
 const GAPS_MAX: u64 = 400;
 
-/// What may be under way whatever is lost: that leaves too many gaps only where more than a packet in six is lost,
-/// and then losses follow upon each other, which is one gap.
+/// The least limit, whatever the losses. It leaves too many gaps only if more than one packet in
+/// six is lost; then losses follow upon each other, and adjacent losses make one gap.
 const LEAST_BYTES: u64 = 8 << 20;
 
-/// Bytes over which losses are counted; older ones fade. At least so much is looked at before anything is said.
+/// Bytes over which losses are counted; at this many the counts are halved.
 const MEMORY_BYTES: u64 = 64 << 20;
+/// Bytes that must have been counted before there is a limit.
 const TOLD_BYTES: u64 = 1 << 20;
 
-/// What was lost of late, of what was sent.
+/// Bytes that arrived and bytes that were lost, recently.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Gaps {
     arrived_bytes: u64,
@@ -24,13 +28,13 @@ pub struct Gaps {
 }
 
 impl Gaps {
-    /// Takes note of bytes that arrived.
+    /// Counts bytes that arrived.
     pub const fn arrived(&mut self, bytes: u64) {
         self.arrived_bytes += bytes;
         self.fade();
     }
 
-    /// Takes note of bytes that were lost.
+    /// Counts bytes that were lost.
     pub const fn lost(&mut self, bytes: u64) {
         self.lost_bytes += bytes;
         self.fade();
@@ -43,7 +47,7 @@ impl Gaps {
         }
     }
 
-    /// Most bytes that may be under way, in packets of so many.
+    /// The most bytes that may be in flight, in packets of `packet_bytes`.
     #[must_use]
     pub fn window_bytes_max(&self, packet_bytes: u64) -> u64 {
         let seen_bytes = self.arrived_bytes + self.lost_bytes;

@@ -1,8 +1,8 @@
-//! Bytes, rates and times, one from the others.
+//! Conversions between bytes, rates and times.
 
 use std::time::Duration;
 
-/// `bytes / elapsed`, a second.
+/// `bytes / elapsed`, in bytes per second.
 pub(super) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     let nanos = elapsed.as_nanos().max(1);
     u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
@@ -14,7 +14,7 @@ pub(crate) fn scaled(bytes: u64, part: Duration, whole: Duration) -> u64 {
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
-/// `rate × time`, where the rate is of a second.
+/// `rate × time`, with the rate in bytes per second.
 pub(super) fn bytes_in(rate: u64, time: Duration) -> u64 {
     let bytes = u128::from(rate) * time.as_nanos() / 1_000_000_000;
     u64::try_from(bytes).unwrap_or(u64::MAX)

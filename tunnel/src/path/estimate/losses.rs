@@ -1,23 +1,24 @@
-//! What a path loses: how much of it is noise, and whether some is still going on.
+//! What a path loses: whether it is more than noise, and whether it still goes on.
 
-/// Loss that counts as noise of the path, and packets below which there is too little of it to say.
+/// Losses per thousand that count as noise of the path.
 const LOSS_TOLERATED_PER_MILLE: u64 = 30;
+/// Lost packets below which there are too few to tell.
 const LOSS_PACKETS_MIN: u64 = 3;
 
-/// Loss in one round of the startup that ends it, and the packets of it at least: a window that is half as
-/// large again as what the path holds loses a third where there is no buffer, and noise of a few
-/// packets is not that.
+/// Losses per thousand in one round that end the startup. A window half as large again as what the
+/// path holds loses a third where there is no buffer; noise loses less.
 const LOSS_OF_STARTUP_PER_MILLE: u64 = 150;
+/// Lost packets that it takes at least: one or two may be noise.
 const LOSS_OF_STARTUP_PACKETS_MIN: u64 = 4;
 
-/// Rounds over which loss is counted: a fall to a third.
+/// Rounds over which losses fade to about a third: each takes off an eighth.
 const LOSS_ROUNDS: u64 = 8;
 
-/// The part of a packet to which what was lost must have faded before nothing is being lost any more: some ten
-/// rounds behind the last one.
+/// The part of a packet to which the lost bytes must fade before losses count as over. That is
+/// about ten rounds after the last loss.
 const LOSING_PART: u64 = 4;
 
-/// What was lost of late; rounds count less and less.
+/// Recent losses; older rounds count less and less.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Losses {
     seen_bytes: u64,
@@ -25,13 +26,13 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// Takes note of a round that lost `lost_bytes` of `seen_bytes`.
+    /// Records a round that lost `lost_bytes` of `seen_bytes`.
     pub(super) const fn note(&mut self, seen_bytes: u64, lost_bytes: u64) {
         self.seen_bytes = faded(self.seen_bytes) + seen_bytes;
         self.lost_bytes = faded(self.lost_bytes) + lost_bytes;
     }
 
-    /// Whether more was lost than a path loses by itself.
+    /// Whether more was lost than noise of the path explains.
     pub(super) const fn are_beyond_noise(&self, packet_bytes: u64) -> bool {
         self.are_beyond(LOSS_TOLERATED_PER_MILLE, LOSS_PACKETS_MIN * packet_bytes)
     }
@@ -46,7 +47,7 @@ impl Losses {
     }
 }
 
-/// Whether a round of the startup lost what the path does not hold.
+/// Whether a round of the startup lost so much that the window exceeds what the path holds.
 pub(super) const fn is_overrun(seen_bytes: u64, lost_bytes: u64, packet_bytes: u64) -> bool {
     let round = Losses {
         seen_bytes,

@@ -1,21 +1,21 @@
-//! What packets say that were sent at certain times.
+//! Observation of the packets that were sent in a given period.
 
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-/// Packets that were sent between two moments.
+/// Packets sent from `from` until `until`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Marked {
-    /// The first moment.
+    /// Start of the period.
     pub from: Instant,
-    /// The second; without one after the first there are none.
+    /// End of the period, exclusive. If it is not after `from`, the period is empty.
     pub until: Instant,
-    /// How many have arrived.
+    /// Number of these packets that were acknowledged.
     pub packet_count: u32,
-    /// The least round trip of them; zero if there are none.
+    /// Their least round trip; zero if there are none.
     pub rtt_min: Duration,
-    /// Whether one has arrived that was sent later, so that no more are to be expected.
+    /// Whether a packet sent after the period was acknowledged, so that no more are expected.
     pub is_over: bool,
 }
 

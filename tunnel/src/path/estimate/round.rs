@@ -1,4 +1,4 @@
-//! What arrived in one round trip.
+//! What arrived in one round, about a round trip.
 
 use std::time::Duration;
 
@@ -12,18 +12,18 @@ pub(super) struct Round {
     pub(super) began: Instant,
     pub(super) delivered_bytes: u64,
     pub(super) lost_bytes: u64,
-    /// Bytes of these that a startup sent or led to.
+    /// The part of `lost_bytes` that was sent, or caused, by a startup.
     pub(super) overrun_bytes: u64,
     pub(super) rtt_min: Duration,
-    /// Of all its packets.
+    /// Sum of the round trips of all its packets.
     pub(super) rtt_sum: Duration,
     pub(super) packet_count: u32,
-    /// When something arrived last, and the longest time in which nothing did.
+    /// When the last packet arrived, and the longest time without any.
     pub(super) arrived: Instant,
     pub(super) gap_max: Duration,
     pub(super) is_app_limited: bool,
     pub(super) is_cruising: bool,
-    /// The window when it began.
+    /// The window at the start of the round.
     pub(super) window_bytes: u64,
 }
 
@@ -45,13 +45,14 @@ impl Round {
         }
     }
 
-    /// Whether it was long, and something arrived all the time: no process that was not scheduled looks like this.
+    /// Whether it was long and packets arrived all the time. An unscheduled process never looks
+    /// like this.
     pub(super) fn is_steady(&self, elapsed: Duration) -> bool {
         elapsed >= PEAK_TIME && self.gap_max <= elapsed / 4
     }
 
-    /// Whether nothing arrived for most of it, and longer than the path explains: it was interrupted, in one
-    /// direction at least, and says nothing of what it carries.
+    /// Whether nothing arrived for most of it, and for longer than the path explains. Then the path
+    /// was interrupted, in one direction at least, and the round says nothing about its rate.
     pub(super) fn is_interrupted(&self, elapsed: Duration, base: Duration) -> bool {
         self.gap_max > elapsed / 2 && is_long(self.gap_max, base)
     }

@@ -1,14 +1,15 @@
-//! The least and the most of two spans of time, so that one whole span always counts.
+//! Minimum and maximum over the last two spans of time, so that at least one whole span always
+//! counts.
 
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-/// How long the highest rate counts, and longer than one round. On a path shorter than this, rounds are so short
-/// that a process which was not scheduled looks like a slow path.
+/// Length of a span of [`Peak`]; longer than one round. On a path shorter than this, rounds are so
+/// short that an unscheduled process looks like a slow path.
 pub(super) const PEAK_TIME: Duration = Duration::from_millis(20);
 
-/// The shortest round trips of two spans of time.
+/// The shortest round trips of the current and the previous span.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Base {
     pub(super) began: Instant,
@@ -16,7 +17,7 @@ pub(super) struct Base {
     pub(super) previous: Duration,
 }
 
-/// The highest rate of the last few milliseconds: of two spans, so that it always covers one whole.
+/// The highest rate of the current and the previous span.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Peak {
     began: Instant,
@@ -25,7 +26,7 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    /// The peak with one more sample.
+    /// Adds a sample; returns the highest rate.
     pub(super) fn with(&mut self, rate: u64, now: Instant) -> u64 {
         if now.since(self.began) >= PEAK_TIME {
             self.began = now;

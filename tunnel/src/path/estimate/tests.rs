@@ -1,4 +1,4 @@
-//! The estimator over a simulated bottleneck in virtual time.
+//! Tests of the estimator over a simulated bottleneck in virtual time.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,11 @@ struct Path {
     rtt_nanos: u64,
     buffer_nanos: u64,
     loss_per_mille: u64,
-    /// Longest stall of a radio or a busy processor on the way back, some twenty times a second.
+    /// Longest stall of a radio or a busy processor on the way back; some twenty stalls per second.
     jitter_nanos: u64,
-    /// One packet of so many is sent when there was nothing else to send for a moment; 0 if none.
+    /// Every how many packets the sender had briefly run out of data; 0 if never.
     pause_packets: u64,
-    /// Bytes in flight that the sender's own buffer allows, whatever the window.
+    /// Most bytes in flight that the sender's own buffer allows, whatever the window.
     buffered_bytes: u64,
 }
 
@@ -77,7 +77,7 @@ impl Simulation {
         }
     }
 
-    /// Sends whenever the window and a pacer at 1.25 windows a round trip (quinn's) allow it.
+    /// Sends as far as the window and a pacer like quinn's, of 1.25 windows per round trip, allow.
     fn run_until(&mut self, end: u64) {
         let mut send_at = self.now;
         while self.now < end {
@@ -126,7 +126,7 @@ impl Simulation {
         self.events.insert((acked, self.sequence), ack);
     }
 
-    /// When an acknowledgement arrives that would arrive at this time if nothing stalled.
+    /// When an acknowledgement arrives that would arrive at `at` without stalls.
     fn stalled(&mut self, at: u64) -> u64 {
         let (begins, ends) = self.stall;
         if at >= ends {
@@ -160,7 +160,8 @@ impl Simulation {
         }
     }
 
-    /// Runs for a time; gives the share of the path used per mille and the queue's p99 in µs.
+    /// Runs for a time. Returns the used share of the path per mille, and the p99 of the queue in
+    /// µs.
     fn measure(&mut self, nanos: u64) -> (u64, u64) {
         let (began, delivered) = (self.now, self.delivered);
         self.queues.clear();
@@ -172,7 +173,8 @@ impl Simulation {
     }
 }
 
-/// After `settle`, the path is used to `share` per mille at least, with a queue below `queue` µs.
+/// Checks that after `settle` the path is used to `share_min` per mille at least, with a queue of
+/// `queue_max` µs at most.
 fn check(path: Path, settle: u64, share_min: u64, queue_max: u64) {
     let mut simulation = Simulation::new(path);
     simulation.run_until(settle);
@@ -272,7 +274,7 @@ fn what_a_startup_lost_is_no_noise_of_the_path() {
         simulation.run_until(simulation.now + MILLI);
     }
     let mut lost_bytes = 0;
-    // All that it lost is noticed in that time.
+    // All losses of the startup are noticed in that time.
     let until = simulation.now + 90 * MILLI;
     while simulation.now < until {
         simulation.run_until(simulation.now + MILLI);
@@ -350,7 +352,7 @@ fn a_buffer_of_the_senders_own_makes_no_queue_that_stands() {
 fn a_base_that_was_lost_behind_a_queue_is_found_by_one_drain() {
     let mut simulation = Simulation::new(Path::new(100, 40, 200));
     simulation.run_until(5 * SECOND);
-    // Somebody else's packets stood in the queue for so long that it looks like the path.
+    // A stranger's packets stand in the queue for so long that it looks like the path.
     simulation.path.rtt_nanos = 90 * MILLI;
     simulation.run_until(45 * SECOND);
     simulation.path.rtt_nanos = 40 * MILLI;
@@ -420,7 +422,7 @@ fn a_path_that_becomes_longer_is_filled_again_soon() {
         (500, 5, 40),
         (1000, 1, 10),
         (20, 100, 300),
-        // By less than a queue that shows for itself.
+        // Longer by less than a queue that is noticed by itself.
         (200, 20, 25),
         (100, 20, 26),
         (1000, 10, 15),
@@ -434,7 +436,7 @@ fn a_path_that_becomes_longer_is_filled_again_soon() {
         let base = simulation.estimator.estimate().base_rtt;
         let what = format!("{mbit} Mbit/s, {before} to {after} ms");
         assert!(share >= 930, "{what}: {share} per mille");
-        // Some 15 packets, where that is longer.
+        // A queue of about 15 packets, where that is longer.
         let queue_max = 30_000.max(15 * PACKET * 8 / mbit);
         assert!(queue <= queue_max, "{what}: {queue} us");
         let exact = Duration::from_millis(after);
@@ -495,7 +497,7 @@ fn a_word_now_and_then_is_told_to_be_neither_a_queue_nor_a_longer_path() {
     };
     ack(10 * MILLI, 1);
     for second in 1..60 {
-        // One that is acknowledged late, for no second one comes; now and then two.
+        // Acknowledged late, for want of a second packet; now and then there are two.
         let after = ack(second * SECOND, 26);
         let after = if second % 7 == 0 {
             ack(second * SECOND + 30 * MILLI, 27)
@@ -535,12 +537,12 @@ fn a_loss_while_there_is_nothing_to_send_does_not_end_the_startup() {
             is_cruising: false,
         });
     };
-    // First words that were lost and said again, as on a link that was cut just then.
+    // The first packets were lost and retransmitted, as on a link that was cut just then.
     ack(&mut estimator, 10, 0, true);
     estimator.on_loss(at(400 * MILLI), at(100 * MILLI), 400, false);
     ack(&mut estimator, 410, 0, true);
     assert!(matches!(estimator.phase, Phase::Startup { .. }));
-    // And then there is something: each round sends a window, and the window doubles, with jitter too.
+    // Then there is data: each round sends a window, and the window doubles, despite jitter.
     for round in 1..=6_u64 {
         let begins = 1000 + round * 250;
         for packet in 0..estimator.window_bytes() / PACKET {
@@ -566,10 +568,11 @@ fn a_few_bytes_that_are_acknowledged_late_do_not_end_the_startup() {
     };
     ack(&mut estimator, 10, 0, PACKET, true);
     ack(&mut estimator, 300, 0, 100, true);
-    // A word that its receiver waited with an answer for; meanwhile there is more to send than may be.
+    // A message whose acknowledgement waited for the answer; by then there is more data than the
+    // window.
     ack(&mut estimator, 510, 26, 90, false);
     assert!(matches!(estimator.phase, Phase::Startup { .. }));
-    // On a path that is known, such a round says nothing of its rate either.
+    // On a path whose rate is known, such a round does not change the rate either.
     let mut simulation = Simulation::new(Path::new(100, 200, 100));
     simulation.run_until(5 * SECOND);
     ack(&mut simulation.estimator, 5600, 0, 90, true);
@@ -596,7 +599,7 @@ fn what_arrives_of_a_round_with_a_pause_in_it_is_not_the_path() {
             is_cruising: false,
         });
     };
-    // The sender has nothing to send for most of a round trip; when what it did send arrives, it has again.
+    // The sender runs dry for most of a round trip; when those packets arrive it has data again.
     for sent in 5_000..=5_200 {
         ack(sent, true);
     }
@@ -613,7 +616,7 @@ fn an_interruption_is_not_a_slow_path() {
     let mut simulation = Simulation::new(Path::new(60, 40, 100));
     simulation.run_until(5 * SECOND);
     let before = simulation.estimator.estimate();
-    // Nothing comes back for a second, and then all at once.
+    // Nothing comes back for a second, and then everything at once.
     simulation.stall = (5 * SECOND, 6 * SECOND);
     simulation.run_until(6 * SECOND + 300 * MILLI);
     let after = simulation.estimator.estimate();
@@ -631,13 +634,13 @@ fn what_an_interruption_took_says_nothing_of_the_path() {
     let mut simulation = Simulation::new(Path::new(100, 200, 50));
     simulation.run_until(5 * SECOND);
     let before = simulation.estimator.estimate();
-    // All that is in flight is lost.
+    // Everything in flight is lost.
     simulation.events.clear();
     simulation.in_flight = 0;
     simulation.now = 8 * SECOND;
     let at = |millis: u64| Instant::from_nanos(millis * MILLI);
-    // One of before had arrived, too, and its acknowledgement was lost; that of the probe is no packet of its
-    // own, of which nothing is heard here.
+    // An earlier packet had arrived, but its acknowledgement was lost. The probe's own
+    // acknowledgement is not simulated.
     simulation.estimator.on_ack(Ack {
         now: at(8_000),
         sent: at(4_900),
@@ -672,7 +675,7 @@ fn a_new_connection_over_a_known_path_begins_where_another_was() {
     let (share, queue) = begin(200);
     assert!(share >= 900, "used {share} per mille");
     assert!(queue <= 20_000, "queue p99 {queue} us");
-    // What was learnt over another path says nothing.
+    // A rate learnt over another path is ignored.
     let (share, _) = begin(60);
     assert!(share < 700, "used {share} per mille");
 }

@@ -1,19 +1,20 @@
-//! What is told of a path's length and of its queue: only what rounds say that can know it.
+//! The base and the queue as shown to operators: only from rounds that can tell.
 //!
-//! A peer may hold the acknowledgement of a packet back for 25 ms while no second one comes. To a sender that has
-//! little to send a round trip of that length is neither the path's nor a queue's; the estimator may think so
-//! meanwhile, for the first packets of a load correct it, but operators must not be told.
+//! A peer may hold an acknowledgement back for 25 ms while no second packet arrives. A sender with
+//! little to send then sees a round trip that is neither the path's nor a queue's. The estimator
+//! may use it meanwhile, because the first packets of a load correct it; operators must not see it.
 
 use std::time::Duration;
 
-/// Packets of a round of which one at least was acknowledged at once: every second one is, and the first may
-/// have been the second of the round before.
+/// Packets in a round of which at least one was acknowledged at once: every second packet is, and
+/// the first may have been the second of the round before.
 const PACKETS_MIN: u32 = 4;
 
-/// The path as it is told.
+/// The path as shown to operators.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Told {
-    /// The least round trips of two spans of time; a span that says nothing leaves what was.
+    /// The least round trips of two spans of time; a span without a telling round keeps the older
+    /// value.
     current: Option<Duration>,
     previous: Option<Duration>,
     queue: Duration,
@@ -26,12 +27,14 @@ impl Told {
         known.min().unwrap_or_default()
     }
 
-    /// How much longer the last round's shortest round trip was; none if it does not say.
+    /// By how much the last round's shortest round trip exceeded the base; zero if the round cannot
+    /// tell.
     pub(super) const fn queue(&self) -> Duration {
         self.queue
     }
 
-    /// Takes the least round trip of a round of so many packets; `is_full` if the path was its limit.
+    /// Records the least round trip of a round of `packet_count` packets. `is_full` means that the
+    /// path was its limit.
     pub(super) fn note(&mut self, rtt_min: Duration, packet_count: u32, is_full: bool) {
         let is_telling = is_full || packet_count >= PACKETS_MIN;
         let is_news = self.current.or(self.previous).is_none() || rtt_min < self.base();
@@ -45,7 +48,7 @@ impl Told {
         };
     }
 
-    /// A span of time is over.
+    /// Begins a new span of time.
     pub(super) const fn turn(&mut self) {
         if let Some(least) = self.current.take() {
             self.previous = Some(least);
@@ -83,7 +86,7 @@ mod tests {
         assert_eq!(told.queue(), millis(50));
         told.note(millis(70), 2, true);
         assert_eq!(told.queue(), millis(30));
-        // Another path, longer by as much: it is believed after two spans.
+        // A longer path; it is believed after two spans.
         for _ in 0..2 {
             told.turn();
             told.note(millis(90), 8, false);
