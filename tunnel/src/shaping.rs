@@ -1,10 +1,10 @@
-//! Whose bytes go next, and how fast.
+//! Whose bytes are sent next, and how fast.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`shaper`] | the cap on the wire, and the order in which classes are served; pure |
 //! | [`shares`] | the configured caps, floors and weights; pure |
-//! | `pace` | holding streams and datagrams back as the shaper says |
+//! | `pace` | makes streams and datagrams wait as the shaper decides |
 //! | `quota` | the cap of one channel or service |
 //! | `turns` | which waiting stream of a connection writes next |
 //! | `timetable` | caps that change with the time of the week |

@@ -1,7 +1,9 @@
-//! Cruising: bulk is sent a little slower than the path carries, so that its queue is empty.
+//! Cruising: bulk is sent a little slower than the path carries, so that the path's queue stays
+//! empty.
 //!
-//! The estimator fills the path and finds out what it carries; that takes a queue of some milliseconds,
-//! which every urgent byte then waits behind. So once the rate is known, bulk keeps below it:
+//! The estimator finds out what the path carries by filling it. That takes a queue of some
+//! milliseconds, and every urgent byte waits behind it. So once the rate is known, bulk keeps below
+//! it:
 //!
 //! ```text
 //!              rate known, queue seen
@@ -12,20 +14,21 @@
 //!    └──────── two pushes made no queue ─────────┘
 //! ```
 //!
-//! A *push* tells whether the path has become faster, and costs less than a look: for some milliseconds
-//! a quarter more is sent than the path carries, as much as makes a queue of two milliseconds, and then
-//! nothing until that has gone. If the packets sent last were as quick as those before, there is no queue,
-//! and the path carries more; but an urgent packet between them can hide one, so it takes two such pushes in
-//! a row. A queue that stands while cruising, for whatever reason, is let run empty by
-//! a pause; if it is there again and again, the path carries less.
+//! A *push* tests whether the path has become faster, and costs less than a look. For some
+//! milliseconds bulk sends a quarter more than the path carries, enough to make a queue of two
+//! milliseconds, and then nothing until that queue has gone. If the last packets were as quick as
+//! those before the push, there was no queue, and the path carries more. But an urgent packet
+//! between them can hide a queue, so it takes two such pushes in a row. A queue that stands while
+//! cruising, for whatever reason, is drained by a pause; if it comes back again and again, the path
+//! carries less.
 //!
-//! Pieces are a few packets, spaced by exact timers, so that nothing stands before a byte that comes
-//! between two of them. What is urgent goes at once, and bulk leaves it the room. Where it takes much of the
-//! path, bulk looks seldom, for urgent bytes would wait behind each look; but what has gone through a path
-//! proves that it carries that.
+//! Pieces are a few packets, spaced by exact timers, so that little stands before an urgent byte
+//! that comes between two of them. Urgent bytes go at once, and bulk leaves room for them. Where
+//! they take much of the path, bulk looks seldom, because they would wait behind each look. If more
+//! of them go through than the path was believed to carry, that alone ends the cruise.
 //!
-//! Looking lasts two rounds of the estimator, or six for another rate. Where no queue shows, something else
-//! than the path is the limit, and nothing is held back.
+//! A look lasts two rounds of the estimator, or six to accept a different rate. Where no queue
+//! shows, something other than the path is the limit, and nothing is held back.
 
 use std::time::Duration;
 
@@ -33,132 +36,150 @@ use towpath_protocol::time::Instant;
 
 use crate::estimate::{ALLOWANCE, Estimate, scaled};
 
-/// The part of the path's rate that programs get while cruising, per thousand. QUIC adds 2.7 % to full
-/// packets, so the wire is at 98 %; the rest is for what stalls leave behind.
+/// The rate of programs' bytes while cruising, per thousand of the path's rate. QUIC adds 2.7 % to
+/// full packets, so the wire is at 98 %; the rest absorbs what stalls leave behind.
 const CRUISE_PER_MILLE: u64 = 952;
 
-/// The same for bytes of the wire, as urgent ones are counted.
+/// The same in bytes on the wire, as urgent bytes are counted.
 const WIRE_PER_MILLE: u64 = 980;
 
-/// The same when the wire is full.
+/// The rate of programs' bytes that fills the wire.
 const FULL_PER_MILLE: u64 = 972;
 
-/// How long a rate is believed that no push has confirmed: a path that became faster is found within this.
+/// How long a rate is believed that no push has confirmed: a faster path is found within this time.
 const CRUISE_TIME: Duration = Duration::from_millis(2500);
 
-/// The same if pushes confirm it, which do not see that a path is a twentieth faster: at least so long, or
-/// so many packets or round trips, so that looks are less than a hundredth of the time.
+/// The longest time between looks if pushes confirm the rate, since pushes miss a path that is
+/// faster by a twentieth. It is the longest of a time, a number of packets and a number of round
+/// trips, so that looks take less than a hundredth of the time.
 const CONFIRMED_TIME_MIN: Duration = Duration::from_secs(15);
 const CONFIRMED_PACKETS: u32 = 30_000;
 const CONFIRMED_ROUNDS: u32 = 1000;
 
-/// How often the estimate is looked at: while looking, while cruising, and while a push is judged.
+/// How often the estimate is examined while looking.
 const LOOK_TIME: Duration = Duration::from_millis(5);
+/// The same while cruising.
 const GLANCE_TIME: Duration = Duration::from_millis(20);
+/// The same while a push is sent or judged.
 const JUDGE_TIME: Duration = Duration::from_millis(1);
 
-/// Least time for which the path must have been full, how many round trips, and how many packets: to see
-/// the known rate again, and to believe another one. Rounds are so short on short paths that two say
-/// little, and on thin ones a packet more or less is much.
+/// Least time, round trips and packets for which the path must have been full before a look
+/// confirms the known rate.
 const FULL_TIME_MIN: Duration = Duration::from_millis(20);
 const FULL_ROUNDS: u32 = 2;
 const FULL_PACKETS: u64 = 48;
+/// The same before a look accepts a different rate. Rounds on short paths are so short that two say
+/// little; on thin paths one packet more or less is much.
 const FULL_TIME_MIN_NEW: Duration = Duration::from_millis(150);
 const FULL_ROUNDS_NEW: u32 = 6;
 const FULL_PACKETS_NEW: u64 = 64;
 
-/// How far a rate may be from the known one to be the same, per mille, and how much it then counts.
+/// How far a rate may be from the known one to count as the same, per mille.
 const SAME_PER_MILLE: u64 = 100;
+/// Divisor of the weight of a rate seen again: a quarter, or a half if it is higher than the known
+/// one.
 const WEIGHT: u64 = 4;
 const WEIGHT_MORE: u64 = 2;
 
-/// By which part a look must raise the rate for the push before it to have been right.
+/// The least rise of the rate after a push without a queue, as one part in so many. With less, the
+/// push was wrong.
 const NEWS_PART: u64 = 100;
 
-/// How long the queue of the look before may be there.
+/// Least time for which the queue of a look may still be there after it.
 const EMPTYING_TIME_MIN: Duration = Duration::from_millis(100);
 
-/// Rounds in a row that see a queue before it is more than a busy processor's.
+/// Rounds in a row with a queue that it takes to rule out a busy processor.
 const QUEUED_ROUNDS: u32 = 3;
 
-/// Beside urgent bytes that take more than this part of the path over such a time, a queue is rather theirs,
-/// and a look, which fills the path, is what they would wait for: it takes so many rounds in a row to end a
-/// cruise, and a rate is believed for so long though no push was judged.
+/// The part of the path above which urgent bytes count as many. A queue is then probably theirs,
+/// and they would wait behind a look, which fills the path.
 const URGENT_PART: u64 = 4;
+/// Time over which their part is measured.
 const URGENT_TIME: Duration = Duration::from_millis(100);
+/// Rounds in a row with a queue that end a cruise beside many urgent bytes.
 const QUEUED_ROUNDS_URGENT: u32 = 24;
+/// How long a rate is believed beside many urgent bytes, though no push was judged.
 const CRUISE_TIME_URGENT: Duration = Duration::from_secs(15);
 
-/// Of so many parts of what a path is believed to carry one less is another rate: it takes no more than one round
-/// to end a cruise.
+/// A rate lower by one part in so many is a different rate: one round that shows it ends the
+/// cruise.
 const THINNER_PARTS: u64 = 4;
 
-/// The shortest queue that a pause lets run empty: shorter ones go by themselves.
+/// The shortest queue that is drained by a pause; shorter ones go by themselves.
 const PAUSE_TIME_MIN: Duration = Duration::from_millis(1);
 
-/// Pauses between two pushes: one that is for somebody else's queue is lost, and a hundredth of the time
-/// is all that may be.
+/// The most pauses between two pushes. A pause for somebody else's queue is wasted, and pauses may
+/// waste at most a hundredth of the time.
 const PAUSE_COUNT_MAX: u32 = 8;
 
-/// Pushes in a row that make no queue before the path is believed to carry more.
+/// Pushes in a row without a queue after which the path is believed to carry more.
 const UNQUEUED_PUSHES: u32 = 2;
 
-/// Time between two pushes, and after one that nobody could judge or that made no queue.
+/// Time between two pushes.
 const PUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Time to the next push after one that could not be judged or made no queue.
 const PUSH_INTERVAL_AGAIN: Duration = Duration::from_millis(100);
 
-/// The same on long paths, in round trips: a tenth of the time is all that pushes take.
+/// Least time between pushes in round trips, which counts on long paths: pushes take at most a
+/// tenth of the time.
 const JUDGE_ROUNDS: u32 = 4;
 
-/// Packets of a push, at least: two of them are its last third.
+/// The least packets of a push, so that its last third has two.
 const PUSH_PACKETS_MIN: u32 = 6;
 
-/// The queue that a push makes, at least and at most: where a path lets bursts through as a token bucket
-/// does, nothing of that shows in the queue, and only a push that is longer does.
+/// The shortest and longest queue that a push makes, and the step between them. A path with a token
+/// bucket lets a burst through without a queue, so only a longer push shows one there.
 const PUSH_QUEUE_MIN: Duration = Duration::from_millis(2);
 const PUSH_QUEUE_MAX: Duration = Duration::from_millis(12);
 const PUSH_QUEUE_STEP: Duration = Duration::from_millis(2);
 
-/// What its packets should see of it: half of it is enough for a verdict.
+/// The queue that the last packets of a push should see; half of it is enough for a verdict.
 const PUSH_SEEN: Duration = Duration::from_millis(1);
 
-/// How much more than the path carries is sent: a quarter, or less where packets are long, but more than
-/// a rate may be wrong by.
+/// The part of the path's rate that a push sends in excess: a quarter, or less where packets are
+/// long.
 const PUSH_PART: u32 = 4;
+/// The least such part, which must exceed the error of a rate.
 const PUSH_PART_MIN: u32 = 24;
 
-/// How long a judgement waits for packets beyond a round trip: twice what acknowledgements may be held
-/// back for.
+/// How long a judgement waits for packets, beyond two round trips: twice the longest time that
+/// acknowledgements may be held back.
 const JUDGE_TIME_MAX: Duration = Duration::from_millis(50);
 
-/// What one piece lasts on the wire: an urgent packet waits behind one at most.
+/// Duration of one piece on the wire; an urgent packet waits behind one at most.
 const PIECE_TIME: Duration = Duration::from_micros(150);
 
-/// The same above a rate at which so many pieces a second would cost more than they save.
+/// The same at or above [`FAST_BYTES_PER_SECOND`], where shorter pieces would cost more than they
+/// save.
 const PIECE_TIME_FAST: Duration = Duration::from_micros(500);
 const FAST_BYTES_PER_SECOND: u64 = 62_500_000;
 
-/// A piece is two full packets at least, as every other one is acknowledged; but one if two last longer.
+/// Longest duration of two full packets. A piece has at least two, as every other packet is
+/// acknowledged, but only one where two last longer than this.
 const PAIR_TIME_MAX: Duration = Duration::from_millis(2);
 
-/// What QUIC adds to each packet of a stream: its own head, the stream's, and the seal.
+/// What QUIC adds to each packet of a stream: the packet header, the frame header and the AEAD tag.
 const PACKET_HEAD_BYTES: u64 = 44;
 
-/// What a small packet costs beside its bytes, where those of large ones are in the rate already: what QUIC
-/// adds, and the headers of UDP, IP and Ethernet.
+/// What a small packet costs beyond its payload: what QUIC adds, and the headers of UDP, IP and
+/// Ethernet. For large packets this is part of the rate.
 const SMALL_HEAD_BYTES: u64 = 72;
+/// Headers of UDP, IP and Ethernet of one packet.
 const FRAME_HEAD_BYTES: u64 = 42;
 
-/// What QUIC is given beside, and most of a piece while looking: so much of the rate, within what a
-/// program's write brings at once and what keeps a thin link busy until a program has been woken.
+/// Data given to QUIC beyond what is in flight, and the largest piece while looking: this much time
+/// at the path's rate, within the limits below.
 const AHEAD_TIME: Duration = Duration::from_millis(20);
+/// The upper limit: what one write of a program brings.
 const AHEAD_BYTES_MAX: u64 = 64 * 1024;
+/// The lower limit: what keeps a thin link busy until a program has been woken.
 const AHEAD_BYTES_MIN: u64 = 6 * 1024;
 
-/// How far behind the rate a sender may be and still catch up: more would be a queue of its own.
+/// The lag that a sender may make up for; a longer one would become a queue of its own.
 const BEHIND_TIME_MAX: Duration = Duration::from_millis(1);
 
-/// Above this, on a path this short, processors are the limit and no pacing shortens their queue.
+/// At or above this rate, on a path no longer than [`PATH_RTT_MIN`], processors are the limit, and
+/// no pacing shortens their queue.
 const PATH_RATE_MAX: u64 = 125_000_000;
 const PATH_RTT_MIN: Duration = Duration::from_millis(1);
 
@@ -170,8 +191,8 @@ enum Phase {
     Cruising(Cruising),
 }
 
-/// When it began, and what had gone through until then: through the full path, in such a time, and beside. And the
-/// queue there was.
+/// The state at the beginning of a look: totals so far of bytes and time with a full path and of
+/// urgent bytes, and the queue then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Looking {
     began: Instant,
@@ -183,10 +204,10 @@ struct Looking {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cruising {
-    /// Whether there is a queue is said by rounds that began later.
+    /// Only rounds that began later say whether there is a queue.
     from: Instant,
-    /// When to look, unless a push confirms the rate before; the same beside many urgent bytes; and in any
-    /// case.
+    /// When to look again: unless a push confirms the rate before; the same beside many urgent
+    /// bytes; and in any case.
     until: Instant,
     until_urgent: Instant,
     until_max: Instant,
@@ -198,11 +219,11 @@ struct Cruising {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Push {
-    /// The next one may begin then.
+    /// The next push may begin at this time.
     Due(Instant),
-    /// More is sent than the path is believed to carry.
+    /// More is being sent than the path is believed to carry.
     On(Burst),
-    /// What was sent is on its way.
+    /// The push was sent; its packets are awaited until `by`.
     Judged { burst: Burst, by: Instant },
 }
 
@@ -210,9 +231,9 @@ enum Push {
 struct Burst {
     from: Instant,
     until: Instant,
-    /// The queue it makes.
+    /// The queue that it makes.
     queue: Duration,
-    /// What is to be sent, and what of it has not been.
+    /// Bytes to send, and how many of them are left.
     bytes: u64,
     left_bytes: u64,
 }
@@ -222,49 +243,51 @@ impl Burst {
         self.until.since(self.from)
     }
 
-    /// As much time before it, and its last third: what is sent then finds the queue that the rest made.
+    /// The two periods that are compared: as much time before the push, and its last third, whose
+    /// packets see the queue that the rest made.
     fn marks(&self) -> [(Instant, Instant); 2] {
         let before = self.from.as_nanos() - nanos(self.time());
         let last = self.from + self.time() * 2 / 3;
         [(Instant::from_nanos(before), self.from), (last, self.until)]
     }
 
-    /// Whether the program had as much to send as that takes.
+    /// Whether the program supplied at least three quarters of the bytes.
     const fn is_whole(&self) -> bool {
         self.left_bytes <= self.bytes / 4
     }
 }
 
-/// Decides when bulk may go; pure.
+/// Decides when bulk may be sent; pure.
 #[derive(Debug, Clone)]
 pub(crate) struct Cruise {
     phase: Phase,
-    /// What the path carries; zero while not known.
+    /// The path's rate; zero while unknown.
     path_bytes_per_second: u64,
-    /// Bytes of a full packet.
+    /// Size of a full packet.
     packet_bytes: u64,
-    /// Bytes of a piece while looking: all of one goes, whatever is found out meanwhile.
+    /// Bytes of a piece while looking. A piece is sent whole, whatever is found out meanwhile.
     looking_bytes: u64,
     /// The round trip without a queue.
     rtt: Duration,
-    /// When the estimate is worth another look.
+    /// When to examine the estimate next.
     look_at: Instant,
     /// When the next piece may go.
     free_at: Instant,
     /// The queue that a push makes.
     push_queue: Duration,
-    /// Whether this look is to find out what a push says.
+    /// Whether the current look was caused by pushes without a queue.
     is_pushed: bool,
-    /// What has gone over the link's other connection, as bytes of bulk: now, and at the last look.
+    /// Bytes sent over the link's other connection, in bytes of bulk: now, and at the last look.
     urgent_bytes: u64,
     urgent_bytes_before: u64,
-    /// When their part of the path was last looked at, what they were then, and whether it was large.
+    /// When the urgent bytes' part of the path was last measured, the total then, and whether it
+    /// was large.
     urgent_seen: (Instant, u64),
     is_urgent: bool,
 }
 
 impl Cruise {
-    /// Begins by looking.
+    /// Starts with a look.
     #[must_use]
     pub(crate) const fn new() -> Self {
         Self {
@@ -290,7 +313,7 @@ impl Cruise {
         }
     }
 
-    /// Whether [`Self::look`] should be told what is believed now.
+    /// Whether [`Self::look`] is due.
     #[must_use]
     pub(crate) fn is_curious(&self, now: Instant) -> bool {
         now >= self.look_at
@@ -302,7 +325,7 @@ impl Cruise {
         matches!(self.phase, Phase::Cruising(_))
     }
 
-    /// What the path carries, while that is believed.
+    /// The path's rate, while it is believed.
     #[must_use]
     pub(crate) const fn path_bytes_per_second(&self) -> Option<u64> {
         if self.is_cruising() {
@@ -312,7 +335,7 @@ impl Cruise {
         }
     }
 
-    /// The packets that [`Self::look`] wants to be told of, by when they were sent.
+    /// The periods in which packets must be marked for [`Self::look`].
     #[must_use]
     pub(crate) fn marks(&self) -> Option<[(Instant, Instant); 2]> {
         match self.phase {
@@ -324,7 +347,7 @@ impl Cruise {
         }
     }
 
-    /// Takes note of what is believed about the path.
+    /// Examines what is believed about the path, and changes between looking and cruising.
     pub(crate) fn look(&mut self, now: Instant, estimate: &Estimate) {
         self.packet_bytes = estimate.packet_bytes;
         self.looking_bytes = ahead_bytes(estimate).unwrap_or(u64::MAX);
@@ -333,7 +356,7 @@ impl Cruise {
             Phase::Looking(looking) => {
                 self.look_at = now + LOOK_TIME;
                 if queue_of(estimate, estimate.rate_bytes_per_second) < ALLOWANCE / 4 {
-                    // The path is not full yet, and what went through it says nothing.
+                    // The path is not full yet, so its throughput says nothing.
                     self.begin_look(now, estimate);
                 } else if !estimate.is_doubtful
                     && let Some(rate) = self.learn(looking, now, estimate)
@@ -365,12 +388,12 @@ impl Cruise {
     fn begin_cruise(&mut self, now: Instant, rate: u64, estimate: &Estimate) {
         let known = self.path_bytes_per_second;
         if std::mem::take(&mut self.is_pushed) && rate <= known + known / NEWS_PART {
-            // There was a queue, and the push has not seen it.
+            // There was a queue, and the push missed it.
             self.push_queue = (self.push_queue + PUSH_QUEUE_STEP).min(PUSH_QUEUE_MAX);
         }
         self.path_bytes_per_second = rate;
-        // The queue that stands, what QUIC holds beside, and the piece that goes into it just now, are let
-        // run empty first.
+        // First the standing queue, the data that QUIC holds beyond the window and the piece just
+        // being written must drain.
         let ahead = buffer_bytes(estimate).map_or(0, |bytes| bytes + self.looking_bytes);
         let ahead = ahead.saturating_sub(estimate.window_bytes);
         let pause = estimate.queue_delay + time_of(ahead, rate);
@@ -392,7 +415,7 @@ impl Cruise {
         });
     }
 
-    /// Cruises on, or not.
+    /// Examines the estimate while cruising; `None` ends the cruise.
     fn glance(&mut self, was: Cruising, now: Instant, estimate: &Estimate) -> Option<Cruising> {
         let mut cruising = was;
         self.watch_urgent(now, estimate)?;
@@ -417,7 +440,7 @@ impl Cruise {
                     self.look_at = now + JUDGE_TIME;
                 }
             }
-            // A program that has stopped does not end it.
+            // A push also ends when its program stops sending.
             Push::On(burst) if now >= burst.until + burst.time() => {
                 cruising.push = Push::Due(now + PUSH_INTERVAL);
             }
@@ -430,16 +453,16 @@ impl Cruise {
         Some(cruising)
     }
 
-    /// Whether a round that was full behind a long queue shows a far lower rate than is believed. Beside many
-    /// urgent bytes it is rather their part that is missing.
+    /// Whether a round behind a long queue shows a far lower rate than is believed. Beside many
+    /// urgent bytes it is more likely that they took the missing part.
     pub(crate) fn is_thinner(&self, estimate: &Estimate) -> bool {
         let most = self.path_bytes_per_second / THINNER_PARTS * (THINNER_PARTS - 1);
         let has_queue = queue_of(estimate, self.path_bytes_per_second) > 2 * ALLOWANCE;
         has_queue && estimate.rate_bytes_per_second < most && !self.is_urgent
     }
 
-    /// Finds out now and then whether urgent bytes take a large part of the path; none if more of them have
-    /// gone through it than it is believed to carry.
+    /// Measures now and then whether urgent bytes take a large part of the path. `None` if more of
+    /// them have gone through than the path is believed to carry.
     fn watch_urgent(&mut self, now: Instant, estimate: &Estimate) -> Option<()> {
         let (since, before) = self.urgent_seen;
         let time = now.since(since);
@@ -450,20 +473,20 @@ impl Cruise {
         self.urgent_seen = (now, self.urgent_bytes);
         let rate = self.path_bytes_per_second;
         self.is_urgent = bytes * URGENT_PART > bytes_in(rate, time);
-        // What has been sent and is not through yet is on the way, or waits.
+        // Bytes that were sent and are not through yet are on the way, or wait.
         let waiting = estimate.base_rtt + estimate.queue_delay;
         let carried = bytes_in(rate, time + waiting);
         (bytes <= carried + carried / URGENT_PART).then_some(())
     }
 
-    /// Lets a queue run empty that should not be there; none if it does not.
+    /// Drains an unexpected queue by a pause; `None` if it stays.
     fn watch_queue(
         &mut self,
         cruising: &mut Cruising,
         now: Instant,
         estimate: &Estimate,
     ) -> Option<()> {
-        // The next round that says something is another one.
+        // Only a later round is news.
         cruising.from = estimate.round_began + Duration::from_nanos(1);
         let queue = queue_of(estimate, self.path_bytes_per_second);
         if queue <= ALLOWANCE / 2 {
@@ -481,14 +504,14 @@ impl Cruise {
         }
         if queue > PAUSE_TIME_MIN && cruising.pause_count < PAUSE_COUNT_MAX {
             cruising.pause_count += 1;
-            // One that is there again was longer than it looked.
+            // A queue that came back was longer than it looked.
             self.free_at = self.free_at.max(now) + queue * cruising.queued_rounds.max(1);
             cruising.from = self.free_at;
         }
         Some(())
     }
 
-    /// The next push. What is sent just before it is what it is compared with.
+    /// The next push. The packets sent just before it are what it is compared with.
     fn burst(&self, now: Instant) -> Burst {
         let packet = time_of(self.packet_bytes, self.path_bytes_per_second);
         let time = (self.push_queue * PUSH_PART).max(packet * PUSH_PACKETS_MIN);
@@ -506,7 +529,7 @@ impl Cruise {
         burst
     }
 
-    /// Judges a push once its packets have arrived; none if the path carries more.
+    /// Judges a push once its packets have been acknowledged; `None` if the path carries more.
     fn judge(
         &mut self,
         cruising: &mut Cruising,
@@ -519,7 +542,7 @@ impl Cruise {
         if !(is_meant && after.is_over) && now < by {
             return Some(());
         }
-        // Two each, for one alone may have been acknowledged late.
+        // Two of each, because a single packet may have been acknowledged late.
         let is_known = is_meant && before.packet_count.min(after.packet_count) >= 2;
         let seen = after.rtt_min.saturating_sub(before.rtt_min);
         let interval = if !is_known {
@@ -545,7 +568,8 @@ impl Cruise {
         Some(())
     }
 
-    /// The path's rate, if it was full for long enough to tell: what bulk got, and what went beside.
+    /// The path's rate, if it was full for long enough to tell: what bulk got, plus what went
+    /// beside it.
     fn learn(&self, looking: Looking, now: Instant, estimate: &Estimate) -> Option<u64> {
         let bytes = estimate.filled_bytes.saturating_sub(looking.filled_bytes);
         let time = estimate.filled_time.saturating_sub(looking.filled_time);
@@ -556,14 +580,14 @@ impl Cruise {
             return None;
         }
         let second = Duration::from_secs(1);
-        // What of it waits now, and did not when this began, is not through.
+        // Urgent bytes that wait now, but did not when the look began, are not through.
         let beside_time = now.since(looking.began) + estimate.queue_delay;
         let beside_time = beside_time.saturating_sub(looking.queue);
         let seen = scaled(bytes, second, time) + scaled(beside, second, beside_time);
         let known = self.path_bytes_per_second;
         let enough = FULL_TIME_MIN_NEW.max(estimate.base_rtt * FULL_ROUNDS_NEW);
         if is_same(seen, known) {
-            // Stalls make a rate look low, and nothing makes it look high.
+            // Stalls make a rate look low; nothing makes it look high.
             let weight = if seen > known { WEIGHT_MORE } else { WEIGHT };
             Some((known * (weight - 1) + seen) / weight)
         } else if time >= enough && packets >= FULL_PACKETS_NEW {
@@ -573,18 +597,18 @@ impl Cruise {
         }
     }
 
-    /// Bytes of programs per second while cruising.
+    /// Programs' bytes per second while cruising.
     const fn pace(&self) -> u64 {
         self.path_bytes_per_second / 1000 * CRUISE_PER_MILLE
     }
 
-    /// The same during a push.
+    /// Programs' bytes per second during a push.
     fn pace_of(&self, burst: &Burst) -> u64 {
         let full = self.path_bytes_per_second / 1000 * FULL_PER_MILLE;
         full + scaled(full, burst.queue, burst.time())
     }
 
-    /// Most bytes that should be asked for at once: while cruising, what fills some packets.
+    /// The most bytes that should be taken at once; while cruising a few packets.
     #[must_use]
     pub(crate) fn piece_bytes(&self) -> u64 {
         if !self.is_cruising() {
@@ -603,16 +627,17 @@ impl Cruise {
         packets * (packet_bytes - PACKET_HEAD_BYTES)
     }
 
-    /// Urgent bytes go at once, and bulk leaves them the room.
+    /// Records urgent bytes, which are sent at once; bulk leaves room for them.
     pub(crate) fn pass(&mut self, now: Instant, bytes: u64) {
         self.leave_room(now, bytes + SMALL_HEAD_BYTES);
     }
 
-    /// Takes note of all that has left over the link's other connection, whoever sent it: beside small
-    /// messages QUIC's acknowledgements and the link's own words are as much again.
+    /// Records the totals that have left over the link's other connection, whoever sent them.
+    /// Beside small messages, QUIC's acknowledgements and the link's own messages are as much
+    /// again.
     pub(crate) fn note_urgent(&mut self, now: Instant, packet_count: u64, packet_bytes: u64) {
         let left_bytes = packet_bytes + packet_count * FRAME_HEAD_BYTES;
-        // What was passed since the last look may be still to come.
+        // Bytes passed since the last look may not have left yet.
         let coming_bytes = self.urgent_bytes.saturating_sub(self.urgent_bytes_before);
         self.urgent_bytes = self.urgent_bytes.min(left_bytes + coming_bytes);
         if left_bytes > self.urgent_bytes {
@@ -626,13 +651,13 @@ impl Cruise {
         self.take(now, bytes * CRUISE_PER_MILLE / WIRE_PER_MILLE);
     }
 
-    /// When the next piece may go; or might have, if that was not long ago.
+    /// When the next piece may go. This may be in the past, by at most [`BEHIND_TIME_MAX`].
     fn behind(&self, now: Instant) -> Instant {
         let earliest = now.as_nanos().saturating_sub(nanos(BEHIND_TIME_MAX));
         self.free_at.max(Instant::from_nanos(earliest))
     }
 
-    /// Takes the place of `bytes` in the row; gives when they may go.
+    /// Reserves room for `bytes`; returns when they may be sent.
     pub(crate) fn take(&mut self, now: Instant, bytes: u64) -> Instant {
         let Phase::Cruising(mut cruising) = self.phase else {
             return now;
@@ -668,9 +693,9 @@ impl Default for Cruise {
     }
 }
 
-/// Bytes that QUIC should be given before they are acknowledged, if the path is the limit: all that is
-/// in flight and little more, for what it holds beside goes first, however bulk is paced. While the rate is
-/// not known, twice as much may be in flight before it is looked at again.
+/// Bytes that QUIC should hold until they are acknowledged, if the path is the limit: what is in
+/// flight and little more, because what QUIC holds goes out first however bulk is paced. While the
+/// rate is unknown, the window may double before the next look.
 pub(crate) fn buffer_bytes(estimate: &Estimate) -> Option<u64> {
     let window = estimate.window_bytes;
     let more = if estimate.is_settled {
@@ -682,7 +707,7 @@ pub(crate) fn buffer_bytes(estimate: &Estimate) -> Option<u64> {
     ahead_bytes(estimate).map(|ahead| window + more + ahead + kept)
 }
 
-/// What of it is beside that, as much as a program gives at once.
+/// The part of [`buffer_bytes`] beyond the window: as much as a program writes at once.
 fn ahead_bytes(estimate: &Estimate) -> Option<u64> {
     if !estimate.is_settled {
         return Some(AHEAD_BYTES_MAX);
@@ -691,8 +716,8 @@ fn ahead_bytes(estimate: &Estimate) -> Option<u64> {
     is_of_the_path(estimate).then(|| ahead.clamp(AHEAD_BYTES_MIN, AHEAD_BYTES_MAX))
 }
 
-/// The queue at the bottleneck of so much a second. The shortest round trip may have been a short packet's,
-/// and a full one takes longer without any.
+/// The queue at a bottleneck of this rate. The shortest round trip may be that of a short packet,
+/// and a full packet takes longer even without a queue.
 fn queue_of(estimate: &Estimate, rate: u64) -> Duration {
     let packet = time_of(estimate.packet_bytes, rate);
     estimate.queue_delay.saturating_sub(packet)
@@ -715,7 +740,7 @@ const fn is_same(seen: u64, known: u64) -> bool {
     seen.abs_diff(known) <= known * SAME_PER_MILLE / 1000
 }
 
-/// Whether the rate is the path's, and not the processors'.
+/// Whether the rate is the path's and not that of the processors.
 fn is_of_the_path(estimate: &Estimate) -> bool {
     estimate.is_settled
         && (estimate.rate_bytes_per_second < PATH_RATE_MAX || estimate.base_rtt > PATH_RTT_MIN)

@@ -1,10 +1,10 @@
-//! How many bytes may be under way: what the path holds several times over, within the memory that all
-//! links share. Pure, but for the count of that memory.
+//! How many bytes may be under way: several times what the path holds, within the memory that all
+//! links share. Pure, except for the shared count of that memory.
 //!
-//! Every link has windows that fill an ordinary path. A long and fast one holds more, and every byte of it
-//! may have to be kept: by the side that sends until the peer has handed it on, by the side that receives
-//! while the first is missing or its program reads nothing. So what exceeds the least is asked for, from
-//! [`Memory`], and given back when the path no longer needs it.
+//! Every link has windows that fill an ordinary path. A long and fast path holds more, and every
+//! byte may have to be kept in memory: by the sender until the peer has handed it on, by the
+//! receiver while an earlier byte is missing or its program does not read. So windows beyond the
+//! guaranteed size are backed by [`Memory`], and give it back when the path no longer needs it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,42 +16,44 @@ use towpath_protocol::time::Instant;
 use crate::cruise;
 use crate::estimate::{ALLOWANCE, Estimate, scaled};
 
-/// Least bytes sent and not yet acknowledged: a full window of a fast local network.
+/// The least send window of QUIC, in bytes: a full window of a fast local network.
 pub(crate) const SEND_BYTES_MIN: u64 = 4 << 20;
 
-/// Most bytes that a link keeps of what it sent, without asking for memory (T17): what a peer that stops
-/// reading can make us hold. 500 Mbit/s over 100 ms, nearly three times.
+/// Sent bytes that a link may keep without taking shared memory (T17): what a peer that stops
+/// reading can make us hold. Nearly three times what 500 Mbit/s over 100 ms hold.
 pub(crate) const KEPT_BYTES: u64 = 16 << 20;
 
-/// Most bytes of bulk that wait here unread, without asking for memory (T06): what a peer keeps of one stream
-/// and half as much, so that a stream whose reader is stuck does not stop the others at once.
+/// Unread bytes of bulk that a link may hold without taking shared memory (T06): one and a half
+/// times what a peer keeps of one stream, so that a stream whose reader is stuck does not stop the
+/// others at once.
 pub(crate) const RECEIVE_BYTES: u64 = 24 << 20;
 
-/// Round trips that the peer may have under way to us: it keeps three of them, and five while packets are
-/// being lost.
+/// Round trips of data that the peer may have under way to us: it keeps three, and five while
+/// packets are being lost.
 const RECEIVE_ROUND_TRIPS: u64 = 5;
 
-/// Least time over which it is measured what arrives in a round trip.
+/// Least time over which arriving bytes are measured.
 const MEASURE_TIME_MIN: Duration = Duration::from_millis(100);
 
-/// A receive window grows and shrinks in such steps: each is a word to the peer.
+/// Step by which a receive window grows and shrinks; each step is announced to the peer.
 const STEP_BYTES: u64 = 4 << 20;
 
-/// By which part a receive window comes closer to what is needed with each measurement, if that is less.
+/// The part (a sixteenth) by which the measured inflow decreases per measurement, if less arrives.
 const FADE_PART: u64 = 16;
 
-/// How long memory is kept that nothing is held in, and twice that at most: a move that follows another, or waits
-/// for its guest, finds it there.
+/// How long unused memory is kept, at least; twice that at most. A move that follows another one,
+/// or waits for its guest, still finds it.
 const USED_TIME: Duration = Duration::from_secs(30);
 
-/// What is asked for runs ahead of what is held by this factor: a start doubles each round trip, of which there
-/// may be one between two looks, and finds its way back to what it had in the time that the least takes to fill.
+/// Bytes asked for per byte held recently. A start doubles each round trip, and a round trip may
+/// lie between two looks. An idle link regains its memory in the time that filling [`KEPT_BYTES`]
+/// takes.
 const AHEAD_FACTOR: u64 = 4;
 
-/// The part of the shared memory that one window may take.
+/// The most that one window may take of the shared memory: one part in so many.
 const SHARE_PART: u64 = 2;
 
-/// Memory for windows beyond the least of each, shared by all links of a daemon.
+/// Memory for windows beyond the guaranteed sizes, shared by all links of a daemon.
 #[derive(Debug)]
 pub(crate) struct Memory {
     bytes: u64,
@@ -64,19 +66,20 @@ impl Memory {
         Arc::new(Self { bytes, taken_bytes })
     }
 
-    /// What is taken of it.
+    /// Bytes taken by all windows.
     pub(crate) fn taken_bytes(&self) -> u64 {
         self.taken_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// The most that a peer can have under way to us on one connection, if all links together may take
-/// `memory_bytes`: what a stream's window is, since the connection's is what bounds it.
+/// The most bytes that a peer can have under way to us on one connection, if all links together may
+/// take `memory_bytes`. Streams get a window of this size, because the connection's window limits
+/// them.
 pub(crate) const fn receive_bytes_max(memory_bytes: u64) -> u64 {
     RECEIVE_BYTES + memory_bytes / SHARE_PART
 }
 
-/// What one window has taken; given back when it is dropped.
+/// The memory that one window has taken; given back when dropped.
 #[derive(Debug)]
 struct Share {
     memory: Arc<Memory>,
@@ -89,13 +92,13 @@ impl Share {
         Self { memory, bytes: 0 }
     }
 
-    /// Asks for as much, whatever was had before; gives what is had now.
+    /// Asks for `wanted_bytes` in total, in place of what it had. Returns what it has now.
     fn ask(&mut self, wanted_bytes: u64) -> u64 {
         let most = wanted_bytes.min(self.memory.bytes / SHARE_PART);
         let ours = self.bytes;
         let mut granted = ours;
         let counted = &self.memory.taken_bytes;
-        // Always succeeds: there is always a next number.
+        // Never fails: the closure always returns a value.
         let _ = counted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
             let others = taken - ours;
             granted = most.min(self.memory.bytes - others);
@@ -133,7 +136,7 @@ impl Windows {
         }
     }
 
-    /// How much is kept of what goes along a path. Now `held_bytes` are.
+    /// The limit for the bytes kept of what was sent, of which `held_bytes` are kept now.
     pub(crate) fn kept_bytes(&mut self, now: Instant, held_bytes: u64, estimate: &Estimate) -> u64 {
         let used = self.used.with(now, held_bytes);
         let wanted = tail_bytes(estimate).min(KEPT_BYTES + AHEAD_FACTOR * used);
@@ -141,8 +144,9 @@ impl Windows {
         wanted.min(KEPT_BYTES + granted)
     }
 
-    /// What QUIC's receive window is to be, if that is another number now. `received_bytes` is what was taken
-    /// from the connection so far, and whether some of it waits for a program; `rtt` the round trip of the path.
+    /// Returns the new size of QUIC's receive window if it changes. `received_bytes` is the total
+    /// taken from the connection so far, `is_waiting` whether some of it waits for a program, and
+    /// `rtt` the path's round trip.
     pub(crate) fn receive(
         &mut self,
         now: Instant,
@@ -154,13 +158,15 @@ impl Windows {
         let before = self.credit.window_bytes;
         if let Some(needed) = measured.map(|bytes| bytes * RECEIVE_ROUND_TRIPS) {
             let wanted = needed.div_ceil(STEP_BYTES).max(RECEIVE_BYTES / STEP_BYTES) * STEP_BYTES;
-            // What stands unread behind that program may be all of the window, and is the others' as well.
+            // A stalled program's unread bytes may fill the window, which other streams need as
+            // well.
             let wanted = if is_waiting {
                 wanted.max(before)
             } else {
                 wanted
             };
-            // What the peer has been allowed already is never asked for in vain.
+            // Credit that the peer already has is included: its memory is already taken, so it is
+            // granted.
             let most = wanted.max(self.credit.bytes());
             let granted = self.receiving.ask(most - RECEIVE_BYTES);
             self.credit.aim_at(wanted.min(RECEIVE_BYTES + granted));
@@ -170,14 +176,14 @@ impl Windows {
         (window != before).then_some(window)
     }
 
-    /// The connection is over: nothing comes and nothing goes that takes memory.
+    /// Gives all memory back when the connection is closed.
     pub(crate) fn end(&mut self) {
         self.sending.ask(0);
         self.receiving.ask(0);
     }
 }
 
-/// The most that was held of late: of two spans of time, so that it always covers one whole.
+/// The most that was held in the current and the previous span of time.
 #[derive(Debug, Default)]
 struct Used {
     began: Instant,
@@ -186,7 +192,7 @@ struct Used {
 }
 
 impl Used {
-    /// The most, with what is held now.
+    /// Records what is held now; returns the most.
     fn with(&mut self, now: Instant, held_bytes: u64) -> u64 {
         if now.since(self.began) >= USED_TIME {
             self.began = now;
@@ -197,9 +203,10 @@ impl Used {
     }
 }
 
-/// What the peer may have under way to us, as QUIC counts it. What it has been allowed it cannot be denied:
-/// when a window shrinks, what is taken from the connection is a debt of the difference before it is new
-/// credit. QUIC does not set the debt off against a window that grows again, so that is done here.
+/// The peer's credit, as QUIC counts it. Credit once given cannot be withdrawn: when a window
+/// shrinks, the difference becomes a debt, and bytes taken from the connection pay it off before
+/// they give new credit. QUIC does not set the debt off against a window that grows again, so that
+/// is done here.
 #[derive(Debug)]
 struct Credit {
     window_bytes: u64,
@@ -220,14 +227,15 @@ impl Credit {
         self.window_bytes + self.debt_bytes
     }
 
-    /// Takes note of how much was taken from the connection so far.
+    /// Records the total taken from the connection so far.
     fn note(&mut self, received_bytes: u64) {
         let taken = received_bytes.saturating_sub(self.received_bytes);
         self.received_bytes = received_bytes;
         self.debt_bytes = self.debt_bytes.saturating_sub(taken);
     }
 
-    /// Has the window such that the credit comes to this: at once if it is to grow, else once it is used up.
+    /// Sets the window so that the credit becomes `bytes`: at once if it grows, else as it is used
+    /// up.
     fn aim_at(&mut self, bytes: u64) {
         if bytes < self.window_bytes {
             let steps = (self.window_bytes - bytes) / STEP_BYTES * STEP_BYTES;
@@ -239,7 +247,7 @@ impl Credit {
     }
 }
 
-/// What arrives in a round, which is a round trip or what else is due again and again: at most, of late.
+/// The highest recent inflow per round, which is a round trip or another period.
 #[derive(Debug, Default)]
 pub(crate) struct Inflow {
     measured: Option<(Instant, u64)>,
@@ -247,7 +255,8 @@ pub(crate) struct Inflow {
 }
 
 impl Inflow {
-    /// Takes note of how much has arrived so far; gives what a round brings, whenever that was measured.
+    /// Records the total that has arrived so far. Returns the bytes per round when a new
+    /// measurement is due.
     pub(crate) fn note(
         &mut self,
         now: Instant,
@@ -267,20 +276,20 @@ impl Inflow {
         Some(self.bytes_per_round)
     }
 
-    /// What was measured last.
+    /// The last measurement.
     pub(crate) const fn bytes_per_round(&self) -> u64 {
         self.bytes_per_round
     }
 }
 
-/// What a path holds with the queue that we allow ourselves.
+/// What a path holds, with the queue that we allow ourselves.
 pub(crate) fn in_flight_bytes(estimate: &Estimate) -> u64 {
     let path = Rate::clamped(estimate.rate_bytes_per_second);
     path.bytes_in(estimate.base_rtt + ALLOWANCE)
 }
 
-/// What the path holds, or may turn out to hold: until its rate is found, the rate known is that of the last
-/// round trip, half of what may be in flight now.
+/// What the path holds or may turn out to hold. Until its rate is found, the known rate is that of
+/// the last round trip, which is half of what may be in flight now.
 fn path_bytes(estimate: &Estimate) -> u64 {
     let known = in_flight_bytes(estimate);
     if estimate.is_settled {
@@ -290,16 +299,17 @@ fn path_bytes(estimate: &Estimate) -> u64 {
     }
 }
 
-/// Bytes that are kept of all streams of a leg until the peer has handed them on. Three times the path: a lost
-/// packet is repeated after one round trip, arrives within the second, and holds up for so long what the
-/// peer may hand on. More where that happens all the time, for then some are lost twice.
+/// Bytes kept of all streams of a leg until the peer has handed them on: three times the path. A
+/// lost packet is retransmitted after one round trip and arrives within the second, and the peer
+/// can hand nothing on for that long. More while losses go on, because some packets are then lost
+/// twice.
 fn tail_bytes(estimate: &Estimate) -> u64 {
     let round_trips = 3 + estimate.hole_rounds();
     round_trips * path_bytes(estimate)
 }
 
-/// Bytes of bulk that QUIC takes before they are acknowledged, of `kept_bytes` that are kept: twice the path,
-/// so that a lost packet does not stop the flow while it is repeated, and a startup may double before its
+/// The send window of bulk in QUIC, when `kept_bytes` may be kept: twice the path, so that a lost
+/// packet does not stop the flow until it is retransmitted, and a startup can double before the
 /// next estimate.
 pub(crate) fn send_bytes(estimate: &Estimate, kept_bytes: u64) -> u64 {
     let round_trips = 2 + estimate.hole_rounds();
@@ -314,7 +324,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A path of so many bytes a second and so many milliseconds.
+    /// A path with this rate in bytes per second and this round trip in milliseconds.
     fn path(rate_bytes_per_second: u64, rtt_ms: u64) -> Estimate {
         Estimate {
             rate_bytes_per_second,
@@ -338,7 +348,7 @@ mod tests {
             ..path(15_000_000, 200)
         };
         assert_eq!(send_bytes(&estimate, u64::MAX), 12_000_000);
-        // Once the rate is known, it counts, not a window that is still to shrink.
+        // Once the rate is known it decides, not a window that is still to shrink.
         estimate.is_settled = true;
         assert_eq!(path_bytes(&estimate), 15_000_000 / 1000 * 204);
     }
@@ -351,7 +361,7 @@ mod tests {
         assert!(before.0 < 3 * path_bytes / 2);
         assert_eq!(before.1, 3 * path_bytes);
         estimate.is_losing = true;
-        // What is in flight, and what arrives while a packet is repeated and repeated once more.
+        // What is in flight, and what arrives while a packet is retransmitted twice.
         assert!(send_bytes(&estimate, u64::MAX) >= 3 * path_bytes);
         assert_eq!(tail_bytes(&estimate), 5 * path_bytes);
     }
@@ -408,7 +418,7 @@ mod tests {
         let [mut first, mut second] = [(); 2].map(|()| Windows::new(&memory));
         let long = path(125_000_000, 200);
         let most = 3 * 25_500_000;
-        // What two links have under way between two looks, 50 ms apart, at most: what each may keep.
+        // The most that two links keep, if each looks every 50 ms and a busy one holds all it may.
         let mut kept = [0; 2];
         let mut now = 0;
         let mut look = |millis: u64, is_busy: [bool; 2]| {
@@ -436,7 +446,7 @@ mod tests {
         let rtt = Duration::from_millis(200);
         let (mut window, mut received, mut now) = (RECEIVE_BYTES, 0, 0);
         windows.receive(at(now), (received, false), rtt);
-        // A startup: twice as much in each round trip, until the path is full with 25 MB.
+        // A startup: the inflow doubles each round trip, until the path is full with 25 MB.
         for round in 0..12 {
             let arrived = (100_000 << round).min(25_000_000_u64);
             assert!(2 * arrived <= window || arrived == 25_000_000, "{window}");
@@ -450,8 +460,8 @@ mod tests {
         }
         assert!((5 * 25_000_000..6 * 25_000_000).contains(&window));
         assert_eq!(memory.taken_bytes(), window - RECEIVE_BYTES);
-        // A pause of a second keeps most of it, a minute's none; but what the peer has been allowed counts
-        // until it has come.
+        // Most of the window survives a pause of a second, nothing beyond the minimum a pause of a
+        // minute. The peer's credit stays counted until it is used.
         let grown = window;
         for _ in 0..20 {
             now += 50;
@@ -478,7 +488,7 @@ mod tests {
         assert_eq!((window, memory.taken_bytes()), (RECEIVE_BYTES, 0));
     }
 
-    /// QUIC's own count of what a peer may send.
+    /// QUIC's own flow control of what a peer may send.
     struct Quic {
         window: u64,
         allowed: u64,
@@ -523,7 +533,8 @@ mod tests {
         let mut now = 0;
         let mut highest = 0;
         for cycle in 0..100 {
-            // A burst of a second or two, at 60 to 180 MB a second, then a pause in which the window fades.
+            // A burst of a second or two, at 60 to 180 MB a second, then a pause in which the
+            // window shrinks.
             let (ticks, bytes) = (20 + cycle % 20, 3_000_000 * (1 + cycle % 3));
             for tick in 0..1200 {
                 now += 50;
@@ -549,8 +560,8 @@ mod tests {
         let rtt = Duration::from_millis(200);
         let mut quic = Quic::new();
         let (mut now, mut unread) = (0, 0);
-        // A fast stream whose program then stops with two round trips of it unread, in a link that is idle for a
-        // minute; then other streams send twice as much as any window.
+        // A fast stream whose program stops with two round trips of data unread, on a link that is
+        // then idle for a minute; after that other streams send twice as much as any window.
         for tick in 0..1600 {
             now += 50;
             let (is_fast, is_other) = (tick < 60, tick >= 1300);

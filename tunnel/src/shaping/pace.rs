@@ -1,9 +1,10 @@
-//! The shaper with a clock: waits until bytes may go.
+//! The shaper with a clock: waits until bytes may be sent.
 //!
-//! There is one shaper for a peer, whichever links there are to it: while one link takes another one's
-//! place, both together keep to the cap.
+//! There is one shaper per peer, however many links lead to it: while a new link replaces an old
+//! one, both together keep to the cap.
 //!
-//! Of those that wait one *leads*: it looks at the clock for all, and passes that on with its own grant.
+//! One of the waiting tasks *leads*: it watches the clock for all of them, and hands the lead on
+//! when its own bytes are granted.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +20,7 @@ use crate::quota::Quota;
 use crate::shaper::{Shaper, Unseen, Wish};
 use crate::shares::Shares;
 
-/// How long the leader sleeps at most; whatever is missed costs no more than this.
+/// The longest sleep of the leader: the most that a missed wake-up can cost.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Paces what is sent to a peer.
@@ -28,7 +29,7 @@ pub(crate) struct Pacer {
     state: Mutex<State>,
     began: Clock,
     lead: tokio::sync::Mutex<()>,
-    /// Something is to be done before the leader wakes.
+    /// Wakes the leader before its time.
     sooner: Notify,
 }
 
@@ -36,19 +37,19 @@ pub(crate) struct Pacer {
 struct State {
     shaper: Shaper,
     waiting: BTreeMap<Wish, oneshot::Sender<u64>>,
-    /// When the leader wakes.
+    /// When the leader is due to wake.
     planned: Option<Instant>,
-    /// Bytes that have left on the wire, by leg, over all links.
+    /// Bytes that have left on the wire over all links, by leg.
     left: [u64; 2],
 }
 
-/// Paces what one link sends, as part of what is sent to its peer.
+/// Paces what one link sends, as part of the traffic to its peer.
 #[derive(Debug)]
 pub(crate) struct Pace {
     pacer: Arc<Pacer>,
     /// Bytes that have left on the wire over this link, by leg.
     left: [AtomicU64; 2],
-    /// Bytes that were granted for this link and that its wire has not shown yet, by leg.
+    /// Bytes granted to this link that its wire counters have not shown yet, by leg.
     unseen: Mutex<[Unseen; 2]>,
 }
 
@@ -77,14 +78,14 @@ impl Pacer {
         self.state().left.iter().sum()
     }
 
-    /// Changes the cap; those that wait are looked at anew.
+    /// Changes the cap, and checks the waiting wishes again.
     pub(crate) fn set_rate(&self, rate: Option<Rate>) {
         let now = self.now();
         self.state().shaper.set_rate(rate, now);
         self.sooner.notify_one();
     }
 
-    /// Changes what the classes get, if that is something else; those that wait are looked at anew.
+    /// Changes the shares of the classes if they differ, and checks the waiting wishes again.
     pub(crate) fn set_shares(&self, shares: &Shares) {
         let now = self.now();
         let mut state = self.state();
@@ -95,7 +96,7 @@ impl Pacer {
         }
     }
 
-    /// Takes note of more bytes that have left on the wire, by leg.
+    /// Adds bytes that have left on the wire, by leg.
     fn observe(&self, news: [u64; 2]) {
         let now = self.now();
         let mut state = self.state();
@@ -106,25 +107,25 @@ impl Pacer {
         state.shaper.observe(left, now);
     }
 
-    /// Takes note that so many granted bytes, by leg, will never leave.
+    /// Records that granted bytes, by leg, will never leave.
     fn forget(&self, bytes: [u64; 2]) {
         let now = self.now();
         self.state().shaper.forget(bytes, now);
     }
 
-    /// Gives back what was granted and will not be sent.
+    /// Gives back bytes that were granted and will not be sent.
     fn refund(&self, class: Class, bytes: u64) {
         let now = self.now();
         self.state().shaper.refund(class, bytes, now);
         self.sooner.notify_one();
     }
 
-    /// What so many bytes of a class come to on the wire, as far as was seen.
+    /// Converts bytes of a class to bytes on the wire, by what was measured.
     fn on_wire(&self, class: Class, bytes: u64) -> u64 {
         self.state().shaper.on_wire(class.leg(), bytes)
     }
 
-    /// Asks to send; gives how many bytes may go now, or something to wait with.
+    /// Asks to send. Returns how many bytes may be sent now, or what to wait on.
     pub(crate) fn ask(self: &Arc<Self>, class: Class, bytes: u64) -> Result<u64, Waiting> {
         let now = self.now();
         let mut state = self.state();
@@ -154,7 +155,7 @@ impl Pacer {
         })
     }
 
-    /// Grants what can be; gives how long nothing more can.
+    /// Grants what can be granted; returns how long to wait until more can be.
     fn plan(&self) -> Duration {
         let now = self.now();
         let mut state = self.state();
@@ -169,7 +170,7 @@ impl Pacer {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held, and a shaper is whole between any two calls.
+        // Nothing panics while the lock is held, and a shaper is consistent between any two calls.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -184,7 +185,8 @@ impl Pace {
         }
     }
 
-    /// Says that a stream has bytes to send, until the answer is dropped; they count for its quota too.
+    /// Registers a stream that has bytes to send, until the result is dropped; its bytes count for
+    /// `quota` too.
     pub(crate) fn backlog<'a>(self: &'a Arc<Self>, class: Class, quota: &'a Quota) -> Backlog<'a> {
         let now = self.pacer.now();
         self.pacer.state().shaper.enter(class, now);
@@ -206,12 +208,12 @@ impl Pace {
         self.pacer.set_rate(rate);
     }
 
-    /// Changes what the classes get.
+    /// Changes the shares of the classes.
     pub(crate) fn set_shares(&self, shares: &Shares) {
         self.pacer.set_shares(shares);
     }
 
-    /// Takes note of all bytes that have left on the wire since the link is up, by leg.
+    /// Records the total bytes that have left on the wire since the link came up, by leg.
     pub(crate) fn observe(&self, wire_bytes: [u64; 2]) {
         let mut news = wire_bytes;
         for (news, left) in news.iter_mut().zip(&self.left) {
@@ -224,13 +226,13 @@ impl Pace {
         self.pacer.observe(news);
     }
 
-    /// Whether the wire should be looked at soon, so that the cap holds.
+    /// Whether the wire counters should be read soon, so that the cap holds.
     pub(crate) fn is_unobserved(&self) -> bool {
         let now = self.pacer.now();
         self.rate().is_some() && self.unseen().iter_mut().any(|unseen| unseen.bytes(now) > 0)
     }
 
-    /// The link is over: what it was granted and has not sent never goes.
+    /// Ends the link: what was granted to it and not sent will never leave.
     pub(crate) fn end(&self) {
         let now = self.pacer.now();
         let unseen = std::mem::take(&mut *self.unseen());
@@ -239,20 +241,20 @@ impl Pace {
     }
 
     fn unseen(&self) -> MutexGuard<'_, [Unseen; 2]> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.unseen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Grants what can be granted; gives what `own` was granted, which nobody waits for yet.
+    /// Grants what can be granted; returns the grant of `own`, a wish that nothing waits for yet.
     fn settle(&mut self, now: Instant, own: Option<Wish>) -> Option<u64> {
         let mut granted = None;
         while let Some((wish, bytes)) = self.shaper.poll(now) {
             if own == Some(wish) {
                 granted = Some(bytes);
             } else if let Some(teller) = self.waiting.remove(&wish) {
-                // Who waits takes its wish back before it goes, so it is there.
+                // A waiting task withdraws its wish before it ends, so the receiver exists.
                 let _ = teller.send(bytes);
             }
         }
@@ -260,7 +262,7 @@ impl State {
     }
 }
 
-/// A wish that is not granted yet; taken back if it is dropped.
+/// A wish that is not granted yet; withdrawn when dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pace: Arc<Pacer>,
@@ -270,8 +272,8 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Waits until some of the bytes may go; gives how many. May be given up and called again, until it
-    /// has answered.
+    /// Waits until some of the bytes may be sent; returns how many. Cancel safe until it has
+    /// returned.
     pub(crate) async fn granted(&mut self) -> u64 {
         let pace = Arc::clone(&self.pace);
         let _lead = tokio::select! {
@@ -303,18 +305,18 @@ impl Drop for Waiting {
     }
 }
 
-/// A stream with bytes to send; ends when dropped.
+/// Marks a stream as having bytes to send, until dropped.
 #[derive(Debug)]
 pub(crate) struct Backlog<'a> {
     pace: &'a Arc<Pace>,
     class: Class,
     quota: &'a Quota,
-    /// Bytes that the quota let go and the link did not yet.
+    /// Bytes that the quota has granted and the link has not yet.
     reserved: u64,
 }
 
 impl Backlog<'_> {
-    /// Waits until some of `bytes` may go; gives how many.
+    /// Waits until some of `bytes` may be sent; returns how many.
     pub(crate) async fn grant(&mut self, bytes: u64) -> u64 {
         if self.reserved == 0 {
             let on_wire = |bytes| self.pace.pacer.on_wire(self.class, bytes);
@@ -331,7 +333,7 @@ impl Backlog<'_> {
         granted
     }
 
-    /// Gives back what was granted and will not be sent.
+    /// Gives back bytes that were granted and will not be sent.
     pub(crate) fn give_back(&mut self, bytes: u64) {
         let pacer = &self.pace.pacer;
         self.pace.unseen()[self.class.leg() as usize].take(pacer.now(), bytes);
@@ -339,7 +341,7 @@ impl Backlog<'_> {
         pacer.refund(self.class, bytes);
     }
 
-    /// Gives back to the quota what it let go.
+    /// Gives bytes back to the quota.
     fn unspend(&self, bytes: u64) {
         let on_wire = |bytes| self.pace.pacer.on_wire(self.class, bytes);
         self.quota.give_back(bytes, on_wire);
@@ -355,7 +357,7 @@ impl Drop for Backlog<'_> {
         let is_awaited = !state.waiting.is_empty();
         drop(state);
         if is_awaited {
-            // Somebody may have waited for this stream alone.
+            // A wish may have been waiting for this stream alone.
             pacer.sooner.notify_one();
         }
     }
@@ -365,7 +367,7 @@ impl Drop for Backlog<'_> {
 mod tests {
     use super::*;
 
-    /// Bytes that tasks get through for a while, each by a link of its own.
+    /// Total bytes granted to one task per link within `time`.
     async fn granted(paces: &[Arc<Pace>], time: Duration) -> u64 {
         let tasks = paces.iter().map(|pace| {
             let pace = Arc::clone(pace);
@@ -418,7 +420,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
             pace.observe([0, 0]);
         }
-        // What is given back was not sent.
+        // Bytes that are given back do not count as unobserved.
         let quota = Quota::default();
         let mut backlog = pace.backlog(Class::Bulk, &quota);
         let bytes = backlog.grant(1000).await;
@@ -435,7 +437,7 @@ mod tests {
         let sum = granted(std::slice::from_ref(&lost), Duration::from_millis(50)).await;
         assert!(lost.is_unobserved());
         lost.end();
-        // The next link's wire shows bytes that nobody granted: all of them are charged.
+        // The next link's wire shows bytes that were not granted: all of them are charged.
         let next = Arc::new(Pace::new(Arc::clone(&pacer)));
         next.observe([0, sum]);
         let (began, quota) = (Clock::now(), Quota::default());

@@ -9,13 +9,13 @@ use towpath_protocol::time::Instant;
 
 use crate::shaper::{Bucket, piece_bytes};
 
-/// How long one sleeps at most before the cap is looked at again, which may be another one then.
+/// The longest sleep before the cap is read again, which may have changed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Caps what goes through a channel, or from a service; caps nothing until it is told to.
+/// Caps what goes through a channel or comes from a service; no cap until one is set.
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
-    /// Whether there is a cap: most have none, and pay nothing.
+    /// Whether there is a cap. Most quotas have none, and then skip the lock.
     is_set: AtomicBool,
     state: Mutex<Option<State>>,
     /// Streams take turns, one piece each; the lock is fair.
@@ -35,7 +35,7 @@ impl State {
 }
 
 impl Quota {
-    /// A quota with this cap, or none.
+    /// A quota with this cap, or without one.
     pub(crate) fn new(cap: Option<Rate>) -> Self {
         let quota = Self::default();
         quota.set(cap);
@@ -65,7 +65,8 @@ impl Quota {
         Some(self.state().as_ref()?.bucket.rate())
     }
 
-    /// Waits until some of `bytes` may go; gives how many. `on_wire` says what they come to there.
+    /// Waits until some of `bytes` may be sent; returns how many. `on_wire` converts bytes to bytes
+    /// on the wire.
     pub(crate) async fn take(&self, bytes: u64, on_wire: impl Fn(u64) -> u64) -> u64 {
         if !self.is_set.load(Ordering::Relaxed) {
             return bytes;
@@ -79,11 +80,11 @@ impl Quota {
         }
     }
 
-    /// Takes some of `bytes` if they may go now.
+    /// Takes some of `bytes` if they may be sent now.
     ///
     /// # Errors
     ///
-    /// How long they may not.
+    /// How long to wait.
     pub(crate) fn attempt(
         &self,
         bytes: u64,
@@ -106,7 +107,7 @@ impl Quota {
         Ok(piece)
     }
 
-    /// Gives back what was taken and not sent; `on_wire` says what it came to there.
+    /// Gives back bytes that were taken and not sent; `on_wire` converts them to bytes on the wire.
     pub(crate) fn give_back(&self, bytes: u64, on_wire: impl Fn(u64) -> u64) {
         if bytes > 0
             && let Some(capped) = &mut *self.state()

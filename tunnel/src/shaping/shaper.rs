@@ -1,36 +1,36 @@
-//! The shaper: whose bytes go to a link next, and when, so that caps, floors and shares hold.
+//! The shaper: whose bytes go to a peer next, and when, so that caps, floors and shares hold.
 //!
-//! Pure: time is an argument. Streams say what they have ([`Shaper::ask`]), grants come out
-//! ([`Shaper::poll`]), and [`Shaper::deadline`] says when to look again. One who is granted bytes sends
-//! them and asks anew, so that all streams of a class take turns, a piece each.
+//! Pure: time is an argument. Streams ask ([`Shaper::ask`]), grants come out ([`Shaper::poll`]),
+//! and [`Shaper::deadline`] says when to poll again. A stream sends what it was granted and asks
+//! again, so all streams of a class take turns, one piece each.
 //!
 //! ```text
 //!             no credit of the link, or of the class's own cap
 //!   ask ─► Waiting ◄────────────┐
 //!             │  poll: first of │
 //!             │   1. classes whose floor is overdue      may run into debt
-//!             │   2. control, demand                     may run into debt, and have a tenth whatever it is
+//!             │   2. control, demand                     may run into debt; a tenth is theirs in any case
 //!             │   3. classes below their floor
 //!             │   4. the class furthest behind its weight
-//!             │   5. weight 0: nobody else wants anything
+//!             │   5. weight 0, if no class with a weight has bytes to send
 //!             ▼
-//!          Granted ─► the wire ─► observe: what headers, acknowledgements and repeats cost beyond it
+//!          Granted ─► the wire ─► observe: charges headers, acknowledgements and retransmissions
 //! ```
 //!
-//! *The cap.* Credit grows at the capped rate, and a grant takes it. What really left is only known
-//! afterwards, from QUIC's own counters; [`Shaper::observe`] charges the difference. Credit and the
-//! debt that urgent bytes may run into are 16 ms of the rate together: the largest burst there is, and
-//! with what retransmissions add to it below 20 ms. On links so thin that a few packets take longer, a grant is
-//! one packet, and urgent bytes may run two ahead.
+//! *The cap.* Credit grows at the capped rate, and a grant takes it. What really left is known only
+//! afterwards, from QUIC's own counters; [`Shaper::observe`] charges the difference. The credit,
+//! plus the debt that urgent bytes may run into, is 16 ms of the rate. That is the largest burst,
+//! and with retransmissions it stays below 20 ms. On links so thin that a few packets take longer,
+//! a grant is one packet, and urgent bytes may run two packets ahead.
 //!
-//! *Weights.* Each class has a virtual time, which its bytes drive ahead by their number divided by its
-//! weight; the one that is furthest back goes next (start-time fair queueing). A stream is away for a
-//! moment between a grant and its next wish. A class that is away while it is furthest back is therefore
-//! *awaited*, for less time than credit can be saved up, and so nothing of the link is lost by it. What a
-//! class had no use for is not saved up either, but for a few pieces.
+//! *Weights.* Each class has a virtual time that advances by its bytes divided by its weight; the
+//! class that is furthest back goes next (start-time fair queueing). Between a grant and its next
+//! wish a stream is briefly away. So a class that is furthest back and away is *awaited*, for less
+//! time than credit can be saved up, so that the link loses nothing. A class that sends nothing
+//! saves up no more than a few pieces.
 //!
-//! *Without a cap* there is no credit to wait for: every wish is granted at once, but where bulk and
-//! scavenger compete for the connection that both use.
+//! *Without a cap* there is no credit to wait for: every wish is granted at once, except where bulk
+//! and scavenger compete for the connection that they share.
 
 mod bucket;
 mod unseen;
@@ -47,76 +47,82 @@ use bucket::BILLION;
 pub(crate) use bucket::Bucket;
 pub(crate) use unseen::Unseen;
 
-/// Most bytes in one grant: a piece this small holds an urgent one up by 5 ms at 100 Mbit/s at most.
+/// Most bytes in one grant. A piece of this size delays an urgent one by at most 5 ms at 100
+/// Mbit/s.
 pub const PIECE_BYTES_MAX: u64 = 64 * 1024;
 
-/// A packet that every path carries: less in one makes headers eat the link.
+/// A packet that every path carries. With less in one, headers would eat the link.
 const PACKET_BYTES: u64 = 1200;
 
-/// Packets in one grant at least, and below which rate, in bytes per second, it is one: there two take so long
-/// that, with the credit for timers that are late, they would be a burst of more than 20 ms.
+/// Least packets in one grant, except below [`THIN_BYTES_PER_SECOND`].
 const PIECE_PACKETS_MIN: u64 = 2;
+/// The rate below which a grant is one packet: two would take so long that, with the credit for
+/// late timers, they would be a burst of more than 20 ms.
 const THIN_BYTES_PER_SECOND: u64 = 375_000;
 
-/// Packets that urgent bytes may run ahead by at least: one, behind another whose headers are to be paid.
+/// Least packets that urgent bytes may run ahead by: one, behind another whose headers are still to
+/// be paid.
 const DEBT_PACKETS_MIN: u64 = 2;
 
-/// What one grant lasts on the wire. Timers fire to the millisecond, so pieces of four keep the rate
-/// smooth and the wake-ups few.
+/// Duration of one grant on the wire. Timers fire to the millisecond, so pieces of 4 ms keep the
+/// rate smooth and the wake-ups few.
 const PIECE_TIME: Duration = Duration::from_millis(4);
 
-/// How far urgent bytes may run ahead of the rate before they, too, wait: with the credit that was saved
-/// up, 16 ms of the rate leave at once.
+/// How far urgent bytes may run ahead of the rate before they have to wait too. With the saved
+/// credit, at most 16 ms of the rate leave at once.
 const DEBT_TIME: Duration = Duration::from_millis(7);
 
-/// Most debt that retransmissions and headers can leave: beyond it, they are forgiven, because a
-/// link that was mostly loss for a while must not stand still afterwards.
+/// Most debt that retransmissions and headers can leave; more is forgiven, because a link with
+/// heavy losses must not stand still afterwards.
 const DEBT_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// How long a class with a weight is awaited between a grant and its next wish: half of what credit is
-/// saved up for, so that the link loses nothing by it.
+/// How long a class with a weight is awaited between a grant and its next wish: about half of the
+/// time for which credit is saved, so that the link loses nothing.
 const AWAIT_TIME: Duration = Duration::from_millis(5);
 
-/// The same without a cap, and for classes of weight 0 always: what a slow link takes for a piece.
+/// The same without a cap, and always for classes of weight 0: the time that a slow link takes for
+/// a piece.
 const YIELD_TIME: Duration = Duration::from_millis(50);
 
-/// Bursts that floors save up; above half of them they are overdue.
+/// Bursts that a floor saves up; from half of them on it is overdue.
 const FLOOR_BURSTS: u8 = 4;
 
-/// Pieces a class may be ahead of one that is awaited: two threads need not run in lock step.
+/// Pieces by which a class may be ahead of an awaited one, so that two threads need not run in lock
+/// step.
 const AHEAD_PIECES: u64 = 4;
 
-/// Pieces a class that was away may catch up with.
+/// Pieces that a class may catch up on after it was away.
 const BEHIND_PIECES: u64 = 2 * AHEAD_PIECES;
 
-/// Bytes on the wire for a thousand granted, before any were counted: 1452-byte packets over IPv4.
+/// Bytes on the wire per thousand granted, until measured: 1452-byte packets over IPv4.
 pub(crate) const WIRE_BYTES_PER_THOUSAND: u64 = 1042;
 
-/// Most bytes on the wire that caps of classes count for a thousand granted: acknowledgements of what the
-/// other direction carries are not theirs.
+/// Most bytes on the wire that caps of classes count per thousand granted. More would be
+/// acknowledgements of the other direction, which are not the class's.
 const WIRE_BYTES_PER_THOUSAND_MAX: u64 = 1250;
 
-/// Granted bytes after which the older half of what was counted is forgotten.
+/// Granted bytes after which the counts are halved.
 const WIRE_SAMPLE_BYTES: u64 = 4 << 20;
 
-/// Granted bytes below which the count says little.
+/// Granted bytes below which the counts say little.
 const WIRE_SAMPLE_BYTES_MIN: u64 = 256 << 10;
 
 /// A wish to send, until it is granted or withdrawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Wish(u64);
 
-/// Shapes what one side of a link sends to its peer.
+/// Shapes what is sent to one peer.
 #[derive(Debug)]
 pub struct Shaper {
     shares: Shares,
     /// The cap of the link.
     root: Option<Bucket>,
-    /// What control and demand have of it, however deep others have run into debt; none of a cap that is too thin.
+    /// The part of the cap reserved for control and demand, however deep in debt it is; none if the
+    /// cap is too thin.
     ranked: Option<Bucket>,
     queues: [Queue; Class::ALL.len()],
     wish_count: u64,
-    /// Virtual time: where the class was that was served last by its weight.
+    /// Virtual time at which the last class served by weight began.
     reached: i128,
     /// Bytes granted that the wire's counters have not shown yet.
     unseen: Unseen,
@@ -124,33 +130,33 @@ pub struct Shaper {
     wake: Option<Instant>,
 }
 
-/// The wishes of one class, in the order they came.
+/// The wishes of one class, oldest first.
 #[derive(Debug, Default)]
 struct Queue {
-    /// None for the classes that go first.
+    /// `None` for the classes that go first.
     weight: Option<u32>,
     floor: Option<Bucket>,
     cap: Option<Bucket>,
     waiting: VecDeque<(Wish, u64)>,
-    /// Streams that have bytes to send, whether they ask just now or not.
+    /// Streams that have bytes to send, whether they are asking now or not.
     backlog_count: u64,
-    /// When it last came or was granted something.
+    /// When a stream of it last entered or was granted something.
     seen: Instant,
-    /// Virtual time up to which it has been served: billionths of a byte by weight.
+    /// Virtual time up to which it has been served, in billionths of a byte per unit of weight.
     finish: i128,
 }
 
-/// What went through one of the link's connections.
+/// What went through one of the link's legs.
 #[derive(Debug, Default)]
 struct Wire {
     total: u64,
-    /// Of late: bytes granted, and bytes on the wire.
+    /// Recently granted bytes, and recent bytes on the wire.
     granted: u64,
     left: u64,
 }
 
 impl Wire {
-    /// So many of the bytes granted never leave: what left is compared with the others.
+    /// Removes granted bytes that never leave, so that they do not distort the ratio.
     const fn take_back(&mut self, bytes: u64) {
         self.granted = self.granted.saturating_sub(bytes);
     }
@@ -163,16 +169,16 @@ enum By {
     Floor,
     /// It goes ahead of all others.
     Rank,
-    /// It does, and has less than it has in any case.
+    /// It goes ahead of all others, and has had less than the part reserved for it.
     Least,
     /// It is furthest behind its weight.
     Weight,
-    /// Nobody else wants anything.
+    /// No class with a weight has bytes to send.
     Rest,
 }
 
 impl Shaper {
-    /// A shaper that begins with the credit of one burst.
+    /// A shaper with the credit of one burst.
     #[must_use]
     pub fn new(rate: Option<Rate>, shares: Shares, now: Instant) -> Self {
         let mut shaper = Self {
@@ -191,13 +197,13 @@ impl Shaper {
         shaper
     }
 
-    /// What the classes get.
+    /// The shares of the classes.
     #[must_use]
     pub const fn shares(&self) -> &Shares {
         &self.shares
     }
 
-    /// Changes what the classes get; what they had of late still counts.
+    /// Changes the shares of the classes; what was served before still counts.
     pub fn set_shares(&mut self, shares: Shares, now: Instant) {
         self.shares = shares;
         for class in Class::ALL {
@@ -219,7 +225,7 @@ impl Shaper {
 
     /// Changes the cap; credit and debt of the old one stay, within the limits of the new.
     pub fn set_rate(&mut self, rate: Option<Rate>, now: Instant) {
-        // Where that is less than any rate there is, they have none: the least would be most of so thin a cap.
+        // No reserve if it would be below the lowest rate: that would be most of so thin a cap.
         let rest = |cap: Rate| {
             let bytes_per_second = cap.bytes_per_second() - floors_max(cap);
             Rate::from_bytes_per_second(bytes_per_second).ok()
@@ -234,14 +240,14 @@ impl Shaper {
         self.set_floors(now);
     }
 
-    /// A stream of this class has bytes to send from now on.
+    /// Records that a stream of this class now has bytes to send.
     pub fn enter(&mut self, class: Class, now: Instant) {
         let queue = &mut self.queues[class.index()];
         queue.backlog_count += 1;
         queue.seen = now;
     }
 
-    /// A stream of this class that had entered has no bytes to send for now.
+    /// Records that a stream of this class that had entered has no bytes to send for now.
     ///
     /// # Panics
     ///
@@ -255,11 +261,11 @@ impl Shaper {
         queue.backlog_count -= 1;
     }
 
-    /// Asks to send `bytes` of a class, or as many of them as come at once.
+    /// Asks to send `bytes` of a class, or as many of them as are granted at once.
     ///
     /// # Panics
     ///
-    /// If `bytes` is zero: nobody asks for nothing.
+    /// If `bytes` is zero.
     pub fn ask(&mut self, class: Class, bytes: u64) -> Wish {
         assert!(bytes > 0, "a wish for no bytes");
         let wish = Wish(self.wish_count);
@@ -268,8 +274,8 @@ impl Shaper {
         wish
     }
 
-    /// Grants all of a wish at once where no other has to be thought of: without a cap, when nobody else has a
-    /// use for the connection. Says whether it did.
+    /// Grants a whole wish at once if nothing competes: there is no cap, and no other class uses
+    /// the connection. Returns whether it did.
     pub fn pass(&mut self, class: Class, bytes: u64, now: Instant) -> bool {
         let is_alone = |other: Class| {
             other == class
@@ -286,14 +292,14 @@ impl Shaper {
         is_passed
     }
 
-    /// Takes a wish back; says whether it was there still.
+    /// Withdraws a wish; returns whether it was still waiting.
     pub fn withdraw(&mut self, class: Class, wish: Wish) -> bool {
         let waiting = &mut self.queues[class.index()].waiting;
         let position = waiting.iter().position(|(one, _)| *one == wish);
         position.and_then(|at| waiting.remove(at)).is_some()
     }
 
-    /// Gives back what was granted and will not be sent.
+    /// Gives back bytes that were granted and will not be sent.
     pub fn refund(&mut self, class: Class, bytes: u64, now: Instant) {
         let on_wire = self.on_wire(class.leg(), bytes);
         if let Some(root) = &mut self.root {
@@ -306,8 +312,8 @@ impl Shaper {
         self.unseen.take(now, bytes);
     }
 
-    /// The next wish that is granted, and how many bytes: at least one, at most as many as were asked
-    /// for. To be called until there is none.
+    /// The next wish that is granted, with the number of bytes: at least one, at most as many as
+    /// were asked for. Call until it returns `None`.
     pub fn poll(&mut self, now: Instant) -> Option<(Wish, u64)> {
         for bucket in [&mut self.root, &mut self.ranked].into_iter().flatten() {
             bucket.fill(now);
@@ -322,14 +328,14 @@ impl Shaper {
         Some(self.give(turn, now))
     }
 
-    /// When to poll again if nothing is asked until then.
+    /// When to poll again if nothing is asked before.
     #[must_use]
     pub const fn deadline(&self) -> Option<Instant> {
         self.wake
     }
 
-    /// Takes note of all bytes that have ever left on the wire, by leg, and charges what no grant
-    /// foresaw.
+    /// Records the total bytes that have left on the wire, by leg, and charges what the grants did
+    /// not foresee.
     pub fn observe(&mut self, wire_bytes: [u64; 2], now: Instant) {
         let mut left = 0;
         for (wire, total) in self.wires.iter_mut().zip(wire_bytes) {
@@ -349,7 +355,7 @@ impl Shaper {
         root.charge(i128::from(left - foreseen) * BILLION, debt_max);
     }
 
-    /// Takes note that so many bytes that were granted, by leg, will never leave: no others may go for them.
+    /// Records that granted bytes, by leg, will never leave. Their credit is not given back.
     pub fn forget(&mut self, bytes: [u64; 2], now: Instant) {
         for (wire, bytes) in self.wires.iter_mut().zip(bytes) {
             wire.take_back(bytes);
@@ -357,7 +363,7 @@ impl Shaper {
         self.unseen.take(now, bytes.iter().sum());
     }
 
-    /// What so many bytes of a leg come to on the wire, as far as was seen.
+    /// Converts bytes of a leg to bytes on the wire, by what was measured.
     #[must_use]
     pub fn on_wire(&self, leg: Leg, bytes: u64) -> u64 {
         let wire = &self.wires[leg as usize];
@@ -370,7 +376,8 @@ impl Shaper {
         bytes.saturating_mul(per_thousand) / 1000
     }
 
-    /// Floors hold under a cap only; those that leave less than a tenth of it shrink alike.
+    /// Sets the floors, which hold under a cap only. Floors that leave less than a tenth of it
+    /// shrink in proportion.
     fn set_floors(&mut self, now: Instant) {
         let floor = |class: Class| self.shares.of(class).floor;
         let promised = Class::ALL.iter().filter_map(|class| floor(*class));
@@ -396,7 +403,7 @@ impl Shaper {
         &self.queues[class.index()]
     }
 
-    /// Bytes of a class's next grant.
+    /// Size of a class's next grant.
     fn piece(&self, class: Class, by: By) -> u64 {
         let queue = self.queue(class);
         let asked = queue.waiting.front().map_or(u64::MAX, |(_, bytes)| *bytes);
@@ -410,7 +417,7 @@ impl Shaper {
         pieces.fold(asked, u64::min)
     }
 
-    /// The class that goes next, and why; if there is none, `wake` is set.
+    /// The class that goes next, and why. If `None`, `wake` is set.
     fn choose(&mut self, now: Instant) -> Option<(Class, By)> {
         let ready = Class::ALL.map(|class| self.is_ready(class));
         let first = |shaper: &Self, is_meant: fn(&Queue) -> bool| {
@@ -447,7 +454,7 @@ impl Shaper {
         self.pay(class, By::Rest, 0)
     }
 
-    /// Whether a class has a wish that its own cap allows; if only that stands in the way, `wake` is set.
+    /// Whether a class has a wish that its own cap allows. If only the cap forbids it, sets `wake`.
     fn is_ready(&mut self, class: Class) -> bool {
         if self.queue(class).waiting.is_empty() {
             return false;
@@ -459,13 +466,13 @@ impl Shaper {
         false
     }
 
-    /// When a class's own cap lets its next piece go, if it does not now.
+    /// When a class's own cap allows its next piece; `None` if it does now.
     fn capped_until(&self, class: Class) -> Option<Instant> {
         let cap = self.queue(class).cap.as_ref()?;
         cap.until(self.piece(class, By::Rank))
     }
 
-    /// A class that has less than its floor; for those that have theirs, `wake` is set.
+    /// A ready class that has less than its floor. Sets `wake` for those that have theirs.
     fn below_floor(&mut self, ready: &[bool]) -> Option<Class> {
         for class in Class::ALL {
             let Some(floor) = self.queue(class).floor.as_ref() else {
@@ -482,7 +489,7 @@ impl Shaper {
         None
     }
 
-    /// The class, if the link has credit for its next piece; else `wake` is set.
+    /// Returns the class if the link has credit for its next piece; else sets `wake`.
     fn pay(&mut self, class: Class, by: By, debt: i128) -> Option<(Class, By)> {
         let needed = i128::from(self.piece(class, by)) * BILLION;
         let Some(root) = &self.root else {
@@ -496,7 +503,7 @@ impl Shaper {
         None
     }
 
-    /// Control or demand, if what they have of the cap in any case is not used up; else `wake` is set.
+    /// Returns control or demand if their reserved part is not used up; else sets `wake`.
     fn pay_ranked(&mut self, ready: &[bool]) -> Option<(Class, By)> {
         let mut ranked = Class::ALL.into_iter().filter(|class| ready[class.index()]);
         let class = ranked.find(|class| self.queue(*class).weight.is_none())?;
@@ -509,7 +516,7 @@ impl Shaper {
         }
     }
 
-    /// How far urgent bytes may run ahead of the rate; two packets also where that is more.
+    /// How far urgent bytes may run ahead of the rate; at least two packets.
     fn debt(&self) -> i128 {
         let packets = i128::from(DEBT_PACKETS_MIN * PACKET_BYTES) * BILLION;
         let time = self
@@ -519,11 +526,11 @@ impl Shaper {
         time.max(packets)
     }
 
-    /// Of the classes with a weight the one that is to go next, and until when another one is awaited
-    /// in its place.
+    /// The class with a weight that goes next, and until when another class is awaited in its
+    /// place.
     fn furthest_back(&self, ready: &[bool], now: Instant) -> Option<(Class, Option<Instant>)> {
         let waiting = self.weighted().filter(|class| ready[class.index()]);
-        // Without a cap the connections are apart, and urgent classes have nobody to wait for.
+        // Without a cap the connections are independent, and urgent classes wait for nobody.
         let next = waiting.min_by_key(|class| {
             let is_later = self.root.is_none() && class.leg() == Leg::Bulk;
             (is_later, self.start(*class))
@@ -541,7 +548,7 @@ impl Shaper {
         Some((next, until.min()))
     }
 
-    /// Until when a class of weight 0 waits for those that have one.
+    /// Until when a class of weight 0 waits for classes with a weight.
     fn competition(&self, class: Class, now: Instant) -> Option<Instant> {
         self.weighted()
             .filter(|other| self.share_a_way(*other, class))
@@ -554,12 +561,13 @@ impl Shaper {
         Class::ALL.into_iter().filter(has_weight)
     }
 
-    /// Whether what one class sends is missing to the other.
+    /// Whether bytes sent by one class are lacking to the other.
     fn share_a_way(&self, one: Class, other: Class) -> bool {
         self.root.is_some() || (one.leg() == Leg::Bulk && other.leg() == Leg::Bulk)
     }
 
-    /// Until when a class is taken to want more that has not asked; not if its own cap holds it back.
+    /// Until when a class without a wish is assumed to have one soon. `None` if its own cap holds
+    /// it back.
     fn busy_until(&self, class: Class, patience: Duration, now: Instant) -> Option<Instant> {
         let queue = self.queue(class);
         let until = queue.seen + patience;
@@ -567,30 +575,31 @@ impl Shaper {
         (is_busy && self.capped_until(class).is_none()).then_some(until)
     }
 
-    /// Virtual time from which a class's next bytes count.
+    /// Virtual time at which a class's next bytes start.
     fn start(&self, class: Class) -> i128 {
         let queue = self.queue(class);
         queue.finish.max(self.reached - self.behind_max(queue))
     }
 
-    /// Whether a class has used less than its share of late.
+    /// Whether a class has recently used less than its share.
     fn is_owed(&self, class: Class) -> bool {
         let queue = self.queue(class);
         queue.finish + self.behind_max(queue) / 2 <= self.reached
     }
 
-    /// How far behind a class may be that was away.
+    /// How far behind a class may be after it was away.
     fn behind_max(&self, queue: &Queue) -> i128 {
         self.virtual_time(BEHIND_PIECES, queue.weight)
     }
 
-    /// How far one class may be ahead of another that is away: always less than that can catch up with.
+    /// How far one class may be ahead of another that is away: always less than that one may catch
+    /// up on.
     fn ahead_max(&self, away: Class, next: Class) -> i128 {
         let weight = self.queue(away).weight.max(self.queue(next).weight);
         self.virtual_time(AHEAD_PIECES, weight)
     }
 
-    /// What so many of the largest pieces take of a weight's virtual time.
+    /// Virtual time that this many of the largest pieces take at a weight.
     fn virtual_time(&self, pieces: u64, weight: Option<u32>) -> i128 {
         let root = self.root.as_ref();
         let piece = root.map_or(PIECE_BYTES_MAX, |root| piece_bytes(root.rate()));
@@ -609,7 +618,7 @@ impl Shaper {
             cap.spend(on_wire);
         }
         if let Some(floor) = &mut queue.floor {
-            // What it gets beyond its floor is no reason to keep that from it for long.
+            // What it gets beyond its floor must not block the floor for long.
             let debt_max = floor.earned_in(bucket::BURST_TIME);
             floor.charge(i128::from(on_wire) * BILLION, debt_max);
         }
@@ -623,7 +632,8 @@ impl Shaper {
             self.reached = self.reached.max(start);
         }
         if let Some(weight) = queue.weight.filter(|weight| *weight > 0) {
-            // What floors gave is counted, but nobody is kept waiting for it longer than others.
+            // What the floor gave it is counted, but never makes it wait longer than any other
+            // class.
             let finish = start + billionths / i128::from(weight);
             queue.finish = finish.min(self.reached + behind_max);
         }
@@ -640,7 +650,7 @@ impl Shaper {
     }
 }
 
-/// Bytes in one grant at a rate.
+/// Size of one grant at a rate.
 #[must_use]
 pub fn piece_bytes(rate: Rate) -> u64 {
     if rate.bytes_per_second() < THIN_BYTES_PER_SECOND {
@@ -650,7 +660,7 @@ pub fn piece_bytes(rate: Rate) -> u64 {
         .clamp(PIECE_PACKETS_MIN * PACKET_BYTES, PIECE_BYTES_MAX)
 }
 
-/// Most bytes a second that floors may promise under a cap: control and demand need the rest.
+/// Most bytes per second that floors may promise under a cap; the rest is for control and demand.
 pub(crate) const fn floors_max(cap: Rate) -> u64 {
     cap.bytes_per_second() / 10 * 9
 }

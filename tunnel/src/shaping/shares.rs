@@ -1,4 +1,5 @@
-//! What a peer is sent: the cap, and what each class gets of it: weight, floor and cap. Pure.
+//! The limits of what is sent to a peer: its cap, and the weight, floor and cap of each class.
+//! Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::shaper::floors_max;
 
-/// Largest weight: what a thousandth of a link is worth nobody can tell.
+/// The largest weight; a thousandth of a link is the least share that means anything.
 pub const WEIGHT_MAX: u32 = 1000;
 
 /// What one class gets, where the configuration says something else than the default.
@@ -58,11 +59,11 @@ pub struct Shaping {
 }
 
 impl Shaping {
-    /// Looks at all of it together.
+    /// Checks all values together.
     ///
     /// # Errors
     ///
-    /// The first key whose value cannot be meant.
+    /// The first key with an invalid value.
     pub fn check(&self) -> Result<(), Wrong> {
         for (rate, week, key) in [
             (self.send_rate, &self.send_timetable, "send"),
@@ -93,29 +94,29 @@ pub struct ServiceCap {
     pub cap: Option<Rate>,
 }
 
-/// A cap as the log has it.
+/// A cap as text for the log.
 pub(crate) fn cap_text(cap: Option<Rate>) -> String {
     cap.map_or_else(|| "none".to_owned(), |cap| cap.to_string())
 }
 
-/// What the classes get, by class.
+/// The share of each class, by class.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Shares(pub BTreeMap<Class, Share>);
 
 impl Shares {
-    /// Whether a class goes ahead of all others, so that weights mean nothing to it.
+    /// Whether a class goes ahead of all others, so that weights do not apply to it.
     #[must_use]
     pub const fn is_first(class: Class) -> bool {
         matches!(class, Class::Control | Class::Demand)
     }
 
-    /// A class's weight; none for those that go first.
+    /// The weight of a class; `None` for those that go first.
     #[must_use]
     pub fn weight(&self, class: Class) -> Option<u32> {
         let default = match class {
             Class::Control | Class::Demand => return None,
-            // A guest stands still until all of it has arrived.
+            // A guest is stopped until all of its switch data has arrived.
             Class::Switch => 16,
             Class::App => 8,
             Class::Bulk => 1,
@@ -124,7 +125,7 @@ impl Shares {
         Some(self.of(class).weight.unwrap_or(default))
     }
 
-    /// The same with the weight of every class that has one.
+    /// The same shares with the weight of every class that has one filled in.
     #[must_use]
     pub fn effective(&self) -> Self {
         let with_weight = Class::ALL.into_iter().filter_map(|class| {
@@ -158,11 +159,11 @@ impl Shares {
         floors.next().map(|(class, _)| *class)
     }
 
-    /// Looks at the numbers as a whole, under the cap of the link.
+    /// Checks the values together, under the cap of the link.
     ///
     /// # Errors
     ///
-    /// The first key whose value cannot be meant.
+    /// The first key with an invalid value.
     pub(crate) fn check(&self, send_rate: Option<Rate>) -> Result<(), Wrong> {
         let mut floors: u64 = 0;
         for (class, share) in &self.0 {

@@ -1,4 +1,4 @@
-//! Caps that change with the time of the week: applied to the links that are up.
+//! Caps that change with the time of the week, applied to running links.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,7 @@ use towpath_forecast::moment::Moment;
 use crate::core::Core;
 use crate::shares::cap_text;
 
-/// How often the time of day is looked at: a clock that is set, or a host that slept, does not say so.
+/// How often the clock is read: a clock that was set, or a host that slept, raises no event.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The time of day.
@@ -19,7 +19,7 @@ pub(crate) fn now() -> Moment {
     Moment::from_unix_seconds(since.map_or(0, |since| since.as_secs()))
 }
 
-/// Keeps every link to its cap and its shares, whatever the time is, until the tunnel stops.
+/// Keeps the cap and shares of every peer up to date until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,9 +1,10 @@
-//! Turns of those who wait for room in a connection.
+//! Turns of streams that wait for room in a connection.
 //!
-//! QUIC takes as much as its send window has room for. When some comes free it wakes all who wait, those that
-//! came last first, and the first to write takes it all and waits anew, first again: the two ends of the row
-//! alternate, and those between them get nothing for as long as that goes on. So whoever writes waits here,
-//! where who came first goes next, a piece at a time, and of each row one at most waits for the connection.
+//! QUIC takes as much as its send window has room for. When room comes free it wakes all waiting
+//! writers, the latest first. The first to write takes all the room and waits again, first in line
+//! again. So the two ends of the line alternate, and the writers between them starve. To prevent
+//! that, writers queue here, first come first served, one piece at a time; of each queue at most
+//! one writer waits for the connection.
 
 use tokio::sync::{Mutex, MutexGuard};
 use towpath_protocol::channel::Class;
@@ -11,8 +12,8 @@ use towpath_protocol::channel::Class;
 /// Most bytes of one turn: what the shaper grants at once, so that a small write waits for little.
 pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 
-/// The rows before a link's connections. The link's own words and control wait in none: they are few and short.
-/// Nor does demand wait behind applications.
+/// The queues in front of a link's connections. The link's own messages and control use none: they
+/// are few and short. Demand has its own, so that it does not wait behind applications.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     demand: Mutex<()>,
@@ -21,7 +22,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Waits until it is a stream's turn to write a piece, which lasts until the answer is dropped.
+    /// Waits for a stream's turn to write a piece. The turn lasts until the result is dropped.
     pub(crate) async fn wait(&self, class: Class) -> Option<MutexGuard<'_, ()>> {
         let row = match class {
             Class::Control => return None,
@@ -41,12 +42,12 @@ mod tests {
     use std::task::{Poll, Waker};
     use tokio::task::yield_now;
 
-    /// A connection's send window, that wakes those who wait as QUIC does.
+    /// A connection's send window that wakes waiting writers as QUIC does.
     #[derive(Default)]
     struct Window(Lock<(usize, Vec<Waker>)>);
 
     impl Window {
-        /// Writes a whole piece, with as many waits as that takes.
+        /// Writes a whole piece, waiting as often as that takes.
         async fn write(&self, mut bytes: usize) {
             poll_fn(|context| {
                 let (room, waiting) = &mut *self.0.lock().unwrap();
@@ -62,7 +63,7 @@ mod tests {
             .await;
         }
 
-        /// So much was acknowledged.
+        /// Frees `bytes` of the window, as an acknowledgement does.
         fn open(&self, bytes: usize) {
             let mut state = self.0.lock().unwrap();
             state.0 += bytes;
@@ -72,7 +73,8 @@ mod tests {
         }
     }
 
-    /// What streams of these classes get of a window of which 30 KB come free two thousand times.
+    /// Bytes that streams of these classes send while 30 KB of the window come free two thousand
+    /// times.
     async fn shares(classes: &[Class]) -> Vec<usize> {
         let (turns, window) = (Arc::new(Turns::default()), Arc::new(Window::default()));
         let sent = Arc::new(Lock::new(vec![0; classes.len()]));
@@ -90,7 +92,7 @@ mod tests {
         let tasks: Vec<_> = tasks.collect();
         for _ in 0..2000 {
             window.open(30_000);
-            // All that this wakes has come to rest.
+            // Lets every task that this wakes run until it waits again.
             for _ in 0..2 * classes.len() + 2 {
                 yield_now().await;
             }

@@ -1,4 +1,4 @@
-//! Decisions one by one, and bulk over a simulated bottleneck in virtual time.
+//! Tests of single decisions, and of bulk over a simulated bottleneck in virtual time.
 
 mod simulated;
 
@@ -9,7 +9,7 @@ const MICRO: u64 = 1_000;
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
 
-/// Bytes of a full packet, and of what it is on the wire.
+/// Bytes of a full packet, and of its frame on the wire.
 const PACKET: u64 = 1452;
 const FRAME: u64 = 1514;
 
@@ -17,7 +17,7 @@ fn at(millis: u64) -> Instant {
     Instant::from_nanos(millis * MILLI)
 }
 
-/// 200 Mbit/s over a millisecond, full for so long, with so much of a queue.
+/// 200 Mbit/s over a millisecond, full for `filled_millis`, with a queue of `queue_micros`.
 fn estimate(filled_millis: u64, queue_micros: u64) -> Estimate {
     Estimate {
         rate_bytes_per_second: 25_000_000,
@@ -38,7 +38,7 @@ fn cruising() -> Cruise {
     cruise
 }
 
-/// Sends pieces for so long, a sleep taking up to so many microseconds more; gives the bytes.
+/// Sends pieces for `millis`, with sleeps up to `late_micros` too long; returns the bytes.
 fn send(cruise: &mut Cruise, from_millis: u64, millis: u64, late_micros: u64) -> u64 {
     let (mut now, mut sent) = (from_millis * MILLI, 0);
     while now < (from_millis + millis) * MILLI {
@@ -133,7 +133,7 @@ fn another_rate_is_believed_after_a_longer_look() {
     assert!((46_800_000..=48_000_000).contains(&sent), "{sent}");
 }
 
-/// A round that began then saw so much of a queue.
+/// A round that began at `began_millis` and saw a queue of `queue_micros`.
 fn seen(began_millis: u64, queue_micros: u64) -> Estimate {
     Estimate {
         round_began: at(began_millis),
@@ -172,7 +172,7 @@ fn a_short_queue_is_let_run_empty() {
     let free_at = cruise.free_at;
     cruise.look(at(1500), &seen(1480, 1500));
     let pause = cruise.free_at.since(free_at.max(at(1500)));
-    // The queue of a packet alone is none.
+    // The time of one full packet does not count as a queue.
     assert!(pause.abs_diff(Duration::from_micros(1500 - 58)) < Duration::from_micros(1));
 }
 
@@ -182,7 +182,7 @@ fn bulk_leaves_room_for_what_is_urgent() {
     let mut looking = Cruise::new();
     looking.look(at(1000), &estimate(0, 0));
     let mut sent = 0;
-    // Half of the path in packets of a kilobyte; for the one that looks, bulk got the other half.
+    // Urgent packets of a kilobyte take half of the path; while looking, bulk got the other half.
     for millis in 0..1000 {
         for who in [&mut cruise, &mut looking] {
             for _ in 0..12 {
@@ -223,7 +223,7 @@ fn an_urgent_byte_takes_the_room_of_one_of_the_wire() {
     let from = cruise.behind(at(1500));
     cruise.pass(at(1500), 100_000);
     let taken = cruise.free_at.since(from);
-    // The path carries 25 MB/s, of which the wire is kept at 98 %.
+    // The path carries 25 MB/s, and the wire is kept at 98 % of that.
     let wire = time_of(100_000 + SMALL_HEAD_BYTES, 24_500_000);
     assert!(taken.abs_diff(wire) < Duration::from_micros(1), "{taken:?}");
 }
@@ -239,7 +239,7 @@ fn processors_are_not_a_path() {
     assert!(!cruise.is_cruising());
 }
 
-/// Pushes whose last packets took so long more than those before them.
+/// Pushes whose last packets took longer by these times than the packets before them.
 fn pushed(rises_micros: &[u64]) -> Cruise {
     let mut cruise = cruising();
     send(&mut cruise, 1000, 1000, 0);
@@ -299,7 +299,7 @@ fn a_push_sends_what_makes_its_queue_and_pauses_for_it() {
     let extra = time_of(more - plain, 25_000_000 * 964 / 1000);
     let expected = Duration::from_micros(2000)..Duration::from_micros(2600);
     assert!(expected.contains(&extra), "{extra:?}");
-    // And no more than without, once the pause is over.
+    // After the pause it sends no more than without the push.
     let after = more + send(&mut pushing, 2017, 4, 0);
     let without = plain + send(&mut cruise, 2017, 4, 0);
     assert!(after <= without + 6 * 2_816, "{after} {without}");

@@ -7,23 +7,24 @@ use towpath_protocol::time::Instant;
 
 use super::piece_bytes;
 
-/// Credit kept while nobody asks: what a timer that fires late would otherwise lose.
+/// Time for which unused credit is kept, so that a late timer loses none.
 pub(super) const BURST_TIME: Duration = Duration::from_millis(9);
 
-/// Credit kept beyond a piece where that is more than a burst: timers are late at low rates too.
+/// Time for which credit is kept beyond a piece, where that is more: timers are late at low rates
+/// too.
 const LATE_TIME: Duration = Duration::from_millis(3);
 
-/// A rate in bytes per second times nanoseconds counts billionths of a byte.
+/// Bytes per second times nanoseconds give billionths of a byte.
 pub(super) const BILLION: i128 = 1_000_000_000;
 
-/// Credit at a rate.
+/// Credit that grows at a rate.
 #[derive(Debug, Clone)]
 pub(crate) struct Bucket {
     rate: Rate,
-    /// Billionths of a byte; below zero is debt.
+    /// Billionths of a byte; negative is debt.
     credit: i128,
     filled: Instant,
-    /// Bursts that are kept.
+    /// Bursts of credit that are kept.
     bursts: i128,
 }
 
@@ -33,7 +34,7 @@ impl Bucket {
         Self::deep(rate, 1, now)
     }
 
-    /// A bucket with the credit of several bursts.
+    /// A full bucket that holds several bursts.
     pub(crate) fn deep(rate: Rate, bursts: u8, now: Instant) -> Self {
         let mut bucket = Self {
             rate,
@@ -49,8 +50,8 @@ impl Bucket {
         self.rate
     }
 
-    /// Changes the rate; credit stays, within the limits of the new one, and a debt lasts no longer than it would
-    /// have.
+    /// Changes the rate. Credit stays, within the limits of the new rate; a debt does not last
+    /// longer than it would have.
     pub(crate) fn set_rate(&mut self, rate: Rate, now: Instant) {
         self.fill(now);
         if self.credit < 0 && rate < self.rate {
@@ -67,28 +68,28 @@ impl Bucket {
         self.credit = (self.credit + earned).min(self.credit_max());
     }
 
-    /// Whether there is credit for so much, with a debt of at most `debt` afterwards.
+    /// Whether there is this much credit, with a debt of at most `debt` afterwards.
     pub(crate) const fn has(&self, billionths: i128, debt: i128) -> bool {
         self.credit >= billionths - debt
     }
 
-    /// Whether half of what is kept at most, or more, is there.
+    /// Whether at least half of the most credit is there.
     pub(crate) fn is_half_full(&self) -> bool {
         self.credit * 2 >= self.credit_max()
     }
 
-    /// Takes credit away; debt beyond `debt_max` is forgiven.
+    /// Takes credit; debt beyond `debt_max` is forgiven.
     pub(crate) fn charge(&mut self, billionths: i128, debt_max: i128) {
         let least = self.credit.min(-debt_max);
         self.credit = (self.credit - billionths).max(least);
     }
 
-    /// Gives credit back that was not used.
+    /// Gives back credit that was not used.
     pub(crate) fn refund(&mut self, billionths: i128) {
         self.credit = (self.credit + billionths).min(self.credit_max());
     }
 
-    /// When there will be credit for so much, with a debt of at most `debt` afterwards.
+    /// When there will be this much credit, with a debt of at most `debt` afterwards.
     pub(crate) fn instant_of(&self, billionths: i128, debt: i128) -> Instant {
         let missing = (billionths - debt - self.credit).max(0);
         let per_nanosecond = i128::from(self.rate.bytes_per_second());
@@ -96,23 +97,23 @@ impl Bucket {
         self.filled + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// When there will be credit for so many bytes, if there is none now.
+    /// When there will be credit for so many bytes; `None` if there is now.
     pub(crate) fn until(&self, bytes: u64) -> Option<Instant> {
         let needed = i128::from(bytes) * BILLION;
         (!self.has(needed, 0)).then(|| self.instant_of(needed, 0))
     }
 
-    /// Takes so many bytes, into debt if need be.
+    /// Takes bytes, into debt if need be.
     pub(crate) fn spend(&mut self, bytes: u64) {
         self.charge(i128::from(bytes) * BILLION, i128::MAX);
     }
 
-    /// Gives so many bytes back.
+    /// Gives bytes back.
     pub(crate) fn gain(&mut self, bytes: u64) {
         self.refund(i128::from(bytes) * BILLION);
     }
 
-    /// What the rate gives in a time, in billionths of a byte.
+    /// Credit earned in a time, in billionths of a byte.
     pub(crate) fn earned_in(&self, time: Duration) -> i128 {
         let nanos = i128::try_from(time.as_nanos()).unwrap_or(i128::MAX);
         i128::from(self.rate.bytes_per_second()).saturating_mul(nanos)

@@ -1,4 +1,4 @@
-//! The shaper in virtual time: streams that ask again a moment after each grant, timers that fire late.
+//! The shaper in virtual time. Streams ask again a moment after each grant, and timers fire late.
 
 use std::collections::BTreeMap;
 
@@ -42,10 +42,10 @@ fn cap(text: &str) -> Share {
     }
 }
 
-/// A stream that has bytes to send, always.
+/// A stream that always has bytes to send.
 struct Stream {
     class: Class,
-    /// When it asks next; none while it waits.
+    /// When it asks next; `None` while it waits.
     asks: Option<u64>,
     sent: u64,
     granted_at: u64,
@@ -53,7 +53,7 @@ struct Stream {
     waited: u64,
 }
 
-/// Streams, and a link that takes all they are granted.
+/// Streams, and a link that takes everything they are granted.
 struct Play {
     shaper: Shaper,
     now: u64,
@@ -63,15 +63,15 @@ struct Play {
     gap: u64,
     /// How late a timer may fire.
     late: u64,
-    /// Bytes more on the wire for a thousand.
+    /// Extra bytes on the wire per thousand.
     overhead: u64,
-    /// What the link takes in a second; none if that is no matter.
+    /// Bytes per second that the link takes; `None` for no limit.
     path: Option<u64>,
     path_free: u64,
     wire: [u64; 2],
     observed: u64,
     random: u64,
-    /// Billionths of a byte beyond the rate, and the most there ever were.
+    /// Billionths of a byte beyond the rate and when that was updated; and (`burst`) their maximum.
     depth: (i128, u64),
     burst: i128,
 }
@@ -213,7 +213,8 @@ fn a_new_cap_holds_from_the_moment_it_is_set() {
     }
 }
 
-/// The largest burst beside a rate that is held within 1 %, of three classes that always have something to send.
+/// The largest burst beyond a rate that is held within 1 %, with three classes that always have
+/// bytes.
 fn burst_at(text: &str, overhead: u64) -> i128 {
     let mut play = Play::capped(text, &[]);
     play.overhead = overhead;
@@ -226,7 +227,7 @@ fn burst_at(text: &str, overhead: u64) -> i128 {
     play.burst_nanos()
 }
 
-/// How long a whole packet takes at a rate.
+/// Duration of a full packet at a rate.
 fn packet_nanos(text: &str) -> i128 {
     i128::from(1500 * SECOND / rate(text).bytes_per_second())
 }
@@ -238,7 +239,8 @@ fn the_wire_holds_the_rate_at_every_order_of_magnitude_without_a_burst_above_20_
             let burst = burst_at(text, overhead);
             assert!(burst <= 20_000_000, "{text}, {overhead}: {burst} ns");
         }
-        // A sixth of each packet, more than QUIC ever adds, is made good within a millisecond or a packet.
+        // An overhead of a sixth, more than QUIC ever adds, is evened out within a millisecond or a
+        // packet.
         let burst = burst_at(text, 200);
         let most = 20_000_000 + packet_nanos(text).max(1_000_000);
         assert!(burst <= most, "{text}: {burst} ns of {most}");
@@ -359,11 +361,11 @@ fn without_a_cap_whoever_is_alone_on_a_connection_passes_at_once() {
     }
     let pass = |shaper: &mut Shaper, class| shaper.pass(class, 256 << 10, at(0));
     let passed = Class::ALL.map(|class| pass(&mut shaper, class));
-    // One has a cap of its own, and bulk and scavenger stand in each other's way.
+    // App has a cap of its own, and bulk and scavenger share a connection.
     assert_eq!(passed, [true, true, false, true, false, false]);
     shaper.leave(Class::Scavenger);
     assert!(pass(&mut shaper, Class::Bulk));
-    // Nobody overtakes one that waits.
+    // A wish does not overtake a waiting one.
     shaper.ask(Class::Bulk, 5000);
     assert!(!pass(&mut shaper, Class::Bulk));
     shaper.set_rate(Some(rate("1Gbit")), at(0));
@@ -396,7 +398,7 @@ fn a_storm_of_retransmissions_is_forgiven_after_a_second() {
     assert!(shaper.poll(then).is_some());
 }
 
-/// Acknowledgements of what comes in fast are charged, and may alone be more than a thin cap.
+/// Acknowledgements of fast incoming data are charged, and alone may exceed a thin cap.
 #[test]
 fn demand_has_a_tenth_of_the_cap_whatever_else_leaves() {
     let mut shaper = Shaper::new(Some(rate("10Mbit")), Shares::default(), at(0));
@@ -434,7 +436,7 @@ fn demand_has_a_tenth_of_the_cap_whatever_else_leaves() {
 #[test]
 fn a_debt_lasts_no_longer_under_a_lower_cap() {
     let mut shaper = Shaper::new(Some(rate("1Gbit")), Shares::default(), at(0));
-    // One that may runs into debt as far as it may.
+    // Demand runs into debt as far as it is allowed.
     shaper.enter(Class::Demand, at(0));
     shaper.ask(Class::Demand, 64 << 10);
     while shaper.poll(at(0)).is_some() {
@@ -454,13 +456,13 @@ fn a_debt_does_not_grow_under_a_higher_cap() {
     let before = until(&bucket);
     bucket.set_rate(rate("100Mbit"), at(0));
     let after = until(&bucket);
-    // As many bytes as before, of which ten times as many leave.
+    // The same bytes, at ten times the rate.
     assert_eq!(after.as_nanos(), before.as_nanos() / 10);
     bucket.set_rate(rate("10Mbit"), at(0));
     assert_eq!(until(&bucket), after);
 }
 
-/// QUIC drops what was granted: datagrams that are too many, what a stream that was reset had not sent.
+/// QUIC drops granted bytes: surplus datagrams, and the unsent bytes of a reset stream.
 #[test]
 fn what_was_granted_and_has_not_left_for_long_hides_nothing_that_leaves() {
     let mut shaper = Shaper::new(Some(rate("10Mbit")), Shares::default(), at(0));
@@ -530,7 +532,8 @@ fn rates() -> impl Strategy<Value = Rate> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// While all want more, each gets its weight's part, the link is used up, and the cap holds.
+    /// While all want more, each gets the share of its weight, the link is used up, and the cap
+    /// holds.
     #[test]
     fn shares_follow_the_weights(
         rate in rates(),
@@ -559,7 +562,7 @@ proptest! {
         prop_assert!((0.98..=1.01).contains(&used), "{used}");
     }
 
-    /// A floor holds against whatever else there is, demand included; what is left goes by rank.
+    /// A floor holds whatever else there is, demand included; the rest goes by rank.
     #[test]
     fn floors_hold(
         rate in rates(),
@@ -587,7 +590,8 @@ proptest! {
         prop_assert!((0.98..=1.01).contains(&used), "{used}");
     }
 
-    /// Whoever wants it uses the link up, and nobody with a weight waits beyond its turn.
+    /// The link is used up by whatever is present, and no class with a weight waits beyond its
+    /// turn.
     #[test]
     fn what_one_leaves_others_use_and_nobody_starves(
         rate in rates(),
@@ -614,8 +618,8 @@ proptest! {
         }
     }
 
-    /// Whatever is asked for and whenever: never above the cap and 20 ms of it, never more than asked,
-    /// and caps of classes hold too.
+    /// Whatever is asked for and when: grants never exceed the cap by more than 20 ms of it, nor
+    /// what was asked, and caps of classes hold too.
     #[test]
     fn grants_stay_within_the_caps(
         rate in rates(),
@@ -672,7 +676,7 @@ fn what_was_granted_and_never_sent_hides_no_headers() {
     };
     send(&mut shaper, 1 << 20);
     assert_eq!(shaper.on_wire(leg, 1000), 1099);
-    // Datagrams that were dropped behind their grant, and a link that ended.
+    // Dropped datagrams are given back, and a link ends.
     for _ in 0..4 {
         assert!(shaper.pass(class, 1 << 20, at(0)));
         shaper.refund(class, 1 << 20, at(0));

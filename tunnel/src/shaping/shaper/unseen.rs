@@ -1,16 +1,17 @@
 //! Bytes that were granted and that the wire's counters have not shown yet.
 //!
-//! Not all that is granted leaves: QUIC drops datagrams that are too many, and what a stream had not sent when it
-//! was reset. So grants are remembered for a second or two; what leaves after that was not foreseen by them.
+//! Not everything granted leaves: QUIC drops surplus datagrams, and the unsent bytes of a reset
+//! stream. So grants are remembered for one to two seconds only; bytes that leave later count as
+//! unforeseen.
 
 use std::time::Duration;
 
 use towpath_protocol::time::Instant;
 
-/// How long a grant is remembered, and twice that at most.
+/// How long a grant is remembered, at least; twice that at most.
 const REMEMBERED_TIME: Duration = Duration::from_secs(1);
 
-/// Granted bytes, of two spans of time.
+/// Granted bytes of the current and the previous span of time.
 #[derive(Debug, Default)]
 pub(crate) struct Unseen {
     began: Instant,
@@ -19,13 +20,13 @@ pub(crate) struct Unseen {
 }
 
 impl Unseen {
-    /// Notes that so many were granted.
+    /// Records bytes that were granted.
     pub(crate) fn add(&mut self, now: Instant, bytes: u64) {
         self.look(now);
         self.current_bytes += bytes;
     }
 
-    /// Notes that so many have left; gives how many of them had been granted.
+    /// Records bytes that have left; returns how many of them had been granted.
     pub(crate) fn take(&mut self, now: Instant, bytes: u64) -> u64 {
         self.look(now);
         let of_previous = bytes.min(self.previous_bytes);
@@ -35,7 +36,7 @@ impl Unseen {
         of_previous + of_current
     }
 
-    /// How many are remembered.
+    /// Granted bytes still remembered.
     pub(crate) fn bytes(&mut self, now: Instant) -> u64 {
         self.look(now);
         self.previous_bytes + self.current_bytes

@@ -5,18 +5,19 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::estimate::{Ack, Estimator};
 
-/// A path with one bottleneck, and a program that has always something to send.
+/// A path with one bottleneck, and a program that always has something to send.
 #[derive(Clone, Copy)]
 struct Path {
     mbit: u64,
     rtt_micros: u64,
-    /// Bytes that go through at once after a pause, as a token bucket's.
+    /// Bytes that pass at once after a pause, as with a token bucket.
     burst_bytes: u64,
-    /// Most that the program's thread is late, once in so many pieces.
+    /// By how many microseconds the program's thread is late at most, and in one of how many
+    /// pieces.
     late: (u64, u64),
-    /// The longest queue; what comes beyond it is lost.
+    /// The longest queue; packets beyond it are lost.
     buffer_micros: u64,
-    /// An urgent message of so many bytes so many times a second, and what goes beside that nobody passed.
+    /// Urgent messages per second, bytes of each, and bytes sent beside each without `pass`.
     urgent: (u64, u64, u64),
 }
 
@@ -36,10 +37,10 @@ enum Event {
     Acks { sent: Vec<u64> },
 }
 
-/// Most that the program's thread takes from it at once.
+/// The most that the program's thread reads at once.
 const READ: u64 = 256 * 1024;
 
-/// Longest that an acknowledgement is held back.
+/// The longest time that an acknowledgement is held back.
 const HELD: u64 = 25 * MILLI;
 
 struct Simulation {
@@ -47,15 +48,16 @@ struct Simulation {
     estimator: Estimator,
     cruise: Cruise,
     now: u64,
-    /// When the last packet will be through, with the credit of a token bucket before now.
+    /// When the last packet will be through, less the unused credit of a token bucket.
     link_free: u64,
     unsent: u64,
     in_flight: u64,
-    /// What is left of a piece that may go and for which QUIC has no room yet.
+    /// The part of a due piece for which QUIC has no room yet.
     unwritten: u64,
-    /// When QUIC's own pacer, at 1.25 windows a round trip after ten packets, lets the next packet go.
+    /// When QUIC's own pacer lets the next packet go: 1.25 windows per round trip, after ten
+    /// packets.
     paced: u64,
-    /// When the next piece goes, and its bytes.
+    /// When the next piece goes, and its size.
     piece: Option<(u64, u64)>,
     events: BTreeMap<(u64, u64), Event>,
     number: u64,
@@ -101,7 +103,7 @@ impl Simulation {
         self.path.mbit * 125_000 * PACKET / FRAME
     }
 
-    /// What the link shows.
+    /// The rate that the link shows.
     fn shown(&self) -> u64 {
         let cruising = self.cruise.path_bytes_per_second();
         cruising.unwrap_or_else(|| self.estimator.estimate().rate_bytes_per_second)
@@ -111,7 +113,7 @@ impl Simulation {
         bytes * 8 * 1000 / self.path.mbit
     }
 
-    /// How long a byte that comes now waits for those before it.
+    /// How long a byte that comes now waits behind earlier ones.
     fn wait(&self) -> u64 {
         let credit = self.serialised(self.path.burst_bytes);
         let free = self.link_free.max(self.now.saturating_sub(credit));
@@ -137,9 +139,9 @@ impl Simulation {
             let next = next.min(message);
             self.now = self.now.max(next);
             if next == paced {
-                // It is sent at the begin of the next turn.
+                // It is sent at the start of the next iteration.
             } else if next == tick {
-                // The link's, which looks although the program waits.
+                // The tick of the link, which looks even while the program waits.
                 let seen = self.estimator.estimate();
                 if !self.cruise.is_cruising() || self.cruise.is_thinner(&seen) {
                     self.look();
@@ -161,7 +163,7 @@ impl Simulation {
         }
     }
 
-    /// Sends an urgent message at once, and so much more that the cruise is not told of.
+    /// Sends an urgent message at once, and bytes beside it that the cruise is not told of.
     fn urge(&mut self, message_bytes: u64, beside_bytes: u64) {
         self.cruise
             .pass(Instant::from_nanos(self.now), message_bytes);
@@ -174,7 +176,7 @@ impl Simulation {
         }
     }
 
-    /// Writes what may go as far as there is room for it, and asks for the next piece then.
+    /// Writes the due piece as far as there is room, and then asks for the next one.
     fn offer(&mut self) {
         let now = Instant::from_nanos(self.now);
         while self.piece.is_none() {
@@ -229,7 +231,7 @@ impl Simulation {
             let gap = rtt * PACKET * 4 / (estimate.window_bytes * 5);
             self.paced = self.paced.max(self.now.saturating_sub(10 * gap)) + gap;
             if self.wait() > self.path.buffer_micros * MICRO {
-                // It is missed once those behind it have arrived, and sent again.
+                // The loss is noticed once later packets have arrived; then it is retransmitted.
                 let noticed = self.link_free + self.path.rtt_micros * MICRO;
                 let sent = self.now;
                 self.push(noticed, Event::Loss { sent });
@@ -296,8 +298,8 @@ impl Simulation {
         });
     }
 
-    /// Runs for a time; gives the longest waits of 50, of 99 of 100, and of all, in microseconds, and the
-    /// programs' part of what the path carries per mille.
+    /// Runs for a time. Returns the median, the 99th percentile and the maximum of the waits in
+    /// microseconds, and the programs' share of the path per mille.
     fn measure(&mut self, nanos: u64) -> ([u64; 3], u64) {
         let (began, delivered) = (self.now, self.delivered);
         self.waits.clear();
@@ -312,7 +314,8 @@ impl Simulation {
         ([part(500), part(990), part(1000)], share)
     }
 
-    /// How long it takes after now until the right rate is shown and stays, if that is within a time.
+    /// Time from now until the right rate is shown and stays; `None` if that takes longer than
+    /// `most`.
     fn found_within(&mut self, most: u64) -> Option<u64> {
         let began = self.now;
         let mut right_since = None;
@@ -329,7 +332,7 @@ impl Simulation {
     }
 }
 
-/// Runs until bulk cruises and the base is known, and measures.
+/// Runs until bulk cruises and the base is known, then measures.
 fn settled(path: Path) -> ([u64; 3], u64) {
     let mut simulation = Simulation::new(path);
     simulation.run_until(20 * SECOND);
@@ -421,7 +424,7 @@ fn a_rate_that_urgent_bytes_exceed_is_not_believed() {
     for millis in 1000..1110 {
         cruise.pass(at(millis), 1000);
     }
-    // A second of them may be waiting, and then says nothing.
+    // A second's worth of them may be waiting; then their number says nothing.
     let mut waiting = cruise.clone();
     waiting.look(at(1110), &seen(1100, 12_000_000));
     assert!(waiting.is_cruising());
@@ -498,7 +501,7 @@ fn a_path_that_becomes_longer_is_cruised_on_soon() {
         (10, 20, 100),
         (100, 20, 300),
         (50, 20, 200),
-        // By less than a queue that shows for itself.
+        // Longer by less than a queue that is noticed by itself.
         (200, 20, 23),
         (200, 20, 25),
         (1000, 10, 16),
