@@ -1,9 +1,9 @@
 //! The estimator: what the path carries, and how many bytes in flight keep its queue short.
 //!
 //! A full queue at the bottleneck decides how long an urgent byte waits; no priority of ours
-//! reaches into it. So a connection keeps as many bytes in flight as the path itself holds, plus an
-//! *allowance*: a queue of a few milliseconds. That is short enough for a guest to wait behind, and
-//! long enough to notice when the path gets faster.
+//! reaches into it. So a connection keeps as many bytes in flight as the path holds, plus an
+//! *allowance*: a queue of some milliseconds, short enough to wait behind and long enough to notice
+//! a faster path.
 //!
 //! ```text
 //!   window' = window × (base round trip + allowance) / (least round trip of the last round)
@@ -13,29 +13,27 @@
 //!      └───── everything in flight lost, or long no queue ──────┘  └─ Filling ◄─ base seen ─┘
 //! ```
 //!
-//! A round that is full, stands behind a long queue and has no gaps in its arrivals shows at once
-//! what the path carries. Its rate is taken as it is, and the rounds after it only refill the path.
-//! If packets sent later, with less in flight, take as long, there was no queue: the path became
-//! longer and still carries its old rate (`belief`).
+//! A round that is full, stands behind a long queue and has no gaps shows the path's rate at once.
+//! That rate is taken as it is, and the next rounds only refill the path. If packets sent later,
+//! with less in flight, take as long, there was no queue: the path became longer and still carries
+//! its old rate (`belief`).
 //!
 //! The formula is its own probe. Below the path's capacity no queue forms, so the window grows by
 //! the allowance's share; at capacity a queue as long as the allowance stands, and the window
-//! stays. On a long path that share is small. So a window that has filled the path for some rounds
-//! without any queue grows by larger steps. If there is still no queue then and the delivered rate
-//! has grown, the startup begins again. If the rate has not grown, the next such attempt waits
-//! twice as long.
+//! stays. On a long path that share is small, so after some full rounds without a queue the window
+//! grows by larger steps. If there is still no queue and the rate has grown, the startup begins
+//! again; if it has not, the next such attempt waits twice as long.
 //!
 //! Only the *least* round trip of a round counts, because only a standing queue delays every
-//! packet: radio links and busy processors delay many packets, and must not look like a full path.
-//! The base is the least round trip of the last twenty seconds. A drain every ten seconds reveals
-//! it even while we fill the link. A round in which the sender paused teaches nothing, unless the
-//! whole window was in flight all the same.
+//! packet: radio links and busy processors delay many. The base is the least round trip of the last
+//! twenty seconds; a drain every ten seconds reveals it even while we fill the link. A round in
+//! which the sender paused teaches nothing, unless the whole window was in flight.
 //!
-//! Loss alone does not slow us down while it is low enough to be noise: wireless edges lose packets
-//! without being full. More loss means that the buffer is smaller than the allowance; the allowance
-//! then shrinks, and the window keeps close to what is delivered. Rounds of a startup have few
-//! packets, so only a large share of lost packets counts there: that happens when the window
-//! exceeds what the path holds and the buffer is too small to show a queue.
+//! Loss does not slow us down while it is low enough to be noise of a wireless link. More loss
+//! means that the buffer is smaller than the allowance; the allowance then shrinks, and the window
+//! keeps close to what is delivered. A startup's rounds have few packets, so only a large share of
+//! losses counts there: the window exceeds what the path holds, and the buffer is too small for a
+//! queue.
 
 mod amounts;
 mod belief;
@@ -65,21 +63,18 @@ pub const ALLOWANCE: Duration = Duration::from_millis(4);
 /// of ours shortens, and a pipeline of four processes on busy processors runs dry with less.
 const ALLOWANCE_LOCAL: Duration = Duration::from_millis(25);
 
-/// Longest round trip of a path within this host; a link emulator on the host is slower or longer.
+/// Limits of a path within this host; a link emulator on the host is slower or longer.
 const LOCAL_RTT_MAX: Duration = Duration::from_millis(1);
-/// Least rate of a path within this host.
 const LOCAL_BYTES_PER_SECOND_MIN: u64 = 125_000_000;
 
 /// The least allowance, for buffers of a few packets.
 const ALLOWANCE_MIN: Duration = Duration::from_micros(500);
 
-/// Extra round trips of data to keep while packets are being lost: bytes behind a lost packet wait
-/// until it has been retransmitted, perhaps twice.
+/// Extra round trips of data to keep under loss, because a packet may be lost twice.
 const HOLE_ROUNDS: u64 = 2;
 
-/// The part (a twentieth) by which a window may exceed what is delivered on a path that loses more
-/// than is tolerated. If the path has no buffer, that part is lost. With less, a path that always
-/// loses as much would shrink the window for ever.
+/// The part by which a window may exceed what is delivered on a lossy path. A path without buffer
+/// loses it; with less, a path that always loses as much would shrink the window for ever.
 const LOSSY_PART: u64 = 20;
 
 /// Least duration of a round. On a short path a round trip is too short to measure a rate in, and a
@@ -88,11 +83,9 @@ const ROUND_MIN: Duration = Duration::from_millis(10);
 /// The same in a startup, which grows faster.
 const ROUND_MIN_STARTUP: Duration = Duration::from_millis(1);
 
-/// The least part of the window (a sixteenth) that a round must bring for the window to count as
-/// its limit. It would be all of it, but rounds on paths within a host may be shorter than their
-/// queues.
+/// The least part of the window (a sixteenth) that a full round brings. It would be all of it, but
+/// rounds on paths within a host may be shorter than their queues.
 const FULL_PART: u64 = 16;
-/// The same in a startup.
 const FULL_PART_STARTUP: u64 = 4;
 
 /// Number of recent acknowledgements whose least round trip shows the startup a queue.
@@ -102,8 +95,7 @@ const RECENT_COUNT: usize = 8;
 /// interruption. Twice the longest time a peer may hold an acknowledgement back.
 const GAP_MIN: Duration = Duration::from_millis(50);
 
-/// Length of one span of the base round trip. The base is the least of the current span and the one
-/// before.
+/// One span of the base, which is the least round trip of the current span and the one before.
 const BASE_TIME: Duration = Duration::from_secs(10);
 
 /// The least window, in packets: with fewer in flight nothing is ever learnt.
@@ -118,8 +110,7 @@ const WINDOW_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Rounds in a row whose rate grew by no more than a quarter that end the startup.
 const PLATEAU_ROUNDS: u32 = 3;
 
-/// Rounds without a queue after which the window counts as too small. Fewer may mean that the queue
-/// is too short to see.
+/// Rounds without a queue after which the window counts as too small, not the queue as too short.
 const EMPTY_ROUNDS: u32 = 3;
 /// Rounds after [`EMPTY_ROUNDS`] in which the window grows by half.
 const GROWTH_ROUNDS: u32 = 4;
@@ -188,11 +179,9 @@ pub struct Estimate {
     pub filled_time: Duration,
     /// Whether the path's rate has been found.
     pub is_settled: bool,
-    /// Whether the rate was ever found, by this connection or the one before. Until then the rate
-    /// is only what was sent.
+    /// Whether the rate was ever found, here or by an earlier connection; else it is what was sent.
     pub is_known: bool,
-    /// Whether it is being tested, with less in flight than the path held, if the path has become
-    /// longer.
+    /// Whether it is open if the path has become longer; less is in flight meanwhile.
     pub is_doubtful: bool,
     /// Whether packets were lost recently, for whatever reason.
     pub is_losing: bool,
@@ -242,8 +231,7 @@ pub struct Estimator {
     filled_time: Duration,
     /// Lost packets sent before this were lost to the last interruption.
     interrupted_until: Instant,
-    /// The window at which the startup ends: what the path is believed to hold, if its rate was
-    /// known.
+    /// The window at which a startup ends: what the path holds, if that is known.
     startup_bytes_max: u64,
     marked: [Marked; 2],
     told: Told,
@@ -337,9 +325,8 @@ impl Estimator {
         }
     }
 
-    /// Takes over the rate that an earlier connection to the same peer has learnt, if this path is
-    /// as long. The startup then begins and ends as it does after an interruption. Call it once a
-    /// round trip is known.
+    /// Takes over the rate learnt by an earlier connection, if this path is as long: the startup
+    /// begins and ends as after an interruption. Call it once a round trip is known.
     pub fn resume(&mut self, rate_bytes_per_second: u64, rtt: Duration) {
         let base = self.known_base().unwrap_or_default();
         let is_alike = base * 3 / 4 <= rtt && rtt * 3 / 4 <= base;
@@ -416,15 +403,13 @@ impl Estimator {
             self.begin_again(now);
         } else if !is_interruption {
             self.round.lost_bytes += bytes;
-            // The startup sends more than the path holds; those losses say nothing about the time
-            // after it.
+            // The startup overruns the path; those losses say nothing about the time after it.
             let is_overrun = sent < self.settled_at;
             self.round.overrun_bytes += if is_overrun { bytes } else { 0 };
         }
     }
 
-    /// Starts again after an interruption: the path may be another one now. The old rate is
-    /// believed until another is seen.
+    /// Starts again after an interruption. The old rate is believed until another is seen.
     fn begin_again(&mut self, now: Instant) {
         let is_known = !self.is_starting();
         if let Some(base) = self.known_base().filter(|_| is_known) {
@@ -461,9 +446,8 @@ impl Estimator {
         let has_queue = self.queue_delay > self.allowance / 2;
         let is_full = !round.is_cruising && in_flight_min >= round.window_bytes / 8 * 7
             || has_queue && in_flight >= round.window_bytes / 2;
-        // Whether the sender had more to send is known for the time of the acknowledgement, not of
-        // the packet. Without this, a few bytes acknowledged late, when the window is full at last,
-        // would set the rate.
+        // Whether the sender had data is known for the time of the acknowledgement, not of the
+        // packet: a few bytes acknowledged late, with the window full at last, would set the rate.
         let seen_bytes = round.delivered_bytes + round.lost_bytes;
         let is_starting = self.is_starting();
         let least_part = if is_starting {
@@ -515,8 +499,7 @@ impl Estimator {
         }
         if is_starting && self.phase == Phase::Steady {
             self.is_known = true;
-            // The losses of the startup are noticed within a round trip; the retransmissions then
-            // make a burst that still finds its queue.
+            // Its losses are noticed within a round trip; the burst after that finds its queue.
             self.settled_at = now + 2 * base;
         }
         self.turn_base(now, base, round.is_cruising);
@@ -582,9 +565,9 @@ impl Estimator {
         is_open && has_queue && !round.is_app_limited && round.is_steady(elapsed)
     }
 
-    /// Takes the rate of a round as what the path carries. Earlier packets that are lost exceeded
-    /// it. The next rounds may not fill the path, because the pacer still uses the queue's round
-    /// trip for a while.
+    /// Takes the rate of a round as the path's; earlier packets that are lost exceeded it. The
+    /// pacer still uses the queue's round trip for a while, so the next rounds may not fill the
+    /// path.
     fn believe(&mut self, round: &Round, rate: u64, now: Instant, base: Duration) {
         self.settled_at = self.settled_at.max(now);
         self.phase = Phase::Filling { round_count: 2 };
@@ -652,10 +635,9 @@ impl Estimator {
         (now, base): (Instant, Duration),
         is_lossy: bool,
     ) {
-        // A sender that had nothing to send says nothing about the path, unless it delivered more
-        // than the rate. (But while a queue stands, a window beyond what the path holds serves
-        // nobody.) While cruising, even a higher rate says nothing: a round of two packets on a
-        // thin link may have seen three arrive.
+        // A sender without data says nothing about the path, unless it delivered more than the
+        // rate; but while a queue stands, too large a window is cut. While cruising even more
+        // delivered says nothing: a round of two packets on a thin link may have seen three arrive.
         let is_more = rate > self.rate_bytes_per_second && !round.is_cruising;
         if round.is_app_limited && !is_more {
             if self.queue_delay > 2 * self.allowance {
@@ -687,14 +669,12 @@ impl Estimator {
         if is_lost || empty_rounds > self.empty_rounds_max + GROWTH_ROUNDS {
             self.empty_rounds = 0;
             if is_lost || rate < self.empty_rate + self.empty_rate / 4 {
-                // The window grew in vain: something else is the limit, or everything beyond it is
-                // lost.
+                // It grew in vain: something else is the limit, or the excess is lost.
                 self.empty_rounds_max = (self.empty_rounds_max * 2).min(EMPTY_ROUNDS_MAX);
                 self.window_bytes = self.window_bytes.min(self.window_for(rate, base));
                 return;
             }
-            // The window is far too small. The startup grows faster, and looks for a queue at every
-            // packet.
+            // Far too small. The startup grows faster, and looks for a queue at every packet.
             self.empty_rounds_max = EMPTY_ROUNDS;
             self.startup_bytes_max = WINDOW_BYTES_MAX;
             self.phase = Phase::Startup {
@@ -725,9 +705,8 @@ impl Estimator {
         .clamp(WINDOW_PACKETS_MIN * self.packet_bytes, most);
     }
 
-    /// How much the window grows after too many empty rounds. It grows every other round, because
-    /// the effect shows one round later; and little the first time, because jitter may hide a
-    /// queue.
+    /// How much the window grows after too many empty rounds: every other round, because the effect
+    /// shows one round later, and little the first time, because jitter may hide a queue.
     fn growth_bytes(&self) -> Option<u64> {
         let rounds = self.empty_rounds.checked_sub(self.empty_rounds_max + 1)?;
         match rounds {
@@ -794,8 +773,7 @@ impl Estimator {
         }
     }
 
-    /// Reduces the window for one round so that the queue runs empty; it is `window_bytes` again
-    /// afterwards.
+    /// Reduces the window for a round, so that the queue runs empty; then it is `window_bytes`.
     fn drain(&mut self, window_bytes: u64, drain: Drain) {
         self.phase = Phase::Draining {
             window_bytes,
