@@ -1,9 +1,8 @@
 //! The estimator: what the path carries, and how many bytes in flight keep its queue short.
 //!
-//! A full queue at the bottleneck decides how long an urgent byte waits; no priority of ours
-//! reaches into it. So a connection keeps as many bytes in flight as the path holds, plus an
-//! *allowance*: a queue of some milliseconds, short enough to wait behind and long enough to notice
-//! a faster path.
+//! A full queue at the bottleneck decides how long an urgent byte waits; no priority reaches into
+//! it. So a connection keeps as many bytes in flight as the path holds, plus an *allowance*: a
+//! queue of some milliseconds, short enough to wait behind and long enough to notice a faster path.
 //!
 //! ```text
 //!   window' = window × (base round trip + allowance) / (least round trip of the last round)
@@ -29,11 +28,10 @@
 //! twenty seconds; a drain every ten seconds reveals it even while we fill the link. A round in
 //! which the sender paused teaches nothing, unless the whole window was in flight.
 //!
-//! Loss does not slow us down while it is low enough to be noise of a wireless link. More loss
-//! means that the buffer is smaller than the allowance; the allowance then shrinks, and the window
-//! keeps close to what is delivered. A startup's rounds have few packets, so only a large share of
-//! losses counts there: the window exceeds what the path holds, and the buffer is too small for a
-//! queue.
+//! Loss does not slow us down while it is low enough to be noise. More loss means that the buffer
+//! is smaller than the allowance; the allowance then shrinks, and the window keeps close to what is
+//! delivered. A startup's rounds have few packets, so only a large share of losses counts there:
+//! the window exceeds what the path holds, and the buffer is too small for a queue.
 
 mod amounts;
 mod belief;
@@ -626,8 +624,8 @@ impl Estimator {
         self.start_from(now, self.window_bytes.max(self.startup_bytes_max / 4));
     }
 
-    /// Moves half way to the formula's window, so that one odd round does little; all the way if
-    /// the queue is long.
+    /// Moves half way to the formula's window, against odd rounds; all the way if the queue is
+    /// long.
     fn follow(
         &mut self,
         round: &Round,
