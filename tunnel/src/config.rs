@@ -25,13 +25,13 @@ use crate::channels::{CHANNEL_COUNT_MAX, ChannelSpec};
 use crate::probe::{BYTES_MAX, BYTES_MIN};
 use crate::shares::{Shaping, Shares};
 
-/// Most peers of one tunnel: each costs two connections and their windows.
+/// Most peers of one tunnel; each costs two connections and their windows.
 pub const PEER_COUNT_MAX: usize = 256;
 
 /// Most services of one tunnel.
 pub const SERVICE_COUNT_MAX: usize = 1024;
 
-/// Most peers that a complaint names: a line that people read.
+/// Most peers named in one error, which has to stay readable.
 const PEERS_NAMED_MAX: usize = 8;
 
 /// Everything a tunnel daemon is told.
@@ -116,7 +116,7 @@ pub struct ProbeConfig {
     pub bytes: Size,
 }
 
-/// Least time between two measurements: oftener they would be traffic of their own.
+/// Least time between two measurements; more often they would be traffic of their own.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// A local service that peers may reach.
@@ -209,7 +209,7 @@ impl Default for Limits {
     }
 }
 
-/// Payloads a packet can have: QUIC demands 1200, and a jumbo frame of 9000 bytes holds 8972 over IPv4.
+/// Valid sizes: QUIC demands 1200, and a jumbo frame of 9000 bytes holds 8972 over IPv4.
 pub const UDP_PAYLOAD_BYTES: RangeInclusive<u16> = 1200..=8972;
 
 impl Check for Config {
@@ -237,12 +237,12 @@ impl Config {
         Ok(config)
     }
 
-    /// Says which file it was read from, so that it can be read again.
+    /// Records which file it was read from, so that it can be read again.
     pub fn read_from(&mut self, file: PathBuf) {
         self.file = Some(file);
     }
 
-    /// A host that knows no peer and offers nothing, with default limits.
+    /// A configuration without peers and services, and with default limits.
     #[must_use]
     pub fn new(
         (site, host): (Name, Name),
@@ -270,7 +270,7 @@ impl Config {
         }
     }
 
-    /// The same with everything said that else goes without saying: what `config show` prints.
+    /// The configuration with all defaults filled in: what `config show` prints.
     #[must_use]
     pub fn effective(mut self) -> Self {
         for peer in &mut self.peers {
@@ -403,7 +403,7 @@ impl Config {
         self.peers.iter().any(|peer| peer.site == *site)
     }
 
-    /// What to write in place of a site that is no peer.
+    /// The error text for a site that is no peer.
     fn no_peer(&self, site: &Name) -> String {
         let peers: Vec<_> = self.peers.iter().map(|peer| peer.site.as_str()).collect();
         match (nearest(site.as_str(), &peers), peers.is_empty()) {
@@ -426,7 +426,7 @@ impl Config {
     }
 }
 
-/// Whether a path is one that nobody has named.
+/// Whether a path was left out.
 fn is_unset(path: &Path) -> bool {
     path.as_os_str().is_empty()
 }
@@ -437,7 +437,7 @@ fn has_port(address: &str) -> bool {
     parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0))
 }
 
-/// Whether the system chooses the port that is listened at.
+/// Whether the system chooses the port to listen at.
 const fn is_any_port(listen: &Endpoint) -> bool {
     match listen {
         Endpoint::Tcp(address) | Endpoint::Udp(address) => address.port() == 0,
@@ -472,7 +472,7 @@ impl PeerConfig {
         }
     }
 
-    /// How what is sent to it is held back.
+    /// The limits on what is sent to it.
     #[must_use]
     pub fn shaping(&self) -> Shaping {
         Shaping {
@@ -498,7 +498,7 @@ impl ServiceConfig {
         }
     }
 
-    /// A service that gets the bytes alone.
+    /// A service that gets only the bytes of each stream.
     #[must_use]
     pub const fn plain(name: Name, target: Endpoint, allow: Vec<Name>) -> Self {
         Self {
@@ -512,7 +512,7 @@ impl ServiceConfig {
 }
 
 impl From<IdentityFiles> for CertificatesConfig {
-    /// The files as they were issued; a list of revoked certificates is named by whoever wants one.
+    /// The files as they were issued; they name no revocation list.
     fn from(files: IdentityFiles) -> Self {
         Self {
             cert: files.cert,

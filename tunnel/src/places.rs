@@ -1,11 +1,10 @@
-//! How many of something each of many has at once. A place is given back when it is dropped, and nothing is kept of
-//! who has none.
+//! Counts concurrent uses per key. Dropping a [`Place`] gives it back; keys at zero are forgotten.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The places that are taken, by who has them.
+/// The taken places, by key.
 #[derive(Debug)]
 pub(crate) struct Places<K: Ord>(Mutex<BTreeMap<K, usize>>);
 
@@ -16,22 +15,22 @@ impl<K: Ord> Default for Places<K> {
 }
 
 impl<K: Ord + Clone> Places<K> {
-    /// How many are taken, and how many of them by this one.
+    /// How many places are taken, and how many of them by `who`.
     pub(crate) fn taken(&self, who: &K) -> (usize, usize) {
         taken_of(&self.lock(), who)
     }
 
-    /// Takes one more.
+    /// Takes a place.
     pub(crate) fn take(self: &Arc<Self>, who: &K) -> Place<K> {
         let Ok(place) = self.take_if(who, |_, _| Ok::<_, Infallible>(()));
         place
     }
 
-    /// Takes one more if nothing is wrong with that, by how many are taken and how many of them by this one.
+    /// Takes a place if `check` allows it, given how many are taken and how many of them by `who`.
     ///
     /// # Errors
     ///
-    /// What is wrong.
+    /// The error of `check`.
     pub(crate) fn take_if<E>(
         self: &Arc<Self>,
         who: &K,
@@ -55,7 +54,7 @@ impl<K: Ord + Clone> Places<K> {
 
 impl<K: Ord> Places<K> {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<K, usize>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -65,7 +64,7 @@ fn taken_of<K: Ord>(places: &BTreeMap<K, usize>, who: &K) -> (usize, usize) {
     (places.values().sum(), theirs)
 }
 
-/// A place, which is free again when this is dropped.
+/// A taken place, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place<K: Ord> {
     places: Arc<Places<K>>,

@@ -1,13 +1,13 @@
-//! The tunnel's own service: it swallows, sends or echoes what `towpath tunnel bench` asks for.
+//! The tunnel's built-in service: discards, sends or echoes bytes for `towpath tunnel bench`.
 //!
-//! A service like any other: it has a name in the configuration, sites that may reach it, and nobody
-//! else may. Its socket is `builtin:bench` in place of a path. A stream begins with one [`Wish`]:
+//! It is configured like any other service, with a name and the sites that may reach it. Its socket
+//! is `builtin:bench` in place of a path. A stream begins with one [`Wish`]:
 //!
 //! ```text
-//!  sink    bytes, end ──►            ◄── how many came, 8 bytes
-//!  count   bytes, end ──►            ◄── how many came so far, 8 bytes, again and again until all did
+//!  sink    bytes, end ──►            ◄── total received, 8 bytes
+//!  count   bytes, end ──►            ◄── received so far, 8 bytes, repeatedly until the total
 //!  source  end when it is enough ──► ◄── bytes
-//!  echo    bytes ──►                 ◄── the same
+//!  echo    bytes ──►                 ◄── the same bytes
 //!  usage                             ◄── what the tunnel has used and done so far: [`Usage`]
 //! ```
 
@@ -28,29 +28,29 @@ use towpath_protocol::rate::Rate;
 use crate::link::Link;
 use crate::places::{Place, Places};
 
-/// What stands in a service's `socket` for this one.
+/// The `socket` of a service that selects this one.
 pub const SOCKET: &str = "builtin:bench";
 
-/// Longest life of a stream: an hour's bench would be an outage.
+/// Longest life of a stream: a bench of an hour would be an outage.
 pub const STREAM_TIME_MAX: Duration = Duration::from_mins(5);
 
-/// Streams of a site at once: a bench of 16 in parallel, its pings, and another one beside it. One site that holds all
-/// of its own keeps no other from its benches and probes.
+/// Most concurrent streams of a site: a bench with 16 in parallel, its pings, and another bench
+/// beside it. A limit per site, so that one site cannot keep others from their benches and probes.
 const SITE_STREAM_COUNT_MAX: usize = 20;
 
-/// Streams of all sites at once.
+/// Most concurrent streams of all sites.
 const STREAM_COUNT_MAX: usize = 2 * SITE_STREAM_COUNT_MAX;
 
-/// Time between two counts: short beside any bench, and long beside what a count costs.
+/// Time between two counts: short against any bench, and long against the cost of a count.
 const COUNT_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Bytes copied at once, as bulk goes in pieces of that size.
+/// Bytes copied at once; bulk is sent in pieces of this size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The streams that each site has.
+/// The streams of each site.
 static PLACES: LazyLock<Arc<Places<Name>>> = LazyLock::new(Arc::default);
 
-/// A place for a stream of a site, if there is one left for it.
+/// Takes a place for a stream of a site, if one is left.
 fn take_place(places: &Arc<Places<Name>>, site: &Name) -> io::Result<Place<Name>> {
     places.take_if(site, |all, theirs| {
         let full = |why: &str| Err(io::Error::other(why));
@@ -64,23 +64,23 @@ fn take_place(places: &Arc<Places<Name>>, site: &Name) -> io::Result<Place<Name>
     })
 }
 
-/// What a stream to this service is for: its first byte.
+/// What a stream to this service asks for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
-    /// Swallow what comes, and say how much it was.
+    /// Discard what arrives, and send the total at the end.
     Sink,
-    /// Swallow what comes, and say meanwhile how much it is so far.
+    /// Discard what arrives, and send the count so far meanwhile.
     Count,
-    /// Send until the other side has ended its direction.
+    /// Send until the other side ends its direction.
     Source,
-    /// Send back what comes.
+    /// Send back what arrives.
     Echo,
-    /// Say what the tunnel has used.
+    /// Send a [`Usage`].
     Usage,
 }
 
 impl Wish {
-    /// The byte that asks for it.
+    /// The byte that stands for it.
     #[must_use]
     pub const fn byte(self) -> u8 {
         match self {
@@ -92,7 +92,7 @@ impl Wish {
         }
     }
 
-    /// What a byte asks for.
+    /// The wish that a byte stands for.
     #[must_use]
     pub const fn of(byte: u8) -> Option<Self> {
         match byte {
@@ -106,19 +106,19 @@ impl Wish {
     }
 }
 
-/// Bytes of a [`Usage`].
+/// Encoded size of a [`Usage`].
 pub const USAGE_BYTES: usize = 32;
 
-/// What a tunnel has used so far, and done on its links to whoever asks.
+/// What a tunnel has used so far, and sent on its links to the asking peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Processor time of the tunnel in nanoseconds.
+    /// Processor time of the tunnel process in nanoseconds.
     pub cpu_nanos: u64,
-    /// The cap on what it sends, in bytes per second on the wire; 0 without one.
+    /// The cap on what it sends, in bytes per second on the wire; 0 without a cap.
     pub cap_bytes_per_second: u64,
-    /// Packets that it has sent over all links to whoever asks.
+    /// Packets sent over all links to the asking peer.
     pub sent_packets: u64,
-    /// Those of them that were lost.
+    /// How many of them were lost.
     pub lost_packets: u64,
 }
 
@@ -136,7 +136,7 @@ impl Usage {
         }
     }
 
-    /// As it is said: four numbers of eight bytes, the lowest first.
+    /// Encodes it as four little-endian numbers of eight bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; USAGE_BYTES] {
         let mut bytes = [0; USAGE_BYTES];
@@ -152,7 +152,7 @@ impl Usage {
         bytes
     }
 
-    /// What was said.
+    /// Decodes what [`Self::encode`] wrote.
     #[must_use]
     pub fn decode(bytes: &[u8; USAGE_BYTES]) -> Self {
         let mut figures = bytes
@@ -168,7 +168,7 @@ impl Usage {
     }
 }
 
-/// Connects to a service's socket, or to the service in this process, for who is at the link's other end.
+/// Connects to a service's socket, or to the built-in service, for the peer of `link`.
 pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream> {
     if socket != Path::new(SOCKET) {
         return UnixStream::connect(socket).await;
@@ -178,13 +178,13 @@ pub(crate) async fn connect(socket: &Path, link: &Link) -> io::Result<UnixStream
     let usage = Usage::of(link);
     tokio::spawn(async move {
         let _place = place;
-        // Who asked sees for himself how it ended.
+        // The other side sees for itself how the stream ended.
         let _ = timeout(STREAM_TIME_MAX, serve(theirs, usage)).await;
     });
     Ok(ours)
 }
 
-/// Serves one stream. The words of the tunnel about who asks have been written into it before.
+/// Serves one stream, after the tunnel has written its `Accepted` into it.
 async fn serve(mut stream: UnixStream, usage: Usage) -> io::Result<()> {
     skip_accepted(&mut stream).await?;
     let wish = Wish::of(stream.read_u8().await?);
@@ -205,7 +205,7 @@ async fn serve(mut stream: UnixStream, usage: Usage) -> io::Result<()> {
     }
 }
 
-/// Reads past the `Accepted` that every service hears first.
+/// Skips the `Accepted` that every service receives first.
 async fn skip_accepted(stream: &mut UnixStream) -> io::Result<()> {
     use towpath_protocol::channel::Preamble;
     use towpath_protocol::frame::HEADER_BYTES;
@@ -216,7 +216,7 @@ async fn skip_accepted(stream: &mut UnixStream) -> io::Result<()> {
     stream.read_exact(&mut body).await.map(drop)
 }
 
-/// Swallows to the end; `came` tells how much it is so far.
+/// Discards everything up to the end; `came` counts the bytes so far.
 async fn swallow(read: &mut (impl AsyncRead + Unpin), came: &AtomicU64) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
@@ -227,7 +227,7 @@ async fn swallow(read: &mut (impl AsyncRead + Unpin), came: &AtomicU64) -> io::R
     }
 }
 
-/// Swallows, and says how much came: at the end, and before it as often as who asked takes note.
+/// Discards everything, and sends counts: as often as they are read, and at the end.
 async fn count(stream: &mut UnixStream) -> io::Result<()> {
     let (mut read, write) = stream.split();
     let came = AtomicU64::new(0);
@@ -240,7 +240,8 @@ async fn count(stream: &mut UnixStream) -> io::Result<()> {
             ticks.tick().await;
             let now = came.load(Ordering::Relaxed);
             if now > said {
-                // Words are cut in two by nothing but the end of the whole: they are shorter than any buffer.
+                // A count is never cut in two before the end, because it is shorter than any
+                // buffer.
                 write.writable().await?;
                 match write.try_write(&now.to_le_bytes()) {
                     Ok(_) => said = now,
@@ -267,7 +268,7 @@ async fn source(stream: &mut UnixStream) -> io::Result<()> {
         }
     };
     let mut word = [0; 1];
-    // Whatever is said but the end is said in vain.
+    // Anything but the end is ignored.
     let enough = async {
         while read.read(&mut word).await? > 0 {}
         Ok(())

@@ -1,11 +1,13 @@
-//! An active measurement of the way to a peer: so many bytes and no more, sent to see what it carries.
+//! An active measurement of the path to a peer: sends a limited number of bytes to see what it
+//! carries.
 //!
-//! A path that nobody fills says only that it carries at least what was sent. A probe fills it, for as
-//! long as its budget lasts, in the class that gives way to every other. It goes to the peer's own
-//! service for benches, which the peer's configuration has to allow.
+//! A path that is not full shows only that it carries at least what was sent. A probe fills it
+//! while its budget lasts, in the class that gives way to every other. It uses the peer's built-in
+//! bench service, which the peer's configuration has to allow.
 //!
-//! What is measured is what the estimator counts while the path is the limit, and that counts as capacity
-//! for the forecasts. A budget that ends before the path is full says so: what it measured is a bound.
+//! The result is the rate that the estimator counts while the path is the limit, and the forecasts
+//! take it as capacity. If the budget ends before the path is full, the result is only a lower
+//! bound, and marked as one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,36 +32,36 @@ use crate::link::{Link, per_million};
 use crate::local;
 use crate::peer::Peer;
 
-/// Bytes a probe sends if nothing else is said: a second of 32 Mbit/s.
+/// Bytes of a probe by default: a second of 32 Mbit/s.
 pub const BYTES_DEFAULT: Size = Size::from_bytes(4 << 20);
 
-/// Fewest and most bytes of a probe: a few packets, and what 250 Mbit/s carry in half a minute.
+/// Least bytes of a probe: a few packets.
 pub const BYTES_MIN: u64 = 64 << 10;
-/// See [`BYTES_MIN`].
+/// Most bytes of a probe: what 250 Mbit/s carry in half a minute.
 pub const BYTES_MAX: u64 = 1 << 30;
 
-/// How long a probe lasts if nothing else is said, and at most.
+/// Duration of a probe by default.
 pub const TIME_DEFAULT: Duration = Duration::from_secs(10);
-/// See [`TIME_DEFAULT`].
+/// Longest duration of a probe.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
 
-/// How long after its last byte was written the peer may take to say what came.
+/// How long the peer may take to answer after the last byte was written.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(20);
 
 /// Time between two samples: a few round trips of most paths.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Most samples: those of the longest probe and its answer.
+/// Most samples: those of the longest probe and the wait for its answer.
 const SAMPLE_COUNT_MAX: usize = 500;
 
-/// How long the path must have been the limit for the rate to count as what it carries: three rounds of a
-/// path across a continent.
+/// How long the path must have been the limit for the rate to count as its capacity: three rounds
+/// of a path across a continent.
 const FILLED_MIN: Duration = Duration::from_millis(200);
 
-/// A rate that is within this part of the cap has been held back by it.
+/// A rate within this part of the cap counts as limited by the cap.
 const CAP_REACHED: u64 = 8;
 
-/// Bytes written at once, as bulk goes in pieces of that size.
+/// Bytes written at once; bulk is sent in pieces of this size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// What a probe may cost.
@@ -128,17 +130,18 @@ pub enum ProbeLimit {
     Traffic,
 }
 
-/// What is known of a probe that has not filled the path.
+/// What limited a probe that has not filled the path.
 #[derive(Debug, Clone, Copy)]
 struct Held {
-    /// Bytes a second of the probe, and of all others to the peer meanwhile.
+    /// Bytes per second of the probe, and of all other classes to the peer meanwhile.
     rates: (u64, u64),
     cap: Option<u64>,
     is_out_of_time: bool,
 }
 
 impl Held {
-    /// By what, most likely: what others take says more than that the rest of it was too little.
+    /// The most likely limit. Other traffic comes first, because it explains more than too small a
+    /// budget.
     fn by(self) -> ProbeLimit {
         let (probe, others) = self.rates;
         let is_reached = |cap: u64| probe.saturating_add(others) >= cap - cap / CAP_REACHED;
@@ -169,7 +172,7 @@ pub struct ProbeSample {
     pub queue_us: u64,
 }
 
-/// Probes of one peer so far.
+/// Counts of the probes of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     is_running: AtomicBool,
@@ -178,8 +181,8 @@ pub(crate) struct Tally {
     pub failed: AtomicU64,
 }
 
-/// A probe's place, given back when it is dropped: two at once would measure each other. Then the probe is counted:
-/// whoever asked for it may have gone meanwhile, and what it sent it has cost.
+/// The right to probe a peer, one at a time because two probes would measure each other. Dropping
+/// it counts the probe, since the bytes were sent even if the requester is gone.
 struct Place<'a> {
     tally: &'a Tally,
     sent: AtomicU64,
@@ -187,7 +190,7 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// The place, if it is free.
+    /// Takes the right to probe, if it is free.
     fn take(tally: &'a Tally) -> Option<Self> {
         let is_taken = tally.is_running.swap(true, Ordering::Acquire);
         (!is_taken).then(|| Self {
@@ -212,13 +215,13 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Measures the way to a peer once.
+/// Measures the path to a peer once.
 ///
 /// # Errors
 ///
-/// `E_USAGE` for a budget that cannot be meant, `E_NOT_FOUND` for a site that is no peer, `E_BUSY` while
-/// another probe runs, `E_DENIED` if the peer does not allow it, `E_UNREACHABLE` without a link or if it is
-/// lost meanwhile, `E_STALLED` without an answer.
+/// `E_USAGE` for an invalid budget, `E_NOT_FOUND` for a site that is no peer, `E_BUSY` while
+/// another probe runs, `E_DENIED` if the peer does not allow it, `E_UNREACHABLE` without a link or
+/// if it is lost meanwhile, `E_STALLED` without an answer.
 pub(crate) async fn run(
     core: &Arc<Core>,
     site: &Name,
@@ -264,7 +267,7 @@ fn check(budget: ProbeRequest) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Measures once; `sent` counts what that costs, however it ends.
+/// Measures once; `sent` counts the bytes sent, however it ends.
 async fn probe(
     core: &Arc<Core>,
     peer: &Peer,
@@ -296,7 +299,7 @@ async fn probe(
             Ok(looks.end(peer, &link, budget, came))
         }
         Err(fault) => {
-            // Why the stream ended says more than that it did.
+            // The stream's own error says more than the failed exchange.
             let carried = timeout(Duration::from_secs(1), carrying).await;
             Err(carried
                 .ok()
@@ -307,7 +310,7 @@ async fn probe(
     }
 }
 
-/// Sends what may be sent and hears what came; how many bytes, and in what time.
+/// Sends the budget and reads the answer. Returns the bytes that arrived, and in what time.
 async fn exchange(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     budget: ProbeRequest,
@@ -322,7 +325,7 @@ async fn exchange(
         while left > 0 && Clock::now() < until {
             let count = left.min(CHUNK_BYTES as u64);
             let piece = &chunk[..usize::try_from(count).unwrap_or(CHUNK_BYTES)];
-            // A path that carries nothing at all must not hold the probe.
+            // A path that carries nothing at all must not block the probe.
             match timeout_at(until, stream.write_all(piece)).await {
                 Ok(written) => written?,
                 Err(_) => break,
@@ -345,18 +348,18 @@ fn broken(error: &std::io::Error) -> Fault {
     Fault::new(Code::Unreachable, format!("the probe's stream: {error}"))
 }
 
-/// What is looked at while bytes flow.
+/// State of a measurement while bytes flow.
 struct Looks {
     began: Instant,
     before: Estimate,
-    /// Packets lost and sent.
+    /// Bulk packets lost and sent before it.
     packets: (u64, u64),
-    /// Bytes that other classes had sent to the peer.
+    /// Bytes of other classes sent to the peer before it.
     others: u64,
     samples: Vec<ProbeSample>,
 }
 
-/// Bytes of all classes but that of probes, sent to a peer so far.
+/// Total bytes sent to a peer, except in the class of probes.
 fn others(peer: &Peer) -> u64 {
     let (sent, _) = peer.counters.totals();
     sent.saturating_sub(peer.counters.sent(Class::Scavenger))
@@ -373,7 +376,7 @@ impl Looks {
         }
     }
 
-    /// Looks until it is dropped.
+    /// Takes samples until dropped.
     async fn keep(&mut self, link: &Link, sent: &AtomicU64) {
         let mut ticks = interval(SAMPLE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -433,7 +436,7 @@ impl Looks {
     }
 }
 
-/// What the path carried while it was the limit, in bytes per second; none if that was too short.
+/// Rate in bytes per second while the path was the limit; `None` if that was too short.
 fn filled(before: &Estimate, after: &Estimate) -> Option<u64> {
     let bytes = after.filled_bytes.checked_sub(before.filled_bytes)?;
     let time = after.filled_time.checked_sub(before.filled_time)?;
@@ -445,7 +448,7 @@ fn per_second(bytes: u64, time: Duration) -> u64 {
     u64::try_from(rate).unwrap_or(u64::MAX)
 }
 
-/// Packets of bulk lost and sent so far.
+/// Total bulk packets lost and sent.
 fn packets(link: &Link) -> (u64, u64) {
     let path = link.connection(Leg::Bulk).stats().path;
     (path.lost_packets, path.sent_packets)
@@ -459,7 +462,7 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Measures the way to a peer again and again, if its configuration says so, until the tunnel stops.
+/// Measures the path to a peer repeatedly, if configured, until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
     let Some(config) = peer.probe else {
         stop.requested().await;
@@ -469,7 +472,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
         let (core, peer) = (&core, &peer);
         async move {
             if peer.state().is_usable() {
-                // How it went is in the log and in the metrics.
+                // The result is in the log and in the metrics.
                 let _ = run(core, &peer.site, budget).await;
             }
         }
@@ -480,7 +483,7 @@ pub(crate) async fn keep(core: Arc<Core>, peer: Arc<Peer>, mut stop: Shutdown) {
     }
 }
 
-/// Measures at each interval what the configuration lets a measurement cost, until it is dropped.
+/// Measures at each interval with the configured budget, until dropped.
 async fn again<F: Future<Output = ()>>(config: ProbeConfig, measure: impl Fn(ProbeRequest) -> F) {
     let budget = ProbeRequest {
         bytes: config.bytes.bytes(),
@@ -545,7 +548,7 @@ mod tests {
         assert_eq!(share.by(), ProbeLimit::Cap);
     }
 
-    /// A peer's service that hears a probe out: all that came, if that is no more than so much.
+    /// A peer's service that reads a probe to its end; `None` if more than `most` bytes arrive.
     async fn hear(mut stream: impl AsyncRead + AsyncWrite + Unpin, most: usize) -> Option<u64> {
         let (mut came, mut chunk) = (0, [0; 4096]);
         loop {
@@ -573,7 +576,7 @@ mod tests {
             async move {
                 let (near, far) = duplex(10_000);
                 let sent = AtomicU64::new(0);
-                // A probe that knows no end is ended.
+                // Ends a probe that does not stop by itself.
                 let hearing = hear(far, 1 << 20);
                 let (told, came) = tokio::join!(exchange(near, budget, &sent), hearing);
                 let mut costs = costs.lock().unwrap();
@@ -590,7 +593,7 @@ mod tests {
         }
         assert!(began.elapsed() >= 5 * config.interval.duration());
         let budget = config.bytes.bytes();
-        // The word that says what is wanted is a byte of its own.
+        // The byte that selects the service adds one.
         let cost = (Some(budget), Some(budget + 1), budget);
         assert_eq!(costs.into_inner().unwrap(), [cost; 5]);
     }

@@ -1,4 +1,4 @@
-//! The last hour of each link, for the status page: what went over it, every twenty seconds.
+//! The last hour of each link for the status page: bytes sent and received, every twenty seconds.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,13 +10,13 @@ use towpath_daemon::shutdown::Shutdown;
 use crate::core::Core;
 use crate::peer::Peer;
 
-/// Time one point stands for.
+/// Time that one point stands for.
 pub(crate) const POINT_SECONDS: u64 = 20;
 
 /// Points kept: one hour.
 pub(crate) const POINT_COUNT_MAX: usize = 180;
 
-/// What went over a link in one point's time, in bytes of programs per second.
+/// What went over a link in the time of one point, in bytes of programs per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Point {
     pub sent_per_second: u64,
@@ -35,7 +35,7 @@ struct Inner {
 }
 
 impl Recent {
-    /// Takes note of all bytes sent and received since the tunnel started.
+    /// Records the total bytes sent and received since the tunnel started.
     pub(crate) fn observe(&self, sent: u64, received: u64) {
         let mut inner = self.inner();
         let Some(before) = inner.totals.replace((sent, received)) else {
@@ -56,7 +56,7 @@ impl Recent {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // A point is whole between any two calls.
+        // A point is consistent between any two calls.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,10 +66,10 @@ fn look(peer: &Peer) {
     peer.recent.observe(sent, received);
 }
 
-/// Takes a point of every link until the tunnel stops.
+/// Records a point of every link until the tunnel stops.
 pub(crate) async fn keep(core: Arc<Core>, mut stop: Shutdown) {
     let mut looks = interval(Duration::from_secs(POINT_SECONDS));
-    // A point late is the next one's bytes, and the hour's picture hardly changes.
+    // After a late point the next one has its bytes, and the hour hardly changes.
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

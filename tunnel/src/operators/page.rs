@@ -1,6 +1,7 @@
 //! The status page: one document for people, without a script, readable on a phone.
 //!
-//! Everything on it comes from `/status` but the pictures, which add the last hour and the coming day.
+//! Everything on it comes from `/status`, except the charts, which add the last hour and the coming
+//! day.
 
 mod chart;
 
@@ -22,19 +23,21 @@ use crate::status::{
 use crate::timetable;
 use chart::{Chart, HOURS_AHEAD};
 
-/// Most bytes of the page. Links beyond it are counted and not shown.
+/// Most bytes of the page. Links that do not fit are counted and not shown.
 pub(crate) const PAGE_BYTES_MAX: usize = 60_000;
 
-/// Rows of a list that are shown, and their bytes; `/status` has them all. Channels say most in a row. All lists
-/// together take less than half of the page, and so links have room whatever stands behind them.
+/// Most rows shown of a list; `/status` has them all.
 const ROWS_MAX: usize = 16;
+/// Most bytes of the channels, whose rows are the longest. All lists together take less than half
+/// of the page, so that links have room whatever stands behind them.
 const CHANNEL_BYTES_MAX: usize = 8 * 1024;
+/// Most bytes of any other list.
 const LIST_BYTES_MAX: usize = 4 * 1024;
 
-/// Room for saying how many links are not shown.
+/// Room for the number of links that are not shown.
 const MORE_BYTES: usize = 100;
 
-/// What the columns of channels and of services hold.
+/// The columns of channels and of services.
 const CHANNEL_COLUMNS: [&str; 8] = [
     "name",
     "listens at",
@@ -47,22 +50,22 @@ const CHANNEL_COLUMNS: [&str; 8] = [
 ];
 const SERVICE_COLUMNS: [&str; 3] = ["name", "at", "for"];
 
-/// Bytes on the page of a name from a peer or a file, and of a sentence: a reason, a problem or what to do, which
-/// is of use only whole.
+/// Most bytes of a name from a peer or a file.
 const WORD_BYTES_MAX: usize = 200;
+/// Most bytes of a sentence: a reason, a problem or a remedy, which is of use only if it is whole.
 const SENTENCE_BYTES_MAX: usize = 1000;
 
-/// Changes of the cap that are drawn.
+/// Most changes of the cap that are drawn.
 const CAP_CHANGES_MAX: usize = 24;
 
-/// A certificate that ends within so many seconds is called out, as the alert `TowpathCertExpires` does; a list of
-/// revoked ones when the log and the alert begin to.
+/// Seconds before its end from which a certificate is marked, as in the alert `TowpathCertExpires`.
 const EXPIRY_WARNING_SECONDS: u64 = 14 * 24 * 3600;
+/// The same for a revocation list, as in the log and the alert.
 const LIST_WARNING_SECONDS: u64 = AGING_TIME.as_secs();
 
 const STYLE: &str = include_str!("page/style.css");
 
-/// The page as it is now.
+/// Renders the page as of now.
 pub(crate) fn render(core: &Core) -> String {
     let status = status::status(core);
     let now = timetable::now();
@@ -86,7 +89,7 @@ fn chart(core: &Core, peer: &Peer, now: Moment) -> Chart {
     }
 }
 
-/// The cap of the coming day, by when it changes: the one that what is expected keeps to.
+/// The cap of the coming day, by seconds from now: the one that the forecast keeps to.
 fn caps(peer: &Peer, now: Moment) -> Vec<(u64, Option<f64>)> {
     let cap = |at: Moment| cap_at(peer, Direction::Send, at).map(bytes_per_second);
     let mut caps = vec![(0, cap(now))];
@@ -104,7 +107,7 @@ fn caps(peer: &Peer, now: Moment) -> Vec<(u64, Option<f64>)> {
     caps
 }
 
-/// The document. Pure.
+/// Renders the document. Pure.
 fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
     let healthy = status
         .links
@@ -141,7 +144,7 @@ fn page(status: &StatusView, charts: &[Chart], now: Moment) -> String {
     html + &rest
 }
 
-/// What stands behind the links. Each part of it has its limit, and so has the whole.
+/// The sections after the links. Each has a size limit, and so has the whole.
 fn behind_links(status: &StatusView, now: Moment) -> String {
     let mut html = String::new();
     channels(&mut html, status);
@@ -158,7 +161,7 @@ fn behind_links(status: &StatusView, now: Moment) -> String {
     html
 }
 
-/// Writes rows as long as there is room for them; how many are left out.
+/// Writes rows while there is room for them; returns how many are left out.
 fn list(html: &mut String, bytes_max: usize, rows: impl ExactSizeIterator<Item = String>) -> usize {
     let mut left_out = rows.len();
     let mut room = bytes_max;
@@ -225,7 +228,7 @@ fn link_section(link: &LinkView, chart: &Chart, now: Moment) -> String {
     html
 }
 
-/// What a class gets of the cap.
+/// The share of a class in words.
 fn share(class: &ClassView) -> String {
     let mut share = match class.weight {
         None => "first".to_owned(),
@@ -243,7 +246,7 @@ fn share(class: &ClassView) -> String {
     share
 }
 
-/// What is told of a link in words.
+/// The facts about a link, by term.
 fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
     let since = now.unix_seconds().saturating_sub(link.since_unix_seconds);
     let mut facts = vec![
@@ -296,7 +299,7 @@ fn facts(link: &LinkView, now: Moment) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// How far the forecast of what is sent reaches, and how much it is to be relied on.
+/// How far ahead the forecast of sending reaches, and its confidence.
 fn foretold(link: &LinkView) -> String {
     let known = |horizon: &str| {
         let sent = link.forecasts.iter();
@@ -359,7 +362,7 @@ fn channel_row(channel: &ChannelView) -> String {
     )
 }
 
-/// The first line of a list, which a narrow page leaves out.
+/// The header row of a list, which a narrow page hides.
 fn list_head(columns: &[&str]) -> String {
     let columns: String = columns
         .iter()
@@ -368,8 +371,8 @@ fn list_head(columns: &[&str]) -> String {
     format!("<tr>{columns}</tr>")
 }
 
-/// A line of a list. Where a page is narrow each cell is a line of its own behind its column's name, and the first
-/// one, whose name goes without saying, is their title.
+/// A row of a list. On a narrow page each cell is a line behind its column's name; the first cell
+/// is the title and needs no name.
 fn list_row<const COUNT: usize>(columns: &[&str; COUNT], cells: [String; COUNT]) -> String {
     let mut row = String::from("<tr>");
     for (place, (column, cell)) in columns.iter().zip(cells).enumerate() {
@@ -445,7 +448,7 @@ fn certificate(html: &mut String, certificate: &CertificateStatusView, now: Mome
     html.push_str("</section>");
 }
 
-/// What of the configuration's file is not in use, if anything.
+/// Which parts of the configuration file are not in use, if any.
 fn configuration(html: &mut String, view: &ConfigurationView) {
     if *view == ConfigurationView::default() {
         return;
@@ -470,7 +473,7 @@ fn configuration(html: &mut String, view: &ConfigurationView) {
     html.push_str("</section>");
 }
 
-/// A handshake that was refused, whoever it was.
+/// The last refused handshake, whoever tried it.
 fn refusal(refused: &RefusedView, now: Moment) -> String {
     let ago = span(now.unix_seconds().saturating_sub(refused.at_unix_seconds));
     let (reason, detail) = (escape(&refused.reason), sentence(&refused.detail));
@@ -481,7 +484,7 @@ fn refusal(refused: &RefusedView, now: Moment) -> String {
     )
 }
 
-/// Shape beside colour, for those who do not tell red from green.
+/// A shape beside the colour, for people who cannot tell red from green.
 const fn mark(state: LinkState) -> &'static str {
     match state {
         LinkState::Healthy => "\u{25cf}",
@@ -503,17 +506,17 @@ fn put(html: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = html.write_fmt(what);
 }
 
-/// A name from elsewhere, cut and made harmless.
+/// A name from elsewhere, shortened and escaped.
 fn escape(word: &str) -> String {
     harmless(word, WORD_BYTES_MAX)
 }
 
-/// A sentence from elsewhere: more is shown of it than of a name.
+/// A sentence from elsewhere, escaped; it may be longer than a name.
 fn sentence(words: &str) -> String {
     harmless(words, SENTENCE_BYTES_MAX)
 }
 
-/// A text as it stands on the page, cut where it would take more bytes than these there.
+/// Escapes a text for the page, cut before it would take more than `bytes_max` bytes there.
 fn harmless(text: &str, bytes_max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(bytes_max));
     for letter in text.chars() {
@@ -546,12 +549,12 @@ pub(crate) fn clock(moment: Moment) -> String {
     )
 }
 
-/// When a certificate ends, and a mark if it is soon.
+/// When a certificate ends, marked if that is soon.
 fn expiry(end_unix_seconds: u64, now: Moment) -> String {
     end(end_unix_seconds, now, EXPIRY_WARNING_SECONDS)
 }
 
-/// When something ends, and a mark if that is within so many seconds.
+/// When something ends, marked if that is within `warning_seconds`.
 fn end(end_unix_seconds: u64, now: Moment, warning_seconds: u64) -> String {
     let end = clock(Moment::from_unix_seconds(end_unix_seconds));
     let end = format!("<time>{end}</time>");
@@ -565,7 +568,7 @@ fn end(end_unix_seconds: u64, now: Moment, warning_seconds: u64) -> String {
     }
 }
 
-/// A length of time in its largest whole unit.
+/// A duration in its largest whole unit.
 fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),

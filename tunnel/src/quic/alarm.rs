@@ -1,7 +1,8 @@
-//! Waits that end to the microsecond, where the runtime's timers fire to the millisecond.
+//! Waits that are exact to a microsecond, where the runtime's timers are exact to a millisecond.
 //!
-//! What leaves in the rhythm of milliseconds stands in the bottleneck's queue for as long. The kernel's
-//! timers are as exact as its clock, and one of them is a file that the runtime watches like a socket.
+//! Packets that leave in millisecond bursts stand in the bottleneck's queue for as long. The
+//! kernel's timers are as exact as its clock, and a timer of the kernel is a file that the runtime
+//! watches like a socket.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,17 +15,17 @@ use rustix::time::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// Timers kept: of more streams that wait in a row for their pieces, the last wait long enough for the
-/// runtime's.
+/// Most timers. If more streams wait in line for their pieces, the last ones wait long enough for
+/// the runtime's timers.
 const TIMER_COUNT_MAX: usize = 4;
 
-/// What is left to wait below which it is over: going to sleep takes as long.
+/// A remaining wait that counts as over: going to sleep takes as long.
 const WAIT_MIN: Duration = Duration::from_micros(5);
 
-/// Longest wait of a timer: the runtime's are exact enough for more.
+/// Longest wait on a timer of the kernel; the runtime's are exact enough for longer waits.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// Exact timers, shared by those that wait on one thread.
+/// Exact timers, shared by the waiting tasks of one thread.
 #[derive(Debug, Default)]
 pub(crate) struct Alarms {
     timers: Mutex<Timers>,
@@ -36,14 +37,14 @@ struct Timers {
     made: usize,
 }
 
-/// A timer, given back when it is dropped; one that does not work is given up.
+/// A borrowed timer, given back when dropped; one that does not work is discarded.
 struct Borrowed<'a> {
     alarms: &'a Alarms,
     timer: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Alarms {
-    /// Waits until a time.
+    /// Waits until `at`.
     pub(crate) async fn until(&self, at: Clock) {
         let Some(timer) = self.take() else {
             return tokio::time::sleep_until(at.into()).await;
@@ -62,7 +63,7 @@ impl Alarms {
                 return tokio::time::sleep_until(at.into()).await;
             };
             if ring(timer, wait).await.is_err() {
-                // The runtime that watched it is gone.
+                // The runtime that watched the timer is gone.
                 borrowed.timer = None;
             }
         }
@@ -76,14 +77,14 @@ impl Alarms {
         if timers.made >= TIMER_COUNT_MAX {
             return None;
         }
-        // If the system has none left, the runtime's do.
+        // If the system has no timers left, the runtime's are used.
         let timer = make().ok()?;
         timers.made += 1;
         Some(timer)
     }
 
     fn timers(&self) -> MutexGuard<'_, Timers> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.timers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -107,14 +108,14 @@ fn make() -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)
 }
 
-/// Waits for one timer. It may ring early, for a wait that was given up.
+/// Waits for one timer. May return early, because of an earlier wait that was given up.
 async fn ring(timer: &AsyncFd<OwnedFd>, wait: Duration) -> io::Result<()> {
     let once = Itimerspec {
         it_interval: Timespec::default(),
         it_value: Timespec::try_from(wait).map_err(|_| io::ErrorKind::InvalidInput)?,
     };
     timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
-    // Setting it again takes back what it has to say, so nobody reads it.
+    // Setting the timer again clears its expiry, so it is never read.
     timer.readable().await?.clear_ready();
     Ok(())
 }

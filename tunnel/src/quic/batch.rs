@@ -1,11 +1,13 @@
-//! A UDP socket whose batches fit the kernel: many packets go and come in one call, but no more than a
-//! datagram's 64 KiB. What comes is handed on packet by packet (`arrivals`).
+//! A UDP socket whose batches fit the kernel. One call sends or receives many packets, but no more
+//! bytes than the 64 KiB of a datagram. Received batches are passed on packet by packet
+//! (`arrivals`).
 //!
-//! The library sends ten packets at once whatever their size. Ten of a jumbo path's are more than a
-//! datagram can hold, the kernel refuses them, and to the library that looks like a path that carries
-//! nothing. Ten of a usual path's are a quarter of one, and at both sides a batch costs the kernel more
-//! than its packets do. So ten full packets are *held* for those that are likely to follow, until a
-//! datagram is full, a smaller packet ends it, or the thread has nothing more to add.
+//! The library sends ten packets at once, whatever their size. Ten packets of a jumbo path are more
+//! than a datagram can hold; the kernel refuses them, and to the library the path then seems to
+//! carry nothing. Ten packets of an ordinary path are a quarter of a datagram, and a batch costs
+//! the kernel more than its packets do, at both ends. So ten full packets are *held* for packets
+//! that probably follow, until a datagram is full, a smaller packet ends it, or the thread has
+//! nothing to add.
 
 mod arrivals;
 
@@ -22,40 +24,40 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 
 use arrivals::Arrivals;
 
-/// Most bytes of one batch: a datagram of IPv6 with all its headers.
+/// Most bytes of one batch: the largest payload of a datagram over IPv6.
 const BATCH_BYTES_MAX: usize = 65_535 - 40 - 8;
 
-/// Least bytes of a packet that is no last one of a batch: below the least QUIC packet of a path.
+/// Least size assumed for the packets of a batch: the least QUIC packet of a path.
 const PACKET_BYTES_MIN: usize = 1200;
 
-/// Packets that the library sends at once: as many say that more may follow.
+/// Packets that the library sends at once. A full ten means that more may follow.
 const LIBRARY_PACKETS: usize = 10;
 
-/// The socket.
+/// A UDP socket that sends in larger batches.
 #[derive(Debug)]
 pub(crate) struct Batched(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     socket: Arc<dyn AsyncUdpSocket>,
-    /// Bytes of each packet of the last batch.
+    /// Size of each packet of the last batch.
     packet_bytes: AtomicUsize,
     held: Mutex<Held>,
     arrivals: Mutex<Arrivals>,
 }
 
-/// Packets that wait for others of their size that go the same way.
+/// Packets held for others of the same size to the same destination.
 #[derive(Debug, Default)]
 struct Held {
     contents: Vec<u8>,
     packet_bytes: usize,
     way: Option<Way>,
-    /// Some came since the sweep looked.
+    /// Whether some were added since the last sweep.
     is_growing: bool,
     sweep: Option<Waker>,
 }
 
-/// What the packets of a batch have in common.
+/// What all packets of a batch have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Way {
     destination: SocketAddr,
@@ -64,7 +66,8 @@ struct Way {
 }
 
 impl Batched {
-    /// A socket, and what has to run beside it on the thread that sends: without, nothing is held.
+    /// A socket, and a future that must run on the sending thread. While it does not run, nothing
+    /// is held.
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> (Self, impl Future<Output = ()> + use<>) {
         let mut poller = Arc::clone(&socket).create_io_poller();
         let shared = Arc::new(Shared {
@@ -81,7 +84,7 @@ impl Batched {
 
 impl Drop for Batched {
     fn drop(&mut self) {
-        // The sweep ends once it sees that nobody sends any more.
+        // Wakes the sweep, which ends when the socket is gone.
         let sweep = self.0.held().sweep.take();
         if let Some(sweep) = sweep {
             sweep.wake();
@@ -108,7 +111,7 @@ fn sweep(
         return Poll::Pending;
     }
     while !held.contents.is_empty() && held.send(&*shared.socket).is_err() {
-        // An error of the poller ends the connection too, and it says why.
+        // An error of the poller ends the connection too, and is reported there.
         if ready!(poller.as_mut().poll_writable(context)).is_err() {
             held.contents.clear();
         }
@@ -117,7 +120,7 @@ fn sweep(
 }
 
 impl Held {
-    /// Whether these packets may follow in one batch.
+    /// Whether these packets may be added to the held batch.
     fn fits(&self, transmit: &Transmit<'_>) -> bool {
         let bytes = transmit.contents.len();
         let is_alike = match transmit.segment_size {
@@ -138,7 +141,7 @@ impl Held {
         self.contents.extend_from_slice(transmit.contents);
     }
 
-    /// Sends what is held; if the socket is full, all of it stays.
+    /// Sends what is held; if the socket is full, everything stays held.
     fn send(&mut self, socket: &dyn AsyncUdpSocket) -> io::Result<()> {
         let Some(way) = self.way else { return Ok(()) };
         let sent = socket.try_send(&Transmit {
@@ -167,16 +170,16 @@ impl Way {
 
 impl Shared {
     fn held(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a batch in parts that the kernel takes.
+    /// Sends a batch in parts that the kernel accepts.
     fn send_in_parts(&self, transmit: &Transmit<'_>, packet_bytes: usize) -> io::Result<()> {
         let part_bytes = packets_per_batch(packet_bytes) * packet_bytes;
         for contents in transmit.contents.chunks(part_bytes) {
-            // If the socket is full between two parts, all of it goes again: a packet that arrives
-            // twice counts once.
+            // If the socket is full between two parts, the library sends all of them again; QUIC
+            // ignores packets that arrive twice.
             self.socket.try_send(&Transmit {
                 destination: transmit.destination,
                 ecn: transmit.ecn,
@@ -189,12 +192,12 @@ impl Shared {
     }
 }
 
-/// Packets of so many bytes that fit one batch.
+/// How many packets of this size fit one batch.
 const fn packets_per_batch(packet_bytes: usize) -> usize {
     BATCH_BYTES_MAX / packet_bytes
 }
 
-/// Whether behind so many bytes there is room for as many packets as the library sends at once.
+/// Whether there is room for another full call of the library.
 const fn has_room(held_bytes: usize, packet_bytes: usize) -> bool {
     held_bytes + LIBRARY_PACKETS * packet_bytes <= BATCH_BYTES_MAX
 }
@@ -219,7 +222,7 @@ impl AsyncUdpSocket for Batched {
             let usual = packet_bytes.max(PACKET_BYTES_MIN);
             last_packet_bytes.store(usual, Ordering::Relaxed);
             if bytes > BATCH_BYTES_MAX {
-                // The first batch since packets got larger.
+                // The first batch since packets became larger.
                 return self.0.send_in_parts(transmit, packet_bytes);
             }
             let before_bytes = held.contents.len();
@@ -243,7 +246,7 @@ impl AsyncUdpSocket for Batched {
         held.add(transmit);
         let sent = held.send(&**socket);
         if sent.is_err() {
-            // The library comes with it again.
+            // The library will send this packet again.
             held.contents.truncate(before_bytes);
         }
         sent
@@ -256,7 +259,7 @@ impl AsyncUdpSocket for Batched {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let arrivals = &self.0.arrivals;
-        // Nothing panics while it is held, and nobody else takes it.
+        // Nothing panics while the lock is held, and nothing else takes it.
         let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         arrivals.poll(&*self.0.socket, context, (buffers, meta))
     }
@@ -287,7 +290,7 @@ mod tests {
     const PACKET: usize = 1452;
     const FULL: usize = LIBRARY_PACKETS * PACKET;
 
-    /// Remembers what was sent.
+    /// Records what was sent.
     #[derive(Debug, Default)]
     struct Sent {
         batches: Mutex<Vec<(usize, Option<usize>)>>,
@@ -359,7 +362,7 @@ mod tests {
         }
     }
 
-    /// A socket whose sweep has begun, and the sweep.
+    /// A socket whose sweep has started, and the sweep.
     fn swept(sent: &Arc<Sent>) -> (Batched, Pin<Box<impl Future<Output = ()>>>) {
         let (socket, sweep) = Batched::new(Arc::clone(sent) as Arc<dyn AsyncUdpSocket>);
         let mut sweep = Box::pin(sweep);
@@ -389,7 +392,7 @@ mod tests {
         let parts = send(10 * 8952 - 5, Some(8952));
         assert_eq!(parts, [(7 * 8952, Some(8952)), (3 * 8952 - 5, Some(8952))]);
         assert_eq!(socket.max_transmit_segments(), 7);
-        // A path that got narrower has its batches back.
+        // A path that became narrower has full batches again.
         send(2400, Some(1200));
         assert_eq!(socket.max_transmit_segments(), 10);
     }

@@ -1,4 +1,4 @@
-//! The estimator as QUIC's congestion controller.
+//! The estimator as a congestion controller for QUIC.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -14,39 +14,39 @@ use towpath_protocol::time::Instant;
 use crate::estimate::{Ack, Estimate, Estimator};
 use crate::gaps::Gaps;
 
-/// Packets a bulk connection begins with: what RFC 9002 allows.
+/// Initial window of a bulk connection in packets, as RFC 9002 allows.
 const BULK_PACKETS: u64 = 10;
 
-/// Packets an urgent connection begins with: a stopped processor's 64 KiB leave in one round trip.
-/// Urgent bytes are few, so that a thin link sees such a burst rarely.
+/// Initial window of an urgent connection in packets: 64 KiB for a stopped processor leave in one
+/// round trip. Urgent bytes are few, so a thin link rarely sees such a burst.
 const URGENT_PACKETS: u64 = 64;
 
-/// What was learnt about the path to a peer.
+/// What an earlier connection learnt about the path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Known {
     pub bytes_per_second: u64,
-    /// The round trip without a queue.
+    /// Round trip without a queue.
     pub rtt: Duration,
 }
 
-/// Keeps the queue at the bottleneck short: see [`crate::estimate`].
+/// The congestion controller; keeps the queue at the bottleneck short, see [`crate::estimate`].
 #[derive(Debug, Clone)]
 pub(crate) struct Delay {
     estimator: Estimator,
     gaps: Gaps,
     packet_bytes: u64,
     began: Clock,
-    /// What has been sent and neither arrived nor was lost, and perhaps a little more: with packets that nobody
-    /// acknowledges.
+    /// Bytes sent and neither acknowledged nor lost; perhaps a little more, because it counts
+    /// packets that are never acknowledged.
     in_flight_bytes: u64,
-    /// Packets that have arrived.
+    /// Number of packets acknowledged.
     arrived: u64,
-    /// Questions that went out, of those that [`Delay::ask`] has counted.
+    /// How many of the questions counted by [`Delay::ask`] were sent.
     asked: u64,
     hints: Arc<Hints>,
 }
 
-/// What others tell a controller, for QUIC hands out only copies of it.
+/// Values set from outside; shared, because QUIC hands out only copies of the controller.
 #[derive(Debug, Default)]
 struct Hints {
     floor_bytes: AtomicU64,
@@ -58,7 +58,7 @@ struct Hints {
     questions: AtomicU64,
     is_unanswered: AtomicBool,
     answered: Notify,
-    /// See [`Delay::resume`]; zero once it was taken over.
+    /// See [`Delay::resume`]; zero once taken over.
     known_bytes_per_second: AtomicU64,
     known_rtt_nanos: AtomicU64,
     /// See [`Delay::mark`].
@@ -66,7 +66,7 @@ struct Hints {
 }
 
 impl Delay {
-    /// Makes one controller per connection; the side that accepts does not know the leg yet.
+    /// A factory of controllers, one per connection; the accepting side does not know the leg yet.
     pub(crate) const fn factory(leg: Option<Leg>) -> DelayFactory {
         DelayFactory {
             packets: match leg {
@@ -76,23 +76,24 @@ impl Delay {
         }
     }
 
-    /// What a connection's controller believes.
+    /// A copy of a connection's controller.
     pub(crate) fn of(connection: &quinn::Connection) -> Option<Self> {
         let controller = connection.congestion_state().into_any();
         controller.downcast::<Self>().ok().map(|delay| *delay)
     }
 
-    /// What is believed about the path.
+    /// The current estimate of the path.
     pub(crate) fn estimate(&self) -> Estimate {
         self.estimator.estimate()
     }
 
-    /// The window stays above this: what the link's other connection has learnt about the path.
+    /// Sets a lower limit of the window: what the link's other connection has learnt about the
+    /// path.
     pub(crate) fn set_floor(&self, bytes: u64) {
         self.hints.floor_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// What an earlier connection to the same peer has learnt about the path.
+    /// Passes on what an earlier connection to the same peer has learnt about the path.
     pub(crate) fn resume(&self, known: Known) {
         let nanos = u64::try_from(known.rtt.as_nanos()).unwrap_or(u64::MAX);
         self.hints.known_rtt_nanos.store(nanos, Ordering::Relaxed);
@@ -102,40 +103,41 @@ impl Delay {
             .store(rate, Ordering::Release);
     }
 
-    /// The other end is an address of this host.
+    /// States that the other end is an address of this host.
     pub(crate) fn set_local(&self) {
         self.hints.is_local.store(true, Ordering::Relaxed);
     }
 
-    /// Bulk keeps below the rate from now on, or no more.
+    /// Sets whether bulk keeps below the rate.
     pub(crate) fn set_cruising(&self, is_cruising: bool) {
         self.hints.is_cruising.store(is_cruising, Ordering::Relaxed);
     }
 
-    /// The connection is about to be closed: QUIC would keep its goodbye back while the window is full and more waits to
-    /// be sent, and then for ever, for it hears no acknowledgement any more. It sends nothing but that.
+    /// Lifts the window before the connection is closed. While the window is full and data waits,
+    /// QUIC would hold its close frame back, and for ever, since no acknowledgement arrives any
+    /// more. Once closing, it sends nothing else.
     pub(crate) fn part(&self) {
         self.hints.is_parting.store(true, Ordering::Relaxed);
     }
 
-    /// One more packet may go, however full the window is: of what fills it nothing may have arrived, and only what is
-    /// sent now can tell.
+    /// Lets one more packet go, however full the window is. All that fills it may be lost, and only
+    /// a new packet can tell.
     pub(crate) fn ask(&self) {
         self.hints.questions.fetch_add(1, Ordering::Relaxed);
         self.hints.is_unanswered.store(true, Ordering::Relaxed);
     }
 
-    /// Packets of ours that have arrived, as the peer says.
+    /// Number of our packets that the peer has acknowledged.
     pub(crate) const fn arrived(&self) -> u64 {
         self.arrived
     }
 
-    /// Waits until something has arrived behind a question.
+    /// Waits until a packet is acknowledged after a question.
     pub(crate) async fn answered(&self) {
         self.hints.answered.notified().await;
     }
 
-    /// Packets sent between these moments of the controller's time are to be looked at for themselves.
+    /// Marks two periods of the controller's time, to observe the packets sent in them separately.
     pub(crate) fn mark(&self, marks: [(Instant, Instant); 2]) {
         for ((from, until), hints) in marks.into_iter().zip(&self.hints.marked_nanos) {
             for (moment, hint) in [from, until].into_iter().zip(hints) {
@@ -144,7 +146,7 @@ impl Delay {
         }
     }
 
-    /// When the controller's time began.
+    /// Start of the controller's time.
     pub(crate) const fn began(&self) -> Clock {
         self.began
     }
@@ -165,7 +167,8 @@ impl ControllerFactory for DelayFactory {
     fn build(self: Arc<Self>, now: Clock, current_mtu: u16) -> Box<dyn Controller> {
         let packet_bytes = u64::from(current_mtu);
         let window_bytes = self.packets * packet_bytes;
-        // The clock starts a little earlier: a packet's sending may be stamped just before this.
+        // The clock starts a little earlier, because a packet may have been stamped just before
+        // this.
         let began = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
         let mut delay = Delay {
             estimator: Estimator::new(packet_bytes, window_bytes, Instant::ZERO),
@@ -260,7 +263,7 @@ impl Controller for Delay {
         if self.asked == self.hints.questions.load(Ordering::Relaxed) {
             return window;
         }
-        // QUIC sends only what leaves some of the window free.
+        // QUIC sends a packet only if that leaves some of the window free.
         window.max(self.in_flight_bytes + 2 * self.packet_bytes)
     }
 

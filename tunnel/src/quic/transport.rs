@@ -1,4 +1,4 @@
-//! Every setting of QUIC and of its sockets, each ours and each with its reason.
+//! Every setting of QUIC and of its sockets, each chosen here and with its reason.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -18,51 +18,57 @@ use crate::config::Limits;
 use crate::congestion::Delay;
 use crate::windows;
 
-/// How long QUIC keeps a connection that hears nothing: as long as streams wait for their peer, for they go on
-/// soonest over what they have. That a path is down shows long before, see [`crate::watch`]; a stranger whose
-/// handshake has no end and a link that was replaced are let go of sooner. What it asks meanwhile is kept with it, some
-/// thousand packets' numbers: more a peer that has gone for good is not worth.
+/// How long QUIC keeps a silent connection: as long as streams wait for their peer, because they go
+/// on soonest over the connection they have. A path that is down is noticed long before, see
+/// [`crate::watch`]; unfinished handshakes of strangers and replaced links are dropped sooner. The
+/// connection remembers all that it asks meanwhile, some thousand packet numbers: a peer that is
+/// gone for good is not worth more, hence the limit.
 const IDLE_TIMEOUT_MAX: Duration = Duration::from_mins(10);
 const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(4);
 
-/// Silence after which a connection asks whether the peer is there: soon enough for a cut to show, and small against
-/// the least rate we allow.
+/// Silence after which a connection probes its peer: soon enough to notice a cut, and small against
+/// the lowest rate we allow.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
-/// Bytes of datagrams that wait to be sent, and to be read: the oldest are lost beyond it. A tenth of a
-/// second at 20 Mbit/s; what is older is late.
+/// Bytes of datagrams that may wait to be sent, and to be read; beyond it the oldest are dropped. A
+/// tenth of a second at 20 Mbit/s: older datagrams are late.
 const DATAGRAM_BYTES: usize = 256 * 1024;
 
-/// Bytes of handshake that arrive out of order (T08): a chain of four certificates is below 8 KiB.
+/// Bytes of out-of-order handshake data (T08); a chain of four certificates is below 8 KiB.
 const CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Handshakes that wait to be looked at (T03); the library's 65,536 would be a flood's own queue.
+/// Handshakes that may wait to be examined (T03). With the library's 65,536 a flood would fill the
+/// queue.
 const INCOMING_COUNT_MAX: usize = 256;
 
-/// Bytes kept for one handshake that waits, and for all of them (T03).
+/// Bytes kept for one waiting handshake, and for all of them (T03).
 const INCOMING_BYTES_MAX: u64 = 32 * 1024;
 const INCOMING_TOTAL_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Round trip assumed before one is measured: a lost first packet is repeated after 300 ms, where the
-/// library's 333 ms would wait a second, which an edge that comes back cannot spare.
+/// Round trip assumed until one is measured. A lost first packet is retransmitted after 300 ms;
+/// with the library's 333 ms it would be a second, too long for an edge whose link comes back.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// The same for an attempt beside which another begins before it could be repeated: it is not.
+/// The same for an attempt that is followed by another one before it would retransmit: so it does
+/// not.
 const QUIET_INITIAL_RTT: Duration = Duration::from_secs(2);
 
-/// Time between two tries for a larger packet, and after one that a changed path lost.
+/// Time between two attempts at a larger packet size.
 const MTU_INTERVAL: Duration = Duration::from_mins(2);
+/// Time until the next attempt after the path got narrower.
 const MTU_COOLDOWN: Duration = Duration::from_secs(10);
 
-/// The part of the streams allowed of which the library keeps to itself that they have ended.
+/// The library announces ended streams only once they are more than one part in so many of those
+/// allowed.
 const UNTOLD_PART: u32 = 8;
 
-/// Socket buffers: bulk at 5 Gbit/s fills 4 MiB in 7 ms, which a busy host may sleep through;
-/// urgent bytes are few, and a long queue of them would be a wait of its own.
+/// Socket buffer of bulk. 5 Gbit/s fill 4 MiB in 7 ms, for which a busy host may not be scheduled.
 const BULK_SOCKET_BYTES: usize = 4 * 1024 * 1024;
+/// Socket buffer of the urgent leg: its bytes are few, and a long queue of them would be a wait of
+/// its own.
 const URGENT_SOCKET_BYTES: usize = 1024 * 1024;
 
-/// Settings that both sides of a connection share.
+/// Settings common to both sides of a connection.
 pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery
@@ -74,12 +80,12 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
     let idle = IdleTimeout::try_from(idle).expect("a few minutes fit");
     let mut config = TransportConfig::default();
     config
-        // The first stream is the one that joins the link; uni streams have no use.
+        // The first stream joins the link; unidirectional streams are not used.
         .max_concurrent_bidi_streams(VarInt::from_u32(allowed_count(limits.peer_streams + 1)))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BYTES)
-        // The connection's window bounds them all, and grows with the path; a stream's is made once.
+        // The connection's window limits them all, and grows with the path; a stream's is fixed.
         .stream_receive_window(window(windows::receive_bytes_max(
             limits.window_memory.bytes(),
         )))
@@ -90,18 +96,18 @@ pub(crate) fn transport(limits: &Limits, leg: Option<Leg>) -> TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
         .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
-        // 1200 is what every path carries; discovery finds more within a few round trips.
+        // Every path carries 1200; discovery finds more within a few round trips.
         .initial_mtu(1200)
         .min_mtu(1200)
         .mtu_discovery_config(Some(discovery))
-        // The spin bit tells onlookers our round trips and us nothing.
+        // The spin bit would tell onlookers our round trips, and us nothing.
         .allow_spin(false)
         .congestion_controller_factory(Arc::new(Delay::factory(leg)));
     config
 }
 
-/// How many streams QUIC has to allow so that `count` may be open at any time: of those that have ended it tells
-/// the peer only once they are more than an eighth of all.
+/// The stream limit to give QUIC so that `count` may be open at any time. It tells the peer of
+/// ended streams only once they are more than an eighth of the limit.
 const fn allowed_count(count: u32) -> u32 {
     count + (count - 1) / (UNTOLD_PART - 1)
 }
@@ -120,17 +126,17 @@ pub(crate) fn endpoint(limits: &Limits) -> EndpointConfig {
     config
 }
 
-/// Settings of the side that is dialled.
+/// Settings of the accepting side.
 ///
 /// # Errors
 ///
-/// `E_CONFIG` if the TLS settings are none that QUIC can use.
+/// `E_CONFIG` if QUIC cannot use the TLS settings.
 pub fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig, Fault> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config
         .transport_config(Arc::new(transport(limits, None)))
-        // T18: a link whose address changes is dialled anew, which takes one round trip more and
+        // T18: a link whose address changes is dialled anew. That takes one more round trip and
         // leaves off-path packets nothing to try.
         .migration(false)
         .max_incoming(INCOMING_COUNT_MAX)
@@ -139,11 +145,11 @@ pub fn server(tls: rustls::ServerConfig, limits: &Limits) -> Result<ServerConfig
     Ok(config)
 }
 
-/// Settings of the side that dials.
+/// Settings of the dialling side.
 ///
 /// # Errors
 ///
-/// `E_CONFIG` if the TLS settings are none that QUIC can use.
+/// `E_CONFIG` if QUIC cannot use the TLS settings.
 pub fn client(tls: rustls::ClientConfig, limits: &Limits, leg: Leg) -> Result<ClientConfig, Fault> {
     dialling(tls, transport(limits, Some(leg)))
 }
@@ -165,7 +171,7 @@ fn dialling(tls: rustls::ClientConfig, transport: TransportConfig) -> Result<Cli
     Ok(config)
 }
 
-/// A socket to dial from: a port of its own, so that no cache on the way knows it.
+/// A socket to dial from. Its port is new, so that no middlebox has state for it.
 pub(crate) fn dialling_socket(target: SocketAddr, leg: Leg) -> Result<UdpSocket, Fault> {
     let any = if target.is_ipv4() {
         SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
@@ -179,8 +185,9 @@ pub(crate) fn dialling_socket(target: SocketAddr, leg: Leg) -> Result<UdpSocket,
     socket(any, bytes)
 }
 
-/// The socket where links are accepted; both legs of every link arrive here. The service manager's is
-/// taken if it passed one for the address: its unit may give it larger buffers than we may ask for.
+/// The socket that accepts links; both legs of every link arrive here. Takes the service manager's
+/// socket if one was passed for the address, since its unit may allow larger buffers than we may
+/// ask for.
 pub(crate) fn listening_socket(address: SocketAddr) -> Result<UdpSocket, Fault> {
     let Some(passed) = activation::take_udp(address) else {
         return socket(address, BULK_SOCKET_BYTES);
@@ -205,7 +212,7 @@ fn socket(address: SocketAddr, buffer_bytes: usize) -> Result<UdpSocket, Fault> 
     Ok(socket.into())
 }
 
-/// Asks for large buffers, by force where we may, and says how to allow them where we may not.
+/// Asks for large buffers, by force where permitted. If they stay small, logs how to allow them.
 fn size_buffers(socket: &Socket, bytes: usize) -> std::io::Result<()> {
     use rustix::net::sockopt;
     let has_enough = socket.recv_buffer_size()? / 2 >= bytes;
@@ -213,7 +220,7 @@ fn size_buffers(socket: &Socket, bytes: usize) -> std::io::Result<()> {
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.set_send_buffer_size(bytes)?;
-    // The kernel doubles what it is told, for its own bookkeeping, and reports the double.
+    // The kernel doubles the value for its own bookkeeping, and reports the double.
     let granted = socket.recv_buffer_size()? / 2;
     if granted < bytes {
         static ONCE: std::sync::Once = std::sync::Once::new();

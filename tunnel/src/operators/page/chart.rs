@@ -1,4 +1,4 @@
-//! One link as a picture: the last hour at the left, the coming day at the right. Pure.
+//! The chart of one link: the last hour on the left, the coming day on the right. Pure.
 
 use std::fmt::Write as _;
 
@@ -11,35 +11,36 @@ use crate::recent::{POINT_COUNT_MAX, Point};
 /// Hours of forecast that are drawn.
 pub(super) const HOURS_AHEAD: u64 = 24;
 
-/// The picture, in units of its own; it is scaled to the page's width.
+/// Size of the chart in its own units; it is scaled to the width of the page.
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 168.0;
 
-/// Where the past begins and ends, and where the coming day does. Before it stand the rates, which are 11 letters
-/// long at most and larger on a narrow screen.
+/// Left and right edge of the past. Left of it stand the rates, of at most 11 letters, which are
+/// larger on a narrow screen.
 const PAST: (f64, f64) = (LABEL_GAP + 110.0, 384.0);
+/// Left and right edge of the coming day.
 const AHEAD: (f64, f64) = (404.0, 712.0);
 
-/// Between a rate and what is drawn.
+/// Gap between a rate and the lines.
 const LABEL_GAP: f64 = 4.0;
 
-/// Top and bottom of what is drawn.
+/// Top and bottom of the lines.
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 140.0;
 
-/// What is drawn of a link; rates in bytes per second.
+/// The data of a link's chart; rates in bytes per second.
 #[derive(Debug, Default)]
 pub(super) struct Chart {
     /// The last hour, the newest point last.
     pub recent: Vec<Point>,
-    /// What is expected, by hours from now, rising.
+    /// The forecast, by hours from now, ascending.
     pub ahead: Vec<(u64, Band)>,
-    /// The cap from now on: from so many seconds ahead it is so much, or there is none.
+    /// The cap from now on: from which second ahead, and how much; `None` for no cap.
     pub caps: Vec<(u64, Option<f64>)>,
 }
 
 impl Chart {
-    /// The picture; `name` says to whom the link leads and is already escaped.
+    /// Draws the chart; `name` is the peer's name, already escaped.
     pub(super) fn draw(&self, name: &str) -> String {
         let scale = Scale::of(self.highest());
         let mut svg = format!(
@@ -54,7 +55,7 @@ impl Chart {
         svg
     }
 
-    /// What the picture says, for those who do not see it.
+    /// A text alternative for people who do not see the chart.
     fn in_words(&self, name: &str) -> String {
         let last = self.recent.last().copied().unwrap_or_default();
         let (sent, received) = (
@@ -145,19 +146,19 @@ impl Chart {
     }
 }
 
-/// Where a moment of the coming day is.
+/// Horizontal position of a moment of the coming day.
 fn ahead_x(seconds: u64) -> f64 {
     let share = precise(seconds) / precise(HOURS_AHEAD * 3600);
     AHEAD.0 + (AHEAD.1 - AHEAD.0) * share.min(1.0)
 }
 
-/// From rates to heights.
+/// Converts rates to heights.
 struct Scale {
     top: f64,
 }
 
 impl Scale {
-    /// A scale whose top is a round number of bits a second above the highest rate.
+    /// A scale whose top is a round number of bits per second, at or above the highest rate.
     fn of(highest: f64) -> Self {
         let bits = (highest * 8.0).max(1000.0);
         let decade = 10_f64.powf(bits.log10().floor());
@@ -172,7 +173,7 @@ impl Scale {
         BOTTOM - (BOTTOM - TOP) * (rate / self.top).clamp(0.0, 1.0)
     }
 
-    /// Lines and words that stand behind everything.
+    /// Draws the lines and labels in the background.
     fn draw(&self, svg: &mut String) {
         for share in [0.0, 0.5, 1.0] {
             let y = self.y(self.top * share);
@@ -212,7 +213,7 @@ fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, words: &str) {
     );
 }
 
-/// A rate in bytes per second, told in bits.
+/// A rate in bytes per second, as text in bits per second.
 fn rate_of(bytes_per_second: f64) -> String {
     bits_per_second(whole(bytes_per_second))
 }
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_rates_fit_beside_the_picture_on_a_narrow_screen() {
-        /// Of the fonts that browsers bring the widest, by letter and height, in a rate.
+        /// Width of a letter in a rate, in letter heights, in the widest font that browsers bring.
         const LETTER_WIDTH: f64 = 0.58;
         let style = include_str!("style.css");
         let narrow = style.split_once("max-width:34rem").unwrap().1;

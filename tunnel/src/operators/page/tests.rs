@@ -1,4 +1,4 @@
-//! The page with made-up links: what it says, that words stay words, and its size.
+//! The page with made-up links: its content, its escaping, and its size.
 
 use std::time::SystemTime;
 
@@ -208,7 +208,7 @@ fn l05_words_from_elsewhere_stay_words() {
     assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; "));
     assert!(html.contains("&quot;&gt;&lt;img src=x&gt;"));
     assert!(!html.contains("<script") && !html.contains("<img"));
-    // Nothing turns the direction of what stands beside it.
+    // No direction override is left to turn the text beside it.
     assert!(html.contains("<p class=\"todo\">a b c</p>"), "{html}");
 }
 
@@ -298,7 +298,7 @@ fn lists_are_called_out_when_the_log_begins_to() {
     assert!(told(AGING_TIME.as_secs() - 1) && !told(AGING_TIME.as_secs() + 1));
 }
 
-/// A host of which all that can be said is as long as it gets, and made of letters that take most room.
+/// A host whose texts are all as long as possible, made of the letter that takes most room.
 fn hostile(links: Vec<LinkView>, letter: &str) -> StatusView {
     let (word, words) = (letter.repeat(300), letter.repeat(5000));
     let mut all = status(links);
