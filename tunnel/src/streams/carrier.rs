@@ -1,4 +1,5 @@
-//! What carries a stream for now: a QUIC stream of one link, given up or passed on whole.
+//! The carrier of a stream: the QUIC stream of one link that carries it now, cut off or passed on
+//! whole.
 
 use std::sync::Arc;
 
@@ -9,19 +10,21 @@ use towpath_protocol::fault::Code;
 use crate::link::{Carrying, Link};
 use crate::wire;
 
-/// Says that a stream goes on elsewhere: a reset with this code is no end. No fault has this number.
+/// Reset code of a stream that goes on over another carrier: it is not an end. No fault has this
+/// number.
 pub(crate) const MOVED: VarInt = VarInt::from_u32(64);
 
-/// A QUIC stream; when it is dropped before its end, it is given up with [`MOVED`], or for good while the peer has not
-/// said that it takes the stream: the word that it is cut off may have come before it, and find nothing.
+/// A QUIC stream. If dropped before its end it is reset with [`MOVED`]; but while the peer has not
+/// confirmed that it took the stream, it is cut for good, because the message that it is cut off
+/// may have arrived first and found nothing.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     pub link: Arc<Link>,
     pub send: SendStream,
     pub recv: RecvStream,
-    /// What a drop says.
+    /// The code that a drop sends.
     parting: VarInt,
-    /// Keeps the link from closing while another takes its place.
+    /// Keeps the link open while another one replaces it.
     _carrying: Carrying,
 }
 
@@ -36,14 +39,14 @@ impl Carrier {
         }
     }
 
-    /// The same for a stream that the peer has yet to take.
+    /// A carrier of a stream that the peer has not taken yet.
     pub(crate) fn untaken(link: &Arc<Link>, leg: Leg, stream: (SendStream, RecvStream)) -> Self {
         let mut carrier = Self::new(link, leg, stream);
         carrier.parting = wire::code(Code::Gone);
         carrier
     }
 
-    /// The peer has taken it.
+    /// Records that the peer has taken the stream.
     pub(crate) const fn note_taken(&mut self) {
         self.parting = MOVED;
     }
@@ -58,7 +61,8 @@ impl Carrier {
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        // Left to itself, the library would finish the stream, and what was cut off would look whole.
+        // By default the library would finish the stream, and a truncated stream would look
+        // complete.
         self.cut(self.parting);
     }
 }

@@ -1,7 +1,8 @@
 //! Read buffers that are used again, so that bulk costs no allocation and no fresh pages.
 //!
-//! A read stays in its buffer until all of it is acknowledged, and its bytes are what is counted: so there are small
-//! buffers too, for a tail that has little room, and what does not fill half of one is copied out.
+//! A read stays in its buffer until all of it is acknowledged, but limits count its bytes, not the
+//! buffer's. So there are small buffers too, for a tail with little room, and a read that fills
+//! less than half of its buffer is copied out.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,23 +10,23 @@ use bytes::Bytes;
 
 use crate::turns::PIECE_BYTES;
 
-/// Bytes of a large buffer: a Unix socket holds about 200 KiB, which one read then takes.
+/// Size of a large buffer: a Unix socket holds about 200 KiB, which one read then takes.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
 
-/// Bytes of a small one: what is written at once.
+/// Size of a small buffer: what is written at once.
 const SMALL_BYTES: usize = PIECE_BYTES;
 
-/// Bytes kept for later in buffers of each size: two windows of one fast link.
+/// Bytes of unused buffers kept per size: two windows of one fast link.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// Which part of its buffer a read fills at least that keeps it; others are copied out.
+/// A read keeps its buffer if it fills at least one part in so many; else it is copied out.
 const FILLED_PART: usize = 2;
 
-/// Buffers that nobody uses now, small and large.
+/// Unused buffers, small and large.
 #[derive(Debug, Default)]
 pub(crate) struct Pool([Mutex<Vec<Box<[u8]>>>; 2]);
 
-/// A buffer to read into; goes back to its pool when it is dropped.
+/// A buffer to read into; returns to its pool when dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     bytes: Box<[u8]>,
@@ -34,7 +35,7 @@ pub(crate) struct Buffer {
 }
 
 impl Pool {
-    /// A buffer for a read of so many bytes at most: as large as they fill, or the smallest.
+    /// A buffer for a read of at most `room_bytes`: a large one if they fill it, else a small one.
     pub(crate) fn take(self: &Arc<Self>, room_bytes: usize) -> Buffer {
         let size_bytes = match room_bytes < BUFFER_BYTES {
             true => SMALL_BYTES,
@@ -50,18 +51,19 @@ impl Pool {
 
     fn kept(&self, size_bytes: usize) -> MutexGuard<'_, Vec<Box<[u8]>>> {
         let kept = &self.0[usize::from(size_bytes == BUFFER_BYTES)];
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Buffer {
-    /// Where to read to.
+    /// The part to read into.
     pub(crate) fn as_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.room_bytes]
     }
 
-    /// Hands on the first `count` bytes; if they are few, the buffer goes back at once.
+    /// Hands on the first `count` bytes; if they are few, they are copied and the buffer returns at
+    /// once.
     pub(crate) fn fill(self, count: usize) -> Bytes {
         if count < self.bytes.len() / FILLED_PART {
             return Bytes::copy_from_slice(&self.bytes[..count]);

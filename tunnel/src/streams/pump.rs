@@ -1,10 +1,11 @@
-//! Copies a local socket to a stream and back, over whatever carries the stream now.
+//! Copies between a local program's socket and the carrier of a stream.
 //!
-//! What has been read from either side and not yet passed on stands in a [`Flow`], never in a future:
-//! a copy can be stopped at any await, and another one goes on where it was.
+//! Bytes that were read on one side and not yet passed on are in a [`Flow`], never in a future. So
+//! a copy can be stopped at any await, and another one continues it.
 //!
-//! A program may go before it has read all: a service that refuses an upload answers and closes. Then what
-//! comes for it is dropped, and the stream is cut off once the peer has all that the program has said.
+//! A program may go away before it has read everything: a service that refuses an upload answers
+//! and closes. Then bytes for it are dropped, and the stream is cut off once the peer has all that
+//! the program sent.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -33,23 +34,25 @@ use crate::tails::{LEAST_BYTES, Tail};
 use crate::windows::Inflow;
 use crate::{turns, wire};
 
-/// Pieces of a stream taken at once: a packet's payload each, about what a Unix socket takes at once.
+/// Most pieces taken from a stream at once: each is a packet's payload; about what a Unix socket
+/// takes.
 const PIECES_PER_READ: usize = 256;
 
-/// Of them those that are asked for together, and whose places are kept from one read to the next: most reads bring
-/// fewer, or none.
+/// Pieces asked of the library in one call, and the capacity kept from one read to the next: most
+/// reads bring fewer, or none.
 const PIECES_PER_CALL: usize = 32;
 
-/// Least room in the tail for which the program is read: less would only make many small reads.
+/// Least room in the tail for which the program is read; less would only cause many small reads.
 const ROOM_BYTES_MIN: u64 = 32 * 1024;
 
-/// A program that takes nothing for so long, or a round trip if that is longer, is waited for.
+/// How long, or a round trip if longer, a program may block a write before the link is told of the
+/// wait.
 const BRIEF_WAIT: Duration = Duration::from_millis(100);
 
 /// Why copying stopped.
 #[derive(Debug)]
 pub(crate) enum Break {
-    /// The stream is over.
+    /// The carrier is gone; the stream is not.
     Cut(Fault),
     /// What carried it is gone; the stream itself is not.
     Lost,
@@ -61,80 +64,83 @@ impl From<Fault> for Break {
     }
 }
 
-/// What a copy needs to know.
+/// Settings of a copy.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub pool: Arc<Pool>,
     /// How long a side may read nothing.
     pub stall: Duration,
-    /// Programs may read nothing for as long as they like, while others have their room.
+    /// Whether programs may pause reading for as long as they like, while other streams have their
+    /// room.
     pub is_patient: bool,
-    /// Bytes kept of each stream, whatever the path holds.
+    /// Bytes that every stream may keep, whatever the path holds.
     pub tail_bytes: u64,
 }
 
-/// The state of both directions that outlives a carrier.
+/// The state of both directions; it outlives the carrier.
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
     outward: Outward,
     inward: Inward,
-    /// The program takes no more: what comes for it is dropped.
+    /// The program takes no more: bytes for it are dropped.
     is_deaf: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Outward {
-    /// Read from the program and not yet sent.
+    /// Read from the program and not sent yet.
     read: Bytes,
-    /// To be sent before anything else: again, or what was read while there was no carrier.
+    /// To be sent before anything else: bytes sent before, or read while there was no carrier.
     again: VecDeque<Bytes>,
-    /// Where in the stream that begins.
+    /// Stream offset of the first byte of `again`.
     again_at: u64,
-    /// Where in the stream that ends which some carrier was given.
+    /// Stream offset up to which some carrier was given the bytes.
     given: u64,
-    /// What the stream's reader takes.
+    /// What the reader of the stream takes.
     taken: Inflow,
-    /// Why the program can be read no more, though it did not end: the stream ends with that.
+    /// Why the program can no longer be read, though it did not end; the stream then ends with
+    /// this.
     failed: Option<Fault>,
 }
 
 #[derive(Debug, Default)]
 struct Inward {
     offsets: Incoming,
-    /// Pieces that the program has not been given; most streams are idle most of the time, and then it
-    /// takes a kilobyte at most.
+    /// Pieces that the program has not taken yet. Most streams are idle most of the time; then this
+    /// takes at most a kilobyte.
     left: VecDeque<Bytes>,
     is_shut: bool,
 }
 
 impl Flow {
-    /// What we have of the peer's direction.
+    /// What we have received of the peer's direction.
     pub(crate) const fn received(&self) -> Received {
         self.inward.offsets.received()
     }
 
-    /// Goes back to where the peer is; gives how many bytes go a second time, at most: those that the carrier
-    /// before was given.
+    /// Goes back to the offset that the peer has. Returns how many bytes at most are sent a second
+    /// time: those that an earlier carrier was given.
     ///
     /// # Errors
     ///
-    /// `E_RANGE` if the peer cannot be there.
+    /// `E_RANGE` if the peer cannot have that much.
     pub(crate) fn rewind(&mut self, stream: &Stream, received: Received) -> Result<u64, Fault> {
         let side = &mut self.outward;
         side.again = stream.out().rewind(received)?;
         side.again_at = received.bytes;
-        // What was measured over the carrier before was by that one's clock.
+        // The earlier measurement used the clock of the earlier carrier.
         side.taken = Inflow::default();
         Ok(side.given.saturating_sub(received.bytes))
     }
 }
 
-/// Copies both ways until both ends were reached and the peer has said so.
+/// Copies both ways until both ends were reached and the peer has confirmed it.
 ///
 /// # Errors
 ///
-/// [`Break::Lost`] with the carrier's link; else the stream's own end: `E_STALLED` if a side did not read
-/// for too long, `E_GONE` if the local program went away, or what the peer says.
+/// [`Break::Lost`] if the carrier's link is lost. Else the stream's own end: `E_STALLED` if a side
+/// did not read for too long, `E_GONE` if the local program went away, or the fault that the peer
+/// sends.
 pub(crate) async fn run(
     local: (
         &mut (impl AsyncRead + Unpin),
@@ -161,9 +167,10 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Goes on without a carrier: what was taken is handed to the program, and the tail fills.
+/// Continues without a carrier: hands received bytes to the program, and reads the program into the
+/// tail.
 ///
-/// Ends well if nothing was left to be carried, and only the word of that was lost.
+/// Returns `Ok` if both directions were complete and only the confirmation of that was lost.
 ///
 /// # Errors
 ///
@@ -214,11 +221,11 @@ impl Copy<'_> {
         (side, is_deaf): (&mut Outward, &AtomicBool),
         send: &mut quinn::SendStream,
     ) -> Result<(), Break> {
-        // The peer wants no more, or the link is gone: nobody else would tell us while the local program
-        // is silent.
+        // The peer wants no more, or the link is gone: nothing else would notice while the local
+        // program is silent.
         let mut stopped = pin!(send.stopped());
         if !side.again.is_empty() {
-            // Rare, and large: most streams are idle most of the time, and shall be small.
+            // Boxed, because it is rare and large, and idle streams should be small.
             Box::pin(self.put_again(side, send)).await?;
         }
         while !side.is_over(self.stream) {
@@ -243,14 +250,14 @@ impl Copy<'_> {
             }
         }
         if side.failed.is_none() {
-            // Fails only if the peer has stopped the stream, and then there is nothing to finish.
+            // Fails only if the peer has stopped the stream; then there is nothing to finish.
             let _ = send.finish();
         }
         self.until_heard(side, is_deaf, stopped).await?;
         Ok(side.verdict(is_deaf)?)
     }
 
-    /// Waits until the peer has reported all there was, and the end if there was one.
+    /// Waits until the peer has reported all bytes, and the end if there was one.
     async fn until_heard(
         self,
         side: &mut Outward,
@@ -262,7 +269,8 @@ impl Copy<'_> {
             let heard = timeout(self.settings.stall, self.stream.acknowledged.notified());
             tokio::select! {
                 heard = heard => {
-                    // Whoever half closes may wait for as long as it likes; one that is gone waits for nothing.
+                    // A program that half-closed may wait as long as it likes; one that is gone
+                    // waits for nothing.
                     let is_gone = side.failed.is_some() || is_deaf.load(Ordering::Relaxed);
                     match heard {
                         Err(_) if is_gone && !self.link.is_ill() => {
@@ -273,7 +281,7 @@ impl Copy<'_> {
                     }
                 }
                 ended = &mut stopped, if !is_acknowledged => match ended {
-                    // QUIC has brought it all over; the peer's program does not have it yet.
+                    // QUIC has delivered everything, but the peer's program does not have it yet.
                     Ok(None) => is_acknowledged = true,
                     other => return Err(stop_of(&other)),
                 },
@@ -283,7 +291,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Takes the next piece of what was read: from now on it is in the tail.
+    /// Takes the next piece of what was read; from now on it is in the tail.
     fn count(self, side: &mut Outward, granted: u64) -> Bytes {
         let length = side.read.len();
         let piece = side
@@ -296,15 +304,16 @@ impl Copy<'_> {
         piece
     }
 
-    /// Reads from the program, once the tail has room; at the end nothing is read and the end noted.
+    /// Reads from the program once the tail has room. At its end nothing is read, and the end is
+    /// recorded.
     async fn read(
         self,
         local: &mut (impl AsyncRead + Unpin),
         side: &mut Outward,
     ) -> Result<(), Fault> {
         loop {
-            // A stream that waits for its program holds no buffer meanwhile, and no room either: others may have
-            // taken it when the program has something to say.
+            // While a stream waits for its program it holds no buffer and no room: others may have
+            // taken the room by the time the program sends something.
             let reading = poll_fn(|context| {
                 let Some(room) = self.room(&mut side.taken) else {
                     return Poll::Ready(Ok(None));
@@ -316,7 +325,8 @@ impl Copy<'_> {
                 Poll::Ready(Ok(Some(buffer.fill(count))))
             });
             let read: io::Result<Option<Bytes>> = if self.is_long() {
-                // Its program may say nothing for ever, and what is kept may be in the way all the while.
+                // Its program may be silent for ever, and the tail may be in the way of others
+                // meanwhile.
                 let heard_bytes = self.stream.out().acknowledged();
                 match timeout(self.settings.stall, reading).await {
                     Ok(read) => read,
@@ -336,14 +346,15 @@ impl Copy<'_> {
                     break;
                 }
                 Err(error) => {
-                    // What it has said before is on its way still; read again it would seem to have ended well.
+                    // What it sent before is still on its way; a second read would look like a
+                    // clean end.
                     side.failed = Some(local_gone(&error));
                     return Ok(());
                 }
             }
             let heard = self.stream.acknowledged.notified();
             let is_late = timeout(self.settings.stall, heard).await.is_err();
-            // One that keeps no more than it always may waits for others that do.
+            // A stream within its guaranteed tail waits for the tails of others, not for its peer.
             let is_much = self.stream.out().held_bytes() >= LEAST_BYTES;
             if is_late && is_much {
                 self.check_room(side)?;
@@ -358,7 +369,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Ends the stream if the peer's program may read nothing for longer.
+    /// Ends the stream if the peer's program may not pause any longer.
     fn check_room(self, side: &mut Outward) -> Result<(), Fault> {
         let most = self.settings.tail_bytes;
         let may_wait = self.settings.is_patient && !self.tail(&mut side.taken).is_in_the_way(most);
@@ -368,12 +379,12 @@ impl Copy<'_> {
         Err(stalled("the peer", self.settings.stall))
     }
 
-    /// Whether it keeps so much for a program that may pause that this may come to be in the way.
+    /// Whether its tail, kept for a program that may pause, is so large that it may get in the way.
     fn is_long(self) -> bool {
         self.settings.is_patient && self.stream.out().held_bytes() > self.settings.tail_bytes
     }
 
-    /// How many bytes the tail has room for, at most a buffer's; none if they are too few.
+    /// How many bytes the tail has room for, at most a buffer; `None` if they are too few.
     fn room(self, taken: &mut Inflow) -> Option<usize> {
         let room = self.tail(taken).room(self.settings.tail_bytes);
         let bytes = usize::try_from(room)
@@ -382,11 +393,11 @@ impl Copy<'_> {
         (room >= ROOM_BYTES_MIN).then_some(bytes)
     }
 
-    /// How the tail stands now.
+    /// The state of the tail.
     fn tail(self, taken: &mut Inflow) -> Tail {
         let leg = self.stream.class.leg();
         let out = self.stream.out();
-        // A stream has all of it reported that its reader took.
+        // All bytes that the reader took are reported within this time.
         let round = self.link.base_rtt() + REPORT_DELAY;
         taken.note(self.link.now(), out.acknowledged(), round);
         Tail {
@@ -398,7 +409,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Sends what had been sent before.
+    /// Sends again what had been sent before.
     async fn put_again(
         self,
         side: &mut Outward,
@@ -423,7 +434,8 @@ impl Copy<'_> {
     async fn write(self, send: &mut quinn::SendStream, mut bytes: Bytes) -> Result<(), Break> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(turns::PIECE_BYTES));
-            // Whoever waits here is not stuck: the one whose turn it is would be.
+            // Waiting for the turn does not count as a stall; the stream that has it may be
+            // stalled.
             let _turn = self.link.turns.wait(self.stream.class).await;
             self.write_piece(send, piece).await?;
         }
@@ -457,8 +469,9 @@ impl Copy<'_> {
         (side, is_deaf): (&mut Inward, &AtomicBool),
     ) -> Result<(), Break> {
         loop {
-            // A program may take nothing for as long as it likes, and the other direction may have ended: then nothing
-            // else hears of the link. What the program took by then is let go of, and what it did not is kept.
+            // A program may pause reading for as long as it likes, and the other direction may have
+            // ended; then nothing else notices that the link is over. What the program took by then
+            // is released; the rest is kept.
             tokio::select! {
                 biased;
                 handed = self.hand_over(local, side, is_deaf) => handed?,
@@ -484,7 +497,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Hands all that was taken to the program, and reports it.
+    /// Hands everything received to the program, and reports it.
     async fn hand_over(
         self,
         local: &mut (impl AsyncWrite + Unpin),
@@ -498,7 +511,7 @@ impl Copy<'_> {
             } else {
                 match self.write_local(local, &side.left).await {
                     Ok(written) => written,
-                    // What it has said is on its way still.
+                    // What the program has sent is still on its way.
                     Err(fault) if fault.code == Code::Gone && !self.stream.out().is_done() => {
                         is_deaf.store(true, Ordering::Relaxed);
                         continue;
@@ -511,7 +524,7 @@ impl Copy<'_> {
         }
         side.left.shrink_to(PIECES_PER_CALL);
         if side.offsets.is_ended() && !side.is_shut {
-            // A program that closed its side wants no more, and that is not an error of the stream.
+            // A program that closed its side wants no more; that is not an error of the stream.
             let _ = local.shutdown().await;
             side.is_shut = true;
             is_news = true;
@@ -538,7 +551,7 @@ impl Copy<'_> {
         };
         let written = match poll_fn(|context| Poll::Ready(write(context))).await {
             Poll::Ready(written) => Ok(written),
-            // What waiting needs, only those that wait have.
+            // Boxed, so that only streams that wait pay for the timer.
             Poll::Pending => Box::pin(self.wait_local(poll_fn(write))).await,
         };
         match written {
@@ -548,10 +561,11 @@ impl Copy<'_> {
         }
     }
 
-    /// Waits for a program that does not take at once what is written to it.
+    /// Waits for a program that does not take a write at once.
     async fn wait_local<T>(self, writing: impl Future<Output = T>) -> Result<T, Elapsed> {
         let mut writing = pin!(writing);
-        // One that is only slower than the path takes all that comes for it before long, and needs no more kept.
+        // A program that is only slower than the path soon takes everything; the link need not
+        // know.
         let brief = self.link.base_rtt().max(BRIEF_WAIT);
         match timeout(brief, &mut writing).await {
             Ok(written) => Ok(written),
@@ -562,7 +576,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Reads into the tail until it is full; more waits in the program.
+    /// Reads into the tail until it is full; the rest waits in the program.
     async fn gather(
         self,
         local: &mut (impl AsyncRead + Unpin),
@@ -579,7 +593,7 @@ impl Copy<'_> {
             let is_full =
                 self.stream.out().held_bytes() + ROOM_BYTES_MIN > self.settings.tail_bytes;
             if is_full || side.is_over(self.stream) {
-                // The peer may say on the next link that it has everything.
+                // On the next link the peer may report that it has everything.
                 self.stream.acknowledged.notified().await;
             } else {
                 self.read(local, side).await?;
@@ -607,13 +621,13 @@ impl Outward {
         self.failed.is_some() || stream.out().is_ended()
     }
 
-    /// Whether the peer has all there will ever be.
+    /// Whether the peer has everything that will ever be sent.
     fn is_heard(&self, stream: &Stream) -> bool {
         let out = stream.out();
         out.is_done() || (self.failed.is_some() && out.held_bytes() == 0)
     }
 
-    /// How the stream ends, once all was heard.
+    /// How the stream ends, once the peer has everything.
     fn verdict(&self, is_deaf: &AtomicBool) -> Result<(), Fault> {
         match &self.failed {
             Some(fault) => Err(fault.clone()),
@@ -626,7 +640,7 @@ impl Outward {
 }
 
 impl Inward {
-    /// Lets go of bytes that the program has.
+    /// Releases bytes that the program has taken.
     fn let_go(&mut self, bytes: usize) {
         self.offsets.hand(bytes as u64);
         let mut left = bytes;
@@ -645,7 +659,7 @@ impl Inward {
     }
 }
 
-/// What was taken of a stream, and what comes after it.
+/// What was taken of a stream, and what follows.
 struct Taken {
     bytes: u64,
     then: Then,
@@ -657,7 +671,8 @@ enum Then {
     Failed(ReadError),
 }
 
-/// Takes what has arrived. How the stream goes on the library says once only, so that is never left for later.
+/// Takes what has arrived. The library reports an end or an error only once, so that is returned at
+/// once.
 fn take_pieces(
     recv: &mut quinn::RecvStream,
     context: &mut Context<'_>,
@@ -666,7 +681,8 @@ fn take_pieces(
     let mut bytes = 0;
     for _ in 0..PIECES_PER_READ / PIECES_PER_CALL {
         let mut pieces: [Bytes; PIECES_PER_CALL] = std::array::from_fn(|_| Bytes::new());
-        // What the library waits for it notes before it says that it waits.
+        // The library registers the waker before it returns `Pending`, so the future can be
+        // dropped.
         let count = match pin!(recv.read_chunks(&mut pieces)).poll(context) {
             Poll::Ready(Ok(Some(count))) => count,
             Poll::Ready(ended) => {
@@ -689,9 +705,9 @@ fn take_pieces(
     Poll::Ready(Taken { bytes, then })
 }
 
-/// Waits for a program that takes nothing: a patient stream for as long as it likes, since the side that sends knows
-/// whether others have room meanwhile. That it waits is said for as long as any other may: then the window's memory
-/// is everybody's again.
+/// Waits for a program that takes nothing. A patient stream waits as long as it likes, because the
+/// sending side knows whether others have room meanwhile. `waiting` announces the wait only for as
+/// long as an impatient stream may stall; after that the window's memory is available to all again.
 async fn wait_long<T>(
     mut writing: Pin<&mut impl Future<Output = T>>,
     settings: &Settings,
@@ -723,7 +739,7 @@ fn ended_by(code: VarInt) -> Fault {
 
 fn stop_of(stopped: &Result<Option<VarInt>, StoppedError>) -> Break {
     match stopped {
-        // The number 0 is the library's own, for a stream that was let go without a word.
+        // 0 is the library's own code, for a stream dropped without one.
         Ok(Some(code)) if *code != MOVED && code.into_inner() != 0 => Break::Cut(ended_by(*code)),
         _ => Break::Lost,
     }

@@ -1,8 +1,9 @@
-//! What a stream remembers so that it outlives its connection: offsets, the tail, both ends. Pure.
+//! What a stream keeps to outlive its connection: offsets, the tail, and both ends. Pure.
 //!
-//! Each direction is counted from its first byte. The side that sends keeps what the other side has not
-//! reported, the *tail*, in the same buffers that QUIC holds; the side that receives counts what it has
-//! taken and what it has handed on. After a cut each says what it has, and the other sends from there.
+//! Offsets count from the first byte of each direction. The sending side keeps the bytes that the
+//! other side has not reported, the *tail*, in the same buffers that QUIC holds. The receiving side
+//! counts what it has taken and what it has handed on. After a cut each side says what it has, and
+//! the other sends from there.
 //!
 //! ```text
 //!   0          acknowledged                       sent
@@ -10,9 +11,10 @@
 //!   ├───────────────────┼───────────────┤
 //!   0                handed           taken          (the other side)
 //! ```
-//!
-//! `acknowledged <= handed <= taken <= sent`: whatever is cut, and wherever, nothing between `handed`
-//! and `sent` is in one place only.
+//! `acknowledged <= handed <= taken <= sent` over one connection, and the tail holds every byte
+//! from `acknowledged` to `sent`. A resume raises `acknowledged` to `taken`: the other side's
+//! tunnel has those bytes, and they are not sent again.
+//! `handed` and `sent` is still in the tail.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,14 +24,15 @@ use bytes::{Bytes, BytesMut};
 use towpath_protocol::channel::Received;
 use towpath_protocol::fault::{Code, Fault};
 
-/// Bytes handed on and not yet reported that are reported at once: half of the usual tail, which grows to
-/// three times what a faster path holds, so that a sender never waits for a report. Each wakes four threads.
+/// Unreported bytes at which a report is sent at once: half of the usual tail, which grows to three
+/// times what a faster path holds, so that a sender never waits for a report. Each report wakes
+/// four threads.
 pub(crate) const REPORT_BYTES: u64 = 512 * 1024;
 
-/// Pieces below this are gathered: a tail of single bytes would cost fifty times its size.
+/// Pieces smaller than this are gathered: a tail of single bytes would cost fifty times its size.
 const GATHERED_BELOW_BYTES: usize = 4096;
 
-/// Bytes gathered to one piece.
+/// Size of a gathered piece.
 const GATHERED_BYTES: usize = 16 * 1024;
 
 /// The direction we send.
@@ -37,7 +40,7 @@ const GATHERED_BYTES: usize = 16 * 1024;
 pub(crate) struct Outgoing {
     acknowledged: u64,
     tail: VecDeque<Bytes>,
-    /// Small pieces that follow the tail.
+    /// Small pieces after the end of `tail`.
     gathered: BytesMut,
     held: Held,
     is_ended: bool,
@@ -45,7 +48,8 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// A direction in which nothing was sent yet; what it holds is counted with that of others.
+    /// A direction in which nothing was sent yet; the bytes it holds also count in
+    /// `all_held_bytes`.
     pub(crate) fn beside(all_held_bytes: &Arc<AtomicU64>) -> Self {
         Self {
             held: Held {
@@ -56,12 +60,12 @@ impl Outgoing {
         }
     }
 
-    /// Notes that so much was read that will go out: it counts with what all streams hold.
+    /// Records bytes that were read and will be sent; they count in what all streams hold.
     pub(crate) fn hold(&mut self, bytes: u64) {
         self.held.expect(bytes);
     }
 
-    /// Notes that a piece goes out.
+    /// Records that a piece is sent.
     pub(crate) fn push(&mut self, piece: &Bytes) {
         debug_assert!(!self.is_ended, "nothing follows the end");
         self.held.add(piece.len() as u64);
@@ -82,46 +86,47 @@ impl Outgoing {
         }
     }
 
-    /// Notes that nothing follows.
+    /// Records that nothing follows.
     pub(crate) const fn end(&mut self) {
         self.is_ended = true;
     }
 
-    /// Whether the end was reached here, heard or not.
+    /// Whether the local end was reached, reported or not.
     pub(crate) const fn is_ended(&self) -> bool {
         self.is_ended
     }
 
-    /// Whether the other side has everything and the end: its tunnel, if it said so when it resumed.
+    /// Whether the other side has everything and the end; after a resume this may be its tunnel
+    /// only.
     pub(crate) const fn is_done(&self) -> bool {
         self.is_end_acknowledged
     }
 
-    /// Bytes the other side has not reported.
+    /// Bytes that the other side has not reported.
     pub(crate) const fn held_bytes(&self) -> u64 {
         self.held.bytes
     }
 
-    /// The same of all streams that are counted with this one.
+    /// The same, over all streams counted together with this one.
     pub(crate) fn all_held_bytes(&self) -> u64 {
         self.held.all_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes the other side has reported.
+    /// Bytes that the other side has reported.
     pub(crate) const fn acknowledged(&self) -> u64 {
         self.acknowledged
     }
 
-    /// Bytes sent since the begin.
+    /// Bytes sent since the start.
     pub(crate) const fn sent(&self) -> u64 {
         self.acknowledged + self.held.bytes
     }
 
-    /// Takes note of what the other side has; says whether that was news.
+    /// Records what the other side has; returns whether that was news.
     ///
     /// # Errors
     ///
-    /// `E_RANGE` if it says it has what was never sent.
+    /// `E_RANGE` if it claims bytes that were never sent.
     pub(crate) fn acknowledge(&mut self, received: Received) -> Result<bool, Fault> {
         let sent = self.sent();
         let is_whole = received.bytes == sent && self.is_ended;
@@ -158,7 +163,7 @@ impl Outgoing {
             let first = self.tail.front_mut().expect("held bytes are in the tail");
             let length = first.len() as u64;
             if length > left {
-                // It fits: it is less than the piece's length.
+                // Fits: it is less than the length of the piece.
                 let _ = first.split_to(usize::try_from(left).unwrap_or(first.len()));
                 return;
             }
@@ -167,11 +172,11 @@ impl Outgoing {
         }
     }
 
-    /// What has to be sent again to a side that has so much; the same buffers.
+    /// What must be sent again to a side that has `received`, in the same buffers.
     ///
     /// # Errors
     ///
-    /// `E_RANGE` if it has what was never sent, or lost what it had.
+    /// `E_RANGE` if it claims bytes that were never sent, or no longer has what it had.
     pub(crate) fn rewind(&mut self, received: Received) -> Result<VecDeque<Bytes>, Fault> {
         if received.bytes < self.acknowledged {
             let (bytes, known) = (received.bytes, self.acknowledged);
@@ -184,11 +189,11 @@ impl Outgoing {
     }
 }
 
-/// How much is held: of one stream, and with it of all that are counted together.
+/// Bytes held by one stream, also counted in a total of many.
 #[derive(Debug, Default)]
 struct Held {
     bytes: u64,
-    /// Read, and counted with all, and not sent yet.
+    /// Read and counted in the total, but not sent yet.
     expected_bytes: u64,
     all_bytes: Arc<AtomicU64>,
 }
@@ -230,28 +235,28 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Notes bytes taken from the connection: from now on they are ours to hand on.
+    /// Records bytes taken from the connection; from now on they are ours to hand on.
     pub(crate) const fn take(&mut self, bytes: u64) {
         self.taken += bytes;
     }
 
-    /// Notes that the end was heard.
+    /// Records that the end was received.
     pub(crate) const fn end(&mut self) {
         self.is_ended = true;
     }
 
-    /// Whether the end was heard.
+    /// Whether the end was received.
     pub(crate) const fn is_ended(&self) -> bool {
         self.is_ended
     }
 
-    /// Notes bytes handed to the local program.
+    /// Records bytes handed to the local program.
     pub(crate) fn hand(&mut self, bytes: u64) {
         self.handed += bytes;
         debug_assert!(self.handed <= self.taken, "what was handed on was taken");
     }
 
-    /// What to say when the stream resumes: all that need not be sent again.
+    /// What to tell the peer on a resume: everything that need not be sent again.
     pub(crate) const fn received(&self) -> Received {
         Received {
             bytes: self.taken,
@@ -259,7 +264,7 @@ impl Incoming {
         }
     }
 
-    /// What to report to the other side now, and whether at once: what the local program has.
+    /// What to report now, which is what the local program has, and whether to do so at once.
     pub(crate) const fn report(&mut self) -> (Received, bool) {
         let is_ended = self.is_ended && self.handed == self.taken;
         let is_due = is_ended || self.handed - self.reported >= REPORT_BYTES;
@@ -381,7 +386,7 @@ mod tests {
         assert_eq!(inn.report(), (whole(REPORT_BYTES + 5), true));
     }
 
-    /// One direction between two sides, over connections that die.
+    /// One direction between two sides, over connections that break.
     #[derive(Default)]
     struct Way {
         program: VecDeque<u8>,
@@ -404,7 +409,7 @@ mod tests {
         Hand(usize),
         Report,
         HearReport,
-        /// Cuts the connection; so many bytes on the wire still arrive.
+        /// Cuts the connection; so many pieces on the wire still arrive.
         Cut(usize),
     }
 
@@ -512,7 +517,7 @@ mod tests {
                 way.step(step);
                 prop_assert!(sent.starts_with(&way.delivered));
             }
-            // And then the link stays up.
+            // From here on the link stays up.
             for _ in 0..1000 {
                 for step in [Step::Send(4096), Step::Take, Step::Hand(9000), Step::Report, Step::HearReport] {
                     way.step(step);

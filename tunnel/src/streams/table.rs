@@ -1,7 +1,8 @@
-//! The streams with one peer: those that live, with or without a connection, and those that ended lately.
+//! The streams with one peer: live ones, with or without a connection, and recently ended ones.
 //!
-//! An end can be lost with the link that carried it, and then the other side would wait for a stream
-//! that is over. So ends are remembered for a while and told again on every new link.
+//! The message that a stream has ended can be lost with the link, and the other side would then
+//! wait for a stream that is over. So ends are remembered for a while and repeated on every new
+//! link.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,27 +21,27 @@ use crate::quota::Quota;
 use crate::resume::Outgoing;
 use crate::seats::{Guest, Seat, Seats};
 
-/// Ends remembered for one peer: what ends within a round trip of a busy peer, many times over.
+/// Ends remembered per peer: many times what ends within a round trip of a busy peer.
 const ENDED_COUNT_MAX: usize = 1024;
 
-/// Calls that wait for one stream: a peer that resumes faster than we answer is refused.
+/// Calls that may wait for one stream; a peer that resumes faster than we answer is refused.
 const CALL_COUNT_MAX: usize = 4;
 
 /// Who is at the other end: this host, and this run of its tunnel.
 pub(crate) type Party = (HostIdentity, RunId);
 
-/// What a stream's task is told.
+/// A message to the task of a stream.
 #[derive(Debug)]
 pub(crate) enum Call {
-    /// The peer goes on over another connection, and has so much.
+    /// The peer continues over another connection, and has received this much.
     Resume(Box<Carrier>, Received),
     /// The stream is over.
     Cut(Fault),
 }
 
 impl Call {
-    /// Whether the peer asked over a link before it asked over this one, which is well: words on a link that has been
-    /// replaced may be slower than all that came after them.
+    /// Whether the peer sent this before it resumed over the `current` link. That is no error:
+    /// messages on a replaced link may arrive after everything sent later.
     pub(crate) fn is_late_beside(&self, current: &Link) -> bool {
         match self {
             Self::Resume(carrier, _) => {
@@ -52,18 +53,18 @@ impl Call {
     }
 }
 
-/// Bytes of programs through a channel or a service.
+/// Counts the bytes of programs through a channel or a service.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     pub sent: AtomicU64,
     pub received: AtomicU64,
-    /// Datagrams that were to be sent and were too many.
+    /// Datagrams dropped instead of sent, because there were too many.
     pub dropped: AtomicU64,
     pub quota: Quota,
 }
 
 impl Meter {
-    /// A meter whose streams send at most so much.
+    /// A meter whose streams together send at most at this rate.
     pub(crate) fn capped(cap: Option<Rate>) -> Self {
         Self {
             quota: Quota::new(cap),
@@ -78,20 +79,20 @@ pub(crate) struct Purpose {
     pub class: Class,
     pub guest: Guest,
     pub service: Name,
-    /// Where its bytes are counted besides the link.
+    /// Counts its bytes in addition to the link.
     pub meter: Arc<Meter>,
 }
 
-/// Who begins a stream.
+/// Which side begins a stream.
 #[derive(Debug)]
 pub(crate) enum Beginner {
-    /// We do, and so it has one of our seats at the peer until it ends.
+    /// This side; the stream has one of our seats at the peer until it ends.
     Us(Seat),
-    /// The peer, which may have so many with us.
+    /// The peer, which may have at most `most` streams with us.
     Them { most: usize },
 }
 
-/// What all parts know of one stream.
+/// The shared state of one stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub id: StreamId,
@@ -100,22 +101,22 @@ pub(crate) struct Stream {
     pub service: Name,
     pub meter: Arc<Meter>,
     pub party: Party,
-    /// Whether this side began it, and so resumes it.
+    /// Whether this side began it, and therefore resumes it.
     pub is_ours: bool,
     out: Mutex<Outgoing>,
-    /// The tail got shorter.
+    /// Notifies that the tail got shorter.
     pub acknowledged: Notify,
-    /// A queue has room for many from its begin, so each is small.
+    /// Boxed, because a queue allocates room for many entries at its start.
     calls: mpsc::Sender<Box<Call>>,
 }
 
 impl Stream {
     pub(crate) fn out(&self) -> MutexGuard<'_, Outgoing> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that it has bytes to send over a link, until the answer is dropped.
+    /// Registers that it has bytes to send over a link, until the result is dropped.
     pub(crate) fn backlog<'a>(&'a self, pace: &'a Arc<Pace>) -> Backlog<'a> {
         pace.backlog(self.class, &self.meter.quota)
     }
@@ -125,16 +126,16 @@ impl Stream {
         self.meter.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts bytes for the program.
+    /// Counts bytes received for the program.
     pub(crate) fn count_received(&self, bytes: u64) {
         self.meter.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Takes note of what the peer reports.
+    /// Records what the peer reports.
     ///
     /// # Errors
     ///
-    /// `E_RANGE` for what was never sent.
+    /// `E_RANGE` if the peer reports bytes that were never sent.
     pub(crate) fn acknowledge(&self, received: Received) -> Result<(), Fault> {
         if self.out().acknowledge(received)? {
             self.acknowledged.notify_one();
@@ -142,11 +143,11 @@ impl Stream {
         Ok(())
     }
 
-    /// Tells the stream's task.
+    /// Sends a message to the stream's task.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if it is not done with earlier calls.
+    /// `E_BUSY` if earlier calls are still waiting.
     pub(crate) fn call(&self, call: Call) -> Result<(), Fault> {
         self.calls
             .try_send(Box::new(call))
@@ -157,15 +158,16 @@ impl Stream {
 /// How a stream ended.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
-    /// Both directions reached their ends, and the peer's had so much; over which link the peer has heard of that, if one
-    /// has carried it.
+    /// Both directions reached their ends, and the peer's had this many bytes. The link is the one
+    /// over which the peer has learnt of it, if one carried it.
     Whole(Received, Option<LinkId>),
     /// It was cut off.
     Cut(Fault),
 }
 
 impl End {
-    /// The link over which the peer has heard of it: that a stream was cut off is told over every one.
+    /// The link over which the peer has learnt of it. `None` for a cut, which is sent over every
+    /// link.
     const fn heard_over(&self) -> Option<LinkId> {
         match self {
             Self::Whole(_, heard_over) => *heard_over,
@@ -184,7 +186,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Whether the peer is to be told of it over this link: not over the one that has carried it.
+    /// Whether the peer must be told over this link: not over the one that carried the end.
     pub(crate) fn is_news_over(&self, link: LinkId) -> bool {
         self.end.heard_over() != Some(link)
     }
@@ -195,12 +197,12 @@ struct Inner {
     live: BTreeMap<StreamId, Arc<Stream>>,
     ended: VecDeque<Ended>,
     ended_count: u64,
-    /// Those that ended, by what a peer says of them, with their numbers. It may ask for any number of them.
+    /// Index of `ended` by stream, run and number, since a peer may ask for any number of them.
     ended_by_id: BTreeSet<(StreamId, RunId, u64)>,
 }
 
 impl Inner {
-    /// The newest end of a stream of this number with this party.
+    /// The newest end of a stream with this id and party.
     fn end_of(&self, id: StreamId, party: &Party) -> Option<&Ended> {
         let first = self.ended.front()?.number;
         let same = (id, party.1, 0)..=(id, party.1, u64::MAX);
@@ -213,22 +215,22 @@ impl Inner {
     }
 }
 
-/// How the link's streams fared, since the tunnel started.
+/// Counts of what happened to the streams of a peer, since the tunnel started.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Streams that have no connection now.
+    /// Streams without a connection now.
     pub paused: AtomicU64,
-    /// Times a stream went on over another connection.
+    /// Times a stream continued over another connection.
     pub resumed: AtomicU64,
-    /// Bytes that were sent again for it.
+    /// Bytes sent again for that.
     pub resent_bytes: AtomicU64,
-    /// Streams that were cut off because no connection came in time, or the peer had forgotten them.
+    /// Streams cut off because no connection came in time, or because the peer had forgotten them.
     pub lost: AtomicU64,
-    /// Times the link ended without another in its place.
+    /// Times the link ended without another one in its place.
     pub links_lost: AtomicU64,
 }
 
-/// What was found under a stream's number.
+/// The result of looking up a stream.
 #[derive(Debug)]
 pub(crate) enum Found {
     Live(Arc<Stream>),
@@ -242,12 +244,12 @@ pub(crate) struct Streams {
     unheard: watch::Sender<u64>,
     /// Bytes kept of all streams of a leg until the peer has handed them on.
     held_bytes: [Arc<AtomicU64>; Leg::ALL.len()],
-    /// Those that we begin, with a connection or without.
+    /// Seats of the streams that we begin, with or without a connection.
     pub seats: Seats,
     pub tally: Tally,
 }
 
-/// A stream that is there until it is dropped; then its end is remembered.
+/// A stream's place in the table; when dropped, its end is remembered.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub stream: Arc<Stream>,
@@ -258,7 +260,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Says how the stream ended; without a word it was cut off.
+    /// Records how the stream ended; without this it counts as cut off.
     pub(crate) fn end(mut self, end: End) {
         self.end = end;
     }
@@ -272,7 +274,7 @@ impl Drop for Entry {
 }
 
 impl Streams {
-    /// No streams yet; we begin so many on each leg at most.
+    /// A table without streams; we may begin `ours_max` on each leg.
     pub(crate) fn new(ours_max: usize) -> Self {
         Self {
             inner: Mutex::default(),
@@ -283,11 +285,11 @@ impl Streams {
         }
     }
 
-    /// Takes a stream in.
+    /// Adds a stream.
     ///
     /// # Errors
     ///
-    /// `E_BUSY` if the peer has as many as it may, `E_STATE` if the number is in use.
+    /// `E_BUSY` if the peer has as many as it may, `E_STATE` if the id is in use.
     pub(crate) fn add(
         self: &Arc<Self>,
         (id, party): (StreamId, Party),
@@ -333,7 +335,7 @@ impl Streams {
     }
 
     fn end(&self, stream: &Stream, end: End) {
-        // All others the peer has heard of, and only the next link says them again.
+        // The peer knows of the others, which are repeated on the next link only.
         let is_unheard = end.heard_over().is_none();
         let mut inner = self.inner();
         inner.live.remove(&stream.id);
@@ -360,7 +362,7 @@ impl Streams {
         }
     }
 
-    /// The stream of a number, if it is with this party.
+    /// Finds a stream by its id, if it is with this party.
     pub(crate) fn find(&self, id: StreamId, party: &Party) -> Option<Found> {
         let inner = self.inner();
         if let Some(stream) = inner.live.get(&id) {
@@ -370,7 +372,7 @@ impl Streams {
         ended.map(|ended| Found::Ended(ended.end.clone()))
     }
 
-    /// Ends with this party behind the one numbered `after`, and the newest one's number.
+    /// The ends with this party after number `after`, and the number of the newest end.
     pub(crate) fn ended_after(&self, after: u64, party: &Party) -> (Vec<Ended>, u64) {
         let inner = self.inner();
         let news = inner.ended.iter().filter(|ended| ended.number > after);
@@ -378,27 +380,27 @@ impl Streams {
         (theirs.cloned().collect(), inner.ended_count)
     }
 
-    /// Hears of every end of a stream that the peer has to be told of.
+    /// Notifies of every end that the peer has to be told of.
     pub(crate) fn unheard(&self) -> watch::Receiver<u64> {
         self.unheard.subscribe()
     }
 
-    /// Bytes kept of all streams of a leg.
+    /// Bytes kept of all streams of a leg until the peer has handed them on.
     pub(crate) const fn held_bytes(&self, leg: Leg) -> &Arc<AtomicU64> {
         &self.held_bytes[leg as usize]
     }
 
-    /// Streams that live.
+    /// Number of live streams.
     pub(crate) fn count(&self) -> u64 {
         self.inner().live.len() as u64
     }
 
-    /// Ends every stream.
+    /// Cuts all streams.
     pub(crate) fn cut_all(&self, fault: &Fault) {
         self.cut_where(fault, |_| true);
     }
 
-    /// Ends every stream with a host: none shall wait for a link that must not come.
+    /// Cuts all streams with a host, so that none waits for a link that must not come.
     pub(crate) fn cut_host(&self, host: &HostIdentity, fault: &Fault) {
         self.cut_where(fault, |stream| stream.party.0 == *host);
     }
@@ -406,13 +408,13 @@ impl Streams {
     fn cut_where(&self, fault: &Fault, is_meant: impl Fn(&Stream) -> bool) {
         let inner = self.inner();
         for stream in inner.live.values().filter(|stream| is_meant(stream)) {
-            // One that is busy with four calls ends with its link.
+            // A stream whose queue of calls is full ends with its link.
             let _ = stream.call(Call::Cut(fault.clone()));
         }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

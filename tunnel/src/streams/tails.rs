@@ -1,52 +1,55 @@
-//! What a stream may keep of what it sent, beside the others of its leg. Pure.
+//! The limit of a stream's tail, given the other streams of its leg. Pure.
 //!
-//! What is kept is what the peer has not reported, and so the most of it that may stand unread in its
-//! connection's window, which all streams of the leg share. One whose reader is slow must leave the others, and
-//! the link's own words, their room. So three things count together:
+//! The tail is what the peer has not reported. All of it may stand unread in the window of the
+//! peer's connection, which all streams of the leg share. A stream with a slow reader must leave
+//! room there for the others, and for the link's own messages. So a stream may keep the largest of
+//! three amounts:
 //!
-//! - a little is always allowed, so that each stream makes progress by itself;
-//! - what the path holds, within what an ordinary window takes, is for whoever comes;
-//! - more only in step with what the stream's own reader has taken of late.
+//! - a little, always, so that each stream makes progress by itself;
+//! - the rest of what the path holds, within an ordinary window, first come first served;
+//! - more, only in step with what its own reader has recently taken.
 
 use towpath_protocol::channel::Leg;
 
 use crate::windows::{KEPT_BYTES, RECEIVE_BYTES};
 
-/// What a stream is always allowed: more than what is read at once at least. With this the streams that both
-/// sides may begin, 64 each by default, fit into what an ordinary window has beside what is for whoever comes.
+/// The tail that every stream may have: more than the least that is read at once. The streams that
+/// both sides may begin, 64 each by default, then fit into an ordinary window beside the shared
+/// part.
 pub(crate) const LEAST_BYTES: u64 = 48 * 1024;
 
-/// What streams whose readers keep up may have together beside those whose do not. With all the rest of it an
-/// ordinary window takes that, and the link's own words.
+/// What streams whose readers keep up may add to the shared part. An ordinary window has room for
+/// it beside all the rest, and for the link's own messages.
 const KEEPING_UP_BYTES: u64 = 1 << 20;
 
-/// What streams that nobody reads may have together beside those that are read, of both sides by default: that fits
-/// into an ordinary window too. More of them would keep the others from it.
+/// What unread streams may keep beside the streams that are read: [`LEAST_BYTES`] for all streams
+/// of both sides, by default. That fits into an ordinary window too; more would keep the others
+/// from it.
 const UNREAD_BYTES: u64 = 128 * LEAST_BYTES;
 
 const _: () = assert!(KEPT_BYTES + KEEPING_UP_BYTES + UNREAD_BYTES < RECEIVE_BYTES);
 
-/// Rounds for which a stream keeps what its reader takes in one: while a start doubles, what is reported is
-/// two rounds old, and so a quarter of what is sent.
+/// Rounds of its reader's intake that a stream may keep. While a start doubles, a report is two
+/// rounds old and shows a quarter of what is sent.
 const OWN_ROUNDS: u64 = 8;
 
-/// How a stream and its leg stand.
+/// The state of a stream and its leg.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tail {
     pub leg: Leg,
-    /// What is kept for the path.
+    /// Bytes to keep for the path.
     pub path_bytes: u64,
-    /// Kept of all streams of the leg.
+    /// Bytes kept of all streams of the leg.
     pub leg_held_bytes: u64,
-    /// Kept of the stream.
+    /// Bytes kept of this stream.
     pub held_bytes: u64,
-    /// What the stream's reader took in a round, at most, of late: in a round trip with the time that a report
-    /// may take.
+    /// The most that the stream's reader recently took in a round: a round trip, plus the time that
+    /// a report may take.
     pub taken_bytes: u64,
 }
 
 impl Tail {
-    /// How many bytes the stream may keep beside those it does. `most_alone_bytes` is what a stream may keep
+    /// How many more bytes the stream may keep. `most_alone_bytes` is what a stream may keep
     /// whatever the path holds, as long as the leg has room.
     pub(crate) fn room(&self, most_alone_bytes: u64) -> u64 {
         let anybody_bytes = self.path_bytes.min(KEPT_BYTES);
@@ -55,7 +58,8 @@ impl Tail {
         } else {
             most_alone_bytes.min(LEAST_BYTES)
         };
-        // One that has been fast and stops keeps no more than the path holds: the rest of the leg is the others'.
+        // A stream that was fast and stops keeps no more than the path holds; the rest is for
+        // others.
         let own_bytes = self.taken_bytes.saturating_mul(OWN_ROUNDS);
         let own_bytes = own_bytes.min(self.path_bytes.max(most_alone_bytes));
         let of_stream = |most: u64| most.saturating_sub(self.held_bytes);
@@ -65,9 +69,9 @@ impl Tail {
             .max(of_stream(own_bytes).min(of_leg(self.leg_bytes())))
     }
 
-    /// Whether what streams keep that nobody reads may take the leg's window at the peer from those that are read. Of
-    /// that window no more than an ordinary one is certain, however much this side keeps for the path; where that is
-    /// not enough, those go that keep more than `most_alone_bytes`.
+    /// Whether this tail must go because unread tails may block the leg's window at the peer. Of
+    /// that window only the ordinary size is certain, however much this side keeps for the path;
+    /// beyond it, tails larger than `most_alone_bytes` are in the way.
     pub(crate) fn is_in_the_way(&self, most_alone_bytes: u64) -> bool {
         let ordinary_bytes = KEPT_BYTES + KEEPING_UP_BYTES + UNREAD_BYTES;
         let is_large = self.held_bytes > most_alone_bytes;
@@ -75,8 +79,9 @@ impl Tail {
             || self.leg_held_bytes > self.leg_bytes() + UNREAD_BYTES
     }
 
-    /// What all streams may keep in step with their readers: more than anybody may, so that those who read get
-    /// on beside those who do not. The urgent connection's window at the peer never grows.
+    /// What all streams may keep in step with their readers: more than the shared part, so that
+    /// streams that are read progress beside those that are not. The urgent connection's window at
+    /// the peer never grows.
     fn leg_bytes(&self) -> u64 {
         let ordinary_bytes = KEPT_BYTES + KEEPING_UP_BYTES;
         match self.leg {
@@ -93,7 +98,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const ALONE_BYTES: u64 = MIB;
 
-    /// A leg whose streams may keep so much, and what each of them keeps.
+    /// A leg with a limit for the path, and what each of its streams keeps.
     struct Streams {
         leg: Leg,
         path_bytes: u64,
@@ -123,7 +128,7 @@ mod tests {
             }
         }
 
-        /// Lets a stream send until it has no room for a read.
+        /// Lets a stream send until its tail has no room for a read.
         fn fill(&mut self, stream: usize, taken_bytes: u64) {
             loop {
                 let room = self.tail(stream, taken_bytes).room(ALONE_BYTES);
@@ -164,7 +169,7 @@ mod tests {
     #[test]
     fn who_reads_nothing_may_do_so_for_as_long_as_others_have_their_room() {
         for leg in Leg::ALL {
-            // One of them was read as fast as an ordinary path allows, and all pause.
+            // One of them was read as fast as an ordinary path allows; then all pause.
             let mut streams = Streams::new(leg, 0, 1024);
             streams.fill(0, LONG_BYTES);
             (1..128).for_each(|stream| streams.fill(stream, 0));
@@ -185,10 +190,10 @@ mod tests {
         let little = streams.held[1];
         streams.held[0] = RECEIVE_BYTES - little;
         assert!(streams.tail(0, 0).is_in_the_way(ALONE_BYTES));
-        // What the other keeps was there for each before the path was known.
+        // The other keeps only what each stream may keep before the path is known.
         streams.held[1] = ALONE_BYTES;
         assert!(!streams.tail(1, 0).is_in_the_way(ALONE_BYTES));
-        // On the urgent leg it never keeps as much.
+        // On the urgent leg a tail never gets that long.
         let mut streams = Streams::new(Leg::Urgent, LONG_BYTES, 1);
         streams.fill(0, LONG_BYTES);
         assert!(!streams.tail(0, 0).is_in_the_way(ALONE_BYTES));
@@ -197,7 +202,7 @@ mod tests {
     #[test]
     fn a_stream_goes_beyond_that_in_step_with_its_own_reader() {
         let mut streams = Streams::new(Leg::Bulk, LONG_BYTES, 2);
-        // Nobody reads the first, and the second is read as fast as the path brings it.
+        // The first is never read; the second is read as fast as the path delivers.
         streams.fill(0, 0);
         assert!((KEPT_BYTES - MIB..=KEPT_BYTES).contains(&streams.held[0]));
         let mut taken_bytes = 0;
@@ -207,7 +212,7 @@ mod tests {
         }
         assert!(streams.held[1] > 2 * 25_500_000, "{:?}", streams.held);
         assert!(streams.sum() <= LONG_BYTES + KEPT_BYTES / 2);
-        // A slow one keeps little more than what it would without a path.
+        // A slow one keeps little more than without a known path.
         let mut streams = Streams::new(Leg::Bulk, LONG_BYTES, 1);
         streams.fill(0, 200_000);
         assert!(streams.sum() <= KEPT_BYTES);
@@ -226,7 +231,7 @@ mod tests {
             for _ in 0..6 {
                 streams.held[20] = 0;
                 streams.fill(20, taken_bytes);
-                // What it may have under way is what its reader takes in the next round.
+                // The reader takes in the next round what is under way in this one.
                 taken_bytes = streams.held[20];
             }
             assert!(streams.held[20] >= path_bytes / 3, "{:?}", streams.held);
