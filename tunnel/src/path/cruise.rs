@@ -76,8 +76,8 @@ const FULL_PACKETS_NEW: u64 = 64;
 
 /// How far a rate may be from the known one to count as the same, per mille.
 const SAME_PER_MILLE: u64 = 100;
-/// Divisor of the weight of a rate seen again: a quarter, or a half if it is higher than the known
-/// one.
+/// A rate seen again counts for one part in so many: a quarter, or a half (`WEIGHT_MORE`) if it is
+/// higher than the known one.
 const WEIGHT: u64 = 4;
 const WEIGHT_MORE: u64 = 2;
 

@@ -52,9 +52,9 @@ const BRIEF_WAIT: Duration = Duration::from_millis(100);
 /// Why copying stopped.
 #[derive(Debug)]
 pub(crate) enum Break {
-    /// The carrier is gone; the stream is not.
+    /// The stream is over.
     Cut(Fault),
-    /// What carried it is gone; the stream itself is not.
+    /// The carrier is gone; the stream is not.
     Lost,
 }
 

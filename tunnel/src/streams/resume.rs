@@ -11,10 +11,10 @@
 //!   ├───────────────────┼───────────────┤
 //!   0                handed           taken          (the other side)
 //! ```
+//!
 //! `acknowledged <= handed <= taken <= sent` over one connection, and the tail holds every byte
 //! from `acknowledged` to `sent`. A resume raises `acknowledged` to `taken`: the other side's
 //! tunnel has those bytes, and they are not sent again.
-//! `handed` and `sent` is still in the tail.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
