@@ -70,7 +70,7 @@ pub struct Config {
     /// Limits, each with a default that fits most sites.
     #[serde(default)]
     pub limits: Limits,
-    /// The file all this was read from, if it was; SIGHUP has it read again.
+    /// The file this was read from, if any; SIGHUP reads it again.
     #[serde(skip)]
     pub(crate) file: Option<PathBuf>,
 }

@@ -49,8 +49,8 @@ const INCOMING_TOTAL_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// with the library's 333 ms it would be a second, too long for an edge whose link comes back.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// The same for an attempt that is followed by another one before it would retransmit: so it does
-/// not.
+/// The same for an attempt next to which another one starts before this could retransmit; it does
+/// not retransmit at all.
 const QUIET_INITIAL_RTT: Duration = Duration::from_secs(2);
 
 /// Time between two attempts at a larger packet size.

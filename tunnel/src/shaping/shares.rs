@@ -141,7 +141,7 @@ impl Shares {
         Self(all)
     }
 
-    /// Whether every class gets what it gets by default.
+    /// Whether nothing is configured, so that every class has its defaults.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

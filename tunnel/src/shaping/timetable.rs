@@ -13,7 +13,7 @@ use crate::shares::cap_text;
 /// How often the clock is read: a clock that was set, or a host that slept, raises no event.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The time of day.
+/// The current time.
 pub(crate) fn now() -> Moment {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     Moment::from_unix_seconds(since.map_or(0, |since| since.as_secs()))
