@@ -9,7 +9,7 @@
 //!   ask ─► Waiting ◄────────────┐
 //!             │  poll: first of │
 //!             │   1. classes whose floor is overdue      may run into debt
-//!             │   2. control, demand                     may run into debt; a tenth is theirs in any case
+//!             │   2. control, demand                     may run into debt, and always have a tenth
 //!             │   3. classes below their floor
 //!             │   4. the class furthest behind its weight
 //!             │   5. weight 0, if no class with a weight has bytes to send
