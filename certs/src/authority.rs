@@ -15,17 +15,18 @@ use crate::register::{Entry, IssuedView, Register, unix_seconds_of};
 use crate::tls;
 use crate::view;
 
-/// How long a host's certificate is good for unless the operator says otherwise: a quarter, so that
-/// renewal is practised, and a box that was in a cupboard for a month still joins.
+/// Default validity of a host's certificate. A quarter is short enough that renewal is practised,
+/// and long enough that a box that was in a cupboard for a month can still join.
 pub const LEAF_VALIDITY: Duration = Duration::from_hours(90 * 24);
 
-/// How long the authority itself is good for: longer than the life of the boxes that trust it.
+/// Validity of the authority itself: longer than the life of the boxes that trust it.
 pub const AUTHORITY_VALIDITY: Duration = Duration::from_hours(3650 * 24);
 
-/// How far certificates reach into the past: edge boxes have no good clock just after they start.
+/// How far before the moment of issue a certificate's validity begins: edge boxes have no good
+/// clock just after they start.
 pub const BACKDATED: Duration = Duration::from_mins(5);
 
-/// Longest validity of a host's certificate: beyond it nobody remembers the box.
+/// Longest validity of a host's certificate: after that nobody remembers the box.
 pub const LEAF_VALIDITY_MAX: Duration = Duration::from_hours(825 * 24);
 
 pub(crate) const AUTHORITY_CERTIFICATE: &str = "ca.pem";
@@ -34,7 +35,7 @@ pub(crate) const LEAF_CERTIFICATE: &str = "cert.pem";
 pub(crate) const LEAF_KEY: &str = "key.pem";
 pub(crate) const REVOCATION_LIST: &str = "crl.pem";
 
-/// From when until when a certificate is good.
+/// The time span in which a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
     /// First moment.
@@ -44,7 +45,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// From a little before `now`, for `duration` from `now`.
+    /// From a little before `now` ([`BACKDATED`]) until `duration` after `now`.
     #[must_use]
     pub fn lasting(duration: Duration, now: SystemTime) -> Self {
         Self {
@@ -61,7 +62,7 @@ pub struct IdentityFiles {
     pub cert: PathBuf,
     /// The host's private key, mode 0600.
     pub key: PathBuf,
-    /// The authority's certificate, in an overlap of two those of both.
+    /// The authority's certificate; during an overlap of two authorities, both certificates.
     pub ca: PathBuf,
     /// The lists of revoked certificates, if the authority has signed any.
     pub crl: Option<PathBuf>,
@@ -83,7 +84,7 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Creates the authority of a trust domain in a folder that has none yet.
+    /// Creates the authority of a trust domain in a folder that does not hold one yet.
     ///
     /// # Errors
     ///
@@ -99,8 +100,8 @@ impl Authority {
         }
         let validity = Validity::lasting(AUTHORITY_VALIDITY, SystemTime::now());
         let mut params = params(&format!("spiffe://{trust_domain}"), validity)?;
-        // Two authorities of one domain must not share a name: a revocation list says by name whose
-        // certificates it speaks of.
+        // Two authorities of one domain must not share a name: a revocation list identifies
+        // certificates by the name of their issuer.
         let mark = random_serial()?.to_bytes()[..4].to_vec();
         params.distinguished_name.push(
             DnType::CommonName,
@@ -110,7 +111,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = new_key()?;
         let certificate = params.self_signed(&key).map_err(|error| failed(&error))?;
-        // The key first: a certificate without its key would look like an authority and be none.
+        // The key is written first: a certificate without its key would look like an authority but
+        // could not sign.
         keys.write_new(AUTHORITY_KEY, &key.serialize_pem(), Readers::Owner)?;
         keys.write_new(AUTHORITY_CERTIFICATE, &certificate.pem(), Readers::All)?;
         Self::open(folder)
@@ -120,7 +122,7 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// `E_CERTIFICATE` if its files are not there, do not belong together, or are open to others.
+    /// `E_CERTIFICATE` if its files are missing, do not belong together, or are readable by others.
     pub fn open(folder: &Path) -> Result<Self, Fault> {
         let certificate_path = folder.join(AUTHORITY_CERTIFICATE);
         let key_pem = text(files::read_private(&folder.join(AUTHORITY_KEY))?)?;
@@ -156,15 +158,15 @@ impl Authority {
         })
     }
 
-    /// The domain whose hosts this authority names.
+    /// The trust domain in which this authority names hosts.
     #[must_use]
     pub const fn trust_domain(&self) -> &Name {
         &self.trust_domain
     }
 
-    /// Issues a certificate and a new key to a host, into a folder of that host's own: `cert.pem`,
-    /// `key.pem`, `ca.pem`, and `crl.pem` if there is a list of revoked certificates: the next one, signed for it, if that
-    /// one has ended or is about to.
+    /// Issues a certificate and a new key for a host into a folder that belongs to that host:
+    /// `cert.pem`, `key.pem`, `ca.pem`, and `crl.pem` if the authority has signed a list of revoked
+    /// certificates. If that list has ended or is about to end, the next one is signed first.
     ///
     /// # Errors
     ///
@@ -205,7 +207,7 @@ impl Authority {
         })
     }
 
-    /// Every certificate the authority has issued, in that order, as they are at `now`.
+    /// Every certificate that the authority has issued, in order of issue, with its state at `now`.
     ///
     /// # Errors
     ///
@@ -214,7 +216,7 @@ impl Authority {
         Ok(self.register()?.issued(now))
     }
 
-    /// Signs a host's certificate for a key, once it stands in the register.
+    /// Signs a host's certificate for a key, after it has been entered in the register.
     pub(crate) fn sign(
         &self,
         register: &mut Register,
@@ -251,17 +253,17 @@ impl Authority {
         KeyFolder::open_or_create(&self.folder)
     }
 
-    /// The register; nobody else writes to it while it is held.
+    /// Opens the register and locks it: no other process writes to it until it is dropped.
     pub(crate) fn register(&self) -> Result<Register, Fault> {
         Register::open(&self.folder()?)
     }
 
-    /// The list of revoked certificates that was signed last, if there is one.
+    /// The most recently signed list of revoked certificates, if there is one.
     pub(crate) fn list_pem(&self) -> Result<Option<String>, Fault> {
         list_in(&self.folder)
     }
 
-    /// Whether the authority can name this host, for so long.
+    /// Checks that the authority may name this host, with this validity.
     pub(crate) fn check(&self, identity: &HostIdentity, validity: Validity) -> Result<(), Fault> {
         if identity.trust_domain != self.trust_domain {
             let (theirs, ours) = (&identity.trust_domain, &self.trust_domain);
@@ -297,7 +299,7 @@ fn params(uri: &str, validity: Validity) -> Result<CertificateParams, Fault> {
     Ok(params)
 }
 
-/// 126 random bits, positive and never shorter than 16 bytes, as CAs must draw them.
+/// 126 random bits: positive, and always 16 bytes long, as CAs must draw them.
 fn random_serial() -> Result<SerialNumber, Fault> {
     let mut serial = [0; 16];
     tls::provider()

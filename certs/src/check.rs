@@ -1,5 +1,5 @@
-//! A host's folder, looked at as its tunnel will: every check on its own, so that all that is wrong
-//! shows at once.
+//! Checks a host's folder the way its tunnel will. Every check runs on its own, so that all
+//! problems show at once.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -16,19 +16,20 @@ use crate::revocation::{Freshness, Revocations};
 use crate::view::{self, CertificateView, rfc3339};
 use crate::{files, tls};
 
-/// How long before its end a certificate is called out: time for a renewal that somebody forgot.
+/// How long before its end a certificate is reported: enough time for a renewal that was forgotten.
 pub const EXPIRY_WARNING: Duration = Duration::from_hours(14 * 24);
 
-/// How long before its end an authority is called out: all of its hosts have to be led to the next one.
+/// How long before its end an authority is reported: all of its hosts have to be moved to the next
+/// one.
 pub const AUTHORITY_WARNING: Duration = Duration::from_hours(180 * 24);
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// As it must be.
     Good,
-    /// A tunnel starts with it, but not for long, or not as whichever user, or it begins no move.
+    /// A tunnel starts with it, but not for long, or not under every user, or it begins no move.
     Warning,
     /// A tunnel will not start with it, or peers will refuse it.
     Wrong,
@@ -52,15 +53,15 @@ impl Outcome {
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckView {
-    /// What was looked at.
+    /// What was checked.
     pub check: String,
-    /// What came of it.
+    /// The result.
     pub outcome: Outcome,
-    /// What was seen, or what to do.
+    /// What was found, or what to do.
     pub detail: String,
 }
 
-/// All checks of a folder.
+/// The results of all checks of a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FolderView {
     /// The folder.
@@ -69,21 +70,22 @@ pub struct FolderView {
     pub identity: Option<String>,
     /// Whether nothing is wrong.
     pub is_good: bool,
-    /// Whether its certificate has been revoked: then another is issued, for this one is not renewed.
+    /// Whether its certificate has been revoked. A revoked certificate cannot be renewed; a new one
+    /// has to be issued.
     #[serde(default)]
     pub is_revoked: bool,
-    /// One check each.
+    /// One entry for each check.
     pub checks: Vec<CheckView>,
 }
 
-/// Looks at a host's `cert.pem`, `key.pem`, `ca.pem` and, if it is there, `crl.pem`, as at `now`.
+/// Checks a host's `cert.pem`, `key.pem`, `ca.pem` and, if present, `crl.pem`, as of `now`.
 #[must_use]
 pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     let chain = read_chain(&folder.join(LEAF_CERTIFICATE));
     let authorities = read_chain(&folder.join(AUTHORITY_CERTIFICATE));
     let leaf = chain.as_ref().ok().and_then(|chain| chain.first());
     let seen = leaf.and_then(|leaf| view::view(leaf).ok());
-    // What a tunnel trusts of them, and what it passes over.
+    // The authorities that a tunnel trusts, and those it ignores because they have ended.
     let parted = authorities.clone().map(|all| identity::by_time(all, now));
     let lists = lists(&folder.join(REVOCATION_LIST), parted.as_ref().ok());
     let revoked = |lists: &Revocations| leaf.is_some_and(|leaf| lists.is_revoked(leaf));
@@ -113,10 +115,10 @@ pub fn folder(folder: &Path, now: SystemTime) -> FolderView {
     }
 }
 
-/// What came of a check, and what was seen.
+/// The result of a check and its detail.
 type Seen = (Outcome, String);
 
-/// Authorities whose time is not over, and those whose is.
+/// The authorities that have not ended, and those that have.
 type Parted = (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>);
 
 fn named(check: &str, (outcome, detail): Seen) -> CheckView {
@@ -131,7 +133,7 @@ fn wrong(why: impl Into<String>) -> Seen {
     (Outcome::Wrong, why.into())
 }
 
-/// A fault with what to do about it.
+/// A fault's text, with its remedy if it has one.
 fn told(fault: &Fault) -> String {
     match &fault.remedy {
         Some(remedy) => format!("{}; {remedy}", fault.detail),
@@ -243,7 +245,7 @@ fn time(seen: Option<&CertificateView>, now: SystemTime) -> Seen {
     }
 }
 
-/// The folder's lists of revoked certificates, or why they are not looked at.
+/// The folder's lists of revoked certificates, or the reason they could not be checked.
 fn lists(path: &Path, parted: Option<&Parted>) -> Result<Revocations, Seen> {
     if matches!(rustix::fs::lstat(path), Err(rustix::io::Errno::NOENT)) {
         return Err((
@@ -258,7 +260,7 @@ fn lists(path: &Path, parted: Option<&Parted>) -> Result<Revocations, Seen> {
         .map_err(|fault| wrong(told(&fault)))
 }
 
-/// How old lists that revoke nothing of ours are.
+/// Reports the age of lists that do not revoke this host's certificate.
 fn age(lists: &Revocations, now: SystemTime) -> Seen {
     let due = lists
         .next_update_unix_seconds()
@@ -282,7 +284,7 @@ fn age(lists: &Revocations, now: SystemTime) -> Seen {
     }
 }
 
-/// Whether whoever runs the tunnel can read what is public.
+/// Checks that any user who runs the tunnel can read the public files.
 fn readers(folder: &Path) -> Seen {
     let names = [LEAF_CERTIFICATE, AUTHORITY_CERTIFICATE, REVOCATION_LIST];
     let is_closed = |name: &&str| {
@@ -302,7 +304,7 @@ fn readers(folder: &Path) -> Seen {
     (Outcome::Warning, seen)
 }
 
-/// Whether a file is one that nobody but root can read.
+/// Whether only root can read a file.
 const fn is_for_root((owner, group): (u32, u32), mode: u32) -> bool {
     owner == 0 && mode & 0o004 == 0 && (group == 0 || mode & 0o040 == 0)
 }

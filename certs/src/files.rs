@@ -1,5 +1,6 @@
-//! Key files: written once, for their owner only, and read only if nobody else can. What is public lies beside them,
-//! and everybody may read it: a tunnel runs as another user than the one that carries its certificate.
+//! Reads and writes key files. A key is written once, for its owner only, and is read only if
+//! nobody else can read it. The public files beside it are readable by everybody: a tunnel runs as
+//! a different user than the one that installs its certificate.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,13 +13,13 @@ use towpath_protocol::fault::{Code, Fault};
 
 use crate::revocation::LIST_BYTES_MAX;
 
-/// Most bytes read from any certificate or key file: a chain of a few certificates is below 8 KiB.
+/// Most bytes read from any certificate or key file; a chain of a few certificates is below 8 KiB.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Who may read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readers {
-    /// Its owner alone: a key, or what only the authority needs.
+    /// Its owner alone: a key, or a file that only the authority needs.
     Owner,
     /// Everybody: a certificate, or a list.
     All,
@@ -33,7 +34,7 @@ impl Readers {
     }
 }
 
-/// A folder of keys, held open so that every file is created in this one and no other.
+/// A folder of keys. It is held open, so that every file is created in this folder and no other.
 #[derive(Debug)]
 pub struct KeyFolder {
     handle: OwnedFd,
@@ -41,11 +42,11 @@ pub struct KeyFolder {
 }
 
 impl KeyFolder {
-    /// Opens a folder, making it with mode 0700 first if it is not there.
+    /// Opens a folder, creating it with mode 0700 if it does not exist.
     ///
     /// # Errors
     ///
-    /// `E_PATH` if it is a symbolic link, no folder, not ours, or open to others.
+    /// `E_PATH` if it is a symbolic link, not a folder, not owned by us, or open to others.
     pub fn open_or_create(path: &Path) -> Result<Self, Fault> {
         match rustix::fs::mkdir(path, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -76,7 +77,7 @@ impl KeyFolder {
     ///
     /// # Errors
     ///
-    /// `E_STATE` if anything of that name is already there, `E_IO` if it cannot be written.
+    /// `E_STATE` if the name already exists, `E_IO` if it cannot be written.
     pub fn write_new(&self, name: &str, content: &str, readers: Readers) -> Result<PathBuf, Fault> {
         let path = self.path.join(name);
         self.write(name, content, |file| {
@@ -85,7 +86,8 @@ impl KeyFolder {
         Ok(path)
     }
 
-    /// Writes a new file that is its owner's alone until `share` says whose else it is.
+    /// Writes a new file that is readable by its owner alone until `share` sets its final owner and
+    /// mode.
     fn write(
         &self,
         name: &str,
@@ -114,8 +116,9 @@ impl KeyFolder {
         self.sync()
     }
 
-    /// Puts a file in the place of another, or of none, in one step: whoever reads the name gets the
-    /// whole old file or the whole new one. Whoever could read the old one can read the new one, but for a key.
+    /// Creates or replaces a file in one step: a reader sees the whole old file or the whole new
+    /// one. The new file keeps the owner and readers of the old one, except that a key stays its
+    /// owner's alone.
     ///
     /// # Errors
     ///
@@ -125,18 +128,19 @@ impl KeyFolder {
         Ok(self.path.join(name))
     }
 
-    /// Puts files in the place of others, in this order and each in one step, once all of them are written.
+    /// Creates or replaces several files, each in one step and in this order, after all of them
+    /// have been written.
     ///
     /// # Errors
     ///
-    /// `E_IO` or `E_PATH` if one cannot be written; all old files are then still there.
+    /// `E_IO` or `E_PATH` if one cannot be written; all the old files are then still there.
     pub(crate) fn replace_all(&self, files: &[(&str, &str, Readers)]) -> Result<(), Fault> {
         let new = |name: &str| format!(".{name}.new");
         let remove = |name: &str| {
             let _ = rustix::fs::unlinkat(&self.handle, new(name), AtFlags::empty());
         };
         for (at, (name, content, readers)) in files.iter().enumerate() {
-            // Left behind by one that was killed, and of no use.
+            // A leftover of a process that was killed; it is of no use.
             remove(name);
             let share = |file: &File| self.share_as_before(name, file, *readers);
             self.write(&new(name), content, share).inspect_err(|_| {
@@ -151,7 +155,8 @@ impl KeyFolder {
         self.sync()
     }
 
-    /// Gives a file the owner, the group and, unless it is its owner's alone, the mode of the one it replaces.
+    /// Gives a file the owner and group of the file it replaces, and its mode too unless it is for
+    /// `Readers::Owner`.
     fn share_as_before(&self, name: &str, file: &File, readers: Readers) -> Result<(), Errno> {
         let before = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let before = before.filter(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
@@ -159,7 +164,7 @@ impl KeyFolder {
         if let Some(before) = before {
             let (owner, group) = (Uid::from_raw(before.st_uid), Gid::from_raw(before.st_gid));
             let is_given = rustix::fs::fchown(file, Some(owner), Some(group)).is_ok();
-            // Those of another group are others.
+            // If the group could not be kept, the old mode would let the wrong group in.
             if readers == Readers::All && is_given {
                 mode = Mode::from_raw_mode(before.st_mode);
             }
@@ -167,10 +172,11 @@ impl KeyFolder {
         rustix::fs::fchmod(file, mode)
     }
 
-    /// Waits until nobody else holds this folder so; for as long as what this gives lives.
+    /// Waits for an exclusive lock on this folder, and holds it until the returned handle is
+    /// dropped.
     pub(crate) fn lock(&self) -> Result<OwnedFd, Fault> {
         let unusable = |error| unusable(&self.path, &error);
-        // A handle of its own: closing it unlocks the folder.
+        // A separate open file description: closing it releases the lock.
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
         let handle =
             rustix::fs::openat(&self.handle, ".", flags, Mode::empty()).map_err(unusable)?;
@@ -178,13 +184,13 @@ impl KeyFolder {
         Ok(handle)
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens a file of ours for adding to its end, making it first if it is not there; nobody else
-    /// who does so goes on before this one is closed.
+    /// Opens a file of ours for appending, creating it if necessary, and locks it: any other caller
+    /// waits until this one has closed it.
     pub(crate) fn open_locked(&self, name: &str) -> Result<File, Fault> {
         let path = self.path.join(name);
         let flags = OFlags::CREATE
@@ -215,18 +221,18 @@ impl KeyFolder {
             .map_err(|error| Fault::new(Code::Io, format!("writing {shown}: {error}")))
     }
 
-    /// Whether something of that name is there.
+    /// Whether the folder has an entry of that name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 }
 
-/// Reads a file of public text: certificates.
+/// Reads a public file, such as a certificate.
 ///
 /// # Errors
 ///
-/// `E_CERTIFICATE` if it cannot be read or is above [`FILE_BYTES_MAX`].
+/// `E_CERTIFICATE` if it cannot be read or is larger than [`FILE_BYTES_MAX`].
 pub fn read_public(path: &Path) -> Result<Vec<u8>, Fault> {
     let (content, _mode) = read(path, FILE_BYTES_MAX)?;
     Ok(content)
@@ -238,11 +244,12 @@ pub(crate) fn read_list(path: &Path) -> Result<Vec<u8>, Fault> {
     Ok(content)
 }
 
-/// Reads a private key, which nobody but its owner may be able to read.
+/// Reads a private key. Only its owner may be able to read it.
 ///
 /// # Errors
 ///
-/// `E_CERTIFICATE` if it cannot be read, is no plain file, or if its group or others may read it.
+/// `E_CERTIFICATE` if it cannot be read, is not a plain file, or if its group or others may read
+/// it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
     let (content, mode) = read(path, FILE_BYTES_MAX)?;
     if mode & 0o077 != 0 && !is_credential(path, mode) {
@@ -254,8 +261,8 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, Fault> {
     Ok(content)
 }
 
-/// Whether a service manager handed the file over for this process alone. It lets our user in by an
-/// access list, and what the mode then shows as the group's is only the list's mask.
+/// Whether a service manager passed the file to this process alone. It grants our user access by an
+/// ACL, and the group bits of the mode then only show the ACL's mask.
 fn is_credential(path: &Path, mode: u32) -> bool {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY");
     mode & 0o037 == 0 && folder.is_some_and(|folder| path.parent() == Some(Path::new(&folder)))
@@ -264,7 +271,8 @@ fn is_credential(path: &Path, mode: u32) -> bool {
 fn read(path: &Path, bytes_max: u64) -> Result<(Vec<u8>, u32), Fault> {
     let shown = path.display();
     let unreadable = |why: String| Fault::new(Code::Certificate, format!("{shown}: {why}"));
-    // Opened before it is looked at, so that what is checked is what is read; a FIFO does not block.
+    // Opened before it is inspected, so that the file that is checked is the file that is read. A
+    // FIFO does not block.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let handle = rustix::fs::open(path, flags, Mode::empty())
         .map_err(|error| unreadable(error.to_string()))?;

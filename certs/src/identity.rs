@@ -1,4 +1,5 @@
-//! Loading a host's own certificate, key and authority, checked so that trouble shows at the start.
+//! Loads a host's own certificate, key and authority, and checks them so that problems show at
+//! start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::{files, tls};
 /// Most certificates in one file: a leaf and an intermediate, with room for a cross-signed pair.
 const CHAIN_LENGTH_MAX: usize = 4;
 
-/// Who this host is, with the key that proves it and the authority it trusts.
+/// This host's identity: its certificate, the private key for it, and the authorities it trusts.
 #[derive(Clone)]
 pub struct Identity {
     host: HostIdentity,
@@ -30,11 +31,11 @@ pub struct Identity {
     pub(crate) roots: Arc<RootCertStore>,
     /// The certificates behind `roots`.
     authorities: Vec<CertificateDer<'static>>,
-    /// When the first of them ends.
+    /// When the first of these authorities ends.
     first_end_unix_seconds: u64,
-    /// Those of the file whose time is over: what they have signed is passed over.
+    /// Authorities in the file that have ended. Anything they signed is ignored.
     ended: Vec<CertificateDer<'static>>,
-    /// When the last of them has ended.
+    /// When the last of the ended authorities ended.
     last_end_unix_seconds: u64,
     pub(crate) revocations: Arc<Revocations>,
 }
@@ -46,13 +47,14 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Loads a host's files and checks that they belong together and are good now.
+    /// Loads a host's files and checks that they belong together and are valid now.
     ///
     /// # Errors
     ///
     /// `E_CERTIFICATE`, with what to do, if a file cannot be read, if others may read the key, if
-    /// the key is not the certificate's, if the certificate is expired, from another authority,
-    /// or names no host, or if no authority's time is left. One that has ended beside another is left out.
+    /// the key does not match the certificate, if the certificate has expired, is from another
+    /// authority or names no host, or if all authorities have ended. An authority that has ended is
+    /// ignored if another is still valid.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, Fault> {
         let cert_pem = files::read_public(cert)?;
         let key_pem = files::read_private(key)?;
@@ -60,8 +62,8 @@ impl Identity {
         Self::from_pem([(cert, &cert_pem), (key, &key_pem), (ca, &ca_pem)])
     }
 
-    /// The same of the texts of its certificate, its key and its authority, each with the name it is complained about
-    /// by.
+    /// Like [`Identity::load`], from PEM texts of the certificate, key and authority. Each comes
+    /// with the path that error messages name.
     ///
     /// # Errors
     ///
@@ -113,8 +115,8 @@ impl Identity {
         })
     }
 
-    /// Reads a file of lists of revoked certificates and checks it against the authorities of this
-    /// identity; no list may be older than its predecessor in `current`.
+    /// Reads a file of revocation lists and checks it against the authorities of this identity. No
+    /// list may be older than the list of the same authority in `current`.
     ///
     /// # Errors
     ///
@@ -127,7 +129,7 @@ impl Identity {
         Revocations::load_beside(crl, (&self.authorities, &self.ended), current)
     }
 
-    /// Reads the lists that were in use before a restart.
+    /// Reads back the lists that were in use before a restart.
     ///
     /// # Errors
     ///
@@ -136,14 +138,14 @@ impl Identity {
         Revocations::recall(text, &self.authorities)
     }
 
-    /// The same identity, that refuses what these lists revoke.
+    /// The same identity, refusing the certificates that these lists revoke.
     #[must_use]
     pub fn refusing(mut self, revocations: Arc<Revocations>) -> Self {
         self.revocations = revocations;
         self
     }
 
-    /// Whether both are the same certificate, authorities and lists.
+    /// Whether both have the same certificate, authorities and lists.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.key.cert == other.key.cert
@@ -151,28 +153,27 @@ impl Identity {
             && self.revocations.is_same(&other.revocations)
     }
 
-    /// What is known to be revoked.
+    /// The revoked certificates that are known.
     #[must_use]
     pub const fn revocations(&self) -> &Arc<Revocations> {
         &self.revocations
     }
 
-    /// Whether the certificate that is shown to peers, or what leads from it to its authority, is revoked by the lists
-    /// that this host has itself: whoever has them too refuses it.
+    /// Whether this host's own lists revoke the certificate that it shows to peers, or an
+    /// intermediate of its chain. Every peer that has the same lists refuses it.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
         let mut chain = self.chain().iter();
         chain.any(|one| self.revocations.is_revoked(one))
     }
 
-    /// The certificate that is shown to peers, with what leads from it to its authority.
+    /// The certificate that is shown to peers, followed by its intermediates.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.key.cert
     }
 
-    /// The authority that has signed a chain, of those that are trusted and whatever the time is now; none
-    /// if it was none of them.
+    /// The trusted authority that signed a chain, at whatever time; `None` if none of them did.
     #[must_use]
     pub fn signer_of(&self, chain: &[CertificateDer<'static>]) -> Option<&CertificateDer<'static>> {
         self.authorities.iter().find(|authority| {
@@ -181,22 +182,23 @@ impl Identity {
         })
     }
 
-    /// The authorities that are trusted, as operators see them.
+    /// The trusted authorities, as operators see them.
     pub fn authorities(&self) -> impl Iterator<Item = CertificateView> {
         self.authorities
             .iter()
             .filter_map(|der| view::view(der).ok())
     }
 
-    /// Whether this identity, loaded again now, would trust other authorities: the time of one is over by now, or that
-    /// of one that was left out is not, for the clock was ahead.
+    /// Whether loading this identity again at `now` would give other authorities. Either one of
+    /// them has ended by now, or one that was left out has not: the clock was ahead then and has
+    /// been set back.
     #[must_use]
     pub fn has_other_authorities(&self, now: SystemTime) -> bool {
         let now = unix_seconds_of(now);
         self.first_end_unix_seconds <= now || self.last_end_unix_seconds > now
     }
 
-    /// The host the certificate names.
+    /// The host that the certificate names.
     #[must_use]
     pub const fn host(&self) -> &HostIdentity {
         &self.host
@@ -209,8 +211,8 @@ impl Identity {
     }
 }
 
-/// Those authorities whose time is not over, and those whose is. As a root of trust a certificate has no end, and
-/// its key would name hosts for ever.
+/// Splits authorities into those that have not ended and those that have. TLS verification ignores
+/// the end of a root certificate, so without this an old key could name hosts for ever.
 pub(crate) fn by_time(
     authorities: Vec<CertificateDer<'static>>,
     now: SystemTime,
@@ -221,12 +223,12 @@ pub(crate) fn by_time(
         .partition(|der| end_of(der).is_some_and(|end| end > now))
 }
 
-/// When a certificate's time is over, in seconds since 1970. One that does not parse has none.
+/// When a certificate ends, in seconds since 1970; `None` if it does not parse.
 fn end_of(der: &CertificateDer<'_>) -> Option<u64> {
     view::view(der).ok().map(|one| one.not_after_unix_seconds)
 }
 
-/// Certificates as roots of trust.
+/// Makes a root store of certificates.
 pub(crate) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for root in authorities {
@@ -235,12 +237,12 @@ pub(crate) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertS
     Ok(roots)
 }
 
-/// Reads a file of certificates; there is at least one.
+/// Reads a file of one or more certificates.
 pub(crate) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     chain_in(path, &files::read_public(path)?)
 }
 
-/// The certificates of the file called `path`, of which this is the text.
+/// The certificates in `pem`, the text of the file at `path`.
 fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .take(CHAIN_LENGTH_MAX + 1)
@@ -253,8 +255,8 @@ fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fau
     Ok(chain)
 }
 
-/// Whether a chain leads to a root, whatever the time is now: a box that was in a cupboard too long
-/// is renewed, not made anew.
+/// Checks that a chain leads to a root, at whatever time: the certificate of a box that was in a
+/// cupboard for too long is renewed, not issued anew.
 pub(crate) fn check_signed(
     chain: &[CertificateDer<'static>],
     roots: &RootCertStore,
@@ -265,7 +267,8 @@ pub(crate) fn check_signed(
     check_chain(chain, roots, SystemTime::UNIX_EPOCH + last)
 }
 
-/// Whether a peer with the same authority would accept this chain now; else what to do.
+/// Checks that a peer with the same authority would accept this chain now; otherwise says what to
+/// do.
 pub(crate) fn check_chain(
     chain: &[CertificateDer<'static>],
     roots: &RootCertStore,

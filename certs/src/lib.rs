@@ -1,4 +1,5 @@
-//! The site authority: creates, issues and shows certificates, and holds the checks both daemons share.
+//! The site authority: creates, issues and shows certificates, and holds the certificate checks
+//! that both daemons share.
 //!
 //! One private authority per trust domain signs one certificate per host. A host *is* the URI in its
 //! certificate, `spiffe://<trust domain>/site/<site>/host/<host>`; DNS names and addresses prove
@@ -8,14 +9,14 @@
 //! |---|---|
 //! | [`authority`] | creating the authority, issuing certificates |
 //! | [`renewal`] | the next certificate of a host, under this authority or the next one |
-//! | [`register`] | what the authority has issued and revoked |
-//! | [`revocation`] | lists of revoked certificates: read and asked |
-//! | `list` | a list's bytes, read part by part |
-//! | [`check`] | a host's folder, looked at as its tunnel will |
+//! | [`register`] | the log of what the authority has issued and revoked |
+//! | [`revocation`] | lists of revoked certificates: loading and lookup |
+//! | `list` | a streaming parser for the bytes of a list |
+//! | [`check`] | checks a host's folder the way its tunnel will |
 //! | [`files`] | writing and reading key files without trusting the folder |
 //! | [`identity`] | loading a host's own certificate and key |
-//! | [`verify`] | what a peer's certificate must prove, and why it did not |
-//! | [`tls`] | the only TLS settings Towpath speaks |
+//! | [`verify`] | what a peer's certificate must prove, and why one was refused |
+//! | [`tls`] | the only TLS settings that Towpath uses |
 //! | [`view`] | a certificate as operators see it |
 #![forbid(unsafe_code)]
 

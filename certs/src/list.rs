@@ -1,7 +1,8 @@
-//! A list of revoked certificates as it stands in its bytes, read part by part.
+//! A streaming parser for a list of revoked certificates.
 //!
-//! The library's parser makes a structure of the whole list before anybody can look at it: thirty times its bytes, of
-//! a list that nobody has signed. Here the parts around the entries have a limit, and entries are read one at a time.
+//! The library's parser builds a structure of the whole list before anything is checked: thirty
+//! times the size of a list that may be signed by nobody. This parser limits the size of the parts
+//! around the entries, and reads the entries one at a time.
 
 use std::fmt::Display;
 
@@ -10,19 +11,19 @@ use x509_parser::prelude::{FromDer, ParsedExtension, RevokedCertificate, X509Ext
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::{AlgorithmIdentifier, X509Name};
 
-/// Most bytes of a name, an algorithm or all extensions: those of the authorities we know take a few hundred.
+/// Most bytes of a name, an algorithm or all extensions; the authorities we know use a few hundred.
 const PART_BYTES_MAX: usize = 8 * 1024;
 
-/// Most bytes of what is said of one certificate: its number, when, and why.
+/// Most bytes of one entry: a certificate's serial number, the time, and the reason.
 const ENTRY_BYTES_MAX: usize = 1024;
 
-/// The number of a list's second version, the last there is.
+/// The encoded number of version 2, the latest version of the list format.
 const SECOND: [u8; 1] = [1];
 
-/// A list in parts. Who has signed it is not looked at.
+/// A parsed list. Its signature has not been verified.
 #[derive(Debug)]
 pub(crate) struct Parsed<'a> {
-    /// What the signature is of.
+    /// The bytes that the signature covers.
     pub(crate) signed: &'a [u8],
     pub(crate) signature: &'a [u8],
     pub(crate) algorithm: AlgorithmIdentifier<'a>,
@@ -30,7 +31,7 @@ pub(crate) struct Parsed<'a> {
     pub(crate) this_update: ASN1Time,
     pub(crate) next_update: Option<ASN1Time>,
     pub(crate) extensions: Vec<X509Extension<'a>>,
-    /// All of them good.
+    /// All of them have been checked to parse.
     entries: &'a [u8],
 }
 
@@ -39,7 +40,7 @@ impl<'a> Parsed<'a> {
     ///
     /// # Errors
     ///
-    /// What does not parse, or is longer than any list needs.
+    /// A message if it does not parse, or if a part is longer than any list needs.
     pub(crate) fn from_der(der: &'a [u8]) -> Result<Self, String> {
         let mut rest = der;
         let whole = cut(&mut rest, Tag::Sequence)?;
@@ -85,12 +86,12 @@ impl<'a> Parsed<'a> {
         Ok(parsed)
     }
 
-    /// The numbers of the certificates that are revoked, as they stand there.
+    /// The serial numbers of the revoked certificates, as encoded.
     pub(crate) fn serials(&self) -> impl Iterator<Item = &'a [u8]> {
         self.entries().filter_map(Result::ok)
     }
 
-    /// The number of the list, if it has one that we can count to.
+    /// The number of the list; an error if it has none, or one that does not fit a `u64`.
     pub(crate) fn number(&self) -> Result<u64, String> {
         let number = self.extensions.iter().find_map(|extension| {
             let ParsedExtension::CRLNumber(number) = extension.parsed_extension() else {
@@ -104,7 +105,7 @@ impl<'a> Parsed<'a> {
             .map_err(|_| "a revocation list's number is above 2^64".to_owned())
     }
 
-    /// The number of each certificate, up to the first entry that is none.
+    /// The serial number of each entry, ending with the first entry that does not parse.
     fn entries(&self) -> impl Iterator<Item = Result<&'a [u8], String>> {
         let mut rest = self.entries;
         std::iter::from_fn(move || {
@@ -127,13 +128,13 @@ impl<'a> Parsed<'a> {
     }
 }
 
-/// A part, with its head and without.
+/// A DER element, with its header (`raw`) and without (`content`).
 struct Part<'a> {
     raw: &'a [u8],
     content: &'a [u8],
 }
 
-/// Cuts off the next part, which has to be of a kind.
+/// Cuts off the next element, which must have the given tag.
 fn cut<'a>(rest: &mut &'a [u8], tag: Tag) -> Result<Part<'a>, String> {
     let bytes = *rest;
     let (behind, any) = Any::from_der(bytes).map_err(wrong)?;
@@ -147,7 +148,7 @@ fn cut<'a>(rest: &mut &'a [u8], tag: Tag) -> Result<Part<'a>, String> {
     })
 }
 
-/// Whether the next part is of a kind.
+/// Whether the next element has the given tag.
 fn next_is(rest: &[u8], tag: Tag) -> bool {
     rest.first()
         .is_some_and(|first| u32::from(first & 0x1f) == tag.0 && first & 0xc0 == 0)
@@ -159,7 +160,7 @@ fn cut_time(rest: &mut &[u8]) -> Result<ASN1Time, String> {
     Ok(time)
 }
 
-/// What stands in the whole of some bytes, if these are not too many.
+/// Parses all of `bytes` as one value, if they are not too many.
 fn whole_of<'a, T: FromDer<'a, E>, E: std::fmt::Debug + Display>(
     bytes: &'a [u8],
 ) -> Result<T, String>
@@ -176,7 +177,7 @@ where
     }
 }
 
-/// The extensions, which are the last of what is signed.
+/// Parses the extensions, which come last in the signed part.
 fn extensions(rest: &[u8]) -> Result<Vec<X509Extension<'_>>, String> {
     if rest.is_empty() {
         return Ok(Vec::new());

@@ -1,7 +1,7 @@
-//! The authority's own register: every certificate it issued, revoked, and every list it signed.
+//! The authority's own register: every certificate it issued or revoked, and every list it signed.
 //!
-//! A file of JSON lines that only grows. A line is durable before what it speaks of leaves the
-//! authority, so that nothing good is out there that cannot be revoked.
+//! A file of JSON lines that is only appended to. A line is durable before the certificate or list
+//! it records leaves the authority, so that no valid certificate exists that cannot be revoked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,11 +18,11 @@ use crate::view::{LAST_SECOND_OF_9999, rfc3339};
 /// The register's file in the authority's folder.
 pub const REGISTER: &str = "register.jsonl";
 
-/// Most bytes of a register: some 60,000 certificates, a quarter of a century of a thousand hosts
-/// renewed twice a year. Beyond it a new authority is due.
+/// Most bytes of a register: some 60,000 certificates, or a quarter of a century of a thousand
+/// hosts renewed twice a year. After that a new authority is due.
 const REGISTER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// What is kept of them for revoking what was issued, and for lists.
+/// The part of [`REGISTER_BYTES_MAX`] that is reserved for revocations and lists.
 const REVOKING_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Why a certificate is revoked.
@@ -35,14 +35,14 @@ pub enum Reason {
     KeyCompromise,
     /// Another certificate has taken its place.
     Superseded,
-    /// The host is no more.
+    /// The host no longer exists.
     CessationOfOperation,
     /// The host may no longer do what it did.
     PrivilegeWithdrawn,
 }
 
 impl Reason {
-    /// The reason's name, as X.509 has it.
+    /// The reason's name in X.509.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -72,7 +72,7 @@ pub(crate) enum Entry {
         reason: Reason,
         at_unix_seconds: u64,
     },
-    /// A list of the revoked ones was signed.
+    /// A list of revoked certificates was signed.
     List {
         number: u64,
         at_unix_seconds: u64,
@@ -81,7 +81,7 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    /// The latest moment of it, in seconds since 1970.
+    /// The latest time in this entry, in seconds since 1970.
     fn latest_unix_seconds(&self) -> u64 {
         match *self {
             Self::Issued {
@@ -104,11 +104,11 @@ impl Entry {
 /// A certificate as the authority remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IssuedView {
-    /// Its number, in hexadecimal.
+    /// Its serial number, in hexadecimal.
     pub serial: String,
     /// The host it names.
     pub identity: HostIdentity,
-    /// How it is now.
+    /// Its state now.
     pub state: IssuedState,
     /// When it was issued, RFC 3339.
     pub issued: String,
@@ -124,13 +124,13 @@ pub struct IssuedView {
     pub reason: Option<Reason>,
 }
 
-/// How a certificate is.
+/// The state of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IssuedState {
     /// It can be used.
     Good,
-    /// Its time is over.
+    /// Its validity has ended.
     Expired,
     /// It was revoked.
     Revoked,
@@ -148,22 +148,22 @@ impl IssuedState {
     }
 }
 
-/// A register that nobody else writes to while it is open.
+/// A register, locked against other writers while it is open.
 #[derive(Debug)]
 pub(crate) struct Register {
     file: File,
     shown: String,
     issued: BTreeMap<String, IssuedView>,
-    /// In the order they were issued.
+    /// Serial numbers in order of issue.
     order: Vec<String>,
     list_number: u64,
-    /// Nothing was revoked behind the last list.
+    /// Whether nothing was revoked after the last list.
     is_listed: bool,
     bytes: u64,
 }
 
 impl Register {
-    /// Opens the register of an authority's folder, waiting until nobody else has it open.
+    /// Opens the register of an authority's folder, waiting while another process has it open.
     pub(crate) fn open(folder: &KeyFolder) -> Result<Self, Fault> {
         let mut file = folder.open_locked(REGISTER)?;
         let shown = folder.path().join(REGISTER).display().to_string();
@@ -192,7 +192,8 @@ impl Register {
     fn replay(&mut self, text: &str) -> Result<(), Fault> {
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         if whole < text.len() {
-            // The last writer was stopped within its line, so nothing of it has left the authority.
+            // The last writer was stopped in the middle of its line, so what the line records has
+            // not left the authority.
             self.file
                 .set_len(whole as u64)
                 .map_err(|error| self.failed(&error))?;
@@ -257,7 +258,7 @@ impl Register {
         Ok(())
     }
 
-    /// Adds a line, and returns once it is durable.
+    /// Appends a line, and returns once it is durable.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<(), Fault> {
         let mut line = serde_json::to_string(entry)
             .map_err(|error| Fault::new(Code::Io, format!("{}: {error}", self.shown)))?;
@@ -271,7 +272,7 @@ impl Register {
             let detail = format!("{} is full; the next authority is due", self.shown);
             return Err(Fault::new(Code::State, detail));
         }
-        // Applied first, so that what does not fit the register never stands in it.
+        // Applied first, so that an entry that does not fit the register is never written to it.
         self.apply(entry)?;
         self.file
             .write_all(line.as_bytes())
@@ -281,17 +282,17 @@ impl Register {
         Ok(())
     }
 
-    /// The number of the last list that was signed; 0 if there was none.
+    /// The number of the last signed list; 0 if there was none.
     pub(crate) const fn list_number(&self) -> u64 {
         self.list_number
     }
 
-    /// Whether a list was signed behind all that was revoked.
+    /// Whether a list was signed after the last revocation.
     pub(crate) const fn is_listed(&self) -> bool {
         self.is_listed
     }
 
-    /// Every certificate, in the order they were issued, as they are at `now`.
+    /// Every certificate, in order of issue, with its state at `now`.
     pub(crate) fn issued(&self, now: SystemTime) -> Vec<IssuedView> {
         let now = unix_seconds_of(now);
         let views = self.order.iter().filter_map(|serial| {
@@ -311,7 +312,7 @@ impl Register {
     }
 }
 
-/// Seconds since 1970; a clock from before then is as one of then.
+/// Seconds since 1970; 0 for a clock set before then.
 pub(crate) fn unix_seconds_of(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

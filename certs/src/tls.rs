@@ -1,8 +1,9 @@
-//! The only TLS settings Towpath speaks: 1.3, mutual, one suite, one key exchange, no resumption.
+//! The only TLS settings that Towpath uses: 1.3, mutual authentication, one suite, one key
+//! exchange, no resumption.
 //!
 //! Both ends of a link are ours, so nothing has to be negotiated. [`ALPN`] stands for exactly one
-//! cipher suite and one key exchange, and a weaker pair cannot be agreed on because it is not on
-//! offer. A later release that wants another pair offers another ALPN beside this one.
+//! cipher suite and one key exchange; a weaker pair is not offered and so cannot be agreed on. A
+//! later release that wants another pair offers another ALPN beside this one.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,16 +21,16 @@ use crate::verify::{PeerVerifier, Rejections};
 /// The application protocol of version 1 of the link.
 pub const ALPN: &[u8] = b"towpath/1";
 
-/// The key exchange of [`ALPN`]: hybrid, so that traffic recorded today stays closed to the
+/// The key exchange of [`ALPN`]: hybrid, so that traffic recorded today cannot be decrypted by the
 /// quantum computers of tomorrow.
 pub const KEY_EXCHANGE: &str = "X25519MLKEM768";
 
-/// The cipher suite of [`ALPN`]: every 64-bit processor of the last decade has it in hardware, and
-/// it was the fastest measured.
+/// The cipher suite of [`ALPN`]: every 64-bit processor of the last decade supports it in hardware,
+/// and it was the fastest measured.
 pub const CIPHER_SUITE: &str = "TLS13_AES_128_GCM_SHA256";
 
-/// The same with a key exchange that a quantum computer would open: never used by a daemon, but beside it
-/// a bench shows what the hybrid one costs.
+/// Like [`provider`], with a key exchange that a quantum computer would break. No daemon uses it; a
+/// bench compares it with the hybrid one to show what that costs.
 pub fn classical_provider() -> Arc<CryptoProvider> {
     let mut classical = CryptoProvider::clone(&provider());
     classical.kx_groups = vec![aws_lc_rs::kx_group::X25519];
@@ -48,7 +49,8 @@ pub fn provider() -> Arc<CryptoProvider> {
     }))
 }
 
-/// Whether a key exchange is as strong as the better one of an elliptic curve and a lattice.
+/// Whether a key exchange is a hybrid of an elliptic curve and a lattice, as strong as the better
+/// of the two.
 #[must_use]
 pub const fn is_hybrid(group: NamedGroup) -> bool {
     matches!(
@@ -57,7 +59,7 @@ pub const fn is_hybrid(group: NamedGroup) -> bool {
     )
 }
 
-/// Settings of the side that is dialled.
+/// TLS settings of the side that is dialled.
 ///
 /// # Errors
 ///
@@ -69,7 +71,7 @@ pub fn server_config(
     server_config_with(provider(), identity, rejections)
 }
 
-/// The same with other algorithms.
+/// Like [`server_config`], with other algorithms.
 ///
 /// # Errors
 ///
@@ -88,14 +90,14 @@ pub fn server_config_with(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // A resumed session would skip the verifier, and early data can be replayed: neither is had.
+    // A resumed session would skip the verifier, and early data can be replayed: both are disabled.
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }
 
-/// Settings of the side that dials `site`; whoever answers must prove to be of that site.
+/// TLS settings of the side that dials `site`; the server must prove that it belongs to that site.
 ///
 /// # Errors
 ///
@@ -108,7 +110,7 @@ pub fn client_config(
     client_config_with(provider(), identity, site, rejections)
 }
 
-/// The same with other algorithms.
+/// Like [`client_config`], with other algorithms.
 ///
 /// # Errors
 ///
@@ -130,7 +132,8 @@ pub fn client_config_with(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
-    // The name in the clear would tell a listener whom we dial, and the verifier does not use it.
+    // A server name in the clear would tell an eavesdropper whom we dial, and the verifier does not
+    // use it.
     config.enable_sni = false;
     Ok(config)
 }

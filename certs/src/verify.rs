@@ -1,4 +1,4 @@
-//! What a peer's certificate must prove: chain, time, use, and a host's name in our trust domain.
+//! Verifies a peer's certificate: its chain, validity, usage, and a host name in our trust domain.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,19 +27,19 @@ pub enum Rejection {
     NoCertificate,
     /// Its certificate was not signed by our authority.
     UnknownAuthority,
-    /// Its certificate's time is over.
+    /// Its certificate has expired.
     Expired,
-    /// Its certificate's time has not begun: often a clock.
+    /// Its certificate is not valid yet: often a wrong clock.
     NotYetValid,
     /// Its certificate is not meant for this side of a connection.
     WrongUsage,
-    /// Its certificate names no host, one of another domain, or another site than was dialled.
+    /// Its certificate names no host, a host of another domain, or another site than was dialled.
     WrongName,
     /// Its certificate has been revoked.
     Revoked,
     /// Its certificate or signature does not parse or verify.
     Malformed,
-    /// It speaks another protocol, another version of TLS, or no algorithm of ours.
+    /// It speaks another protocol, another version of TLS, or none of our algorithms.
     WrongProtocol,
 }
 
@@ -57,7 +57,7 @@ impl Rejection {
         Self::WrongProtocol,
     ];
 
-    /// The reason as the metric's label.
+    /// The reason as a metric label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -73,8 +73,8 @@ impl Rejection {
         }
     }
 
-    /// The reason behind a TLS alert we sent before any certificate was looked at; the others are
-    /// counted by the verifier itself, which knows more than an alert can say.
+    /// The reason for a TLS alert that we sent before any certificate was checked; `None` for the
+    /// others, which the verifier counts itself because it knows more than an alert can say.
     #[must_use]
     pub const fn from_alert(alert: u8) -> Option<Self> {
         match alert {
@@ -86,16 +86,16 @@ impl Rejection {
         }
     }
 
-    /// Whether an alert is one of those that stand for a certificate, or for what was signed with it: the verifier
-    /// has counted that.
+    /// Whether an alert reports a certificate, or a signature made with one. The verifier has
+    /// already counted those.
     #[must_use]
     pub const fn is_by_verifier(alert: u8) -> bool {
         // bad_certificate to certificate_unknown, unknown_ca, access_denied, decrypt_error
         matches!(alert, 42..=46 | 48 | 49 | 51)
     }
 
-    /// What an alert says of what was refused, of ours or of the peer's. One alert stands for a certificate that has
-    /// expired and for one that is not valid yet.
+    /// The reason that an alert stands for, whether we sent it or the peer did. The alert is the
+    /// same for a certificate that has expired and one that is not valid yet.
     #[must_use]
     pub const fn told_by(alert: u8) -> Option<Self> {
         Some(match alert {
@@ -104,7 +104,8 @@ impl Rejection {
             44 => Self::Revoked,
             45 => Self::Expired,
             46 | 49 => Self::WrongName,
-            // A stranger's authority may carry our authority's name: then a signature fails.
+            // A stranger's authority may carry the name of our authority; then a signature check
+            // fails.
             48 | 51 => Self::UnknownAuthority,
             _ => return Self::from_alert(alert),
         })
@@ -119,7 +120,8 @@ impl Rejection {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 Self::NotYetValid
             }
-            // A stranger's authority may carry our authority's name: then the signature fails.
+            // A stranger's authority may carry the name of our authority; then the signature check
+            // fails.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 Self::UnknownAuthority
             }
@@ -133,37 +135,38 @@ impl Rejection {
     }
 }
 
-/// A certificate that was refused, in words: a TLS library keeps of them what its alert says.
+/// A refused certificate, with a text. The TLS library would keep only the alert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Why.
     pub reason: Rejection,
-    /// What was found, with its values.
+    /// What was found, with the actual values.
     pub detail: String,
 }
 
-/// How often each reason occurred, and what was refused last; shared by all handshakes of a daemon.
+/// Counts each reason, and keeps the last refusal of each site; shared by all handshakes of a
+/// daemon.
 #[derive(Debug, Default)]
 pub struct Rejections {
     counts: [AtomicU64; Rejection::ALL.len()],
-    /// By the site that was dialled; of those who dial us under none.
+    /// Keyed by the site that was dialled; `None` for peers that dial us.
     last: Mutex<BTreeMap<Option<Name>, Refusal>>,
 }
 
 impl Rejections {
-    /// Counts one.
+    /// Counts one refusal.
     pub fn count(&self, reason: Rejection) {
         self.counts[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it occurred.
+    /// How often a reason occurred.
     #[must_use]
     pub fn of(&self, reason: Rejection) -> u64 {
         self.counts[reason as usize].load(Ordering::Relaxed)
     }
 
-    /// The certificate that was refused last of those that answered where this site was dialled; without a site, of
-    /// those who dialled us.
+    /// The last refusal of a certificate shown by a server when this site was dialled; for `None`,
+    /// by a peer that dialled us.
     #[must_use]
     pub fn last(&self, site: Option<&Name>) -> Option<Refusal> {
         self.lasts().get(&site.cloned()).cloned()
@@ -171,17 +174,17 @@ impl Rejections {
 
     fn note(&self, site: Option<&Name>, refusal: Refusal) {
         self.count(refusal.reason);
-        // No more of them than there are sites that we dial, and one.
+        // At most one entry for each site that we dial, and one for peers that dial us.
         self.lasts().insert(site.cloned(), refusal);
     }
 
     fn lasts(&self) -> MutexGuard<'_, BTreeMap<Option<Name>, Refusal>> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Checks peers on both sides of a connection.
+/// Verifies peers, as server and as client.
 #[derive(Debug)]
 pub(crate) struct PeerVerifier {
     roots: Arc<RootCertStore>,
@@ -237,7 +240,7 @@ impl PeerVerifier {
         }
     }
 
-    /// Whether a chain that holds may still be used: what leads from its certificate to an authority, too.
+    /// Checks that no certificate of a valid chain has been revoked, intermediates included.
     fn check_revocation(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -250,7 +253,7 @@ impl PeerVerifier {
         Ok(())
     }
 
-    /// Notes what ended a check, and says it in the error.
+    /// Counts the reason a check failed, and puts it into the error.
     fn counted<T>(&self, named: Result<(), Fault>, chain: Result<T, Error>) -> Result<T, Error> {
         let (reason, detail, error) = match (chain, named) {
             (Err(error), _) => (Rejection::from_error(&error), error.to_string(), error),

@@ -13,18 +13,18 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 
 use crate::{files, identity};
 
-/// What a certificate says.
+/// The contents of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateView {
-    /// The URI it names, if it names exactly one.
+    /// Its URI, if it has exactly one.
     pub uri: Option<String>,
-    /// The host, if the URI is a host's.
+    /// The host, if the URI names one.
     pub identity: Option<HostIdentity>,
     /// Whether it may sign other certificates.
     pub is_authority: bool,
     /// Who signed it.
     pub issuer: String,
-    /// Its number, in hexadecimal.
+    /// Its serial number, in hexadecimal.
     pub serial: String,
     /// First moment, RFC 3339.
     pub not_before: String,
@@ -52,7 +52,7 @@ pub fn show(path: &Path) -> Result<CertificateView, Fault> {
     view(&der)
 }
 
-/// Reads every certificate of a PEM file, in their order: a host's own comes before those that vouch for it.
+/// Reads every certificate of a PEM file, in order: a host's own comes before its intermediates.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ pub fn view(der: &CertificateDer<'_>) -> Result<CertificateView, Fault> {
     })
 }
 
-/// The host a certificate names.
+/// The host that a certificate names.
 ///
 /// # Errors
 ///
@@ -101,7 +101,7 @@ pub fn identity_of(der: &CertificateDer<'_>) -> Result<HostIdentity, Fault> {
     HostIdentity::from_uri(uri)
 }
 
-/// Whether a certificate was made for a key.
+/// Whether a certificate is for this key.
 pub(crate) fn public_key_is(certificate_pem: &str, key: &KeyPair) -> Result<bool, Fault> {
     let der = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
         .map_err(|error| Fault::new(Code::Certificate, format!("no certificate: {error}")))?;
@@ -109,26 +109,27 @@ pub(crate) fn public_key_is(certificate_pem: &str, key: &KeyPair) -> Result<bool
     Ok(certificate.public_key().subject_public_key.data == key.der_bytes())
 }
 
-/// The URI that the first certificate of a PEM text names.
+/// The URI in the first certificate of a PEM text.
 pub(crate) fn uri_in(pem: &str) -> Result<Option<String>, Fault> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|error| Fault::new(Code::Certificate, format!("no certificate: {error}")))?;
     Ok(view(&der)?.uri)
 }
 
-/// The public key of a certificate with its algorithm, in DER.
+/// The public key of a certificate and its algorithm, in DER.
 pub(crate) fn public_key_info(der: &CertificateDer<'_>) -> Result<Vec<u8>, Fault> {
     Ok(parse(der)?.public_key().raw.to_vec())
 }
 
-/// Issuer and serial number as they stand in a certificate; none if it does not parse.
+/// Issuer and serial number as encoded in a certificate; `None` if it does not parse.
 pub(crate) fn issuer_and_serial(der: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
     let certificate = parse(der).ok()?;
     let (issuer, serial) = (certificate.issuer().as_raw(), certificate.raw_serial());
     Some((issuer.to_vec(), serial.to_vec()))
 }
 
-/// An authority's name as it stands in its certificate, and its public key; none if it does not parse.
+/// An authority's name as encoded in its certificate, and its public key; `None` if it does not
+/// parse.
 pub(crate) fn subject_and_key(der: &CertificateDer<'static>) -> Option<(Vec<u8>, Vec<u8>)> {
     let certificate = parse(der).ok()?;
     let key = certificate.public_key().subject_public_key.data.to_vec();
@@ -185,15 +186,15 @@ fn usages(certificate: &X509Certificate<'_>) -> Vec<String> {
     usages.into_iter().map(str::to_owned).collect()
 }
 
-/// Seconds since 1970; a certificate from before then is as expired as one from then.
+/// Seconds since 1970; 0 for times before then, which are just as expired.
 pub(crate) fn unix_seconds(timestamp: i64) -> u64 {
     u64::try_from(timestamp).unwrap_or(0)
 }
 
-/// The last moment that has a date.
+/// The last second of the year 9999, the latest that RFC 3339 can express.
 pub(crate) const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
 
-/// A moment as RFC 3339, whatever the certificate claims: the formatter stops at the year 9999.
+/// A time as RFC 3339. Certificates may claim any time, but the formatter stops at the year 9999.
 pub(crate) fn rfc3339(seconds: u64) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(LAST_SECOND_OF_9999));
     humantime::format_rfc3339_seconds(time).to_string()
@@ -203,7 +204,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes that hexadecimal digits stand for, if they do.
+/// Decodes hexadecimal digits; `None` if they are not.
 pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return None;
@@ -214,7 +215,7 @@ pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Text from a certificate without anything that could steer a terminal.
+/// Text from a certificate, without characters that could control a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let plain = |c: char| if c.is_control() { '?' } else { c };
     text.chars().take(200).map(plain).collect()

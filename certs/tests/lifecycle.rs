@@ -70,13 +70,13 @@ impl World {
             .revoke(which, Reason::KeyCompromise, LIST_VALIDITY, now)
     }
 
-    /// The authority's list as a host would read it that has `current`.
+    /// Reads the authority's list as a host with the lists in `current` would.
     fn read(&self, file: &Path, current: &Revocations) -> Result<Revocations, Fault> {
         let ca = CertificateDer::from_pem_file(self.path("ca/ca.pem")).unwrap();
         Revocations::load(file, &[ca], current)
     }
 
-    /// A list made by hand with the authority's key.
+    /// A handmade list, signed with the authority's key.
     fn forge(&self, change: impl FnOnce(&mut CertificateRevocationListParams)) -> PathBuf {
         let key = KeyPair::from_pem(&fs::read_to_string(self.path("ca/ca.key")).unwrap()).unwrap();
         let pem = fs::read_to_string(self.path("ca/ca.pem")).unwrap();
@@ -275,7 +275,7 @@ fn t11_lists_that_are_damaged_foreign_partial_or_old_are_refused() {
     let twin = world.forge(|list| list.crl_number = SerialNumber::from(2_u64));
     refused(&twin, &current, "another list 2");
 
-    // Every bit of a list that is flipped is noticed, or changes nothing that counts.
+    // Flipping any bit of a list is noticed, or changes nothing that matters.
     let der = rustls_pki_types::CertificateRevocationListDer::from_pem_file(&second).unwrap();
     let damaged = world.path("damaged.pem");
     let mut spelt = 0;
@@ -283,7 +283,8 @@ fn t11_lists_that_are_damaged_foreign_partial_or_old_are_refused() {
         let mut bytes = der.to_vec();
         bytes[at] ^= 1;
         fs::write(&damaged, rcgen_pem(&bytes)).unwrap();
-        // Around the signed part stands the algorithm's name again; how it is spelt is not signed.
+        // The algorithm's name is repeated outside the signed part; its encoding there is not
+        // signed.
         if let Ok(list) = world.read(&damaged, &none) {
             assert!(list.views().eq(current.views()), "bit of byte {at}");
             spelt += 1;
@@ -343,7 +344,7 @@ fn a_list_is_fresh_then_aging_then_stale() {
             "{days}"
         );
     }
-    // Signed under a clock that was years ahead, it would be fresh for as long.
+    // If the signer's clock was years ahead, the list would otherwise stay fresh for as long.
     assert_eq!(list.freshness(start - 200 * DAY), Some(Freshness::Aging));
     assert_eq!(Revocations::default().freshness(start), None);
 }
@@ -362,7 +363,8 @@ fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
         .unwrap();
     let after_lists = Overlap::open(&world.path("next")).unwrap();
 
-    // The old authority alone, the old with the next, the next with the old, the next alone.
+    // Four steps: the old authority alone, the old with the next, the next with the old, the next
+    // alone.
     assert_eq!(load(&files).unwrap().authorities().count(), 1);
     let renew = |authority: &Authority, overlap: Option<&Overlap>| {
         let folder = world.path("edge");
@@ -381,7 +383,7 @@ fn a_host_moves_to_the_next_authority_through_an_overlap_of_both() {
     assert!(identity.view().issuer.contains("shop.example"));
     let files = renew(&next, None).unwrap();
     assert_eq!(load(&files).unwrap().authorities().count(), 1);
-    // Back to the old one there is no way any more.
+    // There is no way back to the old authority.
     assert!(renew(&world.authority, None).is_err());
     assert!(renew(&world.authority, Some(&after)).is_ok());
 
@@ -436,7 +438,7 @@ fn a_folder_is_checked_whole_and_all_that_is_wrong_shows() {
     assert_eq!(outcome("time", start + 91 * DAY), Outcome::Wrong);
     assert_eq!(outcome("time", start - DAY), Outcome::Wrong);
     assert_eq!(outcome("revocation", start + 24 * DAY), Outcome::Warning);
-    // A tunnel starts with a list that has ended, and only begins no move.
+    // A tunnel still starts with a list that has ended; it only begins no move.
     assert_eq!(outcome("revocation", start + 31 * DAY), Outcome::Warning);
     assert!(of(start + 31 * DAY).is_good);
 
@@ -635,7 +637,7 @@ fn a_register_that_is_full_still_revokes_and_a_list_that_nobody_reads_is_not_sig
     assert_eq!(fault.code, Code::State);
     assert!(fault.detail.contains("larger than"), "{fault}");
     assert!(fs::read(world.path("ca/crl.pem")).unwrap() == list);
-    // Years behind their end they are of no use to anybody.
+    // Certificates that ended years ago are left out of the list.
     let later = SystemTime::now() + 1000 * DAY;
     let signed = world
         .authority
@@ -670,11 +672,12 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
     let identity = load(&files).unwrap();
     assert_eq!(identity.authorities().count(), 1);
     assert_eq!(outcome(start), Outcome::Warning);
-    // A clock that was ahead and is right again has the one back, one that was behind loses the other.
+    // When a clock that was ahead is corrected, the ended authority is trusted again; when one that
+    // was behind is, the authority is dropped.
     assert!(!identity.has_other_authorities(start));
     assert!(identity.has_other_authorities(start - 2 * DAY));
     assert!(identity.has_other_authorities(start + 3651 * DAY));
-    // A list of the one that has ended, beside that of the one that lasts.
+    // A file with a list of the ended authority beside a list of the valid one.
     let listed = |number: u64, issuer: &Issuer<'_, KeyPair>| {
         let list = CertificateRevocationListParams {
             this_update: start.into(),
@@ -698,7 +701,7 @@ fn an_authority_that_has_ended_is_trusted_no_longer() {
             .unwrap();
         assert_eq!(current.views().count(), 1);
     }
-    // A tunnel starts with such a folder, and so it is good.
+    // A tunnel starts with such a folder, so the check passes.
     fs::copy(&both, world.path("edge/crl.pem")).unwrap();
     let view = check::folder(&world.path("edge"), start);
     assert!(view.is_good, "{view:?}");
@@ -725,14 +728,14 @@ fn no_host_is_handed_a_list_that_has_ended_or_is_about_to() {
         let is_fresh = lists.freshness(SystemTime::now()) == Some(Freshness::Fresh);
         (number, is_fresh) == (last + 1, true)
     };
-    // What is revoked stands in the one that is signed for a host, too.
+    // The list that is signed for a host contains the revoked certificates too.
     let thief = world.issue("thief", "thief");
     world.revoke(&Which::Host(host("thief"))).unwrap();
     let ended = sign(DAY, SystemTime::now() - 2 * DAY);
     let lists = handed(&world.issue("edge", "edge"));
     assert!(is_next(&lists, ended), "{lists:?}");
     assert!(lists.is_revoked(&leaf(&thief)));
-    // One that is good for long is handed on as it is.
+    // A list with enough time left is handed out unchanged.
     let lists = handed(&world.issue("region", "region"));
     assert!(is_next(&lists, ended), "{lists:?}");
 
@@ -763,7 +766,7 @@ fn whoever_could_read_what_is_replaced_can_read_what_takes_its_place() {
     renew(KeyChoice::Same);
     assert_eq!(mode(&files.cert), 0o640);
     assert_eq!(mode(&files.ca), 0o644);
-    // A key stays its owner's alone, whatever the one before was.
+    // A key stays readable by its owner alone, whatever the mode of the old key.
     fs::set_permissions(&files.key, of_group).unwrap();
     renew(KeyChoice::New);
     assert_eq!(mode(&files.key), 0o600);

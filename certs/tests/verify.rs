@@ -1,4 +1,5 @@
-//! Handshakes in memory: what a peer's certificate must prove, and the reason counted when it does not.
+//! In-memory handshakes: what a peer's certificate must prove, and which reason is counted if it
+//! does not.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::fs;
@@ -23,7 +24,7 @@ use towpath_protocol::identity::HostIdentity;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// Two hosts of one domain, and all a test needs to make wrong ones.
+/// Two hosts of one domain, and what a test needs to make invalid certificates.
 struct Fixture {
     folder: TempDir,
     authority: Authority,
@@ -56,7 +57,7 @@ impl Fixture {
         tls::client_config(&self.edge, &"region".parse().unwrap(), &self.rejections).unwrap()
     }
 
-    /// A client that shows a certificate made by hand.
+    /// A client that shows a handmade certificate.
     fn client_with(&self, cert: &Path, key: &Path) -> ClientConfig {
         let mut config = self.client();
         let keys = load_unchecked(cert, key);
@@ -64,7 +65,7 @@ impl Fixture {
         config
     }
 
-    /// A server that shows a certificate made by hand.
+    /// A server that shows a handmade certificate.
     fn server_with(&self, cert: &Path, key: &Path) -> ServerConfig {
         let mut config = self.server();
         let keys = load_unchecked(cert, key);
@@ -72,7 +73,7 @@ impl Fixture {
         config
     }
 
-    /// A certificate of our authority with any names and uses.
+    /// A certificate from our authority with arbitrary names and usages.
     fn forge(
         &self,
         name: &str,
@@ -122,12 +123,12 @@ fn load_unchecked(cert: &Path, key: &Path) -> rustls::sign::CertifiedKey {
     rustls::sign::CertifiedKey::from_der(chain, key, &tls::provider()).unwrap()
 }
 
-/// Runs a handshake to its end and passes one byte; gives each side's error.
+/// Completes a handshake and passes one byte; returns each side's result.
 fn shake(client: ClientConfig, server: ServerConfig) -> (Result<(), Error>, Result<(), Error>) {
     shake_through(client, server, |_, _| ())
 }
 
-/// The same with somebody on the path who may change what the client sends, flight by flight.
+/// Like `shake`, with an attacker on the path who may change each flight that the client sends.
 fn shake_through(
     client: ClientConfig,
     server: ServerConfig,
@@ -172,7 +173,7 @@ fn shake_through(
     (at_client, at_server)
 }
 
-/// The server refuses this client, for this reason and no other.
+/// Checks that the server refuses this client for this reason alone.
 fn check_client_refused(fixture: &Fixture, client: ClientConfig, reason: Rejection) {
     let before = Rejection::ALL.map(|reason| fixture.rejections.of(reason));
     let (_, at_server) = shake(client, fixture.server());
@@ -180,7 +181,7 @@ fn check_client_refused(fixture: &Fixture, client: ClientConfig, reason: Rejecti
     check_counted(fixture, before, reason);
 }
 
-/// The client refuses this server, for this reason and no other.
+/// Checks that the client refuses this server for this reason alone.
 fn check_server_refused(fixture: &Fixture, server: ServerConfig, reason: Rejection) {
     let before = Rejection::ALL.map(|reason| fixture.rejections.of(reason));
     let (at_client, _) = shake(fixture.client(), server);
@@ -352,7 +353,8 @@ fn t14_other_protocols_versions_and_key_exchanges_are_refused() {
 fn t14_a_client_that_speaks_tls_1_2_is_told_which_versions_are_spoken() {
     let fixture = Fixture::new();
     let mut server = ServerConnection::new(Arc::new(fixture.server())).unwrap();
-    // A whole ClientHello of TLS 1.2: one suite, P-256, ECDSA with SHA-256, and no list of versions.
+    // A complete ClientHello of TLS 1.2: one suite, P-256, ECDSA with SHA-256, no
+    // supported_versions.
     let mut hello = vec![3, 3];
     hello.extend([7; 32]);
     hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
@@ -374,18 +376,18 @@ fn t14_a_client_that_speaks_tls_1_2_is_told_which_versions_are_spoken() {
     assert_eq!(&answer[answer.len() - 2..], [2, 70]);
 }
 
-/// Versions are offered under TLS: the one of the link by its ALPN, which both sides' last words of the handshake
-/// cover, those within it as encrypted bytes.
+/// Versions are negotiated under TLS: the link's version by its ALPN, which the handshake's
+/// Finished messages cover, and the versions within the link as encrypted bytes.
 #[test]
 fn f29_whoever_is_on_the_path_lowers_no_offer() {
     let fixture = Fixture::new();
     let (mut client, mut server) = (fixture.client(), fixture.server());
     let newer = b"towpath/9".to_vec();
     client.alpn_protocols.insert(0, newer.clone());
-    // A server that speaks only the older one is spoken to in that.
+    // A server that speaks only the older version is spoken to in it.
     let (at_client, at_server) = shake(client.clone(), server.clone());
     assert_eq!((at_client, at_server), (Ok(()), Ok(())));
-    // One that speaks the newer is made to believe that nobody asked for it.
+    // A server that speaks the newer version is made to believe that the client did not offer it.
     server.alpn_protocols.insert(0, newer.clone());
     let lower = |_: usize, wire: &mut Vec<u8>| {
         let at = wire.windows(newer.len()).position(|word| word == newer);
@@ -396,7 +398,7 @@ fn f29_whoever_is_on_the_path_lowers_no_offer() {
     let (at_client, at_server) = shake_through(client.clone(), server.clone(), lower);
     assert!(at_client.is_err(), "it goes on with the older one");
     drop(at_server);
-    // What is said behind the handshake cannot be read, nor changed.
+    // Bytes after the handshake can be neither read nor changed.
     let (client, server) = (fixture.client(), fixture.server());
     let flip = |flight: usize, wire: &mut Vec<u8>| {
         if let Some(last) = wire.last_mut().filter(|_| flight > 0) {
@@ -414,8 +416,8 @@ fn t13_sessions_are_never_resumed() {
     assert_eq!(server.max_early_data_size, 0);
     assert_eq!(server.send_tls13_tickets, 0);
     assert!(!client.enable_early_data);
-    // One that would resume whatever it was handed, at the very server that might have handed it out: each
-    // handshake is looked at.
+    // A client that would resume any session, with a server that might have issued one: still every
+    // handshake is verified.
     client.resumption = Resumption::in_memory_sessions(8);
     for _attempt in 0..2 {
         let (at_client, at_server) = shake(client.clone(), server.clone());
@@ -428,7 +430,7 @@ fn t13_sessions_are_never_resumed() {
 fn t10_what_leads_from_a_certificate_to_its_authority_may_be_revoked_too() {
     let fixture = Fixture::new();
     let folder = fixture.folder.path();
-    // An operator's own authority, that lets another one name hosts for it.
+    // An operator's own root authority, which lets another authority name hosts on its behalf.
     fs::create_dir(folder.join("root")).unwrap();
     let authority = |serial: u64, length| {
         let mut params = CertificateParams::default();
