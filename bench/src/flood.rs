@@ -1,8 +1,9 @@
-//! A flood of Initials: what anybody can send to a tunnel's port without being anybody.
+//! A flood of QUIC Initials: the most that a stranger can send to a tunnel's port.
 //!
-//! Each opens a connection of its own: a random identifier, keys from it, and a whole Initial of 1200
-//! bytes that decrypts and carries the first half of a ClientHello. So the other side cannot drop it by a look, and
-//! whoever lets it in waits for the rest.
+//! Each Initial opens a connection of its own: it has a random connection ID, is encrypted with the
+//! keys derived from that, and is a full 1200 bytes with the first half of a ClientHello. So the
+//! receiving side cannot drop it at a glance, and if it accepts the connection it waits for the
+//! rest.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,34 +13,35 @@ use rustls::Side;
 use rustls::quic::{Keys, Version};
 use towpath_certs::tls;
 
-/// Bytes of every datagram: the least that an Initial must have.
+/// Bytes of every datagram: the minimum for an Initial.
 const DATAGRAM_BYTES: usize = 1200;
 
-/// Bytes of a connection's identifier.
+/// Bytes of a connection ID.
 const ID_BYTES: usize = 8;
 
-/// Bytes of the tag behind a packet.
+/// Bytes of the AEAD tag at the end of a packet.
 const TAG_BYTES: usize = 16;
 
-/// How long datagrams of a rate are sent in one go.
+/// Datagrams are sent in one batch for each tick.
 const TICK: Duration = Duration::from_millis(1);
 
-/// What a flood did.
+/// The result of a flood.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub struct Flooded {
-    /// Datagrams that left.
+    /// Datagrams sent.
     pub count: u64,
-    /// Those that the system would not take, beside them.
+    /// Datagrams that the system refused to send, not counted above.
     pub refused: u64,
-    /// In how long.
+    /// Duration.
     pub milliseconds: u64,
 }
 
-/// Sends so many Initials a second for so long, from `ports` ports of loopback addresses that differ.
+/// Sends `per_second` Initials a second for `lasting`, from `ports` ports, each on a loopback
+/// address of its own.
 ///
 /// # Errors
 ///
-/// If the sockets cannot be had or an Initial cannot be made.
+/// If the sockets cannot be opened or an Initial cannot be built.
 pub fn flood(
     target: SocketAddr,
     per_second: u64,
@@ -72,7 +74,7 @@ pub fn flood(
             random ^= random << 17;
             let datagram = initial(random.to_be_bytes())?;
             let socket = next.next().ok_or_else(|| io::Error::other("no ports"))?;
-            // A full buffer drops it, as a network would.
+            // A full buffer drops the datagram, as a network would.
             match socket.send_to(&datagram, target) {
                 Ok(_) => done.count += 1,
                 Err(_) => done.refused += 1,
@@ -84,7 +86,7 @@ pub fn flood(
     Ok(done)
 }
 
-/// An Initial packet to a connection of this identifier (RFC 9000 17.2.2, RFC 9001 5).
+/// An Initial packet for a connection with this ID (RFC 9000 17.2.2, RFC 9001 5).
 fn initial(id: [u8; ID_BYTES]) -> io::Result<Vec<u8>> {
     let failed = |_| io::Error::other("an Initial cannot be encrypted");
     let keys = keys(&id)?;
@@ -93,7 +95,7 @@ fn initial(id: [u8; ID_BYTES]) -> io::Result<Vec<u8>> {
         datagram.push(u8::try_from(ID_BYTES).expect("eight fits"));
         datagram.extend(each);
     }
-    // No token; then the length of what follows, the number included.
+    // No token; then the length of the rest, packet number included.
     datagram.push(0);
     let number_at = datagram.len() + 2;
     let rest = DATAGRAM_BYTES - number_at;
@@ -101,7 +103,7 @@ fn initial(id: [u8; ID_BYTES]) -> io::Result<Vec<u8>> {
     datagram.extend(length.to_be_bytes());
     datagram.extend([0; 4]);
     let mut frames = vec![0; rest - 4 - TAG_BYTES];
-    // A CRYPTO frame from offset 0 with 300 bytes of a ClientHello of 512; what is behind it is padding.
+    // A CRYPTO frame at offset 0 with 300 bytes of a 512-byte ClientHello; the rest is padding.
     frames[..8].copy_from_slice(&[6, 0, 0x41, 0x2c, 1, 0, 2, 0]);
     let tag = keys
         .local

@@ -1,11 +1,11 @@
-//! Goals of a full run: its figures are printed first, then what they miss ends it as a failure.
+//! Goals of a full run. The figures are printed first; then any missed goal makes the run fail.
 
 use serde::Serialize;
 
 use crate::program::print;
 use crate::sites::Failure;
 
-/// What a run's figures miss, and what has no figure.
+/// The goals that a run missed, and those that could not be measured.
 #[derive(Debug, Default)]
 pub struct Goals {
     missed: Vec<String>,
@@ -13,54 +13,55 @@ pub struct Goals {
 }
 
 impl Goals {
-    /// A figure that may be as large as its goal.
+    /// Requires a figure of at most its goal.
     pub fn at_most(&mut self, what: impl Into<String>, figure: f64, goal: f64) {
         self.note(figure <= goal, || {
             format!("{} is {figure:.4}, and may be {goal}", what.into())
         });
     }
 
-    /// A figure that has to be smaller than its goal.
+    /// Requires a figure below its goal.
     pub fn below(&mut self, what: impl Into<String>, figure: f64, goal: f64) {
         self.note(figure < goal, || {
             format!("{} is {figure:.4}, and has to be below {goal}", what.into())
         });
     }
 
-    /// A figure that has to be as large as its goal.
+    /// Requires a figure of at least its goal.
     pub fn at_least(&mut self, what: impl Into<String>, figure: f64, goal: f64) {
         self.note(figure >= goal, || {
             format!("{} is {figure:.4}, and has to be {goal}", what.into())
         });
     }
 
-    /// A goal that nothing was measured for, and why not: it is neither reached nor missed, and that is said.
+    /// Records a goal that could not be measured, and why. It counts neither as reached nor as
+    /// missed.
     pub fn not_measured(&mut self, what: impl Into<String>, why: &str) {
         self.unmeasured.push(format!("{}: {why}", what.into()));
     }
 
-    /// What is no number reaches no goal: no comparison holds for it.
+    /// NaN reaches no goal, because every comparison with it is false.
     fn note(&mut self, is_reached: bool, miss: impl FnOnce() -> String) {
         if !is_reached {
             self.missed.push(miss());
         }
     }
 
-    /// The end of a run: prints its report, and judges it by the goals, which a small run has none of.
+    /// Ends a run: prints its report and judges it by the goals. A small run has none.
     ///
     /// # Errors
     ///
-    /// If nobody reads it, or a goal was missed: each of them.
+    /// If the report cannot be written, or if goals were missed: the error lists each of them.
     pub fn judge(report: &impl Serialize, goals: Option<Self>) -> Result<(), Failure> {
         print(report)?;
         goals.unwrap_or_default().reached()
     }
 
-    /// Says what was not measured, and fails with what was missed.
+    /// Prints what was not measured, and fails if a goal was missed.
     ///
     /// # Errors
     ///
-    /// If a goal was missed: each of them.
+    /// If goals were missed: lists each of them.
     pub fn reached(self) -> Result<(), Failure> {
         for what in &self.unmeasured {
             eprintln!("not measured: {what}");

@@ -1,4 +1,5 @@
-//! Hosts on one machine: network namespaces joined by a virtual cable, or by one each to a line between them.
+//! Hosts on one machine: network namespaces, joined by one virtual cable, or each by a cable of its
+//! own to a shared line.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -14,31 +15,32 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::program::Process;
 use crate::sites::Failure;
 
-/// The cable's name at every host.
+/// The name of the cable's interface at every host.
 pub const CABLE: &str = "cable";
 
-/// What is between the hosts of some labs, and has a cable to each: it is called there as the host is.
+/// The namespace between the hosts in labs with a line. It has a cable to each host, and that
+/// cable's interface in it is named after the host.
 const LINE: &str = "line";
 
-/// Milliseconds after which a host asks again who has an address on its cable.
+/// Milliseconds between ARP requests for an address on the cable.
 const ASK_MS: &str = "20";
 
-/// One of the hosts.
+/// A host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
     /// Where programs connect.
     Edge,
     /// Where their service is.
     Region,
-    /// A second edge, where there is a line between the hosts.
+    /// A second edge, in labs with a line.
     Other,
 }
 
 impl Host {
-    /// The two that every lab has.
+    /// The two hosts of every lab.
     pub const PAIR: [Self; 2] = [Self::Edge, Self::Region];
 
-    /// All that there are around a line.
+    /// All hosts of a lab with a line.
     pub const ALL: [Self; 3] = [Self::Edge, Self::Region, Self::Other];
 
     /// Its address on the cable.
@@ -72,13 +74,13 @@ impl Host {
     }
 }
 
-/// The hosts, until they are dropped.
+/// The hosts. They are removed when this is dropped.
 #[derive(Debug)]
 pub struct Lab {
-    /// What the names of all namespaces begin with, and each of them.
+    /// The prefix of every namespace's name, and the names themselves.
     prefix: String,
     names: Vec<String>,
-    /// The ends of the cables: where, and what they are called there.
+    /// The ends of the cables: the host, and the interface's name there.
     ends: Vec<(&'static str, &'static str)>,
 }
 
@@ -87,7 +89,7 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// Why they cannot be had: that needs root, and `ip`.
+    /// If the namespaces cannot be created: that needs root, and `ip`.
     pub fn new(mtu: u16) -> Result<Self, Failure> {
         let mut lab = Self::empty()?;
         for host in Host::PAIR {
@@ -96,14 +98,15 @@ impl Lab {
         let [edge, region] = Host::PAIR.map(Host::name);
         lab.join([(edge, CABLE), (region, CABLE)])?;
         for host in Host::PAIR {
-            // Wide enough for both.
+            // A prefix length that covers both.
             lab.plug((host.name(), CABLE), &format!("{}/16", host.address()))?;
         }
         lab.set_mtu(mtu)?;
         Ok(lab)
     }
 
-    /// Makes all hosts, with a line between them: nothing comes from one to another but what it carries.
+    /// Makes all hosts, with a line between them: packets reach another host only if the line
+    /// forwards them.
     ///
     /// # Errors
     ///
@@ -142,7 +145,7 @@ impl Lab {
         self.ip_at(place, &["link", "set", "lo", "up"])
     }
 
-    /// Lays a cable between two places, each with a name for its end.
+    /// Connects two places by a cable, with an interface name for each end.
     fn join(&mut self, ends: [(&'static str, &'static str); 2]) -> Result<(), Failure> {
         let [(place, name), (peer_place, peer_name)] = ends;
         let peer_place = self.name(peer_place);
@@ -153,20 +156,21 @@ impl Lab {
         Ok(())
     }
 
-    /// Gives the end of a cable its address, and uses it.
+    /// Gives a cable's interface its address, and brings it up.
     fn plug(&self, (place, name): (&str, &str), address: &str) -> Result<(), Failure> {
         self.ip_at(place, &["addr", "add", address, "dev", name])?;
-        // Behind a cable that was pulled the kernel asks for its neighbour once a second, whatever is to be sent.
+        // After a cable is unplugged, the kernel by default sends ARP requests once a second only,
+        // however much is waiting to be sent.
         let table = ["ntable", "change", "name", "arp_cache", "dev", name];
         self.ip_at(place, &[&table[..], &["retrans", ASK_MS]].concat())?;
         self.ip_at(place, &["link", "set", name, "up"])
     }
 
-    /// Changes the size of the packets that cables carry.
+    /// Sets the MTU of all cables.
     ///
     /// # Errors
     ///
-    /// What `ip` says.
+    /// The error output of `ip`.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), Failure> {
         for (place, name) in &self.ends {
             self.ip_at(place, &["link", "set", name, "mtu", &mtu.to_string()])?;
@@ -174,20 +178,20 @@ impl Lab {
         Ok(())
     }
 
-    /// Runs `ip` about one host.
+    /// Runs `ip` in a host's namespace.
     ///
     /// # Errors
     ///
-    /// What it says.
+    /// Its error output.
     pub fn ip(&self, host: Host, arguments: &[&str]) -> Result<(), Failure> {
         self.ip_at(host.name(), arguments)
     }
 
-    /// Runs `ip` about the line, where a host's cable is called as the host is.
+    /// Runs `ip` in the line's namespace, where each cable is named after its host.
     ///
     /// # Errors
     ///
-    /// What it says.
+    /// Its error output.
     pub fn ip_of_line(&self, arguments: &[&str]) -> Result<(), Failure> {
         self.ip_at(LINE, arguments)
     }
@@ -196,11 +200,11 @@ impl Lab {
         run("ip", &[&["-n", &self.name(place)], arguments].concat())
     }
 
-    /// Runs `tc` about one host.
+    /// Runs `tc` in a host's namespace.
     ///
     /// # Errors
     ///
-    /// What it says.
+    /// Its error output.
     pub fn tc(&self, host: Host, arguments: &[&str]) -> Result<(), Failure> {
         run(
             "tc",
@@ -208,11 +212,12 @@ impl Lab {
         )
     }
 
-    /// Runs something with one host's network: what it opens and starts belongs there.
+    /// Runs a function in a host's network namespace. Sockets and processes that it opens belong
+    /// there.
     ///
     /// # Errors
     ///
-    /// What it says, or that the host cannot be entered.
+    /// Its error, or that the namespace cannot be entered.
     pub fn at<T: Send>(
         &self,
         host: Host,
@@ -221,7 +226,7 @@ impl Lab {
         self.at_place(host.name(), what)
     }
 
-    /// Runs something with the line's network.
+    /// Runs a function in the line's network namespace.
     ///
     /// # Errors
     ///
@@ -240,7 +245,7 @@ impl Lab {
     ) -> Result<T, Failure> {
         let space = File::open(format!("/run/netns/{}", self.name(place)))?;
         thread::scope(|scope| {
-            // A thread of its own, for it stays there.
+            // On a thread of its own, because a thread that has entered a namespace stays there.
             let inside = scope.spawn(move || {
                 move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))?;
                 what()
@@ -253,13 +258,13 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// If one is not there any more.
+    /// If one no longer exists.
     pub fn spaces(&self) -> io::Result<Vec<u64>> {
         let inode = |name: &String| Ok(fs::metadata(format!("/run/netns/{name}"))?.ino());
         self.names.iter().map(inode).collect()
     }
 
-    /// Starts a program at one host.
+    /// Starts a program on a host.
     ///
     /// # Errors
     ///
@@ -269,25 +274,25 @@ impl Lab {
         self.at(host, || Process::start(command))
     }
 
-    /// Connects at one host.
+    /// Connects from a host.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The system's error.
     pub fn connect(&self, host: Host, to: SocketAddr) -> Result<TcpStream, Failure> {
         self.at(host, || Ok(TcpStream::connect(to)?))
     }
 
-    /// Listens at one host.
+    /// Listens on a host.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The system's error.
     pub fn listen(&self, host: Host, at: SocketAddr) -> Result<TcpListener, Failure> {
         self.at(host, || Ok(TcpListener::bind(at)?))
     }
 
-    /// The namespace of a place.
+    /// The name of a place's namespace.
     fn name(&self, place: &str) -> String {
         format!("{}-{place}", self.prefix)
     }
@@ -296,7 +301,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         for name in &self.names {
-            // One that somebody else has removed cannot be, and that is as well.
+            // Fails if something else has removed it already, which does no harm.
             let _ = Command::new("ip").args(["netns", "del", name]).output();
         }
     }
@@ -312,11 +317,11 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), Failure> {
     Err(format!("{program} {}: {}", arguments.join(" "), said.trim()).into())
 }
 
-/// Says that a bench cannot run here: as a report with the reason alone, and to people.
+/// Reports that a bench cannot run here: on standard error, and as a report with only the reason.
 ///
 /// # Errors
 ///
-/// If nobody reads it.
+/// If the report cannot be written.
 pub fn report_skipped(schema: &str, why: &str) -> io::Result<()> {
     eprintln!("skipped: {why}");
     let report = serde_json::json!({ "schema": schema, "skipped": why });

@@ -1,4 +1,4 @@
-//! Two tunnels and streams of bulk between them that check every byte, for benches of what disturbs them.
+//! Two tunnels with bulk streams between them that check every byte, for benches of disturbances.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,23 +17,24 @@ use towpath_tunnel::config::Config;
 
 use crate::sites::{Failure, site};
 
-/// Streams side by side: a move's bulk, and another's.
+/// Concurrent streams: one move's bulk stream and another's.
 const STREAM_COUNT: usize = 4;
 
-/// How long anything may take that should take milliseconds.
+/// Timeout for operations that should take milliseconds.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Bytes written and read at once.
+/// Bytes per write and per read.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// A prime, so that bytes lost or said twice are never hidden by the pattern's period.
+/// Period of the data. A prime, so that the period never hides lost or repeated bytes.
 const PERIOD: usize = 65_521;
 
-/// A bulk stream from the edge's program to the region's service `sink`, which listens there.
+/// Opens a bulk stream from the edge's program to the region's service `sink`, which listens on
+/// `listener`.
 ///
 /// # Errors
 ///
-/// If it is refused, or not there in time.
+/// If it is refused or times out.
 pub async fn bulk_stream(
     edge: &Config,
     listener: &UnixListener,
@@ -61,7 +62,7 @@ pub async fn bulk_stream(
     ))
 }
 
-/// How long nothing came of a stream.
+/// The longest time in which nothing arrived on a stream.
 #[derive(Debug)]
 struct Stall {
     last: Instant,
@@ -82,19 +83,19 @@ impl Stall {
         self.last = now;
     }
 
-    /// The longest since this was asked before, and one that lasts still.
+    /// The longest stall since the last call, including one that is still going on.
     fn take(&mut self) -> Duration {
         let lasting = self.last.elapsed();
         std::mem::take(&mut self.longest).max(lasting)
     }
 }
 
-/// Two linked tunnels with streams that run.
+/// Two linked tunnels with streams in progress.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Certificates and sockets.
+    /// The folder of certificates and sockets.
     pub folder: TempDir,
-    /// Who signed the certificates.
+    /// The authority that signed the certificates.
     pub authority: Authority,
     /// The side that dials and sends.
     pub edge: Tunnel,
@@ -103,18 +104,19 @@ pub struct Loaded {
     /// Their configurations.
     pub configs: [Config; 2],
     received: Arc<AtomicU64>,
-    /// One of each stream.
+    /// One for each stream.
     stalls: Vec<Arc<Mutex<Stall>>>,
     is_over: Arc<AtomicBool>,
     streams: Vec<JoinHandle<Result<(), Failure>>>,
 }
 
 impl Loaded {
-    /// Starts both after changes to their configurations, edge first; the edge sends at most `rate`.
+    /// Starts both tunnels after `change` has changed their configurations, edge first. The edge
+    /// sends at most at `rate`.
     ///
     /// # Errors
     ///
-    /// If anything of that cannot be had.
+    /// If any part of that fails.
     pub async fn start(
         rate: Option<&str>,
         change: impl FnOnce(&Authority, [&mut Config; 2]) -> Result<(), Failure>,
@@ -160,13 +162,13 @@ impl Loaded {
         Ok(())
     }
 
-    /// Bytes that have come so far, all of them the right ones.
+    /// Bytes received so far, all of them verified.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// The longest time between two reads of any one stream since this was asked before.
+    /// The longest time between two reads of any one stream since the last call.
     #[must_use]
     pub fn longest_stall(&self) -> Duration {
         let stalls = self.stalls.iter();
@@ -175,7 +177,7 @@ impl Loaded {
         stalls.max().unwrap_or_default()
     }
 
-    /// Bytes a second since `began`, when so many had come.
+    /// Bytes per second since `began`, when the count was `before`.
     ///
     /// # Errors
     ///
@@ -189,7 +191,7 @@ impl Loaded {
         Ok(u64::try_from(bytes * 1_000_000 / micros)?)
     }
 
-    /// Bytes a second over a window.
+    /// Bytes per second over a window.
     ///
     /// # Errors
     ///
@@ -200,17 +202,17 @@ impl Loaded {
         self.rate_since(before, began)
     }
 
-    /// Streams side by side.
+    /// The number of concurrent streams.
     #[must_use]
     pub const fn stream_count(&self) -> usize {
         STREAM_COUNT
     }
 
-    /// Ends every stream in order and stops both tunnels.
+    /// Ends every stream cleanly and stops both tunnels.
     ///
     /// # Errors
     ///
-    /// If a stream was dropped, or a byte was a wrong one.
+    /// If a stream was dropped, or a byte was wrong.
     pub async fn stop(self) -> Result<(), Failure> {
         self.is_over.store(true, Ordering::Relaxed);
         for stream in self.streams {
@@ -266,11 +268,11 @@ async fn receive(
     }
 }
 
-/// Memory of this process, in bytes.
+/// Resident memory of this process, in bytes.
 ///
 /// # Errors
 ///
-/// If the system does not say.
+/// If `/proc` does not say.
 pub fn resident_bytes() -> Result<u64, Failure> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

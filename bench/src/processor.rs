@@ -1,23 +1,23 @@
-//! Processor time of processes and of those they started.
+//! Processor time of processes and their descendants.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use crate::sites::Failure;
 
-/// What `/proc` says of one process.
+/// What `/proc` says about a process.
 #[derive(Debug, Clone, Copy)]
 struct Process {
     parent: u32,
-    /// Its own time and that of its children that were waited for.
+    /// Its own time and that of the children it has waited for.
     ticks: u64,
 }
 
-/// Processor seconds, user and system, that some processes and all they started have used.
+/// Processor seconds, user and system, used by the given processes and all their descendants.
 ///
 /// # Errors
 ///
-/// If one of them is gone.
+/// If one of the given processes no longer exists.
 pub fn seconds_of(roots: &[u32]) -> Result<f64, Failure> {
     let all = processes();
     let mut ticks = 0;
@@ -27,7 +27,7 @@ pub fn seconds_of(roots: &[u32]) -> Result<f64, Failure> {
     }
     let below = |id: u32| {
         let mut at = id;
-        // Nothing here is as many generations deep.
+        // No process tree here has as many generations.
         for _ in 0..16 {
             match all.get(&at) {
                 Some(process) if roots.contains(&process.parent) => return true,
@@ -51,14 +51,14 @@ fn processes() -> BTreeMap<u32, Process> {
     };
     let ids = entries.flatten();
     let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    // One that ends meanwhile is counted by its parent.
+    // A process that ends in the meantime is included in its parent's time.
     ids.filter_map(|id: u32| Some((id, look(id)?))).collect()
 }
 
 fn look(id: u32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The second field may hold spaces but ends with the last bracket; the parent is the fourth, the
-    // times are the 14th to the 17th.
+    // The second field may contain spaces but ends at the last bracket; the parent is the fourth
+    // field, the times are the 14th to the 17th.
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let parent = fields.get(1)?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! What the benches have in common as programs: the tunnels they run, the report they print, their end.
+//! What all benches share as programs: starting tunnels, printing the report, exiting.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use towpath_tunnel::config::Config;
 
 use crate::sites::Failure;
 
-/// How long processes may take to be there and to carry their first byte.
+/// How long processes may take to start and to carry their first byte.
 pub const READY_WAIT: Duration = Duration::from_secs(20);
 
-/// Time between two looks at whether they are.
+/// Interval between checks for readiness.
 const READY_LOOK: Duration = Duration::from_millis(20);
 
-/// The end of a bench: a failure is said to people, and to who started it.
+/// Ends a bench: prints a failure, and returns the exit code.
 #[must_use]
 pub fn finish(done: Result<(), Failure>) -> ExitCode {
     match done {
@@ -34,7 +34,7 @@ pub fn finish(done: Result<(), Failure>) -> ExitCode {
 ///
 /// # Errors
 ///
-/// If nobody reads it.
+/// If it cannot be written.
 pub fn print(report: &impl Serialize) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, report)?;
@@ -42,22 +42,22 @@ pub fn print(report: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The middle one of some figures; of two in the middle the larger.
+/// The median; of an even number of figures, the larger of the two in the middle.
 ///
 /// # Panics
 ///
-/// If there are none.
+/// If there are no figures.
 #[must_use]
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
 
-/// Tries until it succeeds, for [`READY_WAIT`] at most.
+/// Retries until it succeeds, for at most [`READY_WAIT`].
 ///
 /// # Errors
 ///
-/// What the last try said.
+/// The error of the last attempt.
 pub fn until_ready<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let until = Instant::now() + READY_WAIT;
     loop {
@@ -68,22 +68,22 @@ pub fn until_ready<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result
     }
 }
 
-/// Writes a tunnel's configuration into a folder, under its site's name.
+/// Writes a tunnel's configuration into a folder, in a file named after its site.
 ///
 /// # Errors
 ///
-/// What the system says.
+/// The system's error.
 pub fn write_config(folder: &Path, config: &Config) -> Result<PathBuf, Failure> {
     let path = folder.join(format!("{}.toml", config.site));
     std::fs::write(&path, toml::to_string(config)?)?;
     Ok(path)
 }
 
-/// Is a tunnel, in this process, until the process is ended.
+/// Runs a tunnel in this process until the process is killed.
 ///
 /// # Errors
 ///
-/// What the tunnel says.
+/// The tunnel's error.
 pub fn run_tunnel(config: &Path) -> Result<(), Failure> {
     let config: Config = towpath_daemon::config::load_checked(config)?;
     let (_trigger, stop) = shutdown::channel();
@@ -92,12 +92,12 @@ pub fn run_tunnel(config: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A process that is ended when this is dropped.
+/// A process that is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// Starts one.
+    /// Starts a process.
     ///
     /// # Errors
     ///
@@ -106,17 +106,17 @@ impl Process {
         Ok(Self(command.spawn()?))
     }
 
-    /// Its number.
+    /// Its process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.0.id()
     }
 
-    /// Waits for its end; gives what it wrote, if that was piped.
+    /// Waits for it to exit; returns its standard output, if that was piped.
     ///
     /// # Errors
     ///
-    /// If that is no text.
+    /// If the output is not text.
     pub fn output(mut self) -> Result<String, Failure> {
         let mut text = String::new();
         if let Some(mut stdout) = self.0.stdout.take() {
@@ -129,7 +129,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that has ended by itself is only collected.
+        // If the process has already exited, this only reaps it.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,6 +1,6 @@
-//! Random numbers from a seed: the same on every machine and in every release.
+//! Seeded random numbers: the same on every machine and in every release.
 
-/// The next number after a state, which moves on: SplitMix64 (Steele, Lea, Flood 2014).
+/// Returns the next number and advances the state: SplitMix64 (Steele, Lea, Flood 2014).
 pub const fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;

@@ -5,15 +5,15 @@
 //!  side A's sockets ──► door ─┴► loss ► queue ► rate ► delay
 //! ```
 //!
-//! A *door* is where one side sends to reach an address of the other. Behind it the relay translates
-//! addresses as a home router does: each source address gets a socket of its own towards the other
-//! side, and what comes back to that socket leaves through the door. All flows of one direction share
-//! one bottleneck, as they would on a real access link.
+//! A *door* is the address that one side sends to in order to reach an address of the other. Behind
+//! it the relay translates addresses like a home router: each source address gets a socket of its
+//! own towards the other side, and replies to that socket leave through the door. All flows of one
+//! direction share one bottleneck, as they would on a real access link.
 //!
-//! The queue is drop-tail: a datagram that would have to wait longer than the queue is deep is dropped.
-//! Order is kept. One thread does all of it, and computes each datagram's times from when it was read
-//! and when the bottleneck is free: a thread that wakes late delivers late once, and the lateness does
-//! not add up.
+//! The queue is drop-tail: a datagram that would have to wait longer than the queue is deep is
+//! dropped. Order is kept. One thread does all the work. It computes each datagram's times from
+//! when it was read and when the bottleneck is free, so a late wake-up delays one delivery, and
+//! delays do not add up.
 
 mod line;
 mod nat;
@@ -30,7 +30,7 @@ use rustix::fd::OwnedFd;
 
 pub use line::{Counters, HEADER_BYTES};
 
-/// One of the two ends of the link.
+/// One of the two sides of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// The first.
@@ -40,7 +40,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// The other end.
+    /// The other side.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -49,7 +49,7 @@ impl Side {
         }
     }
 
-    /// Where this side's things stand in a pair.
+    /// This side's index in a pair.
     const fn index(self) -> usize {
         match self {
             Self::A => 0,
@@ -58,25 +58,25 @@ impl Side {
     }
 }
 
-/// How deep a direction's queue is.
+/// The depth of a direction's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(u64),
-    /// What goes over the line in so much time.
+    /// The bytes that the bottleneck sends in this time.
     Time(Duration),
 }
 
 /// What one direction of the link does to datagrams.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Direction {
-    /// Bits per second, headers of UDP and IP included; none for no limit.
+    /// Bits per second, headers of UDP and IP included; `None` for no limit.
     pub bits_per_second: Option<u64>,
     /// One-way delay.
     pub delay: Duration,
     /// Depth of the queue in front of the bottleneck.
     pub queue: Queue,
-    /// Chance of each datagram to be lost, 0 to 1.
+    /// Probability that a datagram is lost, 0 to 1.
     pub loss: f64,
 }
 
@@ -91,32 +91,33 @@ impl Default for Direction {
     }
 }
 
-/// Where one side sends to reach an address of the other.
+/// The address that one side sends to in order to reach an address of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Door {
-    /// The side that sends to it.
+    /// The side that uses it.
     pub from: Side,
-    /// Where the relay listens; port 0 for any.
+    /// The address on which the relay listens; port 0 for any.
     pub listen: SocketAddr,
-    /// The other side's address that it stands for.
+    /// The address of the other side that it stands for.
     pub to: SocketAddr,
 }
 
-/// A whole link.
+/// The settings of a whole link.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Its doors, at least one.
+    /// Its doors; at least one.
     pub doors: Vec<Door>,
-    /// What happens to what side A sends.
+    /// Treatment of datagrams from side A.
     pub from_a: Direction,
-    /// What happens to what side B sends.
+    /// Treatment of datagrams from side B.
     pub from_b: Direction,
-    /// Seed of the losses.
+    /// Seed of the random losses.
     pub seed: u64,
 }
 
 impl Options {
-    /// A link with the same rate, half of a round trip and the same queue in each direction.
+    /// A link with the same rate and queue in each direction, and half of the round trip as delay
+    /// in each.
     #[must_use]
     pub fn symmetric(doors: Vec<Door>, bits_per_second: u64, round_trip: Duration) -> Self {
         let direction = Direction {
@@ -133,7 +134,7 @@ impl Options {
     }
 }
 
-/// What the handle and the relay's thread share.
+/// State shared by the handle and the relay's thread.
 #[derive(Debug)]
 struct Shared {
     wishes: Mutex<Wishes>,
@@ -142,23 +143,23 @@ struct Shared {
     wake: OwnedFd,
 }
 
-/// What was asked for; the thread takes it over when it is woken.
+/// The requested settings; the thread applies them when it is woken.
 #[derive(Debug, Clone, PartialEq)]
 struct Wishes {
     directions: [Direction; 2],
     is_cut: [bool; 2],
-    /// Payloads above this are lost, in both directions.
+    /// Datagrams with a larger payload are lost, in both directions.
     payload_bytes_max: usize,
-    /// How often all flows were to get other addresses.
+    /// How often new addresses were requested for all flows.
     moves: u64,
 }
 
-/// A mutex whose holder cannot leave half a change behind, so a panic elsewhere does not matter.
+/// Locks a mutex. Its holders never leave a change half made, so poisoning can be ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A running relay; it ends when this value is dropped.
+/// A running relay; it stops when this value is dropped.
 #[derive(Debug)]
 pub struct Relay {
     shared: Arc<Shared>,
@@ -167,11 +168,11 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Binds the doors and starts to relay.
+    /// Binds the doors and starts the relay.
     ///
     /// # Errors
     ///
-    /// If a door cannot be bound, a direction's numbers make no sense, or there are no doors.
+    /// If a door cannot be bound, a direction's numbers are invalid, or there are no doors.
     pub fn start(options: &Options) -> io::Result<Self> {
         for direction in [&options.from_a, &options.from_b] {
             check(direction)?;
@@ -203,13 +204,13 @@ impl Relay {
         })
     }
 
-    /// Where each door listens, in the order they were given.
+    /// The address of each door, in the order they were given.
     #[must_use]
     pub fn doors(&self) -> &[SocketAddr] {
         &self.doors
     }
 
-    /// A remote control that can be shared.
+    /// A handle for changing the link, which can be cloned.
     #[must_use]
     pub fn control(&self) -> Control {
         Control {
@@ -223,7 +224,7 @@ impl Drop for Relay {
         self.shared.is_stopping.store(true, Ordering::Release);
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported where it happened.
+            // A panic of the thread has already been reported.
             let _ = thread.join();
         }
     }
@@ -231,7 +232,7 @@ impl Drop for Relay {
 
 impl Shared {
     fn wake(&self) {
-        // The only failure is a counter that is full, and then the thread is being woken anyway.
+        // The write fails only if the counter is full, and then the thread is about to wake anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 }
@@ -243,7 +244,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Cuts one direction: what side `from` sends is lost, and what is on its way is too.
+    /// Cuts one direction: loses what side `from` sends, and what is in flight.
     pub fn cut(&self, from: Side) {
         self.wish(|wishes| wishes.is_cut[from.index()] = true);
     }
@@ -253,35 +254,35 @@ impl Control {
         self.wish(|wishes| wishes.is_cut = [true; 2]);
     }
 
-    /// Mends whatever was cut.
+    /// Ends all cuts.
     pub fn heal(&self) {
         self.wish(|wishes| wishes.is_cut = [false; 2]);
     }
 
-    /// Loses datagrams with a payload above this without a word, as a path does whose smallest packet was
-    /// just made smaller.
+    /// Silently loses datagrams with a larger payload than this, like a path whose MTU has just
+    /// become smaller.
     pub fn lose_above(&self, payload_bytes: usize) {
         self.wish(|wishes| wishes.payload_bytes_max = payload_bytes);
     }
 
-    /// Gives every flow another address towards the other side, as a router does that forgot its table
-    /// or whose line got a new address; what comes to the old ones is lost.
+    /// Gives every flow another address towards the other side, like a router that lost its table
+    /// or whose line got a new address. Datagrams to the old addresses are lost.
     pub fn change_addresses(&self) {
         self.wish(|wishes| wishes.moves += 1);
     }
 
-    /// Changes what happens to datagrams that side `from` sends from now on.
+    /// Changes the treatment of datagrams that side `from` sends from now on.
     ///
     /// # Errors
     ///
-    /// If the numbers make no sense.
+    /// If the numbers are invalid.
     pub fn set(&self, from: Side, direction: Direction) -> io::Result<()> {
         check(&direction)?;
         self.wish(|wishes| wishes.directions[from.index()] = direction);
         Ok(())
     }
 
-    /// What became of the datagrams that side `from` sent.
+    /// Counters of the datagrams that side `from` sent.
     #[must_use]
     pub fn counters(&self, from: Side) -> Counters {
         *lock(&self.shared.counters[from.index()])

@@ -1,19 +1,20 @@
-//! Seconds of a link's capacity, made from a seed: steps, fading as of radio, and the traffic of others.
+//! Seeded series of a link's capacity by the second: steps, fading like radio, and cross traffic.
 
 use crate::weeks::Random;
 
-/// What a set of seconds is made to show.
+/// A kind of series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecondsSet {
-    /// The capacity is another every minute or ten, by up to four times.
+    /// The capacity changes every one to ten minutes, by a factor of up to four.
     Steps,
-    /// It wanders and fades as that of a radio link: within seconds, and slowly besides.
+    /// The capacity wanders and fades like that of a radio link: within seconds, and slowly as
+    /// well.
     Fading,
-    /// Transfers of others come and go, and each takes its share while it lasts.
+    /// Transfers of others come and go; each takes its share while it lasts.
     CrossTraffic,
 }
 
-/// What one link is like, as its seed made it; each set uses what it needs.
+/// The properties of one link, drawn from its seed; each set uses those it needs.
 #[derive(Debug)]
 struct Link {
     rate: f64,
@@ -24,7 +25,7 @@ struct Link {
     arrivals_a_second: f64,
 }
 
-/// What changes from second to second.
+/// The state that changes from second to second.
 #[derive(Debug, Default)]
 struct State {
     level: f64,
@@ -32,11 +33,11 @@ struct State {
     slow: f64,
     fade_seconds: f64,
     next_step_second: f64,
-    /// Seconds that each transfer of another still lasts.
+    /// Remaining seconds of each transfer of others.
     others: Vec<f64>,
 }
 
-/// Most transfers of others at a time: beyond it, new ones are turned away.
+/// Most concurrent transfers of others; beyond that, new ones are refused.
 const OTHERS_MAX: usize = 50;
 
 impl SecondsSet {
@@ -98,7 +99,7 @@ impl State {
             *state = *state * keep + kick * random.normal();
         }
         self.fade_seconds -= 1.0;
-        // Something stands in the way every few minutes.
+        // Every few minutes something blocks the path.
         if self.fade_seconds <= 0.0 && random.chance(1.0 / 200.0) {
             self.fade_seconds = random.pareto(2.0, 30.0);
         }

@@ -12,14 +12,14 @@ use towpath_protocol::identity::{HostIdentity, Name};
 use towpath_tunnel::channels::ChannelSpec;
 use towpath_tunnel::config::{Config, PeerConfig, ServiceConfig};
 
-/// Why a bench cannot go on.
+/// The reason a bench cannot continue.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// A site's configuration: it knows one peer, which may reach its service `sink`.
 ///
 /// # Errors
 ///
-/// If a name is none, or the certificate cannot be made.
+/// If a name is invalid, or the certificate cannot be issued.
 pub fn site(
     authority: &Authority,
     folder: &Path,
@@ -51,11 +51,11 @@ pub fn site(
     Ok(config)
 }
 
-/// Two sites' configurations, edge first; the region listens at `meeting`.
+/// The configurations of two sites, edge first; the region listens at `meeting`.
 ///
 /// # Errors
 ///
-/// If certificates cannot be made.
+/// If certificates cannot be issued.
 pub fn sites_that_meet(folder: &Path, meeting: SocketAddr) -> Result<[Config; 2], Failure> {
     let authority = Authority::init(&folder.join("ca"), &"bench.example".parse()?)?;
     let mut edge = site(&authority, folder, "edge", "region")?;
@@ -65,11 +65,12 @@ pub fn sites_that_meet(folder: &Path, meeting: SocketAddr) -> Result<[Config; 2]
     Ok([edge, region])
 }
 
-/// Adds a channel, and a service of its name: from `door` at the edge to `service` at the region.
+/// Adds a channel, and a service of the same name: from `door` at the edge to `service` at the
+/// region.
 ///
 /// # Errors
 ///
-/// If that is no name.
+/// If the name is invalid.
 pub fn add_channel(
     [edge, region]: &mut [Config; 2],
     (name, class): (&str, Class),

@@ -1,14 +1,16 @@
-//! How long questions waited that are asked on a schedule, and what those would have that one held back.
+//! Quantiles of round trips that were requested on a schedule, with those that a slow one held
+//! back.
 
 use std::time::Duration;
 
-/// Round trips in milliseconds, each with when it was asked for.
+/// Round trips in milliseconds, each with the time it was requested.
 #[derive(Debug, Default)]
 pub struct Waits(Vec<(Duration, f64)>);
 
 impl Waits {
-    /// Takes a round trip, and for those that were not asked for while it lasted what they would have taken: one
-    /// that waits long stands for all of its time, and not for one in a hundred.
+    /// Adds a round trip, and the ones that could not be requested while it lasted, with the waits
+    /// they would have had. So a long wait counts for all of its time, rather than as one sample in
+    /// a hundred (coordinated omission).
     pub fn add(&mut self, asked: Duration, wait_ms: f64, pause: Duration) {
         let pause_ms = pause.as_secs_f64() * 1e3;
         let (mut asked, mut wait_ms) = (asked, wait_ms);
@@ -22,18 +24,18 @@ impl Waits {
         }
     }
 
-    /// Takes those that were asked for beside these.
+    /// Adds all the round trips of another series.
     pub fn join(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    /// The value below which that part of them is.
+    /// The quantile `part` of the round trips.
     #[must_use]
     pub fn part(&self, part: f64) -> f64 {
         self.part_from(Duration::ZERO, part)
     }
 
-    /// The same of those that were asked for from then on.
+    /// The quantile `part` of the round trips requested at or after `from`.
     #[must_use]
     pub fn part_from(&self, from: Duration, part: f64) -> f64 {
         let late = self.0.iter().filter(|(asked, _)| *asked >= from);
@@ -63,7 +65,8 @@ mod tests {
         for asked in 0..90 {
             waits.add(PAUSE * asked, 1.0, PAUSE);
         }
-        // A tenth of the time stands still: a tenth of the questions would have waited.
+        // The link stands still for a tenth of the time, so a tenth of the requests would have
+        // waited.
         waits.add(PAUSE * 90, 100.0, PAUSE);
         assert!(waits.part(0.5) < 2.0, "{waits:?}");
         assert!(waits.part(0.95) > 30.0, "{waits:?}");

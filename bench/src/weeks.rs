@@ -1,15 +1,15 @@
-//! Weeks of a link's capacity, made from a seed: days and nights, drift, noise, bursts, and what a set
-//! adds to them (a trend, holidays, shifts of the level, outages).
+//! Seeded series of a link's capacity over weeks: days and nights, drift, noise, bursts, and what
+//! each set adds (a trend, holidays, level shifts, outages).
 //!
-//! A link's capacity is what its line carries less what others take. Whether the others take a share of
-//! the line or an amount of their own is decided by the seed, as are the hours they are busy in, how
-//! rough they are and how long their moods last.
+//! A link's capacity is that of its line less what others use. The seed decides whether the others
+//! use a share of the line or an amount of their own, in which hours they are busy, how strongly
+//! their use varies, and how long such variations last.
 
 use std::f64::consts::TAU;
 
 use crate::random::split_mix;
 
-/// Hours of a day and of a week.
+/// Hours of a day.
 pub const DAY_HOURS: usize = 24;
 /// Hours of a week; series begin on a Monday at 00:00.
 pub const WEEK_HOURS: usize = 168;
@@ -17,18 +17,18 @@ pub const WEEK_HOURS: usize = 168;
 /// Steps of five minutes in an hour.
 const HOUR_STEPS: usize = 12;
 
-/// What a set of weeks is made to show.
+/// A kind of series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
     /// Days, nights, weekends, drift, noise and bursts.
     Plain,
-    /// The capacity grows or shrinks by a few percent a week.
+    /// The capacity grows or shrinks by a few percent per week.
     Trend,
-    /// Some working days are like Sundays, and once there are holidays for a week.
+    /// Some working days are like Sundays, and once there is a week of holidays.
     Holidays,
-    /// The line gets faster or slower by up to three times, every two to four weeks.
+    /// The line becomes faster or slower by a factor of up to three, every two to four weeks.
     Shifts,
-    /// The line fails about twice a week, for minutes to a day.
+    /// The line fails about twice a week, for minutes up to a day.
     Outages,
 }
 
@@ -55,12 +55,12 @@ impl Set {
     }
 }
 
-/// Numbers that look random and are the same for the same seed.
+/// A seeded random number generator.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of a seed.
+    /// Starts from a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
@@ -81,17 +81,17 @@ impl Random {
         low + (high - low) * self.unit()
     }
 
-    /// Spread over the orders of magnitude between the two.
+    /// Log-uniform between `low` and `high`.
     pub fn log_between(&mut self, low: f64, high: f64) -> f64 {
         self.between(low.ln(), high.ln()).exp()
     }
 
-    /// Whether something of this chance happens.
+    /// True with this probability.
     pub fn chance(&mut self, chance: f64) -> bool {
         self.unit() < chance
     }
 
-    /// Normal, mean 0 and deviation 1 (Box and Muller).
+    /// Normal, mean 0 and standard deviation 1 (Box and Muller).
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (TAU * self.unit()).cos()
@@ -103,16 +103,17 @@ impl Random {
     }
 }
 
-/// What others take of the line, hour by hour, as a share; one row each for working days, Saturdays and
-/// Sundays.
+/// The share of the line that others use, by hour of the day; one row each for working days,
+/// Saturdays and Sundays.
 type Use = [[f64; DAY_HOURS]; 3];
 
-/// A link, as its seed made it.
+/// The properties of one link, drawn from its seed.
 #[derive(Debug)]
 struct Link {
     line: f64,
     usage: Use,
-    /// The others' use is a share of the line as it is, or an amount that does not follow it.
+    /// Whether the others use a share of the line as it is now, or an amount that does not depend
+    /// on it.
     is_share: bool,
     mood_spread: f64,
     mood_hours: f64,
@@ -191,14 +192,14 @@ pub fn steps(set: Set, seed: u64, weeks: usize) -> Vec<f64> {
     steps
 }
 
-/// What changes by itself from step to step.
+/// The state that evolves from step to step.
 #[derive(Debug, Default)]
 struct Weather {
-    /// How much more the others take than usual, as a logarithm; it comes back to zero.
+    /// Log of the others' use relative to usual; it reverts to zero.
     mood: f64,
-    /// How far the line has drifted, as a logarithm.
+    /// Log of the line's drift.
     drift: f64,
-    /// What a burst takes, and for how many steps still.
+    /// What a burst takes, and the steps it still lasts.
     burst: f64,
     burst_steps: f64,
 }
@@ -221,14 +222,14 @@ impl Weather {
     }
 }
 
-/// What a set adds.
+/// The state of what a set adds.
 #[derive(Debug)]
 struct Scene {
     set: Set,
     growth_a_week: f64,
-    /// Days that are like a Sunday.
+    /// Days that are like Sundays.
     holidays: Vec<bool>,
-    /// How fast the line is beside its first rate.
+    /// The line's rate relative to its first rate.
     level: f64,
     next_shift_hour: f64,
     outage_steps: f64,
@@ -241,7 +242,7 @@ impl Scene {
         let mut holidays: Vec<bool> = (0..=weeks * 7).map(|_| random.chance(0.07)).collect();
         let block = random.unit();
         if set == Set::Holidays && weeks > 3 {
-            // Nine days from a Saturday to the Sunday after the next, in the last third.
+            // Nine days, from a Saturday to the Sunday of the following week, in the last third.
             let last = f64::from(u32::try_from(weeks).unwrap_or(u32::MAX));
             let week = (last * (0.67 + 0.2 * block)).floor();
             let from = (0..weeks).take_while(|w| f64::from(u32::try_from(*w).unwrap_or(0)) < week);
@@ -271,7 +272,7 @@ impl Scene {
         }
     }
 
-    /// How fast the line is beside its first rate.
+    /// The line's rate relative to its first rate.
     fn line(&mut self, hour: usize, random: &mut Random) -> f64 {
         let hour = f64::from(u32::try_from(hour).unwrap_or(u32::MAX));
         match self.set {

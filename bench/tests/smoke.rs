@@ -1,4 +1,4 @@
-//! Every bench runs once, on little data, and says what it promises, with numbers that can be right.
+//! Every bench runs once on little data, and its report is complete and plausible.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a test says what it skips")]
 
@@ -9,13 +9,13 @@ use std::sync::{PoisonError, RwLock};
 use serde_json::Value;
 use towpath_bench::weeks::{Set, hours};
 
-/// What a program prints, given these arguments.
+/// The output of a program run with these arguments.
 fn output(program: &str, arguments: &[&str]) -> Output {
     let output = Command::new(program).args(arguments).output();
     output.expect("the bench starts")
 }
 
-/// What a bench reports; nothing if it says why it cannot run here.
+/// A bench's report; `None` if it was skipped here.
 fn reported(program: &str, arguments: &[&str], may_lack: &[&str]) -> Option<Value> {
     let output = output(program, arguments);
     assert!(output.status.success(), "{output:?}");
@@ -33,7 +33,7 @@ fn reported(program: &str, arguments: &[&str], may_lack: &[&str]) -> Option<Valu
     Some(report)
 }
 
-/// No figure is missing, and none is no number, which is written as null too; but for these.
+/// Checks that no figure is missing, except those in `may_lack`. NaN is written as null too.
 fn check_whole(at: &str, value: &Value, may_lack: &[&str]) {
     match value {
         Value::Null => panic!("{at} is null"),
@@ -54,7 +54,7 @@ fn check_whole(at: &str, value: &Value, may_lack: &[&str]) {
     }
 }
 
-/// Benches run side by side, but for those of which a ratio is looked at.
+/// Benches run concurrently, except those whose ratios are checked.
 static MACHINE: RwLock<()> = RwLock::new(());
 
 fn smoked(program: &str, may_lack: &[&str]) -> Option<Value> {
@@ -112,7 +112,7 @@ fn a_flood_costs_little_memory_and_the_transfer_goes_on() {
     let report = smoked_alone(env!("CARGO_BIN_EXE_flood")).expect("it runs anywhere");
     let flooded = report["floods"][0]["count"].as_u64().expect("a count");
     assert!(flooded > 100, "{report}");
-    // Two seconds, on whatever machine this is: in a full run it has to be nine tenths.
+    // Two seconds on an unknown machine; a full run requires nine tenths.
     assert!(figure(&report["goodput_ratio"]) >= 0.5, "{report}");
     let grown = report["grown_bytes"].as_u64().expect("a size");
     assert!(grown <= 32 << 20, "{report}");
@@ -155,7 +155,7 @@ fn the_forecast_bench_reports_every_set_lead_and_rival() {
     check_forecasts(&report["short_sets"], &seconds, 5);
 }
 
-/// A third of the full run's seeds: a model that has become a tenth worse is told.
+/// A third of the full run's seeds: enough to detect a model that has become a tenth worse.
 #[test]
 fn forecasts_beat_every_rival_and_their_bands_hold() {
     let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
@@ -237,7 +237,7 @@ fn the_migration_bench_reports_moves_of_every_scene() {
         println!("skipped: moves: cargo build --workspace makes the program that they need");
         return;
     }
-    // Moves over loopback fetch nothing, no link is cut, and one of the guests has no goal.
+    // Moves over loopback fetch no pages, no link is cut, and one of the guests has no goal.
     let lacks = ["demand_p50_ms", "demand_p99_ms", "outage_ms", "goal"];
     let report = smoked(program, &lacks).expect("it runs anywhere");
     let mut busy = report["busy"].as_array().expect("moves").iter();
@@ -247,7 +247,7 @@ fn the_migration_bench_reports_moves_of_every_scene() {
 
 #[test]
 fn the_queueing_bench_reports_waits() {
-    // In so short a time the estimate may be nowhere near.
+    // In so short a time the estimate may not have converged.
     smoked(env!("CARGO_BIN_EXE_queueing"), &["found_after_s"]);
 }
 

@@ -1,8 +1,9 @@
-//! How fast chunks are packed and unpacked, beside plain zstd and lz4 on the same 64 KiB pieces.
+//! Speed of packing and unpacking chunks, compared with plain zstd and lz4 on the same 64 KiB
+//! pieces.
 //!
-//! Ours copies the blocks out of the guest, looks for zeros, hashes, packs, and writes and checks a
-//! frame; the plain one only packs. Both use one thread and take turns, so that what else the machine
-//! does hits both; the medians of the rounds are compared.
+//! Our codec copies the blocks out of the guest, looks for zeros, hashes, packs, and writes and
+//! checks a frame; the plain library only packs. Both use one thread and alternate, so that other
+//! load on the machine affects both; the medians of the rounds are compared.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -27,16 +28,16 @@ use towpath_protocol::space::{BlockRun, Geometry, MEMORY, MEMORY_BLOCK_BYTES, Sp
 const CHUNK_BYTES: usize = 64 * 1024;
 const CHUNK_BLOCKS: u32 = 16;
 
-/// Least part of the plain library's speed.
+/// The least acceptable speed, as a share of the plain library's.
 const GOAL: f64 = 0.9;
 
 /// Chunks packed by one side before the other takes its turn: 1 MiB.
 const TURN_CHUNKS: usize = 16;
 
-/// Longest a chunk may take: a stuck pipeline ends the bench instead of hanging it.
+/// Longest time for one chunk: a stuck pipeline ends the bench instead of hanging it.
 const CHUNK_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Where real machine code is found; the bench's own program stands in where there is none.
+/// Where to find real machine code; if there is none, the bench's own program is used.
 const ELF_FOLDERS: [&str; 2] = ["/usr/bin", "/usr/lib/x86_64-linux-gnu"];
 
 struct Size {
@@ -59,7 +60,7 @@ struct Corpus {
     levels: Vec<LevelReport>,
 }
 
-/// Speeds are raw megabytes (10^6 bytes) a second, medians of the rounds.
+/// Speeds are in raw megabytes (10^6 bytes) per second, medians of the rounds.
 #[derive(Serialize)]
 struct LevelReport {
     level: &'static str,
@@ -68,14 +69,14 @@ struct LevelReport {
     encode_mb_s: f64,
     plain_encode_mb_s: f64,
     encode_ratio: f64,
-    /// Beside the plain one and the digest of the same bytes, one after the other.
+    /// Relative to the plain library followed by hashing the same bytes.
     encode_ratio_hashed: f64,
     decode_mb_s: f64,
     plain_decode_mb_s: f64,
     decode_ratio: f64,
-    /// Beside the plain one and the digest of the same bytes, one after the other.
+    /// Relative to the plain library followed by hashing the same bytes.
     decode_ratio_hashed: f64,
-    /// The pool with two threads.
+    /// The pool, with two threads.
     pool_mb_s: f64,
 }
 
@@ -108,7 +109,7 @@ impl Report {
     fn goals(&self) -> Goals {
         let mut goals = Goals::default();
         for corpus in &self.corpora {
-            // Beside what is copied there is no library to be as fast as.
+            // Raw blocks are only copied: there is no library to compare with.
             let packed = corpus.levels.iter().filter(|one| one.level != "raw");
             for one in packed {
                 let what = format!("{}, {}", corpus.corpus, one.level);
@@ -147,14 +148,15 @@ fn measure(memory: &Arc<Memory>, level: Level, round_count: usize) -> Result<Lev
     let mut plain = Plain::new(level)?;
     let mut samples = Samples::default();
     let mut wire_bytes = 0;
-    // One round more than counted: the first warms caches, contexts and the clock of the processor.
+    // One more round than is counted: the first warms up caches, contexts and the processor's
+    // clock.
     for round in 0..=round_count {
         let jobs = memory.jobs()?;
         let mut turn = Turn {
             ours: &mut ours,
             plain: &mut plain,
             samples: &mut samples,
-            // Whoever comes first finds the bytes in memory, the other one in the cache.
+            // The first side reads the bytes from memory, the second from the cache.
             is_ours_first: round % 2 == 0,
             is_counted: round > 0,
         };
@@ -169,7 +171,7 @@ fn measure(memory: &Arc<Memory>, level: Level, round_count: usize) -> Result<Lev
     Ok(samples.report(level, wire_bytes, memory.0.len(), pool_mb_s))
 }
 
-/// A few milliseconds of each side, so that both get the same share of a busy machine.
+/// A few milliseconds for each side, so that other load on the machine affects both equally.
 struct Turn<'a> {
     ours: &'a mut Ours,
     plain: &'a mut Plain,
@@ -179,7 +181,7 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Packs and unpacks a piece of the corpus by both; returns our bytes on the wire.
+    /// Packs and unpacks a piece of the corpus with both; returns our bytes on the wire.
     fn run(&mut self, jobs: &[Job], bytes: &[u8]) -> Result<usize, Fault> {
         let (is_counted, raw_bytes) = (self.is_counted, bytes.len());
         let mut note = |what, begun: Duration| {
@@ -226,13 +228,13 @@ impl Turn<'_> {
     }
 }
 
-/// Processor time of this thread: what other programs take in between does not count.
+/// Processor time of this thread, which excludes time taken by other programs.
 fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Speeds by what was done.
+/// Speeds, keyed by the operation.
 #[derive(Default)]
 struct Samples(BTreeMap<&'static str, Vec<f64>>);
 
@@ -278,7 +280,7 @@ impl Samples {
     }
 }
 
-/// Our encoder and decoder, on this thread.
+/// Our encoder and decoder, running on this thread.
 struct Ours {
     memory: Arc<Memory>,
     geometry: Geometry,
@@ -322,7 +324,7 @@ impl Ours {
     }
 }
 
-/// Packs the whole corpus as a migration does: by the pool's threads, two of them.
+/// Packs the whole corpus as a migration does, with two threads of the pool.
 fn measure_pool(memory: &Arc<Memory>, level: Level) -> Result<f64, Fault> {
     let policy = CodecPolicy::Fixed(level);
     let pool = EncoderPool::new(Arc::clone(memory) as Arc<dyn BlockReader>, 2, policy, 1)?;
@@ -343,7 +345,7 @@ fn measure_pool(memory: &Arc<Memory>, level: Level) -> Result<f64, Fault> {
     Ok(megabytes(memory.0.len()) / begun.elapsed().as_secs_f64())
 }
 
-/// The libraries alone, with their contexts kept as a good program would.
+/// The libraries alone, with their contexts reused as a well-written program would.
 struct Plain {
     level: Level,
     packed: Vec<u8>,
@@ -412,7 +414,7 @@ fn wrong(error: &dyn std::fmt::Display) -> Fault {
     Fault::new(Code::Codec, format!("the plain codec: {error}"))
 }
 
-/// A guest's memory that is simply there.
+/// A guest's memory that is fully present.
 struct Memory(Vec<u8>);
 
 impl Memory {
@@ -444,7 +446,7 @@ impl BlockReader for Memory {
     }
 }
 
-/// The beginnings of programs and libraries, in the order of their names.
+/// The beginnings of programs and libraries, in order of their paths.
 fn elf_bytes(size: &Size) -> Result<Vec<u8>, Fault> {
     let mut paths = Vec::new();
     for folder in ELF_FOLDERS {
@@ -457,7 +459,7 @@ fn elf_bytes(size: &Size) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::with_capacity(size.corpus_bytes);
     for path in paths {
         let begin = bytes.len();
-        // What cannot be read is somebody else's business.
+        // Files that cannot be read are skipped.
         if let Ok(file) = std::fs::File::open(path) {
             drop(file.take(file_bytes_max).read_to_end(&mut bytes));
         }

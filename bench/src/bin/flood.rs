@@ -1,9 +1,9 @@
-//! What a flood of Initials costs a running transfer, and how much memory.
+//! The cost of a flood of Initials: its effect on a running transfer, and the memory it takes.
 //!
-//! A transfer runs over a capped link; windows with a flood of 50,000 Initials a second at the listening
-//! side take turns with windows without. The flood comes from a process of its own, so that the memory
-//! measured is that of the tunnels. A full run that misses a goal fails, and so does one whose flood was thinner
-//! than it should be. `--smoke` floods for two seconds, once, at a tenth of the rate.
+//! A transfer runs over a capped link. Windows with a flood of 50,000 Initials a second at the
+//! listening side alternate with windows without. The flood is sent by a separate process, so that
+//! the memory measured is that of the tunnels. A full run fails if it misses a goal, or if the
+//! flood was weaker than intended. `--smoke` floods for two seconds, once, at a tenth of the rate.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -17,20 +17,20 @@ use towpath_bench::load::{Loaded, resident_bytes};
 use towpath_bench::program::{finish, print};
 use towpath_bench::sites::Failure;
 
-/// The cap of the transfer: what a site's line has, and far from what the processors can do.
+/// The cap of the transfer: a typical site's line, far below what the processors can handle.
 const RATE: &str = "200Mbit";
 
-/// Ports the flood comes from, each of an address of its own.
+/// Ports that the flood comes from, each on an address of its own.
 const PORT_COUNT: u8 = 200;
 
-/// Seconds of each window, windows of each kind, Initials a second.
+/// Seconds per window, windows of each kind, Initials per second.
 const FULL: (u64, usize, u64) = (30, 1, 50_000);
 const SMOKE: (u64, usize, u64) = (2, 1, 5_000);
 
-/// Part of the Initials that have to be sent for it to have been that flood.
+/// The share of the intended Initials that must actually be sent.
 const SENT_SHARE: f64 = 0.9;
 
-/// Time in which the transfer fills its link before anything is measured.
+/// Time for the transfer to fill its link before anything is measured.
 const WARM: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Serialize)]
@@ -40,14 +40,14 @@ struct Report {
     goal_goodput_ratio_min: f64,
     goal_grown_bytes_max: u64,
     window_seconds: u64,
-    /// Bytes a second of the transfer in each window without a flood, and with it.
+    /// The transfer's bytes per second in each window without a flood, and with one.
     calm_bytes_per_second: Vec<u64>,
     flooded_bytes_per_second: Vec<u64>,
-    /// The median with the flood as a share of the median without.
+    /// The median with the flood divided by the median without.
     goodput_ratio: f64,
     floods: Vec<Flooded>,
     resident_before_bytes: u64,
-    /// Most memory during the floods above that.
+    /// The most memory during the floods, above the memory before.
     grown_bytes: u64,
 }
 
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     finish(done)
 }
 
-/// The process of the flood: target, rate, seconds.
+/// The process that sends the flood. Arguments: target, rate, seconds.
 fn generate(arguments: &[String]) -> Result<(), Failure> {
     let [target, rate, seconds] = arguments else {
         return Err("generate wants a target, a rate and seconds".into());

@@ -1,10 +1,10 @@
-//! What a tunnel costs while nothing happens: memory of its process, for each channel and each stream.
+//! The cost of an idle tunnel: memory of its process, per channel and per stream.
 //!
-//! Two tunnels are linked over loopback. The edge's memory is read while it only keeps the link, then with
-//! many channels (listeners), then with many connections through them that carried a byte and are silent.
-//! `--smoke` opens few, to show that it runs. `footprint PROGRAM [WORD...]` measures what is installed, as in
-//! `footprint target/release/towpath-tunnel` or `footprint target/release/towpath tunnel run`, and how large it is as a
-//! file without its symbols.
+//! Two tunnels are linked over loopback. The edge's memory is read while it only keeps the link,
+//! then with many channels (listeners), then with many connections through them that have carried
+//! one byte and are silent. `--smoke` opens few, to show that it runs. `footprint PROGRAM
+//! [WORD...]` measures an installed program, as in `footprint target/release/towpath-tunnel` or
+//! `footprint target/release/towpath tunnel run`, and also the size of its file without symbols.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -22,19 +22,19 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::Config;
 
-/// Channels, and connections through them.
+/// Number of channels, and of connections through them.
 const FULL: usize = 1000;
 const SMOKE: usize = 20;
 
-/// The two tunnels, as they are reported.
+/// The names of the two tunnels in reports.
 const SIDES: [&str; 2] = ["edge", "region"];
 
-/// Goals.
+/// Goals in bytes: an idle process, each channel or stream, and the program's file.
 const IDLE_BYTES_MAX: u64 = 12 << 20;
 const EACH_BYTES_MAX: u64 = 8 << 10;
 const FILE_BYTES_MAX: u64 = 8_000_000;
 
-/// Time in which everything comes to rest.
+/// Time for everything to settle.
 const REST: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Serialize)]
@@ -44,19 +44,21 @@ struct Report {
     count: usize,
     goal_idle_bytes: u64,
     goal_each_bytes: u64,
-    /// Of each process that keeps a link: pages of its own, and those of its program that it touched.
+    /// Memory of each process that keeps a link: resident in total, its own pages, and the resident
+    /// pages of its program file.
     idle: Vec<Memory>,
-    /// Bytes more for each channel, edge.
+    /// Additional bytes for each channel, at the edge.
     channel_bytes: i64,
-    /// Bytes more for each idle connection, edge and region.
+    /// Additional bytes for each idle connection, at edge and region.
     stream_bytes: [i64; 2],
     goal_file_bytes: u64,
-    /// The program's file without its symbols; nothing of this one, which nobody installs.
+    /// Bytes of the program's file without its symbols; absent for this bench itself, which is
+    /// never installed.
     #[serde(skip_serializing_if = "Option::is_none")]
     file_bytes: Option<u64>,
 }
 
-/// Memory of a process that is in use.
+/// Memory that a process uses.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Memory {
     resident_bytes: u64,
@@ -97,7 +99,7 @@ fn stripped_bytes(program: &Path) -> Result<u64, Failure> {
     Ok(fs::metadata(&stripped)?.len())
 }
 
-/// A program, and the words with which it is a tunnel.
+/// A program, and the arguments that make it run a tunnel.
 type Program<'a> = (&'a Path, &'a [&'a str]);
 
 fn measure(count: usize, program: Program<'_>, file_bytes: Option<u64>) -> Result<(), Failure> {
@@ -160,7 +162,7 @@ impl Report {
     }
 }
 
-/// Two tunnels, which end when this is dropped, and the service of one of them.
+/// Two tunnels, stopped when this is dropped, and the service of one of them.
 struct Pair {
     _folder: tempfile::TempDir,
     doors: Vec<SocketAddr>,
@@ -200,7 +202,7 @@ impl Pair {
         })
     }
 
-    /// Connects through so many channels; each connection carries a byte.
+    /// Opens `count` connections through the channels; each carries one byte.
     fn connect(&self, count: usize) -> Result<Vec<(TcpStream, TcpStream)>, Failure> {
         let mut streams = Vec::new();
         for door in self.doors.iter().cycle().take(count) {
@@ -219,7 +221,7 @@ impl Pair {
     }
 }
 
-/// Addresses that nobody listens at now.
+/// Addresses on which nobody listens now.
 fn free_doors(count: usize) -> io::Result<Vec<SocketAddr>> {
     let listeners = (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
     let listeners: Vec<_> = listeners.collect::<io::Result<_>>()?;

@@ -1,10 +1,11 @@
-//! What the hybrid key exchange costs: a QUIC handshake with X25519MLKEM768 beside one with X25519.
+//! The cost of the hybrid key exchange: a QUIC handshake with X25519MLKEM768, compared with X25519.
 //!
-//! Same certificates, same provider of cryptography, both ends in one thread of this process and over
-//! loopback, so that the time is that of both processors. The two take turns; the ratio of the medians is
-//! the result, and the quartiles of the pairs' own ratios tell how sure it is. What each side sent for one
-//! handshake is told too. The same over an emulated path of 5 ms, the shortest that links are made for, is
-//! how long whoever waits for the link waits. `--smoke` does few, to show that it runs.
+//! Both use the same certificates and the same crypto provider. Both ends run in one thread of this
+//! process over loopback, so the time is that of both processors. The two kinds alternate; the
+//! ratio of the medians is the result, and the quartiles of the ratios of each pair show how
+//! certain it is. The bytes that each side sent for one handshake are reported too. The same
+//! measured over an emulated path of 5 ms, the shortest that links are made for, shows how long
+//! users of a link wait for it. `--smoke` does few handshakes, to show that it runs.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -21,45 +22,46 @@ use towpath_bench::relay::{Direction, Door, Options, Relay, Side as RelaySide};
 use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 
-/// Pairs of handshakes on this host, of those over the path, and of those of each that only warm everything up.
+/// Pairs of handshakes on this host, pairs over the path, and additional pairs of each for warming
+/// up.
 const FULL: [usize; 3] = [1000, 200, 50];
 const SMOKE: [usize; 3] = [5, 2, 1];
 
-/// One way of the path.
+/// One-way delay of the path.
 const ONE_WAY: Duration = Duration::from_micros(2500);
 
-/// Most that the hybrid one may cost.
+/// The most that the hybrid handshake may cost, relative to the other.
 const GOAL: f64 = 1.15;
 
-/// How long a handshake may take.
+/// Timeout of a handshake.
 const WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize)]
 struct Report {
     schema: &'static str,
     goal_ratio: f64,
-    /// What both processors need.
+    /// On this host: the processor time of both ends.
     here: Pairs,
-    /// What it takes over the path.
+    /// Over the path: the time that a user waits.
     over_5_ms: Pairs,
     hybrid_sent: [Sent; 2],
     classical_sent: [Sent; 2],
 }
 
-/// Handshakes of the two kinds in turn.
+/// Handshakes of the two kinds, alternating.
 #[derive(Debug, Serialize)]
 struct Pairs {
     pairs: usize,
     hybrid_median_us: f64,
     classical_median_us: f64,
     ratio: f64,
-    /// Of the ratios of each pair: quartiles.
+    /// Quartiles of the ratios of each pair.
     pair_ratio_quartiles: [f64; 3],
     #[serde(skip)]
     sent: [[Sent; 2]; 2],
 }
 
-/// What a side sent until both were sure: edge, then region.
+/// What a side sent until both had confirmed the handshake: edge, then region.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Sent {
     datagrams: u64,
@@ -124,7 +126,8 @@ async fn measure([here, over_path, warm]: [usize; 3]) -> Result<Report, Failure>
     })
 }
 
-/// Shakes hands so many times each, reaching the other end at these addresses; the first is the hybrid one.
+/// Makes this many handshakes of each kind, to these addresses; the hybrid kind is the first of
+/// each.
 async fn take_turns(
     (pairs, warm): (usize, usize),
     [hybrid, classical]: [&Side; 2],
@@ -133,7 +136,7 @@ async fn take_turns(
     let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let mut sent = <[[Sent; 2]; 2]>::default();
     for pair in 0..warm + pairs {
-        // Who goes first alternates too.
+        // The order alternates too.
         let (first, second) = match pair % 2 {
             0 => (
                 hybrid.shake(addresses[0]).await?,
@@ -162,7 +165,7 @@ async fn take_turns(
     })
 }
 
-/// A path to an address.
+/// An emulated path to an address.
 fn path_to(address: SocketAddr) -> Result<Relay, Failure> {
     let direction = Direction {
         delay: ONE_WAY,
@@ -186,7 +189,7 @@ fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
     [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
 }
 
-/// What one handshake took.
+/// The result of one handshake.
 struct Shaken {
     took: Duration,
     sent: [Sent; 2],
@@ -216,7 +219,7 @@ impl Side {
         Ok(Self { edge, region })
     }
 
-    /// One handshake, until both sides are sure.
+    /// One handshake, until both sides have confirmed it.
     async fn shake(&self, address: SocketAddr) -> Result<Shaken, Failure> {
         let began = Instant::now();
         let connecting =

@@ -1,12 +1,15 @@
-//! Whether a connection with large windows outlives loss: many transfers, none may end in an error.
+//! Whether a connection with large windows survives loss: of many transfers, none may end in an
+//! error.
 //!
-//! Each run sends through windows of 128 MiB, the largest that the tunnel gives by default, over a path of
-//! 200 ms that loses 0.1 to 2 % of all packets, thrice as much as they hold. Half of the runs have the
-//! tunnel's own settings of QUIC and its controller; the other half one that never slows down, but for what
-//! the tunnel allows where packets are lost ([`Gaps`]): so as many gaps as there can be stand in the target's
-//! buffer. Every byte is checked. Protocol alone, without a socket and in virtual time; the path has no rate and no
-//! queue, and the seed of every run is its number. Beside them CUBIC, the library's own controller, carries as much as the
-//! tunnel's over a path that loses 1 %. `loss RUNS MEBIBYTES` or `--smoke`.
+//! Each run sends through windows of 128 MiB, the largest that the tunnel gives by default, three
+//! times as many bytes as they hold, over a path of 200 ms that loses 0.1 to 2 % of all packets.
+//! Half of the runs use the tunnel's own QUIC settings and controller. The other half use a
+//! controller that never slows down, except for the limit that the tunnel sets where packets are
+//! lost ([`Gaps`]); this leaves as many gaps as possible in the target's buffer. Every byte is
+//! checked. The runs use the protocol alone, without sockets and in virtual time; the path has no
+//! rate limit and no queue, and the seed of every run is its number. A second part compares the
+//! tunnel's controller with CUBIC, the library's own, over a path that loses 1 %. `loss RUNS
+//! MEBIBYTES` or `--smoke`.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -32,41 +35,43 @@ use towpath_tunnel::config::Limits;
 use towpath_tunnel::gaps::Gaps;
 use towpath_tunnel::transport;
 
-/// Runs, and mebibytes of each.
+/// Number of runs, and mebibytes of each.
 const FULL: (usize, usize) = (1000, 384);
 const SMOKE: (usize, usize) = (8, 2);
 
-/// Runs of each controller that are compared, and mebibytes of each: CUBIC takes a minute for so many.
+/// Runs of each controller in the comparison, and mebibytes of each: CUBIC takes a minute for
+/// these.
 const FULL_BESIDE: (usize, usize) = (5, 8);
 const SMOKE_BESIDE: (usize, usize) = (1, 1);
 
-/// Packets lost of a thousand then, and how many times as much as CUBIC the tunnel is to carry.
+/// Packets lost per thousand in the comparison, and how many times CUBIC's rate the tunnel must
+/// reach.
 const BESIDE_PER_MILLE: u64 = 10;
 const BESIDE_RATIO: f64 = 3.0;
 
-/// Windows of stream, connection and sender, and bytes in flight.
+/// Bytes of the stream, connection and send windows, and so in flight.
 const WINDOW_BYTES: u32 = 128 << 20;
 
 /// The smallest packets that QUIC allows: they leave the most gaps.
 const PACKET_BYTES: u16 = 1200;
 
-/// What is sent at first.
+/// The initial congestion window.
 const FIRST_BYTES: u64 = 1 << 20;
 
 /// Half of the round trip.
 const ONE_WAY: Duration = Duration::from_millis(100);
 
-/// Packets lost of a thousand; the runs take turns.
+/// Packets lost per thousand; the runs cycle through these.
 const LOSSES_PER_MILLE: [u64; 4] = [1, 5, 10, 20];
 
 /// Virtual time after which a transfer counts as stuck.
 const TIME_MAX: Duration = Duration::from_secs(300);
 
-/// Bytes handed to the library at once: a prime, so that bytes lost or said twice are never hidden by the period of
-/// what is sent.
+/// Bytes handed to the library at a time. It is also the period of the data: a prime, so that lost
+/// or repeated bytes are never hidden by the period.
 const PIECE_BYTES: usize = 65_521;
 
-/// Packets the library builds at once, as over a real socket.
+/// Packets that the library builds at a time, as over a real socket.
 const BATCH_COUNT: usize = 10;
 
 #[derive(Debug, Serialize)]
@@ -79,7 +84,7 @@ struct Report {
     beside_cubic: Beside,
 }
 
-/// The middle runs of the tunnel's controller and of CUBIC with the same windows, over the same path.
+/// The median runs of the tunnel's controller and of CUBIC, with the same windows and path.
 #[derive(Debug, Serialize)]
 struct Beside {
     loss_per_mille: u64,
@@ -90,14 +95,14 @@ struct Beside {
     cubic_bytes_per_second: f64,
 }
 
-/// What became of the runs with one controller at one loss.
+/// The results of the runs with one controller at one loss rate.
 #[derive(Debug, Serialize)]
 struct Runs {
     controller: &'static str,
     loss_per_mille: u64,
     count: usize,
     errors: Vec<String>,
-    /// Virtual seconds of the slowest.
+    /// Virtual seconds of the slowest run.
     slowest_seconds: f64,
 }
 
@@ -156,7 +161,7 @@ fn measure((runs, mebibytes): (usize, usize), beside: (usize, usize)) -> Result<
 }
 
 impl Report {
-    /// No run may end in an error, be it ever so small.
+    /// No run may end in an error, however small the run.
     fn goals(&self, is_full: bool) -> Goals {
         let mut goals = Goals::default();
         for runs in &self.runs {
@@ -174,7 +179,7 @@ impl Report {
     }
 }
 
-/// Over the same paths, each of the two as much as the other.
+/// Runs both controllers over the same paths, with the same number of bytes.
 fn beside_cubic(
     own: &Settings,
     cubic: &Settings,
@@ -200,7 +205,7 @@ fn beside_cubic(
     })
 }
 
-/// Sends twice as much in each round trip, up to what the window holds, whatever is lost.
+/// A controller that doubles what it sends each round trip, up to the window, regardless of loss.
 #[derive(Debug, Clone, Copy)]
 struct Unmoved {
     window_bytes: u64,
@@ -256,7 +261,7 @@ struct Settings {
     server: Arc<ServerConfig>,
 }
 
-/// The tunnel's own, the hardest there can be, and the library's CUBIC.
+/// The tunnel's own settings, the harshest possible, and the library's CUBIC.
 fn settings() -> Result<[Settings; 3], Failure> {
     let folder = tempfile::TempDir::new()?;
     let authority = Authority::init(&folder.path().join("ca"), &"bench.example".parse()?)?;
@@ -292,7 +297,7 @@ fn own(client: rustls::ClientConfig, server: rustls::ServerConfig) -> Result<Set
     })
 }
 
-/// The library's settings with the same windows, and another controller.
+/// The library's settings, with the same windows and a given controller.
 fn wide(
     controller: &'static str,
     (client, server): (rustls::ClientConfig, rustls::ServerConfig),
@@ -315,7 +320,7 @@ fn wide(
     })
 }
 
-/// Windows as the tunnel's links set them while they live, where a path holds so much.
+/// Sets the windows to what the tunnel gives a live link whose path holds that much.
 fn widen(connection: &mut Connection) {
     connection.set_send_window(WINDOW_BYTES.into());
     connection.set_receive_window(VarInt::from_u32(WINDOW_BYTES));
@@ -325,11 +330,11 @@ fn widen(connection: &mut Connection) {
 struct End {
     endpoint: Endpoint,
     connection: Option<(ConnectionHandle, Connection)>,
-    /// Datagrams on their way here, and when they arrive.
+    /// Datagrams in flight to this end, with their arrival times.
     arriving: VecDeque<(Instant, BytesMut)>,
 }
 
-/// Two ends, what is between them, and the clock.
+/// Two ends, the path between them, and the clock.
 struct Path {
     now: Instant,
     began: Instant,
@@ -376,7 +381,7 @@ impl Path {
         })
     }
 
-    /// Sends so many bytes; gives the virtual time until the last one was read.
+    /// Sends this many bytes; returns the virtual time until the last one was read.
     fn carry(&mut self, bytes: usize) -> Result<Duration, Failure> {
         let piece = Bytes::from(pattern());
         let (mut written_bytes, mut read_bytes) = (0, 0);
@@ -413,7 +418,7 @@ impl Path {
         Ok(())
     }
 
-    /// Puts on the path what one end has to send, but for what is lost.
+    /// Puts an end's outgoing datagrams on the path, except those that are lost.
     fn transmit(&mut self, end: usize) {
         loop {
             let Some((_, connection)) = &mut self.ends[end].connection else {
@@ -435,7 +440,7 @@ impl Path {
         }
     }
 
-    /// Goes to the next moment at which something happens, and has it happen.
+    /// Advances the clock to the next event and handles it.
     fn pass_time(&mut self) -> Result<(), Failure> {
         let moments = self.ends.iter_mut().flat_map(|end| {
             let arrival = end.arriving.front().map(|(due, _)| *due);
@@ -495,7 +500,7 @@ impl Path {
     }
 }
 
-/// Writes up to the last of so many bytes, until the window is full.
+/// Writes up to the total of `bytes`, until the window is full.
 fn write(
     source: &mut Connection,
     stream: &mut Option<StreamId>,
@@ -522,7 +527,7 @@ fn write(
     Ok(())
 }
 
-/// Reads all there is, and looks whether it is what was written.
+/// Reads everything available, and checks it against what was written.
 fn read(
     target: &mut Connection,
     stream: &mut Option<StreamId>,
@@ -546,18 +551,18 @@ fn read(
         }
         *read_bytes += chunk.len();
     }
-    // What it wants sent goes with the next packet anyway.
+    // What it asks to have sent goes with the next packet anyway.
     let _ = chunks.finalize();
     Ok(())
 }
 
-/// What is sent again and again: each byte tells where it stands.
+/// The data that is sent over and over: each byte depends on its position.
 fn pattern() -> Vec<u8> {
     let byte = |at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7];
     (0..).take(PIECE_BYTES).map(byte).collect()
 }
 
-/// Whether these are the bytes from there on.
+/// Whether `bytes` are the expected ones at this offset.
 fn stands_at(piece: &[u8], mut at: usize, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         let rest = &piece[at % PIECE_BYTES..];

@@ -1,19 +1,21 @@
-//! Moves between two sites on this machine, beside what limits them: the tunnel alone, the round trip.
+//! Moves between two sites on this machine, compared with their limits: the bare tunnel, the round
+//! trip.
 //!
 //! Three scenes, each played by `towpath demo` with real daemons and a process guest:
 //!
-//! | scene | figure | limit beside it |
+//! | scene | figure | limit it is compared with |
 //! |---|---|---|
 //! | loopback | guest bytes a second of two idle guests of 1 GiB; peak memory of each daemon | the tunnel's own throughput in the same run |
-//! | idle | the pause by the guest's heartbeat, and as computed | three round trips and 20 ms; 10 ms apart |
-//! | busy | time a running guest waited for a page under full push | one round trip |
+//! | idle | the pause, by the guest's heartbeat and as reported | three round trips and 20 ms; the two differ by 10 ms at most |
+//! | busy | time that a running guest waited for a page under full push | one round trip |
 //!
-//! Over loopback move the guest of the demo, a quarter of which cannot be compressed, and one that is noise
-//! throughout: the worst case, in which every byte of the guest is one of the wire. It is the one that is judged
-//! beside the tunnel, which carries bytes of the wire; of the other it is said how fast a user's move is.
+//! Two guests move over loopback: the demo's guest, a quarter of which is incompressible, and one
+//! that is noise throughout. The noise is the worst case: every byte of the guest is a byte on the
+//! wire. It alone is judged against the tunnel's throughput, which is in bytes on the wire; the
+//! other shows how fast a user's move is.
 //!
-//! One JSON document, `towpath.v1.bench.migration`. The programs `towpath` and `tunnel_throughput` must
-//! have been built; they are looked for beside this one.
+//! Prints one JSON document, `towpath.v1.bench.migration`. The programs `towpath` and
+//! `tunnel_throughput` must have been built; they are expected in the same folder as this one.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -23,17 +25,17 @@ use towpath_bench::goals::Goals;
 use towpath_bench::program::{finish, median};
 use towpath_bench::sites::Failure;
 
-/// Rounds over loopback, of the tunnel alone and two moves.
+/// Rounds over loopback; each is one run of the bare tunnel and two moves.
 const LOOPBACK_ROUNDS: usize = 5;
 
 /// The emulated round trip of the idle and the busy scene.
 const RTT_MS: u64 = 40;
 
-/// What of each guest over loopback cannot be compressed, in percent, and the part of the tunnel's own throughput
-/// that its move is to have: of one that can be compressed that part would say nothing of the tunnel.
+/// The incompressible share of each guest moved over loopback, in percent, and the share of the
+/// tunnel's throughput that its move must reach. That share says nothing for a compressible guest.
 const GUESTS: [(&str, Option<f64>); 2] = [("25", None), ("100", Some(0.70))];
 
-/// Most that a reported pause may be off, and that 99 of 100 pages may take, in milliseconds.
+/// In milliseconds: the largest error of a reported pause, and the p99 limit of a wait for a page.
 const REPORTED_OFF_MS: f64 = 10.0;
 const WAIT_MS: f64 = 60.0;
 
@@ -107,8 +109,8 @@ fn measure(is_smoke: bool) -> Result<Value, Failure> {
     }))
 }
 
-/// The moves of both guests and the tunnel alone take turns, so that a noisy machine is noisy for all; the
-/// ratios are those of the medians.
+/// The moves of both guests and the runs of the bare tunnel alternate, so that other load on the
+/// machine affects all; the ratios are those of the medians.
 fn loopback(is_smoke: bool) -> Result<Value, Failure> {
     let (memory, mebibytes) = if is_smoke {
         ("32MiB", "32")
@@ -180,7 +182,7 @@ fn demo(arguments: &[&str]) -> Result<Value, Failure> {
     run("towpath", &all)
 }
 
-/// Runs a program that stands beside this one and prints one JSON document.
+/// Runs a program in the same folder as this one that prints one JSON document.
 fn run(name: &str, arguments: &[&str]) -> Result<Value, Failure> {
     let program = beside(name)?;
     let output = Command::new(&program)

@@ -1,14 +1,16 @@
-//! What urgent bytes wait behind bulk on a full link, and how soon another rate of the link is found.
+//! How long urgent bytes wait behind bulk on a full link, and how soon a changed link rate is
+//! found.
 //!
 //! ```text
 //!  program ─TCP─► tunnel ═══ a cable of 200 Mbit/s with a buffer of 100 ms ═══► tunnel ─TCP─► program
 //! ```
 //!
-//! One program sends as fast as it can in class bulk; another sends 64 bytes in class demand, which come
-//! back, and again. Beside it both programs do the same over the cable alone, in turns; what TCP carries
-//! is the measure for goodput. Then the cable changes to 50 Mbit/s and back under way, and another one does that leads
-//! to a line of 40 ms; at last the cable carries 100, 10 and 1 Mbit/s, and lets nothing through in advance. `--smoke` is
-//! short. Needs root, for the cable lies between two network namespaces.
+//! One program sends as fast as it can in class bulk; another sends 64 bytes in class demand, waits
+//! for the echo, and repeats. For comparison both programs do the same over the cable alone, in
+//! alternation with the tunnels; TCP's rate is the reference for goodput. Then the cable changes to
+//! 50 Mbit/s and back while in use, and so does another that leads to a line of 40 ms. Finally the
+//! cable carries 100, 10 and 1 Mbit/s with a minimal burst. `--smoke` is short. Needs root, because
+//! the cable joins two network namespaces.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -36,52 +38,53 @@ use towpath_tunnel::status::StatusView;
 
 const SCHEMA: &str = "towpath.v1.bench.queueing";
 
-/// The cable.
+/// The cable: its rates, the depth of its buffer, and its MTU.
 const MBIT: u64 = 200;
 const MBIT_LOW: u64 = 50;
 const BUFFER_MS: u64 = 100;
 const MTU: u16 = 1500;
 
-/// What the cable lets through at once after a pause; and where each packet is to take its time: a little
-/// more than one, or what its own timers need.
+/// Burst size of the cable's token bucket after a pause. When every packet is to take its time, it
+/// is little more than one packet, or the minimum for the bucket's own timers.
 const BURST_BYTES: u64 = 16 * 1024;
 const BURST_BYTES_MIN: u64 = 1600;
 const BURST_TIME: Duration = Duration::from_micros(250);
 
-/// Rates at which a first byte is to wait for one packet at most, and a little.
+/// Rates at which a first byte may wait for one packet at most, plus `GOAL_ADDED_MS`.
 const RATES_MBIT: [u64; 3] = [100, 10, 1];
 const GOAL_ADDED_MS: f64 = 2.0;
 
-/// Until when a thinner cable has to be noticed, and a thicker one.
+/// Deadlines for noticing a slower cable, and a faster one.
 const DOWN_WITHIN: Duration = Duration::from_secs(1);
 const UP_WITHIN: Duration = Duration::from_secs(3);
 
-/// A full packet on the cable.
+/// Bits of a full packet on the cable.
 const FRAME_BITS: u32 = 1514 * 8;
 
-/// The part of a cable's bytes that are QUIC's: packets of 1452 bytes in frames of 1514.
+/// The share of a cable's bytes that are QUIC's: packets of 1452 bytes in frames of 1514.
 const QUIC_SHARE: f64 = 1452.0 / 1514.0;
 
-/// How near to the truth an estimate must be, and for how long, to have found it.
+/// An estimate counts as found once it has been this near to the truth for this long.
 const ESTIMATE_WITHIN: f64 = 0.10;
 const FOUND_FOR: Duration = Duration::from_millis(500);
 
-/// Least time between two pings. On a thin cable it is longer: a ping and what QUIC says of it are some 300
-/// bytes, and no more than a twentieth of the cable is to be theirs. A ping every 2 ms would fill 1 Mbit/s.
+/// Shortest time between two pings. It is longer on a slow cable: a ping with QUIC's overhead is
+/// some 300 bytes, and pings may use at most a twentieth of the cable. One every 2 ms would fill
+/// 1 Mbit/s.
 const PING_TIME: Duration = Duration::from_millis(2);
 const PING_BITS: u64 = 300 * 8;
 const PINGS_PART: u64 = 20;
 
-/// Pings at once over the longer line, each a round trip after the last one's answer.
+/// Concurrent pings over the longer line; each sends one ping per round trip.
 const FAR_PINGS: usize = 10;
 
 /// What the longer line adds to a round trip.
 const FAR_ROUND_TRIP: Duration = Duration::from_millis(40);
 
-/// Time between two looks at the estimate.
+/// Interval between readings of the estimate.
 const LOOK_TIME: Duration = Duration::from_millis(50);
 
-/// What is measured: all of it, unless some is asked for.
+/// The parts of the measurement; all of them run unless some are named.
 const LOADS: &str = "loads";
 const STEPS: &str = "steps";
 const FAR_STEPS: &str = "far-steps";
@@ -91,17 +94,17 @@ const PARTS: [&str; 4] = [LOADS, STEPS, FAR_STEPS, RATES];
 const CHUNK_BYTES: usize = 256 * 1024;
 const PING_BYTES: usize = 64;
 
-/// Where programs connect at the edge, where the tunnels meet, and where the services are.
+/// Ports: where programs connect at the edge, where the tunnels meet, and where the services are.
 const BULK_DOOR: u16 = 7001;
 const MEETING: u16 = 7002;
 const SINK: u16 = 7003;
 const PING_DOOR: u16 = 7004;
 const ECHO: u16 = 7005;
 
-/// Where the longer line begins.
+/// Port at which the longer line begins.
 const LINE: u16 = 7006;
 
-/// How long it is measured, how long it runs before, how often, and how long each step lasts.
+/// Duration of a measurement, its warm-up, its rounds, and the duration of each step.
 struct Size {
     time: Duration,
     warm: Duration,
@@ -135,7 +138,7 @@ struct Report {
     goal_p99_ms: f64,
     goal_goodput_ratio: f64,
     goodput_ratio: Option<f64>,
-    /// How many times as long 99 of 100 wait beside bulk over the cable alone.
+    /// The p99 wait beside bulk over the cable alone, as a multiple of the tunnel's.
     tcp_wait_ratio: Option<f64>,
     towpath: Vec<Load>,
     tcp: Vec<Load>,
@@ -148,14 +151,14 @@ struct Report {
     rates: Vec<AtRate>,
 }
 
-/// The cable carries so much, and nothing in advance.
+/// Results at one rate of the cable, with a minimal burst.
 #[derive(Debug, Serialize)]
 struct AtRate {
     mbit_per_second: u64,
-    /// The most that bulk may add to a round trip: a packet, and two milliseconds.
+    /// The most that bulk may add to a round trip: one packet's time plus 2 ms.
     goal_added_ms: f64,
     added_p50_ms: f64,
-    /// What the longest of 95 and of 99 in 100 are above half of those without bulk: it adds no more.
+    /// p95 and p99 beside bulk, less the median without bulk; so they overstate what bulk adds.
     added_p95_ms: f64,
     added_p99_ms: f64,
     load: Load,
@@ -172,15 +175,16 @@ struct Load {
     goodput_mbit: f64,
 }
 
-/// The cable carries something else from one moment on.
+/// Results after one change of the cable's rate.
 #[derive(Debug, Serialize)]
 struct Step {
     mbit_per_second: u64,
-    /// Until the estimate is within a tenth of it; none if never.
+    /// Seconds until the estimate is within a tenth of the new rate; `None` if never.
     found_after_s: Option<f64>,
-    /// A round trip without bulk.
+    /// Median round trip without bulk.
     idle_p50_ms: f64,
-    /// Of all of its time, which the queue that the step made is a part of; and from when it has to be found.
+    /// p99 over the whole step, including the queue that the change itself builds; then p99 from
+    /// the time by which the new rate has to be found.
     p99_ms: f64,
     later_p99_ms: f64,
     most_ms: f64,
@@ -311,7 +315,7 @@ fn report(
     })
 }
 
-/// The steps between two more hosts, whose tunnels have a longer line between them.
+/// Plays the steps between two hosts whose tunnels have the longer line between them.
 fn far_steps(size: &Size) -> Result<Vec<Step>, Failure> {
     let lab = shaped()?;
     let services = Services::start(&lab)?;
@@ -337,7 +341,7 @@ fn far_steps(size: &Size) -> Result<Vec<Step>, Failure> {
     steps.map_err(|why| tunnels.explain(&why))
 }
 
-/// Gives the cable a rate, from the edge to the region, and what it lets through at once.
+/// Sets the cable's rate from the edge to the region, and its burst size.
 fn shape(lab: &Lab, verb: &str, (mbit, burst): (u64, u64)) -> Result<(), Failure> {
     let words = format!(
         "qdisc {verb} dev cable root tbf rate {mbit}mbit burst {burst} latency {BUFFER_MS}ms"
@@ -346,7 +350,7 @@ fn shape(lab: &Lab, verb: &str, (mbit, burst): (u64, u64)) -> Result<(), Failure
     lab.tc(Host::Edge, &words)
 }
 
-/// Where the two programs connect: for bulk, and for pings.
+/// The addresses that the two programs connect to: for bulk, and for pings.
 struct Doors {
     bulk: SocketAddr,
     ping: SocketAddr,
@@ -364,7 +368,7 @@ fn direct() -> Doors {
     }
 }
 
-/// What listens at the region: it counts what comes, or sends it back.
+/// The services at the region: one counts what arrives, one echoes it.
 struct Services {
     sunk_bytes: Arc<AtomicU64>,
 }
@@ -381,7 +385,7 @@ impl Services {
             }
         });
         serve(lab.listen(Host::Region, any(ECHO))?, |mut stream| {
-            // Without it the kernel waits for more to send.
+            // Without this the kernel waits for more data before it sends.
             let _ = stream.set_nodelay(true);
             let mut ping = [0; PING_BYTES];
             while stream.read_exact(&mut ping).is_ok() && stream.write_all(&ping).is_ok() {}
@@ -390,7 +394,7 @@ impl Services {
     }
 }
 
-/// Answers everybody, until the program ends.
+/// Answers every connection until the program ends.
 fn serve(listener: TcpListener, answer: impl Fn(TcpStream) + Clone + Send + 'static) {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -407,7 +411,7 @@ enum Ends {
     Far,
 }
 
-/// The two daemons, until they are dropped.
+/// The two daemons, stopped when this is dropped.
 struct Tunnels {
     _processes: [Process; 2],
     ends: Ends,
@@ -451,7 +455,7 @@ impl Tunnels {
         }
     }
 
-    /// A failure, with what the tunnels have to say of it.
+    /// A failure, together with the tunnels' logs.
     fn explain(&self, why: &Failure) -> Failure {
         let said = fs::read_to_string(&self.said).unwrap_or_default();
         format!("{why}; the tunnels say:\n{said}").into()
@@ -464,7 +468,7 @@ impl Tunnels {
         }
     }
 
-    /// What the edge believes that the path carries, in megabits a second.
+    /// The edge's estimate of the path's rate, in Mbit/s.
     fn estimate_mbit(&self) -> Result<f64, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -476,7 +480,7 @@ impl Tunnels {
     }
 }
 
-/// A program that sends as fast as it can, until it is dropped.
+/// A program that sends as fast as it can until it is dropped.
 struct Bulk(TcpStream);
 
 impl Bulk {
@@ -513,14 +517,14 @@ fn round_trip(stream: &mut TcpStream) -> Result<f64, Failure> {
     Ok(began.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Pings for some time over a cable that carries so much.
+/// Pings for a time over a cable of this rate.
 fn pings(lab: &Lab, door: SocketAddr, (time, mbit): (Duration, u64)) -> Result<Waits, Failure> {
     let pause = PING_TIME.max(Duration::from_micros(PING_BITS * PINGS_PART / mbit));
     pings_each(lab, door, (time, pause))
 }
 
-/// Pings for some time through tunnels. Over the longer line several go at once: those that were not asked for
-/// while one lasted would be most of them.
+/// Pings for a time through the tunnels. Over the longer line several run concurrently; with one
+/// alone, most of the samples would be those that could not be sent while it waited.
 fn tunnel_pings(lab: &Lab, tunnels: &Tunnels, how: (Duration, u64)) -> Result<Waits, Failure> {
     let door = tunnels.doors().ping;
     if tunnels.ends == Ends::Near {
@@ -532,7 +536,7 @@ fn tunnel_pings(lab: &Lab, tunnels: &Tunnels, how: (Duration, u64)) -> Result<Wa
             waits.map_err(|error| error.to_string())
         };
         let pinging = [(); FAR_PINGS].map(|()| {
-            // So that they do not go all at one time.
+            // Spread out, so that they do not all send at the same time.
             thread::sleep(FAR_ROUND_TRIP * 2 / 10);
             scope.spawn(each)
         });
@@ -544,7 +548,7 @@ fn tunnel_pings(lab: &Lab, tunnels: &Tunnels, how: (Duration, u64)) -> Result<Wa
     })
 }
 
-/// Pings for some time, with a pause after each.
+/// Pings for a time, with a pause after each.
 fn pings_each(
     lab: &Lab,
     door: SocketAddr,
@@ -638,7 +642,7 @@ fn steps(
     Ok(steps)
 }
 
-/// What bulk adds to a round trip where the cable is thinner.
+/// What bulk adds to a round trip on slower cables.
 fn rates(
     lab: &Lab,
     services: &Services,
@@ -650,11 +654,11 @@ fn rates(
         ..*size
     };
     let at = |mbit: u64| {
-        // What is left of the bulk before goes while the cable is fast.
+        // Drain what is left of the previous bulk while the cable is fast.
         shape(lab, "change", (MBIT, BURST_BYTES))?;
         thread::sleep(size.settle / 10);
-        // A new queue: what waits in the old one may be longer than this lets through at once, and would
-        // wait for ever, with all behind it.
+        // Replace the queue: a packet waiting in the old one may be larger than the new burst size,
+        // and would block the queue for ever.
         lab.tc(Host::Edge, &["qdisc", "del", "dev", "cable", "root"])?;
         shape(lab, "add", (mbit, burst_bytes(mbit)))?;
         let load = load(lab, services, (&tunnels.doors(), mbit), &size)?;

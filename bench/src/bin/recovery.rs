@@ -1,14 +1,15 @@
-//! How soon bytes flow again after an outage, and how many: a stream through the tunnel, beside one of bare
-//! quinn.
+//! How soon, and at what rate, bytes flow again after an outage: a stream through the tunnel,
+//! compared with one of bare quinn.
 //!
-//! Both write without end over the same emulated path, which is cut, and mended after the outage. The
-//! time from there to the first new byte at the other end is the result, and for the tunnel whether all
-//! bytes were the right ones and how many of them went twice; and for both which part of the path's rate
-//! arrived in the first seconds, of the connection and behind the outage. One of the paths also loses one
-//! packet of a hundred, and behind two outages a router has forgotten what there was, so that only a new connection
-//! finds a way: quinn alone makes none. The two take turns, five times, and it is the middle that is judged: by one
-//! goal for all paths, by what quinn took in the same run, and over the far path also by what our own design takes
-//! there, which tells a run that has become worse from a goal that is out of reach. `--smoke` cuts for a second, once.
+//! Both write continuously over the same emulated path, which is cut, and mended after the outage.
+//! The main result is the time from the mending to the first new byte at the other end. For the
+//! tunnel, every byte is checked and repeated bytes are counted. For both, the share of the path's
+//! rate that arrived in the first seconds of the connection and after the outage is measured. One
+//! of the paths also loses one packet in a hundred. After two of the outages a router has lost its
+//! table, so that only a new connection gets through; bare quinn makes none. The two alternate five
+//! times, and the median is judged: by one goal for all paths, by what quinn took in the same run,
+//! and over the far path also by what our design takes there, which distinguishes a regression from
+//! a goal that is out of reach. `--smoke` cuts for a second, once.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -33,36 +34,36 @@ use towpath_bench::sites::{Failure, site};
 use towpath_certs::{Authority, Identity, Rejections, tls};
 use towpath_tunnel::Tunnel;
 
-/// The path: what an ordinary line has, and its round trip where none is given.
+/// The path: the rate of an ordinary line, and the round trip if none is given.
 const BITS_PER_SECOND: u64 = 100_000_000;
 const ROUND_TRIP_MS: u64 = 40;
 
-/// The same of a path that is far, and what of a thousand packets one loses that is not good.
+/// The round trip of a far path, and the packets lost per thousand on a poor one.
 const FAR_ROUND_TRIP_MS: u64 = 200;
 const LOST_PER_MILLE: u32 = 10;
 
-/// How soon the first byte has to be there, whatever the path.
+/// Goal for the time to the first byte, on any path.
 const GOAL_MS: u64 = 400;
 
-/// What no path spares while nobody answers: questions over the link that there is stand so far apart, and attempts to
-/// dial another.
+/// Intervals while the peer does not answer, which add to the recovery on any path: between probes
+/// over the existing link, and between attempts to dial a new one.
 const ASK_INTERVAL_MS: u64 = 50;
 const DIAL_INTERVAL_MS: u64 = 250;
 
-/// Halves of a round trip from the one that comes through to the first byte of a stream that goes on.
+/// Half round trips from the first packet that gets through to the first byte of a resumed stream.
 const ASK_HALF_ROUND_TRIPS: u64 = 3;
 const DIAL_HALF_ROUND_TRIPS: u64 = 5;
 
-/// Most bytes that may be sent again where the path holds fewer.
+/// Most bytes that may be sent again, on a path that holds less than that.
 const RESENT_BYTES: u64 = 1 << 20;
 
-/// How often each outage is played, and how long its streams run beside it.
+/// How often each outage is played, and for how long its streams run before and after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Scale {
     runs: usize,
-    /// Time in which the stream fills the path before the cut.
+    /// Time for the stream to fill the path before the cut.
     start: Duration,
-    /// Time behind the outage in which bytes are counted.
+    /// Time after the outage in which bytes are counted.
     after: Duration,
 }
 
@@ -77,22 +78,23 @@ const SMOKE: Scale = Scale {
     after: Duration::from_millis(500),
 };
 
-/// How long a stream may take to come back.
+/// Timeout for a stream to come back.
 const BACK_WAIT: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether something has come back.
+/// Interval between checks for returned bytes.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Bytes written and read at once.
+/// Bytes per write and per read.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// An outage of so many seconds on a path with such a round trip and loss.
+/// An outage of some seconds on a path with this round trip and loss.
 #[derive(Debug, Clone, Copy)]
 struct Case {
     seconds: u64,
     round_trip_ms: u64,
     lost_per_mille: u32,
-    /// Whether only a new connection finds a way behind it.
+    /// Whether the router has lost its table after the outage, so that only a new connection gets
+    /// through.
     is_forgotten: bool,
 }
 
@@ -127,7 +129,7 @@ impl Case {
         }
     }
 
-    /// Whether it is on one of the paths that goals are set for: others are only measured.
+    /// Whether the path is one that goals are set for; others are only measured.
     const fn is_judged(self) -> bool {
         matches!(
             (self.round_trip_ms, self.lost_per_mille),
@@ -135,12 +137,12 @@ impl Case {
         )
     }
 
-    /// How soon the first byte has to be there.
+    /// The goal for the time to the first byte.
     fn goal_ms(self) -> Option<u64> {
         self.is_judged().then_some(GOAL_MS)
     }
 
-    /// When it is there by our design, where that is later.
+    /// The time to the first byte by our design, if that is above the goal.
     fn design_ms(self) -> Option<u64> {
         let (interval_ms, half_round_trips) = if self.is_forgotten {
             (DIAL_INTERVAL_MS, DIAL_HALF_ROUND_TRIPS)
@@ -151,7 +153,8 @@ impl Case {
         (self.is_judged() && takes > GOAL_MS).then_some(takes)
     }
 
-    /// Most bytes that may be sent again: of a far path more are on their way than that.
+    /// Most bytes that may be sent again. None for a far path, which holds more than the limit in
+    /// flight.
     fn goal_resent_bytes(self) -> Option<u64> {
         let is_near = self.round_trip_ms == ROUND_TRIP_MS;
         (self.is_judged() && is_near).then_some(RESENT_BYTES)
@@ -199,47 +202,48 @@ struct Report {
     outages: Vec<Outage>,
 }
 
-/// One length of outage: each side's times to the first byte, in milliseconds, and shares of the path's rate.
+/// The results of one outage: times to the first byte in milliseconds, and shares of the path's
+/// rate.
 #[derive(Debug, Default, Serialize)]
 struct Outage {
     seconds: u64,
     round_trip_ms: u64,
     lost_per_mille: u32,
-    /// Whether only a new connection finds a way behind it.
+    /// Whether only a new connection gets through after it.
     is_forgotten: bool,
-    /// What the middle of the tunnel's times may be; nothing where it is only measured.
+    /// The goal for the tunnel's median; `None` if it is only measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     goal_ms: Option<u64>,
-    /// What it is by our design, where that is more.
+    /// The time by our design, if that is above the goal.
     #[serde(skip_serializing_if = "Option::is_none")]
     design_ms: Option<u64>,
-    /// Most bytes that may be sent twice; nothing where they are only counted.
+    /// Most bytes that may be sent twice; `None` if they are only counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     goal_resent_bytes: Option<u64>,
     tunnel_ms: Vec<u128>,
     tunnel_median_ms: f64,
-    /// Nothing where it was not back within a minute.
+    /// `None` for a run in which it was not back within a minute.
     bare_quinn_ms: Vec<Option<u128>>,
-    /// Nothing where that is the middle one.
+    /// `None` if the median run was not back in time.
     bare_quinn_median_ms: Option<f64>,
-    /// Bytes the tunnel sent twice, in each run.
+    /// Bytes that the tunnel sent twice, in each run.
     tunnel_resent_bytes: Vec<u64>,
-    /// Bytes that arrived, all of them the right ones: a wrong one ends the bench.
+    /// Bytes that arrived, all of them correct: a wrong byte ends the bench.
     tunnel_bytes: Vec<u64>,
     /// In the first seconds of a new connection.
     tunnel_start_shares: Vec<f64>,
     bare_quinn_start_shares: Vec<f64>,
-    /// In the seconds behind the outage.
+    /// In the seconds after the outage.
     tunnel_after_shares: Vec<f64>,
     bare_quinn_after_shares: Vec<f64>,
 }
 
-/// What a stream went through.
+/// The results of one stream.
 #[derive(Debug, Clone, Copy)]
 struct Played {
-    /// From the path's mending to the first byte, if one came in time.
+    /// From the mending of the path to the first byte, if one came in time.
     back: Option<Duration>,
-    /// All that arrived.
+    /// All bytes that arrived.
     bytes: u64,
     start_share: f64,
     after_share: f64,
@@ -251,7 +255,7 @@ impl Played {
     }
 }
 
-/// The part of what the path could have carried in that time, to a thousandth.
+/// Bytes as a share of what the path could have carried in that time, rounded to a thousandth.
 #[allow(clippy::cast_precision_loss, reason = "a share for people")]
 fn share(bytes: u64, time: Duration) -> f64 {
     let most = BITS_PER_SECOND as f64 / 8.0 * time.as_secs_f64();
@@ -280,7 +284,7 @@ fn main() -> ExitCode {
 }
 
 impl Report {
-    /// Those of the paths that goals are set for: others are measured beside them.
+    /// Goals of the paths that have any; the others are only measured.
     fn goals(&self) -> Goals {
         let mut goals = Goals::default();
         for outage in &self.outages {
@@ -323,7 +327,7 @@ impl Outage {
         }
     }
 
-    /// Which one it is, for people.
+    /// Describes the outage, for people.
     fn behind(&self) -> String {
         let forgotten = if self.is_forgotten {
             ", and is another one then"
@@ -459,13 +463,13 @@ async fn through_quinn(case: Case, scale: Scale) -> Result<Played, Failure> {
     play(&relay.control(), (case, scale), (source, sink), 1).await
 }
 
-/// Bytes of the stream from an offset on: each tells where it stands.
+/// The bytes of the stream from an offset: each depends on its position.
 fn expected(offset: u64, count: usize) -> Vec<u8> {
     let byte = |at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7];
     (offset..).take(count).map(byte).collect()
 }
 
-/// Writes without end, cuts and mends.
+/// Writes continuously, cuts the path and mends it.
 async fn play(
     control: &Control,
     (case, scale): (Case, Scale),
@@ -481,7 +485,7 @@ async fn play(
         }
     };
     let read_bytes = Cell::new(offset);
-    // When the path was mended, and the time from there to the first byte.
+    // When the path was mended, and the time from then to the first byte.
     let (mended, back) = (Cell::new(None), Cell::new(None));
     let reading = async {
         let mut chunk = vec![0; CHUNK_BYTES];
@@ -502,7 +506,7 @@ async fn play(
         let start_share = share(read_bytes.get(), scale.start);
         control.cut_both();
         sleep(Duration::from_secs(case.seconds)).await;
-        // Before the path can carry anything, so that no byte of the outage's end is missed.
+        // Taken before the path can carry anything, so that no byte after the outage is missed.
         let (began, before) = (Instant::now(), read_bytes.get());
         mended.set(Some(began));
         if case.is_forgotten {

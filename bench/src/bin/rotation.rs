@@ -1,10 +1,10 @@
-//! What it costs to exchange certificates, authorities and lists of revoked ones under load, and how soon
-//! a revoked peer is out.
+//! The cost of replacing certificates, authorities and revocation lists under load, and how soon a
+//! revoked peer is shut out.
 //!
-//! A transfer runs over a capped link. Windows in which something is exchanged at both sites take turns
-//! with windows in which nothing is: every byte is checked, every stream has to end as it should. A second host
-//! that remembers what a session could be resumed with is revoked, and the sending host of a second pair.
-//! `--smoke` plays each once, in short windows.
+//! A transfer runs over a capped link. Windows in which something is replaced at both sites
+//! alternate with windows in which nothing is. Every byte is checked, and every stream has to end
+//! cleanly. Two hosts are revoked: a second host that keeps whatever a session could be resumed
+//! with, and the sending host of a second pair. `--smoke` plays each once, in short windows.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,20 +34,20 @@ use towpath_certs::{Authority, Identity, Rejections, Validity, tls};
 use towpath_protocol::identity::HostIdentity;
 use towpath_tunnel::Tunnel;
 
-/// The cap of the transfer: what a site's line has, and far from what the processors can do.
+/// The cap of the transfer: a typical site's line, far below what the processors can handle.
 const RATE: &str = "200Mbit";
 
-/// Length of a window, and windows of each kind.
+/// Length of a window, and number of windows of each kind.
 const FULL: (Duration, usize) = (Duration::from_secs(4), 5);
 const SMOKE: (Duration, usize) = (Duration::from_millis(1500), 1);
 
-/// How long anything may take that should take milliseconds.
+/// Timeout for operations that should take milliseconds.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// Pause between two looks.
+/// Interval between checks.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// The alert of TLS that says so (RFC 8446, 6).
+/// The TLS alert for a revoked certificate (RFC 8446, 6).
 const CERTIFICATE_REVOKED: u8 = 44;
 
 /// The trust domain of the benches.
@@ -60,24 +60,24 @@ struct Report {
     goal_out_ms: u128,
     window_ms: u128,
     exchanges: Vec<Exchange>,
-    /// Streams that lasted and ended in order, every byte the right one: any other ends the bench.
+    /// Streams that lasted and ended cleanly, with every byte correct; any other ends the bench.
     streams: usize,
-    /// From the list's arrival until the revoked host's live link was closed.
+    /// From the list's arrival until the live link of the revoked host was closed.
     link_closed_ms: u128,
-    /// From the list's arrival until a host with a session to resume was refused.
+    /// From the list's arrival until a host that tried to resume a session was refused.
     session_refused_ms: u128,
-    /// Tickets that host was handed, with any of which it could have resumed a session.
+    /// Tickets issued to that host, with any of which it could have resumed a session.
     ticket_count: usize,
 }
 
-/// One kind of exchange.
+/// One kind of replacement.
 #[derive(Debug, Serialize)]
 struct Exchange {
     what: &'static str,
-    /// Bytes a second in windows without it, and with it.
+    /// Bytes per second in the windows without it, and with it.
     calm_bytes_per_second: Vec<u64>,
     exchanging_bytes_per_second: Vec<u64>,
-    /// What the median with it lacks of the median without, as a share.
+    /// One minus the ratio of the median with it to the median without.
     dip: f64,
     /// The longest time between two reads of any one stream, in each of those windows.
     calm_stall_ms: Vec<u128>,
@@ -116,14 +116,14 @@ impl Report {
     }
 }
 
-/// The authority that signs now, and how many there were before it.
+/// The authority that signs now, and the number of authorities before it.
 struct Signer {
     authority: Authority,
     folder: PathBuf,
     count: usize,
 }
 
-/// Two loaded tunnels that know the list of revoked certificates, and who signs for them.
+/// Two loaded tunnels that have the list of revoked certificates, and their authority.
 async fn start() -> Result<(Loaded, Signer), Failure> {
     let loaded = Loaded::start(Some(RATE), |authority, configs| {
         sign(authority, &Which::None)?;
@@ -216,7 +216,7 @@ fn sites(loaded: &Loaded) -> [(PathBuf, &Tunnel); 2] {
     ]
 }
 
-/// Renews both sites' certificates, and waits until they are in use.
+/// Renews both sites' certificates, and waits until the new ones are in use.
 async fn renew(
     loaded: &Loaded,
     authority: &Authority,
@@ -237,7 +237,7 @@ async fn renew(
 }
 
 impl Signer {
-    /// Has another authority take this one's place, through an overlap of both.
+    /// Replaces this authority by the next one, through an overlap of both.
     async fn follow(&mut self, loaded: &Loaded) -> Result<(), Failure> {
         let folder = loaded.folder.path().join(format!("ca-{}", self.count + 1));
         let next = Authority::init(&folder, &DOMAIN.parse()?)?;
@@ -255,7 +255,7 @@ impl Signer {
     }
 }
 
-/// Signs the next list, brings it to both sites, and waits until it is in use.
+/// Signs the next list, copies it to both sites, and waits until it is in use.
 async fn carry(loaded: &Loaded, signer: &Signer, which: &Which) -> Result<(), Failure> {
     sign(&signer.authority, which)?;
     for (folder, tunnel) in sites(loaded) {
@@ -270,7 +270,7 @@ async fn carry(loaded: &Loaded, signer: &Signer, which: &Which) -> Result<(), Fa
     Ok(())
 }
 
-/// Brings the newest list to a site: whole or not at all.
+/// Copies the newest list to a site, atomically.
 fn bring(signer: &Signer, folder: &Path) -> Result<(), Failure> {
     let new = folder.join("crl.new");
     fs::copy(signer.folder.join("crl.pem"), &new)?;
@@ -278,8 +278,8 @@ fn bring(signer: &Signer, folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A second host with all that a session could be resumed with is revoked: in what time it is refused,
-/// and how many tickets it was handed.
+/// Revokes a second host that keeps whatever a session could be resumed with. Returns the time
+/// until it is refused, and the number of tickets it was issued.
 async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, usize), Failure> {
     let thief = HostIdentity::from_uri("spiffe://bench.example/site/edge/host/box-9")?;
     let folder = loaded.folder.path().join("thief");
@@ -321,7 +321,7 @@ async fn refuse_session(loaded: &Loaded, signer: &Signer) -> Result<(Duration, u
     }
 }
 
-/// What a client keeps of its sessions, and how many tickets it was handed.
+/// A client's session store, with a count of the tickets it was issued.
 #[derive(Debug)]
 struct Tickets {
     kept: ClientSessionMemoryCache,
@@ -368,8 +368,8 @@ impl ClientSessionStore for Tickets {
     }
 }
 
-/// Whether a handshake was accepted by the other side too: in TLS 1.3 the dialling side is done before
-/// its certificate has been looked at.
+/// Checks that the other side accepted a handshake too: in TLS 1.3 the dialling side is done before
+/// its own certificate has been verified.
 async fn is_let_in(connection: &Connection) -> Result<(), ConnectionError> {
     let closed = timeout(Duration::from_millis(100), connection.closed()).await;
     connection.close(0_u32.into(), b"");
@@ -379,14 +379,14 @@ async fn is_let_in(connection: &Connection) -> Result<(), ConnectionError> {
     }
 }
 
-/// Whether it was the certificate that the other side refused, as one that has been revoked: a host that is kept out
-/// for whatever else was not refused.
+/// Whether the other side refused the certificate as revoked; a refusal for any other reason does
+/// not count.
 fn is_revocation(error: &ConnectionError) -> bool {
     let alert = TransportErrorCode::crypto(CERTIFICATE_REVOKED);
     matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == alert)
 }
 
-/// The sending host is revoked: in what time its live link is closed.
+/// Revokes the sending host; returns the time until its live link is closed.
 async fn close_link(loaded: &Loaded, signer: &Signer) -> Result<Duration, Failure> {
     let edge = HostIdentity::from_uri("spiffe://bench.example/site/edge/host/box-1")?;
     sign(&signer.authority, &Which::Host(edge))?;

@@ -5,28 +5,28 @@ use std::time::Duration;
 
 use super::{Direction, Queue};
 
-/// What every datagram costs on the wire beside its payload: 20 bytes of IPv4 and 8 of UDP.
+/// Overhead of every datagram on the wire: 20 bytes of IPv4 and 8 of UDP.
 pub const HEADER_BYTES: u64 = 28;
 
-/// Bytes on the line and in its queue at most, whatever the queue is said to be: a bound on memory.
+/// Most bytes on the line and in its queue, whatever the configured queue: a bound on memory.
 const HELD_BYTES_MAX: u64 = 256 << 20;
 
-/// What became of the datagrams of one direction.
+/// Counters of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Counters {
     /// Datagrams delivered.
     pub delivered_count: u64,
     /// Their bytes, headers included.
     pub delivered_bytes: u64,
-    /// Datagrams lost by chance.
+    /// Datagrams lost at random.
     pub lost_count: u64,
-    /// Datagrams that found the queue full.
+    /// Datagrams dropped because the queue was full.
     pub overflow_count: u64,
-    /// Datagrams that found the link cut, or were too large for it.
+    /// Datagrams lost because the link was cut, or because they were too large for it.
     pub cut_count: u64,
 }
 
-/// A datagram on its way, with whatever says where it goes.
+/// A datagram in flight, with the caller's data on where it goes.
 #[derive(Debug)]
 struct Held<T> {
     due: Duration,
@@ -34,13 +34,13 @@ struct Held<T> {
     datagram: T,
 }
 
-/// One direction. Times are since a start that the caller chose.
+/// One direction. Times are relative to a start chosen by the caller.
 #[derive(Debug)]
 pub(super) struct Line<T> {
     direction: Direction,
     is_cut: bool,
     payload_bytes_max: usize,
-    /// When the bottleneck has sent all it holds.
+    /// When the bottleneck will have sent everything it holds.
     free_at: Duration,
     held: VecDeque<Held<T>>,
     held_bytes: u64,
@@ -70,7 +70,7 @@ impl<T> Line<T> {
         self.direction = direction;
     }
 
-    /// Cuts or mends the direction; a cut loses what is on its way.
+    /// Cuts or mends the direction; a cut loses what is in flight.
     pub(super) fn set_cut(&mut self, is_cut: bool, now: Duration) {
         if is_cut && !self.is_cut {
             self.counters.cut_count += self.held.len() as u64;
@@ -85,14 +85,15 @@ impl<T> Line<T> {
         self.payload_bytes_max = bytes;
     }
 
-    /// A datagram of `payload_bytes` came at `now`.
+    /// Takes a datagram of `payload_bytes` that arrived at `now`.
     pub(super) fn push(&mut self, payload_bytes: usize, datagram: T, now: Duration) {
         let wire_bytes = payload_bytes as u64 + HEADER_BYTES;
         if self.is_cut || payload_bytes > self.payload_bytes_max {
             self.counters.cut_count += 1;
             return;
         }
-        // The die is thrown for every datagram, so that a change of the loss does not shift the rest.
+        // A number is drawn for every datagram, so that a change of the loss rate does not shift
+        // the sequence.
         if self.chance.next() < self.direction.loss {
             self.counters.lost_count += 1;
             return;
@@ -101,7 +102,7 @@ impl<T> Line<T> {
         let sending = self.time_for(wire_bytes);
         let waiting = begins.saturating_sub(now);
         let is_full = match self.direction.queue {
-            // A datagram always fits an empty queue: the link takes it at once.
+            // A datagram always fits an empty queue: the bottleneck takes it at once.
             _ if waiting.is_zero() => false,
             Queue::Time(depth) => waiting + sending > depth,
             Queue::Bytes(depth) => self.bytes_in(waiting) + wire_bytes > depth,
@@ -112,7 +113,7 @@ impl<T> Line<T> {
         }
         self.free_at = begins + sending;
         let due = self.free_at + self.direction.delay;
-        // After a change to a shorter delay, later datagrams still do not overtake earlier ones.
+        // After a change to a shorter delay, later datagrams must not overtake earlier ones.
         let due = self.held.back().map_or(due, |last| due.max(last.due));
         self.held_bytes += wire_bytes;
         self.held.push_back(Held {
@@ -156,7 +157,7 @@ impl<T> Line<T> {
     }
 }
 
-/// Numbers from a seed (splitmix64), so that a run with losses can be repeated.
+/// Seeded random numbers (splitmix64), so that a run with losses can be repeated.
 #[derive(Debug)]
 struct Chance(u64);
 
@@ -181,7 +182,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// 1 Mbit/s is 125 bytes a millisecond; these datagrams take 8 ms each.
+    /// 1 Mbit/s is 125 bytes a millisecond, so each of these datagrams takes 8 ms.
     const PAYLOAD: usize = 1000 - 28;
 
     fn line(queue: Queue) -> Line<u32> {

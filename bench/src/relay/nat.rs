@@ -15,41 +15,41 @@ use rustix::time::Timespec;
 use super::line::Line;
 use super::{Door, Shared, Side, Wishes, lock};
 
-/// Source addresses that are translated at once; the oldest is forgotten beyond that.
+/// Most source addresses translated at a time; beyond that the oldest is forgotten.
 const FLOWS_MAX: usize = 256;
 
-/// Datagrams read from one socket before the others have their turn.
+/// Most datagrams read from one socket before the others get their turn.
 const BATCH_COUNT_MAX: usize = 64;
 
 /// Largest datagram over IPv4 or IPv6, in bytes.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 
-/// Socket buffers, in bytes: a burst at 1 Gbit/s for 60 ms, while the thread does not run.
+/// Socket buffers, in bytes: room for a burst at 1 Gbit/s of 60 ms while the thread does not run.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
-/// Events taken from the kernel at once.
+/// Most events taken from the kernel at a time.
 const EVENT_COUNT_MAX: usize = 64;
 
-/// The event of the control's wake-up; sockets are numbered from 0.
+/// The epoll key of the control's wake-up; sockets are numbered from 0.
 const WAKE: u64 = u64::MAX;
 
-/// A datagram on its way and where it leaves.
+/// A datagram in flight, and its exit.
 #[derive(Debug)]
 struct Parcel {
     bytes: Box<[u8]>,
     exit: Exit,
 }
 
-/// Through which socket a datagram leaves the relay.
+/// The socket through which a datagram leaves the relay.
 #[derive(Debug, Clone, Copy)]
 enum Exit {
-    /// The own socket of a flow, connected to the other side.
+    /// The socket of a flow, connected to the other side.
     Flow(u64),
-    /// A door, towards the address that a flow was made for.
+    /// A door, to the client address of a flow.
     Door { door: usize, client: SocketAddr },
 }
 
-/// An address behind a door, and the socket that stands for it.
+/// A client's address behind a door, and the socket that stands for it.
 #[derive(Debug)]
 struct Flow {
     door: usize,
@@ -57,11 +57,11 @@ struct Flow {
     socket: UdpSocket,
 }
 
-/// Everything the relay's thread owns.
+/// Everything that the relay's thread owns.
 #[derive(Debug)]
 pub(super) struct Engine {
     doors: Vec<(Door, UdpSocket)>,
-    /// By number; numbers are never used twice, so a late datagram cannot leave by a newer flow.
+    /// By number. Numbers are never reused, so a late datagram cannot leave through a newer flow.
     flows: BTreeMap<u64, Flow>,
     by_client: BTreeMap<(usize, SocketAddr), u64>,
     ages: VecDeque<u64>,
@@ -122,7 +122,7 @@ impl Engine {
             .collect()
     }
 
-    /// Relays until the handle is dropped.
+    /// Runs until the handle is dropped.
     pub(super) fn run(mut self) {
         let mut events = Vec::with_capacity(EVENT_COUNT_MAX);
         while !self.shared.is_stopping.load(Ordering::Acquire) {
@@ -147,7 +147,7 @@ impl Engine {
         self.start.elapsed()
     }
 
-    /// Time until the next datagram is due; none to wait for events only.
+    /// Time until the next datagram is due; `None` to wait for events only.
     fn timeout(&self) -> Option<Timespec> {
         let due = self.lines.iter().filter_map(Line::due).min()?;
         Timespec::try_from(due.saturating_sub(self.now())).ok()
@@ -155,7 +155,7 @@ impl Engine {
 
     fn take_wishes(&mut self) {
         let mut count = [0; 8];
-        // Whatever the count: all wishes are in one place.
+        // The count does not matter: all requested settings are in one place.
         let _ = rustix::io::read(&self.shared.wake, &mut count);
         let wishes = lock(&self.shared.wishes).clone();
         let now = self.now();
@@ -177,7 +177,7 @@ impl Engine {
         }
     }
 
-    /// Takes what has come to a socket, up to a batch; epoll says again if there is more.
+    /// Reads from a socket, up to a batch; epoll reports it again if there is more.
     fn receive(&mut self, number: u64) {
         for _ in 0..BATCH_COUNT_MAX {
             let Some((side, count, exit)) = self.receive_one(number) else {
@@ -192,10 +192,11 @@ impl Engine {
         }
     }
 
-    /// One datagram into the buffer: who sent it, its length, and where it is to leave.
+    /// Reads one datagram into the buffer. Returns the side it came from, its length and its exit.
     fn receive_one(&mut self, number: u64) -> Option<(Side, usize, Exit)> {
         if let Some(flow) = self.flows.get(&number) {
-            // An error of a connected socket is a port that does not answer: that side is not up yet.
+            // An error on a connected socket is a port that does not answer: that side has not
+            // started yet.
             let count = flow.socket.recv(&mut self.buffer).ok()?;
             let (door, client) = (flow.door, flow.client);
             let side = self.doors[door].0.from.other();
@@ -209,7 +210,7 @@ impl Engine {
         Some((from, count, Exit::Flow(flow)))
     }
 
-    /// The flow of a client, made if it is new.
+    /// The number of a client's flow, which is created if it is new.
     fn flow_of(&mut self, door: usize, client: SocketAddr) -> io::Result<u64> {
         if let Some(number) = self.by_client.get(&(door, client)) {
             return Ok(*number);
@@ -252,7 +253,8 @@ impl Engine {
         let now = self.now();
         for line in &mut self.lines {
             while let Some(parcel) = line.pop(now) {
-                // A full socket or a port that does not answer loses the datagram, as a network does.
+                // If the socket is full or the port does not answer, the datagram is lost, as in a
+                // network.
                 let _ = match parcel.exit {
                     Exit::Flow(number) => match self.flows.get(&number) {
                         Some(flow) => flow.socket.send(&parcel.bytes),
@@ -270,7 +272,7 @@ impl Engine {
 fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address)?;
     socket.set_nonblocking(true)?;
-    // Only root may exceed the system's limit; others get as much as it allows.
+    // Only root may exceed the system's limit; other users get as much as it allows.
     if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
         .is_err()
     {

@@ -1,5 +1,5 @@
-//! The relay with real sockets. Rates and delays are measured, so other work on the machine may add to
-//! a delay but never take from it.
+//! The relay with real sockets. Rates and delays are measured, so other load on the machine may
+//! lengthen a delay but never shorten it.
 
 use super::*;
 use std::net::UdpSocket;
@@ -15,7 +15,7 @@ fn socket() -> UdpSocket {
     socket
 }
 
-/// A client of side A, a server of side B, and the relay between them.
+/// A client on side A, a server on side B, and the relay between them.
 fn link(bits_per_second: u64, round_trip: Duration) -> (UdpSocket, UdpSocket, Relay) {
     let server = socket();
     let door = Door {
@@ -30,7 +30,7 @@ fn link(bits_per_second: u64, round_trip: Duration) -> (UdpSocket, UdpSocket, Re
     (client, server, relay)
 }
 
-/// Waits until the counters of a direction say so.
+/// Waits until the counters of a direction meet a condition.
 fn wait_for(control: &Control, side: Side, what: impl Fn(Counters) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while !what(control.counters(side)) {
@@ -71,8 +71,8 @@ fn the_rate_is_kept_within_two_percent_and_order_is_kept() {
         loss: 0.0,
     };
     relay.control().set(Side::A, direction).unwrap();
-    // Other work on the machine may keep this thread from its last datagram: the best of some runs
-    // counts, and none can be too fast.
+    // Other load on the machine may delay this thread's last datagram, so the best of several runs
+    // counts. No run can be too fast.
     let ratios: Vec<f64> = (0..5)
         .map(|_| burst_time_ratio(&client, &server, RATE))
         .collect();
@@ -82,7 +82,8 @@ fn the_rate_is_kept_within_two_percent_and_order_is_kept() {
     assert!(relay.control().set(Side::A, direction).is_err());
 }
 
-/// Sends a burst, checks its order, and compares the time it took with what the rate and the delay demand.
+/// Sends a burst, checks its order, and returns its time as a multiple of what rate and delay
+/// require.
 fn burst_time_ratio(client: &UdpSocket, server: &UdpSocket, rate: u64) -> f64 {
     const COUNT: u32 = 300;
     let start = Instant::now();
@@ -116,7 +117,7 @@ fn flows_share_the_bottleneck_and_get_their_own_answers() {
     for _ in 0..40 {
         sources.push(server.recv_from(&mut buffer).unwrap().1);
     }
-    // 40 datagrams of 1000 bytes at 1 byte a microsecond.
+    // 40 datagrams of 1000 bytes, at 1 byte per microsecond.
     assert!(
         start.elapsed() >= Duration::from_millis(39),
         "{:?}",

@@ -1,4 +1,4 @@
-//! What forecasts have to reach beside their rivals, on weeks and on seconds made from seeds.
+//! The goals for forecasts relative to their rivals, on seeded weeks and seconds.
 
 use std::ops::RangeInclusive;
 
@@ -7,18 +7,18 @@ use towpath_bench::goals::Goals;
 use super::rivals::NAIVES;
 use super::{LeadReport, Report};
 
-/// What each rival's loss has to be more than, as a share.
+/// The largest ratio of our loss to that of each rival.
 const RATIO_MAX: f64 = 1.0;
 
-/// Hours ahead at which the seasonal naives are to be left further behind, and how far.
+/// At this lead, in hours, the ratio to the seasonal naives must be smaller still.
 const NAIVE_LEAD_HOURS: usize = 24;
 const NAIVE_RATIO_MAX: f64 = 0.90;
 
-/// Share of outcomes within p10 and p90, and above p10.
+/// Accepted shares of outcomes between p10 and p90, and above p10.
 const COVERAGE: RangeInclusive<f64> = 0.75..=0.85;
 const P10_COVERAGE: RangeInclusive<f64> = 0.88..=0.92;
 
-/// What chance may take from a ratio, and move a share by.
+/// Tolerance for chance: of a ratio, and of a share.
 #[derive(Clone, Copy)]
 pub(crate) struct Room {
     pub(crate) ratio: f64,

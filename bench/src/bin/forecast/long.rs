@@ -1,4 +1,4 @@
-//! The long view beside its rivals, on weeks made from seeds or on those of a trace.
+//! Scores the long view against its rivals, on seeded weeks or on those of a trace.
 
 use std::ops::Range;
 
@@ -9,18 +9,18 @@ use towpath_forecast::season::{Hour, Season};
 use super::rivals::{Quantiles, Rival};
 use super::{Lead, SetReport, Tally, Unit};
 
-/// Leads that are scored, in hours: 24 is the one the goals are about.
+/// Leads that are scored, in hours; the goals concern 24.
 const LEADS: [usize; 5] = [1, 6, 24, 72, WEEK_HOURS];
 
-/// Hours of a link, each with its mean rate in bytes per second if it is known.
+/// Hours of a link, each with its mean rate in bytes per second, if known.
 pub(crate) struct Series {
     pub(crate) hours: Vec<Option<f64>>,
-    /// Which hour of the week the first one is.
+    /// The hour of the week of the first one.
     pub(crate) first: usize,
 }
 
 impl Series {
-    /// The hours as rivals see them, who know no gaps: in one, the last rate goes on.
+    /// The hours as the rivals see them. They do not handle gaps, so the last rate fills a gap.
     fn filled(&self) -> Vec<f64> {
         let mut last = self.hours.iter().find_map(|hour| *hour).unwrap_or(0.0);
         let fill = |hour: &Option<f64>| {
@@ -35,7 +35,7 @@ impl Series {
     }
 }
 
-/// Every set of weeks, on each of the seeds.
+/// Scores every set of weeks, on each of the seeds.
 pub(crate) fn report(seeds: &[u64], taught_weeks: usize, scored_weeks: usize) -> Vec<SetReport> {
     let report = |set: Set| {
         let mut tallies = tallies();
@@ -52,7 +52,7 @@ pub(crate) fn report(seeds: &[u64], taught_weeks: usize, scored_weeks: usize) ->
     Set::ALL.map(report).into()
 }
 
-/// A trace: the weeks after those that teach are scored.
+/// Scores the weeks of a trace, after those used for training.
 pub(crate) fn report_trace(series: &Series, taught_weeks: usize, scored_weeks: usize) -> SetReport {
     let mut tallies = tallies();
     score(series, taught_weeks, scored_weeks, &mut tallies);
@@ -73,7 +73,7 @@ fn reported(set: &'static str, tallies: &[Tally]) -> SetReport {
     }
 }
 
-/// Scores ours and all rivals on one series.
+/// Scores our forecast and all rivals on one series.
 fn score(series: &Series, taught_weeks: usize, scored_weeks: usize, tallies: &mut [Tally]) {
     let from = taught_weeks * WEEK_HOURS;
     let scored = from..from + scored_weeks * WEEK_HOURS;
@@ -84,7 +84,7 @@ fn score(series: &Series, taught_weeks: usize, scored_weeks: usize, tallies: &mu
         if scored.contains(&origin) {
             for (lead, tally) in LEADS.into_iter().zip(tallies.iter_mut()) {
                 let target = origin + lead - 1;
-                // Nothing is forecast of a link that carried nothing in all the weeks before.
+                // There is no forecast for a link that carried nothing in all the weeks before.
                 let band = season.forecast(lead, series.week_hour(target));
                 if let Some(rate) = series.hours[target] {
                     tally.observe(&band.unwrap_or_default(), rate, scale);
@@ -113,7 +113,7 @@ fn rival_loss(
     let mut quantiles = Quantiles::default();
     let mut sum = 0.0;
     for origin in 2 * WEEK_HOURS..scored.end {
-        // What was said `lead` hours ago about the hour that has just ended.
+        // The prediction made `lead` hours ago for the hour that has just ended.
         let past = origin - lead;
         if past >= WEEK_HOURS
             && let Some(rate) = series.hours[origin - 1]

@@ -1,12 +1,12 @@
-//! How good forecasts are beside simple ones and a library's: hours and days on weeks made from seeds or
-//! from a trace, and the next seconds.
+//! Quality of forecasts compared with simple ones and a library's: of hours and days, on seeded
+//! weeks or a trace, and of the next seconds.
 //!
-//! All see the same and are scored by the same pinball loss of p10, p50 and p90, at every hour or second
-//! that does not only teach. The model's constants were chosen on the seeds of `--tune`; the report is
-//! of others, and a full run that misses a goal fails. `--few` scores a third of its seeds and judges them
-//! with some room. `--trace FILE.csv` takes rows of a time and the bits per second then;
-//! `--seconds-trace FILE...` takes such files as links of their own and scores the next samples of all of
-//! them together. Traces are reported and not judged.
+//! All see the same data and are scored by the same pinball loss of p10, p50 and p90, at every hour
+//! or second after the training period. The model's constants were chosen on the seeds of `--tune`;
+//! the report uses other seeds, and a full run that misses a goal fails. `--few` scores a third of
+//! its seeds and judges them with some tolerance. `--trace FILE.csv` reads rows of a time and the
+//! bits per second at that time; `--seconds-trace FILE...` reads such files as one link each and
+//! scores the next samples of all of them together. Traces are reported but not judged.
 #![forbid(unsafe_code)]
 
 mod goals;
@@ -26,16 +26,16 @@ use towpath_forecast::score::{Score, pinball};
 
 use goals::{Room, goals};
 
-/// Weeks that only teach, and weeks that are scored.
+/// Weeks for training only, and weeks that are scored.
 const TAUGHT_WEEKS: usize = 8;
 const SCORED_WEEKS: usize = 8;
 
-/// The first seed of what is reported; those of `--tune` are below.
+/// The first seed of the report; the seeds of `--tune` are below it.
 const SCORED_SEED: u64 = 11_000_001;
 const TUNING_SEED: u64 = 1;
 const SEED_COUNT: u64 = 48;
 
-/// Seeds of `--few`, and what chance may do to them.
+/// Number of seeds of `--few`, and the tolerance for chance with so few.
 const FEW_COUNT: u64 = 16;
 const FEW_ROOM: Room = Room {
     ratio: 0.05,
@@ -46,7 +46,7 @@ const NO_ROOM: Room = Room {
     share: 0.0,
 };
 
-/// Traces of seconds that are scored together at most.
+/// Most traces of seconds that are scored together.
 const FILES_MAX: usize = 4096;
 
 const SCHEMA: &str = "towpath.v1.bench.forecast";
@@ -57,9 +57,9 @@ struct Report {
     seeds: Vec<u64>,
     taught_weeks: usize,
     scored_weeks: usize,
-    /// Hours and days.
+    /// Forecasts of hours and days.
     sets: Vec<SetReport>,
-    /// The next seconds.
+    /// Forecasts of the next seconds.
     short_sets: Vec<SetReport>,
 }
 
@@ -75,20 +75,21 @@ struct LeadReport {
     lead_hours: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lead_seconds: Option<usize>,
-    /// Of traces, whose rows lie seconds apart.
+    /// For traces whose rows are seconds apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     lead_samples: Option<usize>,
-    /// Share of outcomes within p10 and p90; 0.8 is right.
+    /// Share of outcomes between p10 and p90; ideally 0.8.
     coverage: f64,
-    /// Share of outcomes above p10; 0.9 is right.
+    /// Share of outcomes above p10; ideally 0.9.
     p10_coverage: f64,
-    /// Our pinball loss over that of each rival, both summed over seeds after division by the mean
-    /// capacity of their series, so that a fast link counts no more than a slow one.
+    /// Our pinball loss divided by that of each rival. Both are summed over the seeds after
+    /// division by the mean capacity of their series, so that a fast link counts no more than a
+    /// slow one.
     pinball_ratio: BTreeMap<&'static str, f64>,
 }
 
 impl LeadReport {
-    /// How far ahead, for people.
+    /// The lead, for people.
     fn ahead(&self) -> String {
         let leads = [
             (self.lead_hours, "h"),
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
     finish(report.and_then(|(report, goals)| Goals::judge(&report, goals)))
 }
 
-/// A report of so many seeds with what it has to reach.
+/// A report over this many seeds, with its goals.
 fn judged(count: u64, room: Room) -> (Report, Option<Goals>) {
     let report = report(SCORED_SEED, count, SCORED_WEEKS);
     let goals = goals(&report, room);
@@ -166,7 +167,7 @@ fn report_seconds(paths: &[&str]) -> Result<Report, String> {
     })
 }
 
-/// The text of a trace.
+/// Reads the text of a trace.
 fn read(path: &str) -> Result<String, String> {
     let shown = |error: std::io::Error| format!("{path}: {error}");
     if std::fs::metadata(path).map_err(shown)?.len() > trace::FILE_BYTES_MAX {
@@ -178,7 +179,7 @@ fn read(path: &str) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(shown)
 }
 
-/// How far ahead something was forecast.
+/// How far ahead a forecast is.
 #[derive(Clone, Copy)]
 struct Lead(usize, Unit);
 
@@ -195,7 +196,7 @@ impl Lead {
     }
 }
 
-/// What one lead cost, over all seeds of a set.
+/// The losses at one lead, over all seeds of a set.
 #[derive(Default)]
 struct Tally {
     ours: f64,
@@ -204,7 +205,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Takes what was forecast and what came, of a series that carries `scale` on average.
+    /// Scores a forecast against its outcome, in a series with a mean of `scale`.
     fn observe(&mut self, band: &Band, outcome: f64, scale: f64) {
         self.ours += pinball(band, outcome) / scale;
         self.score.observe_within(band, outcome, u64::MAX);

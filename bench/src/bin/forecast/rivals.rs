@@ -1,33 +1,33 @@
-//! What the forecast is compared with: last value, EWMA, seasonal naives and Holt-Winters.
+//! The rivals of the forecast: last value, EWMA, seasonal naives and Holt-Winters.
 //!
-//! Each rival gives a point for every hour and lead; its quantiles are those of the errors it made at
-//! that lead in the twelve weeks before, as ours are, so that all are compared by the same loss.
+//! Each rival predicts a point for every hour and lead. Its quantiles are those of its errors at
+//! that lead in the twelve weeks before, as ours are, so that all can be scored by the same loss.
 
 use towpath_bench::weeks::{DAY_HOURS, WEEK_HOURS};
 use towpath_forecast::band::Band;
 use towpath_forecast::window::Window;
 use u_analytics::smoothing::{HoltWinters, HoltWintersResult, Seasonality};
 
-/// Errors a rival's quantiles are taken from.
+/// Number of errors that a rival's quantiles are taken from.
 const ERROR_COUNT: usize = 12 * WEEK_HOURS;
 
-/// Share of the newest value in the EWMA.
+/// Weight of the newest value in the EWMA.
 const EWMA_SHARE: f64 = 0.2;
 
-/// What the seasonal naives are called: of a day and of a week.
+/// Names of the seasonal naives: of a day and of a week.
 pub(crate) const NAIVES: [&str; 2] = ["seasonal naive 24 h", "seasonal naive 168 h"];
 
 /// A rival.
 pub(crate) enum Rival {
     Last,
     Ewma(Vec<f64>),
-    /// What was so many hours before, or a multiple of it.
+    /// The value this many hours before, or a multiple of it.
     Naive(usize),
     HoltWinters(Box<HoltWintersResult>),
 }
 
 impl Rival {
-    /// Every rival by its name, for one series of which the first `warm_up` hours are not scored.
+    /// Every rival with its name, for one series whose first `warm_up` hours are not scored.
     pub(crate) fn all(series: &[f64], warm_up: usize) -> Vec<(&'static str, Self)> {
         let mut rivals = vec![
             ("last value", Self::Last),
@@ -39,7 +39,8 @@ impl Rival {
             ("holt-winters 24 h", DAY_HOURS),
             ("holt-winters 168 h", WEEK_HOURS),
         ] {
-            // Its constants are estimated on hours that are not scored, as ours are never tuned on them.
+            // Its constants are fitted on hours that are not scored, just as ours are never tuned
+            // on scored hours.
             let kind = Seasonality::Additive;
             let fitted = HoltWinters::fit(&series[..warm_up], None, None, None, period, kind);
             let smoothed = fitted.and_then(|fitted| fitted.smooth(series));
@@ -48,8 +49,8 @@ impl Rival {
         rivals
     }
 
-    /// What it says at `origin`, having seen all hours before it, about the hour `lead` later
-    /// (1 is the hour that begins).
+    /// Its prediction at `origin`, after seeing all hours before it, for the hour at lead `lead` (1
+    /// is the hour that begins at `origin`).
     pub(crate) fn point(&self, series: &[f64], origin: usize, lead: usize) -> f64 {
         let target = origin + lead - 1;
         match self {
@@ -62,7 +63,7 @@ impl Rival {
             Self::HoltWinters(result) => {
                 let last = origin - 1;
                 let period = result.period;
-                // A recursive filter: what it held at an hour is made of the hours before alone.
+                // A recursive filter: its state at an hour depends only on the hours before.
                 let season = result.seasonal[last + 1 - period + (lead - 1) % period];
                 let steps = f64::from(u32::try_from(lead).unwrap_or(u32::MAX));
                 (result.level[last] + steps * result.trend[last] + season).max(0.0)
@@ -80,7 +81,7 @@ fn ewma(series: &[f64]) -> Vec<f64> {
     series.iter().map(follow).collect()
 }
 
-/// Turns a rival's points at one lead into bands.
+/// Turns a rival's predictions at one lead into bands.
 pub(crate) struct Quantiles(Window);
 
 impl Default for Quantiles {

@@ -1,4 +1,4 @@
-//! The short view beside last value, EWMAs and moving means, on seconds made from seeds.
+//! Scores the short view against last value, EWMAs and moving means, on seeded seconds.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use towpath_forecast::score::pinball;
 use super::rivals::Quantiles;
 use super::{Lead, SetReport, Tally, Unit, mean};
 
-/// Leads in seconds: what is forecast is the mean over as many.
+/// Leads in seconds: the mean over this many seconds is forecast.
 const LEADS: [usize; 3] = [1, 10, 60];
 
-/// Seconds that only teach, and seconds in all.
+/// Seconds for training only, and seconds in total.
 const TAUGHT_COUNT: usize = 900;
 const COUNT: usize = 5400;
 
-/// What each rival says at a second: the same for every lead.
+/// Each rival's prediction at every second; it is the same for every lead.
 fn rivals(series: &[f64]) -> BTreeMap<&'static str, Vec<f64>> {
     let ewma = |share: f64| {
         let mut mean = series[0];
@@ -39,7 +39,7 @@ fn rivals(series: &[f64]) -> BTreeMap<&'static str, Vec<f64>> {
     ])
 }
 
-/// Every set, on each of the seeds.
+/// Scores every set, on each of the seeds.
 pub(crate) fn report(seeds: &[u64]) -> Vec<SetReport> {
     let report = |set: SecondsSet| {
         let mut tallies = tallies();
@@ -51,7 +51,8 @@ pub(crate) fn report(seeds: &[u64]) -> Vec<SetReport> {
     SecondsSet::ALL.map(report).into()
 }
 
-/// Links from traces: a third of each teaches, a quarter of an hour at most, and the rest is scored.
+/// Scores links from traces: the first third of each, but at most a quarter of an hour, is for
+/// training only.
 pub(crate) fn report_traces(links: &[Vec<f64>]) -> SetReport {
     let mut tallies = tallies();
     for series in links {
@@ -74,7 +75,7 @@ fn reported(set: &'static str, tallies: &[Tally], unit: Unit) -> SetReport {
     }
 }
 
-/// Scores ours and all rivals on one series, of which so many seconds only teach.
+/// Scores our forecast and all rivals on one series, whose first `taught` seconds are for training.
 fn score(series: &[f64], taught: usize, tallies: &mut [Tally]) {
     let scale = mean(series);
     let scored = taught..series.len().saturating_sub(LEADS[LEADS.len() - 1]);
@@ -97,12 +98,12 @@ fn score(series: &[f64], taught: usize, tallies: &mut [Tally]) {
     }
 }
 
-/// A rival's loss at one lead; its band is made of the errors it made, as ours is.
+/// A rival's loss at one lead; its band is derived from its errors, as ours is.
 fn rival_loss(points: &[f64], series: &[f64], lead: usize, scored: std::ops::Range<usize>) -> f64 {
     let mut quantiles = Quantiles::default();
     let mut sum = 0.0;
     for index in lead + 1..scored.end {
-        // What was said `lead` seconds ago about those that have just ended.
+        // The prediction made `lead` seconds ago for the seconds that have just ended.
         let begin = index - lead;
         quantiles.observe(mean(&series[begin..index]) - points[begin - 1]);
         if scored.contains(&index) {

@@ -1,30 +1,30 @@
-//! A trace of a link from a file: rows of a time and the bits per second then, taken as hours or as seconds.
+//! Reads a trace of a link: rows of a time and the bits per second then, as hours or as seconds.
 
 use jiff::Timestamp;
 use towpath_bench::weeks::WEEK_HOURS;
 
 use super::long::Series;
 
-/// Largest file that is read, in bytes: a year of seconds with room.
+/// Largest file that is read, in bytes: a year of seconds, with room to spare.
 pub(crate) const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// Weeks a trace has to have: two that teach, one that is scored, and the week ahead of its end.
+/// Least weeks of a trace: two for training, one that is scored, and a week of lead after it.
 const WEEKS_MIN: usize = 4;
 
-/// Weeks a trace may have: ten years.
+/// Most weeks of a trace: ten years.
 const WEEKS_MAX: usize = 522;
 
-/// Samples a trace of seconds has to have, so that something is taught and scored, and may have: a week.
+/// Least samples of a trace of seconds, enough to train and score; and most, a week.
 const SAMPLES_MIN: usize = 120;
 const SAMPLES_MAX: usize = 7 * 86_400;
 
 /// 1970 began on a Thursday.
 const THURSDAY_HOURS: u64 = 3 * 24;
 
-/// Means of the hours of a trace, by UTC.
+/// The means of the hours of a trace, in UTC.
 ///
-/// The first row may name the columns. Times are seconds since 1970 or as in `2026-06-01T00:00:00Z`,
-/// in any order; further columns are left alone. Hours without a row are not known.
+/// The first row may name the columns. Times are seconds since 1970 or like `2026-06-01T00:00:00Z`,
+/// in any order; further columns are ignored. Hours without a row are unknown.
 pub(crate) fn hours(text: &str) -> Result<Series, String> {
     let rows: Vec<(u64, f64)> = rows(text)?
         .into_iter()
@@ -56,11 +56,11 @@ pub(crate) fn hours(text: &str) -> Result<Series, String> {
     })
 }
 
-/// Samples of a trace of seconds, in bytes per second: means of as many whole seconds as mostly lie between
-/// its rows.
+/// The samples of a trace of seconds, in bytes per second. Each is a mean over a whole number of
+/// seconds: the median distance between its rows.
 ///
-/// Rows and times are those of [`hours`]. A row tells what came since the one before it, so a sample
-/// without one carried what the next row tells.
+/// Rows and times are as in [`hours`]. A row reports what arrived since the one before it, so a
+/// sample without a row gets the rate of the next row.
 pub(crate) fn samples(text: &str) -> Result<Vec<f64>, String> {
     let mut rows = rows(text)?;
     rows.sort_by(|(a, _), (b, _)| a.total_cmp(b));
@@ -94,16 +94,17 @@ pub(crate) fn samples(text: &str) -> Result<Vec<f64>, String> {
     Ok(means.into_iter().flatten().collect())
 }
 
-/// Weeks of a series that teach, and those that are scored: half each, eight taught at most.
+/// Weeks of a series for training, and those that are scored: half each, at most eight for
+/// training.
 pub(crate) fn weeks(series: &Series) -> (usize, usize) {
-    /// As many as on the weeks made from seeds.
+    /// The same as on seeded weeks.
     const TAUGHT_MAX: usize = super::TAUGHT_WEEKS;
     let weeks = series.hours.len() / WEEK_HOURS;
     let taught = (weeks / 2).min(TAUGHT_MAX);
     (taught, weeks - taught - 1)
 }
 
-/// The seconds since 1970 and the bytes per second of each row.
+/// The time in seconds since 1970 and the bytes per second of each row.
 fn rows(text: &str) -> Result<Vec<(f64, f64)>, String> {
     let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -125,12 +126,12 @@ fn row(line: &str) -> Option<(f64, f64)> {
         Err(_) => time.parse::<Timestamp>().ok()?.as_second() as f64,
     };
     let bits: f64 = bits.parse().ok()?;
-    // Up to the year 9999, and a thousand times the fastest link.
+    // Up to the year 9999, and to a thousand times the fastest link.
     let is_row = (0.0..2.5e11).contains(&seconds) && (0.0..1e15).contains(&bits);
     is_row.then_some((seconds, bits / 8.0))
 }
 
-/// The whole part of what a row was found to hold.
+/// The integer part of a checked value.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,6 +1,6 @@
-//! The tunnels that are compared, each with the settings its manual gives for this use.
+//! The tunnels that are compared, each with the settings its manual recommends for this use.
 //!
-//! Where a cipher can be chosen it is AES-128-GCM, which is ours.
+//! Where a cipher can be chosen it is AES-128-GCM, the one we use.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,37 +18,37 @@ use towpath_protocol::channel::Class;
 use towpath_protocol::endpoint::Endpoint;
 use towpath_tunnel::config::UDP_PAYLOAD_BYTES;
 
-/// The name of a build of ours that is compared with this one.
+/// The name of an earlier build of ours, to compare with this one.
 const EARLIER: &str = "earlier";
 
-/// Where programs connect at the edge, where the tunnels meet, and where the service is.
+/// Ports: where programs connect at the edge, where the tunnels meet, and where the service is.
 const DOOR: u16 = 7001;
 const MEETING: u16 = 7002;
 const SERVICE: u16 = 7003;
 
-/// Bytes of IPv4 and UDP before QUIC's packet.
+/// Bytes of the IPv4 and UDP headers before the QUIC packet.
 const HEADER_BYTES: u16 = 28;
 
-/// How long the addresses of a new interface may take.
+/// Timeout for a new interface to get its addresses.
 const INTERFACE_WAIT: Duration = Duration::from_secs(5);
 
-/// One tunnel.
+/// A tunnel to compare.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
-    /// Where the program connects at the edge.
+    /// The address that the program connects to at the edge.
     pub(crate) door: SocketAddr,
-    /// Where the service listens at the region.
+    /// The address on which the service listens at the region.
     pub(crate) service: SocketAddr,
-    /// Writes keys and configurations, once; an error is why it cannot be measured here.
+    /// Writes keys and configurations, once; an error is the reason it cannot be measured here.
     pub(crate) prepare: fn(&Place<'_>) -> Result<(), Failure>,
     /// Starts its processes.
     pub(crate) start: fn(&Place<'_>, &File, &mut Vec<Process>) -> Result<(), Failure>,
 }
 
-/// Where a tunnel is measured.
+/// The environment in which a tunnel is measured.
 pub(crate) struct Place<'a> {
     pub(crate) lab: &'a Lab,
-    /// A folder of its own.
+    /// Its own folder.
     pub(crate) folder: PathBuf,
     mtu: u16,
 }
@@ -72,12 +72,12 @@ impl<'a> Place<'a> {
     fn write(&self, file: &str, text: &str) -> Result<(), Failure> {
         let path = self.folder.join(file);
         fs::write(&path, text)?;
-        // Some of them are keys, and who uses a key that others can read is told off.
+        // Some of these are keys, which programs refuse if others can read them.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         Ok(())
     }
 
-    /// Runs a program to its end; gives what it said.
+    /// Runs a program to its end; returns its output.
     fn run(&self, program: &str, arguments: &[&str]) -> Result<String, Failure> {
         let mut command = Command::new(find(program)?);
         let output = command.args(arguments).current_dir(&self.folder).output()?;
@@ -88,7 +88,7 @@ impl<'a> Place<'a> {
         Err(format!("{program}: {}", said.trim()).into())
     }
 
-    /// Starts a program at one host.
+    /// Starts a program on a host.
     fn start(
         &self,
         host: Host,
@@ -108,10 +108,10 @@ const fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-/// The one that the others are beside.
+/// The name of our tunnel, which the others are compared with.
 pub(crate) const OURS: &str = "towpath";
 
-/// Ours first.
+/// All tunnels, ours first.
 pub(crate) const ALL: [Contender; 7] = [
     Contender {
         name: OURS,
@@ -164,17 +164,17 @@ pub(crate) const ALL: [Contender; 7] = [
     },
 ];
 
-/// Addresses inside the tunnels that are networks, edge and region.
+/// Addresses inside the tunnels that are networks: edge and region.
 const NEBULA: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 78, 0, 1), Ipv4Addr::new(10, 78, 0, 2)];
 const WIREGUARD: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 79, 0, 1), Ipv4Addr::new(10, 79, 0, 2)];
 
-/// What a process says goes into a file.
+/// Redirects a process's output into a file.
 fn keep_words(command: &mut Command, said: &File) -> Result<(), Failure> {
     command.stdout(said.try_clone()?).stderr(said.try_clone()?);
     Ok(())
 }
 
-/// A program, searched where an administrator's would be too.
+/// Finds a program, also in the folders of an administrator's path.
 fn find(program: &str) -> Result<PathBuf, Failure> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -204,7 +204,7 @@ fn start_towpath(
     start_tunnels(&std::env::current_exe()?, place, said, processes)
 }
 
-/// An earlier build of this bench, to see what a change has changed.
+/// Finds an earlier build of this bench, to measure the effect of a change.
 fn find_earlier() -> Result<PathBuf, Failure> {
     let path = std::env::var_os("TOWPATH_EARLIER").ok_or("TOWPATH_EARLIER names no build")?;
     Ok(path.into())
@@ -293,7 +293,7 @@ fn prepare_ssh(place: &Place<'_>) -> Result<(), Failure> {
             Host::Region.address()
         ),
     )?;
-    // Where its unprivileged part lives; a service manager would have made it.
+    // The folder of its unprivileged process; a service manager would have created it.
     fs::create_dir_all("/run/sshd")?;
     place.run(
         &sshd.display().to_string(),
@@ -342,7 +342,7 @@ fn start_ssh(place: &Place<'_>, said: &File, processes: &mut Vec<Process>) -> Re
     place.start(Host::Edge, ("ssh", &arguments), said, processes)
 }
 
-/// Waits until somebody listens at the region.
+/// Waits until something listens at the region.
 fn wait_for_port(place: &Place<'_>, at: SocketAddr) -> Result<(), Failure> {
     wait_until(
         || place.lab.connect(Host::Edge, at).is_ok(),
@@ -371,7 +371,7 @@ fn prepare_rathole(place: &Place<'_>) -> Result<(), Failure> {
         lines.next().ok_or("rathole gives no keys")
     };
     let (private, public) = (key("Private Key")?, key("Public Key")?);
-    // Its server is where programs connect; who has the service dials.
+    // Programs connect to its server; the side with the service dials.
     let meeting = SocketAddr::from((Host::Edge.address(), MEETING));
     let (door, service) = (loopback(DOOR), loopback(SERVICE));
     let noise = |role: &str, key: &str| {
@@ -468,12 +468,12 @@ fn start_boringtun(
 ) -> Result<(), Failure> {
     let id = std::process::id() % 100_000;
     for (index, host) in Host::PAIR.into_iter().enumerate() {
-        // Its socket lies in a folder that both hosts share.
+        // Its socket is in a folder that both hosts share.
         let interface = format!("tow{id}-{index}");
         let arguments = ["--foreground", "--disable-drop-privileges", &interface];
         place.start(host, ("boringtun-cli", &arguments), said, processes)?;
         let socket = PathBuf::from(format!("/var/run/wireguard/{interface}.sock"));
-        // `wg` takes a socket away that is there and does not listen yet.
+        // `wg` removes a socket that exists but does not listen yet.
         wait_until(
             || UnixStream::connect(&socket).is_ok(),
             "boringtun-cli makes no interface",

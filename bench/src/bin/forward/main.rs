@@ -1,17 +1,17 @@
-//! What a TCP connection through the tunnel costs, beside other tunnels on the same cable.
+//! The cost of a TCP connection through the tunnel, compared with other tunnels on the same cable.
 //!
 //! ```text
 //!  program ─TCP─► process ═══ a cable between two network namespaces ═══► process ─TCP─► program
 //!          loopback   edge                                        region     loopback
 //! ```
 //!
-//! The figure is gigabits per processor second, user and system, of all the tunnel's processes; it says
-//! more about the tunnel and less about the machine than gigabits per second. All take turns, so that
-//! a noisy machine is noisy for all; a ratio is that of medians. A rival that is not installed is named
-//! as skipped, and its goal as not measured; without root everything is. A full run that misses a goal
-//! fails. `--smoke` sends little, to show that it runs.
-//! `forward MTU NAME...` measures only those tunnels, `forward MTU` all of them; `earlier` is the build of
-//! this bench that `TOWPATH_EARLIER` names.
+//! The figure is gigabits per processor second, user and system, of all the tunnel's processes; it
+//! says more about the tunnel and less about the machine than gigabits per second. The tunnels
+//! alternate, so that other load on the machine affects all; a ratio is that of medians. A rival
+//! that is not installed is reported as skipped, and its goal as not measured; without root
+//! everything is skipped. A full run that misses a goal fails. `--smoke` sends little, to show that
+//! it runs. `forward MTU NAME...` measures only those tunnels, `forward MTU` all of them; `earlier`
+//! is the build of this bench that `TOWPATH_EARLIER` names.
 
 mod contenders;
 
@@ -34,12 +34,12 @@ use contenders::{Contender, OURS, Place};
 
 const SCHEMA: &str = "towpath.v1.bench.forward";
 
-/// How long each run is measured, how long it runs before, and how often each is run.
+/// Duration of each run, its warm-up, and the number of runs.
 const FULL: (Duration, Duration, usize) = (Duration::from_secs(2), Duration::from_millis(700), 5);
 const SMOKE: (Duration, Duration, usize) =
     (Duration::from_millis(200), Duration::from_millis(50), 1);
 
-/// Packets of the cables, in bytes, with the least ratio to each rival that we want.
+/// MTU of the cables in bytes, each with the least ratio to each rival that we want.
 const GOALS: [(u16, &[(&str, f64)]); 2] = [
     (
         1500,
@@ -53,19 +53,19 @@ const GOALS: [(u16, &[(&str, f64)]); 2] = [
     (9000, &[("stunnel", 2.0), ("ssh", 1.4)]),
 ];
 
-/// What the tunnel itself has to carry with packets of so many bytes, in gigabits for each second of a processor.
+/// Goals of the tunnel alone: an MTU in bytes, and gigabits per processor second.
 const OWN_GOALS: [(u16, f64); 1] = [(9000, 12.0)];
 
-/// How long one try for that may take.
+/// Timeout of one attempt to get a byte through.
 const TRY_WAIT: Duration = Duration::from_secs(2);
 
-/// Bytes written and read at once by the programs.
+/// Bytes per write and per read of the programs.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 #[derive(Debug, Serialize)]
 struct Report {
     schema: &'static str,
-    /// Whether the compiler left its checks in, and so the figures are not those of a release.
+    /// Whether debug assertions are on, in which case the figures are not those of a release.
     is_debug_build: bool,
     seconds_per_run: f64,
     cables: Vec<Cable>,
@@ -91,7 +91,7 @@ struct Figures {
 struct Ratio {
     rival: &'static str,
     goal: Option<f64>,
-    /// Nothing of a rival that has a goal and was not measured.
+    /// `None` for a rival that has a goal and was not measured.
     measured: Option<f64>,
 }
 
@@ -101,7 +101,7 @@ struct Skipped {
     why: String,
 }
 
-/// What one run measured.
+/// The results of one run.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Run {
     gbit_per_second: f64,
@@ -144,7 +144,7 @@ fn measure(
     Goals::judge(&report, (scale == FULL).then(|| goals(&report.cables)))
 }
 
-/// Every ratio that has a goal, and our own figure where it has one; of one that has no figure, why not.
+/// Every ratio that has a goal, and our own figure if it has one; a missing figure with its reason.
 fn goals(cables: &[Cable]) -> Goals {
     let mut goals = Goals::default();
     for cable in cables {
@@ -213,7 +213,7 @@ fn cable(
 }
 
 impl Cable {
-    /// Why there is no ratio to a rival.
+    /// The reason there is no ratio to a rival.
     fn why_not(&self, rival: &str) -> &str {
         let skipped = self.skipped.iter();
         let mut lacking = skipped.filter(|one| one.name == rival || one.name == OURS);
@@ -221,7 +221,8 @@ impl Cable {
     }
 }
 
-/// Our figure by that of every other, and every goal, whether its rival was measured or not.
+/// Our figure divided by that of every other tunnel, with every goal, even if its rival was not
+/// measured.
 fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
     let goals = GOALS.iter().find(|(of, _)| *of == mtu);
     let goals = goals.map_or(&[][..], |(_, goals)| goals);
@@ -244,7 +245,7 @@ fn ratios(mtu: u16, tunnels: &[Figures]) -> Vec<Ratio> {
     ratios.filter(has_something).collect()
 }
 
-/// A way from one program to another through a tunnel, whose processes end when it is dropped.
+/// A path between two programs through a tunnel; its processes end when it is dropped.
 struct Way {
     source: TcpStream,
     target: TcpStream,
@@ -273,7 +274,7 @@ impl Way {
         }
     }
 
-    /// Sends until so much time has passed, after some that warms everything up.
+    /// Sends for a time, after a warm-up.
     fn send(self, time: Duration, warm: Duration) -> Result<Run, Failure> {
         let ids: Vec<u32> = self.processes.iter().map(Process::id).collect();
         let mut source = self.source.try_clone()?;
@@ -338,7 +339,7 @@ fn attempt(
         };
         target.set_nonblocking(false)?;
         target.set_read_timeout(Some(TRY_WAIT))?;
-        // It may be the rest of a try before.
+        // It may be left over from an earlier attempt.
         if target.read(&mut [0]).is_ok_and(|count| count == 1) {
             return Ok((source, target));
         }

@@ -1,4 +1,4 @@
-//! What the kernel counted on the wire, and what that says about a cap.
+//! The kernel's counters of the wire, and how well a cap was kept by them.
 
 use std::io::{Read, Seek, Write};
 use std::thread;
@@ -9,14 +9,14 @@ use towpath_bench::lab::CABLE;
 use towpath_bench::sites::Failure;
 use towpath_protocol::rate::Rate;
 
-/// How often the counters are looked at.
+/// Interval between readings of the counters.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Windows over which the rate is held against the cap, and the step from one to the next.
+/// Windows over which the rate is compared with the cap, and the step from one to the next.
 const WINDOW: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(50);
 
-/// Windows of the largest burst.
+/// Windows for the largest burst.
 const BURST_WINDOW: Duration = Duration::from_millis(20);
 
 /// Bytes of an Ethernet header.
@@ -30,21 +30,21 @@ pub(crate) struct Sample {
     packets: u64,
 }
 
-/// How a cap was kept.
+/// How well a cap was kept.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Kept {
-    /// Distance from the cap over a second, as a share of it: median, and of 95 in 100.
+    /// Deviation from the cap over a second, as a share of it: median and p95.
     wire_off_p50: f64,
     pub(crate) wire_off_p95: f64,
-    /// Part of the cap that was used in all.
+    /// Share of the cap that was used overall.
     pub(crate) used: f64,
-    /// Most that came in 20 ms, as a part of what the cap gives.
+    /// Most bytes in any 20 ms, as a share of what the cap allows.
     most_in_20_ms: f64,
-    /// Most that ever came beyond the cap, in milliseconds of it.
+    /// The largest excess over the cap, as milliseconds of the cap's rate.
     pub(crate) burst_ms: f64,
 }
 
-/// Looks at the counters for so many milliseconds, and writes them down.
+/// Reads the counters for this many milliseconds, and prints them.
 pub(crate) fn watch(millis: &str) -> Result<(), Failure> {
     let time = Duration::from_millis(millis.parse()?);
     let mut counters = std::fs::File::open("/proc/self/net/dev")?;
@@ -82,7 +82,7 @@ pub(crate) fn watch(millis: &str) -> Result<(), Failure> {
 }
 
 impl Sample {
-    /// Reads what [`watch`] wrote.
+    /// Parses the output of [`watch`].
     pub(crate) fn parse(text: &str) -> Result<Vec<Self>, Failure> {
         text.lines()
             .map(|line| {
@@ -115,7 +115,7 @@ impl Sample {
     reason = "a few GiB, and seconds in nanoseconds, are exact in 53 bits"
 )]
 impl Kept {
-    /// What the samples say about a cap on these bytes.
+    /// Evaluates the samples against a cap on these bytes.
     pub(crate) fn of(
         samples: &[Sample],
         cap: Rate,
@@ -152,7 +152,7 @@ impl Kept {
     }
 }
 
-/// Pairs of samples that lie so far apart.
+/// Pairs of samples that are one window apart.
 fn windows(
     samples: &[Sample],
     window: Duration,

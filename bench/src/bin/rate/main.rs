@@ -1,13 +1,13 @@
-//! How exactly caps and shares are kept on the wire, beside the kernel's own token bucket.
+//! How exactly caps and shares are kept on the wire, compared with the kernel's own token bucket.
 //!
 //! ```text
 //!  program ─Unix─► tunnel ══ veth ══► tunnel ─Unix─► program      capped by the tunnel
 //!  program ─TCP──► tbf    ══ veth ══► program                     capped by the kernel
 //! ```
 //!
-//! Both lie in network namespaces of the bench's own; what arrives on the wire is counted by the kernel
-//! and looked at every millisecond. It needs root for that, and says so where it has to be skipped.
-//! `--smoke` plays one cap for a moment, `--cap RATE` one in full.
+//! Both run in network namespaces of the bench's own. The kernel counts what arrives on the wire,
+//! and the counters are read every millisecond. This needs root; without it the bench reports that
+//! it was skipped. `--smoke` plays one cap for a moment, `--cap RATE` one in full.
 
 mod kept;
 
@@ -37,7 +37,7 @@ use kept::{Kept, Sample};
 
 const SCHEMA: &str = "towpath.v1.bench.rate";
 
-/// Caps, in bits per second, and how long each is looked at.
+/// Caps, in bits per second, and how long each is measured.
 const FULL: (&[u64], Duration) = (
     &[
         10_000_000,
@@ -51,7 +51,7 @@ const FULL: (&[u64], Duration) = (
 );
 const SMOKE: (&[u64], Duration) = (&[20_000_000], Duration::from_millis(1500));
 
-/// Time in which streams fill the path before anything is counted.
+/// Time for the streams to fill the path before anything is counted.
 const WARM: Duration = Duration::from_millis(1500);
 
 /// Weights of the two classes that share a link.
@@ -60,12 +60,12 @@ const WEIGHTS: [(Class, u32); 2] = [(Class::App, 1), (Class::Bulk, 3)];
 /// Streams of each class that share a link.
 const STREAM_COUNT: usize = 2;
 
-/// Bytes written and read at once.
+/// Bytes per write and per read.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 const SERVICE_PORT: u16 = 7411;
 
-/// Bytes of the largest packet that the cable carries.
+/// MTU of the cable, in bytes.
 const MTU: u16 = 1500;
 
 #[derive(Debug, Serialize)]
@@ -78,7 +78,7 @@ struct Report {
     caps: Vec<Point>,
 }
 
-/// One cap.
+/// The results of one cap.
 #[derive(Debug, Serialize)]
 struct Point {
     bits_per_second: u64,
@@ -86,8 +86,8 @@ struct Point {
     tunnel: Kept,
     /// Streams of two classes through the tunnels.
     tunnel_shared: Kept,
-    /// Part of the lighter of the two classes, and how far the parts are from the weights, as a share
-    /// of them.
+    /// Share of the class with the smaller weight, and the larger deviation of the two shares from
+    /// the weights, relative to them.
     light_part: f64,
     share_off: f64,
     /// One TCP stream behind the kernel's token bucket.
@@ -119,7 +119,7 @@ fn measure((caps, time): (&[u64], Duration)) -> Result<(), Failure> {
         Err(why) => return Ok(report_skipped(SCHEMA, &why.to_string())?),
     };
     for host in Host::PAIR {
-        // Packets are counted one by one, as on a real wire, and not in batches.
+        // Segmentation offload is off, so that packets are counted one by one as on a real wire.
         lab.ip(host, &["link", "set", CABLE, "gso_max_segs", "1"])?;
     }
     let mut report = Report {
@@ -166,7 +166,7 @@ impl Report {
     }
 }
 
-/// The first class's part, and the larger of the distances from what the weights say.
+/// The first class's share, and the larger deviation of the two from the weights.
 #[allow(clippy::cast_precision_loss, reason = "a few GiB are exact in 53 bits")]
 fn parts(bytes: [u64; Class::ALL.len()]) -> (f64, f64) {
     let weight_sum: u32 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
@@ -182,7 +182,7 @@ fn parts(bytes: [u64; Class::ALL.len()]) -> (f64, f64) {
 /// Bytes that have arrived, by class.
 type Arrived = Arc<[AtomicU64; Class::ALL.len()]>;
 
-/// Fills a capped link with streams; gives how the cap was kept, and the bytes of each class.
+/// Fills a capped link with streams; returns how the cap was kept, and the bytes of each class.
 fn through_tunnels(
     lab: &Lab,
     cap: Rate,
@@ -216,7 +216,7 @@ fn through_tunnels(
             class: *class,
         };
         let opening = || Ok(stream::open_stream(&edge.socket, &open, READY_WAIT)?.0);
-        // The service accepts before the peer's answer comes.
+        // The service accepts before the peer's answer arrives.
         let accepting = {
             let (listener, arrived) = (listener.try_clone()?, Arc::clone(&arrived));
             thread::spawn(move || -> Result<(), Failure> {
@@ -248,7 +248,7 @@ fn through_tunnels(
 /// Fills a link behind the kernel's token bucket with a TCP stream.
 fn through_kernel(lab: &Lab, cap: Rate, time: Duration) -> Result<Kept, Failure> {
     let rate = format!("{}bit", cap.bits_per_second());
-    // The burst that the tunnel has too.
+    // The same burst that the tunnel allows.
     let burst = (cap.bytes_per_second() / 100).max(3000).to_string();
     let bucket = ["tbf", "rate", &rate, "burst", &burst, "latency", "50ms"];
     let root = ["dev", CABLE, "root"];
@@ -262,22 +262,22 @@ fn through_kernel(lab: &Lab, cap: Rate, time: Duration) -> Result<Kept, Failure>
     thread::sleep(WARM);
     let samples = samples(watch(lab, time)?)?;
     lab.tc(Host::Edge, &[&["qdisc", "del"], &root[..]].concat())?;
-    // The kernel counts Ethernet's headers too.
+    // The kernel counts the Ethernet headers too.
     Kept::of(&samples, cap, Sample::frame_bytes)
 }
 
-/// Where the tunnels meet, or the kernel's two programs.
+/// The address where the tunnels meet, or the kernel's two programs.
 fn service() -> SocketAddr {
     SocketAddr::from((Host::Region.address(), SERVICE_PORT))
 }
 
-/// Starts this program at one host.
+/// Starts this program on a host.
 fn start(lab: &Lab, host: Host, arguments: &[&OsStr]) -> Result<Process, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     lab.start(host, command.args(arguments).stdout(Stdio::piped()))
 }
 
-/// Starts looking at what arrives.
+/// Starts counting what arrives.
 fn watch(lab: &Lab, time: Duration) -> Result<Process, Failure> {
     let millis = time.as_millis().to_string();
     start(lab, Host::Region, &["watch".as_ref(), millis.as_ref()])
@@ -287,7 +287,7 @@ fn samples(watch: Process) -> Result<Vec<Sample>, Failure> {
     Sample::parse(&watch.output()?)
 }
 
-/// Writes until nobody reads.
+/// Writes until the other end closes.
 fn fill(mut to: UnixStream) {
     let chunk = vec![0x5a; CHUNK_BYTES];
     while to.write_all(&chunk).is_ok() {}

@@ -1,7 +1,7 @@
 //! The baseline: two processes that forward one quinn stream and do nothing else.
 //!
-//! As good as a plain forwarder gets: large socket buffers and windows, 256 KiB reads, vectored
-//! writes, the same TLS settings; quinn's own congestion control.
+//! It is as good as a plain forwarder gets: large socket buffers and windows, 256 KiB reads,
+//! vectored writes, the same TLS settings; quinn's own congestion control.
 
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -20,7 +20,8 @@ use crate::Failure;
 const BUFFER_BYTES: usize = 256 * 1024;
 const SOCKET_BYTES: usize = 4 * 1024 * 1024;
 
-/// Forwards from a program to the other process (`edge`), or from there to a program (`region`).
+/// Forwards from a program to the other process (`edge`), or from that process to a program
+/// (`region`).
 pub(crate) fn run(side: &str, folder: &Path) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new()?;
     match side {
@@ -78,7 +79,7 @@ async fn edge(folder: &Path) -> Result<(), Failure> {
         .await?;
     let (mut send, _recv) = connection.open_bi().await?;
     let path = folder.join("bare-source.sock");
-    // What a run before left is nobody's.
+    // A leftover of an earlier run.
     let _ = std::fs::remove_file(&path);
     let (mut local, _) = UnixListener::bind(&path)?.accept().await?;
     let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
@@ -109,9 +110,9 @@ async fn region(folder: &Path) -> Result<(), Failure> {
     std::fs::write(folder.join("bare-port.new"), port)?;
     std::fs::rename(folder.join("bare-port.new"), folder.join("bare-port"))?;
     let connection = endpoint.accept().await.ok_or("no connection")?.await?;
-    // The next run's other process must not find this one's port.
+    // The process of the next run must not find this port.
     std::fs::remove_file(folder.join("bare-port"))?;
-    // Before the first byte, which the program sends only once both its ends are there.
+    // Connected before the first byte, which the program sends only once both its ends are there.
     let mut local = UnixStream::connect(folder.join("bare-sink.sock")).await?;
     let (_send, mut recv) = connection.accept_bi().await?;
     let mut pieces: [Bytes; 128] = std::array::from_fn(|_| Bytes::new());

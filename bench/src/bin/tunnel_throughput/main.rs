@@ -1,11 +1,12 @@
-//! How much a stream through the tunnel carries over loopback, beside bare quinn in the same layout.
+//! Throughput of a stream through the tunnel over loopback, compared with bare quinn in the same
+//! layout.
 //!
 //! ```text
 //!  program ─Unix─► process A ═══ QUIC over loopback ═══► process B ─Unix─► program
 //! ```
 //!
-//! A and B are two tunnels, or two processes that do nothing but forward one quinn stream with the
-//! same buffers. The two take turns, so that a noisy machine is noisy for both; the ratio of the
+//! A and B are two tunnels, or two processes that only forward one quinn stream with the same
+//! buffers. The two alternate, so that other load on the machine affects both; the ratio of the
 //! medians is the result. `--smoke` sends little, to show that it runs.
 
 mod bare;
@@ -28,14 +29,14 @@ use towpath_daemon::stream;
 use towpath_protocol::channel::{Class, Open};
 use towpath_tunnel::config::Config;
 
-/// Bytes of one run, and runs of each side.
+/// Bytes per run, and runs of each side.
 const FULL: (u64, usize) = (2 << 30, 5);
 const SMOKE: (u64, usize) = (16 << 20, 1);
 
-/// Least part of bare quinn's throughput.
+/// The least acceptable share of bare quinn's throughput.
 const GOAL: f64 = 0.9;
 
-/// What one run measured.
+/// The results of one run.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Run {
     gbit_per_second: f64,
@@ -111,7 +112,8 @@ struct Sites {
 
 impl Sites {
     fn new(folder: &Path) -> Result<Self, Failure> {
-        // Both know the port before the processes start; nothing else here takes it meanwhile.
+        // Both know the port before the processes start; nothing else here takes it in the
+        // meantime.
         let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         let configs = sites_that_meet(folder, port)?;
         for config in &configs {
@@ -153,7 +155,7 @@ impl Sites {
     }
 }
 
-/// A way from one program to another through two processes, which end when it is dropped.
+/// A path between two programs through two processes, which end when it is dropped.
 struct Way {
     source: UnixStream,
     sink: UnixStream,
@@ -169,7 +171,7 @@ impl Way {
         }
     }
 
-    /// Sends so many bytes through, after a tenth more that warm everything up.
+    /// Sends this many bytes, after a tenth more as a warm-up.
     fn send(self, bytes: u64) -> Result<Run, Failure> {
         self.carry(bytes / 10)?;
         let cpu_before = self.cpu_seconds()?;
@@ -212,7 +214,7 @@ impl Way {
         })
     }
 
-    /// Processor seconds the two processes have used.
+    /// Processor seconds used by the two processes.
     fn cpu_seconds(&self) -> Result<f64, Failure> {
         seconds_of(&self.processes.each_ref().map(Process::id))
     }
@@ -222,7 +224,7 @@ fn process(arguments: &[&std::ffi::OsStr]) -> Result<Process, Failure> {
     Process::start(Command::new(std::env::current_exe()?).args(arguments))
 }
 
-/// A listener in place of the one a run before may have left.
+/// A listener, replacing one that an earlier run may have left.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -230,7 +232,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-/// Accepts without waiting for ever if a process has died.
+/// Accepts a connection, with a timeout in case a process has died.
 fn accept(listener: &UnixListener) -> Result<UnixStream, Failure> {
     listener.set_nonblocking(true)?;
     let (stream, _) = until_ready(|| Ok(listener.accept()?))?;
