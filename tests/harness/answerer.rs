@@ -1,5 +1,5 @@
-//! A host that answers a real migrator in place of another one, with whatever a test wants: it is met over both
-//! tunnels, which know no better.
+//! A host that answers a real migrator in place of another host, with any messages a test wants. It
+//! is reached through both tunnels, which do not notice.
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use towpath_protocol::message::{Hello, Lane, Message};
 
 use crate::site::Site;
 
-/// How long a source may take to come, and to say something that is waited for.
+/// How long a source may take to connect, and to send an expected message.
 const WORD_WAIT: Duration = Duration::from_secs(20);
 
-/// Stands where a site's migrator stood; that one must be gone.
+/// Takes the place of a site's migrator, which must not be running.
 #[derive(Debug)]
 pub struct Answerer {
     service: UnixListener,
 }
 
-/// The lanes of one attempt, at the side that is asked.
+/// The lanes of one attempt, on the target's side.
 #[derive(Debug)]
 pub struct Asked {
-    /// What the source said first.
+    /// The source's first message.
     pub hello: Hello,
     control: (LaneReader<UnixStream>, LaneWriter<UnixStream>),
     _others: Vec<UnixStream>,
@@ -34,22 +34,22 @@ impl Answerer {
     ///
     /// # Panics
     ///
-    /// If its socket cannot be had.
+    /// If its socket cannot be bound.
     #[must_use]
     pub fn at(site: &Site) -> Self {
         let path = site.service_socket();
-        // The one that was killed has left it behind.
+        // The killed migrator has left it behind.
         drop(std::fs::remove_file(&path));
         let service = UnixListener::bind(path).expect("the migrator's service socket");
         service.set_nonblocking(true).expect("a socket");
         Self { service }
     }
 
-    /// Answers the greetings of the four lanes of one attempt.
+    /// Answers the Hello messages on the four lanes of one attempt.
     ///
     /// # Panics
     ///
-    /// If nobody comes, or greets as no migrator does.
+    /// If no source connects, or its Hello is not a migrator's.
     #[must_use]
     pub fn greet(&self, answer: &Message) -> Asked {
         let mut lanes = Vec::new();
@@ -74,7 +74,7 @@ impl Answerer {
         }
     }
 
-    /// The next lane; none for a look whether somebody is there.
+    /// The next lane; `None` for a connection that only probes whether the service is there.
     fn greeted(
         &self,
     ) -> Option<(
@@ -114,17 +114,17 @@ impl Answerer {
 }
 
 impl Asked {
-    /// Says something on the control lane; it may be closed by then.
+    /// Sends a message on the control lane, which may already be closed.
     pub fn say(&mut self, message: &Message) {
         let writer = &mut self.control.1;
         drop(writer.write_message(message).and_then(|()| writer.flush()));
     }
 
-    /// The next word on the control lane; pings are left out. None once it has ended.
+    /// The next message on the control lane, ignoring pings; `None` once the lane has ended.
     ///
     /// # Panics
     ///
-    /// If nothing comes for a long time.
+    /// If nothing arrives for a long time.
     pub fn hear(&mut self) -> Option<Message> {
         loop {
             match self.control.0.next_frame() {

@@ -1,4 +1,4 @@
-//! Daemons that are away in the middle of a move, whatever kind of guest it is.
+//! Cases in which daemons are down in the middle of a move, for any kind of guest.
 
 use std::time::{Duration, Instant};
 
@@ -9,47 +9,47 @@ use crate::lab::{Guest, Link};
 use crate::scene::{SILENCE_EXTRA, SOURCE, Scene};
 use crate::site::Place;
 
-/// Slow enough to be met in the middle of a move.
+/// A link slow enough to catch a move in the middle.
 pub const SLOW: Link = Link {
     megabits_per_second: 80,
     round_trip: Duration::from_millis(10),
 };
 
-/// In the middle of which phase, and so in a move of which kind.
+/// Modes and phases of the moves that are disturbed in the middle.
 pub const MIDDLES: [(MigrationMode, Phase); 2] = [
     (MigrationMode::Auto, Phase::Copying),
     (MigrationMode::Post, Phase::Serving),
 ];
 
-/// So long that the phases which last a round trip can be met.
+/// A link long enough to catch phases that last one round trip.
 pub const LONG: Link = Link {
     megabits_per_second: 60,
     round_trip: Duration::from_millis(200),
 };
 
-/// At the begin of a move, and in the middle of a switch on either side of its commit; for [`LONG`].
+/// The start of a move, and the middle of a switch on either side of its commit; for [`LONG`].
 pub const BRIEF: [(MigrationMode, Phase); 3] = [
     (MigrationMode::Auto, Phase::Preparing),
     (MigrationMode::Auto, Phase::Switching),
     (MigrationMode::Auto, Phase::Committed),
 ];
 
-/// How long the link may take to be back.
+/// How long the link may take to come back.
 const LINK_WAIT: Duration = Duration::from_secs(20);
 
-/// Does something to a lab in the middle of a phase; the guest must arrive, and be silent for no longer
-/// than that took and a little more. Says how it went.
+/// Does something to a lab in the middle of a phase. The guest must arrive, and be silent for
+/// little longer than the disturbance lasted. Returns a summary.
 ///
 /// # Errors
 ///
-/// What does not hold.
+/// The expectation that failed.
 pub fn disturb(
     scene: &mut Scene,
     (mode, phase): (MigrationMode, Phase),
     make: impl Fn(&str, u64) -> Guest,
     act: impl Fn(&mut Scene),
 ) -> Result<String, String> {
-    // What is copied beside is no matter to those.
+    // For the brief phases it does not matter how much is copied.
     let memory_mib = if is_brief(phase) { 16 } else { 32 };
     let guest = make(&format!("in-{}", phase.as_str()), memory_mib);
     let mut away = Duration::ZERO;
@@ -63,8 +63,8 @@ pub fn disturb(
     ))
 }
 
-/// What a long link adds: a tunnel that is killed says nothing, so it takes three round trips to be missed, two to
-/// be linked again and two for the lanes, and the commit and its answer are one.
+/// Additional silence on a long link: a killed tunnel sends nothing, so it takes three round trips
+/// to be missed, two for a new link and two for the lanes; the commit and its answer take one.
 fn round_trips(phase: Phase) -> Duration {
     if is_brief(phase) {
         LONG.round_trip * 8
@@ -100,7 +100,7 @@ fn disturb_once(
     Ok((silence, away))
 }
 
-/// `kill -9` of a tunnel, which is started again at once.
+/// Kills a tunnel with `kill -9` and restarts it at once.
 pub fn kill_tunnel(scene: &mut Scene, place: Place) {
     let site = scene.lab.site_mut(place);
     site.kill_tunnel();

@@ -1,4 +1,4 @@
-//! The guest's own witness: its heartbeats, as the consoles of both sites have them.
+//! The guest's heartbeats, read from its consoles at both sites.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,14 +13,14 @@ use crate::contention;
 use crate::lab::Lab;
 use crate::site::{LOOK_PAUSE, Place};
 
-/// A heartbeat as a console has it: `<monotonic nanoseconds> HB <sequence> <epoch>`.
+/// A heartbeat line of a console: `<monotonic nanoseconds> HB <sequence> <epoch>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beat {
     /// When it was printed, on the clock that all processes share.
     pub at_ns: u64,
-    /// Its number: each only once, whatever happens.
+    /// Its sequence number. No number may ever be printed twice.
     pub sequence: u64,
-    /// The epoch the guest ran under.
+    /// The epoch under which the guest ran.
     pub epoch: u64,
     /// Where it was printed.
     pub place: Place,
@@ -29,21 +29,22 @@ pub struct Beat {
 /// How long a guest was silent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Silence {
-    /// At most.
+    /// The longest silence.
     pub longest: Duration,
-    /// What of it was too long, and excused by a busy machine.
+    /// The part of it above the limit, excused because the machine was busy.
     pub excused: Duration,
 }
 
 impl Silence {
-    /// Whether too much had to be excused: only the same again, with the machine to itself, tells what it was.
+    /// Whether too much had to be excused. Only a repetition with the machine to itself can settle
+    /// it then.
     #[must_use]
     pub fn is_doubtful(&self) -> bool {
         self.excused > contention::DOUBT
     }
 }
 
-/// Follows one console file, also when it is cut and begun anew.
+/// Follows one console file, even when it is truncated or replaced.
 #[derive(Debug)]
 struct Tail {
     place: Place,
@@ -52,7 +53,7 @@ struct Tail {
     line: Vec<u8>,
 }
 
-/// Everything a guest has said.
+/// Everything that a guest has printed.
 #[derive(Debug)]
 pub struct Console {
     tails: [Tail; 2],
@@ -61,7 +62,7 @@ pub struct Console {
 }
 
 impl Tail {
-    /// Whole lines that were added.
+    /// Reads the complete lines that were added.
     fn read(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
@@ -85,7 +86,7 @@ impl Tail {
             if !is_cut {
                 return lines;
             }
-            // Its last bytes are read: the name now stands for a newer file, or for none.
+            // The file is read to its end: its name now belongs to a newer file, or to none.
             self.file = None;
             if !self.path.exists() {
                 return lines;
@@ -133,7 +134,7 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// The two heartbeats of one number, if there are two: the guest ran twice.
+    /// The two heartbeats with the same number, if there are any: the guest ran twice.
     pub fn read(&mut self) -> Result<(), String> {
         for tail in &mut self.tails {
             for line in tail.read() {
@@ -168,7 +169,7 @@ impl Console {
         self.beats.clear();
     }
 
-    /// Checks that no number was left out: the guest went on exactly from where it was stopped.
+    /// Checks that no number is missing: the guest continued exactly from where it was stopped.
     ///
     /// # Errors
     ///
@@ -192,8 +193,9 @@ impl Console {
         Ok(())
     }
 
-    /// Checks that the guest was never silent for longer than `silence_max`, from a moment up to `now_ns`. What
-    /// threads waited for a processor behind `excused_from_ns` excuses it, within limits.
+    /// Checks that the guest was never silent for longer than `silence_max` between two moments.
+    /// Time that threads waited for a processor after `excused_from_ns` excuses silence, within
+    /// limits.
     ///
     /// # Errors
     ///
@@ -223,11 +225,11 @@ impl Console {
         Ok(silence)
     }
 
-    /// Waits for so many more heartbeats; where the last of them was printed.
+    /// Waits for this many more heartbeats; returns where the last of them was printed.
     ///
     /// # Errors
     ///
-    /// If they do not come in time, or one was printed twice.
+    /// If they do not arrive in time, or a number was printed twice.
     pub fn wait_for_more(&mut self, count: u64, wait: Duration) -> Result<Place, String> {
         self.read()?;
         let begin = self.last().map_or(0, |beat| beat.sequence);
@@ -248,11 +250,11 @@ impl Console {
     }
 }
 
-/// The clock of the consoles.
+/// The time on the clock that the consoles use.
 ///
 /// # Panics
 ///
-/// Never: the monotonic clock begins at the boot.
+/// Never: the monotonic clock starts at boot.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

@@ -1,8 +1,8 @@
-//! How long threads waited for a processor: a guest that is silent for that time is silent because this
-//! machine is busy, with other tests for example, and not because of what is tested.
+//! Measures how long threads waited for a processor. A guest that is silent for that time is silent
+//! because this machine is busy, for example with other tests, and not because of what is tested.
 //!
-//! That excuses little: at most [`EXCUSE_MAX`], and what needs more than [`DOUBT`] of it is done once more while no
-//! other lab of this process is at work, see [`Share::alone`].
+//! The excuse is limited to [`EXCUSE_MAX`], and a case that needs more than [`DOUBT`] of it is
+//! repeated while no other lab of this process is active, see [`Share::alone`].
 
 use std::sync::{Condvar, Mutex, MutexGuard, Once};
 use std::thread::available_parallelism;
@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 
 use crate::console::monotonic_ns;
 
-/// Time between two looks.
+/// Interval between readings.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the kernel says: microseconds in which some thread waited, `Documentation/accounting/psi.rst`.
+/// The kernel's counter, in microseconds in which some thread waited
+/// (`Documentation/accounting/psi.rst`).
 const PRESSURE_FILE: &str = "/proc/pressure/cpu";
 
-/// Most that a busy machine excuses: a guest that waits longer than this for a processor hides anything.
+/// The most that a busy machine excuses: a guest that waited longer for a processor could hide any
+/// bug.
 pub const EXCUSE_MAX: Duration = Duration::from_secs(2);
 
-/// A case that needs more of an excuse is played again, alone.
+/// A case that needs a larger excuse is played again, alone.
 pub const DOUBT: Duration = Duration::from_secs(1);
 
 /// How long a case may wait until it is alone: as long as the longest of the others lasts.
@@ -27,14 +29,15 @@ const ALONE_WAIT: Duration = Duration::from_mins(3);
 
 static WATCH: Once = Once::new();
 
-/// When it was looked, and the time waited until then, by when.
+/// Readings: the time, and the total wait until then.
 static LOOKS: Mutex<Vec<(u64, Duration)>> = Mutex::new(Vec::new());
 
-/// Begins to watch, for the rest of the process. Where the kernel does not tell, nobody waits.
+/// Starts watching, for the rest of the process. If the kernel has no such counter, the wait is
+/// zero.
 ///
 /// # Panics
 ///
-/// If no thread can be had.
+/// If no thread can be started.
 pub fn watch() {
     WATCH.call_once(|| {
         let thread = std::thread::Builder::new().name("contention".to_owned());
@@ -50,17 +53,18 @@ pub fn watch() {
     });
 }
 
-/// What a busy machine excuses of the time between two moments of the monotonic clock.
+/// The wait between two moments of the monotonic clock that a busy machine excuses.
 ///
 /// # Panics
 ///
-/// If the watching thread has.
+/// If the watching thread has panicked.
 #[must_use]
 pub fn excuse(from_ns: u64, until_ns: u64) -> Duration {
     between(from_ns, until_ns).min(EXCUSE_MAX)
 }
 
-/// The longest that anything can have waited for a processor between two moments of the monotonic clock.
+/// The longest that any thread can have waited for a processor between two moments of the monotonic
+/// clock.
 fn between(from_ns: u64, until_ns: u64) -> Duration {
     let looks = LOOKS.lock().expect("nobody panics with it");
     let before = looks.partition_point(|(at_ns, _)| *at_ns <= from_ns);
@@ -72,7 +76,7 @@ fn between(from_ns: u64, until_ns: u64) -> Duration {
             .map(|(_, waited)| *waited)
     };
     let waited = waited(after).zip(waited(before.saturating_sub(1)));
-    // The kernel's is the mean of all processors, and a thread waits for one.
+    // The kernel's figure is the mean over all processors, but a thread waits for one.
     let processors =
         available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     let most = waited.map_or(Duration::ZERO, |(after, before)| {
@@ -90,7 +94,7 @@ fn waited() -> Option<Duration> {
     Some(Duration::from_micros(total.parse().ok()?))
 }
 
-/// Who is at work in this process.
+/// The labs that are active in this process.
 #[derive(Debug)]
 struct AtWork {
     labs: usize,
@@ -111,15 +115,16 @@ fn at_work() -> MutexGuard<'static, AtWork> {
     AT_WORK.lock().expect("nobody panics with it")
 }
 
-/// A lab's leave to be at work; given back when it is dropped.
+/// A lab's permit to be active; returned when this is dropped.
 #[derive(Debug)]
 pub struct Share(());
 
 impl Share {
-    /// Waits while a case is alone.
+    /// Waits while another case is alone.
     #[must_use]
     pub fn take() -> Self {
-        // Not for those that wait to be alone: whoever takes a second share would wait for itself.
+        // It does not wait for cases that want to be alone: a thread with a second share would
+        // deadlock with itself.
         let while_alone = |now: &mut AtWork| now.is_alone;
         let mut now = CHANGED
             .wait_while(at_work(), while_alone)
@@ -128,7 +133,7 @@ impl Share {
         Self(())
     }
 
-    /// Lets those go first that wait to be alone; for the time between two cases.
+    /// Lets cases that wait to be alone go first; called between two cases.
     pub fn give_way(&self) {
         let mut now = at_work();
         if now.waiting == 0 {
@@ -143,11 +148,12 @@ impl Share {
             .labs += 1;
     }
 
-    /// Waits until no other lab of this process is at work; none is until what this gives is dropped.
+    /// Waits until no other lab of this process is active, and keeps them out until the result is
+    /// dropped.
     ///
     /// # Panics
     ///
-    /// If the others do not come to an end.
+    /// If the others do not finish.
     #[must_use]
     pub fn alone(&self) -> Alone {
         let deadline = Instant::now() + ALONE_WAIT;
@@ -182,7 +188,7 @@ impl Drop for Share {
     }
 }
 
-/// A case that is alone; the others go on when it is dropped.
+/// Keeps the other labs out; they continue when it is dropped.
 #[derive(Debug)]
 pub struct Alone(());
 
@@ -200,7 +206,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::channel;
 
-    /// How long anything here may take.
+    /// Timeout for everything here.
     const WAIT: Duration = Duration::from_secs(20);
 
     #[test]
@@ -246,7 +252,7 @@ mod tests {
             heard.iter().take(2).collect::<Vec<_>>(),
             ["alone", "behind"]
         );
-        // Nobody waits: nothing to give way to.
+        // No case is waiting, so this returns at once.
         other.give_way();
         drop(other);
         assert_eq!(at_work().labs, 0);

@@ -1,4 +1,5 @@
-//! What becomes of a guest whose process is killed beside a move: it arrives all the same, or it is a crash at one site.
+//! The fate of a guest whose process is killed during a move: it arrives anyway, or it has crashed
+//! at one site.
 
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use crate::site::Place;
 use crate::verdict::{Rest, come_to_rest, wait_until};
 use crate::watch::Watch;
 
-/// Where a guest that was to go to `target` has crashed; nowhere if it runs there.
+/// The site at which a guest on its way to `target` has crashed; `None` if it runs at `target`.
 ///
 /// # Errors
 ///
-/// If neither is so in time.
+/// If neither is the case in time.
 pub fn ended(
     lab: &Lab,
     guest: &Guest,
@@ -25,7 +26,7 @@ pub fn ended(
     found.ok_or_else(|| "it neither runs nor has crashed".to_owned())
 }
 
-/// The same now; nothing while that is not decided.
+/// The same at this moment; `None` while it is undecided.
 fn look(lab: &Lab, guest: &Guest, target: Place) -> Option<Option<Place>> {
     for place in Place::ALL {
         let view = lab.site(place).guest(&guest.name).ok()?;
@@ -42,11 +43,11 @@ fn look(lab: &Lab, guest: &Guest, target: Place) -> Option<Option<Place>> {
     None
 }
 
-/// Boots a guest where it has crashed, and looks at everything once it runs: there, and nowhere else.
+/// Boots a guest where it has crashed, and checks everything once it runs: there, and nowhere else.
 ///
 /// # Errors
 ///
-/// What does not hold.
+/// The expectation that failed.
 pub fn boot_again(
     (lab, watch): (&Lab, &Watch),
     guest: &Guest,

@@ -1,4 +1,4 @@
-//! A link that is cut in one phase of a move, whatever kind of guest it is.
+//! Cases in which the link is cut in one phase of a move, for any kind of guest.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use crate::scene::{SOURCE, Scene};
 use crate::trial::Side;
 use crate::verdict::check_no_alarm;
 
-/// Slow enough that a cut finds most of the guest on one side.
+/// A link so slow that at the cut most of the guest is still on one side.
 const SLOW: Link = Link {
     megabits_per_second: 60,
     round_trip: Duration::from_millis(40),
 };
 
-/// So long that the phases which last a round trip can be met.
+/// A link long enough to catch phases that last one round trip.
 const LONG: Link = Link {
     megabits_per_second: 60,
     round_trip: Duration::from_millis(200),
@@ -25,10 +25,10 @@ const LONG: Link = Link {
 /// A guest's memory.
 const MEMORY_MIB: u64 = 32;
 
-/// Tries to meet a phase that may be over at once.
+/// Attempts to catch a phase that may be over at once.
 const TRY_COUNT: u32 = 5;
 
-/// What an outage may cost on top of itself.
+/// Allowed silence on top of the outage.
 const EXTRA: Duration = Duration::from_secs(1);
 
 /// How long a guest may stay frozen before the commit.
@@ -38,14 +38,14 @@ const FREEZE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 pub struct Cut {
     phase: Phase,
-    /// Whose packets are lost; everybody's if none is named.
+    /// The side whose packets are lost; both if `None`.
     from: Option<Side>,
     outage: Duration,
     kind: GuestKind,
 }
 
 impl Cut {
-    /// A cut of so many seconds, of what one side sends or of everything.
+    /// A cut of this many seconds, of one side's packets or of all.
     #[must_use]
     pub const fn new(phase: Phase, from: Option<Side>, seconds: u64) -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Cut {
         }
     }
 
-    /// The same in the move of a virtual machine.
+    /// The same, in the move of a virtual machine.
     #[must_use]
     pub const fn of_virtual_machine(mut self) -> Self {
         self.kind = GuestKind::Kvm;
@@ -77,14 +77,15 @@ impl Cut {
         }
     }
 
-    /// How long the guest may be silent if the outage lasted so long.
+    /// How long the guest may be silent after an outage of this duration.
     fn silence_max(self, outage: Duration) -> Duration {
         match self.phase {
-            // It runs on at its source; later the switch takes its own pause.
+            // The guest continues at its source; the switch has its own pause later.
             Phase::Preparing | Phase::Copying => EXTRA,
             Phase::Switching => FREEZE_MAX + EXTRA,
-            // It cannot run before the link is back. The long link needs six round trips to carry a
-            // word again: two for the tunnel, two for the lanes, the commit and its answer.
+            // The guest cannot run before the link is back. The long link needs six round trips to
+            // carry a message again: two for the tunnel, two for the lanes, and two for the commit
+            // and its answer.
             Phase::Committed => outage + EXTRA + LONG.round_trip * 6,
             _ => outage + EXTRA,
         }
@@ -108,11 +109,11 @@ impl Cut {
         ended.map(|silence| format!("{told}, silent for {} ms", silence.as_millis()))
     }
 
-    /// Plays it; nothing if the phase was over before the cut.
+    /// Plays the cut; `None` if the phase was over before it.
     fn play(self, scene: &Scene) -> Result<Option<(Silence, String)>, String> {
         let mut guest = Guest::new("cut", MEMORY_MIB);
         guest.kind = self.kind;
-        // Little enough that what is sent again because of the outage can be told.
+        // Few enough that bytes sent again because of the outage can be distinguished.
         guest.dirty_pages_per_second = 50;
         let mut console = scene.guest(&guest);
         let begun_ns = monotonic_ns();
@@ -122,7 +123,8 @@ impl Cut {
         begun.map_err(|problem| format!("not begun: {problem:?}"))?;
         scene.reaches(&guest, self.phase)?;
         if matches!(self.phase, Phase::Copying | Phase::Serving) {
-            // Not waiting for anything: in the middle of the phase, not at its begin.
+            // Not a wait for an event: the cut should come in the middle of the phase, not at its
+            // start.
             std::thread::sleep(Duration::from_millis(600));
         }
         let cut = Instant::now();
@@ -143,7 +145,7 @@ impl Cut {
         let (outage, healed_ns) = (cut.elapsed(), monotonic_ns());
         let rest = scene.arrives(&guest, &mut console)?;
         check_no_alarm(&scene.lab)?;
-        // In an outage nobody misses a processor.
+        // During an outage a busy machine is no excuse.
         let excused_from_ns = match self.phase {
             Phase::Committed | Phase::Serving => healed_ns,
             _ => begun_ns,
@@ -168,15 +170,15 @@ impl Cut {
     }
 }
 
-/// Plays cuts side by side, each in a lab of its own.
+/// Plays cuts concurrently, each in a lab of its own.
 ///
 /// # Errors
 ///
-/// What does not hold in which of them.
+/// The expectations that failed, and in which cut.
 ///
 /// # Panics
 ///
-/// If one of them does.
+/// If one of them panics.
 pub fn check(cuts: &[Cut]) -> Result<Vec<String>, String> {
     let (mut told, mut failures) = (Vec::new(), Vec::new());
     std::thread::scope(|scope| {

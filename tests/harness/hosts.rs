@@ -1,11 +1,12 @@
-//! Hosts with networks of their own, a tunnel daemon on each, and a line between them that can be bad.
+//! Hosts with network namespaces of their own, a tunnel daemon on each, and an emulated line
+//! between them.
 //!
 //! ```text
 //!  host "edge"                         line                                     host "region"
 //!  programs ─TCP, UDP─► towpath ══ cable ══► relay (rate, delay, loss, cut) ══ cable ══► towpath ─► services
 //! ```
 //!
-//! The line has a network of its own, so that a cable can be pulled at either end of either one.
+//! The line has a network namespace of its own, so that each cable can be unplugged at either end.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -38,48 +39,49 @@ use crate::process::show_log;
 use crate::program::towpath;
 use crate::stolen::Watch;
 
-/// Where programs connect at the edge: to send, to be sent to, and for datagrams.
+/// Ports to which programs connect at the edge: to send, to receive, and for datagrams.
 const UP_DOOR: u16 = 7001;
 const DOWN_DOOR: u16 = 7002;
 const DATAGRAM_DOOR: u16 = 7003;
 
-/// Where a tunnel listens, and where the line to it begins, at the region and at the other edge.
+/// The port on which a tunnel listens, and the ports at which the line to the region and to the
+/// other edge begins.
 const MEETING: u16 = 7010;
 const LINE: u16 = 7011;
 const OTHER_LINE: u16 = 7012;
 
-/// Where the services are.
+/// Ports of the services.
 const SINK: u16 = 7021;
 const SOURCE: u16 = 7022;
 const ECHO: u16 = 7023;
 
-/// Packets of the cable.
+/// MTU of the cable, in bytes.
 const MTU: u16 = 1500;
 
-/// Longest any wait may take: a test that needs it fails.
+/// The longest that any wait may take; then the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a program waits for its datagram to come back before it sends another.
+/// How long a program waits for its datagram to return before it sends another.
 const DATAGRAM_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of an Ethernet header.
 const FRAME_HEADER_BYTES: u64 = 14;
 
-/// Time between two looks, and between those that measure a time.
+/// Interval between checks, and between checks that measure a time.
 const LOOK: Duration = Duration::from_millis(10);
 const CLOSE_LOOK: Duration = Duration::from_millis(1);
 
-/// A prime, so that bytes that were lost or said twice are never hidden by the pattern's period.
+/// Period of the data. A prime, so that the period never hides lost or repeated bytes.
 const PERIOD: usize = 1_000_003;
 
-/// Bytes that must have come for a flow to go on.
+/// Bytes that must arrive for a flow to count as going on.
 pub const SOME_BYTES: u64 = 200_000;
 
-/// More than is on its way of a flow over any line whose pauses are measured: a queue and a round trip of
-/// 50 Mbit/s, and what of a stream goes again over another link.
+/// More bytes than a flow can have in flight over any line on which pauses are measured: a queue
+/// and a round trip at 50 Mbit/s, and the bytes of a stream that are resent over another link.
 const ON_ITS_WAY_BYTES: u64 = 2_000_000;
 
-/// The two hosts. Dropping them ends all that runs there.
+/// The two hosts. Dropping this ends everything that runs on them.
 #[derive(Debug)]
 pub struct Hosts {
     daemons: Vec<Process>,
@@ -92,12 +94,12 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// Builds the hosts with a line between them, and waits until bytes pass. Gives nothing, and says so,
-    /// where no such hosts can be had.
+    /// Builds the hosts with a line between them, and waits until bytes pass. Prints the reason and
+    /// returns `None` if such hosts cannot be built here.
     ///
     /// # Panics
     ///
-    /// If what can be had does not start.
+    /// If a part of it does not start.
     #[must_use]
     #[allow(clippy::print_stdout, reason = "a test says what it skipped")]
     pub fn start(line: Direction, change: impl FnOnce(&mut [Config; 2])) -> Option<Self> {
@@ -160,74 +162,74 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// What rules the line.
+    /// The handle that controls the line.
     #[must_use]
     pub const fn control(&self) -> &Control {
         &self.control
     }
 
-    /// Changes what the line does to what each side sends.
+    /// Changes what the line does to each side's packets.
     ///
     /// # Panics
     ///
-    /// If that is no line.
+    /// If the settings are invalid.
     pub fn set_line(&self, from_edge: Direction, from_region: Direction) {
         for (side, line) in [(Side::A, from_edge), (Side::B, from_region)] {
             self.control.set(side, line).expect("a line that changes");
         }
     }
 
-    /// Where the certificates of both sites, and their authority, are.
+    /// The folder of the certificates of both sites, and of their authority.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Runs `ip` about a host.
+    /// Runs `ip` in a host's namespace.
     ///
     /// # Panics
     ///
-    /// With what it says, if it fails.
+    /// With its error output, if it fails.
     pub fn ip(&self, host: Host, words: &str) {
         let words: Vec<&str> = words.split(' ').collect();
         self.lab.ip(host, &words).expect("ip does what it is told");
     }
 
-    /// Runs `ip` about the line, where a host's cable is called as the host is.
+    /// Runs `ip` in the line's namespace, where each host's cable is named after the host.
     ///
     /// # Panics
     ///
-    /// With what it says, if it fails.
+    /// With its error output, if it fails.
     pub fn ip_of_line(&self, words: &str) {
         let words: Vec<&str> = words.split(' ').collect();
         let done = self.lab.ip_of_line(&words);
         done.expect("ip does what it is told");
     }
 
-    /// Changes the size of the packets that the cables carry.
+    /// Sets the MTU of all cables.
     ///
     /// # Panics
     ///
-    /// With what `ip` says, if it fails.
+    /// With the error output of `ip`, if it fails.
     pub fn set_mtu(&self, mtu: u16) {
         self.lab.set_mtu(mtu).expect("a size that cables can have");
     }
 
-    /// Begins to measure a time.
+    /// Starts measuring a time.
     #[must_use]
     pub fn watch(&self) -> Watch {
         let mut processes: Vec<u32> = self.daemons.iter().map(Process::id).collect();
-        // Programs and line are threads of this one.
+        // Programs and line are threads of this process.
         processes.push(std::process::id());
         let spaces = self.lab.spaces().expect("namespaces that are there");
         Watch::start(processes, spaces)
     }
 
-    /// Has something done, after which each flow goes on within a time.
+    /// Does something after which every flow has to go on within a time.
     ///
     /// # Panics
     ///
-    /// If one does not, or breaks.
+    /// If a flow does not, or breaks.
     pub fn back_within(&self, most: Duration, flows: &[Flow], what: &str, mend: impl FnOnce()) {
         let before: Vec<u64> = flows.iter().map(Flow::received).collect();
         let mut watch = self.watch();
@@ -238,11 +240,11 @@ impl Hosts {
         watch.at_most(most, &format!("a first byte after {what}"));
     }
 
-    /// Has something done in spite of which no flow stands still for longer than a time.
+    /// Does something that may not stop any flow for longer than a time.
     ///
     /// # Panics
     ///
-    /// If one does, or breaks.
+    /// If it stops one for longer, or a flow breaks.
     pub fn pauses_within(&self, most: Duration, flows: &[Flow], what: &str, change: impl FnOnce()) {
         let mut watch = self.watch();
         for flow in flows {
@@ -250,7 +252,7 @@ impl Hosts {
         }
         change();
         for flow in flows {
-            // What was on its way comes still.
+            // Bytes that were in flight still arrive.
             let wanted = flow.received() + ON_ITS_WAY_BYTES;
             flow.wait(what, LOOK, || {
                 watch.look();
@@ -281,8 +283,8 @@ impl Hosts {
         link.expect("the two are peers")
     }
 
-    /// Starts the tunnel of the other edge, which ours has to be told of: [`other_is_peer`]. It has a service `up`
-    /// where the region has one.
+    /// Starts the tunnel of the other edge. Our edge has to be configured for it with
+    /// [`other_is_peer`]. It has a service `up` on the same port as the region.
     ///
     /// # Panics
     ///
@@ -312,17 +314,17 @@ impl Hosts {
     ///
     /// # Errors
     ///
-    /// What its tunnel says.
+    /// Its tunnel's answer.
     pub fn open(&self, spec: &ChannelSpec) -> Result<ChannelView, Problem> {
         let client = Client::new(&self.configs[0].admin.socket);
         self.runtime.block_on(client.post("/v1/channels", spec))
     }
 
-    /// Takes a channel back from the edge.
+    /// Removes a pushed channel from the edge.
     ///
     /// # Errors
     ///
-    /// What its tunnel says.
+    /// Its tunnel's answer.
     pub fn close(&self, channel: &str, generation: u64) -> Result<(), Problem> {
         let client = Client::new(&self.configs[0].admin.socket);
         let path = format!("/v1/channels/{channel}?generation={generation}");
@@ -334,14 +336,14 @@ impl Hosts {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The system's error.
     pub fn connect(&self, door: u16) -> Result<TcpStream, Failure> {
         let socket = self.lab.connect(Host::Edge, loopback(door))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
 
-    /// Listens where the service `up` of a host is.
+    /// Listens on the address of a host's service `up`.
     ///
     /// # Panics
     ///
@@ -352,8 +354,8 @@ impl Hosts {
         listener.expect("a port that is free")
     }
 
-    /// Is the service `up` of a host, for as long as the test's process lives: it says its word to whoever connects,
-    /// and then what it hears.
+    /// Runs the service `up` of a host for as long as the test's process lives. It sends `word` to
+    /// every client, and then echoes what it receives.
     ///
     /// # Panics
     ///
@@ -362,7 +364,7 @@ impl Hosts {
         let listener = self.listen(host);
         thread::spawn(move || {
             for socket in listener.incoming().flatten() {
-                // Whoever has gone does not hear it.
+                // Errors are ignored: the client may have gone.
                 thread::spawn(move || answer(socket, word));
             }
         });
@@ -372,7 +374,7 @@ impl Hosts {
     ///
     /// # Panics
     ///
-    /// If the kernel does not tell.
+    /// If the kernel's counters cannot be read.
     #[must_use]
     pub fn wire_bytes(&self, host: Host) -> [u64; 2] {
         let read = || Ok(std::fs::read_to_string("/proc/thread-self/net/dev")?);
@@ -382,24 +384,24 @@ impl Hosts {
         let (_, counts) = cable.expect("a cable");
         let counts = counts.split_ascii_whitespace().map(str::parse);
         let counts: Vec<u64> = counts.collect::<Result<_, _>>().expect("numbers");
-        // Received bytes and packets first, and eight fields later those that were sent.
+        // Received bytes and packets come first, the sent ones eight fields later.
         [8, 0].map(|at| counts[at] - counts[at + 1] * FRAME_HEADER_BYTES)
     }
 
-    /// Has a host's tunnel read its files again.
+    /// Makes a host's tunnel reload its files.
     ///
     /// # Panics
     ///
-    /// If it is not there any more.
+    /// If it no longer runs.
     pub fn reload(&self, host: Host) {
         self.signal(host, Signal::HUP);
     }
 
-    /// Has a host's tunnel stand still for a time, as a machine does that is paused or out of memory.
+    /// Stops a host's tunnel for a time, like a machine that is paused or out of memory.
     ///
     /// # Panics
     ///
-    /// If it is not there any more.
+    /// If it no longer runs.
     pub fn stop_for(&self, host: Host, time: Duration) {
         self.signal(host, Signal::STOP);
         thread::sleep(time);
@@ -412,7 +414,7 @@ impl Hosts {
         kill_process(daemon, signal).expect("a tunnel that runs");
     }
 
-    /// Begins a flow of bytes from the edge to the region.
+    /// Starts a flow of bytes from the edge to the region.
     ///
     /// # Panics
     ///
@@ -422,7 +424,7 @@ impl Hosts {
         self.flow(UP_DOOR, SINK, |near, far| (near, far))
     }
 
-    /// Begins a flow of bytes from the region to the edge.
+    /// Starts a flow of bytes from the region to the edge.
     ///
     /// # Panics
     ///
@@ -432,7 +434,7 @@ impl Hosts {
         self.flow(DOWN_DOOR, SOURCE, |near, far| (far, near))
     }
 
-    /// Begins a flow from the edge to the service `up`, through a channel that was pushed.
+    /// Starts a flow from the edge to the service `up`, through a channel that was pushed.
     ///
     /// # Panics
     ///
@@ -455,12 +457,13 @@ impl Hosts {
             Ok(roles(near, far))
         };
         let (from, to) = ends().expect("a connection through the tunnels");
-        // As programs at the host are, so that a time counts what they wait for a processor.
+        // In the host's namespace, like a real program, so that its processor waits are excused
+        // too.
         let flow = self.lab.at(Host::Edge, || Ok(Flow::start(from, to)));
         flow.expect("threads")
     }
 
-    /// Sends a datagram of so many bytes until one comes back, as programs do.
+    /// Sends datagrams of this size until one comes back, as programs do.
     ///
     /// # Panics
     ///
@@ -498,19 +501,19 @@ impl Drop for Hosts {
     }
 }
 
-/// Bytes that one program sends to another, each of which is checked when it comes.
+/// Bytes that one program sends to another; each is checked on arrival.
 #[derive(Debug)]
 pub struct Flow {
     is_over: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
     pause: Arc<Mutex<Pause>>,
-    /// What the programs were told at their ends.
+    /// The errors that the programs got.
     told: Arc<Mutex<Vec<String>>>,
     writing: JoinHandle<std::io::Result<u64>>,
     reading: JoinHandle<std::io::Result<u64>>,
 }
 
-/// How long nothing came.
+/// How long nothing arrived.
 #[derive(Debug)]
 struct Pause {
     last: Instant,
@@ -540,7 +543,7 @@ impl Pause {
     }
 }
 
-/// Remembers how a program ended.
+/// Records how a program ended.
 struct Told(&'static str, Arc<Mutex<Vec<String>>>);
 
 impl Told {
@@ -570,7 +573,7 @@ impl Flow {
                 total += until - at;
             }
             from.shutdown(std::net::Shutdown::Write)?;
-            // The other side has read all before it closes.
+            // The other side reads everything before it closes.
             from.read_to_end(&mut Vec::new())?;
             Ok(total as u64)
         };
@@ -603,40 +606,41 @@ impl Flow {
         self.pause.lock().expect("nothing panics there")
     }
 
-    /// Bytes that have come so far.
+    /// Bytes that have arrived so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Whether one of the two programs was told that it is over.
+    /// Whether one of the two programs has ended.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.writing.is_finished() || self.reading.is_finished()
     }
 
-    /// Waits until some more have come.
+    /// Waits until more bytes have arrived.
     ///
     /// # Panics
     ///
-    /// If none do, or the flow broke.
+    /// If none arrive, or the flow broke.
     pub fn goes_on(&self, whatever_happened: &str) {
         let wanted = self.received() + SOME_BYTES;
         self.wait(whatever_happened, LOOK, || self.received() >= wanted);
     }
 
-    /// Waits until something is so of a flow that does not break.
+    /// Waits for a condition, and fails if the flow breaks.
     fn wait(&self, whatever_happened: &str, look: Duration, mut is_so: impl FnMut() -> bool) {
         let what = format!("bytes after {whatever_happened}");
         until_looking(look, &what, || {
-            // What fails below fails without the lock.
+            // The lock is released before an assertion below can fail.
             let told = self.told.lock().expect("nothing panics there").clone();
             assert!(!self.is_broken(), "{whatever_happened}: {told:?}");
             is_so()
         });
     }
 
-    /// Ends it from the side that sends, and checks that all has come; gives how much that was.
+    /// Ends the flow from the sending side, checks that all of it has arrived, and returns its
+    /// length.
     ///
     /// # Panics
     ///
@@ -652,11 +656,11 @@ impl Flow {
     }
 }
 
-/// Waits until something is so.
+/// Waits for a condition.
 ///
 /// # Panics
 ///
-/// If it never is.
+/// If it is not met in time.
 pub fn until(what: &str, is_so: impl FnMut() -> bool) {
     until_looking(LOOK, what, is_so);
 }
@@ -669,25 +673,25 @@ fn until_looking(look: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The other edge is a peer of ours.
+/// Configures the other edge as a peer of our edge.
 ///
 /// # Panics
 ///
-/// Never: its name is one.
+/// Never: its name is valid.
 pub fn other_is_peer(configs: &mut [Config; 2]) {
     let mut peer = PeerConfig::new(Host::Other.name().parse().expect("a name"));
     peer.address = Some(line_begins(OTHER_LINE).to_string());
     configs[0].peers.push(peer);
 }
 
-/// Says a word and then what it hears, to the end.
+/// Sends a word, then echoes what it receives, to the end.
 fn answer(mut socket: TcpStream, word: &[u8]) -> std::io::Result<()> {
     socket.write_all(word)?;
     std::io::copy(&mut socket.try_clone()?, &mut socket)?;
     socket.shutdown(std::net::Shutdown::Write)
 }
 
-/// Where the line begins for the edge.
+/// The address at which the line begins for the edge.
 const fn line_begins(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Host::Edge.line_address()), port)
 }
@@ -710,12 +714,12 @@ fn pattern(bytes: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Answers every datagram with itself, for as long as the test's process lives.
+/// Echoes every datagram, for as long as the test's process lives.
 fn echo(socket: UdpSocket) -> Result<(), Failure> {
     thread::Builder::new().spawn(move || {
         let mut bytes = vec![0; 64 * 1024];
         while let Ok((count, from)) = socket.recv_from(&mut bytes) {
-            // Whoever has gone does not hear it.
+            // Errors are ignored: the client may have gone.
             let _ = socket.send_to(&bytes[..count], from);
         }
     })?;

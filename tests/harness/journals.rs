@@ -1,4 +1,4 @@
-//! What the journals of both sites say of a guest: the last word on who may run it.
+//! The journals of a guest at both sites, which decide who may run it.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use towpath_protocol::ownership::{Record, State};
 use crate::lab::Lab;
 use crate::site::Place;
 
-/// A copy of a journal's file: looking at it changes nothing on disk.
+/// A copy of a journal's file, so that reading it changes nothing on disk.
 struct Copy(Vec<u8>);
 
 impl Storage for Copy {
@@ -50,18 +50,18 @@ fn read(path: &Path) -> Result<Option<Record>, String> {
 ///
 /// # Errors
 ///
-/// If a journal is there and says nothing.
+/// If a journal exists but holds no record.
 pub fn records(lab: &Lab, guest: &Name) -> Result<[Option<Record>; 2], String> {
     let of = |place| read(&lab.site(place).guest_folder(guest).join("journal"));
     Ok([of(Place::Edge)?, of(Place::Region)?])
 }
 
-/// Checks that exactly one site owns a guest that stands still between two moves, and that no other
-/// site's mark is above the owner's epoch without being an attempt that ended.
+/// Checks that exactly one site owns a guest that is at rest between two moves, and that the other
+/// site's mark is above the owner's epoch only for an attempt that has ended.
 ///
 /// # Errors
 ///
-/// What does not fit.
+/// The inconsistency.
 pub fn check_one_owner(lab: &Lab, guest: &Name) -> Result<Place, String> {
     let records = records(lab, guest)?;
     let mut owner = None;

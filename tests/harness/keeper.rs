@@ -1,7 +1,8 @@
-//! Ends whatever a lab began, even if the test process itself is killed.
+//! Ends everything that a lab started, even if the test process itself is killed.
 //!
-//! Every process of a lab has the lab's own folder among its arguments, also the guests, which outlive
-//! the migrators that began them. So one look through `/proc` finds them all, and nobody else's.
+//! Every process of a lab has the lab's own folder among its arguments, including guests, which
+//! outlive the migrators that started them. So one pass over `/proc` finds all of them and nothing
+//! else.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long killed processes may take to be gone.
+/// How long killed processes may take to disappear.
 const END_WAIT: Duration = Duration::from_secs(5);
 
-/// Reads the folder, waits until the tests are gone, and clears up what they could not.
+/// Reads the folder, waits until the tests have exited, and cleans up what they left.
 const SCRIPT: &str = r#"
 read -r folder
 cat > /dev/null
@@ -51,7 +52,7 @@ fn keeper() -> &'static Keeper {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C is for the tests; the keeper clears up behind them.
+            // Ctrl-C is for the tests; the keeper has to survive it to clean up.
             .process_group(0)
             .spawn()
             .expect("there is a shell");
@@ -65,14 +66,14 @@ fn keeper() -> &'static Keeper {
     })
 }
 
-/// A folder of a lab's own; dropping it ends every process that was given a path in it.
+/// A lab's own folder. Dropping it ends every process that has a path in it among its arguments.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
 }
 
 impl Folder {
-    /// Makes a new one. Its path is short, for sockets lie in it.
+    /// Creates a new one. Its path is short, because sockets are bound in it.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -95,7 +96,7 @@ impl Drop for Folder {
                 break;
             }
             for process in &left {
-                // It may have ended by itself in between.
+                // It may have exited by itself in between.
                 let _ = kill_process(*process, Signal::KILL);
             }
             if Instant::now() > deadline {
@@ -110,7 +111,7 @@ impl Drop for Folder {
     }
 }
 
-/// Living processes that have an argument below a folder.
+/// Living processes that have a path below this folder among their arguments.
 pub(crate) fn processes_with(folder: &Path) -> Vec<Pid> {
     let mut below = folder.as_os_str().as_encoded_bytes().to_vec();
     below.push(b'/');
@@ -121,7 +122,7 @@ pub(crate) fn processes_with(folder: &Path) -> Vec<Pid> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_ours = |id: &i32| {
-        // A process that has ended and was not waited for has no arguments any more.
+        // A zombie has no arguments any more.
         std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|words| {
             words
                 .split(|byte| *byte == 0)

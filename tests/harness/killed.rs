@@ -1,4 +1,5 @@
-//! A guest whose own process is killed, before and behind the commit, whatever kind of guest it is.
+//! Cases in which the guest's own process is killed, before and after the commit, for any kind of
+//! guest.
 
 use std::time::Duration;
 
@@ -13,19 +14,19 @@ use crate::steps::failpoint;
 use crate::trial::Side;
 use crate::verdict::wait_until;
 
-/// Slow enough to be met in the middle of a move.
+/// A link slow enough to catch a move in the middle.
 pub const SLOW: Link = Link {
     megabits_per_second: 60,
     round_trip: Duration::from_millis(10),
 };
 
-/// How long it may take until the end of a process shows everywhere.
+/// How long it may take until the end of a process is visible everywhere.
 pub const SHOWN_WAIT: Duration = Duration::from_secs(5);
 
-/// How long nothing must begin to run by itself.
+/// How long to check that nothing starts to run by itself.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Checks that the guest is silent, wherever it might run.
+/// Checks that the guest is silent at both sites.
 ///
 /// # Panics
 ///
@@ -33,13 +34,13 @@ const QUIET: Duration = Duration::from_secs(2);
 pub fn stays_silent(console: &mut Console) {
     console.read().expect("it ran twice");
     let before = console.last();
-    // Not waiting for anything: nothing is to happen.
+    // Not a wait for an event: nothing should happen.
     std::thread::sleep(QUIET);
     console.read().expect("it ran twice");
     assert_eq!(console.last(), before, "it ran by itself");
 }
 
-/// Boots a guest and waits until it is seen to run there, counting from one again.
+/// Boots a guest and waits until it runs at this site, counting from one again.
 ///
 /// # Panics
 ///
@@ -52,7 +53,7 @@ pub fn boots(scene: &Scene, guest: &Guest, console: &mut Console, at: Place) {
     assert_eq!(rest.expect("it comes to rest").place, at);
 }
 
-/// Waits until a guest is shown as crashed, and without a process, at a site that owns it.
+/// Waits until a guest is shown as crashed, without a process, at a site that owns it.
 ///
 /// # Panics
 ///
@@ -67,7 +68,7 @@ pub fn is_crashed(scene: &Scene, guest: &Guest, at: Place) {
     assert_eq!(crashed.ownership, Ownership::Owned);
 }
 
-/// Begins to move a guest, and kills its process at one site once the move is in a phase.
+/// Starts to move a guest, and kills its process at one site once the move is in a phase.
 ///
 /// # Panics
 ///
@@ -89,7 +90,8 @@ pub fn killed_in(
     console
 }
 
-/// A guest that is killed at its source before the commit is a crash there, and is moved once it was booted.
+/// A guest that is killed at its source before the commit has crashed there; once booted, it can be
+/// moved.
 ///
 /// # Panics
 ///
@@ -111,7 +113,7 @@ pub fn at_its_source(scene: &Scene, guest: &Guest, phase: Phase) {
     scene.arrives(guest, &mut console).expect("it arrives");
 }
 
-/// A guest that was handed over loses nothing with the process that it left.
+/// A guest that has been handed over loses nothing when the process it left dies.
 ///
 /// # Panics
 ///
@@ -119,11 +121,11 @@ pub fn at_its_source(scene: &Scene, guest: &Guest, phase: Phase) {
 pub fn at_its_source_behind_the_commit(scene: &Scene, guest: &Guest) {
     let middle = (MigrationMode::Post, Phase::Serving);
     let mut console = killed_in(scene, guest, middle, SOURCE);
-    // The memory that was left there is fetched to the last page.
+    // The memory that was left in it is fetched to the last page.
     scene.arrives(guest, &mut console).expect("it arrives");
 }
 
-/// What receives a guest and is killed is begun again.
+/// A receiving process that is killed is started again.
 ///
 /// # Panics
 ///
@@ -135,12 +137,12 @@ pub fn while_it_receives(scene: &Scene, guest: &Guest) {
     assert_eq!(rest.moves[0].attempts, Some(2));
 }
 
-/// Behind this step of the target its source commits, and hears nothing of it before the target is back.
+/// After this step the source commits, but cannot tell the target before the target is back.
 const SAY_READY: &str = "say-ready";
 
-/// What is killed before the commit gets there has not begun to run: the source still has all of it, and it is
-/// served again. Its target's migrator is held dead until then, so that no commit can come first.
-///
+/// A process that is killed before the commit reaches it has not begun to run: the source still has
+/// all of its memory, and serves it again. The target's migrator is kept dead until then, so that
+/// the commit cannot arrive first.
 /// # Panics
 ///
 /// If that does not hold.
@@ -158,7 +160,7 @@ pub fn in_its_commit(scene: &mut Scene, guest: &Guest) {
     assert_eq!(rest.moves[0].attempts, Some(2), "{:?}", rest.moves);
 }
 
-/// A guest that is killed where it went never runs where it came from.
+/// A guest that is killed at its target never runs at its source.
 ///
 /// # Panics
 ///

@@ -1,4 +1,5 @@
-//! Two sites on this machine with a link between them that can be cut: everything real but the distance.
+//! Two sites on this machine with an emulated link between them that can be cut; everything else is
+//! real.
 //!
 //! ```text
 //!      edge                                                  region
@@ -28,7 +29,7 @@ use crate::process::show_log;
 use crate::program::towpath;
 use crate::site::{Place, Reach, Site};
 
-/// How long a process that is killed may take to end on a busy machine.
+/// How long a killed process may take to end on a busy machine.
 const KILLED_WAIT: Timespec = Timespec {
     tv_sec: 20,
     tv_nsec: 0,
@@ -37,13 +38,13 @@ const KILLED_WAIT: Timespec = Timespec {
 /// How long the first link may take.
 const LINK_WAIT: Duration = Duration::from_secs(30);
 
-/// Time between two heartbeats of a lab's guests.
+/// Interval between heartbeats of a lab's guests.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The link between the sites.
 #[derive(Debug, Clone, Copy)]
 pub struct Link {
-    /// Its rate, each way.
+    /// Its rate, in each direction.
     pub megabits_per_second: u64,
     /// Its round trip.
     pub round_trip: Duration,
@@ -54,13 +55,13 @@ pub struct Link {
 pub struct Guest {
     /// Its name.
     pub name: Name,
-    /// What kind of machine it is.
+    /// Its kind.
     pub kind: GuestKind,
     /// Its memory.
     pub memory_mib: u64,
-    /// How many pages it rewrites each second.
+    /// Pages that it rewrites each second.
     pub dirty_pages_per_second: u64,
-    /// The part of its memory that holds anything; all of it if absent.
+    /// The part of its memory that has content; all of it if absent.
     pub working_set_mib: Option<u64>,
 }
 
@@ -69,7 +70,7 @@ impl Guest {
     ///
     /// # Panics
     ///
-    /// If that is no name.
+    /// If the name is invalid.
     #[must_use]
     pub fn new(name: &str, memory_mib: u64) -> Self {
         Self {
@@ -81,7 +82,7 @@ impl Guest {
         }
     }
 
-    /// The same as a virtual machine.
+    /// The same guest as a virtual machine.
     #[must_use]
     pub fn virtual_machine(mut self) -> Self {
         self.kind = GuestKind::Kvm;
@@ -107,15 +108,15 @@ impl Guest {
     }
 }
 
-/// Whether virtual machines can be had here.
+/// Checks whether virtual machines can run here.
 ///
 /// # Errors
 ///
-/// Why not.
+/// Why they cannot.
 ///
 /// # Panics
 ///
-/// If the program under test cannot be asked.
+/// If the program under test cannot be run.
 pub fn check_kvm() -> Result<(), String> {
     let mut probe = std::process::Command::new(towpath());
     let probed = probe.args(["guest-process", "--probe"]).output();
@@ -128,7 +129,7 @@ pub fn check_kvm() -> Result<(), String> {
     }
 }
 
-/// The lab. Dropping it ends every process it began.
+/// The lab. Dropping it ends every process it started.
 #[derive(Debug)]
 pub struct Lab {
     sites: [Site; 2],
@@ -137,7 +138,7 @@ pub struct Lab {
     _relay: Relay,
     folder: Folder,
     _runtime: Arc<Runtime>,
-    /// Last: until all that the lab began has ended it is at work.
+    /// Last, so that the lab counts as active until everything it started has ended.
     share: Share,
 }
 
@@ -193,7 +194,7 @@ impl Lab {
         lab
     }
 
-    /// Its leave to be at work beside others.
+    /// The lab's permit to be active beside others.
     #[must_use]
     pub const fn share(&self) -> &Share {
         &self.share
@@ -205,12 +206,12 @@ impl Lab {
         &self.sites[place as usize]
     }
 
-    /// One of the sites, to start and kill its daemons.
+    /// One of the sites, mutable, to start and kill its daemons.
     pub const fn site_mut(&mut self, place: Place) -> &mut Site {
         &mut self.sites[place as usize]
     }
 
-    /// Cuts what `from` sends.
+    /// Cuts the direction from this site.
     pub fn cut_from(&self, from: Place) {
         self.control.cut(match from {
             Place::Edge => Side::A,
@@ -228,7 +229,7 @@ impl Lab {
         self.control.heal();
     }
 
-    /// Signs the next list of revoked certificates, good for so long.
+    /// Signs the next list of revoked certificates, valid for this long.
     ///
     /// # Panics
     ///
@@ -239,7 +240,7 @@ impl Lab {
         signed.expect("a list of revoked certificates");
     }
 
-    /// Carries the newest list of revoked certificates to a site.
+    /// Copies the newest list of revoked certificates to a site.
     ///
     /// # Panics
     ///
@@ -261,7 +262,7 @@ impl Lab {
         self.carry_list(place.other());
     }
 
-    /// Gives a site's host another certificate in place of the one it has, and starts its tunnel with it.
+    /// Replaces the certificate of a site's host, and starts its tunnel with the new one.
     pub fn certify(&mut self, place: Place) {
         self.sites[place as usize].certify(&self.authority);
     }
@@ -288,10 +289,10 @@ impl Lab {
         }
     }
 
-    /// Ends a guest wherever it is, so that the lab can be used again.
+    /// Ends a guest wherever it is, so that the lab can be reused.
     pub fn forget_guest(&self, guest: &Name) {
         for place in Place::ALL {
-            // It may not be known at one of them.
+            // One of them may not know it.
             let _ = self.site(place).stop_guest(guest);
         }
     }
@@ -299,7 +300,8 @@ impl Lab {
     /// Processes of a guest at a site.
     #[must_use]
     pub fn guest_processes(&self, place: Place, guest: &Name) -> Vec<rustix::process::Pid> {
-        // The folder itself is the argument: what is below its parent and ends with its name.
+        // The folder itself is the argument: below the site's folder, and ending with the guest's
+        // name.
         let folder = self.site(place).guest_folder(guest);
         let all = processes_with(self.site(place).folder());
         all.into_iter()
@@ -314,7 +316,8 @@ impl Lab {
             .collect()
     }
 
-    /// `kill -9` of a guest's process at a site, and its end; how many there were.
+    /// Kills a guest's processes at a site with `kill -9` and waits for their end; returns their
+    /// number.
     ///
     /// # Panics
     ///
@@ -322,7 +325,7 @@ impl Lab {
     pub fn kill_guest(&self, place: Place, guest: &Name) -> usize {
         let processes = self.guest_processes(place, guest);
         for process in &processes {
-            // It may have ended by itself.
+            // It may have exited by itself.
             let Ok(held) = pidfd_open(*process, PidfdFlags::empty()) else {
                 continue;
             };
@@ -336,8 +339,8 @@ impl Lab {
 }
 
 impl Lab {
-    /// Shows the ends of all logs, for a case that failed; copies everything to the folder that
-    /// `TOWPATH_KEEP` names.
+    /// Prints the ends of all logs, for a failed case. If `TOWPATH_KEEP` names a folder, copies
+    /// everything there.
     pub fn show_logs(&self) {
         if let Some(kept) = std::env::var_os("TOWPATH_KEEP") {
             let copied = std::process::Command::new("cp")
@@ -366,7 +369,7 @@ impl Drop for Lab {
     }
 }
 
-/// A loopback UDP address that nobody uses now.
+/// A loopback UDP address that is free now.
 fn free_address() -> SocketAddr {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     socket.local_addr().expect("a bound socket has an address")

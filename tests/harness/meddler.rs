@@ -1,6 +1,6 @@
-//! A host between two real migrators: it passes on what they say to each other, and alters what the source says or
-//! what its target asks for.
-//! Both tunnels and both migrators believe that they talk to whom they mean.
+//! A man in the middle between two real migrators: it forwards their messages, and alters the
+//! source's messages or the target's page requests. Both tunnels and both migrators believe that
+//! they talk to each other directly.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -17,13 +17,13 @@ use towpath_protocol::channel::Preamble;
 use towpath_protocol::frame::{HEADER_BYTES, Header};
 use towpath_protocol::message::{Lane, Message, body_bytes_max};
 
-/// How long a lane may take no word before it counts as broken.
+/// How long a lane may block before it counts as broken.
 const STALL_MAX: Duration = Duration::from_secs(20);
 
-/// What becomes of a word.
+/// Alters a message.
 pub type Alter = fn(Message) -> Message;
 
-/// Whose words are altered.
+/// Whose messages are altered.
 #[derive(Debug, Clone, Copy)]
 pub enum Altered {
     /// The source's, on the control lane.
@@ -32,22 +32,22 @@ pub enum Altered {
     Asked(Alter),
 }
 
-/// Stands before a site's migrator until it is dropped.
+/// Takes the place of a site's migrator until it is dropped.
 #[derive(Debug)]
 pub struct Meddler {
-    /// Where the tunnel looks for the migrator.
+    /// The path at which the tunnel looks for the migrator.
     front: PathBuf,
-    /// Where the migrator is while somebody stands before it.
+    /// The path of the migrator's socket in the meantime.
     behind: PathBuf,
     is_over: Arc<AtomicBool>,
 }
 
 impl Meddler {
-    /// Takes the place of the migrator behind a socket: it sees new lanes, not those that are there already.
+    /// Takes the place of the migrator behind a socket. It sees new lanes, not those already open.
     ///
     /// # Panics
     ///
-    /// If its socket cannot be had.
+    /// If its socket cannot be bound.
     #[must_use]
     pub fn before(service_socket: PathBuf, altered: Altered) -> Self {
         let front = service_socket;
@@ -63,7 +63,7 @@ impl Meddler {
                 }
                 let (real, ends) = (real.clone(), Arc::clone(&ends));
                 thread::spawn(move || {
-                    // A lane that breaks is what a migrator must live with.
+                    // A lane that breaks is something migrators must handle.
                     drop(stream.and_then(|source| pass_on(&source, &real, altered, &ends)));
                 });
             }
@@ -77,7 +77,7 @@ impl Meddler {
 }
 
 impl Drop for Meddler {
-    /// The migrator is in its place again; lanes that are open pass on what is said, unaltered.
+    /// Puts the migrator back in its place. Lanes that are open continue to forward, unaltered.
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
         // Wakes the thread that waits for lanes.
@@ -86,7 +86,7 @@ impl Drop for Meddler {
     }
 }
 
-/// Carries one lane, both ways, until it ends.
+/// Forwards one lane in both directions until it ends.
 fn pass_on(
     source: &UnixStream,
     real: &Path,
@@ -97,7 +97,7 @@ fn pass_on(
     let mut target = UnixStream::connect(real)?;
     target.write_all(&Preamble::Accepted(accepted).encode())?;
     let (answers, asker) = (target.try_clone()?, source.try_clone()?);
-    // Nothing is answered before it.
+    // Nothing is answered before the greeting.
     let lane = pass_on_greeting(source, &target)?;
     let (said, asked) = match (altered, lane) {
         (Altered::Said(alter), Lane::Control) => (Some(alter), None),
@@ -110,7 +110,7 @@ fn pass_on(
     back.join().expect("a thread of ours")
 }
 
-/// Carries a lane one way, and its end.
+/// Forwards one direction of a lane, including its end.
 fn carry(
     from: &UnixStream,
     to: &UnixStream,
@@ -130,7 +130,7 @@ fn carry(
     to.shutdown(Shutdown::Write)
 }
 
-/// The first word on a lane, which says what lane it is.
+/// Forwards the first message on a lane, which says which lane it is.
 fn pass_on_greeting(mut source: &UnixStream, mut target: &UnixStream) -> io::Result<Lane> {
     let mut frame = vec![0; HEADER_BYTES];
     source.read_exact(&mut frame)?;
@@ -167,7 +167,7 @@ fn alter_words(
     }
 }
 
-/// Passes on what comes, and its end.
+/// Forwards all bytes, and the end of the stream.
 fn copy(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
     io::copy(&mut from, &mut to)?;
     to.shutdown(Shutdown::Write)

@@ -1,5 +1,6 @@
-//! A peer that says whatever a test wants: lanes to a real migrator, without a tunnel and a migrator behind
-//! them. The migrator believes of who it is what its tunnel says, and here that is the test.
+//! A peer that sends any messages a test wants: it opens lanes to a real migrator without a tunnel
+//! or a migrator behind them. The migrator takes the peer's identity from its tunnel, and here the
+//! test plays the tunnel.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -13,21 +14,21 @@ use towpath_protocol::identity::{AttemptId, GuestId, HostIdentity, MigrationId};
 use towpath_protocol::message::{Hello, Lane, Message};
 use towpath_protocol::version::{self, VersionRange};
 
-/// How long the migrator may take to say something that is waited for.
+/// How long the migrator may take to send an expected message.
 const WORD_WAIT: Duration = Duration::from_secs(20);
 
-/// Four lanes of one attempt.
+/// The four lanes of one attempt.
 #[derive(Debug)]
 pub struct Peer {
     lanes: Vec<(LaneReader<UnixStream>, LaneWriter<UnixStream>)>,
 }
 
 impl Peer {
-    /// Opens lanes as a host that offers a guest.
+    /// Opens the lanes as a host that offers a guest.
     ///
     /// # Errors
     ///
-    /// What the migrator refuses a lane with.
+    /// The migrator's refusal of a lane.
     ///
     /// # Panics
     ///
@@ -58,11 +59,11 @@ impl Peer {
         Ok(Self { lanes })
     }
 
-    /// Says hello on one lane, as a host that speaks these versions; gives the answer.
+    /// Sends Hello on one lane, offering these versions; returns the answer.
     ///
     /// # Errors
     ///
-    /// What ends the lane in place of an answer.
+    /// The error that ends the lane instead of an answer.
     ///
     /// # Panics
     ///
@@ -84,7 +85,7 @@ impl Peer {
         heard(&mut reader)
     }
 
-    /// Says something on a lane.
+    /// Sends a message on a lane.
     ///
     /// # Errors
     ///
@@ -95,7 +96,7 @@ impl Peer {
         writer.flush()
     }
 
-    /// Puts a frame on a lane, right or wrong.
+    /// Sends a raw frame on a lane, valid or not.
     ///
     /// # Errors
     ///
@@ -106,11 +107,11 @@ impl Peer {
         writer.flush()
     }
 
-    /// How many frames come on a lane before it ends.
+    /// Counts the frames that arrive on a lane before it ends.
     ///
     /// # Panics
     ///
-    /// If nothing comes for a long time.
+    /// If nothing arrives for a long time.
     pub fn count_frames(&mut self, lane: Lane) -> usize {
         let reader = &mut self.lanes[lane as usize].0;
         let frames = std::iter::from_fn(|| match reader.next_frame() {
@@ -121,11 +122,11 @@ impl Peer {
         frames.count()
     }
 
-    /// The next word on the control lane; pings are left out. None once the lane has ended.
+    /// The next message on the control lane, ignoring pings; `None` once the lane has ended.
     ///
     /// # Panics
     ///
-    /// If nothing comes for a long time.
+    /// If nothing arrives for a long time.
     pub fn hear(&mut self) -> Option<Message> {
         loop {
             match heard(&mut self.lanes[Lane::Control as usize].0) {
@@ -137,7 +138,7 @@ impl Peer {
     }
 }
 
-/// Opens a lane and says hello on it.
+/// Opens a lane and sends Hello on it.
 fn greet(
     service: &Path,
     host: &HostIdentity,

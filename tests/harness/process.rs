@@ -1,4 +1,4 @@
-//! A daemon of a lab: started, waited for, killed.
+//! A daemon of a lab: starting it, waiting for it, killing it.
 
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
@@ -12,27 +12,27 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::program::towpath;
 
-/// How long a daemon may take to be ready: it binds sockets and reads files, on a busy machine.
+/// How long a daemon may take to become ready: it binds sockets and reads files, on a busy machine.
 const READY_WAIT: Duration = Duration::from_secs(30);
 
-/// How long a daemon may take to end when it is asked to.
+/// How long a daemon may take to exit when asked to.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// Bytes of a log that are shown when a test fails.
+/// Bytes of a log that are printed when a test fails.
 const LOG_BYTES_SHOWN: usize = 6_000;
 
-/// The environment variable that makes a migrator kill itself behind a named step.
+/// The environment variable that makes a migrator kill itself after a named step.
 const FAILPOINT_VARIABLE: &str = "TOWPATH_FAILPOINT";
 
-/// What to start.
+/// How to start a daemon.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// `tunnel` or `migrator`.
     pub(crate) kind: &'static str,
     pub(crate) config: PathBuf,
-    /// Where its sockets are.
+    /// The folder of its sockets.
     pub(crate) run: PathBuf,
-    /// What it logs is appended here.
+    /// Its log is appended to this file.
     pub(crate) log: PathBuf,
 }
 
@@ -43,10 +43,10 @@ pub(crate) struct Daemon {
 }
 
 impl Plan {
-    /// Starts the daemon and waits until it says that it is ready.
+    /// Starts the daemon and waits until it reports that it is ready.
     pub(crate) fn start(&self, failpoint: Option<&str>) -> Result<Daemon, String> {
         let socket = self.run.join(format!("{}.notify", self.kind));
-        // The one of an earlier start.
+        // Left by an earlier start.
         let _ = std::fs::remove_file(&socket);
         let notify = UnixDatagram::bind(&socket).map_err(|error| error.to_string())?;
         let mut daemon = self.spawn(failpoint, Some(&socket))?;
@@ -69,7 +69,7 @@ impl Plan {
         Err(format!("{} is not ready after {READY_WAIT:?}", self.kind))
     }
 
-    /// Starts the daemon and waits for nothing: it may be one that ends before it is ready.
+    /// Starts the daemon without waiting: it may exit before it is ready.
     pub(crate) fn spawn(
         &self,
         failpoint: Option<&str>,
@@ -86,7 +86,7 @@ impl Plan {
         Ok(Daemon { child })
     }
 
-    /// Starts a second daemon beside the first and waits for its end.
+    /// Starts a second instance beside the first and waits for its exit.
     pub(crate) fn start_second(&self) -> Option<ExitStatus> {
         let child = self.command().spawn().expect("the program starts");
         Daemon { child }.wait_for_end(END_WAIT)
@@ -116,12 +116,12 @@ impl Plan {
 }
 
 impl Daemon {
-    /// Ends it as a power switch would, but for what the kernel keeps.
+    /// Ends it like a power failure, except that the kernel keeps its state.
     pub(crate) fn kill(mut self) {
         self.end();
     }
 
-    /// Most memory it has had.
+    /// The peak of its resident memory.
     pub(crate) fn peak_kib(&self) -> u64 {
         let path = format!("/proc/{}/status", self.id().as_raw_nonzero());
         let status = std::fs::read_to_string(path).expect("a daemon that runs");
@@ -131,24 +131,24 @@ impl Daemon {
         kib.expect("a number of KiB")
     }
 
-    /// Asks it to end, as a package upgrade does.
+    /// Asks it to exit, as a package upgrade does.
     pub(crate) fn stop(mut self) -> Option<ExitStatus> {
         let _ = kill_process(self.id(), Signal::TERM);
         self.wait_for_end(END_WAIT)
     }
 
-    /// Waits for it to end by itself.
+    /// Waits for it to exit by itself.
     pub(crate) fn wait_for_end(&mut self, wait: Duration) -> Option<ExitStatus> {
         let end = pidfd_open(self.id(), PidfdFlags::empty()).ok();
         let timeout = Timespec::try_from(wait).expect("a wait is short");
         if let Some(end) = &end {
-            // Whatever it says, the look below decides.
+            // The result does not matter; `ended` checks again.
             let _ = poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&timeout));
         }
         self.ended()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
@@ -158,7 +158,7 @@ impl Daemon {
     }
 
     fn end(&mut self) {
-        // It may have ended by itself.
+        // It may have exited by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -170,12 +170,12 @@ impl Drop for Daemon {
     }
 }
 
-/// Shows the end of a log beside the failure of its test.
+/// Prints the end of a log, beside the failure of its test.
 pub(crate) fn show_log(log: &Path) {
     eprintln!("--- {}\n{}", log.display(), tail(log, LOG_BYTES_SHOWN));
 }
 
-/// The end of a text file, whole lines.
+/// The end of a text file.
 fn tail(path: &Path, bytes_max: usize) -> String {
     let all = std::fs::read(path).unwrap_or_default();
     let end = &all[all.len().saturating_sub(bytes_max)..];

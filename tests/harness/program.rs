@@ -1,14 +1,15 @@
-//! The `towpath` program under test: found beside this test's own, built if it is missing or old.
+//! Finds the `towpath` program under test beside this test's own, and builds it if it is missing or
+//! old.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-/// Crates that are part of no program.
+/// Folders whose sources are not part of the program.
 const NOT_LINKED: [&str; 4] = ["tests", "fuzz", "target", "benches"];
 
-/// The program, built at most once for each test process.
+/// The program's path; it is built at most once per test process.
 pub(crate) fn towpath() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(find)
@@ -22,8 +23,8 @@ fn find() -> PathBuf {
     let program = profile.join("towpath");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     let root = root.expect("the tests lie in the workspace");
-    // A test of the whole workspace has built it already, with other features than a build of its own
-    // would: that one would begin from nothing.
+    // A test run of the whole workspace has already built it, with other features than a separate
+    // build would use; that build would start from nothing.
     if changed_at(&program) < newest_source(root) {
         build(profile, root);
     }
@@ -52,7 +53,7 @@ fn changed_at(path: &Path) -> SystemTime {
     changed.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// When the newest source of the program was changed.
+/// The modification time of the program's newest source file.
 fn newest_source(folder: &Path) -> SystemTime {
     let mut newest = SystemTime::UNIX_EPOCH;
     for entry in std::fs::read_dir(folder).expect("the sources").flatten() {

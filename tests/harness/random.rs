@@ -2,12 +2,12 @@
 
 use towpath_bench::random::split_mix;
 
-/// SplitMix64: one word of state, good enough to pick faults.
+/// SplitMix64: one word of state, good enough to choose faults.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The stream of a seed.
+    /// Starts from a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
@@ -31,17 +31,17 @@ impl Random {
         low + self.below(high - low + 1)
     }
 
-    /// True in `percent` of the cases.
+    /// True with a probability of `percent`.
     #[must_use]
     pub const fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// One of several.
+    /// One element of a slice.
     ///
     /// # Panics
     ///
-    /// If there are none.
+    /// If the slice is empty.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         let position = self.below(from.len() as u64);
         from[usize::try_from(position).expect("below a length")]

@@ -1,4 +1,4 @@
-//! A lab with a watch over it, and what every case asks of it.
+//! A lab with a watch over it, and the steps and checks that all cases share.
 
 use std::time::{Duration, Instant};
 
@@ -16,20 +16,20 @@ pub const LINK: Link = Link {
     round_trip: Duration::from_millis(4),
 };
 
-/// How long a disturbed move may take until all is at rest, on a busy machine.
+/// How long a disturbed move may take to come to rest, on a busy machine.
 pub const REST_WAIT: Duration = Duration::from_secs(40);
 
-/// How long a guest may be silent beyond the time that something was away: what was paused goes on at
-/// most two seconds after the migrator is back.
+/// How long a guest may be silent on top of the time that a daemon was away: a paused guest
+/// continues at most two seconds after the migrator is back.
 pub const SILENCE_EXTRA: Duration = Duration::from_secs(2);
 
-/// Where guests come from.
+/// The site where guests start.
 pub const SOURCE: Place = Place::Edge;
 
-/// Where they go.
+/// The site that guests move to.
 pub const TARGET: Place = Place::Region;
 
-/// A lab, the watch over it, and the guest that moves.
+/// A lab and the watch over it.
 #[derive(Debug)]
 pub struct Scene {
     /// The watch over it.
@@ -38,8 +38,9 @@ pub struct Scene {
     pub lab: Lab,
 }
 
-/// Plays cases one after the other, in the same lab for as long as none fails: then it is not to be trusted any more.
-/// Says how long each took, and what else it tells; gives what did not hold.
+/// Plays cases one after the other, in the same lab until one fails; after a failure the lab is
+/// replaced, because its state cannot be trusted. Prints each case's duration and summary; returns
+/// the failures.
 pub fn play_each<C>(
     link: Link,
     cases: impl IntoIterator<Item = (String, C)>,
@@ -73,7 +74,7 @@ impl Scene {
         Self { watch, lab }
     }
 
-    /// Starts a guest and waits until it is seen to run.
+    /// Starts a guest and waits until it runs.
     ///
     /// # Panics
     ///
@@ -88,20 +89,20 @@ impl Scene {
         console
     }
 
-    /// Waits until all is at rest and looks at everything.
+    /// Waits until the move is at rest and checks everything.
     ///
     /// # Errors
     ///
-    /// What does not hold.
+    /// The expectation that failed.
     pub fn rest(&self, guest: &Guest, console: &mut Console) -> Result<Rest, String> {
         come_to_rest(&self.lab, &guest.name, console, &self.watch, REST_WAIT)
     }
 
-    /// As [`Scene::rest`], and the guest must have moved.
+    /// Like [`Scene::rest`], and checks that the guest has moved.
     ///
     /// # Errors
     ///
-    /// What does not hold.
+    /// The expectation that failed.
     pub fn arrives(&self, guest: &Guest, console: &mut Console) -> Result<Rest, String> {
         let rest = self.rest(guest, console)?;
         if rest.place == SOURCE {
@@ -113,32 +114,32 @@ impl Scene {
         }
     }
 
-    /// Begins to move a guest.
+    /// Starts to move a guest.
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn begin(&self, guest: &Guest, mode: MigrationMode) -> Result<MigrationView, String> {
         let request = Lab::request(guest, SOURCE, mode);
         let begun = self.lab.site(SOURCE).migrate(&request);
         begun.map_err(|problem| format!("not begun: {problem:?}"))
     }
 
-    /// Waits until the guest's move is in a phase at its source.
+    /// Waits until the guest's move is in a phase, as its source shows it.
     ///
     /// # Errors
     ///
-    /// If it ends before, or does not get there in time.
+    /// If the move ends before, or is not in that phase in time.
     pub fn reaches(&self, guest: &Guest, phase: Phase) -> Result<MigrationView, String> {
         wait_for_phase(&self.lab, (SOURCE, &guest.name), &[phase], REST_WAIT)
     }
 
-    /// Plays a case; once more if only a busy machine explains how long its guest was silent, and then with the
-    /// machine to itself as far as this process goes. Gives the longest time the guest was silent.
+    /// Plays a case. If only a busy machine explains how long the guest was silent, plays it again
+    /// while no other lab of this process is active. Returns the guest's longest silence.
     ///
     /// # Errors
     ///
-    /// What does not hold.
+    /// The expectation that failed.
     pub fn play(
         &mut self,
         mut case: impl FnMut(&mut Self) -> Result<Silence, String>,

@@ -1,4 +1,4 @@
-//! One site of a lab: a host with a tunnel and a migrator, and what its API says.
+//! One site of a lab: a host with a tunnel and a migrator, and calls to their APIs.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -38,10 +38,10 @@ const LIST_FILE: &str = "crl.pem";
 /// Folder of its host's certificate and key.
 const CERTIFICATES: &str = "certificates";
 
-/// Pause between two looks at something that is waited for.
+/// Interval between checks of a condition.
 pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
-/// Which of the two sites.
+/// One of the two sites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// The one that dials.
@@ -72,18 +72,18 @@ impl Place {
         }
     }
 
-    /// The site's name as Towpath writes it.
+    /// The site's name as a [`Name`].
     ///
     /// # Panics
     ///
-    /// Never: both are names.
+    /// Never: both names are valid.
     #[must_use]
     pub fn name(self) -> Name {
         self.as_str().parse().expect("a name")
     }
 }
 
-/// Where the site's tunnel listens or dials.
+/// The address on which the site's tunnel listens, or which it dials.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reach {
     Listen(SocketAddr),
@@ -106,7 +106,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Makes the site's files below `root`; nothing runs yet.
+    /// Creates the site's files below `root`; nothing runs yet.
     pub(crate) fn new(
         place: Place,
         root: &Path,
@@ -163,7 +163,7 @@ impl Site {
         }
     }
 
-    /// Gives its host another key and certificate, and starts its tunnel with them.
+    /// Gives its host a new key and certificate, and starts its tunnel with them.
     pub(crate) fn certify(&mut self, authority: &Authority) {
         self.kill_tunnel();
         let old = std::fs::remove_dir_all(self.folder.join(CERTIFICATES));
@@ -184,7 +184,7 @@ impl Site {
         &self.folder
     }
 
-    /// Who its host says it is.
+    /// The identity of its host.
     #[must_use]
     pub const fn identity(&self) -> &HostIdentity {
         &self.identity
@@ -201,7 +201,7 @@ impl Site {
         self.folder.join("state/guests").join(guest.as_str())
     }
 
-    /// Where the site's tunnel hands over streams for the migrator.
+    /// The socket at which the tunnel hands over streams for the migrator.
     #[must_use]
     pub fn service_socket(&self) -> PathBuf {
         self.folder.join("run/migrator-service.sock")
@@ -219,7 +219,7 @@ impl Site {
         &self.tunnel_plan.log
     }
 
-    /// A way to the migrator's API for another thread.
+    /// A client of the migrator's API, for another thread.
     #[must_use]
     pub fn client(&self) -> Client {
         self.client.clone()
@@ -247,7 +247,8 @@ impl Site {
         self.start_migrator_with(None);
     }
 
-    /// Starts a migrator that kills itself right after it has carried out a step: `source:freeze`.
+    /// Starts a migrator that kills itself right after it has carried out a step, such as
+    /// `source:freeze`.
     ///
     /// # Panics
     ///
@@ -260,7 +261,7 @@ impl Site {
         }
     }
 
-    /// Starts a migrator that may kill itself before it is ready, and does not wait for it.
+    /// Starts a migrator that may kill itself before it is ready, without waiting for it.
     ///
     /// # Panics
     ///
@@ -287,7 +288,7 @@ impl Site {
         }
     }
 
-    /// Changes the migrator's configuration and starts it with that; one that runs is killed before.
+    /// Changes the migrator's configuration and starts it with that; kills a running one first.
     ///
     /// # Panics
     ///
@@ -301,18 +302,18 @@ impl Site {
         self.start_migrator();
     }
 
-    /// The migrator's process.
+    /// The migrator's process ID.
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If it does not run.
     #[must_use]
     pub fn migrator_process(&self) -> Pid {
         let migrator = self.migrator.as_ref().expect("a migrator");
         migrator.id()
     }
 
-    /// Most memory that its migrator and its tunnel have had.
+    /// The peak resident memory of its migrator and its tunnel, in KiB.
     ///
     /// # Panics
     ///
@@ -327,7 +328,7 @@ impl Site {
     ///
     /// # Panics
     ///
-    /// If one of them does not end.
+    /// If one of them does not exit.
     pub fn stop_daemons(&mut self) {
         for daemon in [self.migrator.take(), self.tunnel.take()]
             .into_iter()
@@ -337,8 +338,8 @@ impl Site {
         }
     }
 
-    /// Waits until the migrator has killed itself behind the step that it was started with; false if it
-    /// outlives the wait.
+    /// Waits until the migrator has killed itself after the step it was started with; false on a
+    /// timeout.
     ///
     /// # Errors
     ///
@@ -346,7 +347,7 @@ impl Site {
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If it does not run.
     pub fn migrator_dies(&mut self, wait: Duration) -> Result<bool, String> {
         let migrator = self.migrator.as_mut().expect("a migrator that may die");
         let Some(status) = migrator.wait_for_end(wait) else {
@@ -359,17 +360,17 @@ impl Site {
         Err(format!("the migrator ended by itself: {status}"))
     }
 
-    /// Signals the migrator.
+    /// Sends a signal to the migrator.
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If it does not run.
     pub fn signal_migrator(&self, signal: Signal) {
         let migrator = self.migrator.as_ref().expect("a migrator to signal");
         kill_process(migrator.id(), signal).expect("a migrator can be signalled");
     }
 
-    /// Whether the migrator is there.
+    /// Whether the migrator runs.
     pub fn has_migrator(&mut self) -> bool {
         let ended = self
             .migrator
@@ -378,17 +379,17 @@ impl Site {
         !ended
     }
 
-    /// Starts a second migrator on the same state folder and gives how it ended.
+    /// Starts a second migrator on the same state folder and returns its exit status.
     #[must_use]
     pub fn second_migrator(&self) -> Option<ExitStatus> {
         self.migrator_plan.start_second()
     }
 
-    /// What the tunnel says of itself.
+    /// The tunnel's status.
     ///
     /// # Errors
     ///
-    /// What it answers.
+    /// The tunnel's answer.
     pub fn tunnel_status(&self) -> Result<StatusView, Problem> {
         self.runtime.block_on(self.admin.get("/status"))
     }
@@ -404,11 +405,11 @@ impl Site {
         })
     }
 
-    /// What a scraper gets from the tunnel and from the migrator.
+    /// The metrics of the tunnel and of the migrator, as a scraper gets them.
     ///
     /// # Errors
     ///
-    /// What the daemon answers.
+    /// The daemon's answer.
     pub fn metrics(&self) -> Result<[String; 2], Problem> {
         let of = |client: &Client| self.runtime.block_on(client.text("/metrics"));
         Ok([of(&self.admin)?, of(&self.client)?])
@@ -418,7 +419,7 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What the tunnel answers.
+    /// The tunnel's answer.
     pub fn open_channel(&self, spec: &ChannelSpec) -> Result<(), Problem> {
         let opened = self.admin.post("/v1/channels", spec);
         let opened: Result<serde_json::Value, _> = self.runtime.block_on(opened);
@@ -450,31 +451,31 @@ impl Site {
         self.runtime.block_on(self.client.post(path, body))
     }
 
-    /// Makes and runs a guest.
+    /// Creates and runs a guest.
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn start_guest(&self, request: &GuestRequest) -> Result<GuestView, Problem> {
         self.post("/v1/guests", request)
     }
 
-    /// A guest as this site sees it; none if it was never here.
+    /// A guest as this site sees it; `None` if it was never here.
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn guest(&self, guest: &Name) -> Result<Option<GuestView>, Problem> {
-        // A name may stand twice while a guest that never came is forgotten: the list shows all.
+        // A name may be listed twice while a guest that never arrived is being forgotten.
         let list: GuestList = self.get("/v1/guests")?;
         Ok(list.guests.into_iter().find(|view| view.name == *guest))
     }
 
-    /// Begins a move to the other site.
+    /// Starts a move to the other site.
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn migrate(&self, request: &MigrationRequest) -> Result<MigrationView, Problem> {
         self.post("/v1/migrations", request)
     }
@@ -483,7 +484,7 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn moves(&self, guest: &Name) -> Result<Vec<MigrationView>, Problem> {
         let list: MigrationList = self.get("/v1/migrations")?;
         let moves = list.migrations.into_iter();
@@ -494,16 +495,16 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn cancel(&self, view: &MigrationView) -> Result<MigrationView, Problem> {
         self.post(&format!("/v1/migrations/{}/cancel", view.id), &())
     }
 
-    /// Looks at every page of a guest.
+    /// Verifies every page of a guest.
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn verify(&self, guest: &Name) -> Result<VerifyView, Problem> {
         self.post(&format!("/v1/guests/{guest}/verify"), &())
     }
@@ -512,16 +513,17 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn boot(&self, guest: &Name) -> Result<GuestView, Problem> {
         self.post(&format!("/v1/guests/{guest}/start"), &())
     }
 
-    /// Boots a guest whose source does not come back, by all that is known.
+    /// Gives up the memory that is missing at a guest's source, which is believed lost, and boots
+    /// the guest.
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn give_up_missing(&self, guest: &Name) -> Result<GuestView, Problem> {
         self.post(&format!("/v1/guests/{guest}/give-up"), &())
     }
@@ -530,7 +532,7 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What the migrator answers.
+    /// The migrator's answer.
     pub fn stop_guest(&self, guest: &Name) -> Result<StoppedView, Problem> {
         let path = format!("/v1/guests/{guest}");
         self.runtime.block_on(self.client.delete(&path))

@@ -1,4 +1,5 @@
-//! A migrator that dies right behind a step of a move, however the move comes by that step.
+//! Cases in which a migrator dies right after a step of a move, in each way a move can reach that
+//! step.
 
 use std::time::{Duration, Instant};
 
@@ -12,41 +13,42 @@ use crate::scene::{SILENCE_EXTRA, SOURCE, Scene, TARGET};
 use crate::trial::Side;
 use crate::verdict::check_no_alarm;
 
-/// How long a migrator may live until it comes by the step at which it is to die.
+/// How long a migrator may live until it reaches the step at which it is to die.
 pub const STEP_WAIT: Duration = Duration::from_secs(20);
 
-/// Behind this step of the target its source commits: only then it matters what a target that comes back says.
+/// After this step of the target the source commits; only then do the answers of a restarted target
+/// matter.
 const SAY_READY: &str = "say-ready";
 
-/// Tries to meet a phase that may be over at once.
+/// Attempts to catch a phase that may be over at once.
 const TRY_COUNT: u32 = 5;
 
-/// How a move comes by a step.
+/// How a move reaches a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// By itself, on its way to the target.
+    /// On the normal way to the target.
     Onward,
-    /// The operator cancels it while it is copied: the guest stays, and moves the next time.
+    /// The operator cancels the move while it copies: the guest stays, and moves the next time.
     Cancelled,
-    /// The link is cut in its freeze for longer than the guest may stand. Needs a long link.
+    /// The link is cut during the freeze for longer than the freeze may last. Needs a long link.
     Overdue,
-    /// Its target's migrator dies behind this step before.
+    /// The target's migrator dies after this earlier step.
     Behind(&'static str),
 }
 
-/// A step behind which a migrator dies.
+/// A step after which a migrator dies.
 #[derive(Debug, Clone, Copy)]
 pub struct Stop {
     /// Whose migrator.
     pub side: Side,
-    /// The step, by the name that the migrator has for it.
+    /// The step's name in the migrator.
     pub step: &'static str,
-    /// How the move gets there.
+    /// How the move reaches it.
     pub way: Way,
 }
 
 impl Stop {
-    /// A step that every move comes by.
+    /// A step that every move passes.
     #[must_use]
     pub const fn onward(side: Side, step: &'static str) -> Self {
         let way = Way::Onward;
@@ -58,25 +60,25 @@ impl Stop {
     }
 }
 
-/// As the migrator is told it.
+/// The step as a failpoint of the migrator.
 #[must_use]
 pub fn failpoint(side: Side, step: &str) -> String {
     format!("{}:{step}", side.as_str())
 }
 
-/// Since when a guest may have been held because migrators were away, and for how long they were.
+/// Since when, and for how long, migrators were away, which may have held up the guest.
 struct Away {
     span: Duration,
     back_ns: u64,
 }
 
 impl Scene {
-    /// Moves a guest while a migrator dies right behind a step, and is started again. Gives the longest time the
-    /// guest was silent.
+    /// Moves a guest while a migrator dies right after a step and is restarted. Returns the guest's
+    /// longest silence.
     ///
     /// # Errors
     ///
-    /// What does not hold.
+    /// The expectation that failed.
     pub fn kill_at(
         &mut self,
         stop: Stop,
@@ -117,18 +119,18 @@ impl Scene {
         Ok(silence)
     }
 
-    /// Has the migrator of a side die behind a step to come.
+    /// Restarts a side's migrator so that it dies after a future step.
     pub fn restart_to_die(&mut self, side: Side, failpoint: &str) {
         let site = self.lab.site_mut(side.place(SOURCE));
         site.kill_migrator();
         site.start_migrator_with(Some(failpoint));
     }
 
-    /// Waits until a side's migrator has died behind its step.
+    /// Waits until a side's migrator has died after its step.
     ///
     /// # Errors
     ///
-    /// If it lives on, or ended in any other way.
+    /// If it survives, or ended in any other way.
     pub fn died(&mut self, side: Side) -> Result<(), String> {
         let site = self.lab.site_mut(side.place(SOURCE));
         if site.migrator_dies(STEP_WAIT)? {
@@ -137,8 +139,8 @@ impl Scene {
         Err(format!("{}: the step was not reached", side.as_str()))
     }
 
-    /// Starts a side's migrator again that has died, as the service manager does. What it needs to be ready is
-    /// part of what it may need until its guest runs.
+    /// Restarts a side's dead migrator, as the service manager does. The time it needs to become
+    /// ready counts towards the time that its guest may be silent.
     fn back(&mut self, side: Side, died: Instant) -> Away {
         let away = Away {
             span: died.elapsed(),
@@ -148,7 +150,7 @@ impl Scene {
         away
     }
 
-    /// Begins a move of which a side's migrator dies; when that was.
+    /// Starts a move during which a side's migrator dies; returns when it died.
     fn begin_to_die(
         &mut self,
         side: Side,
@@ -173,7 +175,7 @@ impl Scene {
         Ok(self.back(stop.side, died))
     }
 
-    /// The guest stays, nothing of its move is left at either side, and it is asked to move anew.
+    /// The guest stays, nothing of its move is left on either side, and it is moved again.
     fn dies_cancelled(
         &mut self,
         stop: Stop,
@@ -192,14 +194,14 @@ impl Scene {
             return Err(format!("it was cancelled and moved: {:?}", rest.moves));
         }
         self.begin(guest, mode)?;
-        // It never stood still but for the switch of its next move.
+        // The guest was never stopped, except for the switch of its next move.
         Ok(Away {
             span: Duration::ZERO,
             back_ns: monotonic_ns(),
         })
     }
 
-    /// The guest goes on at its source before the link is back.
+    /// The guest continues at its source before the link is back.
     fn dies_overdue(
         &mut self,
         stop: Stop,
@@ -221,7 +223,8 @@ impl Scene {
                 if beating != Ok(SOURCE) {
                     return Err(format!("it stands while the link is away: {beating:?}"));
                 }
-                // It was frozen a little before that was seen; lanes that end give a freeze up at once, every time.
+                // It was frozen a little before that was noticed. If lanes end, the freeze is given
+                // up at once, and the attempt is repeated.
                 if away.span >= FREEZE_DEADLINE / 2 {
                     return Ok(away);
                 }
@@ -239,7 +242,7 @@ impl Scene {
         ))
     }
 
-    /// The target's migrator is back before the one that is meant dies.
+    /// The target's migrator is back before the one under test dies.
     fn dies_behind(
         &mut self,
         stop: Stop,
@@ -250,7 +253,7 @@ impl Scene {
             self.reaches(guest, Phase::Committed)?;
         }
         let again = (stop.side == Side::Target).then(|| stop.failpoint());
-        // One that is to die at its start may be dead before it is ready.
+        // A migrator that is to die at its start may be dead before it is ready.
         self.lab.site_mut(TARGET).spawn_migrator(again.as_deref());
         self.died(stop.side)?;
         Ok(self.back(stop.side, first_died))

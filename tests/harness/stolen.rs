@@ -1,25 +1,27 @@
-//! Times by the clock, less what threads waited for a processor that others had.
+//! Wall-clock times, less the time that threads waited for a processor.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Most that is excused: the sum of what many threads waited can be any number where a time is long.
+/// The most that is excused: over a long time, the summed waits of many threads can be arbitrarily
+/// large.
 const STOLEN_MAX: Duration = Duration::from_secs(2);
 
-/// A time that is being measured, and whose waits are excused.
+/// A time that is being measured, with its excused waits.
 #[derive(Debug)]
 pub struct Watch {
-    /// The network namespaces of those whose waits count.
+    /// The network namespaces of the threads whose waits count.
     spaces: Vec<u64>,
     processes: Vec<u32>,
-    /// What they had waited at each look.
+    /// The total wait at each reading.
     looks: Vec<(Instant, Duration)>,
 }
 
 impl Watch {
-    /// Begins now, and looks at what these processes do in these network namespaces, each named by its inode.
+    /// Starts now. Counts the waits of these processes' threads in these network namespaces, which
+    /// are given by inode.
     #[must_use]
     pub fn start(processes: Vec<u32>, spaces: Vec<u64>) -> Self {
         let mut watch = Self {
@@ -31,27 +33,27 @@ impl Watch {
         watch
     }
 
-    /// Remembers what has been waited so far: between two looks it is not known when that was.
+    /// Records the total wait so far. Between two readings it is unknown when the waits were.
     pub fn look(&mut self) {
         let waited = self.waited();
         self.looks.push((Instant::now(), waited));
     }
 
-    /// Holds what has passed since the beginning against the most it may be.
+    /// Checks that the time since the start is at most `most`.
     ///
     /// # Panics
     ///
-    /// If it is longer, and the machine is not to blame.
+    /// If it is longer, and the waits do not explain it.
     pub fn at_most(&mut self, most: Duration, what: &str) {
         let began = self.looks[0].0;
         self.check((began, Instant::now()), most, what);
     }
 
-    /// Holds a time since the beginning, from one moment to another, against the most it may be.
+    /// Checks that the time between two moments since the start is at most `most`.
     ///
     /// # Panics
     ///
-    /// If it is longer, and the machine is not to blame.
+    /// If it is longer, and the waits do not explain it.
     #[allow(clippy::print_stdout, reason = "a test says what it measured")]
     pub fn check(&mut self, (from, to): (Instant, Instant), most: Duration, what: &str) {
         self.look();
@@ -61,7 +63,7 @@ impl Watch {
         assert!(took <= most + stolen, "{told}");
     }
 
-    /// What was waited from the beginning until now.
+    /// The wait from the start until now.
     #[must_use]
     pub fn stolen_so_far(&self) -> Duration {
         self.waited()
@@ -69,7 +71,7 @@ impl Watch {
             .min(STOLEN_MAX)
     }
 
-    /// What was waited from the last look before one moment to the first one behind another.
+    /// The wait from the last reading before `from` to the first one after `to`.
     fn stolen(&self, from: Instant, to: Instant) -> Duration {
         let before = self.looks.iter().rfind(|(at, _)| *at <= from);
         let after = self.looks.iter().find(|(at, _)| *at >= to);
@@ -80,7 +82,7 @@ impl Watch {
         stolen.min(STOLEN_MAX)
     }
 
-    /// Nothing where the kernel does not tell.
+    /// The total wait; zero if the kernel does not report it.
     fn waited(&self) -> Duration {
         let tasks = |id| fs::read_dir(format!("/proc/{id}/task")).ok();
         let tasks = self.processes.iter().filter_map(tasks).flatten();

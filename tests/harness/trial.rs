@@ -1,4 +1,4 @@
-//! One randomised trial: a move that something happens to, all of it drawn from a seed.
+//! One randomised trial: a move with a disturbance, all drawn from a seed.
 
 use std::time::{Duration, Instant};
 
@@ -14,22 +14,22 @@ use crate::site::{LOOK_PAUSE, Place};
 use crate::verdict::{Rest, check_no_alarm, come_to_rest};
 use crate::watch::Watch;
 
-/// How long a disturbed move may take until all is at rest, on a busy machine.
+/// How long a disturbed move may take to come to rest, on a busy machine.
 const REST_WAIT: Duration = Duration::from_secs(40);
 
-/// How long a new guest may take to be seen to run.
+/// How long a new guest may take until it runs.
 const RUN_WAIT: Duration = Duration::from_secs(20);
 
-/// When the last disturbance may begin: most moves of a lab's link are over by then.
+/// When the last disturbance may begin: most moves over a lab's link are over by then.
 const BEGIN_MS_MAX: u64 = 900;
 
-/// How long each look at a migrator that may die waits for it.
+/// Duration of each wait for a migrator that may die.
 const STEP_LOOK: Duration = Duration::from_millis(20);
 
-/// How long what was killed or cut stays away.
+/// How long what was killed or cut stays away, in milliseconds.
 const AWAY_MS: (u64, u64) = (0, 700);
 
-/// Steps at which a migrator may die, as they are named by it; some are reached by few moves.
+/// Steps at which a migrator may die, by their names in it; some are reached by few moves only.
 const STEPS: [(Side, &str); 24] = [
     (Side::Source, "offering"),
     (Side::Source, "say-prepare"),
@@ -57,7 +57,7 @@ const STEPS: [(Side, &str); 24] = [
     (Side::Target, "say-complete"),
 ];
 
-/// Which side of the move.
+/// A side of the move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Where the guest comes from.
@@ -86,7 +86,7 @@ impl Side {
     }
 }
 
-/// What happens to the move.
+/// What is done to the move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disturbance {
     /// Nothing.
@@ -97,45 +97,47 @@ pub enum Disturbance {
     BothMigrators,
     /// `kill -9` of a tunnel.
     Tunnel(Side),
-    /// `kill -9` of the process that receives the guest; if there is none, or the guest is nearly there, nothing.
+    /// `kill -9` of the process that receives the guest. Nothing if there is none, or if the guest
+    /// is about to run there.
     ReceivingProcess,
-    /// `kill -9` of the process that the guest leaves, before the commit or behind it; once it is gone, nothing.
+    /// `kill -9` of the process that the guest leaves, before the commit or after it. Nothing once
+    /// it is gone.
     LeavingProcess,
-    /// A link that carries nothing.
+    /// The link carries nothing.
     Cut,
-    /// A link that does not carry what this side sends.
+    /// The link does not carry what this side sends.
     CutFrom(Side),
-    /// A migrator that dies right behind a step.
+    /// A migrator dies right after a step.
     Step(Side, &'static str),
     /// Both daemons of a site are stopped and started again.
     Upgrade(Side),
 }
 
-/// What came of a trial.
+/// The result of a trial.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How all came to rest.
+    /// The state at rest.
     pub rest: Rest,
-    /// Whether the move was still under way when it was disturbed.
+    /// Whether the move was still in progress when it was disturbed.
     pub has_hit: bool,
 }
 
-/// All that is decided by the seed.
+/// Everything that the seed determines.
 #[derive(Debug, Clone)]
 pub struct Trial {
     /// The seed.
     pub seed: u64,
     /// The guest.
     pub guest: Guest,
-    /// Where it comes from.
+    /// Where it starts.
     pub from: Place,
     /// How it moves.
     pub mode: MigrationMode,
-    /// What happens.
+    /// What is done to it.
     pub disturbance: Disturbance,
-    /// When it happens.
+    /// When that is done.
     pub begins_after: Duration,
-    /// How long what was disturbed stays away.
+    /// How long the disturbed part stays away.
     pub away: Duration,
 }
 
@@ -169,16 +171,16 @@ impl Trial {
             begins_after: Duration::from_millis(random.below(BEGIN_MS_MAX)),
             away: Duration::from_millis(random.between(AWAY_MS.0, AWAY_MS.1)),
         };
-        // Last, so that a seed means what it meant before there was a choice.
+        // Drawn last, so that existing seeds keep their meaning.
         trial.guest.kind = random.pick(&[GuestKind::Process, GuestKind::Kvm]);
         trial
     }
 
-    /// Runs the trial in a lab that may have served others before.
+    /// Runs the trial, in a lab that may have been used before.
     ///
     /// # Errors
     ///
-    /// What did not hold.
+    /// The expectation that failed.
     pub fn run(&self, lab: &mut Lab, watch: &Watch) -> Result<Outcome, String> {
         lab.share().give_way();
         if let Disturbance::Step(side, step) = self.disturbance {
@@ -204,7 +206,8 @@ impl Trial {
         Ok(Outcome { rest, has_hit })
     }
 
-    /// The process that the guest was leaving has died: it is a crash there, or the guest has no need of it any more.
+    /// The process that the guest left has died: the guest has crashed there, or no longer needed
+    /// it.
     fn left(&self, seen: (&Lab, &Watch), console: &mut Console) -> Result<Rest, String> {
         let (lab, watch) = seen;
         match crash::ended(lab, &self.guest, self.from.other(), REST_WAIT)? {
@@ -216,7 +219,8 @@ impl Trial {
         }
     }
 
-    /// Asks for the move; while the link recovers from an earlier trial, as an operator would: again.
+    /// Requests the move, and repeats the request while the link recovers from an earlier trial, as
+    /// an operator would.
     fn ask(&self, lab: &mut Lab) -> Result<(), String> {
         let request = Lab::request(&self.guest, self.from, self.mode);
         let deadline = Instant::now() + RUN_WAIT;
@@ -236,8 +240,8 @@ impl Trial {
         }
     }
 
-    /// A guest that is asked to move moves, whatever happens to the daemons and the link: only one that
-    /// changes faster than the link carries may stay, if it may not fetch.
+    /// A guest that is asked to move does move, whatever happens to the daemons and the link. It
+    /// may stay only if it changes faster than the link carries and its mode has no post-copy.
     fn check_place(&self, lab: &Lab, rest: &Rest) -> Result<(), String> {
         if rest.place == self.from.other() {
             return Ok(());
@@ -254,7 +258,7 @@ impl Trial {
         Err(format!("it stayed: {:?} {guest:?}", rest.moves.first()))
     }
 
-    /// Says whether the move was under way when it was disturbed.
+    /// Disturbs the move; returns whether it was in progress then.
     fn disturb(&self, lab: &mut Lab) -> Result<bool, String> {
         if let Disturbance::Step(side, _) = self.disturbance {
             let place = side.place(self.from);
@@ -263,7 +267,7 @@ impl Trial {
             lab.site_mut(place).start_migrator();
             return Ok(has_hit);
         }
-        // Not waiting for anything: this is when it happens.
+        // Not a wait for an event: this is the time of the disturbance.
         std::thread::sleep(self.begins_after);
         let moves = lab.site(self.from).moves(&self.guest.name);
         let is_open = moves.is_ok_and(|moves| moves.iter().any(|view| !view.phase.is_finished()));
@@ -278,7 +282,8 @@ impl Trial {
         Ok(is_open && has_begun)
     }
 
-    /// Waits until the migrator dies at its step; a step that this move does not come by kills nobody.
+    /// Waits until the migrator dies at its step; if the move does not reach the step, nothing
+    /// dies.
     fn dies_at_step(&self, lab: &mut Lab, place: Place) -> Result<bool, String> {
         let until = Instant::now() + Duration::from_millis(BEGIN_MS_MAX);
         loop {
@@ -286,7 +291,7 @@ impl Trial {
             let is_over = moves.is_ok_and(|moves| {
                 !moves.is_empty() && moves.iter().all(|view| view.phase.is_finished())
             });
-            // The last step may be behind what its source shows.
+            // The last step may come after the move's end as its source shows it.
             if lab.site_mut(place).migrator_dies(STEP_LOOK)? {
                 return Ok(true);
             }
@@ -296,7 +301,7 @@ impl Trial {
         }
     }
 
-    /// Says whether there was anything to disturb.
+    /// Starts the disturbance; returns whether there was anything to disturb.
     fn begin(&self, lab: &mut Lab) -> bool {
         let place = |side: Side| side.place(self.from);
         match self.disturbance {
@@ -318,13 +323,13 @@ impl Trial {
         true
     }
 
-    /// Says whether there was such a process.
+    /// Kills the receiving process; returns whether there was one.
     fn kill_receiving(&self, lab: &Lab) -> bool {
         use towpath_migrator::api::Ownership;
         let target = self.from.other();
         let seen = lab.site(target).guest(&self.guest.name);
         let is_receiving = seen.is_ok_and(|seen| {
-            // With the copy half done it will not run within the next millisecond.
+            // With the copy half done it will not start to run within the next millisecond.
             seen.is_some_and(|view| view.ownership == Ownership::Prepared)
         });
         let moves = lab.site(self.from).moves(&self.guest.name);

@@ -1,4 +1,4 @@
-//! What must hold once a disturbed move has come to rest, whatever was done to it.
+//! Checks what must hold once a disturbed move has come to rest, whatever was done to it.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::lab::Lab;
 use crate::site::{LOOK_PAUSE, Place};
 use crate::watch::Watch;
 
-/// Heartbeats that must follow after all has come to rest.
+/// Heartbeats that must follow after everything has come to rest.
 const BEATS_AFTER: u64 = 5;
 
 /// How long they may take on a busy machine.
@@ -26,12 +26,13 @@ pub struct Rest {
     pub moves: Vec<MigrationView>,
 }
 
-/// Waits until nothing is under way any more, then looks at everything: one runner, no heartbeat twice
-/// and none lost, every page right, one owner in the journals, no process left behind.
+/// Waits until nothing is in progress any more, then checks everything: one running guest, no
+/// heartbeat repeated or missing, every page correct, one owner in the journals, no process left
+/// over.
 ///
 /// # Errors
 ///
-/// What does not hold.
+/// The expectation that failed.
 pub fn come_to_rest(
     lab: &Lab,
     guest: &Name,
@@ -70,7 +71,7 @@ pub fn come_to_rest(
     if owner != place {
         return Err(format!("it runs at {place:?} and {owner:?} owns it"));
     }
-    // A move is over before the memory it leaves behind is given back.
+    // A move is finished before the memory it leaves behind is freed.
     let elsewhere = || lab.guest_processes(place.other(), guest);
     let is_gone = wait_until(BEATS_WAIT, || elsewhere().is_empty().then_some(()));
     if is_gone.is_none() {
@@ -89,7 +90,7 @@ pub fn come_to_rest(
     Ok(Rest { place, moves })
 }
 
-/// The one site where the guest runs and no move of it is under way, or why there is none yet.
+/// The site where the guest runs with no move of it in progress, or the reason there is none yet.
 fn rests_at(lab: &Lab, guest: &Name) -> Result<Place, String> {
     let mut runner = None;
     for place in Place::ALL {
@@ -134,11 +135,11 @@ fn standing(view: &GuestView) -> Standing {
     }
 }
 
-/// Waits until the guest's newest move is in one of these phases at its source.
+/// Waits until the guest's newest move is in one of these phases, as its source shows it.
 ///
 /// # Errors
 ///
-/// If it ends before, or does not get there in time.
+/// If the move ends before, or is not in such a phase in time.
 pub fn wait_for_phase(
     lab: &Lab,
     (source, guest): (Place, &Name),
@@ -162,17 +163,17 @@ pub fn wait_for_phase(
     }
 }
 
-/// The line of the audit log that goes with every alarm.
+/// The audit log line that accompanies every alarm.
 const ALARM: &str = "what a peer says of a guest is refused";
 
-/// Hosts that do as they should alarm nobody, whatever befalls them.
+/// Checks that no host raised an alarm: well-behaved hosts must not, whatever happens to them.
 ///
 /// # Errors
 ///
-/// Who was alarmed by what.
+/// The host that raised an alarm, and its log line.
 pub fn check_no_alarm(lab: &Lab) -> Result<(), String> {
     for place in Place::ALL {
-        // Counters begin anew with a migrator that was killed; its log goes on.
+        // Counters restart with a migrator that was killed; its log continues.
         let log = std::fs::read_to_string(lab.site(place).migrator_log());
         let log = log.map_err(|why| format!("{place:?}: {why}"))?;
         let mut alarms = log.lines().filter(|line| line.contains(ALARM));
@@ -183,7 +184,7 @@ pub fn check_no_alarm(lab: &Lab) -> Result<(), String> {
     Ok(())
 }
 
-/// Looks until something is there; nothing if it is not there in time.
+/// Polls until `look` returns a value; `None` on a timeout.
 pub fn wait_until<T>(wait: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + wait;
     loop {

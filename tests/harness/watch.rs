@@ -1,4 +1,5 @@
-//! Watches both sites' APIs the whole time: never do two of them say that they run the same guest.
+//! Polls both sites' APIs all the time, and checks that they never both claim to run the same
+//! guest.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,16 +15,16 @@ use crate::lab::Lab;
 use crate::site::Place;
 use crate::verdict::wait_until;
 
-/// Time between two looks.
+/// Interval between polls.
 const LOOK_INTERVAL: Duration = Duration::from_millis(40);
 
 /// Longest wait for an answer: a killed migrator gives none.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// How long it may take until it has looked again, at two sites whose migrators are there.
+/// How long the next poll may take when both sites have a migrator.
 const LOOKED_WAIT: Duration = Duration::from_secs(10);
 
-/// The watching thread; it ends when this is dropped.
+/// The polling thread; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Watch {
     shared: Arc<Shared>,
@@ -33,17 +34,17 @@ pub struct Watch {
 #[derive(Debug, Default)]
 struct Shared {
     is_stopping: AtomicBool,
-    /// Looks at which both sites answered.
+    /// Polls that both sites answered.
     look_count: AtomicU64,
     found: Mutex<Option<String>>,
 }
 
 impl Watch {
-    /// Begins to watch a lab.
+    /// Starts to watch a lab.
     ///
     /// # Panics
     ///
-    /// If no thread can be had.
+    /// If no thread can be started.
     #[must_use]
     pub fn start(lab: &Lab) -> Self {
         let shared = Arc::new(Shared::default());
@@ -59,31 +60,32 @@ impl Watch {
         }
     }
 
-    /// What was found so far.
+    /// Checks what has been found so far.
     ///
     /// # Errors
     ///
-    /// The guest that two sites said they run.
+    /// The guest that both sites claimed to run.
     ///
     /// # Panics
     ///
-    /// If the watching thread has.
+    /// If the polling thread has panicked.
     pub fn check(&self) -> Result<(), String> {
         let found = self.shared.found.lock().expect("the watch does not panic");
         found.clone().map_or(Ok(()), Err)
     }
 
-    /// Looks so far at which both sites answered.
+    /// The number of polls so far that both sites answered.
     #[must_use]
     pub fn look_count(&self) -> u64 {
         self.shared.look_count.load(Ordering::Acquire)
     }
 
-    /// As [`Watch::check`], with one look more than these at least: who sees nothing finds nothing.
+    /// Like [`Watch::check`], after at least one more poll than `look_count`, so that a watch that
+    /// never polled does not pass.
     ///
     /// # Errors
     ///
-    /// The guest that two sites said they run, or that nobody has looked.
+    /// The guest that both sites claimed to run, or that there was no poll.
     pub fn check_beyond(&self, look_count: u64) -> Result<(), String> {
         let has_looked = || (self.look_count() > look_count).then_some(());
         wait_until(LOOKED_WAIT, has_looked)
@@ -96,7 +98,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.is_stopping.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // A panic of it has been reported where it happened.
+            // A panic of the thread has already been reported.
             let _ = thread.join();
         }
     }
@@ -107,8 +109,8 @@ fn watch(shared: &Shared, clients: &[Client; 2]) {
     let runtime = runtime.expect("a runtime");
     let look = |client: &Client| runtime.block_on(running(client));
     while !shared.is_stopping.load(Ordering::Acquire) {
-        // The middle answer was given between the outer two: a guest that was running in all three was
-        // running at two sites at once, however long the answers took.
+        // The middle answer was given between the outer two, so a guest that is running in all
+        // three was running at two sites at once, however long the answers took.
         if let (Some(before), Some(other)) = (look(&clients[0]), look(&clients[1])) {
             let mut suspects = before.intersection(&other).peekable();
             if suspects.peek().is_some()
@@ -124,7 +126,7 @@ fn watch(shared: &Shared, clients: &[Client; 2]) {
     }
 }
 
-/// Guests that a site says run there, if it answers.
+/// The guests that a site claims to run, if it answers.
 async fn running(client: &Client) -> Option<BTreeSet<String>> {
     let list: GuestList = client.get("/v1/guests").await.ok()?;
     let running = list

@@ -1,11 +1,11 @@
-//! What happens when, in virtual time.
+//! The queue of future events, in virtual time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use super::link::Nanos;
 
-/// Things to happen, earliest first, and first come first where the time is the same.
+/// Events, earliest first; those at the same time in the order they were added.
 #[derive(Debug)]
 pub(super) struct Agenda<T> {
     order: BinaryHeap<Reverse<(Nanos, u64)>>,
@@ -24,14 +24,14 @@ impl<T> Default for Agenda<T> {
 }
 
 impl<T> Agenda<T> {
-    /// Notes that a thing happens at a time.
+    /// Adds an event at a time.
     pub(super) fn add(&mut self, at: Nanos, thing: T) {
         self.order.push(Reverse((at, self.next)));
         self.things.insert(self.next, thing);
         self.next += 1;
     }
 
-    /// Takes the next thing out.
+    /// Removes the next event.
     pub(super) fn next(&mut self) -> Option<(Nanos, T)> {
         let Reverse((at, number)) = self.order.pop()?;
         let thing = self.things.remove(&number);

@@ -1,4 +1,4 @@
-//! A host's daemon: takes in one thing after the other and carries out what its machine orders.
+//! A simulated daemon: takes one input after the other and carries out its machine's actions.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::frame::{HEADER_BYTES, Header};
@@ -17,10 +17,10 @@ use super::link::{MILLISECOND, Nanos, SECOND};
 use super::scenario::Mishap;
 use super::world::{Engine, GUEST, Happening, Input, World};
 
-/// Inputs and actions a daemon gets through without time passing: more is an endless loop.
+/// Most inputs and actions a daemon handles without time passing; more is an endless loop.
 const TURN_COUNT_MAX: usize = 100_000;
 
-/// An action of whichever machine the daemon runs.
+/// An action of the machine that the daemon runs.
 #[derive(Debug)]
 pub(super) enum Action {
     Law(ownership::Action),
@@ -29,7 +29,7 @@ pub(super) enum Action {
 }
 
 impl World {
-    /// Lets a daemon do what it can do now.
+    /// Runs a daemon until it has nothing left to do now.
     pub(super) fn run_daemon(&mut self, host: usize) {
         for _ in 0..TURN_COUNT_MAX {
             if self.violation.is_some() || self.hosts[host].busy_until > self.now {
@@ -68,7 +68,7 @@ impl World {
             .add(until, Happening::Continue { host, incarnation });
     }
 
-    /// Comes back when the source's next deadline has passed.
+    /// Schedules a tick for the source's next deadline.
     fn plan_tick(&mut self, host: usize) {
         let Engine::Source(source) = &self.hosts[host].engine else {
             return;
@@ -176,7 +176,7 @@ impl World {
         here.chunks.clear();
     }
 
-    /// Takes the law back from a machine that is through.
+    /// Takes the ownership machine back from a machine that has finished.
     pub(super) fn take_law(&mut self, host: usize) -> Option<Ownership> {
         let engine = std::mem::replace(&mut self.hosts[host].engine, Engine::Down);
         let law = match engine {
@@ -253,7 +253,7 @@ impl World {
         }
     }
 
-    /// Lanes of a session reached this host, or broke.
+    /// A session's lanes have reached this host, or broken.
     fn lanes_changed(&mut self, host: usize, session: u64, are_open: bool) {
         let Some((from, attempt)) = self.link.session(session).map(|s| (s.from, s.attempt)) else {
             return;
@@ -286,7 +286,7 @@ impl World {
         self.feed_target(host, target::Event::LinkUp);
     }
 
-    /// This host is a source itself: the lanes are refused politely and closed.
+    /// This host is itself a source: the lanes are refused with an answer and closed.
     fn refuse_lanes(&mut self, host: usize, session: u64) {
         let busy = Fault::new(Code::Busy, "the guest is part of another move here");
         let mut bytes = Vec::new();
@@ -307,7 +307,8 @@ impl World {
         self.break_session(session, 1 - host, delay + MILLISECOND);
     }
 
-    /// Makes sure that a target machine serves an attempt; false where this host is a source itself.
+    /// Ensures that a target machine serves an attempt; returns false if this host is itself a
+    /// source.
     fn accept(&mut self, host: usize, attempt: u128) -> bool {
         if self.hosts[host].is_poisoned {
             return false;
@@ -382,7 +383,7 @@ impl World {
 
     pub(super) fn persist(&mut self, host: usize, record: &Record) -> Nanos {
         if self.write_fails(host) {
-            // Nobody knows what is on disk then, not even a journal that was read again.
+            // It is then unknown what is on disk, even to a journal that is read again.
             let is_written = self.random.chance(50);
             self.note(host, || {
                 format!("cannot persist {:?}, on disk: {is_written}", record.state)
@@ -405,7 +406,7 @@ impl World {
         self.random.between(MILLISECOND / 5, MILLISECOND)
     }
 
-    /// The daemon stops what stands on its journal, and an operator restarts it.
+    /// The machine stops what depends on its journal, and an operator restarts the daemon.
     fn write_failed(&mut self, host: usize) {
         let failed = Fault::new(Code::Journal, "fsync failed");
         match &self.hosts[host].engine {
@@ -431,7 +432,7 @@ impl World {
             ownership::Action::Thaw => self.thaw(host),
             ownership::Action::DiscardImage => self.discard_image(host),
             ownership::Action::FreeImage => self.free_image(host),
-            // Nobody is connected: the other side asks again.
+            // Nobody is connected: the other side will ask again.
             ownership::Action::Say { .. } => {}
             ownership::Action::Swap { .. } | ownership::Action::ReadRegister => {
                 self.violate("a swap without a witness");
@@ -440,7 +441,7 @@ impl World {
         0
     }
 
-    /// A daemon starts and decides from what it finds.
+    /// A daemon starts and decides from what it finds on disk.
     pub(super) fn restart(&mut self, host: usize) {
         if !matches!(self.hosts[host].engine, Engine::Down) {
             return;
@@ -476,7 +477,7 @@ impl World {
             let mut law = law;
             let lost = match record.state {
                 State::Prepared { .. } => Some(ownership::Event::GiveUp),
-                // Booted anew: there is nothing left to wait for.
+                // The guest has been booted anew: there is no image left to wait for.
                 State::Owned { .. } => Some(ownership::Event::ImageComplete),
                 _ => None,
             };
@@ -500,7 +501,7 @@ impl World {
         Engine::Target(Box::new(target))
     }
 
-    /// What survived belongs to another attempt than the journal speaks of.
+    /// Drops a surviving guest process that belongs to another attempt than the journal's.
     fn drop_strange_image(&mut self, host: usize, record: &Record) {
         let Some(guest) = &self.hosts[host].guest else {
             return;

@@ -1,4 +1,4 @@
-//! A guest whose blocks hold the number of the write that made them.
+//! A simulated guest, in which each block holds the number of the last write to it.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use towpath_protocol::space::{BlockRun, BlockSet, SpaceId};
 /// Content of a block: the number of the last write to it, or 0 if there never was one.
 pub(super) type Content = u64;
 
-/// What the guest's memory must hold, wherever it runs: the newest write to each block.
+/// What the guest's memory must hold, wherever it runs: the latest write to each block.
 #[derive(Debug, Clone)]
 pub(super) struct Truth {
     /// Block contents, space by space.
@@ -27,14 +27,14 @@ impl Truth {
         }
     }
 
-    /// The guest is booted anew: all it held in memory is gone.
+    /// The guest is booted anew: its memory is lost.
     pub(super) fn reset(&mut self) {
         self.clock += 1;
         self.blocks.iter_mut().for_each(|space| space.fill(0));
     }
 }
 
-/// What a guest process is doing.
+/// The state of a guest process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doing {
     /// Receiving an image; it has never run here.
@@ -45,28 +45,28 @@ pub(super) enum Doing {
     Frozen,
 }
 
-/// One guest process. It outlives its host's daemon, not its host's power.
+/// One guest process. It outlives its host's daemon, but not a power loss of its host.
 #[derive(Debug, Clone)]
 pub(super) struct Guest {
-    /// Tells reports of this process from those of an earlier one.
+    /// Distinguishes reports from this process from those of an earlier one.
     pub(super) number: u64,
-    /// The attempt it was built for; none where it was booted.
+    /// The attempt it was started for; `None` if it was booted.
     pub(super) attempt: Option<u128>,
-    /// What it does.
+    /// Its state.
     pub(super) doing: Doing,
     /// Its memory, space by space.
     pub(super) blocks: Vec<Vec<Content>>,
-    /// Blocks that are physically there; the others read as zero, or fault where armed.
+    /// Blocks that are present; absent ones read as zero, or fault if the process is armed.
     pub(super) present: Vec<BlockSet>,
-    /// Whether touching an absent block is reported.
+    /// Whether touching an absent block is reported as a fault.
     pub(super) is_armed: bool,
-    /// Whether writes are noted.
+    /// Whether writes are recorded as dirty.
     pub(super) is_tracking: bool,
     /// Writes since the last harvest.
     pub(super) dirty: Vec<BlockSet>,
     /// The saved state it was loaded with.
     pub(super) state: Vec<u8>,
-    /// Blocks its vCPUs wait for.
+    /// Blocks that its vCPUs wait for.
     pub(super) waiting: BTreeSet<(u16, u64)>,
 }
 
@@ -116,13 +116,13 @@ impl Guest {
         }
     }
 
-    /// Puts content into memory without the guest's doing.
+    /// Puts content into memory on behalf of the host.
     pub(super) fn put(&mut self, space: usize, block: u64, content: Content) {
         self.blocks[space][size(block)] = content;
         self.present[space].insert(block);
     }
 
-    /// Takes blocks out of memory.
+    /// Removes blocks from memory.
     pub(super) fn take_out(&mut self, missing: &[BlockSet]) {
         for (present, missing) in self.present.iter_mut().zip(missing) {
             present.difference_with(missing);
@@ -139,7 +139,7 @@ impl Guest {
         std::mem::replace(&mut self.dirty, empty)
     }
 
-    /// The contents of some blocks, in their order.
+    /// The contents of some blocks, in order.
     #[must_use]
     pub(super) fn contents(&self, space: SpaceId, runs: &[BlockRun]) -> Vec<Content> {
         let space = usize::from(space.0);
@@ -147,7 +147,7 @@ impl Guest {
         blocks.map(|block| self.read(space, block)).collect()
     }
 
-    /// The first block that does not hold the truth, though the guest would not notice.
+    /// The first block that reads without a fault but holds the wrong content.
     #[must_use]
     pub(super) fn first_wrong(&self, truth: &Truth) -> Option<(usize, u64)> {
         for (space, blocks) in truth.blocks.iter().enumerate() {
@@ -161,7 +161,7 @@ impl Guest {
     }
 }
 
-/// A count of blocks as a length in memory.
+/// A block count as `usize`.
 #[must_use]
 pub(super) fn size(count: u64) -> usize {
     usize::try_from(count).expect("simulated guests are small")

@@ -1,4 +1,5 @@
-//! The way between two hosts: latency, bandwidth, cuts that are bridged and cuts that break sessions.
+//! The simulated link between two hosts: latency, bandwidth, and cuts, which streams outlive or
+//! which break sessions.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +16,14 @@ pub(super) const MILLISECOND: Nanos = 1_000_000;
 /// A second.
 pub(super) const SECOND: Nanos = 1_000 * MILLISECOND;
 
-/// Four lanes, opened together; both ends know them by number.
+/// Four lanes that are opened together; both ends know them by one number.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     /// The host that opened it: the source.
     pub(super) from: usize,
     /// The attempt it serves.
     pub(super) attempt: u128,
-    /// What is sent from this host gets nowhere any more.
+    /// For each host, whether anything it sends is lost.
     pub(super) is_deaf: [bool; 2],
     last_arrival: BTreeMap<(usize, Lane), Nanos>,
 }
@@ -30,22 +31,22 @@ pub(super) struct Session {
 /// The link and all its sessions.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
-    /// One way.
+    /// One-way latency.
     pub(super) latency: Nanos,
-    /// Each way.
+    /// Rate in each direction.
     pub(super) bytes_per_second: u64,
-    /// What is sent from this host waits until then, or breaks its session.
+    /// For each host, until when the frames it sends are held back, or break its session.
     pub(super) cut_until: [Nanos; 2],
-    /// Whether streams outlive the cut that is on.
+    /// Whether streams outlive the current cut.
     pub(super) is_bridged: bool,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
-    /// When the last byte of each class left, per direction.
+    /// When the last byte of each class left, by direction.
     free_at: [[Nanos; 2]; 2],
 }
 
 impl Link {
-    /// A link with nothing on it.
+    /// An idle link.
     #[must_use]
     pub(super) const fn new(latency: Nanos, bytes_per_second: u64) -> Self {
         Self {
@@ -79,18 +80,18 @@ impl Link {
         number
     }
 
-    /// A session that was not closed.
+    /// A session, if it has not been closed.
     #[must_use]
     pub(super) fn session(&self, number: u64) -> Option<&Session> {
         self.sessions.get(&number)
     }
 
-    /// Ends a session: nothing of it arrives any more.
+    /// Ends a session: nothing more of it arrives.
     pub(super) fn close(&mut self, number: u64) {
         self.sessions.remove(&number);
     }
 
-    /// Cuts one or both directions. Sessions break where the cut is not bridged.
+    /// Cuts one or both directions. Sessions break unless the cut is bridged.
     pub(super) fn cut(&mut self, directions: [bool; 2], until: Nanos, is_bridged: bool) {
         self.is_bridged = is_bridged;
         for host in (0..2).filter(|host| directions[*host]) {

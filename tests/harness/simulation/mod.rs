@@ -1,11 +1,11 @@
-//! A seeded simulation of a move: the real machines, everything around them made up.
+//! A seeded simulation of moves: the real machines in a simulated environment.
 //!
-//! A seed decides the guest, its workload, the link, and what goes wrong; the same seed always gives
-//! the same run. Source, target and ownership are the production machines, messages travel as their
-//! real bytes. Checked are: every block the guest reads holds the newest write to it, a block the
-//! running target wrote is never overwritten, never two hosts run the guest, always one is responsible
-//! for it, nothing is released before the target has it, and once nothing goes wrong any more the
-//! guest arrives.
+//! A seed determines the guest, its workload, the link and the faults; the same seed always gives
+//! the same run. Source, target and ownership are the production machines, and messages travel as
+//! their real bytes. The simulation checks that every block the guest reads holds the latest write
+//! to it, that a block written by the running target is never overwritten, that the guest never
+//! runs on two hosts, that one host is always responsible for it, that nothing is released before
+//! the target has it, and that the guest arrives once there are no more faults.
 
 mod agenda;
 mod daemon;
@@ -21,21 +21,21 @@ use link::{Nanos, SECOND};
 pub use world::Summary;
 use world::World;
 
-/// Longest time after the last mishap until the guest has arrived: the slowest link drawn needs a
-/// minute for the largest guest, and an attempt may fail for what happened before.
+/// Longest time from the last fault to the guest's arrival: the slowest link drawn needs a minute
+/// for the largest guest, and an attempt may fail because of an earlier fault.
 const ARRIVAL_SPAN_MAX: Nanos = 300 * SECOND;
 
-/// Things that happen in one run at the most: far above the longest seen.
+/// Most events in one run: far more than were ever seen.
 const HAPPENING_COUNT_MAX: u64 = 20_000_000;
 
-/// A run that broke a rule.
+/// A run that broke an invariant.
 #[derive(Debug)]
 pub struct Failure {
-    /// The seed that does it again.
+    /// The seed that reproduces it.
     pub seed: u64,
-    /// Which rule, and when.
+    /// The invariant, and the time.
     pub what: String,
-    /// What led to it, if the run was traced.
+    /// The events that led to it, if the run was traced.
     pub trace: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ pub struct Failure {
 ///
 /// # Errors
 ///
-/// The first rule that was broken.
+/// The first invariant that was broken.
 pub fn run(seed: u64, is_tracing: bool) -> Result<Summary, Failure> {
     let mut world = World::new(seed, is_tracing);
     let deadline = world.scenario.quiet_at + ARRIVAL_SPAN_MAX;

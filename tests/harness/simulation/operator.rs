@@ -1,4 +1,4 @@
-//! Bad luck, and the operator who wants the guest at the other host.
+//! Faults, and the operator who wants the guest on the other host.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::ownership::{self, State};
@@ -10,11 +10,11 @@ use super::link::{MILLISECOND, Nanos, SECOND};
 use super::scenario::{Mishap, draw_mishap};
 use super::world::{Engine, Happening, Input, World};
 
-/// How often the operator looks.
+/// Interval between the operator's checks.
 const LOOK_INTERVAL: Nanos = SECOND / 2;
 
 impl World {
-    /// A crash before the next action, if the seed has one left.
+    /// Decides whether to crash before the next action, if the seed has crashes left.
     pub(super) fn crashes_now(&mut self, host: usize) -> bool {
         if self.crashes_left == 0 || self.is_quiet() {
             return false;
@@ -28,7 +28,7 @@ impl World {
         true
     }
 
-    /// Whether a journal's write fails: for ever, once one has.
+    /// Whether a journal write fails; after one failure all of them fail.
     pub(super) fn write_fails(&mut self, host: usize) -> bool {
         if self.hosts[host].is_poisoned {
             return true;
@@ -72,7 +72,8 @@ impl World {
                 .add(self.now + down, Happening::Restart { host });
         }
         if let Some(session) = session {
-            // A dead host says nothing: the other notices by its tunnel's idle deadline.
+            // A dead host sends nothing: the other one notices when its tunnel's idle deadline
+            // passes.
             let noticed = if loses_power {
                 self.random.below(3 * SECOND)
             } else {
@@ -112,7 +113,7 @@ impl World {
         }
     }
 
-    /// A move has entered a stage: something may go wrong right there.
+    /// A move has entered a stage: something may go wrong right then.
     pub(super) fn strike(&mut self, stage: source::Stage) {
         let is_delicate = matches!(
             stage,
@@ -132,7 +133,7 @@ impl World {
         let until = (self.now + span).min(self.scenario.quiet_at);
         self.link.cut(directions, until, is_bridged);
         if is_bridged || directions != [true, true] {
-            // Nobody is told; who hears nothing for too long drops the lanes.
+            // No host is notified; one that hears nothing for too long drops the lanes.
             return;
         }
         for host in 0..2 {
@@ -159,7 +160,7 @@ impl World {
         }
     }
 
-    /// The operator looks, and does what an operator would.
+    /// The operator checks the state, and does what a real operator would.
     pub(super) fn operate(&mut self) {
         if self.is_quiet() {
             self.link.bytes_per_second = self.scenario.bytes_per_second;
@@ -187,7 +188,7 @@ impl World {
             .add(self.now + LOOK_INTERVAL, Happening::Operate);
     }
 
-    /// A move by pre-copy alone may go on for as many rounds as it is allowed: minutes on a slow link.
+    /// A move in pre-copy mode may run for its maximum number of rounds: minutes on a slow link.
     fn end_endless_moves(&mut self) {
         for host in 0..2 {
             let is_endless = match &self.hosts[host].engine {
@@ -200,7 +201,7 @@ impl World {
         }
     }
 
-    /// Boots a guest that cannot go on where it is owned.
+    /// Boots a guest that cannot continue where it is owned.
     fn care_for(&mut self, host: usize) {
         let State::Owned { missing_from, .. } = &self.hosts[host].journal.state else {
             return;
@@ -220,7 +221,8 @@ impl World {
         }
     }
 
-    /// What is missing cannot come any more, or the process died: the guest boots where it is owned.
+    /// The missing blocks cannot come any more, or the process died: the guest boots where it is
+    /// owned.
     pub(super) fn boot_anew(&mut self, host: usize) {
         let State::Owned { missing_from, .. } = self.hosts[host].journal.state.clone() else {
             return;
@@ -267,7 +269,7 @@ impl World {
         is_free && is_owned && self.is_running(host)
     }
 
-    /// Whether the guest has arrived where it was to go, and nobody has anything left to do.
+    /// Whether the guest has arrived at its goal, and neither host has anything left to do.
     #[must_use]
     pub(super) fn is_settled(&self) -> bool {
         let [there, from] = [self.goal, 1 - self.goal].map(|host| &self.hosts[host].journal.state);

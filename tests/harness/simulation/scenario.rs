@@ -1,4 +1,4 @@
-//! What a seed stands for: guest, workload, link, faults.
+//! The scenario of a seed: guest, workload, link, faults.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use towpath_protocol::plan::{Mode, Policy};
 use super::link::{MILLISECOND, Nanos, SECOND};
 use crate::random::Random;
 
-/// Something that goes wrong, or that an operator does, at a time.
+/// A fault, or an action of the operator, at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mishap {
-    /// Bytes from these hosts do not pass for a while.
+    /// Bytes from these hosts are held up for a while.
     Cut {
         /// From which hosts.
         directions: [bool; 2],
@@ -19,7 +19,7 @@ pub(super) enum Mishap {
         /// Whether the tunnel's streams outlive it.
         is_bridged: bool,
     },
-    /// The link carries so much from now on.
+    /// Changes the link's rate.
     Rate(u64),
     /// A daemon is killed.
     Kill(usize),
@@ -31,38 +31,38 @@ pub(super) enum Mishap {
     Cancel,
 }
 
-/// Everything that is drawn from the seed beforehand.
+/// Everything that is drawn from the seed in advance.
 #[derive(Debug, Clone)]
 pub(super) struct Scenario {
-    /// The guest's spaces: bytes of a block, and blocks.
+    /// The guest's spaces: block size in bytes, and number of blocks.
     pub(super) spaces: Vec<(u32, u64)>,
-    /// Share of its blocks that the guest has written before it moves, in percent.
+    /// Share of its blocks that the guest has written before the move, in percent.
     pub(super) touched_percent: u64,
     /// Time between two steps of the guest.
     pub(super) step: Nanos,
-    /// Blocks it touches in a step.
+    /// Blocks that it touches in a step.
     pub(super) touches: u64,
-    /// Share of its blocks that it works on most of the time, in percent.
+    /// Share of its blocks that it uses most of the time, in percent.
     pub(super) hot_percent: u64,
-    /// One way.
+    /// One-way latency.
     pub(super) latency: Nanos,
     /// The link's rate.
     pub(super) bytes_per_second: u64,
-    /// How the operator wants the guest to move while there are faults.
+    /// The move policy that the operator uses while there are faults.
     pub(super) policy: Policy,
-    /// When what goes wrong.
+    /// Faults and their times.
     pub(super) mishaps: Vec<(Nanos, Mishap)>,
-    /// Things that go wrong shortly after a move has entered a stage that matters.
+    /// Number of faults that strike shortly after a move enters a critical stage.
     pub(super) strikes: u64,
-    /// Crashes before an action chosen at random: kills and power losses.
+    /// Number of crashes before randomly chosen actions: kills and power losses.
     pub(super) crashes: u64,
-    /// Journals' writes that fail.
+    /// Number of journal writes that fail.
     pub(super) bad_writes: u64,
-    /// A crash hits one in so many actions.
+    /// A crash hits one in this many actions.
     pub(super) crash_odds: u64,
-    /// From here on nothing goes wrong any more.
+    /// From this time on there are no more faults.
     pub(super) quiet_at: Nanos,
-    /// Whether the guest goes back and forth until nothing goes wrong any more.
+    /// Whether the guest moves back and forth until there are no more faults.
     pub(super) has_return: bool,
 }
 
@@ -128,7 +128,7 @@ impl Scenario {
     }
 }
 
-/// Something that goes wrong.
+/// Draws a fault.
 pub(super) fn draw_mishap(random: &mut Random) -> Mishap {
     let host = usize::from(random.chance(50));
     match random.below(12) {

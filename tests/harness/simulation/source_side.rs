@@ -1,4 +1,4 @@
-//! What a source's machine orders, done to the simulated guest and link.
+//! Carries out the actions of a source's machine on the simulated guest and link.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::message::{
@@ -11,7 +11,7 @@ use super::guest::{Doing, Guest, size};
 use super::link::{MILLISECOND, Nanos, SECOND};
 use super::world::{Capped, Engine, Happening, Input, World};
 
-/// A pause before the commit may exceed its deadline by what a journal write and a tick cost.
+/// How far a pause before the commit may exceed its deadline: by a journal write and a tick.
 const FREEZE_SLACK: Nanos = 50 * MILLISECOND;
 
 /// The shortest wait between two attempts to open lanes.
@@ -74,8 +74,8 @@ impl World {
         0
     }
 
-    /// Reports to the machine that runs now, later, and in the order of the actions: they go to one
-    /// guest process over one socket.
+    /// Schedules a report to the machine that runs now. Reports keep the order of the actions,
+    /// because all of them go to one guest process over one socket.
     fn report(&mut self, host: usize, delay: Nanos, event: Event) {
         let number = self.hosts[host].engine_number;
         let at = (self.now + delay).max(self.hosts[host].reported_at);
@@ -137,7 +137,7 @@ impl World {
         }
     }
 
-    /// Closes the lanes from this side; the other notices after a while.
+    /// Closes the lanes from this side; the other side notices after a while.
     pub(super) fn drop_link(&mut self, host: usize) {
         if let Some(session) = self.hosts[host].session.take() {
             let broken = Happening::Lanes {
@@ -162,7 +162,7 @@ impl World {
         }
     }
 
-    /// The cap on a move's own rate, if there is one.
+    /// The rate cap of a move, if there is one.
     fn cap_of(&self, host: usize) -> Option<u64> {
         match &self.hosts[host].engine {
             Engine::Source(source) => source.setup().policy.bytes_per_second_max,
@@ -170,7 +170,7 @@ impl World {
         }
     }
 
-    /// Nothing is ordered before all that went is paid for, whoever asked for it.
+    /// No chunk may be ordered, for whatever purpose, before all bytes sent so far are paid for.
     fn check_order(&mut self, host: usize, order: &ChunkOrder) {
         let Some(capped) = self.hosts[host].capped else {
             return;
@@ -181,8 +181,8 @@ impl World {
         }
     }
 
-    /// The move's own rate holds on the wire, from its first chunk on: but for what was ordered before the
-    /// codec had packed what came before it.
+    /// Checks that a move's own rate cap holds on the wire from its first chunk on. An excess is
+    /// allowed for chunks that were ordered before the codec had packed the ones before them.
     fn check_cap(&mut self, host: usize, order: &ChunkOrder, wire_bytes: u64) {
         let Some(cap) = self.cap_of(host) else {
             return;
@@ -215,7 +215,7 @@ impl World {
         self.tell_later(host, delay, packed);
     }
 
-    /// The first order that waits is read, packed and sent, as one chunk or as several.
+    /// Reads, packs and sends the first waiting order, as one chunk or several.
     pub(super) fn pack_next(&mut self, host: usize) {
         let Some(order) = self.hosts[host].packs.pop_front() else {
             return;
@@ -270,7 +270,7 @@ impl World {
         let mut bytes = Vec::new();
         header.encode(&payload, &mut bytes);
         let block_bytes = self.scenario.spaces[usize::from(order.space.0)].0;
-        // Real blocks would pack to about a third of their size.
+        // Real blocks pack to about a third of their size.
         let packed_bytes = match is_zero {
             true => 0,
             false => header.raw_bytes(block_bytes) / 3,
@@ -290,7 +290,7 @@ impl World {
         self.send_bytes(host, lane, bytes, wire_bytes);
     }
 
-    /// The guest runs on where it was stopped, or is booted if its process is gone.
+    /// The guest continues where it was stopped, or is booted if its process is gone.
     pub(super) fn thaw(&mut self, host: usize) {
         let Some(guest) = &self.hosts[host].guest else {
             return self.boot(host);
@@ -303,7 +303,7 @@ impl World {
         self.start(host, None);
     }
 
-    /// Before the commit no pause is longer than the deadline, as long as nothing crashes.
+    /// Checks that no pause before the commit exceeds the deadline, unless something crashed.
     pub(super) fn check_pause(&mut self, host: usize) {
         let Some(frozen_at) = self.hosts[host].frozen_at.take() else {
             return;
@@ -322,7 +322,7 @@ impl World {
         }
     }
 
-    /// The source needs its copy no more: then the target must have every block.
+    /// The source frees its copy: the target must have every block by then.
     pub(super) fn free_image(&mut self, host: usize) {
         let Some(guest) = &self.hosts[host].guest else {
             return;

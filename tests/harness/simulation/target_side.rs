@@ -1,4 +1,5 @@
-//! What a target's machine orders, done to the simulated guest and link; and how guests start.
+//! Carries out the actions of a target's machine on the simulated guest and link, and starts
+//! guests.
 
 use towpath_protocol::fault::{Code, Fault};
 use towpath_protocol::identity::Epoch;
@@ -117,7 +118,8 @@ impl World {
         }
     }
 
-    /// Writes before the guest runs, or installs missing blocks under it: those only once.
+    /// Writes blocks before the guest runs, or installs missing blocks while it runs; each of the
+    /// latter only once.
     fn put(
         &mut self,
         host: usize,
@@ -147,8 +149,9 @@ impl World {
                 here.files.present[position].insert(block);
                 let is_present = guest.present[position].contains(block);
                 if is_install && is_present {
-                    // The kernel answers EEXIST: what is there is newer. A late fault's zeros may meet
-                    // a block that came in the meantime; bytes may not.
+                    // The kernel answers EEXIST: the present block is newer. A late fault's zero
+                    // block may find a block that arrived in the meantime; a block with content may
+                    // not.
                     is_over_present = token.is_some();
                 } else if is_install || is_present || content != 0 {
                     guest.put(position, block, content);
@@ -171,7 +174,7 @@ impl World {
         }
     }
 
-    /// Untouched memory reads as zero from here on: then zero must be what it holds.
+    /// From here on absent blocks read as zero, so they must be zero.
     fn disarm(&mut self, host: usize) {
         let Some(guest) = &mut self.hosts[host].guest else {
             return;
@@ -195,7 +198,7 @@ impl World {
         }
     }
 
-    /// The law lets this host run the guest: whatever is here of it is started.
+    /// The ownership machine lets this host run the guest: starts the process that is here.
     pub(super) fn run_guest(&mut self, host: usize, epoch: Epoch) {
         let Some(guest) = &self.hosts[host].guest else {
             return self.boot(host);
@@ -214,7 +217,7 @@ impl World {
         self.start(host, Some(epoch));
     }
 
-    /// The guest executes at this host from here on.
+    /// The guest runs on this host from here on.
     pub(super) fn start(&mut self, host: usize, epoch: Option<Epoch>) {
         self.note(host, || "the guest runs".to_owned());
         if self.is_running(1 - host) {
@@ -259,14 +262,14 @@ impl World {
         self.start(host, None);
     }
 
-    /// Whether the guest executes at a host.
+    /// Whether the guest runs on a host.
     #[must_use]
     pub(super) fn is_running(&self, host: usize) -> bool {
         let guest = self.hosts[host].guest.as_ref();
         guest.is_some_and(|guest| guest.doing == Doing::Running)
     }
 
-    /// The guest touches some blocks: mostly few ones again and again, mostly to write.
+    /// The guest touches some blocks: mostly the same few, and mostly to write.
     pub(super) fn step_guest(&mut self, host: usize, number: u64) {
         let is_it = self.hosts[host]
             .guest
@@ -293,9 +296,9 @@ impl World {
         }
     }
 
-    /// One access. False if the vCPUs wait: the simulated guest has as many as may wait at once.
+    /// One access. False if all vCPUs are waiting.
     fn touch(&mut self, host: usize, space: usize, block: u64, is_write: bool) -> bool {
-        /// vCPUs of the guest.
+        /// Number of vCPUs of the guest.
         const WAITING_MAX: usize = 2;
         let Some(guest) = &mut self.hosts[host].guest else {
             return false;

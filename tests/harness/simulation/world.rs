@@ -21,15 +21,15 @@ use crate::random::Random;
 /// The guest that moves.
 pub(super) const GUEST: GuestId = GuestId(7);
 
-/// Lines of the trace that are kept: enough to see what led to a violation.
+/// Trace lines that are kept: enough to see what led to a violation.
 const TRACE_LINES_MAX: usize = 4_000;
 
-/// Something that happens at a time.
+/// An event.
 #[derive(Debug)]
 pub(super) enum Happening {
-    /// A daemon goes on after a slow action.
+    /// A daemon continues after a slow action.
     Continue { host: usize, incarnation: u32 },
-    /// A daemon is told something.
+    /// A daemon receives an input.
     Tell {
         host: usize,
         incarnation: u32,
@@ -42,7 +42,7 @@ pub(super) enum Happening {
         lane: Lane,
         bytes: Vec<u8>,
     },
-    /// The tunnel of a host notices that lanes are there, or gone.
+    /// A host's tunnel reports that lanes are open, or gone.
     Lanes {
         session: u64,
         host: usize,
@@ -52,20 +52,20 @@ pub(super) enum Happening {
     Restart { host: usize },
     /// The guest runs for a step.
     Step { host: usize, number: u64 },
-    /// Something goes wrong.
+    /// A fault occurs.
     Mishap(Mishap),
-    /// The operator looks.
+    /// The operator checks the state.
     Operate,
 }
 
-/// What a daemon takes in, one after the other.
+/// The inputs of a daemon, handled one after the other.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// For the source of the engine with this number.
+    /// For the source machine of the engine with this number.
     Source(u64, source::Event),
-    /// For the target of the engine with this number.
+    /// For the target machine of the engine with this number.
     Target(u64, target::Event),
-    /// The next order is read and packed, unless orders were cancelled since.
+    /// Read and pack the next order, unless orders have been cancelled since.
     Pack(u64, u64),
     /// A frame.
     Frame(u64, Lane, Vec<u8>),
@@ -75,39 +75,39 @@ pub(super) enum Input {
     Unreachable(u64),
     /// Move the guest to the other host.
     Move(u128, Policy),
-    /// Do not move it.
+    /// Cancel the move.
     Cancel,
-    /// Boot the guest anew: what is missing cannot come any more.
+    /// Boot the guest anew: the missing blocks cannot come any more.
     Boot,
-    /// Look whether a deadline has passed.
+    /// Check for expired deadlines.
     Tick,
 }
 
-/// What a daemon is at.
+/// The machine that a daemon runs.
 #[derive(Debug)]
 pub(super) enum Engine {
-    /// Nothing but the law.
+    /// Only the ownership machine.
     Idle(Box<Ownership>),
-    /// Giving the guest away.
+    /// Sending the guest.
     Source(Box<Source>),
-    /// Taking it.
+    /// Receiving the guest.
     Target(Box<Target>),
     /// The daemon is dead.
     Down,
 }
 
-/// What a host has on disk beside the journal, of the attempt under way.
+/// What a host has on disk besides the journal, for the current attempt.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Files {
-    /// What the source's attempt was begun with.
+    /// The setup of the source's attempt.
     pub(super) source: Option<source::Setup>,
-    /// What the target's attempt was begun with.
+    /// The setup of the target's attempt.
     pub(super) target: Option<target::Setup>,
     /// The offer.
     pub(super) prepare: Option<Prepare>,
     /// Which blocks of the image are present.
     pub(super) present: Vec<BlockSet>,
-    /// Where the stream of chunks stood.
+    /// The position in the stream of chunks.
     pub(super) position: Option<Received>,
 }
 
@@ -115,13 +115,13 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) identity: HostIdentity,
-    /// Tells a daemon's life from the next.
+    /// Distinguishes one life of the daemon from the next.
     pub(super) incarnation: u32,
     pub(super) engine: Engine,
-    /// Tells reports for this engine from those for an earlier one.
+    /// Distinguishes reports for this engine from those for an earlier one.
     pub(super) engine_number: u64,
     pub(super) journal: Record,
-    /// A write to the journal has failed.
+    /// Whether a write to the journal has failed.
     pub(super) is_poisoned: bool,
     pub(super) files: Files,
     pub(super) guest: Option<Guest>,
@@ -129,7 +129,7 @@ pub(super) struct Host {
     pub(super) busy_until: Nanos,
     pub(super) session: Option<u64>,
     pub(super) tick_at: Nanos,
-    /// Orders to be packed, in order.
+    /// Orders waiting to be packed, in order.
     pub(super) packs: VecDeque<ChunkOrder>,
     /// Number of the next chunk.
     pub(super) next_sequence: u64,
@@ -138,29 +138,29 @@ pub(super) struct Host {
     pub(super) chunks: BTreeMap<u64, Option<Vec<Content>>>,
     pub(super) next_token: u64,
     pub(super) frozen_at: Option<Nanos>,
-    /// What went under a move's own cap.
+    /// What was sent under a move's own rate cap.
     pub(super) capped: Option<Capped>,
-    /// Before that, lanes are not opened again.
+    /// Lanes are not opened again before this time.
     pub(super) connect_again_at: Nanos,
-    /// When the guest process has answered all it was asked.
+    /// When the guest process will have answered all requests.
     pub(super) reported_at: Nanos,
 }
 
-/// What went under a move's own cap.
+/// What was sent under a move's own rate cap.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Capped {
-    /// Since when there is a cap to hold.
+    /// Since when the cap has applied.
     pub(super) since: Nanos,
-    /// Bytes of frames that nobody waited for.
+    /// Bytes of frames that no vCPU waited for.
     pub(super) bytes: u64,
-    /// When all frames are paid for.
+    /// When all frames will be paid for.
     pub(super) paid_at: Nanos,
 }
 
-/// What a run was like, for the summary over all seeds.
+/// Statistics of a run, to be summed over all seeds.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Summary {
-    /// Things that happened.
+    /// Events.
     pub happening_count: u64,
     /// Moves that were completed.
     pub move_count: u64,
@@ -180,7 +180,7 @@ pub struct Summary {
     pub boot_count: u64,
 }
 
-/// Everything.
+/// The whole simulated world.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) now: Nanos,
@@ -190,9 +190,9 @@ pub(super) struct World {
     pub(super) hosts: [Host; 2],
     pub(super) link: Link,
     pub(super) truth: Truth,
-    /// The state of the guest's vCPUs as it was last saved.
+    /// The state of the guest's vCPUs when it was last saved.
     pub(super) saved_state: Vec<u8>,
-    /// The epoch the guest last ran under, and where.
+    /// The epoch under which the guest last ran, and where.
     pub(super) last_run: (Epoch, usize),
     pub(super) goal: usize,
     pub(super) next_number: u64,
@@ -206,7 +206,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// The world of a seed, before anything happened.
+    /// The world of a seed, before any event.
     #[must_use]
     pub(super) fn new(seed: u64, is_tracing: bool) -> Self {
         let mut random = Random::new(seed);
@@ -268,19 +268,19 @@ impl World {
         self.next_number
     }
 
-    /// The time as the machines want it.
+    /// The time, in the machines' type.
     #[must_use]
     pub(super) const fn instant(&self) -> Instant {
         Instant::from_nanos(self.now)
     }
 
-    /// Whether nothing goes wrong any more.
+    /// Whether the time of faults is over.
     #[must_use]
     pub(super) const fn is_quiet(&self) -> bool {
         self.now >= self.scenario.quiet_at
     }
 
-    /// Notes the first thing that must never happen.
+    /// Records the first violation.
     pub(super) fn violate(&mut self, what: &str) {
         self.note(usize::MAX, || format!("VIOLATION: {what}"));
         if self.violation.is_none() {
@@ -302,7 +302,7 @@ impl World {
         self.trace.push_back(text);
     }
 
-    /// Hands a daemon something, now; a dead one hears nothing.
+    /// Gives a daemon an input now; a dead one ignores it.
     pub(super) fn tell(&mut self, host: usize, input: Input) {
         if matches!(self.hosts[host].engine, Engine::Down) {
             return;
@@ -311,7 +311,7 @@ impl World {
         self.run_daemon(host);
     }
 
-    /// Hands a daemon something later, if it still lives then.
+    /// Gives a daemon an input later, if it is still the same life then.
     pub(super) fn tell_later(&mut self, host: usize, delay: Nanos, input: Input) {
         let incarnation = self.hosts[host].incarnation;
         let told = Happening::Tell {
@@ -322,7 +322,7 @@ impl World {
         self.agenda.add(self.now + delay, told);
     }
 
-    /// One thing happens. False once nothing does any more.
+    /// Handles the next event. False if there are none left.
     pub(super) fn step(&mut self) -> bool {
         let Some((at, happening)) = self.agenda.next() else {
             return false;
@@ -362,7 +362,7 @@ impl World {
             } => {
                 let is_known = self.link.session(session).is_some();
                 if are_open && !is_known {
-                    // Broken before it was open: whoever waits for it is told so.
+                    // Broken before it was open: the waiting machine is told so.
                     let number = self.hosts[host].engine_number;
                     self.tell(host, Input::Unreachable(number));
                 } else if !matches!(self.hosts[host].engine, Engine::Down) {
@@ -380,7 +380,7 @@ impl World {
         true
     }
 
-    /// A last look at every block, once the guest has arrived.
+    /// Checks every block once more after the guest has arrived.
     pub(super) fn finish(&mut self) {
         if self.violation.is_some() {
             return;
@@ -396,7 +396,7 @@ impl World {
         }
     }
 
-    /// No journal may ever leave the guest without a host that is responsible for it.
+    /// Checks that the journals always leave one host responsible for the guest.
     pub(super) fn check_owner(&mut self) {
         let is_responsible = |host: &Host| {
             matches!(
